@@ -1,0 +1,111 @@
+"""Trains and evaluates arms of settings on a split of the training set; the test set is never opened.
+
+    python benchmarks/sweep.py --recipe demo --out benchmarks/results/ridge_digits.json --seeds 0 1 2 \
+        --arm "exact 0.1: method.ridge=0.1 method.uniformity_weight=0.1" \
+        --arm "taylor 1: method.logarithm=taylor method.ridge=1 method.uniformity_weight=1"
+
+Four fifths of the training pictures, stratified, serve for pre-training and for the probes, one fifth for accuracy. An arm
+and seed that is already in the output is not run again, so the command resumes. Prints a table of mean ± sd over seeds.
+"""
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from matrix_ssl import config, record, train
+from matrix_ssl.data import open_source, split_source
+from matrix_ssl.evaluate.accuracy import summarise
+from matrix_ssl.evaluate.protocols import PROTOCOLS, evaluate
+from matrix_ssl.progress import Display
+from matrix_ssl.recipes import find_recipe
+
+HELD_OUT = 0.2
+SPLIT_SEED = 0  # one split for all arms and seeds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", required=True)
+    parser.add_argument("--data", help="replaces the recipe's data set")
+    parser.add_argument("--data-root", type=Path)
+    parser.add_argument("--set", action="append", default=[], help="key=value for every arm")
+    parser.add_argument("--arm", action="append", required=True, help="'NAME: key=value key=value'")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+
+    base = find_recipe(arguments.recipe)
+    source = open_source(arguments.data or base.data.source, split="train", data_root=arguments.data_root)
+    if arguments.data:
+        base = config.override(base, [f"data.source={arguments.data}"])
+    learn, judge = split_source(source, HELD_OUT, SPLIT_SEED)
+    rows: list[dict[str, Any]] = json.loads(arguments.out.read_text())["rows"] if arguments.out.exists() else []
+    for seed in arguments.seeds:  # seeds outside: every arm gets its first seed before any gets its second
+        for arm in arguments.arm:
+            name, _, settings = (part.strip() for part in arm.partition(":"))
+            if any(row["arm"] == name and row["seed"] == seed for row in rows):
+                continue
+            run_config = train.complete(config.override(base, [*arguments.set, *settings.split(), f"seed={seed}"]))
+            rows.append({"arm": name, "settings": settings, "seed": seed, **measure(run_config, learn, judge)})
+            write(arguments.out, arguments, rows)
+    show(rows)
+
+
+def measure(run_config: config.RunConfig, learn: Any, judge: Any) -> dict[str, Any]:
+    """Pre-trains and evaluates once, in a temporary run folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder)
+        record.write_json(run / record.CONFIG, config.to_dict(run_config))
+        device = train.choose_device("auto")
+        try:
+            train.pretrain(run_config, run, source=learn, device=device, display=Display(quiet=True))
+        except train.TrainingError as error:
+            return {"error": str(error)}
+        summary = evaluate(
+            run, learn, judge,
+            protocols=PROTOCOLS, weights="student", device=device, say=print, on_progress=lambda done, total: None,
+        )  # fmt: skip
+        last = record.read_lines(run / record.METRICS)[-1]
+    return {
+        "accuracy": {key: value["mean"] for key, value in summary["evaluation"].items()},
+        "effective_rank": last["effective_rank"],
+        "negative_determinants": summary.get("negative_determinants", 0),
+        "bad_steps": summary["bad_steps"],
+        "seconds": round(summary["seconds_training"], 1),
+        "steps": summary["steps"],
+    }
+
+
+def write(path: Path, arguments: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
+    """Writes all rows with the environment that produced them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    device = train.choose_device("auto")
+    environment = record.environment(
+        device=device.type, device_name=train.device_name(device), threads=arguments.threads, processes=1
+    )
+    head = {"recipe": arguments.recipe, "set": arguments.set, "held_out": HELD_OUT, "split_seed": SPLIT_SEED}
+    record.write_json(path, {**head, "environment": environment, "rows": rows})
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """Prints mean ± sd in per cent for every arm."""
+    for arm in dict.fromkeys(row["arm"] for row in rows):
+        mine = [row for row in rows if row["arm"] == arm]
+        whole = [row for row in mine if "accuracy" in row]
+        cells = []
+        for key in whole[0]["accuracy"] if whole else []:
+            value = summarise([row["accuracy"][key] for row in whole])
+            cells.append(f"{key} {100 * value['mean']:.1f} ± {100 * value['sd']:.1f}")
+        negative = sum(row["negative_determinants"] for row in whole)
+        Console().print(f"{arm:24s} n={len(whole)} of {len(mine)}  " + "  ".join(cells) + f"  negative det {negative}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,360 @@
+"""The command line: parse, call, print. What it does lives in the modules that it calls."""
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+
+from matrix_ssl import __version__
+from matrix_ssl.errors import ConfigError, MatrixSSLError, RunFolderError, did_you_mean
+
+if TYPE_CHECKING:
+    from matrix_ssl.config import RunConfig
+    from matrix_ssl.data import Source
+
+COLUMNS = {
+    "low_shot_1": "1 label", "low_shot_5": "5 labels", "low_shot_10": "10 labels",
+    "linear": "linear", "knn_1": "kNN-1", "knn_20": "kNN-20",
+}  # fmt: skip
+ROWS = {"encoder": "this encoder", "raw_pixels": "raw pixels", "random_network": "untrained network"}
+DEFAULT_RECIPE = "pictures"
+
+_out = Console(highlight=False, soft_wrap=True)
+_err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+class Commands(click.Group):
+    """A group that suggests the command that was meant."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        """Finds the command, or says which one is near."""
+        name = args[0] if args else ""
+        if self.get_command(ctx, name) is None and not name.startswith("-"):
+            raise ConfigError(f"there is no command {name!r}.{did_you_mean(name, self.list_commands(ctx))}")
+        return super().resolve_command(ctx, args)
+
+
+def main() -> None:
+    """Runs the command line; every mistake of the user ends in one sentence and a non-zero exit code."""
+    try:
+        code = commands.main(standalone_mode=False)
+    except MatrixSSLError as error:
+        _err.print(f"error: {error}", markup=False)
+        code = error.exit_code
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        _err.print("stopped.")
+        code = 130
+    sys.exit(code or 0)
+
+
+_data = click.option("--data", metavar="PATH_OR_NAME", help="A folder of pictures, a packed .npz file, hf:NAME, or a set: "
+                     "digits, cifar10, cifar100, stl10.")  # fmt: skip
+_data_root = click.option("--data-root", type=click.Path(path_type=Path), envvar="MATRIX_SSL_DATA", show_envvar=True,
+                          help="Where named sets lie.")  # fmt: skip
+_download = click.option("--download", is_flag=True, help="Let torchvision download a named set into --data-root.")
+_device = click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True,
+                       help="auto: CUDA, then MPS, then the CPU.")  # fmt: skip
+_run = click.argument("run", type=click.Path(path_type=Path))
+_weights = click.option("--weights", type=click.Choice(["student", "teacher"]), default="student", show_default=True,
+                        help="Which network of the run.")  # fmt: skip
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="matrix-ssl")
+def commands() -> None:
+    """Matrix-information self-supervised learning: pre-train an encoder on unlabelled pictures, see how good it is."""
+
+
+@commands.command()
+@click.argument("recipe", default=DEFAULT_RECIPE)
+@_data
+@click.option("--set", "assignments", metavar="KEY=VALUE", multiple=True, help="Change a setting; may be repeated.")
+@click.option("--run", type=click.Path(path_type=Path), help="Run folder.  [default: runs/RECIPE or runs/RECIPE-DATA]")
+@click.option("--fresh", is_flag=True, help="Start over; an existing run folder is kept under another name.")
+@click.option("--tensorboard", is_flag=True, help="Also write TensorBoard events into the run folder.")
+@_device
+@_data_root
+@_download
+def pretrain(
+    recipe: str,
+    data: str | None,
+    assignments: tuple[str, ...],
+    run: Path | None,
+    fresh: bool,
+    tensorboard: bool,
+    device: str,
+    data_root: Path | None,
+    download: bool,
+) -> None:
+    """Pre-train an encoder. The same command again resumes, or says that the run is complete.
+
+    RECIPE is a name that `matrix-ssl recipes` lists; without one, `pictures` serves for any folder of pictures.
+    """
+    from matrix_ssl import distributed, record, train
+    from matrix_ssl.progress import Display
+
+    config = _configure(recipe, data, assignments)
+    chosen = train.choose_device(device)
+    distributed.start(chosen.type)
+    chosen = train.choose_device(device)  # now that the number of this process is known
+    run = run or _default_run(recipe, data)
+    display = Display(quiet=not distributed.is_main())
+    with contextlib.ExitStack() as stack:
+        stack.callback(distributed.stop)
+        from matrix_ssl.data import open_source
+
+        source = open_source(config.data.source, split="train", data_root=data_root, download=download)
+        complete = False
+        if distributed.is_main():
+            if fresh and (kept := record.set_aside(run)):
+                display.say(f"the run that was in {run} is kept as {kept}")
+            stack.enter_context(record.lock(run))
+            complete = _prepare_run(run, config)
+            train.write_environment(run, chosen)
+        if distributed.broadcast_object(complete):
+            display.say(f"{run} is complete; --fresh starts over.")
+        else:
+            display.say(train.headline(config, source, chosen))
+            events = run / "tensorboard" if tensorboard else None
+            train.pretrain(config, run, source=source, device=chosen, display=display, events=events)
+            if distributed.is_main():
+                _describe_pictures(run, source, chosen)
+    if distributed.is_main():
+        _out.print(f"encoder {run / record.ENCODER}\nreport  {_write_report(run)}", markup=False)
+
+
+@commands.command()
+@_run
+@_data
+@click.option("--test-data", metavar="PATH_OR_NAME", help="Pictures to measure accuracy on.  [default: the set's test part, "
+              "or a fifth of it held out]")  # fmt: skip
+@click.option("--protocol", default="knn,linear,low-shot", show_default=True, help="Which, separated by commas.")
+@_weights
+@_device
+@_data_root
+@_download
+def evaluate(
+    run: Path,
+    data: str | None,
+    test_data: str | None,
+    protocol: str,
+    weights: Any,
+    device: str,
+    data_root: Path | None,
+    download: bool,
+) -> None:
+    """Measure the encoder of RUN on labelled pictures, beside raw pixels and the untrained network."""
+    from matrix_ssl import record, train
+    from matrix_ssl.evaluate import protocols
+
+    names = [name.strip() for name in protocol.split(",") if name.strip()]
+    protocols.check_protocols(names)
+    location = data or record.read_config(run).data.source
+    with record.lock(_existing(run)):
+        learn, judge = _open_parts(location, test_data, data_root, download)
+        chosen = train.choose_device(device)
+        if learn.labels is None:
+            _err.print("the pictures have no labels: only the map and the gallery of neighbours are made.")
+            _describe_pictures(run, learn, chosen)
+        else:
+            with _picture_bar("features") as show:
+                summary = protocols.evaluate(
+                    run, learn, judge,
+                    protocols=names, weights=weights, device=chosen, say=_say, on_progress=show,
+                )  # fmt: skip
+            _print_table(summary)
+    _out.print(f"report  {_write_report(run)}", markup=False)
+
+
+@commands.command()
+@_run
+@_data
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="An .npz file.")
+@_weights
+@_device
+@_data_root
+@_download
+def embed(
+    run: Path, data: str | None, out: Path, weights: Any, device: str, data_root: Path | None, download: bool
+) -> None:
+    """Write the features of pictures to an .npz file.
+
+    It holds `features` float32 (n, k), `where` (the path of every picture) and, for labelled pictures, `labels` and
+    `classes`. Pictures that cannot be read are left out and listed.
+    """
+    from matrix_ssl import record, train
+    from matrix_ssl.data import open_source
+    from matrix_ssl.evaluate.features import write_features
+
+    location = data or record.read_config(run).data.source
+    source = open_source(location, split="train", data_root=data_root, download=download)
+    with _picture_bar("features") as show:
+        features = write_features(
+            run, source, out, weights=weights, device=train.choose_device(device), on_progress=show
+        )  # fmt: skip
+    for where, why in features.unreadable:
+        _say(f"left out: {where}: {why}")
+    n, k = features.vectors["encoder"].shape
+    _out.print(f"{out}: {n} pictures, {k} features each", markup=False)
+
+
+@commands.command()
+@_run
+@click.option(
+    "--format", "form", type=click.Choice(["safetensors", "torchvision"]), default="safetensors", show_default=True
+)
+@click.option("--out", type=click.Path(path_type=Path), help="[default: RUN/export.safetensors or RUN/export.pth]")
+@_weights
+def export(run: Path, form: Any, out: Path | None, weights: Any) -> None:
+    """Write the encoder of RUN for other programs."""
+    from matrix_ssl.encoder import export as write
+
+    target = out or _existing(run) / ("export.safetensors" if form == "safetensors" else "export.pth")
+    _out.print(write(run, target, form=form, weights=weights), markup=False)
+
+
+@commands.command()
+@_run
+def report(run: Path) -> None:
+    """Write RUN/report.html again."""
+    _out.print(f"report  {_write_report(run)}", markup=False)
+
+
+@commands.command()
+@click.argument("name", required=False)
+def recipes(name: str | None) -> None:
+    """List the recipes, or show every setting of one."""
+    from matrix_ssl.recipes import find_recipe, list_recipes
+
+    if name is None:
+        for recipe, description in list_recipes().items():
+            _out.print(f"{recipe:12s} {description}", markup=False)
+        return
+    from matrix_ssl import config, train
+
+    for key, value in config.flatten(config.to_dict(train.complete(find_recipe(name)))):
+        _out.print(f"{key}={','.join(map(str, value)) if isinstance(value, tuple) else value}", markup=False)
+
+
+def _configure(recipe: str, data: str | None, assignments: tuple[str, ...]) -> "RunConfig":
+    from matrix_ssl import config, train
+    from matrix_ssl.recipes import find_recipe
+
+    settings = [*assignments, *([f"data.source={data}"] if data else [])]
+    result = train.complete(config.override(find_recipe(recipe), settings))
+    if not result.data.source:
+        raise ConfigError(f"recipe {recipe!r} has no data set of its own: give --data FOLDER.")
+    return result
+
+
+def _default_run(recipe: str, data: str | None) -> Path:
+    name = Path(data.rstrip("/")).stem.removeprefix("hf:") if data else ""
+    return Path("runs") / "-".join(
+        part for part in (recipe if recipe != DEFAULT_RECIPE or not name else "", name) if part
+    )
+
+
+def _prepare_run(run: Path, config: "RunConfig") -> bool:
+    """Writes ``config.json`` of a new run, or checks it against the run that is there. Returns whether it is complete."""
+    from matrix_ssl import record
+    from matrix_ssl.config import differences, to_dict
+
+    if (run / record.CONFIG).exists():
+        different = differences(record.read_config(run), config)
+        if different:
+            raise RunFolderError(
+                f"{run} holds a run with other settings ({'; '.join(different[:5])}): use --run for another folder, or "
+                f"--fresh to start over (the old folder is kept)."
+            )
+        return (run / record.SUMMARY).exists() and (run / record.ENCODER).exists()
+    if any(path.name != ".lock" for path in run.iterdir()):
+        raise RunFolderError(f"{run} exists and is not a run folder: choose another --run.")
+    record.write_json(run / record.CONFIG, to_dict(config))
+    return False
+
+
+def _open_parts(
+    location: str, test_data: str | None, data_root: Path | None, download: bool
+) -> tuple["Source", "Source"]:
+    from matrix_ssl.data import has_test_part, open_source, split_source
+
+    def open_part(where: str, split: Any) -> "Source":
+        return open_source(where, split=split, data_root=data_root, download=download)
+
+    learn = open_part(location, "train")
+    if test_data:
+        part = "test" if has_test_part(test_data, data_root=data_root, download=download) else "train"
+        return learn, open_part(test_data, part)
+    if has_test_part(location, data_root=data_root, download=download):
+        return learn, open_part(location, "test")
+    if learn.labels is None:
+        return learn, learn
+    _say(
+        "the set has no test part: a fifth of the pictures of every class is held out, the encoder may have seen them."
+    )
+    return split_source(learn, 0.2, 0)
+
+
+def _describe_pictures(run: Path, source: "Source", device: Any) -> None:
+    from matrix_ssl.evaluate.protocols import describe_pictures
+
+    with _picture_bar("features") as show:
+        describe_pictures(run, source, device=device, on_progress=show)
+
+
+def _write_report(run: Path) -> Path:
+    from matrix_ssl.report import write_report
+
+    return write_report(run)
+
+
+def _existing(run: Path) -> Path:
+    if not (run / "config.json").exists():
+        raise RunFolderError(f"{run} is not a run folder: it has no config.json.")
+    return run
+
+
+def _print_table(summary: dict[str, Any]) -> None:
+    found = {"encoder": summary["evaluation"], **summary["baselines"]}
+    columns = [key for key in COLUMNS if key in found["encoder"]]
+    size = summary["evaluated_on"]
+    table = Table(title=f"accuracy in % on {size['test']} pictures of {size['classes']} classes", title_justify="left")
+    table.add_column("")
+    for key in columns:
+        table.add_column(COLUMNS[key], justify="right")
+    for name, label in ROWS.items():
+        cells = []
+        for key in columns:
+            value = found[name][key]
+            spread = f" ± {100 * value['sd']:.1f}" if value["n"] > 1 else ""
+            cells.append(f"{100 * value['mean']:.1f}{spread}")
+        table.add_row(label, *cells)
+    _out.print(table)
+
+
+@contextlib.contextmanager
+def _picture_bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    if not _err.is_terminal:
+        yield lambda done, total: None
+        return
+    columns = (
+        TextColumn(what),
+        BarColumn(bar_width=24),
+        TextColumn("{task.completed:,.0f} of {task.total:,.0f} pictures"),
+    )
+    with Progress(*columns, console=_err, transient=True) as bar:
+        task = bar.add_task("", total=0)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _say(text: str) -> None:
+    _err.print(text, markup=False)

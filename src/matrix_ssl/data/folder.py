@@ -1,0 +1,148 @@
+"""Folders of picture files, flat or in class folders."""
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from matrix_ssl.data.base import Source, as_indices
+from matrix_ssl.data.pictures import EXTENSIONS, read_picture
+from matrix_ssl.errors import DataError
+
+_TEST_NAMES = ("test", "val", "valid", "validation")  # in the order of preference when there are several
+
+
+class FolderSource(Source):
+    """Picture files below one folder, decoded when they are read."""
+
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        files: Sequence[str],
+        *,
+        labels: NDArray[np.int64] | None,
+        classes: list[str] | None,
+    ):
+        super().__init__(name, channels=3, labels=labels, classes=classes)
+        self._folder = folder
+        self._files = files  # relative to the folder: short to pickle
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def read(self, index: int) -> torch.Tensor:
+        return read_picture(self._folder / self._files[index])
+
+    def where(self, index: int) -> str:
+        return str(self._folder / self._files[index])
+
+    def subset(self, indices: ArrayLike) -> "FolderSource":
+        chosen = as_indices(indices, len(self))
+        files = [self._files[i] for i in chosen]
+        labels = self._labels_at(chosen)
+        return FolderSource(self.name, self._folder, files, labels=labels, classes=self.classes)
+
+
+def open_folder(folder: Path, *, name: str, classes: list[str] | None = None) -> FolderSource:
+    """Lists the pictures below a folder, at any depth, sorted by path; hidden files and folders are left out.
+
+    The set is labelled when every picture lies in one of at least two first-level folders: these are the classes,
+    sorted by name. With ``classes`` (those of the training part) the first-level folders must be among them.
+
+    Raises:
+        DataError: there is no picture, a folder cannot be listed, or a class is not among ``classes``.
+    """
+    files: list[str] = []
+    others: Counter[str] = Counter()
+    for file in _walk(folder):
+        if is_picture(file):
+            files.append(file)
+        else:
+            others[Path(file).suffix.lower() or "none"] += 1
+    if not files:
+        raise DataError(_no_pictures(folder, others))
+    files.sort(key=lambda file: Path(file).parts)
+    parents = [Path(file).parts[0] if os.sep in file else "" for file in files]
+    found = sorted(set(parents))
+    if "" in found or (classes is None and len(found) < 2):
+        return FolderSource(name, folder, files, labels=None, classes=None)
+    unknown = sorted(set(found) - set(classes or found))
+    if unknown:
+        raise DataError(
+            f"{folder}: the class {unknown[0]!r} is not in the training part ({len(classes or [])} classes)."
+        )
+    names = classes or found
+    number = {label: k for k, label in enumerate(names)}
+    labels = np.array([number[parent] for parent in parents], dtype=np.int64)
+    return FolderSource(name, folder, files, labels=labels, classes=names)
+
+
+def find_part_folders(folder: Path) -> tuple[Path, Path | None]:
+    """The folders of the training and the test part.
+
+    ``folder/train`` is the training part when it stands beside a test, val, valid or validation folder, or alone;
+    beside other folders, "train" is a class like them. Of several test folders one with class folders wins, then the
+    order above. Without this layout the folder itself is the training part and there is no test part.
+    """
+    inside = {entry.name.lower(): Path(entry.path) for entry in _list(folder) if entry.is_dir()}
+    tests = [inside[name] for name in _TEST_NAMES if name in inside]
+    if "train" not in inside or not (tests or len(inside) == 1):
+        return folder, None
+    with_classes = [test for test in tests if sum(entry.is_dir() for entry in _list(test)) > 1]
+    return inside["train"], next(iter(with_classes + tests), None)
+
+
+def packed_files(folder: Path) -> list[Path]:
+    """The .npz files directly in a folder, sorted by name."""
+    return [Path(entry.path) for entry in _list(folder) if entry.name.lower().endswith(".npz")]
+
+
+def holds_pictures(folder: Path) -> bool:
+    """Whether any picture lies below the folder."""
+    return any(is_picture(file) for file in _walk(folder))
+
+
+def is_picture(file: str) -> bool:
+    """Whether the extension is one of a picture."""
+    return Path(file).suffix.lower() in EXTENSIONS
+
+
+def _walk(folder: Path) -> Iterator[str]:
+    """Every visible file below the folder, relative to it; links to folders are followed unless they lead in circles.
+
+    A broken link counts as a file, so that it is reported as unreadable instead of vanishing.
+    """
+    root = folder.stat()
+    pending = [("", frozenset([(root.st_dev, root.st_ino)]))]
+    while pending:
+        relative, ancestors = pending.pop()
+        for entry in _list(folder / relative):
+            path = os.path.join(relative, entry.name)  # noqa: PTH118, a Path for every file is slow
+            if entry.is_dir():
+                status = entry.stat()
+                identity = (status.st_dev, status.st_ino)
+                if identity not in ancestors:
+                    pending.append((path, ancestors | {identity}))
+            elif entry.is_file() or entry.is_symlink():
+                yield path
+
+
+def _list(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted((e for e in entries if not e.name.startswith(".")), key=lambda entry: entry.name)
+    except PermissionError:
+        raise DataError(f"{folder}: no permission to list the folder; allow it to be read.") from None
+
+
+def _no_pictures(folder: Path, others: Counter[str]) -> str:
+    known = " ".join(sorted(EXTENSIONS))
+    if not others:
+        return f"{folder}: the folder is empty; give one with pictures ({known})."
+    seen = ", ".join(f"{extension} ({count})" for extension, count in others.most_common(6))
+    return f"{folder}: no picture among {others.total()} files with the extensions {seen}; pictures are {known}."

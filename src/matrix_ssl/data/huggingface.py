@@ -1,0 +1,118 @@
+"""Sets of the Hugging Face hub, or saved by its ``datasets`` package, opened as ``hf:NAME`` or ``hf:FOLDER``.
+
+The package (the extra ``datasets``) downloads what its own cache lacks; its variable HF_HUB_OFFLINE forbids that.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from matrix_ssl.data.base import MemorySource, Places, Source, as_indices, check_labels, decode_all
+from matrix_ssl.data.pictures import decode_picture, read_picture
+from matrix_ssl.errors import DataError, MissingExtra
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+_TEST_NAMES = ("test", "validation")
+_SAVED_TO_DISK = ("dataset_dict.json", "dataset_info.json")
+
+
+class HuggingFaceSource(Source):
+    """Encoded pictures in Arrow files, decoded when they are read."""
+
+    def __init__(
+        self,
+        name: str,
+        column: "Dataset",
+        places: Places,
+        *,
+        labels: NDArray[np.int64] | None,
+        classes: list[str] | None,
+    ):
+        super().__init__(name, channels=3, labels=labels, classes=classes)
+        self._column = column  # one column "picture" of undecoded files
+        self._places = places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def read(self, index: int) -> torch.Tensor:
+        file = self._column[int(self._places.entry[index])]["picture"]
+        if file is None:
+            return decode_picture(b"", self.where(index))
+        if file["bytes"] is None:
+            return read_picture(Path(file["path"]))
+        return decode_picture(file["bytes"], self.where(index))
+
+    def where(self, index: int) -> str:
+        return self._places[index]
+
+    def subset(self, indices: ArrayLike) -> "HuggingFaceSource":
+        chosen = as_indices(indices, len(self))
+        places, labels = self._places.take(chosen), self._labels_at(chosen)
+        return HuggingFaceSource(self.name, self._column, places, labels=labels, classes=self.classes)
+
+
+def load_parts(location: str) -> "tuple[Dataset, Dataset | None]":
+    """The training part and, where there is one, the test part ("test", else "validation").
+
+    Raises:
+        DataError: the set cannot be found or has no training part.
+        MissingExtra: the package ``datasets`` is not installed.
+    """
+    try:
+        import datasets
+    except ImportError:
+        raise MissingExtra("datasets", "datasets") from None
+
+    folder = Path(location).expanduser()
+    if not folder.exists() and (location.startswith((".", "/", "~")) or location.count("/") > 1):
+        raise DataError(f"hf:{location}: the folder {folder} does not exist.")
+    try:
+        if any((folder / file).is_file() for file in _SAVED_TO_DISK):
+            loaded = datasets.load_from_disk(str(folder))
+        else:
+            loaded = datasets.load_dataset(str(folder) if folder.is_dir() else location)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise DataError(f"hf:{location}: the package 'datasets' cannot open it ({error}).") from error
+    if isinstance(loaded, datasets.Dataset):
+        return loaded, None
+    if "train" not in loaded:
+        raise DataError(f"hf:{location}: it has no part 'train', only {', '.join(loaded)}.")
+    return loaded["train"], next((loaded[name] for name in _TEST_NAMES if name in loaded), None)
+
+
+def open_part(location: str, part: "Dataset") -> Source:
+    """Opens a part: pictures from its first image column, labels from its first class column, or one named "label".
+
+    Raises:
+        DataError: it is empty, has no image column or its labels do not fit.
+    """
+    import datasets
+
+    features = part.features
+    where = f"hf:{location}/{part.split or 'train'}"
+    images = [key for key, feature in features.items() if isinstance(feature, datasets.Image)]
+    if not images:
+        raise DataError(f"{where}: no column holds images; its columns are {', '.join(features)}.")
+    if not len(part):
+        raise DataError(f"{where}: it has no pictures.")
+    column = part.select_columns(images[0]).rename_column(images[0], "picture")
+    column = column.cast_column("picture", datasets.Image(decode=False))
+    labelled = [key for key, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    labelled += [key for key in ("label",) if key in features]
+    labels = classes = None
+    if labelled:
+        numbers = np.asarray(part.with_format("numpy")[labelled[0]][:])
+        names = getattr(features[labelled[0]], "names", None)
+        classes = check_labels(numbers, names, len(part), where=where)
+        labels = numbers.astype(np.int64)
+    name = Path(location).name
+    places = Places.whole([where], [len(part)])
+    source = HuggingFaceSource(name, column, places, labels=labels, classes=classes)
+    decoded = decode_all(source)
+    return source if decoded is None else MemorySource(name, decoded, places, labels=labels, classes=classes)

@@ -1,0 +1,80 @@
+"""Sets known by name: digits, which comes with scikit-learn, and those that torchvision reads."""
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+
+from matrix_ssl.data.base import MemorySource, Places, check_labels
+from matrix_ssl.errors import DataError
+
+TORCHVISION_SETS = ("cifar10", "cifar100", "stl10", "stl10-unlabeled")
+NAMED_SETS = ("digits", *TORCHVISION_SETS)
+Split = Literal["train", "test"]
+
+_DIGITS_TEST = 360
+
+
+def open_digits(split: Split) -> MemorySource:
+    """The 8x8 handwritten digits of scikit-learn, one channel, grey levels 0 to 16 scaled to 0 to 255.
+
+    A fixed stratified split: 1437 pictures for training, 360 for testing.
+    """
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    digits = load_digits()
+    images = torch.from_numpy(np.rint(digits.images * (255 / 16)).astype(np.uint8)).unsqueeze(1)
+    labels = digits.target.astype(np.int64)
+    classes = [str(digit) for digit in range(10)]
+    places = Places.whole(["digits"], [len(labels)])
+    everything = MemorySource("digits", images, places, labels=labels, classes=classes)
+    parts = train_test_split(np.arange(len(labels)), test_size=_DIGITS_TEST, stratify=labels, random_state=0)
+    return everything.subset(np.sort(parts[("train", "test").index(split)]))
+
+
+def open_torchvision(name: str, split: Split, *, folder: Path, download: bool) -> MemorySource:
+    """A set in the layout that torchvision downloads.
+
+    Its CIFAR files are pickles; torchvision opens them only after comparing their checksums with the published ones.
+
+    Raises:
+        DataError: the files are not in the folder or are damaged, or the download fails.
+    """
+    from torchvision import datasets
+
+    readers: dict[str, Callable[[], datasets.VisionDataset]] = {
+        "cifar10": lambda: datasets.CIFAR10(folder, train=split == "train", download=download),
+        "cifar100": lambda: datasets.CIFAR100(folder, train=split == "train", download=download),
+        "stl10": lambda: datasets.STL10(folder, split=split, download=download),
+        "stl10-unlabeled": lambda: datasets.STL10(folder, split="unlabeled", download=download),
+    }
+    try:
+        with warnings.catch_warnings():  # the CIFAR files were written by a NumPy of Python 2
+            warnings.simplefilter("ignore", np.exceptions.VisibleDeprecationWarning)
+            loaded = readers[name]()
+    except (OSError, RuntimeError) as error:
+        raise DataError(_absent(name, folder, download=download, error=error)) from None
+    # CIFAR: (n, h, w, c) and targets; STL-10: (n, c, h, w) and labels
+    pixels = loaded.data.transpose(0, 3, 1, 2) if name.startswith("cifar") else loaded.data
+    images = torch.from_numpy(np.ascontiguousarray(pixels))
+    places = Places.whole([f"{name}/{split}"], [len(images)])
+    if name == "stl10-unlabeled":
+        return MemorySource(name, images, places, labels=None, classes=None)
+    targets: ArrayLike = loaded.targets if name.startswith("cifar") else loaded.labels
+    labels = np.asarray(targets, dtype=np.int64)
+    classes = check_labels(labels, loaded.classes, len(images), where=name)
+    return MemorySource(name, images, places, labels=labels, classes=classes)
+
+
+def _absent(name: str, folder: Path, *, download: bool, error: Exception) -> str:
+    if download:
+        return f"{name}: the download to {folder} failed ({error}); try again or put the files there yourself."
+    return (
+        f"{name} is not in {folder}, neither as a folder {name!r} of pictures or packed files nor as torchvision "
+        f"downloads it; give the right folder (--data-root or MATRIX_SSL_DATA) or fetch it with --download."
+    )

@@ -1,0 +1,156 @@
+"""Packed sets: .npz files that hold encoded pictures back to back.
+
+Arrays: ``jpeg`` (uint8, the picture files one after the other, of any format that ``pictures`` reads) and ``offs``
+(n+1 integers, where each begins; the last is the end); optionally ``y`` (n integer labels) and ``classes`` (names).
+"""
+
+import zipfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from matrix_ssl.data.base import MemorySource, Places, Source, as_indices, check_labels, decode_all
+from matrix_ssl.data.pictures import decode_picture
+from matrix_ssl.errors import DataError
+
+_TRAIN_NAMES = ("train",)
+_TEST_NAMES = ("test", "val")  # in the order of preference when there are both
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The contents of one packed file."""
+
+    path: Path
+    content: torch.Tensor  # uint8; a tensor, because PyTorch shares its memory with worker processes
+    offsets: NDArray[np.int64]  # (n+1,)
+    labels: NDArray[np.int64] | None
+    classes: list[str] | None
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+
+class PackedSource(Source):
+    """Encoded pictures in memory, decoded when they are read."""
+
+    def __init__(
+        self,
+        name: str,
+        shards: Sequence[Shard],
+        places: Places,
+        *,
+        labels: NDArray[np.int64] | None,
+        classes: list[str] | None,
+    ):
+        super().__init__(name, channels=3, labels=labels, classes=classes)
+        self._shards = shards
+        self._places = places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def read(self, index: int) -> torch.Tensor:
+        shard = self._shards[self._places.file[index]]
+        start, end = shard.offsets[self._places.entry[index] :][:2]
+        return decode_picture(shard.content[start:end].numpy().tobytes(), self.where(index))
+
+    def where(self, index: int) -> str:
+        return self._places[index]
+
+    def subset(self, indices: ArrayLike) -> "PackedSource":
+        chosen = as_indices(indices, len(self))
+        places, labels = self._places.take(chosen), self._labels_at(chosen)
+        return PackedSource(self.name, self._shards, places, labels=labels, classes=self.classes)
+
+
+def open_packed(paths: Sequence[Path], *, name: str) -> Source:
+    """Opens packed files as one set, in the order given.
+
+    Pictures that share one shape are decoded at once and kept in memory if they take at most ``MEMORY_LIMIT``.
+
+    Raises:
+        DataError: a file is damaged, or the files do not agree about labels and classes.
+    """
+    shards = [read_shard(path) for path in paths]
+    first = shards[0]
+    for shard in shards[1:]:
+        if (shard.labels is None) != (first.labels is None):
+            raise DataError(f"{shard.path} and {first.path}: only one of them has labels ('y').")
+        if shard.classes != first.classes:
+            raise DataError(f"{shard.path} and {first.path}: their 'classes' differ.")
+    labels, classes = None, None
+    if first.labels is not None:
+        labels = np.concatenate([shard.labels for shard in shards if shard.labels is not None])
+        classes = check_labels(labels, first.classes, len(labels), where=str(first.path))
+    places = Places.whole([str(path) for path in paths], [len(shard) for shard in shards])
+    source = PackedSource(name, shards, places, labels=labels, classes=classes)
+    images = decode_all(source)
+    return source if images is None else MemorySource(name, images, places, labels=labels, classes=classes)
+
+
+def split_packed(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """Sorts packed files of one folder into the training and the test part by their names.
+
+    Files with "train" in the name are the training part, those with "test" the test part; where there is none, those
+    with "val". If no name has "train", the training part is every file that is not for testing.
+    """
+    test = next((named for word in _TEST_NAMES if (named := _named(paths, (word,)))), [])
+    train = _named(paths, _TRAIN_NAMES) or [path for path in paths if path not in _named(paths, _TEST_NAMES)]
+    return train, test
+
+
+def read_shard(path: Path) -> Shard:
+    """Reads and checks one packed file.
+
+    Raises:
+        DataError: the file is damaged or is no packed set.
+    """
+    arrays = _load(path)
+    content, offsets = (_array(arrays, key, path) for key in ("jpeg", "offs"))
+    if content.dtype != np.uint8 or content.ndim != 1:
+        raise DataError(f"{path}: 'jpeg' must be a row of bytes (uint8), not {content.dtype} of shape {content.shape}.")
+    if offsets.dtype.kind not in "iu" or offsets.ndim != 1 or len(offsets) < 2:
+        raise DataError(f"{path}: 'offs' must hold n+1 integers, not {offsets.dtype} of shape {offsets.shape}.")
+    offsets = offsets.astype(np.int64)  # before any difference: unsigned ones wrap around
+    if offsets[0] != 0 or offsets[-1] != len(content) or (np.diff(offsets) < 0).any():
+        raise DataError(
+            f"{path}: 'offs' must rise from 0 to the {len(content)} bytes of 'jpeg', "
+            f"but it runs from {offsets[0]} to {offsets[-1]}; the file is damaged."
+        )
+    labels = classes = None
+    if "y" in arrays:
+        given = [str(c) for c in arrays["classes"]] if "classes" in arrays else None
+        check_labels(arrays["y"], given, len(offsets) - 1, where=str(path))
+        labels, classes = arrays["y"].astype(np.int64), given
+    return Shard(path, torch.from_numpy(content), offsets, labels, classes)
+
+
+def _load(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise DataError(f"{path}: not an .npz archive but a single array.")
+            return {key: archive[key] for key in ("jpeg", "offs", "y", "classes") if key in archive.files}
+    except PermissionError:
+        raise DataError(f"{path}: no permission to read the file.") from None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(f"{path}: not an .npz file, or a damaged one ({error}); fetch or pack it again.") from None
+
+
+def _array(arrays: dict[str, np.ndarray], key: str, path: Path) -> np.ndarray:
+    if key not in arrays:
+        found = ", ".join(sorted(arrays)) or "neither"
+        raise DataError(
+            f"{path}: not a packed set of pictures: the array {key!r} is missing ('jpeg', 'offs': {found})."
+        )
+    return arrays[key]
+
+
+def _named(paths: Sequence[Path], words: Sequence[str]) -> list[Path]:
+    return [path for path in paths if any(word in path.stem.lower() for word in words)]

@@ -1,0 +1,186 @@
+"""Finds a set of pictures by name or path and opens its training or test part."""
+
+import difflib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from matrix_ssl.data import huggingface
+from matrix_ssl.data.base import Source
+from matrix_ssl.data.folder import find_part_folders, holds_pictures, is_picture, open_folder, packed_files
+from matrix_ssl.data.named import NAMED_SETS, TORCHVISION_SETS, Split, open_digits, open_torchvision
+from matrix_ssl.data.packed import open_packed, split_packed
+from matrix_ssl.errors import ConfigError, DataError
+from matrix_ssl.randomness import permutation
+
+DATA_ROOT_VARIABLE = "MATRIX_SSL_DATA"
+
+
+@dataclass(frozen=True)
+class Parts:
+    """How to open the parts of a set that was found; ``test`` is None when it has no test part."""
+
+    train: Callable[[], Source]
+    test: Callable[[], Source] | None
+
+
+def open_source(name_or_path: str, *, split: Split, data_root: Path | None, download: bool = False) -> Source:
+    """Opens one part of a set of pictures.
+
+    Args:
+        name_or_path: a folder (``folder.find_part_folders`` describes the layouts), a packed .npz file or a folder of
+            them, ``hf:NAME``, or the name of a set. The names in ``NAMED_SETS`` always mean these sets; a folder of
+            that name is written ``./cifar10``. Any other name may also be a folder in the data root.
+        split: the part. A set without a test part has only the training part.
+        data_root: the folder that holds named sets; None: the environment variable MATRIX_SSL_DATA.
+        download: let torchvision fetch a named set that is absent.
+
+    Raises:
+        DataError: the set is absent, empty or damaged, or has no such part.
+        MissingExtra: ``hf:`` without the package ``datasets``.
+    """
+    parts = find_parts(name_or_path, data_root=data_root, download=download)
+    if split == "train":
+        return parts.train()
+    if parts.test is None:
+        raise DataError(
+            f"{name_or_path} has no test part: no folder or packed file of it is called test or val; "
+            f"add one, or hold out a part of the training pictures."
+        )
+    return parts.test()
+
+
+def has_test_part(name_or_path: str, *, data_root: Path | None, download: bool = False) -> bool:
+    """Whether ``open_source`` can open the part "test"; where not, ``split_source`` holds one out.
+
+    Raises:
+        DataError: the set is absent.
+    """
+    return find_parts(name_or_path, data_root=data_root, download=download).test is not None
+
+
+def split_source(source: Source, fraction: float, seed: int) -> tuple[Source, Source]:
+    """Holds out a random ``fraction`` of every class, at least one picture and not all; of all pictures if unlabelled.
+
+    Returns:
+        The training and the held-out pictures, both in their old order.
+
+    Raises:
+        ConfigError: the fraction is not between 0 and 1.
+        DataError: a class has fewer than two pictures.
+    """
+    if not 0 < fraction < 1:
+        raise ConfigError(f"the held-out fraction is {fraction}; it must lie between 0 and 1.")
+    labels = np.zeros(len(source), dtype=np.int64) if source.labels is None else source.labels
+    held_out = np.zeros(len(source), dtype=bool)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        if len(members) < 2:
+            what = source.name if source.classes is None else f"{source.name}: the class {source.classes[label]!r}"
+            raise DataError(f"{what} has a single picture; holding out a part needs two or more.")
+        count = min(max(round(fraction * len(members)), 1), len(members) - 1)
+        held_out[members[permutation(len(members), seed, int(label))[:count]]] = True
+    return source.subset(np.flatnonzero(~held_out)), source.subset(np.flatnonzero(held_out))
+
+
+def find_parts(name_or_path: str, *, data_root: Path | None, download: bool = False) -> Parts:
+    """Finds a set without reading its pictures; arguments and errors as in ``open_source``."""
+    if not name_or_path:
+        raise DataError(f"no data set was given; give a folder, an .npz file or one of {', '.join(NAMED_SETS)}.")
+    if name_or_path.startswith("hf:"):
+        return _hugging_face(name_or_path.removeprefix("hf:"))
+    if name_or_path == "digits":
+        return Parts(partial(open_digits, "train"), partial(open_digits, "test"))
+    root = data_root or _root_of_environment()
+    if name_or_path in TORCHVISION_SETS:
+        return _torchvision(name_or_path, root, download=download)
+    path = Path(name_or_path).expanduser()
+    if _exists(path):
+        return _at(path)
+    bare = len(path.parts) == 1
+    if bare and root is not None and _exists(root / name_or_path):
+        return _at(root / name_or_path)
+    raise DataError(_missing(name_or_path, path, root if bare else None))
+
+
+def _at(path: Path) -> Parts:
+    if path.is_file():
+        if path.suffix.lower() == ".npz":
+            return Parts(partial(open_packed, [path], name=path.stem), None)
+        kind = "a single picture" if is_picture(path.name) else f"a file of type {path.suffix or 'unknown'}"
+        raise DataError(f"{path} is {kind}; give a folder of pictures (unpack archives first) or a packed .npz file.")
+    name = path.resolve().name
+    packed = packed_files(path)
+    if packed:
+        train_files, test_files = split_packed(packed)
+        if not train_files:
+            raise DataError(f"{path}: every .npz file is named as a test part; name the training part with 'train'.")
+        test = partial(open_packed, test_files, name=name) if test_files else None
+        return Parts(partial(open_packed, train_files, name=name), test)
+    train_folder, test_folder = find_part_folders(path)
+    train = partial(open_folder, train_folder, name=name)
+    if test_folder is None:
+        return Parts(train, None)
+    return Parts(train, partial(_open_test_folder, train_folder, test_folder, name=name))
+
+
+def _open_test_folder(train_folder: Path, test_folder: Path, *, name: str) -> Source:
+    """Numbers the classes as the training part does, also where the test part lacks one."""
+    return open_folder(test_folder, name=name, classes=open_folder(train_folder, name=name).classes)
+
+
+def _torchvision(name: str, root: Path | None, *, download: bool) -> Parts:
+    if root is None:
+        here = f" The folder ./{name} is opened as ./{name}." if Path(name).is_dir() else ""
+        raise DataError(
+            f"{name}: the folder that holds it is not known; give --data-root or set {DATA_ROOT_VARIABLE} "
+            f"(and --download to fetch it there).{here}"
+        )
+    own = root / name
+    if own.is_dir() and (packed_files(own) or holds_pictures(own)):
+        return _at(own)
+    train = partial(open_torchvision, name, "train", folder=root, download=download)
+    test = partial(open_torchvision, name, "test", folder=root, download=download)
+    return Parts(train, None if name == "stl10-unlabeled" else test)
+
+
+def _hugging_face(location: str) -> Parts:
+    train, test = huggingface.load_parts(location)
+    open_train = partial(huggingface.open_part, location, train)
+    return Parts(open_train, None if test is None else partial(huggingface.open_part, location, test))
+
+
+def _root_of_environment() -> Path | None:
+    given = os.environ.get(DATA_ROOT_VARIABLE)
+    return Path(given).expanduser() if given else None
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except PermissionError:
+        raise DataError(f"{path}: no permission to look into the folder above it.") from None
+
+
+def _missing(name: str, path: Path, root: Path | None) -> str:
+    """Says where was looked, with the nearest existing name at the first component of the path that is missing."""
+    absent = next(part for part in [*reversed(path.parents), path] if not part.exists())
+    near = {sibling: str(absent.parent / sibling) for sibling in _names_in(absent.parent)}
+    if len(path.parts) == 1:
+        near |= {known: known for known in (*NAMED_SETS, *(_names_in(root) if root else ()))}
+    close = difflib.get_close_matches(absent.name, near, n=1)
+    hint = f" Did you mean {near[close[0]]!r}?" if close else ""
+    looked = f" or in {root}" if root else ""
+    return (
+        f"{name!r} is not a file or folder here{looked}, nor a named set ({', '.join(NAMED_SETS)}).{hint} "
+        f"Give a path, or the folder that holds it with --data-root or {DATA_ROOT_VARIABLE}."
+    )
+
+
+def _names_in(folder: Path) -> list[str]:
+    readable = folder.is_dir() and os.access(folder, os.R_OK)
+    return [entry.name for entry in folder.iterdir()] if readable else []

@@ -1,0 +1,78 @@
+"""What to watch while a self-supervised encoder trains, and when to say that it is collapsing."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from matrix_ssl.matrix import effective_rank, spectrum
+
+_FEW_DIRECTIONS = 3.0
+_WINDOW = 5  # lines of metrics that must agree
+
+
+def describe(features: Tensor, student: Tensor, teacher: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """Spectral summary of a batch.
+
+    Args:
+        features: (n, k), what the encoder gives, the batch of all processes.
+        student, teacher: (n, d), outputs of the two branches for opposite views.
+
+    Returns:
+        Scalars: ``effective_rank`` (1 to k) and ``matrix_entropy`` (nats, 0 to log k) of the features' covariance
+        scaled to trace one, ``effective_rank_projection`` of the student's, ``teacher_similarity``, the mean cosine of
+        the two branches. And the eigenvalues of the features, in descending order, summing to one.
+    """
+    eigenvalues = spectrum(features)
+    rank = effective_rank(eigenvalues)
+    values = {
+        "effective_rank": rank,
+        "matrix_entropy": rank.log(),
+        "effective_rank_projection": effective_rank(spectrum(student)),
+        "teacher_similarity": F.cosine_similarity(student, teacher, dim=1).mean(),
+    }
+    return values, eigenvalues
+
+
+def alarms(history: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Sentences on what goes wrong in the newest lines of metrics and what to try; empty while all is well.
+
+    Args:
+        history: lines of ``metrics.jsonl``, oldest first. Fewer than five give no judgement on collapse.
+    """
+    found = []
+    recent = history[-_WINDOW:]
+    if len(recent) == _WINDOW:
+        ranks = [line["effective_rank"] for line in recent]
+        flat = max(line["matrix_entropy"] for line in recent) - min(line["matrix_entropy"] for line in recent) < 0.05
+        if max(ranks) < _FEW_DIRECTIONS and flat:
+            found.append(
+                f"Collapse: the features span {ranks[-1]:.1f} directions and their entropy does not move. Try a lower "
+                f"optimizer.learning_rate, more warm-up epochs, a larger batch or stronger views."
+            )
+        elif max(line["effective_rank_projection"] for line in recent) < _FEW_DIRECTIONS:
+            found.append(
+                f"Collapse of the projections: they span {recent[-1]['effective_rank_projection']:.1f} directions while "
+                f"the features still span {ranks[-1]:.1f}. Try a lower optimizer.learning_rate or another method.ridge."
+            )
+        if max(line["teacher_similarity"] for line in recent) < 0:
+            found.append(
+                f"Teacher and student point apart (mean cosine {recent[-1]['teacher_similarity']:.2f}): the predictor does "
+                f"not follow. Try a lower optimizer.learning_rate or method.teacher_momentum nearer to 1."
+            )
+    new = history[-1].get("negative_determinants", 0) - (
+        history[-2].get("negative_determinants", 0) if history[1:] else 0
+    )
+    if history and new > 0:
+        found.append(
+            f"The determinant inside the uniformity term was negative {new} times since the last line: student and teacher "
+            f"are anti-correlated beyond the ridge, and the gradient is not to be trusted there. Try a larger method.ridge."
+        )
+    return found
+
+
+def is_finite(*values: Tensor) -> Tensor:
+    """A boolean scalar: every element of every tensor is finite."""
+    return torch.stack([torch.isfinite(value).all() for value in values]).all()

@@ -1,0 +1,146 @@
+"""The one place that talks to other processes. Every function is also right in a single process.
+
+Gradient convention. The methods compute their loss from gathered outputs, so every process holds the same scalar
+loss, and DistributedDataParallel averages parameter gradients over the processes. ``gather`` therefore hands each
+process ``world_size`` times its own rows of the gradient: after the average the parameters receive exactly the gradient of
+the single-process loss. ``all_reduce_sum`` sits between parameters and ``gather`` (inside BatchNorm); its backward is the
+plain adjoint, the sum over the processes. ``torch.distributed``'s raw ``all_reduce`` on a graph tensor would be silently
+wrong there: right value, missing gradient.
+"""
+
+import os
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.parallel import DistributedDataParallel
+
+from matrix_ssl.errors import ConfigError
+
+
+def start(device_type: str) -> None:
+    """Joins the process group that ``torchrun`` describes; does nothing without it.
+
+    Raises:
+        ConfigError: the machine has fewer GPUs than processes were started on it.
+    """
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ or dist.is_initialized():
+        return
+    if device_type == "cuda":
+        if local_rank() >= torch.cuda.device_count():
+            raise ConfigError(
+                f"process {local_rank()} has no GPU: this machine has {torch.cuda.device_count()}; "
+                f"start torchrun with --nproc-per-node {torch.cuda.device_count()}."
+            )
+        torch.cuda.set_device(local_rank())
+    dist.init_process_group("nccl" if device_type == "cuda" else "gloo")
+
+
+def stop() -> None:
+    """Leaves the process group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def world_size() -> int:
+    """Number of processes."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Number of this process, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def local_rank() -> int:
+    """Number of this process on its machine, from 0."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def local_world_size() -> int:
+    """Number of processes on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def is_main() -> bool:
+    """Whether this is the process that writes files and talks to the person."""
+    return rank() == 0
+
+
+def barrier() -> None:
+    """Waits for every process."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+def broadcast_object(value: Any) -> Any:
+    """The main process's ``value`` (small, picklable), on every process."""
+    if world_size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def maximum(values: Tensor) -> Tensor:
+    """Element-wise maximum over the processes, without gradient."""
+    if world_size() == 1:
+        return values
+    values = values.clone()
+    dist.all_reduce(values, dist.ReduceOp.MAX)
+    return values
+
+
+def gather(rows: Tensor) -> Tensor:
+    """Concatenates every process's rows in the order of their ranks; see the gradient convention above.
+
+    Args:
+        rows: (n, ...), the same shape on every process.
+
+    Returns:
+        (world_size · n, ...), the same tensor on every process.
+    """
+    return rows if world_size() == 1 else _Gather.apply(rows)
+
+
+def all_reduce_sum(x: Tensor) -> Tensor:
+    """Sum over the processes, differentiable; see the gradient convention above."""
+    return x if world_size() == 1 else _AllReduceSum.apply(x)
+
+
+def wrap(module: nn.Module) -> nn.Module:
+    """The module under DistributedDataParallel, or itself in a single process."""
+    if world_size() == 1:
+        return module
+    # buffers are equal already: BatchNorm is synchronised and the teacher follows the same average everywhere
+    return DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        parts = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(world_size())]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient.chunk(world_size())[rank()] * world_size()
+
+
+class _AllReduceSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total

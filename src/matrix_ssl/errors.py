@@ -1,0 +1,64 @@
+"""Errors meant for a person: one sentence that names the value, the place and the remedy.
+
+The command line prints the sentence without a traceback and ends with ``exit_code``. Everything else that escapes
+is a defect of this package and keeps its traceback.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class MatrixSSLError(Exception):
+    """Base of every error that a user can mend."""
+
+    exit_code = 1
+
+
+class ConfigError(MatrixSSLError):
+    """A setting is unknown, has the wrong type or cannot work with another one."""
+
+    exit_code = 2
+
+
+class DataError(MatrixSSLError):
+    """A data set is missing, empty, unreadable or too small."""
+
+
+class UnreadableImage(DataError):
+    """One picture cannot be read. Pre-training skips and counts it; see ``matrix_ssl.data``."""
+
+    def __init__(self, where: str, reason: str):
+        super().__init__(f"{where}: {reason}")
+        self.where = where
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        return type(self), (self.where, self.reason)  # the default pickling would lose one of the two arguments
+
+
+class CheckpointError(MatrixSSLError):
+    """A checkpoint is damaged, or its weights do not match the network."""
+
+
+class RunFolderError(MatrixSSLError):
+    """A run folder is in use, belongs to another configuration or cannot be written."""
+
+
+class TrainingError(MatrixSSLError):
+    """Training cannot go on, for example because the loss is not a number."""
+
+
+class MissingExtra(MatrixSSLError):
+    """An optional dependency is not installed."""
+
+    def __init__(self, package: str, extra: str):
+        super().__init__(f"the package {package!r} is not installed: pip install 'matrix-ssl[{extra}]'")
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """``" Did you mean 'x'?"`` for the closest of ``known``, or all of them when none is close."""
+    options = sorted(known)
+    close = difflib.get_close_matches(word, options, n=1, cutoff=0.6)
+    if close:
+        return f" Did you mean {close[0]!r}?"
+    return f" Known: {', '.join(options)}." if options else ""

@@ -1,0 +1,144 @@
+"""Looking at a representation: a map in the plane and a gallery of nearest neighbours."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from matrix_ssl.errors import ConfigError, DataError
+from matrix_ssl.evaluate.inputs import check_features
+from matrix_ssl.evaluate.knn import nearest
+from matrix_ssl.randomness import permutation
+
+_STREAM = 0x3A9  # a coordinate that keeps this choice apart from other uses of the seed
+
+
+def embedding_map(
+    features: Tensor, *, seed: int = 0, most: int = 1000
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """A t-SNE map (van der Maaten and Hinton, JMLR 2008) of the l2-normalised features of at most ``most`` pictures.
+
+    It starts from the first two principal components, so that nothing is random but the choice of pictures. Fewer than
+    5 pictures, or pictures whose features are all the same, are shown by these two components alone.
+
+    Args:
+        features: (n, d).
+        seed: decides which pictures are shown when there are more than ``most``.
+
+    Returns:
+        Rising indices int64 (m,) of the pictures and their places float32 (m, 2), in arbitrary units.
+
+    Raises:
+        ConfigError: ``most`` is not positive.
+        DataError: features that cannot be used.
+    """
+    from sklearn.manifold import TSNE  # slow to import, and only maps need it
+
+    if most < 1:
+        raise ConfigError(f"most={most}: expected at least 1 picture on the map.")
+    check_features(features, "features")
+    chosen = np.sort(permutation(len(features), seed, _STREAM)[:most])
+    points = F.normalize(features[torch.from_numpy(chosen).to(features.device)].double(), dim=1).cpu().numpy()
+    plane = _principal_components(points)
+    spread = plane[:, 0].std()
+    if len(points) < 5 or spread < 1e-9:
+        return chosen, plane.astype(np.float32)
+    tsne = TSNE(
+        init=(1e-4 * plane / spread).astype(np.float32),  # the size that scikit-learn gives its own start
+        perplexity=min(30.0, (len(points) - 1) / 3),
+        random_state=0,
+    )
+    return chosen, tsne.fit_transform(points.astype(np.float32)).astype(np.float32)
+
+
+def nearest_neighbours(features: Tensor, queries: Tensor, *, k: int) -> tuple[Tensor, Tensor]:
+    """The ``k`` pictures with the highest cosine similarity to each query, leaving out the query itself.
+
+    Args:
+        features: (n, d).
+        queries: int64 (q,), indices into ``features``.
+
+    Returns:
+        Indices int64 (q, k) and similarities float32 (q, k), most similar first.
+
+    Raises:
+        ConfigError: ``k`` is not positive.
+        DataError: fewer than ``k`` other pictures, a query that is not among them, or features that cannot be used.
+    """
+    if k < 1:
+        raise ConfigError(f"k={k}: expected at least 1 neighbour.")
+    if k >= len(features):
+        raise DataError(f"k={k} neighbours beside the query need {k + 1} pictures, there are {len(features)}: lower k.")
+    if not len(queries) or int(queries.min()) < 0 or int(queries.max()) >= len(features):
+        raise DataError(f"queries must be one or more indices from 0 to {len(features) - 1}, got {queries.tolist()}.")
+    queries = queries.to(features.device)
+    indices, similarities = nearest(features, features[queries], k=k + 1)
+    keep = indices != queries[:, None]
+    keep[keep.all(dim=1), -1] = False  # more than k exact copies can push the query itself off the list
+    return indices[keep].view(-1, k), similarities[keep].view(-1, k)
+
+
+def gallery(
+    features: Tensor, labels: Tensor | None, read: Callable[[int], Tensor], *, queries: Tensor, k: int, side: int = 64
+) -> dict[str, NDArray]:
+    """Thumbnails of some pictures and of their nearest neighbours, as arrays ready for an .npz file.
+
+    Args:
+        features: (n, d).
+        labels: whole numbers (n,), or None for unlabelled pictures.
+        read: the picture of an index, uint8 (c, h, w) with the same c for all.
+        queries: int64 (q,).
+        k: neighbours a query.
+        side: longest side of a thumbnail, in pixels. Smaller pictures are not enlarged; where shapes differ, each
+            stands in the middle of a white canvas.
+
+    Returns:
+        ``gallery_query`` uint8 (q, h, w, c), ``gallery_neighbours`` uint8 (q, k, h, w, c), ``gallery_query_label``
+        int64 (q,) and ``gallery_neighbour_label`` int64 (q, k) with -1 for none, ``gallery_similarity`` float32 (q, k).
+
+    Raises:
+        ConfigError, DataError: as ``nearest_neighbours``; and whatever ``read`` raises.
+    """
+    indices, similarities = nearest_neighbours(features, queries, k=k)
+    shown = torch.cat([queries.to(indices.device)[:, None], indices], dim=1).cpu()  # (q, 1 + k)
+    pictures = _same_canvas([_thumbnail(read(index), side) for index in shown.flatten().tolist()])
+    grid = pictures.permute(0, 2, 3, 1).unflatten(0, shown.shape).numpy()
+    known = torch.full(shown.shape, -1) if labels is None else labels.cpu().long()[shown]
+    return {
+        "gallery_query": np.ascontiguousarray(grid[:, 0]),
+        "gallery_neighbours": np.ascontiguousarray(grid[:, 1:]),
+        "gallery_query_label": known[:, 0].numpy().copy(),
+        "gallery_neighbour_label": known[:, 1:].numpy().copy(),
+        "gallery_similarity": similarities.cpu().numpy(),
+    }
+
+
+def _principal_components(points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(m, d) -> (m, 2): scores on the first two principal axes, zeros where there is no such axis."""
+    left, singular, _ = np.linalg.svd(points - points.mean(axis=0), full_matrices=False)
+    scores = left[:, :2] * singular[:2]
+    peaks = np.take_along_axis(scores, np.abs(scores).argmax(axis=0)[None], axis=0)
+    scores *= np.where(peaks < 0, -1.0, 1.0)  # the sign of an axis is arbitrary: the farthest point is positive
+    return np.pad(scores, ((0, 0), (0, 2 - scores.shape[1])))
+
+
+def _thumbnail(picture: Tensor, side: int) -> Tensor:
+    height, width = picture.shape[1:]
+    if max(height, width) <= side:
+        return picture
+    size = [max(1, round(length * side / max(height, width))) for length in (height, width)]
+    small = F.interpolate(picture[None].float(), size=size, mode="bilinear", antialias=True)
+    return small[0].round().clamp(0, 255).to(torch.uint8)
+
+
+def _same_canvas(pictures: list[Tensor]) -> Tensor:
+    height, width = (max(picture.shape[axis] for picture in pictures) for axis in (1, 2))
+    canvas = torch.full((len(pictures), pictures[0].shape[0], height, width), 255, dtype=torch.uint8)
+    for place, picture in zip(canvas, pictures, strict=True):
+        _, h, w = picture.shape
+        top, left = (height - h) // 2, (width - w) // 2
+        place[:, top : top + h, left : left + w] = picture
+    return canvas

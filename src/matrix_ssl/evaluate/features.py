@@ -1,0 +1,115 @@
+"""Frozen features: one pass over the pictures for any number of encoders."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from matrix_ssl import record
+from matrix_ssl.augment import normalise
+from matrix_ssl.config import DataConfig
+from matrix_ssl.data.base import Source
+from matrix_ssl.data.loading import evaluation_batches
+from matrix_ssl.encoder import Weights, load_encoder
+from matrix_ssl.errors import ConfigError, DataError
+
+RAW_PIXELS_SIDE = 32  # raw pixels of larger pictures are averaged down to this side
+
+
+@dataclass(frozen=True)
+class Features:
+    """What encoders give for the readable pictures of a set."""
+
+    vectors: dict[str, Tensor]  # by encoder: float32 (m, k), on the CPU
+    indices: NDArray[np.int64]  # (m,), which pictures of the set
+    labels: Tensor | None  # int64 (m,)
+    unreadable: list[tuple[str, str]]  # where, why
+
+
+class RawPixels(nn.Module):
+    """The baseline: pictures (n, c, s, s) as vectors, averaged down to at most 32 pixels a side."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, c, s, s) to (n, c · side · side)."""
+        return F.adaptive_avg_pool2d(x, min(x.shape[-1], RAW_PIXELS_SIDE)).flatten(1)
+
+
+@torch.no_grad()
+def extract(
+    encoders: Mapping[str, nn.Module],
+    source: Source,
+    data: DataConfig,
+    *,
+    device: torch.device,
+    on_progress: Callable[[int, int], None],
+) -> Features:
+    """Runs encoders in evaluation mode over the central squares of a set of pictures.
+
+    Args:
+        encoders: by name, images (n, c, s, s) to features (n, k).
+        source: the pictures; unreadable ones are left out and listed.
+        data: size, central part and normalisation.
+        device: where to compute.
+        on_progress: called with (pictures done, pictures in all).
+
+    Raises:
+        DataError: none of the pictures can be read.
+        ConfigError: the pictures do not have the channels that the encoders take.
+    """
+    if source.channels != len(data.mean):
+        raise ConfigError(
+            f"the pictures of {source.name!r} have {source.channels} channels, the encoder was trained on {len(data.mean)}."
+        )
+    for encoder in encoders.values():
+        encoder.eval().to(device)
+    parts: dict[str, list[Tensor]] = {name: [] for name in encoders}
+    indices, unreadable = [], []
+    seen = 0
+    for chosen, pixels, problems in evaluation_batches(source, data, device=device):
+        seen += len(chosen) + len(problems)
+        unreadable += problems
+        on_progress(seen, len(source))
+        if len(chosen):
+            indices.append(chosen)
+            pixels = normalise(pixels, data.mean, data.std)
+            for name, encoder in encoders.items():
+                parts[name].append(encoder(pixels).float().cpu())
+    if not indices:
+        raise DataError(f"none of the {len(source)} pictures of {source.name!r} can be read.")
+    found = np.concatenate(indices)
+    labels = None if source.labels is None else torch.from_numpy(source.labels[found])
+    return Features({name: torch.cat(rows) for name, rows in parts.items()}, found, labels, unreadable)
+
+
+def write_features(
+    run: Path,
+    source: Source,
+    target: Path,
+    *,
+    weights: Weights,
+    device: torch.device,
+    on_progress: Callable[[int, int], None],
+) -> Features:
+    """Writes the features of a run's encoder to an .npz file: ``features``, ``where``, and ``labels`` and ``classes``.
+
+    Raises:
+        RunFolderError: the file cannot be written.
+        ConfigError: the pictures do not have the channels that the encoder takes.
+    """
+    config = record.read_config(run)
+    encoder = {"encoder": load_encoder(run, weights=weights)}
+    features = extract(encoder, source, config.data, device=device, on_progress=on_progress)
+    arrays: dict[str, NDArray[Any]] = {
+        "features": features.vectors["encoder"].numpy(),
+        "where": np.array([source.where(int(i)) for i in features.indices], dtype=np.str_),
+    }
+    if features.labels is not None:
+        arrays |= {"labels": features.labels.numpy(), "classes": np.array(source.classes, dtype=np.str_)}
+    record.write_atomically(target, lambda file: np.savez(file, **arrays))
+    return features

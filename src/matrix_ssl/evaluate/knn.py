@@ -1,0 +1,113 @@
+"""Weighted nearest-neighbour classification and the exact search behind it.
+
+Wu, Xiong, Yu and Lin, "Unsupervised feature learning via non-parametric instance discrimination", CVPR 2018, section
+3.4: the k training pictures of highest cosine similarity vote for their label with the weight exp(similarity / T).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from matrix_ssl.errors import ConfigError, DataError
+from matrix_ssl.evaluate.inputs import ROWS, check_features, check_labelled, check_same_width
+
+_LOW = 0xFFFFFFFF  # the 32 low bits of a key
+_PAIRS = 2**18  # pairs of neighbours compared at a time: 2 MiB of float64, which stays in a cache
+
+
+def knn_predict(
+    train: Tensor, train_labels: Tensor, test: Tensor, *, k: int, temperature: float = 0.07, chunk: int = 2048
+) -> Tensor:
+    """Labels of ``test`` by the weighted vote of the ``k`` nearest training pictures.
+
+    Labels that gather equal votes are decided for the one with the nearer picture. A vector of zeros has similarity 0
+    with everything.
+
+    Args:
+        train: (n, d), any floating-point type. Need not be normalised.
+        train_labels: whole numbers (n,), not necessarily contiguous.
+        test: (m, d).
+        temperature: T > 0; the smaller, the more the nearest ones count.
+        chunk: as in ``nearest``.
+
+    Returns:
+        int64 (m,) on the device of ``test``.
+
+    Raises:
+        ConfigError: ``k`` or ``temperature`` is not positive.
+        DataError: fewer than ``k`` training pictures, or features or labels that cannot be used.
+    """
+    if temperature <= 0:
+        raise ConfigError(f"kNN temperature {temperature}: expected a positive number, for example 0.07.")
+    check_labelled(train, train_labels, "training features")
+    indices, similarities = nearest(train, test, k=k, chunk=chunk)
+    labels = train_labels.to(indices.device, torch.int64)[indices]
+    nearness = (similarities.double() - similarities[:, :1].double()) / temperature
+    weights = nearness.exp()  # relative to the nearest, so that it neither overflows nor vanishes for all
+    rows = max(1, _PAIRS // (k * k))  # the comparison in _vote is (rows, k, k)
+    parts = zip(labels.split(rows), weights.split(rows), strict=True)
+    return torch.cat([_vote(*part) for part in parts])
+
+
+@torch.no_grad()
+def nearest(train: Tensor, test: Tensor, *, k: int, chunk: int = 2048) -> tuple[Tensor, Tensor]:
+    """The ``k`` rows of ``train`` with the highest cosine similarity to each row of ``test``, by exhaustive search.
+
+    Similarities are float32; of equal ones the lower index comes first, whatever the chunks and the device. Needs a
+    device with float64 (not MPS), where both matrices are.
+
+    Args:
+        train: (n, d), n < 2**32.
+        test: (m, d).
+        chunk: rows of either matrix that are compared at a time; temporaries are about 24 * chunk**2 bytes, and what
+            stays beside the features is float32 (m, d) and two int64 (m, k).
+
+    Returns:
+        Indices int64 (m, k) into ``train`` and similarities float32 (m, k) in [-1, 1], most similar first.
+
+    Raises:
+        ConfigError: ``k`` is not positive.
+        DataError: fewer than ``k`` rows in ``train``, or features that cannot be used.
+    """
+    if k < 1:
+        raise ConfigError(f"k={k}: expected at least 1 neighbour.")
+    check_features(train, "training features")
+    check_features(test, "test features")
+    check_same_width(train, test)
+    if k > len(train):
+        raise DataError(f"k={k} neighbours need {k} pictures to choose from, there are {len(train)}: lower k.")
+    queries = torch.cat([_normalise(part) for part in test.split(ROWS)]).split(chunk)
+    best = [torch.empty(len(part), 0, dtype=torch.int64, device=test.device) for part in queries]
+    for start in range(0, len(train), chunk):
+        rows = _normalise(train[start : start + chunk])
+        for i, part in enumerate(queries):
+            keys = torch.cat([best[i], _keys(part @ rows.T, start)], dim=1)
+            best[i] = keys.topk(min(k, keys.shape[1]), dim=1).values
+    return _open_keys(torch.cat(best))
+
+
+def _normalise(features: Tensor) -> Tensor:
+    # Squares of float32 can overflow; those of float64 cannot.
+    return F.normalize(features.double(), dim=1).float()
+
+
+def _keys(similarities: Tensor, start: int) -> Tensor:
+    """One int64 a pair, ordered first by similarity, then by falling index, so that ``topk`` has no ties to break."""
+    bits = (similarities + 0.0).view(torch.int32)  # -0.0 + 0.0 = 0.0: the two zeros tie
+    ordered = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long()  # IEEE 754 bits that compare as the numbers do
+    indices = torch.arange(start, start + similarities.shape[1], device=similarities.device)
+    return (ordered << 32) | (_LOW - indices)
+
+
+def _open_keys(keys: Tensor) -> tuple[Tensor, Tensor]:
+    ordered = (keys >> 32).int()
+    similarities = (ordered ^ ((ordered >> 31) & 0x7FFFFFFF)).view(torch.float32)
+    return _LOW - (keys & _LOW), similarities.clamp(-1.0, 1.0)
+
+
+def _vote(labels: Tensor, weights: Tensor) -> Tensor:
+    """(m, k) labels and weights, nearest first -> (m,). Summed over pairs of neighbours: no list of classes needed."""
+    same = labels[:, :, None] == labels[:, None, :]
+    votes = (same * weights[:, None, :]).sum(dim=2)
+    winner = votes.argmax(dim=1, keepdim=True)  # the first of equal maxima, that is the nearest
+    return labels.gather(1, winner).squeeze(1)

@@ -1,0 +1,170 @@
+"""Multinomial logistic regression on frozen features, solved to convergence.
+
+A convex problem with one solution: no learning rate, no epochs and no random numbers to tune, so that two encoders
+differ by their features only.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from matrix_ssl.errors import ConfigError, DataError
+from matrix_ssl.evaluate.inputs import ROWS, check_features, check_labelled
+
+_FLOAT64_NUMBERS = 2**22  # problems up to this size (32 MiB) are solved in float64, larger ones in float32
+_TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-6}  # largest entry of the gradient of the mean objective
+
+
+class Scale(NamedTuple):
+    """Mean and standard deviation of every feature, float64 (d,)."""
+
+    mean: Tensor
+    std: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class LogisticRegression:
+    """A fitted classifier: scores = weight @ ((x - mean) / std) + bias."""
+
+    weight: Tensor  # (classes, d)
+    bias: Tensor  # (classes,); minus infinity for a class without training pictures
+    mean: Tensor  # (d,)
+    std: Tensor  # (d,)
+    iterations: int
+    converged: bool  # false: the gradient was still too large when the search stopped
+
+    @torch.no_grad()
+    def scores(self, features: Tensor) -> Tensor:
+        """Log-odds up to a constant a row: (n, d) -> (n, classes). A softmax makes them probabilities.
+
+        Raises:
+            DataError: features of another width, or that are empty or not finite.
+        """
+        check_features(features, "features to classify")
+        if features.shape[1] != len(self.mean):
+            raise DataError(f"the classifier was fitted on {len(self.mean)} features, got {features.shape[1]}.")
+        return torch.cat([self._scores(part) for part in features.split(ROWS)])
+
+    def predict(self, features: Tensor) -> Tensor:
+        """The label of the highest score, int64 (n,); the lowest label of equal ones. Raises as ``scores``."""
+        return self.scores(features).argmax(dim=1)
+
+    def _scores(self, features: Tensor) -> Tensor:
+        scaled = features.to(self.weight.dtype, copy=True).sub_(self.mean).div_(self.std)
+        return torch.addmm(self.bias, scaled, self.weight.T)
+
+
+@torch.no_grad()
+def scale_of(features: Tensor) -> Scale:
+    """Mean and standard deviation (of a population) of the columns of (n, d), accumulated in float64.
+
+    A constant feature gets the scale 1. Constant means a variance within the rounding error of its computation, the
+    bound of Chan, Golub and LeVeque (1983) that scikit-learn's ``StandardScaler`` uses.
+    """
+    n, eps = len(features), torch.finfo(torch.float64).eps
+    parts = features.split(ROWS)
+    mean = torch.stack([part.sum(dim=0, dtype=torch.float64) for part in parts]).sum(dim=0) / n
+    variance = torch.stack([(part.double() - mean).square_().sum(dim=0) for part in parts]).sum(dim=0) / n
+    constant = variance <= n * eps * variance + (n * mean * eps) ** 2
+    return Scale(mean, variance.sqrt().masked_fill(constant, 1.0))
+
+
+@torch.no_grad()
+def fit_logistic_regression(
+    features: Tensor,
+    labels: Tensor,
+    *,
+    classes: int,
+    l2: float = 1.0,
+    scale: Scale | None = None,
+    max_iterations: int = 1000,
+) -> LogisticRegression:
+    """Minimises sum of cross-entropies + l2 / 2 * ||W||^2 over the weights W of standardised features and the biases.
+
+    The biases carry no penalty; scikit-learn's C is 1 / l2 (with two classes scikit-learn has one weight vector, not
+    two, and its penalty counts twice as much). Full-batch L-BFGS (Liu and Nocedal, 1989) with a strong Wolfe search,
+    until no entry of the gradient of the objective over n is larger than 1e-8 in float64, used for min(n * d, n * n)
+    up to 2**22, or 1e-6 in float32, used above. Beside the features it needs one standardised copy of them. Needs a
+    device with float64 (not MPS).
+
+    Args:
+        features: (n, d), any floating-point type.
+        labels: whole numbers (n,) in [0, classes). A class without pictures is never predicted.
+        scale: mean and standard deviation to standardise with; those of ``features`` when absent.
+
+    Raises:
+        ConfigError: ``l2`` is not positive.
+        DataError: features or labels that cannot be used, or fewer than two classes among the labels.
+    """
+    if l2 <= 0:
+        raise ConfigError(f"l2={l2}: expected a positive penalty, for example 1.0; without one no solution need exist.")
+    check_labelled(features, labels, "training features")
+    if int(labels.max()) >= classes:
+        raise DataError(f"training features: label {int(labels.max())}, but there are {classes} classes from 0.")
+    present, targets = labels.to(features.device).unique(return_inverse=True)
+    if len(present) < 2:
+        raise DataError(f"every training picture has the label {int(present)}: a classifier needs two classes.")
+    scale = scale_of(features) if scale is None else scale
+    dtype = torch.float64 if min(features.numel(), len(features) ** 2) <= _FLOAT64_NUMBERS else torch.float32
+    mean, std = scale.mean.to(features.device, dtype), scale.std.to(features.device, dtype)
+    scaled = features.to(dtype, copy=True).sub_(mean).div_(std)
+    fitted, iterations, converged = _fit(scaled, targets, l2=l2, max_iterations=max_iterations)
+    weight = fitted.new_zeros(classes, features.shape[1])
+    bias = fitted.new_full((classes,), -torch.inf)  # the limit of its bias, which would never be reached by steps
+    weight[present], bias[present] = fitted[:, :-1], fitted[:, -1]
+    return LogisticRegression(weight, bias, mean, std, iterations, converged)
+
+
+def _fit(x: Tensor, targets: Tensor, *, l2: float, max_iterations: int) -> tuple[Tensor, int, bool]:
+    """Weights and, in the last column, biases (classes, d + 1) for the features ``x`` as they are."""
+    if len(x) >= x.shape[1]:
+        return _minimise(x, targets, l2=l2, max_iterations=max_iterations)
+    # Fewer pictures than features: the gradient of W lies in the span of the pictures, and so does the solution. In an
+    # orthonormal basis of the span (x = r^T q^T, W = v q^T) the scores and ||W|| = ||v|| are unchanged.
+    q, r = torch.linalg.qr(x.T)
+    fitted, iterations, converged = _minimise(r.T.contiguous(), targets, l2=l2, max_iterations=max_iterations)
+    return torch.cat([fitted[:, :-1] @ q.T, fitted[:, -1:]], dim=1), iterations, converged
+
+
+def _minimise(x: Tensor, targets: Tensor, *, l2: float, max_iterations: int) -> tuple[Tensor, int, bool]:
+    parameters = x.new_zeros(int(targets.max()) + 1, x.shape[1] + 1)
+    gradient = parameters.grad = torch.empty_like(parameters)
+    optimizer = torch.optim.LBFGS(
+        [parameters],
+        max_iter=max_iterations,
+        max_eval=2 * max_iterations,
+        tolerance_grad=_TOLERANCE[x.dtype],
+        tolerance_change=0.0,  # only the gradient tells how far the solution is
+        history_size=20,
+        line_search_fn="strong_wolfe",
+    )
+
+    def objective() -> float:
+        value, slope = _objective(parameters, x, targets, l2=l2)
+        gradient.copy_(slope)
+        return value
+
+    optimizer.step(objective)
+    objective()  # the gradient at the point that was kept, not at the last one that was tried
+    converged = bool(gradient.abs().max() <= _TOLERANCE[x.dtype])
+    return parameters, int(optimizer.state[parameters]["n_iter"]), converged
+
+
+def _objective(parameters: Tensor, x: Tensor, targets: Tensor, *, l2: float) -> tuple[float, Tensor]:
+    """The objective divided by n, and its gradient; by rows, so that the scores of all pictures need not fit."""
+    weight, bias = parameters[:, :-1], parameters[:, -1]
+    gradient = torch.zeros_like(parameters)
+    gradient[:, :-1] = l2 * weight
+    value = l2 / 2 * weight.double().square().sum()
+    for rows, labels in zip(x.split(ROWS), targets.split(ROWS), strict=True):
+        log_probability = F.log_softmax(torch.addmm(bias, rows, weight.T), dim=1)
+        picked = labels[:, None]
+        value -= log_probability.gather(1, picked).sum(dtype=torch.float64)
+        error = log_probability.exp_()  # becomes the probabilities less the one-hot labels
+        error.scatter_(1, picked, error.gather(1, picked) - 1)
+        gradient[:, :-1].addmm_(error.T, rows)
+        gradient[:, -1] += error.sum(dim=0)
+    return float(value) / len(x), gradient / len(x)

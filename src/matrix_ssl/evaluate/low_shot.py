@@ -1,0 +1,88 @@
+"""Accuracy with a handful of labels: a linear probe on 1, 5 or 10 labelled pictures a class, averaged over draws."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from matrix_ssl.errors import ConfigError, DataError
+from matrix_ssl.evaluate.accuracy import accuracy
+from matrix_ssl.evaluate.inputs import check_labelled, check_same_width
+from matrix_ssl.evaluate.linear import fit_logistic_regression, scale_of
+from matrix_ssl.randomness import permutation
+
+_STREAM = 0x10057  # a coordinate that keeps these draws apart from the order of the samples and from the views
+
+
+def low_shot(
+    train: Tensor,
+    train_labels: Tensor,
+    test: Tensor,
+    test_labels: Tensor,
+    *,
+    shots: int,
+    draws: int = 10,
+    seed: int = 0,
+    l2: float = 1.0,
+) -> Tensor:
+    """Test accuracies of logistic regressions fitted on ``shots`` labelled training pictures of every class.
+
+    The features are standardised with the mean and standard deviation of the whole of ``train``, without its labels:
+    the pictures were all there during pre-training, and the spread of a few of them is a poor estimate.
+
+    Args:
+        train: (n, d); ``train_labels`` (n,), whole numbers from 0; ``test`` (m, d); ``test_labels`` (m,).
+        draws: how many times other pictures are drawn; see ``draw_labelled``.
+        l2: penalty; see ``fit_logistic_regression``.
+
+    Returns:
+        float64 (draws,), in [0, 1], on the CPU. The same entry of two encoders comes from the same pictures, so that
+        their difference may be tested in pairs.
+
+    Raises:
+        ConfigError: ``shots``, ``draws`` or ``l2`` is not positive.
+        DataError: a class has fewer than ``shots`` pictures, or features or labels that cannot be used.
+    """
+    if draws < 1:
+        raise ConfigError(f"draws={draws}: expected at least 1.")
+    check_labelled(train, train_labels, "training features")
+    check_labelled(test, test_labels, "test features")
+    check_same_width(train, test)
+    scale = scale_of(train)
+    classes = int(train_labels.max()) + 1
+    test_labels = test_labels.to(test.device)
+    results = []
+    for draw in range(draws):
+        chosen = draw_labelled(train_labels, shots=shots, draw=draw, seed=seed)
+        few, labels = train[chosen.to(train.device)], train_labels[chosen.to(train_labels.device)]
+        probe = fit_logistic_regression(few, labels, classes=classes, l2=l2, scale=scale)
+        results.append(accuracy(probe.predict(test), test_labels))
+    return torch.tensor(results, dtype=torch.float64)
+
+
+def draw_labelled(labels: Tensor, *, shots: int, draw: int, seed: int) -> Tensor:
+    """Indices of ``shots`` pictures of every class that occurs in ``labels``, without replacement.
+
+    A pure function of its arguments, whatever the encoder and the device. Draw number 3 of 5 shots contains draw
+    number 3 of 1 shot.
+
+    Returns:
+        int64 (classes * shots,) on the CPU, class by class.
+
+    Raises:
+        ConfigError: ``shots`` is not positive.
+        DataError: a class has fewer than ``shots`` pictures.
+    """
+    if shots < 1:
+        raise ConfigError(f"shots={shots}: expected at least 1 labelled picture a class.")
+    order = permutation(len(labels), seed, _STREAM, draw)
+    shuffled = labels.cpu().numpy()[order]
+    chosen = []
+    for label in np.unique(shuffled):
+        members = order[shuffled == label]
+        if len(members) < shots:
+            raise DataError(
+                f"class {label} has {len(members)} labelled training pictures, fewer than the {shots} shots a class: "
+                "lower the shots or label more."
+            )
+        chosen.append(members[:shots])
+    return torch.from_numpy(np.concatenate(chosen))

@@ -1,0 +1,62 @@
+"""Self-supervised methods, one file each. A file here, or anywhere given by its path, needs no registration."""
+
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from matrix_ssl.config import check_type
+from matrix_ssl.errors import ConfigError, did_you_mean
+from matrix_ssl.methods._base import Method, StepOutput
+
+__all__ = ["Method", "StepOutput", "complete_options", "find_method", "list_methods"]
+
+
+def list_methods() -> list[str]:
+    """Names of the methods of this package."""
+    return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
+
+
+def find_method(name: str) -> type[Method]:
+    """The method class of a module of this package, or of a Python file given by its path.
+
+    Raises:
+        ConfigError: there is no such method, or the file does not define exactly one.
+    """
+    if name.endswith(".py"):
+        if not Path(name).is_file():
+            raise ConfigError(f"method.name={name!r}: there is no such file.")
+        spec = importlib.util.spec_from_file_location(Path(name).stem, name)
+        assert spec is not None and spec.loader is not None  # a .py file has a loader
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    elif name in list_methods():
+        module = importlib.import_module(f"{__name__}.{name}")
+    else:
+        raise ConfigError(f"method.name={name!r} is not a method.{did_you_mean(name, list_methods())}")
+    found = [
+        value
+        for value in vars(module).values()
+        if inspect.isclass(value) and issubclass(value, Method) and value.__module__ == module.__name__
+    ]
+    if len(found) != 1:
+        raise ConfigError(f"method.name={name!r}: expected one subclass of Method in the file, found {len(found)}.")
+    return found[0]
+
+
+def complete_options(method: type[Method], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Every keyword of a method's constructor with its value: the given one, checked, or the default.
+
+    Raises:
+        ConfigError: an option is unknown or has the wrong type.
+    """
+    parameters = inspect.signature(method.__init__).parameters.values()
+    keywords = {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+    hints = get_type_hints(method.__init__)
+    unknown = [name for name in options if name not in keywords]
+    if unknown:
+        raise ConfigError(f"unknown setting 'method.{unknown[0]}'.{did_you_mean(unknown[0], keywords)}")
+    return {k: check_type(options[k], hints[k], f"method.{k}") if k in options else v for k, v in keywords.items()}

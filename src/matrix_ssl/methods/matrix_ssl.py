@@ -1,0 +1,101 @@
+"""Matrix-SSL: matrix uniformity plus matrix alignment between a student and its moving-average teacher.
+
+A student (encoder, projector, predictor) sees both views; a teacher (encoder, projector), the exponential moving average
+of the student, gives the targets. The loss asks that the cross-covariance of the two be as uniform as the identity, and
+that the covariance of the student match that of the teacher:
+
+    loss = ½ Σ over (p2, z1), (p1, z2) of   -λ tr log(C(p, z) + μI) - γ tr[(C(p, p) + μI) log(C(z, z) + μI)]
+
+The formula and its reading as matrix cross-entropy: ``matrix_ssl.losses``.
+
+Two things differ from the published code. Its logarithm is a Taylor series, ours is exact by default. And its teacher's
+BatchNorm buffers are those of the initial copy moved by the teacher's own batches, never averaged; here they follow the
+student by the same moving average as the weights, so that the teacher can be evaluated and exported.
+
+Reference: Zhang, Tan, Yang, Huang and Yuan, "Matrix Information Theory for Self-Supervised Learning", ICML 2024.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from matrix_ssl import networks
+from matrix_ssl.distributed import gather
+from matrix_ssl.losses import matrix_ssl_terms
+from matrix_ssl.methods._base import Method, StepOutput
+from matrix_ssl.momentum import cosine_momentum, make_teacher, update_teacher
+
+
+class MatrixSSL(Method):
+    """See the module.
+
+    Args:
+        encoder: images to features (n, feature_dim).
+        feature_dim: width of the features.
+        hidden_dim: width of the projector's two hidden layers.
+        output_dim: d, width of the outputs; the predictor's hidden layer has a quarter of it.
+        ridge, uniformity_weight, alignment_weight, logarithm, order: see ``matrix_ssl.losses.matrix_ssl_loss``.
+        teacher_momentum: at the start; it rises to 1 on a cosine.
+    """
+
+    counters = ("negative_determinants",)
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        feature_dim: int,
+        *,
+        hidden_dim: int = 2048,
+        output_dim: int = 2048,
+        ridge: float = 0.1,
+        uniformity_weight: float = 0.1,
+        alignment_weight: float = 1.0,
+        logarithm: Literal["exact", "taylor"] = "exact",
+        order: int = 4,
+        teacher_momentum: float = 0.996,
+    ):
+        super().__init__()
+        self.encoder = encoder
+        self.projector = networks.projector(feature_dim, hidden_dim, output_dim)
+        self.predictor = networks.predictor(output_dim, max(1, output_dim // 4))
+        self.teacher = make_teacher(nn.ModuleDict({"encoder": self.encoder, "projector": self.projector}))
+        self.ridge = ridge
+        self.uniformity_weight = uniformity_weight
+        self.alignment_weight = alignment_weight
+        self.logarithm: Literal["exact", "taylor"] = logarithm
+        self.order = order
+        self.teacher_momentum = teacher_momentum
+
+    def forward(self, view1: Tensor, view2: Tensor) -> StepOutput:
+        """Loss of a batch from its two views, each (n_local, c, h, w)."""
+        f1, f2 = self.encoder(view1), self.encoder(view2)
+        z1, z2 = (gather(self.predictor(self.projector(f))) for f in (f1, f2))
+        with torch.no_grad():
+            p1, p2 = (gather(self._teach(view)) for view in (view1, view2))
+        terms = matrix_ssl_terms(
+            z1, z2, p1, p2,
+            ridge=self.ridge,
+            uniformity_weight=self.uniformity_weight,
+            logarithm=self.logarithm,
+            order=self.order,
+        )  # fmt: skip
+        loss = terms.uniformity + self.alignment_weight * terms.alignment
+        named = {name: value.detach() for name, value in terms._asdict().items()}
+        return StepOutput(loss, named, f1.detach(), z1.detach(), p2)
+
+    def after_step(self, progress: float) -> None:
+        """Moves the teacher."""
+        student = nn.ModuleDict({"encoder": self.encoder, "projector": self.projector})
+        update_teacher(self.teacher, student, self.schedule(progress)["teacher_momentum"])
+
+    def schedule(self, progress: float) -> dict[str, float]:
+        """The teacher's momentum."""
+        return {"teacher_momentum": cosine_momentum(progress, self.teacher_momentum)}
+
+    def teacher_encoder(self) -> nn.Module:
+        """The teacher's encoder."""
+        return self.teacher["encoder"]
+
+    def _teach(self, view: Tensor) -> Tensor:
+        return self.teacher["projector"](self.teacher["encoder"](view))

@@ -1,0 +1,48 @@
+"""The teacher: an exponential moving average of a student network, and the schedule of its momentum."""
+
+import copy
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+def make_teacher(student: nn.Module) -> nn.Module:
+    """A copy that takes no gradient and whose BatchNorm buffers only ``update_teacher`` moves.
+
+    The teacher's forward runs in training mode, on batch statistics. Left alone that would also move its running
+    statistics; momentum zero in its BatchNorm layers leaves them to the moving average.
+    """
+    teacher = copy.deepcopy(student).requires_grad_(False)
+    for module in teacher.modules():
+        if isinstance(module, _BatchNorm):
+            module.momentum = 0.0
+    return teacher
+
+
+@torch.no_grad()
+def update_teacher(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
+    """teacher ← momentum · teacher + (1 - momentum) · student.
+
+    Floating-point buffers follow by the same average, so that the teacher can be evaluated with its own running
+    statistics; integer counters are copied. Both modules must have the same structure.
+    """
+    averaged: tuple[list[Tensor], list[Tensor]] = ([], [])
+    targets = [*teacher.parameters(), *teacher.buffers()]
+    sources = [*student.parameters(), *student.buffers()]
+    for target, source in zip(targets, sources, strict=True):
+        if target.is_floating_point():
+            averaged[0].append(target)
+            averaged[1].append(source)
+        else:
+            target.copy_(source)
+    torch._foreach_lerp_(*averaged, weight=1 - momentum)
+
+
+def cosine_momentum(progress: float, start: float) -> float:
+    """Momentum that rises from ``start`` at progress 0 to 1 at progress 1 on half a cosine.
+
+    Reference: Grill et al., "Bootstrap your own latent", NeurIPS 2020, section 3.2.
+    """
+    return 1 - (1 - start) * (math.cos(math.pi * progress) + 1) / 2

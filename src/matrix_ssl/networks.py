@@ -1,0 +1,228 @@
+"""Encoders, projector, predictor, and BatchNorm that sees the whole batch of several processes."""
+
+import warnings
+from typing import Literal
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from matrix_ssl import distributed
+from matrix_ssl.errors import ConfigError, MissingExtra, did_you_mean
+
+SMALL_IMAGE = 64  # up to this side, in pixels, stem "auto" keeps the resolution
+TINY_RESNET = "tiny_resnet"
+
+
+def build_encoder(
+    name: str, *, channels: int, image_size: int, stem: Literal["auto", "standard", "small"] = "auto", width: int = 32
+) -> tuple[nn.Module, int]:
+    """Builds an encoder without its classifier.
+
+    Args:
+        name: ``"tiny_resnet"``; a classification architecture of torchvision, such as ``"resnet50"``; or ``"timm/NAME"``.
+        channels: 1 or 3.
+        image_size: side of the square input, in pixels.
+        stem: torchvision ResNets only. ``"small"`` replaces the 7x7 stride-2 convolution by a 3x3 one and drops the
+            max-pooling, ``"auto"`` does so for images of at most 64 pixels.
+        width: channels of the first stage of ``tiny_resnet``.
+
+    Returns:
+        The module, from images (n, channels, image_size, image_size) to features (n, k), and k.
+
+    Raises:
+        ConfigError: the architecture is unknown or does not accept such images.
+        MissingExtra: a timm architecture without timm.
+    """
+    if name == TINY_RESNET:
+        encoder: nn.Module = TinyResNet(channels=channels, image_size=image_size, width=width)
+    elif name.startswith("timm/"):
+        encoder = _timm_encoder(name.removeprefix("timm/"), channels, image_size)
+    else:
+        encoder = _torchvision_encoder(name, image_size, stem)
+        if channels != 3:
+            raise ConfigError(
+                f"network.encoder={name!r} takes colour pictures, the data has {channels} channel: "
+                f"use --set network.encoder={TINY_RESNET}."
+            )
+    return encoder, _feature_dim(encoder, name, channels, image_size)
+
+
+class TinyResNet(nn.Module):
+    """A small pre-activation-free residual network: 3x3 stem, one basic block a stage, global average pooling.
+
+    Stages halve the resolution and double the channels until 4 pixels are left, four stages at most.
+    """
+
+    def __init__(self, *, channels: int, image_size: int, width: int):
+        super().__init__()
+        stages = max(1, min(4, (image_size // 4).bit_length()))
+        self.stem = nn.Sequential(
+            nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
+        )
+        widths = [width * 2**i for i in range(stages)]
+        self.blocks = nn.Sequential(
+            *(BasicBlock(a, b, stride=1 if i == 0 else 2) for i, (a, b) in enumerate(zip([width, *widths], widths)))
+        )
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (n, channels, h, w) to features (n, k)."""
+        return self.blocks(self.stem(x)).mean((2, 3))
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions beside an identity, or a 1x1 convolution where the shape changes (He et al., CVPR 2016)."""
+
+    def __init__(self, channels_in: int, channels_out: int, *, stride: int):
+        super().__init__()
+        self.residual = nn.Sequential(
+            nn.Conv2d(channels_in, channels_out, 3, stride=stride, padding=1, bias=False),
+            nn.BatchNorm2d(channels_out),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=False),
+            nn.BatchNorm2d(channels_out),
+        )
+        self.shortcut: nn.Module = nn.Identity()
+        if stride > 1 or channels_in != channels_out:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(channels_in, channels_out, 1, stride=stride, bias=False), nn.BatchNorm2d(channels_out)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, channels_in, h, w) to (n, channels_out, h / stride, w / stride)."""
+        return torch.relu(self.shortcut(x) + self.residual(x))
+
+
+def projector(dim_in: int, hidden: int, dim_out: int) -> nn.Sequential:
+    """Three linear layers with BatchNorm, the last without affine parameters (n, dim_in) -> (n, dim_out)."""
+    return nn.Sequential(
+        nn.Linear(dim_in, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True),
+        nn.Linear(hidden, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True),
+        nn.Linear(hidden, dim_out, bias=False), nn.BatchNorm1d(dim_out, affine=False),
+    )  # fmt: skip
+
+
+def predictor(dim: int, hidden: int) -> nn.Sequential:
+    """Two linear layers with a narrow BatchNorm layer between them, (n, dim) -> (n, dim)."""
+    return nn.Sequential(
+        nn.Linear(dim, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True), nn.Linear(hidden, dim)
+    )
+
+
+def synchronise_batch_norm(module: nn.Module, device_type: str) -> nn.Module:
+    """Makes every BatchNorm use the statistics of the batch over all processes; unchanged in a single process.
+
+    PyTorch's own SyncBatchNorm serves on CUDA; it refuses the CPU, where ``SynchronisedBatchNorm`` takes its place.
+    Names and values of parameters and buffers stay as they are.
+    """
+    if distributed.world_size() == 1:
+        return module
+    if device_type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(module)
+    if isinstance(module, _BatchNorm):
+        return SynchronisedBatchNorm.like(module)
+    for name, child in module.named_children():
+        setattr(module, name, synchronise_batch_norm(child, device_type))
+    return module
+
+
+class SynchronisedBatchNorm(_BatchNorm):
+    """BatchNorm over (n, c) or (n, c, h, w) whose training statistics are those of all processes together."""
+
+    @classmethod
+    def like(cls, other: _BatchNorm) -> "SynchronisedBatchNorm":
+        """A layer that shares the parameters, buffers and settings of ``other``."""
+        new = cls(other.num_features, other.eps, other.momentum, other.affine, other.track_running_stats)
+        new._parameters, new._buffers, new.training = other._parameters, other._buffers, other.training
+        return new
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.ndim < 2:
+            raise ValueError(f"expected (n, c, ...), got shape {tuple(input.shape)}")
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalises; in eval mode exactly ``torch.nn.BatchNorm``."""
+        if not self.training:
+            return super().forward(input)
+        axes = [axis for axis in range(input.ndim) if axis != 1]
+        shape = [1, -1] + [1] * (input.ndim - 2)
+        count = input.numel() // input.shape[1] * distributed.world_size()
+        # two passes: the variance as a mean of squares about the mean loses no digits, E[x²] - E[x]² would
+        mean = distributed.all_reduce_sum(input.sum(axes)) / count
+        centred = input - mean.view(shape)
+        variance = distributed.all_reduce_sum(centred.square().sum(axes)) / count
+        self._follow(mean.detach(), variance.detach() * (count / max(count - 1, 1)))
+        output = centred * (variance + self.eps).rsqrt().view(shape)
+        if self.affine:
+            output = output * self.weight.view(shape) + self.bias.view(shape)
+        return output
+
+    @torch.no_grad()
+    def _follow(self, mean: Tensor, variance: Tensor) -> None:
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return
+        self.num_batches_tracked += 1
+        rate = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), rate)
+        self.running_var.lerp_(variance.to(self.running_var.dtype), rate)
+
+
+def _torchvision_encoder(name: str, image_size: int, stem: str) -> nn.Module:
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        raise ConfigError(
+            f"network.encoder={name!r} is not an architecture.{did_you_mean(name, [TINY_RESNET, *known])}"
+        )
+    sized = {"image_size": image_size} if name.startswith("vit_") else {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # googlenet and inception announce another initialisation
+        encoder = torchvision.models.get_model(name, weights=None, **sized)
+    if name.startswith(("resnet", "resnext", "wide_resnet")) and (
+        stem == "small" or (stem == "auto" and image_size <= SMALL_IMAGE)
+    ):
+        encoder.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+        nn.init.kaiming_normal_(encoder.conv1.weight, mode="fan_out", nonlinearity="relu")
+        encoder.maxpool = nn.Identity()
+    elif stem == "small":
+        raise ConfigError(f"network.stem='small' is for ResNets, not for {name!r}: use --set network.stem=standard.")
+    linear = [path for path, module in encoder.named_modules() if isinstance(module, nn.Linear)]
+    if not linear or hasattr(encoder, "aux_logits"):
+        raise ConfigError(f"network.encoder={name!r} has no single linear classifier to remove: choose another one.")
+    parent, _, last = linear[-1].rpartition(".")
+    setattr(encoder.get_submodule(parent), last, nn.Identity())
+    return encoder
+
+
+def _timm_encoder(name: str, channels: int, image_size: int) -> nn.Module:
+    try:
+        import timm
+    except ImportError:
+        raise MissingExtra("timm", "timm") from None
+    if not timm.is_model(name):
+        raise ConfigError(
+            f"network.encoder='timm/{name}' is not an architecture.{did_you_mean(name, timm.list_models())}"
+        )
+    try:
+        return timm.create_model(name, pretrained=False, num_classes=0, in_chans=channels, img_size=image_size)
+    except TypeError:  # convolutional architectures take any size and refuse the argument
+        return timm.create_model(name, pretrained=False, num_classes=0, in_chans=channels)
+
+
+def _feature_dim(encoder: nn.Module, name: str, channels: int, image_size: int) -> int:
+    was_training = encoder.training
+    try:
+        with torch.no_grad():
+            features = encoder.eval()(torch.zeros(2, channels, image_size, image_size))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise ConfigError(
+            f"network.encoder={name!r} does not accept pictures of {image_size} pixels ({str(error).splitlines()[0]}): "
+            f"change --set data.image_size."
+        ) from error
+    encoder.train(was_training)
+    if features.ndim != 2:
+        raise ConfigError(f"network.encoder={name!r} gives features of shape {tuple(features.shape)}, expected (n, k).")
+    return features.shape[1]

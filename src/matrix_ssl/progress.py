@@ -1,0 +1,76 @@
+"""What a person sees while a run trains: a live bar on a terminal, plain lines elsewhere, nothing on other processes."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+_SECONDS_BETWEEN_LINES = 10.0
+_SHOWN = {"loss": "loss", "effective_rank": "rank"}
+
+
+class Display:
+    """Shows the progress of a run on standard error.
+
+    Args:
+        console: where to write; a terminal gets a live bar, anything else a line every ten seconds.
+        quiet: show nothing, for processes other than the first.
+    """
+
+    def __init__(self, console: Console | None = None, *, quiet: bool = False):
+        self._console = console or Console(file=sys.stderr, quiet=quiet, highlight=False)
+        self._bar: Progress | None = None
+        self._last = 0.0
+
+    def say(self, text: str) -> None:
+        """Prints a sentence above the bar."""
+        self._console.print(text, markup=False, soft_wrap=True)
+
+    @contextmanager
+    def training(self, *, done: int, total: int) -> Iterator["Display"]:
+        """Shows steps from ``done`` to ``total`` until the block ends."""
+        self._first, self._total, self._started, self._last = done, total, time.monotonic(), 0.0
+        self._text = ""
+        if self._console.is_terminal and not self._console.quiet:
+            columns = (
+                TextColumn("step"), MofNCompleteColumn(), BarColumn(bar_width=24), TextColumn("{task.fields[rate]}"),
+                TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[text]}"),
+            )  # fmt: skip
+            with Progress(*columns, console=self._console, transient=False) as self._bar:
+                self._task = self._bar.add_task("", total=total, completed=done, rate="", text="")
+                yield self
+            self._bar = None
+        else:
+            yield self
+
+    def step(self, done: int, images: int, line: dict[str, Any] | None, terms: tuple[str, ...]) -> None:
+        """Shows that ``done`` steps are complete.
+
+        Args:
+            images: pictures a step.
+            line: the newest line of metrics, when there is a new one.
+            terms: names of the loss terms in it.
+        """
+        if line is not None:
+            names = {"loss": "loss"} | {t: t for t in terms} | {"effective_rank": "effective rank"}
+            self._text = "  ".join(f"{names[key]} {line[key]:.4g}" for key in names if line.get(key) is not None)
+        seconds = max(time.monotonic() - self._started, 1e-9)
+        rate = (done - self._first) / seconds
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, rate=f"{rate * images:,.0f} img/s", text=self._text)
+        elif seconds - self._last >= _SECONDS_BETWEEN_LINES or done == self._total:
+            self._last = seconds
+            left = (self._total - done) / rate if rate else float("inf")
+            self.say(f"step {done}/{self._total}  {rate * images:,.0f} img/s  {_clock(left)} left  {self._text}")
+
+
+def _clock(seconds: float) -> str:
+    if seconds == float("inf"):
+        return "?"
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -1,0 +1,24 @@
+"""Imagenette: ResNet-18 at 128 pixels, 200 epochs on one GPU.
+
+    matrix-ssl pretrain imagenette --data FOLDER
+
+FOLDER holds ``train/CLASS/*`` and ``val/CLASS/*``, or packed .npz files.
+"""
+
+from matrix_ssl.config import DataConfig, MethodConfig, NetworkConfig, OptimizerConfig, RunConfig
+from matrix_ssl.recipes._views import asymmetric_views
+
+
+def recipe() -> RunConfig:
+    view1, view2 = asymmetric_views()
+    return RunConfig(
+        recipe="imagenette",
+        data=DataConfig(source="imagenette128", image_size=128, crop_fraction=1.0),
+        view1=view1,
+        view2=view2,
+        network=NetworkConfig(encoder="resnet18", stem="standard"),
+        method=MethodConfig("matrix_ssl", {"hidden_dim": 1024, "output_dim": 512, "teacher_momentum": 0.99}),
+        optimizer=OptimizerConfig(learning_rate=0.3, warmup_epochs=5),
+        epochs=200,
+        batch_size=256,
+    )

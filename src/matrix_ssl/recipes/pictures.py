@@ -1,0 +1,22 @@
+"""Any folder of pictures: the default when no recipe is named.
+
+ResNet-18 at 96 pixels, small enough for one GPU in minutes and a CPU in hours; raise ``data.image_size`` and choose
+``network.encoder=resnet50`` where there is more. Views: the two asymmetric ones of MoCo v3 (Chen, Xie and He, ICCV 2021).
+"""
+
+from matrix_ssl.config import DataConfig, MethodConfig, OptimizerConfig, RunConfig
+from matrix_ssl.recipes._views import asymmetric_views
+
+
+def recipe() -> RunConfig:
+    view1, view2 = asymmetric_views()
+    return RunConfig(
+        recipe="pictures",
+        data=DataConfig(image_size=96),
+        view1=view1,
+        view2=view2,
+        method=MethodConfig("matrix_ssl", {"hidden_dim": 1024, "output_dim": 512, "teacher_momentum": 0.99}),
+        optimizer=OptimizerConfig(learning_rate=0.3, warmup_epochs=5),
+        epochs=100,
+        batch_size=256,
+    )

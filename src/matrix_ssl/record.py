@@ -1,0 +1,242 @@
+"""The run folder: configuration, environment, metrics and summary, written so that a kill at any moment loses nothing.
+
+Every whole file goes through ``write_atomically``. ``metrics.jsonl`` grows by one line a write; a resumed run first drops
+the lines behind its checkpoint, and a last line cut by a kill is ignored.
+"""
+
+import fcntl
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from matrix_ssl import config as configuration
+from matrix_ssl.config import RunConfig
+from matrix_ssl.errors import ConfigError, MissingExtra, RunFolderError
+
+CONFIG, ENVIRONMENT, METRICS, SUMMARY = "config.json", "environment.json", "metrics.jsonl", "summary.json"
+CHECKPOINTS, ENCODER, EVALUATION, SKIPPED = "checkpoints", "encoder.safetensors", "evaluation.npz", "skipped.jsonl"
+
+
+def write_atomically(path: Path, write: Callable[[IO[bytes]], None]) -> None:
+    """Writes a file completely or not at all: temporary file in the same folder, fsync, rename, fsync of the folder.
+
+    Args:
+        write: gets the open temporary file.
+
+    Raises:
+        RunFolderError: the disk is full, read-only or not permitted; nothing is left behind and an older file stays.
+    """
+    temporary = ""
+    try:
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        with os.fdopen(descriptor, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes it private
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except BaseException as error:
+        if temporary:
+            Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise cannot_write(path, error) from error
+        raise
+
+
+def cannot_write(path: Path, error: OSError) -> RunFolderError:
+    """The error for a file that could not be written."""
+    return RunFolderError(
+        f"cannot write {path}: {error.strerror or error}. Free the disk or choose another --run folder."
+    )
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON atomically, readable by a person."""
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    write_atomically(path, lambda file: file.write(text.encode()) and None)
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file of a run folder.
+
+    Raises:
+        RunFolderError: it is missing or damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RunFolderError(f"{path.parent} is not a run folder: it has no {path.name}.") from None
+    except (OSError, ValueError) as error:
+        raise RunFolderError(f"{path} cannot be read: {error}.") from error
+
+
+def read_config(run: Path) -> RunConfig:
+    """The configuration of a run folder.
+
+    Raises:
+        RunFolderError: the folder is not a run folder, or its ``config.json`` does not describe a run.
+    """
+    try:
+        return configuration.from_dict(read_json(run / CONFIG))
+    except ConfigError as error:
+        raise RunFolderError(f"{run / CONFIG} does not fit this version of matrix-ssl: {error}") from error
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a JSON-lines file, none if it does not exist; a last line cut by a kill is left out.
+
+    Raises:
+        RunFolderError: another line is damaged.
+    """
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    if lines and not lines[-1].endswith(b"\n"):
+        lines.pop()
+    try:
+        return [json.loads(line) for line in lines]
+    except ValueError as error:
+        raise RunFolderError(f"{path} is damaged: {error}.") from error
+
+
+class MetricsWriter:
+    """Appends to ``metrics.jsonl``, each line in one write, and to TensorBoard events if asked."""
+
+    def __init__(self, run: Path, *, after_step: int, events: Path | None = None):
+        """Keeps the lines up to ``after_step`` and drops the rest.
+
+        Raises:
+            MissingExtra: ``events`` is given and TensorBoard is not installed.
+        """
+        self.history = [line for line in read_lines(run / METRICS) if line["step"] <= after_step]
+        self._path = run / METRICS
+        text = "".join(_json_line(line) for line in self.history)
+        write_atomically(self._path, lambda file: file.write(text.encode()) and None)
+        self._events = None if events is None else _event_writer(events, after_step)
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Adds a line; numbers that are not finite become null."""
+        self.history.append(line)
+        append_line(self._path, line)
+        if self._events is not None:
+            for key, value in line.items():
+                if isinstance(value, (int, float)) and key != "step":
+                    self._events.add_scalar(key, value, line["step"])
+            self._events.flush()
+
+
+def _event_writer(folder: Path, after_step: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise MissingExtra("tensorboard", "tensorboard") from None
+    return SummaryWriter(folder, purge_step=after_step + 1)
+
+
+def append_line(path: Path, line: dict[str, Any]) -> None:
+    """Appends one JSON line in a single write, so that lines of several processes do not mix."""
+    try:
+        with path.open("ab", buffering=0) as file:
+            file.write(_json_line(line).encode())
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+@contextmanager
+def lock(run: Path) -> Iterator[None]:
+    """Holds a run folder against a second writer until the block ends or the process dies.
+
+    Raises:
+        RunFolderError: another process holds it, or the folder cannot be written.
+    """
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        file = (run / ".lock").open("w")
+    except OSError as error:
+        raise cannot_write(run, error) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RunFolderError(
+                f"{run} is being written by another process: wait for it or choose another --run."
+            ) from None
+        yield
+
+
+def set_aside(run: Path) -> Path | None:
+    """Renames an existing run folder to ``NAME.1``, ``NAME.2``, ... and returns the new path; None if there is none."""
+    if not run.exists() or not any(run.iterdir()):
+        return None
+    number = 1
+    while (target := run.with_name(f"{run.name}.{number}")).exists():
+        number += 1
+    run.rename(target)
+    return target
+
+
+def environment(*, device: str, device_name: str, threads: int, processes: int) -> dict[str, Any]:
+    """What a reader needs to judge a figure: versions, hardware, commit."""
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "torchvision", "numpy", "matrix-ssl")}
+    return {
+        "python": platform.python_version(),
+        **{name.replace("-", "_"): version for name, version in versions.items()},
+        "platform": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "device": device,
+        "device_name": device_name,
+        "threads": threads,
+        "processes": processes,
+        "commit": _commit(),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def _commit() -> str | None:
+    """Commit of the source tree this package runs from, marked when files differ; None for an installed package."""
+    here = Path(__file__).parent
+    try:
+        result = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
+            cwd=here, capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+        inside = subprocess.run(
+            ["git", "ls-files", "--error-unmatch", Path(__file__).name], cwd=here, capture_output=True, timeout=10
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return result.stdout.strip() if inside.returncode == 0 else None
+
+
+def _json_line(line: dict[str, Any]) -> str:
+    finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
+    return json.dumps(finite, allow_nan=False) + "\n"
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
