@@ -1,11 +1,11 @@
 """Random views of whole batches, with every picture's own randomness.
 
-All random numbers come from ``matrix_ssl.randomness`` at (seed, epoch, sample, view, purpose): a view does not depend on
-the batch it is computed in, on workers or on processes. They are drawn on the host, where the few numbers a picture needs
-cost nothing, so the pixel work runs on any device without a synchronisation.
+All random numbers come from ``matrix_ssl.randomness`` at (seed, epoch, sample, view, purpose): a view does not depend
+on the batch it is computed in, on workers or on processes. They are drawn on the host, where the few numbers a picture
+needs cost nothing, so the pixel work runs on any device without a synchronisation.
 
-Cropping with antialiased resizing, flipping and blurring are linear and separable: A_y X A_xᵀ with one small matrix a side
-for each picture, which is a batched matrix product. The filters are those of Pillow and torchvision.
+Cropping with antialiased resizing and blurring are linear and separable: A_y X A_xᵀ with one small matrix a side for
+each picture, which is a batched matrix product. The filters are those of Pillow and torchvision.
 """
 
 from dataclasses import dataclass
@@ -47,8 +47,8 @@ class Keys:
 def random_boxes(view: ViewConfig, keys: Keys, height: int, width: int) -> NDArray[np.int64]:
     """Crops (n, 4) as top, left, height, width in pixels, for pictures of one size.
 
-    Area and aspect ratio (log-uniform) are drawn until the crop fits, ten times at most, after which the largest central
-    crop of an allowed ratio is taken: the distribution of torchvision's ``RandomResizedCrop``.
+    Area and aspect ratio (log-uniform) are drawn until the crop fits, ten times at most, after which the largest
+    central crop of an allowed ratio is taken: the distribution of torchvision's ``RandomResizedCrop``.
     """
     u = keys.draw(_CROP, 2 * _CROP_ATTEMPTS + 2)
     scale, ratio = np.asarray(view.crop_scale), np.log(view.crop_ratio)

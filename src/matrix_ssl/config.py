@@ -185,7 +185,8 @@ def check_type(value: Any, expected: Any, key: str) -> Any:
 def _check_literal(value: Any, choices: tuple[Any, ...], key: str) -> Any:
     if value in choices:
         return value
-    raise ConfigError(f"{key}={value!r}: expected one of {', '.join(map(str, choices))}.{did_you_mean(str(value), choices)}")
+    expected = ", ".join(map(str, choices))
+    raise ConfigError(f"{key}={value!r}: expected one of {expected}.{did_you_mean(str(value), choices)}")
 
 
 def _check_tuple(value: Any, members: tuple[Any, ...], key: str) -> tuple[Any, ...]:

@@ -54,21 +54,23 @@ def alarms(history: Sequence[Mapping[str, Any]]) -> list[str]:
             )
         elif max(line["effective_rank_projection"] for line in recent) < _FEW_DIRECTIONS:
             found.append(
-                f"Collapse of the projections: they span {recent[-1]['effective_rank_projection']:.1f} directions while "
-                f"the features still span {ranks[-1]:.1f}. Try a lower optimizer.learning_rate or another method.ridge."
+                f"Collapse of the projections: they span {recent[-1]['effective_rank_projection']:.1f} directions "
+                f"while the features still span {ranks[-1]:.1f}. Try a lower optimizer.learning_rate or another "
+                f"method.ridge."
             )
         if max(line["teacher_similarity"] for line in recent) < 0:
             found.append(
-                f"Teacher and student point apart (mean cosine {recent[-1]['teacher_similarity']:.2f}): the predictor does "
-                f"not follow. Try a lower optimizer.learning_rate or method.teacher_momentum nearer to 1."
+                f"Teacher and student point apart (mean cosine {recent[-1]['teacher_similarity']:.2f}): the predictor "
+                f"does not follow. Try a lower optimizer.learning_rate or method.teacher_momentum nearer to 1."
             )
     new = history[-1].get("negative_determinants", 0) - (
         history[-2].get("negative_determinants", 0) if history[1:] else 0
     )
     if history and new > 0:
         found.append(
-            f"The determinant inside the uniformity term was negative {new} times since the last line: student and teacher "
-            f"are anti-correlated beyond the ridge, and the gradient is not to be trusted there. Try a larger method.ridge."
+            f"The determinant inside the uniformity term was negative {new} times since the last line: student and "
+            f"teacher are anti-correlated beyond the ridge, and the gradient is not to be trusted there. Try a larger "
+            f"method.ridge."
         )
     return found
 

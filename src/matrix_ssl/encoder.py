@@ -84,7 +84,10 @@ def export(run: Path, target: Path, *, form: Format, weights: Weights = "student
         back = torch.load(target, weights_only=True)
         how = f"torchvision.models.{name}().load_state_dict(torch.load({target.name!r}), strict=False)"
         if _has_small_stem(tensors, name):
-            how += ", after model.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False) and model.maxpool = torch.nn.Identity()"
+            how += (
+                ", after model.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False) "
+                "and model.maxpool = torch.nn.Identity()"
+            )
     if back.keys() != tensors.keys() or not all(torch.equal(back[k], tensors[k]) for k in tensors):
         raise CheckpointError(f"{target} does not load back as it was written.")
     digest = hashlib.sha256(target.read_bytes()).hexdigest()[:12]

@@ -109,15 +109,14 @@ def matrix_ssl_terms(
         raise ValueError(f"order must be at least 1, got {order}")
     with torch.autocast(z1.device.type, enabled=False):
         b1, b2, a1, a2 = (_centred_rows(x) for x in (z1, z2, p1, p2))
+        pairs = ((a2, b1), (a1, b2))
         if logarithm == "taylor":
-            uniformity = [
-                -uniformity_weight * _taylor_trace_log(a.mT @ b, ridge, order) for a, b in ((a2, b1), (a1, b2))
-            ]
-            alignment = [_taylor_alignment(a, b, ridge, order) for a, b in ((a2, b1), (a1, b2))]
+            uniformity = [-uniformity_weight * _taylor_trace_log(a.mT @ b, ridge, order) for a, b in pairs]
+            alignment = [_taylor_alignment(a, b, ridge, order) for a, b in pairs]
             return MatrixSSLTerms(_mean(uniformity), _mean(alignment), torch.zeros((), device=z1.device))
-        log_dets = [_log_det(a, b, ridge) for a, b in ((a2, b1), (a1, b2))]
+        log_dets = [_log_det(a, b, ridge) for a, b in pairs]
         uniformity = [-uniformity_weight * value for value, _ in log_dets]
-        alignment = [_alignment(a, b, ridge) for a, b in ((a2, b1), (a1, b2))]
+        alignment = [_alignment(a, b, ridge) for a, b in pairs]
         return MatrixSSLTerms(_mean(uniformity), _mean(alignment), _count_negative(log_dets))
 
 
@@ -144,9 +143,10 @@ def matrix_ssl_paper_loss(
     d = z1.shape[1]
     with torch.autocast(z1.device.type, enabled=False):
         b1, b2, a1, a2 = (_centred_rows(x) for x in (z1, z2, p1, p2))
-        log_dets = [_log_det(a, b, ridge) for a, b in ((a2, b1), (a1, b2))]
-        uniformity = [(a * b).sum() + d * ridge - v / d for (a, b), (v, _) in zip(((a2, b1), (a1, b2)), log_dets)]
-        alignment = [_alignment(a, b, ridge) + b.square().sum() + d * ridge for a, b in ((a2, b1), (a1, b2))]
+        pairs = ((a2, b1), (a1, b2))
+        log_dets = [_log_det(a, b, ridge) for a, b in pairs]
+        uniformity = [(a * b).sum() + d * ridge - v / d for (a, b), (v, _) in zip(pairs, log_dets, strict=True)]
+        alignment = [_alignment(a, b, ridge) + b.square().sum() + d * ridge for a, b in pairs]
         _warn_if_negative(_count_negative(log_dets), ridge)
         return _mean(uniformity) + alignment_weight * _mean(alignment)
 

@@ -2,13 +2,16 @@
 
 import copy
 import math
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+Network = TypeVar("Network", bound=nn.Module)
 
-def make_teacher(student: nn.Module) -> nn.Module:
+
+def make_teacher(student: Network) -> Network:
     """A copy that takes no gradient and whose BatchNorm buffers only ``update_teacher`` moves.
 
     The teacher's forward runs in training mode, on batch statistics. Left alone that would also move its running

@@ -1,5 +1,6 @@
 """Encoders, projector, predictor, and BatchNorm that sees the whole batch of several processes."""
 
+import itertools
 import warnings
 from typing import Literal
 
@@ -21,7 +22,8 @@ def build_encoder(
     """Builds an encoder without its classifier.
 
     Args:
-        name: ``"tiny_resnet"``; a classification architecture of torchvision, such as ``"resnet50"``; or ``"timm/NAME"``.
+        name: ``"tiny_resnet"``; a classification architecture of torchvision, such as ``"resnet50"``; or
+            ``"timm/NAME"``.
         channels: 1 or 3.
         image_size: side of the square input, in pixels.
         stem: torchvision ResNets only. ``"small"`` replaces the 7x7 stride-2 convolution by a 3x3 one and drops the
@@ -61,9 +63,9 @@ class TinyResNet(nn.Module):
         self.stem = nn.Sequential(
             nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
         )
-        widths = [width * 2**i for i in range(stages)]
+        widths = [width, *(width * 2**i for i in range(stages))]
         self.blocks = nn.Sequential(
-            *(BasicBlock(a, b, stride=1 if i == 0 else 2) for i, (a, b) in enumerate(zip([width, *widths], widths)))
+            *(BasicBlock(a, b, stride=1 if i == 0 else 2) for i, (a, b) in enumerate(itertools.pairwise(widths)))
         )
         for module in self.modules():
             if isinstance(module, nn.Conv2d):

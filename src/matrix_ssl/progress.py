@@ -1,4 +1,4 @@
-"""What a person sees while a run trains: a live bar on a terminal, plain lines elsewhere, nothing on other processes."""
+"""What a person sees while a run trains: a live bar on a terminal, plain lines elsewhere, none on other processes."""
 
 import sys
 import time

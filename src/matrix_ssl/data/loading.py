@@ -1,15 +1,15 @@
 """From a set of pictures to batches on the device: random views for training, central squares for evaluation.
 
-Training sees pictures in an order that is a function of (seed, epoch), and every global batch is cut into equal parts by
-rank, so any number of processes sees the same samples. Sets in memory live on the device and are cropped there; files are
-decoded and cropped by worker processes, and every other change runs on the device in batches.
+Training sees pictures in an order that is a function of (seed, epoch), and every global batch is cut into equal parts
+by rank, so any number of processes sees the same samples. Sets in memory live on the device and are cropped there;
+files are decoded and cropped by worker processes, and every other change runs on the device in batches.
 
 A picture that cannot be read is replaced by the next one of the set that can, the same way each time, and reported.
 """
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -102,7 +102,8 @@ class TrainingBatches:
             yield Batch(step, (views[0], views[1]), [])
 
     def _from_files(self, start: int, stop: int) -> Iterator[Batch]:
-        loader = _loader(_RandomCrops(self._source, self._config), self._keys(start, stop), self._config.data.workers)
+        dataset, steps = _RandomCrops(self._source, self._config), _LazySteps(self, start, stop)
+        loader = _loader(dataset, steps, self._config.data.workers)
         for step, items in enumerate(_guarded(loader), start):
             epoch, _ = self.samples(step)
             _check_readable(items, self._source)
@@ -112,9 +113,6 @@ class TrainingBatches:
                 crops = torch.stack([item.crops[number - 1] for item in items]).to(self._device, non_blocking=True)
                 views.append(self._finish(crops.float(), view, augment.Keys(self._config.seed, epoch, samples, number)))
             yield Batch(step, (views[0], views[1]), [pair for item in items for pair in item.unreadable])
-
-    def _keys(self, start: int, stop: int) -> list[list[tuple[int, int]]]:
-        return _LazySteps(self, start, stop)  # type: ignore[return-value]
 
     def _finish(self, crops: Tensor, view: ViewConfig, keys: augment.Keys) -> Tensor:
         pixels = augment.random_view(crops / 255, view, keys)
@@ -221,15 +219,16 @@ def _check_readable(items: list[_Item], source: Source) -> None:
         if not item.crops:
             where, why = item.unreadable[-1]
             raise DataError(
-                f"{len(item.unreadable)} pictures of {source.name!r} in a row cannot be read, the last one {where}: {why}."
+                f"{len(item.unreadable)} pictures of {source.name!r} in a row cannot be read, "
+                f"the last one {where}: {why}."
             )
 
 
-def _loader(dataset: Dataset, batches: object, workers: int) -> DataLoader:  # type: ignore[type-arg]
+def _loader(dataset: Dataset, batches: Iterable[list], workers: int) -> DataLoader:
     if workers < 0:
         workers = min(_MOST_WORKERS, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     return DataLoader(
-        dataset, batch_sampler=batches, num_workers=workers, collate_fn=list, worker_init_fn=_start_worker  # type: ignore[arg-type]
+        dataset, batch_sampler=batches, num_workers=workers, collate_fn=list, worker_init_fn=_start_worker
     )  # fmt: skip
 
 
@@ -238,7 +237,7 @@ def _start_worker(_: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # forked workers inherit the main process's handler
 
 
-def _guarded(loader: DataLoader) -> Iterator[list]:  # type: ignore[type-arg]
+def _guarded(loader: DataLoader) -> Iterator[list]:
     """Iterates, turning the death of a worker into a sentence."""
     try:
         yield from loader

@@ -133,7 +133,8 @@ def read_shard(path: Path) -> Shard:
 
 def _load(path: Path) -> dict[str, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file:  # given a path, NumPy leaves a damaged file open
+            archive = np.load(file, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise DataError(f"{path}: not an .npz archive but a single array.")
             return {key: archive[key] for key in ("jpeg", "offs", "y", "classes") if key in archive.files}

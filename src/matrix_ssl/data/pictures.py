@@ -129,7 +129,7 @@ def _to_rgb(image: Image.Image, where: str) -> Image.Image:
         picture = image.convert("RGBA")
         white = Image.new("RGBA", picture.size, "white")
         return Image.alpha_composite(white, picture).convert("RGB")
-    return image.convert("RGB")
+    return image if mode == "RGB" else image.convert("RGB")
 
 
 def _to_8_bit(pixels: np.ndarray, where: str) -> np.ndarray:

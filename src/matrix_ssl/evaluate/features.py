@@ -64,7 +64,8 @@ def extract(
     """
     if source.channels != len(data.mean):
         raise ConfigError(
-            f"the pictures of {source.name!r} have {source.channels} channels, the encoder was trained on {len(data.mean)}."
+            f"the pictures of {source.name!r} have {source.channels} channels, "
+            f"the encoder was trained on {len(data.mean)}."
         )
     for encoder in encoders.values():
         encoder.eval().to(device)
@@ -105,7 +106,7 @@ def write_features(
     config = record.read_config(run)
     encoder = {"encoder": load_encoder(run, weights=weights)}
     features = extract(encoder, source, config.data, device=device, on_progress=on_progress)
-    arrays: dict[str, NDArray[Any]] = {
+    arrays: dict[str, Any] = {
         "features": features.vectors["encoder"].numpy(),
         "where": np.array([source.where(int(i)) for i in features.indices], dtype=np.str_),
     }

@@ -78,7 +78,8 @@ def evaluate(
         if features.unreadable:
             where, why = features.unreadable[0]
             say(
-                f"{len(features.unreadable)} {part} pictures cannot be read and are left out, the first one {where}: {why}."
+                f"{len(features.unreadable)} {part} pictures cannot be read and are left out, "
+                f"the first one {where}: {why}."
             )
     results = {name: _measure(name, learn, judge, protocols, train.classes or [], say) for name in networks}
     _write_pictures(run, test, judge)
@@ -143,9 +144,8 @@ def _measure(
         for shots in _SHOTS:
             if int(counts.min()) < shots:
                 fewest = int(counts.argmin())
-                tell(
-                    f"low_shot_{shots} is left out: class {classes[fewest]!r} has {int(counts[fewest])} training pictures."
-                )
+                had = int(counts[fewest])
+                tell(f"low_shot_{shots} is left out: class {classes[fewest]!r} has {had} training pictures.")
             else:
                 results[f"low_shot_{shots}"] = summarise(low_shot(x, y, x_test, y_test, shots=shots))
     return results

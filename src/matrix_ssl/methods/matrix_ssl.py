@@ -1,8 +1,8 @@
 """Matrix-SSL: matrix uniformity plus matrix alignment between a student and its moving-average teacher.
 
-A student (encoder, projector, predictor) sees both views; a teacher (encoder, projector), the exponential moving average
-of the student, gives the targets. The loss asks that the cross-covariance of the two be as uniform as the identity, and
-that the covariance of the student match that of the teacher:
+A student (encoder, projector, predictor) sees both views; a teacher (encoder, projector), the exponential moving
+average of the student, gives the targets. The loss asks that the cross-covariance of the two be as uniform as the
+identity, and that the covariance of the student match that of the teacher:
 
     loss = ½ Σ over (p2, z1), (p1, z2) of   -λ tr log(C(p, z) + μI) - γ tr[(C(p, p) + μI) log(C(z, z) + μI)]
 

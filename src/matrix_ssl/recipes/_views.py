@@ -8,7 +8,7 @@ from matrix_ssl.config import ViewConfig
 def asymmetric_views(*, smallest_crop: float = 0.2) -> tuple[ViewConfig, ViewConfig]:
     """The two views of BYOL and MoCo v3: the first always blurred, the second sometimes blurred or solarised.
 
-    Reference: Grill et al., NeurIPS 2020, table 6; Chen, Xie and He, ICCV 2021, appendix A, with the jitter of its code.
+    Reference: Grill et al., NeurIPS 2020, table 6; Chen, Xie and He, ICCV 2021, appendix A, with its code's jitter.
     """
     view1 = ViewConfig(
         crop_scale=(smallest_crop, 1.0),

@@ -1,7 +1,8 @@
 """Any folder of pictures: the default when no recipe is named.
 
 ResNet-18 at 96 pixels, small enough for one GPU in minutes and a CPU in hours; raise ``data.image_size`` and choose
-``network.encoder=resnet50`` where there is more. Views: the two asymmetric ones of MoCo v3 (Chen, Xie and He, ICCV 2021).
+``network.encoder=resnet50`` where there is more. Views: the two asymmetric ones of MoCo v3 (Chen, Xie and He, ICCV
+2021).
 """
 
 from matrix_ssl.config import DataConfig, MethodConfig, OptimizerConfig, RunConfig

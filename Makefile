@@ -1,0 +1,41 @@
+# Needs Python >= 3.11, git and make; everything else is installed into .venv.
+# Works from any folder (make -C, make -f) and with spaces in the path.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+ROOT := $(shell cd "$$(dirname "$(strip $(MAKEFILE_LIST))")" && pwd)
+PYTHON := .venv/bin/python
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow check bench docs clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' "$(ROOT)/Makefile"
+
+demo:  ## install, pre-train on handwritten digits, evaluate, report: two minutes on two cores
+	@cd "$(ROOT)" && tools/install
+	@cd "$(ROOT)" && $(PYTHON) -m matrix_ssl pretrain demo --run runs/demo
+	@cd "$(ROOT)" && $(PYTHON) -m matrix_ssl evaluate runs/demo
+
+test:  ## install what the tests need and run them
+	@cd "$(ROOT)" && tools/install test
+	@cd "$(ROOT)" && $(PYTHON) -m pytest -m "not slow"
+
+test-slow:  ## the tests that take minutes
+	@cd "$(ROOT)" && tools/install test
+	@cd "$(ROOT)" && $(PYTHON) -m pytest -m slow
+
+check:  ## formatting, lint and types
+	@cd "$(ROOT)" && tools/install dev
+	@cd "$(ROOT)" && $(PYTHON) -m ruff format --check . && $(PYTHON) -m ruff check . && $(PYTHON) -m mypy
+
+bench:  ## measure the speed of views, losses and training steps
+	@cd "$(ROOT)" && tools/install
+	@cd "$(ROOT)" && $(PYTHON) benchmarks/speed.py
+
+docs:  ## build the documentation into site/
+	@cd "$(ROOT)" && tools/install docs
+	@cd "$(ROOT)" && $(PYTHON) -m mkdocs build --strict --quiet && echo "site/index.html"
+
+clean:  ## remove the environment and caches; runs/ stays
+	@cd "$(ROOT)" && rm -rf .venv build site .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@cd "$(ROOT)" && find . -name __pycache__ -prune -exec rm -rf {} +
