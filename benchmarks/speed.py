@@ -35,7 +35,9 @@ def main() -> None:
     rows += [row for n, d in LOSS_SIZES for row in measure_losses(n, d)]
     environment = record.environment(device="cpu", device_name="cpu", threads=1, processes=1)
     OUT.parent.mkdir(exist_ok=True)
-    record.write_json(OUT, {"unit": "CPU seconds, one thread", "repeats": REPEATS, "environment": environment, "rows": rows})
+    record.write_json(
+        OUT, {"unit": "CPU seconds, one thread", "repeats": REPEATS, "environment": environment, "rows": rows}
+    )
     table = Table("what", "size", "CPU seconds (median)", "least", "most")
     for row in rows:
         table.add_row(row["what"], row["size"], *(f"{row[key]:.4f}" for key in ("median", "least", "most")))

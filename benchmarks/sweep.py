@@ -1,6 +1,6 @@
 """Trains and evaluates arms of settings on a split of the training set; the test set is never opened.
 
-    python benchmarks/sweep.py --recipe demo --out benchmarks/results/ridge_digits.json --seeds 0 1 2 \
+    python benchmarks/sweep.py --recipe demo --out sweep.json --seeds 0 1 2 \
         --arm "exact 0.1: method.ridge=0.1 method.uniformity_weight=0.1" \
         --arm "taylor 1: method.logarithm=taylor method.ridge=1 method.uniformity_weight=1"
 
@@ -14,14 +14,18 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 
 from matrix_ssl import config, record, train
-from matrix_ssl.data import open_source, split_source
+from matrix_ssl.data import Source, open_source, split_source
+from matrix_ssl.encoder import load_encoder
 from matrix_ssl.evaluate.accuracy import summarise
-from matrix_ssl.evaluate.protocols import PROTOCOLS, evaluate
+from matrix_ssl.evaluate.features import extract
+from matrix_ssl.evaluate.protocols import measure
 from matrix_ssl.progress import Display
+from matrix_ssl.randomness import permutation
 from matrix_ssl.recipes import find_recipe
 
 HELD_OUT = 0.2
@@ -33,6 +37,7 @@ def main() -> None:
     parser.add_argument("--recipe", required=True)
     parser.add_argument("--data", help="replaces the recipe's data set")
     parser.add_argument("--data-root", type=Path)
+    parser.add_argument("--pictures", type=int, default=0, help="only so many of the training pictures; 0: all")
     parser.add_argument("--set", action="append", default=[], help="key=value for every arm")
     parser.add_argument("--arm", action="append", required=True, help="'NAME: key=value key=value'")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
@@ -45,6 +50,8 @@ def main() -> None:
     source = open_source(arguments.data or base.data.source, split="train", data_root=arguments.data_root)
     if arguments.data:
         base = config.override(base, [f"data.source={arguments.data}"])
+    if arguments.pictures:
+        source = source.subset(np.sort(permutation(len(source), SPLIT_SEED)[: arguments.pictures]))
     learn, judge = split_source(source, HELD_OUT, SPLIT_SEED)
     rows: list[dict[str, Any]] = json.loads(arguments.out.read_text())["rows"] if arguments.out.exists() else []
     for seed in arguments.seeds:  # seeds outside: every arm gets its first seed before any gets its second
@@ -53,28 +60,33 @@ def main() -> None:
             if any(row["arm"] == name and row["seed"] == seed for row in rows):
                 continue
             run_config = train.complete(config.override(base, [*arguments.set, *settings.split(), f"seed={seed}"]))
-            rows.append({"arm": name, "settings": settings, "seed": seed, **measure(run_config, learn, judge)})
+            rows.append({"arm": name, "settings": settings, "seed": seed, **run_once(run_config, learn, judge)})
             write(arguments.out, arguments, rows)
     show(rows)
 
 
-def measure(run_config: config.RunConfig, learn: Any, judge: Any) -> dict[str, Any]:
+def run_once(run_config: config.RunConfig, learn: Source, judge: Source) -> dict[str, Any]:
     """Pre-trains and evaluates once, in a temporary run folder."""
+    device = train.choose_device("auto")
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder)
         record.write_json(run / record.CONFIG, config.to_dict(run_config))
-        device = train.choose_device("auto")
         try:
-            train.pretrain(run_config, run, source=learn, device=device, display=Display(quiet=True))
+            summary = train.pretrain(run_config, run, source=learn, device=device, display=Display(quiet=True))
         except train.TrainingError as error:
             return {"error": str(error)}
-        summary = evaluate(
-            run, learn, judge,
-            protocols=PROTOCOLS, weights="student", device=device, say=print, on_progress=lambda done, total: None,
-        )  # fmt: skip
+        encoder = {"encoder": load_encoder(run)}
         last = record.read_lines(run / record.METRICS)[-1]
+    x, x_test = (
+        extract(encoder, part, run_config.data, device=device, on_progress=lambda done, total: None)
+        for part in (learn, judge)
+    )
+    assert x.labels is not None and x_test.labels is not None
+    found = measure(
+        x.vectors["encoder"], x.labels, x_test.vectors["encoder"], x_test.labels, classes=learn.classes or [], say=print
+    )
     return {
-        "accuracy": {key: value["mean"] for key, value in summary["evaluation"].items()},
+        "accuracy": {key: value["mean"] for key, value in found.items()},
         "effective_rank": last["effective_rank"],
         "negative_determinants": summary.get("negative_determinants", 0),
         "bad_steps": summary["bad_steps"],
@@ -90,7 +102,13 @@ def write(path: Path, arguments: argparse.Namespace, rows: list[dict[str, Any]])
     environment = record.environment(
         device=device.type, device_name=train.device_name(device), threads=arguments.threads, processes=1
     )
-    head = {"recipe": arguments.recipe, "set": arguments.set, "held_out": HELD_OUT, "split_seed": SPLIT_SEED}
+    head = {
+        "recipe": arguments.recipe,
+        "pictures": arguments.pictures,
+        "set": arguments.set,
+        "held_out": HELD_OUT,
+        "split_seed": SPLIT_SEED,
+    }
     record.write_json(path, {**head, "environment": environment, "rows": rows})
 
 

@@ -1,8 +1,8 @@
 """Checkpoints of a run: one safetensors file each, written atomically, verified when read, never a pickle.
 
-A checkpoint holds every tensor of the method and of the optimizer under ``model.`` and ``optimizer.``, and in the file's
-metadata the step, the optimizer's plain values and a SHA-256 digest over all of it. Since every random number of a run is a
-function of the step, nothing else is needed to go on exactly.
+A checkpoint holds every tensor of the method and of the optimizer under ``model.`` and ``optimizer.``, and in the
+file's metadata the step and the optimizer's plain values. Since every random number of a run is a function of the step,
+nothing else is needed to go on exactly. The metadata of every file also holds a SHA-256 digest over all the rest.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from matrix_ssl.errors import CheckpointError, did_you_mean
-from matrix_ssl.record import CHECKPOINTS, write_atomically
+from matrix_ssl.record import CHECKPOINTS, cannot_write, write_atomically
 
 KEEP = 2  # the newest, and the one before in case the newest is damaged
 
@@ -30,28 +30,30 @@ class Checkpoint:
     step: int
     model: dict[str, Tensor]
     optimizer: dict[str, Any]  # as torch.optim.Optimizer.state_dict() gives it
-    counters: dict[str, int]  # of the training loop
+    counters: dict[str, float]  # of the training loop
 
 
 def save_checkpoint(run: Path, checkpoint: Checkpoint) -> Path:
-    """Writes ``checkpoints/step-N.safetensors`` and removes all but the newest two.
+    """Writes ``checkpoints/step-N.safetensors`` and removes all but it and the newest one before it.
 
     Raises:
         RunFolderError: it could not be written; older checkpoints stay as they are.
     """
     folder = run / CHECKPOINTS
-    folder.mkdir(exist_ok=True)
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise cannot_write(folder, error) from error
     tensors = {f"model.{name}": tensor for name, tensor in checkpoint.model.items()}
     for index, state in checkpoint.optimizer["state"].items():
         tensors |= {f"optimizer.{index}.{k}": torch.as_tensor(v) for k, v in state.items() if v is not None}
-    groups = [{k: v for k, v in group.items()} for group in checkpoint.optimizer["param_groups"]]
-    values = json.dumps({"step": checkpoint.step, "counters": checkpoint.counters, "param_groups": groups})
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    content = save(tensors, metadata={"values": values, "sha256": _digest(tensors, values)})
-    path = folder / f"step-{checkpoint.step:09d}.safetensors"
-    write_atomically(path, lambda file: file.write(content) and None)
-    for old in list_checkpoints(run)[:-KEEP]:
-        old.unlink(missing_ok=True)
+    groups = checkpoint.optimizer["param_groups"]
+    values = {"step": checkpoint.step, "counters": checkpoint.counters, "param_groups": groups}
+    path = folder / _name(checkpoint.step)
+    _write(path, tensors, {"values": json.dumps(values)})
+    keep = [p for p in list_checkpoints(run) if p.name <= path.name][-KEEP:]  # later ones are damaged or superseded
+    for other in set(list_checkpoints(run)) - set(keep):
+        other.unlink(missing_ok=True)
     return path
 
 
@@ -87,10 +89,11 @@ def load_checkpoint(path: Path) -> Checkpoint:
         CheckpointError: the file is missing, cut, altered or not a checkpoint of this package.
     """
     tensors, metadata = read_safetensors(path)
-    values = metadata.get("values", "")
-    if not values or metadata.get("sha256") != _digest(tensors, values):
-        raise CheckpointError(f"{path} is damaged: its SHA-256 digest does not match its content.")
-    plain = json.loads(values)
+    if not metadata.keys() >= {"values", "sha256"}:
+        raise CheckpointError(f"{path} is not a checkpoint of this package.")
+    plain = json.loads(metadata["values"])
+    if path.name != _name(plain["step"]):
+        raise CheckpointError(f"{path} holds step {plain['step']}: rename it to {_name(plain['step'])}.")
     model = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
@@ -103,24 +106,29 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 def save_weights(path: Path, module: nn.Module, metadata: Mapping[str, str]) -> None:
     """Writes a module's parameters and buffers as safetensors, atomically."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
-    content = save(tensors, metadata=dict(metadata))
-    write_atomically(path, lambda file: file.write(content) and None)
+    _write(path, module.state_dict(), metadata)
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a safetensors file.
 
     Raises:
-        CheckpointError: the file is missing or damaged.
+        CheckpointError: the file is missing, cut or altered.
     """
     try:
         with safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata = file.metadata() or {}
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist.") from None
+    except PermissionError:
+        raise CheckpointError(f"{path} cannot be read: no permission.") from None
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged: {error}.") from error
+    rest = {key: value for key, value in metadata.items() if key != "sha256"}
+    if "sha256" in metadata and metadata["sha256"] != _digest(tensors, rest):
+        raise CheckpointError(f"{path} is damaged: its SHA-256 digest does not match its content.")
+    return tensors, metadata
 
 
 def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
@@ -149,8 +157,18 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:8]) + (f", ... ({len(names) - 8} more)" if len(names) > 8 else "")
 
 
-def _digest(tensors: Mapping[str, Tensor], values: str) -> str:
-    digest = hashlib.sha256(values.encode())
+def _name(step: int) -> str:
+    return f"step-{step:09d}.safetensors"
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    content = save(tensors, metadata={**metadata, "sha256": _digest(tensors, metadata)})
+    write_atomically(path, lambda file: file.write(content))
+
+
+def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    digest = hashlib.sha256(json.dumps(dict(metadata), sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())

@@ -2,13 +2,15 @@
 
 Gradient convention. The methods compute their loss from gathered outputs, so every process holds the same scalar
 loss, and DistributedDataParallel averages parameter gradients over the processes. ``gather`` therefore hands each
-process ``world_size`` times its own rows of the gradient: after the average the parameters receive exactly the gradient of
-the single-process loss. ``all_reduce_sum`` sits between parameters and ``gather`` (inside BatchNorm); its backward is the
-plain adjoint, the sum over the processes. ``torch.distributed``'s raw ``all_reduce`` on a graph tensor would be silently
-wrong there: right value, missing gradient.
+process ``world_size`` times its own rows of the gradient: after the average the parameters receive exactly the gradient
+of the single-process loss. ``all_reduce_sum`` sits between parameters and ``gather`` (inside BatchNorm); its backward is
+the plain adjoint, the sum over the processes. ``torch.distributed``'s raw ``all_reduce`` on a graph tensor would be
+silently wrong there: right value, missing gradient.
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,7 +19,11 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.parallel import DistributedDataParallel
 
-from matrix_ssl.errors import ConfigError
+from matrix_ssl.errors import ConfigError, MatrixSSLError, TrainingError
+
+
+class ProcessError(MatrixSSLError):
+    """An error that only a process other than the main one has met."""
 
 
 def start(device_type: str) -> None:
@@ -82,6 +88,52 @@ def broadcast_object(value: Any) -> Any:
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Runs a block on every process; what goes wrong in one is raised in all, so that none waits for it in vain."""
+    error: MatrixSSLError | None = None
+    try:
+        yield
+    except MatrixSSLError as caught:
+        error = caught
+    found = [error]
+    if world_size() > 1:
+        found = [None] * world_size()
+        dist.all_gather_object(found, error)
+    first = next((e for e in found if e is not None), None)
+    if first is not None:
+        raise first
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Marks a block whose errors the other processes do not share: they name the process."""
+    try:
+        yield
+    except MatrixSSLError as error:
+        if is_main():
+            raise
+        raise ProcessError(f"process {rank()}: {error}") from error
+
+
+@contextmanager
+def connected() -> Iterator[None]:
+    """Turns the end of another process into a sentence.
+
+    Raises:
+        TrainingError: a collective operation failed because another process is gone.
+    """
+    try:
+        yield
+    except RuntimeError as error:  # gloo raises no class of its own
+        if world_size() == 1 or not any(sign in str(error) for sign in _LOST):
+            raise
+        raise TrainingError(
+            "another process of this run has ended; where it gave a reason, it stands in its own message. "
+            "The same command resumes."
+        ) from error
 
 
 def maximum(values: Tensor) -> Tensor:

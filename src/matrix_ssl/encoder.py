@@ -72,7 +72,7 @@ def export(run: Path, target: Path, *, form: Format, weights: Weights = "student
     metadata = {"architecture": name, "weights": weights, "method": config.method.name}
     if form == "safetensors":
         content = save({k: v.contiguous() for k, v in tensors.items()}, metadata=metadata)
-        record.write_atomically(target, lambda file: file.write(content) and None)
+        record.write_atomically(target, lambda file: file.write(content))
         back, _ = checkpoint.read_safetensors(target)
         how = f"safetensors.torch.load_file({target.name!r})"
     else:

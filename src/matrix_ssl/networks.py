@@ -52,16 +52,20 @@ def build_encoder(
 
 
 class TinyResNet(nn.Module):
-    """A small pre-activation-free residual network: 3x3 stem, one basic block a stage, global average pooling.
+    """A small residual network: 3x3 stem, one basic block a stage, global average pooling.
 
-    Stages halve the resolution and double the channels until 4 pixels are left, four stages at most.
+    Stages halve the resolution and double the channels until 4 pixels are left, four stages at most. The stem halves
+    the resolution of pictures above 32 pixels.
     """
 
     def __init__(self, *, channels: int, image_size: int, width: int):
         super().__init__()
-        stages = max(1, min(4, (image_size // 4).bit_length()))
+        stem_stride = 1 if image_size <= 32 else 2  # a full-resolution first stage would take most of the time
+        stages = max(1, min(4, (image_size // stem_stride // 4).bit_length()))
         self.stem = nn.Sequential(
-            nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
+            nn.Conv2d(channels, width, 3, stride=stem_stride, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(inplace=True),
         )
         widths = [width, *(width * 2**i for i in range(stages))]
         self.blocks = nn.Sequential(

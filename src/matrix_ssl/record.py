@@ -1,11 +1,13 @@
 """The run folder: configuration, environment, metrics and summary, written so that a kill at any moment loses nothing.
 
-Every whole file goes through ``write_atomically``. ``metrics.jsonl`` grows by one line a write; a resumed run first drops
-the lines behind its checkpoint, and a last line cut by a kill is ignored.
+Every whole file goes through ``write_atomically``. ``metrics.jsonl`` grows by one line a write; a resumed run first
+drops the lines behind its checkpoint, and a last line cut by a kill is ignored.
 """
 
+import errno
 import fcntl
 import importlib.metadata
+import importlib.util
 import json
 import math
 import os
@@ -23,9 +25,10 @@ from matrix_ssl.errors import ConfigError, MissingExtra, RunFolderError
 
 CONFIG, ENVIRONMENT, METRICS, SUMMARY = "config.json", "environment.json", "metrics.jsonl", "summary.json"
 CHECKPOINTS, ENCODER, EVALUATION, SKIPPED = "checkpoints", "encoder.safetensors", "evaluation.npz", "skipped.jsonl"
+_LOCK, _TEMPORARY = ".lock", ".tmp"
 
 
-def write_atomically(path: Path, write: Callable[[IO[bytes]], None]) -> None:
+def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Writes a file completely or not at all: temporary file in the same folder, fsync, rename, fsync of the folder.
 
     Args:
@@ -36,13 +39,13 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], None]) -> None:
     """
     temporary = ""
     try:
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_TEMPORARY, dir=path.parent)
         with os.fdopen(descriptor, "wb") as file:
             write(file)
             file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes it private
-        os.replace(temporary, path)
+            os.fchmod(descriptor, 0o666 & ~_umask())  # mkstemp makes it private
+            os.fsync(descriptor)
+        Path(temporary).replace(path)
         _sync_folder(path.parent)
     except BaseException as error:
         if temporary:
@@ -54,15 +57,15 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], None]) -> None:
 
 def cannot_write(path: Path, error: OSError) -> RunFolderError:
     """The error for a file that could not be written."""
-    return RunFolderError(
-        f"cannot write {path}: {error.strerror or error}. Free the disk or choose another --run folder."
-    )
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    remedy = "free space there or choose another place" if full else "choose another place"
+    return RunFolderError(f"cannot write {path}: {error.strerror or error}; {remedy}.")
 
 
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON atomically, readable by a person."""
     text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-    write_atomically(path, lambda file: file.write(text.encode()) and None)
+    write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def read_json(path: Path) -> Any:
@@ -117,8 +120,7 @@ class MetricsWriter:
         """
         self.history = [line for line in read_lines(run / METRICS) if line["step"] <= after_step]
         self._path = run / METRICS
-        text = "".join(_json_line(line) for line in self.history)
-        write_atomically(self._path, lambda file: file.write(text.encode()) and None)
+        _write_lines(self._path, self.history)
         self._events = None if events is None else _event_writer(events, after_step)
 
     def write(self, line: dict[str, Any]) -> None:
@@ -132,21 +134,55 @@ class MetricsWriter:
             self._events.flush()
 
 
+def check_tensorboard() -> None:
+    """Raises MissingExtra where TensorBoard is not installed."""
+    if importlib.util.find_spec("tensorboard") is None:
+        raise MissingExtra("tensorboard", "tensorboard")
+
+
 def _event_writer(folder: Path, after_step: int) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise MissingExtra("tensorboard", "tensorboard") from None
+    check_tensorboard()
+    from torch.utils.tensorboard import SummaryWriter
+
     return SummaryWriter(folder, purge_step=after_step + 1)
 
 
 def append_line(path: Path, line: dict[str, Any]) -> None:
-    """Appends one JSON line in a single write, so that lines of several processes do not mix."""
+    """Appends one JSON line in a single write, so that lines of several processes do not mix.
+
+    Raises:
+        RunFolderError: it could not be written.
+    """
+    content = _json_line(line).encode()
     try:
         with path.open("ab", buffering=0) as file:
-            file.write(_json_line(line).encode())
+            if file.write(content) < len(content):  # how a disk that has just become full answers
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     except OSError as error:
         raise cannot_write(path, error) from error
+
+
+def check_folder(run: Path) -> None:
+    """Lets only a run folder, an empty folder or a path that does not exist become a run.
+
+    Raises:
+        RunFolderError: it is something else, which is left untouched.
+    """
+    try:
+        foreign = run.exists() and not (run / CONFIG).exists() and any(p.name != _LOCK for p in run.iterdir())
+    except OSError as error:
+        raise RunFolderError(f"{run} cannot be a run folder: {error.strerror}; choose another --run.") from error
+    if foreign:
+        raise RunFolderError(f"{run} exists and is not a run folder: choose another --run.")
+
+
+def tidy(run: Path) -> None:
+    """Removes what a writer that was killed left half done; only for the process that holds the lock."""
+    for folder in (run, run / CHECKPOINTS):
+        for path in folder.glob(f".*{_TEMPORARY}"):
+            path.unlink(missing_ok=True)
+    if (run / SKIPPED).exists():
+        _write_lines(run / SKIPPED, read_lines(run / SKIPPED))  # drops a cut last line: the next one would join it
 
 
 @contextmanager
@@ -158,12 +194,13 @@ def lock(run: Path) -> Iterator[None]:
     """
     try:
         run.mkdir(parents=True, exist_ok=True)
-        file = (run / ".lock").open("w")
+        file = (run / _LOCK).open("w")
     except OSError as error:
         raise cannot_write(run, error) from error
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # not flock: worker processes would inherit it and hold it for seconds after the main one was killed
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise RunFolderError(
                 f"{run} is being written by another process: wait for it or choose another --run."
@@ -172,13 +209,22 @@ def lock(run: Path) -> Iterator[None]:
 
 
 def set_aside(run: Path) -> Path | None:
-    """Renames an existing run folder to ``NAME.1``, ``NAME.2``, ... and returns the new path; None if there is none."""
-    if not run.exists() or not any(run.iterdir()):
+    """Renames a run folder to ``NAME.1``, ``NAME.2``, ... and returns the new path; None if it holds no run.
+
+    Raises:
+        RunFolderError: the folder above it does not permit it, or the command runs inside it.
+    """
+    if not (run / CONFIG).exists():
         return None
+    if Path.cwd().is_relative_to(run.resolve()):
+        raise RunFolderError(f"--fresh renames {run}: start the command in another folder.")
     number = 1
     while (target := run.with_name(f"{run.name}.{number}")).exists():
         number += 1
-    run.rename(target)
+    try:
+        run.rename(target)
+    except OSError as error:
+        raise cannot_write(target, error) from error
     return target
 
 
@@ -221,6 +267,11 @@ def _commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return result.stdout.strip() if inside.returncode == 0 else None
+
+
+def _write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
+    text = "".join(_json_line(line) for line in lines)
+    write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def _json_line(line: dict[str, Any]) -> str:

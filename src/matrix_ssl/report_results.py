@@ -82,7 +82,9 @@ def verdict(data: RunData) -> str:
     if rank is None:
         return "Nothing has been measured yet."
     spectra = data.spectra()
-    why = "These pictures have no labels to measure accuracy with." if data.arrays else "Not evaluated yet."
+    labels = data.arrays.get("map_labels")
+    labelled = labels is None or bool((labels >= 0).any())
+    why = "Not evaluated yet." if labelled else "These pictures have no labels to measure accuracy with."
     of = f" of at most {len(spectra[-1][1])}" if spectra else ""
     return (
         f"{why} The effective rank of the features went from {rank.values[0]:.3g} to {rank.values[-1]:.3g}{of} "

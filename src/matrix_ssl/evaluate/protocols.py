@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from matrix_ssl import encoder as encoders
 from matrix_ssl import record
@@ -81,7 +81,16 @@ def evaluate(
                 f"{len(features.unreadable)} {part} pictures cannot be read and are left out, "
                 f"the first one {where}: {why}."
             )
-    results = {name: _measure(name, learn, judge, protocols, train.classes or [], say) for name in networks}
+    assert learn.labels is not None and judge.labels is not None and train.classes is not None  # checked on entry
+    results = {
+        name: measure(
+            learn.vectors[name], learn.labels, judge.vectors[name], judge.labels,
+            classes=train.classes,
+            protocols=protocols,
+            say=say if name == "encoder" else _silent,  # what is left out is left out for the baselines, too
+        )
+        for name in networks
+    }  # fmt: skip
     _write_pictures(run, test, judge)
     summary = {
         **record.read_json(run / record.SUMMARY),
@@ -121,23 +130,38 @@ def check_protocols(protocols: Sequence[str]) -> None:
             raise ConfigError(f"--protocol {name!r} does not exist.{did_you_mean(name, PROTOCOLS)}")
 
 
-def _measure(
-    name: str, learn: Features, judge: Features, protocols: Sequence[str], classes: Sequence[str], say: Say
+def measure(
+    x: Tensor,
+    y: Tensor,
+    x_test: Tensor,
+    y_test: Tensor,
+    *,
+    classes: Sequence[str],
+    protocols: Sequence[str] = PROTOCOLS,
+    say: Say,
 ) -> dict[str, Result]:
-    x, y, x_test, y_test = learn.vectors[name], learn.labels, judge.vectors[name], judge.labels
-    assert y is not None and y_test is not None  # checked on entry
+    """Runs protocols on features.
+
+    Args:
+        x: (n, k) training features; ``y`` (n,) their labels, from 0; ``x_test`` (m, k); ``y_test`` (m,).
+        classes: the name of every label.
+        protocols: some of ``PROTOCOLS``.
+        say: is told what had to be left out for lack of pictures.
+
+    Returns:
+        ``knn_1``, ``knn_20``, ``linear``, ``low_shot_1``, ``low_shot_5``, ``low_shot_10``, each mean, sd and n.
+    """
     results: dict[str, Result] = {}
-    tell = say if name == "encoder" else _silent  # what is left out is left out for the baselines, too
     if "knn" in protocols:
         for k in _NEIGHBOURS:
             if k > len(x):
-                tell(f"knn_{k} is left out: there are {len(x)} training pictures.")
+                say(f"knn_{k} is left out: there are {len(x)} training pictures.")
             else:
                 results[f"knn_{k}"] = summarise([accuracy(knn_predict(x, y, x_test, k=k), y_test)])
     if "linear" in protocols:
         probe = fit_logistic_regression(x, y, classes=len(classes))
         if not probe.converged:
-            tell("warning: the linear probe did not converge.")
+            say("warning: the linear probe did not converge.")
         results["linear"] = summarise([accuracy(probe.predict(x_test), y_test)])
     if "low-shot" in protocols:
         counts = torch.bincount(y, minlength=len(classes))
@@ -145,7 +169,7 @@ def _measure(
             if int(counts.min()) < shots:
                 fewest = int(counts.argmin())
                 had = int(counts[fewest])
-                tell(f"low_shot_{shots} is left out: class {classes[fewest]!r} has {had} training pictures.")
+                say(f"low_shot_{shots} is left out: class {classes[fewest]!r} has {had} training pictures.")
             else:
                 results[f"low_shot_{shots}"] = summarise(low_shot(x, y, x_test, y_test, shots=shots))
     return results
