@@ -2,8 +2,8 @@
 
     make bench            (writes benchmarks/results/speed.json)
 
-Views: both views of MoCo v3 for pictures in memory, ours in batches against torchvision's transforms on PIL pictures one by
-one, as the published code does it. Losses: value and gradient of both orders, exact and Taylor, in float32.
+Views: both views of MoCo v3 for pictures in memory, ours in batches against torchvision's transforms on PIL pictures
+one by one, as the published code does it. Losses: value and gradient of both orders, exact and Taylor, in float32.
 """
 
 import json

@@ -4,8 +4,8 @@
         --arm "exact 0.1: method.ridge=0.1 method.uniformity_weight=0.1" \
         --arm "taylor 1: method.logarithm=taylor method.ridge=1 method.uniformity_weight=1"
 
-Four fifths of the training pictures, stratified, serve for pre-training and for the probes, one fifth for accuracy. An arm
-and seed that is already in the output is not run again, so the command resumes. Prints a table of mean ± sd over seeds.
+Four fifths of the training pictures, stratified, serve for pre-training and for the probes, one fifth for accuracy. An
+arm and seed that is already in the output is not run again, so the command resumes. Prints mean ± sd over seeds.
 """
 
 import argparse

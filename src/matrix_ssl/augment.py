@@ -162,8 +162,8 @@ def _column(values: Array, like: Tensor) -> Tensor:
 
 def _normal(keys: Keys, purpose: int, like: Tensor) -> Tensor:
     """Standard normal numbers of the shape of ``like``, one uniform number each through the inverse distribution."""
-    u = torch.from_numpy(keys.draw(purpose, like[0].numel())).to(like.device)
-    return torch.special.ndtri(u.clamp(1e-12, 1 - 1e-12)).to(like.dtype).view_as(like)
+    u = torch.from_numpy(keys.draw(purpose, like[0].numel()))  # float64, which not every device has
+    return torch.special.ndtri(u.clamp(1e-12, 1 - 1e-12)).to(like.device, like.dtype).view_as(like)
 
 
 def _gray(x: Tensor) -> Tensor:

@@ -116,7 +116,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         CheckpointError: the file is missing, cut or altered.
     """
     try:
-        with safe_open(path, "pt") as file:
+        with path.open("rb"), safe_open(path, "pt") as file:  # Python's errors tell absent from forbidden
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             metadata = file.metadata() or {}
     except FileNotFoundError:

@@ -1,7 +1,9 @@
 """The command line: parse, call, print. What it does lives in the modules that it calls."""
 
 import contextlib
+import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 from matrix_ssl import __version__
-from matrix_ssl.errors import ConfigError, MatrixSSLError, RunFolderError, did_you_mean
+from matrix_ssl.errors import CheckpointError, ConfigError, MatrixSSLError, ProcessError, RunFolderError, did_you_mean
 
 if TYPE_CHECKING:
     from matrix_ssl.config import RunConfig
@@ -24,6 +26,7 @@ COLUMNS = {
 }  # fmt: skip
 ROWS = {"encoder": "this encoder", "raw_pixels": "raw pixels", "random_network": "untrained network"}
 DEFAULT_RECIPE = "pictures"
+_SECONDS_FOR_THE_FIRST = 10.0
 
 _out = Console(highlight=False, soft_wrap=True)
 _err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -45,10 +48,10 @@ def main() -> None:
     try:
         code = commands.main(standalone_mode=False)
     except MatrixSSLError as error:
-        _err.print(f"error: {error}", markup=False)
+        _tell(str(error), of_one_process=isinstance(error, ProcessError))
         code = error.exit_code
     except click.ClickException as error:
-        error.show()
+        _tell(f"{error.format_message()} See matrix-ssl --help.")
         code = error.exit_code
     except (KeyboardInterrupt, click.Abort):
         _err.print("stopped.")
@@ -56,8 +59,16 @@ def main() -> None:
     sys.exit(code or 0)
 
 
-_data = click.option("--data", metavar="PATH_OR_NAME", help="A folder of pictures, a packed .npz file, hf:NAME, or a set: "
-                     "digits, cifar10, cifar100, stl10.")  # fmt: skip
+def _tell(text: str, *, of_one_process: bool = False) -> None:
+    """Prints an error; of several processes that meet the same one, the first alone."""
+    if of_one_process or "WORLD_SIZE" not in os.environ or os.environ.get("RANK", "0") == "0":
+        _err.print(f"error: {text}", markup=False)
+    else:
+        time.sleep(_SECONDS_FOR_THE_FIRST)  # torchrun ends all processes when one has ended
+
+
+_data = click.option("--data", metavar="PATH_OR_NAME", help="A folder of pictures, a packed .npz file, hf:NAME, or a "
+                     "set: digits, cifar10, cifar100, stl10.")  # fmt: skip
 _data_root = click.option("--data-root", type=click.Path(path_type=Path), envvar="MATRIX_SSL_DATA", show_envvar=True,
                           help="Where named sets lie.")  # fmt: skip
 _download = click.option("--download", is_flag=True, help="Let torchvision download a named set into --data-root.")
@@ -78,7 +89,8 @@ def commands() -> None:
 @click.argument("recipe", default=DEFAULT_RECIPE)
 @_data
 @click.option("--set", "assignments", metavar="KEY=VALUE", multiple=True, help="Change a setting; may be repeated.")
-@click.option("--run", type=click.Path(path_type=Path), help="Run folder.  [default: runs/RECIPE or runs/RECIPE-DATA]")
+@click.option("--run", "--run-folder", "run", type=click.Path(path_type=Path), help="Run folder; torchrun accepts only "
+              "the longer name.  [default: runs/RECIPE or runs/RECIPE-DATA]")  # fmt: skip
 @click.option("--fresh", is_flag=True, help="Start over; an existing run folder is kept under another name.")
 @click.option("--tensorboard", is_flag=True, help="Also write TensorBoard events into the run folder.")
 @_device
@@ -100,43 +112,47 @@ def pretrain(
     RECIPE is a name that `matrix-ssl recipes` lists; without one, `pictures` serves for any folder of pictures.
     """
     from matrix_ssl import distributed, record, train
+    from matrix_ssl.data import open_source
     from matrix_ssl.progress import Display
 
     config = _configure(recipe, data, assignments)
-    chosen = train.choose_device(device)
-    distributed.start(chosen.type)
-    chosen = train.choose_device(device)  # now that the number of this process is known
+    if tensorboard:
+        record.check_tensorboard()
     run = run or _default_run(recipe, data)
+    distributed.start(train.choose_device(device).type)
+    chosen = train.choose_device(device)  # now that the number of this process is known
     display = Display(quiet=not distributed.is_main())
     with contextlib.ExitStack() as stack:
         stack.callback(distributed.stop)
-        from matrix_ssl.data import open_source
-
-        source = open_source(config.data.source, split="train", data_root=data_root, download=download)
+        stack.enter_context(distributed.connected())
+        for turn in (True, False):  # the main process first: it may download
+            with distributed.together():
+                if distributed.is_main() == turn:
+                    source = open_source(config.data.source, split="train", data_root=data_root, download=download)
+        with distributed.together():
+            loop = train.prepare(config, source=source, device=chosen, display=display)
         complete = False
-        if distributed.is_main():
-            if fresh and (kept := record.set_aside(run)):
-                display.say(f"the run that was in {run} is kept as {kept}")
-            stack.enter_context(record.lock(run))
-            complete = _prepare_run(run, config)
-            train.write_environment(run, chosen)
+        with distributed.together():
+            if distributed.is_main():
+                complete = _claim_run(stack, run, config, fresh=fresh)
+                if not complete:
+                    train.write_environment(run, chosen)
         if distributed.broadcast_object(complete):
             display.say(f"{run} is complete; --fresh starts over.")
         else:
-            display.say(train.headline(config, source, chosen))
-            events = run / "tensorboard" if tensorboard else None
-            train.pretrain(config, run, source=source, device=chosen, display=display, events=events)
-            if distributed.is_main():
+            display.say(train.headline(config, loop.source, chosen))
+            loop.train(run, run / "tensorboard" if tensorboard else None)
+        if distributed.is_main():
+            if not (run / record.EVALUATION).exists():
                 _describe_pictures(run, source, chosen)
-    if distributed.is_main():
-        _out.print(f"encoder {run / record.ENCODER}\nreport  {_write_report(run)}", markup=False)
+            _out.print(f"encoder {run / record.ENCODER}\nreport  {_write_report(run)}", markup=False)
 
 
 @commands.command()
 @_run
 @_data
-@click.option("--test-data", metavar="PATH_OR_NAME", help="Pictures to measure accuracy on.  [default: the set's test part, "
-              "or a fifth of it held out]")  # fmt: skip
+@click.option("--test-data", metavar="PATH_OR_NAME", help="Pictures to measure accuracy on.  [default: the set's "
+              "test part, or a fifth of it held out]")  # fmt: skip
 @click.option("--protocol", default="knn,linear,low-shot", show_default=True, help="Which, separated by commas.")
 @_weights
 @_device
@@ -247,9 +263,11 @@ def recipes(name: str | None) -> None:
 
 def _configure(recipe: str, data: str | None, assignments: tuple[str, ...]) -> "RunConfig":
     from matrix_ssl import config, train
-    from matrix_ssl.recipes import find_recipe
+    from matrix_ssl.recipes import find_recipe, list_recipes
 
     settings = [*assignments, *([f"data.source={data}"] if data else [])]
+    if recipe not in list_recipes() and (os.sep in recipe or Path(recipe).exists()):
+        raise ConfigError(f"{recipe!r} is a path, not a recipe: write --data {recipe}.")
     result = train.complete(config.override(find_recipe(recipe), settings))
     if not result.data.source:
         raise ConfigError(f"recipe {recipe!r} has no data set of its own: give --data FOLDER.")
@@ -257,29 +275,42 @@ def _configure(recipe: str, data: str | None, assignments: tuple[str, ...]) -> "
 
 
 def _default_run(recipe: str, data: str | None) -> Path:
-    name = Path(data.rstrip("/")).stem.removeprefix("hf:") if data else ""
-    return Path("runs") / "-".join(
-        part for part in (recipe if recipe != DEFAULT_RECIPE or not name else "", name) if part
-    )
+    name = Path(data.removeprefix("hf:")).resolve().name.removesuffix(".npz") if data else ""
+    parts = [recipe] if recipe != DEFAULT_RECIPE or not name else []
+    return Path("runs") / "-".join([*parts, name] if name else parts)
 
 
-def _prepare_run(run: Path, config: "RunConfig") -> bool:
-    """Writes ``config.json`` of a new run, or checks it against the run that is there. Returns whether it is complete."""
-    from matrix_ssl import record
+def _claim_run(stack: contextlib.ExitStack, run: Path, config: "RunConfig", *, fresh: bool) -> bool:
+    """Locks the run folder until ``stack`` ends and makes sure that it is for this run.
+
+    Returns:
+        Whether the run is complete.
+    """
+    from matrix_ssl import checkpoint, record
     from matrix_ssl.config import differences, to_dict
 
-    if (run / record.CONFIG).exists():
-        different = differences(record.read_config(run), config)
-        if different:
-            raise RunFolderError(
-                f"{run} holds a run with other settings ({'; '.join(different[:5])}): use --run for another folder, or "
-                f"--fresh to start over (the old folder is kept)."
-            )
-        return (run / record.SUMMARY).exists() and (run / record.ENCODER).exists()
-    if any(path.name != ".lock" for path in run.iterdir()):
-        raise RunFolderError(f"{run} exists and is not a run folder: choose another --run.")
-    record.write_json(run / record.CONFIG, to_dict(config))
-    return False
+    record.check_folder(run)
+    stack.enter_context(record.lock(run))
+    if fresh and (kept := record.set_aside(run)):
+        _say(f"the run that was in {run} is kept as {kept}")
+        stack.enter_context(record.lock(run))
+    if not (run / record.CONFIG).exists():
+        record.write_json(run / record.CONFIG, to_dict(config))
+        return False
+    different = differences(record.read_config(run), config)
+    if different:
+        raise RunFolderError(
+            f"{run} holds a run with other settings ({'; '.join(different[:5])}): use --run for another folder, or "
+            f"--fresh to start over (the old folder is kept)."
+        )
+    if not (run / record.SUMMARY).exists():
+        return False
+    try:
+        checkpoint.read_safetensors(run / record.ENCODER)
+    except CheckpointError as error:
+        _say(f"warning: {error} It is written again from the last checkpoint.")
+        return False
+    return True
 
 
 def _open_parts(
@@ -298,9 +329,7 @@ def _open_parts(
         return learn, open_part(location, "test")
     if learn.labels is None:
         return learn, learn
-    _say(
-        "the set has no test part: a fifth of the pictures of every class is held out, the encoder may have seen them."
-    )
+    _say("the set has no test part: a fifth of every class is held out, the encoder may have seen these pictures.")
     return split_source(learn, 0.2, 0)
 
 

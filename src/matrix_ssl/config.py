@@ -105,7 +105,48 @@ class RunConfig:
     max_bad_steps: int = 3  # steps in a row with a loss or gradient that is not finite before the run stops
 
 
-_PATHS_THAT_MAY_CHANGE = ("data.source", "data.workers")  # a moved data set is still the same run
+# settings that do not decide what a run computes: a moved data set is still the same run
+_MAY_CHANGE = ("data.source", "data.workers", "log_every", "checkpoint_every", "max_bad_steps")
+
+# smallest and largest value of settings, by the end of their dotted path
+_RANGES: dict[str, tuple[float, float]] = {
+    "data.subset": (0, math.inf),
+    "data.image_size": (1, math.inf),
+    "data.crop_fraction": (0.01, 1),
+    "data.workers": (-1, math.inf),
+    "network.width": (1, math.inf),
+    "optimizer.learning_rate": (0, math.inf),
+    "optimizer.momentum": (0, 1),
+    "optimizer.weight_decay": (0, math.inf),
+    "optimizer.warmup_epochs": (0, math.inf),
+    "epochs": (1, math.inf),
+    "batch_size": (2, math.inf),
+    "seed": (0, 2**63 - 1),
+    "log_every": (1, math.inf),
+    "checkpoint_every": (0, math.inf),
+    "max_bad_steps": (1, math.inf),
+}
+_PROBABILITIES = ("flip", "jitter", "grayscale", "blur", "solarize")
+_INTERVALS = {"crop_scale": (0.0, 1.0), "crop_ratio": (0.0, math.inf), "blur_sigma": (0.0, math.inf)}
+
+
+def check_ranges(config: RunConfig) -> None:
+    """Raises ConfigError for a number outside the range in which it means something."""
+    values = dict(flatten(to_dict(config)))
+    ranges = _RANGES | {f"{view}.{name}": (0, 1) for view in ("view1", "view2") for name in _PROBABILITIES}
+    for key, (low, high) in ranges.items():
+        if not low <= values[key] <= high:
+            upper = f" and at most {high:g}" if high < 2**53 else ""
+            raise ConfigError(f"{key}={values[key]}: expected at least {low:g}{upper}.")
+    for view in ("view1", "view2"):
+        for name, (low, high) in _INTERVALS.items():
+            first, last = values[f"{view}.{name}"]
+            if not low < first <= last <= high:
+                upper = f" and at most {high:g}" if high < math.inf else ""
+                raise ConfigError(f"{view}.{name}={first},{last}: expected two rising numbers above {low:g}{upper}.")
+    mean, std = config.data.mean, config.data.std
+    if len(mean) not in (1, 3) or len(std) != len(mean) or min(std) <= 0:
+        raise ConfigError(f"data.mean={mean}, data.std={std}: expected 1 or 3 numbers each, and std above zero.")
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:
@@ -141,7 +182,7 @@ def override(config: RunConfig, assignments: Iterable[str]) -> RunConfig:
 def differences(old: RunConfig, new: RunConfig) -> list[str]:
     """Lines ``key: old -> new`` for every value that would make it another run."""
     before, after = dict(flatten(to_dict(old))), dict(flatten(to_dict(new)))
-    keys = [k for k in sorted(before.keys() | after.keys()) if k not in _PATHS_THAT_MAY_CHANGE]
+    keys = [k for k in sorted(before.keys() | after.keys()) if k not in _MAY_CHANGE]
     return [f"{k}: {before.get(k)!r} -> {after.get(k)!r}" for k in keys if before.get(k) != after.get(k)]
 
 
@@ -174,19 +215,19 @@ def check_type(value: Any, expected: Any, key: str) -> Any:
     if expected in (int, float) and not isinstance(value, bool) and isinstance(value, (int, float, str)):
         try:
             number = expected(value)
-        except ValueError:
-            number = math.nan
-        if math.isfinite(number) and (isinstance(value, str) or number == value):
-            return number
+            if math.isfinite(number) and (isinstance(value, str) or number == value):
+                return number
+        except (ValueError, OverflowError):
+            pass  # the message below says what was expected
     names = {int: "a whole number", float: "a finite number", str: "text"}
     raise ConfigError(f"{key}={value!r}: expected {names.get(expected, expected)}.")
 
 
 def _check_literal(value: Any, choices: tuple[Any, ...], key: str) -> Any:
-    if value in choices:
-        return value
-    expected = ", ".join(map(str, choices))
-    raise ConfigError(f"{key}={value!r}: expected one of {expected}.{did_you_mean(str(value), choices)}")
+    names = {str(choice): choice for choice in choices}
+    if str(value) in names:
+        return names[str(value)]
+    raise ConfigError(f"{key}={value!r}: expected one of {', '.join(names)}.{did_you_mean(str(value), names)}")
 
 
 def _check_tuple(value: Any, members: tuple[Any, ...], key: str) -> tuple[Any, ...]:
@@ -213,6 +254,8 @@ def _build(cls: type, values: Mapping[str, Any], prefix: str) -> Any:
         if dataclasses.is_dataclass(hint):
             arguments[name] = _build(hint, value, key + ".")  # type: ignore[arg-type]
         elif get_origin(hint) is Mapping:
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"{key}={value!r}: expected a group of settings.")
             arguments[name] = dict(value)
         else:
             arguments[name] = check_type(value, hint, key)

@@ -63,10 +63,9 @@ def alarms(history: Sequence[Mapping[str, Any]]) -> list[str]:
                 f"Teacher and student point apart (mean cosine {recent[-1]['teacher_similarity']:.2f}): the predictor "
                 f"does not follow. Try a lower optimizer.learning_rate or method.teacher_momentum nearer to 1."
             )
-    new = history[-1].get("negative_determinants", 0) - (
-        history[-2].get("negative_determinants", 0) if history[1:] else 0
-    )
-    if history and new > 0:
+    counts = [0, *(line.get("negative_determinants", 0) for line in history[-2:])]
+    new = counts[-1] - counts[-2] if history else 0
+    if new > 0:
         found.append(
             f"The determinant inside the uniformity term was negative {new} times since the last line: student and "
             f"teacher are anti-correlated beyond the ridge, and the gradient is not to be trusted there. Try a larger "

@@ -3,8 +3,8 @@
 Gradient convention. The methods compute their loss from gathered outputs, so every process holds the same scalar
 loss, and DistributedDataParallel averages parameter gradients over the processes. ``gather`` therefore hands each
 process ``world_size`` times its own rows of the gradient: after the average the parameters receive exactly the gradient
-of the single-process loss. ``all_reduce_sum`` sits between parameters and ``gather`` (inside BatchNorm); its backward is
-the plain adjoint, the sum over the processes. ``torch.distributed``'s raw ``all_reduce`` on a graph tensor would be
+of the single-process loss. ``all_reduce_sum`` sits between parameters and ``gather`` (inside BatchNorm); its backward
+is the plain adjoint, the sum over the processes. ``torch.distributed``'s raw ``all_reduce`` on a graph tensor would be
 silently wrong there: right value, missing gradient.
 """
 
@@ -19,11 +19,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.parallel import DistributedDataParallel
 
-from matrix_ssl.errors import ConfigError, MatrixSSLError, TrainingError
+from matrix_ssl.errors import ConfigError, MatrixSSLError, ProcessError, TrainingError
 
-
-class ProcessError(MatrixSSLError):
-    """An error that only a process other than the main one has met."""
+# how gloo's errors, which have no class of their own, say that the other end is gone
+_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket closed", "Connection refused")
 
 
 def start(device_type: str) -> None:
@@ -93,18 +92,20 @@ def broadcast_object(value: Any) -> Any:
 @contextmanager
 def together() -> Iterator[None]:
     """Runs a block on every process; what goes wrong in one is raised in all, so that none waits for it in vain."""
-    error: MatrixSSLError | None = None
+    mine: MatrixSSLError | None = None
     try:
         yield
-    except MatrixSSLError as caught:
-        error = caught
-    found = [error]
+    except MatrixSSLError as error:
+        mine = error
+    found: list[Any] = [None] * world_size()
     if world_size() > 1:
-        found = [None] * world_size()
-        dist.all_gather_object(found, error)
-    first = next((e for e in found if e is not None), None)
-    if first is not None:
-        raise first
+        dist.all_gather_object(found, None if mine is None else (str(mine), mine.exit_code))
+    if mine is not None:
+        raise mine
+    for text, exit_code in filter(None, found):
+        theirs = MatrixSSLError(text)
+        theirs.exit_code = exit_code
+        raise theirs
 
 
 @contextmanager
@@ -127,7 +128,7 @@ def connected() -> Iterator[None]:
     """
     try:
         yield
-    except RuntimeError as error:  # gloo raises no class of its own
+    except RuntimeError as error:
         if world_size() == 1 or not any(sign in str(error) for sign in _LOST):
             raise
         raise TrainingError(
@@ -166,8 +167,11 @@ def wrap(module: nn.Module) -> nn.Module:
     """The module under DistributedDataParallel, or itself in a single process."""
     if world_size() == 1:
         return module
-    # buffers are equal already: BatchNorm is synchronised and the teacher follows the same average everywhere
-    return DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
+    wrapped = DistributedDataParallel(module, gradient_as_bucket_view=True)
+    # buffers are equal already: BatchNorm is synchronised and the teacher follows the same average everywhere; set
+    # here because the constructor's argument has different names in different releases
+    wrapped.broadcast_buffers = False
+    return wrapped
 
 
 class _Gather(torch.autograd.Function):

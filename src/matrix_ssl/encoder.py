@@ -20,17 +20,13 @@ Format = Literal["safetensors", "torchvision"]
 def build_encoder(config: RunConfig) -> tuple[nn.Module, int]:
     """The encoder of a run at its initialisation, a function of the configuration, and the width of its features.
 
+    Seeds PyTorch's generator, so that what is built next is such a function, too.
+
     Raises:
         ConfigError: the architecture is unknown or does not fit the pictures.
     """
     torch.manual_seed(config.seed)
-    return networks.build_encoder(
-        config.network.encoder,
-        channels=len(config.data.mean),
-        image_size=config.data.image_size,
-        stem=config.network.stem,
-        width=config.network.width,
-    )
+    return _build(config)
 
 
 def load_encoder(run: str | Path, *, weights: Weights = "student") -> nn.Module:
@@ -47,7 +43,8 @@ def load_encoder(run: str | Path, *, weights: Weights = "student") -> nn.Module:
         CheckpointError: the run has no such weights yet, or they do not match the network; names are listed.
     """
     run = Path(run)
-    encoder, _ = build_encoder(record.read_config(run))
+    with torch.random.fork_rng(devices=[]):  # the weights drawn here are thrown away: the caller's numbers stay
+        encoder, _ = _build(record.read_config(run))
     tensors, source = _weights(run, weights)
     checkpoint.load_strictly(encoder, tensors, source)
     return encoder.eval()
@@ -82,7 +79,8 @@ def export(run: Path, target: Path, *, form: Format, weights: Weights = "student
             )
         record.write_atomically(target, lambda file: torch.save(dict(tensors), file))
         back = torch.load(target, weights_only=True)
-        how = f"torchvision.models.{name}().load_state_dict(torch.load({target.name!r}), strict=False)"
+        size = f"image_size={config.data.image_size}" if name.startswith("vit_") else ""
+        how = f"torchvision.models.{name}({size}).load_state_dict(torch.load({target.name!r}), strict=False)"
         if _has_small_stem(tensors, name):
             how += (
                 ", after model.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False) "
@@ -92,6 +90,16 @@ def export(run: Path, target: Path, *, form: Format, weights: Weights = "student
         raise CheckpointError(f"{target} does not load back as it was written.")
     digest = hashlib.sha256(target.read_bytes()).hexdigest()[:12]
     return f"{target}: {len(back)} of {len(tensors)} tensors of {name} ({weights}), sha256 {digest}. Load: {how}"
+
+
+def _build(config: RunConfig) -> tuple[nn.Module, int]:
+    return networks.build_encoder(
+        config.network.encoder,
+        channels=len(config.data.mean),
+        image_size=config.data.image_size,
+        stem=config.network.stem,
+        width=config.network.width,
+    )
 
 
 def _has_small_stem(tensors: dict[str, Tensor], name: str) -> bool:

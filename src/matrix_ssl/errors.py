@@ -48,6 +48,10 @@ class TrainingError(MatrixSSLError):
     """Training cannot go on, for example because the loss is not a number."""
 
 
+class ProcessError(MatrixSSLError):
+    """One process of several, not the first, has met an error that the others have not."""
+
+
 class MissingExtra(MatrixSSLError):
     """An optional dependency is not installed."""
 

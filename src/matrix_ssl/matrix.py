@@ -111,7 +111,8 @@ def spectrum(features: Tensor) -> Tensor:
         features: (n, d), one row a sample. The smaller of the n x n and d x d matrices is decomposed.
 
     Returns:
-        (min(n, d)), not negative, summing to one; all zero when the rows are equal.
+        (min(n, d)), not negative, summing to one. Equal rows give all zero, or a single one where rounding leaves them
+        off their mean: an ``effective_rank`` of 1 either way.
     """
     rows = _at_least_float32(features)
     with torch.autocast(rows.device.type, enabled=False):

@@ -186,7 +186,10 @@ def _torchvision_encoder(name: str, image_size: int, stem: str) -> nn.Module:
     sized = {"image_size": image_size} if name.startswith("vit_") else {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # googlenet and inception announce another initialisation
-        encoder = torchvision.models.get_model(name, weights=None, **sized)
+        try:
+            encoder = torchvision.models.get_model(name, weights=None, **sized)
+        except AssertionError as error:  # a vision transformer checks the size when it is built
+            raise _wrong_size(name, image_size, error) from error
     if name.startswith(("resnet", "resnext", "wide_resnet")) and (
         stem == "small" or (stem == "auto" and image_size <= SMALL_IMAGE)
     ):
@@ -209,9 +212,8 @@ def _timm_encoder(name: str, channels: int, image_size: int) -> nn.Module:
     except ImportError:
         raise MissingExtra("timm", "timm") from None
     if not timm.is_model(name):
-        raise ConfigError(
-            f"network.encoder='timm/{name}' is not an architecture.{did_you_mean(name, timm.list_models())}"
-        )
+        hint = did_you_mean(f"timm/{name}", [f"timm/{known}" for known in timm.list_models()])
+        raise ConfigError(f"network.encoder='timm/{name}' is not an architecture.{hint}")
     try:
         return timm.create_model(name, pretrained=False, num_classes=0, in_chans=channels, img_size=image_size)
     except TypeError:  # convolutional architectures take any size and refuse the argument
@@ -224,11 +226,16 @@ def _feature_dim(encoder: nn.Module, name: str, channels: int, image_size: int) 
         with torch.no_grad():
             features = encoder.eval()(torch.zeros(2, channels, image_size, image_size))
     except (RuntimeError, AssertionError, ValueError) as error:
-        raise ConfigError(
-            f"network.encoder={name!r} does not accept pictures of {image_size} pixels ({str(error).splitlines()[0]}): "
-            f"change --set data.image_size."
-        ) from error
+        raise _wrong_size(name, image_size, error) from error
     encoder.train(was_training)
     if features.ndim != 2:
         raise ConfigError(f"network.encoder={name!r} gives features of shape {tuple(features.shape)}, expected (n, k).")
     return features.shape[1]
+
+
+def _wrong_size(name: str, image_size: int, error: Exception) -> ConfigError:
+    reason = str(error).partition("\n")[0]
+    return ConfigError(
+        f"network.encoder={name!r} does not accept pictures of {image_size} pixels ({reason}): "
+        f"change --set data.image_size."
+    )

@@ -9,6 +9,7 @@ A picture that cannot be read is replaced by the next one of the set that can, t
 
 import os
 import signal
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -66,14 +67,16 @@ class TrainingBatches:
         self._source, self._config = source, config
         self._rank, self._world_size = rank, world_size
         self._device, self._dtype = device, dtype
+        self._order = (-1, np.zeros(0, np.int64))  # of the newest epoch: half a second of work for a million pictures
 
     def samples(self, step: int) -> tuple[int, NDArray[np.int64]]:
         """Epoch of a step, and the pictures that this process takes."""
         epoch, position = divmod(step, self.steps_per_epoch)
-        order = permutation(len(self._source), self._config.seed, _ORDER, epoch)
+        if epoch != self._order[0]:
+            self._order = epoch, permutation(len(self._source), self._config.seed, _ORDER, epoch)
         size = self._config.batch_size // self._world_size
         start = position * self._config.batch_size + self._rank * size
-        return epoch, order[start : start + size]
+        return epoch, self._order[1][start : start + size]
 
     def iterate(self, start: int, stop: int) -> Iterator[Batch]:
         """Batches of the steps from ``start`` to ``stop`` - 1.
@@ -105,7 +108,7 @@ class TrainingBatches:
         dataset, steps = _RandomCrops(self._source, self._config), _LazySteps(self, start, stop)
         loader = _loader(dataset, steps, self._config.data.workers)
         for step, items in enumerate(_guarded(loader), start):
-            epoch, _ = self.samples(step)
+            epoch = step // self.steps_per_epoch
             _check_readable(items, self._source)
             samples = np.array([item.sample for item in items])
             views = []
@@ -226,7 +229,10 @@ def _check_readable(items: list[_Item], source: Source) -> None:
 
 def _loader(dataset: Dataset, batches: Iterable[list], workers: int) -> DataLoader:
     if workers < 0:
-        workers = min(_MOST_WORKERS, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        cores = (
+            len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        )  # macOS has none
+        workers = min(_MOST_WORKERS, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     return DataLoader(
         dataset, batch_sampler=batches, num_workers=workers, collate_fn=list, worker_init_fn=_start_worker
     )  # fmt: skip
@@ -239,10 +245,16 @@ def _start_worker(_: int) -> None:
 
 def _guarded(loader: DataLoader) -> Iterator[list]:
     """Iterates, turning the death of a worker into a sentence."""
+    handler = signal.getsignal(signal.SIGCHLD)
     try:
-        yield from loader
+        batches = iter(loader)
+        if threading.current_thread() is threading.main_thread():
+            # PyTorch's handler raises wherever the main thread is, in the middle of a training step; without it the
+            # next batch finds the dead worker, within five seconds
+            signal.signal(signal.SIGCHLD, handler)
+        yield from batches
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        if "DataLoader worker (pid" not in str(error):  # an error raised inside a worker says "worker process"
             raise
         raise TrainingError(
             "a process that reads pictures died, perhaps for lack of memory: run the same command again to resume, "

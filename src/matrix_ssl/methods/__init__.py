@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import inspect
 import pkgutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -29,9 +30,10 @@ def find_method(name: str) -> type[Method]:
     if name.endswith(".py"):
         if not Path(name).is_file():
             raise ConfigError(f"method.name={name!r}: there is no such file.")
-        spec = importlib.util.spec_from_file_location(Path(name).stem, name)
+        spec = importlib.util.spec_from_file_location(f"matrix_ssl_method_{Path(name).stem}", name)
         assert spec is not None and spec.loader is not None  # a .py file has a loader
         module = importlib.util.module_from_spec(spec)
+        sys.modules[module.__name__] = module  # where dataclasses in the file look it up
         spec.loader.exec_module(module)
     elif name in list_methods():
         module = importlib.import_module(f"{__name__}.{name}")
@@ -51,7 +53,7 @@ def complete_options(method: type[Method], options: Mapping[str, Any]) -> dict[s
     """Every keyword of a method's constructor with its value: the given one, checked, or the default.
 
     Raises:
-        ConfigError: an option is unknown or has the wrong type.
+        ConfigError: an option is unknown, has the wrong type, or is missing and has no default.
     """
     parameters = inspect.signature(method.__init__).parameters.values()
     keywords = {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
@@ -59,4 +61,8 @@ def complete_options(method: type[Method], options: Mapping[str, Any]) -> dict[s
     unknown = [name for name in options if name not in keywords]
     if unknown:
         raise ConfigError(f"unknown setting 'method.{unknown[0]}'.{did_you_mean(unknown[0], keywords)}")
-    return {k: check_type(options[k], hints[k], f"method.{k}") if k in options else v for k, v in keywords.items()}
+    for name, default in keywords.items():
+        if name not in options and default is inspect.Parameter.empty:
+            raise ConfigError(f"method.{name} has no default: give it with --set method.{name}=VALUE.")
+    checked = {k: check_type(v, hints.get(k, Any), f"method.{k}") for k, v in options.items()}
+    return {k: checked.get(k, default) for k, default in keywords.items()}

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from matrix_ssl import networks
 from matrix_ssl.distributed import gather
+from matrix_ssl.errors import ConfigError
 from matrix_ssl.losses import matrix_ssl_terms
 from matrix_ssl.methods._base import Method, StepOutput
 from matrix_ssl.momentum import cosine_momentum, make_teacher, update_teacher
@@ -37,6 +38,9 @@ class MatrixSSL(Method):
         output_dim: d, width of the outputs; the predictor's hidden layer has a quarter of it.
         ridge, uniformity_weight, alignment_weight, logarithm, order: see ``matrix_ssl.losses.matrix_ssl_loss``.
         teacher_momentum: at the start; it rises to 1 on a cosine.
+
+    Raises:
+        ConfigError: an option is out of range.
     """
 
     counters = ("negative_determinants",)
@@ -56,6 +60,13 @@ class MatrixSSL(Method):
         teacher_momentum: float = 0.996,
     ):
         super().__init__()
+        for name, value in (("hidden_dim", hidden_dim), ("output_dim", output_dim), ("order", order)):
+            if value < 1:
+                raise ConfigError(f"method.{name}={value}: expected 1 or more.")
+        if ridge <= 0:
+            raise ConfigError(f"method.ridge={ridge:g}: expected a number above 0.")
+        if not 0 <= teacher_momentum <= 1:
+            raise ConfigError(f"method.teacher_momentum={teacher_momentum:g}: expected a number from 0 to 1.")
         self.encoder = encoder
         self.projector = networks.projector(feature_dim, hidden_dim, output_dim)
         self.predictor = networks.predictor(output_dim, max(1, output_dim // 4))

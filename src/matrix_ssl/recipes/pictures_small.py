@@ -1,0 +1,24 @@
+"""Any folder of pictures, on a CPU: a network of 0.3M parameters at 64 pixels, minutes for ten thousand pictures.
+
+The features serve for looking at a collection and for few labels; for an encoder to build on, use ``pictures`` on a
+GPU.
+"""
+
+from matrix_ssl.config import DataConfig, MethodConfig, NetworkConfig, OptimizerConfig, RunConfig
+from matrix_ssl.recipes._views import asymmetric_views
+
+
+def recipe() -> RunConfig:
+    """The run."""
+    view1, view2 = asymmetric_views()
+    return RunConfig(
+        recipe="pictures_small",
+        data=DataConfig(image_size=64, crop_fraction=1.0),
+        view1=view1,
+        view2=view2,
+        network=NetworkConfig(encoder="tiny_resnet", width=16),
+        method=MethodConfig("matrix_ssl", {"hidden_dim": 512, "output_dim": 256, "teacher_momentum": 0.95}),
+        optimizer=OptimizerConfig(name="adamw", learning_rate=0.004, warmup_epochs=1),
+        epochs=15,
+        batch_size=128,
+    )

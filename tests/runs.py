@@ -1,0 +1,174 @@
+"""Whole runs of the command line for tests: real processes, forked from one that has imported PyTorch already."""
+
+import atexit
+import functools
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from matrix_ssl.checkpoint import load_newest, read_safetensors
+
+TINY = ["batch_size=64", "network.width=8", "method.hidden_dim=32", "method.output_dim=16", "optimizer.warmup_epochs=0"]
+PATIENCE = 120.0  # seconds that any run may take on a busy machine
+# the pages after a training cost more than these trainings and have tests of their own
+BARE = "import matrix_ssl.cli as c; c._describe_pictures = c._write_report = lambda *_: 'not written'"
+UNPRIVILEGED = "import os; os.setgroups([]); os.setgid(65534); os.setuid(65534)"  # what root must become to be refused
+
+
+def tiny(*settings: str, epochs: int = 1) -> list[str]:
+    """Arguments of ``pretrain`` for 22 steps an epoch on handwritten digits, into the folder ``r``."""
+    settings = (*TINY, f"epochs={epochs}", *settings)
+    words = [word for setting in settings for word in ("--set", setting)]
+    return ["pretrain", "demo", "--run", "r", "--device", "cpu", *words]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A process that has ended; a negative code is the number of the signal that killed it."""
+
+    code: int
+    out: str
+    err: str
+
+
+class Command:
+    """A running command line."""
+
+    def __init__(self, pid: int, folder: Path, out: Path, err: Path):
+        self.pid, self._folder, self._out, self._err = pid, folder, out, err
+
+    def send(self, number: int) -> None:
+        """Sends a signal."""
+        os.kill(self.pid, number)
+
+    def err(self) -> str:
+        """What it has written to standard error so far."""
+        return self._err.read_text()
+
+    def wait(self, seconds: float = PATIENCE) -> Ended:
+        """Waits for the end; a process that does not end is killed and fails the test."""
+        code = _Server.get().ask({"wait": self.pid, "seconds": seconds})
+        if code is None:
+            os.killpg(self.pid, 9)
+            raise AssertionError(f"still running after {seconds} s: {self.err()}")
+        result = Ended(code, self._out.read_text(), self.err())
+        self._out.unlink()
+        self._err.unlink()
+        return result
+
+
+def start(folder: Path, arguments: list[str], *, before: str = "", environment: dict[str, str] | None = None) -> Command:
+    """Starts ``matrix-ssl`` in a folder, after executing the Python code ``before`` in the new process."""
+    return _Server.get().start(folder, arguments, before, environment or {})
+
+
+def run(folder: Path, arguments: list[str], *, before: str = "", environment: dict[str, str] | None = None) -> Ended:
+    """Runs ``matrix-ssl`` in a folder to its end."""
+    return start(folder, arguments, before=before, environment=environment).wait()
+
+
+def succeed(folder: Path, arguments: list[str], *, before: str = "") -> Ended:
+    """Runs ``matrix-ssl`` and demands exit code 0."""
+    ended = run(folder, arguments, before=before)
+    assert ended.code == 0, ended.err
+    return ended
+
+
+def fail(folder: Path, arguments: list[str], *, before: str = "", code: int | None = None) -> str:
+    """Runs ``matrix-ssl``, demands a non-zero exit code and returns the one error line that it ends with."""
+    return check_failure(run(folder, arguments, before=before), code=code)
+
+
+def check_failure(ended: Ended, *, code: int | None = None) -> str:
+    """Demands a non-zero exit code and a single error line, the last, without a traceback. Returns it."""
+    assert ended.code == (code or ended.code) > 0, ended
+    assert "Traceback" not in ended.err, ended.err
+    *_, last = ended.err.splitlines()
+    assert last.startswith("error: ") and ended.err.count("error: ") == 1, ended.err
+    return last.removeprefix("error: ")
+
+
+def start_processes(folder: Path, arguments: list[str], *, count: int, before: str = BARE) -> list[Command]:
+    """Starts ``matrix-ssl`` as ``torchrun`` does: processes that find each other by the environment."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    environments = [{**common, "RANK": rank, "LOCAL_RANK": rank} for rank in range(count)]
+    return [
+        start(folder, arguments, before=before, environment={k: str(v) for k, v in environment.items()})
+        for environment in environments
+    ]
+
+
+def lines(run_folder: Path) -> list[dict]:
+    """The lines of ``metrics.jsonl``."""
+    return [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def timeless(run_folder: Path) -> list[dict]:
+    """The lines of ``metrics.jsonl`` without what the clock decides."""
+    return [{k: v for k, v in line.items() if k not in ("seconds", "images_per_second")} for line in lines(run_folder)]
+
+
+def tensors(run_folder: Path) -> dict[str, bytes]:
+    """Every tensor of the encoder and of the newest checkpoint, as bytes; a checkpoint also holds a time."""
+    found, problems = load_newest(run_folder)
+    assert found is not None and not problems
+    encoder, _ = read_safetensors(run_folder / "encoder.safetensors")
+    moments = {f"{i}.{k}": v for i, state in found.optimizer["state"].items() for k, v in state.items()}
+    parts = {"encoder": encoder, f"model after {found.step}": found.model, "optimizer": moments}
+    return {f"{part}: {k}": v.numpy().tobytes() for part, values in parts.items() for k, v in values.items()}
+
+
+@functools.cache
+def _scratch() -> Path:
+    folder = tempfile.mkdtemp(prefix="matrix-ssl-runs-")
+    atexit.register(shutil.rmtree, folder)
+    return Path(folder)
+
+
+class _Server:
+    def __init__(self) -> None:
+        environment = {k: v for k, v in os.environ.items() if k != "MATRIX_SSL_DATA"}
+        self._process = subprocess.Popen(
+            [sys.executable, "-W", "error", str(Path(__file__).with_name("forkserver.py"))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        )
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline() == "ready\n"
+        self._started = 0
+        atexit.register(self._process.terminate)
+
+    @staticmethod
+    @functools.cache
+    def get() -> "_Server":
+        return _Server()
+
+    def ask(self, request: dict) -> int | None:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        return json.loads(self._process.stdout.readline())
+
+    def start(self, folder: Path, arguments: list[str], before: str, environment: dict[str, str]) -> Command:
+        self._started += 1
+        out, err = (_scratch() / f"{os.getpid()}-{self._started}.{end}" for end in ("out", "err"))
+        for path in (out, err):
+            path.touch()
+        request = {
+            "arguments": arguments, "folder": str(folder), "stdout": str(out), "stderr": str(err),
+            "before": before, "environment": environment,
+        }  # fmt: skip
+        pid = self.ask(request)
+        assert pid is not None
+        return Command(pid, folder, out, err)

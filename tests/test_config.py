@@ -1,0 +1,216 @@
+"""Configurations: through JSON and back, overrides, and what a mistyped setting is told."""
+
+import dataclasses
+import json
+from typing import Any, Literal
+
+import pytest
+
+from matrix_ssl.config import (
+    DataConfig,
+    MethodConfig,
+    RunConfig,
+    check_ranges,
+    check_type,
+    differences,
+    flatten,
+    from_dict,
+    override,
+    to_dict,
+)
+from matrix_ssl.errors import ConfigError
+from matrix_ssl.recipes import find_recipe, list_recipes
+
+RECIPES = list(list_recipes())
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_recipes_survive_json(recipe):
+    config = find_recipe(recipe)
+    assert config.recipe == recipe
+    assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
+
+
+def test_every_recipe_describes_itself():
+    assert sorted(RECIPES) == RECIPES
+    assert all(line.endswith(".") for line in list_recipes().values())
+
+
+def test_unknown_recipe():
+    with pytest.raises(ConfigError, match=r"there is no recipe 'cifar-10'\. Did you mean 'cifar10'\?"):
+        find_recipe("cifar-10")
+
+
+def test_missing_keys_take_their_defaults():
+    assert from_dict({}) == RunConfig()
+    assert from_dict({"data": {"image_size": 32}}) == RunConfig(data=DataConfig(image_size=32))
+
+
+class TestOverride:
+    @pytest.mark.parametrize(
+        ("assignment", "path", "value"),
+        [
+            ("epochs=7", ("epochs",), 7),
+            ("optimizer.learning_rate=1e-3", ("optimizer", "learning_rate"), 1e-3),
+            (" optimizer.learning_rate = 2 ", ("optimizer", "learning_rate"), 2.0),
+            ("optimizer.name=adamw", ("optimizer", "name"), "adamw"),
+            ("deterministic=true", ("deterministic",), True),
+            ("deterministic=False", ("deterministic",), False),
+            ("view1.crop_scale=0.1,0.9", ("view1", "crop_scale"), (0.1, 0.9)),
+            ("view2.blur_sigma=(0.1, 1)", ("view2", "blur_sigma"), (0.1, 1.0)),
+            ("data.mean=0.5", ("data", "mean"), (0.5,)),
+            ("data.source=a=b", ("data", "source"), "a=b"),
+            ("data.source=", ("data", "source"), ""),
+        ],
+    )
+    def test_values(self, assignment, path, value):
+        found: Any = override(RunConfig(), [assignment])
+        for name in path:
+            found = getattr(found, name)
+        assert found == value
+        assert type(found) is type(value)
+
+    def test_changes_nothing_else_and_the_last_one_wins(self):
+        base = find_recipe("demo")
+        changed = override(base, ["epochs=3", "data.workers=2", "epochs=4"])
+        assert changed == dataclasses.replace(base, epochs=4, data=dataclasses.replace(base.data, workers=2))
+        assert base == find_recipe("demo")
+
+    def test_options_of_the_method(self):
+        base = RunConfig(method=MethodConfig("matrix_ssl", {"order": 3}))
+        changed = override(base, ["method.ridge=0.5", "method.order=5", "method.name=other"])
+        assert changed.method == MethodConfig("other", {"order": "5", "ridge": "0.5"})  # the method's class parses them
+        assert base.method.options == {"order": 3}
+
+    @pytest.mark.parametrize(
+        ("assignment", "sentence"),
+        [
+            ("epochs", r"--set 'epochs': write key=value"),
+            ("=3", r"--set '=3': write key=value"),
+            ("optimizer.learning_rat=3", r"unknown setting .*Did you mean 'optimizer.learning_rate'\?"),
+            ("optimiser=3", r"unknown setting 'optimiser'"),
+            ("data=cifar10", r"unknown setting 'data'"),
+            ("data.source.x=3", r"unknown setting 'data.source.x'"),
+            ("epochs=many", r"epochs='many': expected a whole number\."),
+            ("epochs=1.5", r"epochs='1.5': expected a whole number\."),
+            ("epochs=", r"epochs='': expected a whole number\."),
+            ("epochs=" + "9" * 400, r"expected a whole number\."),
+            ("optimizer.learning_rate=nan", r"optimizer.learning_rate='nan': expected a finite number\."),
+            ("optimizer.learning_rate=inf", r"expected a finite number\."),
+            ("optimizer.learning_rate=1e999", r"expected a finite number\."),
+            ("deterministic=yes", r"deterministic='yes': expected true or false\."),
+            ("optimizer.name=adam", r"expected one of sgd, adamw\. Did you mean 'adamw'\?"),
+            ("network.stem=tiny", r"network.stem='tiny': expected one of auto, standard, small\."),
+            ("view1.crop_scale=0.1", r"view1.crop_scale='0.1': expected 2 values separated by commas, got 1\."),
+            ("view1.crop_scale=a,b", r"view1.crop_scale='a': expected a finite number\."),
+            ("data.mean=", r"data.mean='': expected a finite number\."),
+        ],
+    )
+    def test_mistakes(self, assignment, sentence):
+        with pytest.raises(ConfigError, match=sentence):
+            override(RunConfig(), [assignment])
+
+
+class TestFromDict:
+    @pytest.mark.parametrize(
+        ("values", "sentence"),
+        [
+            ({"epoch": 3}, r"unknown setting 'epoch'\. Did you mean 'epochs'\?"),
+            ({"data": {"size": 3}}, r"unknown setting 'data.size'"),
+            ({"data": "cifar10"}, r"data='cifar10': expected a group of settings"),
+            ({"method": {"options": "x"}}, r"method.options='x': expected a group of settings"),
+            ({"epochs": 1.5}, r"epochs=1.5: expected a whole number"),
+            ({"epochs": float("inf")}, r"epochs=inf: expected a whole number"),
+            ({"epochs": None}, r"epochs=None: expected a whole number"),
+            ({"epochs": True}, r"epochs=True: expected a whole number"),
+            ({"optimizer": {"learning_rate": 10**400}}, r"expected a finite number"),
+            ({"data": {"mean": 0.5}}, r"data.mean=0.5: expected numbers separated by commas"),
+            ({"recipe": 3}, r"recipe=3: expected text"),
+        ],
+    )
+    def test_mistakes(self, values, sentence):
+        with pytest.raises(ConfigError, match=sentence):
+            from_dict(values)
+
+    def test_numbers_of_the_other_kind(self):
+        config = from_dict({"epochs": 3.0, "optimizer": {"learning_rate": 1}})
+        assert (config.epochs, config.optimizer.learning_rate) == (3, 1.0)
+        assert (type(config.epochs), type(config.optimizer.learning_rate)) == (int, float)
+
+
+class TestCheckType:
+    @pytest.mark.parametrize(
+        ("value", "expected", "result"),
+        [
+            ("3", int | None, 3),
+            ("none", int | None, None),
+            (None, int | None, None),
+            ("x", int | str, "x"),
+            ("2", Literal[1, 2], 2),
+            (2, Literal[1, 2], 2),
+            ("1,2,3", tuple[int, ...], (1, 2, 3)),
+            ([1, "b"], tuple[int, str], (1, "b")),
+            ({"any": 1}, Any, {"any": 1}),
+        ],
+    )
+    def test_values(self, value, expected, result):
+        found = check_type(value, expected, "key")
+        assert found == result
+        assert type(found) is type(result)
+
+    @pytest.mark.parametrize(("value", "expected"), [("x", int | None), ("3", Literal[1, 2]), (1, str), ([1], bool)])
+    def test_mistakes_name_the_key(self, value, expected):
+        with pytest.raises(ConfigError, match=r"^key="):
+            check_type(value, expected, "key")
+
+
+class TestDifferences:
+    def test_names_every_change(self):
+        old = RunConfig(method=MethodConfig("matrix_ssl", {"ridge": 0.1}))
+        new = override(old, ["epochs=3", "view2.blur=0.5", "method.order=4"])
+        new = dataclasses.replace(new, method=MethodConfig("matrix_ssl", {"ridge": 0.2, "order": 4}))
+        assert differences(old, new) == [
+            "epochs: 100 -> 3",
+            "method.options.order: None -> 4",
+            "method.options.ridge: 0.1 -> 0.2",
+            "view2.blur: 0.0 -> 0.5",
+        ]
+
+    def test_a_moved_data_set_is_the_same_run(self):
+        assert differences(RunConfig(), override(RunConfig(), ["data.source=elsewhere", "data.workers=3"])) == []
+
+    def test_a_configuration_equals_itself_after_json(self):
+        for recipe in RECIPES:
+            config = find_recipe(recipe)
+            assert differences(config, from_dict(json.loads(json.dumps(to_dict(config))))) == []
+
+
+def test_flatten():
+    assert flatten({"a": 1, "b": {"c": {"d": (1, 2)}, "e": None}}) == [("a", 1), ("b.c.d", (1, 2)), ("b.e", None)]
+
+
+@pytest.mark.parametrize(
+    "assignment",
+    [
+        "network.width=0",
+        "data.image_size=0",
+        "data.crop_fraction=1.5",
+        "epochs=0",
+        "batch_size=1",
+        "seed=-1",
+        "view1.flip=1.2",
+        "view2.crop_scale=1,0.2",
+        "view1.blur_sigma=0,1",
+        "data.std=0,1,1",
+        "data.mean=0.5",
+        "optimizer.learning_rate=-1",
+    ],
+)
+def test_a_number_out_of_range_is_named(assignment: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        check_ranges(override(RunConfig(), [assignment]))
+    assert assignment.partition("=")[0].rpartition(".")[2] in str(raised.value)
+
+
+def test_the_defaults_are_in_range() -> None:
+    check_ranges(RunConfig())

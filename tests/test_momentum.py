@@ -1,0 +1,89 @@
+"""The moving-average teacher against a loop written by hand."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from matrix_ssl.momentum import cosine_momentum, make_teacher, update_teacher
+
+
+@pytest.fixture
+def student():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(36, 5),
+        nn.BatchNorm1d(5, affine=False),
+    ).double()
+
+
+def batch(seed=1):
+    return torch.randn(8, 3, 5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def state(module):
+    return copy.deepcopy(module.state_dict())
+
+
+def test_starts_as_a_copy_without_gradient(student):
+    teacher = make_teacher(student)
+    assert all(
+        torch.equal(a, b) for a, b in zip(teacher.state_dict().values(), student.state_dict().values(), strict=True)
+    )
+    assert not any(p.requires_grad for p in teacher.parameters())
+    assert all(p.requires_grad for p in student.parameters())
+    assert not {p.data_ptr() for p in teacher.parameters()} & {p.data_ptr() for p in student.parameters()}
+    assert [m.momentum for m in student.modules() if hasattr(m, "momentum")] == [0.1, 0.1]
+
+
+def test_follows_the_student_as_a_loop_by_hand(student):
+    teacher = make_teacher(student)
+    expected = state(teacher)
+    for step, momentum in enumerate([0.9, 0.5, 0.99, 0.0, 1.0]):
+        student(batch(step))  # moves the buffers
+        with torch.no_grad():
+            for p in student.parameters():
+                p += torch.randn(p.shape, dtype=p.dtype, generator=torch.Generator().manual_seed(step))
+        update_teacher(teacher, student, momentum)
+        for name, value in student.state_dict().items():
+            if name.endswith("num_batches_tracked"):
+                expected[name] = value.clone()
+            else:
+                expected[name] = momentum * expected[name] + (1 - momentum) * value
+        found = teacher.state_dict()
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, rtol=1e-12, atol=1e-14)
+    assert found["1.num_batches_tracked"] == 5
+
+
+def test_its_forward_uses_batch_statistics_and_moves_none(student):
+    teacher = make_teacher(student).train()
+    student.train()
+    before = state(teacher)
+    torch.testing.assert_close(teacher(batch()), student(batch()), rtol=1e-12, atol=1e-12)
+    after = teacher.state_dict()
+    running = [name for name in before if "running" in name]
+    assert len(running) == 4
+    assert all(torch.equal(after[name], before[name]) for name in running)
+    assert not torch.equal(student.state_dict()["1.running_mean"], before["1.running_mean"])
+
+
+def test_takes_no_gradient(student):
+    teacher = make_teacher(student)
+    (student(batch()) * teacher(batch())).sum().backward()
+    assert all(p.grad is None for p in teacher.parameters())
+    assert all(p.grad is not None for p in student.parameters())
+
+
+@pytest.mark.parametrize("start", [0.0, 0.99, 0.996])
+def test_momentum_rises_on_half_a_cosine(start):
+    assert cosine_momentum(0.0, start) == pytest.approx(start, abs=1e-15)
+    assert cosine_momentum(0.5, start) == pytest.approx((1 + start) / 2)
+    assert cosine_momentum(1.0, start) == 1.0
+    path = [cosine_momentum(i / 20, start) for i in range(21)]
+    assert path == sorted(path)
