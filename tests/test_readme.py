@@ -207,10 +207,10 @@ def test_tree_of_readme_is_complete():
     folder, listed = Path(), set()
     for line in code.splitlines():
         names = re.split(r"\s{2,}", line.strip(), maxsplit=1)[0].split(", ")
-        nested = line.startswith("  ")
-        listed |= {(folder if nested else Path()) / name for name in names}
-        if not nested and line.strip() == names[0]:  # a folder whose contents follow
+        if line.strip() == names[0]:  # a folder whose contents follow
             folder = Path(names[0])
+        else:
+            listed |= {(folder if line.startswith("  ") else Path()) / name for name in names}
     assert [path for path in listed if not (ROOT / path).exists()] == []
     package = ROOT / "src" / "matrix_ssl"
     files = {path.relative_to(ROOT) for path in package.rglob("*") if path.suffix in (".py", ".html", ".typed")}

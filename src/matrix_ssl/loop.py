@@ -121,7 +121,8 @@ class Loop:
                 self.step += 1
                 self.counters["seconds"] = time.monotonic() - started
                 last = self.step == self.total_steps
-                line, terms = None, ()
+                line: dict[str, Any] | None = None
+                terms: tuple[str, ...] = ()
                 if output is None:
                     bad_in_a_row += 1
                     self._skip_bad_step(bad_in_a_row)
@@ -160,8 +161,9 @@ class Loop:
         if output is not None:
             gradients = [p.grad for p in self.method.parameters() if p.grad is not None]
             finite = diagnostics.is_finite(output.loss.detach(), *torch._foreach_norm(gradients))
-        number = torch.tensor(received[0] if received else 0, device=self.device)
-        is_bad, number = distributed.maximum(torch.stack([~finite, number])).tolist()  # all take the same decision
+        signals = torch.tensor(received[0] if received else 0, device=self.device)
+        # all processes take the same decision
+        is_bad, number = distributed.maximum(torch.stack([(~finite).to(torch.int64), signals])).tolist()
         if output is None or is_bad:
             for buffer, value in zip(buffers, before, strict=True):
                 buffer.copy_(value)

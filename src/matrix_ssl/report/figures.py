@@ -11,8 +11,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 
-from matrix_ssl import svg
-from matrix_ssl.svg import colour
+from matrix_ssl.report import svg
+from matrix_ssl.report.svg import colour
 
 MAX_POINTS = 400  # of one curve; more would not be seen at this width
 MAX_MAP_POINTS = 3000

@@ -17,13 +17,13 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 from PIL import Image
 
-from matrix_ssl import figures
 from matrix_ssl.config import to_dict
-from matrix_ssl.figures import Curve, Figurine, Panel, number, whole
 from matrix_ssl.record import SKIPPED, write_atomically
-from matrix_ssl.report_data import RunData, finite_number, mapping, read_run
-from matrix_ssl.report_results import MEASURES, alarms, comparison, comparison_note, verdict
-from matrix_ssl.svg import COLOURS
+from matrix_ssl.report import figures
+from matrix_ssl.report.figures import Curve, Figurine, Panel, number, whole
+from matrix_ssl.report.results import MEASURES, alarms, comparison, comparison_note, verdict
+from matrix_ssl.report.run_data import RunData, finite_number, mapping, read_run
+from matrix_ssl.report.svg import COLOURS
 
 COMMANDS = {  # what the page tells a reader to type, from the folder that holds the run
     "pretrain": "matrix-ssl pretrain",
@@ -66,7 +66,7 @@ def write_report(run: Path) -> Path:
 
 def _render(data: RunData) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(resources.files("matrix_ssl").joinpath("report.html").read_text("utf-8"))
+    template = environment.from_string(resources.files(__package__).joinpath("page.html").read_text("utf-8"))
     run = shlex.quote(data.name)
     return template.render(
         data=data,

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from matrix_ssl import record
 from matrix_ssl.config import RunConfig
-from matrix_ssl.figures import Curve
+from matrix_ssl.report.figures import Curve
 
 # Keys of metrics.jsonl with a meaning of their own; every other number on a line is a term of the loss.
 KNOWN_KEYS = frozenset({
