@@ -12,7 +12,10 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from PIL import Image
+
 from matrix_ssl.checkpoint import load_newest, read_safetensors
+from matrix_ssl.data import open_source
 
 TINY = ["batch_size=64", "network.width=8", "method.hidden_dim=32", "method.output_dim=16", "optimizer.warmup_epochs=0"]
 PATIENCE = 120.0  # seconds that any run may take on a busy machine
@@ -26,6 +29,25 @@ def tiny(*settings: str, epochs: int = 1) -> list[str]:
     settings = (*TINY, f"epochs={epochs}", *settings)
     words = [word for setting in settings for word in ("--set", setting)]
     return ["pretrain", "demo", "--run", "r", "--device", "cpu", *words]
+
+
+def from_files(pictures: Path | str, *settings: str, epochs: int = 1) -> list[str]:
+    """Arguments of ``pretrain`` with batches of 16 small pictures that two processes read, into the folder ``r``."""
+    shape = ("network.encoder=tiny_resnet", "data.image_size=16", "data.workers=2", "batch_size=16")
+    settings = (*TINY, *shape, f"epochs={epochs}", *settings)
+    words = [word for setting in settings for word in ("--set", setting)]
+    return ["pretrain", "--data", str(pictures), "--run", "r", "--device", "cpu", *words]
+
+
+def make_pictures(folder: Path, count: int) -> list[Path]:
+    """Writes JPEG files of handwritten digits, 24 by 20 pixels, and returns their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    images = open_source("digits", split="train", data_root=None).images
+    assert images is not None
+    paths = [folder / f"{index:03d}.jpg" for index in range(count)]
+    for path, image in zip(paths, images, strict=False):
+        Image.fromarray(image[0].numpy()).convert("RGB").resize((24, 20)).save(path)
+    return paths
 
 
 @dataclass(frozen=True)
@@ -63,7 +85,9 @@ class Command:
         return result
 
 
-def start(folder: Path, arguments: list[str], *, before: str = "", environment: dict[str, str] | None = None) -> Command:
+def start(
+    folder: Path, arguments: list[str], *, before: str = "", environment: dict[str, str] | None = None
+) -> Command:
     """Starts ``matrix-ssl`` in a folder, after executing the Python code ``before`` in the new process."""
     return _Server.get().start(folder, arguments, before, environment or {})
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import unprivileged
 from safetensors.torch import save_file
 from torch import nn
 
+from conftest import unprivileged
 from matrix_ssl.checkpoint import (
     Checkpoint,
     list_checkpoints,
@@ -68,7 +68,9 @@ def test_a_checkpoint_comes_back_bit_by_bit(tmp_path: Path, optimizer: Callable[
     assert_equal(load_checkpoint(path), checkpoint)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.bool])
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.bool]
+)
 @pytest.mark.parametrize("shape", [(), (0,), (3,), (2, 0, 5), (2, 3, 4, 5)])
 def test_every_type_and_shape_comes_back(tmp_path: Path, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     tensor = (torch.randn(shape) * 10).to(dtype)
@@ -208,7 +210,7 @@ def test_swapped_names_are_noticed(tmp_path: Path) -> None:
 def test_a_full_disk_keeps_the_older_checkpoint(small_disk: Path) -> None:
     checkpoint = make_checkpoint(6)
     save_checkpoint(small_disk, checkpoint)
-    large = Checkpoint(9, {"w": torch.zeros(100_000)}, {"state": {}, "param_groups": []}, {})
+    large = Checkpoint(9, {"w": torch.zeros(500_000)}, {"state": {}, "param_groups": []}, {})
     with pytest.raises(RunFolderError, match=r"step-000000009\.safetensors: No space left on device"):
         save_checkpoint(small_disk, large)
     assert {p.name for p in (small_disk / "checkpoints").iterdir()} == {"step-000000006.safetensors"}
@@ -219,7 +221,7 @@ def test_a_full_disk_keeps_the_older_checkpoint(small_disk: Path) -> None:
 
 def test_a_folder_without_permission_is_named(open_folder: Path) -> None:
     open_folder.chmod(0o555)
-    with unprivileged(), pytest.raises(RunFolderError, match="cannot write .*checkpoints: Permission denied"):
+    with unprivileged(), pytest.raises(RunFolderError, match=r"cannot write .*checkpoints: Permission denied"):
         save_checkpoint(open_folder, make_checkpoint(3))
     assert not list(open_folder.iterdir())
 
@@ -241,7 +243,10 @@ def test_weights_must_fit_name_by_name(tmp_path: Path) -> None:
     module = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
     before = {k: v.clone() for k, v in module.state_dict().items()}
     load_strictly(module, before, "itself")
-    changed = {k: v for k, v in before.items() if k != "0.bias"} | {"0.weight": torch.ones(4, 3), "0.bais": torch.ones(2)}
+    changed = {k: v for k, v in before.items() if k != "0.bias"} | {
+        "0.weight": torch.ones(4, 3),
+        "0.bais": torch.ones(2),
+    }
     with pytest.raises(CheckpointError) as caught:
         load_strictly(module, changed, "the file")
     assert str(caught.value) == (

@@ -78,7 +78,7 @@ class TestAlarms:
 
     def test_branches_that_point_apart(self):
         (found,) = alarms([line(similarity=-0.2)] * 5)
-        assert "mean cosine -0.20" in found
+        assert "mean cosine is -0.20" in found
         assert alarms([line(similarity=-0.2)] * 4 + [line(similarity=0.1)]) == []
 
     def test_new_negative_determinants_only(self):

@@ -37,7 +37,7 @@ def make_run(folder, *settings, base=None):
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
-    return make_run(tmp_path_factory.mktemp("demo") / "run", "network.width=4", base=find_recipe("demo"))
+    return make_run(tmp_path_factory.mktemp("demo") / "run", "network.width=8", base=find_recipe("demo"))
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ class TestLoading:
         assert f"matches {total - 2} of {total} tensors" in message
         assert "1 missing: stem.0.weight" in message
         assert "1 not in the network: old.weight" in message
-        assert "blocks.0.residual.0.weight (1,) instead of (4, 4, 3, 3)" in message
+        assert "blocks.0.residual.0.weight (1,) instead of (8, 8, 3, 3)" in message
 
     def test_a_run_that_is_not_finished(self, demo, tmp_path):
         (tmp_path / record.CONFIG).write_bytes((demo[0] / record.CONFIG).read_bytes())

@@ -164,7 +164,7 @@ class TestMatrixSSL:
 
     def test_options_reach_the_loss(self):
         torch.manual_seed(0)
-        encoder, width = build_encoder("tiny_resnet", channels=1, image_size=8, width=4)
+        encoder, width = build_encoder("tiny_resnet", channels=1, image_size=8, width=8)
         options = {"ridge": 0.7, "uniformity_weight": 0.3, "logarithm": "taylor", "order": 3}
         method = MatrixSSL(encoder, width, hidden_dim=8, output_dim=6, alignment_weight=2.5, **options)
         one, two = views()

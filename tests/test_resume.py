@@ -9,12 +9,23 @@ import time
 from pathlib import Path
 
 import pytest
-import runs
-from PIL import Image
 
+import runs
 from matrix_ssl import checkpoint
-from matrix_ssl.data import open_source
-from runs import BARE, PATIENCE, Command, Ended, lines, start, succeed, tensors, timeless, tiny
+from runs import (
+    BARE,
+    PATIENCE,
+    Command,
+    Ended,
+    from_files,
+    lines,
+    make_pictures,
+    start,
+    succeed,
+    tensors,
+    timeless,
+    tiny,
+)
 
 SETTINGS = ("log_every=1", "checkpoint_every=3")
 STEPS = 44
@@ -93,7 +104,8 @@ def test_a_kill_at_every_system_call_of_a_save_leaves_a_checkpoint(tmp_path: Pat
     base.mkdir()
     stopped = start(base, tiny(*SETTINGS, epochs=2), before=BARE + "; " + interrupt_after(6, signal.SIGTERM)).wait()
     assert stopped.code == 143
-    calls_of_start, calls_of_save = 10, 6  # environment.json and metrics.jsonl; a checkpoint and the removal of an old one
+    calls_of_start = 10  # environment.json and metrics.jsonl
+    calls_of_save = 6  # one checkpoint, and the removal of an old one
     for call in range(1, calls_of_start + 2 * calls_of_save + 1):
         folder = tmp_path / f"call-{call}"
         shutil.copytree(base, folder)
@@ -200,38 +212,28 @@ def wait_for_text(command: Command, text: str) -> None:
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Sixty-four small JPEG files without labels."""
     folder = tmp_path_factory.mktemp("pictures")
-    images = open_source("digits", split="train", data_root=None).images
-    assert images is not None
-    for index, image in enumerate(images[:64]):
-        Image.fromarray(image[0].numpy() * 15).convert("RGB").resize((24, 20)).save(folder / f"{index:03d}.jpg")
+    make_pictures(folder, 64)
     return folder
-
-
-def from_files(pictures: Path, *settings: str) -> list[str]:
-    """Arguments of a pre-training of 20 steps that reads picture files in two processes."""
-    shape = ("network.encoder=tiny_resnet", "data.image_size=16", "data.workers=2", "batch_size=16", "epochs=5")
-    small = ("network.width=8", "method.hidden_dim=32", "method.output_dim=16", "log_every=1", "checkpoint_every=4")
-    words = [word for setting in (*shape, *small, *settings) for word in ("--set", setting)]
-    return ["pretrain", "--data", str(pictures), "--run", "r", "--device", "cpu", *words]
 
 
 def test_worker_processes_change_nothing(tmp_path: Path, pictures: Path) -> None:
     """Killed and resumed at once, though its workers outlive it; and with another number of them."""
     for folder in (alone := tmp_path / "alone", killed := tmp_path / "killed"):
         folder.mkdir()
-    succeed(alone, from_files(pictures, "data.workers=0"), before=BARE)
-    command = start(killed, from_files(pictures), before=BARE)
+    settings = ("log_every=1", "checkpoint_every=4")
+    succeed(alone, from_files(pictures, *settings, "data.workers=0", epochs=5), before=BARE)
+    command = start(killed, from_files(pictures, *settings, epochs=5), before=BARE)
     wait_for_lines(killed / "r", 10, command)
     command.send(signal.SIGKILL)
     assert command.wait().code == -signal.SIGKILL
-    ended = succeed(killed, from_files(pictures), before=BARE)
+    ended = succeed(killed, from_files(pictures, *settings, epochs=5), before=BARE)
     assert "resuming after step" in ended.err
     assert_same(killed / "r", alone / "r")
 
 
 def test_a_signal_to_the_whole_group_still_saves(tmp_path: Path, pictures: Path) -> None:
     """Schedulers signal every process of a job, also the workers."""
-    command = start(tmp_path, from_files(pictures, "epochs=1000"), before=BARE)
+    command = start(tmp_path, from_files(pictures, "log_every=1", epochs=1000), before=BARE)
     wait_for_lines(tmp_path / "r", 6, command)
     os.killpg(command.pid, signal.SIGTERM)
     ended = command.wait()
@@ -242,7 +244,7 @@ def test_a_signal_to_the_whole_group_still_saves(tmp_path: Path, pictures: Path)
 def test_damaged_checkpoints_fall_back_to_the_one_before(tmp_path: Path, whole: Path) -> None:
     ended = runs.run(tmp_path, tiny(*SETTINGS, epochs=2), before=BARE + "; " + interrupt_after(8, signal.SIGTERM))
     assert ended.code == 143
-    older, newest = checkpoint.list_checkpoints(tmp_path / "r")
+    newest = checkpoint.list_checkpoints(tmp_path / "r")[-1]
     flip_a_bit(newest)
     again = succeed(tmp_path, tiny(*SETTINGS, epochs=2), before=BARE)
     assert f"warning: {newest.relative_to(tmp_path)} is damaged" in again.err

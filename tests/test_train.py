@@ -110,7 +110,9 @@ def test_the_seed_decides_everything(tmp_path: Path, digits: Source) -> None:
 
 
 def test_a_subset_is_a_random_choice_of_the_pictures(digits: Source) -> None:
-    few = [train.prepare(configure(f"seed={s}", steps=2), source=digits, device=CPU, display=QUIET).source for s in (0, 1)]
+    few = [
+        train.prepare(configure(f"seed={s}", steps=2), source=digits, device=CPU, display=QUIET).source for s in (0, 1)
+    ]
     assert [len(source) for source in few] == [128, 128]
     places = [{source.where(i) for i in range(128)} for source in few]
     assert all(len(p) == 128 for p in places) and places[0] != places[1]
@@ -196,17 +198,17 @@ def test_a_run_without_uniformity_and_ridge_raises_the_alarm(tmp_path: Path, dig
         return StepOutput(loss, {"negative_determinants": torch.zeros(())}, one, z1.detach(), z2.detach())
     """
 
-    class Recorder(Display):
-        said: list[str] = []
+    said: list[str] = []
 
+    class Recorder(Display):
         def say(self, text: str) -> None:
-            self.said.append(text)
+            said.append(text)
 
     pretrain(tmp_path, configure(method_file(tmp_path, forward), steps=12), digits, display=Recorder(quiet=True))
     alarmed = [line["step"] for line in timeless(tmp_path) if any("Collapse" in a for a in line.get("alarm", []))]
     assert alarmed == list(range(5, 13))
-    assert [text.partition(":")[0] for text in Recorder.said].count("alarm at step 5") == 1
-    assert sum("Collapse:" in text for text in Recorder.said) == 1
+    assert [text.partition(":")[0] for text in said].count("alarm at step 5") == 1
+    assert sum("Collapse:" in text for text in said) == 1
 
 
 def test_the_teacher_is_saved_and_loads(tmp_path: Path, digits: Source) -> None:
@@ -244,7 +246,9 @@ def test_what_does_not_fit_together_is_found_before_training(digits: Source, set
 
 def test_grey_pictures_in_a_colour_recipe_are_refused(digits: Source) -> None:
     colour = train.complete(config.override(find_recipe("cifar10"), ["network.width=8"]))
-    with pytest.raises(ConfigError, match=r"'digits' have 1 channels, recipe 'cifar10' is for 3.*choose another recipe"):
+    with pytest.raises(
+        ConfigError, match=r"'digits' have 1 channels, recipe 'cifar10' is for 3.*choose another recipe"
+    ):
         train.prepare(colour, source=digits, device=CPU, display=QUIET)
 
 
@@ -280,7 +284,8 @@ def test_a_longer_run_keeps_no_file_open_and_no_memory(tmp_path: Path, digits: S
     """
     if not Path("/proc/self/fd").exists():
         pytest.skip("counting open files needs /proc")
-    settings = configure(method_file(tmp_path, forward), "checkpoint_every=4", "log_every=10", steps=20)
+    small = ("batch_size=16", "data.subset=320", "checkpoint_every=4", "log_every=10")  # 20 steps an epoch
+    settings = configure(method_file(tmp_path, forward), *small)
     pretrain(tmp_path, dataclasses.replace(settings, epochs=10), digits)
     counts = [[int(n) for n in line.split()] for line in (tmp_path / "handles.txt").read_text().splitlines()]
     assert len(counts) == 200

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
@@ -24,7 +26,7 @@ COLUMNS = {
     "low_shot_1": "1 label", "low_shot_5": "5 labels", "low_shot_10": "10 labels",
     "linear": "linear", "knn_1": "kNN-1", "knn_20": "kNN-20",
 }  # fmt: skip
-ROWS = {"encoder": "this encoder", "raw_pixels": "raw pixels", "random_network": "untrained network"}
+ROWS = {"encoder": "this encoder", "raw_pixels": "raw pixels", "random_network": "untrained"}
 DEFAULT_RECIPE = "pictures"
 _SECONDS_FOR_THE_FIRST = 10.0
 
@@ -93,6 +95,7 @@ def commands() -> None:
               "the longer name.  [default: runs/RECIPE or runs/RECIPE-DATA]")  # fmt: skip
 @click.option("--fresh", is_flag=True, help="Start over; an existing run folder is kept under another name.")
 @click.option("--tensorboard", is_flag=True, help="Also write TensorBoard events into the run folder.")
+@click.option("--deterministic", is_flag=True, help="On CUDA, only kernels that give the same bits again; slower.")
 @_device
 @_data_root
 @_download
@@ -103,6 +106,7 @@ def pretrain(
     run: Path | None,
     fresh: bool,
     tensorboard: bool,
+    deterministic: bool,
     device: str,
     data_root: Path | None,
     download: bool,
@@ -115,7 +119,7 @@ def pretrain(
     from matrix_ssl.data import open_source
     from matrix_ssl.progress import Display
 
-    config = _configure(recipe, data, assignments)
+    config = _configure(recipe, data, (*assignments, *(["deterministic=true"] if deterministic else [])))
     if tensorboard:
         record.check_tensorboard()
     run = run or _default_run(recipe, data)
@@ -129,6 +133,7 @@ def pretrain(
             with distributed.together():
                 if distributed.is_main() == turn:
                     source = open_source(config.data.source, split="train", data_root=data_root, download=download)
+        config = train.count_pictures(config, source)
         with distributed.together():
             loop = train.prepare(config, source=source, device=chosen, display=display)
         complete = False
@@ -143,8 +148,10 @@ def pretrain(
             display.say(train.headline(config, loop.source, chosen))
             loop.train(run, run / "tensorboard" if tensorboard else None)
         if distributed.is_main():
-            if not (run / record.EVALUATION).exists():
-                _describe_pictures(run, source, chosen)
+            if source.labels is not None:
+                display.say(f"the pictures have labels: matrix-ssl evaluate {shlex.quote(str(run))} measures accuracy.")
+            elif not (run / record.EVALUATION).exists():
+                _describe_pictures(run, source, "student", chosen)
             _out.print(f"encoder {run / record.ENCODER}\nreport  {_write_report(run)}", markup=False)
 
 
@@ -180,7 +187,7 @@ def evaluate(
         chosen = train.choose_device(device)
         if learn.labels is None:
             _err.print("the pictures have no labels: only the map and the gallery of neighbours are made.")
-            _describe_pictures(run, learn, chosen)
+            _describe_pictures(run, learn, weights, chosen)
         else:
             with _picture_bar("features") as show:
                 summary = protocols.evaluate(
@@ -195,12 +202,20 @@ def evaluate(
 @_run
 @_data
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="An .npz file.")
+@click.option("--part", type=click.Choice(["train", "test"]), default="train", show_default=True, help="Which part.")
 @_weights
 @_device
 @_data_root
 @_download
 def embed(
-    run: Path, data: str | None, out: Path, weights: Any, device: str, data_root: Path | None, download: bool
+    run: Path,
+    data: str | None,
+    out: Path,
+    part: Any,
+    weights: Any,
+    device: str,
+    data_root: Path | None,
+    download: bool,
 ) -> None:
     """Write the features of pictures to an .npz file.
 
@@ -212,7 +227,7 @@ def embed(
     from matrix_ssl.evaluate.features import write_features
 
     location = data or record.read_config(run).data.source
-    source = open_source(location, split="train", data_root=data_root, download=download)
+    source = open_source(location, split=part, data_root=data_root, download=download)
     with _picture_bar("features") as show:
         features = write_features(
             run, source, out, weights=weights, device=train.choose_device(device), on_progress=show
@@ -258,7 +273,8 @@ def recipes(name: str | None) -> None:
     from matrix_ssl import config, train
 
     for key, value in config.flatten(config.to_dict(train.complete(find_recipe(name)))):
-        _out.print(f"{key}={','.join(map(str, value)) if isinstance(value, tuple) else value}", markup=False)
+        text = ",".join(map(str, value)) if isinstance(value, tuple) else value
+        _out.print(f"{key.replace('method.options.', 'method.')}={text}", markup=False)
 
 
 def _configure(recipe: str, data: str | None, assignments: tuple[str, ...]) -> "RunConfig":
@@ -333,11 +349,11 @@ def _open_parts(
     return split_source(learn, 0.2, 0)
 
 
-def _describe_pictures(run: Path, source: "Source", device: Any) -> None:
+def _describe_pictures(run: Path, source: "Source", weights: Any, device: Any) -> None:
     from matrix_ssl.evaluate.protocols import describe_pictures
 
     with _picture_bar("features") as show:
-        describe_pictures(run, source, device=device, on_progress=show)
+        describe_pictures(run, source, weights=weights, device=device, on_progress=show)
 
 
 def _write_report(run: Path) -> Path:
@@ -356,7 +372,8 @@ def _print_table(summary: dict[str, Any]) -> None:
     found = {"encoder": summary["evaluation"], **summary["baselines"]}
     columns = [key for key in COLUMNS if key in found["encoder"]]
     size = summary["evaluated_on"]
-    table = Table(title=f"accuracy in % on {size['test']} pictures of {size['classes']} classes", title_justify="left")
+    title = f"accuracy in % on {size['test']} pictures of {size['classes']} classes"
+    table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1), pad_edge=False)  # fits 80 columns
     table.add_column("")
     for key in columns:
         table.add_column(COLUMNS[key], justify="right")

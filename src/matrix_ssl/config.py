@@ -23,6 +23,7 @@ class DataConfig:
     """Where the pictures come from and how they become tensors."""
 
     source: str = ""  # a folder, a packed .npz file, or the name of a set; empty: must be given by --data
+    pictures: int = 0  # how many there are: filled in when a run starts, so that another set is not taken for the same
     subset: int = 0  # use only this many pictures, a random choice fixed by the seed; 0: all
     image_size: int = 224  # side of the square views, in pixels
     mean: tuple[float, ...] = IMAGENET_MEAN  # per channel, of pixels in [0, 1]
@@ -101,7 +102,7 @@ class RunConfig:
     precision: Literal["auto", "float32", "bfloat16", "float64"] = "auto"  # auto: bfloat16 on CUDA that has it
     deterministic: bool = False  # on CUDA: only deterministic kernels, slower
     log_every: int = 10  # steps between two lines of metrics.jsonl
-    checkpoint_every: int = 0  # steps between two checkpoints; 0: once an epoch
+    checkpoint_every: int = 0  # steps between two checkpoints; 0: at the end of an epoch, at most once a minute
     max_bad_steps: int = 3  # steps in a row with a loss or gradient that is not finite before the run stops
 
 
@@ -114,7 +115,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "data.image_size": (1, math.inf),
     "data.crop_fraction": (0.01, 1),
     "data.workers": (-1, math.inf),
-    "network.width": (1, math.inf),
+    "network.width": (8, math.inf),  # PyTorch 2.14 crashes in the backward of narrower 1x1 convolutions, channels last
     "optimizer.learning_rate": (0, math.inf),
     "optimizer.momentum": (0, 1),
     "optimizer.weight_decay": (0, math.inf),

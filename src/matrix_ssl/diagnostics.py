@@ -37,7 +37,7 @@ def describe(features: Tensor, student: Tensor, teacher: Tensor) -> tuple[dict[s
 
 
 def alarms(history: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Sentences on what goes wrong in the newest lines of metrics and what to try; empty while all is well.
+    """What goes wrong in the newest lines of metrics and what to try, as "KIND: sentence"; empty while all is well.
 
     Args:
         history: lines of ``metrics.jsonl``, oldest first. Fewer than five give no judgement on collapse.
@@ -60,16 +60,17 @@ def alarms(history: Sequence[Mapping[str, Any]]) -> list[str]:
             )
         if max(line["teacher_similarity"] for line in recent) < 0:
             found.append(
-                f"Teacher and student point apart (mean cosine {recent[-1]['teacher_similarity']:.2f}): the predictor "
-                f"does not follow. Try a lower optimizer.learning_rate or method.teacher_momentum nearer to 1."
+                f"Teacher and student point apart: their mean cosine is {recent[-1]['teacher_similarity']:.2f}, "
+                f"the predictor does not follow. Try a lower optimizer.learning_rate or method.teacher_momentum nearer "
+                f"to 1."
             )
     counts = [0, *(line.get("negative_determinants", 0) for line in history[-2:])]
     new = counts[-1] - counts[-2] if history else 0
     if new > 0:
         found.append(
-            f"The determinant inside the uniformity term was negative {new} times since the last line: student and "
-            f"teacher are anti-correlated beyond the ridge, and the gradient is not to be trusted there. Try a larger "
-            f"method.ridge."
+            f"Negative determinant: that of the uniformity term was negative {new} times since the last line. Student "
+            f"and teacher are anti-correlated beyond the ridge, and the gradient is not to be trusted there. Try a "
+            f"larger method.ridge."
         )
     return found
 

@@ -59,9 +59,9 @@ def matrix_ssl_loss(
     objective that the paper's models were trained with: log X is cut after ``order`` terms of its series about I.
     The series converges only for eigenvalues in (-ridge, 2 - ridge); ``"exact"`` needs no such condition.
 
-    For ridge ≥ 1 the determinant inside the uniformity term is positive except at exact collapse. Below, it turns
-    negative when the branches are anti-correlated beyond the ridge; the value is then log |det|, whose gradient is not
-    to be trusted. On the CPU that raises a warning; ``matrix_ssl_terms`` counts it on every device.
+    Above ridge 1 the determinant inside the uniformity term is positive, since no singular value of C(p, z) exceeds 1.
+    Below, it turns negative when the branches are anti-correlated beyond the ridge; the value is then log |det|, whose
+    gradient is not to be trusted. On the CPU that raises a warning; ``matrix_ssl_terms`` counts it on every device.
 
     Args:
         z1, z2: (n, d), student outputs of the two views.

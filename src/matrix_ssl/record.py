@@ -65,7 +65,8 @@ def cannot_write(path: Path, error: OSError) -> RunFolderError:
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON atomically, readable by a person."""
     text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-    write_atomically(path, lambda file: file.write(text.encode()))
+    # a file name that is not Unicode holds surrogates: written with a backslash they are JSON's own escapes
+    write_atomically(path, lambda file: file.write(text.encode(errors="backslashreplace")))
 
 
 def read_json(path: Path) -> Any:

@@ -38,6 +38,11 @@ def complete(config: RunConfig) -> RunConfig:
     return dataclasses.replace(config, method=dataclasses.replace(config.method, options=options))
 
 
+def count_pictures(config: RunConfig, source: Source) -> RunConfig:
+    """The configuration with the number of pictures filled in."""
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, pictures=len(source)))
+
+
 def headline(config: RunConfig, source: Source, device: torch.device) -> str:
     """One line on what is about to run and where."""
     processes = distributed.world_size()

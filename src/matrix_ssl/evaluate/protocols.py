@@ -92,19 +92,19 @@ def evaluate(
         for name in networks
     }  # fmt: skip
     _write_pictures(run, test, judge)
-    summary = {
-        **record.read_json(run / record.SUMMARY),
-        "weights": weights,
-        "evaluation": results.pop("encoder"),
-        "baselines": results,
-        "evaluated_on": {
-            "name": test.name,
-            "train": len(learn.indices),
-            "test": len(judge.indices),
-            "classes": len(train.classes or []),
-            "unreadable": len(learn.unreadable) + len(judge.unreadable),
-        },
+    summary = record.read_json(run / record.SUMMARY)
+    judged = {
+        "name": test.name,
+        "train": len(learn.indices),
+        "test": len(judge.indices),
+        "classes": len(train.classes),
+        "unreadable": len(learn.unreadable) + len(judge.unreadable),
     }
+    if (summary.get("weights"), summary.get("evaluated_on")) == (weights, judged):  # other protocols stay beside these
+        results["encoder"] = summary["evaluation"] | results["encoder"]
+        results |= {name: summary["baselines"][name] | results[name] for name in BASELINES}
+    summary |= {"weights": weights, "evaluated_on": judged}
+    summary |= {"evaluation": results.pop("encoder"), "baselines": results}
     summary["seconds_evaluation"] = time.monotonic() - started
     summary["seconds"] = summary["seconds_training"] + summary["seconds_evaluation"]
     record.write_json(run / record.SUMMARY, summary)
@@ -112,12 +112,17 @@ def evaluate(
 
 
 def describe_pictures(
-    run: Path, source: Source, *, device: torch.device, on_progress: Callable[[int, int], None]
+    run: Path,
+    source: Source,
+    *,
+    weights: encoders.Weights,
+    device: torch.device,
+    on_progress: Callable[[int, int], None],
 ) -> None:
     """Writes ``evaluation.npz``, the map and the gallery of nearest neighbours, for at most 2000 of the pictures."""
     if len(source) > _DESCRIBED:
         source = source.subset(np.sort(permutation(len(source), _QUERIES)[:_DESCRIBED]))
-    network = {"encoder": encoders.load_encoder(run)}
+    network = {"encoder": encoders.load_encoder(run, weights=weights)}
     _write_pictures(
         run, source, extract(network, source, record.read_config(run).data, device=device, on_progress=on_progress)
     )

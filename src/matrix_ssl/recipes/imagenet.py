@@ -2,9 +2,10 @@
 
     torchrun --nproc-per-node 8 -m matrix_ssl pretrain imagenet --data /path/to/imagenet
 
-The folder holds ``train/CLASS/*.JPEG`` and ``val/CLASS/*.JPEG``. Published linear accuracy: 71.1 / 72.3 / 73.6 % after
-100 / 200 / 400 epochs (quoted, not reproduced here). Batch 1024 over 8 GPUs, SGD with momentum 0.9, weight decay 1e-5,
-learning rate 0.5 per 256 pictures, 10 epochs of warm-up, then cosine; the two views of MoCo v3; outputs of width 2048.
+The folder holds ``train/CLASS/*.JPEG`` and ``val/CLASS/*.JPEG``. Batch 1024 over 8 GPUs, SGD with momentum 0.9, weight
+decay 1e-5, learning rate 0.5 per 256 pictures, 10 epochs of warm-up, then cosine; the two views of MoCo v3; outputs of
+width 2048. Linear accuracy by the authors, neither verified nor reproduced here: 71.1 / 72.3 / 73.6 % after 100 / 200 /
+400 epochs.
 
 The published objective itself is
 ``--set method.logarithm=taylor --set method.ridge=0.5 --set method.uniformity_weight=0.5`` (its script; 1 and 1 in its
