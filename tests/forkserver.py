@@ -4,6 +4,7 @@ Requests and answers are JSON lines on standard input and output. A child may fi
 request, for example to give up a permission or to die inside a system call.
 """
 
+import codecs
 import json
 import os
 import sys
@@ -12,7 +13,7 @@ import traceback
 
 import matplotlib.figure  # noqa: F401, the commands import it when they need it
 import sklearn.datasets
-import sklearn.manifold  # noqa: F401, as above
+import sklearn.manifold
 import torch
 
 import matrix_ssl.cli
@@ -69,7 +70,8 @@ def answer(request: dict, ended: dict[int, int]) -> object:
 def main() -> None:
     """Serves until standard input closes."""
     torch.set_num_threads(1)
-    sklearn.datasets.load_digits()  # imports what children without permissions could not
+    sklearn.datasets.load_digits()  # this and the next import what children without permissions could not
+    codecs.lookup("unicode-escape")
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     ended: dict[int, int] = {}

@@ -1,6 +1,7 @@
 """The command line: parse, call, print. What it does lives in the modules that it calls."""
 
 import contextlib
+import io
 import os
 import shlex
 import sys
@@ -47,6 +48,9 @@ class Commands(click.Group):
 
 def main() -> None:
     """Runs the command line; every mistake of the user ends in one sentence and a non-zero exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a file name may hold what the terminal cannot show
     try:
         code = commands.main(standalone_mode=False)
     except MatrixSSLError as error:
@@ -176,13 +180,14 @@ def evaluate(
     download: bool,
 ) -> None:
     """Measure the encoder of RUN on labelled pictures, beside raw pixels and the untrained network."""
+    _existing(run)
     from matrix_ssl import record, train
     from matrix_ssl.evaluate import protocols
 
     names = [name.strip() for name in protocol.split(",") if name.strip()]
     protocols.check_protocols(names)
     location = data or record.read_config(run).data.source
-    with record.lock(_existing(run)):
+    with record.lock(run):
         learn, judge = _open_parts(location, test_data, data_root, download)
         chosen = train.choose_device(device)
         if learn.labels is None:
@@ -222,10 +227,12 @@ def embed(
     It holds `features` float32 (n, k), `where` (the path of every picture) and, for labelled pictures, `labels` and
     `classes`. Pictures that cannot be read are left out and listed.
     """
+    _existing(run)
     from matrix_ssl import record, train
     from matrix_ssl.data import open_source
     from matrix_ssl.evaluate.features import write_features
 
+    record.check_writable(out)
     location = data or record.read_config(run).data.source
     source = open_source(location, split=part, data_root=data_root, download=download)
     with _picture_bar("features") as show:
@@ -278,13 +285,16 @@ def recipes(name: str | None) -> None:
 
 
 def _configure(recipe: str, data: str | None, assignments: tuple[str, ...]) -> "RunConfig":
-    from matrix_ssl import config, train
+    from matrix_ssl import config
     from matrix_ssl.recipes import find_recipe, list_recipes
 
     settings = [*assignments, *([f"data.source={data}"] if data else [])]
     if recipe not in list_recipes() and (os.sep in recipe or Path(recipe).exists()):
-        raise ConfigError(f"{recipe!r} is a path, not a recipe: write --data {recipe}.")
-    result = train.complete(config.override(find_recipe(recipe), settings))
+        raise ConfigError(f"{recipe!r} is a path, not a recipe: write --data {shlex.quote(recipe)}.")
+    chosen = config.override(find_recipe(recipe), settings)
+    from matrix_ssl import train  # takes seconds to import: mistakes above are told without it
+
+    result = train.complete(chosen)
     if not result.data.source:
         raise ConfigError(f"recipe {recipe!r} has no data set of its own: give --data FOLDER.")
     return result
@@ -292,6 +302,7 @@ def _configure(recipe: str, data: str | None, assignments: tuple[str, ...]) -> "
 
 def _default_run(recipe: str, data: str | None) -> Path:
     name = Path(data.removeprefix("hf:")).resolve().name.removesuffix(".npz") if data else ""
+    name = name.encode(errors="replace").decode()  # a run folder's name is Unicode
     parts = [recipe] if recipe != DEFAULT_RECIPE or not name else []
     return Path("runs") / "-".join([*parts, name] if name else parts)
 

@@ -55,6 +55,17 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         raise
 
 
+def check_writable(path: Path) -> None:
+    """Raises RunFolderError for a file that cannot be written, before the work for it is done."""
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
 def cannot_write(path: Path, error: OSError) -> RunFolderError:
     """The error for a file that could not be written."""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -169,6 +180,8 @@ def check_folder(run: Path) -> None:
     Raises:
         RunFolderError: it is something else, which is left untouched.
     """
+    if any("\ud800" <= letter <= "\udfff" for letter in str(run)):
+        raise RunFolderError(f"{run} is not Unicode, which safetensors files need: choose another --run.")
     try:
         foreign = run.exists() and not (run / CONFIG).exists() and any(p.name != _LOCK for p in run.iterdir())
     except OSError as error:
