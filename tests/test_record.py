@@ -6,6 +6,7 @@ import os
 import resource
 import signal
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -98,11 +99,34 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
         write_atomically(tmp_path / "absent" / "file", lambda file: file.write(b"x"))
 
 
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_is_not_a_file_is_not_replaced(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    make(tmp_path / "place")
+    kind = (tmp_path / "place").stat().st_mode
+    for use in (lambda path: write_atomically(path, lambda file: file.write(b"x")), record.check_writable):
+        with pytest.raises(RunFolderError, match=r"cannot write .*place: it exists and is not a file; choose another"):
+            use(tmp_path / "place")
+    assert (tmp_path / "place").stat().st_mode == kind and names(tmp_path) == {"place"}
+
+
+def test_check_writable_leaves_nothing(tmp_path: Path) -> None:
+    record.check_writable(tmp_path / "file")
+    assert names(tmp_path) == set()
+    with pytest.raises(RunFolderError, match=r"cannot write .*absent/file: No such file or directory"):
+        record.check_writable(tmp_path / "absent" / "file")
+
+
 def test_json_keeps_every_letter(tmp_path: Path) -> None:
     value = {"name": "Bär 熊", "numbers": [1, 0.1, None], "nested": {"yes": True}}
     record.write_json(tmp_path / "file.json", value)
     assert record.read_json(tmp_path / "file.json") == value
     assert "Bär 熊" in (tmp_path / "file.json").read_text(encoding="utf-8")
+
+
+def test_json_keeps_file_names_that_are_not_unicode(tmp_path: Path) -> None:
+    record.write_json(tmp_path / "file.json", [os.fsdecode(b"a\xff\xc3\xa4")])
+    (found,) = record.read_json(tmp_path / "file.json")
+    assert os.fsencode(found) == b"a\xff\xc3\xa4"
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1,", b"\xff\xfe", b'{"recipe": "x"', b"nul", b"\0" * 50])

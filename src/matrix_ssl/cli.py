@@ -6,28 +6,20 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.box import SIMPLE
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
-from rich.table import Table
 
 from matrix_ssl import __version__
 from matrix_ssl.errors import CheckpointError, ConfigError, MatrixSSLError, ProcessError, RunFolderError, did_you_mean
+from matrix_ssl.progress import picture_bar, results_table
 
 if TYPE_CHECKING:
     from matrix_ssl.config import RunConfig
     from matrix_ssl.data import Source
 
-COLUMNS = {
-    "low_shot_1": "1 label", "low_shot_5": "5 labels", "low_shot_10": "10 labels",
-    "linear": "linear", "knn_1": "kNN-1", "knn_20": "kNN-20",
-}  # fmt: skip
-ROWS = {"encoder": "this encoder", "raw_pixels": "raw pixels", "random_network": "untrained"}
 DEFAULT_RECIPE = "pictures"
 _SECONDS_FOR_THE_FIRST = 10.0
 
@@ -54,10 +46,10 @@ def main() -> None:
     try:
         code = commands.main(standalone_mode=False)
     except MatrixSSLError as error:
-        _tell(str(error), of_one_process=isinstance(error, ProcessError))
+        _tell(str(error), error)
         code = error.exit_code
     except click.ClickException as error:
-        _tell(f"{error.format_message()} See matrix-ssl --help.")
+        _tell(f"{error.format_message()} See matrix-ssl --help.", error)
         code = error.exit_code
     except (KeyboardInterrupt, click.Abort):
         _err.print("stopped.")
@@ -65,11 +57,12 @@ def main() -> None:
     sys.exit(code or 0)
 
 
-def _tell(text: str, *, of_one_process: bool = False) -> None:
+def _tell(text: str, error: MatrixSSLError | click.ClickException) -> None:
     """Prints an error; of several processes that meet the same one, the first alone."""
-    if of_one_process or "WORLD_SIZE" not in os.environ or os.environ.get("RANK", "0") == "0":
+    first = "WORLD_SIZE" not in os.environ or os.environ.get("RANK", "0") == "0"
+    if first or isinstance(error, ProcessError):
         _err.print(f"error: {text}", markup=False)
-    else:
+    elif error.exit_code < 128:  # not after a signal, which the launcher has met, too
         time.sleep(_SECONDS_FOR_THE_FIRST)  # torchrun ends all processes when one has ended
 
 
@@ -85,10 +78,17 @@ _weights = click.option("--weights", type=click.Choice(["student", "teacher"]), 
                         help="Which network of the run.")  # fmt: skip
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(
+    cls=Commands,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
 @click.version_option(__version__, prog_name="matrix-ssl")
-def commands() -> None:
+@click.pass_context
+def commands(context: click.Context) -> None:
     """Matrix-information self-supervised learning: pre-train an encoder on unlabelled pictures, see how good it is."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 @commands.command()
@@ -194,12 +194,12 @@ def evaluate(
             _err.print("the pictures have no labels: only the map and the gallery of neighbours are made.")
             _describe_pictures(run, learn, weights, chosen)
         else:
-            with _picture_bar("features") as show:
+            with picture_bar(_err, "features") as show:
                 summary = protocols.evaluate(
                     run, learn, judge,
                     protocols=names, weights=weights, device=chosen, say=_say, on_progress=show,
                 )  # fmt: skip
-            _print_table(summary)
+            _out.print(results_table(summary))
     _out.print(f"report  {_write_report(run)}", markup=False)
 
 
@@ -235,7 +235,7 @@ def embed(
     record.check_writable(out)
     location = data or record.read_config(run).data.source
     source = open_source(location, split=part, data_root=data_root, download=download)
-    with _picture_bar("features") as show:
+    with picture_bar(_err, "features") as show:
         features = write_features(
             run, source, out, weights=weights, device=train.choose_device(device), on_progress=show
         )  # fmt: skip
@@ -363,7 +363,7 @@ def _open_parts(
 def _describe_pictures(run: Path, source: "Source", weights: Any, device: Any) -> None:
     from matrix_ssl.evaluate.protocols import describe_pictures
 
-    with _picture_bar("features") as show:
+    with picture_bar(_err, "features") as show:
         describe_pictures(run, source, weights=weights, device=device, on_progress=show)
 
 
@@ -377,40 +377,6 @@ def _existing(run: Path) -> Path:
     if not (run / "config.json").exists():
         raise RunFolderError(f"{run} is not a run folder: it has no config.json.")
     return run
-
-
-def _print_table(summary: dict[str, Any]) -> None:
-    found = {"encoder": summary["evaluation"], **summary["baselines"]}
-    columns = [key for key in COLUMNS if key in found["encoder"]]
-    size = summary["evaluated_on"]
-    title = f"accuracy in % on {size['test']} pictures of {size['classes']} classes"
-    table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1), pad_edge=False)  # fits 80 columns
-    table.add_column("")
-    for key in columns:
-        table.add_column(COLUMNS[key], justify="right")
-    for name, label in ROWS.items():
-        cells = []
-        for key in columns:
-            value = found[name][key]
-            spread = f" ± {100 * value['sd']:.1f}" if value["n"] > 1 else ""
-            cells.append(f"{100 * value['mean']:.1f}{spread}")
-        table.add_row(label, *cells)
-    _out.print(table)
-
-
-@contextlib.contextmanager
-def _picture_bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    if not _err.is_terminal:
-        yield lambda done, total: None
-        return
-    columns = (
-        TextColumn(what),
-        BarColumn(bar_width=24),
-        TextColumn("{task.completed:,.0f} of {task.total:,.0f} pictures"),
-    )
-    with Progress(*columns, console=_err, transient=True) as bar:
-        task = bar.add_task("", total=0)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _say(text: str) -> None:

@@ -2,14 +2,21 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
 
 _SECONDS_BETWEEN_LINES = 10.0
+_COLUMNS = {
+    "low_shot_1": "1 label", "low_shot_5": "5 labels", "low_shot_10": "10 labels",
+    "linear": "linear", "knn_1": "kNN-1", "knn_20": "kNN-20",
+}  # fmt: skip
+_ROWS = {"encoder": "this encoder", "raw_pixels": "raw pixels", "random_network": "untrained"}
 
 
 class Display:
@@ -73,3 +80,39 @@ def _clock(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+@contextmanager
+def picture_bar(console: Console, what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar over pictures while the block runs; gives the function to call with (pictures done, pictures in all)."""
+    if not console.is_terminal:
+        yield lambda done, total: None
+        return
+    count = TextColumn("{task.completed:,.0f} of {task.total:,.0f} pictures")
+    with Progress(TextColumn(what), BarColumn(bar_width=24), count, console=console, transient=True) as bar:
+        task = bar.add_task("", total=0)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def results_table(summary: Mapping[str, Any]) -> Table:
+    """The accuracies of an evaluated run beside their baselines, in per cent, for a terminal of 80 columns.
+
+    Args:
+        summary: what ``summary.json`` holds after an evaluation.
+    """
+    found = {"encoder": summary["evaluation"], **summary["baselines"]}
+    columns = [key for key in _COLUMNS if key in found["encoder"]]
+    size = summary["evaluated_on"]
+    title = f"accuracy in % on {size['test']} pictures of {size['classes']} classes"
+    table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1), pad_edge=False)
+    table.add_column("")
+    for key in columns:
+        table.add_column(_COLUMNS[key], justify="right")
+    for name, label in _ROWS.items():
+        cells = []
+        for key in columns:
+            value = found[name][key]
+            spread = f" ± {100 * value['sd']:.1f}" if value["n"] > 1 else ""
+            cells.append(f"{100 * value['mean']:.1f}{spread}")
+        table.add_row(label, *cells)
+    return table

@@ -39,6 +39,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """
     temporary = ""
     try:
+        _refuse_to_replace(path)
         descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_TEMPORARY, dir=path.parent)
         with os.fdopen(descriptor, "wb") as file:
             write(file)
@@ -58,8 +59,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 def check_writable(path: Path) -> None:
     """Raises RunFolderError for a file that cannot be written, before the work for it is done."""
     try:
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        _refuse_to_replace(path)
         with tempfile.TemporaryFile(dir=path.parent):
             pass
     except OSError as error:
@@ -299,6 +299,12 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list):
         return [_finite(member) for member in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _refuse_to_replace(path: Path) -> None:
+    """A rename would put a file in the place of a device such as /dev/null."""
+    if path.exists() and not path.is_file():
+        raise FileExistsError(errno.EEXIST, "it exists and is not a file")
 
 
 def _umask() -> int:

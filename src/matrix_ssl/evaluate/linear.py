@@ -17,7 +17,9 @@ from matrix_ssl.errors import ConfigError, DataError
 from matrix_ssl.evaluate.inputs import ROWS, check_features, check_labelled
 
 _FLOAT64_NUMBERS = 2**27  # up to this size (1 GiB) the standardised features are kept in float64, above in float32
-_TOLERANCE = 1e-8  # largest entry of the gradient of the mean objective
+_TOLERANCE = 1e-8  # the search goes on until no entry of the gradient of the mean objective is larger
+_CONVERGED = 1e-6  # and counts as converged from here: no accuracy changes below
+_ONE_THREAD = 2**21  # numbers below which waking other threads costs more than they give, twenty-fold on a busy machine
 
 
 class Scale(NamedTuple):
@@ -148,8 +150,13 @@ def _minimise(x: Tensor, targets: Tensor, *, l2: float, max_iterations: int) -> 
         "ftol": 0.0,  # only the gradient tells how far the solution is
         "maxcor": 20,
     }
-    found = minimize(objective, np.zeros(shape).ravel(), jac=True, method="L-BFGS-B", options=options)
-    converged = bool(np.abs(found.jac).max() <= _TOLERANCE)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1 if x.numel() < _ONE_THREAD else threads)
+    try:
+        found = minimize(objective, np.zeros(shape).ravel(), jac=True, method="L-BFGS-B", options=options)
+    finally:
+        torch.set_num_threads(threads)
+    converged = bool(np.abs(found.jac).max() <= _CONVERGED)
     return torch.from_numpy(found.x).to(x.device).view(shape), int(found.nit), converged
 
 
