@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load, save_file
 from torch import nn
 
 from conftest import unprivileged
 from matrix_ssl.checkpoint import (
     Checkpoint,
+    encode,
     list_checkpoints,
     load_checkpoint,
     load_newest,
@@ -237,6 +238,15 @@ def test_saved_weights_load_elsewhere_and_damage_is_noticed(tmp_path: Path) -> N
     (tmp_path / "encoder.safetensors").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"encoder\.safetensors is damaged"):
         read_safetensors(tmp_path / "encoder.safetensors")
+
+
+def test_the_same_tensors_give_the_same_bytes() -> None:
+    tensors = {name: torch.arange(n + 1.0) for n, name in enumerate(("b", "ä", "a.weight"))}
+    metadata = {key: key * 3 for key in "zyxwvut"}
+    (content,) = {encode(tensors, metadata) for _ in range(20)}
+    found = load(content)
+    assert found.keys() == tensors.keys() and all(torch.equal(found[name], tensors[name]) for name in tensors)
+    assert (8 + int.from_bytes(content[:8], "little")) % 8 == 0  # what the format asks for
 
 
 def test_weights_must_fit_name_by_name(tmp_path: Path) -> None:

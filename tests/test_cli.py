@@ -309,6 +309,11 @@ def test_the_version_is_printed(tmp_path: Path) -> None:
     assert ended.stdout == f"matrix-ssl, version {matrix_ssl.__version__}\n" and ended.stderr == ""
 
 
+def test_without_a_command_the_help_is_shown(tmp_path: Path) -> None:
+    shown = succeed(tmp_path, [])
+    assert shown.err == "" and "Commands:" in shown.out and shown.out == succeed(tmp_path, ["-h"]).out
+
+
 @functools.cache
 def help_of(*command: str) -> str:
     words = [sys.executable, "-m", "matrix_ssl", *command, "-h"]

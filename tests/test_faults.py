@@ -335,8 +335,19 @@ def test_the_python_interpreter_shows_no_traceback_either(tmp_path: Path) -> Non
         assert ended.stderr == "error: absent is not a run folder: it has no config.json.\n"
 
 
-def test_no_message_of_the_package_holds_a_traceback_or_another_language(tmp_path: Path) -> None:
-    """A defect keeps its traceback: what is no mistake of the user must not look like one."""
+def test_an_interrupt_outside_of_training_ends_with_a_word(run: Path) -> None:
+    before = contents(run)
+    interrupt = (
+        "import os, signal, matrix_ssl.evaluate.protocols as p\n"
+        "p.extract = lambda *_, **__: os.kill(os.getpid(), signal.SIGINT) or 1 / 0"
+    )
+    ended = runs.run(run.parent, ["evaluate", "r", "--device", "cpu"], before=interrupt)
+    assert (ended.code, ended.err.strip(), ended.out) == (130, "stopped.", "")
+    assert contents(run) == before
+
+
+def test_a_defect_keeps_its_traceback(tmp_path: Path) -> None:
+    """What is no mistake of the user must not look like one."""
     ended = runs.run(tmp_path, ["recipes", "demo"], before="import matrix_ssl.train as t; t.complete = lambda _: 1 / 0")
     assert ended.code == 1 and "ZeroDivisionError" in ended.err and "error: " not in ended.err
 

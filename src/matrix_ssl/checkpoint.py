@@ -109,6 +109,19 @@ def save_weights(path: Path, module: nn.Module, metadata: Mapping[str, str]) -> 
     _write(path, module.state_dict(), metadata)
 
 
+def encode(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """The content of a safetensors file with a digest in its metadata; the same arguments give the same bytes."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    content = save(tensors, metadata={**metadata, "sha256": _digest(tensors, metadata)})
+    # the library writes metadata in random order: the header (its length in 8 bytes, then JSON) is written again
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[8 + length :]
+
+
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a safetensors file.
 
@@ -162,8 +175,7 @@ def _name(step: int) -> str:
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    content = save(tensors, metadata={**metadata, "sha256": _digest(tensors, metadata)})
+    content = encode(tensors, metadata)
     write_atomically(path, lambda file: file.write(content))
 
 

@@ -17,7 +17,7 @@ def recipe() -> RunConfig:
         network=NetworkConfig(encoder="tiny_resnet", width=32),
         method=MethodConfig("matrix_ssl", {"hidden_dim": 256, "output_dim": 128, "teacher_momentum": 0.9}),
         optimizer=OptimizerConfig(name="adamw", learning_rate=0.005, warmup_epochs=5),
-        epochs=100,
+        epochs=80,
         batch_size=256,
         checkpoint_every=50,
     )
