@@ -5,16 +5,18 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 ROOT := $(shell cd "$$(dirname "$(strip $(MAKEFILE_LIST))")" && pwd)
 PYTHON := .venv/bin/python
+SEED := 0
+DEMO := runs/demo$(if $(filter-out 0,$(SEED)),-$(SEED))
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow check bench docs clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' "$(ROOT)/Makefile"
 
-demo:  ## install, pre-train on handwritten digits, evaluate, report: two minutes on two cores
+demo:  ## install, pre-train on handwritten digits, evaluate, report: two minutes on two cores; SEED=1 for another one
 	@cd "$(ROOT)" && tools/install
-	@cd "$(ROOT)" && $(PYTHON) -m matrix_ssl pretrain demo --run runs/demo
-	@cd "$(ROOT)" && $(PYTHON) -m matrix_ssl evaluate runs/demo
+	@cd "$(ROOT)" && $(PYTHON) -m matrix_ssl pretrain demo --run $(DEMO) --set seed=$(SEED)
+	@cd "$(ROOT)" && $(PYTHON) -m matrix_ssl evaluate $(DEMO)
 
 test:  ## install what the tests need and run them
 	@cd "$(ROOT)" && tools/install test
@@ -28,7 +30,7 @@ check:  ## formatting, lint and types
 	@cd "$(ROOT)" && tools/install dev
 	@cd "$(ROOT)" && $(PYTHON) -m ruff format --check . && $(PYTHON) -m ruff check . && $(PYTHON) -m mypy
 
-bench:  ## measure the speed of views, losses and training steps
+bench:  ## measure the speed of views and losses
 	@cd "$(ROOT)" && tools/install
 	@cd "$(ROOT)" && $(PYTHON) benchmarks/speed.py
 

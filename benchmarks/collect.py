@@ -1,0 +1,37 @@
+"""Gathers the results of finished runs into one small JSON beside the command that made them.
+
+    python benchmarks/collect.py benchmarks/results/demo.json "make demo" runs/demo runs/demo-1 runs/demo-2
+
+Prints mean ± sd over the runs for every accuracy.
+"""
+
+import argparse
+from pathlib import Path
+
+from matrix_ssl import record
+from matrix_ssl.evaluate.accuracy import summarise
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("command", help="what made the runs")
+    parser.add_argument("runs", type=Path, nargs="+")
+    arguments = parser.parse_args()
+    rows = [
+        {
+            "seed": record.read_config(run).seed,
+            "summary": record.read_json(run / record.SUMMARY),
+            "environment": record.read_json(run / record.ENVIRONMENT),
+        }
+        for run in arguments.runs
+    ]
+    record.write_json(arguments.out, {"command": arguments.command, "runs": rows})
+    found = [row["summary"]["evaluation"] for row in rows]
+    for key in found[0]:
+        value = summarise([evaluation[key]["mean"] for evaluation in found])
+        print(f"{key:12s} {100 * value['mean']:.1f} ± {100 * value['sd']:.1f}  n={value['n']}")
+
+
+if __name__ == "__main__":
+    main()
