@@ -21,6 +21,7 @@ from rich.console import Console
 from matrix_ssl import config, record, train
 from matrix_ssl.data import Source, open_source, split_source
 from matrix_ssl.encoder import load_encoder
+from matrix_ssl.errors import TrainingError
 from matrix_ssl.evaluate.accuracy import summarise
 from matrix_ssl.evaluate.features import extract
 from matrix_ssl.evaluate.protocols import measure
@@ -73,7 +74,7 @@ def run_once(run_config: config.RunConfig, learn: Source, judge: Source) -> dict
         record.write_json(run / record.CONFIG, config.to_dict(run_config))
         try:
             summary = train.pretrain(run_config, run, source=learn, device=device, display=Display(quiet=True))
-        except train.TrainingError as error:
+        except TrainingError as error:
             return {"error": str(error)}
         encoder = {"encoder": load_encoder(run)}
         last = record.read_lines(run / record.METRICS)[-1]

@@ -231,7 +231,6 @@ def test_worker_processes_change_nothing(tmp_path: Path, pictures: Path) -> None
     assert_same(killed / "r", alone / "r")
 
 
-@pytest.mark.xfail(strict=True, reason="data/loading.py lets its workers die of SIGTERM; they must outlive the save")
 def test_a_signal_to_the_whole_group_still_saves(tmp_path: Path, pictures: Path) -> None:
     """Schedulers signal every process of a job, also the workers."""
     command = start(tmp_path, from_files(pictures, "log_every=1", epochs=1000), before=BARE)

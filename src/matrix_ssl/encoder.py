@@ -6,7 +6,6 @@ from typing import Any, Literal
 
 import torch
 import torchvision
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from matrix_ssl import checkpoint, networks, record
@@ -68,7 +67,7 @@ def export(run: Path, target: Path, *, form: Format, weights: Weights = "student
     name = config.network.encoder
     metadata = {"architecture": name, "weights": weights, "method": config.method.name}
     if form == "safetensors":
-        content = save({k: v.contiguous() for k, v in tensors.items()}, metadata=metadata)
+        content = checkpoint.encode(tensors, metadata)
         record.write_atomically(target, lambda file: file.write(content))
         back, _ = checkpoint.read_safetensors(target)
         how = f"safetensors.torch.load_file({target.name!r})"

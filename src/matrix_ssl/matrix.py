@@ -117,6 +117,7 @@ def spectrum(features: Tensor) -> Tensor:
     rows = _at_least_float32(features)
     with torch.autocast(rows.device.type, enabled=False):
         rows = rows - rows.mean(0)
+        rows = rows / rows.abs().max().clamp_min(torch.finfo(rows.dtype).tiny)  # squares of large features overflow
         gram = rows.mT @ rows if rows.shape[1] <= rows.shape[0] else rows @ rows.mT
         eigenvalues = torch.linalg.eigvalsh(gram).flip(-1).clamp_min(0)
         return eigenvalues / eigenvalues.sum().clamp_min(torch.finfo(rows.dtype).tiny)

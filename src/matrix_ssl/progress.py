@@ -9,7 +9,7 @@ from typing import Any
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 _SECONDS_BETWEEN_LINES = 10.0
 _COLUMNS = {
@@ -44,9 +44,10 @@ class Display:
         if self._console.is_terminal and not self._console.quiet:
             columns = (
                 TextColumn("step"), MofNCompleteColumn(), BarColumn(bar_width=24), TextColumn("{task.fields[rate]}"),
-                TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[text]}"),
+                TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+                TextColumn("{task.fields[text]}", table_column=Column(ratio=1, no_wrap=True)),
             )  # fmt: skip
-            with Progress(*columns, console=self._console, transient=False) as self._bar:
+            with Progress(*columns, console=self._console, transient=False, expand=True) as self._bar:
                 self._task = self._bar.add_task("", total=total, completed=done, rate="", text="")
                 yield self
             self._bar = None

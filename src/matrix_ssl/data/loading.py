@@ -240,7 +240,8 @@ def _loader(dataset: Dataset, batches: Iterable[list], workers: int) -> DataLoad
 
 def _start_worker(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the main process decides
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # forked workers inherit the main process's handler
+    # a scheduler signals the whole group, too: outlive the save of the main process, but not by much
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(30))
 
 
 def _guarded(loader: DataLoader) -> Iterator[list]:

@@ -58,7 +58,7 @@ def write_report(run: Path) -> Path:
     path = run / "report.html"
 
     def write(file: IO[bytes]) -> None:
-        file.write(page.encode())
+        file.write(page.encode(errors="backslashreplace"))
 
     write_atomically(path, write)
     return path
