@@ -19,6 +19,7 @@ from matrix_ssl.recipes._views import asymmetric_views
 
 
 def recipe() -> RunConfig:
+    """The run."""
     view1, view2 = asymmetric_views()
     return RunConfig(
         recipe="imagenet",
