@@ -64,11 +64,6 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
-def local_world_size() -> int:
-    """Number of processes on this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-
-
 def is_main() -> bool:
     """Whether this is the process that writes files and talks to the person."""
     return rank() == 0

@@ -70,20 +70,7 @@ def pretrain(
 ) -> dict[str, Any]:
     """Pre-trains an encoder, or goes on where an earlier call of the same configuration stopped.
 
-    Args:
-        config: from ``complete``.
-        run: the run folder; the main process has created it and holds its lock.
-        source: unlabelled or labelled pictures; labels are not looked at.
-        device: where to train.
-        display: progress.
-        events: a folder for TensorBoard events, or None.
-
-    Returns:
-        The summary, which is also ``summary.json``.
-
-    Raises:
-        Interrupted: a signal came; a checkpoint has been written.
-        MatrixSSLError: what is wrong and what to do.
+    ``prepare``, then ``Loop.train``: the arguments, the summary it returns and what it raises are theirs.
     """
     return prepare(config, source=source, device=device, display=display).train(run, events)
 

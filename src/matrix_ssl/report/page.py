@@ -17,7 +17,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 from PIL import Image
 
-from matrix_ssl.config import to_dict
+from matrix_ssl.config import flatten, to_dict
 from matrix_ssl.record import SKIPPED, write_atomically
 from matrix_ssl.report import figures
 from matrix_ssl.report.figures import Curve, Figurine, Panel, number, whole
@@ -84,8 +84,8 @@ def _render(data: RunData) -> str:
         absent=_absent(data),
         gallery=_gallery(data),
         agreement=_agreement(data),
-        settings=_flatten(json.loads(json.dumps(to_dict(data.config)))),
-        environment=_flatten(data.environment),
+        settings=_settings(to_dict(data.config)),
+        environment=_settings(data.environment),
         colours=COLOURS,
         markup=Markup,
     )
@@ -283,11 +283,5 @@ def _agreement(data: RunData) -> str:
     return f"Of the {shown} neighbours shown, {same} have the class of their query; the others are underlined."
 
 
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    rows: list[tuple[str, str]] = []
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            rows += _flatten(value, f"{prefix}{key}.")
-        else:
-            rows.append((prefix + key, value if isinstance(value, str) else json.dumps(value)))
-    return rows
+def _settings(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [(key, value if isinstance(value, str) else json.dumps(value)) for key, value in flatten(values)]
