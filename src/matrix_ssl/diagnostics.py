@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from matrix_ssl.matrix import effective_rank, spectrum
+from matrix_ssl.matrix import shannon_entropy, spectrum
 
 _FEW_DIRECTIONS = 3.0
 _WINDOW = 5  # lines of metrics that must agree
@@ -26,11 +26,11 @@ def describe(features: Tensor, student: Tensor, teacher: Tensor) -> tuple[dict[s
         the two branches. And the eigenvalues of the features, in descending order, summing to one.
     """
     eigenvalues = spectrum(features)
-    rank = effective_rank(eigenvalues)
+    entropy = shannon_entropy(eigenvalues)
     values = {
-        "effective_rank": rank,
-        "matrix_entropy": rank.log(),
-        "effective_rank_projection": effective_rank(spectrum(student)),
+        "effective_rank": entropy.exp(),
+        "matrix_entropy": entropy,
+        "effective_rank_projection": shannon_entropy(spectrum(student)).exp(),
         "teacher_similarity": F.cosine_similarity(student, teacher, dim=1).mean(),
     }
     return values, eigenvalues

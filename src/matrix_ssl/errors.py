@@ -52,6 +52,42 @@ class ProcessError(MatrixSSLError):
     """One process of several, not the first, has met an error that the others have not."""
 
 
+class MatrixError(MatrixSSLError, ValueError):
+    """A tensor is not a matrix that the function is defined for."""
+
+
+class MatrixTypeError(MatrixError):
+    """The elements are not real numbers."""
+
+
+class MatrixShapeError(MatrixError):
+    """The tensor has too few dimensions, or two shapes do not fit together."""
+
+
+class NotSquareError(MatrixShapeError):
+    """The last two dimensions differ."""
+
+
+class EmptyMatrixError(MatrixShapeError):
+    """One of the last two dimensions is zero."""
+
+
+class NotFiniteError(MatrixError):
+    """An element is NaN or infinite."""
+
+
+class NotSymmetricError(MatrixError):
+    """The matrix differs from its transpose by more than rounding."""
+
+
+class NotPositiveSemidefiniteError(MatrixError):
+    """An eigenvalue is below zero by more than rounding."""
+
+
+class NotPositiveDefiniteError(MatrixError):
+    """An eigenvalue is zero or below where all have to be above."""
+
+
 class MissingExtra(MatrixSSLError):
     """An optional dependency is not installed."""
 

@@ -1,0 +1,51 @@
+"""Matrix information theory on symmetric positive semi-definite tensors of shape (..., d, d).
+
+Notation: log is the natural logarithm of a matrix, so every entropy is in nats; λ are eigenvalues. The same quantities
+straight from features (..., n, d), one row a sample, are in ``matrix_ssl.matrix.of_features``.
+
+Every function takes any leading batch dimensions and computes in float64 or float32, half precision in float32, with
+autocast off. float64 is exact to 1e-10; float32 to 1e-5, relative to the sum of the sizes of the terms, up to a
+condition number of 1e3. Gradients are finite and right where eigenvalues coincide, and with ``ridge`` at every rank;
+second derivatives are not provided. Run a backward pass outside of autocast, as PyTorch recommends.
+
+Without a ridge 0 log 0 counts as 0 and a zero eigenvalue, one below 2 ε √d of the largest, contributes no gradient
+where the true one is infinite. ``ridge`` adds ridge·I and is the remedy; it is never added silently.
+
+What is wrong with an argument is raised as a ``MatrixError`` (``matrix_ssl.errors``), a ValueError that tells how far
+off it is. Shapes are always checked, values on the CPU outside of ``torch.compile``; ``validate=True`` checks them
+everywhere, at the price of waiting for the device, and ``validate=False`` nowhere. For rounding there is room:
+100 ε √d (half precision: ε √d) of the largest element between a matrix and its transpose, and of the largest eigenvalue
+below zero, with the ε of the dtype that was passed.
+
+References:
+    Zhang, Tan, Yang, Huang and Yuan, "Matrix Information Theory for Self-Supervised Learning", ICML 2024, section 2.
+    Giraldo, Rao and Principe, "Measures of Entropy From Data Using Infinitely Divisible Kernels", IEEE Transactions on
+    Information Theory 61(1), 2015.
+    Roy and Vetterli, "The effective rank", EUSIPCO 2007.
+"""
+
+from matrix_ssl.matrix.covariances import covariance, cross_covariance
+from matrix_ssl.matrix.divergence import matrix_cross_entropy, matrix_kl
+from matrix_ssl.matrix.entropy import matrix_entropy, renyi_entropy, von_neumann_entropy
+from matrix_ssl.matrix.kernels import joint_entropy, mutual_information
+from matrix_ssl.matrix.logarithm import log1p_ratio, log_det, matrix_log
+from matrix_ssl.matrix.rank import coding_rate, effective_rank, shannon_entropy, spectrum
+
+__all__ = [
+    "coding_rate",
+    "covariance",
+    "cross_covariance",
+    "effective_rank",
+    "joint_entropy",
+    "log1p_ratio",
+    "log_det",
+    "matrix_cross_entropy",
+    "matrix_entropy",
+    "matrix_kl",
+    "matrix_log",
+    "mutual_information",
+    "renyi_entropy",
+    "shannon_entropy",
+    "spectrum",
+    "von_neumann_entropy",
+]

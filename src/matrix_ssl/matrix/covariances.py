@@ -1,0 +1,66 @@
+"""Covariances of features, and the smaller one of the two matrices that carry their spectrum."""
+
+import math
+
+from torch import Tensor
+
+from matrix_ssl.errors import MatrixShapeError
+from matrix_ssl.matrix import _checks
+
+
+def covariance(x: Tensor, *, validate: bool | None = None) -> Tensor:
+    """Covariance of the columns, (x - mean)ᵀ (x - mean) / n.
+
+    Args:
+        x: (..., n, d), one row a sample.
+        validate: whether to check values; by default on the CPU outside of ``torch.compile``.
+
+    Returns:
+        (..., d, d), symmetric positive semi-definite, of rank below n. Divided by n, not by n - 1.
+
+    Raises:
+        MatrixError: ``x`` is no matrix, empty, or not finite.
+    """
+    rows = centred_rows(x, "x", validate)
+    with _checks.without_autocast(rows):
+        return rows.mT @ rows
+
+
+def cross_covariance(x: Tensor, y: Tensor, *, validate: bool | None = None) -> Tensor:
+    """Cross-covariance of the columns, (x - mean x)ᵀ (y - mean y) / n. Not symmetric, also where d = e.
+
+    Args:
+        x: (..., n, d), one row a sample.
+        y: (..., n, e), the same samples.
+        validate: whether to check values; by default on the CPU outside of ``torch.compile``.
+
+    Returns:
+        (..., d, e).
+
+    Raises:
+        MatrixError: an argument is no matrix, empty, or not finite, or the numbers of rows differ.
+    """
+    a, b = centred_rows(x, "x", validate), centred_rows(y, "y", validate)
+    check_same_samples(a, b)
+    with _checks.without_autocast(a):
+        return a.mT @ b
+
+
+def check_same_samples(x: Tensor, y: Tensor) -> None:
+    """Raises unless both have the same number of rows."""
+    if x.shape[-2] != y.shape[-2]:
+        raise MatrixShapeError(
+            f"x and y have the shapes {tuple(x.shape)} and {tuple(y.shape)}: their rows have to be the same samples."
+        )
+
+
+def centred_rows(x: Tensor, name: str, validate: bool | None) -> Tensor:
+    """B = (x - mean row) / √n in full precision, so that BᵀB is the covariance."""
+    rows = _checks.matrix(x, name, validate)
+    return (rows - rows.mean(-2, keepdim=True)) / math.sqrt(rows.shape[-2])
+
+
+def small_gram(rows: Tensor) -> Tensor:
+    """BᵀB or BBᵀ, whichever is smaller: they share all eigenvalues but zeros."""
+    with _checks.without_autocast(rows):
+        return rows.mT @ rows if rows.shape[-1] <= rows.shape[-2] else rows @ rows.mT

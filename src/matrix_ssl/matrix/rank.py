@@ -1,0 +1,107 @@
+"""How many directions a matrix spans: effective rank, coding rate, spectrum."""
+
+import torch
+from torch import Tensor
+
+from matrix_ssl.matrix import _checks, _eigenvalues
+from matrix_ssl.matrix._spectral import LogDeterminant
+from matrix_ssl.matrix.covariances import centred_rows, small_gram
+
+
+def effective_rank(x: Tensor, *, validate: bool | None = None) -> Tensor:
+    """Effective rank exp(-Σ pᵢ log pᵢ), p the singular values over their sum: between 1 and the rank.
+
+    Of a matrix of features it is RankMe; of a covariance the effective rank that the Matrix-SSL paper reports. Nothing
+    is centred. Scale does not matter; the zero matrix gives 1. Singular values that are zero contribute no gradient.
+
+    float64 takes singular values. float32 and half precision take the eigenvalues of the smaller Gram matrix in
+    float64; singular values below about 1e-7 of the largest, lost to the rounding of float32, become zero.
+
+    Args:
+        x: (..., m, n), any real matrix.
+        validate: whether to check values; by default on the CPU outside of ``torch.compile``.
+
+    Returns:
+        (...).
+
+    Raises:
+        MatrixError: ``x`` is no matrix, empty, or not finite.
+
+    References:
+        Roy and Vetterli, EUSIPCO 2007, definition 1.
+        Garrido, Balestriero, Najman and LeCun, "RankMe", ICML 2023.
+    """
+    full = _checks.matrix(x, "x", validate)
+    if full.dtype == torch.float64:
+        return _eigenvalues.shannon_entropy(torch.linalg.svdvals(full)).exp()
+    # in float64 the square root of the rounding of an eigenvalue stays below that of float32
+    eigenvalues = torch.linalg.eigvalsh(small_gram(full.double()))
+    nonzero = eigenvalues > _eigenvalues.zero_level(eigenvalues)
+    singular_values = torch.where(nonzero, torch.where(nonzero, eigenvalues, 1.0).sqrt(), 0.0)
+    return _eigenvalues.shannon_entropy(singular_values).exp().to(full.dtype)
+
+
+def coding_rate(features: Tensor, *, distortion: float = 0.5, validate: bool | None = None) -> Tensor:
+    """Total coding rate ½ log det(I + d / (n ε²) ZᵀZ): nats to code the rows Z up to the distortion ε.
+
+    Zero for features that are all zero, and growing with every singular value. Rows are neither centred nor scaled;
+    usually they have length one. By Cholesky on the smaller of n x n and d x d. It can be differentiated once.
+
+    Args:
+        features: (..., n, d), one row a sample.
+        distortion: ε > 0.
+        validate: whether to check values; by default on the CPU outside of ``torch.compile``.
+
+    Returns:
+        (...), in nats.
+
+    Raises:
+        MatrixError: ``features`` is no matrix, empty, or not finite.
+        ValueError: the distortion is not above zero.
+
+    References:
+        Ma, Derksen, Hong and Wright, "Segmentation of multivariate mixed data via lossy data coding and compression",
+        IEEE TPAMI 29(9), 2007; here without a mean.
+        Yu, Chan, You, Song and Ma, "Learning diverse and discriminative representations via the principle of maximal
+        coding rate reduction", NeurIPS 2020: R(Z, ε).
+    """
+    _checks.check_above_zero(distortion, "distortion")
+    rows = _checks.matrix(features, "features", validate)
+    n, d = rows.shape[-2:]
+    gram = small_gram(rows) * (d / (n * distortion**2))
+    return LogDeterminant.apply(gram + torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)) / 2
+
+
+def spectrum(features: Tensor, *, validate: bool | None = None) -> Tensor:
+    """Eigenvalues of the features' centred covariance, divided by their sum, in descending order.
+
+    The exponential of its ``shannon_entropy`` is the effective rank of the covariance. Scale and shift do not matter.
+
+    Args:
+        features: (..., n, d), one row a sample. The smaller of the n x n and d x d matrices is decomposed.
+        validate: whether to check values; by default on the CPU outside of ``torch.compile``.
+
+    Returns:
+        (..., min(n, d)), not negative, summing to one. Equal rows give all zero, or a single one where rounding leaves
+        them off their mean: an entropy of 0 either way.
+
+    Raises:
+        MatrixError: ``features`` is no matrix, empty, or not finite.
+    """
+    rows = centred_rows(features, "features", validate)
+    tiny = torch.finfo(rows.dtype).tiny
+    rows = rows / rows.detach().abs().amax((-2, -1), keepdim=True).clamp_min(tiny)  # squares of large ones overflow
+    eigenvalues = torch.linalg.eigvalsh(small_gram(rows)).flip(-1).clamp_min(0)
+    return eigenvalues / eigenvalues.sum(-1, keepdim=True).clamp_min(tiny)
+
+
+def shannon_entropy(weights: Tensor) -> Tensor:
+    """Shannon entropy -Σ pᵢ log pᵢ of a spectrum, p = weights / their sum: between 0 and log of the number above zero.
+
+    Args:
+        weights: (..., k), not negative, such as ``spectrum`` returns. All zero gives 0.
+
+    Returns:
+        (...), in nats.
+    """
+    return _eigenvalues.shannon_entropy(_checks.full_precision(weights))
