@@ -1,0 +1,46 @@
+"""The Matrix-SSL and maximum-entropy-coding losses as pure functions of a whole batch.
+
+Every loss takes raw outputs (n, d): student ``z1, z2`` (after the predictor) and teacher ``p1, p2``, and l2-normalises
+their rows itself. It never communicates: under several processes gather the batch first, or sum covariances
+(``matrix_ssl.distributed``). Half precision is computed in float32 with autocast off. The teacher may carry a gradient;
+detach it if it must not.
+
+With J = I - 11ᵀ/n, C(a, b) = aᵀ J b / n and ridge μ the two terms of one order (p, z) are
+
+    uniformity(p, z) = -weight · tr log(C(p, z) + μI)              = matrix cross-entropy of weight·I, up to its trace
+    alignment(p, z)  = -tr[(C(p, p) + μI) log(C(z, z) + μI)]       = matrix cross-entropy, up to its trace
+
+and a loss is the mean of the orders (p2, z1) and (p1, z2), alignment weighted.
+
+References:
+    Zhang, Tan, Yang, Huang and Yuan, "Matrix Information Theory for Self-Supervised Learning", ICML 2024, section 4.
+    Liu, Wang, Li and Li, "Self-Supervised Learning via Maximum Entropy Coding", NeurIPS 2022, equations 4 and 6.
+"""
+
+from matrix_ssl.losses._plan import Algorithm, Logarithm
+from matrix_ssl.losses._rows import unit_rows
+from matrix_ssl.losses.matrix_ssl import (
+    MatrixSSLTerms,
+    NegativeDeterminantWarning,
+    matrix_ssl_covariance_terms,
+    matrix_ssl_loss,
+    matrix_ssl_order_terms,
+    matrix_ssl_paper_loss,
+    matrix_ssl_terms,
+)
+from matrix_ssl.losses.mec import mec_loss, mec_moment_loss
+
+__all__ = [
+    "Algorithm",
+    "Logarithm",
+    "MatrixSSLTerms",
+    "NegativeDeterminantWarning",
+    "matrix_ssl_covariance_terms",
+    "matrix_ssl_loss",
+    "matrix_ssl_order_terms",
+    "matrix_ssl_paper_loss",
+    "matrix_ssl_terms",
+    "mec_loss",
+    "mec_moment_loss",
+    "unit_rows",
+]

@@ -1,0 +1,72 @@
+"""Losses that compute their gradient together with their value, as operators of PyTorch.
+
+An operator is opaque to ``torch.compile``: it breaks no graph, and what it decides from the data, such as the degree of
+a polynomial, it decides at every call.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from matrix_ssl.losses._rows import at_least_float32
+
+
+def fused(*, tensors: int, values: int) -> Callable[[Callable[..., Any]], Callable[..., tuple[Tensor, ...]]]:
+    """Makes a function of its first arguments, ``tensors`` of them, that is differentiable once.
+
+    It returns ``values`` scalars, of which the first is the loss and the others have no gradient, and then a gradient
+    for each of the tensors, with its shape and type, or ``nothing`` where the last argument, ``needed``, says that none
+    is needed. The backward pass multiplies these by the incoming gradient; they are all that is kept for it. The caller
+    leaves ``needed`` out and gets the scalars.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., tuple[Tensor, ...]]:
+        @functools.wraps(function)
+        def without_autocast(*arguments: Any) -> Any:
+            with torch.autocast(arguments[0].device.type, enabled=False):
+                return function(*arguments)
+
+        operator = torch.library.custom_op(
+            f"matrix_ssl::{function.__name__.strip('_')}", without_autocast, mutates_args=()
+        )
+
+        @operator.register_fake
+        def _(*arguments: Any) -> tuple[Tensor, ...]:
+            inputs, needed = arguments[:tensors], arguments[-1]
+            scalar = at_least_float32(inputs[0]).new_empty(())
+            gradients = (torch.empty_like(x) if n else nothing(x) for x, n in zip(inputs, needed, strict=True))
+            return *(torch.empty_like(scalar) for _ in range(values)), *gradients
+
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+            ctx.save_for_backward(*output[values:])
+            ctx.settings = len(inputs) - tensors
+            ctx.mark_non_differentiable(*output[1:])
+
+        @once_differentiable
+        def multiply(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
+            gradients = (g * scale.to(g.dtype) if g.ndim else None for g in ctx.saved_tensors)
+            return *gradients, *[None] * ctx.settings
+
+        def backward(ctx: Any, scale: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+            if torch.is_grad_enabled():  # a graph of the gradient is wanted: its derivative must be an error, not zero
+                scale = scale.detach().requires_grad_()
+            return multiply(ctx, scale)
+
+        operator.register_autograd(backward, setup_context=setup_context)
+
+        def call(*arguments: Any) -> tuple[Tensor, ...]:
+            needed = [x.requires_grad for x in arguments[:tensors]]
+            return operator(*arguments, needed)[:values]
+
+        return call
+
+    return decorate
+
+
+def nothing(like: Tensor) -> Tensor:
+    """Stands for a gradient that is not needed; a scalar, which no gradient of a matrix is."""
+    return like.new_zeros(())

@@ -1,0 +1,198 @@
+"""One order (teacher p, student z) of Matrix-SSL: value and gradient in one pass over the smaller side.
+
+With A, B the centred unit rows of p and z over √n, the covariances are C = AᵀB, P = AᵀA and S = BᵀB. On the side of the
+samples the n x n matrices H = BAᵀ and K = BBᵀ replace them, because
+
+    log |det(C + μI)|           = d log μ + log |det(I + H/μ)|                              (Sylvester)
+    tr[(P + μI) log(S + μI)]    = log μ · tr(P + μI) + <W, ψ(K)>,   W = HHᵀ + μK
+
+and ψ(x) = log(1 + x/μ)/x. The Taylor series has T(μ - 1) in the place of log μ. The adjoint of the centring is the
+identity on these gradients, whose columns sum to zero already.
+
+Of the gradient of the exact alignment the part for P = S is known, because the derivative of the logarithm at Q in the
+direction Q is I. Only the rest, L(Q, P - S), is left to an approximation. This matters: the known part pulls along the
+rows, unit length cancels it, and its error would weigh on the little that remains.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from matrix_ssl.losses import _series
+from matrix_ssl.losses._determinant import log_det_one_plus
+from matrix_ssl.losses._form import Form
+from matrix_ssl.losses._fused import fused, nothing
+from matrix_ssl.losses._plan import logarithm
+from matrix_ssl.losses._rows import add_symmetric_product, at_least_float32, centred_rows, pull_back, symmetric_product
+
+
+class Objective(NamedTuple):
+    """Constants of the loss of one order, and how it is computed."""
+
+    ridge: float
+    uniformity_weight: float
+    alignment_weight: float
+    logarithm: str
+    order: int
+    algorithm: str
+    trace_weight: float = 0.0  # of tr(C + μI) in the uniformity and of tr(S + μI) in the alignment
+
+
+class Values(NamedTuple):
+    """The loss, its two parts before the alignment weight, and whether the determinant is negative (0 or 1)."""
+
+    loss: Tensor
+    uniformity: Tensor
+    alignment: Tensor
+    negative: Tensor
+
+
+def order_loss(p: Tensor, z: Tensor, objective: Objective, *, samples_side: bool) -> Values:
+    """Loss of one order from raw rows (n, d); differentiable once, in both."""
+    return Values(*_order_loss(p, z, *objective, samples_side))
+
+
+def covariance_loss(cross: Tensor, teacher: Tensor, student: Tensor, objective: Objective) -> Values:
+    """Loss of one order from C, P and S (d, d); differentiable once, in all three."""
+    return Values(*_covariance_loss(cross, teacher, student, *objective))
+
+
+@fused(tensors=2, values=4)
+def _order_loss(
+    p: Tensor, z: Tensor, ridge: float, uniformity_weight: float, alignment_weight: float, logarithm: str, order: int,
+    algorithm: str, trace_weight: float, samples_side: bool, needed: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    objective = Objective(ridge, uniformity_weight, alignment_weight, logarithm, order, algorithm, trace_weight)
+    a, b = centred_rows(p), centred_rows(z)
+    values, by_a, by_b = (_samples if samples_side else _features)(a, b, objective, needed)
+    scale = 1 / math.sqrt(len(p))
+    by_p = nothing(p) if by_a is None else pull_back(by_a, p, scale)
+    by_z = nothing(z) if by_b is None else pull_back(by_b, z, scale)
+    return *values, by_p, by_z
+
+
+@fused(tensors=3, values=4)
+def _covariance_loss(
+    cross: Tensor, teacher: Tensor, student: Tensor, ridge: float, uniformity_weight: float, alignment_weight: float,
+    logarithm: str, order: int, algorithm: str, trace_weight: float, needed: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    objective = Objective(ridge, uniformity_weight, alignment_weight, logarithm, order, algorithm, trace_weight)
+    c, p, s = (at_least_float32(x) for x in (cross, teacher, student))
+    values, *gradients = _covariances(c, (p + p.mT) / 2, (s + s.mT) / 2, objective)
+    matrices = zip((cross, teacher, student), gradients, needed, strict=True)
+    by_cross, by_teacher, by_student = (g.to(x.dtype) if n else nothing(x) for x, g, n in matrices)
+    return *values, by_cross, by_teacher, by_student
+
+
+def _samples(
+    a: Tensor, b: Tensor, objective: Objective, needed: list[bool]
+) -> tuple[Values, Tensor | None, Tensor | None]:
+    """The loss from H and K, and its gradients by A and B."""
+    ridge, weight, d = objective.ridge, objective.alignment_weight, a.shape[1]
+    cross, gram = b @ a.mT, symmetric_product(b, b)
+    uniformity, by_cross, negative = _uniformity(cross, d, objective)
+    square = symmetric_product(gram, gram)
+    if objective.logarithm == "exact":  # W = K² + ridge·K + (HHᵀ - K²)
+        direction = add_symmetric_product(square.clone(), (cross, cross), beta=-1)
+        function, by_gram = _logarithm(gram, square, direction, objective, "ratio")
+        add_symmetric_product(by_gram, (function, gram), alpha=-1).diagonal().add_(1)
+    else:
+        direction = add_symmetric_product(gram.clone(), (cross, cross), beta=ridge)
+        function, by_gram = _logarithm(gram, square, direction, objective, "ratio")
+        by_gram.add_(function, alpha=ridge)
+    by_gram = by_gram.mul_(-weight)
+    spread = function @ cross
+    by_cross.add_(spread, alpha=-2 * weight)
+    log_at_zero = _log_at_zero(objective)
+    alignment = -log_at_zero * (_inner(a, a) + ridge * d) - _inner(spread, cross) - ridge * _inner(function, gram)
+    if objective.trace_weight:
+        uniformity, alignment = _with_traces(uniformity, alignment, cross, gram, by_cross, by_gram, d, objective)
+    by_a = by_b = None
+    if needed[0]:
+        by_a = (by_cross.mT @ b).add_(a, alpha=-2 * weight * log_at_zero)
+    if needed[1]:
+        by_b = (by_cross @ a).addmm_(by_gram, b, alpha=2)
+    return _values(uniformity, alignment, negative, objective), by_a, by_b
+
+
+def _features(
+    a: Tensor, b: Tensor, objective: Objective, needed: list[bool]
+) -> tuple[Values, Tensor | None, Tensor | None]:
+    """The loss from C, P and S, and its gradients by A and B."""
+    teacher, student = symmetric_product(a.mT, a.mT), symmetric_product(b.mT, b.mT)
+    values, by_cross, by_teacher, by_student = _covariances(a.mT @ b, teacher, student, objective)
+    by_a = (b @ by_cross.mT).addmm_(a, by_teacher, alpha=2) if needed[0] else None
+    by_b = (a @ by_cross).addmm_(b, by_student, alpha=2) if needed[1] else None
+    return values, by_a, by_b
+
+
+def _covariances(
+    cross: Tensor, teacher: Tensor, student: Tensor, objective: Objective
+) -> tuple[Values, Tensor, Tensor, Tensor]:
+    """The loss from C, P and S, and its gradients by them."""
+    ridge, weight, d = objective.ridge, objective.alignment_weight, len(cross)
+    uniformity, by_cross, negative = _uniformity(cross, d, objective)
+    square = symmetric_product(student, student)
+    if objective.logarithm == "exact":  # P + ridge·I = (S + ridge·I) + (P - S)
+        function, by_student = _logarithm(student, square, teacher - student, objective, "log")
+        by_student.diagonal().add_(1)
+    else:
+        direction = teacher.clone()
+        direction.diagonal().add_(ridge)
+        function, by_student = _logarithm(student, square, direction, objective, "log")
+    log_at_zero = _log_at_zero(objective)
+    alignment = -log_at_zero * (teacher.trace() + ridge * d) - _inner(teacher, function) - ridge * function.trace()
+    by_teacher, by_student = function.mul_(-weight), by_student.mul_(-weight)
+    by_teacher.diagonal().sub_(weight * log_at_zero)
+    if objective.trace_weight:
+        uniformity, alignment = _with_traces(uniformity, alignment, cross, student, by_cross, by_student, d, objective)
+    return _values(uniformity, alignment, negative, objective), by_cross, by_teacher, by_student
+
+
+def _inner(x: Tensor, y: Tensor) -> Tensor:
+    return torch.linalg.vecdot(x, y).sum()
+
+
+def _uniformity(x: Tensor, d: int, objective: Objective) -> tuple[Tensor, Tensor, Tensor]:
+    """-λ tr log(C + μI), its gradient by X and whether the determinant is negative, for X = C or X = H."""
+    ridge, weight = objective.ridge, objective.uniformity_weight
+    if objective.logarithm == "exact":
+        value, gradient, negative = log_det_one_plus(x / ridge)
+        return -weight * (value + d * math.log(ridge)), gradient.mul_(-weight / ridge), negative
+    series = _series.taylor(ridge, objective.order)
+    shifted = x.clone()
+    shifted.diagonal().add_(series.shift)
+    value, gradient = _series.trace_polynomial(shifted, _series.taylor_coefficients(objective.order))
+    value = value + (d - len(x)) * series.at_zero  # the eigenvalues of C that H does not have are zero
+    return -weight * value, gradient.mul_(-weight), torch.zeros_like(value)
+
+
+def _logarithm(a: Tensor, square: Tensor, direction: Tensor, objective: Objective, form: Form) -> tuple[Tensor, Tensor]:
+    """f(A) and its derivative in a direction, from A and A², which is overwritten."""
+    if objective.logarithm == "taylor":
+        return _series.function(a, square, direction, _series.taylor(objective.ridge, objective.order), form)
+    return logarithm(a, square, direction, objective.ridge, objective.algorithm, form)
+
+
+def _log_at_zero(objective: Objective) -> float:
+    if objective.logarithm == "taylor":
+        return _series.taylor(objective.ridge, objective.order).at_zero
+    return math.log(objective.ridge)
+
+
+def _with_traces(
+    uniformity: Tensor, alignment: Tensor, cross: Tensor, student: Tensor, by_cross: Tensor, by_student: Tensor, d: int,
+    objective: Objective,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Adds tr(C + μI) and tr(S + μI), and their gradients in place; traces are the same on either side."""
+    weight = objective.trace_weight
+    by_cross.diagonal().add_(weight)
+    by_student.diagonal().add_(weight * objective.alignment_weight)
+    constant = d * objective.ridge
+    return uniformity + weight * (cross.trace() + constant), alignment + weight * (student.trace() + constant)
+
+
+def _values(uniformity: Tensor, alignment: Tensor, negative: Tensor, objective: Objective) -> Values:
+    return Values(uniformity + objective.alignment_weight * alignment, uniformity, alignment, negative)

@@ -1,0 +1,81 @@
+"""Which algorithm takes the logarithm: chosen by cost, its degree or number of nodes by an error bound."""
+
+import functools
+import math
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from matrix_ssl.losses import _eigen, _quadrature, _series
+from matrix_ssl.losses._form import Form
+
+Logarithm = Literal["exact", "taylor"]
+Algorithm = Literal["auto", "eigh", "quadrature", "polynomial"]
+
+_EIGH_COST = 9.5  # in matrix products of the same size, measured on a CPU in float32 at 512 to 2048
+_LONGEST_SERIES = 40  # beyond this degree a polynomial loses digits of float32
+
+
+class Plan(NamedTuple):
+    """How a logarithm is computed."""
+
+    algorithm: Literal["eigh", "quadrature", "polynomial"]
+    size: int  # degree of the polynomial or number of nodes; 0 for eigh
+    largest: float  # upper bound of the eigenvalues that it is made for
+
+
+def tolerance(dtype: torch.dtype) -> float:
+    """Accepted bound on the relative error of the logarithm's derivative, 1.5e-5 in float32.
+
+    It weighs on the difference of teacher and student alone, see ``_order``, so that the gradient's own error is that
+    of rounding, some 1e-6.
+    """
+    return max(128 * torch.finfo(dtype).eps, 1e-13)
+
+
+def choose(square: Tensor, ridge: float, algorithm: str = "auto") -> Plan:
+    """The plan for log(A + ridge·I), A symmetric positive semi-definite with a trace of at most one, from A².
+
+    On the CPU ‖A²‖_F bounds the square of the largest eigenvalue, and closely where one stands out. Elsewhere reading
+    it would make the device wait, so the bound is the trace's, 1, and there is no eigen-decomposition, which is slow on
+    a GPU, unless it is asked for.
+    """
+    adaptive = square.device.type == "cpu"
+    largest = _round_up(max(float(torch.linalg.matrix_norm(square)) ** 0.5, 1e-3 * ridge)) if adaptive else 1.0
+    return plan(ridge, largest, tolerance(square.dtype), algorithm, may_decompose=adaptive)
+
+
+@functools.lru_cache(maxsize=256)
+def plan(ridge: float, largest: float, accepted: float, algorithm: str, *, may_decompose: bool) -> Plan:
+    """The cheapest plan for eigenvalues in [0, largest], or that of the algorithm named."""
+    eigh = Plan("eigh", 0, largest)
+    if algorithm == "eigh" or not math.isfinite(largest):
+        return eigh
+    polynomial = Plan("polynomial", _series.chebyshev_degree(ridge, largest, accepted), largest)
+    if algorithm == "polynomial":
+        return polynomial
+    short = polynomial.size <= _LONGEST_SERIES
+    if algorithm == "auto" and may_decompose:
+        return polynomial if short and _series.product_count(polynomial.size) < _EIGH_COST else eigh
+    if algorithm == "auto" and short:
+        return polynomial
+    # the error of a quadrature has one sign and adds up in the value, where that of a polynomial averages out
+    return Plan("quadrature", _quadrature.node_count(ridge, largest, accepted / 10), largest)
+
+
+def _round_up(x: float) -> float:
+    """To a sixteenth of an octave, so that one plan serves many steps."""
+    return 2 ** (math.ceil(16 * math.log2(x)) / 16) if math.isfinite(x) else x
+
+
+def logarithm(
+    a: Tensor, square: Tensor, direction: Tensor, ridge: float, algorithm: str, form: Form
+) -> tuple[Tensor, Tensor]:
+    """f(A) and its derivative in a direction by the algorithm of the plan, from A and A², which is overwritten."""
+    chosen = choose(square, ridge, algorithm)
+    if chosen.algorithm == "eigh":
+        return _eigen.function(a, direction, ridge, form)
+    if chosen.algorithm == "quadrature":
+        return _quadrature.function(a, direction, _quadrature.nodes(ridge, chosen.largest, chosen.size), form)
+    return _series.function(a, square, direction, _series.chebyshev_log(ridge, chosen.largest, chosen.size), form)

@@ -1,0 +1,198 @@
+"""Polynomials in the place of the logarithm: Taylor's, as published, and Chebyshev's, whose degree follows a bound.
+
+A ``LogSeries`` stands for log(x + ridge) on x ≥ 0 as ``at_zero`` + φ(y), y = scale·x + shift, where φ is a polynomial
+with φ = 0 at x = 0, kept by its coefficients in Chebyshev polynomials T_k(y). Powers of y would do for a few terms
+only: their coefficients grow like 2.4 to the degree.
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+import torch
+from numpy.polynomial import chebyshev, polynomial
+from torch import Tensor
+
+from matrix_ssl.losses._form import Form
+from matrix_ssl.losses._rows import add_symmetric_product
+
+Coefficients = tuple[float, ...]
+
+
+class LogSeries(NamedTuple):
+    """See the module."""
+
+    scale: float
+    shift: float
+    coefficients: Coefficients
+    at_zero: float
+
+    def over_x(self) -> Coefficients:
+        """Coefficients of ψ = φ / x."""
+        return tuple(self.scale * c for c in _divide(self.coefficients, self.shift))
+
+
+@functools.lru_cache(maxsize=256)
+def taylor(ridge: float, order: int) -> LogSeries:
+    """The first ``order`` terms of the series about I, Σ (-1)^(k+1) (x + ridge - 1)ᵏ / k."""
+    at_zero = float(polynomial.polyval(ridge - 1, taylor_coefficients(order)))
+    constant, *others = chebyshev.poly2cheb(taylor_coefficients(order)).tolist()
+    return LogSeries(1.0, ridge - 1, (constant - at_zero, *others), at_zero)
+
+
+def taylor_coefficients(order: int) -> Coefficients:
+    """Those of log(1 + y) in powers of y, up to ``order``."""
+    return 0.0, *((-1) ** (k + 1) / k for k in range(1, order + 1))
+
+
+@functools.lru_cache(maxsize=256)
+def chebyshev_log(ridge: float, largest: float, degree: int) -> LogSeries:
+    """φ(x) = ∫₀ˣ q, where q is the best approximation of 1/(x + ridge) on [0, largest] in the sense of relative error.
+
+    With y in [-1, 1] for x in [0, largest] and the pole at y = -a, that error is 1 - (x + ridge) q(x) = T_m(y)/T_m(-a)
+    for φ of degree m: no other polynomial that is one at the pole stays smaller. The gradient of tr[W log X] consists
+    of divided differences of the logarithm, means of its derivative, so each has a relative error of no more.
+    """
+    a = 1 + 2 * ridge / largest
+    one_minus_error = (1.0, *[0.0] * (degree - 1), -((-1) ** degree) / math.cosh(degree * math.acosh(a)))
+    q = [2 / largest * c for c in _divide(one_minus_error, -a)]
+    phi = chebyshev.chebint(q, lbnd=-1, scl=largest / 2)
+    return LogSeries(2 / largest, -1.0, tuple(phi.tolist()), math.log(ridge))
+
+
+def chebyshev_degree(ridge: float, largest: float, tolerance: float) -> int:
+    """The least degree at which the relative error of the derivative, 1 / T_m(a), is below ``tolerance``."""
+    return max(1, math.ceil(math.acosh(1 / tolerance) / math.acosh(1 + 2 * ridge / largest)))
+
+
+def _divide(coefficients: Coefficients, root: float) -> list[float]:
+    """The quotient by y - root, where the series vanishes, from 2 y T_k = T_(k+1) + T_(k-1), the top first."""
+    above, here, quotient = 0.0, 0.0, []
+    for c in reversed(coefficients[2:]):
+        above, here = here, 2 * c + 2 * root * here - above
+        quotient.append(here)
+    quotient.append(coefficients[1] + root * here - above / 2)
+    return quotient[::-1]
+
+
+def product_count(degree: int) -> float:
+    """Cost of ``symmetric_polynomial`` in matrix products, a symmetric one counted as 0.6."""
+    return _cost(degree, _step(degree))
+
+
+def _step(degree: int) -> int:
+    return min(range(1, max(2, degree + 1)), key=lambda step: _cost(degree, step))
+
+
+def _cost(degree: int, step: int) -> float:
+    basis = (step > 1) * 1.0 + max(0, step - 2) * 1.8  # the square is given
+    return basis + max(0, -(-degree // step) - 1) * 1.8
+
+
+def symmetric_polynomial(y: Tensor, square: Tensor, w: Tensor, coefficients: Coefficients) -> tuple[Tensor, Tensor]:
+    """p(Y) = Σ c_k T_k(Y) from Y and Y², which is overwritten, and its Fréchet derivative at Y in the direction W.
+
+    With T_0 to T_s of Y at hand and Z = T_s(Y), the sum is Σ_b B_b(Y) T_b(Z), because T_b(T_s) = T_bs: one product per
+    block instead of one per degree (Paterson and Stockmeyer, 1973). It is summed by Clenshaw's recurrence,
+    U_b = B_b + 2 Z U_(b+1) - U_(b+2), and differentiated along.
+    """
+    step = _step(len(coefficients) - 1)
+    matrices, derivatives = _chebyshev_matrices(y, square, w, step)
+    blocks = _blocks(coefficients, step)
+    u, du = _combination(blocks[-1], matrices, derivatives)
+    above: Tensor | None = None
+    d_above: Tensor | None = None
+    for b in reversed(range(len(blocks) - 1)):
+        factor = 2.0 if b else 1.0  # T_0 and T_1 are the start of the recurrence of the others
+        next_u, next_du = _combination(blocks[b], matrices, derivatives)
+        if above is None and len(blocks[-1]) == 1:  # a number in front of the first block needs no product
+            next_u.add_(matrices[-1], alpha=factor * blocks[-1][0])
+            next_du.add_(derivatives[-1], alpha=factor * blocks[-1][0])
+        else:
+            add_symmetric_product(next_du, (du, matrices[-1]), (u, derivatives[-1]), alpha=factor)
+            add_symmetric_product(next_u, (u, matrices[-1]), alpha=factor)
+        if above is not None and d_above is not None:
+            next_u, next_du = next_u.sub_(above), next_du.sub_(d_above)
+        u, du, above, d_above = next_u, next_du, u, du
+    return u, du
+
+
+def _chebyshev_matrices(y: Tensor, square: Tensor, w: Tensor, step: int) -> tuple[list[Tensor], list[Tensor]]:
+    """T_1 to T_step of Y and their derivatives in the direction W; T_2 takes the place of the square."""
+    matrices, derivatives = [y], [w]
+    if step > 1:
+        square.mul_(2).diagonal().sub_(1)
+        half = torch.mm(y, w)
+        matrices.append(square)
+        derivatives.append((half + half.mT).mul_(2))
+    for _ in range(step - 2):
+        derivative = derivatives[-2].clone()
+        add_symmetric_product(derivative, (derivatives[-1], y), (matrices[-1], w), alpha=2, beta=-1)
+        matrices.append(add_symmetric_product(matrices[-2].clone(), (matrices[-1], y), alpha=2, beta=-1))
+        derivatives.append(derivative)
+    return matrices, derivatives
+
+
+def _blocks(coefficients: Coefficients, step: int) -> list[list[float]]:
+    """Coefficients of T_i T_b(T_step) for i < step, one list a block, by 2 T_i T_bs = T_(bs+i) + T_(bs-i)."""
+    c = list(coefficients)
+    blocks = []
+    for start in range((len(c) - 1) // step * step, 0, -step):
+        for i, value in enumerate(c[start + 1 :], 1):
+            c[start - i] -= value
+        blocks.append([c[start], *(2 * value for value in c[start + 1 :])])
+        del c[start:]
+    return [c, *reversed(blocks)]
+
+
+def _combination(block: list[float], matrices: list[Tensor], derivatives: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Σ block_i T_i and its derivative."""
+    first = block[1] if len(block) > 1 else 0.0
+    total, derivative = matrices[0] * first, derivatives[0] * first
+    for c, matrix, d_matrix in zip(block[2:], matrices[1:], derivatives[1:], strict=False):
+        total.add_(matrix, alpha=c)
+        derivative.add_(d_matrix, alpha=c)
+    total.diagonal().add_(block[0])
+    return total, derivative
+
+
+def trace_polynomial(x: Tensor, coefficients: Coefficients) -> tuple[Tensor, Tensor]:
+    """tr p(X) of any square matrix from coefficients of powers, and its gradient p'(X)ᵀ.
+
+    With powers up to half the degree the traces of all powers are inner products, so a degree of four takes two
+    matrix products.
+    """
+    degree = len(coefficients) - 1
+    half = -(-degree // 2)
+    powers = [x]
+    for _ in range(half - 1):
+        powers.append(powers[-1] @ x)
+    value = torch.full((), coefficients[0] * len(x), dtype=x.dtype, device=x.device)
+    for c, power in zip(coefficients[1:], powers, strict=False):
+        value = value + c * power.trace()
+    for k in range(half + 1, degree + 1):
+        value = value + coefficients[k] * (powers[-1] * powers[k - half - 1].mT).sum()
+    slopes = [k * c for k, c in enumerate(coefficients)][1:]
+    gradient = _sum_of_powers(slopes[:half], powers)
+    if degree > half:
+        gradient.addmm_(powers[-1], _sum_of_powers(slopes[half:], powers))
+    return value, gradient.mT
+
+
+def _sum_of_powers(coefficients: list[float], powers: list[Tensor]) -> Tensor:
+    total = powers[0] * (coefficients[1] if len(coefficients) > 1 else 0.0)
+    for c, power in zip(coefficients[2:], powers[1:], strict=False):
+        total.add_(power, alpha=c)
+    total.diagonal().add_(coefficients[0])
+    return total
+
+
+def function(a: Tensor, square: Tensor, direction: Tensor, series: LogSeries, form: Form) -> tuple[Tensor, Tensor]:
+    """See ``_form``."""
+    scale, shift = series.scale, series.shift
+    square.mul_(scale**2).add_(a, alpha=2 * scale * shift).diagonal().add_(shift**2)  # (scale·A + shift·I)²
+    y = a * scale
+    y.diagonal().add_(shift)
+    coefficients = series.over_x() if form == "ratio" else series.coefficients
+    value, derivative = symmetric_polynomial(y, square, direction, coefficients)
+    return value, derivative.mul_(scale)

@@ -1,0 +1,111 @@
+"""Maximum entropy coding (MEC): the coding length of the batch, by its Taylor series as published, or exact."""
+
+from torch import Tensor
+
+from matrix_ssl.losses import _series
+from matrix_ssl.losses._checks import check_choice, check_number, check_order, check_rows
+from matrix_ssl.losses._determinant import log_det_one_plus
+from matrix_ssl.losses._fused import fused, nothing
+from matrix_ssl.losses._plan import Logarithm
+from matrix_ssl.losses._rows import at_least_float32, pull_back, unit_rows
+
+
+def mec_loss(
+    z1: Tensor,
+    z2: Tensor,
+    p1: Tensor,
+    p2: Tensor,
+    *,
+    distortion: float = 64.0,
+    logarithm: Logarithm = "taylor",
+    order: int = 4,
+) -> Tensor:
+    """Maximum entropy coding (MEC): -s·log det(I + p zᵀ / s) / n, the mean of both orders, rows uncentred.
+
+    s = n · distortion / d is the paper's λ⁻¹, with n the size of the whole batch over all processes. The published
+    loss cuts log(I + X) after ``order`` terms of its Taylor series; at order 1 it is SimSiam's negative cosine
+    similarity. ``logarithm="exact"`` takes log |det|.
+
+    It is computed with n x n or d x d matrices, whichever are smaller, value and gradient together.
+
+    Args:
+        z1, z2: (n, d), student outputs of the two views.
+        p1, p2: (n, d), teacher outputs of the two views.
+        distortion: ε > 0, called ε_d² / d there; 64 is the published value after warm-up.
+        logarithm: ``"taylor"`` as published, or ``"exact"``.
+        order: number of Taylor terms, at least 1; used with ``"taylor"`` only.
+
+    Returns:
+        A scalar, in nats; it can be differentiated once, by all four outputs.
+
+    Raises:
+        ValueError: shapes differ or are not (n, d) with n ≥ 2; distortion is not positive; order is below 1; the
+            logarithm's name is unknown.
+
+    Reference: Liu, Wang, Li and Li, "Self-Supervised Learning via Maximum Entropy Coding", NeurIPS 2022, equations 4
+    and 6.
+    """
+    check_rows(z1=z1, z2=z2, p1=p1, p2=p2)
+    _check(distortion, logarithm, order)
+    n, d = z1.shape
+    settings = (n * distortion / d, logarithm, order)
+    return (_mec_order_loss(p1, z2, *settings)[0] + _mec_order_loss(p2, z1, *settings)[0]) / 2
+
+
+def mec_moment_loss(
+    moment: Tensor, *, samples: int, distortion: float = 64.0, logarithm: Logarithm = "taylor", order: int = 4
+) -> Tensor:
+    """One order of ``mec_loss`` from the second moment, which several processes can sum instead of gathering rows.
+
+    Args:
+        moment: (d, d), pᵀz, a sum over the rows of the whole batch, rows scaled to length one.
+        samples: n, the number of these rows.
+
+    Other arguments, returns and raises as in ``mec_loss``, whose value is the mean over (p1, z2) and (p2, z1).
+    """
+    if moment.ndim != 2 or moment.shape[0] != moment.shape[1] or moment.shape[0] < 1:
+        raise ValueError(f"expected a moment (d, d), got shape {tuple(moment.shape)}")
+    if samples < 1:
+        raise ValueError(f"samples must be at least 1, got {samples}")
+    _check(distortion, logarithm, order)
+    return _mec_moment_loss(moment, samples, samples * distortion / len(moment), logarithm, order)[0]
+
+
+@fused(tensors=2, values=1)
+def _mec_order_loss(
+    p: Tensor, z: Tensor, scale: float, logarithm: str, order: int, needed: list[bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    a, b = unit_rows(p), unit_rows(z)
+    n, d = a.shape
+    if n < d:
+        value, gradient = _coding_length(b @ a.mT, n, scale, logarithm, order)
+        by_p = pull_back(gradient.mT @ b, p) if needed[0] else nothing(p)
+        by_z = pull_back(gradient @ a, z) if needed[1] else nothing(z)
+    else:
+        value, gradient = _coding_length(a.mT @ b, n, scale, logarithm, order)
+        by_p = pull_back(b @ gradient.mT, p) if needed[0] else nothing(p)
+        by_z = pull_back(a @ gradient, z) if needed[1] else nothing(z)
+    return value, by_p, by_z
+
+
+@fused(tensors=1, values=1)
+def _mec_moment_loss(
+    moment: Tensor, samples: int, scale: float, logarithm: str, order: int, needed: list[bool]
+) -> tuple[Tensor, Tensor]:
+    value, gradient = _coding_length(at_least_float32(moment), samples, scale, logarithm, order)
+    return value, gradient.to(moment.dtype) if needed[0] else nothing(moment)
+
+
+def _coding_length(x: Tensor, n: int, scale: float, logarithm: str, order: int) -> tuple[Tensor, Tensor]:
+    """-scale/n · log det(I + X/scale) and its gradient by X; the determinant is the same for p zᵀ, z pᵀ and pᵀz."""
+    if logarithm == "exact":
+        value, gradient, _ = log_det_one_plus(x / scale)
+    else:
+        value, gradient = _series.trace_polynomial(x / scale, _series.taylor_coefficients(order))
+    return value * (-scale / n), gradient / -n
+
+
+def _check(distortion: float, logarithm: Logarithm, order: int) -> None:
+    check_number("distortion", distortion, above=0)
+    check_choice("logarithm", logarithm, ("exact", "taylor"))
+    check_order(order)
