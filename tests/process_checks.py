@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from matrix_ssl import distributed, networks
+from matrix_ssl import distributed, losses, networks, parallel
 from matrix_ssl.errors import ConfigError, DataError, MatrixSSLError, MissingExtra, ProcessError
 
 TOLERANCE = {"rtol": 1e-12, "atol": 1e-12}
@@ -40,6 +40,51 @@ def gather() -> None:
     gathered = distributed.gather(torch.tanh(part @ ours))
     torch.testing.assert_close(gathered.detach(), torch.tanh(whole @ weight), **TOLERANCE)
     found = loss(gathered)
+    found.backward()
+    torch.testing.assert_close(found, expected, **TOLERANCE)
+    torch.testing.assert_close(averaged(ours.grad), single.grad, **TOLERANCE)
+
+
+def uneven(*columns: int) -> tuple[Tensor, Tensor, list[int]]:
+    """A float64 batch that is the same everywhere, this process's part of it, and the sizes of all parts."""
+    sizes = [3 + 2 * i for i in range(distributed.world_size())]
+    whole = torch.randn(sum(sizes), *columns, dtype=torch.float64)
+    return whole, whole.split(sizes)[distributed.rank()].clone(), sizes
+
+
+def gather_uneven() -> None:
+    whole, part, sizes = uneven(4)
+    part.requires_grad_()
+    found = distributed.gather(part, sizes=sizes)
+    assert torch.equal(found, whole)
+    (found * whole).sum().backward()
+    torch.testing.assert_close(part.grad / distributed.world_size(), part.detach(), **TOLERANCE)
+    wrong = [size + 1 for size in sizes]
+    for given, message in ((None, f"have {sizes} rows"), (wrong, f"sizes={wrong}, but"), (sizes[1:], "sizes=")):
+        for call in (distributed.gather, distributed.gather_for_parts, distributed.row_counts):
+            try:
+                call(part, sizes=given)
+            except ValueError as error:
+                assert message in str(error), error
+                continue
+            raise AssertionError("nothing was raised")
+
+
+def sum_of_parts() -> None:
+    """A loss cut into unequal parts: product of two sums, each process adding some of the terms."""
+    whole, part, sizes = uneven(3)
+    weight = torch.randn(3, 2, dtype=torch.float64)
+
+    def terms(z: Tensor) -> Tensor:
+        return torch.stack([z.square().sum(0).prod(), z.sum(), (z[0] * z[-1]).sum()])
+
+    single = weight.clone().requires_grad_()
+    expected = terms(torch.tanh(whole @ single)).sum()
+    expected.backward()
+    ours = weight.clone().requires_grad_()
+    mine = terms(distributed.gather_for_parts(torch.tanh(part @ ours), sizes=sizes))
+    mask = torch.arange(3) % distributed.world_size() == distributed.rank()
+    found = distributed.sum_of_parts((mine * mask).sum())
     found.backward()
     torch.testing.assert_close(found, expected, **TOLERANCE)
     torch.testing.assert_close(averaged(ours.grad), single.grad, **TOLERANCE)
@@ -145,3 +190,83 @@ def agreement() -> None:
             raise DataError("gone")
     except MatrixSSLError as caught:
         assert (type(caught), str(caught)) == (expected, text)
+
+
+class Branches(nn.Module):
+    """Student and predictor with BatchNorm; DistributedDataParallel wraps it."""
+
+    def __init__(self, d: int) -> None:
+        super().__init__()
+        self.network = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, d))
+
+    def forward(self, view1: Tensor, view2: Tensor) -> tuple[Tensor, Tensor]:
+        return self.network(view1), self.network(view2)
+
+
+LOSSES: dict[str, dict] = {
+    "exact": {},
+    "taylor": {"logarithm": "taylor", "ridge": 0.7, "uniformity_weight": 0.7},
+    "weighted": {"alignment_weight": 0.3, "algorithm": "eigh", "ridge": 0.4},
+}
+
+
+def matrix_ssl_loss() -> None:
+    """Terms and parameter gradients under DistributedDataParallel, even and uneven parts, either exchange."""
+    size, rank = distributed.world_size(), distributed.rank()
+    for d in (3, 40):  # fewer and more than a third of the rows
+        for settings in LOSSES.values():
+            for sizes in ([4] * size, [3 + 2 * i for i in range(size)], [2 * size - i for i in range(size)]):
+                whole = torch.randn(4, sum(sizes), 6, dtype=torch.float64)
+                part = whole.split(sizes, 1)[rank]
+                torch.manual_seed(d)
+                single = Branches(d).double()
+                target = torch.randn(6, d, dtype=torch.float64)
+                for exchange in ("auto", "rows", "covariances"):
+                    single.zero_grad()
+                    ours = Branches(d).double()
+                    ours.load_state_dict(single.state_dict())
+                    ours = distributed.wrap(networks.synchronise_batch_norm(ours, "cpu"))
+                    expected = losses.matrix_ssl_terms(
+                        *single(*whole[:2]), whole[2] @ target, whole[3] @ target, **settings
+                    )
+                    expected.loss.backward()
+                    found = parallel.matrix_ssl_terms(
+                        *ours(*part[:2]), part[2] @ target, part[3] @ target,
+                        exchange=exchange, sizes=None if min(sizes) == max(sizes) else sizes, **settings,
+                    )  # fmt: skip
+                    found.loss.backward()
+                    torch.testing.assert_close(tuple(found), tuple(expected), **TOLERANCE)
+                    for name, parameter in single.named_parameters():
+                        gradient = ours.module.get_parameter(name).grad
+                        torch.testing.assert_close(gradient, parameter.grad, **TOLERANCE)
+                    single.load_state_dict(ours.module.state_dict())  # the running statistics, too
+
+
+def teacher_gradient() -> None:
+    """Without a stop-gradient both branches learn, as in a single process."""
+    whole, part, sizes = uneven(4, 5)
+    weight = torch.randn(5, 4, dtype=torch.float64)
+    for exchange in ("rows", "covariances"):
+        single, ours = weight.clone().requires_grad_(), weight.clone().requires_grad_()
+        expected = losses.matrix_ssl_terms(*torch.tanh(whole @ single).unbind(1)).loss
+        expected.backward()
+        outputs = torch.tanh(part @ ours).unbind(1)
+        found = parallel.matrix_ssl_terms(*outputs, exchange=exchange, sizes=sizes).loss
+        found.backward()
+        torch.testing.assert_close(found, expected, **TOLERANCE)
+        torch.testing.assert_close(averaged(ours.grad), single.grad, **TOLERANCE)
+
+
+def uneven_batch_norm() -> None:
+    whole, part, sizes = uneven(4)
+    whole, part = whole.requires_grad_(), part.requires_grad_()
+    single = nn.BatchNorm1d(4).double()
+    ours = networks.SynchronisedBatchNorm.like(nn.BatchNorm1d(4).double())
+    expected, found = single(whole), distributed.gather(ours(part), sizes=sizes)
+    torch.testing.assert_close(found, expected, **TOLERANCE)
+    expected.pow(3).sum().backward()
+    found.pow(3).sum().backward()
+    mine = whole.grad.split(sizes)[distributed.rank()]
+    torch.testing.assert_close(part.grad / distributed.world_size(), mine, **TOLERANCE)
+    for name, buffer in single.named_buffers():
+        torch.testing.assert_close(ours.get_buffer(name), buffer, **TOLERANCE)

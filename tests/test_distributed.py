@@ -22,8 +22,12 @@ SETTINGS = ("precision=float64", "log_every=1", "batch_size=66", "checkpoint_eve
 SHORT = (*SETTINGS, "data.subset=528")  # 8 steps
 
 
-@pytest.mark.parametrize("count", [2, 3])
-@pytest.mark.parametrize("check", ["gather", "all_reduce_sum", "batch_norm", "whole_network", "agreement"])
+CHECKS = ("gather", "gather_uneven", "all_reduce_sum", "sum_of_parts", "batch_norm", "uneven_batch_norm",
+          "whole_network", "agreement", "matrix_ssl_loss", "teacher_gradient")  # fmt: skip
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+@pytest.mark.parametrize("check", CHECKS)
 def test_together_they_compute_what_one_process_computes(tmp_path: Path, check: str, count: int) -> None:
     folder = str(Path(process_checks.__file__).parent)
     code = (

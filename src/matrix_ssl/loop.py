@@ -204,10 +204,12 @@ class Loop:
     def _describe(self, output: StepOutput) -> dict[str, Any] | None:
         """A line of metrics on the main process; the gather needs every process."""
         with torch.no_grad():
-            features = distributed.gather(output.features)
+            features, student, teacher = (
+                distributed.gather(rows) for rows in (output.features, output.student, output.teacher)
+            )
             if self.metrics is None:
                 return None
-            values, eigenvalues = diagnostics.describe(features, output.student, output.teacher)
+            values, eigenvalues = diagnostics.describe(features, student, teacher)
         line: dict[str, Any] = {
             "step": self.step,
             "epoch": self.step / self.batches.steps_per_epoch,

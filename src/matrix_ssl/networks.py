@@ -156,12 +156,15 @@ class SynchronisedBatchNorm(_BatchNorm):
             return super().forward(input)
         axes = [axis for axis in range(input.ndim) if axis != 1]
         shape = [1, -1] + [1] * (input.ndim - 2)
-        count = input.numel() // input.shape[1] * distributed.world_size()
+        # processes may have parts of different sizes, so the number of values is summed with the values
+        local = input.new_full((1,), input.numel() // input.shape[1])
+        total = distributed.all_reduce_sum(torch.cat([input.sum(axes), local]))
+        count = total[-1].detach()
         # two passes: the variance as a mean of squares about the mean loses no digits, E[x²] - E[x]² would
-        mean = distributed.all_reduce_sum(input.sum(axes)) / count
+        mean = total[:-1] / count
         centred = input - mean.view(shape)
         variance = distributed.all_reduce_sum(centred.square().sum(axes)) / count
-        self._follow(mean.detach(), variance.detach() * (count / max(count - 1, 1)))
+        self._follow(mean.detach(), variance.detach() * (count / (count - 1).clamp_min(1)))
         output = centred * (variance + self.eps).rsqrt().view(shape)
         if self.affine:
             output = output * self.weight.view(shape) + self.bias.view(shape)

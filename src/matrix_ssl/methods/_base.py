@@ -12,15 +12,15 @@ class StepOutput(NamedTuple):
     loss: Tensor  # (), the same on every process
     terms: dict[str, Tensor]  # () each: the parts of the loss, and counts named in ``Method.counters``
     features: Tensor  # (n_local, k), the encoder's features of the first view
-    student: Tensor  # (n, d), the student's outputs for the first view, of all processes
-    teacher: Tensor  # (n, d), what they are compared with
+    student: Tensor  # (n_local, d), the student's outputs for the first view
+    teacher: Tensor  # (n_local, d), what they are compared with
 
 
 class Method(nn.Module, ABC):
     """Base class. A subclass takes ``(encoder, feature_dim, *, option=default, ...)`` and needs nothing else.
 
-    Its keyword-only arguments are the settings ``method.option`` of a run, with the annotated types. It gathers its
-    outputs with ``matrix_ssl.distributed.gather`` and computes the loss of the whole batch.
+    Its keyword-only arguments are the settings ``method.option`` of a run, with the annotated types. It computes the
+    loss of the batch of all processes, for example by ``matrix_ssl.distributed.gather``.
     """
 
     encoder: nn.Module  # the student's; what a run exports

@@ -15,15 +15,12 @@ student by the same moving average as the weights, so that the teacher can be ev
 Reference: Zhang, Tan, Yang, Huang and Yuan, "Matrix Information Theory for Self-Supervised Learning", ICML 2024.
 """
 
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 
-from matrix_ssl import networks
-from matrix_ssl.distributed import gather
+from matrix_ssl import networks, parallel
 from matrix_ssl.errors import ConfigError
-from matrix_ssl.losses import matrix_ssl_terms
+from matrix_ssl.losses import Logarithm
 from matrix_ssl.methods._base import Method, StepOutput
 from matrix_ssl.momentum import cosine_momentum, make_teacher, update_teacher
 
@@ -55,7 +52,7 @@ class MatrixSSL(Method):
         ridge: float = 0.1,
         uniformity_weight: float = 0.1,
         alignment_weight: float = 1.0,
-        logarithm: Literal["exact", "taylor"] = "exact",
+        logarithm: Logarithm = "exact",
         order: int = 4,
         teacher_momentum: float = 0.996,
     ):
@@ -74,26 +71,26 @@ class MatrixSSL(Method):
         self.ridge = ridge
         self.uniformity_weight = uniformity_weight
         self.alignment_weight = alignment_weight
-        self.logarithm: Literal["exact", "taylor"] = logarithm
+        self.logarithm: Logarithm = logarithm
         self.order = order
         self.teacher_momentum = teacher_momentum
 
     def forward(self, view1: Tensor, view2: Tensor) -> StepOutput:
         """Loss of a batch from its two views, each (n_local, c, h, w)."""
         f1, f2 = self.encoder(view1), self.encoder(view2)
-        z1, z2 = (gather(self.predictor(self.projector(f))) for f in (f1, f2))
+        z1, z2 = self.predictor(self.projector(f1)), self.predictor(self.projector(f2))
         with torch.no_grad():
-            p1, p2 = (gather(self._teach(view)) for view in (view1, view2))
-        terms = matrix_ssl_terms(
+            p1, p2 = self._teach(view1), self._teach(view2)
+        terms = parallel.matrix_ssl_terms(
             z1, z2, p1, p2,
             ridge=self.ridge,
             uniformity_weight=self.uniformity_weight,
+            alignment_weight=self.alignment_weight,
             logarithm=self.logarithm,
             order=self.order,
         )  # fmt: skip
-        loss = terms.uniformity + self.alignment_weight * terms.alignment
-        named = {name: value.detach() for name, value in terms._asdict().items()}
-        return StepOutput(loss, named, f1.detach(), z1.detach(), p2)
+        named = {name: value for name, value in terms._asdict().items() if name != "loss"}
+        return StepOutput(terms.loss, named, f1.detach(), z1.detach(), p2)
 
     def after_step(self, progress: float) -> None:
         """Moves the teacher."""

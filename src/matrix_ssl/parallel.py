@@ -1,0 +1,107 @@
+"""The Matrix-SSL loss of a batch that is spread over processes: value and gradient of one process with all of it.
+
+The two orders of the loss, (p2, z1) and (p1, z2), are independent and cost the same, so half of the processes compute
+one and half the other. What they need of each other is the outputs of student and teacher or the covariances, and the
+smaller of the two is exchanged: 4nd numbers against six matrices of d², which an all-reduce moves twice.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from matrix_ssl import distributed, losses
+from matrix_ssl.losses import Algorithm, Logarithm, MatrixSSLTerms, unit_rows
+
+Exchange = Literal["auto", "rows", "covariances"]
+
+
+def matrix_ssl_terms(
+    z1: Tensor,
+    z2: Tensor,
+    p1: Tensor,
+    p2: Tensor,
+    *,
+    ridge: float = 0.1,
+    uniformity_weight: float = 0.1,
+    alignment_weight: float = 1.0,
+    logarithm: Logarithm = "exact",
+    order: int = 4,
+    algorithm: Algorithm = "auto",
+    exchange: Exchange = "auto",
+    sizes: Sequence[int] | None = None,
+) -> MatrixSSLTerms:
+    """``losses.matrix_ssl_terms`` of the batch of all processes, from the rows that each of them has.
+
+    Every process gets the same terms, and after the average over processes that DistributedDataParallel takes,
+    parameters get the gradient of the whole batch. In a single process it is ``losses.matrix_ssl_terms`` itself.
+
+    Args:
+        z1, z2: (n_local, d), this process's student outputs of the two views.
+        p1, p2: (n_local, d), this process's teacher outputs.
+        exchange: ``"rows"`` gathers outputs, ``"covariances"`` sums d x d matrices, ``"auto"`` moves less.
+        sizes: n_local of every process; left out, all are equal, as ``distributed.gather`` has it.
+
+    Other arguments and returns as in ``losses.matrix_ssl_loss``.
+
+    Raises:
+        ValueError: as there; or ``sizes`` does not fit.
+    """
+    size = distributed.world_size()
+    if size == 1:
+        return losses.matrix_ssl_terms(
+            z1, z2, p1, p2,
+            ridge=ridge,
+            uniformity_weight=uniformity_weight,
+            alignment_weight=alignment_weight,
+            logarithm=logarithm,
+            order=order,
+            algorithm=algorithm,
+        )  # fmt: skip
+    if exchange not in ("auto", "rows", "covariances"):
+        raise ValueError(f"exchange must be one of 'auto', 'rows', 'covariances', got {exchange!r}")
+    sizes = distributed.row_counts(z1, sizes)
+    own = distributed.rank() % 2  # the order that this process computes
+    if exchange == "rows" or (exchange == "auto" and sum(sizes) < 3 * z1.shape[1]):
+        students = distributed.gather_for_parts(torch.stack([z1, z2], 1), sizes=sizes)
+        teachers = distributed.gather_for_parts(torch.stack([p2, p1], 1), sizes=sizes)
+        terms = losses.matrix_ssl_order_terms(
+            teachers[:, own], students[:, own],
+            ridge=ridge,
+            uniformity_weight=uniformity_weight,
+            alignment_weight=alignment_weight,
+            logarithm=logarithm,
+            order=order,
+            algorithm=algorithm,
+        )  # fmt: skip
+    else:
+        terms = losses.matrix_ssl_covariance_terms(
+            *covariances(torch.stack([p2, p1]), torch.stack([z1, z2]), samples=sum(sizes))[:, own],
+            ridge=ridge,
+            uniformity_weight=uniformity_weight,
+            alignment_weight=alignment_weight,
+            logarithm=logarithm,
+            order=order,
+            algorithm=algorithm,
+        )  # fmt: skip
+    sharing = (size + 1 - own) // 2  # processes that compute the same order
+    loss, uniformity, alignment, negative = distributed.sum_of_parts(torch.stack(terms) / sharing)
+    return MatrixSSLTerms(loss / 2, uniformity.detach() / 2, alignment.detach() / 2, negative.detach())
+
+
+def covariances(teachers: Tensor, students: Tensor, *, samples: int) -> Tensor:
+    """C(p, z), C(p, p) and C(z, z) of the batch of all processes, by its means, rows scaled to length one.
+
+    Args:
+        teachers, students: (k, n_local, d).
+        samples: n, of all processes.
+
+    Returns:
+        (3, k, d, d), the same on every process, for a loss of which every process computes a part.
+    """
+    a, b = unit_rows(teachers), unit_rows(students)
+    # the means count as constants: the gradient by them is a sum of centred rows, zero
+    means = distributed.all_reduce_sum(torch.stack([a.detach().sum(-2), b.detach().sum(-2)])) / samples
+    a, b = a - means[0].unsqueeze(-2), b - means[1].unsqueeze(-2)
+    return distributed.all_reduce_sum(torch.stack([a.mT @ b, a.mT @ a, b.mT @ b]) / samples)
