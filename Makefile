@@ -30,9 +30,9 @@ check:  ## formatting, lint and types
 	@cd "$(ROOT)" && tools/install dev
 	@cd "$(ROOT)" && $(PYTHON) -m ruff format --check . && $(PYTHON) -m ruff check . && $(PYTHON) -m mypy
 
-bench:  ## measure the speed of views and losses
+bench:  ## measure losses, entropies and views: half an hour
 	@cd "$(ROOT)" && tools/install
-	@cd "$(ROOT)" && $(PYTHON) benchmarks/speed.py
+	@cd "$(ROOT)" && for name in speed losses taylor_gradients entropies pages; do $(PYTHON) benchmarks/$$name.py; done
 
 docs:  ## build the documentation into site/
 	@cd "$(ROOT)" && tools/install docs

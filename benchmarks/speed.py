@@ -1,38 +1,35 @@
-"""Speed of views and losses beside their alternatives, alternating in one run, in CPU seconds of one thread.
+"""Speed of the views beside their alternative, alternating in one run, in CPU seconds of one thread.
 
-    make bench            (writes benchmarks/results/speed.json)
+    python benchmarks/speed.py            (writes benchmarks/results/speed.json)
 
-Views: both views of MoCo v3 for pictures in memory, ours in batches against torchvision's transforms on PIL pictures
-one by one, as the published code does it. Losses: value and gradient of both orders, exact and Taylor, in float32.
+Both views of MoCo v3 for pictures in memory, ours in batches against torchvision's transforms on PIL pictures one by
+one, as the published code does it.
 """
 
 import json
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torchvision
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
+from timing import spread, take_turns
 from torchvision.transforms import v2
 
 from matrix_ssl import augment, record
-from matrix_ssl.losses import matrix_ssl_loss, mec_loss
 from matrix_ssl.recipes._views import asymmetric_views
 
 OUT = Path(__file__).parent / "results" / "speed.json"
 REPEATS = 3
-LOSS_SIZES = ((256, 128), (256, 512), (512, 512), (256, 1024))
 
 
 def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     rows = [row for size, source in ((32, 32), (64, 128), (224, 256)) for row in measure_views(size, source)]
-    rows += [row for n, d in LOSS_SIZES for row in measure_losses(n, d)]
     environment = record.environment(device="cpu", device_name="cpu", threads=1, processes=1)
     OUT.parent.mkdir(exist_ok=True)
     record.write_json(
@@ -45,22 +42,13 @@ def main() -> None:
     print(json.dumps({"written": OUT.name}))
 
 
-def alternate(variants: dict[str, Callable[[], object]], size: str) -> list[dict[str, object]]:
+def alternate(variants: Mapping[str, Callable[[], object]], size: str) -> list[dict[str, Any]]:
     """CPU seconds of every variant, the variants taking turns so that noise meets all of them."""
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for repeat in range(REPEATS + 1):
-        for name, function in variants.items():
-            started = time.process_time()
-            function()
-            if repeat:  # the first round warms up
-                seconds[name].append(time.process_time() - started)
-    return [
-        {"what": name, "size": size, "median": float(np.median(s)), "least": min(s), "most": max(s)}
-        for name, s in seconds.items()
-    ]
+    seconds = take_turns(variants, rounds=REPEATS)
+    return [{"what": name, "size": size, **spread(values)} for name, values in seconds.items()]
 
 
-def measure_views(size: int, source: int) -> list[dict[str, object]]:
+def measure_views(size: int, source: int) -> list[dict[str, Any]]:
     """Both views of 64 pictures of ``source`` pixels, at ``size`` pixels."""
     n = 64
     images = (torch.rand(n, 3, 8, 8).repeat_interleave(source // 8, 2).repeat_interleave(source // 8, 3) * 255).byte()
@@ -95,24 +83,6 @@ def _torchvision_view(size: int, blur: float, solarize: float) -> v2.Compose:
         v2.ToDtype(torch.float32, scale=True),
         v2.Normalize((0.5,) * 3, (0.5,) * 3),
     ])  # fmt: skip
-
-
-def measure_losses(n: int, d: int) -> list[dict[str, object]]:
-    """Value and gradient on correlated random outputs."""
-    base = torch.randn(n, d) * torch.exp(-3 * torch.arange(d) / d)
-    z1, z2, p1, p2 = (base + 0.5 * torch.randn(n, d) for _ in range(4))
-    z1.requires_grad_()
-    z2.requires_grad_()
-
-    def run(loss: Callable[[], Tensor]) -> Callable[[], object]:
-        return lambda: torch.autograd.grad(loss(), (z1, z2))
-
-    variants = {
-        "Matrix-SSL, exact": run(lambda: matrix_ssl_loss(z1, z2, p1, p2)),
-        "Matrix-SSL, Taylor": run(lambda: matrix_ssl_loss(z1, z2, p1, p2, logarithm="taylor", ridge=1.0)),
-        "MEC": run(lambda: mec_loss(z1, z2, p1, p2)),
-    }
-    return alternate(variants, f"n={n}, d={d}")
 
 
 if __name__ == "__main__":

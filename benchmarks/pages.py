@@ -1,0 +1,217 @@
+"""Writes what was measured into docs/speed.md and docs/taylor.md, between their markers, and draws the figures.
+
+python benchmarks/pages.py             (reads benchmarks/results/; takes seconds)
+"""
+
+import argparse
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import plots
+from loss_memory import FIRST_TERM
+
+from matrix_ssl.record import read_json
+
+ROOT = Path(__file__).parents[1]
+NAMES = {
+    "published": "published form",
+    FIRST_TERM: "published form, its first term only",
+    "exact, auto": "exact (auto)",
+    "exact, eigh": "eigh",
+    "exact, quadrature": "quadrature",
+    "exact, polynomial": "polynomial",
+    "taylor": "Taylor-equivalent",
+    "products": "floor",
+}
+EXACT = [name for name in NAMES if name.startswith("exact")]
+
+Row = dict[str, Any]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--docs", type=Path, default=ROOT / "docs")
+    arguments = parser.parse_args()
+    figures = arguments.docs / "figures"
+    losses, views, taylor = (
+        read_json(arguments.results / f"{name}.json") for name in ("losses", "speed", "taylor_gradients")
+    )
+    plots.save(figures / "loss_cost.svg", plots.loss_cost(losses))
+    plots.save(figures / "taylor_gradients.svg", plots.taylor_gradients(taylor))
+    fill(arguments.docs / "speed.md", "losses", loss_section(losses))
+    fill(arguments.docs / "speed.md", "views", view_section(views))
+    fill(arguments.docs / "taylor.md", "taylor", taylor_section(taylor))
+
+
+def fill(page: Path, name: str, text: str) -> None:
+    """Replaces what stands between the markers of that name."""
+    before, begin, rest = page.read_text("utf-8").partition(f"<!-- {name}:begin -->")
+    _, end, after = rest.partition(f"<!-- {name}:end -->")
+    if not (begin and end):
+        raise ValueError(f"{page.name} has no markers {name}:begin and {name}:end")
+    page.write_text(f"{before}{begin}\n{text.strip()}\n{end}{after}", "utf-8")
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A table of Markdown."""
+    lines = [list(head), *(list(row) for row in rows)]
+    lines.insert(1, ["---"] * len(lines[0]))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def loss_section(results: Row) -> str:
+    """All that was measured of the losses."""
+    headline = [case for case in results["cases"] if (case["spectrum"], case["ridge"]) == ("mid-training", 0.1)]
+    timed = [name for name in NAMES if name in headline[0]["variants"]]
+    compared = [name for name in timed if name != "published"]
+    times = [[size(case), *(milliseconds(case["variants"][name]) for name in timed)] for case in headline]
+    ratios = [[size(case), *(times_published(case["variants"][name]) for name in compared)] for case in headline]
+    columns = [
+        "case",
+        "largest eigenvalue",
+        "auto took",
+        "published form",
+        "exact (auto)",
+        "ratio",
+        "Taylor-equivalent",
+    ]
+    every = [case_row(case) for case in results["cases"]]
+    errors = [[name_of(case), *error_cells(case)] for case in results["cases"]]
+    return "\n".join([
+        made_on(results["environment"]),
+        "Milliseconds, the median over the rounds, mid-training spectrum, ridge 0.1; * extrapolated, see below:\n",
+        table(["n, d", *(NAMES[name] for name in timed)], times),
+        "How many times as fast as the published form: median of the rounds, quartiles in brackets:\n",
+        table(["n, d", *(NAMES[name] for name in compared)], ratios),
+        slower(results["cases"]),
+        "![Cost against n and against d](figures/loss_cost.svg)\n",
+        "All spectra and ridges, milliseconds:\n",
+        table(columns, every),
+        "Relative error of the float32 gradient against the exact one in float64. For the Taylor-equivalent form, this "
+        "is what the series leaves out:\n",
+        table(["case", *(NAMES[name] for name in [*EXACT, "taylor"])], errors),
+        "Peak extra memory of one value and gradient, MiB; > is a lower bound:\n",
+        memory_table(results["memory"]),
+        "Where the time of exact (auto) goes, per cent:\n",
+        profile_table(results["profile"]),
+    ])  # fmt: skip
+
+
+def made_on(environment: Row) -> str:
+    """The sentence on the machine."""
+    return (
+        f"Measured on an {environment['processor']}, one thread, float32, PyTorch {environment['torch']}, commit "
+        f"{environment['commit']}.\n"
+    )
+
+
+def size(case: Row) -> str:
+    """n and d."""
+    return f"{case['n']}, {case['d']}"
+
+
+def name_of(case: Row) -> str:
+    """Everything that tells a case from another."""
+    return f"{size(case)}, {case['spectrum']}, ridge {case['ridge']:g}"
+
+
+def milliseconds(row: Row) -> str:
+    """Median, marked where it was not measured whole."""
+    three_digits = float(f"{1000 * row['seconds']['median']:.3g}")
+    return f"{three_digits:,.9g}" + "*" * row.get("extrapolated", False)
+
+
+def times_published(row: Row) -> str:
+    """Median of the paired ratios and their quartiles."""
+    ratio = row["ratio"]
+    if "lower_quartile" not in ratio:
+        return f"{ratio['median']:.3g}*"
+    return f"{ratio['median']:.3g} [{ratio['lower_quartile']:.3g}, {ratio['upper_quartile']:.3g}]"
+
+
+def case_row(case: Row) -> list[str]:
+    """One line of the table of all cases."""
+    variants, auto = case["variants"], case["plans"]["auto"]
+    units = {"polynomial": "degree {}", "quadrature": "{} nodes", "eigh": ""}
+    took = f"{auto['algorithm']} {units[auto['algorithm']].format(auto['size'])}".strip()
+    cells = [milliseconds(variants["published"]), milliseconds(variants["exact, auto"])]
+    ratio = times_published(variants["exact, auto"])
+    return [name_of(case), f"{case['largest_eigenvalue']:.2g}", took, *cells, ratio, milliseconds(variants["taylor"])]
+
+
+def error_cells(case: Row) -> list[str]:
+    """Errors of the gradient."""
+    return [f"{case['variants'][name]['error']['gradient']:.1e}" for name in [*EXACT, "taylor"]]
+
+
+def slower(cases: list[Row]) -> str:
+    """Names every form of ours that took longer than the published one."""
+    found = [
+        f"{NAMES[name]} at {name_of(case)} ({row['ratio']['median']:.2g} times as fast)"
+        for case in cases
+        for name, row in case["variants"].items()
+        if name not in ("published", "products") and row["ratio"]["median"] < 1
+    ]
+    return f"Slower than the published form: {'; '.join(found) or 'none, at none of these sizes'}.\n"
+
+
+def memory_table(rows: list[Row]) -> str:
+    """Variants down, sizes across."""
+    sizes = list(dict.fromkeys(size(row) for row in rows))
+    cells = {(row["variant"], size(row)): f"{'> ' * row['lower_bound']}{row['mib']:.3g}" for row in rows}
+    names = [name for name in NAMES if any(row["variant"] == name for row in rows)]
+    return table(
+        ["n, d", *sizes], [[NAMES[name], *(cells.get((name, column), "") for column in sizes)] for name in names]
+    )
+
+
+def profile_table(rows: list[Row]) -> str:
+    """Sizes down, stages across."""
+    stages = list(rows[0]["shares"])
+    return table(["n, d", *stages], [[size(row), *(f"{100 * row['shares'][s]:.0f}" for s in stages)] for row in rows])
+
+
+def view_section(results: Row) -> str:
+    """Times of both forms of the views."""
+    rows: dict[str, dict[str, Row]] = {}
+    for row in results["rows"]:
+        if row["what"].startswith("views"):
+            rows.setdefault(row["size"], {})[row["what"].removeprefix("views, ")] = row
+    lines = [
+        [name, *(f"{found[what]['median']:.2g}" for what in ("batched", "torchvision on PIL"))]
+        for name, found in rows.items()
+    ]
+    return made_on(results["environment"]) + "\n" + table(["CPU seconds", "batched", "torchvision on PIL"], lines)
+
+
+def taylor_section(results: Row) -> str:
+    """Numbers of the figure, in words and tables."""
+    found = {(row["term"], row["spectrum"], row["ridge"]): row["orders"] for row in results["rows"]}
+    ridges = [ridge for ridge in (0.1, 0.5, 1.0) if ridge in results["ridges"]]
+    terms = ("uniformity", "alignment")
+    head = [f"{term}, μ = {ridge:g}" for term in terms for ridge in ridges]
+
+    def cells(spectrum: str, order: int) -> list[str]:
+        return [cell(found[term, spectrum, ridge][str(order)]) for term in terms for ridge in ridges]
+
+    return "\n".join([
+        f"Relative error of the gradient with 4 terms, cosine with the exact gradient in brackets; n = {results['n']}, "
+        f"d = {results['d']}, mean of {results['seeds']} seeds:\n",
+        table(["spectrum", *head], [[name, *cells(name, 4)] for name in results["spectra"]]),
+        "The same for the spectrum 1/k and other numbers of terms:\n",
+        table(["terms", *head], [[f"{k} terms" if k > 1 else "1 term", *cells("1/k", k)] for k in results["orders"]]),
+    ])  # fmt: skip
+
+
+def cell(row: Row) -> str:
+    """Error and cosine."""
+    error = row["error"]["mean"]
+    return (
+        f"{error:.2f} ({row['cosine']['mean']:.2f})" if error > 0.01 else f"{error:.0e} ({row['cosine']['mean']:.2f})"
+    )
+
+
+if __name__ == "__main__":
+    main()
