@@ -172,7 +172,7 @@ def plans(z: Tensor, ridge: float) -> dict[str, Any]:
     rows = (rows - rows.mean(0)) / len(rows) ** 0.5
     gram = rows @ rows.mT if len(rows) < rows.shape[1] else rows.mT @ rows
     largest = torch.linalg.eigvalsh(gram.double())[-1].item()
-    found = {name: choose(gram, ridge, name)._asdict() for name in ALGORITHMS}
+    found = {name: choose(gram @ gram, ridge, name)._asdict() for name in ALGORITHMS}
     return {"largest_eigenvalue": largest, "plans": found}
 
 

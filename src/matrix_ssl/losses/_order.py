@@ -65,8 +65,7 @@ def _order_loss(
     algorithm: str, trace_weight: float, samples_side: bool, needed: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     objective = Objective(ridge, uniformity_weight, alignment_weight, logarithm, order, algorithm, trace_weight)
-    a, b = centred_rows(p), centred_rows(z)
-    values, by_a, by_b = (_samples if samples_side else _features)(a, b, objective, needed)
+    values, by_a, by_b = (_samples if samples_side else _features)(p, z, objective, needed)
     scale = 1 / math.sqrt(len(p))
     by_p = nothing(p) if by_a is None else pull_back(by_a, p, scale)
     by_z = nothing(z) if by_b is None else pull_back(by_b, z, scale)
@@ -87,12 +86,13 @@ def _covariance_loss(
 
 
 def _samples(
-    a: Tensor, b: Tensor, objective: Objective, needed: list[bool]
+    p: Tensor, z: Tensor, objective: Objective, needed: list[bool]
 ) -> tuple[Values, Tensor | None, Tensor | None]:
-    """The loss from H and K, and its gradients by A and B."""
-    ridge, weight, d = objective.ridge, objective.alignment_weight, a.shape[1]
-    cross, gram = b @ a.mT, symmetric_product(b, b)
-    uniformity, by_cross, negative = _uniformity(cross, d, objective)
+    """The loss from H and K, and its gradients by A and B, which are made twice rather than kept."""
+    ridge, weight, d = objective.ridge, objective.alignment_weight, p.shape[1]
+    a, b = centred_rows(p), centred_rows(z)
+    cross, gram, trace = b @ a.mT, symmetric_product(b, b), _inner(a, a)
+    del a, b
     square = symmetric_product(gram, gram)
     if objective.logarithm == "exact":  # W = K² + ridge·K + (HHᵀ - K²)
         direction = add_symmetric_product(square.clone(), (cross, cross), beta=-1)
@@ -102,27 +102,33 @@ def _samples(
         direction = add_symmetric_product(gram.clone(), (cross, cross), beta=ridge)
         function, by_gram = _logarithm(gram, square, direction, objective, "ratio")
         by_gram.add_(function, alpha=ridge)
+    del square, direction
     by_gram = by_gram.mul_(-weight)
     spread = function @ cross
-    by_cross.add_(spread, alpha=-2 * weight)
     log_at_zero = _log_at_zero(objective)
-    alignment = -log_at_zero * (_inner(a, a) + ridge * d) - _inner(spread, cross) - ridge * _inner(function, gram)
+    alignment = -log_at_zero * (trace + ridge * d) - _inner(spread, cross) - ridge * _inner(function, gram)
+    del function
+    uniformity, by_cross, negative = _uniformity(cross, d, objective)
+    by_cross.add_(spread, alpha=-2 * weight)
     if objective.trace_weight:
         uniformity, alignment = _with_traces(uniformity, alignment, cross, gram, by_cross, by_gram, d, objective)
-    by_a = by_b = None
-    if needed[0]:
-        by_a = (by_cross.mT @ b).add_(a, alpha=-2 * weight * log_at_zero)
-    if needed[1]:
-        by_b = (by_cross @ a).addmm_(by_gram, b, alpha=2)
+    del cross, gram, spread
+    a, b = centred_rows(p), centred_rows(z)
+    by_a = (by_cross.mT @ b).add_(a, alpha=-2 * weight * log_at_zero) if needed[0] else None
+    by_b = (by_cross @ a).addmm_(by_gram, b, alpha=2) if needed[1] else None
     return _values(uniformity, alignment, negative, objective), by_a, by_b
 
 
 def _features(
-    a: Tensor, b: Tensor, objective: Objective, needed: list[bool]
+    p: Tensor, z: Tensor, objective: Objective, needed: list[bool]
 ) -> tuple[Values, Tensor | None, Tensor | None]:
-    """The loss from C, P and S, and its gradients by A and B."""
-    teacher, student = symmetric_product(a.mT, a.mT), symmetric_product(b.mT, b.mT)
-    values, by_cross, by_teacher, by_student = _covariances(a.mT @ b, teacher, student, objective)
+    """The loss from C, P and S, and its gradients by A and B, which are made twice rather than kept."""
+    a, b = centred_rows(p), centred_rows(z)
+    cross, teacher, student = a.mT @ b, symmetric_product(a.mT, a.mT), symmetric_product(b.mT, b.mT)
+    del a, b
+    values, by_cross, by_teacher, by_student = _covariances(cross, teacher, student, objective)
+    del cross, teacher, student
+    a, b = centred_rows(p), centred_rows(z)
     by_a = (b @ by_cross.mT).addmm_(a, by_teacher, alpha=2) if needed[0] else None
     by_b = (a @ by_cross).addmm_(b, by_student, alpha=2) if needed[1] else None
     return values, by_a, by_b
@@ -133,7 +139,6 @@ def _covariances(
 ) -> tuple[Values, Tensor, Tensor, Tensor]:
     """The loss from C, P and S, and its gradients by them."""
     ridge, weight, d = objective.ridge, objective.alignment_weight, len(cross)
-    uniformity, by_cross, negative = _uniformity(cross, d, objective)
     square = symmetric_product(student, student)
     if objective.logarithm == "exact":  # P + ridge·I = (S + ridge·I) + (P - S)
         function, by_student = _logarithm(student, square, teacher - student, objective, "log")
@@ -146,6 +151,8 @@ def _covariances(
     alignment = -log_at_zero * (teacher.trace() + ridge * d) - _inner(teacher, function) - ridge * function.trace()
     by_teacher, by_student = function.mul_(-weight), by_student.mul_(-weight)
     by_teacher.diagonal().sub_(weight * log_at_zero)
+    del square
+    uniformity, by_cross, negative = _uniformity(cross, d, objective)
     if objective.trace_weight:
         uniformity, alignment = _with_traces(uniformity, alignment, cross, student, by_cross, by_student, d, objective)
     return _values(uniformity, alignment, negative, objective), by_cross, by_teacher, by_student

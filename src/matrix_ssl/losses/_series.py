@@ -98,22 +98,19 @@ def symmetric_polynomial(y: Tensor, square: Tensor, w: Tensor, coefficients: Coe
     """
     step = _step(len(coefficients) - 1)
     matrices, derivatives = _chebyshev_matrices(y, square, w, step)
-    blocks = _blocks(coefficients, step)
-    u, du = _combination(blocks[-1], matrices, derivatives)
-    above: Tensor | None = None
-    d_above: Tensor | None = None
-    for b in reversed(range(len(blocks) - 1)):
+    *blocks, top = _blocks(coefficients, step)
+    u, du = _add_block(torch.zeros_like(y), torch.zeros_like(y), top, matrices, derivatives)
+    above, d_above = torch.zeros_like(y), torch.zeros_like(y)
+    for b, block in reversed(list(enumerate(blocks))):
         factor = 2.0 if b else 1.0  # T_0 and T_1 are the start of the recurrence of the others
-        next_u, next_du = _combination(blocks[b], matrices, derivatives)
-        if above is None and len(blocks[-1]) == 1:  # a number in front of the first block needs no product
-            next_u.add_(matrices[-1], alpha=factor * blocks[-1][0])
-            next_du.add_(derivatives[-1], alpha=factor * blocks[-1][0])
+        above, d_above = _add_block(above.neg_(), d_above.neg_(), block, matrices, derivatives)  # in place: memory
+        if b == len(blocks) - 1 and len(top) == 1:  # a number in front of the first block needs no product
+            above.add_(matrices[-1], alpha=factor * top[0])
+            d_above.add_(derivatives[-1], alpha=factor * top[0])
         else:
-            add_symmetric_product(next_du, (du, matrices[-1]), (u, derivatives[-1]), alpha=factor)
-            add_symmetric_product(next_u, (u, matrices[-1]), alpha=factor)
-        if above is not None and d_above is not None:
-            next_u, next_du = next_u.sub_(above), next_du.sub_(d_above)
-        u, du, above, d_above = next_u, next_du, u, du
+            add_symmetric_product(d_above, (du, matrices[-1]), (u, derivatives[-1]), alpha=factor)
+            add_symmetric_product(above, (u, matrices[-1]), alpha=factor)
+        u, du, above, d_above = above, d_above, u, du
     return u, du
 
 
@@ -145,14 +142,14 @@ def _blocks(coefficients: Coefficients, step: int) -> list[list[float]]:
     return [c, *reversed(blocks)]
 
 
-def _combination(block: list[float], matrices: list[Tensor], derivatives: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Σ block_i T_i and its derivative."""
-    first = block[1] if len(block) > 1 else 0.0
-    total, derivative = matrices[0] * first, derivatives[0] * first
-    for c, matrix, d_matrix in zip(block[2:], matrices[1:], derivatives[1:], strict=False):
+def _add_block(
+    total: Tensor, derivative: Tensor, block: list[float], matrices: list[Tensor], derivatives: list[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Adds Σ block_i T_i and its derivative in place."""
+    total.diagonal().add_(block[0])
+    for c, matrix, d_matrix in zip(block[1:], matrices, derivatives, strict=False):
         total.add_(matrix, alpha=c)
         derivative.add_(d_matrix, alpha=c)
-    total.diagonal().add_(block[0])
     return total, derivative
 
 
