@@ -11,10 +11,13 @@ import torch
 
 from matrix_ssl.losses import (
     NegativeDeterminantWarning,
+    matrix_ssl_covariance_terms,
     matrix_ssl_loss,
+    matrix_ssl_order_terms,
     matrix_ssl_paper_loss,
     matrix_ssl_terms,
     mec_loss,
+    mec_moment_loss,
 )
 
 # what the published Matrix-SSL and MEC objectives give in float64
@@ -360,13 +363,168 @@ class TestErrors:
             matrix_ssl_loss(*batch, logarithm="tailor")
 
 
-@pytest.mark.parametrize(("loss", "shape"), [(matrix_ssl_loss, (5, 12)), (matrix_ssl_paper_loss, (12, 5))])
-def test_traced_by_torch_compile(loss, shape):
-    compiled = torch.compile(loss, backend="eager")
-    results = []
-    for function in (loss, compiled):
+class TestFusion:
+    """What is saved for the backward pass, and what a fused gradient must not do silently."""
+
+    losses = pytest.mark.parametrize("loss", [matrix_ssl_loss, matrix_ssl_paper_loss, mec_loss])
+    shapes = pytest.mark.parametrize("shape", [(40, 9), (9, 40)])
+
+    @losses
+    @shapes
+    def test_saves_one_tensor_of_the_size_of_each_student_output(self, loss, shape):
+        z1, z2, p1, p2 = branches(*shape)
+        z1.requires_grad_(), z2.requires_grad_()
+        saved = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x.numel()) or x, lambda x: x):
+            loss(z1, z2, p1, p2)
+        assert sorted(saved)[-2:] == [z1.numel()] * 2 and sum(saved) <= 2 * z1.numel() + 10
+
+    @losses
+    @shapes
+    def test_only_what_asks_for_a_gradient_gets_one(self, loss, shape):
+        whole = [x.requires_grad_() for x in branches(*shape)]
+        expected = torch.autograd.grad(loss(*whole), whole)
+        for index in range(4):
+            batch = branches(*shape)
+            batch[index].requires_grad_()
+            (gradient,) = torch.autograd.grad(loss(*batch), batch[index])
+            torch.testing.assert_close(gradient, expected[index])
+
+    @losses
+    def test_second_derivatives_are_an_error(self, loss):
+        batch = [x.requires_grad_() for x in branches(9, 4)]
+        (gradient,) = torch.autograd.grad(loss(*batch), batch[0], create_graph=True)
+        with pytest.raises(RuntimeError, match="differentiate twice"):
+            gradient.square().sum().backward()
+
+    @losses
+    @shapes
+    def test_without_gradient(self, loss, shape):
         batch = [x.requires_grad_() for x in branches(*shape)]
-        value = function(*batch)
-        value.backward()
-        results.append((value.detach(), batch[0].grad))
-    torch.testing.assert_close(results[1], results[0], rtol=1e-10, atol=1e-12)
+        with torch.no_grad():
+            value = loss(*batch)
+        assert not value.requires_grad
+        assert value.item() == loss(*batch).item()
+
+    @losses
+    @shapes
+    def test_a_row_of_zeros_gets_no_gradient(self, loss, shape):
+        batch = branches(*shape)
+        batch[0][3] = 0
+        batch[0].requires_grad_()
+        loss(*batch).backward()
+        assert torch.isfinite(batch[0].grad).all() and batch[0].grad.abs().max() < 10
+        assert (batch[0].grad[3] == 0).all() and (batch[0].grad[2] != 0).any()
+
+    @losses
+    @shapes
+    def test_nan_in_nan_out(self, loss, shape):
+        batch = branches(*shape)
+        batch[0][0, 0] = float("nan")
+        assert torch.isnan(loss(*batch))
+
+    @losses
+    @shapes
+    def test_repeated_backward(self, loss, shape):
+        batch = [x.requires_grad_() for x in branches(*shape)]
+        value = loss(*batch)
+        first = torch.autograd.grad(value, batch, retain_graph=True)
+        second = torch.autograd.grad(3 * value, batch)
+        for a, b in zip(first, second, strict=True):
+            torch.testing.assert_close(3 * a, b)
+
+    @losses
+    @shapes
+    def test_compiled_without_a_graph_break(self, loss, shape):
+        for backend in ("eager", "aot_eager"):
+            torch.compiler.reset()
+            compiled = torch.compile(loss, backend=backend, fullgraph=True)
+            results = []
+            for function in (loss, compiled):
+                batch = [x.requires_grad_() for x in branches(*shape)]
+                value = function(*batch)
+                results.append((value.detach(), *torch.autograd.grad(value, batch)))
+            torch.testing.assert_close(results[1], results[0], rtol=1e-12, atol=1e-14)
+
+
+class TestCovariances:
+    """The second entry points: the same losses from matrices that processes can sum."""
+
+    @staticmethod
+    def matrices(p, z):
+        p, z = (torch.nn.functional.normalize(x, dim=1) for x in (p, z))
+        p, z = p - p.mean(0), z - z.mean(0)
+        return p.mT @ z / len(p), p.mT @ p / len(p), z.mT @ z / len(p)
+
+    @pytest.mark.parametrize("settings", [{}, {"logarithm": "taylor", "ridge": 0.7}, {"algorithm": "quadrature"}])
+    @pytest.mark.parametrize("shape", [(9, 5), (5, 9)])
+    def test_matrix_ssl(self, settings, shape):
+        z, _, p, _ = branches(*shape)
+        results = []
+        for from_rows in (True, False):
+            rows = [x.clone().requires_grad_() for x in (p, z)]
+            if from_rows:
+                terms = matrix_ssl_order_terms(*rows, alignment_weight=0.6, **settings)
+            else:
+                terms = matrix_ssl_covariance_terms(*self.matrices(*rows), alignment_weight=0.6, **settings)
+            results.append((*(t.detach() for t in terms), *torch.autograd.grad(terms.loss, rows)))
+        torch.testing.assert_close(results[1], results[0], rtol=1e-10, atol=1e-12)
+
+    def test_terms_are_the_mean_of_the_orders(self):
+        z1, z2, p1, p2 = branches(9, 4)
+        both = matrix_ssl_terms(z1, z2, p1, p2)
+        first, second = matrix_ssl_order_terms(p2, z1), matrix_ssl_order_terms(p1, z2)
+        for whole, one, other in zip(both[:3], first[:3], second[:3], strict=True):
+            torch.testing.assert_close(whole, (one + other) / 2)
+        assert both.loss.item() == matrix_ssl_loss(z1, z2, p1, p2).item()
+
+    @pytest.mark.parametrize("logarithm", ["exact", "taylor"])
+    def test_gradient_by_the_matrices(self, logarithm):
+        z, _, p, _ = branches(9, 3)
+        inputs = [x.detach().requires_grad_() for x in self.matrices(p, z)]
+        assert torch.autograd.gradcheck(
+            lambda *m: matrix_ssl_covariance_terms(*m, ridge=0.4, logarithm=logarithm).loss, inputs
+        )
+
+    @pytest.mark.parametrize("logarithm", ["exact", "taylor"])
+    @pytest.mark.parametrize("shape", [(9, 5), (5, 9)])
+    def test_mec(self, logarithm, shape):
+        z1, z2, p1, p2 = (x.requires_grad_() for x in branches(*shape))
+        expected = mec_loss(z1, z2, p1, p2, distortion=3.0, logarithm=logarithm)
+        rows = [torch.nn.functional.normalize(x, dim=1) for x in (z1, z2, p1, p2)]
+        moments = (rows[2].mT @ rows[1], rows[3].mT @ rows[0])
+        settings = {"samples": shape[0], "distortion": 3.0, "logarithm": logarithm}
+        found = sum(mec_moment_loss(moment, **settings) for moment in moments) / 2
+        torch.testing.assert_close(found, expected)
+        for a, b in zip(torch.autograd.grad(found, (z1, p2)), torch.autograd.grad(expected, (z1, p2)), strict=True):
+            torch.testing.assert_close(a, b)
+
+    @pytest.mark.parametrize("shape", [(9, 6), (6, 9)])
+    def test_exact_mec_is_the_log_determinant(self, shape):
+        n, d = shape
+        z1, z2, p1, p2 = branches(n, d)
+        scale = n * 8.0 / d
+        pairs = [(rows_of(p), rows_of(z)) for p, z in ((p1, z2), (p2, z1))]
+        expected = [-scale / n * np.linalg.slogdet(np.eye(n) + p @ z.T / scale)[1] for p, z in pairs]
+        found = mec_loss(z1, z2, p1, p2, distortion=8.0, logarithm="exact")
+        assert found.item() == pytest.approx(np.mean(expected), rel=1e-12)
+        inputs = [x.requires_grad_() for x in branches(5, 3)]
+        assert torch.autograd.gradcheck(lambda *x: mec_loss(*x, distortion=4.0, logarithm="exact"), inputs)
+
+    def test_errors(self):
+        square = torch.eye(3)
+        for call, message in (
+            (lambda: matrix_ssl_covariance_terms(square, square, torch.eye(2)), "one shape"),
+            (lambda: matrix_ssl_covariance_terms(*[torch.ones(2, 3)] * 3), "one shape"),
+            (lambda: matrix_ssl_covariance_terms(square, square, square, ridge=0.0), "above zero"),
+            (lambda: mec_moment_loss(torch.ones(2, 3), samples=4), "a moment"),
+            (lambda: mec_moment_loss(square, samples=0), "samples must be at least 1"),
+            (lambda: mec_moment_loss(square, samples=4, order=0), "order must be"),
+            (lambda: matrix_ssl_loss(*branches(4, 3), algorithm="eig"), "Did you mean 'eigh'"),
+            (lambda: matrix_ssl_loss(*branches(4, 3), side="sample"), "Did you mean 'samples'"),
+            (lambda: matrix_ssl_loss(*branches(4, 3), alignment_weight=float("nan")), "alignment_weight must be a fin"),
+            (lambda: matrix_ssl_loss(*branches(4, 3), uniformity_weight=-1.0), "uniformity_weight must be a finite"),
+            (lambda: matrix_ssl_loss(*branches(4, 3), ridge=1e-9, algorithm="quadrature"), "too small for quadrature"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                call()

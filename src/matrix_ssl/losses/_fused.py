@@ -59,7 +59,7 @@ def fused(*, tensors: int, values: int) -> Callable[[Callable[..., Any]], Callab
         operator.register_autograd(backward, setup_context=setup_context)
 
         def call(*arguments: Any) -> tuple[Tensor, ...]:
-            needed = [x.requires_grad for x in arguments[:tensors]]
+            needed = [torch.is_grad_enabled() and x.requires_grad for x in arguments[:tensors]]
             return operator(*arguments, needed)[:values]
 
         return call

@@ -49,8 +49,10 @@ def choose(square: Tensor, ridge: float, algorithm: str = "auto") -> Plan:
 @functools.lru_cache(maxsize=256)
 def plan(ridge: float, largest: float, accepted: float, algorithm: str, *, may_decompose: bool) -> Plan:
     """The cheapest plan for eigenvalues in [0, largest], or that of the algorithm named."""
+    if not math.isfinite(largest):
+        return Plan("polynomial", 1, 1.0)  # NaN in, NaN out; an eigen-decomposition would raise an error instead
     eigh = Plan("eigh", 0, largest)
-    if algorithm == "eigh" or not math.isfinite(largest):
+    if algorithm == "eigh":
         return eigh
     polynomial = Plan("polynomial", _series.chebyshev_degree(ridge, largest, accepted), largest)
     if algorithm == "polynomial":
