@@ -145,13 +145,16 @@ def done(workspace) -> list[list[str]]:
 
 @each_page
 def test_code_blocks_run(page, workspace, done, monkeypatch):
+    """Each block by itself, but for the page of identities, which is read from top to bottom."""
     monkeypatch.chdir(workspace)
+    names = {"__name__": "__main__"}
     for number, (language, code) in enumerate(blocks(page)):
         if language == "sh":
             for line in code.splitlines():
                 run_line(shlex.split(line), done)
         elif language == "python":
-            exec(compile(code, f"{page.name}, block {number}", "exec"), {"__name__": "__main__"})
+            names = names if page.name == "maximum-entropy.md" else {"__name__": "__main__"}
+            exec(compile(code, f"{page.name}, block {number}", "exec"), names)
         else:
             assert language in ("", "bibtex")
 
@@ -238,8 +241,8 @@ def test_run_folder_is_described(workspace, done):
 
 
 def test_table_of_the_series_is_right():
-    """docs/method.md: the derivative of the logarithm and of four terms of its series about one."""
-    text = (ROOT / "docs" / "method.md").read_text("utf-8")
+    """docs/taylor.md: the derivative of the logarithm and of four terms of its series about one."""
+    text = (ROOT / "docs" / "taylor.md").read_text("utf-8")
     ridges = [float(value) for value in re.findall(r"μ = ([\d.]+): exact", text)]
     rows = [[float(cell) for cell in row.split("|")] for row in re.findall(r"^\| ([\d. |]+) \|$", text, re.MULTILINE)]
     assert (len(ridges), [row[0] for row in rows]) == (3, [0.0, 0.1, 0.5, 1.0])
