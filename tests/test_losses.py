@@ -393,9 +393,8 @@ class TestFusion:
     @losses
     def test_second_derivatives_are_an_error(self, loss):
         batch = [x.requires_grad_() for x in branches(9, 4)]
-        (gradient,) = torch.autograd.grad(loss(*batch), batch[0], create_graph=True)
-        with pytest.raises(RuntimeError, match="differentiate twice"):
-            gradient.square().sum().backward()
+        with pytest.raises(RuntimeError, match="differentiated once"):
+            torch.autograd.grad(loss(*batch), batch[0], create_graph=True)
 
     @losses
     @shapes

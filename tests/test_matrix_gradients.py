@@ -175,3 +175,21 @@ class TestZeroEigenvalues:
     def test_largest_eigenvalue(self):
         a = positive([0.1, 0.4, 0.5])
         check(lambda x: matrix.renyi_entropy(symmetric_part(x), alpha=math.inf), a)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        matrix.matrix_log,
+        lambda a: matrix.matrix_cross_entropy(a, a + torch.eye(3, dtype=a.dtype)),
+        matrix.log_det,
+        matrix.coding_rate,
+        lambda a: of_features.matrix_kl(a, 2 * a, ridge=0.1),
+    ],
+)
+def test_a_second_derivative_is_an_error_and_not_zero(function):
+    a = torch.diag(torch.tensor([0.2, 0.5, 1.0], dtype=torch.float64)).requires_grad_()
+    with pytest.raises(RuntimeError, match="differentiated once"):
+        torch.autograd.grad(function(a).sum(), a, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiated once"):
+        torch.autograd.functional.hessian(lambda x: function(x).sum(), a.detach())

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from matrix_ssl.losses._rows import at_least_float32
+from matrix_ssl.matrix._once import differentiable_once
 
 
 def fused(*, tensors: int, values: int) -> Callable[[Callable[..., Any]], Callable[..., tuple[Tensor, ...]]]:
@@ -46,15 +46,10 @@ def fused(*, tensors: int, values: int) -> Callable[[Callable[..., Any]], Callab
             ctx.settings = len(inputs) - tensors
             ctx.mark_non_differentiable(*output[1:])
 
-        @once_differentiable
-        def multiply(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
+        @differentiable_once
+        def backward(ctx: Any, scale: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
             gradients = (g * scale.to(g.dtype) if g.ndim else None for g in ctx.saved_tensors)
             return *gradients, *[None] * ctx.settings
-
-        def backward(ctx: Any, scale: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-            if torch.is_grad_enabled():  # a graph of the gradient is wanted: its derivative must be an error, not zero
-                scale = scale.detach().requires_grad_()
-            return multiply(ctx, scale)
 
         operator.register_autograd(backward, setup_context=setup_context)
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from matrix_ssl.matrix._checks import without_autocast
 from matrix_ssl.matrix._eigenvalues import zero_level
+from matrix_ssl.matrix._once import differentiable_once
 
 DividedDifference = Callable[[Tensor, Tensor], Tensor]
 
@@ -33,7 +33,7 @@ class SpectralFunction(torch.autograd.Function):
             return (vectors * function(eigenvalues).unsqueeze(-2)) @ vectors.mT, eigenvalues
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
         eigenvalues, vectors = ctx.saved_tensors
         with without_autocast(vectors):
@@ -66,7 +66,7 @@ class TraceOfLogarithm(torch.autograd.Function):
             return torch.where(outside, -torch.inf, weights * log).sum(-1), eigenvalues
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         shifted, null, log, vectors, product = ctx.saved_tensors
         scale, for_p, for_q = gradient[..., None, None], None, None
@@ -97,7 +97,7 @@ class LogDeterminant(torch.autograd.Function):
         return torch.where(info == 0, value, torch.nan)
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (factor,) = ctx.saved_tensors
         return gradient[..., None, None] * torch.cholesky_inverse(factor)
