@@ -30,9 +30,9 @@ check:  ## formatting, lint and types
 	@cd "$(ROOT)" && tools/install dev
 	@cd "$(ROOT)" && $(PYTHON) -m ruff format --check . && $(PYTHON) -m ruff check . && $(PYTHON) -m mypy
 
-bench:  ## measure losses, entropies and views: half an hour
+bench:  ## measure losses, entropies, processes and views: three quarters of an hour
 	@cd "$(ROOT)" && tools/install
-	@cd "$(ROOT)" && for name in speed losses taylor_gradients entropies pages; do $(PYTHON) benchmarks/$$name.py; done
+	@cd "$(ROOT)" && for name in speed losses taylor_gradients entropies processes pages; do $(PYTHON) benchmarks/$$name.py; done
 
 docs:  ## build the documentation into site/
 	@cd "$(ROOT)" && tools/install docs

@@ -35,13 +35,14 @@ def main() -> None:
     parser.add_argument("--docs", type=Path, default=ROOT / "docs")
     arguments = parser.parse_args()
     figures = arguments.docs / "figures"
-    losses, views, taylor = (
-        read_json(arguments.results / f"{name}.json") for name in ("losses", "speed", "taylor_gradients")
-    )
+    names = ("losses", "speed", "taylor_gradients", "entropies", "processes")
+    losses, views, taylor, entropies, processes = (read_json(arguments.results / f"{name}.json") for name in names)
     plots.save(figures / "loss_cost.svg", plots.loss_cost(losses))
     plots.save(figures / "taylor_gradients.svg", plots.taylor_gradients(taylor))
     fill(arguments.docs / "speed.md", "losses", loss_section(losses))
     fill(arguments.docs / "speed.md", "views", view_section(views))
+    fill(arguments.docs / "speed.md", "entropies", entropy_section(entropies))
+    fill(arguments.docs / "speed.md", "processes", process_section(processes))
     fill(arguments.docs / "taylor.md", "taylor", taylor_section(taylor))
 
 
@@ -184,6 +185,31 @@ def view_section(results: Row) -> str:
         for name, found in rows.items()
     ]
     return made_on(results["environment"]) + "\n" + table(["CPU seconds", "batched", "torchvision on PIL"], lines)
+
+
+def entropy_section(results: Row) -> str:
+    """How many times as fast as the naive forms, quantities down, sizes across."""
+    sizes = list(dict.fromkeys(size(row) for row in results["rows"]))
+    found = {(row["quantity"], row["form"], size(row)): row for row in results["rows"]}
+    lines = []
+    for quantity, form in dict.fromkeys((row["quantity"], row["form"]) for row in results["rows"]):
+        if form != "naive":
+            rows = [found[quantity, form, column] for column in sizes]
+            lines.append([quantity, form, *(f"{row['times_faster']['median']:.2g}" for row in rows)])
+    return made_on(results["environment"]) + "\n" + table(["times as fast as naive", "form", *sizes], lines)
+
+
+def process_section(results: Row) -> str:
+    """Milliseconds, processes and sizes down, ways of sharing across."""
+    rows = results["rows"]
+    ways = list(dict.fromkeys(row["variant"] for row in rows))
+    found = {(row["processes"], size(row), row["variant"]): row for row in rows}
+    lines = []
+    for count, column in dict.fromkeys((row["processes"], size(row)) for row in rows):
+        cells = [found.get((count, column, way)) for way in ways]
+        lines.append([str(count), column, *("" if row is None else milliseconds(row) for row in cells)])
+    cores = f"Milliseconds on {results['cores']} cores.\n"
+    return made_on(results["environment"]) + cores + "\n" + table(["processes", "n, d", *ways], lines)
 
 
 def taylor_section(results: Row) -> str:

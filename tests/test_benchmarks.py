@@ -105,6 +105,8 @@ def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("results")
     run("losses.py", "--quick", "--out", folder / "losses.json")
     run("taylor_gradients.py", "--quick", "--out", folder / "taylor_gradients.json")
+    run("entropies.py", "--quick", "--out", folder / "entropies.json")
+    run("processes.py", "--quick", "--out", folder / "processes.json")
     shutil.copy(RESULTS / "speed.json", folder)
     return folder
 
@@ -151,6 +153,8 @@ class TestScripts:
         speed_page, taylor_page = ((docs / f"{name}.md").read_text("utf-8") for name in ("speed", "taylor"))
         assert speed_page.count("24, 40, flat, ridge 0.5") >= 2
         assert speed_page.count("torchvision on PIL") == 1
+        assert "| mutual information | features |" in speed_page
+        assert "| 4 | 8, 12 |" in speed_page and "| 1 | 8, 12 |" in speed_page
         assert taylor_page.count("| rank one |") == 1
 
     def test_views(self):
@@ -316,3 +320,5 @@ def test_page_of_speed_is_of_the_results():
     assert not measured["quick"]
     assert pages.loss_section(measured).strip() in text
     assert pages.view_section(views).strip() in text
+    for name, section in (("entropies", pages.entropy_section), ("processes", pages.process_section)):
+        assert section(json.loads((RESULTS / f"{name}.json").read_text())).strip() in text
