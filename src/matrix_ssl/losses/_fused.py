@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from matrix_ssl.losses._rows import at_least_float32
+from matrix_ssl.matrix._checks import full_precision
 from matrix_ssl.matrix._once import differentiable_once
 
 
@@ -37,7 +37,7 @@ def fused(*, tensors: int, values: int) -> Callable[[Callable[..., Any]], Callab
         @operator.register_fake
         def _(*arguments: Any) -> tuple[Tensor, ...]:
             inputs, needed = arguments[:tensors], arguments[-1]
-            scalar = at_least_float32(inputs[0]).new_empty(())
+            scalar = full_precision(inputs[0]).new_empty(())
             gradients = (torch.empty_like(x) if n else nothing(x) for x, n in zip(inputs, needed, strict=True))
             return *(torch.empty_like(scalar) for _ in range(values)), *gradients
 

@@ -25,7 +25,8 @@ from matrix_ssl.losses._determinant import log_det_one_plus
 from matrix_ssl.losses._form import Form
 from matrix_ssl.losses._fused import fused, nothing
 from matrix_ssl.losses._plan import logarithm
-from matrix_ssl.losses._rows import add_symmetric_product, at_least_float32, centred_rows, pull_back, symmetric_product
+from matrix_ssl.losses._rows import add_symmetric_product, centred_rows, pull_back, symmetric_product
+from matrix_ssl.matrix._checks import full_precision
 
 
 class Objective(NamedTuple):
@@ -78,7 +79,7 @@ def _covariance_loss(
     logarithm: str, order: int, algorithm: str, trace_weight: float, needed: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     objective = Objective(ridge, uniformity_weight, alignment_weight, logarithm, order, algorithm, trace_weight)
-    c, p, s = (at_least_float32(x) for x in (cross, teacher, student))
+    c, p, s = (full_precision(x) for x in (cross, teacher, student))
     values, *gradients = _covariances(c, (p + p.mT) / 2, (s + s.mT) / 2, objective)
     matrices = zip((cross, teacher, student), gradients, needed, strict=True)
     by_cross, by_teacher, by_student = (g.to(x.dtype) if n else nothing(x) for x, g, n in matrices)

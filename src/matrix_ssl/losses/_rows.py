@@ -5,23 +5,20 @@ import math
 import torch
 from torch import Tensor
 
+from matrix_ssl.matrix._checks import full_precision
+
 _SHORTEST = 1e-12  # rows below this length have no direction
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """Half precision in float32, other types as they are."""
-    return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
 def unit_rows(x: Tensor) -> Tensor:
     """Rows (..., d) divided by their length, in float32 or better. A row of zeros, without a direction, stays zero."""
-    x = at_least_float32(x)
+    x = full_precision(x)
     return x * _inverse_lengths(x)
 
 
 def centred_rows(x: Tensor) -> Tensor:
     """Unit rows minus their mean, over √n, so that the product of two of these is a covariance."""
-    x = at_least_float32(x)
+    x = full_precision(x)
     rows = x * (_inverse_lengths(x) / math.sqrt(len(x)))
     return rows.sub_(rows.mean(0))
 
@@ -31,7 +28,7 @@ def pull_back(gradient: Tensor, x: Tensor, scale: float = 1.0) -> Tensor:
 
     A row of zeros gets no gradient instead of an infinite one. Overwrites ``gradient``.
     """
-    rows = at_least_float32(x)
+    rows = full_precision(x)
     inverse = _inverse_lengths(rows)
     along = torch.linalg.vecdot(gradient, rows).unsqueeze(1) * inverse.square()
     return gradient.addcmul_(rows, along, value=-1).mul_(inverse * scale).to(x.dtype)

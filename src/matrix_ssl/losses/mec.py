@@ -7,7 +7,8 @@ from matrix_ssl.losses._checks import check_choice, check_number, check_order, c
 from matrix_ssl.losses._determinant import log_det_one_plus
 from matrix_ssl.losses._fused import fused, nothing
 from matrix_ssl.losses._plan import Logarithm
-from matrix_ssl.losses._rows import at_least_float32, pull_back, unit_rows
+from matrix_ssl.losses._rows import pull_back, unit_rows
+from matrix_ssl.matrix._checks import full_precision
 
 
 def mec_loss(
@@ -92,7 +93,7 @@ def _mec_order_loss(
 def _mec_moment_loss(
     moment: Tensor, samples: int, scale: float, logarithm: str, order: int, needed: list[bool]
 ) -> tuple[Tensor, Tensor]:
-    value, gradient = _coding_length(at_least_float32(moment), samples, scale, logarithm, order)
+    value, gradient = _coding_length(full_precision(moment), samples, scale, logarithm, order)
     return value, gradient.to(moment.dtype) if needed[0] else nothing(moment)
 
 
