@@ -11,6 +11,7 @@ from typing import Any
 import plots
 from loss_memory import FIRST_TERM
 
+from matrix_ssl.evaluate.accuracy import summarise
 from matrix_ssl.record import read_json
 
 ROOT = Path(__file__).parents[1]
@@ -44,6 +45,7 @@ def main() -> None:
     fill(arguments.docs / "speed.md", "entropies", entropy_section(entropies))
     fill(arguments.docs / "speed.md", "processes", process_section(processes))
     fill(arguments.docs / "taylor.md", "taylor", taylor_section(taylor))
+    fill(arguments.docs / "taylor.md", "training", training_section(arguments.results))
 
 
 def fill(page: Path, name: str, text: str) -> None:
@@ -229,6 +231,31 @@ def taylor_section(results: Row) -> str:
         "The same for the spectrum 1/k and other numbers of terms:\n",
         table(["terms", *head], [[f"{k} terms" if k > 1 else "1 term", *cells("1/k", k)] for k in results["orders"]]),
     ])  # fmt: skip
+
+
+TRAINED = {"taylor_digits": "Handwritten digits", "taylor_cifar10": "CIFAR-10 (JPEG copy)"}
+ACCURACIES = {"low_shot_1": "1 label", "low_shot_10": "10 labels", "linear": "linear", "knn_20": "kNN-20"}
+
+
+def training_section(results: Path) -> str:
+    """Accuracies of encoders that were trained with either logarithm, for every set that was measured."""
+    parts = []
+    for name, title in TRAINED.items():
+        sweep = read_json(results / f"{name}.json")
+        arms: dict[str, list[Row]] = {}
+        for row in sweep["rows"]:
+            arms.setdefault(row["arm"], []).append(row)
+        lines = [[arm, str(len(rows)), *(percent(rows, key) for key in ACCURACIES)] for arm, rows in arms.items()]
+        commit, steps = sweep["environment"]["commit"], sweep["rows"][0]["steps"]
+        parts.append(f"{title}, {steps} steps, commit {commit}:\n")
+        parts.append(table(["logarithm, ridge = weight", "n", *ACCURACIES.values()], lines))
+    return "\n".join(parts)
+
+
+def percent(rows: list[Row], key: str) -> str:
+    """Mean ± sd over the seeds."""
+    summary = summarise([row["accuracy"][key] for row in rows])
+    return f"{100 * summary['mean']:.1f} ± {100 * summary['sd']:.1f}"
 
 
 def cell(row: Row) -> str:
