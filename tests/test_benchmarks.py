@@ -101,13 +101,14 @@ class TestPublishedForm:
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """Results of the quick runs, beside the views' of the last full run."""
+    """Results of the quick runs, beside those of the views and of trained networks of the last full run."""
     folder = tmp_path_factory.mktemp("results")
     run("losses.py", "--quick", "--out", folder / "losses.json")
     run("taylor_gradients.py", "--quick", "--out", folder / "taylor_gradients.json")
     run("entropies.py", "--quick", "--out", folder / "entropies.json")
     run("processes.py", "--quick", "--out", folder / "processes.json")
-    shutil.copy(RESULTS / "speed.json", folder)
+    for name in ("speed", *pages.TRAINED):
+        shutil.copy(RESULTS / f"{name}.json", folder)
     return folder
 
 
