@@ -196,8 +196,9 @@ def entropy_section(results: Row) -> str:
     lines = []
     for quantity, form in dict.fromkeys((row["quantity"], row["form"]) for row in results["rows"]):
         if form != "naive":
-            rows = [found[quantity, form, column] for column in sizes]
-            lines.append([quantity, form, *(f"{row['times_faster']['median']:.2g}" for row in rows)])
+            rows = [found.get((quantity, form, column)) for column in sizes]
+            cells = ("" if row is None else f"{row['times_faster']['median']:.2g}" for row in rows)
+            lines.append([quantity, form, *cells])
     return made_on(results["environment"]) + "\n" + table(["times as fast as naive", "form", *sizes], lines)
 
 
