@@ -15,7 +15,7 @@ from torch import nn
 
 import process_checks
 import runs
-from matrix_ssl import checkpoint, distributed, networks
+from matrix_ssl import checkpoint, distributed, losses, networks, parallel
 from runs import BARE, PATIENCE, Command, Ended, start_processes, succeed, timeless, tiny
 
 SETTINGS = ("precision=float64", "log_every=1", "batch_size=66", "checkpoint_every=4")  # 21 steps
@@ -45,6 +45,12 @@ def test_in_a_single_process_everything_is_the_identity() -> None:
     x = torch.randn(3, 2, requires_grad=True)
     assert distributed.gather(x) is x and distributed.all_reduce_sum(x) is x
     assert (distributed.world_size(), distributed.rank(), distributed.is_main()) == (1, 0, True)
+    assert distributed.gather_for_parts(x) is x and distributed.sum_of_parts(x) is x
+    assert distributed.row_counts(x) == [3]
+    rows = torch.randn(4, 6, 3).unbind()
+    assert parallel.matrix_ssl_terms(*rows).loss.equal(losses.matrix_ssl_terms(*rows).loss)
+    with pytest.raises(ValueError, match="exchange must be one of 'auto', 'rows', 'covariances', got 'row'"):
+        parallel.matrix_ssl_terms(*rows, exchange="row")
     module = nn.Sequential(nn.BatchNorm1d(2))
     assert distributed.wrap(module) is module
     assert networks.synchronise_batch_norm(module, "cpu") is module and type(module[0]) is nn.BatchNorm1d

@@ -6,7 +6,7 @@ smaller of the two is exchanged: 4nd numbers against six matrices of d², which 
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -48,43 +48,28 @@ def matrix_ssl_terms(
     Raises:
         ValueError: as there; or ``sizes`` does not fit.
     """
-    size = distributed.world_size()
-    if size == 1:
-        return losses.matrix_ssl_terms(
-            z1, z2, p1, p2,
-            ridge=ridge,
-            uniformity_weight=uniformity_weight,
-            alignment_weight=alignment_weight,
-            logarithm=logarithm,
-            order=order,
-            algorithm=algorithm,
-        )  # fmt: skip
+    settings: dict[str, Any] = {
+        "ridge": ridge,
+        "uniformity_weight": uniformity_weight,
+        "alignment_weight": alignment_weight,
+        "logarithm": logarithm,
+        "order": order,
+        "algorithm": algorithm,
+    }
     if exchange not in ("auto", "rows", "covariances"):
         raise ValueError(f"exchange must be one of 'auto', 'rows', 'covariances', got {exchange!r}")
+    size = distributed.world_size()
+    if size == 1:
+        return losses.matrix_ssl_terms(z1, z2, p1, p2, **settings)
     sizes = distributed.row_counts(z1, sizes)
     own = distributed.rank() % 2  # the order that this process computes
     if exchange == "rows" or (exchange == "auto" and sum(sizes) < 3 * z1.shape[1]):
         students = distributed.gather_for_parts(torch.stack([z1, z2], 1), sizes=sizes)
         teachers = distributed.gather_for_parts(torch.stack([p2, p1], 1), sizes=sizes)
-        terms = losses.matrix_ssl_order_terms(
-            teachers[:, own], students[:, own],
-            ridge=ridge,
-            uniformity_weight=uniformity_weight,
-            alignment_weight=alignment_weight,
-            logarithm=logarithm,
-            order=order,
-            algorithm=algorithm,
-        )  # fmt: skip
+        terms = losses.matrix_ssl_order_terms(teachers[:, own], students[:, own], **settings)
     else:
-        terms = losses.matrix_ssl_covariance_terms(
-            *covariances(torch.stack([p2, p1]), torch.stack([z1, z2]), samples=sum(sizes))[:, own],
-            ridge=ridge,
-            uniformity_weight=uniformity_weight,
-            alignment_weight=alignment_weight,
-            logarithm=logarithm,
-            order=order,
-            algorithm=algorithm,
-        )  # fmt: skip
+        whole = covariances(torch.stack([p2, p1]), torch.stack([z1, z2]), samples=sum(sizes))
+        terms = losses.matrix_ssl_covariance_terms(*whole[:, own], **settings)
     sharing = (size + 1 - own) // 2  # processes that compute the same order
     loss, uniformity, alignment, negative = distributed.sum_of_parts(torch.stack(terms) / sharing)
     return MatrixSSLTerms(loss / 2, uniformity.detach() / 2, alignment.detach() / 2, negative.detach())
