@@ -13,6 +13,7 @@ from torch import Tensor
 
 from matrix_ssl import distributed, losses
 from matrix_ssl.losses import Algorithm, Logarithm, MatrixSSLTerms, unit_rows
+from matrix_ssl.losses._checks import check_choice
 
 Exchange = Literal["auto", "rows", "covariances"]
 
@@ -56,8 +57,7 @@ def matrix_ssl_terms(
         "order": order,
         "algorithm": algorithm,
     }
-    if exchange not in ("auto", "rows", "covariances"):
-        raise ValueError(f"exchange must be one of 'auto', 'rows', 'covariances', got {exchange!r}")
+    check_choice("exchange", exchange, ("auto", "rows", "covariances"))
     size = distributed.world_size()
     if size == 1:
         return losses.matrix_ssl_terms(z1, z2, p1, p2, **settings)

@@ -41,23 +41,23 @@ class Objective(NamedTuple):
     trace_weight: float = 0.0  # of tr(C + μI) in the uniformity and of tr(S + μI) in the alignment
 
 
-class Values(NamedTuple):
-    """The loss, its two parts before the alignment weight, and whether the determinant is negative (0 or 1)."""
+class MatrixSSLTerms(NamedTuple):
+    """A loss and its parts. Only the loss has a gradient."""
 
-    loss: Tensor
-    uniformity: Tensor
-    alignment: Tensor
-    negative: Tensor
+    loss: Tensor  # (), uniformity plus alignment_weight times alignment
+    uniformity: Tensor  # (), includes its own weight
+    alignment: Tensor  # (), not multiplied by alignment_weight
+    negative_determinants: Tensor  # (), orders whose cross-covariance plus ridge has a negative determinant
 
 
-def order_loss(p: Tensor, z: Tensor, objective: Objective, *, samples_side: bool) -> Values:
+def order_loss(p: Tensor, z: Tensor, objective: Objective, *, samples_side: bool) -> MatrixSSLTerms:
     """Loss of one order from raw rows (n, d); differentiable once, in both."""
-    return Values(*_order_loss(p, z, *objective, samples_side))
+    return MatrixSSLTerms(*_order_loss(p, z, *objective, samples_side))
 
 
-def covariance_loss(cross: Tensor, teacher: Tensor, student: Tensor, objective: Objective) -> Values:
+def covariance_loss(cross: Tensor, teacher: Tensor, student: Tensor, objective: Objective) -> MatrixSSLTerms:
     """Loss of one order from C, P and S (d, d); differentiable once, in all three."""
-    return Values(*_covariance_loss(cross, teacher, student, *objective))
+    return MatrixSSLTerms(*_covariance_loss(cross, teacher, student, *objective))
 
 
 @fused(tensors=2, values=4)
@@ -88,7 +88,7 @@ def _covariance_loss(
 
 def _samples(
     p: Tensor, z: Tensor, objective: Objective, needed: list[bool]
-) -> tuple[Values, Tensor | None, Tensor | None]:
+) -> tuple[MatrixSSLTerms, Tensor | None, Tensor | None]:
     """The loss from H and K, and its gradients by A and B, which are made twice rather than kept."""
     ridge, weight, d = objective.ridge, objective.alignment_weight, p.shape[1]
     a, b = centred_rows(p), centred_rows(z)
@@ -117,12 +117,12 @@ def _samples(
     a, b = centred_rows(p), centred_rows(z)
     by_a = (by_cross.mT @ b).add_(a, alpha=-2 * weight * log_at_zero) if needed[0] else None
     by_b = (by_cross @ a).addmm_(by_gram, b, alpha=2) if needed[1] else None
-    return _values(uniformity, alignment, negative, objective), by_a, by_b
+    return _terms(uniformity, alignment, negative, objective), by_a, by_b
 
 
 def _features(
     p: Tensor, z: Tensor, objective: Objective, needed: list[bool]
-) -> tuple[Values, Tensor | None, Tensor | None]:
+) -> tuple[MatrixSSLTerms, Tensor | None, Tensor | None]:
     """The loss from C, P and S, and its gradients by A and B, which are made twice rather than kept."""
     a, b = centred_rows(p), centred_rows(z)
     cross, teacher, student = a.mT @ b, symmetric_product(a.mT, a.mT), symmetric_product(b.mT, b.mT)
@@ -137,7 +137,7 @@ def _features(
 
 def _covariances(
     cross: Tensor, teacher: Tensor, student: Tensor, objective: Objective
-) -> tuple[Values, Tensor, Tensor, Tensor]:
+) -> tuple[MatrixSSLTerms, Tensor, Tensor, Tensor]:
     """The loss from C, P and S, and its gradients by them."""
     ridge, weight, d = objective.ridge, objective.alignment_weight, len(cross)
     square = symmetric_product(student, student)
@@ -156,7 +156,7 @@ def _covariances(
     uniformity, by_cross, negative = _uniformity(cross, d, objective)
     if objective.trace_weight:
         uniformity, alignment = _with_traces(uniformity, alignment, cross, student, by_cross, by_student, d, objective)
-    return _values(uniformity, alignment, negative, objective), by_cross, by_teacher, by_student
+    return _terms(uniformity, alignment, negative, objective), by_cross, by_teacher, by_student
 
 
 def _inner(x: Tensor, y: Tensor) -> Tensor:
@@ -202,5 +202,5 @@ def _with_traces(
     return uniformity + weight * (cross.trace() + constant), alignment + weight * (student.trace() + constant)
 
 
-def _values(uniformity: Tensor, alignment: Tensor, negative: Tensor, objective: Objective) -> Values:
-    return Values(uniformity + objective.alignment_weight * alignment, uniformity, alignment, negative)
+def _terms(uniformity: Tensor, alignment: Tensor, negative: Tensor, objective: Objective) -> MatrixSSLTerms:
+    return MatrixSSLTerms(uniformity + objective.alignment_weight * alignment, uniformity, alignment, negative)

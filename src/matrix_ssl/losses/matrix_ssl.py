@@ -1,13 +1,13 @@
 """The Matrix-SSL loss: the default, the published approximation and the paper's own constants."""
 
 import warnings
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from matrix_ssl.losses._checks import check_choice, check_number, check_order, check_rows
-from matrix_ssl.losses._order import Objective, Values, covariance_loss, order_loss
+from matrix_ssl.losses._order import MatrixSSLTerms, Objective, covariance_loss, order_loss
 from matrix_ssl.losses._plan import Algorithm, Logarithm
 
 Side = Literal["auto", "samples", "features"]
@@ -15,15 +15,6 @@ Side = Literal["auto", "samples", "features"]
 
 class NegativeDeterminantWarning(UserWarning):
     """det(C(p, z) + ridge·I) < 0: the branches are anti-correlated beyond the ridge, tr log is not defined there."""
-
-
-class MatrixSSLTerms(NamedTuple):
-    """A loss and its parts. Only the loss has a gradient."""
-
-    loss: Tensor  # (), uniformity plus alignment_weight times alignment
-    uniformity: Tensor  # (), includes its own weight
-    alignment: Tensor  # (), not multiplied by alignment_weight
-    negative_determinants: Tensor  # (), orders whose cross-covariance plus ridge has a negative determinant
 
 
 def matrix_ssl_loss(
@@ -133,7 +124,7 @@ def matrix_ssl_order_terms(
     """
     check_rows(p=p, z=z)
     objective = _objective(ridge, uniformity_weight, alignment_weight, logarithm, order, algorithm)
-    return MatrixSSLTerms(*order_loss(p, z, objective, samples_side=_is_samples_side(p, side)))
+    return order_loss(p, z, objective, samples_side=_is_samples_side(p, side))
 
 
 def matrix_ssl_covariance_terms(
@@ -167,7 +158,7 @@ def matrix_ssl_covariance_terms(
     if len(set(shapes)) > 1 or cross.ndim != 2 or cross.shape[0] != cross.shape[1] or cross.shape[0] < 1:
         raise ValueError(f"expected cross, teacher and student of one shape (d, d), got {shapes}")
     objective = _objective(ridge, uniformity_weight, alignment_weight, logarithm, order, algorithm)
-    return MatrixSSLTerms(*covariance_loss(cross, teacher, student, objective))
+    return covariance_loss(cross, teacher, student, objective)
 
 
 def matrix_ssl_paper_loss(
@@ -228,10 +219,10 @@ def _is_samples_side(x: Tensor, side: Side) -> bool:
 
 def _mean_of_orders(z1: Tensor, z2: Tensor, p1: Tensor, p2: Tensor, objective: Objective, side: Side) -> MatrixSSLTerms:
     samples_side = _is_samples_side(z1, side)
-    first: Values = order_loss(p2, z1, objective, samples_side=samples_side)
-    second: Values = order_loss(p1, z2, objective, samples_side=samples_side)
+    first = order_loss(p2, z1, objective, samples_side=samples_side)
+    second = order_loss(p1, z2, objective, samples_side=samples_side)
     loss, uniformity, alignment = ((x + y) / 2 for x, y in zip(first[:3], second[:3], strict=True))
-    return MatrixSSLTerms(loss, uniformity, alignment, first.negative + second.negative)
+    return MatrixSSLTerms(loss, uniformity, alignment, first.negative_determinants + second.negative_determinants)
 
 
 def _warn_if_negative(count: Tensor, ridge: float) -> None:
