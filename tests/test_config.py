@@ -99,7 +99,7 @@ class TestOverride:
             ("optimizer.learning_rate=inf", r"expected a finite number\."),
             ("optimizer.learning_rate=1e999", r"expected a finite number\."),
             ("deterministic=yes", r"deterministic='yes': expected true or false\."),
-            ("optimizer.name=adam", r"expected one of sgd, adamw\. Did you mean 'adamw'\?"),
+            ("optimizer.name=adam", r"expected one of sgd, adamw, lars\. Did you mean 'adamw'\?"),
             ("network.stem=tiny", r"network.stem='tiny': expected one of auto, standard, small\."),
             ("view1.crop_scale=0.1", r"view1.crop_scale='0.1': expected 2 values separated by commas, got 1\."),
             ("view1.crop_scale=a,b", r"view1.crop_scale='a': expected a finite number\."),

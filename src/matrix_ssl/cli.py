@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
 
-from matrix_ssl import __version__
+from matrix_ssl import __version__, options
+from matrix_ssl.compare.command import compare
 from matrix_ssl.errors import CheckpointError, ConfigError, MatrixSSLError, ProcessError, RunFolderError, did_you_mean
 from matrix_ssl.progress import picture_bar, results_table
 
@@ -23,8 +23,7 @@ if TYPE_CHECKING:
 DEFAULT_RECIPE = "pictures"
 _SECONDS_FOR_THE_FIRST = 10.0
 
-_out = Console(highlight=False, soft_wrap=True)
-_err = Console(stderr=True, highlight=False, soft_wrap=True)
+_out, _err, _say = options.out, options.err, options.say
 
 
 class Commands(click.Group):
@@ -66,18 +65,6 @@ def _tell(text: str, error: MatrixSSLError | click.ClickException) -> None:
         time.sleep(_SECONDS_FOR_THE_FIRST)  # torchrun ends all processes when one has ended
 
 
-_data = click.option("--data", metavar="PATH_OR_NAME", help="A folder of pictures, a packed .npz file, hf:NAME, or a "
-                     "set: digits, cifar10, cifar100, stl10.")  # fmt: skip
-_data_root = click.option("--data-root", type=click.Path(path_type=Path), envvar="MATRIX_SSL_DATA", show_envvar=True,
-                          help="Where named sets lie.")  # fmt: skip
-_download = click.option("--download", is_flag=True, help="Let torchvision download a named set into --data-root.")
-_device = click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True,
-                       help="auto: CUDA, then MPS, then the CPU.")  # fmt: skip
-_run = click.argument("run", type=click.Path(path_type=Path))
-_weights = click.option("--weights", type=click.Choice(["student", "teacher"]), default="student", show_default=True,
-                        help="Which network of the run.")  # fmt: skip
-
-
 @click.group(
     cls=Commands,
     invoke_without_command=True,
@@ -93,19 +80,21 @@ def commands(context: click.Context) -> None:
 
 @commands.command()
 @click.argument("recipe", default=DEFAULT_RECIPE)
-@_data
-@click.option("--set", "assignments", metavar="KEY=VALUE", multiple=True, help="Change a setting; may be repeated.")
+@options.data
+@options.method
+@options.assignments
 @click.option("--run", "--run-folder", "run", type=click.Path(path_type=Path), help="Run folder; torchrun accepts only "
               "the longer name.  [default: runs/RECIPE or runs/RECIPE-DATA]")  # fmt: skip
 @click.option("--fresh", is_flag=True, help="Start over; an existing run folder is kept under another name.")
 @click.option("--tensorboard", is_flag=True, help="Also write TensorBoard events into the run folder.")
 @click.option("--deterministic", is_flag=True, help="On CUDA, only kernels that give the same bits again; slower.")
-@_device
-@_data_root
-@_download
+@options.device
+@options.data_root
+@options.download
 def pretrain(
     recipe: str,
     data: str | None,
+    method: str | None,
     assignments: tuple[str, ...],
     run: Path | None,
     fresh: bool,
@@ -123,10 +112,12 @@ def pretrain(
     from matrix_ssl.data import open_source
     from matrix_ssl.progress import Display
 
-    config = _configure(recipe, data, (*assignments, *(["deterministic=true"] if deterministic else [])))
+    config = options.configure(
+        recipe, data, (*assignments, *(["deterministic=true"] if deterministic else [])), method=method
+    )
     if tensorboard:
         record.check_tensorboard()
-    run = run or _default_run(recipe, data)
+    run = run or _default_run(recipe, data, method)
     distributed.start(train.choose_device(device).type)
     chosen = train.choose_device(device)  # now that the number of this process is known
     display = Display(quiet=not distributed.is_main())
@@ -159,16 +150,19 @@ def pretrain(
             _out.print(f"encoder {run / record.ENCODER}\nreport  {_write_report(run)}", markup=False)
 
 
+commands.add_command(compare)
+
+
 @commands.command()
-@_run
-@_data
+@options.run
+@options.data
 @click.option("--test-data", metavar="PATH_OR_NAME", help="Pictures to measure accuracy on.  [default: the set's "
               "test part, or a fifth of it held out]")  # fmt: skip
 @click.option("--protocol", default="knn,linear,low-shot", show_default=True, help="Which, separated by commas.")
-@_weights
-@_device
-@_data_root
-@_download
+@options.weights
+@options.device
+@options.data_root
+@options.download
 def evaluate(
     run: Path,
     data: str | None,
@@ -204,14 +198,14 @@ def evaluate(
 
 
 @commands.command()
-@_run
-@_data
+@options.run
+@options.data
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="An .npz file.")
 @click.option("--part", type=click.Choice(["train", "test"]), default="train", show_default=True, help="Which part.")
-@_weights
-@_device
-@_data_root
-@_download
+@options.weights
+@options.device
+@options.data_root
+@options.download
 def embed(
     run: Path,
     data: str | None,
@@ -246,12 +240,12 @@ def embed(
 
 
 @commands.command()
-@_run
+@options.run
 @click.option(
     "--format", "form", type=click.Choice(["safetensors", "torchvision"]), default="safetensors", show_default=True
 )
 @click.option("--out", type=click.Path(path_type=Path), help="[default: RUN/export.safetensors or RUN/export.pth]")
-@_weights
+@options.weights
 def export(run: Path, form: Any, out: Path | None, weights: Any) -> None:
     """Write the encoder of RUN for other programs."""
     from matrix_ssl.encoder import export as write
@@ -261,7 +255,7 @@ def export(run: Path, form: Any, out: Path | None, weights: Any) -> None:
 
 
 @commands.command()
-@_run
+@options.run
 def report(run: Path) -> None:
     """Write RUN/report.html again."""
     _out.print(f"report  {_write_report(run)}", markup=False)
@@ -284,27 +278,23 @@ def recipes(name: str | None) -> None:
         _out.print(f"{key.replace('method.options.', 'method.')}={text}", markup=False)
 
 
-def _configure(recipe: str, data: str | None, assignments: tuple[str, ...]) -> "RunConfig":
-    from matrix_ssl import config
-    from matrix_ssl.recipes import find_recipe, list_recipes
+@commands.command()
+@click.argument("name", required=False)
+def methods(name: str | None) -> None:
+    """List the methods, or show one: its idea, formula and paper, and its options with their defaults."""
+    from matrix_ssl.methods import complete_options, describe_method, find_method, list_methods
 
-    settings = [*assignments, *([f"data.source={data}"] if data else [])]
-    if recipe not in list_recipes() and (os.sep in recipe or Path(recipe).exists()):
-        raise ConfigError(f"{recipe!r} is a path, not a recipe: write --data {shlex.quote(recipe)}.")
-    chosen = config.override(find_recipe(recipe), settings)
-    from matrix_ssl import train  # takes seconds to import: mistakes above are told without it
-
-    result = train.complete(chosen)
-    if not result.data.source:
-        raise ConfigError(f"recipe {recipe!r} has no data set of its own: give --data FOLDER.")
-    return result
+    if name is None:
+        for method in list_methods():
+            _out.print(f"{method:12s} {describe_method(method).partition(chr(10))[0]}", markup=False)
+        return
+    _out.print(describe_method(name).strip() + "\n", markup=False)
+    for option, value in complete_options(find_method(name), {}).items():
+        _out.print(f"method.{option}={value}", markup=False)
 
 
-def _default_run(recipe: str, data: str | None) -> Path:
-    name = Path(data.removeprefix("hf:")).resolve().name.removesuffix(".npz") if data else ""
-    name = name.encode(errors="replace").decode()  # a run folder's name is Unicode
-    parts = [recipe] if recipe != DEFAULT_RECIPE or not name else []
-    return Path("runs") / "-".join([*parts, name] if name else parts)
+def _default_run(recipe: str, data: str | None, method: str | None = None) -> Path:
+    return options.default_run(recipe, data, unnamed=DEFAULT_RECIPE, suffix=Path(method).stem if method else None)
 
 
 def _claim_run(stack: contextlib.ExitStack, run: Path, config: "RunConfig", *, fresh: bool) -> bool:
@@ -377,7 +367,3 @@ def _existing(run: Path) -> Path:
     if not (run / "config.json").exists():
         raise RunFolderError(f"{run} is not a run folder: it has no config.json.")
     return run
-
-
-def _say(text: str) -> None:
-    _err.print(text, markup=False)

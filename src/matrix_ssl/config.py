@@ -70,9 +70,9 @@ class NetworkConfig:
 class OptimizerConfig:
     """Optimizer and learning-rate schedule: linear warm-up, then cosine to zero."""
 
-    name: Literal["sgd", "adamw"] = "sgd"
+    name: Literal["sgd", "adamw", "lars"] = "sgd"
     learning_rate: float = 0.5  # for a batch of 256; scaled linearly with the batch
-    momentum: float = 0.9  # sgd only
+    momentum: float = 0.9  # sgd and lars
     weight_decay: float = 1e-5
     warmup_epochs: float = 10.0
 
@@ -107,7 +107,7 @@ class RunConfig:
 
 
 # settings that do not decide what a run computes: a moved data set is still the same run
-_MAY_CHANGE = ("data.source", "data.workers", "log_every", "checkpoint_every", "max_bad_steps")
+MAY_CHANGE = ("data.source", "data.workers", "log_every", "checkpoint_every", "max_bad_steps")
 
 # smallest and largest value of settings, by the end of their dotted path
 _RANGES: dict[str, tuple[float, float]] = {
@@ -183,7 +183,7 @@ def override(config: RunConfig, assignments: Iterable[str]) -> RunConfig:
 def differences(old: RunConfig, new: RunConfig) -> list[str]:
     """Lines ``key: old -> new`` for every value that would make it another run."""
     before, after = dict(flatten(to_dict(old))), dict(flatten(to_dict(new)))
-    keys = [k for k in sorted(before.keys() | after.keys()) if k not in _MAY_CHANGE]
+    keys = [k for k in sorted(before.keys() | after.keys()) if k not in MAY_CHANGE]
     return [f"{k}: {before.get(k)!r} -> {after.get(k)!r}" for k in keys if before.get(k) != after.get(k)]
 
 

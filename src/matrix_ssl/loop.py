@@ -3,7 +3,7 @@
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -50,6 +50,10 @@ class Loop:
         source: where they come from.
         display: progress.
         autocast: the type that the networks' forward computes in, or None for that of their weights.
+
+    Attributes:
+        observe: called with the encoder in evaluation mode at the moments at which the spectrum is kept; its numbers join
+            the line of metrics, and its time does not count as training. Single processes only.
     """
 
     def __init__(
@@ -68,10 +72,13 @@ class Loop:
         self.autocast = autocast
         self.device = next(method.parameters()).device
         self.total_steps = config.epochs * batches.steps_per_epoch
+        warmup_steps = round(config.optimizer.warmup_epochs * batches.steps_per_epoch)
+        self.warmup_steps = min(warmup_steps, self.total_steps // 2)
         self.step = 0  # steps done
         self.counters: dict[str, float] = {"bad_steps": 0, "seconds": 0.0}
         self.events = {name: torch.zeros((), device=self.device) for name in method.counters}
         self.metrics: record.MetricsWriter | None = None
+        self.observe: Callable[[nn.Module], dict[str, float]] | None = None
 
     def train(self, run: Path, events: Path | None) -> dict[str, Any]:
         """Resumes from the newest checkpoint in ``run``, trains to the last step and writes the encoder.
@@ -115,11 +122,11 @@ class Loop:
         saved = time.monotonic()
         bad_in_a_row = 0
         with _signals() as received, self.display.training(done=self.step, total=self.total_steps) as display:
-            started = time.monotonic() - self.counters["seconds"]
+            self.started = time.monotonic() - self.counters["seconds"]
             for batch in self._read_batches():
                 output, number = self._train_step(forward, batch, received)
                 self.step += 1
-                self.counters["seconds"] = time.monotonic() - started
+                self.counters["seconds"] = time.monotonic() - self.started
                 last = self.step == self.total_steps
                 line: dict[str, Any] | None = None
                 terms: tuple[str, ...] = ()
@@ -154,7 +161,12 @@ class Loop:
         torch.manual_seed(int(hash_integers(self.config.seed, batch.step, distributed.rank()) >> 1))
         buffers = list(self.method.buffers())
         before = [b.clone() for b in buffers]
-        optim.set_learning_rate(self.optimizer, self._learning_rate(batch.step))
+        optim.set_learning_rate(
+            self.optimizer,
+            self._learning_rate(batch.step),
+            held=self._learning_rate(min(batch.step, self.warmup_steps)),
+        )
+        self.method.before_step(batch.step, self.total_steps)
         self.optimizer.zero_grad()
         output = self._differentiate(forward, batch)
         finite = torch.zeros((), dtype=torch.bool, device=self.device)
@@ -189,7 +201,7 @@ class Loop:
         return optim.learning_rate(
             step,
             total_steps=self.total_steps,
-            warmup_steps=min(round(settings.warmup_epochs * self.batches.steps_per_epoch), self.total_steps // 2),
+            warmup_steps=self.warmup_steps,
             peak=settings.learning_rate * self.config.batch_size / 256,
         )
 
@@ -230,10 +242,21 @@ class Loop:
             for text in found:
                 if text.partition(":")[0] not in known:
                     self.display.say(f"alarm at step {self.step}: {text}")
+        if self._keeps_spectrum() and self.observe is not None:
+            line |= self._observe(self.observe)
         if self._keeps_spectrum():
             line["spectrum"] = [float(f"{v:.4g}") for v in eigenvalues.tolist()]
         self.metrics.write(line)
         return line
+
+    def _observe(self, observe: Callable[[nn.Module], dict[str, float]]) -> dict[str, float]:
+        before = time.monotonic()
+        self.method.encoder.eval()
+        with torch.no_grad():
+            values = observe(self.method.encoder)
+        self.method.encoder.train()
+        self.started += time.monotonic() - before
+        return values
 
     def _keeps_spectrum(self) -> bool:
         moments = {math.ceil(self.total_steps * i / (_SPECTRA - 1)) for i in range(1, _SPECTRA)} | {1}

@@ -1,24 +1,92 @@
-"""Optimizer and learning-rate schedule of a pre-training run."""
+"""Optimizers and learning-rate schedule of a pre-training run."""
 
 import math
-from typing import Literal
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def build_optimizer(
-    module: nn.Module, *, name: Literal["sgd", "adamw"], momentum: float, weight_decay: float
+    module: nn.Module,
+    *,
+    name: Literal["sgd", "adamw", "lars"],
+    momentum: float,
+    weight_decay: float,
+    groups: Iterable[dict[str, Any]] | None = None,
 ) -> torch.optim.Optimizer:
-    """An optimizer over the trainable parameters; weight decay reaches all of them, as in the published code.
+    """An optimizer over the trainable parameters.
+
+    Weight decay reaches all parameters of SGD and AdamW, as in the published code; LARS leaves out biases and BatchNorm.
 
     Args:
-        momentum: of SGD; AdamW has its own and ignores it.
+        momentum: of SGD and LARS; AdamW has its own and ignores it.
+        groups: the parameters in groups, as ``Method.parameter_groups`` gives them; one group when left out.
     """
-    trainable = [p for p in module.parameters() if p.requires_grad]
+    trainable: list[dict[str, Any]] = [{"params": [p for p in module.parameters() if p.requires_grad]}]
+    kept = [group for group in (trainable if groups is None else groups) if group["params"]]
     if name == "sgd":
-        return torch.optim.SGD(trainable, lr=0.0, momentum=momentum, weight_decay=weight_decay)
-    return torch.optim.AdamW(trainable, lr=0.0, weight_decay=weight_decay)
+        return torch.optim.SGD(kept, lr=0.0, momentum=momentum, weight_decay=weight_decay)
+    if name == "lars":
+        return LARS(kept, lr=0.0, momentum=momentum, weight_decay=weight_decay)
+    return torch.optim.AdamW(kept, lr=0.0, weight_decay=weight_decay)
+
+
+class LARS(torch.optim.Optimizer):
+    """Layer-wise adaptive rate scaling: SGD whose step of every weight is proportional to the norm of that weight.
+
+        g ← gradient + weight_decay · w,   g ← trust · ‖w‖/‖g‖ · g,   m ← momentum · m + g,   w ← w - lr · m
+
+    Biases and the parameters of BatchNorm (one dimension or none) get neither decay nor scaling, as in the
+    self-supervised methods that use it. Where a norm is zero there is no scaling.
+
+    Args:
+        params: parameters, or groups of them.
+        lr: learning rate, ≥ 0.
+        momentum: in [0, 1).
+        weight_decay: ≥ 0.
+        trust: the trust coefficient, > 0.
+
+    Raises:
+        ValueError: a number is out of range.
+
+    Reference: You, Gitman and Ginsburg, "Large Batch Training of Convolutional Networks", arXiv 1708.03888, 2017,
+    algorithm 1; with the exclusions of Grill et al., NeurIPS 2020, section 3.3.
+    """
+
+    def __init__(
+        self, params: Any, *, lr: float, momentum: float = 0.9, weight_decay: float = 0.0, trust: float = 0.001
+    ):
+        for what, value in (("lr", lr), ("momentum", momentum), ("weight_decay", weight_decay), ("trust", trust)):
+            if not 0 <= value < (1 if what == "momentum" else math.inf):
+                raise ValueError(f"{what} is out of range: {value}")
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]
+        """One update; ``closure``, if given, computes the loss and its gradients first."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._update(parameter, parameter.grad, group)
+        return loss
+
+    def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+        if parameter.ndim > 1:
+            gradient = gradient.add(parameter, alpha=group["weight_decay"])
+            norm, size = torch.linalg.vector_norm(parameter), torch.linalg.vector_norm(gradient)
+            scale = torch.where((norm > 0) & (size > 0), group["trust"] * norm / size, 1.0)  # no wait for the device
+            gradient = gradient * scale
+        state = self.state[parameter]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(parameter)
+        buffer = state["momentum_buffer"].mul_(group["momentum"]).add_(gradient)
+        parameter.add_(buffer, alpha=-group["lr"])
 
 
 def learning_rate(step: int, *, total_steps: int, warmup_steps: int, peak: float) -> float:
@@ -33,7 +101,13 @@ def learning_rate(step: int, *, total_steps: int, warmup_steps: int, peak: float
     return peak * (1 + math.cos(math.pi * progress)) / 2
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
-    """Sets the rate of every parameter group."""
+def set_learning_rate(optimizer: torch.optim.Optimizer, value: float, *, held: float | None = None) -> None:
+    """Sets the rate of every parameter group, times the group's own ``rate`` if it has one.
+
+    Args:
+        value: of the schedule.
+        held: what groups marked ``constant`` get, such as the peak once the warm-up is over; left out, ``value``.
+    """
     for group in optimizer.param_groups:
-        group["lr"] = value
+        chosen = held if held is not None and group.get("constant", False) else value
+        group["lr"] = group.get("rate", 1.0) * chosen

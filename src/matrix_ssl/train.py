@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from matrix_ssl import distributed, networks, optim, record
-from matrix_ssl.config import RunConfig, check_ranges
+from matrix_ssl.config import MethodConfig, RunConfig, check_ranges
 from matrix_ssl.data.base import Source
 from matrix_ssl.data.loading import TrainingBatches
 from matrix_ssl.encoder import build_encoder
@@ -23,6 +23,7 @@ from matrix_ssl.methods import Method, complete_options, find_method
 from matrix_ssl.progress import Display
 from matrix_ssl.randomness import permutation
 
+PAPERS = "imagenet"  # the recipe that takes its values from the paper of each method
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.float32, "float64": torch.float64}
 
 
@@ -36,6 +37,25 @@ def complete(config: RunConfig) -> RunConfig:
     options = complete_options(method, config.method.options)
     check_ranges(config)
     return dataclasses.replace(config, method=dataclasses.replace(config.method, options=options))
+
+
+def use_method(config: RunConfig, name: str) -> RunConfig:
+    """The run with another method, a name or the path of a Python file.
+
+    Of the options that the recipe gives its own method, those stay that the other one has, too, such as the widths of
+    the projector. The recipe ``imagenet`` gets the values of the method's own paper instead.
+
+    Raises:
+        ConfigError: the method does not exist.
+    """
+    if name == config.method.name:
+        return config
+    method = find_method(name)
+    if config.recipe == PAPERS:
+        return method.recipe(dataclasses.replace(config, method=MethodConfig(name)))
+    known = complete_options(method, {})
+    options = {key: value for key, value in config.method.options.items() if key in known}
+    return dataclasses.replace(config, method=MethodConfig(name, options))
 
 
 def count_pictures(config: RunConfig, source: Source) -> RunConfig:
@@ -94,7 +114,11 @@ def prepare(config: RunConfig, *, source: Source, device: torch.device, display:
     method.to(memory_format=torch.channels_last)  # faster convolutions, on CPUs too
     settings = config.optimizer
     optimizer = optim.build_optimizer(
-        method, name=settings.name, momentum=settings.momentum, weight_decay=settings.weight_decay
+        method,
+        name=settings.name,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+        groups=method.parameter_groups(),
     )
     autocast = torch.bfloat16 if precision == "bfloat16" else None
     return Loop(

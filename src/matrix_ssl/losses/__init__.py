@@ -17,8 +17,11 @@ References:
     Liu, Wang, Li and Li, "Self-Supervised Learning via Maximum Entropy Coding", NeurIPS 2022, equations 4 and 6.
 """
 
+from matrix_ssl.losses._checks import check_number, check_rows
 from matrix_ssl.losses._plan import Algorithm, Logarithm
+from matrix_ssl.losses._precision import in_full_precision
 from matrix_ssl.losses._rows import unit_rows
+from matrix_ssl.losses.decorrelation import cross_product_norm
 from matrix_ssl.losses.matrix_ssl import (
     MatrixSSLTerms,
     NegativeDeterminantWarning,
@@ -35,6 +38,10 @@ __all__ = [
     "Logarithm",
     "MatrixSSLTerms",
     "NegativeDeterminantWarning",
+    "check_number",
+    "check_rows",
+    "cross_product_norm",
+    "in_full_precision",
     "matrix_ssl_covariance_terms",
     "matrix_ssl_loss",
     "matrix_ssl_order_terms",

@@ -13,7 +13,7 @@ from matrix_ssl.config import check_type
 from matrix_ssl.errors import ConfigError, did_you_mean
 from matrix_ssl.methods._base import Method, StepOutput
 
-__all__ = ["Method", "StepOutput", "complete_options", "find_method", "list_methods"]
+__all__ = ["Method", "StepOutput", "complete_options", "describe_method", "find_method", "list_methods"]
 
 
 def list_methods() -> list[str]:
@@ -47,6 +47,11 @@ def find_method(name: str) -> type[Method]:
     if len(found) != 1:
         raise ConfigError(f"method.name={name!r}: expected one subclass of Method in the file, found {len(found)}.")
     return found[0]
+
+
+def describe_method(name: str) -> str:
+    """What the file of a method says of itself: idea, formula, paper. Raises as ``find_method``."""
+    return inspect.getdoc(sys.modules[find_method(name).__module__]) or f"{name}: no description"
 
 
 def complete_options(method: type[Method], options: Mapping[str, Any]) -> dict[str, Any]:

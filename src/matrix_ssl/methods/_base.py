@@ -1,9 +1,15 @@
 """What every method is: a module that owns its networks and turns two views into a loss."""
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple
 
+import torch
 from torch import Tensor, nn
+
+from matrix_ssl import distributed
+from matrix_ssl.config import RunConfig
+from matrix_ssl.errors import ConfigError
 
 
 class StepOutput(NamedTuple):
@@ -25,10 +31,15 @@ class Method(nn.Module, ABC):
 
     encoder: nn.Module  # the student's; what a run exports
     counters: tuple[str, ...] = ()  # names in ``terms`` that count events: summed over a run instead of averaged
+    # options worth trying where a comparison tunes, one mapping a variant; the defaults are always tried first
+    variants: ClassVar[tuple[Mapping[str, Any], ...]] = ()
 
     @abstractmethod
     def forward(self, view1: Tensor, view2: Tensor) -> StepOutput:
         """Loss of a batch from its two views, each (n_local, c, h, w)."""
+
+    def before_step(self, step: int, total_steps: int) -> None:
+        """Called before every step with the number of steps done, for what a loss schedules or draws by itself."""
 
     def after_step(self, progress: float) -> None:
         """Called after every optimizer step, with the part of the training that is done, in (0, 1]."""
@@ -40,3 +51,56 @@ class Method(nn.Module, ABC):
     def teacher_encoder(self) -> nn.Module | None:
         """The teacher's encoder, for methods that have one."""
         return None
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Trainable parameters, in groups as a PyTorch optimizer takes them.
+
+        A group may carry ``rate``, a factor of its learning rate, and ``constant``, true where the rate stays at its
+        peak after the warm-up instead of following the cosine.
+        """
+        return [{"params": [p for p in self.parameters() if p.requires_grad]}]
+
+    @classmethod
+    def recipe(cls, base: RunConfig) -> RunConfig:
+        """The run with the values of the method's paper for ImageNet, from one with this package's defaults."""
+        return base
+
+
+def gather_outputs(*outputs: Tensor) -> tuple[Tensor, ...]:
+    """The rows of all processes of several outputs (n_local, d) of one shape, in a single exchange."""
+    if distributed.world_size() == 1:
+        return outputs
+    return distributed.gather(torch.stack(outputs, dim=1)).unbind(1)
+
+
+def mean_over_processes(local: Tensor) -> Tensor:
+    """The mean over the whole batch of a loss that is a mean over rows, from this process's; all have as many rows."""
+    return distributed.sum_of_parts(local / distributed.world_size())
+
+
+def require_at_least(low: int, **options: int) -> None:
+    """Raises ConfigError for an option below ``low``."""
+    for name, value in options.items():
+        if value < low:
+            raise ConfigError(f"method.{name}={value}: expected {low} or more.")
+
+
+def require_above_zero(**options: float) -> None:
+    """Raises ConfigError for an option that is not positive."""
+    for name, value in options.items():
+        if value <= 0:
+            raise ConfigError(f"method.{name}={value:g}: expected a number above 0.")
+
+
+def require_not_negative(**options: float) -> None:
+    """Raises ConfigError for an option below zero."""
+    for name, value in options.items():
+        if value < 0:
+            raise ConfigError(f"method.{name}={value:g}: expected a number of 0 or more.")
+
+
+def require_fraction(**options: float) -> None:
+    """Raises ConfigError for an option outside [0, 1]."""
+    for name, value in options.items():
+        if not 0 <= value <= 1:
+            raise ConfigError(f"method.{name}={value:g}: expected a number from 0 to 1.")

@@ -19,9 +19,15 @@ import torch
 from torch import Tensor, nn
 
 from matrix_ssl import networks, parallel
-from matrix_ssl.errors import ConfigError
 from matrix_ssl.losses import Logarithm
-from matrix_ssl.methods._base import Method, StepOutput
+from matrix_ssl.methods._base import (
+    Method,
+    StepOutput,
+    require_above_zero,
+    require_at_least,
+    require_fraction,
+    require_not_negative,
+)
 from matrix_ssl.momentum import cosine_momentum, make_teacher, update_teacher
 
 
@@ -41,29 +47,31 @@ class MatrixSSL(Method):
     """
 
     counters = ("negative_determinants",)
+    variants = (
+        {"ridge": 1 / 32, "uniformity_weight": 1 / 32},
+        {"ridge": 0.3, "uniformity_weight": 0.3},
+        {"ridge": 1.0, "uniformity_weight": 1.0},
+    )
 
     def __init__(
         self,
         encoder: nn.Module,
         feature_dim: int,
         *,
-        hidden_dim: int = 2048,
-        output_dim: int = 2048,
-        ridge: float = 0.1,
-        uniformity_weight: float = 0.1,
-        alignment_weight: float = 1.0,
-        logarithm: Logarithm = "exact",
-        order: int = 4,
-        teacher_momentum: float = 0.996,
+        hidden_dim: int = 2048,  # the code
+        output_dim: int = 2048,  # the code
+        ridge: float = 0.1,  # ours; 0.5 in the code's script, 1 in its README
+        uniformity_weight: float = 0.1,  # ours; as the ridge
+        alignment_weight: float = 1.0,  # the code
+        logarithm: Logarithm = "exact",  # ours; a Taylor series in the code
+        order: int = 4,  # the code
+        teacher_momentum: float = 0.996,  # the code
     ):
         super().__init__()
-        for name, value in (("hidden_dim", hidden_dim), ("output_dim", output_dim), ("order", order)):
-            if value < 1:
-                raise ConfigError(f"method.{name}={value}: expected 1 or more.")
-        if ridge <= 0:
-            raise ConfigError(f"method.ridge={ridge:g}: expected a number above 0.")
-        if not 0 <= teacher_momentum <= 1:
-            raise ConfigError(f"method.teacher_momentum={teacher_momentum:g}: expected a number from 0 to 1.")
+        require_at_least(1, hidden_dim=hidden_dim, output_dim=output_dim, order=order)
+        require_above_zero(ridge=ridge)
+        require_not_negative(uniformity_weight=uniformity_weight, alignment_weight=alignment_weight)
+        require_fraction(teacher_momentum=teacher_momentum)
         self.encoder = encoder
         self.projector = networks.projector(feature_dim, hidden_dim, output_dim)
         self.predictor = networks.predictor(output_dim, max(1, output_dim // 4))
@@ -79,8 +87,7 @@ class MatrixSSL(Method):
         """Loss of a batch from its two views, each (n_local, c, h, w)."""
         f1, f2 = self.encoder(view1), self.encoder(view2)
         z1, z2 = self.predictor(self.projector(f1)), self.predictor(self.projector(f2))
-        with torch.no_grad():
-            p1, p2 = self._teach(view1), self._teach(view2)
+        p1, p2 = self.teach(view1), self.teach(view2)
         terms = parallel.matrix_ssl_terms(
             z1, z2, p1, p2,
             ridge=self.ridge,
@@ -90,7 +97,12 @@ class MatrixSSL(Method):
             order=self.order,
         )  # fmt: skip
         named = {name: value for name, value in terms._asdict().items() if name != "loss"}
-        return StepOutput(terms.loss, named, f1.detach(), z1.detach(), p2)
+        return StepOutput(terms.loss, named, f1.detach(), z1.detach(), p2.detach())
+
+    @torch.no_grad()
+    def teach(self, view: Tensor) -> Tensor:
+        """The teacher's projections of a view, without gradient."""
+        return self.teacher["projector"](self.teacher["encoder"](view))
 
     def after_step(self, progress: float) -> None:
         """Moves the teacher."""
@@ -104,6 +116,3 @@ class MatrixSSL(Method):
     def teacher_encoder(self) -> nn.Module:
         """The teacher's encoder."""
         return self.teacher["encoder"]
-
-    def _teach(self, view: Tensor) -> Tensor:
-        return self.teacher["projector"](self.teacher["encoder"](view))

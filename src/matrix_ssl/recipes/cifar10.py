@@ -2,14 +2,13 @@
 
     matrix-ssl pretrain cifar10 --data-root DATA --download
 
-The size that a CPU manages in minutes is ``--set network.encoder=tiny_resnet --set network.width=24 --set
-data.subset=10000 --set epochs=12`` (0.7M parameters).
+The size that a CPU manages is ``cifar10_small``.
 """
 
 import dataclasses
 
 from matrix_ssl.config import DataConfig, MethodConfig, NetworkConfig, OptimizerConfig, RunConfig
-from matrix_ssl.recipes._views import asymmetric_views
+from matrix_ssl.views import asymmetric_views
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 

@@ -11,11 +11,13 @@ The published objective itself is
 ``--set method.logarithm=taylor --set method.ridge=0.5 --set method.uniformity_weight=0.5`` (its script; 1 and 1 in its
 README).
 
+``--method NAME`` trains another method with the values of ITS paper, which stand in the method's file.
+
 Paper: Zhang, Tan, Yang, Huang and Yuan, "Matrix Information Theory for Self-Supervised Learning", ICML 2024.
 """
 
 from matrix_ssl.config import DataConfig, MethodConfig, NetworkConfig, OptimizerConfig, RunConfig
-from matrix_ssl.recipes._views import asymmetric_views
+from matrix_ssl.views import asymmetric_views
 
 
 def recipe() -> RunConfig:

@@ -5,7 +5,7 @@ GPU.
 """
 
 from matrix_ssl.config import DataConfig, MethodConfig, NetworkConfig, OptimizerConfig, RunConfig
-from matrix_ssl.recipes._views import asymmetric_views
+from matrix_ssl.views import asymmetric_views
 
 
 def recipe() -> RunConfig:

@@ -1,0 +1,137 @@
+"""Barlow Twins: the cross-correlation of two views should be the identity.
+
+With columns standardised over the batch and C = ẑ1ᵀ ẑ2 / n:
+
+    loss = Σ_i (1 - C_ii)² + weight · Σ_i≠j C_ij²
+
+The diagonal asks that both views say the same, the rest that no two outputs say the same. With weight 1 it is the first
+two terms of maximum entropy coding, up to the asymmetry of C: ``docs/maximum-entropy.md``.
+
+Reference: Zbontar, Jing, Misra, LeCun and Deny, "Barlow Twins: Self-Supervised Learning via Redundancy Reduction",
+ICML 2021, equations 1 and 2.
+"""
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from matrix_ssl import networks
+from matrix_ssl.config import OptimizerConfig, RunConfig
+from matrix_ssl.losses import check_number, check_rows, cross_product_norm, in_full_precision
+from matrix_ssl.methods._base import (
+    Method,
+    StepOutput,
+    gather_outputs,
+    require_above_zero,
+    require_at_least,
+    require_not_negative,
+)
+from matrix_ssl.views import asymmetric_views
+
+_EPSILON = 1e-5  # added to the variances, as the BatchNorm of the published code does
+
+
+@in_full_precision
+def barlow_twins_loss(z1: Tensor, z2: Tensor, *, redundancy_weight: float = 0.0051) -> Tensor:
+    """Σ_i (1 - C_ii)² + redundancy_weight · Σ_i≠j C_ij², with C the cross-correlation of the columns.
+
+    The second sum is computed with d x d numbers, or with n x n where a batch has fewer rows than columns.
+
+    Args:
+        z1, z2: (n, d), outputs for the two views, not standardised.
+        redundancy_weight: ≥ 0.
+
+    Returns:
+        A scalar, 0 or more; 0 where C is the identity.
+
+    Raises:
+        ValueError: shapes differ or are not (n, d) with n ≥ 2; the weight is negative or not finite.
+
+    Reference: Zbontar et al., ICML 2021, equation 1.
+    """
+    check_rows(z1=z1, z2=z2)
+    check_number("redundancy_weight", redundancy_weight)
+    a, b = _standardise(z1), _standardise(z2)
+    diagonal = (a * b).sum(0) / len(a)
+    off_diagonal = cross_product_norm(a, b) / len(a) ** 2 - diagonal.square().sum()
+    return (1 - diagonal).square().sum() + redundancy_weight * off_diagonal
+
+
+def _standardise(z: Tensor) -> Tensor:
+    variance, mean = torch.var_mean(z, dim=0, correction=0)
+    return (z - mean) * (variance + _EPSILON).rsqrt()
+
+
+class BarlowTwins(Method):
+    """See the module.
+
+    Args:
+        encoder: images to features (n, feature_dim).
+        feature_dim: width of the features.
+        hidden_dim: width of the projector's two hidden layers.
+        output_dim: d, width of the outputs.
+        redundancy_weight: see ``barlow_twins_loss``.
+        bias_rate: the learning rate of biases and BatchNorm over that of the weights.
+
+    Raises:
+        ConfigError: an option is out of range.
+    """
+
+    variants = ({"redundancy_weight": 0.02}, {"redundancy_weight": 0.08}, {"redundancy_weight": 0.00125})
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        feature_dim: int,
+        *,
+        hidden_dim: int = 8192,  # section 2.2
+        output_dim: int = 8192,  # section 2.2
+        redundancy_weight: float = 0.0051,  # section 2.2 and the code
+        bias_rate: float = 1.0,  # 0.024 with LARS, see the recipe
+    ):
+        super().__init__()
+        require_at_least(1, hidden_dim=hidden_dim, output_dim=output_dim)
+        require_not_negative(redundancy_weight=redundancy_weight)
+        require_above_zero(bias_rate=bias_rate)
+        self.encoder = encoder
+        self.projector = networks.mlp(feature_dim, hidden_dim, hidden_dim, output_dim, output_bias=False)
+        self.redundancy_weight = redundancy_weight
+        self.bias_rate = bias_rate
+
+    def forward(self, view1: Tensor, view2: Tensor) -> StepOutput:
+        """Loss of a batch from its two views, each (n_local, c, h, w)."""
+        f1, f2 = self.encoder(view1), self.encoder(view2)
+        z1, z2 = self.projector(f1), self.projector(f2)
+        loss = barlow_twins_loss(*gather_outputs(z1, z2), redundancy_weight=self.redundancy_weight)
+        return StepOutput(loss, {}, f1.detach(), z1.detach(), z2.detach())
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Weights, and biases and BatchNorm, whose learning rates may differ."""
+        trainable = [p for p in self.parameters() if p.requires_grad]
+        return [
+            {"params": [p for p in trainable if p.ndim > 1]},
+            {"params": [p for p in trainable if p.ndim <= 1], "rate": self.bias_rate},
+        ]
+
+    @classmethod
+    def recipe(cls, base: RunConfig) -> RunConfig:
+        """The paper's pre-training on ImageNet, 73.2 % linear after 1000 epochs (its table 1)."""
+        view1, view2 = asymmetric_views(smallest_crop=0.08)  # section 2.2: those of BYOL
+        options = {**base.method.options, "bias_rate": 0.024}  # section 2.2: 0.2 for weights, 0.0048 for biases
+        return dataclasses.replace(
+            base,
+            view1=view1,
+            view2=view2,
+            method=dataclasses.replace(base.method, options=options),
+            optimizer=OptimizerConfig(
+                name="lars",  # section 2.2, biases and BatchNorm left out of adaptation and decay
+                learning_rate=0.2,  # section 2.2, scaled by batch / 256
+                momentum=0.9,  # the code
+                weight_decay=1e-6,  # the code; section 2.2 says 1.5e-6
+                warmup_epochs=10,  # section 2.2; the code's cosine ends at a thousandth of the rate, ours at zero
+            ),
+            epochs=1000,  # section 2.2
+            batch_size=2048,  # section 2.2
+        )

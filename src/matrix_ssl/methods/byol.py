@@ -1,0 +1,126 @@
+"""BYOL: a student with a predictor follows its own moving average.
+
+The teacher is the exponential moving average of the student; no negative pairs. Student and teacher see opposite
+views:
+
+    loss = ‖z̄1 - p̄2‖² + ‖z̄2 - p̄1‖²,     z the student's predictions, p the teacher's projections, rows of length one
+
+Reference: Grill et al., "Bootstrap Your Own Latent: A New Approach to Self-Supervised Learning", NeurIPS 2020,
+equation 2 and section 3.
+"""
+
+import dataclasses
+
+import torch
+from torch import Tensor, nn
+
+from matrix_ssl import networks
+from matrix_ssl.config import OptimizerConfig, RunConfig
+from matrix_ssl.losses import check_rows, in_full_precision, unit_rows
+from matrix_ssl.methods._base import Method, StepOutput, mean_over_processes, require_at_least, require_fraction
+from matrix_ssl.momentum import cosine_momentum, make_teacher, update_teacher
+from matrix_ssl.views import asymmetric_views
+
+
+@in_full_precision
+def byol_loss(z1: Tensor, z2: Tensor, p1: Tensor, p2: Tensor) -> Tensor:
+    """Squared distance of unit rows, ‖z̄1 - p̄2‖² + ‖z̄2 - p̄1‖², the mean over the rows.
+
+    It equals 4 + 4 · ``simsiam_loss``. The loss itself stops no gradient: the targets come from a teacher that takes
+    none, or are to be detached.
+
+    Args:
+        z1, z2: (n, d), outputs of the student's predictor for the two views.
+        p1, p2: (n, d), targets: outputs of the teacher's projector for the two views.
+
+    Returns:
+        A scalar in [0, 8], smallest where every row points to its target.
+
+    Raises:
+        ValueError: shapes differ or are not (n, d) with n ≥ 2.
+
+    Reference: Grill et al., NeurIPS 2020, equation 2, in both directions.
+    """
+    check_rows(z1=z1, z2=z2, p1=p1, p2=p2)
+    first, second = unit_rows(z1) - unit_rows(p2), unit_rows(z2) - unit_rows(p1)
+    return first.square().sum(1).mean() + second.square().sum(1).mean()
+
+
+class BYOL(Method):
+    """See the module.
+
+    Args:
+        encoder: images to features (n, feature_dim).
+        feature_dim: width of the features.
+        hidden_dim: width of the hidden layer of projector and predictor.
+        output_dim: d, width of the outputs.
+        teacher_momentum: at the start; it rises to 1 on a cosine.
+
+    Raises:
+        ConfigError: an option is out of range.
+    """
+
+    variants = ({"teacher_momentum": 0.996}, {"teacher_momentum": 0.97})
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        feature_dim: int,
+        *,
+        hidden_dim: int = 4096,  # section 3.3
+        output_dim: int = 256,  # section 3.3
+        teacher_momentum: float = 0.996,  # section 3.3; 0.99 for 100 and 300 epochs, appendix J
+    ):
+        super().__init__()
+        require_at_least(1, hidden_dim=hidden_dim, output_dim=output_dim)
+        require_fraction(teacher_momentum=teacher_momentum)
+        self.encoder = encoder
+        self.projector = networks.mlp(feature_dim, hidden_dim, output_dim)
+        self.predictor = networks.mlp(output_dim, hidden_dim, output_dim)
+        self.teacher = make_teacher(nn.ModuleDict({"encoder": self.encoder, "projector": self.projector}))
+        self.teacher_momentum = teacher_momentum
+
+    def forward(self, view1: Tensor, view2: Tensor) -> StepOutput:
+        """Loss of a batch from its two views, each (n_local, c, h, w)."""
+        f1, f2 = self.encoder(view1), self.encoder(view2)
+        z1, z2 = self.predictor(self.projector(f1)), self.predictor(self.projector(f2))
+        p1, p2 = self.teach(view1), self.teach(view2)
+        loss = mean_over_processes(byol_loss(z1, z2, p1, p2))
+        return StepOutput(loss, {}, f1.detach(), z1.detach(), p2.detach())
+
+    @torch.no_grad()
+    def teach(self, view: Tensor) -> Tensor:
+        """The teacher's projections of a view, without gradient."""
+        return self.teacher["projector"](self.teacher["encoder"](view))
+
+    def after_step(self, progress: float) -> None:
+        """Moves the teacher."""
+        student = nn.ModuleDict({"encoder": self.encoder, "projector": self.projector})
+        update_teacher(self.teacher, student, self.schedule(progress)["teacher_momentum"])
+
+    def schedule(self, progress: float) -> dict[str, float]:
+        """The teacher's momentum."""
+        return {"teacher_momentum": cosine_momentum(progress, self.teacher_momentum)}
+
+    def teacher_encoder(self) -> nn.Module:
+        """The teacher's encoder."""
+        return self.teacher["encoder"]
+
+    @classmethod
+    def recipe(cls, base: RunConfig) -> RunConfig:
+        """The paper's pre-training on ImageNet, 74.3 % linear after 1000 epochs (its table 1)."""
+        view1, view2 = asymmetric_views(smallest_crop=0.08)  # table 6
+        return dataclasses.replace(
+            base,
+            view1=view1,
+            view2=view2,
+            optimizer=OptimizerConfig(
+                name="lars",  # section 3.3, biases and BatchNorm left out of adaptation and decay
+                learning_rate=0.2,  # section 3.3, scaled by batch / 256; 0.45 for 100 epochs, appendix J
+                momentum=0.9,  # not verified
+                weight_decay=1.5e-6,  # section 3.3
+                warmup_epochs=10,  # section 3.3
+            ),
+            epochs=1000,  # section 3.3
+            batch_size=4096,  # section 3.3
+        )

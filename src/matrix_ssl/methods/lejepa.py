@@ -1,0 +1,182 @@
+"""LeJEPA: the views of a picture agree, and the outputs of a batch are distributed as a standard normal.
+
+    loss = (1 - λ) · mean over views and entries of (z_v - z̄)²  +  λ · mean over views of SIGReg(z_v)
+
+SIGReg, the sketched isotropic Gaussian regularisation, looks at the outputs along random directions and compares the
+empirical characteristic function of each projection with that of the standard normal, by the statistic of Epps and Pulley.
+No teacher, no stop-gradient, no predictor. The paper adds several smaller views of every picture; here, as for all
+methods of this package, there are two.
+
+Reference: Balestriero and LeCun, "LeJEPA: Provable and Scalable Self-Supervised Learning Without the Heuristics",
+arXiv 2511.08544, 2025; Epps and Pulley, "A test for normality based on the empirical characteristic function",
+Biometrika 1983.
+"""
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from matrix_ssl import networks
+from matrix_ssl.config import OptimizerConfig, RunConfig
+from matrix_ssl.losses import check_number, in_full_precision
+from matrix_ssl.matrix._once import differentiable_once
+from matrix_ssl.methods._base import Method, StepOutput, gather_outputs, require_at_least, require_fraction
+from matrix_ssl.views import asymmetric_views
+
+
+@in_full_precision
+def sigreg_loss(
+    z: Tensor,
+    *,
+    slices: int = 1024,
+    knots: int = 17,
+    largest_frequency: float = 3.0,
+    directions: Tensor | None = None,
+) -> Tensor:
+    """How far the rows are from a standard normal: the statistic of Epps and Pulley, the mean over random directions.
+
+    For the projections x = z a on a direction a of length one, with φ(t) = exp(-t²/2):
+
+        T(a) = n ∫ |mean_i exp(i t x_i) - φ(t)|² φ(t) dt,     t from -largest_frequency to largest_frequency
+
+    by the trapezoidal rule on [0, largest_frequency], doubled. Value and gradient are computed together, a frequency at
+    a time, so that no tensor of n x slices x knots is kept. It can be differentiated once.
+
+    Args:
+        z: (..., n, d), outputs; leading dimensions, such as views, are averaged over.
+        slices: number of random directions, drawn from PyTorch's generator.
+        knots: number of frequencies, at least 2.
+        largest_frequency: > 0.
+        directions: (d, slices), columns of any length above zero, in the place of random ones.
+
+    Returns:
+        A scalar, 0 or more; about √(2π)(1 - 1/√3) = 1.06 for a batch of normal rows, whatever its size.
+
+    Raises:
+        ValueError: z has no rows or no columns; a number is out of range; the directions do not have d rows.
+
+    Reference: Balestriero and LeCun, 2025, section 4; the values of ``knots`` and ``largest_frequency`` are those of the
+    published code.
+    """
+    if z.ndim < 2 or 0 in z.shape:
+        raise ValueError(f"expected outputs of shape (..., n, d), got {tuple(z.shape)}")
+    if slices < 1 or knots < 2:
+        raise ValueError(f"slices must be at least 1 and knots at least 2, got {slices} and {knots}")
+    check_number("largest_frequency", largest_frequency, above=0)
+    if directions is None:
+        directions = torch.randn(z.shape[-1], slices, dtype=z.dtype, device=z.device)
+    if directions.ndim != 2 or len(directions) != z.shape[-1]:
+        raise ValueError(f"expected directions of shape ({z.shape[-1]}, slices), got {tuple(directions.shape)}")
+    directions = directions.to(z) / torch.linalg.vector_norm(directions.to(z), dim=0)
+    return _EppsPulley.apply(z @ directions, knots, largest_frequency)
+
+
+class _EppsPulley(torch.autograd.Function):
+    """The mean statistic of x (..., n, slices) and its gradient, by the powers of exp(i Δt x)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, knots: int, largest_frequency: float) -> Tensor:
+        n = x.shape[-2]
+        step = largest_frequency / (knots - 1)
+        frequencies = [step * k for k in range(knots)]
+        weights = [2 * step] * knots
+        weights[0] = weights[-1] = step
+        base = torch.polar(torch.ones_like(x), x * step)
+        power = torch.ones_like(base)
+        value = x.new_zeros(())
+        gradient = torch.zeros_like(x) if ctx.needs_input_grad[0] else None
+        for t, weight in zip(frequencies, weights, strict=True):
+            target = torch.exp(torch.tensor(-t * t / 2, dtype=x.dtype, device=x.device))
+            error = power.mean(-2, keepdim=True) - target
+            value = value + weight * target * (error.real.square() + error.imag.square()).sum()
+            if gradient is not None:
+                # d|error|²/dx_i = 2/n Re(conj(error) · i t exp(i t x_i)) = -2t/n Im(conj(error) · exp(i t x_i))
+                gradient -= (2 * t * weight) * target * (error.conj() * power).imag
+            power = power * base
+        parts = x.numel() // n  # views times directions
+        if gradient is not None:
+            ctx.save_for_backward(gradient / parts)  # the factors n and 1/n of the statistic and of the mean cancel
+        return value * (n / parts)
+
+    @staticmethod
+    @differentiable_once
+    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * outer, None, None
+
+
+class LeJEPA(Method):
+    """See the module.
+
+    Args:
+        encoder: images to features (n, feature_dim).
+        feature_dim: width of the features.
+        hidden_dim: width of the projector's two hidden layers.
+        output_dim: d, width of the outputs.
+        regularisation_weight: λ in [0, 1].
+        slices, knots: see ``sigreg_loss``; the directions are the same on all processes and new in every step.
+
+    Raises:
+        ConfigError: an option is out of range.
+    """
+
+    variants = ({"regularisation_weight": 0.02}, {"regularisation_weight": 0.1}, {"regularisation_weight": 0.01})
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        feature_dim: int,
+        *,
+        hidden_dim: int = 2048,  # the code's minimal example
+        output_dim: int = 128,  # the code's minimal example: 16 to 128
+        regularisation_weight: float = 0.05,  # the paper's recommendation (not verified); 0.02 in the minimal example
+        slices: int = 1024,  # the paper's recommendation (not verified); 256 in the minimal example
+        knots: int = 17,  # the code
+    ):
+        super().__init__()
+        require_at_least(1, hidden_dim=hidden_dim, output_dim=output_dim, slices=slices)
+        require_at_least(2, knots=knots)
+        require_fraction(regularisation_weight=regularisation_weight)
+        self.encoder = encoder
+        self.projector = networks.mlp(feature_dim, hidden_dim, hidden_dim, output_dim, hidden_bias=True)
+        self.regularisation_weight = regularisation_weight
+        self.slices = slices
+        self.knots = knots
+        self._step = 0
+
+    def before_step(self, step: int, total_steps: int) -> None:
+        """Chooses the directions of the step."""
+        self._step = step
+
+    def forward(self, view1: Tensor, view2: Tensor) -> StepOutput:
+        """Loss of a batch from its two views, each (n_local, c, h, w)."""
+        f1, f2 = self.encoder(view1), self.encoder(view2)
+        z1, z2 = self.projector(f1), self.projector(f2)
+        z = torch.stack(gather_outputs(z1, z2)).to(torch.promote_types(z1.dtype, torch.float32))
+        invariance = (z - z.mean(0)).square().mean()
+        generator = torch.Generator().manual_seed(self._step)  # a function of the step, so that a resumed run goes on
+        directions = torch.randn(z.shape[-1], self.slices, generator=generator).to(z)
+        normality = sigreg_loss(z, knots=self.knots, directions=directions)
+        loss = (1 - self.regularisation_weight) * invariance + self.regularisation_weight * normality
+        terms = {"invariance": invariance.detach(), "sigreg": normality.detach()}
+        return StepOutput(loss, terms, f1.detach(), z1.detach(), z2.detach())
+
+    @classmethod
+    def recipe(cls, base: RunConfig) -> RunConfig:
+        """A pre-training on ImageNet with the paper's optimizer; the paper's own has more views and a ViT."""
+        view1, view2 = asymmetric_views(smallest_crop=0.08)  # not verified: the minimal example has one policy for all
+        return dataclasses.replace(
+            base,
+            view1=view1,
+            view2=view2,
+            optimizer=OptimizerConfig(
+                name="adamw",  # the code's README
+                learning_rate=2.5e-4,  # the code's README: 5e-4, its batch of 512 not verified
+                weight_decay=5e-4,  # the code's README, for ResNets; 5e-2 for ViTs
+                warmup_epochs=10,  # not verified
+            ),
+            epochs=100,  # the paper's tables (not verified)
+            batch_size=512,  # not verified
+        )

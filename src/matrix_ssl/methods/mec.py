@@ -1,0 +1,139 @@
+"""MEC: maximum entropy coding, the coding length of the batch between a student and its moving average.
+
+The outputs of a batch should take as many bits to write down as possible, up to a distortion ε, while the two views
+agree:
+
+    loss = -(s/n) tr Σ_k (-1)^(k+1) Xᵏ / k,     X = p zᵀ / s,   s = n ε / d,   the mean over (p1, z2) and (p2, z1)
+
+The sum over k = 1 … 4 is the start of the series of log det(I + X). The loss and its exact form:
+``matrix_ssl.losses.mec_loss``.
+
+Reference: Liu, Wang, Li and Li, "Self-Supervised Learning via Maximum Entropy Coding", NeurIPS 2022, equations 4 to 7.
+"""
+
+import dataclasses
+
+import torch
+from torch import Tensor, nn
+
+from matrix_ssl import networks
+from matrix_ssl.config import OptimizerConfig, RunConfig
+from matrix_ssl.losses import Logarithm, mec_loss
+from matrix_ssl.methods._base import (
+    Method,
+    StepOutput,
+    gather_outputs,
+    require_above_zero,
+    require_at_least,
+    require_fraction,
+)
+from matrix_ssl.momentum import cosine_momentum, make_teacher, update_teacher
+from matrix_ssl.views import asymmetric_views
+
+_FIRST_DISTORTION = 8.0  # the code starts with so many times the distortion
+
+
+class MEC(Method):
+    """See the module.
+
+    Args:
+        encoder: images to features (n, feature_dim).
+        feature_dim: width of the features.
+        hidden_dim: width of the projector's two hidden layers.
+        output_dim: d, width of the outputs; the predictor's hidden layer has a quarter of it.
+        distortion, logarithm, order: see ``matrix_ssl.losses.mec_loss``.
+        distortion_warmup: part of the training over which the distortion falls in a line from 8 times its value, in
+            [0, 1].
+        teacher_momentum: at the start; it rises to 1 on a cosine.
+
+    Raises:
+        ConfigError: an option is out of range.
+    """
+
+    variants = ({"distortion": 16.0}, {"distortion": 4.0}, {"logarithm": "exact", "distortion": 16.0})
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        feature_dim: int,
+        *,
+        hidden_dim: int = 2048,  # not verified: that of SimSiam, which the code descends from
+        output_dim: int = 2048,  # the code: --dim, and a predictor of 512
+        distortion: float = 64.0,  # the code: ε_d = 64 in λ⁻¹ = n ε_d / d
+        distortion_warmup: float = 0.1,  # the code: 10 epochs of 100
+        logarithm: Logarithm = "taylor",  # equation 6
+        order: int = 4,  # the code
+        teacher_momentum: float = 0.996,  # the code
+    ):
+        super().__init__()
+        require_at_least(1, hidden_dim=hidden_dim, output_dim=output_dim, order=order)
+        require_above_zero(distortion=distortion)
+        require_fraction(distortion_warmup=distortion_warmup, teacher_momentum=teacher_momentum)
+        self.encoder = encoder
+        self.projector = networks.projector(feature_dim, hidden_dim, output_dim)
+        self.predictor = networks.predictor(output_dim, max(1, output_dim // 4))
+        self.teacher = make_teacher(nn.ModuleDict({"encoder": self.encoder, "projector": self.projector}))
+        self.distortion = distortion
+        self.distortion_warmup = distortion_warmup
+        self.logarithm: Logarithm = logarithm
+        self.order = order
+        self.teacher_momentum = teacher_momentum
+        self._progress = 1.0  # of the training, for the warm-up
+
+    def before_step(self, step: int, total_steps: int) -> None:
+        """Follows the warm-up of the distortion."""
+        self._progress = step / total_steps
+
+    def forward(self, view1: Tensor, view2: Tensor) -> StepOutput:
+        """Loss of a batch from its two views, each (n_local, c, h, w)."""
+        f1, f2 = self.encoder(view1), self.encoder(view2)
+        z1, z2 = self.predictor(self.projector(f1)), self.predictor(self.projector(f2))
+        p1, p2 = self.teach(view1), self.teach(view2)
+        loss = mec_loss(
+            *gather_outputs(z1, z2, p1, p2),
+            distortion=self.schedule(self._progress)["distortion"],
+            logarithm=self.logarithm,
+            order=self.order,
+        )
+        return StepOutput(loss, {}, f1.detach(), z1.detach(), p2.detach())
+
+    @torch.no_grad()
+    def teach(self, view: Tensor) -> Tensor:
+        """The teacher's projections of a view, without gradient."""
+        return self.teacher["projector"](self.teacher["encoder"](view))
+
+    def after_step(self, progress: float) -> None:
+        """Moves the teacher."""
+        student = nn.ModuleDict({"encoder": self.encoder, "projector": self.projector})
+        update_teacher(self.teacher, student, self.schedule(progress)["teacher_momentum"])
+
+    def schedule(self, progress: float) -> dict[str, float]:
+        """The distortion and the teacher's momentum."""
+        done = min(1.0, progress / self.distortion_warmup) if self.distortion_warmup else 1.0
+        return {
+            "distortion": self.distortion * (_FIRST_DISTORTION + (1 - _FIRST_DISTORTION) * done),
+            "teacher_momentum": cosine_momentum(progress, self.teacher_momentum),
+        }
+
+    def teacher_encoder(self) -> nn.Module:
+        """The teacher's encoder."""
+        return self.teacher["encoder"]
+
+    @classmethod
+    def recipe(cls, base: RunConfig) -> RunConfig:
+        """The paper's pre-training on ImageNet, 70.6 % linear after 100 epochs (its table 1; not verified)."""
+        view1, view2 = asymmetric_views()  # the code: those of MoCo v3
+        return dataclasses.replace(
+            base,
+            view1=view1,
+            view2=view2,
+            optimizer=OptimizerConfig(
+                name="sgd",
+                learning_rate=0.5,  # the code, scaled by batch / 256
+                momentum=0.9,  # the code
+                weight_decay=1e-5,  # the code
+                warmup_epochs=10,  # the code
+            ),
+            epochs=100,  # the code
+            batch_size=1024,  # the code
+        )

@@ -1,0 +1,183 @@
+"""MoCo v2: tell the key of the same picture from a queue of the keys of earlier batches.
+
+A student encodes the query, a moving average of it the key. With rows of length one and temperature τ, for a query q, its
+key k₊ and the keys k of the queue:
+
+    loss = -log [ exp(q·k₊ / τ) / (exp(q·k₊ / τ) + Σ_k exp(q·k / τ)) ]
+
+The first view is the query and the second the key, so that half of the work of the other methods is done a step;
+``queries="both"`` adds the reverse order.
+
+BatchNorm lets a query recognise the key that was normalised together with it. The published code therefore shuffles the
+rows of the keys over the GPUs; here BatchNorm is synchronised, so that the statistics are those of the whole batch, in
+which a single picture leaves little trace.
+
+Reference: He, Fan, Wu, Xie and Girshick, "Momentum Contrast for Unsupervised Visual Representation Learning", CVPR 2020,
+equation 1; Chen, Fan, Girshick and He, "Improved Baselines with Momentum Contrastive Learning", arXiv 2003.04297, 2020.
+"""
+
+import dataclasses
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from matrix_ssl import distributed, networks
+from matrix_ssl.config import OptimizerConfig, RunConfig
+from matrix_ssl.losses import check_number, check_rows, in_full_precision, unit_rows
+from matrix_ssl.methods._base import (
+    Method,
+    StepOutput,
+    mean_over_processes,
+    require_above_zero,
+    require_at_least,
+    require_fraction,
+)
+from matrix_ssl.momentum import make_teacher, update_teacher
+from matrix_ssl.views import symmetric_view
+
+
+@in_full_precision
+def moco_v2_loss(q: Tensor, k: Tensor, queue: Tensor, *, temperature: float = 0.2) -> Tensor:
+    """InfoNCE of queries against their keys and a queue of other keys, the mean over the rows.
+
+    The loss itself stops no gradient: keys and queue come from a teacher that takes none, or are to be detached.
+
+    Args:
+        q: (n, d), queries: the student's outputs.
+        k: (n, d), keys: the teacher's outputs for the other view of the same pictures.
+        queue: (m, d), keys of other pictures, a row each. All three are scaled to length one here.
+        temperature: τ > 0.
+
+    Returns:
+        A scalar in nats, 0 or more.
+
+    Raises:
+        ValueError: shapes of q and k differ or are not (n, d) with n ≥ 2; the queue is not (m, d) with m ≥ 1; the
+            temperature is not positive.
+
+    Reference: He et al., CVPR 2020, equation 1.
+    """
+    check_rows(q=q, k=k)
+    check_number("temperature", temperature, above=0)
+    if queue.ndim != 2 or queue.shape[1] != q.shape[1] or not len(queue):
+        raise ValueError(
+            f"expected a queue of shape (m, {q.shape[1]}) with m ≥ 1, a row a key, got {tuple(queue.shape)}"
+        )
+    q = unit_rows(q)
+    positive = (q * unit_rows(k)).sum(1) / temperature
+    negative = q @ unit_rows(queue).mT / temperature
+    return (torch.logaddexp(positive, negative.logsumexp(1)) - positive).mean()
+
+
+class MoCoV2(Method):
+    """See the module.
+
+    Args:
+        encoder: images to features (n, feature_dim).
+        feature_dim: width of the features.
+        hidden_dim: width of the projector's hidden layer.
+        output_dim: d, width of the outputs.
+        temperature: see ``moco_v2_loss``.
+        queue_size: number of keys in the queue; at the start they are random directions.
+        teacher_momentum: constant.
+        queries: which views are queries.
+
+    Raises:
+        ConfigError: an option is out of range.
+    """
+
+    queue: Tensor
+    position: Tensor
+    variants = ({"queries": "both"}, {"queries": "both", "temperature": 0.1}, {"queries": "both", "queue_size": 1024})
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        feature_dim: int,
+        *,
+        hidden_dim: int = 2048,  # section 3 of v2
+        output_dim: int = 128,  # section 3.3 of v1
+        temperature: float = 0.2,  # section 3 of v2
+        queue_size: int = 4096,  # 65536 for ImageNet, see the recipe; smaller sets have no use for so many
+        teacher_momentum: float = 0.999,  # section 4.1 of v1
+        queries: Literal["first", "both"] = "first",  # algorithm 1 of v1
+    ):
+        super().__init__()
+        require_at_least(1, hidden_dim=hidden_dim, output_dim=output_dim, queue_size=queue_size)
+        require_above_zero(temperature=temperature)
+        require_fraction(teacher_momentum=teacher_momentum)
+        self.encoder = encoder
+        self.projector = networks.mlp(feature_dim, hidden_dim, output_dim, hidden_norm=False, hidden_bias=True)
+        self.teacher = make_teacher(nn.ModuleDict({"encoder": self.encoder, "projector": self.projector}))
+        self.register_buffer("queue", unit_rows(torch.randn(queue_size, output_dim)))
+        self.register_buffer("position", torch.zeros((), dtype=torch.int64))  # of the oldest key
+        self.temperature = temperature
+        self.teacher_momentum = teacher_momentum
+        self.queries = queries
+        self._newest: Tensor | None = None  # keys that ``after_step`` puts into the queue
+
+    def forward(self, view1: Tensor, view2: Tensor) -> StepOutput:
+        """Loss of a batch from its two views, each (n_local, c, h, w)."""
+        features = self.encoder(view1)
+        q, k = self.projector(features), self.teach(view2)
+        loss, newest = self.loss(q, k), k
+        if self.queries == "both":
+            k1 = self.teach(view1)
+            loss = (loss + self.loss(self.projector(self.encoder(view2)), k1)) / 2
+            newest = torch.cat([k1, k])
+        self._newest = distributed.gather(newest)  # the queue is part of this step's graph: it changes after the step
+        return StepOutput(mean_over_processes(loss), {}, features.detach(), q.detach(), k)
+
+    def loss(self, q: Tensor, k: Tensor) -> Tensor:
+        """The loss of this process's queries (n_local, d) and keys (n_local, d)."""
+        return moco_v2_loss(q, k, self.queue, temperature=self.temperature)
+
+    @torch.no_grad()
+    def teach(self, view: Tensor) -> Tensor:
+        """The teacher's keys of a view, without gradient."""
+        return self.teacher["projector"](self.teacher["encoder"](view))
+
+    @torch.no_grad()
+    def after_step(self, progress: float) -> None:
+        """Moves the teacher and puts the newest keys into the queue in the place of the oldest."""
+        student = nn.ModuleDict({"encoder": self.encoder, "projector": self.projector})
+        update_teacher(self.teacher, student, self.teacher_momentum)
+        if self._newest is not None:
+            size = len(self.queue)
+            keys = unit_rows(self._newest[-size:]).to(self.queue.dtype)
+            places = (self.position + torch.arange(len(keys), device=keys.device)) % size
+            self.queue[places] = keys
+            self.position.add_(len(keys)).remainder_(size)
+            self._newest = None
+
+    def schedule(self, progress: float) -> dict[str, float]:
+        """The teacher's momentum."""
+        return {"teacher_momentum": self.teacher_momentum}
+
+    def teacher_encoder(self) -> nn.Module:
+        """The teacher's encoder."""
+        return self.teacher["encoder"]
+
+    @classmethod
+    def recipe(cls, base: RunConfig) -> RunConfig:
+        """The paper's pre-training on ImageNet, 67.5 % linear after 200 epochs (table 1 of v2)."""
+        view = symmetric_view()  # section 3 of v2
+        return dataclasses.replace(
+            base,
+            view1=view,
+            view2=view,
+            method=dataclasses.replace(
+                base.method,
+                options={**base.method.options, "queue_size": 65536},  # section 4.1 of v1
+            ),
+            optimizer=OptimizerConfig(
+                name="sgd",
+                learning_rate=0.03,  # section 4.1 of v1, for a batch of 256
+                momentum=0.9,  # section 4.1 of v1
+                weight_decay=1e-4,  # section 4.1 of v1
+                warmup_epochs=0,  # the code: none
+            ),
+            epochs=200,  # table 1 of v2
+            batch_size=256,  # section 4.1 of v1
+        )

@@ -1,0 +1,116 @@
+"""SimSiam: two views of a picture through one network, a predictor on one side, a stop-gradient on the other.
+
+No negative pairs, no moving average, no large batch: the predictor and the stop-gradient alone keep the outputs from
+collapsing to a constant.
+
+    loss = -½ [cos(h(z1), z2) + cos(h(z2), z1)],     z1, z2 behind a stop-gradient
+
+Its loss is the first term of the series of maximum entropy coding: ``docs/maximum-entropy.md``.
+
+Reference: Chen and He, "Exploring Simple Siamese Representation Learning", CVPR 2021, equations 1 to 4.
+"""
+
+import dataclasses
+from typing import Any
+
+from torch import Tensor, nn
+
+from matrix_ssl import networks
+from matrix_ssl.config import OptimizerConfig, RunConfig
+from matrix_ssl.losses import check_rows, in_full_precision, unit_rows
+from matrix_ssl.methods._base import Method, StepOutput, mean_over_processes, require_at_least
+from matrix_ssl.views import symmetric_view
+
+
+@in_full_precision
+def simsiam_loss(z1: Tensor, z2: Tensor, p1: Tensor, p2: Tensor) -> Tensor:
+    """Negative cosine similarity -½ [cos(z1, p2) + cos(z2, p1)], the mean over the rows.
+
+    The loss itself stops no gradient: pass ``p1.detach(), p2.detach()``. Without that its minimum is a constant.
+    A row of zeros has the similarity 0 with everything.
+
+    Args:
+        z1, z2: (n, d), outputs of the predictor for the two views.
+        p1, p2: (n, d), targets: outputs of the projector for the two views.
+
+    Returns:
+        A scalar in [-1, 1], smallest where every row points to its target.
+
+    Raises:
+        ValueError: shapes differ or are not (n, d) with n ≥ 2.
+
+    Reference: Chen and He, CVPR 2021, equation 2.
+    """
+    check_rows(z1=z1, z2=z2, p1=p1, p2=p2)
+    first, second = unit_rows(z1) * unit_rows(p2), unit_rows(z2) * unit_rows(p1)
+    return -(first.sum(1).mean() + second.sum(1).mean()) / 2
+
+
+class SimSiam(Method):
+    """See the module.
+
+    Args:
+        encoder: images to features (n, feature_dim).
+        feature_dim: width of the features.
+        hidden_dim: width of the projector's two hidden layers.
+        output_dim: d, width of the outputs; the predictor's hidden layer has a quarter of it.
+        constant_predictor_rate: whether the predictor's learning rate stays at its peak instead of decaying.
+
+    Raises:
+        ConfigError: an option is out of range.
+    """
+
+    variants = ({"constant_predictor_rate": False},)
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        feature_dim: int,
+        *,
+        hidden_dim: int = 2048,  # section 3, "projection MLP"
+        output_dim: int = 2048,  # section 3; the predictor's hidden layer of 512 is a quarter of it, too
+        constant_predictor_rate: bool = True,  # table 1 (c): no decay is slightly better; the code's --fix-pred-lr
+    ):
+        super().__init__()
+        require_at_least(1, hidden_dim=hidden_dim, output_dim=output_dim)
+        self.encoder = encoder
+        self.projector = networks.projector(feature_dim, hidden_dim, output_dim)
+        self.predictor = networks.predictor(output_dim, max(1, output_dim // 4))
+        self.constant_predictor_rate = constant_predictor_rate
+
+    def forward(self, view1: Tensor, view2: Tensor) -> StepOutput:
+        """Loss of a batch from its two views, each (n_local, c, h, w)."""
+        f1, f2 = self.encoder(view1), self.encoder(view2)
+        y1, y2 = self.projector(f1), self.projector(f2)
+        z1, z2 = self.predictor(y1), self.predictor(y2)
+        p1, p2 = self.target(y1), self.target(y2)
+        loss = mean_over_processes(simsiam_loss(z1, z2, p1, p2))
+        return StepOutput(loss, {}, f1.detach(), z1.detach(), p2.detach())
+
+    def target(self, output: Tensor) -> Tensor:
+        """What the other view is compared with: the output without its gradient."""
+        return output.detach()
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The predictor apart, whose learning rate may be constant."""
+        body = [*self.encoder.parameters(), *self.projector.parameters()]
+        return [{"params": body}, {"params": [*self.predictor.parameters()], "constant": self.constant_predictor_rate}]
+
+    @classmethod
+    def recipe(cls, base: RunConfig) -> RunConfig:
+        """The paper's pre-training on ImageNet, 68.1 % linear after 100 epochs (its table 4)."""
+        view = symmetric_view()  # section 3 and the code: that of MoCo v2
+        return dataclasses.replace(
+            base,
+            view1=view,
+            view2=view,
+            optimizer=OptimizerConfig(
+                name="sgd",
+                learning_rate=0.05,  # section 3: lr · batch / 256 with a base lr of 0.05
+                momentum=0.9,  # section 3
+                weight_decay=1e-4,  # section 3; the code decays every parameter
+                warmup_epochs=0,  # the code: none; the paper warms up for larger batches
+            ),
+            epochs=100,  # section 3
+            batch_size=512,  # section 3
+        )

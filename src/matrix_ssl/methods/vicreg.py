@@ -1,0 +1,138 @@
+"""VICReg: variance, invariance, covariance.
+
+    loss = a · mean (z1 - z2)²  +  b/2 · Σ_branches mean_j max(0, 1 - √(Var z_j + 1e-4))
+         + c/d · Σ_branches Σ_i≠j Cov(z)_ij²
+
+The two views agree, every output varies, and no two outputs vary together. Each branch is regularised by itself, so the
+branches need not share anything.
+
+Reference: Bardes, Ponce and LeCun, "VICReg: Variance-Invariance-Covariance Regularization for Self-Supervised
+Learning", ICLR 2022, equations 1 to 6.
+"""
+
+import dataclasses
+
+import torch
+from torch import Tensor, nn
+
+from matrix_ssl import networks
+from matrix_ssl.config import OptimizerConfig, RunConfig
+from matrix_ssl.losses import check_number, check_rows, cross_product_norm, in_full_precision
+from matrix_ssl.methods._base import Method, StepOutput, gather_outputs, require_at_least, require_not_negative
+from matrix_ssl.views import asymmetric_views
+
+_EPSILON = 1e-4  # section 4.1
+
+
+@in_full_precision
+def vicreg_loss(
+    z1: Tensor,
+    z2: Tensor,
+    *,
+    invariance_weight: float = 25.0,
+    variance_weight: float = 25.0,
+    covariance_weight: float = 1.0,
+) -> Tensor:
+    """Invariance, variance and covariance terms of two branches, weighted.
+
+    The variance term is the mean of the two branches, the covariance term their sum, as in the published code; the paper
+    writes a sum for both. The covariance term is computed with d x d numbers, or with n x n where a batch has fewer rows
+    than columns.
+
+    Args:
+        z1, z2: (n, d), outputs for the two views.
+        invariance_weight, variance_weight, covariance_weight: ≥ 0.
+
+    Returns:
+        A scalar, 0 or more.
+
+    Raises:
+        ValueError: shapes differ or are not (n, d) with n ≥ 2; a weight is negative or not finite.
+
+    Reference: Bardes et al., ICLR 2022, equation 6.
+    """
+    check_rows(z1=z1, z2=z2)
+    check_number("invariance_weight", invariance_weight)
+    check_number("variance_weight", variance_weight)
+    check_number("covariance_weight", covariance_weight)
+    invariance = (z1 - z2).square().mean()
+    variance = covariance = z1.new_zeros(())
+    for z in (z1, z2):
+        variances, mean = torch.var_mean(z, dim=0)
+        centred = z - mean
+        variance = variance + torch.relu(1 - (variances + _EPSILON).sqrt()).mean() / 2
+        squares = cross_product_norm(centred, centred) / (len(z) - 1) ** 2
+        covariance = covariance + (squares - variances.square().sum()) / z.shape[1]
+    return invariance_weight * invariance + variance_weight * variance + covariance_weight * covariance
+
+
+class VICReg(Method):
+    """See the module.
+
+    Args:
+        encoder: images to features (n, feature_dim).
+        feature_dim: width of the features.
+        hidden_dim: width of the two hidden layers of the projector, which the paper calls expander.
+        output_dim: d, width of the outputs.
+        invariance_weight, variance_weight, covariance_weight: see ``vicreg_loss``.
+
+    Raises:
+        ConfigError: an option is out of range.
+    """
+
+    variants = ({"covariance_weight": 4.0}, {"covariance_weight": 16.0}, {"covariance_weight": 0.25})
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        feature_dim: int,
+        *,
+        hidden_dim: int = 8192,  # section 4.2
+        output_dim: int = 8192,  # section 4.2
+        invariance_weight: float = 25.0,  # section 4.2
+        variance_weight: float = 25.0,  # section 4.2
+        covariance_weight: float = 1.0,  # section 4.2
+    ):
+        super().__init__()
+        require_at_least(1, hidden_dim=hidden_dim, output_dim=output_dim)
+        require_not_negative(
+            invariance_weight=invariance_weight, variance_weight=variance_weight, covariance_weight=covariance_weight
+        )
+        self.encoder = encoder
+        self.projector = networks.mlp(
+            feature_dim, hidden_dim, hidden_dim, output_dim, hidden_bias=True, output_bias=False
+        )
+        self.invariance_weight = invariance_weight
+        self.variance_weight = variance_weight
+        self.covariance_weight = covariance_weight
+
+    def forward(self, view1: Tensor, view2: Tensor) -> StepOutput:
+        """Loss of a batch from its two views, each (n_local, c, h, w)."""
+        f1, f2 = self.encoder(view1), self.encoder(view2)
+        z1, z2 = self.projector(f1), self.projector(f2)
+        loss = vicreg_loss(
+            *gather_outputs(z1, z2),
+            invariance_weight=self.invariance_weight,
+            variance_weight=self.variance_weight,
+            covariance_weight=self.covariance_weight,
+        )
+        return StepOutput(loss, {}, f1.detach(), z1.detach(), z2.detach())
+
+    @classmethod
+    def recipe(cls, base: RunConfig) -> RunConfig:
+        """The paper's pre-training on ImageNet, 73.2 % linear after 1000 epochs (its table 1)."""
+        view1, view2 = asymmetric_views(smallest_crop=0.08)  # appendix C.1: those of BYOL
+        return dataclasses.replace(
+            base,
+            view1=view1,
+            view2=view2,
+            optimizer=OptimizerConfig(
+                name="lars",  # section 4.2; the code leaves biases and BatchNorm out of adaptation and decay
+                learning_rate=0.2,  # section 4.2 and the code, scaled by batch / 256
+                momentum=0.9,  # the code
+                weight_decay=1e-6,  # section 4.2 and the code
+                warmup_epochs=10,  # section 4.2; the code's cosine ends at a thousandth of the rate, ours at zero
+            ),
+            epochs=1000,  # section 4.2
+            batch_size=2048,  # section 4.2
+        )

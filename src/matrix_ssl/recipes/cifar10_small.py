@@ -1,0 +1,26 @@
+"""CIFAR-10 for a CPU: 10,000 pictures, a residual network of 0.7M parameters, 12 epochs.
+
+    matrix-ssl compare cifar10_small --data-root DATA
+
+Twelve minutes a run on one core with AVX-512 BF16 and ``--set precision=bfloat16``, without it about twice as long. The
+optimizer, the widths and the teacher are those of ``pictures_small``.
+"""
+
+import dataclasses
+
+from matrix_ssl.config import MethodConfig, NetworkConfig, OptimizerConfig, RunConfig
+from matrix_ssl.recipes import cifar10
+
+
+def recipe() -> RunConfig:
+    """The run."""
+    base = cifar10.recipe()
+    return dataclasses.replace(
+        base,
+        recipe="cifar10_small",
+        data=dataclasses.replace(base.data, subset=10_000),
+        network=NetworkConfig(encoder="tiny_resnet", width=24),
+        method=MethodConfig("matrix_ssl", {"hidden_dim": 512, "output_dim": 256, "teacher_momentum": 0.95}),
+        optimizer=OptimizerConfig(name="adamw", learning_rate=0.002, warmup_epochs=1),
+        epochs=12,
+    )
