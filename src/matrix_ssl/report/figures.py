@@ -62,6 +62,14 @@ def whole(value: float) -> str:
     return f"{int(value):,}"
 
 
+def duration(seconds: float) -> str:
+    """A time in the unit that suits it: seconds, minutes or hours."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+
+
 def curves_over_steps(name: str, *, title: str, caption: str, panels: Sequence[Panel]) -> Figurine:
     """Panels below each other over a common step axis."""
     with svg.drawing():

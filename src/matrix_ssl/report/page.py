@@ -7,23 +7,20 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib import resources
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
 from numpy.typing import NDArray
 from PIL import Image
 
 from matrix_ssl.config import flatten, to_dict
 from matrix_ssl.record import SKIPPED, write_atomically
 from matrix_ssl.report import figures
-from matrix_ssl.report.figures import Curve, Figurine, Panel, number, whole
+from matrix_ssl.report.figures import Curve, Figurine, Panel, duration, number, whole
 from matrix_ssl.report.results import MEASURES, alarms, comparison, comparison_note, verdict
 from matrix_ssl.report.run_data import RunData, finite_number, mapping, read_run
-from matrix_ssl.report.svg import COLOURS
+from matrix_ssl.report.template import render
 
 COMMANDS = {  # what the page tells a reader to type, from the folder that holds the run
     "pretrain": "matrix-ssl pretrain",
@@ -65,30 +62,27 @@ def write_report(run: Path) -> Path:
 
 
 def _render(data: RunData) -> str:
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(resources.files(__package__).joinpath("page.html").read_text("utf-8"))
     run = shlex.quote(data.name)
-    return template.render(
-        data=data,
-        source=_source_name(data),
-        verdict=verdict(data),
-        alarms=alarms(data.lines),
-        facts=_facts(data),
-        commands={name: command.format(run=run) for name, command in COMMANDS.items()},
-        measures=MEASURES,
-        comparison=comparison(data.summary),
-        comparison_note=comparison_note(data.summary),
-        training=_training_figures(data),
-        representation=_representation_figures(data),
-        schedule=_schedule_figures(data),
-        absent=_absent(data),
-        gallery=_gallery(data),
-        agreement=_agreement(data),
-        settings=_settings(to_dict(data.config)),
-        environment=_settings(data.environment),
-        colours=COLOURS,
-        markup=Markup,
-    )
+    values = {
+        "data": data,
+        "source": _source_name(data),
+        "verdict": verdict(data),
+        "alarms": alarms(data.lines),
+        "facts": _facts(data),
+        "commands": {name: command.format(run=run) for name, command in COMMANDS.items()},
+        "measures": MEASURES,
+        "comparison": comparison(data.summary),
+        "comparison_note": comparison_note(data.summary),
+        "training": _training_figures(data),
+        "representation": _representation_figures(data),
+        "schedule": _schedule_figures(data),
+        "absent": _absent(data),
+        "gallery": _gallery(data),
+        "agreement": _agreement(data),
+        "settings": _settings(to_dict(data.config)),
+        "environment": _settings(data.environment),
+    }
+    return render(__package__, "page.html", values)
 
 
 def _facts(data: RunData) -> list[tuple[str, str]]:
@@ -106,7 +100,7 @@ def _facts(data: RunData) -> list[tuple[str, str]]:
         ("Steps", whole(steps) if steps else ""),
         ("Epochs", number(n) if (n := finite_number(summary.get("epochs"))) else f"{config.epochs} planned"),
         ("Batch", whole(config.batch_size)),
-        ("Time", _duration(seconds) if seconds is not None else ""),
+        ("Time", duration(seconds) if seconds is not None else ""),
         ("Pictures a second", whole(speed) if speed else ""),
         ("Device", str(device) if device else ""),
         ("Bad steps", whole(n) if (n := data.last("bad_steps")) else ""),
@@ -119,13 +113,6 @@ def _skipped(count: float | None) -> str:
     if count is None:
         return ""
     return f"{whole(count)}, see {SKIPPED}" if count else "none"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def _source_name(data: RunData) -> str:

@@ -1,0 +1,154 @@
+"""``matrix-ssl compare``: parse, call, print."""
+
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from matrix_ssl import options
+from matrix_ssl.errors import ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    from matrix_ssl.compare.comparison import Comparison
+    from matrix_ssl.compare.plan import Job
+
+DEFAULT_RECIPE = "pictures"
+MEASURES = ("linear", "knn_1", "knn_20", "low_shot_1", "low_shot_5", "low_shot_10")
+
+
+@click.command()
+@click.argument("recipe", default=DEFAULT_RECIPE)
+@click.option("--methods", default="all", show_default=True, metavar="NAMES", help="Names or Python files, with "
+              "commas between; all: every method of the package.")  # fmt: skip
+@options.data
+@click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Runs of every method.")
+@click.option("--budget", type=click.IntRange(1), metavar="EPOCHS", help="Epochs of every method.  [default: "
+              "the recipe's]")  # fmt: skip
+@click.option("--rivals-budget", type=click.IntRange(1), metavar="EPOCHS", help="Also train all methods but "
+              "the reference for so many epochs.")  # fmt: skip
+@click.option("--trials", type=click.IntRange(1), default=4, show_default=True, help="Settings tried for every "
+              "method on held-out training pictures; 1: the recipe as it is.")  # fmt: skip
+@click.option("--tuning-budget", type=click.IntRange(1), metavar="EPOCHS", help="Epochs of a trial.  [default: the "
+              "budget]")  # fmt: skip
+@click.option("--tuning-set", multiple=True, metavar="KEY=VALUE", help="Change a setting in the trials "
+              "only, for example to a smaller network; may be repeated.")  # fmt: skip
+@click.option(
+    "--measure", default="linear", show_default=True, help=f"Chooses among trials: {', '.join(MEASURES[:3])}."
+)
+@click.option("--reference", metavar="NAME", help="The method that the others are compared with.  "
+              "[default: matrix_ssl, or the first]")  # fmt: skip
+@options.assignments
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the comparison.  "
+              "[default: runs/compare-RECIPE or runs/compare-RECIPE-DATA]")  # fmt: skip
+@click.option("--jobs", type=click.IntRange(0), default=0, help="Trainings side by side.  [default: one for "
+              "each GPU, or for each core]")  # fmt: skip
+@options.device
+@options.data_root
+@options.download
+def compare(
+    recipe: str,
+    methods: str,
+    data: str | None,
+    seeds: int,
+    budget: int | None,
+    rivals_budget: int | None,
+    trials: int,
+    tuning_budget: int | None,
+    tuning_set: tuple[str, ...],
+    measure: str,
+    reference: str | None,
+    assignments: tuple[str, ...],
+    out: Path | None,
+    jobs: int,
+    device: str,
+    data_root: Path | None,
+    download: bool,
+) -> None:
+    """Pre-train several methods under equal conditions and compare them. The same command again resumes.
+
+    Every method gets the same encoder, pictures, order, views, epochs, evaluation and number of tuning trials. Trials
+    are judged on a fifth of the training pictures; the test pictures are read once, at the end of every run.
+    """
+    if measure not in MEASURES[:3]:
+        raise ConfigError(f"--measure {measure!r} cannot choose among trials.{did_you_mean(measure, MEASURES[:3])}")
+    base = options.configure(recipe, data, assignments)
+    from matrix_ssl import record, train
+    from matrix_ssl.compare.comparison import Comparison, prepare
+    from matrix_ssl.compare.plan import choose_methods
+    from matrix_ssl.compare.schedule import places
+    from matrix_ssl.compare.table import terminal
+
+    names = choose_methods(methods)
+    plan = prepare(
+        base,
+        methods=names,
+        reference=_reference(names, reference),
+        seeds=seeds,
+        budget=budget or base.epochs,
+        rivals_budget=rivals_budget or 0,
+        trials=trials,
+        tuning_budget=tuning_budget or budget or base.epochs,
+        tuning_settings=tuning_set,
+        measure=measure,
+    )
+    out = out or options.default_run(f"compare-{recipe}", data, unnamed="")
+    where = places(train.choose_device(device).type, jobs=jobs)
+    comparison = Comparison(plan, out, command=_command())
+    with record.lock(out):
+        comparison.claim()
+        done, total = comparison.count()
+        options.say(
+            f"{len(names)} methods, {total} trainings ({done} have a result), {len(where)} side by side on "
+            f"{where[0].device}: {out}"
+        )
+        with _progress(comparison) as (ended, running):
+            results = comparison.run(where=where, data_root=data_root, download=download, ended=ended, running=running)
+    options.out.print(terminal(results))
+    options.out.print(f"results {out / 'compare.json'}\npage    {out / 'compare.html'}", markup=False)
+    failed = [row for row in results["rows"] if "error" in row]
+    if failed:
+        raise ConfigError(f"{len(failed)} of {len(results['rows'])} runs failed; the page lists why.")
+
+
+def _reference(names: tuple[str, ...], wanted: str | None) -> str:
+    stems = {Path(name).stem: name for name in names}
+    if wanted is None:
+        return stems.get("matrix_ssl", names[0])
+    if Path(wanted).stem not in stems:
+        raise ConfigError(f"--reference {wanted!r} is not among the methods.{did_you_mean(wanted, stems)}")
+    return stems[Path(wanted).stem]
+
+
+def _command() -> str:
+    return shlex.join(["matrix-ssl", *sys.argv[1:]])
+
+
+@contextmanager
+def _progress(comparison: "Comparison") -> Iterator[Any]:
+    """A bar on a terminal, a line for every training that has ended anywhere."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("trainings"), MofNCompleteColumn(), BarColumn(bar_width=24), TimeElapsedColumn(),
+               TextColumn("{task.fields[text]}"))  # fmt: skip
+    with Progress(*columns, console=options.err, disable=not options.err.is_terminal, transient=True) as bar:
+        done, total = comparison.count()
+        task = bar.add_task("", total=total, completed=done, text="")
+
+        def ended(job: "Job", result: dict[str, Any]) -> None:
+            done, total = comparison.count()
+            bar.update(task, completed=done)
+            if "error" in result:
+                what = f"failed: {result['error']}"
+            else:
+                accuracy = result["accuracy"].get(comparison.plan.measure, {}).get("mean", float("nan"))
+                what = f"{comparison.plan.measure} {100 * accuracy:.1f}, {result['seconds']:.0f} s"
+            options.say(f"{done} of {total}: {job.label}: {what}")
+
+        def running(active: list["Job"]) -> None:
+            bar.update(task, text="; ".join(job.label for job in active))
+
+        yield ended, running

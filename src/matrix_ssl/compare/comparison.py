@@ -1,0 +1,209 @@
+"""The comparison as a whole: tunes every method, runs the seeds, and keeps ``compare.json`` and the page up to date."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from matrix_ssl import config as configuration
+from matrix_ssl import record, train
+from matrix_ssl.compare import job as jobs
+from matrix_ssl.compare import schedule
+from matrix_ssl.compare.arms import RESULTS
+from matrix_ssl.compare.page import write_page
+from matrix_ssl.compare.plan import Job, Plan, runs, to_dict, tuning_jobs
+from matrix_ssl.errors import RunFolderError
+
+PLAN = "plan.json"
+
+
+class Comparison:
+    """The state of a comparison in its folder.
+
+    Args:
+        plan: what to do.
+        out: the folder; another plan in it is refused.
+        command: what the person typed, for the page.
+
+    Raises:
+        RunFolderError: the folder holds another comparison or something else.
+    """
+
+    def __init__(self, plan: Plan, out: Path, *, command: str):
+        self.plan, self.out, self.command = plan, out, command
+        self.trials = {method: tuning_jobs(plan, method) for method in plan.methods}
+        self.failures: dict[Path, dict[str, Any]] = {}  # jobs that ended without a result in this session
+
+    def claim(self) -> None:
+        """Makes the folder one of this plan. Raises as the class."""
+        values = to_dict(self.plan)
+        if not (self.out / PLAN).exists():
+            if self.out.exists() and any(path.name != ".lock" for path in self.out.iterdir()):
+                raise RunFolderError(f"{self.out} exists and is not a comparison: choose another --out.")
+            self.out.mkdir(parents=True, exist_ok=True)
+            record.write_json(self.out / PLAN, values)
+            return
+        before = dict(configuration.flatten(record.read_json(self.out / PLAN)))
+        now = {key: list(v) if isinstance(v, tuple) else v for key, v in configuration.flatten(values)}
+        different = [
+            f"{key.removeprefix('base.')}: {before.get(key)!r} -> {now.get(key)!r}"
+            for key in sorted(before.keys() | now.keys())
+            if before.get(key) != now.get(key) and key.removeprefix("base.") not in configuration.MAY_CHANGE
+        ]
+        if different:
+            raise RunFolderError(
+                f"{self.out} holds another comparison ({'; '.join(different[:5])}): use --out for another folder."
+            )
+
+    def run(
+        self,
+        *,
+        where: list[schedule.Place],
+        data_root: Path | None,
+        download: bool,
+        ended: Callable[[Job, dict[str, Any]], None],
+        running: Callable[[list[Job]], None],
+    ) -> dict[str, Any]:
+        """Runs what has no result yet. Returns the content of ``compare.json``; raises as ``schedule.run_jobs``."""
+        self.where = where
+        learn, judge = jobs.open_parts(self.plan.base.data, data_root=data_root, download=download)
+        self.data = {
+            "name": learn.name, "train": len(learn), "test": len(judge), "classes": len(learn.classes or []),
+        }  # fmt: skip
+        kept = record.read_json(self.out / RESULTS) if (self.out / RESULTS).exists() else {}
+        device = train.choose_device(where[0].device)
+        self.baselines = kept.get("baselines") or jobs.baselines(self.plan.base, learn, judge, device=device)
+        self.environment = record.environment(
+            device=device.type,
+            device_name=train.device_name(device),
+            threads=where[0].threads or torch.get_num_threads(),
+            processes=1,
+        )
+        del learn, judge
+        self.write()
+
+        def note(job: Job, result: dict[str, Any]) -> None:
+            if schedule.read_result(self.out, job) is None:
+                self.failures[job.folder] = result
+            self.write()
+            ended(job, result)
+
+        with contextlib.ExitStack() as stack:
+            stack.callback(write_page, self.out)
+            schedule.run_jobs(self.out, self.waiting, where, data_root=data_root, ended=note, running=running)
+        return self.write()
+
+    def waiting(self) -> list[Job]:
+        """Jobs that may run now: all trials, then the first seed of every method, then the second."""
+        trials = [job for method in self.plan.methods for job in self.trials[method] if not self.has_ended(job)]
+        behind = {job.method for job in trials}
+        ready = [
+            job
+            for method in self.plan.methods
+            if method not in behind
+            for job in runs(self.plan, method, self.chosen(method)[1])
+            if not self.has_ended(job)
+        ]
+        return trials + sorted(ready, key=lambda job: (job.number, job.epochs != self.plan.budget))
+
+    def has_ended(self, job: Job) -> bool:
+        """Whether a job has a result, or has failed in this session."""
+        return self._result(job) is not None
+
+    def chosen(self, method: str) -> tuple[int, dict[str, Any]]:
+        """The trial with the best accuracy on held-out training pictures, and its settings; the first of equal ones.
+
+        Where no trial ended well it is the first, the recipe as it is.
+        """
+        best, settings, highest = 0, {}, (-1.0, -1.0)
+        for job in self.trials[method]:
+            accuracy = (self._result(job) or {}).get("accuracy", {})
+            found = tuple(accuracy.get(key, {}).get("mean", -1.0) for key in (self.plan.measure, "knn_20"))
+            if found > highest:
+                best, settings, highest = job.number, job.settings, (found[0], found[1])
+        return best, settings
+
+    def count(self) -> tuple[int, int]:
+        """How many jobs have ended, and how many there are in all."""
+        every = [job for method in self.plan.methods for job in (*self.trials[method], *runs(self.plan, method, {}))]
+        return sum(self.has_ended(job) for job in every), len(every)
+
+    def write(self) -> dict[str, Any]:
+        """Writes ``compare.json`` from what has ended so far and returns it."""
+        plan = self.plan
+        shared = dict(configuration.flatten(configuration.to_dict(plan.base)))
+        own = ("method.", "seed", "epochs", "recipe", "data.pictures")
+        results = {
+            "command": self.command,
+            "recipe": plan.base.recipe,
+            "reference": plan.reference,
+            "methods": list(plan.methods),
+            "seeds": list(range(plan.seeds)),
+            "budget": plan.budget,
+            "rivals_budget": plan.rivals_budget or None,
+            "measure": plan.measure,
+            "data": self.data,
+            "settings": {key: value for key, value in shared.items() if not key.startswith(own)},
+            "environment": self.environment,
+            "baselines": self.baselines,
+            "tuning": self._tuning(),
+            "rows": self._rows(),
+        }
+        record.write_json(self.out / RESULTS, results)
+        return results
+
+    def _tuning(self) -> dict[str, Any] | None:
+        plan = self.plan
+        if plan.trials <= 1:
+            return None
+        rows = []
+        for method, trials in self.trials.items():
+            done = all(self.has_ended(job) for job in trials)
+            best = self.chosen(method)[0] if done else None
+            for job in trials:
+                if (result := self._result(job)) is not None:
+                    row = {
+                        "method": method,
+                        "trial": job.number,
+                        "settings": job.settings,
+                        "chosen": job.number == best,
+                    }
+                    rows.append(row | _brief(result))
+        return {
+            "trials": plan.trials,
+            "budget": plan.tuning_budget,
+            "held_out": jobs.HELD_OUT,
+            "measure": plan.measure,
+            "settings": list(plan.tuning_settings),
+            "rows": rows,
+        }
+
+    def _rows(self) -> list[dict[str, Any]]:
+        rows = []
+        for method in self.plan.methods:
+            for job in runs(self.plan, method, self.chosen(method)[1]):
+                if (result := self._result(job)) is not None:
+                    options = {f"method.{key}": value for key, value in job.config.method.options.items()}
+                    optimizer = {"optimizer.learning_rate": job.config.optimizer.learning_rate}
+                    row = {"method": method, "seed": job.number, "epochs": job.epochs, "settings": optimizer | options}
+                    rows.append(row | result)
+        return rows
+
+    def _result(self, job: Job) -> dict[str, Any] | None:
+        return self.failures.get(job.folder) or schedule.read_result(self.out, job)
+
+
+def _brief(result: dict[str, Any]) -> dict[str, Any]:
+    """What is told of a trial."""
+    if "error" in result:
+        return {"error": result["error"]}
+    accuracy = {key: value["mean"] for key, value in result["accuracy"].items()}
+    return {"accuracy": accuracy, "seconds": result["seconds"]}
+
+
+def prepare(base: Any, **values: Any) -> Plan:
+    """A plan for a run configuration."""
+    return Plan(base=dataclasses.replace(base, seed=0), **values)

@@ -1,0 +1,141 @@
+"""What a comparison consists of: the trials that tune every method, and the runs whose results are reported.
+
+Everything is equal for all methods: pictures, their order, views, encoder, epochs, evaluation and the number of trials.
+The first trial is the recipe as it is. The others are drawn without replacement from a grid, the same for all: learning
+rates times the values that a method names worth trying (``Method.variants``).
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from matrix_ssl import config as configuration
+from matrix_ssl import train
+from matrix_ssl.config import RunConfig
+from matrix_ssl.errors import ConfigError
+from matrix_ssl.methods import find_method, list_methods
+from matrix_ssl.randomness import permutation
+
+RATES = (1.0, 0.5, 2.0, 0.25, 4.0)  # factors of the recipe's learning rate
+_TRIALS = 0x7121A1  # coordinate of the order of the trials
+
+Stage = Literal["tuning", "run"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The whole comparison; ``plan.json`` in its folder."""
+
+    base: RunConfig  # the recipe with the changes for all; its method and seed are replaced
+    methods: tuple[str, ...]
+    reference: str  # the method that the others are compared with
+    seeds: int
+    budget: int  # epochs of every method
+    rivals_budget: int  # epochs of further runs of all methods but the reference; 0: none
+    trials: int  # of every method; 1: no tuning
+    tuning_budget: int  # epochs of a trial
+    tuning_settings: tuple[str, ...]  # key=value, changes for the trials only
+    measure: str  # what chooses among the trials and what the page is about
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training and its evaluation."""
+
+    stage: Stage
+    method: str
+    number: int  # of the trial, or the seed
+    epochs: int
+    settings: dict[str, Any]  # what differs from the recipe with this method, by dotted keys
+    config: RunConfig
+
+    @property
+    def folder(self) -> Path:
+        """Where it lies, below the folder of the comparison."""
+        name = Path(self.method).stem
+        if self.stage == "tuning":
+            return Path("tuning", name, f"trial-{self.number}")
+        return Path("runs", f"{name}-{self.epochs}-epochs", f"seed-{self.number}")
+
+    @property
+    def label(self) -> str:
+        """For a person."""
+        what = "trial" if self.stage == "tuning" else f"{self.epochs} epochs, seed"
+        return f"{Path(self.method).stem}, {what} {self.number}"
+
+
+def choose_methods(text: str) -> tuple[str, ...]:
+    """The methods of ``all`` or of a list separated by commas; files by their whole path.
+
+    Raises:
+        ConfigError: a method does not exist, or two have one name.
+    """
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    found: list[str] = []
+    for name in names:
+        found += list_methods() if name == "all" else [str(Path(name).resolve()) if name.endswith(".py") else name]
+    found = list(dict.fromkeys(found))
+    if not found:
+        raise ConfigError(f"--methods {text!r}: name at least one, or all.")
+    for name in found:
+        find_method(name)
+    stems = [Path(name).stem for name in found]
+    for stem in stems:
+        if stems.count(stem) > 1:
+            raise ConfigError(f"--methods: two of them are called {stem!r}; rename the file.")
+    return tuple(found)
+
+
+def trial_settings(plan: Plan, method: str) -> list[dict[str, Any]]:
+    """What every trial of a method changes, by dotted keys; nothing in the first.
+
+    Raises:
+        ConfigError: there are fewer different trials than asked for.
+    """
+    variants: Sequence[Any] = ({}, *find_method(method).variants)
+    grid = [(rate, variant) for rate, variant in itertools.product(RATES, variants) if rate != 1.0 or variant]
+    if plan.trials > len(grid) + 1:
+        raise ConfigError(f"--trials {plan.trials}: {method!r} has {len(grid) + 1} different ones at most.")
+    chosen = [grid[i] for i in permutation(len(grid), _TRIALS)[: plan.trials - 1]]
+    peak = plan.base.optimizer.learning_rate
+    return [{}] + [
+        ({"optimizer.learning_rate": peak * rate} if rate != 1.0 else {})
+        | {f"method.{name}": value for name, value in variant.items()}
+        for rate, variant in chosen
+    ]
+
+
+def tuning_jobs(plan: Plan, method: str) -> list[Job]:
+    """The trials of a method; none where there is only one."""
+    if plan.trials <= 1:
+        return []
+    return [
+        _job(plan, "tuning", method, number, plan.tuning_budget, settings, plan.tuning_settings)
+        for number, settings in enumerate(trial_settings(plan, method))
+    ]
+
+
+def runs(plan: Plan, method: str, settings: dict[str, Any]) -> list[Job]:
+    """The reported runs of a method with the settings that were chosen."""
+    budgets = [plan.budget]
+    if plan.rivals_budget and method != plan.reference:
+        budgets.append(plan.rivals_budget)
+    return [_job(plan, "run", method, seed, epochs, settings, ()) for epochs in budgets for seed in range(plan.seeds)]
+
+
+def _job(
+    plan: Plan, stage: Stage, method: str, number: int, epochs: int, settings: dict[str, Any], extra: Sequence[str]
+) -> Job:
+    config = train.use_method(plan.base, method)
+    seed = 0 if stage == "tuning" else number
+    config = dataclasses.replace(config, epochs=epochs, seed=seed)
+    config = configuration.override(config, [*extra, *(f"{key}={value}" for key, value in settings.items())])
+    return Job(stage, method, number, epochs, settings, train.complete(config))
+
+
+def to_dict(plan: Plan) -> dict[str, Any]:
+    """The plan as plain values, ready for JSON."""
+    return dataclasses.asdict(plan)

@@ -1,0 +1,182 @@
+"""Runs the jobs of a comparison in processes of their own, as many side by side as devices allow, and resumes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from matrix_ssl import config as configuration
+from matrix_ssl import record
+from matrix_ssl.compare.job import JOB, OUTPUT, RESULT
+from matrix_ssl.compare.plan import Job
+from matrix_ssl.errors import MatrixSSLError
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+_POLL = 0.1  # seconds between two looks at the processes
+
+
+class Interrupted(MatrixSSLError):
+    """A signal ended the comparison after its jobs had written checkpoints."""
+
+    def __init__(self, number: int):
+        super().__init__(f"stopped by {signal.Signals(number).name}; the same command resumes.")
+        self.exit_code = 128 + number
+
+
+@dataclass(frozen=True, eq=False)  # two cores are two places, though nothing tells them apart
+class Place:
+    """Where a job runs."""
+
+    device: str  # as ``--device`` takes it
+    visible: str | None  # the value of CUDA_VISIBLE_DEVICES
+    threads: int  # 0: PyTorch's own choice
+
+
+@dataclass
+class _Running:
+    job: Job
+    place: Place
+    process: subprocess.Popen[bytes]
+
+
+def places(device_type: str, *, jobs: int) -> list[Place]:
+    """A place for every job that runs side by side.
+
+    Args:
+        device_type: of ``train.choose_device``.
+        jobs: how many; 0: one for each GPU, or for each core of this process.
+    """
+    if device_type == "cuda":
+        import torch
+
+        given = os.environ.get("CUDA_VISIBLE_DEVICES")
+        names = given.split(",") if given else [str(i) for i in range(torch.cuda.device_count())]
+        return [Place("cuda", names[i % len(names)], 0) for i in range(jobs or len(names))]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = jobs or (cores if device_type == "cpu" else 1)
+    return [Place(device_type, None, max(1, cores // count)) for _ in range(count)]
+
+
+def read_result(out: Path, job: Job) -> dict[str, Any] | None:
+    """What a job has found, or None while it has not ended or where the result is that of other settings."""
+    path = out / job.folder / RESULT
+    return record.read_json(path) if path.exists() and not _is_another(out / job.folder, job) else None
+
+
+def _is_another(folder: Path, job: Job) -> bool:
+    """Whether a folder holds a job with other settings, as after a change of a method's defaults."""
+    if not (folder / JOB).exists():
+        return False
+    return bool(
+        configuration.differences(configuration.from_dict(record.read_json(folder / JOB)["config"]), job.config)
+    )
+
+
+def run_jobs(
+    out: Path,
+    waiting: Callable[[], list[Job]],
+    where: list[Place],
+    *,
+    data_root: Path | None,
+    ended: Callable[[Job, dict[str, Any]], None],
+    running: Callable[[list[Job]], None],
+) -> None:
+    """Runs jobs until none is left.
+
+    Args:
+        out: the folder of the comparison.
+        waiting: gives the jobs that may run now and have no result yet, the most urgent first; asked again whenever
+            one has ended, because what follows may depend on it.
+        where: places, each for one job at a time.
+        data_root: where named sets lie.
+        ended: told every job that has ended, with its result or its error.
+        running: told which jobs run, whenever that changes.
+
+    Raises:
+        Interrupted: a signal came; the jobs have stopped after a checkpoint.
+    """
+    active: list[_Running] = []
+    failed: set[Path] = set()
+    with _forwarding(active) as received:
+        while True:
+            busy = {other.job.folder for other in active}
+            free = [place for place in where if all(other.place != place for other in active)]
+            ready = [job for job in waiting() if job.folder not in busy | failed] if free and not received else []
+            for place, job in zip(free, ready, strict=False):
+                active.append(_Running(job, place, _start(out, job, place, data_root)))
+            if free and ready:
+                running([other.job for other in active])
+            if not active:
+                break
+            time.sleep(_POLL)
+            for other in [other for other in active if other.process.poll() is not None]:
+                active.remove(other)
+                result = read_result(out, other.job)
+                if result is None and not received:
+                    failed.add(other.job.folder)
+                    result = {"error": _reason(out / other.job.folder, other.process.returncode)}
+                if result is not None:
+                    ended(other.job, result)
+                running([still.job for still in active])
+    if received:
+        raise Interrupted(received[0])
+
+
+def _start(out: Path, job: Job, place: Place, data_root: Path | None) -> subprocess.Popen[bytes]:
+    folder = out / job.folder
+    if _is_another(folder, job):
+        record.set_aside(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    values = {
+        "stage": job.stage,
+        "method": job.method,
+        "config": configuration.to_dict(job.config),
+        "device": place.device,
+        "threads": place.threads,
+        "data_root": None if data_root is None else str(data_root.resolve()),
+    }
+    record.write_json(folder / JOB, values)
+    environment = dict(os.environ)
+    if place.visible is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = place.visible
+    if place.threads:
+        environment["OMP_NUM_THREADS"] = str(place.threads)
+    with (folder / OUTPUT).open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "matrix_ssl.compare.job", str(folder)],
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment,
+            start_new_session=True,  # Ctrl-C reaches this process alone, which forwards it once
+        )  # fmt: skip
+
+
+def _reason(folder: Path, code: int) -> str:
+    """Why a process ended without a result, from what it wrote last."""
+    lines = (folder / OUTPUT).read_text(errors="replace").strip().splitlines()
+    how = f"signal {-code}" if code < 0 else f"exit code {code}"
+    return f"the process ended with {how}: {lines[-1] if lines else 'it wrote nothing'} (see {folder / OUTPUT})"
+
+
+@contextmanager
+def _forwarding(active: list[_Running]) -> Iterator[list[int]]:
+    """Collects signals and hands them on to the jobs, which stop after a checkpoint."""
+    received: list[int] = []
+
+    def forward(number: int, _: FrameType | None) -> None:
+        received.append(number)
+        for other in active:
+            if other.process.poll() is None:
+                other.process.send_signal(number)
+
+    before = {number: signal.signal(number, forward) for number in _SIGNALS}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,137 @@
+"""Which of two methods is better, judged by the seeds that both were run with. Imports no torch.
+
+Two runs with one seed share what the seed decides, the order of the pictures and their views among it, so the
+comparison is paired: only differences within a seed count, and what makes a seed easy or hard for all methods cancels.
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import NamedTuple
+
+import numpy as np
+from scipy import special
+
+from matrix_ssl.errors import ConfigError, DataError
+
+
+class PairedDifference(NamedTuple):
+    """The mean of a - b over ``n`` seeds, its confidence interval, and the two-sided p value of "no difference".
+
+    ``low``, ``high`` and ``p`` are None for n = 1: one difference says nothing about its spread.
+    """
+
+    mean: float
+    low: float | None
+    high: float | None
+    p: float | None
+    n: int
+
+
+class Pair(NamedTuple):
+    """One arm against another: their difference, and its p value adjusted for the number of pairs (None for n = 1)."""
+
+    difference: PairedDifference
+    adjusted_p: float | None
+
+
+def paired_difference(a: Sequence[float], b: Sequence[float], *, confidence: float = 0.95) -> PairedDifference:
+    """Mean, interval and p value of a - b by Student's paired t test.
+
+    The interval is mean ± t · sd / √n, where sd is that of the n differences (n - 1 in its denominator) and t the
+    quantile of Student's distribution with n - 1 degrees of freedom at (1 + confidence) / 2, and
+    p = 2 P(T > |mean| √n / sd). Both are exact when the differences are independent and normal. Swapping a and b
+    changes signs only.
+
+    Differences that are all equal, up to the rounding of a and b, have sd = 0, which happens by chance where scores are
+    multiples of one test picture. Then the interval has no width, and the t test would give p = 0. Instead p is that of
+    the sign test, which needs no spread: 2 / 2ⁿ, the chance that n fair coins agree; and 1 when the mean is zero.
+
+    Args:
+        a: (n,) scores, one for each seed.
+        b: (n,) scores of the same seeds in the same order.
+        confidence: of the interval, between 0 and 1, both excluded.
+
+    Raises:
+        DataError: no scores, another number of a than of b, or a score that is not finite.
+        ConfigError: ``confidence`` is not between 0 and 1.
+
+    Reference: Student, "The probable error of a mean", Biometrika 6 (1908).
+    """
+    if not 0 < confidence < 1:
+        raise ConfigError(f"confidence must be between 0 and 1, got {confidence}.")
+    x, y = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    if x.ndim != 1 or x.shape != y.shape or not len(x):
+        raise DataError(f"a paired difference needs as many a as b and at least one: got shapes {x.shape}, {y.shape}.")
+    if not (np.isfinite(x).all() and np.isfinite(y).all()):
+        raise DataError("a paired difference needs finite scores.")
+    differences = x - y
+    mean, n = float(differences.mean()), len(x)
+    rounding = 4 * np.finfo(np.float64).eps * max(np.abs(x).max(), np.abs(y).max())
+    mean = 0.0 if abs(mean) <= rounding else mean
+    if n == 1:
+        return PairedDifference(mean, None, None, None, n)
+    if np.ptp(differences) <= rounding:
+        return PairedDifference(mean, mean, mean, 2.0 ** (1 - n) if mean else 1.0, n)
+    error = float(differences.std(ddof=1)) / np.sqrt(n)
+    reach = float(special.stdtrit(n - 1, (1 + confidence) / 2)) * error
+    p = 2 * float(special.stdtr(n - 1, -abs(mean) / error))
+    return PairedDifference(mean, float(mean - reach), float(mean + reach), p, n)
+
+
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """p values adjusted for their number m, so that rejecting all below α errs anywhere with probability at most α.
+
+    The adjusted p of the i-th smallest is max over j ≤ i of min(1, (m - j + 1) p_j): never below the p value, never
+    above Bonferroni's m p, and valid however the tests depend on each other. None stays None and does not count for m.
+
+    Args:
+        p_values: (m,) each in [0, 1] or None.
+
+    Raises:
+        DataError: a p value outside [0, 1].
+
+    Reference: Holm, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics
+    6 (1979).
+    """
+    known = {i: p for i, p in enumerate(p_values) if p is not None}
+    if not all(0 <= p <= 1 for p in known.values()):
+        raise DataError(f"p values lie between 0 and 1: got {list(known.values())}.")
+    adjusted: list[float | None] = [None] * len(p_values)
+    largest = 0.0
+    for rank, i in enumerate(sorted(known, key=known.__getitem__)):
+        largest = max(largest, min(1.0, (len(known) - rank) * known[i]))
+        adjusted[i] = largest
+    return adjusted
+
+
+def pairwise(scores: Mapping[str, Mapping[int, float]], *, confidence: float = 0.95) -> dict[tuple[str, str], Pair]:
+    """Every ordered pair of arms (a, b): the difference a - b over the seeds that both have.
+
+    p values are adjusted by ``holm`` over all unordered pairs. Intervals are not adjusted: each alone has the given
+    confidence. Pairs without a common seed are left out.
+
+    Args:
+        scores: for each arm its score by seed.
+        confidence: of each interval, between 0 and 1, both excluded.
+
+    Raises:
+        DataError: a score is not finite.
+        ConfigError: ``confidence`` is not between 0 and 1.
+    """
+    found = {}
+    for a, b in combinations(scores, 2):
+        seeds = sorted(scores[a].keys() & scores[b].keys())
+        if seeds:
+            values = [scores[a][s] for s in seeds], [scores[b][s] for s in seeds]
+            found[a, b] = paired_difference(*values, confidence=confidence)
+    adjusted = holm([difference.p for difference in found.values()])
+    pairs = {}
+    for ((a, b), difference), p in zip(found.items(), adjusted, strict=True):
+        pairs[a, b] = Pair(difference, p)
+        pairs[b, a] = Pair(_reverse(difference), p)
+    return pairs
+
+
+def _reverse(d: PairedDifference) -> PairedDifference:
+    low, high = (None if d.high is None else -d.high), (None if d.low is None else -d.low)
+    return PairedDifference(-d.mean, low, high, d.p, d.n)
