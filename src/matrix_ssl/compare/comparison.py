@@ -14,8 +14,9 @@ from matrix_ssl.compare import job as jobs
 from matrix_ssl.compare import schedule
 from matrix_ssl.compare.arms import RESULTS
 from matrix_ssl.compare.page import write_page
-from matrix_ssl.compare.plan import Job, Plan, runs, to_dict, tuning_jobs
-from matrix_ssl.errors import RunFolderError
+from matrix_ssl.compare.plan import Job, Plan, most_trials, next_trial, runs, to_dict
+from matrix_ssl.config import RunConfig
+from matrix_ssl.errors import ConfigError, RunFolderError
 
 PLAN = "plan.json"
 
@@ -29,16 +30,23 @@ class Comparison:
         command: what the person typed, for the page.
 
     Raises:
-        RunFolderError: the folder holds another comparison or something else.
+        ConfigError: a method has fewer different trials than asked for.
     """
 
     def __init__(self, plan: Plan, out: Path, *, command: str):
         self.plan, self.out, self.command = plan, out, command
-        self.trials = {method: tuning_jobs(plan, method) for method in plan.methods}
+        self.trials = plan.trials if plan.trials > 1 else 0
         self.failures: dict[Path, dict[str, Any]] = {}  # jobs that ended without a result in this session
+        for method in plan.methods:
+            if plan.trials > most_trials(method):
+                raise ConfigError(f"--trials {plan.trials}: {method!r} has {most_trials(method)} different ones.")
 
     def claim(self) -> None:
-        """Makes the folder one of this plan. Raises as the class."""
+        """Makes the folder one of this plan.
+
+        Raises:
+            RunFolderError: the folder holds another comparison or something else.
+        """
         values = to_dict(self.plan)
         if not (self.out / PLAN).exists():
             if self.out.exists() and any(path.name != ".lock" for path in self.out.iterdir()):
@@ -97,39 +105,51 @@ class Comparison:
         return self.write()
 
     def waiting(self) -> list[Job]:
-        """Jobs that may run now: all trials, then the first seed of every method, then the second."""
-        trials = [job for method in self.plan.methods for job in self.trials[method] if not self.has_ended(job)]
-        behind = {job.method for job in trials}
-        ready = [
-            job
-            for method in self.plan.methods
-            if method not in behind
-            for job in runs(self.plan, method, self.chosen(method)[1])
-            if not self.has_ended(job)
-        ]
+        """Jobs that may run now: the next trial of every method, then the first seed of all of them, then the second."""
+        trials, ready = [], []
+        for method in self.plan.methods:
+            tried = self.tried(method)
+            if len(tried) < self.trials:
+                trials.append(next_trial(self.plan, method, self.best(tried)[1], len(tried)))
+            else:
+                ready += runs(self.plan, method, self.best(tried)[1])
+        trials.sort(key=lambda job: job.number)
+        ready = [job for job in ready if self.result(job) is None]
         return trials + sorted(ready, key=lambda job: (job.number, job.epochs != self.plan.budget))
 
-    def has_ended(self, job: Job) -> bool:
-        """Whether a job has a result, or has failed in this session."""
-        return self._result(job) is not None
+    def tried(self, method: str) -> list[tuple[Job, dict[str, Any]]]:
+        """The trials of a method that have ended, in their order, with their results."""
+        found: list[tuple[Job, dict[str, Any]]] = []
+        for number in range(self.trials):
+            job = next_trial(self.plan, method, self.best(found)[1], number)
+            result = self.result(job)
+            if result is None:
+                break
+            found.append((job, result))
+        return found
 
-    def chosen(self, method: str) -> tuple[int, dict[str, Any]]:
-        """The trial with the best accuracy on held-out training pictures, and its settings; the first of equal ones.
+    def best(self, tried: list[tuple[Job, dict[str, Any]]]) -> tuple[int, dict[str, Any]]:
+        """Number and settings of the trial with the best accuracy on held-out pictures; the first of equal ones.
 
-        Where no trial ended well it is the first, the recipe as it is.
+        Where no trial has ended well it is the first, the recipe as it is.
         """
         best, settings, highest = 0, {}, (-1.0, -1.0)
-        for job in self.trials[method]:
-            accuracy = (self._result(job) or {}).get("accuracy", {})
-            found = tuple(accuracy.get(key, {}).get("mean", -1.0) for key in (self.plan.measure, "knn_20"))
-            if found > highest:
-                best, settings, highest = job.number, job.settings, (found[0], found[1])
+        for job, result in tried:
+            accuracy = result.get("accuracy", {})
+            first, second = (accuracy.get(key, {}).get("mean", -1.0) for key in (self.plan.measure, "knn_20"))
+            if (first, second) > highest:
+                best, settings, highest = job.number, job.settings, (first, second)
         return best, settings
 
     def count(self) -> tuple[int, int]:
         """How many jobs have ended, and how many there are in all."""
-        every = [job for method in self.plan.methods for job in (*self.trials[method], *runs(self.plan, method, {}))]
-        return sum(self.has_ended(job) for job in every), len(every)
+        done = total = 0
+        for method in self.plan.methods:
+            tried = self.tried(method)
+            ready = runs(self.plan, method, self.best(tried)[1])
+            done += len(tried) + sum(self.result(job) is not None for job in ready)
+            total += self.trials + len(ready)
+        return done, total
 
     def write(self) -> dict[str, Any]:
         """Writes ``compare.json`` from what has ended so far and returns it."""
@@ -155,23 +175,21 @@ class Comparison:
         record.write_json(self.out / RESULTS, results)
         return results
 
+    def result(self, job: Job) -> dict[str, Any] | None:
+        """What a job has found, or why it failed in this session; None where it is still to run."""
+        return self.failures.get(job.folder) or schedule.read_result(self.out, job)
+
     def _tuning(self) -> dict[str, Any] | None:
         plan = self.plan
-        if plan.trials <= 1:
+        if not self.trials:
             return None
         rows = []
-        for method, trials in self.trials.items():
-            done = all(self.has_ended(job) for job in trials)
-            best = self.chosen(method)[0] if done else None
-            for job in trials:
-                if (result := self._result(job)) is not None:
-                    row = {
-                        "method": method,
-                        "trial": job.number,
-                        "settings": job.settings,
-                        "chosen": job.number == best,
-                    }
-                    rows.append(row | _brief(result))
+        for method in plan.methods:
+            tried = self.tried(method)
+            best = self.best(tried)[0] if len(tried) == self.trials else None
+            for job, result in tried:
+                row = {"method": method, "trial": job.number, "settings": job.settings, "chosen": job.number == best}
+                rows.append(row | _brief(result))
         return {
             "trials": plan.trials,
             "budget": plan.tuning_budget,
@@ -184,16 +202,16 @@ class Comparison:
     def _rows(self) -> list[dict[str, Any]]:
         rows = []
         for method in self.plan.methods:
-            for job in runs(self.plan, method, self.chosen(method)[1]):
-                if (result := self._result(job)) is not None:
+            tried = self.tried(method)
+            if len(tried) < self.trials:
+                continue
+            for job in runs(self.plan, method, self.best(tried)[1]):
+                if (result := self.result(job)) is not None:
                     options = {f"method.{key}": value for key, value in job.config.method.options.items()}
                     optimizer = {"optimizer.learning_rate": job.config.optimizer.learning_rate}
                     row = {"method": method, "seed": job.number, "epochs": job.epochs, "settings": optimizer | options}
                     rows.append(row | result)
         return rows
-
-    def _result(self, job: Job) -> dict[str, Any] | None:
-        return self.failures.get(job.folder) or schedule.read_result(self.out, job)
 
 
 def _brief(result: dict[str, Any]) -> dict[str, Any]:
@@ -204,6 +222,6 @@ def _brief(result: dict[str, Any]) -> dict[str, Any]:
     return {"accuracy": accuracy, "seconds": result["seconds"]}
 
 
-def prepare(base: Any, **values: Any) -> Plan:
-    """A plan for a run configuration."""
+def prepare(base: RunConfig, **values: Any) -> Plan:
+    """A plan for the run of a recipe."""
     return Plan(base=dataclasses.replace(base, seed=0), **values)

@@ -116,7 +116,7 @@ def accuracy_over_time(groups: Sequence[Group]) -> Figurine | None:
         "20-NN accuracy on training pictures that are not among the labelled neighbours, against the time of the "
         "pre-training. Higher and further left is better: more accuracy for less computing. No test picture takes part."
     )
-    return _lines("time", "Accuracy against time", caption, panels, axis="seconds")
+    return _lines("time", "Accuracy against time", caption, panels, axis="seconds", shared=len(groups) == 1)
 
 
 def rank_and_entropy(groups: Sequence[Group]) -> Figurine | None:
@@ -132,10 +132,11 @@ def rank_and_entropy(groups: Sequence[Group]) -> Figurine | None:
         "rank: how many directions the features use. A rank that falls towards 1 is collapse; a higher one is not by "
         "itself better."
     )
-    return _lines("rank", "Effective rank and matrix entropy", caption, panels, axis="epoch")
+    return _lines("rank", "Effective rank and matrix entropy", caption, panels, axis="epoch", shared=len(groups) == 1)
 
 
-def _lines(name: str, title: str, caption: str, panels: Sequence[Panel], *, axis: str) -> Figurine | None:
+def _lines(name: str, title: str, caption: str, panels: Sequence[Panel], *, axis: str, shared: bool) -> Figurine | None:
+    """Panels below each other; ``shared``: over one horizontal axis, else each over its own."""
     panels = [panel for panel in panels if panel.lines]
     if not panels:
         return None
@@ -146,11 +147,11 @@ def _lines(name: str, title: str, caption: str, panels: Sequence[Panel], *, axis
         columns = max(1, min(len(names), 54 // (max(map(len, names)) + 8)))
         height = 60 + 17 * -(-len(names) // columns) + (220 if len(panels) == 1 else 170 * len(panels))
         figure = svg.new_figure(height)
-        all_axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+        all_axes = figure.subplots(len(panels), 1, sharex=shared, squeeze=False)[:, 0]
         for axes, panel in zip(all_axes, panels, strict=True):
             _draw(axes, panel)
-        all_axes[-1].xaxis.set_major_locator(MaxNLocator(5, steps=_STEPS))
-        all_axes[-1].xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+            axes.xaxis.set_major_locator(MaxNLocator(5, steps=_STEPS))
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
         all_axes[-1].set_xlabel(axis, loc="right", color=colour("soft"))
         _legend(figure, methods, names, columns)
         described = " ".join(f"{p.label}: {'; '.join(_describe(p, entry) for entry in p.lines)}." for p in panels)

@@ -172,7 +172,12 @@ def _matrix(c: Comparison, group: Group) -> Matrix | None:
 
 
 def _p_value(p: float) -> str:
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
+    """Two or three decimals; one that rounding would put on the limit is said to be below it."""
+    if p < 0.001:
+        return "p < 0.001"
+    if p < SIGNIFICANT and round(p, 3) >= SIGNIFICANT:
+        return f"p < {SIGNIFICANT}"
+    return f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
 
 
 def _trials(c: Comparison) -> list[Trial]:

@@ -1,12 +1,12 @@
 """What a comparison consists of: the trials that tune every method, and the runs whose results are reported.
 
 Everything is equal for all methods: pictures, their order, views, encoder, epochs, evaluation and the number of trials.
-The first trial is the recipe as it is. The others are drawn without replacement from a grid, the same for all: learning
-rates times the values that a method names worth trying (``Method.variants``).
+The trials of a method are a coordinate search, as a person would tune: first the recipe as it is, then twice and half
+its learning rate, then, at the best rate so far, what the method itself names worth trying (``Method.variants``), then
+four times and a quarter of the rate with the best of these.
 """
 
 import dataclasses
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +17,9 @@ from matrix_ssl import train
 from matrix_ssl.config import RunConfig
 from matrix_ssl.errors import ConfigError
 from matrix_ssl.methods import find_method, list_methods
-from matrix_ssl.randomness import permutation
 
-RATES = (1.0, 0.5, 2.0, 0.25, 4.0)  # factors of the recipe's learning rate
-_TRIALS = 0x7121A1  # coordinate of the order of the trials
+RATE = "optimizer.learning_rate"
+_NEAR, _FAR = (2.0, 0.5), (4.0, 0.25)  # factors of the recipe's learning rate, before and after the variants
 
 Stage = Literal["tuning", "run"]
 
@@ -35,7 +34,7 @@ class Plan:
     seeds: int
     budget: int  # epochs of every method
     rivals_budget: int  # epochs of further runs of all methods but the reference; 0: none
-    trials: int  # of every method; 1: no tuning
+    trials: int  # of every method; 1: the recipe as it is
     tuning_budget: int  # epochs of a trial
     tuning_settings: tuple[str, ...]  # key=value, changes for the trials only
     measure: str  # what chooses among the trials and what the page is about
@@ -89,33 +88,25 @@ def choose_methods(text: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-def trial_settings(plan: Plan, method: str) -> list[dict[str, Any]]:
-    """What every trial of a method changes, by dotted keys; nothing in the first.
+def most_trials(method: str) -> int:
+    """How many different trials a method has."""
+    return 1 + len(_NEAR) + len(find_method(method).variants) + len(_FAR)
 
-    Raises:
-        ConfigError: there are fewer different trials than asked for.
+
+def next_trial(plan: Plan, method: str, best: dict[str, Any], number: int) -> Job:
+    """A trial of a method.
+
+    Args:
+        best: the settings of the best trial so far, by dotted keys.
+        number: how many trials there were.
     """
-    variants: Sequence[Any] = ({}, *find_method(method).variants)
-    grid = [(rate, variant) for rate, variant in itertools.product(RATES, variants) if rate != 1.0 or variant]
-    if plan.trials > len(grid) + 1:
-        raise ConfigError(f"--trials {plan.trials}: {method!r} has {len(grid) + 1} different ones at most.")
-    chosen = [grid[i] for i in permutation(len(grid), _TRIALS)[: plan.trials - 1]]
-    peak = plan.base.optimizer.learning_rate
-    return [{}] + [
-        ({"optimizer.learning_rate": peak * rate} if rate != 1.0 else {})
-        | {f"method.{name}": value for name, value in variant.items()}
-        for rate, variant in chosen
-    ]
-
-
-def tuning_jobs(plan: Plan, method: str) -> list[Job]:
-    """The trials of a method; none where there is only one."""
-    if plan.trials <= 1:
-        return []
-    return [
-        _job(plan, "tuning", method, number, plan.tuning_budget, settings, plan.tuning_settings)
-        for number, settings in enumerate(trial_settings(plan, method))
-    ]
+    variants = [{f"method.{name}": value for name, value in v.items()} for v in find_method(method).variants]
+    rates = [{RATE: plan.base.optimizer.learning_rate * factor} for factor in (*_NEAR, *_FAR)]
+    near = len(_NEAR)
+    move = [{}, *rates[:near], *variants, *rates[near:]][number]
+    is_variant = near < number <= near + len(variants)
+    kept = {key: value for key, value in best.items() if key == RATE or not is_variant}  # a variant replaces another
+    return _job(plan, "tuning", method, number, plan.tuning_budget, kept | move, plan.tuning_settings)
 
 
 def runs(plan: Plan, method: str, settings: dict[str, Any]) -> list[Job]:

@@ -93,7 +93,7 @@ def run_jobs(
     Args:
         out: the folder of the comparison.
         waiting: gives the jobs that may run now and have no result yet, the most urgent first; asked again whenever
-            one has ended, because what follows may depend on it.
+            one has ended, since what follows may depend on it.
         where: places, each for one job at a time.
         data_root: where named sets lie.
         ended: told every job that has ended, with its result or its error.
@@ -104,19 +104,20 @@ def run_jobs(
     """
     active: list[_Running] = []
     failed: set[Path] = set()
+    ready: list[Job] = waiting()
     with _forwarding(active) as received:
         while True:
-            busy = {other.job.folder for other in active}
             free = [place for place in where if all(other.place != place for other in active)]
-            ready = [job for job in waiting() if job.folder not in busy | failed] if free and not received else []
-            for place, job in zip(free, ready, strict=False):
-                active.append(_Running(job, place, _start(out, job, place, data_root)))
-            if free and ready:
+            if free and ready and not received:
+                for place, job in zip(free, ready, strict=False):
+                    active.append(_Running(job, place, _start(out, job, place, data_root)))
+                ready = ready[len(free) :]
                 running([other.job for other in active])
             if not active:
                 break
             time.sleep(_POLL)
-            for other in [other for other in active if other.process.poll() is not None]:
+            over = [other for other in active if other.process.poll() is not None]
+            for other in over:
                 active.remove(other)
                 result = read_result(out, other.job)
                 if result is None and not received:
@@ -125,6 +126,9 @@ def run_jobs(
                 if result is not None:
                     ended(other.job, result)
                 running([still.job for still in active])
+            if over:
+                busy = {other.job.folder for other in active}
+                ready = [job for job in waiting() if job.folder not in busy | failed]
     if received:
         raise Interrupted(received[0])
 
