@@ -105,7 +105,7 @@ class Comparison:
         return self.write()
 
     def waiting(self) -> list[Job]:
-        """Jobs that may run now: the next trial of every method, then the first seed of all of them, then the second."""
+        """Jobs that may run now: the next trial of every method, then the first seed of all of them, and so on."""
         trials, ready = [], []
         for method in self.plan.methods:
             tried = self.tried(method)
