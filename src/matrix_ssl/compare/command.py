@@ -102,8 +102,7 @@ def compare(
         comparison.claim()
         done, total = comparison.count()
         options.say(
-            f"{len(names)} methods, {total} trainings ({done} have a result), {len(where)} side by side on "
-            f"{where[0].device}: {out}"
+            f"{len(names)} methods, {total} jobs ({done} done), {len(where)} side by side on {where[0].device}: {out}"
         )
         with _progress(comparison) as (ended, running):
             results = comparison.run(where=where, data_root=data_root, download=download, ended=ended, running=running)
@@ -132,7 +131,7 @@ def _progress(comparison: "Comparison") -> Iterator[Any]:
     """A bar on a terminal, a line for every training that has ended anywhere."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    columns = (TextColumn("trainings"), MofNCompleteColumn(), BarColumn(bar_width=24), TimeElapsedColumn(),
+    columns = (TextColumn("jobs"), MofNCompleteColumn(), BarColumn(bar_width=24), TimeElapsedColumn(),
                TextColumn("{task.fields[text]}"))  # fmt: skip
     with Progress(*columns, console=options.err, disable=not options.err.is_terminal, transient=True) as bar:
         done, total = comparison.count()
@@ -141,10 +140,9 @@ def _progress(comparison: "Comparison") -> Iterator[Any]:
         def ended(job: "Job", result: dict[str, Any]) -> None:
             done, total = comparison.count()
             bar.update(task, completed=done)
-            if "error" in result:
-                what = f"failed: {result['error']}"
-            else:
-                accuracy = result["accuracy"].get(comparison.plan.measure, {}).get("mean", float("nan"))
+            what = f"failed: {result['error']}" if "error" in result else "done"
+            if "seconds" in result:
+                accuracy = result["accuracy"][comparison.plan.measure]["mean"]
                 what = f"{comparison.plan.measure} {100 * accuracy:.1f}, {result['seconds']:.0f} s"
             options.say(f"{done} of {total}: {job.label}: {what}")
 

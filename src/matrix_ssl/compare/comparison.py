@@ -14,7 +14,7 @@ from matrix_ssl.compare import job as jobs
 from matrix_ssl.compare import schedule
 from matrix_ssl.compare.arms import RESULTS
 from matrix_ssl.compare.page import write_page
-from matrix_ssl.compare.plan import Job, Plan, most_trials, next_trial, runs, to_dict
+from matrix_ssl.compare.plan import Job, Plan, baselines, most_trials, next_trial, runs, to_dict
 from matrix_ssl.config import RunConfig
 from matrix_ssl.errors import ConfigError, RunFolderError
 
@@ -81,9 +81,7 @@ class Comparison:
         self.data = {
             "name": learn.name, "train": len(learn), "test": len(judge), "classes": len(learn.classes or []),
         }  # fmt: skip
-        kept = record.read_json(self.out / RESULTS) if (self.out / RESULTS).exists() else {}
         device = train.choose_device(where[0].device)
-        self.baselines = kept.get("baselines") or jobs.baselines(self.plan.base, learn, judge, device=device)
         self.environment = record.environment(
             device=device.type,
             device_name=train.device_name(device),
@@ -114,8 +112,8 @@ class Comparison:
             else:
                 ready += runs(self.plan, method, self.best(tried)[1])
         trials.sort(key=lambda job: job.number)
-        ready = [job for job in ready if self.result(job) is None]
-        return trials + sorted(ready, key=lambda job: (job.number, job.epochs != self.plan.budget))
+        ready.sort(key=lambda job: (job.number, job.epochs != self.plan.budget))
+        return [job for job in (*trials, *ready, baselines(self.plan)) if self.result(job) is None]
 
     def tried(self, method: str) -> list[tuple[Job, dict[str, Any]]]:
         """The trials of a method that have ended, in their order, with their results."""
@@ -142,8 +140,8 @@ class Comparison:
         return best, settings
 
     def count(self) -> tuple[int, int]:
-        """How many jobs have ended, and how many there are in all."""
-        done = total = 0
+        """How many jobs have ended, and how many there are in all, that of the baselines included."""
+        done, total = int(self.result(baselines(self.plan)) is not None), 1
         for method in self.plan.methods:
             tried = self.tried(method)
             ready = runs(self.plan, method, self.best(tried)[1])
@@ -168,7 +166,7 @@ class Comparison:
             "data": self.data,
             "settings": {key: value for key, value in shared.items() if not key.startswith(own)},
             "environment": self.environment,
-            "baselines": self.baselines,
+            "baselines": (self.result(baselines(plan)) or {}).get("accuracy", {}),
             "tuning": self._tuning(),
             "rows": self._rows(),
         }

@@ -36,7 +36,10 @@ HELD_OUT = 0.2  # part of the training pictures on which trials are judged and c
 CURVE = "knn_20_held_out"
 _SPLIT = 0  # one subset and one split for all methods, trials and seeds
 _CURVE_PICTURES = (2000, 1000)  # at most so many to choose neighbours from, and so many to classify
+_TRIAL_PROTOCOLS = ("knn", "linear")
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux
+
+Accuracies = dict[str, dict[str, float | int]]  # by protocol: mean, sd and n
 
 
 def open_parts(data: DataConfig, *, data_root: Path | None, download: bool) -> tuple[Source, Source]:
@@ -59,16 +62,8 @@ def open_parts(data: DataConfig, *, data_root: Path | None, download: bool) -> t
     return learn, judge
 
 
-def baselines(
-    config: RunConfig, learn: Source, judge: Source, *, device: torch.device
-) -> dict[str, dict[str, dict[str, float | int]]]:
-    """Accuracies of raw pixels and of the untrained encoder on the test pictures."""
-    encoders: dict[str, nn.Module] = {"raw_pixels": RawPixels(), "random_network": build_encoder(config)[0]}
-    return _accuracies(encoders, config.data, learn, judge, protocols=PROTOCOLS, device=device)
-
-
 def run_job(folder: Path) -> dict[str, Any]:
-    """Trains and evaluates what ``job.json`` in ``folder`` describes, or goes on with it, and writes ``result.json``.
+    """Does what ``job.json`` in ``folder`` describes, or goes on with it, and writes ``result.json``.
 
     Returns:
         The result: ``accuracy``, ``seconds`` and so on, or ``error`` for a training that diverged.
@@ -83,23 +78,34 @@ def run_job(folder: Path) -> dict[str, Any]:
     device = train.choose_device(job["device"])
     root = Path(job["data_root"]) if job["data_root"] else None
     learn, judge = open_parts(config.data, data_root=root, download=False)
-    part = split_source(learn, HELD_OUT, _SPLIT)
-    is_trial = job["stage"] == "tuning"
-    if is_trial:
-        learn, judge = part
     with record.lock(folder):
-        try:
-            result = _train(config, folder, learn, part, device=device, observed=not is_trial)
-        except TrainingError as error:
-            result = {"error": str(error)}
+        if job["stage"] == "baselines":
+            result: dict[str, Any] = {"accuracy": _baselines(config, learn, judge, device=device)}
         else:
-            found = _accuracies(
-                {"encoder": load_encoder(folder)}, config.data, learn, judge,
-                protocols=("knn", "linear") if is_trial else PROTOCOLS, device=device,
-            )  # fmt: skip
-            result["accuracy"] = found["encoder"]
+            result = _train_and_evaluate(config, folder, learn, judge, is_trial=job["stage"] == "tuning", device=device)
         record.write_json(folder / RESULT, result)
     return result
+
+
+def _train_and_evaluate(
+    config: RunConfig, folder: Path, learn: Source, judge: Source, *, is_trial: bool, device: torch.device
+) -> dict[str, Any]:
+    part = split_source(learn, HELD_OUT, _SPLIT)
+    if is_trial:
+        learn, judge = part
+    try:
+        result = _train(config, folder, learn, part, device=device, observed=not is_trial)
+    except TrainingError as error:
+        return {"error": str(error)}
+    protocols = _TRIAL_PROTOCOLS if is_trial else PROTOCOLS
+    network = {"encoder": load_encoder(folder)}
+    found = _accuracies(network, config.data, learn, judge, protocols=protocols, device=device)
+    return result | {"accuracy": found["encoder"]}
+
+
+def _baselines(config: RunConfig, learn: Source, judge: Source, *, device: torch.device) -> dict[str, Accuracies]:
+    encoders: dict[str, nn.Module] = {"raw_pixels": RawPixels(), "random_network": build_encoder(config)[0]}
+    return _accuracies(encoders, config.data, learn, judge, protocols=PROTOCOLS, device=device)
 
 
 def _train(
@@ -138,7 +144,7 @@ def _accuracies(
     *,
     protocols: tuple[str, ...],
     device: torch.device,
-) -> dict[str, dict[str, dict[str, float | int]]]:
+) -> dict[str, Accuracies]:
     x, test = (extract(encoders, part, data, device=device, on_progress=_quiet) for part in (learn, judge))
     assert x.labels is not None and test.labels is not None and learn.classes is not None  # open_parts checked
     return {

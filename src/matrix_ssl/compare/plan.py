@@ -21,7 +21,7 @@ from matrix_ssl.methods import find_method, list_methods
 RATE = "optimizer.learning_rate"
 _NEAR, _FAR = (2.0, 0.5), (4.0, 0.25)  # factors of the recipe's learning rate, before and after the variants
 
-Stage = Literal["tuning", "run"]
+Stage = Literal["tuning", "run", "baselines"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Job:
-    """One training and its evaluation."""
+    """One training and its evaluation, or the evaluation of the baselines."""
 
     stage: Stage
     method: str
@@ -55,6 +55,8 @@ class Job:
     def folder(self) -> Path:
         """Where it lies, below the folder of the comparison."""
         name = Path(self.method).stem
+        if self.stage == "baselines":
+            return Path("baselines")
         if self.stage == "tuning":
             return Path("tuning", name, f"trial-{self.number}")
         return Path("runs", f"{name}-{self.epochs}-epochs", f"seed-{self.number}")
@@ -62,6 +64,8 @@ class Job:
     @property
     def label(self) -> str:
         """For a person."""
+        if self.stage == "baselines":
+            return "raw pixels and untrained network"
         what = "trial" if self.stage == "tuning" else f"{self.epochs} epochs, seed"
         return f"{Path(self.method).stem}, {what} {self.number}"
 
@@ -115,6 +119,11 @@ def runs(plan: Plan, method: str, settings: dict[str, Any]) -> list[Job]:
     if plan.rivals_budget and method != plan.reference:
         budgets.append(plan.rivals_budget)
     return [_job(plan, "run", method, seed, epochs, settings, ()) for epochs in budgets for seed in range(plan.seeds)]
+
+
+def baselines(plan: Plan) -> Job:
+    """The evaluation of raw pixels and of the untrained network."""
+    return Job("baselines", plan.reference, 0, 0, {}, train.complete(train.use_method(plan.base, plan.reference)))
 
 
 def _job(
