@@ -1,0 +1,150 @@
+import numpy as np
+import pytest
+from scipy import stats
+
+from matrix_ssl.compare.statistics import PairedDifference, holm, paired_difference, pairwise
+from matrix_ssl.errors import ConfigError, DataError
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 40])
+@pytest.mark.parametrize("confidence", [0.5, 0.95, 0.99])
+def test_agrees_with_the_paired_t_test_of_scipy(n, confidence):
+    a, b = np.random.default_rng(n).normal([0.3, 0.0], 1, (n, 2)).T
+    found, expected = paired_difference(a, b, confidence=confidence), stats.ttest_rel(a, b)
+    interval = expected.confidence_interval(confidence)
+    np.testing.assert_allclose(found[:4], [np.mean(a - b), interval.low, interval.high, expected.pvalue], rtol=1e-10)
+    assert found.n == n
+
+
+def test_a_case_worked_by_hand():
+    # differences 1, 2, 3: mean 2, sd 1, error 1/√3; t with 2 degrees of freedom at 0.975 is 4.3027
+    # and P(|T| > t) = 1 - t / √(t² + 2) = 1 - √(12/14) for t = 2√3
+    found = paired_difference([2, 4, 6], [1, 2, 3])
+    assert found.mean == 2
+    assert found.low == pytest.approx(2 - 4.302653 / 3**0.5, abs=1e-6)
+    assert found.high == pytest.approx(2 + 4.302653 / 3**0.5, abs=1e-6)
+    assert found.p == pytest.approx(1 - (12 / 14) ** 0.5)
+
+
+def test_swapping_changes_signs_only():
+    a, b = [0.91, 0.93, 0.92], [0.90, 0.95, 0.97]
+    there, back = paired_difference(a, b), paired_difference(b, a)
+    assert (back.mean, back.low, back.high, back.p) == (-there.mean, -there.high, -there.low, there.p)
+
+
+def test_pairing_removes_what_seeds_have_in_common():
+    noise = np.random.default_rng(0).normal(size=8)
+    a, b = noise + 0.01 * np.arange(8) + 0.1, noise
+    assert paired_difference(a, b).p < 1e-3
+    assert stats.ttest_ind(a, b).pvalue > 0.5
+
+
+def test_one_seed_gives_no_interval():
+    assert paired_difference([0.75], [0.5]) == PairedDifference(0.25, None, None, None, 1)
+
+
+@pytest.mark.parametrize(("shift", "p"), [(0.0, 1.0), (0.1, 2 / 16), (-0.25, 2 / 16)])  # four coins that agree
+def test_equal_differences(shift, p):
+    b = np.array([0.1, 0.2, 0.7, 0.9])  # b + 0.1 - b differs from 0.1 in the last bits
+    found = paired_difference(b + shift, b)
+    assert found.mean == pytest.approx(shift, abs=1e-12)
+    assert found.low == found.mean == found.high
+    assert found.p == p
+
+
+def test_rounding_is_no_difference():
+    found = paired_difference([0.1 + 0.2, 0.3], [0.3, 0.1 + 0.2])
+    assert (found.mean, found.p) == (0, 1)
+    assert paired_difference([0.1 + 0.2], [0.3]).mean == 0
+
+
+def test_a_tiny_but_real_spread_is_kept():
+    found = paired_difference([1e-9, 3e-9], [0, 0])
+    assert found.low < found.mean < found.high
+    assert 0 < found.p < 1
+
+
+def test_interval_covers_the_truth_as_often_as_it_says():
+    generator = np.random.default_rng(0)
+    repeats, truth = 2000, 0.3
+    covered, rejected = 0, 0
+    for _ in range(repeats):
+        common = generator.normal(0, 5, 4)
+        a, b = common + generator.normal(truth, 1, 4), common + generator.normal(0, 2, 4)
+        found = paired_difference(a, b, confidence=0.9)
+        covered += found.low <= truth <= found.high
+        rejected += (found.p < 0.1) != (not found.low <= 0 <= found.high)
+    assert abs(covered / repeats - 0.9) < 3 * (0.9 * 0.1 / repeats) ** 0.5
+    assert rejected == 0  # p and interval tell the same
+
+
+@pytest.mark.parametrize(
+    ("a", "b"), [([], []), ([1.0], [1.0, 2.0]), ([[1.0]], [[2.0]]), ([float("nan")], [1.0]), ([1.0], [float("inf")])]
+)
+def test_scores_that_do_not_fit_are_refused(a, b):
+    with pytest.raises(DataError, match="paired difference"):
+        paired_difference(a, b)
+
+
+@pytest.mark.parametrize("confidence", [0, 1, -0.5, 95, float("nan")])
+def test_a_confidence_outside_its_range_is_refused(confidence):
+    with pytest.raises(ConfigError, match="between 0 and 1"):
+        paired_difference([1, 2], [2, 4], confidence=confidence)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ([0.01, 0.04, 0.03, 0.005], [0.03, 0.06, 0.06, 0.02]),  # 4 · 0.005, 3 · 0.01, 2 · 0.03, max(0.06, 0.04)
+        ([0.01, 0.02, 0.03], [0.03, 0.04, 0.04]),  # the last would be 0.03, below its predecessor
+        ([0.5, 0.6], [1.0, 1.0]),
+        ([0.02, None, 0.01], [0.02, None, 0.02]),
+        ([None], [None]),
+        ([0.0, 1.0], [0.0, 1.0]),
+        ([0.04], [0.04]),
+        ([], []),
+    ],
+)
+def test_holm_worked_by_hand(given, expected):
+    found = holm(given)
+    assert [p is None for p in found] == [p is None for p in expected]
+    assert [p for p in found if p is not None] == pytest.approx([p for p in expected if p is not None])
+
+
+def test_holm_lies_between_the_p_value_and_bonferroni_and_keeps_the_order():
+    p = np.random.default_rng(1).uniform(0, 0.2, 30) ** 2
+    adjusted = np.array(holm(p.tolist()))
+    assert np.all((p <= adjusted) & (adjusted <= np.minimum(1, 30 * p) + 1e-15))
+    assert np.all(np.diff(adjusted[np.argsort(p)]) >= 0)
+
+
+@pytest.mark.parametrize("p", [-0.1, 1.1, float("nan")])
+def test_holm_refuses_what_is_no_probability(p):
+    with pytest.raises(DataError, match="between 0 and 1"):
+        holm([0.5, p])
+
+
+def test_pairs_use_the_seeds_that_both_arms_have():
+    scores = {
+        "a": {0: 0.9, 1: 0.8, 2: 0.7},
+        "b": {1: 0.5, 2: 0.6, 3: 0.1},
+        "c": {2: 0.65, 9: 0.3},
+        "d": {7: 0.5},
+        "e": {},
+    }
+    pairs = pairwise(scores, confidence=0.8)
+    assert pairs.keys() == {("a", "b"), ("b", "a"), ("a", "c"), ("c", "a"), ("b", "c"), ("c", "b")}
+    assert pairs["a", "b"].difference == paired_difference([0.8, 0.7], [0.5, 0.6], confidence=0.8)
+    assert pairs["b", "a"].difference == paired_difference([0.5, 0.6], [0.8, 0.7], confidence=0.8)
+    assert pairs["a", "c"].difference == (pytest.approx(0.05), None, None, None, 1)
+    assert pairs["c", "a"].adjusted_p is None
+    assert pairs["a", "b"].adjusted_p == pairs["a", "b"].difference.p  # the only pair with a test
+
+
+def test_pairs_are_adjusted_over_all_unordered_pairs():
+    generator = np.random.default_rng(2)
+    scores = {name: dict(enumerate(generator.normal(shift, 1, 6))) for name, shift in [("a", 0), ("b", 2), ("c", 9)]}
+    pairs = pairwise(scores)
+    order = [("a", "b"), ("a", "c"), ("b", "c")]
+    assert [pairs[o].adjusted_p for o in order] == holm([pairs[o].difference.p for o in order])
+    assert all(pairs[a, b].adjusted_p == pairs[b, a].adjusted_p for a, b in order)
