@@ -63,8 +63,10 @@ def check_command(words: list[str]) -> None:
     """The command, its options and its settings exist."""
     command = cli.commands.commands[words[0]]
     context = command.make_context(words[0], list(words[1:]))
-    if words[0] == "pretrain":
+    if words[0] in ("pretrain", "compare"):
         check_settings(context.params["recipe"], list(context.params["assignments"]))
+    if context.params.get("method") is not None:
+        methods.find_method(context.params["method"])
 
 
 def run_command(words: list[str]) -> None:
@@ -72,6 +74,12 @@ def run_command(words: list[str]) -> None:
     if words[0] == "pretrain":
         small = SMALLEST if "demo" in words else SMALLEST + SMALL_COLOUR
         words = [*words, *(part for setting in small for part in ("--set", setting))]
+    if words[0] == "compare":
+        colour = [] if "demo" in words else SMALL_COLOUR
+        shorter = {"--methods": "matrix_ssl,simsiam", "--seeds": "1", "--trials": "1", "--budget": "1"}
+        longer = ["--rivals-budget", "2"] * ("--rivals-budget" in words)
+        settings = [part for setting in (*SMALLEST, *colour) for part in ("--set", setting)]
+        words = [*words, *(part for pair in shorter.items() for part in pair), *longer, *settings]
     if words[0] == "evaluate" and "--protocol" not in words:
         words = [*words, "--protocol", "knn"]
     with pytest.MonkeyPatch.context() as patch:
@@ -264,6 +272,6 @@ def test_site_builds_without_warnings(tmp_path):
 def test_pages_name_only_known_commands():
     """A guard for the checks above: they saw the commands, so a changed layout of the pages cannot empty them."""
     seen = {words[1] for page in PAGES for words in shell_lines(page) if words[0] == "matrix-ssl"}
-    assert seen == {"pretrain", "evaluate", "embed", "export", "recipes"}
+    assert seen == {"pretrain", "evaluate", "embed", "export", "recipes", "methods", "compare"}
     with pytest.raises(click.NoSuchOption):
         check_command(["pretrain", "--no-such-option"])

@@ -52,8 +52,8 @@ class Loop:
         autocast: the type that the networks' forward computes in, or None for that of their weights.
 
     Attributes:
-        observe: called with the encoder in evaluation mode at the moments at which the spectrum is kept; its numbers join
-            the line of metrics, and its time does not count as training. Single processes only.
+        observe: called with the encoder in evaluation mode at the moments at which the spectrum is kept; its numbers
+            join the line of metrics, and its time does not count as training. Single processes only.
     """
 
     def __init__(

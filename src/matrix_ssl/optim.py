@@ -18,7 +18,8 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """An optimizer over the trainable parameters.
 
-    Weight decay reaches all parameters of SGD and AdamW, as in the published code; LARS leaves out biases and BatchNorm.
+    Weight decay reaches all parameters of SGD and AdamW, as in the published code; LARS leaves out biases and
+    BatchNorm.
 
     Args:
         momentum: of SGD and LARS; AdamW has its own and ignores it.

@@ -76,6 +76,9 @@ def compare(
     if measure not in MEASURES[:3]:
         raise ConfigError(f"--measure {measure!r} cannot choose among trials.{did_you_mean(measure, MEASURES[:3])}")
     base = options.configure(recipe, data, assignments)
+    budget = budget or base.epochs
+    if rivals_budget == budget:
+        raise ConfigError(f"--rivals-budget {rivals_budget} is the budget of all: leave it out or choose another one.")
     from matrix_ssl import record, train
     from matrix_ssl.compare.comparison import Comparison, prepare
     from matrix_ssl.compare.plan import choose_methods
@@ -88,10 +91,10 @@ def compare(
         methods=names,
         reference=_reference(names, reference),
         seeds=seeds,
-        budget=budget or base.epochs,
+        budget=budget,
         rivals_budget=rivals_budget or 0,
         trials=trials,
-        tuning_budget=tuning_budget or budget or base.epochs,
+        tuning_budget=tuning_budget or budget,
         tuning_settings=tuning_set,
         measure=measure,
     )

@@ -3,9 +3,9 @@
     loss = (1 - λ) · mean over views and entries of (z_v - z̄)²  +  λ · mean over views of SIGReg(z_v)
 
 SIGReg, the sketched isotropic Gaussian regularisation, looks at the outputs along random directions and compares the
-empirical characteristic function of each projection with that of the standard normal, by the statistic of Epps and Pulley.
-No teacher, no stop-gradient, no predictor. The paper adds several smaller views of every picture; here, as for all
-methods of this package, there are two.
+empirical characteristic function of each projection with that of the standard normal, by the statistic of Epps and
+Pulley. No teacher, no stop-gradient, no predictor. The paper adds several smaller views of every picture; here, as for
+all methods of this package, there are two.
 
 Reference: Balestriero and LeCun, "LeJEPA: Provable and Scalable Self-Supervised Learning Without the Heuristics",
 arXiv 2511.08544, 2025; Epps and Pulley, "A test for normality based on the empirical characteristic function",
@@ -57,8 +57,8 @@ def sigreg_loss(
     Raises:
         ValueError: z has no rows or no columns; a number is out of range; the directions do not have d rows.
 
-    Reference: Balestriero and LeCun, 2025, section 4; the values of ``knots`` and ``largest_frequency`` are those of the
-    published code.
+    Reference: Balestriero and LeCun, 2025, section 4; the values of ``knots`` and ``largest_frequency`` are those of
+    the published code.
     """
     if z.ndim < 2 or 0 in z.shape:
         raise ValueError(f"expected outputs of shape (..., n, d), got {tuple(z.shape)}")

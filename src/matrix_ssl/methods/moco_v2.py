@@ -1,7 +1,7 @@
 """MoCo v2: tell the key of the same picture from a queue of the keys of earlier batches.
 
-A student encodes the query, a moving average of it the key. With rows of length one and temperature τ, for a query q, its
-key k₊ and the keys k of the queue:
+A student encodes the query, a moving average of it the key. With rows of length one and temperature τ, for a query q,
+its key k₊ and the keys k of the queue:
 
     loss = -log [ exp(q·k₊ / τ) / (exp(q·k₊ / τ) + Σ_k exp(q·k / τ)) ]
 
@@ -12,8 +12,9 @@ BatchNorm lets a query recognise the key that was normalised together with it. T
 rows of the keys over the GPUs; here BatchNorm is synchronised, so that the statistics are those of the whole batch, in
 which a single picture leaves little trace.
 
-Reference: He, Fan, Wu, Xie and Girshick, "Momentum Contrast for Unsupervised Visual Representation Learning", CVPR 2020,
-equation 1; Chen, Fan, Girshick and He, "Improved Baselines with Momentum Contrastive Learning", arXiv 2003.04297, 2020.
+Reference: He, Fan, Wu, Xie and Girshick, "Momentum Contrast for Unsupervised Visual Representation Learning", CVPR
+2020, equation 1; Chen, Fan, Girshick and He, "Improved Baselines with Momentum Contrastive Learning", arXiv 2003.04297,
+2020.
 """
 
 import dataclasses

@@ -35,9 +35,9 @@ def vicreg_loss(
 ) -> Tensor:
     """Invariance, variance and covariance terms of two branches, weighted.
 
-    The variance term is the mean of the two branches, the covariance term their sum, as in the published code; the paper
-    writes a sum for both. The covariance term is computed with d x d numbers, or with n x n where a batch has fewer rows
-    than columns.
+    The variance term is the mean of the two branches, the covariance term their sum, as in the published code; the
+    paper writes a sum for both. The covariance term is computed with d x d numbers, or with n x n where a batch has
+    fewer rows than columns.
 
     Args:
         z1, z2: (n, d), outputs for the two views.
