@@ -46,6 +46,9 @@ MAY_IMPORT = {
              "record"],
     "train": ["checkpoint", "config", "data", "diagnostics", "distributed", "encoder", "loop", "methods", "networks",
               "optim", "progress", "randomness", "record"],
+    "options": ["config", "recipes", "train"],
+    "compare": ["config", "data", "encoder", "evaluate", "methods", "options", "progress", "randomness", "record",
+                "report", "train"],
 }  # fmt: skip
 MAY_IMPORT |= {"cli": [*MAY_IMPORT, "__init__"], "__main__": ["cli"]}
 
