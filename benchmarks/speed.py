@@ -20,7 +20,7 @@ from timing import spread, take_turns
 from torchvision.transforms import v2
 
 from matrix_ssl import augment, record
-from matrix_ssl.recipes._views import asymmetric_views
+from matrix_ssl.views import asymmetric_views
 
 OUT = Path(__file__).parent / "results" / "speed.json"
 REPEATS = 3

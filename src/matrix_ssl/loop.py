@@ -75,7 +75,7 @@ class Loop:
         warmup_steps = round(config.optimizer.warmup_epochs * batches.steps_per_epoch)
         self.warmup_steps = min(warmup_steps, self.total_steps // 2)
         self.step = 0  # steps done
-        self.counters: dict[str, float] = {"bad_steps": 0, "seconds": 0.0}
+        self.counters: dict[str, float] = {"bad_steps": 0, "seconds": 0.0, "cpu_seconds": 0.0}
         self.events = {name: torch.zeros((), device=self.device) for name in method.counters}
         self.metrics: record.MetricsWriter | None = None
         self.observe: Callable[[nn.Module], dict[str, float]] | None = None
@@ -108,7 +108,7 @@ class Loop:
             checkpoints.load_strictly(self.method, found.model, f"the checkpoint of step {found.step}")
             self.optimizer.load_state_dict(found.optimizer)
             self.step = found.step
-            self.counters = dict(found.counters)
+            self.counters |= found.counters
             self.events = {name: torch.tensor(self.counters.pop(name), device=self.device) for name in self.events}
             self.display.say(f"resuming after step {self.step} of {self.total_steps}")
         if distributed.is_main():
@@ -123,10 +123,12 @@ class Loop:
         bad_in_a_row = 0
         with _signals() as received, self.display.training(done=self.step, total=self.total_steps) as display:
             self.started = time.monotonic() - self.counters["seconds"]
+            self.cpu_started = time.process_time() - self.counters["cpu_seconds"]
             for batch in self._read_batches():
                 output, number = self._train_step(forward, batch, received)
                 self.step += 1
                 self.counters["seconds"] = time.monotonic() - self.started
+                self.counters["cpu_seconds"] = time.process_time() - self.cpu_started
                 last = self.step == self.total_steps
                 line: dict[str, Any] | None = None
                 terms: tuple[str, ...] = ()
@@ -250,12 +252,13 @@ class Loop:
         return line
 
     def _observe(self, observe: Callable[[nn.Module], dict[str, float]]) -> dict[str, float]:
-        before = time.monotonic()
+        before = time.monotonic(), time.process_time()
         self.method.encoder.eval()
         with torch.no_grad():
             values = observe(self.method.encoder)
         self.method.encoder.train()
-        self.started += time.monotonic() - before
+        self.started += time.monotonic() - before[0]
+        self.cpu_started += time.process_time() - before[1]
         return values
 
     def _keeps_spectrum(self) -> bool:

@@ -1,5 +1,6 @@
 """Options that several commands share, and the run that they describe."""
 
+import dataclasses
 import os
 import shlex
 from pathlib import Path
@@ -43,6 +44,20 @@ def configure(recipe: str, data: str | None, assignments: tuple[str, ...], *, me
     Raises:
         ConfigError: the recipe, a setting or the method does not exist, or there is no data set.
     """
+    given = outline(recipe, data, assignments, method=method)
+    from matrix_ssl import train
+
+    return train.complete(given)
+
+
+def outline(recipe: str, data: str | None, assignments: tuple[str, ...], *, method: str | None = None) -> "RunConfig":
+    """As ``configure``, with those options of the method only that the recipe or the person has given.
+
+    Another method that has these options, too, takes them over, and keeps its own defaults for all others.
+
+    Raises:
+        ConfigError: the recipe, a setting or the method does not exist, or there is no data set.
+    """
     from matrix_ssl import config
     from matrix_ssl.recipes import find_recipe, list_recipes
 
@@ -53,10 +68,12 @@ def configure(recipe: str, data: str | None, assignments: tuple[str, ...], *, me
     wanted = config.override(base, [*settings, *([f"method.name={method}"] if method else [])]).method.name
     from matrix_ssl import train  # takes seconds to import: mistakes above are told without it
 
-    result = train.complete(config.override(train.use_method(base, wanted), settings))
-    if not result.data.source:
+    given = config.override(train.use_method(base, wanted), settings)
+    values = train.complete(given).method.options
+    if not given.data.source:
         raise ConfigError(f"recipe {recipe!r} has no data set of its own: give --data FOLDER.")
-    return result
+    options = {name: values[name] for name in given.method.options}
+    return dataclasses.replace(given, method=dataclasses.replace(given.method, options=options))
 
 
 def default_run(recipe: str, data: str | None, *, unnamed: str, suffix: str | None = None) -> Path:

@@ -20,7 +20,7 @@ from matrix_ssl.report.results import MEASURES, Measure
 from matrix_ssl.report.run_data import finite_number, mapping
 
 RESULTS = "compare.json"
-COSTS = ("seconds", "images_per_second", "peak_memory_mib")
+COSTS = ("seconds", "cpu_seconds", "images_per_second", "peak_memory_mib")
 
 
 class Summary(NamedTuple):

@@ -75,7 +75,7 @@ def compare(
     """
     if measure not in MEASURES[:3]:
         raise ConfigError(f"--measure {measure!r} cannot choose among trials.{did_you_mean(measure, MEASURES[:3])}")
-    base = options.configure(recipe, data, assignments)
+    base = options.outline(recipe, data, assignments)
     budget = budget or base.epochs
     if rivals_budget == budget:
         raise ConfigError(f"--rivals-budget {rivals_budget} is the budget of all: leave it out or choose another one.")
@@ -101,6 +101,8 @@ def compare(
     out = out or options.default_run(f"compare-{recipe}", data, unnamed="")
     where = places(train.choose_device(device).type, jobs=jobs)
     comparison = Comparison(plan, out, command=_command())
+    comparison.check()
+    comparison.open_data(data_root=data_root, download=download)
     with record.lock(out):
         comparison.claim()
         done, total = comparison.count()
@@ -108,12 +110,16 @@ def compare(
             f"{len(names)} methods, {total} jobs ({done} done), {len(where)} side by side on {where[0].device}: {out}"
         )
         with _progress(comparison) as (ended, running):
-            results = comparison.run(where=where, data_root=data_root, download=download, ended=ended, running=running)
+            results = comparison.run(where=where, data_root=data_root, ended=ended, running=running)
     options.out.print(terminal(results))
     options.out.print(f"results {out / 'compare.json'}\npage    {out / 'compare.html'}", markup=False)
     failed = [row for row in results["rows"] if "error" in row]
     if failed:
         raise ConfigError(f"{len(failed)} of {len(results['rows'])} runs failed; the page lists why.")
+    if comparison.failures:
+        raise ConfigError(
+            f"jobs that ended without a result: {len(comparison.failures)}; the same command repeats them."
+        )
 
 
 def _reference(names: tuple[str, ...], wanted: str | None) -> str:

@@ -17,6 +17,7 @@ from matrix_ssl.compare.page import write_page
 from matrix_ssl.compare.plan import Job, Plan, baselines, most_trials, next_trial, runs, to_dict
 from matrix_ssl.config import RunConfig
 from matrix_ssl.errors import ConfigError, RunFolderError
+from matrix_ssl.progress import Display
 
 PLAN = "plan.json"
 
@@ -30,7 +31,7 @@ class Comparison:
         command: what the person typed, for the page.
 
     Raises:
-        ConfigError: a method has fewer different trials than asked for.
+        ConfigError: a method has fewer different trials than asked for, or a setting does not fit a method.
     """
 
     def __init__(self, plan: Plan, out: Path, *, command: str):
@@ -40,19 +41,44 @@ class Comparison:
         for method in plan.methods:
             if plan.trials > most_trials(method):
                 raise ConfigError(f"--trials {plan.trials}: {method!r} has {most_trials(method)} different ones.")
+            for number in range(self.trials):
+                next_trial(plan, method, {}, number)
+            runs(plan, method, {})
 
-    def claim(self) -> None:
-        """Makes the folder one of this plan.
+    def open_data(self, *, data_root: Path | None, download: bool) -> None:
+        """Looks at the pictures and whether a network can learn from them, before anything is written.
 
         Raises:
-            RunFolderError: the folder holds another comparison or something else.
+            MatrixSSLError: pictures, batch and encoder do not fit each other.
+            RunFolderError: what is already in the folder has seen other pictures.
+        """
+        plan = self.plan
+        learn = jobs.open_training_part(plan.base.data, data_root=data_root, download=download)
+        judge = jobs.open_test_part(plan.base.data, data_root=data_root, download=download)
+        if judge.classes != learn.classes:
+            raise ConfigError(f"{plan.base.data.source!r}: its training and its test part have different classes.")
+        sizes = {"train": len(learn), "test": len(judge), "classes": len(learn.classes or [])}
+        before = record.read_json(self.out / RESULTS)["data"] if (self.out / RESULTS).exists() else sizes
+        if different := [
+            f"{key}: {before.get(key)} -> {size}" for key, size in sizes.items() if before.get(key) != size
+        ]:
+            raise RunFolderError(f"{self.out} has compared other pictures ({'; '.join(different)}): use another --out.")
+        self.data = {"name": learn.name, **sizes}
+        trials = [(next_trial(plan, plan.reference, {}, 0), jobs.hold_out(learn)[0])] if self.trials else []
+        for job, source in (*trials, (runs(plan, plan.reference, {})[0], learn)):
+            config = configuration.override(job.config, ["data.subset=0"])
+            train.prepare(config, source=source, device=torch.device("cpu"), display=Display(quiet=True))
+
+    def check(self) -> None:
+        """Refuses a folder that holds another comparison or something else, and leaves it untouched.
+
+        Raises:
+            RunFolderError: it does.
         """
         values = to_dict(self.plan)
         if not (self.out / PLAN).exists():
-            if self.out.exists() and any(path.name != ".lock" for path in self.out.iterdir()):
+            if self.out.exists() and (not self.out.is_dir() or any(p.name != ".lock" for p in self.out.iterdir())):
                 raise RunFolderError(f"{self.out} exists and is not a comparison: choose another --out.")
-            self.out.mkdir(parents=True, exist_ok=True)
-            record.write_json(self.out / PLAN, values)
             return
         before = dict(configuration.flatten(record.read_json(self.out / PLAN)))
         now = {key: list(v) if isinstance(v, tuple) else v for key, v in configuration.flatten(values)}
@@ -66,21 +92,25 @@ class Comparison:
                 f"{self.out} holds another comparison ({'; '.join(different[:5])}): use --out for another folder."
             )
 
+    def claim(self) -> None:
+        """Makes the folder, whose lock this process holds, one of this plan; raises as ``check``."""
+        self.check()
+        if not (self.out / PLAN).exists():
+            record.write_json(self.out / PLAN, to_dict(self.plan))
+
     def run(
         self,
         *,
         where: list[schedule.Place],
         data_root: Path | None,
-        download: bool,
         ended: Callable[[Job, dict[str, Any]], None],
         running: Callable[[list[Job]], None],
     ) -> dict[str, Any]:
-        """Runs what has no result yet. Returns the content of ``compare.json``; raises as ``schedule.run_jobs``."""
-        self.where = where
-        learn, judge = jobs.open_parts(self.plan.base.data, data_root=data_root, download=download)
-        self.data = {
-            "name": learn.name, "train": len(learn), "test": len(judge), "classes": len(learn.classes or []),
-        }  # fmt: skip
+        """Runs what has no result yet, after ``open_data`` and ``claim``; raises as ``schedule.run_jobs``.
+
+        Returns:
+            The content of ``compare.json``.
+        """
         device = train.choose_device(where[0].device)
         self.environment = record.environment(
             device=device.type,
@@ -88,7 +118,6 @@ class Comparison:
             threads=where[0].threads or torch.get_num_threads(),
             processes=1,
         )
-        del learn, judge
         self.write()
 
         def note(job: Job, result: dict[str, Any]) -> None:

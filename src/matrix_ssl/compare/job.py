@@ -1,16 +1,20 @@
 """One training of a comparison with its evaluation, in a process of its own.
 
-    python -m matrix_ssl.compare.job FOLDER
+    python -m matrix_ssl.compare.job FOLDER [PARENT]
 
 FOLDER is a run folder with ``job.json``. The process resumes from the newest checkpoint and ends with ``result.json``.
-The test pictures are read once, after the last step of a run that is reported, and never by a trial.
+PARENT is the number of the process that started it: without that process it does not go on. The test pictures are read
+once, after the last step of a run that is reported, and never by a trial.
 """
 
 import ctypes
-import json
+import os
+import re
 import resource
 import signal
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +46,10 @@ _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux
 Accuracies = dict[str, dict[str, float | int]]  # by protocol: mean, sd and n
 
 
-def open_parts(data: DataConfig, *, data_root: Path | None, download: bool) -> tuple[Source, Source]:
-    """The training and the test pictures of a comparison; without a test part, a fifth of every class is held out.
+def open_training_part(data: DataConfig, *, data_root: Path | None, download: bool = False) -> Source:
+    """The training pictures of a comparison; without a test part, they lack the fifth of every class that is held out.
 
-    ``data.subset`` limits the training pictures, by one choice for all runs.
+    ``data.subset`` limits them, by one choice for all runs.
 
     Raises:
         ConfigError: the pictures have no labels.
@@ -53,13 +57,23 @@ def open_parts(data: DataConfig, *, data_root: Path | None, download: bool) -> t
     learn = open_source(data.source, split="train", data_root=data_root, download=download)
     if learn.labels is None:
         raise ConfigError(f"{data.source!r} has no labels to compare by: put each class in a folder of its own.")
-    if has_test_part(data.source, data_root=data_root, download=download):
-        judge = open_source(data.source, split="test", data_root=data_root, download=download)
-    else:
-        learn, judge = split_source(learn, HELD_OUT, _SPLIT)
+    if not has_test_part(data.source, data_root=data_root, download=download):
+        learn, _ = split_source(learn, HELD_OUT, _SPLIT)
     if data.subset and data.subset < len(learn):
         learn = learn.subset(np.sort(permutation(len(learn), _SPLIT)[: data.subset]))
-    return learn, judge
+    return learn
+
+
+def open_test_part(data: DataConfig, *, data_root: Path | None, download: bool = False) -> Source:
+    """The test pictures of a comparison; without a test part, the fifth of every class that is held out."""
+    if has_test_part(data.source, data_root=data_root, download=download):
+        return open_source(data.source, split="test", data_root=data_root, download=download)
+    return split_source(open_source(data.source, split="train", data_root=data_root), HELD_OUT, _SPLIT)[1]
+
+
+def hold_out(learn: Source) -> tuple[Source, Source]:
+    """What a trial learns from and what it is judged on, both parts of the training pictures."""
+    return split_source(learn, HELD_OUT, _SPLIT)
 
 
 def run_job(folder: Path) -> dict[str, Any]:
@@ -77,27 +91,32 @@ def run_job(folder: Path) -> dict[str, Any]:
         torch.set_num_threads(job["threads"])
     device = train.choose_device(job["device"])
     root = Path(job["data_root"]) if job["data_root"] else None
-    learn, judge = open_parts(config.data, data_root=root, download=False)
+    learn = open_training_part(config.data, data_root=root)
+    open_test = partial(open_test_part, config.data, data_root=root)
     with record.lock(folder):
         if job["stage"] == "baselines":
-            result: dict[str, Any] = {"accuracy": _baselines(config, learn, judge, device=device)}
+            result: dict[str, Any] = {"accuracy": _baselines(config, learn, open_test(), device=device)}
         else:
-            result = _train_and_evaluate(config, folder, learn, judge, is_trial=job["stage"] == "tuning", device=device)
+            test = None if job["stage"] == "tuning" else open_test
+            result = _train_and_evaluate(config, folder, learn, test, device=device)
         record.write_json(folder / RESULT, result)
     return result
 
 
 def _train_and_evaluate(
-    config: RunConfig, folder: Path, learn: Source, judge: Source, *, is_trial: bool, device: torch.device
+    config: RunConfig, folder: Path, learn: Source, open_test: Callable[[], Source] | None, *, device: torch.device
 ) -> dict[str, Any]:
-    part = split_source(learn, HELD_OUT, _SPLIT)
-    if is_trial:
-        learn, judge = part
+    """A reported run, or a trial: that has no ``open_test``."""
+    part = hold_out(learn)
+    if open_test is None:
+        learn = part[0]
     try:
-        result = _train(config, folder, learn, part, device=device, observed=not is_trial)
+        result = _train(config, folder, learn, part, device=device, observed=open_test is not None)
     except TrainingError as error:
+        if "not finite" not in str(error):  # a process that reads pictures died: not the method's fault
+            raise
         return {"error": str(error)}
-    protocols = _TRIAL_PROTOCOLS if is_trial else PROTOCOLS
+    judge, protocols = (part[1], _TRIAL_PROTOCOLS) if open_test is None else (open_test(), PROTOCOLS)
     network = {"encoder": load_encoder(folder)}
     found = _accuracies(network, config.data, learn, judge, protocols=protocols, device=device)
     return result | {"accuracy": found["encoder"]}
@@ -126,6 +145,7 @@ def _train(
     kept = ("step", "epoch", "seconds", "loss", "effective_rank", "matrix_entropy", CURVE)
     return {
         "seconds": summary["seconds_training"],
+        "cpu_seconds": loop.counters["cpu_seconds"],
         "images_per_second": config.batch_size * summary["steps"] / summary["seconds_training"],
         "peak_memory_mib": _peak_memory(device),
         "parameters": summary["parameters"],
@@ -146,7 +166,7 @@ def _accuracies(
     device: torch.device,
 ) -> dict[str, Accuracies]:
     x, test = (extract(encoders, part, data, device=device, on_progress=_quiet) for part in (learn, judge))
-    assert x.labels is not None and test.labels is not None and learn.classes is not None  # open_parts checked
+    assert x.labels is not None and test.labels is not None and learn.classes is not None  # checked at the start
     return {
         name: measure(
             x.vectors[name], x.labels, test.vectors[name], test.labels,
@@ -170,17 +190,24 @@ def _peak_memory(device: torch.device) -> float:
     """MiB: of the GPU's memory, or of this process, all of it, PyTorch and the pictures included."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    if sys.platform == "linux":  # its ru_maxrss also knows what the process that started this one had taken
+        found = re.search(r"^VmHWM:\s*(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
+        if found:
+            return int(found[1]) / 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def main() -> None:
-    """Runs a job; errors meant for a person end in one line of JSON on standard error and their exit code."""
+    """Runs a job; errors meant for a person end in one line on standard error and their exit code."""
+    folder, *parent = sys.argv[1:]
     if sys.platform == "linux":  # a comparison that was killed must not leave its jobs behind: they stop like it
         ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGTERM)
+    if parent and os.getppid() != int(parent[0]):  # it was killed before the line above
+        raise SystemExit(128 + signal.SIGTERM)
     try:
-        run_job(Path(sys.argv[1]))
+        run_job(Path(folder))
     except MatrixSSLError as error:
-        print(json.dumps({"error": str(error)}), file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
 
 

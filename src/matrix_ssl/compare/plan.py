@@ -28,7 +28,7 @@ Stage = Literal["tuning", "run", "baselines"]
 class Plan:
     """The whole comparison; ``plan.json`` in its folder."""
 
-    base: RunConfig  # the recipe with the changes for all; its method and seed are replaced
+    base: RunConfig  # the recipe with the changes for all, as ``options.outline``; its method and seed are replaced
     methods: tuple[str, ...]
     reference: str  # the method that the others are compared with
     seeds: int
@@ -105,7 +105,8 @@ def next_trial(plan: Plan, method: str, best: dict[str, Any], number: int) -> Jo
         number: how many trials there were.
     """
     variants = [{f"method.{name}": value for name, value in v.items()} for v in find_method(method).variants]
-    rates = [{RATE: plan.base.optimizer.learning_rate * factor} for factor in (*_NEAR, *_FAR)]
+    rate = train.use_method(plan.base, method).optimizer.learning_rate
+    rates = [{RATE: rate * factor} for factor in (*_NEAR, *_FAR)]
     near = len(_NEAR)
     move = [{}, *rates[:near], *variants, *rates[near:]][number]
     is_variant = near < number <= near + len(variants)
@@ -116,7 +117,7 @@ def next_trial(plan: Plan, method: str, best: dict[str, Any], number: int) -> Jo
 def runs(plan: Plan, method: str, settings: dict[str, Any]) -> list[Job]:
     """The reported runs of a method with the settings that were chosen."""
     budgets = [plan.budget]
-    if plan.rivals_budget and method != plan.reference:
+    if plan.rivals_budget not in (0, plan.budget) and method != plan.reference:
         budgets.append(plan.rivals_budget)
     return [_job(plan, "run", method, seed, epochs, settings, ()) for epochs in budgets for seed in range(plan.seeds)]
 

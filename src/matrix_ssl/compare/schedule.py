@@ -16,7 +16,7 @@ from matrix_ssl import config as configuration
 from matrix_ssl import record
 from matrix_ssl.compare.job import JOB, OUTPUT, RESULT
 from matrix_ssl.compare.plan import Job
-from matrix_ssl.errors import MatrixSSLError
+from matrix_ssl.errors import ConfigError, MatrixSSLError
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _POLL = 0.1  # seconds between two looks at the processes
@@ -56,8 +56,10 @@ def places(device_type: str, *, jobs: int) -> list[Place]:
     if device_type == "cuda":
         import torch
 
+        count = torch.cuda.device_count()
         given = os.environ.get("CUDA_VISIBLE_DEVICES")
-        names = given.split(",") if given else [str(i) for i in range(torch.cuda.device_count())]
+        # CUDA leaves out a name that is no device, and all after it
+        names = [name.strip() for name in given.split(",")][:count] if given else [str(i) for i in range(count)]
         return [Place("cuda", names[i % len(names)], 0) for i in range(jobs or len(names))]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     count = jobs or (cores if device_type == "cpu" else 1)
@@ -74,9 +76,11 @@ def _is_another(folder: Path, job: Job) -> bool:
     """Whether a folder holds a job with other settings, as after a change of a method's defaults."""
     if not (folder / JOB).exists():
         return False
-    return bool(
-        configuration.differences(configuration.from_dict(record.read_json(folder / JOB)["config"]), job.config)
-    )
+    try:
+        before = configuration.from_dict(record.read_json(folder / JOB)["config"])
+    except ConfigError:  # of another version of this package
+        return True
+    return bool(configuration.differences(before, job.config))
 
 
 def run_jobs(
@@ -105,8 +109,13 @@ def run_jobs(
     active: list[_Running] = []
     failed: set[Path] = set()
     ready: list[Job] = waiting()
-    with _forwarding(active) as received:
+    told = 0
+    with _signals() as received:
         while True:
+            while told < len(received):  # here and not in the handler: it may come while a job is being started
+                for other in active:
+                    other.process.send_signal(received[told])
+                told += 1
             free = [place for place in where if all(other.place != place for other in active)]
             if free and ready and not received:
                 for place, job in zip(free, ready, strict=False):
@@ -135,8 +144,8 @@ def run_jobs(
 
 def _start(out: Path, job: Job, place: Place, data_root: Path | None) -> subprocess.Popen[bytes]:
     folder = out / job.folder
-    if _is_another(folder, job):
-        record.set_aside(folder)
+    if _is_another(folder, job) and record.set_aside(folder) is None:
+        (folder / RESULT).unlink(missing_ok=True)  # of baselines, which are no run to be kept
     folder.mkdir(parents=True, exist_ok=True)
     values = {
         "stage": job.stage,
@@ -154,7 +163,7 @@ def _start(out: Path, job: Job, place: Place, data_root: Path | None) -> subproc
         environment["OMP_NUM_THREADS"] = str(place.threads)
     with (folder / OUTPUT).open("ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "matrix_ssl.compare.job", str(folder)],
+            [sys.executable, "-m", "matrix_ssl.compare.job", str(folder), str(os.getpid())],
             stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment,
             start_new_session=True,  # Ctrl-C reaches this process alone, which forwards it once
         )  # fmt: skip
@@ -168,17 +177,14 @@ def _reason(folder: Path, code: int) -> str:
 
 
 @contextmanager
-def _forwarding(active: list[_Running]) -> Iterator[list[int]]:
-    """Collects signals and hands them on to the jobs, which stop after a checkpoint."""
+def _signals() -> Iterator[list[int]]:
+    """Collects signals instead of dying from them; the jobs, which are told of them, stop after a checkpoint."""
     received: list[int] = []
 
-    def forward(number: int, _: FrameType | None) -> None:
+    def note(number: int, _: FrameType | None) -> None:
         received.append(number)
-        for other in active:
-            if other.process.poll() is None:
-                other.process.send_signal(number)
 
-    before = {number: signal.signal(number, forward) for number in _SIGNALS}
+    before = {number: signal.signal(number, note) for number in _SIGNALS}
     try:
         yield received
     finally:

@@ -20,6 +20,7 @@ from matrix_ssl.report.run_data import finite_number, mapping
 ABSENT = "–"
 _COSTS: tuple[tuple[str, str, Callable[[float], str], Callable[..., float]], ...] = (
     ("seconds", "time", duration, min),
+    ("cpu_seconds", "CPU time", duration, min),
     ("images_per_second", "images/s", whole, max),
     ("peak_memory_mib", "peak MiB", whole, min),
 )
@@ -94,7 +95,10 @@ def table_note(c: Comparison) -> str:
     if c.reference:
         text += f". {difference_heading(c)}: paired difference over common seeds, in points"
         text += ", with its 95% interval" if c.seeds > 1 else ""
-    return f"{text}. Time, images a second and peak memory are means of the pre-training; best of a column in bold."
+    return (
+        f"{text}. Time on the clock and of the CPU, images a second and peak memory are means of the pre-training; "
+        f"best of a column in bold."
+    )
 
 
 def terminal(results: Mapping[str, Any]) -> Group:

@@ -5,6 +5,7 @@ import importlib.util
 import inspect
 import pkgutil
 import sys
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -25,7 +26,7 @@ def find_method(name: str) -> type[Method]:
     """The method class of a module of this package, or of a Python file given by its path.
 
     Raises:
-        ConfigError: there is no such method, or the file does not define exactly one.
+        ConfigError: there is no such method, or the file cannot be executed or does not define exactly one.
     """
     if name.endswith(".py"):
         if not Path(name).is_file():
@@ -34,7 +35,10 @@ def find_method(name: str) -> type[Method]:
         assert spec is not None and spec.loader is not None  # a .py file has a loader
         module = importlib.util.module_from_spec(spec)
         sys.modules[module.__name__] = module  # where dataclasses in the file look it up
-        spec.loader.exec_module(module)
+        try:
+            spec.loader.exec_module(module)
+        except (Exception, SystemExit) as error:
+            raise ConfigError(f"method.name={name!r}: {_where(error, name)}{type(error).__name__}: {error}") from error
     elif name in list_methods():
         module = importlib.import_module(f"{__name__}.{name}")
     else:
@@ -47,6 +51,12 @@ def find_method(name: str) -> type[Method]:
     if len(found) != 1:
         raise ConfigError(f"method.name={name!r}: expected one subclass of Method in the file, found {len(found)}.")
     return found[0]
+
+
+def _where(error: BaseException, file: str) -> str:
+    """The last line of a file that an error came through; empty for one that names its place itself."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    return f"line {lines[-1]}: " if lines else ""
 
 
 def describe_method(name: str) -> str:

@@ -23,12 +23,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from matrix_ssl import distributed, networks
+from matrix_ssl import networks
 from matrix_ssl.config import OptimizerConfig, RunConfig
 from matrix_ssl.losses import check_number, check_rows, in_full_precision, unit_rows
 from matrix_ssl.methods._base import (
     Method,
     StepOutput,
+    gather_outputs,
     mean_over_processes,
     require_above_zero,
     require_at_least,
@@ -122,12 +123,12 @@ class MoCoV2(Method):
         """Loss of a batch from its two views, each (n_local, c, h, w)."""
         features = self.encoder(view1)
         q, k = self.projector(features), self.teach(view2)
-        loss, newest = self.loss(q, k), k
+        loss, keys = self.loss(q, k), [k]
         if self.queries == "both":
-            k1 = self.teach(view1)
-            loss = (loss + self.loss(self.projector(self.encoder(view2)), k1)) / 2
-            newest = torch.cat([k1, k])
-        self._newest = distributed.gather(newest)  # the queue is part of this step's graph: it changes after the step
+            keys = [self.teach(view1), k]
+            loss = (loss + self.loss(self.projector(self.encoder(view2)), keys[0])) / 2
+        # the queue is part of this step's graph: it changes after the step, in the order of a single process
+        self._newest = torch.cat(gather_outputs(*keys))
         return StepOutput(mean_over_processes(loss), {}, features.detach(), q.detach(), k)
 
     def loss(self, q: Tensor, k: Tensor) -> Tensor:
