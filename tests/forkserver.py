@@ -17,6 +17,7 @@ import sklearn.manifold
 import torch
 
 import matrix_ssl.cli
+import matrix_ssl.compare.comparison
 import matrix_ssl.data
 import matrix_ssl.encoder
 import matrix_ssl.evaluate.protocols

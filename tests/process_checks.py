@@ -1,6 +1,8 @@
 """What several processes check together; ``test_distributed`` runs these functions in real processes over gloo."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -8,6 +10,7 @@ from torch import Tensor, nn
 
 from matrix_ssl import distributed, losses, networks, parallel
 from matrix_ssl.errors import ConfigError, DataError, MatrixSSLError, MissingExtra, ProcessError
+from matrix_ssl.methods import complete_options, find_method, list_methods
 
 TOLERANCE = {"rtol": 1e-12, "atol": 1e-12}
 
@@ -270,3 +273,76 @@ def uneven_batch_norm() -> None:
     torch.testing.assert_close(part.grad / distributed.world_size(), mine, **TOLERANCE)
     for name, buffer in single.named_buffers():
         torch.testing.assert_close(ours.get_buffer(name), buffer, **TOLERANCE)
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """A block in which this process takes itself for the only one."""
+    with mock.patch.object(distributed, "world_size", lambda: 1), mock.patch.object(distributed, "rank", lambda: 0):
+        yield
+
+
+VARIANTS: dict[str, list[dict]] = {
+    "mec": [{}, {"logarithm": "exact"}],
+    "moco_v2": [{}, {"queries": "both"}],
+}
+
+
+def methods() -> None:
+    """Loss, gradients, weights, teacher and queue of every method over two steps, as in one process."""
+    for name in list_methods():
+        for variant in VARIANTS.get(name, [{}]):
+            try:
+                compare_methods(name, variant)
+            except AssertionError as error:
+                raise AssertionError(f"{name} {variant}: {error}") from error
+
+
+def compare_methods(name: str, variant: dict) -> None:
+    size, rank = distributed.world_size(), distributed.rank()
+    kind = find_method(name)
+    # the queue holds a batch and a part of another, so that it overwrites parts of batches
+    small = {"hidden_dim": 12, "output_dim": 9, "slices": 16, "queue_size": 6 * size + 5, "teacher_momentum": 0.7}
+    options = complete_options(kind, {k: v for k, v in small.items() if k in complete_options(kind, {})} | variant)
+    built = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        encoder, width = networks.build_encoder("tiny_resnet", channels=1, image_size=8, width=8)
+        built.append(kind(encoder, width, **options).double())
+    single, ours = built
+    networks.synchronise_batch_norm(ours, "cpu")
+    wrapped = distributed.wrap(ours)
+    optimizers = [torch.optim.SGD(m.parameter_groups(), lr=0.01, momentum=0.9) for m in (single, ours)]
+    for step in range(2):
+        torch.manual_seed(step)
+        whole = torch.randn(2, 4 * size, 1, 8, 8, dtype=torch.float64)
+        torch.manual_seed(100 + rank)  # numbers of the processes' own must not matter
+        parts = whole.chunk(size, 1)[rank]
+        outputs = []
+        for module, called, views, optimizer, group in zip(
+            (single, ours), (single, wrapped), (whole, parts), optimizers, (alone(), nullcontext()), strict=True
+        ):
+            with group:
+                module.before_step(step, 2)
+                optimizer.zero_grad()
+                output = called(*views)
+                output.loss.backward()
+                outputs.append(output)
+        expected, found = outputs
+        torch.testing.assert_close((found.loss, found.terms), (expected.loss, expected.terms), rtol=1e-10, atol=1e-10)
+        for mine, rows_of_all in zip(found[2:], expected[2:], strict=True):
+            torch.testing.assert_close(mine, rows_of_all.chunk(size)[rank], rtol=1e-9, atol=1e-9)
+        for key, parameter in single.named_parameters():
+            gradient = ours.get_parameter(key).grad
+            assert (gradient is None) == (parameter.grad is None), key
+            if gradient is not None:
+                torch.testing.assert_close(gradient, parameter.grad, rtol=1e-9, atol=1e-10)
+        for module, optimizer, group in zip((single, ours), optimizers, (alone(), nullcontext()), strict=True):
+            with group:
+                optimizer.step()
+                module.after_step((step + 1) / 2)
+        state = ours.state_dict()
+        for key, value in single.state_dict().items():
+            torch.testing.assert_close(state[key], value, rtol=1e-9, atol=1e-9, msg=lambda m, key=key: f"{key}: {m}")
+            distributed_copy = distributed.gather(state[key].unsqueeze(0))
+            assert all(torch.equal(copy, distributed_copy[0]) for copy in distributed_copy), key

@@ -26,8 +26,9 @@ CHECKS = ("gather", "gather_uneven", "all_reduce_sum", "sum_of_parts", "batch_no
           "whole_network", "agreement", "matrix_ssl_loss", "teacher_gradient")  # fmt: skip
 
 
-@pytest.mark.parametrize("count", [2, 3, 4])
-@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize(
+    ("check", "count"), [*((check, count) for count in (2, 3, 4) for check in CHECKS), ("methods", 2), ("methods", 3)]
+)
 def test_together_they_compute_what_one_process_computes(tmp_path: Path, check: str, count: int) -> None:
     folder = str(Path(process_checks.__file__).parent)
     code = (

@@ -39,6 +39,21 @@ OWN_METHOD = """
 """
 
 
+SMALL = {"hidden_dim": 4, "output_dim": 4}
+ABOVE_ZERO = [(0.0, "a number above 0"), (-1.0, "a number above 0")]
+NOT_NEGATIVE = [(-0.5, "a number of 0 or more")]
+FRACTION = [(-0.1, "a number from 0 to 1"), (1.5, "a number from 0 to 1")]
+AT_LEAST_ONE = [(0, "1 or more"), (-3, "1 or more")]
+OUT_OF_RANGE = {
+    "hidden_dim": AT_LEAST_ONE, "output_dim": AT_LEAST_ONE, "order": AT_LEAST_ONE, "queue_size": AT_LEAST_ONE,
+    "slices": AT_LEAST_ONE, "knots": [(1, "2 or more")], "ridge": ABOVE_ZERO, "distortion": ABOVE_ZERO,
+    "temperature": ABOVE_ZERO, "bias_rate": ABOVE_ZERO, "teacher_momentum": FRACTION, "distortion_warmup": FRACTION,
+    "regularisation_weight": FRACTION, "uniformity_weight": NOT_NEGATIVE, "alignment_weight": NOT_NEGATIVE,
+    "redundancy_weight": NOT_NEGATIVE, "invariance_weight": NOT_NEGATIVE, "variance_weight": NOT_NEGATIVE,
+    "covariance_weight": NOT_NEGATIVE,
+}  # fmt: skip
+
+
 def views(n=16, side=8, dtype=torch.float32):
     generator = torch.Generator().manual_seed(7)
     base = torch.randn(n, 1, side, side, generator=generator)
@@ -130,18 +145,36 @@ class TestOptions:
         with pytest.raises(ConfigError, match=r"method.size has no default: give it with --set method.size=VALUE"):
             complete_options(Demanding, {})
 
-    @pytest.mark.parametrize(
-        ("options", "sentence"),
-        [
-            ({"ridge": 0.0}, r"method.ridge=0: expected a number above 0"),
-            ({"order": 0}, r"method.order=0: expected 1 or more"),
-            ({"output_dim": 0}, r"method.output_dim=0: expected 1 or more"),
-            ({"teacher_momentum": 1.5}, r"method.teacher_momentum=1.5: expected a number from 0 to 1"),
-        ],
-    )
-    def test_out_of_range(self, options, sentence):
-        with pytest.raises(ConfigError, match=sentence):
-            MatrixSSL(nn.Flatten(), 64, **options)
+    @pytest.mark.parametrize("name", list_methods())
+    def test_out_of_range(self, name):
+        method = find_method(name)
+        known = complete_options(method, {})
+        assert {option for option, value in known.items() if type(value) in (int, float)} <= OUT_OF_RANGE.keys()
+        for option in known.keys() & OUT_OF_RANGE.keys():
+            for value, sentence in OUT_OF_RANGE[option]:
+                with pytest.raises(ConfigError, match=rf"^method\.{option}={value:g}: expected {sentence}\.$"):
+                    method(nn.Flatten(), 64, **{**SMALL, option: value} if option in SMALL else {option: value})
+
+    @pytest.mark.parametrize("name", list_methods())
+    def test_limits_are_in_range(self, name):
+        method = find_method(name)
+        limits = {"hidden_dim": 1, "output_dim": 1, "order": 1, "queue_size": 1, "slices": 1, "knots": 2,
+                  "teacher_momentum": 1.0, "distortion_warmup": 0.0, "uniformity_weight": 0.0, "alignment_weight": 0.0,
+                  "redundancy_weight": 0.0, "regularisation_weight": 1.0, "invariance_weight": 0.0,
+                  "variance_weight": 0.0, "covariance_weight": 0.0}  # fmt: skip
+        given = {key: value for key, value in limits.items() if key in complete_options(method, {})}
+        built = method(nn.Flatten(), 64, **given)
+        for key, value in given.items():
+            assert getattr(built, key, value) == value
+
+    @pytest.mark.parametrize("name", list_methods())
+    def test_variants_are_options(self, name):
+        method = find_method(name)
+        defaults = complete_options(method, {})
+        for variant in method.variants:
+            assert variant and complete_options(method, variant).items() >= variant.items()
+            small = {key: value for key, value in SMALL.items() if key in defaults}
+            method(nn.Flatten(), 64, **complete_options(method, small | dict(variant)))
 
 
 class TestMatrixSSL:

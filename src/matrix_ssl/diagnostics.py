@@ -56,12 +56,12 @@ def alarms(history: Sequence[Mapping[str, Any]]) -> list[str]:
             found.append(
                 f"Collapse of the projections: they span {recent[-1]['effective_rank_projection']:.1f} directions "
                 f"while the features still span {ranks[-1]:.1f}. Try a lower optimizer.learning_rate or another "
-                f"method.ridge."
+                f"method.ridge or weight of the term that keeps outputs apart."
             )
         if max(line["teacher_similarity"] for line in recent) < 0:
             found.append(
-                f"Teacher and student point apart: their mean cosine is {recent[-1]['teacher_similarity']:.2f}, "
-                f"the predictor does not follow. Try a lower optimizer.learning_rate or method.teacher_momentum nearer "
+                f"Teacher and student point apart: the mean cosine of the two branches is "
+                f"{recent[-1]['teacher_similarity']:.2f}, one does not follow the other. Try a lower optimizer.learning_rate or method.teacher_momentum nearer "
                 f"to 1."
             )
     counts = [0, *(line.get("negative_determinants", 0) for line in history[-2:])]
