@@ -39,11 +39,12 @@ def complete(config: RunConfig) -> RunConfig:
     return dataclasses.replace(config, method=dataclasses.replace(config.method, options=options))
 
 
-def use_method(config: RunConfig, name: str) -> RunConfig:
+def use_method(config: RunConfig, name: str, *, papers: bool = True) -> RunConfig:
     """The run with another method, a name or the path of a Python file.
 
     Of the options that the recipe gives its own method, those stay that the other one has, too, such as the widths of
-    the projector. The recipe ``imagenet`` gets the values of the method's own paper instead.
+    the projector. The recipe ``imagenet`` gets the values of the method's own paper instead, unless ``papers``
+    is false, as where methods are compared.
 
     Raises:
         ConfigError: the method does not exist.
@@ -51,7 +52,7 @@ def use_method(config: RunConfig, name: str) -> RunConfig:
     if name == config.method.name:
         return config
     method = find_method(name)
-    if config.recipe == PAPERS:
+    if papers and config.recipe == PAPERS:
         return method.recipe(dataclasses.replace(config, method=MethodConfig(name)))
     known = complete_options(method, {})
     options = {key: value for key, value in config.method.options.items() if key in known}

@@ -105,8 +105,7 @@ def next_trial(plan: Plan, method: str, best: dict[str, Any], number: int) -> Jo
         number: how many trials there were.
     """
     variants = [{f"method.{name}": value for name, value in v.items()} for v in find_method(method).variants]
-    rate = train.use_method(plan.base, method).optimizer.learning_rate
-    rates = [{RATE: rate * factor} for factor in (*_NEAR, *_FAR)]
+    rates = [{RATE: plan.base.optimizer.learning_rate * factor} for factor in (*_NEAR, *_FAR)]
     near = len(_NEAR)
     move = [{}, *rates[:near], *variants, *rates[near:]][number]
     is_variant = near < number <= near + len(variants)
@@ -124,17 +123,22 @@ def runs(plan: Plan, method: str, settings: dict[str, Any]) -> list[Job]:
 
 def baselines(plan: Plan) -> Job:
     """The evaluation of raw pixels and of the untrained network."""
-    return Job("baselines", plan.reference, 0, 0, {}, train.complete(train.use_method(plan.base, plan.reference)))
+    return Job("baselines", plan.reference, 0, 0, {}, train.complete(_with_method(plan, plan.reference)))
 
 
 def _job(
     plan: Plan, stage: Stage, method: str, number: int, epochs: int, settings: dict[str, Any], extra: Sequence[str]
 ) -> Job:
-    config = train.use_method(plan.base, method)
+    config = _with_method(plan, method)
     seed = 0 if stage == "tuning" else number
     config = dataclasses.replace(config, epochs=epochs, seed=seed)
     config = configuration.override(config, [*extra, *(f"{key}={value}" for key, value in settings.items())])
     return Job(stage, method, number, epochs, settings, train.complete(config))
+
+
+def _with_method(plan: Plan, method: str) -> RunConfig:
+    """The run with another method and nothing else changed, whatever its paper says."""
+    return train.use_method(plan.base, method, papers=False)
 
 
 def to_dict(plan: Plan) -> dict[str, Any]:

@@ -138,9 +138,9 @@ def _training_figures(data: RunData) -> list[Figurine]:
         _figure(
             "teacher", "Likeness of teacher and student",
             [Panel("mean cosine", _curves(data, teacher_similarity="teacher and student"), top=1.0)],
-            "Mean cosine between the embeddings of the student for one view and of the slow teacher, or without one the "
-            "network itself, for the other. A healthy run stays below 1 and rises slowly; 1 from the start means that "
-            "the views hardly differ or that all embeddings coincide.",
+            "Mean cosine between the embeddings of the student for one view and of the slow teacher, or without one of "
+            "the network itself, for the other. A healthy run stays below 1 and rises slowly; 1 from the start means "
+            "that the views hardly differ or that all embeddings coincide.",
         ),
     )  # fmt: skip
 

@@ -1,0 +1,66 @@
+"""Jobs of a comparison without seconds of start-up each: forked from the comparison, which has imported PyTorch.
+
+Importing this replaces how ``matrix_ssl.compare.schedule`` starts a process. What it starts runs the same function in a
+process of its own, with the signals, the output and the session of a program that was executed.
+"""
+
+import os
+import signal
+import sys
+import traceback
+import types
+from typing import IO, Any
+
+from matrix_ssl.compare import job, schedule
+
+
+class ForkedJob:
+    """What the schedule needs of ``subprocess.Popen``."""
+
+    def __init__(self, command: list[str], *, stdout: IO[bytes], env: dict[str, str], **_: Any):
+        self.returncode: int | None = None
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self.pid = os.fork()
+        if self.pid == 0:
+            code = run(command, stdout, env)
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+
+    def poll(self) -> int | None:
+        """The exit code, the negative number of the signal, or None while it runs."""
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        """Sends a signal to a process that still runs."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+
+def run(command: list[str], stdout: IO[bytes], env: dict[str, str]) -> int:
+    """What the forked process does. Returns its exit code."""
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.setsid()
+    for number in (1, 2):
+        os.dup2(stdout.fileno(), number)
+    os.environ.clear()
+    os.environ.update(env)
+    _, _, module, *sys.argv[1:] = command
+    assert module == "matrix_ssl.compare.job"
+    try:
+        job.main()
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+schedule.subprocess = types.SimpleNamespace(Popen=ForkedJob, DEVNULL=None)  # type: ignore[assignment]
