@@ -156,9 +156,9 @@ class TestLARS:
 
     @pytest.mark.parametrize(
         ("setting", "text"),
-        [({"lr": -1.0}, "lr is out of range: -1.0"), ({"lr": 1.0, "momentum": 1.0}, "momentum is out of range: 1.0"),
+        [({"lr": -1.0}, "lr is out of range: -1.0"), ({"lr": 1.0, "momentum": 1.5}, "momentum is out of range: 1.5"),
          ({"lr": 1.0, "weight_decay": float("nan")}, "weight_decay is out of range: nan"),
-         ({"lr": 1.0, "trust": -0.1}, "trust is out of range: -0.1")],
+         ({"lr": 1.0, "trust": 0.0}, "trust is out of range: 0.0")],
     )  # fmt: skip
     def test_mistakes(self, setting, text):
         with pytest.raises(ValueError, match=text):

@@ -60,9 +60,9 @@ def alarms(history: Sequence[Mapping[str, Any]]) -> list[str]:
             )
         if max(line["teacher_similarity"] for line in recent) < 0:
             found.append(
-                f"Teacher and student point apart: the mean cosine of the two branches is "
-                f"{recent[-1]['teacher_similarity']:.2f}, one does not follow the other. Try a lower "
-                f"optimizer.learning_rate or method.teacher_momentum nearer to 1."
+                f"Teacher and student point apart: their mean cosine is {recent[-1]['teacher_similarity']:.2f}, one "
+                f"branch does not follow the other. Try a lower optimizer.learning_rate or method.teacher_momentum "
+                f"nearer to 1."
             )
     counts = [0, *(line.get("negative_determinants", 0) for line in history[-2:])]
     new = counts[-1] - counts[-2] if history else 0

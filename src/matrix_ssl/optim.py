@@ -45,7 +45,7 @@ class LARS(torch.optim.Optimizer):
     Args:
         params: parameters, or groups of them.
         lr: learning rate, ≥ 0.
-        momentum: in [0, 1).
+        momentum: in [0, 1].
         weight_decay: ≥ 0.
         trust: the trust coefficient, > 0.
 
@@ -60,7 +60,7 @@ class LARS(torch.optim.Optimizer):
         self, params: Any, *, lr: float, momentum: float = 0.9, weight_decay: float = 0.0, trust: float = 0.001
     ):
         for what, value in (("lr", lr), ("momentum", momentum), ("weight_decay", weight_decay), ("trust", trust)):
-            if not 0 <= value < (1 if what == "momentum" else math.inf):
+            if not 0 <= value < math.inf or (what == "momentum" and value > 1) or (what == "trust" and value == 0):
                 raise ValueError(f"{what} is out of range: {value}")
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust})
 

@@ -44,7 +44,7 @@ def vicreg_loss(
         invariance_weight, variance_weight, covariance_weight: ≥ 0.
 
     Returns:
-        A scalar, 0 or more.
+        A scalar, 0 or more up to rounding.
 
     Raises:
         ValueError: shapes differ or are not (n, d) with n ≥ 2; a weight is negative or not finite.

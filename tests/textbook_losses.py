@@ -1,0 +1,140 @@
+"""The losses of the methods as their papers write them, in loops over rows, columns and pairs.
+
+They share no code with the package. Every number is a scalar of PyTorch, so that the gradient is that of these loops.
+"""
+
+import itertools
+import math
+
+import numpy as np
+import scipy.integrate
+import torch
+from torch import Tensor
+
+
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """Inner product of two vectors."""
+    return sum((a[i] * b[i] for i in range(len(a))), start=a.new_zeros(()))
+
+
+def cosine(a: Tensor, b: Tensor) -> Tensor:
+    """Cosine of the angle of two vectors."""
+    return dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
+
+
+def simsiam(z1: Tensor, z2: Tensor, p1: Tensor, p2: Tensor) -> Tensor:
+    """Chen and He, CVPR 2021, equation 2, with D(p, z) = -cosine."""
+    n = len(z1)
+    return sum((-cosine(z1[i], p2[i]) / 2 - cosine(z2[i], p1[i]) / 2 for i in range(n)), start=z1.new_zeros(())) / n
+
+
+def byol(z1: Tensor, z2: Tensor, p1: Tensor, p2: Tensor) -> Tensor:
+    """Grill et al., NeurIPS 2020, equation 2: the squared distance of vectors of length one, in both directions."""
+    total = z1.new_zeros(())
+    for z, p in ((z1, p2), (z2, p1)):
+        for i in range(len(z)):
+            difference = z[i] / dot(z[i], z[i]).sqrt() - p[i] / dot(p[i], p[i]).sqrt()
+            total = total + dot(difference, difference)
+    return total / len(z1)
+
+
+def simclr(z1: Tensor, z2: Tensor, *, temperature: float = 0.1) -> Tensor:
+    """Chen et al., ICML 2020, algorithm 1, with the pairs (2k - 1, 2k)."""
+    n = len(z1)
+    views = [view for pair in zip(z1, z2, strict=True) for view in pair]
+
+    def pair_loss(i: int, j: int) -> Tensor:
+        others = [(cosine(views[i], views[k]) / temperature).exp() for k in range(2 * n) if k != i]
+        return -((cosine(views[i], views[j]) / temperature).exp() / torch.stack(others).sum()).log()
+
+    losses = [pair_loss(2 * k, 2 * k + 1) + pair_loss(2 * k + 1, 2 * k) for k in range(n)]
+    return torch.stack(losses).sum() / (2 * n)
+
+
+def moco_v2(q: Tensor, k: Tensor, queue: Tensor, *, temperature: float = 0.2) -> Tensor:
+    """He et al., CVPR 2020, equation 1: one positive logit among those of the queue."""
+    losses = []
+    for i in range(len(q)):
+        positive = (cosine(q[i], k[i]) / temperature).exp()
+        negatives = [(cosine(q[i], other) / temperature).exp() for other in queue]
+        losses.append(-(positive / (positive + torch.stack(negatives).sum())).log())
+    return torch.stack(losses).mean()
+
+
+def barlow_twins(z1: Tensor, z2: Tensor, *, redundancy_weight: float = 0.0051) -> Tensor:
+    """Zbontar et al., ICML 2021, equations 1 and 2, of columns as BatchNorm leaves them."""
+    n, d = z1.shape
+
+    def normalise(column: Tensor) -> Tensor:
+        mean = column.sum() / n
+        variance = dot(column - mean, column - mean) / n
+        return (column - mean) / (variance + 1e-5).sqrt()
+
+    a, b = ([normalise(z[:, j]) for j in range(d)] for z in (z1, z2))
+    total = z1.new_zeros(())
+    for i in range(d):
+        for j in range(d):
+            correlation = dot(a[i], b[j]) / n
+            total = total + ((1 - correlation) ** 2 if i == j else redundancy_weight * correlation**2)
+    return total
+
+
+def vicreg(
+    z1: Tensor,
+    z2: Tensor,
+    *,
+    invariance_weight: float = 25.0,
+    variance_weight: float = 25.0,
+    covariance_weight: float = 1.0,
+) -> Tensor:
+    """Bardes et al., ICLR 2022, equations 1 to 6, the variance term as the mean of the branches as in the code."""
+    n, d = z1.shape
+    invariance = sum((dot(z1[i] - z2[i], z1[i] - z2[i]) for i in range(n)), start=z1.new_zeros(())) / (n * d)
+    variance, covariance = z1.new_zeros(()), z1.new_zeros(())
+    for z in (z1, z2):
+        columns = [z[:, j] - z[:, j].sum() / n for j in range(d)]
+        for i in range(d):
+            deviation = (dot(columns[i], columns[i]) / (n - 1) + 1e-4).sqrt()
+            variance = variance + (1 - deviation).clamp_min(0) / d / 2
+            for j in range(d):
+                if i != j:
+                    covariance = covariance + (dot(columns[i], columns[j]) / (n - 1)) ** 2 / d
+    return invariance_weight * invariance + variance_weight * variance + covariance_weight * covariance
+
+
+def sigreg(z: Tensor, *, directions: Tensor, knots: int = 17, largest_frequency: float = 3.0) -> Tensor:
+    """Balestriero and LeCun, 2025: the statistic of Epps and Pulley along directions, by the trapezoidal rule."""
+    n = z.shape[-2]
+    flat = z.reshape(-1, n, z.shape[-1])
+    total = z.new_zeros(())
+    for view in flat:
+        for j in range(directions.shape[1]):
+            length = dot(directions[:, j], directions[:, j]).sqrt()
+            x = [dot(row, directions[:, j]) / length for row in view]
+            values = []
+            for t in np.linspace(-largest_frequency, largest_frequency, 2 * knots - 1):
+                phi = math.exp(-t * t / 2)
+                cosines = sum(((t * value).cos() for value in x), start=z.new_zeros(())) / n
+                sines = sum(((t * value).sin() for value in x), start=z.new_zeros(())) / n
+                values.append(((cosines - phi) ** 2 + sines**2) * phi)
+            step = largest_frequency / (knots - 1)
+            total = total + n * step * sum((a + b) / 2 for a, b in itertools.pairwise(values))
+    return total / (len(flat) * directions.shape[1])
+
+
+def epps_pulley(x: np.ndarray, *, largest_frequency: float = np.inf) -> float:
+    """n ∫ |mean exp(i t x) - φ(t)|² φ(t) dt of numbers x, by adaptive quadrature."""
+
+    def integrand(t: float) -> float:
+        return abs(np.exp(1j * t * x).mean() - np.exp(-t * t / 2)) ** 2 * np.exp(-t * t / 2)
+
+    value, _ = scipy.integrate.quad(integrand, -largest_frequency, largest_frequency, epsabs=1e-13, epsrel=1e-13)
+    return len(x) * value
+
+
+def epps_pulley_closed(x: np.ndarray) -> float:
+    """The same over all frequencies in closed form, term by term by ∫ cos(at) exp(-bt²) dt = √(π/b) exp(-a²/4b)."""
+    n = len(x)
+    pairs = sum(math.exp(-((a - b) ** 2) / 2) for a in x for b in x) / n**2
+    singles = sum(math.exp(-(a**2) / 4) for a in x) / n
+    return n * (math.sqrt(2 * math.pi) * pairs - 2 * math.sqrt(math.pi) * singles + math.sqrt(2 * math.pi / 3))
