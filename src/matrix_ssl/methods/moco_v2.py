@@ -91,7 +91,11 @@ class MoCoV2(Method):
 
     queue: Tensor
     position: Tensor
-    variants = ({"queries": "both"}, {"queries": "both", "temperature": 0.1}, {"queries": "both", "queue_size": 1024})
+    variants = (
+        {"queries": "both"},
+        {"queries": "both", "teacher_momentum": 0.99},  # keys in the queue are comparable only if the teacher is slow
+        {"queries": "both", "teacher_momentum": 0.99, "temperature": 0.1},
+    )
 
     def __init__(
         self,
