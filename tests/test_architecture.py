@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "config": [],
     "matrix": [],
     "optim": [],
+    "signals": [],
     "momentum": [],
     "progress": [],
     "distributed": [],
@@ -43,12 +44,12 @@ MAY_IMPORT = {
                  "randomness", "record"],
     "report": ["config", "record"],
     "loop": ["checkpoint", "config", "data", "diagnostics", "distributed", "methods", "optim", "progress", "randomness",
-             "record"],
+             "record", "signals"],
     "train": ["checkpoint", "config", "data", "diagnostics", "distributed", "encoder", "loop", "methods", "networks",
               "optim", "progress", "randomness", "record"],
     "options": ["config", "recipes", "train"],
     "compare": ["config", "data", "encoder", "evaluate", "methods", "options", "progress", "randomness", "record",
-                "report", "train"],
+                "report", "signals", "train"],
 }  # fmt: skip
 MAY_IMPORT |= {"cli": [*MAY_IMPORT, "__init__"], "__main__": ["cli"]}
 

@@ -1,28 +1,25 @@
 """The training loop: resume, steps, metrics, checkpoints, signals, finish."""
 
 import math
-import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 from torch import nn
 
 from matrix_ssl import checkpoint as checkpoints
-from matrix_ssl import diagnostics, distributed, optim, record
+from matrix_ssl import diagnostics, distributed, optim, record, signals
 from matrix_ssl.config import RunConfig
 from matrix_ssl.data.base import Source
 from matrix_ssl.data.loading import Batch, TrainingBatches
-from matrix_ssl.errors import DataError, MatrixSSLError, TrainingError
+from matrix_ssl.errors import DataError, TrainingError
 from matrix_ssl.methods import Method, StepOutput
 from matrix_ssl.progress import Display
 from matrix_ssl.randomness import hash_integers
+from matrix_ssl.signals import Interrupted
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _SPECTRA = 6  # moments of a run at which the whole spectrum is kept
 _SECONDS_BETWEEN_CHECKPOINTS = 60.0  # at most this often when checkpoints follow epochs
 _MOST_SKIPPED = 0.01  # part of the pictures that may be unreadable
@@ -30,14 +27,6 @@ _ADVICE = (
     " Lower the learning rate (--set optimizer.learning_rate=...), lengthen the warm-up (--set "
     "optimizer.warmup_epochs=...) or train in float32 (--set precision=float32), with --fresh."
 )
-
-
-class Interrupted(MatrixSSLError):
-    """A signal ended the run after a checkpoint; the exit code is 128 plus the signal's number."""
-
-    def __init__(self, number: int, step: int):
-        super().__init__(f"stopped by {signal.Signals(number).name} after step {step}; the same command resumes.")
-        self.exit_code = 128 + number
 
 
 class Loop:
@@ -121,7 +110,7 @@ class Loop:
         self.method.train()
         saved = time.monotonic()
         bad_in_a_row = 0
-        with _signals() as received, self.display.training(done=self.step, total=self.total_steps) as display:
+        with signals.collected() as received, self.display.training(done=self.step, total=self.total_steps) as display:
             self.started = time.monotonic() - self.counters["seconds"]
             self.cpu_started = time.process_time() - self.counters["cpu_seconds"]
             for batch in self._read_batches():
@@ -144,7 +133,7 @@ class Loop:
                     self._save()
                     saved = time.monotonic()
                 if number and not last:
-                    raise Interrupted(number, self.step)
+                    raise Interrupted(number, after=f" after step {self.step}")
 
     def _read_batches(self) -> Iterator[Batch]:
         batches = self.batches.iterate(self.step, self.total_steps)
@@ -316,21 +305,3 @@ class Loop:
 
 def _term_names(method: Method, output: StepOutput) -> tuple[str, ...]:
     return tuple(name for name in output.terms if name not in method.counters)
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collects signals instead of dying from them; the loop looks at the list between two steps."""
-    received: list[int] = []
-
-    def note(number: int, _: FrameType | None) -> None:
-        if received and number == signal.SIGINT:
-            raise KeyboardInterrupt  # the second Ctrl-C is impatient: stop now, the last checkpoint stands
-        received.append(number)
-
-    before = {number: signal.signal(number, note) for number in _SIGNALS}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -1,33 +1,22 @@
 """Runs the jobs of a comparison in processes of their own, as many side by side as devices allow, and resumes."""
 
 import os
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from matrix_ssl import config as configuration
-from matrix_ssl import record
+from matrix_ssl import record, signals
 from matrix_ssl.compare.job import JOB, OUTPUT, RESULT
 from matrix_ssl.compare.plan import Job
-from matrix_ssl.errors import ConfigError, MatrixSSLError
+from matrix_ssl.errors import ConfigError
+from matrix_ssl.signals import Interrupted
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _POLL = 0.1  # seconds between two looks at the processes
-
-
-class Interrupted(MatrixSSLError):
-    """A signal ended the comparison after its jobs had written checkpoints."""
-
-    def __init__(self, number: int):
-        super().__init__(f"stopped by {signal.Signals(number).name}; the same command resumes.")
-        self.exit_code = 128 + number
 
 
 @dataclass(frozen=True, eq=False)  # two cores are two places, though nothing tells them apart
@@ -110,7 +99,7 @@ def run_jobs(
     failed: set[Path] = set()
     ready: list[Job] = waiting()
     told = 0
-    with _signals() as received:
+    with signals.collected() as received:
         while True:
             while told < len(received):  # here and not in the handler: it may come while a job is being started
                 for other in active:
@@ -174,19 +163,3 @@ def _reason(folder: Path, code: int) -> str:
     lines = (folder / OUTPUT).read_text(errors="replace").strip().splitlines()
     how = f"signal {-code}" if code < 0 else f"exit code {code}"
     return f"the process ended with {how}: {lines[-1] if lines else 'it wrote nothing'} (see {folder / OUTPUT})"
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collects signals instead of dying from them; the jobs, which are told of them, stop after a checkpoint."""
-    received: list[int] = []
-
-    def note(number: int, _: FrameType | None) -> None:
-        received.append(number)
-
-    before = {number: signal.signal(number, note) for number in _SIGNALS}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -13,8 +13,17 @@ from typing import Any, get_type_hints
 from matrix_ssl.config import check_type
 from matrix_ssl.errors import ConfigError, did_you_mean
 from matrix_ssl.methods._base import Method, StepOutput
+from matrix_ssl.methods._teacher import TeacherMethod
 
-__all__ = ["Method", "StepOutput", "complete_options", "describe_method", "find_method", "list_methods"]
+__all__ = [
+    "Method",
+    "StepOutput",
+    "TeacherMethod",
+    "complete_options",
+    "describe_method",
+    "find_method",
+    "list_methods",
+]
 
 
 def list_methods() -> list[str]:

@@ -11,14 +11,13 @@ equation 2 and section 3.
 
 import dataclasses
 
-import torch
 from torch import Tensor, nn
 
 from matrix_ssl import networks
 from matrix_ssl.config import OptimizerConfig, RunConfig
 from matrix_ssl.losses import check_rows, in_full_precision, unit_rows
-from matrix_ssl.methods._base import Method, StepOutput, mean_over_processes, require_at_least, require_fraction
-from matrix_ssl.momentum import cosine_momentum, make_teacher, update_teacher
+from matrix_ssl.methods._base import StepOutput, mean_over_processes, require_at_least
+from matrix_ssl.methods._teacher import TeacherMethod
 from matrix_ssl.views import asymmetric_views
 
 
@@ -46,7 +45,7 @@ def byol_loss(z1: Tensor, z2: Tensor, p1: Tensor, p2: Tensor) -> Tensor:
     return first.square().sum(1).mean() + second.square().sum(1).mean()
 
 
-class BYOL(Method):
+class BYOL(TeacherMethod):
     """See the module.
 
     Args:
@@ -73,12 +72,10 @@ class BYOL(Method):
     ):
         super().__init__()
         require_at_least(1, hidden_dim=hidden_dim, output_dim=output_dim)
-        require_fraction(teacher_momentum=teacher_momentum)
         self.encoder = encoder
         self.projector = networks.mlp(feature_dim, hidden_dim, output_dim)
         self.predictor = networks.mlp(output_dim, hidden_dim, output_dim)
-        self.teacher = make_teacher(nn.ModuleDict({"encoder": self.encoder, "projector": self.projector}))
-        self.teacher_momentum = teacher_momentum
+        self.add_teacher(teacher_momentum)
 
     def forward(self, view1: Tensor, view2: Tensor) -> StepOutput:
         """Loss of a batch from its two views, each (n_local, c, h, w)."""
@@ -87,24 +84,6 @@ class BYOL(Method):
         p1, p2 = self.teach(view1), self.teach(view2)
         loss = mean_over_processes(byol_loss(z1, z2, p1, p2))
         return StepOutput(loss, {}, f1.detach(), z1.detach(), p2.detach())
-
-    @torch.no_grad()
-    def teach(self, view: Tensor) -> Tensor:
-        """The teacher's projections of a view, without gradient."""
-        return self.teacher["projector"](self.teacher["encoder"](view))
-
-    def after_step(self, progress: float) -> None:
-        """Moves the teacher."""
-        student = nn.ModuleDict({"encoder": self.encoder, "projector": self.projector})
-        update_teacher(self.teacher, student, self.schedule(progress)["teacher_momentum"])
-
-    def schedule(self, progress: float) -> dict[str, float]:
-        """The teacher's momentum."""
-        return {"teacher_momentum": cosine_momentum(progress, self.teacher_momentum)}
-
-    def teacher_encoder(self) -> nn.Module:
-        """The teacher's encoder."""
-        return self.teacher["encoder"]
 
     @classmethod
     def recipe(cls, base: RunConfig) -> RunConfig:

@@ -15,23 +15,20 @@ student by the same moving average as the weights, so that the teacher can be ev
 Reference: Zhang, Tan, Yang, Huang and Yuan, "Matrix Information Theory for Self-Supervised Learning", ICML 2024.
 """
 
-import torch
 from torch import Tensor, nn
 
 from matrix_ssl import networks, parallel
 from matrix_ssl.losses import Logarithm
 from matrix_ssl.methods._base import (
-    Method,
     StepOutput,
     require_above_zero,
     require_at_least,
-    require_fraction,
     require_not_negative,
 )
-from matrix_ssl.momentum import cosine_momentum, make_teacher, update_teacher
+from matrix_ssl.methods._teacher import TeacherMethod
 
 
-class MatrixSSL(Method):
+class MatrixSSL(TeacherMethod):
     """See the module.
 
     Args:
@@ -71,17 +68,15 @@ class MatrixSSL(Method):
         require_at_least(1, hidden_dim=hidden_dim, output_dim=output_dim, order=order)
         require_above_zero(ridge=ridge)
         require_not_negative(uniformity_weight=uniformity_weight, alignment_weight=alignment_weight)
-        require_fraction(teacher_momentum=teacher_momentum)
         self.encoder = encoder
         self.projector = networks.projector(feature_dim, hidden_dim, output_dim)
         self.predictor = networks.predictor(output_dim, max(1, output_dim // 4))
-        self.teacher = make_teacher(nn.ModuleDict({"encoder": self.encoder, "projector": self.projector}))
+        self.add_teacher(teacher_momentum)
         self.ridge = ridge
         self.uniformity_weight = uniformity_weight
         self.alignment_weight = alignment_weight
         self.logarithm: Logarithm = logarithm
         self.order = order
-        self.teacher_momentum = teacher_momentum
 
     def forward(self, view1: Tensor, view2: Tensor) -> StepOutput:
         """Loss of a batch from its two views, each (n_local, c, h, w)."""
@@ -98,21 +93,3 @@ class MatrixSSL(Method):
         )  # fmt: skip
         named = {name: value for name, value in terms._asdict().items() if name != "loss"}
         return StepOutput(terms.loss, named, f1.detach(), z1.detach(), p2.detach())
-
-    @torch.no_grad()
-    def teach(self, view: Tensor) -> Tensor:
-        """The teacher's projections of a view, without gradient."""
-        return self.teacher["projector"](self.teacher["encoder"](view))
-
-    def after_step(self, progress: float) -> None:
-        """Moves the teacher."""
-        student = nn.ModuleDict({"encoder": self.encoder, "projector": self.projector})
-        update_teacher(self.teacher, student, self.schedule(progress)["teacher_momentum"])
-
-    def schedule(self, progress: float) -> dict[str, float]:
-        """The teacher's momentum."""
-        return {"teacher_momentum": cosine_momentum(progress, self.teacher_momentum)}
-
-    def teacher_encoder(self) -> nn.Module:
-        """The teacher's encoder."""
-        return self.teacher["encoder"]

@@ -13,27 +13,25 @@ Reference: Liu, Wang, Li and Li, "Self-Supervised Learning via Maximum Entropy C
 
 import dataclasses
 
-import torch
 from torch import Tensor, nn
 
 from matrix_ssl import networks
 from matrix_ssl.config import OptimizerConfig, RunConfig
 from matrix_ssl.losses import Logarithm, mec_loss
 from matrix_ssl.methods._base import (
-    Method,
     StepOutput,
     gather_outputs,
     require_above_zero,
     require_at_least,
     require_fraction,
 )
-from matrix_ssl.momentum import cosine_momentum, make_teacher, update_teacher
+from matrix_ssl.methods._teacher import TeacherMethod
 from matrix_ssl.views import asymmetric_views
 
 _FIRST_DISTORTION = 8.0  # the code starts with so many times the distortion
 
 
-class MEC(Method):
+class MEC(TeacherMethod):
     """See the module.
 
     Args:
@@ -68,16 +66,15 @@ class MEC(Method):
         super().__init__()
         require_at_least(1, hidden_dim=hidden_dim, output_dim=output_dim, order=order)
         require_above_zero(distortion=distortion)
-        require_fraction(distortion_warmup=distortion_warmup, teacher_momentum=teacher_momentum)
+        require_fraction(distortion_warmup=distortion_warmup)
         self.encoder = encoder
         self.projector = networks.projector(feature_dim, hidden_dim, output_dim)
         self.predictor = networks.predictor(output_dim, max(1, output_dim // 4))
-        self.teacher = make_teacher(nn.ModuleDict({"encoder": self.encoder, "projector": self.projector}))
+        self.add_teacher(teacher_momentum)
         self.distortion = distortion
         self.distortion_warmup = distortion_warmup
         self.logarithm: Logarithm = logarithm
         self.order = order
-        self.teacher_momentum = teacher_momentum
         self._progress = 1.0  # of the training, for the warm-up
 
     def before_step(self, step: int, total_steps: int) -> None:
@@ -97,27 +94,13 @@ class MEC(Method):
         )
         return StepOutput(loss, {}, f1.detach(), z1.detach(), p2.detach())
 
-    @torch.no_grad()
-    def teach(self, view: Tensor) -> Tensor:
-        """The teacher's projections of a view, without gradient."""
-        return self.teacher["projector"](self.teacher["encoder"](view))
-
-    def after_step(self, progress: float) -> None:
-        """Moves the teacher."""
-        student = nn.ModuleDict({"encoder": self.encoder, "projector": self.projector})
-        update_teacher(self.teacher, student, self.schedule(progress)["teacher_momentum"])
-
     def schedule(self, progress: float) -> dict[str, float]:
         """The distortion and the teacher's momentum."""
         done = min(1.0, progress / self.distortion_warmup) if self.distortion_warmup else 1.0
         return {
             "distortion": self.distortion * (_FIRST_DISTORTION + (1 - _FIRST_DISTORTION) * done),
-            "teacher_momentum": cosine_momentum(progress, self.teacher_momentum),
+            **super().schedule(progress),
         }
-
-    def teacher_encoder(self) -> nn.Module:
-        """The teacher's encoder."""
-        return self.teacher["encoder"]
 
     @classmethod
     def recipe(cls, base: RunConfig) -> RunConfig:

@@ -27,15 +27,13 @@ from matrix_ssl import networks
 from matrix_ssl.config import OptimizerConfig, RunConfig
 from matrix_ssl.losses import check_number, check_rows, in_full_precision, unit_rows
 from matrix_ssl.methods._base import (
-    Method,
     StepOutput,
     gather_outputs,
     mean_over_processes,
     require_above_zero,
     require_at_least,
-    require_fraction,
 )
-from matrix_ssl.momentum import make_teacher, update_teacher
+from matrix_ssl.methods._teacher import TeacherMethod
 from matrix_ssl.views import symmetric_view
 
 
@@ -72,7 +70,7 @@ def moco_v2_loss(q: Tensor, k: Tensor, queue: Tensor, *, temperature: float = 0.
     return (torch.logaddexp(positive, negative.logsumexp(1)) - positive).mean()
 
 
-class MoCoV2(Method):
+class MoCoV2(TeacherMethod):
     """See the module.
 
     Args:
@@ -112,14 +110,12 @@ class MoCoV2(Method):
         super().__init__()
         require_at_least(1, hidden_dim=hidden_dim, output_dim=output_dim, queue_size=queue_size)
         require_above_zero(temperature=temperature)
-        require_fraction(teacher_momentum=teacher_momentum)
         self.encoder = encoder
         self.projector = networks.mlp(feature_dim, hidden_dim, output_dim, hidden_norm=False, hidden_bias=True)
-        self.teacher = make_teacher(nn.ModuleDict({"encoder": self.encoder, "projector": self.projector}))
+        self.add_teacher(teacher_momentum)
         self.register_buffer("queue", unit_rows(torch.randn(queue_size, output_dim)))
         self.register_buffer("position", torch.zeros((), dtype=torch.int64))  # of the oldest key
         self.temperature = temperature
-        self.teacher_momentum = teacher_momentum
         self.queries = queries
         self._newest: Tensor | None = None  # keys that ``after_step`` puts into the queue
 
@@ -140,15 +136,9 @@ class MoCoV2(Method):
         return moco_v2_loss(q, k, self.queue, temperature=self.temperature)
 
     @torch.no_grad()
-    def teach(self, view: Tensor) -> Tensor:
-        """The teacher's keys of a view, without gradient."""
-        return self.teacher["projector"](self.teacher["encoder"](view))
-
-    @torch.no_grad()
     def after_step(self, progress: float) -> None:
         """Moves the teacher and puts the newest keys into the queue in the place of the oldest."""
-        student = nn.ModuleDict({"encoder": self.encoder, "projector": self.projector})
-        update_teacher(self.teacher, student, self.teacher_momentum)
+        super().after_step(progress)
         if self._newest is not None:
             size = len(self.queue)
             keys = unit_rows(self._newest[-size:]).to(self.queue.dtype)
@@ -158,12 +148,8 @@ class MoCoV2(Method):
             self._newest = None
 
     def schedule(self, progress: float) -> dict[str, float]:
-        """The teacher's momentum."""
+        """The teacher's momentum, which is constant."""
         return {"teacher_momentum": self.teacher_momentum}
-
-    def teacher_encoder(self) -> nn.Module:
-        """The teacher's encoder."""
-        return self.teacher["encoder"]
 
     @classmethod
     def recipe(cls, base: RunConfig) -> RunConfig:
