@@ -14,8 +14,8 @@ ICML 2021, equations 1 and 2.
 import dataclasses
 from typing import Any
 
-import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from matrix_ssl import networks
 from matrix_ssl.config import OptimizerConfig, RunConfig
@@ -54,15 +54,15 @@ def barlow_twins_loss(z1: Tensor, z2: Tensor, *, redundancy_weight: float = 0.00
     """
     check_rows(z1=z1, z2=z2)
     check_number("redundancy_weight", redundancy_weight)
-    a, b = _standardise(z1), _standardise(z2)
-    diagonal = (a * b).sum(0) / len(a)
-    off_diagonal = cross_product_norm(a, b) / len(a) ** 2 - diagonal.square().sum()
-    return (1 - diagonal).square().sum() + redundancy_weight * off_diagonal
-
-
-def _standardise(z: Tensor) -> Tensor:
-    variance, mean = torch.var_mean(z, dim=0, correction=0)
-    return (z - mean) * (variance + _EPSILON).rsqrt()
+    n, d = z1.shape
+    a, b = (F.batch_norm(z, None, None, training=True, eps=_EPSILON) for z in (z1, z2))
+    if n < d:
+        diagonal = (a * b).sum(0) / n
+        squares = cross_product_norm(a, b) / n**2
+    else:
+        correlation = a.mT @ b / n
+        diagonal, squares = correlation.diagonal(), correlation.square().sum()
+    return (1 - diagonal).square().sum() + redundancy_weight * (squares - diagonal.square().sum())
 
 
 class BarlowTwins(Method):

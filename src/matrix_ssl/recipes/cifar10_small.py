@@ -3,8 +3,8 @@
     matrix-ssl compare cifar10_small --data-root DATA
 
 Twelve minutes a run on one core with AVX-512 BF16 and ``--set precision=bfloat16``, without it about twice as long. The
-widths and the teacher are those of ``pictures_small``; the learning rate is the one that eight of nine methods preferred
-on held-out pictures (``LOG.md``).
+widths and the teacher are those of ``pictures_small``; the learning rate is the one that most methods preferred on
+held-out pictures (``LOG.md``).
 """
 
 import dataclasses
