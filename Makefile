@@ -32,7 +32,7 @@ check:  ## formatting, lint and types
 
 bench:  ## measure losses, entropies, processes and views: three quarters of an hour
 	@cd "$(ROOT)" && tools/install
-	@cd "$(ROOT)" && for name in speed losses taylor_gradients entropies processes pages; do $(PYTHON) benchmarks/$$name.py; done
+	@cd "$(ROOT)" && for name in speed losses method_losses taylor_gradients entropies processes pages; do $(PYTHON) benchmarks/$$name.py; done
 
 docs:  ## build the documentation into site/
 	@cd "$(ROOT)" && tools/install docs
