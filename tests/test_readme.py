@@ -78,7 +78,8 @@ def run_command(words: list[str]) -> None:
         colour = [] if "demo" in words else SMALL_COLOUR
         shorter = {"--methods": "matrix_ssl,simsiam", "--seeds": "1", "--trials": "1", "--budget": "1"}
         longer = ["--rivals-budget", "2"] * ("--rivals-budget" in words)
-        settings = [part for setting in (*SMALLEST, *colour) for part in ("--set", setting)]
+        whole = "data.subset=200"  # every class has pictures to hold out
+        settings = [part for setting in (*SMALLEST, *colour, whole) for part in ("--set", setting)]
         words = [*words, *(part for pair in shorter.items() for part in pair), *longer, *settings]
     if words[0] == "evaluate" and "--protocol" not in words:
         words = [*words, "--protocol", "knn"]

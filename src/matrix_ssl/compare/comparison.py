@@ -64,7 +64,8 @@ class Comparison:
         ]:
             raise RunFolderError(f"{self.out} has compared other pictures ({'; '.join(different)}): use another --out.")
         self.data = {"name": learn.name, **sizes}
-        trials = [(next_trial(plan, plan.reference, {}, 0), jobs.hold_out(learn)[0])] if self.trials else []
+        part, _ = jobs.hold_out(learn)  # for the trials, and for the curves of the runs
+        trials = [(next_trial(plan, plan.reference, {}, 0), part)] if self.trials else []
         for job, source in (*trials, (runs(plan, plan.reference, {})[0], learn)):
             config = configuration.override(job.config, ["data.subset=0"])
             train.prepare(config, source=source, device=torch.device("cpu"), display=Display(quiet=True))
