@@ -91,8 +91,8 @@ class MoCoV2(TeacherMethod):
     position: Tensor
     variants = (
         {"queries": "both"},
-        {"queries": "both", "teacher_momentum": 0.99},  # keys in the queue are comparable only if the teacher is slow
-        {"queries": "both", "teacher_momentum": 0.99, "temperature": 0.1},
+        {"queries": "both", "teacher_momentum": 0.995},  # keys in the queue are comparable only if the teacher is slow
+        {"queries": "both", "teacher_momentum": 0.995, "temperature": 0.1},
     )
 
     def __init__(
