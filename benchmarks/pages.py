@@ -44,6 +44,7 @@ def main() -> None:
     fill(arguments.docs / "speed.md", "views", view_section(views))
     fill(arguments.docs / "speed.md", "entropies", entropy_section(entropies))
     fill(arguments.docs / "speed.md", "processes", process_section(processes))
+    fill(arguments.docs / "speed.md", "methods", method_section(read_json(arguments.results / "method_losses.json")))
     fill(arguments.docs / "taylor.md", "taylor", taylor_section(taylor))
     fill(arguments.docs / "taylor.md", "training", training_section(arguments.results))
 
@@ -200,6 +201,23 @@ def entropy_section(results: Row) -> str:
             cells = ("" if row is None else f"{row['times_faster']['median']:.2g}" for row in rows)
             lines.append([quantity, form, *cells])
     return made_on(results["environment"]) + "\n" + table(["times as fast as naive", "form", *sizes], lines)
+
+
+def method_section(results: Row) -> str:
+    """Losses of the other methods beside lightly's."""
+    head = ["loss", "n, d", "ours, ms", "lightly, ms", "times as fast", "ours, MiB", "lightly, MiB"]
+    lines = [
+        [
+            row["method"],
+            size(row),
+            *(milliseconds({"seconds": row["seconds"][name]}) for name in ("ours", "lightly")),
+            times_published(row),
+            *(f"{row['mib'][name]:.3g}" for name in ("ours", "lightly")),
+        ]
+        for row in results["rows"]
+    ]
+    version = results["environment"]["lightly"]
+    return f"{made_on(results['environment'])}lightly {version}.\n\n{table(head, lines)}"
 
 
 def process_section(results: Row) -> str:

@@ -107,12 +107,31 @@ def results(tmp_path_factory):
     run("taylor_gradients.py", "--quick", "--out", folder / "taylor_gradients.json")
     run("entropies.py", "--quick", "--out", folder / "entropies.json")
     run("processes.py", "--quick", "--out", folder / "processes.json")
+    shutil.copy(RESULTS / "method_losses.json", folder)  # the script needs lightly: see its own test
     for name in ("speed", *pages.TRAINED):
         shutil.copy(RESULTS / f"{name}.json", folder)
     return folder
 
 
 class TestScripts:
+    def test_method_losses(self, tmp_path):
+        pytest.importorskip("lightly")
+        run("method_losses.py", "--quick", "--out", tmp_path / "found.json")
+        rows = json.loads((tmp_path / "found.json").read_text())["rows"]
+        assert [row["method"] for row in rows] == ["barlow_twins", "sigreg"]
+        assert all(set(row["seconds"]) == set(row["mib"]) == {"ours", "lightly"} for row in rows)
+        assert "| barlow_twins | 8, 16 |" in pages.method_section(json.loads((tmp_path / "found.json").read_text()))
+
+    def test_publish(self, tmp_path):
+        out = tmp_path / "comparison"
+        out.mkdir()
+        shutil.copy(RESULTS / "compare_digits.json", out / "compare.json")
+        where = ("--results", tmp_path, "--docs", tmp_path)
+        for _ in range(2):  # a page that is there is filled anew
+            run("publish.py", out, "digits", "Nine methods on handwritten digits", *where)
+        assert (tmp_path / "digits.md").read_text("utf-8") == (ROOT / "docs/results/digits.md").read_text("utf-8")
+        assert (tmp_path / "compare_digits.json").read_bytes() == (RESULTS / "compare_digits.json").read_bytes()
+
     def test_losses(self, results):
         found = json.loads((results / "losses.json").read_text())
         for case in found["cases"]:
@@ -321,5 +340,8 @@ def test_page_of_speed_is_of_the_results():
     assert not measured["quick"]
     assert pages.loss_section(measured).strip() in text
     assert pages.view_section(views).strip() in text
-    for name, section in (("entropies", pages.entropy_section), ("processes", pages.process_section)):
+    sections = {
+        "entropies": pages.entropy_section, "processes": pages.process_section, "method_losses": pages.method_section,
+    }  # fmt: skip
+    for name, section in sections.items():
         assert section(json.loads((RESULTS / f"{name}.json").read_text())).strip() in text
