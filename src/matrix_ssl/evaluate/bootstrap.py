@@ -1,0 +1,72 @@
+"""Confidence intervals of accuracies by the bootstrap over test pictures.
+
+The bootstrap draws as many pictures as there are, with replacement, and looks how much a statistic varies over such
+draws (Efron, "Bootstrap methods: another look at the jackknife", Annals of Statistics 7, 1979). Pictures of one class
+with one value are alike to it, so a draw is a draw of their counts from a multinomial distribution: ten thousand draws
+take milliseconds, however many pictures there are.
+
+An interval says how far the accuracy of this encoder may lie from the one on all pictures of the kind. It says
+nothing on another seed of the pre-training.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from matrix_ssl.errors import ConfigError, DataError
+
+_DRAWS = 10_000
+
+
+class Interval(NamedTuple):
+    """The bounds of a percentile interval."""
+
+    low: float
+    high: float
+
+
+def mean_interval(values: Tensor, *, confidence: float = 0.95) -> Interval:
+    """Interval of the mean of a value for each picture, such as 1 where a prediction is right and 0 elsewhere.
+
+    For a paired comparison of two classifiers give the differences of their values on the same pictures.
+
+    Args:
+        values: (m,), one for each test picture.
+        confidence: between 0 and 1, both excluded.
+
+    Raises:
+        DataError: no values.
+        ConfigError: ``confidence`` is out of range.
+    """
+    return mean_per_class_interval(values, torch.zeros_like(values, dtype=torch.int64), confidence=confidence)
+
+
+def mean_per_class_interval(values: Tensor, labels: Tensor, *, confidence: float = 0.95) -> Interval:
+    """Interval of the mean over classes of the mean value of their pictures.
+
+    Every class keeps its number of pictures, which are drawn among themselves.
+
+    Args:
+        values, labels: (m,).
+
+    Raises:
+        DataError: no values, or another number of labels.
+        ConfigError: ``confidence`` is out of range.
+    """
+    if not 0 < confidence < 1:
+        raise ConfigError(f"confidence={confidence}: expected a number between 0 and 1, for example 0.95.")
+    if not len(values) or values.shape != labels.shape:
+        raise DataError(f"a bootstrap needs a value and a label for each picture: got {len(values)} and {len(labels)}.")
+    generator = np.random.default_rng(0)  # the same values have the same interval
+    means = [_draw(values[labels == label], generator) for label in labels.unique()]
+    low, high = np.quantile(np.mean(means, axis=0), [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(float(low), float(high))
+
+
+def _draw(values: Tensor, generator: np.random.Generator) -> NDArray[np.float64]:
+    """Means of ``_DRAWS`` draws with replacement."""
+    distinct, counts = np.unique(values.double().cpu().numpy(), return_counts=True)
+    return generator.multinomial(len(values), counts / len(values), size=_DRAWS) @ distinct / len(values)
