@@ -197,10 +197,40 @@ class TestLinear:
 
     def test_reduction_is_exact_when_pictures_are_repeated(self):
         x, labels = clusters(8, 50, 2)
-        x, labels = x.repeat(3, 1), labels.repeat(3)  # rank 8 of 24 rows
-        reduced, _, _ = linear._fit(x, labels, l2=1.0, max_iterations=1000)
-        direct, _, _ = linear._minimise(x, labels, l2=1.0, max_iterations=1000)
-        torch.testing.assert_close(reduced[:, :-1], direct[:, :-1], atol=1e-5, rtol=0)
+        few = fit_logistic_regression(x.repeat(3, 1), labels.repeat(3), classes=2)  # rank 8 of 24 rows
+        many = fit_logistic_regression(x.repeat(9, 1), labels.repeat(9), classes=2, l2=3.0)  # more rows than features
+        torch.testing.assert_close(few.weight, many.weight, atol=1e-5, rtol=0)
+
+    @pytest.mark.parametrize(("n", "d"), [(40, 100), (200, 10)])
+    def test_a_path_reaches_the_solutions_of_single_fits(self, n, d):
+        x, labels = clusters(n, d, 3)
+        rows = torch.arange(n - 10)
+        path = linear.fit_path(x, labels, classes=3, penalties=(100.0, 1.0, 0.1), rows=rows)
+        for l2, fitted in zip((100.0, 1.0, 0.1), path, strict=True):
+            alone = fit_logistic_regression(x[rows], labels[rows], classes=3, l2=l2)
+            torch.testing.assert_close(fitted.weight, alone.weight, atol=1e-4, rtol=0)
+            torch.testing.assert_close(fitted.mean, alone.mean)
+
+    def test_the_chosen_penalty_is_the_best_of_sklearn_on_pictures_not_seen(self):
+        x, labels = clusters(150, 60, 3, spread=6.0)  # noise: a weak penalty fits it
+        fresh, answers = clusters(3000, 60, 3, spread=6.0)
+        scaler = StandardScaler().fit(x)
+        scores = {
+            l2: sklearn_fit(scaler.transform(x), labels, c=1 / l2).score(scaler.transform(fresh), answers)
+            for l2 in (1e4, 1e2, 1e-2)
+        }
+        chosen = linear.choose_penalty(x, labels, classes=3, penalties=tuple(scores))
+        assert scores[chosen] == max(scores.values()) > scores[1e-2] + 0.02
+
+    def test_of_penalties_that_are_alike_the_first_is_chosen(self):
+        x, labels = clusters(60, 5, 2, spread=0.01)
+        assert linear.choose_penalty(x, labels, classes=2, penalties=(3.0, 1.0)) == 3.0
+        assert linear.choose_penalty(x, labels, classes=2, penalties=(1.0, 3.0)) == 1.0
+
+    def test_no_penalty_can_be_chosen_with_two_pictures_a_class(self):
+        x, labels = clusters(4, 5, 2)
+        with pytest.raises(DataError, match="three training pictures"):
+            linear.choose_penalty(x, labels, classes=2)
 
     def test_gradient_is_the_derivative(self):
         x, labels = clusters(20, 4, 3)
