@@ -214,7 +214,8 @@ class MethodConformance:
         for with_bad in (False, True):
             method = self.build(dtype=torch.float32)
             loop = self.loop(method)
-            good, bad, last = (Batch(step, views(step, dtype=torch.float32), []) for step in (0, 1, 2))
+            shown = np.arange(ROWS)
+            good, bad, last = (Batch(step, views(step, dtype=torch.float32), shown, []) for step in (0, 1, 2))
             assert loop._train_step(method, good, [])[0] is not None
             if with_bad:
                 before = copy.deepcopy((method.state_dict(), loop.optimizer.state_dict()["state"]))

@@ -73,7 +73,10 @@ class Defective(Set):
 
 
 def batches(source, config=CONFIG, *, rank=0, world_size=1, dtype=torch.float32):
-    return TrainingBatches(source, config, rank=rank, world_size=world_size, device=CPU, dtype=dtype)
+    return TrainingBatches(
+        source, config.data, (config.view1, config.view2), batch_size=config.batch_size, seed=config.seed,
+        rank=rank, world_size=world_size, device=CPU, dtype=dtype,
+    )  # fmt: skip
 
 
 def configured(*, workers=0, view=VIEW, **changes):
@@ -86,6 +89,7 @@ def assert_same(a, b):
     for x, y in zip(a, b, strict=True):
         assert x.step == y.step
         assert x.unreadable == y.unreadable
+        assert np.array_equal(x.shown, y.shown)
         assert all(torch.equal(u, v) for u, v in zip(x.views, y.views, strict=True))
 
 
@@ -175,6 +179,19 @@ class TestViews:
         assert (high <= (1 - mean) / std + 1e-6).all()
 
     @pytest.mark.parametrize("in_memory", [False, True])
+    @pytest.mark.parametrize("count", [1, 3])
+    def test_of_any_number(self, in_memory, count):
+        settings = {"batch_size": 8, "seed": 3, "rank": 0, "world_size": 1, "device": CPU, "dtype": torch.float32}
+        source = Set(in_memory=in_memory)
+        others = list(batches(source).iterate(0, 4))
+        for found, pair in zip(
+            TrainingBatches(source, CONFIG.data, (VIEW,) * count, **settings).iterate(0, 4), others, strict=True
+        ):
+            assert len(found.views) == count
+            assert all(torch.equal(one, other) for one, other in zip(found.views, pair.views, strict=False))
+            np.testing.assert_array_equal(found.shown, batches(source).samples(found.step)[1])
+
+    @pytest.mark.parametrize("in_memory", [False, True])
     def test_dtype_and_layout(self, in_memory):
         (batch,) = batches(Set(in_memory=in_memory), dtype=torch.float64).iterate(0, 1)
         assert batch.views[0].dtype == torch.float64
@@ -195,8 +212,10 @@ class TestUnreadable:
         samples = np.concatenate([order.samples(step)[1] for step in range(3)])
         place = {int(sample): i for i, sample in enumerate(samples)}
         found = torch.cat([seen[step].views[0] for step in range(3)])
+        shown = np.concatenate([seen[step].shown for step in range(3)])
         for sample in range(24):
             assert torch.equal(found[place[sample]], plain[place[substitutes.get(sample, sample)]])
+            assert shown[place[sample]] == substitutes.get(sample, sample)
         reported = sorted({pair for batch in seen.values() for pair in batch.unreadable})
         assert reported == sorted((f"picture {i}", "cut short") for i in self.BAD)
 

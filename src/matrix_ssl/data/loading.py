@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from matrix_ssl import augment
-from matrix_ssl.config import DataConfig, RunConfig, ViewConfig
+from matrix_ssl.config import DataConfig, ViewConfig
 from matrix_ssl.data.base import Source
 from matrix_ssl.errors import ConfigError, DataError, TrainingError, UnreadableImage
 from matrix_ssl.randomness import permutation
@@ -36,16 +36,20 @@ class Batch:
     """This process's part of one training step."""
 
     step: int
-    views: tuple[Tensor, Tensor]  # (n_local, c, s, s) each, normalised
+    views: tuple[Tensor, ...]  # (n_local, c, s, s) each, normalised
+    shown: NDArray[np.int64]  # (n_local,), the pictures in them: where one cannot be read, the one in its place
     unreadable: list[Unreadable]
 
 
 class TrainingBatches:
-    """The batches of a run, from any step on.
+    """The batches of a training, from any step on.
 
     Args:
         source: the pictures.
-        config: of the run.
+        data: size and normalisation.
+        views: the random changes that make each view of a picture, one view or more.
+        batch_size: over all processes.
+        seed: of the order and of the views.
         rank, world_size: which part of every global batch this process takes.
         device, dtype: of the views.
 
@@ -54,17 +58,28 @@ class TrainingBatches:
     """
 
     def __init__(
-        self, source: Source, config: RunConfig, *, rank: int, world_size: int, device: torch.device, dtype: torch.dtype
+        self,
+        source: Source,
+        data: DataConfig,
+        views: tuple[ViewConfig, ...],
+        *,
+        batch_size: int,
+        seed: int,
+        rank: int,
+        world_size: int,
+        device: torch.device,
+        dtype: torch.dtype,
     ):
-        if config.batch_size > len(source):
+        if batch_size > len(source):
             raise ConfigError(
-                f"batch_size={config.batch_size} is larger than the {len(source)} pictures of {source.name!r}: "
+                f"batch_size={batch_size} is larger than the {len(source)} pictures of {source.name!r}: "
                 f"use --set batch_size={largest_batch(len(source))} or add pictures."
             )
-        if config.batch_size % world_size:
-            raise ConfigError(f"batch_size={config.batch_size} does not divide by {world_size} processes.")
-        self.steps_per_epoch = len(source) // config.batch_size
-        self._source, self._config = source, config
+        if batch_size % world_size:
+            raise ConfigError(f"batch_size={batch_size} does not divide by {world_size} processes.")
+        self.steps_per_epoch = len(source) // batch_size
+        self._source, self._data, self._views = source, data, views
+        self._batch_size, self._seed = batch_size, seed
         self._rank, self._world_size = rank, world_size
         self._device, self._dtype = device, dtype
         self._order = (-1, np.zeros(0, np.int64))  # of the newest epoch: half a second of work for a million pictures
@@ -73,9 +88,9 @@ class TrainingBatches:
         """Epoch of a step, and the pictures that this process takes."""
         epoch, position = divmod(step, self.steps_per_epoch)
         if epoch != self._order[0]:
-            self._order = epoch, permutation(len(self._source), self._config.seed, _ORDER, epoch)
-        size = self._config.batch_size // self._world_size
-        start = position * self._config.batch_size + self._rank * size
+            self._order = epoch, permutation(len(self._source), self._seed, _ORDER, epoch)
+        size = self._batch_size // self._world_size
+        start = position * self._batch_size + self._rank * size
         return epoch, self._order[1][start : start + size]
 
     def iterate(self, start: int, stop: int) -> Iterator[Batch]:
@@ -97,29 +112,30 @@ class TrainingBatches:
             epoch, samples = self.samples(step)
             chosen = images[torch.from_numpy(samples).to(self._device)]
             views = []
-            for number, view in enumerate((self._config.view1, self._config.view2), 1):
-                keys = augment.Keys(self._config.seed, epoch, samples, number)
+            for number, view in enumerate(self._views, 1):
+                keys = augment.Keys(self._seed, epoch, samples, number)
                 boxes = augment.random_boxes(view, keys, height, width)
-                crops = augment.crop_batch(chosen, boxes, self._config.data.image_size)
+                crops = augment.crop_batch(chosen, boxes, self._data.image_size)
                 views.append(self._finish(crops, view, keys))
-            yield Batch(step, (views[0], views[1]), [])
+            yield Batch(step, tuple(views), samples, [])
 
     def _from_files(self, start: int, stop: int) -> Iterator[Batch]:
-        dataset, steps = _RandomCrops(self._source, self._config), _LazySteps(self, start, stop)
-        loader = _loader(dataset, steps, self._config.data.workers)
+        dataset = _RandomCrops(self._source, self._data, self._views, self._seed)
+        loader = _loader(dataset, _LazySteps(self, start, stop), self._data.workers)
         for step, items in enumerate(_guarded(loader), start):
             epoch = step // self.steps_per_epoch
             _check_readable(items, self._source)
             samples = np.array([item.sample for item in items])
             views = []
-            for number, view in enumerate((self._config.view1, self._config.view2), 1):
+            for number, view in enumerate(self._views, 1):
                 crops = torch.stack([item.crops[number - 1] for item in items]).to(self._device, non_blocking=True)
-                views.append(self._finish(crops.float(), view, augment.Keys(self._config.seed, epoch, samples, number)))
-            yield Batch(step, (views[0], views[1]), [pair for item in items for pair in item.unreadable])
+                views.append(self._finish(crops.float(), view, augment.Keys(self._seed, epoch, samples, number)))
+            shown = np.array([item.shown for item in items])
+            yield Batch(step, tuple(views), shown, [pair for item in items for pair in item.unreadable])
 
     def _finish(self, crops: Tensor, view: ViewConfig, keys: augment.Keys) -> Tensor:
         pixels = augment.random_view(crops / 255, view, keys)
-        pixels = augment.normalise(pixels, self._config.data.mean, self._config.data.std)
+        pixels = augment.normalise(pixels, self._data.mean, self._data.std)
         return pixels.to(self._dtype, memory_format=torch.channels_last)
 
 
@@ -157,36 +173,38 @@ def largest_batch(pictures: int) -> int:
 @dataclass(frozen=True)
 class _Item:
     sample: int
+    shown: int  # the picture that was read
     crops: tuple[Tensor, ...]  # empty when no picture could be read in its place
     unreadable: list[Unreadable]
 
 
 class _RandomCrops(Dataset[_Item]):
-    """Reads one picture and cuts the crops of both views, in a worker process."""
+    """Reads one picture and cuts the crops of all views, in a worker process."""
 
-    def __init__(self, source: Source, config: RunConfig):
-        self._source, self._config = source, config
+    def __init__(self, source: Source, data: DataConfig, views: tuple[ViewConfig, ...], seed: int):
+        self._source, self._data, self._views, self._seed = source, data, views, seed
 
     def __getitem__(self, key: tuple[int, int]) -> _Item:
         epoch, sample = key
-        image, unreadable = self._read(sample)
+        image, shown, unreadable = self._read(sample)
         if image is None:
-            return _Item(sample, (), unreadable)
+            return _Item(sample, shown, (), unreadable)
         crops = []
-        for number, view in enumerate((self._config.view1, self._config.view2), 1):
-            keys = augment.Keys(self._config.seed, epoch, np.array([sample]), number)
+        for number, view in enumerate(self._views, 1):
+            keys = augment.Keys(self._seed, epoch, np.array([sample]), number)
             box = augment.random_boxes(view, keys, *image.shape[-2:])[0]
-            crops.append(augment.crop(image, box, self._config.data.image_size))
-        return _Item(sample, tuple(crops), unreadable)
+            crops.append(augment.crop(image, box, self._data.image_size))
+        return _Item(sample, shown, tuple(crops), unreadable)
 
-    def _read(self, sample: int) -> tuple[Tensor | None, list[Unreadable]]:
+    def _read(self, sample: int) -> tuple[Tensor | None, int, list[Unreadable]]:
         unreadable: list[Unreadable] = []
         for offset in range(min(len(self._source), _MOST_SUBSTITUTES)):
+            shown = (sample + offset) % len(self._source)
             try:
-                return self._source.read((sample + offset) % len(self._source)), unreadable
+                return self._source.read(shown), shown, unreadable
             except UnreadableImage as error:
                 unreadable.append((error.where, error.reason))
-        return None, unreadable
+        return None, sample, unreadable
 
 
 class _CentralSquares(Dataset[tuple[int, Tensor | None, Unreadable | None]]):
