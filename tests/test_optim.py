@@ -113,6 +113,27 @@ class TestLARS:
             results.append(bias.detach())
         torch.testing.assert_close(*results, rtol=1e-15, atol=0)
 
+    @pytest.mark.parametrize("momentum", [0.0, 0.9])
+    def test_with_vectors_it_is_the_larc_of_apex(self, momentum):
+        """Without weight decay and without clipping: every tensor is scaled, a norm of zero excepted."""
+        weights, gradients = self.problem()
+        weights[1] = np.zeros(3)  # a bias as it starts
+        expected, speeds = [w.copy() for w in weights], [np.zeros_like(w) for w in weights]
+        for step in gradients:
+            for w, g, speed in zip(expected, step, speeds, strict=True):
+                norm, size = np.linalg.norm(w), np.linalg.norm(g)
+                if norm != 0 and size != 0:
+                    g = g * (0.001 * norm / (size + 1e-8))
+                speed[...] = momentum * speed + g
+                w -= 30.0 * speed
+        parameters = [nn.Parameter(torch.as_tensor(w).clone()) for w in weights]
+        groups = [{"params": parameters, "scale_vectors": True}]
+        optimizer = build_optimizer(nn.Identity(), name="lars", momentum=momentum, weight_decay=0.0, groups=groups)
+        set_learning_rate(optimizer, 30.0)
+        self.apply(optimizer, parameters, gradients)
+        for p, other in zip(parameters, expected, strict=True):
+            np.testing.assert_allclose(p.detach().numpy(), other, rtol=1e-6, atol=1e-6)
+
     def test_the_first_step_has_the_length_of_the_trust_coefficient(self):
         for scale in (1e-6, 1.0, 1e6):
             weight = nn.Parameter(torch.full((2, 2), 3.0, dtype=torch.float64))

@@ -40,7 +40,8 @@ class LARS(torch.optim.Optimizer):
         g ← gradient + weight_decay · w,   g ← trust · ‖w‖/‖g‖ · g,   m ← momentum · m + g,   w ← w - lr · m
 
     Biases and the parameters of BatchNorm (one dimension or none) get neither decay nor scaling, as in the
-    self-supervised methods that use it. Where a norm is zero there is no scaling.
+    self-supervised methods that use it; those of a group marked ``scale_vectors`` get both, as in the published linear
+    evaluations. Where a norm is zero there is no scaling.
 
     Args:
         params: parameters, or groups of them.
@@ -78,7 +79,7 @@ class LARS(torch.optim.Optimizer):
         return loss
 
     def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
-        if parameter.ndim > 1:
+        if parameter.ndim > 1 or group.get("scale_vectors", False):
             gradient = gradient.add(parameter, alpha=group["weight_decay"])
             norm, size = torch.linalg.vector_norm(parameter), torch.linalg.vector_norm(gradient)
             scale = torch.where((norm > 0) & (size > 0), group["trust"] * norm / size, 1.0)  # no wait for the device
