@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from matrix_ssl import checkpoint, config, record, train
+from matrix_ssl import checkpoint, config, devices, record, train
 from matrix_ssl.config import RunConfig
 from matrix_ssl.data import Source, open_source
 from matrix_ssl.encoder import load_encoder
@@ -258,11 +258,11 @@ def test_a_device_that_is_not_there_is_an_error(name: str) -> None:
     if available[name]():
         pytest.skip(f"this machine has {name}")
     with pytest.raises(ConfigError, match=f"--device {name}: .*use --device cpu"):
-        train.choose_device(name)
+        devices.choose_device(name)
 
 
 def test_precisions(tmp_path: Path, digits: Source) -> None:
-    assert train.choose_precision(configure(), CPU) == "float32"
+    assert devices.choose_precision("auto", CPU) == "float32"
     for precision, dtype in (("float64", torch.float64), ("float32", torch.float32)):
         loop = train.prepare(configure(f"precision={precision}"), source=digits, device=CPU, display=QUIET)
         assert {p.dtype for p in loop.method.parameters()} == {dtype} and loop.autocast is None

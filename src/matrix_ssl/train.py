@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from matrix_ssl import distributed, networks, optim, record
+from matrix_ssl import devices, distributed, networks, optim, record
 from matrix_ssl.config import MethodConfig, RunConfig, check_ranges
 from matrix_ssl.data.base import Source
 from matrix_ssl.data.loading import TrainingBatches
@@ -67,23 +67,18 @@ def count_pictures(config: RunConfig, source: Source) -> RunConfig:
 def headline(config: RunConfig, source: Source, device: torch.device) -> str:
     """One line on what is about to run and where."""
     processes = distributed.world_size()
-    where = f"{device_name(device)}, {torch.get_num_threads()} threads" if device.type == "cpu" else device_name(device)
+    where = devices.device_name(device) + (f", {torch.get_num_threads()} threads" if device.type == "cpu" else "")
+    precision = devices.choose_precision(config.precision, device)
     return (
         f"{config.method.name} on {len(source)} pictures of {source.name!r}: {config.network.encoder}, "
         f"{config.data.image_size} px, {config.epochs} epochs of batch {config.batch_size}, seed {config.seed}; "
-        f"{where}, {choose_precision(config, device)}, {processes} process{'es' if processes > 1 else ''}"
+        f"{where}, {precision}, {processes} process{'es' if processes > 1 else ''}"
     )
 
 
 def write_environment(run: Path, device: torch.device) -> None:
     """Writes ``environment.json``."""
-    values = record.environment(
-        device=device.type,
-        device_name=device_name(device),
-        threads=torch.get_num_threads(),
-        processes=distributed.world_size(),
-    )
-    record.write_json(run / record.ENVIRONMENT, values)
+    record.write_json(run / record.ENVIRONMENT, devices.environment(device))
 
 
 def pretrain(
@@ -103,10 +98,10 @@ def prepare(config: RunConfig, *, source: Source, device: torch.device, display:
         ConfigError: the pictures, the batch, the encoder and the method do not fit each other.
     """
     source = _choose(source, config)
-    precision = choose_precision(config, device)
+    precision = devices.choose_precision(config.precision, device)
     _prepare_torch(config, device)
     batches = TrainingBatches(
-        source, config,
+        source, config.data, (config.view1, config.view2), batch_size=config.batch_size, seed=config.seed,
         rank=distributed.rank(), world_size=distributed.world_size(), device=device, dtype=_DTYPES[precision],
     )  # fmt: skip
     method = build_method(config)
@@ -135,33 +130,6 @@ def build_method(config: RunConfig) -> Method:
     """
     encoder, feature_dim = build_encoder(config)
     return find_method(config.method.name)(encoder, feature_dim, **config.method.options)
-
-
-def choose_device(name: str) -> torch.device:
-    """``auto`` takes CUDA, then Apple's MPS, then the CPU.
-
-    Raises:
-        ConfigError: the device is not there.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda: PyTorch sees no GPU here; use --device cpu.")
-    if name == "mps" and not torch.backends.mps.is_available():
-        raise ConfigError("--device mps: PyTorch sees no Apple GPU here; use --device cpu.")
-    return torch.device("cuda", distributed.local_rank()) if name == "cuda" else torch.device(name)
-
-
-def device_name(device: torch.device) -> str:
-    """The device as its maker calls it, or just its type."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
-def choose_precision(config: RunConfig, device: torch.device) -> str:
-    """The precision of the networks; the losses always compute in float32 or better."""
-    if config.precision != "auto":
-        return config.precision
-    return "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
 
 
 def _choose(source: Source, config: RunConfig) -> Source:

@@ -79,7 +79,7 @@ def compare(
     budget = budget or base.epochs
     if rivals_budget == budget:
         raise ConfigError(f"--rivals-budget {rivals_budget} is the budget of all: leave it out or choose another one.")
-    from matrix_ssl import record, train
+    from matrix_ssl import devices, record
     from matrix_ssl.compare.comparison import Comparison, prepare
     from matrix_ssl.compare.plan import choose_methods
     from matrix_ssl.compare.schedule import places
@@ -99,7 +99,7 @@ def compare(
         measure=measure,
     )
     out = out or options.default_run(f"compare-{recipe}", data, unnamed="")
-    where = places(train.choose_device(device).type, jobs=jobs)
+    where = places(devices.choose_device(device).type, jobs=jobs)
     comparison = Comparison(plan, out, command=_command())
     comparison.check()
     comparison.open_data(data_root=data_root, download=download)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from matrix_ssl import config as configuration
-from matrix_ssl import record, train
+from matrix_ssl import devices, record, train
 from matrix_ssl.compare import job as jobs
 from matrix_ssl.compare import schedule
 from matrix_ssl.compare.arms import RESULTS
@@ -112,10 +112,10 @@ class Comparison:
         Returns:
             The content of ``compare.json``.
         """
-        device = train.choose_device(where[0].device)
+        device = devices.choose_device(where[0].device)
         self.environment = record.environment(
             device=device.type,
-            device_name=train.device_name(device),
+            device_name=devices.device_name(device),
             threads=where[0].threads or torch.get_num_threads(),
             processes=1,
         )

@@ -39,7 +39,7 @@ def places(device_type: str, *, jobs: int) -> list[Place]:
     """A place for every job that runs side by side.
 
     Args:
-        device_type: of ``train.choose_device``.
+        device_type: of ``devices.choose_device``.
         jobs: how many; 0: one for each GPU, or for each core of this process.
     """
     if device_type == "cuda":

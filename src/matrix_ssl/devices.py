@@ -1,0 +1,45 @@
+"""Where the work is done: choosing a device, the precision it computes in, and what to write down about it."""
+
+from typing import Any
+
+import torch
+
+from matrix_ssl import distributed, record
+from matrix_ssl.errors import ConfigError
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto`` takes CUDA, then Apple's MPS, then the CPU.
+
+    Raises:
+        ConfigError: the device is not there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: PyTorch sees no GPU here; use --device cpu.")
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError("--device mps: PyTorch sees no Apple GPU here; use --device cpu.")
+    return torch.device("cuda", distributed.local_rank()) if name == "cuda" else torch.device(name)
+
+
+def device_name(device: torch.device) -> str:
+    """The device as its maker calls it, or just its type."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def choose_precision(name: str, device: torch.device) -> str:
+    """The precision of networks: ``auto`` is bfloat16 on a CUDA device that has it, else float32."""
+    if name != "auto":
+        return name
+    return "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Versions, hardware and commit, for a result computed on the device."""
+    return record.environment(
+        device=device.type,
+        device_name=device_name(device),
+        threads=torch.get_num_threads(),
+        processes=distributed.world_size(),
+    )
