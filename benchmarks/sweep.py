@@ -18,13 +18,13 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from matrix_ssl import config, record, train
+from matrix_ssl import config, devices, record, train
 from matrix_ssl.data import Source, open_source, split_source
 from matrix_ssl.encoder import load_encoder
 from matrix_ssl.errors import TrainingError
 from matrix_ssl.evaluate.accuracy import summarise
 from matrix_ssl.evaluate.features import extract
-from matrix_ssl.evaluate.protocols import measure
+from matrix_ssl.evaluate.frozen import measure
 from matrix_ssl.progress import Display
 from matrix_ssl.randomness import permutation
 from matrix_ssl.recipes import find_recipe
@@ -68,7 +68,7 @@ def main() -> None:
 
 def run_once(run_config: config.RunConfig, learn: Source, judge: Source) -> dict[str, Any]:
     """Pre-trains and evaluates once, in a temporary run folder."""
-    device = train.choose_device("auto")
+    device = devices.choose_device("auto")
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder)
         record.write_json(run / record.CONFIG, config.to_dict(run_config))
@@ -84,7 +84,14 @@ def run_once(run_config: config.RunConfig, learn: Source, judge: Source) -> dict
     )
     assert x.labels is not None and x_test.labels is not None
     found = measure(
-        x.vectors["encoder"], x.labels, x_test.vectors["encoder"], x_test.labels, classes=learn.classes or [], say=print
+        x.vectors["encoder"],
+        x.labels,
+        x_test.vectors["encoder"],
+        x_test.labels,
+        classes=learn.classes or [],
+        neighbours=(1, 20),
+        l2=1.0,
+        say=print,
     )
     return {
         "accuracy": {key: value["mean"] for key, value in found.items()},
@@ -99,9 +106,9 @@ def run_once(run_config: config.RunConfig, learn: Source, judge: Source) -> dict
 def write(path: Path, arguments: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
     """Writes all rows with the environment that produced them."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    device = train.choose_device("auto")
+    device = devices.choose_device("auto")
     environment = record.environment(
-        device=device.type, device_name=train.device_name(device), threads=arguments.threads, processes=1
+        device=device.type, device_name=devices.device_name(device), threads=arguments.threads, processes=1
     )
     head = {
         "recipe": arguments.recipe,

@@ -20,8 +20,13 @@ from matrix_ssl.encoder import load_encoder
 from matrix_ssl.recipes import find_recipe, list_recipes
 from runs import BARE, from_files, make_pictures, succeed, tiny
 
-MEASURES = {"knn_1", "knn_20", "linear", "low_shot_1", "low_shot_5", "low_shot_10"}
+KNN = {"knn_1", "knn_10", "knn_20", "knn_200"}
+MEASURES = {*KNN, "linear", "low_shot_1", "low_shot_5", "low_shot_10"}
+EVALUATION = {
+    f"evaluation/digits/{name}.{ending}" for name in ("knn", "linear", "low-shot") for ending in ("json", "npz")
+}
 FILES = {
+    *EVALUATION,
     "config.json", "environment.json", "metrics.jsonl", "summary.json", "encoder.safetensors", "evaluation.npz",
     "report.html", "checkpoints/step-000000022.safetensors", ".lock",
 }  # fmt: skip
@@ -34,7 +39,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pretrained = succeed(folder, tiny())
     assert pretrained.out == "encoder r/encoder.safetensors\nreport  r/report.html\n"
     assert "the pictures have labels: matrix-ssl evaluate r measures accuracy." in pretrained.err
-    assert files(folder / "r") == FILES - {"evaluation.npz"}
+    assert files(folder / "r") == FILES - {"evaluation.npz", *EVALUATION}
     evaluated = succeed(folder, ["evaluate", "r", "--device", "cpu"])
     for word in ("this encoder", "raw pixels", "untrained", "linear", "kNN-20", "report  r/report.html"):
         assert word in evaluated.out
@@ -173,7 +178,7 @@ def test_the_teacher_is_evaluated_on_request(done: Path, tmp_path: Path) -> None
     command = ["evaluate", "r", "--protocol", " knn ,linear", "--weights", "teacher", "--device", "cpu"]
     succeed(tmp_path, command, before=BARE)
     summary = record.read_json(run / "summary.json")
-    assert summary["weights"] == "teacher" and summary["evaluation"].keys() == {"knn_1", "knn_20", "linear"}
+    assert summary["weights"] == "teacher" and summary["evaluation"].keys() == {*KNN, "linear"}
     student = record.read_json(done / "r" / "summary.json")["evaluation"]
     assert any(value != student[name] for name, value in summary["evaluation"].items())
 
@@ -188,7 +193,7 @@ def test_export_writes_what_the_encoder_holds(done: Path, tmp_path: Path) -> Non
 def test_export_stands_in_the_run_folder_by_default(done: Path, tmp_path: Path) -> None:
     copy_run(done, tmp_path)
     succeed(tmp_path, ["export", "r", "--weights", "teacher"])
-    assert files(tmp_path / "r") == {*FILES, "export.safetensors"}
+    assert files(tmp_path / "r") == {*FILES, "export.safetensors", "export.safetensors.md"}
 
 
 def test_the_report_can_be_written_again(done: Path, tmp_path: Path) -> None:
@@ -225,7 +230,7 @@ def test_of_labelled_folders_a_fifth_is_held_out(tmp_path: Path) -> None:
     assert "a fifth of every class is held out" in evaluated.err
     summary = record.read_json(tmp_path / "r" / "summary.json")
     assert summary["evaluated_on"] == {"name": "insects", "train": 32, "test": 8, "classes": 2, "unreadable": 0}
-    assert summary["evaluation"].keys() == MEASURES - {"linear"}
+    assert summary["evaluation"].keys() == MEASURES - {"linear", "knn_200"}
     make_pictures(tmp_path / "others" / "ant", 5)
     make_pictures(tmp_path / "others" / "bee", 5)
     command = ["evaluate", "r", "--protocol", "knn", "--test-data", "others", "--device", "cpu"]

@@ -16,6 +16,7 @@ from matrix_ssl import config, record, train
 from matrix_ssl.data import open_source
 from matrix_ssl.encoder import load_encoder
 from matrix_ssl.loop import Loop
+from matrix_ssl.observer import Observer
 from matrix_ssl.progress import Display
 from matrix_ssl.recipes import find_recipe
 from runs import BARE, TINY, make_pictures, succeed
@@ -179,17 +180,18 @@ def test_observation_costs_no_time_and_changes_no_weight(tmp_path: Path) -> None
     chosen = train.count_pictures(train.complete(config.override(find_recipe("demo"), settings)), source)
     seen: list[tuple[bool, bool]] = []
 
-    def observe(encoder: torch.nn.Module) -> dict[str, float]:
-        seen.append((encoder.training, torch.is_grad_enabled()))
-        time.sleep(0.5)
-        return {"drawn": float(torch.rand(()))}
+    class Slow(Observer):
+        def observe(self, encoder: torch.nn.Module) -> dict[str, float]:
+            seen.append((encoder.training, torch.is_grad_enabled()))
+            time.sleep(0.5)
+            return {"drawn": float(torch.rand(()))}
 
     losses, seconds = [], []
     for name in ("alone", "observed"):
         (tmp_path / name).mkdir()
         record.write_json(tmp_path / name / "config.json", config.to_dict(chosen))
         loop: Loop = train.prepare(chosen, source=source, device=torch.device("cpu"), display=Display(quiet=True))
-        loop.observe = observe if name == "observed" else None
+        loop.observer = Slow() if name == "observed" else Observer()
         before = time.monotonic()
         summary = loop.train(tmp_path / name, None)
         seconds.append((summary["seconds_training"], time.monotonic() - before))

@@ -8,7 +8,7 @@ nothing else is needed to go on exactly. The metadata of every file also holds a
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ class Checkpoint:
     model: dict[str, Tensor]
     optimizer: dict[str, Any]  # as torch.optim.Optimizer.state_dict() gives it
     counters: dict[str, float]  # of the training loop
+    observer: dict[str, Tensor] = field(default_factory=dict)  # of what looks at the training
 
 
 def save_checkpoint(run: Path, checkpoint: Checkpoint) -> Path:
@@ -47,6 +48,7 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint) -> Path:
     tensors = {f"model.{name}": tensor for name, tensor in checkpoint.model.items()}
     for index, state in checkpoint.optimizer["state"].items():
         tensors |= {f"optimizer.{index}.{k}": torch.as_tensor(v) for k, v in state.items() if v is not None}
+    tensors |= {f"observer.{name}": tensor for name, tensor in checkpoint.observer.items()}
     groups = checkpoint.optimizer["param_groups"]
     values = {"step": checkpoint.step, "counters": checkpoint.counters, "param_groups": groups}
     path = folder / _name(checkpoint.step)
@@ -94,14 +96,17 @@ def load_checkpoint(path: Path) -> Checkpoint:
     plain = json.loads(metadata["values"])
     if path.name != _name(plain["step"]):
         raise CheckpointError(f"{path} holds step {plain['step']}: rename it to {_name(plain['step'])}.")
-    model = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+    model, observer = (
+        {name.removeprefix(part): tensor for name, tensor in tensors.items() if name.startswith(part)}
+        for part in ("model.", "observer.")
+    )
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         if key.startswith("optimizer."):
             _, index, name = key.split(".", 2)
             state.setdefault(int(index), {})[name] = tensor
     optimizer = {"state": state, "param_groups": plain["param_groups"]}
-    return Checkpoint(plain["step"], model, optimizer, plain["counters"])
+    return Checkpoint(plain["step"], model, optimizer, plain["counters"], observer)
 
 
 def save_weights(path: Path, module: nn.Module, metadata: Mapping[str, str]) -> None:
@@ -112,7 +117,7 @@ def save_weights(path: Path, module: nn.Module, metadata: Mapping[str, str]) -> 
 def encode(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
     """The content of a safetensors file with a digest in its metadata; the same arguments give the same bytes."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    content = save(tensors, metadata={**metadata, "sha256": _digest(tensors, metadata)})
+    content = save(tensors, metadata={**metadata, "sha256": digest(tensors, metadata)})
     # the library writes metadata in random order: the header (its length in 8 bytes, then JSON) is written again
     length = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + length])
@@ -139,7 +144,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged: {error}.") from error
     rest = {key: value for key, value in metadata.items() if key != "sha256"}
-    if "sha256" in metadata and metadata["sha256"] != _digest(tensors, rest):
+    if "sha256" in metadata and metadata["sha256"] != digest(tensors, rest):
         raise CheckpointError(f"{path} is damaged: its SHA-256 digest does not match its content.")
     return tensors, metadata
 
@@ -166,6 +171,16 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], source: str)
     module.load_state_dict(dict(tensors))
 
 
+def digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> str:
+    """SHA-256 over the names, types, shapes and values of tensors, whatever their order and device, and metadata."""
+    found = hashlib.sha256(json.dumps(dict(metadata or {}), sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        found.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else b"")
+    return found.hexdigest()
+
+
 def _some(names: list[str]) -> str:
     return ", ".join(names[:8]) + (f", ... ({len(names) - 8} more)" if len(names) > 8 else "")
 
@@ -177,12 +192,3 @@ def _name(step: int) -> str:
 def _write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     content = encode(tensors, metadata)
     write_atomically(path, lambda file: file.write(content))
-
-
-def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
-    digest = hashlib.sha256(json.dumps(dict(metadata), sort_keys=True).encode())
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else b"")
-    return digest.hexdigest()

@@ -13,8 +13,11 @@ import click
 
 from matrix_ssl import __version__, options
 from matrix_ssl.compare.command import compare
+from matrix_ssl.detection.command import detect
 from matrix_ssl.errors import CheckpointError, ConfigError, MatrixSSLError, ProcessError, RunFolderError, did_you_mean
-from matrix_ssl.progress import picture_bar, results_table
+from matrix_ssl.evaluate.command import embed, evaluate
+from matrix_ssl.progress import picture_bar
+from matrix_ssl.weights.command import export, import_
 
 if TYPE_CHECKING:
     from matrix_ssl.config import RunConfig
@@ -86,6 +89,8 @@ def commands(context: click.Context) -> None:
 @click.option("--run", "--run-folder", "run", type=click.Path(path_type=Path), help="Run folder; torchrun accepts only "
               "the longer name.  [default: runs/RECIPE or runs/RECIPE-DATA]")  # fmt: skip
 @click.option("--fresh", is_flag=True, help="Start over; an existing run folder is kept under another name.")
+@click.option("--online", is_flag=True, help="Also measure accuracy during training, on a held-out fifth of the "
+              "labels; the encoder stays the same bit for bit.")  # fmt: skip
 @click.option("--tensorboard", is_flag=True, help="Also write TensorBoard events into the run folder.")
 @click.option("--deterministic", is_flag=True, help="On CUDA, only kernels that give the same bits again; slower.")
 @options.device
@@ -98,6 +103,7 @@ def pretrain(
     assignments: tuple[str, ...],
     run: Path | None,
     fresh: bool,
+    online: bool,
     tensorboard: bool,
     deterministic: bool,
     device: str,
@@ -108,7 +114,7 @@ def pretrain(
 
     RECIPE is a name that `matrix-ssl recipes` lists; without one, `pictures` serves for any folder of pictures.
     """
-    from matrix_ssl import distributed, record, train
+    from matrix_ssl import devices, distributed, record, train
     from matrix_ssl.data import open_source
     from matrix_ssl.progress import Display
 
@@ -118,8 +124,8 @@ def pretrain(
     if tensorboard:
         record.check_tensorboard()
     run = run or _default_run(recipe, data, method)
-    distributed.start(train.choose_device(device).type)
-    chosen = train.choose_device(device)  # now that the number of this process is known
+    distributed.start(devices.choose_device(device).type)
+    chosen = devices.choose_device(device)  # now that the number of this process is known
     display = Display(quiet=not distributed.is_main())
     with contextlib.ExitStack() as stack:
         stack.callback(distributed.stop)
@@ -131,6 +137,10 @@ def pretrain(
         config = train.count_pictures(config, source)
         with distributed.together():
             loop = train.prepare(config, source=source, device=chosen, display=display)
+            if online:
+                from matrix_ssl.evaluate.online import OnlineEvaluation
+
+                loop.observer = OnlineEvaluation(loop.source, config.data, device=chosen)
         complete = False
         with distributed.together():
             if distributed.is_main():
@@ -151,107 +161,15 @@ def pretrain(
 
 
 commands.add_command(compare)
+commands.add_command(detect)
 
 
-@commands.command()
-@options.run
-@options.data
-@click.option("--test-data", metavar="PATH_OR_NAME", help="Pictures to measure accuracy on.  [default: the set's "
-              "test part, or a fifth of it held out]")  # fmt: skip
-@click.option("--protocol", default="knn,linear,low-shot", show_default=True, help="Which, separated by commas.")
-@options.weights
-@options.device
-@options.data_root
-@options.download
-def evaluate(
-    run: Path,
-    data: str | None,
-    test_data: str | None,
-    protocol: str,
-    weights: Any,
-    device: str,
-    data_root: Path | None,
-    download: bool,
-) -> None:
-    """Measure the encoder of RUN on labelled pictures, beside raw pixels and the untrained network."""
-    _existing(run)
-    from matrix_ssl import record, train
-    from matrix_ssl.evaluate import protocols
-
-    names = [name.strip() for name in protocol.split(",") if name.strip()]
-    protocols.check_protocols(names)
-    location = data or record.read_config(run).data.source
-    with record.lock(run):
-        learn, judge = _open_parts(location, test_data, data_root, download)
-        chosen = train.choose_device(device)
-        if learn.labels is None:
-            _err.print("the pictures have no labels: only the map and the gallery of neighbours are made.")
-            _describe_pictures(run, learn, weights, chosen)
-        else:
-            with picture_bar(_err, "features") as show:
-                summary = protocols.evaluate(
-                    run, learn, judge,
-                    protocols=names, weights=weights, device=chosen, say=_say, on_progress=show,
-                )  # fmt: skip
-            _out.print(results_table(summary))
-    _out.print(f"report  {_write_report(run)}", markup=False)
+commands.add_command(evaluate)
+commands.add_command(embed)
 
 
-@commands.command()
-@options.run
-@options.data
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="An .npz file.")
-@click.option("--part", type=click.Choice(["train", "test"]), default="train", show_default=True, help="Which part.")
-@options.weights
-@options.device
-@options.data_root
-@options.download
-def embed(
-    run: Path,
-    data: str | None,
-    out: Path,
-    part: Any,
-    weights: Any,
-    device: str,
-    data_root: Path | None,
-    download: bool,
-) -> None:
-    """Write the features of pictures to an .npz file.
-
-    It holds `features` float32 (n, k), `where` (the path of every picture) and, for labelled pictures, `labels` and
-    `classes`. Pictures that cannot be read are left out and listed.
-    """
-    _existing(run)
-    from matrix_ssl import record, train
-    from matrix_ssl.data import open_source
-    from matrix_ssl.evaluate.features import write_features
-
-    record.check_writable(out)
-    location = data or record.read_config(run).data.source
-    source = open_source(location, split=part, data_root=data_root, download=download)
-    with picture_bar(_err, "features") as show:
-        features = write_features(
-            run, source, out, weights=weights, device=train.choose_device(device), on_progress=show
-        )  # fmt: skip
-    for where, why in features.unreadable:
-        _say(f"left out: {where}: {why}")
-    n, k = features.vectors["encoder"].shape
-    _out.print(f"{out}: {n} pictures, {k} features each", markup=False)
-
-
-@commands.command()
-@options.run
-@click.option(
-    "--format", "form", type=click.Choice(["safetensors", "torchvision"]), default="safetensors", show_default=True
-)
-@click.option("--out", type=click.Path(path_type=Path), help="[default: RUN/export.safetensors or RUN/export.pth]")
-@options.weights
-def export(run: Path, form: Any, out: Path | None, weights: Any) -> None:
-    """Write the encoder of RUN for other programs."""
-    from matrix_ssl.encoder import export as write
-
-    target = out or _existing(run) / ("export.safetensors" if form == "safetensors" else "export.pth")
-    _out.print(write(run, target, form=form, weights=weights), markup=False)
+commands.add_command(import_)
+commands.add_command(export)
 
 
 @commands.command()
@@ -328,26 +246,6 @@ def _claim_run(stack: contextlib.ExitStack, run: Path, config: "RunConfig", *, f
         _say(f"warning: {error} It is written again from the last checkpoint.")
         return False
     return True
-
-
-def _open_parts(
-    location: str, test_data: str | None, data_root: Path | None, download: bool
-) -> tuple["Source", "Source"]:
-    from matrix_ssl.data import has_test_part, open_source, split_source
-
-    def open_part(where: str, split: Any) -> "Source":
-        return open_source(where, split=split, data_root=data_root, download=download)
-
-    learn = open_part(location, "train")
-    if test_data:
-        part = "test" if has_test_part(test_data, data_root=data_root, download=download) else "train"
-        return learn, open_part(test_data, part)
-    if has_test_part(location, data_root=data_root, download=download):
-        return learn, open_part(location, "test")
-    if learn.labels is None:
-        return learn, learn
-    _say("the set has no test part: a fifth of every class is held out, the encoder may have seen these pictures.")
-    return split_source(learn, 0.2, 0)
 
 
 def _describe_pictures(run: Path, source: "Source", weights: Any, device: Any) -> None:

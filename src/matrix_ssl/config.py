@@ -10,10 +10,11 @@ import math
 import types
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from matrix_ssl.errors import ConfigError, did_you_mean
 
+Settings = TypeVar("Settings")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -170,14 +171,23 @@ def override(config: RunConfig, assignments: Iterable[str]) -> RunConfig:
     Raises:
         ConfigError: an assignment has no ``=``, its key is unknown or its value has the wrong type.
     """
-    values = to_dict(config)
+    return override_dataclass(config, assignments)
+
+
+def override_dataclass(settings: Settings, assignments: Iterable[str]) -> Settings:
+    """``override`` for any dataclass of settings, with groups or without.
+
+    Raises:
+        ConfigError: as ``override``.
+    """
+    values = dataclasses.asdict(settings)  # type: ignore[call-overload]
     for assignment in assignments:
         key, separator, text = assignment.partition("=")
         key = key.strip()
         if not separator or not key:
             raise ConfigError(f"--set {assignment!r}: write key=value, for example epochs=50.")
         _assign(values, key, text.strip())
-    return from_dict(values)
+    return _build(type(settings), values, "")
 
 
 def differences(old: RunConfig, new: RunConfig) -> list[str]:
@@ -232,7 +242,8 @@ def _check_literal(value: Any, choices: tuple[Any, ...], key: str) -> Any:
 
 
 def _check_tuple(value: Any, members: tuple[Any, ...], key: str) -> tuple[Any, ...]:
-    items = value.strip("()[] ").split(",") if isinstance(value, str) else value
+    between = ";" if get_origin(members[0]) is tuple else ","  # pairs: 1,2;3,4
+    items = value.strip("()[] ").split(between) if isinstance(value, str) else value
     if not isinstance(items, (list, tuple)):
         raise ConfigError(f"{key}={value!r}: expected numbers separated by commas.")
     if members[-1] is Ellipsis:
@@ -265,7 +276,7 @@ def _build(cls: type, values: Mapping[str, Any], prefix: str) -> Any:
 
 def _assign(values: dict[str, Any], key: str, text: str) -> None:
     *groups, leaf = key.split(".")
-    if groups == ["method"] and leaf not in ("name", "options"):
+    if groups == ["method"] and "method" in values and leaf not in ("name", "options"):
         values["method"]["options"] = {**values["method"]["options"], leaf: text}
         return
     known = [k for k, _ in flatten(values)]

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from matrix_ssl.data.base import Source
 from matrix_ssl.data.loading import Batch, TrainingBatches
 from matrix_ssl.errors import DataError, TrainingError
 from matrix_ssl.methods import Method, StepOutput
+from matrix_ssl.observer import Observer
 from matrix_ssl.progress import Display
 from matrix_ssl.randomness import hash_integers
 from matrix_ssl.signals import Interrupted
@@ -41,8 +42,8 @@ class Loop:
         autocast: the type that the networks' forward computes in, or None for that of their weights.
 
     Attributes:
-        observe: called with the encoder in evaluation mode at the moments at which the spectrum is kept; its numbers
-            join the line of metrics, and its time does not count as training. Single processes only.
+        observer: its numbers join the lines of metrics, and the time of its ``observe`` does not count as training. It
+            sees the part of the main process alone.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class Loop:
         self.counters: dict[str, float] = {"bad_steps": 0, "seconds": 0.0, "cpu_seconds": 0.0}
         self.events = {name: torch.zeros((), device=self.device) for name in method.counters}
         self.metrics: record.MetricsWriter | None = None
-        self.observe: Callable[[nn.Module], dict[str, float]] | None = None
+        self.observer = Observer()
 
     def train(self, run: Path, events: Path | None) -> dict[str, Any]:
         """Resumes from the newest checkpoint in ``run``, trains to the last step and writes the encoder.
@@ -98,6 +99,8 @@ class Loop:
             self.optimizer.load_state_dict(found.optimizer)
             self.step = found.step
             self.counters |= found.counters
+            if found.observer:
+                self.observer.load_state_dict(found.observer)
             self.events = {name: torch.tensor(self.counters.pop(name), device=self.device) for name in self.events}
             self.display.say(f"resuming after step {self.step} of {self.total_steps}")
         if distributed.is_main():
@@ -126,7 +129,9 @@ class Loop:
                     self._skip_bad_step(bad_in_a_row)
                 else:
                     bad_in_a_row, terms = 0, _term_names(self.method, output)
-                    if self.step % self.config.log_every == 0 or last or self._keeps_spectrum():
+                    if distributed.is_main():
+                        self.observer.learn(output.features.detach(), batch.shown)
+                    if self.step % self.config.log_every == 0 or last or self._keeps_spectrum() or self._is_observed():
                         line = self._describe(output)
                 display.step(self.step, self.config.batch_size, line, terms)
                 if last or number or self._checkpoint_is_due(saved):
@@ -233,26 +238,33 @@ class Loop:
             for text in found:
                 if text.partition(":")[0] not in known:
                     self.display.say(f"alarm at step {self.step}: {text}")
-        if self._keeps_spectrum() and self.observe is not None:
-            line |= self._observe(self.observe)
+        line |= self.observer.recent()
+        if self._is_observed():
+            line |= self._observe()
         if self._keeps_spectrum():
             line["spectrum"] = [float(f"{v:.4g}") for v in eigenvalues.tolist()]
         self.metrics.write(line)
         return line
 
-    def _observe(self, observe: Callable[[nn.Module], dict[str, float]]) -> dict[str, float]:
+    def _observe(self) -> dict[str, float]:
         before = time.monotonic(), time.process_time()
         self.method.encoder.eval()
         with torch.no_grad():
-            values = observe(self.method.encoder)
+            values = self.observer.observe(self.method.encoder)
         self.method.encoder.train()
         self.started += time.monotonic() - before[0]
         self.cpu_started += time.process_time() - before[1]
         return values
 
     def _keeps_spectrum(self) -> bool:
-        moments = {math.ceil(self.total_steps * i / (_SPECTRA - 1)) for i in range(1, _SPECTRA)} | {1}
-        return self.step in moments
+        return self._is_moment(_SPECTRA - 1)
+
+    def _is_observed(self) -> bool:
+        return self._is_moment(self.observer.moments)
+
+    def _is_moment(self, count: int) -> bool:
+        """Whether the step is the first or one of ``count`` that are spread evenly over the training up to its end."""
+        return self.step in {math.ceil(self.total_steps * i / count) for i in range(1, count + 1)} | {1}
 
     def _checkpoint_is_due(self, saved: float) -> bool:
         if self.config.checkpoint_every:
@@ -266,7 +278,9 @@ class Loop:
             raise TrainingError(f"the weights are not finite after step {self.step}.{_ADVICE}")
         if distributed.is_main():
             counters = self.counters | {name: float(count) for name, count in self.events.items()}
-            state = checkpoints.Checkpoint(self.step, self.method.state_dict(), self.optimizer.state_dict(), counters)
+            state = checkpoints.Checkpoint(
+                self.step, self.method.state_dict(), self.optimizer.state_dict(), counters, self.observer.state_dict()
+            )
             checkpoints.save_checkpoint(self.run, state)
         distributed.barrier()
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 from rich.console import Console
 
-from matrix_ssl.errors import ConfigError
+from matrix_ssl.errors import ConfigError, RunFolderError
 
 if TYPE_CHECKING:
     from matrix_ssl.config import RunConfig
@@ -82,3 +82,10 @@ def default_run(recipe: str, data: str | None, *, unnamed: str, suffix: str | No
     name = name.encode(errors="replace").decode()  # a run folder's name is Unicode
     parts = [recipe] if recipe != unnamed or not name else []
     return Path("runs") / "-".join([*parts, *([name] if name else []), *([suffix] if suffix else [])])
+
+
+def existing_run(run: Path) -> Path:
+    """The folder itself; raises RunFolderError where it is not a run folder."""
+    if not (run / "config.json").exists():
+        raise RunFolderError(f"{run} is not a run folder: it has no config.json.")
+    return run

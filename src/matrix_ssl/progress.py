@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,11 +12,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column, Table
 
 _SECONDS_BETWEEN_LINES = 10.0
-_COLUMNS = {
-    "low_shot_1": "1 label", "low_shot_5": "5 labels", "low_shot_10": "10 labels",
-    "linear": "linear", "knn_1": "kNN-1", "knn_20": "kNN-20",
+_BASELINES = {"raw_pixels": "raw pixels", "random_network": "untrained"}
+_NAMES = {
+    "linear_sgd": "linear-sgd", "semi_supervised_list": "fine-tuned, list", "fine_tune": "fine-tuned, all",
 }  # fmt: skip
-_ROWS = {"encoder": "this encoder", "raw_pixels": "raw pixels", "random_network": "untrained"}
 
 
 class Display:
@@ -95,25 +94,43 @@ def picture_bar(console: Console, what: str) -> Iterator[Callable[[int, int], No
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def results_table(summary: Mapping[str, Any]) -> Table:
-    """The accuracies of an evaluated run beside their baselines, in per cent, for a terminal of 80 columns.
+def evaluation_table(results: Sequence[Mapping[str, Any]]) -> Table:
+    """Accuracies beside their baselines, in per cent, for a terminal of 80 columns; a row a measure.
+
+    The interval is that of the accuracy over test pictures, "by class" the mean of the accuracies of the classes.
 
     Args:
-        summary: what ``summary.json`` holds after an evaluation.
+        results: what the JSON files of evaluated protocols hold.
     """
-    found = {"encoder": summary["evaluation"], **summary["baselines"]}
-    columns = [key for key in _COLUMNS if key in found["encoder"]]
-    size = summary["evaluated_on"]
-    title = f"accuracy in % on {size['test']} pictures of {size['classes']} classes"
+    judged = results[0]["set"]["test"]
+    title = f"accuracy in % on {judged['name']}, {judged['pictures']} pictures of {judged['classes']} classes"
     table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1), pad_edge=False)
-    table.add_column("")
-    for key in columns:
-        table.add_column(_COLUMNS[key], justify="right")
-    for name, label in _ROWS.items():
-        cells = []
-        for key in columns:
-            value = found[name][key]
-            spread = f" ± {100 * value['sd']:.1f}" if value["n"] > 1 else ""
-            cells.append(f"{100 * value['mean']:.1f}{spread}")
-        table.add_row(label, *cells)
+    table.add_column("", no_wrap=True)
+    for heading in ("this encoder", "95 %", "by class", *_BASELINES.values()):
+        table.add_column(heading, justify="right")
+    for found in results:
+        for key, value in found["measures"].items():
+            low, high = value["interval"]
+            others = (found.get("baselines", {}).get(name, {}).get(key) for name in _BASELINES)
+            table.add_row(
+                measure_name(key), _percent(value), f"{100 * low:.1f}–{100 * high:.1f}",
+                f"{100 * value['mean_per_class']:.1f}", *(_percent(other) if other else "–" for other in others),
+            )  # fmt: skip
     return table
+
+
+def measure_name(key: str) -> str:
+    """What a person calls a measure, such as ``kNN-20`` for ``knn_20``."""
+    kind, _, number = key.rpartition("_")
+    if kind == "knn":
+        return f"kNN-{number}"
+    if kind == "low_shot":
+        return f"{number} label{'s' * (number != '1')}"
+    if kind == "semi_supervised" and number.isdigit():
+        return f"fine-tuned, {number} %"
+    return _NAMES.get(key, key.replace("_", " "))
+
+
+def _percent(value: Mapping[str, Any]) -> str:
+    spread = f" ± {100 * value['sd_over_draws']:.1f}" if "sd_over_draws" in value else ""
+    return f"{100 * value['accuracy']:.1f}{spread}"

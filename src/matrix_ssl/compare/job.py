@@ -23,15 +23,16 @@ import torch
 from torch import nn
 
 from matrix_ssl import config as configuration
-from matrix_ssl import record, train
+from matrix_ssl import devices, record, train
 from matrix_ssl.config import DataConfig, RunConfig
 from matrix_ssl.data import Source, has_test_part, open_source, split_source
 from matrix_ssl.encoder import build_encoder, load_encoder
 from matrix_ssl.errors import ConfigError, MatrixSSLError, TrainingError
 from matrix_ssl.evaluate.accuracy import accuracy
 from matrix_ssl.evaluate.features import RawPixels, extract
+from matrix_ssl.evaluate.frozen import PROTOCOLS, measure
 from matrix_ssl.evaluate.knn import knn_predict
-from matrix_ssl.evaluate.protocols import PROTOCOLS, measure
+from matrix_ssl.observer import Observer
 from matrix_ssl.progress import Display
 from matrix_ssl.randomness import permutation
 
@@ -41,6 +42,8 @@ CURVE = "knn_20_held_out"
 _SPLIT = 0  # one subset and one split for all methods, trials and seeds
 _CURVE_PICTURES = (2000, 1000)  # at most so many to choose neighbours from, and so many to classify
 _TRIAL_PROTOCOLS = ("knn", "linear")
+_NEIGHBOURS = (1, 20)
+_L2 = 1.0  # of the linear probe: fixed, since features are standardised and a trial needs many probes
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux
 
 Accuracies = dict[str, dict[str, float | int]]  # by protocol: mean, sd and n
@@ -89,7 +92,7 @@ def run_job(folder: Path) -> dict[str, Any]:
     config = configuration.from_dict(job["config"])
     if job["threads"]:
         torch.set_num_threads(job["threads"])
-    device = train.choose_device(job["device"])
+    device = devices.choose_device(job["device"])
     root = Path(job["data_root"]) if job["data_root"] else None
     learn = open_training_part(config.data, data_root=root)
     open_test = partial(open_test_part, config.data, data_root=root)
@@ -137,7 +140,7 @@ def _train(
             source.subset(np.sort(permutation(len(source), _SPLIT)[:most]))
             for source, most in zip(part, _CURVE_PICTURES, strict=True)
         )
-        loop.observe = lambda encoder: {CURVE: _nearest(encoder, config.data, bank, queries, device=device)}
+        loop.observer = _Curve(config.data, bank, queries, device)
     record.write_json(folder / record.CONFIG, configuration.to_dict(config))
     train.write_environment(folder, device)
     summary = loop.train(folder, None)
@@ -170,16 +173,26 @@ def _accuracies(
     return {
         name: measure(
             x.vectors[name], x.labels, test.vectors[name], test.labels,
-            classes=learn.classes, protocols=protocols, say=print,
+            classes=learn.classes, protocols=protocols, neighbours=_NEIGHBOURS, l2=_L2, say=print,
         )
         for name in encoders
     }  # fmt: skip
 
 
-def _nearest(encoder: nn.Module, data: DataConfig, bank: Source, queries: Source, *, device: torch.device) -> float:
-    x, test = (extract({"": encoder}, part, data, device=device, on_progress=_quiet) for part in (bank, queries))
-    assert x.labels is not None and test.labels is not None
-    return accuracy(knn_predict(x.vectors[""], x.labels, test.vectors[""], k=min(20, len(x.labels))), test.labels)
+class _Curve(Observer):
+    """Accuracy of 20 nearest neighbours on held-out training pictures."""
+
+    def __init__(self, data: DataConfig, bank: Source, queries: Source, device: torch.device):
+        self._data, self._bank, self._queries, self._device = data, bank, queries, device
+
+    def observe(self, encoder: nn.Module) -> dict[str, float]:
+        x, test = (
+            extract({"": encoder}, part, self._data, device=self._device, on_progress=_quiet)
+            for part in (self._bank, self._queries)
+        )
+        assert x.labels is not None and test.labels is not None
+        predicted = knn_predict(x.vectors[""], x.labels, test.vectors[""], k=min(20, len(x.labels)))
+        return {CURVE: accuracy(predicted, test.labels)}
 
 
 def _quiet(done: int, total: int) -> None:

@@ -18,6 +18,7 @@ from matrix_ssl.data.base import Source
 from matrix_ssl.data.loading import evaluation_batches
 from matrix_ssl.encoder import Weights, load_encoder
 from matrix_ssl.errors import ConfigError, DataError
+from matrix_ssl.evaluate.feature_files import FeatureFiles
 
 RAW_PIXELS_SIDE = 32  # raw pixels of larger pictures are averaged down to this side
 
@@ -48,6 +49,7 @@ def extract(
     *,
     device: torch.device,
     on_progress: Callable[[int, int], None],
+    files: FeatureFiles | None = None,
 ) -> Features:
     """Runs encoders in evaluation mode over the central squares of a set of pictures.
 
@@ -57,9 +59,11 @@ def extract(
         data: size, central part and normalisation.
         device: where to compute.
         on_progress: called with (pictures done, pictures in all).
+        files: where the features go, and where an earlier call was stopped; in memory when left out.
 
     Raises:
         DataError: none of the pictures can be read.
+        RunFolderError: a file cannot be written.
         ConfigError: the pictures do not have the channels that the encoders take.
     """
     if source.channels != len(data.mean):
@@ -69,23 +73,49 @@ def extract(
         )
     for encoder in encoders.values():
         encoder.eval().to(device)
-    parts: dict[str, list[Tensor]] = {name: [] for name in encoders}
-    indices, unreadable = [], []
-    seen = 0
-    for chosen, pixels, problems in evaluation_batches(source, data, device=device):
-        seen += len(chosen) + len(problems)
-        unreadable += problems
-        on_progress(seen, len(source))
+    store = _InMemory() if files is None else files
+    start = store.seen
+    rest = source if start == 0 else source.subset(np.arange(start, len(source)))
+    for chosen, pixels, problems in evaluation_batches(rest, data, device=device) if len(rest) else ():
+        vectors = {}
         if len(chosen):
-            indices.append(chosen)
             pixels = normalise(pixels, data.mean, data.std)
-            for name, encoder in encoders.items():
-                parts[name].append(encoder(pixels).float().cpu())
-    if not indices:
+            vectors = {name: encoder(pixels.to(_dtype(encoder))).float().cpu() for name, encoder in encoders.items()}
+        store.add(chosen + start, vectors, problems)
+        on_progress(store.seen, len(source))
+    if len(store.unreadable) == len(source):
         raise DataError(f"none of the {len(source)} pictures of {source.name!r} can be read.")
-    found = np.concatenate(indices)
-    labels = None if source.labels is None else torch.from_numpy(source.labels[found])
-    return Features({name: torch.cat(rows) for name, rows in parts.items()}, found, labels, unreadable)
+    store.save()
+    indices, found = store.read()
+    labels = None if source.labels is None else torch.from_numpy(source.labels[indices])
+    return Features(found, indices, labels, store.unreadable)
+
+
+def _dtype(encoder: nn.Module) -> torch.dtype:
+    return next((p.dtype for p in encoder.parameters()), torch.float32)
+
+
+class _InMemory:
+    """``FeatureFiles`` without files."""
+
+    def __init__(self) -> None:
+        self.seen = 0
+        self.unreadable: list[tuple[str, str]] = []
+        self._indices: list[NDArray[np.int64]] = []
+        self._parts: dict[str, list[Tensor]] = {}
+
+    def add(self, indices: NDArray[np.int64], vectors: Mapping[str, Tensor], problems: list[tuple[str, str]]) -> None:
+        self.seen += len(indices) + len(problems)
+        self.unreadable += problems
+        self._indices.append(indices)
+        for name, rows in vectors.items():
+            self._parts.setdefault(name, []).append(rows)
+
+    def save(self) -> None:
+        return None
+
+    def read(self) -> tuple[NDArray[np.int64], dict[str, Tensor]]:
+        return np.concatenate(self._indices), {name: torch.cat(rows) for name, rows in self._parts.items()}
 
 
 def write_features(

@@ -1,7 +1,8 @@
-"""Checks of feature matrices that every protocol shares."""
+"""Checks of sets and of feature matrices that protocols share."""
 
 from torch import Tensor
 
+from matrix_ssl.data.base import Source
 from matrix_ssl.errors import DataError
 
 ROWS = 8192  # rows that are converted at a time, so that temporary copies stay small beside the features
@@ -60,3 +61,15 @@ def check_same_width(train: Tensor, test: Tensor) -> None:
             f"training pictures have {train.shape[1]} features, test pictures {test.shape[1]}: "
             "extract both with the same encoder."
         )
+
+
+def check_sets(train: Source, test: Source) -> None:
+    """Raises DataError for sets without labels or with different classes."""
+    for part, source in (("training", train), ("test", test)):
+        if source.labels is None:
+            raise DataError(
+                f"the {part} pictures of {source.name!r} have no labels: put each class in a folder of its own."
+            )
+    if train.classes != test.classes:
+        different = sorted(set(train.classes or []) ^ set(test.classes or [])) or ["the same names in another order"]
+        raise DataError(f"training and test pictures have different classes: {', '.join(different[:8])}.")

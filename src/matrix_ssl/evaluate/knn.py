@@ -16,7 +16,14 @@ _PAIRS = 2**18  # pairs of neighbours compared at a time: 2 MiB of float64, whic
 
 
 def knn_predict(
-    train: Tensor, train_labels: Tensor, test: Tensor, *, k: int, temperature: float = 0.07, chunk: int = 2048
+    train: Tensor,
+    train_labels: Tensor,
+    test: Tensor,
+    *,
+    k: int,
+    temperature: float = 0.07,
+    chunk: int = 2048,
+    device: torch.device | None = None,
 ) -> Tensor:
     """Labels of ``test`` by the weighted vote of the ``k`` nearest training pictures.
 
@@ -28,7 +35,7 @@ def knn_predict(
         train_labels: whole numbers (n,), not necessarily contiguous.
         test: (m, d).
         temperature: T > 0; the smaller, the more the nearest ones count.
-        chunk: as in ``nearest``.
+        chunk, device: as in ``nearest``.
 
     Returns:
         int64 (m,) on the device of ``test``.
@@ -37,11 +44,27 @@ def knn_predict(
         ConfigError: ``k`` or ``temperature`` is not positive.
         DataError: fewer than ``k`` training pictures, or features or labels that cannot be used.
     """
+    check_labelled(train, train_labels, "training features")
+    indices, similarities = nearest(train, test, k=k, chunk=chunk, device=device)
+    return vote(train_labels.to(indices.device, torch.int64)[indices], similarities, temperature=temperature)
+
+
+def vote(labels: Tensor, similarities: Tensor, *, temperature: float = 0.07) -> Tensor:
+    """The label with the largest sum of exp(similarity / T) among the neighbours of each test picture.
+
+    Args:
+        labels, similarities: (m, k) of the neighbours, most similar first.
+        temperature: T > 0.
+
+    Returns:
+        int64 (m,). Of labels that gather equal votes, that of the nearest.
+
+    Raises:
+        ConfigError: ``temperature`` is not positive.
+    """
     if temperature <= 0:
         raise ConfigError(f"kNN temperature {temperature}: expected a positive number, for example 0.07.")
-    check_labelled(train, train_labels, "training features")
-    indices, similarities = nearest(train, test, k=k, chunk=chunk)
-    labels = train_labels.to(indices.device, torch.int64)[indices]
+    k = labels.shape[1]
     nearness = (similarities.double() - similarities[:, :1].double()) / temperature
     weights = nearness.exp()  # relative to the nearest, so that it neither overflows nor vanishes for all
     rows = max(1, _PAIRS // (k * k))  # the comparison in _vote is (rows, k, k)
@@ -50,20 +73,24 @@ def knn_predict(
 
 
 @torch.no_grad()
-def nearest(train: Tensor, test: Tensor, *, k: int, chunk: int = 2048) -> tuple[Tensor, Tensor]:
+def nearest(
+    train: Tensor, test: Tensor, *, k: int, chunk: int = 2048, device: torch.device | None = None
+) -> tuple[Tensor, Tensor]:
     """The ``k`` rows of ``train`` with the highest cosine similarity to each row of ``test``, by exhaustive search.
 
-    Similarities are float32; of equal ones the lower index comes first, whatever the chunks and the device. Needs a
-    device with float64 (not MPS), where both matrices are.
+    Similarities are float32; of equal ones the lower index comes first, whatever the chunks and the device.
 
     Args:
         train: (n, d), n < 2**32.
         test: (m, d).
         chunk: rows of either matrix that are compared at a time; temporaries are about 24 * chunk**2 bytes, and what
             stays beside the features is float32 (m, d) and two int64 (m, k).
+        device: where they are compared, with float64 (not MPS); that of ``test`` when left out. The training features
+            may stay elsewhere, in a mapped file too: they pass through the device once, chunk by chunk.
 
     Returns:
-        Indices int64 (m, k) into ``train`` and similarities float32 (m, k) in [-1, 1], most similar first.
+        Indices int64 (m, k) into ``train`` and similarities float32 (m, k) in [-1, 1], most similar first, on the
+        device of ``test``.
 
     Raises:
         ConfigError: ``k`` is not positive.
@@ -76,14 +103,15 @@ def nearest(train: Tensor, test: Tensor, *, k: int, chunk: int = 2048) -> tuple[
     check_same_width(train, test)
     if k > len(train):
         raise DataError(f"k={k} neighbours need {k} pictures to choose from, there are {len(train)}: lower k.")
-    queries = torch.cat([_normalise(part) for part in test.split(ROWS)]).split(chunk)
-    best = [torch.empty(len(part), 0, dtype=torch.int64, device=test.device) for part in queries]
+    device = test.device if device is None else device
+    queries = torch.cat([_normalise(part.to(device)) for part in test.split(ROWS)]).split(chunk)
+    best = [torch.empty(len(part), 0, dtype=torch.int64, device=device) for part in queries]
     for start in range(0, len(train), chunk):
-        rows = _normalise(train[start : start + chunk])
+        rows = _normalise(train[start : start + chunk].to(device))
         for i, part in enumerate(queries):
             keys = torch.cat([best[i], _keys(part @ rows.T, start)], dim=1)
             best[i] = keys.topk(min(k, keys.shape[1]), dim=1).values
-    return _open_keys(torch.cat(best))
+    return _open_keys(torch.cat(best).to(test.device))
 
 
 def _normalise(features: Tensor) -> Tensor:

@@ -5,8 +5,7 @@ import torch
 from torch import Tensor
 
 from matrix_ssl.errors import ConfigError, DataError
-from matrix_ssl.evaluate.accuracy import accuracy
-from matrix_ssl.evaluate.inputs import check_labelled, check_same_width
+from matrix_ssl.evaluate.inputs import check_features, check_labelled, check_same_width
 from matrix_ssl.evaluate.linear import fit_logistic_regression, scale_of
 from matrix_ssl.randomness import permutation
 
@@ -17,25 +16,24 @@ def low_shot(
     train: Tensor,
     train_labels: Tensor,
     test: Tensor,
-    test_labels: Tensor,
     *,
     shots: int,
     draws: int = 10,
     seed: int = 0,
     l2: float = 1.0,
 ) -> Tensor:
-    """Test accuracies of logistic regressions fitted on ``shots`` labelled training pictures of every class.
+    """Labels of ``test`` by logistic regressions fitted on ``shots`` labelled training pictures of every class.
 
     The features are standardised with the mean and standard deviation of the whole of ``train``, without its labels:
     the pictures were all there during pre-training, and the spread of a few of them is a poor estimate.
 
     Args:
-        train: (n, d); ``train_labels`` (n,), whole numbers from 0; ``test`` (m, d); ``test_labels`` (m,).
+        train: (n, d); ``train_labels`` (n,), whole numbers from 0; ``test`` (m, d).
         draws: how many times other pictures are drawn; see ``draw_labelled``.
         l2: penalty; see ``fit_logistic_regression``.
 
     Returns:
-        float64 (draws,), in [0, 1], on the CPU. The same entry of two encoders comes from the same pictures, so that
+        int64 (draws, m), on the device of ``test``. The same row of two encoders comes from the same pictures, so that
         their difference may be tested in pairs.
 
     Raises:
@@ -45,18 +43,16 @@ def low_shot(
     if draws < 1:
         raise ConfigError(f"draws={draws}: expected at least 1.")
     check_labelled(train, train_labels, "training features")
-    check_labelled(test, test_labels, "test features")
+    check_features(test, "test features")
     check_same_width(train, test)
     scale = scale_of(train)
     classes = int(train_labels.max()) + 1
-    test_labels = test_labels.to(test.device)
     results = []
     for draw in range(draws):
         chosen = draw_labelled(train_labels, shots=shots, draw=draw, seed=seed)
         few, labels = train[chosen.to(train.device)], train_labels[chosen.to(train_labels.device)]
-        probe = fit_logistic_regression(few, labels, classes=classes, l2=l2, scale=scale)
-        results.append(accuracy(probe.predict(test), test_labels))
-    return torch.tensor(results, dtype=torch.float64)
+        results.append(fit_logistic_regression(few, labels, classes=classes, l2=l2, scale=scale).predict(test))
+    return torch.stack(results)
 
 
 def draw_labelled(labels: Tensor, *, shots: int, draw: int, seed: int) -> Tensor:

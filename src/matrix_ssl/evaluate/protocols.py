@@ -1,114 +1,103 @@
-"""Evaluation of a run: the encoder, raw pixels and the untrained network under the same protocols."""
+"""Evaluation of an encoder: which protocols there are, and running them on one subject after another."""
 
+import shutil
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from matrix_ssl import devices, distributed, record
 from matrix_ssl import encoder as encoders
-from matrix_ssl import record
 from matrix_ssl.data.base import Source
-from matrix_ssl.errors import ConfigError, DataError, did_you_mean
-from matrix_ssl.evaluate.accuracy import accuracy, summarise
+from matrix_ssl.errors import ConfigError, did_you_mean
+from matrix_ssl.evaluate import frozen, results, trained
+from matrix_ssl.evaluate.accuracy import summarise
 from matrix_ssl.evaluate.embedding_map import embedding_map, gallery
+from matrix_ssl.evaluate.feature_files import FeatureFiles
 from matrix_ssl.evaluate.features import Features, RawPixels, extract
-from matrix_ssl.evaluate.knn import knn_predict
-from matrix_ssl.evaluate.linear import fit_logistic_regression
-from matrix_ssl.evaluate.low_shot import low_shot
+from matrix_ssl.evaluate.frozen import Predictions, Say
+from matrix_ssl.evaluate.inputs import check_sets
+from matrix_ssl.evaluate.results import Answers
+from matrix_ssl.evaluate.subject import Subject
+from matrix_ssl.progress import Display
 from matrix_ssl.randomness import permutation
 
-PROTOCOLS = ("knn", "linear", "low-shot")
+TRANSFER = "transfer"
+PROTOCOLS = (*frozen.PROTOCOLS, TRANSFER, *trained.PROTOCOLS)
 BASELINES = ("raw_pixels", "random_network")
-_NEIGHBOURS = (1, 20)
-_SHOTS = (1, 5, 10)
 _GALLERY, _GALLERY_NEIGHBOURS = 10, 7
 _DESCRIBED = 2000  # pictures that a map and a gallery without evaluation are made from
 _QUERIES = 0x6A11  # coordinate of the choice of query pictures
 
-Result = dict[str, float | int]
-Say = Callable[[str], None]
+OnProgress = Callable[[int, int], None]
+
+
+def check_protocols(protocols: Sequence[str]) -> None:
+    """Raises ConfigError for a protocol that does not exist, or when there is none."""
+    if not protocols:
+        raise ConfigError(f"--protocol names no protocol: give some of {', '.join(PROTOCOLS)}.")
+    for name in protocols:
+        if name not in PROTOCOLS:
+            raise ConfigError(f"--protocol {name!r} does not exist.{did_you_mean(name, PROTOCOLS)}")
 
 
 def evaluate(
-    run: Path,
-    train: Source,
-    test: Source,
+    subject: Subject,
     *,
     protocols: Sequence[str],
-    weights: encoders.Weights,
-    device: torch.device,
+    settings: trained.EvaluationSettings,
+    label_list: Path | None = None,
+    fresh: bool = False,
     say: Say,
-    on_progress: Callable[[int, int], None],
-) -> dict[str, Any]:
-    """Evaluates a run's encoder beside its baselines and writes ``summary.json`` and ``evaluation.npz``.
+    display: Display,
+    bar: Callable[[], AbstractContextManager[OnProgress]],
+) -> dict[str, dict[str, Any]]:
+    """Runs protocols and writes what they find into ``RUN/evaluation/SET/``; the same call again goes on.
+
+    ``summary.json`` and ``evaluation.npz``, which hold what the page of the run begins with, follow unless the pictures
+    are others than those of the pre-training.
 
     Args:
-        run: a run folder with a finished encoder.
-        train: labelled pictures that probes learn from.
-        test: labelled pictures that accuracy is measured on, with the same classes.
+        subject: encoder and pictures.
         protocols: some of ``PROTOCOLS``.
-        weights: student or teacher.
-        device: where features are computed.
+        settings: of the protocols that train.
+        label_list: file names of the labelled pictures of ``semi-supervised``; a stratified part when left out.
+        fresh: measure again what has been measured.
         say: takes sentences for the person, such as what was left out.
-        on_progress: called with (pictures done, pictures in all) while features are computed.
+        display: progress of protocols that train.
+        bar: around the computation of features; what it gives is called with (pictures done, pictures in all).
 
     Returns:
-        The summary.
+        By protocol, the content of its JSON file.
 
     Raises:
-        ConfigError: a protocol is unknown.
+        ConfigError: a protocol is unknown, or cannot run with several processes.
         DataError: the sets are unlabelled or their classes differ.
     """
     check_protocols(protocols)
-    _check_classes(train, test)
-    started = time.monotonic()
-    config = record.read_config(run)
-    networks: dict[str, nn.Module] = {
-        "encoder": encoders.load_encoder(run, weights=weights),
-        "raw_pixels": RawPixels(),
-        "random_network": encoders.build_encoder(config)[0],
-    }
-    learn = extract(networks, train, config.data, device=device, on_progress=on_progress)
-    judge = extract(networks, test, config.data, device=device, on_progress=on_progress)
-    for part, features in (("training", learn), ("test", judge)):
-        if features.unreadable:
-            where, why = features.unreadable[0]
-            say(
-                f"{len(features.unreadable)} {part} pictures cannot be read and are left out, "
-                f"the first one {where}: {why}."
-            )
-    assert learn.labels is not None and judge.labels is not None and train.classes is not None  # checked on entry
-    results = {
-        name: measure(
-            learn.vectors[name], learn.labels, judge.vectors[name], judge.labels,
-            classes=train.classes,
-            protocols=protocols,
-            say=say if name == "encoder" else _silent,  # what is left out is left out for the baselines, too
+    check_sets(subject.train, subject.test)
+    on_features = [name for name in protocols if name not in trained.PROTOCOLS]
+    if on_features and distributed.world_size() > 1:
+        raise ConfigError(
+            f"{', '.join(on_features)}: these protocols run in one process; give torchrun only "
+            f"--protocol {','.join(trained.PROTOCOLS)}."
         )
-        for name in networks
-    }  # fmt: skip
-    _write_pictures(run, test, judge)
-    summary = record.read_json(run / record.SUMMARY)
-    judged = {
-        "name": test.name,
-        "train": len(learn.indices),
-        "test": len(judge.indices),
-        "classes": len(train.classes),
-        "unreadable": len(learn.unreadable) + len(judge.unreadable),
-    }
-    if (summary.get("weights"), summary.get("evaluated_on")) == (weights, judged):  # other protocols stay beside these
-        results["encoder"] = summary["evaluation"] | results["encoder"]
-        results |= {name: summary["baselines"][name] | results[name] for name in BASELINES}
-    summary |= {"weights": weights, "evaluated_on": judged}
-    summary |= {"evaluation": results.pop("encoder"), "baselines": results}
-    summary["seconds_evaluation"] = time.monotonic() - started
-    summary["seconds"] = summary["seconds_training"] + summary["seconds_evaluation"]
-    record.write_json(run / record.SUMMARY, summary)
-    return summary
+    found: dict[str, dict[str, Any]] = {}
+    if on_features:
+        found |= _evaluate_features(subject, on_features, say=say, bar=bar)
+    for name in protocols:
+        if name in trained.PROTOCOLS:
+            found[name] = trained.evaluate(
+                subject, name, settings=settings, label_list=label_list, fresh=fresh, say=say, display=display
+            )
+    if distributed.is_main():
+        _compare_probes(subject, say)
+    return found
 
 
 def describe_pictures(
@@ -117,7 +106,7 @@ def describe_pictures(
     *,
     weights: encoders.Weights,
     device: torch.device,
-    on_progress: Callable[[int, int], None],
+    on_progress: OnProgress,
 ) -> None:
     """Writes ``evaluation.npz``, the map and the gallery of nearest neighbours, for at most 2000 of the pictures."""
     if len(source) > _DESCRIBED:
@@ -128,56 +117,135 @@ def describe_pictures(
     )
 
 
-def check_protocols(protocols: Sequence[str]) -> None:
-    """Raises ConfigError for a protocol that does not exist."""
-    for name in protocols:
-        if name not in PROTOCOLS:
-            raise ConfigError(f"--protocol {name!r} does not exist.{did_you_mean(name, PROTOCOLS)}")
-
-
-def measure(
-    x: Tensor,
-    y: Tensor,
-    x_test: Tensor,
-    y_test: Tensor,
+def _evaluate_features(
+    subject: Subject,
+    protocols: Sequence[str],
     *,
-    classes: Sequence[str],
-    protocols: Sequence[str] = PROTOCOLS,
     say: Say,
-) -> dict[str, Result]:
-    """Runs protocols on features.
+    bar: Callable[[], AbstractContextManager[OnProgress]],
+) -> dict[str, dict[str, Any]]:
+    """The protocols on frozen features, of the encoder and of the baselines, whose features come of the same pass."""
+    started = time.monotonic()
+    networks: dict[str, nn.Module] = {
+        "encoder": subject.encoder, "raw_pixels": RawPixels(), "random_network": subject.untrained[0]
+    }  # fmt: skip
+    files = subject.folder / "features"
+    with bar() as show:
+        learn, judge = (
+            extract(
+                networks, source, subject.config.data,
+                device=subject.device, on_progress=show,
+                files=FeatureFiles(files / part, fingerprint=subject.fingerprint(part)),
+            )
+            for part, source in (("train", subject.train), ("test", subject.test))
+        )  # fmt: skip
+    for part, features in (("training", learn), ("test", judge)):
+        if features.unreadable:
+            where, why = features.unreadable[0]
+            say(
+                f"{len(features.unreadable)} {part} pictures cannot be read and are left out, "
+                f"the first one {where}: {why}."
+            )
+    assert subject.train.classes is not None and learn.labels is not None and judge.labels is not None  # checked
+    wanted = [name for name in frozen.PROTOCOLS if name in protocols or (name == "linear" and TRANSFER in protocols)]
+    made = {
+        name: frozen.predict(
+            learn.vectors[name], learn.labels, judge.vectors[name],
+            classes=subject.train.classes,
+            protocols=wanted,
+            device=subject.device if subject.device.type == "cuda" else None,
+            say=say if name == "encoder" else _silent,  # what is left out is left out for the baselines, too
+        )
+        for name in networks
+    }  # fmt: skip
+    answers = Answers.of(subject.test, judge.indices)
+    found = {}
+    for protocol in protocols:
+        values = _describe(protocol, made, answers) | subject.question
+        values |= {
+            "training_pictures": len(learn.indices),
+            "unreadable": len(learn.unreadable) + len(judge.unreadable),
+            "seconds": time.monotonic() - started,
+            "environment": devices.environment(subject.device),
+        }
+        results.write(subject.folder, protocol, values, _of(protocol, made["encoder"]), answers)
+        found[protocol] = values
+    if set(protocols) != {TRANSFER} and _is_own(subject):
+        _write_pictures(subject.run, subject.test, judge)
+        _write_summary(subject, made, learn, judge, answers, seconds=time.monotonic() - started)
+    shutil.rmtree(files)
+    return found
 
-    Args:
-        x: (n, k) training features; ``y`` (n,) their labels, from 0; ``x_test`` (m, k); ``y_test`` (m,).
-        classes: the name of every label.
-        protocols: some of ``PROTOCOLS``.
-        say: is told what had to be left out for lack of pictures.
 
-    Returns:
-        ``knn_1``, ``knn_20``, ``linear``, ``low_shot_1``, ``low_shot_5``, ``low_shot_10``, each mean, sd and n.
-    """
-    results: dict[str, Result] = {}
-    if "knn" in protocols:
-        for k in _NEIGHBOURS:
-            if k > len(x):
-                say(f"knn_{k} is left out: there are {len(x)} training pictures.")
-            else:
-                results[f"knn_{k}"] = summarise([accuracy(knn_predict(x, y, x_test, k=k), y_test)])
-    if "linear" in protocols:
-        probe = fit_logistic_regression(x, y, classes=len(classes))
-        if not probe.converged:
-            say("warning: the linear probe did not converge.")
-        results["linear"] = summarise([accuracy(probe.predict(x_test), y_test)])
-    if "low-shot" in protocols:
-        counts = torch.bincount(y, minlength=len(classes))
-        for shots in _SHOTS:
-            if int(counts.min()) < shots:
-                fewest = int(counts.argmin())
-                had = int(counts[fewest])
-                say(f"low_shot_{shots} is left out: class {classes[fewest]!r} has {had} training pictures.")
-            else:
-                results[f"low_shot_{shots}"] = summarise(low_shot(x, y, x_test, y_test, shots=shots))
-    return results
+def _of(protocol: str, made: dict[str, Predictions]) -> dict[str, Predictions]:
+    """The measures of a protocol among those of all."""
+    if protocol == TRANSFER:
+        return {TRANSFER: made["linear"]}
+    start = protocol.replace("-", "_")
+    return {name: one for name, one in made.items() if name.startswith(start)}
+
+
+def _describe(protocol: str, made: dict[str, dict[str, Predictions]], answers: Answers) -> dict[str, Any]:
+    measures, *others = (_of(protocol, made[name]) for name in ("encoder", *BASELINES))
+    return {
+        "protocol": protocol,
+        "measures": {name: results.describe(one, answers) for name, one in measures.items()},
+        "baselines": {
+            baseline: {name: results.describe(one, answers, by_class=False) for name, one in other.items()}
+            for baseline, other in zip(BASELINES, others, strict=True)
+        },
+    }
+
+
+def _is_own(subject: Subject) -> bool:
+    """Whether the pictures are those of the pre-training, or those are not known."""
+    name = record.read_json(subject.run / record.SUMMARY).get("data", {}).get("name")
+    return name in (None, subject.train.name)
+
+
+def _write_summary(
+    subject: Subject,
+    made: dict[str, dict[str, Predictions]],
+    learn: Features,
+    judge: Features,
+    answers: Answers,
+    *,
+    seconds: float,
+) -> None:
+    found = {
+        name: {key: summarise((one.labels == answers.labels).double().mean(dim=1)) for key, one in measures.items()}
+        for name, measures in made.items()
+    }
+    summary = record.read_json(subject.run / record.SUMMARY)
+    judged = {
+        "name": subject.test.name,
+        "train": len(learn.indices),
+        "test": len(judge.indices),
+        "classes": len(answers.classes),
+        "unreadable": len(learn.unreadable) + len(judge.unreadable),
+    }
+    if (summary.get("weights"), summary.get("evaluated_on")) == (subject.weights, judged):  # others stay beside these
+        found["encoder"] = summary["evaluation"] | found["encoder"]
+        found |= {name: summary["baselines"][name] | found[name] for name in BASELINES}
+    summary |= {"weights": subject.weights, "evaluated_on": judged}
+    summary |= {"evaluation": found.pop("encoder"), "baselines": found}
+    summary["seconds_evaluation"] = seconds
+    summary["seconds"] = summary["seconds_training"] + seconds
+    record.write_json(subject.run / record.SUMMARY, summary)
+
+
+def _compare_probes(subject: Subject, say: Say) -> None:
+    """Says how far the two linear protocols differ where both have been run on the same pictures."""
+    first = results.read_predictions(subject.folder, trained.LINEAR_SGD, "linear_sgd")
+    second = results.read_predictions(subject.folder, "linear", "linear")
+    if first is None or second is None or not np.array_equal(first[1].where, second[1].where):
+        return
+    found = results.difference(first[0], second[0], first[1])
+    record.write_json(subject.folder / "linear-sgd-against-linear.json", found)
+    low, high = found["interval"]
+    say(
+        f"linear-sgd less linear: {100 * found['difference']:+.1f} points (95 %: {100 * low:+.1f} to {100 * high:+.1f})"
+    )
 
 
 def _write_pictures(run: Path, source: Source, features: Features) -> None:
@@ -196,17 +264,6 @@ def _write_pictures(run: Path, source: Source, features: Features) -> None:
             vectors, features.labels, lambda i: source.read(int(features.indices[i])), queries=queries, k=neighbours
         )
     record.write_atomically(run / record.EVALUATION, lambda file: np.savez_compressed(file, **arrays))
-
-
-def _check_classes(train: Source, test: Source) -> None:
-    for part, source in (("training", train), ("test", test)):
-        if source.labels is None:
-            raise DataError(
-                f"the {part} pictures of {source.name!r} have no labels: put each class in a folder of its own."
-            )
-    if train.classes != test.classes:
-        different = sorted(set(train.classes or []) ^ set(test.classes or []))
-        raise DataError(f"training and test pictures have different classes: {', '.join(different[:8])}.")
 
 
 def _silent(_: str) -> None:

@@ -1,0 +1,141 @@
+"""What the protocols that train a classifier by gradient steps have in common: settings, classifier, outcome."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from matrix_ssl import distributed
+from matrix_ssl.augment import normalise
+from matrix_ssl.config import DataConfig, ViewConfig
+from matrix_ssl.data.base import Source
+from matrix_ssl.data.loading import evaluation_batches
+from matrix_ssl.errors import ConfigError, DataError
+from matrix_ssl.evaluate.inputs import check_sets
+
+CROP_AND_FLIP = ViewConfig(crop_scale=(0.08, 1.0), flip=0.5)  # the supervised augmentation of ImageNet
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How a classifier is trained; every protocol has its own values.
+
+    Rates are for a batch of 256 and follow the batch linearly. In epoch e, from 0, a rate is its peak times
+    (1 + cos(π e / epochs)) / 2: it changes between epochs only, without a warm-up, as in the published code of
+    SimSiam (main_lincls.py), Barlow Twins and VICReg (evaluate.py). What is left over of an epoch after its last
+    whole batch is not seen in it; the published code makes a smaller batch of it.
+    """
+
+    optimizer: Literal["sgd", "lars"]
+    epochs: int
+    batch_size: int  # over all processes; of a smaller set, the whole of it
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    view: ViewConfig = CROP_AND_FLIP
+    precision: Literal["auto", "float32", "bfloat16", "float64"] = "auto"  # auto: bfloat16 on CUDA that has it
+
+
+@dataclass(frozen=True, eq=False)
+class Classifier:
+    """Scores of pictures (n, c, s, s) as ``learner(frozen(pictures))``, (n, classes)."""
+
+    frozen: nn.Module
+    learner: nn.Module
+    groups: list[dict[str, Any]]  # the learner's parameters, each group with its ``rate``, that of the head last
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """A trained classifier on the test pictures that could be read."""
+
+    scores: Tensor  # float32 (m, classes), on the CPU
+    labels: Tensor  # int64 (m,)
+    indices: NDArray[np.int64]  # (m,), which test pictures
+    unreadable: list[tuple[str, str]]  # test pictures that are left out: where, why
+    train_accuracy: float  # over the random views of the last epoch, while the weights changed
+    seconds: float  # of training
+    batch_size: int  # that was used
+    rates: tuple[float, ...]  # for a batch of 256, that of the head last
+    held_out: tuple[float, ...] = ()  # accuracies that the rates were chosen by, one for each candidate
+
+
+def check_parts(train: Source, test: Source, data: DataConfig) -> None:
+    """Refuses pictures that no classifier can be trained and judged on.
+
+    Raises:
+        DataError: a part has no labels, the classes of the parts differ, there are fewer than two, or one has no
+            training picture.
+        ConfigError: the pictures do not have the channels that the encoder takes.
+    """
+    check_sets(train, test)
+    for part, source in (("training", train), ("test", test)):
+        if source.channels != len(data.mean):
+            raise ConfigError(
+                f"the {part} pictures of {source.name!r} have {source.channels} channels, "
+                f"the encoder was trained on {len(data.mean)}."
+            )
+    assert train.labels is not None and train.classes is not None  # checked above
+    if len(train.classes) < 2:
+        raise DataError(f"{train.name!r} has the single class {train.classes[0]!r}: a classifier needs two or more.")
+    counts = np.bincount(train.labels, minlength=len(train.classes))
+    absent = [train.classes[i] for i in np.flatnonzero(counts == 0)]
+    if absent:
+        names = ", ".join(map(repr, absent[:8]))
+        raise DataError(
+            f"{len(absent)} of the {len(train.classes)} classes of {train.name!r} have no training picture ({names}): "
+            "label at least one of each."
+        )
+
+
+def linear_head(feature_dim: int, classes: int, *, seed: int) -> nn.Linear:
+    """A linear layer with weights from a normal distribution of standard deviation 0.01, a function of the seed, and
+    biases of zero: the start of the published protocols."""
+    head = nn.utils.skip_init(nn.Linear, feature_dim, classes)
+    with torch.no_grad():
+        head.weight.normal_(std=0.01, generator=torch.Generator().manual_seed(seed))
+        head.bias.zero_()
+    return head
+
+
+def check_settings(settings: Settings, rates: Sequence[float]) -> None:
+    """Raises ConfigError for a number outside the range in which it means something."""
+    for name, low, high in (("epochs", 1, math.inf), ("batch_size", 1, math.inf), ("momentum", 0, 1),
+                            ("weight_decay", 0, math.inf)):  # fmt: skip
+        value = getattr(settings, name)
+        if not low <= value <= high or value == math.inf:
+            raise ConfigError(f"{name}={value}: expected at least {low}{' and at most 1' if high == 1 else ''}.")
+    for rate in rates:
+        if not 0 < rate < math.inf:
+            raise ConfigError(f"learning rate {rate}: expected a number above zero.")
+
+
+@torch.no_grad()
+def judge(
+    classifier: Classifier, source: Source, data: DataConfig, *, device: torch.device
+) -> tuple[Tensor, NDArray[np.int64], list[tuple[str, str]]]:
+    """Scores of a set of pictures, as central squares, computed in the precision of the learner's weights.
+
+    Returns:
+        float32 (m, classes) on the CPU, the indices (m,) of the pictures that could be read, and the unreadable ones.
+
+    Raises:
+        DataError: none of the pictures can be read.
+    """
+    classifier.learner.eval()
+    dtype = next(classifier.learner.parameters()).dtype
+    parts, indices, unreadable = [], [], []
+    with distributed.alone():
+        for chosen, pixels, problems in evaluation_batches(source, data, device=device):
+            unreadable += problems
+            if len(chosen):
+                pixels = normalise(pixels, data.mean, data.std).to(dtype, memory_format=torch.channels_last)
+                parts.append(classifier.learner(classifier.frozen(pixels)).float().cpu())
+                indices.append(chosen)
+        if not parts:
+            raise DataError(f"none of the {len(source)} pictures of {source.name!r} can be read.")
+    return torch.cat(parts), np.concatenate(indices), unreadable

@@ -1,0 +1,157 @@
+"""The commands ``matrix-ssl evaluate`` and ``matrix-ssl embed``."""
+
+import contextlib
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from matrix_ssl import options
+from matrix_ssl.errors import ConfigError, DataError
+from matrix_ssl.progress import Display, evaluation_table, picture_bar
+
+if TYPE_CHECKING:
+    from matrix_ssl.data import Source
+
+_PROTOCOLS = "knn,linear,low-shot"
+
+
+@click.command()
+@options.run
+@options.data
+@click.option("--test-data", metavar="PATH_OR_NAME", help="Pictures to measure accuracy on.  [default: the set's "
+              "test part, or a fifth of it held out]")  # fmt: skip
+@click.option("--protocol", default=_PROTOCOLS, show_default=True, help="Which, separated by commas: knn, linear, "
+              "low-shot, transfer, linear-sgd, semi-supervised, fine-tune.")  # fmt: skip
+@options.weights
+@click.option("--set", "assignments", metavar="KEY=VALUE", multiple=True, help="Change a setting of a protocol that "
+              "trains, such as linear_sgd.epochs=10; may be repeated.")  # fmt: skip
+@click.option("--label-list", type=click.Path(path_type=Path), help="File names of the labelled pictures of "
+              "semi-supervised, one a line.  [default: 1 % and 10 % of every class]")  # fmt: skip
+@click.option("--fresh", is_flag=True, help="Measure again what protocols that train have measured.")
+@options.device
+@options.data_root
+@options.download
+def evaluate(
+    run: Path,
+    data: str | None,
+    test_data: str | None,
+    protocol: str,
+    weights: Any,
+    assignments: tuple[str, ...],
+    label_list: Path | None,
+    fresh: bool,
+    device: str,
+    data_root: Path | None,
+    download: bool,
+) -> None:
+    """Measure the encoder of RUN on labelled pictures, beside raw pixels and the untrained network.
+
+    The same command again goes on where it was stopped. Results lie in RUN/evaluation.
+    """
+    options.existing_run(run)
+    from matrix_ssl import config, devices, distributed, record
+    from matrix_ssl.evaluate import protocols
+    from matrix_ssl.evaluate.subject import Subject
+    from matrix_ssl.evaluate.trained import SEMI_SUPERVISED, EvaluationSettings
+    from matrix_ssl.report import write_report
+
+    names = list(dict.fromkeys(name.strip() for name in protocol.split(",") if name.strip()))
+    protocols.check_protocols(names)
+    settings = config.override_dataclass(EvaluationSettings(), assignments)
+    if label_list is not None and SEMI_SUPERVISED not in names:
+        raise ConfigError(f"--label-list is for --protocol {SEMI_SUPERVISED}.")
+    location = data or record.read_config(run).data.source
+    if not location:
+        raise DataError(f"{run} has no pictures of its own: give --data FOLDER.")
+    distributed.start(devices.choose_device(device).type)
+    chosen = devices.choose_device(device)
+    with contextlib.ExitStack() as stack:
+        stack.callback(distributed.stop)
+        stack.enter_context(distributed.connected())
+        main = distributed.is_main()
+        with distributed.together():
+            if main:
+                stack.enter_context(record.lock(run))
+        display = Display(quiet=not main)
+        with distributed.together():
+            learn, judge = _open_parts(location, test_data, data_root, download, say=display.say)
+        bar = partial(picture_bar, options.err, "features")
+        found = {}
+        if learn.labels is None:
+            display.say("the pictures have no labels: only the map and the gallery of neighbours are made.")
+            with bar() as show:
+                protocols.describe_pictures(run, learn, weights=weights, device=chosen, on_progress=show)
+        else:
+            found = protocols.evaluate(
+                Subject(run, learn, judge, weights, chosen),
+                protocols=names, settings=settings, label_list=label_list, fresh=fresh,
+                say=display.say, display=display, bar=bar,
+            )  # fmt: skip
+        if main:
+            if found:
+                options.out.print(evaluation_table(list(found.values())))
+            options.out.print(f"report  {write_report(run)}", markup=False)
+
+
+@click.command()
+@options.run
+@options.data
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="An .npz file.")
+@click.option("--part", type=click.Choice(["train", "test"]), default="train", show_default=True, help="Which part.")
+@options.weights
+@options.device
+@options.data_root
+@options.download
+def embed(
+    run: Path,
+    data: str | None,
+    out: Path,
+    part: Any,
+    weights: Any,
+    device: str,
+    data_root: Path | None,
+    download: bool,
+) -> None:
+    """Write the features of pictures to an .npz file.
+
+    It holds `features` float32 (n, k), `where` (the path of every picture) and, for labelled pictures, `labels` and
+    `classes`. Pictures that cannot be read are left out and listed.
+    """
+    options.existing_run(run)
+    from matrix_ssl import devices, record
+    from matrix_ssl.data import open_source
+    from matrix_ssl.evaluate.features import write_features
+
+    record.check_writable(out)
+    location = data or record.read_config(run).data.source
+    source = open_source(location, split=part, data_root=data_root, download=download)
+    with picture_bar(options.err, "features") as show:
+        features = write_features(
+            run, source, out, weights=weights, device=devices.choose_device(device), on_progress=show
+        )  # fmt: skip
+    for where, why in features.unreadable:
+        options.say(f"left out: {where}: {why}")
+    n, k = features.vectors["encoder"].shape
+    options.out.print(f"{out}: {n} pictures, {k} features each", markup=False)
+
+
+def _open_parts(
+    location: str, test_data: str | None, data_root: Path | None, download: bool, *, say: Any
+) -> tuple["Source", "Source"]:
+    from matrix_ssl.data import has_test_part, open_source, split_source
+
+    def open_part(where: str, split: Any) -> "Source":
+        return open_source(where, split=split, data_root=data_root, download=download)
+
+    learn = open_part(location, "train")
+    if test_data:
+        part = "test" if has_test_part(test_data, data_root=data_root, download=download) else "train"
+        return learn, open_part(test_data, part)
+    if has_test_part(location, data_root=data_root, download=download):
+        return learn, open_part(location, "test")
+    if learn.labels is None:
+        return learn, learn
+    say("the set has no test part: a fifth of every class is held out, the encoder may have seen these pictures.")
+    return split_source(learn, 0.2, 0)

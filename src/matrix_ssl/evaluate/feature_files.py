@@ -1,0 +1,123 @@
+"""Features that grow on disk: more than fit in memory, and kept when the work is stopped.
+
+Every encoder's rows are appended to a file of plain float32 numbers. ``progress.json``, written after the rows have
+reached the disk, says how many of them count: what a kill left behind them is cut off. Read back, the files are mapped,
+so that the operating system keeps in memory what fits.
+"""
+
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from matrix_ssl import record
+
+_PROGRESS = "progress.json"
+_INDICES = "indices.i64"
+_SECONDS_BETWEEN_SAVES = 60.0
+
+
+class FeatureFiles:
+    """Appends rows of features to files in a folder, and goes on where an earlier process was stopped.
+
+    Args:
+        folder: made when absent; what is in it is dropped unless its fingerprint is the same.
+        fingerprint: of what decides the features: encoders, pictures, preparation.
+
+    Attributes:
+        seen: pictures that are done, readable or not.
+        unreadable: where and why, of those that could not be read.
+
+    Raises:
+        RunFolderError: the folder or a file in it cannot be written; so do all methods.
+    """
+
+    def __init__(self, folder: Path, *, fingerprint: str):
+        self._folder, self._fingerprint = folder, fingerprint
+        self._saved = time.monotonic()
+        found = record.read_json(folder / _PROGRESS) if (folder / _PROGRESS).exists() else {}
+        if found.get("fingerprint") != fingerprint:
+            shutil.rmtree(folder, ignore_errors=True)
+            found = {"seen": 0, "rows": 0, "widths": {}, "unreadable": []}
+        self.seen: int = found["seen"]
+        self.unreadable: list[tuple[str, str]] = [(where, why) for where, why in found["unreadable"]]
+        self._rows: int = found["rows"]
+        self._widths: dict[str, int] = found["widths"]
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for name, size in self._sizes().items():
+                os.truncate(folder / name, size)
+        except OSError as error:
+            raise record.cannot_write(folder, error) from error
+
+    def add(self, indices: NDArray[np.int64], vectors: Mapping[str, Tensor], problems: list[tuple[str, str]]) -> None:
+        """Appends what came of the next pictures.
+
+        Args:
+            indices: (m,) of the readable ones.
+            vectors: by encoder, (m, k).
+            problems: where and why, of the others.
+        """
+        self.seen += len(indices) + len(problems)
+        self.unreadable += problems
+        if len(indices):
+            self._append(_INDICES, indices.astype(np.int64))
+            for name, rows in vectors.items():
+                self._widths[name] = rows.shape[1]
+                self._append(_file(name), rows.float().cpu().numpy())
+            self._rows += len(indices)
+        if time.monotonic() - self._saved > _SECONDS_BETWEEN_SAVES:
+            self.save()
+
+    def save(self) -> None:
+        """Makes what was added survive the end of this process."""
+        for name in self._sizes():
+            descriptor = os.open(self._folder / name, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        values = {
+            "fingerprint": self._fingerprint,
+            "seen": self.seen,
+            "rows": self._rows,
+            "widths": self._widths,
+            "unreadable": self.unreadable,
+        }
+        record.write_json(self._folder / _PROGRESS, values)
+        self._saved = time.monotonic()
+
+    def read(self) -> tuple[NDArray[np.int64], dict[str, Tensor]]:
+        """Indices (m,) of the readable pictures and, by encoder, float32 (m, k) mapped from the files; m > 0."""
+        indices = np.fromfile(self._folder / _INDICES, dtype=np.int64)
+        vectors = {}
+        for name, width in self._widths.items():
+            # mode "c": a tensor wants memory that may be written; what is written stays in this process
+            rows: Any = np.memmap(self._folder / _file(name), np.float32, mode="c", shape=(self._rows, width))
+            vectors[name] = torch.from_numpy(rows)
+        return indices, vectors
+
+    def _sizes(self) -> dict[str, int]:
+        """Bytes of every file that count."""
+        if not self._rows:
+            return {}
+        return {_INDICES: 8 * self._rows} | {_file(name): 4 * k * self._rows for name, k in self._widths.items()}
+
+    def _append(self, name: str, rows: NDArray[Any]) -> None:
+        path = self._folder / name
+        try:
+            with path.open("ab") as file:
+                file.write(rows.tobytes())
+        except OSError as error:
+            raise record.cannot_write(path, error) from error
+
+
+def _file(name: str) -> str:
+    return f"{name}.f32"

@@ -1,0 +1,109 @@
+"""Fine-tuning: the encoder and a linear layer on top of it are trained together, on all labels or on a few of them."""
+
+import copy
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import nn
+
+from matrix_ssl import distributed
+from matrix_ssl.config import DataConfig
+from matrix_ssl.data.base import Source
+from matrix_ssl.data.sources import split_source
+from matrix_ssl.errors import ConfigError
+from matrix_ssl.evaluate.accuracy import accuracy
+from matrix_ssl.evaluate.classifier import Classifier, Outcome, Settings, check_parts, linear_head
+from matrix_ssl.evaluate.supervised import Diverged, fit_and_judge
+from matrix_ssl.progress import Display
+
+_HELD_OUT = 0.2  # part of the labelled pictures that rates are compared on
+
+# (encoder, head), for a batch of 256, of published runs with few labels of ImageNet: Barlow Twins with 1 %, VICReg with
+# 1 % and with 10 % (READMEs of github.com/facebookresearch/barlowtwins and github.com/facebookresearch/vicreg)
+PUBLISHED_RATES = ((0.002, 0.5), (0.03, 0.08), (0.01, 0.1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTune(Settings):
+    """How encoder and head are trained; the defaults are those of Barlow Twins with 1 % of ImageNet's labels.
+
+    Reference: Zbontar et al., "Barlow Twins: Self-Supervised Learning via Redundancy Reduction", ICML 2021;
+    github.com/facebookresearch/barlowtwins, README and evaluate.py.
+    """
+
+    optimizer: Literal["sgd", "lars"] = "sgd"
+    epochs: int = 20
+    batch_size: int = 256
+    # candidates (encoder, head); of several, the one that is best on a held-out fifth of the labelled pictures is used
+    rates: tuple[tuple[float, float], ...] = PUBLISHED_RATES[:1]
+
+
+# with all labels; 30 epochs, no decay and 0.16 for a batch of 1024 as in Chen et al., "Big Self-Supervised Models are
+# Strong Semi-Supervised Learners", NeurIPS 2020, section 3 (the rate is not verified)
+ALL_LABELS = FineTune(epochs=30, rates=((0.04, 0.04),))
+
+
+def fine_tune(
+    encoder: nn.Module,
+    feature_dim: int,
+    train: Source,
+    test: Source,
+    data: DataConfig,
+    *,
+    settings: FineTune,
+    folder: Path,
+    device: torch.device,
+    display: Display,
+    seed: int = 0,
+) -> Outcome:
+    """Trains a copy of the encoder and a linear head on ``train`` and scores the pictures of ``test``.
+
+    BatchNorm is in training mode, over the batch of all processes. With several candidates for the rates every one is
+    tried on four fifths of ``train`` first, each in a folder of its own inside ``folder``; the test pictures take no
+    part in the choice, and a candidate that diverges is out.
+
+    Args:
+        encoder: pictures (n, c, s, s) to features (n, feature_dim); it is left as it is.
+        data, folder, device, display, seed: as in ``supervised.fit_and_judge``, which also says what it raises.
+
+    Raises:
+        DataError, ConfigError: as in ``classifier.check_parts``, or there are no rates.
+        DataError: there are several candidates, and a class has a single picture.
+    """
+    check_parts(train, test, data)
+    assert train.classes is not None  # checked
+    if not settings.rates:
+        raise ConfigError("rates=(): give at least one pair of learning rates (encoder, head).")
+    classes = len(train.classes)
+
+    def attempt(rates: tuple[float, float], learn: Source, judge: Source, where: Path) -> Outcome:
+        learner = nn.Sequential(copy.deepcopy(encoder), linear_head(feature_dim, classes, seed=seed))
+        groups = [{"params": list(part.parameters()), "rate": r} for part, r in zip(learner, rates, strict=True)]
+        return fit_and_judge(
+            Classifier(nn.Identity(), learner, groups), learn, judge, data,
+            settings=settings, folder=where, device=device, display=display, seed=seed,
+        )  # fmt: skip
+
+    if len(settings.rates) == 1:
+        return attempt(settings.rates[0], train, test, folder)
+    learn, judge = split_source(train, _HELD_OUT, seed)
+    found: list[float] = []
+    seconds = 0.0
+    for number, rates in enumerate(settings.rates):
+        display.say(f"trying the learning rates {rates[0]:g} (encoder) and {rates[1]:g} (head)")
+        try:
+            outcome = attempt(rates, learn, judge, folder / f"candidate-{number}")
+        except Diverged as error:
+            display.say(f"left out: {error}")
+            found.append(0.0)
+            continue
+        found.append(accuracy(outcome.scores.argmax(dim=1), outcome.labels))
+        seconds += outcome.seconds
+    if not any(found):
+        raise Diverged("none of the pairs of learning rates can be used: try lower ones.")
+    found = distributed.broadcast_object(found)  # one choice, whatever rounding does
+    outcome = attempt(settings.rates[found.index(max(found))], train, test, folder)
+    return dataclasses.replace(outcome, seconds=outcome.seconds + seconds, held_out=tuple(found))

@@ -1,0 +1,172 @@
+"""Which training pictures keep their labels: random parts of every class, and published lists of file names.
+
+A list is a text file with one name a line, such as SimCLR's ``1percent.txt`` and ``10percent.txt`` for ImageNet
+(github.com/google-research/simclr, imagenet_subsets), with lines like ``n01440764_10026.JPEG``.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from matrix_ssl import record
+from matrix_ssl.data.base import Source
+from matrix_ssl.errors import ConfigError, DataError
+from matrix_ssl.randomness import permutation
+
+_STREAM = 0x5AB5E7  # a coordinate that keeps these draws apart from other random numbers
+_SHOWN = 5  # names that a message lists
+
+
+def stratified(source: Source, fraction: float, *, seed: int = 0) -> NDArray[np.int64]:
+    """A random ``fraction`` of the pictures of every class, at least one of each.
+
+    A pure function of the labels, the fraction and the seed. The subset of a smaller fraction lies in that of a larger
+    one of the same seed.
+
+    Args:
+        fraction: in (0, 1]; of a class with n pictures, the whole number nearest to fraction * n.
+
+    Returns:
+        Indices into the set, rising.
+
+    Raises:
+        ConfigError: the fraction is out of range.
+        DataError: the pictures have no labels, or a class has no picture.
+    """
+    if not 0 < fraction <= 1:
+        raise ConfigError(f"the labelled fraction is {fraction}; expected a number above 0 and at most 1.")
+    labels, classes = _labels(source)
+    _check_classes(labels, classes, f"{source.name!r}")
+    chosen = []
+    for label in range(len(classes)):
+        members = np.flatnonzero(labels == label)
+        count = max(1, round(fraction * len(members)))
+        chosen.append(members[permutation(len(members), seed, _STREAM, label)[:count]])
+    return np.sort(np.concatenate(chosen))
+
+
+def from_list(source: Source, path: Path) -> NDArray[np.int64]:
+    """The pictures that a text file names, one a line: a file name, or as much of the end of its path as is unique.
+
+    Returns:
+        Indices into the set, in the order of the list.
+
+    Raises:
+        DataError: the pictures have no labels; the file cannot be read, is empty or is not UTF-8 text; names match no
+            picture, or several, or occur twice; a class has no picture in the list.
+    """
+    labels, classes = _labels(source)
+    names = _read_names(path)
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise DataError(f"{path}: {len(twice)} names occur twice ({_first(twice)}): list every picture once.")
+    by_end = _by_last_part(source.where(index) for index in range(len(source)))
+    found: list[int] = []
+    absent, several = [], []
+    for name in names:
+        matches = [i for i, where in by_end.get(_last_part(name), ()) if where == name or where.endswith(f"/{name}")]
+        found += matches
+        absent += [name] * (not matches)
+        several += [name] * (len(matches) > 1)
+    if absent:
+        raise DataError(
+            f"{path}: {len(absent)} of its {len(names)} names match no picture of {source.name!r} ({_first(absent)}): "
+            "is it the list of another set?"
+        )
+    if several:
+        raise DataError(
+            f"{path}: {len(several)} names match several pictures ({_first(several)}): "
+            "write more of their paths, as in cat/1.jpg."
+        )
+    chosen = np.array(found, dtype=np.int64)
+    again = [source.where(int(i)) for i in np.flatnonzero(np.bincount(chosen) > 1)]
+    if again:
+        raise DataError(
+            f"{path}: {len(again)} pictures are named twice in different words ({_first(again)}): "
+            "list every picture once."
+        )
+    _check_classes(labels[chosen], classes, str(path))
+    return chosen
+
+
+def store(path: Path, source: Source, indices: Sequence[int] | NDArray[np.int64]) -> None:
+    """Writes a list that ``from_list`` reads back to the same indices, with names as short as the set permits.
+
+    Raises:
+        DataError: two pictures have the same path, or a name cannot stand in a list.
+        RunFolderError: the file cannot be written.
+    """
+    wheres = [source.where(index) for index in range(len(source))]
+    by_end = _by_last_part(wheres)
+    names = [_shortest_name(wheres[i], [w for _, w in by_end[_last_part(wheres[i])]]) for i in indices]
+    unfit = [name for name in names if name != name.strip() or name.splitlines() != [name] or not _is_text(name)]
+    if unfit:
+        raise DataError(f"{len(unfit)} names cannot stand in a list of names ({_first(unfit)}): rename these files.")
+    text = "".join(f"{name}\n" for name in names)
+    record.write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def _labels(source: Source) -> tuple[NDArray[np.int64], list[str]]:
+    if source.labels is None or source.classes is None:
+        raise DataError(
+            f"the pictures of {source.name!r} have no labels to choose from: put each class in a folder of its own."
+        )
+    return source.labels, source.classes
+
+
+def _check_classes(labels: NDArray[np.int64], classes: list[str], where: str) -> None:
+    counts = np.bincount(labels, minlength=len(classes))
+    absent = [classes[label] for label in np.flatnonzero(counts == 0)]
+    if absent:
+        raise DataError(
+            f"{where}: {len(absent)} of the {len(classes)} classes have no picture ({_first(absent)}): "
+            "add at least one of each."
+        )
+
+
+def _read_names(path: Path) -> list[str]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist.") from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError:
+        raise DataError(f"{path} is not UTF-8 text: give a list of file names, one a line.") from None
+    names = [line.strip().removeprefix("./") for line in text.splitlines() if line.strip()]
+    if not names:
+        raise DataError(f"{path} is empty: give a list of file names, one a line.")
+    return names
+
+
+def _by_last_part(wheres: Iterable[str]) -> dict[str, list[tuple[int, str]]]:
+    """The pictures, index and place, by the last component of the place."""
+    found: dict[str, list[tuple[int, str]]] = defaultdict(list)
+    for index, where in enumerate(wheres):
+        found[_last_part(where)].append((index, where))
+    return found
+
+
+def _last_part(where: str) -> str:
+    return where.rpartition("/")[2]
+
+
+def _shortest_name(where: str, rivals: list[str]) -> str:
+    parts = where.split("/")
+    for count in range(1, len(parts) + 1):
+        name = "/".join(parts[-count:])
+        if sum(rival == name or rival.endswith(f"/{name}") for rival in rivals) == 1:
+            return name
+    raise DataError(f"two pictures have the same place {where}: a list cannot tell them apart.")
+
+
+def _is_text(name: str) -> bool:
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)  # a file name that is not Unicode
+
+
+def _first(names: list[str]) -> str:
+    more = f", ... ({len(names) - _SHOWN} more)" if len(names) > _SHOWN else ""
+    return ", ".join(map(repr, names[:_SHOWN])) + more

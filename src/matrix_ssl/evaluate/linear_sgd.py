@@ -1,0 +1,78 @@
+"""The linear evaluation that papers report: a linear layer trained on frozen features of augmented pictures.
+
+Unlike the regression of ``linear``, which is solved to convergence on features of central squares, its result depends
+on a rate and a number of epochs; it is there to be compared with published numbers.
+"""
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import nn
+
+from matrix_ssl.config import DataConfig
+from matrix_ssl.data.base import Source
+from matrix_ssl.evaluate.classifier import Classifier, Outcome, Settings, check_parts, linear_head
+from matrix_ssl.evaluate.supervised import fit_and_judge
+from matrix_ssl.progress import Display
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearSGD(Settings):
+    """How the linear layer is trained; the defaults are those of SimSiam's code with ``--lars``.
+
+    Reference: Chen and He, "Exploring Simple Siamese Representation Learning", CVPR 2021; github.com/facebookresearch/
+    simsiam, main_lincls.py. The optimizer there is LARC of github.com/NVIDIA/apex with a trust coefficient of 0.001 and
+    no clipping: LARS that scales the bias as well. Without weight decay it is ``optim.LARS`` up to a constant of 1e-8
+    beside the norm of the gradient.
+    """
+
+    optimizer: Literal["sgd", "lars"] = "lars"
+    epochs: int = 90
+    batch_size: int = 4096
+    rate: float = 0.1  # for a batch of 256, so 1.6 for 4096
+    batch_norm: bool = False  # standardise the features by the statistics of the batch, without parameters
+
+
+# github.com/xinliu20/MEC, benchmarks/linearprob (Liu et al., NeurIPS 2022): SimSiam's code with these changes
+MEC = LinearSGD(epochs=100, rate=0.03, batch_norm=True)
+
+
+def linear_sgd(
+    encoder: nn.Module,
+    feature_dim: int,
+    train: Source,
+    test: Source,
+    data: DataConfig,
+    *,
+    settings: LinearSGD,
+    folder: Path,
+    device: torch.device,
+    display: Display,
+    seed: int = 0,
+) -> Outcome:
+    """Trains a linear layer on the frozen features of ``train`` and scores the pictures of ``test``.
+
+    The encoder runs in evaluation mode and without gradients, and a copy of it is used: nothing in it changes, its
+    BatchNorm statistics included.
+
+    Args:
+        encoder: pictures (n, c, s, s) to features (n, feature_dim).
+        data, folder, device, display, seed: as in ``supervised.fit_and_judge``, which also says what it raises.
+
+    Raises:
+        DataError, ConfigError: as in ``classifier.check_parts``.
+    """
+    check_parts(train, test, data)
+    assert train.classes is not None  # checked
+    head = linear_head(feature_dim, len(train.classes), seed=seed)
+    learner: nn.Module = head
+    if settings.batch_norm:
+        learner = nn.Sequential(nn.BatchNorm1d(feature_dim, affine=False, eps=1e-6), head)
+    groups = [{"params": list(head.parameters()), "rate": settings.rate, "scale_vectors": True}]
+    return fit_and_judge(
+        Classifier(copy.deepcopy(encoder), learner, groups), train, test, data,
+        settings=settings, folder=folder, device=device, display=display, seed=seed,
+    )  # fmt: skip

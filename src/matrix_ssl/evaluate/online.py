@@ -1,0 +1,128 @@
+"""Accuracy while the encoder is still being trained: a linear classifier and nearest neighbours on held-out pictures.
+
+The classifier learns from the features of every training batch, whose gradient is cut off, with an optimizer of its own
+and no random numbers. Both are judged on a fifth of the training pictures whose labels neither has seen; the test part
+is not opened. Weights and losses of the encoder are the same bits with and without.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from matrix_ssl.config import DataConfig
+from matrix_ssl.data.base import Source
+from matrix_ssl.errors import DataError
+from matrix_ssl.evaluate.accuracy import accuracy
+from matrix_ssl.evaluate.classifier import linear_head
+from matrix_ssl.evaluate.features import extract
+from matrix_ssl.evaluate.knn import knn_predict
+from matrix_ssl.evaluate.label_subsets import stratified
+from matrix_ssl.observer import Observer
+from matrix_ssl.randomness import permutation
+
+_LEARNED_FROM = 0.8
+_BANK, _QUERIES = 10_000, 5_000  # at most so many pictures to choose neighbours from, and so many to classify
+_NEIGHBOURS = 20
+_RATE = 1e-2
+_ORDER = 0x0B5E  # coordinate of the choice of pictures
+
+
+class OnlineEvaluation(Observer):
+    """Writes ``online_train``, ``online_linear`` and ``online_knn``, each in [0, 1], into the metrics of a run.
+
+    ``online_train`` is how often the classifier was right on training pictures that it was about to learn from;
+    ``online_linear`` and ``online_knn`` are measured at some twenty moments on held-out pictures as evaluation sees
+    them. The features are scaled by a BatchNorm without parameters, so that one rate of Adam fits all encoders.
+
+    Args:
+        source: the labelled training pictures.
+        data: of the run.
+        device: of the training.
+
+    Raises:
+        DataError: the pictures have no labels, or too few to hold a part out.
+    """
+
+    moments = 20
+
+    def __init__(self, source: Source, data: DataConfig, *, device: torch.device):
+        if source.labels is None or source.classes is None:
+            raise DataError(
+                f"--online needs labels, and {source.name!r} has none: put each class in a folder of its own."
+            )
+        learned = stratified(source, _LEARNED_FROM)
+        self._may_learn = np.zeros(len(source), dtype=bool)
+        self._may_learn[learned] = True
+        held_out = np.flatnonzero(~self._may_learn)
+        if not len(held_out):
+            raise DataError(f"--online: {source.name!r} has too few pictures to hold a fifth of them out.")
+        self._bank, self._queries = (
+            source.subset(np.sort(part[permutation(len(part), _ORDER)[:most]]))
+            for part, most in ((learned, _BANK), (held_out, _QUERIES))
+        )
+        self._data, self._device = data, device
+        self._labels = torch.from_numpy(source.labels).to(device)
+        self._classes = len(source.classes)
+        self._probe: nn.Sequential | None = None  # made when the width of the features is known
+        self._counts = torch.zeros(2, device=device)  # right answers, answers
+
+    @torch.enable_grad()
+    def learn(self, features: Tensor, shown: NDArray[np.int64]) -> None:
+        rows = np.flatnonzero(self._may_learn[shown])
+        if len(rows) < 2:  # BatchNorm needs two
+            return
+        probe = self._probe or self._start(features.shape[1])
+        labels = self._labels[torch.from_numpy(shown[rows]).to(self._device)]
+        scores = probe.train()(features[torch.from_numpy(rows).to(self._device)].float())
+        self._optimizer.zero_grad()
+        F.cross_entropy(scores, labels).backward()
+        self._optimizer.step()
+        self._counts += torch.stack([(scores.argmax(1) == labels).sum(), torch.tensor(len(rows), device=self._device)])
+
+    def _start(self, width: int) -> nn.Sequential:
+        head = linear_head(width, self._classes, seed=0)
+        self._probe = nn.Sequential(nn.BatchNorm1d(width, affine=False), head).to(self._device)
+        self._optimizer = torch.optim.Adam(head.parameters(), lr=_RATE)
+        return self._probe
+
+    def recent(self) -> dict[str, float]:
+        right, answers = self._counts.tolist()
+        self._counts.zero_()
+        return {"online_train": right / answers} if answers else {}
+
+    def observe(self, encoder: nn.Module) -> dict[str, float]:
+        bank, queries = (
+            extract({"": encoder}, part, self._data, device=self._device, on_progress=_quiet)
+            for part in (self._bank, self._queries)
+        )
+        assert bank.labels is not None and queries.labels is not None  # checked at the start
+        x, test = bank.vectors[""], queries.vectors[""]
+        neighbours = knn_predict(x, bank.labels, test, k=min(_NEIGHBOURS, len(x)))
+        found = {"online_knn": accuracy(neighbours, queries.labels)}
+        if self._probe is not None:
+            found["online_linear"] = accuracy(self._probe.eval()(test.to(self._device)).argmax(1).cpu(), queries.labels)
+        return found
+
+    def state_dict(self) -> dict[str, Tensor]:
+        if self._probe is None:
+            return {}
+        probe = {f"probe.{name}": value for name, value in self._probe.state_dict().items()}
+        moments = self._optimizer.state_dict()["state"]
+        return probe | {"counts": self._counts} | {f"{i}.{k}": v for i, one in moments.items() for k, v in one.items()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        probe = {name.removeprefix("probe."): value for name, value in state.items() if name.startswith("probe.")}
+        self._start(probe["1.weight"].shape[1]).load_state_dict(probe)
+        self._counts.copy_(state["counts"])
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, value in state.items():
+            index, _, key = name.partition(".")
+            if index.isdigit():
+                moments.setdefault(int(index), {})[key] = value
+        self._optimizer.load_state_dict(self._optimizer.state_dict() | {"state": moments})
+
+
+def _quiet(done: int, total: int) -> None:
+    return None

@@ -1,0 +1,153 @@
+"""What an evaluation found, as files: a JSON and the predictions of every protocol.
+
+They lie in ``RUN/evaluation/SET/``, ``SET-teacher`` for the weights of the teacher. A JSON file holds for every measure
+accuracy, interval, mean per class, the accuracy of each class and what was set; the ``.npz`` file beside it what was
+predicted for every test picture.
+"""
+
+import hashlib
+import json
+import re
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from matrix_ssl import record
+from matrix_ssl.data.base import Source
+from matrix_ssl.errors import RunFolderError
+from matrix_ssl.evaluate.bootstrap import mean_interval, mean_per_class_interval
+from matrix_ssl.evaluate.frozen import Predictions
+
+FOLDER = "evaluation"
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The right labels of the test pictures that could be read, and which pictures they are."""
+
+    labels: Tensor  # int64 (m,)
+    where: NDArray[np.str_]  # (m,)
+    classes: list[str]
+
+    @staticmethod
+    def of(source: Source, indices: NDArray[np.int64]) -> "Answers":
+        """The answers of the pictures of a labelled set at ``indices``."""
+        assert source.labels is not None and source.classes is not None  # checked before anything is computed
+        where = np.array([source.where(int(i)) for i in indices], dtype=np.str_)
+        return Answers(torch.from_numpy(source.labels[indices]), where, source.classes)
+
+
+def folder_of(run: Path, train: Source, test: Source, weights: str) -> Path:
+    """Where the results of learning from one set of pictures and being judged by another lie."""
+    names = [
+        train.name,
+        *([test.name] if test.name != train.name else []),
+        *([weights] if weights != "student" else []),
+    ]
+    safe = (re.sub(r"[^\w.-]+", "-", name).strip("-.") or "pictures" for name in names)
+    return run / FOLDER / "-".join(safe)
+
+
+def fingerprint(*parts: Any) -> str:
+    """A short digest of values that JSON can hold: results with the same one answer the same question."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def describe(made: Predictions, answers: Answers, *, by_class: bool = True) -> dict[str, Any]:
+    """Accuracy, mean accuracy per class and their 95 % intervals, and the accuracy of every class.
+
+    Args:
+        by_class: list the classes.
+    """
+    right = made.right(answers.labels)
+    low, high = mean_interval(right)
+    counts = torch.bincount(answers.labels, minlength=len(answers.classes))
+    sums = torch.zeros(len(counts), dtype=torch.float64).index_add_(0, answers.labels, right)
+    present = counts > 0
+    found: dict[str, Any] = {
+        "accuracy": float(right.mean()),
+        "interval": [low, high],
+        "mean_per_class": float((sums[present] / counts[present]).mean()),
+        "mean_per_class_interval": list(mean_per_class_interval(right, answers.labels)),
+        "pictures": len(right),
+        "draws": len(made.labels),
+        "settings": made.settings,
+    }
+    if len(made.labels) > 1:
+        found["sd_over_draws"] = float((made.labels == answers.labels).double().mean(dim=1).std())
+    if by_class:
+        found["classes"] = {
+            name: {"accuracy": float(sums[i] / counts[i]), "pictures": int(counts[i])}
+            for i, name in enumerate(answers.classes)
+            if present[i]
+        }
+    return found
+
+
+def difference(a: Predictions, b: Predictions, answers: Answers) -> dict[str, Any]:
+    """How much more often ``a`` is right than ``b`` on the same pictures, with the interval of the paired bootstrap."""
+    gain = a.right(answers.labels) - b.right(answers.labels)
+    return {"difference": float(gain.mean()), "interval": list(mean_interval(gain))}
+
+
+def write(
+    folder: Path, protocol: str, values: Mapping[str, Any], made: Mapping[str, Predictions], answers: Answers
+) -> None:
+    """Writes ``PROTOCOL.json`` and ``PROTOCOL.npz``, the predictions first.
+
+    Raises:
+        RunFolderError: a file cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise record.cannot_write(folder, error) from error
+    arrays: dict[str, Any] = {
+        "where": answers.where,
+        "labels": answers.labels.numpy(),
+        "classes": np.array(answers.classes, dtype=np.str_),
+        **{name: one.labels.numpy() for name, one in made.items()},
+    }
+    record.write_atomically(folder / f"{protocol}.npz", lambda file: np.savez_compressed(file, **arrays))
+    record.write_json(folder / f"{protocol}.json", dict(values))
+
+
+def read(folder: Path, protocol: str, *, fingerprint: str | None = None) -> dict[str, Any] | None:
+    """What ``write`` wrote, or None where there is nothing, or only the answer to another question.
+
+    Raises:
+        RunFolderError: the file is damaged.
+    """
+    path = folder / f"{protocol}.json"
+    if not path.exists():
+        return None
+    values = record.read_json(path)
+    if not isinstance(values, dict) or "measures" not in values:
+        raise RunFolderError(f"{path} is not the result of an evaluation: remove it and evaluate again.")
+    return values if fingerprint in (None, values.get("fingerprint")) else None
+
+
+def read_predictions(folder: Path, protocol: str, measure: str) -> tuple[Predictions, Answers] | None:
+    """Predictions that ``write`` wrote; None where there are none.
+
+    Raises:
+        RunFolderError: the file is damaged.
+    """
+    path = folder / f"{protocol}.npz"
+    if not path.exists():
+        return None
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            if measure not in arrays:
+                return None
+            answers = Answers(torch.from_numpy(arrays["labels"]), arrays["where"], arrays["classes"].tolist())
+            return Predictions(torch.from_numpy(arrays[measure])), answers
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise RunFolderError(f"{path} is damaged ({error}): remove it and evaluate again.") from error

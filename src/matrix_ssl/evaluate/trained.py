@@ -1,0 +1,142 @@
+"""The protocols that train a classifier by gradient steps: run, resumed, and written down."""
+
+import dataclasses
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from matrix_ssl import devices, distributed, record
+from matrix_ssl.data.base import Source
+from matrix_ssl.evaluate import results
+from matrix_ssl.evaluate.classifier import Outcome
+from matrix_ssl.evaluate.fine_tune import ALL_LABELS, PUBLISHED_RATES, FineTune, fine_tune
+from matrix_ssl.evaluate.frozen import Predictions, Say
+from matrix_ssl.evaluate.label_subsets import from_list, store, stratified
+from matrix_ssl.evaluate.linear_sgd import LinearSGD, linear_sgd
+from matrix_ssl.evaluate.results import Answers
+from matrix_ssl.evaluate.subject import Subject
+from matrix_ssl.progress import Display
+
+LINEAR_SGD, SEMI_SUPERVISED, FINE_TUNE = PROTOCOLS = ("linear-sgd", "semi-supervised", "fine-tune")
+_FRACTIONS = {"semi_supervised_1": 0.01, "semi_supervised_10": 0.1}
+_FEW_STEPS = 5000
+_SEED = 0  # of the order, the views, the head and the choice of labels: the same for every encoder
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """Of the protocols that train."""
+
+    linear_sgd: LinearSGD = field(default_factory=LinearSGD)
+    semi_supervised: FineTune = field(default_factory=lambda: FineTune(rates=PUBLISHED_RATES))
+    fine_tune: FineTune = ALL_LABELS
+
+
+def evaluate(
+    subject: Subject,
+    protocol: str,
+    *,
+    settings: EvaluationSettings,
+    label_list: Path | None,
+    fresh: bool,
+    say: Say,
+    display: Display,
+) -> dict[str, Any]:
+    """Runs one protocol, or goes on with it, and writes its result; arguments as in ``protocols.evaluate``.
+
+    Returns:
+        The content of its JSON file; a result that is there already is read, unless ``fresh``.
+    """
+    chosen = getattr(settings, protocol.replace("-", "_"))
+    parts = _parts(subject, protocol, label_list)
+    labelled = {measure: indices.tolist() for measure, indices in parts.items()}
+    question = subject.fingerprint(protocol, dataclasses.asdict(chosen), labelled)
+    known = None if fresh else results.read(subject.folder, protocol, fingerprint=question)
+    if distributed.broadcast_object(known is not None):
+        say(f"{protocol} has been measured on {subject.test.name!r}: --fresh measures it again.")
+        return known or {}
+    made: dict[str, Predictions] = {}
+    values: dict[str, Any] = {"protocol": protocol, "measures": {}, "fingerprint": question} | subject.question
+    answers = None
+    for measure, indices in parts.items():
+        source = subject.train.subset(indices)
+        folder = subject.folder / "training" / f"{measure}-{question}"
+        if fresh and distributed.is_main():
+            shutil.rmtree(folder, ignore_errors=True)
+        distributed.barrier()
+        say(f"{measure}: {len(source)} labelled pictures")
+        if protocol == LINEAR_SGD:
+            _warn_of_few_steps(chosen, len(source), say)
+        outcome = _train(subject, source, protocol, chosen, folder, say, display)
+        answers = Answers.of(subject.test, outcome.indices)
+        made[measure] = Predictions(outcome.scores.argmax(dim=1)[None], _settings(outcome))
+        if distributed.is_main():
+            curve = record.read_lines(folder / record.METRICS)
+            described = results.describe(made[measure], answers) | {"labelled": len(source), "curve": curve}
+            values["measures"][measure] = described
+    assert answers is not None  # every protocol has a part
+    if distributed.is_main():
+        values |= {
+            "unreadable": len(subject.test) - len(answers.labels),
+            "settings": dataclasses.asdict(chosen),
+            "environment": devices.environment(subject.device),
+        }
+        if protocol == SEMI_SUPERVISED:
+            for measure, indices in parts.items():
+                store(subject.folder / f"{measure}.txt", subject.train, indices)
+        results.write(subject.folder, protocol, values, made, answers)
+        shutil.rmtree(subject.folder / "training", ignore_errors=True)
+    distributed.barrier()
+    return values
+
+
+def _parts(subject: Subject, protocol: str, label_list: Path | None) -> dict[str, NDArray[np.int64]]:
+    """By measure, which training pictures keep their labels."""
+    if protocol != SEMI_SUPERVISED:
+        return {protocol.replace("-", "_"): np.arange(len(subject.train))}
+    if label_list is not None:
+        return {"semi_supervised_list": from_list(subject.train, label_list)}
+    return {name: stratified(subject.train, fraction, seed=_SEED) for name, fraction in _FRACTIONS.items()}
+
+
+def _train(
+    subject: Subject, source: Source, protocol: str, settings: Any, folder: Path, say: Say, display: Display
+) -> Outcome:
+    width = subject.untrained[1]
+    if protocol == LINEAR_SGD:
+        return linear_sgd(
+            subject.encoder, width, source, subject.test, subject.config.data,
+            settings=settings, folder=folder, device=subject.device, display=display, seed=_SEED,
+        )  # fmt: skip
+    assert source.labels is not None  # checked
+    if len(settings.rates) > 1 and np.bincount(source.labels).min() < 2:
+        say(f"a class has a single labelled picture: the first pair of rates, {settings.rates[0]}, is used untried.")
+        settings = dataclasses.replace(settings, rates=settings.rates[:1])
+    return fine_tune(
+        subject.encoder, width, source, subject.test, subject.config.data,
+        settings=settings, folder=folder, device=subject.device, display=display, seed=_SEED,
+    )  # fmt: skip
+
+
+def _warn_of_few_steps(settings: LinearSGD, pictures: int, say: Say) -> None:
+    steps = settings.epochs * max(1, pictures // settings.batch_size)
+    if settings.optimizer == "lars" and steps < _FEW_STEPS:
+        say(
+            f"warning: {steps} steps; the published rate is meant for the 28,000 of ImageNet, after few the layer has "
+            "hardly moved: linear needs no rate, or give --set linear_sgd.optimizer=sgd --set linear_sgd.rate=10 "
+            "--set linear_sgd.batch_size=256."
+        )
+
+
+def _settings(outcome: Outcome) -> dict[str, Any]:
+    return {
+        "batch_size": outcome.batch_size,
+        "rates": list(outcome.rates),
+        "held_out": list(outcome.held_out),
+        "train_accuracy": outcome.train_accuracy,
+        "seconds": outcome.seconds,
+    }

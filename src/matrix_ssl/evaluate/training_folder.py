@@ -1,0 +1,60 @@
+"""Whose training a folder holds, so that a checkpoint is never taken for that of another encoder or other pictures."""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from matrix_ssl import distributed, record
+from matrix_ssl.checkpoint import digest
+from matrix_ssl.config import DataConfig
+from matrix_ssl.data.base import Source
+from matrix_ssl.errors import RunFolderError
+from matrix_ssl.evaluate.classifier import Classifier, Settings
+
+TRAINING = "training.json"
+
+
+def claim(
+    folder: Path, source: Source, data: DataConfig, *, settings: Settings, seed: int, classifier: Classifier
+) -> None:
+    """Makes the folder and writes what is trained in it, or checks that it is the same; on the main process.
+
+    Pictures count as the same wherever their folder lies: names and labels are compared, and not the pixels.
+
+    Raises:
+        RunFolderError: it holds another training, or it cannot be written.
+    """
+    if not distributed.is_main():
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise record.cannot_write(folder, error) from error
+    description = {
+        "settings": dataclasses.asdict(settings) | {"rates": [group["rate"] for group in classifier.groups]},
+        "seed": seed,
+        "pictures": {"name": source.name, "classes": source.classes, "sha256": _digest_of_pictures(source)},
+        "data": {name: getattr(data, name) for name in ("image_size", "mean", "std")},
+        "weights": {part: digest(getattr(classifier, part).state_dict()) for part in ("frozen", "learner")},
+    }
+    path, description = folder / TRAINING, json.loads(json.dumps(description))  # tuples become lists
+    if not path.exists():
+        record.write_json(path, description)
+        return
+    found: dict[str, Any] = record.read_json(path)
+    different = [key for key, value in description.items() if found.get(key) != value]
+    if different:
+        raise RunFolderError(
+            f"{folder} holds the training of another classifier (different: {', '.join(different)}): "
+            "remove it or choose another folder."
+        )
+
+
+def _digest_of_pictures(source: Source) -> str:
+    found = hashlib.sha256(b"" if source.labels is None else source.labels.tobytes())
+    for index in range(len(source)):
+        name = source.where(index).rpartition("/")[2]
+        found.update(f"{name}\n".encode(errors="surrogateescape"))
+    return found.hexdigest()
