@@ -1,0 +1,174 @@
+"""The loss chunk by chunk of positions, as functions of PyTorch that are differentiable once.
+
+With hidden states the logits are never whole: value and gradients come from one pass in the forward, and what is kept
+for the backward are the gradients. They are those of the sum over positions, before any division, so that half
+precision neither underflows nor overflows. With given logits the gradient is as large as they are: it is computed in
+the backward, and between the two only the logits themselves are kept.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from matrix_ssl.errors import NotFiniteError
+from matrix_ssl.llm._closed import closed
+from matrix_ssl.llm._dense import dense
+from matrix_ssl.llm._head import Head
+from matrix_ssl.llm._lanczos import lanczos
+from matrix_ssl.llm._positions import Positions
+from matrix_ssl.llm._term import Term
+from matrix_ssl.llm._top import top
+from matrix_ssl.llm.objective import Objective
+from matrix_ssl.matrix._checks import full_precision, looks_at_values, without_autocast
+from matrix_ssl.matrix._once import differentiable_once
+
+
+class Sums(NamedTuple):
+    """Sums over the counted positions. Only the loss has a gradient."""
+
+    loss: Tensor
+    ce: Tensor
+    mce: Tensor
+
+
+def sums_from_hidden(hidden: Tensor, head_weight: Tensor, positions: Positions, objective: Objective) -> Sums:
+    """The sums from hidden states (batch · length, d), differentiable by them and by the head (vocabulary, d)."""
+    needed = [torch.is_grad_enabled() and x.requires_grad for x in (hidden, head_weight)]
+    return Sums(*_FromHidden.apply(hidden, head_weight, positions, objective, needed))
+
+
+def sums_from_logits(logits: Tensor, head_weight: Tensor, positions: Positions, objective: Objective) -> Sums:
+    """The sums from logits (batch · length, vocabulary), differentiable by them."""
+    return Sums(*_FromLogits.apply(logits, head_weight.detach(), positions, objective))
+
+
+class _FromHidden(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        head_weight: Tensor,
+        positions: Positions,
+        objective: Objective,
+        needed: list[bool],
+    ) -> tuple[Tensor, ...]:
+        with without_autocast(hidden):
+            head = Head.of(head_weight, _dtype(hidden, head_weight))
+            by_hidden = torch.zeros_like(hidden) if needed[0] else None
+            by_head: Tensor | None = None  # made by the first chunk: zeros would be written only to be read
+
+            def logits(part: Positions) -> Tensor:
+                return part.take(hidden, head.weight.dtype) @ head.weight.mT
+
+            def collect(part: Positions, slope: Tensor) -> None:
+                nonlocal by_head
+                if by_hidden is not None:
+                    by_hidden[part.rows] = (slope @ head.weight).to(hidden.dtype)
+                if needed[1]:
+                    inputs = part.take(hidden, head.weight.dtype)
+                    by_head = slope.mT @ inputs if by_head is None else by_head.addmm_(slope.mT, inputs)
+
+            sums = _sum(positions, head, objective, logits, collect if any(needed) else None)
+            if needed[1] and by_head is None:
+                by_head = torch.zeros_like(head.weight)
+        ctx.save_for_backward(by_hidden, by_head)
+        ctx.dtypes = hidden.dtype, head_weight.dtype
+        ctx.mark_non_differentiable(*sums[1:])
+        return sums
+
+    @staticmethod
+    @differentiable_once
+    def backward(ctx: Any, scale: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        gradients = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        scaled = ((full_precision(g) * scale).to(dtype) if g is not None else None for g, dtype in gradients)
+        return *scaled, None, None, None
+
+
+class _FromLogits(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, head_weight: Tensor, positions: Positions, objective: Objective
+    ) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(logits, head_weight)
+        ctx.positions, ctx.objective = positions, objective
+        with without_autocast(logits):
+            head = Head.of(head_weight, _dtype(logits, head_weight))
+            sums = _sum(positions, head, objective, lambda part: part.take(logits, head.weight.dtype), None)
+        ctx.mark_non_differentiable(*sums[1:])
+        return sums
+
+    @staticmethod
+    @differentiable_once
+    def backward(ctx: Any, scale: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        logits, head_weight = ctx.saved_tensors
+        by_logits = torch.zeros_like(logits)
+
+        def collect(part: Positions, slope: Tensor) -> None:
+            by_logits[part.rows] = slope.mul_(scale).to(logits.dtype)
+
+        with without_autocast(logits):
+            head = Head.of(head_weight, _dtype(logits, head_weight))
+            _sum(ctx.positions, head, ctx.objective, lambda part: part.take(logits, head.weight.dtype), collect)
+        return by_logits, None, None, None
+
+
+def _dtype(x: Tensor, head_weight: Tensor) -> torch.dtype:
+    """float64 where one of both has it, float32 otherwise."""
+    return torch.float64 if torch.float64 in (x.dtype, head_weight.dtype) else torch.float32
+
+
+def _sum(
+    positions: Positions,
+    head: Head,
+    objective: Objective,
+    logits: Callable[[Positions], Tensor],
+    collect: Callable[[Positions, Tensor], None] | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The sums; ``collect`` gets the gradient by the logits (n, vocabulary) of every chunk, and may overwrite it."""
+    ce, mce = head.weight.new_zeros(2, len(positions.rows)).unbind()
+    for part, own, of_matrix in zip(
+        positions.split(objective.chunk), ce.split(objective.chunk), mce.split(objective.chunk), strict=False
+    ):
+        q = torch.log_softmax(logits(part), 1)
+        own.copy_(part.mask(-q.gather(1, part.targets.unsqueeze(1)).squeeze(1)))
+        if looks_at_values(q, None):
+            _check_finite(own, part)
+        q.exp_()
+        term = _matrix_term(q, part.targets, head, objective)
+        of_matrix.copy_(part.mask(term.value))
+        if collect is not None:
+            collect(part, part.mask(_slope(q, term, part.targets, objective.weight)))
+    totals = ce.sum(), mce.sum()
+    return totals[0] + objective.weight * totals[1], *totals
+
+
+def _matrix_term(q: Tensor, targets: Tensor, head: Head, objective: Objective) -> Term:
+    if objective.form == "lanczos":
+        return lanczos(q, targets, head, objective.ridge, objective.steps)
+    if objective.form == "top":
+        return top(q, targets, head, objective.ridge, objective.top)
+    return (closed if objective.form == "closed" else dense)(q, targets, head, objective.ridge)
+
+
+def _slope(q: Tensor, term: Term, targets: Tensor, weight: float) -> Tensor:
+    """The gradient by the logits z, overwriting q: ∂q_i/∂z_j = q_i (δ_ij - q_j)."""
+    q.mul_(1 - weight * term.pull.sum(1, keepdim=True))
+    if term.tokens is None:
+        q.add_(term.pull, alpha=weight)
+    else:
+        q.scatter_add_(1, term.tokens, weight * term.pull)
+    return q.scatter_add_(1, targets.unsqueeze(1), q.new_full((len(q), 1), -1.0))
+
+
+def _check_finite(ce: Tensor, part: Positions) -> None:
+    if ce.isfinite().all():
+        return
+    worst = int((~ce.isfinite()).nonzero()[0])
+    batch, position = divmod(int(part.rows[worst]), part.length)
+    raise NotFiniteError(
+        f"the cross-entropy at batch {batch}, position {position} is {ce[worst].item()}: the hidden states or logits "
+        f"there, or the head, hold NaN or infinite values. Find the step that made them, often too high a learning "
+        f"rate or an overflow of half precision."
+    )

@@ -1,0 +1,92 @@
+"""Which positions a batch of labels counts, and what is to be predicted there.
+
+Where looking at the labels is free, on the CPU, the others are left out of all work. Elsewhere that would make the
+device wait, so there they are computed and count zero.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from matrix_ssl.errors import DataError, MatrixShapeError, MatrixTypeError
+from matrix_ssl.matrix._checks import looks_at_values
+
+
+class Positions(NamedTuple):
+    """Positions of a (batch, length) of which n are computed."""
+
+    rows: Tensor  # (n,), where they are in the flattened (batch, length)
+    targets: Tensor  # (n,), tokens
+    counted: Tensor | None  # (n,), boolean; None where all count
+    length: int
+
+    def split(self, size: int) -> Iterator["Positions"]:
+        """Parts of at most ``size`` positions."""
+        for start in range(0, len(self.rows), size):
+            part = slice(start, start + size)
+            counted = None if self.counted is None else self.counted[part]
+            yield Positions(self.rows[part], self.targets[part], counted, self.length)
+
+    def take(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """A copy of the positions' rows of x (batch · length, k); zero where they do not count."""
+        return self.mask(x[self.rows].to(dtype))
+
+    def mask(self, x: Tensor) -> Tensor:
+        """x (n, ...), overwritten by zero where the position does not count, whatever stands there."""
+        if self.counted is None:
+            return x
+        return x.masked_fill_(~self.counted.view(-1, *[1] * (x.ndim - 1)), 0)
+
+    def total(self) -> Tensor | int:
+        """How many count."""
+        return len(self.rows) if self.counted is None else self.counted.sum()
+
+
+def find_positions(labels: Tensor, *, shape: torch.Size, vocabulary: int, ignore_index: int) -> Positions:
+    """The positions that predict a label: position t predicts label t + 1, and the last one nothing.
+
+    Args:
+        labels: (batch, length), unshifted.
+        shape: the (batch, length) that is expected.
+        vocabulary: number of tokens.
+        ignore_index: the label that does not count.
+
+    Raises:
+        MatrixShapeError: the labels have another shape.
+        MatrixTypeError: they are no integers.
+        DataError: one is out of range; checked on the CPU.
+    """
+    if labels.shape != shape:
+        raise MatrixShapeError(
+            f"labels have the shape {tuple(labels.shape)}, but the outputs are for {tuple(shape)} (batch, positions): "
+            f"pass the labels unshifted, one for each position."
+        )
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise MatrixTypeError(f"labels have the type {labels.dtype}: they are tokens, pass integers.")
+    following = F.pad(labels[:, 1:], (0, 1), value=ignore_index).flatten().long()
+    counted = following != ignore_index
+    if looks_at_values(labels, None):
+        rows = counted.nonzero().squeeze(1)
+        targets = following[rows]
+        _check_range(targets, vocabulary, ignore_index)
+        return Positions(rows, targets, None, labels.shape[1])
+    rows = torch.arange(len(following), device=labels.device)
+    return Positions(rows, following.masked_fill(~counted, 0), counted, labels.shape[1])
+
+
+def _check_range(targets: Tensor, vocabulary: int, ignore_index: int) -> None:
+    if not len(targets):
+        return
+    least, largest = targets.min().item(), targets.max().item()
+    if least < 0:
+        raise DataError(
+            f"the labels hold {least}: tokens are numbered from 0, and only ignore_index={ignore_index} is left out."
+        )
+    if largest >= vocabulary:
+        raise DataError(
+            f"the largest label is {largest}, but the head has a vocabulary of {vocabulary} (0 to {vocabulary - 1}): "
+            f"pass the tokenizer that belongs to the model, or resize its embeddings."
+        )
