@@ -18,6 +18,7 @@ from matrix_ssl.config import flatten, to_dict
 from matrix_ssl.record import SKIPPED, write_atomically
 from matrix_ssl.report import figures
 from matrix_ssl.report.figures import Curve, Figurine, Panel, duration, number, whole
+from matrix_ssl.report.protocols import ResultTable, read_tables
 from matrix_ssl.report.results import MEASURES, alarms, comparison, comparison_note, verdict
 from matrix_ssl.report.run_data import RunData, finite_number, mapping, read_run
 from matrix_ssl.report.template import render
@@ -51,7 +52,7 @@ def write_report(run: Path) -> Path:
     Raises:
         RunFolderError: it is not a run folder, its config.json is damaged, or the page cannot be written.
     """
-    page = _render(read_run(run))
+    page = _render(read_run(run), read_tables(run))
     path = run / "report.html"
 
     def write(file: IO[bytes]) -> None:
@@ -61,7 +62,7 @@ def write_report(run: Path) -> Path:
     return path
 
 
-def _render(data: RunData) -> str:
+def _render(data: RunData, tables: Sequence[ResultTable]) -> str:
     run = shlex.quote(data.name)
     values = {
         "data": data,
@@ -73,6 +74,7 @@ def _render(data: RunData) -> str:
         "measures": MEASURES,
         "comparison": comparison(data.summary),
         "comparison_note": comparison_note(data.summary),
+        "tables": tables,
         "training": _training_figures(data),
         "representation": _representation_figures(data),
         "schedule": _schedule_figures(data),
@@ -135,6 +137,16 @@ def _training_figures(data: RunData) -> list[Figurine]:
             "that falls while another climbs without end shows a weight that is out of balance.",
         ),
         _rank_figure(data),
+        _figure(
+            "online", "Accuracy during training",
+            [
+                Panel("held-out pictures", _curves(data, online_linear="linear", online_knn="20-NN"), bottom=0.0),
+                Panel("views to learn from", _curves(data, online_train="linear"), bottom=0.0),
+            ],
+            "Correct answers of a linear classifier that learns beside the encoder, and of a vote of the 20 nearest "
+            "neighbours. The held-out pictures are a fifth of the training pictures, whose labels neither has seen. "
+            "The encoder does not notice any of this.",
+        ),
         _figure(
             "teacher", "Likeness of teacher and student",
             [Panel("mean cosine", _curves(data, teacher_similarity="teacher and student"), top=1.0)],
