@@ -173,6 +173,76 @@ commands.add_command(export)
 
 
 @commands.command()
+@click.argument("recipe", default=DEFAULT_RECIPE)
+@options.data
+@options.method
+@options.assignments
+@click.option("--run", "--run-folder", "run", type=click.Path(path_type=Path), help="Run folder.  [default: as for "
+              "pretrain]")  # fmt: skip
+@click.option("--encoder", type=click.Path(path_type=Path), metavar="RUN", help="A finished run, such as an imported "
+              "one, in the place of pre-training.")  # fmt: skip
+@click.option("--protocol", default="knn,linear,low-shot,linear-sgd,semi-supervised,fine-tune", show_default=True,
+              help="Of matrix-ssl evaluate.")  # fmt: skip
+@click.option("--evaluate-set", metavar="KEY=VALUE", multiple=True, help="Setting of a protocol; may be repeated.")
+@click.option("--transfer", metavar="PATH_OR_NAME", multiple=True, help="Another labelled set; may be repeated.")
+@click.option("--coco", type=click.Path(path_type=Path), help="Folder with pictures and annotations for detection.")
+@click.option("--architecture", default="fpn", show_default=True, help="Of matrix-ssl detect: fpn, c4 or fpn,c4.")
+@click.option("--detect-set", metavar="KEY=VALUE", multiple=True, help="Setting of detection; may be repeated.")
+@click.option("--processes", type=click.IntRange(1), default=1, show_default=True, help="One for each GPU.")
+@click.option("--dry-run", is_flag=True, help="Only print the commands.")
+@options.device
+@options.data_root
+def chain(
+    recipe: str,
+    data: str | None,
+    method: str | None,
+    assignments: tuple[str, ...],
+    run: Path | None,
+    encoder: Path | None,
+    protocol: str,
+    evaluate_set: tuple[str, ...],
+    transfer: tuple[str, ...],
+    coco: Path | None,
+    architecture: str,
+    detect_set: tuple[str, ...],
+    processes: int,
+    dry_run: bool,
+    device: str,
+    data_root: Path | None,
+) -> None:
+    """Pre-train, evaluate by every protocol, transfer and detect: one command, one page. The same command resumes.
+
+    RECIPE, --data, --method and --set are those of `matrix-ssl pretrain`.
+    """
+    from matrix_ssl import chain as chains
+
+    if encoder is not None and (run is not None or method is not None or assignments):
+        raise ConfigError(f"--encoder {encoder} is finished: leave out --run, --method and --set.")
+    if encoder is None:
+        options.configure(recipe, data, assignments, method=method)
+        words = [recipe, *(["--data", data] if data else []), *(["--method", method] if method else [])]
+        words += [word for setting in assignments for word in ("--set", setting)]
+    places = ["--device", device, *(["--data-root", str(data_root)] if data_root else [])]
+    target = options.existing_run(encoder) if encoder else run or _default_run(recipe, data, method)
+    stages = chains.plan(
+        target,
+        pretrain=[] if encoder else words,
+        data=["--data", data] if encoder and data else [],
+        places=places,
+        protocols=chains.group_protocols(protocol, evaluate_set),
+        transfer=transfer,
+        coco=None if coco is None else chains.find_coco(coco),
+        architectures=chains.check_detection(architecture, detect_set),
+        evaluate_settings=evaluate_set,
+        detect_settings=detect_set,
+    )
+    if dry_run:
+        _out.print(chains.summary(stages), markup=False)
+        return
+    chains.run_stages(target, stages, processes=processes, say=_say)
+
+
+@commands.command()
 @options.run
 def report(run: Path) -> None:
     """Write RUN/report.html again."""

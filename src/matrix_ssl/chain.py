@@ -1,0 +1,233 @@
+"""The whole evidence for one encoder, without hands: pre-training, every protocol, transfer and detection.
+
+A chain is a list of commands of this package. Each of them goes on where it was stopped, so the chain does, too: it
+starts them one after another and notes the finished ones in ``RUN/chain.json``. Everything lands in one run folder, and
+its page shows all of it.
+"""
+
+import hashlib
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matrix_ssl import record, signals
+from matrix_ssl.config import override_dataclass
+from matrix_ssl.detection.settings import DetectionSettings
+from matrix_ssl.errors import DataError, MatrixSSLError
+from matrix_ssl.signals import Interrupted
+
+CHAIN = "chain.json"
+_POLL = 0.2  # seconds between two looks at a running command
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command of a chain.
+
+    Attributes:
+        name: what the person sees.
+        arguments: of ``matrix-ssl``.
+        parallel: whether it may run in several processes.
+    """
+
+    name: str
+    arguments: tuple[str, ...]
+    parallel: bool = False
+
+    def command(self, processes: int) -> list[str]:
+        """The command line, with ``torchrun`` where it may and shall run in several processes."""
+        launch = [sys.executable, "-m"]
+        if self.parallel and processes > 1:
+            launch += ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
+        return [*launch, "matrix_ssl", *self.arguments]
+
+    @property
+    def digest(self) -> str:
+        """Of the arguments: a stage with others is another one."""
+        return hashlib.sha256("\0".join(self.arguments).encode(errors="surrogateescape")).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Coco:
+    """Pictures and annotations of a detection set."""
+
+    train_images: Path
+    train_annotations: Path
+    val_images: Path
+    val_annotations: Path
+
+    def arguments(self) -> list[str]:
+        """As ``matrix-ssl detect`` takes them."""
+        return [
+            "--train-images", str(self.train_images), "--train-annotations", str(self.train_annotations),
+            "--val-images", str(self.val_images), "--val-annotations", str(self.val_annotations),
+        ]  # fmt: skip
+
+
+class StageFailed(MatrixSSLError):
+    """A command of a chain ended with an error, which it has told."""
+
+    def __init__(self, stage: Stage, code: int):
+        super().__init__(f"the stage {stage.name!r} ended with exit code {code}, see above; the same command resumes.")
+        self.exit_code = code if code > 0 else 1
+
+
+def find_coco(folder: Path) -> Coco:
+    """The parts of a detection set in a folder laid out as COCO 2017, or with the annotations beside the pictures.
+
+    Annotations are ``instances_train*.json`` and ``instances_val*.json``, there or in ``annotations/``; pictures are
+    the folders, or the .tar files, whose names contain ``train`` and ``val``.
+
+    Raises:
+        DataError: a part is missing, or there are two of it.
+    """
+    found = []
+    for part in ("train", "val"):
+        pictures = [path for path in folder.glob(f"*{part}*") if path.is_dir() or path.suffix == ".tar"]
+        annotations = [
+            path for pattern in ("", "annotations/") for path in folder.glob(f"{pattern}instances_{part}*.json")
+        ]
+        for what, paths, pattern in (
+            ("folder or .tar of pictures", pictures, f"*{part}*"),
+            ("file of annotations", annotations, f"instances_{part}*.json"),
+        ):
+            if len(paths) != 1:
+                names = ", ".join(sorted(path.name for path in paths)) or "none"
+                raise DataError(
+                    f"--coco {folder}: expected one {what} {pattern}, found {names}; "
+                    "give the four paths to matrix-ssl detect instead."
+                )
+            found += paths
+    return Coco(*found)
+
+
+def group_protocols(text: str, settings: Sequence[str]) -> list[list[str]]:
+    """The protocols of ``--protocol`` as groups for one command each: those on frozen features share one pass.
+
+    Raises:
+        ConfigError: a protocol or a setting of one does not exist.
+    """
+    from matrix_ssl.evaluate import protocols, trained
+
+    names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    protocols.check_protocols(names)
+    override_dataclass(trained.EvaluationSettings(), settings)
+    together = [name for name in names if name not in trained.PROTOCOLS]
+    return [*([together] if together else []), *([name] for name in names if name in trained.PROTOCOLS)]
+
+
+def check_detection(text: str, settings: Sequence[str]) -> list[str]:
+    """The architectures of ``--architecture``, after a check of the settings: hours before they are used.
+
+    Raises:
+        ConfigError: an architecture or a setting does not exist.
+    """
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    for name in names:
+        override_dataclass(DetectionSettings(), [f"architecture={name}", *settings])
+    return names
+
+
+def plan(
+    run: Path,
+    *,
+    pretrain: Sequence[str],
+    data: Sequence[str] = (),
+    places: Sequence[str] = (),
+    protocols: Sequence[Sequence[str]],
+    transfer: Sequence[str],
+    coco: Coco | None,
+    architectures: Sequence[str],
+    evaluate_settings: Sequence[str],
+    detect_settings: Sequence[str],
+) -> list[Stage]:
+    """The stages of a chain, in order.
+
+    Args:
+        run: the run folder.
+        pretrain: arguments of ``pretrain`` after its name, without the run folder; none when ``run`` is complete, such
+            as an imported encoder.
+        data: option that says what it is evaluated on, where that is not what it was trained on.
+        places: options that say where and on what: ``--data-root``, ``--device``.
+        protocols: of ``evaluate``, those of one group in one command.
+        transfer: sets for the protocol ``transfer``.
+        coco: pictures for ``detect``.
+        architectures: of ``detect``.
+        evaluate_settings, detect_settings: ``--set`` of the commands.
+    """
+    device = [word for option, word in zip(places[::2], places[1::2], strict=True) if option == "--device"]
+    stages = (
+        [Stage("pre-training", ("pretrain", *pretrain, "--run-folder", str(run), *places), True)] if pretrain else []
+    )
+    sets = [word for setting in evaluate_settings for word in ("--set", setting)]
+    for group in protocols:
+        trained = not {"knn", "linear", "low-shot", "transfer"} & set(group)
+        words = ("evaluate", str(run), "--protocol", ",".join(group), *data, *(sets if trained else ()), *places)
+        stages.append(Stage(", ".join(group), words, trained))
+    for name in transfer:
+        words = ("evaluate", str(run), "--protocol", "transfer", "--data", name, *places)
+        stages.append(Stage(f"transfer to {Path(name).name}", words))
+    for architecture in architectures if coco is not None else ():
+        assert coco is not None
+        words = (
+            "detect", *coco.arguments(), "--encoder", str(run), "--architecture", architecture,
+            "--out", str(run / "detection" / architecture),
+            *(word for setting in detect_settings for word in ("--set", setting)),
+            *(("--device", *device) if device else ()),
+        )  # fmt: skip
+        stages.append(Stage(f"detection, {architecture}", words, True))
+    return [*stages, Stage("report", ("report", str(run)))]
+
+
+def run_stages(run: Path, stages: Sequence[Stage], *, processes: int, say: Callable[[str], None]) -> None:
+    """Runs the stages that ``RUN/chain.json`` does not name as finished with the same arguments.
+
+    Raises:
+        StageFailed: a command ended with an error.
+        Interrupted: a signal came; the running command has stopped after its checkpoint.
+        RunFolderError: ``chain.json`` cannot be read or written.
+    """
+    done: dict[str, Any] = record.read_json(run / CHAIN) if (run / CHAIN).exists() else {}
+    for number, stage in enumerate(stages, 1):
+        if done.get(stage.name) == stage.digest and stage.name != "report":
+            say(f"[{number}/{len(stages)}] {stage.name}: done before")
+            continue
+        command = stage.command(processes)
+        say(f"[{number}/{len(stages)}] {stage.name}: matrix-ssl {shlex.join(stage.arguments)}")
+        code = _run(command)
+        if code:
+            raise StageFailed(stage, code)
+        done |= {stage.name: stage.digest}
+        record.write_json(run / CHAIN, done)
+
+
+def _run(command: list[str]) -> int:
+    """Runs a command to its end and hands signals on. Returns its exit code.
+
+    Raises:
+        Interrupted: a signal came.
+    """
+    with (
+        signals.collected() as received,
+        # in a session of its own: Ctrl-C reaches this process alone, which hands it on once
+        subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True) as process,
+    ):
+        told = 0
+        while (code := process.poll()) is None:
+            time.sleep(_POLL)
+            for number in received[told:]:
+                process.send_signal(number)
+            told = len(received)
+    if received:
+        raise Interrupted(received[0], after=" during a chain")
+    return code
+
+
+def summary(stages: Sequence[Stage]) -> str:
+    """The commands of a chain, one a line, as a person would type them."""
+    return "\n".join(f"matrix-ssl {shlex.join(stage.arguments)}" for stage in stages)
