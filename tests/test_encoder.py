@@ -1,48 +1,19 @@
-"""Encoders of run folders: what is loaded, and what other programs find in an exported file."""
+"""Encoders of run folders: what is built and loaded, and what is refused."""
 
 import pytest
 import safetensors.torch
 import torch
-import torchvision
-from safetensors import safe_open
-from torch import nn
 
+from encoder_runs import make_run
 from matrix_ssl import record
-from matrix_ssl.checkpoint import Checkpoint, save_checkpoint, save_weights
-from matrix_ssl.config import RunConfig, override, to_dict
-from matrix_ssl.encoder import build_encoder, export, load_encoder
-from matrix_ssl.errors import CheckpointError, ConfigError, RunFolderError
-from matrix_ssl.methods.matrix_ssl import MatrixSSL
+from matrix_ssl.encoder import build_encoder, load_encoder
+from matrix_ssl.errors import CheckpointError, RunFolderError
 from matrix_ssl.recipes import find_recipe
-
-
-def make_run(folder, *settings, base=None):
-    """A run folder after a few updates of networks and teacher, without the training."""
-    folder.mkdir()
-    config = override(base or RunConfig(), settings)
-    encoder, width = build_encoder(config)
-    method = MatrixSSL(encoder, width, hidden_dim=8, output_dim=4, teacher_momentum=0.5)
-    channels, size = len(config.data.mean), config.data.image_size
-    for step in range(2):
-        method(*torch.randn(2, 4, channels, size, size, generator=torch.Generator().manual_seed(step)))
-        with torch.no_grad():
-            for p in method.encoder.parameters():
-                p += 0.01 * torch.randn(p.shape, generator=torch.Generator().manual_seed(step))
-        method.after_step(0.5)
-    record.write_json(folder / record.CONFIG, to_dict(config))
-    save_weights(folder / record.ENCODER, method.encoder, {"weights": "student"})
-    save_checkpoint(folder, Checkpoint(2, method.state_dict(), {"state": {}, "param_groups": []}, {}))
-    return folder, method.eval()
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     return make_run(tmp_path_factory.mktemp("demo") / "run", "network.width=8", base=find_recipe("demo"))
-
-
-@pytest.fixture(scope="module")
-def resnet(tmp_path_factory):
-    return make_run(tmp_path_factory.mktemp("resnet") / "run", "network.stem=standard", "data.image_size=32")
 
 
 @pytest.fixture
@@ -106,57 +77,3 @@ class TestLoading:
     def test_a_folder_that_is_no_run(self, tmp_path):
         with pytest.raises(RunFolderError, match=r"is not a run folder"):
             load_encoder(tmp_path)
-
-
-class TestExport:
-    @pytest.mark.parametrize("weights", ["student", "teacher"])
-    def test_torchvision_loads_it_bit_by_bit(self, resnet, tmp_path, weights):
-        run, method = resnet
-        target = tmp_path / "encoder.pth"
-        said = export(run, target, form="torchvision", weights=weights)
-        assert "torchvision.models.resnet18().load_state_dict(torch.load('encoder.pth'), strict=False)" in said
-        plain = torchvision.models.resnet18()
-        missing, unexpected = plain.load_state_dict(torch.load(target, weights_only=True), strict=False)
-        assert (missing, unexpected) == (["fc.weight", "fc.bias"], [])
-        plain.fc = nn.Identity()
-        pictures = torch.randn(2, 3, 32, 32)
-        own = method.encoder if weights == "student" else method.teacher["encoder"]
-        assert torch.equal(plain.eval()(pictures), own(pictures))
-        assert torch.equal(plain(pictures), load_encoder(run, weights=weights)(pictures))
-
-    def test_says_how_to_load_a_small_stem(self, tmp_path):
-        run, method = make_run(tmp_path / "run", "network.encoder=resnet18", "data.image_size=8")
-        said = export(run, tmp_path / "x.pth", form="torchvision")
-        assert said.endswith("bias=False) and model.maxpool = torch.nn.Identity()")
-        model = torchvision.models.resnet18(num_classes=1)
-        exec(said.partition("after ")[2].replace(" and ", "\n"), {"model": model, "torch": torch})
-        model.fc = nn.Identity()
-        model.load_state_dict(torch.load(tmp_path / "x.pth", weights_only=True))
-        pictures = torch.randn(2, 3, 8, 8)
-        assert torch.equal(model.eval()(pictures), method.encoder(pictures))
-
-    @pytest.mark.parametrize("weights", ["student", "teacher"])
-    def test_safetensors(self, demo, tmp_path, weights):
-        run, _ = demo
-        target = tmp_path / "encoder.safetensors"
-        said = export(run, target, form="safetensors", weights=weights)
-        expected = load_encoder(run, weights=weights).state_dict()
-        found = safetensors.torch.load_file(target)
-        assert found.keys() == expected.keys()
-        assert all(torch.equal(found[k], expected[k]) for k in expected)
-        assert f"{len(found)} of {len(found)} tensors of tiny_resnet ({weights})" in said
-        with safe_open(target, "pt") as file:
-            metadata = file.metadata()
-        assert len(metadata.pop("sha256")) == 64
-        assert metadata == {"architecture": "tiny_resnet", "weights": weights, "method": "matrix_ssl"}
-
-    def test_own_architectures_have_no_torchvision_form(self, demo, tmp_path):
-        with pytest.raises(
-            ConfigError, match=r"'tiny_resnet' is not a torchvision architecture; use --format safetensors"
-        ):
-            export(demo[0], tmp_path / "x.pth", form="torchvision")
-        assert list(tmp_path.iterdir()) == []
-
-    def test_a_folder_that_does_not_exist(self, demo, tmp_path):
-        with pytest.raises(RunFolderError, match="cannot write"):
-            export(demo[0], tmp_path / "nowhere" / "x.safetensors", form="safetensors")

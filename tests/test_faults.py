@@ -277,7 +277,7 @@ def test_unknown_protocols_and_formats(run: Path) -> None:
     assert "--protocol 'lineal' does not exist. Did you mean 'linear'?" in fail(
         run.parent, ["evaluate", "r", "--protocol", "knn,lineal"]
     )
-    assert "'onnx' is not one of" in fail(run.parent, ["export", "r", "--format", "onnx"])
+    assert "'keras' is not one of" in fail(run.parent, ["export", "r", "--format", "keras"])
     assert "'tiny_resnet' is not a torchvision architecture" in fail(
         run.parent, ["export", "r", "--format", "torchvision"]
     )

@@ -1,0 +1,126 @@
+"""Architectures by the shapes of their tensors, and encoders that only look like one of them."""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from matrix_ssl import networks
+from matrix_ssl.config import NetworkConfig, check_type
+from matrix_ssl.errors import CheckpointError, ConfigError
+
+IMAGE_SIZE = 224  # of encoders that take any size and do not say which they were trained on
+RESNETS = ("resnet50", "resnet18", "resnet34", "resnet101", "resnet152", "resnext50_32x4d", "wide_resnet50_2",
+           "resnext101_32x8d", "resnext101_64x4d", "wide_resnet101_2")  # fmt: skip
+# vision transformers by width and side of the patch
+_TORCHVISION_VITS = {(768, 16): "vit_b_16", (768, 32): "vit_b_32", (1024, 16): "vit_l_16", (1024, 32): "vit_l_32",
+                     (1280, 14): "vit_h_14"}  # fmt: skip
+_TIMM_VITS = {(192, 16): "tiny_patch16", (384, 16): "small_patch16", (768, 16): "base_patch16",
+              (1024, 16): "large_patch16", (384, 32): "small_patch32", (768, 32): "base_patch32",
+              (384, 8): "small_patch8", (768, 8): "base_patch8", (1280, 14): "huge_patch14"}  # fmt: skip
+_POSITIONS = {"patch_embed.proj.weight": "pos_embed", "conv_proj.weight": "encoder.pos_embedding"}
+
+
+def saved(metadata: Mapping[str, str], name: str, kind: Any, default: Any) -> Any:
+    """A setting that this package wrote into the metadata of a file, as JSON; the default where it is absent.
+
+    Raises:
+        CheckpointError: it is no JSON.
+        ConfigError: it is of another type than ``kind``.
+    """
+    if name not in metadata:
+        return default
+    try:
+        return check_type(json.loads(metadata[name]), kind, f"the file's {name}")
+    except ValueError:
+        raise CheckpointError(f"the file's metadata {name}={metadata[name]!r} cannot be read.") from None
+
+
+def candidates(first: str, shape: torch.Size) -> tuple[str, ...]:
+    """The architectures whose first convolution has this name and may have this shape (out, channels, h, w)."""
+    width, side = shape[0], shape[3]
+    if first == "patch_embed.proj.weight":
+        return (f"timm/vit_{_TIMM_VITS[width, side]}_224",) if (width, side) in _TIMM_VITS else ()
+    if first == "conv_proj.weight":
+        return (_TORCHVISION_VITS[width, side],) if (width, side) in _TORCHVISION_VITS else ()
+    return RESNETS
+
+
+def is_resnet(name: str) -> bool:
+    """Whether torchvision's ResNets, ResNeXts and wide ResNets have this architecture among them."""
+    return name in RESNETS
+
+
+def describe(name: str, first: torch.Size, metadata: Mapping[str, str]) -> NetworkConfig:
+    """The settings that build an architecture whose first convolution has this shape (out, channels, h, w)."""
+    if name == networks.TINY_RESNET:
+        stem = saved(metadata, "stem", Literal["auto", "standard", "small"], "auto")
+        return NetworkConfig(encoder=name, stem=stem, width=first[0])
+    return NetworkConfig(encoder=name, stem="small" if is_resnet(name) and first[2:] == (3, 3) else "standard")
+
+
+def first_convolution(name: str, *, channels: int) -> str:
+    """The name of the tensor that takes pictures: the first of four dimensions."""
+    tensors = outline(NetworkConfig(encoder=name), image_size=IMAGE_SIZE, channels=channels).state_dict()
+    return next(own for own, tensor in tensors.items() if tensor.ndim == 4)
+
+
+@lru_cache(maxsize=16)
+def outline(network: NetworkConfig, *, image_size: int, channels: int) -> nn.Module:
+    """An encoder without values: names and shapes alone, no memory and no random numbers. Not to be changed.
+
+    Raises:
+        ConfigError: the architecture is unknown or does not accept such pictures.
+        MissingExtra: a timm architecture without timm.
+    """
+    with torch.device("meta"):
+        return networks.build_encoder(
+            network.encoder, channels=channels, image_size=image_size, stem=network.stem, width=network.width
+        )[0]
+
+
+def choose_image_size(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], asked: int | None) -> int:
+    """Side of the pictures, in pixels: what was asked for, or what the encoder was made for.
+
+    Raises:
+        ConfigError: a vision transformer was made for another size than the one asked for.
+    """
+    for first, positions in _POSITIONS.items():
+        if first in tensors and positions in tensors:
+            patches = math.isqrt(tensors[positions].shape[1])  # its square, and one token for the class
+            made_for = patches * tensors[first].shape[3]
+            if asked not in (None, made_for):
+                raise ConfigError(f"--image-size {asked}: this encoder is made for {made_for} pixels.")
+            return made_for
+    return asked or saved(metadata, "image_size", int, IMAGE_SIZE)
+
+
+def refuse_lookalikes(prefix: str, tensors: Mapping[str, Tensor], *, lightning: bool, source: str) -> None:
+    """Refuses encoders that would match in every name and shape and yet compute something else.
+
+    Raises:
+        CheckpointError: the small vision transformer of MoCo v3 has 12 heads, timm's 6 (``vits.py`` of its code); the
+            small stem of solo-learn pads by 2 pixels, ours by 1 (``solo/methods/base.py``); the networks of detectron2
+            have their stride in the 1x1 or the 3x3 convolution, and take BGR or RGB pictures, as a setting says.
+    """
+    if "conv1.norm.weight" in tensors:
+        raise CheckpointError(
+            f"{source} has the names of detectron2, which do not tell where its strides lie and whether its pictures "
+            "are RGB or BGR: import the file that it was converted from."
+        )
+    patches, stem = tensors.get("patch_embed.proj.weight"), tensors.get("conv1.weight")
+    if patches is not None and len(patches) == 384 and re.search(r"(base|momentum)_encoder\.$", prefix):
+        raise CheckpointError(
+            f"{source} holds the small vision transformer of MoCo v3, which has 12 heads where timm's has 6: "
+            "no architecture here computes the same features. MoCo v3's ViT-Base and ResNet-50 can be imported."
+        )
+    if lightning and stem is not None and stem.shape[2:] == (3, 3) and re.search(r"(backbone|encoder)\.$", prefix):
+        raise CheckpointError(
+            f"{source} holds a ResNet of solo-learn for small pictures, whose first convolution pads by 2 pixels "
+            "where this package's pads by 1: it would give other features than it was trained for."
+        )

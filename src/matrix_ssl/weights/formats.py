@@ -1,0 +1,233 @@
+"""Files for other programs: what each format can hold, and its files, loaded back by the program they are for."""
+
+import json
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from matrix_ssl import networks
+from matrix_ssl.checkpoint import encode, read_safetensors
+from matrix_ssl.config import RunConfig
+from matrix_ssl.errors import CheckpointError, MissingExtra
+from matrix_ssl.weights import architectures, names
+
+Format = Literal["safetensors", "torchvision", "timm", "huggingface", "detectron2", "onnx"]
+FORMATS: tuple[Format, ...] = get_args(Format)
+_RESNETS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3),
+            "resnet152": (3, 8, 36, 3)}  # blocks of each stage  # fmt: skip
+_BASIC = ("resnet18", "resnet34")  # two convolutions a block, the others have three
+_COUNTER = "num_batches_tracked"
+_TOLERANCE = 1e-5  # of features that another program computes with the same weights, in float32
+
+
+@dataclass(frozen=True)
+class Model:
+    """An encoder that is to be written."""
+
+    encoder: nn.Module  # in evaluation mode
+    config: RunConfig
+    metadata: dict[str, str]  # what a file should say about it
+
+    @property
+    def name(self) -> str:
+        """The architecture."""
+        return self.config.network.encoder
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Parameters and buffers under the names of this package."""
+        return self.encoder.state_dict()
+
+    @property
+    def has_small_stem(self) -> bool:
+        """Whether the first convolution of a ResNet is the one for small pictures."""
+        return architectures.is_resnet(self.name) and self.tensors["conv1.weight"].shape[2:] == (3, 3)
+
+
+@dataclass(frozen=True)
+class Made:
+    """The files of a format, in a folder, as its own library has loaded them."""
+
+    weights: str  # name of the file with the weights
+    said: str  # what was compared, such as "62 of 62 tensors"
+    code: str  # Python that loads it
+    library: str  # as the Hugging Face hub calls it
+    notes: list[str] = field(default_factory=list)
+
+
+def refusal(form: Format, model: Model) -> str | None:
+    """Why a format cannot hold an encoder; None where it can."""
+    name = model.name
+    if form in ("safetensors", "onnx"):
+        return None
+    if form == "torchvision":
+        other = name == networks.TINY_RESNET or name.startswith("timm/")
+        return f"{name!r} is not a torchvision architecture" if other else None
+    if form == "timm" and name.startswith("timm/"):
+        return None
+    known = architectures.RESNETS if form == "timm" else tuple(_RESNETS)
+    if name not in known:
+        return f"{name!r} is none of the ResNets that {form} has under the same name"
+    return f"{form} has no {name} with the stem for small pictures" if model.has_small_stem else None
+
+
+def make_safetensors(model: Model, folder: Path, name: str) -> Made:
+    """One file with the names of this package; its metadata lets ``matrix-ssl import`` restore everything."""
+    (folder / name).write_bytes(encode(model.tensors, model.metadata))
+    back, _ = read_safetensors(folder / name)
+    code = f"import safetensors.torch\n\ntensors = safetensors.torch.load_file({name!r})"
+    return Made(name, _count(model, back), code, "safetensors")
+
+
+def make_torchvision(model: Model, folder: Path, name: str) -> Made:
+    """A state dict for ``torch.load`` with torchvision's names, without the classifier."""
+    torch.save(dict(model.tensors), folder / name)
+    size = model.config.data.image_size
+    sized = {"image_size": size} if model.name.startswith("vit_") else {}
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        warnings.simplefilter("ignore", FutureWarning)  # some architectures announce another initialisation
+        plain: Any = torchvision.models.get_model(model.name, weights=None, **sized)
+    lines = [f"model = torchvision.models.{model.name}({f'image_size={size}' if sized else ''})"]
+    if model.has_small_stem:
+        plain.conv1, plain.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
+        lines += ["model.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)",
+                  "model.maxpool = torch.nn.Identity()"]  # fmt: skip
+    missing, _ = plain.load_state_dict(torch.load(folder / name, weights_only=True), strict=False)
+    classifiers = sorted({key.rpartition(".")[0] for key in missing})
+    lines.append(f"model.load_state_dict(torch.load({name!r}), strict=False)  # all but {', '.join(classifiers)}")
+    said = _count(model, {key: tensor for key, tensor in plain.state_dict().items() if key not in missing})
+    return Made(name, said, "\n".join(["import torch, torchvision", "", *lines]), "torchvision")
+
+
+def make_timm(model: Model, folder: Path, name: str) -> Made:
+    """A safetensors file that ``timm.create_model`` takes as its checkpoint.
+
+    Raises:
+        MissingExtra: timm is not installed.
+    """
+    try:
+        import timm
+    except ImportError:
+        raise MissingExtra("timm", "timm") from None
+    (folder / name).write_bytes(encode(model.tensors, model.metadata))
+    architecture, data = model.name.removeprefix("timm/"), model.config.data
+    arguments: dict[str, Any] = {"num_classes": 0}
+    if len(data.mean) != 3:
+        arguments["in_chans"] = len(data.mean)
+    with torch.random.fork_rng(devices=[]):
+        try:
+            sized = arguments | {"img_size": data.image_size}
+            back = timm.create_model(architecture, checkpoint_path=str(folder / name), **sized)
+            arguments = sized
+        except TypeError:  # convolutional architectures take any size and refuse the argument
+            back = timm.create_model(architecture, checkpoint_path=str(folder / name), **arguments)
+    given = "".join(f", {key}={value}" for key, value in arguments.items())
+    code = f"import timm\n\nmodel = timm.create_model({architecture!r}, checkpoint_path={name!r}{given})"
+    return Made(name, _count(model, back.state_dict()), code, "timm")
+
+
+def make_huggingface(model: Model, folder: Path, name: str) -> Made:
+    """A folder for ``transformers.AutoModel.from_pretrained``: configuration, weights and preprocessing.
+
+    The blocks with three convolutions have their stride in the second, 3x3, as torchvision's and as ``ResNetModel``'s
+    with ``downsample_in_bottleneck`` false.
+
+    Raises:
+        MissingExtra: transformers is not installed.
+    """
+    try:
+        import transformers
+    except ImportError:
+        raise MissingExtra("transformers", "huggingface") from None
+    data, wide = model.config.data, 1 if model.name in _BASIC else 4
+    size, resized = data.image_size, round(data.image_size / data.crop_fraction)
+    configuration = {
+        "architectures": ["ResNetModel"], "model_type": "resnet", "num_channels": 3, "embedding_size": 64,
+        "hidden_sizes": [64 * wide, 128 * wide, 256 * wide, 512 * wide], "depths": _RESNETS[model.name],
+        "layer_type": "basic" if wide == 1 else "bottleneck", "hidden_act": "relu",
+        "downsample_in_first_stage": False, "downsample_in_bottleneck": False, "dtype": "float32",
+    }  # fmt: skip
+    preprocessing = {
+        "image_processor_type": "BitImageProcessor", "do_convert_rgb": True,
+        "do_resize": True, "size": {"shortest_edge": resized}, "resample": 2,
+        "do_center_crop": True, "crop_size": {"height": size, "width": size},
+        "do_rescale": True, "rescale_factor": 1 / 255,
+        "do_normalize": True, "image_mean": data.mean, "image_std": data.std,
+    }  # fmt: skip
+    renamed = {names.huggingface(key): tensor for key, tensor in model.tensors.items()}
+    (folder / "model.safetensors").write_bytes(encode(renamed, model.metadata | {"format": "pt"}))
+    for file, values in (("config.json", configuration), ("preprocessor_config.json", preprocessing)):
+        (folder / file).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    bars = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        back = transformers.AutoModel.from_pretrained(str(folder), local_files_only=True).eval()
+    finally:
+        if bars:
+            transformers.utils.logging.enable_progress_bar()
+    found = back.state_dict()
+    said = _count(model, {key: found[names.huggingface(key)] for key in model.tensors}, others=len(found))
+    picture = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        check_features(back(picture).pooler_output.flatten(1), model.encoder(picture), "transformers")
+    code = "\n".join([
+        "from transformers import AutoImageProcessor, AutoModel", "",
+        f"processor = AutoImageProcessor.from_pretrained({name!r})",
+        f"model = AutoModel.from_pretrained({name!r})",
+        'features = model(**processor(pictures, return_tensors="pt")).pooler_output.flatten(1)',
+    ])  # fmt: skip
+    return Made("model.safetensors", said, code, "transformers")
+
+
+def make_detectron2(model: Model, folder: Path, name: str) -> Made:
+    """A state dict with the names of detectron2's ResNet, for ``MODEL.WEIGHTS``.
+
+    detectron2 prepends ``backbone.`` or ``backbone.bottom_up.`` by itself, as it matches names by their ends. Its
+    frozen BatchNorm has no counters ``num_batches_tracked``, so they are left out. detectron2 cannot be installed
+    from the package index: the names were compared with its source code, and here the file is read back by PyTorch.
+    """
+    renamed = {names.detectron2(key): key for key in model.tensors if not key.endswith(_COUNTER)}
+    torch.save({theirs: model.tensors[key] for theirs, key in renamed.items()}, folder / name)
+    loaded = torch.load(folder / name, weights_only=True)
+    counters = {key: tensor for key, tensor in model.tensors.items() if key.endswith(_COUNTER)}
+    said = _count(model, {key: loaded[theirs] for theirs, key in renamed.items()} | counters, left=len(counters))
+    data = model.config.data
+    mean, std = ([round(255 * value, 3) for value in values] for values in (data.mean, data.std))
+    lines = ["from detectron2.config import get_cfg", "", "cfg = get_cfg()", f'cfg.MODEL.WEIGHTS = {name!r}',
+             f"cfg.MODEL.RESNETS.DEPTH = {model.name.removeprefix('resnet')}",
+             *(["cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64"] if model.name in _BASIC else []),
+             "cfg.MODEL.RESNETS.STRIDE_IN_1X1 = False  # the stride lies in the 3x3 convolution",
+             'cfg.INPUT.FORMAT = "RGB"', f"cfg.MODEL.PIXEL_MEAN = {mean}", f"cfg.MODEL.PIXEL_STD = {std}"]  # fmt: skip
+    note = (
+        "detectron2's own defaults are BGR pictures and a stride in the 1x1 convolution: without the lines above the "
+        "same weights give other features. MoCo (He et al., CVPR 2020) fine-tunes such encoders with synchronised "
+        'BatchNorm, cfg.MODEL.RESNETS.NORM = "SyncBN", and all stages, cfg.MODEL.BACKBONE.FREEZE_AT = 0.'
+    )
+    return Made(name, said, "\n".join(lines), "detectron2", [note])
+
+
+def check_features(found: Tensor, expected: Tensor, program: str) -> float:
+    """The largest difference between features (n, k) of two programs, relative to the largest feature, at least 1.
+
+    Raises:
+        CheckpointError: it is above 1e-5.
+    """
+    difference = float((found - expected).abs().max() / expected.abs().max().clamp_min(1))
+    if not difference <= _TOLERANCE or found.shape != expected.shape:
+        raise CheckpointError(f"{program} computes features that differ by {difference:.1e}: the file is not written.")
+    return difference
+
+
+def _count(model: Model, back: dict[str, Tensor], *, others: int | None = None, left: int = 0) -> str:
+    """``N of N tensors``, after comparing them bit by bit with those that were loaded back."""
+    tensors = model.tensors
+    extra = (len(back) if others is None else others) - len(tensors)
+    if back.keys() != tensors.keys() or extra or not all(torch.equal(back[key], tensors[key]) for key in tensors):
+        raise CheckpointError(f"the tensors of {model.name} do not load back as they were written: nothing is written.")
+    said = f"{len(tensors) - left} of {len(tensors)} tensors of {model.name} ({model.metadata['weights']})"
+    return said + (f", all but {left} counters {_COUNTER}" if left else "")

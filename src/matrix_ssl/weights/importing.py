@@ -1,0 +1,55 @@
+"""A checkpoint of another program becomes a run folder that every command takes."""
+
+from pathlib import Path
+
+from matrix_ssl import config as configuration
+from matrix_ssl import record
+from matrix_ssl.checkpoint import save_weights
+from matrix_ssl.encoder import Weights
+from matrix_ssl.errors import RunFolderError
+from matrix_ssl.weights.card import CARD, IMPORTED, model_card
+from matrix_ssl.weights.opening import Opened
+
+_CODE = """from matrix_ssl.encoder import load_encoder
+
+encoder = load_encoder(RUN)  # RUN: the path of this folder"""
+
+
+def import_run(opened: Opened, run: Path, *, source: Path, branch: Weights) -> None:
+    """Writes ``config.json``, ``encoder.safetensors``, a model card and, last, ``summary.json``.
+
+    Args:
+        opened: the encoder, as ``opening.open_checkpoint`` gives it.
+        run: a folder that is empty or does not exist. One that an interrupted import left is completed.
+        source: the checkpoint, for the record.
+        branch: which of its encoders this is, for the record.
+
+    Raises:
+        RunFolderError: the folder holds something else or cannot be written.
+    """
+    record.check_folder(run)
+    with record.lock(run):
+        begun = (run / record.CONFIG).exists()
+        if begun and ((run / record.SUMMARY).exists() or record.read_config(run) != opened.config):
+            raise RunFolderError(f"{run} holds a run already: choose another --run.")
+        record.tidy(run)
+        record.write_json(run / record.CONFIG, configuration.to_dict(opened.config))
+        save_weights(run / record.ENCODER, opened.encoder, {"weights": "student"})
+        summary = {
+            "recipe": IMPORTED,
+            "finished": True,
+            "steps": 0,
+            "epochs": 0,
+            "parameters": sum(parameter.numel() for parameter in opened.encoder.parameters()),
+            "seconds": 0.0,
+            "seconds_training": 0.0,
+            "skipped": 0,
+            "bad_steps": 0,
+            "imported": {"file": source.name, "sha256": opened.sha256, "branch": branch, "matched": opened.text},
+        }
+        text = model_card(
+            config=opened.config, summary=summary, weights="student",
+            facts={}, library="matrix-ssl", code=_CODE, notes=[],
+        )  # fmt: skip
+        record.write_atomically(run / CARD, lambda file: file.write(text.encode(errors="backslashreplace")))
+        record.write_json(run / record.SUMMARY, summary)

@@ -1,0 +1,77 @@
+"""What other programs call the tensors of torchvision's ResNets, and what they put beside an encoder.
+
+Each function takes torchvision's name of a tensor and gives the other one. The tensors themselves are the same.
+"""
+
+import re
+
+# tensors that belong to no encoder: the part of a name that tells, and what it is. Anything else left over is an error.
+_BESIDE = (
+    ("head", r"(?:^|\.)(?:fc|heads?|linear|last_linear)\."),
+    ("classifier", r"(?:^|\.)\w*classifier\w*\."),
+    ("projector", r"(?:^|\.)(?:\w*project\w*|projetion|expander|\w+_heads?|\w*head_momentum)\."),
+    ("predictor", r"(?:^|\.)\w*predict\w*\."),
+    ("queue", r"(?:^|\.)(?:queue|memory_bank)\w*(?:\.|$)"),
+    ("normalisation of the loss", r"(?:^|\.)bn\."),
+    ("prototypes", r"(?:^|\.)prototypes?\."),
+    ("loss", r"(?:^|\.)(?:criterion|loss|\w+_loss)\."),
+    ("progress", r"(?:^|\.)(?:epoch|global_step|best_\w+)$"),
+)
+_TEACHER = re.compile(
+    r"(?:^|\.)(?:encoder_k|momentum_\w+|\w+_momentum|teacher|teacher_\w+|\w+_teacher|target|target_\w+|\w+_ema|ema)\."
+)
+_CHILDREN = {"conv1": 0, "bn1": 1, "layer1": 4, "layer2": 5, "layer3": 6, "layer4": 7}
+_IN_BLOCK = re.compile(r"layer(\d)\.(\d+)\.(?:(conv|bn)(\d)|downsample\.(\d))\.(\w+)")
+
+
+def beside_an_encoder(name: str) -> tuple[str, str] | None:
+    """What a tensor is that is not part of an encoder, such as ``"queue"``, and its place; None if no rule knows."""
+    for what, pattern in _BESIDE:
+        if match := re.search(pattern, name):
+            return what, name[: match.end()].rstrip(".")
+    return None
+
+
+def is_teacher(prefix: str) -> bool:
+    """Whether an encoder with this prefix is a moving average, such as MoCo's ``encoder_k.``."""
+    return _TEACHER.search(prefix) is not None
+
+
+def same(name: str) -> str:
+    """torchvision's own name."""
+    return name
+
+
+def sequential(name: str) -> str:
+    """Of ``torch.nn.Sequential(*resnet.children())``, as in the examples of lightly: ``layer1.0.`` is ``4.0.``."""
+    child, _, rest = name.partition(".")
+    return f"{_CHILDREN[child]}.{rest}"
+
+
+def huggingface(name: str) -> str:
+    """Of ``transformers.ResNetModel``."""
+    stage, block, part, number, leaf = _parts(name)
+    kind = {"conv": "convolution", "bn": "normalization"}[part.removeprefix("shortcut_")]
+    if stage == 0:
+        return f"embedder.embedder.{kind}.{leaf}"
+    place = "shortcut" if part.startswith("shortcut_") else f"layer.{number - 1}"
+    return f"encoder.stages.{stage - 1}.layers.{block}.{place}.{kind}.{leaf}"
+
+
+def detectron2(name: str) -> str:
+    """Of the backbones that ``detectron2.modeling.build_resnet_backbone`` builds."""
+    stage, block, part, number, leaf = _parts(name)
+    place = "stem" if stage == 0 else f"res{stage + 1}.{block}"
+    layer = "shortcut" if part.startswith("shortcut_") else f"conv{number}"
+    return f"{place}.{layer}.{'norm.' if part.endswith('bn') else ''}{leaf}"
+
+
+def _parts(name: str) -> tuple[int, int, str, int, str]:
+    """Stage (0: the stem), block, ``conv``, ``bn`` or either with ``shortcut_``, number of the layer, and the rest."""
+    if match := _IN_BLOCK.fullmatch(name):
+        stage, block, part, number, shortcut, leaf = match.groups()
+        if shortcut is not None:
+            part, number = ("shortcut_conv", "shortcut_bn")[int(shortcut)], 1
+        return int(stage), int(block), part, int(number), leaf
+    layer, _, leaf = name.partition(".")
+    return 0, 0, layer.rstrip("1"), 1, leaf

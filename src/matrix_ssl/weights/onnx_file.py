@@ -1,0 +1,76 @@
+"""ONNX: the encoder and the normalisation of its pictures as one graph that needs no Python."""
+
+import importlib.util
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from matrix_ssl.augment import normalise
+from matrix_ssl.config import DataConfig
+from matrix_ssl.errors import CheckpointError, MissingExtra
+from matrix_ssl.weights.formats import Made, Model, check_features
+
+_BATCHES = (1, 3)  # sizes that the graph is tried on; it was traced with 2
+
+
+class FromPixels(nn.Module):
+    """An encoder behind the normalisation of its pictures: pixels (n, c, s, s) in [0, 1] to features (n, k)."""
+
+    def __init__(self, encoder: nn.Module, data: DataConfig):
+        super().__init__()
+        self.encoder, self.mean, self.std = encoder, data.mean, data.std
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(n, c, s, s) to (n, k)."""
+        return self.encoder(normalise(pixels, self.mean, self.std))
+
+
+def make_onnx(model: Model, folder: Path, name: str) -> Made:
+    """One ONNX file from ``pixels`` (n, c, s, s), float32 in [0, 1], to ``features`` (n, k), for any n.
+
+    The normalisation lies inside, because pixels that were normalised twice, or not at all, are the usual mistake.
+
+    Raises:
+        MissingExtra: onnx or onnxscript is not installed.
+        CheckpointError: the architecture cannot be expressed, or onnxruntime computes other features.
+    """
+    for package in ("onnx", "onnxscript"):
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtra(package, "onnx")
+    data = model.config.data
+    network = FromPixels(model.encoder, data).eval()
+    shape = (len(data.mean), data.image_size, data.image_size)
+    generator = torch.Generator().manual_seed(0)
+    try:
+        program = torch.onnx.export(
+            network, (torch.rand(2, *shape, generator=generator),),
+            dynamo=True, verbose=False, input_names=["pixels"], output_names=["features"],
+            dynamic_shapes=({0: torch.export.Dim("n")},),
+        )  # fmt: skip
+    except torch.onnx.OnnxExporterError as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise CheckpointError(f"{model.name} cannot be written as ONNX: {reason}") from error
+    assert program is not None
+    program.model.metadata_props.update(model.metadata)
+    program.save(folder / name)
+    said = f"ONNX graph of {model.name} ({model.metadata['weights']})"
+    code = "\n".join([
+        "import onnxruntime", "",
+        f"session = onnxruntime.InferenceSession({name!r})",
+        f"(features,) = session.run(None, {{'pixels': pixels}})  # float32 (n, {', '.join(map(str, shape))}) in [0, 1]",
+    ])  # fmt: skip
+    if importlib.util.find_spec("onnxruntime") is None:
+        said += ", not compared with PyTorch, because onnxruntime is not installed"
+        return Made(name, said, code, "onnx")
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(folder / name), providers=["CPUExecutionProvider"])
+    worst = 0.0
+    for n in _BATCHES:
+        pixels = torch.rand(n, *shape, generator=generator)
+        (found,) = session.run(None, {"pixels": pixels.numpy()})
+        with torch.no_grad():
+            worst = max(worst, check_features(torch.from_numpy(found), network(pixels), "onnxruntime"))
+    said += f", features in onnxruntime as in PyTorch within {worst:.0e}"
+    return Made(name, said, code, "onnx")

@@ -1,0 +1,182 @@
+"""Encoders by reference: a run folder, a checkpoint of another program, torchvision's weights, or random ones."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from torch import nn
+
+from matrix_ssl import config as configuration
+from matrix_ssl import encoder as encoders
+from matrix_ssl import record
+from matrix_ssl.checkpoint import load_strictly
+from matrix_ssl.config import DataConfig, NetworkConfig, RunConfig
+from matrix_ssl.encoder import Weights
+from matrix_ssl.errors import CheckpointError, ConfigError
+from matrix_ssl.weights import architectures
+from matrix_ssl.weights.card import IMPORTED
+from matrix_ssl.weights.matching import Found, find_encoder
+from matrix_ssl.weights.reading import read_tensors
+
+RANDOM, TORCHVISION = "random", "torchvision"
+
+
+@dataclass(frozen=True)
+class Opened:
+    """An encoder that is ready for use."""
+
+    encoder: nn.Module  # in evaluation mode on the CPU: pictures (n, c, s, s), normalised, to features (n, k)
+    config: RunConfig  # its architecture, and in ``data`` the size and normalisation of its pictures
+    text: str  # what was matched
+    sha256: str | None = None  # of the file that it was read from
+
+
+def open_encoder(
+    reference: str | Path,
+    *,
+    architecture: str | None = None,
+    image_size: int | None = None,
+    weights: Weights = "student",
+    seed: int = 0,
+) -> Opened:
+    """An encoder from whatever names one.
+
+    Args:
+        reference: a run folder; a checkpoint file of any format that ``matrix-ssl import`` reads; ``"random"`` for an
+            encoder at its initialisation; or ``"torchvision"`` for torchvision's weights, trained with the labels of
+            ImageNet, which must lie in PyTorch's cache already: nothing is downloaded.
+        architecture: as ``network.encoder`` of a configuration. ``"random"`` and ``"torchvision"`` need it, for a file
+            it is found from the tensors if None, and a run folder must have it if it is given.
+        image_size: side of the pictures, pixels; None: what the encoder was made for, else 224. A run folder keeps its
+            own, which ``image_size`` may only confirm.
+        weights: of a run or of a checkpoint with two encoders, the trained one or its moving average.
+        seed: of ``"random"``.
+
+    Raises:
+        CheckpointError: the weights are absent, damaged or do not match completely.
+        ConfigError: the architecture is missing, unknown or another one.
+        RunFolderError: a folder is not a run folder.
+    """
+    if reference == RANDOM:
+        return _open_random(_needed(architecture, reference), image_size, seed)
+    if reference == TORCHVISION:
+        return _open_torchvision(_needed(architecture, reference), image_size)
+    path = Path(reference)
+    if path.is_dir():
+        return _open_run(path, architecture, image_size, weights)
+    return open_checkpoint(path, architecture=architecture, branch=weights, image_size=image_size)
+
+
+def open_checkpoint(
+    path: Path,
+    *,
+    architecture: str | None = None,
+    branch: Weights = "student",
+    image_size: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    crop_fraction: float | None = None,
+) -> Opened:
+    """The encoder of a checkpoint file.
+
+    What is None comes from the file, if this package exported it, and else is ImageNet's normalisation, 224 pixels or
+    what a vision transformer was made for, and a central crop of 0.875.
+
+    Args:
+        path: a safetensors or PyTorch file; ``reading`` and ``matching`` say what it may hold.
+        architecture: None: found from the tensors.
+        branch: of two encoders, the one that was trained or the one that followed it.
+        image_size: side of the pictures, pixels.
+        mean, std: of pixels in [0, 1], one number a channel.
+        crop_fraction: the central part of a picture that evaluation keeps.
+
+    Raises:
+        CheckpointError: the file cannot be read, or its encoder does not match completely.
+        ConfigError: a setting does not fit the encoder.
+    """
+    contents = read_tensors(path)
+    data = _data(contents.metadata, mean, std, crop_fraction)
+    found = find_encoder(
+        contents, str(path),
+        architecture=architecture, branch=branch, image_size=image_size, channels=len(data.mean),
+    )  # fmt: skip
+    return _opened(found, data, path, found.text, contents.sha256)
+
+
+def _data(
+    metadata: Mapping[str, str], mean: Sequence[float] | None, std: Sequence[float] | None, crop_fraction: float | None
+) -> DataConfig:
+    asked = {"mean": mean, "std": std, "crop_fraction": crop_fraction}
+    values = {name: architectures.saved(metadata, name, Any, None) for name in asked if name in metadata}
+    values |= {name: value for name, value in asked.items() if value is not None}
+    config = configuration.from_dict({"data": values})
+    configuration.check_ranges(config)
+    return config.data
+
+
+def _open_run(run: Path, architecture: str | None, image_size: int | None, weights: Weights) -> Opened:
+    config = record.read_config(run)
+    for key, asked, has in (
+        ("architecture", architecture, config.network.encoder),
+        ("image_size", image_size, config.data.image_size),
+    ):
+        if asked not in (None, has):
+            raise ConfigError(f"{key}={asked!r}: the run {run} has {has!r}.")
+    encoder = encoders.load_encoder(run, weights=weights)
+    total = len(encoder.state_dict())
+    return Opened(encoder, config, f"{total} of {total} tensors of {config.network.encoder} ({weights}) from {run}.")
+
+
+def _open_random(architecture: str, image_size: int | None, seed: int) -> Opened:
+    network = NetworkConfig(encoder=architecture)
+    config = RunConfig(
+        RANDOM, DataConfig(image_size=image_size or architectures.IMAGE_SIZE), network=network, seed=seed
+    )
+    return Opened(_build(config), config, f"{architecture} at its initialisation, seed {seed}.")
+
+
+def _open_torchvision(architecture: str, image_size: int | None) -> Opened:
+    try:
+        weights = torchvision.models.get_model_weights(architecture).DEFAULT
+    except ValueError:
+        raise ConfigError(f"torchvision has no weights of {architecture!r}: choose another architecture.") from None
+    path = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rpartition("/")[2]
+    if not path.exists():
+        raise CheckpointError(
+            f"torchvision's weights of {architecture} are not on this machine: download {weights.url} to {path}."
+        )
+    published = path.stem.rpartition("-")[2]  # torchvision's names end in the beginning of the file's SHA-256
+    contents = read_tensors(path)
+    if not contents.sha256.startswith(published):
+        raise CheckpointError(f"{path} is damaged: its SHA-256 does not begin with {published}; download it again.")
+    views = weights.transforms()
+    crop, mean, std = views.crop_size[0], tuple(views.mean), tuple(views.std)
+    found = find_encoder(
+        contents, str(path), architecture=architecture, branch="student", image_size=image_size or crop, channels=3
+    )
+    data = DataConfig(mean=mean, std=std, crop_fraction=crop / views.resize_size[0])
+    return _opened(found, data, path, f"{weights}: {found.text}", contents.sha256)
+
+
+def _needed(architecture: str | None, reference: str) -> str:
+    if architecture is None:
+        raise ConfigError(f"{reference!r} names no architecture: give one, such as resnet50.")
+    return architecture
+
+
+def _opened(found: Found, data: DataConfig, path: Path, text: str, sha256: str) -> Opened:
+    data = dataclasses.replace(data, image_size=found.image_size)
+    config = RunConfig(IMPORTED, data, network=found.network)
+    encoder = _build(config)
+    load_strictly(encoder, found.tensors, str(path))
+    return Opened(encoder, config, text, sha256)
+
+
+def _build(config: RunConfig) -> nn.Module:
+    """The encoder at its initialisation, in evaluation mode; the random numbers of the caller stay."""
+    with torch.random.fork_rng(devices=[]):
+        return encoders.build_encoder(config)[0].eval()

@@ -1,0 +1,159 @@
+"""Reads the tensors of a checkpoint, whoever wrote it, without ever executing a pickle.
+
+safetensors files hold nothing but tensors. PyTorch's files are pickles: they are read by PyTorch's own restricted
+reader (``weights_only=True``), which builds tensors and plain containers and refuses everything else. What training
+programs put beside the tensors, such as a learning rate that is a NumPy scalar or the arguments of the program, is
+named in ``INERT`` and becomes an empty object: no class or function of that name is looked up or called.
+"""
+
+import hashlib
+import pickle
+import re
+import warnings
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from matrix_ssl.checkpoint import read_safetensors
+from matrix_ssl.errors import CheckpointError
+
+TRAINING_STATE = re.compile(r"(optimizer|scaler|lr_scheduler|callbacks|loops|hyper_parameters|args)\w*$")
+_OURS = {"architecture", "weights", "method"}  # metadata that tells a file of this package
+_HEAD = 512  # bytes that tell what a file is
+_DEEPEST = 8  # nested groups; more are a loop or an attack
+
+
+class Inert:
+    """What an object that is not a tensor becomes: it takes any arguments and any state, and keeps none."""
+
+    def __new__(cls, *_: Any) -> "Inert":
+        """Nothing of the arguments is kept."""
+        return super().__new__(cls)
+
+    def __init__(self, *_: Any):
+        pass
+
+    def __setstate__(self, _: Any) -> None:
+        pass
+
+
+def _no_items(*_: Any) -> dict[Any, Any]:
+    """What a ``defaultdict`` becomes: a dictionary without its factory."""
+    return {}
+
+
+# what published checkpoints hold beside tensors, and what it becomes; any name that is not here is refused
+INERT: dict[str, Any] = {
+    **dict.fromkeys([
+        "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype",  # learning rates, accuracies
+        "argparse.Namespace", "pathlib.PosixPath", "pathlib._local.PosixPath",  # arguments of the program
+        "__main__.exclude_bias_and_norm",  # a function in the optimizers of Barlow Twins and VICReg
+        "builtins.dict", "builtins.list", "builtins.int", "builtins.float", "builtins.str", "builtins.bool",
+        "typing.Any", "omegaconf.dictconfig.DictConfig", "omegaconf.listconfig.ListConfig", "omegaconf.nodes.AnyNode",
+        "omegaconf.base.ContainerMetadata", "omegaconf.base.Metadata",  # settings of solo-learn
+    ], Inert),
+    "collections.defaultdict": _no_items,
+    "pytorch_lightning.utilities.parsing.AttributeDict": OrderedDict,  # settings of PyTorch Lightning, a dictionary
+    "lightning.fabric.utilities.data.AttributeDict": OrderedDict,
+    "lightning_fabric.utilities.data.AttributeDict": OrderedDict,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a checkpoint holds."""
+
+    tensors: dict[str, Tensor]  # by dotted path through the groups of the file
+    metadata: dict[str, str]  # of safetensors that this package exported, else empty
+    lightning: bool  # written by PyTorch Lightning
+    sha256: str
+
+
+def read_tensors(path: Path) -> Contents:
+    """The tensors of a safetensors or PyTorch file, of the zip or the older form; nothing in it is executed.
+
+    Groups in groups, such as ``{"state_dict": {"module.encoder.conv1.weight": ...}}``, become dotted names. The state
+    of optimizers, learning-rate schedules and loss scalers is passed over.
+
+    Raises:
+        CheckpointError: the file is absent, forbidden, empty, cut, no checkpoint, or would have to execute something.
+    """
+    head = _head(path)
+    if path.suffix == ".safetensors" or head[8:9] == b"{":
+        tensors, metadata = read_safetensors(path)
+        return Contents(tensors, metadata if metadata.keys() >= _OURS else {}, lightning=False, sha256=_sha256(path))
+    loaded = _load(path)
+    tensors = dict(_walk(loaded, "", _DEEPEST))
+    if not tensors:
+        raise CheckpointError(f"{path} holds no tensors with names, so it is no checkpoint of a network.")
+    lightning = isinstance(loaded, Mapping) and "pytorch-lightning_version" in loaded
+    return Contents(tensors, {}, lightning, _sha256(path))
+
+
+def _head(path: Path) -> bytes:
+    """The first bytes, or the error that says what is there instead of a checkpoint."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(_HEAD)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} does not exist.") from None
+    except IsADirectoryError:
+        raise CheckpointError(f"{path} is a folder: name the file in it, such as model.safetensors.") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
+    if not head:
+        raise CheckpointError(f"{path} is empty: download it again.")
+    if re.match(rb"\s*<(!doctype|html|\?xml)", head, re.IGNORECASE):
+        raise CheckpointError(f"{path} is a web page, not a checkpoint: download the file that the page links to.")
+    if head.startswith(b"version https://git-lfs"):
+        raise CheckpointError(f"{path} is only a pointer to a file in Git LFS: fetch it with git lfs pull.")
+    return head
+
+
+def _load(path: Path) -> Any:
+    stand_ins: list[Any] = [(stand_in, name) for name, stand_in in INERT.items()]
+    try:
+        with warnings.catch_warnings(), torch.serialization.safe_globals(stand_ins):
+            warnings.simplefilter("ignore")  # about old pickle protocols; what they cannot express fails below
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        refused = re.search(r"GLOBAL (\S+)", str(error))
+        if refused:
+            raise CheckpointError(
+                f"{path} asks for {refused[1]!r}, which weights do not need: it was refused and nothing was executed. "
+                "If you trust where the file comes from, save the weights alone in the program that wrote it, "
+                "torch.save(model.state_dict(), FILE), and import that file."
+            ) from None
+        raise _damaged(path) from error
+    except Exception as error:  # the bytes of a damaged file can make the reader fail in any way
+        raise _damaged(path) from error
+
+
+def _damaged(path: Path) -> CheckpointError:
+    return CheckpointError(
+        f"{path} is no file of weights, or it is cut or damaged: expected safetensors or what torch.save writes; "
+        "compare its size with the source and download it again."
+    )
+
+
+def _walk(group: Any, prefix: str, depth: int) -> Iterator[tuple[str, Tensor]]:
+    """Dotted names and tensors of nested groups whose keys are text."""
+    if not isinstance(group, Mapping) or depth == 0:
+        return
+    for key, value in group.items():
+        if not isinstance(key, str):
+            continue
+        if isinstance(value, Tensor):
+            yield prefix + key, value.detach()
+        elif prefix or not TRAINING_STATE.match(key):
+            yield from _walk(value, f"{prefix}{key}.", depth - 1)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
