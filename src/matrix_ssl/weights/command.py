@@ -41,8 +41,9 @@ def import_(
     """Make a run folder of an encoder that another program trained.
 
     CHECKPOINT is a PyTorch file or a safetensors file: of Matrix-SSL, MEC, SimSiam, MoCo, BYOL, Barlow Twins, VICReg,
-    DINO, solo-learn, lightly, torchvision, timm, or what `matrix-ssl export` wrote. Nothing in it is executed. `random`
-    is an encoder at its initialisation, a baseline; `torchvision` has its weights, trained with labels, in a local cache.
+    DINO, solo-learn, lightly, torchvision, timm, or what `matrix-ssl export` wrote. Nothing in it is executed.
+    `random` is an encoder at its initialisation, a baseline; `torchvision` has its weights, trained with labels, in a
+    local cache.
     """
     from matrix_ssl.weights.importing import import_run
     from matrix_ssl.weights.opening import RANDOM, TORCHVISION, open_checkpoint, open_encoder
