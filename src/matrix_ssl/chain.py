@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from matrix_ssl import record, signals
+from matrix_ssl import distributed, record, signals
 from matrix_ssl.config import override_dataclass
 from matrix_ssl.detection.settings import DetectionSettings
 from matrix_ssl.errors import DataError, MatrixSSLError
@@ -43,7 +43,7 @@ class Stage:
         """The command line, with ``torchrun`` where it may and shall run in several processes."""
         launch = [sys.executable, "-m"]
         if self.parallel and processes > 1:
-            launch += ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
+            launch += distributed.launcher(processes)
         return [*launch, "matrix_ssl", *self.arguments]
 
     @property

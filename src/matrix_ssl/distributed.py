@@ -47,6 +47,11 @@ def start(device_type: str) -> None:
     dist.init_process_group("nccl" if device_type == "cuda" else "gloo")
 
 
+def launcher(processes: int) -> list[str]:
+    """What follows ``python -m`` to start a module in several processes of this machine: ``torchrun`` as a module."""
+    return ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
+
+
 def stop() -> None:
     """Leaves the process group."""
     if dist.is_initialized():
