@@ -1,0 +1,285 @@
+"""COCO annotation files: read, checked as a whole, and what cannot be used counted.
+
+Errors end the run: a file that is no COCO JSON, ids that occur twice or name nothing, values that are no numbers.
+Single annotations that hold nothing to learn or to find are left out and counted in ``Annotations.counts``.
+
+Format: Lin et al., "Microsoft COCO: Common Objects in Context", ECCV 2014; categories may have any ids.
+"""
+
+import hashlib
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import numpy as np
+from numpy.typing import NDArray
+
+from matrix_ssl.detection.files import check_name
+from matrix_ssl.detection.shapes import Polygons, Shape, is_rescaled, parse_run_lengths
+from matrix_ssl.errors import DataError
+
+# what is left out or changed, by the name of its count
+COUNTED = {
+    "pictures": "pictures listed",
+    "pictures_without_instances": "pictures without a usable instance, which training leaves out",
+    "instances": "usable instances",
+    "crowds": "crowd regions, ignored in training and in scoring",
+    "crowds_unusable": "crowd regions without a usable mask, left out",
+    "degenerate_boxes": "instances left out because their box has no area inside the picture",
+    "empty_masks": "instances left out because their mask is missing or has no area",
+    "short_polygons": "polygons of less than three points, left out of their masks",
+    "clipped_boxes": "instances whose box reaches out of the picture, clipped in training",
+    "rescaled_masks": "masks stored at another size than the picture's, rescaled",
+}
+_SMALLEST = 0.01  # side of a box, in pixels: below, float32 could not tell its two ends apart
+_OUTSIDE = 0.01  # pixels that a box may reach out of the picture before it counts as clipped; COCO rounds to 0.01
+
+
+@dataclass(frozen=True)
+class Category:
+    """A class of objects; its label in training is its place in the list of categories, from 1."""
+
+    id: int
+    name: str
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One annotated object, or a region that holds a crowd of them."""
+
+    id: int
+    category: int  # its id
+    box: tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels, as annotated
+    area: float  # of the mask, pixels
+    shape: Shape
+    crowd: bool
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture and what is on it."""
+
+    id: int
+    name: str  # of its file
+    height: int
+    width: int
+    instances: tuple[Instance, ...]
+
+    def objects(self) -> tuple[Instance, ...]:
+        """The instances that are no crowds."""
+        return tuple(instance for instance in self.instances if not instance.crowd)
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """A checked annotation file."""
+
+    path: Path
+    sha256: str  # of the file
+    pictures: tuple[Picture, ...]  # in the order of the file
+    categories: tuple[Category, ...]  # in the order of their ids
+    counts: dict[str, int]  # by the names in COUNTED
+
+
+def read_annotations(path: Path) -> Annotations:
+    """Reads and checks an annotation file.
+
+    Raises:
+        DataError: the file is missing, unreadable or not COCO's, an id occurs twice or names nothing, or there is no
+            picture.
+    """
+    content, sha256 = _load(path)
+    categories = _categories(content["categories"], str(path))
+    counts: Counter[str] = Counter(dict.fromkeys(COUNTED, 0))
+    sizes = _sizes(content["images"], str(path))
+    instances = _instances(content["annotations"], sizes, {category.id for category in categories}, counts, str(path))
+    pictures = tuple(
+        Picture(number, name, height, width, tuple(instances.get(number, ())))
+        for number, (name, height, width) in sizes.items()
+    )
+    counts["pictures"] = len(pictures)
+    counts["pictures_without_instances"] = sum(not picture.objects() for picture in pictures)
+    return Annotations(path, sha256, pictures, categories, dict(counts))
+
+
+def check_same_categories(train: Annotations, val: Annotations) -> None:
+    """Lets only categories of the training part, with the same ids and names, be in the other part.
+
+    Raises:
+        DataError: a category is new or has another name.
+    """
+    names = {category.id: category.name for category in train.categories}
+    for category in val.categories:
+        if category.id not in names:
+            raise DataError(
+                f"{val.path}: category {category.id} ({category.name!r}) is not in {train.path}: both need the same "
+                f"list."
+            )
+        if names[category.id] != category.name:
+            raise DataError(
+                f"category {category.id} is {names[category.id]!r} in {train.path} and {category.name!r} in "
+                f"{val.path}: both need the same list."
+            )
+
+
+def _load(path: Path) -> tuple[dict[str, list[Any]], str]:
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist: give a COCO annotation file.") from None
+    except PermissionError:
+        raise DataError(f"{path} cannot be read: no permission.") from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}.") from None
+    try:
+        content = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is not JSON: {error}.") from None
+    keys = ("images", "annotations", "categories")
+    for key in keys:
+        if not isinstance(content, dict) or not isinstance(content.get(key), list):
+            raise DataError(
+                f"{path} is not a COCO annotation file: it has no list {key!r}, it needs {', '.join(keys)}."
+            )
+        if not all(isinstance(item, dict) for item in content[key]):
+            raise DataError(f"{path}: {key!r} must be a list of objects.")
+    for key in ("images", "categories"):
+        if not content[key]:
+            raise DataError(f"{path}: the list {key!r} is empty.")
+    return content, hashlib.sha256(raw).hexdigest()
+
+
+def _categories(items: list[dict[str, Any]], where: str) -> tuple[Category, ...]:
+    found: dict[int, str] = {}
+    for number, item in _numbered(items, f"{where}: category"):
+        name = item.get("name")
+        if not isinstance(name, str) or not name:
+            raise DataError(f"{where}: category {number} has no name.")
+        if name in found.values():
+            raise DataError(f"{where}: two categories have the name {name!r}.")
+        found[number] = name
+    return tuple(Category(number, found[number]) for number in sorted(found))
+
+
+def _sizes(items: list[dict[str, Any]], where: str) -> dict[int, tuple[str, int, int]]:
+    """File name, height and width of every picture, by its id."""
+    sizes: dict[int, tuple[str, int, int]] = {}
+    names: set[str] = set()
+    for number, item in _numbered(items, f"{where}: image"):
+        here = f"{where}: image {number}"
+        if not isinstance(item.get("file_name"), str):
+            raise DataError(f"{here} has no file_name.")
+        name = check_name(item["file_name"], here)
+        if name in names:
+            raise DataError(f"{where}: two images have the file_name {name!r}.")
+        names.add(name)
+        height, width = item.get("height"), item.get("width")
+        if not _is_whole(height) or not _is_whole(width) or min(height, width) < 1:
+            raise DataError(f"{here}: height {height!r} and width {width!r} must be whole numbers of pixels.")
+        sizes[number] = name, height, width
+    return sizes
+
+
+def _instances(
+    items: list[dict[str, Any]],
+    sizes: dict[int, tuple[str, int, int]],
+    categories: set[int],
+    counts: Counter[str],
+    where: str,
+) -> dict[int, list[Instance]]:
+    """The usable instances of every picture, by its id; what is left out is counted."""
+    found: dict[int, list[Instance]] = {}
+    for number, item in _numbered(items, f"{where}: annotation"):
+        here = f"{where}: annotation {number}"
+        picture, category = item.get("image_id"), item.get("category_id")
+        if not _is_whole(picture) or picture not in sizes:
+            raise DataError(f"{here}: image_id {picture!r} is not among the {len(sizes)} images.")
+        if not _is_whole(category) or category not in categories:
+            raise DataError(f"{here}: category_id {category!r} is not among the {len(categories)} categories.")
+        crowd = item.get("iscrowd", 0)
+        if crowd not in (0, 1):
+            raise DataError(f"{here}: iscrowd {crowd!r} must be 0 or 1.")
+        _, height, width = sizes[picture]
+        box = _box(item.get("bbox"), here)
+        shape = _shape(item.get("segmentation"), height, width, counts, here)
+        x0, y0, x1, y1 = box
+        inside = min(min(x1, width) - max(x0, 0), min(y1, height) - max(y0, 0)) >= _SMALLEST
+        if shape is None or not inside:
+            counts["crowds_unusable" if crowd else "empty_masks" if inside else "degenerate_boxes"] += 1
+            continue
+        out = max(-x0, -y0, x1 - width, y1 - height) > _OUTSIDE
+        counts["clipped_boxes"] += out and not crowd
+        counts["rescaled_masks"] += is_rescaled(shape, height, width)
+        counts["crowds" if crowd else "instances"] += 1
+        area = item["area"] if "area" in item else shape.area()
+        if not _is_finite(area):
+            raise DataError(f"{here}: area {area!r} is not a number.")
+        found.setdefault(picture, []).append(Instance(number, category, box, float(area), shape, bool(crowd)))
+    return found
+
+
+def _box(value: Any, where: str) -> tuple[float, float, float, float]:
+    if not isinstance(value, list) or len(value) != 4 or not all(map(_is_finite, value)):
+        raise DataError(f"{where}: bbox {value!r} must be four numbers, x, y, width and height.")
+    x, y, width, height = map(float, value)
+    return x, y, x + width, y + height
+
+
+def _shape(value: Any, height: int, width: int, counts: Counter[str], where: str) -> Shape | None:
+    """The mask, None where there is none that covers anything."""
+    if value is None:
+        return None
+    if isinstance(value, dict):
+        runs = parse_run_lengths(value)
+        return runs if runs is not None and runs.area() > 0 and runs.fits(height, width) else None
+    if not isinstance(value, list) or not all(isinstance(polygon, list) for polygon in value):
+        raise DataError(
+            f"{where}: segmentation must be a list of polygons or a run-length encoding with size and counts."
+        )
+    polygons: list[NDArray[np.float64]] = []
+    for polygon in value:
+        points = _points(polygon)
+        if points is None:
+            raise DataError(f"{where}: a polygon must be a list of numbers x, y, x, y and so on.")
+        if len(points) < 3:
+            counts["short_polygons"] += 1
+        else:
+            polygons.append(points)
+    shape = Polygons(tuple(polygons))
+    return shape if shape.touches(height, width) else None
+
+
+def _points(numbers: list[Any]) -> NDArray[np.float64] | None:
+    """Numbers x, y, x, y as (points, 2); checked as an array, since a large set has tens of millions."""
+    try:
+        values = np.array(numbers) if numbers else np.zeros(0)
+    except ValueError:  # lists of different lengths
+        return None
+    if values.ndim != 1 or values.dtype.kind not in "iuf" or len(values) % 2 or not np.isfinite(values).all():
+        return None
+    return values.astype(np.float64).reshape(-1, 2)
+
+
+def _numbered(items: list[dict[str, Any]], what: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Items with their ids, which must be whole numbers and differ."""
+    seen: set[int] = set()
+    for place, item in enumerate(items):
+        number = item.get("id")
+        if not _is_whole(number):
+            raise DataError(f"{what} number {place} of the list has the id {number!r}: expected a whole number.")
+        if number in seen:
+            raise DataError(f"{what} id {number} occurs twice.")
+        seen.add(number)
+        yield number, item
+
+
+def _is_whole(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_finite(value: Any) -> TypeGuard[int | float]:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,62 @@
+"""The encoder that a detector begins with: a torchvision ResNet from a run, a checkpoint, torchvision or a seed."""
+
+from dataclasses import dataclass
+
+import torchvision
+from torch import nn
+
+from matrix_ssl import checkpoint
+from matrix_ssl.encoder import Weights
+from matrix_ssl.errors import ConfigError
+from matrix_ssl.weights.opening import RANDOM, TORCHVISION, open_encoder
+
+DEFAULT = "resnet50"
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A torchvision ResNet with its weights, and how its pictures are normalised."""
+
+    encoder: torchvision.models.ResNet
+    architecture: str
+    mean: tuple[float, ...]  # per channel, of pixels in [0, 1]
+    std: tuple[float, ...]
+    text: str  # what was loaded, for a person
+    sha256: str  # of the weights
+
+    @property
+    def stem_stride(self) -> int:
+        """By how much the layers before the first stage lower the resolution: 4, or 1 for small pictures' stem."""
+        return 4 if isinstance(self.encoder.maxpool, nn.MaxPool2d) else 1
+
+
+def open_backbone(reference: str, *, architecture: str | None, seed: int, weights: Weights = "student") -> Backbone:
+    """The encoder that a reference names, if a detector can be built on it.
+
+    Args:
+        reference: as ``matrix_ssl.weights.opening.open_encoder`` takes it.
+        architecture: of ``"random"`` and ``"torchvision"``, ``"resnet50"`` if None; others name their own.
+        seed: of random weights.
+
+    Raises:
+        ConfigError: the encoder is no ResNet of torchvision for colour pictures, or ``architecture`` is not its own.
+        MatrixSSLError: the weights cannot be read, or do not match completely.
+    """
+    if architecture is None and reference in (RANDOM, TORCHVISION):
+        architecture = DEFAULT
+    if architecture is not None:
+        _check_name(architecture)
+    opened = open_encoder(reference, architecture=architecture, weights=weights, seed=seed)
+    name, data = opened.config.network.encoder, opened.config.data
+    _check_name(name)
+    assert isinstance(opened.encoder, torchvision.models.ResNet)
+    digest = checkpoint.digest(opened.encoder.state_dict())
+    return Backbone(opened.encoder, name, data.mean, data.std, opened.text, digest)
+
+
+def _check_name(name: str) -> None:
+    known = torchvision.models.list_models(include=["resnet*", "resnext*", "wide_resnet*"], module=torchvision.models)
+    if name not in known:
+        raise ConfigError(
+            f"a detector cannot be built on the encoder {name!r}: it takes torchvision's ResNets, {', '.join(known)}."
+        )

@@ -1,0 +1,111 @@
+"""Picture files by name, from a folder or an uncompressed tar archive."""
+
+import tarfile
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+
+from matrix_ssl.errors import DataError, UnreadableImage
+
+_SHOWN = 3  # missing files that an error names
+
+
+class PictureFiles:
+    """Reads picture files by the names that annotations give them; safe to share among threads.
+
+    Args:
+        location: a folder, or a .tar file, whose members are read in place, in any order.
+
+    Raises:
+        DataError: it does not exist or is neither, or the archive cannot be read.
+    """
+
+    def __init__(self, location: Path):
+        self.location = location
+        self._members: dict[str, tuple[int, int]] | None = None  # name: offset and size of the content
+        if location.is_dir():
+            return
+        if not location.exists():
+            raise DataError(f"{location} does not exist: give a folder of pictures or a .tar file.")
+        self._members = _index(location)
+
+    def missing(self, names: Iterable[str]) -> list[str]:
+        """Those of the names that there is no file for.
+
+        Raises:
+            DataError: the folder does not permit to look.
+        """
+        if self._members is not None:
+            return [name for name in names if name not in self._members]
+        try:
+            return [name for name in names if not (self.location / name).is_file()]
+        except PermissionError:
+            raise DataError(f"{self.location}: no permission to look into the folder; allow it.") from None
+
+    def check(self, names: list[str]) -> None:
+        """Raises DataError, with some of the names, where there is no file for one."""
+        missing = self.missing(names)
+        if missing:
+            shown = ", ".join(missing[:_SHOWN]) + (", ..." if len(missing) > _SHOWN else "")
+            raise DataError(
+                f"{self.location} lacks {len(missing)} of {len(names)} pictures that the annotations list ({shown}): "
+                f"give the folder or archive that the file names are relative to."
+            )
+
+    def where(self, name: str) -> str:
+        """What to call a picture in a message."""
+        return f"{self.location}/{name}"
+
+    def read(self, name: str) -> bytes:
+        """The content of a file.
+
+        Raises:
+            UnreadableImage: it is missing or cannot be read.
+        """
+        try:
+            if self._members is None:
+                return (self.location / name).read_bytes()
+            offset, size = self._members[name]
+            with self.location.open("rb") as file:  # one for each call: threads would share its position
+                file.seek(offset)
+                content = file.read(size)
+        except (KeyError, FileNotFoundError):
+            raise UnreadableImage(self.where(name), "the file does not exist") from None
+        except PermissionError:
+            raise UnreadableImage(self.where(name), "no permission to read the file") from None
+        except OSError as error:
+            raise UnreadableImage(self.where(name), f"cannot be read ({error.strerror})") from None
+        if len(content) < size:
+            raise UnreadableImage(self.where(name), "the archive is cut")
+        return content
+
+
+def check_name(name: str, where: str) -> str:
+    """A file name of an annotation file, normalised.
+
+    Raises:
+        DataError: it is empty, absolute or leads out of the folder.
+    """
+    path = PurePosixPath(name)
+    if not name or "\0" in name or path.is_absolute() or ".." in path.parts or not path.parts:
+        raise DataError(f"{where}: file_name {name!r} must be a relative path inside the folder of pictures.")
+    return str(path)
+
+
+def _index(location: Path) -> dict[str, tuple[int, int]]:
+    """Offset and size of every regular file; names without the folder that all of them lie in, if there is one."""
+    try:
+        with tarfile.open(location, "r:") as archive:
+            members = {
+                str(PurePosixPath(m.name)): (m.offset_data, m.size) for m in archive if m.isreg() and not m.sparse
+            }
+    except PermissionError:
+        raise DataError(f"{location} cannot be read: no permission.") from None
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise DataError(
+            f"{location} is neither a folder nor a whole, uncompressed .tar file ({error}): unpack it, or pack it "
+            f"again."
+        ) from None
+    tops = {PurePosixPath(name).parts[0] for name in members}
+    if len(tops) == 1 and all("/" in name for name in members):
+        members |= {name.partition("/")[2]: place for name, place in members.items()}
+    return members

@@ -1,0 +1,103 @@
+"""A picture of detections beside the truth."""
+
+import colorsys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw
+from torch import Tensor
+from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
+
+from matrix_ssl import record
+from matrix_ssl.detection.annotations import Annotations, Picture
+from matrix_ssl.detection.files import PictureFiles
+from matrix_ssl.detection.pictures import fit, read_pixels, resize
+from matrix_ssl.detection.predict import Predictions
+from matrix_ssl.detection.shapes import decode, encode
+
+_PICTURES, _WIDTH, _GAP, _TITLE = 8, 480, 8, 20  # the last three in pixels
+_FEWEST = 3  # detections shown, if there are as many
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """Something to draw on a picture."""
+
+    box: Sequence[float]  # x0, y0, x1, y1
+    mask: dict
+    category: int
+    text: str
+
+
+def write_gallery(path: Path, annotations: Annotations, files: PictureFiles, predictions: Predictions) -> None:
+    """Writes a PNG: for the first pictures with objects, the truth on the left, the best detections on the right.
+
+    As many detections as there are objects are shown, those of the highest scores and three at least, with their
+    scores whatever they are.
+
+    Raises:
+        RunFolderError: it could not be written.
+    """
+    shown = [p for p in annotations.pictures if p.objects() and p.id not in predictions.unreadable][:_PICTURES]
+    rows = [_row(picture, annotations, files, predictions) for picture in shown]
+    height = _TITLE + sum(row.height + _GAP for row in rows)
+    sheet = Image.new("RGB", (2 * _WIDTH + _GAP, height), "white")
+    pen = ImageDraw.Draw(sheet)
+    pen.text((2, 4), "truth", fill="black")
+    pen.text((_WIDTH + _GAP + 2, 4), "detections", fill="black")
+    top = _TITLE
+    for row in rows:
+        sheet.paste(row, (0, top))
+        top += row.height + _GAP
+    record.write_atomically(path, lambda file: sheet.save(file, format="PNG"))
+
+
+def _row(picture: Picture, annotations: Annotations, files: PictureFiles, predictions: Predictions) -> Image.Image:
+    names = {category.id: category.name for category in annotations.categories}
+    truth = [_Drawn(o.box, encode(o.shape, picture.height, picture.width), o.category, names[o.category])
+             for o in picture.objects()]  # fmt: skip
+    mine = [item for item in predictions.found if item["image_id"] == picture.id]
+    best = sorted(mine, key=lambda item: -item["score"])[: max(_FEWEST, len(truth))]
+    found = [
+        _Drawn(_corners(item["bbox"]), item["segmentation"], item["category_id"],
+               f"{names.get(item['category_id'], item['category_id'])} {item['score']:.2f}")
+        for item in best
+    ]  # fmt: skip
+    height, width = fit(picture, shorter=_WIDTH, longest=_WIDTH)
+    pixels = (resize(read_pixels(picture, files), height, width) * 255).round().byte()
+    row = Image.new("RGB", (2 * _WIDTH + _GAP, height), "white")
+    for place, items in enumerate((truth, found)):
+        drawn = _draw(pixels, items, scale=width / picture.width)
+        row.paste(Image.fromarray(drawn.permute(1, 2, 0).numpy()), (place * (_WIDTH + _GAP), 0))
+    return row
+
+
+def _draw(pixels: Tensor, items: Sequence[_Drawn], *, scale: float) -> Tensor:
+    if not items:
+        return pixels  # torchvision warns where there is nothing to draw
+    height, width = pixels.shape[1:]
+    colours = [_colour(item.category) for item in items]
+    masks = torch.stack([torch.from_numpy(decode(item.mask)) for item in items])
+    masks = F.interpolate(masks[None], size=(height, width), mode="nearest-exact")[0].bool()
+    pixels = draw_segmentation_masks(pixels, masks, alpha=0.4, colors=colours)
+    corners = torch.tensor([list(item.box) for item in items]).reshape(-1, 2, 2) * scale
+    corners = torch.minimum(corners.clamp_min(0), torch.tensor([width - 1, height - 1]))
+    texts = [item.text for item in items]
+    return draw_bounding_boxes(
+        pixels, corners.reshape(-1, 4),
+        labels=texts, colors=colours, width=2, label_colors="black", label_background_colors=colours, fill_labels=True,
+    )  # fmt: skip
+
+
+def _colour(category: int) -> tuple[int, int, int]:
+    """Hues that follow the golden ratio, so that neighbours differ."""
+    red, green, blue = colorsys.hsv_to_rgb(category * 0.618034 % 1, 0.85, 1.0)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def _corners(box: Sequence[float]) -> tuple[float, float, float, float]:
+    x, y, width, height = box
+    return x, y, x + width, y + height

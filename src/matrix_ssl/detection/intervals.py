@@ -1,0 +1,99 @@
+"""How far AP depends on the pictures that it was measured on: the bootstrap over pictures.
+
+Pictures are drawn with replacement; a picture drawn twice counts twice, with its objects and detections. Matching
+within a picture does not change, so a resample costs a cumulative sum a category instead of an evaluation. The interval
+speaks of one trained detector: the spread over seeds of the training is not in it.
+
+Reference: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, section 13.3 (percentile intervals).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from matrix_ssl.randomness import uniform
+
+_STREAM = 0xB007  # coordinate that keeps the resamples apart from other random numbers
+_LEVELS = (0.025, 0.975)
+_RECALLS = np.linspace(0, 1, 101)
+
+
+@dataclass(frozen=True)
+class _Matches:
+    """One category's detections, in the order of falling scores, and its objects."""
+
+    picture: NDArray[np.int64]  # (detections,)
+    right: NDArray[np.bool_]  # (thresholds, detections)
+    wrong: NDArray[np.bool_]  # neither is true where a detection is ignored
+    objects: NDArray[np.int64]  # (pictures,), without ignored ones
+
+
+def resample(evaluation: Any, *, pictures: int, resamples: int, seed: int) -> dict[str, list[float] | None]:
+    """95 % intervals of AP and AP50 over resamples of the pictures.
+
+    Args:
+        evaluation: a COCOeval after ``evaluate``.
+        pictures: how many there are.
+    """
+    matches = _collect(evaluation, pictures)
+    drawn = (uniform(seed, _STREAM, np.arange(resamples), draws=pictures) * pictures).astype(np.int64)
+    values = [average_precision(matches, np.bincount(row, minlength=pictures)) for row in drawn]
+    return {
+        name: _interval([value[place] for value in values if value is not None])
+        for place, name in enumerate(("AP", "AP50"))
+    }
+
+
+def average_precision(matches: Sequence[_Matches], weights: NDArray[np.int64]) -> tuple[float, float] | None:
+    """AP and AP50 where every picture counts ``weights[picture]`` times; None without any object."""
+    found = [value for match in matches if (value := _precisions(match, weights)) is not None]
+    if not found:
+        return None
+    mean = np.mean(found, axis=0)
+    return float(mean.mean()), float(mean[0])
+
+
+def _precisions(match: _Matches, weights: NDArray[np.int64]) -> NDArray[np.float64] | None:
+    """Mean precision over the levels of recall at every threshold, (thresholds,)."""
+    objects = int(weights @ match.objects)
+    if not objects:
+        return None
+    weight = weights[match.picture]
+    right, wrong = np.cumsum(match.right * weight, axis=1), np.cumsum(match.wrong * weight, axis=1)
+    precision = right / np.maximum(right + wrong, 1)
+    best = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]  # at this recall or above
+    padded = np.concatenate([best, np.zeros((len(best), 1))], axis=1)  # a recall that is not reached
+    rows = zip(padded, right / objects, strict=True)
+    return np.array([row[np.searchsorted(recall, _RECALLS)].mean() for row, recall in rows])
+
+
+def _collect(evaluation: Any, pictures: int) -> list[_Matches]:
+    """Matches of every category over all areas; pycocotools keeps results by category, area and picture."""
+    areas, thresholds = len(evaluation.params.areaRng), len(evaluation.params.iouThrs)
+    return [
+        _match(evaluation.evalImgs[first : first + pictures], thresholds)
+        for first in range(0, len(evaluation.evalImgs), areas * pictures)
+    ]
+
+
+def _match(results: Sequence[dict[str, Any] | None], thresholds: int) -> _Matches:
+    objects = np.zeros(len(results), dtype=np.int64)
+    picture, scores = [np.zeros(0, np.int64)], [np.zeros(0)]
+    matched, ignored = [np.zeros((thresholds, 0), bool)], [np.zeros((thresholds, 0), bool)]
+    for place, result in enumerate(results):
+        if result is not None:
+            objects[place] = int(np.sum(np.asarray(result["gtIgnore"]) == 0))
+            scores.append(np.asarray(result["dtScores"], dtype=np.float64))
+            picture.append(np.full(len(result["dtScores"]), place))
+            matched.append(np.asarray(result["dtMatches"]) > 0)
+            ignored.append(np.asarray(result["dtIgnore"]).astype(bool))
+    order = np.argsort(-np.concatenate(scores), kind="stable")
+    hit, left_out = np.concatenate(matched, axis=1)[:, order], np.concatenate(ignored, axis=1)[:, order]
+    return _Matches(np.concatenate(picture)[order], hit & ~left_out, ~hit & ~left_out, objects)
+
+
+def _interval(values: list[float]) -> list[float] | None:
+    return [float(v) for v in np.quantile(values, _LEVELS)] if values else None

@@ -1,0 +1,100 @@
+"""Mask R-CNN on an encoder: a feature pyramid, or C4 with the encoder's last stage in the heads."""
+
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
+from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+
+from matrix_ssl.detection.backbone import Backbone
+from matrix_ssl.detection.heads import Heads, LastStageHeads, PyramidHeads
+from matrix_ssl.detection.settings import DetectionSettings
+from matrix_ssl.randomness import hash_integers
+
+_PYRAMID_WIDTH = 256
+_RATIOS = (0.5, 1.0, 2.0)  # height over width of the anchors
+# proposals kept before and after non-maximum suppression, of every level and of a picture; Detectron2's values
+_BEFORE = {"fpn": {"training": 2000, "testing": 1000}, "c4": {"training": 12000, "testing": 6000}}
+_AFTER = {"fpn": {"training": 1000, "testing": 1000}, "c4": {"training": 2000, "testing": 1000}}
+_STREAM = 0xDE7EC7  # coordinate that keeps the initialisation apart from other random numbers
+
+
+def build_detector(backbone: Backbone, settings: DetectionSettings, *, classes: int) -> GeneralizedRCNN:
+    """A detector whose encoder has the backbone's weights and whose other layers are drawn from the seed.
+
+    It takes pictures (3, h, w) in [0, 1], of any sizes, and targets with boxes, labels and masks. In training it gives
+    the losses; in evaluation, for every picture, boxes (k, 4) in its pixels, scores (k,), labels (k,) from 1 and
+    masks (k, m, m), probabilities over the box.
+
+    Args:
+        backbone: its modules become part of the detector.
+        classes: of objects; the background is one more.
+    """
+    encoder = backbone.encoder
+    stages = (encoder.layer1, encoder.layer2, encoder.layer3, encoder.layer4)
+    widths = [_width(stage) for stage in stages]
+    strides = [backbone.stem_stride * 2**level for level in range(4)]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(hash_integers(settings.seed, _STREAM) >> 1))
+        sizes: tuple[tuple[float, ...], ...]
+        if settings.architecture == "fpn":
+            names = {f"layer{level + 1}": str(level) for level in range(4)}
+            body: nn.Module = BackboneWithFPN(encoder, names, widths, _PYRAMID_WIDTH, norm_layer=nn.BatchNorm2d)
+            heads: Heads = PyramidHeads(settings, strides=strides, width=_PYRAMID_WIDTH, labels=classes + 1)
+            width, sizes = _PYRAMID_WIDTH, tuple((size,) for size in settings.anchor_sizes)
+        else:
+            first = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3")
+            body = nn.Sequential(OrderedDict((name, getattr(encoder, name)) for name in first))
+            heads = LastStageHeads(
+                settings, last_stage=encoder.layer4, stride=strides[2], width=widths[3], labels=classes + 1
+            )
+            width, sizes = widths[2], (settings.anchor_sizes,)
+        anchors = AnchorGenerator(sizes, (_RATIOS,) * len(sizes))
+        proposals = RegionProposalNetwork(
+            anchors, RPNHead(width, anchors.num_anchors_per_location()[0]),
+            fg_iou_thresh=0.7, bg_iou_thresh=0.3, batch_size_per_image=settings.anchors, positive_fraction=0.5,
+            pre_nms_top_n=_BEFORE[settings.architecture], post_nms_top_n=_AFTER[settings.architecture], nms_thresh=0.7,
+        )  # fmt: skip
+    return GeneralizedRCNN(body, proposals, heads, Normalise(backbone.mean, backbone.std))
+
+
+class Normalise(GeneralizedRCNNTransform):
+    """torchvision's first and last step without its resizing: pictures come at their size, masks leave as predicted."""
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]):
+        super().__init__(min_size=1, max_size=1, image_mean=list(mean), image_std=list(std))
+
+    def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> Any:
+        """Nothing."""
+        return image, target
+
+    def postprocess(
+        self, result: list[dict[str, Tensor]], image_shapes: Any, original_image_sizes: Any
+    ) -> list[dict[str, Tensor]]:
+        """Nothing."""
+        return result
+
+
+def parameter_groups(detector: nn.Module, *, weight_decay: float) -> list[dict[str, Any]]:
+    """Trainable parameters for the optimizer; those of BatchNorm without weight decay, as in Detectron2."""
+    norms = {
+        id(parameter)
+        for module in detector.modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        for parameter in module.parameters(recurse=False)
+    }
+    parameters = [parameter for parameter in detector.parameters() if parameter.requires_grad]
+    return [
+        {"params": [p for p in parameters if id(p) not in norms], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if id(p) in norms], "weight_decay": 0.0},
+    ]
+
+
+def _width(stage: nn.Sequential) -> int:
+    """Channels that a stage of a torchvision ResNet gives."""
+    return [module for module in stage[-1].modules() if isinstance(module, nn.BatchNorm2d)][-1].num_features

@@ -1,0 +1,217 @@
+"""A detection run from pictures to result: prepare, claim the folder, train, score, write."""
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from matrix_ssl import checkpoint, devices, distributed, networks, record
+from matrix_ssl.config import flatten
+from matrix_ssl.detection.annotations import Annotations, check_same_categories, read_annotations
+from matrix_ssl.detection.backbone import Backbone, open_backbone
+from matrix_ssl.detection.files import PictureFiles
+from matrix_ssl.detection.gallery import write_gallery
+from matrix_ssl.detection.network import build_detector
+from matrix_ssl.detection.pictures import TrainingPictures
+from matrix_ssl.detection.predict import Predictions, predict
+from matrix_ssl.detection.scoring import score
+from matrix_ssl.detection.settings import MAY_CHANGE, DetectionSettings, Plan, check_settings, make_plan
+from matrix_ssl.detection.shapes import coco_masks
+from matrix_ssl.detection.training import Training, check_unreadable
+from matrix_ssl.encoder import Weights
+from matrix_ssl.errors import DataError, RunFolderError
+from matrix_ssl.progress import Display
+
+RESULT, PREDICTIONS, DETECTOR, GALLERY = "result.json", "predictions.json", "detector.safetensors", "detections.png"
+Bar = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Where pictures, annotations and the encoder are."""
+
+    train_images: Path
+    train_annotations: Path
+    val_images: Path
+    val_annotations: Path
+    encoder: str  # as ``open_backbone`` takes it
+    backbone: str | None = None  # its architecture
+    weights: Weights = "student"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that a run needs, checked and built; nothing is written yet."""
+
+    inputs: Inputs
+    settings: DetectionSettings
+    device: torch.device
+    plan: Plan
+    train: Annotations
+    val: Annotations
+    pictures: TrainingPictures
+    val_files: PictureFiles
+    backbone: Backbone
+    detector: nn.Module
+
+    def headline(self) -> str:
+        """One line on what is about to run and where."""
+        s, processes = self.settings, distributed.world_size()
+        encoder, where = self.backbone.text.removesuffix("."), devices.device_name(self.device)
+        return (
+            f"Mask R-CNN {s.architecture} on {encoder}; {len(self.pictures)} pictures to learn from, "
+            f"{len(self.val.pictures)} to score; {self.plan.total} iterations of batch {s.batch_size}, seed {s.seed}; "
+            f"{where}, {processes} process{'es' if processes > 1 else ''}"
+        )
+
+    def description(self) -> dict[str, Any]:
+        """What ``config.json`` holds."""
+        parts = {"train": self.train, "val": self.val}
+        return {
+            "settings": dataclasses.asdict(self.settings),
+            **{name: {"annotations_sha256": part.sha256} for name, part in parts.items()},
+            "encoder": {"architecture": self.backbone.architecture, "sha256": self.backbone.sha256,
+                        "mean": list(self.backbone.mean), "std": list(self.backbone.std)},
+            "places": {key: None if value is None else str(value)
+                       for key, value in dataclasses.asdict(self.inputs).items()},
+        }  # fmt: skip
+
+
+def prepare(inputs: Inputs, settings: DetectionSettings, *, device: torch.device) -> Prepared:
+    """Reads and checks the annotations, opens the encoder and builds the detector.
+
+    Raises:
+        MatrixSSLError: what is wrong with settings, data or encoder.
+    """
+    check_settings(settings, processes=distributed.world_size())
+    coco_masks()  # says at once if pycocotools is missing
+    train, val = read_annotations(inputs.train_annotations), read_annotations(inputs.val_annotations)
+    check_same_categories(train, val)
+    if not any(picture.objects() for picture in val.pictures):
+        raise DataError(f"{val.path}: no picture has a usable instance, so there is nothing to score.")
+    train_files, val_files = PictureFiles(inputs.train_images), PictureFiles(inputs.val_images)
+    train_files.check([picture.name for picture in train.pictures])
+    val_files.check([picture.name for picture in val.pictures])
+    pictures = TrainingPictures(
+        train, train_files, settings, rank=distributed.rank(), processes=distributed.world_size()
+    )
+    backbone = open_backbone(
+        inputs.encoder, architecture=inputs.backbone, seed=settings.seed, weights=inputs.weights
+    )  # fmt: skip
+    detector: nn.Module = build_detector(backbone, settings, classes=len(train.categories))
+    detector = networks.synchronise_batch_norm(detector, device.type).to(device)
+    plan = make_plan(settings, pictures=len(pictures))
+    return Prepared(inputs, settings, device, plan, train, val, pictures, val_files, backbone, detector)
+
+
+def claim(prepared: Prepared, out: Path) -> bool:
+    """Makes sure that a locked folder is for this run, and begins it if it is new.
+
+    Returns:
+        Whether the run is complete.
+
+    Raises:
+        RunFolderError: the folder holds another run.
+    """
+    mine = prepared.description()
+    if not (out / record.CONFIG).exists():
+        record.write_json(out / record.CONFIG, mine)
+    found = record.read_json(out / record.CONFIG)
+    if not isinstance(found, dict):
+        raise RunFolderError(f"{out / record.CONFIG} does not describe a run: use --out for another folder.")
+    before, now = _deciding(found), _deciding(mine)
+    different = [f"{key}: {before.get(key)!r} -> {now.get(key)!r}" for key in sorted(before.keys() | now.keys())
+                 if before.get(key) != now.get(key)]  # fmt: skip
+    if different:
+        raise RunFolderError(
+            f"{out} holds a run with other settings ({'; '.join(different[:5])}): use --out for another folder, or "
+            f"--fresh to start over (the old folder is kept)."
+        )
+    if (out / RESULT).exists():
+        return True
+    record.write_json(out / record.ENVIRONMENT, devices.environment(prepared.device))
+    return False
+
+
+def run(prepared: Prepared, out: Path, *, display: Display, bar: Bar) -> dict[str, Any]:
+    """Trains, or goes on where an earlier call stopped, scores, and writes the result.
+
+    Args:
+        out: the folder; the main process has claimed it and holds its lock.
+        bar: a progress bar by its title, for the work after the training.
+
+    Returns:
+        What ``result.json`` holds; on other processes than the main one, nothing of use.
+
+    Raises:
+        Interrupted: a signal came during the training; a checkpoint has been written.
+        MatrixSSLError: what is wrong and what to do.
+    """
+    settings = prepared.settings
+    training = Training(
+        prepared.detector, prepared.pictures, settings, prepared.plan, run=out, device=prepared.device, display=display
+    )
+    training.train()
+    started = time.monotonic()
+    if settings.precise_bn:
+        with bar("BatchNorm statistics, iterations") as show:
+            training.refine_batch_norm(settings.precise_bn, show)
+    with bar("detecting") as show, distributed.together():
+        predictions = predict(
+            prepared.detector, prepared.val, prepared.val_files, settings,
+            categories=[category.id for category in prepared.train.categories],
+            device=prepared.device, on_progress=show,
+        )  # fmt: skip
+    result: dict[str, Any] = {}
+    with distributed.together():
+        if distributed.is_main():
+            result = _write(prepared, out, training, predictions, started)
+    return result
+
+
+def _write(
+    prepared: Prepared, out: Path, training: Training, predictions: Predictions, started: float
+) -> dict[str, Any]:
+    for where, why in predictions.unreadable.values():
+        training.display.say(f"left out: {where}: {why}")
+    check_unreadable(len(predictions.unreadable), len(prepared.val.pictures), "they are listed above")
+    settings, val = prepared.settings, prepared.val
+    checkpoint.save_weights(out / DETECTOR, prepared.detector, {"architecture": settings.architecture})
+    text = json.dumps(predictions.found, separators=(",", ":"))
+    record.write_atomically(out / PREDICTIONS, lambda file: file.write(text.encode()))
+    write_gallery(out / GALLERY, val, prepared.val_files, predictions)
+    scores = score(val, predictions, resamples=settings.bootstrap, seed=settings.seed)
+    result = {
+        "finished": True,
+        **scores,
+        "counts": {"train": prepared.train.counts, "val": prepared.val.counts},
+        "unreadable": {
+            "train": record.read_lines(out / record.SKIPPED),
+            "val": [{"where": where, "why": why} for where, why in predictions.unreadable.values()],
+        },
+        "iterations": training.iteration,
+        "bad_steps": int(training.counters["bad_steps"]),
+        "seconds_training": training.counters["seconds"],
+        "seconds_scoring": time.monotonic() - started,
+        "images_per_second": training.images_per_second(),
+        "parameters": sum(parameter.numel() for parameter in prepared.detector.parameters()),
+        **prepared.description(),
+        "encoder_text": prepared.backbone.text,
+        "environment": record.read_json(out / record.ENVIRONMENT),
+    }
+    record.write_json(out / RESULT, result)  # last: it says that the run is complete
+    return result
+
+
+def _deciding(description: dict[str, Any]) -> dict[str, Any]:
+    """What makes it another run, as plain values."""
+    values = json.loads(json.dumps(description))
+    values.pop("places", None)
+    return {key: value for key, value in flatten(values) if key.removeprefix("settings.") not in MAY_CHANGE}

@@ -1,0 +1,135 @@
+"""Average precision of boxes and masks as COCO defines it, computed by pycocotools, and its uncertainty.
+
+AP is the mean over IoU thresholds 0.50, 0.55, ..., 0.95 and over categories of the mean, over 101 levels of recall, of
+the highest precision at that recall or above; AP50 and AP75 are those of one threshold. Small objects cover less than
+32² pixels, large ones more than 96². AR is the mean over thresholds and categories of the highest recall with 1, 10 or
+100 detections a picture. Detections on crowd regions count neither as right nor as wrong. A category without an object
+is left out of every mean; a value without any is None.
+
+Reference: Lin et al., "Microsoft COCO: Common Objects in Context", ECCV 2014; cocodataset.org, "Detection evaluation".
+"""
+
+import contextlib
+import io
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from matrix_ssl.detection.annotations import Annotations, Picture
+from matrix_ssl.detection.intervals import resample
+from matrix_ssl.detection.predict import Predictions
+from matrix_ssl.detection.shapes import coco_masks, encode
+from matrix_ssl.errors import MissingExtra
+
+MEASURES = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large",
+            "AR_1", "AR_10", "AR_100", "AR_small", "AR_medium", "AR_large")  # fmt: skip
+Kind = Literal["box", "mask"]
+_TYPES: dict[Kind, str] = {"box": "bbox", "mask": "segm"}
+
+
+def score(annotations: Annotations, predictions: Predictions, *, resamples: int = 0, seed: int = 0) -> dict[str, Any]:
+    """Scores detections; all fractions are of one.
+
+    Args:
+        annotations: the truth; pictures that could not be read are left out.
+        resamples: of the pictures, for the intervals; 0: none.
+        seed: of the resamples.
+
+    Returns:
+        ``{"box": {measure: value}, "mask": {...}, "per_class": [{id, name, objects, box_AP, box_AP50, mask_AP,
+        mask_AP50}], "interval_95": {"box": {"AP": [low, high], "AP50": ...}, "mask": ...}, "pictures": number}``.
+
+    Raises:
+        MissingExtra: pycocotools is not installed.
+    """
+    pictures = [picture for picture in annotations.pictures if picture.id not in predictions.unreadable]
+    truth = _truth(annotations, pictures)
+    classes: list[dict[str, Any]] = [
+        {"id": category.id, "name": category.name, "objects": _count(pictures, category.id)}
+        for category in annotations.categories
+    ]
+    result: dict[str, Any] = {"pictures": len(pictures)}
+    intervals: dict[str, Any] = {}
+    for kind in _TYPES:
+        evaluation = _evaluate(truth, _detections(predictions.found, kind), pictures, kind)
+        result[kind] = dict(zip(MEASURES, map(_none_if_absent, evaluation.stats.tolist()), strict=True))
+        precision = evaluation.eval["precision"][:, :, :, 0, 2]  # (thresholds, recalls, categories); all areas, 100
+        for index, row in enumerate(classes):
+            row[f"{kind}_AP"] = _mean(precision[:, :, index])
+            row[f"{kind}_AP50"] = _mean(precision[0, :, index])
+        if resamples:
+            intervals[kind] = resample(evaluation, pictures=len(pictures), resamples=resamples, seed=seed)
+    return {**result, "per_class": classes, "interval_95": intervals}
+
+
+def _truth(annotations: Annotations, pictures: Sequence[Picture]) -> dict[str, Any]:
+    items = [
+        {
+            "id": number,  # from 1: pycocotools takes the id 0 for "no match"
+            "image_id": picture.id,
+            "category_id": instance.category,
+            "bbox": [instance.box[0], instance.box[1], *_extent(instance.box)],
+            "area": instance.area,
+            "iscrowd": int(instance.crowd),
+            "segmentation": encode(instance.shape, picture.height, picture.width),
+        }
+        for number, (picture, instance) in enumerate(
+            ((picture, instance) for picture in pictures for instance in picture.instances), start=1
+        )
+    ]
+    return {
+        "images": [{"id": p.id, "height": p.height, "width": p.width} for p in pictures],
+        "categories": [{"id": category.id, "name": category.name} for category in annotations.categories],
+        "annotations": items,
+    }
+
+
+def _extent(box: tuple[float, float, float, float]) -> tuple[float, float]:
+    return box[2] - box[0], box[3] - box[1]
+
+
+def _detections(found: Sequence[dict[str, Any]], kind: Kind) -> list[dict[str, Any]]:
+    """Detections with the area of what is scored, box or mask: it decides which sizes an unmatched one counts for."""
+    masks = coco_masks()
+    items = []
+    for number, item in enumerate(found, start=1):
+        area = item["bbox"][2] * item["bbox"][3] if kind == "box" else float(masks.area(item["segmentation"]))
+        items.append({**item, "id": number, "area": area, "iscrowd": 0})
+    return items
+
+
+def _evaluate(truth: dict[str, Any], detections: list[dict[str, Any]], pictures: Sequence[Picture], kind: Kind) -> Any:
+    try:
+        from pycocotools.coco import COCO
+        from pycocotools.cocoeval import COCOeval
+    except ImportError:
+        raise MissingExtra("pycocotools", "detection") from None
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints at every step
+        sides = []
+        for items in (truth["annotations"], detections):
+            side = COCO()
+            side.dataset = {**truth, "annotations": [dict(item) for item in items]}  # it marks them
+            side.createIndex()
+            sides.append(side)
+        evaluation = COCOeval(*sides, _TYPES[kind])
+        evaluation.params.imgIds = [picture.id for picture in pictures]
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return evaluation
+
+
+def _count(pictures: Sequence[Picture], category: int) -> int:
+    return sum(instance.category == category for picture in pictures for instance in picture.objects())
+
+
+def _mean(precision: NDArray[np.float64]) -> float | None:
+    """The mean of what is defined; pycocotools marks the rest by -1."""
+    defined = precision[precision > -1]
+    return float(defined.mean()) if defined.size else None
+
+
+def _none_if_absent(value: float) -> float | None:
+    return None if value < 0 else value

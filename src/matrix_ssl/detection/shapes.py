@@ -1,0 +1,199 @@
+"""Masks of annotated objects: polygons or run lengths, drawn at any size, and predicted masks put into pictures.
+
+COCO's run lengths count pixels down the columns, first of background, then alternately of the object and background
+(pycocotools, maskApi). Drawing uses pycocotools, so that masks are those that the scoring sees.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from matrix_ssl.errors import MissingExtra
+
+_MOST_DIGITS = 7  # five bits each: counts are numbers of 32 bits
+_SAME_RATIO = 0.02  # relative difference of two ratios of sides that rounding to whole pixels may make
+
+
+@dataclass(frozen=True)
+class Polygons:
+    """A mask as the union of polygons."""
+
+    polygons: tuple[NDArray[np.float64], ...]  # (points, 2) each: x and y in pixels
+
+    def area(self) -> float:
+        """Sum of the polygons' areas, in pixels."""
+        return sum(_area(polygon) for polygon in self.polygons)
+
+    def touches(self, height: int, width: int) -> bool:
+        """Whether a polygon with an area reaches into a picture of that size."""
+        return any(
+            _area(p) > 0 and p.max(0).min() > 0 and p[:, 0].min() < width and p[:, 1].min() < height
+            for p in self.polygons
+        )
+
+
+@dataclass(frozen=True)
+class RunLengths:
+    """A mask as run lengths down the columns, at a size of its own."""
+
+    height: int
+    width: int
+    counts: NDArray[np.int64]
+
+    def area(self) -> float:
+        """Number of pixels."""
+        return float(self.counts[1::2].sum())
+
+    def fits(self, height: int, width: int) -> bool:
+        """Whether it has the shape of a picture of that size, so that it may be rescaled to it."""
+        ratio = (self.height * width) / (self.width * height)
+        return abs(ratio - 1) <= _SAME_RATIO + 1 / min(height, width)
+
+
+Shape = Polygons | RunLengths
+
+
+def is_rescaled(shape: Shape, height: int, width: int) -> bool:
+    """Whether a mask is stored at another size than the picture's."""
+    return isinstance(shape, RunLengths) and (shape.height, shape.width) != (height, width)
+
+
+def parse_run_lengths(value: Mapping[str, Any]) -> RunLengths | None:
+    """Reads COCO's ``{"size": [height, width], "counts": ...}``, counts as a list or compressed into text.
+
+    Returns:
+        None where the counts do not cover exactly the size: such a mask has no meaning.
+    """
+    size, counts = value.get("size"), value.get("counts")
+    if not isinstance(size, list) or len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
+        return None
+    if isinstance(counts, str):
+        numbers = _decompress(counts.encode(errors="replace"))
+    elif isinstance(counts, list) and all(isinstance(n, int) and 0 <= n <= size[0] * size[1] for n in counts):
+        numbers = np.array(counts, dtype=np.int64)
+    else:
+        numbers = None
+    if numbers is None or not len(numbers) or numbers.min() < 0 or numbers.sum() != size[0] * size[1]:
+        return None
+    return RunLengths(size[0], size[1], numbers)
+
+
+def encode(shape: Shape, height: int, width: int, *, scale: float | tuple[float, float] = 1.0) -> dict[str, Any]:
+    """The mask in a picture of a size, as pycocotools' compressed run lengths.
+
+    Args:
+        scale: factors of x and y from the coordinates of polygons to that size.
+    """
+    coco = coco_masks()
+    if isinstance(shape, Polygons):
+        lists = [(polygon * scale).ravel().tolist() for polygon in shape.polygons]
+        return coco.merge(coco.frPyObjects(lists, height, width))
+    runs = coco.frPyObjects({"size": [shape.height, shape.width], "counts": shape.counts.tolist()}, 0, 0)
+    if (shape.height, shape.width) == (height, width):
+        return runs
+    picture = Image.fromarray(_fill(shape.counts, shape.height, shape.width)).resize(
+        (width, height), Image.Resampling.NEAREST
+    )
+    return coco.encode(np.asfortranarray(picture))
+
+
+def draw(shape: Shape, height: int, width: int, *, scale: tuple[float, float]) -> NDArray[np.uint8]:
+    """The mask in a picture of a size, (height, width) of 0 and 1; ``scale`` as in ``encode``."""
+    return decode(encode(shape, height, width, scale=scale))
+
+
+def decode(runs: Mapping[str, Any]) -> NDArray[np.uint8]:
+    """Run lengths as ``encode`` or ``encode_pixels`` gives them to (height, width) of 0 and 1.
+
+    pycocotools' own warns with recent releases of NumPy.
+    """
+    counts = runs["counts"]
+    numbers = _decompress(counts.encode() if isinstance(counts, str) else counts)
+    assert numbers is not None
+    return _fill(numbers, *runs["size"])
+
+
+def paste(mask: Tensor, box: Tensor, height: int, width: int) -> Tensor:
+    """Puts a predicted mask into a picture: the mask, bilinear between the centres of its cells, where it reaches 1/2.
+
+    Args:
+        mask: (m, m) probabilities over the box.
+        box: (4,) x0, y0, x1, y1 in pixels.
+
+    Returns:
+        (height, width) of bool.
+    """
+    x0, y0, x1, y1 = box.tolist()
+    left, top = max(int(x0), 0), max(int(y0), 0)
+    right, bottom = min(int(np.ceil(x1)), width), min(int(np.ceil(y1)), height)
+    whole = torch.zeros(height, width, dtype=torch.bool, device=mask.device)
+    if right <= left or bottom <= top or x1 <= x0 or y1 <= y0:
+        return whole
+    # a pixel's value is that at its centre; -1 and 1 are the borders of the box
+    x = (torch.arange(left, right, device=mask.device) + 0.5 - x0) / (x1 - x0) * 2 - 1
+    y = (torch.arange(top, bottom, device=mask.device) + 0.5 - y0) / (y1 - y0) * 2 - 1
+    grid = torch.stack(torch.broadcast_tensors(x[None, :], y[:, None]), dim=-1)[None].to(mask.dtype)
+    values = F.grid_sample(mask[None, None], grid, align_corners=False, padding_mode="zeros")
+    whole[top:bottom, left:right] = values[0, 0] >= 0.5
+    return whole
+
+
+def encode_pixels(mask: Tensor) -> dict[str, Any]:
+    """A mask (height, width) as pycocotools' run lengths with text for counts, ready for JSON."""
+    runs = coco_masks().encode(np.asfortranarray(mask.cpu().numpy().astype(np.uint8)))
+    return {"size": [int(side) for side in runs["size"]], "counts": runs["counts"].decode()}
+
+
+def coco_masks() -> Any:
+    """The module ``pycocotools.mask``.
+
+    Raises:
+        MissingExtra: pycocotools is not installed.
+    """
+    try:
+        from pycocotools import mask
+    except ImportError:
+        raise MissingExtra("pycocotools", "detection") from None
+    return mask
+
+
+def _area(polygon: NDArray[np.float64]) -> float:
+    """Shoelace formula."""
+    x, y = polygon.T
+    return abs(float(x[:-1] @ y[1:] - y[:-1] @ x[1:] + x[-1] * y[0] - y[-1] * x[0])) / 2
+
+
+def _fill(counts: NDArray[np.int64], height: int, width: int) -> NDArray[np.uint8]:
+    values = np.arange(len(counts), dtype=np.uint8) & 1
+    return np.repeat(values, counts).reshape(width, height).T
+
+
+def _decompress(text: bytes) -> NDArray[np.int64] | None:
+    """Counts from COCO's text: digits of five bits, the lowest first, from the letter '0' upwards.
+
+    A sixth bit says that more digits follow; the highest bit of the last one is the sign. From the fourth count on,
+    each is stored as the difference from the count two places before.
+
+    Returns:
+        None for text that does not have this form.
+    """
+    letters = np.frombuffer(text, dtype=np.uint8).astype(np.int64) - 48
+    if not len(letters) or letters.min() < 0 or letters.max() > 63 or letters[-1] & 32:
+        return None
+    ends = np.flatnonzero(letters & 32 == 0)
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    lengths = ends - starts + 1
+    if lengths.max() > _MOST_DIGITS:
+        return None
+    place = np.arange(len(letters)) - np.repeat(starts, lengths)
+    counts = np.add.reduceat((letters & 31) << 5 * place, starts)
+    counts -= (letters[ends] >> 4 & 1) << 5 * lengths
+    counts[1::2], counts[2::2] = counts[1::2].cumsum(), counts[2::2].cumsum()
+    return counts
