@@ -22,6 +22,7 @@ import torchvision
 from PIL import Image
 
 from matrix_ssl import cli, config, methods, recipes
+from matrix_ssl.evaluate.trained import EvaluationSettings
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -29,7 +30,7 @@ PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 SMALLEST = ["data.subset=16", "data.workers=0", "batch_size=8", "epochs=1", "network.width=8", "method.hidden_dim=16",
             "method.output_dim=16"]  # fmt: skip
 SMALL_COLOUR = ["network.encoder=shufflenet_v2_x0_5", "data.image_size=32"]  # an encoder that torchvision knows, too
-OTHER_TOOLS = {"--nproc-per-node", "--help"}
+OTHER_TOOLS = {"--nproc-per-node", "--help", "--rate"}  # torchrun, every command, benchmarks/scale.py
 GROUPS = ("data", "view1", "view2", "network", "method", "optimizer")
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
@@ -170,11 +171,15 @@ def test_code_blocks_run(page, workspace, done, monkeypatch):
 
 @each_page
 def test_options_settings_and_names_exist(page):
-    options = {name for command in cli.commands.commands.values() for p in command.params for name in p.opts}
+    commands = list(cli.commands.commands.values())
+    commands += [inner for group in commands for inner in getattr(group, "commands", {}).values()]
+    options = {name for command in commands for p in command.params for name in p.opts}
     for text in inline_code(page):
         assert set(re.findall(r"(?<!\S)--[a-z][a-z-]*", text)) <= options | OTHER_TOOLS, text
-        assignments = re.findall(r"--set ([a-z][\w.]*=\S+)", text)
-        check_settings("pictures", assignments)
+        assignments = re.findall(r"--set \"?([a-z][\w.]*=[^\s\"]+)", text)
+        of_protocols = [a for a in assignments if a.partition(".")[0] in dir(EvaluationSettings())]
+        config.override_dataclass(EvaluationSettings(), of_protocols)
+        check_settings("pictures", [a for a in assignments if a not in of_protocols])
         check_mention(text)
 
 
@@ -273,6 +278,6 @@ def test_site_builds_without_warnings(tmp_path):
 def test_pages_name_only_known_commands():
     """A guard for the checks above: they saw the commands, so a changed layout of the pages cannot empty them."""
     seen = {words[1] for page in PAGES for words in shell_lines(page) if words[0] == "matrix-ssl"}
-    assert seen == {"pretrain", "evaluate", "embed", "export", "recipes", "methods", "compare"}
+    assert seen == {"pretrain", "evaluate", "embed", "export", "recipes", "methods", "compare", "llm"}
     with pytest.raises(click.NoSuchOption):
         check_command(["pretrain", "--no-such-option"])

@@ -16,6 +16,7 @@ from matrix_ssl.compare.command import compare
 from matrix_ssl.detection.command import detect
 from matrix_ssl.errors import CheckpointError, ConfigError, MatrixSSLError, ProcessError, RunFolderError, did_you_mean
 from matrix_ssl.evaluate.command import embed, evaluate
+from matrix_ssl.llm.command import llm
 from matrix_ssl.progress import picture_bar
 from matrix_ssl.weights.command import export, import_
 
@@ -162,6 +163,7 @@ def pretrain(
 
 commands.add_command(compare)
 commands.add_command(detect)
+commands.add_command(llm)
 
 
 commands.add_command(evaluate)

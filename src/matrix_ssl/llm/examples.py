@@ -1,0 +1,101 @@
+"""Exchanges as tokens: the prompt, which is given, and the answer, which is learned, with its end token."""
+
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from matrix_ssl.errors import DataError
+from matrix_ssl.llm.templates import Exchange, adds_special_tokens, answer, prompt
+
+IGNORED = -100
+_TOGETHER = 1000  # texts that a call of the tokenizer gets
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Sequences of tokens behind each other in one tensor: lists of numbers would take ten times the memory."""
+
+    tokens: Tensor  # (sum of lengths,), int32
+    starts: Tensor  # (n + 1,), where each sequence begins, and the end of the last
+    prompts: Tensor  # (n,), tokens of each that are not learned
+    cut: int  # sequences of which the end is missing
+    dropped: int  # rows of which nothing would have been left to learn
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        ids = self.tokens[self.starts[index] : self.starts[index + 1]].long()
+        labels = ids.clone()
+        labels[: self.prompts[index]] = IGNORED
+        return {"input_ids": ids, "labels": labels}
+
+    @property
+    def learned(self) -> int:
+        """Number of tokens that are learned."""
+        return len(self.tokens) - int(self.prompts.sum())
+
+
+def make_examples(rows: Sequence[Exchange], *, template: str, tokenizer: Any, max_length: int) -> Examples:
+    """Tokens of every row. Prompt and answer are encoded apart, so that a prompt has the tokens it has in generation.
+
+    Args:
+        max_length: longer sequences lose their end, and with it the end token.
+
+    Raises:
+        DataError: the tokenizer has no end token, or nothing of any answer is left.
+    """
+    end = tokenizer.eos_token_id
+    if end is None:
+        raise DataError("the tokenizer has no end token, so that an answer would not learn to end: set its eos_token.")
+    tokens, starts, prompts, cut, dropped = array("i"), array("q", [0]), array("q"), 0, 0
+    special = adds_special_tokens(template)
+    for first in range(0, len(rows), _TOGETHER):
+        part = rows[first : first + _TOGETHER]
+        before = tokenizer([prompt(row, template, tokenizer) for row in part], add_special_tokens=special)
+        after = tokenizer([answer(row, template, tokenizer) for row in part], add_special_tokens=False)
+        for given, learned in zip(before["input_ids"], after["input_ids"], strict=True):
+            ids = given + learned if end in learned else [*given, *learned, end]
+            if len(given) >= max_length:
+                dropped += 1
+                continue
+            cut += len(ids) > max_length
+            tokens.extend(ids[:max_length])
+            starts.append(len(tokens))
+            prompts.append(len(given))
+    if not prompts:
+        raise DataError(
+            f"all {len(rows)} rows have a prompt of at least max_length={max_length} tokens, so that every label would "
+            f"be ignored: give a larger --max-length."
+        )
+    return Examples(
+        torch.frombuffer(tokens, dtype=torch.int32),
+        torch.frombuffer(starts, dtype=torch.int64),
+        torch.frombuffer(prompts, dtype=torch.int64),
+        cut=cut,
+        dropped=dropped,
+    )
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Puts examples side by side, filled up at the right with a token that is neither seen nor learned."""
+
+    filler: int
+
+    def __call__(self, examples: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """(batch, longest) of input_ids, labels and attention_mask."""
+        ids = [example["input_ids"] for example in examples]
+        return {
+            "input_ids": _side_by_side(ids, self.filler),
+            "labels": _side_by_side([example["labels"] for example in examples], IGNORED),
+            "attention_mask": _side_by_side([torch.ones_like(x) for x in ids], 0),
+        }
+
+
+def _side_by_side(columns: list[Tensor], filler: int) -> Tensor:
+    return torch.nn.utils.rnn.pad_sequence(columns, batch_first=True, padding_value=filler)

@@ -1,0 +1,230 @@
+"""A fine-tuning from data to model: prepare, claim the folder, train, write.
+
+The folder: ``config.json``, ``environment.json`` and ``metrics.jsonl`` as in every run; ``checkpoints/`` until the end;
+``model/`` with safetensors and tokenizer, which appears whole; ``finetune.json`` last, which says that it is complete.
+"""
+
+import importlib.metadata
+import importlib.util
+import json
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from matrix_ssl import devices, distributed, record
+from matrix_ssl.config import flatten
+from matrix_ssl.errors import ConfigError, RunFolderError
+from matrix_ssl.llm._recorder import Recorder
+from matrix_ssl.llm.arguments import training_arguments
+from matrix_ssl.llm.examples import Collator, Examples, make_examples
+from matrix_ssl.llm.models import FROM_CONFIG, add_lora, open_model, open_tokenizer
+from matrix_ssl.llm.question_files import Rows, exchanges, find_columns, read_rows
+from matrix_ssl.llm.settings import MODEL, RESULT, FineTuneSettings, check_settings, to_dict
+from matrix_ssl.llm.templates import check_template
+from matrix_ssl.llm.trainer import MatrixTrainer, check_trainable
+from matrix_ssl.progress import Display
+from matrix_ssl.signals import Interrupted, collected
+
+_PACKAGES = ("transformers", "accelerate", "peft", "tokenizers")
+_STATE = "trainer_state.json"  # the Trainer writes it last
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that a run needs, checked and built; nothing is written yet."""
+
+    settings: FineTuneSettings
+    device: torch.device
+    arguments: Any  # transformers.TrainingArguments
+    rows: Rows
+    examples: Examples
+    tokenizer: Any
+    model: Any
+
+    def headline(self) -> str:
+        """One line on what is about to run and where."""
+        s, o, processes = self.settings, self.settings.objective, distributed.world_size()
+        loss = f"ce + {o.weight:g} mce ({o.form}, ridge {o.ridge:g})" if o.weight else "ce"
+        kind = f"LoRA of rank {s.lora}" if s.lora else "all weights"
+        return (
+            f"{s.model}, {kind}; {len(self.examples)} examples, {self.examples.learned} tokens to learn; {loss}; "
+            f"{s.epochs:g} epochs of batch {s.batch_size}, seed {s.seed}; {devices.device_name(self.device)}, "
+            f"{processes} process{'es' if processes > 1 else ''}"
+        )
+
+    def counts(self) -> dict[str, int]:
+        """How many rows the file has, and what became of them."""
+        e = self.examples
+        return {"rows": len(self.rows.rows), "examples": len(e), "cut": e.cut, "dropped": e.dropped,
+                "tokens": len(e.tokens), "tokens_learned": e.learned}  # fmt: skip
+
+    def description(self) -> dict[str, Any]:
+        """What ``config.json`` holds."""
+        settings = to_dict(self.settings)
+        return {"places": {"data": settings.pop("data")}, "settings": settings, "data_sha256": self.rows.sha256}
+
+
+def prepare(settings: FineTuneSettings, out: Path, *, device: torch.device) -> Prepared:
+    """Reads the data, opens tokenizer and model, and checks that they go together.
+
+    Raises:
+        MatrixSSLError: what is wrong with settings, data or model.
+    """
+    check_settings(settings)
+    arguments = training_arguments(
+        settings, output=out / record.CHECKPOINTS, processes=distributed.world_size(), device=device
+    )
+    rows = read_rows(settings.data)
+    tokenizer = open_tokenizer(settings.model)
+    check_template(settings.template, tokenizer)
+    examples = make_examples(
+        exchanges(rows, find_columns(rows, settings.columns)),
+        template=settings.template, tokenizer=tokenizer, max_length=settings.max_length,
+    )  # fmt: skip
+    if settings.lora and settings.model.startswith(FROM_CONFIG):
+        raise ConfigError("--lora on random weights saves an adapter without its model: train the whole model first.")
+    model = open_model(settings.model, seed=settings.seed)
+    _check_tokens(examples, model, settings)
+    check_trainable(model, tokenizer, arguments, settings.objective)
+    if settings.lora:
+        model = add_lora(model, rank=settings.lora, seed=settings.seed)
+    return Prepared(settings, device, arguments, rows, examples, tokenizer, model)
+
+
+def claim(prepared: Prepared, out: Path) -> bool:
+    """Makes sure that a locked folder is for this run, and begins it if it is new.
+
+    Returns:
+        Whether the run is complete.
+
+    Raises:
+        RunFolderError: the folder holds another run.
+    """
+    mine = prepared.description()
+    if not (out / record.CONFIG).exists():
+        record.write_json(out / record.CONFIG, mine)
+    before, now = (_deciding(values) for values in (record.read_json(out / record.CONFIG), mine))
+    different = [f"{key}: {before.get(key)!r} -> {now.get(key)!r}" for key in sorted(before.keys() | now.keys())
+                 if before.get(key) != now.get(key)]  # fmt: skip
+    if different:
+        raise RunFolderError(
+            f"{out} holds a run with other settings ({'; '.join(different[:5])}): use --out for another folder, or "
+            f"--fresh to start over (the old folder is kept)."
+        )
+    if (out / RESULT).exists():
+        return True
+    versions = {name: importlib.metadata.version(name) for name in _PACKAGES if importlib.util.find_spec(name)}
+    record.write_json(out / record.ENVIRONMENT, devices.environment(prepared.device) | versions)
+    return False
+
+
+def run(prepared: Prepared, out: Path, *, display: Display) -> dict[str, Any]:
+    """Trains, or goes on where an earlier call stopped, and writes model and result.
+
+    Args:
+        out: the folder; the main process has claimed it and holds its lock.
+
+    Returns:
+        What ``finetune.json`` holds; on other processes than the main one, nothing of use.
+
+    Raises:
+        Interrupted: a signal came; a checkpoint has been written.
+        MatrixSSLError: what is wrong and what to do.
+    """
+    started = time.monotonic()
+    newest = newest_checkpoint(out)
+    done = int(newest.name.rpartition("-")[2]) if newest else 0
+    with collected() as received:
+        recorder = Recorder(out, after_step=done, received=received, display=display)
+        trainer = _trainer(prepared, recorder)
+        if newest:
+            display.say(f"going on after step {done}")
+        trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+    if recorder.stopped_by:
+        raise Interrupted(recorder.stopped_by, after=f" after a checkpoint at step {trainer.state.global_step}")
+    _save_model(trainer, out)
+    result: dict[str, Any] = {}
+    if distributed.is_main():
+        parameters = list(prepared.model.parameters())
+        result = {
+            "finished": True,
+            "steps": trainer.state.global_step,
+            "losses": {"first": recorder.lines[0], "last": recorder.lines[-1]} if recorder.lines else {},
+            "counts": prepared.counts(),
+            "parameters": sum(p.numel() for p in parameters),
+            "parameters_trained": sum(p.numel() for p in parameters if p.requires_grad),
+            "seconds_since_last_start": time.monotonic() - started,
+            **prepared.description(),
+            "environment": record.read_json(out / record.ENVIRONMENT),
+        }
+        record.write_json(out / RESULT, result)  # last: it says that the run is complete
+        shutil.rmtree(out / record.CHECKPOINTS, ignore_errors=True)  # several times as large as the model
+    return result
+
+
+def newest_checkpoint(out: Path) -> Path | None:
+    """The folder of the last checkpoint that is whole."""
+    whole = (path.parent for path in (out / record.CHECKPOINTS).glob(f"checkpoint-*/{_STATE}"))
+    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+def _trainer(prepared: Prepared, recorder: Recorder) -> MatrixTrainer:
+    from transformers import PrinterCallback
+
+    tokenizer = prepared.tokenizer
+    filler = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    trainer = MatrixTrainer(
+        model=prepared.model,
+        args=prepared.arguments,
+        train_dataset=prepared.examples,
+        data_collator=Collator(filler),
+        processing_class=tokenizer,
+        callbacks=[recorder],
+        matrix=prepared.settings.objective,
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _save_model(trainer: MatrixTrainer, out: Path) -> None:
+    """Writes ``model/`` under another name, which the main process then replaces; all processes have to call."""
+    temporary = out / f".{MODEL}.tmp"
+    if distributed.is_main():
+        shutil.rmtree(temporary, ignore_errors=True)
+    distributed.barrier()
+    try:
+        trainer.save_model(str(temporary))
+    except OSError as error:
+        raise record.cannot_write(out / MODEL, error) from error
+    distributed.barrier()
+    if distributed.is_main():
+        (temporary / "training_args.bin").unlink(missing_ok=True)  # pickled, and config.json has them
+        shutil.rmtree(out / MODEL, ignore_errors=True)
+        temporary.rename(out / MODEL)
+
+
+def _check_tokens(examples: Examples, model: Any, settings: FineTuneSettings) -> None:
+    rows = model.get_input_embeddings().num_embeddings
+    if (largest := int(examples.tokens.max())) >= rows:
+        raise ConfigError(
+            f"the data have the token {largest}, but {settings.model} embeds {rows}: tokenizer and model do not belong "
+            f"together."
+        )
+    longest = int(examples.starts.diff().max())
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is not None and longest > positions:
+        raise ConfigError(
+            f"a sequence has {longest} tokens, but {settings.model} has {positions} positions: give --max-length "
+            f"{positions}."
+        )
+
+
+def _deciding(description: dict[str, Any]) -> dict[str, Any]:
+    """What makes it another run, as plain values."""
+    values = json.loads(json.dumps(description))
+    values.pop("places", None)
+    return dict(flatten(values))

@@ -1,0 +1,160 @@
+"""Opening a causal language model and its tokenizer: a folder, a name of the Hugging Face hub, or a configuration."""
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from matrix_ssl.errors import CheckpointError, ConfigError, MissingExtra
+
+FROM_CONFIG = "config:"
+_CONFIG, _ADAPTER, _TOKENIZER = "config.json", "adapter_config.json", "tokenizer_config.json"
+
+
+def is_folder(model: str) -> bool:
+    """Whether it is a place on disk; everything else is a name of the hub."""
+    return Path(model).exists() or model.startswith((os.sep, ".", "~"))
+
+
+def open_tokenizer(model: str) -> Any:
+    """The tokenizer that lies beside a model, or beside a configuration.
+
+    Raises:
+        CheckpointError: there is none.
+        MissingExtra: transformers is not installed.
+    """
+    transformers = _transformers()
+    place = model.removeprefix(FROM_CONFIG)
+    if is_folder(place):
+        folder = _folder_of(model)
+        if not folder.is_dir():
+            raise CheckpointError(
+                f"{folder} does not exist: --model takes the folder of a model, or its name on the hub."
+            )
+        if not (folder / _TOKENIZER).is_file():
+            raise CheckpointError(f"{folder} has no tokenizer ({_TOKENIZER}): save it there by save_pretrained.")
+        place = str(folder)
+    try:
+        return transformers.AutoTokenizer.from_pretrained(place)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"the tokenizer of {place} cannot be loaded: {error}") from error
+
+
+def open_model(model: str, *, seed: int = 0, adapter: bool = False) -> Any:
+    """The model, in float32.
+
+    Args:
+        model: a folder with a configuration and safetensors, a name of the hub, or ``config:`` and a folder or file
+            with a configuration, for random weights.
+        seed: of random weights.
+        adapter: also open a folder that holds an adapter and the name of its base.
+
+    Raises:
+        CheckpointError: configuration or weights are missing or damaged.
+        ConfigError: it is an adapter where none is expected.
+        MissingExtra: transformers is not installed.
+    """
+    transformers = _transformers()
+    if model.startswith(FROM_CONFIG):
+        place = model.removeprefix(FROM_CONFIG)
+        path = Path(place) / _CONFIG if Path(place).is_dir() else Path(place)
+        if not path.is_file():
+            raise CheckpointError(f"{path} does not exist: --model {FROM_CONFIG}… takes a model's configuration.")
+        try:
+            config = transformers.AutoConfig.from_pretrained(str(path))
+        except (OSError, ValueError, KeyError) as error:
+            raise CheckpointError(f"{path} is not the configuration of a model: {error}") from error
+        transformers.set_seed(seed)
+        return transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    if is_folder(model):
+        check_folder(Path(model), adapter=adapter)
+        model = str(Path(model).resolve())  # an adapter remembers where its model lies
+    try:
+        opened, found = transformers.AutoModelForCausalLM.from_pretrained(
+            model, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise CheckpointError(f"{model} cannot be loaded: {error}") from error
+    except Exception as error:  # safetensors has an error of its own, not derived from the above
+        if type(error).__module__.startswith("safetensors"):
+            raise CheckpointError(f"{model} cannot be loaded: its weights are damaged ({error}).") from error
+        raise
+    check_complete(model, found["missing_keys"])
+    return opened
+
+
+def check_complete(model: str, missing: Iterable[str]) -> None:
+    """Raises CheckpointError where tensors of a model were not in its files: transformers makes them random."""
+    names = sorted(missing)
+    if names:
+        raise CheckpointError(
+            f"{model} lacks {len(names)} tensors of the model, {names[0]} among them, which would be random numbers: "
+            "copy all files of weights."
+        )
+
+
+def add_lora(model: Any, *, rank: int, seed: int) -> Any:
+    """The model with low-rank adapters on all linear layers but the head; nothing else is trained.
+
+    Reference: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022. The scale is 2, alpha being
+    twice the rank, and there is no dropout.
+
+    Raises:
+        MissingExtra: peft is not installed.
+    """
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise MissingExtra("peft", "llm") from error
+    _transformers().set_seed(seed)
+    config = LoraConfig(task_type="CAUSAL_LM", r=rank, lora_alpha=2 * rank, target_modules="all-linear")
+    return get_peft_model(model, config)
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Keeps transformers from drawing a bar for every file that it reads or writes, until the block ends."""
+    logging = _transformers().utils.logging
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def check_folder(folder: Path, *, adapter: bool) -> None:
+    """Raises CheckpointError for a folder that holds no model, ConfigError for an adapter unless ``adapter``."""
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} does not exist: --model takes the folder of a model, or its name on the hub.")
+    if (folder / _ADAPTER).is_file():
+        if not adapter:
+            raise ConfigError(
+                f"{folder} holds an adapter: merge it into its model first (merge_and_unload of peft), and save that."
+            )
+        return
+    if not (folder / _CONFIG).is_file():
+        raise CheckpointError(f"{folder} is not the folder of a model: it has no {_CONFIG}.")
+    if not any(folder.glob("*.safetensors")):
+        pickled = any(folder.glob("*.bin"))
+        what = "only pickled ones (.bin), which are never loaded" if pickled else f"only {_CONFIG}"
+        remedy = f"random weights are --model {FROM_CONFIG}{folder}"
+        raise CheckpointError(f"{folder} has no weights in safetensors, {what}: save them there; {remedy}.")
+
+
+def _folder_of(model: str) -> Path:
+    """The folder of a model or of a configuration, which may be given as a file."""
+    path = Path(model.removeprefix(FROM_CONFIG))
+    return path.parent if path.is_file() else path
+
+
+def _transformers() -> Any:
+    try:
+        import transformers
+    except ImportError as error:
+        raise MissingExtra("transformers", "llm") from error
+    return transformers

@@ -1,0 +1,254 @@
+"""Exact match on GSM8K by lm-evaluation-harness, zero-shot, greedy, with the prompt of the fine-tuning.
+
+The harness generates, extracts and compares; this file gives it the prompts and keeps what it found, question by
+question. Three extractions are scored: ``strict-match`` takes the number after "#### ", ``flexible-extract`` the last
+number, both as the harness's own task does, and ``answer-is`` the number after the last "The answer is", as MetaMath's
+models write it. Numbers are compared as texts, without commas, dollar signs and a last full stop: 18.0 is not 18.
+
+Reference: Cobbe et al., "Training Verifiers to Solve Math Word Problems", arXiv 2110.14168, 2021.
+"""
+
+import importlib.resources
+import json
+import math
+import re
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import NormalDist
+from typing import Any, get_args
+
+from matrix_ssl import record
+from matrix_ssl.errors import ConfigError, DataError, MissingExtra, RunFolderError
+from matrix_ssl.llm.question_files import Rows, exchanges, find_columns
+from matrix_ssl.llm.settings import MODEL, RESULT
+from matrix_ssl.llm.templates import (
+    STOPS,
+    Exchange,
+    Extraction,
+    TemplateName,
+    adds_special_tokens,
+    check_template,
+    prompt,
+)
+
+_NAME, _MARK = "matrix_ssl_gsm8k", "####"
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What became of a question."""
+
+    question: str
+    prompt: str
+    completion: str
+    extracted: str  # "[invalid]" where there is no number
+    gold: str
+    right: bool
+
+
+@dataclass(frozen=True)
+class Score:
+    """Accuracy by every extraction, and the answers as one of them sees them."""
+
+    extraction: Extraction
+    accuracies: dict[str, float]  # between 0 and 1, by extraction
+    answers: list[Answered]
+
+    @property
+    def accuracy(self) -> float:
+        """That of the chosen extraction."""
+        return self.accuracies[self.extraction]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Accuracies and their 95 % intervals."""
+        n = len(self.answers)
+        return {
+            "accuracy": self.accuracy,
+            "interval": list(wilson_interval(self.accuracy, n)),
+            "questions": n,
+            "extraction": self.extraction,
+            "extractions": {
+                name: {"accuracy": value, "interval": list(wilson_interval(value, n))}
+                for name, value in self.accuracies.items()
+            },
+        }
+
+
+def wilson_interval(accuracy: float, n: int, *, level: float = 0.95) -> tuple[float, float]:
+    """The interval of a proportion of n independent questions; within [0, 1], and right near its ends, too.
+
+    Reference: Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", JASA 22, 1927.
+    """
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    centre = accuracy + z**2 / (2 * n)
+    half = z * math.sqrt(accuracy * (1 - accuracy) / n + z**2 / (4 * n**2))
+    return max(0.0, (centre - half) / (1 + z**2 / n)), min(1.0, (centre + half) / (1 + z**2 / n))
+
+
+def default_extraction(template: TemplateName) -> Extraction:
+    """What models that were trained with the template write: MetaMath's "The answer is", or GSM8K's "####"."""
+    return "answer-is" if template == "metamath" else "strict-match"
+
+
+def score_model(
+    model: Any,
+    tokenizer: Any,
+    rows: Rows,
+    *,
+    template: TemplateName,
+    columns: tuple[str, ...] = (),
+    limit: int | None = None,
+    batch_size: int = 16,
+    max_new_tokens: int = 512,
+    extraction: Extraction | None = None,
+) -> Score:
+    """Lets a model of transformers answer questions.
+
+    Args:
+        model: a causal model, on the device where it is to run.
+        rows: questions, and answers of which the number stands after "####", or which are nothing but the number.
+        limit: questions at most, from the first.
+        batch_size: questions answered together.
+        max_new_tokens: of an answer.
+        extraction: None for ``default_extraction``.
+
+    Raises:
+        ConfigError: template or extraction are unknown, or prompt and answer are longer than the model's positions.
+        DataError: questions or answers are missing.
+        MissingExtra: the harness is not installed.
+    """
+    check_template(template, tokenizer)
+    docs = make_docs(exchanges(rows, find_columns(rows, columns))[:limit], template=template, tokenizer=tokenizer)
+    special = adds_special_tokens(template)
+    prompts = tokenizer([doc["prompt"] for doc in docs], add_special_tokens=special)
+    longest = max(len(ids) for ids in prompts["input_ids"])
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is not None and longest + max_new_tokens > positions:
+        raise ConfigError(
+            f"a prompt has {longest} tokens and an answer up to max_new_tokens={max_new_tokens}, but the model has "
+            f"{positions} positions: lower --max-new-tokens."
+        )
+    _harness()
+    from lm_eval.models.huggingface import HFLM
+
+    model.eval()
+    # None lets the tokenizer put its own first token before a prompt, as in training
+    writer = HFLM(
+        pretrained=model, tokenizer=tokenizer, batch_size=batch_size, add_bos_token=None if special else False,
+        max_length=positions,
+    )  # fmt: skip
+    return score_with(
+        writer,
+        docs,
+        stops=STOPS[template],
+        max_new_tokens=max_new_tokens,
+        extraction=extraction or default_extraction(template),
+    )
+
+
+def score_with(
+    writer: Any, docs: Sequence[dict[str, str]], *, stops: Sequence[str], max_new_tokens: int, extraction: Extraction
+) -> Score:
+    """``score_model`` for anything that the harness takes as a model, an ``lm_eval.api.model.LM``.
+
+    Args:
+        docs: as ``make_docs`` gives them.
+        stops: texts that end an answer.
+    """
+    if extraction not in get_args(Extraction):
+        raise ConfigError(f"extraction={extraction!r}: choose one of {', '.join(get_args(Extraction))}.")
+    lm_eval = _harness()
+    from lm_eval.tasks import TaskManager
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "questions.jsonl"
+        file.write_text("".join(json.dumps(doc) + "\n" for doc in docs), encoding="utf-8")
+        task = read_task() | {"dataset_kwargs": {"data_files": {"test": str(file)}, "cache_dir": folder}}
+        task["generation_kwargs"] |= {"until": list(stops), "max_gen_toks": max_new_tokens}
+        found = lm_eval.simple_evaluate(
+            model=writer,
+            tasks=[task],
+            task_manager=TaskManager(include_defaults=False),  # reading the harness's own tasks takes long
+            bootstrap_iters=0,
+            log_samples=True,
+        )
+    accuracies = {name: float(found["results"][_NAME][f"exact_match,{name}"]) for name in get_args(Extraction)}
+    samples = {s["doc_id"]: s for s in found["samples"][_NAME] if s["filter"] == extraction}
+    answers = [_answered(doc, samples[number]) for number, doc in enumerate(docs)]
+    return Score(extraction, accuracies, answers)
+
+
+def make_docs(questions: Sequence[Exchange], *, template: TemplateName, tokenizer: Any) -> list[dict[str, str]]:
+    """What the task file reads of every question: the question itself, its prompt, and the number that is right.
+
+    Raises:
+        DataError: an answer has no number.
+    """
+    return [
+        {
+            "question": question.messages[-1]["content"],
+            "prompt": prompt(question, template, tokenizer),
+            "answer": _gold(question, number),
+        }
+        for number, question in enumerate(questions, 1)
+    ]
+
+
+def read_task() -> dict[str, Any]:
+    """The packaged task as the harness takes it, without its data."""
+    import yaml
+
+    text = importlib.resources.files("matrix_ssl.llm").joinpath("tasks", "gsm8k.yaml").read_text("utf-8")
+    return yaml.safe_load(text)
+
+
+def write_answers(path: Path, score: Score) -> None:
+    """Writes a JSON line for each question.
+
+    Raises:
+        RunFolderError: it could not be written.
+    """
+    text = "".join(json.dumps(vars(answer), ensure_ascii=False) + "\n" for answer in score.answers)
+    record.write_atomically(path, lambda file: file.write(text.encode(errors="backslashreplace")))
+
+
+def find_model(model: Path) -> tuple[Path, dict[str, Any]]:
+    """The folder of a model, and the settings it was fine-tuned with; given its run, or itself.
+
+    Raises:
+        RunFolderError: the run is not complete.
+    """
+    if not (model / record.ENVIRONMENT).is_file():
+        return model, {}
+    if not (model / RESULT).is_file():
+        raise RunFolderError(f"{model} is a run that is not complete: repeat its command first.")
+    return model / MODEL, record.read_json(model / RESULT)["settings"]
+
+
+def _answered(doc: dict[str, str], sample: dict[str, Any]) -> Answered:
+    return Answered(
+        question=doc["question"],
+        prompt=doc["prompt"],
+        completion=sample["resps"][0][0],
+        extracted=sample["filtered_resps"][0],
+        gold=doc["answer"],
+        right=bool(sample["exact_match"]),
+    )
+
+
+def _gold(question: Exchange, number: int) -> str:
+    found = question.answer.rpartition(_MARK)[2].strip()
+    if not re.fullmatch(r"\S*\d\S*", found):
+        raise DataError(f"question {number}: its answer ends in {found[-40:]!r} instead of a number after {_MARK}.")
+    return found
+
+
+def _harness() -> Any:
+    try:
+        import lm_eval
+        import lm_eval.models
+    except ImportError as error:
+        raise MissingExtra("lm-eval", "llm") from error
+    return lm_eval

@@ -1,0 +1,37 @@
+"""trl's ``SFTTrainer`` with cross-entropy plus matrix cross-entropy.
+
+Data sets, chat templates, packing and adapters are those of trl. Its loss, from a head that is fused with the
+cross-entropy and never shows the logits, is replaced by that of ``MatrixTrainer``; its measurements of entropy and
+accuracy come from that head and are not made.
+"""
+
+from typing import Any
+
+from matrix_ssl.errors import ConfigError, MissingExtra
+from matrix_ssl.llm.objective import DEFAULTS, Objective
+from matrix_ssl.llm.trainer import MatrixTrainer
+
+try:
+    from trl import SFTTrainer
+except ImportError as error:
+    raise MissingExtra("trl", "llm") from error
+
+
+class MatrixSFTTrainer(MatrixTrainer, SFTTrainer):
+    """``trl.SFTTrainer`` whose loss is cross-entropy plus ``matrix.weight`` times matrix cross-entropy.
+
+    See ``MatrixTrainer`` for what the log gets.
+    """
+
+    def __init__(self, *args: Any, matrix: Objective = DEFAULTS, **kwargs: Any):
+        """Takes what ``trl.SFTTrainer`` takes.
+
+        Args:
+            matrix: the constants of the loss.
+
+        Raises:
+            ConfigError: as for ``MatrixTrainer``, or ``loss_type`` asks for another loss.
+        """
+        super().__init__(*args, matrix=matrix, **kwargs)
+        if (loss := getattr(self.args, "loss_type", "nll")) != "nll":
+            raise ConfigError(f"loss_type={loss!r} would be another loss: leave it out.")
