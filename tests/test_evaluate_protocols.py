@@ -328,7 +328,7 @@ class TestLinear:
 
 class TestLowShot:
     def test_one_draw_is_the_sklearn_probe(self, digits):
-        train, train_labels, test, test_labels = digits
+        train, train_labels, test, _ = digits
         scaler = StandardScaler().fit(train)
         chosen = draw_labelled(train_labels, shots=5, draw=1, seed=4)
         reference = sklearn_fit(scaler.transform(train[chosen]), train_labels[chosen])

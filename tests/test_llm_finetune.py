@@ -238,9 +238,7 @@ def test_folders_that_hold_no_model_are_refused(base, tmp_path):
     tensors = load_file(base / "model.safetensors")
     save_file({name: t for name, t in tensors.items() if "layers.1.mlp" not in name}, tmp_path / "model.safetensors",
               metadata={"format": "pt"})  # fmt: skip
-    with pytest.raises(
-        CheckpointError, match=r"lacks 3 tensors of the model, model\.layers\.1\.mlp\.down_proj"
-    ):
+    with pytest.raises(CheckpointError, match=r"lacks 3 tensors of the model, model\.layers\.1\.mlp\.down_proj"):
         models.open_model(str(tmp_path))
     config.write_text('{"model_type": "no such model"}')
     with pytest.raises(CheckpointError, match="not the configuration of a model"):
