@@ -30,9 +30,9 @@ check:  ## formatting, lint and types
 	@cd "$(ROOT)" && tools/install dev
 	@cd "$(ROOT)" && $(PYTHON) -m ruff format --check . && $(PYTHON) -m ruff check . && $(PYTHON) -m mypy
 
-bench:  ## measure losses, entropies, processes and views: three quarters of an hour
+bench:  ## measure losses, entropies, processes, views, neighbours and steps: an hour
 	@cd "$(ROOT)" && tools/install
-	@cd "$(ROOT)" && for name in speed losses method_losses taylor_gradients entropies processes pages; do $(PYTHON) benchmarks/$$name.py; done
+	@cd "$(ROOT)" && for name in speed losses method_losses taylor_gradients entropies processes knn_memory scale llm_loss pages; do $(PYTHON) benchmarks/$$name.py; done
 
 docs:  ## build the documentation into site/
 	@cd "$(ROOT)" && tools/install docs
