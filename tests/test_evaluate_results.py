@@ -176,5 +176,5 @@ def test_a_full_disk_is_told(small_disk: Path) -> None:
 def test_a_folder_that_may_not_be_written_is_told(open_folder: Path) -> None:
     (open_folder / "locked").mkdir(mode=0o555)
     with unprivileged(), pytest.raises(RunFolderError, match="cannot write"):
-        FeatureFiles(open_folder / "locked" / "f", fingerprint="one")
+        extraction(open_folder / "locked" / "f")
     assert not any((open_folder / "locked").iterdir())

@@ -101,7 +101,7 @@ def test_a_folder_that_is_no_run_is_not_touched(tmp_path: Path) -> None:
     make_pictures(tmp_path / "r", 3)
     before = contents(tmp_path)
     for extra in ([], ["--fresh"]):
-        assert fail(tmp_path, [*tiny(), *extra]) == "r exists and is not a run folder: choose another --run."
+        assert fail(tmp_path, [*tiny(), *extra]) == "r exists and is not a run folder: choose another folder."
         assert contents(tmp_path) == before
 
 
@@ -367,4 +367,4 @@ def test_names_that_are_not_unicode(tmp_path: Path) -> None:
     ended = succeed(tmp_path, ["embed", "runs/photos-?", "--out", folder.name + ".npz", "--device", "cpu"])
     assert ended.out == "photos-\\udcff.npz: 19 pictures, 32 features each\n"
     message = fail(tmp_path, [*arguments, "--run", folder.name + "-run"])
-    assert message == r"photos-\udcff-run is not Unicode, which safetensors files need: choose another --run."
+    assert message == r"photos-\udcff-run is not Unicode, which safetensors files need: choose another folder."

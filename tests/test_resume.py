@@ -175,7 +175,7 @@ def test_a_second_writer_is_refused(tmp_path: Path, arguments: list[str]) -> Non
     first = start(tmp_path, tiny(*SETTINGS, epochs=200), before=BARE)
     wait_for_lines(tmp_path / "r", 3, first)
     second = runs.fail(tmp_path, arguments, before=BARE)
-    assert second == "r is being written by another process: wait for it or choose another --run."
+    assert second == "r is being written by another process: wait for it or choose another folder."
     first.send(signal.SIGTERM)
     assert first.wait().code == 143
 

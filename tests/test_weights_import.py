@@ -9,14 +9,14 @@ import torchvision
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-import published
+import published_layouts as published
 from matrix_ssl.encoder import Weights
 from matrix_ssl.errors import CheckpointError, ConfigError, MatrixSSLError
 from matrix_ssl.weights import architectures
 from matrix_ssl.weights.matching import Found, find_encoder
 from matrix_ssl.weights.opening import open_checkpoint
 from matrix_ssl.weights.reading import Contents, read_tensors
-from published import PUBLISHED
+from published_layouts import PUBLISHED
 
 COUNTERS = 20  # BatchNorm layers of a ResNet-18
 

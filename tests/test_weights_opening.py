@@ -11,7 +11,7 @@ import pytest
 import torch
 import torchvision
 
-import published
+import published_layouts as published
 import runs
 from encoder_runs import make_run
 from matrix_ssl import record
@@ -186,7 +186,7 @@ class TestImportedRuns:
 
     def test_folders_that_are_taken(self, folder: Path, checkpoint: Path, tmp_path: Path) -> None:
         message = fail(folder, ["import", str(checkpoint), "--image-size", "32"])
-        assert message == "runs/moco_v2_200ep holds a run already: choose another --run."
+        assert message == "runs/moco_v2_200ep holds a run already: choose another folder."
         assert "exists and is not a run folder" in fail(folder, ["import", str(checkpoint), "--run", "photos"])
         shutil.copytree(folder / "runs" / "moco_v2_200ep", tmp_path / "r")
         (tmp_path / "r" / "summary.json").unlink()  # as a kill leaves it

@@ -161,17 +161,8 @@ def pretrain(
             _out.print(f"encoder {run / record.ENCODER}\nreport  {_write_report(run)}", markup=False)
 
 
-commands.add_command(compare)
-commands.add_command(detect)
-commands.add_command(llm)
-
-
-commands.add_command(evaluate)
-commands.add_command(embed)
-
-
-commands.add_command(import_)
-commands.add_command(export)
+for command in (compare, detect, embed, evaluate, export, import_, llm):
+    commands.add_command(command)
 
 
 @commands.command()

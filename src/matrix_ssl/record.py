@@ -181,13 +181,13 @@ def check_folder(run: Path) -> None:
         RunFolderError: it is something else, which is left untouched.
     """
     if any("\ud800" <= letter <= "\udfff" for letter in str(run)):
-        raise RunFolderError(f"{run} is not Unicode, which safetensors files need: choose another --run.")
+        raise RunFolderError(f"{run} is not Unicode, which safetensors files need: choose another folder.")
     try:
         foreign = run.exists() and not (run / CONFIG).exists() and any(p.name != _LOCK for p in run.iterdir())
     except OSError as error:
-        raise RunFolderError(f"{run} cannot be a run folder: {error.strerror}; choose another --run.") from error
+        raise RunFolderError(f"{run} cannot be a run folder: {error.strerror}; choose another folder.") from error
     if foreign:
-        raise RunFolderError(f"{run} exists and is not a run folder: choose another --run.")
+        raise RunFolderError(f"{run} exists and is not a run folder: choose another folder.")
 
 
 def tidy(run: Path) -> None:
@@ -217,7 +217,7 @@ def lock(run: Path) -> Iterator[None]:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise RunFolderError(
-                f"{run} is being written by another process: wait for it or choose another --run."
+                f"{run} is being written by another process: wait for it or choose another folder."
             ) from None
         yield
 

@@ -28,7 +28,7 @@ class FeatureFiles:
     """Appends rows of features to files in a folder, and goes on where an earlier process was stopped.
 
     Args:
-        folder: made when absent; what is in it is dropped unless its fingerprint is the same.
+        folder: made with the first rows; what is in it is dropped unless its fingerprint is the same.
         fingerprint: of what decides the features: encoders, pictures, preparation.
 
     Attributes:
@@ -51,7 +51,6 @@ class FeatureFiles:
         self._rows: int = found["rows"]
         self._widths: dict[str, int] = found["widths"]
         try:
-            folder.mkdir(parents=True, exist_ok=True)
             for name, size in self._sizes().items():
                 os.truncate(folder / name, size)
         except OSError as error:
@@ -78,6 +77,7 @@ class FeatureFiles:
 
     def save(self) -> None:
         """Makes what was added survive the end of this process."""
+        self._make_folder()
         for name in self._sizes():
             descriptor = os.open(self._folder / name, os.O_RDONLY)
             try:
@@ -110,7 +110,14 @@ class FeatureFiles:
             return {}
         return {_INDICES: 8 * self._rows} | {_file(name): 4 * k * self._rows for name, k in self._widths.items()}
 
+    def _make_folder(self) -> None:
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise record.cannot_write(self._folder, error) from error
+
     def _append(self, name: str, rows: NDArray[Any]) -> None:
+        self._make_folder()
         path = self._folder / name
         try:
             with path.open("ab") as file:

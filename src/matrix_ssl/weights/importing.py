@@ -31,7 +31,7 @@ def import_run(opened: Opened, run: Path, *, source: Path, branch: Weights) -> N
     with record.lock(run):
         begun = (run / record.CONFIG).exists()
         if begun and ((run / record.SUMMARY).exists() or record.read_config(run) != opened.config):
-            raise RunFolderError(f"{run} holds a run already: choose another --run.")
+            raise RunFolderError(f"{run} holds a run already: choose another folder.")
         record.tidy(run)
         record.write_json(run / record.CONFIG, configuration.to_dict(opened.config))
         save_weights(run / record.ENCODER, opened.encoder, {"weights": "student"})
