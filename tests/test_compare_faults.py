@@ -169,7 +169,7 @@ def test_a_second_comparison_in_the_folder_is_refused(tmp_path: Path, whole: Pat
         time.sleep(0.01)
     message = fail(tmp_path, SMALL)
     (tmp_path / "go").touch()
-    assert message.startswith("c is being written by another process: wait for it or choose another --")
+    assert message.startswith("c is being written by another process: wait for it or choose another folder.")
     assert first.wait().code == 0
     assert_same(tmp_path, whole)
 

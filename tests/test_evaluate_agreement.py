@@ -101,6 +101,7 @@ def test_linear(folder, features) -> None:
         assert mine["pictures"] == (answers == label).sum()
 
 
+@pytest.mark.slow
 def test_a_file_that_appears_between_two_evaluations_makes_it_another_question(folder, tmp_path) -> None:
     shutil.copytree(folder / "e", tmp_path / "e")
     shutil.copytree(folder / "digits4", tmp_path / "digits4")
