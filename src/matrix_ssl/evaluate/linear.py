@@ -23,6 +23,7 @@ PENALTIES = (1e4, 1e3, 1e2, 1e1, 1.0, 1e-1, 1e-2)  # strongest first: each solut
 _HELD_OUT = 0.2  # part of every class that a penalty is chosen on
 _STREAM = 0x11EA  # a coordinate that keeps this choice apart from other random numbers
 _FLOAT64_NUMBERS = 2**27  # up to this size (1 GiB) the standardised features are kept in float64, above in float32
+_COARSE, _COARSE_ITERATIONS = 1e-5, 200  # to choose a penalty by: weak ones take thousands of steps to the end
 _TOLERANCE = 1e-8  # the search goes on until no entry of the gradient of the mean objective is larger
 _CONVERGED = 1e-6  # and counts as converged from here: no accuracy changes below
 _ONE_THREAD = 2**21  # numbers below which waking other threads costs more than they give, twenty-fold on a busy machine
@@ -121,11 +122,13 @@ def fit_path(
     rows: Tensor | None = None,
     scale: Scale | None = None,
     max_iterations: int = 1000,
+    tolerance: float = _TOLERANCE,
 ) -> list[LogisticRegression]:
     """``fit_logistic_regression`` for several penalties in turn, each search starting at the solution before.
 
     Args:
         rows: indices of the pictures to fit; all when left out. Features are copied once, already standardised.
+        tolerance: a search ends when no entry of the gradient of the objective over n is larger.
     """
     for l2 in penalties:
         if l2 <= 0:
@@ -151,7 +154,9 @@ def fit_path(
     found = x.new_zeros((len(present), x.shape[1] + 1), dtype=torch.float64)
     fitted = []
     for l2 in penalties:
-        found, iterations, converged = _minimise(x, targets, found, l2=l2, max_iterations=max_iterations)
+        found, iterations, converged = _minimise(
+            x, targets, found, l2=l2, max_iterations=max_iterations, tolerance=tolerance
+        )
         weight = found.new_zeros(classes, features.shape[1])
         bias = found.new_full((classes,), -torch.inf)  # the limit of its bias, which would never be reached by steps
         weight[present] = found[:, :-1] if basis is None else found[:, :-1] @ basis.T.double()
@@ -180,7 +185,10 @@ def choose_penalty(features: Tensor, labels: Tensor, *, classes: int, penalties:
         raise DataError("no class has three training pictures: a penalty cannot be chosen on a held-out part; give l2.")
     rows, rest = held_out.nonzero().flatten(), held_out.logical_not().nonzero().flatten()
     judge, answers = features[rows.to(features.device)], labels.to(features.device)[rows.to(features.device)]
-    fitted = fit_path(features, labels, classes=classes, penalties=penalties, rows=rest)
+    fitted = fit_path(
+        features, labels, classes=classes, penalties=penalties, rows=rest,
+        max_iterations=_COARSE_ITERATIONS, tolerance=_COARSE,
+    )  # fmt: skip
     scores = [accuracy(probe.predict(judge), answers) for probe in fitted]
     return penalties[max(range(len(scores)), key=scores.__getitem__)]
 
@@ -195,7 +203,9 @@ def _standardised(features: Tensor, rows: Tensor | None, mean: Tensor, std: Tens
     return scaled
 
 
-def _minimise(x: Tensor, targets: Tensor, start: Tensor, *, l2: float, max_iterations: int) -> tuple[Tensor, int, bool]:
+def _minimise(
+    x: Tensor, targets: Tensor, start: Tensor, *, l2: float, max_iterations: int, tolerance: float
+) -> tuple[Tensor, int, bool]:
     """Weights and, in the last column, biases (classes, d + 1) for the features ``x`` as they are."""
     # SciPy's L-BFGS-B keeps its history in compiled code: on small problems five times faster than torch.optim.LBFGS
     from scipy.optimize import minimize  # slow to import, and only probes need it
@@ -208,7 +218,7 @@ def _minimise(x: Tensor, targets: Tensor, start: Tensor, *, l2: float, max_itera
     options = {
         "maxiter": max_iterations,
         "maxfun": 2 * max_iterations,
-        "gtol": _TOLERANCE,
+        "gtol": tolerance,
         "ftol": 0.0,  # only the gradient tells how far the solution is
         "maxcor": 20,
     }
