@@ -287,11 +287,7 @@ def _claim_run(stack: contextlib.ExitStack, run: Path, config: "RunConfig", *, f
     from matrix_ssl import checkpoint, record
     from matrix_ssl.config import differences, to_dict
 
-    record.check_folder(run)
-    stack.enter_context(record.lock(run))
-    if fresh and (kept := record.set_aside(run)):
-        _say(f"the run that was in {run} is kept as {kept}")
-        stack.enter_context(record.lock(run))
+    record.take_folder(run, stack, fresh=fresh, say=_say)
     if not (run / record.CONFIG).exists():
         record.write_json(run / record.CONFIG, to_dict(config))
         return False

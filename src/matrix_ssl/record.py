@@ -15,7 +15,7 @@ import platform
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -220,6 +220,19 @@ def lock(run: Path) -> Iterator[None]:
                 f"{run} is being written by another process: wait for it or choose another folder."
             ) from None
         yield
+
+
+def take_folder(run: Path, stack: ExitStack, *, fresh: bool, say: Callable[[str], None]) -> None:
+    """Checks and locks the folder of a run until ``stack`` ends; where ``fresh``, what it holds is set aside first.
+
+    Raises:
+        RunFolderError: as ``check_folder``, ``lock`` and ``set_aside``.
+    """
+    check_folder(run)
+    stack.enter_context(lock(run))
+    if fresh and (kept := set_aside(run)):
+        say(f"the run that was in {run} is kept as {kept}")
+        stack.enter_context(lock(run))
 
 
 def set_aside(run: Path) -> Path | None:

@@ -134,11 +134,7 @@ def finetune(
         complete = False
         with distributed.together():
             if distributed.is_main():
-                record.check_folder(out)
-                stack.enter_context(record.lock(out))
-                if fresh and (kept := record.set_aside(out)):
-                    display.say(f"the run that was in {out} is kept as {kept}")
-                    stack.enter_context(record.lock(out))
+                record.take_folder(out, stack, fresh=fresh, say=display.say)
                 complete = runs.claim(prepared, out)
         if distributed.broadcast_object(complete):
             display.say(f"{out} is complete; --fresh starts over.")
