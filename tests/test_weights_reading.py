@@ -159,9 +159,9 @@ class TestNothingIsExecuted:
             read_tensors(path)
 
     def test_no_name_stays_allowed(self, tmp_path: Path) -> None:
-        before = torch.serialization.get_safe_globals()
+        before = set(torch.serialization.get_safe_globals())
         read_tensors(save(STATE, tmp_path / "x.pth"))
-        assert torch.serialization.get_safe_globals() == before
+        assert set(torch.serialization.get_safe_globals()) == before
 
 
 class TestFilesThatAreNone:
