@@ -8,7 +8,7 @@ exist or a value of the wrong type is an error that says what was meant. Setting
 import dataclasses
 import math
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -192,8 +192,19 @@ def override_dataclass(settings: Settings, assignments: Iterable[str]) -> Settin
 
 def differences(old: RunConfig, new: RunConfig) -> list[str]:
     """Lines ``key: old -> new`` for every value that would make it another run."""
-    before, after = dict(flatten(to_dict(old))), dict(flatten(to_dict(new)))
-    keys = [k for k in sorted(before.keys() | after.keys()) if k not in MAY_CHANGE]
+    return changes(to_dict(old), to_dict(new), but=MAY_CHANGE)
+
+
+def changes(old: Mapping[str, Any], new: Mapping[str, Any], *, but: Collection[str]) -> list[str]:
+    """Lines ``key: old -> new`` for the values of nested mappings that differ, except where ``but`` names the key.
+
+    Tuples equal lists, so that what comes from a JSON file compares with what goes into it.
+    """
+    before, after = (
+        {key: list(value) if isinstance(value, tuple) else value for key, value in flatten(values)}
+        for values in (old, new)
+    )
+    keys = [key for key in sorted(before.keys() | after.keys()) if key not in but]
     return [f"{k}: {before.get(k)!r} -> {after.get(k)!r}" for k in keys if before.get(k) != after.get(k)]
 
 

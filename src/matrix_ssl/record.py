@@ -14,7 +14,7 @@ import os
 import platform
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -233,6 +233,31 @@ def take_folder(run: Path, stack: ExitStack, *, fresh: bool, say: Callable[[str]
     if fresh and (kept := set_aside(run)):
         say(f"the run that was in {run} is kept as {kept}")
         stack.enter_context(lock(run))
+
+
+def claim_description(run: Path, description: Mapping[str, Any], *, but: Collection[str] = ()) -> None:
+    """Writes what a locked folder is for, or makes sure that it is for this.
+
+    Args:
+        run: the folder.
+        description: nested plain values; those under ``places`` say where things are and may differ.
+        but: dotted keys of further values that may differ.
+
+    Raises:
+        RunFolderError: the folder is for something else.
+    """
+    if not (run / CONFIG).exists():
+        write_json(run / CONFIG, description)
+        return
+    found = read_json(run / CONFIG)
+    if not isinstance(found, dict):
+        raise RunFolderError(f"{run / CONFIG} does not describe a run: use --out for another folder.")
+    before, now = ({k: v for k, v in values.items() if k != "places"} for values in (found, description))
+    if different := configuration.changes(before, now, but=but):
+        raise RunFolderError(
+            f"{run} holds a run with other settings ({'; '.join(different[:5])}): use --out for another folder, or "
+            f"--fresh to start over (the old folder is kept)."
+        )
 
 
 def set_aside(run: Path) -> Path | None:

@@ -81,17 +81,10 @@ class Comparison:
             if self.out.exists() and (not self.out.is_dir() or any(p.name != ".lock" for p in self.out.iterdir())):
                 raise RunFolderError(f"{self.out} exists and is not a comparison: choose another --out.")
             return
-        before = dict(configuration.flatten(record.read_json(self.out / PLAN)))
-        now = {key: list(v) if isinstance(v, tuple) else v for key, v in configuration.flatten(values)}
-        different = [
-            f"{key.removeprefix('base.')}: {before.get(key)!r} -> {now.get(key)!r}"
-            for key in sorted(before.keys() | now.keys())
-            if before.get(key) != now.get(key) and key.removeprefix("base.") not in configuration.MAY_CHANGE
-        ]
-        if different:
-            raise RunFolderError(
-                f"{self.out} holds another comparison ({'; '.join(different[:5])}): use --out for another folder."
-            )
+        may_change = [f"base.{key}" for key in configuration.MAY_CHANGE]
+        if different := configuration.changes(record.read_json(self.out / PLAN), values, but=may_change):
+            lines = "; ".join(line.removeprefix("base.") for line in different[:5])
+            raise RunFolderError(f"{self.out} holds another comparison ({lines}): use --out for another folder.")
 
     def claim(self) -> None:
         """Makes the folder, whose lock this process holds, one of this plan; raises as ``check``."""

@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from matrix_ssl import checkpoint, devices, distributed, networks, record
-from matrix_ssl.config import flatten
 from matrix_ssl.detection.annotations import Annotations, check_same_categories, read_annotations
 from matrix_ssl.detection.backbone import Backbone, open_backbone
 from matrix_ssl.detection.files import PictureFiles
@@ -26,7 +25,7 @@ from matrix_ssl.detection.settings import MAY_CHANGE, DetectionSettings, Plan, c
 from matrix_ssl.detection.shapes import coco_masks
 from matrix_ssl.detection.training import Training, check_unreadable
 from matrix_ssl.encoder import Weights
-from matrix_ssl.errors import DataError, RunFolderError
+from matrix_ssl.errors import DataError
 from matrix_ssl.progress import Display
 
 RESULT, PREDICTIONS, DETECTOR, GALLERY = "result.json", "predictions.json", "detector.safetensors", "detections.png"
@@ -120,20 +119,7 @@ def claim(prepared: Prepared, out: Path) -> bool:
     Raises:
         RunFolderError: the folder holds another run.
     """
-    mine = prepared.description()
-    if not (out / record.CONFIG).exists():
-        record.write_json(out / record.CONFIG, mine)
-    found = record.read_json(out / record.CONFIG)
-    if not isinstance(found, dict):
-        raise RunFolderError(f"{out / record.CONFIG} does not describe a run: use --out for another folder.")
-    before, now = _deciding(found), _deciding(mine)
-    different = [f"{key}: {before.get(key)!r} -> {now.get(key)!r}" for key in sorted(before.keys() | now.keys())
-                 if before.get(key) != now.get(key)]  # fmt: skip
-    if different:
-        raise RunFolderError(
-            f"{out} holds a run with other settings ({'; '.join(different[:5])}): use --out for another folder, or "
-            f"--fresh to start over (the old folder is kept)."
-        )
+    record.claim_description(out, prepared.description(), but=[f"settings.{name}" for name in MAY_CHANGE])
     if (out / RESULT).exists():
         return True
     record.write_json(out / record.ENVIRONMENT, devices.environment(prepared.device))
@@ -208,10 +194,3 @@ def _write(
     }
     record.write_json(out / RESULT, result)  # last: it says that the run is complete
     return result
-
-
-def _deciding(description: dict[str, Any]) -> dict[str, Any]:
-    """What makes it another run, as plain values."""
-    values = json.loads(json.dumps(description))
-    values.pop("places", None)
-    return {key: value for key, value in flatten(values) if key.removeprefix("settings.") not in MAY_CHANGE}

@@ -6,7 +6,6 @@ The folder: ``config.json``, ``environment.json`` and ``metrics.jsonl`` as in ev
 
 import importlib.metadata
 import importlib.util
-import json
 import shutil
 import time
 from dataclasses import dataclass
@@ -16,8 +15,7 @@ from typing import Any
 import torch
 
 from matrix_ssl import devices, distributed, record
-from matrix_ssl.config import flatten
-from matrix_ssl.errors import ConfigError, RunFolderError
+from matrix_ssl.errors import ConfigError
 from matrix_ssl.llm._recorder import Recorder
 from matrix_ssl.llm.arguments import training_arguments
 from matrix_ssl.llm.examples import Collator, Examples, make_examples
@@ -104,17 +102,7 @@ def claim(prepared: Prepared, out: Path) -> bool:
     Raises:
         RunFolderError: the folder holds another run.
     """
-    mine = prepared.description()
-    if not (out / record.CONFIG).exists():
-        record.write_json(out / record.CONFIG, mine)
-    before, now = (_deciding(values) for values in (record.read_json(out / record.CONFIG), mine))
-    different = [f"{key}: {before.get(key)!r} -> {now.get(key)!r}" for key in sorted(before.keys() | now.keys())
-                 if before.get(key) != now.get(key)]  # fmt: skip
-    if different:
-        raise RunFolderError(
-            f"{out} holds a run with other settings ({'; '.join(different[:5])}): use --out for another folder, or "
-            f"--fresh to start over (the old folder is kept)."
-        )
+    record.claim_description(out, prepared.description())
     if (out / RESULT).exists():
         return True
     versions = {name: importlib.metadata.version(name) for name in _PACKAGES if importlib.util.find_spec(name)}
@@ -221,10 +209,3 @@ def _check_tokens(examples: Examples, model: Any, settings: FineTuneSettings) ->
             f"a sequence has {longest} tokens, but {settings.model} has {positions} positions: give --max-length "
             f"{positions}."
         )
-
-
-def _deciding(description: dict[str, Any]) -> dict[str, Any]:
-    """What makes it another run, as plain values."""
-    values = json.loads(json.dumps(description))
-    values.pop("places", None)
-    return dict(flatten(values))
