@@ -38,10 +38,9 @@ VIEW = {"rotation": 5, "zoom": 0.05, "shear": 0.05, "translation": 0.04, "elasti
 
 
 class Learned(NamedTuple):
-    """What a short training on handwritten digits wrote, and how far the outputs of its last batch are apart."""
+    """What a short training on handwritten digits wrote."""
 
     lines: list[dict[str, Any]]
-    spread: float
 
     @property
     def alarms(self) -> list[str]:
@@ -297,10 +296,7 @@ class MethodConformance:
         folders = [tmp_path / name for name in ("safe", "careless")]
         safe = self.learn(self.kind, folders[0], monkeypatch)
         assert not any(alarm.startswith("Collapse") for alarm in safe.alarms), safe.lines[-1]
-        self.check_collapse(self.learn(careless, folders[1], monkeypatch, **self.careless), safe)
-
-    def check_collapse(self, found: Learned, safe: Learned) -> None:
-        """Whether the training without a safeguard collapsed and was noticed; ``safe`` is the one with it."""
+        found = self.learn(careless, folders[1], monkeypatch, **self.careless)
         assert any(alarm.startswith("Collapse") for alarm in found.alarms), found.lines[-1]
 
     def test_stored_trajectory(self) -> None:
@@ -358,10 +354,7 @@ class MethodConformance:
         folder.mkdir()
         loop = self.loop(method, **options)
         loop.train(folder, None)
-        batch = next(loop.batches.iterate(0, 1))
-        with torch.no_grad():
-            student = method(*batch.views).student
-        return Learned(record.read_lines(folder / "metrics.jsonl"), student.std(0).mean().item())
+        return Learned(record.read_lines(folder / "metrics.jsonl"))
 
 
 @contextmanager

@@ -48,6 +48,7 @@ def make_lines(n: int) -> list[dict]:
             "effective_rank": float(np.exp(entropy)),
             "matrix_entropy": entropy,
             "effective_rank_projection": 1 + 40 * (1 - decay),
+            "spread_projection": 0.5 + 0.5 * (1 - decay),
             "teacher_similarity": 0.9 - 0.3 * decay + 0.01 * noise[i, 3],
             "negative_determinants": 0,
             "bad_steps": 0,

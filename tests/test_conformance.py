@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from conformance import ROWS, Learned, MethodConformance, views
+from conformance import ROWS, MethodConformance, views
 from matrix_ssl.losses import unit_rows
 from matrix_ssl.methods import Method, StepOutput, list_methods
 from matrix_ssl.methods.byol import BYOL
@@ -126,26 +126,13 @@ class TestMoCoV2(MethodConformance):
         torch.testing.assert_close(method.queue.norm(dim=1), torch.ones(size, dtype=torch.float64))
 
 
-class Shrinking(MethodConformance):
-    """Methods whose outputs shrink to a point without the safeguard.
-
-    No alarm tells: it looks at directions, and the projections of both keep an effective rank of 22 while they shrink
-    to a thirtieth. The features have 2.7 directions left of 5, but their entropy moves from batch to batch.
-    """
-
-    def check_collapse(self, found: Learned, safe: Learned) -> None:
-        assert found.spread < 0.1 * safe.spread
-        ranks = [np.mean([line["effective_rank"] for line in learned.lines[-3:]]) for learned in (found, safe)]
-        assert ranks[0] < 3 and ranks[0] < 0.7 * ranks[1]
-
-
-class TestVICReg(Shrinking):
+class TestVICReg(MethodConformance):
     name = "vicreg"
     silent = BEFORE_BATCH_NORM
     careless: ClassVar = {"variance_weight": 0.0, "covariance_weight": 0.0}
 
 
-class TestLeJEPA(Shrinking):
+class TestLeJEPA(MethodConformance):
     name = "lejepa"
     silent = BEFORE_BATCH_NORM
     careless: ClassVar = {"regularisation_weight": 0.0}

@@ -10,11 +10,12 @@ from matrix_ssl.diagnostics import alarms, describe, is_finite
 from matrix_ssl.losses import matrix_ssl_terms
 
 
-def line(*, rank=40.0, projection=30.0, similarity=0.9, negative=0, entropy=None):
+def line(*, rank=40.0, projection=30.0, spread=0.6, similarity=0.9, negative=0, entropy=None):
     return {
         "effective_rank": rank,
         "matrix_entropy": math.log(rank) if entropy is None else entropy,
         "effective_rank_projection": projection,
+        "spread_projection": spread,
         "teacher_similarity": similarity,
         "negative_determinants": negative,
     }
@@ -44,6 +45,7 @@ class TestDescribe:
         assert values["matrix_entropy"].item() == pytest.approx(-(p * np.log(p)).sum())
         cosines = (student * teacher).sum(1) / np.linalg.norm(student, axis=1) / np.linalg.norm(teacher, axis=1)
         assert values["teacher_similarity"].item() == pytest.approx(cosines.mean())
+        assert values["spread_projection"].item() == pytest.approx(math.sqrt(np.mean(student.std(0) ** 2)))
 
     def test_collapsed_features(self):
         same = torch.full((20, 8), 0.3)
@@ -75,6 +77,17 @@ class TestAlarms:
     def test_projections_alone(self):
         (found,) = alarms([line(projection=1.4)] * 5)
         assert "projections: they span 1.4 directions while the features still span 40.0" in found
+
+    def test_projections_that_shrink_to_a_point_in_all_directions_alike(self):
+        (found,) = alarms([line()] * 3 + [line(spread=0.6 * 0.09)] * 5)
+        assert "Collapse to a point: the projections spread 0.09 times as far as in the first line" in found
+        assert alarms([line()] * 3 + [line(spread=0.6 * 0.11)] * 5) == []
+        assert alarms([line()] * 3 + [line(spread=0.01)] * 4) == []
+        assert alarms([line()] * 3 + [line(spread=0.01)] * 4 + [line()]) == []
+
+    def test_lines_of_earlier_versions_have_no_spread(self):
+        before = {k: v for k, v in line().items() if k != "spread_projection"}
+        assert alarms([before] * 3 + [line(spread=0.01)] * 5) == []
 
     def test_branches_that_point_apart(self):
         (found,) = alarms([line(similarity=-0.2)] * 5)

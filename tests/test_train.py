@@ -67,7 +67,8 @@ def test_every_line_has_the_keys_that_readers_expect_in_step_order(tmp_path: Pat
     assert [line["step"] for line in lines] == [1, 3, 4, 6, 8, 9, 12, 15, 16, 18, 20]
     expected = {
         "step", "epoch", "loss", "uniformity", "alignment", "learning_rate", "teacher_momentum", "effective_rank",
-        "matrix_entropy", "effective_rank_projection", "teacher_similarity", "negative_determinants", "bad_steps",
+        "matrix_entropy", "effective_rank_projection", "spread_projection", "teacher_similarity",
+        "negative_determinants", "bad_steps",
     }  # fmt: skip
     for line in lines:
         assert line.keys() - {"spectrum", "alarm"} == expected

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from matrix_ssl.matrix import shannon_entropy, spectrum
 
 _FEW_DIRECTIONS = 3.0
+_SHRUNK = 0.1  # of the spread in the first line
 _WINDOW = 5  # lines of metrics that must agree
 
 
@@ -22,8 +23,9 @@ def describe(features: Tensor, student: Tensor, teacher: Tensor) -> tuple[dict[s
 
     Returns:
         Scalars: ``effective_rank`` (1 to k) and ``matrix_entropy`` (nats, 0 to log k) of the features' covariance
-        scaled to trace one, ``effective_rank_projection`` of the student's, ``teacher_similarity``, the mean cosine of
-        the two branches. And the eigenvalues of the features, in descending order, summing to one.
+        scaled to trace one, ``effective_rank_projection`` of the student's, ``spread_projection``, the root mean square
+        of the standard deviations of its d entries, ``teacher_similarity``, the mean cosine of the two branches. And
+        the eigenvalues of the features, in descending order, summing to one.
     """
     eigenvalues = spectrum(features)
     entropy = shannon_entropy(eigenvalues)
@@ -31,6 +33,7 @@ def describe(features: Tensor, student: Tensor, teacher: Tensor) -> tuple[dict[s
         "effective_rank": entropy.exp(),
         "matrix_entropy": entropy,
         "effective_rank_projection": shannon_entropy(spectrum(student)).exp(),
+        "spread_projection": student.float().var(0, correction=0).mean().sqrt(),
         "teacher_similarity": F.cosine_similarity(student, teacher, dim=1).mean(),
     }
     return values, eigenvalues
@@ -45,6 +48,8 @@ def alarms(history: Sequence[Mapping[str, Any]]) -> list[str]:
     found = []
     recent = history[-_WINDOW:]
     if len(recent) == _WINDOW:
+        first = history[0].get("spread_projection", 0.0)  # runs of earlier versions lack it
+        shrunk = [line["spread_projection"] / first for line in recent] if first > 0 else [1.0]
         ranks = [line["effective_rank"] for line in recent]
         flat = max(line["matrix_entropy"] for line in recent) - min(line["matrix_entropy"] for line in recent) < 0.05
         if max(ranks) < _FEW_DIRECTIONS and flat:
@@ -57,6 +62,11 @@ def alarms(history: Sequence[Mapping[str, Any]]) -> list[str]:
                 f"Collapse of the projections: they span {recent[-1]['effective_rank_projection']:.1f} directions "
                 f"while the features still span {ranks[-1]:.1f}. Try a lower optimizer.learning_rate or another "
                 f"method.ridge or weight of the term that keeps outputs apart."
+            )
+        elif max(shrunk) < _SHRUNK:
+            found.append(
+                f"Collapse to a point: the projections spread {shrunk[-1]:.2g} times as far as in the first line. Try "
+                f"a larger weight of the term that keeps outputs apart, or a lower optimizer.learning_rate."
             )
         if max(line["teacher_similarity"] for line in recent) < 0:
             found.append(

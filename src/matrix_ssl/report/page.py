@@ -163,10 +163,14 @@ def _rank_figure(data: RunData) -> Figurine | None:
     entropies += [replace(c, values=np.log(np.maximum(c.values, 1))) for c in ranks if c.name == "projection"]
     return _figure(
         "rank", "Effective rank and matrix entropy",
-        [Panel("effective rank", ranks, bottom=0.0), Panel("matrix entropy (nats)", entropies, bottom=0.0)],
+        [
+            Panel("effective rank", ranks, bottom=0.0), Panel("matrix entropy (nats)", entropies, bottom=0.0),
+            Panel("spread", _curves(data, spread_projection="projection"), bottom=0.0),
+        ],
         "Entropy of the eigenvalues of the trace-one covariance, and its exponential, the effective rank: between 1 "
         "(all features on one line) and the dimension (all directions used alike). In a healthy run both rise and "
-        "then level off; a rank that falls towards 1 is collapse.",
+        "then level off; a rank that falls towards 1 is collapse, and so is a spread, the standard deviation of the "
+        "projections, that falls towards 0.",
     )  # fmt: skip
 
 

@@ -19,8 +19,8 @@ from matrix_ssl.report.figures import Curve
 # Keys of metrics.jsonl with a meaning of their own; every other number on a line is a term of the loss.
 KNOWN_KEYS = frozenset({
     "step", "epoch", "seconds", "loss", "learning_rate", "teacher_momentum", "effective_rank", "matrix_entropy",
-    "effective_rank_projection", "teacher_similarity", "negative_determinants", "bad_steps", "images_per_second",
-    "spectrum", "alarm", "online_train", "online_linear", "online_knn", "knn_20_held_out",
+    "effective_rank_projection", "spread_projection", "teacher_similarity", "negative_determinants", "bad_steps",
+    "images_per_second", "spectrum", "alarm", "online_train", "online_linear", "online_knn", "knn_20_held_out",
 })  # fmt: skip
 _MAP = ("map", "map_labels")
 _GALLERY = (
