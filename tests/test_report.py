@@ -297,6 +297,16 @@ def test_only_a_configuration(tmp_path):
     assert "optimizer.learning_rate" in page.text("details")
 
 
+def test_an_imported_encoder_promises_no_curves(tmp_path):
+    run = make_run(tmp_path / "run")
+    (run / "metrics.jsonl").unlink()
+    summary = json.loads((run / "summary.json").read_text())
+    (run / "summary.json").write_text(json.dumps(summary | {"imported": {"file": "moco.pth.tar"}}))
+    notes = report(run).text("section")
+    assert "imported from moco.pth.tar: no curves of its training" in notes
+    assert "They come with training" not in notes
+
+
 @pytest.mark.parametrize("name", ["summary.json", "evaluation.npz", "environment.json", "metrics.jsonl"])
 @pytest.mark.parametrize("content", [None, b"", b"{", b"[1, 2]", b"\xff\xfe\x00", b"PK\x03\x04 cut off", b"half"])
 def test_a_missing_or_damaged_piece_leaves_the_rest(tmp_path, name, content):

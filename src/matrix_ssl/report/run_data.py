@@ -96,9 +96,11 @@ def read_run(run: Path) -> RunData:
     config = record.read_config(run)
     notes: list[Note] = []
     lines = _read_lines(run / record.METRICS, notes)
-    if not lines:
-        notes.append(Note("No training metrics yet, so there are no curves. They come with training:", "pretrain"))
     summary = _read_object(run / record.SUMMARY, notes)
+    if imported := mapping(summary.get("imported")):
+        notes.append(Note(f"The encoder was imported from {imported.get('file')}: no curves of its training are here."))
+    elif not lines:
+        notes.append(Note("No training metrics yet, so there are no curves. They come with training:", "pretrain"))
     if lines and summary.get("finished") is not True:
         notes.append(Note("This run is not finished. The command that began it takes it up again:", "pretrain"))
     environment = _read_object(run / record.ENVIRONMENT, notes)
