@@ -36,6 +36,7 @@ SPLIT_SEED = 0  # one split for all arms and seeds
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", required=True)
+    parser.add_argument("--method", help="another than the recipe's: a name or a Python file")
     parser.add_argument("--data", help="replaces the recipe's data set")
     parser.add_argument("--data-root", type=Path)
     parser.add_argument("--pictures", type=int, default=0, help="only so many of the training pictures; 0: all")
@@ -48,6 +49,8 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
 
     base = find_recipe(arguments.recipe)
+    if arguments.method:
+        base = train.use_method(base, arguments.method, papers=False)
     source = open_source(arguments.data or base.data.source, split="train", data_root=arguments.data_root)
     if arguments.data:
         base = config.override(base, [f"data.source={arguments.data}"])
@@ -112,6 +115,7 @@ def write(path: Path, arguments: argparse.Namespace, rows: list[dict[str, Any]])
     )
     head = {
         "recipe": arguments.recipe,
+        "method": arguments.method,
         "pictures": arguments.pictures,
         "set": arguments.set,
         "held_out": HELD_OUT,
