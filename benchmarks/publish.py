@@ -43,15 +43,16 @@ def shortened(results: dict[str, Any]) -> dict[str, Any]:
     for row in results["rows"]:
         if "curve" in row:
             row["curve"] = [point for point in row["curve"] if CURVE in point]
-    rounded: dict[str, Any] = _rounded(results)
-    return rounded
+    found: dict[str, Any] = rounded(results)
+    return found
 
 
-def _rounded(value: Any) -> Any:
+def rounded(value: Any) -> Any:
+    """The value with seven digits of every number in it."""
     if isinstance(value, dict):
-        return {key: _rounded(member) for key, member in value.items()}
+        return {key: rounded(member) for key, member in value.items()}
     if isinstance(value, list):
-        return [_rounded(member) for member in value]
+        return [rounded(member) for member in value]
     return float(f"{value:.7g}") if isinstance(value, float) else value
 
 

@@ -77,7 +77,12 @@ def _certainty(c: Comparison, first: Arm, others: Sequence[Arm], found: Mapping[
         against = "the other" if clear == 1 else f"all {clear} others"
         return f"that it is better than {against} is significant (paired t test, Holm-adjusted p < {SIGNIFICANT})"
     if clear == 0:
-        return f"no lead is significant over {seeds} seeds: the differences may be chance"
+        pairs = (found.get((first.label, other.label)) for other in others)
+        least = min(pair.adjusted_p for pair in pairs if pair and pair.adjusted_p is not None)
+        return (
+            f"over {seeds} seeds no lead is significant when all pairs of methods are tested at once (paired t tests, "
+            f"Holm-adjusted p at least {least:.2g})"
+        )
     over = listed(open_to) if len(open_to) <= 3 else f"{len(open_to)} of the {len(others)} others"
     rest = "the other one" if clear == 1 else f"the other {clear}"
     test = f"paired t test, Holm-adjusted p < {SIGNIFICANT}"
