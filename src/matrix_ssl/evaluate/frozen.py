@@ -70,7 +70,7 @@ def predict(
         penalty = choose_penalty(x, y, classes=len(classes)) if l2 is None else l2
         probe = fit_logistic_regression(x, y, classes=len(classes), l2=penalty)
         if not probe.converged:
-            say(f"warning: the linear probe (l2 = {penalty:g}) was stopped after {probe.iterations} steps, unconverged.")
+            say(f"warning: the linear probe, l2 = {penalty:g}, stopped unconverged after {probe.iterations} steps.")
         found["linear"] = Predictions(probe.predict(x_test)[None], {"l2": penalty})
     if "low-shot" in protocols:
         fewest = int(counts.argmin())
