@@ -132,6 +132,17 @@ class TestScripts:
         assert (tmp_path / "digits.md").read_text("utf-8") == (ROOT / "docs/results/digits.md").read_text("utf-8")
         assert (tmp_path / "compare_digits.json").read_bytes() == (RESULTS / "compare_digits.json").read_bytes()
 
+    def test_publish_chain(self, tmp_path):
+        bundle = json.loads((RESULTS / "chain.json").read_text())
+        for name, value in bundle["files"].items():
+            (tmp_path / "run" / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "run" / name).write_text(json.dumps(value))
+        shutil.copy(ROOT / "docs/results/chain.md", tmp_path)
+        where = ("--results", tmp_path, "--docs", tmp_path)
+        run("publish_chain.py", tmp_path / "run", bundle["command"], *where)
+        assert (tmp_path / "chain.md").read_text("utf-8") == (ROOT / "docs/results/chain.md").read_text("utf-8")
+        assert (tmp_path / "chain.json").read_bytes() == (RESULTS / "chain.json").read_bytes()
+
     def test_losses(self, results):
         found = json.loads((results / "losses.json").read_text())
         for case in found["cases"]:
