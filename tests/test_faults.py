@@ -338,8 +338,8 @@ def test_the_python_interpreter_shows_no_traceback_either(tmp_path: Path) -> Non
 def test_an_interrupt_outside_of_training_ends_with_a_word(run: Path) -> None:
     before = contents(run)
     interrupt = (
-        "import os, signal, matrix_ssl.evaluate.protocols as p\n"
-        "p.extract = lambda *_, **__: os.kill(os.getpid(), signal.SIGINT) or 1 / 0"
+        "import signal, matrix_ssl.evaluate.protocols as p\n"
+        "p.extract = lambda *_, **__: signal.raise_signal(signal.SIGINT) or 1 / 0"  # to this thread, before it returns
     )
     ended = runs.run(run.parent, ["evaluate", "r", "--device", "cpu"], before=interrupt)
     assert (ended.code, ended.err.strip(), ended.out) == (130, "stopped.", "")
