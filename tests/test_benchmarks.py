@@ -108,7 +108,7 @@ def results(tmp_path_factory):
     run("entropies.py", "--quick", "--out", folder / "entropies.json")
     run("processes.py", "--quick", "--out", folder / "processes.json")
     shutil.copy(RESULTS / "method_losses.json", folder)  # the script needs lightly: see its own test
-    for name in ("speed", *pages.TRAINED):
+    for name in ("speed", "scale", *pages.TRAINED):
         shutil.copy(RESULTS / f"{name}.json", folder)
     return folder
 
