@@ -48,7 +48,7 @@ def alarms(history: Sequence[Mapping[str, Any]]) -> list[str]:
     found = []
     recent = history[-_WINDOW:]
     if len(recent) == _WINDOW:
-        first = history[0].get("spread_projection", 0.0)  # runs of earlier versions lack it
+        first = history[0].get("spread_projection") or 0.0  # runs of earlier versions lack it
         shrunk = [line["spread_projection"] / first for line in recent] if first > 0 else [1.0]
         ranks = [line["effective_rank"] for line in recent]
         flat = max(line["matrix_entropy"] for line in recent) - min(line["matrix_entropy"] for line in recent) < 0.05
