@@ -274,6 +274,18 @@ class TestGradients:
             first, second = (torch.autograd.grad(loss * scale, x, retain_graph=True)[0] for scale in (1, 3))
             torch.testing.assert_close(3 * first, second)
 
+    @each_form
+    def test_a_retained_graph_gives_the_same_again(self, form):
+        """The first backward gives its buffers away, and its owner may write to them."""
+        hidden, head, labels = sample()
+        hidden.requires_grad_(), head.requires_grad_()
+        loss = matrix_cross_entropy_loss(hidden, head, labels, **form)
+        first = torch.autograd.grad(loss, (hidden, head), retain_graph=True)
+        expected = [x.clone() for x in first]
+        for x in first:
+            x.zero_()
+        torch.testing.assert_close(torch.autograd.grad(loss, (hidden, head)), tuple(expected), rtol=0, atol=0)
+
     def test_only_the_loss_has_a_gradient(self):
         hidden, head, labels = sample()
         terms = matrix_cross_entropy_terms(hidden.requires_grad_(), head, labels)

@@ -2,8 +2,10 @@
 
 With hidden states the logits are never whole: value and gradients come from one pass in the forward, and what is kept
 for the backward are the gradients. They are those of the sum over positions, before any division, so that half
-precision neither underflows nor overflows. With given logits the gradient is as large as they are: it is computed in
-the backward, and between the two only the logits themselves are kept.
+precision neither underflows nor overflows. The backward scales them in place and gives them away: a copy of the head's
+would cost a quarter of a product. So a second backward of a retained graph computes them anew. With given logits the
+gradient is as large as they are: it is computed in the backward, and between the two only the logits themselves are
+kept.
 """
 
 from collections.abc import Callable
@@ -54,36 +56,50 @@ class _FromHidden(torch.autograd.Function):
         objective: Objective,
         needed: list[bool],
     ) -> tuple[Tensor, ...]:
-        with without_autocast(hidden):
-            head = Head.of(head_weight, _dtype(hidden, head_weight))
-            by_hidden = torch.zeros_like(hidden) if needed[0] else None
-            by_head: Tensor | None = None  # made by the first chunk: zeros would be written only to be read
-
-            def logits(part: Positions) -> Tensor:
-                return part.take(hidden, head.weight.dtype) @ head.weight.mT
-
-            def collect(part: Positions, slope: Tensor) -> None:
-                nonlocal by_head
-                if by_hidden is not None:
-                    by_hidden[part.rows] = (slope @ head.weight).to(hidden.dtype)
-                if needed[1]:
-                    inputs = part.take(hidden, head.weight.dtype)
-                    by_head = slope.mT @ inputs if by_head is None else by_head.addmm_(slope.mT, inputs)
-
-            sums = _sum(positions, head, objective, logits, collect if any(needed) else None)
-            if needed[1] and by_head is None:
-                by_head = torch.zeros_like(head.weight)
-        ctx.save_for_backward(by_hidden, by_head)
-        ctx.dtypes = hidden.dtype, head_weight.dtype
+        ctx.save_for_backward(hidden, head_weight)
+        ctx.arguments = positions, objective, needed
+        sums, ctx.gradients = _values_and_gradients(hidden, head_weight, positions, objective, needed)
         ctx.mark_non_differentiable(*sums[1:])
         return sums
 
     @staticmethod
     @differentiable_once
     def backward(ctx: Any, scale: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        gradients = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
-        scaled = ((full_precision(g) * scale).to(dtype) if g is not None else None for g, dtype in gradients)
+        inputs = ctx.saved_tensors
+        gradients, ctx.gradients = ctx.gradients, None
+        if gradients is None:  # given away by an earlier backward of a graph that was retained
+            _, gradients = _values_and_gradients(*inputs, *ctx.arguments)
+        scaled = (
+            full_precision(gradient).mul_(scale).to(x.dtype) if gradient is not None else None
+            for gradient, x in zip(gradients, inputs, strict=True)
+        )
         return *scaled, None, None, None
+
+
+def _values_and_gradients(
+    hidden: Tensor, head_weight: Tensor, positions: Positions, objective: Objective, needed: list[bool]
+) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...]]:
+    """The sums, and the gradients of the loss by hidden states and head, None where not needed."""
+    with without_autocast(hidden):
+        head = Head.of(head_weight, _dtype(hidden, head_weight))
+        by_hidden = torch.zeros_like(hidden) if needed[0] else None
+        by_head: Tensor | None = None  # made by the first chunk: zeros would be written only to be read
+
+        def logits(part: Positions) -> Tensor:
+            return part.take(hidden, head.weight.dtype) @ head.weight.mT
+
+        def collect(part: Positions, slope: Tensor) -> None:
+            nonlocal by_head
+            if by_hidden is not None:
+                by_hidden[part.rows] = (slope @ head.weight).to(hidden.dtype)
+            if needed[1]:
+                inputs = part.take(hidden, head.weight.dtype)
+                by_head = slope.mT @ inputs if by_head is None else by_head.addmm_(slope.mT, inputs)
+
+        sums = _sum(positions, head, objective, logits, collect if any(needed) else None)
+        if needed[1] and by_head is None:
+            by_head = torch.zeros_like(head.weight)
+    return sums, (by_hidden, by_head)
 
 
 class _FromLogits(torch.autograd.Function):
