@@ -56,11 +56,23 @@ def training_arguments(settings: FineTuneSettings, *, output: Path, processes: i
         "disable_tqdm": True,
     }
     try:
-        return TrainingArguments(**values)
+        arguments = TrainingArguments(**values)
     except ImportError as error:
         raise MissingExtra("accelerate", "llm") from error
     except (ValueError, TypeError) as error:
         raise ConfigError(f"transformers refuses these training arguments: {error}") from error
+    _check_weights_are_gathered(arguments)
+    return arguments
+
+
+def _check_weights_are_gathered(arguments: Any) -> None:
+    """Refuses DeepSpeed's ZeRO-3 without the setting under which the Trainer saves the weights at all."""
+    config, key = getattr(arguments, "hf_deepspeed_config", None), "stage3_gather_16bit_weights_on_model_save"
+    if config is not None and config.is_zero3() and not config.is_true(f"zero_optimization.{key}"):
+        raise ConfigError(
+            f"under DeepSpeed's ZeRO-3 no model would be saved at the end: set {key} to true in zero_optimization. "
+            f"They are saved in the precision that the model computes in."
+        )
 
 
 def parse_assignments(assignments: tuple[str, ...]) -> dict[str, Any]:

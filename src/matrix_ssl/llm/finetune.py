@@ -8,6 +8,7 @@ import importlib.metadata
 import importlib.util
 import shutil
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -143,8 +144,8 @@ def run(prepared: Prepared, out: Path, *, display: Display) -> dict[str, Any]:
             "steps": trainer.state.global_step,
             "losses": {"first": recorder.lines[0], "last": recorder.lines[-1]} if recorder.lines else {},
             "counts": prepared.counts(),
-            "parameters": sum(p.numel() for p in parameters),
-            "parameters_trained": sum(p.numel() for p in parameters if p.requires_grad),
+            "parameters": _count(parameters),
+            "parameters_trained": _count(p for p in parameters if p.requires_grad),
             "seconds_since_last_start": time.monotonic() - started,
             **prepared.description(),
             "environment": record.read_json(out / record.ENVIRONMENT),
@@ -178,8 +179,15 @@ def _trainer(prepared: Prepared, recorder: Recorder) -> MatrixTrainer:
     return trainer
 
 
+def _count(parameters: Iterable[torch.nn.Parameter]) -> int:
+    """Numbers in them, also where they are spread over processes: ZeRO-3 leaves nothing in place."""
+    return sum(getattr(p, "ds_numel", p.numel()) for p in parameters)
+
+
 def _save_model(trainer: MatrixTrainer, out: Path) -> None:
     """Writes ``model/`` under another name, which the main process then replaces; all processes have to call."""
+    if trainer.is_fsdp_enabled:  # checkpoints may be in parts, the result is whole
+        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     temporary = out / f".{MODEL}.tmp"
     if distributed.is_main():
         shutil.rmtree(temporary, ignore_errors=True)
