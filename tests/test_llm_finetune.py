@@ -301,6 +301,7 @@ def test_further_arguments_have_the_names_and_types_of_transformers():
         (["--batch-size", "5", "--gradient-accumulation", "2"], "batch_size=5 does not divide"),
         (["--epochs", "0"], "epochs=0.0"),
         (["--lora", "-1"], "lora=-1"),
+        (["--load-in-4bit"], "give a rank of adapters"),
         (["--columns", "question,anser"], "no column 'anser'"),
     ],
 )
@@ -394,6 +395,38 @@ def test_adapters_are_saved_and_open_on_their_model(base, data, tmp_path):
         models.open_model(str(out / "model"))
     with pytest.raises(ConfigError, match="random weights"):
         command(*short(Path(f"config:{base}"), data, tmp_path / "other", "--lora", 2))
+
+
+def test_adapters_on_four_bits_learn_and_the_weights_below_are_those_of_bitsandbytes(base, data, tmp_path):
+    from bitsandbytes.functional import dequantize_4bit
+
+    below, whole = models.open_model(str(base), four_bits_on=torch.device("cpu")), llm_toys.llama().eval()
+    changed = 0
+    with torch.no_grad():
+        for name, parameter in below.named_parameters():
+            if parameter.dtype == torch.uint8:
+                whole.get_parameter(name).copy_(dequantize_4bit(parameter.data, parameter.quant_state))
+                changed += 1
+    assert changed == 14  # seven in each of two layers, and not the head
+    ids = torch.arange(8).unsqueeze(0)
+    torch.testing.assert_close(below(input_ids=ids).logits, whole(input_ids=ids).logits, rtol=1e-4, atol=1e-5)
+
+    command(*short(base, data, tmp_path / "run", "--lora", 2, "--load-in-4bit", "--epochs", 3))
+    result = record.read_json(tmp_path / "run" / "finetune.json")
+    adapters = result["parameters_trained"]
+    assert result["parameters"] == adapters + sum(p.numel() for p in whole.parameters())
+    assert result["losses"]["last"]["ce"] < result["losses"]["first"]["ce"]
+    saved = load_file(tmp_path / "run" / "model" / "adapter_model.safetensors")
+    assert sum(tensor.numel() for tensor in saved.values()) == adapters
+    models.open_model(str(tmp_path / "run" / "model"), adapter=True)
+
+
+def test_four_bits_need_a_model_and_the_package(base, monkeypatch):
+    with pytest.raises(ConfigError, match="random weights are trained whole"):
+        models.open_model(f"config:{base}", four_bits_on=torch.device("cpu"))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtra, match=r"'bitsandbytes' is not installed: pip install 'matrix-ssl\[qlora\]'"):
+        models.open_model(str(base), four_bits_on=torch.device("cpu"))
 
 
 def test_folders_of_other_things_are_left_alone(base, data, tmp_path):

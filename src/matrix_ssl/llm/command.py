@@ -56,6 +56,7 @@ def _default(value: Any) -> str:
 @click.option("--top", type=int, help="Tokens of the form top." + _default(DEFAULTS.top))
 @click.option("--lora", type=int, metavar="RANK", help="Train adapters of this rank; 0: all weights."
               + _default(_DEFAULTS.lora))  # fmt: skip
+@click.option("--load-in-4bit", is_flag=True, help="Hold the linear layers below the adapters in four bits (QLoRA).")
 @click.option("--epochs", type=float, help="Passes over the data." + _default(_DEFAULTS.epochs))
 @click.option("--batch-size", type=int, help="Sequences of a step, of all processes together."
               + _default(_DEFAULTS.batch_size))  # fmt: skip
@@ -81,6 +82,7 @@ def finetune(
     steps: int | None,
     top: int | None,
     lora: int | None,
+    load_in_4bit: bool,
     epochs: float | None,
     batch_size: int | None,
     gradient_accumulation: int | None,
@@ -114,6 +116,7 @@ def finetune(
         template=template,
         columns=_names(columns),
         objective=Objective(weight=0.0) if loss == "ce" else Objective(**term),
+        load_in_4bit=load_in_4bit,
         arguments=assignments,
         **numbers,
     )

@@ -28,7 +28,7 @@ from matrix_ssl.llm.trainer import MatrixTrainer, check_trainable
 from matrix_ssl.progress import Display
 from matrix_ssl.signals import Interrupted, collected
 
-_PACKAGES = ("transformers", "accelerate", "peft", "tokenizers")
+_PACKAGES = ("transformers", "accelerate", "peft", "tokenizers", "bitsandbytes", "deepspeed")
 _STATE = "trainer_state.json"  # the Trainer writes it last
 
 
@@ -48,7 +48,7 @@ class Prepared:
         """One line on what is about to run and where."""
         s, o, processes = self.settings, self.settings.objective, distributed.world_size()
         loss = f"ce + {o.weight:g} mce ({o.form}, ridge {o.ridge:g})" if o.weight else "ce"
-        kind = f"LoRA of rank {s.lora}" if s.lora else "all weights"
+        kind = f"LoRA of rank {s.lora}{' on four bits' if s.load_in_4bit else ''}" if s.lora else "all weights"
         return (
             f"{s.model}, {kind}; {len(self.examples)} examples, {self.examples.learned} tokens to learn; {loss}; "
             f"{s.epochs:g} epochs of batch {s.batch_size}, seed {s.seed}; {devices.device_name(self.device)}, "
@@ -86,7 +86,8 @@ def prepare(settings: FineTuneSettings, out: Path, *, device: torch.device) -> P
     )  # fmt: skip
     if settings.lora and settings.model.startswith(FROM_CONFIG):
         raise ConfigError("--lora on random weights saves an adapter without its model: train the whole model first.")
-    model = open_model(settings.model, seed=settings.seed)
+    four_bits = device if settings.load_in_4bit else None
+    model = open_model(settings.model, seed=settings.seed, four_bits_on=four_bits)
     _check_tokens(examples, model, settings)
     check_trainable(model, tokenizer, arguments, settings.objective)
     if settings.lora:
@@ -180,8 +181,9 @@ def _trainer(prepared: Prepared, recorder: Recorder) -> MatrixTrainer:
 
 
 def _count(parameters: Iterable[torch.nn.Parameter]) -> int:
-    """Numbers in them, also where they are spread over processes: ZeRO-3 leaves nothing in place."""
-    return sum(getattr(p, "ds_numel", p.numel()) for p in parameters)
+    """Numbers in them, also where a tensor does not hold them so: spread by ZeRO-3, or packed two to a byte."""
+    return sum(p.quant_state.shape.numel() if hasattr(p, "quant_state") else getattr(p, "ds_numel", p.numel())
+               for p in parameters)  # fmt: skip
 
 
 def _save_model(trainer: MatrixTrainer, out: Path) -> None:

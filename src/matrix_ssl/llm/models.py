@@ -1,5 +1,6 @@
 """Opening a causal language model and its tokenizer: a folder, a name of the Hugging Face hub, or a configuration."""
 
+import importlib.util
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -8,6 +9,7 @@ from typing import Any
 
 import torch
 
+from matrix_ssl import devices
 from matrix_ssl.errors import CheckpointError, ConfigError, MissingExtra
 
 FROM_CONFIG = "config:"
@@ -43,7 +45,7 @@ def open_tokenizer(model: str) -> Any:
         raise CheckpointError(f"the tokenizer of {place} cannot be loaded: {error}") from error
 
 
-def open_model(model: str, *, seed: int = 0, adapter: bool = False) -> Any:
+def open_model(model: str, *, seed: int = 0, adapter: bool = False, four_bits_on: torch.device | None = None) -> Any:
     """The model, in float32.
 
     Args:
@@ -51,14 +53,19 @@ def open_model(model: str, *, seed: int = 0, adapter: bool = False) -> Any:
             with a configuration, for random weights.
         seed: of random weights.
         adapter: also open a folder that holds an adapter and the name of its base.
+        four_bits_on: the device of a model whose linear layers but the head are held in four bits, and which has to
+            get adapters to be trained. Dettmers et al., "QLoRA: Efficient Finetuning of Quantized LLMs", NeurIPS 2023:
+            NF4, with quantized scales.
 
     Raises:
         CheckpointError: configuration or weights are missing or damaged.
-        ConfigError: it is an adapter where none is expected.
-        MissingExtra: transformers is not installed.
+        ConfigError: it is an adapter where none is expected, or four bits are asked for random weights.
+        MissingExtra: transformers is not installed, or bitsandbytes for four bits.
     """
     transformers = _transformers()
     if model.startswith(FROM_CONFIG):
+        if four_bits_on is not None:
+            raise ConfigError(f"--load-in-4bit with {model}: random weights are trained whole, not below adapters.")
         place = model.removeprefix(FROM_CONFIG)
         path = Path(place) / _CONFIG if Path(place).is_dir() else Path(place)
         if not path.is_file():
@@ -72,9 +79,10 @@ def open_model(model: str, *, seed: int = 0, adapter: bool = False) -> Any:
     if is_folder(model):
         check_folder(Path(model), adapter=adapter)
         model = str(Path(model).resolve())  # an adapter remembers where its model lies
+    quantized = {} if four_bits_on is None else _four_bits(four_bits_on)
     try:
         opened, found = transformers.AutoModelForCausalLM.from_pretrained(
-            model, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+            model, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **quantized
         )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise CheckpointError(f"{model} cannot be loaded: {error}") from error
@@ -84,6 +92,18 @@ def open_model(model: str, *, seed: int = 0, adapter: bool = False) -> Any:
         raise
     check_complete(model, found["missing_keys"])
     return opened
+
+
+def _four_bits(device: torch.device) -> dict[str, Any]:
+    """What ``from_pretrained`` takes for a quantized model."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise MissingExtra("bitsandbytes", "qlora")
+    bfloat16 = devices.choose_precision("auto", device) == "bfloat16"
+    config = _transformers().BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16 if bfloat16 else torch.float32,
+    )  # fmt: skip
+    return {"quantization_config": config, "device_map": {"": device}}
 
 
 def check_complete(model: str, missing: Iterable[str]) -> None:

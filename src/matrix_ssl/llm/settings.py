@@ -37,6 +37,7 @@ class FineTuneSettings:
     columns: tuple[str, ...] = ()  # with questions and answers, or with messages; none: those that are found
     objective: Objective = DEFAULTS  # weight 0 is the cross-entropy alone
     lora: int = 0  # rank of adapters; 0: the whole model is trained
+    load_in_4bit: bool = False  # below adapters, the linear layers in four bits
     epochs: float = 3.0
     batch_size: int = 128  # sequences of a step, of all processes and micro-batches together
     gradient_accumulation: int = 1  # micro-batches of a step
@@ -61,7 +62,7 @@ class FineTuneSettings:
 
 
 def check_settings(settings: FineTuneSettings) -> None:
-    """Raises ConfigError for a number outside the range in which it means something."""
+    """Raises ConfigError for a number outside the range in which it means something, and for bits without adapters."""
     ranges: dict[str, tuple[float, float]] = {
         "lora": (0, math.inf),
         "epochs": (0, math.inf),
@@ -75,6 +76,8 @@ def check_settings(settings: FineTuneSettings) -> None:
         value = getattr(settings, key)
         if not (low <= value <= high and math.isfinite(value)) or (key == "epochs" and value == 0):
             raise ConfigError(f"{key}={value}: expected a number from {low:g} on, and above 0 for epochs.")
+    if settings.load_in_4bit and not settings.lora:
+        raise ConfigError("load_in_4bit without lora: weights in four bits cannot be trained, give a rank of adapters.")
 
 
 def to_dict(settings: FineTuneSettings) -> dict[str, Any]:
