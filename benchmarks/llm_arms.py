@@ -175,14 +175,14 @@ class Experiment:
     def tune(self, seed: int) -> None:
         """All trials of a seed that is not reported; the test problems are not read."""
         model, problems = self.pretrained(seed), self.learned_from(seed)
-        for arm, rate in itertools.product(TUNED, self.settings.rates):
-            self.run(model, problems, problems[self.settings.problems :], arm=arm, rate=rate, seed=seed)
+        for name, rate in itertools.product(TUNED, self.settings.rates):
+            self.run(model, problems, problems[self.settings.problems :], name, ARMS[name], rate=rate, seed=seed)
 
     def report(self, seed: int) -> None:
         """All arms of a seed, each measured once on the test problems."""
         model, problems = self.pretrained(seed), self.learned_from(seed)
-        for arm, rate in self.rates().items():
-            self.run(model, problems, self.test, arm=arm, rate=rate, seed=seed)
+        for name, rate in self.rates().items():
+            self.run(model, problems, self.test, name, ARMS[name], rate=rate, seed=seed)
 
     def learned_from(self, seed: int) -> Tensor:
         """The problems of a seed, those to learn from and then those held out; none is a test problem."""
@@ -204,15 +204,15 @@ class Experiment:
         self.write(about, {"seed": seed, "parameters": parameters, **found, "head": structure(model)})
         return model
 
-    def run(self, model: Any, problems: Tensor, judge: Tensor, *, arm: str, rate: float, seed: int) -> None:
-        """Fine-tunes a copy and measures it on the problems ``judge``, unless that has been done."""
-        path = self.path(seed, arm, rate)
+    def run(self, model: Any, problems: Tensor, judge: Tensor, name: str, arm: Arm, *, rate: float, seed: int) -> None:
+        """Fine-tunes a copy and measures it on the problems ``judge``, unless a file of that name has it already."""
+        path = self.path(seed, name, rate)
         if path.exists():
             return
         s, tuned = self.settings, copy.deepcopy(model)
         batches = shuffled(problems[: s.problems], s.batch, seed)
-        found = train(tuned, batches, ARMS[arm], steps=s.steps, peak=rate, given=llm_problems.PROMPT)
-        self.write(path, {"seed": seed, "arm": arm, "rate": rate, **found, **measure(tuned, judge, self.mark)})
+        found = train(tuned, batches, arm, steps=s.steps, peak=rate, given=llm_problems.PROMPT)
+        self.write(path, {"seed": seed, "arm": name, "rate": rate, **found, **measure(tuned, judge, self.mark)})
 
     def write(self, path: Path, row: dict[str, Any]) -> None:
         """Writes a row with the commit that made it, and says so."""

@@ -276,7 +276,7 @@ class TestRun:
         experiment = llm_arms.Experiment(llm_arms.QUICK, tmp_path)
         experiment.folder(100).mkdir()
         model, problems = experiment.pretrained(100), experiment.learned_from(100)
-        experiment.run(model, problems, problems[16:], arm="ce", rate=1e-3, seed=100)
+        experiment.run(model, problems, problems[16:], "ce", llm_arms.ARMS["ce"], rate=1e-3, seed=100)
         again, before = (json.loads((folder / "seed-100/ce-0.001.json").read_text()) for folder in (tmp_path, quick))
         assert (again["ce"], again["accuracy"]) == pytest.approx((before["ce"], before["accuracy"]), rel=1e-5)
         assert len(problems) == 24
@@ -292,6 +292,16 @@ class TestRun:
         after = {path: path.stat().st_mtime_ns for path in quick.glob("seed-*/*") if path.name != ".lock"}
         assert {path for path in made if made[path] != after[path]} == {lost}
         assert {**before, "seconds": 0} == {**json.loads(lost.read_text()), "seconds": 0}
+
+    def test_other_constants_are_tried_on_held_out_problems_of_tuning_seeds(self, quick):
+        made = {path.name for path in (quick / "seed-0").iterdir()}
+        result = run("llm_constants.py", "--quick", "--work", quick)
+        assert result.returncode == 0, result.stderr
+        assert {path.name for path in (quick / "seed-0").iterdir()} == made
+        found = json.loads((quick / "llm_constants.json").read_text())
+        assert {row["seed"] for row in found["rows"]} == {100} and len(found["rows"]) == (3 + 5) * 2
+        values = {row["arm"]: row["loss"] for row in found["rows"] if row["rate"] == 1e-3}
+        assert len(set(values.values())) == len(values)  # every constant makes another loss
 
     def test_other_settings_are_refused(self, quick):
         with pytest.raises(RunFolderError, match="other settings"):

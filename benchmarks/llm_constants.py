@@ -1,0 +1,94 @@
+"""What weight, ridge and form of the matrix term change: on held-out problems, as a lead and not as a result.
+
+    python benchmarks/llm_constants.py            (a quarter of an hour on one core, after llm_arms.py)
+    python benchmarks/llm_constants.py --quick    (seconds: whether it runs)
+
+The models, problems and learning rates of ``llm_arms.py`` with its seeds for tuning, which are not reported; the test
+problems are not read. Every variant changes one constant of CE + MCE, closed. Several processes may run the command at
+once. Results go to ``benchmarks/results/llm_constants.json`` and to ``docs/results/llm-arms.md``; of a quick run, to
+the folder alone.
+"""
+
+import argparse
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from llm_arms import ARMS, QUICK, ROOT, Arm, Experiment, Settings, share
+from llm_arms_page import PLAIN, TITLES, signed, spread
+from pages import fill, table
+from rich.console import Console
+from rich.markdown import Markdown
+
+from matrix_ssl import record
+from matrix_ssl.evaluate.accuracy import summarise
+
+RESULT = "llm_constants.json"
+RATES = slice(2, 4)  # of those that llm_arms.py tries: the best of CE and the best of CE + MCE
+CLOSED = ARMS["closed"].objective
+VARIANTS = {
+    "weight 0.3": CLOSED._replace(weight=0.3),
+    "weight 3": CLOSED._replace(weight=3.0),
+    "ridge 0.001": CLOSED._replace(ridge=0.001),
+    "ridge 0.1": CLOSED._replace(ridge=0.1),
+    "lanczos, 2 steps": CLOSED._replace(form="lanczos", steps=2),
+}
+BESIDE = (PLAIN, "closed", "top")  # trials of llm_arms.py
+
+Row = dict[str, Any]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one seed and a tiny model: whether it runs")
+    parser.add_argument("--work", type=Path, help="of llm_arms.py  [default: as there]")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    work = arguments.work or ROOT / "runs" / f"llm_arms{'_quick' * arguments.quick}"
+    experiment = Experiment(QUICK if arguments.quick else Settings(), work)
+    rates = experiment.settings.rates[-2:] if arguments.quick else experiment.settings.rates[RATES]
+
+    def explore(seed: int) -> None:
+        experiment.tune(seed)
+        model, problems = experiment.pretrained(seed), experiment.learned_from(seed)
+        held_out = problems[experiment.settings.problems :]
+        for (name, objective), rate in itertools.product(VARIANTS.items(), rates):
+            experiment.run(model, problems, held_out, name, Arm(objective), rate=rate, seed=seed)
+
+    seeds = experiment.settings.tuning_seeds
+    share(seeds, experiment.folder, explore)
+    cases = itertools.product(seeds, (*BESIDE, *VARIANTS), rates)
+    result = {
+        "objectives": {name: objective._asdict() for name, objective in VARIANTS.items()},
+        "environment": experiment.environment,
+        "rows": [record.read_json(experiment.path(*case)) for case in cases],
+    }
+    record.write_json((work if arguments.quick else ROOT / "benchmarks" / "results") / RESULT, result)
+    if not arguments.quick:
+        fill(ROOT / "docs" / "results" / "llm-arms.md", "constants", section(result["rows"]))
+    Console().print(Markdown(section(result["rows"])))
+
+
+def section(rows: Sequence[Row]) -> str:
+    """Accuracy and cross-entropy of every variant at every rate, and the paired difference to CE at the same rate."""
+    found = {(row["arm"], row["rate"], row["seed"]): row for row in rows}
+    names, rates, seeds = (list(dict.fromkeys(values)) for values in zip(*found, strict=True))
+    lines = []
+    for name in names:
+        cells = []
+        for rate in rates:
+            mine, plain = ([found[arm, rate, seed] for seed in seeds] for arm in (name, PLAIN))
+            gains = [a["accuracy"] - b["accuracy"] for a, b in zip(mine, plain, strict=True)]
+            ahead = "–" if name == PLAIN else f"{signed(summarise(gains)['mean'])} ± {100 * summarise(gains)['sd']:.1f}"
+            cells += [spread(summarise([row[key] for row in mine]), *digits)
+                      for key, digits in (("accuracy", (100, 1)), ("ce", (1, 4)))] + [ahead]  # fmt: skip
+        lines.append([TITLES.get(name, name), *cells])
+    head = [f"{what}, rate {rate:g}" for rate in rates for what in ("accuracy, %", "token CE", "− CE, points")]
+    commits = ", ".join(sorted({str(row["commit"]) for row in rows}))
+    return f"{table(['variant', *head], lines)}\n{len(seeds)} seeds, mean ± sd, commits {commits}.\n"
+
+
+if __name__ == "__main__":
+    main()
