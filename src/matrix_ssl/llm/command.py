@@ -1,6 +1,7 @@
 """``matrix-ssl llm``: parse, call, print."""
 
 import contextlib
+import logging
 from pathlib import Path
 from typing import Any, get_args
 
@@ -22,6 +23,8 @@ _columns = click.option("--columns", metavar="NAMES", help="Columns with questio
 @click.group()
 def llm() -> None:
     """Language models: fine-tune with matrix cross-entropy, score, diagnose."""
+    for library in ("bitsandbytes", "lm_eval"):  # they warn of kernels and of a model that is passed whole
+        logging.getLogger(library).setLevel(logging.ERROR)
 
 
 llm.add_command(diagnose)
@@ -131,7 +134,7 @@ def finetune(
     with contextlib.ExitStack() as stack:
         stack.callback(distributed.stop)
         stack.enter_context(distributed.connected())
-        stack.enter_context(models.without_bars())
+        stack.enter_context(models.quietly())
         with distributed.together():
             prepared = runs.prepare(settings, out, device=chosen)
         complete = False
@@ -197,7 +200,7 @@ def score(
     where = devices.choose_device(device)
     rows = question_files.read_rows(data)
     tokenizer = models.open_tokenizer(place)
-    with models.without_bars():
+    with models.quietly():
         network = models.open_model(place, adapter=True).to(where)
     found = scoring.score_model(
         network,

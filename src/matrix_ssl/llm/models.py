@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -135,13 +136,15 @@ def add_lora(model: Any, *, rank: int, seed: int) -> Any:
 
 
 @contextmanager
-def without_bars() -> Iterator[None]:
-    """Keeps transformers from drawing a bar for every file that it reads or writes, until the block ends."""
+def quietly() -> Iterator[None]:
+    """Keeps transformers from drawing bars for files and from warning of its own old names, until the block ends."""
     logging = _transformers().utils.logging
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
+            yield
     finally:
         if shown:
             logging.enable_progress_bar()

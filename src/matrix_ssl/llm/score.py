@@ -167,13 +167,8 @@ def score_with(
         file.write_text("".join(json.dumps(doc) + "\n" for doc in docs), encoding="utf-8")
         task = read_task() | {"dataset_kwargs": {"data_files": {"test": str(file)}, "cache_dir": folder}}
         task["generation_kwargs"] |= {"until": list(stops), "max_gen_toks": max_new_tokens}
-        found = lm_eval.simple_evaluate(
-            model=writer,
-            tasks=[task],
-            task_manager=TaskManager(include_defaults=False),  # reading the harness's own tasks takes long
-            bootstrap_iters=0,
-            log_samples=True,
-        )
+        tasks = TaskManager(include_defaults=False).load([task])  # reading the harness's own tasks takes long
+        found = lm_eval.evaluate(writer, tasks, bootstrap_iters=0, log_samples=True)  # sets no seeds, asks no git
     accuracies = {name: float(found["results"][_NAME][f"exact_match,{name}"]) for name in get_args(Extraction)}
     samples = {s["doc_id"]: s for s in found["samples"][_NAME] if s["filter"] == extraction}
     answers = [_answered(doc, samples[number]) for number, doc in enumerate(docs)]
