@@ -222,6 +222,22 @@ class TestLinear:
         chosen = linear.choose_penalty(x, labels, classes=3, penalties=tuple(scores))
         assert scores[chosen] == max(scores.values()) > scores[1e-2] + 0.02
 
+    def test_the_search_ends_where_weaker_penalties_only_get_worse(self, monkeypatch):
+        x, labels = clusters(150, 60, 3, spread=6.0)
+        tried, real = [], linear._minimise
+
+        def counted(*arguments, l2, **settings):
+            tried.append(l2)
+            return real(*arguments, l2=l2, **settings)
+
+        monkeypatch.setattr(linear, "_minimise", counted)
+        chosen = linear.choose_penalty(x, labels, classes=3)
+        assert tried == list(linear.PENALTIES[: len(tried)]) and len(tried) < len(linear.PENALTIES)
+        assert tried[-3] == chosen  # and two that were no better
+        monkeypatch.setattr(linear, "_PATIENCE", len(linear.PENALTIES))
+        assert linear.choose_penalty(x, labels, classes=3) == chosen
+        assert tried[-len(linear.PENALTIES) :] == list(linear.PENALTIES)
+
     def test_of_penalties_that_are_alike_the_first_is_chosen(self):
         x, labels = clusters(60, 5, 2, spread=0.01)
         assert linear.choose_penalty(x, labels, classes=2, penalties=(3.0, 1.0)) == 3.0

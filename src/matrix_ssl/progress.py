@@ -83,13 +83,14 @@ def _clock(seconds: float) -> str:
 
 
 @contextmanager
-def picture_bar(console: Console, what: str) -> Iterator[Callable[[int, int], None]]:
+def picture_bar(console: Console, what: str, unit: str = "pictures") -> Iterator[Callable[[int, int], None]]:
     """A bar over pictures while the block runs; gives the function to call with (pictures done, pictures in all)."""
     if not console.is_terminal:
         yield lambda done, total: None
         return
-    count = TextColumn("{task.completed:,.0f} of {task.total:,.0f} pictures")
-    with Progress(TextColumn(what), BarColumn(bar_width=24), count, console=console, transient=True) as bar:
+    count = TextColumn(f"{{task.completed:,.0f}} of {{task.total:,.0f}} {unit}")
+    columns = (TextColumn(what), BarColumn(bar_width=24), count, TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("", total=0)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 

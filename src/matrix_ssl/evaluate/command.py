@@ -77,11 +77,11 @@ def evaluate(
         display = Display(quiet=not main)
         with distributed.together():
             learn, judge = _open_parts(location, test_data, data_root, download, say=display.say)
-        bar = partial(picture_bar, options.err, "features")
+        bar = partial(picture_bar, options.err)
         found = {}
         if learn.labels is None:
             display.say("the pictures have no labels: only the map and the gallery of neighbours are made.")
-            with bar() as show:
+            with bar("features") as show:
                 protocols.describe_pictures(run, learn, weights=weights, device=chosen, on_progress=show)
         else:
             found = protocols.evaluate(

@@ -4,7 +4,7 @@ A convex problem with one solution: no learning rate and no epochs to tune, so t
 features only. Its one setting, the penalty, can be chosen on a held-out part of the training pictures.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -24,6 +24,7 @@ _HELD_OUT = 0.2  # part of every class that a penalty is chosen on
 _STREAM = 0x11EA  # a coordinate that keeps this choice apart from other random numbers
 _FLOAT64_NUMBERS = 2**27  # up to this size (1 GiB) the standardised features are kept in float64, above in float32
 _COARSE, _COARSE_ITERATIONS = 1e-5, 200  # to choose a penalty by: weak ones take thousands of steps to the end
+_PATIENCE = 2  # penalties in a row that may be no better; the weak ones, which take longest, are seldom the best
 _TOLERANCE = 1e-8  # the search goes on until no entry of the gradient of the mean objective is larger
 _CONVERGED = 1e-6  # and counts as converged from here: no accuracy changes below
 _ONE_THREAD = 2**21  # numbers below which waking other threads costs more than they give, twenty-fold on a busy machine
@@ -109,7 +110,9 @@ def fit_logistic_regression(
         ConfigError: ``l2`` is not positive.
         DataError: features or labels that cannot be used, or fewer than two classes among the labels.
     """
-    return fit_path(features, labels, classes=classes, penalties=(l2,), scale=scale, max_iterations=max_iterations)[0]
+    return next(
+        fit_path(features, labels, classes=classes, penalties=(l2,), scale=scale, max_iterations=max_iterations)
+    )
 
 
 @torch.no_grad()
@@ -123,8 +126,10 @@ def fit_path(
     scale: Scale | None = None,
     max_iterations: int = 1000,
     tolerance: float = _TOLERANCE,
-) -> list[LogisticRegression]:
+) -> Iterator[LogisticRegression]:
     """``fit_logistic_regression`` for several penalties in turn, each search starting at the solution before.
+
+    A fit is computed when it is asked for.
 
     Args:
         rows: indices of the pictures to fit; all when left out. Features are copied once, already standardised.
@@ -152,7 +157,6 @@ def fit_path(
         basis, r = torch.linalg.qr(x.T)
         x = r.T.contiguous()
     found = x.new_zeros((len(present), x.shape[1] + 1), dtype=torch.float64)
-    fitted = []
     for l2 in penalties:
         found, iterations, converged = _minimise(
             x, targets, found, l2=l2, max_iterations=max_iterations, tolerance=tolerance
@@ -161,8 +165,7 @@ def fit_path(
         bias = found.new_full((classes,), -torch.inf)  # the limit of its bias, which would never be reached by steps
         weight[present] = found[:, :-1] if basis is None else found[:, :-1] @ basis.T.double()
         bias[present] = found[:, -1]
-        fitted.append(LogisticRegression(weight, bias, mean, std, iterations, converged))
-    return fitted
+        yield LogisticRegression(weight, bias, mean, std, iterations, converged)
 
 
 def choose_penalty(features: Tensor, labels: Tensor, *, classes: int, penalties: Sequence[float] = PENALTIES) -> float:
@@ -170,7 +173,7 @@ def choose_penalty(features: Tensor, labels: Tensor, *, classes: int, penalties:
 
     Args:
         features, labels, classes: as in ``fit_logistic_regression``.
-        penalties: tried in this order.
+        penalties: tried in this order, until two in a row are no better than the best before.
 
     Raises:
         DataError: as there, or no class has three pictures, so that none can be held out.
@@ -189,8 +192,13 @@ def choose_penalty(features: Tensor, labels: Tensor, *, classes: int, penalties:
         features, labels, classes=classes, penalties=penalties, rows=rest,
         max_iterations=_COARSE_ITERATIONS, tolerance=_COARSE,
     )  # fmt: skip
-    scores = [accuracy(probe.predict(judge), answers) for probe in fitted]
-    return penalties[max(range(len(scores)), key=scores.__getitem__)]
+    best, highest, worse = penalties[0], -1.0, 0
+    for penalty, probe in zip(penalties, fitted, strict=True):
+        score = accuracy(probe.predict(judge), answers)
+        best, highest, worse = (penalty, score, 0) if score > highest else (best, highest, worse + 1)
+        if worse == _PATIENCE:
+            break
+    return best
 
 
 def _standardised(features: Tensor, rows: Tensor | None, mean: Tensor, std: Tensor) -> Tensor:

@@ -55,7 +55,7 @@ def evaluate(
     fresh: bool = False,
     say: Say,
     display: Display,
-    bar: Callable[[], AbstractContextManager[OnProgress]],
+    bar: Callable[..., AbstractContextManager[OnProgress]],
 ) -> dict[str, dict[str, Any]]:
     """Runs protocols and writes what they find into ``RUN/evaluation/SET/``; the same call again goes on.
 
@@ -70,7 +70,7 @@ def evaluate(
         fresh: measure again what has been measured.
         say: takes sentences for the person, such as what was left out.
         display: progress of protocols that train.
-        bar: around the computation of features; what it gives is called with (pictures done, pictures in all).
+        bar: a progress bar by its title and unit; what it gives is called with (done, in all).
 
     Returns:
         By protocol, the content of its JSON file.
@@ -122,7 +122,7 @@ def _evaluate_features(
     protocols: Sequence[str],
     *,
     say: Say,
-    bar: Callable[[], AbstractContextManager[OnProgress]],
+    bar: Callable[..., AbstractContextManager[OnProgress]],
 ) -> dict[str, dict[str, Any]]:
     """The protocols on frozen features, of the encoder and of the baselines, whose features come of the same pass."""
     started = time.monotonic()
@@ -130,7 +130,7 @@ def _evaluate_features(
         "encoder": subject.encoder, "raw_pixels": RawPixels(), "random_network": subject.untrained[0]
     }  # fmt: skip
     files = subject.folder / "features"
-    with bar() as show:
+    with bar("features") as show:
         learn, judge = (
             extract(
                 networks, source, subject.config.data,
@@ -148,16 +148,17 @@ def _evaluate_features(
             )
     assert subject.train.classes is not None and learn.labels is not None and judge.labels is not None  # checked
     wanted = [name for name in frozen.PROTOCOLS if name in protocols or (name == "linear" and TRANSFER in protocols)]
-    made = {
-        name: frozen.predict(
-            learn.vectors[name], learn.labels, judge.vectors[name],
-            classes=subject.train.classes,
-            protocols=wanted,
-            device=subject.device if subject.device.type == "cuda" else None,
-            say=say if name == "encoder" else _silent,  # what is left out is left out for the baselines, too
-        )
-        for name in networks
-    }  # fmt: skip
+    made = {}
+    with bar("probes", "networks") as show:
+        for done, name in enumerate(networks):
+            show(done, len(networks))
+            made[name] = frozen.predict(
+                learn.vectors[name], learn.labels, judge.vectors[name],
+                classes=subject.train.classes,
+                protocols=wanted,
+                device=subject.device if subject.device.type == "cuda" else None,
+                say=say if name == "encoder" else _silent,  # what is left out is left out for the baselines, too
+            )  # fmt: skip
     answers = Answers.of(subject.test, judge.indices)
     found = {}
     for protocol in protocols:
