@@ -32,6 +32,14 @@ class TestMatrixSSL(MethodConformance):
     def without_safeguard(self) -> type[Method]:
         return symmetric(MatrixSSL)
 
+    def test_it_needs_no_predictor(self, tmp_path, monkeypatch):
+        """Uniformity repels by itself; what cannot be left out is the gradient's end at the teacher."""
+        learned = self.learn(self.kind, tmp_path / "safe", monkeypatch, predictor=False)
+        assert not any(alarm.startswith("Collapse") for alarm in learned.alarms), learned.lines[-1]
+        careless = self.learn(self.without_safeguard(), tmp_path / "careless", monkeypatch, predictor=False)
+        assert any(alarm.startswith("Collapse") for alarm in careless.alarms), careless.lines[-1]
+        assert not any(name.startswith("predictor") for name in self.build(predictor=False).state_dict())
+
 
 class TestMEC(MethodConformance):
     name = "mec"

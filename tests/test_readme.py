@@ -175,7 +175,7 @@ def test_options_settings_and_names_exist(page):
     commands += [inner for group in commands for inner in getattr(group, "commands", {}).values()]
     options = {name for command in commands for p in command.params for name in p.opts}
     for text in inline_code(page):
-        assert set(re.findall(r"(?<!\S)--[a-z][a-z-]*", text)) <= options | OTHER_TOOLS, text
+        assert set(re.findall(r"(?<!\S)--[a-z][a-z0-9-]*", text)) <= options | OTHER_TOOLS, text
         assignments = re.findall(r"--set \"?([a-z][\w.]*=[^\s\"]+)", text)
         of_protocols = [a for a in assignments if a.partition(".")[0] in dir(EvaluationSettings())]
         config.override_dataclass(EvaluationSettings(), of_protocols)

@@ -38,6 +38,8 @@ class MatrixSSL(TeacherMethod):
         output_dim: d, width of the outputs; the predictor's hidden layer has a quarter of it.
         ridge, uniformity_weight, alignment_weight, logarithm, order: see ``matrix_ssl.losses.matrix_ssl_loss``.
         teacher_momentum: at the start; it rises to 1 on a cosine.
+        predictor: whether the student has one. Methods without a repelling term need it; matrix uniformity repels by
+            itself, and in short trainings the features were better without (``LOG.md``).
 
     Raises:
         ConfigError: an option is out of range.
@@ -47,7 +49,7 @@ class MatrixSSL(TeacherMethod):
     variants = (
         {"ridge": 1 / 32, "uniformity_weight": 1 / 32},
         {"ridge": 0.3, "uniformity_weight": 0.3},
-        {"ridge": 1.0, "uniformity_weight": 1.0},
+        {"ridge": 0.3, "uniformity_weight": 0.3, "predictor": False},
     )
 
     def __init__(
@@ -63,6 +65,7 @@ class MatrixSSL(TeacherMethod):
         logarithm: Logarithm = "exact",  # ours; a Taylor series in the code
         order: int = 4,  # the code
         teacher_momentum: float = 0.996,  # the code
+        predictor: bool = True,  # the code
     ):
         super().__init__()
         require_at_least(1, hidden_dim=hidden_dim, output_dim=output_dim, order=order)
@@ -70,7 +73,7 @@ class MatrixSSL(TeacherMethod):
         require_not_negative(uniformity_weight=uniformity_weight, alignment_weight=alignment_weight)
         self.encoder = encoder
         self.projector = networks.projector(feature_dim, hidden_dim, output_dim)
-        self.predictor = networks.predictor(output_dim, max(1, output_dim // 4))
+        self.predictor = networks.predictor(output_dim, max(1, output_dim // 4)) if predictor else nn.Identity()
         self.add_teacher(teacher_momentum)
         self.ridge = ridge
         self.uniformity_weight = uniformity_weight
