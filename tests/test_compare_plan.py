@@ -138,7 +138,7 @@ class TestTrials:
             {RATE: self.RATE / 2},
             {"method.ridge": 1 / 32, "method.uniformity_weight": 1 / 32},
             {"method.ridge": 0.3, "method.uniformity_weight": 0.3},
-            {"method.ridge": 0.3, "method.uniformity_weight": 0.3, "method.predictor": False},
+            {"method.predictor": False},
             {RATE: 4 * self.RATE},
             {RATE: self.RATE / 4},
         ]

@@ -49,7 +49,7 @@ class MatrixSSL(TeacherMethod):
     variants = (
         {"ridge": 1 / 32, "uniformity_weight": 1 / 32},
         {"ridge": 0.3, "uniformity_weight": 0.3},
-        {"ridge": 0.3, "uniformity_weight": 0.3, "predictor": False},
+        {"predictor": False},
     )
 
     def __init__(
