@@ -339,6 +339,7 @@ def test_an_interrupt_outside_of_training_ends_with_a_word(run: Path) -> None:
     before = contents(run)
     interrupt = (
         "import signal, matrix_ssl.evaluate.protocols as p\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background job ignores it
         "p.extract = lambda *_, **__: signal.raise_signal(signal.SIGINT) or 1 / 0"  # to this thread, before it returns
     )
     ended = runs.run(run.parent, ["evaluate", "r", "--device", "cpu"], before=interrupt)
