@@ -98,20 +98,25 @@ QUICK = Settings(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    experiment, quick = open_experiment(str(__doc__))
+    share(experiment.settings.tuning_seeds, experiment.folder, experiment.tune)
+    share(experiment.settings.seeds, experiment.folder, experiment.report)
+    result = experiment.result()
+    record.write_json((experiment.work if quick else ROOT / "benchmarks" / "results") / RESULT, result)
+    if not quick:
+        publish(result, ROOT / "docs" / "results" / "llm-arms.md")
+    Console().print(Markdown(section(result)))
+
+
+def open_experiment(description: str) -> tuple["Experiment", bool]:
+    """What the command line asks for, and whether it is the quick one."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one seed and a tiny model: whether it runs")
     parser.add_argument("--work", type=Path, help="what is done already  [default: runs/llm_arms, or …_quick]")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     work = arguments.work or ROOT / "runs" / f"llm_arms{'_quick' * arguments.quick}"
-    experiment = Experiment(QUICK if arguments.quick else Settings(), work)
-    share(experiment.settings.tuning_seeds, experiment.folder, experiment.tune)
-    share(experiment.settings.seeds, experiment.folder, experiment.report)
-    result = experiment.result()
-    record.write_json((work if arguments.quick else ROOT / "benchmarks" / "results") / RESULT, result)
-    if not arguments.quick:
-        publish(result, ROOT / "docs" / "results" / "llm-arms.md")
-    Console().print(Markdown(section(result)))
+    return Experiment(QUICK if arguments.quick else Settings(), work), arguments.quick
 
 
 def share(seeds: Sequence[int], folder: Callable[[int], Path], do: Callable[[int], None]) -> None:

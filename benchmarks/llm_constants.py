@@ -9,14 +9,11 @@ once. Results go to ``benchmarks/results/llm_constants.json`` and to ``docs/resu
 the folder alone.
 """
 
-import argparse
 import itertools
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import torch
-from llm_arms import ARMS, QUICK, ROOT, Arm, Experiment, Settings, share
+from llm_arms import ARMS, ROOT, Arm, open_experiment, share
 from llm_arms_page import PLAIN, TITLES, signed, spread
 from pages import fill, table
 from rich.console import Console
@@ -41,14 +38,8 @@ Row = dict[str, Any]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one seed and a tiny model: whether it runs")
-    parser.add_argument("--work", type=Path, help="of llm_arms.py  [default: as there]")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    work = arguments.work or ROOT / "runs" / f"llm_arms{'_quick' * arguments.quick}"
-    experiment = Experiment(QUICK if arguments.quick else Settings(), work)
-    rates = experiment.settings.rates[-2:] if arguments.quick else experiment.settings.rates[RATES]
+    experiment, quick = open_experiment(str(__doc__))
+    rates = experiment.settings.rates[-2:] if quick else experiment.settings.rates[RATES]
 
     def explore(seed: int) -> None:
         experiment.tune(seed)
@@ -65,8 +56,8 @@ def main() -> None:
         "environment": experiment.environment,
         "rows": [record.read_json(experiment.path(*case)) for case in cases],
     }
-    record.write_json((work if arguments.quick else ROOT / "benchmarks" / "results") / RESULT, result)
-    if not arguments.quick:
+    record.write_json((experiment.work if quick else ROOT / "benchmarks" / "results") / RESULT, result)
+    if not quick:
         fill(ROOT / "docs" / "results" / "llm-arms.md", "constants", section(result["rows"]))
     Console().print(Markdown(section(result["rows"])))
 
