@@ -111,7 +111,7 @@ class TestChooseMethods:
 def search(plan: Plan, method: str, best_of: list[int]) -> list[Job]:
     """All trials of a method; after each, the best so far is the trial of the number in ``best_of``."""
     trials: list[Job] = []
-    for number in range(most_trials(method)):
+    for number in range(most_trials(plan, method)):
         best = trials[best_of[number - 1]].settings if trials else {}
         trials.append(next_trial(plan, method, best, number))
     return trials
@@ -158,15 +158,15 @@ class TestTrials:
         ]
 
     def test_a_variant_replaces_another_one_whole(self) -> None:
-        """MEC's third variant has a logarithm that the others must not inherit."""
+        """MEC's third variant has no predictor, which the others must not inherit."""
         plan = make_plan()
-        best = {"method.logarithm": "exact", "method.distortion": 16.0, RATE: 0.1}
+        best = {"method.predictor": False, RATE: 0.1}
         assert next_trial(plan, "mec", best, 4).settings == {RATE: 0.1, "method.distortion": 4.0}
 
     @pytest.mark.parametrize("method", list_methods())
     def test_every_trial_is_different_whatever_is_found(self, method: str) -> None:
         plan = make_plan(recipe="cifar10")
-        count = most_trials(method)
+        count = most_trials(plan, method)
         later = [0, 1, 2, min(4, count - 1)]
         for first, second, third in itertools.product((0, 1), (0, 1, 2), later):
             best_of = [0, first, *(min(max(second, third if n > third else 0), n - 1) for n in range(3, count))]
@@ -188,9 +188,17 @@ class TestTrials:
         assert (trial.config.network.width, trial.config.batch_size) == (16, 128)
         assert (run.config.network.width, run.config.batch_size) == (32, 256)
 
+    def test_a_variant_that_the_recipe_has_already_is_no_trial(self) -> None:
+        plan = make_plan(recipe="pictures_small", data="digits")
+        assert plan.base.method.options["predictor"] is False
+        for method in ("matrix_ssl", "mec"):
+            assert most_trials(plan, method) == 5 + len(find_method(method).variants) - 1
+            settings = [job.settings for job in search(plan, method, [0] * 7)]
+            assert len(settings) == 7 and not any("method.predictor" in given for given in settings)
+
     def test_all_methods_get_the_same_number_or_an_error(self) -> None:
         counts = {name: 5 + len(find_method(name).variants) for name in list_methods()}
-        assert {name: most_trials(name) for name in list_methods()} == counts
+        assert {name: most_trials(make_plan(), name) for name in list_methods()} == counts
         fewest = min(counts, key=lambda name: counts[name])
         methods = tuple(list_methods())
         Comparison(make_plan(methods=methods, trials=counts[fewest]), Path("absent"), command="")

@@ -25,23 +25,28 @@ from test_methods import OWN_METHOD, own
 BEFORE_BATCH_NORM = ("projector.0.bias", "projector.3.bias")  # hidden layers with a bias, as published
 
 
-class TestMatrixSSL(MethodConformance):
+class EntropyConformance(MethodConformance):
+    """Of the two methods whose loss repels by itself."""
+
+    def test_it_needs_no_predictor(self, tmp_path, monkeypatch):
+        """What cannot be left out is the term that repels, and the gradient's end at the teacher."""
+        learned = self.learn(self.kind, tmp_path / "safe", monkeypatch, predictor=False)
+        assert not any(alarm.startswith("Collapse") for alarm in learned.alarms), learned.lines[-1]
+        options = {"predictor": False, **self.careless}
+        careless = self.learn(self.without_safeguard(), tmp_path / "careless", monkeypatch, **options)
+        assert any(alarm.startswith("Collapse") for alarm in careless.alarms), careless.lines[-1]
+        assert not any(name.startswith("predictor") for name in self.build(predictor=False).state_dict())
+
+
+class TestMatrixSSL(EntropyConformance):
     name = "matrix_ssl"
     careless: ClassVar = {"uniformity_weight": 0.0}
 
     def without_safeguard(self) -> type[Method]:
         return symmetric(MatrixSSL)
 
-    def test_it_needs_no_predictor(self, tmp_path, monkeypatch):
-        """Uniformity repels by itself; what cannot be left out is the gradient's end at the teacher."""
-        learned = self.learn(self.kind, tmp_path / "safe", monkeypatch, predictor=False)
-        assert not any(alarm.startswith("Collapse") for alarm in learned.alarms), learned.lines[-1]
-        careless = self.learn(self.without_safeguard(), tmp_path / "careless", monkeypatch, predictor=False)
-        assert any(alarm.startswith("Collapse") for alarm in careless.alarms), careless.lines[-1]
-        assert not any(name.startswith("predictor") for name in self.build(predictor=False).state_dict())
 
-
-class TestMEC(MethodConformance):
+class TestMEC(EntropyConformance):
     name = "mec"
     careless: ClassVar = {"order": 1}  # the similarity alone
 

@@ -39,8 +39,8 @@ class Comparison:
         self.trials = plan.trials if plan.trials > 1 else 0
         self.failures: dict[Path, dict[str, Any]] = {}  # jobs that ended without a result in this session
         for method in plan.methods:
-            if plan.trials > most_trials(method):
-                raise ConfigError(f"--trials {plan.trials}: {method!r} has {most_trials(method)} different ones.")
+            if plan.trials > most_trials(plan, method):
+                raise ConfigError(f"--trials {plan.trials}: {method!r} has {most_trials(plan, method)} different ones.")
             for number in range(self.trials):
                 next_trial(plan, method, {}, number)
             runs(plan, method, {})

@@ -16,7 +16,7 @@ from matrix_ssl import config as configuration
 from matrix_ssl import train
 from matrix_ssl.config import RunConfig
 from matrix_ssl.errors import ConfigError
-from matrix_ssl.methods import find_method, list_methods
+from matrix_ssl.methods import complete_options, find_method, list_methods
 
 RATE = "optimizer.learning_rate"
 _NEAR, _FAR = (2.0, 0.5), (4.0, 0.25)  # factors of the recipe's learning rate, before and after the variants
@@ -92,9 +92,9 @@ def choose_methods(text: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-def most_trials(method: str) -> int:
+def most_trials(plan: Plan, method: str) -> int:
     """How many different trials a method has."""
-    return 1 + len(_NEAR) + len(find_method(method).variants) + len(_FAR)
+    return 1 + len(_NEAR) + len(_variants(plan, method)) + len(_FAR)
 
 
 def next_trial(plan: Plan, method: str, best: dict[str, Any], number: int) -> Job:
@@ -104,7 +104,7 @@ def next_trial(plan: Plan, method: str, best: dict[str, Any], number: int) -> Jo
         best: the settings of the best trial so far, by dotted keys.
         number: how many trials there were.
     """
-    variants = [{f"method.{name}": value for name, value in v.items()} for v in find_method(method).variants]
+    variants = _variants(plan, method)
     rates = [{RATE: plan.base.optimizer.learning_rate * factor} for factor in (*_NEAR, *_FAR)]
     near = len(_NEAR)
     move = [{}, *rates[:near], *variants, *rates[near:]][number]
@@ -134,6 +134,17 @@ def _job(
     config = dataclasses.replace(config, epochs=epochs, seed=seed)
     config = configuration.override(config, [*extra, *(f"{key}={value}" for key, value in settings.items())])
     return Job(stage, method, number, epochs, settings, train.complete(config))
+
+
+def _variants(plan: Plan, method: str) -> list[dict[str, Any]]:
+    """What a method names worth trying, by dotted keys, without what the recipe has already."""
+    kind = find_method(method)
+    usual = complete_options(kind, _with_method(plan, method).method.options)
+    return [
+        {f"method.{name}": value for name, value in variant.items()}
+        for variant in kind.variants
+        if any(usual[name] != value for name, value in variant.items())
+    ]
 
 
 def _with_method(plan: Plan, method: str) -> RunConfig:

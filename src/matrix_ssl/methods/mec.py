@@ -43,12 +43,13 @@ class MEC(TeacherMethod):
         distortion_warmup: part of the training over which the distortion falls in a line from 8 times its value, in
             [0, 1].
         teacher_momentum: at the start; it rises to 1 on a cosine.
+        predictor: whether the student has one.
 
     Raises:
         ConfigError: an option is out of range.
     """
 
-    variants = ({"distortion": 16.0}, {"distortion": 4.0}, {"logarithm": "exact", "distortion": 16.0})
+    variants = ({"distortion": 16.0}, {"distortion": 4.0}, {"predictor": False})
 
     def __init__(
         self,
@@ -62,6 +63,7 @@ class MEC(TeacherMethod):
         logarithm: Logarithm = "taylor",  # equation 6
         order: int = 4,  # the code
         teacher_momentum: float = 0.996,  # the code
+        predictor: bool = True,  # the code
     ):
         super().__init__()
         require_at_least(1, hidden_dim=hidden_dim, output_dim=output_dim, order=order)
@@ -69,7 +71,7 @@ class MEC(TeacherMethod):
         require_fraction(distortion_warmup=distortion_warmup)
         self.encoder = encoder
         self.projector = networks.projector(feature_dim, hidden_dim, output_dim)
-        self.predictor = networks.predictor(output_dim, max(1, output_dim // 4))
+        self.predictor = networks.predictor(output_dim, max(1, output_dim // 4)) if predictor else nn.Identity()
         self.add_teacher(teacher_momentum)
         self.distortion = distortion
         self.distortion_warmup = distortion_warmup
