@@ -143,7 +143,7 @@ def _variants(plan: Plan, method: str) -> list[dict[str, Any]]:
     return [
         {f"method.{name}": value for name, value in variant.items()}
         for variant in kind.variants
-        if any(usual[name] != value for name, value in variant.items())
+        if any(usual.get(name) != value for name, value in variant.items())
     ]
 
 
