@@ -71,10 +71,10 @@ def section(rows: Sequence[Row]) -> str:
         cells = []
         for rate in rates:
             mine, plain = ([found[arm, rate, seed] for seed in seeds] for arm in (name, PLAIN))
-            gains = [a["accuracy"] - b["accuracy"] for a, b in zip(mine, plain, strict=True)]
-            ahead = "–" if name == PLAIN else f"{signed(summarise(gains)['mean'])} ± {100 * summarise(gains)['sd']:.1f}"
-            cells += [spread(summarise([row[key] for row in mine]), *digits)
-                      for key, digits in (("accuracy", (100, 1)), ("ce", (1, 4)))] + [ahead]  # fmt: skip
+            gain = summarise([a["accuracy"] - b["accuracy"] for a, b in zip(mine, plain, strict=True)])
+            cells.append(spread(summarise([row["accuracy"] for row in mine]), 100, 1))
+            cells.append(spread(summarise([row["ce"] for row in mine]), 1, 4))
+            cells.append("–" if name == PLAIN else f"{signed(gain['mean'])} ± {100 * gain['sd']:.1f}")
         lines.append([TITLES.get(name, name), *cells])
     head = [f"{what}, rate {rate:g}" for rate in rates for what in ("accuracy, %", "token CE", "− CE, points")]
     commits = ", ".join(sorted({str(row["commit"]) for row in rows}))

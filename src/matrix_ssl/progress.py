@@ -84,7 +84,7 @@ def _clock(seconds: float) -> str:
 
 @contextmanager
 def picture_bar(console: Console, what: str, unit: str = "pictures") -> Iterator[Callable[[int, int], None]]:
-    """A bar over pictures while the block runs; gives the function to call with (pictures done, pictures in all)."""
+    """A bar over pictures or another unit while the block runs; gives the function to call with (done, in all)."""
     if not console.is_terminal:
         yield lambda done, total: None
         return
