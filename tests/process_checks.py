@@ -245,6 +245,25 @@ def matrix_ssl_loss() -> None:
                     single.load_state_dict(ours.module.state_dict())  # the running statistics, too
 
 
+def loss_scale() -> None:
+    """Half precision under the scale of a GradScaler is rounded after the scale: float64's gradient to its digits."""
+    size, rank = distributed.world_size(), distributed.rank()
+    for dtype in (torch.float16, torch.bfloat16):
+        whole = (torch.randn(128 * size, 96) + 0.4 * torch.randn(4, 128 * size, 96)).to(dtype)
+        exact = whole.double().requires_grad_()
+        expected = losses.matrix_ssl_terms(*exact, ridge=1.0).loss
+        (reference,) = torch.autograd.grad(expected * 65536, exact)
+        for exchange in ("rows", "covariances"):
+            ours = whole.chunk(size, 1)[rank].clone().requires_grad_()
+            found = parallel.matrix_ssl_terms(*ours, ridge=1.0, exchange=exchange).loss
+            (gradient,) = torch.autograd.grad(found * 65536, ours)
+            assert gradient.dtype == dtype
+            part = reference.chunk(size, 1)[rank] * size  # the average over the processes takes the factor away
+            error = (gradient.double() - part).norm() / part.norm()
+            # one rounding, and one for every sum over the processes
+            assert error < torch.finfo(dtype).eps / 2 * size, (dtype, exchange, error)
+
+
 def teacher_gradient() -> None:
     """Without a stop-gradient both branches learn, as in a single process."""
     whole, part, sizes = uneven(4, 5)

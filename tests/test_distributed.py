@@ -23,7 +23,7 @@ SHORT = (*SETTINGS, "data.subset=528")  # 8 steps
 
 
 CHECKS = ("gather", "gather_uneven", "all_reduce_sum", "sum_of_parts", "batch_norm", "uneven_batch_norm",
-          "whole_network", "agreement", "matrix_ssl_loss", "teacher_gradient")  # fmt: skip
+          "whole_network", "agreement", "matrix_ssl_loss", "loss_scale", "teacher_gradient")  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -422,6 +422,21 @@ class TestPrecision:
         other = matrix_cross_entropy_loss(exact, head.half().float(), labels, num_items_in_batch=10**9) * 2**30
         assert relative(*(torch.autograd.grad(x, y)[0] for x, y in ((loss, half), (other, exact)))) < 2**-10
 
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    @each_form
+    def test_a_loss_scale_comes_before_the_rounding(self, form, dtype):
+        """With a head of small entries the gradient of a position is below the normal numbers of float16."""
+        hidden, head, labels = sample(60, 8, batch=4, length=12)
+        hidden, head = (1e4 * hidden).to(dtype), (1e-5 * head).to(dtype)
+
+        def scaled(inputs: Tensor, weight: Tensor) -> Tensor:
+            inputs.requires_grad_()
+            loss = matrix_cross_entropy_loss(inputs, weight, labels, **form) * 65536
+            return torch.autograd.grad(loss, inputs)[0]
+
+        exact, found = scaled(hidden.double(), head.double()), scaled(hidden, head)
+        assert found.dtype == dtype and relative(found, exact) < torch.finfo(dtype).eps / 2
+
     @each_form
     def test_certain_and_impossible_targets(self, form):
         """Logits far apart: the target has probability 1, or one that is no number of float32."""

@@ -31,6 +31,15 @@ def branches(n, d, *, noise=0.4, seed=0, dtype=torch.float64):
     return [torch.from_numpy(base + noise * r.standard_normal((n, d)) + 0.3).to(dtype) for _ in range(4)]
 
 
+def assert_rounded_once(half, exact):
+    """A gradient in half precision is the one in float64 up to one rounding, and what float32 adds to it."""
+    unit = torch.finfo(half.dtype).eps / 2
+    error = (half.double() - exact).abs()
+    largest = exact.abs().max()
+    assert (error <= unit * exact.abs() + 2e-5 * largest).all()
+    assert error.norm() < unit * exact.norm()
+
+
 def rows_of(x):
     x = x.numpy()
     return x / np.linalg.norm(x, axis=1, keepdims=True)
@@ -273,6 +282,53 @@ class TestPrecision:
         assert value.item() == loss(*(x.detach().float() for x in halves)).item()
         value.backward()
         assert halves[0].grad.dtype == dtype
+
+    @pytest.mark.parametrize(
+        "loss",
+        [
+            matrix_ssl_loss,
+            lambda *x: matrix_ssl_loss(*x, ridge=0.5, uniformity_weight=0.5, logarithm="taylor"),
+            matrix_ssl_paper_loss,
+            mec_loss,
+            lambda *x: mec_loss(*x, logarithm="exact"),
+        ],
+        ids=["exact", "taylor", "paper", "mec", "mec-exact"],
+    )
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    @pytest.mark.parametrize("shape", [(256, 96), (96, 256)])
+    def test_a_loss_scale_comes_before_the_rounding(self, loss, dtype, shape):
+        batch = [x.to(dtype) for x in branches(*shape)]
+        (exact, expected), (found, gradients) = (
+            self.scaled_gradients(loss, [x.to(other) for x in batch]) for other in (torch.float64, dtype)
+        )
+        assert exact.dtype == torch.float64 and found.dtype == torch.float32
+        for ours, reference in zip(gradients, expected, strict=True):
+            assert ours.dtype == dtype and torch.isfinite(ours).all()
+            assert_rounded_once(ours, reference)
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_a_loss_scale_comes_before_the_rounding_of_sums_over_a_batch(self, dtype):
+        z1, _, p1, _ = (x.numpy() for x in branches(256, 24))
+        z, p = rows_of(torch.from_numpy(z1)), rows_of(torch.from_numpy(p1))
+        covariances = [torch.from_numpy(x).to(dtype) for x in (covariance(p, z), covariance(p, p), covariance(z, z))]
+        covariances[1:] = [(x + x.mT) / 2 for x in covariances[1:]]
+        moment = torch.from_numpy(p.T @ z).to(dtype)
+        for loss, inputs in (
+            (lambda *x: matrix_ssl_covariance_terms(*x, ridge=1.0).loss / 256, covariances),
+            (lambda x: mec_moment_loss(x, samples=256), [moment]),
+        ):
+            (_, expected), (_, gradients) = (
+                self.scaled_gradients(loss, [x.to(other) for x in inputs]) for other in (torch.float64, dtype)
+            )
+            for ours, reference in zip(gradients, expected, strict=True):
+                assert ours.dtype == dtype
+                assert_rounded_once(ours, reference)
+
+    @staticmethod
+    def scaled_gradients(loss, inputs, scale=65536.0):
+        inputs = [x.detach().requires_grad_() for x in inputs]
+        value = loss(*inputs)
+        return value.detach(), torch.autograd.grad(value * scale, inputs)
 
     @losses
     @pytest.mark.parametrize("shape", [(24, 8), (8, 24)])

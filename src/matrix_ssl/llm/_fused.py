@@ -1,11 +1,11 @@
 """The loss chunk by chunk of positions, as functions of PyTorch that are differentiable once.
 
 With hidden states the logits are never whole: value and gradients come from one pass in the forward, and what is kept
-for the backward are the gradients. They are those of the sum over positions, before any division, so that half
-precision neither underflows nor overflows. The backward scales them in place and gives them away: a copy of the head's
-would cost a quarter of a product. So a second backward of a retained graph computes them anew. With given logits the
-gradient is as large as they are: it is computed in the backward, and between the two only the logits themselves are
-kept.
+for the backward are the gradients. They are those of the sum over positions, before any division, in float32 or better:
+half precision would lose what is small before the factor of the mean and a loss scale arrive in the backward. The
+backward scales them in place and gives them away: a copy of the head's would cost a quarter of a product. So a second
+backward of a retained graph computes them anew. With given logits the gradient is as large as they are: it is computed
+in the backward, and between the two only the logits themselves are kept.
 """
 
 from collections.abc import Callable
@@ -82,7 +82,7 @@ def _values_and_gradients(
     """The sums, and the gradients of the loss by hidden states and head, None where not needed."""
     with without_autocast(hidden):
         head = Head.of(head_weight, _dtype(hidden, head_weight))
-        by_hidden = torch.zeros_like(hidden) if needed[0] else None
+        by_hidden = torch.zeros_like(full_precision(hidden)) if needed[0] else None
         by_head: Tensor | None = None  # made by the first chunk: zeros would be written only to be read
 
         def logits(part: Positions) -> Tensor:
@@ -91,7 +91,7 @@ def _values_and_gradients(
         def collect(part: Positions, slope: Tensor) -> None:
             nonlocal by_head
             if by_hidden is not None:
-                by_hidden[part.rows] = (slope @ head.weight).to(hidden.dtype)
+                by_hidden[part.rows] = (slope @ head.weight).to(by_hidden.dtype)
             if needed[1]:
                 inputs = part.take(hidden, head.weight.dtype)
                 by_head = slope.mT @ inputs if by_head is None else by_head.addmm_(slope.mT, inputs)

@@ -19,9 +19,12 @@ def fused(*, tensors: int, values: int) -> Callable[[Callable[..., Any]], Callab
     """Makes a function of its first arguments, ``tensors`` of them, that is differentiable once.
 
     It returns ``values`` scalars, of which the first is the loss and the others have no gradient, and then a gradient
-    for each of the tensors, with its shape and type, or ``nothing`` where the last argument, ``needed``, says that none
-    is needed. The backward pass multiplies these by the incoming gradient; they are all that is kept for it. The caller
-    leaves ``needed`` out and gets the scalars.
+    for each of the tensors, with its shape and in float32 or better, or ``nothing`` where the last argument,
+    ``needed``, says that none is needed. The backward pass multiplies these by the incoming gradient; they are all that
+    is kept for it. The caller leaves ``needed`` out and gets the scalars.
+
+    A gradient takes the dtype of its tensor only after that product: entries of 1/(nd) are below the normal numbers of
+    float16, and a loss scale, which comes with the incoming gradient, cannot restore digits that are gone by then.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., tuple[Tensor, ...]]:
@@ -38,17 +41,21 @@ def fused(*, tensors: int, values: int) -> Callable[[Callable[..., Any]], Callab
         def _(*arguments: Any) -> tuple[Tensor, ...]:
             inputs, needed = arguments[:tensors], arguments[-1]
             scalar = full_precision(inputs[0]).new_empty(())
-            gradients = (torch.empty_like(x) if n else nothing(x) for x, n in zip(inputs, needed, strict=True))
+            gradients = (
+                torch.empty_like(full_precision(x)) if n else nothing(x) for x, n in zip(inputs, needed, strict=True)
+            )
             return *(torch.empty_like(scalar) for _ in range(values)), *gradients
 
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
             ctx.save_for_backward(*output[values:])
+            ctx.dtypes = [x.dtype for x in inputs[:tensors]]
             ctx.settings = len(inputs) - tensors
             ctx.mark_non_differentiable(*output[1:])
 
         @differentiable_once
         def backward(ctx: Any, scale: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-            gradients = (g * scale.to(g.dtype) if g.ndim else None for g in ctx.saved_tensors)
+            saved = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+            gradients = ((g * scale.to(g.dtype)).to(dtype) if g.ndim else None for g, dtype in saved)
             return *gradients, *[None] * ctx.settings
 
         operator.register_autograd(backward, setup_context=setup_context)

@@ -82,7 +82,7 @@ def _covariance_loss(
     c, p, s = (full_precision(x) for x in (cross, teacher, student))
     values, *gradients = _covariances(c, (p + p.mT) / 2, (s + s.mT) / 2, objective)
     matrices = zip((cross, teacher, student), gradients, needed, strict=True)
-    by_cross, by_teacher, by_student = (g.to(x.dtype) if n else nothing(x) for x, g, n in matrices)
+    by_cross, by_teacher, by_student = (g if n else nothing(x) for x, g, n in matrices)
     return *values, by_cross, by_teacher, by_student
 
 

@@ -26,12 +26,13 @@ def centred_rows(x: Tensor) -> Tensor:
 def pull_back(gradient: Tensor, x: Tensor, scale: float = 1.0) -> Tensor:
     """The gradient by raw rows x from ``gradient`` by unit rows over ``scale``: what lies along a row is dropped.
 
-    A row of zeros gets no gradient instead of an infinite one. Overwrites ``gradient``.
+    It stays in float32 or better, whatever the dtype of x. A row of zeros gets no gradient instead of an infinite one.
+    Overwrites ``gradient``.
     """
     rows = full_precision(x)
     inverse = _inverse_lengths(rows)
     along = torch.linalg.vecdot(gradient, rows).unsqueeze(1) * inverse.square()
-    return gradient.addcmul_(rows, along, value=-1).mul_(inverse * scale).to(x.dtype)
+    return gradient.addcmul_(rows, along, value=-1).mul_(inverse * scale)
 
 
 def _inverse_lengths(x: Tensor) -> Tensor:

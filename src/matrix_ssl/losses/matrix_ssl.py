@@ -41,10 +41,10 @@ def matrix_ssl_loss(
     1. Below, it turns negative when the branches are anti-correlated beyond the ridge; the value is then log |det|,
     whose gradient is not to be trusted. On the CPU that raises a warning; ``matrix_ssl_terms`` counts it everywhere.
 
-    Cost: value and gradient are computed together, and each student output saves one tensor of its own size until the
-    backward pass. ``"exact"`` means up to rounding, whichever algorithm: a polynomial or a quadrature gets as many
-    terms as a bound on its error asks for. ``algorithm="auto"`` takes the cheapest; on the CPU the bound uses the
-    Frobenius norm of the covariance, on other devices only what is known without waiting for them.
+    Cost: value and gradient are computed together, and each student output saves one tensor of its own size, in
+    float32 or better, until the backward pass. ``"exact"`` means up to rounding, whichever algorithm: a polynomial or a
+    quadrature gets as many terms as a bound on its error asks for. ``algorithm="auto"`` takes the cheapest; on the CPU
+    the bound uses the Frobenius norm of the covariance, on other devices only what is known without waiting for them.
 
     Args:
         z1, z2: (n, d), student outputs of the two views.

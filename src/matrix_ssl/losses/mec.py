@@ -94,7 +94,7 @@ def _mec_moment_loss(
     moment: Tensor, samples: int, scale: float, logarithm: str, order: int, needed: list[bool]
 ) -> tuple[Tensor, Tensor]:
     value, gradient = _coding_length(full_precision(moment), samples, scale, logarithm, order)
-    return value, gradient.to(moment.dtype) if needed[0] else nothing(moment)
+    return value, gradient if needed[0] else nothing(moment)
 
 
 def _coding_length(x: Tensor, n: int, scale: float, logarithm: str, order: int) -> tuple[Tensor, Tensor]:
