@@ -5,6 +5,7 @@ import graphlib
 import importlib
 import inspect
 import pkgutil
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +28,7 @@ MAY_IMPORT = {
     "observer": [],
     "momentum": [],
     "progress": [],
+    "pretrained": [],
     "distributed": [],
     "networks": ["distributed"],
     "augment": ["config", "randomness"],
@@ -34,10 +36,11 @@ MAY_IMPORT = {
     "losses": ["matrix"],
     "parallel": ["distributed", "losses"],
     "diagnostics": ["matrix"],
-    "llm": ["config", "devices", "distributed", "matrix", "options", "progress", "record", "report", "signals"],
+    "llm": ["config", "devices", "distributed", "matrix", "options", "pretrained", "progress", "record", "report",
+            "signals"],
     "views": ["config"],
     "recipes": ["config", "views"],
-    "data": ["augment", "config", "randomness"],
+    "data": ["augment", "config", "pretrained", "randomness"],
     "record": ["config"],
     "checkpoint": ["config", "record"],
     "encoder": ["checkpoint", "config", "networks", "record"],
@@ -56,7 +59,7 @@ MAY_IMPORT = {
                   "options", "progress", "randomness", "record", "signals", "weights"],
     "compare": ["config", "data", "devices", "encoder", "evaluate", "methods", "observer", "options", "progress",
                 "randomness", "record", "report", "signals", "train"],
-    "weights": ["augment", "checkpoint", "config", "encoder", "networks", "options", "record"],
+    "weights": ["augment", "checkpoint", "config", "encoder", "networks", "options", "pretrained", "record"],
     "chain": ["config", "detection", "distributed", "evaluate", "record", "signals"],
 }  # fmt: skip
 MAY_IMPORT |= {"cli": [*MAY_IMPORT, "__init__"], "__main__": ["cli"]}
@@ -104,6 +107,32 @@ def test_the_plan_has_no_circle_and_no_stale_entry():
 def test_one_place_talks_to_other_processes():
     mention = [path.name for path in FILES if "torch.distributed" in path.read_text()]
     assert mention == ["distributed.py"]
+
+
+OPENERS = {"from_pretrained", "from_config", "load_dataset", "load_dataset_builder", "HFLM", "pipeline"}
+
+
+def opens_foreign_code(tree):
+    """Lines of calls that could run code of a model's folder, and do not refuse it themselves."""
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        refuses = any(
+            k.arg == "trust_remote_code" and isinstance(k.value, ast.Constant) and k.value.value is False
+            for k in node.keywords
+        )
+        if called in OPENERS and not refuses:
+            yield node.lineno
+
+
+def test_no_call_can_run_code_of_a_model_or_dataset():
+    hidden = "AutoModel.from_pretrained(x)\nload_dataset(x, trust_remote_code=True)\nHFLM(x, trust_remote_code=False)"
+    assert list(opens_foreign_code(ast.parse(hidden))) == [1, 2]
+    wrong = {str(path.relative_to(ROOT)): list(opens_foreign_code(ast.parse(path.read_text()))) for path in FILES}
+    assert {path: lines for path, lines in wrong.items() if lines} == {}
+    trusting = [path.name for path in FILES if re.search(r"trust_remote_code(?!=False|\")", path.read_text())]
+    assert trusting == []
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from matrix_ssl.data.base import MemorySource, Places, Source, as_indices, check_labels, decode_all
 from matrix_ssl.data.pictures import decode_picture, read_picture
 from matrix_ssl.errors import DataError, MissingExtra
+from matrix_ssl.pretrained import open_dataset
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -76,7 +77,8 @@ def load_parts(location: str) -> "tuple[Dataset, Dataset | None]":
         if any((folder / file).is_file() for file in _SAVED_TO_DISK):
             loaded = datasets.load_from_disk(str(folder))
         else:
-            loaded = datasets.load_dataset(str(folder) if folder.is_dir() else location)
+            source = str(folder) if folder.is_dir() else location
+            loaded = open_dataset(datasets.load_dataset, source, place=f"hf:{location}")
     except (OSError, ValueError, RuntimeError) as error:
         raise DataError(f"hf:{location}: the package 'datasets' cannot open it ({error}).") from error
     if isinstance(loaded, datasets.Dataset):

@@ -9,6 +9,7 @@ import torch
 
 from matrix_ssl.errors import CheckpointError, ConfigError, MissingExtra
 from matrix_ssl.llm import models
+from matrix_ssl.pretrained import open_pretrained
 
 
 def open_body(model: str) -> Any:
@@ -26,9 +27,12 @@ def open_body(model: str) -> Any:
         models.check_folder(Path(model), adapter=False)
     with _quiet() as transformers:
         try:
-            body, found = transformers.AutoModel.from_pretrained(
-                model, dtype="auto", use_safetensors=True, trust_remote_code=False, output_loading_info=True
-            )
+            body, found = open_pretrained(
+                transformers.AutoModel.from_pretrained, model, place=model,
+                dtype="auto", use_safetensors=True, output_loading_info=True,
+            )  # fmt: skip
+        except CheckpointError:
+            raise
         except Exception as error:  # damaged files make the reader fail in any way
             reason = (str(error).strip() or type(error).__name__).partition("\n")[0]
             raise CheckpointError(f"{model} cannot be opened as a model: {reason}") from error
@@ -44,7 +48,8 @@ def untrained(body: Any, *, seed: int) -> Any:
     """The same configuration with the random weights that transformers begins with, a function of the seed."""
     with _quiet() as transformers, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return transformers.AutoModel.from_config(body.config, dtype=body.dtype, trust_remote_code=False).eval()
+        auto = transformers.AutoModel
+        return open_pretrained(auto.from_config, body.config, place=body.config.name_or_path, dtype=body.dtype).eval()
 
 
 @contextmanager

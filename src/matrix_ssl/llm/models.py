@@ -12,6 +12,7 @@ import torch
 
 from matrix_ssl import devices
 from matrix_ssl.errors import CheckpointError, ConfigError, MissingExtra
+from matrix_ssl.pretrained import open_pretrained
 
 FROM_CONFIG = "config:"
 _CONFIG, _ADAPTER, _TOKENIZER = "config.json", "adapter_config.json", "tokenizer_config.json"
@@ -26,7 +27,7 @@ def open_tokenizer(model: str) -> Any:
     """The tokenizer that lies beside a model, or beside a configuration.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is none, or it needs code of its own.
         MissingExtra: transformers is not installed.
     """
     transformers = _transformers()
@@ -41,7 +42,7 @@ def open_tokenizer(model: str) -> Any:
             raise CheckpointError(f"{folder} has no tokenizer ({_TOKENIZER}): save it there by save_pretrained.")
         place = str(folder)
     try:
-        return transformers.AutoTokenizer.from_pretrained(place)
+        return open_pretrained(transformers.AutoTokenizer.from_pretrained, place, place=place)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"the tokenizer of {place} cannot be loaded: {error}") from error
 
@@ -59,7 +60,7 @@ def open_model(model: str, *, seed: int = 0, adapter: bool = False, four_bits_on
             NF4, with quantized scales.
 
     Raises:
-        CheckpointError: configuration or weights are missing or damaged.
+        CheckpointError: configuration or weights are missing or damaged, or need code of their own.
         ConfigError: it is an adapter where none is expected, or four bits are asked for random weights.
         MissingExtra: transformers is not installed, or bitsandbytes for four bits.
     """
@@ -72,19 +73,21 @@ def open_model(model: str, *, seed: int = 0, adapter: bool = False, four_bits_on
         if not path.is_file():
             raise CheckpointError(f"{path} does not exist: --model {FROM_CONFIG}… takes a model's configuration.")
         try:
-            config = transformers.AutoConfig.from_pretrained(str(path))
+            config = open_pretrained(transformers.AutoConfig.from_pretrained, str(path), place=str(path))
         except (OSError, ValueError, KeyError) as error:
             raise CheckpointError(f"{path} is not the configuration of a model: {error}") from error
         transformers.set_seed(seed)
-        return transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        auto = transformers.AutoModelForCausalLM
+        return open_pretrained(auto.from_config, config, place=str(path), dtype=torch.float32)
     if is_folder(model):
         check_folder(Path(model), adapter=adapter)
         model = str(Path(model).resolve())  # an adapter remembers where its model lies
     quantized = {} if four_bits_on is None else _four_bits(four_bits_on)
     try:
-        opened, found = transformers.AutoModelForCausalLM.from_pretrained(
-            model, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **quantized
-        )
+        opened, found = open_pretrained(
+            transformers.AutoModelForCausalLM.from_pretrained, model, place=model,
+            dtype=torch.float32, use_safetensors=True, output_loading_info=True, **quantized,
+        )  # fmt: skip
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise CheckpointError(f"{model} cannot be loaded: {error}") from error
     except Exception as error:  # safetensors has an error of its own, not derived from the above

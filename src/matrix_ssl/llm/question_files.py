@@ -11,6 +11,7 @@ from typing import Any
 
 from matrix_ssl.errors import DataError, MissingExtra, did_you_mean
 from matrix_ssl.llm.templates import Exchange
+from matrix_ssl.pretrained import open_dataset
 
 KNOWN = (("question", "answer"), ("query", "response"), ("prompt", "completion"), ("messages",))
 _HUB = "hf:"
@@ -141,7 +142,7 @@ def _read_hub(data: str) -> Rows:
         raise MissingExtra("datasets", "llm") from error
     name = data.removeprefix(_HUB)
     try:
-        found = load_dataset(name, split="train")
+        found = open_dataset(load_dataset, name, place=data, split="train")
     except (OSError, ValueError, DatasetsError) as error:
         raise DataError(f"{data} cannot be loaded: {error}.") from error
     return Rows(list(found), data, found._fingerprint)

@@ -137,7 +137,7 @@ def score_model(
     # None lets the tokenizer put its own first token before a prompt, as in training
     writer = HFLM(
         pretrained=model, tokenizer=tokenizer, batch_size=batch_size, add_bos_token=None if special else False,
-        max_length=positions,
+        max_length=positions, trust_remote_code=False,
     )  # fmt: skip
     return score_with(
         writer,

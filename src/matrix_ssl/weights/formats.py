@@ -14,6 +14,7 @@ from matrix_ssl import networks
 from matrix_ssl.checkpoint import encode, read_safetensors
 from matrix_ssl.config import RunConfig
 from matrix_ssl.errors import CheckpointError, MissingExtra
+from matrix_ssl.pretrained import open_pretrained
 from matrix_ssl.weights import architectures, names
 
 Format = Literal["safetensors", "torchvision", "timm", "huggingface", "detectron2", "onnx"]
@@ -166,7 +167,8 @@ def make_huggingface(model: Model, folder: Path, name: str) -> Made:
     bars = transformers.utils.logging.is_progress_bar_enabled()
     transformers.utils.logging.disable_progress_bar()
     try:
-        back = transformers.AutoModel.from_pretrained(str(folder), local_files_only=True).eval()
+        auto, place = transformers.AutoModel, str(folder)
+        back = open_pretrained(auto.from_pretrained, place, place=place, local_files_only=True).eval()
     finally:
         if bars:
             transformers.utils.logging.enable_progress_bar()

@@ -1,0 +1,57 @@
+"""Opening what the libraries of Hugging Face read: code that lies in a folder or a repository of the hub never runs.
+
+A configuration, tokenizer or model may name Python files beside it (``auto_map``). Left to themselves the libraries
+ask on standard input whether to run them, and a ``y`` that happens to stand there is an answer.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from matrix_ssl.errors import CheckpointError, DataError, MatrixSSLError
+
+_REFUSALS = ("trust_remote_code", "Dataset scripts are no longer supported")  # in the libraries' sentences
+
+
+def open_pretrained(opener: Callable[..., Any], source: Any, *, place: str, **options: Any) -> Any:
+    """``opener(source, **options)`` of a configuration, tokenizer, processor or model, without code of its folder.
+
+    Args:
+        opener: ``from_pretrained`` or ``from_config`` of a class of transformers.
+        source: its first argument.
+        place: the folder or the name on the hub, for the error.
+        options: further arguments of ``opener``.
+
+    Raises:
+        CheckpointError: it can only be opened by running code that lies there.
+    """
+    error = CheckpointError(
+        f"{place} needs Python code of its own (auto_map), which is never run: use a model and a tokenizer that "
+        f"transformers itself implements, or convert this one to such a class and save it by save_pretrained."
+    )
+    return _open(opener, source, options, error)
+
+
+def open_dataset(opener: Callable[..., Any], source: str, *, place: str, **options: Any) -> Any:
+    """``opener(source, **options)`` of a dataset, without a script of its folder.
+
+    Args:
+        opener: ``load_dataset`` of the package ``datasets``.
+        source, place, options: as in ``open_pretrained``.
+
+    Raises:
+        DataError: it can only be opened by running a script that lies there.
+    """
+    error = DataError(
+        f"{place} needs Python code of its own (a loading script), which is never run: save the dataset as Parquet, "
+        f"JSON or pictures in folders, or by save_to_disk, and open that."
+    )
+    return _open(opener, source, options, error)
+
+
+def _open(opener: Callable[..., Any], source: Any, options: dict[str, Any], refusal: MatrixSSLError) -> Any:
+    try:
+        return opener(source, trust_remote_code=False, **options)
+    except (ValueError, RuntimeError) as error:
+        if any(sentence in str(error) for sentence in _REFUSALS):
+            raise refusal from error
+        raise
