@@ -436,6 +436,13 @@ def test_folders_of_other_things_are_left_alone(base, data, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
 
 
+def test_what_a_kill_in_the_first_write_leaves_is_taken_up(base, data, tmp_path):
+    (tmp_path / ".lock").touch()
+    (tmp_path / ".config.json.ab12cd34.tmp").write_text('{"pl')
+    command(*short(base, data, tmp_path, "--set", "max_steps=1"))
+    assert (tmp_path / "finetune.json").exists() and not list(tmp_path.glob("*.tmp"))
+
+
 def test_fresh_keeps_the_old_run(finished, base, data, tmp_path):
     out = tmp_path / "run"
     command(*short(base, data, out, "--set", "max_steps=1"))

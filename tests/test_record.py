@@ -275,6 +275,22 @@ def test_only_runs_and_empty_folders_become_runs(tmp_path: Path) -> None:
     assert names(tmp_path / "photos") == {"cat.jpg"}
 
 
+def test_a_folder_with_the_lock_and_unfinished_copies_of_the_first_file_is_unclaimed(tmp_path: Path) -> None:
+    assert record.is_unclaimed(tmp_path / "absent", first="config.json")
+    for name in (".lock", ".config.json.ab12cd3_.tmp", ".config.json.zz99zz99.tmp"):
+        (tmp_path / name).touch()
+        assert record.is_unclaimed(tmp_path, first="config.json")
+        record.check_folder(tmp_path)
+    assert not record.is_unclaimed(tmp_path, first="plan.json")
+    foreign = (".config.json.tmp", ".config.json.AB12CD34.tmp", ".notes.tmp", ".x.config.json.ab12cd34.tmp", "a.tmp")
+    for name in foreign:
+        (tmp_path / name).touch()
+        assert not record.is_unclaimed(tmp_path, first="config.json"), name
+        (tmp_path / name).unlink()
+    (tmp_path / ".config.json.linked00.tmp").symlink_to("elsewhere")
+    assert not record.is_unclaimed(tmp_path, first="config.json")
+
+
 def test_runs_are_set_aside_under_the_next_free_number(tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert record.set_aside(run) is None
@@ -296,7 +312,7 @@ def test_the_folder_that_the_command_runs_in_is_not_set_aside(tmp_path: Path, mo
 
 def test_tidy_removes_only_what_killed_writers_left(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
-    kept = ["config.json", "notes.tmp", "checkpoints/step-000000003.safetensors", ".lock"]
+    kept = ["config.json", "notes.tmp", ".notes.tmp", ".a.B-1.tmp", "checkpoints/step-000000003.safetensors", ".lock"]
     left = [".config.json.ab12.tmp", "checkpoints/.step-000000003.safetensors.zz9_.tmp"]
     for name in kept + left:
         (tmp_path / name).touch()

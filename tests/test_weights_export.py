@@ -191,6 +191,10 @@ class TestHuggingFace:
         pytest.importorskip("transformers")
         (tmp_path / "config.json").write_text("{}")
         export(resnet[0], tmp_path, form="huggingface")  # an earlier export is replaced
+        for name in ("model.safetensors", "README.md"):  # what a kill in the middle of an export leaves
+            (tmp_path / f".{name}.ab12cd34.tmp").touch()
+        export(resnet[0], tmp_path, form="huggingface")
+        assert not list(tmp_path.glob(".*"))
         (tmp_path / "notes.txt").touch()
         with pytest.raises(RunFolderError, match=r"holds other files, such as notes.txt: choose another --out"):
             export(resnet[0], tmp_path, form="huggingface")

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import platform
+import re
 import subprocess
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -54,6 +55,37 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         if isinstance(error, OSError):
             raise cannot_write(path, error) from error
         raise
+
+
+def unfinished(folder: Path, name: str | None = None) -> list[Path]:
+    """The temporary files that ``write_atomically`` leaves in a folder when it is killed.
+
+    Args:
+        folder: where they lie; one that does not exist has none.
+        name: of the file that was being written; None for any.
+
+    Returns:
+        The files, sorted. A hidden file of the user has a different form of name and is not among them.
+    """
+    written = r".+" if name is None else re.escape(name)
+    ours = re.compile(rf"\.{written}\.[a-z0-9_]+{re.escape(_TEMPORARY)}", re.DOTALL)
+    hidden = sorted(folder.glob(f".*{_TEMPORARY}"))
+    return [path for path in hidden if ours.fullmatch(path.name) and path.is_file() and not path.is_symlink()]
+
+
+def is_unclaimed(folder: Path, *, first: str) -> bool:
+    """Whether a folder is free for a command whose first file there is ``first``.
+
+    It is free where it does not exist or holds nothing but what such a command leaves when it is killed during its
+    first write: the lock and unfinished copies of ``first``.
+
+    Raises:
+        OSError: the path is not a folder, or the folder cannot be listed.
+    """
+    if not folder.exists():
+        return True
+    left = {path.name for path in unfinished(folder, first)} | {_LOCK}
+    return all(path.name in left for path in folder.iterdir())
 
 
 def check_writable(path: Path) -> None:
@@ -175,7 +207,7 @@ def append_line(path: Path, line: dict[str, Any]) -> None:
 
 
 def check_folder(run: Path) -> None:
-    """Lets only a run folder, an empty folder or a path that does not exist become a run.
+    """Lets only a run folder or a folder that ``is_unclaimed`` become a run.
 
     Raises:
         RunFolderError: it is something else, which is left untouched.
@@ -183,7 +215,7 @@ def check_folder(run: Path) -> None:
     if any("\ud800" <= letter <= "\udfff" for letter in str(run)):
         raise RunFolderError(f"{run} is not Unicode, which safetensors files need: choose another folder.")
     try:
-        foreign = run.exists() and not (run / CONFIG).exists() and any(p.name != _LOCK for p in run.iterdir())
+        foreign = not (run / CONFIG).exists() and not is_unclaimed(run, first=CONFIG)
     except OSError as error:
         raise RunFolderError(f"{run} cannot be a run folder: {error.strerror}; choose another folder.") from error
     if foreign:
@@ -193,7 +225,7 @@ def check_folder(run: Path) -> None:
 def tidy(run: Path) -> None:
     """Removes what a writer that was killed left half done; only for the process that holds the lock."""
     for folder in (run, run / CHECKPOINTS):
-        for path in folder.glob(f".*{_TEMPORARY}"):
+        for path in unfinished(folder):
             path.unlink(missing_ok=True)
     if (run / SKIPPED).exists():
         _write_lines(run / SKIPPED, read_lines(run / SKIPPED))  # drops a cut last line: the next one would join it
@@ -223,7 +255,7 @@ def lock(run: Path) -> Iterator[None]:
 
 
 def take_folder(run: Path, stack: ExitStack, *, fresh: bool, say: Callable[[str], None]) -> None:
-    """Checks and locks the folder of a run until ``stack`` ends; where ``fresh``, what it holds is set aside first.
+    """Checks, locks and tidies the folder of a run until ``stack`` ends; where ``fresh``, a run in it is set aside.
 
     Raises:
         RunFolderError: as ``check_folder``, ``lock`` and ``set_aside``.
@@ -233,6 +265,7 @@ def take_folder(run: Path, stack: ExitStack, *, fresh: bool, say: Callable[[str]
     if fresh and (kept := set_aside(run)):
         say(f"the run that was in {run} is kept as {kept}")
         stack.enter_context(lock(run))
+    tidy(run)
 
 
 def claim_description(run: Path, description: Mapping[str, Any], *, but: Collection[str] = ()) -> None:

@@ -78,7 +78,11 @@ class Comparison:
         """
         values = to_dict(self.plan)
         if not (self.out / PLAN).exists():
-            if self.out.exists() and (not self.out.is_dir() or any(p.name != ".lock" for p in self.out.iterdir())):
+            try:
+                free = record.is_unclaimed(self.out, first=PLAN)
+            except OSError:
+                free = False
+            if not free:
                 raise RunFolderError(f"{self.out} exists and is not a comparison: choose another --out.")
             return
         may_change = [f"base.{key}" for key in configuration.MAY_CHANGE]
@@ -89,6 +93,7 @@ class Comparison:
     def claim(self) -> None:
         """Makes the folder, whose lock this process holds, one of this plan; raises as ``check``."""
         self.check()
+        record.tidy(self.out)
         if not (self.out / PLAN).exists():
             record.write_json(self.out / PLAN, to_dict(self.plan))
 

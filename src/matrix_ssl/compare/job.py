@@ -97,6 +97,7 @@ def run_job(folder: Path) -> dict[str, Any]:
     learn = open_training_part(config.data, data_root=root)
     open_test = partial(open_test_part, config.data, data_root=root)
     with record.lock(folder):
+        record.tidy(folder)
         if job["stage"] == "baselines":
             result: dict[str, Any] = {"accuracy": _baselines(config, learn, open_test(), device=device)}
         else:

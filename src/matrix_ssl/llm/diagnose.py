@@ -62,7 +62,7 @@ def diagnose(
     with record.lock(out):
         for name in (RESULT, PAGE):
             record.check_writable(out / name)
-            for left in out.glob(f".{name}.*.tmp"):  # by a writer that was killed
+            for left in record.unfinished(out, name):
                 left.unlink(missing_ok=True)
         result = _measure_both(settings, device, on_progress)
         record.write_json(out / RESULT, result)

@@ -110,12 +110,19 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _write_folder(target: Path, files: dict[str, bytes]) -> None:
-    """Writes the files of an export, ``config.json`` last, into a folder that holds nothing else."""
+    """Writes the files of an export, ``config.json`` last, into a folder that holds nothing else.
+
+    What an export left there that was killed is completed or removed.
+    """
     try:
-        foreign = sorted(path.name for path in target.iterdir() if path.name not in files) if target.exists() else []
+        left = [path for name in files for path in record.unfinished(target, name)]
+        known = {*files, *(path.name for path in left)}
+        foreign = sorted(path.name for path in target.iterdir() if path.name not in known) if target.exists() else []
         if foreign:
             raise RunFolderError(f"{target} holds other files, such as {foreign[0]}: choose another --out.")
         target.mkdir(exist_ok=True)
+        for path in left:
+            path.unlink(missing_ok=True)
     except OSError as error:
         raise record.cannot_write(target, error) from error
     for name in sorted(files, key=lambda name: name == "config.json"):
