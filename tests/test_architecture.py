@@ -60,7 +60,7 @@ MAY_IMPORT = {
     "compare": ["config", "data", "devices", "encoder", "evaluate", "methods", "observer", "options", "progress",
                 "randomness", "record", "report", "signals", "train"],
     "weights": ["augment", "checkpoint", "config", "encoder", "networks", "options", "pretrained", "record"],
-    "chain": ["config", "detection", "distributed", "evaluate", "record", "signals"],
+    "chain": ["config", "data", "detection", "distributed", "evaluate", "record", "signals"],
 }  # fmt: skip
 MAY_IMPORT |= {"cli": [*MAY_IMPORT, "__init__"], "__main__": ["cli"]}
 

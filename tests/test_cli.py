@@ -15,11 +15,13 @@ from safetensors.torch import load_file
 import matrix_ssl
 import runs
 from matrix_ssl import config, record, train
-from matrix_ssl.data import open_source
+from matrix_ssl.data import open_source, split_source
 from matrix_ssl.encoder import load_encoder
+from matrix_ssl.evaluate.results import fingerprint
 from matrix_ssl.recipes import find_recipe, list_recipes
 from runs import BARE, from_files, make_pictures, succeed, tiny
 
+DIGITS = open_source("digits", split="train", data_root=None)
 KNN = {"knn_1", "knn_10", "knn_20", "knn_200"}
 MEASURES = {*KNN, "linear", "low_shot_1", "low_shot_5", "low_shot_10"}
 EVALUATION = {
@@ -68,7 +70,10 @@ def test_the_run_folder_is_complete(done: Path) -> None:
     assert (summary["recipe"], summary["finished"], summary["steps"], summary["skipped"]) == ("demo", True, 22, 0)
     assert summary["seconds"] == summary["seconds_training"] + summary["seconds_evaluation"]
     assert summary["seconds_training"] > 0 and summary["seconds_evaluation"] > 0
-    assert summary["evaluated_on"] == {"name": "digits", "train": 1437, "test": 360, "classes": 10, "unreadable": 0}
+    digest = fingerprint(DIGITS.digest, open_source("digits", split="test", data_root=None).digest)
+    assert summary["evaluated_on"] == {
+        "name": "digits", "digest": digest, "train": 1437, "test": 360, "classes": 10, "unreadable": 0,
+    }  # fmt: skip
     assert summary["baselines"].keys() == {"raw_pixels", "random_network"}
     for measures in (summary["evaluation"], *summary["baselines"].values()):
         assert measures.keys() == MEASURES
@@ -80,7 +85,8 @@ def test_the_run_folder_is_complete(done: Path) -> None:
 
 def test_the_configuration_comes_back(done: Path) -> None:
     settings = [word for word in tiny()[6:] if word != "--set"]
-    expected = train.complete(config.override(find_recipe("demo"), [*settings, "data.pictures=1437"]))
+    known = ["data.pictures=1437", f"data.digest={DIGITS.digest}"]
+    expected = train.complete(config.override(find_recipe("demo"), [*settings, *known]))
     assert record.read_config(done / "r") == expected
 
 
@@ -229,14 +235,21 @@ def test_of_labelled_folders_a_fifth_is_held_out(tmp_path: Path) -> None:
     evaluated = succeed(tmp_path, ["evaluate", "r", "--protocol", "knn,low-shot", "--device", "cpu"])
     assert "a fifth of every class is held out" in evaluated.err
     summary = record.read_json(tmp_path / "r" / "summary.json")
-    assert summary["evaluated_on"] == {"name": "insects", "train": 32, "test": 8, "classes": 2, "unreadable": 0}
+    insects = open_source(str(tmp_path / "insects"), split="train", data_root=None)
+    learn, judge = split_source(insects, 0.2, 0)
+    assert summary["evaluated_on"] == {
+        "name": "insects", "digest": fingerprint(learn.digest, judge.digest), "train": 32, "test": 8, "classes": 2,
+        "unreadable": 0,
+    }  # fmt: skip
     assert summary["evaluation"].keys() == MEASURES - {"linear", "knn_200"}
     make_pictures(tmp_path / "others" / "ant", 5)
     make_pictures(tmp_path / "others" / "bee", 5)
     command = ["evaluate", "r", "--protocol", "knn", "--test-data", "others", "--device", "cpu"]
     assert "held out" not in succeed(tmp_path, command, before=BARE).err
+    others = open_source(str(tmp_path / "others"), split="train", data_root=None)
     assert record.read_json(tmp_path / "r" / "summary.json")["evaluated_on"] == {
-        "name": "others", "train": 40, "test": 10, "classes": 2, "unreadable": 0,
+        "name": "others", "digest": fingerprint(insects.digest, others.digest), "train": 40, "test": 10, "classes": 2,
+        "unreadable": 0,
     }  # fmt: skip
 
 

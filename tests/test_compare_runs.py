@@ -194,7 +194,7 @@ def test_observation_costs_no_time_and_changes_no_weight(tmp_path: Path) -> None
     """An observer that sleeps, draws random numbers and leaves the encoder as it is given."""
     settings = [*TINY, "epochs=1"]
     source = open_source("digits", split="train", data_root=None)
-    chosen = train.count_pictures(train.complete(config.override(find_recipe("demo"), settings)), source)
+    chosen = train.identify_data(train.complete(config.override(find_recipe("demo"), settings)), source)
     seen: list[tuple[bool, bool]] = []
 
     class Slow(Observer):

@@ -12,8 +12,9 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from matrix_ssl import distributed, record, signals
 from matrix_ssl.config import override_dataclass
@@ -33,11 +34,14 @@ class Stage:
         name: what the person sees.
         arguments: of ``matrix-ssl``.
         parallel: whether it may run in several processes.
+        data: the dataset that it reads, "" for that of the run; None for a command that finds out by itself, in a
+            short time, whether it is complete for its data.
     """
 
     name: str
     arguments: tuple[str, ...]
     parallel: bool = False
+    data: str | None = None
 
     def command(self, processes: int) -> list[str]:
         """The command line, with ``torchrun`` where it may and shall run in several processes."""
@@ -46,10 +50,10 @@ class Stage:
             launch += distributed.launcher(processes)
         return [*launch, "matrix_ssl", *self.arguments]
 
-    @property
-    def digest(self) -> str:
-        """Of the arguments: a stage with others is another one."""
-        return hashlib.sha256("\0".join(self.arguments).encode(errors="surrogateescape")).hexdigest()[:16]
+    def digest(self, content: str) -> str:
+        """Of the arguments and of the content of the data: a stage with others is another one."""
+        words = "\0".join((*self.arguments, content))
+        return hashlib.sha256(words.encode(errors="surrogateescape")).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -161,17 +165,18 @@ def plan(
         evaluate_settings, detect_settings: ``--set`` of the commands.
     """
     device = [word for option, word in zip(places[::2], places[1::2], strict=True) if option == "--device"]
-    stages = (
-        [Stage("pre-training", ("pretrain", *pretrain, "--run-folder", str(run), *places), True)] if pretrain else []
-    )
+    stages = []
+    if pretrain:
+        words = ("pretrain", *pretrain, "--run-folder", str(run), *places)
+        stages.append(Stage("pre-training", words, True, _option(pretrain, "--data")))
     sets = [word for setting in evaluate_settings for word in ("--set", setting)]
     for group in protocols:
         trained = not {"knn", "linear", "low-shot", "transfer"} & set(group)
         words = ("evaluate", str(run), "--protocol", ",".join(group), *data, *(sets if trained else ()), *places)
-        stages.append(Stage(", ".join(group), words, trained))
+        stages.append(Stage(", ".join(group), words, trained, _option(data, "--data")))
     for name in transfer:
         words = ("evaluate", str(run), "--protocol", "transfer", "--data", name, *places)
-        stages.append(Stage(f"transfer to {Path(name).name}", words))
+        stages.append(Stage(f"transfer to {Path(name).name}", words, data=name))
     for architecture in architectures if coco is not None else ():
         assert coco is not None
         words = (
@@ -184,17 +189,30 @@ def plan(
     return [*stages, Stage("report", ("report", str(run)))]
 
 
-def run_stages(run: Path, stages: Sequence[Stage], *, processes: int, say: Callable[[str], None]) -> None:
-    """Runs the stages that ``RUN/chain.json`` does not name as finished with the same arguments.
+def _option(words: Sequence[str], name: str) -> str:
+    """What follows an option; empty where it is not there."""
+    return words[words.index(name) + 1] if name in words else ""
+
+
+def run_stages(
+    run: Path, stages: Sequence[Stage], *, processes: int, data_root: Path | None = None, say: Callable[[str], None]
+) -> None:
+    """Runs the stages that ``RUN/chain.json`` does not name as finished with the same arguments on the same data.
 
     Raises:
+        DataError: the data of a finished stage are no longer there.
         StageFailed: a command ended with an error.
         Interrupted: a signal came; the running command has stopped after its checkpoint.
         RunFolderError: ``chain.json`` cannot be read or written.
     """
+
+    @cache
+    def content(data: str) -> str:
+        return _content(data or record.read_config(run).data.source, data_root)
+
     done: dict[str, Any] = record.read_json(run / CHAIN) if (run / CHAIN).exists() else {}
     for number, stage in enumerate(stages, 1):
-        if done.get(stage.name) == stage.digest and stage.name != "report":
+        if stage.data is not None and stage.name in done and done[stage.name] == stage.digest(content(stage.data)):
             say(f"[{number}/{len(stages)}] {stage.name}: done before")
             continue
         command = stage.command(processes)
@@ -202,8 +220,18 @@ def run_stages(run: Path, stages: Sequence[Stage], *, processes: int, say: Calla
         code = _run(command)
         if code:
             raise StageFailed(stage, code)
-        done |= {stage.name: stage.digest}
+        done |= {stage.name: stage.digest("" if stage.data is None else content(stage.data))}
         record.write_json(run / CHAIN, done)
+
+
+def _content(location: str, data_root: Path | None) -> str:
+    """The digests of the parts of a dataset."""
+    from matrix_ssl.data import has_test_part, open_source
+
+    parts: list[Literal["train", "test"]] = ["train"]
+    if has_test_part(location, data_root=data_root):
+        parts.append("test")
+    return " ".join(open_source(location, split=part, data_root=data_root).digest for part in parts)
 
 
 def _run(command: list[str]) -> int:

@@ -135,7 +135,7 @@ def pretrain(
             with distributed.together():
                 if distributed.is_main() == turn:
                     source = open_source(config.data.source, split="train", data_root=data_root, download=download)
-        config = train.count_pictures(config, source)
+        config = train.identify_data(config, source)
         with distributed.together():
             loop = train.prepare(config, source=source, device=chosen, display=display)
             if online:
@@ -232,7 +232,7 @@ def chain(
     if dry_run:
         _out.print(chains.summary(stages), markup=False)
         return
-    chains.run_stages(target, stages, processes=processes, say=_say)
+    chains.run_stages(target, stages, processes=processes, data_root=data_root, say=_say)
 
 
 @commands.command()

@@ -24,7 +24,10 @@ class DataConfig:
     """Where the pictures come from and how they become tensors."""
 
     source: str = ""  # a folder, a packed .npz file, or the name of a set; empty: must be given by --data
-    pictures: int = 0  # how many there are: filled in when a run starts, so that another set is not taken for the same
+    pictures: int = 0  # how many there are: filled in when a run starts
+    digest: str = (
+        ""  # of their content, ``Source.digest``: filled in when a run starts; empty in runs of older versions
+    )
     subset: int = 0  # use only this many pictures, a random choice fixed by the seed; 0: all
     image_size: int = 224  # side of the square views, in pixels
     mean: tuple[float, ...] = IMAGENET_MEAN  # per channel, of pixels in [0, 1]
@@ -107,7 +110,7 @@ class RunConfig:
     max_bad_steps: int = 3  # steps in a row with a loss or gradient that is not finite before the run stops
 
 
-# settings that do not decide what a run computes: a moved data set is still the same run
+# settings that do not decide what a run computes: a moved data set is still the same run, its digest says that it is
 MAY_CHANGE = ("data.source", "data.workers", "log_every", "checkpoint_every", "max_bad_steps")
 
 # smallest and largest value of settings, by the end of their dotted path
@@ -198,14 +201,18 @@ def differences(old: RunConfig, new: RunConfig) -> list[str]:
 def changes(old: Mapping[str, Any], new: Mapping[str, Any], *, but: Collection[str]) -> list[str]:
     """Lines ``key: old -> new`` for the values of nested mappings that differ, except where ``but`` names the key.
 
-    Tuples equal lists, so that what comes from a JSON file compares with what goes into it.
+    Tuples equal lists, so that what comes from a JSON file compares with what goes into it. A digest that the old one
+    lacks, because an earlier version wrote it, agrees with any.
     """
     before, after = (
         {key: list(value) if isinstance(value, tuple) else value for key, value in flatten(values)}
         for values in (old, new)
     )
-    keys = [key for key in sorted(before.keys() | after.keys()) if key not in but]
-    return [f"{k}: {before.get(k)!r} -> {after.get(k)!r}" for k in keys if before.get(k) != after.get(k)]
+    unknown = {key for key in after if key.endswith("digest") and not before.get(key)}
+    keys = [key for key in sorted(before.keys() | after.keys()) if key not in {*but, *unknown}]
+    different = [key for key in keys if before.get(key) != after.get(key)]
+    notes = {key: " (the data are different)" for key in different if key.endswith("digest")}
+    return [f"{key}: {before.get(key)!r} -> {after.get(key)!r}{notes.get(key, '')}" for key in different]
 
 
 def check_type(value: Any, expected: Any, key: str) -> Any:

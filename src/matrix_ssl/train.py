@@ -59,9 +59,10 @@ def use_method(config: RunConfig, name: str, *, papers: bool = True) -> RunConfi
     return dataclasses.replace(config, method=MethodConfig(name, options))
 
 
-def count_pictures(config: RunConfig, source: Source) -> RunConfig:
-    """The configuration with the number of pictures filled in."""
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, pictures=len(source)))
+def identify_data(config: RunConfig, source: Source) -> RunConfig:
+    """The configuration with the number of images and the digest of their content filled in, by the main process."""
+    digest = distributed.broadcast_object(source.digest if distributed.is_main() else None)
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, pictures=len(source), digest=digest))
 
 
 def headline(config: RunConfig, source: Source, device: torch.device) -> str:

@@ -57,13 +57,12 @@ class Comparison:
         judge = jobs.open_test_part(plan.base.data, data_root=data_root, download=download)
         if judge.classes != learn.classes:
             raise ConfigError(f"{plan.base.data.source!r}: its training and its test part have different classes.")
-        sizes = {"train": len(learn), "test": len(judge), "classes": len(learn.classes or [])}
-        before = record.read_json(self.out / RESULTS)["data"] if (self.out / RESULTS).exists() else sizes
-        if different := [
-            f"{key}: {before.get(key)} -> {size}" for key, size in sizes.items() if before.get(key) != size
-        ]:
+        identity = {"train": len(learn), "test": len(judge), "classes": len(learn.classes or []),
+                    "train_digest": learn.digest, "test_digest": judge.digest}  # fmt: skip
+        before = record.read_json(self.out / RESULTS)["data"] if (self.out / RESULTS).exists() else identity
+        if different := configuration.changes(before, identity, but=["name"]):
             raise RunFolderError(f"{self.out} has compared other pictures ({'; '.join(different)}): use another --out.")
-        self.data = {"name": learn.name, **sizes}
+        self.data = {"name": learn.name, **identity}
         part, _ = jobs.hold_out(learn)  # for the trials, and for the curves of the runs
         trials = [(next_trial(plan, plan.reference, {}, 0), part)] if self.trials else []
         for job, source in (*trials, (runs(plan, plan.reference, {})[0], learn)):
@@ -181,7 +180,7 @@ class Comparison:
         """Writes ``compare.json`` from what has ended so far and returns it."""
         plan = self.plan
         shared = dict(configuration.flatten(configuration.to_dict(plan.base)))
-        own = ("method.", "seed", "epochs", "recipe", "data.pictures")
+        own = ("method.", "seed", "epochs", "recipe", "data.pictures", "data.digest")
         results = {
             "command": self.command,
             "recipe": plan.base.recipe,

@@ -134,7 +134,7 @@ def _baselines(config: RunConfig, learn: Source, judge: Source, *, device: torch
 def _train(
     config: RunConfig, folder: Path, learn: Source, part: tuple[Source, Source], *, device: torch.device, observed: bool
 ) -> dict[str, Any]:
-    config = train.count_pictures(configuration.override(config, ["data.subset=0"]), learn)
+    config = train.identify_data(configuration.override(config, ["data.subset=0"]), learn)
     loop = train.prepare(config, source=learn, device=device, display=Display(quiet=True))
     if observed:
         bank, queries = (

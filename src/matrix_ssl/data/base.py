@@ -3,11 +3,13 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from matrix_ssl.data.identity import ABSENT, content_digest
 from matrix_ssl.errors import DataError, UnreadableImage
 
 MEMORY_LIMIT = 2 * 2**30  # bytes of decoded pixels that a set may take to be kept in memory
@@ -53,6 +55,28 @@ class Source(ABC):
     @abstractmethod
     def subset(self, indices: ArrayLike) -> "Source":
         """The pictures at ``indices`` (integers), in that order, with their labels and the same class names."""
+
+    @cached_property
+    def digest(self) -> str:
+        """What tells this dataset from others, by ``identity.content_digest``; computed when it is first asked for."""
+        names, sizes = self._stored()
+        return content_digest(names, sizes, self._read_start, labels=self.labels, classes=self.classes)
+
+    def _stored(self) -> tuple[Sequence[str], NDArray[np.int64]]:
+        """Names, as far as the dataset has them, and sizes of the images as they are stored: here, as pixels."""
+        sizes = [ABSENT if (pixels := self._pixels(index)) is None else pixels.numel() for index in range(len(self))]
+        return [], np.array(sizes, dtype=np.int64)
+
+    def _read_start(self, index: int, count: int) -> bytes:
+        """The first ``count`` bytes of an image as it is stored."""
+        pixels = self._pixels(index)
+        return b"" if pixels is None else f"{tuple(pixels.shape)}".encode() + pixels.numpy().tobytes()[:count]
+
+    def _pixels(self, index: int) -> torch.Tensor | None:
+        try:
+            return self.read(index)
+        except UnreadableImage:
+            return None
 
     def _labels_at(self, chosen: NDArray[np.int64]) -> NDArray[np.int64] | None:
         return None if self.labels is None else self.labels[chosen]
@@ -110,6 +134,9 @@ class MemorySource(Source):
 
     def where(self, index: int) -> str:
         return self._places[index]
+
+    def _stored(self) -> tuple[Sequence[str], NDArray[np.int64]]:
+        return [], np.full(len(self), self.images[:1].numel(), dtype=np.int64)
 
     def subset(self, indices: ArrayLike) -> "MemorySource":
         chosen = as_indices(indices, len(self))

@@ -1,6 +1,7 @@
 """Folders of picture files, flat or in class folders."""
 
 import os
+import stat
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from matrix_ssl.data.base import Source, as_indices
+from matrix_ssl.data.identity import ABSENT
 from matrix_ssl.data.pictures import EXTENSIONS, read_picture
 from matrix_ssl.errors import DataError
 
@@ -40,6 +42,12 @@ class FolderSource(Source):
 
     def where(self, index: int) -> str:
         return str(self._folder / self._files[index])
+
+    def _stored(self) -> tuple[Sequence[str], NDArray[np.int64]]:
+        return self._files, file_sizes(self._folder, self._files)
+
+    def _read_start(self, index: int, count: int) -> bytes:
+        return read_start(os.path.join(self._folder, self._files[index]), count)  # noqa: PTH118, as in file_sizes
 
     def subset(self, indices: ArrayLike) -> "FolderSource":
         chosen = as_indices(indices, len(self))
@@ -95,6 +103,29 @@ def find_part_folders(folder: Path) -> tuple[Path, Path | None]:
         return folder, None
     with_classes = [test for test in tests if sum(entry.is_dir() for entry in _list(test)) > 1]
     return inside["train"], next(iter(with_classes + tests), None)
+
+
+def file_sizes(folder: Path, files: Sequence[str]) -> NDArray[np.int64]:
+    """Bytes of every file, int64 (n,); ``ABSENT`` for one that does not exist or is no regular file."""
+    sizes = np.full(len(files), ABSENT, dtype=np.int64)
+    start = str(folder)
+    for index, file in enumerate(files):
+        try:
+            status = os.stat(os.path.join(start, file))  # noqa: PTH116, PTH118, a Path for every file is slow
+        except OSError:
+            continue
+        if stat.S_ISREG(status.st_mode):
+            sizes[index] = status.st_size
+    return sizes
+
+
+def read_start(path: str, count: int) -> bytes:
+    """The first ``count`` bytes of a file; none where it cannot be read."""
+    try:
+        with open(path, "rb", buffering=0) as file:  # noqa: PTH123, as in file_sizes
+            return file.read(count)
+    except OSError:
+        return b""
 
 
 def packed_files(folder: Path) -> list[Path]:

@@ -3,6 +3,8 @@
 The package (the extra ``datasets``) downloads what its own cache lacks; its variable HF_HUB_OFFLINE forbids that.
 """
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +13,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from matrix_ssl.data.base import MemorySource, Places, Source, as_indices, check_labels, decode_all
+from matrix_ssl.data.folder import file_sizes, read_start
+from matrix_ssl.data.identity import ABSENT
 from matrix_ssl.data.pictures import decode_picture, read_picture
 from matrix_ssl.errors import DataError, MissingExtra
 from matrix_ssl.pretrained import open_dataset
@@ -51,6 +55,26 @@ class HuggingFaceSource(Source):
 
     def where(self, index: int) -> str:
         return self._places[index]
+
+    def _stored(self) -> tuple[Sequence[str], NDArray[np.int64]]:
+        import pyarrow.compute as arrow
+
+        files = self._column.with_format("arrow")[:]["picture"]  # mapped from the disk, not read
+        lengths = arrow.fill_null(arrow.binary_length(arrow.struct_field(files, "bytes")), ABSENT).to_numpy()
+        sizes = lengths[self._places.entry].astype(np.int64)
+        elsewhere = np.flatnonzero(sizes == ABSENT)
+        paths = [self._path(int(index)) for index in elsewhere]
+        sizes[elsewhere] = file_sizes(Path(), paths)
+        return [], sizes
+
+    def _read_start(self, index: int, count: int) -> bytes:
+        file = self._column[int(self._places.entry[index])]["picture"]
+        return read_start(file["path"], count) if file["bytes"] is None else file["bytes"][:count]
+
+    def _path(self, index: int) -> str:
+        """The file of an image that lies outside the Arrow files; one that does not exist where there is none."""
+        file = self._column[int(self._places.entry[index])]["picture"]
+        return (file or {}).get("path") or os.devnull
 
     def subset(self, indices: ArrayLike) -> "HuggingFaceSource":
         chosen = as_indices(indices, len(self))

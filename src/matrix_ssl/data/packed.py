@@ -60,6 +60,18 @@ class PackedSource(Source):
         start, end = shard.offsets[self._places.entry[index] :][:2]
         return decode_picture(shard.content[start:end].numpy().tobytes(), self.where(index))
 
+    def _stored(self) -> tuple[Sequence[str], NDArray[np.int64]]:
+        sizes = np.zeros(len(self), dtype=np.int64)
+        for number, shard in enumerate(self._shards):
+            here = self._places.file == number
+            sizes[here] = np.diff(shard.offsets)[self._places.entry[here]]
+        return [], sizes
+
+    def _read_start(self, index: int, count: int) -> bytes:
+        shard = self._shards[self._places.file[index]]
+        start, end = shard.offsets[self._places.entry[index] :][:2]
+        return shard.content[start : min(end, start + count)].numpy().tobytes()
+
     def where(self, index: int) -> str:
         return self._places[index]
 

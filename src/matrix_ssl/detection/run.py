@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,7 @@ class Prepared:
     train: Annotations
     val: Annotations
     pictures: TrainingPictures
+    train_files: PictureFiles
     val_files: PictureFiles
     backbone: Backbone
     detector: nn.Module
@@ -70,12 +72,23 @@ class Prepared:
             f"{where}, {processes} process{'es' if processes > 1 else ''}"
         )
 
+    @cached_property
+    def data(self) -> dict[str, dict[str, str]]:
+        """By part, digests of the annotations and of the images that they list."""
+        parts = {"train": (self.train, self.train_files), "val": (self.val, self.val_files)}
+        return {
+            name: {
+                "annotations_sha256": annotations.sha256,
+                "images_digest": files.digest([picture.name for picture in annotations.pictures]),
+            }
+            for name, (annotations, files) in parts.items()
+        }
+
     def description(self) -> dict[str, Any]:
         """What ``config.json`` holds."""
-        parts = {"train": self.train, "val": self.val}
         return {
             "settings": dataclasses.asdict(self.settings),
-            **{name: {"annotations_sha256": part.sha256} for name, part in parts.items()},
+            **self.data,
             "encoder": {"architecture": self.backbone.architecture, "sha256": self.backbone.sha256,
                         "mean": list(self.backbone.mean), "std": list(self.backbone.std)},
             "places": {key: None if value is None else str(value)
@@ -107,7 +120,7 @@ def prepare(inputs: Inputs, settings: DetectionSettings, *, device: torch.device
     detector: nn.Module = build_detector(backbone, settings, classes=len(train.categories))
     detector = networks.synchronise_batch_norm(detector, device.type).to(device)
     plan = make_plan(settings, pictures=len(pictures))
-    return Prepared(inputs, settings, device, plan, train, val, pictures, val_files, backbone, detector)
+    return Prepared(inputs, settings, device, plan, train, val, pictures, train_files, val_files, backbone, detector)
 
 
 def claim(prepared: Prepared, out: Path) -> bool:

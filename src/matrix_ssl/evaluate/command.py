@@ -76,7 +76,7 @@ def evaluate(
                 stack.enter_context(record.lock(run))
         display = Display(quiet=not main)
         with distributed.together():
-            learn, judge = _open_parts(location, test_data, data_root, download, say=display.say)
+            learn, judge, drawn_from = _open_parts(location, test_data, data_root, download, say=display.say)
         bar = partial(picture_bar, options.err)
         found = {}
         if learn.labels is None:
@@ -85,7 +85,7 @@ def evaluate(
                 protocols.describe_pictures(run, learn, weights=weights, device=chosen, on_progress=show)
         else:
             found = protocols.evaluate(
-                Subject(run, learn, judge, weights, chosen),
+                Subject(run, learn, judge, weights, chosen, drawn_from),
                 protocols=names, settings=settings, label_list=label_list, fresh=fresh,
                 say=display.say, display=display, bar=bar,
             )  # fmt: skip
@@ -116,8 +116,8 @@ def embed(
 ) -> None:
     """Write the features of pictures to an .npz file.
 
-    It holds `features` float32 (n, k), `where` (the path of every picture) and, for labelled pictures, `labels` and
-    `classes`. Pictures that cannot be read are left out and listed.
+    It holds `features` float32 (n, k), `where` (the path of every picture), `data_digest` (which dataset it was) and,
+    for labelled pictures, `labels` and `classes`. Pictures that cannot be read are left out and listed.
     """
     options.existing_run(run)
     from matrix_ssl import devices, record
@@ -139,7 +139,8 @@ def embed(
 
 def _open_parts(
     location: str, test_data: str | None, data_root: Path | None, download: bool, *, say: Any
-) -> tuple["Source", "Source"]:
+) -> tuple["Source", "Source", str | None]:
+    """Training and test images, and the digest of the dataset that both are parts of, where one was split."""
     from matrix_ssl.data import has_test_part, open_source, split_source
 
     def open_part(where: str, split: Any) -> "Source":
@@ -148,10 +149,10 @@ def _open_parts(
     learn = open_part(location, "train")
     if test_data:
         part = "test" if has_test_part(test_data, data_root=data_root, download=download) else "train"
-        return learn, open_part(test_data, part)
+        return learn, open_part(test_data, part), None
     if has_test_part(location, data_root=data_root, download=download):
-        return learn, open_part(location, "test")
+        return learn, open_part(location, "test"), None
     if learn.labels is None:
-        return learn, learn
+        return learn, learn, None
     say("the set has no test part: a fifth of every class is held out, the encoder may have seen these pictures.")
-    return split_source(learn, 0.2, 0)
+    return *split_source(learn, 0.2, 0), learn.digest

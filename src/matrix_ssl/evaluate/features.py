@@ -127,7 +127,9 @@ def write_features(
     device: torch.device,
     on_progress: Callable[[int, int], None],
 ) -> Features:
-    """Writes the features of a run's encoder to an .npz file: ``features``, ``where``, and ``labels`` and ``classes``.
+    """Writes the features of a run's encoder to an .npz file.
+
+    It holds ``features``, ``where``, ``data_digest``, and ``labels`` and ``classes``.
 
     Raises:
         RunFolderError: the file cannot be written.
@@ -139,6 +141,7 @@ def write_features(
     arrays: dict[str, Any] = {
         "features": features.vectors["encoder"].numpy(),
         "where": np.array([source.where(int(i)) for i in features.indices], dtype=np.str_),
+        "data_digest": np.array(source.digest),
     }
     if features.labels is not None:
         arrays |= {"labels": features.labels.numpy(), "classes": np.array(source.classes, dtype=np.str_)}

@@ -199,7 +199,9 @@ def _describe(protocol: str, made: dict[str, dict[str, Predictions]], answers: A
 
 
 def _is_own(subject: Subject) -> bool:
-    """Whether the pictures are those of the pre-training, or those are not known."""
+    """Whether the images are those of the pre-training, or those are not known."""
+    if digest := subject.config.data.digest:
+        return digest in (subject.train.digest, subject.drawn_from)
     name = record.read_json(subject.run / record.SUMMARY).get("data", {}).get("name")
     return name in (None, subject.train.name)
 
@@ -220,6 +222,7 @@ def _write_summary(
     summary = record.read_json(subject.run / record.SUMMARY)
     judged = {
         "name": subject.test.name,
+        "digest": results.fingerprint(subject.train.digest, subject.test.digest),
         "train": len(learn.indices),
         "test": len(judge.indices),
         "classes": len(answers.classes),

@@ -1,6 +1,7 @@
 """What an evaluation found, as files: a JSON and the predictions of every protocol.
 
-They lie in ``RUN/evaluation/SET/``, ``SET-teacher`` for the weights of the teacher. A JSON file holds for every measure
+They lie in ``RUN/evaluation/SET/``, ``SET-teacher`` for the weights of the teacher. Of several datasets of one name,
+all but the first have folders with a part of their digest behind the name. A JSON file holds for every measure
 accuracy, interval, mean per class, the accuracy of each class and what was set; the ``.npz`` file beside it what was
 predicted for every test picture.
 """
@@ -45,14 +46,30 @@ class Answers:
 
 
 def folder_of(run: Path, train: Source, test: Source, weights: str) -> Path:
-    """Where the results of learning from one set of pictures and being judged by another lie."""
+    """Where the results of learning from one dataset and being judged by another lie.
+
+    The folder is called by the names of the datasets; where one of that name holds results on other images, the digest
+    of these follows.
+    """
     names = [
         train.name,
         *([test.name] if test.name != train.name else []),
         *([weights] if weights != "student" else []),
     ]
     safe = (re.sub(r"[^\w.-]+", "-", name).strip("-.") or "pictures" for name in names)
-    return run / FOLDER / "-".join(safe)
+    folder = run / FOLDER / "-".join(safe)
+    digests = {"train": train.digest, "test": test.digest}
+    if all(_digests(path) in (None, digests) for path in sorted(folder.glob("*.json"))):
+        return folder
+    return folder.with_name(f"{folder.name}-{fingerprint(train.digest, test.digest)[:8]}")
+
+
+def _digests(path: Path) -> dict[str, str] | None:
+    """Of the images that a result is about; None where they are not known."""
+    try:
+        return {part: record.read_json(path)["set"][part]["digest"] for part in ("train", "test")}
+    except (RunFolderError, KeyError, TypeError):  # damaged, no result, or of an earlier version
+        return None
 
 
 def fingerprint(*parts: Any) -> str:

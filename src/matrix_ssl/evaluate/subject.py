@@ -1,6 +1,5 @@
 """What is evaluated on what: the encoder of a run, a set to learn from and a set to be judged by."""
 
-import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +25,7 @@ class Subject:
         test: pictures that accuracy is measured on, with the same classes.
         weights: student or teacher.
         device: where the work is done.
+        drawn_from: digest of the dataset that ``train`` is a part of, where it is not the whole.
     """
 
     run: Path
@@ -33,6 +33,7 @@ class Subject:
     test: Source
     weights: encoders.Weights
     device: torch.device
+    drawn_from: str | None = None
 
     @cached_property
     def config(self) -> RunConfig:
@@ -49,7 +50,7 @@ class Subject:
         """The same network with its initial weights, and the width of its features."""
         return encoders.build_encoder(self.config)
 
-    @property
+    @cached_property
     def folder(self) -> Path:
         """Where the results are written."""
         return results.folder_of(self.run, self.train, self.test, self.weights)
@@ -71,12 +72,5 @@ class Subject:
 
 
 def _describe(source: Source) -> dict[str, Any]:
-    assert source.labels is not None and source.classes is not None  # checked before
-    ends = [source.where(i) for i in (0, len(source) - 1)] if len(source) else []
-    return {
-        "name": source.name,
-        "pictures": len(source),
-        "classes": len(source.classes),
-        "labels_sha256": hashlib.sha256(source.labels.tobytes()).hexdigest()[:16],
-        "first_and_last": [Path(end).name for end in ends],
-    }
+    assert source.classes is not None  # checked before
+    return {"name": source.name, "pictures": len(source), "classes": len(source.classes), "digest": source.digest}

@@ -1,7 +1,6 @@
 """Whose training a folder holds, so that a checkpoint is never taken for that of another encoder or other pictures."""
 
 import dataclasses
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ def claim(
 ) -> None:
     """Makes the folder and writes what is trained in it, or checks that it is the same; on the main process.
 
-    Pictures count as the same wherever their folder lies: names and labels are compared, and not the pixels.
+    Images count as the same by their content, wherever their folder lies.
 
     Raises:
         RunFolderError: it holds another training, or it cannot be written.
@@ -35,7 +34,7 @@ def claim(
     description = {
         "settings": dataclasses.asdict(settings) | {"rates": [group["rate"] for group in classifier.groups]},
         "seed": seed,
-        "pictures": {"name": source.name, "classes": source.classes, "sha256": _digest_of_pictures(source)},
+        "pictures": {"classes": source.classes, "digest": source.digest},
         "data": {name: getattr(data, name) for name in ("image_size", "mean", "std")},
         "weights": {part: digest(getattr(classifier, part).state_dict()) for part in ("frozen", "learner")},
     }
@@ -50,11 +49,3 @@ def claim(
             f"{folder} holds the training of another classifier (different: {', '.join(different)}): "
             "remove it or choose another folder."
         )
-
-
-def _digest_of_pictures(source: Source) -> str:
-    found = hashlib.sha256(b"" if source.labels is None else source.labels.tobytes())
-    for index in range(len(source)):
-        name = source.where(index).rpartition("/")[2]
-        found.update(f"{name}\n".encode(errors="surrogateescape"))
-    return found.hexdigest()

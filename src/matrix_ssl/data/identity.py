@@ -1,0 +1,63 @@
+"""Which dataset it is: a digest of what it holds, the same wherever it lies and whatever its folder is called.
+
+The digest is over the relative name and the size in bytes of every image, the labels and the names of the classes, and
+bytes: all bytes of a dataset of at most ``WHOLE`` bytes, else the first ``START`` bytes of each of ``SAMPLE`` images,
+spread evenly over the dataset from the first one to the last. So a change within a large dataset goes unnoticed where
+it keeps every name and every size, and all of the bytes that are looked at.
+
+An image is what is stored: a file, an entry of a packed file, or the pixels of a dataset that lies in memory. The last
+two have no names.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+WHOLE = 2**30  # bytes, 1 GiB
+SAMPLE = 4096  # images of a larger dataset
+START = 2**16  # bytes, 64 KiB
+ABSENT = -1  # the size of an image that is not there or is no regular file
+
+ReadStart = Callable[[int, int], bytes]
+
+
+def content_digest(
+    names: Iterable[str],
+    sizes: NDArray[np.int64],
+    read: ReadStart,
+    *,
+    labels: NDArray[np.int64] | None = None,
+    classes: Sequence[str] | None = None,
+) -> str:
+    """The digest of a dataset by the rule above.
+
+    Args:
+        names: relative to the dataset, in its order; none where images have no names.
+        sizes: bytes of every image, int64 (n,); ``ABSENT`` for one that cannot be read.
+        read: gives the first bytes of an image by its index and how many these are at most.
+        labels: int64 (n,).
+        classes: the name of every label.
+
+    Returns:
+        16 hexadecimal digits, of SHA-256.
+    """
+    digest = hashlib.sha256()
+    for part in ("\0".join(names), "\0".join(classes or ())):
+        _add(digest.update, part.encode(errors="surrogateescape"))
+    _add(digest.update, sizes.astype("<i8").tobytes())
+    _add(digest.update, b"" if labels is None else labels.astype("<i8").tobytes())
+    present = np.flatnonzero(sizes != ABSENT)
+    small = int(sizes[present].sum()) <= WHOLE
+    if not small and len(present) > SAMPLE:
+        present = present[np.linspace(0, len(present) - 1, SAMPLE).astype(np.int64)]
+    for index in present.tolist():
+        _add(digest.update, read(index, int(sizes[index]) if small else START))
+    return digest.hexdigest()[:16]
+
+
+def _add(update: Callable[[bytes], None], part: bytes) -> None:
+    """Adds bytes with their number before them, so that no two lists of parts give the same digest."""
+    update(len(part).to_bytes(8, "little"))
+    update(part)
