@@ -19,6 +19,8 @@ NO_FILES_ABOVE = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.
     "resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))"
 )
 
+OPEN_FILES = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({limit}, {limit})); "
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -209,6 +211,30 @@ def test_a_limit_on_the_size_of_files(tmp_path: Path) -> None:
     assert "step-000000022.safetensors: File too large; free space there or choose another place." in message
     assert not list((tmp_path / "r" / "checkpoints").iterdir())
     assert "resuming" not in succeed(tmp_path, tiny(), before=BARE).err
+
+
+def test_a_batch_of_many_files_needs_few_open_files(tmp_path: Path) -> None:
+    shape = ("batch_size=256", "data.workers=2")
+    for folder, words, before in (
+        (tmp_path / "limited", shape, OPEN_FILES.format(limit=64)),
+        (tmp_path / "plain", ("batch_size=256", "data.workers=0"), ""),
+    ):
+        make_pictures(folder / "photos", 300)
+        succeed(folder, from_files("photos", *words, epochs=3), before=before + BARE)
+        succeed(folder, ["embed", "r", "--out", "x.npz", "--device", "cpu"], before=before)
+    assert runs.tensors(tmp_path / "limited" / "r") == runs.tensors(tmp_path / "plain" / "r")
+    assert (tmp_path / "limited" / "x.npz").read_bytes() == (tmp_path / "plain" / "x.npz").read_bytes()
+
+
+@pytest.mark.parametrize("limit", [12, 30, 48])
+def test_too_low_a_limit_of_open_files_is_one_sentence(tmp_path: Path, limit: int) -> None:
+    make_pictures(tmp_path / "photos", 40)
+    message = fail(tmp_path, from_files("photos"), before=OPEN_FILES.format(limit=limit) + BARE)
+    assert message == (
+        f"The limit of {limit} open files is too low: raise it with 'ulimit -n 1024' "
+        "or read the images without workers (--set data.workers=0)."
+    )
+    succeed(tmp_path, from_files("photos", "data.workers=0"), before=OPEN_FILES.format(limit=limit) + BARE)
 
 
 @pytest.mark.parametrize("settings", [("optimizer.name=sgd",), ("precision=float64",)])

@@ -36,6 +36,10 @@ class UnreadableImage(DataError):
         return type(self), (self.where, self.reason)  # the default pickling would lose one of the two arguments
 
 
+class OpenFilesError(MatrixSSLError):
+    """The limit of open files of the process is too low."""
+
+
 class CheckpointError(MatrixSSLError):
     """A checkpoint is damaged, or its weights do not match the network."""
 

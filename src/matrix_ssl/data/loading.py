@@ -10,23 +10,29 @@ A picture that cannot be read is replaced by the next one of the set that can, t
 import os
 import signal
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
 from matrix_ssl import augment
 from matrix_ssl.config import DataConfig, ViewConfig
 from matrix_ssl.data.base import Source
-from matrix_ssl.errors import ConfigError, DataError, TrainingError, UnreadableImage
+from matrix_ssl.data.open_files import check_open_files, open_files_error
+from matrix_ssl.errors import ConfigError, DataError, MatrixSSLError, TrainingError, UnreadableImage
 from matrix_ssl.randomness import permutation
 
 _ORDER = 0x0DE2  # coordinate that keeps the sample order apart from the views
 _MOST_WORKERS = 8
+_FILES_OF_A_BATCH = 16  # descriptors that a worker may need to send the batches in flight and to read the next one
+_FILES_OF_A_WORKER = 8  # descriptors of a worker's pipes and batches in the main process: measured five
+_FILES_OF_THE_LOADER = 32  # descriptors of what all workers share and of what else the main process opens meanwhile
 _MOST_SUBSTITUTES = 100  # pictures tried in the place of one that cannot be read
 Unreadable = tuple[str, str]  # where, why
 
@@ -98,6 +104,7 @@ class TrainingBatches:
 
         Raises:
             TrainingError: a worker process died.
+            OpenFilesError: the limit of open files is too low for the workers.
         """
         if self._source.images is not None:
             yield from self._from_memory(start, stop)
@@ -120,18 +127,15 @@ class TrainingBatches:
             yield Batch(step, tuple(views), samples, [])
 
     def _from_files(self, start: int, stop: int) -> Iterator[Batch]:
-        dataset = _RandomCrops(self._source, self._data, self._views, self._seed)
-        loader = _loader(dataset, _LazySteps(self, start, stop), self._data.workers)
-        for step, items in enumerate(_guarded(loader), start):
+        reader = _RandomCrops(self._source, self._data, self._views, self._seed)
+        keys = (self.samples(step) for step in range(start, stop))
+        for step, crops in enumerate(_read_batches(reader, keys, workers=self._data.workers), start):
             epoch = step // self.steps_per_epoch
-            _check_readable(items, self._source)
-            samples = np.array([item.sample for item in items])
+            pixels = crops.pixels.to(self._device, non_blocking=True).chunk(len(self._views))
             views = []
-            for number, view in enumerate(self._views, 1):
-                crops = torch.stack([item.crops[number - 1] for item in items]).to(self._device, non_blocking=True)
-                views.append(self._finish(crops.float(), view, augment.Keys(self._seed, epoch, samples, number)))
-            shown = np.array([item.shown for item in items])
-            yield Batch(step, tuple(views), shown, [pair for item in items for pair in item.unreadable])
+            for number, (view, part) in enumerate(zip(self._views, pixels, strict=True), 1):
+                views.append(self._finish(part.float(), view, augment.Keys(self._seed, epoch, crops.samples, number)))
+            yield Batch(step, tuple(views), crops.shown, crops.unreadable)
 
     def _finish(self, crops: Tensor, view: ViewConfig, keys: augment.Keys) -> Tensor:
         pixels = augment.random_view(crops / 255, view, keys)
@@ -154,15 +158,9 @@ def evaluation_batches(
             boxes = np.tile(np.array(box), (len(images), 1))
             yield np.arange(start, start + len(images)), augment.crop_batch(images, boxes, data.image_size) / 255, []
         return
-    order = [list(range(i, min(i + batch_size, len(source)))) for i in range(0, len(source), batch_size)]
-    for items in _guarded(_loader(_CentralSquares(source, data), order, data.workers)):
-        whole = [(index, crop) for index, crop, _ in items if crop is not None]
-        unreadable = [problem for _, _, problem in items if problem is not None]
-        if whole:
-            pixels = torch.stack([crop for _, crop in whole]).to(device).float() / 255
-            yield np.array([index for index, _ in whole]), pixels, unreadable
-        else:
-            yield np.zeros(0, np.int64), torch.zeros(0, source.channels, data.image_size, data.image_size), unreadable
+    keys = [range(i, min(i + batch_size, len(source))) for i in range(0, len(source), batch_size)]
+    for crops in _read_batches(_CentralSquares(source, data), keys, workers=data.workers):
+        yield crops.shown, crops.pixels.to(device).float() / 255, crops.unreadable
 
 
 def largest_batch(pictures: int) -> int:
@@ -171,32 +169,63 @@ def largest_batch(pictures: int) -> int:
 
 
 @dataclass(frozen=True)
-class _Item:
-    sample: int
-    shown: int  # the picture that was read
-    crops: tuple[Tensor, ...]  # empty when no picture could be read in its place
+class _Crops:
+    """What is read for one batch, in a single tensor: each tensor that a worker sends holds a file open."""
+
+    pixels: Tensor  # (k, c, s, s), uint8, k = n times the number of views
+    samples: NDArray[np.int64]  # (n,), the images that it is for
+    shown: NDArray[np.int64]  # (n,), the images that were read
     unreadable: list[Unreadable]
 
 
-class _RandomCrops(Dataset[_Item]):
-    """Reads one picture and cuts the crops of all views, in a worker process."""
+class _Reader(ABC, Dataset[_Crops | MatrixSSLError]):
+    """Reads and crops the images of a batch; an error meant for the user is returned, for the main process to raise."""
+
+    def __init__(self, source: Source, size: int):
+        self._source, self._size = source, size
+
+    @abstractmethod
+    def crops(self, key: Any) -> _Crops:
+        """What is read for one batch."""
+
+    def __getitem__(self, key: Any) -> _Crops | MatrixSSLError:
+        try:
+            crops = self.crops(key)
+            if get_worker_info() is not None:
+                check_open_files(_FILES_OF_A_BATCH)
+            return crops
+        except MatrixSSLError as error:
+            return error  # raised in a worker, it would lose its type and its sentence
+
+    def _collate(self, crops: list[Tensor]) -> Tensor:
+        """One tensor (k, c, s, s), which a worker puts into shared memory at once."""
+        if not crops:
+            return torch.zeros(0, self._source.channels, self._size, self._size, dtype=torch.uint8)
+        return default_collate(crops)
+
+
+class _RandomCrops(_Reader):
+    """The crops of the first view of every image, then those of the second, and so on; the key: epoch and samples."""
 
     def __init__(self, source: Source, data: DataConfig, views: tuple[ViewConfig, ...], seed: int):
-        self._source, self._data, self._views, self._seed = source, data, views, seed
+        super().__init__(source, data.image_size)
+        self._views, self._seed = views, seed
 
-    def __getitem__(self, key: tuple[int, int]) -> _Item:
-        epoch, sample = key
-        image, shown, unreadable = self._read(sample)
-        if image is None:
-            return _Item(sample, shown, (), unreadable)
-        crops = []
-        for number, view in enumerate(self._views, 1):
-            keys = augment.Keys(self._seed, epoch, np.array([sample]), number)
-            box = augment.random_boxes(view, keys, *image.shape[-2:])[0]
-            crops.append(augment.crop(image, box, self._data.image_size))
-        return _Item(sample, shown, tuple(crops), unreadable)
+    def crops(self, key: tuple[int, NDArray[np.int64]]) -> _Crops:
+        epoch, samples = key
+        crops: list[list[Tensor]] = [[] for _ in self._views]
+        shown, unreadable = np.empty_like(samples), []
+        for position, sample in enumerate(samples):
+            image, shown[position], problems = self._read(int(sample))
+            unreadable += problems
+            for number, view in enumerate(self._views, 1):
+                keys = augment.Keys(self._seed, epoch, samples[position : position + 1], number)
+                box = augment.random_boxes(view, keys, *image.shape[-2:])[0]
+                crops[number - 1].append(augment.crop(image, box, self._size))
+        return _Crops(self._collate([crop for view in crops for crop in view]), samples, shown, unreadable)
 
-    def _read(self, sample: int) -> tuple[Tensor | None, int, list[Unreadable]]:
+    def _read(self, sample: int) -> tuple[Tensor, int, list[Unreadable]]:
+        """An image or the next one that can be read, its index, and those before it that cannot be read."""
         unreadable: list[Unreadable] = []
         for offset in range(min(len(self._source), _MOST_SUBSTITUTES)):
             shown = (sample + offset) % len(self._source)
@@ -204,56 +233,39 @@ class _RandomCrops(Dataset[_Item]):
                 return self._source.read(shown), shown, unreadable
             except UnreadableImage as error:
                 unreadable.append((error.where, error.reason))
-        return None, sample, unreadable
+        where, why = unreadable[-1]
+        raise DataError(
+            f"{len(unreadable)} pictures of {self._source.name!r} in a row cannot be read, the last one {where}: {why}."
+        )
 
 
-class _CentralSquares(Dataset[tuple[int, Tensor | None, Unreadable | None]]):
+class _CentralSquares(_Reader):
+    """The central squares of the images that can be read; the key: the images."""
+
     def __init__(self, source: Source, data: DataConfig):
-        self._source, self._data = source, data
+        super().__init__(source, data.image_size)
+        self._fraction = data.crop_fraction
 
-    def __getitem__(self, index: int) -> tuple[int, Tensor | None, Unreadable | None]:
-        try:
-            image = self._source.read(index)
-        except UnreadableImage as error:
-            return index, None, (error.where, error.reason)
-        box = augment.centre_box(self._data.crop_fraction, *image.shape[-2:])
-        return index, augment.crop(image, box, self._data.image_size), None
-
-
-class _LazySteps:
-    """Batch sampler: the keys (epoch, sample) of every step, computed when asked for."""
-
-    def __init__(self, batches: TrainingBatches, start: int, stop: int):
-        self._batches, self._steps = batches, range(start, stop)
-
-    def __len__(self) -> int:
-        return len(self._steps)
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for step in self._steps:
-            epoch, samples = self._batches.samples(step)
-            yield [(epoch, int(sample)) for sample in samples]
+    def crops(self, key: range) -> _Crops:
+        crops, shown, unreadable = [], [], []
+        for index in key:
+            try:
+                image = self._source.read(index)
+            except UnreadableImage as error:
+                unreadable.append((error.where, error.reason))
+                continue
+            box = augment.centre_box(self._fraction, *image.shape[-2:])
+            crops.append(augment.crop(image, box, self._size))
+            shown.append(index)
+        indices = np.array(shown, dtype=np.int64)
+        return _Crops(self._collate(crops), indices, indices, unreadable)
 
 
-def _check_readable(items: list[_Item], source: Source) -> None:
-    for item in items:
-        if not item.crops:
-            where, why = item.unreadable[-1]
-            raise DataError(
-                f"{len(item.unreadable)} pictures of {source.name!r} in a row cannot be read, "
-                f"the last one {where}: {why}."
-            )
-
-
-def _loader(dataset: Dataset, batches: Iterable[list], workers: int) -> DataLoader:
-    if workers < 0:
-        cores = (
-            len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        )  # macOS has none
-        workers = min(_MOST_WORKERS, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-    return DataLoader(
-        dataset, batch_sampler=batches, num_workers=workers, collate_fn=list, worker_init_fn=_start_worker
-    )  # fmt: skip
+def _worker_count(workers: int) -> int:
+    if workers >= 0:
+        return workers
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS has none
+    return min(_MOST_WORKERS, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def _start_worker(_: int) -> None:
@@ -262,8 +274,18 @@ def _start_worker(_: int) -> None:
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(30))
 
 
-def _guarded(loader: DataLoader) -> Iterator[list]:
-    """Iterates, turning the death of a worker into a sentence."""
+def _read_batches(reader: _Reader, keys: Iterable[Any], *, workers: int) -> Iterator[_Crops]:
+    """What a reader gives for every key, in order, read ahead by worker processes.
+
+    Raises:
+        TrainingError: a worker died.
+        OpenFilesError: the limit of open files is too low for the workers.
+        MatrixSSLError: what the reader answered.
+    """
+    count = _worker_count(workers)
+    if count:
+        check_open_files(_FILES_OF_THE_LOADER + count * _FILES_OF_A_WORKER)
+    loader = DataLoader(reader, batch_size=None, sampler=keys, num_workers=count, worker_init_fn=_start_worker)
     handler = signal.getsignal(signal.SIGCHLD)
     try:
         batches = iter(loader)
@@ -271,8 +293,13 @@ def _guarded(loader: DataLoader) -> Iterator[list]:
             # PyTorch's handler raises wherever the main thread is, in the middle of a training step; without it the
             # next batch finds the dead worker, within five seconds
             signal.signal(signal.SIGCHLD, handler)
-        yield from batches
-    except RuntimeError as error:
+        for crops in batches:
+            if isinstance(crops, MatrixSSLError):
+                raise crops
+            yield crops
+    except (RuntimeError, OSError) as error:
+        if "Too many open files" in str(error):
+            raise open_files_error() from error
         if "DataLoader worker (pid" not in str(error):  # an error raised inside a worker says "worker process"
             raise
         raise TrainingError(

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from matrix_ssl.data.open_files import open_files_error, reaches_limit
 from matrix_ssl.errors import UnreadableImage
 
 EXTENSIONS = frozenset(
@@ -57,6 +58,7 @@ def read_picture(path: Path) -> torch.Tensor:
 
     Raises:
         UnreadableImage: the file cannot be opened or decoded.
+        OpenFilesError: no further file can be opened.
     """
     try:
         content = path.read_bytes()
@@ -65,6 +67,8 @@ def read_picture(path: Path) -> torch.Tensor:
     except PermissionError:
         raise UnreadableImage(str(path), "no permission to read the file") from None
     except OSError as error:
+        if reaches_limit(error):
+            raise open_files_error() from error
         raise UnreadableImage(str(path), f"cannot be read ({error.strerror})") from None
     return decode_picture(content, str(path))
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from matrix_ssl.data.folder import file_sizes
 from matrix_ssl.data.identity import content_digest
+from matrix_ssl.data.open_files import open_files_error, reaches_limit
 from matrix_ssl.errors import DataError, UnreadableImage
 
 _SHOWN = 3  # missing files that an error names
@@ -72,6 +73,7 @@ class PictureFiles:
 
         Raises:
             UnreadableImage: it is missing or cannot be read.
+            OpenFilesError: no further file can be opened.
         """
         try:
             if self._members is None:
@@ -85,6 +87,8 @@ class PictureFiles:
         except PermissionError:
             raise UnreadableImage(self.where(name), "no permission to read the file") from None
         except OSError as error:
+            if reaches_limit(error):
+                raise open_files_error("workers") from error
             raise UnreadableImage(self.where(name), f"cannot be read ({error.strerror})") from None
         if len(content) < size:
             raise UnreadableImage(self.where(name), "the archive is cut")
