@@ -57,7 +57,7 @@ def scale_section(results: Row) -> str:
     hours = [[stage, f"{value:,.0f}"] for stage, value in results["hours"].items()]
     return (
         f"Measured on {made['device_name']} ({made['processor']}, {made['threads']} threads), PyTorch {made['torch']}, "
-        f"commit {made['commit']}:\n\n{table(['Kind of step', 'pictures a second'], rates)}\n"
+        f"commit {made['commit']}:\n\n{table(['Kind of step', 'images a second'], rates)}\n"
         f"{results['devices']} such devices at {100 * results['efficiency']:.0f} % efficiency, which is assumed, would "
         f"take:\n\n{table(['Stage', 'hours'], hours)}"
     )
@@ -266,7 +266,7 @@ def taylor_section(results: Row) -> str:
     ])  # fmt: skip
 
 
-TRAINED = {"ridge_digits": "Handwritten digits", "taylor_cifar10": "CIFAR-10 (JPEG copy), 10,000 pictures at 16 px"}
+TRAINED = {"ridge_digits": "Handwritten digits", "taylor_cifar10": "CIFAR-10 (JPEG copy), 10,000 images at 16 px"}
 ACCURACIES = {"low_shot_1": "1 label", "low_shot_10": "10 labels", "linear": "linear", "knn_20": "kNN-20"}
 
 

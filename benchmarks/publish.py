@@ -91,7 +91,7 @@ def trials(results: dict[str, Any]) -> str:
         rows.append([f"**{cell}**" for cell in cells] if row["chosen"] else cells)
     return (
         f"## Trials\n\n{tuning['trials']} for every method, {tuning['budget']} epochs{own}, judged by "
-        f"{tuning['measure']} accuracy in % on held-out training pictures; the chosen ones are bold.\n\n"
+        f"{tuning['measure']} accuracy in % on held-out training images; the chosen ones are bold.\n\n"
         + table(["method", "settings", "held out"], rows)
     )
 

@@ -1,6 +1,6 @@
 """Takes the results of a chain into the repository: its numbers and the page of docs/results.
 
-    python benchmarks/publish_chain.py runs/chain "matrix-ssl chain pictures_small --data imagenette128 ..."
+    python benchmarks/publish_chain.py runs/chain "matrix-ssl chain images_small --data imagenette128 ..."
 
 Writes ``benchmarks/results/chain.json``, which bundles the run's JSON files without places and curves, and fills
 ``docs/results/chain.md``. What stands around the markers of the page stays.
@@ -68,7 +68,7 @@ def pre_training(files: dict[str, Any]) -> str:
     config, summary = files["config.json"], files["summary.json"]
     return (
         f"Pre-training by {config['method']['name']}: {config['network']['encoder']}, {summary['parameters']:,} "
-        f"parameters, {summary['data']['pictures']:,} pictures of {summary['data']['name']} at "
+        f"parameters, {summary['data']['images']:,} images of {summary['data']['name']} at "
         f"{config['data']['image_size']} pixels, {summary['epochs']} epochs of batch {config['batch_size']}, "
         f"{summary['steps']} steps, seed {config['seed']}, {duration(summary['seconds_training'])}.\n"
     )
@@ -79,7 +79,7 @@ def detection(results: dict[str, Any]) -> str:
     rows = []
     for name, value in results.items():
         rows.append([
-            name.split("/")[1], f"{value['counts']['train']['pictures']:,}", f"{value['counts']['val']['pictures']:,}",
+            name.split("/")[1], f"{value['counts']['train']['images']:,}", f"{value['counts']['val']['images']:,}",
             f"{value['iterations']:,} of {value['settings']['batch_size']}", f"{value['images_per_second']:.2f}",
             duration(value["seconds_training"]), interval(value, "box"), interval(value, "mask"),
         ])  # fmt: skip

@@ -3,7 +3,7 @@
     python benchmarks/scale.py                       # on the device that is there
     python benchmarks/scale.py --devices 16 --rate pretrain=1700 --rate frozen=6000
 
-Every step runs at its published size (ResNet-50, 224 pixels; detection at 800), on random pictures that lie on the
+Every step runs at its published size (ResNet-50, 224 pixels; detection at 800), on random images that lie on the
 device: no reading or decoding of files. Rates given with ``--rate`` are used in the place of measured ones and marked.
 """
 
@@ -25,11 +25,11 @@ from matrix_ssl.detection.settings import DetectionSettings
 from matrix_ssl.encoder import build_encoder
 from matrix_ssl.recipes import find_recipe
 
-TRAIN, VAL, COCO_TRAIN, COCO_VAL = 1_281_167, 50_000, 117_266, 5_000  # pictures
-ITERATION = 16  # pictures of an iteration of the detection schedules
+TRAIN, VAL, COCO_TRAIN, COCO_VAL = 1_281_167, 50_000, 117_266, 5_000  # images
+ITERATION = 16  # images of an iteration of the detection schedules
 EFFICIENCY = 0.9  # of several devices over one, assumed
 
-# stage: kind of step, pictures that pass through it
+# stage: kind of step, images that pass through it
 STAGES = {
     "pre-training, 100 epochs": ("pretrain", 100 * TRAIN),
     "features for linear and kNN": ("frozen", TRAIN + VAL),
@@ -50,9 +50,9 @@ def main() -> None:
     """Measures, multiplies, prints and writes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--devices", type=int, default=8, help="how many to divide the work by")
-    parser.add_argument("--batch", type=int, help="pictures of a step on a device; default 128 on a GPU, 8 on a CPU")
+    parser.add_argument("--batch", type=int, help="images of a step on a device; default 128 on a GPU, 8 on a CPU")
     parser.add_argument("--rounds", type=int, help="steps that are timed; default 20 on a GPU, 3 on a CPU")
-    parser.add_argument("--rate", action="append", default=[], metavar="KIND=PICTURES_A_SECOND", help="not measured")
+    parser.add_argument("--rate", action="append", default=[], metavar="KIND=IMAGES_A_SECOND", help="not measured")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "scale.json")
     options = parser.parse_args()
     device = devices.choose_device("auto")
@@ -62,12 +62,12 @@ def main() -> None:
     rates: dict[str, dict[str, Any]] = {kind: {"rate": rate, "measured": False} for kind, rate in given.items()}
     for kind, (make, size) in STEPS.items():
         if kind not in given:
-            pictures = size or batch
-            rates[kind] = {"rate": measure(make(device, pictures), pictures, device, rounds), "measured": True}
-            print(f"{kind:12s} {rates[kind]['rate']:8.2f} pictures/s", flush=True)
+            images = size or batch
+            rates[kind] = {"rate": measure(make(device, images), images, device, rounds), "measured": True}
+            print(f"{kind:12s} {rates[kind]['rate']:8.2f} images/s", flush=True)
     hours = {
-        stage: pictures / rates[kind]["rate"] / 3600 / (options.devices * (EFFICIENCY if options.devices > 1 else 1))
-        for stage, (kind, pictures) in STAGES.items()
+        stage: images / rates[kind]["rate"] / 3600 / (options.devices * (EFFICIENCY if options.devices > 1 else 1))
+        for stage, (kind, images) in STAGES.items()
     }
     for stage, value in hours.items():
         print(f"{stage:50s} {value:12.1f} h on {options.devices}")
@@ -75,14 +75,14 @@ def main() -> None:
         options.out,
         {
             "rates": rates, "hours": hours, "devices": options.devices, "efficiency": EFFICIENCY, "batch": batch,
-            "pictures": {stage: pictures for stage, (_, pictures) in STAGES.items()},
+            "images": {stage: images for stage, (_, images) in STAGES.items()},
             "environment": devices.environment(device),
         },
     )  # fmt: skip
 
 
-def measure(step: Callable[[], object], pictures: int, device: torch.device, rounds: int) -> float:
-    """Pictures a second, by the median of ``rounds`` steps after one that warms up."""
+def measure(step: Callable[[], object], images: int, device: torch.device, rounds: int) -> float:
+    """Images a second, by the median of ``rounds`` steps after one that warms up."""
     seconds = []
     for turn in range(rounds + 1):
         started = time.monotonic()
@@ -91,7 +91,7 @@ def measure(step: Callable[[], object], pictures: int, device: torch.device, rou
             torch.cuda.synchronize(device)
         if turn:
             seconds.append(time.monotonic() - started)
-    return pictures / statistics.median(seconds)
+    return images / statistics.median(seconds)
 
 
 def autocast(device: torch.device) -> torch.autocast:
@@ -154,7 +154,7 @@ def supervised_step(device: torch.device, n: int) -> Callable[[], object]:
 
 
 def detection_step(architecture: Any) -> Callable[[torch.device, int], Callable[[], object]]:
-    """One iteration of Mask R-CNN on pictures of 800 by 1066 pixels with eight objects each."""
+    """One iteration of Mask R-CNN on images of 800 by 1066 pixels with eight objects each."""
 
     def make(device: torch.device, n: int) -> Callable[[], object]:
         settings = DetectionSettings(architecture=architecture)
@@ -179,7 +179,7 @@ def detection_step(architecture: Any) -> Callable[[torch.device, int], Callable[
     return make
 
 
-# kind of step: what makes it, pictures of a step on a device (0: as asked)
+# kind of step: what makes it, images of a step on a device (0: as asked)
 STEPS: dict[str, tuple[Callable[[torch.device, int], Callable[[], object]], int]] = {
     "pretrain": (pretrain_step, 0),
     "frozen": (frozen_step, 0),

@@ -2,7 +2,7 @@
 
     python benchmarks/speed.py            (writes benchmarks/results/speed.json)
 
-Both views of MoCo v3 for pictures in memory, ours in batches against torchvision's transforms on PIL pictures one by
+Both views of MoCo v3 for images in memory, ours in batches against torchvision's transforms on PIL images one by
 one, as the published code does it.
 """
 
@@ -49,10 +49,10 @@ def alternate(variants: Mapping[str, Callable[[], object]], size: str) -> list[d
 
 
 def measure_views(size: int, source: int) -> list[dict[str, Any]]:
-    """Both views of 64 pictures of ``source`` pixels, at ``size`` pixels."""
+    """Both views of 64 images of ``source`` pixels, at ``size`` pixels."""
     n = 64
     images = (torch.rand(n, 3, 8, 8).repeat_interleave(source // 8, 2).repeat_interleave(source // 8, 3) * 255).byte()
-    pictures = [torchvision.transforms.functional.to_pil_image(image) for image in images]
+    decoded = [torchvision.transforms.functional.to_pil_image(image) for image in images]
     views = asymmetric_views()
 
     def ours() -> None:
@@ -65,10 +65,10 @@ def measure_views(size: int, source: int) -> list[dict[str, Any]]:
 
     def torchvision_on_pil() -> None:
         for transform in one_by_one:
-            torch.stack([transform(picture) for picture in pictures])
+            torch.stack([transform(image) for image in decoded])
 
     variants = {"views, batched": ours, "views, torchvision on PIL": torchvision_on_pil}
-    return alternate(variants, f"{n} pictures, {source} to {size} px")
+    return alternate(variants, f"{n} images, {source} to {size} px")
 
 
 def _torchvision_view(size: int, blur: float, solarize: float) -> v2.Compose:

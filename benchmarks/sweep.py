@@ -4,7 +4,7 @@
         --arm "exact 0.1: method.ridge=0.1 method.uniformity_weight=0.1" \
         --arm "taylor 1: method.logarithm=taylor method.ridge=1 method.uniformity_weight=1"
 
-Four fifths of the training pictures, stratified, serve for pre-training and for the probes, one fifth for accuracy. An
+Four fifths of the training images, stratified, serve for pre-training and for the probes, one fifth for accuracy. An
 arm and seed that is already in the output is not run again, so the command resumes. Prints mean ± sd over seeds.
 """
 
@@ -37,9 +37,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", required=True)
     parser.add_argument("--method", help="another than the recipe's: a name or a Python file")
-    parser.add_argument("--data", help="replaces the recipe's data set")
+    parser.add_argument("--data", help="replaces the recipe's dataset")
     parser.add_argument("--data-root", type=Path)
-    parser.add_argument("--pictures", type=int, default=0, help="only so many of the training pictures; 0: all")
+    parser.add_argument("--images", type=int, default=0, help="only so many of the training images; 0: all")
     parser.add_argument("--set", action="append", default=[], help="key=value for every arm")
     parser.add_argument("--arm", action="append", required=True, help="'NAME: key=value key=value'")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
@@ -54,8 +54,8 @@ def main() -> None:
     source = open_source(arguments.data or base.data.source, split="train", data_root=arguments.data_root)
     if arguments.data:
         base = config.override(base, [f"data.source={arguments.data}"])
-    if arguments.pictures:
-        source = source.subset(np.sort(permutation(len(source), SPLIT_SEED)[: arguments.pictures]))
+    if arguments.images:
+        source = source.subset(np.sort(permutation(len(source), SPLIT_SEED)[: arguments.images]))
     learn, judge = split_source(source, HELD_OUT, SPLIT_SEED)
     rows: list[dict[str, Any]] = json.loads(arguments.out.read_text())["rows"] if arguments.out.exists() else []
     for seed in arguments.seeds:  # seeds outside: every arm gets its first seed before any gets its second
@@ -116,7 +116,7 @@ def write(path: Path, arguments: argparse.Namespace, rows: list[dict[str, Any]])
     head = {
         "recipe": arguments.recipe,
         "method": arguments.method,
-        "pictures": arguments.pictures,
+        "images": arguments.images,
         "set": arguments.set,
         "held_out": HELD_OUT,
         "split_seed": SPLIT_SEED,

@@ -33,7 +33,7 @@ TRAJECTORIES = Path(__file__).with_name("trajectories.json")
 SMALL = {"hidden_dim": 32, "output_dim": 16, "queue_size": 48, "slices": 64}  # of the options, those that a method has
 ROWS = 16
 STEPS = 100  # of a stored trajectory
-# small changes of the pictures: a few dozen steps then show whether a method keeps its outputs apart
+# small changes of the images: a few dozen steps then show whether a method keeps its outputs apart
 VIEW = {"rotation": 5, "zoom": 0.05, "shear": 0.05, "translation": 0.04, "elastic": 0.2, "gamma": 0.2}
 
 
@@ -49,7 +49,7 @@ class Learned(NamedTuple):
 
 
 def views(step: int, n: int = ROWS, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
-    """Two noisy copies of random pictures (n, 1, 8, 8), a function of the step."""
+    """Two noisy copies of random images (n, 1, 8, 8), a function of the step."""
     draw = np.random.RandomState(step)  # its numbers are the same in every release
     base = draw.standard_normal((n, 1, 8, 8))
     one, two = (torch.from_numpy(base + 0.3 * draw.standard_normal(base.shape)).to(dtype) for _ in range(2))
@@ -285,7 +285,7 @@ class MethodConformance:
             features = fresh.eval()(one)
             assert features.shape == (ROWS, width) and features.isfinite().all()
             assert torch.equal(features, encoder.eval()(one))
-            torch.testing.assert_close(fresh(one[:3]), features[:3])  # a picture's features are its own
+            torch.testing.assert_close(fresh(one[:3]), features[:3])  # an image's features are its own
 
     def test_collapse_is_noticed_where_the_safeguard_is_taken_away(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

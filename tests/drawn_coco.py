@@ -1,4 +1,4 @@
-"""A tiny COCO set, drawn: bright discs and squares on dark pictures of several sizes, with true boxes and polygons."""
+"""A tiny COCO set, drawn: bright discs and squares on dark images of several sizes, with true boxes and polygons."""
 
 import json
 import math
@@ -32,22 +32,22 @@ def square(x: float, y: float, radius: float) -> list[float]:
     return [x - radius, y - radius, x + radius, y - radius, x + radius, y + radius, x - radius, y + radius]
 
 
-def annotation(number: int, picture: int, category: int, polygon: list[float]) -> dict[str, Any]:
+def annotation(number: int, image: int, category: int, polygon: list[float]) -> dict[str, Any]:
     """A COCO annotation of one polygon, with its box and area."""
     points = np.array(polygon).reshape(-1, 2)
     low, high = points.min(0), points.max(0)
     x, y = points.T
     area = abs(x @ np.roll(y, 1) - y @ np.roll(x, 1)) / 2
-    return {"id": number, "image_id": picture, "category_id": category, "iscrowd": 0, "area": float(area),
+    return {"id": number, "image_id": image, "category_id": category, "iscrowd": 0, "area": float(area),
             "bbox": [*low.tolist(), *(high - low).tolist()], "segmentation": [polygon]}  # fmt: skip
 
 
-def draw_set(folder: Path, *, pictures: int, seed: int = 0, sizes: Sizes = SIZES) -> dict[str, Any]:
+def draw_set(folder: Path, *, images: int, seed: int = 0, sizes: Sizes = SIZES) -> dict[str, Any]:
     """Writes PNG files into ``folder`` and returns their annotations: one disc and one square each."""
     folder.mkdir(parents=True, exist_ok=True)
     draw = np.random.default_rng(seed)
     content: dict[str, Any] = {"images": [], "annotations": [], "categories": CATEGORIES}
-    for index in range(pictures):
+    for index in range(images):
         width, height = sizes[index % len(sizes)]
         canvas = Image.fromarray(draw.integers(0, 60, (height, width, 3), dtype=np.uint8))
         pen = ImageDraw.Draw(canvas)
@@ -65,8 +65,8 @@ def draw_set(folder: Path, *, pictures: int, seed: int = 0, sizes: Sizes = SIZES
 
 def write_set(folder: Path, *, train: int = 6, val: int = 3, sizes: Sizes = SIZES) -> Path:
     """A folder with ``train/``, ``val.tar``, ``train.json`` and ``val.json``."""
-    write_json(folder / "train.json", draw_set(folder / "train", pictures=train, sizes=sizes))
-    write_json(folder / "val.json", draw_set(folder / "val", pictures=val, seed=1, sizes=sizes))
+    write_json(folder / "train.json", draw_set(folder / "train", images=train, sizes=sizes))
+    write_json(folder / "val.json", draw_set(folder / "val", images=val, seed=1, sizes=sizes))
     with tarfile.open(folder / "val.tar", "w") as archive:
         archive.add(folder / "val", "val")
     return folder
@@ -86,7 +86,7 @@ TINY = (
 
 
 def arguments(data: Path, *settings: str, architecture: str = "c4", encoder: str = "random") -> list[str]:
-    """Arguments of ``detect`` on a drawn set, with small pictures, into the folder ``r``."""
+    """Arguments of ``detect`` on a drawn set, with small images, into the folder ``r``."""
     words = [word for setting in (*TINY, *settings) for word in ("--set", setting)]
     places = ["--train-images", data / "train", "--train-annotations", data / "train.json",
               "--val-images", data / "val.tar", "--val-annotations", data / "val.json"]  # fmt: skip

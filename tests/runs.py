@@ -20,7 +20,7 @@ from matrix_ssl.data import open_source
 TINY = ["batch_size=64", "network.width=8", "method.hidden_dim=32", "method.output_dim=16", "optimizer.warmup_epochs=0"]
 PATIENCE = 120.0  # seconds that any run may take on a busy machine
 # the pages after a training cost more than these trainings and have tests of their own
-BARE = "import matrix_ssl.cli as c, matrix_ssl.report as r; c._describe_pictures = r.write_report = lambda *_: '-'"
+BARE = "import matrix_ssl.cli as c, matrix_ssl.report as r; c._describe_images = r.write_report = lambda *_: '-'"
 UNPRIVILEGED = "import os; os.setgroups([]); os.setgid(65534); os.setuid(65534)"  # what root must become to be refused
 
 
@@ -31,15 +31,15 @@ def tiny(*settings: str, epochs: int = 1) -> list[str]:
     return ["pretrain", "demo", "--run", "r", "--device", "cpu", *words]
 
 
-def from_files(pictures: Path | str, *settings: str, epochs: int = 1) -> list[str]:
-    """Arguments of ``pretrain`` with batches of 16 small pictures that two processes read, into the folder ``r``."""
+def from_files(images: Path | str, *settings: str, epochs: int = 1) -> list[str]:
+    """Arguments of ``pretrain`` with batches of 16 small images that two processes read, into the folder ``r``."""
     shape = ("network.encoder=tiny_resnet", "data.image_size=16", "data.workers=2", "batch_size=16")
     settings = (*TINY, *shape, f"epochs={epochs}", *settings)
     words = [word for setting in settings for word in ("--set", setting)]
-    return ["pretrain", "--data", str(pictures), "--run", "r", "--device", "cpu", *words]
+    return ["pretrain", "--data", str(images), "--run", "r", "--device", "cpu", *words]
 
 
-def make_pictures(folder: Path, count: int) -> list[Path]:
+def make_images(folder: Path, count: int) -> list[Path]:
     """Writes JPEG files of handwritten digits, 24 by 20 pixels, and returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     images = open_source("digits", split="train", data_root=None).images

@@ -14,7 +14,7 @@ DIMENSION = 128
 def make_run(
     folder: Path, *, lines: int = 200, classes: list[str] | None = None, side: int = 32, channels: int = 3
 ) -> Path:
-    """A complete run of ``lines`` logged steps; ``classes`` empty: a run on pictures without labels."""
+    """A complete run of ``lines`` logged steps; ``classes`` empty: a run on images without labels."""
     classes = CLASSES if classes is None else classes
     folder.mkdir(parents=True)
     config = RunConfig(recipe="small", data=DataConfig(source="sets/cifar10"), method=MethodConfig("matrix_ssl"))
@@ -70,7 +70,7 @@ def make_summary(steps: int, *, labelled: bool) -> dict:
         "seconds": 4321.0,
         "seconds_training": 4000.0,
         "skipped": 3,
-        "data": {"name": "cifar10", "pictures": 50_000},
+        "data": {"name": "cifar10", "images": 50_000},
     }
     if not labelled:
         return summary

@@ -26,7 +26,7 @@ def keys(samples=SAMPLES, *, seed=0, epoch=0, view=1):
 
 
 def photographs(n, *, channels=3, side=32, seed=0):
-    """Smooth random pictures in [0, 1] with every colour and sharp edges."""
+    """Smooth random images in [0, 1] with every colour and sharp edges."""
     r = np.random.default_rng(seed)
     coarse = torch.from_numpy(r.random((n, channels, 5, 5), dtype=np.float32))
     smooth = torch.nn.functional.interpolate(coarse, (side, side), mode="bilinear")
@@ -55,7 +55,7 @@ class TestBoxes:
             assert scipy.stats.ks_2samp(quantity(ours), quantity(theirs)).pvalue > 1e-3
 
     @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 50), (50, 1), (7, 300), (33, 32)])
-    def test_lie_inside_the_picture(self, height, width):
+    def test_lie_inside_the_image(self, height, width):
         top, left, h, w = random_boxes(ViewConfig(crop_scale=(0.05, 1.0)), keys(), height, width).T
         assert (top >= 0).all()
         assert (left >= 0).all()
@@ -66,7 +66,7 @@ class TestBoxes:
 
     @pytest.mark.parametrize(("height", "width"), [(10, 200), (200, 10)])
     def test_fall_back_to_the_central_crop_of_torchvision(self, height, width):
-        view = ViewConfig(crop_scale=(1.0, 1.0), crop_ratio=(0.9, 1.1))  # fits nowhere in such a picture
+        view = ViewConfig(crop_scale=(1.0, 1.0), crop_ratio=(0.9, 1.1))  # fits nowhere in such an image
         expected = RandomResizedCrop.get_params(torch.empty(1, height, width), [1.0, 1.0], [0.9, 1.1])
         found = random_boxes(view, keys(range(50)), height, width)
         assert {tuple(box) for box in found.tolist()} == {expected}
@@ -94,7 +94,7 @@ class TestCrop:
             expected = TV.resized_crop(image, top, left, height, width, [size, size], antialias=True)
             torch.testing.assert_close(ours, expected, rtol=0, atol=1e-3)  # of 255
 
-    def test_of_one_decoded_picture_agrees_to_a_grey_level(self):
+    def test_of_one_decoded_image_agrees_to_a_grey_level(self):
         images = (photographs(10, side=64) * 255).to(torch.uint8)
         boxes = random_boxes(ViewConfig(crop_scale=(0.1, 1.0)), keys(range(10)), 64, 64)
         together = crop_batch(images, boxes, 24)
@@ -102,7 +102,7 @@ class TestCrop:
         assert alone.dtype == torch.uint8
         assert (together - alone).abs().max() <= 1.0
 
-    def test_the_whole_picture_at_its_own_size_is_unchanged(self):
+    def test_the_whole_image_at_its_own_size_is_unchanged(self):
         images = torch.randint(0, 256, (3, 1, 9, 9), dtype=torch.uint8)
         whole = np.tile((0, 0, 9, 9), (3, 1))
         assert torch.equal(crop_batch(images, whole, 9), images.float())
@@ -118,7 +118,7 @@ def test_normalise():
 
 
 class TestIndependenceOfTheBatch:
-    """The same bits, whichever pictures lie beside it (measured: so on x86 with one and two threads)."""
+    """The same bits, whichever images lie beside it (measured: so on x86 with one and two threads)."""
 
     @staticmethod
     def view(images, samples, **changes):
@@ -134,7 +134,7 @@ class TestIndependenceOfTheBatch:
         whole, part = self.view(images, range(40)), self.view(images, chosen)
         assert torch.equal(part, whole[list(chosen)])
 
-    def test_every_coordinate_changes_every_picture(self):
+    def test_every_coordinate_changes_every_image(self):
         images = (photographs(40) * 255).to(torch.uint8)
         base = self.view(images, range(40))
         for change in ({"seed": 1}, {"epoch": 1}, {"view": 2}):
@@ -200,7 +200,7 @@ class TestColours:
         assert len(counts) == 24
         assert scipy.stats.chisquare(counts).pvalue > 0.01
 
-    def test_jitter_of_grey_pictures(self):
+    def test_jitter_of_grey_images(self):
         view = ViewConfig(jitter=1.0, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)
         pixels = photographs(50, channels=1)
         found = random_view(pixels, view, keys(range(50)))
@@ -238,7 +238,7 @@ class TestBlur:
         assert sigmas.min() < 0.5
 
     @pytest.mark.parametrize("side", [1, 2, 3])
-    def test_of_tiny_pictures_keeps_a_constant(self, side):
+    def test_of_tiny_images_keeps_a_constant(self, side):
         flat = torch.full((6, 1, side, side), 0.4)
         torch.testing.assert_close(random_view(flat, ViewConfig(blur=1.0), keys(range(6))), flat)
 

@@ -72,23 +72,23 @@ def test_protocols_on_features_share_a_command() -> None:
 
 
 @pytest.mark.parametrize(
-    ("names", "pictures"),
+    ("names", "images"),
     [
         (["train2017/", "val2017/", "annotations/instances_train2017.json", "annotations/instances_val2017.json"],
          ("train2017", "val2017")),
         (["x_train.tar", "x_val.tar", "instances_train.json", "instances_val.json"], ("x_train.tar", "x_val.tar")),
     ],
 )  # fmt: skip
-def test_a_detection_set_is_found(tmp_path: Path, names: list[str], pictures: tuple[str, str]) -> None:
+def test_a_detection_set_is_found(tmp_path: Path, names: list[str], images: tuple[str, str]) -> None:
     for name in names:
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True, parents=True)
         path.mkdir() if name.endswith("/") else path.touch()
     found = chain.find_coco(tmp_path)
-    assert (found.train_images.name, found.val_images.name) == pictures
+    assert (found.train_images.name, found.val_images.name) == images
     assert found.val_annotations.exists() and "val" in found.val_annotations.name
     (tmp_path / "old_train").mkdir()
-    with pytest.raises(DataError, match=r"expected one folder or \.tar of pictures \*train\*, found old_train, "):
+    with pytest.raises(DataError, match=r"expected one folder or \.tar of images \*train\*, found old_train, "):
         chain.find_coco(tmp_path)
     with pytest.raises(DataError, match="found none"):
         chain.find_coco(tmp_path / "old_train")
@@ -138,7 +138,7 @@ def test_mistakes_are_told_before_anything_runs(tmp_path: Path) -> None:
     for words, message in (
         (["--protocol", "knm"], "Did you mean 'knn'"),
         (["--detect-set", "epoch=1"], "unknown setting 'epoch'"),
-        (["--coco", "absent"], "expected one folder or .tar of pictures"),
+        (["--coco", "absent"], "expected one folder or .tar of images"),
         (["--encoder", "absent"], "leave out --run"),
     ):
         assert message in runs.fail(tmp_path, chain_command(*words))

@@ -19,7 +19,7 @@ from matrix_ssl.data import open_source, split_source
 from matrix_ssl.encoder import load_encoder
 from matrix_ssl.evaluate.results import fingerprint
 from matrix_ssl.recipes import find_recipe, list_recipes
-from runs import BARE, from_files, make_pictures, succeed, tiny
+from runs import BARE, from_files, make_images, succeed, tiny
 
 DIGITS = open_source("digits", split="train", data_root=None)
 KNN = {"knn_1", "knn_10", "knn_20", "knn_200"}
@@ -40,7 +40,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("done")
     pretrained = succeed(folder, tiny())
     assert pretrained.out == "encoder r/encoder.safetensors\nreport  r/report.html\n"
-    assert "the pictures have labels: matrix-ssl evaluate r measures accuracy." in pretrained.err
+    assert "the images have labels: matrix-ssl evaluate r measures accuracy." in pretrained.err
     assert files(folder / "r") == FILES - {"evaluation.npz", *EVALUATION}
     evaluated = succeed(folder, ["evaluate", "r", "--device", "cpu"])
     for word in ("this encoder", "raw pixels", "untrained", "linear", "kNN-20", "report  r/report.html"):
@@ -85,7 +85,7 @@ def test_the_run_folder_is_complete(done: Path) -> None:
 
 def test_the_configuration_comes_back(done: Path) -> None:
     settings = [word for word in tiny()[6:] if word != "--set"]
-    known = ["data.pictures=1437", f"data.digest={DIGITS.digest}"]
+    known = ["data.images=1437", f"data.digest={DIGITS.digest}"]
     expected = train.complete(config.override(find_recipe("demo"), [*settings, *known]))
     assert record.read_config(done / "r") == expected
 
@@ -97,7 +97,7 @@ def test_the_environment_is_described(done: Path) -> None:
     assert found["torch"] == torch.__version__.partition("+")[0] or found["torch"] == torch.__version__
 
 
-def test_the_pictures_of_the_report_have_their_documented_form(done: Path) -> None:
+def test_the_images_of_the_report_have_their_documented_form(done: Path) -> None:
     with np.load(done / "r" / "evaluation.npz", allow_pickle=False) as arrays:
         found = {name: (arrays[name].dtype.str[1:], arrays[name].shape) for name in arrays}
         assert arrays["classes"].tolist() == [str(k) for k in range(10)]
@@ -160,7 +160,7 @@ def test_a_damaged_encoder_of_a_complete_run_is_written_again(done: Path, tmp_pa
 def test_embedded_features_are_those_of_the_encoder(done: Path, tmp_path: Path, weights: str) -> None:
     target = tmp_path / "my features.npz"
     ended = succeed(done, ["embed", "r", "--out", str(target), "--weights", weights, "--device", "cpu"])
-    assert ended.out == f"{target}: 1437 pictures, 16 features each\n" and ended.err == ""
+    assert ended.out == f"{target}: 1437 images, 16 features each\n" and ended.err == ""
     source = open_source("digits", split="train", data_root=None)
     assert source.images is not None
     settings = record.read_config(done / "r").data
@@ -210,18 +210,18 @@ def test_the_report_can_be_written_again(done: Path, tmp_path: Path) -> None:
     assert (run / "report.html").read_bytes() == page
 
 
-def test_a_flat_folder_of_pictures_without_labels(tmp_path: Path) -> None:
+def test_a_flat_folder_of_images_without_labels(tmp_path: Path) -> None:
     """Is learned from, and looked at, without figures; the default run folder has its name."""
-    make_pictures(tmp_path / "my photos", 48)
+    make_images(tmp_path / "my photos", 48)
     command = [word for word in from_files("my photos", "log_every=1", epochs=2) if word not in ("--run", "r")]
     ended = succeed(tmp_path, command)
     run = tmp_path / "runs" / "my photos"
     assert f"report  {run.relative_to(tmp_path)}/report.html" in ended.out
     assert [line["step"] for line in runs.lines(run)] == [1, 2, 3, 4, 5, 6]
     evaluated = succeed(tmp_path, ["evaluate", "runs/my photos", "--device", "cpu"])
-    assert evaluated.err == "the pictures have no labels: only the map and the gallery of neighbours are made.\n"
+    assert evaluated.err == "the images have no labels: only the map and the gallery of neighbours are made.\n"
     summary = record.read_json(run / "summary.json")
-    assert "evaluation" not in summary and summary["data"] == {"name": "my photos", "pictures": 48}
+    assert "evaluation" not in summary and summary["data"] == {"name": "my photos", "images": 48}
     with np.load(run / "evaluation.npz", allow_pickle=False) as arrays:
         assert arrays["map"].shape == (48, 2) and set(arrays["map_labels"].tolist()) == {-1}
         assert arrays["gallery_query"].shape[-1] == 3
@@ -230,7 +230,7 @@ def test_a_flat_folder_of_pictures_without_labels(tmp_path: Path) -> None:
 
 def test_of_labelled_folders_a_fifth_is_held_out(tmp_path: Path) -> None:
     for name in ("ant", "bee"):
-        make_pictures(tmp_path / "insects" / name, 20)
+        make_images(tmp_path / "insects" / name, 20)
     succeed(tmp_path, from_files("insects"), before=BARE)
     evaluated = succeed(tmp_path, ["evaluate", "r", "--protocol", "knn,low-shot", "--device", "cpu"])
     assert "a fifth of every class is held out" in evaluated.err
@@ -242,8 +242,8 @@ def test_of_labelled_folders_a_fifth_is_held_out(tmp_path: Path) -> None:
         "unreadable": 0,
     }  # fmt: skip
     assert summary["evaluation"].keys() == MEASURES - {"linear", "knn_200"}
-    make_pictures(tmp_path / "others" / "ant", 5)
-    make_pictures(tmp_path / "others" / "bee", 5)
+    make_images(tmp_path / "others" / "ant", 5)
+    make_images(tmp_path / "others" / "bee", 5)
     command = ["evaluate", "r", "--protocol", "knn", "--test-data", "others", "--device", "cpu"]
     assert "held out" not in succeed(tmp_path, command, before=BARE).err
     others = open_source(str(tmp_path / "others"), split="train", data_root=None)
@@ -306,7 +306,7 @@ def test_the_default_run_folder_is_named_after_recipe_and_data(
 
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    recipe = arguments[0] if not arguments[0].startswith("-") else "pictures"
+    recipe = arguments[0] if not arguments[0].startswith("-") else "images"
     data = arguments[arguments.index("--data") + 1] if "--data" in arguments else None
     assert cli._default_run(recipe, data) == Path(expected)
 

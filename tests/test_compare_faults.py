@@ -25,7 +25,7 @@ from comparisons import (
     timeless,
     words,
 )
-from runs import PATIENCE, check_failure, make_pictures
+from runs import PATIENCE, check_failure, make_images
 
 SMALL = words("--seeds", "1", "--trials", "2", "--budget", "2", "--tuning-budget", "1")
 TRIAL, RUN = "tuning/simsiam/trial-1", "runs/simsiam-2-epochs/seed-0"
@@ -189,10 +189,10 @@ def test_other_settings_in_the_folder_are_refused_by_name(copy: Path) -> None:
     assert contents(copy) == before
 
 
-@pytest.mark.parametrize("kind", ["pictures", "run", "file"])
+@pytest.mark.parametrize("kind", ["images", "run", "file"])
 def test_a_folder_that_is_something_else_is_not_touched(tmp_path: Path, whole: Path, kind: str) -> None:
-    if kind == "pictures":
-        make_pictures(tmp_path / "c", 3)
+    if kind == "images":
+        make_images(tmp_path / "c", 3)
     elif kind == "run":
         shutil.copytree(whole / "c" / RUN, tmp_path / "c")
     else:
@@ -295,21 +295,21 @@ MISTAKES = [
     (["demo", "--methods", "simsiam", "--trials", "7"], "--trials 7: 'simsiam' has 6 different ones."),
     (["demo", "--seeds", "0"], "Invalid value for '--seeds'"),
     (["demo", "--tuning-set", "epocs=3"], "unknown setting 'epocs'. Did you mean 'epochs'?"),
-    (["demo", "--set", "batch_size=1400"], "batch_size=1400 is larger than the 1150 pictures of 'digits'"),
+    (["demo", "--set", "batch_size=1400"], "batch_size=1400 is larger than the 1150 images of 'digits'"),
     (["dmeo"], "there is no recipe 'dmeo'. Did you mean 'demo'?"),
     (["demo", "--data", "absent"], "'absent' is not a file or folder here"),
-    (["demo", "--data", "two"], "the pictures of 'two' have 3 channels, recipe 'demo' is for 1"),
+    (["demo", "--data", "two"], "the images of 'two' have 3 channels, recipe 'demo' is for 1"),
     (["--data", "flat"], "'flat' has no labels to compare by: put each class in a folder of its own."),
-    (["--data", "two"], "batch_size=256 is larger than the 6 pictures of 'two'"),
+    (["--data", "two"], "batch_size=256 is larger than the 6 images of 'two'"),
     (["demo", "--device", "cuda"], "--device cuda: PyTorch sees no GPU here; use --device cpu."),
 ]
 
 
 @pytest.mark.parametrize(("arguments", "message"), MISTAKES, ids=[" ".join(mistake) for mistake, _ in MISTAKES])
 def test_a_mistake_is_one_sentence_and_leaves_nothing(tmp_path: Path, arguments: list[str], message: str) -> None:
-    make_pictures(tmp_path / "flat", 5)
+    make_images(tmp_path / "flat", 5)
     for name in ("ant", "bee"):
-        make_pictures(tmp_path / "two" / name, 5)
+        make_images(tmp_path / "two" / name, 5)
     (tmp_path / "broken.py").write_text('"""A method."""\n\nx = (1,\n')
     (tmp_path / "raising.py").write_text('"""A method."""\nweight = {}["weight"]\n')
     before = contents(tmp_path)

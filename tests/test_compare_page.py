@@ -55,7 +55,7 @@ def test_sections_come_in_order(page):
 
 
 def test_header_says_what_came_out_and_what_is_missing(page):
-    assert "matrix_ssl is first: it classifies 98.3% of the 360 test pictures correctly, simsiam 97.7%" in page.text()
+    assert "matrix_ssl is first: it classifies 98.3% of the 360 test images correctly, simsiam 97.7%" in page.text()
     assert "byol: 2 of 5 failed; its means cover the others." in page.text("section")
     assert "50 of 50" in page.text("dl")
 

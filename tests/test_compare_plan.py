@@ -26,7 +26,7 @@ from matrix_ssl.data import open_source
 from matrix_ssl.errors import ConfigError, RunFolderError
 from matrix_ssl.methods import find_method, list_methods
 from matrix_ssl.recipes import list_recipes
-from runs import make_pictures
+from runs import make_images
 
 OWN = '''"""A method of one's own."""
 
@@ -189,7 +189,7 @@ class TestTrials:
         assert (run.config.network.width, run.config.batch_size) == (32, 256)
 
     def test_a_variant_that_the_recipe_has_already_is_no_trial(self) -> None:
-        plan = make_plan(recipe="pictures_small", data="digits")
+        plan = make_plan(recipe="images_small", data="digits")
         assert plan.base.method.options["predictor"] is False
         for method in ("matrix_ssl", "mec"):
             assert most_trials(plan, method) == 5 + len(find_method(method).variants) - 1
@@ -300,11 +300,11 @@ def options_of(recipe: str) -> config.RunConfig:
 
 
 class TestParts:
-    """The digits have a test part; folders of pictures do not."""
+    """The digits have a test part; folders of images do not."""
 
-    def test_of_a_set_without_a_test_part_no_test_picture_is_learned_from(self, tmp_path: Path) -> None:
+    def test_of_a_set_without_a_test_part_no_test_image_is_learned_from(self, tmp_path: Path) -> None:
         for name, count in (("ant", 20), ("bee", 31)):
-            make_pictures(tmp_path / name, count)
+            make_images(tmp_path / name, count)
         data = config.DataConfig(source=str(tmp_path))
         learn, judge = jobs.open_training_part(data, data_root=None), jobs.open_test_part(data, data_root=None)
         fitted, chosen_on = jobs.hold_out(learn)
@@ -321,7 +321,7 @@ class TestParts:
         expected = open_source("digits", split="test", data_root=None)
         assert len(learn) == 1437 and torch.equal(judge.images, expected.images)
 
-    def test_other_pictures_in_the_same_folder_are_refused(self, tmp_path: Path) -> None:
+    def test_other_images_in_the_same_folder_are_refused(self, tmp_path: Path) -> None:
         comparison = Comparison(make_plan(), tmp_path, command="")
         for found, message in ((1437, None), (1400, "train: 1400 -> 1437")):
             (tmp_path / "compare.json").write_text(f'{{"data": {{"train": {found}, "test": 360, "classes": 10}}}}')
@@ -334,8 +334,8 @@ class TestParts:
 
     def test_what_no_method_could_learn_from_is_known_at_the_start(self) -> None:
         for setting, message in (
-            ("batch_size=1300", "batch_size=1300 is larger than the 1150 pictures"),  # a trial has four fifths
-            ("network.encoder=resnet18", "takes colour pictures"),
+            ("batch_size=1300", "batch_size=1300 is larger than the 1150 images"),  # a trial has four fifths
+            ("network.encoder=resnet18", "takes colour images"),
         ):
             comparison = Comparison(make_plan(setting), Path("absent"), command="")
             with pytest.raises(ConfigError, match=message):
@@ -372,7 +372,7 @@ class TestFolder:
         [
             ("demo", None, "runs/compare-demo"),
             ("demo", "digits", "runs/compare-demo-digits"),
-            ("pictures", "my photos/", "runs/compare-pictures-my photos"),
+            ("images", "my photos/", "runs/compare-images-my photos"),
         ],
     )
     def test_the_default_is_named_after_recipe_and_data(

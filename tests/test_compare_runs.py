@@ -22,7 +22,7 @@ from matrix_ssl.loop import Loop
 from matrix_ssl.observer import Observer
 from matrix_ssl.progress import Display
 from matrix_ssl.recipes import find_recipe
-from runs import BARE, TINY, make_pictures, succeed
+from runs import BARE, TINY, make_images, succeed
 
 MEASURES = {"knn_1", "knn_20", "linear", "low_shot_1", "low_shot_5", "low_shot_10"}
 BOTH = words("--seeds", "2", "--trials", "3", "--budget", "1", "--rivals-budget", "2", settings=())
@@ -104,11 +104,11 @@ def test_the_trials_are_told_and_the_best_of_them_chosen(done: Path) -> None:
             assert row["settings"].items() >= {f"method.{k}": v for k, v in used.method.options.items()}.items()
 
 
-def test_trials_learn_from_four_fifths_of_the_training_pictures(done: Path) -> None:
+def test_trials_learn_from_four_fifths_of_the_training_images(done: Path) -> None:
     """1437 digits; a fifth of every class is held out."""
-    pictures = {path: record.read_config(done / path).data.pictures for path in job_folders(done)[1:]}
-    assert {n for path, n in pictures.items() if "tuning" in path.parts} == {1150}
-    assert {n for path, n in pictures.items() if "runs" in path.parts} == {1437}
+    images = {path: record.read_config(done / path).data.images for path in job_folders(done)[1:]}
+    assert {n for path, n in images.items() if "tuning" in path.parts} == {1150}
+    assert {n for path, n in images.items() if "runs" in path.parts} == {1437}
 
 
 @pytest.mark.parametrize("index", [0, 5])
@@ -231,7 +231,7 @@ def watch(event, arguments):
         with open("opened.txt", "a") as file:
             file.write(who + when + "\\n")
         if "tuning" in who:
-            raise RuntimeError("a trial reads the test pictures")
+            raise RuntimeError("a trial reads the test images")
 sys.addaudithook(watch)
 """
 
@@ -239,26 +239,26 @@ sys.addaudithook(watch)
 def pack(folder: Path, counts: dict[str, int]) -> None:
     """Writes packed sets of handwritten digits in two classes, in colour."""
     for name, count in counts.items():
-        files = [path.read_bytes() for path in make_pictures(folder / name, count)]
+        files = [path.read_bytes() for path in make_images(folder / name, count)]
         shutil.rmtree(folder / name)
         labels = np.arange(count) % 2
         content = np.frombuffer(b"".join(files), dtype=np.uint8)
         np.savez(folder / f"{name}.npz", jpeg=content, offs=np.cumsum([0, *map(len, files)]), y=labels)
 
 
-def on_pictures(*options: str) -> list[str]:
+def on_images(*options: str) -> list[str]:
     """Arguments for a comparison of one method on the folder ``set``."""
     arguments = words(
         "--data", "set", "--seeds", "1", "--trials", "2", "--budget", "1",
         methods="simsiam", settings=("network.encoder=tiny_resnet", "data.image_size=16", "batch_size=16"),
     )  # fmt: skip
-    return ["compare", "pictures", *arguments[2:], *options]
+    return ["compare", "images", *arguments[2:], *options]
 
 
-def test_trials_never_open_the_test_pictures(tmp_path: Path) -> None:
+def test_trials_never_open_the_test_images(tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     pack(tmp_path / "set", {"train": 60, "test": 30})
-    compare(tmp_path, on_pictures(), before=AUDIT)
+    compare(tmp_path, on_images(), before=AUDIT)
     opened = (tmp_path / "opened.txt").read_text().splitlines()
     run = "c/runs/simsiam-1-epochs/seed-0, after its training"
     assert sorted(opened) == ["c/baselines", run, "comparison"]  # each once

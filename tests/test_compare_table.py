@@ -170,7 +170,7 @@ def test_verdicts():
         return " ".join(verdict(read_arms(small(accuracies, data={"test": 1234}))))
 
     clear = said(a=[0.5, 0.6, 0.7], b=[0.7, 0.81, 0.9])
-    assert "b is first: it classifies 80.3% of the 1,234 test pictures correctly, a 60.0% (difference 20.33" in clear
+    assert "b is first: it classifies 80.3% of the 1,234 test images correctly, a 60.0% (difference 20.33" in clear
     assert "that it is better than the other is significant" in clear
     assert "a, the reference, is number 2 of 2 with 60.0%" in clear
     chance = said(a=[0.5, 0.6, 0.7], b=[0.4, 0.7, 0.8])  # t = 0.5, two degrees of freedom
@@ -184,7 +184,7 @@ def test_verdicts():
 
 
 def test_the_first_of_a_few_unequal_steps_is_not_called_significant():
-    # one test picture more with every seed: a t test without spread would give p = 0
+    # one test image more with every seed: a t test without spread would give p = 0
     said = " ".join(verdict(read_arms(small({"a": [0.5, 0.6, 0.7], "b": [0.51, 0.61, 0.71]}))))
     assert "b is first" in said
     assert "no lead is significant" in said

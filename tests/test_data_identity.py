@@ -144,8 +144,8 @@ def test_datasets_of_the_hugging_face_hub(tmp_path: Path) -> None:
     beside = [{"bytes": None, "path": str(path)} for path in paths]
 
     def source(*rows: dict | None) -> Source:
-        features = datasets.Features({"picture": datasets.Image(decode=False)})
-        column = datasets.Dataset.from_dict({"picture": list(rows)}, features=features)
+        features = datasets.Features({"image": datasets.Image(decode=False)})
+        column = datasets.Dataset.from_dict({"image": list(rows)}, features=features)
         places = Places.whole(["hf:set"], [len(rows)])
         return HuggingFaceSource("set", column, places, labels=None, classes=None)
 

@@ -12,10 +12,10 @@ from torch.utils.data import get_worker_info
 from matrix_ssl.config import DataConfig
 from matrix_ssl.data.loading import evaluation_batches
 from matrix_ssl.data.open_files import check_open_files
-from matrix_ssl.data.pictures import read_picture
-from matrix_ssl.detection.files import PictureFiles
+from matrix_ssl.data.images import read_image
+from matrix_ssl.detection.files import ImageFiles
 from matrix_ssl.errors import OpenFilesError
-from runs import make_pictures
+from runs import make_images
 from test_loading import Set
 
 
@@ -62,14 +62,14 @@ def test_room_is_counted_to_the_file(leave: Callable[[int], int]) -> None:
 def test_an_image_that_cannot_be_opened_for_lack_of_descriptors_is_not_damaged(
     leave: Callable[[int], int], tmp_path: Path
 ) -> None:
-    (path,) = make_pictures(tmp_path, 1)
-    files = PictureFiles(tmp_path)
+    (path,) = make_images(tmp_path, 1)
+    files = ImageFiles(tmp_path)
     leave(1)
-    assert read_picture(path).shape == (3, 20, 24)
+    assert read_image(path).shape == (3, 20, 24)
     assert files.read(path.name) == path.read_bytes()
     limit = leave(0)
     with pytest.raises(OpenFilesError, match=rf"^The limit of {limit} open files .*\(--set data\.workers=0\)\.$"):
-        read_picture(path)
+        read_image(path)
     with pytest.raises(OpenFilesError, match=rf"^The limit of {limit} open files .*\(--set workers=0\)\.$"):
         files.read(path.name)
 

@@ -1,4 +1,4 @@
-"""Finding, opening and splitting sets of pictures, on real files of every layout."""
+"""Finding, opening and splitting sets of images, on real files of every layout."""
 
 import hashlib
 import io
@@ -24,7 +24,7 @@ needs_real_data = pytest.mark.skipif(not REAL_DATA, reason="MATRIX_SSL_DATA name
 
 
 def png(level: int, side: int = 4) -> bytes:
-    """A square picture of one grey level, by which tests recognise it."""
+    """A square image of one grey level, by which tests recognise it."""
     file = io.BytesIO()
     Image.fromarray(np.full((side, side, 3), level, dtype=np.uint8)).save(file, "PNG")
     return file.getvalue()
@@ -64,7 +64,7 @@ def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_flat_folder_is_sorted_and_unlabelled(tmp_path: Path) -> None:
     for name, level in (("c.PNG", 3), ("a.png", 1), ("b.png", 2)):
         write(tmp_path / name, level)
-    (tmp_path / "notes.txt").write_text("no picture")
+    (tmp_path / "notes.txt").write_text("no image")
     source = opened(tmp_path)
     assert levels(source) == [1, 2, 3]
     assert (source.name, source.channels, len(source)) == (tmp_path.name, 3, 3)
@@ -84,7 +84,7 @@ def test_class_folders_are_labels_and_deeper_folders_do_not_matter(tmp_path: Pat
     assert list(zip(levels(source), source.labels.tolist(), strict=True)) == [(2, 0), (3, 0), (1, 0), (0, 1), (4, 2)]
 
 
-def test_a_single_class_folder_or_a_stray_picture_means_unlabelled(tmp_path: Path) -> None:
+def test_a_single_class_folder_or_a_stray_image_means_unlabelled(tmp_path: Path) -> None:
     write(tmp_path / "only/a.png")
     assert opened(tmp_path).labels is None
     write(tmp_path / "other/a.png")
@@ -158,7 +158,7 @@ def test_folder_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("a.txt", "b.txt", "sub/c.tar.gz", "README"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("x")
-    with pytest.raises(DataError, match=r"no picture among 4 files with the extensions \.txt \(2\), .*none \(1\)"):
+    with pytest.raises(DataError, match=r"no image among 4 files with the extensions \.txt \(2\), .*none \(1\)"):
         opened(tmp_path)
     with pytest.raises(DataError, match=r"c\.tar\.gz is a file of type \.gz; .*unpack"):
         opened("sub/c.tar.gz")
@@ -166,7 +166,7 @@ def test_folder_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         opened("subb/deeper/still")
     with pytest.raises(DataError, match="Did you mean 'digits'"):
         opened("digit")
-    with pytest.raises(DataError, match="no data set was given"):
+    with pytest.raises(DataError, match="no dataset was given"):
         opened("")
 
 
@@ -174,7 +174,7 @@ def test_folder_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def packed_set(folder: Path) -> Path:
-    """Two training shards of three pictures and a validation file of two, four classes."""
+    """Two training shards of three images and a validation file of two, four classes."""
     names = np.array(["ant", "bee", "cow", "doe"])
     folder.mkdir()
     pack(folder / "set_train_1.npz", [png(k) for k in (4, 5, 6)], y=np.array([3, 0, 1], np.uint8), classes=names)
@@ -223,7 +223,7 @@ def test_in_memory_and_lazy_reading_agree(tmp_path: Path, monkeypatch: pytest.Mo
         assert np.array_equal(source.labels, eager.labels)
 
 
-def test_mixed_sizes_and_damaged_pictures_are_read_one_by_one(tmp_path: Path) -> None:
+def test_mixed_sizes_and_damaged_images_are_read_one_by_one(tmp_path: Path) -> None:
     pack(tmp_path / "mixed.npz", [png(1), png(2, side=6)])
     mixed = opened(tmp_path / "mixed.npz")
     assert mixed.images is None
@@ -233,7 +233,7 @@ def test_mixed_sizes_and_damaged_pictures_are_read_one_by_one(tmp_path: Path) ->
     bad = opened(tmp_path / "bad.npz")
     assert bad.images is None
     assert int(bad.read(3)[0, 0, 0]) == 3
-    with pytest.raises(UnreadableImage, match=r"bad\.npz\[1\]: damaged picture"):
+    with pytest.raises(UnreadableImage, match=r"bad\.npz\[1\]: damaged image"):
         bad.read(1)
     with pytest.raises(UnreadableImage, match=r"bad\.npz\[2\]: the file is empty"):
         bad.subset([3, 2]).read(1)
@@ -269,7 +269,7 @@ def test_files_that_are_no_npz(tmp_path: Path) -> None:
     pack(path, [png(1), png(2)])
     whole = path.read_bytes()
     flipped = bytearray(whole)
-    flipped[200] ^= 255  # inside the pictures: only the checksum of the archive notices
+    flipped[200] ^= 255  # inside the images: only the checksum of the archive notices
     single = io.BytesIO()
     np.save(single, np.zeros(3))
     for content in (b"", b"text", whole[: len(whole) // 2], bytes(flipped), single.getvalue()):
@@ -418,7 +418,7 @@ def test_real_packed_sets() -> None:
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Callable[..., Path]:
-    """Saves parts of pictures as ``datasets`` does; a part is (name, levels, side of the last picture)."""
+    """Saves parts of images as ``datasets`` does; a part is (name, levels, side of the last image)."""
     datasets = pytest.importorskip("datasets")
 
     def save(*parts: tuple[str, list[int]], last_side: int = 4, label: object = None) -> Path:
@@ -450,7 +450,7 @@ def test_hugging_face_folder(saved: Callable[..., Path], tmp_path: Path) -> None
     assert (train.name, train.where(2)) == ("saved", f"{location}/train[2]")
 
 
-def test_hugging_face_pictures_of_many_sizes_stay_encoded(saved: Callable[..., Path]) -> None:
+def test_hugging_face_images_of_many_sizes_stay_encoded(saved: Callable[..., Path]) -> None:
     datasets = pytest.importorskip("datasets")
     location = f"hf:{saved(('train', [5, 6, 8]), last_side=6, label=datasets.Value('int64'))}"
     source = opened(location)
@@ -532,7 +532,7 @@ def test_split_limits(tmp_path: Path) -> None:
     for fraction in (0.01, 0.99):
         parts = split_source(source, fraction, 0)
         assert [sorted(set(part.labels.tolist())) for part in parts if part.labels is not None] == [[0, 1], [0, 1]]
-    with pytest.raises(DataError, match="the class 'bee' has a single picture"):
+    with pytest.raises(DataError, match="the class 'bee' has a single image"):
         split_source(source.subset([0, 1, 3]), 0.5, 0)
     for fraction in (0.0, 1.0, float("nan")):
         with pytest.raises(ConfigError, match="between 0 and 1"):

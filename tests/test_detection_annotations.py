@@ -13,7 +13,7 @@ import pytest
 from conftest import unprivileged
 from drawn_coco import CATEGORIES, annotation, draw_set, square, write_json
 from matrix_ssl.detection.annotations import check_same_categories, read_annotations
-from matrix_ssl.detection.files import PictureFiles
+from matrix_ssl.detection.files import ImageFiles
 from matrix_ssl.detection.shapes import RunLengths
 from matrix_ssl.errors import DataError, UnreadableImage
 
@@ -21,7 +21,7 @@ MINI = Path(os.environ.get("MATRIX_SSL_DATA", "/nowhere")) / "coco_mini"
 
 
 def content(*extra: dict[str, Any]) -> dict[str, Any]:
-    """One picture of 100 x 80 pixels with a square, and what a test adds."""
+    """One image of 100 x 80 pixels with a square, and what a test adds."""
     images = [{"id": 5, "file_name": "a.png", "width": 100, "height": 80}]
     return {"images": images, "annotations": [annotation(1, 5, 7, square(50, 40, 10)), *extra],
             "categories": copy.deepcopy(CATEGORIES)}  # fmt: skip
@@ -39,13 +39,13 @@ def read(tmp_path: Path, value: Any) -> Any:
 def test_what_is_read(tmp_path: Path) -> None:
     found = read(tmp_path, content(extra(iscrowd=1)))
     assert [(c.id, c.name) for c in found.categories] == [(3, "disc"), (7, "square")]
-    (picture,) = found.pictures
-    assert (picture.id, picture.name, picture.height, picture.width) == (5, "a.png", 80, 100)
-    (instance,) = picture.objects()
+    (image,) = found.images
+    assert (image.id, image.name, image.height, image.width) == (5, "a.png", 80, 100)
+    (instance,) = image.objects()
     assert (instance.id, instance.category, instance.area, instance.crowd) == (1, 7, 400.0, False)
     assert instance.box == (40, 30, 60, 50)
-    assert [i.crowd for i in picture.instances] == [False, True]
-    assert (found.counts["pictures"], found.counts["instances"], found.counts["crowds"]) == (1, 1, 1)
+    assert [i.crowd for i in image.instances] == [False, True]
+    assert (found.counts["images"], found.counts["instances"], found.counts["crowds"]) == (1, 1, 1)
 
 
 @pytest.mark.parametrize(
@@ -53,12 +53,12 @@ def test_what_is_read(tmp_path: Path) -> None:
     [
         ({"bbox": [30, 30, 0, 10]}, "degenerate_boxes"),
         ({"bbox": [30, 30, 10, -1]}, "degenerate_boxes"),
-        ({"bbox": [100, 30, 10, 10]}, "degenerate_boxes"),  # to the right of the picture
+        ({"bbox": [100, 30, 10, 10]}, "degenerate_boxes"),  # to the right of the image
         ({"bbox": [30, -20, 10, 20]}, "degenerate_boxes"),  # above it
         ({"segmentation": []}, "empty_masks"),
         ({"segmentation": None}, "empty_masks"),
         ({"segmentation": [[1, 1, 2, 2, 3, 3]]}, "empty_masks"),  # a line
-        ({"segmentation": [square(200, 30, 10)]}, "empty_masks"),  # to the right of the picture
+        ({"segmentation": [square(200, 30, 10)]}, "empty_masks"),  # to the right of the image
         ({"segmentation": {"size": [80, 100], "counts": [8000]}}, "empty_masks"),
         ({"segmentation": {"size": [80, 100], "counts": [4, 4]}}, "empty_masks"),  # the rest is unknown
         ({"segmentation": {"size": [80, 100], "counts": "zzzz"}}, "empty_masks"),
@@ -70,8 +70,8 @@ def test_what_is_read(tmp_path: Path) -> None:
 )
 def test_what_holds_nothing_is_left_out_and_counted(tmp_path: Path, changes: dict[str, Any], counted: str) -> None:
     found = read(tmp_path, content(extra(**changes)))
-    assert [i.id for i in found.pictures[0].instances] == [1]
-    expected = {"pictures": 1, "instances": 1, counted: 1}
+    assert [i.id for i in found.images[0].instances] == [1]
+    expected = {"images": 1, "instances": 1, counted: 1}
     assert {key: count for key, count in found.counts.items() if count} == expected
 
 
@@ -80,11 +80,11 @@ def test_what_is_changed_is_counted(tmp_path: Path) -> None:
     small = {"size": [40, 50], "counts": [1000, 1000]}
     crowd = extra(id=3, iscrowd=1, segmentation=small)
     found = read(tmp_path, content(out, crowd))
-    (_, clipped, region) = found.pictures[0].instances
+    (_, clipped, region) = found.images[0].instances
     assert clipped.box == (90, 70, 120, 100)  # scoring sees the box as it was annotated
     assert len(clipped.shape.polygons) == 1
     assert isinstance(region.shape, RunLengths) and (region.shape.height, region.shape.width) == (40, 50)
-    counts = {"pictures": 1, "instances": 2, "crowds": 1, "clipped_boxes": 1, "short_polygons": 1, "rescaled_masks": 1}
+    counts = {"images": 1, "instances": 2, "crowds": 1, "clipped_boxes": 1, "short_polygons": 1, "rescaled_masks": 1}
     assert {key: count for key, count in found.counts.items() if count} == counts
 
 
@@ -92,7 +92,7 @@ def test_an_area_that_is_missing_is_that_of_the_mask(tmp_path: Path) -> None:
     value = content(extra(segmentation={"size": [80, 100], "counts": [100, 50, 7850]}))
     for item in value["annotations"]:
         del item["area"]
-    assert [i.area for i in read(tmp_path, value).pictures[0].instances] == [400.0, 50.0]
+    assert [i.area for i in read(tmp_path, value).images[0].instances] == [400.0, 50.0]
 
 
 def broken(where: str, **changes: Any) -> dict[str, Any]:
@@ -148,7 +148,7 @@ def test_what_is_wrong_is_named(tmp_path: Path, value: Any, message: str) -> Non
     assert str(tmp_path / "a.json") in str(caught.value)
 
 
-def test_ids_and_names_of_pictures_differ(tmp_path: Path) -> None:
+def test_ids_and_names_of_images_differ(tmp_path: Path) -> None:
     value = content()
     value["images"].append({**value["images"][0], "file_name": "b.png"})
     with pytest.raises(DataError, match="image id 5 occurs twice"):
@@ -189,7 +189,7 @@ def test_categories_of_two_parts(tmp_path: Path) -> None:
 class TestFiles:
     @pytest.fixture
     def folder(self, tmp_path: Path) -> Path:
-        draw_set(tmp_path / "in" / "deep", pictures=3)
+        draw_set(tmp_path / "in" / "deep", images=3)
         return tmp_path / "in"
 
     @staticmethod
@@ -199,22 +199,22 @@ class TestFiles:
         return target
 
     def test_an_archive_gives_the_bytes_of_the_folder_in_any_order(self, folder: Path, tmp_path: Path) -> None:
-        plain = PictureFiles(folder)
+        plain = ImageFiles(folder)
         names = [f"deep/{index:03d}.png" for index in (2, 0, 1, 0)]
         for top in (".", "./train2017"):
-            packed = PictureFiles(self.pack(folder, tmp_path / "a.tar", top))
+            packed = ImageFiles(self.pack(folder, tmp_path / "a.tar", top))
             packed.check(names)
             assert [packed.read(name) for name in names] == [plain.read(name) for name in names]
             assert packed.missing(["deep", "train2017/deep/000.png", "deep/000.png"]) == (
                 ["deep", "train2017/deep/000.png"] if top == "." else ["deep"]
             )
 
-    def test_missing_pictures_are_told_together(self, folder: Path, tmp_path: Path) -> None:
+    def test_missing_images_are_told_together(self, folder: Path, tmp_path: Path) -> None:
         packed = self.pack(folder, tmp_path / "a.tar", ".")
         for location in (folder, packed):
-            files = PictureFiles(location)
+            files = ImageFiles(location)
             names = ["deep/000.png", *(f"{letter}.png" for letter in "abcd")]
-            with pytest.raises(DataError, match=r"lacks 4 of 5 pictures .* \(a.png, b.png, c.png, ...\): give the fol"):
+            with pytest.raises(DataError, match=r"lacks 4 of 5 images .* \(a.png, b.png, c.png, ...\): give the fol"):
                 files.check(names)
             with pytest.raises(UnreadableImage, match="the file does not exist"):
                 files.read("a.png")
@@ -224,53 +224,53 @@ class TestFiles:
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         with tarfile.open(tmp_path / "a.tar", "w") as archive:
             archive.addfile(link)
-        assert PictureFiles(tmp_path / "a.tar").missing(["a.png"]) == ["a.png"]
+        assert ImageFiles(tmp_path / "a.tar").missing(["a.png"]) == ["a.png"]
 
     def test_what_is_neither_folder_nor_archive(self, folder: Path, tmp_path: Path) -> None:
-        with pytest.raises(DataError, match=r"nowhere does not exist: give a folder of pictures or a .tar file"):
-            PictureFiles(tmp_path / "nowhere")
+        with pytest.raises(DataError, match=r"nowhere does not exist: give a folder of images or a .tar file"):
+            ImageFiles(tmp_path / "nowhere")
         (tmp_path / "a.txt").write_text("not an archive " * 100)
         squeezed = self.pack(folder, tmp_path / "a.tar.gz", ".", "w:gz")
         for path in (tmp_path / "a.txt", squeezed):
             with pytest.raises(DataError, match=r"is neither a folder nor a whole, uncompressed .tar file"):
-                PictureFiles(path)
+                ImageFiles(path)
 
     def test_an_archive_that_was_cut_afterwards(self, folder: Path, tmp_path: Path) -> None:
-        files = PictureFiles(self.pack(folder, tmp_path / "a.tar", "."))
+        files = ImageFiles(self.pack(folder, tmp_path / "a.tar", "."))
         with (tmp_path / "a.tar").open("r+b") as file:
             file.truncate(3000)
         with pytest.raises(UnreadableImage, match="the archive is cut"):
             files.read("deep/002.png")
 
     def test_what_is_forbidden(self, open_folder: Path) -> None:
-        draw_set(open_folder / "in", pictures=1)
+        draw_set(open_folder / "in", images=1)
         self.pack(open_folder / "in", open_folder / "a.tar", ".")
         (open_folder / "in" / "000.png").chmod(0)
         (open_folder / "a.tar").chmod(0)
         with unprivileged():
-            files = PictureFiles(open_folder / "in")
+            files = ImageFiles(open_folder / "in")
             with pytest.raises(UnreadableImage, match="no permission to read the file"):
                 files.read("000.png")
             with pytest.raises(DataError, match=r"a.tar cannot be read: no permission"):
-                PictureFiles(open_folder / "a.tar")
+                ImageFiles(open_folder / "a.tar")
         (open_folder / "in").chmod(0)
         with unprivileged(), pytest.raises(DataError, match="no permission to look into the folder"):
-            PictureFiles(open_folder / "in").check(["000.png"])
+            ImageFiles(open_folder / "in").check(["000.png"])
         (open_folder / "in").chmod(0o700)
 
 
 @pytest.mark.skipif(not MINI.is_dir(), reason="MATRIX_SSL_DATA names no folder with coco_mini")
-@pytest.mark.parametrize(("part", "pictures", "crowds", "empty"), [("train", 385, 41, 4), ("val", 97, 4, 0)])
-def test_real_annotations(part: str, pictures: int, crowds: int, empty: int) -> None:
+@pytest.mark.parametrize(("part", "images", "crowds", "empty"), [("train", 385, 41, 4), ("val", 97, 4, 0)])
+def test_real_annotations(part: str, images: int, crowds: int, empty: int) -> None:
     raw = json.loads((MINI / f"instances_{part}.json").read_text())
     found = read_annotations(MINI / f"instances_{part}.json")
-    assert len(found.pictures) == pictures and len(found.categories) == 80
+    assert len(found.images) == images and len(found.categories) == 80
     assert found.counts["instances"] + crowds == len(raw["annotations"])
     assert (found.counts["crowds"], found.counts["rescaled_masks"]) == (crowds, crowds)
-    assert found.counts["pictures_without_instances"] == empty
-    files = PictureFiles(MINI / f"coco_mini_{part}.tar")
-    files.check([picture.name for picture in found.pictures])
+    assert found.counts["images_without_instances"] == empty
+    files = ImageFiles(MINI / f"coco_mini_{part}.tar")
+    files.check([image.name for image in found.images])
     with tarfile.open(MINI / f"coco_mini_{part}.tar") as archive:
-        for picture in found.pictures[::60]:
-            member = archive.extractfile(picture.name)
-            assert member is not None and member.read() == files.read(picture.name)
+        for image in found.images[::60]:
+            member = archive.extractfile(image.name)
+            assert member is not None and member.read() == files.read(image.name)

@@ -1,4 +1,4 @@
-"""Detectors learn: one picture by heart, drawn or real, and BatchNorm's statistics after the training."""
+"""Detectors learn: one image by heart, drawn or real, and BatchNorm's statistics after the training."""
 
 import dataclasses
 import os
@@ -14,9 +14,9 @@ from drawn_coco import TINY, draw_set, thin_backbone, write_json
 from matrix_ssl.config import override_dataclass
 from matrix_ssl.detection.annotations import Annotations, read_annotations
 from matrix_ssl.detection.backbone import Backbone, open_backbone
-from matrix_ssl.detection.files import PictureFiles
+from matrix_ssl.detection.files import ImageFiles
 from matrix_ssl.detection.network import build_detector
-from matrix_ssl.detection.pictures import TrainingPictures
+from matrix_ssl.detection.images import TrainingImages
 from matrix_ssl.detection.predict import predict
 from matrix_ssl.detection.scoring import score
 from matrix_ssl.detection.settings import DetectionSettings, check_settings, make_plan
@@ -33,19 +33,19 @@ def nothing(*_: object) -> None:
 
 
 def make_training(
-    run: Path, annotations: Annotations, files: PictureFiles, backbone: Backbone, settings: DetectionSettings
+    run: Path, annotations: Annotations, files: ImageFiles, backbone: Backbone, settings: DetectionSettings
 ) -> Training:
     check_settings(settings, processes=1)
     detector = build_detector(backbone, settings, classes=len(annotations.categories))
-    pictures = TrainingPictures(annotations, files, settings, rank=0, processes=1)
-    plan = make_plan(settings, pictures=len(pictures))
-    return Training(detector, pictures, settings, plan, run=run, device=CPU, display=Display(quiet=True))
+    images = TrainingImages(annotations, files, settings, rank=0, processes=1)
+    plan = make_plan(settings, images=len(images))
+    return Training(detector, images, settings, plan, run=run, device=CPU, display=Display(quiet=True))
 
 
 def learn(
-    run: Path, annotations: Annotations, files: PictureFiles, backbone: Backbone, settings: DetectionSettings
+    run: Path, annotations: Annotations, files: ImageFiles, backbone: Backbone, settings: DetectionSettings
 ) -> dict[str, Any]:
-    """Trains on all pictures and scores on the same ones."""
+    """Trains on all images and scores on the same ones."""
     training = make_training(run, annotations, files, backbone, settings)
     training.train()
     if settings.precise_bn:
@@ -57,17 +57,17 @@ def learn(
     return score(annotations, found)
 
 
-def drawn(tmp_path: Path, *, pictures: int) -> tuple[Annotations, PictureFiles]:
-    write_json(tmp_path / "a.json", draw_set(tmp_path / "in", pictures=pictures))
-    return read_annotations(tmp_path / "a.json"), PictureFiles(tmp_path / "in")
+def drawn(tmp_path: Path, *, images: int) -> tuple[Annotations, ImageFiles]:
+    write_json(tmp_path / "a.json", draw_set(tmp_path / "in", images=images))
+    return read_annotations(tmp_path / "a.json"), ImageFiles(tmp_path / "in")
 
 
-def test_a_drawn_picture_is_learnt_by_heart(tmp_path: Path) -> None:
+def test_a_drawn_image_is_learnt_by_heart(tmp_path: Path) -> None:
     settings = override_dataclass(DetectionSettings(), [
         *TINY, "batch_size=1", "train_sizes=80", "flip=0", "epochs=250", "learning_rate=0.64", "checkpoint_every=1000",
         "workers=0", "regions=32",
     ])  # fmt: skip
-    annotations, files = drawn(tmp_path, pictures=1)
+    annotations, files = drawn(tmp_path, images=1)
     result = learn(tmp_path, annotations, files, thin_backbone(), settings)
     assert result["box"]["AP50"] >= 0.9 and result["mask"]["AP50"] >= 0.9, result
 
@@ -79,11 +79,11 @@ REAL = (
 )  # fmt: skip
 
 
-def real(name: str) -> tuple[Annotations, PictureFiles]:
+def real(name: str) -> tuple[Annotations, ImageFiles]:
     annotations = read_annotations(MINI / "instances_train.json")
-    pictures = tuple(picture for picture in annotations.pictures if picture.name == name)
-    assert len(pictures) == 1
-    return dataclasses.replace(annotations, pictures=pictures), PictureFiles(MINI / "coco_mini_train.tar")
+    images = tuple(image for image in annotations.images if image.name == name)
+    assert len(images) == 1
+    return dataclasses.replace(annotations, images=images), ImageFiles(MINI / "coco_mini_train.tar")
 
 
 @needs_mini
@@ -96,7 +96,7 @@ def real(name: str) -> tuple[Annotations, PictureFiles]:
         ("000000000263.jpg", "fpn", 192),  # two elephants, one before the other
     ],
 )
-def test_a_real_picture_is_learnt_by_heart(tmp_path: Path, name: str, architecture: str, epochs: int) -> None:
+def test_a_real_image_is_learnt_by_heart(tmp_path: Path, name: str, architecture: str, epochs: int) -> None:
     settings = override_dataclass(DetectionSettings(), [*REAL, f"architecture={architecture}", f"epochs={epochs}"])
     result = learn(tmp_path, *real(name), open_backbone("random", architecture="resnet18", seed=0), settings)
     assert result["box"]["AP50"] >= 0.9 and result["mask"]["AP50"] >= 0.9, result
@@ -105,18 +105,18 @@ def test_a_real_picture_is_learnt_by_heart(tmp_path: Path, name: str, architectu
 @needs_mini
 @pytest.mark.slow
 def test_the_published_size_runs(tmp_path: Path) -> None:
-    """ResNet-50, C4, pictures of 640 pixels and more: one iteration, and the scoring at 800 pixels."""
+    """ResNet-50, C4, images of 640 pixels and more: one iteration, and the scoring at 800 pixels."""
     settings = override_dataclass(
         DetectionSettings(), ["batch_size=1", "epochs=1", "precise_bn=1", "workers=0", "detections=10"]
     )
     result = learn(tmp_path, *real("000000000034.jpg"), open_backbone("random", architecture=None, seed=0), settings)
-    assert result["pictures"] == 1 and 0 <= result["box"]["AP"] <= 1
+    assert result["images"] == 1 and 0 <= result["box"]["AP"] <= 1
 
 
 def test_statistics_of_batch_norm_are_means_over_iterations(tmp_path: Path) -> None:
     """The statistics of the first layer's inputs, collected by a hook, beside what ``refine_batch_norm`` leaves."""
     settings = override_dataclass(DetectionSettings(), [*TINY, "epochs=1", "workers=0"])
-    training = make_training(tmp_path, *drawn(tmp_path, pictures=4), thin_backbone(), settings)
+    training = make_training(tmp_path, *drawn(tmp_path, images=4), thin_backbone(), settings)
     first: nn.BatchNorm2d = training.detector.backbone.bn1
     before = {name: p.clone() for name, p in training.detector.named_parameters()}
     moments: list[tuple[torch.Tensor, torch.Tensor]] = []

@@ -32,8 +32,8 @@ def settings(*assignments: str) -> DetectionSettings:
     return override_dataclass(DetectionSettings(), [*small, *assignments])
 
 
-def pictures() -> tuple[list[Tensor], list[dict[str, Tensor]]]:
-    """Two pictures of different sizes, the second one with two objects."""
+def batch() -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+    """Two images of different sizes, the second one with two objects."""
     generator = torch.Generator().manual_seed(0)
     images = [torch.rand(3, 64, 96, generator=generator), torch.rand(3, 90, 60, generator=generator)]
     boxes = [[[10.0, 10, 50, 40]], [[5.0, 5, 30, 45], [20, 50, 55, 80]]]
@@ -121,7 +121,7 @@ class TestStrides:
         strides = {key: 128 // value.shape[-1] for key, value in fpn.items()}
         assert strides == {"0": 4, "1": 8, "2": 16, "3": 32, "pool": 64}
 
-    def test_of_the_stem_for_small_pictures(self) -> None:
+    def test_of_the_stem_for_small_images(self) -> None:
         for architecture, strides in (("c4", (4,)), ("fpn", (1, 2, 4, 8))):
             backbone = thin_backbone()
             backbone.encoder.conv1 = nn.Conv2d(3, 8, 3, padding=1, bias=False)
@@ -160,7 +160,7 @@ class TestRegionPool:
         found = RegionPool((4, 8, 16, 32), 2)(features, [torch.tensor([[0.0, 0.0, side, side]])])
         assert found.eq(level).all()
 
-    def test_pictures_without_a_region(self) -> None:
+    def test_images_without_a_region(self) -> None:
         features = {"0": torch.stack([torch.zeros(1, 8, 8), torch.ones(1, 8, 8)])}
         boxes = [torch.zeros(0, 4), torch.tensor([[0.0, 0, 64, 64], [16, 16, 32, 32]])]
         assert RegionPool((16,), 3)(features, boxes).eq(1).all()
@@ -194,7 +194,7 @@ class TestDetector:
         torch.manual_seed(0)
         everything = settings(f"architecture={architecture}", "anchors=100000")  # so that each level has a part in it
         detector = build_detector(thin_backbone(), everything, classes=2)
-        losses = detector(*pictures())
+        losses = detector(*batch())
         assert set(losses) == {"loss_classifier", "loss_box_reg", "loss_mask", "loss_objectness", "loss_rpn_box_reg"}
         sum(losses.values()).backward()
         still = [name for name, p in detector.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
@@ -202,7 +202,7 @@ class TestDetector:
 
     def test_what_it_finds(self, architecture: str) -> None:
         detector = build_detector(thin_backbone(), settings(f"architecture={architecture}"), classes=2).eval()
-        images, _ = pictures()
+        images, _ = batch()
         with torch.no_grad():
             found = detector(images)
         for image, result in zip(images, found, strict=True):
@@ -219,10 +219,10 @@ class TestDetector:
         chosen = settings(f"architecture={architecture}", "score_threshold=1")
         detector = build_detector(thin_backbone(), chosen, classes=2).eval()
         with torch.no_grad():
-            (result,) = detector(pictures()[0][:1])
+            (result,) = detector(batch()[0][:1])
         assert [len(value) for value in result.values()] == [0, 0, 0, 0]
 
-    def test_pictures_are_normalised_as_the_encoder_was(self, architecture: str) -> None:
+    def test_images_are_normalised_as_the_encoder_was(self, architecture: str) -> None:
         backbone = thin_backbone()
         backbone = Backbone(backbone.encoder, "thin", (0.1, 0.2, 0.3), (0.5, 0.6, 0.7), "", "")
         transform = build_detector(backbone, settings(f"architecture={architecture}"), classes=2).eval().transform
@@ -251,7 +251,7 @@ def test_boxes_and_masks_share_the_last_stage() -> None:
     for part in ("loss_mask", "loss_box_reg"):
         torch.manual_seed(0)
         detector.zero_grad()
-        detector(*pictures())[part].backward()
+        detector(*batch())[part].backward()
         assert weight.grad is not None and weight.grad.abs().sum() > 0
     assert len(calls) == 2  # once for each forward: masks are predicted from what boxes have computed
 
@@ -283,7 +283,7 @@ def test_with_their_sampling_the_pyramid_computes_torchvisions_losses() -> None:
     theirs.load_state_dict(ours.state_dict())
     losses = []
     for model in (ours, theirs):
-        images, targets = pictures()
+        images, targets = batch()
         torch.manual_seed(5)
         losses.append({key: value.item() for key, value in model(images, targets).items()})
     assert losses[0].keys() == losses[1].keys()

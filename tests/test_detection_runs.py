@@ -29,7 +29,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
     """The folder of a run that was left alone."""
     folder = tmp_path_factory.mktemp("whole")
     ended = succeed(folder, arguments(data, EPOCHS), before=THINLY)
-    assert "average precision in % on 3 pictures" in ended.out and "2 of 2 classes" in ended.out
+    assert "average precision in % on 3 images" in ended.out and "2 of 2 classes" in ended.out
     return folder / "r"
 
 
@@ -63,7 +63,7 @@ def test_a_run_from_random_weights_writes_everything(tmp_path: Path, data: Path)
         "environment.json", "checkpoints",
     }  # fmt: skip
     found = result(run)
-    assert found["finished"] and found["iterations"] == 3 and found["bad_steps"] == 0 and found["pictures"] == 3
+    assert found["finished"] and found["iterations"] == 3 and found["bad_steps"] == 0 and found["images"] == 3
     assert set(found["box"]) == set(found["mask"]) and 0 <= found["box"]["AP"] <= 1
     assert [(row["id"], row["name"], row["objects"]) for row in found["per_class"]] == [
         (3, "disc", 3),
@@ -99,7 +99,7 @@ class TestAgain:
 
     def test_other_annotations_are_refused(self, whole: Path, data: Path, tmp_path: Path) -> None:
         other = write_set(tmp_path)
-        succeed(whole.parent, arguments(other, EPOCHS), before=THINLY)  # the same pictures in another place
+        succeed(whole.parent, arguments(other, EPOCHS), before=THINLY)  # the same images in another place
         (other / "val.json").write_text((other / "val.json").read_text() + " ")
         error = fail(whole.parent, arguments(other, EPOCHS), before=THINLY)
         assert "val.annotations_sha256" in error
@@ -184,7 +184,7 @@ class TestResuming:
         command.wait()
 
 
-# pictures of one size, and always the first two matching and eight other places instead of a random choice: then the
+# images of one size, and always the first two matching and eight other places instead of a random choice: then the
 # mean over two processes of mean losses is that of one process
 EQUAL = f"""{THINLY}
 import torch
@@ -202,7 +202,7 @@ _utils.BalancedPositiveNegativeSampler.__call__ = first
 
 @pytest.fixture(scope="module")
 def even(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures of one size."""
+    """Images of one size."""
     return write_set(tmp_path_factory.mktemp("even"), train=6, val=5, sizes=((88, 88),))
 
 
@@ -227,15 +227,15 @@ class TestProcesses:
         assert result(two)["environment"]["processes"] == 2
         assert result(two)["box"]["AP"] == pytest.approx(result(one)["box"]["AP"], abs=0.02)
 
-    def test_pictures_to_score_are_shared_out_and_the_results_gathered(self, tmp_path: Path, even: Path) -> None:
+    def test_images_to_score_are_shared_out_and_the_results_gathered(self, tmp_path: Path, even: Path) -> None:
         """An untrained detector finds the same on two processes as on one."""
         frozen = f"{THINLY}\nimport matrix_ssl.detection.training as t; t.Training.train = lambda self: None"
         shared = ("epochs=1", "precise_bn=0", "score_threshold=0.02")
         counted = (
             f"{frozen}\nimport torchvision, matrix_ssl.detection.predict as p; real = p.read_pixels\n"
-            "def read(picture, files):\n"
-            " print(f'read {picture.name}\\n', end='', flush=True)\n"
-            " return real(picture, files)\n"
+            "def read(image, files):\n"
+            " print(f'read {image.name}\\n', end='', flush=True)\n"
+            " return real(image, files)\n"
             "p.read_pixels = read"
         )
         (tmp_path / "one").mkdir()
@@ -278,7 +278,7 @@ class TestFaults:
         assert result(tmp_path / "r")["bad_steps"] == 1
         assert [line["step"] for line in lines(tmp_path / "r")] == [1, 3]
 
-    def test_pictures_that_cannot_be_used(self, tmp_path: Path) -> None:
+    def test_images_that_cannot_be_used(self, tmp_path: Path) -> None:
         data = write_set(tmp_path)
         (data / "train" / "001.png").write_bytes(b"")
         (data / "val" / "002.png").write_bytes(b"GIF89a")
@@ -287,7 +287,7 @@ class TestFaults:
         ended = succeed(tmp_path, words, before=THINLY)
         assert "left out: " in ended.err and "002.png" in ended.err
         found = result(tmp_path / "r")
-        assert found["pictures"] == 2
+        assert found["images"] == 2
         assert [Path(item["where"]).name for item in found["unreadable"]["train"]] == ["001.png"]
         assert [Path(item["where"]).name for item in found["unreadable"]["val"]] == ["002.png"]
 
@@ -300,7 +300,7 @@ class TestFaults:
         (lambda w, d: TestFaults.replace(w, "--train-annotations", d / "none.json"), "none.json does not exist", 1),
         (lambda w, d: TestFaults.replace(w, "--val-annotations", d / "val.tar"), "val.tar is not JSON", 1),
         (lambda w, d: TestFaults.replace(w, "--train-images", d / "none"), "none does not exist: give a folder", 1),
-        (lambda w, d: TestFaults.replace(w, "--train-images", d), "lacks 6 of 6 pictures", 1),
+        (lambda w, d: TestFaults.replace(w, "--train-images", d), "lacks 6 of 6 images", 1),
         (lambda w, d: TestFaults.replace(w, "--backbone", "vit_b_16"), "cannot be built on the encoder 'vit_b_16'", 2),
         (lambda w, d: TestFaults.replace(w, "--encoder", d), "", 1),
         (lambda w, d: TestFaults.replace(w, "--architecture", "c5"), "'c5' is not one of 'c4', 'fpn'", 2),

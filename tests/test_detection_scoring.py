@@ -34,19 +34,19 @@ def pixels(box: Box) -> torch.Tensor:
     return mask
 
 
-def truth(number: int, box: Box, *, picture: int = 1, category: int = 1, crowd: int = 0) -> dict[str, Any]:
+def truth(number: int, box: Box, *, image: int = 1, category: int = 1, crowd: int = 0) -> dict[str, Any]:
     x, y, w, h = box
-    return {"id": number, "image_id": picture, "category_id": category, "bbox": list(box), "area": w * h,
+    return {"id": number, "image_id": image, "category_id": category, "bbox": list(box), "area": w * h,
             "iscrowd": crowd, "segmentation": [[x, y, x + w, y, x + w, y + h, x, y + h]]}  # fmt: skip
 
 
-def detection(box: Box, value: float, *, picture: int = 1, category: int = 1) -> dict[str, Any]:
-    return {"image_id": picture, "category_id": category, "bbox": list(box), "score": value,
+def detection(box: Box, value: float, *, image: int = 1, category: int = 1) -> dict[str, Any]:
+    return {"image_id": image, "category_id": category, "bbox": list(box), "score": value,
             "segmentation": encode_pixels(pixels(box))}  # fmt: skip
 
 
-def read(folder: Path, items: list[dict[str, Any]], *, pictures: int = 1, categories: int = 1) -> Annotations:
-    images = [{"id": k + 1, "file_name": f"{k}.png", "height": HEIGHT, "width": WIDTH} for k in range(pictures)]
+def read(folder: Path, items: list[dict[str, Any]], *, count: int = 1, categories: int = 1) -> Annotations:
+    images = [{"id": k + 1, "file_name": f"{k}.png", "height": HEIGHT, "width": WIDTH} for k in range(count)]
     kinds = [{"id": k + 1, "name": f"kind {k + 1}"} for k in range(categories)]
     content = {"images": images, "annotations": items, "categories": kinds}
     return read_annotations(write_json(folder / "t.json", content))
@@ -95,10 +95,10 @@ class TestByHand:
         assert (result["box"]["AP"], result["mask"]["AP50"], result["box"]["AR_100"]) == (0, 0, 0)
         assert result["interval_95"]["box"] == {"AP": [0, 0], "AP50": [0, 0]}
 
-    def test_a_picture_that_could_not_be_read_is_left_out(self, tmp_path: Path) -> None:
-        annotations = read(tmp_path, [truth(1, self.A), truth(2, self.B, picture=2)], pictures=2)
+    def test_a_image_that_could_not_be_read_is_left_out(self, tmp_path: Path) -> None:
+        annotations = read(tmp_path, [truth(1, self.A), truth(2, self.B, image=2)], count=2)
         result = score(annotations, Predictions([detection(self.A, 0.9)], {2: ("b.png", "gone")}))
-        assert (result["pictures"], result["box"]["AP"], result["per_class"][0]["objects"]) == (1, pytest.approx(1), 1)
+        assert (result["images"], result["box"]["AP"], result["per_class"][0]["objects"]) == (1, pytest.approx(1), 1)
 
     def test_a_mask_may_be_right_where_its_box_is_not(self, tmp_path: Path) -> None:
         item = detection(self.A, 0.9) | {"bbox": [300, 200, 50, 50]}
@@ -138,7 +138,7 @@ class TestCrowds:
         assert self.result(tmp_path, self.region(2))["per_class"][0]["objects"] == 1
 
 
-def random_set(folder: Path, *, pictures: int, seed: int = 0) -> tuple[Annotations, Predictions, dict[str, Any]]:
+def random_set(folder: Path, *, images: int, seed: int = 0) -> tuple[Annotations, Predictions, dict[str, Any]]:
     """Objects of three classes and all sizes, and detections that are near them, doubled or wrong."""
     draw = np.random.default_rng(seed)
 
@@ -148,18 +148,18 @@ def random_set(folder: Path, *, pictures: int, seed: int = 0) -> tuple[Annotatio
 
     items: list[dict[str, Any]] = []
     found: list[dict[str, Any]] = []
-    for picture in range(1, pictures + 1):
+    for image in range(1, images + 1):
         for _ in range(int(draw.integers(0, 6))):
             low, high = ((6, 30), (35, 90), (100, 200))[int(draw.integers(3))]
-            items.append(truth(len(items) + 1, box(low, high), picture=picture, category=int(draw.integers(1, 4))))
+            items.append(truth(len(items) + 1, box(low, high), image=image, category=int(draw.integers(1, 4))))
             x, y, w, h = items[-1]["bbox"]
             for _ in range(int(draw.integers(0, 3))):
                 moved = (x + int(draw.integers(-2, 3)), y, max(4, w - int(draw.integers(0, w // 3 + 1))), h)
                 moved = (min(max(moved[0], 0), WIDTH - moved[2]), *moved[1:])
                 category = items[-1]["category_id"] if draw.random() < 0.8 else int(draw.integers(1, 4))
-                found.append(detection(moved, float(draw.random()), picture=picture, category=category))
-        found.append(detection(box(6, 200), float(draw.random()), picture=picture, category=int(draw.integers(1, 4))))
-    annotations = read(folder, items, pictures=pictures, categories=3)
+                found.append(detection(moved, float(draw.random()), image=image, category=category))
+        found.append(detection(box(6, 200), float(draw.random()), image=image, category=int(draw.integers(1, 4))))
+    annotations = read(folder, items, images=images, categories=3)
     return annotations, Predictions(found, {}), json.loads((folder / "t.json").read_text())
 
 
@@ -177,7 +177,7 @@ def by_files(content: dict[str, Any], found: list[dict[str, Any]], folder: Path,
 
 
 def test_all_measures_are_pycocotools(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    annotations, predictions, content = random_set(tmp_path, pictures=12)
+    annotations, predictions, content = random_set(tmp_path, count=12)
     result = score(annotations, predictions)
     for kind, theirs in (("box", "bbox"), ("mask", "segm")):
         expected = by_files(content, predictions.found, tmp_path, theirs)
@@ -189,21 +189,21 @@ def test_all_measures_are_pycocotools(tmp_path: Path, capfd: pytest.CaptureFixtu
 
 
 class TestIntervals:
-    def test_weights_count_pictures_as_often(self, tmp_path: Path) -> None:
-        """A picture of weight 2 is two pictures with the same objects and detections; one of weight 0 is absent."""
-        annotations, predictions, content = random_set(tmp_path, pictures=8, seed=1)
+    def test_weights_count_images_as_often(self, tmp_path: Path) -> None:
+        """An image of weight 2 is two images with the same objects and detections; one of weight 0 is absent."""
+        annotations, predictions, content = random_set(tmp_path, count=8, seed=1)
         weights = np.array([1, 2, 0, 1, 3, 0, 1, 1])
         evaluation = self.evaluation(annotations, predictions)
         found = intervals.average_precision(intervals._collect(evaluation, 8), weights)
         copies: dict[str, list[Any]] = {"images": [], "annotations": [], "categories": content["categories"]}
         repeated = []
-        for picture, weight in enumerate(weights, start=1):
+        for image, weight in enumerate(weights, start=1):
             for copy in range(weight):
-                number = 100 * copy + picture
-                copies["images"].append({**content["images"][picture - 1], "id": number, "file_name": f"{number}.png"})
+                number = 100 * copy + image
+                copies["images"].append({**content["images"][image - 1], "id": number, "file_name": f"{number}.png"})
                 copies["annotations"] += [{**a, "image_id": number, "id": 1000 * copy + a["id"]}
-                                          for a in content["annotations"] if a["image_id"] == picture]  # fmt: skip
-                repeated += [{**d, "image_id": number} for d in predictions.found if d["image_id"] == picture]
+                                          for a in content["annotations"] if a["image_id"] == image]  # fmt: skip
+                repeated += [{**d, "image_id": number} for d in predictions.found if d["image_id"] == image]
         expected = by_files(copies, repeated, tmp_path, "bbox")
         assert found == pytest.approx((expected[0], expected[1]))
         ones = intervals.average_precision(intervals._collect(evaluation, 8), np.ones(8, int))
@@ -222,7 +222,7 @@ class TestIntervals:
         return kept[0]
 
     def test_they_cover_the_value_and_follow_the_seed(self, tmp_path: Path) -> None:
-        annotations, predictions, _ = random_set(tmp_path, pictures=20, seed=2)
+        annotations, predictions, _ = random_set(tmp_path, count=20, seed=2)
         first, again, other = (score(annotations, predictions, resamples=60, seed=seed) for seed in (0, 0, 1))
         assert first == again and first["interval_95"] != other["interval_95"]
         for kind in ("box", "mask"):
@@ -231,14 +231,14 @@ class TestIntervals:
                 assert low < first[kind][name] < high and 0.01 < high - low < 0.6
 
     def test_none_are_made_unasked(self, tmp_path: Path) -> None:
-        annotations, predictions, _ = random_set(tmp_path, pictures=3)
+        annotations, predictions, _ = random_set(tmp_path, count=3)
         assert score(annotations, predictions)["interval_95"] == {}
 
 
 def test_tables_show_what_there_is(tmp_path: Path) -> None:
     from rich.console import Console
 
-    annotations, predictions, _ = random_set(tmp_path, pictures=5)
+    annotations, predictions, _ = random_set(tmp_path, count=5)
     predictions = dataclasses.replace(predictions, found=[d for d in predictions.found if d["category_id"] < 3])
     result = score(annotations, predictions, resamples=5)
     result["box"]["AP_small"] = None
@@ -246,5 +246,5 @@ def test_tables_show_what_there_is(tmp_path: Path) -> None:
     console.print(scores_table(result), classes_table(result))
     text = console.export_text()
     assert f"{100 * result['box']['AP']:.1f}" in text and f"{100 * result['mask']['AP50']:.1f}" in text
-    assert "kind 1" in text and "on 5 pictures" in text and " - " in text
+    assert "kind 1" in text and "on 5 images" in text and " - " in text
     assert max(map(len, text.splitlines())) <= 80

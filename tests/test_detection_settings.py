@@ -67,22 +67,22 @@ class TestPlan:
         ("schedule", "total", "decays"), [("1x", 90000, (60000, 80000)), ("2x", 180000, (120000, 160000))]
     )
     def test_the_papers(self, schedule: str, total: int, decays: tuple[int, int]) -> None:
-        plan = make_plan(settings(f"schedule={schedule}"), pictures=117266)
+        plan = make_plan(settings(f"schedule={schedule}"), images=117266)
         assert (plan.total, plan.warmup, plan.decays) == (total, 1000, decays)
         rates = [plan.learning_rate(i) for i in (0, 999, 1000, decays[0] - 1, decays[0], decays[1] - 1, decays[1])]
         assert rates == pytest.approx([0.02 / 1001, 0.02 * 1000 / 1001, 0.02, 0.02, 0.002, 0.002, 0.0002])
 
-    def test_another_batch_sees_as_many_pictures(self) -> None:
+    def test_another_batch_sees_as_many_images(self) -> None:
         for batch in (2, 4, 64):
-            plan = make_plan(settings(f"batch_size={batch}"), pictures=1000)
+            plan = make_plan(settings(f"batch_size={batch}"), images=1000)
             assert plan.total * batch == 90000 * 16 and plan.warmup * batch == 1000 * 16
             assert plan.peak == pytest.approx(0.02 * batch / 16)
 
     def test_epochs(self) -> None:
-        plan = make_plan(settings("epochs=12", "batch_size=8"), pictures=100)
+        plan = make_plan(settings("epochs=12", "batch_size=8"), images=100)
         assert (plan.total, plan.decays, plan.warmup) == (150, (100, 133), 75)  # half of the training at most
-        assert make_plan(settings("epochs=0.001", "batch_size=8"), pictures=100).total == 1
+        assert make_plan(settings("epochs=0.001", "batch_size=8"), images=100).total == 1
 
     def test_own_iterations_and_steps(self) -> None:
-        plan = make_plan(settings("iterations=100", "decay_at=0.5", "decay=0.2", "warmup=0"), pictures=10)
+        plan = make_plan(settings("iterations=100", "decay_at=0.5", "decay=0.2", "warmup=0"), images=10)
         assert [plan.learning_rate(i) for i in (0, 49, 50, 99)] == pytest.approx([0.02, 0.02, 0.004, 0.004])

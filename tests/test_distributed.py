@@ -108,7 +108,7 @@ def test_torchrun_gives_the_losses_gradients_and_weights_of_one_process(tmp_path
     ended = torchrun(tmp_path, tiny(*SETTINGS))
     assert ended.returncode == 0, ended.stderr
     assert_close(tmp_path / "r", single, 1e-8)
-    assert ended.stderr.count("matrix_ssl on 1437 pictures") == 1 and "2 processes" in ended.stderr
+    assert ended.stderr.count("matrix_ssl on 1437 images") == 1 and "2 processes" in ended.stderr
     assert ended.stdout == "encoder r/encoder.safetensors\nreport  r/report.html\n"
     assert "Warning" not in ended.stderr
     (encoder, _), (expected, _) = (
@@ -188,7 +188,7 @@ def wait_for_step(run: Path, step: int, command: Command) -> None:
     ("settings", "message"),
     [
         (("batch_size=65",), "batch_size=65 does not divide by 2 processes."),
-        (("batch_size=2000",), "batch_size=2000 is larger than the 1437 pictures of 'digits'"),
+        (("batch_size=2000",), "batch_size=2000 is larger than the 1437 images of 'digits'"),
         (("method.name=matrixssl",), "method.name='matrixssl' is not a method. Did you mean 'matrix_ssl'?"),
         (("data.source=absent",), "'absent' is not a file or folder here"),
     ],

@@ -17,18 +17,18 @@ def demo(tmp_path_factory):
 
 
 @pytest.fixture
-def pictures():
+def images():
     return torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(9))
 
 
 class TestLoading:
-    def test_student_and_teacher(self, demo, pictures):
+    def test_student_and_teacher(self, demo, images):
         run, method = demo
         student, teacher = load_encoder(run), load_encoder(str(run), weights="teacher")
         assert not student.training
-        assert torch.equal(student(pictures), method.encoder(pictures))
-        assert torch.equal(teacher(pictures), method.teacher["encoder"](pictures))
-        assert (student(pictures) - teacher(pictures)).abs().max() > 1e-4
+        assert torch.equal(student(images), method.encoder(images))
+        assert torch.equal(teacher(images), method.teacher["encoder"](images))
+        assert (student(images) - teacher(images)).abs().max() > 1e-4
         running = [name for name, _ in student.named_buffers() if name.endswith("running_var")]
         assert running
         assert not any(torch.equal(student.get_buffer(name), teacher.get_buffer(name)) for name in running)

@@ -1,4 +1,4 @@
-"""The whole way from pictures to accuracies, on a torchvision encoder with seeded weights, against scikit-learn.
+"""The whole way from images to accuracies, on a torchvision encoder with seeded weights, against scikit-learn.
 
 The other side reads the files with Pillow, prepares them with torchvision's transforms, runs torchvision's own model on
 weights that ``export`` wrote, and classifies with scikit-learn: nothing of this package but the exported file.
@@ -26,7 +26,7 @@ SIDE, CLASSES = 48, ("0", "1", "2", "3")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures of four digits in a train and a val part, and the evaluated run ``e`` of a random ResNet-18."""
+    """Images of four digits in a train and a val part, and the evaluated run ``e`` of a random ResNet-18."""
     folder = tmp_path_factory.mktemp("agreement")
     digits = open_source("digits", split="train", data_root=None)
     assert digits.images is not None and digits.labels is not None
@@ -47,7 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def features(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray, list[str]]]:
     """By part: features (n, 512), labels (n,) and file names, computed without this package."""
     model = torchvision.models.resnet18()
-    model.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)  # what `export` says to do for small pictures
+    model.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)  # what `export` says to do for small images
     model.maxpool = torch.nn.Identity()
     model.fc = torch.nn.Identity()
     model.load_state_dict(torch.load(folder / "e.pth", weights_only=True))
@@ -59,9 +59,9 @@ def features(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray, list[str]]
     found = {}
     for part in ("train", "val"):
         paths = sorted((folder / "digits4" / part).rglob("*.png"))
-        pictures = torch.stack([prepare(v2.functional.pil_to_tensor(Image.open(path))) for path in paths])
+        images = torch.stack([prepare(v2.functional.pil_to_tensor(Image.open(path))) for path in paths])
         with torch.no_grad():
-            rows = model.eval()(pictures).double().numpy()
+            rows = model.eval()(images).double().numpy()
         found[part] = rows, np.array([CLASSES.index(path.parent.name) for path in paths]), [str(p.name) for p in paths]
     return found
 
@@ -73,7 +73,7 @@ def predictions(folder: Path, protocol: str, measure: str, names: list[str]) -> 
         return arrays[measure][:, [order[name] for name in names]]
 
 
-def test_the_stem_is_that_for_small_pictures(folder: Path) -> None:
+def test_the_stem_is_that_for_small_images(folder: Path) -> None:
     assert record.read_config(folder / "e").network.stem == "auto" and SIDE <= 64
 
 
@@ -98,7 +98,7 @@ def test_linear(folder, features) -> None:
     for label, name in enumerate(CLASSES):
         mine = found["classes"][name]
         assert mine["accuracy"] == pytest.approx((expected == answers)[answers == label].mean())
-        assert mine["pictures"] == (answers == label).sum()
+        assert mine["images"] == (answers == label).sum()
 
 
 @pytest.mark.slow

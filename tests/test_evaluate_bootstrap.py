@@ -1,4 +1,4 @@
-"""Bootstrap intervals against SciPy's, which draws pictures one by one, and against their own promises."""
+"""Bootstrap intervals against SciPy's, which draws images one by one, and against their own promises."""
 
 import numpy as np
 import pytest

@@ -9,7 +9,7 @@ import pytest
 
 import runs
 from matrix_ssl import record
-from runs import BARE, fail, from_files, make_pictures, succeed, tiny
+from runs import BARE, fail, from_files, make_images, succeed, tiny
 
 QUICK = ["linear_sgd.epochs=8", "linear_sgd.batch_size=128", "linear_sgd.optimizer=sgd", "linear_sgd.rate=10",
          "linear_sgd.view.crop_scale=1,1", "linear_sgd.view.flip=0",
@@ -89,15 +89,15 @@ def test_a_stopped_training_goes_on_and_ends_alike(run: Path, done: Path, number
     assert one["linear_sgd"].tolist() == other["linear_sgd"].tolist()
 
 
-def test_other_pictures_leave_the_page_of_the_run_alone(tmp_path: Path) -> None:
+def test_other_images_leave_the_page_of_the_run_alone(tmp_path: Path) -> None:
     for name in ("insects/ant", "insects/bee", "birds/train/owl", "birds/train/jay", "birds/val/owl", "birds/val/jay"):
-        make_pictures(tmp_path / name, 20)
+        make_images(tmp_path / name, 20)
     succeed(tmp_path, from_files("insects"), before=BARE)
     succeed(tmp_path, evaluate("knn"), before=BARE)
     run = tmp_path / "r"
     before = (run / "summary.json").read_bytes(), (run / "evaluation.npz").read_bytes()
     ended = succeed(tmp_path, [*evaluate("transfer", "knn"), "--data", "birds"], before=BARE)
-    assert "transfer" in ended.out and "40 pictures of 2 classes" in ended.out
+    assert "transfer" in ended.out and "40 images of 2 classes" in ended.out
     found = record.read_json(run / "evaluation" / "birds" / "transfer.json")["measures"]["transfer"]
     assert found["classes"].keys() == {"owl", "jay"} and found["settings"].keys() == {"l2"}
     assert before == ((run / "summary.json").read_bytes(), (run / "evaluation.npz").read_bytes())
@@ -120,8 +120,8 @@ def test_mistakes(run: Path, arguments: list[str], message: str) -> None:
     assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != ".lock"}
 
 
-def test_a_run_without_pictures_asks_for_some(run: Path) -> None:
+def test_a_run_without_images_asks_for_some(run: Path) -> None:
     config = record.read_json(run / "config.json")
     config["data"]["source"] = ""
     record.write_json(run / "config.json", config)
-    assert fail(run.parent, evaluate("knn")) == "r has no pictures of its own: give --data FOLDER."
+    assert fail(run.parent, evaluate("knn")) == "r has no images of its own: give --data FOLDER."

@@ -18,7 +18,7 @@ from matrix_ssl.evaluate.label_subsets import from_list, store, stratified
 
 
 def labelled(labels, classes=None):
-    """Pictures of these labels."""
+    """Images of these labels."""
     labels = np.asarray(labels, dtype=np.int64)
     names = [f"class {i}" for i in range(int(labels.max()) + 1)] if classes is None else classes
     images = torch.zeros(len(labels), 1, 2, 2, dtype=torch.uint8)
@@ -26,7 +26,7 @@ def labelled(labels, classes=None):
 
 
 class Files(Source):
-    """Pictures at given places, in one class for every first letter of their names."""
+    """Images at given places, in one class for every first letter of their names."""
 
     def __init__(self, *places):
         letters = [place.rpartition("/")[2][0] for place in places]
@@ -96,9 +96,9 @@ class TestStratified:
         for fraction in (0.0, -0.1, 1.01, float("nan")):
             with pytest.raises(ConfigError, match=rf"the labelled fraction is {fraction}; expected"):
                 stratified(labelled([0, 1]), fraction)
-        with pytest.raises(DataError, match="the pictures of 'bare' have no labels to choose from"):
+        with pytest.raises(DataError, match="the images of 'bare' have no labels to choose from"):
             stratified(UNLABELLED, 0.1)
-        with pytest.raises(DataError, match=r"'set': 1 of the 3 classes have no picture \('cat'\)"):
+        with pytest.raises(DataError, match=r"'set': 1 of the 3 classes have no image \('cat'\)"):
             stratified(labelled([0, 2], ["ant", "cat", "dog"]), 0.5)
 
 
@@ -123,19 +123,19 @@ class TestLists:
          ("\ufeffn02/n02_1.JPEG\n./n01/n01_2.JPEG\n", [2, 1]),
          ("/data/train/n02/n02_1.JPEG\ntrain/n01/n01_2.JPEG\n", [2, 1])],
     )  # fmt: skip
-    def test_name_pictures_by_the_end_of_their_path(self, tmp_path, text, expected):
+    def test_name_images_by_the_end_of_their_path(self, tmp_path, text, expected):
         assert from_list(self.imagenet(), self.written(tmp_path, text)).tolist() == expected
 
     @pytest.mark.parametrize(
         ("text", "sentence"),
-        [("n01_1.JPEG\nn02_1.JPEG\nn03_1.JPEG\n1.JPEG\n", r"2 of its 4 names match no picture of 'files' \('n03_1"),
+        [("n01_1.JPEG\nn02_1.JPEG\nn03_1.JPEG\n1.JPEG\n", r"2 of its 4 names match no image of 'files' \('n03_1"),
          ("n01_1.JPEG\nn02_1.JPEG\nn01_1.JPEG\n", r"1 names occur twice \('n01_1.JPEG'\)"),
-         ("n01_1.JPEG\nn02_1.JPEG\nn01/n01_1.JPEG\n", r"1 pictures are named twice in different words \('/data"),
-         ("n01_1.JPEG\nn01_2.JPEG\n", r"1 of the 2 classes have no picture \('n02'\): add at least one"),
+         ("n01_1.JPEG\nn02_1.JPEG\nn01/n01_1.JPEG\n", r"1 images are named twice in different words \('/data"),
+         ("n01_1.JPEG\nn01_2.JPEG\n", r"1 of the 2 classes have no image \('n02'\): add at least one"),
          ("".join(f"{i}.JPEG\n" for i in range(9)), r"9 of its 9 names .* \('0.JPEG', .*'4.JPEG', \.\.\. \(4 more\)\)"),
          ("", "is empty: give a list of file names"),
          (" \n\n", "is empty: give a list of file names"),
-         (b"\xff\xd8\xff\xe0 a picture", "is not UTF-8 text")],
+         (b"\xff\xd8\xff\xe0 an image", "is not UTF-8 text")],
     )  # fmt: skip
     def test_that_do_not_fit(self, tmp_path, text, sentence):
         path = self.written(tmp_path, text)
@@ -143,11 +143,11 @@ class TestLists:
             from_list(self.imagenet(), path)
         assert str(path) in str(caught.value)
 
-    def test_of_names_that_several_pictures_have(self, tmp_path):
+    def test_of_names_that_several_images_have(self, tmp_path):
         source = Files("x/cat/1.jpg", "x/dog/1.jpg", "x/dog/2.jpg")
         source.labels = np.array([0, 1, 1])
         source.classes = ["cat", "dog"]
-        with pytest.raises(DataError, match=r"1 names match several pictures \('1.jpg'\): write more of their paths"):
+        with pytest.raises(DataError, match=r"1 names match several images \('1.jpg'\): write more of their paths"):
             from_list(source, self.written(tmp_path, "1.jpg\n2.jpg\n"))
         assert from_list(source, self.written(tmp_path, "cat/1.jpg\n2.jpg\n")).tolist() == [0, 2]
 
@@ -156,7 +156,7 @@ class TestLists:
             from_list(self.imagenet(), tmp_path / "absent.txt")
         with pytest.raises(DataError, match="cannot be read: Is a directory"):
             from_list(self.imagenet(), tmp_path)
-        with pytest.raises(DataError, match="the pictures of 'bare' have no labels to choose from"):
+        with pytest.raises(DataError, match="the images of 'bare' have no labels to choose from"):
             from_list(UNLABELLED, self.written(tmp_path, "bare[0]\n"))
 
 
@@ -201,8 +201,8 @@ class TestStoring:
             store(path, Files(name, "cat/2.jpg"), [0, 1])
         assert list(tmp_path.iterdir()) == []
 
-    def test_of_pictures_at_the_same_place(self, tmp_path):
-        with pytest.raises(DataError, match=r"two pictures have the same place x/1\.jpg"):
+    def test_of_images_at_the_same_place(self, tmp_path):
+        with pytest.raises(DataError, match=r"two images have the same place x/1\.jpg"):
             store(tmp_path / "list.txt", Files("x/1.jpg", "x/1.jpg"), [0])
 
     def test_where_no_file_can_be(self, tmp_path):

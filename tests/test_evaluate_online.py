@@ -19,7 +19,7 @@ from matrix_ssl.evaluate.features import extract
 from matrix_ssl.evaluate.knn import knn_predict
 from matrix_ssl.evaluate.label_subsets import stratified
 from matrix_ssl.evaluate.online import OnlineEvaluation
-from runs import BARE, fail, from_files, lines, make_pictures, succeed, tensors, tiny
+from runs import BARE, fail, from_files, lines, make_images, succeed, tensors, tiny
 
 CPU = torch.device("cpu")
 ONLINE = {"online_train", "online_linear", "online_knn"}
@@ -113,11 +113,11 @@ def test_labels_that_are_held_out_are_not_learned() -> None:
     assert online.recent() == {} and online.state_dict() == {}
 
 
-def test_pictures_without_labels_are_refused(tmp_path: Path) -> None:
-    make_pictures(tmp_path / "photos", 20)
+def test_images_without_labels_are_refused(tmp_path: Path) -> None:
+    make_images(tmp_path / "photos", 20)
     message = fail(tmp_path, [*from_files("photos"), "--online"])
     assert message == "--online needs labels, and 'photos' has none: put each class in a folder of its own."
     assert os.listdir(tmp_path) == ["photos"]  # noqa: PTH208
     few = open_source("digits", split="train", data_root=None).subset(range(10))
-    with pytest.raises(DataError, match="too few pictures"):
+    with pytest.raises(DataError, match="too few images"):
         OnlineEvaluation(few, DataConfig(image_size=8, mean=(0.5,), std=(0.5,)), device=CPU)

@@ -154,7 +154,7 @@ class TestKNN:
 
     def test_errors(self):
         x, y = torch.ones(4, 2), torch.arange(4)
-        with pytest.raises(DataError, match=r"k=5 neighbours need 5 pictures .* there are 4: lower k"):
+        with pytest.raises(DataError, match=r"k=5 neighbours need 5 images .* there are 4: lower k"):
             knn_predict(x, y, x, k=5)
         with pytest.raises(ConfigError, match="k=0"):
             knn_predict(x, y, x, k=0)
@@ -164,11 +164,11 @@ class TestKNN:
             knn_predict(x[:0], y[:0], x, k=1)
         with pytest.raises(DataError, match="test features: row 2 has a value that is not finite"):
             knn_predict(x, y, x.index_fill(0, torch.tensor([2]), torch.nan), k=1)
-        with pytest.raises(DataError, match="training pictures have 2 features, test pictures 3"):
+        with pytest.raises(DataError, match="training images have 2 features, test images 3"):
             knn_predict(x, y, torch.ones(1, 3), k=1)
-        with pytest.raises(DataError, match=r"4 pictures but labels of shape \(3,\)"):
+        with pytest.raises(DataError, match=r"4 images but labels of shape \(3,\)"):
             knn_predict(x, y[:3], x, k=1)
-        with pytest.raises(DataError, match="leave unlabelled pictures out"):
+        with pytest.raises(DataError, match="leave unlabelled images out"):
             knn_predict(x, y - 1, x, k=1)
         with pytest.raises(DataError, match=r"got torch.int64 of shape \(4,\)"):
             knn_predict(y, y, x, k=1)
@@ -195,7 +195,7 @@ class TestLinear:
         np.testing.assert_allclose(model.weight, reference.coef_, atol=1e-4)
         np.testing.assert_allclose(model.bias - model.bias.mean(), reference.intercept_, atol=1e-4)
 
-    def test_reduction_is_exact_when_pictures_are_repeated(self):
+    def test_reduction_is_exact_when_images_are_repeated(self):
         x, labels = clusters(8, 50, 2)
         few = fit_logistic_regression(x.repeat(3, 1), labels.repeat(3), classes=2)  # rank 8 of 24 rows
         many = fit_logistic_regression(x.repeat(9, 1), labels.repeat(9), classes=2, l2=3.0)  # more rows than features
@@ -211,7 +211,7 @@ class TestLinear:
             torch.testing.assert_close(fitted.weight, alone.weight, atol=1e-4, rtol=0)
             torch.testing.assert_close(fitted.mean, alone.mean)
 
-    def test_the_chosen_penalty_is_the_best_of_sklearn_on_pictures_not_seen(self):
+    def test_the_chosen_penalty_is_the_best_of_sklearn_on_images_not_seen(self):
         x, labels = clusters(150, 60, 3, spread=6.0)  # noise: a weak penalty fits it
         fresh, answers = clusters(3000, 60, 3, spread=6.0)
         scaler = StandardScaler().fit(x)
@@ -243,9 +243,9 @@ class TestLinear:
         assert linear.choose_penalty(x, labels, classes=2, penalties=(3.0, 1.0)) == 3.0
         assert linear.choose_penalty(x, labels, classes=2, penalties=(1.0, 3.0)) == 1.0
 
-    def test_no_penalty_can_be_chosen_with_two_pictures_a_class(self):
+    def test_no_penalty_can_be_chosen_with_two_images_a_class(self):
         x, labels = clusters(4, 5, 2)
-        with pytest.raises(DataError, match="three training pictures"):
+        with pytest.raises(DataError, match="three training images"):
             linear.choose_penalty(x, labels, classes=2)
 
     def test_gradient_is_the_derivative(self):
@@ -290,7 +290,7 @@ class TestLinear:
         assert torch.equal(models[0].weight, models[1].weight)
         assert torch.equal(train, before)
 
-    def test_class_without_pictures_is_never_predicted(self):
+    def test_class_without_images_is_never_predicted(self):
         x, labels = clusters(60, 5, 3)
         model = fit_logistic_regression(x, labels * 2, classes=6)
         compact = fit_logistic_regression(x, labels, classes=3)
@@ -334,7 +334,7 @@ class TestLinear:
             fit_logistic_regression(x, y, classes=3, l2=0)
         with pytest.raises(DataError, match="label 2, but there are 2 classes"):
             fit_logistic_regression(x, y, classes=2)
-        with pytest.raises(DataError, match="every training picture has the label 1"):
+        with pytest.raises(DataError, match="every training image has the label 1"):
             fit_logistic_regression(x, torch.ones_like(y), classes=3)
         with pytest.raises(DataError, match="row 4 has a value that is not finite"):
             fit_logistic_regression(x.index_fill(0, torch.tensor([4]), torch.inf), y, classes=3)
@@ -369,14 +369,14 @@ class TestLowShot:
         assert len(chosen.unique()) == len(chosen)
         assert set(chosen.tolist()) <= set(draw_labelled(labels, shots=3, draw=draw, seed=seed).tolist())
 
-    def test_every_picture_is_drawn_equally_often(self):
+    def test_every_image_is_drawn_equally_often(self):
         labels = torch.arange(20) % 2
         counts = torch.zeros(20)
         for draw in range(1000):
             counts[draw_labelled(labels, shots=3, draw=draw, seed=0)] += 1
         assert counts.sub(300).abs().max() < 5 * (1000 * 0.3 * 0.7) ** 0.5
 
-    def test_pictures_do_not_depend_on_the_features(self, digits):
+    def test_images_do_not_depend_on_the_features(self, digits):
         train, train_labels, test, _ = digits
         first = low_shot(train, train_labels, test, shots=1, draws=3)
         same = low_shot(train * 2.0**-7, train_labels, test * 2.0**-7, shots=1, draws=3)
@@ -385,13 +385,13 @@ class TestLowShot:
 
     def test_errors(self):
         x, y = torch.randn(7, 2, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 0, 0, 6, 6, 8, 8])
-        with pytest.raises(DataError, match=r"class 6 has 2 labelled training pictures, fewer than the 3 shots"):
+        with pytest.raises(DataError, match=r"class 6 has 2 labelled training images, fewer than the 3 shots"):
             low_shot(x, y, x, shots=3)
         with pytest.raises(ConfigError, match="shots=0"):
             low_shot(x, y, x, shots=0)
         with pytest.raises(ConfigError, match="draws=0"):
             low_shot(x, y, x, shots=1, draws=0)
-        with pytest.raises(DataError, match="training pictures have 2 features, test pictures 1"):
+        with pytest.raises(DataError, match="training images have 2 features, test images 1"):
             low_shot(x, y, x[:, :1], shots=1)
 
 
@@ -410,7 +410,7 @@ class TestEmbeddingMap:
 
     @pytest.mark.parametrize("n", [1, 2, 4, 5, 12])
     @pytest.mark.parametrize("d", [1, 2, 30])
-    def test_few_pictures(self, n, d):
+    def test_few_images(self, n, d):
         x = torch.randn(n, d, generator=torch.Generator().manual_seed(n))
         indices, places = embedding_map(x)
         assert indices.tolist() == list(range(n))
@@ -493,7 +493,7 @@ class TestGallery:
 
     def test_errors(self):
         x = torch.ones(3, 2)
-        with pytest.raises(DataError, match="k=3 neighbours beside the query need 4 pictures, there are 3"):
+        with pytest.raises(DataError, match="k=3 neighbours beside the query need 4 images, there are 3"):
             nearest_neighbours(x, torch.tensor([0]), k=3)
         with pytest.raises(ConfigError, match="k=0"):
             nearest_neighbours(x, torch.tensor([0]), k=0)

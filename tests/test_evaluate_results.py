@@ -46,7 +46,7 @@ def test_measures_are_those_of_sklearn(answers: Answers) -> None:
     )
     recalls = sklearn.metrics.recall_score(answers.labels, made.labels[0], average=None)
     assert [found["classes"][name]["accuracy"] for name in CLASSES] == pytest.approx(recalls.tolist())
-    assert sum(one["pictures"] for one in found["classes"].values()) == found["pictures"] == 200
+    assert sum(one["images"] for one in found["classes"].values()) == found["images"] == 200
     assert found["interval"][0] < found["accuracy"] < found["interval"][1]
     assert found["settings"] == {"k": 5} and "sd_over_draws" not in found
 
@@ -59,7 +59,7 @@ def test_draws_are_averaged(answers: Answers) -> None:
     assert found["sd_over_draws"] == pytest.approx(np.std(accuracies, ddof=1))
 
 
-def test_a_class_without_test_pictures_is_left_out(answers: Answers) -> None:
+def test_a_class_without_test_images_is_left_out(answers: Answers) -> None:
     few = Answers(answers.labels.clamp_max(1), answers.where, CLASSES)
     made = Predictions(few.labels[None])
     assert results.describe(made, few)["classes"].keys() == {"ant", "bee"}
@@ -115,14 +115,14 @@ def test_penalty_and_neighbours_are_reported() -> None:
     said: list[str] = []
     found = predict(x, y, x[:20], classes=CLASSES, neighbours=(1, 20, 200), say=said.append)
     assert found.keys() == {"knn_1", "knn_20", "linear", "low_shot_1", "low_shot_5", "low_shot_10"}
-    assert said == ["knn_200 is left out: there are 60 training pictures."]
+    assert said == ["knn_200 is left out: there are 60 training images."]
     assert found["knn_20"].settings == {"k": 20} and found["linear"].settings["l2"] in (1e4, 1e3, 1e2, 10, 1, 0.1, 0.01)
     assert found["low_shot_5"].labels.shape == (10, 20)
-    assert torch.equal(found["knn_1"].labels[0], y[:20])  # every test picture is its own neighbour
+    assert torch.equal(found["knn_1"].labels[0], y[:20])  # every test image is its own neighbour
 
 
 def extraction(folder: Path | None, *, stop_after: int = 0, fingerprint: str = "one") -> object:
-    """Raw pixels of the digits; stopped by an exception after some pictures."""
+    """Raw pixels of the digits; stopped by an exception after some images."""
     source = open_source("digits", split="train", data_root=None)
     data = DataConfig(image_size=8, mean=(0.5,), std=(0.5,), crop_fraction=1.0)
 

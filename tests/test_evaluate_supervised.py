@@ -34,9 +34,9 @@ from matrix_ssl.signals import Interrupted
 CPU = torch.device("cpu")
 SIDE = 8
 DATA = DataConfig(image_size=SIDE, mean=(0.3,), std=(0.38,), crop_fraction=1.0, workers=0)
-PLAIN = ViewConfig(crop_ratio=(1.0, 1.0))  # the picture itself
+PLAIN = ViewConfig(crop_ratio=(1.0, 1.0))  # the image itself
 CROPS = ViewConfig(crop_scale=(0.5, 1.0))  # a flipped digit is no digit
-FEW = {"epochs": 5, "batch_size": 16, "view": CROPS}  # on the 50 pictures of ``small``: three steps an epoch
+FEW = {"epochs": 5, "batch_size": 16, "view": CROPS}  # on the 50 images of ``small``: three steps an epoch
 STEPS = 15
 LINEAR = LinearSGD(**FEW, rate=100.0)  # large: the trust coefficient makes the steps of weights small
 TUNE = FineTune(**FEW, rates=((0.1, 1.0),))
@@ -283,7 +283,7 @@ class TestRates:
     def grid(self, **changes):
         return FineTune(epochs=4, batch_size=20, view=CROPS, rates=self.GRID, **changes)
 
-    def test_are_chosen_without_the_test_pictures(self, tmp_path):
+    def test_are_chosen_without_the_test_images(self, tmp_path):
         train, test = small(200), small(100, split="test")
         found = evaluate(tmp_path / "a", self.grid(), train=train, test=test)
         assert found.rates == (0.5, 0.5)
@@ -392,14 +392,14 @@ class TestStopping:
         assert torch.equal(found.scores, expected.scores)
         assert (found.train_accuracy, found.seconds) == (expected.train_accuracy, expected.seconds)
 
-    @pytest.mark.parametrize("what", ["settings", "weights", "pictures", "seed", "data"])
+    @pytest.mark.parametrize("what", ["settings", "weights", "images", "seed", "data"])
     def test_the_folder_of_another_training_is_refused(self, tmp_path, what):
         evaluate(tmp_path, LINEAR)
         before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
         changes = {
             "settings": {"settings": dataclasses.replace(LINEAR, rate=1.0)},
             "weights": {"encoder": tiny_encoder(seed=1)},
-            "pictures": {"train": digits().subset(np.arange(1, 51))},
+            "images": {"train": digits().subset(np.arange(1, 51))},
             "seed": {"seed": 1},
             "data": {"data": dataclasses.replace(DATA, std=(0.4,))},
         }
@@ -464,7 +464,7 @@ class Some(Source):
 
 
 class TestUnreadable:
-    def test_training_pictures_are_replaced_with_their_labels(self, tmp_path):
+    def test_training_images_are_replaced_with_their_labels(self, tmp_path):
         bad = Some(bad=(3, 4, 20))
         mended = Some()
         for index, other in ((3, 5), (4, 5), (20, 21)):
@@ -474,9 +474,9 @@ class TestUnreadable:
         found = evaluate(tmp_path / "bad", LINEAR, train=bad, display=Display(Console(file=text, width=500)))
         expected = evaluate(tmp_path / "mended", LINEAR, train=mended)
         assert torch.equal(found.scores, expected.scores)
-        assert "3 training pictures cannot be read and others took their place, the first one some/" in text.getvalue()
+        assert "3 training images cannot be read and others took their place, the first one some/" in text.getvalue()
 
-    def test_test_pictures_are_left_out(self, tmp_path):
+    def test_test_images_are_left_out(self, tmp_path):
         found = evaluate(tmp_path / "a", LINEAR, test=Some(30, bad=(0, 7), split="test"))
         whole = evaluate(tmp_path / "b", LINEAR, test=Some(30, split="test"))
         kept = [i for i in range(30) if i not in (0, 7)]
@@ -485,8 +485,8 @@ class TestUnreadable:
         torch.testing.assert_close(found.scores, whole.scores[kept])
         assert found.unreadable == [("some/0", "cut short"), ("some/7", "cut short")] and whole.unreadable == []
 
-    def test_without_any_test_picture(self, tmp_path):
-        with pytest.raises(DataError, match="none of the 30 pictures of 'some' can be read"):
+    def test_without_any_test_image(self, tmp_path):
+        with pytest.raises(DataError, match="none of the 30 images of 'some' can be read"):
             evaluate(tmp_path, LINEAR, test=Some(30, bad=range(30), split="test"))
 
 
@@ -497,7 +497,7 @@ class TestMistakes:
         found = evaluate(tmp_path, settings, display=Display(Console(file=text, width=500)))
         assert found.batch_size == 50
         assert (
-            "there are 50 training pictures: the batch is 50 instead of 4096, and the learning rate" in text.getvalue()
+            "there are 50 training images: the batch is 50 instead of 4096, and the learning rate" in text.getvalue()
         )
         assert lines(tmp_path)[0]["learning_rate"] == pytest.approx(100 * 50 / 256)
         assert weights(tmp_path)[0] == 5
@@ -516,7 +516,7 @@ class TestMistakes:
         assert checkpoint.list_checkpoints(tmp_path) == []
 
     @pytest.mark.parametrize("settings", [LINEAR, TUNE])
-    def test_pictures_that_do_not_fit(self, tmp_path, settings):
+    def test_images_that_do_not_fit(self, tmp_path, settings):
         labelled, whole = small(), digits()
         places, classes = Places.whole(["digits"], [50]), labelled.classes
 
@@ -529,12 +529,12 @@ class TestMistakes:
         colour = made(labelled.images.expand(-1, 3, -1, -1), labelled.labels, classes)
         no_sevens = whole.subset(np.flatnonzero(whole.labels != 7))
         for parts, sentence in (
-            ((without, labelled), "the training pictures of 'digits' have no labels"),
-            ((labelled, without), "the test pictures of 'digits' have no labels"),
-            ((fewer, labelled), "training and test pictures have different classes: 9"),
+            ((without, labelled), "the training images of 'digits' have no labels"),
+            ((labelled, without), "the test images of 'digits' have no labels"),
+            ((fewer, labelled), "training and test images have different classes: 9"),
             ((single, single), "'digits' has the single class 'zero': a classifier needs two or more"),
-            ((no_sevens, labelled), r"1 of the 10 classes of 'digits' have no training picture \('7'\)"),
-            ((colour, labelled), "the training pictures of 'digits' have 3 channels, the encoder was trained on 1"),
+            ((no_sevens, labelled), r"1 of the 10 classes of 'digits' have no training image \('7'\)"),
+            ((colour, labelled), "the training images of 'digits' have 3 channels, the encoder was trained on 1"),
         ):
             with pytest.raises((DataError, ConfigError), match=sentence):
                 evaluate(tmp_path / "e", settings, train=parts[0], test=parts[1])
@@ -555,9 +555,9 @@ class TestMistakes:
             evaluate(tmp_path / "e", settings)
         assert not (tmp_path / "e").exists()
 
-    def test_a_class_with_one_picture_leaves_nothing_to_choose_rates_on(self, tmp_path):
+    def test_a_class_with_one_image_leaves_nothing_to_choose_rates_on(self, tmp_path):
         few = digits().subset([int(np.flatnonzero(digits().labels == label)[0]) for label in range(10)])
-        with pytest.raises(DataError, match="has a single picture; holding out a part needs two or more"):
+        with pytest.raises(DataError, match="has a single image; holding out a part needs two or more"):
             evaluate(tmp_path, dataclasses.replace(TUNE, rates=PUBLISHED_RATES), train=few)
 
     def test_a_folder_that_cannot_be_made(self, tmp_path):

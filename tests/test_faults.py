@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import runs
 from matrix_ssl import checkpoint, record
-from runs import BARE, UNPRIVILEGED, fail, from_files, make_pictures, succeed, tiny
+from runs import BARE, UNPRIVILEGED, fail, from_files, make_images, succeed, tiny
 
 AS_NOBODY = UNPRIVILEGED if os.getuid() == 0 else ""
 NO_FILES_ABOVE = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); " + (
@@ -44,14 +44,14 @@ def contents(folder: Path) -> dict[str, bytes]:
 MISTAKES = [
     (["pretrain", "dmeo"], "there is no recipe 'dmeo'. Did you mean 'demo'?"),
     (["pretrain", "photos/cats"], "'photos/cats' is a path, not a recipe: write --data photos/cats."),
-    (["pretrain"], "recipe 'pictures' has no data set of its own: give --data FOLDER."),
+    (["pretrain"], "recipe 'images' has no dataset of its own: give --data FOLDER."),
     (["pretrain", "--data", "absent"], "'absent' is not a file or folder here"),
-    (["pretrain", "--data", "empty"], "empty: the folder is empty; give one with pictures"),
-    (["pretrain", "--data", "one"], "batch_size=256 is larger than the 1 pictures of 'one'"),
-    (["pretrain", "--data", "few", "--set", "batch_size=8"], "use --set batch_size=4 or add pictures."),
-    (["pretrain", "--data", "texts"], "no picture among 1 files with the extensions .txt (1)"),
-    (["pretrain", "--data", "few/000.jpg"], "few/000.jpg is a single picture; give a folder of pictures"),
-    (["pretrain", "--data", "digits"], "'digits' have 1 channels, recipe 'pictures' is for 3"),
+    (["pretrain", "--data", "empty"], "empty: the folder is empty; give one with images"),
+    (["pretrain", "--data", "one"], "batch_size=256 is larger than the 1 images of 'one'"),
+    (["pretrain", "--data", "few", "--set", "batch_size=8"], "use --set batch_size=4 or add images."),
+    (["pretrain", "--data", "texts"], "no image among 1 files with the extensions .txt (1)"),
+    (["pretrain", "--data", "few/000.jpg"], "few/000.jpg is a single image; give a folder of images"),
+    (["pretrain", "--data", "digits"], "'digits' have 1 channels, recipe 'images' is for 3"),
     (["pretrain", "cifar10", "--data", "digits"], "recipe 'cifar10' is for 3 (data.mean has one number a channel)"),
     (["pretrain", "cifar10"], "cifar10: the folder that holds it is not known; give --data-root"),
     (["pretrain", "cifar10", "--data-root", "absent"], "absent"),
@@ -69,8 +69,8 @@ MISTAKES = [
     (["pretrain", "demo", "--set", "epochs=many"], "epochs='many': expected a whole number."),
     (["pretrain", "demo", "--set", "epochs=0"], "epochs=0: expected at least 1."),
     (["pretrain", "demo", "--set", "optimizer.learning_rate=nan"], "optimizer.learning_rate='nan': expected a finite"),
-    (["pretrain", "demo", "--set", "batch_size=5000"], "batch_size=5000 is larger than the 1437 pictures of 'digits'"),
-    (["pretrain", "demo", "--set", "network.encoder=resnet18"], "takes colour pictures, the data has 1 channel"),
+    (["pretrain", "demo", "--set", "batch_size=5000"], "batch_size=5000 is larger than the 1437 images of 'digits'"),
+    (["pretrain", "demo", "--set", "network.encoder=resnet18"], "takes colour images, the data has 1 channel"),
     (["pretrain", "demo", "--set", "network.width=4"], "network.width=4: expected at least 8."),
     (["pretrain", "demo", "--sett", "epochs=1"], "No such option"),
     (["pretrian", "demo"], "there is no command 'pretrian'. Did you mean 'pretrain'?"),
@@ -88,8 +88,8 @@ MISTAKES = [
 @pytest.mark.parametrize(("arguments", "message"), MISTAKES, ids=[" ".join(words) for words, _ in MISTAKES])
 def test_a_mistake_is_one_sentence_and_leaves_nothing(tmp_path: Path, arguments: list[str], message: str) -> None:
     (tmp_path / "empty").mkdir()
-    make_pictures(tmp_path / "one", 1)
-    make_pictures(tmp_path / "few", 5)
+    make_images(tmp_path / "one", 1)
+    make_images(tmp_path / "few", 5)
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "notes.txt").write_text("text")
     before = contents(tmp_path)
@@ -100,7 +100,7 @@ def test_a_mistake_is_one_sentence_and_leaves_nothing(tmp_path: Path, arguments:
 
 
 def test_a_folder_that_is_no_run_is_not_touched(tmp_path: Path) -> None:
-    make_pictures(tmp_path / "r", 3)
+    make_images(tmp_path / "r", 3)
     before = contents(tmp_path)
     for extra in ([], ["--fresh"]):
         assert fail(tmp_path, [*tiny(), *extra]) == "r exists and is not a run folder: choose another folder."
@@ -113,8 +113,8 @@ def test_a_file_in_the_place_of_the_run_folder(tmp_path: Path) -> None:
     assert contents(tmp_path) == {"r": b"mine"}
 
 
-def test_pictures_that_cannot_be_read_are_skipped_and_counted(tmp_path: Path) -> None:
-    paths = make_pictures(tmp_path / "photos", 40)
+def test_images_that_cannot_be_read_are_skipped_and_counted(tmp_path: Path) -> None:
+    paths = make_images(tmp_path / "photos", 40)
     paths[3].write_bytes(paths[3].read_bytes()[:300])
     paths[17].write_text("this is text")
     paths[18].write_bytes(b"")
@@ -127,27 +127,27 @@ def test_pictures_that_cannot_be_read_are_skipped_and_counted(tmp_path: Path) ->
     assert sorted(line.partition(": ")[2].partition(": ")[0] for line in ended.err.splitlines()) == [
         "photos/003.jpg", "photos/017.jpg", "photos/018.jpg",
     ]  # fmt: skip
-    assert "x.npz: 37 pictures" in ended.out
+    assert "x.npz: 37 images" in ended.out
     with np.load(tmp_path / "x.npz", allow_pickle=False) as arrays:
         assert len(arrays["features"]) == len(arrays["where"]) == 37 and "photos/017.jpg" not in arrays["where"]
 
 
-def test_too_many_unreadable_pictures_end_the_run(tmp_path: Path) -> None:
-    for path in make_pictures(tmp_path / "photos", 40)[::3]:
+def test_too_many_unreadable_images_end_the_run(tmp_path: Path) -> None:
+    for path in make_images(tmp_path / "photos", 40)[::3]:
         path.write_text("this is text")
     message = fail(tmp_path, from_files("photos", epochs=5))
-    assert "of 40 pictures cannot be read, more than 10: see r/skipped.jsonl, then mend or remove them." in message
+    assert "of 40 images cannot be read, more than 10: see r/skipped.jsonl, then mend or remove them." in message
     assert 11 <= len(record.read_lines(tmp_path / "r" / "skipped.jsonl")) <= 14
 
 
-def test_no_readable_picture_at_all(tmp_path: Path) -> None:
-    for path in make_pictures(tmp_path / "photos", 20):
+def test_no_readable_image_at_all(tmp_path: Path) -> None:
+    for path in make_images(tmp_path / "photos", 20):
         path.write_text("this is text")
-    assert "pictures of 'photos' in a row cannot be read" in fail(tmp_path, from_files("photos"))
+    assert "images of 'photos' in a row cannot be read" in fail(tmp_path, from_files("photos"))
 
 
 def test_a_data_folder_without_permission(open_folder: Path) -> None:
-    make_pictures(open_folder / "photos", 20)
+    make_images(open_folder / "photos", 20)
     (open_folder / "photos").chmod(0o000)
     message = fail(open_folder, from_files("photos"), before=AS_NOBODY)
     assert message == "photos: no permission to list the folder; allow it to be read."
@@ -219,7 +219,7 @@ def test_a_batch_of_many_files_needs_few_open_files(tmp_path: Path) -> None:
         (tmp_path / "limited", shape, OPEN_FILES.format(limit=64)),
         (tmp_path / "plain", ("batch_size=256", "data.workers=0"), ""),
     ):
-        make_pictures(folder / "photos", 300)
+        make_images(folder / "photos", 300)
         succeed(folder, from_files("photos", *words, epochs=3), before=before + BARE)
         succeed(folder, ["embed", "r", "--out", "x.npz", "--device", "cpu"], before=before)
     assert runs.tensors(tmp_path / "limited" / "r") == runs.tensors(tmp_path / "plain" / "r")
@@ -228,7 +228,7 @@ def test_a_batch_of_many_files_needs_few_open_files(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("limit", [12, 30, 48])
 def test_too_low_a_limit_of_open_files_is_one_sentence(tmp_path: Path, limit: int) -> None:
-    make_pictures(tmp_path / "photos", 40)
+    make_images(tmp_path / "photos", 40)
     message = fail(tmp_path, from_files("photos"), before=OPEN_FILES.format(limit=limit) + BARE)
     assert message == (
         f"The limit of {limit} open files is too low: raise it with 'ulimit -n 1024' "
@@ -309,38 +309,38 @@ def test_unknown_protocols_and_formats(run: Path) -> None:
     )
 
 
-def test_pictures_with_other_channels_cannot_be_embedded(run: Path) -> None:
-    make_pictures(run.parent / "photos", 3)
+def test_images_with_other_channels_cannot_be_embedded(run: Path) -> None:
+    make_images(run.parent / "photos", 3)
     message = fail(run.parent, ["embed", "r", "--data", "photos", "--out", "x.npz"])
-    assert message == "the pictures of 'photos' have 3 channels, the encoder was trained on 1."
+    assert message == "the images of 'photos' have 3 channels, the encoder was trained on 1."
     assert not (run.parent / "x.npz").exists()
 
 
 def test_the_data_of_a_run_has_moved(tmp_path: Path) -> None:
-    make_pictures(tmp_path / "photos", 20)
+    make_images(tmp_path / "photos", 20)
     succeed(tmp_path, from_files("photos"), before=BARE)
-    (tmp_path / "photos").rename(tmp_path / "pictures")
+    (tmp_path / "photos").rename(tmp_path / "images")
     assert "'photos' is not a file or folder here" in fail(tmp_path, ["evaluate", "r"])
     assert "'photos' is not a file or folder here" in fail(tmp_path, from_files("photos"))
-    assert "is complete" in succeed(tmp_path, from_files("pictures"), before=BARE).err  # the same run, elsewhere
-    succeed(tmp_path, ["evaluate", "r", "--data", "pictures", "--device", "cpu"], before=BARE)
+    assert "is complete" in succeed(tmp_path, from_files("images"), before=BARE).err  # the same run, elsewhere
+    succeed(tmp_path, ["evaluate", "r", "--data", "images", "--device", "cpu"], before=BARE)
 
 
-def test_other_pictures_are_another_run(tmp_path: Path) -> None:
-    make_pictures(tmp_path / "photos", 20)
+def test_other_images_are_another_run(tmp_path: Path) -> None:
+    make_images(tmp_path / "photos", 20)
     succeed(tmp_path, from_files("photos"), before=BARE)
-    make_pictures(tmp_path / "photos", 24)
-    assert "data.pictures: 20 -> 24" in fail(tmp_path, from_files("photos"))
+    make_images(tmp_path / "photos", 24)
+    assert "data.images: 20 -> 24" in fail(tmp_path, from_files("photos"))
 
 
 def test_classes_that_differ_are_named(tmp_path: Path) -> None:
     for name in ("ant", "bee"):
-        make_pictures(tmp_path / "insects" / name, 10)
-        make_pictures(tmp_path / "others" / name, 3)
-    make_pictures(tmp_path / "others" / "cow", 3)
+        make_images(tmp_path / "insects" / name, 10)
+        make_images(tmp_path / "others" / name, 3)
+    make_images(tmp_path / "others" / "cow", 3)
     succeed(tmp_path, from_files("insects"), before=BARE)
     message = fail(tmp_path, ["evaluate", "r", "--test-data", "others", "--device", "cpu"])
-    assert message == "training and test pictures have different classes: cow."
+    assert message == "training and test images have different classes: cow."
 
 
 @pytest.mark.parametrize(
@@ -382,7 +382,7 @@ def test_a_defect_keeps_its_traceback(tmp_path: Path) -> None:
 def test_names_that_are_not_unicode(tmp_path: Path) -> None:
     """Linux allows any bytes in a file name."""
     folder = tmp_path / os.fsdecode(b"photos-\xff")
-    paths = make_pictures(folder, 20)
+    paths = make_images(folder, 20)
     paths[0].rename(folder / os.fsdecode(b"\xfe.jpg"))
     (folder / os.fsdecode(b"\xfe.jpg")).write_text("text")
     arguments = [word for word in from_files(folder.name) if word not in ("--run", "r")]
@@ -392,6 +392,6 @@ def test_names_that_are_not_unicode(tmp_path: Path) -> None:
     (line,) = record.read_lines(run / "skipped.jsonl")
     assert os.fsencode(line["where"]) == b"photos-\xff/\xfe.jpg"
     ended = succeed(tmp_path, ["embed", "runs/photos-?", "--out", folder.name + ".npz", "--device", "cpu"])
-    assert ended.out == "photos-\\udcff.npz: 19 pictures, 32 features each\n"
+    assert ended.out == "photos-\\udcff.npz: 19 images, 32 features each\n"
     message = fail(tmp_path, [*arguments, "--run", folder.name + "-run"])
     assert message == r"photos-\udcff-run is not Unicode, which safetensors files need: choose another folder."

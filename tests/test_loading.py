@@ -23,18 +23,18 @@ CONFIG = RunConfig(data=DataConfig(image_size=SIDE, workers=0), view1=VIEW, view
 CROPS_ONLY = ViewConfig(crop_scale=(0.3, 1.0))
 
 
-def pictures(n, side=24):
+def images(n, side=24):
     r = np.random.default_rng(0)
     coarse = torch.from_numpy(r.random((n, 3, 4, 4), dtype=np.float32))
     return (torch.nn.functional.interpolate(coarse, (side, side), mode="bilinear") * 255).to(torch.uint8)
 
 
 class Set(Source):
-    """Pictures in memory that pretend to be files, some of which cannot be read."""
+    """Images in memory that pretend to be files, some of which cannot be read."""
 
     def __init__(self, n=24, *, bad=(), in_memory=False):
         super().__init__("set", channels=3, labels=None, classes=None)
-        self.pixels, self.bad = pictures(n), frozenset(bad)
+        self.pixels, self.bad = images(n), frozenset(bad)
         if in_memory:
             self.images = self.pixels
 
@@ -47,14 +47,14 @@ class Set(Source):
         return self.pixels[index]
 
     def where(self, index):
-        return f"picture {index}"
+        return f"image {index}"
 
     def subset(self, indices):
         raise NotImplementedError
 
 
 class Lethal(Set):
-    """Kills the worker that reads one of the pictures, after a while."""
+    """Kills the worker that reads one of the images, after a while."""
 
     def __init__(self, n=24, *, deadly=5, after=0.0):
         super().__init__(n)
@@ -94,7 +94,7 @@ def assert_same(a, b):
 
 
 class TestOrder:
-    def test_an_epoch_sees_every_picture_once(self):
+    def test_an_epoch_sees_every_image_once(self):
         order = batches(Set(24))
         epochs = [np.concatenate([order.samples(step)[1] for step in range(3 * e, 3 * e + 3)]) for e in range(3)]
         assert order.steps_per_epoch == 3
@@ -122,7 +122,7 @@ class TestOrder:
             together = np.concatenate([part.samples(step)[1] for part in parts])
             np.testing.assert_array_equal(together, whole.samples(step)[1])
 
-    def test_of_a_million_pictures_costs_nothing_within_an_epoch(self):
+    def test_of_a_million_images_costs_nothing_within_an_epoch(self):
         class Many(Set):
             def __len__(self):
                 return 1_000_000
@@ -167,7 +167,7 @@ class TestViews:
             for x, y in zip(a.views, b.views, strict=True):
                 assert (x - y).abs().max() <= 1.001 / 255
 
-    def test_are_two_different_normalised_views_of_the_same_pictures(self):
+    def test_are_two_different_normalised_views_of_the_same_images(self):
         config = configured(mean=(0.2, 0.4, 0.6), std=(0.1, 0.2, 0.5))
         (batch,) = batches(Set(in_memory=True), config).iterate(0, 1)
         one, two = batch.views
@@ -217,11 +217,11 @@ class TestUnreadable:
             assert torch.equal(found[place[sample]], plain[place[substitutes.get(sample, sample)]])
             assert shown[place[sample]] == substitutes.get(sample, sample)
         reported = sorted({pair for batch in seen.values() for pair in batch.unreadable})
-        assert reported == sorted((f"picture {i}", "cut short") for i in self.BAD)
+        assert reported == sorted((f"image {i}", "cut short") for i in self.BAD)
 
     def test_without_a_readable_neighbour_is_an_error(self):
         with pytest.raises(
-            DataError, match=r"24 pictures of 'set' in a row cannot be read, the last one picture \d+: cut short\."
+            DataError, match=r"24 images of 'set' in a row cannot be read, the last one image \d+: cut short\."
         ):
             list(batches(Set(bad=range(24))).iterate(0, 1))
 
@@ -231,7 +231,7 @@ class TestUnreadable:
         parts = list(evaluation_batches(Set(bad=[0, 1, 2, 3, 9]), data, device=CPU, batch_size=4))
         indices = np.concatenate([part[0] for part in parts])
         assert indices.tolist() == [i for i in range(24) if i not in (0, 1, 2, 3, 9)]
-        assert [p for part in parts for p in part[2]] == [(f"picture {i}", "cut short") for i in (0, 1, 2, 3, 9)]
+        assert [p for part in parts for p in part[2]] == [(f"image {i}", "cut short") for i in (0, 1, 2, 3, 9)]
         assert sum(len(part[1]) for part in parts) == 19
 
 
@@ -256,7 +256,7 @@ class TestEvaluation:
 
 
 class TestWorkers:
-    sentence = r"a process that reads pictures died.*data\.workers=1"
+    sentence = r"a process that reads images died.*data\.workers=1"
 
     def test_a_worker_killed_during_a_training_step_is_a_sentence_after_it(self):
         config = configured(workers=2)
@@ -272,7 +272,7 @@ class TestWorkers:
         assert time.monotonic() - started < 30
 
     def test_a_killed_worker_of_an_evaluation_is_a_sentence(self):
-        with pytest.raises(TrainingError, match="a process that reads pictures died"):
+        with pytest.raises(TrainingError, match="a process that reads images died"):
             list(evaluation_batches(Lethal(), configured(workers=2).data, device=CPU, batch_size=4))
 
     @pytest.mark.parametrize("workers", [0, 1])
@@ -300,7 +300,7 @@ class TestWorkers:
 class TestMistakes:
     def test_a_batch_larger_than_the_set(self):
         with pytest.raises(
-            ConfigError, match=r"batch_size=8 is larger than the 7 pictures of 'set': use --set batch_size=4 or"
+            ConfigError, match=r"batch_size=8 is larger than the 7 images of 'set': use --set batch_size=4 or"
         ):
             batches(Set(7))
         batches(Set(8))
@@ -309,6 +309,6 @@ class TestMistakes:
         with pytest.raises(ConfigError, match="batch_size=8 does not divide by 3 processes"):
             batches(Set(), world_size=3)
 
-    @pytest.mark.parametrize(("pictures", "largest"), [(1, 1), (2, 2), (3, 2), (255, 128), (256, 256)])
-    def test_largest_batch(self, pictures, largest):
-        assert largest_batch(pictures) == largest
+    @pytest.mark.parametrize(("images", "largest"), [(1, 1), (2, 2), (3, 2), (255, 128), (256, 256)])
+    def test_largest_batch(self, images, largest):
+        assert largest_batch(images) == largest

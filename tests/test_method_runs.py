@@ -198,7 +198,7 @@ class TestCommandLine:
         words = [word for setting in [*settings, "epochs=1"] for word in ("--set", setting)]
         arguments = ["pretrain", "demo", "--run", "r", "--device", "cpu", "--method", method, *words]
         ended = succeed(tmp_path, arguments)
-        assert f"{method} on 1437 pictures" in ended.err
+        assert f"{method} on 1437 images" in ended.err
         written: RunConfig = record.read_config(tmp_path / "r")
         assert written.method.name == method
         known = complete_options(find_method(str(tmp_path / method) if kind == "file" else method), {})
@@ -211,7 +211,7 @@ class TestCommandLine:
         evaluated = succeed(tmp_path, ["evaluate", "r", "--device", "cpu", "--protocol", "knn"])
         assert "kNN-20" in evaluated.out and "this encoder" in evaluated.out
         embedded = succeed(tmp_path, ["embed", "r", "--out", "f.npz", "--part", "test", "--device", "cpu"])
-        assert embedded.out == "f.npz: 360 pictures, 16 features each\n"
+        assert embedded.out == "f.npz: 360 images, 16 features each\n"
         with np.load(tmp_path / "f.npz") as file:
             assert file["features"].shape == (360, 16) and np.isfinite(file["features"]).all()
         exported = succeed(tmp_path, ["export", "r"])

@@ -45,9 +45,9 @@ class TestTorchvision:
         linear = [m for m in whole.modules() if isinstance(m, nn.Linear)][-1]
         inputs = []
         linear.register_forward_hook(lambda _, args, __: inputs.append(args[0]))
-        pictures = torch.rand(2, 3, 64, 64)
-        whole(pictures)
-        features = encoder.eval()(pictures)
+        images = torch.rand(2, 3, 64, 64)
+        whole(images)
+        features = encoder.eval()(images)
         assert features.shape == (2, width)
         assert torch.equal(features, inputs[0])
         assert parameters(encoder) == parameters(whole) - parameters(linear)
@@ -75,12 +75,12 @@ class TestTorchvision:
                 r"network.encoder='resnet19' is not an architecture\. Did you mean 'resnet18'\?",
             ),
             ("tiny_resnett", 3, 32, "auto", r"Did you mean 'tiny_resnet'\?"),
-            ("resnet18", 1, 32, "auto", r"takes colour pictures, the data has 1 channel: use .*tiny_resnet\."),
+            ("resnet18", 1, 32, "auto", r"takes colour images, the data has 1 channel: use .*tiny_resnet\."),
             ("convnext_tiny", 3, 64, "small", r"network.stem='small' is for ResNets.*network.stem=standard"),
             ("squeezenet1_1", 3, 64, "auto", r"has no single linear classifier"),
             ("googlenet", 3, 64, "auto", r"has no single linear classifier"),
-            ("vit_b_32", 3, 100, "auto", r"does not accept pictures of 100 pixels .*change --set data.image_size"),
-            ("alexnet", 3, 32, "auto", r"does not accept pictures of 32 pixels .*change --set data.image_size"),
+            ("vit_b_32", 3, 100, "auto", r"does not accept images of 100 pixels .*change --set data.image_size"),
+            ("alexnet", 3, 32, "auto", r"does not accept images of 32 pixels .*change --set data.image_size"),
         ],
     )
     def test_mistakes(self, name, channels, size, stem, sentence):
@@ -123,10 +123,10 @@ class TestTinyResNet:
     def test_stages_halve_down_to_four_pixels(self, size, width):
         encoder, found = build_encoder("tiny_resnet", channels=1, image_size=size, width=8)
         assert found == width
-        pictures = torch.rand(2, 1, size, size)
-        maps = encoder.blocks(encoder.stem(pictures))
+        images = torch.rand(2, 1, size, size)
+        maps = encoder.blocks(encoder.stem(images))
         assert min(size, 4) <= maps.shape[-1] <= 8
-        torch.testing.assert_close(encoder.eval()(pictures), encoder.blocks(encoder.stem(pictures)).mean((2, 3)))
+        torch.testing.assert_close(encoder.eval()(images), encoder.blocks(encoder.stem(images)).mean((2, 3)))
 
     def test_initialisation_is_a_function_of_the_seed(self):
         config = find_recipe("demo")

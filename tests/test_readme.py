@@ -1,6 +1,6 @@
 """The README and the pages of docs/ do what they say: their code runs, and what they name exists.
 
-Lines of ``matrix-ssl`` are executed with the smallest settings on generated pictures, unless they need a network; then,
+Lines of ``matrix-ssl`` are executed with the smallest settings on generated images, unless they need a network; then,
 like those of ``torchrun``, they are only parsed, settings included.
 """
 
@@ -79,7 +79,7 @@ def run_command(words: list[str]) -> None:
         colour = [] if "demo" in words else SMALL_COLOUR
         shorter = {"--methods": "matrix_ssl,simsiam", "--seeds": "1", "--trials": "1", "--budget": "1"}
         longer = ["--rivals-budget", "2"] * ("--rivals-budget" in words)
-        whole = "data.subset=200"  # every class has pictures to hold out
+        whole = "data.subset=200"  # every class has images to hold out
         settings = [part for setting in (*SMALLEST, *colour, whole) for part in ("--set", setting)]
         words = [*words, *(part for pair in shorter.items() for part in pair), *longer, *settings]
     if words[0] == "evaluate" and "--protocol" not in words:
@@ -179,7 +179,7 @@ def test_options_settings_and_names_exist(page):
         assignments = re.findall(r"--set \"?([a-z][\w.]*=[^\s\"]+)", text)
         of_protocols = [a for a in assignments if a.partition(".")[0] in dir(EvaluationSettings())]
         config.override_dataclass(EvaluationSettings(), of_protocols)
-        check_settings("pictures", [a for a in assignments if a not in of_protocols])
+        check_settings("images", [a for a in assignments if a not in of_protocols])
         check_mention(text)
 
 
@@ -197,7 +197,7 @@ def check_mention(text: str) -> None:
 
 
 def check_setting_exists(group: str, leaf: str) -> None:
-    values = config.to_dict(recipes.find_recipe("pictures"))[group]
+    values = config.to_dict(recipes.find_recipe("images"))[group]
     if group == "method":
         values = {"name": None} | methods.complete_options(methods.find_method("matrix_ssl"), {})
     assert leaf in values, f"{group}.{leaf}"

@@ -91,7 +91,7 @@ def test_sections_come_in_the_promised_order(page):
 def test_headline_says_recipe_method_data_and_result(page):
     text = page.text("header")
     assert "small recipe · matrix_ssl · cifar10" in text
-    assert "With a single label for each class, the frozen encoder classifies 45.2% of the 10,000 test pictures" in text
+    assert "With a single label for each class, the frozen encoder classifies 45.2% of the 10,000 test images" in text
     assert "raw pixels reach 16.1% and the untrained network reaches 14.9%" in text
     assert "29.1 points more than raw pixels" in text
 
@@ -213,11 +213,11 @@ def test_only_the_page_is_left_in_the_folder(tmp_path):
     assert {path.name for path in run.iterdir()} == before | {"report.html"}
 
 
-def test_gallery_pictures_are_described_and_come_back_unchanged(page):
+def test_gallery_images_are_described_and_come_back_unchanged(page):
     images = page.all("img")
     arrays = make_arrays(CLASSES)
     assert len(images) == 6 * (1 + 7)
-    assert images[0]["alt"] == "query picture 1, class airplane"
+    assert images[0]["alt"] == "query image 1, class airplane"
     assert images[3]["alt"] == "neighbour 3 of query 1, class automobile, similarity 0.96"
     assert all(image["class"] == "pixelated" for image in images)
     payload = images[3]["src"].removeprefix("data:image/png;base64,")
@@ -226,17 +226,17 @@ def test_gallery_pictures_are_described_and_come_back_unchanged(page):
     assert "Of the 42 neighbours shown, 41 have the class of their query" in page.text()
 
 
-def test_large_pictures_are_reduced(tmp_path):
+def test_large_images_are_reduced(tmp_path):
     page = report(make_run(tmp_path / "run", lines=1, side=300))
     assert not any("class" in image for image in page.all("img"))
     assert max(len(image["src"]) for image in page.all("img")) < 16_000
 
 
-def test_unlabelled_grey_pictures(tmp_path):
+def test_unlabelled_grey_images(tmp_path):
     page = report(make_run(tmp_path / "run", lines=2, classes=[], channels=1, side=28))
-    assert "These pictures have no labels to measure accuracy with. The effective rank" in page.text("header")
+    assert "These images have no labels to measure accuracy with. The effective rank" in page.text("header")
     assert "They carry no labels." in page.text("desc")
-    assert page.all("img")[0]["alt"] == "query picture 1"
+    assert page.all("img")[0]["alt"] == "query image 1"
     assert "Comparison" not in page.text("h2")
     assert "Not evaluated yet" not in page.text()
 

@@ -139,7 +139,7 @@ def test_text_stands_out_in_both_modes(browser, page):
             assert _contrast(text, ground) >= 4.5, (mode, text, ground)
 
 
-def test_all_pictures_load(browser, tmp_path):
+def test_all_images_load(browser, tmp_path):
     show(browser, write_report(make_run(tmp_path / "run")))
     sizes = browser.execute_script("return [...document.images].map(i => [i.complete, i.naturalWidth, i.alt.length])")
     assert len(sizes) == 48

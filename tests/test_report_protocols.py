@@ -20,9 +20,9 @@ def put(path: Path, values: object) -> None:
 def run(tmp_path: Path) -> Path:
     """A run that was evaluated on two sets and once on detection."""
     run = make_run(tmp_path / "r")
-    judged = {"train": {"name": "cats", "pictures": 1200, "classes": 3}, "test": {"pictures": 1000, "classes": 3}}
+    judged = {"train": {"name": "cats", "images": 1200, "classes": 3}, "test": {"images": 1000, "classes": 3}}
     one = {"accuracy": 0.5, "interval": [0.46, 0.54], "mean_per_class": 0.48}
-    shared = {"set": judged, "training_pictures": 1200}
+    shared = {"set": judged, "training_images": 1200}
     baselines = {"raw_pixels": {"linear": {"accuracy": 0.25}}, "random_network": {"linear": {"accuracy": 0.333}}}
     put(run / "evaluation/cats/linear.json", {"measures": {"linear": one}, "baselines": baselines, **shared})
     put(run / "evaluation/cats/knn.json", {"measures": {"knn_20": one | {"accuracy": 0.4}}, **shared})
@@ -44,7 +44,7 @@ def test_tables(run: Path) -> None:
         ["fine-tuned, 1 %", "50.0", "46.0 to 54.0", "48.0", "–", "–", "12"],
         ["fine-tuned, 10 %", "50.0", "46.0 to 54.0", "48.0", "–", "–", "120"],
     ]
-    assert "1,000 pictures of 3 classes" in cats.note
+    assert "1,000 images of 3 classes" in cats.note
     assert "linear-sgd less linear: −1.2 points (−3.0 to +0.5)." in cats.note and "linear-sgd" not in dogs.note
     assert detection.columns == ["", "box AP", "box AP50", "box AP75", "mask AP", "mask AP50", "mask AP75"]
     assert detection.rows == [["coco-fpn", "12.3", "30.0", "–", "10.0", "–", "–"]]

@@ -19,7 +19,7 @@ from runs import (
     Ended,
     from_files,
     lines,
-    make_pictures,
+    make_images,
     start,
     succeed,
     tensors,
@@ -85,7 +85,7 @@ def test_twenty_kills_at_random_moments_leave_no_trace(tmp_path: Path, whole: Pa
 DIE_AT_CALL = """
 import os, signal, tempfile
 import matrix_ssl.cli as c
-c._describe_pictures = c._write_report = lambda *_: 'not written'
+c._describe_images = c._write_report = lambda *_: 'not written'
 left = [{call}]
 def dying(name, real):
     def call(*arguments, **keywords):
@@ -209,31 +209,31 @@ def wait_for_text(command: Command, text: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Sixty-four small JPEG files without labels."""
-    folder = tmp_path_factory.mktemp("pictures")
-    make_pictures(folder, 64)
+    folder = tmp_path_factory.mktemp("images")
+    make_images(folder, 64)
     return folder
 
 
-def test_worker_processes_change_nothing(tmp_path: Path, pictures: Path) -> None:
+def test_worker_processes_change_nothing(tmp_path: Path, images: Path) -> None:
     """Killed and resumed at once, though its workers outlive it; and with another number of them."""
     for folder in (alone := tmp_path / "alone", killed := tmp_path / "killed"):
         folder.mkdir()
     settings = ("log_every=1", "checkpoint_every=4")
-    succeed(alone, from_files(pictures, *settings, "data.workers=0", epochs=5), before=BARE)
-    command = start(killed, from_files(pictures, *settings, epochs=5), before=BARE)
+    succeed(alone, from_files(images, *settings, "data.workers=0", epochs=5), before=BARE)
+    command = start(killed, from_files(images, *settings, epochs=5), before=BARE)
     wait_for_lines(killed / "r", 10, command)
     command.send(signal.SIGKILL)
     assert command.wait().code == -signal.SIGKILL
-    ended = succeed(killed, from_files(pictures, *settings, epochs=5), before=BARE)
+    ended = succeed(killed, from_files(images, *settings, epochs=5), before=BARE)
     assert "resuming after step" in ended.err
     assert_same(killed / "r", alone / "r")
 
 
-def test_a_signal_to_the_whole_group_still_saves(tmp_path: Path, pictures: Path) -> None:
+def test_a_signal_to_the_whole_group_still_saves(tmp_path: Path, images: Path) -> None:
     """Schedulers signal every process of a job, also the workers."""
-    command = start(tmp_path, from_files(pictures, "log_every=1", epochs=1000), before=BARE)
+    command = start(tmp_path, from_files(images, "log_every=1", epochs=1000), before=BARE)
     wait_for_lines(tmp_path / "r", 6, command)
     os.killpg(command.pid, signal.SIGTERM)
     ended = command.wait()

@@ -15,7 +15,7 @@ import runs
 from drawn_coco import THINLY, arguments, write_set
 from matrix_ssl import config, record
 from matrix_ssl.data import open_source
-from runs import BARE, fail, from_files, make_pictures, succeed
+from runs import BARE, fail, from_files, make_images, succeed
 
 PROBE = ["linear_sgd.epochs=1", "linear_sgd.batch_size=8", "linear_sgd.optimizer=sgd"]
 
@@ -30,7 +30,7 @@ def change(path: Path) -> None:
 def make_classes(folder: Path) -> Path:
     """Writes ten images of each of two classes."""
     for name in ("ant", "bee"):
-        make_pictures(folder / name, 10)
+        make_images(folder / name, 10)
     return folder
 
 
@@ -73,8 +73,8 @@ def test_a_run_of_an_older_version_is_accepted_if_all_else_agrees(run: Path) -> 
     assert "r is complete" in succeed(run.parent, from_files("A/set"), before=BARE).err
     succeed(run.parent, evaluate("A/set", "knn"), before=BARE)
     assert record.read_json(run / "summary.json")["evaluation"].keys() >= {"knn_1"}
-    make_pictures(run.parent / "A" / "set" / "ant", 12)
-    assert "data.pictures: 20 -> 22" in fail(run.parent, from_files("A/set"))
+    make_images(run.parent / "A" / "set" / "ant", 12)
+    assert "data.images: 20 -> 22" in fail(run.parent, from_files("A/set"))
 
 
 def test_settings_without_a_digest_agree_with_any() -> None:
@@ -120,13 +120,13 @@ def test_a_comparison_knows_its_data_by_content(tmp_path: Path) -> None:
     make_classes(tmp_path / "set")
     settings = ("network.encoder=tiny_resnet", "data.image_size=16", "data.workers=0", "batch_size=8")
     words = [word for setting in (*runs.TINY, *settings) for word in ("--set", setting)]
-    command = ["compare", "pictures", "--data", "set", "--methods", "simsiam", "--seeds", "1", "--trials", "1",
+    command = ["compare", "images", "--data", "set", "--methods", "simsiam", "--seeds", "1", "--trials", "1",
                "--budget", "1", "--out", "c", "--device", "cpu", "--jobs", "1", *words]  # fmt: skip
     comparisons.compare(tmp_path, command)
     assert "(2 done)" in comparisons.compare(tmp_path, command).err
     change(tmp_path / "set" / "ant" / "004.jpg")
     message = comparisons.fail(tmp_path, command)
-    assert message.startswith("c has compared other pictures (") and "_digest: " in message
+    assert message.startswith("c has compared other images (") and "_digest: " in message
     path = tmp_path / "c" / "compare.json"
     results = json.loads(path.read_text())
     del results["data"]["train_digest"], results["data"]["test_digest"]  # as an older version wrote it
@@ -139,8 +139,8 @@ def test_a_detection_run_knows_its_images_by_content(tmp_path: Path, part: str) 
     data = write_set(tmp_path / "data")
     command = arguments(data, "epochs=0.4", "precise_bn=0")
     succeed(tmp_path, command, before=THINLY)
-    picture = data / part / "001.png"
-    Image.open(picture).rotate(180).save(picture)
+    image = data / part / "001.png"
+    Image.open(image).rotate(180).save(image)
     with tarfile.open(data / "val.tar", "w") as archive:
         archive.add(data / "val", "val")
     assert f"{part}.images_digest: " in fail(tmp_path, command, before=THINLY)

@@ -85,7 +85,7 @@ def test_every_line_has_the_keys_that_readers_expect_in_step_order(tmp_path: Pat
         "recipe", "finished", "steps", "epochs", "parameters", "seconds", "seconds_training", "skipped", "bad_steps",
         "negative_determinants", "data",
     }  # fmt: skip
-    assert summary["data"] == {"name": "digits", "pictures": 1280} and summary["steps"] == 20 and summary["finished"]
+    assert summary["data"] == {"name": "digits", "images": 1280} and summary["steps"] == 20 and summary["finished"]
     assert summary["parameters"] == sum(p.numel() for p in load_encoder(tmp_path).parameters())
 
 
@@ -110,7 +110,7 @@ def test_the_seed_decides_everything(tmp_path: Path, digits: Source) -> None:
     assert timeless(tmp_path / "a")[0]["loss"] != timeless(tmp_path / "c")[0]["loss"]
 
 
-def test_a_subset_is_a_random_choice_of_the_pictures(digits: Source) -> None:
+def test_a_subset_is_a_random_choice_of_the_images(digits: Source) -> None:
     few = [
         train.prepare(configure(f"seed={s}", steps=2), source=digits, device=CPU, display=QUIET).source for s in (0, 1)
     ]
@@ -235,8 +235,8 @@ def test_nothing_is_written_before_training(tmp_path: Path, digits: Source, monk
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (("batch_size=2000", "data.subset=0"), "batch_size=2000 is larger than the 1437 pictures of 'digits'"),
-        (("network.encoder=resnet18",), "takes colour pictures, the data has 1 channel"),
+        (("batch_size=2000", "data.subset=0"), "batch_size=2000 is larger than the 1437 images of 'digits'"),
+        (("network.encoder=resnet18",), "takes colour images, the data has 1 channel"),
         (("network.encoder=resnet19",), "is not an architecture"),
     ],
 )
@@ -245,7 +245,7 @@ def test_what_does_not_fit_together_is_found_before_training(digits: Source, set
         train.prepare(configure(*settings), source=digits, device=CPU, display=QUIET)
 
 
-def test_grey_pictures_in_a_colour_recipe_are_refused(digits: Source) -> None:
+def test_grey_images_in_a_colour_recipe_are_refused(digits: Source) -> None:
     colour = train.complete(config.override(find_recipe("cifar10"), ["network.width=8"]))
     with pytest.raises(
         ConfigError, match=r"'digits' have 1 channels, recipe 'cifar10' is for 3.*choose another recipe"

@@ -46,7 +46,7 @@ def small(tmp_path_factory) -> Run:
     return make_run(tmp_path_factory.mktemp("small") / "run", "network.encoder=resnet18", "data.image_size=8")
 
 
-def pictures(n: int = 2, side: int = 32, channels: int = 3) -> Tensor:
+def images(n: int = 2, side: int = 32, channels: int = 3) -> Tensor:
     return torch.rand(n, channels, side, side, generator=torch.Generator().manual_seed(3))
 
 
@@ -94,16 +94,16 @@ class TestTorchvision:
         assert (missing, unexpected) == (["fc.weight", "fc.bias"], [])
         plain.fc = nn.Identity()
         own = method.encoder if weights == "student" else method.teacher["encoder"]
-        assert torch.equal(plain.eval()(pictures()), own(pictures()))
+        assert torch.equal(plain.eval()(images()), own(images()))
         printed = load_by_the_code(said, tmp_path, monkeypatch)["model"]
         printed.fc = nn.Identity()
-        assert torch.equal(printed.eval()(pictures()), own(pictures()))
+        assert torch.equal(printed.eval()(images()), own(images()))
 
     def test_the_code_for_a_small_stem(self, small, tmp_path, monkeypatch) -> None:
         run, method = small
         model = load_by_the_code(export(run, tmp_path / "x.pth", form="torchvision"), tmp_path, monkeypatch)["model"]
         model.fc = nn.Identity()
-        assert torch.equal(model.eval()(pictures(side=8)), method.encoder(pictures(side=8)))
+        assert torch.equal(model.eval()(images(side=8)), method.encoder(images(side=8)))
 
 
 class TestTimm:
@@ -112,7 +112,7 @@ class TestTimm:
         run, method = resnet
         said = export(run, tmp_path / "x.safetensors", form="timm")
         model = load_by_the_code(said, tmp_path, monkeypatch)["model"]
-        assert torch.equal(model.eval()(pictures()), method.encoder(pictures()))
+        assert torch.equal(model.eval()(images()), method.encoder(images()))
 
     @pytest.mark.parametrize(("name", "side", "argument"), [
         ("timm/resnet10t", 32, "num_classes=0)"),
@@ -124,7 +124,7 @@ class TestTimm:
         said = export(run, form="timm")
         assert argument in said
         model = load_by_the_code(said, run, monkeypatch)["model"]
-        assert torch.equal(model.eval()(pictures(side=side)), method.encoder(pictures(side=side)))
+        assert torch.equal(model.eval()(images(side=side)), method.encoder(images(side=side)))
 
     def test_the_ending(self, resnet, tmp_path) -> None:
         with pytest.raises(ConfigError, match=r"x\.pth: a file for timm must end in \.safetensors"):
@@ -142,16 +142,16 @@ class TestHuggingFace:
         model, loading = transformers.AutoModel.from_pretrained(tmp_path / "hub", output_loading_info=True)
         assert type(model).__name__ == "ResNetModel" and not any(loading.values())
         for side in (32, 65):
-            found = model.eval()(pictures(side=side)).pooler_output.flatten(1)
-            torch.testing.assert_close(found, method.encoder(pictures(side=side)), rtol=1e-5, atol=1e-5)
+            found = model.eval()(images(side=side)).pooler_output.flatten(1)
+            torch.testing.assert_close(found, method.encoder(images(side=side)), rtol=1e-5, atol=1e-5)
 
-    def test_pictures_are_prepared_as_here(self, resnet, tmp_path) -> None:
+    def test_images_are_prepared_as_here(self, resnet, tmp_path) -> None:
         transformers = pytest.importorskip("transformers")
         export(resnet[0], tmp_path / "hub", form="huggingface")
         processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "hub")
         colour = np.array([102, 51, 204], np.uint8)
-        picture = Image.fromarray(np.broadcast_to(colour, (60, 90, 3)).copy())
-        found = processor(picture, return_tensors="pt")["pixel_values"]
+        image = Image.fromarray(np.broadcast_to(colour, (60, 90, 3)).copy())
+        found = processor(image, return_tensors="pt")["pixel_values"]
         mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in ((0.4, 0.5, 0.6), (0.229, 0.224, 0.225)))
         expected = (torch.tensor([0.4, 0.2, 0.8]).view(1, 3, 1, 1) - mean) / std
         assert found.shape == (1, 3, 32, 32)
@@ -267,11 +267,11 @@ class TestOnnx:
         assert [node.name for node in session.get_inputs() + session.get_outputs()] == ["pixels", "features"]
         data = record.read_config(run).data
         for n in (1, 2, 7):
-            pixels = pictures(n, 8, 1)
+            pixels = images(n, 8, 1)
             (found,) = session.run(None, {"pixels": pixels.numpy()})
             expected = method.teacher["encoder"](normalise(pixels, data.mean, data.std))
             torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-5, atol=1e-5)
-        names = load_by_the_code(said, tmp_path, monkeypatch, pixels=pictures(3, 8, 1).numpy())
+        names = load_by_the_code(said, tmp_path, monkeypatch, pixels=images(3, 8, 1).numpy())
         assert names["features"].shape == (3, expected.shape[1])
 
     def test_without_onnxruntime_it_says_what_was_not_compared(self, demo, tmp_path, monkeypatch) -> None:
@@ -313,7 +313,7 @@ class TestWhatFormatsHold:
         ("demo", "timm", "'tiny_resnet' is none of the ResNets that timm has under the same name; use"),
         ("demo", "huggingface", "use --format safetensors or onnx."),
         ("demo", "detectron2", "use --format safetensors or onnx."),
-        ("small", "timm", "timm has no resnet18 with the stem for small pictures; use --format safetensors or "
+        ("small", "timm", "timm has no resnet18 with the stem for small images; use --format safetensors or "
          "torchvision or onnx."),
         ("small", "huggingface", "use --format safetensors or torchvision or onnx."),
         ("small", "detectron2", "use --format safetensors or torchvision or onnx."),
@@ -353,7 +353,7 @@ class TestCards:
     def test_front_matter_and_facts(self, resnet, tmp_path) -> None:
         run, _ = resnet
         summary = {
-            "epochs": 2, "data": {"name": "photos", "pictures": 1234}, "weights": "student",
+            "epochs": 2, "data": {"name": "photos", "images": 1234}, "weights": "student",
             "evaluated_on": {"name": "birds", "train": 80, "test": 20, "classes": 4},
             "evaluation": {"linear": {"mean": 0.8125, "sd": 0, "n": 1}, "knn_1": {"mean": 0.5, "sd": 0, "n": 1}},
             "baselines": {"raw_pixels": {"linear": {"mean": 0.25, "sd": 0, "n": 1}}, "random_network": {}},
@@ -364,7 +364,7 @@ class TestCards:
             card = (tmp_path / "x.pth.md").read_text()
             front = card.split("---\n")[1]
             assert "library_name: torchvision\n" in front and "license: unknown" in front
-            assert "| Trained on | 1234 pictures of photos, without labels |" in card
+            assert "| Trained on | 1234 images of photos, without labels |" in card
             assert f"| Trained by | matrix_ssl, {weights} |" in card
             assert "minus 0.4, 0.5, 0.6, divided by 0.229, 0.224, 0.225" in card
             digest = said.partition("sha256 ")[2][:12]
@@ -404,7 +404,7 @@ class TestRoundTrips:
         export(run, tmp_path / "x.safetensors", form="safetensors")
         opened, original = open_checkpoint(tmp_path / "x.safetensors"), record.read_config(run)
         side, channels = original.data.image_size, len(original.data.mean)
-        assert torch.equal(opened.encoder(pictures(2, side, channels)), method.encoder(pictures(2, side, channels)))
+        assert torch.equal(opened.encoder(images(2, side, channels)), method.encoder(images(2, side, channels)))
         assert opened.config.data.mean == original.data.mean
 
     def test_the_metadata_is_json(self, demo, tmp_path) -> None:

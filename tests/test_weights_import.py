@@ -83,8 +83,8 @@ class TestPublishedFormats:
         opened = open_checkpoint(tmp_path / "x.pth.tar", image_size=64)
         assert (opened.config.network.encoder, opened.config.network.stem) == ("resnet18", "standard")
         assert (opened.config.recipe, opened.config.data.source) == ("imported", "")
-        pictures = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
-        assert torch.equal(opened.encoder(pictures), published.with_head(student, nn.Identity()).eval()(pictures))
+        images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+        assert torch.equal(opened.encoder(images), published.with_head(student, nn.Identity()).eval()(images))
 
     def test_what_is_left_aside_is_named(self, student, tmp_path) -> None:
         torch.save(published.moco_v2(student), tmp_path / "x.pth.tar")
@@ -109,9 +109,9 @@ class TestPublishedFormats:
             tensors = body(model, [heads])
             found = opened.encoder.state_dict()
             assert found.keys() == tensors.keys() and all(torch.equal(found[key], tensors[key]) for key in tensors)
-            pictures = torch.rand(1, 3, 224, 224)
-            features = model.forward_head(model.forward_features(pictures), pre_logits=True)
-            torch.testing.assert_close(opened.encoder(pictures), features)
+            images = torch.rand(1, 3, 224, 224)
+            features = model.forward_head(model.forward_features(images), pre_logits=True)
+            torch.testing.assert_close(opened.encoder(images), features)
 
     def test_transformers(self, tmp_path) -> None:
         transformers = pytest.importorskip("transformers")
@@ -125,9 +125,9 @@ class TestPublishedFormats:
         plain = torchvision.models.resnet18()
         plain.fc = nn.Identity()
         plain.load_state_dict(found.tensors)
-        pictures = torch.rand(2, 3, 64, 64)
-        expected = model.resnet(pictures).pooler_output.flatten(1)
-        torch.testing.assert_close(plain.eval()(pictures), expected, rtol=1e-5, atol=1e-5)
+        images = torch.rand(2, 3, 64, 64)
+        expected = model.resnet(images).pooler_output.flatten(1)
+        torch.testing.assert_close(plain.eval()(images), expected, rtol=1e-5, atol=1e-5)
 
     def test_a_published_layout_of_a_vision_transformer(self) -> None:
         """MoCo v3's ViT-Base: timm's names under base_encoder, a projector as head."""
@@ -278,7 +278,7 @@ class TestStrictness:
         for options, words in (
             ({"mean": (0.5, 0.5), "std": (1, 1)}, "expected 1 or 3 numbers each"),
             ({"crop_fraction": 1.5}, "data.crop_fraction=1.5: expected at least 0.01 and at most 1"),
-            ({"mean": (0.5,), "std": (0.5,)}, "takes colour pictures, the data has 1 channel"),
+            ({"mean": (0.5,), "std": (0.5,)}, "takes colour images, the data has 1 channel"),
         ):
             with pytest.raises(ConfigError, match=words):
                 open_checkpoint(tmp_path / "x.pth", **options)  # type: ignore[arg-type]

@@ -40,7 +40,7 @@ def folder(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ended = succeed(folder, ["import", str(checkpoint), "--image-size", "32"])
     assert ended.out.startswith("runs/moco_v2_200ep: 120 of 120 tensors of resnet18 matched")
     assert "matrix-ssl evaluate runs/moco_v2_200ep --data FOLDER measures accuracy." in ended.err
-    for path in runs.make_pictures(folder / "photos", 24):
+    for path in runs.make_images(folder / "photos", 24):
         label = folder / "photos" / ("even" if int(path.stem) % 2 else "odd")
         label.mkdir(exist_ok=True)
         path.rename(label / path.name)

@@ -1,11 +1,11 @@
-"""Random views of whole batches, with every picture's own randomness.
+"""Random views of whole batches, with every image's own randomness.
 
 All random numbers come from ``matrix_ssl.randomness`` at (seed, epoch, sample, view, purpose): a view does not depend
-on the batch it is computed in, on workers or on processes. They are drawn on the host, where the few numbers a picture
+on the batch it is computed in, on workers or on processes. They are drawn on the host, where the few numbers an image
 needs cost nothing, so the pixel work runs on any device without a synchronisation.
 
 Cropping with antialiased resizing and blurring are linear and separable: A_y X A_xᵀ with one small matrix a side for
-each picture, which is a batched matrix product. The filters are those of Pillow and torchvision.
+each image, which is a batched matrix product. The filters are those of Pillow and torchvision.
 """
 
 from dataclasses import dataclass
@@ -32,11 +32,11 @@ _ELASTIC_GRID = 4
 
 @dataclass(frozen=True)
 class Keys:
-    """The random coordinates of one view of a batch of pictures."""
+    """The random coordinates of one view of a batch of images."""
 
     seed: int
     epoch: int
-    samples: Array  # (n,), index of each picture in its set
+    samples: Array  # (n,), index of each image in its set
     view: int  # 1 or 2
 
     def draw(self, purpose: int, draws: int) -> NDArray[np.float64]:
@@ -45,7 +45,7 @@ class Keys:
 
 
 def random_boxes(view: ViewConfig, keys: Keys, height: int, width: int) -> NDArray[np.int64]:
-    """Crops (n, 4) as top, left, height, width in pixels, for pictures of one size.
+    """Crops (n, 4) as top, left, height, width in pixels, for images of one size.
 
     Area and aspect ratio (log-uniform) are drawn until the crop fits, ten times at most, after which the largest
     central crop of an allowed ratio is taken: the distribution of torchvision's ``RandomResizedCrop``.
@@ -78,13 +78,13 @@ def centre_box(fraction: float, height: int, width: int) -> tuple[int, int, int,
 
 
 def crop(image: Tensor, box: tuple[int, int, int, int] | Array, size: int) -> Tensor:
-    """One picture's crop, resized with antialiasing: uint8 (c, h, w) to uint8 (c, size, size)."""
+    """One image's crop, resized with antialiasing: uint8 (c, h, w) to uint8 (c, size, size)."""
     top, left, height, width = (int(v) for v in box)
     return TV.resized_crop(image, top, left, height, width, [size, size], antialias=True)
 
 
 def crop_batch(images: Tensor, boxes: Array, size: int) -> Tensor:
-    """Crops of pictures of one shape, resized with antialiasing.
+    """Crops of images of one shape, resized with antialiasing.
 
     Args:
         images: (n, c, h, w), uint8 or floating point.
@@ -147,7 +147,7 @@ def _resize_matrices(start: Array, length: Array, size_in: int, size_out: int) -
 
 
 def _chosen(pixels: Tensor, mask: Array, change: Any) -> Tensor:
-    """Applies ``change(pixels, positions)`` to the masked pictures only; the mask lives on the host."""
+    """Applies ``change(pixels, positions)`` to the masked images only; the mask lives on the host."""
     if not mask.any():
         return pixels
     if mask.all():
@@ -172,7 +172,7 @@ def _gray(x: Tensor) -> Tensor:
 
 
 def _jitter(pixels: Tensor, view: ViewConfig, keys: Keys) -> Tensor:
-    """Brightness, contrast, saturation and hue in each picture's own random order, as torchvision's ``ColorJitter``."""
+    """Brightness, contrast, saturation and hue in each image's own random order, as torchvision's ``ColorJitter``."""
     u = keys.draw(_JITTER, 9)
     strength = np.array([view.brightness, view.contrast, view.saturation, view.hue])
     factors = np.maximum(0.0, 1 - strength) + u[:, :4] * (1 + strength - np.maximum(0.0, 1 - strength))

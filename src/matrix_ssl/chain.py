@@ -58,7 +58,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Coco:
-    """Pictures and annotations of a detection set."""
+    """Images and annotations of a detection set."""
 
     train_images: Path
     train_annotations: Path
@@ -82,9 +82,9 @@ class StageFailed(MatrixSSLError):
 
 
 def find_coco(folder: Path) -> Coco:
-    """The parts of a detection set in a folder laid out as COCO 2017, or with the annotations beside the pictures.
+    """The parts of a detection set in a folder laid out as COCO 2017, or with the annotations beside the images.
 
-    Annotations are ``instances_train*.json`` and ``instances_val*.json``, there or in ``annotations/``; pictures are
+    Annotations are ``instances_train*.json`` and ``instances_val*.json``, there or in ``annotations/``; images are
     the folders, or the .tar files, whose names contain ``train`` and ``val``.
 
     Raises:
@@ -92,12 +92,12 @@ def find_coco(folder: Path) -> Coco:
     """
     found = []
     for part in ("train", "val"):
-        pictures = [path for path in folder.glob(f"*{part}*") if path.is_dir() or path.suffix == ".tar"]
+        images = [path for path in folder.glob(f"*{part}*") if path.is_dir() or path.suffix == ".tar"]
         annotations = [
             path for pattern in ("", "annotations/") for path in folder.glob(f"{pattern}instances_{part}*.json")
         ]
         for what, paths, pattern in (
-            ("folder or .tar of pictures", pictures, f"*{part}*"),
+            ("folder or .tar of images", images, f"*{part}*"),
             ("file of annotations", annotations, f"instances_{part}*.json"),
         ):
             if len(paths) != 1:
@@ -160,7 +160,7 @@ def plan(
         places: options that say where and on what: ``--data-root``, ``--device``.
         protocols: of ``evaluate``, those of one group in one command.
         transfer: sets for the protocol ``transfer``.
-        coco: pictures for ``detect``.
+        coco: images for ``detect``.
         architectures: of ``detect``.
         evaluate_settings, detect_settings: ``--set`` of the commands.
     """

@@ -17,14 +17,14 @@ from matrix_ssl.detection.command import detect
 from matrix_ssl.errors import CheckpointError, ConfigError, MatrixSSLError, ProcessError, RunFolderError, did_you_mean
 from matrix_ssl.evaluate.command import embed, evaluate
 from matrix_ssl.llm.command import llm
-from matrix_ssl.progress import picture_bar
+from matrix_ssl.progress import image_bar
 from matrix_ssl.weights.command import export, import_
 
 if TYPE_CHECKING:
     from matrix_ssl.config import RunConfig
     from matrix_ssl.data import Source
 
-DEFAULT_RECIPE = "pictures"
+DEFAULT_RECIPE = "images"
 _SECONDS_FOR_THE_FIRST = 10.0
 
 _out, _err, _say = options.out, options.err, options.say
@@ -77,7 +77,7 @@ def _tell(text: str, error: MatrixSSLError | click.ClickException) -> None:
 @click.version_option(__version__, prog_name="matrix-ssl")
 @click.pass_context
 def commands(context: click.Context) -> None:
-    """Matrix-information self-supervised learning: pre-train an encoder on unlabelled pictures, see how good it is."""
+    """Matrix-information self-supervised learning: pre-train an encoder on unlabelled images, see how good it is."""
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
 
@@ -113,7 +113,7 @@ def pretrain(
 ) -> None:
     """Pre-train an encoder. The same command again resumes, or says that the run is complete.
 
-    RECIPE is a name that `matrix-ssl recipes` lists; without one, `pictures` serves for any folder of pictures.
+    RECIPE is a name that `matrix-ssl recipes` lists; without one, `images` serves for any folder of images.
     """
     from matrix_ssl import devices, distributed, record, train
     from matrix_ssl.data import open_source
@@ -155,9 +155,9 @@ def pretrain(
             loop.train(run, run / "tensorboard" if tensorboard else None)
         if distributed.is_main():
             if source.labels is not None:
-                display.say(f"the pictures have labels: matrix-ssl evaluate {shlex.quote(str(run))} measures accuracy.")
+                display.say(f"the images have labels: matrix-ssl evaluate {shlex.quote(str(run))} measures accuracy.")
             elif not (run / record.EVALUATION).exists():
-                _describe_pictures(run, source, "student", chosen)
+                _describe_images(run, source, "student", chosen)
             _out.print(f"encoder {run / record.ENCODER}\nreport  {_write_report(run)}", markup=False)
 
 
@@ -178,7 +178,7 @@ for command in (compare, detect, embed, evaluate, export, import_, llm):
               help="Of matrix-ssl evaluate.")  # fmt: skip
 @click.option("--evaluate-set", metavar="KEY=VALUE", multiple=True, help="Setting of a protocol; may be repeated.")
 @click.option("--transfer", metavar="PATH_OR_NAME", multiple=True, help="Another labelled set; may be repeated.")
-@click.option("--coco", type=click.Path(path_type=Path), help="Folder with pictures and annotations for detection.")
+@click.option("--coco", type=click.Path(path_type=Path), help="Folder with images and annotations for detection.")
 @click.option("--architecture", default="fpn", show_default=True, help="Of matrix-ssl detect: fpn, c4 or fpn,c4.")
 @click.option("--detect-set", metavar="KEY=VALUE", multiple=True, help="Setting of detection; may be repeated.")
 @click.option("--processes", type=click.IntRange(1), default=1, show_default=True, help="One for each GPU.")
@@ -307,11 +307,11 @@ def _claim_run(stack: contextlib.ExitStack, run: Path, config: "RunConfig", *, f
     return True
 
 
-def _describe_pictures(run: Path, source: "Source", weights: Any, device: Any) -> None:
-    from matrix_ssl.evaluate.protocols import describe_pictures
+def _describe_images(run: Path, source: "Source", weights: Any, device: Any) -> None:
+    from matrix_ssl.evaluate.protocols import describe_images
 
-    with picture_bar(_err, "features") as show:
-        describe_pictures(run, source, weights=weights, device=device, on_progress=show)
+    with image_bar(_err, "features") as show:
+        describe_images(run, source, weights=weights, device=device, on_progress=show)
 
 
 def _write_report(run: Path) -> Path:

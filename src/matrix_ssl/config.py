@@ -21,18 +21,18 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where the pictures come from and how they become tensors."""
+    """Where the images come from and how they become tensors."""
 
     source: str = ""  # a folder, a packed .npz file, or the name of a set; empty: must be given by --data
-    pictures: int = 0  # how many there are: filled in when a run starts
+    images: int = 0  # how many there are: filled in when a run starts
     digest: str = (
         ""  # of their content, ``Source.digest``: filled in when a run starts; empty in runs of older versions
     )
-    subset: int = 0  # use only this many pictures, a random choice fixed by the seed; 0: all
+    subset: int = 0  # use only this many images, a random choice fixed by the seed; 0: all
     image_size: int = 224  # side of the square views, in pixels
     mean: tuple[float, ...] = IMAGENET_MEAN  # per channel, of pixels in [0, 1]
     std: tuple[float, ...] = IMAGENET_STD
-    crop_fraction: float = 0.875  # evaluation: the central part of the picture that is kept
+    crop_fraction: float = 0.875  # evaluation: the central part of the image that is kept
     workers: int = -1  # processes that decode files; -1: one for each core of this process, 8 at most
 
 
@@ -40,7 +40,7 @@ class DataConfig:
 class ViewConfig:
     """Random changes that make one view; every probability and strength of zero switches its change off."""
 
-    crop_scale: tuple[float, float] = (1.0, 1.0)  # area of the crop over the area of the picture
+    crop_scale: tuple[float, float] = (1.0, 1.0)  # area of the crop over the area of the image
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width over height of the crop
     flip: float = 0.0  # probability of a left-right flip
     jitter: float = 0.0  # probability of the colour jitter
@@ -110,7 +110,7 @@ class RunConfig:
     max_bad_steps: int = 3  # steps in a row with a loss or gradient that is not finite before the run stops
 
 
-# settings that do not decide what a run computes: a moved data set is still the same run, its digest says that it is
+# settings that do not decide what a run computes: a moved dataset is still the same run, its digest says that it is
 MAY_CHANGE = ("data.source", "data.workers", "log_every", "checkpoint_every", "max_bad_steps")
 
 # smallest and largest value of settings, by the end of their dotted path

@@ -19,7 +19,7 @@ def build_encoder(config: RunConfig) -> tuple[nn.Module, int]:
     Seeds PyTorch's generator, so that what is built next is such a function, too.
 
     Raises:
-        ConfigError: the architecture is unknown or does not fit the pictures.
+        ConfigError: the architecture is unknown or does not fit the images.
     """
     torch.manual_seed(config.seed)
     return _build(config)
@@ -28,7 +28,7 @@ def build_encoder(config: RunConfig) -> tuple[nn.Module, int]:
 def load_encoder(run: str | Path, *, weights: Weights = "student") -> nn.Module:
     """The trained encoder of a run folder, in evaluation mode on the CPU.
 
-    It maps pictures (n, channels, s, s), normalised by the run's ``data.mean`` and ``data.std``, to features (n, k).
+    It maps images (n, channels, s, s), normalised by the run's ``data.mean`` and ``data.std``, to features (n, k).
 
     Args:
         run: a run folder.

@@ -21,11 +21,11 @@ class ConfigError(MatrixSSLError):
 
 
 class DataError(MatrixSSLError):
-    """A data set is missing, empty, unreadable or too small."""
+    """A dataset is missing, empty, unreadable or too small."""
 
 
 class UnreadableImage(DataError):
-    """One picture cannot be read. Pre-training skips and counts it; see ``matrix_ssl.data``."""
+    """One image cannot be read. Pre-training skips and counts it; see ``matrix_ssl.data``."""
 
     def __init__(self, where: str, reason: str):
         super().__init__(f"{where}: {reason}")

@@ -23,7 +23,7 @@ from matrix_ssl.signals import Interrupted
 
 _SPECTRA = 6  # moments of a run at which the whole spectrum is kept
 _SECONDS_BETWEEN_CHECKPOINTS = 60.0  # at most this often when checkpoints follow epochs
-_MOST_SKIPPED = 0.01  # part of the pictures that may be unreadable
+_MOST_SKIPPED = 0.01  # part of the images that may be unreadable
 _ADVICE = (
     " Lower the learning rate (--set optimizer.learning_rate=...), lengthen the warm-up (--set "
     "optimizer.warmup_epochs=...) or train in float32 (--set precision=float32), with --fresh."
@@ -296,7 +296,7 @@ class Loop:
             "skipped": len({line["where"] for line in record.read_lines(self.run / record.SKIPPED)}),
             "bad_steps": int(self.counters["bad_steps"]),
             **{name: int(count) for name, count in self.events.items()},
-            "data": {"name": self.source.name, "pictures": len(self.source)},
+            "data": {"name": self.source.name, "images": len(self.source)},
         }
         if distributed.is_main():
             checkpoints.save_weights(self.run / record.ENCODER, self.method.encoder, {"weights": "student"})
@@ -312,7 +312,7 @@ class Loop:
         most = max(10, int(_MOST_SKIPPED * len(self.source)))
         if len(self.skipped) > most:
             raise DataError(
-                f"{len(self.skipped)} of {len(self.source)} pictures cannot be read, more than {most}: see "
+                f"{len(self.skipped)} of {len(self.source)} images cannot be read, more than {most}: see "
                 f"{self.run / record.SKIPPED}, then mend or remove them."
             )
 

@@ -45,7 +45,7 @@ def build_encoder(
         encoder = _torchvision_encoder(name, image_size, stem)
         if channels != 3:
             raise ConfigError(
-                f"network.encoder={name!r} takes colour pictures, the data has {channels} channel: "
+                f"network.encoder={name!r} takes colour images, the data has {channels} channel: "
                 f"use --set network.encoder={TINY_RESNET}."
             )
     return encoder, _feature_dim(encoder, name, channels, image_size)
@@ -55,7 +55,7 @@ class TinyResNet(nn.Module):
     """A small residual network: 3x3 stem, one basic block a stage, global average pooling.
 
     Stages halve the resolution and double the channels until 4 pixels are left, four stages at most. The stem halves
-    the resolution of pictures above 32 pixels.
+    the resolution of images above 32 pixels.
     """
 
     def __init__(self, *, channels: int, image_size: int, width: int):
@@ -258,6 +258,6 @@ def _feature_dim(encoder: nn.Module, name: str, channels: int, image_size: int) 
 def _wrong_size(name: str, image_size: int, error: Exception) -> ConfigError:
     reason = str(error).partition("\n")[0]
     return ConfigError(
-        f"network.encoder={name!r} does not accept pictures of {image_size} pixels ({reason}): "
+        f"network.encoder={name!r} does not accept images of {image_size} pixels ({reason}): "
         f"change --set data.image_size."
     )

@@ -18,7 +18,7 @@ class Observer:
     moments = 5
 
     def learn(self, features: Tensor, shown: NDArray[np.int64]) -> None:
-        """Called after every step with the encoder's features (n, k) of the first view and the pictures (n,) in it."""
+        """Called after every step with the encoder's features (n, k) of the first view and the images (n,) in it."""
 
     def recent(self) -> dict[str, float]:
         """Numbers for the next line of metrics, about the time since the last one."""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
-data = click.option("--data", metavar="PATH_OR_NAME", help="A folder of pictures, a packed .npz file, hf:NAME, or a "
+data = click.option("--data", metavar="PATH_OR_NAME", help="A folder of images, a packed .npz file, hf:NAME, or a "
                     "set: digits, cifar10, cifar100, stl10.")  # fmt: skip
 data_root = click.option("--data-root", type=click.Path(path_type=Path), envvar="MATRIX_SSL_DATA", show_envvar=True,
                          help="Where named sets lie.")  # fmt: skip
@@ -39,7 +39,7 @@ def say(text: str) -> None:
 
 
 def configure(recipe: str, data: str | None, assignments: tuple[str, ...], *, method: str | None = None) -> "RunConfig":
-    """The run of a recipe with another set of pictures, another method and other settings.
+    """The run of a recipe with another set of images, another method and other settings.
 
     Raises:
         ConfigError: the recipe, a setting or the method does not exist, or there is no data set.
@@ -71,7 +71,7 @@ def outline(recipe: str, data: str | None, assignments: tuple[str, ...], *, meth
     given = config.override(train.use_method(base, wanted), settings)
     values = train.complete(given).method.options
     if not given.data.source:
-        raise ConfigError(f"recipe {recipe!r} has no data set of its own: give --data FOLDER.")
+        raise ConfigError(f"recipe {recipe!r} has no dataset of its own: give --data FOLDER.")
     options = {name: values[name] for name in given.method.options}
     return dataclasses.replace(given, method=dataclasses.replace(given.method, options=options))
 

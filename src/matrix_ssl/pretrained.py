@@ -43,7 +43,7 @@ def open_dataset(opener: Callable[..., Any], source: str, *, place: str, **optio
     """
     error = DataError(
         f"{place} needs Python code of its own (a loading script), which is never run: save the dataset as Parquet, "
-        f"JSON or pictures in folders, or by save_to_disk, and open that."
+        f"JSON or images in folders, or by save_to_disk, and open that."
     )
     return _open(opener, source, options, error)
 

@@ -57,7 +57,7 @@ class Display:
         """Shows that ``done`` steps are complete.
 
         Args:
-            images: pictures a step.
+            images: images a step.
             line: the newest line of metrics, when there is a new one.
             terms: names of the loss terms in it.
         """
@@ -83,8 +83,8 @@ def _clock(seconds: float) -> str:
 
 
 @contextmanager
-def picture_bar(console: Console, what: str, unit: str = "pictures") -> Iterator[Callable[[int, int], None]]:
-    """A bar over pictures or another unit while the block runs; gives the function to call with (done, in all)."""
+def image_bar(console: Console, what: str, unit: str = "images") -> Iterator[Callable[[int, int], None]]:
+    """A bar over images or another unit while the block runs; gives the function to call with (done, in all)."""
     if not console.is_terminal:
         yield lambda done, total: None
         return
@@ -98,13 +98,13 @@ def picture_bar(console: Console, what: str, unit: str = "pictures") -> Iterator
 def evaluation_table(results: Sequence[Mapping[str, Any]]) -> Table:
     """Accuracies beside their baselines, in per cent, for a terminal of 80 columns; a row a measure.
 
-    The interval is that of the accuracy over test pictures, "by class" the mean of the accuracies of the classes.
+    The interval is that of the accuracy over test images, "by class" the mean of the accuracies of the classes.
 
     Args:
         results: what the JSON files of evaluated protocols hold.
     """
     judged = results[0]["set"]["test"]
-    title = f"accuracy in % on {judged['name']}, {judged['pictures']} pictures of {judged['classes']} classes"
+    title = f"accuracy in % on {judged['name']}, {judged['images']} images of {judged['classes']} classes"
     table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1), pad_edge=False)
     table.add_column("", no_wrap=True)
     for heading in ("this encoder", "95 %", "by class", *_BASELINES.values()):

@@ -62,7 +62,7 @@ def use_method(config: RunConfig, name: str, *, papers: bool = True) -> RunConfi
 def identify_data(config: RunConfig, source: Source) -> RunConfig:
     """The configuration with the number of images and the digest of their content filled in, by the main process."""
     digest = distributed.broadcast_object(source.digest if distributed.is_main() else None)
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, pictures=len(source), digest=digest))
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, images=len(source), digest=digest))
 
 
 def headline(config: RunConfig, source: Source, device: torch.device) -> str:
@@ -71,7 +71,7 @@ def headline(config: RunConfig, source: Source, device: torch.device) -> str:
     where = devices.device_name(device) + (f", {torch.get_num_threads()} threads" if device.type == "cpu" else "")
     precision = devices.choose_precision(config.precision, device)
     return (
-        f"{config.method.name} on {len(source)} pictures of {source.name!r}: {config.network.encoder}, "
+        f"{config.method.name} on {len(source)} images of {source.name!r}: {config.network.encoder}, "
         f"{config.data.image_size} px, {config.epochs} epochs of batch {config.batch_size}, seed {config.seed}; "
         f"{where}, {precision}, {processes} process{'es' if processes > 1 else ''}"
     )
@@ -96,7 +96,7 @@ def prepare(config: RunConfig, *, source: Source, device: torch.device, display:
     """Builds everything that a run needs and writes nothing: what is wrong with the configuration shows here.
 
     Raises:
-        ConfigError: the pictures, the batch, the encoder and the method do not fit each other.
+        ConfigError: the images, the batch, the encoder and the method do not fit each other.
     """
     source = _choose(source, config)
     precision = devices.choose_precision(config.precision, device)
@@ -127,7 +127,7 @@ def build_method(config: RunConfig) -> Method:
     """The method of a run with freshly initialised networks, a function of the configuration.
 
     Raises:
-        ConfigError: the encoder is unknown or does not fit the pictures.
+        ConfigError: the encoder is unknown or does not fit the images.
     """
     encoder, feature_dim = build_encoder(config)
     return find_method(config.method.name)(encoder, feature_dim, **config.method.options)
@@ -136,7 +136,7 @@ def build_method(config: RunConfig) -> Method:
 def _choose(source: Source, config: RunConfig) -> Source:
     if source.channels != len(config.data.mean):
         raise ConfigError(
-            f"the pictures of {source.name!r} have {source.channels} channels, recipe {config.recipe!r} is for "
+            f"the images of {source.name!r} have {source.channels} channels, recipe {config.recipe!r} is for "
             f"{len(config.data.mean)} (data.mean has one number a channel): choose another recipe."
         )
     if not config.data.subset or config.data.subset >= len(source):

@@ -8,7 +8,7 @@ from matrix_ssl.config import ViewConfig
 def asymmetric_views(*, smallest_crop: float = 0.2) -> tuple[ViewConfig, ViewConfig]:
     """The two views of BYOL and MoCo v3: the first always blurred, the second sometimes blurred or solarised.
 
-    BYOL, Barlow Twins and VICReg crop down to 0.08 of the picture, MoCo v3 and Matrix-SSL to 0.2.
+    BYOL, Barlow Twins and VICReg crop down to 0.08 of the image, MoCo v3 and Matrix-SSL to 0.2.
 
     Reference: Grill et al., NeurIPS 2020, table 6; Chen, Xie and He, ICCV 2021, appendix A, with its code's jitter.
     """

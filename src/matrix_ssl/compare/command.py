@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matrix_ssl.compare.comparison import Comparison
     from matrix_ssl.compare.plan import Job
 
-DEFAULT_RECIPE = "pictures"
+DEFAULT_RECIPE = "images"
 MEASURES = ("linear", "knn_1", "knn_20", "low_shot_1", "low_shot_5", "low_shot_10")
 
 
@@ -31,7 +31,7 @@ MEASURES = ("linear", "knn_1", "knn_20", "low_shot_1", "low_shot_5", "low_shot_1
 @click.option("--rivals-budget", type=click.IntRange(1), metavar="EPOCHS", help="Also train all methods but "
               "the reference for so many epochs.")  # fmt: skip
 @click.option("--trials", type=click.IntRange(1), default=4, show_default=True, help="Settings tried for every "
-              "method on held-out training pictures; 1: the recipe as it is.")  # fmt: skip
+              "method on held-out training images; 1: the recipe as it is.")  # fmt: skip
 @click.option("--tuning-budget", type=click.IntRange(1), metavar="EPOCHS", help="Epochs of a trial.  [default: the "
               "budget]")  # fmt: skip
 @click.option("--tuning-set", multiple=True, metavar="KEY=VALUE", help="Change a setting in the trials "
@@ -70,8 +70,8 @@ def compare(
 ) -> None:
     """Pre-train several methods under equal conditions and compare them. The same command again resumes.
 
-    Every method gets the same encoder, pictures, order, views, epochs, evaluation and number of tuning trials. Trials
-    are judged on a fifth of the training pictures; the test pictures are read once, at the end of every run.
+    Every method gets the same encoder, images, order, views, epochs, evaluation and number of tuning trials. Trials
+    are judged on a fifth of the training images; the test images are read once, at the end of every run.
     """
     if measure not in MEASURES[:3]:
         raise ConfigError(f"--measure {measure!r} cannot choose among trials.{did_you_mean(measure, MEASURES[:3])}")

@@ -46,11 +46,11 @@ class Comparison:
             runs(plan, method, {})
 
     def open_data(self, *, data_root: Path | None, download: bool) -> None:
-        """Looks at the pictures and whether a network can learn from them, before anything is written.
+        """Looks at the images and whether a network can learn from them, before anything is written.
 
         Raises:
-            MatrixSSLError: pictures, batch and encoder do not fit each other.
-            RunFolderError: what is already in the folder has seen other pictures.
+            MatrixSSLError: images, batch and encoder do not fit each other.
+            RunFolderError: what is already in the folder has seen other images.
         """
         plan = self.plan
         learn = jobs.open_training_part(plan.base.data, data_root=data_root, download=download)
@@ -61,7 +61,7 @@ class Comparison:
                     "train_digest": learn.digest, "test_digest": judge.digest}  # fmt: skip
         before = record.read_json(self.out / RESULTS)["data"] if (self.out / RESULTS).exists() else identity
         if different := configuration.changes(before, identity, but=["name"]):
-            raise RunFolderError(f"{self.out} has compared other pictures ({'; '.join(different)}): use another --out.")
+            raise RunFolderError(f"{self.out} has compared other images ({'; '.join(different)}): use another --out.")
         self.data = {"name": learn.name, **identity}
         part, _ = jobs.hold_out(learn)  # for the trials, and for the curves of the runs
         trials = [(next_trial(plan, plan.reference, {}, 0), part)] if self.trials else []
@@ -154,7 +154,7 @@ class Comparison:
         return found
 
     def best(self, tried: list[tuple[Job, dict[str, Any]]]) -> tuple[int, dict[str, Any]]:
-        """Number and settings of the trial with the best accuracy on held-out pictures; the first of equal ones.
+        """Number and settings of the trial with the best accuracy on held-out images; the first of equal ones.
 
         Where no trial has ended well it is the first, the recipe as it is.
         """
@@ -180,7 +180,7 @@ class Comparison:
         """Writes ``compare.json`` from what has ended so far and returns it."""
         plan = self.plan
         shared = dict(configuration.flatten(configuration.to_dict(plan.base)))
-        own = ("method.", "seed", "epochs", "recipe", "data.pictures", "data.digest")
+        own = ("method.", "seed", "epochs", "recipe", "data.images", "data.digest")
         results = {
             "command": self.command,
             "recipe": plan.base.recipe,

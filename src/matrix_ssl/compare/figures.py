@@ -103,7 +103,7 @@ def intervals(c: Comparison) -> Figurine | None:
 
 
 def accuracy_over_time(groups: Sequence[Group]) -> Figurine | None:
-    """Accuracy on held-out training pictures against the time of the pre-training; None where it was not followed."""
+    """Accuracy on held-out training images against the time of the pre-training; None where it was not followed."""
     panels = [
         Panel(
             _panel_label("20-NN accuracy in %", group, groups),
@@ -113,8 +113,8 @@ def accuracy_over_time(groups: Sequence[Group]) -> Figurine | None:
         for group in groups
     ]
     caption = (
-        "20-NN accuracy on training pictures that are not among the labelled neighbours, against the time of the "
-        "pre-training. Higher and further left is better: more accuracy for less computing. No test picture takes part."
+        "20-NN accuracy on training images that are not among the labelled neighbours, against the time of the "
+        "pre-training. Higher and further left is better: more accuracy for less computing. No test image takes part."
     )
     return _lines("time", "Accuracy against time", caption, panels, axis="seconds", shared=len(groups) == 1)
 

@@ -3,7 +3,7 @@
     python -m matrix_ssl.compare.job FOLDER [PARENT]
 
 FOLDER is a run folder with ``job.json``. The process resumes from the newest checkpoint and ends with ``result.json``.
-PARENT is the number of the process that started it: without that process it does not go on. The test pictures are read
+PARENT is the number of the process that started it: without that process it does not go on. The test images are read
 once, after the last step of a run that is reported, and never by a trial.
 """
 
@@ -37,10 +37,10 @@ from matrix_ssl.progress import Display
 from matrix_ssl.randomness import permutation
 
 JOB, RESULT, OUTPUT = "job.json", "result.json", "output.txt"
-HELD_OUT = 0.2  # part of the training pictures on which trials are judged and curves are measured
+HELD_OUT = 0.2  # part of the training images on which trials are judged and curves are measured
 CURVE = "knn_20_held_out"
 _SPLIT = 0  # one subset and one split for all methods, trials and seeds
-_CURVE_PICTURES = (2000, 1000)  # at most so many to choose neighbours from, and so many to classify
+_CURVE_IMAGES = (2000, 1000)  # at most so many to choose neighbours from, and so many to classify
 _TRIAL_PROTOCOLS = ("knn", "linear")
 _NEIGHBOURS = (1, 20)
 _L2 = 1.0  # of the linear probe: fixed, since features are standardised and a trial needs many probes
@@ -50,12 +50,12 @@ Accuracies = dict[str, dict[str, float | int]]  # by protocol: mean, sd and n
 
 
 def open_training_part(data: DataConfig, *, data_root: Path | None, download: bool = False) -> Source:
-    """The training pictures of a comparison; without a test part, they lack the fifth of every class that is held out.
+    """The training images of a comparison; without a test part, they lack the fifth of every class that is held out.
 
     ``data.subset`` limits them, by one choice for all runs.
 
     Raises:
-        ConfigError: the pictures have no labels.
+        ConfigError: the images have no labels.
     """
     learn = open_source(data.source, split="train", data_root=data_root, download=download)
     if learn.labels is None:
@@ -68,14 +68,14 @@ def open_training_part(data: DataConfig, *, data_root: Path | None, download: bo
 
 
 def open_test_part(data: DataConfig, *, data_root: Path | None, download: bool = False) -> Source:
-    """The test pictures of a comparison; without a test part, the fifth of every class that is held out."""
+    """The test images of a comparison; without a test part, the fifth of every class that is held out."""
     if has_test_part(data.source, data_root=data_root, download=download):
         return open_source(data.source, split="test", data_root=data_root, download=download)
     return split_source(open_source(data.source, split="train", data_root=data_root), HELD_OUT, _SPLIT)[1]
 
 
 def hold_out(learn: Source) -> tuple[Source, Source]:
-    """What a trial learns from and what it is judged on, both parts of the training pictures."""
+    """What a trial learns from and what it is judged on, both parts of the training images."""
     return split_source(learn, HELD_OUT, _SPLIT)
 
 
@@ -117,7 +117,7 @@ def _train_and_evaluate(
     try:
         result = _train(config, folder, learn, part, device=device, observed=open_test is not None)
     except TrainingError as error:
-        if "not finite" not in str(error):  # a process that reads pictures died: not the method's fault
+        if "not finite" not in str(error):  # a process that reads images died: not the method's fault
             raise
         return {"error": str(error)}
     judge, protocols = (part[1], _TRIAL_PROTOCOLS) if open_test is None else (open_test(), PROTOCOLS)
@@ -139,7 +139,7 @@ def _train(
     if observed:
         bank, queries = (
             source.subset(np.sort(permutation(len(source), _SPLIT)[:most]))
-            for source, most in zip(part, _CURVE_PICTURES, strict=True)
+            for source, most in zip(part, _CURVE_IMAGES, strict=True)
         )
         loop.observer = _Curve(config.data, bank, queries, device)
     record.write_json(folder / record.CONFIG, configuration.to_dict(config))
@@ -181,7 +181,7 @@ def _accuracies(
 
 
 class _Curve(Observer):
-    """Accuracy of 20 nearest neighbours on held-out training pictures."""
+    """Accuracy of 20 nearest neighbours on held-out training images."""
 
     def __init__(self, data: DataConfig, bank: Source, queries: Source, device: torch.device):
         self._data, self._bank, self._queries, self._device = data, bank, queries, device
@@ -201,7 +201,7 @@ def _quiet(done: int, total: int) -> None:
 
 
 def _peak_memory(device: torch.device) -> float:
-    """MiB: of the GPU's memory, or of this process, all of it, PyTorch and the pictures included."""
+    """MiB: of the GPU's memory, or of this process, all of it, PyTorch and the images included."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     if sys.platform == "linux":  # its ru_maxrss also knows what the process that started this one had taken

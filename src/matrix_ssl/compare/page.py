@@ -114,8 +114,8 @@ def _facts(c: Comparison) -> list[tuple[str, str]]:
     failed = sum(len(arm.failures) for arm in c.arms)
     time = sum(sum(run.costs.get("seconds", 0.0) for run in arm.runs) for arm in c.arms)
     facts = [
-        ("Training pictures", _whole(data.get("train"))),
-        ("Test pictures", _whole(data.get("test"))),
+        ("Training images", _whole(data.get("train"))),
+        ("Test images", _whole(data.get("test"))),
         ("Classes", _whole(data.get("classes"))),
         ("Epochs", _whole(r.get("budget"))),
         ("Epochs of the rivals", _whole(r.get("rivals_budget") or None)),
@@ -213,9 +213,9 @@ def _tuning_note(c: Comparison) -> str:
     share, epochs = finite_number(tuning.get("held_out")), _whole(tuning.get("budget"))
     text = "Before the comparison each method was tried with several settings"
     text += f", {epochs} epochs each. " if epochs else ". "
-    text += f"The accuracy ({name}, in percent) is that on training pictures"
+    text += f"The accuracy ({name}, in percent) is that on training images"
     text += f", {100 * share:.0f}% of them," if share else ""
-    text += " which the trial did not see: test pictures had no part in the choice."
+    text += " which the trial did not see: test images had no part in the choice."
     if settings := _changed(tuning.get("settings")):
         text += f" Trials differed from the comparison in {settings}."
     return text

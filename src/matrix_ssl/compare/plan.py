@@ -1,6 +1,6 @@
 """What a comparison consists of: the trials that tune every method, and the runs whose results are reported.
 
-Everything is equal for all methods: pictures, their order, views, encoder, epochs, evaluation and the number of trials.
+Everything is equal for all methods: images, their order, views, encoder, epochs, evaluation and the number of trials.
 The trials of a method are a coordinate search, as a person would tune: first the recipe as it is, then twice and half
 its learning rate, then, at the best rate so far, what the method itself names worth trying (``Method.variants``), then
 four times and a quarter of the rate with the best of these.

@@ -1,6 +1,6 @@
 """Which of two methods is better, judged by the seeds that both were run with. Imports no torch.
 
-Two runs with one seed share what the seed decides, the order of the pictures and their views among it, so the
+Two runs with one seed share what the seed decides, the order of the images and their views among it, so the
 comparison is paired: only differences within a seed count, and what makes a seed easy or hard for all methods cancels.
 """
 
@@ -43,7 +43,7 @@ def paired_difference(a: Sequence[float], b: Sequence[float], *, confidence: flo
     changes signs only.
 
     Differences that are all equal, up to the rounding of a and b, have sd = 0, which happens by chance where scores are
-    multiples of one test picture. Then the interval has no width, and the t test would give p = 0. Instead p is that of
+    multiples of one test image. Then the interval has no width, and the t test would give p = 0. Instead p is that of
     the sign test, which needs no spread: 2 / 2ⁿ, the chance that n fair coins agree; and 1 when the mean is zero.
 
     Args:

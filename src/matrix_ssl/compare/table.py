@@ -89,7 +89,7 @@ def difference_heading(c: Comparison) -> str:
 
 def table_note(c: Comparison) -> str:
     """How to read the table."""
-    text = "Test pictures classified correctly from frozen features, in percent"
+    text = "Test images classified correctly from frozen features, in percent"
     if c.seeds > 1:
         text += "; mean ± standard deviation over the seeds"
     if c.reference:

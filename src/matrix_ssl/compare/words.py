@@ -34,7 +34,7 @@ def _verdict_on(c: Comparison, group: Group, *, named: bool) -> list[str]:
     ranking = [(arm, s) for arm in c.ranked if arm in group.arms and (s := arm.summary(c.main.key))]
     (first, best), *others = ranking
     opening = f"At {group.title}, {c.main.sentence[0].lower()}{c.main.sentence[1:]}" if named else c.main.sentence
-    reach = f"{100 * best.mean:.1f}% of {_pictures(c)}"
+    reach = f"{100 * best.mean:.1f}% of {_images(c)}"
     if not others:
         return [f"{opening}, {first.label} classifies {reach} correctly; no other method has been measured yet."]
     second, next_best = others[0]
@@ -51,9 +51,9 @@ def _verdict_on(c: Comparison, group: Group, *, named: bool) -> list[str]:
     return sentences
 
 
-def _pictures(c: Comparison) -> str:
+def _images(c: Comparison) -> str:
     test = finite_number(mapping(c.results.get("data")).get("test"))
-    return f"the {whole(test)} test pictures" if test else "the test pictures"
+    return f"the {whole(test)} test images" if test else "the test images"
 
 
 def _second(score: Summary, pair: Pair | None) -> str:

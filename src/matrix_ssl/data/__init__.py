@@ -1,4 +1,4 @@
-"""Sets of pictures: finding, reading and splitting them. ``open_source`` is the entrance."""
+"""Sets of images: finding, reading and splitting them. ``open_source`` is the entrance."""
 
 from matrix_ssl.data.base import Source
 from matrix_ssl.data.sources import has_test_part, open_source, split_source

@@ -1,4 +1,4 @@
-"""What every set of pictures offers, and the set that lies in memory."""
+"""What every set of images offers, and the set that lies in memory."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -16,11 +16,11 @@ MEMORY_LIMIT = 2 * 2**30  # bytes of decoded pixels that a set may take to be ke
 
 
 class Source(ABC):
-    """A map-style set of pictures, with labels or without.
+    """A map-style set of images, with labels or without.
 
     Attributes:
         name: short, for messages and the default name of a run.
-        channels: 3, or 1 for sets of grey pictures.
+        channels: 3, or 1 for sets of grey images.
         labels: int64 (n,), or None when unlabelled.
         classes: the name of every label, or None when unlabelled.
         images: the whole set, uint8 (n, channels, h, w), when it lies in memory; else None.
@@ -38,11 +38,11 @@ class Source(ABC):
 
     @abstractmethod
     def __len__(self) -> int:
-        """The number of pictures."""
+        """The number of images."""
 
     @abstractmethod
     def read(self, index: int) -> torch.Tensor:
-        """One picture, uint8 (channels, h, w).
+        """One image, uint8 (channels, h, w).
 
         Raises:
             UnreadableImage: it cannot be read or decoded.
@@ -54,7 +54,7 @@ class Source(ABC):
 
     @abstractmethod
     def subset(self, indices: ArrayLike) -> "Source":
-        """The pictures at ``indices`` (integers), in that order, with their labels and the same class names."""
+        """The images at ``indices`` (integers), in that order, with their labels and the same class names."""
 
     @cached_property
     def digest(self) -> str:
@@ -84,7 +84,7 @@ class Source(ABC):
 
 @dataclass(frozen=True)
 class Places:
-    """Which file, and which entry of it, each picture of a set came from; kept through ``subset``."""
+    """Which file, and which entry of it, each image of a set came from; kept through ``subset``."""
 
     files: tuple[str, ...]
     file: NDArray[np.int32]  # (n,), index into files
@@ -104,12 +104,12 @@ class Places:
         return f"{self.files[self.file[index]]}[{self.entry[index]}]"
 
     def take(self, chosen: NDArray[np.int64]) -> "Places":
-        """The places of the chosen pictures."""
+        """The places of the chosen images."""
         return Places(self.files, self.file[chosen], self.entry[chosen])
 
 
 class MemorySource(Source):
-    """Pictures of one shape, decoded and in memory."""
+    """Images of one shape, decoded and in memory."""
 
     images: torch.Tensor  # narrower than in Source: always there
 
@@ -146,7 +146,7 @@ class MemorySource(Source):
 
 
 def as_indices(indices: ArrayLike, count: int) -> NDArray[np.int64]:
-    """Checks and converts indices into a set of ``count`` pictures.
+    """Checks and converts indices into a set of ``count`` images.
 
     Raises:
         IndexError: one is negative or too large, or they are not a list of integers.
@@ -177,10 +177,10 @@ def check_labels(labels: NDArray[np.generic], classes: Sequence[str] | None, cou
 
 
 def decode_all(source: Source) -> torch.Tensor | None:
-    """Reads a whole set, in one thread: for pictures of 32 to 128 pixels two threads measured slower than one.
+    """Reads a whole set, in one thread: for images of 32 to 128 pixels two threads measured slower than one.
 
     Returns:
-        uint8 (n, c, h, w); None when the shapes differ, a picture cannot be read or it would pass ``MEMORY_LIMIT``.
+        uint8 (n, c, h, w); None when the shapes differ, an image cannot be read or it would pass ``MEMORY_LIMIT``.
     """
     try:
         first = source.read(0)
@@ -188,10 +188,10 @@ def decode_all(source: Source) -> torch.Tensor | None:
             return None
         images = torch.empty((len(source), *first.shape), dtype=torch.uint8)
         for index in range(len(source)):
-            picture = source.read(index)
-            if picture.shape != first.shape:
+            image = source.read(index)
+            if image.shape != first.shape:
                 return None
-            images[index] = picture
+            images[index] = image
     except UnreadableImage:
         return None
     return images

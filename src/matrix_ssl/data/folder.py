@@ -1,4 +1,4 @@
-"""Folders of picture files, flat or in class folders."""
+"""Folders of image files, flat or in class folders."""
 
 import os
 import stat
@@ -12,14 +12,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from matrix_ssl.data.base import Source, as_indices
 from matrix_ssl.data.identity import ABSENT
-from matrix_ssl.data.pictures import EXTENSIONS, read_picture
+from matrix_ssl.data.images import EXTENSIONS, read_image
 from matrix_ssl.errors import DataError
 
 _TEST_NAMES = ("test", "val", "valid", "validation")  # in the order of preference when there are several
 
 
 class FolderSource(Source):
-    """Picture files below one folder, decoded when they are read."""
+    """Image files below one folder, decoded when they are read."""
 
     def __init__(
         self,
@@ -38,7 +38,7 @@ class FolderSource(Source):
         return len(self._files)
 
     def read(self, index: int) -> torch.Tensor:
-        return read_picture(self._folder / self._files[index])
+        return read_image(self._folder / self._files[index])
 
     def where(self, index: int) -> str:
         return str(self._folder / self._files[index])
@@ -57,23 +57,23 @@ class FolderSource(Source):
 
 
 def open_folder(folder: Path, *, name: str, classes: list[str] | None = None) -> FolderSource:
-    """Lists the pictures below a folder, at any depth, sorted by path; hidden files and folders are left out.
+    """Lists the images below a folder, at any depth, sorted by path; hidden files and folders are left out.
 
-    The set is labelled when every picture lies in one of at least two first-level folders: these are the classes,
+    The set is labelled when every image lies in one of at least two first-level folders: these are the classes,
     sorted by name. With ``classes`` (those of the training part) the first-level folders must be among them.
 
     Raises:
-        DataError: there is no picture, a folder cannot be listed, or a class is not among ``classes``.
+        DataError: there is no image, a folder cannot be listed, or a class is not among ``classes``.
     """
     files: list[str] = []
     others: Counter[str] = Counter()
     for file in _walk(folder):
-        if is_picture(file):
+        if is_image(file):
             files.append(file)
         else:
             others[Path(file).suffix.lower() or "none"] += 1
     if not files:
-        raise DataError(_no_pictures(folder, others))
+        raise DataError(_no_images(folder, others))
     files.sort(key=lambda file: Path(file).parts)
     parents = [Path(file).parts[0] if os.sep in file else "" for file in files]
     found = sorted(set(parents))
@@ -133,13 +133,13 @@ def packed_files(folder: Path) -> list[Path]:
     return [Path(entry.path) for entry in _list(folder) if entry.name.lower().endswith(".npz")]
 
 
-def holds_pictures(folder: Path) -> bool:
-    """Whether any picture lies below the folder."""
-    return any(is_picture(file) for file in _walk(folder))
+def holds_images(folder: Path) -> bool:
+    """Whether any image lies below the folder."""
+    return any(is_image(file) for file in _walk(folder))
 
 
-def is_picture(file: str) -> bool:
-    """Whether the extension is one of a picture."""
+def is_image(file: str) -> bool:
+    """Whether the extension is one of an image."""
     return Path(file).suffix.lower() in EXTENSIONS
 
 
@@ -171,9 +171,9 @@ def _list(folder: Path) -> list[os.DirEntry[str]]:
         raise DataError(f"{folder}: no permission to list the folder; allow it to be read.") from None
 
 
-def _no_pictures(folder: Path, others: Counter[str]) -> str:
+def _no_images(folder: Path, others: Counter[str]) -> str:
     known = " ".join(sorted(EXTENSIONS))
     if not others:
-        return f"{folder}: the folder is empty; give one with pictures ({known})."
+        return f"{folder}: the folder is empty; give one with images ({known})."
     seen = ", ".join(f"{extension} ({count})" for extension, count in others.most_common(6))
-    return f"{folder}: no picture among {others.total()} files with the extensions {seen}; pictures are {known}."
+    return f"{folder}: no image among {others.total()} files with the extensions {seen}; images are {known}."

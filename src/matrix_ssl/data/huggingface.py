@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from matrix_ssl.data.base import MemorySource, Places, Source, as_indices, check_labels, decode_all
 from matrix_ssl.data.folder import file_sizes, read_start
 from matrix_ssl.data.identity import ABSENT
-from matrix_ssl.data.pictures import decode_picture, read_picture
+from matrix_ssl.data.images import decode_image, read_image
 from matrix_ssl.errors import DataError, MissingExtra
 from matrix_ssl.pretrained import open_dataset
 
@@ -27,7 +27,7 @@ _SAVED_TO_DISK = ("dataset_dict.json", "dataset_info.json")
 
 
 class HuggingFaceSource(Source):
-    """Encoded pictures in Arrow files, decoded when they are read."""
+    """Encoded images in Arrow files, decoded when they are read."""
 
     def __init__(
         self,
@@ -39,19 +39,19 @@ class HuggingFaceSource(Source):
         classes: list[str] | None,
     ):
         super().__init__(name, channels=3, labels=labels, classes=classes)
-        self._column = column  # one column "picture" of undecoded files
+        self._column = column  # one column "image" of undecoded files
         self._places = places
 
     def __len__(self) -> int:
         return len(self._places)
 
     def read(self, index: int) -> torch.Tensor:
-        file = self._column[int(self._places.entry[index])]["picture"]
+        file = self._column[int(self._places.entry[index])]["image"]
         if file is None:
-            return decode_picture(b"", self.where(index))
+            return decode_image(b"", self.where(index))
         if file["bytes"] is None:
-            return read_picture(Path(file["path"]))
-        return decode_picture(file["bytes"], self.where(index))
+            return read_image(Path(file["path"]))
+        return decode_image(file["bytes"], self.where(index))
 
     def where(self, index: int) -> str:
         return self._places[index]
@@ -59,7 +59,7 @@ class HuggingFaceSource(Source):
     def _stored(self) -> tuple[Sequence[str], NDArray[np.int64]]:
         import pyarrow.compute as arrow
 
-        files = self._column.with_format("arrow")[:]["picture"]  # mapped from the disk, not read
+        files = self._column.with_format("arrow")[:]["image"]  # mapped from the disk, not read
         lengths = arrow.fill_null(arrow.binary_length(arrow.struct_field(files, "bytes")), ABSENT).to_numpy()
         sizes = lengths[self._places.entry].astype(np.int64)
         elsewhere = np.flatnonzero(sizes == ABSENT)
@@ -68,12 +68,12 @@ class HuggingFaceSource(Source):
         return [], sizes
 
     def _read_start(self, index: int, count: int) -> bytes:
-        file = self._column[int(self._places.entry[index])]["picture"]
+        file = self._column[int(self._places.entry[index])]["image"]
         return read_start(file["path"], count) if file["bytes"] is None else file["bytes"][:count]
 
     def _path(self, index: int) -> str:
         """The file of an image that lies outside the Arrow files; one that does not exist where there is none."""
-        file = self._column[int(self._places.entry[index])]["picture"]
+        file = self._column[int(self._places.entry[index])]["image"]
         return (file or {}).get("path") or os.devnull
 
     def subset(self, indices: ArrayLike) -> "HuggingFaceSource":
@@ -113,7 +113,7 @@ def load_parts(location: str) -> "tuple[Dataset, Dataset | None]":
 
 
 def open_part(location: str, part: "Dataset") -> Source:
-    """Opens a part: pictures from its first image column, labels from its first class column, or one named "label".
+    """Opens a part: images from its first image column, labels from its first class column, or one named "label".
 
     Raises:
         DataError: it is empty, has no image column or its labels do not fit.
@@ -126,9 +126,9 @@ def open_part(location: str, part: "Dataset") -> Source:
     if not images:
         raise DataError(f"{where}: no column holds images; its columns are {', '.join(features)}.")
     if not len(part):
-        raise DataError(f"{where}: it has no pictures.")
-    column = part.select_columns(images[0]).rename_column(images[0], "picture")
-    column = column.cast_column("picture", datasets.Image(decode=False))
+        raise DataError(f"{where}: it has no images.")
+    column = part.select_columns(images[0]).rename_column(images[0], "image")
+    column = column.cast_column("image", datasets.Image(decode=False))
     labelled = [key for key, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
     labelled += [key for key in ("label",) if key in features]
     labels = classes = None

@@ -1,10 +1,10 @@
-"""From a set of pictures to batches on the device: random views for training, central squares for evaluation.
+"""From a set of images to batches on the device: random views for training, central squares for evaluation.
 
-Training sees pictures in an order that is a function of (seed, epoch), and every global batch is cut into equal parts
+Training sees images in an order that is a function of (seed, epoch), and every global batch is cut into equal parts
 by rank, so any number of processes sees the same samples. Sets in memory live on the device and are cropped there;
 files are decoded and cropped by worker processes, and every other change runs on the device in batches.
 
-A picture that cannot be read is replaced by the next one of the set that can, the same way each time, and reported.
+An image that cannot be read is replaced by the next one of the set that can, the same way each time, and reported.
 """
 
 import os
@@ -33,7 +33,7 @@ _MOST_WORKERS = 8
 _FILES_OF_A_BATCH = 16  # descriptors that a worker may need to send the batches in flight and to read the next one
 _FILES_OF_A_WORKER = 8  # descriptors of a worker's pipes and batches in the main process: measured five
 _FILES_OF_THE_LOADER = 32  # descriptors of what all workers share and of what else the main process opens meanwhile
-_MOST_SUBSTITUTES = 100  # pictures tried in the place of one that cannot be read
+_MOST_SUBSTITUTES = 100  # images tried in the place of one that cannot be read
 Unreadable = tuple[str, str]  # where, why
 
 
@@ -43,7 +43,7 @@ class Batch:
 
     step: int
     views: tuple[Tensor, ...]  # (n_local, c, s, s) each, normalised
-    shown: NDArray[np.int64]  # (n_local,), the pictures in them: where one cannot be read, the one in its place
+    shown: NDArray[np.int64]  # (n_local,), the images in them: where one cannot be read, the one in its place
     unreadable: list[Unreadable]
 
 
@@ -51,9 +51,9 @@ class TrainingBatches:
     """The batches of a training, from any step on.
 
     Args:
-        source: the pictures.
+        source: the images.
         data: size and normalisation.
-        views: the random changes that make each view of a picture, one view or more.
+        views: the random changes that make each view of an image, one view or more.
         batch_size: over all processes.
         seed: of the order and of the views.
         rank, world_size: which part of every global batch this process takes.
@@ -78,8 +78,8 @@ class TrainingBatches:
     ):
         if batch_size > len(source):
             raise ConfigError(
-                f"batch_size={batch_size} is larger than the {len(source)} pictures of {source.name!r}: "
-                f"use --set batch_size={largest_batch(len(source))} or add pictures."
+                f"batch_size={batch_size} is larger than the {len(source)} images of {source.name!r}: "
+                f"use --set batch_size={largest_batch(len(source))} or add images."
             )
         if batch_size % world_size:
             raise ConfigError(f"batch_size={batch_size} does not divide by {world_size} processes.")
@@ -88,10 +88,10 @@ class TrainingBatches:
         self._batch_size, self._seed = batch_size, seed
         self._rank, self._world_size = rank, world_size
         self._device, self._dtype = device, dtype
-        self._order = (-1, np.zeros(0, np.int64))  # of the newest epoch: half a second of work for a million pictures
+        self._order = (-1, np.zeros(0, np.int64))  # of the newest epoch: half a second of work for a million images
 
     def samples(self, step: int) -> tuple[int, NDArray[np.int64]]:
-        """Epoch of a step, and the pictures that this process takes."""
+        """Epoch of a step, and the images that this process takes."""
         epoch, position = divmod(step, self.steps_per_epoch)
         if epoch != self._order[0]:
             self._order = epoch, permutation(len(self._source), self._seed, _ORDER, epoch)
@@ -149,7 +149,7 @@ def evaluation_batches(
     """The whole set in order as central squares, not yet normalised.
 
     Yields:
-        Indices (m,) of the pictures that could be read, their pixels (m, c, s, s) in [0, 1], and the unreadable ones.
+        Indices (m,) of the images that could be read, their pixels (m, c, s, s) in [0, 1], and the unreadable ones.
     """
     if source.images is not None:
         box = augment.centre_box(data.crop_fraction, *source.images.shape[-2:])
@@ -163,9 +163,9 @@ def evaluation_batches(
         yield crops.shown, crops.pixels.to(device).float() / 255, crops.unreadable
 
 
-def largest_batch(pictures: int) -> int:
+def largest_batch(images: int) -> int:
     """The largest power of two that leaves at least one step an epoch."""
-    return 1 << max(0, pictures.bit_length() - 1)
+    return 1 << max(0, images.bit_length() - 1)
 
 
 @dataclass(frozen=True)
@@ -235,7 +235,7 @@ class _RandomCrops(_Reader):
                 unreadable.append((error.where, error.reason))
         where, why = unreadable[-1]
         raise DataError(
-            f"{len(unreadable)} pictures of {self._source.name!r} in a row cannot be read, the last one {where}: {why}."
+            f"{len(unreadable)} images of {self._source.name!r} in a row cannot be read, the last one {where}: {why}."
         )
 
 
@@ -303,6 +303,6 @@ def _read_batches(reader: _Reader, keys: Iterable[Any], *, workers: int) -> Iter
         if "DataLoader worker (pid" not in str(error):  # an error raised inside a worker says "worker process"
             raise
         raise TrainingError(
-            "a process that reads pictures died, perhaps for lack of memory: run the same command again to resume, "
+            "a process that reads images died, perhaps for lack of memory: run the same command again to resume, "
             "with fewer of them (--set data.workers=1) if it happens again."
         ) from error

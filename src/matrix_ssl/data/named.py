@@ -22,7 +22,7 @@ _DIGITS_TEST = 360
 def open_digits(split: Split) -> MemorySource:
     """The 8x8 handwritten digits of scikit-learn, one channel, grey levels 0 to 16 scaled to 0 to 255.
 
-    A fixed stratified split: 1437 pictures for training, 360 for testing.
+    A fixed stratified split: 1437 images for training, 360 for testing.
     """
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
@@ -75,6 +75,6 @@ def _absent(name: str, folder: Path, *, download: bool, error: Exception) -> str
     if download:
         return f"{name}: the download to {folder} failed ({error}); try again or put the files there yourself."
     return (
-        f"{name} is not in {folder}, neither as a folder {name!r} of pictures or packed files nor as torchvision "
+        f"{name} is not in {folder}, neither as a folder {name!r} of images or packed files nor as torchvision "
         f"downloads it; give the right folder (--data-root or MATRIX_SSL_DATA) or fetch it with --download."
     )

@@ -1,6 +1,6 @@
-"""Packed sets: .npz files that hold encoded pictures back to back.
+"""Packed sets: .npz files that hold encoded images back to back.
 
-Arrays: ``jpeg`` (uint8, the picture files one after the other, of any format that ``pictures`` reads) and ``offs``
+Arrays: ``jpeg`` (uint8, the image files one after the other, of any format that ``images`` reads) and ``offs``
 (n+1 integers, where each begins; the last is the end); optionally ``y`` (n integer labels) and ``classes`` (names).
 """
 
@@ -15,7 +15,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from matrix_ssl.data.base import MemorySource, Places, Source, as_indices, check_labels, decode_all
-from matrix_ssl.data.pictures import decode_picture
+from matrix_ssl.data.images import decode_image
 from matrix_ssl.errors import DataError
 
 _TRAIN_NAMES = ("train",)
@@ -37,7 +37,7 @@ class Shard:
 
 
 class PackedSource(Source):
-    """Encoded pictures in memory, decoded when they are read."""
+    """Encoded images in memory, decoded when they are read."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class PackedSource(Source):
     def read(self, index: int) -> torch.Tensor:
         shard = self._shards[self._places.file[index]]
         start, end = shard.offsets[self._places.entry[index] :][:2]
-        return decode_picture(shard.content[start:end].numpy().tobytes(), self.where(index))
+        return decode_image(shard.content[start:end].numpy().tobytes(), self.where(index))
 
     def _stored(self) -> tuple[Sequence[str], NDArray[np.int64]]:
         sizes = np.zeros(len(self), dtype=np.int64)
@@ -84,7 +84,7 @@ class PackedSource(Source):
 def open_packed(paths: Sequence[Path], *, name: str) -> Source:
     """Opens packed files as one set, in the order given.
 
-    Pictures that share one shape are decoded at once and kept in memory if they take at most ``MEMORY_LIMIT``.
+    Images that share one shape are decoded at once and kept in memory if they take at most ``MEMORY_LIMIT``.
 
     Raises:
         DataError: a file is damaged, or the files do not agree about labels and classes.
@@ -160,7 +160,7 @@ def _array(arrays: dict[str, np.ndarray], key: str, path: Path) -> np.ndarray:
     if key not in arrays:
         found = ", ".join(sorted(arrays)) or "neither"
         raise DataError(
-            f"{path}: not a packed set of pictures: the array {key!r} is missing ('jpeg', 'offs': {found})."
+            f"{path}: not a packed set of images: the array {key!r} is missing ('jpeg', 'offs': {found})."
         )
     return arrays[key]
 

@@ -1,4 +1,4 @@
-"""Finds a set of pictures by name or path and opens its training or test part."""
+"""Finds a set of images by name or path and opens its training or test part."""
 
 import difflib
 import os
@@ -11,7 +11,7 @@ import numpy as np
 
 from matrix_ssl.data import huggingface
 from matrix_ssl.data.base import Source
-from matrix_ssl.data.folder import find_part_folders, holds_pictures, is_picture, open_folder, packed_files
+from matrix_ssl.data.folder import find_part_folders, holds_images, is_image, open_folder, packed_files
 from matrix_ssl.data.named import NAMED_SETS, TORCHVISION_SETS, Split, open_digits, open_torchvision
 from matrix_ssl.data.packed import open_packed, split_packed
 from matrix_ssl.errors import ConfigError, DataError
@@ -29,7 +29,7 @@ class Parts:
 
 
 def open_source(name_or_path: str, *, split: Split, data_root: Path | None, download: bool = False) -> Source:
-    """Opens one part of a set of pictures.
+    """Opens one part of a set of images.
 
     Args:
         name_or_path: a folder (``folder.find_part_folders`` describes the layouts), a packed .npz file or a folder of
@@ -49,7 +49,7 @@ def open_source(name_or_path: str, *, split: Split, data_root: Path | None, down
     if parts.test is None:
         raise DataError(
             f"{name_or_path} has no test part: no folder or packed file of it is called test or val; "
-            f"add one, or hold out a part of the training pictures."
+            f"add one, or hold out a part of the training images."
         )
     return parts.test()
 
@@ -64,14 +64,14 @@ def has_test_part(name_or_path: str, *, data_root: Path | None, download: bool =
 
 
 def split_source(source: Source, fraction: float, seed: int) -> tuple[Source, Source]:
-    """Holds out a random ``fraction`` of every class, at least one picture and not all; of all pictures if unlabelled.
+    """Holds out a random ``fraction`` of every class, at least one image and not all; of all images if unlabelled.
 
     Returns:
-        The training and the held-out pictures, both in their old order.
+        The training and the held-out images, both in their old order.
 
     Raises:
         ConfigError: the fraction is not between 0 and 1.
-        DataError: a class has fewer than two pictures.
+        DataError: a class has fewer than two images.
     """
     if not 0 < fraction < 1:
         raise ConfigError(f"the held-out fraction is {fraction}; it must lie between 0 and 1.")
@@ -81,16 +81,16 @@ def split_source(source: Source, fraction: float, seed: int) -> tuple[Source, So
         members = np.flatnonzero(labels == label)
         if len(members) < 2:
             what = source.name if source.classes is None else f"{source.name}: the class {source.classes[label]!r}"
-            raise DataError(f"{what} has a single picture; holding out a part needs two or more.")
+            raise DataError(f"{what} has a single image; holding out a part needs two or more.")
         count = min(max(round(fraction * len(members)), 1), len(members) - 1)
         held_out[members[permutation(len(members), seed, int(label))[:count]]] = True
     return source.subset(np.flatnonzero(~held_out)), source.subset(np.flatnonzero(held_out))
 
 
 def find_parts(name_or_path: str, *, data_root: Path | None, download: bool = False) -> Parts:
-    """Finds a set without reading its pictures; arguments and errors as in ``open_source``."""
+    """Finds a set without reading its images; arguments and errors as in ``open_source``."""
     if not name_or_path:
-        raise DataError(f"no data set was given; give a folder, an .npz file or one of {', '.join(NAMED_SETS)}.")
+        raise DataError(f"no dataset was given; give a folder, an .npz file or one of {', '.join(NAMED_SETS)}.")
     if name_or_path.startswith("hf:"):
         return _hugging_face(name_or_path.removeprefix("hf:"))
     if name_or_path == "digits":
@@ -111,8 +111,8 @@ def _at(path: Path) -> Parts:
     if path.is_file():
         if path.suffix.lower() == ".npz":
             return Parts(partial(open_packed, [path], name=path.stem), None)
-        kind = "a single picture" if is_picture(path.name) else f"a file of type {path.suffix or 'unknown'}"
-        raise DataError(f"{path} is {kind}; give a folder of pictures (unpack archives first) or a packed .npz file.")
+        kind = "a single image" if is_image(path.name) else f"a file of type {path.suffix or 'unknown'}"
+        raise DataError(f"{path} is {kind}; give a folder of images (unpack archives first) or a packed .npz file.")
     name = path.resolve().name
     packed = packed_files(path)
     if packed:
@@ -141,7 +141,7 @@ def _torchvision(name: str, root: Path | None, *, download: bool) -> Parts:
             f"(and --download to fetch it there).{here}"
         )
     own = root / name
-    if own.is_dir() and (packed_files(own) or holds_pictures(own)):
+    if own.is_dir() and (packed_files(own) or holds_images(own)):
         return _at(own)
     train = partial(open_torchvision, name, "train", folder=root, download=download)
     test = partial(open_torchvision, name, "test", folder=root, download=download)

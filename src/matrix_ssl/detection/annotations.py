@@ -24,19 +24,19 @@ from matrix_ssl.errors import DataError
 
 # what is left out or changed, by the name of its count
 COUNTED = {
-    "pictures": "pictures listed",
-    "pictures_without_instances": "pictures without a usable instance, which training leaves out",
+    "images": "images listed",
+    "images_without_instances": "images without a usable instance, which training leaves out",
     "instances": "usable instances",
     "crowds": "crowd regions, ignored in training and in scoring",
     "crowds_unusable": "crowd regions without a usable mask, left out",
-    "degenerate_boxes": "instances left out because their box has no area inside the picture",
+    "degenerate_boxes": "instances left out because their box has no area inside the image",
     "empty_masks": "instances left out because their mask is missing or has no area",
     "short_polygons": "polygons of less than three points, left out of their masks",
-    "clipped_boxes": "instances whose box reaches out of the picture, clipped in training",
-    "rescaled_masks": "masks stored at another size than the picture's, rescaled",
+    "clipped_boxes": "instances whose box reaches out of the image, clipped in training",
+    "rescaled_masks": "masks stored at another size than the image's, rescaled",
 }
 _SMALLEST = 0.01  # side of a box, in pixels: below, float32 could not tell its two ends apart
-_OUTSIDE = 0.01  # pixels that a box may reach out of the picture before it counts as clipped; COCO rounds to 0.01
+_OUTSIDE = 0.01  # pixels that a box may reach out of the image before it counts as clipped; COCO rounds to 0.01
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,8 @@ class Instance:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture and what is on it."""
+class AnnotatedImage:
+    """An image and what is on it."""
 
     id: int
     name: str  # of its file
@@ -80,7 +80,7 @@ class Annotations:
 
     path: Path
     sha256: str  # of the file
-    pictures: tuple[Picture, ...]  # in the order of the file
+    images: tuple[AnnotatedImage, ...]  # in the order of the file
     categories: tuple[Category, ...]  # in the order of their ids
     counts: dict[str, int]  # by the names in COUNTED
 
@@ -90,20 +90,20 @@ def read_annotations(path: Path) -> Annotations:
 
     Raises:
         DataError: the file is missing, unreadable or not COCO's, an id occurs twice or names nothing, or there is no
-            picture.
+            image.
     """
     content, sha256 = _load(path)
     categories = _categories(content["categories"], str(path))
     counts: Counter[str] = Counter(dict.fromkeys(COUNTED, 0))
     sizes = _sizes(content["images"], str(path))
     instances = _instances(content["annotations"], sizes, {category.id for category in categories}, counts, str(path))
-    pictures = tuple(
-        Picture(number, name, height, width, tuple(instances.get(number, ())))
+    images = tuple(
+        AnnotatedImage(number, name, height, width, tuple(instances.get(number, ())))
         for number, (name, height, width) in sizes.items()
     )
-    counts["pictures"] = len(pictures)
-    counts["pictures_without_instances"] = sum(not picture.objects() for picture in pictures)
-    return Annotations(path, sha256, pictures, categories, dict(counts))
+    counts["images"] = len(images)
+    counts["images_without_instances"] = sum(not image.objects() for image in images)
+    return Annotations(path, sha256, images, categories, dict(counts))
 
 
 def check_same_categories(train: Annotations, val: Annotations) -> None:
@@ -166,7 +166,7 @@ def _categories(items: list[dict[str, Any]], where: str) -> tuple[Category, ...]
 
 
 def _sizes(items: list[dict[str, Any]], where: str) -> dict[int, tuple[str, int, int]]:
-    """File name, height and width of every picture, by its id."""
+    """File name, height and width of every image, by its id."""
     sizes: dict[int, tuple[str, int, int]] = {}
     names: set[str] = set()
     for number, item in _numbered(items, f"{where}: image"):
@@ -191,19 +191,19 @@ def _instances(
     counts: Counter[str],
     where: str,
 ) -> dict[int, list[Instance]]:
-    """The usable instances of every picture, by its id; what is left out is counted."""
+    """The usable instances of every image, by its id; what is left out is counted."""
     found: dict[int, list[Instance]] = {}
     for number, item in _numbered(items, f"{where}: annotation"):
         here = f"{where}: annotation {number}"
-        picture, category = item.get("image_id"), item.get("category_id")
-        if not _is_whole(picture) or picture not in sizes:
-            raise DataError(f"{here}: image_id {picture!r} is not among the {len(sizes)} images.")
+        image, category = item.get("image_id"), item.get("category_id")
+        if not _is_whole(image) or image not in sizes:
+            raise DataError(f"{here}: image_id {image!r} is not among the {len(sizes)} images.")
         if not _is_whole(category) or category not in categories:
             raise DataError(f"{here}: category_id {category!r} is not among the {len(categories)} categories.")
         crowd = item.get("iscrowd", 0)
         if crowd not in (0, 1):
             raise DataError(f"{here}: iscrowd {crowd!r} must be 0 or 1.")
-        _, height, width = sizes[picture]
+        _, height, width = sizes[image]
         box = _box(item.get("bbox"), here)
         shape = _shape(item.get("segmentation"), height, width, counts, here)
         x0, y0, x1, y1 = box
@@ -218,7 +218,7 @@ def _instances(
         area = item["area"] if "area" in item else shape.area()
         if not _is_finite(area):
             raise DataError(f"{here}: area {area!r} is not a number.")
-        found.setdefault(picture, []).append(Instance(number, category, box, float(area), shape, bool(crowd)))
+        found.setdefault(image, []).append(Instance(number, category, box, float(area), shape, bool(crowd)))
     return found
 
 

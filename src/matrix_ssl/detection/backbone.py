@@ -15,7 +15,7 @@ DEFAULT = "resnet50"
 
 @dataclass(frozen=True)
 class Backbone:
-    """A torchvision ResNet with its weights, and how its pictures are normalised."""
+    """A torchvision ResNet with its weights, and how its images are normalised."""
 
     encoder: torchvision.models.ResNet
     architecture: str
@@ -26,7 +26,7 @@ class Backbone:
 
     @property
     def stem_stride(self) -> int:
-        """By how much the layers before the first stage lower the resolution: 4, or 1 for small pictures' stem."""
+        """By how much the layers before the first stage lower the resolution: 4, or 1 for small images' stem."""
         return 4 if isinstance(self.encoder.maxpool, nn.MaxPool2d) else 1
 
 
@@ -39,7 +39,7 @@ def open_backbone(reference: str, *, architecture: str | None, seed: int, weight
         seed: of random weights.
 
     Raises:
-        ConfigError: the encoder is no ResNet of torchvision for colour pictures, or ``architecture`` is not its own.
+        ConfigError: the encoder is no ResNet of torchvision for colour images, or ``architecture`` is not its own.
         MatrixSSLError: the weights cannot be read, or do not match completely.
     """
     if architecture is None and reference in (RANDOM, TORCHVISION):

@@ -14,9 +14,9 @@ _PATH = click.Path(path_type=Path)
 
 
 @click.command()
-@click.option("--train-images", type=_PATH, required=True, help="Pictures to learn from: a folder or a .tar file.")
+@click.option("--train-images", type=_PATH, required=True, help="Images to learn from: a folder or a .tar file.")
 @click.option("--train-annotations", type=_PATH, required=True, metavar="JSON", help="COCO annotations of them.")
-@click.option("--val-images", type=_PATH, required=True, help="Pictures to score on.")
+@click.option("--val-images", type=_PATH, required=True, help="Images to score on.")
 @click.option("--val-annotations", type=_PATH, required=True, metavar="JSON", help="COCO annotations of them.")
 @click.option("--encoder", required=True, metavar="RUN|CHECKPOINT|random|torchvision",
               help="Where the detector begins: a run folder, a checkpoint file, random weights, or torchvision's, "
@@ -26,7 +26,7 @@ _PATH = click.Path(path_type=Path)
 @options.weights
 @click.option("--architecture", type=click.Choice(["c4", "fpn"]), help="c4: heads on the encoder's last stage; fpn: a "
               "feature pyramid.  [default: c4]")  # fmt: skip
-@click.option("--schedule", type=click.Choice(["1x", "2x"]), help="90000 or 180000 iterations of 16 pictures.  "
+@click.option("--schedule", type=click.Choice(["1x", "2x"]), help="90000 or 180000 iterations of 16 images.  "
               "[default: 1x]")  # fmt: skip
 @click.option("--seed", type=click.IntRange(0), help="[default: 0]")
 @options.assignments
@@ -51,7 +51,7 @@ def detect(
 ) -> None:
     """Train Mask R-CNN on an encoder, all layers, and score boxes and masks. The same command again resumes.
 
-    Pictures and annotations are COCO's. Settings and their published defaults: docs/detection.md.
+    Images and annotations are COCO's. Settings and their published defaults: docs/detection.md.
     """
     from matrix_ssl.config import override_dataclass
 
@@ -61,7 +61,7 @@ def detect(
     from matrix_ssl import devices, distributed, record
     from matrix_ssl.detection import run as runs
     from matrix_ssl.detection.table import classes_table, scores_table
-    from matrix_ssl.progress import Display, picture_bar
+    from matrix_ssl.progress import Display, image_bar
 
     inputs = runs.Inputs(
         train_images,
@@ -90,7 +90,7 @@ def detect(
             display.say(f"{out} is complete; --fresh starts over.")
         else:
             display.say(prepared.headline())
-            runs.run(prepared, out, display=display, bar=lambda what: picture_bar(console, what))
+            runs.run(prepared, out, display=display, bar=lambda what: image_bar(console, what))
         if distributed.is_main():
             result = record.read_json(out / runs.RESULT)
             options.out.print(scores_table(result))

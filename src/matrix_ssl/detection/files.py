@@ -1,4 +1,4 @@
-"""Picture files by name, from a folder or an uncompressed tar archive."""
+"""Image files by name, from a folder or an uncompressed tar archive."""
 
 import tarfile
 from collections.abc import Iterable, Sequence
@@ -14,8 +14,8 @@ from matrix_ssl.errors import DataError, UnreadableImage
 _SHOWN = 3  # missing files that an error names
 
 
-class PictureFiles:
-    """Reads picture files by the names that annotations give them; safe to share among threads.
+class ImageFiles:
+    """Reads image files by the names that annotations give them; safe to share among threads.
 
     Args:
         location: a folder, or a .tar file, whose members are read in place, in any order.
@@ -30,7 +30,7 @@ class PictureFiles:
         if location.is_dir():
             return
         if not location.exists():
-            raise DataError(f"{location} does not exist: give a folder of pictures or a .tar file.")
+            raise DataError(f"{location} does not exist: give a folder of images or a .tar file.")
         self._members = _index(location)
 
     def missing(self, names: Iterable[str]) -> list[str]:
@@ -52,7 +52,7 @@ class PictureFiles:
         if missing:
             shown = ", ".join(missing[:_SHOWN]) + (", ..." if len(missing) > _SHOWN else "")
             raise DataError(
-                f"{self.location} lacks {len(missing)} of {len(names)} pictures that the annotations list ({shown}): "
+                f"{self.location} lacks {len(missing)} of {len(names)} images that the annotations list ({shown}): "
                 f"give the folder or archive that the file names are relative to."
             )
 
@@ -65,7 +65,7 @@ class PictureFiles:
         return content_digest(names, sizes, lambda index, count: self._read_start(names[index], count))
 
     def where(self, name: str) -> str:
-        """What to call a picture in a message."""
+        """What to call an image in a message."""
         return f"{self.location}/{name}"
 
     def read(self, name: str) -> bytes:
@@ -109,7 +109,7 @@ def check_name(name: str, where: str) -> str:
     """
     path = PurePosixPath(name)
     if not name or "\0" in name or path.is_absolute() or ".." in path.parts or not path.parts:
-        raise DataError(f"{where}: file_name {name!r} must be a relative path inside the folder of pictures.")
+        raise DataError(f"{where}: file_name {name!r} must be a relative path inside the folder of images.")
     return str(path)
 
 

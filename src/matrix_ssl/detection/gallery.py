@@ -1,4 +1,4 @@
-"""A picture of detections beside the truth."""
+"""An image of detections beside the truth."""
 
 import colorsys
 from collections.abc import Sequence
@@ -12,19 +12,19 @@ from torch import Tensor
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 from matrix_ssl import record
-from matrix_ssl.detection.annotations import Annotations, Picture
-from matrix_ssl.detection.files import PictureFiles
-from matrix_ssl.detection.pictures import fit, read_pixels, resize
+from matrix_ssl.detection.annotations import Annotations, AnnotatedImage
+from matrix_ssl.detection.files import ImageFiles
+from matrix_ssl.detection.images import fit, read_pixels, resize
 from matrix_ssl.detection.predict import Predictions
 from matrix_ssl.detection.shapes import decode, encode
 
-_PICTURES, _WIDTH, _GAP, _TITLE = 8, 480, 8, 20  # the last three in pixels
+_ROWS, _WIDTH, _GAP, _TITLE = 8, 480, 8, 20  # the last three in pixels
 _FEWEST = 3  # detections shown, if there are as many
 
 
 @dataclass(frozen=True)
 class _Drawn:
-    """Something to draw on a picture."""
+    """Something to draw on an image."""
 
     box: Sequence[float]  # x0, y0, x1, y1
     mask: dict
@@ -32,8 +32,8 @@ class _Drawn:
     text: str
 
 
-def write_gallery(path: Path, annotations: Annotations, files: PictureFiles, predictions: Predictions) -> None:
-    """Writes a PNG: for the first pictures with objects, the truth on the left, the best detections on the right.
+def write_gallery(path: Path, annotations: Annotations, files: ImageFiles, predictions: Predictions) -> None:
+    """Writes a PNG: for the first images with objects, the truth on the left, the best detections on the right.
 
     As many detections as there are objects are shown, those of the highest scores and three at least, with their
     scores whatever they are.
@@ -41,8 +41,8 @@ def write_gallery(path: Path, annotations: Annotations, files: PictureFiles, pre
     Raises:
         RunFolderError: it could not be written.
     """
-    shown = [p for p in annotations.pictures if p.objects() and p.id not in predictions.unreadable][:_PICTURES]
-    rows = [_row(picture, annotations, files, predictions) for picture in shown]
+    shown = [p for p in annotations.images if p.objects() and p.id not in predictions.unreadable][:_ROWS]
+    rows = [_row(image, annotations, files, predictions) for image in shown]
     height = _TITLE + sum(row.height + _GAP for row in rows)
     sheet = Image.new("RGB", (2 * _WIDTH + _GAP, height), "white")
     pen = ImageDraw.Draw(sheet)
@@ -55,22 +55,22 @@ def write_gallery(path: Path, annotations: Annotations, files: PictureFiles, pre
     record.write_atomically(path, lambda file: sheet.save(file, format="PNG"))
 
 
-def _row(picture: Picture, annotations: Annotations, files: PictureFiles, predictions: Predictions) -> Image.Image:
+def _row(image: AnnotatedImage, annotations: Annotations, files: ImageFiles, predictions: Predictions) -> Image.Image:
     names = {category.id: category.name for category in annotations.categories}
-    truth = [_Drawn(o.box, encode(o.shape, picture.height, picture.width), o.category, names[o.category])
-             for o in picture.objects()]  # fmt: skip
-    mine = [item for item in predictions.found if item["image_id"] == picture.id]
+    truth = [_Drawn(o.box, encode(o.shape, image.height, image.width), o.category, names[o.category])
+             for o in image.objects()]  # fmt: skip
+    mine = [item for item in predictions.found if item["image_id"] == image.id]
     best = sorted(mine, key=lambda item: -item["score"])[: max(_FEWEST, len(truth))]
     found = [
         _Drawn(_corners(item["bbox"]), item["segmentation"], item["category_id"],
                f"{names.get(item['category_id'], item['category_id'])} {item['score']:.2f}")
         for item in best
     ]  # fmt: skip
-    height, width = fit(picture, shorter=_WIDTH, longest=_WIDTH)
-    pixels = (resize(read_pixels(picture, files), height, width) * 255).round().byte()
+    height, width = fit(image, shorter=_WIDTH, longest=_WIDTH)
+    pixels = (resize(read_pixels(image, files), height, width) * 255).round().byte()
     row = Image.new("RGB", (2 * _WIDTH + _GAP, height), "white")
     for place, items in enumerate((truth, found)):
-        drawn = _draw(pixels, items, scale=width / picture.width)
+        drawn = _draw(pixels, items, scale=width / image.width)
         row.paste(Image.fromarray(drawn.permute(1, 2, 0).numpy()), (place * (_WIDTH + _GAP), 0))
     return row
 

@@ -30,11 +30,11 @@ Target = Mapping[str, Tensor]  # boxes (k, 4), labels (k,) from 1, masks (k, h, 
 class RegionPool(nn.Module):
     """RoIAlign on one feature map, or on that level of a pyramid whose resolution fits the region.
 
-    A region of 224 pixels, the side of ImageNet's pictures, is taken from stride 16, larger and smaller ones from other
+    A region of 224 pixels, the side of ImageNet's images, is taken from stride 16, larger and smaller ones from other
     levels by powers of two.
 
     Args:
-        strides: of the feature maps, in pixels of the picture, rising by factors of two.
+        strides: of the feature maps, in pixels of the image, rising by factors of two.
         size: side of the result, in cells.
     """
 
@@ -43,11 +43,11 @@ class RegionPool(nn.Module):
         self.strides, self.size = tuple(strides), size
 
     def forward(self, features: Mapping[str, Tensor], boxes: Sequence[Tensor]) -> Tensor:
-        """Features {"0": (n, c, h, w), ...} and the boxes (k, 4) of every picture to (sum of k, c, size, size)."""
+        """Features {"0": (n, c, h, w), ...} and the boxes (k, 4) of every image to (sum of k, c, size, size)."""
         maps = [features[str(level)] for level in range(len(self.strides))]
         together = torch.cat(list(boxes))
-        picture = torch.cat([torch.full_like(part[:, :1], index) for index, part in enumerate(boxes)])
-        regions = torch.cat([picture, together], dim=1)
+        image = torch.cat([torch.full_like(part[:, :1], index) for index, part in enumerate(boxes)])
+        regions = torch.cat([image, together], dim=1)
         side = box_area(together).sqrt()
         stride = 16 * side / 224  # the wanted one
         level = torch.floor(torch.log2(stride / self.strides[0]) + 1e-6).clamp(0, len(maps) - 1)
@@ -122,7 +122,7 @@ class Heads(RoIHeads):
         kind = torch.cat(labels)
         masks = logits[torch.arange(len(kind), device=kind.device), kind].sigmoid().split([len(box) for box in boxes])
         keys = ("boxes", "scores", "labels", "masks")
-        return [dict(zip(keys, picture, strict=True)) for picture in zip(*found, masks, strict=True)]
+        return [dict(zip(keys, image, strict=True)) for image in zip(*found, masks, strict=True)]
 
 
 class PyramidHeads(Heads):
@@ -172,10 +172,10 @@ def mask_cross_entropy(
 
     Args:
         logits: (regions, classes, m, m).
-        boxes: of every picture, (k, 4), in pixels.
+        boxes: of every image, (k, 4), in pixels.
         labels: (regions,) true classes.
-        objects: of every picture, (k,): which object each box belongs to.
-        targets: of every picture.
+        objects: of every image, (k,): which object each box belongs to.
+        targets: of every image.
     """
     side = logits.shape[-1]
     wanted = []

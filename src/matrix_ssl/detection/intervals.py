@@ -1,7 +1,7 @@
-"""How far AP depends on the pictures that it was measured on: the bootstrap over pictures.
+"""How far AP depends on the images that it was measured on: the bootstrap over images.
 
-Pictures are drawn with replacement; a picture drawn twice counts twice, with its objects and detections. Matching
-within a picture does not change, so a resample costs a cumulative sum a category instead of an evaluation. The interval
+Images are drawn with replacement; an image drawn twice counts twice, with its objects and detections. Matching
+within an image does not change, so a resample costs a cumulative sum a category instead of an evaluation. The interval
 speaks of one trained detector: the spread over seeds of the training is not in it.
 
 Reference: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, section 13.3 (percentile intervals).
@@ -25,22 +25,22 @@ _RECALLS = np.linspace(0, 1, 101)
 class _Matches:
     """One category's detections, in the order of falling scores, and its objects."""
 
-    picture: NDArray[np.int64]  # (detections,)
+    image: NDArray[np.int64]  # (detections,)
     right: NDArray[np.bool_]  # (thresholds, detections)
     wrong: NDArray[np.bool_]  # neither is true where a detection is ignored
-    objects: NDArray[np.int64]  # (pictures,), without ignored ones
+    objects: NDArray[np.int64]  # (images,), without ignored ones
 
 
-def resample(evaluation: Any, *, pictures: int, resamples: int, seed: int) -> dict[str, list[float] | None]:
-    """95 % intervals of AP and AP50 over resamples of the pictures.
+def resample(evaluation: Any, *, images: int, resamples: int, seed: int) -> dict[str, list[float] | None]:
+    """95 % intervals of AP and AP50 over resamples of the images.
 
     Args:
         evaluation: a COCOeval after ``evaluate``.
-        pictures: how many there are.
+        images: how many there are.
     """
-    matches = _collect(evaluation, pictures)
-    drawn = (uniform(seed, _STREAM, np.arange(resamples), draws=pictures) * pictures).astype(np.int64)
-    values = [average_precision(matches, np.bincount(row, minlength=pictures)) for row in drawn]
+    matches = _collect(evaluation, images)
+    drawn = (uniform(seed, _STREAM, np.arange(resamples), draws=images) * images).astype(np.int64)
+    values = [average_precision(matches, np.bincount(row, minlength=images)) for row in drawn]
     return {
         name: _interval([value[place] for value in values if value is not None])
         for place, name in enumerate(("AP", "AP50"))
@@ -48,7 +48,7 @@ def resample(evaluation: Any, *, pictures: int, resamples: int, seed: int) -> di
 
 
 def average_precision(matches: Sequence[_Matches], weights: NDArray[np.int64]) -> tuple[float, float] | None:
-    """AP and AP50 where every picture counts ``weights[picture]`` times; None without any object."""
+    """AP and AP50 where every image counts ``weights[image]`` times; None without any object."""
     found = [value for match in matches if (value := _precisions(match, weights)) is not None]
     if not found:
         return None
@@ -61,7 +61,7 @@ def _precisions(match: _Matches, weights: NDArray[np.int64]) -> NDArray[np.float
     objects = int(weights @ match.objects)
     if not objects:
         return None
-    weight = weights[match.picture]
+    weight = weights[match.image]
     right, wrong = np.cumsum(match.right * weight, axis=1), np.cumsum(match.wrong * weight, axis=1)
     precision = right / np.maximum(right + wrong, 1)
     best = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]  # at this recall or above
@@ -70,29 +70,29 @@ def _precisions(match: _Matches, weights: NDArray[np.int64]) -> NDArray[np.float
     return np.array([row[np.searchsorted(recall, _RECALLS)].mean() for row, recall in rows])
 
 
-def _collect(evaluation: Any, pictures: int) -> list[_Matches]:
-    """Matches of every category over all areas; pycocotools keeps results by category, area and picture."""
+def _collect(evaluation: Any, images: int) -> list[_Matches]:
+    """Matches of every category over all areas; pycocotools keeps results by category, area and image."""
     areas, thresholds = len(evaluation.params.areaRng), len(evaluation.params.iouThrs)
     return [
-        _match(evaluation.evalImgs[first : first + pictures], thresholds)
-        for first in range(0, len(evaluation.evalImgs), areas * pictures)
+        _match(evaluation.evalImgs[first : first + images], thresholds)
+        for first in range(0, len(evaluation.evalImgs), areas * images)
     ]
 
 
 def _match(results: Sequence[dict[str, Any] | None], thresholds: int) -> _Matches:
     objects = np.zeros(len(results), dtype=np.int64)
-    picture, scores = [np.zeros(0, np.int64)], [np.zeros(0)]
+    image, scores = [np.zeros(0, np.int64)], [np.zeros(0)]
     matched, ignored = [np.zeros((thresholds, 0), bool)], [np.zeros((thresholds, 0), bool)]
     for place, result in enumerate(results):
         if result is not None:
             objects[place] = int(np.sum(np.asarray(result["gtIgnore"]) == 0))
             scores.append(np.asarray(result["dtScores"], dtype=np.float64))
-            picture.append(np.full(len(result["dtScores"]), place))
+            image.append(np.full(len(result["dtScores"]), place))
             matched.append(np.asarray(result["dtMatches"]) > 0)
             ignored.append(np.asarray(result["dtIgnore"]).astype(bool))
     order = np.argsort(-np.concatenate(scores), kind="stable")
     hit, left_out = np.concatenate(matched, axis=1)[:, order], np.concatenate(ignored, axis=1)[:, order]
-    return _Matches(np.concatenate(picture)[order], hit & ~left_out, ~hit & ~left_out, objects)
+    return _Matches(np.concatenate(image)[order], hit & ~left_out, ~hit & ~left_out, objects)
 
 
 def _interval(values: list[float]) -> list[float] | None:

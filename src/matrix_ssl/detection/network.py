@@ -18,7 +18,7 @@ from matrix_ssl.randomness import hash_integers
 
 _PYRAMID_WIDTH = 256
 _RATIOS = (0.5, 1.0, 2.0)  # height over width of the anchors
-# proposals kept before and after non-maximum suppression, of every level and of a picture; Detectron2's values
+# proposals kept before and after non-maximum suppression, of every level and of an image; Detectron2's values
 _BEFORE = {"fpn": {"training": 2000, "testing": 1000}, "c4": {"training": 12000, "testing": 6000}}
 _AFTER = {"fpn": {"training": 1000, "testing": 1000}, "c4": {"training": 2000, "testing": 1000}}
 _STREAM = 0xDE7EC7  # coordinate that keeps the initialisation apart from other random numbers
@@ -27,8 +27,8 @@ _STREAM = 0xDE7EC7  # coordinate that keeps the initialisation apart from other 
 def build_detector(backbone: Backbone, settings: DetectionSettings, *, classes: int) -> GeneralizedRCNN:
     """A detector whose encoder has the backbone's weights and whose other layers are drawn from the seed.
 
-    It takes pictures (3, h, w) in [0, 1], of any sizes, and targets with boxes, labels and masks. In training it gives
-    the losses; in evaluation, for every picture, boxes (k, 4) in its pixels, scores (k,), labels (k,) from 1 and
+    It takes images (3, h, w) in [0, 1], of any sizes, and targets with boxes, labels and masks. In training it gives
+    the losses; in evaluation, for every image, boxes (k, 4) in its pixels, scores (k,), labels (k,) from 1 and
     masks (k, m, m), probabilities over the box.
 
     Args:
@@ -64,7 +64,7 @@ def build_detector(backbone: Backbone, settings: DetectionSettings, *, classes: 
 
 
 class Normalise(GeneralizedRCNNTransform):
-    """torchvision's first and last step without its resizing: pictures come at their size, masks leave as predicted."""
+    """torchvision's first and last step without its resizing: images come at their size, masks leave as predicted."""
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]):
         super().__init__(min_size=1, max_size=1, image_mean=list(mean), image_std=list(std))

@@ -1,4 +1,4 @@
-"""A detection run from pictures to result: prepare, claim the folder, train, score, write."""
+"""A detection run from images to result: prepare, claim the folder, train, score, write."""
 
 import dataclasses
 import json
@@ -16,10 +16,10 @@ from torch import nn
 from matrix_ssl import checkpoint, devices, distributed, networks, record
 from matrix_ssl.detection.annotations import Annotations, check_same_categories, read_annotations
 from matrix_ssl.detection.backbone import Backbone, open_backbone
-from matrix_ssl.detection.files import PictureFiles
+from matrix_ssl.detection.files import ImageFiles
 from matrix_ssl.detection.gallery import write_gallery
 from matrix_ssl.detection.network import build_detector
-from matrix_ssl.detection.pictures import TrainingPictures
+from matrix_ssl.detection.images import TrainingImages
 from matrix_ssl.detection.predict import Predictions, predict
 from matrix_ssl.detection.scoring import score
 from matrix_ssl.detection.settings import MAY_CHANGE, DetectionSettings, Plan, check_settings, make_plan
@@ -35,7 +35,7 @@ Bar = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
 
 @dataclass(frozen=True)
 class Inputs:
-    """Where pictures, annotations and the encoder are."""
+    """Where images, annotations and the encoder are."""
 
     train_images: Path
     train_annotations: Path
@@ -56,9 +56,9 @@ class Prepared:
     plan: Plan
     train: Annotations
     val: Annotations
-    pictures: TrainingPictures
-    train_files: PictureFiles
-    val_files: PictureFiles
+    images: TrainingImages
+    train_files: ImageFiles
+    val_files: ImageFiles
     backbone: Backbone
     detector: nn.Module
 
@@ -67,8 +67,8 @@ class Prepared:
         s, processes = self.settings, distributed.world_size()
         encoder, where = self.backbone.text.removesuffix("."), devices.device_name(self.device)
         return (
-            f"Mask R-CNN {s.architecture} on {encoder}; {len(self.pictures)} pictures to learn from, "
-            f"{len(self.val.pictures)} to score; {self.plan.total} iterations of batch {s.batch_size}, seed {s.seed}; "
+            f"Mask R-CNN {s.architecture} on {encoder}; {len(self.images)} images to learn from, "
+            f"{len(self.val.images)} to score; {self.plan.total} iterations of batch {s.batch_size}, seed {s.seed}; "
             f"{where}, {processes} process{'es' if processes > 1 else ''}"
         )
 
@@ -79,7 +79,7 @@ class Prepared:
         return {
             name: {
                 "annotations_sha256": annotations.sha256,
-                "images_digest": files.digest([picture.name for picture in annotations.pictures]),
+                "images_digest": files.digest([image.name for image in annotations.images]),
             }
             for name, (annotations, files) in parts.items()
         }
@@ -106,12 +106,12 @@ def prepare(inputs: Inputs, settings: DetectionSettings, *, device: torch.device
     coco_masks()  # says at once if pycocotools is missing
     train, val = read_annotations(inputs.train_annotations), read_annotations(inputs.val_annotations)
     check_same_categories(train, val)
-    if not any(picture.objects() for picture in val.pictures):
-        raise DataError(f"{val.path}: no picture has a usable instance, so there is nothing to score.")
-    train_files, val_files = PictureFiles(inputs.train_images), PictureFiles(inputs.val_images)
-    train_files.check([picture.name for picture in train.pictures])
-    val_files.check([picture.name for picture in val.pictures])
-    pictures = TrainingPictures(
+    if not any(image.objects() for image in val.images):
+        raise DataError(f"{val.path}: no image has a usable instance, so there is nothing to score.")
+    train_files, val_files = ImageFiles(inputs.train_images), ImageFiles(inputs.val_images)
+    train_files.check([image.name for image in train.images])
+    val_files.check([image.name for image in val.images])
+    images = TrainingImages(
         train, train_files, settings, rank=distributed.rank(), processes=distributed.world_size()
     )
     backbone = open_backbone(
@@ -119,8 +119,8 @@ def prepare(inputs: Inputs, settings: DetectionSettings, *, device: torch.device
     )  # fmt: skip
     detector: nn.Module = build_detector(backbone, settings, classes=len(train.categories))
     detector = networks.synchronise_batch_norm(detector, device.type).to(device)
-    plan = make_plan(settings, pictures=len(pictures))
-    return Prepared(inputs, settings, device, plan, train, val, pictures, train_files, val_files, backbone, detector)
+    plan = make_plan(settings, images=len(images))
+    return Prepared(inputs, settings, device, plan, train, val, images, train_files, val_files, backbone, detector)
 
 
 def claim(prepared: Prepared, out: Path) -> bool:
@@ -155,7 +155,7 @@ def run(prepared: Prepared, out: Path, *, display: Display, bar: Bar) -> dict[st
     """
     settings = prepared.settings
     training = Training(
-        prepared.detector, prepared.pictures, settings, prepared.plan, run=out, device=prepared.device, display=display
+        prepared.detector, prepared.images, settings, prepared.plan, run=out, device=prepared.device, display=display
     )
     training.train()
     started = time.monotonic()
@@ -180,7 +180,7 @@ def _write(
 ) -> dict[str, Any]:
     for where, why in predictions.unreadable.values():
         training.display.say(f"left out: {where}: {why}")
-    check_unreadable(len(predictions.unreadable), len(prepared.val.pictures), "they are listed above")
+    check_unreadable(len(predictions.unreadable), len(prepared.val.images), "they are listed above")
     settings, val = prepared.settings, prepared.val
     checkpoint.save_weights(out / DETECTOR, prepared.detector, {"architecture": settings.architecture})
     text = json.dumps(predictions.found, separators=(",", ":"))

@@ -3,7 +3,7 @@
 AP is the mean over IoU thresholds 0.50, 0.55, ..., 0.95 and over categories of the mean, over 101 levels of recall, of
 the highest precision at that recall or above; AP50 and AP75 are those of one threshold. Small objects cover less than
 32² pixels, large ones more than 96². AR is the mean over thresholds and categories of the highest recall with 1, 10 or
-100 detections a picture. Detections on crowd regions count neither as right nor as wrong. A category without an object
+100 detections an image. Detections on crowd regions count neither as right nor as wrong. A category without an object
 is left out of every mean; a value without any is None.
 
 Reference: Lin et al., "Microsoft COCO: Common Objects in Context", ECCV 2014; cocodataset.org, "Detection evaluation".
@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from matrix_ssl.detection.annotations import Annotations, Picture
+from matrix_ssl.detection.annotations import Annotations, AnnotatedImage
 from matrix_ssl.detection.intervals import resample
 from matrix_ssl.detection.predict import Predictions
 from matrix_ssl.detection.shapes import coco_masks, encode
@@ -33,54 +33,54 @@ def score(annotations: Annotations, predictions: Predictions, *, resamples: int 
     """Scores detections; all fractions are of one.
 
     Args:
-        annotations: the truth; pictures that could not be read are left out.
-        resamples: of the pictures, for the intervals; 0: none.
+        annotations: the truth; images that could not be read are left out.
+        resamples: of the images, for the intervals; 0: none.
         seed: of the resamples.
 
     Returns:
         ``{"box": {measure: value}, "mask": {...}, "per_class": [{id, name, objects, box_AP, box_AP50, mask_AP,
-        mask_AP50}], "interval_95": {"box": {"AP": [low, high], "AP50": ...}, "mask": ...}, "pictures": number}``.
+        mask_AP50}], "interval_95": {"box": {"AP": [low, high], "AP50": ...}, "mask": ...}, "images": number}``.
 
     Raises:
         MissingExtra: pycocotools is not installed.
     """
-    pictures = [picture for picture in annotations.pictures if picture.id not in predictions.unreadable]
-    truth = _truth(annotations, pictures)
+    images = [image for image in annotations.images if image.id not in predictions.unreadable]
+    truth = _truth(annotations, images)
     classes: list[dict[str, Any]] = [
-        {"id": category.id, "name": category.name, "objects": _count(pictures, category.id)}
+        {"id": category.id, "name": category.name, "objects": _count(images, category.id)}
         for category in annotations.categories
     ]
-    result: dict[str, Any] = {"pictures": len(pictures)}
+    result: dict[str, Any] = {"images": len(images)}
     intervals: dict[str, Any] = {}
     for kind in _TYPES:
-        evaluation = _evaluate(truth, _detections(predictions.found, kind), pictures, kind)
+        evaluation = _evaluate(truth, _detections(predictions.found, kind), images, kind)
         result[kind] = dict(zip(MEASURES, map(_none_if_absent, evaluation.stats.tolist()), strict=True))
         precision = evaluation.eval["precision"][:, :, :, 0, 2]  # (thresholds, recalls, categories); all areas, 100
         for index, row in enumerate(classes):
             row[f"{kind}_AP"] = _mean(precision[:, :, index])
             row[f"{kind}_AP50"] = _mean(precision[0, :, index])
         if resamples:
-            intervals[kind] = resample(evaluation, pictures=len(pictures), resamples=resamples, seed=seed)
+            intervals[kind] = resample(evaluation, images=len(images), resamples=resamples, seed=seed)
     return {**result, "per_class": classes, "interval_95": intervals}
 
 
-def _truth(annotations: Annotations, pictures: Sequence[Picture]) -> dict[str, Any]:
+def _truth(annotations: Annotations, images: Sequence[AnnotatedImage]) -> dict[str, Any]:
     items = [
         {
             "id": number,  # from 1: pycocotools takes the id 0 for "no match"
-            "image_id": picture.id,
+            "image_id": image.id,
             "category_id": instance.category,
             "bbox": [instance.box[0], instance.box[1], *_extent(instance.box)],
             "area": instance.area,
             "iscrowd": int(instance.crowd),
-            "segmentation": encode(instance.shape, picture.height, picture.width),
+            "segmentation": encode(instance.shape, image.height, image.width),
         }
-        for number, (picture, instance) in enumerate(
-            ((picture, instance) for picture in pictures for instance in picture.instances), start=1
+        for number, (image, instance) in enumerate(
+            ((image, instance) for image in images for instance in image.instances), start=1
         )
     ]
     return {
-        "images": [{"id": p.id, "height": p.height, "width": p.width} for p in pictures],
+        "images": [{"id": p.id, "height": p.height, "width": p.width} for p in images],
         "categories": [{"id": category.id, "name": category.name} for category in annotations.categories],
         "annotations": items,
     }
@@ -100,7 +100,7 @@ def _detections(found: Sequence[dict[str, Any]], kind: Kind) -> list[dict[str, A
     return items
 
 
-def _evaluate(truth: dict[str, Any], detections: list[dict[str, Any]], pictures: Sequence[Picture], kind: Kind) -> Any:
+def _evaluate(truth: dict[str, Any], detections: list[dict[str, Any]], images: Sequence[AnnotatedImage], kind: Kind) -> Any:
     try:
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval
@@ -114,15 +114,15 @@ def _evaluate(truth: dict[str, Any], detections: list[dict[str, Any]], pictures:
             side.createIndex()
             sides.append(side)
         evaluation = COCOeval(*sides, _TYPES[kind])
-        evaluation.params.imgIds = [picture.id for picture in pictures]
+        evaluation.params.imgIds = [image.id for image in images]
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
     return evaluation
 
 
-def _count(pictures: Sequence[Picture], category: int) -> int:
-    return sum(instance.category == category for picture in pictures for instance in picture.objects())
+def _count(images: Sequence[AnnotatedImage], category: int) -> int:
+    return sum(instance.category == category for image in images for instance in image.objects())
 
 
 def _mean(precision: NDArray[np.float64]) -> float | None:

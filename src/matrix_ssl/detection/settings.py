@@ -1,7 +1,7 @@
 """The settings of a detection run, with the published values as defaults, and what they say about each iteration.
 
-Numbers of iterations and the learning rate are given for batches of 16 pictures, as in the papers. Another batch keeps
-the number of pictures and follows the linear rule: b times the batch, a b-th of the iterations, b times the learning
+Numbers of iterations and the learning rate are given for batches of 16 images, as in the papers. Another batch keeps
+the number of images and follows the linear rule: b times the batch, a b-th of the iterations, b times the learning
 rate (Goyal et al., arXiv 1706.02677, 2017).
 
 The defaults are those of He et al., "Momentum Contrast for Unsupervised Visual Representation Learning", CVPR 2020,
@@ -15,7 +15,7 @@ from typing import Literal
 
 from matrix_ssl.errors import ConfigError
 
-BATCH = 16  # pictures of an iteration in the papers
+BATCH = 16  # images of an iteration in the papers
 SCHEDULES = {"1x": 90_000, "2x": 180_000}  # iterations
 Architecture = Literal["fpn", "c4"]
 Schedule = Literal["1x", "2x"]
@@ -26,35 +26,35 @@ MAY_CHANGE = ("workers", "log_every", "checkpoint_every", "max_bad_steps")
 
 @dataclass(frozen=True)
 class DetectionSettings:
-    """Everything but pictures, annotations and encoder that decides what a detection run computes."""
+    """Everything but images, annotations and encoder that decides what a detection run computes."""
 
     architecture: Architecture = "c4"  # c4: heads on the last stage of the encoder; fpn: a feature pyramid
     schedule: Schedule = "1x"
     seed: int = 0
-    batch_size: int = BATCH  # pictures, over all processes
-    iterations: int = 0  # of batches of 16 pictures; 0: those of the schedule, 90000 or 180000
-    epochs: float = 0.0  # passes over the training pictures, in the place of iterations; 0: iterations count
+    batch_size: int = BATCH  # images, over all processes
+    iterations: int = 0  # of batches of 16 images; 0: those of the schedule, 90000 or 180000
+    epochs: float = 0.0  # passes over the training images, in the place of iterations; 0: iterations count
     learning_rate: float = 0.02  # for a batch of 16
     momentum: float = 0.9
     weight_decay: float = 1e-4  # of all parameters but those of BatchNorm
     warmup: int = 1000  # iterations of batches of 16, linear; half of the training at most
     decay_at: tuple[float, ...] = (2 / 3, 8 / 9)  # parts of the training after which the rate falls
     decay: float = 0.1  # factor of each fall
-    train_sizes: tuple[int, ...] = (640, 672, 704, 736, 768, 800)  # shorter side in pixels, one drawn for each picture
+    train_sizes: tuple[int, ...] = (640, 672, 704, 736, 768, 800)  # shorter side in pixels, one drawn for each image
     train_longest: int = 1333  # longer side at most, pixels
     test_size: int = 800
     test_longest: int = 1333
     flip: float = 0.5  # probability of a left-right flip in training
     anchor_sizes: tuple[float, float, float, float, float] = (32, 64, 128, 256, 512)  # sides in pixels; rising
-    anchors: int = 256  # for each picture in the loss of the proposals
-    regions: int = 512  # proposals for each picture in the losses of boxes and masks
+    anchors: int = 256  # for each image in the loss of the proposals
+    regions: int = 512  # proposals for each image in the losses of boxes and masks
     score_threshold: float = 0.05  # detections below it are dropped
-    detections: int = 100  # for each picture at most
+    detections: int = 100  # for each image at most
     precise_bn: int = (
         200  # iterations over which BatchNorm's statistics are averaged after training; 0: left as they are
     )
-    bootstrap: int = 200  # resamples of the pictures for the intervals of AP; 0: none
-    workers: int = 4  # threads of each process that read pictures; 0: none
+    bootstrap: int = 200  # resamples of the images for the intervals of AP; 0: none
+    workers: int = 4  # threads of each process that read images; 0: none
     log_every: int = 20  # iterations between two lines of metrics.jsonl
     checkpoint_every: int = 1000  # iterations
     max_bad_steps: int = 3  # iterations in a row with a loss or gradient that is not finite before the run stops
@@ -130,11 +130,11 @@ class Plan:
         return self.peak * self.decay ** sum(iteration >= first for first in self.decays)
 
 
-def make_plan(settings: DetectionSettings, *, pictures: int) -> Plan:
-    """The schedule for a number of training pictures."""
+def make_plan(settings: DetectionSettings, *, images: int) -> Plan:
+    """The schedule for a number of training images."""
     scale = BATCH / settings.batch_size
     iterations = settings.iterations or SCHEDULES[settings.schedule]
-    total = settings.epochs * pictures / settings.batch_size if settings.epochs else iterations * scale
+    total = settings.epochs * images / settings.batch_size if settings.epochs else iterations * scale
     total = max(1, round(total))
     return Plan(
         total=total,

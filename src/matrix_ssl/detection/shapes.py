@@ -1,4 +1,4 @@
-"""Masks of annotated objects: polygons or run lengths, drawn at any size, and predicted masks put into pictures.
+"""Masks of annotated objects: polygons or run lengths, drawn at any size, and predicted masks put into images.
 
 COCO's run lengths count pixels down the columns, first of background, then alternately of the object and background
 (pycocotools, maskApi). Drawing uses pycocotools, so that masks are those that the scoring sees.
@@ -32,7 +32,7 @@ class Polygons:
         return sum(_area(polygon) for polygon in self.polygons)
 
     def touches(self, height: int, width: int) -> bool:
-        """Whether a polygon with an area reaches into a picture of that size."""
+        """Whether a polygon with an area reaches into an image of that size."""
         return any(
             _area(p) > 0 and p.max(0).min() > 0 and p[:, 0].min() < width and p[:, 1].min() < height
             for p in self.polygons
@@ -52,7 +52,7 @@ class RunLengths:
         return float(self.counts[1::2].sum())
 
     def fits(self, height: int, width: int) -> bool:
-        """Whether it has the shape of a picture of that size, so that it may be rescaled to it."""
+        """Whether it has the shape of an image of that size, so that it may be rescaled to it."""
         ratio = (self.height * width) / (self.width * height)
         return abs(ratio - 1) <= _SAME_RATIO + 1 / min(height, width)
 
@@ -61,7 +61,7 @@ Shape = Polygons | RunLengths
 
 
 def is_rescaled(shape: Shape, height: int, width: int) -> bool:
-    """Whether a mask is stored at another size than the picture's."""
+    """Whether a mask is stored at another size than the image's."""
     return isinstance(shape, RunLengths) and (shape.height, shape.width) != (height, width)
 
 
@@ -86,7 +86,7 @@ def parse_run_lengths(value: Mapping[str, Any]) -> RunLengths | None:
 
 
 def encode(shape: Shape, height: int, width: int, *, scale: float | tuple[float, float] = 1.0) -> dict[str, Any]:
-    """The mask in a picture of a size, as pycocotools' compressed run lengths.
+    """The mask in an image of a size, as pycocotools' compressed run lengths.
 
     Args:
         scale: factors of x and y from the coordinates of polygons to that size.
@@ -98,14 +98,14 @@ def encode(shape: Shape, height: int, width: int, *, scale: float | tuple[float,
     runs = coco.frPyObjects({"size": [shape.height, shape.width], "counts": shape.counts.tolist()}, 0, 0)
     if (shape.height, shape.width) == (height, width):
         return runs
-    picture = Image.fromarray(_fill(shape.counts, shape.height, shape.width)).resize(
+    image = Image.fromarray(_fill(shape.counts, shape.height, shape.width)).resize(
         (width, height), Image.Resampling.NEAREST
     )
-    return coco.encode(np.asfortranarray(picture))
+    return coco.encode(np.asfortranarray(image))
 
 
 def draw(shape: Shape, height: int, width: int, *, scale: tuple[float, float]) -> NDArray[np.uint8]:
-    """The mask in a picture of a size, (height, width) of 0 and 1; ``scale`` as in ``encode``."""
+    """The mask in an image of a size, (height, width) of 0 and 1; ``scale`` as in ``encode``."""
     return decode(encode(shape, height, width, scale=scale))
 
 
@@ -121,7 +121,7 @@ def decode(runs: Mapping[str, Any]) -> NDArray[np.uint8]:
 
 
 def paste(mask: Tensor, box: Tensor, height: int, width: int) -> Tensor:
-    """Puts a predicted mask into a picture: the mask, bilinear between the centres of its cells, where it reaches 1/2.
+    """Puts a predicted mask into an image: the mask, bilinear between the centres of its cells, where it reaches 1/2.
 
     Args:
         mask: (m, m) probabilities over the box.

@@ -14,8 +14,8 @@ _CLASSES = 10  # rows
 
 
 def scores_table(result: Mapping[str, Any]) -> Table:
-    """AP and AR of boxes and masks, in per cent, with the 95 % interval of AP over pictures."""
-    title = f"average precision in % on {result['pictures']} pictures"
+    """AP and AR of boxes and masks, in per cent, with the 95 % interval of AP over images."""
+    title = f"average precision in % on {result['images']} images"
     table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1), pad_edge=False)
     table.add_column("")
     for label in _COLUMNS.values():

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from matrix_ssl import checkpoint as checkpoints
 from matrix_ssl import diagnostics, distributed, record, signals
 from matrix_ssl.detection.network import parameter_groups
-from matrix_ssl.detection.pictures import Batch, TrainingPictures
+from matrix_ssl.detection.images import Batch, TrainingImages
 from matrix_ssl.detection.settings import DetectionSettings, Plan
 from matrix_ssl.errors import DataError, TrainingError
 from matrix_ssl.progress import Display
@@ -21,7 +21,7 @@ from matrix_ssl.randomness import hash_integers
 from matrix_ssl.signals import Interrupted
 
 LOSSES = ("loss_classifier", "loss_box_reg", "loss_mask", "loss_objectness", "loss_rpn_box_reg")
-_MOST_SKIPPED = 0.01  # part of the pictures that may be unusable
+_MOST_SKIPPED = 0.01  # part of the images that may be unusable
 _ADVICE = " Lower the learning rate (--set learning_rate=...) or lengthen the warm-up (--set warmup=...), with --fresh."
 
 
@@ -30,14 +30,14 @@ class Training:
 
     Args:
         detector: at its initialisation, on the device, with synchronised BatchNorm.
-        pictures: of this process.
+        loader: the batches of this process.
         run: the run folder; the main process has claimed it and holds its lock.
     """
 
     def __init__(
         self,
         detector: nn.Module,
-        pictures: TrainingPictures,
+        loader: TrainingImages,
         settings: DetectionSettings,
         plan: Plan,
         *,
@@ -45,7 +45,7 @@ class Training:
         device: torch.device,
         display: Display,
     ):
-        self.detector, self.pictures, self.settings, self.plan = detector, pictures, settings, plan
+        self.detector, self.loader, self.settings, self.plan = detector, loader, settings, plan
         self.run, self.device, self.display = run, device, display
         groups = parameter_groups(detector, weight_decay=settings.weight_decay)
         self.optimizer = torch.optim.SGD(groups, lr=0.0, momentum=settings.momentum)
@@ -131,7 +131,7 @@ class Training:
                     raise Interrupted(number, after=f" after iteration {self.iteration}")
 
     def _read(self, iterations: range) -> Generator[Batch, None, None]:
-        with contextlib.closing(self.pictures.batches(iterations)) as batches:
+        with contextlib.closing(self.loader.batches(iterations)) as batches:
             while True:
                 with distributed.alone():
                     batch = next(batches, None)
@@ -183,7 +183,7 @@ class Training:
         values = distributed.gather(values[None]).mean(0)
         line: dict[str, Any] = {
             "step": self.iteration,
-            "epoch": self.iteration * self.settings.batch_size / len(self.pictures),
+            "epoch": self.iteration * self.settings.batch_size / len(self.loader),
             "seconds": round(self.counters["seconds"], 3),
             "loss": float(values.sum()),
             **dict(zip(LOSSES, values.tolist(), strict=True)),
@@ -212,11 +212,11 @@ class Training:
             if where not in self.skipped:
                 self.skipped.add(where)
                 record.append_line(self.run / record.SKIPPED, {"where": where, "why": why})
-        check_unreadable(len(self.skipped), len(self.pictures), f"see {self.run / record.SKIPPED}")
+        check_unreadable(len(self.skipped), len(self.loader), f"see {self.run / record.SKIPPED}")
 
 
-def check_unreadable(skipped: int, pictures: int, see: str) -> None:
-    """Raises DataError when more pictures cannot be used than may happen by accident: ten, or one in a hundred."""
-    most = max(10, int(_MOST_SKIPPED * pictures))
+def check_unreadable(skipped: int, images: int, see: str) -> None:
+    """Raises DataError when more images cannot be used than may happen by accident: ten, or one in a hundred."""
+    most = max(10, int(_MOST_SKIPPED * images))
     if skipped > most:
-        raise DataError(f"{skipped} of {pictures} pictures cannot be used, more than {most}: {see}, then mend them.")
+        raise DataError(f"{skipped} of {images} images cannot be used, more than {most}: {see}, then mend them.")

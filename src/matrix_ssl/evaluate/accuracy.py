@@ -9,16 +9,16 @@ from matrix_ssl.errors import DataError
 
 
 def accuracy(predicted: Tensor, labels: Tensor) -> float:
-    """The fraction of pictures, in [0, 1], whose predicted label (n,) is the given one (n,).
+    """The fraction of images, in [0, 1], whose predicted label (n,) is the given one (n,).
 
     Raises:
-        DataError: no pictures, or another number of predictions than of labels.
+        DataError: no images, or another number of predictions than of labels.
     """
     return float(_right(predicted, labels).double().mean())
 
 
 def per_class_accuracy(predicted: Tensor, labels: Tensor) -> dict[int, float]:
-    """For every class that occurs in ``labels``, the fraction of its pictures that were predicted as it (recall).
+    """For every class that occurs in ``labels``, the fraction of its images that were predicted as it (recall).
 
     Raises:
         DataError: as ``accuracy``.

@@ -1,11 +1,11 @@
-"""Confidence intervals of accuracies by the bootstrap over test pictures.
+"""Confidence intervals of accuracies by the bootstrap over test images.
 
-The bootstrap draws as many pictures as there are, with replacement, and looks how much a statistic varies over such
-draws (Efron, "Bootstrap methods: another look at the jackknife", Annals of Statistics 7, 1979). Pictures of one class
+The bootstrap draws as many images as there are, with replacement, and looks how much a statistic varies over such
+draws (Efron, "Bootstrap methods: another look at the jackknife", Annals of Statistics 7, 1979). Images of one class
 with one value are alike to it, so a draw is a draw of their counts from a multinomial distribution: ten thousand draws
-take milliseconds, however many pictures there are.
+take milliseconds, however many images there are.
 
-An interval says how far the accuracy of this encoder may lie from the one on all pictures of the kind. It says
+An interval says how far the accuracy of this encoder may lie from the one on all images of the kind. It says
 nothing on another seed of the pre-training.
 """
 
@@ -29,12 +29,12 @@ class Interval(NamedTuple):
 
 
 def mean_interval(values: Tensor, *, confidence: float = 0.95) -> Interval:
-    """Interval of the mean of a value for each picture, such as 1 where a prediction is right and 0 elsewhere.
+    """Interval of the mean of a value for each image, such as 1 where a prediction is right and 0 elsewhere.
 
-    For a paired comparison of two classifiers give the differences of their values on the same pictures.
+    For a paired comparison of two classifiers give the differences of their values on the same images.
 
     Args:
-        values: (m,), one for each test picture.
+        values: (m,), one for each test image.
         confidence: between 0 and 1, both excluded.
 
     Raises:
@@ -45,9 +45,9 @@ def mean_interval(values: Tensor, *, confidence: float = 0.95) -> Interval:
 
 
 def mean_per_class_interval(values: Tensor, labels: Tensor, *, confidence: float = 0.95) -> Interval:
-    """Interval of the mean over classes of the mean value of their pictures.
+    """Interval of the mean over classes of the mean value of their images.
 
-    Every class keeps its number of pictures, which are drawn among themselves.
+    Every class keeps its number of images, which are drawn among themselves.
 
     Args:
         values, labels: (m,).
@@ -59,7 +59,7 @@ def mean_per_class_interval(values: Tensor, labels: Tensor, *, confidence: float
     if not 0 < confidence < 1:
         raise ConfigError(f"confidence={confidence}: expected a number between 0 and 1, for example 0.95.")
     if not len(values) or values.shape != labels.shape:
-        raise DataError(f"a bootstrap needs a value and a label for each picture: got {len(values)} and {len(labels)}.")
+        raise DataError(f"a bootstrap needs a value and a label for each image: got {len(values)} and {len(labels)}.")
     generator = np.random.default_rng(0)  # the same values have the same interval
     means = [_draw(values[labels == label], generator) for label in labels.unique()]
     low, high = np.quantile(np.mean(means, axis=0), [(1 - confidence) / 2, (1 + confidence) / 2])

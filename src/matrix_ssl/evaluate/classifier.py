@@ -42,7 +42,7 @@ class Settings:
 
 @dataclass(frozen=True, eq=False)
 class Classifier:
-    """Scores of pictures (n, c, s, s) as ``learner(frozen(pictures))``, (n, classes)."""
+    """Scores of images (n, c, s, s) as ``learner(frozen(images))``, (n, classes)."""
 
     frozen: nn.Module
     learner: nn.Module
@@ -51,12 +51,12 @@ class Classifier:
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """A trained classifier on the test pictures that could be read."""
+    """A trained classifier on the test images that could be read."""
 
     scores: Tensor  # float32 (m, classes), on the CPU
     labels: Tensor  # int64 (m,)
-    indices: NDArray[np.int64]  # (m,), which test pictures
-    unreadable: list[tuple[str, str]]  # test pictures that are left out: where, why
+    indices: NDArray[np.int64]  # (m,), which test images
+    unreadable: list[tuple[str, str]]  # test images that are left out: where, why
     train_accuracy: float  # over the random views of the last epoch, while the weights changed
     seconds: float  # of training
     batch_size: int  # that was used
@@ -65,18 +65,18 @@ class Outcome:
 
 
 def check_parts(train: Source, test: Source, data: DataConfig) -> None:
-    """Refuses pictures that no classifier can be trained and judged on.
+    """Refuses images that no classifier can be trained and judged on.
 
     Raises:
         DataError: a part has no labels, the classes of the parts differ, there are fewer than two, or one has no
-            training picture.
-        ConfigError: the pictures do not have the channels that the encoder takes.
+            training image.
+        ConfigError: the images do not have the channels that the encoder takes.
     """
     check_sets(train, test)
     for part, source in (("training", train), ("test", test)):
         if source.channels != len(data.mean):
             raise ConfigError(
-                f"the {part} pictures of {source.name!r} have {source.channels} channels, "
+                f"the {part} images of {source.name!r} have {source.channels} channels, "
                 f"the encoder was trained on {len(data.mean)}."
             )
     assert train.labels is not None and train.classes is not None  # checked above
@@ -87,7 +87,7 @@ def check_parts(train: Source, test: Source, data: DataConfig) -> None:
     if absent:
         names = ", ".join(map(repr, absent[:8]))
         raise DataError(
-            f"{len(absent)} of the {len(train.classes)} classes of {train.name!r} have no training picture ({names}): "
+            f"{len(absent)} of the {len(train.classes)} classes of {train.name!r} have no training image ({names}): "
             "label at least one of each."
         )
 
@@ -118,13 +118,13 @@ def check_settings(settings: Settings, rates: Sequence[float]) -> None:
 def judge(
     classifier: Classifier, source: Source, data: DataConfig, *, device: torch.device
 ) -> tuple[Tensor, NDArray[np.int64], list[tuple[str, str]]]:
-    """Scores of a set of pictures, as central squares, computed in the precision of the learner's weights.
+    """Scores of a set of images, as central squares, computed in the precision of the learner's weights.
 
     Returns:
-        float32 (m, classes) on the CPU, the indices (m,) of the pictures that could be read, and the unreadable ones.
+        float32 (m, classes) on the CPU, the indices (m,) of the images that could be read, and the unreadable ones.
 
     Raises:
-        DataError: none of the pictures can be read.
+        DataError: none of the images can be read.
     """
     classifier.learner.eval()
     dtype = next(classifier.learner.parameters()).dtype
@@ -137,5 +137,5 @@ def judge(
                 parts.append(classifier.learner(classifier.frozen(pixels)).float().cpu())
                 indices.append(chosen)
         if not parts:
-            raise DataError(f"none of the {len(source)} pictures of {source.name!r} can be read.")
+            raise DataError(f"none of the {len(source)} images of {source.name!r} can be read.")
     return torch.cat(parts), np.concatenate(indices), unreadable

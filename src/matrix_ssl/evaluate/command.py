@@ -9,7 +9,7 @@ import click
 
 from matrix_ssl import options
 from matrix_ssl.errors import ConfigError, DataError
-from matrix_ssl.progress import Display, evaluation_table, picture_bar
+from matrix_ssl.progress import Display, evaluation_table, image_bar
 
 if TYPE_CHECKING:
     from matrix_ssl.data import Source
@@ -20,14 +20,14 @@ _PROTOCOLS = "knn,linear,low-shot"
 @click.command()
 @options.run
 @options.data
-@click.option("--test-data", metavar="PATH_OR_NAME", help="Pictures to measure accuracy on.  [default: the set's "
+@click.option("--test-data", metavar="PATH_OR_NAME", help="Images to measure accuracy on.  [default: the set's "
               "test part, or a fifth of it held out]")  # fmt: skip
 @click.option("--protocol", default=_PROTOCOLS, show_default=True, help="Which, separated by commas: knn, linear, "
               "low-shot, transfer, linear-sgd, semi-supervised, fine-tune.")  # fmt: skip
 @options.weights
 @click.option("--set", "assignments", metavar="KEY=VALUE", multiple=True, help="Change a setting of a protocol that "
               "trains, such as linear_sgd.epochs=10; may be repeated.")  # fmt: skip
-@click.option("--label-list", type=click.Path(path_type=Path), help="File names of the labelled pictures of "
+@click.option("--label-list", type=click.Path(path_type=Path), help="File names of the labelled images of "
               "semi-supervised, one a line.  [default: 1 % and 10 % of every class]")  # fmt: skip
 @click.option("--fresh", is_flag=True, help="Measure again what protocols that train have measured.")
 @options.device
@@ -46,7 +46,7 @@ def evaluate(
     data_root: Path | None,
     download: bool,
 ) -> None:
-    """Measure the encoder of RUN on labelled pictures, beside raw pixels and the untrained network.
+    """Measure the encoder of RUN on labelled images, beside raw pixels and the untrained network.
 
     The same command again goes on where it was stopped. Results lie in RUN/evaluation.
     """
@@ -64,7 +64,7 @@ def evaluate(
         raise ConfigError(f"--label-list is for --protocol {SEMI_SUPERVISED}.")
     location = data or record.read_config(run).data.source
     if not location:
-        raise DataError(f"{run} has no pictures of its own: give --data FOLDER.")
+        raise DataError(f"{run} has no images of its own: give --data FOLDER.")
     distributed.start(devices.choose_device(device).type)
     chosen = devices.choose_device(device)
     with contextlib.ExitStack() as stack:
@@ -77,12 +77,12 @@ def evaluate(
         display = Display(quiet=not main)
         with distributed.together():
             learn, judge, drawn_from = _open_parts(location, test_data, data_root, download, say=display.say)
-        bar = partial(picture_bar, options.err)
+        bar = partial(image_bar, options.err)
         found = {}
         if learn.labels is None:
-            display.say("the pictures have no labels: only the map and the gallery of neighbours are made.")
+            display.say("the images have no labels: only the map and the gallery of neighbours are made.")
             with bar("features") as show:
-                protocols.describe_pictures(run, learn, weights=weights, device=chosen, on_progress=show)
+                protocols.describe_images(run, learn, weights=weights, device=chosen, on_progress=show)
         else:
             found = protocols.evaluate(
                 Subject(run, learn, judge, weights, chosen, drawn_from),
@@ -114,10 +114,10 @@ def embed(
     data_root: Path | None,
     download: bool,
 ) -> None:
-    """Write the features of pictures to an .npz file.
+    """Write the features of images to an .npz file.
 
-    It holds `features` float32 (n, k), `where` (the path of every picture), `data_digest` (which dataset it was) and,
-    for labelled pictures, `labels` and `classes`. Pictures that cannot be read are left out and listed.
+    It holds `features` float32 (n, k), `where` (the path of every image), `data_digest` (which dataset it was) and,
+    for labelled images, `labels` and `classes`. Images that cannot be read are left out and listed.
     """
     options.existing_run(run)
     from matrix_ssl import devices, record
@@ -127,14 +127,14 @@ def embed(
     record.check_writable(out)
     location = data or record.read_config(run).data.source
     source = open_source(location, split=part, data_root=data_root, download=download)
-    with picture_bar(options.err, "features") as show:
+    with image_bar(options.err, "features") as show:
         features = write_features(
             run, source, out, weights=weights, device=devices.choose_device(device), on_progress=show
         )  # fmt: skip
     for where, why in features.unreadable:
         options.say(f"left out: {where}: {why}")
     n, k = features.vectors["encoder"].shape
-    options.out.print(f"{out}: {n} pictures, {k} features each", markup=False)
+    options.out.print(f"{out}: {n} images, {k} features each", markup=False)
 
 
 def _open_parts(
@@ -154,5 +154,5 @@ def _open_parts(
         return learn, open_part(location, "test"), None
     if learn.labels is None:
         return learn, learn, None
-    say("the set has no test part: a fifth of every class is held out, the encoder may have seen these pictures.")
+    say("the set has no test part: a fifth of every class is held out, the encoder may have seen these images.")
     return *split_source(learn, 0.2, 0), learn.digest

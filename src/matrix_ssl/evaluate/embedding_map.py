@@ -19,17 +19,17 @@ _STREAM = 0x3A9  # a coordinate that keeps this choice apart from other uses of 
 def embedding_map(
     features: Tensor, *, seed: int = 0, most: int = 1000
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """A t-SNE map (van der Maaten and Hinton, JMLR 2008) of the l2-normalised features of at most ``most`` pictures.
+    """A t-SNE map (van der Maaten and Hinton, JMLR 2008) of the l2-normalised features of at most ``most`` images.
 
-    It starts from the first two principal components, so that nothing is random but the choice of pictures. Fewer than
-    5 pictures, or pictures whose features are all the same, are shown by these two components alone.
+    It starts from the first two principal components, so that nothing is random but the choice of images. Fewer than
+    5 images, or images whose features are all the same, are shown by these two components alone.
 
     Args:
         features: (n, d).
-        seed: decides which pictures are shown when there are more than ``most``.
+        seed: decides which images are shown when there are more than ``most``.
 
     Returns:
-        Rising indices int64 (m,) of the pictures and their places float32 (m, 2), in arbitrary units.
+        Rising indices int64 (m,) of the images and their places float32 (m, 2), in arbitrary units.
 
     Raises:
         ConfigError: ``most`` is not positive.
@@ -38,7 +38,7 @@ def embedding_map(
     from sklearn.manifold import TSNE  # slow to import, and only maps need it
 
     if most < 1:
-        raise ConfigError(f"most={most}: expected at least 1 picture on the map.")
+        raise ConfigError(f"most={most}: expected at least 1 image on the map.")
     check_features(features, "features")
     chosen = np.sort(permutation(len(features), seed, _STREAM)[:most])
     points = F.normalize(features[torch.from_numpy(chosen).to(features.device)].double(), dim=1).cpu().numpy()
@@ -55,7 +55,7 @@ def embedding_map(
 
 
 def nearest_neighbours(features: Tensor, queries: Tensor, *, k: int) -> tuple[Tensor, Tensor]:
-    """The ``k`` pictures with the highest cosine similarity to each query, leaving out the query itself.
+    """The ``k`` images with the highest cosine similarity to each query, leaving out the query itself.
 
     Args:
         features: (n, d).
@@ -66,12 +66,12 @@ def nearest_neighbours(features: Tensor, queries: Tensor, *, k: int) -> tuple[Te
 
     Raises:
         ConfigError: ``k`` is not positive.
-        DataError: fewer than ``k`` other pictures, a query that is not among them, or features that cannot be used.
+        DataError: fewer than ``k`` other images, a query that is not among them, or features that cannot be used.
     """
     if k < 1:
         raise ConfigError(f"k={k}: expected at least 1 neighbour.")
     if k >= len(features):
-        raise DataError(f"k={k} neighbours beside the query need {k + 1} pictures, there are {len(features)}: lower k.")
+        raise DataError(f"k={k} neighbours beside the query need {k + 1} images, there are {len(features)}: lower k.")
     if not len(queries) or int(queries.min()) < 0 or int(queries.max()) >= len(features):
         raise DataError(f"queries must be one or more indices from 0 to {len(features) - 1}, got {queries.tolist()}.")
     queries = queries.to(features.device)
@@ -84,15 +84,15 @@ def nearest_neighbours(features: Tensor, queries: Tensor, *, k: int) -> tuple[Te
 def gallery(
     features: Tensor, labels: Tensor | None, read: Callable[[int], Tensor], *, queries: Tensor, k: int, side: int = 64
 ) -> dict[str, NDArray]:
-    """Thumbnails of some pictures and of their nearest neighbours, as arrays ready for an .npz file.
+    """Thumbnails of some images and of their nearest neighbours, as arrays ready for an .npz file.
 
     Args:
         features: (n, d).
-        labels: whole numbers (n,), or None for unlabelled pictures.
-        read: the picture of an index, uint8 (c, h, w) with the same c for all.
+        labels: whole numbers (n,), or None for unlabelled images.
+        read: the image of an index, uint8 (c, h, w) with the same c for all.
         queries: int64 (q,).
         k: neighbours a query.
-        side: longest side of a thumbnail, in pixels. Smaller pictures are not enlarged; where shapes differ, each
+        side: longest side of a thumbnail, in pixels. Smaller images are not enlarged; where shapes differ, each
             stands in the middle of a white canvas.
 
     Returns:
@@ -104,8 +104,8 @@ def gallery(
     """
     indices, similarities = nearest_neighbours(features, queries, k=k)
     shown = torch.cat([queries.to(indices.device)[:, None], indices], dim=1).cpu()  # (q, 1 + k)
-    pictures = _same_canvas([_thumbnail(read(index), side) for index in shown.flatten().tolist()])
-    grid = pictures.permute(0, 2, 3, 1).unflatten(0, shown.shape).numpy()
+    images = _same_canvas([_thumbnail(read(index), side) for index in shown.flatten().tolist()])
+    grid = images.permute(0, 2, 3, 1).unflatten(0, shown.shape).numpy()
     known = torch.full(shown.shape, -1) if labels is None else labels.cpu().long()[shown]
     return {
         "gallery_query": np.ascontiguousarray(grid[:, 0]),
@@ -125,20 +125,20 @@ def _principal_components(points: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.pad(scores, ((0, 0), (0, 2 - scores.shape[1])))
 
 
-def _thumbnail(picture: Tensor, side: int) -> Tensor:
-    height, width = picture.shape[1:]
+def _thumbnail(image: Tensor, side: int) -> Tensor:
+    height, width = image.shape[1:]
     if max(height, width) <= side:
-        return picture
+        return image
     size = [max(1, round(length * side / max(height, width))) for length in (height, width)]
-    small = F.interpolate(picture[None].float(), size=size, mode="bilinear", antialias=True)
+    small = F.interpolate(image[None].float(), size=size, mode="bilinear", antialias=True)
     return small[0].round().clamp(0, 255).to(torch.uint8)
 
 
-def _same_canvas(pictures: list[Tensor]) -> Tensor:
-    height, width = (max(picture.shape[axis] for picture in pictures) for axis in (1, 2))
-    canvas = torch.full((len(pictures), pictures[0].shape[0], height, width), 255, dtype=torch.uint8)
-    for place, picture in zip(canvas, pictures, strict=True):
-        _, h, w = picture.shape
+def _same_canvas(images: list[Tensor]) -> Tensor:
+    height, width = (max(image.shape[axis] for image in images) for axis in (1, 2))
+    canvas = torch.full((len(images), images[0].shape[0], height, width), 255, dtype=torch.uint8)
+    for place, image in zip(canvas, images, strict=True):
+        _, h, w = image.shape
         top, left = (height - h) // 2, (width - w) // 2
-        place[:, top : top + h, left : left + w] = picture
+        place[:, top : top + h, left : left + w] = image
     return canvas

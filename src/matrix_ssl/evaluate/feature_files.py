@@ -29,10 +29,10 @@ class FeatureFiles:
 
     Args:
         folder: made with the first rows; what is in it is dropped unless its fingerprint is the same.
-        fingerprint: of what decides the features: encoders, pictures, preparation.
+        fingerprint: of what decides the features: encoders, images, preparation.
 
     Attributes:
-        seen: pictures that are done, readable or not.
+        seen: images that are done, readable or not.
         unreadable: where and why, of those that could not be read.
 
     Raises:
@@ -57,7 +57,7 @@ class FeatureFiles:
             raise record.cannot_write(folder, error) from error
 
     def add(self, indices: NDArray[np.int64], vectors: Mapping[str, Tensor], problems: list[tuple[str, str]]) -> None:
-        """Appends what came of the next pictures.
+        """Appends what came of the next images.
 
         Args:
             indices: (m,) of the readable ones.
@@ -95,7 +95,7 @@ class FeatureFiles:
         self._saved = time.monotonic()
 
     def read(self) -> tuple[NDArray[np.int64], dict[str, Tensor]]:
-        """Indices (m,) of the readable pictures and, by encoder, float32 (m, k) mapped from the files; m > 0."""
+        """Indices (m,) of the readable images and, by encoder, float32 (m, k) mapped from the files; m > 0."""
         indices = np.fromfile(self._folder / _INDICES, dtype=np.int64)
         vectors = {}
         for name, width in self._widths.items():

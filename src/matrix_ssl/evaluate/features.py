@@ -1,4 +1,4 @@
-"""Frozen features: one pass over the pictures for any number of encoders."""
+"""Frozen features: one pass over the images for any number of encoders."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,21 +20,21 @@ from matrix_ssl.encoder import Weights, load_encoder
 from matrix_ssl.errors import ConfigError, DataError
 from matrix_ssl.evaluate.feature_files import FeatureFiles
 
-RAW_PIXELS_SIDE = 32  # raw pixels of larger pictures are averaged down to this side
+RAW_PIXELS_SIDE = 32  # raw pixels of larger images are averaged down to this side
 
 
 @dataclass(frozen=True)
 class Features:
-    """What encoders give for the readable pictures of a set."""
+    """What encoders give for the readable images of a set."""
 
     vectors: dict[str, Tensor]  # by encoder: float32 (m, k), on the CPU
-    indices: NDArray[np.int64]  # (m,), which pictures of the set
+    indices: NDArray[np.int64]  # (m,), which images of the set
     labels: Tensor | None  # int64 (m,)
     unreadable: list[tuple[str, str]]  # where, why
 
 
 class RawPixels(nn.Module):
-    """The baseline: pictures (n, c, s, s) as vectors, averaged down to at most 32 pixels a side."""
+    """The baseline: images (n, c, s, s) as vectors, averaged down to at most 32 pixels a side."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, c, s, s) to (n, c · side · side)."""
@@ -51,24 +51,24 @@ def extract(
     on_progress: Callable[[int, int], None],
     files: FeatureFiles | None = None,
 ) -> Features:
-    """Runs encoders in evaluation mode over the central squares of a set of pictures.
+    """Runs encoders in evaluation mode over the central squares of a set of images.
 
     Args:
         encoders: by name, images (n, c, s, s) to features (n, k).
-        source: the pictures; unreadable ones are left out and listed.
+        source: the images; unreadable ones are left out and listed.
         data: size, central part and normalisation.
         device: where to compute.
-        on_progress: called with (pictures done, pictures in all).
+        on_progress: called with (images done, images in all).
         files: where the features go, and where an earlier call was stopped; in memory when left out.
 
     Raises:
-        DataError: none of the pictures can be read.
+        DataError: none of the images can be read.
         RunFolderError: a file cannot be written.
-        ConfigError: the pictures do not have the channels that the encoders take.
+        ConfigError: the images do not have the channels that the encoders take.
     """
     if source.channels != len(data.mean):
         raise ConfigError(
-            f"the pictures of {source.name!r} have {source.channels} channels, "
+            f"the images of {source.name!r} have {source.channels} channels, "
             f"the encoder was trained on {len(data.mean)}."
         )
     for encoder in encoders.values():
@@ -84,7 +84,7 @@ def extract(
         store.add(chosen + start, vectors, problems)
         on_progress(store.seen, len(source))
     if len(store.unreadable) == len(source):
-        raise DataError(f"none of the {len(source)} pictures of {source.name!r} can be read.")
+        raise DataError(f"none of the {len(source)} images of {source.name!r} can be read.")
     store.save()
     indices, found = store.read()
     labels = None if source.labels is None else torch.from_numpy(source.labels[indices])
@@ -133,7 +133,7 @@ def write_features(
 
     Raises:
         RunFolderError: the file cannot be written.
-        ConfigError: the pictures do not have the channels that the encoder takes.
+        ConfigError: the images do not have the channels that the encoder takes.
     """
     config = record.read_config(run)
     encoder = {"encoder": load_encoder(run, weights=weights)}

@@ -19,7 +19,7 @@ from matrix_ssl.evaluate.classifier import Classifier, Outcome, Settings, check_
 from matrix_ssl.evaluate.supervised import Diverged, fit_and_judge
 from matrix_ssl.progress import Display
 
-_HELD_OUT = 0.2  # part of the labelled pictures that rates are compared on
+_HELD_OUT = 0.2  # part of the labelled images that rates are compared on
 
 # (encoder, head), for a batch of 256, of published runs with few labels of ImageNet: Barlow Twins with 1 %, VICReg with
 # 1 % and with 10 % (READMEs of github.com/facebookresearch/barlowtwins and github.com/facebookresearch/vicreg)
@@ -37,7 +37,7 @@ class FineTune(Settings):
     optimizer: Literal["sgd", "lars"] = "sgd"
     epochs: int = 20
     batch_size: int = 256
-    # candidates (encoder, head); of several, the one that is best on a held-out fifth of the labelled pictures is used
+    # candidates (encoder, head); of several, the one that is best on a held-out fifth of the labelled images is used
     rates: tuple[tuple[float, float], ...] = PUBLISHED_RATES[:1]
 
 
@@ -59,19 +59,19 @@ def fine_tune(
     display: Display,
     seed: int = 0,
 ) -> Outcome:
-    """Trains a copy of the encoder and a linear head on ``train`` and scores the pictures of ``test``.
+    """Trains a copy of the encoder and a linear head on ``train`` and scores the images of ``test``.
 
     BatchNorm is in training mode, over the batch of all processes. With several candidates for the rates every one is
-    tried on four fifths of ``train`` first, each in a folder of its own inside ``folder``; the test pictures take no
+    tried on four fifths of ``train`` first, each in a folder of its own inside ``folder``; the test images take no
     part in the choice, and a candidate that diverges is out.
 
     Args:
-        encoder: pictures (n, c, s, s) to features (n, feature_dim); it is left as it is.
+        encoder: images (n, c, s, s) to features (n, feature_dim); it is left as it is.
         data, folder, device, display, seed: as in ``supervised.fit_and_judge``, which also says what it raises.
 
     Raises:
         DataError, ConfigError: as in ``classifier.check_parts``, or there are no rates.
-        DataError: there are several candidates, and a class has a single picture.
+        DataError: there are several candidates, and a class has a single image.
     """
     check_parts(train, test, data)
     assert train.classes is not None  # checked

@@ -1,4 +1,4 @@
-"""The protocols on frozen features: what each predicts for every test picture, and how often that is right."""
+"""The protocols on frozen features: what each predicts for every test image, and how often that is right."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -20,13 +20,13 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Predictions:
-    """The labels that a protocol gives to test pictures, once for each draw of labelled pictures if it draws them."""
+    """The labels that a protocol gives to test images, once for each draw of labelled images if it draws them."""
 
     labels: Tensor  # int64 (draws, m), on the CPU
     settings: dict[str, float | int] = field(default_factory=dict)  # what they depend on, such as k or the penalty
 
     def right(self, answers: Tensor) -> Tensor:
-        """How often each picture is classified correctly: float64 (m,), the mean over draws."""
+        """How often each image is classified correctly: float64 (m,), the mean over draws."""
         return (self.labels == answers).double().mean(dim=0)
 
 
@@ -49,9 +49,9 @@ def predict(
         classes: the name of every label.
         protocols: some of ``PROTOCOLS``.
         neighbours: k of kNN.
-        l2: penalty of the linear probe; chosen on a held-out part of the training pictures when left out.
+        l2: penalty of the linear probe; chosen on a held-out part of the training images when left out.
         device: where neighbours are searched; the features may lie elsewhere.
-        say: is told what had to be left out for lack of pictures.
+        say: is told what had to be left out for lack of images.
 
     Returns:
         By measure: ``knn_1``, ..., ``linear``, ``low_shot_1``, ``low_shot_5``, ``low_shot_10``.
@@ -65,7 +65,7 @@ def predict(
     counts = torch.bincount(y, minlength=len(classes))
     if "linear" in protocols:
         if l2 is None and int(counts.max()) < 3:
-            say("the penalty of the linear probe is 1, not chosen: no class has three training pictures.")
+            say("the penalty of the linear probe is 1, not chosen: no class has three training images.")
             l2 = 1.0
         penalty = choose_penalty(x, y, classes=len(classes)) if l2 is None else l2
         probe = fit_logistic_regression(x, y, classes=len(classes), l2=penalty)
@@ -77,7 +77,7 @@ def predict(
         for shots in _SHOTS:
             if int(counts[fewest]) < shots:
                 had = int(counts[fewest])
-                say(f"low_shot_{shots} is left out: class {classes[fewest]!r} has {had} training pictures.")
+                say(f"low_shot_{shots} is left out: class {classes[fewest]!r} has {had} training images.")
             else:
                 found[f"low_shot_{shots}"] = Predictions(low_shot(x, y, x_test, shots=shots), {"shots": shots})
     return found
@@ -106,7 +106,7 @@ def _knn(
     possible = [k for k in neighbours if k <= len(x)]
     for k in neighbours:
         if k not in possible:
-            say(f"knn_{k} is left out: there are {len(x)} training pictures.")
+            say(f"knn_{k} is left out: there are {len(x)} training images.")
     indices, similarities = nearest(x, x_test, k=max(possible), device=device)  # one search for all k
     labels = y[indices]
     return {f"knn_{k}": Predictions(vote(labels[:, :k], similarities[:, :k])[None], {"k": k}) for k in possible}

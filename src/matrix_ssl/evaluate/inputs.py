@@ -20,11 +20,11 @@ def check_features(features: Tensor, name: str) -> None:
     """
     if features.ndim != 2 or not features.is_floating_point():
         raise DataError(
-            f"{name}: expected a floating-point matrix, one row a picture, "
+            f"{name}: expected a floating-point matrix, one row an image, "
             f"got {features.dtype} of shape {tuple(features.shape)}."
         )
     if 0 in features.shape:
-        raise DataError(f"{name}: empty, shape {tuple(features.shape)}; give at least one picture and one feature.")
+        raise DataError(f"{name}: empty, shape {tuple(features.shape)}; give at least one image and one feature.")
     for start in range(0, len(features), ROWS):
         finite = features[start : start + ROWS].isfinite().all(dim=1)
         if not finite.all():
@@ -44,10 +44,10 @@ def check_labelled(features: Tensor, labels: Tensor, name: str) -> None:
     check_features(features, name)
     if labels.shape != features.shape[:1]:
         raise DataError(
-            f"{name}: {len(features)} pictures but labels of shape {tuple(labels.shape)}; give one for each."
+            f"{name}: {len(features)} images but labels of shape {tuple(labels.shape)}; give one for each."
         )
     if labels.is_floating_point() or labels.is_complex() or int(labels.min()) < 0:
-        raise DataError(f"{name}: labels must be whole numbers from 0; leave unlabelled pictures out.")
+        raise DataError(f"{name}: labels must be whole numbers from 0; leave unlabelled images out.")
 
 
 def check_same_width(train: Tensor, test: Tensor) -> None:
@@ -58,7 +58,7 @@ def check_same_width(train: Tensor, test: Tensor) -> None:
     """
     if train.shape[1] != test.shape[1]:
         raise DataError(
-            f"training pictures have {train.shape[1]} features, test pictures {test.shape[1]}: "
+            f"training images have {train.shape[1]} features, test images {test.shape[1]}: "
             "extract both with the same encoder."
         )
 
@@ -68,8 +68,8 @@ def check_sets(train: Source, test: Source) -> None:
     for part, source in (("training", train), ("test", test)):
         if source.labels is None:
             raise DataError(
-                f"the {part} pictures of {source.name!r} have no labels: put each class in a folder of its own."
+                f"the {part} images of {source.name!r} have no labels: put each class in a folder of its own."
             )
     if train.classes != test.classes:
         different = sorted(set(train.classes or []) ^ set(test.classes or [])) or ["the same names in another order"]
-        raise DataError(f"training and test pictures have different classes: {', '.join(different[:8])}.")
+        raise DataError(f"training and test images have different classes: {', '.join(different[:8])}.")

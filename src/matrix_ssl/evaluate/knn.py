@@ -1,7 +1,7 @@
 """Weighted nearest-neighbour classification and the exact search behind it.
 
 Wu, Xiong, Yu and Lin, "Unsupervised feature learning via non-parametric instance discrimination", CVPR 2018, section
-3.4: the k training pictures of highest cosine similarity vote for their label with the weight exp(similarity / T).
+3.4: the k training images of highest cosine similarity vote for their label with the weight exp(similarity / T).
 """
 
 import torch
@@ -25,9 +25,9 @@ def knn_predict(
     chunk: int = 2048,
     device: torch.device | None = None,
 ) -> Tensor:
-    """Labels of ``test`` by the weighted vote of the ``k`` nearest training pictures.
+    """Labels of ``test`` by the weighted vote of the ``k`` nearest training images.
 
-    Labels that gather equal votes are decided for the one with the nearer picture. A vector of zeros has similarity 0
+    Labels that gather equal votes are decided for the one with the nearer image. A vector of zeros has similarity 0
     with everything.
 
     Args:
@@ -42,7 +42,7 @@ def knn_predict(
 
     Raises:
         ConfigError: ``k`` or ``temperature`` is not positive.
-        DataError: fewer than ``k`` training pictures, or features or labels that cannot be used.
+        DataError: fewer than ``k`` training images, or features or labels that cannot be used.
     """
     check_labelled(train, train_labels, "training features")
     indices, similarities = nearest(train, test, k=k, chunk=chunk, device=device)
@@ -50,7 +50,7 @@ def knn_predict(
 
 
 def vote(labels: Tensor, similarities: Tensor, *, temperature: float = 0.07) -> Tensor:
-    """The label with the largest sum of exp(similarity / T) among the neighbours of each test picture.
+    """The label with the largest sum of exp(similarity / T) among the neighbours of each test image.
 
     Args:
         labels, similarities: (m, k) of the neighbours, most similar first.
@@ -102,7 +102,7 @@ def nearest(
     check_features(test, "test features")
     check_same_width(train, test)
     if k > len(train):
-        raise DataError(f"k={k} neighbours need {k} pictures to choose from, there are {len(train)}: lower k.")
+        raise DataError(f"k={k} neighbours need {k} images to choose from, there are {len(train)}: lower k.")
     device = test.device if device is None else device
     queries = torch.cat([_normalise(part.to(device)) for part in test.split(ROWS)]).split(chunk)
     best = [torch.empty(len(part), 0, dtype=torch.int64, device=device) for part in queries]

@@ -1,4 +1,4 @@
-"""Which training pictures keep their labels: random parts of every class, and published lists of file names.
+"""Which training images keep their labels: random parts of every class, and published lists of file names.
 
 A list is a text file with one name a line, such as SimCLR's ``1percent.txt`` and ``10percent.txt`` for ImageNet
 (github.com/google-research/simclr, imagenet_subsets), with lines like ``n01440764_10026.JPEG``.
@@ -21,20 +21,20 @@ _SHOWN = 5  # names that a message lists
 
 
 def stratified(source: Source, fraction: float, *, seed: int = 0) -> NDArray[np.int64]:
-    """A random ``fraction`` of the pictures of every class, at least one of each.
+    """A random ``fraction`` of the images of every class, at least one of each.
 
     A pure function of the labels, the fraction and the seed. The subset of a smaller fraction lies in that of a larger
     one of the same seed.
 
     Args:
-        fraction: in (0, 1]; of a class with n pictures, the whole number nearest to fraction * n.
+        fraction: in (0, 1]; of a class with n images, the whole number nearest to fraction * n.
 
     Returns:
         Indices into the set, rising.
 
     Raises:
         ConfigError: the fraction is out of range.
-        DataError: the pictures have no labels, or a class has no picture.
+        DataError: the images have no labels, or a class has no image.
     """
     if not 0 < fraction <= 1:
         raise ConfigError(f"the labelled fraction is {fraction}; expected a number above 0 and at most 1.")
@@ -49,20 +49,20 @@ def stratified(source: Source, fraction: float, *, seed: int = 0) -> NDArray[np.
 
 
 def from_list(source: Source, path: Path) -> NDArray[np.int64]:
-    """The pictures that a text file names, one a line: a file name, or as much of the end of its path as is unique.
+    """The images that a text file names, one a line: a file name, or as much of the end of its path as is unique.
 
     Returns:
         Indices into the set, in the order of the list.
 
     Raises:
-        DataError: the pictures have no labels; the file cannot be read, is empty or is not UTF-8 text; names match no
-            picture, or several, or occur twice; a class has no picture in the list.
+        DataError: the images have no labels; the file cannot be read, is empty or is not UTF-8 text; names match no
+            image, or several, or occur twice; a class has no image in the list.
     """
     labels, classes = _labels(source)
     names = _read_names(path)
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
-        raise DataError(f"{path}: {len(twice)} names occur twice ({_first(twice)}): list every picture once.")
+        raise DataError(f"{path}: {len(twice)} names occur twice ({_first(twice)}): list every image once.")
     by_end = _by_last_part(source.where(index) for index in range(len(source)))
     found: list[int] = []
     absent, several = [], []
@@ -73,20 +73,20 @@ def from_list(source: Source, path: Path) -> NDArray[np.int64]:
         several += [name] * (len(matches) > 1)
     if absent:
         raise DataError(
-            f"{path}: {len(absent)} of its {len(names)} names match no picture of {source.name!r} ({_first(absent)}): "
+            f"{path}: {len(absent)} of its {len(names)} names match no image of {source.name!r} ({_first(absent)}): "
             "is it the list of another set?"
         )
     if several:
         raise DataError(
-            f"{path}: {len(several)} names match several pictures ({_first(several)}): "
+            f"{path}: {len(several)} names match several images ({_first(several)}): "
             "write more of their paths, as in cat/1.jpg."
         )
     chosen = np.array(found, dtype=np.int64)
     again = [source.where(int(i)) for i in np.flatnonzero(np.bincount(chosen) > 1)]
     if again:
         raise DataError(
-            f"{path}: {len(again)} pictures are named twice in different words ({_first(again)}): "
-            "list every picture once."
+            f"{path}: {len(again)} images are named twice in different words ({_first(again)}): "
+            "list every image once."
         )
     _check_classes(labels[chosen], classes, str(path))
     return chosen
@@ -96,7 +96,7 @@ def store(path: Path, source: Source, indices: Sequence[int] | NDArray[np.int64]
     """Writes a list that ``from_list`` reads back to the same indices, with names as short as the set permits.
 
     Raises:
-        DataError: two pictures have the same path, or a name cannot stand in a list.
+        DataError: two images have the same path, or a name cannot stand in a list.
         RunFolderError: the file cannot be written.
     """
     wheres = [source.where(index) for index in range(len(source))]
@@ -112,7 +112,7 @@ def store(path: Path, source: Source, indices: Sequence[int] | NDArray[np.int64]
 def _labels(source: Source) -> tuple[NDArray[np.int64], list[str]]:
     if source.labels is None or source.classes is None:
         raise DataError(
-            f"the pictures of {source.name!r} have no labels to choose from: put each class in a folder of its own."
+            f"the images of {source.name!r} have no labels to choose from: put each class in a folder of its own."
         )
     return source.labels, source.classes
 
@@ -122,7 +122,7 @@ def _check_classes(labels: NDArray[np.int64], classes: list[str], where: str) ->
     absent = [classes[label] for label in np.flatnonzero(counts == 0)]
     if absent:
         raise DataError(
-            f"{where}: {len(absent)} of the {len(classes)} classes have no picture ({_first(absent)}): "
+            f"{where}: {len(absent)} of the {len(classes)} classes have no image ({_first(absent)}): "
             "add at least one of each."
         )
 
@@ -143,7 +143,7 @@ def _read_names(path: Path) -> list[str]:
 
 
 def _by_last_part(wheres: Iterable[str]) -> dict[str, list[tuple[int, str]]]:
-    """The pictures, index and place, by the last component of the place."""
+    """The images, index and place, by the last component of the place."""
     found: dict[str, list[tuple[int, str]]] = defaultdict(list)
     for index, where in enumerate(wheres):
         found[_last_part(where)].append((index, where))
@@ -160,7 +160,7 @@ def _shortest_name(where: str, rivals: list[str]) -> str:
         name = "/".join(parts[-count:])
         if sum(rival == name or rival.endswith(f"/{name}") for rival in rivals) == 1:
             return name
-    raise DataError(f"two pictures have the same place {where}: a list cannot tell them apart.")
+    raise DataError(f"two images have the same place {where}: a list cannot tell them apart.")
 
 
 def _is_text(name: str) -> bool:

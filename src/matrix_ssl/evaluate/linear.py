@@ -1,7 +1,7 @@
 """Multinomial logistic regression on frozen features, solved to convergence.
 
 A convex problem with one solution: no learning rate and no epochs to tune, so that two encoders differ by their
-features only. Its one setting, the penalty, can be chosen on a held-out part of the training pictures.
+features only. Its one setting, the penalty, can be chosen on a held-out part of the training images.
 """
 
 from collections.abc import Iterator, Sequence
@@ -42,7 +42,7 @@ class LogisticRegression:
     """A fitted classifier: scores = weight @ ((x - mean) / std) + bias."""
 
     weight: Tensor  # (classes, d)
-    bias: Tensor  # (classes,); minus infinity for a class without training pictures
+    bias: Tensor  # (classes,); minus infinity for a class without training images
     mean: Tensor  # (d,)
     std: Tensor  # (d,)
     iterations: int
@@ -103,7 +103,7 @@ def fit_logistic_regression(
 
     Args:
         features: (n, d), any floating-point type.
-        labels: whole numbers (n,) in [0, classes). A class without pictures is never predicted.
+        labels: whole numbers (n,) in [0, classes). A class without images is never predicted.
         scale: mean and standard deviation to standardise with; those of ``features`` when absent.
 
     Raises:
@@ -132,7 +132,7 @@ def fit_path(
     A fit is computed when it is asked for.
 
     Args:
-        rows: indices of the pictures to fit; all when left out. Features are copied once, already standardised.
+        rows: indices of the images to fit; all when left out. Features are copied once, already standardised.
         tolerance: a search ends when no entry of the gradient of the objective over n is larger.
     """
     for l2 in penalties:
@@ -146,13 +146,13 @@ def fit_path(
     labels = labels.to(features.device) if rows is None else labels.to(features.device)[rows.to(features.device)]
     present, targets = labels.unique(return_inverse=True)
     if len(present) < 2:
-        raise DataError(f"every training picture has the label {int(present)}: a classifier needs two classes.")
+        raise DataError(f"every training image has the label {int(present)}: a classifier needs two classes.")
     if scale is None:
         scale = scale_of(features if rows is None else features[rows.to(features.device)])
     mean, std = scale.mean.to(features.device), scale.std.to(features.device)
     x, basis = _standardised(features, rows, mean, std), None
     if len(x) < x.shape[1]:
-        # Fewer pictures than features: the gradient of W lies in the span of the pictures, and so does the solution. In
+        # Fewer images than features: the gradient of W lies in the span of the images, and so does the solution. In
         # an orthonormal basis of the span (x = r^T q^T, W = v q^T) the scores and ||W|| = ||v|| are unchanged.
         basis, r = torch.linalg.qr(x.T)
         x = r.T.contiguous()
@@ -176,7 +176,7 @@ def choose_penalty(features: Tensor, labels: Tensor, *, classes: int, penalties:
         penalties: tried in this order, until two in a row are no better than the best before.
 
     Raises:
-        DataError: as there, or no class has three pictures, so that none can be held out.
+        DataError: as there, or no class has three images, so that none can be held out.
     """
     check_labelled(features, labels, "training features")
     held_out = torch.zeros(len(labels), dtype=torch.bool)
@@ -185,7 +185,7 @@ def choose_penalty(features: Tensor, labels: Tensor, *, classes: int, penalties:
         order = torch.from_numpy(permutation(len(members), _STREAM, label))
         held_out[members[order[: round(_HELD_OUT * len(members))]]] = True
     if not held_out.any():
-        raise DataError("no class has three training pictures: a penalty cannot be chosen on a held-out part; give l2.")
+        raise DataError("no class has three training images: a penalty cannot be chosen on a held-out part; give l2.")
     rows, rest = held_out.nonzero().flatten(), held_out.logical_not().nonzero().flatten()
     judge, answers = features[rows.to(features.device)], labels.to(features.device)[rows.to(features.device)]
     fitted = fit_path(
@@ -241,7 +241,7 @@ def _minimise(
 
 
 def _objective(parameters: Tensor, x: Tensor, targets: Tensor, *, l2: float) -> tuple[float, Tensor]:
-    """The objective divided by n, and its gradient; by rows, so that the scores of all pictures need not fit."""
+    """The objective divided by n, and its gradient; by rows, so that the scores of all images need not fit."""
     weight, bias = parameters[:, :-1], parameters[:, -1]
     gradient = torch.zeros_like(parameters)
     gradient[:, :-1] = l2 * weight

@@ -1,4 +1,4 @@
-"""The linear evaluation that papers report: a linear layer trained on frozen features of augmented pictures.
+"""The linear evaluation that papers report: a linear layer trained on frozen features of augmented images.
 
 Unlike the regression of ``linear``, which is solved to convergence on features of central squares, its result depends
 on a rate and a number of epochs; it is there to be compared with published numbers.
@@ -53,13 +53,13 @@ def linear_sgd(
     display: Display,
     seed: int = 0,
 ) -> Outcome:
-    """Trains a linear layer on the frozen features of ``train`` and scores the pictures of ``test``.
+    """Trains a linear layer on the frozen features of ``train`` and scores the images of ``test``.
 
     The encoder runs in evaluation mode and without gradients, and a copy of it is used: nothing in it changes, its
     BatchNorm statistics included.
 
     Args:
-        encoder: pictures (n, c, s, s) to features (n, feature_dim).
+        encoder: images (n, c, s, s) to features (n, feature_dim).
         data, folder, device, display, seed: as in ``supervised.fit_and_judge``, which also says what it raises.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Accuracy with a handful of labels: a linear probe on 1, 5 or 10 labelled pictures a class, averaged over draws."""
+"""Accuracy with a handful of labels: a linear probe on 1, 5 or 10 labelled images a class, averaged over draws."""
 
 import numpy as np
 import torch
@@ -22,23 +22,23 @@ def low_shot(
     seed: int = 0,
     l2: float = 1.0,
 ) -> Tensor:
-    """Labels of ``test`` by logistic regressions fitted on ``shots`` labelled training pictures of every class.
+    """Labels of ``test`` by logistic regressions fitted on ``shots`` labelled training images of every class.
 
     The features are standardised with the mean and standard deviation of the whole of ``train``, without its labels:
-    the pictures were all there during pre-training, and the spread of a few of them is a poor estimate.
+    the images were all there during pre-training, and the spread of a few of them is a poor estimate.
 
     Args:
         train: (n, d); ``train_labels`` (n,), whole numbers from 0; ``test`` (m, d).
-        draws: how many times other pictures are drawn; see ``draw_labelled``.
+        draws: how many times other images are drawn; see ``draw_labelled``.
         l2: penalty; see ``fit_logistic_regression``.
 
     Returns:
-        int64 (draws, m), on the device of ``test``. The same row of two encoders comes from the same pictures, so that
+        int64 (draws, m), on the device of ``test``. The same row of two encoders comes from the same images, so that
         their difference may be tested in pairs.
 
     Raises:
         ConfigError: ``shots``, ``draws`` or ``l2`` is not positive.
-        DataError: a class has fewer than ``shots`` pictures, or features or labels that cannot be used.
+        DataError: a class has fewer than ``shots`` images, or features or labels that cannot be used.
     """
     if draws < 1:
         raise ConfigError(f"draws={draws}: expected at least 1.")
@@ -56,7 +56,7 @@ def low_shot(
 
 
 def draw_labelled(labels: Tensor, *, shots: int, draw: int, seed: int) -> Tensor:
-    """Indices of ``shots`` pictures of every class that occurs in ``labels``, without replacement.
+    """Indices of ``shots`` images of every class that occurs in ``labels``, without replacement.
 
     A pure function of its arguments, whatever the encoder and the device. Draw number 3 of 5 shots contains draw
     number 3 of 1 shot.
@@ -66,10 +66,10 @@ def draw_labelled(labels: Tensor, *, shots: int, draw: int, seed: int) -> Tensor
 
     Raises:
         ConfigError: ``shots`` is not positive.
-        DataError: a class has fewer than ``shots`` pictures.
+        DataError: a class has fewer than ``shots`` images.
     """
     if shots < 1:
-        raise ConfigError(f"shots={shots}: expected at least 1 labelled picture a class.")
+        raise ConfigError(f"shots={shots}: expected at least 1 labelled image a class.")
     order = permutation(len(labels), seed, _STREAM, draw)
     shuffled = labels.cpu().numpy()[order]
     chosen = []
@@ -77,7 +77,7 @@ def draw_labelled(labels: Tensor, *, shots: int, draw: int, seed: int) -> Tensor
         members = order[shuffled == label]
         if len(members) < shots:
             raise DataError(
-                f"class {label} has {len(members)} labelled training pictures, fewer than the {shots} shots a class: "
+                f"class {label} has {len(members)} labelled training images, fewer than the {shots} shots a class: "
                 "lower the shots or label more."
             )
         chosen.append(members[:shots])

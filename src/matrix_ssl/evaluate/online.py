@@ -1,7 +1,7 @@
-"""Accuracy while the encoder is still being trained: a linear classifier and nearest neighbours on held-out pictures.
+"""Accuracy while the encoder is still being trained: a linear classifier and nearest neighbours on held-out images.
 
 The classifier learns from the features of every training batch, whose gradient is cut off, with an optimizer of its own
-and no random numbers. Both are judged on a fifth of the training pictures whose labels neither has seen; the test part
+and no random numbers. Both are judged on a fifth of the training images whose labels neither has seen; the test part
 is not opened. Weights and losses of the encoder are the same bits with and without.
 """
 
@@ -23,26 +23,26 @@ from matrix_ssl.observer import Observer
 from matrix_ssl.randomness import permutation
 
 _LEARNED_FROM = 0.8
-_BANK, _QUERIES = 10_000, 5_000  # at most so many pictures to choose neighbours from, and so many to classify
+_BANK, _QUERIES = 10_000, 5_000  # at most so many images to choose neighbours from, and so many to classify
 _NEIGHBOURS = 20
 _RATE = 1e-2
-_ORDER = 0x0B5E  # coordinate of the choice of pictures
+_ORDER = 0x0B5E  # coordinate of the choice of images
 
 
 class OnlineEvaluation(Observer):
     """Writes ``online_train``, ``online_linear`` and ``online_knn``, each in [0, 1], into the metrics of a run.
 
-    ``online_train`` is how often the classifier was right on training pictures that it was about to learn from;
-    ``online_linear`` and ``online_knn`` are measured at some twenty moments on held-out pictures as evaluation sees
+    ``online_train`` is how often the classifier was right on training images that it was about to learn from;
+    ``online_linear`` and ``online_knn`` are measured at some twenty moments on held-out images as evaluation sees
     them. The features are scaled by a BatchNorm without parameters, so that one rate of Adam fits all encoders.
 
     Args:
-        source: the labelled training pictures.
+        source: the labelled training images.
         data: of the run.
         device: of the training.
 
     Raises:
-        DataError: the pictures have no labels, or too few to hold a part out.
+        DataError: the images have no labels, or too few to hold a part out.
     """
 
     moments = 20
@@ -57,7 +57,7 @@ class OnlineEvaluation(Observer):
         self._may_learn[learned] = True
         held_out = np.flatnonzero(~self._may_learn)
         if not len(held_out):
-            raise DataError(f"--online: {source.name!r} has too few pictures to hold a fifth of them out.")
+            raise DataError(f"--online: {source.name!r} has too few images to hold a fifth of them out.")
         self._bank, self._queries = (
             source.subset(np.sort(part[permutation(len(part), _ORDER)[:most]]))
             for part, most in ((learned, _BANK), (held_out, _QUERIES))

@@ -31,8 +31,8 @@ TRANSFER = "transfer"
 PROTOCOLS = (*frozen.PROTOCOLS, TRANSFER, *trained.PROTOCOLS)
 BASELINES = ("raw_pixels", "random_network")
 _GALLERY, _GALLERY_NEIGHBOURS = 10, 7
-_DESCRIBED = 2000  # pictures that a map and a gallery without evaluation are made from
-_QUERIES = 0x6A11  # coordinate of the choice of query pictures
+_DESCRIBED = 2000  # images that a map and a gallery without evaluation are made from
+_QUERIES = 0x6A11  # coordinate of the choice of query images
 
 OnProgress = Callable[[int, int], None]
 
@@ -59,14 +59,14 @@ def evaluate(
 ) -> dict[str, dict[str, Any]]:
     """Runs protocols and writes what they find into ``RUN/evaluation/SET/``; the same call again goes on.
 
-    ``summary.json`` and ``evaluation.npz``, which hold what the page of the run begins with, follow unless the pictures
+    ``summary.json`` and ``evaluation.npz``, which hold what the page of the run begins with, follow unless the images
     are others than those of the pre-training.
 
     Args:
-        subject: encoder and pictures.
+        subject: encoder and images.
         protocols: some of ``PROTOCOLS``.
         settings: of the protocols that train.
-        label_list: file names of the labelled pictures of ``semi-supervised``; a stratified part when left out.
+        label_list: file names of the labelled images of ``semi-supervised``; a stratified part when left out.
         fresh: measure again what has been measured.
         say: takes sentences for the person, such as what was left out.
         display: progress of protocols that train.
@@ -100,7 +100,7 @@ def evaluate(
     return found
 
 
-def describe_pictures(
+def describe_images(
     run: Path,
     source: Source,
     *,
@@ -108,11 +108,11 @@ def describe_pictures(
     device: torch.device,
     on_progress: OnProgress,
 ) -> None:
-    """Writes ``evaluation.npz``, the map and the gallery of nearest neighbours, for at most 2000 of the pictures."""
+    """Writes ``evaluation.npz``, the map and the gallery of nearest neighbours, for at most 2000 of the images."""
     if len(source) > _DESCRIBED:
         source = source.subset(np.sort(permutation(len(source), _QUERIES)[:_DESCRIBED]))
     network = {"encoder": encoders.load_encoder(run, weights=weights)}
-    _write_pictures(
+    _write_images(
         run, source, extract(network, source, record.read_config(run).data, device=device, on_progress=on_progress)
     )
 
@@ -143,7 +143,7 @@ def _evaluate_features(
         if features.unreadable:
             where, why = features.unreadable[0]
             say(
-                f"{len(features.unreadable)} {part} pictures cannot be read and are left out, "
+                f"{len(features.unreadable)} {part} images cannot be read and are left out, "
                 f"the first one {where}: {why}."
             )
     assert subject.train.classes is not None and learn.labels is not None and judge.labels is not None  # checked
@@ -164,7 +164,7 @@ def _evaluate_features(
     for protocol in protocols:
         values = _describe(protocol, made, answers) | subject.question
         values |= {
-            "training_pictures": len(learn.indices),
+            "training_images": len(learn.indices),
             "unreadable": len(learn.unreadable) + len(judge.unreadable),
             "seconds": time.monotonic() - started,
             "environment": devices.environment(subject.device),
@@ -172,7 +172,7 @@ def _evaluate_features(
         results.write(subject.folder, protocol, values, _of(protocol, made["encoder"]), answers)
         found[protocol] = values
     if set(protocols) != {TRANSFER} and _is_own(subject):
-        _write_pictures(subject.run, subject.test, judge)
+        _write_images(subject.run, subject.test, judge)
         _write_summary(subject, made, learn, judge, answers, seconds=time.monotonic() - started)
     shutil.rmtree(files)
     return found
@@ -239,7 +239,7 @@ def _write_summary(
 
 
 def _compare_probes(subject: Subject, say: Say) -> None:
-    """Says how far the two linear protocols differ where both have been run on the same pictures."""
+    """Says how far the two linear protocols differ where both have been run on the same images."""
     first = results.read_predictions(subject.folder, trained.LINEAR_SGD, "linear_sgd")
     second = results.read_predictions(subject.folder, "linear", "linear")
     if first is None or second is None or not np.array_equal(first[1].where, second[1].where):
@@ -252,7 +252,7 @@ def _compare_probes(subject: Subject, say: Say) -> None:
     )
 
 
-def _write_pictures(run: Path, source: Source, features: Features) -> None:
+def _write_images(run: Path, source: Source, features: Features) -> None:
     vectors = features.vectors["encoder"]
     chosen, coordinates = embedding_map(vectors)
     labels = torch.full((len(vectors),), -1) if features.labels is None else features.labels

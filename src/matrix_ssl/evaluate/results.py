@@ -3,7 +3,7 @@
 They lie in ``RUN/evaluation/SET/``, ``SET-teacher`` for the weights of the teacher. Of several datasets of one name,
 all but the first have folders with a part of their digest behind the name. A JSON file holds for every measure
 accuracy, interval, mean per class, the accuracy of each class and what was set; the ``.npz`` file beside it what was
-predicted for every test picture.
+predicted for every test image.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ FOLDER = "evaluation"
 
 @dataclass(frozen=True)
 class Answers:
-    """The right labels of the test pictures that could be read, and which pictures they are."""
+    """The right labels of the test images that could be read, and which images they are."""
 
     labels: Tensor  # int64 (m,)
     where: NDArray[np.str_]  # (m,)
@@ -39,7 +39,7 @@ class Answers:
 
     @staticmethod
     def of(source: Source, indices: NDArray[np.int64]) -> "Answers":
-        """The answers of the pictures of a labelled set at ``indices``."""
+        """The answers of the images of a labelled set at ``indices``."""
         assert source.labels is not None and source.classes is not None  # checked before anything is computed
         where = np.array([source.where(int(i)) for i in indices], dtype=np.str_)
         return Answers(torch.from_numpy(source.labels[indices]), where, source.classes)
@@ -56,7 +56,7 @@ def folder_of(run: Path, train: Source, test: Source, weights: str) -> Path:
         *([test.name] if test.name != train.name else []),
         *([weights] if weights != "student" else []),
     ]
-    safe = (re.sub(r"[^\w.-]+", "-", name).strip("-.") or "pictures" for name in names)
+    safe = (re.sub(r"[^\w.-]+", "-", name).strip("-.") or "images" for name in names)
     folder = run / FOLDER / "-".join(safe)
     digests = {"train": train.digest, "test": test.digest}
     if all(_digests(path) in (None, digests) for path in sorted(folder.glob("*.json"))):
@@ -93,7 +93,7 @@ def describe(made: Predictions, answers: Answers, *, by_class: bool = True) -> d
         "interval": [low, high],
         "mean_per_class": float((sums[present] / counts[present]).mean()),
         "mean_per_class_interval": list(mean_per_class_interval(right, answers.labels)),
-        "pictures": len(right),
+        "images": len(right),
         "draws": len(made.labels),
         "settings": made.settings,
     }
@@ -101,7 +101,7 @@ def describe(made: Predictions, answers: Answers, *, by_class: bool = True) -> d
         found["sd_over_draws"] = float((made.labels == answers.labels).double().mean(dim=1).std())
     if by_class:
         found["classes"] = {
-            name: {"accuracy": float(sums[i] / counts[i]), "pictures": int(counts[i])}
+            name: {"accuracy": float(sums[i] / counts[i]), "images": int(counts[i])}
             for i, name in enumerate(answers.classes)
             if present[i]
         }
@@ -109,7 +109,7 @@ def describe(made: Predictions, answers: Answers, *, by_class: bool = True) -> d
 
 
 def difference(a: Predictions, b: Predictions, answers: Answers) -> dict[str, Any]:
-    """How much more often ``a`` is right than ``b`` on the same pictures, with the interval of the paired bootstrap."""
+    """How much more often ``a`` is right than ``b`` on the same images, with the interval of the paired bootstrap."""
     gain = a.right(answers.labels) - b.right(answers.labels)
     return {"difference": float(gain.mean()), "interval": list(mean_interval(gain))}
 

@@ -17,12 +17,12 @@ from matrix_ssl.evaluate import results
 
 @dataclass(frozen=True)
 class Subject:
-    """An encoder and the labelled pictures that it is evaluated on.
+    """An encoder and the labelled images that it is evaluated on.
 
     Args:
         run: a run folder with a finished encoder.
-        train: pictures that classifiers learn from.
-        test: pictures that accuracy is measured on, with the same classes.
+        train: images that classifiers learn from.
+        test: images that accuracy is measured on, with the same classes.
         weights: student or teacher.
         device: where the work is done.
         drawn_from: digest of the dataset that ``train`` is a part of, where it is not the whole.
@@ -63,7 +63,7 @@ class Subject:
             "weights": self.weights,
             "encoder_sha256": checkpoint.digest(self.encoder.state_dict()),
             "set": {"train": _describe(self.train), "test": _describe(self.test)},
-            "pictures": [data.image_size, data.crop_fraction, data.mean, data.std],
+            "images": [data.image_size, data.crop_fraction, data.mean, data.std],
         }
 
     def fingerprint(self, *settings: Any) -> str:
@@ -73,4 +73,4 @@ class Subject:
 
 def _describe(source: Source) -> dict[str, Any]:
     assert source.classes is not None  # checked before
-    return {"name": source.name, "pictures": len(source), "classes": len(source.classes), "digest": source.digest}
+    return {"name": source.name, "images": len(source), "classes": len(source.classes), "digest": source.digest}

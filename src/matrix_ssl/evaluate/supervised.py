@@ -1,7 +1,7 @@
 """Training a classifier by gradient steps: the engine of the protocols whose published form is a training.
 
-Scores are ``learner(frozen(picture))``: the frozen part runs in evaluation mode without gradients, the learner is
-trained with cross-entropy on one random view of every picture. As in pre-training, every random number is a function of
+Scores are ``learner(frozen(image))``: the frozen part runs in evaluation mode without gradients, the learner is
+trained with cross-entropy on one random view of every image. As in pre-training, every random number is a function of
 the seed and the step, so a training that was killed and started again ends with the same bits (same machine, same
 number of processes). The folder of a training holds its description, its metrics and its newest checkpoints.
 """
@@ -48,22 +48,22 @@ def fit_and_judge(
     display: Display,
     seed: int,
 ) -> Outcome:
-    """Trains the learner in place, or goes on where an earlier call stopped, and scores the test pictures.
+    """Trains the learner in place, or goes on where an earlier call stopped, and scores the test images.
 
-    With several processes each trains on its part of every batch, and each scores all test pictures.
+    With several processes each trains on its part of every batch, and each scores all test images.
 
     Args:
-        train, test: labelled pictures that passed ``check_parts``.
-        data: size, normalisation, and the central part that test pictures are judged by.
+        train, test: labelled images that passed ``check_parts``.
+        data: size, normalisation, and the central part that test images are judged by.
         folder: of this training; a finished one is loaded again, and may be removed once its outcome is stored.
-        seed: of the order of the pictures and of their views. PyTorch's generator is seeded anew at every step.
+        seed: of the order of the images and of their views. PyTorch's generator is seeded anew at every step.
 
     Raises:
         ConfigError: a setting is out of range or does not fit the number of processes.
         RunFolderError: the folder holds another training or cannot be written.
         Diverged: what to change.
         Interrupted: a signal came; a checkpoint has been written.
-        DataError: no test picture can be read.
+        DataError: no test image can be read.
     """
     check_settings(settings, rates := tuple(group["rate"] for group in classifier.groups))
     training = _Training(
@@ -125,7 +125,7 @@ class _Training:
         self.step = 0  # steps done
         # sums over the steps of the epoch so far, the accuracy of the last whole one, and the time
         self.counters: dict[str, float] = {"loss": 0.0, "right": 0.0, "train_accuracy": 0.0, "seconds": 0.0}
-        self.replaced: dict[str, str] = {}  # pictures that cannot be read: where, why
+        self.replaced: dict[str, str] = {}  # images that cannot be read: where, why
         self.metrics: record.MetricsWriter | None = None
 
     def run(self) -> None:
@@ -152,18 +152,18 @@ class _Training:
         if self.replaced:
             where, why = next(iter(self.replaced.items()))
             self.display.say(
-                f"{len(self.replaced)} training pictures cannot be read and others took their place, "
+                f"{len(self.replaced)} training images cannot be read and others took their place, "
                 f"the first one {where}: {why}."
             )
 
     def _fitting_batch(self) -> int:
-        wanted, processes, pictures = self.settings.batch_size, distributed.world_size(), len(self.source)
-        fitting = min(wanted, pictures // processes * processes)
+        wanted, processes, images = self.settings.batch_size, distributed.world_size(), len(self.source)
+        fitting = min(wanted, images // processes * processes)
         if not fitting:
-            raise ConfigError(f"{pictures} training pictures for {processes} processes: start fewer.")
+            raise ConfigError(f"{images} training images for {processes} processes: start fewer.")
         if fitting < wanted:
             self.display.say(
-                f"there are {pictures} training pictures: the batch is {fitting} instead of {wanted}, "
+                f"there are {images} training images: the batch is {fitting} instead of {wanted}, "
                 "and the learning rate is lowered in proportion."
             )
         return fitting

@@ -68,7 +68,7 @@ def evaluate(
         if fresh and distributed.is_main():
             shutil.rmtree(folder, ignore_errors=True)
         distributed.barrier()
-        say(f"{measure}: {len(source)} labelled pictures")
+        say(f"{measure}: {len(source)} labelled images")
         if protocol == LINEAR_SGD:
             _warn_of_few_steps(chosen, len(source), say)
         outcome = _train(subject, source, protocol, chosen, folder, say, display)
@@ -95,7 +95,7 @@ def evaluate(
 
 
 def _parts(subject: Subject, protocol: str, label_list: Path | None) -> dict[str, NDArray[np.int64]]:
-    """By measure, which training pictures keep their labels."""
+    """By measure, which training images keep their labels."""
     if protocol != SEMI_SUPERVISED:
         return {protocol.replace("-", "_"): np.arange(len(subject.train))}
     if label_list is not None:
@@ -114,7 +114,7 @@ def _train(
         )  # fmt: skip
     assert source.labels is not None  # checked
     if len(settings.rates) > 1 and np.bincount(source.labels).min() < 2:
-        say(f"a class has a single labelled picture: the first pair of rates, {settings.rates[0]}, is used untried.")
+        say(f"a class has a single labelled image: the first pair of rates, {settings.rates[0]}, is used untried.")
         settings = dataclasses.replace(settings, rates=settings.rates[:1])
     return fine_tune(
         subject.encoder, width, source, subject.test, subject.config.data,
@@ -122,8 +122,8 @@ def _train(
     )  # fmt: skip
 
 
-def _warn_of_few_steps(settings: LinearSGD, pictures: int, say: Say) -> None:
-    steps = settings.epochs * max(1, pictures // settings.batch_size)
+def _warn_of_few_steps(settings: LinearSGD, images: int, say: Say) -> None:
+    steps = settings.epochs * max(1, images // settings.batch_size)
     if settings.optimizer == "lars" and steps < _FEW_STEPS:
         say(
             f"warning: {steps} steps; the published rate is meant for the 28,000 of ImageNet, after few the layer has "

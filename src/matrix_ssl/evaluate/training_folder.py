@@ -1,4 +1,4 @@
-"""Whose training a folder holds, so that a checkpoint is never taken for that of another encoder or other pictures."""
+"""Whose training a folder holds, so that a checkpoint is never taken for that of another encoder or other images."""
 
 import dataclasses
 import json
@@ -34,7 +34,7 @@ def claim(
     description = {
         "settings": dataclasses.asdict(settings) | {"rates": [group["rate"] for group in classifier.groups]},
         "seed": seed,
-        "pictures": {"classes": source.classes, "digest": source.digest},
+        "images": {"classes": source.classes, "digest": source.digest},
         "data": {name: getattr(data, name) for name in ("image_size", "mean", "std")},
         "weights": {part: digest(getattr(classifier, part).state_dict()) for part in ("frozen", "learner")},
     }

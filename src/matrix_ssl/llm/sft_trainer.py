@@ -1,6 +1,6 @@
 """trl's ``SFTTrainer`` with cross-entropy plus matrix cross-entropy.
 
-Data sets, chat templates, packing and adapters are those of trl. Its loss, from a head that is fused with the
+Datasets, chat templates, packing and adapters are those of trl. Its loss, from a head that is fused with the
 cross-entropy and never shows the logits, is replaced by that of ``MatrixTrainer``; its measurements of entropy and
 accuracy come from that head and are not made.
 """

@@ -1,10 +1,10 @@
-"""LeJEPA: the views of a picture agree, and the outputs of a batch are distributed as a standard normal.
+"""LeJEPA: the views of an image agree, and the outputs of a batch are distributed as a standard normal.
 
     loss = (1 - λ) · mean over views and entries of (z_v - z̄)²  +  λ · mean over views of SIGReg(z_v)
 
 SIGReg, the sketched isotropic Gaussian regularisation, looks at the outputs along random directions and compares the
 empirical characteristic function of each projection with that of the standard normal, by the statistic of Epps and
-Pulley. No teacher, no stop-gradient, no predictor. The paper adds several smaller views of every picture; here, as for
+Pulley. No teacher, no stop-gradient, no predictor. The paper adds several smaller views of every image; here, as for
 all methods of this package, there are two.
 
 Reference: Balestriero and LeCun, "LeJEPA: Provable and Scalable Self-Supervised Learning Without the Heuristics",

@@ -1,4 +1,4 @@
-"""MoCo v2: tell the key of the same picture from a queue of the keys of earlier batches.
+"""MoCo v2: tell the key of the same image from a queue of the keys of earlier batches.
 
 A student encodes the query, a moving average of it the key. With rows of length one and temperature τ, for a query q,
 its key k₊ and the keys k of the queue:
@@ -10,7 +10,7 @@ The first view is the query and the second the key, so that half of the work of 
 
 BatchNorm lets a query recognise the key that was normalised together with it. The published code therefore shuffles the
 rows of the keys over the GPUs; here BatchNorm is synchronised, so that the statistics are those of the whole batch, in
-which a single picture leaves little trace.
+which a single image leaves little trace.
 
 Reference: He, Fan, Wu, Xie and Girshick, "Momentum Contrast for Unsupervised Visual Representation Learning", CVPR
 2020, equation 1; Chen, Fan, Girshick and He, "Improved Baselines with Momentum Contrastive Learning", arXiv 2003.04297,
@@ -45,8 +45,8 @@ def moco_v2_loss(q: Tensor, k: Tensor, queue: Tensor, *, temperature: float = 0.
 
     Args:
         q: (n, d), queries: the student's outputs.
-        k: (n, d), keys: the teacher's outputs for the other view of the same pictures.
-        queue: (m, d), keys of other pictures, a row each. All three are scaled to length one here.
+        k: (n, d), keys: the teacher's outputs for the other view of the same images.
+        queue: (m, d), keys of other images, a row each. All three are scaled to length one here.
         temperature: τ > 0.
 
     Returns:

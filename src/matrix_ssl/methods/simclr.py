@@ -1,4 +1,4 @@
-"""SimCLR: pick out the other view of a picture among all views of the batch.
+"""SimCLR: pick out the other view of an image among all views of the batch.
 
 With rows of length one, s the cosine similarity and temperature τ, for every one of the 2n views i with partner j:
 

@@ -1,4 +1,4 @@
-"""SimSiam: two views of a picture through one network, a predictor on one side, a stop-gradient on the other.
+"""SimSiam: two views of an image through one network, a predictor on one side, a stop-gradient on the other.
 
 No negative pairs, no moving average, no large batch: the predictor and the stop-gradient alone keep the outputs from
 collapsing to a constant.

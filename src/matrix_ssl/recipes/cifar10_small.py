@@ -1,10 +1,10 @@
-"""CIFAR-10 for a CPU: 10,000 pictures, a residual network of 0.7M parameters, 12 epochs.
+"""CIFAR-10 for a CPU: 10,000 images, a residual network of 0.7M parameters, 12 epochs.
 
     matrix-ssl compare cifar10_small --data-root DATA
 
 Twelve minutes a run on one core with AVX-512 BF16 and ``--set precision=bfloat16``, without it about twice as long. The
-widths and the teacher are those of ``pictures_small``; the learning rate is the one that most methods preferred on
-held-out pictures (``LOG.md``).
+widths and the teacher are those of ``images_small``; the learning rate is the one that most methods preferred on
+held-out images (``LOG.md``).
 """
 
 import dataclasses

@@ -3,7 +3,7 @@
     torchrun --nproc-per-node 8 -m matrix_ssl pretrain imagenet --data /path/to/imagenet
 
 The folder holds ``train/CLASS/*.JPEG`` and ``val/CLASS/*.JPEG``. Batch 1024 over 8 GPUs, SGD with momentum 0.9, weight
-decay 1e-5, learning rate 0.5 per 256 pictures, 10 epochs of warm-up, then cosine; the two views of MoCo v3; outputs of
+decay 1e-5, learning rate 0.5 per 256 images, 10 epochs of warm-up, then cosine; the two views of MoCo v3; outputs of
 width 2048. Linear accuracy by the authors, neither verified nor reproduced here: 71.1 / 72.3 / 73.6 % after 100 / 200 /
 400 epochs.
 

@@ -116,7 +116,7 @@ def spectrum(moments: Sequence[tuple[int, NDArray[np.float64]]]) -> Figurine:
 
 
 def embedding_map(points: NDArray[np.floating], labels: NDArray[np.integer], classes: Sequence[str]) -> Figurine:
-    """Pictures placed in two dimensions, coloured by label; label -1 is "none"."""
+    """Images placed in two dimensions, coloured by label; label -1 is "none"."""
     finite = np.isfinite(points).all(axis=1)
     total = int(finite.sum())
     keep = np.flatnonzero(finite)[_evenly(total, MAX_MAP_POINTS)]
@@ -138,7 +138,7 @@ def embedding_map(points: NDArray[np.floating], labels: NDArray[np.integer], cla
             _legend(figure, list(names.values()))
             _name_clusters(figure, axes, points, labels, names)
         groups = "" if not present else f" of {len(present)} classes"
-        description = f"{whole(len(points))} pictures{groups} as points in a plane. {_count_classes(labels, names)}"
+        description = f"{whole(len(points))} images{groups} as points in a plane. {_count_classes(labels, names)}"
         drawing = svg.inline_svg(figure, "map", title="Map of the embeddings", description=description)
     caption = _map_caption(shown=len(points), given=len(finite), finite=total, classes=len(present))
     return Figurine("map", "Map of the embeddings", caption, drawing)
@@ -254,7 +254,7 @@ def _name_clusters(
 
 
 def _map_caption(*, shown: int, given: int, finite: int, classes: int) -> str:
-    caption = "A t-SNE map: each point is one picture, close to the pictures that the encoder finds alike. "
+    caption = "A t-SNE map: each point is one image, close to the images that the encoder finds alike. "
     if classes:
         caption += "In a healthy run points of one class gather in groups, although no label was used to train. "
     else:

@@ -30,13 +30,13 @@ COMMANDS = {  # what the page tells a reader to type, from the folder that holds
     "export": "matrix-ssl export {run} --format torchvision",
 }
 MAX_QUERIES, MAX_NEIGHBOURS = 10, 8
-THUMBNAIL = 96  # pixels; larger pictures are reduced, which bounds the page
-PLAIN_PNG = 48  # pixels; larger pictures are stored with a palette of 256 colours, a third of the size
+THUMBNAIL = 96  # pixels; larger images are reduced, which bounds the page
+PLAIN_PNG = 48  # pixels; larger images are stored with a palette of 256 colours, a third of the size
 
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """A picture of the gallery, as a data URI."""
+    """An image of the gallery, as a data URI."""
 
     uri: str
     alt: str
@@ -90,20 +90,20 @@ def _render(data: RunData, tables: Sequence[ResultTable]) -> str:
 def _facts(data: RunData) -> list[tuple[str, str]]:
     """Short answers below the headline; unknown ones are left out."""
     summary, config = data.summary, data.config
-    pictures = finite_number(mapping(summary.get("data")).get("pictures"))
+    images = finite_number(mapping(summary.get("data")).get("images"))
     seconds, speed = finite_number(summary.get("seconds")), data.last("images_per_second")
     steps = finite_number(summary.get("steps")) or (data.lines[-1]["step"] if data.lines else None)
     device = data.environment.get("device_name") or data.environment.get("device")
     facts = [
         ("Encoder", config.network.encoder),
         ("Parameters", whole(n) if (n := finite_number(summary.get("parameters"))) else ""),
-        ("Pictures", whole(pictures) if pictures else ""),
-        ("Skipped pictures", _skipped(finite_number(summary.get("skipped")))),
+        ("Images", whole(images) if images else ""),
+        ("Skipped images", _skipped(finite_number(summary.get("skipped")))),
         ("Steps", whole(steps) if steps else ""),
         ("Epochs", number(n) if (n := finite_number(summary.get("epochs"))) else f"{config.epochs} planned"),
         ("Batch", whole(config.batch_size)),
         ("Time", duration(seconds) if seconds is not None else ""),
-        ("Pictures a second", whole(speed) if speed else ""),
+        ("Images a second", whole(speed) if speed else ""),
         ("Device", str(device) if device else ""),
         ("Bad steps", whole(n) if (n := data.last("bad_steps")) else ""),
         ("Negative determinants", whole(n) if (n := data.last("negative_determinants")) else ""),
@@ -119,7 +119,7 @@ def _skipped(count: float | None) -> str:
 
 def _source_name(data: RunData) -> str:
     name = mapping(data.summary.get("data")).get("name") or data.config.data.source
-    return re.split(r"[/\\]", str(name).rstrip("/\\"))[-1] or "unknown pictures"
+    return re.split(r"[/\\]", str(name).rstrip("/\\"))[-1] or "unknown images"
 
 
 def _training_figures(data: RunData) -> list[Figurine]:
@@ -140,11 +140,11 @@ def _training_figures(data: RunData) -> list[Figurine]:
         _figure(
             "online", "Accuracy during training",
             [
-                Panel("held-out pictures", _curves(data, online_linear="linear", online_knn="20-NN"), bottom=0.0),
+                Panel("held-out images", _curves(data, online_linear="linear", online_knn="20-NN"), bottom=0.0),
                 Panel("views to learn from", _curves(data, online_train="linear"), bottom=0.0),
             ],
             "Correct answers of a linear classifier that learns beside the encoder, and of a vote of the 20 nearest "
-            "neighbours. The held-out pictures are a fifth of the training pictures, whose labels neither has seen. "
+            "neighbours. The held-out images are a fifth of the training images, whose labels neither has seen. "
             "The encoder does not notice any of this.",
         ),
         _figure(
@@ -242,7 +242,7 @@ def _gallery(data: RunData) -> list[tuple[Thumbnail, list[Thumbnail]]]:
     rows = []
     for i in range(min(len(query), MAX_QUERIES)):
         label = _label(classes, query_label[i])
-        first = _thumbnail(query[i], f"query picture {i + 1}{_of(label)}", label, "", False)
+        first = _thumbnail(query[i], f"query image {i + 1}{_of(label)}", label, "", False)
         others = []
         for j in range(min(near.shape[1], MAX_NEIGHBOURS)):
             other, cosine = _label(classes, near_label[i, j]), f"{similarity[i, j]:.2f}".replace("-", "−")

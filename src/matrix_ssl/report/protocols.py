@@ -48,17 +48,17 @@ def _evaluation(folder: Path) -> ResultTable | None:
                 judged = mapping(mapping(found.get("set")).get("test"))
     if not rows:
         return None
-    pictures, classes = finite_number(judged.get("pictures")), finite_number(judged.get("classes"))
-    note = "Correct classifications in percent, with the 95 % interval of the bootstrap over test pictures"
-    if pictures and classes:
-        note += f": {whole(pictures)} pictures of {whole(classes)} classes"
+    images, classes = finite_number(judged.get("images")), finite_number(judged.get("classes"))
+    note = "Correct classifications in percent, with the 95 % interval of the bootstrap over test images"
+    if images and classes:
+        note += f": {whole(images)} images of {whole(classes)} classes"
     note += ". By class: the mean of the accuracies of the classes."
     against = mapping(_read(folder / "linear-sgd-against-linear.json"))
     gain = finite_number(against.get("difference"))
     bounds = _bounds(against.get("interval"), signed=True)
     if gain is not None and bounds:
         note += f" linear-sgd less linear: {_signed(gain)} points ({bounds})."
-    headings = ["", "this encoder", "95 %", "by class", *BASELINES.values(), "labelled pictures"]
+    headings = ["", "this encoder", "95 %", "by class", *BASELINES.values(), "labelled images"]
     return ResultTable(f"Evaluated on {folder.name}", note, headings, rows)
 
 
@@ -69,7 +69,7 @@ def _row(key: str, value: Mapping[str, Any], found: Mapping[str, Any]) -> list[s
     others = [_percent(mapping(mapping(baselines.get(name)).get(key)).get("accuracy")) for name in BASELINES]
     labelled = finite_number(value.get("labelled"))
     if labelled is None and not key.startswith("low_shot"):
-        labelled = finite_number(found.get("training_pictures"))
+        labelled = finite_number(found.get("training_images"))
     return [
         measure_name(key),
         _percent(value.get("accuracy")),

@@ -84,7 +84,7 @@ def verdict(data: RunData) -> str:
     spectra = data.spectra()
     labels = data.arrays.get("map_labels")
     labelled = labels is None or bool((labels >= 0).any())
-    why = "Not evaluated yet." if labelled else "These pictures have no labels to measure accuracy with."
+    why = "Not evaluated yet." if labelled else "These images have no labels to measure accuracy with."
     of = f" of at most {len(spectra[-1][1])}" if spectra else ""
     return (
         f"{why} The effective rank of the features went from {rank.values[0]:.3g} to {rank.values[-1]:.3g}{of} "
@@ -97,8 +97,8 @@ def _verdict_on(summary: Mapping[str, Any], measure: Measure, score: Score) -> s
     scores = {b: _score(mapping(baselines.get(b.key)), measure.key) for b in BASELINES}
     known = {b: found for b, found in scores.items() if found is not None}
     test = finite_number(mapping(summary.get("evaluated_on")).get("test"))
-    pictures = f"the {whole(test)} test pictures" if test else "the test pictures"
-    text = f"{measure.sentence}, the frozen encoder classifies {100 * score.mean:.1f}% of {pictures} correctly"
+    images = f"the {whole(test)} test images" if test else "the test images"
+    text = f"{measure.sentence}, the frozen encoder classifies {100 * score.mean:.1f}% of {images} correctly"
     if not known:
         return text + "; there are no baselines to compare it with."
     text += "; " + " and ".join(f"{b.subject} {b.verb} {100 * other.mean:.1f}%" for b, other in known.items())
@@ -147,20 +147,20 @@ def _cell(heading: str, score: Score | None, best: float) -> Cell:
 
 
 def comparison_note(summary: Mapping[str, Any]) -> str:
-    """How to read the table: what the numbers are, over how many draws and pictures."""
+    """How to read the table: what the numbers are, over how many draws and images."""
     evaluation, on = mapping(summary.get("evaluation")), mapping(summary.get("evaluated_on"))
     draws = {score.draws for m in MEASURES if (score := _score(evaluation, m.key)) and score.draws > 1}
-    text = "Test pictures classified correctly from frozen features, in percent"
+    text = "Test images classified correctly from frozen features, in percent"
     if draws:
         counts = " or ".join(str(n) for n in sorted(draws))
-        text += f"; mean ± standard deviation over {counts} random draws of the labelled pictures"
+        text += f"; mean ± standard deviation over {counts} random draws of the labelled images"
     train, test, classes = (finite_number(on.get(key)) for key in ("train", "test", "classes"))
     if train and test:
-        text += f". {on.get('name', 'Data')}: {whole(train)} pictures with labels to learn from, {whole(test)} to test"
+        text += f". {on.get('name', 'Data')}: {whole(train)} images with labels to learn from, {whole(test)} to test"
     if classes:
         text += f"; {whole(classes)} classes, so guessing gives {100 / classes:.1f}%"
     return (
-        f"{text}. 1-NN and 20-NN: votes of the most similar pictures, by cosine. The untrained network is the same "
+        f"{text}. 1-NN and 20-NN: votes of the most similar images, by cosine. The untrained network is the same "
         "architecture with random weights. The best of each column is bold."
     )
 

@@ -65,7 +65,7 @@ def describe(name: str, first: torch.Size, metadata: Mapping[str, str]) -> Netwo
 
 
 def first_convolution(name: str, *, channels: int) -> str:
-    """The name of the tensor that takes pictures: the first of four dimensions."""
+    """The name of the tensor that takes images: the first of four dimensions."""
     tensors = outline(NetworkConfig(encoder=name), image_size=IMAGE_SIZE, channels=channels).state_dict()
     return next(own for own, tensor in tensors.items() if tensor.ndim == 4)
 
@@ -75,7 +75,7 @@ def outline(network: NetworkConfig, *, image_size: int, channels: int) -> nn.Mod
     """An encoder without values: names and shapes alone, no memory and no random numbers. Not to be changed.
 
     Raises:
-        ConfigError: the architecture is unknown or does not accept such pictures.
+        ConfigError: the architecture is unknown or does not accept such images.
         MissingExtra: a timm architecture without timm.
     """
     with torch.device("meta"):
@@ -85,7 +85,7 @@ def outline(network: NetworkConfig, *, image_size: int, channels: int) -> nn.Mod
 
 
 def choose_image_size(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], asked: int | None) -> int:
-    """Side of the pictures, in pixels: what was asked for, or what the encoder was made for.
+    """Side of the images, in pixels: what was asked for, or what the encoder was made for.
 
     Raises:
         ConfigError: a vision transformer was made for another size than the one asked for.
@@ -106,11 +106,11 @@ def refuse_lookalikes(prefix: str, tensors: Mapping[str, Tensor], *, lightning: 
     Raises:
         CheckpointError: the small vision transformer of MoCo v3 has 12 heads, timm's 6 (``vits.py`` of its code); the
             small stem of solo-learn pads by 2 pixels, ours by 1 (``solo/methods/base.py``); the networks of detectron2
-            have their stride in the 1x1 or the 3x3 convolution, and take BGR or RGB pictures, as a setting says.
+            have their stride in the 1x1 or the 3x3 convolution, and take BGR or RGB images, as a setting says.
     """
     if "conv1.norm.weight" in tensors:
         raise CheckpointError(
-            f"{source} has the names of detectron2, which do not tell where its strides lie and whether its pictures "
+            f"{source} has the names of detectron2, which do not tell where its strides lie and whether its images "
             "are RGB or BGR: import the file that it was converted from."
         )
     patches, stem = tensors.get("patch_embed.proj.weight"), tensors.get("conv1.weight")
@@ -121,6 +121,6 @@ def refuse_lookalikes(prefix: str, tensors: Mapping[str, Tensor], *, lightning: 
         )
     if lightning and stem is not None and stem.shape[2:] == (3, 3) and re.search(r"(backbone|encoder)\.$", prefix):
         raise CheckpointError(
-            f"{source} holds a ResNet of solo-learn for small pictures, whose first convolution pads by 2 pixels "
+            f"{source} holds a ResNet of solo-learn for small images, whose first convolution pads by 2 pixels "
             "where this package's pads by 1: it would give other features than it was trained for."
         )

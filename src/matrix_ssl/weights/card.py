@@ -45,7 +45,7 @@ def model_card(
         "- self-supervised-learning",
         "---",
         "",
-        f"# {config.network.encoder}, an encoder of pictures",
+        f"# {config.network.encoder}, an encoder of images",
         "",
         "| | |",
         "|---|---|",
@@ -76,15 +76,15 @@ def _origin(config: RunConfig, summary: Mapping[str, Any], weights: str) -> dict
     numbers = {name: ", ".join(f"{value:g}" for value in getattr(data, name)) for name in ("mean", "std")}
     rows = {
         "Architecture": config.network.encoder,
-        "Pictures": f"{len(data.mean)} channels, {data.image_size} x {data.image_size} pixels in [0, 1], minus "
+        "Images": f"{len(data.mean)} channels, {data.image_size} x {data.image_size} pixels in [0, 1], minus "
         f"{numbers['mean']}, divided by {numbers['std']}",
     }
     if imported := summary.get("imported"):
         return rows | {"Imported from": f"{imported['file']}, SHA-256 {imported['sha256']}: {imported['matched']}"}
-    pictures = summary.get("data", {})
+    images = summary.get("data", {})
     return rows | {
         "Trained by": f"{config.method.name}, {weights}",
-        "Trained on": f"{pictures['pictures']} pictures of {pictures['name']}, without labels" if pictures else "",
+        "Trained on": f"{images['images']} images of {images['name']}, without labels" if images else "",
         "Epochs": f"{summary.get('epochs', config.epochs)} of batch {config.batch_size}, seed {config.seed}",
     }
 
@@ -104,7 +104,7 @@ def _accuracies(summary: Mapping[str, Any], weights: str) -> list[str]:
         cells = [f"{100 * found[name][column]['mean']:.1f}" if column in found[name] else "" for column in columns]
         lines.append(f"| {heading} | {' | '.join(cells)} |")
     text = (
-        f"Test pictures classified correctly from frozen features, in percent: {on['name']}, {on['train']} labelled "
-        f"pictures to learn from, {on['test']} to test, {on['classes']} classes."
+        f"Test images classified correctly from frozen features, in percent: {on['name']}, {on['train']} labelled "
+        f"images to learn from, {on['test']} to test, {on['classes']} classes."
     )
     return ["", "## Accuracy", "", text, "", *lines]

@@ -22,11 +22,11 @@ _ENDINGS = (".tar", ".pth", ".pt", ".ckpt", ".bin", ".safetensors")
               "tiny_resnet.  [default: found from the tensors]")  # fmt: skip
 @click.option("--branch", type=click.Choice(["student", "teacher"]), default="student", show_default=True,
               help="Of two encoders: the trained one, or its moving average.")  # fmt: skip
-@click.option("--image-size", type=click.IntRange(1), metavar="PIXELS", help="Side of the pictures.  [default: what "
+@click.option("--image-size", type=click.IntRange(1), metavar="PIXELS", help="Side of the images.  [default: what "
               "the encoder was made for, or 224]")  # fmt: skip
 @click.option("--mean", metavar="NUMBERS", help="Of pixels in [0, 1], with commas between.  [default: ImageNet's]")
 @click.option("--std", metavar="NUMBERS", help="Likewise.  [default: ImageNet's]")
-@click.option("--crop-fraction", type=float, metavar="PART", help="Central part of a picture that is used.  "
+@click.option("--crop-fraction", type=float, metavar="PART", help="Central part of an image that is used.  "
               "[default: 0.875]")  # fmt: skip
 def import_(
     checkpoint: str,
@@ -67,7 +67,7 @@ def import_(
     data, name = opened.config.data, shlex.quote(str(run))
     options.out.print(f"{run}: {opened.text}", markup=False)
     options.say(
-        f"pictures: {data.image_size} pixels, mean {data.mean}, std {data.std}, central {data.crop_fraction:g}.\n"
+        f"images: {data.image_size} pixels, mean {data.mean}, std {data.std}, central {data.crop_fraction:g}.\n"
         f"matrix-ssl evaluate {name} --data FOLDER measures accuracy."
     )
 

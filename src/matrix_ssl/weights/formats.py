@@ -46,7 +46,7 @@ class Model:
 
     @property
     def has_small_stem(self) -> bool:
-        """Whether the first convolution of a ResNet is the one for small pictures."""
+        """Whether the first convolution of a ResNet is the one for small images."""
         return architectures.is_resnet(self.name) and self.tensors["conv1.weight"].shape[2:] == (3, 3)
 
 
@@ -74,7 +74,7 @@ def refusal(form: Format, model: Model) -> str | None:
     known = architectures.RESNETS if form == "timm" else tuple(_RESNETS)
     if name not in known:
         return f"{name!r} is none of the ResNets that {form} has under the same name"
-    return f"{form} has no {name} with the stem for small pictures" if model.has_small_stem else None
+    return f"{form} has no {name} with the stem for small images" if model.has_small_stem else None
 
 
 def make_safetensors(model: Model, folder: Path, name: str) -> Made:
@@ -174,14 +174,14 @@ def make_huggingface(model: Model, folder: Path, name: str) -> Made:
             transformers.utils.logging.enable_progress_bar()
     found = back.state_dict()
     said = _count(model, {key: found[names.huggingface(key)] for key in model.tensors}, others=len(found))
-    picture = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        check_features(back(picture).pooler_output.flatten(1), model.encoder(picture), "transformers")
+        check_features(back(image).pooler_output.flatten(1), model.encoder(image), "transformers")
     code = "\n".join([
         "from transformers import AutoImageProcessor, AutoModel", "",
         f"processor = AutoImageProcessor.from_pretrained({name!r})",
         f"model = AutoModel.from_pretrained({name!r})",
-        'features = model(**processor(pictures, return_tensors="pt")).pooler_output.flatten(1)',
+        'features = model(**processor(images, return_tensors="pt")).pooler_output.flatten(1)',
     ])  # fmt: skip
     return Made("model.safetensors", said, code, "transformers")
 
@@ -206,7 +206,7 @@ def make_detectron2(model: Model, folder: Path, name: str) -> Made:
              "cfg.MODEL.RESNETS.STRIDE_IN_1X1 = False  # the stride lies in the 3x3 convolution",
              'cfg.INPUT.FORMAT = "RGB"', f"cfg.MODEL.PIXEL_MEAN = {mean}", f"cfg.MODEL.PIXEL_STD = {std}"]  # fmt: skip
     note = (
-        "detectron2's own defaults are BGR pictures and a stride in the 1x1 convolution: without the lines above the "
+        "detectron2's own defaults are BGR images and a stride in the 1x1 convolution: without the lines above the "
         "same weights give other features. MoCo (He et al., CVPR 2020) fine-tunes such encoders with synchronised "
         'BatchNorm, cfg.MODEL.RESNETS.NORM = "SyncBN", and all stages, cfg.MODEL.BACKBONE.FREEZE_AT = 0.'
     )

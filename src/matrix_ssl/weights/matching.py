@@ -1,6 +1,6 @@
 """Finds the encoder in the tensors of a checkpoint: which of them it is, which architecture, and what is beside it.
 
-An encoder begins with the convolution that takes pictures, a tensor (out, 1 or 3, h, w) with a name that its
+An encoder begins with the convolution that takes images, a tensor (out, 1 or 3, h, w) with a name that its
 architecture fixes. Whatever stands before that name is the prefix of the encoder. Every tensor with that prefix must
 belong to the architecture, in name and shape, and every other tensor must be known to belong to no encoder.
 
@@ -80,12 +80,12 @@ def find_encoder(
         source: what messages call it.
         architecture: as ``network.encoder`` of a configuration; None: found from names and shapes.
         branch: of two encoders, the one that was trained or the one that followed it.
-        image_size: side of the pictures, pixels; None: what the encoder was made for, else 224.
-        channels: of the pictures, 1 or 3.
+        image_size: side of the images, pixels; None: what the encoder was made for, else 224.
+        channels: of the images, 1 or 3.
 
     Raises:
         CheckpointError: no encoder, several, or one that does not match completely; or tensors that no rule explains.
-        ConfigError: the architecture or the size of the pictures is another one than asked for.
+        ConfigError: the architecture or the size of the images is another one than asked for.
     """
     saved = contents.metadata.get("architecture")
     if saved and architecture not in (None, saved):
@@ -141,7 +141,7 @@ def _prefixes(tensors: Mapping[str, Tensor], layouts: tuple[_Layout, ...], sourc
     some = ", ".join(list(tensors)[:4])
     raise CheckpointError(
         f"{source} has no encoder that is known here: none of its {len(tensors)} tensors ({some}, ...) is the first "
-        f"convolution {looked} of a picture. Give the architecture, --architecture NAME, or save its state dict alone."
+        f"convolution {looked} of an image. Give the architecture, --architecture NAME, or save its state dict alone."
     )
 
 

@@ -1,4 +1,4 @@
-"""ONNX: the encoder and the normalisation of its pictures as one graph that needs no Python."""
+"""ONNX: the encoder and the normalisation of its images as one graph that needs no Python."""
 
 import importlib.util
 from pathlib import Path
@@ -15,7 +15,7 @@ _BATCHES = (1, 3)  # sizes that the graph is tried on; it was traced with 2
 
 
 class FromPixels(nn.Module):
-    """An encoder behind the normalisation of its pictures: pixels (n, c, s, s) in [0, 1] to features (n, k)."""
+    """An encoder behind the normalisation of its images: pixels (n, c, s, s) in [0, 1] to features (n, k)."""
 
     def __init__(self, encoder: nn.Module, data: DataConfig):
         super().__init__()

@@ -29,8 +29,8 @@ RANDOM, TORCHVISION = "random", "torchvision"
 class Opened:
     """An encoder that is ready for use."""
 
-    encoder: nn.Module  # in evaluation mode on the CPU: pictures (n, c, s, s), normalised, to features (n, k)
-    config: RunConfig  # its architecture, and in ``data`` the size and normalisation of its pictures
+    encoder: nn.Module  # in evaluation mode on the CPU: images (n, c, s, s), normalised, to features (n, k)
+    config: RunConfig  # its architecture, and in ``data`` the size and normalisation of its images
     text: str  # what was matched
     sha256: str | None = None  # of the file that it was read from
 
@@ -51,7 +51,7 @@ def open_encoder(
             ImageNet, which must lie in PyTorch's cache already: nothing is downloaded.
         architecture: as ``network.encoder`` of a configuration. ``"random"`` and ``"torchvision"`` need it, for a file
             it is found from the tensors if None, and a run folder must have it if it is given.
-        image_size: side of the pictures, pixels; None: what the encoder was made for, else 224. A run folder keeps its
+        image_size: side of the images, pixels; None: what the encoder was made for, else 224. A run folder keeps its
             own, which ``image_size`` may only confirm.
         weights: of a run or of a checkpoint with two encoders, the trained one or its moving average.
         seed: of ``"random"``.
@@ -90,9 +90,9 @@ def open_checkpoint(
         path: a safetensors or PyTorch file; ``reading`` and ``matching`` say what it may hold.
         architecture: None: found from the tensors.
         branch: of two encoders, the one that was trained or the one that followed it.
-        image_size: side of the pictures, pixels.
+        image_size: side of the images, pixels.
         mean, std: of pixels in [0, 1], one number a channel.
-        crop_fraction: the central part of a picture that evaluation keeps.
+        crop_fraction: the central part of an image that evaluation keeps.
 
     Raises:
         CheckpointError: the file cannot be read, or its encoder does not match completely.

@@ -1,4 +1,4 @@
-"""Masks, pictures and targets at the size of the network, and which of them an iteration gets."""
+"""Masks, images and targets at the size of the network, and which of them an iteration gets."""
 
 import io
 import warnings
@@ -15,9 +15,9 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from drawn_coco import draw_set, square, write_json
 from matrix_ssl.config import override_dataclass
-from matrix_ssl.detection.annotations import Instance, Picture, read_annotations
-from matrix_ssl.detection.files import PictureFiles
-from matrix_ssl.detection.pictures import TrainingPictures, fit, make_target, read_ahead, read_pixels, resize
+from matrix_ssl.detection.annotations import Instance, AnnotatedImage, read_annotations
+from matrix_ssl.detection.files import ImageFiles
+from matrix_ssl.detection.images import TrainingImages, fit, make_target, read_ahead, read_pixels, resize
 from matrix_ssl.detection.settings import DetectionSettings
 from matrix_ssl.detection.shapes import (
     Polygons,
@@ -80,7 +80,7 @@ class TestShapes:
         assert np.array_equal(drawn, expected)
 
     def test_run_lengths_are_rescaled(self) -> None:
-        """A crowd region kept at twice the picture's size."""
+        """A crowd region kept at twice the image's size."""
         whole = np.zeros((160, 200), np.uint8)
         whole[40:80, 100:200] = 1
         runs = parse_run_lengths(
@@ -123,7 +123,7 @@ class TestSizes:
     def test_the_rule_is_torchvisions(self, height: int, width: int) -> None:
         transform = GeneralizedRCNNTransform(800, 1333, [0.0], [1.0]).eval()
         resized, _ = transform.resize(torch.zeros(1, height, width))
-        found = fit(Picture(1, "", height, width, ()), shorter=800, longest=1333)
+        found = fit(AnnotatedImage(1, "", height, width, ()), shorter=800, longest=1333)
         assert max(abs(a - b) for a, b in zip(found, resized.shape[1:], strict=True)) <= 1  # it rounds down
 
     def test_resizing_an_even_ramp_keeps_it(self) -> None:
@@ -134,7 +134,7 @@ class TestSizes:
         assert torch.equal(resize(ramp, 20, 32, flip=True), half.flip(2))
 
 
-def picture_bytes(image: Image.Image, form: str, **options: Any) -> bytes:
+def image_bytes(image: Image.Image, form: str, **options: Any) -> bytes:
     file = io.BytesIO()
     image.save(file, form, **options)
     return file.getvalue()
@@ -142,12 +142,12 @@ def picture_bytes(image: Image.Image, form: str, **options: Any) -> bytes:
 
 class TestPixels:
     @pytest.mark.parametrize("mode", ["RGB", "L", "P", "CMYK", "1", "RGBA", "LA", "I;16"])
-    def test_every_kind_of_picture_becomes_colours(self, tmp_path: Path, mode: str) -> None:
+    def test_every_kind_of_image_becomes_colours(self, tmp_path: Path, mode: str) -> None:
         grey = Image.fromarray(np.tile(np.repeat(np.array([0, 255], np.uint8), 10), (12, 1)))
         image = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257) if mode == "I;16" else grey.convert(mode)
         form = "JPEG" if mode == "CMYK" else "PNG"
-        (tmp_path / "a").write_bytes(picture_bytes(image, form))
-        pixels = read_pixels(Picture(1, "a", 12, 20, ()), PictureFiles(tmp_path))
+        (tmp_path / "a").write_bytes(image_bytes(image, form))
+        pixels = read_pixels(AnnotatedImage(1, "a", 12, 20, ()), ImageFiles(tmp_path))
         assert pixels.shape == (3, 12, 20) and pixels.dtype == torch.uint8
         assert pixels[:, :, :8].max() <= 10 and pixels[:, :, 12:].min() >= 245
 
@@ -156,26 +156,26 @@ class TestPixels:
         tags[ExifTags.Base.Orientation] = 6  # lies on its left side
         image = Image.new("RGB", (20, 12), "black")
         image.paste("white", (0, 0, 10, 12))
-        (tmp_path / "a").write_bytes(picture_bytes(image, "JPEG", exif=tags, quality=95))
-        pixels = read_pixels(Picture(1, "a", 20, 12, ()), PictureFiles(tmp_path))
+        (tmp_path / "a").write_bytes(image_bytes(image, "JPEG", exif=tags, quality=95))
+        pixels = read_pixels(AnnotatedImage(1, "a", 20, 12, ()), ImageFiles(tmp_path))
         assert pixels[:, :8].min() > 200 and pixels[:, 12:].max() < 50
         with pytest.raises(UnreadableImage, match="it is 12 x 20 pixels, its annotations are for 20 x 12"):
-            read_pixels(Picture(1, "a", 12, 20, ()), PictureFiles(tmp_path))
+            read_pixels(AnnotatedImage(1, "a", 12, 20, ()), ImageFiles(tmp_path))
 
 
-def test_targets_follow_the_picture() -> None:
+def test_targets_follow_the_image() -> None:
     shapes = [Polygons((np.array(square(x, 40, 10)).reshape(-1, 2),)) for x in (30, 95)]
     boxes = [(20.0, 30.0, 40.0, 50.0), (85.0, 30.0, 105.0, 50.0)]
     instances = [
         Instance(i, 7, box, 400.0, shape, False) for i, (box, shape) in enumerate(zip(boxes, shapes, strict=True))
     ]
     crowd = Instance(9, 7, boxes[0], 400.0, shapes[0], True)
-    picture = Picture(1, "", 80, 100, (*instances, crowd))
-    plain = make_target(picture, {7: 2}, 160, 200, flip=False)
+    image = AnnotatedImage(1, "", 80, 100, (*instances, crowd))
+    plain = make_target(image, {7: 2}, 160, 200, flip=False)
     assert plain["labels"].tolist() == [2, 2]
     assert plain["boxes"].tolist() == [[40, 60, 80, 100], [170, 60, 200, 100]]  # the second one is clipped
     assert plain["masks"].shape == (2, 160, 200)
-    turned = make_target(picture, {7: 2}, 160, 200, flip=True)
+    turned = make_target(image, {7: 2}, 160, 200, flip=True)
     assert turned["boxes"].tolist() == [[120, 60, 160, 100], [0, 60, 30, 100]]
     assert torch.equal(turned["masks"], plain["masks"].flip(2))
     for target in (plain, turned):
@@ -191,24 +191,24 @@ class TestBatches:
     )
 
     @staticmethod
-    def pictures(folder: Path, settings: DetectionSettings, *, rank: int = 0, processes: int = 1) -> TrainingPictures:
+    def images(folder: Path, settings: DetectionSettings, *, rank: int = 0, processes: int = 1) -> TrainingImages:
         if not (folder / "a.json").exists():
-            write_json(folder / "a.json", draw_set(folder / "in", pictures=7))
+            write_json(folder / "a.json", draw_set(folder / "in", images=7))
         annotations = read_annotations(folder / "a.json")
-        return TrainingPictures(annotations, PictureFiles(folder / "in"), settings, rank=rank, processes=processes)
+        return TrainingImages(annotations, ImageFiles(folder / "in"), settings, rank=rank, processes=processes)
 
     def test_epochs_follow_each_other_without_a_gap(self, tmp_path: Path) -> None:
-        pictures = self.pictures(tmp_path, self.SETTINGS)
-        order = [index for iteration in range(7) for index in pictures.chosen(iteration)]
+        images = self.images(tmp_path, self.SETTINGS)
+        order = [index for iteration in range(7) for index in images.chosen(iteration)]
         epochs = [order[start : start + 7] for start in range(0, 28, 7)]
         assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
         assert len({tuple(epoch) for epoch in epochs}) == 4
 
     def test_a_batch_is_a_function_of_the_iteration(self, tmp_path: Path) -> None:
-        straight = list(self.pictures(tmp_path, self.SETTINGS).batches(range(6)))
-        resumed = list(self.pictures(tmp_path, self.SETTINGS).batches(range(3, 6)))
-        threaded = list(self.pictures(tmp_path, override_dataclass(self.SETTINGS, ["workers=3"])).batches(range(3, 6)))
-        halves = [self.pictures(tmp_path, self.SETTINGS, rank=rank, processes=2) for rank in (0, 1)]
+        straight = list(self.images(tmp_path, self.SETTINGS).batches(range(6)))
+        resumed = list(self.images(tmp_path, self.SETTINGS).batches(range(3, 6)))
+        threaded = list(self.images(tmp_path, override_dataclass(self.SETTINGS, ["workers=3"])).batches(range(3, 6)))
+        halves = [self.images(tmp_path, self.SETTINGS, rank=rank, processes=2) for rank in (0, 1)]
         parts = [list(half.batches(range(3, 6))) for half in halves]
         shapes = set()
         for place, batch in enumerate(straight[3:]):
@@ -222,45 +222,45 @@ class TestBatches:
             shapes |= {min(image.shape[1:]) for image in batch.images}
         assert shapes == {40, 56, 72}
 
-    def test_half_of_the_pictures_are_flipped(self, tmp_path: Path) -> None:
-        """A disc lies left of a square in every picture: category 3 before 7, labels 1 and 2."""
-        batches = self.pictures(tmp_path, self.SETTINGS).batches(range(25))
+    def test_half_of_the_images_are_flipped(self, tmp_path: Path) -> None:
+        """A disc lies left of a square in every image: category 3 before 7, labels 1 and 2."""
+        batches = self.images(tmp_path, self.SETTINGS).batches(range(25))
         turned = [float(t["boxes"][0, 0] > t["boxes"][1, 0]) for batch in batches for t in batch.targets]
         assert all(
-            t["labels"].tolist() == [1, 2] for t in next(self.pictures(tmp_path, self.SETTINGS).batches([0])).targets
+            t["labels"].tolist() == [1, 2] for t in next(self.images(tmp_path, self.SETTINGS).batches([0])).targets
         )
         assert 0.35 < np.mean(turned) < 0.65 and len(turned) == 100
 
-    def test_a_picture_that_cannot_be_used_is_replaced_and_reported(self, tmp_path: Path) -> None:
-        pictures = self.pictures(tmp_path, self.SETTINGS)
+    def test_a_image_that_cannot_be_used_is_replaced_and_reported(self, tmp_path: Path) -> None:
+        images = self.images(tmp_path, self.SETTINGS)
         (tmp_path / "in" / "002.png").write_bytes(b"nothing")
         Image.new("RGB", (10, 10)).save(tmp_path / "in" / "003.png")
-        batches = list(pictures.batches(range(7)))
+        batches = list(images.batches(range(7)))
         assert all(len(batch.images) == 4 for batch in batches)
         where = {Path(place).name: why for batch in batches for place, why in batch.unreadable}
         assert where == {
-            "002.png": "not a picture, or its first bytes are damaged",
+            "002.png": "not an image, or its first bytes are damaged",
             "003.png": "it is 10 x 10 pixels, its annotations are for 96 x 80",
         }
 
     def test_when_none_can_be_used(self, tmp_path: Path) -> None:
-        pictures = self.pictures(tmp_path, self.SETTINGS)
+        images = self.images(tmp_path, self.SETTINGS)
         for path in (tmp_path / "in").iterdir():
             path.write_bytes(b"")
-        with pytest.raises(DataError, match=r"7 pictures in a row cannot be used, the last one .*: the file is empty"):
-            next(pictures.batches([0]))
+        with pytest.raises(DataError, match=r"7 images in a row cannot be used, the last one .*: the file is empty"):
+            next(images.batches([0]))
 
-    def test_pictures_without_an_object_are_left_out(self, tmp_path: Path) -> None:
-        content = draw_set(tmp_path / "in", pictures=3)
+    def test_images_without_an_object_are_left_out(self, tmp_path: Path) -> None:
+        content = draw_set(tmp_path / "in", images=3)
         content["annotations"] = content["annotations"][:2]
         for item in content["annotations"][:1]:
             item["iscrowd"] = 1
         write_json(tmp_path / "a.json", content)
-        assert len(self.pictures(tmp_path, self.SETTINGS)) == 1
+        assert len(self.images(tmp_path, self.SETTINGS)) == 1
         content["annotations"].pop()
         write_json(tmp_path / "a.json", content)
-        with pytest.raises(DataError, match="no picture has a usable instance to learn"):
-            self.pictures(tmp_path, self.SETTINGS)
+        with pytest.raises(DataError, match="no image has a usable instance to learn"):
+            self.images(tmp_path, self.SETTINGS)
 
     @pytest.mark.parametrize("threads", [0, 1, 3])
     def test_reading_ahead_keeps_the_order_and_raises_in_its_turn(self, threads: int) -> None:

@@ -1,4 +1,4 @@
-"""Every kind of picture file that a user may bring, and every kind of damage."""
+"""Every kind of image file that a user may bring, and every kind of damage."""
 
 import io
 import os
@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from matrix_ssl.data.pictures import EXTENSIONS, decode_picture, read_picture
+from matrix_ssl.data.images import EXTENSIONS, decode_image, read_image
 from matrix_ssl.errors import UnreadableImage
 
 
 @pytest.fixture
 def rgb() -> np.ndarray:
-    """A 12 x 17 picture with smooth colours, different along every axis."""
+    """A 12 x 17 image with smooth colours, different along every axis."""
     rows, columns = np.mgrid[0:12, 0:17]
     return np.stack([rows * 20, columns * 14, 255 - rows * 10 - columns * 5], axis=-1).astype(np.uint8)
 
@@ -32,15 +32,15 @@ def encode(image: Image.Image, kind: str, **options: object) -> bytes:
 
 
 def decode(content: bytes) -> np.ndarray:
-    picture = decode_picture(content, "somewhere")
-    assert picture.dtype.is_floating_point is False
-    assert picture.is_contiguous()
-    return picture.numpy().transpose(1, 2, 0)
+    image = decode_image(content, "somewhere")
+    assert image.dtype.is_floating_point is False
+    assert image.is_contiguous()
+    return image.numpy().transpose(1, 2, 0)
 
 
 def refuse(content: bytes) -> str:
     with pytest.raises(UnreadableImage) as caught:
-        decode_picture(content, "some/where.png")
+        decode_image(content, "some/where.png")
     assert caught.value.where == "some/where.png"
     return caught.value.reason
 
@@ -62,7 +62,7 @@ def test_jpeg_is_decoded_at_full_size_as_pillow_does(rgb: np.ndarray) -> None:
     np.testing.assert_array_equal(decode(content), np.asarray(Image.open(io.BytesIO(content)).convert("RGB")))
 
 
-def test_grey_and_one_bit_pictures_have_three_equal_channels(rgb: np.ndarray) -> None:
+def test_grey_and_one_bit_images_have_three_equal_channels(rgb: np.ndarray) -> None:
     grey = rgb[..., 0]
     np.testing.assert_array_equal(decode(encode(Image.fromarray(grey), "PNG")), np.stack([grey] * 3, axis=-1))
     bits = grey > 100
@@ -84,7 +84,7 @@ def test_32_bit_integers_are_read_as_16_bit_levels_or_refused() -> None:
         assert "0 to 65535" in refuse(encode(Image.fromarray(np.array([[0, wrong]], dtype=np.int32)), "TIFF"))
 
 
-def test_float_pictures_in_either_usual_range() -> None:
+def test_float_images_in_either_usual_range() -> None:
     unit = np.array([[0.0, 0.5, 1.0]], dtype=np.float32)
     np.testing.assert_array_equal(decode(encode(Image.fromarray(unit), "TIFF"))[0, :, 0], [0, 128, 255])
     bytes_ = np.array([[0.0, 99.6, 255.0]], dtype=np.float32)
@@ -155,7 +155,7 @@ def test_every_exif_orientation_agrees_with_pillow(rgb: np.ndarray, kind: str, o
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-def test_damaged_exif_does_not_cost_the_picture(rgb: np.ndarray, kind: str) -> None:
+def test_damaged_exif_does_not_cost_the_image(rgb: np.ndarray, kind: str) -> None:
     exif = Image.Exif()
     exif[0x0112] = 1
     block = exif.tobytes()
@@ -193,11 +193,11 @@ def test_flipped_bytes_never_raise_anything_else(rgb: np.ndarray) -> None:
 
 def test_plain_reasons() -> None:
     assert refuse(b"") == "the file is empty"
-    assert "not a picture" in refuse(b"<html>404 not found</html>")
-    assert "not a picture" in refuse(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n")  # would start Ghostscript
+    assert "not an image" in refuse(b"<html>404 not found</html>")
+    assert "not an image" in refuse(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n")  # would start Ghostscript
 
 
-def test_pictures_without_pixels_are_refused() -> None:
+def test_images_without_pixels_are_refused() -> None:
     assert refuse(png_header(0, 5))
     assert refuse(b"P6 0 4 255\n")
 
@@ -220,15 +220,15 @@ def test_pillow_warnings_stay_hidden(rgb: np.ndarray, monkeypatch: pytest.Monkey
 def test_reading_files(tmp_path: Path, rgb: np.ndarray) -> None:
     path = tmp_path / "ein Bild ä.png"
     Image.fromarray(rgb).save(path)
-    np.testing.assert_array_equal(read_picture(path).numpy().transpose(1, 2, 0), rgb)
+    np.testing.assert_array_equal(read_image(path).numpy().transpose(1, 2, 0), rgb)
     with pytest.raises(UnreadableImage, match=r"gone\.png: the file does not exist"):
-        read_picture(tmp_path / "gone.png")
+        read_image(tmp_path / "gone.png")
     with pytest.raises(UnreadableImage, match="cannot be read"):
-        read_picture(tmp_path)
+        read_image(tmp_path)
     text = tmp_path / "notes.jpg"
     text.write_text("these are no pixels")
-    with pytest.raises(UnreadableImage, match=r"notes\.jpg: not a picture"):
-        read_picture(text)
+    with pytest.raises(UnreadableImage, match=r"notes\.jpg: not an image"):
+        read_image(text)
 
 
 def test_extensions_are_lower_case_and_known_to_pillow() -> None:
@@ -241,11 +241,11 @@ import os, sys
 from pathlib import Path
 from matrix_ssl.data.folder import open_folder
 from matrix_ssl.data.packed import read_shard
-from matrix_ssl.data.pictures import read_picture
+from matrix_ssl.data.images import read_image
 if os.getuid() == 0:
     os.setuid(65534)
 folder = Path(sys.argv[1])
-for action in (lambda: read_picture(folder / "secret.png"), lambda: read_shard(folder / "secret.npz"),
+for action in (lambda: read_image(folder / "secret.png"), lambda: read_shard(folder / "secret.npz"),
                lambda: open_folder(folder, name="x")):
     try:
         action()

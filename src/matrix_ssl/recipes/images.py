@@ -1,4 +1,4 @@
-"""Any folder of pictures: the default when no recipe is named.
+"""Any folder of images: the default when no recipe is named.
 
 ResNet-18 at 96 pixels, small enough for one GPU in minutes and a CPU in hours; raise ``data.image_size`` and choose
 ``network.encoder=resnet50`` where there is more. Views: the two asymmetric ones of MoCo v3 (Chen, Xie and He, ICCV
@@ -13,7 +13,7 @@ def recipe() -> RunConfig:
     """The run."""
     view1, view2 = asymmetric_views()
     return RunConfig(
-        recipe="pictures",
+        recipe="images",
         data=DataConfig(image_size=96),
         view1=view1,
         view2=view2,

@@ -1,7 +1,7 @@
-"""Any folder of pictures, on a CPU: a network of 0.3M parameters at 64 pixels, minutes for ten thousand pictures.
+"""Any folder of images, on a CPU: a network of 0.3M parameters at 64 pixels, minutes for ten thousand images.
 
-The features serve for looking at a collection and for few labels; for an encoder to build on, use ``pictures`` on a
-GPU. There is no predictor: on held-out pictures of Imagenette its absence was worth five points of linear accuracy
+The features serve for looking at a collection and for few labels; for an encoder to build on, use ``images`` on a
+GPU. There is no predictor: on held-out images of Imagenette its absence was worth five points of linear accuracy
 (``LOG.md``).
 """
 
@@ -13,7 +13,7 @@ def recipe() -> RunConfig:
     """The run."""
     view1, view2 = asymmetric_views()
     return RunConfig(
-        recipe="pictures_small",
+        recipe="images_small",
         data=DataConfig(image_size=64, crop_fraction=1.0),
         view1=view1,
         view2=view2,

@@ -1,6 +1,6 @@
-"""Turns the bytes of a picture file into an RGB tensor, or says plainly why that is impossible.
+"""Turns the bytes of an image file into an RGB tensor, or says plainly why that is impossible.
 
-Decoding is exact: no reduced-size JPEG decoding, no clipping of 16-bit pictures, EXIF orientation applied, transparency
+Decoding is exact: no reduced-size JPEG decoding, no clipping of 16-bit images, EXIF orientation applied, transparency
 shown on white. Only the formats below are tried: Pillow knows more, some of which start other programs.
 """
 
@@ -50,8 +50,8 @@ _DECODER_ERRORS = (
 )
 
 
-def read_picture(path: Path) -> torch.Tensor:
-    """Reads a picture file.
+def read_image(path: Path) -> torch.Tensor:
+    """Reads an image file.
 
     Returns:
         A uint8 tensor (3, h, w).
@@ -70,42 +70,42 @@ def read_picture(path: Path) -> torch.Tensor:
         if reaches_limit(error):
             raise open_files_error() from error
         raise UnreadableImage(str(path), f"cannot be read ({error.strerror})") from None
-    return decode_picture(content, str(path))
+    return decode_image(content, str(path))
 
 
-def decode_picture(content: bytes, where: str) -> torch.Tensor:
-    """Decodes the bytes of a picture file.
+def decode_image(content: bytes, where: str) -> torch.Tensor:
+    """Decodes the bytes of an image file.
 
     Args:
         content: the file; of an animation, the first frame is taken.
-        where: what to call the picture in an error.
+        where: what to call the image in an error.
 
     Returns:
         A uint8 tensor (3, h, w).
 
     Raises:
-        UnreadableImage: the bytes are no picture, are damaged, or would decode to an absurd size.
+        UnreadableImage: the bytes are no image, are damaged, or would decode to an absurd size.
     """
     if not content:
         raise UnreadableImage(where, "the file is empty")
     try:
         with quiet_pillow(), Image.open(io.BytesIO(content), formats=_FORMATS) as image:
             if not (image.width and image.height):
-                raise UnreadableImage(where, "the picture has no pixels")
+                raise UnreadableImage(where, "the image has no pixels")
             pixels = np.asarray(_to_rgb(_upright(image), where))
     except UnidentifiedImageError:
-        raise UnreadableImage(where, "not a picture, or its first bytes are damaged") from None
+        raise UnreadableImage(where, "not an image, or its first bytes are damaged") from None
     except Image.DecompressionBombError:
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
-        raise UnreadableImage(where, f"the picture claims more than {limit:,} pixels") from None
+        raise UnreadableImage(where, f"the image claims more than {limit:,} pixels") from None
     except _DECODER_ERRORS as error:
-        raise UnreadableImage(where, f"damaged picture ({str(error) or type(error).__name__})") from None
+        raise UnreadableImage(where, f"damaged image ({str(error) or type(error).__name__})") from None
     return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
 
 
 @contextmanager
 def quiet_pillow() -> Iterator[None]:
-    """Hides Pillow's warnings about large pictures and odd metadata, which a user can do nothing about.
+    """Hides Pillow's warnings about large images and odd metadata, which a user can do nothing about.
 
     Python keeps one list of warning filters for all threads, so decode in processes, or enter this once around a pool
     of threads: then the nested uses in its threads cannot leave a wrong list behind.
@@ -130,9 +130,9 @@ def _to_rgb(image: Image.Image, where: str) -> Image.Image:
     if mode.startswith("I") or mode == "F":
         return Image.fromarray(_to_8_bit(np.asarray(image), where)).convert("RGB")
     if mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        picture = image.convert("RGBA")
-        white = Image.new("RGBA", picture.size, "white")
-        return Image.alpha_composite(white, picture).convert("RGB")
+        transparent = image.convert("RGBA")
+        white = Image.new("RGBA", transparent.size, "white")
+        return Image.alpha_composite(white, transparent).convert("RGB")
     return image if mode == "RGB" else image.convert("RGB")
 
 

@@ -1,6 +1,6 @@
-"""Pictures and their targets at the size of the network, and the batches of training.
+"""Images and their targets at the size of the network, and the batches of training.
 
-Which pictures an iteration takes, their size and whether they are flipped are functions of (seed, iteration, picture),
+Which images an iteration takes, their size and whether they are flipped are functions of (seed, iteration, image),
 so a resumed run, and any number of processes or threads, sees the same ones. Threads read ahead: decoding and resizing
 leave Python's lock, and need no copies between processes.
 """
@@ -16,17 +16,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from matrix_ssl.data.pictures import decode_picture, quiet_pillow
-from matrix_ssl.detection.annotations import Annotations, Picture
-from matrix_ssl.detection.files import PictureFiles
+from matrix_ssl.data.images import decode_image, quiet_pillow
+from matrix_ssl.detection.annotations import Annotations, AnnotatedImage
+from matrix_ssl.detection.files import ImageFiles
 from matrix_ssl.detection.settings import DetectionSettings
 from matrix_ssl.detection.shapes import draw
 from matrix_ssl.errors import DataError, UnreadableImage
 from matrix_ssl.randomness import permutation, uniform
 
-_ORDER, _CHANGES = 0xD0, 0xD1  # coordinates that keep the order of pictures and their changes apart
-_MOST_SUBSTITUTES = 100  # pictures tried in the place of one that cannot be read
-_AHEAD = 2  # batches or pictures read ahead for each thread
+_ORDER, _CHANGES = 0xD0, 0xD1  # coordinates that keep the order of images and their changes apart
+_MOST_SUBSTITUTES = 100  # images tried in the place of one that cannot be read
+_AHEAD = 2  # batches or images read ahead for each thread
 Key = TypeVar("Key")
 Value = TypeVar("Value")
 Unreadable = tuple[str, str]  # where, why
@@ -34,7 +34,7 @@ Unreadable = tuple[str, str]  # where, why
 
 @dataclass(frozen=True)
 class Batch:
-    """This process's pictures of one iteration."""
+    """This process's images of one iteration."""
 
     iteration: int
     images: list[Tensor]  # (3, h, w) each, in [0, 1]
@@ -48,32 +48,32 @@ class Batch:
         return Batch(self.iteration, images, targets, self.unreadable)
 
 
-class TrainingPictures:
-    """The batches of a run; pictures without an object are left out, as in Detectron2.
+class TrainingImages:
+    """The batches of a run; images without an object are left out, as in Detectron2.
 
     Args:
         rank, processes: which part of every batch this process takes.
 
     Raises:
-        DataError: no picture has an object.
+        DataError: no image has an object.
     """
 
     def __init__(
-        self, annotations: Annotations, files: PictureFiles, settings: DetectionSettings, *, rank: int, processes: int
+        self, annotations: Annotations, files: ImageFiles, settings: DetectionSettings, *, rank: int, processes: int
     ):
-        self.pictures = [picture for picture in annotations.pictures if picture.objects()]
-        if not self.pictures:
-            raise DataError(f"{annotations.path}: no picture has a usable instance to learn.")
+        self.images = [image for image in annotations.images if image.objects()]
+        if not self.images:
+            raise DataError(f"{annotations.path}: no image has a usable instance to learn.")
         self._labels = {category.id: label for label, category in enumerate(annotations.categories, start=1)}
         self._files, self._settings = files, settings
         self._rank, self._size = rank, settings.batch_size // processes
         self._order = (-1, np.zeros(0, np.int64))  # of the newest epoch
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     def chosen(self, iteration: int) -> list[int]:
-        """This process's pictures of an iteration: epochs of random order follow each other without a gap."""
+        """This process's images of an iteration: epochs of random order follow each other without a gap."""
         first = iteration * self._settings.batch_size + self._rank * self._size
         return [self._at(position) for position in range(first, first + self._size)]
 
@@ -85,53 +85,53 @@ class TrainingPictures:
     def _batch(self, iteration: int, chosen: list[int]) -> Batch:
         batch = Batch(iteration, [], [], [])
         for index in chosen:
-            for substitute in range(min(_MOST_SUBSTITUTES, len(self.pictures))):
-                picture = self.pictures[(index + substitute) % len(self.pictures)]
+            for substitute in range(min(_MOST_SUBSTITUTES, len(self.images))):
+                image = self.images[(index + substitute) % len(self.images)]
                 try:
-                    pixels = read_pixels(picture, self._files)
+                    pixels = read_pixels(image, self._files)
                 except UnreadableImage as error:
                     batch.unreadable.append((error.where, error.reason))
                     continue
                 which, turn = uniform(self._settings.seed, _CHANGES, iteration, index, draws=2)
                 sides = self._settings.train_sizes
-                size = fit(picture, shorter=sides[int(which * len(sides))], longest=self._settings.train_longest)
+                size = fit(image, shorter=sides[int(which * len(sides))], longest=self._settings.train_longest)
                 flip = bool(turn < self._settings.flip)
                 batch.images.append(resize(pixels, *size, flip=flip))
-                batch.targets.append(make_target(picture, self._labels, *size, flip=flip))
+                batch.targets.append(make_target(image, self._labels, *size, flip=flip))
                 break
             else:
                 where, why = batch.unreadable[-1]
-                raise DataError(f"{substitute + 1} pictures in a row cannot be used, the last one {where}: {why}.")
+                raise DataError(f"{substitute + 1} images in a row cannot be used, the last one {where}: {why}.")
         return batch
 
     def _at(self, position: int) -> int:
-        epoch, place = divmod(position, len(self.pictures))
+        epoch, place = divmod(position, len(self.images))
         if epoch != self._order[0]:
-            self._order = epoch, permutation(len(self.pictures), self._settings.seed, _ORDER, epoch)
+            self._order = epoch, permutation(len(self.images), self._settings.seed, _ORDER, epoch)
         return int(self._order[1][place])
 
 
-def read_pixels(picture: Picture, files: PictureFiles) -> Tensor:
-    """A picture (3, height, width) of uint8, upright.
+def read_pixels(image: AnnotatedImage, files: ImageFiles) -> Tensor:
+    """An image (3, height, width) of uint8, upright.
 
     Raises:
         UnreadableImage: it cannot be read or decoded, or does not have the size that the annotations are for.
     """
-    where = files.where(picture.name)
-    pixels = decode_picture(files.read(picture.name), where)
+    where = files.where(image.name)
+    pixels = decode_image(files.read(image.name), where)
     height, width = pixels.shape[1:]
-    if (height, width) != (picture.height, picture.width):
+    if (height, width) != (image.height, image.width):
         raise UnreadableImage(
-            where, f"it is {width} x {height} pixels, its annotations are for {picture.width} x {picture.height}"
+            where, f"it is {width} x {height} pixels, its annotations are for {image.width} x {image.height}"
         )
     return pixels
 
 
-def fit(picture: Picture, *, shorter: int, longest: int) -> tuple[int, int]:
+def fit(image: AnnotatedImage, *, shorter: int, longest: int) -> tuple[int, int]:
     """Height and width with the given shorter side, less where the longer side would exceed ``longest``."""
-    scale = shorter / min(picture.height, picture.width)
-    scale = min(scale, longest / max(picture.height, picture.width))
-    return max(1, round(picture.height * scale)), max(1, round(picture.width * scale))
+    scale = shorter / min(image.height, image.width)
+    scale = min(scale, longest / max(image.height, image.width))
+    return max(1, round(image.height * scale)), max(1, round(image.width * scale))
 
 
 def resize(pixels: Tensor, height: int, width: int, *, flip: bool = False) -> Tensor:
@@ -141,12 +141,12 @@ def resize(pixels: Tensor, height: int, width: int, *, flip: bool = False) -> Te
     return torch.from_numpy(np.ascontiguousarray(values[:, :, ::-1] if flip else values)).float() / 255
 
 
-def make_target(picture: Picture, labels: dict[int, int], height: int, width: int, *, flip: bool) -> dict[str, Tensor]:
-    """The objects of a picture at another size: boxes clipped to it (k, 4), labels (k,), masks (k, height, width)."""
-    scale = width / picture.width, height / picture.height
-    objects = picture.objects()
+def make_target(image: AnnotatedImage, labels: dict[int, int], height: int, width: int, *, flip: bool) -> dict[str, Tensor]:
+    """The objects of an image at another size: boxes clipped to it (k, 4), labels (k,), masks (k, height, width)."""
+    scale = width / image.width, height / image.height
+    objects = image.objects()
     boxes = torch.tensor([instance.box for instance in objects], dtype=torch.float64).reshape(-1, 2, 2)
-    boxes = torch.minimum(boxes.clamp_min(0), torch.tensor([picture.width, picture.height])) * torch.tensor(scale)
+    boxes = torch.minimum(boxes.clamp_min(0), torch.tensor([image.width, image.height])) * torch.tensor(scale)
     masks = np.stack([draw(instance.shape, height, width, scale=scale) for instance in objects])
     if flip:
         masks = masks[:, :, ::-1]
@@ -166,7 +166,7 @@ def read_ahead(function: Callable[[Key], Value], keys: Iterable[Key], *, threads
     if not threads:
         yield from map(function, keys)
         return
-    with quiet_pillow(), ThreadPoolExecutor(threads, thread_name_prefix="pictures") as pool:
+    with quiet_pillow(), ThreadPoolExecutor(threads, thread_name_prefix="images") as pool:
         waiting: deque[Future[Value]] = deque()
         try:
             for key in keys:
