@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from matrix_ssl import devices, optim, record, train
-from matrix_ssl.augment import Keys, crop_batch, random_boxes, random_view
+from matrix_ssl.data.augment import Keys, crop_batch, random_boxes, random_view
 from matrix_ssl.detection.backbone import open_backbone
 from matrix_ssl.detection.network import build_detector
 from matrix_ssl.detection.settings import DetectionSettings

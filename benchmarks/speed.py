@@ -19,7 +19,8 @@ from rich.table import Table
 from timing import spread, take_turns
 from torchvision.transforms import v2
 
-from matrix_ssl import augment, record
+from matrix_ssl import record
+from matrix_ssl.data import augment
 from matrix_ssl.views import asymmetric_views
 
 OUT = Path(__file__).parent / "results" / "speed.json"

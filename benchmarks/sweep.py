@@ -20,13 +20,13 @@ from rich.console import Console
 
 from matrix_ssl import config, devices, record, train
 from matrix_ssl.data import Source, open_source, split_source
+from matrix_ssl.data.randomness import permutation
 from matrix_ssl.encoder import load_encoder
 from matrix_ssl.errors import TrainingError
 from matrix_ssl.evaluate.accuracy import summarise
 from matrix_ssl.evaluate.features import extract
 from matrix_ssl.evaluate.frozen import measure
 from matrix_ssl.progress import Display
-from matrix_ssl.randomness import permutation
 from matrix_ssl.recipes import find_recipe
 
 HELD_OUT = 0.2

@@ -10,9 +10,9 @@ import torch
 from torch.utils.data import get_worker_info
 
 from matrix_ssl.config import DataConfig
+from matrix_ssl.data.images import read_image
 from matrix_ssl.data.loading import evaluation_batches
 from matrix_ssl.data.open_files import check_open_files
-from matrix_ssl.data.images import read_image
 from matrix_ssl.detection.files import ImageFiles
 from matrix_ssl.errors import OpenFilesError
 from runs import make_images

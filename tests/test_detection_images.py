@@ -15,7 +15,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from drawn_coco import draw_set, square, write_json
 from matrix_ssl.config import override_dataclass
-from matrix_ssl.detection.annotations import Instance, AnnotatedImage, read_annotations
+from matrix_ssl.detection.annotations import AnnotatedImage, Instance, read_annotations
 from matrix_ssl.detection.files import ImageFiles
 from matrix_ssl.detection.images import TrainingImages, fit, make_target, read_ahead, read_pixels, resize
 from matrix_ssl.detection.settings import DetectionSettings

@@ -15,8 +15,8 @@ from matrix_ssl.config import override_dataclass
 from matrix_ssl.detection.annotations import Annotations, read_annotations
 from matrix_ssl.detection.backbone import Backbone, open_backbone
 from matrix_ssl.detection.files import ImageFiles
-from matrix_ssl.detection.network import build_detector
 from matrix_ssl.detection.images import TrainingImages
+from matrix_ssl.detection.network import build_detector
 from matrix_ssl.detection.predict import predict
 from matrix_ssl.detection.scoring import score
 from matrix_ssl.detection.settings import DetectionSettings, check_settings, make_plan

@@ -496,9 +496,7 @@ class TestMistakes:
         settings = dataclasses.replace(LINEAR, batch_size=4096)
         found = evaluate(tmp_path, settings, display=Display(Console(file=text, width=500)))
         assert found.batch_size == 50
-        assert (
-            "there are 50 training images: the batch is 50 instead of 4096, and the learning rate" in text.getvalue()
-        )
+        assert "there are 50 training images: the batch is 50 instead of 4096, and the learning rate" in text.getvalue()
         assert lines(tmp_path)[0]["learning_rate"] == pytest.approx(100 * 50 / 256)
         assert weights(tmp_path)[0] == 5
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from matrix_ssl.randomness import hash_integers, permutation, uniform
+from matrix_ssl.data.randomness import hash_integers, permutation, uniform
 
 _GOLDEN, _MASK = 0x9E3779B97F4A7C15, 2**64 - 1
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from encoder_runs import make_run
 from matrix_ssl import record
-from matrix_ssl.augment import normalise
+from matrix_ssl.data.augment import normalise
 from matrix_ssl.encoder import load_encoder
 from matrix_ssl.errors import CheckpointError, ConfigError, MissingExtra, RunFolderError
 from matrix_ssl.methods.matrix_ssl import MatrixSSL

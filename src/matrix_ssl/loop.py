@@ -14,11 +14,11 @@ from matrix_ssl import diagnostics, distributed, optim, record, signals
 from matrix_ssl.config import RunConfig
 from matrix_ssl.data.base import Source
 from matrix_ssl.data.loading import Batch, TrainingBatches
+from matrix_ssl.data.randomness import hash_integers
 from matrix_ssl.errors import DataError, TrainingError
 from matrix_ssl.methods import Method, StepOutput
 from matrix_ssl.observer import Observer
 from matrix_ssl.progress import Display
-from matrix_ssl.randomness import hash_integers
 from matrix_ssl.signals import Interrupted
 
 _SPECTRA = 6  # moments of a run at which the whole spectrum is kept

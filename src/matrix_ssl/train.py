@@ -16,12 +16,12 @@ from matrix_ssl import devices, distributed, networks, optim, record
 from matrix_ssl.config import MethodConfig, RunConfig, check_ranges
 from matrix_ssl.data.base import Source
 from matrix_ssl.data.loading import TrainingBatches
+from matrix_ssl.data.randomness import permutation
 from matrix_ssl.encoder import build_encoder
 from matrix_ssl.errors import ConfigError
 from matrix_ssl.loop import Loop
 from matrix_ssl.methods import Method, complete_options, find_method
 from matrix_ssl.progress import Display
-from matrix_ssl.randomness import permutation
 
 PAPERS = "imagenet"  # the recipe that takes its values from the paper of each method
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.float32, "float64": torch.float64}

@@ -26,6 +26,7 @@ from matrix_ssl import config as configuration
 from matrix_ssl import devices, record, train
 from matrix_ssl.config import DataConfig, RunConfig
 from matrix_ssl.data import Source, has_test_part, open_source, split_source
+from matrix_ssl.data.randomness import permutation
 from matrix_ssl.encoder import build_encoder, load_encoder
 from matrix_ssl.errors import ConfigError, MatrixSSLError, TrainingError
 from matrix_ssl.evaluate.accuracy import accuracy
@@ -34,7 +35,6 @@ from matrix_ssl.evaluate.frozen import PROTOCOLS, measure
 from matrix_ssl.evaluate.knn import knn_predict
 from matrix_ssl.observer import Observer
 from matrix_ssl.progress import Display
-from matrix_ssl.randomness import permutation
 
 JOB, RESULT, OUTPUT = "job.json", "result.json", "output.txt"
 HELD_OUT = 0.2  # part of the training images on which trials are judged and curves are measured

@@ -14,10 +14,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from matrix_ssl.data.base import MemorySource, Places, Source, as_indices, check_labels, decode_all
 from matrix_ssl.data.folder import file_sizes, read_start
+from matrix_ssl.data.hub import open_dataset
 from matrix_ssl.data.identity import ABSENT
 from matrix_ssl.data.images import decode_image, read_image
 from matrix_ssl.errors import DataError, MissingExtra
-from matrix_ssl.pretrained import open_dataset
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
-from matrix_ssl import augment
 from matrix_ssl.config import DataConfig, ViewConfig
+from matrix_ssl.data import augment
 from matrix_ssl.data.base import Source
 from matrix_ssl.data.open_files import check_open_files, open_files_error
+from matrix_ssl.data.randomness import permutation
 from matrix_ssl.errors import ConfigError, DataError, MatrixSSLError, TrainingError, UnreadableImage
-from matrix_ssl.randomness import permutation
 
 _ORDER = 0x0DE2  # coordinate that keeps the sample order apart from the views
 _MOST_WORKERS = 8

@@ -159,9 +159,7 @@ def _load(path: Path) -> dict[str, np.ndarray]:
 def _array(arrays: dict[str, np.ndarray], key: str, path: Path) -> np.ndarray:
     if key not in arrays:
         found = ", ".join(sorted(arrays)) or "neither"
-        raise DataError(
-            f"{path}: not a packed set of images: the array {key!r} is missing ('jpeg', 'offs': {found})."
-        )
+        raise DataError(f"{path}: not a packed set of images: the array {key!r} is missing ('jpeg', 'offs': {found}).")
     return arrays[key]
 
 

@@ -14,8 +14,8 @@ from matrix_ssl.data.base import Source
 from matrix_ssl.data.folder import find_part_folders, holds_images, is_image, open_folder, packed_files
 from matrix_ssl.data.named import NAMED_SETS, TORCHVISION_SETS, Split, open_digits, open_torchvision
 from matrix_ssl.data.packed import open_packed, split_packed
+from matrix_ssl.data.randomness import permutation
 from matrix_ssl.errors import ConfigError, DataError
-from matrix_ssl.randomness import permutation
 
 DATA_ROOT_VARIABLE = "MATRIX_SSL_DATA"
 

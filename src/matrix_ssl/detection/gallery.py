@@ -12,7 +12,7 @@ from torch import Tensor
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 from matrix_ssl import record
-from matrix_ssl.detection.annotations import Annotations, AnnotatedImage
+from matrix_ssl.detection.annotations import AnnotatedImage, Annotations
 from matrix_ssl.detection.files import ImageFiles
 from matrix_ssl.detection.images import fit, read_pixels, resize
 from matrix_ssl.detection.predict import Predictions

@@ -17,12 +17,12 @@ from PIL import Image
 from torch import Tensor
 
 from matrix_ssl.data.images import decode_image, quiet_pillow
-from matrix_ssl.detection.annotations import Annotations, AnnotatedImage
+from matrix_ssl.data.randomness import permutation, uniform
+from matrix_ssl.detection.annotations import AnnotatedImage, Annotations
 from matrix_ssl.detection.files import ImageFiles
 from matrix_ssl.detection.settings import DetectionSettings
 from matrix_ssl.detection.shapes import draw
 from matrix_ssl.errors import DataError, UnreadableImage
-from matrix_ssl.randomness import permutation, uniform
 
 _ORDER, _CHANGES = 0xD0, 0xD1  # coordinates that keep the order of images and their changes apart
 _MOST_SUBSTITUTES = 100  # images tried in the place of one that cannot be read
@@ -141,7 +141,9 @@ def resize(pixels: Tensor, height: int, width: int, *, flip: bool = False) -> Te
     return torch.from_numpy(np.ascontiguousarray(values[:, :, ::-1] if flip else values)).float() / 255
 
 
-def make_target(image: AnnotatedImage, labels: dict[int, int], height: int, width: int, *, flip: bool) -> dict[str, Tensor]:
+def make_target(
+    image: AnnotatedImage, labels: dict[int, int], height: int, width: int, *, flip: bool
+) -> dict[str, Tensor]:
     """The objects of an image at another size: boxes clipped to it (k, 4), labels (k,), masks (k, height, width)."""
     scale = width / image.width, height / image.height
     objects = image.objects()

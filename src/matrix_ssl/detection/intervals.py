@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from matrix_ssl.randomness import uniform
+from matrix_ssl.data.randomness import uniform
 
 _STREAM = 0xB007  # coordinate that keeps the resamples apart from other random numbers
 _LEVELS = (0.025, 0.975)

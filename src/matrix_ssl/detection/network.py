@@ -11,10 +11,10 @@ from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
+from matrix_ssl.data.randomness import hash_integers
 from matrix_ssl.detection.backbone import Backbone
 from matrix_ssl.detection.heads import Heads, LastStageHeads, PyramidHeads
 from matrix_ssl.detection.settings import DetectionSettings
-from matrix_ssl.randomness import hash_integers
 
 _PYRAMID_WIDTH = 256
 _RATIOS = (0.5, 1.0, 2.0)  # height over width of the anchors

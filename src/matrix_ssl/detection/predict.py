@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from matrix_ssl import distributed
-from matrix_ssl.detection.annotations import Annotations, AnnotatedImage
+from matrix_ssl.detection.annotations import AnnotatedImage, Annotations
 from matrix_ssl.detection.files import ImageFiles
 from matrix_ssl.detection.images import Unreadable, fit, read_ahead, read_pixels, resize
 from matrix_ssl.detection.settings import DetectionSettings

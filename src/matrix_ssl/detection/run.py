@@ -18,8 +18,8 @@ from matrix_ssl.detection.annotations import Annotations, check_same_categories,
 from matrix_ssl.detection.backbone import Backbone, open_backbone
 from matrix_ssl.detection.files import ImageFiles
 from matrix_ssl.detection.gallery import write_gallery
-from matrix_ssl.detection.network import build_detector
 from matrix_ssl.detection.images import TrainingImages
+from matrix_ssl.detection.network import build_detector
 from matrix_ssl.detection.predict import Predictions, predict
 from matrix_ssl.detection.scoring import score
 from matrix_ssl.detection.settings import MAY_CHANGE, DetectionSettings, Plan, check_settings, make_plan
@@ -111,9 +111,7 @@ def prepare(inputs: Inputs, settings: DetectionSettings, *, device: torch.device
     train_files, val_files = ImageFiles(inputs.train_images), ImageFiles(inputs.val_images)
     train_files.check([image.name for image in train.images])
     val_files.check([image.name for image in val.images])
-    images = TrainingImages(
-        train, train_files, settings, rank=distributed.rank(), processes=distributed.world_size()
-    )
+    images = TrainingImages(train, train_files, settings, rank=distributed.rank(), processes=distributed.world_size())
     backbone = open_backbone(
         inputs.encoder, architecture=inputs.backbone, seed=settings.seed, weights=inputs.weights
     )  # fmt: skip

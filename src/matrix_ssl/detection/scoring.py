@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from matrix_ssl.detection.annotations import Annotations, AnnotatedImage
+from matrix_ssl.detection.annotations import AnnotatedImage, Annotations
 from matrix_ssl.detection.intervals import resample
 from matrix_ssl.detection.predict import Predictions
 from matrix_ssl.detection.shapes import coco_masks, encode
@@ -100,7 +100,9 @@ def _detections(found: Sequence[dict[str, Any]], kind: Kind) -> list[dict[str, A
     return items
 
 
-def _evaluate(truth: dict[str, Any], detections: list[dict[str, Any]], images: Sequence[AnnotatedImage], kind: Kind) -> Any:
+def _evaluate(
+    truth: dict[str, Any], detections: list[dict[str, Any]], images: Sequence[AnnotatedImage], kind: Kind
+) -> Any:
     try:
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval

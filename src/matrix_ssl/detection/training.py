@@ -12,12 +12,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from matrix_ssl import checkpoint as checkpoints
 from matrix_ssl import diagnostics, distributed, record, signals
-from matrix_ssl.detection.network import parameter_groups
+from matrix_ssl.data.randomness import hash_integers
 from matrix_ssl.detection.images import Batch, TrainingImages
+from matrix_ssl.detection.network import parameter_groups
 from matrix_ssl.detection.settings import DetectionSettings, Plan
 from matrix_ssl.errors import DataError, TrainingError
 from matrix_ssl.progress import Display
-from matrix_ssl.randomness import hash_integers
 from matrix_ssl.signals import Interrupted
 
 LOSSES = ("loss_classifier", "loss_box_reg", "loss_mask", "loss_objectness", "loss_rpn_box_reg")

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from matrix_ssl import distributed
-from matrix_ssl.augment import normalise
 from matrix_ssl.config import DataConfig, ViewConfig
+from matrix_ssl.data.augment import normalise
 from matrix_ssl.data.base import Source
 from matrix_ssl.data.loading import evaluation_batches
 from matrix_ssl.errors import ConfigError, DataError

@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from matrix_ssl.data.randomness import permutation
 from matrix_ssl.errors import ConfigError, DataError
 from matrix_ssl.evaluate.inputs import check_features
 from matrix_ssl.evaluate.knn import nearest
-from matrix_ssl.randomness import permutation
 
 _STREAM = 0x3A9  # a coordinate that keeps this choice apart from other uses of the seed
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from matrix_ssl import record
-from matrix_ssl.augment import normalise
 from matrix_ssl.config import DataConfig
+from matrix_ssl.data.augment import normalise
 from matrix_ssl.data.base import Source
 from matrix_ssl.data.loading import evaluation_batches
 from matrix_ssl.encoder import Weights, load_encoder

@@ -43,9 +43,7 @@ def check_labelled(features: Tensor, labels: Tensor, name: str) -> None:
     """
     check_features(features, name)
     if labels.shape != features.shape[:1]:
-        raise DataError(
-            f"{name}: {len(features)} images but labels of shape {tuple(labels.shape)}; give one for each."
-        )
+        raise DataError(f"{name}: {len(features)} images but labels of shape {tuple(labels.shape)}; give one for each.")
     if labels.is_floating_point() or labels.is_complex() or int(labels.min()) < 0:
         raise DataError(f"{name}: labels must be whole numbers from 0; leave unlabelled images out.")
 

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from matrix_ssl import record
 from matrix_ssl.data.base import Source
+from matrix_ssl.data.randomness import permutation
 from matrix_ssl.errors import ConfigError, DataError
-from matrix_ssl.randomness import permutation
 
 _STREAM = 0x5AB5E7  # a coordinate that keeps these draws apart from other random numbers
 _SHOWN = 5  # names that a message lists
@@ -85,8 +85,7 @@ def from_list(source: Source, path: Path) -> NDArray[np.int64]:
     again = [source.where(int(i)) for i in np.flatnonzero(np.bincount(chosen) > 1)]
     if again:
         raise DataError(
-            f"{path}: {len(again)} images are named twice in different words ({_first(again)}): "
-            "list every image once."
+            f"{path}: {len(again)} images are named twice in different words ({_first(again)}): list every image once."
         )
     _check_classes(labels[chosen], classes, str(path))
     return chosen

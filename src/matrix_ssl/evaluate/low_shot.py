@@ -4,10 +4,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from matrix_ssl.data.randomness import permutation
 from matrix_ssl.errors import ConfigError, DataError
 from matrix_ssl.evaluate.inputs import check_features, check_labelled, check_same_width
 from matrix_ssl.evaluate.linear import fit_logistic_regression, scale_of
-from matrix_ssl.randomness import permutation
 
 _STREAM = 0x10057  # a coordinate that keeps these draws apart from the order of the samples and from the views
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from matrix_ssl.config import DataConfig
 from matrix_ssl.data.base import Source
+from matrix_ssl.data.randomness import permutation
 from matrix_ssl.errors import DataError
 from matrix_ssl.evaluate.accuracy import accuracy
 from matrix_ssl.evaluate.classifier import linear_head
@@ -20,7 +21,6 @@ from matrix_ssl.evaluate.features import extract
 from matrix_ssl.evaluate.knn import knn_predict
 from matrix_ssl.evaluate.label_subsets import stratified
 from matrix_ssl.observer import Observer
-from matrix_ssl.randomness import permutation
 
 _LEARNED_FROM = 0.8
 _BANK, _QUERIES = 10_000, 5_000  # at most so many images to choose neighbours from, and so many to classify

@@ -14,6 +14,7 @@ from torch import nn
 from matrix_ssl import devices, distributed, record
 from matrix_ssl import encoder as encoders
 from matrix_ssl.data.base import Source
+from matrix_ssl.data.randomness import permutation
 from matrix_ssl.errors import ConfigError, did_you_mean
 from matrix_ssl.evaluate import frozen, results, trained
 from matrix_ssl.evaluate.accuracy import summarise
@@ -25,7 +26,6 @@ from matrix_ssl.evaluate.inputs import check_sets
 from matrix_ssl.evaluate.results import Answers
 from matrix_ssl.evaluate.subject import Subject
 from matrix_ssl.progress import Display
-from matrix_ssl.randomness import permutation
 
 TRANSFER = "transfer"
 PROTOCOLS = (*frozen.PROTOCOLS, TRANSFER, *trained.PROTOCOLS)

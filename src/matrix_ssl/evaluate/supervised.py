@@ -20,12 +20,12 @@ from matrix_ssl import diagnostics, distributed, networks, optim, record, signal
 from matrix_ssl.config import DataConfig
 from matrix_ssl.data.base import Source
 from matrix_ssl.data.loading import Batch, TrainingBatches
+from matrix_ssl.data.randomness import hash_integers
 from matrix_ssl.devices import choose_precision
 from matrix_ssl.errors import ConfigError, TrainingError
 from matrix_ssl.evaluate.classifier import Classifier, Outcome, Settings, check_settings, judge
 from matrix_ssl.evaluate.training_folder import claim
 from matrix_ssl.progress import Display
-from matrix_ssl.randomness import hash_integers
 from matrix_ssl.signals import Interrupted
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.float32, "float64": torch.float64}

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
+from matrix_ssl.data.hub import open_pretrained
 from matrix_ssl.errors import CheckpointError, ConfigError, MissingExtra
 from matrix_ssl.llm import models
-from matrix_ssl.pretrained import open_pretrained
 
 
 def open_body(model: str) -> Any:

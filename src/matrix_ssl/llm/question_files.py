@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from matrix_ssl.data.hub import open_dataset
 from matrix_ssl.errors import DataError, MissingExtra, did_you_mean
 from matrix_ssl.llm.templates import Exchange
-from matrix_ssl.pretrained import open_dataset
 
 KNOWN = (("question", "answer"), ("query", "response"), ("prompt", "completion"), ("messages",))
 _HUB = "hf:"

@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from matrix_ssl.augment import normalise
 from matrix_ssl.config import DataConfig
+from matrix_ssl.data.augment import normalise
 from matrix_ssl.errors import CheckpointError, MissingExtra
 from matrix_ssl.weights.formats import Made, Model, check_features
 

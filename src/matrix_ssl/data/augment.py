@@ -1,6 +1,6 @@
 """Random views of whole batches, with every image's own randomness.
 
-All random numbers come from ``matrix_ssl.randomness`` at (seed, epoch, sample, view, purpose): a view does not depend
+All random numbers come from ``matrix_ssl.data.randomness`` at (seed, epoch, sample, view, purpose): a view does not depend
 on the batch it is computed in, on workers or on processes. They are drawn on the host, where the few numbers an image
 needs cost nothing, so the pixel work runs on any device without a synchronisation.
 
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as TV
 
 from matrix_ssl.config import ViewConfig
-from matrix_ssl.randomness import uniform
+from matrix_ssl.data.randomness import uniform
 
 Array = NDArray[Any]
 
