@@ -18,12 +18,12 @@ import torch
 import torch.nn.functional as F
 
 from matrix_ssl import devices, optim, record, train
+from matrix_ssl.config.recipes import find_recipe
 from matrix_ssl.data.augment import Keys, crop_batch, random_boxes, random_view
 from matrix_ssl.detection.backbone import open_backbone
 from matrix_ssl.detection.network import build_detector
 from matrix_ssl.detection.settings import DetectionSettings
 from matrix_ssl.encoder import build_encoder
-from matrix_ssl.recipes import find_recipe
 
 TRAIN, VAL, COCO_TRAIN, COCO_VAL = 1_281_167, 50_000, 117_266, 5_000  # images
 ITERATION = 16  # images of an iteration of the detection schedules

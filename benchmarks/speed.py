@@ -20,8 +20,8 @@ from timing import spread, take_turns
 from torchvision.transforms import v2
 
 from matrix_ssl import record
+from matrix_ssl.config.views import asymmetric_views
 from matrix_ssl.data import augment
-from matrix_ssl.views import asymmetric_views
 
 OUT = Path(__file__).parent / "results" / "speed.json"
 REPEATS = 3

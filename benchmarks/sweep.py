@@ -19,6 +19,7 @@ import torch
 from rich.console import Console
 
 from matrix_ssl import config, devices, record, train
+from matrix_ssl.config.recipes import find_recipe
 from matrix_ssl.data import Source, open_source, split_source
 from matrix_ssl.data.randomness import permutation
 from matrix_ssl.encoder import load_encoder
@@ -27,7 +28,6 @@ from matrix_ssl.evaluate.accuracy import summarise
 from matrix_ssl.evaluate.features import extract
 from matrix_ssl.evaluate.frozen import measure
 from matrix_ssl.progress import Display
-from matrix_ssl.recipes import find_recipe
 
 HELD_OUT = 0.2
 SPLIT_SEED = 0  # one split for all arms and seeds

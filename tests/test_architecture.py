@@ -159,7 +159,9 @@ def test_everything_public_is_described():
     missing = [module.__name__ for module in modules if not module.__doc__]
     for module in modules:
         for name, value in public(module):
-            is_recipe = name.startswith("matrix_ssl.recipes.") and name.endswith(".recipe")  # the file describes it
+            is_recipe = name.startswith("matrix_ssl.config.recipes.") and name.endswith(
+                ".recipe"
+            )  # the file describes it
             if not inspect.getdoc(value) and not is_recipe:
                 missing.append(name)
     assert missing == []
@@ -185,5 +187,5 @@ def test_the_report_needs_no_torch():
 
 
 def test_recipes_and_configuration_need_no_torch():
-    loaded = loaded_by("from matrix_ssl.recipes import find_recipe; find_recipe('demo')")
+    loaded = loaded_by("from matrix_ssl.config.recipes import find_recipe; find_recipe('demo')")
     assert loaded & {"torch", "torchvision", "sklearn"} == set()

@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 import matrix_ssl
 import runs
 from matrix_ssl import config, record, train
+from matrix_ssl.config.recipes import find_recipe, list_recipes
 from matrix_ssl.data import open_source, split_source
 from matrix_ssl.encoder import load_encoder
 from matrix_ssl.evaluate.results import fingerprint
-from matrix_ssl.recipes import find_recipe, list_recipes
 from runs import BARE, from_files, make_images, succeed, tiny
 
 DIGITS = open_source("digits", split="train", data_root=None)

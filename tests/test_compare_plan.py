@@ -22,10 +22,10 @@ from matrix_ssl.compare.plan import (
     runs,
     to_dict,
 )
+from matrix_ssl.config.recipes import list_recipes
 from matrix_ssl.data import open_source
 from matrix_ssl.errors import ConfigError, RunFolderError
 from matrix_ssl.methods import find_method, list_methods
-from matrix_ssl.recipes import list_recipes
 from runs import make_images
 
 OWN = '''"""A method of one's own."""
@@ -294,7 +294,7 @@ class TestRuns:
 
 def options_of(recipe: str) -> config.RunConfig:
     """A recipe as it stands."""
-    from matrix_ssl.recipes import find_recipe
+    from matrix_ssl.config.recipes import find_recipe
 
     return find_recipe(recipe)
 

@@ -13,6 +13,7 @@ import matrix_ssl
 import runs
 from comparisons import compare, job_folders, moments, results, words
 from matrix_ssl import config, record, train
+from matrix_ssl.config.recipes import find_recipe
 from matrix_ssl.data import open_source
 from matrix_ssl.encoder import load_encoder
 from matrix_ssl.evaluate.accuracy import accuracy
@@ -21,7 +22,6 @@ from matrix_ssl.evaluate.linear import fit_logistic_regression
 from matrix_ssl.loop import Loop
 from matrix_ssl.observer import Observer
 from matrix_ssl.progress import Display
-from matrix_ssl.recipes import find_recipe
 from runs import BARE, TINY, make_images, succeed
 
 MEASURES = {"knn_1", "knn_20", "linear", "low_shot_1", "low_shot_5", "low_shot_10"}

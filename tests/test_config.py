@@ -18,8 +18,8 @@ from matrix_ssl.config import (
     override,
     to_dict,
 )
+from matrix_ssl.config.recipes import find_recipe, list_recipes
 from matrix_ssl.errors import ConfigError
-from matrix_ssl.recipes import find_recipe, list_recipes
 
 RECIPES = list(list_recipes())
 

@@ -6,9 +6,9 @@ import torch
 
 from encoder_runs import make_run
 from matrix_ssl import record
+from matrix_ssl.config.recipes import find_recipe
 from matrix_ssl.encoder import build_encoder, load_encoder
 from matrix_ssl.errors import CheckpointError, RunFolderError
-from matrix_ssl.recipes import find_recipe
 
 
 @pytest.fixture(scope="module")

@@ -15,10 +15,10 @@ from torch import nn
 import runs
 from matrix_ssl import config, networks, record, train
 from matrix_ssl.config import MethodConfig, RunConfig
+from matrix_ssl.config.recipes import find_recipe, list_recipes
 from matrix_ssl.encoder import load_encoder
 from matrix_ssl.errors import ConfigError
 from matrix_ssl.methods import complete_options, describe_method, find_method, list_methods
-from matrix_ssl.recipes import find_recipe, list_recipes
 from runs import TINY, succeed
 from test_methods import OWN_METHOD, own
 

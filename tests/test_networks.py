@@ -9,10 +9,10 @@ from torch import nn
 
 from matrix_ssl import networks
 from matrix_ssl.config import override
+from matrix_ssl.config.recipes import find_recipe
 from matrix_ssl.encoder import build_encoder as build_from_config
 from matrix_ssl.errors import ConfigError, MissingExtra
 from matrix_ssl.networks import SynchronisedBatchNorm, TinyResNet, build_encoder, predictor, projector
-from matrix_ssl.recipes import find_recipe
 
 FAMILIES = {
     "alexnet": 4096, "convnext_tiny": 768, "densenet121": 1024, "efficientnet_b0": 1280, "efficientnet_v2_s": 1280,

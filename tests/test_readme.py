@@ -21,7 +21,8 @@ import pytest
 import torchvision
 from PIL import Image
 
-from matrix_ssl import cli, config, methods, recipes
+from matrix_ssl import cli, config, methods
+from matrix_ssl.config import recipes
 from matrix_ssl.evaluate.trained import EvaluationSettings
 
 ROOT = Path(__file__).parents[1]
@@ -236,7 +237,7 @@ def test_tree_of_readme_is_complete():
 
 @pytest.mark.parametrize("name", recipes.list_recipes())
 def test_commands_in_recipes_parse(name):
-    text = importlib.import_module(f"matrix_ssl.recipes.{name}").__doc__
+    text = importlib.import_module(f"matrix_ssl.config.recipes.{name}").__doc__
     for line in re.findall(r"^    (matrix-ssl .*|torchrun .*)$", text, re.MULTILINE):
         words = shlex.split(line)
         check_command(words[words.index("matrix_ssl") + 1 :] if words[0] == "torchrun" else words[1:])

@@ -10,11 +10,11 @@ import torch
 
 from matrix_ssl import checkpoint, config, devices, record, train
 from matrix_ssl.config import RunConfig
+from matrix_ssl.config.recipes import find_recipe
 from matrix_ssl.data import Source, open_source
 from matrix_ssl.encoder import load_encoder
 from matrix_ssl.errors import ConfigError, TrainingError
 from matrix_ssl.progress import Display
-from matrix_ssl.recipes import find_recipe
 from runs import TINY, timeless
 
 QUIET = Display(quiet=True)

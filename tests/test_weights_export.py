@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from encoder_runs import make_run
 from matrix_ssl import record
+from matrix_ssl.config.recipes import find_recipe
 from matrix_ssl.data.augment import normalise
 from matrix_ssl.encoder import load_encoder
 from matrix_ssl.errors import CheckpointError, ConfigError, MissingExtra, RunFolderError
 from matrix_ssl.methods.matrix_ssl import MatrixSSL
-from matrix_ssl.recipes import find_recipe
 from matrix_ssl.weights import command, formats
 from matrix_ssl.weights.exporting import export
 from matrix_ssl.weights.formats import FORMATS

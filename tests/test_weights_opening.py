@@ -16,9 +16,9 @@ import runs
 from encoder_runs import make_run
 from matrix_ssl import record
 from matrix_ssl.checkpoint import load_strictly
+from matrix_ssl.config.recipes import find_recipe
 from matrix_ssl.encoder import build_encoder, load_encoder
 from matrix_ssl.errors import CheckpointError, ConfigError, RunFolderError
-from matrix_ssl.recipes import find_recipe
 from matrix_ssl.weights.importing import import_run
 from matrix_ssl.weights.opening import open_checkpoint, open_encoder
 from runs import fail, succeed

@@ -246,7 +246,7 @@ def report(run: Path) -> None:
 @click.argument("name", required=False)
 def recipes(name: str | None) -> None:
     """List the recipes, or show every setting of one."""
-    from matrix_ssl.recipes import find_recipe, list_recipes
+    from matrix_ssl.config.recipes import find_recipe, list_recipes
 
     if name is None:
         for recipe, description in list_recipes().items():

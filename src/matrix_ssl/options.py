@@ -59,7 +59,7 @@ def outline(recipe: str, data: str | None, assignments: tuple[str, ...], *, meth
         ConfigError: the recipe, a setting or the method does not exist, or there is no data set.
     """
     from matrix_ssl import config
-    from matrix_ssl.recipes import find_recipe, list_recipes
+    from matrix_ssl.config.recipes import find_recipe, list_recipes
 
     settings = [*assignments, *([f"data.source={data}"] if data else [])]
     if recipe not in list_recipes() and (os.sep in recipe or Path(recipe).exists()):

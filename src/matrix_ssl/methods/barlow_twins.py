@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from matrix_ssl import networks
 from matrix_ssl.config import OptimizerConfig, RunConfig
+from matrix_ssl.config.views import asymmetric_views
 from matrix_ssl.losses import check_number, check_rows, cross_product_norm, in_full_precision
 from matrix_ssl.methods._base import (
     Method,
@@ -28,7 +29,6 @@ from matrix_ssl.methods._base import (
     require_at_least,
     require_not_negative,
 )
-from matrix_ssl.views import asymmetric_views
 
 _EPSILON = 1e-5  # added to the variances, as the BatchNorm of the published code does
 

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from matrix_ssl import networks
 from matrix_ssl.config import OptimizerConfig, RunConfig
+from matrix_ssl.config.views import asymmetric_views
 from matrix_ssl.losses import check_rows, in_full_precision, unit_rows
 from matrix_ssl.methods._base import StepOutput, mean_over_processes, require_at_least
 from matrix_ssl.methods._teacher import TeacherMethod
-from matrix_ssl.views import asymmetric_views
 
 
 @in_full_precision

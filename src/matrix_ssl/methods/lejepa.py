@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from matrix_ssl import networks
 from matrix_ssl.config import OptimizerConfig, RunConfig
+from matrix_ssl.config.views import asymmetric_views
 from matrix_ssl.losses import check_number, in_full_precision
 from matrix_ssl.matrix._once import differentiable_once
 from matrix_ssl.methods._base import Method, StepOutput, gather_outputs, require_at_least, require_fraction
-from matrix_ssl.views import asymmetric_views
 
 
 @in_full_precision

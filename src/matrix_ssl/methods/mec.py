@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from matrix_ssl import networks
 from matrix_ssl.config import OptimizerConfig, RunConfig
+from matrix_ssl.config.views import asymmetric_views
 from matrix_ssl.losses import Logarithm, mec_loss
 from matrix_ssl.methods._base import (
     StepOutput,
@@ -26,7 +27,6 @@ from matrix_ssl.methods._base import (
     require_fraction,
 )
 from matrix_ssl.methods._teacher import TeacherMethod
-from matrix_ssl.views import asymmetric_views
 
 _FIRST_DISTORTION = 8.0  # the code starts with so many times the distortion
 

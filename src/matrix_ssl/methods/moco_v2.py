@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from matrix_ssl import networks
 from matrix_ssl.config import OptimizerConfig, RunConfig
+from matrix_ssl.config.views import symmetric_view
 from matrix_ssl.losses import check_number, check_rows, in_full_precision, unit_rows
 from matrix_ssl.methods._base import (
     StepOutput,
@@ -34,7 +35,6 @@ from matrix_ssl.methods._base import (
     require_at_least,
 )
 from matrix_ssl.methods._teacher import TeacherMethod
-from matrix_ssl.views import symmetric_view
 
 
 @in_full_precision

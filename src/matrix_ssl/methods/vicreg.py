@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from matrix_ssl import networks
 from matrix_ssl.config import OptimizerConfig, RunConfig
+from matrix_ssl.config.views import asymmetric_views
 from matrix_ssl.losses import check_number, check_rows, cross_product_norm, in_full_precision
 from matrix_ssl.methods._base import Method, StepOutput, gather_outputs, require_at_least, require_not_negative
-from matrix_ssl.views import asymmetric_views
 
 _EPSILON = 1e-4  # section 4.1
 

@@ -6,7 +6,7 @@ FOLDER holds ``train/CLASS/*`` and ``val/CLASS/*``, or packed .npz files.
 """
 
 from matrix_ssl.config import DataConfig, MethodConfig, NetworkConfig, OptimizerConfig, RunConfig
-from matrix_ssl.views import asymmetric_views
+from matrix_ssl.config.views import asymmetric_views
 
 
 def recipe() -> RunConfig:

@@ -10,7 +10,7 @@ held-out images (``LOG.md``).
 import dataclasses
 
 from matrix_ssl.config import MethodConfig, NetworkConfig, OptimizerConfig, RunConfig
-from matrix_ssl.recipes import cifar10
+from matrix_ssl.config.recipes import cifar10
 
 
 def recipe() -> RunConfig:

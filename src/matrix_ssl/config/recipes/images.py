@@ -6,7 +6,7 @@ ResNet-18 at 96 pixels, small enough for one GPU in minutes and a CPU in hours; 
 """
 
 from matrix_ssl.config import DataConfig, MethodConfig, OptimizerConfig, RunConfig
-from matrix_ssl.views import asymmetric_views
+from matrix_ssl.config.views import asymmetric_views
 
 
 def recipe() -> RunConfig:

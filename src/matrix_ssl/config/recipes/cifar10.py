@@ -8,7 +8,7 @@ The size that a CPU manages is ``cifar10_small``.
 import dataclasses
 
 from matrix_ssl.config import DataConfig, MethodConfig, NetworkConfig, OptimizerConfig, RunConfig
-from matrix_ssl.views import asymmetric_views
+from matrix_ssl.config.views import asymmetric_views
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 

@@ -6,7 +6,7 @@ GPU. There is no predictor: on held-out images of Imagenette its absence was wor
 """
 
 from matrix_ssl.config import DataConfig, MethodConfig, NetworkConfig, OptimizerConfig, RunConfig
-from matrix_ssl.views import asymmetric_views
+from matrix_ssl.config.views import asymmetric_views
 
 
 def recipe() -> RunConfig:

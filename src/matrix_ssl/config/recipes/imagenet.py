@@ -17,7 +17,7 @@ Paper: Zhang, Tan, Yang, Huang and Yuan, "Matrix Information Theory for Self-Sup
 """
 
 from matrix_ssl.config import DataConfig, MethodConfig, NetworkConfig, OptimizerConfig, RunConfig
-from matrix_ssl.views import asymmetric_views
+from matrix_ssl.config.views import asymmetric_views
 
 
 def recipe() -> RunConfig:

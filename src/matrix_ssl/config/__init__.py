@@ -1,0 +1,43 @@
+"""Settings of a run: their types and ranges, overriding them, views, and the recipes."""
+
+from matrix_ssl.config.settings import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    MAY_CHANGE,
+    DataConfig,
+    MethodConfig,
+    NetworkConfig,
+    OptimizerConfig,
+    RunConfig,
+    ViewConfig,
+    changes,
+    check_ranges,
+    check_type,
+    differences,
+    flatten,
+    from_dict,
+    override,
+    override_dataclass,
+    to_dict,
+)
+
+__all__ = [
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "MAY_CHANGE",
+    "DataConfig",
+    "MethodConfig",
+    "NetworkConfig",
+    "OptimizerConfig",
+    "RunConfig",
+    "ViewConfig",
+    "changes",
+    "check_ranges",
+    "check_type",
+    "differences",
+    "flatten",
+    "from_dict",
+    "override",
+    "override_dataclass",
+    "to_dict",
+]
