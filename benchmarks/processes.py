@@ -27,7 +27,8 @@ from spectra import outputs
 from timing import spread
 from torch import Tensor
 
-from matrix_ssl import distributed, losses, parallel, record
+from matrix_ssl import distributed, losses, record
+from matrix_ssl.distributed import losses as parallel
 
 OUT = Path(__file__).parent / "results" / "processes.json"
 SIZES = ((256, 128), (1024, 128), (1024, 512), (1024, 2048))

@@ -8,7 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from matrix_ssl import distributed, losses, networks, parallel
+from matrix_ssl import distributed, losses, networks
+from matrix_ssl.distributed import losses as parallel
 from matrix_ssl.errors import ConfigError, DataError, MatrixSSLError, MissingExtra, ProcessError
 from matrix_ssl.methods import complete_options, find_method, list_methods
 

@@ -17,7 +17,8 @@ Reference: Zhang, Tan, Yang, Huang and Yuan, "Matrix Information Theory for Self
 
 from torch import Tensor, nn
 
-from matrix_ssl import networks, parallel
+from matrix_ssl import networks
+from matrix_ssl.distributed import losses
 from matrix_ssl.losses import Logarithm
 from matrix_ssl.methods._base import (
     StepOutput,
@@ -86,7 +87,7 @@ class MatrixSSL(TeacherMethod):
         f1, f2 = self.encoder(view1), self.encoder(view2)
         z1, z2 = self.predictor(self.projector(f1)), self.predictor(self.projector(f2))
         p1, p2 = self.teach(view1), self.teach(view2)
-        terms = parallel.matrix_ssl_terms(
+        terms = losses.matrix_ssl_terms(
             z1, z2, p1, p2,
             ridge=self.ridge,
             uniformity_weight=self.uniformity_weight,

@@ -1,0 +1,139 @@
+"""Who this process is, starting and ending together, and errors that all processes share."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from matrix_ssl.errors import ConfigError, MatrixSSLError, ProcessError, TrainingError
+
+# how gloo's errors, which have no class of their own, say that the other end is gone
+_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket closed", "Connection refused")
+
+
+def start(device_type: str) -> None:
+    """Joins the process group that ``torchrun`` describes; does nothing without it.
+
+    Raises:
+        ConfigError: the machine has fewer GPUs than processes were started on it.
+    """
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ or dist.is_initialized():
+        return
+    if device_type == "cuda":
+        if local_rank() >= torch.cuda.device_count():
+            raise ConfigError(
+                f"process {local_rank()} has no GPU: this machine has {torch.cuda.device_count()}; "
+                f"start torchrun with --nproc-per-node {torch.cuda.device_count()}."
+            )
+        torch.cuda.set_device(local_rank())
+    dist.init_process_group("nccl" if device_type == "cuda" else "gloo")
+
+
+def launcher(processes: int) -> list[str]:
+    """What follows ``python -m`` to start a module in several processes of this machine: ``torchrun`` as a module."""
+    return ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
+
+
+def stop() -> None:
+    """Leaves the process group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def world_size() -> int:
+    """Number of processes."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Number of this process, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def local_rank() -> int:
+    """Number of this process on its machine, from 0."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def is_main() -> bool:
+    """Whether this is the process that writes files and talks to the person."""
+    return rank() == 0
+
+
+def barrier() -> None:
+    """Waits for every process."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+def broadcast_object(value: Any) -> Any:
+    """The main process's ``value`` (small, picklable), on every process."""
+    if world_size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Runs a block on every process; what goes wrong in one is raised in all, so that none waits for it in vain."""
+    mine: MatrixSSLError | None = None
+    try:
+        yield
+    except MatrixSSLError as error:
+        mine = error
+    found: list[Any] = [None] * world_size()
+    if world_size() > 1:
+        dist.all_gather_object(found, None if mine is None else (str(mine), mine.exit_code))
+    if mine is not None:
+        raise mine
+    for text, exit_code in filter(None, found):
+        theirs = MatrixSSLError(text)
+        theirs.exit_code = exit_code
+        raise theirs
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Marks a block whose errors the other processes do not share: they name the process."""
+    try:
+        yield
+    except MatrixSSLError as error:
+        if is_main():
+            raise
+        raise ProcessError(f"process {rank()}: {error}") from error
+
+
+@contextmanager
+def connected() -> Iterator[None]:
+    """Turns the end of another process into a sentence.
+
+    Raises:
+        TrainingError: a collective operation failed because another process is gone.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if world_size() == 1 or not any(sign in str(error) for sign in _LOST):
+            raise
+        raise TrainingError(
+            "another process of this run has ended; where it gave a reason, it stands in its own message. "
+            "The same command resumes."
+        ) from error
+
+
+def wrap(module: nn.Module) -> nn.Module:
+    """The module under DistributedDataParallel, or itself in a single process."""
+    if world_size() == 1:
+        return module
+    wrapped = DistributedDataParallel(module, gradient_as_bucket_view=True)
+    # buffers are equal already: BatchNorm is synchronised and the teacher follows the same average everywhere; set
+    # here because the constructor's argument has different names in different releases
+    wrapped.broadcast_buffers = False
+    return wrapped
