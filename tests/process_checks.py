@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from matrix_ssl import distributed, losses, networks
+from matrix_ssl.distributed import batch_norm as run_batch_norm
 from matrix_ssl.distributed import losses as parallel
 from matrix_ssl.errors import ConfigError, DataError, MatrixSSLError, MissingExtra, ProcessError
 from matrix_ssl.methods import complete_options, find_method, list_methods
@@ -121,7 +122,7 @@ def batch_norm() -> None:
             if single.affine:
                 nn.init.normal_(single.weight)
                 nn.init.normal_(single.bias)
-            ours = networks.SynchronisedBatchNorm.like(kind(4, **settings).double())
+            ours = run_batch_norm.SynchronisedBatchNorm.like(kind(4, **settings).double())
             ours.load_state_dict(single.state_dict())
             for _ in range(3):
                 compare_batch_norms(single, ours, shape)
@@ -158,7 +159,7 @@ def whole_network() -> None:
     torch.manual_seed(1)
     ours, _ = networks.build_encoder("tiny_resnet", channels=1, image_size=8, width=8)
     before = {k: v.clone() for k, v in ours.state_dict().items()}
-    ours = networks.synchronise_batch_norm(ours, "cpu")
+    ours = run_batch_norm.synchronise_batch_norm(ours, "cpu")
     assert not any(type(m) is nn.BatchNorm2d for m in ours.modules())
     assert ours.state_dict().keys() == before.keys()
     assert all(torch.equal(v, before[k]) for k, v in ours.state_dict().items())
@@ -229,7 +230,7 @@ def matrix_ssl_loss() -> None:
                     single.zero_grad()
                     ours = Branches(d).double()
                     ours.load_state_dict(single.state_dict())
-                    ours = distributed.wrap(networks.synchronise_batch_norm(ours, "cpu"))
+                    ours = distributed.wrap(run_batch_norm.synchronise_batch_norm(ours, "cpu"))
                     expected = losses.matrix_ssl_terms(
                         *single(*whole[:2]), whole[2] @ target, whole[3] @ target, **settings
                     )
@@ -284,7 +285,7 @@ def uneven_batch_norm() -> None:
     whole, part, sizes = uneven(4)
     whole, part = whole.requires_grad_(), part.requires_grad_()
     single = nn.BatchNorm1d(4).double()
-    ours = networks.SynchronisedBatchNorm.like(nn.BatchNorm1d(4).double())
+    ours = run_batch_norm.SynchronisedBatchNorm.like(nn.BatchNorm1d(4).double())
     expected, found = single(whole), distributed.gather(ours(part), sizes=sizes)
     torch.testing.assert_close(found, expected, **TOLERANCE)
     expected.pow(3).sum().backward()
@@ -330,7 +331,7 @@ def compare_methods(name: str, variant: dict) -> None:
         encoder, width = networks.build_encoder("tiny_resnet", channels=1, image_size=8, width=8)
         built.append(kind(encoder, width, **options).double())
     single, ours = built
-    networks.synchronise_batch_norm(ours, "cpu")
+    run_batch_norm.synchronise_batch_norm(ours, "cpu")
     wrapped = distributed.wrap(ours)
     optimizers = [torch.optim.SGD(m.parameter_groups(), lr=0.01, momentum=0.9) for m in (single, ours)]
     for step in range(2):

@@ -15,7 +15,8 @@ from torch import nn
 
 import process_checks
 import runs
-from matrix_ssl import checkpoint, distributed, losses, networks
+from matrix_ssl import checkpoint, distributed, losses
+from matrix_ssl.distributed import batch_norm
 from matrix_ssl.distributed import losses as parallel
 from runs import BARE, PATIENCE, Command, Ended, start_processes, succeed, timeless, tiny
 
@@ -55,7 +56,7 @@ def test_in_a_single_process_everything_is_the_identity() -> None:
         parallel.matrix_ssl_terms(*rows, exchange="row")
     module = nn.Sequential(nn.BatchNorm1d(2))
     assert distributed.wrap(module) is module
-    assert networks.synchronise_batch_norm(module, "cpu") is module and type(module[0]) is nn.BatchNorm1d
+    assert batch_norm.synchronise_batch_norm(module, "cpu") is module and type(module[0]) is nn.BatchNorm1d
     assert distributed.broadcast_object(3) == 3
     with pytest.raises(RuntimeError, match="Connection closed by peer"), distributed.connected():
         raise RuntimeError("Connection closed by peer")  # alone, this is no lost process

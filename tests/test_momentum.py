@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from matrix_ssl.momentum import cosine_momentum, make_teacher, update_teacher
+from matrix_ssl.networks.teacher import cosine_momentum, make_teacher, update_teacher
 
 
 @pytest.fixture

@@ -7,12 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from matrix_ssl import networks
 from matrix_ssl.config import override
 from matrix_ssl.config.recipes import find_recipe
+from matrix_ssl.distributed import batch_norm
+from matrix_ssl.distributed.batch_norm import SynchronisedBatchNorm
 from matrix_ssl.encoder import build_encoder as build_from_config
 from matrix_ssl.errors import ConfigError, MissingExtra
-from matrix_ssl.networks import SynchronisedBatchNorm, TinyResNet, build_encoder, predictor, projector
+from matrix_ssl.networks import TinyResNet, build_encoder, predictor, projector
 
 FAMILIES = {
     "alexnet": 4096, "convnext_tiny": 768, "densenet121": 1024, "efficientnet_b0": 1280, "efficientnet_v2_s": 1280,
@@ -195,5 +196,5 @@ class TestSynchronisedBatchNorm:
 
     def test_one_process_changes_nothing(self):
         module = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
-        assert networks.synchronise_batch_norm(module, "cpu") is module
+        assert batch_norm.synchronise_batch_norm(module, "cpu") is module
         assert type(module[1]) is nn.BatchNorm1d

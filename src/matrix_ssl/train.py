@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 
-from matrix_ssl import devices, distributed, networks, optim, record
+from matrix_ssl import devices, distributed, optim, record
 from matrix_ssl.config import MethodConfig, RunConfig, check_ranges
 from matrix_ssl.data.base import Source
 from matrix_ssl.data.loading import TrainingBatches
 from matrix_ssl.data.randomness import permutation
+from matrix_ssl.distributed import batch_norm
 from matrix_ssl.encoder import build_encoder
 from matrix_ssl.errors import ConfigError
 from matrix_ssl.loop import Loop
@@ -106,7 +107,7 @@ def prepare(config: RunConfig, *, source: Source, device: torch.device, display:
         rank=distributed.rank(), world_size=distributed.world_size(), device=device, dtype=_DTYPES[precision],
     )  # fmt: skip
     method = build_method(config)
-    networks.synchronise_batch_norm(method, device.type)
+    batch_norm.synchronise_batch_norm(method, device.type)
     method.to(device, _DTYPES[precision])
     method.to(memory_format=torch.channels_last)  # faster convolutions, on CPUs too
     settings = config.optimizer

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from matrix_ssl import checkpoint, devices, distributed, networks, record
+from matrix_ssl import checkpoint, devices, distributed, record
 from matrix_ssl.detection.annotations import Annotations, check_same_categories, read_annotations
 from matrix_ssl.detection.backbone import Backbone, open_backbone
 from matrix_ssl.detection.files import ImageFiles
@@ -25,6 +25,7 @@ from matrix_ssl.detection.scoring import score
 from matrix_ssl.detection.settings import MAY_CHANGE, DetectionSettings, Plan, check_settings, make_plan
 from matrix_ssl.detection.shapes import coco_masks
 from matrix_ssl.detection.training import Training, check_unreadable
+from matrix_ssl.distributed import batch_norm
 from matrix_ssl.encoder import Weights
 from matrix_ssl.errors import DataError
 from matrix_ssl.progress import Display
@@ -116,7 +117,7 @@ def prepare(inputs: Inputs, settings: DetectionSettings, *, device: torch.device
         inputs.encoder, architecture=inputs.backbone, seed=settings.seed, weights=inputs.weights
     )  # fmt: skip
     detector: nn.Module = build_detector(backbone, settings, classes=len(train.categories))
-    detector = networks.synchronise_batch_norm(detector, device.type).to(device)
+    detector = batch_norm.synchronise_batch_norm(detector, device.type).to(device)
     plan = make_plan(settings, images=len(images))
     return Prepared(inputs, settings, device, plan, train, val, images, train_files, val_files, backbone, detector)
 

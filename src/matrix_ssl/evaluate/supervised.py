@@ -16,12 +16,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from matrix_ssl import checkpoint as checkpoints
-from matrix_ssl import diagnostics, distributed, networks, optim, record, signals
+from matrix_ssl import diagnostics, distributed, optim, record, signals
 from matrix_ssl.config import DataConfig
 from matrix_ssl.data.base import Source
 from matrix_ssl.data.loading import Batch, TrainingBatches
 from matrix_ssl.data.randomness import hash_integers
 from matrix_ssl.devices import choose_precision
+from matrix_ssl.distributed import batch_norm
 from matrix_ssl.errors import ConfigError, TrainingError
 from matrix_ssl.evaluate.classifier import Classifier, Outcome, Settings, check_settings, judge
 from matrix_ssl.evaluate.training_folder import claim
@@ -110,7 +111,9 @@ class _Training:
         )  # fmt: skip
         self.total_steps = settings.epochs * self.batches.steps_per_epoch
         self.classifier = classifier
-        networks.synchronise_batch_norm(classifier.learner, device.type)  # in place but for a learner that is one layer
+        batch_norm.synchronise_batch_norm(
+            classifier.learner, device.type
+        )  # in place but for a learner that is one layer
         for module in (classifier.frozen, classifier.learner):
             module.to(device, _DTYPES[precision])
             module.to(memory_format=torch.channels_last)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from matrix_ssl.methods._base import Method, require_fraction
-from matrix_ssl.momentum import cosine_momentum, make_teacher, update_teacher
+from matrix_ssl.networks.teacher import cosine_momentum, make_teacher, update_teacher
 
 
 class TeacherMethod(Method):

@@ -1,0 +1,115 @@
+"""Encoders without their classifiers: the small one of this package, torchvision's and timm's."""
+
+import warnings
+from typing import Literal
+
+import torch
+import torchvision
+from torch import nn
+
+from matrix_ssl.errors import ConfigError, MissingExtra, did_you_mean
+from matrix_ssl.networks.tiny_resnet import TinyResNet
+
+SMALL_IMAGE = 64  # up to this side, in pixels, stem "auto" keeps the resolution
+
+
+TINY_RESNET = "tiny_resnet"
+
+
+def build_encoder(
+    name: str, *, channels: int, image_size: int, stem: Literal["auto", "standard", "small"] = "auto", width: int = 32
+) -> tuple[nn.Module, int]:
+    """Builds an encoder without its classifier.
+
+    Args:
+        name: ``"tiny_resnet"``; a classification architecture of torchvision, such as ``"resnet50"``; or
+            ``"timm/NAME"``.
+        channels: 1 or 3.
+        image_size: side of the square input, in pixels.
+        stem: torchvision ResNets only. ``"small"`` replaces the 7x7 stride-2 convolution by a 3x3 one and drops the
+            max-pooling, ``"auto"`` does so for images of at most 64 pixels.
+        width: channels of the first stage of ``tiny_resnet``.
+
+    Returns:
+        The module, from images (n, channels, image_size, image_size) to features (n, k), and k.
+
+    Raises:
+        ConfigError: the architecture is unknown or does not accept such images.
+        MissingExtra: a timm architecture without timm.
+    """
+    if name == TINY_RESNET:
+        encoder: nn.Module = TinyResNet(channels=channels, image_size=image_size, width=width)
+    elif name.startswith("timm/"):
+        encoder = _timm_encoder(name.removeprefix("timm/"), channels, image_size)
+    else:
+        encoder = _torchvision_encoder(name, image_size, stem)
+        if channels != 3:
+            raise ConfigError(
+                f"network.encoder={name!r} takes colour images, the data has {channels} channel: "
+                f"use --set network.encoder={TINY_RESNET}."
+            )
+    return encoder, _feature_dim(encoder, name, channels, image_size)
+
+
+def _torchvision_encoder(name: str, image_size: int, stem: str) -> nn.Module:
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        raise ConfigError(
+            f"network.encoder={name!r} is not an architecture.{did_you_mean(name, [TINY_RESNET, *known])}"
+        )
+    sized = {"image_size": image_size} if name.startswith("vit_") else {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # googlenet and inception announce another initialisation
+        try:
+            encoder = torchvision.models.get_model(name, weights=None, **sized)
+        except AssertionError as error:  # a vision transformer checks the size when it is built
+            raise _wrong_size(name, image_size, error) from error
+    if name.startswith(("resnet", "resnext", "wide_resnet")) and (
+        stem == "small" or (stem == "auto" and image_size <= SMALL_IMAGE)
+    ):
+        encoder.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+        nn.init.kaiming_normal_(encoder.conv1.weight, mode="fan_out", nonlinearity="relu")
+        encoder.maxpool = nn.Identity()
+    elif stem == "small":
+        raise ConfigError(f"network.stem='small' is for ResNets, not for {name!r}: use --set network.stem=standard.")
+    linear = [path for path, module in encoder.named_modules() if isinstance(module, nn.Linear)]
+    if not linear or hasattr(encoder, "aux_logits"):
+        raise ConfigError(f"network.encoder={name!r} has no single linear classifier to remove: choose another one.")
+    parent, _, last = linear[-1].rpartition(".")
+    setattr(encoder.get_submodule(parent), last, nn.Identity())
+    return encoder
+
+
+def _timm_encoder(name: str, channels: int, image_size: int) -> nn.Module:
+    try:
+        import timm
+    except ImportError:
+        raise MissingExtra("timm", "timm") from None
+    if not timm.is_model(name):
+        hint = did_you_mean(f"timm/{name}", [f"timm/{known}" for known in timm.list_models()])
+        raise ConfigError(f"network.encoder='timm/{name}' is not an architecture.{hint}")
+    try:
+        return timm.create_model(name, pretrained=False, num_classes=0, in_chans=channels, img_size=image_size)
+    except TypeError:  # convolutional architectures take any size and refuse the argument
+        return timm.create_model(name, pretrained=False, num_classes=0, in_chans=channels)
+
+
+def _feature_dim(encoder: nn.Module, name: str, channels: int, image_size: int) -> int:
+    was_training = encoder.training
+    try:
+        with torch.no_grad():
+            features = encoder.eval()(torch.zeros(2, channels, image_size, image_size))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise _wrong_size(name, image_size, error) from error
+    encoder.train(was_training)
+    if features.ndim != 2:
+        raise ConfigError(f"network.encoder={name!r} gives features of shape {tuple(features.shape)}, expected (n, k).")
+    return features.shape[1]
+
+
+def _wrong_size(name: str, image_size: int, error: Exception) -> ConfigError:
+    reason = str(error).partition("\n")[0]
+    return ConfigError(
+        f"network.encoder={name!r} does not accept images of {image_size} pixels ({reason}): "
+        f"change --set data.image_size."
+    )

@@ -1,0 +1,40 @@
+"""Projectors and predictors."""
+
+import itertools
+
+from torch import nn
+
+
+def mlp(
+    *widths: int,
+    hidden_norm: bool = True,
+    output_norm: bool = False,
+    hidden_bias: bool = False,
+    output_bias: bool = True,
+) -> nn.Sequential:
+    """Linear layers with ReLU between them, (n, widths[0]) -> (n, widths[-1]).
+
+    Args:
+        widths: of the input, the hidden layers and the output.
+        hidden_norm: BatchNorm before every ReLU.
+        output_norm: BatchNorm without affine parameters after the last layer.
+        hidden_bias, output_bias: whether hidden layers, and the last one, have a bias.
+    """
+    layers: list[nn.Module] = []
+    for dim_in, dim_out in itertools.pairwise(widths[:-1]):
+        layers.append(nn.Linear(dim_in, dim_out, bias=hidden_bias))
+        layers += [nn.BatchNorm1d(dim_out)] if hidden_norm else []
+        layers.append(nn.ReLU(inplace=True))
+    layers.append(nn.Linear(widths[-2], widths[-1], bias=output_bias))
+    layers += [nn.BatchNorm1d(widths[-1], affine=False)] if output_norm else []
+    return nn.Sequential(*layers)
+
+
+def projector(dim_in: int, hidden: int, dim_out: int) -> nn.Sequential:
+    """SimSiam's: three linear layers with BatchNorm, the last without affine parameters (n, dim_in) -> (n, dim_out)."""
+    return mlp(dim_in, hidden, hidden, dim_out, output_norm=True, output_bias=False)
+
+
+def predictor(dim: int, hidden: int) -> nn.Sequential:
+    """SimSiam's: two linear layers with a narrow BatchNorm layer between them, (n, dim) -> (n, dim)."""
+    return mlp(dim, hidden, dim)
