@@ -8,8 +8,9 @@ Prints mean ± sd over the runs for every accuracy.
 import argparse
 from pathlib import Path
 
-from matrix_ssl import record
 from matrix_ssl.evaluate.accuracy import summarise
+from matrix_ssl.runs.files import read_json, write_json
+from matrix_ssl.runs.folder import ENVIRONMENT, SUMMARY, read_config
 
 
 def main() -> None:
@@ -20,13 +21,13 @@ def main() -> None:
     arguments = parser.parse_args()
     rows = [
         {
-            "seed": record.read_config(run).seed,
-            "summary": record.read_json(run / record.SUMMARY),
-            "environment": record.read_json(run / record.ENVIRONMENT),
+            "seed": read_config(run).seed,
+            "summary": read_json(run / SUMMARY),
+            "environment": read_json(run / ENVIRONMENT),
         }
         for run in arguments.runs
     ]
-    record.write_json(arguments.out, {"command": arguments.command, "runs": rows})
+    write_json(arguments.out, {"command": arguments.command, "runs": rows})
     found = [row["summary"]["evaluation"] for row in rows]
     for key in found[0]:
         value = summarise([evaluation[key]["mean"] for evaluation in found])

@@ -24,8 +24,10 @@ from timing import spread, take_turns
 from torch import Tensor
 from torch.nn import functional as F
 
-from matrix_ssl import matrix, record
+from matrix_ssl import matrix
 from matrix_ssl.matrix import covariance, of_features
+from matrix_ssl.runs import environment as run_environment
+from matrix_ssl.runs.files import write_json
 
 OUT = Path(__file__).parent / "results" / "entropies.json"
 SIZES = ((256, 1024), (1024, 512), (512, 512), (4096, 256))
@@ -46,10 +48,10 @@ def main() -> None:
             if name == "mutual information" and n > LARGEST_KERNEL:
                 continue
             rows += measure(name, forms, n, d, rounds=2 if options.quick else 3)
-    environment = record.environment(device="cpu", device_name="cpu", threads=1, processes=1)
+    environment = run_environment.environment(device="cpu", device_name="cpu", threads=1, processes=1)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     results = {"unit": "CPU seconds, one thread", "ridge": RIDGE, "environment": environment, "rows": rows}
-    record.write_json(options.out, results)
+    write_json(options.out, results)
     Console().print(table(rows))
 
 

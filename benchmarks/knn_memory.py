@@ -17,8 +17,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from matrix_ssl import devices, record
 from matrix_ssl.evaluate.knn import nearest, vote
+from matrix_ssl.runs import devices
+from matrix_ssl.runs.files import write_json
 
 
 def anonymous_mib() -> float:
@@ -69,7 +70,7 @@ def main() -> None:
         "hours_for_all": seconds * options.train / options.searched / 3600,
         "environment": devices.environment(device),
     }  # fmt: skip
-    record.write_json(options.out, result)
+    write_json(options.out, result)
     print(
         f"{options.searched} of {options.train} rows in {seconds:.0f} s, all in {result['hours_for_all']:.2f} h; "
         f"peak {peak[0]:.0f} MiB, of which the test features and PyTorch {before:.0f}; mapped file "

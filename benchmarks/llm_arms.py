@@ -37,12 +37,14 @@ from rich.markdown import Markdown
 from torch import Tensor
 from torch.nn import functional as F
 
-from matrix_ssl import record
 from matrix_ssl.errors import RunFolderError
 from matrix_ssl.llm import MatrixCrossEntropyTerms, Objective, matrix_cross_entropy_terms
 from matrix_ssl.llm.examples import IGNORED
 from matrix_ssl.llm.tiny import tiny_llama
 from matrix_ssl.matrix import effective_rank
+from matrix_ssl.runs.environment import environment
+from matrix_ssl.runs.files import read_json, write_atomically, write_json
+from matrix_ssl.runs.folder import CONFIG, lock
 
 ROOT = Path(__file__).parents[1]
 RESULT = "llm_arms.json"
@@ -102,7 +104,7 @@ def main() -> None:
     share(experiment.settings.tuning_seeds, experiment.folder, experiment.tune)
     share(experiment.settings.seeds, experiment.folder, experiment.report)
     result = experiment.result()
-    record.write_json((experiment.work if quick else ROOT / "benchmarks" / "results") / RESULT, result)
+    write_json((experiment.work if quick else ROOT / "benchmarks" / "results") / RESULT, result)
     if not quick:
         publish(result, ROOT / "docs" / "results" / "llm-arms.md")
     Console().print(Markdown(section(result)))
@@ -126,7 +128,7 @@ def share(seeds: Sequence[int], folder: Callable[[int], Path], do: Callable[[int
         for seed in tuple(waiting):
             with ExitStack() as stack:
                 try:
-                    stack.enter_context(record.lock(folder(seed)))
+                    stack.enter_context(lock(folder(seed)))
                 except RunFolderError:  # another process has it
                     continue
                 do(seed)
@@ -142,9 +144,9 @@ def claim(work: Path, description: dict[str, Any]) -> None:
         RunFolderError: it is for something else.
     """
     work.mkdir(parents=True, exist_ok=True)
-    if not (work / record.CONFIG).exists():
-        record.write_json(work / record.CONFIG, description)
-    if record.read_json(work / record.CONFIG) != json.loads(json.dumps(description)):
+    if not (work / CONFIG).exists():
+        write_json(work / CONFIG, description)
+    if read_json(work / CONFIG) != json.loads(json.dumps(description)):
         raise RunFolderError(f"{work} holds results of other settings: choose another --work.")
 
 
@@ -165,7 +167,7 @@ class Experiment:
         self.questions = frozenset(llm_problems.question(row) for row in exam)
         versions = {name: importlib.metadata.version(name) for name in ("transformers", "tokenizers")}
         self.environment = (
-            record.environment(device="cpu", device_name="cpu", threads=torch.get_num_threads(), processes=1) | versions
+            environment(device="cpu", device_name="cpu", threads=torch.get_num_threads(), processes=1) | versions
         )
         claim(work, {"settings": dataclasses.asdict(settings), "arms": arms_as_json()})
 
@@ -204,7 +206,7 @@ class Experiment:
         batches = llm_problems.windows(seed, self.words, batch=s.pretraining_batch, length=s.window)
         found = train(model, batches, ARMS[PLAIN], steps=s.pretraining_steps, peak=s.pretraining_rate, given=0)
         content = safetensors.torch.save(model.state_dict())
-        record.write_atomically(path, lambda file: file.write(content))
+        write_atomically(path, lambda file: file.write(content))
         parameters = sum(p.numel() for p in model.parameters())
         self.write(about, {"seed": seed, "parameters": parameters, **found, "head": structure(model)})
         return model
@@ -221,7 +223,7 @@ class Experiment:
 
     def write(self, path: Path, row: dict[str, Any]) -> None:
         """Writes a row with the commit that made it, and says so."""
-        record.write_json(path, row | {"commit": self.environment["commit"]})
+        write_json(path, row | {"commit": self.environment["commit"]})
         score = f"{100 * row['accuracy']:.1f} %, CE {row['ce']:.4f}" if "accuracy" in row else f"loss {row['loss']:.4f}"
         Console().print(f"{path.relative_to(self.work)}: {score}, {row['seconds']:.0f} s", highlight=False)
 
@@ -233,13 +235,13 @@ class Experiment:
     def trials(self) -> list[dict[str, Any]]:
         """All trials."""
         cases = itertools.product(self.settings.tuning_seeds, TUNED, self.settings.rates)
-        return [record.read_json(self.path(*case)) for case in cases]
+        return [read_json(self.path(*case)) for case in cases]
 
     def result(self) -> dict[str, Any]:
         """Everything that was found, with the environment."""
         rates, seeds = self.rates().items(), self.settings.seeds
-        rows = [record.read_json(self.path(seed, arm, rate)) for seed in seeds for arm, rate in rates]
-        models = [record.read_json(self.folder(seed) / "model.json") for seed in seeds]
+        rows = [read_json(self.path(seed, arm, rate)) for seed in seeds for arm, rate in rates]
+        models = [read_json(self.folder(seed) / "model.json") for seed in seeds]
         return {
             "settings": dataclasses.asdict(self.settings),
             "objectives": arms_as_json(),

@@ -19,8 +19,8 @@ from pages import fill, table
 from rich.console import Console
 from rich.markdown import Markdown
 
-from matrix_ssl import record
 from matrix_ssl.evaluate.accuracy import summarise
+from matrix_ssl.runs.files import read_json, write_json
 
 RESULT = "llm_constants.json"
 RATES = slice(2, 4)  # of those that llm_arms.py tries: the best of CE and the best of CE + MCE
@@ -54,9 +54,9 @@ def main() -> None:
     result = {
         "objectives": {name: objective._asdict() for name, objective in VARIANTS.items()},
         "environment": experiment.environment,
-        "rows": [record.read_json(experiment.path(*case)) for case in cases],
+        "rows": [read_json(experiment.path(*case)) for case in cases],
     }
-    record.write_json((experiment.work if quick else ROOT / "benchmarks" / "results") / RESULT, result)
+    write_json((experiment.work if quick else ROOT / "benchmarks" / "results") / RESULT, result)
     if not quick:
         fill(ROOT / "docs" / "results" / "llm-arms.md", "constants", section(result["rows"]))
     Console().print(Markdown(section(result["rows"])))

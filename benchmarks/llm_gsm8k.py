@@ -24,7 +24,6 @@ from pages import fill, table
 from rich.console import Console
 from rich.markdown import Markdown
 
-from matrix_ssl import record
 from matrix_ssl.errors import DataError
 from matrix_ssl.llm import finetune, models, score
 from matrix_ssl.llm.diagnose import DiagnoseSettings, diagnose
@@ -32,7 +31,9 @@ from matrix_ssl.llm.diagnose_page import MEASURES, layer_name
 from matrix_ssl.llm.question_files import Rows, read_rows
 from matrix_ssl.llm.settings import MODEL, FineTuneSettings
 from matrix_ssl.llm.tiny import tiny_llama, tiny_tokenizer
-from matrix_ssl.progress import Display
+from matrix_ssl.runs.display import Display
+from matrix_ssl.runs.files import read_json, write_atomically, write_json
+from matrix_ssl.runs.folder import lock
 
 ROOT = Path(__file__).parents[1]
 RESULT = "llm_gsm8k.json"
@@ -76,7 +77,7 @@ def main() -> None:
     work = arguments.work or ROOT / "runs" / f"llm_gsm8k{'_quick' * arguments.quick}"
     with models.without_bars():
         result = chain(settings, *gsm8k(settings), work)
-    record.write_json((work if arguments.quick else ROOT / "benchmarks" / "results") / RESULT, result)
+    write_json((work if arguments.quick else ROOT / "benchmarks" / "results") / RESULT, result)
     if not arguments.quick:
         fill(ROOT / "docs" / "results" / "llm-arms.md", "gsm8k", section(result))
     Console().print(Markdown(section(result)))
@@ -113,9 +114,9 @@ def chain(settings: Settings, learn: Rows, answer: Rows, work: Path) -> dict[str
     )  # fmt: skip
     network.save_pretrained(base)
     lines = "".join(json.dumps(row) + "\n" for row in learn.rows)
-    record.write_atomically(work / "learn.jsonl", lambda file: file.write(lines.encode()))
+    write_atomically(work / "learn.jsonl", lambda file: file.write(lines.encode()))
     exam = "\n\n".join(map(text, answer.rows))
-    record.write_atomically(work / "exam.txt", lambda file: file.write(exam.encode()))
+    write_atomically(work / "exam.txt", lambda file: file.write(exam.encode()))
     prepared = finetune.prepare(
         FineTuneSettings(
             model=str(base), data=str(work / "learn.jsonl"), template="plain", epochs=settings.epochs,
@@ -123,11 +124,9 @@ def chain(settings: Settings, learn: Rows, answer: Rows, work: Path) -> dict[str
         ),
         run, device=CPU,
     )  # fmt: skip
-    with record.lock(run):
+    with lock(run):
         complete = finetune.claim(prepared, run)
-        trained = (
-            record.read_json(run / finetune.RESULT) if complete else finetune.run(prepared, run, display=Display())
-        )
+        trained = read_json(run / finetune.RESULT) if complete else finetune.run(prepared, run, display=Display())
     scores = {name: scored(place, answer, settings) for name, place in (("untrained", base), ("trained", run / MODEL))}
     found = diagnose(
         DiagnoseSettings(model=str(run), text=work / "exam.txt", reference=str(base), max_tokens=settings.diagnosed),

@@ -26,9 +26,10 @@ from timing import spread, take_turns
 from torch import Tensor
 from torch.nn import functional as F
 
-from matrix_ssl import record
 from matrix_ssl.llm import matrix_cross_entropy_loss, matrix_cross_entropy_terms
 from matrix_ssl.llm.objective import DEFAULTS
+from matrix_ssl.runs.environment import environment
+from matrix_ssl.runs.files import write_json
 
 OUT = Path(__file__).parent / "results" / "llm_loss.json"
 PLAIN = "cross-entropy"
@@ -162,12 +163,12 @@ def main() -> None:
     )
     result = {
         "unit": "CPU seconds and MiB, one thread, float32, value and gradients by hidden states and head",
-        "environment": record.environment(device="cpu", device_name="cpu", threads=1, processes=1),
+        "environment": environment(device="cpu", device_name="cpu", threads=1, processes=1),
         "rows": [measure_time(*case) for case in timed],
         "memory": [measure_memory(*case) for case in measured],
         "errors": measure_errors(*compared),
     }
-    record.write_json(arguments.out, result)
+    write_json(arguments.out, result)
     Console().print(Markdown("\n\n".join(tables(result))))
 
 

@@ -25,8 +25,9 @@ from rich.table import Table
 from timing import spread, take_turns
 from torch import Tensor
 
-from matrix_ssl import record
 from matrix_ssl.losses._plan import choose
+from matrix_ssl.runs.environment import environment
+from matrix_ssl.runs.files import write_json
 
 OUT = Path(__file__).parent / "results" / "losses.json"
 
@@ -101,7 +102,7 @@ def main() -> None:
     result: dict[str, Any] = {
         "unit": "CPU seconds, one thread, float32, value and gradient of one order",
         "quick": arguments.quick,
-        "environment": record.environment(device="cpu", device_name="cpu", threads=1, processes=1),
+        "environment": environment(device="cpu", device_name="cpu", threads=1, processes=1),
         "cases": [],
     }
     for case in plan.cases:
@@ -111,7 +112,7 @@ def main() -> None:
     result["profile"] = [profile(n, d) for n, d in plan.profile]
     result["memory"] = [loss_memory.measure(name, n, d) for n, d, names in plan.memory for name in names]
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    record.write_json(arguments.out, result)
+    write_json(arguments.out, result)
     console.print(f"written: {arguments.out}")
 
 

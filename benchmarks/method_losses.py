@@ -22,12 +22,13 @@ from rich.table import Table
 from timing import spread, take_turns
 from torch import Tensor
 
-from matrix_ssl import record
 from matrix_ssl.methods.barlow_twins import barlow_twins_loss
 from matrix_ssl.methods.lejepa import sigreg_loss
 from matrix_ssl.methods.simclr import simclr_loss
 from matrix_ssl.methods.simsiam import simsiam_loss
 from matrix_ssl.methods.vicreg import vicreg_loss
+from matrix_ssl.runs import environment as run_environment
+from matrix_ssl.runs.files import write_json
 
 OUT = Path(__file__).parent / "results" / "method_losses.json"
 CASES = (
@@ -112,9 +113,9 @@ def main() -> None:
         })  # fmt: skip
         times = [f"{1000 * rows[-1]['seconds'][name]['median']:.3g}" for name in seconds]
         table.add_row(method, f"{n}, {d}", *times, f"{ratios['median']:.3g}", *(f"{memory[m]:.3g}" for m in seconds))
-    environment = record.environment(device="cpu", device_name="cpu", threads=1, processes=1)
+    environment = run_environment.environment(device="cpu", device_name="cpu", threads=1, processes=1)
     environment["lightly"] = importlib.metadata.version("lightly")
-    record.write_json(arguments.out, {"unit": "CPU seconds", "environment": environment, "rows": rows})
+    write_json(arguments.out, {"unit": "CPU seconds", "environment": environment, "rows": rows})
     Console().print(table)
 
 

@@ -12,7 +12,7 @@ import plots
 from loss_memory import FIRST_TERM
 
 from matrix_ssl.evaluate.accuracy import summarise
-from matrix_ssl.record import read_json
+from matrix_ssl.runs.files import read_json
 
 ROOT = Path(__file__).parents[1]
 NAMES = {

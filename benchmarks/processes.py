@@ -27,8 +27,10 @@ from spectra import outputs
 from timing import spread
 from torch import Tensor
 
-from matrix_ssl import distributed, losses, record
+from matrix_ssl import distributed, losses
 from matrix_ssl.distributed import losses as parallel
+from matrix_ssl.runs import environment as run_environment
+from matrix_ssl.runs.files import write_json
 
 OUT = Path(__file__).parent / "results" / "processes.json"
 SIZES = ((256, 128), (1024, 128), (1024, 512), (1024, 2048))
@@ -46,8 +48,8 @@ def main() -> None:
         member(arguments.member, sizes, 2 if arguments.quick else ROUNDS)
         return
     rows = [row for count in (1, 2, 4) for row in group(count, quick=arguments.quick)]
-    environment = record.environment(device="cpu", device_name="cpu", threads=1, processes=4)
-    record.write_json(
+    environment = run_environment.environment(device="cpu", device_name="cpu", threads=1, processes=4)
+    write_json(
         arguments.out,
         {"unit": "seconds of the slowest process", "cores": os.cpu_count(), "environment": environment, "rows": rows},
     )

@@ -15,7 +15,7 @@ from pages import fill, table
 
 from matrix_ssl.compare.arms import read_results
 from matrix_ssl.compare.table import markdown
-from matrix_ssl.record import write_json
+from matrix_ssl.runs.files import write_json
 
 ROOT = Path(__file__).parents[1]
 CURVE = "knn_20_held_out"

@@ -13,9 +13,9 @@ from typing import Any
 from pages import fill, table
 from publish import rounded
 
-from matrix_ssl.record import read_json, write_json
 from matrix_ssl.report.figures import duration
 from matrix_ssl.report.protocols import read_tables
+from matrix_ssl.runs.files import read_json, write_json
 
 ROOT = Path(__file__).parents[1]
 FILES = ("config.json", "summary.json", "environment.json", "evaluation/*/*.json", "detection/*/result.json")

@@ -17,13 +17,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from matrix_ssl import devices, optim, record, train
+from matrix_ssl import optim, train
 from matrix_ssl.config.recipes import find_recipe
 from matrix_ssl.data.augment import Keys, crop_batch, random_boxes, random_view
 from matrix_ssl.detection.backbone import open_backbone
 from matrix_ssl.detection.network import build_detector
 from matrix_ssl.detection.settings import DetectionSettings
 from matrix_ssl.encoder import build_encoder
+from matrix_ssl.runs import devices
+from matrix_ssl.runs.files import write_json
 
 TRAIN, VAL, COCO_TRAIN, COCO_VAL = 1_281_167, 50_000, 117_266, 5_000  # images
 ITERATION = 16  # images of an iteration of the detection schedules
@@ -71,7 +73,7 @@ def main() -> None:
     }
     for stage, value in hours.items():
         print(f"{stage:50s} {value:12.1f} h on {options.devices}")
-    record.write_json(
+    write_json(
         options.out,
         {
             "rates": rates, "hours": hours, "devices": options.devices, "efficiency": EFFICIENCY, "batch": batch,

@@ -19,9 +19,10 @@ from rich.table import Table
 from timing import spread, take_turns
 from torchvision.transforms import v2
 
-from matrix_ssl import record
 from matrix_ssl.config.views import asymmetric_views
 from matrix_ssl.data import augment
+from matrix_ssl.runs import environment as run_environment
+from matrix_ssl.runs.files import write_json
 
 OUT = Path(__file__).parent / "results" / "speed.json"
 REPEATS = 3
@@ -31,11 +32,9 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     rows = [row for size, source in ((32, 32), (64, 128), (224, 256)) for row in measure_views(size, source)]
-    environment = record.environment(device="cpu", device_name="cpu", threads=1, processes=1)
+    environment = run_environment.environment(device="cpu", device_name="cpu", threads=1, processes=1)
     OUT.parent.mkdir(exist_ok=True)
-    record.write_json(
-        OUT, {"unit": "CPU seconds, one thread", "repeats": REPEATS, "environment": environment, "rows": rows}
-    )
+    write_json(OUT, {"unit": "CPU seconds, one thread", "repeats": REPEATS, "environment": environment, "rows": rows})
     table = Table("what", "size", "CPU seconds (median)", "least", "most")
     for row in rows:
         table.add_row(row["what"], row["size"], *(f"{row[key]:.4f}" for key in ("median", "least", "most")))

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from matrix_ssl import config, devices, record, train
+from matrix_ssl import config, train
 from matrix_ssl.config.recipes import find_recipe
 from matrix_ssl.data import Source, open_source, split_source
 from matrix_ssl.data.randomness import permutation
@@ -27,7 +27,11 @@ from matrix_ssl.errors import TrainingError
 from matrix_ssl.evaluate.accuracy import summarise
 from matrix_ssl.evaluate.features import extract
 from matrix_ssl.evaluate.frozen import measure
-from matrix_ssl.progress import Display
+from matrix_ssl.runs import devices
+from matrix_ssl.runs import environment as run_environment
+from matrix_ssl.runs.display import Display
+from matrix_ssl.runs.files import read_lines, write_json
+from matrix_ssl.runs.folder import CONFIG, METRICS
 
 HELD_OUT = 0.2
 SPLIT_SEED = 0  # one split for all arms and seeds
@@ -74,13 +78,13 @@ def run_once(run_config: config.RunConfig, learn: Source, judge: Source) -> dict
     device = devices.choose_device("auto")
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder)
-        record.write_json(run / record.CONFIG, config.to_dict(run_config))
+        write_json(run / CONFIG, config.to_dict(run_config))
         try:
             summary = train.pretrain(run_config, run, source=learn, device=device, display=Display(quiet=True))
         except TrainingError as error:
             return {"error": str(error)}
         encoder = {"encoder": load_encoder(run)}
-        last = record.read_lines(run / record.METRICS)[-1]
+        last = read_lines(run / METRICS)[-1]
     x, x_test = (
         extract(encoder, part, run_config.data, device=device, on_progress=lambda done, total: None)
         for part in (learn, judge)
@@ -110,7 +114,7 @@ def write(path: Path, arguments: argparse.Namespace, rows: list[dict[str, Any]])
     """Writes all rows with the environment that produced them."""
     path.parent.mkdir(parents=True, exist_ok=True)
     device = devices.choose_device("auto")
-    environment = record.environment(
+    environment = run_environment.environment(
         device=device.type, device_name=devices.device_name(device), threads=arguments.threads, processes=1
     )
     head = {
@@ -121,7 +125,7 @@ def write(path: Path, arguments: argparse.Namespace, rows: list[dict[str, Any]])
         "held_out": HELD_OUT,
         "split_seed": SPLIT_SEED,
     }
-    record.write_json(path, {**head, "environment": environment, "rows": rows})
+    write_json(path, {**head, "environment": environment, "rows": rows})
 
 
 def show(rows: list[dict[str, Any]]) -> None:

@@ -18,8 +18,9 @@ from rich.table import Table
 from spectra import SPECTRA, outputs
 from torch import Tensor
 
-from matrix_ssl import record
 from matrix_ssl.losses import matrix_ssl_order_terms
+from matrix_ssl.runs import environment as run_environment
+from matrix_ssl.runs.files import write_json
 
 OUT = Path(__file__).parent / "results" / "taylor_gradients.json"
 TERMS: dict[str, dict[str, Any]] = {
@@ -50,8 +51,8 @@ def main() -> None:
         compare(term, spectrum, ridge, grid) for term in TERMS for spectrum in grid.spectra for ridge in grid.ridges
     ]
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    environment = record.environment(device="cpu", device_name="cpu", threads=1, processes=1)
-    record.write_json(arguments.out, {**grid._asdict(), "environment": environment, "rows": rows})
+    environment = run_environment.environment(device="cpu", device_name="cpu", threads=1, processes=1)
+    write_json(arguments.out, {**grid._asdict(), "environment": environment, "rows": rows})
     table = Table("term", "spectrum", "ridge", "order", "relative error", "cosine")
     for row in rows:
         if "4" in row["orders"]:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from matrix_ssl import record
+from matrix_ssl.runs.files import read_json
 from runs import TINY, Ended, check_failure, run, tensors
 
 FORKED = "import forked_jobs\n"
@@ -53,7 +53,7 @@ def signal_comparison(number: int) -> str:
 
 def results(folder: Path) -> dict[str, Any]:
     """What ``compare.json`` holds."""
-    return record.read_json(folder / "c" / "compare.json")
+    return read_json(folder / "c" / "compare.json")
 
 
 def timeless(value: Any) -> Any:

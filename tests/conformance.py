@@ -20,14 +20,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from matrix_ssl import checkpoint, config, networks, optim, record, train
+from matrix_ssl import config, networks, optim, train
 from matrix_ssl.config import RunConfig
 from matrix_ssl.config.recipes import find_recipe
 from matrix_ssl.data import open_source
 from matrix_ssl.data.loading import Batch
 from matrix_ssl.loop import Loop
 from matrix_ssl.methods import Method, StepOutput, complete_options, find_method, list_methods
-from matrix_ssl.progress import Display
+from matrix_ssl.runs import checkpoint
+from matrix_ssl.runs.display import Display
+from matrix_ssl.runs.files import read_lines
 
 TRAJECTORIES = Path(__file__).with_name("trajectories.json")
 SMALL = {"hidden_dim": 32, "output_dim": 16, "queue_size": 48, "slices": 64}  # of the options, those that a method has
@@ -354,7 +356,7 @@ class MethodConformance:
         folder.mkdir()
         loop = self.loop(method, **options)
         loop.train(folder, None)
-        return Learned(record.read_lines(folder / "metrics.jsonl"))
+        return Learned(read_lines(folder / "metrics.jsonl"))
 
 
 @contextmanager

@@ -12,9 +12,9 @@ from PIL import Image, ImageDraw
 from torch import nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
-from matrix_ssl import checkpoint
 from matrix_ssl.config import IMAGENET_MEAN, IMAGENET_STD
 from matrix_ssl.detection.backbone import Backbone
+from matrix_ssl.runs import checkpoint
 
 Sizes = tuple[tuple[int, int], ...]
 CATEGORIES = [{"id": 3, "name": "disc"}, {"id": 7, "name": "square"}]  # ids with holes, as COCO's

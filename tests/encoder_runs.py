@@ -2,11 +2,12 @@
 
 import torch
 
-from matrix_ssl import record
-from matrix_ssl.checkpoint import Checkpoint, save_checkpoint, save_weights
 from matrix_ssl.config import RunConfig, override, to_dict
 from matrix_ssl.encoder import build_encoder
 from matrix_ssl.methods.matrix_ssl import MatrixSSL
+from matrix_ssl.runs.checkpoint import Checkpoint, save_checkpoint, save_weights
+from matrix_ssl.runs.files import write_json
+from matrix_ssl.runs.folder import CONFIG, ENCODER
 
 
 def make_run(folder, *settings, base=None):
@@ -22,7 +23,7 @@ def make_run(folder, *settings, base=None):
             for p in method.encoder.parameters():
                 p += 0.01 * torch.randn(p.shape, generator=torch.Generator().manual_seed(step))
         method.after_step(0.5)
-    record.write_json(folder / record.CONFIG, to_dict(config))
-    save_weights(folder / record.ENCODER, method.encoder, {"weights": "student"})
+    write_json(folder / CONFIG, to_dict(config))
+    save_weights(folder / ENCODER, method.encoder, {"weights": "student"})
     save_checkpoint(folder, Checkpoint(2, method.state_dict(), {"state": {}, "param_groups": []}, {}))
     return folder, method.eval()

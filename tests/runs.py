@@ -14,8 +14,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from matrix_ssl.checkpoint import load_newest, read_safetensors
 from matrix_ssl.data import open_source
+from matrix_ssl.runs.checkpoint import load_newest, read_safetensors
 
 TINY = ["batch_size=64", "network.width=8", "method.hidden_dim=32", "method.output_dim=16", "optimizer.warmup_epochs=0"]
 PATIENCE = 120.0  # seconds that any run may take on a busy machine

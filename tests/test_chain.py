@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 import runs
-from matrix_ssl import chain, record
+from matrix_ssl import chain
 from matrix_ssl.chain import Coco, Stage
 from matrix_ssl.errors import ConfigError, DataError
+from matrix_ssl.runs.files import read_json
 from runs import BARE, succeed, tiny
 
 COCO = Coco(Path("train.tar"), Path("train.json"), Path("val.tar"), Path("val.json"))
@@ -115,7 +116,7 @@ def test_a_stopped_chain_goes_on(tmp_path: Path) -> None:
     assert "Traceback" not in (tmp_path / "err").read_text() and not (tmp_path / "c" / "chain.json").exists()
 
     ended = succeed(tmp_path, chain_command())
-    assert record.read_json(tmp_path / "c" / "chain.json").keys() == {"pre-training", "knn", "linear-sgd", "report"}
+    assert read_json(tmp_path / "c" / "chain.json").keys() == {"pre-training", "knn", "linear-sgd", "report"}
     folder = tmp_path / "c" / "evaluation" / "digits"
     assert (folder / "knn.json").exists() and (folder / "linear-sgd.json").exists()
     assert "linear-sgd" in (tmp_path / "c" / "report.html").read_text()

@@ -12,7 +12,8 @@ from safetensors.torch import load, save_file
 from torch import nn
 
 from conftest import unprivileged
-from matrix_ssl.checkpoint import (
+from matrix_ssl.errors import CheckpointError, RunFolderError
+from matrix_ssl.runs.checkpoint import (
     Checkpoint,
     encode,
     list_checkpoints,
@@ -23,7 +24,6 @@ from matrix_ssl.checkpoint import (
     save_checkpoint,
     save_weights,
 )
-from matrix_ssl.errors import CheckpointError, RunFolderError
 
 
 def make_checkpoint(step: int, *, optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.AdamW) -> Checkpoint:

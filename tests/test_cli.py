@@ -14,11 +14,13 @@ from safetensors.torch import load_file
 
 import matrix_ssl
 import runs
-from matrix_ssl import config, record, train
+from matrix_ssl import config, train
 from matrix_ssl.config.recipes import find_recipe, list_recipes
 from matrix_ssl.data import open_source, split_source
 from matrix_ssl.encoder import load_encoder
 from matrix_ssl.evaluate.results import fingerprint
+from matrix_ssl.runs.files import read_json
+from matrix_ssl.runs.folder import read_config
 from runs import BARE, from_files, make_images, succeed, tiny
 
 DIGITS = open_source("digits", split="train", data_root=None)
@@ -62,7 +64,7 @@ def copy_run(done: Path, target: Path) -> Path:
 
 def test_the_run_folder_is_complete(done: Path) -> None:
     assert files(done / "r") == FILES
-    summary = record.read_json(done / "r" / "summary.json")
+    summary = read_json(done / "r" / "summary.json")
     assert summary.keys() == {
         "recipe", "finished", "steps", "epochs", "parameters", "seconds", "seconds_training", "seconds_evaluation",
         "skipped", "bad_steps", "negative_determinants", "data", "weights", "evaluation", "baselines", "evaluated_on",
@@ -87,11 +89,11 @@ def test_the_configuration_comes_back(done: Path) -> None:
     settings = [word for word in tiny()[6:] if word != "--set"]
     known = ["data.images=1437", f"data.digest={DIGITS.digest}"]
     expected = train.complete(config.override(find_recipe("demo"), [*settings, *known]))
-    assert record.read_config(done / "r") == expected
+    assert read_config(done / "r") == expected
 
 
 def test_the_environment_is_described(done: Path) -> None:
-    found = record.read_json(done / "r" / "environment.json")
+    found = read_json(done / "r" / "environment.json")
     expected = {"device": "cpu", "device_name": "cpu", "threads": 1, "processes": 1}
     assert found.items() >= {**expected, "matrix_ssl": matrix_ssl.__version__}.items()
     assert found["torch"] == torch.__version__.partition("+")[0] or found["torch"] == torch.__version__
@@ -163,7 +165,7 @@ def test_embedded_features_are_those_of_the_encoder(done: Path, tmp_path: Path, 
     assert ended.out == f"{target}: 1437 images, 16 features each\n" and ended.err == ""
     source = open_source("digits", split="train", data_root=None)
     assert source.images is not None
-    settings = record.read_config(done / "r").data
+    settings = read_config(done / "r").data
     pixels = (source.images.double().numpy() / 255 - settings.mean[0]) / settings.std[0]
     with torch.no_grad():
         expected = load_encoder(done / "r", weights=weights).double()(torch.from_numpy(pixels)).numpy()
@@ -183,9 +185,9 @@ def test_the_teacher_is_evaluated_on_request(done: Path, tmp_path: Path) -> None
     run = copy_run(done, tmp_path)
     command = ["evaluate", "r", "--protocol", " knn ,linear", "--weights", "teacher", "--device", "cpu"]
     succeed(tmp_path, command, before=BARE)
-    summary = record.read_json(run / "summary.json")
+    summary = read_json(run / "summary.json")
     assert summary["weights"] == "teacher" and summary["evaluation"].keys() == {*KNN, "linear"}
-    student = record.read_json(done / "r" / "summary.json")["evaluation"]
+    student = read_json(done / "r" / "summary.json")["evaluation"]
     assert any(value != student[name] for name, value in summary["evaluation"].items())
 
 
@@ -220,7 +222,7 @@ def test_a_flat_folder_of_images_without_labels(tmp_path: Path) -> None:
     assert [line["step"] for line in runs.lines(run)] == [1, 2, 3, 4, 5, 6]
     evaluated = succeed(tmp_path, ["evaluate", "runs/my photos", "--device", "cpu"])
     assert evaluated.err == "the images have no labels: only the map and the gallery of neighbours are made.\n"
-    summary = record.read_json(run / "summary.json")
+    summary = read_json(run / "summary.json")
     assert "evaluation" not in summary and summary["data"] == {"name": "my photos", "images": 48}
     with np.load(run / "evaluation.npz", allow_pickle=False) as arrays:
         assert arrays["map"].shape == (48, 2) and set(arrays["map_labels"].tolist()) == {-1}
@@ -234,7 +236,7 @@ def test_of_labelled_folders_a_fifth_is_held_out(tmp_path: Path) -> None:
     succeed(tmp_path, from_files("insects"), before=BARE)
     evaluated = succeed(tmp_path, ["evaluate", "r", "--protocol", "knn,low-shot", "--device", "cpu"])
     assert "a fifth of every class is held out" in evaluated.err
-    summary = record.read_json(tmp_path / "r" / "summary.json")
+    summary = read_json(tmp_path / "r" / "summary.json")
     insects = open_source(str(tmp_path / "insects"), split="train", data_root=None)
     learn, judge = split_source(insects, 0.2, 0)
     assert summary["evaluated_on"] == {
@@ -247,7 +249,7 @@ def test_of_labelled_folders_a_fifth_is_held_out(tmp_path: Path) -> None:
     command = ["evaluate", "r", "--protocol", "knn", "--test-data", "others", "--device", "cpu"]
     assert "held out" not in succeed(tmp_path, command, before=BARE).err
     others = open_source(str(tmp_path / "others"), split="train", data_root=None)
-    assert record.read_json(tmp_path / "r" / "summary.json")["evaluated_on"] == {
+    assert read_json(tmp_path / "r" / "summary.json")["evaluated_on"] == {
         "name": "others", "digest": fingerprint(insects.digest, others.digest), "train": 40, "test": 10, "classes": 2,
         "unreadable": 0,
     }  # fmt: skip

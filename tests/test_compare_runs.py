@@ -12,7 +12,7 @@ import torch
 import matrix_ssl
 import runs
 from comparisons import compare, job_folders, moments, results, words
-from matrix_ssl import config, record, train
+from matrix_ssl import config, train
 from matrix_ssl.config.recipes import find_recipe
 from matrix_ssl.data import open_source
 from matrix_ssl.encoder import load_encoder
@@ -21,7 +21,9 @@ from matrix_ssl.evaluate.features import extract
 from matrix_ssl.evaluate.linear import fit_logistic_regression
 from matrix_ssl.loop import Loop
 from matrix_ssl.observer import Observer
-from matrix_ssl.progress import Display
+from matrix_ssl.runs.display import Display
+from matrix_ssl.runs.files import read_json, write_json
+from matrix_ssl.runs.folder import read_config
 from runs import BARE, TINY, make_images, succeed
 
 MEASURES = {"knn_1", "knn_20", "linear", "low_shot_1", "low_shot_5", "low_shot_10"}
@@ -97,7 +99,7 @@ def test_the_trials_are_told_and_the_best_of_them_chosen(done: Path) -> None:
         scores = [(row["accuracy"]["linear"], row["accuracy"]["knn_20"]) for row in trials]
         assert len(set(scores)) > 1 and scores[chosen["trial"]] == max(scores)
         for row in (row for row in results(done)["rows"] if row["method"] == method):
-            used = record.read_config(done / run_folder(row))
+            used = read_config(done / run_folder(row))
             expected = {"optimizer.learning_rate": rate} | chosen["settings"]
             assert row["settings"]["optimizer.learning_rate"] == expected["optimizer.learning_rate"]
             assert used.optimizer.learning_rate == expected["optimizer.learning_rate"]
@@ -106,7 +108,7 @@ def test_the_trials_are_told_and_the_best_of_them_chosen(done: Path) -> None:
 
 def test_trials_learn_from_four_fifths_of_the_training_images(done: Path) -> None:
     """1437 digits; a fifth of every class is held out."""
-    images = {path: record.read_config(done / path).data.images for path in job_folders(done)[1:]}
+    images = {path: read_config(done / path).data.images for path in job_folders(done)[1:]}
     assert {n for path, n in images.items() if "tuning" in path.parts} == {1150}
     assert {n for path, n in images.items() if "runs" in path.parts} == {1437}
 
@@ -116,12 +118,12 @@ def test_a_row_is_what_an_evaluation_by_hand_gives(done: Path, tmp_path: Path, i
     row = results(done)["rows"][index]
     shutil.copytree(done / run_folder(row), tmp_path / "r")
     succeed(tmp_path, ["evaluate", "r", "--device", "cpu"], before=BARE)
-    summary = record.read_json(tmp_path / "r" / "summary.json")
+    summary = read_json(tmp_path / "r" / "summary.json")
     # an evaluation by hand has more neighbours, and chooses the penalty of the linear classifier
     others = row["accuracy"].keys() - {"linear"}
     assert len(others) == 5
     assert {key: row["accuracy"][key] for key in others} == {key: summary["evaluation"][key] for key in others}
-    data = record.read_config(tmp_path / "r").data
+    data = read_config(tmp_path / "r").data
     learn, judge = (
         extract(
             {"": load_encoder(tmp_path / "r")}, open_source("digits", split=part, data_root=None), data,
@@ -159,7 +161,7 @@ def test_the_weights_are_those_of_a_plain_pre_training(
     arguments = ["pretrain", "demo", "--method", method, "--run", "r", "--device", "cpu"]
     succeed(tmp_path, [*arguments, *(word for setting in settings for word in ("--set", setting))], before=BARE)
     folder = done / run_folder(row)
-    assert record.read_config(folder) == record.read_config(tmp_path / "r")
+    assert read_config(folder) == read_config(tmp_path / "r")
     assert runs.tensors(folder) == runs.tensors(tmp_path / "r")
     without_curve = [{k: v for k, v in line.items() if k != "knn_20_held_out"} for line in runs.timeless(folder)]
     assert without_curve == runs.timeless(tmp_path / "r") != runs.timeless(folder)
@@ -207,7 +209,7 @@ def test_observation_costs_no_time_and_changes_no_weight(tmp_path: Path) -> None
     losses, seconds = [], []
     for name in ("alone", "observed"):
         (tmp_path / name).mkdir()
-        record.write_json(tmp_path / name / "config.json", config.to_dict(chosen))
+        write_json(tmp_path / name / "config.json", config.to_dict(chosen))
         loop: Loop = train.prepare(chosen, source=source, device=torch.device("cpu"), display=Display(quiet=True))
         loop.observer = Slow() if name == "observed" else Observer()
         before = time.monotonic()

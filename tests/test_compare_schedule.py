@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from matrix_ssl import config as configuration
-from matrix_ssl import options, record
+from matrix_ssl import options
 from matrix_ssl.compare import schedule
 from matrix_ssl.compare.comparison import prepare
 from matrix_ssl.compare.plan import Job, Plan, baselines, runs
 from matrix_ssl.compare.schedule import Place, places, read_result, run_jobs
+from matrix_ssl.runs.files import read_json, write_json
 
 HERE = [Place("cpu", None, 1)]
 
@@ -97,8 +98,8 @@ def old_job(out: Path, job: Job, **result: object) -> Path:
     """A folder with a job and a result that lie there from before."""
     folder = out / job.folder
     folder.mkdir(parents=True)
-    record.write_json(folder / "job.json", {"config": configuration.to_dict(job.config)})
-    record.write_json(folder / "result.json", result)
+    write_json(folder / "job.json", {"config": configuration.to_dict(job.config)})
+    write_json(folder / "result.json", result)
     return folder
 
 
@@ -118,17 +119,17 @@ def test_a_job_of_another_version_is_no_result(tmp_path: Path) -> None:
     """Its configuration has a setting that does not exist."""
     job = runs(make_plan(), "simsiam", {})[0]
     folder = old_job(tmp_path, job, accuracy=1)
-    record.write_json(folder / "job.json", {"config": {**configuration.to_dict(job.config), "forgotten": 1}})
+    write_json(folder / "job.json", {"config": {**configuration.to_dict(job.config), "forgotten": 1}})
     assert read_result(tmp_path, job) is None
 
 
 def test_a_run_with_other_settings_is_kept_aside(tmp_path: Path, instead: list[str]) -> None:
     old, new = runs(make_plan(), "simsiam", {})[0], runs(make_plan("batch_size=64"), "simsiam", {})[0]
     folder = old_job(tmp_path, old, accuracy=1)
-    record.write_json(folder / "config.json", configuration.to_dict(old.config))
+    write_json(folder / "config.json", configuration.to_dict(old.config))
     instead[0] = WRITE
     assert run(tmp_path, [new]) == {new.label: {"new": 1}}
-    assert record.read_json(folder.with_name("seed-0.1") / "result.json") == {"accuracy": 1}
+    assert read_json(folder.with_name("seed-0.1") / "result.json") == {"accuracy": 1}
     assert sorted(path.name for path in folder.iterdir()) == ["job.json", "output.txt", "result.json"]
 
 
@@ -171,7 +172,7 @@ def test_places_and_folders_are_told_to_the_process(tmp_path: Path, instead: lis
     found = run(tmp_path, [job], [Place("cpu", "5", 3)])[job.label]
     assert found.items() >= {"CUDA_VISIBLE_DEVICES": "5", "OMP_NUM_THREADS": "3", "parent": os.getpid()}.items()
     assert found["group"] == found["me"]  # Ctrl-C reaches the comparison alone
-    written = record.read_json(tmp_path / job.folder / "job.json")
+    written = read_json(tmp_path / job.folder / "job.json")
     assert (written["stage"], written["device"], written["threads"]) == ("run", "cpu", 3)
     assert configuration.from_dict(written["config"]) == job.config
 

@@ -21,7 +21,7 @@ from matrix_ssl.detection.predict import predict
 from matrix_ssl.detection.scoring import score
 from matrix_ssl.detection.settings import DetectionSettings, check_settings, make_plan
 from matrix_ssl.detection.training import Training
-from matrix_ssl.progress import Display
+from matrix_ssl.runs.display import Display
 
 MINI = Path(os.environ.get("MATRIX_SSL_DATA", "/nowhere")) / "coco_mini"
 needs_mini = pytest.mark.skipif(not MINI.is_dir(), reason="MATRIX_SSL_DATA names no folder with coco_mini")

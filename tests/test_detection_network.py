@@ -12,8 +12,6 @@ from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.ops import MultiScaleRoIAlign
 
 from drawn_coco import thin_backbone
-from matrix_ssl import record
-from matrix_ssl.checkpoint import digest, save_weights
 from matrix_ssl.config import RunConfig, override, override_dataclass, to_dict
 from matrix_ssl.detection import heads
 from matrix_ssl.detection.backbone import Backbone, open_backbone
@@ -22,6 +20,9 @@ from matrix_ssl.detection.network import build_detector, parameter_groups
 from matrix_ssl.detection.settings import DetectionSettings
 from matrix_ssl.encoder import build_encoder
 from matrix_ssl.errors import ConfigError, RunFolderError
+from matrix_ssl.runs.checkpoint import digest, save_weights
+from matrix_ssl.runs.files import write_json
+from matrix_ssl.runs.folder import CONFIG, ENCODER, read_config
 
 ARCHITECTURES = ("c4", "fpn")
 IN_C4 = {"layer4": "roi_heads.res5.layer4"}  # where the encoder's modules went
@@ -296,14 +297,14 @@ class TestOpening:
         config = override(RunConfig(), ["data.mean=0.1,0.2,0.3", "data.std=0.5,0.6,0.7", *assignments])
         encoder, _ = build_encoder(config)
         folder.mkdir()
-        record.write_json(folder / record.CONFIG, to_dict(config))
-        save_weights(folder / record.ENCODER, encoder, {"weights": "student"})
+        write_json(folder / CONFIG, to_dict(config))
+        save_weights(folder / ENCODER, encoder, {"weights": "student"})
         return folder
 
     def test_a_run(self, tmp_path: Path) -> None:
         run = self.run(tmp_path / "run", "seed=3")
         backbone = open_backbone(str(run), architecture=None, seed=0)
-        expected, _ = build_encoder(record.read_config(run))
+        expected, _ = build_encoder(read_config(run))
         assert digest(backbone.encoder.state_dict()) == digest(expected.state_dict()) == backbone.sha256
         assert (backbone.architecture, backbone.mean, backbone.std) == ("resnet18", (0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
         assert "120 of 120 tensors" in backbone.text

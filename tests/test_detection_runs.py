@@ -13,7 +13,7 @@ from PIL import Image
 
 import runs
 from drawn_coco import THINLY, arguments, write_set
-from matrix_ssl import checkpoint
+from matrix_ssl.runs import checkpoint
 from runs import PATIENCE, check_failure, fail, lines, start, start_processes, succeed
 
 EPOCHS = "epochs=4"  # 12 iterations

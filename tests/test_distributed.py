@@ -15,9 +15,10 @@ from torch import nn
 
 import process_checks
 import runs
-from matrix_ssl import checkpoint, distributed, losses
+from matrix_ssl import distributed, losses
 from matrix_ssl.distributed import batch_norm
 from matrix_ssl.distributed import losses as parallel
+from matrix_ssl.runs import checkpoint
 from runs import BARE, PATIENCE, Command, Ended, start_processes, succeed, timeless, tiny
 
 SETTINGS = ("precision=float64", "log_every=1", "batch_size=66", "checkpoint_every=4")  # 21 steps

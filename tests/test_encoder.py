@@ -5,10 +5,10 @@ import safetensors.torch
 import torch
 
 from encoder_runs import make_run
-from matrix_ssl import record
 from matrix_ssl.config.recipes import find_recipe
 from matrix_ssl.encoder import build_encoder, load_encoder
 from matrix_ssl.errors import CheckpointError, RunFolderError
+from matrix_ssl.runs.folder import CONFIG, ENCODER
 
 
 @pytest.fixture(scope="module")
@@ -47,11 +47,11 @@ class TestLoading:
 
     def test_another_network_is_refused_by_name(self, demo, tmp_path):
         run, method = demo
-        (tmp_path / record.CONFIG).write_bytes((run / record.CONFIG).read_bytes())
+        (tmp_path / CONFIG).write_bytes((run / CONFIG).read_bytes())
         tensors = dict(method.encoder.state_dict())
         tensors["old.weight"] = tensors.pop("stem.0.weight")
         tensors["blocks.0.residual.0.weight"] = torch.zeros(1)
-        (tmp_path / record.ENCODER).write_bytes(safetensors.torch.save(tensors))
+        (tmp_path / ENCODER).write_bytes(safetensors.torch.save(tensors))
         with pytest.raises(CheckpointError) as caught:
             load_encoder(tmp_path)
         total = len(tensors)
@@ -62,15 +62,15 @@ class TestLoading:
         assert "blocks.0.residual.0.weight (1,) instead of (8, 8, 3, 3)" in message
 
     def test_a_run_that_is_not_finished(self, demo, tmp_path):
-        (tmp_path / record.CONFIG).write_bytes((demo[0] / record.CONFIG).read_bytes())
+        (tmp_path / CONFIG).write_bytes((demo[0] / CONFIG).read_bytes())
         with pytest.raises(CheckpointError, match=r"has no encoder.safetensors yet"):
             load_encoder(tmp_path)
         with pytest.raises(CheckpointError, match=r"has no teacher"):
             load_encoder(tmp_path, weights="teacher")
 
     def test_a_damaged_file(self, demo, tmp_path):
-        (tmp_path / record.CONFIG).write_bytes((demo[0] / record.CONFIG).read_bytes())
-        (tmp_path / record.ENCODER).write_bytes((demo[0] / record.ENCODER).read_bytes()[:-100])
+        (tmp_path / CONFIG).write_bytes((demo[0] / CONFIG).read_bytes())
+        (tmp_path / ENCODER).write_bytes((demo[0] / ENCODER).read_bytes()[:-100])
         with pytest.raises(CheckpointError, match=r"encoder.safetensors is damaged"):
             load_encoder(tmp_path)
 

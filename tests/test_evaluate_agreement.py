@@ -17,8 +17,9 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 from torchvision.transforms import v2
 
-from matrix_ssl import record
 from matrix_ssl.data import open_source
+from matrix_ssl.runs.files import read_json
+from matrix_ssl.runs.folder import read_config
 from runs import BARE, succeed
 
 SIDE, CLASSES = 48, ("0", "1", "2", "3")
@@ -74,7 +75,7 @@ def predictions(folder: Path, protocol: str, measure: str, names: list[str]) -> 
 
 
 def test_the_stem_is_that_for_small_images(folder: Path) -> None:
-    assert record.read_config(folder / "e").network.stem == "auto" and SIDE <= 64
+    assert read_config(folder / "e").network.stem == "auto" and SIDE <= 64
 
 
 @pytest.mark.parametrize("k", [1, 10, 20])
@@ -83,13 +84,13 @@ def test_neighbours(folder, features, k) -> None:
     vote = KNeighborsClassifier(k, metric="cosine", algorithm="brute", weights=lambda d: np.exp((1 - d) / 0.07))
     expected = vote.fit(x, y).predict(test)
     assert predictions(folder, "knn", f"knn_{k}", names)[0].tolist() == expected.tolist()
-    found = record.read_json(folder / "e" / "evaluation" / "digits4" / "knn.json")["measures"][f"knn_{k}"]
+    found = read_json(folder / "e" / "evaluation" / "digits4" / "knn.json")["measures"][f"knn_{k}"]
     assert found["accuracy"] == pytest.approx((expected == answers).mean())
 
 
 def test_linear(folder, features) -> None:
     (x, y, _), (test, answers, names) = features["train"], features["val"]
-    found = record.read_json(folder / "e" / "evaluation" / "digits4" / "linear.json")["measures"]["linear"]
+    found = read_json(folder / "e" / "evaluation" / "digits4" / "linear.json")["measures"]["linear"]
     scaler = StandardScaler().fit(x)
     probe = LogisticRegression(C=1 / found["settings"]["l2"], tol=1e-9, max_iter=10_000).fit(scaler.transform(x), y)
     expected = probe.predict(scaler.transform(test))

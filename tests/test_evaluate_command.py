@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import runs
-from matrix_ssl import record
+from matrix_ssl.runs.files import read_json, write_json
 from runs import BARE, fail, from_files, make_images, succeed, tiny
 
 QUICK = ["linear_sgd.epochs=8", "linear_sgd.batch_size=128", "linear_sgd.optimizer=sgd", "linear_sgd.rate=10",
@@ -41,29 +41,29 @@ def test_protocols_that_train(run: Path) -> None:
     folder = run / "evaluation" / "digits"
     for name in ("linear-sgd", "fine-tuned, 1 %", "fine-tuned, 10 %", "fine-tuned, all", "linear-sgd less linear"):
         assert name in ended.out + ended.err
-    probe = record.read_json(folder / "linear-sgd.json")["measures"]["linear_sgd"]
+    probe = read_json(folder / "linear-sgd.json")["measures"]["linear_sgd"]
     assert probe["accuracy"] > 0.3  # guessing gives a tenth
     assert [line["epoch"] for line in probe["curve"]] == list(range(1, 9)) and probe["settings"]["batch_size"] == 128
-    few = record.read_json(folder / "semi-supervised.json")["measures"]
+    few = read_json(folder / "semi-supervised.json")["measures"]
     assert (few["semi_supervised_1"]["labelled"], few["semi_supervised_10"]["labelled"]) == (10, 142)
     listed = {name: set((folder / f"{name}.txt").read_text().split()) for name in few}
     assert listed["semi_supervised_1"] < listed["semi_supervised_10"]
-    against = record.read_json(folder / "linear-sgd-against-linear.json")
+    against = read_json(folder / "linear-sgd-against-linear.json")
     first, second = (np.load(folder / f"{name}.npz")[name.replace("-", "_")][0] for name in ("linear-sgd", "linear"))
     answers = np.load(folder / "linear.npz")["labels"]
     assert against["difference"] == pytest.approx((first == answers).mean() - (second == answers).mean())
     assert not (folder / "training").exists() and not (folder / "features").exists()
-    assert record.read_json(run / "summary.json")["evaluation"].keys() == {"linear"}
+    assert read_json(run / "summary.json")["evaluation"].keys() == {"linear"}
 
     again = succeed(run.parent, evaluate("linear-sgd"), before=BARE)
     assert "linear-sgd has been measured on 'digits': --fresh measures it again." in again.err
     assert "step" not in again.err
     fresh = succeed(run.parent, [*evaluate("linear-sgd"), "--fresh"], before=BARE)
     assert "step" in fresh.err
-    assert record.read_json(folder / "linear-sgd.json")["measures"]["linear_sgd"]["accuracy"] == probe["accuracy"]
+    assert read_json(folder / "linear-sgd.json")["measures"]["linear_sgd"]["accuracy"] == probe["accuracy"]
     stored = [*evaluate("semi-supervised"), "--label-list", str(folder / "semi_supervised_10.txt")]
     succeed(run.parent, stored, before=BARE)
-    by_list = record.read_json(folder / "semi-supervised.json")["measures"]["semi_supervised_list"]
+    by_list = read_json(folder / "semi-supervised.json")["measures"]["semi_supervised_list"]
     assert by_list["labelled"] == 142 and by_list["accuracy"] == few["semi_supervised_10"]["accuracy"]
 
 
@@ -98,7 +98,7 @@ def test_other_images_leave_the_page_of_the_run_alone(tmp_path: Path) -> None:
     before = (run / "summary.json").read_bytes(), (run / "evaluation.npz").read_bytes()
     ended = succeed(tmp_path, [*evaluate("transfer", "knn"), "--data", "birds"], before=BARE)
     assert "transfer" in ended.out and "40 images of 2 classes" in ended.out
-    found = record.read_json(run / "evaluation" / "birds" / "transfer.json")["measures"]["transfer"]
+    found = read_json(run / "evaluation" / "birds" / "transfer.json")["measures"]["transfer"]
     assert found["classes"].keys() == {"owl", "jay"} and found["settings"].keys() == {"l2"}
     assert before == ((run / "summary.json").read_bytes(), (run / "evaluation.npz").read_bytes())
 
@@ -121,7 +121,7 @@ def test_mistakes(run: Path, arguments: list[str], message: str) -> None:
 
 
 def test_a_run_without_images_asks_for_some(run: Path) -> None:
-    config = record.read_json(run / "config.json")
+    config = read_json(run / "config.json")
     config["data"]["source"] = ""
-    record.write_json(run / "config.json", config)
+    write_json(run / "config.json", config)
     assert fail(run.parent, evaluate("knn")) == "r has no images of its own: give --data FOLDER."

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 import runs
-from matrix_ssl import record
 from matrix_ssl.config import DataConfig
 from matrix_ssl.data import open_source
 from matrix_ssl.encoder import load_encoder
@@ -19,6 +18,7 @@ from matrix_ssl.evaluate.features import extract
 from matrix_ssl.evaluate.knn import knn_predict
 from matrix_ssl.evaluate.label_subsets import stratified
 from matrix_ssl.evaluate.online import OnlineEvaluation
+from matrix_ssl.runs.folder import read_config
 from runs import BARE, fail, from_files, lines, make_images, succeed, tensors, tiny
 
 CPU = torch.device("cpu")
@@ -53,7 +53,7 @@ def test_what_is_measured(observed: Path) -> None:
     assert last["online_linear"] > first["online_linear"] + 0.1
     assert 0.15 < last["online_train"] <= 1
 
-    source, data = open_source("digits", split="train", data_root=None), record.read_config(observed).data
+    source, data = open_source("digits", split="train", data_root=None), read_config(observed).data
     learned = stratified(source, 0.8)
     held_out = np.setdiff1d(np.arange(len(source)), learned)
     bank, queries = (

@@ -17,7 +17,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 import runs
-from matrix_ssl import checkpoint, distributed, networks
+from matrix_ssl import distributed, networks
 from matrix_ssl.config import DataConfig, ViewConfig
 from matrix_ssl.data import open_source
 from matrix_ssl.data.base import MemorySource, Places, Source
@@ -28,8 +28,9 @@ from matrix_ssl.evaluate.accuracy import accuracy
 from matrix_ssl.evaluate.classifier import linear_head
 from matrix_ssl.evaluate.fine_tune import ALL_LABELS, PUBLISHED_RATES, FineTune, fine_tune
 from matrix_ssl.evaluate.linear_sgd import MEC, LinearSGD, linear_sgd
-from matrix_ssl.progress import Display
-from matrix_ssl.signals import Interrupted
+from matrix_ssl.runs import checkpoint
+from matrix_ssl.runs.display import Display
+from matrix_ssl.runs.signals import Interrupted
 
 CPU = torch.device("cpu")
 SIDE = 8

@@ -11,7 +11,9 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 import runs
-from matrix_ssl import checkpoint, record
+from matrix_ssl.runs import checkpoint
+from matrix_ssl.runs.files import read_json, read_lines
+from matrix_ssl.runs.folder import read_config
 from runs import BARE, UNPRIVILEGED, fail, from_files, make_images, succeed, tiny
 
 AS_NOBODY = UNPRIVILEGED if os.getuid() == 0 else ""
@@ -119,10 +121,10 @@ def test_images_that_cannot_be_read_are_skipped_and_counted(tmp_path: Path) -> N
     paths[17].write_text("this is text")
     paths[18].write_bytes(b"")
     succeed(tmp_path, from_files("photos", epochs=3))
-    skipped = record.read_lines(tmp_path / "r" / "skipped.jsonl")
+    skipped = read_lines(tmp_path / "r" / "skipped.jsonl")
     assert {line["where"] for line in skipped} == {f"photos/{i:03d}.jpg" for i in (3, 17, 18)}
     assert len(skipped) == 3 and all(line["why"] for line in skipped)
-    assert record.read_json(tmp_path / "r" / "summary.json")["skipped"] == 3
+    assert read_json(tmp_path / "r" / "summary.json")["skipped"] == 3
     ended = succeed(tmp_path, ["embed", "r", "--out", "x.npz", "--device", "cpu"])
     assert sorted(line.partition(": ")[2].partition(": ")[0] for line in ended.err.splitlines()) == [
         "photos/003.jpg", "photos/017.jpg", "photos/018.jpg",
@@ -137,7 +139,7 @@ def test_too_many_unreadable_images_end_the_run(tmp_path: Path) -> None:
         path.write_text("this is text")
     message = fail(tmp_path, from_files("photos", epochs=5))
     assert "of 40 images cannot be read, more than 10: see r/skipped.jsonl, then mend or remove them." in message
-    assert 11 <= len(record.read_lines(tmp_path / "r" / "skipped.jsonl")) <= 14
+    assert 11 <= len(read_lines(tmp_path / "r" / "skipped.jsonl")) <= 14
 
 
 def test_no_readable_image_at_all(tmp_path: Path) -> None:
@@ -388,8 +390,8 @@ def test_names_that_are_not_unicode(tmp_path: Path) -> None:
     arguments = [word for word in from_files(folder.name) if word not in ("--run", "r")]
     ended = succeed(tmp_path, arguments, before=BARE)
     run = tmp_path / "runs" / "photos-?"
-    assert record.read_config(run).data.source == folder.name
-    (line,) = record.read_lines(run / "skipped.jsonl")
+    assert read_config(run).data.source == folder.name
+    (line,) = read_lines(run / "skipped.jsonl")
     assert os.fsencode(line["where"]) == b"photos-\xff/\xfe.jpg"
     ended = succeed(tmp_path, ["embed", "runs/photos-?", "--out", folder.name + ".npz", "--device", "cpu"])
     assert ended.out == "photos-\\udcff.npz: 19 images, 32 features each\n"

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 
-from matrix_ssl import record
 from matrix_ssl.cli import commands
 from matrix_ssl.errors import (
     CheckpointError,
@@ -27,6 +26,7 @@ from matrix_ssl.errors import (
 from matrix_ssl.llm import _windows
 from matrix_ssl.llm.diagnose import DiagnoseSettings, choose_layers, diagnose
 from matrix_ssl.llm.diagnose_command import diagnose as command
+from matrix_ssl.runs.files import read_json
 from test_llm_representations import textbook_covariance_entropy, textbook_entropy, textbook_nuclear_norm
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("transformers") is None, reason="transformers is missing")
@@ -353,7 +353,7 @@ class TestWriting:
         out = tmp_path / "a" / "out"
         run(model=llama, reference="untrained", text=text, window=20, out=out, device="cpu")
         printed = capsys.readouterr().out
-        result = record.read_json(out / "diagnose.json")
+        result = read_json(out / "diagnose.json")
         assert sorted(path.name for path in out.iterdir()) == [".lock", "diagnose.html", "diagnose.json"]
         page = (out / "diagnose.html").read_text("utf-8")
         for shown in (printed, page):

@@ -18,12 +18,13 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 import llm_toys
-from matrix_ssl import cli, record
+from matrix_ssl import cli
 from matrix_ssl.errors import CheckpointError, ConfigError, DataError, MatrixSSLError, MissingExtra, RunFolderError
 from matrix_ssl.llm import Objective, examples, models, question_files, templates
 from matrix_ssl.llm.arguments import parse_assignments
 from matrix_ssl.llm.templates import Exchange
-from matrix_ssl.signals import Interrupted
+from matrix_ssl.runs.files import read_json, read_lines
+from matrix_ssl.runs.signals import Interrupted
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 CHATML = (
@@ -317,13 +318,13 @@ def test_wrong_settings_are_refused_and_leave_no_folder(words, message, base, da
 def test_a_run_holds_model_and_record(finished, base, data):
     names = {path.name for path in finished.iterdir()}
     assert names == {".lock", "config.json", "environment.json", "metrics.jsonl", "finetune.json", "model"}
-    result = record.read_json(finished / "finetune.json")
+    result = read_json(finished / "finetune.json")
     assert (result["finished"], result["steps"]) == (True, 6)
     assert result["counts"]["rows"] == result["counts"]["examples"] == 24
     assert result["environment"]["transformers"] == transformers.__version__
     assert result["settings"]["objective"] == Objective()._asdict()
     assert result["parameters"] == result["parameters_trained"] == sum(p.numel() for p in llm_toys.llama().parameters())
-    lines = record.read_lines(finished / "metrics.jsonl")
+    lines = read_lines(finished / "metrics.jsonl")
     assert [line["step"] for line in lines] == list(range(1, 7))
     assert result["losses"] == {"first": lines[0], "last": lines[-1]}
     assert lines[-1]["ce"] < lines[0]["ce"]
@@ -366,7 +367,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(stop, finished, base, data,
     monkeypatch.undo()
     command(*short(base, data, out))
     assert f"going on after step {3 if stop == 'signal' else 2}" in capfd.readouterr().err
-    assert record.read_lines(out / "metrics.jsonl") == record.read_lines(finished / "metrics.jsonl")
+    assert read_lines(out / "metrics.jsonl") == read_lines(finished / "metrics.jsonl")
     for name, tensor in weights(finished).items():
         assert torch.equal(weights(out)[name], tensor), name
     assert not (out / "checkpoints").exists()
@@ -375,7 +376,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(stop, finished, base, data,
 def test_parts_of_a_batch_give_the_same_run(finished, base, data, tmp_path):
     out = tmp_path / "run"
     command(*short(base, data, out, "--gradient-accumulation", 2))
-    for line, other in zip(record.read_lines(out / "metrics.jsonl"), record.read_lines(finished / "metrics.jsonl"),
+    for line, other in zip(read_lines(out / "metrics.jsonl"), read_lines(finished / "metrics.jsonl"),
                            strict=True):  # fmt: skip
         assert line["ce"] == pytest.approx(other["ce"], rel=1e-3)  # AdamW magnifies rounding of small gradients
 
@@ -383,7 +384,7 @@ def test_parts_of_a_batch_give_the_same_run(finished, base, data, tmp_path):
 def test_adapters_are_saved_and_open_on_their_model(base, data, tmp_path):
     out = tmp_path / "run"
     command(*short(base, data, out, "--lora", 2, "--loss", "ce", "--set", "max_steps=2"))
-    result = record.read_json(out / "finetune.json")
+    result = read_json(out / "finetune.json")
     assert 0 < result["parameters_trained"] < result["parameters"] / 5
     last = result["losses"]["last"]
     assert last["loss"] == pytest.approx(last["ce"], rel=1e-6) and last["mce"] > 0
@@ -412,7 +413,7 @@ def test_adapters_on_four_bits_learn_and_the_weights_below_are_those_of_bitsandb
     torch.testing.assert_close(below(input_ids=ids).logits, whole(input_ids=ids).logits, rtol=1e-4, atol=1e-5)
 
     command(*short(base, data, tmp_path / "run", "--lora", 2, "--load-in-4bit", "--epochs", 3))
-    result = record.read_json(tmp_path / "run" / "finetune.json")
+    result = read_json(tmp_path / "run" / "finetune.json")
     adapters = result["parameters_trained"]
     assert result["parameters"] == adapters + sum(p.numel() for p in whole.parameters())
     assert result["losses"]["last"]["ce"] < result["losses"]["first"]["ce"]
@@ -447,8 +448,8 @@ def test_fresh_keeps_the_old_run(finished, base, data, tmp_path):
     out = tmp_path / "run"
     command(*short(base, data, out, "--set", "max_steps=1"))
     command(*short(base, data, out, "--set", "max_steps=2", "--fresh"))
-    assert record.read_json(out / "finetune.json")["steps"] == 2
-    assert record.read_json(tmp_path / "run.1" / "finetune.json")["steps"] == 1
+    assert read_json(out / "finetune.json")["steps"] == 2
+    assert read_json(tmp_path / "run.1" / "finetune.json")["steps"] == 1
 
 
 @pytest.mark.slow  # three processes that import transformers
@@ -464,8 +465,8 @@ def test_two_processes_give_the_run_of_one(finished, base, data, tmp_path):
         env=environment,
     )
     assert found.returncode == 0, found.stderr[-3000:]
-    assert record.read_json(out / "finetune.json")["environment"]["processes"] == 2
-    lines, expected = (record.read_lines(run / "metrics.jsonl") for run in (out, finished))
+    assert read_json(out / "finetune.json")["environment"]["processes"] == 2
+    lines, expected = (read_lines(run / "metrics.jsonl") for run in (out, finished))
     assert [line["ce"] for line in lines] == pytest.approx([line["ce"] for line in expected], rel=1e-3)
     assert lines[0]["ce"] == pytest.approx(expected[0]["ce"], rel=1e-6)
 

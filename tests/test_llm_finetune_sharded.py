@@ -18,10 +18,11 @@ import transformers
 from safetensors.torch import load_file
 
 import llm_toys
-from matrix_ssl import cli, record
+from matrix_ssl import cli
 from matrix_ssl.errors import ConfigError
 from matrix_ssl.llm.arguments import training_arguments
 from matrix_ssl.llm.settings import FineTuneSettings
+from matrix_ssl.runs.files import read_json, read_lines
 
 SPREAD = """
 from accelerate.state import AcceleratorState, PartialState
@@ -100,14 +101,14 @@ def check(run: Path, one: Path) -> None:
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, rtol=0, atol=2e-3, msg=name)
-    sizes = [record.read_json(folder / "finetune.json")["parameters"] for folder in (run, one)]
+    sizes = [read_json(folder / "finetune.json")["parameters"] for folder in (run, one)]
     assert sizes[0] == sizes[1] == sum(p.numel() for p in llm_toys.llama().parameters())
     transformers.AutoModelForCausalLM.from_pretrained(run / "model")
     assert not (run / "checkpoints").exists()
 
 
 def lines(run: Path) -> list[dict[str, Any]]:
-    return record.read_lines(run / "metrics.jsonl")
+    return read_lines(run / "metrics.jsonl")
 
 
 def test_fsdp_gives_the_run_of_one_process(base):

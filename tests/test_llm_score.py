@@ -11,11 +11,12 @@ import torch
 import yaml
 
 import llm_toys
-from matrix_ssl import cli, record
+from matrix_ssl import cli
 from matrix_ssl.errors import ConfigError, DataError, MatrixSSLError, RunFolderError
 from matrix_ssl.llm import score as scoring
 from matrix_ssl.llm.question_files import read_rows
 from matrix_ssl.llm.templates import Exchange, prompt
+from matrix_ssl.runs.files import read_json
 
 lm_eval = pytest.importorskip("lm_eval")
 # what lm-eval 0.4.13 and its dependencies warn of
@@ -62,7 +63,7 @@ def test_it_gives_the_numbers_of_the_harness(run, data, tmp_path, capsys):
 
     changed, out = data.with_name("changed.jsonl"), tmp_path / "answers.jsonl"
     command("--model", run, "--data", changed, "--max-new-tokens", 24, "--batch-size", 3, "--out", out)
-    result = record.read_json(out.with_suffix(".json"))
+    result = read_json(out.with_suffix(".json"))
     lines = [json.loads(line) for line in out.read_text("utf-8").splitlines()]
 
     # the harness's own gsm8k, but for the data and the prompt
@@ -96,7 +97,7 @@ def test_completions_are_greedy_and_their_prompts_those_of_the_training(run, dat
     out = tmp_path / "answers.jsonl"
     command("--model", run, "--data", data, "--max-new-tokens", 24, "--limit", 3, "--out", out)
     lines = [json.loads(line) for line in out.read_text("utf-8").splitlines()]
-    assert len(lines) == record.read_json(out.with_suffix(".json"))["questions"] == 3
+    assert len(lines) == read_json(out.with_suffix(".json"))["questions"] == 3
     from transformers import AutoModelForCausalLM
 
     model, tokenizer = AutoModelForCausalLM.from_pretrained(run / "model"), llm_toys.tokenizer()

@@ -13,12 +13,13 @@ from safetensors.torch import load_file
 from torch import nn
 
 import runs
-from matrix_ssl import config, networks, record, train
+from matrix_ssl import config, networks, train
 from matrix_ssl.config import MethodConfig, RunConfig
 from matrix_ssl.config.recipes import find_recipe, list_recipes
 from matrix_ssl.encoder import load_encoder
 from matrix_ssl.errors import ConfigError
 from matrix_ssl.methods import complete_options, describe_method, find_method, list_methods
+from matrix_ssl.runs.folder import read_config
 from runs import TINY, succeed
 from test_methods import OWN_METHOD, own
 
@@ -199,7 +200,7 @@ class TestCommandLine:
         arguments = ["pretrain", "demo", "--run", "r", "--device", "cpu", "--method", method, *words]
         ended = succeed(tmp_path, arguments)
         assert f"{method} on 1437 images" in ended.err
-        written: RunConfig = record.read_config(tmp_path / "r")
+        written: RunConfig = read_config(tmp_path / "r")
         assert written.method.name == method
         known = complete_options(find_method(str(tmp_path / method) if kind == "file" else method), {})
         assert written.method.options.keys() == known.keys()

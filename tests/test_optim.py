@@ -5,12 +5,13 @@ import pytest
 import torch
 from torch import nn
 
-from matrix_ssl import checkpoint, train
+from matrix_ssl import train
 from matrix_ssl.config import override
 from matrix_ssl.config.recipes import find_recipe
 from matrix_ssl.data import open_source
 from matrix_ssl.optim import LARS, build_optimizer, learning_rate, set_learning_rate
-from matrix_ssl.progress import Display
+from matrix_ssl.runs import checkpoint
+from matrix_ssl.runs.display import Display
 from runs import TINY
 
 

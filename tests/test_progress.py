@@ -6,7 +6,7 @@ import re
 import pytest
 from rich.console import Console
 
-from matrix_ssl.progress import Display
+from matrix_ssl.runs.display import Display
 
 TERMS = ("uniformity", "alignment")
 LINE = {"loss": 1.23456, "uniformity": -0.5, "alignment": 1.7, "effective_rank": 12.34, "learning_rate": 0.1}

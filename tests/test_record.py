@@ -12,10 +12,12 @@ from pathlib import Path
 import pytest
 
 from conftest import unprivileged
-from matrix_ssl import record
 from matrix_ssl.config import RunConfig, to_dict
 from matrix_ssl.errors import RunFolderError
-from matrix_ssl.record import MetricsWriter, append_line, lock, read_lines, write_atomically
+from matrix_ssl.runs.environment import environment
+from matrix_ssl.runs.files import append_line, check_writable, read_json, read_lines, write_atomically, write_json
+from matrix_ssl.runs.folder import check_folder, is_unclaimed, lock, read_config, set_aside, tidy
+from matrix_ssl.runs.metrics import MetricsWriter
 
 
 def names(folder: Path) -> set[str]:
@@ -103,29 +105,29 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
 def test_what_is_not_a_file_is_not_replaced(tmp_path: Path, make: Callable[[Path], None]) -> None:
     make(tmp_path / "place")
     kind = (tmp_path / "place").stat().st_mode
-    for use in (lambda path: write_atomically(path, lambda file: file.write(b"x")), record.check_writable):
+    for use in (lambda path: write_atomically(path, lambda file: file.write(b"x")), check_writable):
         with pytest.raises(RunFolderError, match=r"cannot write .*place: it exists and is not a file; choose another"):
             use(tmp_path / "place")
     assert (tmp_path / "place").stat().st_mode == kind and names(tmp_path) == {"place"}
 
 
 def test_check_writable_leaves_nothing(tmp_path: Path) -> None:
-    record.check_writable(tmp_path / "file")
+    check_writable(tmp_path / "file")
     assert names(tmp_path) == set()
     with pytest.raises(RunFolderError, match=r"cannot write .*absent/file: No such file or directory"):
-        record.check_writable(tmp_path / "absent" / "file")
+        check_writable(tmp_path / "absent" / "file")
 
 
 def test_json_keeps_every_letter(tmp_path: Path) -> None:
     value = {"name": "Bär 熊", "numbers": [1, 0.1, None], "nested": {"yes": True}}
-    record.write_json(tmp_path / "file.json", value)
-    assert record.read_json(tmp_path / "file.json") == value
+    write_json(tmp_path / "file.json", value)
+    assert read_json(tmp_path / "file.json") == value
     assert "Bär 熊" in (tmp_path / "file.json").read_text(encoding="utf-8")
 
 
 def test_json_keeps_file_names_that_are_not_unicode(tmp_path: Path) -> None:
-    record.write_json(tmp_path / "file.json", [os.fsdecode(b"a\xff\xc3\xa4")])
-    (found,) = record.read_json(tmp_path / "file.json")
+    write_json(tmp_path / "file.json", [os.fsdecode(b"a\xff\xc3\xa4")])
+    (found,) = read_json(tmp_path / "file.json")
     assert os.fsencode(found) == b"a\xff\xc3\xa4"
 
 
@@ -133,26 +135,26 @@ def test_json_keeps_file_names_that_are_not_unicode(tmp_path: Path) -> None:
 def test_damaged_json_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(RunFolderError, match=r"config\.json cannot be read"):
-        record.read_config(tmp_path)
+        read_config(tmp_path)
 
 
 @pytest.mark.parametrize(
     "value", [[], 3, "text", {"recipies": "x"}, {"epochs": "many"}, {"data": 7}, {"method": {"options": 3}}]
 )
 def test_json_that_is_no_configuration_is_named(tmp_path: Path, value: object) -> None:
-    record.write_json(tmp_path / "config.json", value)
+    write_json(tmp_path / "config.json", value)
     with pytest.raises(RunFolderError, match=r"config\.json does not fit this version"):
-        record.read_config(tmp_path)
+        read_config(tmp_path)
 
 
 def test_a_folder_without_configuration_is_no_run_folder(tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match=r"is not a run folder: it has no config\.json"):
-        record.read_config(tmp_path)
+        read_config(tmp_path)
 
 
 def test_read_config_gives_back_what_was_written(tmp_path: Path) -> None:
-    record.write_json(tmp_path / "config.json", to_dict(RunConfig(epochs=7)))
-    assert record.read_config(tmp_path) == RunConfig(epochs=7)
+    write_json(tmp_path / "config.json", to_dict(RunConfig(epochs=7)))
+    assert read_config(tmp_path) == RunConfig(epochs=7)
 
 
 @pytest.mark.parametrize("cut", range(1, 14))
@@ -252,53 +254,53 @@ def test_a_lock_makes_the_folders_above_and_can_be_taken_again(tmp_path: Path) -
 
 def test_a_file_in_the_place_of_the_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("mine")
-    for use in (lambda: lock(tmp_path / "run").__enter__(), lambda: record.check_folder(tmp_path / "run")):
+    for use in (lambda: lock(tmp_path / "run").__enter__(), lambda: check_folder(tmp_path / "run")):
         with pytest.raises(RunFolderError, match=r"/run"):
             use()
     assert (tmp_path / "run").read_text() == "mine"
 
 
 def test_only_runs_and_empty_folders_become_runs(tmp_path: Path) -> None:
-    record.check_folder(tmp_path / "absent")
+    check_folder(tmp_path / "absent")
     (tmp_path / "empty").mkdir()
-    record.check_folder(tmp_path / "empty")
+    check_folder(tmp_path / "empty")
     (tmp_path / "empty" / ".lock").touch()
-    record.check_folder(tmp_path / "empty")
+    check_folder(tmp_path / "empty")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").touch()
     (tmp_path / "run" / "other").touch()
-    record.check_folder(tmp_path / "run")
+    check_folder(tmp_path / "run")
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.jpg").touch()
     with pytest.raises(RunFolderError, match=r"photos exists and is not a run folder"):
-        record.check_folder(tmp_path / "photos")
+        check_folder(tmp_path / "photos")
     assert names(tmp_path / "photos") == {"cat.jpg"}
 
 
 def test_a_folder_with_the_lock_and_unfinished_copies_of_the_first_file_is_unclaimed(tmp_path: Path) -> None:
-    assert record.is_unclaimed(tmp_path / "absent", first="config.json")
+    assert is_unclaimed(tmp_path / "absent", first="config.json")
     for name in (".lock", ".config.json.ab12cd3_.tmp", ".config.json.zz99zz99.tmp"):
         (tmp_path / name).touch()
-        assert record.is_unclaimed(tmp_path, first="config.json")
-        record.check_folder(tmp_path)
-    assert not record.is_unclaimed(tmp_path, first="plan.json")
+        assert is_unclaimed(tmp_path, first="config.json")
+        check_folder(tmp_path)
+    assert not is_unclaimed(tmp_path, first="plan.json")
     foreign = (".config.json.tmp", ".config.json.AB12CD34.tmp", ".notes.tmp", ".x.config.json.ab12cd34.tmp", "a.tmp")
     for name in foreign:
         (tmp_path / name).touch()
-        assert not record.is_unclaimed(tmp_path, first="config.json"), name
+        assert not is_unclaimed(tmp_path, first="config.json"), name
         (tmp_path / name).unlink()
     (tmp_path / ".config.json.linked00.tmp").symlink_to("elsewhere")
-    assert not record.is_unclaimed(tmp_path, first="config.json")
+    assert not is_unclaimed(tmp_path, first="config.json")
 
 
 def test_runs_are_set_aside_under_the_next_free_number(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    assert record.set_aside(run) is None
+    assert set_aside(run) is None
     for number in (1, 2, 3):
         run.mkdir()
-        assert record.set_aside(run) is None  # it holds no run
+        assert set_aside(run) is None  # it holds no run
         (run / "config.json").write_text(str(number))
-        assert record.set_aside(run) == tmp_path / f"run.{number}"
+        assert set_aside(run) == tmp_path / f"run.{number}"
     assert [(tmp_path / f"run.{n}" / "config.json").read_text() for n in (1, 2, 3)] == ["1", "2", "3"]
     assert not run.exists()
 
@@ -307,7 +309,7 @@ def test_the_folder_that_the_command_runs_in_is_not_set_aside(tmp_path: Path, mo
     (tmp_path / "config.json").touch()
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RunFolderError, match="start the command in another folder"):
-        record.set_aside(Path())
+        set_aside(Path())
 
 
 def test_tidy_removes_only_what_killed_writers_left(tmp_path: Path) -> None:
@@ -317,14 +319,14 @@ def test_tidy_removes_only_what_killed_writers_left(tmp_path: Path) -> None:
     for name in kept + left:
         (tmp_path / name).touch()
     (tmp_path / "skipped.jsonl").write_text('{"where": "a"}\n{"whe')
-    record.tidy(tmp_path)
+    tidy(tmp_path)
     assert {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()} == {*kept, "skipped.jsonl"}
     append_line(tmp_path / "skipped.jsonl", {"where": "b"})
     assert read_lines(tmp_path / "skipped.jsonl") == [{"where": "a"}, {"where": "b"}]
 
 
 def test_the_environment_holds_what_a_reader_needs() -> None:
-    found = record.environment(device="cpu", device_name="cpu", threads=3, processes=2)
+    found = environment(device="cpu", device_name="cpu", threads=3, processes=2)
     assert found.keys() >= {
         "python", "torch", "torchvision", "numpy", "matrix_ssl", "platform", "device", "device_name", "threads",
         "processes", "commit",

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import runs
-from matrix_ssl import checkpoint
+from matrix_ssl.runs import checkpoint
 from runs import (
     BARE,
     PATIENCE,

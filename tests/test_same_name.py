@@ -13,8 +13,10 @@ from PIL import Image
 import comparisons
 import runs
 from drawn_coco import THINLY, arguments, write_set
-from matrix_ssl import config, record
+from matrix_ssl import config
 from matrix_ssl.data import open_source
+from matrix_ssl.runs.files import read_json
+from matrix_ssl.runs.folder import read_config
 from runs import BARE, fail, from_files, make_images, succeed
 
 PROBE = ["linear_sgd.epochs=1", "linear_sgd.batch_size=8", "linear_sgd.optimizer=sgd"]
@@ -56,14 +58,14 @@ def run(tmp_path: Path) -> Path:
 def test_a_run_knows_its_data_by_content(run: Path) -> None:
     folder, before = run.parent, (run / "encoder.safetensors").read_bytes()
     first, second = (digest(folder / name / "set") for name in ("A", "B"))
-    assert first != second and record.read_config(run).data.digest == first
+    assert first != second and read_config(run).data.digest == first
     message = fail(folder, from_files("B/set"))
     assert f"(data.digest: '{first}' -> '{second}' (the data are different))" in message and "--fresh" in message
     shutil.move(folder / "A" / "set", folder / "moved")
     assert "r is complete" in succeed(folder, from_files("moved"), before=BARE).err
     assert (run / "encoder.safetensors").read_bytes() == before
     ended = succeed(folder, [*from_files("B/set"), "--fresh"], before=BARE)
-    assert "r.1" in ended.err and record.read_config(run).data.digest == second
+    assert "r.1" in ended.err and read_config(run).data.digest == second
 
 
 def test_a_run_of_an_older_version_is_accepted_if_all_else_agrees(run: Path) -> None:
@@ -72,7 +74,7 @@ def test_a_run_of_an_older_version_is_accepted_if_all_else_agrees(run: Path) -> 
     (run / "config.json").write_text(json.dumps(values))
     assert "r is complete" in succeed(run.parent, from_files("A/set"), before=BARE).err
     succeed(run.parent, evaluate("A/set", "knn"), before=BARE)
-    assert record.read_json(run / "summary.json")["evaluation"].keys() >= {"knn_1"}
+    assert read_json(run / "summary.json")["evaluation"].keys() >= {"knn_1"}
     make_images(run.parent / "A" / "set" / "ant", 12)
     assert "data.images: 20 -> 22" in fail(run.parent, from_files("A/set"))
 

@@ -8,13 +8,15 @@ from typing import Any
 import pytest
 import torch
 
-from matrix_ssl import checkpoint, config, devices, record, train
+from matrix_ssl import config, train
 from matrix_ssl.config import RunConfig
 from matrix_ssl.config.recipes import find_recipe
 from matrix_ssl.data import Source, open_source
 from matrix_ssl.encoder import load_encoder
 from matrix_ssl.errors import ConfigError, TrainingError
-from matrix_ssl.progress import Display
+from matrix_ssl.runs import checkpoint, devices
+from matrix_ssl.runs.display import Display
+from matrix_ssl.runs.files import read_json, write_json
 from runs import TINY, timeless
 
 QUIET = Display(quiet=True)
@@ -46,7 +48,7 @@ def configure(*settings: str, steps: int = 8) -> RunConfig:
 def pretrain(folder: Path, settings: RunConfig, source: Source, *, display: Display = QUIET) -> dict[str, Any]:
     """Trains into a folder that it makes if it is not there."""
     folder.mkdir(exist_ok=True)
-    record.write_json(folder / "config.json", config.to_dict(settings))
+    write_json(folder / "config.json", config.to_dict(settings))
     return train.pretrain(settings, folder, source=source, device=CPU, display=display)
 
 
@@ -80,7 +82,7 @@ def test_every_line_has_the_keys_that_readers_expect_in_step_order(tmp_path: Pat
     assert [line["step"] for line in lines if "spectrum" in line] == [1, 4, 8, 12, 16, 20]
     for spectrum in spectra:
         assert spectrum == sorted(spectrum, reverse=True) and sum(spectrum) == pytest.approx(1, abs=1e-3)
-    assert summary == record.read_json(tmp_path / "summary.json")
+    assert summary == read_json(tmp_path / "summary.json")
     assert summary.keys() == {
         "recipe", "finished", "steps", "epochs", "parameters", "seconds", "seconds_training", "skipped", "bad_steps",
         "negative_determinants", "data",

@@ -15,12 +15,13 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from encoder_runs import make_run
-from matrix_ssl import record
 from matrix_ssl.config.recipes import find_recipe
 from matrix_ssl.data.augment import normalise
 from matrix_ssl.encoder import load_encoder
 from matrix_ssl.errors import CheckpointError, ConfigError, MissingExtra, RunFolderError
 from matrix_ssl.methods.matrix_ssl import MatrixSSL
+from matrix_ssl.runs.files import write_json
+from matrix_ssl.runs.folder import SUMMARY, read_config
 from matrix_ssl.weights import command, formats
 from matrix_ssl.weights.exporting import export
 from matrix_ssl.weights.formats import FORMATS
@@ -265,7 +266,7 @@ class TestOnnx:
         session = runtime.InferenceSession(str(tmp_path / "x.onnx"))
         assert session.get_modelmeta().custom_metadata_map["architecture"] == "tiny_resnet"
         assert [node.name for node in session.get_inputs() + session.get_outputs()] == ["pixels", "features"]
-        data = record.read_config(run).data
+        data = read_config(run).data
         for n in (1, 2, 7):
             pixels = images(n, 8, 1)
             (found,) = session.run(None, {"pixels": pixels.numpy()})
@@ -358,7 +359,7 @@ class TestCards:
             "evaluation": {"linear": {"mean": 0.8125, "sd": 0, "n": 1}, "knn_1": {"mean": 0.5, "sd": 0, "n": 1}},
             "baselines": {"raw_pixels": {"linear": {"mean": 0.25, "sd": 0, "n": 1}}, "random_network": {}},
         }  # fmt: skip
-        record.write_json(run / record.SUMMARY, summary)
+        write_json(run / SUMMARY, summary)
         for weights, has_accuracy in (("student", True), ("teacher", False)):
             said = export(run, tmp_path / "x.pth", form="torchvision", weights=weights)
             card = (tmp_path / "x.pth.md").read_text()
@@ -371,7 +372,7 @@ class TestCards:
             assert f"SHA-256 {digest}" in card
             assert ("| this encoder | 81.2 | 50.0 |" in card) == has_accuracy
             assert ("| raw pixels | 25.0 |  |" in card) == has_accuracy
-        (run / record.SUMMARY).unlink()
+        (run / SUMMARY).unlink()
 
     def test_the_hub_reads_the_front_matter(self, demo, tmp_path) -> None:
         hub = pytest.importorskip("huggingface_hub")
@@ -393,7 +394,7 @@ class TestRoundTrips:
         assert "120 of 120 tensors of resnet18 matched" in opened.text
         expected, found = method.teacher["encoder"].state_dict(), opened.encoder.state_dict()
         assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
-        original, data = record.read_config(run).data, opened.config.data
+        original, data = read_config(run).data, opened.config.data
         if form != "torchvision":  # a state dict has no place for the rest
             assert (data.image_size, data.mean, data.std) == (original.image_size, original.mean, original.std)
             assert data.crop_fraction == original.crop_fraction
@@ -402,7 +403,7 @@ class TestRoundTrips:
     def test_architectures_that_are_only_here(self, request, tmp_path, which) -> None:
         run, method = request.getfixturevalue(which)
         export(run, tmp_path / "x.safetensors", form="safetensors")
-        opened, original = open_checkpoint(tmp_path / "x.safetensors"), record.read_config(run)
+        opened, original = open_checkpoint(tmp_path / "x.safetensors"), read_config(run)
         side, channels = original.data.image_size, len(original.data.mean)
         assert torch.equal(opened.encoder(images(2, side, channels)), method.encoder(images(2, side, channels)))
         assert opened.config.data.mean == original.data.mean
@@ -411,4 +412,4 @@ class TestRoundTrips:
         export(demo[0], tmp_path / "x.safetensors", form="safetensors")
         with safe_open(tmp_path / "x.safetensors", "pt") as file:
             metadata = file.metadata()
-        assert json.loads(metadata["mean"]) == list(record.read_config(demo[0]).data.mean)
+        assert json.loads(metadata["mean"]) == list(read_config(demo[0]).data.mean)

@@ -14,11 +14,12 @@ import torchvision
 import published_layouts as published
 import runs
 from encoder_runs import make_run
-from matrix_ssl import record
-from matrix_ssl.checkpoint import load_strictly
 from matrix_ssl.config.recipes import find_recipe
 from matrix_ssl.encoder import build_encoder, load_encoder
 from matrix_ssl.errors import CheckpointError, ConfigError, RunFolderError
+from matrix_ssl.runs.checkpoint import load_strictly
+from matrix_ssl.runs.files import read_json
+from matrix_ssl.runs.folder import read_config
 from matrix_ssl.weights.importing import import_run
 from matrix_ssl.weights.opening import open_checkpoint, open_encoder
 from runs import fail, succeed
@@ -58,7 +59,7 @@ class TestOpenEncoder:
         student, teacher = open_encoder(run), open_encoder(str(run), weights="teacher", architecture="tiny_resnet")
         assert equal(student.encoder, method.encoder) and not student.encoder.training
         assert equal(teacher.encoder, method.teacher["encoder"])
-        assert student.config == record.read_config(run)
+        assert student.config == read_config(run)
         assert student.text == f"36 of 36 tensors of tiny_resnet (student) from {run}."
         with pytest.raises(ConfigError, match=r"architecture='resnet18': the run .* has 'tiny_resnet'"):
             open_encoder(run, architecture="resnet18")
@@ -122,7 +123,7 @@ class TestImportedRuns:
     def test_the_folder(self, folder: Path, checkpoint: Path) -> None:
         run = folder / "runs" / "moco_v2_200ep"
         assert {path.name for path in run.iterdir()} >= MADE
-        config, summary = record.read_config(run), record.read_json(run / "summary.json")
+        config, summary = read_config(run), read_json(run / "summary.json")
         assert (config.recipe, config.data.source, config.network.encoder) == ("imported", "", "resnet18")
         assert summary["finished"] and summary["parameters"] == 11176512 and summary["seconds_training"] == 0
         assert summary["imported"]["file"] == "moco_v2_200ep.pth.tar"
@@ -152,7 +153,7 @@ class TestImportedRuns:
         assert "resnet18 at its initialisation, seed 0." in succeed(tmp_path, words).out
         run = tmp_path / "runs" / "random-resnet18"
         assert {path.name for path in run.iterdir()} == MADE
-        made, expected = load_encoder(run), build_encoder(record.read_config(run))[0]
+        made, expected = load_encoder(run), build_encoder(read_config(run))[0]
         assert all(torch.equal(v, expected.state_dict()[k]) for k, v in made.state_dict().items())
         assert "names no architecture" in fail(tmp_path, ["import", "random"])
         assert "are for checkpoint files" in fail(tmp_path, [*words, "--mean", "0.5"])
@@ -160,10 +161,10 @@ class TestImportedRuns:
     def test_options(self, checkpoint: Path, tmp_path: Path) -> None:
         settings = ["--mean", "0.5,0.5,0.5", "--std", "0.2, 0.2, 0.2", "--crop-fraction", "1", "--branch", "teacher"]
         succeed(tmp_path, ["import", str(checkpoint), "--run", "r", "--architecture", "resnet18", *settings])
-        data = record.read_config(tmp_path / "r").data
+        data = read_config(tmp_path / "r").data
         assert (data.mean, data.std, data.crop_fraction, data.image_size) == ((0.5,) * 3, (0.2,) * 3, 1.0, 224)
         assert equal(load_encoder(tmp_path / "r"), open_checkpoint(checkpoint, branch="teacher").encoder)
-        assert record.read_json(tmp_path / "r" / "summary.json")["imported"]["branch"] == "teacher"
+        assert read_json(tmp_path / "r" / "summary.json")["imported"]["branch"] == "teacher"
 
     @pytest.mark.parametrize(("arguments", "code", "message"), [
         (["absent.pth"], 1, "absent.pth does not exist."),

@@ -16,11 +16,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from matrix_ssl import distributed, record, signals
+from matrix_ssl import distributed
 from matrix_ssl.config import override_dataclass
 from matrix_ssl.detection.settings import DetectionSettings
 from matrix_ssl.errors import DataError, MatrixSSLError
-from matrix_ssl.signals import Interrupted
+from matrix_ssl.runs import signals
+from matrix_ssl.runs.files import read_json, write_json
+from matrix_ssl.runs.folder import read_config
+from matrix_ssl.runs.signals import Interrupted
 
 CHAIN = "chain.json"
 _POLL = 0.2  # seconds between two looks at a running command
@@ -208,9 +211,9 @@ def run_stages(
 
     @cache
     def content(data: str) -> str:
-        return _content(data or record.read_config(run).data.source, data_root)
+        return _content(data or read_config(run).data.source, data_root)
 
-    done: dict[str, Any] = record.read_json(run / CHAIN) if (run / CHAIN).exists() else {}
+    done: dict[str, Any] = read_json(run / CHAIN) if (run / CHAIN).exists() else {}
     for number, stage in enumerate(stages, 1):
         if stage.data is not None and stage.name in done and done[stage.name] == stage.digest(content(stage.data)):
             say(f"[{number}/{len(stages)}] {stage.name}: done before")
@@ -221,7 +224,7 @@ def run_stages(
         if code:
             raise StageFailed(stage, code)
         done |= {stage.name: stage.digest("" if stage.data is None else content(stage.data))}
-        record.write_json(run / CHAIN, done)
+        write_json(run / CHAIN, done)
 
 
 def _content(location: str, data_root: Path | None) -> str:

@@ -17,7 +17,7 @@ from matrix_ssl.detection.command import detect
 from matrix_ssl.errors import CheckpointError, ConfigError, MatrixSSLError, ProcessError, RunFolderError, did_you_mean
 from matrix_ssl.evaluate.command import embed, evaluate
 from matrix_ssl.llm.command import llm
-from matrix_ssl.progress import image_bar
+from matrix_ssl.runs.display import image_bar
 from matrix_ssl.weights.command import export, import_
 
 if TYPE_CHECKING:
@@ -115,15 +115,18 @@ def pretrain(
 
     RECIPE is a name that `matrix-ssl recipes` lists; without one, `images` serves for any folder of images.
     """
-    from matrix_ssl import devices, distributed, record, train
+    from matrix_ssl import distributed, train
     from matrix_ssl.data import open_source
-    from matrix_ssl.progress import Display
+    from matrix_ssl.runs import devices
+    from matrix_ssl.runs.display import Display
+    from matrix_ssl.runs.folder import ENCODER, EVALUATION
+    from matrix_ssl.runs.metrics import check_tensorboard
 
     config = options.configure(
         recipe, data, (*assignments, *(["deterministic=true"] if deterministic else [])), method=method
     )
     if tensorboard:
-        record.check_tensorboard()
+        check_tensorboard()
     run = run or _default_run(recipe, data, method)
     distributed.start(devices.choose_device(device).type)
     chosen = devices.choose_device(device)  # now that the number of this process is known
@@ -156,9 +159,9 @@ def pretrain(
         if distributed.is_main():
             if source.labels is not None:
                 display.say(f"the images have labels: matrix-ssl evaluate {shlex.quote(str(run))} measures accuracy.")
-            elif not (run / record.EVALUATION).exists():
+            elif not (run / EVALUATION).exists():
                 _describe_images(run, source, "student", chosen)
-            _out.print(f"encoder {run / record.ENCODER}\nreport  {_write_report(run)}", markup=False)
+            _out.print(f"encoder {run / ENCODER}\nreport  {_write_report(run)}", markup=False)
 
 
 for command in (compare, detect, embed, evaluate, export, import_, llm):
@@ -284,23 +287,25 @@ def _claim_run(stack: contextlib.ExitStack, run: Path, config: "RunConfig", *, f
     Returns:
         Whether the run is complete.
     """
-    from matrix_ssl import checkpoint, record
     from matrix_ssl.config import differences, to_dict
+    from matrix_ssl.runs import checkpoint
+    from matrix_ssl.runs.files import write_json
+    from matrix_ssl.runs.folder import CONFIG, ENCODER, SUMMARY, read_config, take_folder
 
-    record.take_folder(run, stack, fresh=fresh, say=_say)
-    if not (run / record.CONFIG).exists():
-        record.write_json(run / record.CONFIG, to_dict(config))
+    take_folder(run, stack, fresh=fresh, say=_say)
+    if not (run / CONFIG).exists():
+        write_json(run / CONFIG, to_dict(config))
         return False
-    different = differences(record.read_config(run), config)
+    different = differences(read_config(run), config)
     if different:
         raise RunFolderError(
             f"{run} holds a run with other settings ({'; '.join(different[:5])}): use --run for another folder, or "
             f"--fresh to start over (the old folder is kept)."
         )
-    if not (run / record.SUMMARY).exists():
+    if not (run / SUMMARY).exists():
         return False
     try:
-        checkpoint.read_safetensors(run / record.ENCODER)
+        checkpoint.read_safetensors(run / ENCODER)
     except CheckpointError as error:
         _say(f"warning: {error} It is written again from the last checkpoint.")
         return False

@@ -6,9 +6,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from matrix_ssl import checkpoint, networks, record
+from matrix_ssl import networks
 from matrix_ssl.config import RunConfig
 from matrix_ssl.errors import CheckpointError
+from matrix_ssl.runs import checkpoint
+from matrix_ssl.runs.folder import ENCODER, read_config
 
 Weights = Literal["student", "teacher"]
 
@@ -40,7 +42,7 @@ def load_encoder(run: str | Path, *, weights: Weights = "student") -> nn.Module:
     """
     run = Path(run)
     with torch.random.fork_rng(devices=[]):  # the weights drawn here are thrown away: the caller's numbers stay
-        encoder, _ = _build(record.read_config(run))
+        encoder, _ = _build(read_config(run))
     tensors, source = _weights(run, weights)
     checkpoint.load_strictly(encoder, tensors, source)
     return encoder.eval()
@@ -58,9 +60,9 @@ def _build(config: RunConfig) -> tuple[nn.Module, int]:
 
 def _weights(run: Path, weights: Weights) -> tuple[dict[str, Tensor], str]:
     if weights == "student":
-        path = run / record.ENCODER
+        path = run / ENCODER
         if not path.exists():
-            raise CheckpointError(f"{run} has no {record.ENCODER} yet: let its pre-training finish.")
+            raise CheckpointError(f"{run} has no {ENCODER} yet: let its pre-training finish.")
         return checkpoint.read_safetensors(path)[0], str(path)
     found, _ = checkpoint.load_newest(run)
     prefix = "teacher.encoder."

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from matrix_ssl import checkpoint as checkpoints
-from matrix_ssl import diagnostics, distributed, optim, record, signals
+from matrix_ssl import diagnostics, distributed, optim
 from matrix_ssl.config import RunConfig
 from matrix_ssl.data.base import Source
 from matrix_ssl.data.loading import Batch, TrainingBatches
@@ -18,8 +17,13 @@ from matrix_ssl.data.randomness import hash_integers
 from matrix_ssl.errors import DataError, TrainingError
 from matrix_ssl.methods import Method, StepOutput
 from matrix_ssl.observer import Observer
-from matrix_ssl.progress import Display
-from matrix_ssl.signals import Interrupted
+from matrix_ssl.runs import checkpoint as checkpoints
+from matrix_ssl.runs import signals
+from matrix_ssl.runs.display import Display
+from matrix_ssl.runs.files import append_line, read_lines, write_json
+from matrix_ssl.runs.folder import ENCODER, SKIPPED, SUMMARY, tidy
+from matrix_ssl.runs.metrics import MetricsWriter
+from matrix_ssl.runs.signals import Interrupted
 
 _SPECTRA = 6  # moments of a run at which the whole spectrum is kept
 _SECONDS_BETWEEN_CHECKPOINTS = 60.0  # at most this often when checkpoints follow epochs
@@ -67,7 +71,7 @@ class Loop:
         self.step = 0  # steps done
         self.counters: dict[str, float] = {"bad_steps": 0, "seconds": 0.0, "cpu_seconds": 0.0}
         self.events = {name: torch.zeros((), device=self.device) for name in method.counters}
-        self.metrics: record.MetricsWriter | None = None
+        self.metrics: MetricsWriter | None = None
         self.observer = Observer()
 
     def train(self, run: Path, events: Path | None) -> dict[str, Any]:
@@ -104,9 +108,9 @@ class Loop:
             self.events = {name: torch.tensor(self.counters.pop(name), device=self.device) for name in self.events}
             self.display.say(f"resuming after step {self.step} of {self.total_steps}")
         if distributed.is_main():
-            record.tidy(self.run)
-            self.metrics = record.MetricsWriter(self.run, after_step=self.step, events=events)
-        self.skipped = {line["where"] for line in record.read_lines(self.run / record.SKIPPED)}
+            tidy(self.run)
+            self.metrics = MetricsWriter(self.run, after_step=self.step, events=events)
+        self.skipped = {line["where"] for line in read_lines(self.run / SKIPPED)}
 
     def _run_steps(self) -> None:
         forward = distributed.wrap(self.method)
@@ -293,14 +297,14 @@ class Loop:
             "parameters": sum(p.numel() for p in self.method.encoder.parameters()),
             "seconds": self.counters["seconds"],
             "seconds_training": self.counters["seconds"],
-            "skipped": len({line["where"] for line in record.read_lines(self.run / record.SKIPPED)}),
+            "skipped": len({line["where"] for line in read_lines(self.run / SKIPPED)}),
             "bad_steps": int(self.counters["bad_steps"]),
             **{name: int(count) for name, count in self.events.items()},
             "data": {"name": self.source.name, "images": len(self.source)},
         }
         if distributed.is_main():
-            checkpoints.save_weights(self.run / record.ENCODER, self.method.encoder, {"weights": "student"})
-            record.write_json(self.run / record.SUMMARY, summary)
+            checkpoints.save_weights(self.run / ENCODER, self.method.encoder, {"weights": "student"})
+            write_json(self.run / SUMMARY, summary)
         distributed.barrier()
         return summary
 
@@ -308,12 +312,12 @@ class Loop:
         for where, why in batch.unreadable:
             if where not in self.skipped:
                 self.skipped.add(where)
-                record.append_line(self.run / record.SKIPPED, {"where": where, "why": why})
+                append_line(self.run / SKIPPED, {"where": where, "why": why})
         most = max(10, int(_MOST_SKIPPED * len(self.source)))
         if len(self.skipped) > most:
             raise DataError(
                 f"{len(self.skipped)} of {len(self.source)} images cannot be read, more than {most}: see "
-                f"{self.run / record.SKIPPED}, then mend or remove them."
+                f"{self.run / SKIPPED}, then mend or remove them."
             )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from matrix_ssl import devices, distributed, optim, record
+from matrix_ssl import distributed, optim
 from matrix_ssl.config import MethodConfig, RunConfig, check_ranges
 from matrix_ssl.data.base import Source
 from matrix_ssl.data.loading import TrainingBatches
@@ -22,7 +22,10 @@ from matrix_ssl.encoder import build_encoder
 from matrix_ssl.errors import ConfigError
 from matrix_ssl.loop import Loop
 from matrix_ssl.methods import Method, complete_options, find_method
-from matrix_ssl.progress import Display
+from matrix_ssl.runs import devices
+from matrix_ssl.runs.display import Display
+from matrix_ssl.runs.files import write_json
+from matrix_ssl.runs.folder import ENVIRONMENT
 
 PAPERS = "imagenet"  # the recipe that takes its values from the paper of each method
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.float32, "float64": torch.float64}
@@ -80,7 +83,7 @@ def headline(config: RunConfig, source: Source, device: torch.device) -> str:
 
 def write_environment(run: Path, device: torch.device) -> None:
     """Writes ``environment.json``."""
-    record.write_json(run / record.ENVIRONMENT, devices.environment(device))
+    write_json(run / ENVIRONMENT, devices.environment(device))
 
 
 def pretrain(

@@ -79,11 +79,12 @@ def compare(
     budget = budget or base.epochs
     if rivals_budget == budget:
         raise ConfigError(f"--rivals-budget {rivals_budget} is the budget of all: leave it out or choose another one.")
-    from matrix_ssl import devices, record
     from matrix_ssl.compare.comparison import Comparison, prepare
     from matrix_ssl.compare.plan import choose_methods
     from matrix_ssl.compare.schedule import places
     from matrix_ssl.compare.table import terminal
+    from matrix_ssl.runs import devices
+    from matrix_ssl.runs.folder import lock
 
     names = choose_methods(methods)
     plan = prepare(
@@ -103,7 +104,7 @@ def compare(
     comparison = Comparison(plan, out, command=_command())
     comparison.check()
     comparison.open_data(data_root=data_root, download=download)
-    with record.lock(out):
+    with lock(out):
         comparison.claim()
         done, total = comparison.count()
         options.say(

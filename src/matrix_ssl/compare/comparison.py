@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from matrix_ssl import config as configuration
-from matrix_ssl import devices, record, train
+from matrix_ssl import train
 from matrix_ssl.compare import job as jobs
 from matrix_ssl.compare import schedule
 from matrix_ssl.compare.arms import RESULTS
@@ -17,7 +17,11 @@ from matrix_ssl.compare.page import write_page
 from matrix_ssl.compare.plan import Job, Plan, baselines, most_trials, next_trial, runs, to_dict
 from matrix_ssl.config import RunConfig
 from matrix_ssl.errors import ConfigError, RunFolderError
-from matrix_ssl.progress import Display
+from matrix_ssl.runs import devices
+from matrix_ssl.runs.display import Display
+from matrix_ssl.runs.environment import environment
+from matrix_ssl.runs.files import read_json, write_json
+from matrix_ssl.runs.folder import is_unclaimed, tidy
 
 PLAN = "plan.json"
 
@@ -59,7 +63,7 @@ class Comparison:
             raise ConfigError(f"{plan.base.data.source!r}: its training and its test part have different classes.")
         identity = {"train": len(learn), "test": len(judge), "classes": len(learn.classes or []),
                     "train_digest": learn.digest, "test_digest": judge.digest}  # fmt: skip
-        before = record.read_json(self.out / RESULTS)["data"] if (self.out / RESULTS).exists() else identity
+        before = read_json(self.out / RESULTS)["data"] if (self.out / RESULTS).exists() else identity
         if different := configuration.changes(before, identity, but=["name"]):
             raise RunFolderError(f"{self.out} has compared other images ({'; '.join(different)}): use another --out.")
         self.data = {"name": learn.name, **identity}
@@ -78,23 +82,23 @@ class Comparison:
         values = to_dict(self.plan)
         if not (self.out / PLAN).exists():
             try:
-                free = record.is_unclaimed(self.out, first=PLAN)
+                free = is_unclaimed(self.out, first=PLAN)
             except OSError:
                 free = False
             if not free:
                 raise RunFolderError(f"{self.out} exists and is not a comparison: choose another --out.")
             return
         may_change = [f"base.{key}" for key in configuration.MAY_CHANGE]
-        if different := configuration.changes(record.read_json(self.out / PLAN), values, but=may_change):
+        if different := configuration.changes(read_json(self.out / PLAN), values, but=may_change):
             lines = "; ".join(line.removeprefix("base.") for line in different[:5])
             raise RunFolderError(f"{self.out} holds another comparison ({lines}): use --out for another folder.")
 
     def claim(self) -> None:
         """Makes the folder, whose lock this process holds, one of this plan; raises as ``check``."""
         self.check()
-        record.tidy(self.out)
+        tidy(self.out)
         if not (self.out / PLAN).exists():
-            record.write_json(self.out / PLAN, to_dict(self.plan))
+            write_json(self.out / PLAN, to_dict(self.plan))
 
     def run(
         self,
@@ -110,7 +114,7 @@ class Comparison:
             The content of ``compare.json``.
         """
         device = devices.choose_device(where[0].device)
-        self.environment = record.environment(
+        self.environment = environment(
             device=device.type,
             device_name=devices.device_name(device),
             threads=where[0].threads or torch.get_num_threads(),
@@ -197,7 +201,7 @@ class Comparison:
             "tuning": self._tuning(),
             "rows": self._rows(),
         }
-        record.write_json(self.out / RESULTS, results)
+        write_json(self.out / RESULTS, results)
         return results
 
     def result(self, job: Job) -> dict[str, Any] | None:

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from matrix_ssl import config as configuration
-from matrix_ssl import devices, record, train
+from matrix_ssl import train
 from matrix_ssl.config import DataConfig, RunConfig
 from matrix_ssl.data import Source, has_test_part, open_source, split_source
 from matrix_ssl.data.randomness import permutation
@@ -34,7 +34,10 @@ from matrix_ssl.evaluate.features import RawPixels, extract
 from matrix_ssl.evaluate.frozen import PROTOCOLS, measure
 from matrix_ssl.evaluate.knn import knn_predict
 from matrix_ssl.observer import Observer
-from matrix_ssl.progress import Display
+from matrix_ssl.runs import devices
+from matrix_ssl.runs.display import Display
+from matrix_ssl.runs.files import read_json, read_lines, write_json
+from matrix_ssl.runs.folder import CONFIG, ENVIRONMENT, METRICS, lock, tidy
 
 JOB, RESULT, OUTPUT = "job.json", "result.json", "output.txt"
 HELD_OUT = 0.2  # part of the training images on which trials are judged and curves are measured
@@ -88,7 +91,7 @@ def run_job(folder: Path) -> dict[str, Any]:
     Raises:
         MatrixSSLError: anything else that is wrong; the job may be repeated.
     """
-    job = record.read_json(folder / JOB)
+    job = read_json(folder / JOB)
     config = configuration.from_dict(job["config"])
     if job["threads"]:
         torch.set_num_threads(job["threads"])
@@ -96,14 +99,14 @@ def run_job(folder: Path) -> dict[str, Any]:
     root = Path(job["data_root"]) if job["data_root"] else None
     learn = open_training_part(config.data, data_root=root)
     open_test = partial(open_test_part, config.data, data_root=root)
-    with record.lock(folder):
-        record.tidy(folder)
+    with lock(folder):
+        tidy(folder)
         if job["stage"] == "baselines":
             result: dict[str, Any] = {"accuracy": _baselines(config, learn, open_test(), device=device)}
         else:
             test = None if job["stage"] == "tuning" else open_test
             result = _train_and_evaluate(config, folder, learn, test, device=device)
-        record.write_json(folder / RESULT, result)
+        write_json(folder / RESULT, result)
     return result
 
 
@@ -142,10 +145,10 @@ def _train(
             for source, most in zip(part, _CURVE_IMAGES, strict=True)
         )
         loop.observer = _Curve(config.data, bank, queries, device)
-    record.write_json(folder / record.CONFIG, configuration.to_dict(config))
+    write_json(folder / CONFIG, configuration.to_dict(config))
     train.write_environment(folder, device)
     summary = loop.train(folder, None)
-    lines = record.read_lines(folder / record.METRICS)
+    lines = read_lines(folder / METRICS)
     kept = ("step", "epoch", "seconds", "loss", "effective_rank", "matrix_entropy", CURVE)
     return {
         "seconds": summary["seconds_training"],
@@ -156,7 +159,7 @@ def _train(
         "steps": summary["steps"],
         "bad_steps": summary["bad_steps"],
         "curve": [{key: line[key] for key in kept if key in line} for line in lines],
-        "environment": record.read_json(folder / record.ENVIRONMENT),
+        "environment": read_json(folder / ENVIRONMENT),
     }
 
 

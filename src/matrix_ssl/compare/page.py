@@ -11,11 +11,11 @@ from matrix_ssl.compare.arms import Comparison, Group, items, read_arms, read_re
 from matrix_ssl.compare.table import ABSENT, Cell, difference_cell, rows, table_note
 from matrix_ssl.compare.words import SIGNIFICANT, better, notes, pairs, verdict
 from matrix_ssl.config import flatten
-from matrix_ssl.record import write_atomically
 from matrix_ssl.report.figures import duration, whole
 from matrix_ssl.report.results import MEASURES
 from matrix_ssl.report.run_data import finite_number, mapping
 from matrix_ssl.report.template import render
+from matrix_ssl.runs.files import write_atomically
 
 PAGE = "compare.html"
 

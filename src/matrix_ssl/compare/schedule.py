@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from matrix_ssl import config as configuration
-from matrix_ssl import record, signals
 from matrix_ssl.compare.job import JOB, OUTPUT, RESULT
 from matrix_ssl.compare.plan import Job
 from matrix_ssl.errors import ConfigError
-from matrix_ssl.signals import Interrupted
+from matrix_ssl.runs import signals
+from matrix_ssl.runs.files import read_json, write_json
+from matrix_ssl.runs.folder import set_aside
+from matrix_ssl.runs.signals import Interrupted
 
 _POLL = 0.1  # seconds between two looks at the processes
 
@@ -58,7 +60,7 @@ def places(device_type: str, *, jobs: int) -> list[Place]:
 def read_result(out: Path, job: Job) -> dict[str, Any] | None:
     """What a job has found, or None while it has not ended or where the result is that of other settings."""
     path = out / job.folder / RESULT
-    return record.read_json(path) if path.exists() and not _is_another(out / job.folder, job) else None
+    return read_json(path) if path.exists() and not _is_another(out / job.folder, job) else None
 
 
 def _is_another(folder: Path, job: Job) -> bool:
@@ -66,7 +68,7 @@ def _is_another(folder: Path, job: Job) -> bool:
     if not (folder / JOB).exists():
         return False
     try:
-        before = configuration.from_dict(record.read_json(folder / JOB)["config"])
+        before = configuration.from_dict(read_json(folder / JOB)["config"])
     except ConfigError:  # of another version of this package
         return True
     return bool(configuration.differences(before, job.config))
@@ -133,7 +135,7 @@ def run_jobs(
 
 def _start(out: Path, job: Job, place: Place, data_root: Path | None) -> subprocess.Popen[bytes]:
     folder = out / job.folder
-    if _is_another(folder, job) and record.set_aside(folder) is None:
+    if _is_another(folder, job) and set_aside(folder) is None:
         (folder / RESULT).unlink(missing_ok=True)  # of baselines, which are no run to be kept
     folder.mkdir(parents=True, exist_ok=True)
     values = {
@@ -144,7 +146,7 @@ def _start(out: Path, job: Job, place: Place, data_root: Path | None) -> subproc
         "threads": place.threads,
         "data_root": None if data_root is None else str(data_root.resolve()),
     }
-    record.write_json(folder / JOB, values)
+    write_json(folder / JOB, values)
     environment = dict(os.environ)
     if place.visible is not None:
         environment["CUDA_VISIBLE_DEVICES"] = place.visible

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torchvision
 from torch import nn
 
-from matrix_ssl import checkpoint
 from matrix_ssl.encoder import Weights
 from matrix_ssl.errors import ConfigError
+from matrix_ssl.runs import checkpoint
 from matrix_ssl.weights.opening import RANDOM, TORCHVISION, open_encoder
 
 DEFAULT = "resnet50"

@@ -58,10 +58,13 @@ def detect(
     named = {"architecture": architecture, "schedule": schedule, "seed": seed}
     given = [f"{key}={value}" for key, value in named.items() if value is not None]
     settings = override_dataclass(DetectionSettings(), [*given, *assignments])
-    from matrix_ssl import devices, distributed, record
+    from matrix_ssl import distributed
     from matrix_ssl.detection import run as runs
     from matrix_ssl.detection.table import classes_table, scores_table
-    from matrix_ssl.progress import Display, image_bar
+    from matrix_ssl.runs import devices
+    from matrix_ssl.runs.display import Display, image_bar
+    from matrix_ssl.runs.files import read_json
+    from matrix_ssl.runs.folder import take_folder
 
     inputs = runs.Inputs(
         train_images,
@@ -84,7 +87,7 @@ def detect(
         complete = False
         with distributed.together():
             if distributed.is_main():
-                record.take_folder(out, stack, fresh=fresh, say=display.say)
+                take_folder(out, stack, fresh=fresh, say=display.say)
                 complete = runs.claim(prepared, out)
         if distributed.broadcast_object(complete):
             display.say(f"{out} is complete; --fresh starts over.")
@@ -92,7 +95,7 @@ def detect(
             display.say(prepared.headline())
             runs.run(prepared, out, display=display, bar=lambda what: image_bar(console, what))
         if distributed.is_main():
-            result = record.read_json(out / runs.RESULT)
+            result = read_json(out / runs.RESULT)
             options.out.print(scores_table(result))
             options.out.print(classes_table(result))
             options.out.print(f"result     {out / runs.RESULT}\ndetections {out / runs.GALLERY}", markup=False)

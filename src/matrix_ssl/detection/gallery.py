@@ -11,12 +11,12 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
-from matrix_ssl import record
 from matrix_ssl.detection.annotations import AnnotatedImage, Annotations
 from matrix_ssl.detection.files import ImageFiles
 from matrix_ssl.detection.images import fit, read_pixels, resize
 from matrix_ssl.detection.predict import Predictions
 from matrix_ssl.detection.shapes import decode, encode
+from matrix_ssl.runs.files import write_atomically
 
 _ROWS, _WIDTH, _GAP, _TITLE = 8, 480, 8, 20  # the last three in pixels
 _FEWEST = 3  # detections shown, if there are as many
@@ -52,7 +52,7 @@ def write_gallery(path: Path, annotations: Annotations, files: ImageFiles, predi
     for row in rows:
         sheet.paste(row, (0, top))
         top += row.height + _GAP
-    record.write_atomically(path, lambda file: sheet.save(file, format="PNG"))
+    write_atomically(path, lambda file: sheet.save(file, format="PNG"))
 
 
 def _row(image: AnnotatedImage, annotations: Annotations, files: ImageFiles, predictions: Predictions) -> Image.Image:

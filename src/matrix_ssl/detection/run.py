@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from matrix_ssl import checkpoint, devices, distributed, record
+from matrix_ssl import distributed
 from matrix_ssl.detection.annotations import Annotations, check_same_categories, read_annotations
 from matrix_ssl.detection.backbone import Backbone, open_backbone
 from matrix_ssl.detection.files import ImageFiles
@@ -28,7 +28,10 @@ from matrix_ssl.detection.training import Training, check_unreadable
 from matrix_ssl.distributed import batch_norm
 from matrix_ssl.encoder import Weights
 from matrix_ssl.errors import DataError
-from matrix_ssl.progress import Display
+from matrix_ssl.runs import checkpoint, devices
+from matrix_ssl.runs.display import Display
+from matrix_ssl.runs.files import read_json, read_lines, write_atomically, write_json
+from matrix_ssl.runs.folder import ENVIRONMENT, SKIPPED, claim_description
 
 RESULT, PREDICTIONS, DETECTOR, GALLERY = "result.json", "predictions.json", "detector.safetensors", "detections.png"
 Bar = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
@@ -131,10 +134,10 @@ def claim(prepared: Prepared, out: Path) -> bool:
     Raises:
         RunFolderError: the folder holds another run.
     """
-    record.claim_description(out, prepared.description(), but=[f"settings.{name}" for name in MAY_CHANGE])
+    claim_description(out, prepared.description(), but=[f"settings.{name}" for name in MAY_CHANGE])
     if (out / RESULT).exists():
         return True
-    record.write_json(out / record.ENVIRONMENT, devices.environment(prepared.device))
+    write_json(out / ENVIRONMENT, devices.environment(prepared.device))
     return False
 
 
@@ -183,7 +186,7 @@ def _write(
     settings, val = prepared.settings, prepared.val
     checkpoint.save_weights(out / DETECTOR, prepared.detector, {"architecture": settings.architecture})
     text = json.dumps(predictions.found, separators=(",", ":"))
-    record.write_atomically(out / PREDICTIONS, lambda file: file.write(text.encode()))
+    write_atomically(out / PREDICTIONS, lambda file: file.write(text.encode()))
     write_gallery(out / GALLERY, val, prepared.val_files, predictions)
     scores = score(val, predictions, resamples=settings.bootstrap, seed=settings.seed)
     result = {
@@ -191,7 +194,7 @@ def _write(
         **scores,
         "counts": {"train": prepared.train.counts, "val": prepared.val.counts},
         "unreadable": {
-            "train": record.read_lines(out / record.SKIPPED),
+            "train": read_lines(out / SKIPPED),
             "val": [{"where": where, "why": why} for where, why in predictions.unreadable.values()],
         },
         "iterations": training.iteration,
@@ -202,7 +205,7 @@ def _write(
         "parameters": sum(parameter.numel() for parameter in prepared.detector.parameters()),
         **prepared.description(),
         "encoder_text": prepared.backbone.text,
-        "environment": record.read_json(out / record.ENVIRONMENT),
+        "environment": read_json(out / ENVIRONMENT),
     }
-    record.write_json(out / RESULT, result)  # last: it says that the run is complete
+    write_json(out / RESULT, result)  # last: it says that the run is complete
     return result

@@ -10,15 +10,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from matrix_ssl import checkpoint as checkpoints
-from matrix_ssl import diagnostics, distributed, record, signals
+from matrix_ssl import diagnostics, distributed
 from matrix_ssl.data.randomness import hash_integers
 from matrix_ssl.detection.images import Batch, TrainingImages
 from matrix_ssl.detection.network import parameter_groups
 from matrix_ssl.detection.settings import DetectionSettings, Plan
 from matrix_ssl.errors import DataError, TrainingError
-from matrix_ssl.progress import Display
-from matrix_ssl.signals import Interrupted
+from matrix_ssl.runs import checkpoint as checkpoints
+from matrix_ssl.runs import signals
+from matrix_ssl.runs.display import Display
+from matrix_ssl.runs.files import append_line, read_lines
+from matrix_ssl.runs.folder import SKIPPED, tidy
+from matrix_ssl.runs.metrics import MetricsWriter
+from matrix_ssl.runs.signals import Interrupted
 
 LOSSES = ("loss_classifier", "loss_box_reg", "loss_mask", "loss_objectness", "loss_rpn_box_reg")
 _MOST_SKIPPED = 0.01  # part of the images that may be unusable
@@ -98,9 +102,9 @@ class Training:
             self.counters |= found.counters
             self.display.say(f"resuming after iteration {self.iteration} of {self.plan.total}")
         if distributed.is_main():
-            record.tidy(self.run)
-            self.metrics = record.MetricsWriter(self.run, after_step=self.iteration)
-        self.skipped = {line["where"] for line in record.read_lines(self.run / record.SKIPPED)}
+            tidy(self.run)
+            self.metrics = MetricsWriter(self.run, after_step=self.iteration)
+        self.skipped = {line["where"] for line in read_lines(self.run / SKIPPED)}
 
     def _iterate(self) -> None:
         forward = distributed.wrap(self.detector)
@@ -211,8 +215,8 @@ class Training:
         for where, why in batch.unreadable:
             if where not in self.skipped:
                 self.skipped.add(where)
-                record.append_line(self.run / record.SKIPPED, {"where": where, "why": why})
-        check_unreadable(len(self.skipped), len(self.loader), f"see {self.run / record.SKIPPED}")
+                append_line(self.run / SKIPPED, {"where": where, "why": why})
+        check_unreadable(len(self.skipped), len(self.loader), f"see {self.run / SKIPPED}")
 
 
 def check_unreadable(skipped: int, images: int, see: str) -> None:

@@ -9,7 +9,7 @@ import click
 
 from matrix_ssl import options
 from matrix_ssl.errors import ConfigError, DataError
-from matrix_ssl.progress import Display, evaluation_table, image_bar
+from matrix_ssl.runs.display import Display, evaluation_table, image_bar
 
 if TYPE_CHECKING:
     from matrix_ssl.data import Source
@@ -51,18 +51,20 @@ def evaluate(
     The same command again goes on where it was stopped. Results lie in RUN/evaluation.
     """
     options.existing_run(run)
-    from matrix_ssl import config, devices, distributed, record
+    from matrix_ssl import config, distributed
     from matrix_ssl.evaluate import protocols
     from matrix_ssl.evaluate.subject import Subject
     from matrix_ssl.evaluate.trained import SEMI_SUPERVISED, EvaluationSettings
     from matrix_ssl.report import write_report
+    from matrix_ssl.runs import devices
+    from matrix_ssl.runs.folder import lock, read_config
 
     names = list(dict.fromkeys(name.strip() for name in protocol.split(",") if name.strip()))
     protocols.check_protocols(names)
     settings = config.override_dataclass(EvaluationSettings(), assignments)
     if label_list is not None and SEMI_SUPERVISED not in names:
         raise ConfigError(f"--label-list is for --protocol {SEMI_SUPERVISED}.")
-    location = data or record.read_config(run).data.source
+    location = data or read_config(run).data.source
     if not location:
         raise DataError(f"{run} has no images of its own: give --data FOLDER.")
     distributed.start(devices.choose_device(device).type)
@@ -73,7 +75,7 @@ def evaluate(
         main = distributed.is_main()
         with distributed.together():
             if main:
-                stack.enter_context(record.lock(run))
+                stack.enter_context(lock(run))
         display = Display(quiet=not main)
         with distributed.together():
             learn, judge, drawn_from = _open_parts(location, test_data, data_root, download, say=display.say)
@@ -120,12 +122,14 @@ def embed(
     for labelled images, `labels` and `classes`. Images that cannot be read are left out and listed.
     """
     options.existing_run(run)
-    from matrix_ssl import devices, record
     from matrix_ssl.data import open_source
     from matrix_ssl.evaluate.features import write_features
+    from matrix_ssl.runs import devices
+    from matrix_ssl.runs.files import check_writable
+    from matrix_ssl.runs.folder import read_config
 
-    record.check_writable(out)
-    location = data or record.read_config(run).data.source
+    check_writable(out)
+    location = data or read_config(run).data.source
     source = open_source(location, split=part, data_root=data_root, download=download)
     with image_bar(options.err, "features") as show:
         features = write_features(

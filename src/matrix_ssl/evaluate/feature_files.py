@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from matrix_ssl import record
+from matrix_ssl.runs.files import cannot_write, read_json, write_json
 
 _PROGRESS = "progress.json"
 _INDICES = "indices.i64"
@@ -42,7 +42,7 @@ class FeatureFiles:
     def __init__(self, folder: Path, *, fingerprint: str):
         self._folder, self._fingerprint = folder, fingerprint
         self._saved = time.monotonic()
-        found = record.read_json(folder / _PROGRESS) if (folder / _PROGRESS).exists() else {}
+        found = read_json(folder / _PROGRESS) if (folder / _PROGRESS).exists() else {}
         if found.get("fingerprint") != fingerprint:
             shutil.rmtree(folder, ignore_errors=True)
             found = {"seen": 0, "rows": 0, "widths": {}, "unreadable": []}
@@ -54,7 +54,7 @@ class FeatureFiles:
             for name, size in self._sizes().items():
                 os.truncate(folder / name, size)
         except OSError as error:
-            raise record.cannot_write(folder, error) from error
+            raise cannot_write(folder, error) from error
 
     def add(self, indices: NDArray[np.int64], vectors: Mapping[str, Tensor], problems: list[tuple[str, str]]) -> None:
         """Appends what came of the next images.
@@ -91,7 +91,7 @@ class FeatureFiles:
             "widths": self._widths,
             "unreadable": self.unreadable,
         }
-        record.write_json(self._folder / _PROGRESS, values)
+        write_json(self._folder / _PROGRESS, values)
         self._saved = time.monotonic()
 
     def read(self) -> tuple[NDArray[np.int64], dict[str, Tensor]]:
@@ -114,7 +114,7 @@ class FeatureFiles:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise record.cannot_write(self._folder, error) from error
+            raise cannot_write(self._folder, error) from error
 
     def _append(self, name: str, rows: NDArray[Any]) -> None:
         self._make_folder()
@@ -123,7 +123,7 @@ class FeatureFiles:
             with path.open("ab") as file:
                 file.write(rows.tobytes())
         except OSError as error:
-            raise record.cannot_write(path, error) from error
+            raise cannot_write(path, error) from error
 
 
 def _file(name: str) -> str:

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from matrix_ssl import record
 from matrix_ssl.config import DataConfig
 from matrix_ssl.data.augment import normalise
 from matrix_ssl.data.base import Source
@@ -19,6 +18,8 @@ from matrix_ssl.data.loading import evaluation_batches
 from matrix_ssl.encoder import Weights, load_encoder
 from matrix_ssl.errors import ConfigError, DataError
 from matrix_ssl.evaluate.feature_files import FeatureFiles
+from matrix_ssl.runs.files import write_atomically
+from matrix_ssl.runs.folder import read_config
 
 RAW_PIXELS_SIDE = 32  # raw pixels of larger images are averaged down to this side
 
@@ -135,7 +136,7 @@ def write_features(
         RunFolderError: the file cannot be written.
         ConfigError: the images do not have the channels that the encoder takes.
     """
-    config = record.read_config(run)
+    config = read_config(run)
     encoder = {"encoder": load_encoder(run, weights=weights)}
     features = extract(encoder, source, config.data, device=device, on_progress=on_progress)
     arrays: dict[str, Any] = {
@@ -145,5 +146,5 @@ def write_features(
     }
     if features.labels is not None:
         arrays |= {"labels": features.labels.numpy(), "classes": np.array(source.classes, dtype=np.str_)}
-    record.write_atomically(target, lambda file: np.savez(file, **arrays))
+    write_atomically(target, lambda file: np.savez(file, **arrays))
     return features

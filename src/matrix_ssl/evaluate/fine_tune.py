@@ -17,7 +17,7 @@ from matrix_ssl.errors import ConfigError
 from matrix_ssl.evaluate.accuracy import accuracy
 from matrix_ssl.evaluate.classifier import Classifier, Outcome, Settings, check_parts, linear_head
 from matrix_ssl.evaluate.supervised import Diverged, fit_and_judge
-from matrix_ssl.progress import Display
+from matrix_ssl.runs.display import Display
 
 _HELD_OUT = 0.2  # part of the labelled images that rates are compared on
 

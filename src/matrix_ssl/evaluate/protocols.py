@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from matrix_ssl import devices, distributed, record
+from matrix_ssl import distributed
 from matrix_ssl import encoder as encoders
 from matrix_ssl.data.base import Source
 from matrix_ssl.data.randomness import permutation
@@ -25,7 +25,10 @@ from matrix_ssl.evaluate.frozen import Predictions, Say
 from matrix_ssl.evaluate.inputs import check_sets
 from matrix_ssl.evaluate.results import Answers
 from matrix_ssl.evaluate.subject import Subject
-from matrix_ssl.progress import Display
+from matrix_ssl.runs import devices
+from matrix_ssl.runs.display import Display
+from matrix_ssl.runs.files import read_json, write_atomically, write_json
+from matrix_ssl.runs.folder import EVALUATION, SUMMARY, read_config
 
 TRANSFER = "transfer"
 PROTOCOLS = (*frozen.PROTOCOLS, TRANSFER, *trained.PROTOCOLS)
@@ -112,9 +115,7 @@ def describe_images(
     if len(source) > _DESCRIBED:
         source = source.subset(np.sort(permutation(len(source), _QUERIES)[:_DESCRIBED]))
     network = {"encoder": encoders.load_encoder(run, weights=weights)}
-    _write_images(
-        run, source, extract(network, source, record.read_config(run).data, device=device, on_progress=on_progress)
-    )
+    _write_images(run, source, extract(network, source, read_config(run).data, device=device, on_progress=on_progress))
 
 
 def _evaluate_features(
@@ -202,7 +203,7 @@ def _is_own(subject: Subject) -> bool:
     """Whether the images are those of the pre-training, or those are not known."""
     if digest := subject.config.data.digest:
         return digest in (subject.train.digest, subject.drawn_from)
-    name = record.read_json(subject.run / record.SUMMARY).get("data", {}).get("name")
+    name = read_json(subject.run / SUMMARY).get("data", {}).get("name")
     return name in (None, subject.train.name)
 
 
@@ -219,7 +220,7 @@ def _write_summary(
         name: {key: summarise((one.labels == answers.labels).double().mean(dim=1)) for key, one in measures.items()}
         for name, measures in made.items()
     }
-    summary = record.read_json(subject.run / record.SUMMARY)
+    summary = read_json(subject.run / SUMMARY)
     judged = {
         "name": subject.test.name,
         "digest": results.fingerprint(subject.train.digest, subject.test.digest),
@@ -235,7 +236,7 @@ def _write_summary(
     summary |= {"evaluation": found.pop("encoder"), "baselines": found}
     summary["seconds_evaluation"] = seconds
     summary["seconds"] = summary["seconds_training"] + seconds
-    record.write_json(subject.run / record.SUMMARY, summary)
+    write_json(subject.run / SUMMARY, summary)
 
 
 def _compare_probes(subject: Subject, say: Say) -> None:
@@ -245,7 +246,7 @@ def _compare_probes(subject: Subject, say: Say) -> None:
     if first is None or second is None or not np.array_equal(first[1].where, second[1].where):
         return
     found = results.difference(first[0], second[0], first[1])
-    record.write_json(subject.folder / "linear-sgd-against-linear.json", found)
+    write_json(subject.folder / "linear-sgd-against-linear.json", found)
     low, high = found["interval"]
     say(
         f"linear-sgd less linear: {100 * found['difference']:+.1f} points (95 %: {100 * low:+.1f} to {100 * high:+.1f})"
@@ -267,7 +268,7 @@ def _write_images(run: Path, source: Source, features: Features) -> None:
         arrays |= gallery(
             vectors, features.labels, lambda i: source.read(int(features.indices[i])), queries=queries, k=neighbours
         )
-    record.write_atomically(run / record.EVALUATION, lambda file: np.savez_compressed(file, **arrays))
+    write_atomically(run / EVALUATION, lambda file: np.savez_compressed(file, **arrays))
 
 
 def _silent(_: str) -> None:

@@ -20,11 +20,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from matrix_ssl import record
 from matrix_ssl.data.base import Source
 from matrix_ssl.errors import RunFolderError
 from matrix_ssl.evaluate.bootstrap import mean_interval, mean_per_class_interval
 from matrix_ssl.evaluate.frozen import Predictions
+from matrix_ssl.runs.files import cannot_write, read_json, write_atomically, write_json
 
 FOLDER = "evaluation"
 
@@ -67,7 +67,7 @@ def folder_of(run: Path, train: Source, test: Source, weights: str) -> Path:
 def _digests(path: Path) -> dict[str, str] | None:
     """Of the images that a result is about; None where they are not known."""
     try:
-        return {part: record.read_json(path)["set"][part]["digest"] for part in ("train", "test")}
+        return {part: read_json(path)["set"][part]["digest"] for part in ("train", "test")}
     except (RunFolderError, KeyError, TypeError):  # damaged, no result, or of an earlier version
         return None
 
@@ -125,15 +125,15 @@ def write(
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise record.cannot_write(folder, error) from error
+        raise cannot_write(folder, error) from error
     arrays: dict[str, Any] = {
         "where": answers.where,
         "labels": answers.labels.numpy(),
         "classes": np.array(answers.classes, dtype=np.str_),
         **{name: one.labels.numpy() for name, one in made.items()},
     }
-    record.write_atomically(folder / f"{protocol}.npz", lambda file: np.savez_compressed(file, **arrays))
-    record.write_json(folder / f"{protocol}.json", dict(values))
+    write_atomically(folder / f"{protocol}.npz", lambda file: np.savez_compressed(file, **arrays))
+    write_json(folder / f"{protocol}.json", dict(values))
 
 
 def read(folder: Path, protocol: str, *, fingerprint: str | None = None) -> dict[str, Any] | None:
@@ -145,7 +145,7 @@ def read(folder: Path, protocol: str, *, fingerprint: str | None = None) -> dict
     path = folder / f"{protocol}.json"
     if not path.exists():
         return None
-    values = record.read_json(path)
+    values = read_json(path)
     if not isinstance(values, dict) or "measures" not in values:
         raise RunFolderError(f"{path} is not the result of an evaluation: remove it and evaluate again.")
     return values if fingerprint in (None, values.get("fingerprint")) else None

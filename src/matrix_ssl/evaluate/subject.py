@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from matrix_ssl import checkpoint, record
 from matrix_ssl import encoder as encoders
 from matrix_ssl.config import RunConfig
 from matrix_ssl.data.base import Source
 from matrix_ssl.evaluate import results
+from matrix_ssl.runs import checkpoint
+from matrix_ssl.runs.folder import read_config
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Subject:
     @cached_property
     def config(self) -> RunConfig:
         """The settings of the run."""
-        return record.read_config(self.run)
+        return read_config(self.run)
 
     @cached_property
     def encoder(self) -> nn.Module:

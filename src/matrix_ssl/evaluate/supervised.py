@@ -15,19 +15,22 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from matrix_ssl import checkpoint as checkpoints
-from matrix_ssl import diagnostics, distributed, optim, record, signals
+from matrix_ssl import diagnostics, distributed, optim
 from matrix_ssl.config import DataConfig
 from matrix_ssl.data.base import Source
 from matrix_ssl.data.loading import Batch, TrainingBatches
 from matrix_ssl.data.randomness import hash_integers
-from matrix_ssl.devices import choose_precision
 from matrix_ssl.distributed import batch_norm
 from matrix_ssl.errors import ConfigError, TrainingError
 from matrix_ssl.evaluate.classifier import Classifier, Outcome, Settings, check_settings, judge
 from matrix_ssl.evaluate.training_folder import claim
-from matrix_ssl.progress import Display
-from matrix_ssl.signals import Interrupted
+from matrix_ssl.runs import checkpoint as checkpoints
+from matrix_ssl.runs import signals
+from matrix_ssl.runs.devices import choose_precision
+from matrix_ssl.runs.display import Display
+from matrix_ssl.runs.folder import tidy
+from matrix_ssl.runs.metrics import MetricsWriter
+from matrix_ssl.runs.signals import Interrupted
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.float32, "float64": torch.float64}
 _SECONDS_BETWEEN_CHECKPOINTS = 60.0  # at most this often, at the ends of epochs
@@ -129,7 +132,7 @@ class _Training:
         # sums over the steps of the epoch so far, the accuracy of the last whole one, and the time
         self.counters: dict[str, float] = {"loss": 0.0, "right": 0.0, "train_accuracy": 0.0, "seconds": 0.0}
         self.replaced: dict[str, str] = {}  # images that cannot be read: where, why
-        self.metrics: record.MetricsWriter | None = None
+        self.metrics: MetricsWriter | None = None
 
     def run(self) -> None:
         """Resumes from the newest checkpoint in the folder and trains to the last step."""
@@ -183,8 +186,8 @@ class _Training:
             self.counters |= found.counters
             self.display.say(f"resuming after step {self.step} of {self.total_steps}")
         if distributed.is_main():
-            record.tidy(self.folder)
-            self.metrics = record.MetricsWriter(self.folder, after_step=self.step)
+            tidy(self.folder)
+            self.metrics = MetricsWriter(self.folder, after_step=self.step)
 
     def _read_batches(self) -> Iterator[Batch]:
         batches = self.batches.iterate(self.step, self.total_steps)

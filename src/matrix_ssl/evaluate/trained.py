@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from matrix_ssl import devices, distributed, record
+from matrix_ssl import distributed
 from matrix_ssl.data.base import Source
 from matrix_ssl.evaluate import results
 from matrix_ssl.evaluate.classifier import Outcome
@@ -19,7 +19,10 @@ from matrix_ssl.evaluate.label_subsets import from_list, store, stratified
 from matrix_ssl.evaluate.linear_sgd import LinearSGD, linear_sgd
 from matrix_ssl.evaluate.results import Answers
 from matrix_ssl.evaluate.subject import Subject
-from matrix_ssl.progress import Display
+from matrix_ssl.runs import devices
+from matrix_ssl.runs.display import Display
+from matrix_ssl.runs.files import read_lines
+from matrix_ssl.runs.folder import METRICS
 
 LINEAR_SGD, SEMI_SUPERVISED, FINE_TUNE = PROTOCOLS = ("linear-sgd", "semi-supervised", "fine-tune")
 _FRACTIONS = {"semi_supervised_1": 0.01, "semi_supervised_10": 0.1}
@@ -75,7 +78,7 @@ def evaluate(
         answers = Answers.of(subject.test, outcome.indices)
         made[measure] = Predictions(outcome.scores.argmax(dim=1)[None], _settings(outcome))
         if distributed.is_main():
-            curve = record.read_lines(folder / record.METRICS)
+            curve = read_lines(folder / METRICS)
             described = results.describe(made[measure], answers) | {"labelled": len(source), "curve": curve}
             values["measures"][measure] = described
     assert answers is not None  # every protocol has a part

@@ -5,12 +5,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from matrix_ssl import distributed, record
-from matrix_ssl.checkpoint import digest
+from matrix_ssl import distributed
 from matrix_ssl.config import DataConfig
 from matrix_ssl.data.base import Source
 from matrix_ssl.errors import RunFolderError
 from matrix_ssl.evaluate.classifier import Classifier, Settings
+from matrix_ssl.runs.checkpoint import digest
+from matrix_ssl.runs.files import cannot_write, read_json, write_json
 
 TRAINING = "training.json"
 
@@ -30,7 +31,7 @@ def claim(
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise record.cannot_write(folder, error) from error
+        raise cannot_write(folder, error) from error
     description = {
         "settings": dataclasses.asdict(settings) | {"rates": [group["rate"] for group in classifier.groups]},
         "seed": seed,
@@ -40,9 +41,9 @@ def claim(
     }
     path, description = folder / TRAINING, json.loads(json.dumps(description))  # tuples become lists
     if not path.exists():
-        record.write_json(path, description)
+        write_json(path, description)
         return
-    found: dict[str, Any] = record.read_json(path)
+    found: dict[str, Any] = read_json(path)
     different = [key for key, value in description.items() if found.get(key) != value]
     if different:
         raise RunFolderError(

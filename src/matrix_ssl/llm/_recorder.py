@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 
-from matrix_ssl import distributed, record
+from matrix_ssl import distributed
 from matrix_ssl.errors import MissingExtra
-from matrix_ssl.progress import Display
+from matrix_ssl.runs.display import Display
+from matrix_ssl.runs.metrics import MetricsWriter
 
 try:
     from transformers import TrainerCallback
@@ -25,7 +26,7 @@ class Recorder(TrainerCallback):
     def __init__(self, run: Path, *, after_step: int, received: list[int], display: Display):
         """Drops the lines after ``after_step``; ``received`` grows when signals come."""
         self.stopped_by = 0  # number of a signal
-        self._writer = record.MetricsWriter(run, after_step=after_step) if distributed.is_main() else None
+        self._writer = MetricsWriter(run, after_step=after_step) if distributed.is_main() else None
         self._received, self._display, self._said = received, display, 0.0
 
     @property

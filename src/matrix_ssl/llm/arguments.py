@@ -7,10 +7,10 @@ from typing import Any, get_args, get_type_hints
 
 import torch
 
-from matrix_ssl import devices
 from matrix_ssl.config import check_type
 from matrix_ssl.errors import ConfigError, MissingExtra, did_you_mean
 from matrix_ssl.llm.settings import ARGUMENTS, FineTuneSettings
+from matrix_ssl.runs import devices
 
 # what options decide, or the package itself
 _TAKEN = {

@@ -123,10 +123,12 @@ def finetune(
         arguments=assignments,
         **numbers,
     )
-    from matrix_ssl import devices, distributed, record
+    from matrix_ssl import distributed
     from matrix_ssl.llm import finetune as runs
     from matrix_ssl.llm import models
-    from matrix_ssl.progress import Display
+    from matrix_ssl.runs import devices
+    from matrix_ssl.runs.display import Display
+    from matrix_ssl.runs.folder import take_folder
 
     distributed.start(devices.choose_device(device).type)
     chosen = devices.choose_device(device)  # now that the number of this process is known
@@ -140,7 +142,7 @@ def finetune(
         complete = False
         with distributed.together():
             if distributed.is_main():
-                record.take_folder(out, stack, fresh=fresh, say=display.say)
+                take_folder(out, stack, fresh=fresh, say=display.say)
                 complete = runs.claim(prepared, out)
         if distributed.broadcast_object(complete):
             display.say(f"{out} is complete; --fresh starts over.")
@@ -185,9 +187,10 @@ def score(
     device: str,
 ) -> None:
     """Let a language model answer questions and count the right answers, by lm-evaluation-harness."""
-    from matrix_ssl import devices, record
     from matrix_ssl.llm import models, question_files
     from matrix_ssl.llm import score as scoring
+    from matrix_ssl.runs import devices
+    from matrix_ssl.runs.files import check_writable, write_json
 
     folder, settings = scoring.find_model(Path(model)) if models.is_folder(model) else (Path(), {})
     chosen: TemplateName | None = template or settings.get("template")
@@ -196,7 +199,7 @@ def score(
     place = str(folder) if models.is_folder(model) else model
     out = out or (Path(model) if models.is_folder(model) else Path()) / f"{task}.jsonl"
     for path in (out, summary := out.with_suffix(".json")):
-        record.check_writable(path)
+        check_writable(path)
     where = devices.choose_device(device)
     rows = question_files.read_rows(data)
     tokenizer = models.open_tokenizer(place)
@@ -216,7 +219,7 @@ def score(
     scoring.write_answers(out, found)
     how = {"model": model, "task": task, "data": {"name": data, "sha256": rows.sha256}, "template": chosen,
            "max_new_tokens": max_new_tokens}  # fmt: skip
-    record.write_json(summary, found.to_dict() | how | {"environment": devices.environment(where)})
+    write_json(summary, found.to_dict() | how | {"environment": devices.environment(where)})
     for name, value in found.accuracies.items():
         low, high = scoring.wilson_interval(value, len(found.answers))
         mark = " *" if name == found.extraction else ""

@@ -13,13 +13,15 @@ from typing import Any
 
 import torch
 
-from matrix_ssl import devices, record
 from matrix_ssl.errors import ConfigError, MatrixError
 from matrix_ssl.llm import _windows, models
 from matrix_ssl.llm._body import open_body, untrained
 from matrix_ssl.llm.diagnose_page import PAGE, RESULT, layer_name, write_page
 from matrix_ssl.llm.representations import Measures, TokenStatistics
 from matrix_ssl.llm.score import find_model
+from matrix_ssl.runs import devices
+from matrix_ssl.runs.files import check_writable, write_json
+from matrix_ssl.runs.folder import lock, unfinished
 
 UNTRAINED = "untrained"
 _WINDOW = 512  # tokens, where the model can read as many
@@ -59,13 +61,13 @@ def diagnose(
         MissingExtra: transformers is not installed.
         RunFolderError: the folder cannot be written.
     """
-    with record.lock(out):
+    with lock(out):
         for name in (RESULT, PAGE):
-            record.check_writable(out / name)
-            for left in record.unfinished(out, name):
+            check_writable(out / name)
+            for left in unfinished(out, name):
                 left.unlink(missing_ok=True)
         result = _measure_both(settings, device, on_progress)
-        record.write_json(out / RESULT, result)
+        write_json(out / RESULT, result)
         write_page(out, result)
     return result
 

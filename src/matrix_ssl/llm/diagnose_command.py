@@ -43,9 +43,9 @@ def diagnose(
     Matrix entropy, effective rank, eRank, Diff-eRank against a reference, and matrix nuclear norm, over a text of any
     length. The same command again writes the results again. Definitions: docs/llm-diagnose.md.
     """
-    from matrix_ssl import devices
     from matrix_ssl.llm import diagnose as diagnosis
     from matrix_ssl.llm.diagnose_page import PAGE, RESULT, terminal
+    from matrix_ssl.runs import devices
 
     named: dict[str, Any] = {
         "reference": reference, "layers": layers, "max_tokens": max_tokens, "window": window,

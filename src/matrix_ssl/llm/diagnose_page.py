@@ -8,11 +8,11 @@ from matplotlib.ticker import MaxNLocator
 from rich.box import SIMPLE
 from rich.table import Table
 
-from matrix_ssl import record
 from matrix_ssl.report import svg
 from matrix_ssl.report.figures import Figurine, number, whole
 from matrix_ssl.report.svg import colour
 from matrix_ssl.report.template import render
+from matrix_ssl.runs.files import write_atomically
 
 RESULT, PAGE = "diagnose.json", "diagnose.html"
 MEASURES = {
@@ -73,7 +73,7 @@ def write_page(out: Path, result: Mapping[str, Any]) -> Path:
     def write(file: IO[bytes]) -> None:
         file.write(page.encode(errors="backslashreplace"))
 
-    record.write_atomically(path, write)
+    write_atomically(path, write)
     return path
 
 

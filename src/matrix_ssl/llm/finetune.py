@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from matrix_ssl import devices, distributed, record
+from matrix_ssl import distributed
 from matrix_ssl.errors import ConfigError
 from matrix_ssl.llm._recorder import Recorder
 from matrix_ssl.llm.arguments import training_arguments
@@ -25,8 +25,11 @@ from matrix_ssl.llm.question_files import Rows, exchanges, find_columns, read_ro
 from matrix_ssl.llm.settings import MODEL, RESULT, FineTuneSettings, check_settings, to_dict
 from matrix_ssl.llm.templates import check_template
 from matrix_ssl.llm.trainer import MatrixTrainer, check_trainable
-from matrix_ssl.progress import Display
-from matrix_ssl.signals import Interrupted, collected
+from matrix_ssl.runs import devices
+from matrix_ssl.runs.display import Display
+from matrix_ssl.runs.files import cannot_write, read_json, write_json
+from matrix_ssl.runs.folder import CHECKPOINTS, ENVIRONMENT, claim_description
+from matrix_ssl.runs.signals import Interrupted, collected
 
 _PACKAGES = ("transformers", "accelerate", "peft", "tokenizers", "bitsandbytes", "deepspeed")
 _STATE = "trainer_state.json"  # the Trainer writes it last
@@ -75,7 +78,7 @@ def prepare(settings: FineTuneSettings, out: Path, *, device: torch.device) -> P
     """
     check_settings(settings)
     arguments = training_arguments(
-        settings, output=out / record.CHECKPOINTS, processes=distributed.world_size(), device=device
+        settings, output=out / CHECKPOINTS, processes=distributed.world_size(), device=device
     )
     rows = read_rows(settings.data)
     tokenizer = open_tokenizer(settings.model)
@@ -104,11 +107,11 @@ def claim(prepared: Prepared, out: Path) -> bool:
     Raises:
         RunFolderError: the folder holds another run.
     """
-    record.claim_description(out, prepared.description())
+    claim_description(out, prepared.description())
     if (out / RESULT).exists():
         return True
     versions = {name: importlib.metadata.version(name) for name in _PACKAGES if importlib.util.find_spec(name)}
-    record.write_json(out / record.ENVIRONMENT, devices.environment(prepared.device) | versions)
+    write_json(out / ENVIRONMENT, devices.environment(prepared.device) | versions)
     return False
 
 
@@ -149,16 +152,16 @@ def run(prepared: Prepared, out: Path, *, display: Display) -> dict[str, Any]:
             "parameters_trained": _count(p for p in parameters if p.requires_grad),
             "seconds_since_last_start": time.monotonic() - started,
             **prepared.description(),
-            "environment": record.read_json(out / record.ENVIRONMENT),
+            "environment": read_json(out / ENVIRONMENT),
         }
-        record.write_json(out / RESULT, result)  # last: it says that the run is complete
-        shutil.rmtree(out / record.CHECKPOINTS, ignore_errors=True)  # several times as large as the model
+        write_json(out / RESULT, result)  # last: it says that the run is complete
+        shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)  # several times as large as the model
     return result
 
 
 def newest_checkpoint(out: Path) -> Path | None:
     """The folder of the last checkpoint that is whole."""
-    whole = (path.parent for path in (out / record.CHECKPOINTS).glob(f"checkpoint-*/{_STATE}"))
+    whole = (path.parent for path in (out / CHECKPOINTS).glob(f"checkpoint-*/{_STATE}"))
     return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
@@ -197,7 +200,7 @@ def _save_model(trainer: MatrixTrainer, out: Path) -> None:
     try:
         trainer.save_model(str(temporary))
     except OSError as error:
-        raise record.cannot_write(out / MODEL, error) from error
+        raise cannot_write(out / MODEL, error) from error
     distributed.barrier()
     if distributed.is_main():
         (temporary / "training_args.bin").unlink(missing_ok=True)  # pickled, and config.json has them

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from matrix_ssl import devices
 from matrix_ssl.data.hub import open_pretrained
 from matrix_ssl.errors import CheckpointError, ConfigError, MissingExtra
+from matrix_ssl.runs import devices
 
 FROM_CONFIG = "config:"
 _CONFIG, _ADAPTER, _TOKENIZER = "config.json", "adapter_config.json", "tokenizer_config.json"

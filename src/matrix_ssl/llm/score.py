@@ -19,7 +19,6 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Any, get_args
 
-from matrix_ssl import record
 from matrix_ssl.errors import ConfigError, DataError, MissingExtra, RunFolderError
 from matrix_ssl.llm.question_files import Rows, exchanges, find_columns
 from matrix_ssl.llm.settings import MODEL, RESULT
@@ -32,6 +31,8 @@ from matrix_ssl.llm.templates import (
     check_template,
     prompt,
 )
+from matrix_ssl.runs.files import read_json, write_atomically
+from matrix_ssl.runs.folder import ENVIRONMENT
 
 _NAME, _MARK = "matrix_ssl_gsm8k", "####"
 
@@ -206,7 +207,7 @@ def write_answers(path: Path, score: Score) -> None:
         RunFolderError: it could not be written.
     """
     text = "".join(json.dumps(vars(answer), ensure_ascii=False) + "\n" for answer in score.answers)
-    record.write_atomically(path, lambda file: file.write(text.encode(errors="backslashreplace")))
+    write_atomically(path, lambda file: file.write(text.encode(errors="backslashreplace")))
 
 
 def find_model(model: Path) -> tuple[Path, dict[str, Any]]:
@@ -215,11 +216,11 @@ def find_model(model: Path) -> tuple[Path, dict[str, Any]]:
     Raises:
         RunFolderError: the run is not complete.
     """
-    if not (model / record.ENVIRONMENT).is_file():
+    if not (model / ENVIRONMENT).is_file():
         return model, {}
     if not (model / RESULT).is_file():
         raise RunFolderError(f"{model} is a run that is not complete: repeat its command first.")
-    return model / MODEL, record.read_json(model / RESULT)["settings"]
+    return model / MODEL, read_json(model / RESULT)["settings"]
 
 
 def _answered(doc: dict[str, str], sample: dict[str, Any]) -> Answered:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from matrix_ssl.progress import measure_name
 from matrix_ssl.report.figures import whole
 from matrix_ssl.report.run_data import finite_number, mapping
+from matrix_ssl.runs.display import measure_name
 
 _ORDER = ("knn", "linear", "low-shot", "transfer", "linear-sgd", "semi-supervised", "fine-tune")
 BASELINES = {"raw_pixels": "raw pixels", "random_network": "untrained network"}

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from matrix_ssl import record
 from matrix_ssl.config import RunConfig
 from matrix_ssl.report.figures import Curve
+from matrix_ssl.runs.folder import ENVIRONMENT, EVALUATION, METRICS, SUMMARY, read_config
 
 # Keys of metrics.jsonl with a meaning of their own; every other number on a line is a term of the loss.
 KNOWN_KEYS = frozenset({
@@ -93,18 +93,18 @@ def read_run(run: Path) -> RunData:
     Raises:
         RunFolderError: the folder does not exist, is not a run folder, or its config.json is damaged.
     """
-    config = record.read_config(run)
+    config = read_config(run)
     notes: list[Note] = []
-    lines = _read_lines(run / record.METRICS, notes)
-    summary = _read_object(run / record.SUMMARY, notes)
+    lines = _read_lines(run / METRICS, notes)
+    summary = _read_object(run / SUMMARY, notes)
     if imported := mapping(summary.get("imported")):
         notes.append(Note(f"The encoder was imported from {imported.get('file')}: no curves of its training are here."))
     elif not lines:
         notes.append(Note("No training metrics yet, so there are no curves. They come with training:", "pretrain"))
     if lines and summary.get("finished") is not True:
         notes.append(Note("This run is not finished. The command that began it takes it up again:", "pretrain"))
-    environment = _read_object(run / record.ENVIRONMENT, notes)
-    arrays = _read_arrays(run / record.EVALUATION, notes)
+    environment = _read_object(run / ENVIRONMENT, notes)
+    arrays = _read_arrays(run / EVALUATION, notes)
     if not mapping(summary.get("evaluation")) and not arrays:
         notes.append(Note("Not evaluated yet: no accuracies, no map and no neighbours. Compute them with:", "evaluate"))
     return RunData(run.resolve().name, config, environment, lines, summary, arrays, notes)

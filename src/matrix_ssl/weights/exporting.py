@@ -5,9 +5,10 @@ import json
 import tempfile
 from pathlib import Path
 
-from matrix_ssl import record
 from matrix_ssl.encoder import Weights, load_encoder
 from matrix_ssl.errors import ConfigError, RunFolderError
+from matrix_ssl.runs.files import cannot_write, check_writable, read_json, write_atomically
+from matrix_ssl.runs.folder import SUMMARY, read_config, unfinished
 from matrix_ssl.weights import formats
 from matrix_ssl.weights.card import CARD, method_of, model_card
 from matrix_ssl.weights.formats import FORMATS, Format, Made, Model
@@ -56,14 +57,14 @@ def export(run: Path, target: Path | None = None, *, form: Format, weights: Weig
         raise ConfigError(f"--out {target}: a file for {form} must end in {_ENDINGS[form]}.")
     folder = form == "huggingface"
     if not folder:
-        record.check_writable(target)
+        check_writable(target)
     with tempfile.TemporaryDirectory() as made_in:
         made = _make(form, model, Path(made_in), target.name)
         files = {path.name: path.read_bytes() for path in sorted(Path(made_in).iterdir())}
     digest = hashlib.sha256(files[made.weights]).hexdigest()
     card = model_card(
         config=model.config,
-        summary=record.read_json(run / record.SUMMARY) if (run / record.SUMMARY).exists() else {},
+        summary=read_json(run / SUMMARY) if (run / SUMMARY).exists() else {},
         weights=weights,
         facts={"File": f"{made.weights}, SHA-256 {digest}"},
         library=made.library, code=made.code, notes=made.notes,
@@ -78,7 +79,7 @@ def export(run: Path, target: Path | None = None, *, form: Format, weights: Weig
 
 
 def _model(run: Path, weights: Weights) -> Model:
-    config = record.read_config(run)
+    config = read_config(run)
     data, network = config.data, config.network
     metadata = {"architecture": network.encoder, "weights": weights, "method": method_of(config)}
     saved = {"image_size": data.image_size, "mean": data.mean, "std": data.std, "crop_fraction": data.crop_fraction,
@@ -106,7 +107,7 @@ def _make(form: Format, model: Model, folder: Path, name: str) -> Made:
 
 
 def _write(path: Path, content: bytes) -> None:
-    record.write_atomically(path, lambda file: file.write(content))
+    write_atomically(path, lambda file: file.write(content))
 
 
 def _write_folder(target: Path, files: dict[str, bytes]) -> None:
@@ -115,7 +116,7 @@ def _write_folder(target: Path, files: dict[str, bytes]) -> None:
     What an export left there that was killed is completed or removed.
     """
     try:
-        left = [path for name in files for path in record.unfinished(target, name)]
+        left = [path for name in files for path in unfinished(target, name)]
         known = {*files, *(path.name for path in left)}
         foreign = sorted(path.name for path in target.iterdir() if path.name not in known) if target.exists() else []
         if foreign:
@@ -124,6 +125,6 @@ def _write_folder(target: Path, files: dict[str, bytes]) -> None:
         for path in left:
             path.unlink(missing_ok=True)
     except OSError as error:
-        raise record.cannot_write(target, error) from error
+        raise cannot_write(target, error) from error
     for name in sorted(files, key=lambda name: name == "config.json"):
         _write(target / name, files[name])

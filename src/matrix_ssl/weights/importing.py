@@ -3,10 +3,11 @@
 from pathlib import Path
 
 from matrix_ssl import config as configuration
-from matrix_ssl import record
-from matrix_ssl.checkpoint import save_weights
 from matrix_ssl.encoder import Weights
 from matrix_ssl.errors import RunFolderError
+from matrix_ssl.runs.checkpoint import save_weights
+from matrix_ssl.runs.files import write_atomically, write_json
+from matrix_ssl.runs.folder import CONFIG, ENCODER, SUMMARY, check_folder, lock, read_config, tidy
 from matrix_ssl.weights.card import CARD, IMPORTED, model_card
 from matrix_ssl.weights.opening import Opened
 
@@ -27,14 +28,14 @@ def import_run(opened: Opened, run: Path, *, source: Path, branch: Weights) -> N
     Raises:
         RunFolderError: the folder holds something else or cannot be written.
     """
-    record.check_folder(run)
-    with record.lock(run):
-        begun = (run / record.CONFIG).exists()
-        if begun and ((run / record.SUMMARY).exists() or record.read_config(run) != opened.config):
+    check_folder(run)
+    with lock(run):
+        begun = (run / CONFIG).exists()
+        if begun and ((run / SUMMARY).exists() or read_config(run) != opened.config):
             raise RunFolderError(f"{run} holds a run already: choose another folder.")
-        record.tidy(run)
-        record.write_json(run / record.CONFIG, configuration.to_dict(opened.config))
-        save_weights(run / record.ENCODER, opened.encoder, {"weights": "student"})
+        tidy(run)
+        write_json(run / CONFIG, configuration.to_dict(opened.config))
+        save_weights(run / ENCODER, opened.encoder, {"weights": "student"})
         summary = {
             "recipe": IMPORTED,
             "finished": True,
@@ -51,5 +52,5 @@ def import_run(opened: Opened, run: Path, *, source: Path, branch: Weights) -> N
             config=opened.config, summary=summary, weights="student",
             facts={}, library="matrix-ssl", code=_CODE, notes=[],
         )  # fmt: skip
-        record.write_atomically(run / CARD, lambda file: file.write(text.encode(errors="backslashreplace")))
-        record.write_json(run / record.SUMMARY, summary)
+        write_atomically(run / CARD, lambda file: file.write(text.encode(errors="backslashreplace")))
+        write_json(run / SUMMARY, summary)

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from matrix_ssl.checkpoint import load_strictly
 from matrix_ssl.config import NetworkConfig
 from matrix_ssl.encoder import Weights
 from matrix_ssl.errors import CheckpointError, ConfigError
+from matrix_ssl.runs.checkpoint import load_strictly
 from matrix_ssl.weights import architectures, names
 from matrix_ssl.weights.reading import Contents
 

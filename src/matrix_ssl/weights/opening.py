@@ -12,11 +12,11 @@ from torch import nn
 
 from matrix_ssl import config as configuration
 from matrix_ssl import encoder as encoders
-from matrix_ssl import record
-from matrix_ssl.checkpoint import load_strictly
 from matrix_ssl.config import DataConfig, NetworkConfig, RunConfig
 from matrix_ssl.encoder import Weights
 from matrix_ssl.errors import CheckpointError, ConfigError
+from matrix_ssl.runs.checkpoint import load_strictly
+from matrix_ssl.runs.folder import read_config
 from matrix_ssl.weights import architectures
 from matrix_ssl.weights.card import IMPORTED
 from matrix_ssl.weights.matching import Found, find_encoder
@@ -119,7 +119,7 @@ def _data(
 
 
 def _open_run(run: Path, architecture: str | None, image_size: int | None, weights: Weights) -> Opened:
-    config = record.read_config(run)
+    config = read_config(run)
     for key, asked, has in (
         ("architecture", architecture, config.network.encoder),
         ("image_size", image_size, config.data.image_size),

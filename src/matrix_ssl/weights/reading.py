@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from matrix_ssl.checkpoint import read_safetensors
 from matrix_ssl.errors import CheckpointError
+from matrix_ssl.runs.checkpoint import read_safetensors
 
 TRAINING_STATE = re.compile(r"(optimizer|scaler|lr_scheduler|callbacks|loops|hyper_parameters|args)\w*$")
 _OURS = {"architecture", "weights", "method"}  # metadata that tells a file of this package

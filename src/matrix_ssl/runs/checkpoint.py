@@ -18,7 +18,8 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from matrix_ssl.errors import CheckpointError, did_you_mean
-from matrix_ssl.record import CHECKPOINTS, cannot_write, write_atomically
+from matrix_ssl.runs.files import cannot_write, write_atomically
+from matrix_ssl.runs.folder import CHECKPOINTS
 
 KEEP = 2  # the newest, and the one before in case the newest is damaged
 

@@ -4,8 +4,9 @@ from typing import Any
 
 import torch
 
-from matrix_ssl import distributed, record
+from matrix_ssl import distributed
 from matrix_ssl.errors import ConfigError
+from matrix_ssl.runs import environment as run_environment
 
 
 def choose_device(name: str) -> torch.device:
@@ -37,7 +38,7 @@ def choose_precision(name: str, device: torch.device) -> str:
 
 def environment(device: torch.device) -> dict[str, Any]:
     """Versions, hardware and commit, for a result computed on the device."""
-    return record.environment(
+    return run_environment.environment(
         device=device.type,
         device_name=device_name(device),
         threads=torch.get_num_threads(),

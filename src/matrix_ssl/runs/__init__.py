@@ -1,0 +1,1 @@
+"""What every run has: a folder, files, metrics, checkpoints, an environment, signals and a display."""

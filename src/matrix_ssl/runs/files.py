@@ -1,0 +1,148 @@
+"""Files that are written completely or not at all, JSON and JSON lines."""
+
+import errno
+import json
+import math
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+from matrix_ssl.errors import RunFolderError
+
+TEMPORARY = ".tmp"
+
+
+def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Writes a file completely or not at all: temporary file in the same folder, fsync, rename, fsync of the folder.
+
+    Args:
+        write: gets the open temporary file.
+
+    Raises:
+        RunFolderError: the disk is full, read-only or not permitted; nothing is left behind and an older file stays.
+    """
+    temporary = ""
+    try:
+        _refuse_to_replace(path)
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=TEMPORARY, dir=path.parent)
+        with os.fdopen(descriptor, "wb") as file:
+            write(file)
+            file.flush()
+            os.fchmod(descriptor, 0o666 & ~_umask())  # mkstemp makes it private
+            os.fsync(descriptor)
+        Path(temporary).replace(path)
+        _sync_folder(path.parent)
+    except BaseException as error:
+        if temporary:
+            Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise cannot_write(path, error) from error
+        raise
+
+
+def check_writable(path: Path) -> None:
+    """Raises RunFolderError for a file that cannot be written, before the work for it is done."""
+    try:
+        _refuse_to_replace(path)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def cannot_write(path: Path, error: OSError) -> RunFolderError:
+    """The error for a file that could not be written."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    remedy = "free space there or choose another place" if full else "choose another place"
+    return RunFolderError(f"cannot write {path}: {error.strerror or error}; {remedy}.")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON atomically, readable by a person."""
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    # a file name that is not Unicode holds surrogates: written with a backslash they are JSON's own escapes
+    write_atomically(path, lambda file: file.write(text.encode(errors="backslashreplace")))
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file of a run folder.
+
+    Raises:
+        RunFolderError: it is missing or damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RunFolderError(f"{path.parent} is not a run folder: it has no {path.name}.") from None
+    except (OSError, ValueError) as error:
+        raise RunFolderError(f"{path} cannot be read: {error}.") from error
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a JSON-lines file, none if it does not exist; a last line cut by a kill is left out.
+
+    Raises:
+        RunFolderError: another line is damaged.
+    """
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    if lines and not lines[-1].endswith(b"\n"):
+        lines.pop()
+    try:
+        return [json.loads(line) for line in lines]
+    except ValueError as error:
+        raise RunFolderError(f"{path} is damaged: {error}.") from error
+
+
+def append_line(path: Path, line: dict[str, Any]) -> None:
+    """Appends one JSON line in a single write, so that lines of several processes do not mix.
+
+    Raises:
+        RunFolderError: it could not be written.
+    """
+    content = _json_line(line).encode()
+    try:
+        with path.open("ab", buffering=0) as file:
+            if file.write(content) < len(content):  # how a disk that has just become full answers
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
+    text = "".join(_json_line(line) for line in lines)
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def _json_line(line: dict[str, Any]) -> str:
+    return json.dumps(_finite(line), allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    """The value with None for numbers that JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _finite(member) for key, member in value.items()}
+    if isinstance(value, list):
+        return [_finite(member) for member in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _refuse_to_replace(path: Path) -> None:
+    """A rename would put a file in the place of a device such as /dev/null."""
+    if path.exists() and not path.is_file():
+        raise FileExistsError(errno.EEXIST, "it exists and is not a file")
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,52 @@
+"""The lines of measurements of a run, ``metrics.jsonl``, and TensorBoard events.
+
+The file grows by one line a write; a resumed run first drops the lines behind its checkpoint, and a last line cut by a
+kill is ignored.
+"""
+
+import importlib.metadata
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from matrix_ssl.errors import MissingExtra
+from matrix_ssl.runs.files import append_line, read_lines, write_lines
+from matrix_ssl.runs.folder import METRICS
+
+
+class MetricsWriter:
+    """Appends to ``metrics.jsonl``, each line in one write, and to TensorBoard events if asked."""
+
+    def __init__(self, run: Path, *, after_step: int, events: Path | None = None):
+        """Keeps the lines up to ``after_step`` and drops the rest.
+
+        Raises:
+            MissingExtra: ``events`` is given and TensorBoard is not installed.
+        """
+        self.history = [line for line in read_lines(run / METRICS) if line["step"] <= after_step]
+        self._path = run / METRICS
+        write_lines(self._path, self.history)
+        self._events = None if events is None else _event_writer(events, after_step)
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Adds a line; numbers that are not finite become null."""
+        self.history.append(line)
+        append_line(self._path, line)
+        if self._events is not None:
+            for key, value in line.items():
+                if isinstance(value, (int, float)) and key != "step":
+                    self._events.add_scalar(key, value, line["step"])
+            self._events.flush()
+
+
+def check_tensorboard() -> None:
+    """Raises MissingExtra where TensorBoard is not installed."""
+    if importlib.util.find_spec("tensorboard") is None:
+        raise MissingExtra("tensorboard", "tensorboard")
+
+
+def _event_writer(folder: Path, after_step: int) -> Any:
+    check_tensorboard()
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(folder, purge_step=after_step + 1)
