@@ -15,17 +15,17 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from encoder_runs import make_run
+from matrix_ssl.cli import weights as command
 from matrix_ssl.config.recipes import find_recipe
 from matrix_ssl.data.augment import normalise
-from matrix_ssl.encoder import load_encoder
+from matrix_ssl.encoder import formats, load_encoder
+from matrix_ssl.encoder.exporting import export
+from matrix_ssl.encoder.formats import FORMATS
+from matrix_ssl.encoder.opening import open_checkpoint
 from matrix_ssl.errors import CheckpointError, ConfigError, MissingExtra, RunFolderError
 from matrix_ssl.methods.matrix_ssl import MatrixSSL
 from matrix_ssl.runs.files import write_json
 from matrix_ssl.runs.folder import SUMMARY, read_config
-from matrix_ssl.weights import command, formats
-from matrix_ssl.weights.exporting import export
-from matrix_ssl.weights.formats import FORMATS
-from matrix_ssl.weights.opening import open_checkpoint
 
 Run = tuple[Path, MatrixSSL]
 READ_AGAIN = ("safetensors", "torchvision", "timm", "huggingface")  # by `matrix-ssl import`

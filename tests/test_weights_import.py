@@ -10,12 +10,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import published_layouts as published
-from matrix_ssl.encoder import Weights
+from matrix_ssl.encoder import Weights, architectures
+from matrix_ssl.encoder.matching import Found, find_encoder
+from matrix_ssl.encoder.opening import open_checkpoint
+from matrix_ssl.encoder.reading import Contents, read_tensors
 from matrix_ssl.errors import CheckpointError, ConfigError, MatrixSSLError
-from matrix_ssl.weights import architectures
-from matrix_ssl.weights.matching import Found, find_encoder
-from matrix_ssl.weights.opening import open_checkpoint
-from matrix_ssl.weights.reading import Contents, read_tensors
 from published_layouts import PUBLISHED
 
 COUNTERS = 20  # BatchNorm layers of a ResNet-18

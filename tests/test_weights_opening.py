@@ -16,12 +16,12 @@ import runs
 from encoder_runs import make_run
 from matrix_ssl.config.recipes import find_recipe
 from matrix_ssl.encoder import build_encoder, load_encoder
+from matrix_ssl.encoder.importing import import_run
+from matrix_ssl.encoder.opening import open_checkpoint, open_encoder
 from matrix_ssl.errors import CheckpointError, ConfigError, RunFolderError
 from matrix_ssl.runs.checkpoint import load_strictly
 from matrix_ssl.runs.files import read_json
 from matrix_ssl.runs.folder import read_config
-from matrix_ssl.weights.importing import import_run
-from matrix_ssl.weights.opening import open_checkpoint, open_encoder
 from runs import fail, succeed
 
 MADE = {".lock", "config.json", "encoder.safetensors", "summary.json", "README.md"}

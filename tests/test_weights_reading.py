@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from conftest import unprivileged
+from matrix_ssl.encoder.reading import read_tensors
 from matrix_ssl.errors import CheckpointError
-from matrix_ssl.weights.reading import read_tensors
 
 STATE = {"conv1.weight": torch.arange(6.0).reshape(2, 3), "bn1.bias": torch.ones(2)}
 FORMS = {"zip": True, "legacy": False}

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from matrix_ssl import __version__, options
+from matrix_ssl.cli.weights import export, import_
 from matrix_ssl.compare.command import compare
 from matrix_ssl.detection.command import detect
 from matrix_ssl.errors import CheckpointError, ConfigError, MatrixSSLError, ProcessError, RunFolderError, did_you_mean
 from matrix_ssl.evaluate.command import embed, evaluate
 from matrix_ssl.llm.command import llm
 from matrix_ssl.runs.display import image_bar
-from matrix_ssl.weights.command import export, import_
 
 if TYPE_CHECKING:
     from matrix_ssl.config import RunConfig

@@ -6,9 +6,9 @@ import torchvision
 from torch import nn
 
 from matrix_ssl.encoder import Weights
+from matrix_ssl.encoder.opening import RANDOM, TORCHVISION, open_encoder
 from matrix_ssl.errors import ConfigError
 from matrix_ssl.runs import checkpoint
-from matrix_ssl.weights.opening import RANDOM, TORCHVISION, open_encoder
 
 DEFAULT = "resnet50"
 
@@ -34,7 +34,7 @@ def open_backbone(reference: str, *, architecture: str | None, seed: int, weight
     """The encoder that a reference names, if a detector can be built on it.
 
     Args:
-        reference: as ``matrix_ssl.weights.opening.open_encoder`` takes it.
+        reference: as ``matrix_ssl.encoder.opening.open_encoder`` takes it.
         architecture: of ``"random"`` and ``"torchvision"``, ``"resnet50"`` if None; others name their own.
         seed: of random weights.
 

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from matrix_ssl.config import DataConfig
 from matrix_ssl.data.augment import normalise
+from matrix_ssl.encoder.formats import Made, Model, check_features
 from matrix_ssl.errors import CheckpointError, MissingExtra
-from matrix_ssl.weights.formats import Made, Model, check_features
 
 _BATCHES = (1, 3)  # sizes that the graph is tried on; it was traced with 2
 

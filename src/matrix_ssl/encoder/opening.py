@@ -13,14 +13,13 @@ from torch import nn
 from matrix_ssl import config as configuration
 from matrix_ssl import encoder as encoders
 from matrix_ssl.config import DataConfig, NetworkConfig, RunConfig
-from matrix_ssl.encoder import Weights
+from matrix_ssl.encoder import Weights, architectures
+from matrix_ssl.encoder.card import IMPORTED
+from matrix_ssl.encoder.matching import Found, find_encoder
+from matrix_ssl.encoder.reading import read_tensors
 from matrix_ssl.errors import CheckpointError, ConfigError
 from matrix_ssl.runs.checkpoint import load_strictly
 from matrix_ssl.runs.folder import read_config
-from matrix_ssl.weights import architectures
-from matrix_ssl.weights.card import IMPORTED
-from matrix_ssl.weights.matching import Found, find_encoder
-from matrix_ssl.weights.reading import read_tensors
 
 RANDOM, TORCHVISION = "random", "torchvision"
 

@@ -5,13 +5,12 @@ import json
 import tempfile
 from pathlib import Path
 
-from matrix_ssl.encoder import Weights, load_encoder
+from matrix_ssl.encoder import Weights, formats, load_encoder
+from matrix_ssl.encoder.card import CARD, method_of, model_card
+from matrix_ssl.encoder.formats import FORMATS, Format, Made, Model
 from matrix_ssl.errors import ConfigError, RunFolderError
 from matrix_ssl.runs.files import cannot_write, check_writable, read_json, write_atomically
 from matrix_ssl.runs.folder import SUMMARY, read_config, unfinished
-from matrix_ssl.weights import formats
-from matrix_ssl.weights.card import CARD, method_of, model_card
-from matrix_ssl.weights.formats import FORMATS, Format, Made, Model
 
 # names of the files if none is given; other programs tell formats by these endings
 _DEFAULT = {
@@ -101,7 +100,7 @@ def _make(form: Format, model: Model, folder: Path, name: str) -> Made:
         case "detectron2":
             return formats.make_detectron2(model, folder, name)
         case "onnx":
-            from matrix_ssl.weights.onnx_file import make_onnx
+            from matrix_ssl.encoder.onnx_file import make_onnx
 
             return make_onnx(model, folder, name)
 

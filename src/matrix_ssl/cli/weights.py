@@ -45,8 +45,8 @@ def import_(
     `random` is an encoder at its initialisation, a baseline; `torchvision` has its weights, trained with labels, in a
     local cache.
     """
-    from matrix_ssl.weights.importing import import_run
-    from matrix_ssl.weights.opening import RANDOM, TORCHVISION, open_checkpoint, open_encoder
+    from matrix_ssl.encoder.importing import import_run
+    from matrix_ssl.encoder.opening import RANDOM, TORCHVISION, open_checkpoint, open_encoder
 
     if checkpoint in (RANDOM, TORCHVISION):
         if (mean, std, crop_fraction) != (None, None, None):
@@ -81,7 +81,7 @@ def import_(
 def export(run: Path, form: Any, out: Path | None, weights: Any) -> None:
     """Write the encoder of RUN for other programs, with a model card beside it."""
     options.existing_run(run)
-    from matrix_ssl.weights.exporting import export as write
+    from matrix_ssl.encoder.exporting import export as write
 
     options.out.print(write(run, out, form=form, weights=weights), markup=False)
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from matrix_ssl import networks
 from matrix_ssl.config import RunConfig
 from matrix_ssl.data.hub import open_pretrained
+from matrix_ssl.encoder import architectures, names
 from matrix_ssl.errors import CheckpointError, MissingExtra
 from matrix_ssl.runs.checkpoint import encode, read_safetensors
-from matrix_ssl.weights import architectures, names
 
 Format = Literal["safetensors", "torchvision", "timm", "huggingface", "detectron2", "onnx"]
 FORMATS: tuple[Format, ...] = get_args(Format)

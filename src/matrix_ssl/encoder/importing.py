@@ -4,12 +4,12 @@ from pathlib import Path
 
 from matrix_ssl import config as configuration
 from matrix_ssl.encoder import Weights
+from matrix_ssl.encoder.card import CARD, IMPORTED, model_card
+from matrix_ssl.encoder.opening import Opened
 from matrix_ssl.errors import RunFolderError
 from matrix_ssl.runs.checkpoint import save_weights
 from matrix_ssl.runs.files import write_atomically, write_json
 from matrix_ssl.runs.folder import CONFIG, ENCODER, SUMMARY, check_folder, lock, read_config, tidy
-from matrix_ssl.weights.card import CARD, IMPORTED, model_card
-from matrix_ssl.weights.opening import Opened
 
 _CODE = """from matrix_ssl.encoder import load_encoder
 

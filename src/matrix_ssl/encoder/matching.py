@@ -16,11 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from matrix_ssl.config import NetworkConfig
-from matrix_ssl.encoder import Weights
+from matrix_ssl.encoder import Weights, architectures, names
+from matrix_ssl.encoder.reading import Contents
 from matrix_ssl.errors import CheckpointError, ConfigError
 from matrix_ssl.runs.checkpoint import load_strictly
-from matrix_ssl.weights import architectures, names
-from matrix_ssl.weights.reading import Contents
 
 _COUNTER = "num_batches_tracked"
 _SHOWN = 3  # places that a text names

@@ -1,1 +1,0 @@
-"""Weights in and out, strictly: other programs' checkpoints become runs, and runs become files for other programs."""
