@@ -17,7 +17,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from matrix_ssl import optim, train
 from matrix_ssl.config.recipes import find_recipe
 from matrix_ssl.data.augment import Keys, crop_batch, random_boxes, random_view
 from matrix_ssl.detection.backbone import open_backbone
@@ -26,6 +25,7 @@ from matrix_ssl.detection.settings import DetectionSettings
 from matrix_ssl.encoder import build_encoder
 from matrix_ssl.runs import devices
 from matrix_ssl.runs.files import write_json
+from matrix_ssl.training import optim, setup
 
 TRAIN, VAL, COCO_TRAIN, COCO_VAL = 1_281_167, 50_000, 117_266, 5_000  # images
 ITERATION = 16  # images of an iteration of the detection schedules
@@ -104,8 +104,8 @@ def autocast(device: torch.device) -> torch.autocast:
 
 def pretrain_step(device: torch.device, n: int) -> Callable[[], object]:
     """One step of the recipe ``imagenet``, its two views included."""
-    config = train.complete(find_recipe("imagenet"))
-    method = train.build_method(config).to(device, memory_format=torch.channels_last).train()
+    config = setup.complete(find_recipe("imagenet"))
+    method = setup.build_method(config).to(device, memory_format=torch.channels_last).train()
     optimizer = optim.build_optimizer(method, name="sgd", momentum=0.9, weight_decay=1e-5)
     pixels = torch.rand(n, 3, 256, 256, device=device)
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from matrix_ssl import config, train
+from matrix_ssl import config
 from matrix_ssl.config.recipes import find_recipe
 from matrix_ssl.data import Source, open_source, split_source
 from matrix_ssl.data.randomness import permutation
@@ -32,6 +32,7 @@ from matrix_ssl.runs import environment as run_environment
 from matrix_ssl.runs.display import Display
 from matrix_ssl.runs.files import read_lines, write_json
 from matrix_ssl.runs.folder import CONFIG, METRICS
+from matrix_ssl.training import setup
 
 HELD_OUT = 0.2
 SPLIT_SEED = 0  # one split for all arms and seeds
@@ -54,7 +55,7 @@ def main() -> None:
 
     base = find_recipe(arguments.recipe)
     if arguments.method:
-        base = train.use_method(base, arguments.method, papers=False)
+        base = setup.use_method(base, arguments.method, papers=False)
     source = open_source(arguments.data or base.data.source, split="train", data_root=arguments.data_root)
     if arguments.data:
         base = config.override(base, [f"data.source={arguments.data}"])
@@ -67,7 +68,7 @@ def main() -> None:
             name, _, settings = (part.strip() for part in arm.partition(":"))
             if any(row["arm"] == name and row["seed"] == seed for row in rows):
                 continue
-            run_config = train.complete(config.override(base, [*arguments.set, *settings.split(), f"seed={seed}"]))
+            run_config = setup.complete(config.override(base, [*arguments.set, *settings.split(), f"seed={seed}"]))
             rows.append({"arm": name, "settings": settings, "seed": seed, **run_once(run_config, learn, judge)})
             write(arguments.out, arguments, rows)
     show(rows)
@@ -80,7 +81,7 @@ def run_once(run_config: config.RunConfig, learn: Source, judge: Source) -> dict
         run = Path(folder)
         write_json(run / CONFIG, config.to_dict(run_config))
         try:
-            summary = train.pretrain(run_config, run, source=learn, device=device, display=Display(quiet=True))
+            summary = setup.pretrain(run_config, run, source=learn, device=device, display=Display(quiet=True))
         except TrainingError as error:
             return {"error": str(error)}
         encoder = {"encoder": load_encoder(run)}

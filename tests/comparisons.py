@@ -34,7 +34,7 @@ def fail(folder: Path, arguments: list[str], *, before: str = "", code: int | No
 def at_step(job: str, step: int, action: str) -> str:
     """Code that lets the jobs whose folder ends with ``job`` act before they do the step with this number."""
     return (
-        "import os, signal, time, matrix_ssl.loop as l\n"
+        "import os, signal, time, matrix_ssl.training.loop as l\n"
         "real = l.Loop._train_step\n"
         "def train_step(self, forward, batch, received):\n"
         f"    if str(self.run).endswith({job!r}) and self.step == {step}:\n"

@@ -20,16 +20,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from matrix_ssl import config, networks, optim, train
+from matrix_ssl import config, networks
 from matrix_ssl.config import RunConfig
 from matrix_ssl.config.recipes import find_recipe
 from matrix_ssl.data import open_source
 from matrix_ssl.data.loading import Batch
-from matrix_ssl.loop import Loop
 from matrix_ssl.methods import Method, StepOutput, complete_options, find_method, list_methods
 from matrix_ssl.runs import checkpoint
 from matrix_ssl.runs.display import Display
 from matrix_ssl.runs.files import read_lines
+from matrix_ssl.training import optim, setup
+from matrix_ssl.training.loop import Loop
 
 TRAJECTORIES = Path(__file__).with_name("trajectories.json")
 SMALL = {"hidden_dim": 32, "output_dim": 16, "queue_size": 48, "slices": 64}  # of the options, those that a method has
@@ -327,18 +328,18 @@ class MethodConformance:
         """The training loop around a method, on handwritten digits."""
         source = open_source("digits", split="train", data_root=None)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(train, "build_method", lambda _: method)
-            return train.prepare(
+            patch.setattr(setup, "build_method", lambda _: method)
+            return setup.prepare(
                 self.configure(**settings), source=source, device=torch.device("cpu"), display=Display(quiet=True)
             )
 
     def configure(self, **options: Any) -> RunConfig:
         """Eleven steps an epoch of 128 digits each."""
-        base = train.use_method(find_recipe("demo"), self.name)
+        base = setup.use_method(find_recipe("demo"), self.name)
         shape = {"hidden_dim": 64, "output_dim": 64, "slices": 64, "queue_size": 128}
         known = complete_options(self.kind, {})
         given = {k: v for k, v in shape.items() if k in known} | self.learning | options
-        return train.complete(
+        return setup.complete(
             config.override(base, [
                 "batch_size=128", f"epochs={self.epochs}", "network.width=8", "optimizer.learning_rate=0.01",
                 "optimizer.warmup_epochs=0", "log_every=5", "precision=float32", "checkpoint_every=1000",

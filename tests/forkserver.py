@@ -23,7 +23,7 @@ import matrix_ssl.encoder
 import matrix_ssl.evaluate.protocols
 import matrix_ssl.methods.matrix_ssl
 import matrix_ssl.report
-import matrix_ssl.train
+import matrix_ssl.training.setup
 
 
 def child(request: dict) -> int:

@@ -14,13 +14,14 @@ from safetensors.torch import load_file
 
 import matrix_ssl
 import runs
-from matrix_ssl import config, train
+from matrix_ssl import config
 from matrix_ssl.config.recipes import find_recipe, list_recipes
 from matrix_ssl.data import open_source, split_source
 from matrix_ssl.encoder import load_encoder
 from matrix_ssl.evaluate.results import fingerprint
 from matrix_ssl.runs.files import read_json
 from matrix_ssl.runs.folder import read_config
+from matrix_ssl.training import setup
 from runs import BARE, from_files, make_images, succeed, tiny
 
 DIGITS = open_source("digits", split="train", data_root=None)
@@ -88,7 +89,7 @@ def test_the_run_folder_is_complete(done: Path) -> None:
 def test_the_configuration_comes_back(done: Path) -> None:
     settings = [word for word in tiny()[6:] if word != "--set"]
     known = ["data.images=1437", f"data.digest={DIGITS.digest}"]
-    expected = train.complete(config.override(find_recipe("demo"), [*settings, *known]))
+    expected = setup.complete(config.override(find_recipe("demo"), [*settings, *known]))
     assert read_config(done / "r") == expected
 
 
@@ -275,9 +276,9 @@ def test_tensorboard_events_hold_the_metrics(tmp_path: Path) -> None:
 def test_the_settings_that_a_recipe_shows_can_be_given_back(tmp_path: Path, name: str) -> None:
     shown = succeed(tmp_path, ["recipes", name]).out.splitlines()
     assert f"recipe={name}" in shown
-    complete = train.complete(find_recipe(name))
-    assert train.complete(config.override(find_recipe(name), shown)) == complete
-    assert train.complete(config.override(config.RunConfig(), shown)) == complete
+    complete = setup.complete(find_recipe(name))
+    assert setup.complete(config.override(find_recipe(name), shown)) == complete
+    assert setup.complete(config.override(config.RunConfig(), shown)) == complete
 
 
 def test_recipes_are_listed_with_their_first_sentence(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from matrix_ssl import config, options
+from matrix_ssl import config
 from matrix_ssl.compare import job as jobs
 from matrix_ssl.compare.command import compare
 from matrix_ssl.compare.comparison import Comparison, prepare
@@ -26,6 +26,7 @@ from matrix_ssl.config.recipes import list_recipes
 from matrix_ssl.data import open_source
 from matrix_ssl.errors import ConfigError, RunFolderError
 from matrix_ssl.methods import find_method, list_methods
+from matrix_ssl.training.configure import configure, outline
 from runs import make_images
 
 OWN = '''"""A method of one's own."""
@@ -46,7 +47,7 @@ def make_plan(*settings: str, recipe: str = "demo", data: str | None = None, **v
         "methods": ("matrix_ssl", "simsiam"), "reference": "matrix_ssl", "seeds": 2, "budget": 8, "rivals_budget": 0,
         "trials": 4, "tuning_budget": 3, "tuning_settings": (), "measure": "linear",
     }  # fmt: skip
-    return prepare(options.outline(recipe, data, settings), **usual | values)
+    return prepare(outline(recipe, data, settings), **usual | values)
 
 
 def flat(run: config.RunConfig) -> dict[str, object]:
@@ -125,9 +126,7 @@ class TestTrials:
         job = next_trial(plan, "simsiam", {}, 0)
         assert (job.settings, job.stage, job.number, job.epochs) == ({}, "tuning", 0, 3)
         assert job.folder == Path("tuning/simsiam/trial-0") and job.label == "simsiam, trial 0"
-        assert job.config == dataclasses.replace(
-            options.configure("demo", None, (), method="simsiam"), epochs=3, seed=0
-        )
+        assert job.config == dataclasses.replace(configure("demo", None, (), method="simsiam"), epochs=3, seed=0)
 
     def test_rates_near_the_recipe_then_variants_then_rates_far_from_it(self) -> None:
         """The recipe itself stays the best."""
@@ -267,7 +266,7 @@ class TestRuns:
         data = None if options_of(recipe).data.source else "photos"
         own = ("batch_size=64", "method.hidden_dim=48")
         (_, job) = runs(make_plan(*own, recipe=recipe, data=data), method, {RATE: 0.015})
-        expected = options.configure(recipe, data, (*own, f"{RATE}=0.015", "epochs=8", "seed=1"), method=method)
+        expected = configure(recipe, data, (*own, f"{RATE}=0.015", "epochs=8", "seed=1"), method=method)
         assert job.config == expected
 
     def test_the_settings_of_a_variant_arrive_as_they_are(self) -> None:

@@ -12,18 +12,19 @@ import torch
 import matrix_ssl
 import runs
 from comparisons import compare, job_folders, moments, results, words
-from matrix_ssl import config, train
+from matrix_ssl import config
 from matrix_ssl.config.recipes import find_recipe
 from matrix_ssl.data import open_source
 from matrix_ssl.encoder import load_encoder
 from matrix_ssl.evaluate.accuracy import accuracy
 from matrix_ssl.evaluate.features import extract
 from matrix_ssl.evaluate.linear import fit_logistic_regression
-from matrix_ssl.loop import Loop
-from matrix_ssl.observer import Observer
 from matrix_ssl.runs.display import Display
 from matrix_ssl.runs.files import read_json, write_json
 from matrix_ssl.runs.folder import read_config
+from matrix_ssl.training import setup
+from matrix_ssl.training.loop import Loop
+from matrix_ssl.training.observer import Observer
 from runs import BARE, TINY, make_images, succeed
 
 MEASURES = {"knn_1", "knn_20", "linear", "low_shot_1", "low_shot_5", "low_shot_10"}
@@ -197,7 +198,7 @@ def test_observation_costs_no_time_and_changes_no_weight(tmp_path: Path) -> None
     """An observer that sleeps, draws random numbers and leaves the encoder as it is given."""
     settings = [*TINY, "epochs=1"]
     source = open_source("digits", split="train", data_root=None)
-    chosen = train.identify_data(train.complete(config.override(find_recipe("demo"), settings)), source)
+    chosen = setup.identify_data(setup.complete(config.override(find_recipe("demo"), settings)), source)
     seen: list[tuple[bool, bool]] = []
 
     class Slow(Observer):
@@ -210,7 +211,7 @@ def test_observation_costs_no_time_and_changes_no_weight(tmp_path: Path) -> None
     for name in ("alone", "observed"):
         (tmp_path / name).mkdir()
         write_json(tmp_path / name / "config.json", config.to_dict(chosen))
-        loop: Loop = train.prepare(chosen, source=source, device=torch.device("cpu"), display=Display(quiet=True))
+        loop: Loop = setup.prepare(chosen, source=source, device=torch.device("cpu"), display=Display(quiet=True))
         loop.observer = Slow() if name == "observed" else Observer()
         before = time.monotonic()
         summary = loop.train(tmp_path / name, None)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from matrix_ssl.diagnostics import alarms, describe, is_finite
 from matrix_ssl.losses import matrix_ssl_terms
+from matrix_ssl.training.diagnostics import alarms, describe, is_finite
 
 
 def line(*, rank=40.0, projection=30.0, spread=0.6, similarity=0.9, negative=0, entropy=None):

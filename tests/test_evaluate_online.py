@@ -67,7 +67,7 @@ def test_what_is_measured(observed: Path) -> None:
 def test_a_killed_run_goes_on_with_the_same_numbers(observed: Path, tmp_path: Path) -> None:
     command = [*tiny("log_every=1", "checkpoint_every=9", epochs=3), "--online"]
     kill = (
-        "import os, matrix_ssl.loop as l; step = l.Loop._train_step\n"
+        "import os, matrix_ssl.training.loop as l; step = l.Loop._train_step\n"
         "def stop(self, *rest):\n"
         f"    if self.step == 31: os.kill(os.getpid(), {int(signal.SIGKILL)})\n"
         "    return step(self, *rest)\n"
@@ -81,7 +81,7 @@ def test_a_killed_run_goes_on_with_the_same_numbers(observed: Path, tmp_path: Pa
 def test_it_can_be_switched_on_and_off_between_parts_of_a_run(observed: Path, tmp_path: Path) -> None:
     plain = tiny("log_every=1", "checkpoint_every=9", epochs=3)
     stop = (
-        "import os, matrix_ssl.loop as l; step = l.Loop._train_step\n"
+        "import os, matrix_ssl.training.loop as l; step = l.Loop._train_step\n"
         "def stop(self, *rest):\n"
         "    if self.step in (20, 40) and not os.path.exists(f'stopped{self.step}'):\n"
         f"        open(f'stopped{{self.step}}', 'w').close(); os.kill(os.getpid(), {int(signal.SIGTERM)})\n"

@@ -185,7 +185,7 @@ def test_features_that_cannot_be_written(open_folder: Path, run: Path, out: str)
 
 def test_a_full_disk_keeps_the_last_checkpoint_and_the_run_goes_on_after_it(small_disk: Path) -> None:
     arguments = tiny("checkpoint_every=2", "log_every=1")
-    filler = "\nimport matrix_ssl.loop as l; real = l.Loop._save\n" + (
+    filler = "\nimport matrix_ssl.training.loop as l; real = l.Loop._save\n" + (
         "def save(self):\n"
         "    if self.step == 6: fill()\n"
         "    real(self)\n"
@@ -377,7 +377,9 @@ def test_an_interrupt_outside_of_training_ends_with_a_word(run: Path) -> None:
 
 def test_a_defect_keeps_its_traceback(tmp_path: Path) -> None:
     """What is no mistake of the user must not look like one."""
-    ended = runs.run(tmp_path, ["recipes", "demo"], before="import matrix_ssl.train as t; t.complete = lambda _: 1 / 0")
+    ended = runs.run(
+        tmp_path, ["recipes", "demo"], before="import matrix_ssl.training.setup as t; t.complete = lambda _: 1 / 0"
+    )
     assert ended.code == 1 and "ZeroDivisionError" in ended.err and "error: " not in ended.err
 
 

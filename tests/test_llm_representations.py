@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from matrix_ssl.diagnostics import describe
 from matrix_ssl.errors import MatrixError, MatrixShapeError, NotFiniteError
 from matrix_ssl.llm.representations import TokenStatistics, diff_erank, erank, matrix_nuclear_norm
 from matrix_ssl.matrix import matrix_entropy
+from matrix_ssl.training.diagnostics import describe
 
 
 def tokens(n=12, d=7, *, seed=0, mean=3.0):

@@ -13,13 +13,14 @@ from safetensors.torch import load_file
 from torch import nn
 
 import runs
-from matrix_ssl import config, networks, train
+from matrix_ssl import config, networks
 from matrix_ssl.config import MethodConfig, RunConfig
 from matrix_ssl.config.recipes import find_recipe, list_recipes
 from matrix_ssl.encoder import load_encoder
 from matrix_ssl.errors import ConfigError
 from matrix_ssl.methods import complete_options, describe_method, find_method, list_methods
 from matrix_ssl.runs.folder import read_config
+from matrix_ssl.training import setup
 from runs import TINY, succeed
 from test_methods import OWN_METHOD, own
 
@@ -55,41 +56,41 @@ class TestUseMethod:
     @pytest.mark.parametrize("recipe", [name for name in list_recipes() if name != "imagenet"])
     def test_options_that_both_have_are_carried_over(self, recipe: str, name: str) -> None:
         base = find_recipe(recipe)
-        found = train.use_method(base, name)
+        found = setup.use_method(base, name)
         known = complete_options(find_method(name), {})
         assert found.method.name == name
         assert found.method.options == {k: v for k, v in base.method.options.items() if k in known}
         assert all(line.startswith("method.") for line in config.differences(base, found))
-        complete = train.complete(found)
+        complete = setup.complete(found)
         assert complete.method.options == known | found.method.options
         assert config.from_dict(config.to_dict(complete)) == complete
 
     def test_widths_of_the_demo(self) -> None:
-        options = train.complete(train.use_method(find_recipe("demo"), "simsiam")).method.options
+        options = setup.complete(setup.use_method(find_recipe("demo"), "simsiam")).method.options
         assert options == {"hidden_dim": 256, "output_dim": 128, "constant_predictor_rate": True}
-        momentum = train.use_method(find_recipe("demo"), "byol").method.options["teacher_momentum"]
+        momentum = setup.use_method(find_recipe("demo"), "byol").method.options["teacher_momentum"]
         assert momentum == find_recipe("demo").method.options["teacher_momentum"]
 
     def test_the_same_method_changes_nothing(self) -> None:
         for recipe in list_recipes():
             base = find_recipe(recipe)
-            assert train.use_method(base, "matrix_ssl") is base
+            assert setup.use_method(base, "matrix_ssl") is base
 
     def test_of_a_file(self, tmp_path: Path) -> None:
         path = own(tmp_path)
-        assert train.use_method(find_recipe("demo"), path).method == MethodConfig(path)
-        assert train.use_method(find_recipe("imagenet"), path).optimizer == find_recipe("imagenet").optimizer
+        assert setup.use_method(find_recipe("demo"), path).method == MethodConfig(path)
+        assert setup.use_method(find_recipe("imagenet"), path).optimizer == find_recipe("imagenet").optimizer
 
     def test_mistakes(self) -> None:
         with pytest.raises(ConfigError, match=r"'simsaim' is not a method\. Did you mean 'simsiam'\?"):
-            train.use_method(find_recipe("demo"), "simsaim")
+            setup.use_method(find_recipe("demo"), "simsaim")
 
     def test_every_method_of_the_package_is_in_the_tables(self) -> None:
         assert PAPERS.keys() == OPTIONS.keys() == set(list_methods())
 
     @pytest.mark.parametrize("name", list_methods())
     def test_imagenet_takes_the_values_of_the_paper(self, name: str) -> None:
-        found = train.complete(train.use_method(find_recipe("imagenet"), name))
+        found = setup.complete(setup.use_method(find_recipe("imagenet"), name))
         optimizer, rate, decay, warmup, epochs, batch, crop = PAPERS[name]
         chosen = found.optimizer
         assert (chosen.name, chosen.learning_rate, chosen.weight_decay) == (optimizer, rate, decay)
@@ -104,8 +105,8 @@ class TestUseMethod:
         assert (found.view1.hue, found.view1.brightness) == ((0.2, 0.8) if name == "simclr" else (0.1, 0.4))
 
     def test_a_setting_given_goes_before_the_papers(self) -> None:
-        base = train.use_method(find_recipe("imagenet"), "moco_v2")
-        found = train.complete(config.override(base, ["method.queue_size=128", "epochs=3"]))
+        base = setup.use_method(find_recipe("imagenet"), "moco_v2")
+        found = setup.complete(config.override(base, ["method.queue_size=128", "epochs=3"]))
         assert (found.method.options["queue_size"], found.epochs, found.batch_size) == (128, 3, 256)
 
 

@@ -5,13 +5,13 @@ import pytest
 import torch
 from torch import nn
 
-from matrix_ssl import train
 from matrix_ssl.config import override
 from matrix_ssl.config.recipes import find_recipe
 from matrix_ssl.data import open_source
-from matrix_ssl.optim import LARS, build_optimizer, learning_rate, set_learning_rate
 from matrix_ssl.runs import checkpoint
 from matrix_ssl.runs.display import Display
+from matrix_ssl.training import setup
+from matrix_ssl.training.optim import LARS, build_optimizer, learning_rate, set_learning_rate
 from runs import TINY
 
 
@@ -229,8 +229,8 @@ class TestGroups:
 
 def prepare(method, *settings):
     """The loop of ten steps of a method on handwritten digits, four of them to warm up."""
-    base = train.use_method(find_recipe("demo"), method)
+    base = setup.use_method(find_recipe("demo"), method)
     words = [*TINY[:-1], "data.subset=640", "epochs=1", "optimizer.warmup_epochs=0.4", "optimizer.learning_rate=0.01"]
-    config = train.complete(override(base, [*words, *settings]))
+    config = setup.complete(override(base, [*words, *settings]))
     source = open_source("digits", split="train", data_root=None)
-    return train.prepare(config, source=source, device=torch.device("cpu"), display=Display(quiet=True))
+    return setup.prepare(config, source=source, device=torch.device("cpu"), display=Display(quiet=True))

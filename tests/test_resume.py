@@ -125,7 +125,7 @@ def test_a_kill_at_every_system_call_of_a_save_leaves_a_checkpoint(tmp_path: Pat
 def interrupt_after(step: int, number: int) -> str:
     """Code that sends the process a signal during the step after ``step``."""
     return (
-        "import os, matrix_ssl.loop as l; real = l.Loop._train_step\n"
+        "import os, matrix_ssl.training.loop as l; real = l.Loop._train_step\n"
         "def train_step(self, *rest):\n"
         f"    if self.step == {step - 1}: os.kill(os.getpid(), {int(number)})\n"
         "    return real(self, *rest)\n"

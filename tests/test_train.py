@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from matrix_ssl import config, train
+from matrix_ssl import config
 from matrix_ssl.config import RunConfig
 from matrix_ssl.config.recipes import find_recipe
 from matrix_ssl.data import Source, open_source
@@ -17,6 +17,7 @@ from matrix_ssl.errors import ConfigError, TrainingError
 from matrix_ssl.runs import checkpoint, devices
 from matrix_ssl.runs.display import Display
 from matrix_ssl.runs.files import read_json, write_json
+from matrix_ssl.training import setup
 from runs import TINY, timeless
 
 QUIET = Display(quiet=True)
@@ -42,14 +43,14 @@ def digits() -> Source:
 def configure(*settings: str, steps: int = 8) -> RunConfig:
     """A run of ``steps`` steps on handwritten digits."""
     tiny = (*TINY, f"data.subset={64 * steps}", "epochs=1", "log_every=1")
-    return train.complete(config.override(find_recipe("demo"), [*tiny, *settings]))
+    return setup.complete(config.override(find_recipe("demo"), [*tiny, *settings]))
 
 
 def pretrain(folder: Path, settings: RunConfig, source: Source, *, display: Display = QUIET) -> dict[str, Any]:
     """Trains into a folder that it makes if it is not there."""
     folder.mkdir(exist_ok=True)
     write_json(folder / "config.json", config.to_dict(settings))
-    return train.pretrain(settings, folder, source=source, device=CPU, display=display)
+    return setup.pretrain(settings, folder, source=source, device=CPU, display=display)
 
 
 def method_file(folder: Path, forward: str) -> str:
@@ -114,7 +115,7 @@ def test_the_seed_decides_everything(tmp_path: Path, digits: Source) -> None:
 
 def test_a_subset_is_a_random_choice_of_the_images(digits: Source) -> None:
     few = [
-        train.prepare(configure(f"seed={s}", steps=2), source=digits, device=CPU, display=QUIET).source for s in (0, 1)
+        setup.prepare(configure(f"seed={s}", steps=2), source=digits, device=CPU, display=QUIET).source for s in (0, 1)
     ]
     assert [len(source) for source in few] == [128, 128]
     places = [{source.where(i) for i in range(128)} for source in few]
@@ -223,14 +224,14 @@ def test_the_teacher_is_saved_and_loads(tmp_path: Path, digits: Source) -> None:
 
 
 def test_the_options_of_the_method_are_filled_in() -> None:
-    options = train.complete(RunConfig()).method.options
+    options = setup.complete(RunConfig()).method.options
     assert options["ridge"] == 0.1 and options["logarithm"] == "exact" and len(options) >= 8
-    assert train.complete(train.complete(RunConfig())) == train.complete(RunConfig())
+    assert setup.complete(setup.complete(RunConfig())) == setup.complete(RunConfig())
 
 
 def test_nothing_is_written_before_training(tmp_path: Path, digits: Source, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    train.prepare(configure(), source=digits, device=CPU, display=QUIET)
+    setup.prepare(configure(), source=digits, device=CPU, display=QUIET)
     assert not list(tmp_path.iterdir())
 
 
@@ -244,15 +245,15 @@ def test_nothing_is_written_before_training(tmp_path: Path, digits: Source, monk
 )
 def test_what_does_not_fit_together_is_found_before_training(digits: Source, settings: tuple, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        train.prepare(configure(*settings), source=digits, device=CPU, display=QUIET)
+        setup.prepare(configure(*settings), source=digits, device=CPU, display=QUIET)
 
 
 def test_grey_images_in_a_colour_recipe_are_refused(digits: Source) -> None:
-    colour = train.complete(config.override(find_recipe("cifar10"), ["network.width=8"]))
+    colour = setup.complete(config.override(find_recipe("cifar10"), ["network.width=8"]))
     with pytest.raises(
         ConfigError, match=r"'digits' have 1 channels, recipe 'cifar10' is for 3.*choose another recipe"
     ):
-        train.prepare(colour, source=digits, device=CPU, display=QUIET)
+        setup.prepare(colour, source=digits, device=CPU, display=QUIET)
 
 
 @pytest.mark.parametrize("name", ["cuda", "mps"])
@@ -267,9 +268,9 @@ def test_a_device_that_is_not_there_is_an_error(name: str) -> None:
 def test_precisions(tmp_path: Path, digits: Source) -> None:
     assert devices.choose_precision("auto", CPU) == "float32"
     for precision, dtype in (("float64", torch.float64), ("float32", torch.float32)):
-        loop = train.prepare(configure(f"precision={precision}"), source=digits, device=CPU, display=QUIET)
+        loop = setup.prepare(configure(f"precision={precision}"), source=digits, device=CPU, display=QUIET)
         assert {p.dtype for p in loop.method.parameters()} == {dtype} and loop.autocast is None
-    half = train.prepare(configure("precision=bfloat16"), source=digits, device=CPU, display=QUIET)
+    half = setup.prepare(configure("precision=bfloat16"), source=digits, device=CPU, display=QUIET)
     assert {p.dtype for p in half.method.parameters()} == {torch.float32} and half.autocast == torch.bfloat16
     pretrain(tmp_path / "half", configure("precision=bfloat16", steps=2), digits)
     pretrain(tmp_path / "full", configure("precision=float32", steps=2), digits)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from matrix_ssl import __version__, options
+from matrix_ssl import __version__
+from matrix_ssl.cli import options
 from matrix_ssl.cli.weights import export, import_
 from matrix_ssl.compare.command import compare
 from matrix_ssl.detection.command import detect
@@ -19,6 +20,7 @@ from matrix_ssl.errors import CheckpointError, ConfigError, MatrixSSLError, Proc
 from matrix_ssl.evaluate.command import embed, evaluate
 from matrix_ssl.llm.command import llm
 from matrix_ssl.runs.display import image_bar
+from matrix_ssl.training.configure import configure, default_run
 
 if TYPE_CHECKING:
     from matrix_ssl.config import RunConfig
@@ -115,16 +117,15 @@ def pretrain(
 
     RECIPE is a name that `matrix-ssl recipes` lists; without one, `images` serves for any folder of images.
     """
-    from matrix_ssl import distributed, train
+    from matrix_ssl import distributed
     from matrix_ssl.data import open_source
     from matrix_ssl.runs import devices
     from matrix_ssl.runs.display import Display
     from matrix_ssl.runs.folder import ENCODER, EVALUATION
     from matrix_ssl.runs.metrics import check_tensorboard
+    from matrix_ssl.training import setup
 
-    config = options.configure(
-        recipe, data, (*assignments, *(["deterministic=true"] if deterministic else [])), method=method
-    )
+    config = configure(recipe, data, (*assignments, *(["deterministic=true"] if deterministic else [])), method=method)
     if tensorboard:
         check_tensorboard()
     run = run or _default_run(recipe, data, method)
@@ -138,9 +139,9 @@ def pretrain(
             with distributed.together():
                 if distributed.is_main() == turn:
                     source = open_source(config.data.source, split="train", data_root=data_root, download=download)
-        config = train.identify_data(config, source)
+        config = setup.identify_data(config, source)
         with distributed.together():
-            loop = train.prepare(config, source=source, device=chosen, display=display)
+            loop = setup.prepare(config, source=source, device=chosen, display=display)
             if online:
                 from matrix_ssl.evaluate.online import OnlineEvaluation
 
@@ -150,11 +151,11 @@ def pretrain(
             if distributed.is_main():
                 complete = _claim_run(stack, run, config, fresh=fresh)
                 if not complete:
-                    train.write_environment(run, chosen)
+                    setup.write_environment(run, chosen)
         if distributed.broadcast_object(complete):
             display.say(f"{run} is complete; --fresh starts over.")
         else:
-            display.say(train.headline(config, loop.source, chosen))
+            display.say(setup.headline(config, loop.source, chosen))
             loop.train(run, run / "tensorboard" if tensorboard else None)
         if distributed.is_main():
             if source.labels is not None:
@@ -215,7 +216,7 @@ def chain(
     if encoder is not None and (run is not None or method is not None or assignments):
         raise ConfigError(f"--encoder {encoder} is finished: leave out --run, --method and --set.")
     if encoder is None:
-        options.configure(recipe, data, assignments, method=method)
+        configure(recipe, data, assignments, method=method)
         words = [recipe, *(["--data", data] if data else []), *(["--method", method] if method else [])]
         words += [word for setting in assignments for word in ("--set", setting)]
     places = ["--device", device, *(["--data-root", str(data_root)] if data_root else [])]
@@ -255,9 +256,10 @@ def recipes(name: str | None) -> None:
         for recipe, description in list_recipes().items():
             _out.print(f"{recipe:12s} {description}", markup=False)
         return
-    from matrix_ssl import config, train
+    from matrix_ssl import config
+    from matrix_ssl.training import setup
 
-    for key, value in config.flatten(config.to_dict(train.complete(find_recipe(name)))):
+    for key, value in config.flatten(config.to_dict(setup.complete(find_recipe(name)))):
         text = ",".join(map(str, value)) if isinstance(value, tuple) else value
         _out.print(f"{key.replace('method.options.', 'method.')}={text}", markup=False)
 
@@ -278,7 +280,7 @@ def methods(name: str | None) -> None:
 
 
 def _default_run(recipe: str, data: str | None, method: str | None = None) -> Path:
-    return options.default_run(recipe, data, unnamed=DEFAULT_RECIPE, suffix=Path(method).stem if method else None)
+    return default_run(recipe, data, unnamed=DEFAULT_RECIPE, suffix=Path(method).stem if method else None)
 
 
 def _claim_run(stack: contextlib.ExitStack, run: Path, config: "RunConfig", *, fresh: bool) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from matrix_ssl import options
+from matrix_ssl.cli import options
 from matrix_ssl.errors import ConfigError
 
 # as formats.FORMATS, which a test compares: importing that file takes seconds

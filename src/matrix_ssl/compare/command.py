@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from matrix_ssl import options
+from matrix_ssl.cli import options
 from matrix_ssl.errors import ConfigError, did_you_mean
+from matrix_ssl.training.configure import default_run, outline
 
 if TYPE_CHECKING:
     from matrix_ssl.compare.comparison import Comparison
@@ -75,7 +76,7 @@ def compare(
     """
     if measure not in MEASURES[:3]:
         raise ConfigError(f"--measure {measure!r} cannot choose among trials.{did_you_mean(measure, MEASURES[:3])}")
-    base = options.outline(recipe, data, assignments)
+    base = outline(recipe, data, assignments)
     budget = budget or base.epochs
     if rivals_budget == budget:
         raise ConfigError(f"--rivals-budget {rivals_budget} is the budget of all: leave it out or choose another one.")
@@ -99,7 +100,7 @@ def compare(
         tuning_settings=tuning_set,
         measure=measure,
     )
-    out = out or options.default_run(f"compare-{recipe}", data, unnamed="")
+    out = out or default_run(f"compare-{recipe}", data, unnamed="")
     where = places(devices.choose_device(device).type, jobs=jobs)
     comparison = Comparison(plan, out, command=_command())
     comparison.check()

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from matrix_ssl import config as configuration
-from matrix_ssl import train
 from matrix_ssl.compare import job as jobs
 from matrix_ssl.compare import schedule
 from matrix_ssl.compare.arms import RESULTS
@@ -22,6 +21,7 @@ from matrix_ssl.runs.display import Display
 from matrix_ssl.runs.environment import environment
 from matrix_ssl.runs.files import read_json, write_json
 from matrix_ssl.runs.folder import is_unclaimed, tidy
+from matrix_ssl.training import setup
 
 PLAN = "plan.json"
 
@@ -71,7 +71,7 @@ class Comparison:
         trials = [(next_trial(plan, plan.reference, {}, 0), part)] if self.trials else []
         for job, source in (*trials, (runs(plan, plan.reference, {})[0], learn)):
             config = configuration.override(job.config, ["data.subset=0"])
-            train.prepare(config, source=source, device=torch.device("cpu"), display=Display(quiet=True))
+            setup.prepare(config, source=source, device=torch.device("cpu"), display=Display(quiet=True))
 
     def check(self) -> None:
         """Refuses a folder that holds another comparison or something else, and leaves it untouched.

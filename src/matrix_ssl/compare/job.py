@@ -23,7 +23,6 @@ import torch
 from torch import nn
 
 from matrix_ssl import config as configuration
-from matrix_ssl import train
 from matrix_ssl.config import DataConfig, RunConfig
 from matrix_ssl.data import Source, has_test_part, open_source, split_source
 from matrix_ssl.data.randomness import permutation
@@ -33,11 +32,12 @@ from matrix_ssl.evaluate.accuracy import accuracy
 from matrix_ssl.evaluate.features import RawPixels, extract
 from matrix_ssl.evaluate.frozen import PROTOCOLS, measure
 from matrix_ssl.evaluate.knn import knn_predict
-from matrix_ssl.observer import Observer
 from matrix_ssl.runs import devices
 from matrix_ssl.runs.display import Display
 from matrix_ssl.runs.files import read_json, read_lines, write_json
 from matrix_ssl.runs.folder import CONFIG, ENVIRONMENT, METRICS, lock, tidy
+from matrix_ssl.training import setup
+from matrix_ssl.training.observer import Observer
 
 JOB, RESULT, OUTPUT = "job.json", "result.json", "output.txt"
 HELD_OUT = 0.2  # part of the training images on which trials are judged and curves are measured
@@ -137,8 +137,8 @@ def _baselines(config: RunConfig, learn: Source, judge: Source, *, device: torch
 def _train(
     config: RunConfig, folder: Path, learn: Source, part: tuple[Source, Source], *, device: torch.device, observed: bool
 ) -> dict[str, Any]:
-    config = train.identify_data(configuration.override(config, ["data.subset=0"]), learn)
-    loop = train.prepare(config, source=learn, device=device, display=Display(quiet=True))
+    config = setup.identify_data(configuration.override(config, ["data.subset=0"]), learn)
+    loop = setup.prepare(config, source=learn, device=device, display=Display(quiet=True))
     if observed:
         bank, queries = (
             source.subset(np.sort(permutation(len(source), _SPLIT)[:most]))
@@ -146,7 +146,7 @@ def _train(
         )
         loop.observer = _Curve(config.data, bank, queries, device)
     write_json(folder / CONFIG, configuration.to_dict(config))
-    train.write_environment(folder, device)
+    setup.write_environment(folder, device)
     summary = loop.train(folder, None)
     lines = read_lines(folder / METRICS)
     kept = ("step", "epoch", "seconds", "loss", "effective_rank", "matrix_entropy", CURVE)

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from matrix_ssl import config as configuration
-from matrix_ssl import train
 from matrix_ssl.config import RunConfig
 from matrix_ssl.errors import ConfigError
 from matrix_ssl.methods import complete_options, find_method, list_methods
+from matrix_ssl.training import setup
 
 RATE = "optimizer.learning_rate"
 _NEAR, _FAR = (2.0, 0.5), (4.0, 0.25)  # factors of the recipe's learning rate, before and after the variants
@@ -123,7 +123,7 @@ def runs(plan: Plan, method: str, settings: dict[str, Any]) -> list[Job]:
 
 def baselines(plan: Plan) -> Job:
     """The evaluation of raw pixels and of the untrained network."""
-    return Job("baselines", plan.reference, 0, 0, {}, train.complete(_with_method(plan, plan.reference)))
+    return Job("baselines", plan.reference, 0, 0, {}, setup.complete(_with_method(plan, plan.reference)))
 
 
 def _job(
@@ -133,7 +133,7 @@ def _job(
     seed = 0 if stage == "tuning" else number
     config = dataclasses.replace(config, epochs=epochs, seed=seed)
     config = configuration.override(config, [*extra, *(f"{key}={value}" for key, value in settings.items())])
-    return Job(stage, method, number, epochs, settings, train.complete(config))
+    return Job(stage, method, number, epochs, settings, setup.complete(config))
 
 
 def _variants(plan: Plan, method: str) -> list[dict[str, Any]]:
@@ -149,7 +149,7 @@ def _variants(plan: Plan, method: str) -> list[dict[str, Any]]:
 
 def _with_method(plan: Plan, method: str) -> RunConfig:
     """The run with another method and nothing else changed, whatever its paper says."""
-    return train.use_method(plan.base, method, papers=False)
+    return setup.use_method(plan.base, method, papers=False)
 
 
 def to_dict(plan: Plan) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from matrix_ssl import options
+from matrix_ssl.cli import options
 from matrix_ssl.detection.settings import DetectionSettings
 
 _PATH = click.Path(path_type=Path)

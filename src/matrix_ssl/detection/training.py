@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from matrix_ssl import diagnostics, distributed
+from matrix_ssl import distributed
 from matrix_ssl.data.randomness import hash_integers
 from matrix_ssl.detection.images import Batch, TrainingImages
 from matrix_ssl.detection.network import parameter_groups
@@ -23,6 +23,7 @@ from matrix_ssl.runs.files import append_line, read_lines
 from matrix_ssl.runs.folder import SKIPPED, tidy
 from matrix_ssl.runs.metrics import MetricsWriter
 from matrix_ssl.runs.signals import Interrupted
+from matrix_ssl.training import diagnostics
 
 LOSSES = ("loss_classifier", "loss_box_reg", "loss_mask", "loss_objectness", "loss_rpn_box_reg")
 _MOST_SKIPPED = 0.01  # part of the images that may be unusable

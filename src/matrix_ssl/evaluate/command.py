@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from matrix_ssl import options
+from matrix_ssl.cli import options
 from matrix_ssl.errors import ConfigError, DataError
 from matrix_ssl.runs.display import Display, evaluation_table, image_bar
 

@@ -20,7 +20,7 @@ from matrix_ssl.evaluate.classifier import linear_head
 from matrix_ssl.evaluate.features import extract
 from matrix_ssl.evaluate.knn import knn_predict
 from matrix_ssl.evaluate.label_subsets import stratified
-from matrix_ssl.observer import Observer
+from matrix_ssl.training.observer import Observer
 
 _LEARNED_FROM = 0.8
 _BANK, _QUERIES = 10_000, 5_000  # at most so many images to choose neighbours from, and so many to classify

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from matrix_ssl import diagnostics, distributed, optim
+from matrix_ssl import distributed
 from matrix_ssl.config import DataConfig
 from matrix_ssl.data.base import Source
 from matrix_ssl.data.loading import Batch, TrainingBatches
@@ -31,6 +31,7 @@ from matrix_ssl.runs.display import Display
 from matrix_ssl.runs.folder import tidy
 from matrix_ssl.runs.metrics import MetricsWriter
 from matrix_ssl.runs.signals import Interrupted
+from matrix_ssl.training import diagnostics, optim
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.float32, "float64": torch.float64}
 _SECONDS_BETWEEN_CHECKPOINTS = 60.0  # at most this often, at the ends of epochs

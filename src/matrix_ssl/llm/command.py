@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 import click
 
-from matrix_ssl import options
+from matrix_ssl.cli import options
 from matrix_ssl.errors import ConfigError
 from matrix_ssl.llm.diagnose_command import diagnose
 from matrix_ssl.llm.objective import DEFAULTS, Form, Objective

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from matrix_ssl import options
+from matrix_ssl.cli import options
 
 _PATH = click.Path(path_type=Path)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from matrix_ssl import distributed, optim
+from matrix_ssl import distributed
 from matrix_ssl.config import MethodConfig, RunConfig, check_ranges
 from matrix_ssl.data.base import Source
 from matrix_ssl.data.loading import TrainingBatches
@@ -20,12 +20,13 @@ from matrix_ssl.data.randomness import permutation
 from matrix_ssl.distributed import batch_norm
 from matrix_ssl.encoder import build_encoder
 from matrix_ssl.errors import ConfigError
-from matrix_ssl.loop import Loop
 from matrix_ssl.methods import Method, complete_options, find_method
 from matrix_ssl.runs import devices
 from matrix_ssl.runs.display import Display
 from matrix_ssl.runs.files import write_json
 from matrix_ssl.runs.folder import ENVIRONMENT
+from matrix_ssl.training import optim
+from matrix_ssl.training.loop import Loop
 
 PAPERS = "imagenet"  # the recipe that takes its values from the paper of each method
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.float32, "float64": torch.float64}

@@ -9,14 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from matrix_ssl import diagnostics, distributed, optim
+from matrix_ssl import distributed
 from matrix_ssl.config import RunConfig
 from matrix_ssl.data.base import Source
 from matrix_ssl.data.loading import Batch, TrainingBatches
 from matrix_ssl.data.randomness import hash_integers
 from matrix_ssl.errors import DataError, TrainingError
 from matrix_ssl.methods import Method, StepOutput
-from matrix_ssl.observer import Observer
 from matrix_ssl.runs import checkpoint as checkpoints
 from matrix_ssl.runs import signals
 from matrix_ssl.runs.display import Display
@@ -24,6 +23,8 @@ from matrix_ssl.runs.files import append_line, read_lines, write_json
 from matrix_ssl.runs.folder import ENCODER, SKIPPED, SUMMARY, tidy
 from matrix_ssl.runs.metrics import MetricsWriter
 from matrix_ssl.runs.signals import Interrupted
+from matrix_ssl.training import diagnostics, optim
+from matrix_ssl.training.observer import Observer
 
 _SPECTRA = 6  # moments of a run at which the whole spectrum is kept
 _SECONDS_BETWEEN_CHECKPOINTS = 60.0  # at most this often when checkpoints follow epochs

@@ -1,0 +1,1 @@
+"""Pre-training: configuration, building, the loop, optimizers and diagnostics."""
