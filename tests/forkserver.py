@@ -16,7 +16,7 @@ import sklearn.datasets
 import sklearn.manifold
 import torch
 
-import matrix_ssl.cli
+import matrix_ssl.cli.main
 import matrix_ssl.compare.comparison
 import matrix_ssl.data
 import matrix_ssl.encoder

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import runs
-from matrix_ssl import chain
-from matrix_ssl.chain import Coco, Stage
+from matrix_ssl.cli import chain
+from matrix_ssl.cli.chain import Coco, Stage
 from matrix_ssl.errors import ConfigError, DataError
 from matrix_ssl.runs.files import read_json
 from runs import BARE, succeed, tiny

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from matrix_ssl import config
+from matrix_ssl.cli.compare import compare
 from matrix_ssl.compare import job as jobs
-from matrix_ssl.compare.command import compare
 from matrix_ssl.compare.comparison import Comparison, prepare
 from matrix_ssl.compare.plan import (
     RATE,

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from matrix_ssl.cli import commands
+from matrix_ssl.cli.llm_diagnose import diagnose as command
+from matrix_ssl.cli.main import commands
 from matrix_ssl.errors import (
     CheckpointError,
     ConfigError,
@@ -25,7 +26,6 @@ from matrix_ssl.errors import (
 )
 from matrix_ssl.llm import _windows
 from matrix_ssl.llm.diagnose import DiagnoseSettings, choose_layers, diagnose
-from matrix_ssl.llm.diagnose_command import diagnose as command
 from matrix_ssl.runs.files import read_json
 from test_llm_representations import textbook_covariance_entropy, textbook_entropy, textbook_nuclear_norm
 

@@ -18,7 +18,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 import llm_toys
-from matrix_ssl import cli
+from matrix_ssl.cli import main
 from matrix_ssl.errors import CheckpointError, ConfigError, DataError, MatrixSSLError, MissingExtra, RunFolderError
 from matrix_ssl.llm import Objective, examples, models, question_files, templates
 from matrix_ssl.llm.arguments import parse_assignments
@@ -55,7 +55,7 @@ def write(path: Path, rows: list[Any]) -> Path:
 
 def command(*words: Any) -> None:
     """``matrix-ssl llm finetune`` in this process; its errors are raised."""
-    cli.commands.main(["llm", "finetune", "--device", "cpu", *map(str, words)], standalone_mode=False)
+    main.commands.main(["llm", "finetune", "--device", "cpu", *map(str, words)], standalone_mode=False)
 
 
 def short(base: Path, data: Path, out: Path, *words: Any) -> list[Any]:

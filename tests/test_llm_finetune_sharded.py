@@ -18,7 +18,7 @@ import transformers
 from safetensors.torch import load_file
 
 import llm_toys
-from matrix_ssl import cli
+from matrix_ssl.cli import main
 from matrix_ssl.errors import ConfigError
 from matrix_ssl.llm.arguments import training_arguments
 from matrix_ssl.llm.settings import FineTuneSettings
@@ -66,7 +66,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     llm_toys.tokenizer().save_pretrained(folder / "model")
     rows = "".join(json.dumps(row) + "\n" for row in llm_toys.questions(24))
     (folder / "sums.jsonl").write_text(rows, "utf-8")
-    cli.commands.main(words(folder, "one"), standalone_mode=False)
+    main.commands.main(words(folder, "one"), standalone_mode=False)
     return folder
 
 

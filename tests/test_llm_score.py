@@ -11,7 +11,7 @@ import torch
 import yaml
 
 import llm_toys
-from matrix_ssl import cli
+from matrix_ssl.cli import main
 from matrix_ssl.errors import ConfigError, DataError, MatrixSSLError, RunFolderError
 from matrix_ssl.llm import score as scoring
 from matrix_ssl.llm.question_files import read_rows
@@ -49,12 +49,12 @@ def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     words = ["llm", "finetune", "--model", folder / "base", "--data", data, "--template", "plain",
              "--out", folder / "run", "--epochs", 120, "--batch-size", 8, "--learning-rate", 0.01,
              "--set", "save_strategy=no", "--device", "cpu"]  # fmt: skip
-    cli.commands.main([str(word) for word in words], standalone_mode=False)
+    main.commands.main([str(word) for word in words], standalone_mode=False)
     return folder / "run"
 
 
 def command(*words: Any) -> None:
-    cli.commands.main(["llm", "score", "--device", "cpu", *map(str, words)], standalone_mode=False)
+    main.commands.main(["llm", "score", "--device", "cpu", *map(str, words)], standalone_mode=False)
 
 
 def test_it_gives_the_numbers_of_the_harness(run, data, tmp_path, capsys):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import llm_toys
-from matrix_ssl import cli
+from matrix_ssl.cli import main
 from matrix_ssl.data import huggingface
 from matrix_ssl.errors import CheckpointError, DataError, MatrixSSLError
 from matrix_ssl.llm.question_files import read_rows
@@ -101,7 +101,7 @@ def refused(arguments: list[str], folder: Path, answers: io.StringIO) -> None:
     with pytest.raises(
         MatrixSSLError, match=r"needs Python code of its own \(auto_map\), which is never run"
     ) as caught:
-        cli.commands.main(arguments, standalone_mode=False)
+        main.commands.main(arguments, standalone_mode=False)
     assert isinstance(caught.value, CheckpointError) and str(folder) in str(caught.value)
     assert not (folder / MARK).exists()
     assert answers.tell() == 0  # no question was asked
@@ -113,7 +113,7 @@ def test_classes_of_transformers_are_taken_where_a_file_names_both(data, tmp_pat
     for file, auto_map in AUTO_MAPS.items():
         values = json.loads((folder / file).read_text("utf-8")) | {"auto_map": auto_map}
         (folder / file).write_text(json.dumps(values), "utf-8")
-    cli.commands.main(words("diagnose", folder, data, tmp_path / "out"), standalone_mode=False)
+    main.commands.main(words("diagnose", folder, data, tmp_path / "out"), standalone_mode=False)
     assert not (folder / MARK).exists() and answers.tell() == 0
 
 

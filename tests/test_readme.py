@@ -22,6 +22,7 @@ import torchvision
 from PIL import Image
 
 from matrix_ssl import cli, config, methods
+from matrix_ssl.cli import main
 from matrix_ssl.config import recipes
 from matrix_ssl.evaluate.trained import EvaluationSettings
 
@@ -63,7 +64,7 @@ def check_settings(recipe: str, assignments: list[str]) -> None:
 
 def check_command(words: list[str]) -> None:
     """The command, its options and its settings exist."""
-    command = cli.commands.commands[words[0]]
+    command = main.commands.commands[words[0]]
     context = command.make_context(words[0], list(words[1:]))
     if words[0] in ("pretrain", "compare"):
         check_settings(context.params["recipe"], list(context.params["assignments"]))
@@ -93,7 +94,7 @@ def run_command(words: list[str]) -> None:
 
 
 def uses_device(command: str) -> bool:
-    return any("--device" in parameter.opts for parameter in cli.commands.commands[command].params)
+    return any("--device" in parameter.opts for parameter in main.commands.commands[command].params)
 
 
 def run_line(words: list[str], done: list[list[str]]) -> None:
@@ -172,7 +173,7 @@ def test_code_blocks_run(page, workspace, done, monkeypatch):
 
 @each_page
 def test_options_settings_and_names_exist(page):
-    commands = list(cli.commands.commands.values())
+    commands = list(main.commands.commands.values())
     commands += [inner for group in commands for inner in getattr(group, "commands", {}).values()]
     options = {name for command in commands for p in command.params for name in p.opts}
     for text in inline_code(page):
@@ -192,7 +193,7 @@ def check_mention(text: str) -> None:
     elif match := re.fullmatch(r"(matrix_ssl(?:\.\w+)+)(?:\(.*\))?", text):
         check_object(match[1])
     elif match := re.match(r"matrix-ssl (\w+)", text):
-        assert match[1] in cli.commands.commands, text
+        assert match[1] in main.commands.commands, text
     elif match := re.fullmatch(r"make ([\w-]+)", text):
         check_target(match[1])
 

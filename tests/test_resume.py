@@ -84,7 +84,7 @@ def test_twenty_kills_at_random_moments_leave_no_trace(tmp_path: Path, whole: Pa
 
 DIE_AT_CALL = """
 import os, signal, tempfile
-import matrix_ssl.cli as c
+import matrix_ssl.cli.main as c
 c._describe_images = c._write_report = lambda *_: 'not written'
 left = [{call}]
 def dying(name, real):

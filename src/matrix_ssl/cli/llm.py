@@ -8,8 +8,8 @@ from typing import Any, get_args
 import click
 
 from matrix_ssl.cli import options
+from matrix_ssl.cli.llm_diagnose import diagnose
 from matrix_ssl.errors import ConfigError
-from matrix_ssl.llm.diagnose_command import diagnose
 from matrix_ssl.llm.objective import DEFAULTS, Form, Objective
 from matrix_ssl.llm.settings import MODEL, RESULT, FineTuneSettings
 from matrix_ssl.llm.templates import Extraction, TemplateName

@@ -13,12 +13,12 @@ import click
 
 from matrix_ssl import __version__
 from matrix_ssl.cli import options
+from matrix_ssl.cli.compare import compare
+from matrix_ssl.cli.detect import detect
+from matrix_ssl.cli.evaluate import embed, evaluate
+from matrix_ssl.cli.llm import llm
 from matrix_ssl.cli.weights import export, import_
-from matrix_ssl.compare.command import compare
-from matrix_ssl.detection.command import detect
 from matrix_ssl.errors import CheckpointError, ConfigError, MatrixSSLError, ProcessError, RunFolderError, did_you_mean
-from matrix_ssl.evaluate.command import embed, evaluate
-from matrix_ssl.llm.command import llm
 from matrix_ssl.runs.display import image_bar
 from matrix_ssl.training.configure import configure, default_run
 
@@ -211,7 +211,7 @@ def chain(
 
     RECIPE, --data, --method and --set are those of `matrix-ssl pretrain`.
     """
-    from matrix_ssl import chain as chains
+    from matrix_ssl.cli import chain as chains
 
     if encoder is not None and (run is not None or method is not None or assignments):
         raise ConfigError(f"--encoder {encoder} is finished: leave out --run, --method and --set.")
