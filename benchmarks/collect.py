@@ -8,7 +8,7 @@ Prints mean ± sd over the runs for every accuracy.
 import argparse
 from pathlib import Path
 
-from matrix_ssl.evaluate.accuracy import summarise
+from matrix_ssl.evaluate.probes.accuracy import summarise
 from matrix_ssl.runs.files import read_json, write_json
 from matrix_ssl.runs.folder import ENVIRONMENT, SUMMARY, read_config
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from matrix_ssl.evaluate.knn import nearest, vote
+from matrix_ssl.evaluate.probes.knn import nearest, vote
 from matrix_ssl.runs import devices
 from matrix_ssl.runs.files import write_json
 

@@ -7,7 +7,7 @@ from typing import Any
 from pages import fill, table
 
 from matrix_ssl.compare.statistics import holm, paired_difference
-from matrix_ssl.evaluate.accuracy import summarise
+from matrix_ssl.evaluate.probes.accuracy import summarise
 
 TITLES = {
     "ce": "CE",

@@ -19,7 +19,7 @@ from pages import fill, table
 from rich.console import Console
 from rich.markdown import Markdown
 
-from matrix_ssl.evaluate.accuracy import summarise
+from matrix_ssl.evaluate.probes.accuracy import summarise
 from matrix_ssl.runs.files import read_json, write_json
 
 RESULT = "llm_constants.json"

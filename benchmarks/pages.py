@@ -11,7 +11,7 @@ from typing import Any
 import plots
 from loss_memory import FIRST_TERM
 
-from matrix_ssl.evaluate.accuracy import summarise
+from matrix_ssl.evaluate.probes.accuracy import summarise
 from matrix_ssl.runs.files import read_json
 
 ROOT = Path(__file__).parents[1]

@@ -24,9 +24,9 @@ from matrix_ssl.data import Source, open_source, split_source
 from matrix_ssl.data.randomness import permutation
 from matrix_ssl.encoder import load_encoder
 from matrix_ssl.errors import TrainingError
-from matrix_ssl.evaluate.accuracy import summarise
 from matrix_ssl.evaluate.features import extract
-from matrix_ssl.evaluate.frozen import measure
+from matrix_ssl.evaluate.probes.accuracy import summarise
+from matrix_ssl.evaluate.probes.protocols import measure
 from matrix_ssl.runs import devices
 from matrix_ssl.runs import environment as run_environment
 from matrix_ssl.runs.display import Display

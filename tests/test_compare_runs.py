@@ -16,9 +16,9 @@ from matrix_ssl import config
 from matrix_ssl.config.recipes import find_recipe
 from matrix_ssl.data import open_source
 from matrix_ssl.encoder import load_encoder
-from matrix_ssl.evaluate.accuracy import accuracy
 from matrix_ssl.evaluate.features import extract
-from matrix_ssl.evaluate.linear import fit_logistic_regression
+from matrix_ssl.evaluate.probes.accuracy import accuracy
+from matrix_ssl.evaluate.probes.linear import fit_logistic_regression
 from matrix_ssl.runs.display import Display
 from matrix_ssl.runs.files import read_json, write_json
 from matrix_ssl.runs.folder import read_config

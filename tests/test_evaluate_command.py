@@ -70,7 +70,7 @@ def test_protocols_that_train(run: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_stopped_training_goes_on_and_ends_alike(run: Path, done: Path, number: int) -> None:
     stop = (
-        "import os, matrix_ssl.evaluate.supervised as s; step = s._Training._train_step\n"
+        "import os, matrix_ssl.evaluate.trained.supervised as s; step = s._Training._train_step\n"
         "s._SECONDS_BETWEEN_CHECKPOINTS = 0.0\n"
         "def stop(self, *rest):\n"
         f"    if self.step == 14: os.kill(os.getpid(), {int(number)})\n"

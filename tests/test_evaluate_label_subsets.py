@@ -14,7 +14,7 @@ from sklearn.model_selection import StratifiedShuffleSplit
 from matrix_ssl.data import open_source
 from matrix_ssl.data.base import MemorySource, Places, Source
 from matrix_ssl.errors import ConfigError, DataError, RunFolderError
-from matrix_ssl.evaluate.label_subsets import from_list, store, stratified
+from matrix_ssl.evaluate.trained.label_subsets import from_list, store, stratified
 
 
 def labelled(labels, classes=None):

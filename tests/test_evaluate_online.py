@@ -13,11 +13,11 @@ from matrix_ssl.config import DataConfig
 from matrix_ssl.data import open_source
 from matrix_ssl.encoder import load_encoder
 from matrix_ssl.errors import DataError
-from matrix_ssl.evaluate.accuracy import accuracy
 from matrix_ssl.evaluate.features import extract
-from matrix_ssl.evaluate.knn import knn_predict
-from matrix_ssl.evaluate.label_subsets import stratified
 from matrix_ssl.evaluate.online import OnlineEvaluation
+from matrix_ssl.evaluate.probes.accuracy import accuracy
+from matrix_ssl.evaluate.probes.knn import knn_predict
+from matrix_ssl.evaluate.trained.label_subsets import stratified
 from matrix_ssl.runs.folder import read_config
 from runs import BARE, fail, from_files, lines, make_images, succeed, tensors, tiny
 

@@ -14,12 +14,12 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
 from matrix_ssl.errors import ConfigError, DataError
-from matrix_ssl.evaluate import knn, linear
-from matrix_ssl.evaluate.accuracy import accuracy, per_class_accuracy, summarise
-from matrix_ssl.evaluate.embedding_map import embedding_map, gallery, nearest_neighbours
-from matrix_ssl.evaluate.knn import knn_predict, nearest
-from matrix_ssl.evaluate.linear import fit_logistic_regression, scale_of
-from matrix_ssl.evaluate.low_shot import draw_labelled, low_shot
+from matrix_ssl.evaluate.map import embedding_map, gallery, nearest_neighbours
+from matrix_ssl.evaluate.probes import knn, linear
+from matrix_ssl.evaluate.probes.accuracy import accuracy, per_class_accuracy, summarise
+from matrix_ssl.evaluate.probes.knn import knn_predict, nearest
+from matrix_ssl.evaluate.probes.linear import fit_logistic_regression, scale_of
+from matrix_ssl.evaluate.probes.low_shot import draw_labelled, low_shot
 
 
 @pytest.fixture(scope="module")

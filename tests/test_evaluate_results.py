@@ -15,10 +15,10 @@ from matrix_ssl.config import DataConfig
 from matrix_ssl.data import open_source
 from matrix_ssl.errors import RunFolderError
 from matrix_ssl.evaluate import results
-from matrix_ssl.evaluate.bootstrap import mean_interval
 from matrix_ssl.evaluate.feature_files import FeatureFiles
 from matrix_ssl.evaluate.features import RawPixels, extract
-from matrix_ssl.evaluate.frozen import Predictions, predict
+from matrix_ssl.evaluate.probes.bootstrap import mean_interval
+from matrix_ssl.evaluate.probes.protocols import Predictions, predict
 from matrix_ssl.evaluate.results import Answers
 
 CLASSES = ["ant", "bee", "cat"]

@@ -23,11 +23,11 @@ from matrix_ssl.data import open_source
 from matrix_ssl.data.base import MemorySource, Places, Source
 from matrix_ssl.data.loading import TrainingBatches
 from matrix_ssl.errors import ConfigError, DataError, RunFolderError, UnreadableImage
-from matrix_ssl.evaluate import supervised
-from matrix_ssl.evaluate.accuracy import accuracy
-from matrix_ssl.evaluate.classifier import linear_head
-from matrix_ssl.evaluate.fine_tune import ALL_LABELS, PUBLISHED_RATES, FineTune, fine_tune
-from matrix_ssl.evaluate.linear_sgd import MEC, LinearSGD, linear_sgd
+from matrix_ssl.evaluate.probes.accuracy import accuracy
+from matrix_ssl.evaluate.trained import supervised
+from matrix_ssl.evaluate.trained.classifier import linear_head
+from matrix_ssl.evaluate.trained.fine_tune import ALL_LABELS, PUBLISHED_RATES, FineTune, fine_tune
+from matrix_ssl.evaluate.trained.linear_sgd import MEC, LinearSGD, linear_sgd
 from matrix_ssl.runs import checkpoint
 from matrix_ssl.runs.display import Display
 from matrix_ssl.runs.signals import Interrupted

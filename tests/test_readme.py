@@ -24,7 +24,7 @@ from PIL import Image
 from matrix_ssl import cli, config, methods
 from matrix_ssl.cli import main
 from matrix_ssl.config import recipes
-from matrix_ssl.evaluate.trained import EvaluationSettings
+from matrix_ssl.evaluate.trained.protocols import EvaluationSettings
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"

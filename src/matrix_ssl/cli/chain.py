@@ -119,7 +119,8 @@ def group_protocols(text: str, settings: Sequence[str]) -> list[list[str]]:
     Raises:
         ConfigError: a protocol or a setting of one does not exist.
     """
-    from matrix_ssl.evaluate import protocols, trained
+    from matrix_ssl.evaluate import protocols
+    from matrix_ssl.evaluate.trained import protocols as trained
 
     names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     protocols.check_protocols(names)

@@ -54,7 +54,7 @@ def evaluate(
     from matrix_ssl import config, distributed
     from matrix_ssl.evaluate import protocols
     from matrix_ssl.evaluate.subject import Subject
-    from matrix_ssl.evaluate.trained import SEMI_SUPERVISED, EvaluationSettings
+    from matrix_ssl.evaluate.trained.protocols import SEMI_SUPERVISED, EvaluationSettings
     from matrix_ssl.report import write_report
     from matrix_ssl.runs import devices
     from matrix_ssl.runs.folder import lock, read_config

@@ -28,10 +28,10 @@ from matrix_ssl.data import Source, has_test_part, open_source, split_source
 from matrix_ssl.data.randomness import permutation
 from matrix_ssl.encoder import build_encoder, load_encoder
 from matrix_ssl.errors import ConfigError, MatrixSSLError, TrainingError
-from matrix_ssl.evaluate.accuracy import accuracy
 from matrix_ssl.evaluate.features import RawPixels, extract
-from matrix_ssl.evaluate.frozen import PROTOCOLS, measure
-from matrix_ssl.evaluate.knn import knn_predict
+from matrix_ssl.evaluate.probes.accuracy import accuracy
+from matrix_ssl.evaluate.probes.knn import knn_predict
+from matrix_ssl.evaluate.probes.protocols import PROTOCOLS, measure
 from matrix_ssl.runs import devices
 from matrix_ssl.runs.display import Display
 from matrix_ssl.runs.files import read_json, read_lines, write_json

@@ -15,11 +15,11 @@ from matrix_ssl.config import DataConfig
 from matrix_ssl.data.base import Source
 from matrix_ssl.data.randomness import permutation
 from matrix_ssl.errors import DataError
-from matrix_ssl.evaluate.accuracy import accuracy
-from matrix_ssl.evaluate.classifier import linear_head
 from matrix_ssl.evaluate.features import extract
-from matrix_ssl.evaluate.knn import knn_predict
-from matrix_ssl.evaluate.label_subsets import stratified
+from matrix_ssl.evaluate.probes.accuracy import accuracy
+from matrix_ssl.evaluate.probes.knn import knn_predict
+from matrix_ssl.evaluate.trained.classifier import linear_head
+from matrix_ssl.evaluate.trained.label_subsets import stratified
 from matrix_ssl.training.observer import Observer
 
 _LEARNED_FROM = 0.8

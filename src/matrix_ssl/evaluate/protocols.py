@@ -16,15 +16,17 @@ from matrix_ssl import encoder as encoders
 from matrix_ssl.data.base import Source
 from matrix_ssl.data.randomness import permutation
 from matrix_ssl.errors import ConfigError, did_you_mean
-from matrix_ssl.evaluate import frozen, results, trained
-from matrix_ssl.evaluate.accuracy import summarise
-from matrix_ssl.evaluate.embedding_map import embedding_map, gallery
+from matrix_ssl.evaluate import results
 from matrix_ssl.evaluate.feature_files import FeatureFiles
 from matrix_ssl.evaluate.features import Features, RawPixels, extract
-from matrix_ssl.evaluate.frozen import Predictions, Say
-from matrix_ssl.evaluate.inputs import check_sets
+from matrix_ssl.evaluate.map import embedding_map, gallery
+from matrix_ssl.evaluate.probes import protocols as frozen
+from matrix_ssl.evaluate.probes.accuracy import summarise
+from matrix_ssl.evaluate.probes.inputs import check_sets
+from matrix_ssl.evaluate.probes.protocols import Predictions, Say
 from matrix_ssl.evaluate.results import Answers
 from matrix_ssl.evaluate.subject import Subject
+from matrix_ssl.evaluate.trained import protocols as trained
 from matrix_ssl.runs import devices
 from matrix_ssl.runs.display import Display
 from matrix_ssl.runs.files import read_json, write_atomically, write_json

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from matrix_ssl.data.base import Source
 from matrix_ssl.errors import RunFolderError
-from matrix_ssl.evaluate.bootstrap import mean_interval, mean_per_class_interval
-from matrix_ssl.evaluate.frozen import Predictions
+from matrix_ssl.evaluate.probes.bootstrap import mean_interval, mean_per_class_interval
+from matrix_ssl.evaluate.probes.protocols import Predictions
 from matrix_ssl.runs.files import cannot_write, read_json, write_atomically, write_json
 
 FOLDER = "evaluation"

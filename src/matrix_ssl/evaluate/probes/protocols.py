@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from matrix_ssl.evaluate.accuracy import summarise
-from matrix_ssl.evaluate.knn import nearest, vote
-from matrix_ssl.evaluate.linear import choose_penalty, fit_logistic_regression
-from matrix_ssl.evaluate.low_shot import low_shot
+from matrix_ssl.evaluate.probes.accuracy import summarise
+from matrix_ssl.evaluate.probes.knn import nearest, vote
+from matrix_ssl.evaluate.probes.linear import choose_penalty, fit_logistic_regression
+from matrix_ssl.evaluate.probes.low_shot import low_shot
 
 PROTOCOLS = ("knn", "linear", "low-shot")
 NEIGHBOURS = (1, 10, 20, 200)

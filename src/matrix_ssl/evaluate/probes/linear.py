@@ -16,8 +16,8 @@ from torch import Tensor
 
 from matrix_ssl.data.randomness import permutation
 from matrix_ssl.errors import ConfigError, DataError
-from matrix_ssl.evaluate.accuracy import accuracy
-from matrix_ssl.evaluate.inputs import ROWS, check_features, check_labelled
+from matrix_ssl.evaluate.probes.accuracy import accuracy
+from matrix_ssl.evaluate.probes.inputs import ROWS, check_features, check_labelled
 
 PENALTIES = (1e4, 1e3, 1e2, 1e1, 1.0, 1e-1, 1e-2)  # strongest first: each solution is where the next search begins
 _HELD_OUT = 0.2  # part of every class that a penalty is chosen on

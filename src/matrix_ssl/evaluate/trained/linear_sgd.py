@@ -14,8 +14,8 @@ from torch import nn
 
 from matrix_ssl.config import DataConfig
 from matrix_ssl.data.base import Source
-from matrix_ssl.evaluate.classifier import Classifier, Outcome, Settings, check_parts, linear_head
-from matrix_ssl.evaluate.supervised import fit_and_judge
+from matrix_ssl.evaluate.trained.classifier import Classifier, Outcome, Settings, check_parts, linear_head
+from matrix_ssl.evaluate.trained.supervised import fit_and_judge
 from matrix_ssl.runs.display import Display
 
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from matrix_ssl.data.randomness import permutation
 from matrix_ssl.errors import ConfigError, DataError
-from matrix_ssl.evaluate.inputs import check_features
-from matrix_ssl.evaluate.knn import nearest
+from matrix_ssl.evaluate.probes.inputs import check_features
+from matrix_ssl.evaluate.probes.knn import nearest
 
 _STREAM = 0x3A9  # a coordinate that keeps this choice apart from other uses of the seed
 

@@ -14,9 +14,9 @@ from matrix_ssl.config import DataConfig
 from matrix_ssl.data.base import Source
 from matrix_ssl.data.sources import split_source
 from matrix_ssl.errors import ConfigError
-from matrix_ssl.evaluate.accuracy import accuracy
-from matrix_ssl.evaluate.classifier import Classifier, Outcome, Settings, check_parts, linear_head
-from matrix_ssl.evaluate.supervised import Diverged, fit_and_judge
+from matrix_ssl.evaluate.probes.accuracy import accuracy
+from matrix_ssl.evaluate.trained.classifier import Classifier, Outcome, Settings, check_parts, linear_head
+from matrix_ssl.evaluate.trained.supervised import Diverged, fit_and_judge
 from matrix_ssl.runs.display import Display
 
 _HELD_OUT = 0.2  # part of the labelled images that rates are compared on

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from matrix_ssl import distributed
 from matrix_ssl.data.base import Source
 from matrix_ssl.evaluate import results
-from matrix_ssl.evaluate.classifier import Outcome
-from matrix_ssl.evaluate.fine_tune import ALL_LABELS, PUBLISHED_RATES, FineTune, fine_tune
-from matrix_ssl.evaluate.frozen import Predictions, Say
-from matrix_ssl.evaluate.label_subsets import from_list, store, stratified
-from matrix_ssl.evaluate.linear_sgd import LinearSGD, linear_sgd
+from matrix_ssl.evaluate.probes.protocols import Predictions, Say
 from matrix_ssl.evaluate.results import Answers
 from matrix_ssl.evaluate.subject import Subject
+from matrix_ssl.evaluate.trained.classifier import Outcome
+from matrix_ssl.evaluate.trained.fine_tune import ALL_LABELS, PUBLISHED_RATES, FineTune, fine_tune
+from matrix_ssl.evaluate.trained.label_subsets import from_list, store, stratified
+from matrix_ssl.evaluate.trained.linear_sgd import LinearSGD, linear_sgd
 from matrix_ssl.runs import devices
 from matrix_ssl.runs.display import Display
 from matrix_ssl.runs.files import read_lines

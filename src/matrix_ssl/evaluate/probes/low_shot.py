@@ -6,8 +6,8 @@ from torch import Tensor
 
 from matrix_ssl.data.randomness import permutation
 from matrix_ssl.errors import ConfigError, DataError
-from matrix_ssl.evaluate.inputs import check_features, check_labelled, check_same_width
-from matrix_ssl.evaluate.linear import fit_logistic_regression, scale_of
+from matrix_ssl.evaluate.probes.inputs import check_features, check_labelled, check_same_width
+from matrix_ssl.evaluate.probes.linear import fit_logistic_regression, scale_of
 
 _STREAM = 0x10057  # a coordinate that keeps these draws apart from the order of the samples and from the views
 

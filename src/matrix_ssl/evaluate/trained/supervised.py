@@ -22,8 +22,8 @@ from matrix_ssl.data.loading import Batch, TrainingBatches
 from matrix_ssl.data.randomness import hash_integers
 from matrix_ssl.distributed import batch_norm
 from matrix_ssl.errors import ConfigError, TrainingError
-from matrix_ssl.evaluate.classifier import Classifier, Outcome, Settings, check_settings, judge
-from matrix_ssl.evaluate.training_folder import claim
+from matrix_ssl.evaluate.trained.classifier import Classifier, Outcome, Settings, check_settings, judge
+from matrix_ssl.evaluate.trained.folder import claim
 from matrix_ssl.runs import checkpoint as checkpoints
 from matrix_ssl.runs import signals
 from matrix_ssl.runs.devices import choose_precision

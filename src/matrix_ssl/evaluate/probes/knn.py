@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from matrix_ssl.errors import ConfigError, DataError
-from matrix_ssl.evaluate.inputs import ROWS, check_features, check_labelled, check_same_width
+from matrix_ssl.evaluate.probes.inputs import ROWS, check_features, check_labelled, check_same_width
 
 _LOW = 0xFFFFFFFF  # the 32 low bits of a key
 _PAIRS = 2**18  # pairs of neighbours compared at a time: 2 MiB of float64, which stays in a cache

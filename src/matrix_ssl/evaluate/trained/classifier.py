@@ -16,7 +16,7 @@ from matrix_ssl.data.augment import normalise
 from matrix_ssl.data.base import Source
 from matrix_ssl.data.loading import evaluation_batches
 from matrix_ssl.errors import ConfigError, DataError
-from matrix_ssl.evaluate.inputs import check_sets
+from matrix_ssl.evaluate.probes.inputs import check_sets
 
 CROP_AND_FLIP = ViewConfig(crop_scale=(0.08, 1.0), flip=0.5)  # the supervised augmentation of ImageNet
 

@@ -9,7 +9,7 @@ from matrix_ssl import distributed
 from matrix_ssl.config import DataConfig
 from matrix_ssl.data.base import Source
 from matrix_ssl.errors import RunFolderError
-from matrix_ssl.evaluate.classifier import Classifier, Settings
+from matrix_ssl.evaluate.trained.classifier import Classifier, Settings
 from matrix_ssl.runs.checkpoint import digest
 from matrix_ssl.runs.files import cannot_write, read_json, write_json
 
