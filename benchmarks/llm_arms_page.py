@@ -6,8 +6,8 @@ from typing import Any
 
 from pages import fill, table
 
-from matrix_ssl.compare.statistics import holm, paired_difference
 from matrix_ssl.evaluate.probes.accuracy import summarise
+from matrix_ssl.report.comparison.statistics import holm, paired_difference
 
 TITLES = {
     "ce": "CE",

@@ -27,10 +27,10 @@ from rich.markdown import Markdown
 from matrix_ssl.errors import DataError
 from matrix_ssl.llm import finetune, models, score
 from matrix_ssl.llm.diagnose import DiagnoseSettings, diagnose
-from matrix_ssl.llm.diagnose_page import MEASURES, layer_name
 from matrix_ssl.llm.question_files import Rows, read_rows
 from matrix_ssl.llm.settings import MODEL, FineTuneSettings
 from matrix_ssl.llm.tiny import tiny_llama, tiny_tokenizer
+from matrix_ssl.report.diagnosis import MEASURES, layer_name
 from matrix_ssl.runs.display import Display
 from matrix_ssl.runs.files import read_json, write_atomically, write_json
 from matrix_ssl.runs.folder import lock

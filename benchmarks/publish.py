@@ -13,8 +13,8 @@ from typing import Any
 
 from pages import fill, table
 
-from matrix_ssl.compare.arms import read_results
-from matrix_ssl.compare.table import markdown
+from matrix_ssl.report.comparison.data import read_results
+from matrix_ssl.report.comparison.table import markdown
 from matrix_ssl.runs.files import write_json
 
 ROOT = Path(__file__).parents[1]

@@ -13,8 +13,8 @@ from typing import Any
 from pages import fill, table
 from publish import rounded
 
-from matrix_ssl.report.figures import duration
-from matrix_ssl.report.protocols import read_tables
+from matrix_ssl.report.run.figures import duration
+from matrix_ssl.report.run.protocols import read_tables
 from matrix_ssl.runs.files import read_json, write_json
 
 ROOT = Path(__file__).parents[1]

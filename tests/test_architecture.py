@@ -180,7 +180,7 @@ def test_importing_the_package_loads_nothing_heavy():
 
 def test_the_report_needs_no_torch():
     names = [name for name in MODULES if name.startswith("matrix_ssl.report")]
-    assert "matrix_ssl.report.figures" in names
+    assert "matrix_ssl.report.run.figures" in names
     loaded = loaded_by(f"import {', '.join(names)}")
     assert "matplotlib" in loaded
     assert loaded & {"torch", "torchvision", "sklearn", "scipy"} == set()

@@ -5,10 +5,10 @@ from pathlib import Path
 import matplotlib
 import pytest
 
-from matrix_ssl.compare.arms import read_arms
-from matrix_ssl.compare.figures import accuracy_over_time, intervals, look
-from matrix_ssl.compare.page import write_page
 from matrix_ssl.errors import RunFolderError
+from matrix_ssl.report.comparison.data import read_arms
+from matrix_ssl.report.comparison.figures import accuracy_over_time, intervals, look
+from matrix_ssl.report.comparison.page import write_page
 from synthetic_comparison import METHODS, failed, make_comparison
 from test_report import Page
 

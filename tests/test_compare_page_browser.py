@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import test_report_browser as of_report
-from matrix_ssl.compare.page import write_page
+from matrix_ssl.report.comparison.page import write_page
 from synthetic_comparison import METHODS, failed, make_comparison
 
 pytestmark = of_report.pytestmark

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from matrix_ssl.compare.statistics import PairedDifference, holm, paired_difference, pairwise
 from matrix_ssl.errors import ConfigError, DataError
+from matrix_ssl.report.comparison.statistics import PairedDifference, holm, paired_difference, pairwise
 
 
 @pytest.mark.parametrize("n", [2, 3, 5, 40])

@@ -6,10 +6,10 @@ import re
 import pytest
 from rich.console import Console
 
-from matrix_ssl.compare.arms import method_names, read_arms, read_results
-from matrix_ssl.compare.table import markdown, points, rows, terminal
-from matrix_ssl.compare.words import notes, verdict
 from matrix_ssl.errors import RunFolderError
+from matrix_ssl.report.comparison.data import method_names, read_arms, read_results
+from matrix_ssl.report.comparison.table import markdown, points, rows, terminal
+from matrix_ssl.report.comparison.words import notes, verdict
 from synthetic_comparison import METHODS, failed, make_comparison, make_row, score
 
 

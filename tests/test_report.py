@@ -14,9 +14,10 @@ import pytest
 from PIL import Image
 
 from matrix_ssl.errors import RunFolderError
-from matrix_ssl.report import figures, write_report
-from matrix_ssl.report.results import alarms, verdict
-from matrix_ssl.report.run_data import read_run
+from matrix_ssl.report import write_report
+from matrix_ssl.report.run import figures
+from matrix_ssl.report.run.data import read_run
+from matrix_ssl.report.run.results import alarms, verdict
 from matrix_ssl.report.svg import COLOURS
 from synthetic_run import CLASSES, DIMENSION, make_arrays, make_lines, make_run
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from matrix_ssl.report import write_report
-from matrix_ssl.report.protocols import read_tables
+from matrix_ssl.report.run.protocols import read_tables
 from synthetic_run import make_run
 
 

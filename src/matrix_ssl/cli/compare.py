@@ -83,7 +83,7 @@ def compare(
     from matrix_ssl.compare.comparison import Comparison, prepare
     from matrix_ssl.compare.plan import choose_methods
     from matrix_ssl.compare.schedule import places
-    from matrix_ssl.compare.table import terminal
+    from matrix_ssl.report.comparison.table import terminal
     from matrix_ssl.runs import devices
     from matrix_ssl.runs.folder import lock
 

@@ -44,7 +44,7 @@ def diagnose(
     length. The same command again writes the results again. Definitions: docs/llm-diagnose.md.
     """
     from matrix_ssl.llm import diagnose as diagnosis
-    from matrix_ssl.llm.diagnose_page import PAGE, RESULT, terminal
+    from matrix_ssl.report.diagnosis import PAGE, RESULT, terminal
     from matrix_ssl.runs import devices
 
     named: dict[str, Any] = {

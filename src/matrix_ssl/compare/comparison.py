@@ -11,11 +11,11 @@ import torch
 from matrix_ssl import config as configuration
 from matrix_ssl.compare import job as jobs
 from matrix_ssl.compare import schedule
-from matrix_ssl.compare.arms import RESULTS
-from matrix_ssl.compare.page import write_page
 from matrix_ssl.compare.plan import Job, Plan, baselines, most_trials, next_trial, runs, to_dict
 from matrix_ssl.config import RunConfig
 from matrix_ssl.errors import ConfigError, RunFolderError
+from matrix_ssl.report.comparison.data import RESULTS
+from matrix_ssl.report.comparison.page import write_page
 from matrix_ssl.runs import devices
 from matrix_ssl.runs.display import Display
 from matrix_ssl.runs.environment import environment

@@ -16,9 +16,9 @@ import torch
 from matrix_ssl.errors import ConfigError, MatrixError
 from matrix_ssl.llm import _windows, models
 from matrix_ssl.llm._body import open_body, untrained
-from matrix_ssl.llm.diagnose_page import PAGE, RESULT, layer_name, write_page
 from matrix_ssl.llm.representations import Measures, TokenStatistics
 from matrix_ssl.llm.score import find_model
+from matrix_ssl.report.diagnosis import PAGE, RESULT, layer_name, write_page
 from matrix_ssl.runs import devices
 from matrix_ssl.runs.files import check_writable, write_json
 from matrix_ssl.runs.folder import lock, unfinished

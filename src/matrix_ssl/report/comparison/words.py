@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 
-from matrix_ssl.compare.arms import Arm, Comparison, Group, Summary, items
-from matrix_ssl.compare.statistics import Pair, pairwise
-from matrix_ssl.report.figures import whole
-from matrix_ssl.report.run_data import finite_number, mapping
+from matrix_ssl.report.comparison.data import Arm, Comparison, Group, Summary, items
+from matrix_ssl.report.comparison.statistics import Pair, pairwise
+from matrix_ssl.report.run.data import finite_number, mapping
+from matrix_ssl.report.run.figures import whole
 
 SIGNIFICANT = 0.05  # an adjusted p value below counts as a difference
 

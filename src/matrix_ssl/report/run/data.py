@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from matrix_ssl.config import RunConfig
-from matrix_ssl.report.figures import Curve
+from matrix_ssl.report.run.figures import Curve
 from matrix_ssl.runs.folder import ENVIRONMENT, EVALUATION, METRICS, SUMMARY, read_config
 
 # Keys of metrics.jsonl with a meaning of their own; every other number on a line is a term of the loss.

@@ -9,7 +9,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from matrix_ssl.report import svg
-from matrix_ssl.report.figures import Figurine, number, whole
+from matrix_ssl.report.run.figures import Figurine, number, whole
 from matrix_ssl.report.svg import colour
 from matrix_ssl.report.template import render
 from matrix_ssl.runs.files import write_atomically

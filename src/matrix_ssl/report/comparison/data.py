@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from matrix_ssl.compare.statistics import PairedDifference, paired_difference
 from matrix_ssl.errors import RunFolderError
-from matrix_ssl.report.results import MEASURES, Measure
-from matrix_ssl.report.run_data import finite_number, mapping
+from matrix_ssl.report.comparison.statistics import PairedDifference, paired_difference
+from matrix_ssl.report.run.data import finite_number, mapping
+from matrix_ssl.report.run.results import MEASURES, Measure
 
 RESULTS = "compare.json"
 COSTS = ("seconds", "cpu_seconds", "images_per_second", "peak_memory_mib")

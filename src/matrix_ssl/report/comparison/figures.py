@@ -11,10 +11,10 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
-from matrix_ssl.compare.arms import Arm, Comparison, Group
-from matrix_ssl.compare.words import points
 from matrix_ssl.report import svg
-from matrix_ssl.report.figures import Figurine, duration, number
+from matrix_ssl.report.comparison.data import Arm, Comparison, Group
+from matrix_ssl.report.comparison.words import points
+from matrix_ssl.report.run.figures import Figurine, duration, number
 from matrix_ssl.report.svg import colour
 
 MAX_POINTS = 200  # of one line; more would not be seen at this width

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from matrix_ssl.compare import figures
-from matrix_ssl.compare.arms import Comparison, Group, items, read_arms, read_results
-from matrix_ssl.compare.table import ABSENT, Cell, difference_cell, rows, table_note
-from matrix_ssl.compare.words import SIGNIFICANT, better, notes, pairs, verdict
 from matrix_ssl.config import flatten
-from matrix_ssl.report.figures import duration, whole
-from matrix_ssl.report.results import MEASURES
-from matrix_ssl.report.run_data import finite_number, mapping
+from matrix_ssl.report.comparison import figures
+from matrix_ssl.report.comparison.data import Comparison, Group, items, read_arms, read_results
+from matrix_ssl.report.comparison.table import ABSENT, Cell, difference_cell, rows, table_note
+from matrix_ssl.report.comparison.words import SIGNIFICANT, better, notes, pairs, verdict
+from matrix_ssl.report.run.data import finite_number, mapping
+from matrix_ssl.report.run.figures import duration, whole
+from matrix_ssl.report.run.results import MEASURES
 from matrix_ssl.report.template import render
 from matrix_ssl.runs.files import write_atomically
 

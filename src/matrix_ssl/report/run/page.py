@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from matrix_ssl.config import flatten, to_dict
-from matrix_ssl.report import figures
-from matrix_ssl.report.figures import Curve, Figurine, Panel, duration, number, whole
-from matrix_ssl.report.protocols import ResultTable, read_tables
-from matrix_ssl.report.results import MEASURES, alarms, comparison, comparison_note, verdict
-from matrix_ssl.report.run_data import RunData, finite_number, mapping, read_run
+from matrix_ssl.report.run import figures
+from matrix_ssl.report.run.data import RunData, finite_number, mapping, read_run
+from matrix_ssl.report.run.figures import Curve, Figurine, Panel, duration, number, whole
+from matrix_ssl.report.run.protocols import ResultTable, read_tables
+from matrix_ssl.report.run.results import MEASURES, alarms, comparison, comparison_note, verdict
 from matrix_ssl.report.template import render
 from matrix_ssl.runs.files import write_atomically
 from matrix_ssl.runs.folder import SKIPPED

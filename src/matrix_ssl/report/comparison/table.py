@@ -10,12 +10,12 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from matrix_ssl.compare.arms import Arm, Comparison, Summary, read_arms
-from matrix_ssl.compare.statistics import PairedDifference
-from matrix_ssl.compare.words import notes, points, verdict
-from matrix_ssl.report.figures import duration, whole
-from matrix_ssl.report.results import BASELINES
-from matrix_ssl.report.run_data import finite_number, mapping
+from matrix_ssl.report.comparison.data import Arm, Comparison, Summary, read_arms
+from matrix_ssl.report.comparison.statistics import PairedDifference
+from matrix_ssl.report.comparison.words import notes, points, verdict
+from matrix_ssl.report.run.data import finite_number, mapping
+from matrix_ssl.report.run.figures import duration, whole
+from matrix_ssl.report.run.results import BASELINES
 
 ABSENT = "–"
 _COSTS: tuple[tuple[str, str, Callable[[float], str], Callable[..., float]], ...] = (

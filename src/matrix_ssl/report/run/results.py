@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from matrix_ssl.report.figures import whole
-from matrix_ssl.report.run_data import RunData, finite_number, mapping
+from matrix_ssl.report.run.data import RunData, finite_number, mapping
+from matrix_ssl.report.run.figures import whole
 
 
 @dataclass(frozen=True)
