@@ -68,7 +68,7 @@ def write_page(out: Path, result: Mapping[str, Any]) -> Path:
         "table": _table(result),
         "environment": environment,
     }
-    page, path = render(__package__, PAGE, values), out / PAGE
+    page, path = render("diagnosis.html", values), out / PAGE
 
     def write(file: IO[bytes]) -> None:
         file.write(page.encode(errors="backslashreplace"))

@@ -93,7 +93,7 @@ def _render(c: Comparison) -> str:
         "own_settings": _own_settings(c),
         "environment": _plain(mapping(c.results.get("environment"))),
     }
-    return render(__package__, PAGE, values)
+    return render("comparison.html", values)
 
 
 def _heading(c: Comparison) -> str:

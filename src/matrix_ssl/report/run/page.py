@@ -85,7 +85,7 @@ def _render(data: RunData, tables: Sequence[ResultTable]) -> str:
         "settings": _settings(to_dict(data.config)),
         "environment": _settings(data.environment),
     }
-    return render(__package__, "page.html", values)
+    return render("run.html", values)
 
 
 def _facts(data: RunData) -> list[tuple[str, str]]:
