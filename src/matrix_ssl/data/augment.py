@@ -1,7 +1,7 @@
 """Random views of whole batches, with every image's own randomness.
 
-All random numbers come from ``matrix_ssl.data.randomness`` at (seed, epoch, sample, view, purpose): a view does not depend
-on the batch it is computed in, on workers or on processes. They are drawn on the host, where the few numbers an image
+All random numbers come from ``data.randomness`` at (seed, epoch, sample, view, purpose): a view does not depend on the
+batch it is computed in, on workers or on processes. They are drawn on the host, where the few numbers an image
 needs cost nothing, so the pixel work runs on any device without a synchronisation.
 
 Cropping with antialiased resizing and blurring are linear and separable: A_y X A_xᵀ with one small matrix a side for

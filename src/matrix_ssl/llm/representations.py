@@ -11,7 +11,7 @@ window, as in the code that both papers published, which centres every input by 
 exact. Centring by the mean of all tokens before scaling rows to length one would be another measure, and take two.
 
 The matrix entropy and the effective rank of the whole text are those of the covariance of all tokens about the mean
-of all tokens, rows not scaled: what ``matrix_ssl.training.diagnostics`` shows of encoders. They need its mean and its d x d
+of all tokens, rows not scaled: what ``training.diagnostics`` shows of encoders. They need its mean and its d x d
 sum of squares alone, which windows are merged into.
 
 Everything is computed in float64. A row that is as near to its window's mean as rounding has no direction and adds

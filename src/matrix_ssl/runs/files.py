@@ -111,6 +111,7 @@ def append_line(path: Path, line: dict[str, Any]) -> None:
 
 
 def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
+    """Writes JSON lines atomically; numbers that are not finite become null."""
     text = "".join(_json_line(line) for line in lines)
     write_atomically(path, lambda file: file.write(text.encode()))
 

@@ -1,0 +1,358 @@
+"""The benchmarks: the published form is the published one, the scripts run, and what the pages say of them is so."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from matrix_ssl.losses import matrix_ssl_loss
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+
+import loss_variants
+import losses
+import pages
+import plots
+import published
+import spectra
+import speed
+import timing
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "benchmarks" / "results"
+TAYLOR = json.loads((RESULTS / "taylor_gradients.json").read_text())
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "published_losses.json").read_text())
+
+
+def branches(n, d, *, noise=0.4, seed=0):
+    """Outputs z1, z2, p1, p2 as the golden values were computed from."""
+    r = np.random.default_rng(seed)
+    base = r.standard_normal((n, d)) * np.exp(-np.arange(d) * (3.0 / d))
+    return [torch.from_numpy(base + noise * r.standard_normal((n, d)) + 0.3) for _ in range(4)]
+
+
+def run(script, *arguments):
+    command = [sys.executable, str(ROOT / "benchmarks" / script), *map(str, arguments)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+class TestPublishedForm:
+    @pytest.mark.parametrize("case", GOLDEN, ids=lambda case: f"{case['m']}x{case['d']}")
+    def test_golden_values(self, case):
+        z1, z2, p1, p2 = branches(case["m"], case["d"], noise=case["noise"], seed=case["seed"])
+        z1.requires_grad_(), z2.requires_grad_()
+        settings = {"ridge": case["mu"], "uniformity_weight": case["lam"], "order": case["order"]}
+        terms = [published.order_terms(p, z, **settings) for p, z in ((p2, z1), (p1, z2))]
+        uniformity, alignment = (sum(pair).item() / 2 for pair in zip(*terms, strict=True))
+        loss = published.loss(z1, z2, p1, p2, alignment_weight=case["gamma"], **settings)
+        loss.backward()
+        found = [loss.item(), uniformity, alignment, z1.grad.norm().item(), z2.grad.norm().item()]
+        names = ("total", "uniformity", "alignment", "grad_z1_norm", "grad_z2_norm")
+        np.testing.assert_allclose(found, [case[name] for name in names], rtol=1e-9)
+        np.testing.assert_allclose(z1.grad.flatten()[:4], case["grad_z1_first"], rtol=1e-9, atol=1e-12)
+
+    @pytest.mark.parametrize("order", [1, 2, 4, 7])
+    @pytest.mark.parametrize(("n", "d"), [(5, 12), (12, 5), (8, 8)])
+    def test_taylor_has_its_value_and_gradient(self, n, d, order):
+        found = []
+        settings = {"ridge": 0.5, "uniformity_weight": 0.7, "alignment_weight": 1.3, "order": order}
+        for loss, options in ((published.loss, {}), (matrix_ssl_loss, {"logarithm": "taylor"})):
+            z1, z2, p1, p2 = branches(n, d)
+            z1.requires_grad_(), z2.requires_grad_()
+            value = loss(z1, z2, p1, p2, **settings, **options)
+            found.append([value.item(), *torch.autograd.grad(value, (z1, z2))])
+        for ours, theirs in zip(*found, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-12)
+
+    @pytest.mark.parametrize(("n", "d"), [(24, 40), (40, 24)])
+    def test_count_of_products(self, n, d):
+        """docs/taylor.md: 22 of d x d x d, 6 of n x d x d, 4 of n x n x d."""
+        p, z = loss_variants.case_inputs(n, d)
+        with FlopCounterMode(display=False) as counter:
+            torch.autograd.grad(published.order_loss(p, z, ridge=0.1, uniformity_weight=0.1), z)
+        assert counter.get_total_flops() == 2 * (22 * d**3 + 6 * n * d * d + 4 * n * n * d)
+
+    @pytest.mark.parametrize(
+        ("variant", "kept"),
+        [
+            ("published", {"dxd": 8, "nxd": 4, "nxn": 1}),
+            *((name, {"dxd": 0, "nxd": 1, "nxn": 0}) for name in ("exact, auto", "exact, eigh", "taylor")),
+        ],
+    )
+    @pytest.mark.parametrize(("n", "d"), [(24, 40), (40, 24)])
+    def test_what_is_kept_for_the_backward_pass(self, n, d, variant, kept):
+        """docs/taylor.md: one n x d tensor, or eight d x d, four n x d and one n x n; vectors are not counted."""
+        p, z = loss_variants.case_inputs(n, d)
+        saved = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x):
+            loss_variants.losses(p, z, 0.1)[variant]()
+        storages = [memory.nbytes() for memory in {x.data_ptr(): x.untyped_storage() for x in saved}.values()]
+        sizes = {"dxd": 4 * d * d, "nxd": 4 * n * d, "nxn": 4 * n * n}
+        assert {name: storages.count(size) for name, size in sizes.items()} == kept
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """Results of the quick runs, beside those of the views and of trained networks of the last full run."""
+    folder = tmp_path_factory.mktemp("results")
+    run("losses.py", "--quick", "--out", folder / "losses.json")
+    run("taylor_gradients.py", "--quick", "--out", folder / "taylor_gradients.json")
+    run("entropies.py", "--quick", "--out", folder / "entropies.json")
+    run("processes.py", "--quick", "--out", folder / "processes.json")
+    shutil.copy(RESULTS / "method_losses.json", folder)  # the script needs lightly: see its own test
+    for name in ("speed", "scale", *pages.TRAINED):
+        shutil.copy(RESULTS / f"{name}.json", folder)
+    return folder
+
+
+class TestScripts:
+    def test_method_losses(self, tmp_path):
+        pytest.importorskip("lightly")
+        run("method_losses.py", "--quick", "--out", tmp_path / "found.json")
+        rows = json.loads((tmp_path / "found.json").read_text())["rows"]
+        assert [row["method"] for row in rows] == ["barlow_twins", "sigreg"]
+        assert all(set(row["seconds"]) == set(row["mib"]) == {"ours", "lightly"} for row in rows)
+        assert "| barlow_twins | 8, 16 |" in pages.method_section(json.loads((tmp_path / "found.json").read_text()))
+
+    def test_publish(self, tmp_path):
+        out = tmp_path / "comparison"
+        out.mkdir()
+        shutil.copy(RESULTS / "compare_digits.json", out / "compare.json")
+        where = ("--results", tmp_path, "--docs", tmp_path)
+        for _ in range(2):  # a page that is there is filled anew
+            run("publish.py", out, "digits", "Nine methods on handwritten digits", *where)
+        assert (tmp_path / "digits.md").read_text("utf-8") == (ROOT / "docs/results/digits.md").read_text("utf-8")
+        assert (tmp_path / "compare_digits.json").read_bytes() == (RESULTS / "compare_digits.json").read_bytes()
+
+    def test_publish_chain(self, tmp_path):
+        bundle = json.loads((RESULTS / "chain.json").read_text())
+        for name, value in bundle["files"].items():
+            (tmp_path / "run" / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "run" / name).write_text(json.dumps(value))
+        shutil.copy(ROOT / "docs/results/chain.md", tmp_path)
+        where = ("--results", tmp_path, "--docs", tmp_path)
+        run("publish_chain.py", tmp_path / "run", bundle["command"], *where)
+        assert (tmp_path / "chain.md").read_text("utf-8") == (ROOT / "docs/results/chain.md").read_text("utf-8")
+        assert (tmp_path / "chain.json").read_bytes() == (RESULTS / "chain.json").read_bytes()
+
+    def test_losses(self, results):
+        found = json.loads((results / "losses.json").read_text())
+        for case in found["cases"]:
+            variants = case["variants"]
+            assert list(variants) == ["published", *(f"exact, {a}" for a in loss_variants.ALGORITHMS), "taylor",
+                                      "products"]  # fmt: skip
+            for name, row in variants.items():
+                if not case["extrapolate"]:  # a difference of two tiny times may have any sign
+                    assert min(row["seconds"]["least"], row["ratio"]["least"]) > 0
+                if name.startswith("exact"):
+                    assert max(row["error"].values()) < 1e-4
+            assert variants["published"]["ratio"]["median"] == 1
+            assert 0 < case["largest_eigenvalue"] < 1
+            assert case["plans"]["polynomial"]["size"] > 1
+            assert case["plans"]["auto"]["algorithm"] in loss_variants.ALGORITHMS
+        whole, _, partial = found["cases"]
+        for key in ("value", "gradient"):  # the series leaves out the same, however it is computed
+            errors = [whole["variants"][name]["error"][key] for name in ("published", "taylor")]
+            assert errors[0] == pytest.approx(errors[1], rel=1e-3)
+            assert errors[0] > 1e-2
+        row = partial["variants"]["published"]
+        assert row["extrapolated"]
+        assert row["seconds"]["median"] == pytest.approx(row["one_term"] + 3 * (row["two_terms"] - row["one_term"]))
+        assert "error" not in row
+        assert [sum(row["shares"].values()) for row in found["profile"]] == [pytest.approx(1)]
+        assert [(row["n"], "published" in row["seconds"]) for row in found["curves"]["d"]] == [(32, True), (32, False)]
+        assert [row["variant"] for row in found["memory"]] == ["published", "exact, auto"]
+
+    def test_pages(self, results, tmp_path, monkeypatch):
+        docs = tmp_path / "docs"
+        shutil.copytree(ROOT / "docs", docs)
+        drawn = []
+        for _ in range(2):  # a page that is filled already is filled anew
+            monkeypatch.setattr(sys, "argv", ["pages.py", "--results", str(results), "--docs", str(docs)])
+            pages.main()
+            drawn.append([path.read_bytes() for path in sorted((docs / "figures").iterdir())])
+        assert drawn[0] == drawn[1]
+        assert max(map(len, drawn[0])) < 100_000
+        speed_page, taylor_page = ((docs / f"{name}.md").read_text("utf-8") for name in ("speed", "taylor"))
+        assert speed_page.count("24, 40, flat, ridge 0.5") >= 2
+        assert speed_page.count("torchvision on PIL") == 1
+        assert "| mutual information | features |" in speed_page
+        assert "| 4 | 8, 12 |" in speed_page and "| 1 | 8, 12 |" in speed_page
+        assert taylor_page.count("| rank one |") == 1
+
+    def test_views(self):
+        rows = speed.measure_views(16, 16)
+        assert [row["what"] for row in rows] == ["views, batched", "views, torchvision on PIL"]
+        assert all(0 < row["least"] <= row["median"] <= row["most"] for row in rows)
+
+    def test_memory_is_what_is_alive(self, results):
+        """At least the eight d x d tensors that the published form keeps; ours keeps none."""
+        theirs, ours = json.loads((results / "losses.json").read_text())["memory"]
+        matrix = theirs["d"] ** 2 * 4 / 2**20
+        assert 8 * matrix < theirs["mib"] < 20 * matrix
+        assert ours["mib"] < 2 * matrix
+
+    def test_markers_must_be_there(self, tmp_path):
+        page = tmp_path / "page.md"
+        page.write_text("before\n<!-- a:begin -->\nold\n<!-- a:end -->\nafter\n")
+        pages.fill(page, "a", "new\n")
+        assert page.read_text() == "before\n<!-- a:begin -->\nnew\n<!-- a:end -->\nafter\n"
+        with pytest.raises(ValueError, match="no markers b:begin"):
+            pages.fill(page, "b", "new")
+
+
+class TestTiming:
+    def test_variants_take_turns(self):
+        calls = []
+        names = "abcd"
+        seconds = timing.take_turns({name: lambda name=name: calls.append(name) for name in names}, rounds=20)
+        orders = [tuple(calls[i : i + 4]) for i in range(0, 84, 4)]
+        assert {tuple(sorted(order)) for order in orders} == {tuple(names)}
+        assert len(set(orders)) > 10  # no variant has one predecessor
+        assert {name: len(values) for name, values in seconds.items()} == dict.fromkeys(names, 20)  # and one to warm up
+        timing.take_turns({"c": lambda: calls.append("c")}, rounds=1, warm_up=False)
+        assert calls[84:] == ["c"]
+
+    def test_spread(self):
+        found = timing.spread([5.0, 1.0, 2.0, 4.0, 3.0])
+        assert found == {"least": 1, "lower_quartile": 2, "median": 3, "upper_quartile": 4, "most": 5}
+
+
+@pytest.mark.parametrize(
+    ("operation", "kind"),
+    [
+        ("aten::addmm_", "products"),
+        ("aten::mm", "products"),
+        ("aten::_linalg_eigh", "eigh"),
+        ("aten::linalg_cholesky_ex", "cholesky"),
+        ("aten::cholesky_inverse", "cholesky"),
+        ("aten::linalg_lu_solve", "lu, inverse"),
+        ("aten::add_", "elementwise and the rest"),
+    ],
+)
+def test_stage_of_an_operation(operation, kind):
+    assert losses.stage(operation) == kind
+
+
+class TestSpectra:
+    @pytest.mark.parametrize("spectrum", spectra.SPECTRA)
+    def test_variances_and_cosine(self, spectrum):
+        p, z = (x.numpy() for x in spectra.outputs(spectrum, 4000, 12, seed=0, dtype=torch.float64))
+        expected = spectra.variances(spectrum, 12).numpy()
+        np.testing.assert_allclose(p.var(0), expected, rtol=0.1)
+        np.testing.assert_allclose(z.var(0), expected * (1 + 0.75**2), rtol=0.1)
+        uncentred = (p * z).sum() / np.sqrt((p**2).sum() * (z**2).sum())
+        assert uncentred == pytest.approx(0.8, abs=0.02)
+
+    def test_definitions(self):
+        found = {name: spectra.variances(name, 9).tolist() for name in spectra.SPECTRA}
+        assert found["1/k"] == [1 / k for k in range(1, 10)]
+        assert found["1/k²"][2] == pytest.approx(1 / 9)
+        assert found["1/√k"][3] == 0.5
+        assert found["rank 8"] == [1] * 8 + [0]
+        assert found["rank one"][0] / found["rank one"][8] == pytest.approx(1e4)
+
+
+def reference_gradient(term, p, z, ridge, order):
+    """Gradient of one term in raw z from d x d formulas; order None is the exact logarithm."""
+    n, d = z.shape
+    lengths = np.linalg.norm(z, axis=1, keepdims=True)
+    rows, teacher = z / lengths, p / np.linalg.norm(p, axis=1, keepdims=True)
+    centring = np.eye(n) - np.ones((n, n)) / n
+    if term == "uniformity":
+        x = teacher.T @ centring @ rows / n + (ridge - 1) * np.eye(d)
+        powers = [np.linalg.matrix_power(-x, k) for k in range(order or 0)]
+        slope = sum(powers) if order else np.linalg.inv(x + np.eye(d))
+        by_rows = -centring @ teacher @ slope.T / n
+    else:
+        x = rows.T @ centring @ rows / n + (ridge - 1) * np.eye(d)
+        weight = teacher.T @ centring @ teacher / n + ridge * np.eye(d)
+        if order:
+            block = np.block([[x, weight], [np.zeros((d, d)), x]])
+            series = sum((-1) ** (k + 1) / k * np.linalg.matrix_power(block, k) for k in range(1, order + 1))
+        else:
+            identity = np.eye(2 * d)
+            series = scipy.linalg.logm(np.block([[x, weight], [np.zeros((d, d)), x]]) + identity)
+        by_rows = -2 * centring @ rows @ series[:d, d:] / n  # a function of [[X, W], [0, X]] has its derivative there
+    return (by_rows - rows * (by_rows * rows).sum(1, keepdims=True)) / lengths
+
+
+class TestTaylorGradients:
+    def found(self, term, spectrum, ridge, order):
+        (row,) = (r for r in TAYLOR["rows"] if (r["term"], r["spectrum"], r["ridge"]) == (term, spectrum, ridge))
+        return row["orders"][str(order)]
+
+    @pytest.mark.parametrize("term", ["uniformity", "alignment"])
+    @pytest.mark.parametrize(
+        ("spectrum", "ridge", "order"), [("1/k", 0.1, 4), ("flat", 0.5, 4), ("rank one", 1.0, 4), ("1/k", 0.25, 16)]
+    )
+    def test_numbers_of_the_figure(self, term, spectrum, ridge, order):
+        errors, cosines = [], []
+        for seed in range(TAYLOR["seeds"]):
+            p, z = spectra.outputs(spectrum, TAYLOR["n"], TAYLOR["d"], seed=seed, dtype=torch.float64)
+            exact, series = (reference_gradient(term, p.numpy(), z.numpy(), ridge, k) for k in (None, order))
+            errors.append(np.linalg.norm(series - exact) / np.linalg.norm(exact))
+            cosines.append((series * exact).sum() / np.linalg.norm(series) / np.linalg.norm(exact))
+        for name, values in (("error", errors), ("cosine", cosines)):
+            expected = {"mean": np.mean(values), "least": min(values), "most": max(values)}
+            assert self.found(term, spectrum, ridge, order)[name] == pytest.approx(
+                expected, rel=6e-4
+            )  # four digits are kept
+
+    def test_words_of_the_page(self):
+        """docs/taylor.md, below the tables."""
+        four = {
+            (r["term"], r["spectrum"], r["ridge"]): {name: v["mean"] for name, v in r["orders"]["4"].items()}
+            for r in TAYLOR["rows"]
+        }
+        assert len(spectra.SPECTRA) == 6
+        for spectrum in spectra.SPECTRA:
+            for ridge in (0.1, 0.25, 0.5, 0.75, 1.0):
+                assert four["uniformity", spectrum, ridge]["cosine"] >= 0.9
+            assert four["alignment", spectrum, 0.1]["error"] > 0.6
+            assert four["alignment", spectrum, 0.5]["cosine"] >= 0.9
+            if spectrum in ("flat", "1/√k", "1/k", "rank 8"):  # no direction dominates
+                assert four["alignment", spectrum, 1.0]["error"] < four["alignment", spectrum, 0.5]["error"] / 10
+        assert four["alignment", "rank one", 1.0]["cosine"] < 0.2
+        assert self.found("alignment", "1/k", 0.25, 16)["error"]["mean"] < 0.05
+
+    def test_the_series_pulls_where_nothing_is_left_to_align(self):
+        """With P = Q the derivative of tr[P log Q] by Q is I, and I - (I - Q)⁴ for four terms."""
+        r = np.random.default_rng(0)
+        rows = r.standard_normal((30, 5))
+        q = np.cov(rows.T) / 10 + 0.1 * np.eye(5)
+        block = np.block([[q, q], [np.zeros((5, 5)), q]])
+        series = sum((-1) ** (k + 1) / k * np.linalg.matrix_power(block - np.eye(10), k) for k in range(1, 5))
+        np.testing.assert_allclose(scipy.linalg.logm(block)[:5, 5:], np.eye(5), atol=1e-12)
+        np.testing.assert_allclose(series[:5, 5:], np.eye(5) - np.linalg.matrix_power(np.eye(5) - q, 4), atol=1e-12)
+
+    def test_page_and_figure_are_of_these_results(self):
+        assert pages.taylor_section(TAYLOR).strip() in (ROOT / "docs" / "taylor.md").read_text("utf-8")
+        drawn = (ROOT / "docs" / "figures" / "taylor_gradients.svg").read_text("utf-8")
+        assert len(drawn) < 100_000
+        axes = plots.taylor_gradients(TAYLOR).axes
+        assert [axis.get_title() for axis in axes[:3]] == ["error, 4 terms", "cosine, 4 terms", "error, spectrum 1/k"]
+        assert all(title in drawn for title in ("error, 4 terms", "cosine, 4 terms", "error, spectrum 1/k"))
+
+
+def test_page_of_speed_is_of_the_results():
+    if not (RESULTS / "losses.json").exists():
+        pytest.skip("the losses have not been measured")
+    text = (ROOT / "docs" / "speed.md").read_text("utf-8")
+    measured, views = (json.loads((RESULTS / f"{name}.json").read_text()) for name in ("losses", "speed"))
+    assert not measured["quick"]
+    assert pages.loss_section(measured).strip() in text
+    assert pages.view_section(views).strip() in text
+    sections = {
+        "entropies": pages.entropy_section, "processes": pages.process_section, "method_losses": pages.method_section,
+    }  # fmt: skip
+    for name, section in sections.items():
+        assert section(json.loads((RESULTS / f"{name}.json").read_text())).strip() in text

@@ -1,0 +1,149 @@
+"""A chain of commands: what it would run, that it runs it, and that it goes on where it was stopped."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from matrix_ssl.cli import chain
+from matrix_ssl.cli.chain import Coco, Stage
+from matrix_ssl.errors import ConfigError, DataError
+from matrix_ssl.runs.files import read_json
+from tests.support import runs
+from tests.support.runs import BARE, succeed, tiny
+
+COCO = Coco(Path("train.tar"), Path("train.json"), Path("val.tar"), Path("val.json"))
+
+
+def make_plan(**changes: object) -> list[Stage]:
+    given = {
+        "pretrain": ["demo"], "places": ["--device", "cpu"], "protocols": [["knn", "linear"], ["fine-tune"]],
+        "transfer": ["a/birds"], "coco": COCO, "architectures": ["fpn", "c4"],
+        "evaluate_settings": ["fine_tune.epochs=2"], "detect_settings": ["epochs=3"],
+    }  # fmt: skip
+    return chain.plan(Path("r"), **(given | changes))  # type: ignore[arg-type]
+
+
+def test_the_stages_and_their_commands() -> None:
+    stages = make_plan()
+    assert [stage.name for stage in stages] == [
+        "pre-training", "knn, linear", "fine-tune", "transfer to birds", "detection, fpn", "detection, c4", "report",
+    ]  # fmt: skip
+    assert chain.summary(stages[:4]).splitlines() == [
+        "matrix-ssl pretrain demo --run-folder r --device cpu",
+        "matrix-ssl evaluate r --protocol knn,linear --device cpu",
+        "matrix-ssl evaluate r --protocol fine-tune --set fine_tune.epochs=2 --device cpu",
+        "matrix-ssl evaluate r --protocol transfer --data a/birds --device cpu",
+    ]
+    detect = stages[4].arguments
+    assert detect[:9] == ("detect", *COCO.arguments()) and "--encoder r" in " ".join(detect)
+    assert " ".join(detect).endswith("--out r/detection/fpn --set epochs=3 --device cpu")
+
+
+def test_several_processes_for_what_can_use_them() -> None:
+    launched = {stage.name: "torch.distributed.run" in stage.command(8) for stage in make_plan()}
+    assert [name for name, several in launched.items() if several] == [
+        "pre-training", "fine-tune", "detection, fpn", "detection, c4",
+    ]  # fmt: skip
+    assert "--nproc-per-node=8" in make_plan()[0].command(8)
+    assert make_plan()[0].command(1)[:3] == [sys.executable, "-m", "matrix_ssl"]
+
+
+def test_a_finished_encoder_needs_no_pretraining_and_no_detection_set_no_detection() -> None:
+    stages = make_plan(pretrain=[], data=["--data", "cats"], coco=None)
+    assert [stage.name for stage in stages] == ["knn, linear", "fine-tune", "transfer to birds", "report"]
+    assert "--data cats" in " ".join(stages[0].arguments)
+
+
+def test_protocols_on_features_share_a_command() -> None:
+    assert chain.group_protocols("knn,fine-tune, linear,knn", []) == [["knn", "linear"], ["fine-tune"]]
+    with pytest.raises(ConfigError, match="Did you mean 'knn'"):
+        chain.group_protocols("knm", [])
+    with pytest.raises(ConfigError, match=r"unknown setting 'fine_tune\.epoch'"):
+        chain.group_protocols("knn", ["fine_tune.epoch=1"])
+    with pytest.raises(ConfigError, match="architecture='fpm'"):
+        chain.check_detection("fpm", [])
+    with pytest.raises(ConfigError, match="unknown setting 'epoch'"):
+        chain.check_detection("fpn", ["epoch=1"])
+
+
+@pytest.mark.parametrize(
+    ("names", "images"),
+    [
+        (["train2017/", "val2017/", "annotations/instances_train2017.json", "annotations/instances_val2017.json"],
+         ("train2017", "val2017")),
+        (["x_train.tar", "x_val.tar", "instances_train.json", "instances_val.json"], ("x_train.tar", "x_val.tar")),
+    ],
+)  # fmt: skip
+def test_a_detection_set_is_found(tmp_path: Path, names: list[str], images: tuple[str, str]) -> None:
+    for name in names:
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True, parents=True)
+        path.mkdir() if name.endswith("/") else path.touch()
+    found = chain.find_coco(tmp_path)
+    assert (found.train_images.name, found.val_images.name) == images
+    assert found.val_annotations.exists() and "val" in found.val_annotations.name
+    (tmp_path / "old_train").mkdir()
+    with pytest.raises(DataError, match=r"expected one folder or \.tar of images \*train\*, found old_train, "):
+        chain.find_coco(tmp_path)
+    with pytest.raises(DataError, match="found none"):
+        chain.find_coco(tmp_path / "old_train")
+
+
+def chain_command(*more: str) -> list[str]:
+    words = tiny()[1:]
+    words[words.index("r")] = "c"
+    return ["chain", *words, "--protocol", "knn,linear-sgd", "--evaluate-set", "linear_sgd.epochs=2",
+            "--evaluate-set", "linear_sgd.batch_size=256", *more]  # fmt: skip
+
+
+def test_a_stopped_chain_goes_on(tmp_path: Path) -> None:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "matrix_ssl", *chain_command()]
+    with (tmp_path / "err").open("w") as err:
+        process = subprocess.Popen(command, cwd=tmp_path, stderr=err, stdout=subprocess.DEVNULL, env=environment)
+        deadline = time.monotonic() + runs.PATIENCE
+        while not (tmp_path / "c" / "metrics.jsonl").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(runs.PATIENCE) == 128 + signal.SIGTERM
+    assert "stopped by SIGTERM during a chain; the same command resumes." in (tmp_path / "err").read_text()
+    assert "Traceback" not in (tmp_path / "err").read_text() and not (tmp_path / "c" / "chain.json").exists()
+
+    ended = succeed(tmp_path, chain_command())
+    assert read_json(tmp_path / "c" / "chain.json").keys() == {"pre-training", "knn", "linear-sgd", "report"}
+    folder = tmp_path / "c" / "evaluation" / "digits"
+    assert (folder / "knn.json").exists() and (folder / "linear-sgd.json").exists()
+    assert "linear-sgd" in (tmp_path / "c" / "report.html").read_text()
+    again = succeed(tmp_path, chain_command())
+    assert [again.err.count("done before"), ended.err.count("done before")] == [3, 0]
+
+
+def test_a_stage_that_fails_is_named(tmp_path: Path) -> None:
+    succeed(tmp_path, tiny(), before=BARE)
+    shutil.copytree(tmp_path / "r", tmp_path / "c")
+    message = runs.run(tmp_path, ["chain", "--encoder", "c", "--data", "absent", "--protocol", "knn"])
+    assert message.code == 1
+    first, last = (line for line in message.err.splitlines() if line.startswith("error: "))
+    assert "'absent' is not a file or folder here" in first
+    assert last == "error: the stage 'knn' ended with exit code 1, see above; the same command resumes."
+    assert not (tmp_path / "c" / "chain.json").exists()
+
+
+def test_mistakes_are_told_before_anything_runs(tmp_path: Path) -> None:
+    for words, message in (
+        (["--protocol", "knm"], "Did you mean 'knn'"),
+        (["--detect-set", "epoch=1"], "unknown setting 'epoch'"),
+        (["--coco", "absent"], "expected one folder or .tar of images"),
+        (["--encoder", "absent"], "leave out --run"),
+    ):
+        assert message in runs.fail(tmp_path, chain_command(*words))
+    assert "is not a run folder" in runs.fail(tmp_path, ["chain", "--encoder", "absent"])
+    assert not any(tmp_path.iterdir())
+    assert "matrix-ssl pretrain demo" in succeed(tmp_path, ["chain", "demo", "--dry-run"]).out
+    assert not any(tmp_path.iterdir())

@@ -1,0 +1,270 @@
+"""What comparisons find is what a person would find by hand, and what they say of it is all there."""
+
+import re
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import matrix_ssl
+from matrix_ssl import config
+from matrix_ssl.config.recipes import find_recipe
+from matrix_ssl.data import open_source
+from matrix_ssl.encoder import load_encoder
+from matrix_ssl.evaluate.features import extract
+from matrix_ssl.evaluate.probes.accuracy import accuracy
+from matrix_ssl.evaluate.probes.linear import fit_logistic_regression
+from matrix_ssl.runs.display import Display
+from matrix_ssl.runs.files import read_json, write_json
+from matrix_ssl.runs.folder import read_config
+from matrix_ssl.training import setup
+from matrix_ssl.training.loop import Loop
+from matrix_ssl.training.observer import Observer
+from tests.support import runs
+from tests.support.comparisons import compare, job_folders, moments, results, words
+from tests.support.runs import BARE, TINY, make_images, succeed
+
+MEASURES = {"knn_1", "knn_20", "linear", "low_shot_1", "low_shot_5", "low_shot_10"}
+BOTH = words("--seeds", "2", "--trials", "3", "--budget", "1", "--rivals-budget", "2", settings=())
+STEPS = {1: 22, 2: 44}  # by epochs
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a comparison ``c`` of two methods that has ended, and what it said."""
+    folder = tmp_path_factory.mktemp("done")
+    ended = compare(folder, BOTH)
+    (folder / "out").write_text(ended.out)
+    (folder / "err").write_text(ended.err)
+    return folder
+
+
+def run_folder(row: dict) -> Path:
+    """Where the run of a row lies."""
+    return Path("c", "runs", f"{row['method']}-{row['epochs']}-epochs", f"seed-{row['seed']}")
+
+
+def test_every_run_has_a_row(done: Path) -> None:
+    found = [(row["method"], row["epochs"], row["seed"]) for row in results(done)["rows"]]
+    assert found == [
+        ("matrix_ssl", 1, 0), ("matrix_ssl", 1, 1),
+        ("simsiam", 1, 0), ("simsiam", 1, 1), ("simsiam", 2, 0), ("simsiam", 2, 1),
+    ]  # fmt: skip
+    assert {run_folder(row) for row in results(done)["rows"]} <= set(job_folders(done))
+
+
+def test_every_row_is_complete(done: Path) -> None:
+    for row in results(done)["rows"]:
+        assert row["accuracy"].keys() == MEASURES
+        assert all(0 < value["mean"] < 1 and value["n"] >= 1 for value in row["accuracy"].values())
+        assert row["steps"] == STEPS[row["epochs"]] and row["bad_steps"] == 0
+        assert row["parameters"] == sum(p.numel() for p in load_encoder(done / run_folder(row)).parameters())
+        assert 0.01 < row["seconds"] < 600
+        assert row["images_per_second"] == pytest.approx(64 * row["steps"] / row["seconds"])
+        assert 100 < row["peak_memory_mib"] < 10_000
+        environment = row["environment"]
+        assert environment.keys() >= {"torch", "torchvision", "numpy", "python", "processor", "commit"}
+        assert (environment["matrix_ssl"], environment["device"]) == (matrix_ssl.__version__, "cpu")
+
+
+def test_the_head_describes_the_comparison(done: Path) -> None:
+    found = results(done)
+    assert found["command"].startswith("matrix-ssl compare demo --methods matrix_ssl,simsiam --out c --device cpu")
+    assert (found["recipe"], found["reference"], found["methods"]) == ("demo", "matrix_ssl", ["matrix_ssl", "simsiam"])
+    assert (found["seeds"], found["budget"], found["rivals_budget"], found["measure"]) == ([0, 1], 1, 2, "linear")
+    digests = {f"{part}_digest": open_source("digits", split=part, data_root=None).digest for part in ("train", "test")}
+    assert found["data"] == {"name": "digits", "train": 1437, "test": 360, "classes": 10, **digests}
+    settings = found["settings"]
+    assert (settings["network.width"], settings["batch_size"], settings["view1.rotation"]) == (8, 64, 15.0)
+    assert not {key for key in settings if key.startswith("method.") or key in ("seed", "epochs")}
+    assert found["environment"].keys() >= {"torch", "python", "commit"}
+    assert found["environment"]["matrix_ssl"] == matrix_ssl.__version__
+    assert found["baselines"].keys() == {"raw_pixels", "random_network"}
+    assert all(values.keys() == MEASURES for values in found["baselines"].values())
+    assert found["baselines"]["raw_pixels"]["knn_1"]["mean"] > 0.95  # handwritten digits are that easy
+
+
+def test_the_trials_are_told_and_the_best_of_them_chosen(done: Path) -> None:
+    tuning = results(done)["tuning"]
+    assert (tuning["trials"], tuning["budget"], tuning["held_out"]) == (3, 1, 0.2)
+    rate = find_recipe("demo").optimizer.learning_rate
+    for method in ("matrix_ssl", "simsiam"):
+        trials = [row for row in tuning["rows"] if row["method"] == method]
+        assert [row["trial"] for row in trials] == [0, 1, 2]
+        settings = [{}, {"optimizer.learning_rate": 2 * rate}, {"optimizer.learning_rate": rate / 2}]
+        assert [row["settings"] for row in trials] == settings
+        (chosen,) = [row for row in trials if row["chosen"]]
+        scores = [(row["accuracy"]["linear"], row["accuracy"]["knn_20"]) for row in trials]
+        assert len(set(scores)) > 1 and scores[chosen["trial"]] == max(scores)
+        for row in (row for row in results(done)["rows"] if row["method"] == method):
+            used = read_config(done / run_folder(row))
+            expected = {"optimizer.learning_rate": rate} | chosen["settings"]
+            assert row["settings"]["optimizer.learning_rate"] == expected["optimizer.learning_rate"]
+            assert used.optimizer.learning_rate == expected["optimizer.learning_rate"]
+            assert row["settings"].items() >= {f"method.{k}": v for k, v in used.method.options.items()}.items()
+
+
+def test_trials_learn_from_four_fifths_of_the_training_images(done: Path) -> None:
+    """1437 digits; a fifth of every class is held out."""
+    images = {path: read_config(done / path).data.images for path in job_folders(done)[1:]}
+    assert {n for path, n in images.items() if "tuning" in path.parts} == {1150}
+    assert {n for path, n in images.items() if "runs" in path.parts} == {1437}
+
+
+@pytest.mark.parametrize("index", [0, 5])
+def test_a_row_is_what_an_evaluation_by_hand_gives(done: Path, tmp_path: Path, index: int) -> None:
+    row = results(done)["rows"][index]
+    shutil.copytree(done / run_folder(row), tmp_path / "r")
+    succeed(tmp_path, ["evaluate", "r", "--device", "cpu"], before=BARE)
+    summary = read_json(tmp_path / "r" / "summary.json")
+    # an evaluation by hand has more neighbours, and chooses the penalty of the linear classifier
+    others = row["accuracy"].keys() - {"linear"}
+    assert len(others) == 5
+    assert {key: row["accuracy"][key] for key in others} == {key: summary["evaluation"][key] for key in others}
+    data = read_config(tmp_path / "r").data
+    learn, judge = (
+        extract(
+            {"": load_encoder(tmp_path / "r")}, open_source("digits", split=part, data_root=None), data,
+            device=torch.device("cpu"), on_progress=lambda *_: None,
+        )
+        for part in ("train", "test")
+    )  # fmt: skip
+    probe = fit_logistic_regression(learn.vectors[""], learn.labels, classes=10, l2=1.0)
+    assert row["accuracy"]["linear"]["mean"] == accuracy(probe.predict(judge.vectors[""]), judge.labels)
+    if index == 0:  # the untrained network is that of the first seed
+        for name, found in results(done)["baselines"].items():
+            assert {key: found[key] for key in others} == {key: summary["baselines"][name][key] for key in others}
+
+
+def test_the_curve_has_held_out_accuracy_at_the_kept_moments(done: Path) -> None:
+    for row in results(done)["rows"]:
+        moments_ = {1, *(-(-row["steps"] * i // 5) for i in range(1, 6))}
+        curve = {point["step"]: point for point in row["curve"]}
+        assert list(curve) == sorted({*moments_, *range(10, row["steps"] + 1, 10)})
+        assert {step for step, point in curve.items() if "knn_20_held_out" in point} == moments_
+        assert all(0 < curve[step]["knn_20_held_out"] < 1 for step in moments_)
+        assert all(point.keys() >= {"epoch", "seconds", "loss", "effective_rank"} for point in curve.values())
+        seconds = [point["seconds"] for point in row["curve"]]
+        assert seconds == sorted(seconds) and seconds[-1] == pytest.approx(row["seconds"], abs=0.01)
+
+
+@pytest.mark.parametrize(("method", "epochs", "seed"), [("matrix_ssl", 1, 0), ("simsiam", 2, 1)])
+def test_the_weights_are_those_of_a_plain_pre_training(
+    done: Path, tmp_path: Path, method: str, epochs: int, seed: int
+) -> None:
+    """To the bit, though accuracy was measured in between."""
+    (row,) = [r for r in results(done)["rows"] if (r["method"], r["epochs"], r["seed"]) == (method, epochs, seed)]
+    rate = row["settings"]["optimizer.learning_rate"]
+    settings = (*TINY, f"epochs={epochs}", f"seed={seed}", f"optimizer.learning_rate={rate}")
+    arguments = ["pretrain", "demo", "--method", method, "--run", "r", "--device", "cpu"]
+    succeed(tmp_path, [*arguments, *(word for setting in settings for word in ("--set", setting))], before=BARE)
+    folder = done / run_folder(row)
+    assert read_config(folder) == read_config(tmp_path / "r")
+    assert runs.tensors(folder) == runs.tensors(tmp_path / "r")
+    without_curve = [{k: v for k, v in line.items() if k != "knn_20_held_out"} for line in runs.timeless(folder)]
+    assert without_curve == runs.timeless(tmp_path / "r") != runs.timeless(folder)
+
+
+def test_the_terminal_shows_each_job_and_the_table(done: Path) -> None:
+    out, (head, *told) = (done / "out").read_text(), (done / "err").read_text().splitlines()
+    assert head == "2 methods, 13 jobs (0 done), 2 side by side on cpu: c"
+    counts = [int(line.partition(" of 13:")[0]) for line in told]
+    assert counts == sorted(counts) and counts[-1] == len(counts) == 13  # two may end in the same moment
+    labels = [line.split(": ")[1] for line in told]
+    trials = {f"{m}, trial {i}" for m in ("matrix_ssl", "simsiam") for i in range(3)}
+    assert trials < set(labels) and len(set(labels)) == 13
+    pattern = r"\d+ of 13: [\w, ]+: (linear \d+\.\d, \d+ s|done)"
+    assert all(re.fullmatch(pattern, line) for line in told), told
+    for text in ("raw pixels", "untrained", "reference", "results c/compare.json", "page    c/compare.html"):
+        assert text in out
+    assert "Traceback" not in out and "failed" not in out
+    page = (done / "c" / "compare.html").read_text()
+    assert page.startswith("<!DOCTYPE html>") and "simsiam" in page
+
+
+def test_the_same_command_again_runs_nothing(done: Path) -> None:
+    before, results_before, started = moments(done), results(done), time.monotonic()
+    ended = compare(done, BOTH, before="import matrix_ssl.compare.schedule as s; s._start = None\n")
+    assert moments(done) == before and len(before) == 13
+    assert time.monotonic() - started < 30
+    assert ended.err == "2 methods, 13 jobs (13 done), 2 side by side on cpu: c\n"
+    assert ended.out == (done / "out").read_text() and results(done) == results_before
+
+
+def test_observation_costs_no_time_and_changes_no_weight(tmp_path: Path) -> None:
+    """An observer that sleeps, draws random numbers and leaves the encoder as it is given."""
+    settings = [*TINY, "epochs=1"]
+    source = open_source("digits", split="train", data_root=None)
+    chosen = setup.identify_data(setup.complete(config.override(find_recipe("demo"), settings)), source)
+    seen: list[tuple[bool, bool]] = []
+
+    class Slow(Observer):
+        def observe(self, encoder: torch.nn.Module) -> dict[str, float]:
+            seen.append((encoder.training, torch.is_grad_enabled()))
+            time.sleep(0.5)
+            return {"drawn": float(torch.rand(()))}
+
+    losses, seconds = [], []
+    for name in ("alone", "observed"):
+        (tmp_path / name).mkdir()
+        write_json(tmp_path / name / "config.json", config.to_dict(chosen))
+        loop: Loop = setup.prepare(chosen, source=source, device=torch.device("cpu"), display=Display(quiet=True))
+        loop.observer = Slow() if name == "observed" else Observer()
+        before = time.monotonic()
+        summary = loop.train(tmp_path / name, None)
+        seconds.append((summary["seconds_training"], time.monotonic() - before))
+        losses.append([line["loss"] for line in runs.lines(tmp_path / name)])
+        assert loop.method.encoder.training
+    assert seen == [(False, False)] * 6
+    assert losses[0] == losses[1] and runs.tensors(tmp_path / "alone") == runs.tensors(tmp_path / "observed")
+    counted, passed = seconds[1]
+    assert counted <= passed - 6 * 0.5
+    assert [line["step"] for line in runs.lines(tmp_path / "observed") if "drawn" in line] == [1, 5, 9, 14, 18, 22]
+
+
+AUDIT = """
+import os, sys
+def watch(event, arguments):
+    if event == "open" and str(arguments[0]).endswith("test.npz"):
+        who = "comparison" if sys.argv[1] == "compare" else sys.argv[1]
+        when = ", after its training" if os.path.exists(who + "/encoder.safetensors") else ""
+        with open("opened.txt", "a") as file:
+            file.write(who + when + "\\n")
+        if "tuning" in who:
+            raise RuntimeError("a trial reads the test images")
+sys.addaudithook(watch)
+"""
+
+
+def pack(folder: Path, counts: dict[str, int]) -> None:
+    """Writes packed sets of handwritten digits in two classes, in colour."""
+    for name, count in counts.items():
+        files = [path.read_bytes() for path in make_images(folder / name, count)]
+        shutil.rmtree(folder / name)
+        labels = np.arange(count) % 2
+        content = np.frombuffer(b"".join(files), dtype=np.uint8)
+        np.savez(folder / f"{name}.npz", jpeg=content, offs=np.cumsum([0, *map(len, files)]), y=labels)
+
+
+def on_images(*options: str) -> list[str]:
+    """Arguments for a comparison of one method on the folder ``set``."""
+    arguments = words(
+        "--data", "set", "--seeds", "1", "--trials", "2", "--budget", "1",
+        methods="simsiam", settings=("network.encoder=tiny_resnet", "data.image_size=16", "batch_size=16"),
+    )  # fmt: skip
+    return ["compare", "images", *arguments[2:], *options]
+
+
+def test_trials_never_open_the_test_images(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    pack(tmp_path / "set", {"train": 60, "test": 30})
+    compare(tmp_path, on_images(), before=AUDIT)
+    opened = (tmp_path / "opened.txt").read_text().splitlines()
+    run = "c/runs/simsiam-1-epochs/seed-0, after its training"
+    assert sorted(opened) == ["c/baselines", run, "comparison"]  # each once
+    found = results(tmp_path)["data"]
+    assert found.items() >= {"name": "set", "train": 60, "test": 30, "classes": 2}.items()
+    assert found["train_digest"] != found["test_digest"]

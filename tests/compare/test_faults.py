@@ -1,0 +1,317 @@
+"""Comparisons that are killed, interrupted, misused or fed broken methods: nothing is lost, a sentence says why."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.support import runs
+from tests.support.comparisons import (
+    FORKED,
+    assert_same,
+    at_step,
+    compare,
+    contents,
+    fail,
+    job_folders,
+    moments,
+    results,
+    signal_comparison,
+    timeless,
+    words,
+)
+from tests.support.runs import PATIENCE, check_failure, make_images
+
+SMALL = words("--seeds", "1", "--trials", "2", "--budget", "2", "--tuning-budget", "1")
+TRIAL, RUN = "tuning/simsiam/trial-1", "runs/simsiam-2-epochs/seed-0"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a comparison that was left alone."""
+    folder = tmp_path_factory.mktemp("whole")
+    compare(folder, SMALL)
+    assert len(job_folders(folder)) == 7
+    return folder
+
+
+@pytest.fixture
+def copy(whole: Path, tmp_path: Path) -> Path:
+    """A folder with a comparison of one's own to break."""
+    shutil.copytree(whole / "c", tmp_path / "c")
+    return tmp_path
+
+
+@pytest.mark.parametrize(("job", "label"), [(TRIAL, "simsiam, trial 1"), (RUN, "simsiam, 2 epochs, seed 0")])
+def test_a_job_that_was_killed_is_reported_and_done_again(tmp_path: Path, whole: Path, job: str, label: str) -> None:
+    kill = at_step(job, 2, "os.kill(os.getpid(), signal.SIGKILL)")
+    ended = runs.run(tmp_path, SMALL, before=FORKED + kill)
+    last = check_failure(ended)
+    reason = f"the process ended with signal 9: it wrote nothing (see c/{job}/output.txt)"
+    assert f"of 7: {label}: failed: {reason}" in ended.err
+    found, before = results(tmp_path), moments(tmp_path)
+    if job == RUN:
+        assert last == "1 of 2 runs failed; the page lists why."
+        assert [row["method"] for row in found["rows"] if "error" not in row] == ["matrix_ssl"]
+        assert [row["error"] for row in found["rows"] if "error" in row] == [reason]
+        assert "1 of 1 failed" in ended.out and reason in (tmp_path / "c" / "compare.html").read_text()
+    else:
+        assert last == "jobs that ended without a result: 1; the same command repeats them."
+        assert [row["error"] for row in found["tuning"]["rows"] if "error" in row] == [reason]
+    assert len(before) == 6 and f"c/{job}" not in before
+    again = compare(tmp_path, SMALL)
+    assert again.err.splitlines()[0] == "2 methods, 7 jobs (6 done), 2 side by side on cpu: c"
+    if job == RUN:
+        assert (
+            len(again.err.splitlines()) == 2 and {k: v for k, v in moments(tmp_path).items() if k in before} == before
+        )
+        assert_same(tmp_path, whole)
+    else:  # what followed from the trial is done again where its settings are others now
+        assert timeless(results(tmp_path)) == timeless(results(whole))
+
+
+@pytest.mark.parametrize(
+    ("number", "job"),
+    [(signal.SIGTERM, TRIAL), (signal.SIGINT, RUN), pytest.param(signal.SIGUSR1, RUN, marks=pytest.mark.slow)],
+)
+def test_a_signal_stops_all_jobs_after_a_checkpoint(tmp_path: Path, whole: Path, number: int, job: str) -> None:
+    ended = runs.run(tmp_path, SMALL, before=FORKED + at_step(job, 1, signal_comparison(number)))
+    name = signal.Signals(number).name
+    assert check_failure(ended, code=128 + number) == f"stopped by {name}; the same command resumes."
+    assert "failed" not in ended.err
+    output = (tmp_path / "c" / job / "output.txt").read_text()
+    assert f"error: stopped by {name} after step 2; the same command resumes." in output
+    assert [path.name for path in (tmp_path / "c" / job / "checkpoints").iterdir()] == ["step-000000002.safetensors"]
+    kept = moments(tmp_path)
+    assert f"c/{job}" not in kept and (tmp_path / "c" / "compare.html").exists()
+    compare(tmp_path, SMALL)
+    assert_same(tmp_path, whole)
+    assert {path: moment for path, moment in moments(tmp_path).items() if path in kept} == kept
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has died")
+@pytest.mark.parametrize("job", [TRIAL, pytest.param(RUN, marks=pytest.mark.slow)])
+def test_a_comparison_that_was_killed_leaves_no_job_behind(tmp_path: Path, whole: Path, job: str) -> None:
+    note = f"open('pid', 'w').write(str(os.getpid())); {signal_comparison(signal.SIGKILL)}"
+    ended = runs.run(tmp_path, SMALL, before=FORKED + at_step(job, 1, note))
+    assert ended.code == -signal.SIGKILL and "failed" not in ended.err
+    wait_for_the_end_of([int((tmp_path / "pid").read_text())])
+    assert "error: stopped by SIGTERM after step 2" in (tmp_path / "c" / job / "output.txt").read_text()
+    compare(tmp_path, SMALL)
+    assert_same(tmp_path, whole)
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def wait_for_the_end_of(pids: list[int], seconds: float = 20.0) -> None:
+    """Demands that processes end soon."""
+    deadline = time.monotonic() + seconds
+    while any(is_alive(pid) for pid in pids):
+        assert time.monotonic() < deadline, pids
+        time.sleep(0.05)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process exists and is more than an entry that nobody has asked for."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has died")
+def test_programs_that_are_started_for_themselves_behave_alike(tmp_path: Path) -> None:
+    """The jobs of the other tests are forked; here they are programs, and the comparison is killed."""
+    epochs = ("--seeds", "1", "--trials", "1", "--budget", "40")
+    arguments = words(*epochs, methods="simsiam", settings=("data.subset=300", "log_every=1", "checkpoint_every=10000"))
+    command = [sys.executable, "-m", "matrix_ssl", *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    with (tmp_path / "err").open("w") as output:
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=output, stderr=output, env=environment)
+    run = tmp_path / "c" / "runs" / "simsiam-40-epochs" / "seed-0"
+    deadline = time.monotonic() + PATIENCE
+    while not (run / "metrics.jsonl").exists() or len(runs.lines(run)) < 5:
+        assert time.monotonic() < deadline and process.poll() is None, (tmp_path / "err").read_text()
+        time.sleep(0.01)
+    jobs = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+    assert any(is_alive(job) for job in jobs)
+    process.kill()
+    process.wait()
+    wait_for_the_end_of(jobs)
+    assert "error: stopped by SIGTERM after step" in (run / "output.txt").read_text()
+    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert (again.returncode, "Traceback" in again.stderr) == (0, False), again.stderr
+    (tmp_path / "other").mkdir()
+    compare(tmp_path / "other", arguments)
+    assert_same(tmp_path, tmp_path / "other")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has died")
+def test_a_job_whose_comparison_is_gone_does_not_start(copy: Path) -> None:
+    """It was killed while its job was starting."""
+    (copy / "c" / RUN / "result.json").unlink()
+    command = [sys.executable, "-m", "matrix_ssl.compare.job", f"c/{RUN}", "1"]
+    ended = subprocess.run(command, cwd=copy, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (143, "", "")
+    assert not (copy / "c" / RUN / "result.json").exists()
+
+
+def test_a_second_comparison_in_the_folder_is_refused(tmp_path: Path, whole: Path) -> None:
+    wait = at_step(RUN, 1, "[time.sleep(0.01) for _ in iter(lambda: not os.path.exists('go'), False)]")
+    first = runs.start(tmp_path, SMALL, before=FORKED + wait)
+    deadline = time.monotonic() + PATIENCE
+    while not (tmp_path / "c" / RUN / "metrics.jsonl").exists():
+        assert time.monotonic() < deadline, first.err()
+        time.sleep(0.01)
+    message = fail(tmp_path, SMALL)
+    (tmp_path / "go").touch()
+    assert message.startswith("c is being written by another process: wait for it or choose another folder.")
+    assert first.wait().code == 0
+    assert_same(tmp_path, whole)
+
+
+def test_other_settings_in_the_folder_are_refused_by_name(copy: Path) -> None:
+    before = contents(copy)
+    for options, message in (
+        (
+            ["--set", "batch_size=32"],
+            "c holds another comparison (batch_size: 64 -> 32): use --out for another folder.",
+        ),
+        (["--seeds", "2"], "(seeds: 1 -> 2)"),
+        (["--set", "method.ridge=0.5"], "(method.options.ridge: None -> 0.5)"),
+        (["--methods", "matrix_ssl,byol"], "(methods: ['matrix_ssl', 'simsiam'] -> ['matrix_ssl', 'byol'])"),
+    ):
+        assert message in fail(copy, [*SMALL, *options])
+    assert contents(copy) == before
+
+
+@pytest.mark.parametrize("kind", ["images", "run", "file"])
+def test_a_folder_that_is_something_else_is_not_touched(tmp_path: Path, whole: Path, kind: str) -> None:
+    if kind == "images":
+        make_images(tmp_path / "c", 3)
+    elif kind == "run":
+        shutil.copytree(whole / "c" / RUN, tmp_path / "c")
+    else:
+        (tmp_path / "c").write_text("mine")
+    before = contents(tmp_path)
+    assert fail(tmp_path, SMALL) == "c exists and is not a comparison: choose another --out."
+    assert contents(tmp_path) == before
+
+
+OWN = '''"""A method of one's own."""
+
+import torch
+from torch import Tensor, nn
+
+from matrix_ssl.methods._base import StepOutput
+from matrix_ssl.methods.simsiam import SimSiam
+
+
+class Own(SimSiam):
+    """SimSiam with a weight, and without luck where the seed is 1."""
+
+    def __init__(self, encoder: nn.Module, feature_dim: int, *, hidden_dim: int = 16, output_dim: int = 8,
+                 weight: float = 1.0, lucky: bool = True):
+        super().__init__(encoder, feature_dim, hidden_dim=hidden_dim, output_dim=output_dim)
+        self.weight = weight if lucky or torch.initial_seed() != 1 else float("nan")
+        self.late = False
+
+    def before_step(self, step: int, total_steps: int) -> None:
+        """Notes whether the first steps are over."""
+        self.late = step >= 3
+
+    def forward(self, view1: Tensor, view2: Tensor) -> StepOutput:
+        """The loss times the weight."""
+        output = super().forward(view1, view2)
+        return output._replace(loss=output.loss * (self.weight if self.late else 1.0))
+'''
+
+
+def own_method(folder: Path, **changes: str) -> str:
+    """Writes the method with some of its text changed; returns the argument that names it beside another one."""
+    text = OWN
+    for before, after in changes.values():
+        assert before in text
+        text = text.replace(before, after)
+    (folder / "methods").mkdir(exist_ok=True)
+    (folder / "methods" / "own.py").write_text(text)
+    (folder / "elsewhere").mkdir(exist_ok=True)
+    return "simsiam,../methods/own.py"
+
+
+def with_own(folder: Path, *options: str, **changes: str) -> list[str]:
+    """Arguments of a comparison with the method, from the folder ``elsewhere``."""
+    return words("--trials", "1", "--budget", "2", *options, methods=own_method(folder, **changes), out="../c")
+
+
+def test_a_method_of_ones_own_from_another_folder(tmp_path: Path) -> None:
+    """When its default changes, its old run is kept aside and done again, and no other."""
+    arguments = with_own(tmp_path, "--seeds", "1")
+    compare(tmp_path / "elsewhere", arguments)
+    path = str(tmp_path / "methods" / "own.py")
+    before, times = results(tmp_path), moments(tmp_path)
+    assert [row["method"] for row in before["rows"]] == before["methods"] == ["simsiam", path]
+    assert before["reference"] == "simsiam" and before["tuning"] is None
+    assert before["rows"][1]["settings"]["method.weight"] == 1.0
+    ended = compare(tmp_path / "elsewhere", with_own(tmp_path, "--seeds", "1", weight=("= 1.0,", "= 2.0,")))
+    assert ended.err.splitlines()[0].startswith("2 methods, 3 jobs (2 done)")
+    own, aside = "c/runs/own-2-epochs/seed-0", "c/runs/own-2-epochs/seed-0.1"
+    after = moments(tmp_path)
+    assert after.keys() == times.keys() | {aside}
+    assert after[aside] == times[own] and {k for k in times if after[k] != times[k]} == {own}
+    assert timeless(results(tmp_path)["rows"][0]) == timeless(before["rows"][0])
+    assert results(tmp_path)["rows"][1]["settings"]["method.weight"] == 2.0
+    assert runs.tensors(tmp_path / own) != runs.tensors(tmp_path / aside)
+
+
+def test_a_method_that_diverges_is_told_apart(tmp_path: Path) -> None:
+    arguments = with_own(tmp_path, "--seeds", "2", luck=("lucky: bool = True", "lucky: bool = False"))
+    ended = runs.run(tmp_path / "elsewhere", arguments, before=FORKED)
+    assert check_failure(ended, code=2) == "1 of 4 runs failed; the page lists why."
+    rows = results(tmp_path)["rows"]
+    assert [(Path(row["method"]).stem, row["seed"]) for row in rows if "error" in row] == [("own", 1)]
+    assert "was not finite 3 steps in a row, up to step 6" in rows[3]["error"]
+    assert all(row["accuracy"].keys() >= {"linear", "knn_20"} for row in rows[:3])
+    assert "1 of 2 failed" in ended.out and "own, 2 epochs, seed 1: failed: the loss or its gradient" in ended.err
+    assert "not finite" in (tmp_path / "c" / "compare.html").read_text()
+    kept = moments(tmp_path)  # it is a result: the same settings would diverge again
+    assert len(kept) == 5
+    assert fail(tmp_path / "elsewhere", arguments, code=2) == "1 of 4 runs failed; the page lists why."
+    assert moments(tmp_path) == kept
+
+
+MISTAKES = [
+    (["demo", "--methods", ""], "--methods '': name at least one, or all."),
+    (["demo", "--methods", "byol,simsaim"], "'simsaim' is not a method. Did you mean 'simsiam'?"),
+    (["demo", "--methods", "broken.py,byol"], "broken.py': SyntaxError: '(' was never closed (broken.py, line 3)"),
+    (["demo", "--methods", "raising.py"], "raising.py': line 2: KeyError: 'weight'"),
+    (["demo", "--measure", "lineal"], "--measure 'lineal' cannot choose among trials. Did you mean 'linear'?"),
+    (["demo", "--measure", "low_shot_1"], "--measure 'low_shot_1' cannot choose among trials."),
+    (["demo", "--methods", "byol", "--reference", "bjol"], "--reference 'bjol' is not among the methods. Did you mean"),
+    (["demo", "--methods", "simsiam", "--trials", "7"], "--trials 7: 'simsiam' has 6 different ones."),
+    (["demo", "--seeds", "0"], "Invalid value for '--seeds'"),
+    (["demo", "--tuning-set", "epocs=3"], "unknown setting 'epocs'. Did you mean 'epochs'?"),
+    (["demo", "--set", "batch_size=1400"], "batch_size=1400 is larger than the 1150 images of 'digits'"),
+    (["dmeo"], "there is no recipe 'dmeo'. Did you mean 'demo'?"),
+    (["demo", "--data", "absent"], "'absent' is not a file or folder here"),
+    (["demo", "--data", "two"], "the images of 'two' have 3 channels, recipe 'demo' is for 1"),
+    (["--data", "flat"], "'flat' has no labels to compare by: put each class in a folder of its own."),
+    (["--data", "two"], "batch_size=256 is larger than the 6 images of 'two'"),
+    (["demo", "--device", "cuda"], "--device cuda: PyTorch sees no GPU here; use --device cpu."),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), MISTAKES, ids=[" ".join(mistake) for mistake, _ in MISTAKES])
+def test_a_mistake_is_one_sentence_and_leaves_nothing(tmp_path: Path, arguments: list[str], message: str) -> None:
+    make_images(tmp_path / "flat", 5)
+    for name in ("ant", "bee"):
+        make_images(tmp_path / "two" / name, 5)
+    (tmp_path / "broken.py").write_text('"""A method."""\n\nx = (1,\n')
+    (tmp_path / "raising.py").write_text('"""A method."""\nweight = {}["weight"]\n')
+    before = contents(tmp_path)
+    assert message in fail(tmp_path, ["compare", *arguments])
+    assert contents(tmp_path) == before and not (tmp_path / "runs").exists()

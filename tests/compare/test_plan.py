@@ -1,0 +1,396 @@
+"""The plan of a comparison: which trials and runs there are, what differs between them, and where they run."""
+
+import dataclasses
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+
+from matrix_ssl import config
+from matrix_ssl.cli.compare import compare
+from matrix_ssl.compare import job as jobs
+from matrix_ssl.compare.comparison import Comparison, prepare
+from matrix_ssl.compare.plan import (
+    RATE,
+    Job,
+    Plan,
+    baselines,
+    choose_methods,
+    most_trials,
+    next_trial,
+    runs,
+    to_dict,
+)
+from matrix_ssl.config.recipes import list_recipes
+from matrix_ssl.data import open_source
+from matrix_ssl.errors import ConfigError, RunFolderError
+from matrix_ssl.methods import find_method, list_methods
+from matrix_ssl.training.configure import configure, outline
+from tests.support.runs import make_images
+
+OWN = '''"""A method of one's own."""
+
+from matrix_ssl.methods.simsiam import SimSiam
+
+
+class Own(SimSiam):
+    """SimSiam under another name."""
+
+    variants = ()
+'''
+
+
+def make_plan(*settings: str, recipe: str = "demo", data: str | None = None, **values: object) -> Plan:
+    """A plan of two methods and two seeds, with other values where they are given."""
+    usual = {
+        "methods": ("matrix_ssl", "simsiam"), "reference": "matrix_ssl", "seeds": 2, "budget": 8, "rivals_budget": 0,
+        "trials": 4, "tuning_budget": 3, "tuning_settings": (), "measure": "linear",
+    }  # fmt: skip
+    return prepare(outline(recipe, data, settings), **usual | values)
+
+
+def flat(run: config.RunConfig) -> dict[str, object]:
+    """A configuration by dotted keys."""
+    return dict(config.flatten(config.to_dict(run)))
+
+
+class TestChooseMethods:
+    def test_all_are_those_of_the_package(self) -> None:
+        assert choose_methods("all") == tuple(list_methods())
+        assert len(choose_methods("all")) >= 9
+
+    def test_the_order_is_kept_and_repetitions_are_not(self) -> None:
+        assert choose_methods(" simsiam, byol,simsiam ,") == ("simsiam", "byol")
+        assert choose_methods("simsiam,all")[0] == "simsiam"
+        assert sorted(choose_methods("simsiam,all")) == list_methods()
+
+    def test_files_are_known_by_their_whole_path(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "own.py").write_text(OWN)
+        (tmp_path / "inner").mkdir()
+        monkeypatch.chdir(tmp_path / "inner")
+        assert choose_methods("byol,../own.py,../inner/../own.py") == ("byol", str(tmp_path / "own.py"))
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("", "--methods '': name at least one, or all."),
+            (" , ", "--methods ' , ': name at least one, or all."),
+            ("simsaim", "method.name='simsaim' is not a method. Did you mean 'simsiam'?"),
+            ("byol,al", "method.name='al' is not a method."),
+            ("absent.py", "absent.py': there is no such file."),
+            ("simsiam,{}/simsiam.py", "--methods: two of them are called 'simsiam'; rename the file."),
+            ("{}/empty.py", "expected one subclass of Method in the file, found 0."),
+        ],
+    )
+    def test_mistakes_are_named(self, tmp_path: Path, text: str, message: str) -> None:
+        (tmp_path / "simsiam.py").write_text(OWN)
+        (tmp_path / "empty.py").write_text("")
+        with pytest.raises(ConfigError) as caught:
+            choose_methods(text.format(tmp_path))
+        assert message in str(caught.value)
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("import math\nx = = 1\n", "SyntaxError: invalid syntax (broken.py, line 2)"),
+            ("import math\n\nmath.sqroot(2)\n", "line 3: AttributeError: module 'math' has no attribute 'sqroot'"),
+            ("def f():\n    return 1 / 0\n\n\nf()\n", "line 2: ZeroDivisionError: division by zero"),
+            ("import absent_package\n", "line 1: ModuleNotFoundError: No module named 'absent_package'"),
+            ("import sys\nsys.exit('enough')\n", "line 2: SystemExit: enough"),
+        ],
+    )
+    def test_a_file_that_cannot_be_executed_is_named_with_line_and_reason(
+        self, tmp_path: Path, text: str, message: str
+    ) -> None:
+        (tmp_path / "broken.py").write_text(text)
+        with pytest.raises(ConfigError) as caught:
+            choose_methods(str(tmp_path / "broken.py"))
+        assert str(caught.value) == f"method.name='{tmp_path / 'broken.py'}': {message}"
+
+
+def search(plan: Plan, method: str, best_of: list[int]) -> list[Job]:
+    """All trials of a method; after each, the best so far is the trial of the number in ``best_of``."""
+    trials: list[Job] = []
+    for number in range(most_trials(plan, method)):
+        best = trials[best_of[number - 1]].settings if trials else {}
+        trials.append(next_trial(plan, method, best, number))
+    return trials
+
+
+class TestTrials:
+    RATE = 0.005  # of the recipe
+
+    def test_the_first_is_the_recipe_as_it_is(self) -> None:
+        plan = make_plan()
+        job = next_trial(plan, "simsiam", {}, 0)
+        assert (job.settings, job.stage, job.number, job.epochs) == ({}, "tuning", 0, 3)
+        assert job.folder == Path("tuning/simsiam/trial-0") and job.label == "simsiam, trial 0"
+        assert job.config == dataclasses.replace(configure("demo", None, (), method="simsiam"), epochs=3, seed=0)
+
+    def test_rates_near_the_recipe_then_variants_then_rates_far_from_it(self) -> None:
+        """The recipe itself stays the best."""
+        found = [job.settings for job in search(make_plan(), "matrix_ssl", [0] * 9)]
+        assert found == [
+            {},
+            {RATE: 2 * self.RATE},
+            {RATE: self.RATE / 2},
+            {"method.ridge": 1 / 32, "method.uniformity_weight": 1 / 32},
+            {"method.ridge": 0.3, "method.uniformity_weight": 0.3},
+            {"method.predictor": False},
+            {RATE: 4 * self.RATE},
+            {RATE: self.RATE / 4},
+        ]
+
+    def test_variants_are_tried_at_the_best_rate_and_far_rates_with_the_best_variant(self) -> None:
+        found = [job.settings for job in search(make_plan(), "vicreg", [0, 1, 1, 3, 3, 5, 5, 5])]
+        double = 2 * self.RATE
+        assert found == [
+            {},
+            {RATE: double},
+            {RATE: self.RATE / 2},
+            {RATE: double, "method.covariance_weight": 4.0},
+            {RATE: double, "method.covariance_weight": 16.0},
+            {RATE: double, "method.covariance_weight": 0.25},  # replaces the variant that was the best
+            {RATE: 4 * self.RATE, "method.covariance_weight": 0.25},
+            {RATE: self.RATE / 4, "method.covariance_weight": 0.25},
+        ]
+
+    def test_a_variant_replaces_another_one_whole(self) -> None:
+        """MEC's third variant has no predictor, which the others must not inherit."""
+        plan = make_plan()
+        best = {"method.predictor": False, RATE: 0.1}
+        assert next_trial(plan, "mec", best, 4).settings == {RATE: 0.1, "method.distortion": 4.0}
+
+    @pytest.mark.parametrize("method", list_methods())
+    def test_every_trial_is_different_whatever_is_found(self, method: str) -> None:
+        plan = make_plan(recipe="cifar10")
+        count = most_trials(plan, method)
+        later = [0, 1, 2, min(4, count - 1)]
+        for first, second, third in itertools.product((0, 1), (0, 1, 2), later):
+            best_of = [0, first, *(min(max(second, third if n > third else 0), n - 1) for n in range(3, count))]
+            jobs_ = search(plan, method, best_of)
+            configs = [flat(job.config) for job in jobs_]
+            assert all(a != b for a, b in itertools.combinations(configs, 2)), best_of
+            assert len({job.folder for job in jobs_}) == count
+
+    def test_the_rate_is_that_of_the_recipe(self) -> None:
+        """Also for the recipe that otherwise takes the rate of each method's paper."""
+        plan = make_plan(recipe="imagenet", data="photos", methods=("matrix_ssl", "barlow_twins"))
+        job = next_trial(plan, "barlow_twins", {}, 1)
+        assert next_trial(plan, "barlow_twins", {}, 0).config.optimizer.learning_rate == 0.5
+        assert job.config.optimizer.learning_rate == job.settings[RATE] == 1.0
+
+    def test_settings_of_trials_change_trials_only(self) -> None:
+        plan = make_plan(tuning_settings=("network.width=16", "batch_size=128"))
+        trial, run = next_trial(plan, "simsiam", {}, 1), runs(plan, "simsiam", {})[0]
+        assert (trial.config.network.width, trial.config.batch_size) == (16, 128)
+        assert (run.config.network.width, run.config.batch_size) == (32, 256)
+
+    def test_a_variant_that_the_recipe_has_already_is_no_trial(self) -> None:
+        plan = make_plan(recipe="images_small", data="digits")
+        assert plan.base.method.options["predictor"] is False
+        for method in ("matrix_ssl", "mec"):
+            assert most_trials(plan, method) == 5 + len(find_method(method).variants) - 1
+            settings = [job.settings for job in search(plan, method, [0] * 7)]
+            assert len(settings) == 7 and not any("method.predictor" in given for given in settings)
+
+    def test_all_methods_get_the_same_number_or_an_error(self) -> None:
+        counts = {name: 5 + len(find_method(name).variants) for name in list_methods()}
+        assert {name: most_trials(make_plan(), name) for name in list_methods()} == counts
+        fewest = min(counts, key=lambda name: counts[name])
+        methods = tuple(list_methods())
+        Comparison(make_plan(methods=methods, trials=counts[fewest]), Path("absent"), command="")
+        with pytest.raises(ConfigError) as caught:
+            Comparison(make_plan(methods=methods, trials=counts[fewest] + 1), Path("absent"), command="")
+        assert str(caught.value) == f"--trials {counts[fewest] + 1}: {fewest!r} has {counts[fewest]} different ones."
+
+
+def result(linear: float, knn: float = 0.5) -> dict[str, object]:
+    """What a trial has found."""
+    return {"accuracy": {"linear": {"mean": linear}, "knn_20": {"mean": knn}}}
+
+
+class TestBestTrial:
+    @pytest.mark.parametrize(
+        ("results", "best"),
+        [
+            ([], 0),
+            ([result(0.3), result(0.5), result(0.4)], 1),
+            ([result(0.5, 0.2), result(0.5, 0.3), result(0.4, 0.9)], 1),  # then the neighbours decide
+            ([result(0.5), result(0.5)], 0),  # then the earlier
+            ([{"error": "diverged"}, result(0.1)], 1),
+            ([{"error": "diverged"}, {"error": "diverged"}], 0),
+        ],
+    )
+    def test_is_the_most_accurate(self, results: list[dict], best: int) -> None:
+        plan = make_plan()
+        tried = [(next_trial(plan, "simsiam", {}, number), found) for number, found in enumerate(results)]
+        number, settings = Comparison(plan, Path("absent"), command="").best(tried)
+        assert number == best and settings == next_trial(plan, "simsiam", {}, best).settings
+
+    def test_is_chosen_by_the_measure_that_was_asked_for(self) -> None:
+        plan = make_plan(measure="knn_20")
+        tried = [(next_trial(plan, "simsiam", {}, i), result(*r)) for i, r in enumerate([(0.9, 0.1), (0.1, 0.9)])]
+        assert Comparison(plan, Path("absent"), command="").best(tried)[0] == 1
+
+
+class TestRuns:
+    def test_longer_runs_are_those_of_the_rivals(self) -> None:
+        plan = make_plan(rivals_budget=16)
+        assert [(job.epochs, job.number) for job in runs(plan, "matrix_ssl", {})] == [(8, 0), (8, 1)]
+        longer = runs(plan, "simsiam", {})
+        assert [(job.epochs, job.number) for job in longer] == [(8, 0), (8, 1), (16, 0), (16, 1)]
+        assert [(job.config.epochs, job.config.seed) for job in longer] == [(8, 0), (8, 1), (16, 0), (16, 1)]
+        assert len({job.folder for job in longer}) == 4
+        assert longer[3].folder == Path("runs/simsiam-16-epochs/seed-1")
+
+    def test_no_run_is_there_twice_where_the_budgets_are_equal(self) -> None:
+        assert len(runs(make_plan(rivals_budget=8), "simsiam", {})) == 2
+
+    @pytest.mark.parametrize("recipe", list_recipes())  # imagenet, too, though its methods have recipes of their own
+    def test_nothing_differs_between_methods_but_the_method(self, recipe: str) -> None:
+        data = None if options_of(recipe).data.source else "photos"
+        plan = make_plan("data.subset=99", recipe=recipe, data=data, methods=tuple(list_methods()), rivals_budget=16)
+        for number in range(2):
+            for make in (lambda m, n=number: next_trial(plan, m, {}, n), lambda m, n=number: runs(plan, m, {})[n]):
+                configs = [flat(make(method).config) for method in list_methods()]
+                shared = [{k: v for k, v in c.items() if not k.startswith("method.")} for c in configs]
+                assert all(other == shared[0] for other in shared)
+                assert shared[0].keys() >= {"view1.flip", "network.encoder", "epochs", "data.subset", "seed", RATE}
+                assert [c["method.name"] for c in configs] == list_methods()
+
+    @pytest.mark.parametrize("recipe", [name for name in list_recipes() if name != "imagenet"])
+    @pytest.mark.parametrize("method", list_methods())
+    def test_a_run_is_what_pretrain_would_do(self, recipe: str, method: str) -> None:
+        data = None if options_of(recipe).data.source else "photos"
+        own = ("batch_size=64", "method.hidden_dim=48")
+        (_, job) = runs(make_plan(*own, recipe=recipe, data=data), method, {RATE: 0.015})
+        expected = configure(recipe, data, (*own, f"{RATE}=0.015", "epochs=8", "seed=1"), method=method)
+        assert job.config == expected
+
+    def test_the_settings_of_a_variant_arrive_as_they_are(self) -> None:
+        plan = make_plan()
+        for method in list_methods():
+            for variant in find_method(method).variants:
+                settings = {f"method.{key}": value for key, value in variant.items()}
+                found = runs(plan, method, settings)[0].config.method.options
+                assert {key: found[key] for key in variant} == dict(variant)
+
+    def test_the_baselines_are_a_job_of_their_own(self) -> None:
+        job = baselines(make_plan())
+        assert (job.stage, job.folder, job.label) == (
+            "baselines", Path("baselines"), "raw pixels and untrained network",
+        )  # fmt: skip
+
+    def test_files_are_called_by_their_stem(self, tmp_path: Path) -> None:
+        (tmp_path / "own.py").write_text(OWN)
+        path = str(tmp_path / "own.py")
+        job = runs(make_plan(methods=("simsiam", path)), path, {})[1]
+        assert job.folder == Path("runs/own-8-epochs/seed-1") and job.label == "own, 8 epochs, seed 1"
+        assert job.config.method.name == path
+
+
+def options_of(recipe: str) -> config.RunConfig:
+    """A recipe as it stands."""
+    from matrix_ssl.config.recipes import find_recipe
+
+    return find_recipe(recipe)
+
+
+class TestParts:
+    """The digits have a test part; folders of images do not."""
+
+    def test_of_a_set_without_a_test_part_no_test_image_is_learned_from(self, tmp_path: Path) -> None:
+        for name, count in (("ant", 20), ("bee", 31)):
+            make_images(tmp_path / name, count)
+        data = config.DataConfig(source=str(tmp_path))
+        learn, judge = jobs.open_training_part(data, data_root=None), jobs.open_test_part(data, data_root=None)
+        fitted, chosen_on = jobs.hold_out(learn)
+        places_ = [{part.where(i) for i in range(len(part))} for part in (fitted, chosen_on, judge)]
+        assert [len(p) for p in places_] == [33, 8, 10]  # of every class a fifth, then a fifth of the rest
+        assert len(set.union(*places_)) == 51
+        assert sorted(judge.labels.tolist()) == [0] * 4 + [1] * 6
+        smaller = jobs.open_training_part(dataclasses.replace(data, subset=12), data_root=None)
+        assert {smaller.where(i) for i in range(12)} < places_[0] | places_[1] and len(smaller) == 12
+
+    def test_a_test_part_is_taken_where_there_is_one(self) -> None:
+        data = config.DataConfig(source="digits")
+        learn, judge = jobs.open_training_part(data, data_root=None), jobs.open_test_part(data, data_root=None)
+        expected = open_source("digits", split="test", data_root=None)
+        assert len(learn) == 1437 and torch.equal(judge.images, expected.images)
+
+    def test_other_images_in_the_same_folder_are_refused(self, tmp_path: Path) -> None:
+        comparison = Comparison(make_plan(), tmp_path, command="")
+        for found, message in ((1437, None), (1400, "train: 1400 -> 1437")):
+            (tmp_path / "compare.json").write_text(f'{{"data": {{"train": {found}, "test": 360, "classes": 10}}}}')
+            if message is None:
+                comparison.open_data(data_root=None, download=False)
+                continue
+            with pytest.raises(RunFolderError) as caught:
+                comparison.open_data(data_root=None, download=False)
+            assert message in str(caught.value) and "--out" in str(caught.value)
+
+    def test_what_no_method_could_learn_from_is_known_at_the_start(self) -> None:
+        for setting, message in (
+            ("batch_size=1300", "batch_size=1300 is larger than the 1150 images"),  # a trial has four fifths
+            ("network.encoder=resnet18", "takes colour images"),
+        ):
+            comparison = Comparison(make_plan(setting), Path("absent"), command="")
+            with pytest.raises(ConfigError, match=message):
+                comparison.open_data(data_root=None, download=False)
+
+
+class TestFolder:
+    def test_a_plan_comes_back_from_its_file(self, tmp_path: Path) -> None:
+        plan = make_plan("view1.crop_scale=0.5,1.0", tuning_settings=("network.width=16",))
+        Comparison(plan, tmp_path, command="").claim()
+        Comparison(plan, tmp_path, command="another spelling").claim()
+        with pytest.raises(RunFolderError) as caught:
+            Comparison(dataclasses.replace(plan, seeds=3, trials=2), tmp_path, command="").claim()
+        assert "(seeds: 2 -> 3; trials: 4 -> 2)" in str(caught.value)
+
+    def test_settings_that_decide_nothing_may_change(self, tmp_path: Path) -> None:
+        Comparison(make_plan("log_every=3"), tmp_path, command="").claim()
+        Comparison(make_plan("log_every=4", "data.workers=1"), tmp_path, command="").claim()
+
+    @pytest.mark.parametrize(
+        ("setting", "message"),
+        [
+            ("network.widht=8", "unknown setting 'network.widht'. Did you mean 'network.width'?"),
+            ("method.ridge=0.2", "unknown setting 'method.ridge'"),  # SimSiam has none
+        ],
+    )
+    def test_settings_of_trials_that_do_not_fit_are_known_at_the_start(self, setting: str, message: str) -> None:
+        with pytest.raises(ConfigError) as caught:
+            Comparison(make_plan(tuning_settings=(setting,)), Path("absent"), command="")
+        assert message in str(caught.value)
+
+    @pytest.mark.parametrize(
+        ("recipe", "data", "expected"),
+        [
+            ("demo", None, "runs/compare-demo"),
+            ("demo", "digits", "runs/compare-demo-digits"),
+            ("images", "my photos/", "runs/compare-images-my photos"),
+        ],
+    )
+    def test_the_default_is_named_after_recipe_and_data(
+        self, monkeypatch: pytest.MonkeyPatch, recipe: str, data: str | None, expected: str
+    ) -> None:
+        class Reached(Exception):
+            pass
+
+        def stop(self: Comparison, plan: Plan, out: Path, *, command: str) -> None:
+            assert plan.budget == plan.tuning_budget == plan.base.epochs and plan.methods == tuple(list_methods())
+            raise Reached(str(out))
+
+        monkeypatch.setattr(Comparison, "__init__", stop)
+        words = [recipe, "--device", "cpu", *(["--data", data] if data else [])]
+        with pytest.raises(Reached) as caught:
+            compare.main(words, standalone_mode=False)
+        assert str(caught.value) == expected
+
+
+def test_a_plan_is_plain_values() -> None:
+    values = to_dict(make_plan())
+    assert config.from_dict(values["base"]) == make_plan().base and values["trials"] == 4

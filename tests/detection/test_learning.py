@@ -1,0 +1,136 @@
+"""Detectors learn: one image by heart, drawn or real, and BatchNorm's statistics after the training."""
+
+import dataclasses
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from matrix_ssl.config import override_dataclass
+from matrix_ssl.detection.annotations import Annotations, read_annotations
+from matrix_ssl.detection.backbone import Backbone, open_backbone
+from matrix_ssl.detection.files import ImageFiles
+from matrix_ssl.detection.images import TrainingImages
+from matrix_ssl.detection.network import build_detector
+from matrix_ssl.detection.predict import predict
+from matrix_ssl.detection.scoring import score
+from matrix_ssl.detection.settings import DetectionSettings, check_settings, make_plan
+from matrix_ssl.detection.training import Training
+from matrix_ssl.runs.display import Display
+from tests.support.drawn_coco import TINY, draw_set, thin_backbone, write_json
+
+MINI = Path(os.environ.get("MATRIX_SSL_DATA", "/nowhere")) / "coco_mini"
+needs_mini = pytest.mark.skipif(not MINI.is_dir(), reason="MATRIX_SSL_DATA names no folder with coco_mini")
+CPU = torch.device("cpu")
+
+
+def nothing(*_: object) -> None:
+    """No progress."""
+
+
+def make_training(
+    run: Path, annotations: Annotations, files: ImageFiles, backbone: Backbone, settings: DetectionSettings
+) -> Training:
+    check_settings(settings, processes=1)
+    detector = build_detector(backbone, settings, classes=len(annotations.categories))
+    images = TrainingImages(annotations, files, settings, rank=0, processes=1)
+    plan = make_plan(settings, images=len(images))
+    return Training(detector, images, settings, plan, run=run, device=CPU, display=Display(quiet=True))
+
+
+def learn(
+    run: Path, annotations: Annotations, files: ImageFiles, backbone: Backbone, settings: DetectionSettings
+) -> dict[str, Any]:
+    """Trains on all images and scores on the same ones."""
+    training = make_training(run, annotations, files, backbone, settings)
+    training.train()
+    if settings.precise_bn:
+        training.refine_batch_norm(settings.precise_bn, nothing)
+    found = predict(
+        training.detector, annotations, files, settings,
+        categories=[category.id for category in annotations.categories], device=CPU, on_progress=nothing,
+    )  # fmt: skip
+    return score(annotations, found)
+
+
+def drawn(tmp_path: Path, *, images: int) -> tuple[Annotations, ImageFiles]:
+    write_json(tmp_path / "a.json", draw_set(tmp_path / "in", images=images))
+    return read_annotations(tmp_path / "a.json"), ImageFiles(tmp_path / "in")
+
+
+def test_a_drawn_image_is_learnt_by_heart(tmp_path: Path) -> None:
+    settings = override_dataclass(DetectionSettings(), [
+        *TINY, "batch_size=1", "train_sizes=80", "flip=0", "epochs=250", "learning_rate=0.64", "checkpoint_every=1000",
+        "workers=0", "regions=32",
+    ])  # fmt: skip
+    annotations, files = drawn(tmp_path, images=1)
+    result = learn(tmp_path, annotations, files, thin_backbone(), settings)
+    assert result["box"]["AP50"] >= 0.9 and result["mask"]["AP50"] >= 0.9, result
+
+
+REAL = (
+    "batch_size=1", "train_sizes=160", "train_longest=240", "test_size=160", "test_longest=240", "flip=0", "warmup=1",
+    "anchor_sizes=16,32,64,128,256", "anchors=64", "regions=32", "learning_rate=0.16", "detections=20",
+    "precise_bn=2", "workers=0", "checkpoint_every=1000",
+)  # fmt: skip
+
+
+def real(name: str) -> tuple[Annotations, ImageFiles]:
+    annotations = read_annotations(MINI / "instances_train.json")
+    images = tuple(image for image in annotations.images if image.name == name)
+    assert len(images) == 1
+    return dataclasses.replace(annotations, images=images), ImageFiles(MINI / "coco_mini_train.tar")
+
+
+@needs_mini
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "architecture", "epochs"),
+    [
+        ("000000000034.jpg", "c4", 64),  # a zebra
+        ("000000000034.jpg", "fpn", 64),
+        ("000000000263.jpg", "fpn", 192),  # two elephants, one before the other
+    ],
+)
+def test_a_real_image_is_learnt_by_heart(tmp_path: Path, name: str, architecture: str, epochs: int) -> None:
+    settings = override_dataclass(DetectionSettings(), [*REAL, f"architecture={architecture}", f"epochs={epochs}"])
+    result = learn(tmp_path, *real(name), open_backbone("random", architecture="resnet18", seed=0), settings)
+    assert result["box"]["AP50"] >= 0.9 and result["mask"]["AP50"] >= 0.9, result
+
+
+@needs_mini
+@pytest.mark.slow
+def test_the_published_size_runs(tmp_path: Path) -> None:
+    """ResNet-50, C4, images of 640 pixels and more: one iteration, and the scoring at 800 pixels."""
+    settings = override_dataclass(
+        DetectionSettings(), ["batch_size=1", "epochs=1", "precise_bn=1", "workers=0", "detections=10"]
+    )
+    result = learn(tmp_path, *real("000000000034.jpg"), open_backbone("random", architecture=None, seed=0), settings)
+    assert result["images"] == 1 and 0 <= result["box"]["AP"] <= 1
+
+
+def test_statistics_of_batch_norm_are_means_over_iterations(tmp_path: Path) -> None:
+    """The statistics of the first layer's inputs, collected by a hook, beside what ``refine_batch_norm`` leaves."""
+    settings = override_dataclass(DetectionSettings(), [*TINY, "epochs=1", "workers=0"])
+    training = make_training(tmp_path, *drawn(tmp_path, images=4), thin_backbone(), settings)
+    first: nn.BatchNorm2d = training.detector.backbone.bn1
+    before = {name: p.clone() for name, p in training.detector.named_parameters()}
+    moments: list[tuple[torch.Tensor, torch.Tensor]] = []
+    hook: Callable[..., None] = lambda _, inputs: moments.append((inputs[0].mean((0, 2, 3)), variance(inputs[0])))  # noqa: E731
+    first.register_forward_pre_hook(hook)
+    first.running_mean.fill_(99)
+    training.refine_batch_norm(5, nothing)
+    assert len(moments) == 5 and first.momentum == 0.1
+    means, variances = (torch.stack(values).mean(0) for values in zip(*moments, strict=True))
+    torch.testing.assert_close(first.running_mean, means)
+    torch.testing.assert_close(first.running_var, variances)
+    assert all(torch.equal(p, before[name]) for name, p in training.detector.named_parameters())
+
+
+def variance(x: torch.Tensor) -> torch.Tensor:
+    """Of every channel, unbiased."""
+    return x.transpose(0, 1).flatten(1).var(1)

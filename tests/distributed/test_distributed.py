@@ -1,0 +1,235 @@
+"""Several real processes on the CPU do what one process does."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from matrix_ssl import distributed, losses
+from matrix_ssl.distributed import batch_norm
+from matrix_ssl.distributed import losses as parallel
+from matrix_ssl.runs import checkpoint
+from tests.support import process_checks, runs
+from tests.support.runs import BARE, PATIENCE, Command, Ended, start_processes, succeed, timeless, tiny
+
+SETTINGS = ("precision=float64", "log_every=1", "batch_size=66", "checkpoint_every=4")  # 21 steps
+SHORT = (*SETTINGS, "data.subset=528")  # 8 steps
+
+
+CHECKS = ("gather", "gather_uneven", "all_reduce_sum", "sum_of_parts", "batch_norm", "uneven_batch_norm",
+          "whole_network", "agreement", "matrix_ssl_loss", "loss_scale", "teacher_gradient")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("check", "count"), [*((check, count) for count in (2, 3, 4) for check in CHECKS), ("methods", 2), ("methods", 3)]
+)
+def test_together_they_compute_what_one_process_computes(tmp_path: Path, check: str, count: int) -> None:
+    folder = str(Path(process_checks.__file__).parent)
+    code = (
+        f"import sys; sys.path.insert(0, {folder!r}); import torch, process_checks\n"
+        f"from matrix_ssl import distributed; distributed.start('cpu'); torch.manual_seed(0)\n"
+        f"assert distributed.world_size() == {count}\n"
+        f"process_checks.{check}(); distributed.stop(); raise SystemExit(0)"
+    )
+    for command in start_processes(tmp_path, [], count=count, before=code):
+        ended = command.wait()
+        assert ended.code == 0, ended.err
+
+
+def test_in_a_single_process_everything_is_the_identity() -> None:
+    x = torch.randn(3, 2, requires_grad=True)
+    assert distributed.gather(x) is x and distributed.all_reduce_sum(x) is x
+    assert (distributed.world_size(), distributed.rank(), distributed.is_main()) == (1, 0, True)
+    assert distributed.gather_for_parts(x) is x and distributed.sum_of_parts(x) is x
+    assert distributed.row_counts(x) == [3]
+    rows = torch.randn(4, 6, 3).unbind()
+    assert parallel.matrix_ssl_terms(*rows).loss.equal(losses.matrix_ssl_terms(*rows).loss)
+    with pytest.raises(ValueError, match="exchange must be one of 'auto', 'rows', 'covariances', got 'row'"):
+        parallel.matrix_ssl_terms(*rows, exchange="row")
+    module = nn.Sequential(nn.BatchNorm1d(2))
+    assert distributed.wrap(module) is module
+    assert batch_norm.synchronise_batch_norm(module, "cpu") is module and type(module[0]) is nn.BatchNorm1d
+    assert distributed.broadcast_object(3) == 3
+    with pytest.raises(RuntimeError, match="Connection closed by peer"), distributed.connected():
+        raise RuntimeError("Connection closed by peer")  # alone, this is no lost process
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one process."""
+    folder = tmp_path_factory.mktemp("single")
+    succeed(folder, tiny(*SETTINGS), before=BARE)
+    return folder / "r"
+
+
+def end(commands: list[Command], seconds: float = PATIENCE) -> list[Ended]:
+    """Waits for the first process and then ends the others, as torchrun does."""
+    first = commands[0].wait(seconds)
+    if first.code:
+        for command in commands[1:]:
+            command.send(signal.SIGTERM)
+    return [first, *(command.wait(seconds) for command in commands[1:])]
+
+
+def assert_close(run: Path, expected: Path, tolerance: float) -> None:
+    """The same metrics, weights and moments of the gradient up to a tolerance."""
+    found, other = timeless(run), timeless(expected)
+    assert [line["step"] for line in found] == [line["step"] for line in other]
+    for line, reference in zip(found, other, strict=True):
+        assert line.keys() == reference.keys()
+        for key, value in reference.items():
+            if key != "alarm":
+                np.testing.assert_allclose(line[key], value, rtol=tolerance, atol=tolerance, err_msg=key)
+    (ours, _), (theirs, _) = checkpoint.load_newest(run), checkpoint.load_newest(expected)
+    assert ours is not None and theirs is not None and ours.step == theirs.step
+    assert ours.model.keys() == theirs.model.keys()
+    for name, tensor in theirs.model.items():
+        torch.testing.assert_close(ours.model[name], tensor, rtol=tolerance, atol=tolerance)
+    for index, state in theirs.optimizer["state"].items():
+        for name, tensor in state.items():
+            torch.testing.assert_close(ours.optimizer["state"][index][name], tensor, rtol=tolerance, atol=tolerance)
+
+
+def torchrun(folder: Path, arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    """Runs two processes with PyTorch's launcher."""
+    arguments = ["--run-folder" if word == "--run" else word for word in arguments]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "matrix_ssl", *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=2 * PATIENCE)
+
+
+def test_torchrun_gives_the_losses_gradients_and_weights_of_one_process(tmp_path: Path, single: Path) -> None:
+    ended = torchrun(tmp_path, tiny(*SETTINGS))
+    assert ended.returncode == 0, ended.stderr
+    assert_close(tmp_path / "r", single, 1e-8)
+    assert ended.stderr.count("matrix_ssl on 1437 images") == 1 and "2 processes" in ended.stderr
+    assert ended.stdout == "encoder r/encoder.safetensors\nreport  r/report.html\n"
+    assert "Warning" not in ended.stderr
+    (encoder, _), (expected, _) = (
+        checkpoint.read_safetensors(r / "encoder.safetensors") for r in (tmp_path / "r", single)
+    )
+    for name, tensor in expected.items():
+        torch.testing.assert_close(encoder[name], tensor, rtol=1e-8, atol=1e-8)
+
+
+def test_torchrun_shows_a_mistake_once_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    ended = torchrun(tmp_path, ["pretrain", "dmeo"])
+    assert ended.returncode != 0
+    assert ended.stderr.count("error: there is no recipe 'dmeo'. Did you mean 'demo'?") == 1
+    assert ended.stderr.count("Traceback") <= 1  # the launcher's own
+    assert not list(tmp_path.iterdir())
+
+
+def test_three_processes_agree_with_one(tmp_path: Path) -> None:
+    for folder in (one := tmp_path / "one", three := tmp_path / "three"):
+        folder.mkdir()
+    succeed(one, tiny(*SHORT), before=BARE)
+    assert [e.code for e in end(start_processes(three, tiny(*SHORT), count=3))] == [0, 0, 0]
+    assert_close(three / "r", one / "r", 1e-8)
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run of two processes."""
+    folder = tmp_path_factory.mktemp("pair")
+    assert [e.code for e in end(start_processes(folder, tiny(*SHORT), count=2))] == [0, 0]
+    return folder / "r"
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_the_death_of_one_process_ends_the_other_and_the_run_resumes(tmp_path: Path, pair: Path, victim: int) -> None:
+    commands = start_processes(tmp_path, tiny(*SHORT, "checkpoint_every=3"), count=2)
+    wait_for_step(tmp_path / "r", 4, commands[0])
+    killed = time.monotonic()
+    commands[victim].send(signal.SIGKILL)
+    survivor = commands[1 - victim].wait(30)
+    assert time.monotonic() - killed < 30
+    assert commands[victim].wait().code == -signal.SIGKILL
+    if victim == 1:
+        assert runs.check_failure(survivor).startswith("another process of this run has ended")
+    else:
+        assert survivor.code > 0 and survivor.err == ""
+    again = end(start_processes(tmp_path, tiny(*SHORT, "checkpoint_every=3"), count=2))
+    assert [e.code for e in again] == [0, 0]
+    assert re.search(r"resuming after step [36] of 8", again[0].err)
+    assert timeless(tmp_path / "r") == timeless(pair)
+    assert runs.tensors(tmp_path / "r") == runs.tensors(pair)
+
+
+@pytest.mark.parametrize("receivers", [(0,), (1,), (0, 1)])
+def test_a_signal_to_any_process_stops_all_at_the_same_step(tmp_path: Path, receivers: tuple[int, ...]) -> None:
+    commands = start_processes(tmp_path, tiny(*SHORT, epochs=50), count=2)
+    wait_for_step(tmp_path / "r", 2, commands[0])
+    for receiver in receivers:
+        commands[receiver].send(signal.SIGUSR1)
+    first = commands[0].wait()
+    assert first.code == 138 and "stopped by SIGUSR1 after step" in first.err
+    second = commands[1].wait()
+    assert (second.code, second.err) == (138, "")
+    found, problems = checkpoint.load_newest(tmp_path / "r")
+    assert found is not None and not problems and f"after step {found.step};" in first.err
+
+
+def wait_for_step(run: Path, step: int, command: Command) -> None:
+    """Waits until a run has logged a step."""
+    deadline = time.monotonic() + PATIENCE
+    while not (run / "metrics.jsonl").exists() or (run / "metrics.jsonl").read_text().count("\n") < step:
+        assert time.monotonic() < deadline, command.err()
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (("batch_size=65",), "batch_size=65 does not divide by 2 processes."),
+        (("batch_size=2000",), "batch_size=2000 is larger than the 1437 images of 'digits'"),
+        (("method.name=matrixssl",), "method.name='matrixssl' is not a method. Did you mean 'matrix_ssl'?"),
+        (("data.source=absent",), "'absent' is not a file or folder here"),
+    ],
+)
+def test_a_mistake_is_told_by_the_first_process_alone(tmp_path: Path, settings: tuple[str, ...], message: str) -> None:
+    first, second = end(start_processes(tmp_path, tiny(*settings), count=2))
+    assert message in runs.check_failure(first)
+    assert second.err == ""
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_only_the_first_process_sees_ends_all(tmp_path: Path, pair: Path) -> None:
+    """The lock and the settings of the run folder, which the second process does not look at."""
+    (tmp_path / "r").mkdir()
+    for path in pair.iterdir():
+        if path.is_file():
+            (tmp_path / "r" / path.name).write_bytes(path.read_bytes())
+    first, second = end(start_processes(tmp_path, tiny(*SHORT, epochs=3), count=2))
+    assert "r holds a run with other settings (epochs: 1 -> 3)" in runs.check_failure(first)
+    assert second.err == ""
+
+
+def test_what_only_another_process_sees_is_told_by_it(tmp_path: Path) -> None:
+    code = BARE + (
+        "\nimport os, matrix_ssl.data.loading as d; from matrix_ssl.errors import DataError\n"
+        "def iterate(self, start, stop):\n"
+        "    if self._rank == 1: raise DataError('the disk of this machine is gone.')\n"
+        "    yield from real(self, start, stop)\n"
+        "real, d.TrainingBatches.iterate = d.TrainingBatches.iterate, iterate\n"
+    )
+    commands = start_processes(tmp_path, tiny(*SHORT), count=2, before=code)
+    second, first = commands[1].wait(30), commands[0].wait(30)
+    assert runs.check_failure(second) == "process 1: the disk of this machine is gone."
+    assert runs.check_failure(first).startswith("another process of this run has ended")
+
+
+def test_a_complete_run_is_complete_for_all(tmp_path: Path, pair: Path) -> None:
+    before = (pair / "encoder.safetensors").read_bytes()
+    first, second = end(start_processes(pair.parent, tiny(*SHORT), count=2))
+    assert (first.code, second.code) == (0, 0)
+    assert first.err.startswith("r is complete; --fresh starts over.\n") and second.err == ""
+    assert (pair / "encoder.safetensors").read_bytes() == before

@@ -1,0 +1,285 @@
+"""The README and the pages of docs/ do what they say: their code runs, and what they name exists.
+
+Lines of ``matrix-ssl`` are executed with the smallest settings on generated images, unless they need a network; then,
+like those of ``torchrun``, they are only parsed, settings included.
+"""
+
+import importlib
+import importlib.util
+import json
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import numpy as np
+import pytest
+import torchvision
+from PIL import Image
+
+from matrix_ssl import cli, config, methods
+from matrix_ssl.cli import main
+from matrix_ssl.config import recipes
+from matrix_ssl.evaluate.trained.protocols import EvaluationSettings
+
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
+SMALLEST = ["data.subset=16", "data.workers=0", "batch_size=8", "epochs=1", "network.width=8", "method.hidden_dim=16",
+            "method.output_dim=16"]  # fmt: skip
+SMALL_COLOUR = ["network.encoder=shufflenet_v2_x0_5", "data.image_size=32"]  # an encoder that torchvision knows, too
+OTHER_TOOLS = {"--nproc-per-node", "--help", "--rate"}  # torchrun, every command, benchmarks/scale.py
+GROUPS = ("data", "view1", "view2", "network", "method", "optimizer")
+
+each_page = pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
+
+
+def blocks(page: Path) -> Iterator[tuple[str, str]]:
+    """Language and code of every fenced block."""
+    yield from re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def shell_lines(page: Path) -> list[list[str]]:
+    return [shlex.split(line) for language, code in blocks(page) if language == "sh" for line in code.splitlines()]
+
+
+def inline_code(page: Path) -> list[str]:
+    text = re.sub(r"^```.*?^```$", "", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+    return re.findall(r"`([^`\n]+)`", text)
+
+
+def check_settings(recipe: str, assignments: list[str]) -> None:
+    """Every key exists and every value is of its type; encoders have a name that is known."""
+    result = config.override(recipes.find_recipe(recipe), assignments)
+    if not result.method.name.endswith(".py"):
+        methods.complete_options(methods.find_method(result.method.name), result.method.options)
+    name = result.network.encoder
+    known = [*torchvision.models.list_models(module=torchvision.models), "tiny_resnet", "timm/NAME"]
+    assert name in known, name
+
+
+def check_command(words: list[str]) -> None:
+    """The command, its options and its settings exist."""
+    command = main.commands.commands[words[0]]
+    context = command.make_context(words[0], list(words[1:]))
+    if words[0] in ("pretrain", "compare"):
+        check_settings(context.params["recipe"], list(context.params["assignments"]))
+    if context.params.get("method") is not None:
+        methods.find_method(context.params["method"])
+
+
+def run_command(words: list[str]) -> None:
+    """Executes one line of matrix-ssl in the current folder, with the smallest settings and the quickest protocol."""
+    if words[0] == "pretrain":
+        small = SMALLEST if "demo" in words else SMALLEST + SMALL_COLOUR
+        words = [*words, *(part for setting in small for part in ("--set", setting))]
+    if words[0] == "compare":
+        colour = [] if "demo" in words else SMALL_COLOUR
+        shorter = {"--methods": "matrix_ssl,simsiam", "--seeds": "1", "--trials": "1", "--budget": "1"}
+        longer = ["--rivals-budget", "2"] * ("--rivals-budget" in words)
+        whole = "data.subset=200"  # every class has images to hold out
+        settings = [part for setting in (*SMALLEST, *colour, whole) for part in ("--set", setting)]
+        words = [*words, *(part for pair in shorter.items() for part in pair), *longer, *settings]
+    if words[0] == "evaluate" and "--protocol" not in words:
+        words = [*words, "--protocol", "knn"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["matrix-ssl", *words, *(["--device", "cpu"] if uses_device(words[0]) else [])])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+    assert end.value.code == 0, words
+
+
+def uses_device(command: str) -> bool:
+    return any("--device" in parameter.opts for parameter in main.commands.commands[command].params)
+
+
+def run_line(words: list[str], done: list[list[str]]) -> None:
+    """Executes or checks a line of a shell block, by its program; what is done already need not be done again."""
+    if words in done:
+        return
+    done.append(words)
+    program, *arguments = words
+    if program == "matrix-ssl":
+        check_command(arguments)
+        if "--download" not in arguments and not any(word.startswith("hf:") for word in arguments):
+            run_command(arguments)
+    elif program == "torchrun":
+        check_command(arguments[arguments.index("matrix_ssl") + 1 :])
+    elif program == "make":
+        check_target(arguments[0])
+    elif program == "pip":
+        check_pip(arguments)
+    else:
+        pytest.fail(f"no check for {words}")
+
+
+def check_target(target: str) -> None:
+    result = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+def check_pip(arguments: list[str]) -> None:
+    """``install -e .[extras] -c FILE``: the extras and the file exist."""
+    assert arguments[0] == "install"
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
+    wanted = re.fullmatch(r"\.(?:\[([\w,]+)\])?", arguments[arguments.index("-e") + 1])
+    assert wanted is not None
+    assert set((wanted[1] or "").split(",")) - {""} <= extras.keys()
+    assert (ROOT / arguments[arguments.index("-c") + 1]).is_file()
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory) -> Path:
+    """A folder with ``photos`` in class folders, in which the pages are executed one after the other."""
+    folder = tmp_path_factory.mktemp("workspace")
+    random = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (folder / "photos" / name).mkdir(parents=True)
+        for i in range(14):
+            pixels = (random.integers(0, 200, 3) + random.normal(0, 30, (24, 32, 3))).clip(0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / "photos" / name / f"{i}.jpg")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def done(workspace) -> list[list[str]]:
+    """The lines that were executed in the workspace: at first the README's pre-training, which every page relies on."""
+    lines: list[list[str]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(workspace)
+        run_line(next(words for words in shell_lines(README) if words[:2] == ["matrix-ssl", "pretrain"]), lines)
+    return lines
+
+
+@each_page
+def test_code_blocks_run(page, workspace, done, monkeypatch):
+    """Each block by itself, but for the page of identities, which is read from top to bottom."""
+    monkeypatch.chdir(workspace)
+    names = {"__name__": "__main__"}
+    for number, (language, code) in enumerate(blocks(page)):
+        if language == "sh":
+            for line in code.splitlines():
+                run_line(shlex.split(line), done)
+        elif language == "python":
+            names = names if page.name == "maximum-entropy.md" else {"__name__": "__main__"}
+            exec(compile(code, f"{page.name}, block {number}", "exec"), names)
+        else:
+            assert language in ("", "bibtex")
+
+
+@each_page
+def test_options_settings_and_names_exist(page):
+    commands = list(main.commands.commands.values())
+    commands += [inner for group in commands for inner in getattr(group, "commands", {}).values()]
+    options = {name for command in commands for p in command.params for name in p.opts}
+    for text in inline_code(page):
+        assert set(re.findall(r"(?<!\S)--[a-z][a-z0-9-]*", text)) <= options | OTHER_TOOLS, text
+        assignments = re.findall(r"--set \"?([a-z][\w.]*=[^\s\"]+)", text)
+        of_protocols = [a for a in assignments if a.partition(".")[0] in dir(EvaluationSettings())]
+        config.override_dataclass(EvaluationSettings(), of_protocols)
+        check_settings("images", [a for a in assignments if a not in of_protocols])
+        check_mention(text)
+
+
+def check_mention(text: str) -> None:
+    """An inline setting, object, command or make target exists."""
+    group, _, leaf = text.partition("=")[0].partition(".")
+    if group in GROUPS and leaf.isidentifier():
+        check_setting_exists(group, leaf)
+    elif match := re.fullmatch(r"(matrix_ssl(?:\.\w+)+)(?:\(.*\))?", text):
+        check_object(match[1])
+    elif match := re.match(r"matrix-ssl (\w+)", text):
+        assert match[1] in main.commands.commands, text
+    elif match := re.fullmatch(r"make ([\w-]+)", text):
+        check_target(match[1])
+
+
+def check_setting_exists(group: str, leaf: str) -> None:
+    values = config.to_dict(recipes.find_recipe("images"))[group]
+    if group == "method":
+        values = {"name": None} | methods.complete_options(methods.find_method("matrix_ssl"), {})
+    assert leaf in values, f"{group}.{leaf}"
+
+
+def check_object(name: str) -> None:
+    """A module, or something in one."""
+    module, _, attribute = name.rpartition(".")
+    try:
+        importlib.import_module(name)
+    except ImportError:
+        assert hasattr(importlib.import_module(module), attribute), name
+
+
+@each_page
+def test_links_lead_to_files(page):
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text("utf-8")):
+        if not target.startswith(("http://", "https://")):
+            assert (page.parent / target).exists(), target
+
+
+def test_tree_of_readme_is_complete():
+    code = next(code for language, code in blocks(README) if not language and code.startswith("Makefile"))
+    folder, listed = Path(), set()
+    for line in code.splitlines():
+        names = re.split(r"\s{2,}", line.strip(), maxsplit=1)[0].split(", ")
+        if line.strip() == names[0]:  # a folder whose contents follow
+            folder = Path(names[0])
+        else:
+            listed |= {(folder if line.startswith("  ") else Path()) / name for name in names}
+    assert [path for path in listed if not (ROOT / path).exists()] == []
+    package = ROOT / "src" / "matrix_ssl"
+    files = {path.relative_to(ROOT) for path in package.rglob("*") if path.suffix in (".py", ".html", ".typed")}
+    assert sorted(path for path in files if not {path, *path.parents} & listed) == []
+
+
+@pytest.mark.parametrize("name", recipes.list_recipes())
+def test_commands_in_recipes_parse(name):
+    text = importlib.import_module(f"matrix_ssl.config.recipes.{name}").__doc__
+    for line in re.findall(r"^    (matrix-ssl .*|torchrun .*)$", text, re.MULTILINE):
+        words = shlex.split(line)
+        check_command(words[words.index("matrix_ssl") + 1 :] if words[0] == "torchrun" else words[1:])
+    for code in re.findall(r"``(--set .*?)``", text, re.DOTALL):
+        check_settings(name, [word for word in code.split() if word != "--set"])
+
+
+def test_run_folder_is_described(workspace, done):
+    """Every file of a run and every key of its metrics stands in a table of docs/runs.md."""
+    text = (ROOT / "docs" / "runs.md").read_text("utf-8")
+    described = set(re.findall(r"`([^`]+)`", "".join(re.findall(r"^\| (`.*?) \|", text, re.MULTILINE))))
+    run = workspace / "runs" / "photos"
+    assert {path.name + "/" * path.is_dir() for path in run.iterdir()} <= described
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
+    assert {key for line in lines for key in line} <= described
+
+
+def test_table_of_the_series_is_right():
+    """docs/taylor.md: the derivative of the logarithm and of four terms of its series about one."""
+    text = (ROOT / "docs" / "taylor.md").read_text("utf-8")
+    ridges = [float(value) for value in re.findall(r"μ = ([\d.]+): exact", text)]
+    rows = [[float(cell) for cell in row.split("|")] for row in re.findall(r"^\| ([\d. |]+) \|$", text, re.MULTILINE)]
+    assert (len(ridges), [row[0] for row in rows]) == (3, [0.0, 0.1, 0.5, 1.0])
+    for eigenvalue, *cells in rows:
+        x = np.array(ridges) + eigenvalue
+        series = sum((1 - x) ** k for k in range(4))
+        np.testing.assert_allclose(cells, np.stack([1 / x, series], 1).ravel(), atol=6e-4)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("mkdocs") is None, reason="mkdocs (the extra docs) is not installed")
+def test_site_builds_without_warnings(tmp_path):
+    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    result = subprocess.run(build, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    pages = "".join(path.read_text("utf-8") for path in tmp_path.rglob("*.html"))
+    assert re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="?https?://[^">]+', pages) == []
+
+
+def test_pages_name_only_known_commands():
+    """A guard for the checks above: they saw the commands, so a changed layout of the pages cannot empty them."""
+    seen = {words[1] for page in PAGES for words in shell_lines(page) if words[0] == "matrix-ssl"}
+    assert seen == {"pretrain", "evaluate", "embed", "export", "recipes", "methods", "compare", "llm"}
+    with pytest.raises(click.NoSuchOption):
+        check_command(["pretrain", "--no-such-option"])

@@ -1,0 +1,90 @@
+"""The language-model loss of two real processes over gloo, under DistributedDataParallel, is that of one."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from matrix_ssl import distributed
+from matrix_ssl.llm import matrix_cross_entropy_from_logits, matrix_cross_entropy_loss
+from tests.support import llm_samples
+
+FORMS = ({"form": "closed"}, {"form": "lanczos", "steps": 2}, {"form": "top", "top": 3}, {"form": "dense"})
+LENGTH = 7
+
+
+class Model(nn.Module):
+    """Tokens in, the loss out: the head is used inside, so that its gradient is averaged, too."""
+
+    def __init__(self, vocabulary: int, d: int):
+        super().__init__()
+        self.embedding, self.layer = nn.Embedding(vocabulary, d), nn.Linear(d, d)
+        self.head = nn.Linear(d, vocabulary, bias=False)
+
+    def forward(self, labels: Tensor, count: int, form: dict, *, fused: bool) -> Tensor:
+        hidden = torch.tanh(self.layer(self.embedding(labels.clamp_min(0))))
+        if fused:
+            return matrix_cross_entropy_loss(hidden, self.head.weight, labels, num_items_in_batch=count, **form)
+        logits = self.head(hidden)
+        return matrix_cross_entropy_from_logits(logits, self.head.weight, labels, num_items_in_batch=count, **form)
+
+
+def check() -> None:
+    """What each of the processes does: uneven parts, of which the last counts few labels."""
+    distributed.start("cpu")
+    size, rank = distributed.world_size(), distributed.rank()
+    assert size == 2
+    sizes = [1 + 2 * i for i in range(size)]
+    labels = llm_samples.sample(batch=sum(sizes), length=LENGTH)[2]
+    labels[-2:, 3:] = llm_samples.IGNORED
+    count = int((labels[:, 1:] != llm_samples.IGNORED).sum())
+    for form in FORMS:
+        for fused in (True, False):
+            torch.manual_seed(0)
+            single, ours = Model(11, 5).double(), Model(11, 5).double()
+            ours.load_state_dict(single.state_dict())
+            wrapped = distributed.wrap(ours)
+            expected = single(labels, count, form, fused=fused)
+            expected.backward()
+            found = wrapped(labels.split(sizes)[rank], count, form, fused=fused)
+            (found * size).backward()  # DistributedDataParallel averages, and the sum is wanted
+            total = distributed.all_reduce_sum(found.detach())
+            torch.testing.assert_close(total, expected.detach(), rtol=1e-12, atol=0)
+            for name, parameter in single.named_parameters():
+                gradient = ours.get_parameter(name).grad
+                torch.testing.assert_close(gradient, parameter.grad, rtol=1e-12, atol=1e-14, msg=f"{form} {name}")
+    distributed.stop()
+
+
+@pytest.mark.parametrize("count", [2])
+def test_together_they_compute_what_one_process_computes(count: int) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", "import tests.llm.test_loss_processes as t; t.check()"],
+            cwd=Path(__file__).parents[2],
+            env=os.environ
+            | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+            | {key: str(value) for key, value in (common | {"RANK": rank, "LOCAL_RANK": rank}).items()},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(count)
+    ]
+    try:
+        for process in processes:
+            _, errors = process.communicate(timeout=120)
+            assert process.returncode == 0, errors
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()

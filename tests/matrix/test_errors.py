@@ -1,0 +1,218 @@
+"""What the matrix functions say of arguments they are not defined for, and when they look."""
+
+import functools
+import math
+import re
+
+import pytest
+import torch
+
+from matrix_ssl import matrix
+from matrix_ssl.errors import (
+    EmptyMatrixError,
+    MatrixError,
+    MatrixShapeError,
+    MatrixSSLError,
+    MatrixTypeError,
+    NotFiniteError,
+    NotPositiveDefiniteError,
+    NotPositiveSemidefiniteError,
+    NotSquareError,
+    NotSymmetricError,
+)
+from tests.support.matrix_samples import positive, rows, unit_kernel
+
+GOOD = positive([0.5, 1.0, 2.0])
+INDEFINITE = positive([-0.1, 1.0, 2.0])
+SQUARE = {
+    "matrix_log": (matrix.matrix_log, "a"),
+    "log1p_ratio": (lambda a, **k: matrix.log1p_ratio(a, 0.1, **k), "a"),
+    "log_det": (matrix.log_det, "a"),
+    "matrix_entropy": (matrix.matrix_entropy, "a"),
+    "von_neumann_entropy": (matrix.von_neumann_entropy, "a"),
+    "renyi_entropy": (functools.partial(matrix.renyi_entropy, alpha=3.0), "a"),
+    "renyi_entropy 2": (functools.partial(matrix.renyi_entropy, alpha=2.0), "a"),
+    "matrix_kl, p": (lambda a, **k: matrix.matrix_kl(a, GOOD, **k), "p"),
+    "matrix_kl, q": (lambda a, **k: matrix.matrix_kl(GOOD, a, **k), "q"),
+    "matrix_cross_entropy, p": (lambda a, **k: matrix.matrix_cross_entropy(a, GOOD, **k), "p"),
+    "matrix_cross_entropy, q": (lambda a, **k: matrix.matrix_cross_entropy(GOOD, a, **k), "q"),
+    "joint_entropy, k1": (lambda a, **k: matrix.joint_entropy(a, GOOD, **k), "k1"),
+    "joint_entropy, k2": (lambda a, **k: matrix.joint_entropy(GOOD, a, **k), "k2"),
+    "mutual_information, k1": (lambda a, **k: matrix.mutual_information(a, GOOD, **k), "k1"),
+    "mutual_information, k2": (lambda a, **k: matrix.mutual_information(GOOD, a, **k), "k2"),
+}
+ANY = {
+    "covariance": (matrix.covariance, "x"),
+    "cross_covariance": (lambda x, **k: matrix.cross_covariance(x, x, **k), "x"),
+    "effective_rank": (matrix.effective_rank, "x"),
+    "coding_rate": (matrix.coding_rate, "features"),
+    "spectrum": (matrix.spectrum, "features"),
+}
+square = pytest.mark.parametrize(("function", "name"), SQUARE.values(), ids=SQUARE)
+anything = pytest.mark.parametrize(("function", "name"), (SQUARE | ANY).values(), ids=SQUARE | ANY)
+
+
+@square
+class TestSquareMatrices:
+    @pytest.mark.parametrize("shape", [(), (3,), (2, 3), (4, 3, 2)])
+    def test_not_square(self, function, name, shape):
+        with pytest.raises(NotSquareError, match=re.escape(f"'{name}', shape {shape}")):
+            function(torch.zeros(shape), validate=False)
+
+    def test_not_symmetric(self, function, name):
+        a = GOOD.clone()
+        a[0, 1] += 0.31 * a.abs().max()
+        off = f"{((a - a.T).abs().max() / a.abs().max()).item():.2g}"
+        with pytest.raises(NotSymmetricError, match=rf"'{name}', shape \(3, 3\).* is {off} of the largest .*mT\) / 2"):
+            function(a)
+        function(a, validate=False)
+
+    def test_rounding_is_no_asymmetry(self, function, name):
+        for dtype, size in ((torch.float64, 1e-14), (torch.float32, 1e-5), (torch.bfloat16, 7e-3)):
+            a = GOOD.clone().to(dtype)
+            a[0, 1] = a[0, 1] + size * a.abs().max()
+            function(a)
+            a[0, 1] = a[0, 1] + 100 * size * a.abs().max()
+            with pytest.raises(NotSymmetricError):
+                function(a)
+
+    def test_the_matrix_of_a_batch(self, function, name):
+        stack = GOOD.repeat(2, 3, 1, 1)
+        stack[1, 2, 0, 1] += 1
+        with pytest.raises(NotSymmetricError, match=r"\(matrix 1, 2 of the batch\)"):
+            function(stack)
+
+
+@anything
+class TestEveryMatrix:
+    @pytest.mark.parametrize("shape", [(0, 0), (2, 0, 0)])
+    def test_empty(self, function, name, shape):
+        with pytest.raises(EmptyMatrixError, match=f"'{name}'.* is empty"):
+            function(torch.zeros(shape), validate=False)
+
+    def test_complex(self, function, name):
+        with pytest.raises(MatrixTypeError, match=f"'{name}'.*complex64"):
+            function(GOOD.to(torch.complex64), validate=False)
+
+    def test_not_finite(self, function, name):
+        a = torch.stack([GOOD, GOOD])
+        a[1, 0, 2] = a[1, 2, 0] = math.inf
+        a[1, 2, 2] = math.nan
+        with pytest.raises(NotFiniteError, match=rf"'{name}'.* 1 NaN and 2 infinite of 18 .* first at \(1, 0, 2\)"):
+            function(a)
+
+    @pytest.mark.filterwarnings("ignore")
+    def test_compiled_code_does_not_look(self, function, name):
+        torch._dynamo.reset()
+        compiled = torch.compile(function, fullgraph=True, backend="eager")
+        compiled(GOOD)
+        if name in SQUARE:
+            skewed = GOOD + torch.triu(torch.ones_like(GOOD))
+            with pytest.raises(NotSymmetricError):
+                function(skewed)
+            assert compiled(skewed) is not None
+
+
+@pytest.mark.parametrize("name", [key for key in SQUARE if key not in ("matrix_cross_entropy, p", "renyi_entropy 2")])
+def test_not_positive_semidefinite(name):
+    function, argument = SQUARE[name]
+    if "joint" in name:  # the product with 11ᵀ is the matrix itself
+        function, argument = lambda a, **k: matrix.joint_entropy(a, torch.ones_like(a), **k), r"k1 \* k2"
+    text = rf"'{argument}', shape \(3, 3\), .* smallest eigenvalue is -0\.1, the largest in size 2.*ridge="
+    definite = name in ("matrix_log", "log_det")
+    with pytest.raises(NotPositiveDefiniteError if definite else NotPositiveSemidefiniteError, match=text):
+        function(INDEFINITE)
+    function(INDEFINITE, validate=False)
+
+
+@pytest.mark.parametrize("eigenvalues", [[-1.0, -0.5, 1.0], [-0.1, 0.0, 1.0], [-1.0, -1.0, -1.0]])
+def test_order_two_sees_an_impossible_norm(eigenvalues):
+    a = positive(eigenvalues)
+    ratio = f"{a.trace().item() / a.norm().item():.3g}"
+    with pytest.raises(NotPositiveSemidefiniteError, match=re.escape(f"tr A / ‖A‖_F is {ratio}, below 1")):
+        matrix.renyi_entropy(a, alpha=2)
+
+
+def test_rounding_is_not_negative():
+    for dtype, size in ((torch.float64, 3e-14), (torch.float32, 1e-5), (torch.bfloat16, 1e-2)):
+        matrix.matrix_entropy(torch.diag(torch.tensor([-size, 1.0, 1.0])).to(dtype))
+        with pytest.raises(NotPositiveSemidefiniteError):
+            matrix.matrix_entropy(torch.diag(torch.tensor([-20 * size, 1.0, 1.0])).to(dtype))
+
+
+def test_rounding_of_half_precision_in_a_product_of_kernels():
+    k1, k2 = (unit_kernel(12, 2, seed=s).bfloat16() for s in range(2))
+    assert torch.linalg.eigvalsh(k1.float() * k2.float())[0] < -1e-3
+    assert math.isfinite(matrix.joint_entropy(k1, k2))
+    with pytest.raises(NotPositiveSemidefiniteError, match="k1"):
+        matrix.joint_entropy(k1.float(), k2.float())
+
+
+def test_a_ridge_that_lifts_the_eigenvalues_is_enough():
+    for function in (matrix.matrix_entropy, matrix.matrix_log, matrix.log_det, matrix.von_neumann_entropy):
+        expected = function(INDEFINITE + 0.2 * torch.eye(3).double())
+        assert torch.allclose(function(INDEFINITE, ridge=0.2), expected, rtol=1e-12)
+        with pytest.raises(MatrixError, match=r"-0\.05"):
+            function(INDEFINITE, ridge=0.05)
+
+
+@pytest.mark.parametrize("function", [matrix.matrix_log, matrix.log_det])
+def test_singular_matrices_have_no_logarithm(function):
+    singular = torch.diag(torch.tensor([0.0, 1.0]))
+    with pytest.raises(NotPositiveDefiniteError, match=r"'a', shape \(2, 2\).* is 0, the largest in size 1.*ridge="):
+        function(singular)
+    with pytest.raises(NotPositiveDefiniteError, match=r"\(matrix 1 of the batch\)"):
+        function(torch.stack([torch.eye(2), singular]))
+    assert torch.isfinite(function(singular, ridge=1e-3)).all()
+
+
+def test_shapes_that_do_not_fit():
+    for function in (matrix.matrix_kl, matrix.matrix_cross_entropy, matrix.joint_entropy):
+        with pytest.raises(MatrixShapeError, match=r"\(2, 2\) and \(3, 3\)"):
+            function(torch.eye(2), torch.eye(3))
+        with pytest.raises(MatrixShapeError, match=r"\(2, 3, 3\) and \(4, 3, 3\)"):
+            function(torch.eye(3).repeat(2, 1, 1), torch.eye(3).repeat(4, 1, 1))
+    with pytest.raises(MatrixShapeError, match=r"\(4, 3\) and \(5, 3\)"):
+        matrix.cross_covariance(rows(4, 3), rows(5, 3))
+
+
+def test_numbers():
+    for function in (matrix.matrix_log, matrix.log_det, matrix.matrix_entropy, matrix.von_neumann_entropy):
+        for ridge in (-0.1, math.nan):
+            with pytest.raises(ValueError, match="ridge must be zero or above"):
+                function(GOOD, ridge=ridge)
+    for function in (matrix.matrix_kl, matrix.matrix_cross_entropy):
+        with pytest.raises(ValueError, match="ridge must be zero or above"):
+            function(GOOD, GOOD, ridge=-1.0)
+    for alpha in (1.0, 2.0):
+        with pytest.raises(ValueError, match="ridge must be zero or above"):
+            matrix.renyi_entropy(GOOD, alpha=alpha, ridge=-1.0)
+    for alpha in (-0.5, math.nan):
+        with pytest.raises(ValueError, match="alpha must be zero or above"):
+            matrix.renyi_entropy(GOOD, alpha=alpha)
+    with pytest.raises(ValueError, match="distortion must be above zero"):
+        matrix.coding_rate(GOOD, distortion=0.0)
+    with pytest.raises(ValueError, match="scale must be above zero"):
+        matrix.log1p_ratio(GOOD, 0.0)
+
+
+def test_the_errors_are_told_to_a_person_and_are_value_errors():
+    for error in (NotSquareError, EmptyMatrixError, NotFiniteError, NotSymmetricError, NotPositiveSemidefiniteError):
+        assert issubclass(error, MatrixError)
+        assert issubclass(error, MatrixSSLError)
+        assert issubclass(error, ValueError)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_values_are_looked_at_only_when_asked():
+    matrix.matrix_entropy(INDEFINITE.cuda())
+    with pytest.raises(NotPositiveSemidefiniteError):
+        matrix.matrix_entropy(INDEFINITE.cuda(), validate=True)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_compiled_code_looks_when_asked():
+    torch._dynamo.reset()
+    torch.compile(matrix.matrix_entropy, backend="eager")(GOOD, validate=True)
+    with pytest.raises(NotPositiveSemidefiniteError):
+        torch.compile(matrix.matrix_entropy, backend="eager")(INDEFINITE, validate=True)

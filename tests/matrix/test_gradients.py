@@ -1,0 +1,195 @@
+"""Gradients of matrix functions against finite differences, where eigenvalues coincide and at every rank."""
+
+import functools
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from matrix_ssl import matrix
+from matrix_ssl.matrix import covariance, of_features
+from tests.support.matrix_samples import positive, rows, symmetric_part, unit_kernel
+
+ORDERS = [0.5, 0.9, 1.0, 1.1, 2.0, 3.0]
+ONE = ["matrix_entropy", "von_neumann_entropy", "log_det"]
+TWO = ["matrix_kl", "matrix_cross_entropy"]
+FEATURES = {
+    "generic": rows(7, 4),
+    "more columns": rows(3, 5),
+    "covariance a multiple of the identity": torch.cat([torch.eye(4), -torch.eye(4)]).double(),
+    "rank two": rows(7, 4, rank=2),
+    "collapse": torch.full((6, 4), 0.3, dtype=torch.float64),
+}
+MATRICES = {
+    "distinct": [0.1, 0.3, 0.9, 2.0],
+    "repeated": [0.2, 0.2, 0.2, 1.5],
+    "identity": [1.0, 1.0, 1.0, 1.0],
+    "multiple of the identity": [0.25] * 4,
+}
+every_feature = pytest.mark.parametrize("x", FEATURES.values(), ids=FEATURES)
+
+
+def check(function, *inputs, **tolerances):
+    inputs = [x.clone().requires_grad_() for x in inputs]
+    assert torch.autograd.gradcheck(function, inputs, **tolerances)
+
+
+def single_functions(module):
+    functions = {name: getattr(module, name) for name in ONE}
+    return functions | {f"renyi {alpha}": functools.partial(module.renyi_entropy, alpha=alpha) for alpha in ORDERS}
+
+
+@pytest.mark.parametrize("function", single_functions(matrix).values(), ids=single_functions(matrix))
+class TestOfOneMatrix:
+    @pytest.mark.parametrize("eigenvalues", MATRICES.values(), ids=MATRICES)
+    def test_at_a_matrix(self, function, eigenvalues):
+        check(lambda a: function(symmetric_part(a)), positive(eigenvalues))
+
+    @pytest.mark.parametrize("ridge", [0.01, 1.0])
+    @every_feature
+    def test_through_features(self, function, x, ridge):
+        check(lambda x: function(covariance(x), ridge=ridge), x, atol=1e-4 * ridge)
+
+
+@pytest.mark.parametrize("function", single_functions(of_features).values(), ids=single_functions(of_features))
+class TestOfFeatures:
+    @pytest.mark.parametrize("ridge", [0.01, 1.0])
+    @every_feature
+    def test_with_a_ridge(self, function, x, ridge):
+        check(lambda x: function(x, ridge=ridge), x, atol=1e-4 * ridge)
+
+
+class TestOfFeaturesWithoutRidge:
+    @pytest.mark.parametrize("name", ["generic", "more columns", "covariance a multiple of the identity", "rank two"])
+    @pytest.mark.parametrize("function", [of_features.matrix_entropy, of_features.von_neumann_entropy])
+    def test_entropies_at_every_rank(self, function, name):
+        check(function, FEATURES[name])
+
+    @pytest.mark.parametrize("function", single_functions(of_features).values(), ids=single_functions(of_features))
+    def test_nothing_is_nan_at_collapse(self, function):
+        x = FEATURES["collapse"].clone().requires_grad_()
+        if function is of_features.log_det:
+            pytest.skip("the determinant is zero")
+        function(x).backward()
+        assert torch.equal(x.grad, torch.zeros_like(x))
+
+
+@pytest.mark.parametrize("name", TWO)
+class TestOfTwo:
+    @pytest.mark.parametrize("at", MATRICES)
+    def test_at_matrices(self, name, at):
+        function = getattr(matrix, name)
+        inputs = positive(MATRICES[at]), positive(MATRICES[at], seed=1)
+        check(lambda p, q: function(symmetric_part(p), symmetric_part(q)), *inputs)
+        check(lambda p, q: function(symmetric_part(p), symmetric_part(q), ridge=0.1), *inputs)
+
+    @pytest.mark.parametrize("at", FEATURES)
+    @pytest.mark.parametrize("ridge", [0.01, 1.0])
+    def test_through_features(self, name, at, ridge):
+        x = FEATURES[at]
+        y = x if at in ("collapse", "covariance a multiple of the identity") else x.flip(0) + rows(*x.shape, rank=1)
+        dense, direct = getattr(matrix, name), getattr(of_features, name)
+        check(lambda x, y: dense(covariance(x), covariance(y), ridge=ridge), x, y, atol=1e-4)
+        check(lambda x, y: direct(x, y, ridge=ridge), x, y, atol=1e-4)
+
+    def test_different_numbers_of_rows(self, name):
+        function = functools.partial(getattr(of_features, name), ridge=0.1)
+        for n, k in ((3, 6), (6, 3), (8, 9)):
+            check(function, rows(n, 5), rows(k, 5, seed=1))
+
+
+class TestKernels:
+    @pytest.mark.parametrize("alpha", ORDERS)
+    @pytest.mark.parametrize("name", ["joint_entropy", "mutual_information"])
+    def test_kernels(self, name, alpha):
+        function = getattr(matrix, name)
+        kernels = unit_kernel(4, 6), unit_kernel(4, 7, seed=1)
+        check(lambda a, b: function(symmetric_part(a), symmetric_part(b), alpha=alpha), *kernels)
+
+    @pytest.mark.parametrize("shapes", [((3, 4), (3, 5)), ((9, 2), (9, 3))])
+    @pytest.mark.parametrize("alpha", [1.0, 1.1, 2.0, 3.0])
+    @pytest.mark.parametrize("name", ["joint_entropy", "mutual_information"])
+    def test_features(self, name, alpha, shapes):
+        function = functools.partial(getattr(of_features, name), alpha=alpha)
+        check(function, *(rows(*shape, seed=s) for s, shape in enumerate(shapes)))
+
+
+class TestRank:
+    @pytest.mark.parametrize("x", [rows(5, 3), rows(3, 5), torch.eye(4).double() * 0.3], ids=["tall", "wide", "flat"])
+    def test_effective_rank(self, x):
+        check(matrix.effective_rank, x)
+
+    def test_effective_rank_in_float32(self):
+        x = rows(6, 4).requires_grad_()
+        matrix.effective_rank(x).backward()
+        single = x.detach().float().requires_grad_()
+        matrix.effective_rank(single).backward()
+        np.testing.assert_allclose(single.grad, x.grad, atol=1e-5 * x.grad.abs().max())
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    @pytest.mark.parametrize("x", [torch.zeros(3, 4), torch.ones(5, 3)], ids=["zero", "rank one"])
+    def test_effective_rank_of_deficient_matrices_has_no_nan(self, x, dtype):
+        x = x.detach().clone().to(dtype).requires_grad_()
+        matrix.effective_rank(x).backward()
+        np.testing.assert_allclose(x.grad, 0, atol=1e-6)  # at rank one scale alone could change it, and does not
+
+    @pytest.mark.parametrize("x", [rows(5, 3), rows(3, 5), rows(5, 4, rank=2), torch.zeros(3, 2).double()])
+    def test_coding_rate(self, x):
+        check(matrix.coding_rate, x)
+
+
+class TestZeroEigenvalues:
+    """Without a ridge a zero eigenvalue contributes no gradient where the true one is infinite."""
+
+    deficient = positive([0.0, 0.0, 0.3, 1.2])  # with zeros of 1e-17 and either sign
+    support = positive([0.0, 0.0, 1.0, 1.0])
+
+    def test_matrix_entropy(self):
+        a = self.deficient.clone().requires_grad_()
+        matrix.matrix_entropy(a).backward()
+        expected = positive([0.0, 0.0, -math.log(0.3), -math.log(1.2)])
+        np.testing.assert_allclose(a.grad, expected, atol=1e-12)
+
+    @pytest.mark.parametrize("alpha", [0.5, 0.9, 1.0])
+    def test_entropies_of_low_order(self, alpha):
+        a = self.deficient.clone().requires_grad_()
+        matrix.renyi_entropy(a, alpha=alpha).backward()
+        np.testing.assert_allclose(a.grad, self.support @ a.grad @ self.support, atol=1e-12)
+        assert a.grad.abs().max() > 0.1
+
+    @pytest.mark.parametrize("alpha", [1.1, 2.0, 3.0, 7.0])
+    def test_entropies_of_high_order_are_differentiable_there(self, alpha):
+        """Moving into the null space changes Σ p^alpha through the trace alone."""
+        a = torch.diag(torch.tensor([0.0, 0.0, 0.3, 1.2], dtype=torch.float64)).requires_grad_()
+        matrix.renyi_entropy(a, alpha=alpha).backward()
+        expected = alpha / (alpha - 1) / 1.5
+        np.testing.assert_allclose(a.grad.diagonal()[:2], expected, rtol=1e-9)
+
+    def test_zero_matrix(self):
+        for alpha in (0.5, 1.0, 1.1, 2.0, 3.0, math.inf):
+            a = torch.zeros(3, 3, requires_grad=True)
+            matrix.renyi_entropy(a, alpha=alpha).backward()
+            assert torch.equal(a.grad, torch.zeros(3, 3))
+
+    def test_largest_eigenvalue(self):
+        a = positive([0.1, 0.4, 0.5])
+        check(lambda x: matrix.renyi_entropy(symmetric_part(x), alpha=math.inf), a)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        matrix.matrix_log,
+        lambda a: matrix.matrix_cross_entropy(a, a + torch.eye(3, dtype=a.dtype)),
+        matrix.log_det,
+        matrix.coding_rate,
+        lambda a: of_features.matrix_kl(a, 2 * a, ridge=0.1),
+    ],
+)
+def test_a_second_derivative_is_an_error_and_not_zero(function):
+    a = torch.diag(torch.tensor([0.2, 0.5, 1.0], dtype=torch.float64)).requires_grad_()
+    with pytest.raises(RuntimeError, match="differentiated once"):
+        torch.autograd.grad(function(a).sum(), a, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiated once"):
+        torch.autograd.functional.hessian(lambda x: function(x).sum(), a.detach())

@@ -1,0 +1,228 @@
+"""Another method than the recipe's: what is taken over, what its paper says, and whole runs of the command line."""
+
+import ast
+import inspect
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from matrix_ssl import config, networks
+from matrix_ssl.config import MethodConfig, RunConfig
+from matrix_ssl.config.recipes import find_recipe, list_recipes
+from matrix_ssl.encoder import load_encoder
+from matrix_ssl.errors import ConfigError
+from matrix_ssl.methods import complete_options, describe_method, find_method, list_methods
+from matrix_ssl.runs.folder import read_config
+from matrix_ssl.training import setup
+from tests.methods.test_methods import OWN_METHOD, own
+from tests.support import runs
+from tests.support.runs import TINY, succeed
+
+# of the papers: optimizer, rate for a batch of 256, weight decay, warm-up, epochs, batch, smallest crop
+PAPERS = {
+    "matrix_ssl": ("sgd", 0.5, 1e-5, 10, 100, 1024, 0.2),
+    "mec": ("sgd", 0.5, 1e-5, 10, 100, 1024, 0.2),
+    "simsiam": ("sgd", 0.05, 1e-4, 0, 100, 512, 0.2),
+    "byol": ("lars", 0.2, 1.5e-6, 10, 1000, 4096, 0.08),
+    "moco_v2": ("sgd", 0.03, 1e-4, 0, 200, 256, 0.2),
+    "simclr": ("lars", 0.3, 1e-6, 10, 100, 4096, 0.08),
+    "barlow_twins": ("lars", 0.2, 1e-6, 10, 1000, 2048, 0.08),
+    "vicreg": ("lars", 0.2, 1e-6, 10, 1000, 2048, 0.08),
+    "lejepa": ("adamw", 2.5e-4, 5e-4, 10, 100, 512, 0.08),
+}
+OPTIONS = {
+    "matrix_ssl": {"hidden_dim": 2048, "output_dim": 2048, "teacher_momentum": 0.996},
+    "mec": {"output_dim": 2048, "distortion": 64.0, "order": 4, "logarithm": "taylor", "teacher_momentum": 0.996},
+    "simsiam": {"hidden_dim": 2048, "output_dim": 2048, "constant_predictor_rate": True},
+    "byol": {"hidden_dim": 4096, "output_dim": 256, "teacher_momentum": 0.996},
+    "moco_v2": {"hidden_dim": 2048, "output_dim": 128, "temperature": 0.2, "queue_size": 65536,
+                "teacher_momentum": 0.999},
+    "simclr": {"hidden_dim": 2048, "output_dim": 128, "temperature": 0.1},
+    "barlow_twins": {"hidden_dim": 8192, "output_dim": 8192, "redundancy_weight": 0.0051, "bias_rate": 0.024},
+    "vicreg": {"hidden_dim": 8192, "output_dim": 8192, "invariance_weight": 25.0, "variance_weight": 25.0,
+               "covariance_weight": 1.0},
+    "lejepa": {"output_dim": 128, "regularisation_weight": 0.05, "slices": 1024, "knots": 17},
+}  # fmt: skip
+
+
+class TestUseMethod:
+    @pytest.mark.parametrize("name", list_methods())
+    @pytest.mark.parametrize("recipe", [name for name in list_recipes() if name != "imagenet"])
+    def test_options_that_both_have_are_carried_over(self, recipe: str, name: str) -> None:
+        base = find_recipe(recipe)
+        found = setup.use_method(base, name)
+        known = complete_options(find_method(name), {})
+        assert found.method.name == name
+        assert found.method.options == {k: v for k, v in base.method.options.items() if k in known}
+        assert all(line.startswith("method.") for line in config.differences(base, found))
+        complete = setup.complete(found)
+        assert complete.method.options == known | found.method.options
+        assert config.from_dict(config.to_dict(complete)) == complete
+
+    def test_widths_of_the_demo(self) -> None:
+        options = setup.complete(setup.use_method(find_recipe("demo"), "simsiam")).method.options
+        assert options == {"hidden_dim": 256, "output_dim": 128, "constant_predictor_rate": True}
+        momentum = setup.use_method(find_recipe("demo"), "byol").method.options["teacher_momentum"]
+        assert momentum == find_recipe("demo").method.options["teacher_momentum"]
+
+    def test_the_same_method_changes_nothing(self) -> None:
+        for recipe in list_recipes():
+            base = find_recipe(recipe)
+            assert setup.use_method(base, "matrix_ssl") is base
+
+    def test_of_a_file(self, tmp_path: Path) -> None:
+        path = own(tmp_path)
+        assert setup.use_method(find_recipe("demo"), path).method == MethodConfig(path)
+        assert setup.use_method(find_recipe("imagenet"), path).optimizer == find_recipe("imagenet").optimizer
+
+    def test_mistakes(self) -> None:
+        with pytest.raises(ConfigError, match=r"'simsaim' is not a method\. Did you mean 'simsiam'\?"):
+            setup.use_method(find_recipe("demo"), "simsaim")
+
+    def test_every_method_of_the_package_is_in_the_tables(self) -> None:
+        assert PAPERS.keys() == OPTIONS.keys() == set(list_methods())
+
+    @pytest.mark.parametrize("name", list_methods())
+    def test_imagenet_takes_the_values_of_the_paper(self, name: str) -> None:
+        found = setup.complete(setup.use_method(find_recipe("imagenet"), name))
+        optimizer, rate, decay, warmup, epochs, batch, crop = PAPERS[name]
+        chosen = found.optimizer
+        assert (chosen.name, chosen.learning_rate, chosen.weight_decay) == (optimizer, rate, decay)
+        assert (chosen.warmup_epochs, found.epochs, found.batch_size) == (warmup, epochs, batch)
+        assert optimizer == "adamw" or chosen.momentum == 0.9
+        assert found.view1.crop_scale == found.view2.crop_scale == (crop, 1.0)
+        assert found.method.options.items() >= OPTIONS[name].items()
+        assert (found.recipe, found.network.encoder, found.data.image_size) == ("imagenet", "resnet50", 224)
+        symmetric = name in ("simsiam", "moco_v2", "simclr")
+        assert (found.view1 == found.view2) == symmetric
+        assert found.view2.solarize == (0.0 if symmetric else 0.2)
+        assert (found.view1.hue, found.view1.brightness) == ((0.2, 0.8) if name == "simclr" else (0.1, 0.4))
+
+    def test_a_setting_given_goes_before_the_papers(self) -> None:
+        base = setup.use_method(find_recipe("imagenet"), "moco_v2")
+        found = setup.complete(config.override(base, ["method.queue_size=128", "epochs=3"]))
+        assert (found.method.options["queue_size"], found.epochs, found.batch_size) == (128, 3, 256)
+
+
+class TestDescriptions:
+    @pytest.mark.parametrize("name", list_methods())
+    def test_say_idea_formula_and_paper(self, name: str) -> None:
+        text = describe_method(name)
+        first = text.partition("\n")[0]
+        assert first.endswith(".") and ": " in first and len(first) <= 120
+        assert re.search(r"References?: ", text)
+        assert name == "matrix_ssl" or " = " in text or "loss" in text
+
+    @pytest.mark.parametrize("name", list_methods())
+    def test_every_default_says_where_it_comes_from(self, name: str) -> None:
+        source = inspect.getsource(sys.modules[find_method(name).__module__])
+        lines = source.splitlines()
+        name_of_class = find_method(name).__name__
+        (kind,) = [n for n in ast.parse(source).body if isinstance(n, ast.ClassDef) and n.name == name_of_class]
+        constructor = next(n for n in kind.body if isinstance(n, ast.FunctionDef) and n.name == "__init__")
+        for argument in constructor.args.kwonlyargs:
+            assert "  # " in lines[argument.lineno - 1], f"{name}: {argument.arg}"
+            assert re.search(rf"\b{argument.arg}\b", ast.get_docstring(kind) or ""), f"{name}: {argument.arg}"
+
+    def test_of_a_file(self, tmp_path: Path) -> None:
+        path = own(tmp_path)
+        assert describe_method(path) == f"{path}: no description"
+        assert (
+            describe_method(own(tmp_path, '"""Variance: mine."""\n' + inspect.cleandoc(OWN_METHOD)))
+            == "Variance: mine."
+        )
+
+
+class TestMLP:
+    def test_kinds_of_layers(self) -> None:
+        def kinds(module: nn.Module) -> list[str]:
+            return [type(layer).__name__ for layer in module.children()]
+
+        assert kinds(networks.mlp(4, 5, 6, 7)) == ["Linear", "BatchNorm1d", "ReLU"] * 2 + ["Linear"]
+        assert kinds(networks.mlp(4, 5, 7, hidden_norm=False)) == ["Linear", "ReLU", "Linear"]
+        assert kinds(networks.mlp(4, 7, output_norm=True)) == ["Linear", "BatchNorm1d"]
+
+    @pytest.mark.parametrize(("hidden_bias", "output_bias"), [(False, True), (True, False), (True, True)])
+    def test_biases_and_norms(self, hidden_bias: bool, output_bias: bool) -> None:
+        module = networks.mlp(4, 5, 6, 7, hidden_bias=hidden_bias, output_bias=output_bias, output_norm=True)
+        linear = [layer for layer in module if isinstance(layer, nn.Linear)]
+        assert [layer.bias is not None for layer in linear] == [hidden_bias, hidden_bias, output_bias]
+        norms = [layer for layer in module if isinstance(layer, nn.BatchNorm1d)]
+        assert [layer.affine for layer in norms] == [True, True, False]
+
+    def test_computes_what_it_says(self) -> None:
+        torch.manual_seed(0)
+        module = networks.mlp(4, 5, 3, hidden_norm=False, hidden_bias=True).double()
+        x = torch.randn(6, 4, dtype=torch.float64)
+        first, last = module[0], module[2]
+        expected = (x @ first.weight.T + first.bias).clamp_min(0) @ last.weight.T + last.bias
+        torch.testing.assert_close(module(x), expected)
+
+    def test_heads_are_made_of_it(self) -> None:
+        assert str(networks.projector(4, 5, 6)) == str(networks.mlp(4, 5, 5, 6, output_norm=True, output_bias=False))
+        assert str(networks.predictor(6, 3)) == str(networks.mlp(6, 3, 6))
+
+
+class TestCommandLine:
+    def test_list(self, tmp_path: Path) -> None:
+        ended = succeed(tmp_path, ["methods"])
+        lines = ended.out.splitlines()
+        assert [line.split()[0] for line in lines] == list_methods()
+        assert all(line[13:] == describe_method(line.split()[0]).partition("\n")[0] for line in lines)
+
+    @pytest.mark.parametrize("name", ["simsiam", "moco_v2"])
+    def test_one(self, tmp_path: Path, name: str) -> None:
+        ended = succeed(tmp_path, ["methods", name])
+        assert ended.out.startswith(describe_method(name).strip() + "\n\n")
+        options = dict(line.split("=", 1) for line in ended.out.splitlines() if line.startswith("method."))
+        assert options == {f"method.{k}": str(v) for k, v in complete_options(find_method(name), {}).items()}
+
+    def test_mistakes(self, tmp_path: Path) -> None:
+        assert runs.fail(tmp_path, ["methods", "simsaim"]) == (
+            "method.name='simsaim' is not a method. Did you mean 'simsiam'?"
+        )
+        arguments = ["pretrain", "demo", "--run", "r", "--method", "nowhere.py"]
+        assert runs.fail(tmp_path, arguments) == "method.name='nowhere.py': there is no such file."
+        text = runs.fail(tmp_path, [*arguments[:-1], "simclr", "--set", "method.temprature=1"])
+        assert text == "unknown setting 'method.temprature'. Did you mean 'temperature'?"
+        assert not list(tmp_path.iterdir())
+
+    @pytest.mark.parametrize("kind", ["simsiam", "moco_v2", "file"])
+    def test_a_run_from_training_to_export(self, tmp_path: Path, kind: str) -> None:
+        method = Path(own(tmp_path)).name if kind == "file" else kind
+        settings = ["method.weight=2.5", *(s for s in TINY if not s.startswith("method."))] if kind == "file" else TINY
+        words = [word for setting in [*settings, "epochs=1"] for word in ("--set", setting)]
+        arguments = ["pretrain", "demo", "--run", "r", "--device", "cpu", "--method", method, *words]
+        ended = succeed(tmp_path, arguments)
+        assert f"{method} on 1437 images" in ended.err
+        written: RunConfig = read_config(tmp_path / "r")
+        assert written.method.name == method
+        known = complete_options(find_method(str(tmp_path / method) if kind == "file" else method), {})
+        assert written.method.options.keys() == known.keys()
+        lines = runs.lines(tmp_path / "r")
+        assert lines[-1]["step"] == 22 and np.isfinite([line["loss"] for line in lines]).all()
+        assert ("teacher_momentum" in lines[-1]) == (kind == "moco_v2")
+        assert succeed(tmp_path, arguments).err.startswith("r is complete; --fresh starts over.\n")
+
+        evaluated = succeed(tmp_path, ["evaluate", "r", "--device", "cpu", "--protocol", "knn"])
+        assert "kNN-20" in evaluated.out and "this encoder" in evaluated.out
+        embedded = succeed(tmp_path, ["embed", "r", "--out", "f.npz", "--part", "test", "--device", "cpu"])
+        assert embedded.out == "f.npz: 360 images, 16 features each\n"
+        with np.load(tmp_path / "f.npz") as file:
+            assert file["features"].shape == (360, 16) and np.isfinite(file["features"]).all()
+        exported = succeed(tmp_path, ["export", "r"])
+        assert "(student)" in exported.out
+        tensors = load_file(tmp_path / "r" / "export.safetensors")
+        student = load_encoder(tmp_path / "r").state_dict()
+        assert tensors.keys() == student.keys() and all(torch.equal(tensors[k], student[k]) for k in tensors)
+        if kind == "moco_v2":
+            succeed(tmp_path, ["export", "r", "--weights", "teacher", "--out", "t.safetensors"])
+        else:
+            text = runs.fail(tmp_path, ["export", "r", "--weights", "teacher", "--out", "t.safetensors"])
+            assert "r has no teacher: its checkpoint is missing or its method has none." in text

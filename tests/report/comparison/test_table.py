@@ -1,0 +1,243 @@
+import io
+import json
+import math
+import re
+
+import pytest
+from rich.console import Console
+
+from matrix_ssl.errors import RunFolderError
+from matrix_ssl.report.comparison.data import method_names, read_arms, read_results
+from matrix_ssl.report.comparison.table import markdown, points, rows, terminal
+from matrix_ssl.report.comparison.words import notes, verdict
+from tests.support.synthetic_comparison import METHODS, failed, make_comparison, make_row, score
+
+
+def small(accuracies: dict[str, list[float]], **more) -> dict:
+    """Results with a linear accuracy for each method and seed."""
+    made = [
+        {"method": m, "seed": s, "epochs": 4, "accuracy": {"linear": score(value)}}
+        for m, values in accuracies.items() for s, value in enumerate(values)
+    ]  # fmt: skip
+    seeds = list(range(max(map(len, accuracies.values()))))
+    return {"methods": list(accuracies), "reference": "a", "budget": 4, "seeds": seeds, "rows": made} | more
+
+
+def printed(results: dict, width: int) -> list[str]:
+    console = Console(file=io.StringIO(), width=width)
+    console.print(terminal(results))
+    return console.file.getvalue().splitlines()
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_mean_deviation_and_difference_worked_by_hand():
+    found = {row.label: row for row in rows(read_arms(small({"a": [0.5, 0.6, 0.7], "b": [0.8, 0.8, 0.8]})))}
+    (accuracy,) = found["a"].accuracy
+    assert (accuracy.value, accuracy.spread, accuracy.best) == ("60.0", ("± 10.0",), False)
+    (accuracy,) = found["b"].accuracy
+    assert (accuracy.value, accuracy.spread, accuracy.best) == ("80.0", ("± 0.0",), True)
+    # differences 0.3, 0.2, 0.1: mean 0.2, sd 0.1, t = 4.3027 with 2 degrees of freedom
+    reach = 4.302653 * 10 / math.sqrt(3)
+    assert found["b"].difference.value == "+20.00"
+    assert found["b"].difference.spread == (f"[−{reach - 20:.2f}, {20 + reach:.2f}]",)
+    assert found["a"].difference.value == "–"
+    assert found["a"].remark == "reference"
+
+
+def test_arms_come_by_the_main_measure_and_are_labelled_by_method_and_epochs():
+    results = make_comparison(seeds=2, methods=[METHODS[0], METHODS[1], METHODS[-1]], rivals_budget=24)
+    labels = [row.label for row in rows(read_arms(results))]
+    assert set(labels) == {
+        "matrix_ssl", "simsiam", "own", "simsiam, 24 epochs", "own, 24 epochs", "raw pixels", "untrained network",
+    }  # fmt: skip
+    assert labels[0] == "matrix_ssl"
+    assert labels[-2:] == ["raw pixels", "untrained network"]
+
+
+def test_names_stay_different():
+    given = ["simsiam", "/a/own.py", "b/simsiam.py", "c/mine.py", "d\\mine.py", "byol"]
+    assert list(method_names(given).values()) == [
+        "simsiam", "own", "b/simsiam.py", "c/mine.py", "d\\mine.py", "byol",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_ten_methods_fit_on_a_terminal(width):
+    results = make_comparison()
+    results["rows"][10:12] = [failed("byol", 0), failed("byol", 1)]
+    lines = printed(results, width)
+    text = "\n".join(lines)
+    assert max(map(len, lines)) <= width
+    assert "…" not in text
+    for row in rows(read_arms(results)):
+        line = next(line for line in lines if line.strip().startswith(row.label.split()[0]))
+        assert all(cell.value in line.split() for cell in row.accuracy), row.label
+    assert re.search(r"−0\.57.*\n.*\[−0\.91, −0\.23\]", text)
+    assert "2 of 5 failed" in text
+    assert "2,915" in text
+
+
+def test_markdown_has_one_cell_for_each_heading_and_the_best_in_bold():
+    text = markdown(make_comparison())
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert len({len(cells(line)) for line in lines}) == 1
+    assert cells(lines[0]) == [
+        "method", "seeds", "1 label", "5 labels", "10 labels", "linear", "1-NN", "20-NN", "linear − matrix_ssl",
+        "time", "CPU time", "images/s", "peak MiB",
+    ]  # fmt: skip
+    assert len(lines) == 2 + 10 + 2
+    first = cells(lines[2])
+    assert first[0] == "matrix_ssl (reference)"
+    assert first[5] == "**98.3** ± 0.2"
+    assert first[-1] == "**500**"
+    for column in range(2, 13):
+        bold = [cells(line)[column] for line in lines if "**" in cells(line)[column]]
+        assert len(bold) == (0 if column == 8 else 1), column
+
+
+def test_equal_accuracies_are_both_best():
+    text = markdown(small({"a": [0.5001], "b": [0.5002], "c": [0.4]}))
+    assert text.count("**50.0**") == 2
+
+
+def test_best_time_is_the_shortest_and_the_best_rate_the_highest():
+    results = small({"a": [0.5], "b": [0.6]})
+    results["rows"][0] |= {"seconds": 7.0, "cpu_seconds": 9.0, "images_per_second": 100.0, "peak_memory_mib": 9.0}
+    results["rows"][1] |= {"seconds": 70.0, "cpu_seconds": 8.0, "images_per_second": 200.0, "peak_memory_mib": 90.0}
+    a, b = sorted(rows(read_arms(results)), key=lambda row: row.label)
+    assert [cell.best for cell in a.costs] == [True, False, False, True]
+    assert [cell.best for cell in b.costs] == [False, True, True, False]
+
+
+def test_failed_runs_are_counted_everywhere():
+    results = make_comparison(methods=METHODS[:3])
+    results["rows"][5:7] = [failed("simsiam", 0), failed("simsiam", 1)]
+    results["rows"][10:] = [failed("byol", seed) for seed in range(5)]
+    c = read_arms(results)
+    assert [len(arm.failures) for arm in c.arms] == [0, 2, 5]
+    for text in (markdown(results), "\n".join(printed(results, 100)), " ".join(notes(c))):
+        assert "2 of 5 failed" in text
+        assert "5 of 5 failed" in text
+    byol = next(row for row in rows(c) if row.label == "byol")
+    assert (byol.seeds.value, byol.accuracy[0].value) == ("0", "–")
+
+
+def test_one_seed_has_no_spread():
+    results = make_comparison(seeds=1, methods=METHODS[:3])
+    text = markdown(results)
+    assert "±" not in text
+    assert "[" not in text
+    assert "One seed only" in text
+    assert "with one seed nothing can be said" in text
+
+
+def test_a_comparison_that_is_running():
+    results = make_comparison(seeds=3, methods=METHODS[:3], rivals_budget=160)
+    results["rows"] = results["rows"][:4]
+    assert "4 of 15 runs are done" in markdown(results)
+    assert "runs are done" not in markdown(make_comparison(seeds=3, methods=METHODS[:3], rivals_budget=160))
+
+
+def test_nothing_yet():
+    for results in ({}, {"rows": []}, {"rows": None, "methods": 3, "baselines": []}):
+        assert "Nothing has been measured yet." in markdown(results)
+        assert "Nothing has been measured yet." in "\n".join(printed(results, 80))
+
+
+def test_a_repeated_run_replaces_the_earlier_one_and_unreadable_rows_are_counted():
+    results = small({"a": [0.5, 0.6]})
+    results["rows"] += [{"method": "a", "seed": 0, "epochs": 4, "error": "no"}, {"seed": 1}, "text", None]
+    c = read_arms(results)
+    assert (c.arms[0].scores("linear"), len(c.arms[0].failures), c.unreadable) == ({1: 0.6}, 1, 3)
+    assert "cannot be read: 3" in " ".join(notes(c))
+
+
+def test_numbers_that_are_none_are_left_out():
+    results = small({"a": [0.5, 0.6, 0.7]})
+    results["rows"][0]["accuracy"]["linear"]["mean"] = float("nan")
+    results["rows"][1]["accuracy"] = None
+    results["rows"][2] |= {"seconds": "long", "images_per_second": None, "curve": 3}
+    (arm,) = read_arms(results).arms
+    assert arm.scores("linear") == {2: 0.7}
+    assert arm.cost("seconds") is None
+
+
+def test_verdicts():
+    def said(**accuracies):
+        return " ".join(verdict(read_arms(small(accuracies, data={"test": 1234}))))
+
+    clear = said(a=[0.5, 0.6, 0.7], b=[0.7, 0.81, 0.9])
+    assert "b is first: it classifies 80.3% of the 1,234 test images correctly, a 60.0% (difference 20.33" in clear
+    assert "that it is better than the other is significant" in clear
+    assert "a, the reference, is number 2 of 2 with 60.0%" in clear
+    chance = said(a=[0.5, 0.6, 0.7], b=[0.4, 0.7, 0.8])  # t = 0.5, two degrees of freedom
+    assert "over 3 seeds no lead is significant" in chance and "Holm-adjusted p at least 0.67" in chance
+    mixed = said(a=[0.5, 0.6, 0.7], b=[0.48, 0.61, 0.7], c=[0.1, 0.2, 0.31])
+    assert "the lead over b is not significant, that over the other one is" in mixed
+    assert "a and b are first alike" in said(a=[0.5, 0.6], b=[0.6, 0.5])
+    assert "with one seed nothing can be said" in said(a=[0.5], b=[0.6])
+    assert "with one common seed nothing can be said" in said(a=[0.5, 0.6], b=[0.9])
+    assert "no other method has been measured yet" in said(a=[0.5, 0.6])
+
+
+def test_the_first_of_a_few_unequal_steps_is_not_called_significant():
+    # one test image more with every seed: a t test without spread would give p = 0
+    said = " ".join(verdict(read_arms(small({"a": [0.5, 0.6, 0.7], "b": [0.51, 0.61, 0.71]}))))
+    assert "b is first" in said
+    assert "no lead is significant" in said
+
+
+def test_longer_training_of_the_rivals_is_judged_apart():
+    results = make_comparison(seeds=5, methods=METHODS[:3])
+    longer = [make_row(METHODS[i], i, seed, 160) for i in (1, 2) for seed in range(5)]
+    for row in longer:
+        row["accuracy"]["linear"]["mean"] += 0.02
+    results["rows"] += longer
+    first, second, place = verdict(read_arms(results))
+    assert first.startswith("With all labels and a linear classifier, matrix_ssl is first")
+    assert second.startswith("At 160 epochs (matrix_ssl 80 epochs), with all labels and a linear classifier, ")
+    assert "160 epochs is first" in second
+    assert place == "matrix_ssl, the reference, is number 3 of 3 with 98.3%."
+
+
+def test_another_main_measure():
+    results = make_comparison(seeds=2, methods=METHODS[:2]) | {"measure": "knn_20"}
+    assert "20-NN − matrix_ssl" in markdown(results)
+    assert verdict(read_arms(results))[0].startswith("By a vote of the 20 nearest neighbours, matrix_ssl is first")
+
+
+def test_labels_are_escaped_in_markdown_and_plain_on_a_terminal():
+    hostile = "a|b*c*<b>[red](x)`_d_"
+    results = small({"a": [0.5], hostile: [0.6]})
+    line = next(line for line in markdown(results).splitlines() if "c" in line and line.startswith("| a"))
+    assert line.startswith(r"| a\|b\*c\*\<b\>\[red\](x)\`\_d\_ |")
+    assert "[red]" in "".join("".join(printed(results, 100)).split())
+
+
+@pytest.mark.parametrize(
+    ("difference", "sign", "text"),
+    [(0.0123, "", "1.23"), (0.0123, "+", "+1.23"), (-0.2, "+", "−20.00"), (-0.00001, "+", "0.00"), (0.0, "+", "0.00")],
+)
+def test_points(difference, sign, text):
+    assert points(difference, sign=sign) == text
+
+
+def test_devices_and_bad_steps_are_told():
+    results = make_comparison(seeds=1, methods=METHODS[:2])
+    results["rows"][0] |= {"environment": {"device_name": "Other"}, "bad_steps": 3}
+    text = " ".join(notes(read_arms(results)))
+    assert "Other and Some Processor" in text
+    assert "matrix_ssl 3" in text
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{", b"[]", b"3", b"null", b"\xff\xfe"])
+def test_a_file_that_holds_no_comparison_is_refused(tmp_path, content):
+    if content is not None:
+        (tmp_path / "compare.json").write_bytes(content)
+    with pytest.raises(RunFolderError, match=r"compare\.json.*(choose|run matrix-ssl compare)"):
+        read_results(tmp_path)
+    (tmp_path / "compare.json").write_text(json.dumps({"rows": []}))
+    assert read_results(tmp_path) == {"rows": []}

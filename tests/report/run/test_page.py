@@ -1,0 +1,464 @@
+import base64
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+from PIL import Image
+
+from matrix_ssl.errors import RunFolderError
+from matrix_ssl.report import write_report
+from matrix_ssl.report.run import figures
+from matrix_ssl.report.run.data import read_run
+from matrix_ssl.report.run.results import alarms, verdict
+from matrix_ssl.report.svg import COLOURS
+from tests.support.synthetic_run import CLASSES, DIMENSION, make_arrays, make_lines, make_run
+
+VOID = {"meta", "link", "img", "br", "path", "use"}
+
+
+class Page(HTMLParser):
+    """Elements with their attributes and text, and a check that tags are balanced."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[tuple[tuple[str, ...], str]] = []
+        self.open: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if data.strip():
+            self.texts.append((tuple(self.open), " ".join(data.split())))
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+    def text(self, within: str = "body") -> str:
+        return " ".join(text for path, text in self.texts if within in path)
+
+
+def report(run: Path) -> Page:
+    return Page(write_report(run).read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory) -> Page:
+    return report(make_run(tmp_path_factory.mktemp("runs") / "first"))
+
+
+def test_sections_come_in_the_promised_order(page):
+    headings = [text for path, text in page.texts if path[-1] in ("h1", "h2", "h3")]
+    assert headings == [
+        "first",
+        "Comparison",
+        "Training",
+        "Loss",
+        "Terms of the loss",
+        "Effective rank and matrix entropy",
+        "Likeness of teacher and student",
+        "Representation",
+        "Spectrum of the features",
+        "Map of the embeddings",
+        "Nearest neighbours",
+        "Settings and use",
+        "Schedule",
+        "Use the encoder",
+        "What it was made with",
+    ]
+
+
+def test_headline_says_recipe_method_data_and_result(page):
+    text = page.text("header")
+    assert "small recipe · matrix_ssl · cifar10" in text
+    assert "With a single label for each class, the frozen encoder classifies 45.2% of the 10,000 test images" in text
+    assert "raw pixels reach 16.1% and the untrained network reaches 14.9%" in text
+    assert "29.1 points more than raw pixels" in text
+
+
+@pytest.mark.parametrize(
+    ("mean", "words"),
+    [
+        (0.165, "(0.4 points) is within the spread over the draws: no clear gain"),
+        (0.05, "11.1 points less than raw pixels: the training did not help"),
+    ],
+)
+def test_verdict_does_not_flatter(tmp_path, mean, words):
+    run = make_run(tmp_path / "r", lines=2)
+    summary = json.loads((run / "summary.json").read_text())
+    summary["evaluation"]["low_shot_1"] = {"mean": mean, "sd": 0.02, "n": 10}
+    (run / "summary.json").write_text(json.dumps(summary))
+    assert words in verdict(read_run(run))
+
+
+def test_comparison_table_has_headers_and_marks_the_best(page):
+    heads = [
+        text for path, text in page.texts if path[-2:] == ("tr", "th") and "thead" in path and "figure" not in path
+    ]
+    assert heads[:9] == [
+        "labels a class", "all labels", "Features", "1 label", "5 labels", "10 labels", "linear", "1-NN", "20-NN",
+    ]  # fmt: skip
+    bold = [text for path, text in page.texts if path[-1] == "strong"]
+    assert bold == ["45.2", "60.1", "65.5", "82.3", "77.1", "79.4"]
+    assert sum("± 2.0" in text for _, text in page.texts) == 9  # three draws columns; a single linear fit has no spread
+    assert all(cell.get("scope") in ("col", "row", "colgroup") for cell in page.all("th"))
+
+
+def test_figures_have_text_alternatives_with_numbers(page):
+    drawings = page.all("svg")
+    assert len(drawings) == 7
+    assert all(d["role"] == "img" for d in drawings)
+    named = {element["id"] for _, element in page.elements if "id" in element}
+    for drawing in drawings:
+        assert set(drawing["aria-labelledby"].split()) <= named
+    descriptions = [text for path, text in page.texts if path[-1] == "desc"]
+    lines = make_lines(200)
+    assert f"loss: {lines[0]['loss']:.4g} at step 0, {lines[-1]['loss']:.4g} at step 1,990" in descriptions[0]
+    assert f"features: {lines[0]['effective_rank']:.4g} at step 0" in descriptions[2]
+    assert f"largest of {DIMENSION} eigenvalues" in descriptions[4]
+    assert "airplane 100, automobile 100" in descriptions[5]
+
+
+def test_projection_entropy_is_the_logarithm_of_its_rank(page):
+    rank = make_lines(200)[-1]["effective_rank_projection"]
+    assert f"projection: 0 at step 0, {np.log(rank):.4g} at step 1,990" in page.text("desc")
+
+
+def test_ids_are_unique_and_references_resolve(page):
+    ids = [element["id"] for _, element in page.elements if "id" in element]
+    assert len(ids) == len(set(ids))
+    references = {element["xlink:href"].removeprefix("#") for element in page.all("use")}
+    references |= {re.fullmatch(r"url\(#(.*)\)", e["clip-path"])[1] for _, e in page.elements if "clip-path" in e}
+    assert references
+    assert references <= set(ids)
+
+
+def test_nothing_outside_the_file_is_referred_to(page):
+    for tag, attributes in page.elements:
+        for name in ("src", "href", "xlink:href", "action", "srcset", "poster"):
+            assert (attributes.get(name) or "#").startswith(("#", "data:")), (tag, name)
+    assert "script" not in {tag for tag, _ in page.elements}
+    assert "@import" not in page.text("style")
+    assert "url(" not in page.text("style")
+
+
+def test_every_colour_in_a_drawing_follows_the_mode(page):
+    inside = False
+    for tag, attributes in page.elements:
+        inside = inside or tag == "svg"
+        style = attributes.get("style") or ""
+        if not inside:
+            continue
+        assert "#" not in style.replace("url(#", "")
+        if tag == "text":
+            assert "fill: var(--" in style  # without it text is black, in dark mode too
+        assert "font-family" not in style
+
+
+def test_palette_reaches_wcag_aa():
+    def luminance(colour):
+        rgb = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+        linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+        return linear @ [0.2126, 0.7152, 0.0722]
+
+    def contrast(a, b):
+        low, high = sorted((luminance(a), luminance(b)))
+        return (high + 0.05) / (low + 0.05)
+
+    for mode in (0, 1):
+        paper = COLOURS["paper"][mode]
+        for name in ("ink", "soft", "alarm"):
+            assert contrast(COLOURS[name][mode], paper) >= 4.5, name
+        assert contrast(COLOURS["ink"][mode], COLOURS["panel"][mode]) >= 4.5
+        for name in ("ink", "alarm"):
+            assert contrast(COLOURS[name][mode], COLOURS["alarm-panel"][mode]) >= 4.5, name
+        for name, modes in COLOURS.items():
+            if name.startswith(("series", "ramp", "class")):
+                assert contrast(modes[mode], paper) >= 3, name
+
+
+def test_same_files_give_the_same_bytes_whatever_the_settings_of_matplotlib(tmp_path):
+    expected = write_report(make_run(tmp_path / "0" / "run", lines=5)).read_bytes()
+    run = make_run(tmp_path / "1" / "run", lines=5)
+    with matplotlib.rc_context({"font.size": 30, "text.color": "red", "axes.grid": True, "lines.linewidth": 9}):
+        before = dict(matplotlib.rcParams)
+        assert write_report(run).read_bytes() == expected
+        assert dict(matplotlib.rcParams) == before
+
+
+def test_only_the_page_is_left_in_the_folder(tmp_path):
+    run = write_lines(make_run(tmp_path / "run"), [])
+    before = {path.name for path in run.iterdir()}
+    assert write_report(run) == run / "report.html"
+    assert {path.name for path in run.iterdir()} == before | {"report.html"}
+
+
+def test_gallery_images_are_described_and_come_back_unchanged(page):
+    images = page.all("img")
+    arrays = make_arrays(CLASSES)
+    assert len(images) == 6 * (1 + 7)
+    assert images[0]["alt"] == "query image 1, class airplane"
+    assert images[3]["alt"] == "neighbour 3 of query 1, class automobile, similarity 0.96"
+    assert all(image["class"] == "pixelated" for image in images)
+    payload = images[3]["src"].removeprefix("data:image/png;base64,")
+    with Image.open(io.BytesIO(base64.b64decode(payload))) as image:
+        np.testing.assert_array_equal(np.asarray(image), arrays["gallery_neighbours"][0, 2])
+    assert "Of the 42 neighbours shown, 41 have the class of their query" in page.text()
+
+
+def test_large_images_are_reduced(tmp_path):
+    page = report(make_run(tmp_path / "run", lines=1, side=300))
+    assert not any("class" in image for image in page.all("img"))
+    assert max(len(image["src"]) for image in page.all("img")) < 16_000
+
+
+def test_unlabelled_grey_images(tmp_path):
+    page = report(make_run(tmp_path / "run", lines=2, classes=[], channels=1, side=28))
+    assert "These images have no labels to measure accuracy with. The effective rank" in page.text("header")
+    assert "They carry no labels." in page.text("desc")
+    assert page.all("img")[0]["alt"] == "query image 1"
+    assert "Comparison" not in page.text("h2")
+    assert "Not evaluated yet" not in page.text()
+
+
+def test_many_classes_are_not_named_on_the_map():
+    drawing = figures.embedding_map(np.eye(30, 2), np.arange(30), [f"kind {i}" for i in range(30)])
+    assert "The 30 classes share 24 hues." in drawing.caption
+    assert "kind" not in drawing.svg
+
+
+def test_points_of_the_map_are_counted():
+    points = np.zeros((4000, 2))
+    points[:10] = np.nan
+    caption = figures.embedding_map(points, np.zeros(4000, int), ["a"]).caption
+    assert "Points left out because they are not finite: 10." in caption
+    assert "Shown are 3,000 of 3,990 points" in caption
+
+
+@pytest.mark.parametrize("count", [2, 10, 15, 20])
+def test_classes_on_the_map_differ_in_colour_or_shape(count):
+    points = np.stack([np.arange(count), np.arange(count)], 1).astype(float)
+    drawing = figures.embedding_map(points, np.arange(count), [f"c{i}" for i in range(count)]).svg
+    looks = set(re.findall(r'<use xlink:href="#([^"]*)"[^>]*style="fill: ([^;"]*)', drawing))
+    assert len({look for look in looks if "--class" in look[1]}) >= count
+
+
+def test_text_from_the_run_is_escaped(tmp_path):
+    hostile = "<script>alert(1)</script>"
+    run = make_run(tmp_path / "<b>run", classes=[hostile, "a & b", "$x$", "猫", '"q"'])
+    lines = make_lines(2)
+    for line in lines:
+        line[hostile] = 1.0
+        line["cost_$"] = 2.0
+    lines[-1]["alarm"] = [hostile]
+    (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    summary = json.loads((run / "summary.json").read_text())
+    summary["data"]["name"] = summary["evaluated_on"]["name"] = "<i>set"
+    (run / "summary.json").write_text(json.dumps(summary))
+    (run / "environment.json").write_text(json.dumps({hostile: hostile, "device_name": hostile}))
+    page = report(run)
+    assert not {"script", "b", "i"} & {tag for tag, _ in page.elements}
+    assert not any(name.startswith("on") for _, attributes in page.elements for name in attributes)
+    assert any("alert(1)" in text for path, text in page.texts if "svg" in path)
+    assert "猫" in page.text("svg")
+    assert "cost $" in page.text("svg")
+
+
+def test_only_a_configuration(tmp_path):
+    run = make_run(tmp_path / "run")
+    for path in run.iterdir():
+        if path.name != "config.json":
+            path.unlink()
+    page = report(run)
+    assert "Nothing has been measured yet." in page.text("header")
+    assert "No training metrics yet" in page.text()
+    assert "matrix-ssl evaluate run" in page.text("code")
+    assert page.all("svg") == []
+    assert "optimizer.learning_rate" in page.text("details")
+
+
+def test_an_imported_encoder_promises_no_curves(tmp_path):
+    run = make_run(tmp_path / "run")
+    (run / "metrics.jsonl").unlink()
+    summary = json.loads((run / "summary.json").read_text())
+    (run / "summary.json").write_text(json.dumps(summary | {"imported": {"file": "moco.pth.tar"}}))
+    notes = report(run).text("section")
+    assert "imported from moco.pth.tar: no curves of its training" in notes
+    assert "They come with training" not in notes
+
+
+@pytest.mark.parametrize("name", ["summary.json", "evaluation.npz", "environment.json", "metrics.jsonl"])
+@pytest.mark.parametrize("content", [None, b"", b"{", b"[1, 2]", b"\xff\xfe\x00", b"PK\x03\x04 cut off", b"half"])
+def test_a_missing_or_damaged_piece_leaves_the_rest(tmp_path, name, content):
+    run = make_run(tmp_path / "run", lines=5)
+    whole = (run / name).read_bytes()
+    (run / name).unlink()
+    if content is not None:
+        (run / name).write_bytes(whole[: len(whole) // 3] if content == b"half" else content)
+    data = read_run(run)
+    notes = " ".join(note.text for note in data.notes)
+    assert len(data.lines) == (5 if name != "metrics.jsonl" else 1 if content == b"half" else 0)
+    assert ("gallery_query" in data.arrays) == (name != "evaluation.npz")
+    assert ("evaluation" in data.summary) == (name != "summary.json")
+    assert bool(data.environment) == (name != "environment.json")
+    assert ("not finished" in notes) == (name == "summary.json")
+    if content and name != "metrics.jsonl":
+        assert f"{name} is damaged" in notes
+
+
+def test_a_damaged_byte_in_a_compressed_archive(tmp_path):
+    run = make_run(tmp_path / "run", lines=2)
+    np.savez_compressed(run / "evaluation.npz", **make_arrays(CLASSES))
+    content = bytearray((run / "evaluation.npz").read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    (run / "evaluation.npz").write_bytes(bytes(content))
+    assert "evaluation.npz is damaged" in read_run(run).notes[0].text
+
+
+def test_partial_evaluation(tmp_path):
+    run = make_run(tmp_path / "run", lines=1)
+    arrays = make_arrays(CLASSES)
+    arrays["map_labels"] = arrays["map_labels"][:-1]
+    np.savez(run / "evaluation.npz", **arrays)
+    summary = json.loads((run / "summary.json").read_text())
+    del summary["baselines"], summary["evaluated_on"], summary["evaluation"]["low_shot_1"]
+    summary["evaluation"]["linear"]["mean"] = None
+    (run / "summary.json").write_text(json.dumps(summary))
+    page = report(run)
+    assert "evaluation.npz has no complete gallery" not in page.text()
+    assert "evaluation.npz has no complete map" in page.text()
+    assert page.all("img")
+    assert "With five labels for each class, the frozen encoder classifies 60.1%" in page.text("header")
+    assert "there are no baselines" in page.text("header")
+
+
+def test_a_pickle_is_not_loaded(tmp_path):
+    run = make_run(tmp_path / "run", lines=3)
+    np.savez(run / "evaluation.npz", map=np.array([{"a": 1}], dtype=object))
+    assert "evaluation.npz is damaged" in read_run(run).notes[0].text
+
+
+def write_lines(run: Path, lines: list[dict]) -> Path:
+    """Replaces the metrics and drops the evaluation, which leaves a page of few figures that is soon written."""
+    (run / "evaluation.npz").unlink()
+    (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return run
+
+
+def test_cut_last_line_and_repeated_steps(tmp_path):
+    lines = [{"step": s, "loss": 1.0} for s in range(5)] + [{"step": 2, "loss": 77.0}]
+    run = write_lines(make_run(tmp_path / "run"), lines)
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('\n{"step": 210, "lo')
+    page = report(run)
+    assert "Line 7 of metrics.jsonl cannot be read" in page.text()
+    assert "highest 77 at step 2." in page.text("desc")
+
+
+def test_values_that_are_not_finite_are_left_out_and_counted(tmp_path):
+    values = [1.0, None, float("nan"), float("inf"), "text", 10**400, True, 2.0]
+    page = report(write_lines(make_run(tmp_path / "run"), [{"step": s, "loss": v} for s, v in enumerate(values)]))
+    assert "Values left out because they are not finite: 6." in page.text("figcaption")
+    assert not re.search(r"\b(nan|inf)\b", page.text("svg"), re.IGNORECASE)
+
+
+def test_an_outlier_does_not_flatten_the_curve(tmp_path):
+    lines = [{"step": s, "loss": 1e6 if s == 50 else s / 200} for s in range(200)]
+    page = report(write_lines(make_run(tmp_path / "run"), lines))
+    assert "Outliers beyond the vertical axis: 1." in page.text("figcaption")
+    assert "highest 1e+06 at step 50" in page.text("desc")
+    ticks = [text for path, text in page.texts if "svg" in path and path[-1] == "text"]
+    assert "0.5" in ticks
+
+
+def test_hundred_thousand_lines(tmp_path):
+    noise = np.random.default_rng(0).normal(size=100_000)
+    lines = [{"step": s, "loss": v, "one": v, "two": -v, "effective_rank": 5 + v} for s, v in enumerate(noise.tolist())]
+    run = write_lines(make_run(tmp_path / "run"), lines)
+    page = report(run)
+    assert (run / "report.html").stat().st_size < 500_000
+    assert "The line is the mean of up to 250 neighbouring values" in page.text("figcaption")
+
+
+def test_thinning_keeps_mean_and_range():
+    values = np.random.default_rng(0).normal(size=1001)
+    steps, mean, low, high = figures.thin(np.arange(1001), values, limit=10)
+    groups = np.array_split(values, np.linspace(0, 1001, 10, endpoint=False).astype(int)[1:])
+    np.testing.assert_allclose(mean, [g.mean() for g in groups])
+    np.testing.assert_array_equal(low, [g.min() for g in groups])
+    np.testing.assert_array_equal(high, [g.max() for g in groups])
+    assert np.all(np.diff(steps) > 0)
+
+
+def test_a_method_without_teacher_says_what_is_absent(tmp_path):
+    lines = [{"step": i, "loss": 1.0, "invariance": 2.0 * i} for i in range(3)]
+    page = report(write_lines(make_run(tmp_path / "run"), lines))
+    assert "invariance" in page.text("svg")
+    assert "Not logged in this run: the effective rank," in page.text()
+    assert "Likeness" not in page.text("h3")
+
+
+@pytest.mark.parametrize("spectrum", [[1.0], [1.0, 0.0, -1e-18], [0.25] * 4, [0.0, 0.0]])
+def test_degenerate_spectra(tmp_path, spectrum):
+    page = report(write_lines(make_run(tmp_path / "run"), [{"step": 0, "spectrum": spectrum}]))
+    assert f"largest of {len(spectrum)} eigenvalues {spectrum[0]:.4g}" in page.text("desc")
+    assert ("zero up to rounding" in page.text("figcaption")) == (min(spectrum) <= 0)
+
+
+def test_alarms_of_one_wording_are_one_alarm(tmp_path):
+    lines = [{"step": s, "alarm": [f"rank {s / 7:.2f}"]} for s in (10, 20)] + [{"step": 30, "alarm": ["other"]}]
+    found = alarms(lines)
+    assert [(a.text, a.count, a.first, a.last) for a in found] == [("rank 2.86", 2, 10, 20), ("other", 1, 30, 30)]
+    page = report(write_lines(make_run(tmp_path / "run"), lines))
+    assert [e["role"] for _, e in page.elements if e.get("class") == "alarms"] == ["alert"]
+    assert "rank 2.86 (2 times, steps 10 to 20)" in page.text("section")
+    assert "optimizer.learning_rate=0.5" in page.text("section")
+
+
+def test_configuration_and_commands_are_complete(page):
+    text = page.text("details")
+    for key in ("view1.crop_scale", "optimizer.weight_decay", "max_bad_steps", "data.mean", "torch"):
+        assert key in text
+    assert "matrix-ssl embed first --data FOLDER --out features.npz" in page.text("pre")
+    assert "matrix-ssl export first --format torchvision" in page.text("pre")
+
+
+def test_not_a_run_folder(tmp_path):
+    with pytest.raises(RunFolderError, match="is not a run folder"):
+        write_report(tmp_path / "nowhere")
+    with pytest.raises(RunFolderError, match=r"config\.json"):
+        write_report(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff", b'{"epochs": "many"}', b'{"unknown": 1}'])
+def test_damaged_configuration(tmp_path, content):
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(RunFolderError, match=r"config\.json"):
+        write_report(tmp_path)
+
+
+def test_no_torch_is_loaded():
+    code = "import sys, matrix_ssl.report; sys.exit('torch' in sys.modules or 'matplotlib.pyplot' in sys.modules)"
+    ended = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONWARNINGS": "ignore"})
+    assert ended.returncode == 0

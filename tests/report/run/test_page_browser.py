@@ -1,0 +1,158 @@
+"""The report in a real browser: it draws, fits a phone, follows dark mode and asks the network for nothing."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from matrix_ssl.report import write_report
+from tests.support.synthetic_run import make_run
+
+webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver")
+
+FLAGS = (
+    "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory) -> Iterator["webdriver.Chrome"]:
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in [*FLAGS.split(), f"--user-data-dir={tmp_path_factory.mktemp('profile')}"]:
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=DRIVER))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture(scope="module", params=["labelled", "many", "alarmed"])
+def page(request, tmp_path_factory) -> Path:
+    """Pages of the kinds of run that look different."""
+    run = tmp_path_factory.mktemp("runs") / f"{request.param}-with-a-long-name-without-any-space_{'x' * 60}"
+    if request.param == "many":
+        return write_report(make_run(run, lines=3000, classes=[f"class {i}" for i in range(100)], side=96))
+    make_run(run, classes=[] if request.param == "alarmed" else None)
+    if request.param == "alarmed":
+        (run / "summary.json").unlink()
+        line = {"step": 9999, "loss": 1.0, "alarm": ["Collapse: the features span 1.0 directions."]}
+        with (run / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(line) + '\n{"step"')
+    return write_report(run)
+
+
+def show(browser, page: Path, *, width: int = 1280, mode: str = "light") -> None:
+    screen = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 600}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+    features = [{"name": "prefers-color-scheme", "value": mode}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+    browser.get(page.as_uri())
+
+
+def test_console_is_quiet_and_the_network_unused(browser, page):
+    browser.get_log("performance")
+    show(browser, page)
+    assert browser.get_log("browser") == []
+    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    sent = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
+    assert page.as_uri() in sent
+    assert all(url == page.as_uri() or url.startswith("data:") for url in sent)
+
+
+def test_every_figure_is_drawn(browser, page):
+    show(browser, page)
+    figures = browser.execute_script("""
+        return [...document.querySelectorAll('figure svg')].map(svg => {
+            const drawn = [...svg.querySelectorAll('path, use')].filter(e => {
+                const style = getComputedStyle(e), box = e.getBoundingClientRect();
+                return (style.fill !== 'none' || style.stroke !== 'none') && (box.width > 0 || box.height > 0);
+            });
+            const box = svg.getBoundingClientRect();
+            return [box.width, box.height, drawn.length, svg.querySelectorAll('text').length];
+        })""")
+    assert len(figures) >= 6
+    for width, height, drawn, _ in figures:
+        assert width > 300
+        assert height > 150
+        assert drawn > 3
+    assert sum(texts > 3 for *_, texts in figures) >= 6
+
+
+@pytest.mark.parametrize("width", [360, 700, 1280])
+def test_nothing_runs_over_the_side(browser, page, width):
+    show(browser, page, width=width)
+    sizes = "const e = document.documentElement; return [innerWidth, e.scrollWidth - e.clientWidth]"
+    assert browser.execute_script(sizes) == [width, 0]
+    browser.execute_script("for (const e of document.querySelectorAll('details')) e.open = true")
+    assert browser.execute_script(sizes) == [width, 0]
+    outside = browser.execute_script("""
+        return [...document.querySelectorAll('figure svg text')].filter(t => {
+            const box = t.getBoundingClientRect(), frame = t.ownerSVGElement.getBoundingClientRect();
+            return box.left < frame.left - 2 || box.right > frame.right + 2 || box.bottom > frame.bottom + 2;
+        }).map(t => t.textContent)""")
+    assert outside == []
+
+
+def test_figure_text_is_legible_on_a_phone(browser, page):
+    show(browser, page, width=360)
+    sizes = browser.execute_script("""
+        return [...document.querySelectorAll('figure svg text')].map(t =>
+            parseFloat(getComputedStyle(t).fontSize) * t.getScreenCTM().a)""")
+    assert min(sizes) >= 10
+
+
+def test_dark_mode_recolours_page_and_drawings(browser, page):
+    colours = {}
+    for mode in ("light", "dark"):
+        show(browser, page, mode=mode)
+        colours[mode] = browser.execute_script("""
+            const style = s => getComputedStyle(document.querySelector(s));
+            return [style('body').color, style('body').backgroundColor, style('figcaption').color,
+                    style('#figure-loss svg text').fill, style('#figure-loss [id*=line2d] path[clip-path]').stroke]""")
+    assert all(light != dark for light, dark in zip(colours["light"], colours["dark"], strict=True))
+    assert colours["light"][1] == "rgb(255, 255, 255)"
+
+
+def test_text_stands_out_in_both_modes(browser, page):
+    for mode in ("light", "dark"):
+        show(browser, page, mode=mode)
+        pairs = browser.execute_script("""
+            const ground = e => {
+                for (; e; e = e.parentElement) {
+                    const c = getComputedStyle(e).backgroundColor;
+                    if (c !== 'rgba(0, 0, 0, 0)') return c;
+                }
+            };
+            const texts = 'h1, h2, h3, p, li, span, dt, dd, th, td, code, pre, summary, figcaption, text';
+            return [...document.querySelectorAll(texts)].map(e => {
+                const style = getComputedStyle(e);
+                return [e.closest('svg') ? style.fill : style.color, ground(e)];
+            })""")
+        assert len(pairs) > 100
+        for text, ground in {tuple(pair) for pair in pairs}:
+            assert _contrast(text, ground) >= 4.5, (mode, text, ground)
+
+
+def test_all_images_load(browser, tmp_path):
+    show(browser, write_report(make_run(tmp_path / "run")))
+    sizes = browser.execute_script("return [...document.images].map(i => [i.complete, i.naturalWidth, i.alt.length])")
+    assert len(sizes) == 48
+    assert all(complete and width == 32 and alt for complete, width, alt in sizes)
+
+
+def _contrast(first: str, second: str) -> float:
+    """Ratio of WCAG 2.2 for two colours written ``rgb(r, g, b)``."""
+
+    def luminance(colour: str) -> float:
+        rgb = [int(part) / 255 for part in colour.removeprefix("rgb(").removesuffix(")").split(",")]
+        linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in rgb]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    low, high = sorted((luminance(first), luminance(second)))
+    return (high + 0.05) / (low + 0.05)

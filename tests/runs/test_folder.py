@@ -1,0 +1,337 @@
+"""The run folder's files, under kills, full disks and second writers."""
+
+import json
+import math
+import os
+import resource
+import signal
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from matrix_ssl.config import RunConfig, to_dict
+from matrix_ssl.errors import RunFolderError
+from matrix_ssl.runs.environment import environment
+from matrix_ssl.runs.files import append_line, check_writable, read_json, read_lines, write_atomically, write_json
+from matrix_ssl.runs.folder import check_folder, is_unclaimed, lock, read_config, set_aside, tidy
+from matrix_ssl.runs.metrics import MetricsWriter
+from tests.conftest import unprivileged
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_write_atomically_replaces_the_whole_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    for content in (b"long old content", b"new"):
+        write_atomically(path, lambda file, content=content: file.write(content))
+        assert path.read_bytes() == content
+    assert names(tmp_path) == {"file"}
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_write_atomically_follows_the_umask(tmp_path: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        write_atomically(tmp_path / "file", lambda file: file.write(b"x"))
+        assert os.umask(umask) == umask  # it is left as it was
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == mode
+
+
+def test_a_writer_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+
+    def write(file) -> None:
+        file.write(b"half of the new")
+        raise KeyError("in the middle")
+
+    with pytest.raises(KeyError, match="in the middle"):
+        write_atomically(path, write)
+    assert (path.read_bytes(), names(tmp_path)) == (b"old", {"file"})
+
+
+def test_a_full_disk_leaves_the_old_file_and_nothing_else(small_disk: Path) -> None:
+    path = small_disk / "file"
+    path.write_bytes(b"old")
+    with pytest.raises(RunFolderError, match=r"cannot write .*file: No space left on device; free space there"):
+        write_atomically(path, lambda file: file.write(bytes(2_000_000)))
+    assert (path.read_bytes(), names(small_disk)) == (b"old", {"file"})
+
+
+def test_a_line_that_does_not_fit_is_an_error_and_the_lines_before_it_stay(small_disk: Path) -> None:
+    path = small_disk / "lines.jsonl"
+    written = 0
+    with pytest.raises(RunFolderError, match="No space left on device"):
+        for step in range(100_000):
+            append_line(path, {"step": step, "text": "x" * 100})
+            written += 1
+    assert [line["step"] for line in read_lines(path)] == list(range(written))
+    assert written > 100
+
+
+def test_a_file_size_limit_is_reported_like_a_full_disk(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+        with pytest.raises(RunFolderError, match=r"cannot write .*file: File too large; free space"):
+            write_atomically(tmp_path / "file", lambda file: file.write(bytes(2000)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert names(tmp_path) == set()
+
+
+def test_a_folder_without_permission_is_named(open_folder: Path) -> None:
+    (open_folder / "file").write_bytes(b"old")
+    open_folder.chmod(0o555)
+    with unprivileged(), pytest.raises(RunFolderError, match=r"cannot write .*file: Permission denied; choose another"):
+        write_atomically(open_folder / "file", lambda file: file.write(b"new"))
+    assert ((open_folder / "file").read_bytes(), names(open_folder)) == (b"old", {"file"})
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RunFolderError, match=r"cannot write .*absent/file: No such file or directory; choose another"):
+        write_atomically(tmp_path / "absent" / "file", lambda file: file.write(b"x"))
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_is_not_a_file_is_not_replaced(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    make(tmp_path / "place")
+    kind = (tmp_path / "place").stat().st_mode
+    for use in (lambda path: write_atomically(path, lambda file: file.write(b"x")), check_writable):
+        with pytest.raises(RunFolderError, match=r"cannot write .*place: it exists and is not a file; choose another"):
+            use(tmp_path / "place")
+    assert (tmp_path / "place").stat().st_mode == kind and names(tmp_path) == {"place"}
+
+
+def test_check_writable_leaves_nothing(tmp_path: Path) -> None:
+    check_writable(tmp_path / "file")
+    assert names(tmp_path) == set()
+    with pytest.raises(RunFolderError, match=r"cannot write .*absent/file: No such file or directory"):
+        check_writable(tmp_path / "absent" / "file")
+
+
+def test_json_keeps_every_letter(tmp_path: Path) -> None:
+    value = {"name": "Bär 熊", "numbers": [1, 0.1, None], "nested": {"yes": True}}
+    write_json(tmp_path / "file.json", value)
+    assert read_json(tmp_path / "file.json") == value
+    assert "Bär 熊" in (tmp_path / "file.json").read_text(encoding="utf-8")
+
+
+def test_json_keeps_file_names_that_are_not_unicode(tmp_path: Path) -> None:
+    write_json(tmp_path / "file.json", [os.fsdecode(b"a\xff\xc3\xa4")])
+    (found,) = read_json(tmp_path / "file.json")
+    assert os.fsencode(found) == b"a\xff\xc3\xa4"
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1,", b"\xff\xfe", b'{"recipe": "x"', b"nul", b"\0" * 50])
+def test_damaged_json_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(RunFolderError, match=r"config\.json cannot be read"):
+        read_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "value", [[], 3, "text", {"recipies": "x"}, {"epochs": "many"}, {"data": 7}, {"method": {"options": 3}}]
+)
+def test_json_that_is_no_configuration_is_named(tmp_path: Path, value: object) -> None:
+    write_json(tmp_path / "config.json", value)
+    with pytest.raises(RunFolderError, match=r"config\.json does not fit this version"):
+        read_config(tmp_path)
+
+
+def test_a_folder_without_configuration_is_no_run_folder(tmp_path: Path) -> None:
+    with pytest.raises(RunFolderError, match=r"is not a run folder: it has no config\.json"):
+        read_config(tmp_path)
+
+
+def test_read_config_gives_back_what_was_written(tmp_path: Path) -> None:
+    write_json(tmp_path / "config.json", to_dict(RunConfig(epochs=7)))
+    assert read_config(tmp_path) == RunConfig(epochs=7)
+
+
+@pytest.mark.parametrize("cut", range(1, 14))
+def test_a_last_line_cut_anywhere_is_left_out(tmp_path: Path, cut: int) -> None:
+    path = tmp_path / "lines.jsonl"
+    append_line(path, {"step": 1})
+    append_line(path, {"step": 2})
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-cut])
+    assert read_lines(path) == ([{"step": 1}] if cut <= 12 else [])
+
+
+def test_a_damaged_line_in_the_middle_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "lines.jsonl").write_text('{"step": 1}\n{"step"\n{"step": 3}\n')
+    with pytest.raises(RunFolderError, match=r"lines\.jsonl is damaged"):
+        read_lines(tmp_path / "lines.jsonl")
+
+
+def test_no_file_has_no_lines(tmp_path: Path) -> None:
+    assert read_lines(tmp_path / "lines.jsonl") == []
+
+
+def test_lines_of_several_processes_do_not_mix(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    children = []
+    for child in range(4):
+        pid = os.fork()
+        if pid == 0:
+            for number in range(100):
+                append_line(path, {"child": child, "number": number, "text": "x" * (37 * number)})
+            os._exit(0)
+        children.append(pid)
+    assert all(os.waitpid(pid, 0)[1] == 0 for pid in children)
+    found = read_lines(path)
+    assert sorted((line["child"], line["number"]) for line in found) == [(c, n) for c in range(4) for n in range(100)]
+    assert all(len(line["text"]) == 37 * line["number"] for line in found)
+
+
+def test_the_metrics_writer_drops_what_came_after_the_checkpoint(tmp_path: Path) -> None:
+    writer = MetricsWriter(tmp_path, after_step=0)
+    for step in range(1, 8):
+        writer.write({"step": step, "loss": step / 3})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 8, "lo')  # a kill in the middle of a line
+    again = MetricsWriter(tmp_path, after_step=5)
+    assert [line["step"] for line in again.history] == [1, 2, 3, 4, 5]
+    again.write({"step": 6, "loss": 0.1})
+    assert [(line["step"], line["loss"]) for line in read_lines(tmp_path / "metrics.jsonl")][-2:] == [
+        (5, 5 / 3),
+        (6, 0.1),
+    ]
+
+
+def test_numbers_that_are_not_finite_become_null(tmp_path: Path) -> None:
+    line = {"step": 1, "a": math.nan, "b": math.inf, "c": 1.5, "spectrum": [1.0, math.nan, -math.inf]}
+    MetricsWriter(tmp_path, after_step=0).write(line)
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert json.loads(text, parse_constant=refuse) == {
+        "step": 1, "a": None, "b": None, "c": 1.5, "spectrum": [1.0, None, None],
+    }  # fmt: skip
+
+
+def test_a_second_lock_is_refused_until_the_first_process_dies(tmp_path: Path) -> None:
+    """Even by SIGKILL, and though a child that it forked lives on."""
+    ready, to_parent = os.pipe()
+    holder = os.fork()
+    if holder == 0:
+        with lock(tmp_path / "run"):
+            orphan = os.fork()
+            if orphan:
+                os.write(to_parent, str(orphan).encode())
+            signal.pause()
+        os._exit(0)
+    orphan = int(os.read(ready, 20))
+    try:
+        with pytest.raises(RunFolderError, match="is being written by another process"), lock(tmp_path / "run"):
+            raise AssertionError("not reached")
+        os.kill(holder, signal.SIGKILL)
+        os.waitpid(holder, 0)
+        with lock(tmp_path / "run"):
+            pass
+    finally:
+        os.kill(orphan, signal.SIGKILL)
+        os.close(ready)
+        os.close(to_parent)
+
+
+def test_a_lock_makes_the_folders_above_and_can_be_taken_again(tmp_path: Path) -> None:
+    for _ in range(2):
+        with lock(tmp_path / "a" / "b"):
+            assert (tmp_path / "a" / "b").is_dir()
+
+
+def test_a_file_in_the_place_of_the_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("mine")
+    for use in (lambda: lock(tmp_path / "run").__enter__(), lambda: check_folder(tmp_path / "run")):
+        with pytest.raises(RunFolderError, match=r"/run"):
+            use()
+    assert (tmp_path / "run").read_text() == "mine"
+
+
+def test_only_runs_and_empty_folders_become_runs(tmp_path: Path) -> None:
+    check_folder(tmp_path / "absent")
+    (tmp_path / "empty").mkdir()
+    check_folder(tmp_path / "empty")
+    (tmp_path / "empty" / ".lock").touch()
+    check_folder(tmp_path / "empty")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").touch()
+    (tmp_path / "run" / "other").touch()
+    check_folder(tmp_path / "run")
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").touch()
+    with pytest.raises(RunFolderError, match=r"photos exists and is not a run folder"):
+        check_folder(tmp_path / "photos")
+    assert names(tmp_path / "photos") == {"cat.jpg"}
+
+
+def test_a_folder_with_the_lock_and_unfinished_copies_of_the_first_file_is_unclaimed(tmp_path: Path) -> None:
+    assert is_unclaimed(tmp_path / "absent", first="config.json")
+    for name in (".lock", ".config.json.ab12cd3_.tmp", ".config.json.zz99zz99.tmp"):
+        (tmp_path / name).touch()
+        assert is_unclaimed(tmp_path, first="config.json")
+        check_folder(tmp_path)
+    assert not is_unclaimed(tmp_path, first="plan.json")
+    foreign = (".config.json.tmp", ".config.json.AB12CD34.tmp", ".notes.tmp", ".x.config.json.ab12cd34.tmp", "a.tmp")
+    for name in foreign:
+        (tmp_path / name).touch()
+        assert not is_unclaimed(tmp_path, first="config.json"), name
+        (tmp_path / name).unlink()
+    (tmp_path / ".config.json.linked00.tmp").symlink_to("elsewhere")
+    assert not is_unclaimed(tmp_path, first="config.json")
+
+
+def test_runs_are_set_aside_under_the_next_free_number(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert set_aside(run) is None
+    for number in (1, 2, 3):
+        run.mkdir()
+        assert set_aside(run) is None  # it holds no run
+        (run / "config.json").write_text(str(number))
+        assert set_aside(run) == tmp_path / f"run.{number}"
+    assert [(tmp_path / f"run.{n}" / "config.json").read_text() for n in (1, 2, 3)] == ["1", "2", "3"]
+    assert not run.exists()
+
+
+def test_the_folder_that_the_command_runs_in_is_not_set_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config.json").touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RunFolderError, match="start the command in another folder"):
+        set_aside(Path())
+
+
+def test_tidy_removes_only_what_killed_writers_left(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    kept = ["config.json", "notes.tmp", ".notes.tmp", ".a.B-1.tmp", "checkpoints/step-000000003.safetensors", ".lock"]
+    left = [".config.json.ab12.tmp", "checkpoints/.step-000000003.safetensors.zz9_.tmp"]
+    for name in kept + left:
+        (tmp_path / name).touch()
+    (tmp_path / "skipped.jsonl").write_text('{"where": "a"}\n{"whe')
+    tidy(tmp_path)
+    assert {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()} == {*kept, "skipped.jsonl"}
+    append_line(tmp_path / "skipped.jsonl", {"where": "b"})
+    assert read_lines(tmp_path / "skipped.jsonl") == [{"where": "a"}, {"where": "b"}]
+
+
+def test_the_environment_holds_what_a_reader_needs() -> None:
+    found = environment(device="cpu", device_name="cpu", threads=3, processes=2)
+    assert found.keys() >= {
+        "python", "torch", "torchvision", "numpy", "matrix_ssl", "platform", "device", "device_name", "threads",
+        "processes", "commit",
+    }  # fmt: skip
+    assert (found["device"], found["threads"], found["processes"]) == ("cpu", 3, 2)
+    text = json.dumps(found)
+    assert os.uname().nodename not in text or len(os.uname().nodename) < 4
+    assert str(Path.home()) not in text

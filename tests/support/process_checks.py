@@ -1,0 +1,369 @@
+"""What several processes check together; ``test_distributed`` runs these functions in real processes over gloo."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from unittest import mock
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from matrix_ssl import distributed, losses, networks
+from matrix_ssl.distributed import batch_norm as run_batch_norm
+from matrix_ssl.distributed import losses as parallel
+from matrix_ssl.errors import ConfigError, DataError, MatrixSSLError, MissingExtra, ProcessError
+from matrix_ssl.methods import complete_options, find_method, list_methods
+
+TOLERANCE = {"rtol": 1e-12, "atol": 1e-12}
+
+
+def rows(*shape: int) -> tuple[Tensor, Tensor]:
+    """A float64 batch that is the same everywhere, and this process's part of it."""
+    whole = torch.randn(shape[0] * distributed.world_size(), *shape[1:], dtype=torch.float64)
+    return whole, whole.chunk(distributed.world_size())[distributed.rank()].clone()
+
+
+def averaged(gradient: Tensor | None) -> Tensor:
+    """The mean over the processes, as DistributedDataParallel takes it."""
+    assert gradient is not None
+    total = gradient.clone()
+    dist.all_reduce(total)
+    return total / distributed.world_size()
+
+
+def gather() -> None:
+    whole, part = rows(4, 3)
+    weight = torch.randn(3, 2, dtype=torch.float64)
+
+    def loss(z: Tensor) -> Tensor:  # couples all rows, as a covariance does
+        return torch.logdet(z.T @ z + torch.eye(2, dtype=torch.float64)) + z.pow(3).mean()
+
+    single = weight.clone().requires_grad_()
+    expected = loss(torch.tanh(whole @ single))
+    expected.backward()
+    ours = weight.clone().requires_grad_()
+    gathered = distributed.gather(torch.tanh(part @ ours))
+    torch.testing.assert_close(gathered.detach(), torch.tanh(whole @ weight), **TOLERANCE)
+    found = loss(gathered)
+    found.backward()
+    torch.testing.assert_close(found, expected, **TOLERANCE)
+    torch.testing.assert_close(averaged(ours.grad), single.grad, **TOLERANCE)
+
+
+def uneven(*columns: int) -> tuple[Tensor, Tensor, list[int]]:
+    """A float64 batch that is the same everywhere, this process's part of it, and the sizes of all parts."""
+    sizes = [3 + 2 * i for i in range(distributed.world_size())]
+    whole = torch.randn(sum(sizes), *columns, dtype=torch.float64)
+    return whole, whole.split(sizes)[distributed.rank()].clone(), sizes
+
+
+def gather_uneven() -> None:
+    whole, part, sizes = uneven(4)
+    part.requires_grad_()
+    found = distributed.gather(part, sizes=sizes)
+    assert torch.equal(found, whole)
+    (found * whole).sum().backward()
+    torch.testing.assert_close(part.grad / distributed.world_size(), part.detach(), **TOLERANCE)
+    wrong = [size + 1 for size in sizes]
+    for given, message in ((None, f"have {sizes} rows"), (wrong, f"sizes={wrong}, but"), (sizes[1:], "sizes=")):
+        for call in (distributed.gather, distributed.gather_for_parts, distributed.row_counts):
+            try:
+                call(part, sizes=given)
+            except ValueError as error:
+                assert message in str(error), error
+                continue
+            raise AssertionError("nothing was raised")
+
+
+def sum_of_parts() -> None:
+    """A loss cut into unequal parts: product of two sums, each process adding some of the terms."""
+    whole, part, sizes = uneven(3)
+    weight = torch.randn(3, 2, dtype=torch.float64)
+
+    def terms(z: Tensor) -> Tensor:
+        return torch.stack([z.square().sum(0).prod(), z.sum(), (z[0] * z[-1]).sum()])
+
+    single = weight.clone().requires_grad_()
+    expected = terms(torch.tanh(whole @ single)).sum()
+    expected.backward()
+    ours = weight.clone().requires_grad_()
+    mine = terms(distributed.gather_for_parts(torch.tanh(part @ ours), sizes=sizes))
+    mask = torch.arange(3) % distributed.world_size() == distributed.rank()
+    found = distributed.sum_of_parts((mine * mask).sum())
+    found.backward()
+    torch.testing.assert_close(found, expected, **TOLERANCE)
+    torch.testing.assert_close(averaged(ours.grad), single.grad, **TOLERANCE)
+
+
+def all_reduce_sum() -> None:
+    whole, part = rows(4, 3)
+    weight = torch.randn(3, 2, dtype=torch.float64)
+
+    def outputs(x: Tensor, w: Tensor, total: Callable[[Tensor], Tensor]) -> Tensor:
+        z = torch.tanh(x @ w)
+        return z * total(z.square().sum(0)).sqrt() + total(z.sum(0)).sin()
+
+    single = weight.clone().requires_grad_()
+    expected = outputs(whole, single, lambda s: s).pow(3).sum()
+    expected.backward()
+    ours = weight.clone().requires_grad_()
+    found = distributed.gather(outputs(part, ours, distributed.all_reduce_sum)).pow(3).sum()
+    found.backward()
+    torch.testing.assert_close(found, expected, **TOLERANCE)
+    torch.testing.assert_close(averaged(ours.grad), single.grad, **TOLERANCE)
+
+
+def batch_norm() -> None:
+    for shape in ((5, 4), (3, 4, 2, 2)):
+        for settings in ({}, {"momentum": None}, {"momentum": 0.0}, {"affine": False}, {"eps": 0.1}):
+            kind = nn.BatchNorm1d if len(shape) == 2 else nn.BatchNorm2d
+            torch.manual_seed(len(shape))
+            single = kind(4, **settings).double()
+            if single.affine:
+                nn.init.normal_(single.weight)
+                nn.init.normal_(single.bias)
+            ours = run_batch_norm.SynchronisedBatchNorm.like(kind(4, **settings).double())
+            ours.load_state_dict(single.state_dict())
+            for _ in range(3):
+                compare_batch_norms(single, ours, shape)
+            single.eval(), ours.eval()
+            whole, part = rows(*shape)
+            expected = single(whole).chunk(distributed.world_size())[distributed.rank()]
+            torch.testing.assert_close(ours(part), expected, **TOLERANCE)
+
+
+def compare_batch_norms(single: nn.Module, ours: nn.Module, shape: tuple[int, ...]) -> None:
+    whole, part = rows(*shape)
+    whole, part = (10 * whole + 1000).requires_grad_(), (10 * part + 1000).requires_grad_()  # far from zero mean
+    coefficients = torch.randn(whole.shape, dtype=torch.float64)
+    for module in (single, ours):
+        module.zero_grad()
+    expected = single(whole)
+    (expected * coefficients).sum().backward()
+    found = distributed.gather(ours(part))
+    (found * coefficients).sum().backward()
+    tolerance = {"rtol": 1e-12, "atol": 1e-10}  # of values around 1000
+    torch.testing.assert_close(found, expected, **tolerance)
+    size, rank = distributed.world_size(), distributed.rank()
+    torch.testing.assert_close(part.grad / size, whole.grad.chunk(size)[rank], **tolerance)
+    for name, parameter in single.named_parameters():
+        torch.testing.assert_close(averaged(ours.get_parameter(name).grad), parameter.grad, **tolerance)
+    for name, buffer in single.named_buffers():
+        torch.testing.assert_close(ours.get_buffer(name), buffer, rtol=1e-12, atol=1e-12)
+
+
+def whole_network() -> None:
+    """Conversion leaves names, values and the mode; a deep network then sees the whole batch."""
+    torch.manual_seed(1)
+    single, _ = networks.build_encoder("tiny_resnet", channels=1, image_size=8, width=8)
+    torch.manual_seed(1)
+    ours, _ = networks.build_encoder("tiny_resnet", channels=1, image_size=8, width=8)
+    before = {k: v.clone() for k, v in ours.state_dict().items()}
+    ours = run_batch_norm.synchronise_batch_norm(ours, "cpu")
+    assert not any(type(m) is nn.BatchNorm2d for m in ours.modules())
+    assert ours.state_dict().keys() == before.keys()
+    assert all(torch.equal(v, before[k]) for k, v in ours.state_dict().items())
+    single, ours = single.double(), ours.double()
+    whole, part = rows(4, 1, 8, 8)
+    expected, found = single(whole), distributed.gather(ours(part))
+    torch.testing.assert_close(found, expected, **TOLERANCE)
+    expected.pow(2).sum().backward()
+    found.pow(2).sum().backward()
+    for name, parameter in single.named_parameters():
+        torch.testing.assert_close(averaged(ours.get_parameter(name).grad), parameter.grad, rtol=1e-9, atol=1e-9)
+
+
+def agreement() -> None:
+    size, rank = distributed.world_size(), distributed.rank()
+    assert distributed.broadcast_object({"of": rank}) == {"of": 0}
+    assert distributed.maximum(torch.tensor([rank, -rank])).tolist() == [size - 1, 0]
+    with distributed.together():
+        pass
+    for guilty in range(size):
+        for error in (ConfigError("wrong"), MissingExtra("timm", "timm"), DataError("gone")):
+            try:
+                with distributed.together():
+                    if rank == guilty:
+                        raise error
+            except MatrixSSLError as caught:
+                assert (str(caught), caught.exit_code) == (str(error), error.exit_code)
+                continue
+            raise AssertionError("nothing was raised")
+    expected, text = (DataError, "gone") if rank == 0 else (ProcessError, f"process {rank}: gone")
+    try:
+        with distributed.alone():
+            raise DataError("gone")
+    except MatrixSSLError as caught:
+        assert (type(caught), str(caught)) == (expected, text)
+
+
+class Branches(nn.Module):
+    """Student and predictor with BatchNorm; DistributedDataParallel wraps it."""
+
+    def __init__(self, d: int) -> None:
+        super().__init__()
+        self.network = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, d))
+
+    def forward(self, view1: Tensor, view2: Tensor) -> tuple[Tensor, Tensor]:
+        return self.network(view1), self.network(view2)
+
+
+LOSSES: dict[str, dict] = {
+    "exact": {},
+    "taylor": {"logarithm": "taylor", "ridge": 0.7, "uniformity_weight": 0.7},
+    "weighted": {"alignment_weight": 0.3, "algorithm": "eigh", "ridge": 0.4},
+}
+
+
+def matrix_ssl_loss() -> None:
+    """Terms and parameter gradients under DistributedDataParallel, even and uneven parts, either exchange."""
+    size, rank = distributed.world_size(), distributed.rank()
+    for d in (3, 40):  # fewer and more than a third of the rows
+        for settings in LOSSES.values():
+            for sizes in ([4] * size, [3 + 2 * i for i in range(size)], [2 * size - i for i in range(size)]):
+                whole = torch.randn(4, sum(sizes), 6, dtype=torch.float64)
+                part = whole.split(sizes, 1)[rank]
+                torch.manual_seed(d)
+                single = Branches(d).double()
+                target = torch.randn(6, d, dtype=torch.float64)
+                for exchange in ("auto", "rows", "covariances"):
+                    single.zero_grad()
+                    ours = Branches(d).double()
+                    ours.load_state_dict(single.state_dict())
+                    ours = distributed.wrap(run_batch_norm.synchronise_batch_norm(ours, "cpu"))
+                    expected = losses.matrix_ssl_terms(
+                        *single(*whole[:2]), whole[2] @ target, whole[3] @ target, **settings
+                    )
+                    expected.loss.backward()
+                    found = parallel.matrix_ssl_terms(
+                        *ours(*part[:2]), part[2] @ target, part[3] @ target,
+                        exchange=exchange, sizes=None if min(sizes) == max(sizes) else sizes, **settings,
+                    )  # fmt: skip
+                    found.loss.backward()
+                    torch.testing.assert_close(tuple(found), tuple(expected), **TOLERANCE)
+                    for name, parameter in single.named_parameters():
+                        gradient = ours.module.get_parameter(name).grad
+                        torch.testing.assert_close(gradient, parameter.grad, **TOLERANCE)
+                    single.load_state_dict(ours.module.state_dict())  # the running statistics, too
+
+
+def loss_scale() -> None:
+    """Half precision under the scale of a GradScaler is rounded after the scale: float64's gradient to its digits."""
+    size, rank = distributed.world_size(), distributed.rank()
+    for dtype in (torch.float16, torch.bfloat16):
+        whole = (torch.randn(128 * size, 96) + 0.4 * torch.randn(4, 128 * size, 96)).to(dtype)
+        exact = whole.double().requires_grad_()
+        expected = losses.matrix_ssl_terms(*exact, ridge=1.0).loss
+        (reference,) = torch.autograd.grad(expected * 65536, exact)
+        for exchange in ("rows", "covariances"):
+            ours = whole.chunk(size, 1)[rank].clone().requires_grad_()
+            found = parallel.matrix_ssl_terms(*ours, ridge=1.0, exchange=exchange).loss
+            (gradient,) = torch.autograd.grad(found * 65536, ours)
+            assert gradient.dtype == dtype
+            part = reference.chunk(size, 1)[rank] * size  # the average over the processes takes the factor away
+            error = (gradient.double() - part).norm() / part.norm()
+            # one rounding, and one for every sum over the processes
+            assert error < torch.finfo(dtype).eps / 2 * size, (dtype, exchange, error)
+
+
+def teacher_gradient() -> None:
+    """Without a stop-gradient both branches learn, as in a single process."""
+    whole, part, sizes = uneven(4, 5)
+    weight = torch.randn(5, 4, dtype=torch.float64)
+    for exchange in ("rows", "covariances"):
+        single, ours = weight.clone().requires_grad_(), weight.clone().requires_grad_()
+        expected = losses.matrix_ssl_terms(*torch.tanh(whole @ single).unbind(1)).loss
+        expected.backward()
+        outputs = torch.tanh(part @ ours).unbind(1)
+        found = parallel.matrix_ssl_terms(*outputs, exchange=exchange, sizes=sizes).loss
+        found.backward()
+        torch.testing.assert_close(found, expected, **TOLERANCE)
+        torch.testing.assert_close(averaged(ours.grad), single.grad, **TOLERANCE)
+
+
+def uneven_batch_norm() -> None:
+    whole, part, sizes = uneven(4)
+    whole, part = whole.requires_grad_(), part.requires_grad_()
+    single = nn.BatchNorm1d(4).double()
+    ours = run_batch_norm.SynchronisedBatchNorm.like(nn.BatchNorm1d(4).double())
+    expected, found = single(whole), distributed.gather(ours(part), sizes=sizes)
+    torch.testing.assert_close(found, expected, **TOLERANCE)
+    expected.pow(3).sum().backward()
+    found.pow(3).sum().backward()
+    mine = whole.grad.split(sizes)[distributed.rank()]
+    torch.testing.assert_close(part.grad / distributed.world_size(), mine, **TOLERANCE)
+    for name, buffer in single.named_buffers():
+        torch.testing.assert_close(ours.get_buffer(name), buffer, **TOLERANCE)
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """A block in which this process takes itself for the only one."""
+    with mock.patch.object(torch.distributed, "is_initialized", lambda: False):
+        yield
+
+
+VARIANTS: dict[str, list[dict]] = {
+    "mec": [{}, {"logarithm": "exact"}],
+    "moco_v2": [{}, {"queries": "both"}],
+}
+
+
+def methods() -> None:
+    """Loss, gradients, weights, teacher and queue of every method over two steps, as in one process."""
+    for name in list_methods():
+        for variant in VARIANTS.get(name, [{}]):
+            try:
+                compare_methods(name, variant)
+            except AssertionError as error:
+                raise AssertionError(f"{name} {variant}: {error}") from error
+
+
+def compare_methods(name: str, variant: dict) -> None:
+    size, rank = distributed.world_size(), distributed.rank()
+    kind = find_method(name)
+    # the queue holds a batch and a part of another, so that it overwrites parts of batches
+    small = {"hidden_dim": 12, "output_dim": 9, "slices": 16, "queue_size": 6 * size + 5, "teacher_momentum": 0.7}
+    options = complete_options(kind, {k: v for k, v in small.items() if k in complete_options(kind, {})} | variant)
+    built = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        encoder, width = networks.build_encoder("tiny_resnet", channels=1, image_size=8, width=8)
+        built.append(kind(encoder, width, **options).double())
+    single, ours = built
+    run_batch_norm.synchronise_batch_norm(ours, "cpu")
+    wrapped = distributed.wrap(ours)
+    optimizers = [torch.optim.SGD(m.parameter_groups(), lr=0.01, momentum=0.9) for m in (single, ours)]
+    for step in range(2):
+        torch.manual_seed(step)
+        whole = torch.randn(2, 4 * size, 1, 8, 8, dtype=torch.float64)
+        torch.manual_seed(100 + rank)  # numbers of the processes' own must not matter
+        parts = whole.chunk(size, 1)[rank]
+        outputs = []
+        for module, called, views, optimizer, group in zip(
+            (single, ours), (single, wrapped), (whole, parts), optimizers, (alone(), nullcontext()), strict=True
+        ):
+            with group:
+                module.before_step(step, 2)
+                optimizer.zero_grad()
+                output = called(*views)
+                output.loss.backward()
+                outputs.append(output)
+        expected, found = outputs
+        torch.testing.assert_close((found.loss, found.terms), (expected.loss, expected.terms), rtol=1e-10, atol=1e-10)
+        for mine, rows_of_all in zip(found[2:], expected[2:], strict=True):
+            torch.testing.assert_close(mine, rows_of_all.chunk(size)[rank], rtol=1e-9, atol=1e-9)
+        for key, parameter in single.named_parameters():
+            gradient = ours.get_parameter(key).grad
+            assert (gradient is None) == (parameter.grad is None), key
+            if gradient is not None:
+                torch.testing.assert_close(gradient, parameter.grad, rtol=1e-9, atol=1e-10)
+        for module, optimizer, group in zip((single, ours), optimizers, (alone(), nullcontext()), strict=True):
+            with group:
+                optimizer.step()
+                module.after_step((step + 1) / 2)
+        state = ours.state_dict()
+        for key, value in single.state_dict().items():
+            torch.testing.assert_close(state[key], value, rtol=1e-9, atol=1e-9, msg=lambda m, key=key: f"{key}: {m}")
+            distributed_copy = distributed.gather(state[key].unsqueeze(0))
+            assert all(torch.equal(copy, distributed_copy[0]) for copy in distributed_copy), key
