@@ -22,7 +22,7 @@ from matrix_ssl.data.augment import Keys, crop_batch, random_boxes, random_view
 from matrix_ssl.detection.backbone import open_backbone
 from matrix_ssl.detection.network import build_detector
 from matrix_ssl.detection.settings import DetectionSettings
-from matrix_ssl.encoder import build_encoder
+from matrix_ssl.encoder import initialise_encoder
 from matrix_ssl.runs import devices
 from matrix_ssl.runs.files import write_json
 from matrix_ssl.training import optim, setup
@@ -127,7 +127,7 @@ def pretrain_step(device: torch.device, n: int) -> Callable[[], object]:
 
 def frozen_step(device: torch.device, n: int) -> Callable[[], object]:
     """Features, without gradients."""
-    encoder = build_encoder(find_recipe("imagenet"))[0].to(device, memory_format=torch.channels_last).eval()
+    encoder = initialise_encoder(find_recipe("imagenet"))[0].to(device, memory_format=torch.channels_last).eval()
     pixels = torch.rand(n, 3, 224, 224, device=device).to(memory_format=torch.channels_last)
 
     def step() -> None:
@@ -139,7 +139,7 @@ def frozen_step(device: torch.device, n: int) -> Callable[[], object]:
 
 def supervised_step(device: torch.device, n: int) -> Callable[[], object]:
     """Forward, backward and update of a classifier."""
-    encoder, width = build_encoder(find_recipe("imagenet"))
+    encoder, width = initialise_encoder(find_recipe("imagenet"))
     model = torch.nn.Sequential(encoder, torch.nn.Linear(width, 1000)).to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     pixels = torch.rand(n, 3, 224, 224, device=device).to(memory_format=torch.channels_last)

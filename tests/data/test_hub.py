@@ -122,7 +122,7 @@ def test_datasets_with_a_script(tmp_path, monkeypatch, answers):
     folder.mkdir()
     (folder / "script.py").write_text(f"open({str(folder / MARK)!r}, 'w').close()\n", "utf-8")
     monkeypatch.chdir(tmp_path)
-    for opening in (lambda: huggingface.load_parts(str(folder)), lambda: read_rows(f"hf:{folder}")):
+    for opening in (lambda: huggingface.load_splits(str(folder)), lambda: read_rows(f"hf:{folder}")):
         with pytest.raises(DataError, match=r"script needs Python code of its own .*never run: save the dataset as"):
             opening()
     assert not (folder / MARK).exists() and answers.tell() == 0

@@ -89,7 +89,7 @@ def assert_same(a, b):
     for x, y in zip(a, b, strict=True):
         assert x.step == y.step
         assert x.unreadable == y.unreadable
-        assert np.array_equal(x.shown, y.shown)
+        assert np.array_equal(x.indices, y.indices)
         assert all(torch.equal(u, v) for u, v in zip(x.views, y.views, strict=True))
 
 
@@ -189,7 +189,7 @@ class TestViews:
         ):
             assert len(found.views) == count
             assert all(torch.equal(one, other) for one, other in zip(found.views, pair.views, strict=False))
-            np.testing.assert_array_equal(found.shown, batches(source).samples(found.step)[1])
+            np.testing.assert_array_equal(found.indices, batches(source).samples(found.step)[1])
 
     @pytest.mark.parametrize("in_memory", [False, True])
     def test_dtype_and_layout(self, in_memory):
@@ -212,10 +212,10 @@ class TestUnreadable:
         samples = np.concatenate([order.samples(step)[1] for step in range(3)])
         place = {int(sample): i for i, sample in enumerate(samples)}
         found = torch.cat([seen[step].views[0] for step in range(3)])
-        shown = np.concatenate([seen[step].shown for step in range(3)])
+        indices = np.concatenate([seen[step].indices for step in range(3)])
         for sample in range(24):
             assert torch.equal(found[place[sample]], plain[place[substitutes.get(sample, sample)]])
-            assert shown[place[sample]] == substitutes.get(sample, sample)
+            assert indices[place[sample]] == substitutes.get(sample, sample)
         reported = sorted({pair for batch in seen.values() for pair in batch.unreadable})
         assert reported == sorted((f"image {i}", "cut short") for i in self.BAD)
 

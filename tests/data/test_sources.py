@@ -14,7 +14,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torchvision import datasets as torchvision_datasets
 
-from matrix_ssl.data import base, has_test_part, open_source, split_source
+from matrix_ssl.data import base, has_test_split, open_source, split_source
 from matrix_ssl.data.base import MemorySource, Source
 from matrix_ssl.data.packed import PackedSource
 from matrix_ssl.errors import ConfigError, DataError, MissingExtra, UnreadableImage
@@ -116,7 +116,7 @@ def test_standard_layout(tmp_path: Path, name: str) -> None:
     for k, label in enumerate("bc"):  # a class is absent: the numbers must still be those of the training part
         write(tmp_path / f"{name}/{label}/x.png", 10 + k)
     train, test = opened(tmp_path), opened(tmp_path, "test")
-    assert has_test_part(str(tmp_path), data_root=None)
+    assert has_test_split(str(tmp_path), data_root=None)
     assert (levels(train), levels(test)) == ([0, 1, 2], [10, 11])
     assert test.labels is not None
     assert test.labels.tolist() == [1, 2]
@@ -142,7 +142,7 @@ def test_train_beside_other_folders_is_a_class(tmp_path: Path) -> None:
     assert opened(tmp_path).labels is None
     write(tmp_path / "bicycle/x.png")
     assert opened(tmp_path).classes == ["bicycle", "train"]
-    assert not has_test_part(str(tmp_path), data_root=None)
+    assert not has_test_split(str(tmp_path), data_root=None)
 
 
 def test_no_test_part_says_what_to_do(tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ def test_packed_folder_shards_in_order_and_parts_by_name(tmp_path: Path) -> None
     assert train.name == "insects"
     assert train.where(4) == f"{folder / 'set_train_1.npz'}[1]"
     assert opened(folder / "set_val.npz").name == "set_val"
-    assert not has_test_part(str(folder / "set_val.npz"), data_root=None)
+    assert not has_test_split(str(folder / "set_val.npz"), data_root=None)
 
 
 def test_packed_names(tmp_path: Path) -> None:
@@ -299,7 +299,7 @@ def test_labels_without_names_are_called_by_number_over_all_shards(tmp_path: Pat
 
 def test_digits_are_the_fixed_stratified_split() -> None:
     train, test = opened("digits"), opened("digits", "test")
-    assert has_test_part("digits", data_root=None)
+    assert has_test_split("digits", data_root=None)
     assert train.images is not None
     assert test.images is not None
     assert (tuple(train.images.shape), tuple(test.images.shape)) == ((1437, 1, 8, 8), (360, 1, 8, 8))
@@ -340,7 +340,7 @@ def test_names_are_looked_up_in_the_data_root(tmp_path: Path, monkeypatch: pytes
         opened("minne", root=tmp_path)
     monkeypatch.setenv("MATRIX_SSL_DATA", str(tmp_path))
     assert len(opened("cifar10", "test")) == 2
-    assert has_test_part("cifar10", data_root=None)
+    assert has_test_split("cifar10", data_root=None)
     assert len(opened("cifar10", root=tmp_path)) == 6
 
 
@@ -392,10 +392,10 @@ def test_stl_files_of_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert source.labels is not None
     assert source.labels.tolist() == [9, 0, 1]
     assert source.classes == list("abcdefghij")
-    assert has_test_part("stl10", data_root=tmp_path)
+    assert has_test_split("stl10", data_root=tmp_path)
     unlabelled = opened("stl10-unlabeled", root=tmp_path)
     assert (len(unlabelled), unlabelled.labels, unlabelled.classes) == (2, None, None)
-    assert not has_test_part("stl10-unlabeled", data_root=tmp_path)
+    assert not has_test_split("stl10-unlabeled", data_root=tmp_path)
 
 
 @needs_real_data
@@ -442,7 +442,7 @@ def saved(tmp_path: Path) -> Callable[..., Path]:
 def test_hugging_face_folder(saved: Callable[..., Path], tmp_path: Path) -> None:
     location = f"hf:{saved(('train', [5, 6, 8]), ('validation', [9]))}"
     train, test = opened(location), opened(location, "test")
-    assert has_test_part(location, data_root=None)
+    assert has_test_split(location, data_root=None)
     assert train.images is not None
     assert (levels(train), levels(test)) == ([5, 6, 8], [9])
     assert train.labels is not None
@@ -454,7 +454,7 @@ def test_hugging_face_images_of_many_sizes_stay_encoded(saved: Callable[..., Pat
     datasets = pytest.importorskip("datasets")
     location = f"hf:{saved(('train', [5, 6, 8]), last_side=6, label=datasets.Value('int64'))}"
     source = opened(location)
-    assert not has_test_part(location, data_root=None)
+    assert not has_test_split(location, data_root=None)
     assert (source.images, source.labels) == (None, None)  # "kind" is now a plain number, not a class
     for copy in (source, pickle.loads(pickle.dumps(source)), source.subset([0, 1, 2])):
         assert levels(copy) == [5, 6, 8]

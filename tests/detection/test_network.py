@@ -17,7 +17,7 @@ from matrix_ssl.detection.backbone import Backbone, open_backbone
 from matrix_ssl.detection.heads import RegionPool, mask_cross_entropy
 from matrix_ssl.detection.network import build_detector, parameter_groups
 from matrix_ssl.detection.settings import DetectionSettings
-from matrix_ssl.encoder import build_encoder
+from matrix_ssl.encoder import initialise_encoder
 from matrix_ssl.errors import ConfigError, RunFolderError
 from matrix_ssl.runs.checkpoint import digest, save_weights
 from matrix_ssl.runs.files import write_json
@@ -295,7 +295,7 @@ def test_with_their_sampling_the_pyramid_computes_torchvisions_losses() -> None:
 class TestOpening:
     def run(self, folder: Path, *assignments: str) -> Path:
         config = override(RunConfig(), ["data.mean=0.1,0.2,0.3", "data.std=0.5,0.6,0.7", *assignments])
-        encoder, _ = build_encoder(config)
+        encoder, _ = initialise_encoder(config)
         folder.mkdir()
         write_json(folder / CONFIG, to_dict(config))
         save_weights(folder / ENCODER, encoder, {"weights": "student"})
@@ -304,7 +304,7 @@ class TestOpening:
     def test_a_run(self, tmp_path: Path) -> None:
         run = self.run(tmp_path / "run", "seed=3")
         backbone = open_backbone(str(run), architecture=None, seed=0)
-        expected, _ = build_encoder(read_config(run))
+        expected, _ = initialise_encoder(read_config(run))
         assert digest(backbone.encoder.state_dict()) == digest(expected.state_dict()) == backbone.sha256
         assert (backbone.architecture, backbone.mean, backbone.std) == ("resnet18", (0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
         assert "120 of 120 tensors" in backbone.text

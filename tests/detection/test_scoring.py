@@ -17,7 +17,7 @@ from pycocotools.cocoeval import COCOeval
 
 from matrix_ssl.detection import intervals
 from matrix_ssl.detection.annotations import Annotations, read_annotations
-from matrix_ssl.detection.predict import Predictions
+from matrix_ssl.detection.predict import DetectionResults
 from matrix_ssl.detection.scoring import MEASURES, score
 from matrix_ssl.detection.shapes import encode_pixels
 from matrix_ssl.detection.table import classes_table, scores_table
@@ -71,7 +71,7 @@ class TestByHand:
 
     @pytest.mark.parametrize("kind", ["box", "mask"])
     def test_ap(self, tmp_path: Path, kind: str) -> None:
-        found = Predictions([detection(*d) for d in self.DETECTIONS], {})
+        found = DetectionResults([detection(*d) for d in self.DETECTIONS], {})
         result = score(read(tmp_path, [truth(1, self.A), truth(2, self.B)]), found)
         ap = (3 * self.LOW + 7 * self.HIGH) / 10
         expected = {"AP": ap, "AP50": self.LOW, "AP75": self.HIGH, "AP_small": None, "AP_medium": None, "AP_large": ap,
@@ -84,25 +84,25 @@ class TestByHand:
 
     def test_a_class_without_an_object_is_in_no_mean(self, tmp_path: Path) -> None:
         wrong = detection((10, 180, 100, 100), 0.95, category=2)
-        found = Predictions([*(detection(*d) for d in self.DETECTIONS), wrong], {})
+        found = DetectionResults([*(detection(*d) for d in self.DETECTIONS), wrong], {})
         result = score(read(tmp_path, [truth(1, self.A), truth(2, self.B)], categories=2), found)
         assert result["box"]["AP50"] == pytest.approx(self.LOW)
         assert result["per_class"][1] == {"id": 2, "name": "kind 2", "objects": 0, "box_AP": None, "box_AP50": None,
                                           "mask_AP": None, "mask_AP50": None}  # fmt: skip
 
     def test_nothing_found_is_zero(self, tmp_path: Path) -> None:
-        result = score(read(tmp_path, [truth(1, self.A)]), Predictions([], {}), resamples=3)
+        result = score(read(tmp_path, [truth(1, self.A)]), DetectionResults([], {}), resamples=3)
         assert (result["box"]["AP"], result["mask"]["AP50"], result["box"]["AR_100"]) == (0, 0, 0)
         assert result["interval_95"]["box"] == {"AP": [0, 0], "AP50": [0, 0]}
 
     def test_a_image_that_could_not_be_read_is_left_out(self, tmp_path: Path) -> None:
         annotations = read(tmp_path, [truth(1, self.A), truth(2, self.B, image=2)], count=2)
-        result = score(annotations, Predictions([detection(self.A, 0.9)], {2: ("b.png", "gone")}))
+        result = score(annotations, DetectionResults([detection(self.A, 0.9)], {2: ("b.png", "gone")}))
         assert (result["images"], result["box"]["AP"], result["per_class"][0]["objects"]) == (1, pytest.approx(1), 1)
 
     def test_a_mask_may_be_right_where_its_box_is_not(self, tmp_path: Path) -> None:
         item = detection(self.A, 0.9) | {"bbox": [300, 200, 50, 50]}
-        result = score(read(tmp_path, [truth(1, self.A)]), Predictions([item], {}))
+        result = score(read(tmp_path, [truth(1, self.A)]), DetectionResults([item], {}))
         assert (result["box"]["AP"], result["mask"]["AP"]) == (0, pytest.approx(1))
 
 
@@ -114,7 +114,7 @@ class TestCrowds:
     def result(self, tmp_path: Path, region: dict[str, Any] | None) -> dict[str, Any]:
         items = [truth(1, (10, 10, 100, 100)), *([region] if region else [])]
         found = [detection((10, 10, 100, 100), 0.6), detection((220, 120, 80, 80), 0.9)]
-        return score(read(tmp_path, items), Predictions(found, {}))
+        return score(read(tmp_path, items), DetectionResults(found, {}))
 
     def region(self, scale: int) -> dict[str, Any]:
         whole = np.kron(pixels(self.REGION).numpy().astype(np.uint8), np.ones((scale, scale), np.uint8))
@@ -138,7 +138,7 @@ class TestCrowds:
         assert self.result(tmp_path, self.region(2))["per_class"][0]["objects"] == 1
 
 
-def random_set(folder: Path, *, images: int, seed: int = 0) -> tuple[Annotations, Predictions, dict[str, Any]]:
+def random_set(folder: Path, *, count: int, seed: int = 0) -> tuple[Annotations, DetectionResults, dict[str, Any]]:
     """Objects of three classes and all sizes, and detections that are near them, doubled or wrong."""
     draw = np.random.default_rng(seed)
 
@@ -148,7 +148,7 @@ def random_set(folder: Path, *, images: int, seed: int = 0) -> tuple[Annotations
 
     items: list[dict[str, Any]] = []
     found: list[dict[str, Any]] = []
-    for image in range(1, images + 1):
+    for image in range(1, count + 1):
         for _ in range(int(draw.integers(0, 6))):
             low, high = ((6, 30), (35, 90), (100, 200))[int(draw.integers(3))]
             items.append(truth(len(items) + 1, box(low, high), image=image, category=int(draw.integers(1, 4))))
@@ -159,8 +159,8 @@ def random_set(folder: Path, *, images: int, seed: int = 0) -> tuple[Annotations
                 category = items[-1]["category_id"] if draw.random() < 0.8 else int(draw.integers(1, 4))
                 found.append(detection(moved, float(draw.random()), image=image, category=category))
         found.append(detection(box(6, 200), float(draw.random()), image=image, category=int(draw.integers(1, 4))))
-    annotations = read(folder, items, images=images, categories=3)
-    return annotations, Predictions(found, {}), json.loads((folder / "t.json").read_text())
+    annotations = read(folder, items, count=count, categories=3)
+    return annotations, DetectionResults(found, {}), json.loads((folder / "t.json").read_text())
 
 
 def by_files(content: dict[str, Any], found: list[dict[str, Any]], folder: Path, kind: str) -> NDArray[np.float64]:
@@ -180,7 +180,7 @@ def test_all_measures_are_pycocotools(tmp_path: Path, capfd: pytest.CaptureFixtu
     annotations, predictions, content = random_set(tmp_path, count=12)
     result = score(annotations, predictions)
     for kind, theirs in (("box", "bbox"), ("mask", "segm")):
-        expected = by_files(content, predictions.found, tmp_path, theirs)
+        expected = by_files(content, predictions.detections, tmp_path, theirs)
         assert [result[kind][name] for name in MEASURES] == pytest.approx(expected.tolist())
         assert min(expected) >= 0 and 0.1 < expected[0] < 0.9 and len(set(np.round(expected, 3))) > 6
     per_class = [row["box_AP"] for row in result["per_class"]]
@@ -203,14 +203,14 @@ class TestIntervals:
                 copies["images"].append({**content["images"][image - 1], "id": number, "file_name": f"{number}.png"})
                 copies["annotations"] += [{**a, "image_id": number, "id": 1000 * copy + a["id"]}
                                           for a in content["annotations"] if a["image_id"] == image]  # fmt: skip
-                repeated += [{**d, "image_id": number} for d in predictions.found if d["image_id"] == image]
+                repeated += [{**d, "image_id": number} for d in predictions.detections if d["image_id"] == image]
         expected = by_files(copies, repeated, tmp_path, "bbox")
         assert found == pytest.approx((expected[0], expected[1]))
         ones = intervals.average_precision(intervals._collect(evaluation, 8), np.ones(8, int))
         assert ones == pytest.approx(tuple(score(annotations, predictions)["box"][key] for key in ("AP", "AP50")))
 
     @staticmethod
-    def evaluation(annotations: Annotations, predictions: Predictions) -> Any:
+    def evaluation(annotations: Annotations, predictions: DetectionResults) -> Any:
         from matrix_ssl.detection import scoring
 
         kept = []
@@ -239,7 +239,9 @@ def test_tables_show_what_there_is(tmp_path: Path) -> None:
     from rich.console import Console
 
     annotations, predictions, _ = random_set(tmp_path, count=5)
-    predictions = dataclasses.replace(predictions, found=[d for d in predictions.found if d["category_id"] < 3])
+    predictions = dataclasses.replace(
+        predictions, detections=[d for d in predictions.detections if d["category_id"] < 3]
+    )
     result = score(annotations, predictions, resamples=5)
     result["box"]["AP_small"] = None
     console = Console(record=True, width=80, file=io.StringIO())

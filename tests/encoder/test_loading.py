@@ -5,7 +5,7 @@ import safetensors.torch
 import torch
 
 from matrix_ssl.config.recipes import find_recipe
-from matrix_ssl.encoder import build_encoder, load_encoder
+from matrix_ssl.encoder import initialise_encoder, load_encoder
 from matrix_ssl.errors import CheckpointError, RunFolderError
 from matrix_ssl.runs.folder import CONFIG, ENCODER
 from tests.support.encoder_runs import make_run
@@ -41,7 +41,7 @@ class TestLoading:
         assert torch.equal(torch.rand(3), expected)
 
     def test_initialisation_is_a_function_of_the_configuration(self):
-        a, b = (build_encoder(find_recipe("demo")) for _ in range(2))
+        a, b = (initialise_encoder(find_recipe("demo")) for _ in range(2))
         assert a[1] == b[1] == 64
         assert all(torch.equal(x, y) for x, y in zip(a[0].parameters(), b[0].parameters(), strict=True))
 

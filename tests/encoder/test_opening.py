@@ -12,7 +12,7 @@ import torch
 import torchvision
 
 from matrix_ssl.config.recipes import find_recipe
-from matrix_ssl.encoder import build_encoder, load_encoder
+from matrix_ssl.encoder import initialise_encoder, load_encoder
 from matrix_ssl.encoder.importing import import_run
 from matrix_ssl.encoder.opening import open_checkpoint, open_encoder
 from matrix_ssl.errors import CheckpointError, ConfigError, RunFolderError
@@ -85,7 +85,7 @@ class TestOpenEncoder:
         )
         assert torch.equal(torch.rand(3), expected)  # the numbers of the caller stay
         assert equal(first.encoder, again.encoder) and not equal(first.encoder, other.encoder)
-        assert equal(first.encoder, build_encoder(first.config)[0])
+        assert equal(first.encoder, initialise_encoder(first.config)[0])
         assert first.text == "resnet18 at its initialisation, seed 1."
 
     @pytest.mark.parametrize("reference", ["random", "torchvision"])
@@ -153,7 +153,7 @@ class TestImportedRuns:
         assert "resnet18 at its initialisation, seed 0." in succeed(tmp_path, words).out
         run = tmp_path / "runs" / "random-resnet18"
         assert {path.name for path in run.iterdir()} == MADE
-        made, expected = load_encoder(run), build_encoder(read_config(run))[0]
+        made, expected = load_encoder(run), initialise_encoder(read_config(run))[0]
         assert all(torch.equal(v, expected.state_dict()[k]) for k, v in made.state_dict().items())
         assert "names no architecture" in fail(tmp_path, ["import", "random"])
         assert "are for checkpoint files" in fail(tmp_path, [*words, "--mean", "0.5"])

@@ -11,7 +11,7 @@ from matrix_ssl.config import override
 from matrix_ssl.config.recipes import find_recipe
 from matrix_ssl.distributed import batch_norm
 from matrix_ssl.distributed.batch_norm import SynchronisedBatchNorm
-from matrix_ssl.encoder import build_encoder as build_from_config
+from matrix_ssl.encoder import initialise_encoder
 from matrix_ssl.errors import ConfigError, MissingExtra
 from matrix_ssl.networks import TinyResNet, build_encoder, predictor, projector
 
@@ -115,7 +115,7 @@ class TestTimm:
 
 class TestTinyResNet:
     def test_of_the_demo(self):
-        encoder, width = build_from_config(find_recipe("demo"))
+        encoder, width = initialise_encoder(find_recipe("demo"))
         assert isinstance(encoder, TinyResNet)
         assert 70_000 < parameters(encoder) < 85_000
         assert width == 64
@@ -131,8 +131,8 @@ class TestTinyResNet:
 
     def test_initialisation_is_a_function_of_the_seed(self):
         config = find_recipe("demo")
-        a, b = (build_from_config(config)[0].state_dict() for _ in range(2))
-        c = build_from_config(override(config, ["seed=1"]))[0].state_dict()
+        a, b = (initialise_encoder(config)[0].state_dict() for _ in range(2))
+        c = initialise_encoder(override(config, ["seed=1"]))[0].state_dict()
         assert all(torch.equal(a[k], b[k]) for k in a)
         assert not torch.equal(a["stem.0.weight"], c["stem.0.weight"])
 

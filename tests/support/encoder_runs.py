@@ -3,7 +3,7 @@
 import torch
 
 from matrix_ssl.config import RunConfig, override, to_dict
-from matrix_ssl.encoder import build_encoder
+from matrix_ssl.encoder import initialise_encoder
 from matrix_ssl.methods.matrix_ssl import MatrixSSL
 from matrix_ssl.runs.checkpoint import Checkpoint, save_checkpoint, save_weights
 from matrix_ssl.runs.files import write_json
@@ -14,7 +14,7 @@ def make_run(folder, *settings, base=None):
     """A run folder after a few updates of networks and teacher, without the training."""
     folder.mkdir()
     config = override(base or RunConfig(), settings)
-    encoder, width = build_encoder(config)
+    encoder, width = initialise_encoder(config)
     method = MatrixSSL(encoder, width, hidden_dim=8, output_dim=4, teacher_momentum=0.5)
     channels, size = len(config.data.mean), config.data.image_size
     for step in range(2):

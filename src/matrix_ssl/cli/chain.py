@@ -230,10 +230,10 @@ def run_stages(
 
 def _content(location: str, data_root: Path | None) -> str:
     """The digests of the parts of a dataset."""
-    from matrix_ssl.data import has_test_part, open_source
+    from matrix_ssl.data import has_test_split, open_source
 
     parts: list[Literal["train", "test"]] = ["train"]
-    if has_test_part(location, data_root=data_root):
+    if has_test_split(location, data_root=data_root):
         parts.append("test")
     return " ".join(open_source(location, split=part, data_root=data_root).digest for part in parts)
 

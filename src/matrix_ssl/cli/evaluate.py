@@ -145,16 +145,16 @@ def _open_parts(
     location: str, test_data: str | None, data_root: Path | None, download: bool, *, say: Any
 ) -> tuple["Source", "Source", str | None]:
     """Training and test images, and the digest of the dataset that both are parts of, where one was split."""
-    from matrix_ssl.data import has_test_part, open_source, split_source
+    from matrix_ssl.data import has_test_split, open_source, split_source
 
     def open_part(where: str, split: Any) -> "Source":
         return open_source(where, split=split, data_root=data_root, download=download)
 
     learn = open_part(location, "train")
     if test_data:
-        part = "test" if has_test_part(test_data, data_root=data_root, download=download) else "train"
+        part = "test" if has_test_split(test_data, data_root=data_root, download=download) else "train"
         return learn, open_part(test_data, part), None
-    if has_test_part(location, data_root=data_root, download=download):
+    if has_test_split(location, data_root=data_root, download=download):
         return learn, open_part(location, "test"), None
     if learn.labels is None:
         return learn, learn, None

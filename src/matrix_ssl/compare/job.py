@@ -24,9 +24,9 @@ from torch import nn
 
 from matrix_ssl import config as configuration
 from matrix_ssl.config import DataConfig, RunConfig
-from matrix_ssl.data import Source, has_test_part, open_source, split_source
+from matrix_ssl.data import Source, has_test_split, open_source, split_source
 from matrix_ssl.data.randomness import permutation
-from matrix_ssl.encoder import build_encoder, load_encoder
+from matrix_ssl.encoder import initialise_encoder, load_encoder
 from matrix_ssl.errors import ConfigError, MatrixSSLError, TrainingError
 from matrix_ssl.evaluate.features import RawPixels, extract
 from matrix_ssl.evaluate.probes.accuracy import accuracy
@@ -63,7 +63,7 @@ def open_training_part(data: DataConfig, *, data_root: Path | None, download: bo
     learn = open_source(data.source, split="train", data_root=data_root, download=download)
     if learn.labels is None:
         raise ConfigError(f"{data.source!r} has no labels to compare by: put each class in a folder of its own.")
-    if not has_test_part(data.source, data_root=data_root, download=download):
+    if not has_test_split(data.source, data_root=data_root, download=download):
         learn, _ = split_source(learn, HELD_OUT, _SPLIT)
     if data.subset and data.subset < len(learn):
         learn = learn.subset(np.sort(permutation(len(learn), _SPLIT)[: data.subset]))
@@ -72,7 +72,7 @@ def open_training_part(data: DataConfig, *, data_root: Path | None, download: bo
 
 def open_test_part(data: DataConfig, *, data_root: Path | None, download: bool = False) -> Source:
     """The test images of a comparison; without a test part, the fifth of every class that is held out."""
-    if has_test_part(data.source, data_root=data_root, download=download):
+    if has_test_split(data.source, data_root=data_root, download=download):
         return open_source(data.source, split="test", data_root=data_root, download=download)
     return split_source(open_source(data.source, split="train", data_root=data_root), HELD_OUT, _SPLIT)[1]
 
@@ -130,7 +130,7 @@ def _train_and_evaluate(
 
 
 def _baselines(config: RunConfig, learn: Source, judge: Source, *, device: torch.device) -> dict[str, Accuracies]:
-    encoders: dict[str, nn.Module] = {"raw_pixels": RawPixels(), "random_network": build_encoder(config)[0]}
+    encoders: dict[str, nn.Module] = {"raw_pixels": RawPixels(), "random_network": initialise_encoder(config)[0]}
     return _accuracies(encoders, config.data, learn, judge, protocols=PROTOCOLS, device=device)
 
 

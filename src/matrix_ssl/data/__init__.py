@@ -1,6 +1,6 @@
 """Sets of images: finding, reading and splitting them. ``open_source`` is the entrance."""
 
 from matrix_ssl.data.base import Source
-from matrix_ssl.data.sources import has_test_part, open_source, split_source
+from matrix_ssl.data.sources import has_test_split, open_source, split_source
 
-__all__ = ["Source", "has_test_part", "open_source", "split_source"]
+__all__ = ["Source", "has_test_split", "open_source", "split_source"]

@@ -90,7 +90,7 @@ def open_folder(folder: Path, *, name: str, classes: list[str] | None = None) ->
     return FolderSource(name, folder, files, labels=labels, classes=names)
 
 
-def find_part_folders(folder: Path) -> tuple[Path, Path | None]:
+def find_split_folders(folder: Path) -> tuple[Path, Path | None]:
     """The folders of the training and the test part.
 
     ``folder/train`` is the training part when it stands beside a test, val, valid or validation folder, or alone;

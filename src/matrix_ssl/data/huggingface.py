@@ -82,7 +82,7 @@ class HuggingFaceSource(Source):
         return HuggingFaceSource(self.name, self._column, places, labels=labels, classes=self.classes)
 
 
-def load_parts(location: str) -> "tuple[Dataset, Dataset | None]":
+def load_splits(location: str) -> "tuple[Dataset, Dataset | None]":
     """The training part and, where there is one, the test part ("test", else "validation").
 
     Raises:
@@ -112,7 +112,7 @@ def load_parts(location: str) -> "tuple[Dataset, Dataset | None]":
     return loaded["train"], next((loaded[name] for name in _TEST_NAMES if name in loaded), None)
 
 
-def open_part(location: str, part: "Dataset") -> Source:
+def open_split(location: str, part: "Dataset") -> Source:
     """Opens a part: images from its first image column, labels from its first class column, or one named "label".
 
     Raises:

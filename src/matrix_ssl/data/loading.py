@@ -43,7 +43,7 @@ class Batch:
 
     step: int
     views: tuple[Tensor, ...]  # (n_local, c, s, s) each, normalised
-    shown: NDArray[np.int64]  # (n_local,), the images in them: where one cannot be read, the one in its place
+    indices: NDArray[np.int64]  # (n_local,), the images in them: where one cannot be read, the one in its place
     unreadable: list[Unreadable]
 
 
@@ -135,7 +135,7 @@ class TrainingBatches:
             views = []
             for number, (view, part) in enumerate(zip(self._views, pixels, strict=True), 1):
                 views.append(self._finish(part.float(), view, augment.Keys(self._seed, epoch, crops.samples, number)))
-            yield Batch(step, tuple(views), crops.shown, crops.unreadable)
+            yield Batch(step, tuple(views), crops.indices, crops.unreadable)
 
     def _finish(self, crops: Tensor, view: ViewConfig, keys: augment.Keys) -> Tensor:
         pixels = augment.random_view(crops / 255, view, keys)
@@ -160,7 +160,7 @@ def evaluation_batches(
         return
     keys = [range(i, min(i + batch_size, len(source))) for i in range(0, len(source), batch_size)]
     for crops in _read_batches(_CentralSquares(source, data), keys, workers=data.workers):
-        yield crops.shown, crops.pixels.to(device).float() / 255, crops.unreadable
+        yield crops.indices, crops.pixels.to(device).float() / 255, crops.unreadable
 
 
 def largest_batch(images: int) -> int:
@@ -174,7 +174,7 @@ class _Crops:
 
     pixels: Tensor  # (k, c, s, s), uint8, k = n times the number of views
     samples: NDArray[np.int64]  # (n,), the images that it is for
-    shown: NDArray[np.int64]  # (n,), the images that were read
+    indices: NDArray[np.int64]  # (n,), the images that were read
     unreadable: list[Unreadable]
 
 
@@ -214,23 +214,23 @@ class _RandomCrops(_Reader):
     def crops(self, key: tuple[int, NDArray[np.int64]]) -> _Crops:
         epoch, samples = key
         crops: list[list[Tensor]] = [[] for _ in self._views]
-        shown, unreadable = np.empty_like(samples), []
+        indices, unreadable = np.empty_like(samples), []
         for position, sample in enumerate(samples):
-            image, shown[position], problems = self._read(int(sample))
+            image, indices[position], problems = self._read(int(sample))
             unreadable += problems
             for number, view in enumerate(self._views, 1):
                 keys = augment.Keys(self._seed, epoch, samples[position : position + 1], number)
                 box = augment.random_boxes(view, keys, *image.shape[-2:])[0]
                 crops[number - 1].append(augment.crop(image, box, self._size))
-        return _Crops(self._collate([crop for view in crops for crop in view]), samples, shown, unreadable)
+        return _Crops(self._collate([crop for view in crops for crop in view]), samples, indices, unreadable)
 
     def _read(self, sample: int) -> tuple[Tensor, int, list[Unreadable]]:
         """An image or the next one that can be read, its index, and those before it that cannot be read."""
         unreadable: list[Unreadable] = []
         for offset in range(min(len(self._source), _MOST_SUBSTITUTES)):
-            shown = (sample + offset) % len(self._source)
+            index = (sample + offset) % len(self._source)
             try:
-                return self._source.read(shown), shown, unreadable
+                return self._source.read(index), index, unreadable
             except UnreadableImage as error:
                 unreadable.append((error.where, error.reason))
         where, why = unreadable[-1]
@@ -247,7 +247,7 @@ class _CentralSquares(_Reader):
         self._fraction = data.crop_fraction
 
     def crops(self, key: range) -> _Crops:
-        crops, shown, unreadable = [], [], []
+        crops, indices, unreadable = [], [], []
         for index in key:
             try:
                 image = self._source.read(index)
@@ -256,9 +256,9 @@ class _CentralSquares(_Reader):
                 continue
             box = augment.centre_box(self._fraction, *image.shape[-2:])
             crops.append(augment.crop(image, box, self._size))
-            shown.append(index)
-        indices = np.array(shown, dtype=np.int64)
-        return _Crops(self._collate(crops), indices, indices, unreadable)
+            indices.append(index)
+        read = np.array(indices, dtype=np.int64)
+        return _Crops(self._collate(crops), read, read, unreadable)
 
 
 def _worker_count(workers: int) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 
 from matrix_ssl.data import huggingface
 from matrix_ssl.data.base import Source
-from matrix_ssl.data.folder import find_part_folders, holds_images, is_image, open_folder, packed_files
+from matrix_ssl.data.folder import find_split_folders, holds_images, is_image, open_folder, packed_files
 from matrix_ssl.data.named import NAMED_SETS, TORCHVISION_SETS, Split, open_digits, open_torchvision
 from matrix_ssl.data.packed import open_packed, split_packed
 from matrix_ssl.data.randomness import permutation
@@ -21,7 +21,7 @@ DATA_ROOT_VARIABLE = "MATRIX_SSL_DATA"
 
 
 @dataclass(frozen=True)
-class Parts:
+class Splits:
     """How to open the parts of a set that was found; ``test`` is None when it has no test part."""
 
     train: Callable[[], Source]
@@ -32,7 +32,7 @@ def open_source(name_or_path: str, *, split: Split, data_root: Path | None, down
     """Opens one part of a set of images.
 
     Args:
-        name_or_path: a folder (``folder.find_part_folders`` describes the layouts), a packed .npz file or a folder of
+        name_or_path: a folder (``folder.find_split_folders`` describes the layouts), a packed .npz file or a folder of
             them, ``hf:NAME``, or the name of a set. The names in ``NAMED_SETS`` always mean these sets; a folder of
             that name is written ``./cifar10``. Any other name may also be a folder in the data root.
         split: the part. A set without a test part has only the training part.
@@ -43,7 +43,7 @@ def open_source(name_or_path: str, *, split: Split, data_root: Path | None, down
         DataError: the set is absent, empty or damaged, or has no such part.
         MissingExtra: ``hf:`` without the package ``datasets``.
     """
-    parts = find_parts(name_or_path, data_root=data_root, download=download)
+    parts = find_splits(name_or_path, data_root=data_root, download=download)
     if split == "train":
         return parts.train()
     if parts.test is None:
@@ -54,13 +54,13 @@ def open_source(name_or_path: str, *, split: Split, data_root: Path | None, down
     return parts.test()
 
 
-def has_test_part(name_or_path: str, *, data_root: Path | None, download: bool = False) -> bool:
+def has_test_split(name_or_path: str, *, data_root: Path | None, download: bool = False) -> bool:
     """Whether ``open_source`` can open the part "test"; where not, ``split_source`` holds one out.
 
     Raises:
         DataError: the set is absent.
     """
-    return find_parts(name_or_path, data_root=data_root, download=download).test is not None
+    return find_splits(name_or_path, data_root=data_root, download=download).test is not None
 
 
 def split_source(source: Source, fraction: float, seed: int) -> tuple[Source, Source]:
@@ -87,14 +87,14 @@ def split_source(source: Source, fraction: float, seed: int) -> tuple[Source, So
     return source.subset(np.flatnonzero(~held_out)), source.subset(np.flatnonzero(held_out))
 
 
-def find_parts(name_or_path: str, *, data_root: Path | None, download: bool = False) -> Parts:
+def find_splits(name_or_path: str, *, data_root: Path | None, download: bool = False) -> Splits:
     """Finds a set without reading its images; arguments and errors as in ``open_source``."""
     if not name_or_path:
         raise DataError(f"no dataset was given; give a folder, an .npz file or one of {', '.join(NAMED_SETS)}.")
     if name_or_path.startswith("hf:"):
         return _hugging_face(name_or_path.removeprefix("hf:"))
     if name_or_path == "digits":
-        return Parts(partial(open_digits, "train"), partial(open_digits, "test"))
+        return Splits(partial(open_digits, "train"), partial(open_digits, "test"))
     root = data_root or _root_of_environment()
     if name_or_path in TORCHVISION_SETS:
         return _torchvision(name_or_path, root, download=download)
@@ -107,10 +107,10 @@ def find_parts(name_or_path: str, *, data_root: Path | None, download: bool = Fa
     raise DataError(_missing(name_or_path, path, root if bare else None))
 
 
-def _at(path: Path) -> Parts:
+def _at(path: Path) -> Splits:
     if path.is_file():
         if path.suffix.lower() == ".npz":
-            return Parts(partial(open_packed, [path], name=path.stem), None)
+            return Splits(partial(open_packed, [path], name=path.stem), None)
         kind = "a single image" if is_image(path.name) else f"a file of type {path.suffix or 'unknown'}"
         raise DataError(f"{path} is {kind}; give a folder of images (unpack archives first) or a packed .npz file.")
     name = path.resolve().name
@@ -120,12 +120,12 @@ def _at(path: Path) -> Parts:
         if not train_files:
             raise DataError(f"{path}: every .npz file is named as a test part; name the training part with 'train'.")
         test = partial(open_packed, test_files, name=name) if test_files else None
-        return Parts(partial(open_packed, train_files, name=name), test)
-    train_folder, test_folder = find_part_folders(path)
+        return Splits(partial(open_packed, train_files, name=name), test)
+    train_folder, test_folder = find_split_folders(path)
     train = partial(open_folder, train_folder, name=name)
     if test_folder is None:
-        return Parts(train, None)
-    return Parts(train, partial(_open_test_folder, train_folder, test_folder, name=name))
+        return Splits(train, None)
+    return Splits(train, partial(_open_test_folder, train_folder, test_folder, name=name))
 
 
 def _open_test_folder(train_folder: Path, test_folder: Path, *, name: str) -> Source:
@@ -133,7 +133,7 @@ def _open_test_folder(train_folder: Path, test_folder: Path, *, name: str) -> So
     return open_folder(test_folder, name=name, classes=open_folder(train_folder, name=name).classes)
 
 
-def _torchvision(name: str, root: Path | None, *, download: bool) -> Parts:
+def _torchvision(name: str, root: Path | None, *, download: bool) -> Splits:
     if root is None:
         here = f" The folder ./{name} is opened as ./{name}." if Path(name).is_dir() else ""
         raise DataError(
@@ -145,13 +145,13 @@ def _torchvision(name: str, root: Path | None, *, download: bool) -> Parts:
         return _at(own)
     train = partial(open_torchvision, name, "train", folder=root, download=download)
     test = partial(open_torchvision, name, "test", folder=root, download=download)
-    return Parts(train, None if name == "stl10-unlabeled" else test)
+    return Splits(train, None if name == "stl10-unlabeled" else test)
 
 
-def _hugging_face(location: str) -> Parts:
-    train, test = huggingface.load_parts(location)
-    open_train = partial(huggingface.open_part, location, train)
-    return Parts(open_train, None if test is None else partial(huggingface.open_part, location, test))
+def _hugging_face(location: str) -> Splits:
+    train, test = huggingface.load_splits(location)
+    open_train = partial(huggingface.open_split, location, train)
+    return Splits(open_train, None if test is None else partial(huggingface.open_split, location, test))
 
 
 def _root_of_environment() -> Path | None:

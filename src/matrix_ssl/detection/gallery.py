@@ -14,7 +14,7 @@ from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 from matrix_ssl.detection.annotations import AnnotatedImage, Annotations
 from matrix_ssl.detection.files import ImageFiles
 from matrix_ssl.detection.images import fit, read_pixels, resize
-from matrix_ssl.detection.predict import Predictions
+from matrix_ssl.detection.predict import DetectionResults
 from matrix_ssl.detection.shapes import decode, encode
 from matrix_ssl.runs.files import write_atomically
 
@@ -32,7 +32,7 @@ class _Drawn:
     text: str
 
 
-def write_gallery(path: Path, annotations: Annotations, files: ImageFiles, predictions: Predictions) -> None:
+def write_gallery(path: Path, annotations: Annotations, files: ImageFiles, predictions: DetectionResults) -> None:
     """Writes a PNG: for the first images with objects, the truth on the left, the best detections on the right.
 
     As many detections as there are objects are shown, those of the highest scores and three at least, with their
@@ -55,11 +55,13 @@ def write_gallery(path: Path, annotations: Annotations, files: ImageFiles, predi
     write_atomically(path, lambda file: sheet.save(file, format="PNG"))
 
 
-def _row(image: AnnotatedImage, annotations: Annotations, files: ImageFiles, predictions: Predictions) -> Image.Image:
+def _row(
+    image: AnnotatedImage, annotations: Annotations, files: ImageFiles, predictions: DetectionResults
+) -> Image.Image:
     names = {category.id: category.name for category in annotations.categories}
     truth = [_Drawn(o.box, encode(o.shape, image.height, image.width), o.category, names[o.category])
              for o in image.objects()]  # fmt: skip
-    mine = [item for item in predictions.found if item["image_id"] == image.id]
+    mine = [item for item in predictions.detections if item["image_id"] == image.id]
     best = sorted(mine, key=lambda item: -item["score"])[: max(_FEWEST, len(truth))]
     found = [
         _Drawn(_corners(item["bbox"]), item["segmentation"], item["category_id"],

@@ -33,7 +33,7 @@ Unreadable = tuple[str, str]  # where, why
 
 
 @dataclass(frozen=True)
-class Batch:
+class DetectionBatch:
     """This process's images of one iteration."""
 
     iteration: int
@@ -41,11 +41,11 @@ class Batch:
     targets: list[dict[str, Tensor]]  # boxes (k, 4), labels (k,) from 1, masks (k, h, w)
     unreadable: list[Unreadable]
 
-    def to(self, device: torch.device) -> "Batch":
+    def to(self, device: torch.device) -> "DetectionBatch":
         """The batch on a device."""
         images = [image.to(device, non_blocking=True) for image in self.images]
         targets = [{key: value.to(device, non_blocking=True) for key, value in t.items()} for t in self.targets]
-        return Batch(self.iteration, images, targets, self.unreadable)
+        return DetectionBatch(self.iteration, images, targets, self.unreadable)
 
 
 class TrainingImages:
@@ -77,13 +77,13 @@ class TrainingImages:
         first = iteration * self._settings.batch_size + self._rank * self._size
         return [self._at(position) for position in range(first, first + self._size)]
 
-    def batches(self, iterations: Iterable[int]) -> Generator[Batch, None, None]:
+    def batches(self, iterations: Iterable[int]) -> Generator[DetectionBatch, None, None]:
         """The batches of iterations, read ahead by threads."""
         keys = ((iteration, self.chosen(iteration)) for iteration in iterations)
         return read_ahead(lambda key: self._batch(*key), keys, threads=self._settings.workers)
 
-    def _batch(self, iteration: int, chosen: list[int]) -> Batch:
-        batch = Batch(iteration, [], [], [])
+    def _batch(self, iteration: int, chosen: list[int]) -> DetectionBatch:
+        batch = DetectionBatch(iteration, [], [], [])
         for index in chosen:
             for substitute in range(min(_MOST_SUBSTITUTES, len(self.images))):
                 image = self.images[(index + substitute) % len(self.images)]

@@ -22,10 +22,10 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Predictions:
+class DetectionResults:
     """Detections on all images that could be read."""
 
-    found: list[dict[str, Any]]  # image_id, category_id, bbox [x, y, width, height], score, segmentation
+    detections: list[dict[str, Any]]  # image_id, category_id, bbox [x, y, width, height], score, segmentation
     unreadable: dict[int, Unreadable]  # by the image's id
 
 
@@ -38,7 +38,7 @@ def predict(
     categories: Sequence[int],
     device: torch.device,
     on_progress: Progress,
-) -> Predictions:
+) -> DetectionResults:
     """Runs the detector, in evaluation mode, on every image; the result is the same on every process.
 
     Boxes and masks are those of the image at its own size; numbers are rounded as in COCO's files: boxes to a
@@ -75,7 +75,7 @@ def predict(
     everything = [item for part in parts for item in part[0]]
     order = {image.id: place for place, image in enumerate(annotations.images)}
     everything.sort(key=lambda item: order[item["image_id"]])
-    return Predictions(everything, {number: tuple(why) for part in parts for number, why in part[1]})
+    return DetectionResults(everything, {number: tuple(why) for part in parts for number, why in part[1]})
 
 
 def _to_coco(

@@ -20,7 +20,7 @@ from matrix_ssl.detection.files import ImageFiles
 from matrix_ssl.detection.gallery import write_gallery
 from matrix_ssl.detection.images import TrainingImages
 from matrix_ssl.detection.network import build_detector
-from matrix_ssl.detection.predict import Predictions, predict
+from matrix_ssl.detection.predict import DetectionResults, predict
 from matrix_ssl.detection.scoring import score
 from matrix_ssl.detection.settings import MAY_CHANGE, DetectionSettings, Plan, check_settings, make_plan
 from matrix_ssl.detection.shapes import coco_masks
@@ -178,14 +178,14 @@ def run(prepared: Prepared, out: Path, *, display: Display, bar: Bar) -> dict[st
 
 
 def _write(
-    prepared: Prepared, out: Path, training: Training, predictions: Predictions, started: float
+    prepared: Prepared, out: Path, training: Training, predictions: DetectionResults, started: float
 ) -> dict[str, Any]:
     for where, why in predictions.unreadable.values():
         training.display.say(f"left out: {where}: {why}")
     check_unreadable(len(predictions.unreadable), len(prepared.val.images), "they are listed above")
     settings, val = prepared.settings, prepared.val
     checkpoint.save_weights(out / DETECTOR, prepared.detector, {"architecture": settings.architecture})
-    text = json.dumps(predictions.found, separators=(",", ":"))
+    text = json.dumps(predictions.detections, separators=(",", ":"))
     write_atomically(out / PREDICTIONS, lambda file: file.write(text.encode()))
     write_gallery(out / GALLERY, val, prepared.val_files, predictions)
     scores = score(val, predictions, resamples=settings.bootstrap, seed=settings.seed)

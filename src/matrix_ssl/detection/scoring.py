@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from matrix_ssl.detection.annotations import AnnotatedImage, Annotations
 from matrix_ssl.detection.intervals import resample
-from matrix_ssl.detection.predict import Predictions
+from matrix_ssl.detection.predict import DetectionResults
 from matrix_ssl.detection.shapes import coco_masks, encode
 from matrix_ssl.errors import MissingExtra
 
@@ -29,7 +29,9 @@ Kind = Literal["box", "mask"]
 _TYPES: dict[Kind, str] = {"box": "bbox", "mask": "segm"}
 
 
-def score(annotations: Annotations, predictions: Predictions, *, resamples: int = 0, seed: int = 0) -> dict[str, Any]:
+def score(
+    annotations: Annotations, predictions: DetectionResults, *, resamples: int = 0, seed: int = 0
+) -> dict[str, Any]:
     """Scores detections; all fractions are of one.
 
     Args:
@@ -53,7 +55,7 @@ def score(annotations: Annotations, predictions: Predictions, *, resamples: int 
     result: dict[str, Any] = {"images": len(images)}
     intervals: dict[str, Any] = {}
     for kind in _TYPES:
-        evaluation = _evaluate(truth, _detections(predictions.found, kind), images, kind)
+        evaluation = _evaluate(truth, _detections(predictions.detections, kind), images, kind)
         result[kind] = dict(zip(MEASURES, map(_none_if_absent, evaluation.stats.tolist()), strict=True))
         precision = evaluation.eval["precision"][:, :, :, 0, 2]  # (thresholds, recalls, categories); all areas, 100
         for index, row in enumerate(classes):

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from matrix_ssl import distributed
 from matrix_ssl.data.randomness import hash_integers
-from matrix_ssl.detection.images import Batch, TrainingImages
+from matrix_ssl.detection.images import DetectionBatch, TrainingImages
 from matrix_ssl.detection.network import parameter_groups
 from matrix_ssl.detection.settings import DetectionSettings, Plan
 from matrix_ssl.errors import DataError, TrainingError
@@ -135,7 +135,7 @@ class Training:
                 if number and self.iteration < total:
                     raise Interrupted(number, after=f" after iteration {self.iteration}")
 
-    def _read(self, iterations: range) -> Generator[Batch, None, None]:
+    def _read(self, iterations: range) -> Generator[DetectionBatch, None, None]:
         with contextlib.closing(self.loader.batches(iterations)) as batches:
             while True:
                 with distributed.alone():
@@ -150,7 +150,9 @@ class Training:
         """The sampling of anchors and regions draws from PyTorch's generator."""
         torch.manual_seed(int(hash_integers(self.settings.seed, iteration, distributed.rank()) >> 1))
 
-    def _step(self, forward: nn.Module, batch: Batch, received: list[int]) -> tuple[dict[str, Tensor] | None, int]:
+    def _step(
+        self, forward: nn.Module, batch: DetectionBatch, received: list[int]
+    ) -> tuple[dict[str, Tensor] | None, int]:
         """One update. Returns the losses, None if they were not finite and left out, and a signal's number or 0."""
         self._seed(batch.iteration)
         buffers = list(self.detector.buffers())
@@ -212,7 +214,7 @@ class Training:
             checkpoints.save_checkpoint(self.run, checkpoints.Checkpoint(self.iteration, *state, self.counters))
         distributed.barrier()
 
-    def _note_unreadable(self, batch: Batch) -> None:
+    def _note_unreadable(self, batch: DetectionBatch) -> None:
         for where, why in batch.unreadable:
             if where not in self.skipped:
                 self.skipped.add(where)

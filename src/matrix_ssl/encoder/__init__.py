@@ -1,5 +1,5 @@
 """Encoders: building and loading those of runs, importing those of other programs, exporting ours for them."""
 
-from matrix_ssl.encoder.loading import Weights, build_encoder, load_encoder
+from matrix_ssl.encoder.loading import Weights, initialise_encoder, load_encoder
 
-__all__ = ["Weights", "build_encoder", "load_encoder"]
+__all__ = ["Weights", "initialise_encoder", "load_encoder"]

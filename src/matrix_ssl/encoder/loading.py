@@ -15,7 +15,7 @@ from matrix_ssl.runs.folder import ENCODER, read_config
 Weights = Literal["student", "teacher"]
 
 
-def build_encoder(config: RunConfig) -> tuple[nn.Module, int]:
+def initialise_encoder(config: RunConfig) -> tuple[nn.Module, int]:
     """The encoder of a run at its initialisation, a function of the configuration, and the width of its features.
 
     Seeds PyTorch's generator, so that what is built next is such a function, too.

@@ -178,4 +178,4 @@ def _opened(found: Found, data: DataConfig, path: Path, text: str, sha256: str) 
 def _build(config: RunConfig) -> nn.Module:
     """The encoder at its initialisation, in evaluation mode; the random numbers of the caller stay."""
     with torch.random.fork_rng(devices=[]):
-        return encoders.build_encoder(config)[0].eval()
+        return encoders.initialise_encoder(config)[0].eval()

@@ -49,7 +49,7 @@ class Subject:
     @cached_property
     def untrained(self) -> tuple[nn.Module, int]:
         """The same network with its initial weights, and the width of its features."""
-        return encoders.build_encoder(self.config)
+        return encoders.initialise_encoder(self.config)
 
     @cached_property
     def folder(self) -> Path:

@@ -135,7 +135,7 @@ class Loop:
                 else:
                     bad_in_a_row, terms = 0, _term_names(self.method, output)
                     if distributed.is_main():
-                        self.observer.learn(output.features.detach(), batch.shown)
+                        self.observer.learn(output.features.detach(), batch.indices)
                     if self.step % self.config.log_every == 0 or last or self._keeps_spectrum() or self._is_observed():
                         line = self._describe(output)
                 display.step(self.step, self.config.batch_size, line, terms)

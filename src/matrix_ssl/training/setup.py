@@ -18,7 +18,7 @@ from matrix_ssl.data.base import Source
 from matrix_ssl.data.loading import TrainingBatches
 from matrix_ssl.data.randomness import permutation
 from matrix_ssl.distributed import batch_norm
-from matrix_ssl.encoder import build_encoder
+from matrix_ssl.encoder import initialise_encoder
 from matrix_ssl.errors import ConfigError
 from matrix_ssl.methods import Method, complete_options, find_method
 from matrix_ssl.runs import devices
@@ -134,7 +134,7 @@ def build_method(config: RunConfig) -> Method:
     Raises:
         ConfigError: the encoder is unknown or does not fit the images.
     """
-    encoder, feature_dim = build_encoder(config)
+    encoder, feature_dim = initialise_encoder(config)
     return find_method(config.method.name)(encoder, feature_dim, **config.method.options)
 
 

@@ -206,7 +206,7 @@ class _Training:
         torch.manual_seed(int(hash_integers(self.seed, batch.step, distributed.rank()) >> 1))
         optim.set_learning_rate(self.optimizer, self._scale(batch.step))
         self.optimizer.zero_grad()
-        labels = self.labels[torch.from_numpy(batch.shown).to(self.device)]
+        labels = self.labels[torch.from_numpy(batch.indices).to(self.device)]
         with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
             with torch.no_grad():
                 features = self.classifier.frozen(batch.views[0])
