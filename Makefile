@@ -15,7 +15,7 @@ help:  ## this list
 
 demo:  ## install, pre-train on handwritten digits, evaluate, report: two minutes on two cores; SEED=1 for another one
 	@cd "$(ROOT)" && tools/install
-	@cd "$(ROOT)" && $(PYTHON) -m matrix_ssl pretrain demo --run $(DEMO) --set seed=$(SEED)
+	@cd "$(ROOT)" && $(PYTHON) -m matrix_ssl pretrain demo --out $(DEMO) --set seed=$(SEED)
 	@cd "$(ROOT)" && $(PYTHON) -m matrix_ssl evaluate $(DEMO)
 
 test:  ## install what the tests need and run them

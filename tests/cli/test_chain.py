@@ -35,7 +35,7 @@ def test_the_stages_and_their_commands() -> None:
         "pre-training", "knn, linear", "fine-tune", "transfer to birds", "detection, fpn", "detection, c4", "report",
     ]  # fmt: skip
     assert chain.summary(stages[:4]).splitlines() == [
-        "matrix-ssl pretrain demo --run-folder r --device cpu",
+        "matrix-ssl pretrain demo --out r --device cpu",
         "matrix-ssl evaluate r --protocol knn,linear --device cpu",
         "matrix-ssl evaluate r --protocol fine-tune --set fine_tune.epochs=2 --device cpu",
         "matrix-ssl evaluate r --protocol transfer --data a/birds --device cpu",
@@ -140,7 +140,7 @@ def test_mistakes_are_told_before_anything_runs(tmp_path: Path) -> None:
         (["--protocol", "knm"], "Did you mean 'knn'"),
         (["--detect-set", "epoch=1"], "unknown setting 'epoch'"),
         (["--coco", "absent"], "expected one folder or .tar of images"),
-        (["--encoder", "absent"], "leave out --run"),
+        (["--encoder", "absent"], "remove --out"),
     ):
         assert message in runs.fail(tmp_path, chain_command(*words))
     assert "is not a run folder" in runs.fail(tmp_path, ["chain", "--encoder", "absent"])

@@ -134,7 +134,7 @@ def test_other_settings_in_the_same_folder_are_listed(done: Path) -> None:
     message = runs.fail(done, tiny("optimizer.learning_rate=0.1", "method.ridge=0.2", epochs=3))
     assert message == (
         "r holds a run with other settings (epochs: 1 -> 3; method.options.ridge: 0.1 -> 0.2; optimizer.learning_rate: "
-        "0.005 -> 0.1): use --run for another folder, or --fresh to start over (the old folder is kept)."
+        "0.005 -> 0.1): use --out for another folder, or --fresh to start over (the old folder is kept)."
     )
     assert kept == {path: path.read_bytes() for path in (done / "r").rglob("*") if path.is_file()}
 
@@ -216,7 +216,7 @@ def test_the_report_can_be_written_again(done: Path, tmp_path: Path) -> None:
 def test_a_flat_folder_of_images_without_labels(tmp_path: Path) -> None:
     """Is learned from, and looked at, without figures; the default run folder has its name."""
     make_images(tmp_path / "my photos", 48)
-    command = [word for word in from_files("my photos", "log_every=1", epochs=2) if word not in ("--run", "r")]
+    command = [word for word in from_files("my photos", "log_every=1", epochs=2) if word not in ("--out", "r")]
     ended = succeed(tmp_path, command)
     run = tmp_path / "runs" / "my photos"
     assert f"report  {run.relative_to(tmp_path)}/report.html" in ended.out

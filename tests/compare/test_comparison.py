@@ -159,7 +159,7 @@ def test_the_weights_are_those_of_a_plain_pre_training(
     (row,) = [r for r in results(done)["rows"] if (r["method"], r["epochs"], r["seed"]) == (method, epochs, seed)]
     rate = row["settings"]["optimizer.learning_rate"]
     settings = (*TINY, f"epochs={epochs}", f"seed={seed}", f"optimizer.learning_rate={rate}")
-    arguments = ["pretrain", "demo", "--method", method, "--run", "r", "--device", "cpu"]
+    arguments = ["pretrain", "demo", "--method", method, "--out", "r", "--device", "cpu"]
     succeed(tmp_path, [*arguments, *(word for setting in settings for word in ("--set", setting))], before=BARE)
     folder = done / run_folder(row)
     assert read_config(folder) == read_config(tmp_path / "r")

@@ -150,7 +150,7 @@ def test_a_detection_run_knows_its_images_by_content(tmp_path: Path, part: str) 
 def test_a_finished_stage_of_a_chain_is_done_again_for_other_data(tmp_path: Path) -> None:
     make_classes(tmp_path / "set")
     words = from_files("set")[1:]
-    words[words.index("--run") + 1] = "c"
+    words[words.index("--out") + 1] = "c"
     command = ["chain", *words, "--protocol", "knn"]
     succeed(tmp_path, command)
     assert succeed(tmp_path, command).err.count("done before") == 2

@@ -100,7 +100,6 @@ def assert_close(run: Path, expected: Path, tolerance: float) -> None:
 
 def torchrun(folder: Path, arguments: list[str]) -> subprocess.CompletedProcess[str]:
     """Runs two processes with PyTorch's launcher."""
-    arguments = ["--run-folder" if word == "--run" else word for word in arguments]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "matrix_ssl", *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=2 * PATIENCE)

@@ -160,7 +160,7 @@ class TestImportedRuns:
 
     def test_options(self, checkpoint: Path, tmp_path: Path) -> None:
         settings = ["--mean", "0.5,0.5,0.5", "--std", "0.2, 0.2, 0.2", "--crop-fraction", "1", "--branch", "teacher"]
-        succeed(tmp_path, ["import", str(checkpoint), "--run", "r", "--architecture", "resnet18", *settings])
+        succeed(tmp_path, ["import", str(checkpoint), "--out", "r", "--architecture", "resnet18", *settings])
         data = read_config(tmp_path / "r").data
         assert (data.mean, data.std, data.crop_fraction, data.image_size) == ((0.5,) * 3, (0.2,) * 3, 1.0, 224)
         assert equal(load_encoder(tmp_path / "r"), open_checkpoint(checkpoint, branch="teacher").encoder)
@@ -188,7 +188,7 @@ class TestImportedRuns:
     def test_folders_that_are_taken(self, folder: Path, checkpoint: Path, tmp_path: Path) -> None:
         message = fail(folder, ["import", str(checkpoint), "--image-size", "32"])
         assert message == "runs/moco_v2_200ep holds a run already: choose another folder."
-        assert "exists and is not a run folder" in fail(folder, ["import", str(checkpoint), "--run", "photos"])
+        assert "exists and is not a run folder" in fail(folder, ["import", str(checkpoint), "--out", "photos"])
         shutil.copytree(folder / "runs" / "moco_v2_200ep", tmp_path / "r")
         (tmp_path / "r" / "summary.json").unlink()  # as a kill leaves it
         opened = open_checkpoint(checkpoint)
@@ -201,7 +201,7 @@ class TestImportedRuns:
         assert json.loads((tmp_path / "r" / "summary.json").read_text())["finished"] is True
 
     def test_a_full_disk(self, checkpoint: Path, small_disk: Path) -> None:
-        message = fail(small_disk, ["import", str(checkpoint), "--run", "r"])
+        message = fail(small_disk, ["import", str(checkpoint), "--out", "r"])
         assert (
             message
             == "cannot write r/encoder.safetensors: No space left on device; free space there or choose another place."

@@ -187,7 +187,7 @@ class TestCommandLine:
         assert runs.fail(tmp_path, ["methods", "simsaim"]) == (
             "method.name='simsaim' is not a method. Did you mean 'simsiam'?"
         )
-        arguments = ["pretrain", "demo", "--run", "r", "--method", "nowhere.py"]
+        arguments = ["pretrain", "demo", "--out", "r", "--method", "nowhere.py"]
         assert runs.fail(tmp_path, arguments) == "method.name='nowhere.py': there is no such file."
         text = runs.fail(tmp_path, [*arguments[:-1], "simclr", "--set", "method.temprature=1"])
         assert text == "unknown setting 'method.temprature'. Did you mean 'temperature'?"
@@ -198,7 +198,7 @@ class TestCommandLine:
         method = Path(own(tmp_path)).name if kind == "file" else kind
         settings = ["method.weight=2.5", *(s for s in TINY if not s.startswith("method."))] if kind == "file" else TINY
         words = [word for setting in [*settings, "epochs=1"] for word in ("--set", setting)]
-        arguments = ["pretrain", "demo", "--run", "r", "--device", "cpu", "--method", method, *words]
+        arguments = ["pretrain", "demo", "--out", "r", "--device", "cpu", "--method", method, *words]
         ended = succeed(tmp_path, arguments)
         assert f"{method} on 1437 images" in ended.err
         written: RunConfig = read_config(tmp_path / "r")

@@ -75,6 +75,7 @@ MISTAKES = [
     (["pretrain", "demo", "--set", "network.encoder=resnet18"], "takes colour images, the data has 1 channel"),
     (["pretrain", "demo", "--set", "network.width=4"], "network.width=4: expected at least 8."),
     (["pretrain", "demo", "--sett", "epochs=1"], "No such option"),
+    (["pretrain", "demo", "--run", "r"], "The folder of a run is now --out."),
     (["pretrian", "demo"], "there is no command 'pretrian'. Did you mean 'pretrain'?"),
     (["pretrain", "demo", "extra"], "Got unexpected extra argument (extra)"),
     (["recipes", "dmeo"], "there is no recipe 'dmeo'"),
@@ -389,7 +390,7 @@ def test_names_that_are_not_unicode(tmp_path: Path) -> None:
     paths = make_images(folder, 20)
     paths[0].rename(folder / os.fsdecode(b"\xfe.jpg"))
     (folder / os.fsdecode(b"\xfe.jpg")).write_text("text")
-    arguments = [word for word in from_files(folder.name) if word not in ("--run", "r")]
+    arguments = [word for word in from_files(folder.name) if word not in ("--out", "r")]
     ended = succeed(tmp_path, arguments, before=BARE)
     run = tmp_path / "runs" / "photos-?"
     assert read_config(run).data.source == folder.name
@@ -397,5 +398,5 @@ def test_names_that_are_not_unicode(tmp_path: Path) -> None:
     assert os.fsencode(line["where"]) == b"photos-\xff/\xfe.jpg"
     ended = succeed(tmp_path, ["embed", "runs/photos-?", "--out", folder.name + ".npz", "--device", "cpu"])
     assert ended.out == "photos-\\udcff.npz: 19 images, 32 features each\n"
-    message = fail(tmp_path, [*arguments, "--run", folder.name + "-run"])
+    message = fail(tmp_path, [*arguments, "--out", folder.name + "-run"])
     assert message == r"photos-\udcff-run is not Unicode, which safetensors files need: choose another folder."

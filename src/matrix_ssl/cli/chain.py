@@ -171,7 +171,7 @@ def plan(
     device = [word for option, word in zip(places[::2], places[1::2], strict=True) if option == "--device"]
     stages = []
     if pretrain:
-        words = ("pretrain", *pretrain, "--run-folder", str(run), *places)
+        words = ("pretrain", *pretrain, "--out", str(run), *places)
         stages.append(Stage("pre-training", words, True, _option(pretrain, "--data")))
     sets = [word for setting in evaluate_settings for word in ("--set", setting)]
     for group in protocols:

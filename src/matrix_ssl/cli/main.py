@@ -54,7 +54,9 @@ def main() -> None:
         _tell(str(error), error)
         code = error.exit_code
     except click.ClickException as error:
-        _tell(f"{error.format_message()} See matrix-ssl --help.", error)
+        moved = isinstance(error, click.NoSuchOption) and error.option_name in ("--run", "--run-folder")
+        hint = "The folder of a run is now --out." if moved else "See matrix-ssl --help."
+        _tell(f"{error.format_message()} {hint}", error)
         code = error.exit_code
     except (KeyboardInterrupt, click.Abort):
         _err.print("stopped.")
@@ -89,8 +91,8 @@ def commands(context: click.Context) -> None:
 @options.data
 @options.method
 @options.assignments
-@click.option("--run", "--run-folder", "run", type=click.Path(path_type=Path), help="Run folder; torchrun accepts only "
-              "the longer name.  [default: runs/RECIPE or runs/RECIPE-DATA]")  # fmt: skip
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the run.  [default: runs/RECIPE or "
+              "runs/RECIPE-DATA]")  # fmt: skip
 @click.option("--fresh", is_flag=True, help="Start over; an existing run folder is kept under another name.")
 @click.option("--online", is_flag=True, help="Also measure accuracy during training, on a held-out fifth of the "
               "labels; the encoder stays the same bit for bit.")  # fmt: skip
@@ -104,7 +106,7 @@ def pretrain(
     data: str | None,
     method: str | None,
     assignments: tuple[str, ...],
-    run: Path | None,
+    out: Path | None,
     fresh: bool,
     online: bool,
     tensorboard: bool,
@@ -128,7 +130,7 @@ def pretrain(
     config = configure(recipe, data, (*assignments, *(["deterministic=true"] if deterministic else [])), method=method)
     if tensorboard:
         check_tensorboard()
-    run = run or _default_run(recipe, data, method)
+    run = out or _default_run(recipe, data, method)
     distributed.start(devices.choose_device(device).type)
     chosen = devices.choose_device(device)  # now that the number of this process is known
     display = Display(quiet=not distributed.is_main())
@@ -174,7 +176,7 @@ for command in (compare, detect, embed, evaluate, export, import_, llm):
 @options.data
 @options.method
 @options.assignments
-@click.option("--run", "--run-folder", "run", type=click.Path(path_type=Path), help="Run folder.  [default: as for "
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the run.  [default: as for "
               "pretrain]")  # fmt: skip
 @click.option("--encoder", type=click.Path(path_type=Path), metavar="RUN", help="A finished run, such as an imported "
               "one, in the place of pre-training.")  # fmt: skip
@@ -194,7 +196,7 @@ def chain(
     data: str | None,
     method: str | None,
     assignments: tuple[str, ...],
-    run: Path | None,
+    out: Path | None,
     encoder: Path | None,
     protocol: str,
     evaluate_set: tuple[str, ...],
@@ -213,14 +215,14 @@ def chain(
     """
     from matrix_ssl.cli import chain as chains
 
-    if encoder is not None and (run is not None or method is not None or assignments):
-        raise ConfigError(f"--encoder {encoder} is finished: leave out --run, --method and --set.")
+    if encoder is not None and (out is not None or method is not None or assignments):
+        raise ConfigError(f"--encoder {encoder} is finished: remove --out, --method and --set.")
     if encoder is None:
         configure(recipe, data, assignments, method=method)
         words = [recipe, *(["--data", data] if data else []), *(["--method", method] if method else [])]
         words += [word for setting in assignments for word in ("--set", setting)]
     places = ["--device", device, *(["--data-root", str(data_root)] if data_root else [])]
-    target = options.existing_run(encoder) if encoder else run or _default_run(recipe, data, method)
+    target = options.existing_run(encoder) if encoder else out or _default_run(recipe, data, method)
     stages = chains.plan(
         target,
         pretrain=[] if encoder else words,
@@ -301,7 +303,7 @@ def _claim_run(stack: contextlib.ExitStack, run: Path, config: "RunConfig", *, f
     different = differences(read_config(run), config)
     if different:
         raise RunFolderError(
-            f"{run} holds a run with other settings ({'; '.join(different[:5])}): use --run for another folder, or "
+            f"{run} holds a run with other settings ({'; '.join(different[:5])}): use --out for another folder, or "
             f"--fresh to start over (the old folder is kept)."
         )
     if not (run / SUMMARY).exists():

@@ -16,7 +16,7 @@ _ENDINGS = (".tar", ".pth", ".pt", ".ckpt", ".bin", ".safetensors")
 
 @click.command("import")
 @click.argument("checkpoint", metavar="CHECKPOINT|random|torchvision")
-@click.option("--run", "run", type=click.Path(path_type=Path), help="Folder to make.  [default: in runs, named "
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the run.  [default: in runs, named "
               "after the checkpoint or the architecture]")  # fmt: skip
 @click.option("--architecture", metavar="NAME", help="As network.encoder: a name of torchvision, timm/NAME or "
               "tiny_resnet.  [default: found from the tensors]")  # fmt: skip
@@ -30,7 +30,7 @@ _ENDINGS = (".tar", ".pth", ".pt", ".ckpt", ".bin", ".safetensors")
               "[default: 0.875]")  # fmt: skip
 def import_(
     checkpoint: str,
-    run: Path | None,
+    out: Path | None,
     architecture: str | None,
     branch: Any,
     image_size: int | None,
@@ -62,7 +62,7 @@ def import_(
             mean=_numbers("--mean", mean), std=_numbers("--std", std), crop_fraction=crop_fraction,
         )  # fmt: skip
         name = _stem(Path(checkpoint))
-    run = run or Path("runs") / name
+    run = out or Path("runs") / name
     import_run(opened, run, source=Path(checkpoint), branch=branch)
     data, name = opened.config.data, shlex.quote(str(run))
     options.out.print(f"{run}: {opened.text}", markup=False)

@@ -37,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(digits.images[index, 0].numpy()).convert("RGB").resize((80, 64)).save(path)
     size = ["--image-size", str(SIDE)]
-    succeed(folder, ["import", "random", "--architecture", "resnet18", "--run", "e", *size])
+    succeed(folder, ["import", "random", "--architecture", "resnet18", "--out", "e", *size])
     succeed(folder, ["export", "e", "--format", "torchvision", "--out", "e.pth"])
     command = ["evaluate", "e", "--data", "digits4", "--device", "cpu", "--protocol", "knn,linear,low-shot"]
     succeed(folder, command, before=BARE)
