@@ -39,7 +39,7 @@ from torch.nn import functional as F
 
 from matrix_ssl.errors import RunFolderError
 from matrix_ssl.llm import MatrixCrossEntropyTerms, Objective, matrix_cross_entropy_terms
-from matrix_ssl.llm.examples import IGNORED
+from matrix_ssl.llm.data.examples import IGNORED
 from matrix_ssl.llm.tiny import tiny_llama
 from matrix_ssl.matrix import effective_rank
 from matrix_ssl.runs.environment import environment
@@ -307,7 +307,7 @@ def terms(
     labels = ids.clone()
     labels[:, :given] = IGNORED
     hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
-    return matrix_cross_entropy_terms(hidden, model.lm_head.weight, labels, **objective._asdict())
+    return matrix_cross_entropy_terms(hidden, model.lm_head.weight, labels, objective=objective)
 
 
 @torch.no_grad()

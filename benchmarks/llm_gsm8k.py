@@ -25,10 +25,12 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from matrix_ssl.errors import DataError
-from matrix_ssl.llm import finetune, models, score
-from matrix_ssl.llm.diagnose import DiagnoseSettings, diagnose
-from matrix_ssl.llm.question_files import Rows, read_rows
+from matrix_ssl.llm import models, score
+from matrix_ssl.llm.data.question_files import Rows, read_rows
+from matrix_ssl.llm.diagnose.run import DiagnoseSettings, diagnose
+from matrix_ssl.llm.finetune import run as finetune
 from matrix_ssl.llm.settings import MODEL, FineTuneSettings
+from matrix_ssl.llm.settings import RESULT as RESULT_OF_RUN
 from matrix_ssl.llm.tiny import tiny_llama, tiny_tokenizer
 from matrix_ssl.report.diagnosis import MEASURES, layer_name
 from matrix_ssl.runs.display import Display
@@ -126,7 +128,7 @@ def chain(settings: Settings, learn: Rows, answer: Rows, work: Path) -> dict[str
     )  # fmt: skip
     with lock(run):
         complete = finetune.claim(prepared, run)
-        trained = read_json(run / finetune.RESULT) if complete else finetune.run(prepared, run, display=Display())
+        trained = read_json(run / RESULT_OF_RUN) if complete else finetune.run(prepared, run, display=Display())
     scores = {name: scored(place, answer, settings) for name, place in (("untrained", base), ("trained", run / MODEL))}
     found = diagnose(
         DiagnoseSettings(model=str(run), text=work / "exam.txt", reference=str(base), max_tokens=settings.diagnosed),

@@ -26,7 +26,7 @@ from timing import spread, take_turns
 from torch import Tensor
 from torch.nn import functional as F
 
-from matrix_ssl.llm import matrix_cross_entropy_loss, matrix_cross_entropy_terms
+from matrix_ssl.llm import Objective, matrix_cross_entropy_loss, matrix_cross_entropy_terms
 from matrix_ssl.llm.objective import DEFAULTS
 from matrix_ssl.runs.environment import environment
 from matrix_ssl.runs.files import write_json
@@ -73,7 +73,10 @@ def calls(vocabulary: int, d: int, positions: int) -> dict[str, Callable[[], obj
         return torch.autograd.grad(loss, (hidden, head))
 
     def fused(form: dict[str, Any]) -> Callable[[], object]:
-        return lambda: torch.autograd.grad(matrix_cross_entropy_loss(hidden, head, labels, **form), (hidden, head))
+        objective = Objective(**form)
+        return lambda: torch.autograd.grad(
+            matrix_cross_entropy_loss(hidden, head, labels, objective=objective), (hidden, head)
+        )
 
     return {PLAIN: plain, **{name: fused(form) for name, form in FORMS.items()}}
 
@@ -119,8 +122,8 @@ def measure_errors(vocabulary: int, d: int, positions: int) -> Row:
     hidden, head = hidden.detach().double().requires_grad_(), head.detach().double()
 
     def of(**form: Any) -> tuple[float, Tensor]:
-        plain = matrix_cross_entropy_loss(hidden, head, labels, weight=0.0)
-        terms = matrix_cross_entropy_terms(hidden, head, labels, weight=1.0, **form)
+        plain = matrix_cross_entropy_loss(hidden, head, labels, objective=Objective(weight=0.0))
+        terms = matrix_cross_entropy_terms(hidden, head, labels, objective=Objective(**form))
         return terms.mce.item(), torch.autograd.grad(terms.loss - plain, hidden)[0]
 
     value, gradient = of(form="dense")

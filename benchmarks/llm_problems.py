@@ -18,8 +18,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from matrix_ssl.llm.examples import Examples, make_examples
-from matrix_ssl.llm.templates import Exchange
+from matrix_ssl.llm.data.examples import Examples, make_examples
+from matrix_ssl.llm.data.templates import Exchange
 from matrix_ssl.llm.tiny import END, FILLER
 
 LARGEST = 49

@@ -10,7 +10,7 @@ import pytest
 from matrix_ssl.cli import main
 from matrix_ssl.data import huggingface
 from matrix_ssl.errors import CheckpointError, DataError, MatrixSSLError
-from matrix_ssl.llm.question_files import read_rows
+from matrix_ssl.llm.data.question_files import read_rows
 from tests.support import llm_toys
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

@@ -24,8 +24,8 @@ from matrix_ssl.errors import (
     NotFiniteError,
     RunFolderError,
 )
-from matrix_ssl.llm import _windows
-from matrix_ssl.llm.diagnose import DiagnoseSettings, choose_layers, diagnose
+from matrix_ssl.llm.diagnose import windows as reading
+from matrix_ssl.llm.diagnose.run import DiagnoseSettings, choose_layers, diagnose
 from matrix_ssl.runs.files import read_json
 from tests.llm.test_representations import textbook_covariance_entropy, textbook_entropy, textbook_nuclear_norm
 
@@ -153,47 +153,47 @@ def run(*words, **options):
 
 class TestReading:
     def test_blocks_are_the_text(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(_windows, "BLOCK", 64)
+        monkeypatch.setattr(reading, "BLOCK", 64)
         path = tmp_path / "t"
         for content in (sentences(40), "\n" + "東" * 300, "ü " * 200, "x" * 64, "a\r\nb\n" * 30, "x"):
             path.write_bytes(content.encode())
-            blocks = list(_windows.read_blocks(path))
+            blocks = list(reading.read_blocks(path))
             assert "".join(blocks) == content
             assert all(0 < len(block) <= 64 for block in blocks)
         path.write_text(sentences(40), encoding="utf-8")
-        assert all(block.endswith("\n") for block in _windows.read_blocks(path))
+        assert all(block.endswith("\n") for block in reading.read_blocks(path))
         path.write_text("ab " * 100)
-        assert all(block.endswith(" ") for block in _windows.read_blocks(path))
+        assert all(block.endswith(" ") for block in reading.read_blocks(path))
 
     @pytest.mark.parametrize("offset", [0, 5, 63, 64, 65, 127, 128, 1000])
     def test_the_offset_of_a_wrong_byte(self, tmp_path, monkeypatch, offset):
-        monkeypatch.setattr(_windows, "BLOCK", 64)
+        monkeypatch.setattr(reading, "BLOCK", 64)
         path = tmp_path / "t"
         path.write_bytes(("東" * 400).encode()[: offset // 3 * 3] + b"x" * (offset % 3) + b"\xff" + b"y" * 200)
         with pytest.raises(DataError, match=rf"is not UTF-8: byte 0xff at offset {offset} \(invalid start byte\)"):
-            list(_windows.read_blocks(path))
+            list(reading.read_blocks(path))
 
     @pytest.mark.parametrize("length", [1, 62, 63, 64, 200])
     def test_a_character_cut_by_the_end(self, tmp_path, monkeypatch, length):
-        monkeypatch.setattr(_windows, "BLOCK", 64)
+        monkeypatch.setattr(reading, "BLOCK", 64)
         path = tmp_path / "t"
         path.write_bytes(b"x" * length + "東".encode()[:2])
         with pytest.raises(DataError, match=rf"byte 0xe6 at offset {length} \(unexpected end of data\)"):
-            list(_windows.read_blocks(path))
+            list(reading.read_blocks(path))
 
     def test_files_that_hold_no_text(self, tmp_path):
         with pytest.raises(DataError, match=r"missing.txt does not exist"):
-            list(_windows.read_blocks(tmp_path / "missing.txt"))
+            list(reading.read_blocks(tmp_path / "missing.txt"))
         with pytest.raises(DataError, match=r"cannot be read: Is a directory"):
-            list(_windows.read_blocks(tmp_path))
+            list(reading.read_blocks(tmp_path))
         (tmp_path / "empty").touch()
         with pytest.raises(DataError, match=r"empty is empty"):
-            list(_windows.read_blocks(tmp_path / "empty"))
+            list(reading.read_blocks(tmp_path / "empty"))
 
     def test_windows(self):
         def windows(text, length, *, before=(), after=(), max_tokens=None):
             blocks = [text[i : i + 7] for i in range(0, len(text), 7)]
-            found = _windows.token_windows(
+            found = reading.token_windows(
                 blocks, lambda block: [ord(c) for c in block], length=length, before=list(before), after=list(after),
                 max_tokens=max_tokens,
             )  # fmt: skip
@@ -205,9 +205,9 @@ class TestReading:
         assert windows("abcdefghijk", 4, max_tokens=8) == ["abcd", "efgh"]
         assert windows("abcdefghijk", 100, before=[60]) == ["<abcdefghijk"]
         assert windows("abcdefghijk", 100, max_tokens=2) == ["ab"]
-        with pytest.raises(DataError, match="has 1 token: at least two"):
+        with pytest.raises(DataError, match="The text has 1 token: pass at least two"):
             windows("a", 4, before=[60])
-        with pytest.raises(ConfigError, match="window=2: the tokenizer's special tokens fill it"):
+        with pytest.raises(ConfigError, match="window=2: the tokenizer's special tokens fill the window"):
             windows("abc", 2, before=[60], after=[62])
 
     def test_memory_does_not_grow_with_the_text(self, tmp_path):
@@ -215,8 +215,8 @@ class TestReading:
             path = tmp_path / "t"
             path.write_text(sentences(100) * (lines // 100), encoding="utf-8")
             tracemalloc.start()
-            count = sum(1 for window in _windows.token_windows(
-                _windows.read_blocks(path), lambda block: [ord(c) for c in block], length=64, before=[0], after=[],
+            count = sum(1 for window in reading.token_windows(
+                reading.read_blocks(path), lambda block: [ord(c) for c in block], length=64, before=[0], after=[],
                 max_tokens=None,
             ))  # fmt: skip
             found = tracemalloc.get_traced_memory()[1]
@@ -230,7 +230,7 @@ class TestReading:
     def test_special_tokens(self, tmp_path):
         for before, after, found in (("", "", ([], [])), ("<s>", "", ([0], [])), ("<s>", "</s>", ([0], [1]))):
             tokenizer = make_tokenizer(tmp_path / "t", before=before, after=after)
-            assert _windows.special_tokens(tokenizer) == found
+            assert reading.special_tokens(tokenizer) == found
 
 
 class TestMeasuring:
@@ -417,7 +417,7 @@ class TestRefused:
         (tmp_path / "t").write_bytes(b"caf\xe9 and more")
         self.refuse(DataError, "byte 0xe9 at offset 3", model=llama, text=tmp_path / "t", out=out)
         (tmp_path / "t").write_text("a")
-        self.refuse(DataError, "the text has 1 token", model=llama, text=tmp_path / "t", out=out)
+        self.refuse(DataError, "The text has 1 token", model=llama, text=tmp_path / "t", out=out)
 
     def test_models(self, copy, text, tmp_path):
         out = tmp_path / "out"

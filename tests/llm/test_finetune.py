@@ -1,5 +1,6 @@
 """Fine-tuning from a file to a model: what is learned, what is written, what is refused, and going on after a stop."""
 
+import copy
 import gzip
 import importlib
 import json
@@ -19,9 +20,10 @@ from safetensors.torch import load_file, save_file
 
 from matrix_ssl.cli import main
 from matrix_ssl.errors import CheckpointError, ConfigError, DataError, MatrixSSLError, MissingExtra, RunFolderError
-from matrix_ssl.llm import Objective, examples, models, question_files, templates
+from matrix_ssl.llm import Objective, models
 from matrix_ssl.llm.arguments import parse_assignments
-from matrix_ssl.llm.templates import Exchange
+from matrix_ssl.llm.data import examples, question_files, templates
+from matrix_ssl.llm.data.templates import Exchange
 from matrix_ssl.runs.files import read_json, read_lines
 from matrix_ssl.runs.signals import Interrupted
 from tests.support import llm_toys
@@ -85,7 +87,7 @@ def test_answers_and_the_end_are_learned_and_prompts_are_not(template):
     tokenizer.chat_template = CHATML
     row = Exchange.of("2 + 2?", "It is 4.")
     found = examples.make_examples([row], template=template, tokenizer=tokenizer, max_length=500)
-    (example,) = (found[i] for i in range(len(found)))
+    (example,) = ({key: torch.tensor(found[i][key]) for key in found[i]} for i in range(len(found)))
     learned = example["labels"] != examples.IGNORED
     assert (
         tokenizer.decode(example["input_ids"][~learned])
@@ -135,12 +137,17 @@ def test_long_sequences_are_cut_and_prompts_without_answer_left_out():
 def test_batches_are_filled_with_what_is_neither_seen_nor_learned():
     rows = [Exchange.of("a", "b"), Exchange.of("a", "b c d e")]
     found = examples.make_examples(rows, template="plain", tokenizer=llm_toys.tokenizer(), max_length=50)
-    batch = examples.Collator(7)([found[0], found[1]])
+    tokenizer = copy.deepcopy(llm_toys.tokenizer())
+    tokenizer.pad_token, tokenizer.padding_side = None, "left"
+    batch = examples.collator(tokenizer)([found[0], found[1]])
+    assert set(batch) == {"input_ids", "labels", "attention_mask"}
     lengths = [len(found[i]["input_ids"]) for i in range(2)]
     assert batch["attention_mask"].sum(1).tolist() == lengths
-    assert (batch["input_ids"][0, lengths[0] :] == 7).all()
+    assert (batch["input_ids"][0, lengths[0] :] == tokenizer.eos_token_id).all()
     assert (batch["labels"][0, lengths[0] :] == examples.IGNORED).all()
-    assert torch.equal(batch["labels"][1], found[1]["labels"])
+    for key in ("input_ids", "labels"):
+        assert [batch[key][i, : lengths[i]].tolist() for i in range(2)] == [found[i][key] for i in range(2)]
+    assert (tokenizer.pad_token, tokenizer.padding_side) == (None, "left")
 
 
 def test_conversations_keep_earlier_turns_as_prompt():
@@ -246,14 +253,12 @@ def test_folders_that_hold_no_model_are_refused(base, tmp_path):
         models.open_model(f"config:{config}")
 
 
-@pytest.mark.parametrize(
-    ("module", "package"), [("trainer", "transformers"), ("_recorder", "transformers"), ("sft_trainer", "trl")]
-)
+@pytest.mark.parametrize(("module", "package"), [("trainer", "transformers"), ("sft", "trl")])
 def test_a_missing_package_is_named_with_its_extra(module, package, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
-    monkeypatch.delitem(sys.modules, f"matrix_ssl.llm.{module}", raising=False)
+    monkeypatch.delitem(sys.modules, f"matrix_ssl.llm.finetune.{module}", raising=False)
     with pytest.raises(MissingExtra, match=rf"'{package}' is not installed: pip install 'matrix-ssl\[llm\]'"):
-        importlib.import_module(f"matrix_ssl.llm.{module}")
+        importlib.import_module(f"matrix_ssl.llm.finetune.{module}")
 
 
 def test_random_weights_come_from_a_configuration_and_a_seed(base):
@@ -347,7 +352,7 @@ def test_the_same_command_again_says_complete_and_another_one_is_refused(finishe
 @pytest.mark.parametrize("stop", ["signal", "death"])
 def test_a_stopped_run_goes_on_as_if_it_had_not_been(stop, finished, base, data, tmp_path, monkeypatch, capfd):
     """A signal in the third step, which ends it after a checkpoint; or an end without notice in the fourth."""
-    from matrix_ssl.llm._recorder import Recorder
+    from matrix_ssl.llm.finetune.trainer import Recorder
 
     write_line, steps = Recorder.on_log, iter(range(1, 9))
 

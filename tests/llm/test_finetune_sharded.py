@@ -37,7 +37,7 @@ def init(self, *args, **kwargs):
 AcceleratorState.__init__ = init
 """
 HALVES = """
-import matrix_ssl.llm.finetune as f, torch.distributed.tensor as t
+import matrix_ssl.llm.finetune.run as f, torch.distributed.tensor as t
 save = f._save_model
 def look(trainer, out):
     rows = trainer.model.get_output_embeddings().weight
@@ -46,7 +46,7 @@ def look(trainer, out):
 f._save_model = look
 """
 DEATH = """
-import matrix_ssl.llm._recorder as r
+import matrix_ssl.llm.finetune.trainer as r
 def die(self, args, state, control, **_):
     if state.global_step == 3:
         raise ZeroDivisionError

@@ -18,14 +18,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from matrix_ssl.errors import ConfigError, DataError, MatrixShapeError, MatrixSSLError, MatrixTypeError, NotFiniteError
-from matrix_ssl.llm import (
-    _fused,
-    _positions,
-    matrix_cross_entropy_from_logits,
-    matrix_cross_entropy_loss,
-    matrix_cross_entropy_terms,
-    matrix_cross_entropy_terms_from_logits,
-)
+from matrix_ssl.llm import Objective, matrix_cross_entropy_loss
+from matrix_ssl.llm.head import Head
+from matrix_ssl.llm.loss import fused, positions
+from matrix_ssl.llm.loss.forms import matrix_term
 from matrix_ssl.llm.objective import DEFAULTS
 from tests.support import llm_samples as samples
 from tests.support.llm_samples import IGNORED, counted, sample
@@ -52,7 +48,7 @@ each_exact = pytest.mark.parametrize("form", EXACT.values(), ids=EXACT)
 def gradients(hidden: Tensor, head: Tensor, labels: Tensor, **options) -> tuple[Tensor, ...]:
     """Loss, and its gradients by hidden states and head."""
     hidden, head = hidden.detach().requires_grad_(), head.detach().requires_grad_()
-    loss = matrix_cross_entropy_loss(hidden, head, labels, **options)
+    loss = samples.loss(hidden, head, labels, **options)
     return loss.detach(), *torch.autograd.grad(loss, (hidden, head))
 
 
@@ -74,29 +70,29 @@ class TestValues:
     def test_definitions(self, form, reference, ridge):
         hidden, head, labels = sample(sharpness=1.5)
         states, targets = counted(hidden, labels)
-        found = matrix_cross_entropy_terms(hidden, head, labels, ridge=ridge, **form)
+        found = samples.terms(hidden, head, labels, ridge=ridge, **form)
         expected = reference(states @ head.T, head, targets, ridge, *list(form.values())[1:])
         assert found.mce.item() == pytest.approx(np.mean(expected), rel=1e-9)
 
     @each_form
     def test_cross_entropy_and_weight(self, form):
         hidden, head, labels = sample()
-        terms = matrix_cross_entropy_terms(hidden, head, labels, weight=0.7, **form)
+        terms = samples.terms(hidden, head, labels, weight=0.7, **form)
         logits = (hidden @ head.T)[:, :-1].flatten(0, 1)
         torch.testing.assert_close(terms.ce, F.cross_entropy(logits, labels[:, 1:].flatten(), ignore_index=IGNORED))
         torch.testing.assert_close(terms.loss, terms.ce + 0.7 * terms.mce)
-        assert terms.loss.equal(matrix_cross_entropy_loss(hidden, head, labels, weight=0.7, **form))
-        from_logits = matrix_cross_entropy_terms_from_logits(hidden @ head.T, head, labels, weight=0.7, **form)
+        assert terms.loss.equal(samples.loss(hidden, head, labels, weight=0.7, **form))
+        from_logits = samples.terms_from_logits(hidden @ head.T, head, labels, weight=0.7, **form)
         torch.testing.assert_close(tuple(from_logits), tuple(terms), rtol=1e-12, atol=0)
 
     def test_defaults(self):
         hidden, head, labels = sample(vocabulary=40, d=20)
         default = matrix_cross_entropy_loss(hidden, head, labels)
         named = {"weight": 1.0, "ridge": 0.01, "form": "closed", "chunk": 256, "ignore_index": -100}
-        assert default.equal(matrix_cross_entropy_loss(hidden, head, labels, **named))
+        assert default.equal(samples.loss(hidden, head, labels, **named))
         for form, number in (("lanczos", {"steps": 3}), ("top", {"top": 16})):
-            default = matrix_cross_entropy_loss(hidden, head, labels, form=form)
-            assert default.equal(matrix_cross_entropy_loss(hidden, head, labels, form=form, **number))
+            default = samples.loss(hidden, head, labels, form=form)
+            assert default.equal(samples.loss(hidden, head, labels, form=form, **number))
 
     def test_the_pull_on_the_target_beside_that_of_cross_entropy(self):
         """With orthogonal rows the matrix term pulls q / (q + ridge) times as hard, half at the ridge."""
@@ -106,9 +102,9 @@ class TestValues:
             logits[0, 0, 3] = math.log(probability / (1 - probability)) + math.log(5)
             x = logits.clone().requires_grad_()
             slopes = [
-                torch.autograd.grad(
-                    matrix_cross_entropy_from_logits(x, torch.eye(6).double(), labels, weight=weight), x
-                )[0][0, 0, 3]
+                torch.autograd.grad(samples.loss_from_logits(x, torch.eye(6).double(), labels, weight=weight), x)[0][
+                    0, 0, 3
+                ]
                 for weight in (0.0, 1.0)
             ]
             expected = 1 + probability / (probability + DEFAULTS.ridge)
@@ -124,7 +120,7 @@ class TestBounds:
         labels[0, 2:] = labels[0, 2:].clamp_min(0)
 
         def mce(**form) -> float:
-            return matrix_cross_entropy_terms(hidden, head, labels, ridge=ridge, **form).mce.item()
+            return samples.terms(hidden, head, labels, ridge=ridge, **form).mce.item()
 
         states, targets = counted(hidden, labels)
         own = torch.from_numpy(samples.probabilities(states @ head.T)).gather(1, targets[:, None])
@@ -155,7 +151,7 @@ class TestBounds:
         own = (states @ head.T).softmax(1).gather(1, targets[:, None])
         expected = -(own + 0.02).log().mean()
         for form in ({"form": "closed"}, {"form": "lanczos", "steps": 4}, {"form": "dense"}, {"form": "top", "top": 2}):
-            found = matrix_cross_entropy_terms(hidden, head, labels, ridge=0.02, **form).mce
+            found = samples.terms(hidden, head, labels, ridge=0.02, **form).mce
             torch.testing.assert_close(found, expected, rtol=1e-9, atol=0)
 
     def test_all_steps_and_all_tokens_are_the_dense_form(self):
@@ -180,12 +176,12 @@ class TestGradients:
         hidden, head, labels = sample()
         logits = (hidden @ head.T).requires_grad_()
         assert torch.autograd.gradcheck(
-            lambda z: matrix_cross_entropy_from_logits(z, head, labels, weight=1.3, ridge=ridge, chunk=3, **form),
+            lambda z: samples.loss_from_logits(z, head, labels, weight=1.3, ridge=ridge, chunk=3, **form),
             logits,
         )
         hidden.requires_grad_()
         assert torch.autograd.gradcheck(
-            lambda h: matrix_cross_entropy_loss(h, head, labels, weight=1.3, ridge=ridge, chunk=3, **form), hidden
+            lambda h: samples.loss(h, head, labels, weight=1.3, ridge=ridge, chunk=3, **form), hidden
         )
 
     @pytest.mark.parametrize("form", (EXACT | FORMS).values(), ids=EXACT | FORMS)
@@ -194,7 +190,7 @@ class TestGradients:
         hidden, head, labels = sample()
         found = gradients(hidden, head, labels, weight=1.3, chunk=4, **form)
         hidden.requires_grad_(), head.requires_grad_()
-        loss = matrix_cross_entropy_from_logits(hidden @ head.T, head.detach(), labels, weight=1.3, **form)
+        loss = samples.loss_from_logits(hidden @ head.T, head.detach(), labels, weight=1.3, **form)
         torch.testing.assert_close(found[0], loss.detach(), rtol=1e-12, atol=0)
         for ours, theirs in zip(found[1:], torch.autograd.grad(loss, (hidden, head)), strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
@@ -228,9 +224,7 @@ class TestGradients:
             x = logits.clone().requires_grad_()
             with_term, without = (
                 torch.autograd.grad(
-                    matrix_cross_entropy_from_logits(
-                        x, head, labels, form="lanczos", ridge=0.02, steps=steps, weight=w
-                    ),
+                    samples.loss_from_logits(x, head, labels, form="lanczos", ridge=0.02, steps=steps, weight=w),
                     x,
                 )[0][0, 0]
                 for w in (1.0, 0.0)
@@ -255,10 +249,10 @@ class TestGradients:
         hidden, head, labels = sample(sharpness=1.5)
         states, targets = counted(hidden, labels)
         q = (states @ head.T).softmax(1)
-        rows = _fused.Head.of(head, head.dtype)
+        rows = Head.of(head, head.dtype)
         for form in FORMS.values():
-            objective = DEFAULTS._replace(**form)
-            assert (_fused._matrix_term(q, targets, rows, objective).pull <= 0).all()
+            objective = Objective(**form)
+            assert (matrix_term(q, targets, rows, objective).pull <= 0).all()
 
     @each_form
     def test_once(self, form):
@@ -266,8 +260,8 @@ class TestGradients:
         logits = (hidden @ head.T).requires_grad_()
         hidden.requires_grad_()
         for x, loss in (
-            (hidden, matrix_cross_entropy_loss(hidden, head, labels, **form)),
-            (logits, matrix_cross_entropy_from_logits(logits, head, labels, **form)),
+            (hidden, samples.loss(hidden, head, labels, **form)),
+            (logits, samples.loss_from_logits(logits, head, labels, **form)),
         ):
             with pytest.raises(RuntimeError, match="differentiated once"):
                 torch.autograd.grad(loss, x, create_graph=True)
@@ -279,7 +273,7 @@ class TestGradients:
         """The first backward gives its buffers away, and its owner may write to them."""
         hidden, head, labels = sample()
         hidden.requires_grad_(), head.requires_grad_()
-        loss = matrix_cross_entropy_loss(hidden, head, labels, **form)
+        loss = samples.loss(hidden, head, labels, **form)
         first = torch.autograd.grad(loss, (hidden, head), retain_graph=True)
         expected = [x.clone() for x in first]
         for x in first:
@@ -288,11 +282,11 @@ class TestGradients:
 
     def test_only_the_loss_has_a_gradient(self):
         hidden, head, labels = sample()
-        terms = matrix_cross_entropy_terms(hidden.requires_grad_(), head, labels)
+        terms = samples.terms(hidden.requires_grad_(), head, labels)
         assert [x.requires_grad for x in terms] == [True, False, False]
-        assert not matrix_cross_entropy_loss(hidden.detach(), head, labels).requires_grad
+        assert not samples.loss(hidden.detach(), head, labels).requires_grad
         logits, movable = (hidden @ head.T).detach(), head.clone().requires_grad_()
-        assert not matrix_cross_entropy_from_logits(logits, movable, labels).requires_grad
+        assert not samples.loss_from_logits(logits, movable, labels).requires_grad
 
 
 class TestInvariances:
@@ -311,7 +305,7 @@ class TestInvariances:
         logits = hidden @ head.T
         rotation = torch.linalg.qr(sample(5, 5, seed=3)[1])[0]
         other = head * torch.linspace(0.1, 5, 11, dtype=torch.float64)[:, None] @ rotation
-        found, expected = (matrix_cross_entropy_terms_from_logits(logits, w, labels, **form) for w in (other, head))
+        found, expected = (samples.terms_from_logits(logits, w, labels, **form) for w in (other, head))
         torch.testing.assert_close(tuple(found), tuple(expected), rtol=1e-10, atol=0)
 
     @each_form
@@ -320,16 +314,14 @@ class TestInvariances:
         hidden, head, labels = sample()
         states, targets = counted(hidden, labels)
         pairs = [
-            matrix_cross_entropy_terms(
-                torch.stack([state, state])[None], head, torch.stack([target, target])[None], **form
-            )
+            samples.terms(torch.stack([state, state])[None], head, torch.stack([target, target])[None], **form)
             for state, target in zip(states, targets, strict=True)
         ]
         expected = [torch.stack(part).mean() for part in zip(*pairs, strict=True)]
         hidden[:, -1] = hidden[0, 0] = torch.nan
-        found = matrix_cross_entropy_terms(hidden, head, labels, **form)
+        found = samples.terms(hidden, head, labels, **form)
         torch.testing.assert_close(tuple(found), tuple(expected))
-        renamed = matrix_cross_entropy_terms(hidden, head, labels.masked_fill(labels < 0, -1), ignore_index=-1, **form)
+        renamed = samples.terms(hidden, head, labels.masked_fill(labels < 0, -1), ignore_index=-1, **form)
         torch.testing.assert_close(tuple(renamed), tuple(expected))
         _, by_hidden, _ = gradients(hidden, head, labels, **form)
         assert by_hidden[:, -1].eq(0).all() and by_hidden[0, 0].eq(0).all() and by_hidden.isfinite().all()
@@ -368,18 +360,18 @@ class TestBatches:
         hidden, head, labels = sample()
         expected = gradients(hidden, head, labels, **form)
         logits = (hidden @ head.T).requires_grad_()
-        (by_logits,) = torch.autograd.grad(matrix_cross_entropy_from_logits(logits, head, labels, **form), logits)
-        for module in (_positions, _fused):
+        (by_logits,) = torch.autograd.grad(samples.loss_from_logits(logits, head, labels, **form), logits)
+        for module in (positions, fused):
             monkeypatch.setattr(module, "looks_at_values", lambda *_: False)
         hidden[0, 0] = torch.nan  # predicts an ignored label
         found = gradients(hidden, head, labels, chunk=3, **form)
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-14)
-        loss = matrix_cross_entropy_from_logits(logits, head, labels, chunk=3, **form)
+        loss = samples.loss_from_logits(logits, head, labels, chunk=3, **form)
         torch.testing.assert_close(torch.autograd.grad(loss, logits)[0], by_logits, rtol=1e-10, atol=1e-14)
         nothing = gradients(hidden, head, torch.full_like(labels, IGNORED), **form)
         assert all(x.eq(0).all() for x in nothing)
         if form["form"] == "closed":
-            assert matrix_cross_entropy_loss(hidden, head, labels.clamp_min(0)).isnan()
+            assert samples.loss(hidden, head, labels.clamp_min(0)).isnan()
 
 
 class TestPrecision:
@@ -406,10 +398,10 @@ class TestPrecision:
             assert max(relative(a, b) for a, b in zip(found[1:], expected[1:], strict=True)) < units
             logits = (hidden.float() @ head.float().T).to(dtype).requires_grad_()
             with torch.autocast("cpu", dtype=dtype, enabled=enabled):
-                loss = matrix_cross_entropy_from_logits(logits, head, labels, **form)
+                loss = samples.loss_from_logits(logits, head, labels, **form)
                 (by_logits,) = torch.autograd.grad(loss, logits)
             exact = logits.detach().float().requires_grad_()
-            loss = matrix_cross_entropy_from_logits(exact, head.float(), labels, **form)
+            loss = samples.loss_from_logits(exact, head.float(), labels, **form)
             assert by_logits.dtype == dtype
             assert relative(by_logits, torch.autograd.grad(loss, exact)[0]) < units
 
@@ -417,9 +409,9 @@ class TestPrecision:
         """float16 has no numbers below 6e-8; the factor of the mean must not meet the gradient before the scaler's."""
         hidden, head, labels = sample()
         half = hidden.half().requires_grad_()
-        loss = matrix_cross_entropy_loss(half, head.half(), labels, num_items_in_batch=10**9) * 2**30
+        loss = samples.loss(half, head.half(), labels, num_items_in_batch=10**9) * 2**30
         exact = half.detach().float().requires_grad_()
-        other = matrix_cross_entropy_loss(exact, head.half().float(), labels, num_items_in_batch=10**9) * 2**30
+        other = samples.loss(exact, head.half().float(), labels, num_items_in_batch=10**9) * 2**30
         assert relative(*(torch.autograd.grad(x, y)[0] for x, y in ((loss, half), (other, exact)))) < 2**-10
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -431,7 +423,7 @@ class TestPrecision:
 
         def scaled(inputs: Tensor, weight: Tensor) -> Tensor:
             inputs.requires_grad_()
-            loss = matrix_cross_entropy_loss(inputs, weight, labels, **form) * 65536
+            loss = samples.loss(inputs, weight, labels, **form) * 65536
             return torch.autograd.grad(loss, inputs)[0]
 
         exact, found = scaled(hidden.double(), head.double()), scaled(hidden, head)
@@ -444,7 +436,7 @@ class TestPrecision:
         logits = torch.zeros(1, 3, 11)
         logits[0, 0, 3] = logits[0, 1, 5] = 500.0
         logits.requires_grad_()
-        terms = matrix_cross_entropy_terms_from_logits(logits, head, torch.tensor([[0, 3, 2]]), **form)
+        terms = samples.terms_from_logits(logits, head, torch.tensor([[0, 3, 2]]), **form)
         assert terms.ce.item() == pytest.approx(250)
         assert 0 <= terms.mce <= -math.log(0.01) / 2 + 1e-3
         (gradient,) = torch.autograd.grad(terms.loss, logits)
@@ -457,7 +449,7 @@ class TestPrecision:
         labels[0, 2:4], labels[1, 1:3] = 3, 7
         head[7] = 0
         assert all(x.isfinite().all() for x in gradients(hidden, head, labels, **form))
-        assert matrix_cross_entropy_terms(hidden[:1, :2], head, torch.tensor([[0, 7]]), **form).mce == 0
+        assert samples.terms(hidden[:1, :2], head, torch.tensor([[0, 7]]), **form).mce == 0
 
 
 class Shapes(TorchDispatchMode):
@@ -482,7 +474,7 @@ class TestMemoryAndWork:
         hidden.requires_grad_(), head.requires_grad_()
         saved: list[Tensor] = []
         with Shapes() as shapes, torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x):
-            matrix_cross_entropy_loss(hidden, head, labels, chunk=4, **form).backward()
+            samples.loss(hidden, head, labels, chunk=4, **form).backward()
         width = form.get("steps", 1)
         assert max(shapes.sizes) == 4 * 300 * width
         assert sorted(x.numel() for x in saved) == [hidden.numel(), head.numel()]
@@ -492,7 +484,7 @@ class TestMemoryAndWork:
         hidden, head, labels = sample(300, 4, batch=2, length=33)
         logits, saved = (hidden @ head.T).bfloat16().requires_grad_(), []
         with Shapes() as shapes, torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x):
-            matrix_cross_entropy_from_logits(logits, head.bfloat16(), labels, chunk=4, **form).backward()
+            samples.loss_from_logits(logits, head.bfloat16(), labels, chunk=4, **form).backward()
         large = [size for size in shapes.sizes if size > 4 * 300]
         assert large == [logits.numel()]  # the gradient itself
         assert [x.data_ptr() for x in saved if x.numel() > head.numel()] == [logits.data_ptr()]
@@ -511,7 +503,7 @@ class TestMemoryAndWork:
         small = 0 if form["form"] == "closed" else 2 * 8 * 300 * form["steps"] ** 2 * 2 + 10_000
         for context, gradient in ((torch.enable_grad(), 1 if frozen else 2), (torch.no_grad(), 0)):
             with context, FlopCounterMode(display=False) as counter:
-                loss = matrix_cross_entropy_loss(hidden, head, labels, **form)
+                loss = samples.loss(hidden, head, labels, **form)
                 if gradient:
                     loss.backward()
             expected = (1 + gradient + products) * one
@@ -524,7 +516,7 @@ def call(**changes):
     hidden, head, labels = sample()
     tensors = {"hidden": hidden, "head_weight": head, "labels": labels}
     tensors |= {key: changes.pop(key) for key in list(changes) if key in tensors}
-    return matrix_cross_entropy_loss(*tensors.values(), **changes)
+    return samples.loss(*tensors.values(), **changes)
 
 
 class TestErrors:
@@ -544,17 +536,17 @@ class TestErrors:
             ({"chunk": 0}, ConfigError, "chunk=0"),
             ({"num_items_in_batch": 0}, ConfigError, "num_items_in_batch=0"),
             ({"num_items_in_batch": torch.tensor(-3)}, ConfigError, "num_items_in_batch=-3"),
-            ({"hidden": torch.zeros(6, 5)}, MatrixShapeError, "(6, 5): expected (batch, positions, d)"),
-            ({"hidden": torch.zeros(0, 6, 5)}, MatrixShapeError, "nothing of it empty"),
+            ({"hidden": torch.zeros(6, 5)}, MatrixShapeError, "(6, 5): expected a non-empty tensor (batch, "),
+            ({"hidden": torch.zeros(0, 6, 5)}, MatrixShapeError, "expected a non-empty tensor (batch, positions, d)"),
             ({"hidden": torch.zeros(2, 6, 5).int()}, MatrixTypeError, "hidden has the type torch.int32"),
-            ({"hidden": torch.zeros(2, 6, 4)}, MatrixShapeError, "hidden has to be that of the width, 5"),
+            ({"hidden": torch.zeros(2, 6, 4)}, MatrixShapeError, "hidden must equal the width, 5"),
             ({"head_weight": torch.zeros(5)}, MatrixShapeError, "head_weight has the shape (5,): expected"),
             ({"head_weight": torch.ones(4, 5, dtype=torch.cfloat)}, MatrixTypeError, "head_weight has the type"),
-            ({"labels": torch.zeros(2, 5).long()}, MatrixShapeError, "labels have the shape (2, 5)"),
-            ({"labels": torch.zeros(2, 6)}, MatrixTypeError, "labels have the type torch.float32"),
+            ({"labels": torch.zeros(2, 5).long()}, MatrixShapeError, "The labels have the shape (2, 5)"),
+            ({"labels": torch.zeros(2, 6)}, MatrixTypeError, "The labels have the type torch.float32"),
             ({"labels": torch.full((2, 6), 11)}, DataError, "label is 11, but the head has a vocabulary of 11 "),
-            ({"labels": torch.full((2, 6), -1)}, DataError, "the labels hold -1"),
-            ({"labels": torch.full((2, 6), IGNORED)}, DataError, "all labels are ignored"),
+            ({"labels": torch.full((2, 6), -1)}, DataError, "A label is -1: "),
+            ({"labels": torch.full((2, 6), IGNORED)}, DataError, "All labels are ignored"),
             ({"hidden": torch.full((2, 6, 5), math.nan)}, NotFiniteError, "at batch 0, position 1 is nan"),
             ({"hidden": torch.full((2, 6, 5), math.inf)}, NotFiniteError, "at batch 0, position 1 is nan"),
         ],
@@ -567,17 +559,15 @@ class TestErrors:
 
     def test_logits(self):
         _, head, labels = sample()
-        with pytest.raises(
-            MatrixShapeError, match=r"the last dimension of logits has to be that of the vocabulary, 11"
-        ):
-            matrix_cross_entropy_from_logits(torch.zeros(2, 6, 12), head, labels)
-        with pytest.raises(MatrixShapeError, match=r"expected \(batch, positions, vocabulary\)"):
-            matrix_cross_entropy_from_logits(torch.zeros(12, 11), head, labels)
+        with pytest.raises(MatrixShapeError, match=r"the last dimension of logits must equal the vocabulary, 11"):
+            samples.loss_from_logits(torch.zeros(2, 6, 12), head, labels)
+        with pytest.raises(MatrixShapeError, match=r"expected a non-empty tensor \(batch, positions, vocabulary\)"):
+            samples.loss_from_logits(torch.zeros(12, 11), head, labels)
         logits = torch.zeros(2, 6, 11)
         logits[1, 2, 4] = math.nan
         for form in FORMS.values():
             with pytest.raises(NotFiniteError, match="at batch 1, position 2 is nan"):
-                matrix_cross_entropy_from_logits(logits, head, labels, **form)
+                samples.loss_from_logits(logits, head, labels, **form)
 
     def test_unused_numbers_do_not_matter(self):
         assert call(form="closed", steps=99, top=99).isfinite()

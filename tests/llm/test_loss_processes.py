@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from matrix_ssl import distributed
-from matrix_ssl.llm import matrix_cross_entropy_from_logits, matrix_cross_entropy_loss
 from tests.support import llm_samples
 
 FORMS = ({"form": "closed"}, {"form": "lanczos", "steps": 2}, {"form": "top", "top": 3}, {"form": "dense"})
@@ -29,9 +28,9 @@ class Model(nn.Module):
     def forward(self, labels: Tensor, count: int, form: dict, *, fused: bool) -> Tensor:
         hidden = torch.tanh(self.layer(self.embedding(labels.clamp_min(0))))
         if fused:
-            return matrix_cross_entropy_loss(hidden, self.head.weight, labels, num_items_in_batch=count, **form)
+            return llm_samples.loss(hidden, self.head.weight, labels, num_items_in_batch=count, **form)
         logits = self.head(hidden)
-        return matrix_cross_entropy_from_logits(logits, self.head.weight, labels, num_items_in_batch=count, **form)
+        return llm_samples.loss_from_logits(logits, self.head.weight, labels, num_items_in_batch=count, **form)
 
 
 def check() -> None:

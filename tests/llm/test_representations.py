@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from matrix_ssl.errors import MatrixError, MatrixShapeError, NotFiniteError
-from matrix_ssl.llm.representations import TokenStatistics, diff_erank, erank, matrix_nuclear_norm
+from matrix_ssl.llm.diagnose.measures import TokenStatistics, diff_erank, erank, matrix_nuclear_norm
 from matrix_ssl.matrix import matrix_entropy
 from matrix_ssl.training.diagnostics import describe
 

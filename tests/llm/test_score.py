@@ -1,20 +1,21 @@
-"""Scoring against lm-evaluation-harness called apart, hand-made answers, and SciPy's interval."""
+"""Scoring against lm-evaluation-harness called apart, hand-made answers, and Wilson's formula."""
 
 import json
+import math
 import random
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import pytest
-import scipy.stats
 import torch
 import yaml
 
 from matrix_ssl.cli import main
 from matrix_ssl.errors import ConfigError, DataError, MatrixSSLError, RunFolderError
 from matrix_ssl.llm import score as scoring
-from matrix_ssl.llm.question_files import read_rows
-from matrix_ssl.llm.templates import Exchange, prompt
+from matrix_ssl.llm.data.question_files import read_rows
+from matrix_ssl.llm.data.templates import Exchange, prompt
 from matrix_ssl.runs.files import read_json
 from tests.support import llm_toys
 
@@ -169,10 +170,16 @@ def test_numbers_are_found_and_compared(extraction):
 
 
 def test_the_interval_is_wilsons():
+    """By the formula of 1927."""
+    z2 = NormalDist().inv_cdf(0.975) ** 2
     for n in (1, 7, 1319):
         for k in {0, 1, n // 3, n}:
-            expected = scipy.stats.binomtest(k, n).proportion_ci(method="wilson")
-            assert scoring.wilson_interval(k / n, n) == pytest.approx((expected.low, expected.high), abs=1e-12)
+            answers = [scoring.Answered("", "", "", "", "", right=i < k) for i in range(n)]
+            low, high = scoring.Score("strict-match", {"strict-match": k / n}, answers).interval("strict-match")
+            p = k / n
+            centre, half = (p + z2 / (2 * n)), math.sqrt(z2 * (p * (1 - p) / n + z2 / (4 * n**2)))
+            expected = [(centre + sign * half) / (1 + z2 / n) for sign in (-1, 1)]
+            assert (low, high) == pytest.approx(expected, abs=1e-12) and 0 <= low <= high <= 1
 
 
 def test_what_cannot_be_scored_is_refused(run, data, tmp_path):

@@ -20,8 +20,8 @@ from torch.nn import functional as F
 from matrix_ssl import distributed
 from matrix_ssl.errors import ConfigError, DataError, NotFiniteError, TrainingError
 from matrix_ssl.llm import MatrixSFTTrainer, MatrixTrainer, Objective
-from matrix_ssl.llm import matrix_cross_entropy_from_logits as loss
-from matrix_ssl.llm._model_head import head_rows
+from matrix_ssl.llm import matrix_cross_entropy_terms_from_logits as terms
+from matrix_ssl.llm.head import head_rows
 from tests.support import llm_toys
 
 # peft 0.21 and trl 1.16 use names that transformers 5.23 calls old
@@ -261,7 +261,7 @@ def small_head() -> Any:
     [
         (lambda: Forward(head=None), {}, "no head for tokens"),
         (lambda: Forward(head=nn.Linear(4, 11).requires_grad_(False).to("meta").weight), {}, "no head for tokens"),
-        (adapted_head, {}, "an adapter is on the head"),
+        (adapted_head, {}, "The head has an adapter"),
         (small_head, {"processing_class": True}, "largest token is .* the head has 280 rows"),
         (llm_toys.llama, {"compute_loss_func": lambda *_, **__: None}, "another loss"),
         (llm_toys.llama, {"label_smoothing_factor": 0.1}, "label_smoothing_factor=0.1"),
@@ -310,13 +310,13 @@ def check_spread(model: Any) -> None:
     batch = llm_toys.collate(llm_toys.sequences(4))
     single = copy.deepcopy(model)
     rows = head_rows(single)
-    loss(single(batch["input_ids"]).logits, rows, batch["labels"], **MATRIX._asdict()).backward()
+    terms(single(batch["input_ids"]).logits, rows, batch["labels"], objective=MATRIX).loss.backward()
     for part in (*model.model.layers, model):
         fully_shard(part, mesh=init_device_mesh("cpu", (2,)))
     assert model.get_output_embeddings().weight.to_local().shape[0] == len(rows) // 2
     assert torch.equal(head_rows(model), rows)
     logits = model(batch["input_ids"]).logits
-    loss(logits, head_rows(model), batch["labels"], **MATRIX._asdict()).backward()
+    terms(logits, head_rows(model), batch["labels"], objective=MATRIX).loss.backward()
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.grad.full_tensor(), single.get_parameter(name).grad, **CLOSE)
 

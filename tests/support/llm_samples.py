@@ -1,6 +1,7 @@
 """Small heads, hidden states and labels for the tests of the language-model loss, and textbook versions of it."""
 
 import warnings
+from typing import Any
 
 import numpy as np
 import scipy.linalg
@@ -9,7 +10,41 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from matrix_ssl.llm import (
+    MatrixCrossEntropyTerms,
+    Objective,
+    matrix_cross_entropy_loss,
+    matrix_cross_entropy_terms,
+    matrix_cross_entropy_terms_from_logits,
+)
+
 IGNORED = -100
+
+
+def options(**constants: Any) -> dict[str, Any]:
+    """Keywords of the loss, with the constants of the objective by name."""
+    own = {key: constants.pop(key) for key in ("num_items_in_batch", "ignore_index") if key in constants}
+    return own | {"objective": Objective(**constants)}
+
+
+def loss(*tensors: Tensor, **constants: Any) -> Tensor:
+    """``matrix_cross_entropy_loss`` with the constants of the objective by name."""
+    return matrix_cross_entropy_loss(*tensors, **options(**constants))
+
+
+def terms(*tensors: Tensor, **constants: Any) -> MatrixCrossEntropyTerms:
+    """``matrix_cross_entropy_terms`` with the constants of the objective by name."""
+    return matrix_cross_entropy_terms(*tensors, **options(**constants))
+
+
+def terms_from_logits(*tensors: Tensor, **constants: Any) -> MatrixCrossEntropyTerms:
+    """``matrix_cross_entropy_terms_from_logits`` with the constants of the objective by name."""
+    return matrix_cross_entropy_terms_from_logits(*tensors, **options(**constants))
+
+
+def loss_from_logits(*tensors: Tensor, **constants: Any) -> Tensor:
+    """The loss of ``terms_from_logits``."""
+    return terms_from_logits(*tensors, **constants).loss
 
 
 def sample(

@@ -10,9 +10,9 @@ import click
 from matrix_ssl.cli import options
 from matrix_ssl.cli.llm_diagnose import diagnose
 from matrix_ssl.errors import ConfigError
+from matrix_ssl.llm.data.templates import Extraction, TemplateName
 from matrix_ssl.llm.objective import DEFAULTS, Form, Objective
 from matrix_ssl.llm.settings import MODEL, RESULT, FineTuneSettings
-from matrix_ssl.llm.templates import Extraction, TemplateName
 
 _DEFAULTS = FineTuneSettings(model="", data="", template="plain")
 _template = click.Choice(get_args(TemplateName))
@@ -124,8 +124,8 @@ def finetune(
         **numbers,
     )
     from matrix_ssl import distributed
-    from matrix_ssl.llm import finetune as runs
-    from matrix_ssl.llm import models
+    from matrix_ssl.data.hub import quiet_transformers
+    from matrix_ssl.llm.finetune import run as runs
     from matrix_ssl.runs import devices
     from matrix_ssl.runs.display import Display
     from matrix_ssl.runs.folder import take_folder
@@ -136,7 +136,7 @@ def finetune(
     with contextlib.ExitStack() as stack:
         stack.callback(distributed.stop)
         stack.enter_context(distributed.connected())
-        stack.enter_context(models.quietly())
+        stack.enter_context(quiet_transformers())
         with distributed.together():
             prepared = runs.prepare(settings, out, device=chosen)
         complete = False
@@ -187,8 +187,10 @@ def score(
     device: str,
 ) -> None:
     """Let a language model answer questions and count the right answers, by lm-evaluation-harness."""
-    from matrix_ssl.llm import models, question_files
+    from matrix_ssl.data.hub import quiet_transformers
+    from matrix_ssl.llm import models
     from matrix_ssl.llm import score as scoring
+    from matrix_ssl.llm.data import question_files
     from matrix_ssl.runs import devices
     from matrix_ssl.runs.files import check_writable, write_json
 
@@ -203,7 +205,7 @@ def score(
     where = devices.choose_device(device)
     rows = question_files.read_rows(data)
     tokenizer = models.open_tokenizer(place)
-    with models.quietly():
+    with quiet_transformers():
         network = models.open_model(place, adapter=True).to(where)
     found = scoring.score_model(
         network,
@@ -221,7 +223,7 @@ def score(
            "max_new_tokens": max_new_tokens}  # fmt: skip
     write_json(summary, found.to_dict() | how | {"environment": devices.environment(where)})
     for name, value in found.accuracies.items():
-        low, high = scoring.wilson_interval(value, len(found.answers))
+        low, high = found.interval(name)
         mark = " *" if name == found.extraction else ""
         interval = f"{100 * low:.1f}–{100 * high:.1f}"
         questions = f"{len(found.answers)} questions"

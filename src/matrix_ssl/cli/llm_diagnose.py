@@ -43,7 +43,7 @@ def diagnose(
     Matrix entropy, effective rank, eRank, Diff-eRank against a reference, and matrix nuclear norm, over a text of any
     length. The same command again writes the results again. Definitions: docs/llm-diagnose.md.
     """
-    from matrix_ssl.llm import diagnose as diagnosis
+    from matrix_ssl.llm.diagnose import run as diagnosis
     from matrix_ssl.report.diagnosis import PAGE, RESULT, terminal
     from matrix_ssl.runs import devices
 

@@ -4,10 +4,12 @@ A configuration, tokenizer or model may name Python files beside it (``auto_map`
 ask on standard input whether to run them, and a ``y`` that happens to stand there is an answer.
 """
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from matrix_ssl.errors import CheckpointError, DataError, MatrixSSLError
+from matrix_ssl.errors import CheckpointError, DataError, MatrixSSLError, MissingExtra
 
 _REFUSALS = ("trust_remote_code", "Dataset scripts are no longer supported")  # in the libraries' sentences
 
@@ -29,6 +31,47 @@ def open_pretrained(opener: Callable[..., Any], source: Any, *, place: str, **op
         f"transformers itself implements, or convert this one to such a class and save it by save_pretrained."
     )
     return _open(opener, source, options, error)
+
+
+def import_transformers(*, extra: str = "llm") -> Any:
+    """The package transformers.
+
+    Args:
+        extra: the extra of this package that installs it, for the error.
+
+    Raises:
+        MissingExtra: it is not installed.
+    """
+    try:
+        import transformers
+    except ImportError as error:
+        raise MissingExtra("transformers", extra) from error
+    return transformers
+
+
+@contextmanager
+def quiet_transformers(*, least: int | None = None) -> Iterator[Any]:
+    """The package transformers, without progress bars and warnings of its own old names until the block ends.
+
+    Args:
+        least: messages below this level of ``logging`` are dropped; None leaves the level as it is.
+
+    Raises:
+        MissingExtra: it is not installed.
+    """
+    transformers = import_transformers()
+    log = transformers.utils.logging
+    bars, level = log.is_progress_bar_enabled(), log.get_verbosity()
+    log.disable_progress_bar()
+    log.set_verbosity(level if least is None else least)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
+            yield transformers
+    finally:
+        log.set_verbosity(level)
+        if bars:
+            log.enable_progress_bar()
 
 
 def open_dataset(opener: Callable[..., Any], source: str, *, place: str, **options: Any) -> Any:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from matrix_ssl import networks
 from matrix_ssl.config import RunConfig
-from matrix_ssl.data.hub import open_pretrained
+from matrix_ssl.data.hub import import_transformers, open_pretrained, quiet_transformers
 from matrix_ssl.encoder import architectures, names
 from matrix_ssl.errors import CheckpointError, MissingExtra
 from matrix_ssl.runs.checkpoint import encode, read_safetensors
@@ -141,10 +141,7 @@ def make_huggingface(model: Model, folder: Path, name: str) -> Made:
     Raises:
         MissingExtra: transformers is not installed.
     """
-    try:
-        import transformers
-    except ImportError:
-        raise MissingExtra("transformers", "huggingface") from None
+    transformers = import_transformers(extra="huggingface")
     data, wide = model.config.data, 1 if model.name in _BASIC else 4
     size, resized = data.image_size, round(data.image_size / data.crop_fraction)
     configuration = {
@@ -164,14 +161,9 @@ def make_huggingface(model: Model, folder: Path, name: str) -> Made:
     (folder / "model.safetensors").write_bytes(encode(renamed, model.metadata | {"format": "pt"}))
     for file, values in (("config.json", configuration), ("preprocessor_config.json", preprocessing)):
         (folder / file).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    bars = transformers.utils.logging.is_progress_bar_enabled()
-    transformers.utils.logging.disable_progress_bar()
-    try:
+    with quiet_transformers():
         auto, place = transformers.AutoModel, str(folder)
         back = open_pretrained(auto.from_pretrained, place, place=place, local_files_only=True).eval()
-    finally:
-        if bars:
-            transformers.utils.logging.enable_progress_bar()
     found = back.state_dict()
     said = _count(model, {key: found[names.huggingface(key)] for key in model.tensors}, others=len(found))
     image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))

@@ -1,16 +1,15 @@
 """Opening a causal language model and its tokenizer: a folder, a name of the Hugging Face hub, or a configuration."""
 
 import importlib.util
+import logging
 import os
-import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from matrix_ssl.data.hub import open_pretrained
+from matrix_ssl.data.hub import import_transformers, open_pretrained, quiet_transformers
 from matrix_ssl.errors import CheckpointError, ConfigError, MissingExtra
 from matrix_ssl.runs import devices
 
@@ -30,7 +29,7 @@ def open_tokenizer(model: str) -> Any:
         CheckpointError: there is none, or it needs code of its own.
         MissingExtra: transformers is not installed.
     """
-    transformers = _transformers()
+    transformers = import_transformers()
     place = model.removeprefix(FROM_CONFIG)
     if is_folder(place):
         folder = _folder_of(model)
@@ -64,7 +63,7 @@ def open_model(model: str, *, seed: int = 0, adapter: bool = False, four_bits_on
         ConfigError: it is an adapter where none is expected, or four bits are asked for random weights.
         MissingExtra: transformers is not installed, or bitsandbytes for four bits.
     """
-    transformers = _transformers()
+    transformers = import_transformers()
     if model.startswith(FROM_CONFIG):
         if four_bits_on is not None:
             raise ConfigError(f"--load-in-4bit with {model}: random weights are trained whole, not below adapters.")
@@ -103,7 +102,7 @@ def _four_bits(device: torch.device) -> dict[str, Any]:
     if importlib.util.find_spec("bitsandbytes") is None:
         raise MissingExtra("bitsandbytes", "qlora")
     bfloat16 = devices.choose_precision("auto", device) == "bfloat16"
-    config = _transformers().BitsAndBytesConfig(
+    config = import_transformers().BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16 if bfloat16 else torch.float32,
     )  # fmt: skip
@@ -133,24 +132,49 @@ def add_lora(model: Any, *, rank: int, seed: int) -> Any:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
         raise MissingExtra("peft", "llm") from error
-    _transformers().set_seed(seed)
+    import_transformers().set_seed(seed)
     config = LoraConfig(task_type="CAUSAL_LM", r=rank, lora_alpha=2 * rank, target_modules="all-linear")
     return get_peft_model(model, config)
 
 
-@contextmanager
-def quietly() -> Iterator[None]:
-    """Keeps transformers from drawing bars for files and from warning of its own old names, until the block ends."""
-    logging = _transformers().utils.logging
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
-            yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
+def open_body(model: str) -> Any:
+    """The body of a model in the precision of its weights, for evaluation, on the CPU.
+
+    Args:
+        model: a folder with a configuration and safetensors, or a name of the hub.
+
+    Raises:
+        CheckpointError: configuration or weights are missing, damaged or not complete.
+        ConfigError: it is an adapter, or has a decoder that reads an encoder.
+        MissingExtra: transformers is not installed.
+    """
+    if is_folder(model):
+        check_folder(Path(model), adapter=False)
+    with quiet_transformers(least=logging.ERROR) as transformers:  # it warns of the unused head
+        try:
+            body, found = open_pretrained(
+                transformers.AutoModel.from_pretrained, model, place=model,
+                dtype="auto", use_safetensors=True, output_loading_info=True,
+            )  # fmt: skip
+        except CheckpointError:
+            raise
+        except Exception as error:  # damaged files make the reader fail in any way
+            reason = (str(error).strip() or type(error).__name__).partition("\n")[0]
+            raise CheckpointError(f"{model} cannot be opened as a model: {reason}") from error
+    # a pooler comes after the hidden states, and models that predict tokens are saved without one
+    check_complete(model, (name for name in found["missing_keys"] if not name.startswith("pooler.")))
+    if getattr(body.config, "is_encoder_decoder", False):
+        raise ConfigError(f"{model} is an encoder with a decoder: only models that read one sequence are measured.")
+    body.config.use_cache = False
+    return body.eval()
+
+
+def untrained(body: Any, *, seed: int) -> Any:
+    """The same configuration with the random weights that transformers begins with, a function of the seed."""
+    with quiet_transformers(least=logging.ERROR) as transformers, torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        auto = transformers.AutoModel
+        return open_pretrained(auto.from_config, body.config, place=body.config.name_or_path, dtype=body.dtype).eval()
 
 
 def check_folder(folder: Path, *, adapter: bool) -> None:
@@ -176,11 +200,3 @@ def _folder_of(model: str) -> Path:
     """The folder of a model or of a configuration, which may be given as a file."""
     path = Path(model.removeprefix(FROM_CONFIG))
     return path.parent if path.is_file() else path
-
-
-def _transformers() -> Any:
-    try:
-        import transformers
-    except ImportError as error:
-        raise MissingExtra("transformers", "llm") from error
-    return transformers

@@ -10,19 +10,16 @@ Reference: Cobbe et al., "Training Verifiers to Solve Math Word Problems", arXiv
 
 import importlib.resources
 import json
-import math
 import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import NormalDist
 from typing import Any, get_args
 
 from matrix_ssl.errors import ConfigError, DataError, MissingExtra, RunFolderError
-from matrix_ssl.llm.question_files import Rows, exchanges, find_columns
-from matrix_ssl.llm.settings import MODEL, RESULT
-from matrix_ssl.llm.templates import (
+from matrix_ssl.llm.data.question_files import Rows, exchanges, find_columns
+from matrix_ssl.llm.data.templates import (
     STOPS,
     Exchange,
     Extraction,
@@ -31,6 +28,7 @@ from matrix_ssl.llm.templates import (
     check_template,
     prompt,
 )
+from matrix_ssl.llm.settings import MODEL, RESULT
 from matrix_ssl.runs.files import read_json, write_atomically
 from matrix_ssl.runs.folder import ENVIRONMENT
 
@@ -62,30 +60,22 @@ class Score:
         """That of the chosen extraction."""
         return self.accuracies[self.extraction]
 
+    def interval(self, extraction: str) -> tuple[float, float]:
+        """The 95 % interval of an accuracy, for independent questions: within [0, 1], and accurate near its ends, too.
+
+        Reference: Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", JASA 22, 1927.
+        """
+        from scipy.stats import binomtest
+
+        n = len(self.answers)
+        interval = binomtest(round(self.accuracies[extraction] * n), n).proportion_ci(0.95, method="wilson")
+        return float(interval.low), float(interval.high)
+
     def to_dict(self) -> dict[str, Any]:
         """Accuracies and their 95 % intervals."""
-        n = len(self.answers)
-        return {
-            "accuracy": self.accuracy,
-            "interval": list(wilson_interval(self.accuracy, n)),
-            "questions": n,
-            "extraction": self.extraction,
-            "extractions": {
-                name: {"accuracy": value, "interval": list(wilson_interval(value, n))}
-                for name, value in self.accuracies.items()
-            },
-        }
-
-
-def wilson_interval(accuracy: float, n: int, *, level: float = 0.95) -> tuple[float, float]:
-    """The interval of a proportion of n independent questions; within [0, 1], and right near its ends, too.
-
-    Reference: Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", JASA 22, 1927.
-    """
-    z = NormalDist().inv_cdf((1 + level) / 2)
-    centre = accuracy + z**2 / (2 * n)
-    half = z * math.sqrt(accuracy * (1 - accuracy) / n + z**2 / (4 * n**2))
-    return max(0.0, (centre - half) / (1 + z**2 / n)), min(1.0, (centre + half) / (1 + z**2 / n))
+        rows = {key: {"accuracy": x, "interval": list(self.interval(key))} for key, x in self.accuracies.items()}
+        return {**rows[self.extraction], "questions": len(self.answers), "extraction": self.extraction,
+                "extractions": rows}  # fmt: skip
 
 
 def default_extraction(template: TemplateName) -> Extraction:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from matrix_ssl.errors import ConfigError
+from matrix_ssl.llm.data.templates import TemplateName
 from matrix_ssl.llm.objective import DEFAULTS, Objective
-from matrix_ssl.llm.templates import TemplateName
 
 RESULT, MODEL = "finetune.json", "model"  # file and folder of a run
 

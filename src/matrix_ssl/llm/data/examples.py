@@ -1,15 +1,19 @@
 """Exchanges as tokens: the prompt, which is given, and the answer, which is learned, with its end token."""
 
+import copy
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from matrix_ssl.errors import DataError
-from matrix_ssl.llm.templates import Exchange, adds_special_tokens, answer, prompt
+from matrix_ssl.llm.data.templates import Exchange, adds_special_tokens, answer, prompt
+
+if TYPE_CHECKING:
+    from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerBase
 
 IGNORED = -100
 _TOGETHER = 1000  # texts that a call of the tokenizer gets
@@ -28,11 +32,10 @@ class Examples:
     def __len__(self) -> int:
         return len(self.prompts)
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        ids = self.tokens[self.starts[index] : self.starts[index + 1]].long()
-        labels = ids.clone()
-        labels[: self.prompts[index]] = IGNORED
-        return {"input_ids": ids, "labels": labels}
+    def __getitem__(self, index: int) -> dict[str, list[int]]:
+        ids = self.tokens[self.starts[index] : self.starts[index + 1]].tolist()
+        start = int(self.prompts[index])
+        return {"input_ids": ids, "labels": [IGNORED] * start + ids[start:]}
 
     @property
     def learned(self) -> int:
@@ -40,7 +43,9 @@ class Examples:
         return len(self.tokens) - int(self.prompts.sum())
 
 
-def make_examples(rows: Sequence[Exchange], *, template: str, tokenizer: Any, max_length: int) -> Examples:
+def make_examples(
+    rows: Sequence[Exchange], *, template: str, tokenizer: "PreTrainedTokenizerBase", max_length: int
+) -> Examples:
     """Tokens of every row. Prompt and answer are encoded apart, so that a prompt has the tokens it has in generation.
 
     Args:
@@ -81,21 +86,14 @@ def make_examples(rows: Sequence[Exchange], *, template: str, tokenizer: Any, ma
     )
 
 
-@dataclass(frozen=True)
-class Collator:
-    """Puts examples side by side, filled up at the right with a token that is neither seen nor learned."""
+def collator(tokenizer: "PreTrainedTokenizerBase") -> "DataCollatorForSeq2Seq":
+    """Puts examples side by side, padded at the right with a token that is neither seen nor learned.
 
-    filler: int
+    A copy of the tokenizer does it: a model's own may have no token for padding, or pad at the left.
+    """
+    from transformers import DataCollatorForSeq2Seq
 
-    def __call__(self, examples: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """(batch, longest) of input_ids, labels and attention_mask."""
-        ids = [example["input_ids"] for example in examples]
-        return {
-            "input_ids": _side_by_side(ids, self.filler),
-            "labels": _side_by_side([example["labels"] for example in examples], IGNORED),
-            "attention_mask": _side_by_side([torch.ones_like(x) for x in ids], 0),
-        }
-
-
-def _side_by_side(columns: list[Tensor], filler: int) -> Tensor:
-    return torch.nn.utils.rnn.pad_sequence(columns, batch_first=True, padding_value=filler)
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.padding_side = "right"
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    return DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED)

@@ -7,11 +7,11 @@ the row of the token that follows,
     loss = mean_t [-log q_t,target]  +  weight · mean_t [-y_tᵀ log(Q_t + ridge·I) y_t]
 
 which is MCE(P_t, Q_t) of the paper up to tr Q_t = 1, a constant. A token whose row points where the target's does
-counts as partly right. Four forms of the matrix term bracket each other, see ``_term`` and the files of each:
+counts as partly right. Four forms of the matrix term bracket each other, see ``forms``:
 
     closed  ≤  lanczos  ≤  dense  ≤  top  ≤  -log(q_target + ridge)
 
-The rows carry no gradient because the term would be won by making all of them alike. It supplements the cross-entropy
+The rows carry no gradient because making all of them alike would minimise the term. It supplements the cross-entropy
 and never replaces it: its pull on the target's logit is that of the cross-entropy times q / (q + ridge) where rows are
 orthogonal, and vanishes for tokens that the model finds far less likely than the ridge. There the forms agree, and the
 sum is close to twice the cross-entropy.
@@ -27,13 +27,13 @@ from typing import NamedTuple
 from torch import Tensor
 
 from matrix_ssl.errors import ConfigError, DataError, MatrixShapeError, MatrixTypeError
-from matrix_ssl.llm._fused import Sums, sums_from_hidden, sums_from_logits
-from matrix_ssl.llm._positions import Positions, find_positions
-from matrix_ssl.llm.objective import DEFAULTS, Form, Objective, check_objective
+from matrix_ssl.llm.loss.fused import sums_from_hidden, sums_from_logits
+from matrix_ssl.llm.loss.positions import Positions, find_positions
+from matrix_ssl.llm.objective import DEFAULTS, Objective, check_objective
 
 
 class MatrixCrossEntropyTerms(NamedTuple):
-    """A loss and its parts, in nats. Only the loss has a gradient."""
+    """A loss and its terms, in nats. Only the loss has a gradient."""
 
     loss: Tensor  # (), ce + weight · mce
     ce: Tensor  # (), cross-entropy
@@ -45,25 +45,36 @@ def matrix_cross_entropy_loss(
     head_weight: Tensor,
     labels: Tensor,
     *,
-    weight: float = DEFAULTS.weight,
-    ridge: float = DEFAULTS.ridge,
-    form: Form = DEFAULTS.form,
-    steps: int = DEFAULTS.steps,
-    top: int = DEFAULTS.top,
+    objective: Objective = DEFAULTS,
     num_items_in_batch: int | Tensor | None = None,
-    chunk: int = DEFAULTS.chunk,
     ignore_index: int = -100,
 ) -> Tensor:
+    """The loss of ``matrix_cross_entropy_terms``, with the same arguments: a scalar in nats."""
+    return matrix_cross_entropy_terms(
+        hidden, head_weight, labels,
+        objective=objective, num_items_in_batch=num_items_in_batch, ignore_index=ignore_index,
+    ).loss  # fmt: skip
+
+
+def matrix_cross_entropy_terms(
+    hidden: Tensor,
+    head_weight: Tensor,
+    labels: Tensor,
+    *,
+    objective: Objective = DEFAULTS,
+    num_items_in_batch: int | Tensor | None = None,
+    ignore_index: int = -100,
+) -> MatrixCrossEntropyTerms:
     """Cross-entropy plus ``weight`` times matrix cross-entropy, from hidden states; the logits are never whole.
 
     Value and gradients are computed together, ``chunk`` positions at a time, and only the gradients are kept. So memory
     is that of a few (chunk, vocabulary) matrices. A head that needs no gradient costs none. Beside the three products
     of a head and its gradients, ``"closed"`` takes one more, ``"lanczos"`` 2·steps - 1, ``"top"`` small ones.
 
-    It computes in float32, float64 stays, with autocast off; a head in half precision is copied to float32 once. Where
-    the labels are on the CPU, they and the cross-entropy are checked. Elsewhere a look would make the device wait: a
-    label out of range is an error of the device there, and NaN in gives NaN out or an error of PyTorch's
-    eigen-decomposition. ``"closed"`` never waits for the device; that decomposition, in the other forms, does.
+    It computes in float32, float64 stays, with autocast off; a head in half precision is copied to float32 once. Labels
+    on the CPU are checked, and so is the cross-entropy. Elsewhere a check would make the device wait: a label out of
+    range is an error of the device there, and NaN in gives NaN out or an error of PyTorch's eigen-decomposition.
+    ``"closed"`` never waits for the device; that decomposition, in the other forms, does.
 
     The defaults: ridge 0.01 is the probability from which on the matrix term pulls at least half as hard as the
     cross-entropy. Tokens below are rare once a model is worth fine-tuning; a smaller ridge makes the term more like a
@@ -75,20 +86,15 @@ def matrix_cross_entropy_loss(
         hidden: (batch, positions, d), the last hidden states, as they enter the head.
         head_weight: (vocabulary, d), the weight of the head, which has no bias. Its gradient is that of the logits.
         labels: (batch, positions), integers, UNSHIFTED: position t predicts label t + 1.
-        weight: λ ≥ 0, of the matrix term.
-        ridge: μ > 0, added to the eigenvalues of Q, which sum to one.
-        form: ``"closed"``, ``"lanczos"``, ``"top"`` or ``"dense"``. Gradients are exact, but for that of ``"lanczos"``
-            between one step and as many as exhaust the space.
-        steps: of ``"lanczos"``, 1 to d.
-        top: number of tokens of ``"top"``, 1 to the vocabulary, the target among them.
+        objective: weight λ ≥ 0, ridge μ > 0, which is added to the eigenvalues of Q, form, and positions a chunk.
+            Gradients are exact, except that of ``"lanczos"`` between one step and as many as exhaust the space.
         num_items_in_batch: the sum over positions is divided by it: labels counted in all micro-batches and processes
-            that make one step. None for the mean over the positions counted here.
-        chunk: positions computed at a time.
+            of one step. None for the mean over the positions counted here.
         ignore_index: the label that does not count.
 
     Returns:
-        A scalar, in nats, differentiable once. With ``num_items_in_batch`` a batch whose labels are all ignored gives
-        0, with gradients of 0; without it that is an error, and 0 on other devices than the CPU.
+        Scalars, in nats; the loss is differentiable once. With ``num_items_in_batch`` a batch whose labels are all
+        ignored gives 0, with gradients of 0; without it that is an error, and 0 on other devices than the CPU.
 
     Raises:
         ConfigError: a number is out of its range, or the form is unknown.
@@ -97,51 +103,9 @@ def matrix_cross_entropy_loss(
         MatrixTypeError: hidden states or head are no real floating-point numbers, or labels no integers.
         NotFiniteError: the cross-entropy is NaN or infinite at some position.
     """
-    objective = Objective(weight, ridge, form, steps, top, chunk)
-    return _from_hidden(hidden, head_weight, labels, objective, num_items_in_batch, ignore_index).loss
-
-
-def matrix_cross_entropy_terms(
-    hidden: Tensor,
-    head_weight: Tensor,
-    labels: Tensor,
-    *,
-    weight: float = DEFAULTS.weight,
-    ridge: float = DEFAULTS.ridge,
-    form: Form = DEFAULTS.form,
-    steps: int = DEFAULTS.steps,
-    top: int = DEFAULTS.top,
-    num_items_in_batch: int | Tensor | None = None,
-    chunk: int = DEFAULTS.chunk,
-    ignore_index: int = -100,
-) -> MatrixCrossEntropyTerms:
-    """``matrix_cross_entropy_loss`` with its parts, divided as the loss is."""
-    objective = Objective(weight, ridge, form, steps, top, chunk)
-    return _from_hidden(hidden, head_weight, labels, objective, num_items_in_batch, ignore_index)
-
-
-def matrix_cross_entropy_from_logits(
-    logits: Tensor,
-    head_weight: Tensor,
-    labels: Tensor,
-    *,
-    weight: float = DEFAULTS.weight,
-    ridge: float = DEFAULTS.ridge,
-    form: Form = DEFAULTS.form,
-    steps: int = DEFAULTS.steps,
-    top: int = DEFAULTS.top,
-    num_items_in_batch: int | Tensor | None = None,
-    chunk: int = DEFAULTS.chunk,
-    ignore_index: int = -100,
-) -> Tensor:
-    """``matrix_cross_entropy_loss`` from logits (batch, positions, vocabulary), for heads that are not one product.
-
-    The gradient is by the logits alone, and through them reaches the head. It is computed in the backward, chunk by
-    chunk; until then nothing is kept but the logits, and the matrix term is computed twice. Logits may have a bias,
-    a scale or a cap; ``head_weight`` gives the rows. Other arguments, returns and raises as there.
-    """
-    objective = Objective(weight, ridge, form, steps, top, chunk)
-    return _from_logits(logits, head_weight, labels, objective, num_items_in_batch, ignore_index).loss
+    positions = _check(hidden, "hidden", 1, head_weight, labels, objective, ignore_index)
+    sums = sums_from_hidden(hidden.flatten(0, 1), head_weight, positions, objective)
+    return _divide(sums, positions, num_items_in_batch)
 
 
 def matrix_cross_entropy_terms_from_logits(
@@ -149,42 +113,19 @@ def matrix_cross_entropy_terms_from_logits(
     head_weight: Tensor,
     labels: Tensor,
     *,
-    weight: float = DEFAULTS.weight,
-    ridge: float = DEFAULTS.ridge,
-    form: Form = DEFAULTS.form,
-    steps: int = DEFAULTS.steps,
-    top: int = DEFAULTS.top,
+    objective: Objective = DEFAULTS,
     num_items_in_batch: int | Tensor | None = None,
-    chunk: int = DEFAULTS.chunk,
     ignore_index: int = -100,
 ) -> MatrixCrossEntropyTerms:
-    """``matrix_cross_entropy_from_logits`` with its parts, divided as the loss is."""
-    objective = Objective(weight, ridge, form, steps, top, chunk)
-    return _from_logits(logits, head_weight, labels, objective, num_items_in_batch, ignore_index)
+    """``matrix_cross_entropy_terms`` from logits (batch, positions, vocabulary), for heads that are not one product.
 
-
-def _from_hidden(
-    hidden: Tensor,
-    head_weight: Tensor,
-    labels: Tensor,
-    objective: Objective,
-    num_items: int | Tensor | None,
-    ignore_index: int,
-) -> MatrixCrossEntropyTerms:
-    positions = _check(hidden, "hidden", 1, head_weight, labels, objective, ignore_index)
-    return _divide(sums_from_hidden(hidden.flatten(0, 1), head_weight, positions, objective), positions, num_items)
-
-
-def _from_logits(
-    logits: Tensor,
-    head_weight: Tensor,
-    labels: Tensor,
-    objective: Objective,
-    num_items: int | Tensor | None,
-    ignore_index: int,
-) -> MatrixCrossEntropyTerms:
+    The gradient is by the logits alone, and through them reaches the head. It is computed in the backward, chunk by
+    chunk; until then nothing is kept but the logits, and the matrix term is computed twice. Logits may have a bias,
+    a scale or a cap; ``head_weight`` gives the rows. Other arguments, returns and raises as there.
+    """
     positions = _check(logits, "logits", 0, head_weight, labels, objective, ignore_index)
-    return _divide(sums_from_logits(logits.flatten(0, 1), head_weight, positions, objective), positions, num_items)
+    sums = sums_from_logits(logits.flatten(0, 1), head_weight, positions, objective)
+    return _divide(sums, positions, num_items_in_batch)
 
 
 def _check(
@@ -201,31 +142,31 @@ def _check(
         if x.ndim != dimensions or 0 in x.shape:
             expected = "(batch, positions, d)" if side else "(batch, positions, vocabulary)"
             raise MatrixShapeError(
-                f"{called} has the shape {tuple(x.shape)}: expected {expected if x is outputs else '(vocabulary, d)'}, "
-                f"nothing of it empty."
+                f"{called} has the shape {tuple(x.shape)}: expected a non-empty tensor "
+                f"{expected if x is outputs else '(vocabulary, d)'}."
             )
         if not x.is_floating_point():
             raise MatrixTypeError(f"{called} has the type {x.dtype}: pass real floating-point numbers.")
     if outputs.shape[-1] != head_weight.shape[side]:
         raise MatrixShapeError(
             f"{name} {tuple(outputs.shape)} and head_weight {tuple(head_weight.shape)} do not fit: the last dimension "
-            f"of {name} has to be that of the {'width' if side else 'vocabulary'}, {head_weight.shape[side]}."
+            f"of {name} must equal the {'width' if side else 'vocabulary'}, {head_weight.shape[side]}."
         )
     vocabulary, d = head_weight.shape
     check_objective(objective, vocabulary=vocabulary, d=d)
     return find_positions(labels, shape=outputs.shape[:2], vocabulary=vocabulary, ignore_index=ignore_index)
 
 
-def _divide(sums: Sums, positions: Positions, num_items: int | Tensor | None) -> MatrixCrossEntropyTerms:
+def _divide(sums: tuple[Tensor, ...], positions: Positions, num_items: int | Tensor | None) -> MatrixCrossEntropyTerms:
     """The sums over ``num_items``, or over the number of positions that count."""
     count = positions.total()
     if num_items is None:
         if isinstance(count, int) and count == 0:
             raise DataError(
-                "all labels are ignored, and the first one of every sequence never counts: nothing is left to learn. "
-                "Mask less of the sequences or make them longer; with num_items_in_batch such a batch gives 0."
+                "All labels are ignored (the first of every sequence never counts), so there is nothing to learn: mask "
+                "less of the sequences or make them longer. With num_items_in_batch such a batch gives 0."
             )
         num_items = count.clamp_min(1) if isinstance(count, Tensor) else count
     elif (not isinstance(num_items, Tensor) or num_items.device.type == "cpu") and not num_items > 0:
-        raise ConfigError(f"num_items_in_batch={num_items}: the number of labels that a step counts is above zero.")
+        raise ConfigError(f"num_items_in_batch={num_items}: expected a number above 0, of labels counted in a step.")
     return MatrixCrossEntropyTerms(*(x / num_items for x in sums))

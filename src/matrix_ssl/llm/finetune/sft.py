@@ -8,8 +8,8 @@ accuracy come from that head and are not made.
 from typing import Any
 
 from matrix_ssl.errors import ConfigError, MissingExtra
+from matrix_ssl.llm.finetune.trainer import MatrixTrainer
 from matrix_ssl.llm.objective import DEFAULTS, Objective
-from matrix_ssl.llm.trainer import MatrixTrainer
 
 try:
     from trl import SFTTrainer

@@ -17,14 +17,13 @@ import torch
 
 from matrix_ssl import distributed
 from matrix_ssl.errors import ConfigError
-from matrix_ssl.llm._recorder import Recorder
 from matrix_ssl.llm.arguments import training_arguments
-from matrix_ssl.llm.examples import Collator, Examples, make_examples
+from matrix_ssl.llm.data.examples import Examples, collator, make_examples
+from matrix_ssl.llm.data.question_files import Rows, exchanges, find_columns, read_rows
+from matrix_ssl.llm.data.templates import check_template
+from matrix_ssl.llm.finetune.trainer import MatrixTrainer, Recorder, check_trainable
 from matrix_ssl.llm.models import FROM_CONFIG, add_lora, open_model, open_tokenizer
-from matrix_ssl.llm.question_files import Rows, exchanges, find_columns, read_rows
 from matrix_ssl.llm.settings import MODEL, RESULT, FineTuneSettings, check_settings, to_dict
-from matrix_ssl.llm.templates import check_template
-from matrix_ssl.llm.trainer import MatrixTrainer, check_trainable
 from matrix_ssl.runs import devices
 from matrix_ssl.runs.display import Display
 from matrix_ssl.runs.files import cannot_write, read_json, write_json
@@ -168,14 +167,12 @@ def newest_checkpoint(out: Path) -> Path | None:
 def _trainer(prepared: Prepared, recorder: Recorder) -> MatrixTrainer:
     from transformers import PrinterCallback
 
-    tokenizer = prepared.tokenizer
-    filler = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     trainer = MatrixTrainer(
         model=prepared.model,
         args=prepared.arguments,
         train_dataset=prepared.examples,
-        data_collator=Collator(filler),
-        processing_class=tokenizer,
+        data_collator=collator(prepared.tokenizer),
+        processing_class=prepared.tokenizer,
         callbacks=[recorder],
         matrix=prepared.settings.objective,
     )

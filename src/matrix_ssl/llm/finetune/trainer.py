@@ -10,20 +10,28 @@ the model's own loss. So with ``weight=0`` the training is that of ``Trainer``, 
 """
 
 import math
+import time
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from matrix_ssl import distributed
 from matrix_ssl.errors import ConfigError, DataError, MissingExtra, TrainingError
-from matrix_ssl.llm._model_head import check_vocabulary, head_rows, head_shape
-from matrix_ssl.llm.loss import matrix_cross_entropy_terms_from_logits
+from matrix_ssl.llm.head import check_vocabulary, head_rows, head_shape
+from matrix_ssl.llm.loss.loss import matrix_cross_entropy_terms_from_logits
 from matrix_ssl.llm.objective import DEFAULTS, Objective, check_objective
+from matrix_ssl.runs.display import Display
+from matrix_ssl.runs.metrics import MetricsWriter
 
 try:
-    from transformers import Trainer
+    from transformers import Trainer, TrainerCallback
 except ImportError as error:
     raise MissingExtra("transformers", "llm") from error
+
+_SECONDS_BETWEEN_LINES = 10.0
+_KEYS = ("loss", "ce", "mce", "grad_norm", "learning_rate", "epoch")
 
 
 def check_trainable(model: Any, tokenizer: Any, arguments: Any, matrix: Objective) -> None:
@@ -120,7 +128,7 @@ class MatrixTrainer(Trainer):
             _logits(outputs),
             head_rows(self.model),
             labels,
-            **self.matrix._asdict(),
+            objective=self.matrix,
             num_items_in_batch=num_items_in_batch,
         )
         scale = 1
@@ -152,6 +160,38 @@ class MatrixTrainer(Trainer):
                 )
             self._sums = None
         super().log(logs, start_time)
+
+
+class Recorder(TrainerCallback):
+    """Appends to ``metrics.jsonl`` and stops the training after a checkpoint when a signal has come to any process."""
+
+    def __init__(self, run: Path, *, after_step: int, received: list[int], display: Display):
+        """Drops the lines after ``after_step``; ``received`` grows when signals come."""
+        self.stopped_by = 0  # number of a signal
+        self._writer = MetricsWriter(run, after_step=after_step) if distributed.is_main() else None
+        self._received, self._display, self._said = received, display, 0.0
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        """All lines of the run; on other processes than the main one, none."""
+        return self._writer.history if self._writer is not None else []
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        """Writes a line of the training."""
+        if self._writer is None or "loss" not in logs:
+            return
+        self._writer.write({"step": state.global_step, **{key: logs[key] for key in _KEYS if key in logs}})
+        if time.monotonic() - self._said >= _SECONDS_BETWEEN_LINES or state.global_step == state.max_steps:
+            self._said = time.monotonic()
+            text = "  ".join(f"{key} {logs[key]:.4g}" for key in ("loss", "ce", "mce"))
+            self._display.say(f"step {state.global_step}/{state.max_steps}  {text}")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Agrees with the other processes on whether to go on."""
+        mine = torch.tensor(self._received[0] if self._received else 0, device=args.device)
+        self.stopped_by = int(distributed.maximum(mine))
+        if self.stopped_by:
+            control.should_save = control.should_training_stop = True
 
 
 def _logits(outputs: Any) -> Tensor:

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from matrix_ssl.errors import ConfigError, MatrixError
-from matrix_ssl.llm import _windows, models
-from matrix_ssl.llm._body import open_body, untrained
-from matrix_ssl.llm.representations import Measures, TokenStatistics
+from matrix_ssl.llm import models
+from matrix_ssl.llm.diagnose import windows as reading
+from matrix_ssl.llm.diagnose.measures import Measures, TokenStatistics
 from matrix_ssl.llm.score import find_model
 from matrix_ssl.report.diagnosis import PAGE, RESULT, layer_name, write_page
 from matrix_ssl.runs import devices
@@ -124,25 +124,25 @@ def choose_layers(wanted: str, depth: int) -> list[int]:
 
 
 def _measure_both(settings: DiagnoseSettings, device: torch.device, on_progress: Progress) -> dict[str, Any]:
-    next(_windows.read_blocks(settings.text))  # a wrong path is told before models are opened
+    next(reading.read_blocks(settings.text))  # a wrong path is told before models are opened
     place = _place(settings.model)
-    model = open_body(place)
+    model = models.open_body(place)
     tokenizer = models.open_tokenizer(place)
     reference = _open_reference(settings, model)
     layers = choose_layers(settings.layers, _config(model).num_hidden_layers)
     length = _window_length(settings.window, [model] if reference is None else [model, reference])
-    before, after = _windows.special_tokens(tokenizer)
+    before, after = reading.special_tokens(tokenizer)
 
     def batches() -> Iterator[list[list[int]]]:
-        windows = _windows.token_windows(
-            _windows.read_blocks(settings.text),
+        windows = reading.token_windows(
+            reading.read_blocks(settings.text),
             lambda block: tokenizer(block, add_special_tokens=False, verbose=False).input_ids,
             length=length,
             before=before,
             after=after,
             max_tokens=settings.max_tokens,
         )
-        return _windows.batches(windows, settings.batch_size)
+        return reading.batches(windows, settings.batch_size)
 
     names = settings.model, str(settings.reference)
     about = _about(names[0], model)
@@ -173,8 +173,8 @@ def _open_reference(settings: DiagnoseSettings, model: Any) -> Any | None:
     if settings.reference is None:
         return None
     if settings.reference == UNTRAINED:
-        return untrained(model, seed=settings.seed)
-    reference = open_body(_place(settings.reference))
+        return models.untrained(model, seed=settings.seed)
+    reference = models.open_body(_place(settings.reference))
     for what, key in (("layers", "num_hidden_layers"), ("wide hidden states", "hidden_size")):
         ours, theirs = getattr(_config(model), key), getattr(_config(reference), key)
         if ours != theirs:

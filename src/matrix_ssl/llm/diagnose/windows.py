@@ -1,41 +1,40 @@
 """A text file as windows of tokens, read piece by piece: memory does not grow with the file."""
 
-import codecs
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from matrix_ssl.errors import ConfigError, DataError
 
-BLOCK = 1 << 16  # characters that are tokenised at a time, and bytes that are read
+BLOCK = 1 << 16  # characters that are tokenised at a time
 
 
 def read_blocks(path: Path) -> Iterator[str]:
     """The text of a UTF-8 file in blocks of up to ``BLOCK`` characters, each but the last ending in a line break.
 
-    Where a block has none it ends in other white space, and without that anywhere.
+    A block without one ends in other white space, and without that anywhere.
 
     Raises:
         DataError: the file is absent, unreadable or empty, or a byte is not UTF-8; the error names its offset.
     """
-    decoder, rest, offset = codecs.getincrementaldecoder("utf-8")(), "", 0
+    rest, characters = "", 0
     try:
-        with path.open("rb") as file:
+        with path.open(encoding="utf-8", newline="") as file:
             while piece := file.read(BLOCK):
-                begun = len(decoder.getstate()[0])  # bytes of a character that the last piece has cut
-                rest += _decode(decoder, piece, path, offset - begun)
-                offset += len(piece)
+                rest += piece
+                characters += len(piece)
                 while len(rest) >= BLOCK:
                     end = _last_break(rest[:BLOCK])
                     yield rest[:end]
                     rest = rest[end:]
     except FileNotFoundError:
-        raise DataError(f"{path} does not exist: name a text file.") from None
+        raise DataError(f"{path} does not exist: pass a text file.") from None
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
-    if not offset:
-        raise DataError(f"{path} is empty: name a file with text.")
-    _decode(decoder, b"", path, offset - len(decoder.getstate()[0]))  # a character that the end has cut
+    except UnicodeDecodeError:
+        raise _not_utf8(path) from None
+    if not characters:
+        raise DataError(f"{path} is empty: pass a file with text.")
     if rest:
         yield rest
 
@@ -51,11 +50,11 @@ def token_windows(
 ) -> Iterator[list[int]]:
     """The text as windows of ``length`` tokens, the special ones of ``before`` and ``after`` among them.
 
-    What is left at the end and fills no window is dropped, unless there is no other window. Every window but such a
-    single one has the same length, so batches need no padding.
+    An incomplete last window is dropped, unless it is the only one. So all windows of a text have the same length, and
+    batches need no padding.
 
     Args:
-        encode: gives the tokens of a block, without special ones.
+        encode: the tokens of a block, without special ones.
         max_tokens: of the text; None for all.
 
     Raises:
@@ -64,7 +63,7 @@ def token_windows(
     """
     room = length - len(before) - len(after)
     if room < 1:
-        raise ConfigError(f"window={length}: the tokenizer's special tokens fill it; choose a longer one.")
+        raise ConfigError(f"window={length}: the tokenizer's special tokens fill the window; choose a longer one.")
     waiting: list[int] = []
     total, any_whole = 0, False
     for block in blocks:
@@ -80,13 +79,13 @@ def token_windows(
         if total == max_tokens:
             break
     if total < 2:
-        raise DataError(f"the text has {total} {'token' if total == 1 else 'tokens'}: at least two are needed.")
+        raise DataError(f"The text has {total} {'token' if total == 1 else 'tokens'}: pass at least two.")
     if not any_whole:
         yield [*before, *waiting, *after]
 
 
 def special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """Which tokens the tokenizer puts before and after a text that a model is to read."""
+    """The tokens that the tokenizer puts before and after a text for a model."""
     plain = tokenizer("a", add_special_tokens=False).input_ids
     dressed = tokenizer("a").input_ids
     starts = [i for i in range(len(dressed)) if dressed[i : i + len(plain)] == plain]
@@ -95,7 +94,7 @@ def special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
 
 
 def batches(windows: Iterable[list[int]], size: int) -> Iterator[list[list[int]]]:
-    """Lists of ``size`` windows, the last one of what is left."""
+    """Lists of ``size`` windows; the last one may be shorter."""
     batch: list[list[int]] = []
     for window in windows:
         batch.append(window)
@@ -106,18 +105,17 @@ def batches(windows: Iterable[list[int]], size: int) -> Iterator[list[list[int]]
         yield batch
 
 
-def _decode(decoder: codecs.IncrementalDecoder, piece: bytes, path: Path, offset: int) -> str:
-    """The piece as text; ``offset`` is where in the file the decoder's bytes begin."""
+def _not_utf8(path: Path) -> DataError:
+    """The error for a file that is not UTF-8, with the first wrong byte of the whole file."""
     try:
-        return decoder.decode(piece, final=not piece)
+        path.read_bytes().decode()
     except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path} is not UTF-8: byte 0x{error.object[error.start]:02x} at offset {offset + error.start} "
-            f"({error.reason}). Convert the file, for example with iconv -t UTF-8."
-        ) from None
+        place = f"byte 0x{error.object[error.start]:02x} at offset {error.start} ({error.reason})"
+        return DataError(f"{path} is not UTF-8: {place}. Convert the file, for example with iconv -t UTF-8.")
+    return DataError(f"{path} changed while it was read: run the command again.")
 
 
 def _last_break(text: str) -> int:
-    """Behind the last line break, or the last white space, or at the end."""
+    """The position after the last line break, else after the last white space, else the end."""
     end = text.rfind("\n") + 1
     return end or next((i + 1 for i in range(len(text) - 1, -1, -1) if text[i].isspace()), len(text))

@@ -11,7 +11,7 @@ from typing import Any
 
 from matrix_ssl.data.hub import open_dataset
 from matrix_ssl.errors import DataError, MissingExtra, did_you_mean
-from matrix_ssl.llm.templates import Exchange
+from matrix_ssl.llm.data.templates import Exchange
 
 KNOWN = (("question", "answer"), ("query", "response"), ("prompt", "completion"), ("messages",))
 _HUB = "hf:"

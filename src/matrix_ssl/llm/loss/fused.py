@@ -4,46 +4,38 @@ With hidden states the logits are never whole: value and gradients come from one
 for the backward are the gradients. They are those of the sum over positions, before any division, in float32 or better:
 half precision would lose what is small before the factor of the mean and a loss scale arrive in the backward. The
 backward scales them in place and gives them away: a copy of the head's would cost a quarter of a product. So a second
-backward of a retained graph computes them anew. With given logits the gradient is as large as they are: it is computed
+backward of a retained graph computes them anew. From logits the gradient is as large as they are: it is computed
 in the backward, and between the two only the logits themselves are kept.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from matrix_ssl.errors import NotFiniteError
-from matrix_ssl.llm._closed import closed
-from matrix_ssl.llm._dense import dense
-from matrix_ssl.llm._head import Head
-from matrix_ssl.llm._lanczos import lanczos
-from matrix_ssl.llm._positions import Positions
-from matrix_ssl.llm._term import Term
-from matrix_ssl.llm._top import top
+from matrix_ssl.llm.head import Head
+from matrix_ssl.llm.loss.forms import Term, matrix_term
+from matrix_ssl.llm.loss.positions import Positions
 from matrix_ssl.llm.objective import Objective
 from matrix_ssl.matrix._checks import full_precision, looks_at_values, without_autocast
 from matrix_ssl.matrix._once import differentiable_once
 
-
-class Sums(NamedTuple):
-    """Sums over the counted positions. Only the loss has a gradient."""
-
-    loss: Tensor
-    ce: Tensor
-    mce: Tensor
+Sums = tuple[Tensor, Tensor, Tensor]  # loss, ce and mce over the counted positions; only the loss has a gradient
 
 
 def sums_from_hidden(hidden: Tensor, head_weight: Tensor, positions: Positions, objective: Objective) -> Sums:
     """The sums from hidden states (batch · length, d), differentiable by them and by the head (vocabulary, d)."""
     needed = [torch.is_grad_enabled() and x.requires_grad for x in (hidden, head_weight)]
-    return Sums(*_FromHidden.apply(hidden, head_weight, positions, objective, needed))
+    loss, ce, mce = _FromHidden.apply(hidden, head_weight, positions, objective, needed)
+    return loss, ce, mce
 
 
 def sums_from_logits(logits: Tensor, head_weight: Tensor, positions: Positions, objective: Objective) -> Sums:
     """The sums from logits (batch · length, vocabulary), differentiable by them."""
-    return Sums(*_FromLogits.apply(logits, head_weight.detach(), positions, objective))
+    loss, ce, mce = _FromLogits.apply(logits, head_weight.detach(), positions, objective)
+    return loss, ce, mce
 
 
 class _FromHidden(torch.autograd.Function):
@@ -83,7 +75,7 @@ def _values_and_gradients(
     with without_autocast(hidden):
         head = Head.of(head_weight, _dtype(hidden, head_weight))
         by_hidden = torch.zeros_like(full_precision(hidden)) if needed[0] else None
-        by_head: Tensor | None = None  # made by the first chunk: zeros would be written only to be read
+        by_head: Tensor | None = None  # set by the first chunk: zeros would be written only to be read
 
         def logits(part: Positions) -> Tensor:
             return part.take(hidden, head.weight.dtype) @ head.weight.mT
@@ -131,7 +123,7 @@ class _FromLogits(torch.autograd.Function):
 
 
 def _dtype(x: Tensor, head_weight: Tensor) -> torch.dtype:
-    """float64 where one of both has it, float32 otherwise."""
+    """float64 if one of them has it, float32 otherwise."""
     return torch.float64 if torch.float64 in (x.dtype, head_weight.dtype) else torch.float32
 
 
@@ -141,7 +133,7 @@ def _sum(
     objective: Objective,
     logits: Callable[[Positions], Tensor],
     collect: Callable[[Positions, Tensor], None] | None,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Sums:
     """The sums; ``collect`` gets the gradient by the logits (n, vocabulary) of every chunk, and may overwrite it."""
     ce, mce = head.weight.new_zeros(2, len(positions.rows)).unbind()
     for part, own, of_matrix in zip(
@@ -152,20 +144,12 @@ def _sum(
         if looks_at_values(q, None):
             _check_finite(own, part)
         q.exp_()
-        term = _matrix_term(q, part.targets, head, objective)
+        term = matrix_term(q, part.targets, head, objective)
         of_matrix.copy_(part.mask(term.value))
         if collect is not None:
             collect(part, part.mask(_slope(q, term, part.targets, objective.weight)))
     totals = ce.sum(), mce.sum()
     return totals[0] + objective.weight * totals[1], *totals
-
-
-def _matrix_term(q: Tensor, targets: Tensor, head: Head, objective: Objective) -> Term:
-    if objective.form == "lanczos":
-        return lanczos(q, targets, head, objective.ridge, objective.steps)
-    if objective.form == "top":
-        return top(q, targets, head, objective.ridge, objective.top)
-    return (closed if objective.form == "closed" else dense)(q, targets, head, objective.ridge)
 
 
 def _slope(q: Tensor, term: Term, targets: Tensor, weight: float) -> Tensor:
@@ -184,7 +168,7 @@ def _check_finite(ce: Tensor, part: Positions) -> None:
     worst = int((~ce.isfinite()).nonzero()[0])
     batch, position = divmod(int(part.rows[worst]), part.length)
     raise NotFiniteError(
-        f"the cross-entropy at batch {batch}, position {position} is {ce[worst].item()}: the hidden states or logits "
-        f"there, or the head, hold NaN or infinite values. Find the step that made them, often too high a learning "
-        f"rate or an overflow of half precision."
+        f"The cross-entropy at batch {batch}, position {position} is {ce[worst].item()}: the hidden states or logits "
+        f"there, or the head, contain NaN or infinite values. Trace the operation that produced them, often too high a "
+        f"learning rate or an overflow of half precision."
     )

@@ -1,7 +1,7 @@
 """Which positions a batch of labels counts, and what is to be predicted there.
 
-Where looking at the labels is free, on the CPU, the others are left out of all work. Elsewhere that would make the
-device wait, so there they are computed and count zero.
+On the CPU, where reading the labels is free, the other positions are skipped. Elsewhere that would make the device
+wait, so there they are computed and count zero.
 """
 
 from collections.abc import Iterator
@@ -41,7 +41,7 @@ class Positions(NamedTuple):
         return x.masked_fill_(~self.counted.view(-1, *[1] * (x.ndim - 1)), 0)
 
     def total(self) -> Tensor | int:
-        """How many count."""
+        """The number of positions that count."""
         return len(self.rows) if self.counted is None else self.counted.sum()
 
 
@@ -55,17 +55,17 @@ def find_positions(labels: Tensor, *, shape: torch.Size, vocabulary: int, ignore
         ignore_index: the label that does not count.
 
     Raises:
-        MatrixShapeError: the labels have another shape.
-        MatrixTypeError: they are no integers.
+        MatrixShapeError: the labels have a different shape.
+        MatrixTypeError: they are not integers.
         DataError: one is out of range; checked on the CPU.
     """
     if labels.shape != shape:
         raise MatrixShapeError(
-            f"labels have the shape {tuple(labels.shape)}, but the outputs are for {tuple(shape)} (batch, positions): "
+            f"The labels have the shape {tuple(labels.shape)}, but the outputs {tuple(shape)} (batch, positions): "
             f"pass the labels unshifted, one for each position."
         )
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise MatrixTypeError(f"labels have the type {labels.dtype}: they are tokens, pass integers.")
+        raise MatrixTypeError(f"The labels have the type {labels.dtype}: pass token ids, which are integers.")
     following = F.pad(labels[:, 1:], (0, 1), value=ignore_index).flatten().long()
     counted = following != ignore_index
     if looks_at_values(labels, None):
@@ -82,11 +82,9 @@ def _check_range(targets: Tensor, vocabulary: int, ignore_index: int) -> None:
         return
     least, largest = targets.min().item(), targets.max().item()
     if least < 0:
-        raise DataError(
-            f"the labels hold {least}: tokens are numbered from 0, and only ignore_index={ignore_index} is left out."
-        )
+        raise DataError(f"A label is {least}: token ids begin at 0, and only ignore_index={ignore_index} is skipped.")
     if largest >= vocabulary:
         raise DataError(
-            f"the largest label is {largest}, but the head has a vocabulary of {vocabulary} (0 to {vocabulary - 1}): "
+            f"The largest label is {largest}, but the head has a vocabulary of {vocabulary} (0 to {vocabulary - 1}): "
             f"pass the tokenizer that belongs to the model, or resize its embeddings."
         )

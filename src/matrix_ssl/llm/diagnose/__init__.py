@@ -1,0 +1,1 @@
+"""How many directions the token representations of a language model use."""

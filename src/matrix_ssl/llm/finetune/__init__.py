@@ -1,0 +1,1 @@
+"""Trainers of transformers and trl with the loss, and a whole fine-tuning."""

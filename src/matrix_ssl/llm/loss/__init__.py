@@ -1,0 +1,1 @@
+"""Cross-entropy plus matrix cross-entropy of the next token."""

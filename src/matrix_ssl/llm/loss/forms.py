@@ -1,0 +1,164 @@
+"""The four forms of the matrix cross-entropy, and the one formula behind all of them.
+
+A form describes every token i by coordinates s_i in a space of few dimensions and the target by a vector a there:
+
+    M = Σ_i q_i s_i s_iᵀ        value = -aᵀ log(M + ridge·I) a        ∂value/∂q_i = -s_iᵀ L s_i
+
+with L the Fréchet derivative of log at M + ridge·I in the direction aaᵀ, symmetric and positive semi-definite. So no
+token's gradient has the wrong sign: more probability on any token never raises the value, and softmax makes them
+compete.
+
+    form       s_i                        a          dimensions
+    closed     <y_i, y>                   1          1
+    lanczos    Vᵀ y_i, V from q and y     Vᵀ y       steps
+    top        y_i, of few tokens i       y          min(top, d)
+    dense      y_i                        y          d
+
+All take q (n, vocabulary), targets (n,), the head and the ridge.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from matrix_ssl.llm.head import Head
+from matrix_ssl.llm.objective import Objective
+from matrix_ssl.matrix._spectral import log_difference
+
+
+class Term(NamedTuple):
+    """The matrix cross-entropy of n positions and its gradient by their probabilities q."""
+
+    value: Tensor  # (n,)
+    pull: Tensor  # (n, m), q_i · ∂value/∂q_i
+    tokens: Tensor | None = None  # (n, m), which i; None where m is the whole vocabulary in its order
+
+
+def matrix_term(q: Tensor, targets: Tensor, head: Head, objective: Objective) -> Term:
+    """The matrix cross-entropy at n positions, q (n, vocabulary) and targets (n,), in the form of the objective."""
+    if objective.form == "lanczos":
+        return lanczos(q, targets, head, objective.ridge, objective.steps)
+    if objective.form == "top":
+        return top(q, targets, head, objective.ridge, objective.top)
+    return (closed if objective.form == "closed" else dense)(q, targets, head, objective.ridge)
+
+
+def closed(q: Tensor, targets: Tensor, head: Head, ridge: float) -> Term:
+    """One direction, the target's own; one product with the head.
+
+    -log(Σ_i q_i <y_i, y>² + ridge)  ≤  -yᵀ log(Q + ridge·I) y
+
+    by Jensen: the right side is the mean of the convex function -log(λ + ridge) over the eigenvalues λ of Q, with
+    weights <u_λ, y>², and the left side the function of their mean yᵀQy.
+    """
+    weighted = head.products(head.unit_rows(targets)).square_().mul_(q)
+    shifted = weighted.sum(1) + ridge
+    return Term(-shifted.log() * head.has_direction(targets), weighted.div_(-shifted.unsqueeze(1)))
+
+
+def lanczos(q: Tensor, targets: Tensor, head: Head, ridge: float, steps: int) -> Term:
+    """``steps`` directions, grown from the target's by 2·steps - 1 products with the head.
+
+    V (d, k) is an orthonormal basis of y, Qy, ..., Q^(k-1) y, and the value is -aᵀ log(VᵀQV + ridge·I) a with a = Vᵀy:
+    Gauss quadrature with k nodes of the mean over eigenvalues that the dense form is (Golub and Meurant, "Matrices,
+    Moments and Quadrature", 2010, chapters 6 and 7). Its error is f⁽²ᵏ⁾(ξ)/(2k)! times the integral of a square; the
+    even derivatives of f = -log(λ + ridge) are (2k-1)!/(λ + ridge)²ᵏ, above zero, hence the value is below the dense
+    one, and not below that of fewer steps. One step is the closed form, and steps that exhaust the space give the
+    dense value.
+
+    The gradient holds V fixed. For any orthonormal V that has y in its range, the value is a lower bound of the dense
+    form at every q (operator convexity of -log; Davis, 1957), and the gradient is exact for that bound. As a gradient
+    of the dense form it has k steps of conjugate gradients instead of (Q + s·I)⁻¹ y, so it is exact when k steps
+    exhaust the space, and its error falls with k as theirs does.
+    """
+    basis = [head.unit_rows(targets)]
+    coordinates = [head.products(basis[0])]
+    while len(basis) < steps:
+        basis.append(_next_direction(head.combine(q * coordinates[-1]), basis))
+        coordinates.append(head.products(basis[-1]))
+    s = torch.stack(coordinates, 1)  # (n, steps, vocabulary)
+    del coordinates
+    a = q.new_zeros(len(q), steps)
+    a[:, 0] = head.has_direction(targets)
+    # VᵀQV as a sum of squares instead of the recurrence's coefficients: a bound for whatever V rounding left
+    value, derivative = _minus_log((s * q.unsqueeze(1)) @ s.mT, a, ridge)
+    return Term(value, (derivative @ s).mul_(s).sum(1).mul_(q).neg_())
+
+
+def top(q: Tensor, targets: Tensor, head: Head, ridge: float, count: int) -> Term:
+    """The part of Q that the target and the ``count - 1`` most probable other tokens make up.
+
+    Q_S = Σ_{i in S} q_i y_i y_iᵀ is Q without some positive semi-definite terms, and the logarithm is operator monotone
+    (Löwner, 1934), hence -yᵀ log(Q_S + ridge·I) y is above the dense value. The target is always in S: then Q_S is not
+    below q_y yyᵀ and the value not above -log(q_y + ridge), which is what the target alone gives. The probabilities are
+    those of the whole softmax, and the gradient is exact as long as S stays the same.
+
+    Everything happens in the span of the rows of S: with their Gram matrix G = CCᵀ the rows of C are coordinates of the
+    tokens in an orthonormal basis of it.
+    """
+    tokens = _target_and_most_probable(q, targets, count)
+    probabilities, rows = q.gather(1, tokens), head.unit_rows(tokens)
+    coordinates = _factor(rows @ rows.mT) if count < rows.shape[-1] else rows
+    matrix = coordinates.mT @ (probabilities.unsqueeze(-1) * coordinates)
+    value, derivative = _minus_log(matrix, coordinates[:, 0], ridge)
+    pull = -probabilities.to(matrix.dtype) * _quadratic_form(derivative, coordinates)
+    return Term(value.to(q.dtype), pull.to(q.dtype), tokens)
+
+
+def dense(q: Tensor, targets: Tensor, head: Head, ridge: float) -> Term:
+    """Q itself, with a d x d eigenproblem for each position: the reference for the others, and slow."""
+    rows = head.weight * head.inverse_lengths.unsqueeze(1)
+    value, pull = q.new_empty(len(q)), torch.empty_like(q)
+    for t, (probabilities, target) in enumerate(zip(q, rows[targets], strict=True)):
+        value[t], derivative = _minus_log(rows.mT @ (probabilities.unsqueeze(1) * rows), target, ridge)
+        pull[t] = -probabilities * _quadratic_form(derivative, rows)
+    return Term(value, pull)
+
+
+def _minus_log(matrix: Tensor, a: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
+    """-aᵀ log(M + ridge·I) a (...) and L (..., r, r), see above, of M (..., r, r) and a (..., r).
+
+    The decomposition is in float64: in float32 a logarithm errs by 1e-7 times the condition number, 1/ridge here.
+    """
+    eigenvalues, vectors = torch.linalg.eigh(matrix.double())
+    shifted = eigenvalues.clamp_min(0) + ridge  # rounding can leave a zero eigenvalue below zero
+    along = (vectors.mT @ a.double().unsqueeze(-1)).squeeze(-1)
+    value = -(along.square() * shifted.log()).sum(-1)
+    differences = log_difference(shifted.unsqueeze(-1), shifted.unsqueeze(-2))
+    derivative = vectors @ (differences * along.unsqueeze(-1) * along.unsqueeze(-2)) @ vectors.mT
+    return value.to(matrix.dtype), derivative.to(matrix.dtype)
+
+
+def _quadratic_form(derivative: Tensor, coordinates: Tensor) -> Tensor:
+    """s_iᵀ L s_i (..., m) for coordinates in rows (..., m, r)."""
+    return ((coordinates @ derivative) * coordinates).sum(-1)
+
+
+def _next_direction(vector: Tensor, basis: list[Tensor]) -> Tensor:
+    """The component of ``vector`` (n, d) orthogonal to the basis, of length one; zero where it is rounding alone."""
+    rest = vector
+    for _ in range(2):  # once leaves rounding relative to the vector, which may be far longer than the rest
+        for direction in basis:
+            rest = rest - direction * torch.linalg.vecdot(direction, rest).unsqueeze(1)
+    length = torch.linalg.vector_norm(rest, dim=1, keepdim=True)
+    least = 16 * torch.finfo(rest.dtype).eps * torch.linalg.vector_norm(vector, dim=1, keepdim=True)
+    exhausted = length <= least
+    return torch.where(exhausted, 0.0, rest / torch.where(exhausted, 1.0, length))
+
+
+def _target_and_most_probable(q: Tensor, targets: Tensor, count: int) -> Tensor:
+    """(n, count), the target first. Writes into q and restores it, which saves a copy of a chunk."""
+    index = targets.unsqueeze(1)
+    own = q.gather(1, index)
+    q.scatter_(1, index, math.inf)
+    tokens = q.topk(count, dim=1).indices
+    q.scatter_(1, index, own)
+    return tokens
+
+
+def _factor(gram: Tensor) -> Tensor:
+    """C with CCᵀ = G, in float64; G may be singular, as for tokens with the same row."""
+    eigenvalues, vectors = torch.linalg.eigh(gram.double())
+    return vectors * eigenvalues.clamp_min(0).sqrt().unsqueeze(-2)
