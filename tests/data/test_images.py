@@ -268,8 +268,8 @@ def test_what_may_not_be_read_is_named() -> None:
         lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     assert lines == [
         f"UnreadableImage {folder / 'secret.png'}: no permission to read the file",
-        f"DataError {folder / 'secret.npz'}: no permission to read the file.",
-        f"DataError {folder / 'closed'}: no permission to list the folder; allow it to be read.",
+        f"DataError {folder / 'secret.npz'}: no permission to read the file; allow it.",
+        f"DataError {folder / 'closed'}: no permission to list the folder; allow it.",
     ]
 
 

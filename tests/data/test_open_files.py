@@ -1,5 +1,6 @@
 """The limit of open files: seen before it is reached, and never taken for damage of an image."""
 
+import gc
 import os
 import resource
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from tests.support.runs import make_images
 @pytest.fixture
 def leave() -> Iterator[Callable[[int], int]]:
     """Lowers the limit so that a number of further files can be opened; returns the limit."""
+    gc.collect()  # files that earlier tests left open must not be closed in the middle of this one
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     # the limit is one on numbers: with none free below the highest, it is one on how many there are
     highest = max(int(number) for number in os.listdir("/dev/fd"))  # noqa: PTH208

@@ -113,7 +113,7 @@ def test_hidden_files_are_skipped_and_links_followed_but_not_in_circles(tmp_path
 def test_standard_layout(tmp_path: Path, name: str) -> None:
     for k, label in enumerate("abc"):
         write(tmp_path / f"train/{label}/x.png", k)
-    for k, label in enumerate("bc"):  # a class is absent: the numbers must still be those of the training part
+    for k, label in enumerate("bc"):  # a class is absent: the numbers must still be those of the training split
         write(tmp_path / f"{name}/{label}/x.png", 10 + k)
     train, test = opened(tmp_path), opened(tmp_path, "test")
     assert has_test_split(str(tmp_path), data_root=None)
@@ -123,7 +123,7 @@ def test_standard_layout(tmp_path: Path, name: str) -> None:
     assert train.classes == test.classes == ["a", "b", "c"]
     assert train.name == test.name == tmp_path.name
     write(tmp_path / f"{name}/unheard/x.png")
-    with pytest.raises(DataError, match=r"'unheard' is not in the training part \(3 classes\)"):
+    with pytest.raises(DataError, match=r"'unheard' is not in the training split \(3 classes\)"):
         opened(tmp_path, "test")
 
 
@@ -147,7 +147,7 @@ def test_train_beside_other_folders_is_a_class(tmp_path: Path) -> None:
 
 def test_no_test_part_says_what_to_do(tmp_path: Path) -> None:
     write(tmp_path / "x.png")
-    with pytest.raises(DataError, match=r"has no test part: .* hold out"):
+    with pytest.raises(DataError, match=r"has no test split: .* hold out"):
         opened(tmp_path, "test")
 
 
@@ -166,7 +166,7 @@ def test_folder_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         opened("subb/deeper/still")
     with pytest.raises(DataError, match="Did you mean 'digits'"):
         opened("digit")
-    with pytest.raises(DataError, match="no dataset was given"):
+    with pytest.raises(DataError, match="The dataset is empty"):
         opened("")
 
 
@@ -205,7 +205,7 @@ def test_packed_names(tmp_path: Path) -> None:
     pack(tmp_path / "test.npz", [png(3)])
     assert levels(opened(tmp_path, "test")) == [3]
     (tmp_path / "one.npz").unlink()
-    with pytest.raises(DataError, match="name the training part"):
+    with pytest.raises(DataError, match="name the training split"):
         opened(tmp_path)
 
 
@@ -466,7 +466,7 @@ def test_hugging_face_errors(saved: Callable[..., Path], tmp_path: Path, monkeyp
     datasets = pytest.importorskip("datasets")
     with pytest.raises(DataError, match=r"the folder .*nowhere does not exist"):
         opened(f"hf:{tmp_path / 'nowhere'}")
-    with pytest.raises(DataError, match="no part 'train', only other"):
+    with pytest.raises(DataError, match="no split 'train', only other"):
         opened(f"hf:{saved(('other', [1]))}")
     datasets.Dataset.from_dict({"text": ["a"]}).save_to_disk(tmp_path / "words")
     with pytest.raises(DataError, match="no column holds images; its columns are text"):
@@ -476,7 +476,7 @@ def test_hugging_face_errors(saved: Callable[..., Path], tmp_path: Path, monkeyp
         opened("hf:any/set")
 
 
-# Subsets and held-out parts
+# Subsets and held-out images
 
 
 @pytest.mark.parametrize("kind", ["folder", "memory", "packed"])

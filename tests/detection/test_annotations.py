@@ -118,7 +118,7 @@ def broken(where: str, **changes: Any) -> dict[str, Any]:
         (broken("annotations", image_id=None), "annotation 2: image_id None is not among"),
         (broken("annotations", category_id=4), "annotation 2: category_id 4 is not among the 2 categories"),
         (broken("annotations", category_id=True), "annotation 2: category_id True is not among"),
-        (broken("annotations", id=1), "annotation id 1 occurs twice"),
+        (broken("annotations", id=1), "annotation id 1 is repeated"),
         (broken("annotations", id=None), "annotation number 1 of the list has the id None"),
         (broken("annotations", bbox=[1, 2, 3]), r"annotation 2: bbox \[1, 2, 3\] must be four numbers"),
         (broken("annotations", bbox=[1, 2, 3, math.nan]), "annotation 2: bbox .* must be four numbers"),
@@ -132,10 +132,10 @@ def broken(where: str, **changes: Any) -> dict[str, Any]:
         (broken("annotations", segmentation=[[1, 2, 3, 4, 5, math.inf]]), "annotation 2: a polygon must be a list"),
         (broken("categories", name="disc"), "two categories have the name 'disc'"),
         (broken("categories", name=None), "category 7 has no name"),
-        (broken("categories", id=3), "category id 3 occurs twice"),
-        (broken("images", width=0), "image 5: height 80 and width 0 must be whole numbers of pixels"),
-        (broken("images", height=None), "image 5: height None and width 100 must be whole"),
-        (broken("images", height=2.5), "image 5: height 2.5 and width 100 must be whole"),
+        (broken("categories", id=3), "category id 3 is repeated"),
+        (broken("images", width=0), "image 5: height 80 and width 0 must be integers"),
+        (broken("images", height=None), "image 5: height None and width 100 must be integers"),
+        (broken("images", height=2.5), "image 5: height 2.5 and width 100 must be integers"),
         (broken("images", file_name=None), "image 5 has no file_name"),
         (broken("images", file_name="../a.png"), r"file_name '../a.png' must be a relative path inside"),
         (broken("images", file_name="/etc/passwd"), "file_name '/etc/passwd' must be a relative path inside"),
@@ -151,7 +151,7 @@ def test_what_is_wrong_is_named(tmp_path: Path, value: Any, message: str) -> Non
 def test_ids_and_names_of_images_differ(tmp_path: Path) -> None:
     value = content()
     value["images"].append({**value["images"][0], "file_name": "b.png"})
-    with pytest.raises(DataError, match="image id 5 occurs twice"):
+    with pytest.raises(DataError, match="image id 5 is repeated"):
         read(tmp_path, value)
     value["images"][1] |= {"id": 6, "file_name": "./a.png"}
     with pytest.raises(DataError, match=r"two images have the file_name 'a.png'"):
@@ -159,17 +159,17 @@ def test_ids_and_names_of_images_differ(tmp_path: Path) -> None:
 
 
 def test_files_that_cannot_be_read(tmp_path: Path, open_folder: Path) -> None:
-    with pytest.raises(DataError, match=r"none.json does not exist: give a COCO annotation file"):
+    with pytest.raises(DataError, match=r"none.json: the file does not exist; name a COCO annotation file"):
         read_annotations(tmp_path / "none.json")
-    with pytest.raises(DataError, match="cannot be read: Is a directory"):
+    with pytest.raises(DataError, match=r"cannot be read \(Is a directory\); name a COCO"):
         read_annotations(tmp_path)
     for text in ("", "{", "\xff", "[" * 100_000):
         (tmp_path / "a.json").write_text(text, encoding="latin-1")
-        with pytest.raises(DataError, match=r"a.json is not JSON: "):
+        with pytest.raises(DataError, match=r"a.json is not JSON \("):
             read_annotations(tmp_path / "a.json")
     secret = write_json(open_folder / "a.json", content())
     secret.chmod(0)
-    with unprivileged(), pytest.raises(DataError, match="cannot be read: no permission"):
+    with unprivileged(), pytest.raises(DataError, match="no permission to read the file"):
         read_annotations(secret)
 
 
@@ -179,7 +179,7 @@ def test_categories_of_two_parts(tmp_path: Path) -> None:
     del fewer["categories"][0]
     check_same_categories(train, read(tmp_path, fewer))
     renamed["categories"][0]["name"] = "ring"
-    with pytest.raises(DataError, match=r"category 3 is 'disc' in .* and 'ring' in .*: both need the same list"):
+    with pytest.raises(DataError, match=r"category 3 is 'ring', but 'disc' in .*; both need the same cat"):
         check_same_categories(train, read(tmp_path, renamed))
     more["categories"].append({"id": 9, "name": "star"})
     with pytest.raises(DataError, match=r"category 9 \('star'\) is not in"):
@@ -214,7 +214,7 @@ class TestFiles:
         for location in (folder, packed):
             files = ImageFiles(location)
             names = ["deep/000.png", *(f"{letter}.png" for letter in "abcd")]
-            with pytest.raises(DataError, match=r"lacks 4 of 5 images .* \(a.png, b.png, c.png, ...\): give the fol"):
+            with pytest.raises(DataError, match=r"lacks 4 of 5 images .* \(a.png, b.png, c.png, ...\); name the fol"):
                 files.check(names)
             with pytest.raises(UnreadableImage, match="the file does not exist"):
                 files.read("a.png")
@@ -227,7 +227,7 @@ class TestFiles:
         assert ImageFiles(tmp_path / "a.tar").missing(["a.png"]) == ["a.png"]
 
     def test_what_is_neither_folder_nor_archive(self, folder: Path, tmp_path: Path) -> None:
-        with pytest.raises(DataError, match=r"nowhere does not exist: give a folder of images or a .tar file"):
+        with pytest.raises(DataError, match=r"nowhere does not exist; name a folder of images or a .tar file"):
             ImageFiles(tmp_path / "nowhere")
         (tmp_path / "a.txt").write_text("not an archive " * 100)
         squeezed = self.pack(folder, tmp_path / "a.tar.gz", ".", "w:gz")
@@ -239,7 +239,7 @@ class TestFiles:
         files = ImageFiles(self.pack(folder, tmp_path / "a.tar", "."))
         with (tmp_path / "a.tar").open("r+b") as file:
             file.truncate(3000)
-        with pytest.raises(UnreadableImage, match="the archive is cut"):
+        with pytest.raises(UnreadableImage, match="the archive is cut off"):
             files.read("deep/002.png")
 
     def test_what_is_forbidden(self, open_folder: Path) -> None:
@@ -251,10 +251,10 @@ class TestFiles:
             files = ImageFiles(open_folder / "in")
             with pytest.raises(UnreadableImage, match="no permission to read the file"):
                 files.read("000.png")
-            with pytest.raises(DataError, match=r"a.tar cannot be read: no permission"):
+            with pytest.raises(DataError, match=r"a.tar: no permission to read the file"):
                 ImageFiles(open_folder / "a.tar")
         (open_folder / "in").chmod(0)
-        with unprivileged(), pytest.raises(DataError, match="no permission to look into the folder"):
+        with unprivileged(), pytest.raises(DataError, match="no permission to read the folder"):
             ImageFiles(open_folder / "in").check(["000.png"])
         (open_folder / "in").chmod(0o700)
 

@@ -199,7 +199,7 @@ class TestBatches:
 
     def test_epochs_follow_each_other_without_a_gap(self, tmp_path: Path) -> None:
         images = self.images(tmp_path, self.SETTINGS)
-        order = [index for iteration in range(7) for index in images.chosen(iteration)]
+        order = [index for iteration in range(7) for index in images.indices(iteration)]
         epochs = [order[start : start + 7] for start in range(0, 28, 7)]
         assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
         assert len({tuple(epoch) for epoch in epochs}) == 4
@@ -247,7 +247,7 @@ class TestBatches:
         images = self.images(tmp_path, self.SETTINGS)
         for path in (tmp_path / "in").iterdir():
             path.write_bytes(b"")
-        with pytest.raises(DataError, match=r"7 images in a row cannot be used, the last one .*: the file is empty"):
+        with pytest.raises(DataError, match=r"7 images in a row cannot be read, the last one .*: the file is empty"):
             next(images.batches([0]))
 
     def test_images_without_an_object_are_left_out(self, tmp_path: Path) -> None:

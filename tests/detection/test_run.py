@@ -29,7 +29,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
     """The folder of a run that was left alone."""
     folder = tmp_path_factory.mktemp("whole")
     ended = succeed(folder, arguments(data, EPOCHS), before=THINLY)
-    assert "average precision in % on 3 images" in ended.out and "2 of 2 classes" in ended.out
+    assert "Average precision in % on 3 images" in ended.out and "2 of 2 classes" in ended.out
     return folder / "r"
 
 
@@ -86,7 +86,7 @@ class TestAgain:
     def test_the_same_command_says_that_it_is_complete(self, whole: Path, data: Path) -> None:
         before = {path: path.stat().st_mtime_ns for path in whole.rglob("*") if path.name != ".lock"}
         ended = succeed(whole.parent, arguments(data, EPOCHS, "workers=0", "log_every=7"), before=THINLY)
-        assert "r is complete; --fresh starts over." in ended.err and "average precision" in ended.out
+        assert "r is complete; --fresh starts over." in ended.err and "Average precision" in ended.out
         assert {path: path.stat().st_mtime_ns for path in before} == before
 
     @pytest.mark.parametrize(
@@ -285,7 +285,7 @@ class TestFaults:
         words = arguments(data, "epochs=2")
         words[words.index(str(data / "val.tar"))] = str(data / "val")
         ended = succeed(tmp_path, words, before=THINLY)
-        assert "left out: " in ended.err and "002.png" in ended.err
+        assert "Skipped " in ended.err and "002.png" in ended.err
         found = result(tmp_path / "r")
         assert found["images"] == 2
         assert [Path(item["where"]).name for item in found["unreadable"]["train"]] == ["001.png"]
@@ -297,9 +297,9 @@ class TestFaults:
         return words
 
     CHANGES: tuple[tuple[Callable[[list[str], Path], list[str]], str, int], ...] = (
-        (lambda w, d: TestFaults.replace(w, "--train-annotations", d / "none.json"), "none.json does not exist", 1),
+        (lambda w, d: TestFaults.replace(w, "--train-annotations", d / "none.json"), "none.json: the file does not", 1),
         (lambda w, d: TestFaults.replace(w, "--val-annotations", d / "val.tar"), "val.tar is not JSON", 1),
-        (lambda w, d: TestFaults.replace(w, "--train-images", d / "none"), "none does not exist: give a folder", 1),
+        (lambda w, d: TestFaults.replace(w, "--train-images", d / "none"), "none does not exist; name a folder", 1),
         (lambda w, d: TestFaults.replace(w, "--train-images", d), "lacks 6 of 6 images", 1),
         (lambda w, d: TestFaults.replace(w, "--backbone", "vit_b_16"), "cannot be built on the encoder 'vit_b_16'", 2),
         (lambda w, d: TestFaults.replace(w, "--encoder", d), "", 1),

@@ -188,7 +188,7 @@ def wait_for_step(run: Path, step: int, command: Command) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (("batch_size=65",), "batch_size=65 does not divide by 2 processes."),
+        (("batch_size=65",), "batch_size=65 must be a multiple of the 2 processes."),
         (("batch_size=2000",), "batch_size=2000 is larger than the 1437 images of 'digits'"),
         (("method.name=matrixssl",), "method.name='matrixssl' is not a method. Did you mean 'matrix_ssl'?"),
         (("data.source=absent",), "'absent' is not a file or folder here"),

@@ -1,4 +1,4 @@
-"""Sets of images: finding, reading and splitting them. ``open_source`` is the entrance."""
+"""Datasets of images: finding, reading, splitting and augmenting them. ``open_source`` opens one."""
 
 from matrix_ssl.data.base import Source
 from matrix_ssl.data.sources import has_test_split, open_source, split_source

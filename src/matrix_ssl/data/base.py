@@ -1,9 +1,11 @@
-"""What every set of images offers, and the set that lies in memory."""
+"""What every dataset offers, the dataset whose images have places in files, and the one in memory."""
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Self
 
 import numpy as np
 import torch
@@ -12,29 +14,29 @@ from numpy.typing import ArrayLike, NDArray
 from matrix_ssl.data.identity import ABSENT, content_digest
 from matrix_ssl.errors import DataError, UnreadableImage
 
-MEMORY_LIMIT = 2 * 2**30  # bytes of decoded pixels that a set may take to be kept in memory
+Labels = NDArray[np.int64] | None  # (n,)
+Classes = list[str] | None  # the name of every label
+MEMORY_LIMIT = 2 * 2**30  # bytes of decoded pixels up to which a dataset is kept in memory
 
 
 class Source(ABC):
-    """A map-style set of images, with labels or without.
+    """A map-style dataset of images, with labels or without.
 
     Attributes:
         name: short, for messages and the default name of a run.
-        channels: 3, or 1 for sets of grey images.
+        channels: 3, or 1 for grey images.
         labels: int64 (n,), or None when unlabelled.
         classes: the name of every label, or None when unlabelled.
-        images: the whole set, uint8 (n, channels, h, w), when it lies in memory; else None.
+        images: the whole dataset, uint8 (n, channels, h, w), when it is in memory; else None.
     """
 
     images: torch.Tensor | None = None
 
-    def __init__(self, name: str, *, channels: int, labels: NDArray[np.int64] | None, classes: list[str] | None):
+    def __init__(self, name: str, *, channels: int, labels: Labels, classes: Classes):
         if (labels is None) != (classes is None):
             raise ValueError("labels and classes go together")
-        self.name = name
-        self.channels = channels
-        self.labels = labels
-        self.classes = classes
+        self.name, self.channels = name, channels
+        self.labels, self.classes = labels, classes
 
     @abstractmethod
     def __len__(self) -> int:
@@ -50,7 +52,7 @@ class Source(ABC):
 
     @abstractmethod
     def where(self, index: int) -> str:
-        """What a person can look up: a path, or ``file.npz[12]``."""
+        """The place of an image that a user can look up: a path, or ``file.npz[12]``."""
 
     @abstractmethod
     def subset(self, indices: ArrayLike) -> "Source":
@@ -58,7 +60,7 @@ class Source(ABC):
 
     @cached_property
     def digest(self) -> str:
-        """What tells this dataset from others, by ``identity.content_digest``; computed when it is first asked for."""
+        """What distinguishes this dataset from others, by ``identity.content_digest``; computed on first use."""
         names, sizes = self._stored()
         return content_digest(names, sizes, self._read_start, labels=self.labels, classes=self.classes)
 
@@ -78,13 +80,10 @@ class Source(ABC):
         except UnreadableImage:
             return None
 
-    def _labels_at(self, chosen: NDArray[np.int64]) -> NDArray[np.int64] | None:
-        return None if self.labels is None else self.labels[chosen]
-
 
 @dataclass(frozen=True)
 class Places:
-    """Which file, and which entry of it, each image of a set came from; kept through ``subset``."""
+    """Which file, and which entry of it, each image of a dataset came from; kept through ``subset``."""
 
     files: tuple[str, ...]
     file: NDArray[np.int32]  # (n,), index into files
@@ -103,68 +102,80 @@ class Places:
     def __getitem__(self, index: int) -> str:
         return f"{self.files[self.file[index]]}[{self.entry[index]}]"
 
-    def take(self, chosen: NDArray[np.int64]) -> "Places":
-        """The places of the chosen images."""
-        return Places(self.files, self.file[chosen], self.entry[chosen])
+    def take(self, indices: NDArray[np.int64]) -> "Places":
+        """The places of some images."""
+        return Places(self.files, self.file[indices], self.entry[indices])
 
 
-class MemorySource(Source):
+class PlacedSource(Source):
+    """Images at places in files; a subset shares the files and holds fewer places."""
+
+    def __init__(self, name: str, places: Places, *, channels: int = 3, labels: Labels, classes: Classes):
+        super().__init__(name, channels=channels, labels=labels, classes=classes)
+        self.places = places
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def where(self, index: int) -> str:
+        return self.places[index]
+
+    def subset(self, indices: ArrayLike) -> Self:
+        rows = as_indices(indices, len(self))
+        subset = copy.copy(self)
+        vars(subset).pop("digest", None)  # cached, of the whole dataset
+        subset.labels = None if self.labels is None else self.labels[rows]
+        subset.places = self.places.take(rows)
+        return subset
+
+
+class MemorySource(PlacedSource):
     """Images of one shape, decoded and in memory."""
 
     images: torch.Tensor  # narrower than in Source: always there
 
-    def __init__(
-        self,
-        name: str,
-        images: torch.Tensor,
-        places: Places,
-        *,
-        labels: NDArray[np.int64] | None,
-        classes: list[str] | None,
-    ):
-        super().__init__(name, channels=images.shape[1], labels=labels, classes=classes)
+    def __init__(self, name: str, images: torch.Tensor, places: Places, *, labels: Labels, classes: Classes):
+        super().__init__(name, places, channels=images.shape[1], labels=labels, classes=classes)
         self.images = images
-        self._places = places
-
-    def __len__(self) -> int:
-        return len(self.images)
 
     def read(self, index: int) -> torch.Tensor:
         return self.images[index]
 
-    def where(self, index: int) -> str:
-        return self._places[index]
-
     def _stored(self) -> tuple[Sequence[str], NDArray[np.int64]]:
         return [], np.full(len(self), self.images[:1].numel(), dtype=np.int64)
 
-    def subset(self, indices: ArrayLike) -> "MemorySource":
-        chosen = as_indices(indices, len(self))
-        labels = self._labels_at(chosen)
-        images = self.images[torch.from_numpy(chosen)]
-        return MemorySource(self.name, images, self._places.take(chosen), labels=labels, classes=self.classes)
+    def subset(self, indices: ArrayLike) -> Self:
+        subset = super().subset(indices)
+        subset.images = self.images[torch.from_numpy(as_indices(indices, len(self)))]
+        return subset
 
 
 def as_indices(indices: ArrayLike, count: int) -> NDArray[np.int64]:
-    """Checks and converts indices into a set of ``count`` images.
+    """Checks and converts indices into a dataset of ``count`` images.
 
     Raises:
         IndexError: one is negative or too large, or they are not a list of integers.
     """
-    chosen = np.asarray(indices)
-    if chosen.size == 0:
+    rows = np.asarray(indices)
+    if rows.size == 0:
         return np.zeros(0, dtype=np.int64)
-    if chosen.ndim != 1 or chosen.dtype.kind not in "iu" or chosen.min() < 0 or chosen.max() >= count:
+    if rows.ndim != 1 or rows.dtype.kind not in "iu" or rows.min() < 0 or rows.max() >= count:
         raise IndexError(f"expected a list of integers from 0 to {count - 1}")
-    return chosen.astype(np.int64)
+    return rows.astype(np.int64)
 
 
-def check_labels(labels: NDArray[np.generic], classes: Sequence[str] | None, count: int, *, where: str) -> list[str]:
+def as_labels(
+    values: ArrayLike, classes: Sequence[str] | None, count: int, *, where: str
+) -> tuple[NDArray[np.int64], list[str]]:
     """Checks that labels are ``count`` integers that ``classes`` names; without names they are called by number.
+
+    Returns:
+        The labels, int64 (n,), and the name of every class.
 
     Raises:
         DataError: they do not fit.
     """
+    labels = np.asarray(values)
     if labels.shape != (count,) or labels.dtype.kind not in "iu":
         raise DataError(f"{where}: expected {count} integer labels, got {labels.dtype} of shape {labels.shape}.")
     low, high = int(labels.min()), int(labels.max())
@@ -173,14 +184,22 @@ def check_labels(labels: NDArray[np.generic], classes: Sequence[str] | None, cou
         raise DataError(
             f"{where}: labels from {low} to {high} do not fit {len(names)} classes (0 to {len(names) - 1})."
         )
-    return names
+    return labels.astype(np.int64), names
 
 
-def decode_all(source: Source) -> torch.Tensor | None:
-    """Reads a whole set, in one thread: for images of 32 to 128 pixels two threads measured slower than one.
+def in_memory(source: PlacedSource) -> PlacedSource:
+    """The dataset with its images decoded, or as it is where they do not fit ``MEMORY_LIMIT`` or cannot be stacked."""
+    images = _decode_all(source)
+    if images is None:
+        return source
+    return MemorySource(source.name, images, source.places, labels=source.labels, classes=source.classes)
+
+
+def _decode_all(source: Source) -> torch.Tensor | None:
+    """All images, uint8 (n, c, h, w), read in one thread: for images of 32 to 128 pixels two measured slower.
 
     Returns:
-        uint8 (n, c, h, w); None when the shapes differ, an image cannot be read or it would pass ``MEMORY_LIMIT``.
+        None when the shapes differ, an image cannot be read or the pixels would exceed ``MEMORY_LIMIT``.
     """
     try:
         first = source.read(0)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from matrix_ssl.data.base import Source, as_indices
+from matrix_ssl.data.base import Classes, Labels, Source, as_indices
 from matrix_ssl.data.identity import ABSENT
 from matrix_ssl.data.images import EXTENSIONS, read_image
 from matrix_ssl.errors import DataError
@@ -21,15 +21,7 @@ _TEST_NAMES = ("test", "val", "valid", "validation")  # in the order of preferen
 class FolderSource(Source):
     """Image files below one folder, decoded when they are read."""
 
-    def __init__(
-        self,
-        name: str,
-        folder: Path,
-        files: Sequence[str],
-        *,
-        labels: NDArray[np.int64] | None,
-        classes: list[str] | None,
-    ):
+    def __init__(self, name: str, folder: Path, files: Sequence[str], *, labels: Labels, classes: Classes):
         super().__init__(name, channels=3, labels=labels, classes=classes)
         self._folder = folder
         self._files = files  # relative to the folder: short to pickle
@@ -50,17 +42,17 @@ class FolderSource(Source):
         return read_start(os.path.join(self._folder, self._files[index]), count)  # noqa: PTH118, as in file_sizes
 
     def subset(self, indices: ArrayLike) -> "FolderSource":
-        chosen = as_indices(indices, len(self))
-        files = [self._files[i] for i in chosen]
-        labels = self._labels_at(chosen)
+        rows = as_indices(indices, len(self))
+        files = [self._files[row] for row in rows]
+        labels = None if self.labels is None else self.labels[rows]
         return FolderSource(self.name, self._folder, files, labels=labels, classes=self.classes)
 
 
 def open_folder(folder: Path, *, name: str, classes: list[str] | None = None) -> FolderSource:
-    """Lists the images below a folder, at any depth, sorted by path; hidden files and folders are left out.
+    """Lists the images below a folder, at any depth, sorted by path; hidden files and folders are skipped.
 
-    The set is labelled when every image lies in one of at least two first-level folders: these are the classes,
-    sorted by name. With ``classes`` (those of the training part) the first-level folders must be among them.
+    The dataset is labelled when every image is in one of at least two first-level folders: these are the classes,
+    sorted by name. With ``classes`` (those of the training split) the first-level folders must be among them.
 
     Raises:
         DataError: there is no image, a folder cannot be listed, or a class is not among ``classes``.
@@ -76,26 +68,27 @@ def open_folder(folder: Path, *, name: str, classes: list[str] | None = None) ->
         raise DataError(_no_images(folder, others))
     files.sort(key=lambda file: Path(file).parts)
     parents = [Path(file).parts[0] if os.sep in file else "" for file in files]
-    found = sorted(set(parents))
-    if "" in found or (classes is None and len(found) < 2):
+    folders = sorted(set(parents))
+    if "" in folders or (classes is None and len(folders) < 2):
         return FolderSource(name, folder, files, labels=None, classes=None)
-    unknown = sorted(set(found) - set(classes or found))
+    names = classes or folders
+    unknown = sorted(set(folders) - set(names))
     if unknown:
         raise DataError(
-            f"{folder}: the class {unknown[0]!r} is not in the training part ({len(classes or [])} classes)."
+            f"{folder}: the class {unknown[0]!r} is not in the training split ({len(names)} classes); "
+            f"rename or remove its folder."
         )
-    names = classes or found
     number = {label: k for k, label in enumerate(names)}
     labels = np.array([number[parent] for parent in parents], dtype=np.int64)
     return FolderSource(name, folder, files, labels=labels, classes=names)
 
 
 def find_split_folders(folder: Path) -> tuple[Path, Path | None]:
-    """The folders of the training and the test part.
+    """The folders of the training and the test split.
 
-    ``folder/train`` is the training part when it stands beside a test, val, valid or validation folder, or alone;
-    beside other folders, "train" is a class like them. Of several test folders one with class folders wins, then the
-    order above. Without this layout the folder itself is the training part and there is no test part.
+    ``folder/train`` is the training split when it is beside a test, val, valid or validation folder, or alone; beside
+    other folders, "train" is a class like them. Of several test folders one with class folders wins, then the order
+    above. Without this layout the folder itself is the training split and there is no test split.
     """
     inside = {entry.name.lower(): Path(entry.path) for entry in _list(folder) if entry.is_dir()}
     tests = [inside[name] for name in _TEST_NAMES if name in inside]
@@ -106,7 +99,7 @@ def find_split_folders(folder: Path) -> tuple[Path, Path | None]:
 
 
 def file_sizes(folder: Path, files: Sequence[str]) -> NDArray[np.int64]:
-    """Bytes of every file, int64 (n,); ``ABSENT`` for one that does not exist or is no regular file."""
+    """Bytes of every file, int64 (n,); ``ABSENT`` for one that does not exist or is not a regular file."""
     sizes = np.full(len(files), ABSENT, dtype=np.int64)
     start = str(folder)
     for index, file in enumerate(files):
@@ -134,19 +127,20 @@ def packed_files(folder: Path) -> list[Path]:
 
 
 def holds_images(folder: Path) -> bool:
-    """Whether any image lies below the folder."""
+    """Whether any image is below the folder."""
     return any(is_image(file) for file in _walk(folder))
 
 
 def is_image(file: str) -> bool:
-    """Whether the extension is one of an image."""
+    """Whether the extension is that of an image."""
     return Path(file).suffix.lower() in EXTENSIONS
 
 
 def _walk(folder: Path) -> Iterator[str]:
     """Every visible file below the folder, relative to it; links to folders are followed unless they lead in circles.
 
-    A broken link counts as a file, so that it is reported as unreadable instead of vanishing.
+    torchvision's ImageFolder cannot do this: it needs class folders, never ends on a link to an ancestor, and stops at
+    the first broken link, which here counts as a file, so that it is reported as unreadable.
     """
     root = folder.stat()
     pending = [("", frozenset([(root.st_dev, root.st_ino)]))]
@@ -168,12 +162,15 @@ def _list(folder: Path) -> list[os.DirEntry[str]]:
         with os.scandir(folder) as entries:
             return sorted((e for e in entries if not e.name.startswith(".")), key=lambda entry: entry.name)
     except PermissionError:
-        raise DataError(f"{folder}: no permission to list the folder; allow it to be read.") from None
+        raise DataError(f"{folder}: no permission to list the folder; allow it.") from None
 
 
 def _no_images(folder: Path, others: Counter[str]) -> str:
     known = " ".join(sorted(EXTENSIONS))
     if not others:
-        return f"{folder}: the folder is empty; give one with images ({known})."
-    seen = ", ".join(f"{extension} ({count})" for extension, count in others.most_common(6))
-    return f"{folder}: no image among {others.total()} files with the extensions {seen}; images are {known}."
+        return f"{folder}: the folder is empty; choose one with images ({known})."
+    extensions = ", ".join(f"{extension} ({count})" for extension, count in others.most_common(6))
+    return (
+        f"{folder}: no image among {others.total()} files with the extensions {extensions}; "
+        f"choose a folder of images ({known})."
+    )

@@ -1,7 +1,7 @@
-"""Opening what the libraries of Hugging Face read: code that lies in a folder or a repository of the hub never runs.
+"""Opening what the libraries of Hugging Face read: code in a folder or in a repository of the hub never runs.
 
-A configuration, tokenizer or model may name Python files beside it (``auto_map``). Left to themselves the libraries
-ask on standard input whether to run them, and a ``y`` that happens to stand there is an answer.
+A configuration, tokenizer or model may name Python files beside it (``auto_map``). By default the libraries ask on
+standard input whether to run them, and take a ``y`` that happens to be there for an answer.
 """
 
 import warnings
@@ -11,7 +11,7 @@ from typing import Any
 
 from matrix_ssl.errors import CheckpointError, DataError, MatrixSSLError, MissingExtra
 
-_REFUSALS = ("trust_remote_code", "Dataset scripts are no longer supported")  # in the libraries' sentences
+_REFUSALS = ("trust_remote_code", "Dataset scripts are no longer supported")  # in the libraries' messages
 
 
 def open_pretrained(opener: Callable[..., Any], source: Any, *, place: str, **options: Any) -> Any:
@@ -24,7 +24,7 @@ def open_pretrained(opener: Callable[..., Any], source: Any, *, place: str, **op
         options: further arguments of ``opener``.
 
     Raises:
-        CheckpointError: it can only be opened by running code that lies there.
+        CheckpointError: it can only be opened by running its code.
     """
     error = CheckpointError(
         f"{place} needs Python code of its own (auto_map), which is never run: use a model and a tokenizer that "
@@ -82,7 +82,7 @@ def open_dataset(opener: Callable[..., Any], source: str, *, place: str, **optio
         source, place, options: as in ``open_pretrained``.
 
     Raises:
-        DataError: it can only be opened by running a script that lies there.
+        DataError: it can only be opened by running its script.
     """
     error = DataError(
         f"{place} needs Python code of its own (a loading script), which is never run: save the dataset as Parquet, "

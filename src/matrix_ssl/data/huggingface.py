@@ -1,4 +1,4 @@
-"""Sets of the Hugging Face hub, or saved by its ``datasets`` package, opened as ``hf:NAME`` or ``hf:FOLDER``.
+"""Datasets of the Hugging Face hub, or saved by its ``datasets`` package, opened as ``hf:NAME`` or ``hf:FOLDER``.
 
 The package (the extra ``datasets``) downloads what its own cache lacks; its variable HF_HUB_OFFLINE forbids that.
 """
@@ -6,13 +6,13 @@ The package (the extra ``datasets``) downloads what its own cache lacks; its var
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from matrix_ssl.data.base import MemorySource, Places, Source, as_indices, check_labels, decode_all
+from matrix_ssl.data.base import Classes, Labels, PlacedSource, Places, as_labels, in_memory
 from matrix_ssl.data.folder import file_sizes, read_start
 from matrix_ssl.data.hub import open_dataset
 from matrix_ssl.data.identity import ABSENT
@@ -26,67 +26,44 @@ _TEST_NAMES = ("test", "validation")
 _SAVED_TO_DISK = ("dataset_dict.json", "dataset_info.json")
 
 
-class HuggingFaceSource(Source):
+class HuggingFaceSource(PlacedSource):
     """Encoded images in Arrow files, decoded when they are read."""
 
-    def __init__(
-        self,
-        name: str,
-        column: "Dataset",
-        places: Places,
-        *,
-        labels: NDArray[np.int64] | None,
-        classes: list[str] | None,
-    ):
-        super().__init__(name, channels=3, labels=labels, classes=classes)
+    def __init__(self, name: str, column: "Dataset", places: Places, *, labels: Labels, classes: Classes):
+        super().__init__(name, places, labels=labels, classes=classes)
         self._column = column  # one column "image" of undecoded files
-        self._places = places
-
-    def __len__(self) -> int:
-        return len(self._places)
 
     def read(self, index: int) -> torch.Tensor:
-        file = self._column[int(self._places.entry[index])]["image"]
-        if file is None:
-            return decode_image(b"", self.where(index))
-        if file["bytes"] is None:
+        file = self._file(index)
+        if file.get("path") and file["bytes"] is None:
             return read_image(Path(file["path"]))
-        return decode_image(file["bytes"], self.where(index))
+        return decode_image(file.get("bytes") or b"", self.where(index))
 
-    def where(self, index: int) -> str:
-        return self._places[index]
+    def _file(self, index: int) -> dict[str, Any]:
+        """``bytes`` and ``path`` of an image, one of which is None; nothing where there is no image."""
+        return self._column[int(self.places.entry[index])]["image"] or {}
 
     def _stored(self) -> tuple[Sequence[str], NDArray[np.int64]]:
         import pyarrow.compute as arrow
 
         files = self._column.with_format("arrow")[:]["image"]  # mapped from the disk, not read
         lengths = arrow.fill_null(arrow.binary_length(arrow.struct_field(files, "bytes")), ABSENT).to_numpy()
-        sizes = lengths[self._places.entry].astype(np.int64)
+        sizes = lengths[self.places.entry].astype(np.int64)
         elsewhere = np.flatnonzero(sizes == ABSENT)
-        paths = [self._path(int(index)) for index in elsewhere]
-        sizes[elsewhere] = file_sizes(Path(), paths)
+        # os.devnull is no regular file, so an image without a path counts as absent
+        sizes[elsewhere] = file_sizes(Path(), [self._file(int(k)).get("path") or os.devnull for k in elsewhere])
         return [], sizes
 
     def _read_start(self, index: int, count: int) -> bytes:
-        file = self._column[int(self._places.entry[index])]["image"]
+        file = self._file(index)
         return read_start(file["path"], count) if file["bytes"] is None else file["bytes"][:count]
-
-    def _path(self, index: int) -> str:
-        """The file of an image that lies outside the Arrow files; one that does not exist where there is none."""
-        file = self._column[int(self._places.entry[index])]["image"]
-        return (file or {}).get("path") or os.devnull
-
-    def subset(self, indices: ArrayLike) -> "HuggingFaceSource":
-        chosen = as_indices(indices, len(self))
-        places, labels = self._places.take(chosen), self._labels_at(chosen)
-        return HuggingFaceSource(self.name, self._column, places, labels=labels, classes=self.classes)
 
 
 def load_splits(location: str) -> "tuple[Dataset, Dataset | None]":
-    """The training part and, where there is one, the test part ("test", else "validation").
+    """The training split and, where there is one, the test split ("test", else "validation").
 
     Raises:
-        DataError: the set cannot be found or has no training part.
+        DataError: the dataset cannot be opened or has no training split.
         MissingExtra: the package ``datasets`` is not installed.
     """
     try:
@@ -96,7 +73,7 @@ def load_splits(location: str) -> "tuple[Dataset, Dataset | None]":
 
     folder = Path(location).expanduser()
     if not folder.exists() and (location.startswith((".", "/", "~")) or location.count("/") > 1):
-        raise DataError(f"hf:{location}: the folder {folder} does not exist.")
+        raise DataError(f"hf:{location}: the folder {folder} does not exist; check the path.")
     try:
         if any((folder / file).is_file() for file in _SAVED_TO_DISK):
             loaded = datasets.load_from_disk(str(folder))
@@ -108,37 +85,33 @@ def load_splits(location: str) -> "tuple[Dataset, Dataset | None]":
     if isinstance(loaded, datasets.Dataset):
         return loaded, None
     if "train" not in loaded:
-        raise DataError(f"hf:{location}: it has no part 'train', only {', '.join(loaded)}.")
+        raise DataError(f"hf:{location}: no split 'train', only {', '.join(loaded)}; save it as a single split.")
     return loaded["train"], next((loaded[name] for name in _TEST_NAMES if name in loaded), None)
 
 
-def open_split(location: str, part: "Dataset") -> Source:
-    """Opens a part: images from its first image column, labels from its first class column, or one named "label".
+def open_split(location: str, split: "Dataset") -> PlacedSource:
+    """Opens a split: images from its first image column, labels from its first class column, or one named "label".
 
     Raises:
         DataError: it is empty, has no image column or its labels do not fit.
     """
     import datasets
 
-    features = part.features
-    where = f"hf:{location}/{part.split or 'train'}"
+    features = split.features
+    where = f"hf:{location}/{split.split or 'train'}"
     images = [key for key, feature in features.items() if isinstance(feature, datasets.Image)]
     if not images:
         raise DataError(f"{where}: no column holds images; its columns are {', '.join(features)}.")
-    if not len(part):
-        raise DataError(f"{where}: it has no images.")
-    column = part.select_columns(images[0]).rename_column(images[0], "image")
+    if not len(split):
+        raise DataError(f"{where}: no images; choose a split that has some.")
+    column = split.select_columns(images[0]).rename_column(images[0], "image")
     column = column.cast_column("image", datasets.Image(decode=False))
     labelled = [key for key, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
     labelled += [key for key in ("label",) if key in features]
     labels = classes = None
     if labelled:
-        numbers = np.asarray(part.with_format("numpy")[labelled[0]][:])
+        values = split.with_format("numpy")[labelled[0]][:]
         names = getattr(features[labelled[0]], "names", None)
-        classes = check_labels(numbers, names, len(part), where=where)
-        labels = numbers.astype(np.int64)
-    name = Path(location).name
-    places = Places.whole([where], [len(part)])
-    source = HuggingFaceSource(name, column, places, labels=labels, classes=classes)
-    decoded = decode_all(source)
-    return source if decoded is None else MemorySource(name, decoded, places, labels=labels, classes=classes)
+        labels, classes = as_labels(values, names, len(split), where=where)
+    places = Places.whole([where], [len(split)])
+    return in_memory(HuggingFaceSource(Path(location).name, column, places, labels=labels, classes=classes))

@@ -1,12 +1,12 @@
-"""Which dataset it is: a digest of what it holds, the same wherever it lies and whatever its folder is called.
+"""The identity of a dataset: a digest of its content, the same wherever it is stored and whatever its folder is called.
 
 The digest is over the relative name and the size in bytes of every image, the labels and the names of the classes, and
 bytes: all bytes of a dataset of at most ``WHOLE`` bytes, else the first ``START`` bytes of each of ``SAMPLE`` images,
-spread evenly over the dataset from the first one to the last. So a change within a large dataset goes unnoticed where
-it keeps every name and every size, and all of the bytes that are looked at.
+spread evenly over the dataset from the first to the last. So a change within a large dataset goes unnoticed where it
+keeps every name, every size and all of the sampled bytes.
 
-An image is what is stored: a file, an entry of a packed file, or the pixels of a dataset that lies in memory. The last
-two have no names.
+An image is what is stored: a file, an entry of a packed file, or the pixels of a dataset in memory. The last two have
+no names.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 WHOLE = 2**30  # bytes, 1 GiB
 SAMPLE = 4096  # images of a larger dataset
 START = 2**16  # bytes, 64 KiB
-ABSENT = -1  # the size of an image that is not there or is no regular file
+ABSENT = -1  # the size of an image that does not exist or is not a regular file
 
 ReadStart = Callable[[int, int], bytes]
 
@@ -36,7 +36,7 @@ def content_digest(
     Args:
         names: relative to the dataset, in its order; none where images have no names.
         sizes: bytes of every image, int64 (n,); ``ABSENT`` for one that cannot be read.
-        read: gives the first bytes of an image by its index and how many these are at most.
+        read: the first bytes of an image, by its index and their largest number.
         labels: int64 (n,).
         classes: the name of every label.
 
@@ -58,6 +58,6 @@ def content_digest(
 
 
 def _add(update: Callable[[bytes], None], part: bytes) -> None:
-    """Adds bytes with their number before them, so that no two lists of parts give the same digest."""
+    """Adds bytes after their number, so that no two lists of parts give the same digest."""
     update(len(part).to_bytes(8, "little"))
     update(part)

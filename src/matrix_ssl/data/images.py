@@ -1,40 +1,33 @@
-"""Turns the bytes of an image file into an RGB tensor, or says plainly why that is impossible.
+"""Turns the bytes of an image file into an RGB tensor, or reports why that is impossible.
 
 Decoding is exact: no reduced-size JPEG decoding, no clipping of 16-bit images, EXIF orientation applied, transparency
-shown on white. Only the formats below are tried: Pillow knows more, some of which start other programs.
+blended with white. Only the formats below are tried: Pillow has more, some of which start other programs.
 """
 
+import contextlib
 import io
 import struct
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
-from matrix_ssl.data.open_files import open_files_error, reaches_limit
-from matrix_ssl.errors import UnreadableImage
+from matrix_ssl.data.open_files import why_unreadable
+from matrix_ssl.errors import DataError, UnreadableImage
 
 EXTENSIONS = frozenset(
     [".jpg", ".jpeg", ".jpe", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".pbm"]
 )
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
+_MOST_SUBSTITUTES = 100  # images tried instead of one that cannot be read
+Unreadable = tuple[str, str]  # where, why
+Pixels = TypeVar("Pixels")
 
-# What undoes each EXIF orientation (EXIF 2.32, tag 0x0112).
-_TURNS: dict[int | None, Image.Transpose] = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
-# What Pillow's decoders raise, or once raised, on damaged bytes; a hundred thousand damaged files raised nothing else.
+# what Pillow's decoders raise, or once raised, on damaged bytes; a hundred thousand damaged files raised nothing else.
 _DECODER_ERRORS = (
     OSError,
     SyntaxError,
@@ -62,14 +55,8 @@ def read_image(path: Path) -> torch.Tensor:
     """
     try:
         content = path.read_bytes()
-    except FileNotFoundError:
-        raise UnreadableImage(str(path), "the file does not exist") from None
-    except PermissionError:
-        raise UnreadableImage(str(path), "no permission to read the file") from None
     except OSError as error:
-        if reaches_limit(error):
-            raise open_files_error() from error
-        raise UnreadableImage(str(path), f"cannot be read ({error.strerror})") from None
+        raise UnreadableImage(str(path), why_unreadable(error)) from None
     return decode_image(content, str(path))
 
 
@@ -77,14 +64,14 @@ def decode_image(content: bytes, where: str) -> torch.Tensor:
     """Decodes the bytes of an image file.
 
     Args:
-        content: the file; of an animation, the first frame is taken.
-        where: what to call the image in an error.
+        content: the file; of an animation, the first frame is used.
+        where: the place of the image, for the error.
 
     Returns:
         A uint8 tensor (3, h, w).
 
     Raises:
-        UnreadableImage: the bytes are no image, are damaged, or would decode to an absurd size.
+        UnreadableImage: the bytes are not an image, are damaged, or would decode to an absurd size.
     """
     if not content:
         raise UnreadableImage(where, "the file is empty")
@@ -92,20 +79,43 @@ def decode_image(content: bytes, where: str) -> torch.Tensor:
         with quiet_pillow(), Image.open(io.BytesIO(content), formats=_FORMATS) as image:
             if not (image.width and image.height):
                 raise UnreadableImage(where, "the image has no pixels")
-            pixels = np.asarray(_to_rgb(_upright(image), where))
+            _turn_upright(image)
+            pixels = np.asarray(_to_rgb(image, where))
     except UnidentifiedImageError:
         raise UnreadableImage(where, "not an image, or its first bytes are damaged") from None
     except Image.DecompressionBombError:
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
-        raise UnreadableImage(where, f"the image claims more than {limit:,} pixels") from None
+        raise UnreadableImage(where, f"the image is larger than {limit:,} pixels (decompression-bomb limit)") from None
     except _DECODER_ERRORS as error:
         raise UnreadableImage(where, f"damaged image ({str(error) or type(error).__name__})") from None
     return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
 
 
-@contextmanager
+def read_or_replace(read: Callable[[int], Pixels], index: int, count: int) -> tuple[Pixels, int, list[Unreadable]]:
+    """The image at ``index`` of ``count``, or the next one that can be read, going round at the end.
+
+    Returns:
+        The image, its index, and the images before it that cannot be read.
+
+    Raises:
+        DataError: a hundred images in a row, or all, cannot be read.
+    """
+    unreadable: list[Unreadable] = []
+    for offset in range(min(count, _MOST_SUBSTITUTES)):
+        substitute = (index + offset) % count
+        try:
+            return read(substitute), substitute, unreadable
+        except UnreadableImage as error:
+            unreadable.append((error.where, error.reason))
+    where, why = unreadable[-1]
+    raise DataError(
+        f"{len(unreadable)} images in a row cannot be read, the last one {where}: {why}; fix or remove them."
+    )
+
+
+@contextlib.contextmanager
 def quiet_pillow() -> Iterator[None]:
-    """Hides Pillow's warnings about large images and odd metadata, which a user can do nothing about.
+    """Hides Pillow's warnings about large images and odd metadata, about which a user can do nothing.
 
     Python keeps one list of warning filters for all threads, so decode in processes, or enter this once around a pool
     of threads: then the nested uses in its threads cannot leave a wrong list behind.
@@ -115,14 +125,10 @@ def quiet_pillow() -> Iterator[None]:
         yield
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    image.load()  # in some formats the EXIF block follows the pixels
-    try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation)
-    except _DECODER_ERRORS:
-        return image  # the block is damaged and names no orientation, but the pixels are whole
-    turn = _TURNS.get(orientation)
-    return image if turn is None else image.transpose(turn)
+def _turn_upright(image: Image.Image) -> None:
+    image.load()  # outside: damaged pixels are an error, a damaged EXIF block is not
+    with contextlib.suppress(*_DECODER_ERRORS):
+        ImageOps.exif_transpose(image, in_place=True)  # turns the pixels before it rewrites the block, which may fail
 
 
 def _to_rgb(image: Image.Image, where: str) -> Image.Image:

@@ -1,4 +1,4 @@
-"""Sets known by name: digits, which comes with scikit-learn, and those that torchvision reads."""
+"""Datasets known by name: digits, which comes with scikit-learn, and those that torchvision reads."""
 
 import warnings
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
-from matrix_ssl.data.base import MemorySource, Places, check_labels
+from matrix_ssl.data.base import MemorySource, Places, as_labels
 from matrix_ssl.errors import DataError
 
 TORCHVISION_SETS = ("cifar10", "cifar100", "stl10", "stl10-unlabeled")
@@ -33,12 +33,12 @@ def open_digits(split: Split) -> MemorySource:
     classes = [str(digit) for digit in range(10)]
     places = Places.whole(["digits"], [len(labels)])
     everything = MemorySource("digits", images, places, labels=labels, classes=classes)
-    parts = train_test_split(np.arange(len(labels)), test_size=_DIGITS_TEST, stratify=labels, random_state=0)
-    return everything.subset(np.sort(parts[("train", "test").index(split)]))
+    rows = train_test_split(np.arange(len(labels)), test_size=_DIGITS_TEST, stratify=labels, random_state=0)
+    return everything.subset(np.sort(rows[("train", "test").index(split)]))
 
 
 def open_torchvision(name: str, split: Split, *, folder: Path, download: bool) -> MemorySource:
-    """A set in the layout that torchvision downloads.
+    """A dataset in the layout that torchvision downloads.
 
     Its CIFAR files are pickles; torchvision opens them only after comparing their checksums with the published ones.
 
@@ -66,15 +66,14 @@ def open_torchvision(name: str, split: Split, *, folder: Path, download: bool) -
     if name == "stl10-unlabeled":
         return MemorySource(name, images, places, labels=None, classes=None)
     targets: ArrayLike = loaded.targets if name.startswith("cifar") else loaded.labels
-    labels = np.asarray(targets, dtype=np.int64)
-    classes = check_labels(labels, loaded.classes, len(images), where=name)
+    labels, classes = as_labels(targets, loaded.classes, len(images), where=name)
     return MemorySource(name, images, places, labels=labels, classes=classes)
 
 
 def _absent(name: str, folder: Path, *, download: bool, error: Exception) -> str:
     if download:
-        return f"{name}: the download to {folder} failed ({error}); try again or put the files there yourself."
+        return f"{name}: the download to {folder} failed ({error}); try again or copy the files there."
     return (
         f"{name} is not in {folder}, neither as a folder {name!r} of images or packed files nor as torchvision "
-        f"downloads it; give the right folder (--data-root or MATRIX_SSL_DATA) or fetch it with --download."
+        f"downloads it; name the right folder (--data-root or MATRIX_SSL_DATA) or fetch it with --download."
     )

@@ -1,7 +1,7 @@
-"""The limit of open files of a process: checked before it is reached, and reported in one sentence.
+"""The limit of open files of a process, checked before it is reached; and why a file cannot be read.
 
-A process that reaches it cannot send a tensor to another one, and PyTorch's queues drop what they cannot send: the
-receiver waits for ever. So whoever is about to need descriptors checks that there are enough of them.
+A process at the limit cannot send a tensor to another process, and PyTorch's queues drop what they cannot send: the
+receiver waits for ever. So code that is about to need descriptors checks that there are enough of them.
 """
 
 import errno
@@ -21,23 +21,37 @@ def check_open_files(more: int) -> None:
     try:
         used = len(os.listdir("/dev/fd"))  # noqa: PTH208, a Path for every descriptor is slow
     except OSError as error:
-        if not reaches_limit(error):
+        if error.errno != errno.EMFILE:
             raise
         used = limit
     if limit != resource.RLIM_INFINITY and used + more > limit:
         raise open_files_error()
 
 
-def reaches_limit(error: OSError) -> bool:
-    """Whether the limit of open files of this process is what the error is about."""
-    return error.errno == errno.EMFILE
+def why_unreadable(error: OSError, *, setting: str = "data.workers") -> str:
+    """The reason why a file cannot be read, for a message.
+
+    Args:
+        error: of the attempt.
+        setting: as in ``open_files_error``.
+
+    Raises:
+        OpenFilesError: the reason is the limit of open files, which holds for every other file as well.
+    """
+    if error.errno == errno.EMFILE:
+        raise open_files_error(setting) from error
+    if isinstance(error, FileNotFoundError):
+        return "the file does not exist"
+    if isinstance(error, PermissionError):
+        return "no permission to read the file"
+    return f"cannot be read ({error.strerror})"
 
 
 def open_files_error(setting: str = "data.workers") -> OpenFilesError:
-    """The error to raise where the limit is reached.
+    """The error to raise at the limit.
 
     Args:
-        setting: the number of workers, 0 of which open the fewest files.
+        setting: the name of the setting for the number of workers; 0 workers open the fewest files.
     """
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return OpenFilesError(

@@ -1,7 +1,7 @@
-"""Packed sets: .npz files that hold encoded images back to back.
+"""Packed datasets: .npz files that hold encoded images back to back.
 
-Arrays: ``jpeg`` (uint8, the image files one after the other, of any format that ``images`` reads) and ``offs``
-(n+1 integers, where each begins; the last is the end); optionally ``y`` (n integer labels) and ``classes`` (names).
+Arrays: ``jpeg`` (uint8, the image files in sequence, of any format that ``images`` reads) and ``offs`` (n+1 integers,
+where each begins; the last is the end); optionally ``y`` (n integer labels) and ``classes`` (names).
 """
 
 import zipfile
@@ -12,13 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from matrix_ssl.data.base import MemorySource, Places, Source, as_indices, check_labels, decode_all
+from matrix_ssl.data.base import Classes, Labels, PlacedSource, Places, as_labels, in_memory
 from matrix_ssl.data.images import decode_image
 from matrix_ssl.errors import DataError
 
-_TRAIN_NAMES = ("train",)
 _TEST_NAMES = ("test", "val")  # in the order of preference when there are both
 
 
@@ -30,59 +29,40 @@ class Shard:
     content: torch.Tensor  # uint8; a tensor, because PyTorch shares its memory with worker processes
     offsets: NDArray[np.int64]  # (n+1,)
     labels: NDArray[np.int64] | None
-    classes: list[str] | None
+    classes: list[str] | None  # as named in the file
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
 
-class PackedSource(Source):
+class PackedSource(PlacedSource):
     """Encoded images in memory, decoded when they are read."""
 
-    def __init__(
-        self,
-        name: str,
-        shards: Sequence[Shard],
-        places: Places,
-        *,
-        labels: NDArray[np.int64] | None,
-        classes: list[str] | None,
-    ):
-        super().__init__(name, channels=3, labels=labels, classes=classes)
+    def __init__(self, name: str, shards: Sequence[Shard], places: Places, *, labels: Labels, classes: Classes):
+        super().__init__(name, places, labels=labels, classes=classes)
         self._shards = shards
-        self._places = places
-
-    def __len__(self) -> int:
-        return len(self._places)
 
     def read(self, index: int) -> torch.Tensor:
-        shard = self._shards[self._places.file[index]]
-        start, end = shard.offsets[self._places.entry[index] :][:2]
-        return decode_image(shard.content[start:end].numpy().tobytes(), self.where(index))
+        return decode_image(self._bytes(index), self.where(index))
+
+    def _bytes(self, index: int, most: int | None = None) -> bytes:
+        shard = self._shards[self.places.file[index]]
+        start, end = shard.offsets[self.places.entry[index] :][:2]
+        return shard.content[start : end if most is None else min(end, start + most)].numpy().tobytes()
 
     def _stored(self) -> tuple[Sequence[str], NDArray[np.int64]]:
         sizes = np.zeros(len(self), dtype=np.int64)
         for number, shard in enumerate(self._shards):
-            here = self._places.file == number
-            sizes[here] = np.diff(shard.offsets)[self._places.entry[here]]
+            here = self.places.file == number
+            sizes[here] = np.diff(shard.offsets)[self.places.entry[here]]
         return [], sizes
 
     def _read_start(self, index: int, count: int) -> bytes:
-        shard = self._shards[self._places.file[index]]
-        start, end = shard.offsets[self._places.entry[index] :][:2]
-        return shard.content[start : min(end, start + count)].numpy().tobytes()
-
-    def where(self, index: int) -> str:
-        return self._places[index]
-
-    def subset(self, indices: ArrayLike) -> "PackedSource":
-        chosen = as_indices(indices, len(self))
-        places, labels = self._places.take(chosen), self._labels_at(chosen)
-        return PackedSource(self.name, self._shards, places, labels=labels, classes=self.classes)
+        return self._bytes(index, count)
 
 
-def open_packed(paths: Sequence[Path], *, name: str) -> Source:
-    """Opens packed files as one set, in the order given.
+def open_packed(paths: Sequence[Path], *, name: str) -> PlacedSource:
+    """Opens packed files as one dataset, in the order of ``paths``.
 
     Images that share one shape are decoded at once and kept in memory if they take at most ``MEMORY_LIMIT``.
 
@@ -93,27 +73,25 @@ def open_packed(paths: Sequence[Path], *, name: str) -> Source:
     first = shards[0]
     for shard in shards[1:]:
         if (shard.labels is None) != (first.labels is None):
-            raise DataError(f"{shard.path} and {first.path}: only one of them has labels ('y').")
+            raise DataError(f"{shard.path} and {first.path}: only one of them has labels ('y'); pack both alike.")
         if shard.classes != first.classes:
-            raise DataError(f"{shard.path} and {first.path}: their 'classes' differ.")
+            raise DataError(f"{shard.path} and {first.path}: their 'classes' differ; pack both with the same list.")
     labels, classes = None, None
     if first.labels is not None:
         labels = np.concatenate([shard.labels for shard in shards if shard.labels is not None])
-        classes = check_labels(labels, first.classes, len(labels), where=str(first.path))
+        labels, classes = as_labels(labels, first.classes, len(labels), where=str(first.path))
     places = Places.whole([str(path) for path in paths], [len(shard) for shard in shards])
-    source = PackedSource(name, shards, places, labels=labels, classes=classes)
-    images = decode_all(source)
-    return source if images is None else MemorySource(name, images, places, labels=labels, classes=classes)
+    return in_memory(PackedSource(name, shards, places, labels=labels, classes=classes))
 
 
 def split_packed(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
-    """Sorts packed files of one folder into the training and the test part by their names.
+    """Sorts packed files of one folder into the training and the test split by their names.
 
-    Files with "train" in the name are the training part, those with "test" the test part; where there is none, those
-    with "val". If no name has "train", the training part is every file that is not for testing.
+    Files with "train" in the name are the training split, those with "test" the test split; where there is none, those
+    with "val". If no name has "train", the training split is every file that is not for testing.
     """
-    test = next((named for word in _TEST_NAMES if (named := _named(paths, (word,)))), [])
-    train = _named(paths, _TRAIN_NAMES) or [path for path in paths if path not in _named(paths, _TEST_NAMES)]
+    test = next((files for word in _TEST_NAMES if (files := _named(paths, word))), [])
+    train = _named(paths, "train") or [path for path in paths if path not in _named(paths, *_TEST_NAMES)]
     return train, test
 
 
@@ -121,10 +99,16 @@ def read_shard(path: Path) -> Shard:
     """Reads and checks one packed file.
 
     Raises:
-        DataError: the file is damaged or is no packed set.
+        DataError: the file is damaged or is not a packed dataset.
     """
     arrays = _load(path)
-    content, offsets = (_array(arrays, key, path) for key in ("jpeg", "offs"))
+    for key in ("jpeg", "offs"):
+        if key not in arrays:
+            raise DataError(
+                f"{path}: not a packed dataset: the array {key!r} is missing; it needs 'jpeg' and 'offs', "
+                f"and holds {', '.join(sorted(arrays)) or 'neither'}."
+            )
+    content, offsets = arrays["jpeg"], arrays["offs"]
     if content.dtype != np.uint8 or content.ndim != 1:
         raise DataError(f"{path}: 'jpeg' must be a row of bytes (uint8), not {content.dtype} of shape {content.shape}.")
     if offsets.dtype.kind not in "iu" or offsets.ndim != 1 or len(offsets) < 2:
@@ -133,13 +117,12 @@ def read_shard(path: Path) -> Shard:
     if offsets[0] != 0 or offsets[-1] != len(content) or (np.diff(offsets) < 0).any():
         raise DataError(
             f"{path}: 'offs' must rise from 0 to the {len(content)} bytes of 'jpeg', "
-            f"but it runs from {offsets[0]} to {offsets[-1]}; the file is damaged."
+            f"but it runs from {offsets[0]} to {offsets[-1]}; the file is damaged, pack it again."
         )
     labels = classes = None
     if "y" in arrays:
-        given = [str(c) for c in arrays["classes"]] if "classes" in arrays else None
-        check_labels(arrays["y"], given, len(offsets) - 1, where=str(path))
-        labels, classes = arrays["y"].astype(np.int64), given
+        classes = [str(c) for c in arrays["classes"]] if "classes" in arrays else None
+        labels, _ = as_labels(arrays["y"], classes, len(offsets) - 1, where=str(path))
     return Shard(path, torch.from_numpy(content), offsets, labels, classes)
 
 
@@ -148,20 +131,13 @@ def _load(path: Path) -> dict[str, np.ndarray]:
         with path.open("rb") as file:  # given a path, NumPy leaves a damaged file open
             archive = np.load(file, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise DataError(f"{path}: not an .npz archive but a single array.")
+                raise DataError(f"{path}: not an .npz archive but a single array; save it with numpy.savez.")
             return {key: archive[key] for key in ("jpeg", "offs", "y", "classes") if key in archive.files}
     except PermissionError:
-        raise DataError(f"{path}: no permission to read the file.") from None
+        raise DataError(f"{path}: no permission to read the file; allow it.") from None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path}: not an .npz file, or a damaged one ({error}); fetch or pack it again.") from None
 
 
-def _array(arrays: dict[str, np.ndarray], key: str, path: Path) -> np.ndarray:
-    if key not in arrays:
-        found = ", ".join(sorted(arrays)) or "neither"
-        raise DataError(f"{path}: not a packed set of images: the array {key!r} is missing ('jpeg', 'offs': {found}).")
-    return arrays[key]
-
-
-def _named(paths: Sequence[Path], words: Sequence[str]) -> list[Path]:
+def _named(paths: Sequence[Path], *words: str) -> list[Path]:
     return [path for path in paths if any(word in path.stem.lower() for word in words)]

@@ -1,9 +1,9 @@
 """Random numbers as a pure function of (seed, epoch, sample, view, draw).
 
-Nothing here has state, so a resumed run, another number of workers or of processes sees the same sample order and the
-same augmentations. The generator is the finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014) applied to a
-running hash of the coordinates: it passes the usual statistical batteries and needs only 64-bit multiplications, which
-NumPy does vectorised.
+Nothing here has state, so a resumed run, or one with a different number of workers or processes, sees the same sample
+order and the same augmentations. The generator is the finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014)
+applied to a running hash of the coordinates: it passes the usual statistical batteries and needs only 64-bit
+multiplications, which NumPy does vectorised.
 """
 
 import numpy as np

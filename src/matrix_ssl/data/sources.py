@@ -1,4 +1,4 @@
-"""Finds a set of images by name or path and opens its training or test part."""
+"""Finds a dataset by name or path and opens its training or test split."""
 
 import difflib
 import os
@@ -22,25 +22,25 @@ DATA_ROOT_VARIABLE = "MATRIX_SSL_DATA"
 
 @dataclass(frozen=True)
 class Splits:
-    """How to open the parts of a set that was found; ``test`` is None when it has no test part."""
+    """How to open the splits of a dataset; ``test`` is None when it has no test split."""
 
     train: Callable[[], Source]
     test: Callable[[], Source] | None
 
 
 def open_source(name_or_path: str, *, split: Split, data_root: Path | None, download: bool = False) -> Source:
-    """Opens one part of a set of images.
+    """Opens one split of a dataset.
 
     Args:
         name_or_path: a folder (``folder.find_split_folders`` describes the layouts), a packed .npz file or a folder of
-            them, ``hf:NAME``, or the name of a set. The names in ``NAMED_SETS`` always mean these sets; a folder of
-            that name is written ``./cifar10``. Any other name may also be a folder in the data root.
-        split: the part. A set without a test part has only the training part.
-        data_root: the folder that holds named sets; None: the environment variable MATRIX_SSL_DATA.
-        download: let torchvision fetch a named set that is absent.
+            them, ``hf:NAME``, or the name of a dataset. The names in ``NAMED_SETS`` always mean these datasets; for a
+            folder of that name write ``./cifar10``. Any other name may also be a folder in the data root.
+        split: ``"train"`` or ``"test"``. Without a test split, the training split is the whole dataset.
+        data_root: the folder that holds named datasets; None: the environment variable MATRIX_SSL_DATA.
+        download: let torchvision fetch a named dataset that is absent.
 
     Raises:
-        DataError: the set is absent, empty or damaged, or has no such part.
+        DataError: the dataset is absent, empty or damaged, or has no such split.
         MissingExtra: ``hf:`` without the package ``datasets``.
     """
     parts = find_splits(name_or_path, data_root=data_root, download=download)
@@ -48,17 +48,17 @@ def open_source(name_or_path: str, *, split: Split, data_root: Path | None, down
         return parts.train()
     if parts.test is None:
         raise DataError(
-            f"{name_or_path} has no test part: no folder or packed file of it is called test or val; "
-            f"add one, or hold out a part of the training images."
+            f"{name_or_path} has no test split: no folder or .npz file is named test or val; "
+            f"add one, or hold out some of the training images."
         )
     return parts.test()
 
 
 def has_test_split(name_or_path: str, *, data_root: Path | None, download: bool = False) -> bool:
-    """Whether ``open_source`` can open the part "test"; where not, ``split_source`` holds one out.
+    """Whether ``open_source`` can open the split "test"; where not, ``split_source`` holds one out.
 
     Raises:
-        DataError: the set is absent.
+        DataError: the dataset is absent.
     """
     return find_splits(name_or_path, data_root=data_root, download=download).test is not None
 
@@ -74,23 +74,23 @@ def split_source(source: Source, fraction: float, seed: int) -> tuple[Source, So
         DataError: a class has fewer than two images.
     """
     if not 0 < fraction < 1:
-        raise ConfigError(f"the held-out fraction is {fraction}; it must lie between 0 and 1.")
+        raise ConfigError(f"The held-out fraction {fraction} must be between 0 and 1.")
     labels = np.zeros(len(source), dtype=np.int64) if source.labels is None else source.labels
     held_out = np.zeros(len(source), dtype=bool)
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
         if len(members) < 2:
             what = source.name if source.classes is None else f"{source.name}: the class {source.classes[label]!r}"
-            raise DataError(f"{what} has a single image; holding out a part needs two or more.")
+            raise DataError(f"{what} has a single image; add another, or remove the class.")
         count = min(max(round(fraction * len(members)), 1), len(members) - 1)
         held_out[members[permutation(len(members), seed, int(label))[:count]]] = True
     return source.subset(np.flatnonzero(~held_out)), source.subset(np.flatnonzero(held_out))
 
 
 def find_splits(name_or_path: str, *, data_root: Path | None, download: bool = False) -> Splits:
-    """Finds a set without reading its images; arguments and errors as in ``open_source``."""
+    """Finds a dataset without reading its images; arguments and errors as in ``open_source``."""
     if not name_or_path:
-        raise DataError(f"no dataset was given; give a folder, an .npz file or one of {', '.join(NAMED_SETS)}.")
+        raise DataError(f"The dataset is empty; name a folder, an .npz file or one of {', '.join(NAMED_SETS)}.")
     if name_or_path.startswith("hf:"):
         return _hugging_face(name_or_path.removeprefix("hf:"))
     if name_or_path == "digits":
@@ -112,13 +112,13 @@ def _at(path: Path) -> Splits:
         if path.suffix.lower() == ".npz":
             return Splits(partial(open_packed, [path], name=path.stem), None)
         kind = "a single image" if is_image(path.name) else f"a file of type {path.suffix or 'unknown'}"
-        raise DataError(f"{path} is {kind}; give a folder of images (unpack archives first) or a packed .npz file.")
+        raise DataError(f"{path} is {kind}; name a folder of images (unpack archives first) or a packed .npz file.")
     name = path.resolve().name
     packed = packed_files(path)
     if packed:
         train_files, test_files = split_packed(packed)
         if not train_files:
-            raise DataError(f"{path}: every .npz file is named as a test part; name the training part with 'train'.")
+            raise DataError(f"{path}: every .npz file is named as a test split; name the training split with 'train'.")
         test = partial(open_packed, test_files, name=name) if test_files else None
         return Splits(partial(open_packed, train_files, name=name), test)
     train_folder, test_folder = find_split_folders(path)
@@ -129,15 +129,15 @@ def _at(path: Path) -> Splits:
 
 
 def _open_test_folder(train_folder: Path, test_folder: Path, *, name: str) -> Source:
-    """Numbers the classes as the training part does, also where the test part lacks one."""
+    """Numbers the classes as the training split does, also where the test split lacks one."""
     return open_folder(test_folder, name=name, classes=open_folder(train_folder, name=name).classes)
 
 
 def _torchvision(name: str, root: Path | None, *, download: bool) -> Splits:
     if root is None:
-        here = f" The folder ./{name} is opened as ./{name}." if Path(name).is_dir() else ""
+        here = f" To open the folder of that name, write ./{name}." if Path(name).is_dir() else ""
         raise DataError(
-            f"{name}: the folder that holds it is not known; give --data-root or set {DATA_ROOT_VARIABLE} "
+            f"{name}: the folder that holds it is unknown; use --data-root or set {DATA_ROOT_VARIABLE} "
             f"(and --download to fetch it there).{here}"
         )
     own = root / name
@@ -155,29 +155,29 @@ def _hugging_face(location: str) -> Splits:
 
 
 def _root_of_environment() -> Path | None:
-    given = os.environ.get(DATA_ROOT_VARIABLE)
-    return Path(given).expanduser() if given else None
+    root = os.environ.get(DATA_ROOT_VARIABLE)
+    return Path(root).expanduser() if root else None
 
 
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
     except PermissionError:
-        raise DataError(f"{path}: no permission to look into the folder above it.") from None
+        raise DataError(f"{path}: no permission to read the folder above it; allow it.") from None
 
 
 def _missing(name: str, path: Path, root: Path | None) -> str:
-    """Says where was looked, with the nearest existing name at the first component of the path that is missing."""
+    """The places searched, and the existing name nearest to the first component of the path that is missing."""
     absent = next(part for part in [*reversed(path.parents), path] if not part.exists())
     near = {sibling: str(absent.parent / sibling) for sibling in _names_in(absent.parent)}
     if len(path.parts) == 1:
         near |= {known: known for known in (*NAMED_SETS, *(_names_in(root) if root else ()))}
     close = difflib.get_close_matches(absent.name, near, n=1)
     hint = f" Did you mean {near[close[0]]!r}?" if close else ""
-    looked = f" or in {root}" if root else ""
+    searched = f" or in {root}" if root else ""
     return (
-        f"{name!r} is not a file or folder here{looked}, nor a named set ({', '.join(NAMED_SETS)}).{hint} "
-        f"Give a path, or the folder that holds it with --data-root or {DATA_ROOT_VARIABLE}."
+        f"{name!r} is not a file or folder here{searched}, nor a named dataset ({', '.join(NAMED_SETS)}).{hint} "
+        f"Write a path, or name the folder that holds it by --data-root or {DATA_ROOT_VARIABLE}."
     )
 
 

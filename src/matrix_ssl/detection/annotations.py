@@ -1,7 +1,7 @@
-"""COCO annotation files: read, checked as a whole, and what cannot be used counted.
+"""COCO annotation files: read, checked as a whole, and unusable annotations counted.
 
-Errors end the run: a file that is no COCO JSON, ids that occur twice or name nothing, values that are no numbers.
-Single annotations that hold nothing to learn or to find are left out and counted in ``Annotations.counts``.
+A file that is not COCO JSON, ids that are repeated or refer to nothing, and values that are not numbers are errors.
+Single annotations without an object to learn or to detect are skipped and counted in ``Annotations.counts``.
 
 Format: Lin et al., "Microsoft COCO: Common Objects in Context", ECCV 2014; categories may have any ids.
 """
@@ -18,25 +18,26 @@ from typing import Any, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
+from matrix_ssl.data.open_files import why_unreadable
 from matrix_ssl.detection.files import check_name
 from matrix_ssl.detection.shapes import Polygons, Shape, is_rescaled, parse_run_lengths
 from matrix_ssl.errors import DataError
 
-# what is left out or changed, by the name of its count
+# what is skipped or changed, by the name of its count
 COUNTED = {
     "images": "images listed",
-    "images_without_instances": "images without a usable instance, which training leaves out",
+    "images_without_instances": "images without a usable instance, skipped in training",
     "instances": "usable instances",
     "crowds": "crowd regions, ignored in training and in scoring",
-    "crowds_unusable": "crowd regions without a usable mask, left out",
-    "degenerate_boxes": "instances left out because their box has no area inside the image",
-    "empty_masks": "instances left out because their mask is missing or has no area",
-    "short_polygons": "polygons of less than three points, left out of their masks",
-    "clipped_boxes": "instances whose box reaches out of the image, clipped in training",
-    "rescaled_masks": "masks stored at another size than the image's, rescaled",
+    "crowds_unusable": "crowd regions without a usable mask, skipped",
+    "degenerate_boxes": "instances skipped because their box has no area inside the image",
+    "empty_masks": "instances skipped because their mask is missing or has no area",
+    "short_polygons": "polygons of fewer than three points, skipped",
+    "clipped_boxes": "instances whose box extends beyond the image, clipped in training",
+    "rescaled_masks": "masks stored at a different size than the image's, rescaled",
 }
-_SMALLEST = 0.01  # side of a box, in pixels: below, float32 could not tell its two ends apart
-_OUTSIDE = 0.01  # pixels that a box may reach out of the image before it counts as clipped; COCO rounds to 0.01
+_SMALLEST = 0.01  # side of a box, in pixels: below, float32 cannot distinguish its two ends
+_OUTSIDE = 0.01  # pixels by which a box may extend beyond the image before it counts as clipped; COCO rounds to 0.01
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Instance:
 
 @dataclass(frozen=True)
 class AnnotatedImage:
-    """An image and what is on it."""
+    """An image and its annotated objects."""
 
     id: int
     name: str  # of its file
@@ -70,7 +71,7 @@ class AnnotatedImage:
     instances: tuple[Instance, ...]
 
     def objects(self) -> tuple[Instance, ...]:
-        """The instances that are no crowds."""
+        """The instances that are not crowds."""
         return tuple(instance for instance in self.instances if not instance.crowd)
 
 
@@ -89,8 +90,8 @@ def read_annotations(path: Path) -> Annotations:
     """Reads and checks an annotation file.
 
     Raises:
-        DataError: the file is missing, unreadable or not COCO's, an id occurs twice or names nothing, or there is no
-            image.
+        DataError: the file is missing, unreadable or not COCO's, an id is repeated or refers to nothing, or there is
+            no image.
     """
     content, sha256 = _load(path)
     categories = _categories(content["categories"], str(path))
@@ -107,62 +108,58 @@ def read_annotations(path: Path) -> Annotations:
 
 
 def check_same_categories(train: Annotations, val: Annotations) -> None:
-    """Lets only categories of the training part, with the same ids and names, be in the other part.
+    """Checks that the categories of the validation split are among those of the training split, ids and names alike.
 
     Raises:
-        DataError: a category is new or has another name.
+        DataError: a category is new or has a different name.
     """
     names = {category.id: category.name for category in train.categories}
     for category in val.categories:
         if category.id not in names:
             raise DataError(
-                f"{val.path}: category {category.id} ({category.name!r}) is not in {train.path}: both need the same "
-                f"list."
+                f"{val.path}: category {category.id} ({category.name!r}) is not in {train.path}; both need the same "
+                f"categories."
             )
         if names[category.id] != category.name:
             raise DataError(
-                f"category {category.id} is {names[category.id]!r} in {train.path} and {category.name!r} in "
-                f"{val.path}: both need the same list."
+                f"{val.path}: category {category.id} is {category.name!r}, but {names[category.id]!r} in {train.path}; "
+                f"both need the same categories."
             )
 
 
 def _load(path: Path) -> tuple[dict[str, list[Any]], str]:
     try:
         raw = path.read_bytes()
-    except FileNotFoundError:
-        raise DataError(f"{path} does not exist: give a COCO annotation file.") from None
-    except PermissionError:
-        raise DataError(f"{path} cannot be read: no permission.") from None
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}.") from None
+        raise DataError(f"{path}: {why_unreadable(error, setting='workers')}; name a COCO annotation file.") from None
     try:
         content = json.loads(raw)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not JSON: {error}.") from None
+        raise DataError(f"{path} is not JSON ({error}); name a COCO annotation file.") from None
     keys = ("images", "annotations", "categories")
     for key in keys:
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             raise DataError(
-                f"{path} is not a COCO annotation file: it has no list {key!r}, it needs {', '.join(keys)}."
+                f"{path} is not a COCO annotation file: it has no list {key!r}; it needs {', '.join(keys)}."
             )
         if not all(isinstance(item, dict) for item in content[key]):
             raise DataError(f"{path}: {key!r} must be a list of objects.")
     for key in ("images", "categories"):
         if not content[key]:
-            raise DataError(f"{path}: the list {key!r} is empty.")
+            raise DataError(f"{path}: the list {key!r} is empty; name a file with some.")
     return content, hashlib.sha256(raw).hexdigest()
 
 
 def _categories(items: list[dict[str, Any]], where: str) -> tuple[Category, ...]:
-    found: dict[int, str] = {}
+    names: dict[int, str] = {}
     for number, item in _numbered(items, f"{where}: category"):
         name = item.get("name")
         if not isinstance(name, str) or not name:
             raise DataError(f"{where}: category {number} has no name.")
-        if name in found.values():
-            raise DataError(f"{where}: two categories have the name {name!r}.")
-        found[number] = name
-    return tuple(Category(number, found[number]) for number in sorted(found))
+        if name in names.values():
+            raise DataError(f"{where}: two categories have the name {name!r}; rename one.")
+        names[number] = name
+    return tuple(Category(number, names[number]) for number in sorted(names))
 
 
 def _sizes(items: list[dict[str, Any]], where: str) -> dict[int, tuple[str, int, int]]:
@@ -175,11 +172,11 @@ def _sizes(items: list[dict[str, Any]], where: str) -> dict[int, tuple[str, int,
             raise DataError(f"{here} has no file_name.")
         name = check_name(item["file_name"], here)
         if name in names:
-            raise DataError(f"{where}: two images have the file_name {name!r}.")
+            raise DataError(f"{where}: two images have the file_name {name!r}; remove one.")
         names.add(name)
         height, width = item.get("height"), item.get("width")
         if not _is_whole(height) or not _is_whole(width) or min(height, width) < 1:
-            raise DataError(f"{here}: height {height!r} and width {width!r} must be whole numbers of pixels.")
+            raise DataError(f"{here}: height {height!r} and width {width!r} must be integers, in pixels.")
         sizes[number] = name, height, width
     return sizes
 
@@ -191,8 +188,8 @@ def _instances(
     counts: Counter[str],
     where: str,
 ) -> dict[int, list[Instance]]:
-    """The usable instances of every image, by its id; what is left out is counted."""
-    found: dict[int, list[Instance]] = {}
+    """The usable instances of every image, by its id; the others are counted."""
+    instances: dict[int, list[Instance]] = {}
     for number, item in _numbered(items, f"{where}: annotation"):
         here = f"{where}: annotation {number}"
         image, category = item.get("image_id"), item.get("category_id")
@@ -218,8 +215,9 @@ def _instances(
         area = item["area"] if "area" in item else shape.area()
         if not _is_finite(area):
             raise DataError(f"{here}: area {area!r} is not a number.")
-        found.setdefault(image, []).append(Instance(number, category, box, float(area), shape, bool(crowd)))
-    return found
+        instance = Instance(number, category, box, float(area), shape, bool(crowd))
+        instances.setdefault(image, []).append(instance)
+    return instances
 
 
 def _box(value: Any, where: str) -> tuple[float, float, float, float]:
@@ -230,7 +228,7 @@ def _box(value: Any, where: str) -> tuple[float, float, float, float]:
 
 
 def _shape(value: Any, height: int, width: int, counts: Counter[str], where: str) -> Shape | None:
-    """The mask, None where there is none that covers anything."""
+    """The mask; None where there is none that covers anything."""
     if value is None:
         return None
     if isinstance(value, dict):
@@ -254,7 +252,7 @@ def _shape(value: Any, height: int, width: int, counts: Counter[str], where: str
 
 
 def _points(numbers: list[Any]) -> NDArray[np.float64] | None:
-    """Numbers x, y, x, y as (points, 2); checked as an array, since a large set has tens of millions."""
+    """Numbers x, y, x, y as (points, 2); checked as an array, since a large dataset has tens of millions."""
     try:
         values = np.array(numbers) if numbers else np.zeros(0)
     except ValueError:  # lists of different lengths
@@ -265,14 +263,14 @@ def _points(numbers: list[Any]) -> NDArray[np.float64] | None:
 
 
 def _numbered(items: list[dict[str, Any]], what: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Items with their ids, which must be whole numbers and differ."""
+    """Items with their ids, which must be distinct integers."""
     seen: set[int] = set()
     for place, item in enumerate(items):
         number = item.get("id")
         if not _is_whole(number):
-            raise DataError(f"{what} number {place} of the list has the id {number!r}: expected a whole number.")
+            raise DataError(f"{what} number {place} of the list has the id {number!r}; expected an integer.")
         if number in seen:
-            raise DataError(f"{what} id {number} occurs twice.")
+            raise DataError(f"{what} id {number} is repeated; ids must differ.")
         seen.add(number)
         yield number, item
 

@@ -21,12 +21,12 @@ class Backbone:
     architecture: str
     mean: tuple[float, ...]  # per channel, of pixels in [0, 1]
     std: tuple[float, ...]
-    text: str  # what was loaded, for a person
+    text: str  # what was loaded, for messages
     sha256: str  # of the weights
 
     @property
     def stem_stride(self) -> int:
-        """By how much the layers before the first stage lower the resolution: 4, or 1 for small images' stem."""
+        """The stride of the layers before the first stage: 4, or 1 for the stem for small images."""
         return 4 if isinstance(self.encoder.maxpool, nn.MaxPool2d) else 1
 
 
@@ -35,11 +35,12 @@ def open_backbone(reference: str, *, architecture: str | None, seed: int, weight
 
     Args:
         reference: as ``matrix_ssl.encoder.opening.open_encoder`` takes it.
-        architecture: of ``"random"`` and ``"torchvision"``, ``"resnet50"`` if None; others name their own.
+        architecture: of ``"random"`` and ``"torchvision"``, ``"resnet50"`` if None; of others, None or their own.
         seed: of random weights.
+        weights: of a run or a checkpoint with two encoders, the trained one or its moving average.
 
     Raises:
-        ConfigError: the encoder is no ResNet of torchvision for colour images, or ``architecture`` is not its own.
+        ConfigError: the encoder is not a ResNet of torchvision, or ``architecture`` is not its own.
         MatrixSSLError: the weights cannot be read, or do not match completely.
     """
     if architecture is None and reference in (RANDOM, TORCHVISION):
@@ -58,5 +59,5 @@ def _check_name(name: str) -> None:
     known = torchvision.models.list_models(include=["resnet*", "resnext*", "wide_resnet*"], module=torchvision.models)
     if name not in known:
         raise ConfigError(
-            f"a detector cannot be built on the encoder {name!r}: it takes torchvision's ResNets, {', '.join(known)}."
+            f"A detector cannot be built on the encoder {name!r}; use a ResNet of torchvision: {', '.join(known)}."
         )

@@ -8,10 +8,10 @@ import numpy as np
 
 from matrix_ssl.data.folder import file_sizes
 from matrix_ssl.data.identity import content_digest
-from matrix_ssl.data.open_files import open_files_error, reaches_limit
+from matrix_ssl.data.open_files import why_unreadable
 from matrix_ssl.errors import DataError, UnreadableImage
 
-_SHOWN = 3  # missing files that an error names
+_LISTED = 3  # missing files that an error names
 
 
 class ImageFiles:
@@ -30,34 +30,34 @@ class ImageFiles:
         if location.is_dir():
             return
         if not location.exists():
-            raise DataError(f"{location} does not exist: give a folder of images or a .tar file.")
+            raise DataError(f"{location} does not exist; name a folder of images or a .tar file.")
         self._members = _index(location)
 
     def missing(self, names: Iterable[str]) -> list[str]:
-        """Those of the names that there is no file for.
+        """Those of the names without a file.
 
         Raises:
-            DataError: the folder does not permit to look.
+            DataError: no permission to read the folder.
         """
         if self._members is not None:
             return [name for name in names if name not in self._members]
         try:
             return [name for name in names if not (self.location / name).is_file()]
         except PermissionError:
-            raise DataError(f"{self.location}: no permission to look into the folder; allow it.") from None
+            raise DataError(f"{self.location}: no permission to read the folder; allow it.") from None
 
     def check(self, names: list[str]) -> None:
-        """Raises DataError, with some of the names, where there is no file for one."""
+        """Raises DataError, with some of the names, where files are missing."""
         missing = self.missing(names)
         if missing:
-            shown = ", ".join(missing[:_SHOWN]) + (", ..." if len(missing) > _SHOWN else "")
+            some = ", ".join(missing[:_LISTED]) + (", ..." if len(missing) > _LISTED else "")
             raise DataError(
-                f"{self.location} lacks {len(missing)} of {len(names)} images that the annotations list ({shown}): "
-                f"give the folder or archive that the file names are relative to."
+                f"{self.location} lacks {len(missing)} of {len(names)} images that the annotations list ({some}); "
+                f"name the folder or archive that the file names are relative to."
             )
 
     def digest(self, names: Sequence[str]) -> str:
-        """What tells these images from others of the same names, by the rule of ``data.identity``."""
+        """What distinguishes these images from others of the same names, by the rule of ``data.identity``."""
         if self._members is None:
             sizes = file_sizes(self.location, names)
         else:
@@ -65,7 +65,7 @@ class ImageFiles:
         return content_digest(names, sizes, lambda index, count: self._read_start(names[index], count))
 
     def where(self, name: str) -> str:
-        """What to call an image in a message."""
+        """The place of an image, for messages."""
         return f"{self.location}/{name}"
 
     def read(self, name: str) -> bytes:
@@ -82,16 +82,12 @@ class ImageFiles:
             with self.location.open("rb") as file:  # one for each call: threads would share its position
                 file.seek(offset)
                 content = file.read(size)
-        except (KeyError, FileNotFoundError):
+        except KeyError:
             raise UnreadableImage(self.where(name), "the file does not exist") from None
-        except PermissionError:
-            raise UnreadableImage(self.where(name), "no permission to read the file") from None
         except OSError as error:
-            if reaches_limit(error):
-                raise open_files_error("workers") from error
-            raise UnreadableImage(self.where(name), f"cannot be read ({error.strerror})") from None
+            raise UnreadableImage(self.where(name), why_unreadable(error, setting="workers")) from None
         if len(content) < size:
-            raise UnreadableImage(self.where(name), "the archive is cut")
+            raise UnreadableImage(self.where(name), "the archive is cut off")
         return content
 
     def _read_start(self, name: str, count: int) -> bytes:
@@ -109,23 +105,22 @@ def check_name(name: str, where: str) -> str:
     """
     path = PurePosixPath(name)
     if not name or "\0" in name or path.is_absolute() or ".." in path.parts or not path.parts:
-        raise DataError(f"{where}: file_name {name!r} must be a relative path inside the folder of images.")
+        raise DataError(f"{where}: file_name {name!r} must be a relative path inside the folder of images; fix it.")
     return str(path)
 
 
 def _index(location: Path) -> dict[str, tuple[int, int]]:
-    """Offset and size of every regular file; names without the folder that all of them lie in, if there is one."""
+    """Offset and size of every regular file; also by the name without the folder that all files share, if any."""
     try:
         with tarfile.open(location, "r:") as archive:
             members = {
                 str(PurePosixPath(m.name)): (m.offset_data, m.size) for m in archive if m.isreg() and not m.sparse
             }
     except PermissionError:
-        raise DataError(f"{location} cannot be read: no permission.") from None
+        raise DataError(f"{location}: no permission to read the file; allow it.") from None
     except (tarfile.TarError, OSError, EOFError) as error:
         raise DataError(
-            f"{location} is neither a folder nor a whole, uncompressed .tar file ({error}): unpack it, or pack it "
-            f"again."
+            f"{location} is neither a folder nor a whole, uncompressed .tar file ({error}); unpack it or pack it again."
         ) from None
     tops = {PurePosixPath(name).parts[0] for name in members}
     if len(tops) == 1 and all("/" in name for name in members):

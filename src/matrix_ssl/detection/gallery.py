@@ -1,4 +1,4 @@
-"""An image of detections beside the truth."""
+"""A sheet of detections beside the ground truth."""
 
 import colorsys
 from collections.abc import Sequence
@@ -19,12 +19,12 @@ from matrix_ssl.detection.shapes import decode, encode
 from matrix_ssl.runs.files import write_atomically
 
 _ROWS, _WIDTH, _GAP, _TITLE = 8, 480, 8, 20  # the last three in pixels
-_FEWEST = 3  # detections shown, if there are as many
+_FEWEST = 3  # detections drawn, if there are as many
 
 
 @dataclass(frozen=True)
 class _Drawn:
-    """Something to draw on an image."""
+    """An object to draw on an image."""
 
     box: Sequence[float]  # x0, y0, x1, y1
     mask: dict
@@ -35,14 +35,13 @@ class _Drawn:
 def write_gallery(path: Path, annotations: Annotations, files: ImageFiles, predictions: DetectionResults) -> None:
     """Writes a PNG: for the first images with objects, the truth on the left, the best detections on the right.
 
-    As many detections as there are objects are shown, those of the highest scores and three at least, with their
-    scores whatever they are.
+    As many detections as objects are drawn, three at least: those of the highest scores, however low these are.
 
     Raises:
         RunFolderError: it could not be written.
     """
-    shown = [p for p in annotations.images if p.objects() and p.id not in predictions.unreadable][:_ROWS]
-    rows = [_row(image, annotations, files, predictions) for image in shown]
+    images = [p for p in annotations.images if p.objects() and p.id not in predictions.unreadable][:_ROWS]
+    rows = [_row(image, annotations, files, predictions) for image in images]
     height = _TITLE + sum(row.height + _GAP for row in rows)
     sheet = Image.new("RGB", (2 * _WIDTH + _GAP, height), "white")
     pen = ImageDraw.Draw(sheet)
@@ -63,7 +62,7 @@ def _row(
              for o in image.objects()]  # fmt: skip
     mine = [item for item in predictions.detections if item["image_id"] == image.id]
     best = sorted(mine, key=lambda item: -item["score"])[: max(_FEWEST, len(truth))]
-    found = [
+    detections = [
         _Drawn(_corners(item["bbox"]), item["segmentation"], item["category_id"],
                f"{names.get(item['category_id'], item['category_id'])} {item['score']:.2f}")
         for item in best
@@ -71,7 +70,7 @@ def _row(
     height, width = fit(image, shorter=_WIDTH, longest=_WIDTH)
     pixels = (resize(read_pixels(image, files), height, width) * 255).round().byte()
     row = Image.new("RGB", (2 * _WIDTH + _GAP, height), "white")
-    for place, items in enumerate((truth, found)):
+    for place, items in enumerate((truth, detections)):
         drawn = _draw(pixels, items, scale=width / image.width)
         row.paste(Image.fromarray(drawn.permute(1, 2, 0).numpy()), (place * (_WIDTH + _GAP), 0))
     return row
@@ -95,7 +94,7 @@ def _draw(pixels: Tensor, items: Sequence[_Drawn], *, scale: float) -> Tensor:
 
 
 def _colour(category: int) -> tuple[int, int, int]:
-    """Hues that follow the golden ratio, so that neighbours differ."""
+    """A hue by the golden ratio, so that the colours of neighbouring categories differ."""
     red, green, blue = colorsys.hsv_to_rgb(category * 0.618034 % 1, 0.85, 1.0)
     return round(255 * red), round(255 * green), round(255 * blue)
 

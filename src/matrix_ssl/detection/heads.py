@@ -23,7 +23,7 @@ from torchvision.ops import box_area, roi_align
 from matrix_ssl.detection.settings import DetectionSettings
 
 _MASK_WIDTH = 256  # channels of the layers that predict masks
-_BOX_WIDTH = 1024  # of the fully connected layers that describe a region, fpn
+_BOX_WIDTH = 1024  # channels of the fully connected layers that describe a region, fpn
 Target = Mapping[str, Tensor]  # boxes (k, 4), labels (k,) from 1, masks (k, h, w) of 0 and 1
 
 
@@ -49,7 +49,7 @@ class RegionPool(nn.Module):
         image = torch.cat([torch.full_like(part[:, :1], index) for index, part in enumerate(boxes)])
         regions = torch.cat([image, together], dim=1)
         side = box_area(together).sqrt()
-        stride = 16 * side / 224  # the wanted one
+        stride = 16 * side / 224  # the ideal one
         level = torch.floor(torch.log2(stride / self.strides[0]) + 1e-6).clamp(0, len(maps) - 1)
         pooled = maps[0].new_zeros(len(regions), maps[0].shape[1], self.size, self.size)
         for index, (values, step) in enumerate(zip(maps, self.strides, strict=True)):
@@ -59,7 +59,7 @@ class RegionPool(nn.Module):
 
 
 class Heads(RoIHeads):
-    """Boxes, classes and masks of regions; a subclass says which features predict them."""
+    """Boxes, classes and masks of regions; a subclass defines the features that predict them."""
 
     def __init__(
         self, settings: DetectionSettings, *, box_head: nn.Module, box_width: int, mask_width: int, labels: int
@@ -77,11 +77,11 @@ class Heads(RoIHeads):
 
     @abstractmethod
     def box_regions(self, features: Mapping[str, Tensor], boxes: Sequence[Tensor]) -> Tensor:
-        """What ``box_head`` takes."""
+        """The input of ``box_head``."""
 
     @abstractmethod
     def mask_regions(self, features: Mapping[str, Tensor], boxes: Sequence[Tensor]) -> Tensor:
-        """What ``mask_predictor`` takes."""
+        """The input of ``mask_predictor``."""
 
     def learnt_mask_regions(
         self, features: Mapping[str, Tensor], boxes: Sequence[Tensor], regions: Tensor, positive: Tensor
@@ -116,13 +116,13 @@ class Heads(RoIHeads):
         self, features: dict[str, Tensor], proposals: list[Tensor], image_shapes: list[tuple[int, int]]
     ) -> list[dict[str, Tensor]]:
         scores, deltas = self.box_predictor(self.box_head(self.box_regions(features, proposals)))
-        found = self.postprocess_detections(scores, deltas, proposals, image_shapes)
-        boxes, _, labels = found
+        detections = self.postprocess_detections(scores, deltas, proposals, image_shapes)
+        boxes, _, labels = detections
         logits = self.mask_predictor(self.mask_regions(features, boxes))
         kind = torch.cat(labels)
         masks = logits[torch.arange(len(kind), device=kind.device), kind].sigmoid().split([len(box) for box in boxes])
         keys = ("boxes", "scores", "labels", "masks")
-        return [dict(zip(keys, image, strict=True)) for image in zip(*found, masks, strict=True)]
+        return [dict(zip(keys, image, strict=True)) for image in zip(*detections, masks, strict=True)]
 
 
 class PyramidHeads(Heads):
@@ -161,7 +161,7 @@ class LastStageHeads(Heads):
     def learnt_mask_regions(
         self, features: Mapping[str, Tensor], boxes: Sequence[Tensor], regions: Tensor, positive: Tensor
     ) -> Tensor:
-        """Those of the boxes, computed already."""
+        """The regions of the boxes, computed already."""
         return regions[positive]
 
 
@@ -174,16 +174,16 @@ def mask_cross_entropy(
         logits: (regions, classes, m, m).
         boxes: of every image, (k, 4), in pixels.
         labels: (regions,) true classes.
-        objects: of every image, (k,): which object each box belongs to.
+        objects: of every image, (k,): the object that each box belongs to.
         targets: of every image.
     """
     side = logits.shape[-1]
-    wanted = []
+    truth = []
     for box, number, target in zip(boxes, objects, targets, strict=True):
         regions = torch.cat([number[:, None].to(box), box], dim=1)
         masks = target["masks"][:, None].to(logits)
-        wanted.append(roi_align(masks, regions, side, 1.0, sampling_ratio=0, aligned=True)[:, 0])
-    truth = torch.cat(wanted)
-    if not len(truth):
+        truth.append(roi_align(masks, regions, side, 1.0, sampling_ratio=0, aligned=True)[:, 0])
+    expected = torch.cat(truth)
+    if not len(expected):
         return logits.sum() * 0  # a mean over nothing would not be a number
-    return F.binary_cross_entropy_with_logits(logits[torch.arange(len(labels), device=labels.device), labels], truth)
+    return F.binary_cross_entropy_with_logits(logits[torch.arange(len(labels), device=labels.device), labels], expected)

@@ -1,7 +1,7 @@
 """Images and their targets at the size of the network, and the batches of training.
 
-Which images an iteration takes, their size and whether they are flipped are functions of (seed, iteration, image),
-so a resumed run, and any number of processes or threads, sees the same ones. Threads read ahead: decoding and resizing
+The images of an iteration, their size and whether they are flipped are functions of (seed, iteration, image), so they
+are the same in a resumed run and with any number of processes or threads. Threads read ahead: decoding and resizing
 leave Python's lock, and need no copies between processes.
 """
 
@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from matrix_ssl.data.images import decode_image, quiet_pillow
+from matrix_ssl.data.images import Unreadable, decode_image, quiet_pillow, read_or_replace
 from matrix_ssl.data.randomness import permutation, uniform
 from matrix_ssl.detection.annotations import AnnotatedImage, Annotations
 from matrix_ssl.detection.files import ImageFiles
@@ -25,11 +25,9 @@ from matrix_ssl.detection.shapes import draw
 from matrix_ssl.errors import DataError, UnreadableImage
 
 _ORDER, _CHANGES = 0xD0, 0xD1  # coordinates that keep the order of images and their changes apart
-_MOST_SUBSTITUTES = 100  # images tried in the place of one that cannot be read
 _AHEAD = 2  # batches or images read ahead for each thread
 Key = TypeVar("Key")
 Value = TypeVar("Value")
-Unreadable = tuple[str, str]  # where, why
 
 
 @dataclass(frozen=True)
@@ -49,10 +47,10 @@ class DetectionBatch:
 
 
 class TrainingImages:
-    """The batches of a run; images without an object are left out, as in Detectron2.
+    """The batches of a run; images without an object are skipped, as in Detectron2.
 
     Args:
-        rank, processes: which part of every batch this process takes.
+        rank, processes: decide which part of every batch this process takes.
 
     Raises:
         DataError: no image has an object.
@@ -63,7 +61,7 @@ class TrainingImages:
     ):
         self.images = [image for image in annotations.images if image.objects()]
         if not self.images:
-            raise DataError(f"{annotations.path}: no image has a usable instance to learn.")
+            raise DataError(f"{annotations.path}: no image has a usable instance to learn; check its annotations.")
         self._labels = {category.id: label for label, category in enumerate(annotations.categories, start=1)}
         self._files, self._settings = files, settings
         self._rank, self._size = rank, settings.batch_size // processes
@@ -72,37 +70,32 @@ class TrainingImages:
     def __len__(self) -> int:
         return len(self.images)
 
-    def chosen(self, iteration: int) -> list[int]:
-        """This process's images of an iteration: epochs of random order follow each other without a gap."""
+    def indices(self, iteration: int) -> list[int]:
+        """This process's images of an iteration; epochs of random order follow each other without a gap."""
         first = iteration * self._settings.batch_size + self._rank * self._size
         return [self._at(position) for position in range(first, first + self._size)]
 
     def batches(self, iterations: Iterable[int]) -> Generator[DetectionBatch, None, None]:
         """The batches of iterations, read ahead by threads."""
-        keys = ((iteration, self.chosen(iteration)) for iteration in iterations)
+        keys = ((iteration, self.indices(iteration)) for iteration in iterations)
         return read_ahead(lambda key: self._batch(*key), keys, threads=self._settings.workers)
 
-    def _batch(self, iteration: int, chosen: list[int]) -> DetectionBatch:
+    def _batch(self, iteration: int, indices: list[int]) -> DetectionBatch:
         batch = DetectionBatch(iteration, [], [], [])
-        for index in chosen:
-            for substitute in range(min(_MOST_SUBSTITUTES, len(self.images))):
-                image = self.images[(index + substitute) % len(self.images)]
-                try:
-                    pixels = read_pixels(image, self._files)
-                except UnreadableImage as error:
-                    batch.unreadable.append((error.where, error.reason))
-                    continue
-                which, turn = uniform(self._settings.seed, _CHANGES, iteration, index, draws=2)
-                sides = self._settings.train_sizes
-                size = fit(image, shorter=sides[int(which * len(sides))], longest=self._settings.train_longest)
-                flip = bool(turn < self._settings.flip)
-                batch.images.append(resize(pixels, *size, flip=flip))
-                batch.targets.append(make_target(image, self._labels, *size, flip=flip))
-                break
-            else:
-                where, why = batch.unreadable[-1]
-                raise DataError(f"{substitute + 1} images in a row cannot be used, the last one {where}: {why}.")
+        sides, longest = self._settings.train_sizes, self._settings.train_longest
+        for index in indices:
+            pixels, substitute, unreadable = read_or_replace(self._read, index, len(self.images))
+            batch.unreadable.extend(unreadable)
+            image = self.images[substitute]
+            side, turn = uniform(self._settings.seed, _CHANGES, iteration, index, draws=2)
+            size = fit(image, shorter=sides[int(side * len(sides))], longest=longest)
+            flip = bool(turn < self._settings.flip)
+            batch.images.append(resize(pixels, *size, flip=flip))
+            batch.targets.append(make_target(image, self._labels, *size, flip=flip))
         return batch
+
+    def _read(self, index: int) -> Tensor:
+        return read_pixels(self.images[index], self._files)
 
     def _at(self, position: int) -> int:
         epoch, place = divmod(position, len(self.images))
@@ -128,7 +121,7 @@ def read_pixels(image: AnnotatedImage, files: ImageFiles) -> Tensor:
 
 
 def fit(image: AnnotatedImage, *, shorter: int, longest: int) -> tuple[int, int]:
-    """Height and width with the given shorter side, less where the longer side would exceed ``longest``."""
+    """Height and width with the shorter side at ``shorter``, or below where the longer one would exceed ``longest``."""
     scale = shorter / min(image.height, image.width)
     scale = min(scale, longest / max(image.height, image.width))
     return max(1, round(image.height * scale)), max(1, round(image.width * scale))
@@ -161,9 +154,9 @@ def make_target(
 
 
 def read_ahead(function: Callable[[Key], Value], keys: Iterable[Key], *, threads: int) -> Generator[Value, None, None]:
-    """``map``, computed ahead by threads and in the order of the keys; what a call raises is raised in its turn.
+    """``map``, computed ahead by threads and in the order of the keys; an exception of a call is raised in its turn.
 
-    Warnings are hidden until the end: threads share the filters that decoding changes.
+    Warnings are hidden until the end, because threads share the filters that decoding changes.
     """
     if not threads:
         yield from map(function, keys)

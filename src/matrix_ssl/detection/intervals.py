@@ -1,8 +1,8 @@
-"""How far AP depends on the images that it was measured on: the bootstrap over images.
+"""How much AP depends on the images that it was measured on: the bootstrap over images.
 
 Images are drawn with replacement; an image drawn twice counts twice, with its objects and detections. Matching
 within an image does not change, so a resample costs a cumulative sum a category instead of an evaluation. The interval
-speaks of one trained detector: the spread over seeds of the training is not in it.
+is that of one trained detector: it does not include the spread over training seeds.
 
 Reference: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, section 13.3 (percentile intervals).
 """
@@ -36,7 +36,9 @@ def resample(evaluation: Any, *, images: int, resamples: int, seed: int) -> dict
 
     Args:
         evaluation: a COCOeval after ``evaluate``.
-        images: how many there are.
+        images: their number.
+        resamples: of the images.
+        seed: of the resamples.
     """
     matches = _collect(evaluation, images)
     drawn = (uniform(seed, _STREAM, np.arange(resamples), draws=images) * images).astype(np.int64)
@@ -49,10 +51,10 @@ def resample(evaluation: Any, *, images: int, resamples: int, seed: int) -> dict
 
 def average_precision(matches: Sequence[_Matches], weights: NDArray[np.int64]) -> tuple[float, float] | None:
     """AP and AP50 where every image counts ``weights[image]`` times; None without any object."""
-    found = [value for match in matches if (value := _precisions(match, weights)) is not None]
-    if not found:
+    precisions = [value for match in matches if (value := _precisions(match, weights)) is not None]
+    if not precisions:
         return None
-    mean = np.mean(found, axis=0)
+    mean = np.mean(precisions, axis=0)
     return float(mean.mean()), float(mean[0])
 
 
@@ -91,8 +93,8 @@ def _match(results: Sequence[dict[str, Any] | None], thresholds: int) -> _Matche
             matched.append(np.asarray(result["dtMatches"]) > 0)
             ignored.append(np.asarray(result["dtIgnore"]).astype(bool))
     order = np.argsort(-np.concatenate(scores), kind="stable")
-    hit, left_out = np.concatenate(matched, axis=1)[:, order], np.concatenate(ignored, axis=1)[:, order]
-    return _Matches(np.concatenate(image)[order], hit & ~left_out, ~hit & ~left_out, objects)
+    hit, skip = np.concatenate(matched, axis=1)[:, order], np.concatenate(ignored, axis=1)[:, order]
+    return _Matches(np.concatenate(image)[order], hit & ~skip, ~hit & ~skip, objects)
 
 
 def _interval(values: list[float]) -> list[float] | None:

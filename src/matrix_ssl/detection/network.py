@@ -25,15 +25,16 @@ _STREAM = 0xDE7EC7  # coordinate that keeps the initialisation apart from other 
 
 
 def build_detector(backbone: Backbone, settings: DetectionSettings, *, classes: int) -> GeneralizedRCNN:
-    """A detector whose encoder has the backbone's weights and whose other layers are drawn from the seed.
+    """A detector whose encoder has the backbone's weights and whose other layers are initialised from the seed.
 
-    It takes images (3, h, w) in [0, 1], of any sizes, and targets with boxes, labels and masks. In training it gives
+    It takes images (3, h, w) in [0, 1], of any sizes, and targets with boxes, labels and masks. In training it returns
     the losses; in evaluation, for every image, boxes (k, 4) in its pixels, scores (k,), labels (k,) from 1 and
     masks (k, m, m), probabilities over the box.
 
     Args:
         backbone: its modules become part of the detector.
-        classes: of objects; the background is one more.
+        settings: of the run.
+        classes: number of classes of objects, without the background.
     """
     encoder = backbone.encoder
     stages = (encoder.layer1, encoder.layer2, encoder.layer3, encoder.layer4)
@@ -64,19 +65,19 @@ def build_detector(backbone: Backbone, settings: DetectionSettings, *, classes: 
 
 
 class Normalise(GeneralizedRCNNTransform):
-    """torchvision's first and last step without its resizing: images come at their size, masks leave as predicted."""
+    """torchvision's first and last step without its resizing: images come at their size, masks stay as predicted."""
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]):
         super().__init__(min_size=1, max_size=1, image_mean=list(mean), image_std=list(std))
 
     def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> Any:
-        """Nothing."""
+        """The image and its target at the size they have."""
         return image, target
 
     def postprocess(
         self, result: list[dict[str, Tensor]], image_shapes: Any, original_image_sizes: Any
     ) -> list[dict[str, Tensor]]:
-        """Nothing."""
+        """Boxes and masks at the size of the network's images."""
         return result
 
 
@@ -96,5 +97,5 @@ def parameter_groups(detector: nn.Module, *, weight_decay: float) -> list[dict[s
 
 
 def _width(stage: nn.Sequential) -> int:
-    """Channels that a stage of a torchvision ResNet gives."""
+    """Output channels of a stage of a torchvision ResNet."""
     return [module for module in stage[-1].modules() if isinstance(module, nn.BatchNorm2d)][-1].num_features

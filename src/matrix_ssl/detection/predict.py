@@ -1,4 +1,4 @@
-"""What a detector finds on images, in COCO's results format, spread over the processes."""
+"""The detections of a detector on images, in COCO's results format, computed by all processes."""
 
 import json
 import zlib
@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from matrix_ssl import distributed
+from matrix_ssl.data.images import Unreadable
 from matrix_ssl.detection.annotations import AnnotatedImage, Annotations
 from matrix_ssl.detection.files import ImageFiles
-from matrix_ssl.detection.images import Unreadable, fit, read_ahead, read_pixels, resize
+from matrix_ssl.detection.images import fit, read_ahead, read_pixels, resize
 from matrix_ssl.detection.settings import DetectionSettings
 from matrix_ssl.detection.shapes import encode_pixels, paste
 from matrix_ssl.errors import UnreadableImage
@@ -51,7 +52,7 @@ def predict(
     was_training = detector.training
     detector.eval()
     mine = annotations.images[distributed.rank() :: distributed.world_size()]
-    found: list[dict[str, Any]] = []
+    detections: list[dict[str, Any]] = []
     unreadable: dict[int, Unreadable] = {}
 
     def read(image: AnnotatedImage) -> Tensor | Unreadable:
@@ -66,16 +67,15 @@ def predict(
         if isinstance(pixels, Tensor):
             with torch.no_grad():
                 (result,) = detector([pixels.to(device)])
-            found += _to_coco(result, image, pixels.shape[1:], categories)
+            detections += _to_coco(result, image, pixels.shape[1:], categories)
         else:
             unreadable[image.id] = pixels
         on_progress(done, len(mine))
     detector.train(was_training)
-    parts = _gather_json([found, list(unreadable.items())], device)
-    everything = [item for part in parts for item in part[0]]
+    parts = _gather_json([detections, list(unreadable.items())], device)
     order = {image.id: place for place, image in enumerate(annotations.images)}
-    everything.sort(key=lambda item: order[item["image_id"]])
-    return DetectionResults(everything, {number: tuple(why) for part in parts for number, why in part[1]})
+    detections = sorted((item for part in parts for item in part[0]), key=lambda item: order[item["image_id"]])
+    return DetectionResults(detections, {number: tuple(why) for part in parts for number, why in part[1]})
 
 
 def _to_coco(

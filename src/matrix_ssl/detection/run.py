@@ -39,20 +39,20 @@ Bar = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
 
 @dataclass(frozen=True)
 class Inputs:
-    """Where images, annotations and the encoder are."""
+    """The places of images, annotations and the encoder."""
 
     train_images: Path
     train_annotations: Path
     val_images: Path
     val_annotations: Path
-    encoder: str  # as ``open_backbone`` takes it
-    backbone: str | None = None  # its architecture
+    encoder: str  # as in ``open_backbone``
+    backbone: str | None = None  # architecture of the encoder
     weights: Weights = "student"
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Everything that a run needs, checked and built; nothing is written yet."""
+    """All inputs of a run, checked and built; nothing is written yet."""
 
     inputs: Inputs
     settings: DetectionSettings
@@ -67,29 +67,30 @@ class Prepared:
     detector: nn.Module
 
     def headline(self) -> str:
-        """One line on what is about to run and where."""
+        """One line on the run: network, encoder, data, length and device."""
         s, processes = self.settings, distributed.world_size()
         encoder, where = self.backbone.text.removesuffix("."), devices.device_name(self.device)
         return (
-            f"Mask R-CNN {s.architecture} on {encoder}; {len(self.images)} images to learn from, "
-            f"{len(self.val.images)} to score; {self.plan.total} iterations of batch {s.batch_size}, seed {s.seed}; "
+            f"Mask R-CNN {s.architecture} on {encoder}; {len(self.images)} training images, "
+            f"{len(self.val.images)} validation images; "
+            f"{self.plan.total} iterations of batch {s.batch_size}, seed {s.seed}; "
             f"{where}, {processes} process{'es' if processes > 1 else ''}"
         )
 
     @cached_property
     def data(self) -> dict[str, dict[str, str]]:
-        """By part, digests of the annotations and of the images that they list."""
-        parts = {"train": (self.train, self.train_files), "val": (self.val, self.val_files)}
+        """For each split, digests of the annotations and of the images that they list."""
+        splits = {"train": (self.train, self.train_files), "val": (self.val, self.val_files)}
         return {
             name: {
                 "annotations_sha256": annotations.sha256,
                 "images_digest": files.digest([image.name for image in annotations.images]),
             }
-            for name, (annotations, files) in parts.items()
+            for name, (annotations, files) in splits.items()
         }
 
     def description(self) -> dict[str, Any]:
-        """What ``config.json`` holds."""
+        """The content of ``config.json``."""
         return {
             "settings": dataclasses.asdict(self.settings),
             **self.data,
@@ -104,21 +105,19 @@ def prepare(inputs: Inputs, settings: DetectionSettings, *, device: torch.device
     """Reads and checks the annotations, opens the encoder and builds the detector.
 
     Raises:
-        MatrixSSLError: what is wrong with settings, data or encoder.
+        MatrixSSLError: the settings, the data or the encoder cannot be used.
     """
     check_settings(settings, processes=distributed.world_size())
-    coco_masks()  # says at once if pycocotools is missing
+    coco_masks()  # fails at once where pycocotools is missing
     train, val = read_annotations(inputs.train_annotations), read_annotations(inputs.val_annotations)
     check_same_categories(train, val)
     if not any(image.objects() for image in val.images):
-        raise DataError(f"{val.path}: no image has a usable instance, so there is nothing to score.")
+        raise DataError(f"{val.path}: no image has a usable instance to score; check its annotations.")
     train_files, val_files = ImageFiles(inputs.train_images), ImageFiles(inputs.val_images)
     train_files.check([image.name for image in train.images])
     val_files.check([image.name for image in val.images])
     images = TrainingImages(train, train_files, settings, rank=distributed.rank(), processes=distributed.world_size())
-    backbone = open_backbone(
-        inputs.encoder, architecture=inputs.backbone, seed=settings.seed, weights=inputs.weights
-    )  # fmt: skip
+    backbone = open_backbone(inputs.encoder, architecture=inputs.backbone, seed=settings.seed, weights=inputs.weights)
     detector: nn.Module = build_detector(backbone, settings, classes=len(train.categories))
     detector = batch_norm.synchronise_batch_norm(detector, device.type).to(device)
     plan = make_plan(settings, images=len(images))
@@ -126,13 +125,13 @@ def prepare(inputs: Inputs, settings: DetectionSettings, *, device: torch.device
 
 
 def claim(prepared: Prepared, out: Path) -> bool:
-    """Makes sure that a locked folder is for this run, and begins it if it is new.
+    """Checks that a locked folder belongs to this run, and begins it if it is new.
 
     Returns:
         Whether the run is complete.
 
     Raises:
-        RunFolderError: the folder holds another run.
+        RunFolderError: the folder holds a different run.
     """
     claim_description(out, prepared.description(), but=[f"settings.{name}" for name in MAY_CHANGE])
     if (out / RESULT).exists():
@@ -142,18 +141,19 @@ def claim(prepared: Prepared, out: Path) -> bool:
 
 
 def run(prepared: Prepared, out: Path, *, display: Display, bar: Bar) -> dict[str, Any]:
-    """Trains, or goes on where an earlier call stopped, scores, and writes the result.
+    """Trains, or resumes where an earlier call stopped, scores, and writes the result.
 
     Args:
         out: the folder; the main process has claimed it and holds its lock.
+        display: shows the progress of the training.
         bar: a progress bar by its title, for the work after the training.
 
     Returns:
-        What ``result.json`` holds; on other processes than the main one, nothing of use.
+        The content of ``result.json`` on the main process; nothing on the others.
 
     Raises:
         Interrupted: a signal came during the training; a checkpoint has been written.
-        MatrixSSLError: what is wrong and what to do.
+        MatrixSSLError: the training failed, or too many images are unreadable.
     """
     settings = prepared.settings
     training = Training(
@@ -164,7 +164,7 @@ def run(prepared: Prepared, out: Path, *, display: Display, bar: Bar) -> dict[st
     if settings.precise_bn:
         with bar("BatchNorm statistics, iterations") as show:
             training.refine_batch_norm(settings.precise_bn, show)
-    with bar("detecting") as show, distributed.together():
+    with bar("Detecting, images") as show, distributed.together():
         predictions = predict(
             prepared.detector, prepared.val, prepared.val_files, settings,
             categories=[category.id for category in prepared.train.categories],
@@ -181,7 +181,7 @@ def _write(
     prepared: Prepared, out: Path, training: Training, predictions: DetectionResults, started: float
 ) -> dict[str, Any]:
     for where, why in predictions.unreadable.values():
-        training.display.say(f"left out: {where}: {why}")
+        training.display.say(f"Skipped {where}: {why}.")
     check_unreadable(len(predictions.unreadable), len(prepared.val.images), "they are listed above")
     settings, val = prepared.settings, prepared.val
     checkpoint.save_weights(out / DETECTOR, prepared.detector, {"architecture": settings.architecture})
@@ -207,5 +207,5 @@ def _write(
         "encoder_text": prepared.backbone.text,
         "environment": read_json(out / ENVIRONMENT),
     }
-    write_json(out / RESULT, result)  # last: it says that the run is complete
+    write_json(out / RESULT, result)  # last: it marks the run as complete
     return result

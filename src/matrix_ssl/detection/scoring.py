@@ -4,7 +4,7 @@ AP is the mean over IoU thresholds 0.50, 0.55, ..., 0.95 and over categories of 
 the highest precision at that recall or above; AP50 and AP75 are those of one threshold. Small objects cover less than
 32² pixels, large ones more than 96². AR is the mean over thresholds and categories of the highest recall with 1, 10 or
 100 detections an image. Detections on crowd regions count neither as right nor as wrong. A category without an object
-is left out of every mean; a value without any is None.
+is excluded from every mean; a value without any is None.
 
 Reference: Lin et al., "Microsoft COCO: Common Objects in Context", ECCV 2014; cocodataset.org, "Detection evaluation".
 """
@@ -32,11 +32,12 @@ _TYPES: dict[Kind, str] = {"box": "bbox", "mask": "segm"}
 def score(
     annotations: Annotations, predictions: DetectionResults, *, resamples: int = 0, seed: int = 0
 ) -> dict[str, Any]:
-    """Scores detections; all fractions are of one.
+    """Scores detections, as fractions of 1.
 
     Args:
-        annotations: the truth; images that could not be read are left out.
-        resamples: of the images, for the intervals; 0: none.
+        annotations: the truth.
+        predictions: the detections; images that could not be read are skipped.
+        resamples: of the images, for the intervals; 0: no intervals.
         seed: of the resamples.
 
     Returns:
@@ -69,7 +70,7 @@ def score(
 def _truth(annotations: Annotations, images: Sequence[AnnotatedImage]) -> dict[str, Any]:
     items = [
         {
-            "id": number,  # from 1: pycocotools takes the id 0 for "no match"
+            "id": number,  # from 1: in pycocotools the id 0 means "no match"
             "image_id": image.id,
             "category_id": instance.category,
             "bbox": [instance.box[0], instance.box[1], *_extent(instance.box)],
@@ -92,11 +93,11 @@ def _extent(box: tuple[float, float, float, float]) -> tuple[float, float]:
     return box[2] - box[0], box[3] - box[1]
 
 
-def _detections(found: Sequence[dict[str, Any]], kind: Kind) -> list[dict[str, Any]]:
+def _detections(detections: Sequence[dict[str, Any]], kind: Kind) -> list[dict[str, Any]]:
     """Detections with the area of what is scored, box or mask: it decides which sizes an unmatched one counts for."""
     masks = coco_masks()
     items = []
-    for number, item in enumerate(found, start=1):
+    for number, item in enumerate(detections, start=1):
         area = item["bbox"][2] * item["bbox"][3] if kind == "box" else float(masks.area(item["segmentation"]))
         items.append({**item, "id": number, "area": area, "iscrowd": 0})
     return items
@@ -130,7 +131,7 @@ def _count(images: Sequence[AnnotatedImage], category: int) -> int:
 
 
 def _mean(precision: NDArray[np.float64]) -> float | None:
-    """The mean of what is defined; pycocotools marks the rest by -1."""
+    """The mean of the defined values; pycocotools marks the others by -1."""
     defined = precision[precision > -1]
     return float(defined.mean()) if defined.size else None
 

@@ -1,7 +1,7 @@
-"""Masks of annotated objects: polygons or run lengths, drawn at any size, and predicted masks put into images.
+"""Masks of annotated objects: polygons or run lengths, drawn at any size, and predicted masks pasted into images.
 
 COCO's run lengths count pixels down the columns, first of background, then alternately of the object and background
-(pycocotools, maskApi). Drawing uses pycocotools, so that masks are those that the scoring sees.
+(pycocotools, maskApi). Drawing uses pycocotools, so that masks are the same as in the scoring.
 """
 
 from collections.abc import Mapping
@@ -52,7 +52,7 @@ class RunLengths:
         return float(self.counts[1::2].sum())
 
     def fits(self, height: int, width: int) -> bool:
-        """Whether it has the shape of an image of that size, so that it may be rescaled to it."""
+        """Whether it has the aspect ratio of an image of that size, so that it may be rescaled to it."""
         ratio = (self.height * width) / (self.width * height)
         return abs(ratio - 1) <= _SAME_RATIO + 1 / min(height, width)
 
@@ -61,7 +61,7 @@ Shape = Polygons | RunLengths
 
 
 def is_rescaled(shape: Shape, height: int, width: int) -> bool:
-    """Whether a mask is stored at another size than the image's."""
+    """Whether a mask is stored at a different size than the image's."""
     return isinstance(shape, RunLengths) and (shape.height, shape.width) != (height, width)
 
 
@@ -69,7 +69,7 @@ def parse_run_lengths(value: Mapping[str, Any]) -> RunLengths | None:
     """Reads COCO's ``{"size": [height, width], "counts": ...}``, counts as a list or compressed into text.
 
     Returns:
-        None where the counts do not cover exactly the size: such a mask has no meaning.
+        None where the counts do not cover the size exactly: such a mask has no meaning.
     """
     size, counts = value.get("size"), value.get("counts")
     if not isinstance(size, list) or len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
@@ -110,9 +110,9 @@ def draw(shape: Shape, height: int, width: int, *, scale: tuple[float, float]) -
 
 
 def decode(runs: Mapping[str, Any]) -> NDArray[np.uint8]:
-    """Run lengths as ``encode`` or ``encode_pixels`` gives them to (height, width) of 0 and 1.
+    """Run lengths of ``encode`` or ``encode_pixels`` to (height, width) of 0 and 1.
 
-    pycocotools' own warns with recent releases of NumPy.
+    pycocotools' own function warns with recent releases of NumPy.
     """
     counts = runs["counts"]
     numbers = _decompress(counts.encode() if isinstance(counts, str) else counts)
@@ -121,7 +121,7 @@ def decode(runs: Mapping[str, Any]) -> NDArray[np.uint8]:
 
 
 def paste(mask: Tensor, box: Tensor, height: int, width: int) -> Tensor:
-    """Puts a predicted mask into an image: the mask, bilinear between the centres of its cells, where it reaches 1/2.
+    """Pastes a predicted mask into an image, bilinear between the centres of its cells, true where it is at least 1/2.
 
     Args:
         mask: (m, m) probabilities over the box.
@@ -178,11 +178,11 @@ def _fill(counts: NDArray[np.int64], height: int, width: int) -> NDArray[np.uint
 def _decompress(text: bytes) -> NDArray[np.int64] | None:
     """Counts from COCO's text: digits of five bits, the lowest first, from the letter '0' upwards.
 
-    A sixth bit says that more digits follow; the highest bit of the last one is the sign. From the fourth count on,
+    A sixth bit is set where more digits follow; the highest bit of the last one is the sign. From the fourth count on,
     each is stored as the difference from the count two places before.
 
     Returns:
-        None for text that does not have this form.
+        The counts; None for text that does not have this form.
     """
     letters = np.frombuffer(text, dtype=np.uint8).astype(np.int64) - 48
     if not len(letters) or letters.min() < 0 or letters.max() > 63 or letters[-1] & 32:

@@ -1,4 +1,4 @@
-"""The result of a detection run for a terminal."""
+"""The result of a detection run as tables for a terminal."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,18 +14,14 @@ _CLASSES = 10  # rows
 
 
 def scores_table(result: Mapping[str, Any]) -> Table:
-    """AP and AR of boxes and masks, in per cent, with the 95 % interval of AP over images."""
-    title = f"average precision in % on {result['images']} images"
-    table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1), pad_edge=False)
-    table.add_column("")
-    for label in _COLUMNS.values():
-        table.add_column(label, justify="right")
-    if result["interval_95"]:
-        table.add_column("95 % of AP", justify="right")
+    """AP and AR of boxes and masks, in percent, with the 95 % interval of AP over images."""
+    intervals = result["interval_95"]
+    columns = [*_COLUMNS.values(), *(["95 % of AP"] if intervals else [])]
+    table = _table(f"Average precision in % on {result['images']} images", "", columns)
     for kind in ("box", "mask"):
         cells = [_percent(result[kind][key]) for key in _COLUMNS]
-        interval = result["interval_95"].get(kind, {}).get("AP")
-        if result["interval_95"]:
+        if intervals:
+            interval = intervals[kind]["AP"]
             cells.append("-" if interval is None else f"{_percent(interval[0])} to {_percent(interval[1])}")
         table.add_row(kind, *cells)
     return table
@@ -33,16 +29,20 @@ def scores_table(result: Mapping[str, Any]) -> Table:
 
 def classes_table(result: Mapping[str, Any]) -> Table:
     """AP of the classes with the most objects; ``result.json`` has all."""
-    rows = sorted(result["per_class"], key=lambda row: -row["objects"])
-    rows = [row for row in rows if row["objects"]][:_CLASSES]
-    known = sum(row["objects"] > 0 for row in result["per_class"])
-    title = f"{len(rows)} of {known} classes, those with the most objects"
-    table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1), pad_edge=False)
-    for label in ("class", "objects", "box AP", "box AP50", "mask AP", "mask AP50"):
-        table.add_column(label, justify="left" if label == "class" else "right")
-    for row in rows:
+    rows = [row for row in sorted(result["per_class"], key=lambda row: -row["objects"]) if row["objects"]]
+    title = f"{len(rows[:_CLASSES])} of {len(rows)} classes, those with the most objects"
+    table = _table(title, "class", ["objects", "box AP", "box AP50", "mask AP", "mask AP50"])
+    for row in rows[:_CLASSES]:
         values = [_percent(row[key]) for key in ("box_AP", "box_AP50", "mask_AP", "mask_AP50")]
         table.add_row(row["name"], str(row["objects"]), *values)
+    return table
+
+
+def _table(title: str, first: str, columns: list[str]) -> Table:
+    table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1), pad_edge=False)
+    table.add_column(first)
+    for label in columns:
+        table.add_column(label, justify="right")
     return table
 
 
