@@ -64,11 +64,11 @@ def test_protocols_on_features_share_a_command() -> None:
     assert chain.group_protocols("knn,fine-tune, linear,knn", []) == [["knn", "linear"], ["fine-tune"]]
     with pytest.raises(ConfigError, match="Did you mean 'knn'"):
         chain.group_protocols("knm", [])
-    with pytest.raises(ConfigError, match=r"unknown setting 'fine_tune\.epoch'"):
+    with pytest.raises(ConfigError, match=r"Unknown setting 'fine_tune\.epoch'"):
         chain.group_protocols("knn", ["fine_tune.epoch=1"])
-    with pytest.raises(ConfigError, match="architecture='fpm'"):
+    with pytest.raises(ConfigError, match="architecture=fpm"):
         chain.check_detection("fpm", [])
-    with pytest.raises(ConfigError, match="unknown setting 'epoch'"):
+    with pytest.raises(ConfigError, match="Unknown setting 'epoch'"):
         chain.check_detection("fpn", ["epoch=1"])
 
 
@@ -138,7 +138,7 @@ def test_a_stage_that_fails_is_named(tmp_path: Path) -> None:
 def test_mistakes_are_told_before_anything_runs(tmp_path: Path) -> None:
     for words, message in (
         (["--protocol", "knm"], "Did you mean 'knn'"),
-        (["--detect-set", "epoch=1"], "unknown setting 'epoch'"),
+        (["--detect-set", "epoch=1"], "Unknown setting 'epoch'"),
         (["--coco", "absent"], "expected one folder or .tar of images"),
         (["--encoder", "absent"], "remove --out"),
     ):

@@ -108,7 +108,7 @@ def test_other_images_leave_the_page_of_the_run_alone(tmp_path: Path) -> None:
     [
         (["--protocol", "knm"], "--protocol 'knm' does not exist. Did you mean 'knn'?"),
         (["--protocol", ","], "--protocol names no protocol: give some of knn, linear"),
-        (["--set", "linear_sgd.epoch=3"], "unknown setting 'linear_sgd.epoch'. Did you mean 'linear_sgd.epochs'?"),
+        (["--set", "linear_sgd.epoch=3"], "Unknown setting 'linear_sgd.epoch'. Did you mean 'linear_sgd.epochs'?"),
         (["--set", "fine_tune.rates=1,2,3"], "fine_tune.rates"),
         (["--label-list", "names.txt"], "--label-list is for --protocol semi-supervised."),
         (["--protocol", "semi-supervised", "--label-list", "names.txt"], "names.txt does not exist."),

@@ -357,8 +357,8 @@ class TestFolder:
     @pytest.mark.parametrize(
         ("setting", "message"),
         [
-            ("network.widht=8", "unknown setting 'network.widht'. Did you mean 'network.width'?"),
-            ("method.ridge=0.2", "unknown setting 'method.ridge'"),  # SimSiam has none
+            ("network.widht=8", "Unknown setting 'network.widht'. Did you mean 'network.width'?"),
+            ("method.ridge=0.2", "Unknown setting 'method.ridge'"),  # SimSiam has none
         ],
     )
     def test_settings_of_trials_that_do_not_fit_are_known_at_the_start(self, setting: str, message: str) -> None:

@@ -13,7 +13,7 @@ from PIL import ExifTags, Image
 from pycocotools import mask as coco
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from matrix_ssl.config import override_dataclass
+from matrix_ssl.config import override
 from matrix_ssl.detection.annotations import AnnotatedImage, Instance, read_annotations
 from matrix_ssl.detection.files import ImageFiles
 from matrix_ssl.detection.images import TrainingImages, fit, make_target, read_ahead, read_pixels, resize
@@ -186,7 +186,7 @@ def test_targets_follow_the_image() -> None:
 
 
 class TestBatches:
-    SETTINGS = override_dataclass(
+    SETTINGS = override(
         DetectionSettings(), ["batch_size=4", "train_sizes=40,56,72", "train_longest=96", "workers=0", "seed=3"]
     )
 
@@ -207,7 +207,7 @@ class TestBatches:
     def test_a_batch_is_a_function_of_the_iteration(self, tmp_path: Path) -> None:
         straight = list(self.images(tmp_path, self.SETTINGS).batches(range(6)))
         resumed = list(self.images(tmp_path, self.SETTINGS).batches(range(3, 6)))
-        threaded = list(self.images(tmp_path, override_dataclass(self.SETTINGS, ["workers=3"])).batches(range(3, 6)))
+        threaded = list(self.images(tmp_path, override(self.SETTINGS, ["workers=3"])).batches(range(3, 6)))
         halves = [self.images(tmp_path, self.SETTINGS, rank=rank, processes=2) for rank in (0, 1)]
         parts = [list(half.batches(range(3, 6))) for half in halves]
         shapes = set()

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from matrix_ssl.config import override_dataclass
+from matrix_ssl.config import override
 from matrix_ssl.detection.annotations import Annotations, read_annotations
 from matrix_ssl.detection.backbone import Backbone, open_backbone
 from matrix_ssl.detection.files import ImageFiles
@@ -18,7 +18,7 @@ from matrix_ssl.detection.images import TrainingImages
 from matrix_ssl.detection.network import build_detector
 from matrix_ssl.detection.predict import predict
 from matrix_ssl.detection.scoring import score
-from matrix_ssl.detection.settings import DetectionSettings, check_settings, make_plan
+from matrix_ssl.detection.settings import DetectionSettings, make_plan
 from matrix_ssl.detection.training import Training
 from matrix_ssl.runs.display import Display
 from tests.support.drawn_coco import TINY, draw_set, thin_backbone, write_json
@@ -35,7 +35,6 @@ def nothing(*_: object) -> None:
 def make_training(
     run: Path, annotations: Annotations, files: ImageFiles, backbone: Backbone, settings: DetectionSettings
 ) -> Training:
-    check_settings(settings, processes=1)
     detector = build_detector(backbone, settings, classes=len(annotations.categories))
     images = TrainingImages(annotations, files, settings, rank=0, processes=1)
     plan = make_plan(settings, images=len(images))
@@ -63,7 +62,7 @@ def drawn(tmp_path: Path, *, images: int) -> tuple[Annotations, ImageFiles]:
 
 
 def test_a_drawn_image_is_learnt_by_heart(tmp_path: Path) -> None:
-    settings = override_dataclass(DetectionSettings(), [
+    settings = override(DetectionSettings(), [
         *TINY, "batch_size=1", "train_sizes=80", "flip=0", "epochs=250", "learning_rate=0.64", "checkpoint_every=1000",
         "workers=0", "regions=32",
     ])  # fmt: skip
@@ -97,7 +96,7 @@ def real(name: str) -> tuple[Annotations, ImageFiles]:
     ],
 )
 def test_a_real_image_is_learnt_by_heart(tmp_path: Path, name: str, architecture: str, epochs: int) -> None:
-    settings = override_dataclass(DetectionSettings(), [*REAL, f"architecture={architecture}", f"epochs={epochs}"])
+    settings = override(DetectionSettings(), [*REAL, f"architecture={architecture}", f"epochs={epochs}"])
     result = learn(tmp_path, *real(name), open_backbone("random", architecture="resnet18", seed=0), settings)
     assert result["box"]["AP50"] >= 0.9 and result["mask"]["AP50"] >= 0.9, result
 
@@ -106,16 +105,14 @@ def test_a_real_image_is_learnt_by_heart(tmp_path: Path, name: str, architecture
 @pytest.mark.slow
 def test_the_published_size_runs(tmp_path: Path) -> None:
     """ResNet-50, C4, images of 640 pixels and more: one iteration, and the scoring at 800 pixels."""
-    settings = override_dataclass(
-        DetectionSettings(), ["batch_size=1", "epochs=1", "precise_bn=1", "workers=0", "detections=10"]
-    )
+    settings = override(DetectionSettings(), ["batch_size=1", "epochs=1", "precise_bn=1", "workers=0", "detections=10"])
     result = learn(tmp_path, *real("000000000034.jpg"), open_backbone("random", architecture=None, seed=0), settings)
     assert result["images"] == 1 and 0 <= result["box"]["AP"] <= 1
 
 
 def test_statistics_of_batch_norm_are_means_over_iterations(tmp_path: Path) -> None:
     """The statistics of the first layer's inputs, collected by a hook, beside what ``refine_batch_norm`` leaves."""
-    settings = override_dataclass(DetectionSettings(), [*TINY, "epochs=1", "workers=0"])
+    settings = override(DetectionSettings(), [*TINY, "epochs=1", "workers=0"])
     training = make_training(tmp_path, *drawn(tmp_path, images=4), thin_backbone(), settings)
     first: nn.BatchNorm2d = training.detector.backbone.bn1
     before = {name: p.clone() for name, p in training.detector.named_parameters()}

@@ -11,7 +11,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.ops import MultiScaleRoIAlign
 
-from matrix_ssl.config import RunConfig, override, override_dataclass, to_dict
+from matrix_ssl.config import RunConfig, override, to_dict
 from matrix_ssl.detection import heads
 from matrix_ssl.detection.backbone import Backbone, open_backbone
 from matrix_ssl.detection.heads import RegionPool, mask_cross_entropy
@@ -30,7 +30,7 @@ IN_C4 = {"layer4": "roi_heads.res5.layer4"}  # where the encoder's modules went
 
 def settings(*assignments: str) -> DetectionSettings:
     small = ("anchors=32", "regions=16", "anchor_sizes=16,32,64,128,256", "detections=20")
-    return override_dataclass(DetectionSettings(), [*small, *assignments])
+    return override(DetectionSettings(), [*small, *assignments])
 
 
 def batch() -> tuple[list[Tensor], list[dict[str, Tensor]]]:

@@ -305,8 +305,8 @@ class TestFaults:
         (lambda w, d: TestFaults.replace(w, "--encoder", d), "", 1),
         (lambda w, d: TestFaults.replace(w, "--architecture", "c5"), "'c5' is not one of 'c4', 'fpn'", 2),
         (lambda w, d: [*w, "--schedule", "3x"], "'3x' is not one of '1x', '2x'", 2),
-        (lambda w, d: [*w, "--set", "epoch=3"], "unknown setting 'epoch'. Did you mean 'epochs'?", 2),
-        (lambda w, d: [*w, "--set", "regions=1"], "regions=1: expected at least 4", 2),
+        (lambda w, d: [*w, "--set", "epoch=3"], "Unknown setting 'epoch'. Did you mean 'epochs'?", 2),
+        (lambda w, d: [*w, "--set", "regions=1"], "regions=1: expected an integer of at least 4", 2),
         (lambda w, d: [*w[:-1], "checkpoint_every"], "write key=value", 2),
         (lambda w, d: [*w[:5], *w[7:]], "Missing option '--val-images'", 2),
     )  # fmt: skip

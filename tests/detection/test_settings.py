@@ -4,13 +4,13 @@ import dataclasses
 
 import pytest
 
-from matrix_ssl.config import override_dataclass
-from matrix_ssl.detection.settings import DetectionSettings, check_settings, make_plan
+from matrix_ssl.config import override
+from matrix_ssl.detection.settings import DetectionSettings, check_processes, make_plan
 from matrix_ssl.errors import ConfigError
 
 
 def settings(*assignments: str) -> DetectionSettings:
-    return override_dataclass(DetectionSettings(), assignments)
+    return override(DetectionSettings(), assignments)
 
 
 def test_values_are_read_by_their_types() -> None:
@@ -19,19 +19,19 @@ def test_values_are_read_by_their_types() -> None:
         DetectionSettings(), train_sizes=(160, 192), learning_rate=0.001, architecture="fpn",
         anchor_sizes=(8.0, 16.0, 32.0, 64.0, 128.5),
     )  # fmt: skip
-    check_settings(found, processes=4)
+    check_processes(found, 4)
 
 
 @pytest.mark.parametrize(
     ("assignment", "message"),
     [
-        ("leraning_rate=1", r"--set leraning_rate=1: unknown setting 'leraning_rate'. Did you mean 'learning_rate'?"),
-        ("method.x=1", "unknown setting 'method.x'"),
+        ("leraning_rate=1", r"Unknown setting 'leraning_rate'. Did you mean 'learning_rate'?"),
+        ("method.x=1", "Unknown setting 'method.x'"),
         ("batch_size", "--set 'batch_size': write key=value"),
-        ("batch_size=two", "batch_size='two': expected a whole number"),
-        ("flip=x", "flip='x': expected a finite number"),
-        ("anchor_sizes=1,2", "expected 5 values separated by commas, got 2"),
-        ("architecture=c5", "architecture='c5': expected one of fpn, c4"),
+        ("batch_size=two", "batch_size=two: expected an integer of at least 1"),
+        ("flip=x", "flip=x: expected a number from 0 to 1"),
+        ("anchor_sizes=1,2", "anchor_sizes=1,2: expected five increasing sides above 0"),
+        ("architecture=c5", "architecture=c5: expected one of fpn, c4"),
     ],
 )
 def test_what_is_misspelt(assignment: str, message: str) -> None:
@@ -43,22 +43,25 @@ def test_what_is_misspelt(assignment: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("assignments", "message"),
     [
-        (["batch_size=0"], "batch_size=0: expected at least 1"),
-        (["flip=1.5"], "flip=1.5: expected at least 0 and at most 1"),
-        (["workers=-1"], "workers=-1: expected at least 0 and at most 64"),
-        (["train_sizes=640,16"], "expected sides of at least 32 pixels"),
+        (["batch_size=0"], "batch_size=0: expected an integer of at least 1"),
+        (["flip=1.5"], "flip=1.5: expected a number from 0 to 1"),
+        (["workers=-1"], "workers=-1: expected an integer from 0 to 64"),
+        (
+            ["train_sizes=640,16"],
+            "train_sizes=640,16: expected values separated by commas, each an integer of at least 32",
+        ),
         (["test_size=1400"], "test_longest=1333 is less than a shorter side of 1400 pixels"),
         (["train_longest=700"], "train_longest=700 is less than a shorter side of 800 pixels"),
-        (["anchor_sizes=8,16,16,32,64"], "expected five rising sides above zero"),
-        (["decay_at=0.9,0.5"], "expected rising parts between 0 and 1"),
-        (["decay_at=0.5,1"], "expected rising parts between 0 and 1"),
-        (["iterations=9", "epochs=1"], "iterations=9 and epochs=1: give one of them"),
+        (["anchor_sizes=8,16,16,32,64"], "expected five increasing sides above 0"),
+        (["decay_at=0.9,0.5"], "expected increasing fractions between 0 and 1"),
+        (["decay_at=0.5,1"], "expected increasing fractions between 0 and 1"),
+        (["iterations=9", "epochs=1"], "iterations=9 and epochs=1: set one of them"),
         (["batch_size=6"], "batch_size=6 does not divide by 4 processes"),
     ],
 )
 def test_what_cannot_work(assignments: list[str], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        check_settings(settings(*assignments), processes=4)
+        check_processes(settings(*assignments), 4)
     assert message in str(caught.value)
 
 

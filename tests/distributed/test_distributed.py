@@ -122,7 +122,7 @@ def test_torchrun_gives_the_losses_gradients_and_weights_of_one_process(tmp_path
 def test_torchrun_shows_a_mistake_once_and_leaves_nothing_behind(tmp_path: Path) -> None:
     ended = torchrun(tmp_path, ["pretrain", "dmeo"])
     assert ended.returncode != 0
-    assert ended.stderr.count("error: there is no recipe 'dmeo'. Did you mean 'demo'?") == 1
+    assert ended.stderr.count("error: There is no recipe 'dmeo'. Did you mean 'demo'?") == 1
     assert ended.stderr.count("Traceback") <= 1  # the launcher's own
     assert not list(tmp_path.iterdir())
 

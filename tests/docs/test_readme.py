@@ -180,7 +180,7 @@ def test_options_settings_and_names_exist(page):
         assert set(re.findall(r"(?<!\S)--[a-z][a-z0-9-]*", text)) <= options | OTHER_TOOLS, text
         assignments = re.findall(r"--set \"?([a-z][\w.]*=[^\s\"]+)", text)
         of_protocols = [a for a in assignments if a.partition(".")[0] in dir(EvaluationSettings())]
-        config.override_dataclass(EvaluationSettings(), of_protocols)
+        config.override(EvaluationSettings(), of_protocols)
         check_settings("images", [a for a in assignments if a not in of_protocols])
         check_mention(text)
 

@@ -276,7 +276,7 @@ class TestStrictness:
         torch.save(body(student), tmp_path / "x.pth")
         for options, words in (
             ({"mean": (0.5, 0.5), "std": (1, 1)}, "expected 1 or 3 numbers each"),
-            ({"crop_fraction": 1.5}, "data.crop_fraction=1.5: expected at least 0.01 and at most 1"),
+            ({"crop_fraction": 1.5}, "data.crop_fraction=1.5: expected a number from 0.01 to 1"),
             ({"mean": (0.5,), "std": (0.5,)}, "takes colour images, the data has 1 channel"),
         ):
             with pytest.raises(ConfigError, match=words):
@@ -284,9 +284,9 @@ class TestStrictness:
 
     @pytest.mark.parametrize(("name", "text", "words"), [
         ("image_size", "x", "the file's metadata image_size='x' cannot be read"),
-        ("image_size", "[1]", "the file's image_size=[1]: expected a whole number"),
+        ("image_size", "[1]", "the file's image_size=[1]: expected an integer"),
         ("mean", "{", "the file's metadata mean='{' cannot be read"),
-        ("mean", '"a"', "data.mean='a': expected a finite number"),
+        ("mean", '"a"', "data.mean=a: expected values separated by commas, each a finite number"),
         ("std", "[1, 2]", "expected 1 or 3 numbers each"),
     ])  # fmt: skip
     def test_metadata_that_was_written_by_hand(self, student, tmp_path, name, text, words) -> None:

@@ -190,7 +190,7 @@ class TestCommandLine:
         arguments = ["pretrain", "demo", "--out", "r", "--method", "nowhere.py"]
         assert runs.fail(tmp_path, arguments) == "method.name='nowhere.py': there is no such file."
         text = runs.fail(tmp_path, [*arguments[:-1], "simclr", "--set", "method.temprature=1"])
-        assert text == "unknown setting 'method.temprature'. Did you mean 'temperature'?"
+        assert text == "Unknown setting 'method.temprature'. Did you mean 'temperature'?"
         assert not list(tmp_path.iterdir())
 
     @pytest.mark.parametrize("kind", ["simsiam", "moco_v2", "file"])

@@ -44,7 +44,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 MISTAKES = [
-    (["pretrain", "dmeo"], "there is no recipe 'dmeo'. Did you mean 'demo'?"),
+    (["pretrain", "dmeo"], "There is no recipe 'dmeo'. Did you mean 'demo'?"),
     (["pretrain", "photos/cats"], "'photos/cats' is a path, not a recipe: write --data photos/cats."),
     (["pretrain"], "recipe 'images' has no dataset of its own: give --data FOLDER."),
     (["pretrain", "--data", "absent"], "'absent' is not a file or folder here"),
@@ -65,20 +65,20 @@ MISTAKES = [
         "method.name='matrixssl' is not a method. Did you mean 'mat",
     ),
     (["pretrain", "demo", "--set", "method.name=absent.py"], "method.name='absent.py': there is no such file."),
-    (["pretrain", "demo", "--set", "method.rigde=1"], "unknown setting 'method.rigde'. Did you mean 'ridge'?"),
-    (["pretrain", "demo", "--set", "epoch=5"], "--set epoch=5: unknown setting 'epoch'. Did you mean 'epochs'?"),
+    (["pretrain", "demo", "--set", "method.rigde=1"], "Unknown setting 'method.rigde'. Did you mean 'ridge'?"),
+    (["pretrain", "demo", "--set", "epoch=5"], "Unknown setting 'epoch'. Did you mean 'epochs'?"),
     (["pretrain", "demo", "--set", "epochs"], "--set 'epochs': write key=value, for example epochs=50."),
-    (["pretrain", "demo", "--set", "epochs=many"], "epochs='many': expected a whole number."),
-    (["pretrain", "demo", "--set", "epochs=0"], "epochs=0: expected at least 1."),
-    (["pretrain", "demo", "--set", "optimizer.learning_rate=nan"], "optimizer.learning_rate='nan': expected a finite"),
+    (["pretrain", "demo", "--set", "epochs=many"], "epochs=many: expected an integer of at least 1."),
+    (["pretrain", "demo", "--set", "epochs=0"], "epochs=0: expected an integer of at least 1."),
+    (["pretrain", "demo", "--set", "optimizer.learning_rate=nan"], "optimizer.learning_rate=nan: expected a finite"),
     (["pretrain", "demo", "--set", "batch_size=5000"], "batch_size=5000 is larger than the 1437 images of 'digits'"),
     (["pretrain", "demo", "--set", "network.encoder=resnet18"], "takes colour images, the data has 1 channel"),
-    (["pretrain", "demo", "--set", "network.width=4"], "network.width=4: expected at least 8."),
+    (["pretrain", "demo", "--set", "network.width=4"], "network.width=4: expected an integer of at least 8."),
     (["pretrain", "demo", "--sett", "epochs=1"], "No such option"),
     (["pretrain", "demo", "--run", "r"], "The folder of a run is now --out."),
     (["pretrian", "demo"], "there is no command 'pretrian'. Did you mean 'pretrain'?"),
     (["pretrain", "demo", "extra"], "Got unexpected extra argument (extra)"),
-    (["recipes", "dmeo"], "there is no recipe 'dmeo'"),
+    (["recipes", "dmeo"], "There is no recipe 'dmeo'"),
     (["evaluate", "absent"], "absent is not a run folder: it has no config.json."),
     (["evaluate", "few"], "few is not a run folder: it has no config.json."),
     (["evaluate"], "Missing argument 'RUN'"),
@@ -280,7 +280,7 @@ class TestARunThatCannotBeUsed:
         assert "r/config.json cannot be read" in fail(run.parent, command)
         (run / "config.json").write_text('{"recipy": "demo"}')
         message = fail(run.parent, command)
-        assert "r/config.json does not fit this version of matrix-ssl: unknown setting 'recipy'" in message
+        assert "r/config.json does not fit this version of matrix-ssl: Unknown setting 'recipy'" in message
 
     def test_without_a_teacher(self, run: Path, command: list[str]) -> None:
         shutil.rmtree(run / "checkpoints")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from matrix_ssl import distributed
-from matrix_ssl.config import override_dataclass
+from matrix_ssl.config import override
 from matrix_ssl.detection.settings import DetectionSettings
 from matrix_ssl.errors import DataError, MatrixSSLError
 from matrix_ssl.runs import signals
@@ -124,7 +124,7 @@ def group_protocols(text: str, settings: Sequence[str]) -> list[list[str]]:
 
     names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     protocols.check_protocols(names)
-    override_dataclass(trained.EvaluationSettings(), settings)
+    override(trained.EvaluationSettings(), settings)
     together = [name for name in names if name not in trained.PROTOCOLS]
     return [*([together] if together else []), *([name] for name in names if name in trained.PROTOCOLS)]
 
@@ -137,7 +137,7 @@ def check_detection(text: str, settings: Sequence[str]) -> list[str]:
     """
     names = [name.strip() for name in text.split(",") if name.strip()]
     for name in names:
-        override_dataclass(DetectionSettings(), [f"architecture={name}", *settings])
+        override(DetectionSettings(), [f"architecture={name}", *settings])
     return names
 
 

@@ -53,11 +53,11 @@ def detect(
 
     Images and annotations are COCO's. Settings and their published defaults: docs/detection.md.
     """
-    from matrix_ssl.config import override_dataclass
+    from matrix_ssl.config import override
 
     named = {"architecture": architecture, "schedule": schedule, "seed": seed}
     given = [f"{key}={value}" for key, value in named.items() if value is not None]
-    settings = override_dataclass(DetectionSettings(), [*given, *assignments])
+    settings = override(DetectionSettings(), [*given, *assignments])
     from matrix_ssl import distributed
     from matrix_ssl.detection import run as runs
     from matrix_ssl.detection.table import classes_table, scores_table

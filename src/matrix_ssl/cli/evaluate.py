@@ -61,7 +61,7 @@ def evaluate(
 
     names = list(dict.fromkeys(name.strip() for name in protocol.split(",") if name.strip()))
     protocols.check_protocols(names)
-    settings = config.override_dataclass(EvaluationSettings(), assignments)
+    settings = config.override(EvaluationSettings(), assignments)
     if label_list is not None and SEMI_SUPERVISED not in names:
         raise ConfigError(f"--label-list is for --protocol {SEMI_SUPERVISED}.")
     location = data or read_config(run).data.source

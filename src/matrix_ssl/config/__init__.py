@@ -1,5 +1,6 @@
 """Settings of a run: their types and ranges, overriding them, views, and the recipes."""
 
+from matrix_ssl.config.override import build, changes, flatten, override, split_assignment
 from matrix_ssl.config.settings import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -8,36 +9,36 @@ from matrix_ssl.config.settings import (
     MethodConfig,
     NetworkConfig,
     OptimizerConfig,
+    Precision,
     RunConfig,
     ViewConfig,
-    changes,
-    check_ranges,
-    check_type,
     differences,
-    flatten,
     from_dict,
-    override,
-    override_dataclass,
     to_dict,
 )
+from matrix_ssl.config.validation import Fraction, Seed, check_type, settings
 
 __all__ = [
     "IMAGENET_MEAN",
     "IMAGENET_STD",
     "MAY_CHANGE",
     "DataConfig",
+    "Fraction",
     "MethodConfig",
     "NetworkConfig",
     "OptimizerConfig",
+    "Precision",
     "RunConfig",
+    "Seed",
     "ViewConfig",
+    "build",
     "changes",
-    "check_ranges",
     "check_type",
     "differences",
     "flatten",
     "from_dict",
     "override",
-    "override_dataclass",
+    "settings",
+    "split_assignment",
     "to_dict",
 ]

@@ -22,7 +22,7 @@ from matrix_ssl.detection.images import TrainingImages
 from matrix_ssl.detection.network import build_detector
 from matrix_ssl.detection.predict import DetectionResults, predict
 from matrix_ssl.detection.scoring import score
-from matrix_ssl.detection.settings import MAY_CHANGE, DetectionSettings, Plan, check_settings, make_plan
+from matrix_ssl.detection.settings import MAY_CHANGE, DetectionSettings, Plan, check_processes, make_plan
 from matrix_ssl.detection.shapes import coco_masks
 from matrix_ssl.detection.training import Training, check_unreadable
 from matrix_ssl.distributed import batch_norm
@@ -107,7 +107,7 @@ def prepare(inputs: Inputs, settings: DetectionSettings, *, device: torch.device
     Raises:
         MatrixSSLError: the settings, the data or the encoder cannot be used.
     """
-    check_settings(settings, processes=distributed.world_size())
+    check_processes(settings, distributed.world_size())
     coco_masks()  # fails at once where pycocotools is missing
     train, val = read_annotations(inputs.train_annotations), read_annotations(inputs.val_annotations)
     check_same_categories(train, val)

@@ -9,10 +9,13 @@ section 4.2 and appendix, and of the configuration files published with it.
 """
 
 import itertools
-import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
+from annotated_types import Ge, Le, MinLen
+from pydantic import AfterValidator, NonNegativeFloat, NonNegativeInt, PositiveInt
+
+from matrix_ssl.config import Fraction, Seed, settings
 from matrix_ssl.errors import ConfigError
 
 BATCH = 16  # images of an iteration in the papers
@@ -24,91 +27,76 @@ Schedule = Literal["1x", "2x"]
 MAY_CHANGE = ("workers", "log_every", "checkpoint_every", "max_bad_steps")
 
 
-@dataclass(frozen=True)
+Pixels = Annotated[int, Ge(32)]  # side of an image
+
+
+def _sides(sides: tuple[float, ...]) -> tuple[float, ...]:
+    if not _increasing((0, *sides)):
+        raise ValueError
+    return sides
+
+
+def _moments(moments: tuple[float, ...]) -> tuple[float, ...]:
+    if not _increasing((0, *moments, 1)):
+        raise ValueError
+    return moments
+
+
+@settings
 class DetectionSettings:
     """Everything but images, annotations and encoder that decides what a detection run computes."""
 
     architecture: Architecture = "c4"  # c4: heads on the last stage of the encoder; fpn: a feature pyramid
     schedule: Schedule = "1x"
-    seed: int = 0
-    batch_size: int = BATCH  # images, over all processes
-    iterations: int = 0  # of batches of 16 images; 0: those of the schedule, 90000 or 180000
-    epochs: float = 0.0  # passes over the training images, in the place of iterations; 0: iterations count
-    learning_rate: float = 0.02  # for a batch of 16
-    momentum: float = 0.9
-    weight_decay: float = 1e-4  # of all parameters but those of BatchNorm
-    warmup: int = 1000  # iterations of batches of 16, linear; half of the training at most
-    decay_at: tuple[float, ...] = (2 / 3, 8 / 9)  # parts of the training after which the rate falls
-    decay: float = 0.1  # factor of each fall
-    train_sizes: tuple[int, ...] = (640, 672, 704, 736, 768, 800)  # shorter side in pixels, one drawn for each image
-    train_longest: int = 1333  # longer side at most, pixels
-    test_size: int = 800
-    test_longest: int = 1333
-    flip: float = 0.5  # probability of a left-right flip in training
-    anchor_sizes: tuple[float, float, float, float, float] = (32, 64, 128, 256, 512)  # sides in pixels; rising
-    anchors: int = 256  # for each image in the loss of the proposals
-    regions: int = 512  # proposals for each image in the losses of boxes and masks
-    score_threshold: float = 0.05  # detections below it are dropped
-    detections: int = 100  # for each image at most
-    precise_bn: int = (
-        200  # iterations over which BatchNorm's statistics are averaged after training; 0: left as they are
+    seed: Seed = 0
+    batch_size: PositiveInt = BATCH  # images, over all processes
+    iterations: NonNegativeInt = 0  # of batches of 16 images; 0: those of the schedule
+    epochs: NonNegativeFloat = 0.0  # passes over the training images instead of iterations; 0: iterations count
+    learning_rate: NonNegativeFloat = 0.02  # for a batch of 16
+    momentum: Fraction = 0.9
+    weight_decay: NonNegativeFloat = 1e-4  # of all parameters but those of BatchNorm
+    warmup: NonNegativeInt = 1000  # iterations of batches of 16, linear; half of the training at most
+    # fractions of the training after which the rate falls
+    decay_at: Annotated[tuple[float, ...], AfterValidator(_moments), "increasing fractions between 0 and 1"] = (
+        2 / 3, 8 / 9
+    )  # fmt: skip
+    decay: Fraction = 0.1  # factor of each fall
+    # shorter side in pixels, one drawn for each image
+    train_sizes: Annotated[tuple[Pixels, ...], MinLen(1)] = (640, 672, 704, 736, 768, 800)
+    train_longest: Pixels = 1333  # longer side at most, pixels
+    test_size: Pixels = 800
+    test_longest: Pixels = 1333
+    flip: Fraction = 0.5  # probability of a left-right flip in training
+    # sides in pixels
+    anchor_sizes: Annotated[
+        tuple[float, float, float, float, float], AfterValidator(_sides), "five increasing sides above 0"
+    ] = (32, 64, 128, 256, 512)
+    anchors: Annotated[int, Ge(2)] = 256  # for each image in the loss of the proposals
+    regions: Annotated[int, Ge(4)] = 512  # proposals for each image in the losses of boxes and masks
+    score_threshold: Fraction = 0.05  # detections below it are dropped
+    detections: PositiveInt = 100  # for each image at most
+    # iterations over which BatchNorm's statistics are averaged after training; 0: the running averages stay
+    precise_bn: NonNegativeInt = 200
+    bootstrap: NonNegativeInt = 200  # resamples of the images for the intervals of AP; 0: none
+    workers: Annotated[int, Ge(0), Le(64)] = 4  # threads of each process that read images; 0: none
+    log_every: PositiveInt = 20  # iterations between two lines of metrics.jsonl
+    checkpoint_every: PositiveInt = 1000  # iterations
+    max_bad_steps: PositiveInt = (
+        3  # iterations in a row with a loss or gradient that is not finite before the run stops
     )
-    bootstrap: int = 200  # resamples of the images for the intervals of AP; 0: none
-    workers: int = 4  # threads of each process that read images; 0: none
-    log_every: int = 20  # iterations between two lines of metrics.jsonl
-    checkpoint_every: int = 1000  # iterations
-    max_bad_steps: int = 3  # iterations in a row with a loss or gradient that is not finite before the run stops
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for values that contradict each other."""
+        for name, longest, side in (("train_longest", self.train_longest, max(self.train_sizes)),
+                                    ("test_longest", self.test_longest, self.test_size)):  # fmt: skip
+            if longest < side:
+                raise ConfigError(f"{name}={longest} is less than a shorter side of {side} pixels.")
+        if self.iterations and self.epochs:
+            raise ConfigError(f"iterations={self.iterations} and epochs={self.epochs:g}: set one of them.")
 
 
-_RANGES: dict[str, tuple[float, float]] = {
-    "seed": (0, 2**63 - 1),
-    "batch_size": (1, math.inf),
-    "iterations": (0, math.inf),
-    "epochs": (0, math.inf),
-    "learning_rate": (0, math.inf),
-    "momentum": (0, 1),
-    "weight_decay": (0, math.inf),
-    "warmup": (0, math.inf),
-    "decay": (0, 1),
-    "train_longest": (32, math.inf),
-    "test_size": (32, math.inf),
-    "test_longest": (32, math.inf),
-    "flip": (0, 1),
-    "anchors": (2, math.inf),
-    "regions": (4, math.inf),
-    "score_threshold": (0, 1),
-    "detections": (1, math.inf),
-    "precise_bn": (0, math.inf),
-    "bootstrap": (0, math.inf),
-    "workers": (0, 64),
-    "log_every": (1, math.inf),
-    "checkpoint_every": (1, math.inf),
-    "max_bad_steps": (1, math.inf),
-}
-
-
-def check_settings(settings: DetectionSettings, *, processes: int) -> None:
-    """Raises ConfigError for a value outside the range in which it means something."""
-    for key, (low, high) in _RANGES.items():
-        value = getattr(settings, key)
-        if not low <= value <= high:
-            upper = f" and at most {high:g}" if high < 2**53 else ""
-            raise ConfigError(f"{key}={value}: expected at least {low:g}{upper}.")
-    if not settings.train_sizes or min(settings.train_sizes) < 32:
-        raise ConfigError(
-            f"train_sizes={settings.train_sizes}: expected sides of at least 32 pixels, with commas between."
-        )
-    for longest, sides in (("train_longest", settings.train_sizes), ("test_longest", (settings.test_size,))):
-        if getattr(settings, longest) < max(sides):
-            raise ConfigError(
-                f"{longest}={getattr(settings, longest)} is less than a shorter side of {max(sides)} pixels."
-            )
-    if not _rising((0, *settings.anchor_sizes)):
-        raise ConfigError(f"anchor_sizes={settings.anchor_sizes}: expected five rising sides above zero.")
-    if not _rising((0, *settings.decay_at, 1)):
-        raise ConfigError(f"decay_at={settings.decay_at}: expected rising parts between 0 and 1.")
-    if settings.iterations and settings.epochs:
-        raise ConfigError(f"iterations={settings.iterations} and epochs={settings.epochs:g}: give one of them.")
+def check_processes(settings: DetectionSettings, processes: int) -> None:
+    """Raises ConfigError unless the batch divides by the number of processes."""
     if settings.batch_size % processes:
         raise ConfigError(f"batch_size={settings.batch_size} does not divide by {processes} processes.")
 
@@ -145,5 +133,5 @@ def make_plan(settings: DetectionSettings, *, images: int) -> Plan:
     )
 
 
-def _rising(values: tuple[float, ...]) -> bool:
+def _increasing(values: tuple[float, ...]) -> bool:
     return all(a < b for a, b in itertools.pairwise(values))

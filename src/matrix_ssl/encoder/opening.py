@@ -112,9 +112,7 @@ def _data(
     asked = {"mean": mean, "std": std, "crop_fraction": crop_fraction}
     values = {name: architectures.saved(metadata, name, Any, None) for name in asked if name in metadata}
     values |= {name: value for name, value in asked.items() if value is not None}
-    config = configuration.from_dict({"data": values})
-    configuration.check_ranges(config)
-    return config.data
+    return configuration.from_dict({"data": values}).data
 
 
 def _open_run(run: Path, architecture: str | None, image_size: int | None, weights: Weights) -> Opened:

@@ -84,7 +84,7 @@ def complete_options(method: type[Method], options: Mapping[str, Any]) -> dict[s
     hints = get_type_hints(method.__init__)
     unknown = [name for name in options if name not in keywords]
     if unknown:
-        raise ConfigError(f"unknown setting 'method.{unknown[0]}'.{did_you_mean(unknown[0], keywords)}")
+        raise ConfigError(f"Unknown setting 'method.{unknown[0]}'.{did_you_mean(unknown[0], keywords)}")
     for name, default in keywords.items():
         if name not in options and default is inspect.Parameter.empty:
             raise ConfigError(f"method.{name} has no default: give it with --set method.{name}=VALUE.")

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from matrix_ssl import distributed
-from matrix_ssl.config import MethodConfig, RunConfig, check_ranges
+from matrix_ssl.config import MethodConfig, RunConfig
 from matrix_ssl.data.base import Source
 from matrix_ssl.data.loading import TrainingBatches
 from matrix_ssl.data.randomness import permutation
@@ -36,11 +36,10 @@ def complete(config: RunConfig) -> RunConfig:
     """The configuration with every option of its method filled in, so that it is written and compared whole.
 
     Raises:
-        ConfigError: the method or one of its options does not exist, or a value is out of range.
+        ConfigError: the method or one of its options does not exist, or an option is out of range.
     """
     method = find_method(config.method.name)
     options = complete_options(method, config.method.options)
-    check_ranges(config)
     return dataclasses.replace(config, method=dataclasses.replace(config.method, options=options))
 
 

@@ -7,6 +7,7 @@ import importlib
 import pkgutil
 
 from matrix_ssl.config import RunConfig
+from matrix_ssl.config.settings import RENAMED_RECIPES
 from matrix_ssl.errors import ConfigError, did_you_mean
 
 
@@ -24,7 +25,8 @@ def find_recipe(name: str) -> RunConfig:
     """
     names = _names()
     if name not in names:
-        raise ConfigError(f"there is no recipe {name!r}.{did_you_mean(name, names)}")
+        near = f" Did you mean {RENAMED_RECIPES[name]!r}?" if name in RENAMED_RECIPES else did_you_mean(name, names)
+        raise ConfigError(f"There is no recipe {name!r}.{near}")
     config: RunConfig = importlib.import_module(f"{__name__}.{name}").recipe()
     return config
 

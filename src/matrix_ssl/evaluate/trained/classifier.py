@@ -1,17 +1,16 @@
 """What the protocols that train a classifier by gradient steps have in common: settings, classifier, outcome."""
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 
 from matrix_ssl import distributed
-from matrix_ssl.config import DataConfig, ViewConfig
+from matrix_ssl.config import DataConfig, Fraction, Precision, ViewConfig, settings
 from matrix_ssl.data.augment import normalise
 from matrix_ssl.data.base import Source
 from matrix_ssl.data.loading import evaluation_batches
@@ -21,7 +20,7 @@ from matrix_ssl.evaluate.probes.inputs import check_sets
 CROP_AND_FLIP = ViewConfig(crop_scale=(0.08, 1.0), flip=0.5)  # the supervised augmentation of ImageNet
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class Settings:
     """How a classifier is trained; every protocol has its own values.
 
@@ -31,13 +30,14 @@ class Settings:
     whole batch is not seen in it; the published code makes a smaller batch of it.
     """
 
+    _: KW_ONLY
     optimizer: Literal["sgd", "lars"]
-    epochs: int
-    batch_size: int  # over all processes; of a smaller set, the whole of it
-    momentum: float = 0.9
-    weight_decay: float = 0.0
+    epochs: PositiveInt
+    batch_size: PositiveInt  # over all processes; of a smaller dataset, the whole of it
+    momentum: Fraction = 0.9
+    weight_decay: NonNegativeFloat = 0.0
     view: ViewConfig = CROP_AND_FLIP
-    precision: Literal["auto", "float32", "bfloat16", "float64"] = "auto"  # auto: bfloat16 on CUDA that has it
+    precision: Precision = "auto"
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,18 +100,6 @@ def linear_head(feature_dim: int, classes: int, *, seed: int) -> nn.Linear:
         head.weight.normal_(std=0.01, generator=torch.Generator().manual_seed(seed))
         head.bias.zero_()
     return head
-
-
-def check_settings(settings: Settings, rates: Sequence[float]) -> None:
-    """Raises ConfigError for a number outside the range in which it means something."""
-    for name, low, high in (("epochs", 1, math.inf), ("batch_size", 1, math.inf), ("momentum", 0, 1),
-                            ("weight_decay", 0, math.inf)):  # fmt: skip
-        value = getattr(settings, name)
-        if not low <= value <= high or value == math.inf:
-            raise ConfigError(f"{name}={value}: expected at least {low}{' and at most 1' if high == 1 else ''}.")
-    for rate in rates:
-        if not 0 < rate < math.inf:
-            raise ConfigError(f"learning rate {rate}: expected a number above zero.")
 
 
 @torch.no_grad()

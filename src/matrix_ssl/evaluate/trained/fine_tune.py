@@ -2,18 +2,19 @@
 
 import copy
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import KW_ONLY
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import MinLen
+from pydantic import PositiveFloat, PositiveInt
 from torch import nn
 
 from matrix_ssl import distributed
-from matrix_ssl.config import DataConfig
+from matrix_ssl.config import DataConfig, settings
 from matrix_ssl.data.base import Source
 from matrix_ssl.data.sources import split_source
-from matrix_ssl.errors import ConfigError
 from matrix_ssl.evaluate.probes.accuracy import accuracy
 from matrix_ssl.evaluate.trained.classifier import Classifier, Outcome, Settings, check_parts, linear_head
 from matrix_ssl.evaluate.trained.supervised import Diverged, fit_and_judge
@@ -26,7 +27,7 @@ _HELD_OUT = 0.2  # part of the labelled images that rates are compared on
 PUBLISHED_RATES = ((0.002, 0.5), (0.03, 0.08), (0.01, 0.1))
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class FineTune(Settings):
     """How encoder and head are trained; the defaults are those of Barlow Twins with 1 % of ImageNet's labels.
 
@@ -34,11 +35,12 @@ class FineTune(Settings):
     github.com/facebookresearch/barlowtwins, README and evaluate.py.
     """
 
+    _: KW_ONLY
     optimizer: Literal["sgd", "lars"] = "sgd"
-    epochs: int = 20
-    batch_size: int = 256
+    epochs: PositiveInt = 20
+    batch_size: PositiveInt = 256
     # candidates (encoder, head); of several, the one that is best on a held-out fifth of the labelled images is used
-    rates: tuple[tuple[float, float], ...] = PUBLISHED_RATES[:1]
+    rates: Annotated[tuple[tuple[PositiveFloat, PositiveFloat], ...], MinLen(1)] = PUBLISHED_RATES[:1]
 
 
 # with all labels; 30 epochs, no decay and 0.16 for a batch of 1024 as in Chen et al., "Big Self-Supervised Models are
@@ -70,13 +72,11 @@ def fine_tune(
         data, folder, device, display, seed: as in ``supervised.fit_and_judge``, which also says what it raises.
 
     Raises:
-        DataError, ConfigError: as in ``classifier.check_parts``, or there are no rates.
+        DataError, ConfigError: as in ``classifier.check_parts``.
         DataError: there are several candidates, and a class has a single image.
     """
     check_parts(train, test, data)
     assert train.classes is not None  # checked
-    if not settings.rates:
-        raise ConfigError("rates=(): give at least one pair of learning rates (encoder, head).")
     classes = len(train.classes)
 
     def attempt(rates: tuple[float, float], learn: Source, judge: Source, where: Path) -> Outcome:

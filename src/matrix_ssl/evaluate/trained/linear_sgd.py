@@ -5,21 +5,22 @@ on a rate and a number of epochs; it is there to be compared with published numb
 """
 
 import copy
-from dataclasses import dataclass
+from dataclasses import KW_ONLY
 from pathlib import Path
 from typing import Literal
 
 import torch
+from pydantic import PositiveFloat, PositiveInt
 from torch import nn
 
-from matrix_ssl.config import DataConfig
+from matrix_ssl.config import DataConfig, settings
 from matrix_ssl.data.base import Source
 from matrix_ssl.evaluate.trained.classifier import Classifier, Outcome, Settings, check_parts, linear_head
 from matrix_ssl.evaluate.trained.supervised import fit_and_judge
 from matrix_ssl.runs.display import Display
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class LinearSGD(Settings):
     """How the linear layer is trained; the defaults are those of SimSiam's code with ``--lars``.
 
@@ -29,10 +30,11 @@ class LinearSGD(Settings):
     beside the norm of the gradient.
     """
 
+    _: KW_ONLY
     optimizer: Literal["sgd", "lars"] = "lars"
-    epochs: int = 90
-    batch_size: int = 4096
-    rate: float = 0.1  # for a batch of 256, so 1.6 for 4096
+    epochs: PositiveInt = 90
+    batch_size: PositiveInt = 4096
+    rate: PositiveFloat = 0.1  # for a batch of 256, so 1.6 for 4096
     batch_norm: bool = False  # standardise the features by the statistics of the batch, without parameters
 
 

@@ -2,13 +2,14 @@
 
 import dataclasses
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from matrix_ssl import config as configuration
 from matrix_ssl import distributed
 from matrix_ssl.data.base import Source
 from matrix_ssl.evaluate import results
@@ -30,9 +31,9 @@ _FEW_STEPS = 5000
 _SEED = 0  # of the order, the views, the head and the choice of labels: the same for every encoder
 
 
-@dataclass(frozen=True)
+@configuration.settings
 class EvaluationSettings:
-    """Of the protocols that train."""
+    """Settings of the protocols that train."""
 
     linear_sgd: LinearSGD = field(default_factory=LinearSGD)
     semi_supervised: FineTune = field(default_factory=lambda: FineTune(rates=PUBLISHED_RATES))

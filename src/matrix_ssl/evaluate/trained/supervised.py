@@ -22,7 +22,7 @@ from matrix_ssl.data.loading import Batch, TrainingBatches
 from matrix_ssl.data.randomness import hash_integers
 from matrix_ssl.distributed import batch_norm
 from matrix_ssl.errors import ConfigError, TrainingError
-from matrix_ssl.evaluate.trained.classifier import Classifier, Outcome, Settings, check_settings, judge
+from matrix_ssl.evaluate.trained.classifier import Classifier, Outcome, Settings, judge
 from matrix_ssl.evaluate.trained.folder import claim
 from matrix_ssl.runs import checkpoint as checkpoints
 from matrix_ssl.runs import signals
@@ -70,7 +70,7 @@ def fit_and_judge(
         Interrupted: a signal came; a checkpoint has been written.
         DataError: no test image can be read.
     """
-    check_settings(settings, rates := tuple(group["rate"] for group in classifier.groups))
+    rates = tuple(group["rate"] for group in classifier.groups)
     training = _Training(
         classifier, train, data, settings=settings, folder=folder, device=device, display=display, seed=seed
     )

@@ -1,0 +1,107 @@
+"""``key=value`` on settings, nested values to settings and back, and what differs between two of them."""
+
+import dataclasses
+import difflib
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, TypeVar, get_type_hints
+
+from matrix_ssl.config.validation import check_type
+from matrix_ssl.errors import ConfigError, did_you_mean
+
+Settings = TypeVar("Settings")
+
+
+def override(settings: Settings, assignments: Iterable[str]) -> Settings:
+    """Applies ``key=value`` assignments with dotted keys, for example ``optimizer.learning_rate=0.1``.
+
+    Args:
+        settings: any dataclass of settings, with groups or without.
+        assignments: of one key, the last one counts.
+
+    Raises:
+        ConfigError: an assignment has no ``=``, its key is unknown, or its value has the wrong type or is out of range.
+    """
+    values = dataclasses.asdict(settings)  # type: ignore[call-overload]
+    for assignment in assignments:
+        key, text = split_assignment(assignment)
+        _assign(values, key, text)
+    return build(type(settings), values)
+
+
+def split_assignment(assignment: str) -> tuple[str, str]:
+    """Key and text of ``key=value``; raises ConfigError where there is no key or no ``=``."""
+    key, separator, text = (part.strip() for part in assignment.partition("="))
+    if not separator or not key:
+        raise ConfigError(f"--set {assignment!r}: write key=value, for example epochs=50.")
+    return key, text
+
+
+def build(cls: type[Settings], values: Mapping[str, Any], prefix: str = "") -> Settings:
+    """Builds a dataclass of settings from nested plain values; text is parsed.
+
+    Args:
+        cls: the dataclass.
+        values: by name; what is missing takes its default.
+        prefix: the dotted key of the group with a dot after it, for messages.
+
+    Raises:
+        ConfigError: a key is unknown, or a value has the wrong type or is out of range.
+    """
+    hints = get_type_hints(cls, include_extras=True)
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{prefix.rstrip('.')}={values!r}: expected a group of settings: {', '.join(hints)}.")
+    arguments = {}
+    for name, value in values.items():
+        key = prefix + name
+        if name not in hints:
+            raise ConfigError(f"Unknown setting {key!r}.{did_you_mean(key, [prefix + hint for hint in hints])}")
+        group = dataclasses.is_dataclass(hints[name])
+        arguments[name] = build(hints[name], value, key + ".") if group else check_type(value, hints[name], key)
+    return cls(**arguments)
+
+
+def changes(old: Mapping[str, Any], new: Mapping[str, Any], *, but: Collection[str]) -> list[str]:
+    """Lines ``key: old -> new`` for the values of nested mappings that differ, except where ``but`` names the key.
+
+    Tuples equal lists, so that what comes from a JSON file compares with what goes into it. A digest that the old one
+    lacks, because an earlier version wrote it, agrees with any.
+    """
+    before, after = (
+        {key: list(value) if isinstance(value, tuple) else value for key, value in flatten(values)}
+        for values in (old, new)
+    )
+    unknown = {key for key in after if key.endswith("digest") and not before.get(key)}
+    keys = [key for key in sorted(before.keys() | after.keys()) if key not in {*but, *unknown}]
+    different = [key for key in keys if before.get(key) != after.get(key)]
+    notes = {key: " (the data are different)" for key in different if key.endswith("digest")}
+    return [f"{key}: {before.get(key)!r} -> {after.get(key)!r}{notes.get(key, '')}" for key in different]
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Nested values as pairs of a dotted key and a plain value."""
+    pairs: list[tuple[str, Any]] = []
+    for key, value in values.items():
+        pairs += flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(prefix + key, value)]
+    return pairs
+
+
+def _assign(values: dict[str, Any], key: str, text: str) -> None:
+    *groups, leaf = key.split(".")
+    target: Any = values
+    for group in groups:
+        target = target.get(group) if isinstance(target, dict) else None
+    target = target if isinstance(target, dict) else {}
+    if leaf in target and not isinstance(target[leaf], dict):
+        target[leaf] = text
+    elif "options" in target and leaf != "options":  # of a method, whose class knows their names
+        target["options"] = {**target["options"], leaf: text}
+    else:
+        raise ConfigError(f"Unknown setting {key!r}.{_nearest(key, [name for name, _ in flatten(values)])}")
+
+
+def _nearest(key: str, known: list[str]) -> str:
+    """As ``did_you_mean``; a key without its group finds the settings of that name in every group."""
+    text, name = did_you_mean(key, known), key.rpartition(".")[2]
+    near = difflib.get_close_matches(name, {other.rpartition(".")[2] for other in known}, n=1)
+    same = [repr(other) for other in known if other.rpartition(".")[2] in near]
+    return text if "Did you mean" in text or not same else f" Did you mean {' or '.join(same[:3])}?"

@@ -1,0 +1,150 @@
+"""Settings that pydantic checks, with one sentence for every mistake: key, value and what is expected there."""
+
+import dataclasses
+import functools
+import json
+import types
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar, Union, dataclass_transform, get_args, get_origin, get_type_hints
+
+import pydantic.dataclasses
+from annotated_types import Ge, Le
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from matrix_ssl.errors import ConfigError, did_you_mean
+
+Checked = TypeVar("Checked")
+Fraction = Annotated[float, Ge(0), Le(1)]
+Seed = Annotated[int, Ge(0), Le(2**63 - 1)]
+
+_BOOLEANS = ("true", "false", "True", "False")  # the texts that are read as one; "yes" and "1" are not
+_NAMES = {int: "an integer", str: "text", bool: "true or false", type(None): "none", Any: "any value"}
+
+
+@dataclass_transform(frozen_default=True)
+def settings(cls: type[Checked]) -> type[Checked]:
+    """Makes a class a frozen dataclass whose fields keep to their types, and to the ranges beside them.
+
+    ``epochs: PositiveInt = 100`` is such a field. A check of several fields belongs into ``__post_init__``. Building an
+    instance raises ConfigError for an unknown or missing field, a wrong type, and a value out of range.
+    """
+    checked: Any = pydantic.dataclasses.dataclass(
+        cls, frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False)
+    )
+    initialise = checked.__init__
+
+    @functools.wraps(initialise)
+    def checked_init(self: Any, *args: Any, **kwargs: Any) -> None:
+        try:
+            initialise(self, *args, **kwargs)
+        except ValidationError as error:
+            hints = get_type_hints(cls, include_extras=True)
+            values = dict(zip(hints, args, strict=False)) | kwargs
+            name = error.errors(include_url=False)[0]["loc"][0]
+            name = list(hints)[name] if isinstance(name, int) else name
+            if name not in hints:
+                raise ConfigError(f"Unknown setting {name!r}.{did_you_mean(name, hints)}") from None
+            if name not in values:
+                raise ConfigError(f"{name} is missing: expected {expectation(hints[name])}.") from None
+            raise _refused(values[name], hints[name], name) from None
+
+    checked.__init__ = checked_init
+    return checked
+
+
+def check_type(value: Any, expected: Any, key: str) -> Any:
+    """Returns ``value`` as a type: a number, bool, text, Literal, tuple or union, with its range where it is Annotated.
+
+    Text is parsed: commas separate the values of a tuple, semicolons tuples in a tuple, ``none`` is None, and what
+    begins with a bracket is JSON where a list or a dictionary is expected.
+
+    Raises:
+        ConfigError: it cannot be read as that type; the message names the key, the value and the type.
+    """
+    plain, origin = _plain(expected), get_origin(_plain(expected))
+    if origin in (Union, types.UnionType) and isinstance(value, str):
+        for member in get_args(plain):
+            try:
+                return check_type(value, member, key)
+            except ConfigError:
+                continue
+        raise _refused(value, expected, key)
+    try:
+        result = _adapter(expected).validate_python(_parse(value, plain, origin))
+    except ValidationError:
+        raise _refused(value, expected, key) from None
+    if isinstance(result, bool) != isinstance(value, bool) and value not in _BOOLEANS:
+        raise _refused(value, expected, key)  # pydantic takes true for 1, and "yes" for true
+    return result
+
+
+def expectation(expected: Any) -> str:
+    """What a type and its range let a value be, in words: ``an integer of at least 1``.
+
+    Text among the annotations of a type, ``Annotated[tuple[float, ...], check, "numbers that rise"]``, says it itself.
+    """
+    for mark in get_args(expected)[1:] if get_origin(expected) is Annotated else ():
+        if isinstance(mark, str):
+            return mark
+    plain, members = _plain(expected), get_args(_plain(expected))
+    origin = get_origin(plain)
+    if origin is Literal:
+        return f"one of {', '.join(map(str, members))}"
+    if origin in (Union, types.UnionType):
+        return " or ".join(map(expectation, members))
+    if origin in (tuple, list):
+        number = "" if members[-1] is Ellipsis or origin is list else f"{len(members)} "
+        between = "semicolons" if get_origin(members[0]) is tuple else "commas"
+        return f"{number}values separated by {between}, each {expectation(members[0])}"
+    if origin in (Mapping, dict) or plain is dict or dataclasses.is_dataclass(plain):
+        return "a group of settings"
+    low, high, above = (
+        next((getattr(mark, name) for mark in get_args(expected)[1:] if hasattr(mark, name)), None)
+        for name in ("ge", "le", "gt")
+    )
+    if plain is int and above is not None:
+        low, above = above + 1, None
+    name = _NAMES.get(plain, str(plain))
+    if plain is float:
+        name = "a number" if high is not None else "a finite number"
+    if above is not None:
+        return f"{name} above {above:g}" + (f" and at most {high:g}" if high is not None else "")
+    if low is None:
+        return name
+    return f"{name} from {low} to {high}" if high is not None else f"{name} of at least {low}"
+
+
+def _plain(expected: Any) -> Any:
+    return get_args(expected)[0] if get_origin(expected) is Annotated else expected
+
+
+@functools.cache
+def _adapter(expected: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(expected, config=ConfigDict(allow_inf_nan=False))
+
+
+def _parse(value: Any, plain: Any, origin: Any) -> Any:
+    """Text as what pydantic reads; everything else, and text that it reads by itself, as it is."""
+    if not isinstance(value, str):
+        return value
+    if plain is type(None):
+        return None if value == "none" else value
+    if origin is Literal:
+        return next((choice for choice in get_args(plain) if str(choice) == value), value)
+    if value.startswith(("{", "[")) and (plain in (dict, list) or origin in (dict, list)):
+        try:
+            return json.loads(value)
+        except ValueError:
+            return value
+    if origin in (tuple, list):
+        inner = get_args(plain)[0]
+        parts = value.strip("()[] ").split(";" if get_origin(inner) is tuple else ",")
+        return [_parse(part.strip(), _plain(inner), get_origin(inner)) for part in parts]
+    return value
+
+
+def _refused(value: Any, expected: Any, key: str) -> ConfigError:
+    text = value if isinstance(value, str) and value.isprintable() and value else repr(value)
+    choices = get_args(expected) if get_origin(expected) is Literal else ()
+    near = did_you_mean(str(value), map(str, choices)).partition(" Known:")[0]  # all of them are named before it
+    return ConfigError(f"{key}={text}: expected {expectation(expected)}.{near}")
