@@ -9,8 +9,8 @@ import torch
 from spectra import outputs
 from torch import Tensor
 
-from matrix_ssl.losses import matrix_ssl_order_terms
-from matrix_ssl.losses._plan import Algorithm
+from matrix_ssl.losses import Objective, matrix_ssl_order_terms
+from matrix_ssl.losses.objective import Algorithm
 
 SPECTRA = {"flat": "flat", "mid-training": "1/k", "collapsing": "1/k²"}
 HEADLINE = "mid-training"
@@ -23,7 +23,7 @@ def losses(p: Tensor, z: Tensor, ridge: float) -> dict[str, Callable[[], Tensor]
     settings: dict[str, Any] = {"ridge": ridge, "uniformity_weight": ridge}  # equal, as in the published code
 
     def ours(**options: Any) -> Tensor:
-        return matrix_ssl_order_terms(p, z, **settings, **options).loss
+        return matrix_ssl_order_terms(p, z, objective=Objective(**settings, **options)).loss
 
     return {
         "published": lambda: published.order_loss(p, z, order=ORDER, **settings),

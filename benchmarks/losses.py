@@ -25,7 +25,7 @@ from rich.table import Table
 from timing import spread, take_turns
 from torch import Tensor
 
-from matrix_ssl.losses._plan import choose
+from matrix_ssl.losses.logarithm.plan import choose
 from matrix_ssl.runs.environment import environment
 from matrix_ssl.runs.files import write_json
 

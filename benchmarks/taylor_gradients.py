@@ -18,7 +18,7 @@ from rich.table import Table
 from spectra import SPECTRA, outputs
 from torch import Tensor
 
-from matrix_ssl.losses import matrix_ssl_order_terms
+from matrix_ssl.losses import Objective, matrix_ssl_order_terms
 from matrix_ssl.runs import environment as run_environment
 from matrix_ssl.runs.files import write_json
 
@@ -79,7 +79,7 @@ def compare(term: str, spectrum: str, ridge: float, grid: Grid) -> dict[str, Any
 def gradient(term: str, p: Tensor, z: Tensor, **settings: Any) -> Tensor:
     """Gradient of one term in the student's raw outputs."""
     z = z.clone().requires_grad_()
-    return torch.autograd.grad(matrix_ssl_order_terms(p, z, **TERMS[term], **settings).loss, z)[0]
+    return torch.autograd.grad(matrix_ssl_order_terms(p, z, objective=Objective(**TERMS[term], **settings)).loss, z)[0]
 
 
 def over_seeds(values: list[float]) -> dict[str, float]:

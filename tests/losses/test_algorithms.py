@@ -1,5 +1,6 @@
 """The algorithms behind the losses: equal to dense references, as exact as their bounds say, on either side."""
 
+import functools
 import itertools
 import math
 
@@ -8,10 +9,12 @@ import pytest
 import scipy.linalg
 import torch
 
-from matrix_ssl.losses import _plan as plans
-from matrix_ssl.losses import _quadrature, _series, matrix_ssl_order_terms
-from matrix_ssl.losses._determinant import log_det_one_plus
-from matrix_ssl.losses._rows import add_symmetric_product, symmetric_product
+from matrix_ssl.losses import Objective, matrix_ssl_order_terms
+from matrix_ssl.losses.logarithm import plan as plans
+from matrix_ssl.losses.logarithm import quadrature
+from matrix_ssl.losses.logarithm import series as polynomials
+from matrix_ssl.losses.logarithm.trace import log_det_one_plus, trace_polynomial
+from matrix_ssl.losses.rows import add_symmetric_product, symmetric_product
 from tests.losses.test_losses import covariance, rows_of
 
 ALGORITHMS = ("eigh", "quadrature", "polynomial", "auto")
@@ -49,9 +52,9 @@ def taylor_log(order):
     return log
 
 
-def value_and_gradients(p, z, **settings):
+def value_and_gradients(p, z, side="auto", **constants):
     p, z = p.clone().requires_grad_(), z.clone().requires_grad_()
-    terms = matrix_ssl_order_terms(p, z, **settings)
+    terms = matrix_ssl_order_terms(p, z, objective=Objective(**constants), side=side)
     return terms, *torch.autograd.grad(terms.loss, (p, z))
 
 
@@ -64,8 +67,9 @@ class TestExact:
         for n, d in ((7, 12), (12, 7)):
             p, z = pair(n, d, spectrum, noise=0.05)
             expected = dense(p, z, ridge=ridge, log=scipy.linalg.logm)
-            found = matrix_ssl_order_terms(p, z, ridge=ridge, uniformity_weight=1.0, algorithm=algorithm, side=side)
-            np.testing.assert_allclose([found.uniformity, found.alignment], expected, rtol=1e-10, atol=1e-10)
+            objective = Objective(ridge=ridge, uniformity_weight=1.0, algorithm=algorithm)
+            terms = matrix_ssl_order_terms(p, z, objective=objective, side=side)
+            np.testing.assert_allclose([terms.uniformity, terms.alignment], expected, rtol=1e-10, atol=1e-10)
 
     @pytest.mark.parametrize("ridge", [0.01, 0.1, 1.0])
     @pytest.mark.parametrize(("n", "d"), [(30, 50), (50, 30)])
@@ -82,8 +86,9 @@ class TestExact:
     def test_gradient_is_that_of_finite_differences(self, algorithm, side):
         for n, d in ((3, 5), (6, 3)):
             inputs = [x.requires_grad_() for x in pair(n, d)]
-            settings = {"ridge": 0.3, "uniformity_weight": 0.4, "algorithm": algorithm, "side": side}
-            assert torch.autograd.gradcheck(lambda *x: matrix_ssl_order_terms(*x, **settings).loss, inputs)  # noqa: B023
+            objective = Objective(ridge=0.3, uniformity_weight=0.4, algorithm=algorithm)
+            loss = functools.partial(matrix_ssl_order_terms, objective=objective, side=side)
+            assert torch.autograd.gradcheck(lambda *x: loss(*x).loss, inputs)  # noqa: B023
 
     @pytest.mark.parametrize("spectrum", SPECTRA)
     @pytest.mark.parametrize("ridge", [1e-2, 0.1, 1.0])  # condition numbers up to 100
@@ -114,17 +119,18 @@ class TestTaylor:
         for n, d in ((6, 9), (9, 6)):
             p, z = pair(n, d)
             expected = dense(p, z, ridge=ridge, log=taylor_log(order))
-            settings = {"ridge": ridge, "uniformity_weight": 1.0, "logarithm": "taylor", "order": order}
-            found = matrix_ssl_order_terms(p, z, side=side, **settings)
-            np.testing.assert_allclose([found.uniformity, found.alignment], expected, rtol=1e-11, atol=1e-11)
+            objective = Objective(ridge=ridge, uniformity_weight=1.0, logarithm="taylor", order=order)
+            terms = matrix_ssl_order_terms(p, z, objective=objective, side=side)
+            np.testing.assert_allclose([terms.uniformity, terms.alignment], expected, rtol=1e-11, atol=1e-11)
 
     @pytest.mark.parametrize("order", [1, 2, 3, 4, 6, 9])
     @pytest.mark.parametrize("side", ["samples", "features"])
     def test_gradient(self, side, order):
         for n, d in ((3, 5), (6, 3)):
             inputs = [x.requires_grad_() for x in pair(n, d)]
-            settings = {"ridge": 0.6, "uniformity_weight": 0.5, "logarithm": "taylor", "order": order, "side": side}
-            assert torch.autograd.gradcheck(lambda *x: matrix_ssl_order_terms(*x, **settings).loss, inputs)  # noqa: B023
+            objective = Objective(ridge=0.6, uniformity_weight=0.5, logarithm="taylor", order=order)
+            loss = functools.partial(matrix_ssl_order_terms, objective=objective, side=side)
+            assert torch.autograd.gradcheck(lambda *x: loss(*x).loss, inputs)  # noqa: B023
 
 
 class TestBounds:
@@ -142,8 +148,8 @@ class TestBounds:
     @points
     @pytest.mark.parametrize("tolerance", [1e-3, 1e-6, 1e-9])
     def test_polynomial(self, ridge, largest, tolerance):
-        degree = _series.chebyshev_degree(ridge, largest, tolerance)
-        series = _series.chebyshev_log(ridge, largest, degree)
+        degree = polynomials.chebyshev_degree(ridge, largest, tolerance)
+        series = polynomials.chebyshev_log(ridge, largest, degree)
 
         def slope(x):
             derivative = np.polynomial.Chebyshev(series.coefficients).deriv()
@@ -157,8 +163,8 @@ class TestBounds:
     def test_the_degree_is_not_wasteful(self):
         """One term fewer would not do."""
         for ridge, largest in ((0.1, 1.0), (0.1, 0.1), (1.0, 1.0)):
-            degree = _series.chebyshev_degree(ridge, largest, 1e-6) - 1
-            series = _series.chebyshev_log(ridge, largest, degree)
+            degree = polynomials.chebyshev_degree(ridge, largest, 1e-6) - 1
+            series = polynomials.chebyshev_log(ridge, largest, degree)
             derivative = np.polynomial.Chebyshev(series.coefficients).deriv()
             error = self.slope_error(lambda x: series.scale * derivative(series.scale * x - 1), ridge, largest)  # noqa: B023
             assert error > 1e-6
@@ -166,10 +172,10 @@ class TestBounds:
     @points
     @pytest.mark.parametrize("tolerance", [1e-3, 1e-6, 1e-12])
     def test_quadrature(self, ridge, largest, tolerance):
-        count = _quadrature.node_count(ridge, largest, tolerance)
+        count = quadrature.node_count(ridge, largest, tolerance)
 
         def slope(count):
-            weights, shifts = (np.array(v)[:, None] for v in _quadrature.nodes(ridge, largest, count))
+            weights, shifts = (np.array(v)[:, None] for v in quadrature.nodes(ridge, largest, count))
             return lambda x: (weights * shifts / (shifts + x) ** 2).sum(0)
 
         assert self.slope_error(slope(count), ridge, largest) <= max(tolerance, 1e-14) * 1.001 + 4e-15
@@ -177,7 +183,7 @@ class TestBounds:
             assert self.slope_error(slope(count - 1), ridge, largest) > max(tolerance, 1e-14) * 0.999
 
     def test_ratio_is_the_series_over_x(self):
-        for series in (_series.taylor(0.4, 6), _series.chebyshev_log(0.1, 0.7, 9)):
+        for series in (polynomials.taylor(0.4, 6), polynomials.chebyshev_log(0.1, 0.7, 9)):
             for x in (1e-3, 0.2, 0.7):
                 y = series.scale * x + series.shift
                 whole = np.polynomial.chebyshev.chebval(y, series.coefficients)
@@ -218,7 +224,7 @@ class TestParts:
         for k in range(1, degree + 1):
             for i in range(k):
                 derivative += in_powers[k] * powers[i] @ w.numpy() @ powers[k - 1 - i]
-        found = _series.symmetric_polynomial(y, y @ y, w, coefficients)
+        found = polynomials.symmetric_polynomial(y, y @ y, w, coefficients)
         # the reference's powers have large coefficients that cancel
         np.testing.assert_allclose(found[0], value, rtol=1e-10, atol=1e-10)
         np.testing.assert_allclose(found[1], derivative, rtol=1e-10, atol=1e-10)
@@ -230,7 +236,7 @@ class TestParts:
         coefficients = tuple(r.standard_normal(degree + 1).tolist())
         expected = sum(c * torch.linalg.matrix_power(x, k).trace() for k, c in enumerate(coefficients))
         (gradient,) = torch.autograd.grad(expected, x)
-        value, found = _series.trace_polynomial(x.detach(), coefficients)
+        value, found = trace_polynomial(x.detach(), coefficients)
         torch.testing.assert_close(value, expected.detach())
         torch.testing.assert_close(found, gradient)
 

@@ -11,6 +11,7 @@ import torch
 
 from matrix_ssl.losses import (
     NegativeDeterminantWarning,
+    Objective,
     matrix_ssl_covariance_terms,
     matrix_ssl_loss,
     matrix_ssl_order_terms,
@@ -86,6 +87,11 @@ POINTS = {"ordinary": branches, "identical": identical, "orthonormal": orthonorm
 SHAPES = {"n<d": (3, 5), "n=d": (4, 4), "n>d": (7, 3)}
 
 
+def negatives(*batch, ridge, uniformity_weight):
+    """The number of negative determinants."""
+    return matrix_ssl_terms(*batch, objective=Objective(ridge, uniformity_weight)).negative_determinants.item()
+
+
 def check_gradient(loss, point, shape):
     inputs = [x.requires_grad_() for x in POINTS[point](*SHAPES[shape])]
     assert torch.autograd.gradcheck(loss, inputs)
@@ -99,7 +105,7 @@ class TestPublishedValues:
         settings = {"ridge": case["mu"], "uniformity_weight": case["lam"], "logarithm": "taylor",
                     "order": case["order"]}  # fmt: skip
         loss = matrix_ssl_loss(z1, z2, p1, p2, alignment_weight=case["gamma"], **settings)
-        terms = matrix_ssl_terms(z1, z2, p1, p2, **settings)
+        terms = matrix_ssl_terms(z1, z2, p1, p2, objective=Objective(**settings))
         loss.backward()
         assert loss.item() == pytest.approx(case["total"], rel=1e-9)
         assert terms.uniformity.item() == pytest.approx(case["uniformity"], rel=1e-9)
@@ -125,7 +131,7 @@ class TestDenseReference:
     @pytest.mark.parametrize(("n", "d"), [(12, 5), (8, 8), (6, 20)])
     def test_exact_terms(self, n, d, ridge):
         batch = branches(n, d, noise=0.05)
-        terms = matrix_ssl_terms(*batch, ridge=ridge, uniformity_weight=0.7)
+        terms = matrix_ssl_terms(*batch, objective=Objective(ridge=ridge, uniformity_weight=0.7))
         uniformity, alignment = reference_terms(*batch, ridge=ridge, uniformity_weight=0.7)
         assert terms.uniformity.item() == pytest.approx(uniformity, rel=1e-10)
         assert terms.alignment.item() == pytest.approx(alignment, rel=1e-10)
@@ -152,7 +158,7 @@ class TestDenseReference:
     @pytest.mark.parametrize("shape", SHAPES)
     def test_exact_terms_where_eigenvalues_repeat_or_vanish(self, point, shape):
         batch = POINTS[point](*SHAPES[shape])
-        terms = matrix_ssl_terms(*batch, ridge=0.6, uniformity_weight=0.5)
+        terms = matrix_ssl_terms(*batch, objective=Objective(ridge=0.6, uniformity_weight=0.5))
         expected = reference_terms(*batch, ridge=0.6, uniformity_weight=0.5)
         np.testing.assert_allclose([terms.uniformity.item(), terms.alignment.item()], expected, rtol=1e-10)
 
@@ -179,8 +185,8 @@ class TestBothSides:
     def test_zero_columns_add_the_logarithm_of_the_ridge_only(self, ridge):
         narrow = branches(6, 4)
         wide = [torch.nn.functional.pad(x, (0, 9)) for x in narrow]
-        a = matrix_ssl_terms(*narrow, ridge=ridge, uniformity_weight=0.5)
-        b = matrix_ssl_terms(*wide, ridge=ridge, uniformity_weight=0.5)
+        a = matrix_ssl_terms(*narrow, objective=Objective(ridge=ridge, uniformity_weight=0.5))
+        b = matrix_ssl_terms(*wide, objective=Objective(ridge=ridge, uniformity_weight=0.5))
         assert b.uniformity.item() == pytest.approx(a.uniformity.item() - 0.5 * 9 * np.log(ridge), rel=1e-12)
         assert b.alignment.item() == pytest.approx(a.alignment.item() - 9 * ridge * np.log(ridge), rel=1e-12)
 
@@ -314,7 +320,7 @@ class TestPrecision:
         covariances[1:] = [(x + x.mT) / 2 for x in covariances[1:]]
         moment = torch.from_numpy(p.T @ z).to(dtype)
         for loss, inputs in (
-            (lambda *x: matrix_ssl_covariance_terms(*x, ridge=1.0).loss / 256, covariances),
+            (lambda *x: matrix_ssl_covariance_terms(*x, objective=Objective(ridge=1.0)).loss / 256, covariances),
             (lambda x: mec_moment_loss(x, samples=256), [moment]),
         ):
             (_, expected), (_, gradients) = (
@@ -373,18 +379,18 @@ class TestNegativeDeterminant:
 
     def test_counts_orders(self):
         z1, z2, p1, p2 = self.opposed(8)
-        assert matrix_ssl_terms(z1, z2, p1, p2, ridge=1e-3, uniformity_weight=0.1).negative_determinants.item() == 2
-        assert matrix_ssl_terms(z1, z2, -p1, p2, ridge=1e-3, uniformity_weight=0.1).negative_determinants.item() == 1
+        assert negatives(z1, z2, p1, p2, ridge=1e-3, uniformity_weight=0.1) == 2
+        assert negatives(z1, z2, -p1, p2, ridge=1e-3, uniformity_weight=0.1) == 1
 
     def test_counts_on_the_small_side(self):
         batch = [torch.nn.functional.pad(x, (0, 6)) for x in self.opposed(8)]  # d = 9 > n
-        assert matrix_ssl_terms(*batch, ridge=1e-3, uniformity_weight=0.1).negative_determinants.item() == 2
+        assert negatives(*batch, ridge=1e-3, uniformity_weight=0.1) == 2
 
     def test_a_ridge_of_one_is_always_safe(self):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             matrix_ssl_loss(*self.opposed(8), ridge=1.0)
-        assert matrix_ssl_terms(*self.opposed(8), ridge=1.0, uniformity_weight=1.0).negative_determinants.item() == 0
+        assert negatives(*self.opposed(8), ridge=1.0, uniformity_weight=1.0) == 0
 
 
 class TestErrors:
@@ -515,13 +521,14 @@ class TestCovariances:
     @pytest.mark.parametrize("shape", [(9, 5), (5, 9)])
     def test_matrix_ssl(self, settings, shape):
         z, _, p, _ = branches(*shape)
+        objective = Objective(alignment_weight=0.6, **settings)
         results = []
         for from_rows in (True, False):
             rows = [x.clone().requires_grad_() for x in (p, z)]
             if from_rows:
-                terms = matrix_ssl_order_terms(*rows, alignment_weight=0.6, **settings)
+                terms = matrix_ssl_order_terms(*rows, objective=objective)
             else:
-                terms = matrix_ssl_covariance_terms(*self.matrices(*rows), alignment_weight=0.6, **settings)
+                terms = matrix_ssl_covariance_terms(*self.matrices(*rows), objective=objective)
             results.append((*(t.detach() for t in terms), *torch.autograd.grad(terms.loss, rows)))
         torch.testing.assert_close(results[1], results[0], rtol=1e-10, atol=1e-12)
 
@@ -538,7 +545,7 @@ class TestCovariances:
         z, _, p, _ = branches(9, 3)
         inputs = [x.detach().requires_grad_() for x in self.matrices(p, z)]
         assert torch.autograd.gradcheck(
-            lambda *m: matrix_ssl_covariance_terms(*m, ridge=0.4, logarithm=logarithm).loss, inputs
+            lambda *m: matrix_ssl_covariance_terms(*m, objective=Objective(ridge=0.4, logarithm=logarithm)).loss, inputs
         )
 
     @pytest.mark.parametrize("logarithm", ["exact", "taylor"])
@@ -571,7 +578,7 @@ class TestCovariances:
         for call, message in (
             (lambda: matrix_ssl_covariance_terms(square, square, torch.eye(2)), "one shape"),
             (lambda: matrix_ssl_covariance_terms(*[torch.ones(2, 3)] * 3), "one shape"),
-            (lambda: matrix_ssl_covariance_terms(square, square, square, ridge=0.0), "above zero"),
+            (lambda: matrix_ssl_covariance_terms(square, square, square, objective=Objective(ridge=0.0)), "above zero"),
             (lambda: mec_moment_loss(torch.ones(2, 3), samples=4), "a moment"),
             (lambda: mec_moment_loss(square, samples=0), "samples must be at least 1"),
             (lambda: mec_moment_loss(square, samples=4, order=0), "order must be"),

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn.functional import cosine_similarity, normalize
 
-from matrix_ssl.losses import matrix_ssl_terms, mec_loss, mec_moment_loss
+from matrix_ssl.losses import Objective, matrix_ssl_terms, mec_loss, mec_moment_loss
 from matrix_ssl.matrix import (
     coding_rate,
     covariance,
@@ -138,7 +138,7 @@ def test_uniformity_is_a_cross_entropy_and_a_coding_rate(shape, ridge):
     d = shape[1]
     (z,) = outputs(shape, count=1)
     rows = normalize(z.detach())
-    terms = matrix_ssl_terms(z, z, z, z, ridge=ridge, uniformity_weight=0.3, alignment_weight=0.0)
+    terms = matrix_ssl_terms(z, z, z, z, objective=Objective(ridge=ridge, uniformity_weight=0.3, alignment_weight=0.0))
     identity = torch.eye(d, dtype=torch.float64)
     shifted = covariance(rows) + ridge * identity
     entropy = matrix_cross_entropy(0.3 * identity, shifted) - shifted.trace()

@@ -56,14 +56,14 @@ anything = pytest.mark.parametrize(("function", "name"), (SQUARE | ANY).values()
 class TestSquareMatrices:
     @pytest.mark.parametrize("shape", [(), (3,), (2, 3), (4, 3, 2)])
     def test_not_square(self, function, name, shape):
-        with pytest.raises(NotSquareError, match=re.escape(f"'{name}', shape {shape}")):
+        with pytest.raises(NotSquareError, match=re.escape(f"'{name}' (shape {shape})")):
             function(torch.zeros(shape), validate=False)
 
     def test_not_symmetric(self, function, name):
         a = GOOD.clone()
         a[0, 1] += 0.31 * a.abs().max()
         off = f"{((a - a.T).abs().max() / a.abs().max()).item():.2g}"
-        with pytest.raises(NotSymmetricError, match=rf"'{name}', shape \(3, 3\).* is {off} of the largest .*mT\) / 2"):
+        with pytest.raises(NotSymmetricError, match=rf"'{name}' \(shape \(3, 3\)\).* is {off} of the largest .*mT\) / 2"):
             function(a)
         function(a, validate=False)
 
@@ -118,7 +118,7 @@ def test_not_positive_semidefinite(name):
     function, argument = SQUARE[name]
     if "joint" in name:  # the product with 11ᵀ is the matrix itself
         function, argument = lambda a, **k: matrix.joint_entropy(a, torch.ones_like(a), **k), r"k1 \* k2"
-    text = rf"'{argument}', shape \(3, 3\), .* smallest eigenvalue is -0\.1, the largest in size 2.*ridge="
+    text = rf"'{argument}' \(shape \(3, 3\)\) .* smallest eigenvalue is -0\.1, the largest in magnitude 2.*ridge="
     definite = name in ("matrix_log", "log_det")
     with pytest.raises(NotPositiveDefiniteError if definite else NotPositiveSemidefiniteError, match=text):
         function(INDEFINITE)
@@ -159,7 +159,7 @@ def test_a_ridge_that_lifts_the_eigenvalues_is_enough():
 @pytest.mark.parametrize("function", [matrix.matrix_log, matrix.log_det])
 def test_singular_matrices_have_no_logarithm(function):
     singular = torch.diag(torch.tensor([0.0, 1.0]))
-    with pytest.raises(NotPositiveDefiniteError, match=r"'a', shape \(2, 2\).* is 0, the largest in size 1.*ridge="):
+    with pytest.raises(NotPositiveDefiniteError, match=r"'a' \(shape \(2, 2\)\).* is 0, the largest in magnitude 1.*ridge="):
         function(singular)
     with pytest.raises(NotPositiveDefiniteError, match=r"\(matrix 1 of the batch\)"):
         function(torch.stack([torch.eye(2), singular]))
@@ -179,20 +179,20 @@ def test_shapes_that_do_not_fit():
 def test_numbers():
     for function in (matrix.matrix_log, matrix.log_det, matrix.matrix_entropy, matrix.von_neumann_entropy):
         for ridge in (-0.1, math.nan):
-            with pytest.raises(ValueError, match="ridge must be zero or above"):
+            with pytest.raises(ValueError, match="ridge must be a finite number, zero or above"):
                 function(GOOD, ridge=ridge)
     for function in (matrix.matrix_kl, matrix.matrix_cross_entropy):
-        with pytest.raises(ValueError, match="ridge must be zero or above"):
+        with pytest.raises(ValueError, match="ridge must be a finite number, zero or above"):
             function(GOOD, GOOD, ridge=-1.0)
     for alpha in (1.0, 2.0):
-        with pytest.raises(ValueError, match="ridge must be zero or above"):
+        with pytest.raises(ValueError, match="ridge must be a finite number, zero or above"):
             matrix.renyi_entropy(GOOD, alpha=alpha, ridge=-1.0)
     for alpha in (-0.5, math.nan):
         with pytest.raises(ValueError, match="alpha must be zero or above"):
             matrix.renyi_entropy(GOOD, alpha=alpha)
-    with pytest.raises(ValueError, match="distortion must be above zero"):
+    with pytest.raises(ValueError, match="distortion must be a finite number above zero"):
         matrix.coding_rate(GOOD, distortion=0.0)
-    with pytest.raises(ValueError, match="scale must be above zero"):
+    with pytest.raises(ValueError, match="scale must be a finite number above zero"):
         matrix.log1p_ratio(GOOD, 0.0)
 
 

@@ -184,11 +184,11 @@ class TestMatrixSSL:
         student = nn.Sequential(method.encoder, method.projector, method.predictor)
         teacher = nn.Sequential(method.teacher["encoder"], method.teacher["projector"])
         z1, z2, p1, p2 = student(one), student(two), teacher(one), teacher(two)
-        terms = matrix_ssl_terms(z1, z2, p1, p2, ridge=method.ridge, uniformity_weight=method.uniformity_weight)
+        terms = matrix_ssl_terms(z1, z2, p1, p2, objective=method.objective)
         assert set(output.terms) == {"uniformity", "alignment", "negative_determinants"}
         torch.testing.assert_close(output.terms["uniformity"], terms.uniformity.detach())
         torch.testing.assert_close(output.terms["alignment"], terms.alignment.detach())
-        torch.testing.assert_close(output.loss, terms.uniformity + method.alignment_weight * terms.alignment)
+        torch.testing.assert_close(output.loss, terms.uniformity + method.objective.alignment_weight * terms.alignment)
         torch.testing.assert_close(output.features, method.encoder(one).detach())
         torch.testing.assert_close(output.student, z1.detach())
         torch.testing.assert_close(output.teacher, p2)

@@ -232,12 +232,16 @@ def matrix_ssl_loss() -> None:
                     ours.load_state_dict(single.state_dict())
                     ours = distributed.wrap(run_batch_norm.synchronise_batch_norm(ours, "cpu"))
                     expected = losses.matrix_ssl_terms(
-                        *single(*whole[:2]), whole[2] @ target, whole[3] @ target, **settings
+                        *single(*whole[:2]),
+                        whole[2] @ target,
+                        whole[3] @ target,
+                        objective=losses.Objective(**settings),
                     )
                     expected.loss.backward()
                     found = parallel.matrix_ssl_terms(
                         *ours(*part[:2]), part[2] @ target, part[3] @ target,
-                        exchange=exchange, sizes=None if min(sizes) == max(sizes) else sizes, **settings,
+                        exchange=exchange, sizes=None if min(sizes) == max(sizes) else sizes,
+                        objective=losses.Objective(**settings),
                     )  # fmt: skip
                     found.loss.backward()
                     torch.testing.assert_close(tuple(found), tuple(expected), **TOLERANCE)
@@ -253,11 +257,11 @@ def loss_scale() -> None:
     for dtype in (torch.float16, torch.bfloat16):
         whole = (torch.randn(128 * size, 96) + 0.4 * torch.randn(4, 128 * size, 96)).to(dtype)
         exact = whole.double().requires_grad_()
-        expected = losses.matrix_ssl_terms(*exact, ridge=1.0).loss
+        expected = losses.matrix_ssl_terms(*exact, objective=losses.Objective(ridge=1.0)).loss
         (reference,) = torch.autograd.grad(expected * 65536, exact)
         for exchange in ("rows", "covariances"):
             ours = whole.chunk(size, 1)[rank].clone().requires_grad_()
-            found = parallel.matrix_ssl_terms(*ours, ridge=1.0, exchange=exchange).loss
+            found = parallel.matrix_ssl_terms(*ours, objective=losses.Objective(ridge=1.0), exchange=exchange).loss
             (gradient,) = torch.autograd.grad(found * 65536, ours)
             assert gradient.dtype == dtype
             part = reference.chunk(size, 1)[rank] * size  # the average over the processes takes the factor away

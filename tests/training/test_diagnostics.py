@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from matrix_ssl.losses import matrix_ssl_terms
+from matrix_ssl.losses import Objective, matrix_ssl_terms
 from matrix_ssl.training.diagnostics import alarms, describe, is_finite
 
 
@@ -107,7 +107,8 @@ class TestAlarms:
 
     def test_a_batch_that_provokes_it(self):
         z = torch.randn(16, 3, generator=torch.Generator().manual_seed(0))
-        count = matrix_ssl_terms(z, z, -z, -z, ridge=1e-3, uniformity_weight=1.0).negative_determinants
+        objective = Objective(ridge=1e-3, uniformity_weight=1.0)
+        count = matrix_ssl_terms(z, z, -z, -z, objective=objective).negative_determinants
         assert alarms([line(), line(negative=int(count))])
 
 

@@ -6,14 +6,14 @@ smaller of the two is exchanged: 4nd numbers against six matrices of d², which 
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from matrix_ssl import distributed, losses
-from matrix_ssl.losses import Algorithm, Logarithm, MatrixSSLTerms, unit_rows
-from matrix_ssl.losses._checks import check_choice
+from matrix_ssl.losses import DEFAULTS, MatrixSSLTerms, Objective, unit_rows
+from matrix_ssl.losses.objective import check_choice
 
 Exchange = Literal["auto", "rows", "covariances"]
 
@@ -24,12 +24,7 @@ def matrix_ssl_terms(
     p1: Tensor,
     p2: Tensor,
     *,
-    ridge: float = 0.1,
-    uniformity_weight: float = 0.1,
-    alignment_weight: float = 1.0,
-    logarithm: Logarithm = "exact",
-    order: int = 4,
-    algorithm: Algorithm = "auto",
+    objective: Objective = DEFAULTS,
     exchange: Exchange = "auto",
     sizes: Sequence[int] | None = None,
 ) -> MatrixSSLTerms:
@@ -41,35 +36,29 @@ def matrix_ssl_terms(
     Args:
         z1, z2: (n_local, d), this process's student outputs of the two views.
         p1, p2: (n_local, d), this process's teacher outputs.
-        exchange: ``"rows"`` gathers outputs, ``"covariances"`` sums d x d matrices, ``"auto"`` moves less.
-        sizes: n_local of every process; left out, all are equal, as ``distributed.gather`` has it.
+        objective: constants of the loss.
+        exchange: ``"rows"`` gathers outputs, ``"covariances"`` sums d x d matrices, ``"auto"`` takes what moves less.
+        sizes: n_local of every process; by default all are equal, as in ``distributed.gather``.
 
-    Other arguments and returns as in ``losses.matrix_ssl_loss``.
+    Returns:
+        The terms of the whole batch, as ``losses.matrix_ssl_terms``.
 
     Raises:
-        ValueError: as there; or ``sizes`` does not fit.
+        ValueError: as ``losses.matrix_ssl_terms``; ``exchange`` is unknown; ``sizes`` does not fit.
     """
-    settings: dict[str, Any] = {
-        "ridge": ridge,
-        "uniformity_weight": uniformity_weight,
-        "alignment_weight": alignment_weight,
-        "logarithm": logarithm,
-        "order": order,
-        "algorithm": algorithm,
-    }
-    check_choice("exchange", exchange, ("auto", "rows", "covariances"))
+    check_choice("exchange", exchange, get_args(Exchange))
     size = distributed.world_size()
     if size == 1:
-        return losses.matrix_ssl_terms(z1, z2, p1, p2, **settings)
+        return losses.matrix_ssl_terms(z1, z2, p1, p2, objective=objective)
     sizes = distributed.row_counts(z1, sizes)
     own = distributed.rank() % 2  # the order that this process computes
     if exchange == "rows" or (exchange == "auto" and sum(sizes) < 3 * z1.shape[1]):
         students = distributed.gather_for_parts(torch.stack([z1, z2], 1), sizes=sizes)
         teachers = distributed.gather_for_parts(torch.stack([p2, p1], 1), sizes=sizes)
-        terms = losses.matrix_ssl_order_terms(teachers[:, own], students[:, own], **settings)
+        terms = losses.matrix_ssl_order_terms(teachers[:, own], students[:, own], objective=objective)
     else:
         whole = covariances(torch.stack([p2, p1]), torch.stack([z1, z2]), samples=sum(sizes))
-        terms = losses.matrix_ssl_covariance_terms(*whole[:, own], **settings)
+        terms = losses.matrix_ssl_covariance_terms(*whole[:, own], objective=objective)
     sharing = (size + 1 - own) // 2  # processes that compute the same order
     loss, uniformity, alignment, negative = distributed.sum_of_parts(torch.stack(terms) / sharing)
     return MatrixSSLTerms(loss / 2, uniformity.detach() / 2, alignment.detach() / 2, negative.detach())

@@ -17,28 +17,30 @@ References:
     Liu, Wang, Li and Li, "Self-Supervised Learning via Maximum Entropy Coding", NeurIPS 2022, equations 4 and 6.
 """
 
-from matrix_ssl.losses._checks import check_number, check_rows
-from matrix_ssl.losses._plan import Algorithm, Logarithm
-from matrix_ssl.losses._precision import in_full_precision
-from matrix_ssl.losses._rows import unit_rows
-from matrix_ssl.losses.decorrelation import cross_product_norm
 from matrix_ssl.losses.matrix_ssl import (
-    MatrixSSLTerms,
     NegativeDeterminantWarning,
-    matrix_ssl_covariance_terms,
     matrix_ssl_loss,
-    matrix_ssl_order_terms,
     matrix_ssl_paper_loss,
     matrix_ssl_terms,
 )
 from matrix_ssl.losses.mec import mec_loss, mec_moment_loss
+from matrix_ssl.losses.objective import DEFAULTS, MEC_DEFAULTS, Algorithm, Logarithm, MECObjective, Objective
+from matrix_ssl.losses.order import MatrixSSLTerms, matrix_ssl_covariance_terms, matrix_ssl_order_terms
+from matrix_ssl.losses.rows import check_rows, cross_product_norm, unit_rows
+from matrix_ssl.matrix.precision import in_full_precision
+from matrix_ssl.matrix.validation import check_not_negative, check_positive
 
 __all__ = [
+    "DEFAULTS",
+    "MEC_DEFAULTS",
     "Algorithm",
     "Logarithm",
+    "MECObjective",
     "MatrixSSLTerms",
     "NegativeDeterminantWarning",
-    "check_number",
+    "Objective",
+    "check_not_negative",
+    "check_positive",
     "check_rows",
     "cross_product_norm",
     "in_full_precision",

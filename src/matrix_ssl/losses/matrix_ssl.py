@@ -1,16 +1,13 @@
 """The Matrix-SSL loss: the default, the published approximation and the paper's own constants."""
 
 import warnings
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from matrix_ssl.losses._checks import check_choice, check_number, check_order, check_rows
-from matrix_ssl.losses._order import MatrixSSLTerms, Objective, covariance_loss, order_loss
-from matrix_ssl.losses._plan import Algorithm, Logarithm
-
-Side = Literal["auto", "samples", "features"]
+from matrix_ssl.losses.objective import DEFAULTS, Algorithm, Logarithm, Objective
+from matrix_ssl.losses.order import MatrixSSLTerms, Side, matrix_ssl_order_terms
+from matrix_ssl.losses.rows import check_rows
 
 
 class NegativeDeterminantWarning(UserWarning):
@@ -23,12 +20,12 @@ def matrix_ssl_loss(
     p1: Tensor,
     p2: Tensor,
     *,
-    ridge: float = 0.1,
-    uniformity_weight: float = 0.1,
-    alignment_weight: float = 1.0,
-    logarithm: Logarithm = "exact",
-    order: int = 4,
-    algorithm: Algorithm = "auto",
+    ridge: float = DEFAULTS.ridge,
+    uniformity_weight: float = DEFAULTS.uniformity_weight,
+    alignment_weight: float = DEFAULTS.alignment_weight,
+    logarithm: Logarithm = DEFAULTS.logarithm,
+    order: int = DEFAULTS.order,
+    algorithm: Algorithm = DEFAULTS.algorithm,
     side: Side = "auto",
 ) -> Tensor:
     """Matrix-SSL: matrix uniformity plus ``alignment_weight`` times matrix alignment, the mean of both orders.
@@ -68,97 +65,41 @@ def matrix_ssl_loss(
 
     Reference: Zhang et al., ICML 2024, equations 12 to 14, with the constants of the published code.
     """
-    terms = matrix_ssl_terms(
-        z1, z2, p1, p2,
-        ridge=ridge,
-        uniformity_weight=uniformity_weight,
-        alignment_weight=alignment_weight,
-        logarithm=logarithm,
-        order=order,
-        algorithm=algorithm,
-        side=side,
-    )  # fmt: skip
-    _warn_if_negative(terms.negative_determinants, ridge)
-    return terms.loss
+    objective = Objective(ridge, uniformity_weight, alignment_weight, logarithm, order, algorithm)
+    return _loss_with_warning(matrix_ssl_terms(z1, z2, p1, p2, objective=objective, side=side), ridge)
 
 
 def matrix_ssl_terms(
-    z1: Tensor,
-    z2: Tensor,
-    p1: Tensor,
-    p2: Tensor,
-    *,
-    ridge: float = 0.1,
-    uniformity_weight: float = 0.1,
-    alignment_weight: float = 1.0,
-    logarithm: Logarithm = "exact",
-    order: int = 4,
-    algorithm: Algorithm = "auto",
-    side: Side = "auto",
+    z1: Tensor, z2: Tensor, p1: Tensor, p2: Tensor, *, objective: Objective = DEFAULTS, side: Side = "auto"
 ) -> MatrixSSLTerms:
-    """``matrix_ssl_loss`` with its parts and the count of negative determinants, 0 to 2; no warning is raised."""
-    check_rows(z1=z1, z2=z2, p1=p1, p2=p2)
-    objective = _objective(ridge, uniformity_weight, alignment_weight, logarithm, order, algorithm)
-    return _mean_of_orders(z1, z2, p1, p2, objective, side)
-
-
-def matrix_ssl_order_terms(
-    p: Tensor,
-    z: Tensor,
-    *,
-    ridge: float = 0.1,
-    uniformity_weight: float = 0.1,
-    alignment_weight: float = 1.0,
-    logarithm: Logarithm = "exact",
-    order: int = 4,
-    algorithm: Algorithm = "auto",
-    side: Side = "auto",
-) -> MatrixSSLTerms:
-    """One order of ``matrix_ssl_terms``, for methods that have one order, or that share the orders among processes.
+    """``matrix_ssl_loss`` with its parts and the count of negative determinants, 0 to 2; no warning is raised.
 
     Args:
-        p: (n, d), teacher outputs of one view.
-        z: (n, d), student outputs of the other view.
+        z1, z2: (n, d), student outputs of the two views.
+        p1, p2: (n, d), teacher outputs of the two views.
+        objective: constants of the loss, the keyword arguments of ``matrix_ssl_loss``.
+        side: as in ``matrix_ssl_loss``.
 
-    Other arguments, returns and raises as in ``matrix_ssl_loss``, whose value is the mean over (p2, z1) and (p1, z2).
-    """
-    check_rows(p=p, z=z)
-    objective = _objective(ridge, uniformity_weight, alignment_weight, logarithm, order, algorithm)
-    return order_loss(p, z, objective, samples_side=_is_samples_side(p, side))
-
-
-def matrix_ssl_covariance_terms(
-    cross: Tensor,
-    teacher: Tensor,
-    student: Tensor,
-    *,
-    ridge: float = 0.1,
-    uniformity_weight: float = 0.1,
-    alignment_weight: float = 1.0,
-    logarithm: Logarithm = "exact",
-    order: int = 4,
-    algorithm: Algorithm = "auto",
-) -> MatrixSSLTerms:
-    """One order of ``matrix_ssl_terms`` from covariances, which several processes can sum instead of gathering rows.
-
-    With rows scaled to length one and J = I - 11ᵀ/n:
-
-    Args:
-        cross: (d, d), C(p, z) = pᵀ J z / n.
-        teacher: (d, d), C(p, p), symmetric positive semi-definite.
-        student: (d, d), C(z, z), likewise. Its trace is at most one for rows of length one; where it is larger, use
-            ``algorithm="eigh"`` on devices other than the CPU, because their bound on the spectrum is that trace.
-
-    Other arguments and returns as in ``matrix_ssl_loss``; differentiable once, by all three.
+    Returns:
+        The mean of both orders; only the loss has a gradient.
 
     Raises:
-        ValueError: the shapes differ or are not square; a number is out of its range; a name is unknown.
+        ValueError: shapes differ or are not (n, d) with n ≥ 2; the side is unknown.
+
+    Example:
+        >>> import torch
+        >>> from matrix_ssl.losses import Objective, matrix_ssl_terms
+        >>> z1, z2, p1, p2 = torch.randn(4, 64, 16).unbind()
+        >>> terms = matrix_ssl_terms(z1.requires_grad_(), z2, p1, p2, objective=Objective(ridge=0.5))
+        >>> terms.loss.backward()
+        >>> int(terms.negative_determinants)
+        0
     """
-    shapes = [tuple(x.shape) for x in (cross, teacher, student)]
-    if len(set(shapes)) > 1 or cross.ndim != 2 or cross.shape[0] != cross.shape[1] or cross.shape[0] < 1:
-        raise ValueError(f"expected cross, teacher and student of one shape (d, d), got {shapes}")
-    objective = _objective(ridge, uniformity_weight, alignment_weight, logarithm, order, algorithm)
-    return covariance_loss(cross, teacher, student, objective)
+    check_rows(z1=z1, z2=z2, p1=p1, p2=p2)
+    first = matrix_ssl_order_terms(p2, z1, objective=objective, side=side)
+    second = matrix_ssl_order_terms(p1, z2, objective=objective, side=side)
+    loss, uniformity, alignment = ((x + y) / 2 for x, y in zip(first[:3], second[:3], strict=True))
+    return MatrixSSLTerms(loss, uniformity, alignment, first.negative_determinants + second.negative_determinants)
 
 
 def matrix_ssl_paper_loss(
@@ -167,9 +108,9 @@ def matrix_ssl_paper_loss(
     p1: Tensor,
     p2: Tensor,
     *,
-    ridge: float = 0.1,
-    alignment_weight: float = 1.0,
-    algorithm: Algorithm = "auto",
+    ridge: float = DEFAULTS.ridge,
+    alignment_weight: float = DEFAULTS.alignment_weight,
+    algorithm: Algorithm = DEFAULTS.algorithm,
     side: Side = "auto",
 ) -> Tensor:
     """The paper's objective with its constants, all logarithms exact.
@@ -189,47 +130,19 @@ def matrix_ssl_paper_loss(
     Reference: Zhang et al., ICML 2024, equations 12 to 14.
     """
     check_rows(z1=z1, z2=z2, p1=p1, p2=p2)
-    objective = _objective(ridge, 1 / z1.shape[1], alignment_weight, "exact", 1, algorithm)._replace(trace_weight=1.0)
-    terms = _mean_of_orders(z1, z2, p1, p2, objective, side)
-    _warn_if_negative(terms.negative_determinants, ridge)
-    return terms.loss
+    objective = Objective(
+        ridge, 1 / z1.shape[1], alignment_weight, logarithm="exact", algorithm=algorithm, trace_weight=1.0
+    )
+    return _loss_with_warning(matrix_ssl_terms(z1, z2, p1, p2, objective=objective, side=side), ridge)
 
 
-def _objective(
-    ridge: float,
-    uniformity_weight: float,
-    alignment_weight: float,
-    logarithm: Logarithm,
-    order: int,
-    algorithm: Algorithm,
-) -> Objective:
-    check_number("ridge", ridge, above=0)
-    check_number("uniformity_weight", uniformity_weight)
-    check_number("alignment_weight", alignment_weight)
-    check_choice("logarithm", logarithm, ("exact", "taylor"))
-    check_choice("algorithm", algorithm, ("auto", "eigh", "quadrature", "polynomial"))
-    check_order(order)
-    return Objective(ridge, uniformity_weight, alignment_weight, logarithm, order, algorithm)
-
-
-def _is_samples_side(x: Tensor, side: Side) -> bool:
-    check_choice("side", side, ("auto", "samples", "features"))
-    return side == "samples" or (side == "auto" and x.shape[0] < x.shape[1])
-
-
-def _mean_of_orders(z1: Tensor, z2: Tensor, p1: Tensor, p2: Tensor, objective: Objective, side: Side) -> MatrixSSLTerms:
-    samples_side = _is_samples_side(z1, side)
-    first = order_loss(p2, z1, objective, samples_side=samples_side)
-    second = order_loss(p1, z2, objective, samples_side=samples_side)
-    loss, uniformity, alignment = ((x + y) / 2 for x, y in zip(first[:3], second[:3], strict=True))
-    return MatrixSSLTerms(loss, uniformity, alignment, first.negative_determinants + second.negative_determinants)
-
-
-def _warn_if_negative(count: Tensor, ridge: float) -> None:
+def _loss_with_warning(terms: MatrixSSLTerms, ridge: float) -> Tensor:
+    count = terms.negative_determinants
     if count.device.type == "cpu" and not torch.compiler.is_compiling() and count > 0:  # free here, a wait elsewhere
         warnings.warn(
-            f"det(C(p, z) + {ridge:g}·I) is negative: student and teacher are anti-correlated beyond the ridge and the "
-            f"uniformity term is not to be trusted; use a larger ridge.",
+            f"det(C(p, z) + {ridge:g}·I) is negative: student and teacher are anti-correlated beyond the ridge, and "
+            f"the uniformity term cannot be trusted. Use a larger ridge.",
             NegativeDeterminantWarning,
             stacklevel=3,
         )
+    return terms.loss

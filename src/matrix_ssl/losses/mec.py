@@ -2,13 +2,11 @@
 
 from torch import Tensor
 
-from matrix_ssl.losses import _series
-from matrix_ssl.losses._checks import check_choice, check_number, check_order, check_rows
-from matrix_ssl.losses._determinant import log_det_one_plus
-from matrix_ssl.losses._fused import fused, nothing
-from matrix_ssl.losses._plan import Logarithm
-from matrix_ssl.losses._rows import pull_back, unit_rows
-from matrix_ssl.matrix._checks import full_precision
+from matrix_ssl.losses.fused import fused, nothing
+from matrix_ssl.losses.logarithm.trace import log_det_one_plus, taylor_coefficients, trace_polynomial
+from matrix_ssl.losses.objective import MEC_DEFAULTS, Logarithm, MECObjective
+from matrix_ssl.losses.rows import check_rows, pull_back, unit_rows
+from matrix_ssl.matrix.precision import full_precision
 
 
 def mec_loss(
@@ -17,9 +15,9 @@ def mec_loss(
     p1: Tensor,
     p2: Tensor,
     *,
-    distortion: float = 64.0,
-    logarithm: Logarithm = "taylor",
-    order: int = 4,
+    distortion: float = MEC_DEFAULTS.distortion,
+    logarithm: Logarithm = MEC_DEFAULTS.logarithm,
+    order: int = MEC_DEFAULTS.order,
 ) -> Tensor:
     """Maximum entropy coding (MEC): -s·log det(I + p zᵀ / s) / n, the mean of both orders, rows uncentred.
 
@@ -47,14 +45,19 @@ def mec_loss(
     and 6.
     """
     check_rows(z1=z1, z2=z2, p1=p1, p2=p2)
-    _check(distortion, logarithm, order)
+    MECObjective(distortion, logarithm, order)  # checks them
     n, d = z1.shape
     settings = (n * distortion / d, logarithm, order)
     return (_mec_order_loss(p1, z2, *settings)[0] + _mec_order_loss(p2, z1, *settings)[0]) / 2
 
 
 def mec_moment_loss(
-    moment: Tensor, *, samples: int, distortion: float = 64.0, logarithm: Logarithm = "taylor", order: int = 4
+    moment: Tensor,
+    *,
+    samples: int,
+    distortion: float = MEC_DEFAULTS.distortion,
+    logarithm: Logarithm = MEC_DEFAULTS.logarithm,
+    order: int = MEC_DEFAULTS.order,
 ) -> Tensor:
     """One order of ``mec_loss`` from the second moment, which several processes can sum instead of gathering rows.
 
@@ -65,10 +68,10 @@ def mec_moment_loss(
     Other arguments, returns and raises as in ``mec_loss``, whose value is the mean over (p1, z2) and (p2, z1).
     """
     if moment.ndim != 2 or moment.shape[0] != moment.shape[1] or moment.shape[0] < 1:
-        raise ValueError(f"expected a moment (d, d), got shape {tuple(moment.shape)}")
+        raise ValueError(f"Expected a moment of shape (d, d), got {tuple(moment.shape)}.")
     if samples < 1:
-        raise ValueError(f"samples must be at least 1, got {samples}")
-    _check(distortion, logarithm, order)
+        raise ValueError(f"samples must be at least 1, got {samples}.")
+    MECObjective(distortion, logarithm, order)  # checks them
     return _mec_moment_loss(moment, samples, samples * distortion / len(moment), logarithm, order)[0]
 
 
@@ -102,11 +105,5 @@ def _coding_length(x: Tensor, n: int, scale: float, logarithm: str, order: int) 
     if logarithm == "exact":
         value, gradient, _ = log_det_one_plus(x / scale)
     else:
-        value, gradient = _series.trace_polynomial(x / scale, _series.taylor_coefficients(order))
+        value, gradient = trace_polynomial(x / scale, taylor_coefficients(order))
     return value * (-scale / n), gradient / -n
-
-
-def _check(distortion: float, logarithm: Logarithm, order: int) -> None:
-    check_number("distortion", distortion, above=0)
-    check_choice("logarithm", logarithm, ("exact", "taylor"))
-    check_order(order)

@@ -5,7 +5,8 @@ import math
 from torch import Tensor
 
 from matrix_ssl.errors import MatrixShapeError
-from matrix_ssl.matrix import _checks
+from matrix_ssl.matrix.precision import without_autocast
+from matrix_ssl.matrix.validation import checked_matrix
 
 
 def covariance(x: Tensor, *, validate: bool | None = None) -> Tensor:
@@ -22,7 +23,7 @@ def covariance(x: Tensor, *, validate: bool | None = None) -> Tensor:
         MatrixError: ``x`` is no matrix, empty, or not finite.
     """
     rows = centred_rows(x, "x", validate)
-    with _checks.without_autocast(rows):
+    with without_autocast(rows):
         return rows.mT @ rows
 
 
@@ -42,7 +43,7 @@ def cross_covariance(x: Tensor, y: Tensor, *, validate: bool | None = None) -> T
     """
     a, b = centred_rows(x, "x", validate), centred_rows(y, "y", validate)
     check_same_samples(a, b)
-    with _checks.without_autocast(a):
+    with without_autocast(a):
         return a.mT @ b
 
 
@@ -56,11 +57,11 @@ def check_same_samples(x: Tensor, y: Tensor) -> None:
 
 def centred_rows(x: Tensor, name: str, validate: bool | None) -> Tensor:
     """B = (x - mean row) / √n in full precision, so that BᵀB is the covariance."""
-    rows = _checks.matrix(x, name, validate)
+    rows = checked_matrix(x, name, validate)
     return (rows - rows.mean(-2, keepdim=True)) / math.sqrt(rows.shape[-2])
 
 
 def small_gram(rows: Tensor) -> Tensor:
     """BᵀB or BBᵀ, whichever is smaller: they share all eigenvalues but zeros."""
-    with _checks.without_autocast(rows):
+    with without_autocast(rows):
         return rows.mT @ rows if rows.shape[-1] <= rows.shape[-2] else rows @ rows.mT

@@ -3,7 +3,14 @@
 import torch
 from torch import Tensor
 
-from matrix_ssl.matrix import _checks, _eigenvalues
+from matrix_ssl.matrix import _eigenvalues
+from matrix_ssl.matrix.validation import (
+    check_entropy_order,
+    check_not_negative,
+    check_positive_semidefinite,
+    check_purity,
+    checked_symmetric,
+)
 
 
 def matrix_entropy(a: Tensor, *, ridge: float = 0.0, validate: bool | None = None) -> Tensor:
@@ -66,21 +73,21 @@ def renyi_entropy(a: Tensor, *, alpha: float, ridge: float = 0.0, validate: bool
 
     Reference: Giraldo, Rao and Principe, IEEE Transactions on Information Theory 61(1), 2015; here in nats.
     """
-    _checks.check_not_negative(ridge, "ridge")
-    return renyi_entropy_of(_checks.symmetric(a, "a", validate), a, "a", alpha=alpha, ridge=ridge, validate=validate)
+    check_not_negative(ridge=ridge)
+    return renyi_entropy_of(checked_symmetric(a, "a", validate), a, "a", alpha=alpha, ridge=ridge, validate=validate)
 
 
 def renyi_entropy_of(
     full: Tensor, given: Tensor, name: str, *, alpha: float, ridge: float = 0.0, validate: bool | None = None
 ) -> Tensor:
     """The Rényi entropy of a symmetric matrix in full precision; an error speaks of ``given`` by its name."""
-    _checks.check_not_negative(alpha, "alpha")
+    check_entropy_order(alpha)
     if alpha == 2:
         squared_norm, trace = norm_and_trace(full, ridge, full.shape[-1])
-        _checks.check_purity(squared_norm, trace, given, name, validate)
+        check_purity(squared_norm, trace, given, name, validate)
         return collision_entropy(squared_norm, trace)
     eigenvalues = torch.linalg.eigvalsh(full)
-    _checks.check_positive_semidefinite(eigenvalues + ridge, given, name, validate)
+    check_positive_semidefinite(eigenvalues + ridge, given, name, validate)
     return _eigenvalues.renyi_entropy(eigenvalues, alpha, ridge)
 
 
@@ -102,7 +109,7 @@ def collision_entropy(squared_norm: Tensor, trace: Tensor) -> Tensor:
 
 
 def _checked_eigenvalues(a: Tensor, ridge: float, validate: bool | None) -> Tensor:
-    _checks.check_not_negative(ridge, "ridge")
-    eigenvalues = torch.linalg.eigvalsh(_checks.symmetric(a, "a", validate))
-    _checks.check_positive_semidefinite(eigenvalues + ridge, a, "a", validate)
+    check_not_negative(ridge=ridge)
+    eigenvalues = torch.linalg.eigvalsh(checked_symmetric(a, "a", validate))
+    check_positive_semidefinite(eigenvalues + ridge, a, "a", validate)
     return eigenvalues

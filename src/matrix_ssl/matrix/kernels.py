@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from matrix_ssl.matrix import _checks
 from matrix_ssl.matrix.entropy import renyi_entropy_of
+from matrix_ssl.matrix.validation import check_same_width, checked_symmetric, coarser
 
 
 def joint_entropy(k1: Tensor, k2: Tensor, *, alpha: float = 1.0, validate: bool | None = None) -> Tensor:
@@ -29,7 +29,7 @@ def joint_entropy(k1: Tensor, k2: Tensor, *, alpha: float = 1.0, validate: bool 
     Reference: Giraldo, Rao and Principe, IEEE Transactions on Information Theory 61(1), 2015.
     """
     first, second = _two_kernels(k1, k2, validate)
-    return _joint_entropy(first, second, _checks.coarser(k1, k2), alpha, validate)
+    return _joint_entropy(first, second, coarser(k1, k2), alpha, validate)
 
 
 def mutual_information(k1: Tensor, k2: Tensor, *, alpha: float = 1.0, validate: bool | None = None) -> Tensor:
@@ -50,12 +50,12 @@ def mutual_information(k1: Tensor, k2: Tensor, *, alpha: float = 1.0, validate: 
     first, second = _two_kernels(k1, k2, validate)
     entropy1 = renyi_entropy_of(first, k1, "k1", alpha=alpha, validate=validate)
     entropy2 = renyi_entropy_of(second, k2, "k2", alpha=alpha, validate=validate)
-    return entropy1 + entropy2 - _joint_entropy(first, second, _checks.coarser(k1, k2), alpha, validate)
+    return entropy1 + entropy2 - _joint_entropy(first, second, coarser(k1, k2), alpha, validate)
 
 
 def _two_kernels(k1: Tensor, k2: Tensor, validate: bool | None) -> tuple[Tensor, Tensor]:
-    first, second = _checks.symmetric(k1, "k1", validate), _checks.symmetric(k2, "k2", validate)
-    _checks.check_same_width(k1, k2, "k1 and k2")
+    first, second = checked_symmetric(k1, "k1", validate), checked_symmetric(k2, "k2", validate)
+    check_same_width(k1, k2, "k1 and k2")
     return first, second
 
 

@@ -5,13 +5,20 @@ import functools
 import torch
 from torch import Tensor
 
-from matrix_ssl.matrix import _checks
-from matrix_ssl.matrix._spectral import (
+from matrix_ssl.matrix.calculus import (
     LogDeterminant,
     SpectralFunction,
     log1p_ratio_difference,
     log1p_ratio_value,
     log_difference,
+)
+from matrix_ssl.matrix.validation import (
+    check_not_negative,
+    check_positive,
+    check_positive_definite,
+    check_positive_semidefinite,
+    checked_symmetric,
+    looks_at_values,
 )
 
 
@@ -32,14 +39,14 @@ def matrix_log(a: Tensor, *, ridge: float = 0.0, validate: bool | None = None) -
     Raises:
         MatrixError: ``a`` is not square, empty, not finite, not symmetric, or not positive definite with the ridge.
     """
-    _checks.check_not_negative(ridge, "ridge")
-    full = _checks.symmetric(a, "a", validate)
+    check_not_negative(ridge=ridge)
+    full = checked_symmetric(a, "a", validate)
     value, eigenvalues = SpectralFunction.apply(
         full.double(), lambda x: (x + ridge).log(), lambda x, y: log_difference(x + ridge, y + ridge)
     )
-    if _checks.looks_at_values(a, validate):
+    if looks_at_values(a, validate):
         shifted = eigenvalues + ridge
-        _checks.check_positive_definite(shifted, (shifted <= 0).any(-1), a, "a")
+        check_positive_definite(shifted, (shifted <= 0).any(-1), a, "a")
     return value.to(full.dtype)
 
 
@@ -59,14 +66,14 @@ def log1p_ratio(a: Tensor, scale: float, *, validate: bool | None = None) -> Ten
     Raises:
         MatrixError: ``a`` is not square, empty, not finite, not symmetric or not positive semi-definite.
     """
-    _checks.check_above_zero(scale, "scale")
-    full = _checks.symmetric(a, "a", validate)
+    check_positive(scale=scale)
+    full = checked_symmetric(a, "a", validate)
     value, eigenvalues = SpectralFunction.apply(
         full,
         functools.partial(log1p_ratio_value, scale=scale),
         functools.partial(log1p_ratio_difference, scale=scale),
     )
-    _checks.check_positive_semidefinite(eigenvalues, a, "a", validate)
+    check_positive_semidefinite(eigenvalues, a, "a", validate)
     return value
 
 
@@ -86,9 +93,9 @@ def log_det(a: Tensor, *, ridge: float = 0.0, validate: bool | None = None) -> T
     Raises:
         MatrixError: ``a`` is not square, empty, not finite, not symmetric, or not positive definite with the ridge.
     """
-    _checks.check_not_negative(ridge, "ridge")
-    full = _checks.symmetric(a, "a", validate)
-    return log_det_of(full, ridge, "a", _checks.looks_at_values(a, validate))
+    check_not_negative(ridge=ridge)
+    full = checked_symmetric(a, "a", validate)
+    return log_det_of(full, ridge, "a", looks_at_values(a, validate))
 
 
 def log_det_of(full: Tensor, ridge: float, name: str, look: bool) -> Tensor:
@@ -96,5 +103,5 @@ def log_det_of(full: Tensor, ridge: float, name: str, look: bool) -> Tensor:
     full = full + ridge * torch.eye(full.shape[-1], dtype=full.dtype, device=full.device)
     value = LogDeterminant.apply(full)
     if look and value.isnan().any():
-        _checks.check_positive_definite(torch.linalg.eigvalsh(full.detach()), value.isnan(), full, name)
+        check_positive_definite(torch.linalg.eigvalsh(full.detach()), value.isnan(), full, name)
     return value

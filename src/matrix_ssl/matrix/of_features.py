@@ -19,9 +19,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from matrix_ssl.errors import NotPositiveDefiniteError
-from matrix_ssl.matrix import _checks, _eigenvalues, divergence, entropy, logarithm
-from matrix_ssl.matrix._spectral import LogDeterminant
+from matrix_ssl.matrix import _eigenvalues, divergence, entropy, logarithm
+from matrix_ssl.matrix.calculus import LogDeterminant
 from matrix_ssl.matrix.covariances import centred_rows, check_same_samples, small_gram
+from matrix_ssl.matrix.precision import without_autocast
+from matrix_ssl.matrix.validation import (
+    check_entropy_order,
+    check_not_negative,
+    check_same_width,
+    checked_matrix,
+    looks_at_values,
+)
 
 
 def matrix_entropy(x: Tensor, *, ridge: float = 0.0, validate: bool | None = None) -> Tensor:
@@ -36,10 +44,10 @@ def von_neumann_entropy(x: Tensor, *, ridge: float = 0.0, validate: bool | None 
 
 def renyi_entropy(x: Tensor, *, alpha: float, ridge: float = 0.0, validate: bool | None = None) -> Tensor:
     """``matrix_ssl.matrix.renyi_entropy`` of the covariance of x (..., n, d) plus ridge·I: (...), in nats."""
-    _checks.check_not_negative(alpha, "alpha")
+    check_entropy_order(alpha)
     if alpha != 2:
         return _eigenvalues.renyi_entropy(_covariance_eigenvalues(x, ridge, validate), alpha, ridge)
-    _checks.check_not_negative(ridge, "ridge")
+    check_not_negative(ridge=ridge)
     rows = centred_rows(x, "x", validate)
     return entropy.collision_entropy(*entropy.norm_and_trace(small_gram(rows), ridge, rows.shape[-1]))
 
@@ -55,7 +63,7 @@ def log_det(x: Tensor, *, ridge: float = 0.0, validate: bool | None = None) -> T
     Raises:
         MatrixError: as everywhere, and without a ridge if n ≤ d, where a covariance is singular.
     """
-    _checks.check_not_negative(ridge, "ridge")
+    check_not_negative(ridge=ridge)
     rows = centred_rows(x, "x", validate)
     n, d = rows.shape[-2:]
     if n <= d and ridge == 0:
@@ -65,7 +73,7 @@ def log_det(x: Tensor, *, ridge: float = 0.0, validate: bool | None = None) -> T
         )
     gram = small_gram(rows)
     if n > d:
-        return logarithm.log_det_of(gram, ridge, "covariance of x", _checks.looks_at_values(x, validate))
+        return logarithm.log_det_of(gram, ridge, "covariance of x", looks_at_values(x, validate))
     # d log(ridge) would cost float32 digits inside the factorisation: added at the end
     identity = torch.eye(n, dtype=gram.dtype, device=gram.device)
     return LogDeterminant.apply(identity + gram / ridge) + d * math.log(ridge)
@@ -128,29 +136,29 @@ def mutual_information(x: Tensor, y: Tensor, *, alpha: float = 1.0, validate: bo
 
 def _covariance_eigenvalues(x: Tensor, ridge: float, validate: bool | None) -> Tensor:
     """All d eigenvalues of the covariance of x."""
-    _checks.check_not_negative(ridge, "ridge")
+    check_not_negative(ridge=ridge)
     rows = centred_rows(x, "x", validate)
     eigenvalues = torch.linalg.eigvalsh(small_gram(rows))
     return F.pad(eigenvalues, (0, rows.shape[-1] - eigenvalues.shape[-1]))
 
 
 def _two_centred_rows(x: Tensor, y: Tensor, ridge: float, validate: bool | None) -> tuple[Tensor, Tensor]:
-    _checks.check_not_negative(ridge, "ridge")
+    check_not_negative(ridge=ridge)
     a, b = centred_rows(x, "x", validate), centred_rows(y, "y", validate)
-    _checks.check_same_width(x, y, "x and y")
+    check_same_width(x, y, "x and y")
     dtype = torch.promote_types(a.dtype, b.dtype)
     return a.to(dtype), b.to(dtype)
 
 
 def _two_unit_rows(x: Tensor, y: Tensor, alpha: float, validate: bool | None) -> tuple[Tensor, Tensor]:
-    _checks.check_not_negative(alpha, "alpha")
-    a, b = _checks.matrix(x, "x", validate), _checks.matrix(y, "y", validate)
+    check_entropy_order(alpha)
+    a, b = checked_matrix(x, "x", validate), checked_matrix(y, "y", validate)
     check_same_samples(x, y)
     return F.normalize(a, dim=-1), F.normalize(b, dim=-1)
 
 
 def _dense(rows: Tensor) -> Tensor:
-    with _checks.without_autocast(rows):
+    with without_autocast(rows):
         return rows.mT @ rows
 
 
@@ -161,7 +169,7 @@ def _trace(rows: Tensor) -> Tensor:
 
 def _trace_of_log1p(a: Tensor, b: Tensor, ridge: float) -> Tensor:
     """tr[(AᵀA + μI) log(I + BᵀB / μ)] on the side of the rows of B."""
-    with _checks.without_autocast(b):
+    with without_autocast(b):
         gram, cross = b @ b.mT, b @ a.mT
         weights = cross @ cross.mT + ridge * gram
     return (weights * logarithm.log1p_ratio(gram, ridge, validate=False)).sum((-2, -1))
@@ -170,7 +178,7 @@ def _trace_of_log1p(a: Tensor, b: Tensor, ridge: float) -> Tensor:
 def _joint(a: Tensor, b: Tensor, alpha: float) -> Tensor:
     if a.shape[-1] * b.shape[-1] < a.shape[-2]:
         return _gram_entropy(small_gram((a.unsqueeze(-1) * b.unsqueeze(-2)).flatten(-2)), alpha)
-    with _checks.without_autocast(a):
+    with without_autocast(a):
         return _gram_entropy((a @ a.mT) * (b @ b.mT), alpha)
 
 

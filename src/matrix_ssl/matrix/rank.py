@@ -3,9 +3,11 @@
 import torch
 from torch import Tensor
 
-from matrix_ssl.matrix import _checks, _eigenvalues
-from matrix_ssl.matrix._spectral import LogDeterminant
+from matrix_ssl.matrix import _eigenvalues
+from matrix_ssl.matrix.calculus import LogDeterminant
 from matrix_ssl.matrix.covariances import centred_rows, small_gram
+from matrix_ssl.matrix.precision import full_precision
+from matrix_ssl.matrix.validation import check_positive, checked_matrix
 
 
 def effective_rank(x: Tensor, *, validate: bool | None = None) -> Tensor:
@@ -31,7 +33,7 @@ def effective_rank(x: Tensor, *, validate: bool | None = None) -> Tensor:
         Roy and Vetterli, EUSIPCO 2007, definition 1.
         Garrido, Balestriero, Najman and LeCun, "RankMe", ICML 2023.
     """
-    full = _checks.matrix(x, "x", validate)
+    full = checked_matrix(x, "x", validate)
     if full.dtype == torch.float64:
         return _eigenvalues.shannon_entropy(torch.linalg.svdvals(full)).exp()
     # in float64 the square root of the rounding of an eigenvalue stays below that of float32
@@ -65,8 +67,8 @@ def coding_rate(features: Tensor, *, distortion: float = 0.5, validate: bool | N
         Yu, Chan, You, Song and Ma, "Learning diverse and discriminative representations via the principle of maximal
         coding rate reduction", NeurIPS 2020: R(Z, ε).
     """
-    _checks.check_above_zero(distortion, "distortion")
-    rows = _checks.matrix(features, "features", validate)
+    check_positive(distortion=distortion)
+    rows = checked_matrix(features, "features", validate)
     n, d = rows.shape[-2:]
     gram = small_gram(rows) * (d / (n * distortion**2))
     return LogDeterminant.apply(gram + torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)) / 2
@@ -104,4 +106,4 @@ def shannon_entropy(weights: Tensor) -> Tensor:
     Returns:
         (...), in nats.
     """
-    return _eigenvalues.shannon_entropy(_checks.full_precision(weights))
+    return _eigenvalues.shannon_entropy(full_precision(weights))

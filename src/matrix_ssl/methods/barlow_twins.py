@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from matrix_ssl import networks
 from matrix_ssl.config import OptimizerConfig, RunConfig
 from matrix_ssl.config.views import asymmetric_views
-from matrix_ssl.losses import check_number, check_rows, cross_product_norm, in_full_precision
+from matrix_ssl.losses import check_not_negative, check_rows, cross_product_norm, in_full_precision
 from matrix_ssl.methods._base import (
     Method,
     StepOutput,
@@ -53,7 +53,7 @@ def barlow_twins_loss(z1: Tensor, z2: Tensor, *, redundancy_weight: float = 0.00
     Reference: Zbontar et al., ICML 2021, equation 1.
     """
     check_rows(z1=z1, z2=z2)
-    check_number("redundancy_weight", redundancy_weight)
+    check_not_negative(redundancy_weight=redundancy_weight)
     n, d = z1.shape
     a, b = (F.batch_norm(z, None, None, training=True, eps=_EPSILON) for z in (z1, z2))
     if n < d:

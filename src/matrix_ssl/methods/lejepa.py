@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from matrix_ssl import networks
 from matrix_ssl.config import OptimizerConfig, RunConfig
 from matrix_ssl.config.views import asymmetric_views
-from matrix_ssl.losses import check_number, in_full_precision
-from matrix_ssl.matrix._once import differentiable_once
+from matrix_ssl.losses import check_positive, in_full_precision
+from matrix_ssl.matrix.precision import differentiable_once
 from matrix_ssl.methods._base import Method, StepOutput, gather_outputs, require_at_least, require_fraction
 
 
@@ -64,7 +64,7 @@ def sigreg_loss(
         raise ValueError(f"expected outputs of shape (..., n, d), got {tuple(z.shape)}")
     if slices < 1 or knots < 2:
         raise ValueError(f"slices must be at least 1 and knots at least 2, got {slices} and {knots}")
-    check_number("largest_frequency", largest_frequency, above=0)
+    check_positive(largest_frequency=largest_frequency)
     if directions is None:
         directions = torch.randn(z.shape[-1], slices, dtype=z.dtype, device=z.device)
     if directions.ndim != 2 or len(directions) != z.shape[-1]:

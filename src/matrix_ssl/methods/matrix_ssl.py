@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from matrix_ssl import networks
 from matrix_ssl.distributed import losses
-from matrix_ssl.losses import Logarithm
+from matrix_ssl.losses import DEFAULTS, Logarithm, Objective
 from matrix_ssl.methods._base import (
     StepOutput,
     require_above_zero,
@@ -60,11 +60,11 @@ class MatrixSSL(TeacherMethod):
         *,
         hidden_dim: int = 2048,  # the code
         output_dim: int = 2048,  # the code
-        ridge: float = 0.1,  # ours; 0.5 in the code's script, 1 in its README
-        uniformity_weight: float = 0.1,  # ours; as the ridge
-        alignment_weight: float = 1.0,  # the code
-        logarithm: Logarithm = "exact",  # ours; a Taylor series in the code
-        order: int = 4,  # the code
+        ridge: float = DEFAULTS.ridge,  # 0.5 in the code's script, 1 in its README
+        uniformity_weight: float = DEFAULTS.uniformity_weight,  # equal to the ridge in the code
+        alignment_weight: float = DEFAULTS.alignment_weight,
+        logarithm: Logarithm = DEFAULTS.logarithm,  # a Taylor series in the code
+        order: int = DEFAULTS.order,
         teacher_momentum: float = 0.996,  # the code
         predictor: bool = True,  # the code
     ):
@@ -76,24 +76,13 @@ class MatrixSSL(TeacherMethod):
         self.projector = networks.projector(feature_dim, hidden_dim, output_dim)
         self.predictor = networks.predictor(output_dim, max(1, output_dim // 4)) if predictor else nn.Identity()
         self.add_teacher(teacher_momentum)
-        self.ridge = ridge
-        self.uniformity_weight = uniformity_weight
-        self.alignment_weight = alignment_weight
-        self.logarithm: Logarithm = logarithm
-        self.order = order
+        self.objective = Objective(ridge, uniformity_weight, alignment_weight, logarithm, order)
 
     def forward(self, view1: Tensor, view2: Tensor) -> StepOutput:
         """Loss of a batch from its two views, each (n_local, c, h, w)."""
         f1, f2 = self.encoder(view1), self.encoder(view2)
         z1, z2 = self.predictor(self.projector(f1)), self.predictor(self.projector(f2))
         p1, p2 = self.teach(view1), self.teach(view2)
-        terms = losses.matrix_ssl_terms(
-            z1, z2, p1, p2,
-            ridge=self.ridge,
-            uniformity_weight=self.uniformity_weight,
-            alignment_weight=self.alignment_weight,
-            logarithm=self.logarithm,
-            order=self.order,
-        )  # fmt: skip
+        terms = losses.matrix_ssl_terms(z1, z2, p1, p2, objective=self.objective)
         named = {name: value for name, value in terms._asdict().items() if name != "loss"}
         return StepOutput(terms.loss, named, f1.detach(), z1.detach(), p2.detach())

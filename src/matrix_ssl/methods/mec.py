@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from matrix_ssl import networks
 from matrix_ssl.config import OptimizerConfig, RunConfig
 from matrix_ssl.config.views import asymmetric_views
-from matrix_ssl.losses import Logarithm, mec_loss
+from matrix_ssl.losses import MEC_DEFAULTS, Logarithm, mec_loss
 from matrix_ssl.methods._base import (
     StepOutput,
     gather_outputs,
@@ -58,10 +58,10 @@ class MEC(TeacherMethod):
         *,
         hidden_dim: int = 2048,  # not verified: that of SimSiam, which the code descends from
         output_dim: int = 2048,  # the code: --dim, and a predictor of 512
-        distortion: float = 64.0,  # the code: ε_d = 64 in λ⁻¹ = n ε_d / d
+        distortion: float = MEC_DEFAULTS.distortion,  # the code: ε_d = 64 in λ⁻¹ = n ε_d / d
         distortion_warmup: float = 0.1,  # the code: 10 epochs of 100
-        logarithm: Logarithm = "taylor",  # equation 6
-        order: int = 4,  # the code
+        logarithm: Logarithm = MEC_DEFAULTS.logarithm,  # equation 6
+        order: int = MEC_DEFAULTS.order,  # the code
         teacher_momentum: float = 0.996,  # the code
         predictor: bool = True,  # the code
     ):

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from matrix_ssl import networks
 from matrix_ssl.config import OptimizerConfig, RunConfig
 from matrix_ssl.config.views import symmetric_view
-from matrix_ssl.losses import check_number, check_rows, in_full_precision, unit_rows
+from matrix_ssl.losses import check_positive, check_rows, in_full_precision, unit_rows
 from matrix_ssl.methods._base import (
     StepOutput,
     gather_outputs,
@@ -59,7 +59,7 @@ def moco_v2_loss(q: Tensor, k: Tensor, queue: Tensor, *, temperature: float = 0.
     Reference: He et al., CVPR 2020, equation 1.
     """
     check_rows(q=q, k=k)
-    check_number("temperature", temperature, above=0)
+    check_positive(temperature=temperature)
     if queue.ndim != 2 or queue.shape[1] != q.shape[1] or not len(queue):
         raise ValueError(
             f"expected a queue of shape (m, {q.shape[1]}) with m ≥ 1, a row a key, got {tuple(queue.shape)}"

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from matrix_ssl import networks
 from matrix_ssl.config import OptimizerConfig, RunConfig
 from matrix_ssl.config.views import symmetric_view
-from matrix_ssl.losses import check_number, check_rows, in_full_precision, unit_rows
+from matrix_ssl.losses import check_positive, check_rows, in_full_precision, unit_rows
 from matrix_ssl.methods._base import Method, StepOutput, gather_outputs, require_above_zero, require_at_least
 
 
@@ -38,7 +38,7 @@ def simclr_loss(z1: Tensor, z2: Tensor, *, temperature: float = 0.1) -> Tensor:
     Reference: Chen et al., ICML 2020, equation 1.
     """
     check_rows(z1=z1, z2=z2)
-    check_number("temperature", temperature, above=0)
+    check_positive(temperature=temperature)
     n = len(z1)
     rows = unit_rows(torch.cat([z1, z2]))
     itself = torch.eye(2 * n, dtype=torch.bool, device=rows.device)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from matrix_ssl import networks
 from matrix_ssl.config import OptimizerConfig, RunConfig
 from matrix_ssl.config.views import asymmetric_views
-from matrix_ssl.losses import check_number, check_rows, cross_product_norm, in_full_precision
+from matrix_ssl.losses import check_not_negative, check_rows, cross_product_norm, in_full_precision
 from matrix_ssl.methods._base import Method, StepOutput, gather_outputs, require_at_least, require_not_negative
 
 _EPSILON = 1e-4  # section 4.1
@@ -52,9 +52,9 @@ def vicreg_loss(
     Reference: Bardes et al., ICLR 2022, equation 6.
     """
     check_rows(z1=z1, z2=z2)
-    check_number("invariance_weight", invariance_weight)
-    check_number("variance_weight", variance_weight)
-    check_number("covariance_weight", covariance_weight)
+    check_not_negative(
+        invariance_weight=invariance_weight, variance_weight=variance_weight, covariance_weight=covariance_weight
+    )
     invariance = (z1 - z2).square().mean()
     variance = covariance = z1.new_zeros(())
     for z in (z1, z2):

@@ -32,8 +32,10 @@ import torch
 from torch import Tensor
 
 from matrix_ssl.errors import MatrixError, MatrixShapeError
-from matrix_ssl.matrix import _checks, von_neumann_entropy
+from matrix_ssl.matrix import von_neumann_entropy
 from matrix_ssl.matrix.covariances import small_gram
+from matrix_ssl.matrix.precision import full_precision
+from matrix_ssl.matrix.validation import checked_matrix, looks_at_values, tolerance
 
 
 def erank(representations: Tensor, *, validate: bool | None = None) -> Tensor:
@@ -56,7 +58,7 @@ def erank(representations: Tensor, *, validate: bool | None = None) -> Tensor:
     Reference: Wei et al., NeurIPS 2024. Not the effective rank of the covariance, whose rows keep their length.
     """
     unit = _Window.of(representations, validate).unit
-    return _entropy(unit).exp().to(_checks.full_precision(representations).dtype)
+    return _entropy(unit).exp().to(full_precision(representations).dtype)
 
 
 def diff_erank(untrained: Tensor, trained: Tensor, *, validate: bool | None = None) -> Tensor:
@@ -106,7 +108,7 @@ def matrix_nuclear_norm(representations: Tensor, *, validate: bool | None = None
     Reference: Li et al., Findings of EMNLP 2025.
     """
     unit = _Window.of(representations, validate).unit
-    return _nuclear_norm(unit).to(_checks.full_precision(representations).dtype)
+    return _nuclear_norm(unit).to(full_precision(representations).dtype)
 
 
 @dataclass(frozen=True)
@@ -192,7 +194,7 @@ class _Window:
 
     @classmethod
     def of(cls, representations: Tensor, validate: bool | None) -> "_Window":
-        rows = _checks.matrix(representations, "representations", validate).double()
+        rows = checked_matrix(representations, "representations", validate).double()
         n = rows.shape[-2]
         if n < 2:
             raise MatrixShapeError(
@@ -202,9 +204,9 @@ class _Window:
         mean = rows.mean(-2, keepdim=True)
         centred = rows - mean
         length = centred.norm(dim=-1, keepdim=True)
-        rounding = _checks.tolerance(representations.dtype, 1) * mean.norm(dim=-1, keepdim=True)
+        rounding = tolerance(representations.dtype, 1) * mean.norm(dim=-1, keepdim=True)
         away = length > rounding
-        if _checks.looks_at_values(representations, validate) and not away.any(-2).all():
+        if looks_at_values(representations, validate) and not away.any(-2).all():
             raise MatrixError(
                 f"argument 'representations', shape {tuple(representations.shape)}: all {n} rows are equal up to "
                 f"rounding, so that none has a direction once their mean is taken away. Pass more varied tokens."

@@ -19,8 +19,8 @@ from matrix_ssl.llm.head import Head
 from matrix_ssl.llm.loss.forms import Term, matrix_term
 from matrix_ssl.llm.loss.positions import Positions
 from matrix_ssl.llm.objective import Objective
-from matrix_ssl.matrix._checks import full_precision, looks_at_values, without_autocast
-from matrix_ssl.matrix._once import differentiable_once
+from matrix_ssl.matrix.precision import differentiable_once, full_precision, without_autocast
+from matrix_ssl.matrix.validation import looks_at_values
 
 Sums = tuple[Tensor, Tensor, Tensor]  # loss, ce and mce over the counted positions; only the loss has a gradient
 

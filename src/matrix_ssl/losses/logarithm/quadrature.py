@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from matrix_ssl.losses._form import Form
-from matrix_ssl.losses._rows import add_symmetric_product
+from matrix_ssl.losses.logarithm import Form
+from matrix_ssl.losses.rows import add_symmetric_product
 
 _MOST_NODES = 200
 
@@ -46,7 +46,7 @@ def node_count(ridge: float, largest: float, tolerance: float) -> int:
 
     In u = (X - c)/(X + c) the logarithm and the sum are odd series with non-negative coefficients, and so is their
     difference E; the relative error of the derivative, X·dE/dX, is therefore largest at the ends of the spectrum.
-    Rounding in float64 limits it to a few ε, and nothing more is asked for.
+    Rounding in float64 limits it to a few ε, and no more is asked for.
 
     Raises:
         ValueError: no reasonable number is enough, which takes a ridge of less than a millionth of the spectrum.
@@ -57,11 +57,14 @@ def node_count(ridge: float, largest: float, tolerance: float) -> int:
         slope = (weights * shifts / (shifts + x) ** 2).sum(0)  # of xψ(x)
         if float(np.abs(slope * (ridge + x) - 1).max()) <= max(tolerance, 1e-14):
             return count
-    raise ValueError(f"a ridge of {ridge:g} is too small for quadrature: use algorithm='eigh' or a larger ridge")
+    raise ValueError(f"ridge={ridge:g} is too small for quadrature: use algorithm='eigh' or a larger ridge.")
 
 
 def function(a: Tensor, direction: Tensor, rule: Nodes, form: Form) -> tuple[Tensor, Tensor]:
-    """See ``_form``. With R = (β + A)⁻¹: ψ = Σ αR, and φ = Σ αAR, whose other form α(I - βR) would lose digits."""
+    """f(A) and its derivative in a direction.
+
+    With R = (β + A)⁻¹: ψ = Σ αR, and φ = Σ αAR, whose other form α(I - βR) would lose digits.
+    """
     value, derivative = torch.zeros_like(a), torch.zeros_like(a)
     for weight, shift in zip(*rule, strict=True):
         shifted = a.clone()

@@ -1,13 +1,20 @@
-"""Rows of a batch: unit length, centring and their adjoint; products that are known to be symmetric."""
+"""Rows of a batch: shapes, unit length, centring and their adjoint; products on the smaller of two sides."""
 
 import math
 
 import torch
 from torch import Tensor
 
-from matrix_ssl.matrix._checks import full_precision
+from matrix_ssl.matrix.precision import full_precision
 
 _SHORTEST = 1e-12  # rows below this length have no direction
+
+
+def check_rows(**outputs: Tensor) -> None:
+    """Raises ValueError unless all have one shape (n, d) with n ≥ 2 and d ≥ 1."""
+    shapes = [tuple(x.shape) for x in outputs.values()]
+    if len(set(shapes)) > 1 or len(shapes[0]) != 2 or shapes[0][0] < 2 or shapes[0][1] < 1:
+        raise ValueError(f"Expected {', '.join(outputs)} of one shape (n, d) with n ≥ 2, got {shapes}.")
 
 
 def unit_rows(x: Tensor) -> Tensor:
@@ -63,3 +70,11 @@ def add_symmetric_product(
             scale = 1.0
         total[end:, start:end] = block[:, end - start :].mT
     return total
+
+
+def cross_product_norm(a: Tensor, b: Tensor) -> Tensor:
+    """‖aᵀb‖_F², (), of a, b (n, d): with d x d numbers, or, where n < d, with n x n, as <a aᵀ, b bᵀ>."""
+    n, d = a.shape
+    if n < d:
+        return ((a @ a.mT) * (b @ b.mT)).sum()
+    return (a.mT @ b).square().sum()

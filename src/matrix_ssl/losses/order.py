@@ -6,7 +6,7 @@ samples the n x n matrices H = BAᵀ and K = BBᵀ replace them, because
     log |det(C + μI)|           = d log μ + log |det(I + H/μ)|                              (Sylvester)
     tr[(P + μI) log(S + μI)]    = log μ · tr(P + μI) + <W, ψ(K)>,   W = HHᵀ + μK
 
-and ψ(x) = log(1 + x/μ)/x. The Taylor series has T(μ - 1) in the place of log μ. The adjoint of the centring is the
+and ψ(x) = log(1 + x/μ)/x. The Taylor series has T(μ - 1) instead of log μ. The adjoint of the centring is the
 identity on these gradients, whose columns sum to zero already.
 
 Of the gradient of the exact alignment the part for P = S is known, because the derivative of the logarithm at Q in the
@@ -15,30 +15,21 @@ rows, unit length cancels it, and its error would weigh on the little that remai
 """
 
 import math
-from typing import NamedTuple
+from dataclasses import astuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
-from matrix_ssl.losses import _series
-from matrix_ssl.losses._determinant import log_det_one_plus
-from matrix_ssl.losses._form import Form
-from matrix_ssl.losses._fused import fused, nothing
-from matrix_ssl.losses._plan import logarithm
-from matrix_ssl.losses._rows import add_symmetric_product, centred_rows, pull_back, symmetric_product
-from matrix_ssl.matrix._checks import full_precision
+from matrix_ssl.losses.fused import fused, nothing
+from matrix_ssl.losses.logarithm import Form, series
+from matrix_ssl.losses.logarithm.plan import exact_logarithm
+from matrix_ssl.losses.logarithm.trace import log_det_one_plus, taylor_coefficients, trace_polynomial
+from matrix_ssl.losses.objective import DEFAULTS, Objective, check_choice
+from matrix_ssl.losses.rows import add_symmetric_product, centred_rows, check_rows, pull_back, symmetric_product
+from matrix_ssl.matrix.precision import full_precision
 
-
-class Objective(NamedTuple):
-    """Constants of the loss of one order, and how it is computed."""
-
-    ridge: float
-    uniformity_weight: float
-    alignment_weight: float
-    logarithm: str
-    order: int
-    algorithm: str
-    trace_weight: float = 0.0  # of tr(C + μI) in the uniformity and of tr(S + μI) in the alignment
+Side = Literal["auto", "samples", "features"]
 
 
 class MatrixSSLTerms(NamedTuple):
@@ -50,14 +41,62 @@ class MatrixSSLTerms(NamedTuple):
     negative_determinants: Tensor  # (), orders whose cross-covariance plus ridge has a negative determinant
 
 
-def order_loss(p: Tensor, z: Tensor, objective: Objective, *, samples_side: bool) -> MatrixSSLTerms:
-    """Loss of one order from raw rows (n, d); differentiable once, in both."""
-    return MatrixSSLTerms(*_order_loss(p, z, *objective, samples_side))
+def matrix_ssl_order_terms(
+    p: Tensor, z: Tensor, *, objective: Objective = DEFAULTS, side: Side = "auto"
+) -> MatrixSSLTerms:
+    """One order of ``matrix_ssl_terms``, for methods with a single order and for sharing orders among processes.
+
+    Args:
+        p: (n, d), teacher outputs of one view.
+        z: (n, d), student outputs of the other view.
+        objective: constants of the loss.
+        side: ``"samples"`` computes with n x n matrices, ``"features"`` with d x d, ``"auto"`` with the smaller.
+
+    Returns:
+        The terms; the loss can be differentiated once, by both. ``matrix_ssl_loss`` is the mean of the losses of the
+        orders (p2, z1) and (p1, z2).
+
+    Raises:
+        ValueError: the shapes differ or are not (n, d) with n ≥ 2; the side is unknown.
+
+    Example:
+        >>> import torch
+        >>> from matrix_ssl.losses import Objective, matrix_ssl_order_terms
+        >>> p, z = torch.randn(2, 64, 16).unbind()
+        >>> terms = matrix_ssl_order_terms(p, z.requires_grad_(), objective=Objective(ridge=0.5))
+        >>> terms.loss.backward()
+    """
+    check_rows(p=p, z=z)
+    check_choice("side", side, get_args(Side))
+    samples_side = side == "samples" or (side == "auto" and p.shape[0] < p.shape[1])
+    return MatrixSSLTerms(*_order_loss(p, z, *astuple(objective), samples_side))
 
 
-def covariance_loss(cross: Tensor, teacher: Tensor, student: Tensor, objective: Objective) -> MatrixSSLTerms:
-    """Loss of one order from C, P and S (d, d); differentiable once, in all three."""
-    return MatrixSSLTerms(*_covariance_loss(cross, teacher, student, *objective))
+def matrix_ssl_covariance_terms(
+    cross: Tensor, teacher: Tensor, student: Tensor, *, objective: Objective = DEFAULTS
+) -> MatrixSSLTerms:
+    """One order of ``matrix_ssl_terms`` from covariances, which several processes can sum instead of gathering rows.
+
+    With rows scaled to length one and J = I - 11ᵀ/n:
+
+    Args:
+        cross: (d, d), C(p, z) = pᵀ J z / n.
+        teacher: (d, d), C(p, p), symmetric positive semi-definite.
+        student: (d, d), C(z, z), symmetric positive semi-definite. For rows of length one its trace is at most one;
+            where it is larger, use ``algorithm="eigh"`` on devices other than the CPU, because their bound on the
+            spectrum is that trace.
+        objective: constants of the loss.
+
+    Returns:
+        The terms; the loss can be differentiated once, by all three.
+
+    Raises:
+        ValueError: the shapes differ or are not square.
+    """
+    shapes = [tuple(x.shape) for x in (cross, teacher, student)]
+    if len(set(shapes)) > 1 or cross.ndim != 2 or cross.shape[0] != cross.shape[1] or cross.shape[0] < 1:
+        raise ValueError(f"Expected cross, teacher and student of one shape (d, d), got {shapes}.")
+    return MatrixSSLTerms(*_covariance_loss(cross, teacher, student, *astuple(objective)))
 
 
 @fused(tensors=2, values=4)
@@ -89,7 +128,7 @@ def _covariance_loss(
 def _samples(
     p: Tensor, z: Tensor, objective: Objective, needed: list[bool]
 ) -> tuple[MatrixSSLTerms, Tensor | None, Tensor | None]:
-    """The loss from H and K, and its gradients by A and B, which are made twice rather than kept."""
+    """The loss from H and K, and its gradients by A and B, which are computed twice instead of kept."""
     ridge, weight, d = objective.ridge, objective.alignment_weight, p.shape[1]
     a, b = centred_rows(p), centred_rows(z)
     cross, gram, trace = b @ a.mT, symmetric_product(b, b), _inner(a, a)
@@ -123,7 +162,7 @@ def _samples(
 def _features(
     p: Tensor, z: Tensor, objective: Objective, needed: list[bool]
 ) -> tuple[MatrixSSLTerms, Tensor | None, Tensor | None]:
-    """The loss from C, P and S, and its gradients by A and B, which are made twice rather than kept."""
+    """The loss from C, P and S, and its gradients by A and B, which are computed twice instead of kept."""
     a, b = centred_rows(p), centred_rows(z)
     cross, teacher, student = a.mT @ b, symmetric_product(a.mT, a.mT), symmetric_product(b.mT, b.mT)
     del a, b
@@ -169,24 +208,24 @@ def _uniformity(x: Tensor, d: int, objective: Objective) -> tuple[Tensor, Tensor
     if objective.logarithm == "exact":
         value, gradient, negative = log_det_one_plus(x / ridge)
         return -weight * (value + d * math.log(ridge)), gradient.mul_(-weight / ridge), negative
-    series = _series.taylor(ridge, objective.order)
+    taylor = series.taylor(ridge, objective.order)
     shifted = x.clone()
-    shifted.diagonal().add_(series.shift)
-    value, gradient = _series.trace_polynomial(shifted, _series.taylor_coefficients(objective.order))
-    value = value + (d - len(x)) * series.at_zero  # the eigenvalues of C that H does not have are zero
+    shifted.diagonal().add_(taylor.shift)
+    value, gradient = trace_polynomial(shifted, taylor_coefficients(objective.order))
+    value = value + (d - len(x)) * taylor.at_zero  # the eigenvalues of C that H does not have are zero
     return -weight * value, gradient.mul_(-weight), torch.zeros_like(value)
 
 
 def _logarithm(a: Tensor, square: Tensor, direction: Tensor, objective: Objective, form: Form) -> tuple[Tensor, Tensor]:
     """f(A) and its derivative in a direction, from A and A², which is overwritten."""
     if objective.logarithm == "taylor":
-        return _series.function(a, square, direction, _series.taylor(objective.ridge, objective.order), form)
-    return logarithm(a, square, direction, objective.ridge, objective.algorithm, form)
+        return series.function(a, square, direction, series.taylor(objective.ridge, objective.order), form)
+    return exact_logarithm(a, square, direction, objective.ridge, objective.algorithm, form)
 
 
 def _log_at_zero(objective: Objective) -> float:
     if objective.logarithm == "taylor":
-        return _series.taylor(objective.ridge, objective.order).at_zero
+        return series.taylor(objective.ridge, objective.order).at_zero
     return math.log(objective.ridge)
 
 

@@ -1,15 +1,15 @@
-"""The logarithm by eigen-decomposition: exact for any spectrum, at the price of the dearest factorisation."""
+"""The logarithm by eigen-decomposition: exact for any spectrum, by the most expensive factorisation."""
 
 import torch
 from torch import Tensor
 
-from matrix_ssl.losses._form import Form
-from matrix_ssl.losses._rows import symmetric_product
-from matrix_ssl.matrix._spectral import log1p_ratio_difference, log1p_ratio_value, log_difference
+from matrix_ssl.losses.logarithm import Form
+from matrix_ssl.losses.rows import symmetric_product
+from matrix_ssl.matrix.calculus import log1p_ratio_difference, log1p_ratio_value, log_difference
 
 
 def function(a: Tensor, direction: Tensor, ridge: float, form: Form) -> tuple[Tensor, Tensor]:
-    """See ``_form``. The derivative by divided differences (Daleckii and Krein, 1965), finite where they repeat."""
+    """f(A) and its derivative by divided differences (Daleckii and Krein, 1965), finite where eigenvalues repeat."""
     eigenvalues, vectors = torch.linalg.eigh(a)
     eigenvalues = eigenvalues.clamp_min(0)  # rounding can leave a zero eigenvalue below zero
     x, y = eigenvalues.unsqueeze(-1), eigenvalues.unsqueeze(-2)

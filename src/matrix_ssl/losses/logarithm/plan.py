@@ -1,4 +1,4 @@
-"""Which algorithm takes the logarithm: chosen by cost, its degree or number of nodes by an error bound."""
+"""Which algorithm computes the logarithm: the cheapest, with its degree or number of nodes from an error bound."""
 
 import functools
 import math
@@ -7,11 +7,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from matrix_ssl.losses import _eigen, _quadrature, _series
-from matrix_ssl.losses._form import Form
-
-Logarithm = Literal["exact", "taylor"]
-Algorithm = Literal["auto", "eigh", "quadrature", "polynomial"]
+from matrix_ssl.losses.logarithm import Form, eigen, quadrature, series
 
 _EIGH_COST = 9.5  # in matrix products of the same size, measured on a CPU in float32 at 512 to 2048
 _LONGEST_SERIES = 40  # beyond this degree a polynomial loses digits of float32
@@ -22,14 +18,14 @@ class Plan(NamedTuple):
 
     algorithm: Literal["eigh", "quadrature", "polynomial"]
     size: int  # degree of the polynomial or number of nodes; 0 for eigh
-    largest: float  # upper bound of the eigenvalues that it is made for
+    largest: float  # upper bound of the eigenvalues that it covers
 
 
 def tolerance(dtype: torch.dtype) -> float:
     """Accepted bound on the relative error of the logarithm's derivative, 1.5e-5 in float32.
 
-    It weighs on the difference of teacher and student alone, see ``_order``, so that the gradient's own error is that
-    of rounding, some 1e-6.
+    It affects only the difference of teacher and student, see ``losses.order``, so that the gradient's own error is
+    that of rounding, some 1e-6.
     """
     return max(128 * torch.finfo(dtype).eps, 1e-13)
 
@@ -48,22 +44,22 @@ def choose(square: Tensor, ridge: float, algorithm: str = "auto") -> Plan:
 
 @functools.lru_cache(maxsize=256)
 def plan(ridge: float, largest: float, accepted: float, algorithm: str, *, may_decompose: bool) -> Plan:
-    """The cheapest plan for eigenvalues in [0, largest], or that of the algorithm named."""
+    """The cheapest plan for eigenvalues in [0, largest], or that of the algorithm of this name."""
     if not math.isfinite(largest):
         return Plan("polynomial", 1, 1.0)  # NaN in, NaN out; an eigen-decomposition would raise an error instead
     eigh = Plan("eigh", 0, largest)
     if algorithm == "eigh":
         return eigh
-    polynomial = Plan("polynomial", _series.chebyshev_degree(ridge, largest, accepted), largest)
+    polynomial = Plan("polynomial", series.chebyshev_degree(ridge, largest, accepted), largest)
     if algorithm == "polynomial":
         return polynomial
     short = polynomial.size <= _LONGEST_SERIES
     if algorithm == "auto" and may_decompose:
-        return polynomial if short and _series.product_count(polynomial.size) < _EIGH_COST else eigh
+        return polynomial if short and series.product_count(polynomial.size) < _EIGH_COST else eigh
     if algorithm == "auto" and short:
         return polynomial
     # the error of a quadrature has one sign and adds up in the value, where that of a polynomial averages out
-    return Plan("quadrature", _quadrature.node_count(ridge, largest, accepted / 10), largest)
+    return Plan("quadrature", quadrature.node_count(ridge, largest, accepted / 10), largest)
 
 
 def _round_up(x: float) -> float:
@@ -71,13 +67,13 @@ def _round_up(x: float) -> float:
     return 2 ** (math.ceil(16 * math.log2(x)) / 16) if math.isfinite(x) else x
 
 
-def logarithm(
+def exact_logarithm(
     a: Tensor, square: Tensor, direction: Tensor, ridge: float, algorithm: str, form: Form
 ) -> tuple[Tensor, Tensor]:
     """f(A) and its derivative in a direction by the algorithm of the plan, from A and A², which is overwritten."""
     chosen = choose(square, ridge, algorithm)
     if chosen.algorithm == "eigh":
-        return _eigen.function(a, direction, ridge, form)
+        return eigen.function(a, direction, ridge, form)
     if chosen.algorithm == "quadrature":
-        return _quadrature.function(a, direction, _quadrature.nodes(ridge, chosen.largest, chosen.size), form)
-    return _series.function(a, square, direction, _series.chebyshev_log(ridge, chosen.largest, chosen.size), form)
+        return quadrature.function(a, direction, quadrature.nodes(ridge, chosen.largest, chosen.size), form)
+    return series.function(a, square, direction, series.chebyshev_log(ridge, chosen.largest, chosen.size), form)

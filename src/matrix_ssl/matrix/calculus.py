@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from matrix_ssl.matrix._checks import without_autocast
 from matrix_ssl.matrix._eigenvalues import zero_level
-from matrix_ssl.matrix._once import differentiable_once
+from matrix_ssl.matrix.precision import differentiable_once, without_autocast
 
 DividedDifference = Callable[[Tensor, Tensor], Tensor]
 

@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from matrix_ssl.matrix._checks import full_precision
-from matrix_ssl.matrix._once import differentiable_once
+from matrix_ssl.matrix.precision import differentiable_once, full_precision, without_autocast
 
 
 def fused(*, tensors: int, values: int) -> Callable[[Callable[..., Any]], Callable[..., tuple[Tensor, ...]]]:
@@ -21,7 +20,7 @@ def fused(*, tensors: int, values: int) -> Callable[[Callable[..., Any]], Callab
     It returns ``values`` scalars, of which the first is the loss and the others have no gradient, and then a gradient
     for each of the tensors, with its shape and in float32 or better, or ``nothing`` where the last argument,
     ``needed``, says that none is needed. The backward pass multiplies these by the incoming gradient; they are all that
-    is kept for it. The caller leaves ``needed`` out and gets the scalars.
+    is kept for it. The caller omits ``needed`` and gets the scalars.
 
     A gradient takes the dtype of its tensor only after that product: entries of 1/(nd) are below the normal numbers of
     float16, and a loss scale, which comes with the incoming gradient, cannot restore digits that are gone by then.
@@ -29,12 +28,12 @@ def fused(*, tensors: int, values: int) -> Callable[[Callable[..., Any]], Callab
 
     def decorate(function: Callable[..., Any]) -> Callable[..., tuple[Tensor, ...]]:
         @functools.wraps(function)
-        def without_autocast(*arguments: Any) -> Any:
-            with torch.autocast(arguments[0].device.type, enabled=False):
+        def in_own_precision(*arguments: Any) -> Any:
+            with without_autocast(arguments[0]):
                 return function(*arguments)
 
         operator = torch.library.custom_op(
-            f"matrix_ssl::{function.__name__.strip('_')}", without_autocast, mutates_args=()
+            f"matrix_ssl::{function.__name__.strip('_')}", in_own_precision, mutates_args=()
         )
 
         @operator.register_fake

@@ -1,4 +1,4 @@
-"""Polynomials in the place of the logarithm: Taylor's, as published, and Chebyshev's, whose degree follows a bound.
+"""Polynomials instead of the logarithm: Taylor's, as published, and Chebyshev's, whose degree follows from a bound.
 
 A ``LogSeries`` stands for log(x + ridge) on x ≥ 0 as ``at_zero`` + φ(y), y = scale·x + shift, where φ is a polynomial
 with φ = 0 at x = 0, kept by its coefficients in Chebyshev polynomials T_k(y). Powers of y would do for a few terms
@@ -13,14 +13,13 @@ import torch
 from numpy.polynomial import chebyshev, polynomial
 from torch import Tensor
 
-from matrix_ssl.losses._form import Form
-from matrix_ssl.losses._rows import add_symmetric_product
-
-Coefficients = tuple[float, ...]
+from matrix_ssl.losses.logarithm import Form
+from matrix_ssl.losses.logarithm.trace import Coefficients, taylor_coefficients
+from matrix_ssl.losses.rows import add_symmetric_product
 
 
 class LogSeries(NamedTuple):
-    """See the module."""
+    """log(x + ridge) ≈ at_zero + Σ coefficients_k T_k(scale·x + shift)."""
 
     scale: float
     shift: float
@@ -38,11 +37,6 @@ def taylor(ridge: float, order: int) -> LogSeries:
     at_zero = float(polynomial.polyval(ridge - 1, taylor_coefficients(order)))
     constant, *others = chebyshev.poly2cheb(taylor_coefficients(order)).tolist()
     return LogSeries(1.0, ridge - 1, (constant - at_zero, *others), at_zero)
-
-
-def taylor_coefficients(order: int) -> Coefficients:
-    """Those of log(1 + y) in powers of y, up to ``order``."""
-    return 0.0, *((-1) ** (k + 1) / k for k in range(1, order + 1))
 
 
 @functools.lru_cache(maxsize=256)
@@ -153,39 +147,8 @@ def _add_block(
     return total, derivative
 
 
-def trace_polynomial(x: Tensor, coefficients: Coefficients) -> tuple[Tensor, Tensor]:
-    """tr p(X) of any square matrix from coefficients of powers, and its gradient p'(X)ᵀ.
-
-    With powers up to half the degree the traces of all powers are inner products, so a degree of four takes two
-    matrix products.
-    """
-    degree = len(coefficients) - 1
-    half = -(-degree // 2)
-    powers = [x]
-    for _ in range(half - 1):
-        powers.append(powers[-1] @ x)
-    value = torch.full((), coefficients[0] * len(x), dtype=x.dtype, device=x.device)
-    for c, power in zip(coefficients[1:], powers, strict=False):
-        value = value + c * power.trace()
-    for k in range(half + 1, degree + 1):
-        value = value + coefficients[k] * (powers[-1] * powers[k - half - 1].mT).sum()
-    slopes = [k * c for k, c in enumerate(coefficients)][1:]
-    gradient = _sum_of_powers(slopes[:half], powers)
-    if degree > half:
-        gradient.addmm_(powers[-1], _sum_of_powers(slopes[half:], powers))
-    return value, gradient.mT
-
-
-def _sum_of_powers(coefficients: list[float], powers: list[Tensor]) -> Tensor:
-    total = powers[0] * (coefficients[1] if len(coefficients) > 1 else 0.0)
-    for c, power in zip(coefficients[2:], powers[1:], strict=False):
-        total.add_(power, alpha=c)
-    total.diagonal().add_(coefficients[0])
-    return total
-
-
 def function(a: Tensor, square: Tensor, direction: Tensor, series: LogSeries, form: Form) -> tuple[Tensor, Tensor]:
-    """See ``_form``."""
+    """f(A) and its derivative in a direction, from A and A², which is overwritten."""
     scale, shift = series.scale, series.shift
     square.mul_(scale**2).add_(a, alpha=2 * scale * shift).diagonal().add_(shift**2)  # (scale·A + shift·I)²
     y = a * scale

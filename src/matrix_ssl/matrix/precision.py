@@ -1,0 +1,54 @@
+"""Every function computes in float32 or better with autocast off, and most can be differentiated only once."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+Loss = TypeVar("Loss", bound=Callable[..., Tensor])
+
+
+def full_precision(x: Tensor) -> Tensor:
+    """float64 as it is, everything else real in float32."""
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+def without_autocast(x: Tensor) -> torch.autocast:
+    """A context in which products keep the dtype of their factors."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
+def in_full_precision(loss: Loss) -> Loss:
+    """Decorates a loss: its tensors are converted to float32 (float64 stays as it is) and autocast is off."""
+
+    @functools.wraps(loss)
+    def wrapped(*outputs: Any, **settings: Any) -> Tensor:
+        first = next(x for x in (*outputs, *settings.values()) if isinstance(x, Tensor))
+        with without_autocast(first):
+            return loss(*map(_convert, outputs), **{name: _convert(value) for name, value in settings.items()})
+
+    return cast(Loss, wrapped)
+
+
+def _convert(value: Any) -> Any:
+    return full_precision(value) if isinstance(value, Tensor) else value
+
+
+def differentiable_once(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorates a backward pass that has no derivative of its own: ``create_graph=True`` is an error.
+
+    PyTorch's ``once_differentiable`` raises one only where the incoming gradient has a graph. A derivative by what was
+    saved, as in a Hessian or a penalty on the gradient, would silently be zero.
+    """
+
+    @functools.wraps(backward)
+    def wrapped(ctx: Any, *gradients: Any) -> Any:
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            raise RuntimeError(
+                "This function can be differentiated once: its gradient has no graph (create_graph=True)."
+            )
+        return backward(ctx, *gradients)
+
+    return wrapped
