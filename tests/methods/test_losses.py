@@ -281,7 +281,7 @@ class TestErrors:
         tensors = [first, second, first, first][: CASES[name].inputs]
         with pytest.raises(ValueError, match=r"one shape \(n, d\) with n ≥ 2, got \[") as caught:
             CASES[name].loss(*tensors)
-        assert str(caught.value).startswith("expected q, k of" if name == "moco_v2" else "expected z1, z2")
+        assert str(caught.value).startswith("Expected q, k of" if name == "moco_v2" else "Expected z1, z2")
 
     @pytest.mark.parametrize("value", [0.0, -0.5, math.nan, math.inf])
     def test_temperature(self, value: float) -> None:
@@ -298,13 +298,13 @@ class TestErrors:
 
     @pytest.mark.parametrize("shape", [(0, 3), (5, 4), (3,), (1, 5, 3)])
     def test_queue(self, shape: tuple[int, ...]) -> None:
-        with pytest.raises(ValueError, match=r"expected a queue of shape \(m, 3\) with m ≥ 1, a row a key, got \("):
+        with pytest.raises(ValueError, match=r"Expected a queue of shape \(m, 3\) with m ≥ 1, a row a key, got \("):
             moco_v2_loss(numbers(4, 3), numbers(4, 3, seed=1), torch.ones(shape, dtype=torch.float64))
 
     def test_sigreg(self) -> None:
         z = numbers(4, 3)
         for shape in ((4,), (0, 3), (4, 0), (0, 4, 3)):
-            with pytest.raises(ValueError, match=r"expected outputs of shape \(\.\.\., n, d\), got \("):
+            with pytest.raises(ValueError, match=r"Expected outputs of shape \(\.\.\., n, d\), got \("):
                 sigreg_loss(torch.ones(shape))
         for settings in ({"slices": 0}, {"knots": 1}):
             with pytest.raises(ValueError, match="slices must be at least 1 and knots at least 2, got"):
@@ -313,7 +313,7 @@ class TestErrors:
             with pytest.raises(ValueError, match="largest_frequency must be above zero, got"):
                 sigreg_loss(z, largest_frequency=value)
         for directions in (numbers(4, 2), numbers(3)):
-            with pytest.raises(ValueError, match=r"expected directions of shape \(3, slices\), got \("):
+            with pytest.raises(ValueError, match=r"Expected directions of shape \(3, slices\), got \("):
                 sigreg_loss(z, directions=directions)
 
 

@@ -36,7 +36,7 @@ class SynchronisedBatchNorm(_BatchNorm):
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.ndim < 2:
-            raise ValueError(f"expected (n, c, ...), got shape {tuple(input.shape)}")
+            raise ValueError(f"Expected a batch of shape (n, c, ...), got {tuple(input.shape)}.")
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalises; in eval mode exactly ``torch.nn.BatchNorm``."""

@@ -61,14 +61,14 @@ def sigreg_loss(
     the published code.
     """
     if z.ndim < 2 or 0 in z.shape:
-        raise ValueError(f"expected outputs of shape (..., n, d), got {tuple(z.shape)}")
+        raise ValueError(f"Expected outputs of shape (..., n, d), got {tuple(z.shape)}.")
     if slices < 1 or knots < 2:
-        raise ValueError(f"slices must be at least 1 and knots at least 2, got {slices} and {knots}")
+        raise ValueError(f"slices must be at least 1 and knots at least 2, got {slices} and {knots}.")
     check_positive(largest_frequency=largest_frequency)
     if directions is None:
         directions = torch.randn(z.shape[-1], slices, dtype=z.dtype, device=z.device)
     if directions.ndim != 2 or len(directions) != z.shape[-1]:
-        raise ValueError(f"expected directions of shape ({z.shape[-1]}, slices), got {tuple(directions.shape)}")
+        raise ValueError(f"Expected directions of shape ({z.shape[-1]}, slices), got {tuple(directions.shape)}.")
     directions = directions.to(z) / torch.linalg.vector_norm(directions.to(z), dim=0)
     return _EppsPulley.apply(z @ directions, knots, largest_frequency)
 

@@ -62,7 +62,7 @@ def moco_v2_loss(q: Tensor, k: Tensor, queue: Tensor, *, temperature: float = 0.
     check_positive(temperature=temperature)
     if queue.ndim != 2 or queue.shape[1] != q.shape[1] or not len(queue):
         raise ValueError(
-            f"expected a queue of shape (m, {q.shape[1]}) with m ≥ 1, a row a key, got {tuple(queue.shape)}"
+            f"Expected a queue of shape (m, {q.shape[1]}) with m ≥ 1, a row a key, got {tuple(queue.shape)}."
         )
     q = unit_rows(q)
     positive = (q * unit_rows(k)).sum(1) / temperature
