@@ -293,7 +293,7 @@ class TestErrors:
     def test_weights(self, value: float) -> None:
         for loss, weight in ((barlow_twins_loss, "redundancy_weight"), (vicreg_loss, "invariance_weight"),
                              (vicreg_loss, "variance_weight"), (vicreg_loss, "covariance_weight")):  # fmt: skip
-            with pytest.raises(ValueError, match=f"{weight} must be a finite number, zero or more, got"):
+            with pytest.raises(ValueError, match=f"{weight} must be a finite number, zero or above, got"):
                 loss(numbers(4, 3), numbers(4, 3, seed=1), **{weight: value})
 
     @pytest.mark.parametrize("shape", [(0, 3), (5, 4), (3,), (1, 5, 3)])
@@ -310,7 +310,7 @@ class TestErrors:
             with pytest.raises(ValueError, match="slices must be at least 1 and knots at least 2, got"):
                 sigreg_loss(z, **settings)
         for value in (0.0, -1.0, math.nan):
-            with pytest.raises(ValueError, match="largest_frequency must be above zero, got"):
+            with pytest.raises(ValueError, match="largest_frequency must be a finite number above zero, got"):
                 sigreg_loss(z, largest_frequency=value)
         for directions in (numbers(4, 2), numbers(3)):
             with pytest.raises(ValueError, match=r"Expected directions of shape \(3, slices\), got \("):
