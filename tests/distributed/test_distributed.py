@@ -52,7 +52,7 @@ def test_in_a_single_process_everything_is_the_identity() -> None:
     assert distributed.row_counts(x) == [3]
     rows = torch.randn(4, 6, 3).unbind()
     assert parallel.matrix_ssl_terms(*rows).loss.equal(losses.matrix_ssl_terms(*rows).loss)
-    with pytest.raises(ValueError, match="exchange must be one of 'auto', 'rows', 'covariances', got 'row'"):
+    with pytest.raises(ValueError, match="exchange must be 'auto', 'rows' or 'covariances', got 'row'"):
         parallel.matrix_ssl_terms(*rows, exchange="row")
     module = nn.Sequential(nn.BatchNorm1d(2))
     assert distributed.wrap(module) is module

@@ -63,7 +63,8 @@ class TestSquareMatrices:
         a = GOOD.clone()
         a[0, 1] += 0.31 * a.abs().max()
         off = f"{((a - a.T).abs().max() / a.abs().max()).item():.2g}"
-        with pytest.raises(NotSymmetricError, match=rf"'{name}' \(shape \(3, 3\)\).* is {off} of the largest .*mT\) / 2"):
+        text = rf"'{name}' \(shape \(3, 3\)\).* is {off} of the largest .*mT\) / 2"
+        with pytest.raises(NotSymmetricError, match=text):
             function(a)
         function(a, validate=False)
 
@@ -159,7 +160,9 @@ def test_a_ridge_that_lifts_the_eigenvalues_is_enough():
 @pytest.mark.parametrize("function", [matrix.matrix_log, matrix.log_det])
 def test_singular_matrices_have_no_logarithm(function):
     singular = torch.diag(torch.tensor([0.0, 1.0]))
-    with pytest.raises(NotPositiveDefiniteError, match=r"'a' \(shape \(2, 2\)\).* is 0, the largest in magnitude 1.*ridge="):
+    with pytest.raises(
+        NotPositiveDefiniteError, match=r"'a' \(shape \(2, 2\)\).* 0, the largest in magnitude 1.*ridge="
+    ):
         function(singular)
     with pytest.raises(NotPositiveDefiniteError, match=r"\(matrix 1 of the batch\)"):
         function(torch.stack([torch.eye(2), singular]))
