@@ -13,9 +13,9 @@ from typing import Any
 
 from pages import fill, table
 
-from matrix_ssl.report.comparison.data import read_results
+from matrix_ssl.report.comparison.data import RESULTS, parse_comparison
 from matrix_ssl.report.comparison.table import markdown
-from matrix_ssl.runs.files import write_json
+from matrix_ssl.runs.files import read_json, write_json
 
 ROOT = Path(__file__).parents[1]
 CURVE = "knn_20_held_out"
@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs" / "results")
     arguments = parser.parse_args()
-    results = shortened(read_results(arguments.comparison))
+    results = shortened(read_json(arguments.comparison / RESULTS))
     write_json(arguments.results / f"compare_{arguments.name}.json", results)
     page = arguments.docs / f"{arguments.name}.md"
     if not page.exists():
@@ -62,7 +62,7 @@ def section(results: dict[str, Any]) -> str:
     lines = [
         f"`{results['command']}`\n",
         made_on(results, commits),
-        markdown(results),
+        markdown(parse_comparison(results, Path(RESULTS))),
     ]
     if results["tuning"]:
         lines.append(trials(results))

@@ -13,7 +13,7 @@ from typing import Any
 from pages import fill, table
 from publish import rounded
 
-from matrix_ssl.report.run.figures import duration
+from matrix_ssl.report.formats import duration
 from matrix_ssl.report.run.protocols import read_tables
 from matrix_ssl.runs.files import read_json, write_json
 

@@ -10,7 +10,7 @@ import torch
 from matrix_ssl import config
 from matrix_ssl.cli.compare import compare
 from matrix_ssl.compare import job as jobs
-from matrix_ssl.compare.comparison import Comparison, prepare
+from matrix_ssl.compare.comparison import ComparisonRun
 from matrix_ssl.compare.plan import (
     RATE,
     Job,
@@ -20,7 +20,6 @@ from matrix_ssl.compare.plan import (
     most_trials,
     next_trial,
     runs,
-    to_dict,
 )
 from matrix_ssl.config.recipes import list_recipes
 from matrix_ssl.data import open_source
@@ -47,7 +46,7 @@ def make_plan(*settings: str, recipe: str = "demo", data: str | None = None, **v
         "methods": ("matrix_ssl", "simsiam"), "reference": "matrix_ssl", "seeds": 2, "budget": 8, "rivals_budget": 0,
         "trials": 4, "tuning_budget": 3, "tuning_settings": (), "measure": "linear",
     }  # fmt: skip
-    return prepare(outline(recipe, data, settings), **usual | values)
+    return Plan(base=dataclasses.replace(outline(recipe, data, settings), seed=0), **usual | values)
 
 
 def flat(run: config.RunConfig) -> dict[str, object]:
@@ -200,9 +199,9 @@ class TestTrials:
         assert {name: most_trials(make_plan(), name) for name in list_methods()} == counts
         fewest = min(counts, key=lambda name: counts[name])
         methods = tuple(list_methods())
-        Comparison(make_plan(methods=methods, trials=counts[fewest]), Path("absent"), command="")
+        ComparisonRun(make_plan(methods=methods, trials=counts[fewest]), Path("absent"), command="")
         with pytest.raises(ConfigError) as caught:
-            Comparison(make_plan(methods=methods, trials=counts[fewest] + 1), Path("absent"), command="")
+            ComparisonRun(make_plan(methods=methods, trials=counts[fewest] + 1), Path("absent"), command="")
         assert str(caught.value) == f"--trials {counts[fewest] + 1}: {fewest!r} has {counts[fewest]} different ones."
 
 
@@ -226,13 +225,13 @@ class TestBestTrial:
     def test_is_the_most_accurate(self, results: list[dict], best: int) -> None:
         plan = make_plan()
         tried = [(next_trial(plan, "simsiam", {}, number), found) for number, found in enumerate(results)]
-        number, settings = Comparison(plan, Path("absent"), command="").best(tried)
+        number, settings = ComparisonRun(plan, Path("absent"), command="").best(tried)
         assert number == best and settings == next_trial(plan, "simsiam", {}, best).settings
 
     def test_is_chosen_by_the_measure_that_was_asked_for(self) -> None:
         plan = make_plan(measure="knn_20")
         tried = [(next_trial(plan, "simsiam", {}, i), result(*r)) for i, r in enumerate([(0.9, 0.1), (0.1, 0.9)])]
-        assert Comparison(plan, Path("absent"), command="").best(tried)[0] == 1
+        assert ComparisonRun(plan, Path("absent"), command="").best(tried)[0] == 1
 
 
 class TestRuns:
@@ -321,7 +320,7 @@ class TestParts:
         assert len(learn) == 1437 and torch.equal(judge.images, expected.images)
 
     def test_other_images_in_the_same_folder_are_refused(self, tmp_path: Path) -> None:
-        comparison = Comparison(make_plan(), tmp_path, command="")
+        comparison = ComparisonRun(make_plan(), tmp_path, command="")
         for found, message in ((1437, None), (1400, "train: 1400 -> 1437")):
             (tmp_path / "compare.json").write_text(f'{{"data": {{"train": {found}, "test": 360, "classes": 10}}}}')
             if message is None:
@@ -336,7 +335,7 @@ class TestParts:
             ("batch_size=1300", "batch_size=1300 is larger than the 1150 images"),  # a trial has four fifths
             ("network.encoder=resnet18", "takes colour images"),
         ):
-            comparison = Comparison(make_plan(setting), Path("absent"), command="")
+            comparison = ComparisonRun(make_plan(setting), Path("absent"), command="")
             with pytest.raises(ConfigError, match=message):
                 comparison.open_data(data_root=None, download=False)
 
@@ -344,15 +343,15 @@ class TestParts:
 class TestFolder:
     def test_a_plan_comes_back_from_its_file(self, tmp_path: Path) -> None:
         plan = make_plan("view1.crop_scale=0.5,1.0", tuning_settings=("network.width=16",))
-        Comparison(plan, tmp_path, command="").claim()
-        Comparison(plan, tmp_path, command="another spelling").claim()
+        ComparisonRun(plan, tmp_path, command="").claim()
+        ComparisonRun(plan, tmp_path, command="another spelling").claim()
         with pytest.raises(RunFolderError) as caught:
-            Comparison(dataclasses.replace(plan, seeds=3, trials=2), tmp_path, command="").claim()
+            ComparisonRun(dataclasses.replace(plan, seeds=3, trials=2), tmp_path, command="").claim()
         assert "(seeds: 2 -> 3; trials: 4 -> 2)" in str(caught.value)
 
     def test_settings_that_decide_nothing_may_change(self, tmp_path: Path) -> None:
-        Comparison(make_plan("log_every=3"), tmp_path, command="").claim()
-        Comparison(make_plan("log_every=4", "data.workers=1"), tmp_path, command="").claim()
+        ComparisonRun(make_plan("log_every=3"), tmp_path, command="").claim()
+        ComparisonRun(make_plan("log_every=4", "data.workers=1"), tmp_path, command="").claim()
 
     @pytest.mark.parametrize(
         ("setting", "message"),
@@ -363,7 +362,7 @@ class TestFolder:
     )
     def test_settings_of_trials_that_do_not_fit_are_known_at_the_start(self, setting: str, message: str) -> None:
         with pytest.raises(ConfigError) as caught:
-            Comparison(make_plan(tuning_settings=(setting,)), Path("absent"), command="")
+            ComparisonRun(make_plan(tuning_settings=(setting,)), Path("absent"), command="")
         assert message in str(caught.value)
 
     @pytest.mark.parametrize(
@@ -380,11 +379,11 @@ class TestFolder:
         class Reached(Exception):
             pass
 
-        def stop(self: Comparison, plan: Plan, out: Path, *, command: str) -> None:
+        def stop(self: ComparisonRun, plan: Plan, out: Path, *, command: str) -> None:
             assert plan.budget == plan.tuning_budget == plan.base.epochs and plan.methods == tuple(list_methods())
             raise Reached(str(out))
 
-        monkeypatch.setattr(Comparison, "__init__", stop)
+        monkeypatch.setattr(ComparisonRun, "__init__", stop)
         words = [recipe, "--device", "cpu", *(["--data", data] if data else [])]
         with pytest.raises(Reached) as caught:
             compare.main(words, standalone_mode=False)
@@ -392,5 +391,5 @@ class TestFolder:
 
 
 def test_a_plan_is_plain_values() -> None:
-    values = to_dict(make_plan())
+    values = dataclasses.asdict(make_plan())
     assert config.from_dict(values["base"]) == make_plan().base and values["trials"] == 4

@@ -12,7 +12,6 @@ import torch
 
 from matrix_ssl import config as configuration
 from matrix_ssl.compare import schedule
-from matrix_ssl.compare.comparison import prepare
 from matrix_ssl.compare.plan import Job, Plan, baselines, runs
 from matrix_ssl.compare.schedule import Place, places, read_result, run_jobs
 from matrix_ssl.runs.files import read_json, write_json
@@ -62,8 +61,8 @@ class TestPlaces:
 
 def make_plan(*settings: str, epochs: int = 2) -> Plan:
     """A plan of one method and two seeds."""
-    return prepare(
-        outline("demo", None, settings), methods=("simsiam",), reference="simsiam", seeds=2, budget=epochs,
+    return Plan(
+        base=dataclasses.replace(outline("demo", None, settings), seed=0), methods=("simsiam",), reference="simsiam", seeds=2, budget=epochs,
         rivals_budget=0, trials=1, tuning_budget=1, tuning_settings=(), measure="linear",
     )  # fmt: skip
 

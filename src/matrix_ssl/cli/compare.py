@@ -1,5 +1,6 @@
 """``matrix-ssl compare``: parse, call, print."""
 
+import dataclasses
 import shlex
 import sys
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from matrix_ssl.errors import ConfigError, did_you_mean
 from matrix_ssl.training.configure import default_run, outline
 
 if TYPE_CHECKING:
-    from matrix_ssl.compare.comparison import Comparison
+    from matrix_ssl.compare.comparison import ComparisonRun
     from matrix_ssl.compare.plan import Job
 
 DEFAULT_RECIPE = "images"
@@ -80,16 +81,17 @@ def compare(
     budget = budget or base.epochs
     if rivals_budget == budget:
         raise ConfigError(f"--rivals-budget {rivals_budget} is the budget of all: leave it out or choose another one.")
-    from matrix_ssl.compare.comparison import Comparison, prepare
-    from matrix_ssl.compare.plan import choose_methods
+    from matrix_ssl.compare.comparison import ComparisonRun
+    from matrix_ssl.compare.plan import Plan, choose_methods
     from matrix_ssl.compare.schedule import places
+    from matrix_ssl.report.comparison.data import read_comparison
     from matrix_ssl.report.comparison.table import terminal
     from matrix_ssl.runs import devices
     from matrix_ssl.runs.folder import lock
 
     names = choose_methods(methods)
-    plan = prepare(
-        base,
+    plan = Plan(
+        base=dataclasses.replace(base, seed=0),
         methods=names,
         reference=_reference(names, reference),
         seeds=seeds,
@@ -102,7 +104,7 @@ def compare(
     )
     out = out or default_run(f"compare-{recipe}", data, unnamed="")
     where = places(devices.choose_device(device).type, jobs=jobs)
-    comparison = Comparison(plan, out, command=_command())
+    comparison = ComparisonRun(plan, out, command=_command())
     comparison.check()
     comparison.open_data(data_root=data_root, download=download)
     with lock(out):
@@ -113,7 +115,7 @@ def compare(
         )
         with _progress(comparison) as (ended, running):
             results = comparison.run(where=where, data_root=data_root, ended=ended, running=running)
-    options.out.print(terminal(results))
+    options.out.print(terminal(read_comparison(out)))
     options.out.print(f"results {out / 'compare.json'}\npage    {out / 'compare.html'}", markup=False)
     failed = [row for row in results["rows"] if "error" in row]
     if failed:
@@ -138,7 +140,7 @@ def _command() -> str:
 
 
 @contextmanager
-def _progress(comparison: "Comparison") -> Iterator[Any]:
+def _progress(comparison: "ComparisonRun") -> Iterator[Any]:
     """A bar on a terminal, a line for every training that has ended anywhere."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 

@@ -11,11 +11,10 @@ import torch
 from matrix_ssl import config as configuration
 from matrix_ssl.compare import job as jobs
 from matrix_ssl.compare import schedule
-from matrix_ssl.compare.plan import Job, Plan, baselines, most_trials, next_trial, runs, to_dict
-from matrix_ssl.config import RunConfig
+from matrix_ssl.compare.plan import Job, Plan, baselines, most_trials, next_trial, runs
 from matrix_ssl.errors import ConfigError, RunFolderError
 from matrix_ssl.report.comparison.data import RESULTS
-from matrix_ssl.report.comparison.page import write_page
+from matrix_ssl.report.comparison.page import write_comparison
 from matrix_ssl.runs import devices
 from matrix_ssl.runs.display import Display
 from matrix_ssl.runs.environment import environment
@@ -26,7 +25,7 @@ from matrix_ssl.training import setup
 PLAN = "plan.json"
 
 
-class Comparison:
+class ComparisonRun:
     """The state of a comparison in its folder.
 
     Args:
@@ -79,7 +78,7 @@ class Comparison:
         Raises:
             RunFolderError: it does.
         """
-        values = to_dict(self.plan)
+        values = dataclasses.asdict(self.plan)
         if not (self.out / PLAN).exists():
             try:
                 free = is_unclaimed(self.out, first=PLAN)
@@ -98,7 +97,7 @@ class Comparison:
         self.check()
         tidy(self.out)
         if not (self.out / PLAN).exists():
-            write_json(self.out / PLAN, to_dict(self.plan))
+            write_json(self.out / PLAN, dataclasses.asdict(self.plan))
 
     def run(
         self,
@@ -129,7 +128,7 @@ class Comparison:
             ended(job, result)
 
         with contextlib.ExitStack() as stack:
-            stack.callback(write_page, self.out)
+            stack.callback(write_comparison, self.out)
             schedule.run_jobs(self.out, self.waiting, where, data_root=data_root, ended=note, running=running)
         return self.write()
 
@@ -249,8 +248,3 @@ def _brief(result: dict[str, Any]) -> dict[str, Any]:
         return {"error": result["error"]}
     accuracy = {key: value["mean"] for key, value in result["accuracy"].items()}
     return {"accuracy": accuracy, "seconds": result["seconds"]}
-
-
-def prepare(base: RunConfig, **values: Any) -> Plan:
-    """A plan for the run of a recipe."""
-    return Plan(base=dataclasses.replace(base, seed=0), **values)

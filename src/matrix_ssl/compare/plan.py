@@ -150,8 +150,3 @@ def _variants(plan: Plan, method: str) -> list[dict[str, Any]]:
 def _with_method(plan: Plan, method: str) -> RunConfig:
     """The run with another method and nothing else changed, whatever its paper says."""
     return setup.use_method(plan.base, method, papers=False)
-
-
-def to_dict(plan: Plan) -> dict[str, Any]:
-    """The plan as plain values, ready for JSON."""
-    return dataclasses.asdict(plan)

@@ -1,18 +1,16 @@
 """The result of a diagnosis for a terminal, and its page ``diagnose.html``, which opens offline. Uses no torch."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from matplotlib.ticker import MaxNLocator
+import numpy as np
 from rich.box import SIMPLE
 from rich.table import Table
 
-from matrix_ssl.report import svg
-from matrix_ssl.report.run.figures import Figurine, number, whole
-from matrix_ssl.report.svg import colour
-from matrix_ssl.report.template import render
-from matrix_ssl.runs.files import write_atomically
+from matrix_ssl.report import template
+from matrix_ssl.report.figures import Curve, Figurine, Panel, stacked
+from matrix_ssl.report.formats import Cell, number, settings, whole
 
 RESULT, PAGE = "diagnose.json", "diagnose.html"
 MEASURES = {
@@ -21,11 +19,10 @@ MEASURES = {
     "erank": "eRank",
     "matrix_nuclear_norm": "nuclear norm",
 }
-_STEPS = [1, 2, 2.5, 5, 10]
 
 
 def layer_name(layer: int) -> str:
-    """How a person calls a layer; 0 is what enters the first one."""
+    """The name of a layer in tables; 0 is the input of the first one."""
     return "embeddings" if layer == 0 else f"layer {layer}"
 
 
@@ -59,22 +56,19 @@ def write_page(out: Path, result: Mapping[str, Any]) -> Path:
         ("Windows", whole(result["windows"])),
         ("Special tokens of a window", " ".join(special) or "none"),
     ]
-    environment = [(key, str(value)) for key, value in result["environment"].items()]
+    names, *rows = _table(result)
     values = {
-        "name": model["name"],
-        "verdict": _verdict(result),
+        "title": f"Representations of {model['name']} – matrix-ssl",
+        "heading": "Token representations",
+        "kind": model["name"],
+        "verdict": [_verdict(result)],
+        "notes": [],
         "facts": facts,
+        "rows": [(row[0], "", list(map(Cell, names[1:], row[1:]))) for row in rows],
         "figures": _figures(result),
-        "table": _table(result),
-        "environment": environment,
+        "environment": settings(result["environment"]),
     }
-    page, path = render("diagnosis.html", values), out / PAGE
-
-    def write(file: IO[bytes]) -> None:
-        file.write(page.encode(errors="backslashreplace"))
-
-    write_atomically(path, write)
-    return path
+    return template.write_page(out / PAGE, "diagnosis.html", values)
 
 
 def _reference(reference: Mapping[str, Any]) -> str:
@@ -116,40 +110,29 @@ def _figures(result: Mapping[str, Any]) -> list[Figurine]:
         "matrix_nuclear_norm": "Sum of the largest column norms of a window's centred tokens of length one, over their "
         "number; mean over windows. It depends on the axes.",
     }
+    layers = np.array([row["layer"] for row in rows])
     figures = []
     for key, title in MEASURES.items():
-        curves = [("model", [row[key] for row in rows])]
+        curves = [Curve("model", layers, np.array([row[key] for row in rows], np.float64))]
         if compared:
-            curves.append(("reference", [row["reference"][key] for row in rows]))
-        figures.append(_over_layers(key, title, captions[key], [row["layer"] for row in rows], curves))
+            reference = np.array([row["reference"][key] for row in rows], np.float64)
+            curves.append(Curve("reference", layers, reference))
+        figures.append(_over_layers(key, title, captions[key], curves))
     if compared:
-        curves = [("reference − model", [row["diff_erank"] for row in rows])]
         caption = (
             "Diff-eRank: eRank of the reference minus that of the model; above zero where training removed directions."
         )
-        figures.append(_over_layers("diff_erank", "Diff-eRank", caption, [row["layer"] for row in rows], curves))
-    return figures
+        difference = np.array([row["diff_erank"] for row in rows], np.float64)
+        curve = Curve("reference − model", layers, difference)
+        figures.append(_over_layers("diff_erank", "Diff-eRank", caption, [curve]))
+    return [figure for figure in figures if figure is not None]
 
 
-def _over_layers(
-    name: str, title: str, caption: str, layers: Sequence[int], curves: Sequence[tuple[str, Sequence[float]]]
-) -> Figurine:
+def _over_layers(name: str, title: str, caption: str, curves: list[Curve]) -> Figurine | None:
     """Curves of one measure over the layers."""
-    with svg.drawing():
-        figure = svg.new_figure(230)
-        axes = figure.add_subplot()
-        svg.plain_axes(axes)
-        for i, (label, values) in enumerate(curves):
-            line, marker = ("-", "o") if i == 0 else ("--", "s")
-            axes.plot(
-                layers, values, label=label, color=colour(f"series-{i}"), linestyle=line, marker=marker,
-                linewidth=1.8, markersize=4,
-            )  # fmt: skip
-        if len(curves) > 1:
-            axes.legend(frameon=False, labelcolor=colour("soft"), fontsize=svg.TEXT)
-        axes.xaxis.set_major_locator(MaxNLocator(8, steps=_STEPS, integer=True))
-        axes.yaxis.set_major_locator(MaxNLocator(4, steps=_STEPS))
-        axes.set_xlabel("layer, 0: embeddings", loc="right", color=colour("soft"))
-        ends = [f"{label}: {number(v[0])} at {layers[0]}, {number(v[-1])} at {layers[-1]}." for label, v in curves]
-        drawing = svg.inline_svg(figure, name, title=title, description=" ".join(ends))
-    return Figurine(name, title[0].upper() + title[1:] if title != "eRank" else title, caption, drawing)
+    heading = title if title == "eRank" else title[0].upper() + title[1:]
+    panel = Panel(title, curves)
+    return stacked(
+        name, title=heading, caption=caption, panels=[panel], axis="layer, 0: embeddings",
+        point=lambda layer, value: f"{number(value)} at {layer_name(int(layer))}",
+    )  # fmt: skip

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from html import escape
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -74,7 +74,7 @@ def colour(name: str) -> str:
 def drawing() -> Iterator[None]:
     """Matplotlib settings of the report; a figure must be created and saved inside."""
     with matplotlib.rc_context(), warnings.catch_warnings():
-        matplotlib.rcdefaults()  # a person's matplotlibrc must not change the page
+        matplotlib.rcdefaults()  # the user's matplotlibrc must not change the page
         matplotlib.rcParams.update(_SETTINGS)
         warnings.filterwarnings("ignore", message=r"Glyph \d+ .* missing from font")  # the browser has other fonts
         warnings.filterwarnings("ignore", message=r"Matplotlib currently does not support")  # measuring only, as above
@@ -86,16 +86,17 @@ def new_figure(height: float) -> Figure:
     return Figure(figsize=(WIDTH / 72, height / 72), layout=ConstrainedLayoutEngine(w_pad=2 / 72, h_pad=4 / 72))
 
 
-def plain_axes(axes: Axes) -> None:
-    """A base line, horizontal grid lines and quiet labels; nothing else."""
+def plain_axes(axes: Axes, *, values: Literal["x", "y"] = "y") -> None:
+    """A base line, grid lines across the axis of values, and quiet labels; nothing else."""
     for side in ("left", "right", "top"):
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color(colour("soft"))
     axes.spines["bottom"].set_linewidth(0.8)
-    axes.grid(axis="y", color=colour("rule"), linewidth=0.8)
+    axes.grid(axis=values, color=colour("rule"), linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(axis="x", color=colour("soft"), labelcolor=colour("soft"), length=3, width=0.8, labelsize=TEXT)
-    axes.tick_params(axis="y", labelcolor=colour("soft"), length=0, labelsize=TEXT)
+    names = colour("soft" if values == "y" else "ink")
+    axes.tick_params(axis="y", labelcolor=names, length=0, labelsize=TEXT)
 
 
 def inline_svg(figure: Figure, name: str, *, title: str, description: str) -> str:

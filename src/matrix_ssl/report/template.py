@@ -1,15 +1,21 @@
 """Fills the HTML templates of pages."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from matrix_ssl.report.svg import COLOURS
+from matrix_ssl.runs.files import write_atomically
 
 
-def render(name: str, values: Mapping[str, Any]) -> str:
-    """The page of the template ``name``. Text is escaped; a value that is not given is an error."""
+def write_page(path: Path, template: str, values: Mapping[str, Any]) -> Path:
+    """Writes the page of a template; text is escaped, and a value that is missing is an error.
+
+    Raises:
+        RunFolderError: the page cannot be written.
+    """
     environment = Environment(
         autoescape=True,
         undefined=StrictUndefined,
@@ -17,4 +23,7 @@ def render(name: str, values: Mapping[str, Any]) -> str:
         lstrip_blocks=True,
         loader=PackageLoader(__package__, ""),
     )
-    return environment.get_template(name).render({"colours": COLOURS, **values})
+    page = environment.get_template(template).render({"colours": COLOURS, **values})
+    content = page.encode(errors="backslashreplace")  # file names that are not Unicode
+    write_atomically(path, lambda file: file.write(content))
+    return path

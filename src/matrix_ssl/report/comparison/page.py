@@ -1,47 +1,30 @@
 """The page about a comparison: ``compare.html``, a single file that needs no network and no script."""
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, NamedTuple
 
-from matrix_ssl.config import flatten
 from matrix_ssl.report.comparison import figures
-from matrix_ssl.report.comparison.data import Comparison, Group, items, read_arms, read_results
-from matrix_ssl.report.comparison.table import ABSENT, Cell, difference_cell, rows, table_note
-from matrix_ssl.report.comparison.words import SIGNIFICANT, better, notes, pairs, verdict
-from matrix_ssl.report.run.data import finite_number, mapping
-from matrix_ssl.report.run.figures import duration, whole
+from matrix_ssl.report.comparison.data import Comparison, Group, Trial, Tuning, read_comparison
+from matrix_ssl.report.comparison.statistics import SIGNIFICANT
+from matrix_ssl.report.comparison.table import difference_cell, rows, table_note
+from matrix_ssl.report.comparison.words import notes, p_value, verdict
+from matrix_ssl.report.formats import ABSENT, Cell, duration, percent, present, settings, whole
 from matrix_ssl.report.run.results import MEASURES
-from matrix_ssl.report.template import render
-from matrix_ssl.runs.files import write_atomically
+from matrix_ssl.report.template import write_page
 
 PAGE = "compare.html"
 
 
-@dataclass(frozen=True)
-class Matrix:
-    """For each arm of a group what it is against every other, in words, with the adjusted p value."""
+class Matrix(NamedTuple):
+    """For each entry of a group whether it is better than every other, in words, with the adjusted p value."""
 
     title: str
     labels: Sequence[str]
     rows: Sequence[tuple[str, Sequence[tuple[str, str]]]]
 
 
-@dataclass(frozen=True)
-class Trial:
-    """One trial of tuning, as text; accuracy in percent."""
-
-    method: str
-    number: str
-    settings: str
-    accuracy: str
-    seconds: str
-    chosen: bool
-
-
-def write_page(out: Path) -> Path:
+def write_comparison(out: Path) -> Path:
     """Writes ``compare.html`` beside ``compare.json``; the same file gives the same bytes.
 
     A comparison that is still running gives a page of what is there.
@@ -52,193 +35,100 @@ def write_page(out: Path) -> Path:
     Raises:
         RunFolderError: ``compare.json`` is missing or damaged, or the page cannot be written.
     """
-    page = _render(read_arms(read_results(out)))
-    path = out / PAGE
-
-    def write(file: IO[bytes]) -> None:
-        file.write(page.encode(errors="backslashreplace"))
-
-    write_atomically(path, write)
-    return path
-
-
-def _render(c: Comparison) -> str:
-    groups = c.groups()
-    shown = [
-        figures.intervals(c),
-        figures.accuracy_over_time(groups),
-        figures.rank_and_entropy(groups),
-    ]
-    intervals, *training = shown
+    c = read_comparison(out)
+    groups, count = c.groups(), len({entry.method for entry in c.entries})
     values = {
         "c": c,
-        "heading": _heading(c),
-        "kind": _kind(c),
+        "title": f"{count} methods – matrix-ssl",
+        "heading": f"{count} methods compared" if count > 1 else "Comparison",
+        "kind": " · ".join(filter(None, [c.results.recipe and f"{c.results.recipe} recipe", c.results.data.name])),
         "verdict": verdict(c),
-        "notes": notes(c),
+        "notes": [(note, "") for note in notes(c)],
         "facts": _facts(c),
-        "table": rows(c),
+        "table": [(row.label, row.remark, row.cells) for row in rows(c)],
         "table_note": table_note(c),
-        "intervals": intervals,
+        "intervals": figures.intervals(c),
         "differences": _differences(c),
-        "differences_note": _differences_note(c),
         "matrices": [matrix for group in groups if (matrix := _matrix(c, group))],
         "significant": SIGNIFICANT,
-        "training": [figure for figure in training if figure],
-        "trials": _trials(c),
-        "tuning_note": _tuning_note(c),
-        "failures": c.failures,
-        "command": str(c.results.get("command") or ""),
-        "settings": _plain(mapping(c.results.get("settings"))),
-        "own_settings": _own_settings(c),
-        "environment": _plain(mapping(c.results.get("environment"))),
+        "training": list(filter(None, [figures.accuracy_over_time(groups), figures.rank_and_entropy(groups)])),
+        "trials": [(c.names[trial.method], *_trial(c, trial)) for trial in c.trials],
+        "tuning_note": _tuning_note(c, c.results.tuning) if c.results.tuning else "",
+        "settings": settings(c.results.settings),
+        "own_settings": [(e.label, _assignments(e.runs[0].settings)) for e in c.entries if e.runs],
+        "environment": settings(c.results.environment),
     }
-    return render("comparison.html", values)
-
-
-def _heading(c: Comparison) -> str:
-    count = len({arm.method for arm in c.arms})
-    return "Comparison" if count == 0 else f"{count} {'method' if count == 1 else 'methods'} compared"
-
-
-def _kind(c: Comparison) -> str:
-    data = mapping(c.results.get("data")).get("name")
-    recipe = c.results.get("recipe")
-    return " · ".join(filter(None, [f"{recipe} recipe" if recipe else "", str(data or "")]))
+    return write_page(out / PAGE, "comparison.html", values)
 
 
 def _facts(c: Comparison) -> list[tuple[str, str]]:
-    """Short answers below the headline; unknown ones are left out."""
-    r, data, environment = c.results, mapping(c.results.get("data")), mapping(c.results.get("environment"))
-    seeds = r.get("seeds")
-    failed = sum(len(arm.failures) for arm in c.arms)
-    time = sum(sum(run.costs.get("seconds", 0.0) for run in arm.runs) for arm in c.arms)
-    facts = [
-        ("Training images", _whole(data.get("train"))),
-        ("Test images", _whole(data.get("test"))),
-        ("Classes", _whole(data.get("classes"))),
-        ("Epochs", _whole(r.get("budget"))),
-        ("Epochs of the rivals", _whole(r.get("rivals_budget") or None)),
-        ("Seeds", str(len(seeds)) if isinstance(seeds, list) and seeds else ""),
-        ("Runs done", f"{c.done} of {c.planned}" if c.planned else str(c.done)),
-        ("Runs failed", str(failed) if failed else ""),
-        ("Time of all runs", duration(time) if time else ""),
-        ("Device", str(environment.get("device_name") or environment.get("device") or "")),
-    ]
-    return [(name, text) for name, text in facts if text]
+    """Short answers below the headline."""
+    r, environment = c.results, c.results.environment
+    failed = sum(len(entry.failures) for entry in c.entries)
+    time = sum(run.seconds or 0.0 for entry in c.entries for run in entry.runs)
+    return present({
+        "Training images": whole(r.data.train),
+        "Test images": whole(r.data.test),
+        "Classes": whole(r.data.classes),
+        "Epochs": whole(r.budget),
+        "Epochs of longer runs": whole(r.rivals_budget or None),
+        "Seeds": whole(len(r.seeds) or None),
+        "Runs done": f"{c.done} of {c.planned}" if c.planned else "",
+        "Runs failed": whole(failed or None),
+        "Time of all runs": duration(time) if time else "",
+        "Device": str(environment.get("device_name") or environment.get("device") or ""),
+    })  # fmt: skip
 
 
-def _differences(c: Comparison) -> list[tuple[str, list[Cell]]]:
-    """For every arm but the reference, its paired differences of all measures."""
-    found = []
-    for arm in c.ranked:
-        differences = [c.difference(arm, m.key) for m in c.measures]
+def _differences(c: Comparison) -> list[tuple[str, str, list[Cell]]]:
+    """For every entry but the reference, its paired differences of all measures."""
+    table = []
+    for entry in c.ranked:
+        differences = [c.difference(entry, m.key) for m in c.measures]
         if any(differences):
             cells = [difference_cell(m.heading, d, usual=c.seeds) for m, d in zip(c.measures, differences, strict=True)]
-            found.append((arm.label, cells))
-    return found
-
-
-def _differences_note(c: Comparison) -> str:
-    if c.reference is None:
-        return ""
-    text = f"Accuracy minus that of {c.reference.label}, in percentage points: mean over the seeds that both have"
-    if c.seeds < 2:
-        return f"{text}. With one seed there is no interval."
-    return (
-        f"{text}, and the 95% interval of Student's paired t test. Each interval stands for itself: of twenty, one "
-        "misses the truth on average. The tests below allow for their number."
-    )
+            table.append((entry.label, "", cells))
+    return table
 
 
 def _matrix(c: Comparison, group: Group) -> Matrix | None:
-    """Who is significantly better than whom; None without two arms that share two seeds."""
-    found = pairs(c, group)
-    if not any(pair.adjusted_p is not None for pair in found.values()):
+    """Who is significantly better than whom; None without two entries that share two seeds."""
+    pairs = c.pairs(group)
+    if all(pair.adjusted_p is None for pair in pairs.values()):
         return None
-    arms = [arm for arm in c.ranked if arm in group.arms and arm.scores(c.main.key)]
-    table = []
-    for a in arms:
-        cells = []
-        for b in arms:
-            pair, back = found.get((a.label, b.label)), found.get((b.label, a.label))
-            if pair is None or pair.adjusted_p is None:
-                cells.append((ABSENT if a is b else "unknown", ""))
-            else:
-                word = "better" if better(pair) else "worse" if better(back) else "unclear"
-                cells.append((word, _p_value(pair.adjusted_p)))
-        table.append((a.label, cells))
-    return Matrix(group.title, [arm.label for arm in arms], table)
+    labels = [entry.label for entry in c.ranked if entry in group.entries and entry.scores(c.main.key)]
+
+    def cell(a: str, b: str) -> tuple[str, str]:
+        pair = pairs.get((a, b))
+        if pair is None or pair.adjusted_p is None:
+            return (ABSENT if a == b else "unknown"), ""
+        word = "unclear" if not pair.significant else "better" if pair.difference.mean > 0 else "worse"
+        return word, p_value(pair.adjusted_p)
+
+    return Matrix(group.title, labels, [(a, [cell(a, b) for b in labels]) for a in labels])
 
 
-def _p_value(p: float) -> str:
-    """Two or three decimals; one that rounding would put on the limit is said to be below it."""
-    if p < 0.001:
-        return "p < 0.001"
-    if p < SIGNIFICANT and round(p, 3) >= SIGNIFICANT:
-        return f"p < {SIGNIFICANT}"
-    return f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
-
-
-def _trials(c: Comparison) -> list[Trial]:
-    tuning = mapping(c.results.get("tuning"))
-    found = []
-    for row in items(tuning.get("rows")):
-        if isinstance(row.get("method"), str):
-            score, seconds = _held_out(row, _tuning_measure(c)), finite_number(row.get("seconds"))
-            failed = row.get("error") is not None
-            found.append(Trial(
-                method=c.names[row["method"]],
-                number=_whole(row.get("trial")),
-                settings=_settings_text(mapping(row.get("settings"))),
-                accuracy="failed" if failed else ABSENT if score is None else f"{100 * score:.1f}",
-                seconds=ABSENT if seconds is None else duration(seconds),
-                chosen=row.get("chosen") is True,
-            ))  # fmt: skip
-    return found
+def _trial(c: Comparison, trial: Trial) -> tuple[str, ...]:
+    """Number, accuracy, choice, settings and time of a trial."""
+    accuracy = "failed" if trial.error is not None else percent(trial.accuracy.get(_tuning_measure(c)))
+    time = ABSENT if trial.seconds is None else duration(trial.seconds)
+    return str(trial.trial), accuracy, "chosen" if trial.chosen else "", _assignments(trial.settings), time
 
 
 def _tuning_measure(c: Comparison) -> str:
-    return str(mapping(c.results.get("tuning")).get("measure") or c.main.key)
+    return (c.results.tuning.measure if c.results.tuning else "") or c.main.key
 
 
-def _held_out(row: Mapping[str, Any], measure: str) -> float | None:
-    value = mapping(row.get("accuracy")).get(measure)
-    return finite_number(mapping(value).get("mean") if isinstance(value, Mapping) else value)
+def _tuning_note(c: Comparison, tuning: Tuning) -> str:
+    measure = next((m.heading for m in MEASURES if m.key == _tuning_measure(c)), _tuning_measure(c))
+    facts = present({
+        "Epochs of a trial": whole(tuning.budget),
+        "Accuracy": f"{measure} in percent, on training images held out from the trial; no test image is used",
+        "Held out": f"{100 * tuning.held_out:.0f}%" if tuning.held_out else "",
+        "Settings of the trials only": ", ".join(tuning.settings),
+    })  # fmt: skip
+    return ". ".join(f"{name}: {text}" for name, text in facts) + "."
 
 
-def _tuning_note(c: Comparison) -> str:
-    tuning = mapping(c.results.get("tuning"))
-    name = next((m.heading for m in MEASURES if m.key == _tuning_measure(c)), _tuning_measure(c))
-    share, epochs = finite_number(tuning.get("held_out")), _whole(tuning.get("budget"))
-    text = "Before the comparison each method was tried with several settings"
-    text += f", {epochs} epochs each. " if epochs else ". "
-    text += f"The accuracy ({name}, in percent) is that on training images"
-    text += f", {100 * share:.0f}% of them," if share else ""
-    text += " which the trial did not see: test images had no part in the choice."
-    if settings := _changed(tuning.get("settings")):
-        text += f" Trials differed from the comparison in {settings}."
-    return text
-
-
-def _changed(settings: Any) -> str:
-    """Settings as a list of KEY=VALUE or as an object."""
-    return ", ".join(map(str, settings)) if isinstance(settings, list) else _settings_text(mapping(settings), none="")
-
-
-def _settings_text(settings: Mapping[str, Any], *, none: str = "the recipe's") -> str:
-    return ", ".join(f"{name}={value}" for name, value in _plain(settings)) or none
-
-
-def _own_settings(c: Comparison) -> list[tuple[str, str]]:
-    """What each method was run with beside the shared settings."""
-    return [(arm.label, _settings_text(arm.runs[0].settings)) for arm in c.arms if arm.runs and arm.runs[0].settings]
-
-
-def _whole(value: Any) -> str:
-    n = finite_number(value)
-    return "" if n is None else whole(n)
-
-
-def _plain(values: Mapping[str, Any]) -> list[tuple[str, str]]:
-    return [(key, value if isinstance(value, str) else json.dumps(value)) for key, value in flatten(values)]
+def _assignments(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in settings(values)) or "the recipe's"

@@ -1,4 +1,4 @@
-"""Which of two methods is better, judged by the seeds that both were run with. Imports no torch.
+"""Which of two methods is better, judged by the seeds that both were run with.
 
 Two runs with one seed share what the seed decides, the order of the images and their views among it, so the
 comparison is paired: only differences within a seed count, and what makes a seed easy or hard for all methods cancels.
@@ -9,9 +9,10 @@ from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
-from scipy import special
 
 from matrix_ssl.errors import ConfigError, DataError
+
+SIGNIFICANT = 0.05  # an adjusted p value below counts as a difference
 
 
 class PairedDifference(NamedTuple):
@@ -28,10 +29,15 @@ class PairedDifference(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """One arm against another: their difference, and its p value adjusted for the number of pairs (None for n = 1)."""
+    """One entry against another; ``adjusted_p`` allows for the number of pairs and is None for n = 1."""
 
     difference: PairedDifference
     adjusted_p: float | None
+
+    @property
+    def significant(self) -> bool:
+        """Whether the adjusted p value is below ``SIGNIFICANT``."""
+        return self.adjusted_p is not None and self.adjusted_p < SIGNIFICANT
 
 
 def paired_difference(a: Sequence[float], b: Sequence[float], *, confidence: float = 0.95) -> PairedDifference:
@@ -49,21 +55,23 @@ def paired_difference(a: Sequence[float], b: Sequence[float], *, confidence: flo
     Args:
         a: (n,) scores, one for each seed.
         b: (n,) scores of the same seeds in the same order.
-        confidence: of the interval, between 0 and 1, both excluded.
+        confidence: probability that the interval covers the true difference, between 0 and 1, both excluded.
 
     Raises:
-        DataError: no scores, another number of a than of b, or a score that is not finite.
+        DataError: there are no scores, a and b differ in number, or a score is not finite.
         ConfigError: ``confidence`` is not between 0 and 1.
 
     Reference: Student, "The probable error of a mean", Biometrika 6 (1908).
     """
     if not 0 < confidence < 1:
-        raise ConfigError(f"confidence must be between 0 and 1, got {confidence}.")
+        raise ConfigError(f"The confidence must be between 0 and 1, got {confidence}.")
     x, y = np.asarray(a, np.float64), np.asarray(b, np.float64)
     if x.ndim != 1 or x.shape != y.shape or not len(x):
-        raise DataError(f"a paired difference needs as many a as b and at least one: got shapes {x.shape}, {y.shape}.")
+        raise DataError(
+            f"A paired difference needs two equally long lists of scores, got shapes {x.shape} and {y.shape}."
+        )
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
-        raise DataError("a paired difference needs finite scores.")
+        raise DataError("A paired difference needs finite scores.")
     differences = x - y
     mean, n = float(differences.mean()), len(x)
     rounding = 4 * np.finfo(np.float64).eps * max(np.abs(x).max(), np.abs(y).max())
@@ -72,10 +80,11 @@ def paired_difference(a: Sequence[float], b: Sequence[float], *, confidence: flo
         return PairedDifference(mean, None, None, None, n)
     if np.ptp(differences) <= rounding:
         return PairedDifference(mean, mean, mean, 2.0 ** (1 - n) if mean else 1.0, n)
-    error = float(differences.std(ddof=1)) / np.sqrt(n)
-    reach = float(special.stdtrit(n - 1, (1 + confidence) / 2)) * error
-    p = 2 * float(special.stdtr(n - 1, -abs(mean) / error))
-    return PairedDifference(mean, float(mean - reach), float(mean + reach), p, n)
+    from scipy import stats  # slow to import
+
+    test = stats.ttest_rel(x, y)
+    low, high = test.confidence_interval(confidence)
+    return PairedDifference(mean, float(low), float(high), float(test.pvalue), n)
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
@@ -95,7 +104,7 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     """
     known = {i: p for i, p in enumerate(p_values) if p is not None}
     if not all(0 <= p <= 1 for p in known.values()):
-        raise DataError(f"p values lie between 0 and 1: got {list(known.values())}.")
+        raise DataError(f"A p value is between 0 and 1, got {list(known.values())}.")
     adjusted: list[float | None] = [None] * len(p_values)
     largest = 0.0
     for rank, i in enumerate(sorted(known, key=known.__getitem__)):
@@ -105,28 +114,27 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
 
 def pairwise(scores: Mapping[str, Mapping[int, float]], *, confidence: float = 0.95) -> dict[tuple[str, str], Pair]:
-    """Every ordered pair of arms (a, b): the difference a - b over the seeds that both have.
+    """Every ordered pair of entries (a, b): the difference a - b over the seeds that both have.
 
     p values are adjusted by ``holm`` over all unordered pairs. Intervals are not adjusted: each alone has the given
-    confidence. Pairs without a common seed are left out.
+    confidence. Pairs without a common seed are skipped.
 
     Args:
-        scores: for each arm its score by seed.
+        scores: scores by seed, by entry.
         confidence: of each interval, between 0 and 1, both excluded.
 
     Raises:
         DataError: a score is not finite.
         ConfigError: ``confidence`` is not between 0 and 1.
     """
-    found = {}
+    differences = {}
     for a, b in combinations(scores, 2):
-        seeds = sorted(scores[a].keys() & scores[b].keys())
-        if seeds:
+        if seeds := sorted(scores[a].keys() & scores[b].keys()):
             values = [scores[a][s] for s in seeds], [scores[b][s] for s in seeds]
-            found[a, b] = paired_difference(*values, confidence=confidence)
-    adjusted = holm([difference.p for difference in found.values()])
+            differences[a, b] = paired_difference(*values, confidence=confidence)
+    adjusted = holm([difference.p for difference in differences.values()])
     pairs = {}
-    for ((a, b), difference), p in zip(found.items(), adjusted, strict=True):
+    for ((a, b), difference), p in zip(differences.items(), adjusted, strict=True):
         pairs[a, b] = Pair(difference, p)
         pairs[b, a] = Pair(_reverse(difference), p)
     return pairs

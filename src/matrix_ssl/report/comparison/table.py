@@ -1,23 +1,20 @@
-"""The arms of a comparison as one table: for a terminal, as Markdown, and as rows for the page. Imports no torch."""
+"""The entries of a comparison as one table: for a terminal, as Markdown, and as rows for the page."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from rich.box import SIMPLE
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from matrix_ssl.report.comparison.data import Arm, Comparison, Summary, read_arms
+from matrix_ssl.report.comparison.data import Comparison, Entry, Score, Summary
 from matrix_ssl.report.comparison.statistics import PairedDifference
-from matrix_ssl.report.comparison.words import notes, points, verdict
-from matrix_ssl.report.run.data import finite_number, mapping
-from matrix_ssl.report.run.figures import duration, whole
+from matrix_ssl.report.comparison.words import notes, verdict
+from matrix_ssl.report.formats import ABSENT, Cell, duration, percent, points, whole
 from matrix_ssl.report.run.results import BASELINES
 
-ABSENT = "–"
 _COSTS: tuple[tuple[str, str, Callable[[float], str], Callable[..., float]], ...] = (
     ("seconds", "time", duration, min),
     ("cpu_seconds", "CPU time", duration, min),
@@ -27,18 +24,8 @@ _COSTS: tuple[tuple[str, str, Callable[[float], str], Callable[..., float]], ...
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One number as text, lines on its spread, and whether no other in its column is better at this precision."""
-
-    heading: str
-    value: str = ABSENT
-    spread: tuple[str, ...] = ()
-    best: bool = False
-
-
-@dataclass(frozen=True)
 class Row:
-    """An arm or a baseline; ``remark`` says that it is the reference and how many of its runs failed."""
+    """An entry or a baseline; ``remark`` says that it is the reference and how many of its runs failed."""
 
     label: str
     remark: str
@@ -54,23 +41,27 @@ class Row:
 
 
 def rows(c: Comparison) -> list[Row]:
-    """Arms by descending mean of the main measure, then the baselines; every row has the same columns."""
-    arms, baselines = c.ranked, _baselines(c)
+    """Entries by descending mean of the main measure, then the baselines; every row has the same columns."""
+    entries = c.ranked
+    baselines = {b.heading: scores for b in BASELINES if (scores := c.results.baselines.get(b.key))}
     accuracy = [
-        _accuracies(m.heading, [*(arm.summary(m.key) for arm in arms), *(b.get(m.key) for b in baselines.values())])
+        _accuracies(m.heading, [*(e.summary(m.key) for e in entries), *(b.get(m.key) for b in baselines.values())])
         for m in c.measures
     ]
-    costs = [_costs(heading, [arm.cost(key) for arm in arms], text, prefer) for key, heading, text, prefer in _COSTS]
-    found = []
-    for i, arm in enumerate(arms):
-        seeds = Cell("seeds", str(len(arm.runs)))
-        of_arm = [column[i] for column in accuracy], _main_difference(c, arm), [column[i] for column in costs]
-        found.append(Row(arm.label, _remark(c, arm), seeds, *of_arm))
-    for i, name in enumerate(baselines, start=len(arms)):
-        nothing = [Cell(heading) for _, heading, _, _ in _COSTS]
-        of_baseline = [column[i] for column in accuracy], Cell(difference_heading(c)), nothing
-        found.append(Row(name, "baseline", Cell("seeds"), *of_baseline))
-    return found
+    nothing = [None] * len(baselines)
+    costs = [
+        _costs(heading, [*(entry.cost(key) for entry in entries), *nothing], text, prefer)
+        for key, heading, text, prefer in _COSTS
+    ]
+    heads = [(e.label, _remark(c, e), str(len(e.runs)), c.difference(e, c.main.key)) for e in entries]
+    heads += [(name, "baseline", ABSENT, None) for name in baselines]
+    return [
+        Row(
+            label, remark, Cell("seeds", seeds), [column[i] for column in accuracy],
+            difference_cell(difference_heading(c), difference, usual=c.seeds), [column[i] for column in costs],
+        )
+        for i, (label, remark, seeds, difference) in enumerate(heads)
+    ]  # fmt: skip
 
 
 def difference_cell(heading: str, d: PairedDifference | None, *, usual: int) -> Cell:
@@ -89,78 +80,52 @@ def difference_heading(c: Comparison) -> str:
 
 def table_note(c: Comparison) -> str:
     """How to read the table."""
-    text = "Test images classified correctly from frozen features, in percent"
-    if c.seeds > 1:
-        text += "; mean ± standard deviation over the seeds"
-    if c.reference:
-        text += f". {difference_heading(c)}: paired difference over common seeds, in points"
-        text += ", with its 95% interval" if c.seeds > 1 else ""
     return (
-        f"{text}. Time on the clock and of the CPU, images a second and peak memory are means of the pre-training; "
-        f"best of a column in bold."
+        "Test images classified correctly from frozen features, in percent: mean ± standard deviation over the seeds. "
+        f"{difference_heading(c)}: paired difference over common seeds in percentage points, with its 95% interval. "
+        "Wall-clock time, CPU time, images per second and peak memory: means of the pre-training. The best of each "
+        "column is bold."
     )
 
 
-def terminal(results: Mapping[str, Any]) -> Group:
-    """Accuracies, then costs, then what a reader must know, to print on a terminal of 80 columns or more.
-
-    Args:
-        results: what ``compare.json`` holds.
-    """
-    c = read_arms(results)
-    found = rows(c)
-    accuracy, costs = _table("accuracy in %, difference in points"), _table("cost of the pre-training")
-    for heading in ("n", *(cell.heading for row in found[:1] for cell in (*row.accuracy, row.difference))):
+def terminal(c: Comparison) -> Group:
+    """Accuracies, then costs, then verdict and notes, to print on a terminal of 80 columns or more."""
+    table = rows(c)
+    accuracy, costs = _empty("accuracy in %, difference in points"), _empty("cost of the pre-training")
+    for heading in ("n", *(cell.heading for row in table[:1] for cell in (*row.accuracy, row.difference))):
         accuracy.add_column(Text("\n".join(heading.rsplit(" ", 1))), justify="right", no_wrap=True)
     for _, heading, _, _ in _COSTS:
         costs.add_column(Text(heading), justify="right")
-    for row in found:
+    for row in table:
         accuracy.add_row(_name(row), *map(_terminal_cell, (row.seeds, *row.accuracy, row.difference)))
         if row.remark != "baseline":
             costs.add_row(_name(row), *map(_terminal_cell, row.costs))
-    texts = [Text(text) for text in [*verdict(c), *notes(c)]]
-    return Group(accuracy, costs, *texts)
+    return Group(accuracy, costs, *map(Text, [*verdict(c), *notes(c)]))
 
 
-def markdown(results: Mapping[str, Any]) -> str:
-    """The table in Markdown, the best of each column bold, and below it what a reader must know.
-
-    Args:
-        results: what ``compare.json`` holds.
-    """
-    c = read_arms(results)
-    found = rows(c)
-    headings = ["method", *(cell.heading for cell in found[0].cells)] if found else ["method"]
+def markdown(c: Comparison) -> str:
+    """The table in Markdown, the best of each column bold, and below it note, verdict and notes."""
+    table = rows(c)
+    headings = ["method", *(cell.heading for row in table[:1] for cell in row.cells)]
     lines = [_line(map(_escape, headings)), _line(["---", *("--:" for _ in headings[1:])])]
-    for row in found:
+    for row in table:
         remark = f" ({_escape(row.remark)})" if row.remark else ""
         lines.append(_line([_escape(row.label) + remark, *map(_markdown_cell, row.cells)]))
     sentences = [_escape(text) for text in [table_note(c), *verdict(c), *notes(c)]]
     return "\n".join(lines) + "\n\n" + "\n\n".join(sentences) + "\n"
 
 
-def _baselines(c: Comparison) -> dict[str, dict[str, Summary]]:
-    """Accuracies of raw pixels and of the untrained network, as far as they were measured."""
-    found = {}
-    for baseline in BASELINES:
-        entries = mapping(mapping(c.results.get("baselines")).get(baseline.key))
-        means = {key: finite_number(mapping(entry).get("mean")) for key, entry in entries.items()}
-        scores = {key: Summary(mean, 0.0, 1) for key, mean in means.items() if mean is not None}
-        if scores:
-            found[baseline.heading] = scores
-    return found
+def _accuracies(heading: str, column: Sequence[Summary | Score | None]) -> list[Cell]:
+    best = max((percent(s.mean) for s in column if s), key=float, default="")
+    return [
+        Cell(heading, percent(s.mean), (f"± {percent(s.sd)}",) if _has_spread(s) else (), percent(s.mean) == best)
+        if s else Cell(heading)
+        for s in column
+    ]  # fmt: skip
 
 
-def _accuracies(heading: str, column: Sequence[Summary | None]) -> list[Cell]:
-    best = max((f"{100 * s.mean:.1f}" for s in column if s), key=float, default="")
-    cells = []
-    for s in column:
-        if s is None:
-            cells.append(Cell(heading))
-        else:
-            value, spread = f"{100 * s.mean:.1f}", (f"± {100 * s.sd:.1f}",) if s.n > 1 else ()
-            cells.append(Cell(heading, value, spread, value == best))
-    return cells
+def _has_spread(s: Summary | Score) -> bool:
+    return isinstance(s, Summary) and s.n > 1
 
 
 def _costs(
@@ -171,16 +136,11 @@ def _costs(
     return [Cell(heading) if v is None else Cell(heading, text(v), best=text(v) == best) for v in column]
 
 
-def _main_difference(c: Comparison, arm: Arm) -> Cell:
-    return difference_cell(difference_heading(c), c.difference(arm, c.main.key), usual=c.seeds)
+def _remark(c: Comparison, entry: Entry) -> str:
+    return ", ".join(filter(None, ["reference" if entry is c.reference else "", entry.remark]))
 
 
-def _remark(c: Comparison, arm: Arm) -> str:
-    failed = f"{len(arm.failures)} of {len(arm.failures) + len(arm.runs)} failed" if arm.failures else ""
-    return ", ".join(filter(None, ["reference" if arm is c.reference else "", failed]))
-
-
-def _table(title: str) -> Table:
+def _empty(title: str) -> Table:
     table = Table(title=Text(title), title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("", overflow="fold")
     return table
@@ -202,7 +162,7 @@ def _markdown_cell(cell: Cell) -> str:
     return " ".join([f"**{cell.value}**" if cell.best else cell.value, *cell.spread])
 
 
-def _line(cells: Any) -> str:
+def _line(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from matrix_ssl.config import RunConfig
-from matrix_ssl.report.run.figures import Curve
+from matrix_ssl.report.figures import Curve
 from matrix_ssl.runs.folder import ENVIRONMENT, EVALUATION, METRICS, SUMMARY, read_config
 
 # Keys of metrics.jsonl with a meaning of their own; every other number on a line is a term of the loss.
@@ -55,7 +55,7 @@ class RunData:
         if not finite:
             return None
         steps, values = zip(*finite, strict=True)
-        return Curve(label, np.array(steps, np.int64), np.array(values, np.float64), skipped=len(logged) - len(finite))
+        return Curve(label, np.array(steps, np.int64), np.array(values, np.float64), missing=len(logged) - len(finite))
 
     def loss_terms(self) -> list[str]:
         """Names of all logged numbers without another meaning, in the order of their first appearance."""

@@ -2,26 +2,24 @@
 
 import base64
 import io
-import json
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from matrix_ssl.config import flatten, to_dict
+from matrix_ssl.config import to_dict
+from matrix_ssl.report.figures import Curve, Figurine, Panel, stacked
+from matrix_ssl.report.formats import duration, number, settings, whole
 from matrix_ssl.report.run import figures
 from matrix_ssl.report.run.data import RunData, finite_number, mapping, read_run
-from matrix_ssl.report.run.figures import Curve, Figurine, Panel, duration, number, whole
-from matrix_ssl.report.run.protocols import ResultTable, read_tables
+from matrix_ssl.report.run.protocols import read_tables
 from matrix_ssl.report.run.results import MEASURES, alarms, comparison, comparison_note, verdict
-from matrix_ssl.report.template import render
-from matrix_ssl.runs.files import write_atomically
+from matrix_ssl.report.template import write_page
 from matrix_ssl.runs.folder import SKIPPED
 
 COMMANDS = {  # what the page tells a reader to type, from the folder that holds the run
@@ -53,25 +51,18 @@ def write_report(run: Path) -> Path:
     Raises:
         RunFolderError: it is not a run folder, its config.json is damaged, or the page cannot be written.
     """
-    page = _render(read_run(run), read_tables(run))
-    path = run / "report.html"
-
-    def write(file: IO[bytes]) -> None:
-        file.write(page.encode(errors="backslashreplace"))
-
-    write_atomically(path, write)
-    return path
-
-
-def _render(data: RunData, tables: Sequence[ResultTable]) -> str:
-    run = shlex.quote(data.name)
+    data, tables = read_run(run), read_tables(run)
+    commands = {name: command.format(run=shlex.quote(data.name)) for name, command in COMMANDS.items()}
     values = {
         "data": data,
-        "source": _source_name(data),
-        "verdict": verdict(data),
+        "title": f"{data.name} – matrix-ssl report",
+        "heading": data.name,
+        "kind": f"{data.config.recipe} recipe · {data.config.method.name} · {_source_name(data)}",
+        "verdict": [verdict(data)],
+        "notes": [(note.text, commands.get(note.command, "")) for note in data.notes],
         "alarms": alarms(data.lines),
         "facts": _facts(data),
-        "commands": {name: command.format(run=run) for name, command in COMMANDS.items()},
+        "commands": commands,
         "measures": MEASURES,
         "comparison": comparison(data.summary),
         "comparison_note": comparison_note(data.summary),
@@ -82,10 +73,10 @@ def _render(data: RunData, tables: Sequence[ResultTable]) -> str:
         "absent": _absent(data),
         "gallery": _gallery(data),
         "agreement": _agreement(data),
-        "settings": _settings(to_dict(data.config)),
-        "environment": _settings(data.environment),
+        "settings": settings(to_dict(data.config)),
+        "environment": settings(data.environment),
     }
-    return render("run.html", values)
+    return write_page(run / "report.html", "run.html", values)
 
 
 def _facts(data: RunData) -> list[tuple[str, str]]:
@@ -142,14 +133,14 @@ def _training_figures(data: RunData) -> list[Figurine]:
             "online", "Accuracy during training",
             [
                 Panel("held-out images", _curves(data, online_linear="linear", online_knn="20-NN"), bottom=0.0),
-                Panel("views to learn from", _curves(data, online_train="linear"), bottom=0.0),
+                Panel("training views", _curves(data, online_train="linear"), bottom=0.0),
             ],
             "Correct answers of a linear classifier that learns beside the encoder, and of a vote of the 20 nearest "
             "neighbours. The held-out images are a fifth of the training images, whose labels neither has seen. "
             "The encoder does not notice any of this.",
         ),
         _figure(
-            "teacher", "Likeness of teacher and student",
+            "teacher", "Teacher-student similarity",
             [Panel("mean cosine", _curves(data, teacher_similarity="teacher and student"), top=1.0)],
             "Mean cosine between the embeddings of the student for one view and of the slow teacher, or without one of "
             "the network itself, for the other. A healthy run stays below 1 and rises slowly; 1 from the start means "
@@ -161,7 +152,7 @@ def _training_figures(data: RunData) -> list[Figurine]:
 def _rank_figure(data: RunData) -> Figurine | None:
     ranks = _curves(data, effective_rank="features", effective_rank_projection="projection")
     entropies = _curves(data, matrix_entropy="features")
-    entropies += [replace(c, values=np.log(np.maximum(c.values, 1))) for c in ranks if c.name == "projection"]
+    entropies += [replace(c, y=np.log(np.maximum(c.y, 1))) for c in ranks if c.label == "projection"]
     return _figure(
         "rank", "Effective rank and matrix entropy",
         [
@@ -199,9 +190,7 @@ def _schedule_figures(data: RunData) -> list[Figurine]:
 
 
 def _figure(name: str, title: str, panels: Sequence[Panel], caption: str) -> Figurine | None:
-    """The figure of the panels that have data; None without any."""
-    filled = [panel for panel in panels if panel.curves]
-    return figures.curves_over_steps(name, title=title, caption=caption, panels=filled) if filled else None
+    return stacked(name, title=title, caption=caption, panels=panels)
 
 
 def _present(*found: Figurine | None) -> list[Figurine]:
@@ -220,7 +209,7 @@ def _absent(data: RunData) -> list[str]:
         "effective_rank": "the effective rank",
         "effective_rank_projection": "the effective rank of the projection",
         "matrix_entropy": "the matrix entropy",
-        "teacher_similarity": "the likeness of teacher and student",
+        "teacher_similarity": "the teacher-student similarity",
         "spectrum": "the spectrum",
         "learning_rate": "the learning rate",
         "teacher_momentum": "the teacher's momentum",
@@ -286,7 +275,3 @@ def _agreement(data: RunData) -> str:
         return ""
     same, shown = int(((near == query) & labelled).sum()), int(labelled.sum())
     return f"Of the {shown} neighbours shown, {same} have the class of their query; the others are underlined."
-
-
-def _settings(values: Mapping[str, Any]) -> list[tuple[str, str]]:
-    return [(key, value if isinstance(value, str) else json.dumps(value)) for key, value in flatten(values)]

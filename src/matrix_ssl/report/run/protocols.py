@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from matrix_ssl.report.formats import whole
 from matrix_ssl.report.run.data import finite_number, mapping
-from matrix_ssl.report.run.figures import whole
 from matrix_ssl.runs.display import measure_name
 
 _ORDER = ("knn", "linear", "low-shot", "transfer", "linear-sgd", "semi-supervised", "fine-tune")

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from matrix_ssl.report.formats import whole
 from matrix_ssl.report.run.data import RunData, finite_number, mapping
-from matrix_ssl.report.run.figures import whole
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,8 @@ def verdict(data: RunData) -> str:
     why = "Not evaluated yet." if labelled else "These images have no labels to measure accuracy with."
     of = f" of at most {len(spectra[-1][1])}" if spectra else ""
     return (
-        f"{why} The effective rank of the features went from {rank.values[0]:.3g} to {rank.values[-1]:.3g}{of} "
-        f"between steps {whole(rank.steps[0])} and {whole(rank.steps[-1])}."
+        f"{why} The effective rank of the features went from {rank.y[0]:.3g} to {rank.y[-1]:.3g}{of} "
+        f"between steps {whole(rank.x[0])} and {whole(rank.x[-1])}."
     )
 
 

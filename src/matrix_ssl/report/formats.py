@@ -1,0 +1,59 @@
+"""Numbers as text: a true minus sign, commas between thousands, and an en dash for what is absent."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from matrix_ssl.config import flatten
+
+ABSENT = "–"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number of a table as text, lines on its spread, and whether no other in its column is better."""
+
+    heading: str
+    value: str = ABSENT
+    spread: tuple[str, ...] = ()
+    best: bool = False
+
+
+def number(value: float) -> str:
+    """Up to four significant digits."""
+    return f"{value:.4g}".replace("-", "−")
+
+
+def whole(value: float | None) -> str:
+    """An integer; empty for None."""
+    return "" if value is None else f"{int(value):,}"
+
+
+def percent(share: float | None, *, sign: str = "") -> str:
+    """A share or accuracy between 0 and 1 in percent, with one decimal; ``sign="+"`` for differences."""
+    return ABSENT if share is None else f"{100 * share:{sign}.1f}".replace("-", "−")
+
+
+def points(difference: float, *, sign: str = "") -> str:
+    """A difference of accuracies in percentage points, with two decimals; zero has no sign."""
+    text = f"{100 * difference:{sign}.2f}"
+    return "0.00" if float(text) == 0 else text.replace("-", "−")
+
+
+def duration(seconds: float) -> str:
+    """A time in the unit that suits it: seconds, minutes or hours."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def settings(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Nested settings as pairs of a dotted key and its value."""
+    return [(key, value if isinstance(value, str) else json.dumps(value)) for key, value in flatten(values)]
+
+
+def present(facts: Mapping[str, str]) -> list[tuple[str, str]]:
+    """The facts that are known, in their order."""
+    return [(name, text) for name, text in facts.items() if text]
