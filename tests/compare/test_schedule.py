@@ -1,5 +1,6 @@
 """Where the jobs of a comparison run, and what counts as their result; the jobs here do no work."""
 
+import dataclasses
 import itertools
 import os
 import subprocess
@@ -61,8 +62,9 @@ class TestPlaces:
 
 def make_plan(*settings: str, epochs: int = 2) -> Plan:
     """A plan of one method and two seeds."""
+    base = dataclasses.replace(outline("demo", None, settings), seed=0)
     return Plan(
-        base=dataclasses.replace(outline("demo", None, settings), seed=0), methods=("simsiam",), reference="simsiam", seeds=2, budget=epochs,
+        base=base, methods=("simsiam",), reference="simsiam", seeds=2, budget=epochs,
         rivals_budget=0, trials=1, tuning_budget=1, tuning_settings=(), measure="linear",
     )  # fmt: skip
 

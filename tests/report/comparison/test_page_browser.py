@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from matrix_ssl.report.comparison.page import write_page
+from matrix_ssl.report.comparison.page import write_comparison
 from tests.report.run import test_page_browser as of_report
 from tests.support.synthetic_comparison import METHODS, failed, make_comparison
 
@@ -14,21 +14,21 @@ pytestmark = of_report.pytestmark
 browser = of_report.browser
 
 
-@pytest.fixture(scope="module", params=["ten", "rivals", "one"])
+@pytest.fixture(scope="module", params=["ten", "longer", "one"])
 def page(request, tmp_path_factory) -> Path:
     """Pages of the kinds of comparison that look different."""
     if request.param == "ten":
         results = make_comparison()
         results["rows"][10:12] = [failed("byol", 0), failed("byol", 1, "an_error_without_any_space_" * 9)]
         results["rows"][0]["settings"] = {"method.a_setting_with_a_long_name": "x" * 90}
-    elif request.param == "rivals":
+    elif request.param == "longer":
         longest = ["matrix_ssl", "maximum_entropy_coding_as_published", "simsiam", f"/tmp/{'y' * 50}.py"]
         results = make_comparison(seeds=3, methods=longest, rivals_budget=1600)
     else:
         results = make_comparison(seeds=1, methods=METHODS[:2])
     out = tmp_path_factory.mktemp("out")
     (out / "compare.json").write_text(json.dumps(results), encoding="utf-8")
-    return write_page(out)
+    return write_comparison(out)
 
 
 def test_console_is_quiet_and_the_network_unused(browser, page):
@@ -79,7 +79,7 @@ def test_dark_mode_recolours_page_and_drawings(browser, page):
 def test_a_phone_shows_every_number_with_its_heading(browser, page):
     of_report.show(browser, page, width=360)
     heading, width = browser.execute_script("""
-        const cell = document.querySelector('.arms tbody td:nth-child(3)');
+        const cell = document.querySelector('.comparison tbody td:nth-child(3)');
         return [getComputedStyle(cell, '::before').content, cell.closest('table').getBoundingClientRect().width]""")
     assert heading == '"1 label"'
     assert width <= 360
@@ -93,5 +93,5 @@ def test_it_needs_no_script(browser, page):
     finally:
         browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
     shown = json.dumps(text)
-    assert "is first" in shown
+    assert "Best linear accuracy" in shown
     assert "Accuracy against time" in shown

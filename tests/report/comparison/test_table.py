@@ -2,30 +2,41 @@ import io
 import json
 import math
 import re
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from matrix_ssl.errors import RunFolderError
-from matrix_ssl.report.comparison.data import method_names, read_arms, read_results
-from matrix_ssl.report.comparison.table import markdown, points, rows, terminal
-from matrix_ssl.report.comparison.words import notes, verdict
+from matrix_ssl.report.comparison import table
+from matrix_ssl.report.comparison.data import Comparison, method_names, parse_comparison, read_comparison
+from matrix_ssl.report.comparison.table import rows
+from matrix_ssl.report.comparison.words import notes, p_value, verdict
+from matrix_ssl.report.formats import points
 from tests.support.synthetic_comparison import METHODS, failed, make_comparison, make_row, score
 
 
 def small(accuracies: dict[str, list[float]], **more) -> dict:
     """Results with a linear accuracy for each method and seed."""
-    made = [
+    runs = [
         {"method": m, "seed": s, "epochs": 4, "accuracy": {"linear": score(value)}}
         for m, values in accuracies.items() for s, value in enumerate(values)
     ]  # fmt: skip
     seeds = list(range(max(map(len, accuracies.values()))))
-    return {"methods": list(accuracies), "reference": "a", "budget": 4, "seeds": seeds, "rows": made} | more
+    return {"methods": list(accuracies), "reference": "a", "budget": 4, "seeds": seeds, "rows": runs} | more
+
+
+def read(results: object) -> Comparison:
+    return parse_comparison(results, Path("compare.json"))
+
+
+def markdown(results: dict) -> str:
+    return table.markdown(read(results))
 
 
 def printed(results: dict, width: int) -> list[str]:
     console = Console(file=io.StringIO(), width=width)
-    console.print(terminal(results))
+    console.print(table.terminal(read(results)))
     return console.file.getvalue().splitlines()
 
 
@@ -34,7 +45,7 @@ def cells(line: str) -> list[str]:
 
 
 def test_mean_deviation_and_difference_worked_by_hand():
-    found = {row.label: row for row in rows(read_arms(small({"a": [0.5, 0.6, 0.7], "b": [0.8, 0.8, 0.8]})))}
+    found = {row.label: row for row in rows(read(small({"a": [0.5, 0.6, 0.7], "b": [0.8, 0.8, 0.8]})))}
     (accuracy,) = found["a"].accuracy
     assert (accuracy.value, accuracy.spread, accuracy.best) == ("60.0", ("± 10.0",), False)
     (accuracy,) = found["b"].accuracy
@@ -47,9 +58,9 @@ def test_mean_deviation_and_difference_worked_by_hand():
     assert found["a"].remark == "reference"
 
 
-def test_arms_come_by_the_main_measure_and_are_labelled_by_method_and_epochs():
+def test_entries_come_by_the_main_measure_and_are_labelled_by_method_and_epochs():
     results = make_comparison(seeds=2, methods=[METHODS[0], METHODS[1], METHODS[-1]], rivals_budget=24)
-    labels = [row.label for row in rows(read_arms(results))]
+    labels = [row.label for row in rows(read(results))]
     assert set(labels) == {
         "matrix_ssl", "simsiam", "own", "simsiam, 24 epochs", "own, 24 epochs", "raw pixels", "untrained network",
     }  # fmt: skip
@@ -72,7 +83,7 @@ def test_ten_methods_fit_on_a_terminal(width):
     text = "\n".join(lines)
     assert max(map(len, lines)) <= width
     assert "…" not in text
-    for row in rows(read_arms(results)):
+    for row in rows(read(results)):
         line = next(line for line in lines if line.strip().startswith(row.label.split()[0]))
         assert all(cell.value in line.split() for cell in row.accuracy), row.label
     assert re.search(r"−0\.57.*\n.*\[−0\.91, −0\.23\]", text)
@@ -107,7 +118,7 @@ def test_best_time_is_the_shortest_and_the_best_rate_the_highest():
     results = small({"a": [0.5], "b": [0.6]})
     results["rows"][0] |= {"seconds": 7.0, "cpu_seconds": 9.0, "images_per_second": 100.0, "peak_memory_mib": 9.0}
     results["rows"][1] |= {"seconds": 70.0, "cpu_seconds": 8.0, "images_per_second": 200.0, "peak_memory_mib": 90.0}
-    a, b = sorted(rows(read_arms(results)), key=lambda row: row.label)
+    a, b = sorted(rows(read(results)), key=lambda row: row.label)
     assert [cell.best for cell in a.costs] == [True, False, False, True]
     assert [cell.best for cell in b.costs] == [False, True, True, False]
 
@@ -116,8 +127,8 @@ def test_failed_runs_are_counted_everywhere():
     results = make_comparison(methods=METHODS[:3])
     results["rows"][5:7] = [failed("simsiam", 0), failed("simsiam", 1)]
     results["rows"][10:] = [failed("byol", seed) for seed in range(5)]
-    c = read_arms(results)
-    assert [len(arm.failures) for arm in c.arms] == [0, 2, 5]
+    c = read(results)
+    assert [len(entry.failures) for entry in c.entries] == [0, 2, 5]
     for text in (markdown(results), "\n".join(printed(results, 100)), " ".join(notes(c))):
         assert "2 of 5 failed" in text
         assert "5 of 5 failed" in text
@@ -127,86 +138,116 @@ def test_failed_runs_are_counted_everywhere():
 
 def test_one_seed_has_no_spread():
     results = make_comparison(seeds=1, methods=METHODS[:3])
-    text = markdown(results)
-    assert "±" not in text
-    assert "[" not in text
-    assert "One seed only" in text
-    assert "with one seed nothing can be said" in text
+    c = read(results)
+    assert not any(cell.spread for row in rows(c) for cell in row.cells)
+    assert len(notes(c)) == 1 and "One seed" in notes(c)[0]
 
 
 def test_a_comparison_that_is_running():
     results = make_comparison(seeds=3, methods=METHODS[:3], rivals_budget=160)
+    assert notes(read(results)) == []
     results["rows"] = results["rows"][:4]
-    assert "4 of 15 runs are done" in markdown(results)
-    assert "runs are done" not in markdown(make_comparison(seeds=3, methods=METHODS[:3], rivals_budget=160))
+    assert "4 of 15 runs" in notes(read(results))[0]
 
 
-def test_nothing_yet():
-    for results in ({}, {"rows": []}, {"rows": None, "methods": 3, "baselines": []}):
-        assert "Nothing has been measured yet." in markdown(results)
-        assert "Nothing has been measured yet." in "\n".join(printed(results, 80))
+@pytest.mark.parametrize("results", [{}, {"rows": []}])
+def test_nothing_yet(results):
+    assert verdict(read(results)) == ["Nothing has been measured yet."]
+    assert verdict(read(results))[0] in markdown(results) and verdict(read(results))[0] in printed(results, 80)[-1]
 
 
-def test_a_repeated_run_replaces_the_earlier_one_and_unreadable_rows_are_counted():
+def test_a_repeated_run_replaces_the_earlier_one():
     results = small({"a": [0.5, 0.6]})
-    results["rows"] += [{"method": "a", "seed": 0, "epochs": 4, "error": "no"}, {"seed": 1}, "text", None]
-    c = read_arms(results)
-    assert (c.arms[0].scores("linear"), len(c.arms[0].failures), c.unreadable) == ({1: 0.6}, 1, 3)
-    assert "cannot be read: 3" in " ".join(notes(c))
+    results["rows"] += [{"method": "a", "seed": 0, "epochs": 4, "error": "no"}]
+    (entry,) = read(results).entries
+    assert (entry.scores("linear"), len(entry.failures)) == ({1: 0.6}, 1)
 
 
-def test_numbers_that_are_none_are_left_out():
+def test_what_is_missing_is_empty():
     results = small({"a": [0.5, 0.6, 0.7]})
-    results["rows"][0]["accuracy"]["linear"]["mean"] = float("nan")
-    results["rows"][1]["accuracy"] = None
-    results["rows"][2] |= {"seconds": "long", "images_per_second": None, "curve": 3}
-    (arm,) = read_arms(results).arms
-    assert arm.scores("linear") == {2: 0.7}
-    assert arm.cost("seconds") is None
+    del results["rows"][0]["accuracy"]
+    results["rows"][1] |= {"seconds": 3.0, "images_per_second": None, "curve": [{"step": 1, "loss": None}]}
+    (entry,) = read(results).entries
+    assert entry.scores("linear") == {1: 0.6, 2: 0.7}
+    assert (entry.cost("seconds"), entry.cost("images_per_second")) == (3.0, None)
 
 
-def test_verdicts():
-    def said(**accuracies):
-        return " ".join(verdict(read_arms(small(accuracies, data={"test": 1234}))))
+@pytest.mark.parametrize(
+    ("change", "place"),
+    [
+        ({"rows": [3]}, "rows.0"),
+        ({"rows": None}, "rows"),
+        ({"methods": 3}, "methods"),
+        ({"tuning": []}, "tuning"),
+        ({"baselines": []}, "baselines"),
+        ({"data": {"test": "many"}}, "data.test"),
+        ({"rows": [{"seed": 1}]}, "rows.0.method"),
+        ({"rows": [{"method": "a", "seed": 1, "seconds": "long"}]}, "rows.0.seconds"),
+        ({"rows": [{"method": "a", "seed": 1, "seconds": 10**400}]}, "rows.0.seconds"),
+        ({"rows": [{"method": "a", "seed": 1, "curve": 3}]}, "rows.0.curve"),
+        ({"rows": [{"method": "a", "seed": 1, "accuracy": {"linear": {"mean": math.nan}}}]}, "rows.0.accuracy.linear"),
+    ],
+)
+def test_what_is_wrong_is_an_error_that_names_file_and_place(tmp_path, change, place):
+    (tmp_path / "compare.json").write_text(json.dumps(small({"a": [0.5]}) | change))
+    with pytest.raises(
+        RunFolderError, match=rf"compare\.json is damaged at {re.escape(place)}.*run matrix-ssl compare"
+    ):
+        read_comparison(tmp_path)
 
-    clear = said(a=[0.5, 0.6, 0.7], b=[0.7, 0.81, 0.9])
-    assert "b is first: it classifies 80.3% of the 1,234 test images correctly, a 60.0% (difference 20.33" in clear
-    assert "that it is better than the other is significant" in clear
-    assert "a, the reference, is number 2 of 2 with 60.0%" in clear
-    chance = said(a=[0.5, 0.6, 0.7], b=[0.4, 0.7, 0.8])  # t = 0.5, two degrees of freedom
-    assert "over 3 seeds no lead is significant" in chance and "Holm-adjusted p at least 0.67" in chance
-    mixed = said(a=[0.5, 0.6, 0.7], b=[0.48, 0.61, 0.7], c=[0.1, 0.2, 0.31])
-    assert "the lead over b is not significant, that over the other one is" in mixed
-    assert "a and b are first alike" in said(a=[0.5, 0.6], b=[0.6, 0.5])
-    assert "with one seed nothing can be said" in said(a=[0.5], b=[0.6])
-    assert "with one common seed nothing can be said" in said(a=[0.5, 0.6], b=[0.9])
-    assert "no other method has been measured yet" in said(a=[0.5, 0.6])
+
+@pytest.mark.parametrize(
+    ("accuracies", "sentence"),
+    [
+        (
+            {"a": [0.5, 0.6, 0.7], "b": [0.7, 0.81, 0.9]},
+            "b with 80.3% of 1,234 test images, then a with 60.0% (difference 20.33 points, 95% interval 18.90 to "
+            "21.77, Holm-adjusted p < 0.001).",
+        ),
+        (
+            {"a": [0.5, 0.6, 0.7], "b": [0.4, 0.7, 0.8]},  # t = 0.5, two degrees of freedom
+            "b with 63.3% of 1,234 test images, then a with 60.0% (difference 3.33 points, 95% interval −25.35 to "
+            "32.02, Holm-adjusted p = 0.67).",
+        ),
+        (  # one test image more with every seed: a t test without spread would give p = 0
+            {"a": [0.5, 0.6, 0.7], "b": [0.51, 0.61, 0.71]},
+            "b with 61.0% of 1,234 test images, then a with 60.0% (difference 1.00 points, 95% interval 1.00 to 1.00, "
+            "Holm-adjusted p = 0.25).",
+        ),
+        (
+            {"a": [0.5, 0.6], "b": [0.9]},
+            "b with 90.0% of 1,234 test images, then a with 55.0% (difference 40.00 points, one common seed).",
+        ),
+        ({"a": [0.5, 0.6]}, "a with 55.0% of 1,234 test images; no other method has been measured yet."),
+    ],
+)
+def test_the_verdict_has_best_second_difference_interval_and_p(accuracies, sentence):
+    assert verdict(read(small(accuracies, data={"test": 1234}))) == [f"Best linear accuracy at 4 epochs: {sentence}"]
 
 
-def test_the_first_of_a_few_unequal_steps_is_not_called_significant():
-    # one test image more with every seed: a t test without spread would give p = 0
-    said = " ".join(verdict(read_arms(small({"a": [0.5, 0.6, 0.7], "b": [0.51, 0.61, 0.71]}))))
-    assert "b is first" in said
-    assert "no lead is significant" in said
-
-
-def test_longer_training_of_the_rivals_is_judged_apart():
+def test_longer_training_is_a_sentence_of_its_own():
     results = make_comparison(seeds=5, methods=METHODS[:3])
     longer = [make_row(METHODS[i], i, seed, 160) for i in (1, 2) for seed in range(5)]
     for row in longer:
         row["accuracy"]["linear"]["mean"] += 0.02
     results["rows"] += longer
-    first, second, place = verdict(read_arms(results))
-    assert first.startswith("With all labels and a linear classifier, matrix_ssl is first")
-    assert second.startswith("At 160 epochs (matrix_ssl 80 epochs), with all labels and a linear classifier, ")
-    assert "160 epochs is first" in second
-    assert place == "matrix_ssl, the reference, is number 3 of 3 with 98.3%."
+    first, second = verdict(read(results))
+    assert "at 80 epochs: matrix_ssl with 98.3%" in first
+    assert "at 160 epochs (matrix_ssl 80 epochs): simsiam, 160 epochs with" in second
+
+
+@pytest.mark.parametrize(
+    ("p", "text"),
+    [(0.0004, "p < 0.001"), (0.012, "p = 0.012"), (0.0499, "p < 0.05"), (0.0501, "p = 0.050"), (0.25, "p = 0.25")],
+)
+def test_p_values(p, text):
+    assert p_value(p) == text
 
 
 def test_another_main_measure():
     results = make_comparison(seeds=2, methods=METHODS[:2]) | {"measure": "knn_20"}
     assert "20-NN − matrix_ssl" in markdown(results)
-    assert verdict(read_arms(results))[0].startswith("By a vote of the 20 nearest neighbours, matrix_ssl is first")
+    assert "Best 20-NN accuracy" in verdict(read(results))[0]
 
 
 def test_labels_are_escaped_in_markdown_and_plain_on_a_terminal():
@@ -225,11 +266,11 @@ def test_points(difference, sign, text):
     assert points(difference, sign=sign) == text
 
 
-def test_devices_and_bad_steps_are_told():
+def test_devices_and_bad_steps_are_noted():
     results = make_comparison(seeds=1, methods=METHODS[:2])
     results["rows"][0] |= {"environment": {"device_name": "Other"}, "bad_steps": 3}
-    text = " ".join(notes(read_arms(results)))
-    assert "Other and Some Processor" in text
+    text = " ".join(notes(read(results)))
+    assert "Other, Some Processor" in text
     assert "matrix_ssl 3" in text
 
 
@@ -238,6 +279,6 @@ def test_a_file_that_holds_no_comparison_is_refused(tmp_path, content):
     if content is not None:
         (tmp_path / "compare.json").write_bytes(content)
     with pytest.raises(RunFolderError, match=r"compare\.json.*(choose|run matrix-ssl compare)"):
-        read_results(tmp_path)
-    (tmp_path / "compare.json").write_text(json.dumps({"rows": []}))
-    assert read_results(tmp_path) == {"rows": []}
+        read_comparison(tmp_path)
+    (tmp_path / "compare.json").write_text('{"rows": []}')
+    assert read_comparison(tmp_path).entries == []

@@ -5,7 +5,6 @@ import os
 import re
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 
 import matplotlib
@@ -15,52 +14,17 @@ from PIL import Image
 
 from matrix_ssl.errors import RunFolderError
 from matrix_ssl.report import write_report
+from matrix_ssl.report.figures import Curve, thin
 from matrix_ssl.report.run import figures
 from matrix_ssl.report.run.data import read_run
 from matrix_ssl.report.run.results import alarms, verdict
 from matrix_ssl.report.svg import COLOURS
+from tests.support.pages import Page, check_page, read_page
 from tests.support.synthetic_run import CLASSES, DIMENSION, make_arrays, make_lines, make_run
-
-VOID = {"meta", "link", "img", "br", "path", "use"}
-
-
-class Page(HTMLParser):
-    """Elements with their attributes and text, and a check that tags are balanced."""
-
-    def __init__(self, text: str):
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.texts: list[tuple[tuple[str, ...], str]] = []
-        self.open: list[str] = []
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        if tag not in VOID:
-            assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if data.strip():
-            self.texts.append((tuple(self.open), " ".join(data.split())))
-
-    def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.elements if name == tag]
-
-    def text(self, within: str = "body") -> str:
-        return " ".join(text for path, text in self.texts if within in path)
 
 
 def report(run: Path) -> Page:
-    return Page(write_report(run).read_text(encoding="utf-8"))
+    return read_page(write_report(run))
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +41,7 @@ def test_sections_come_in_the_promised_order(page):
         "Loss",
         "Terms of the loss",
         "Effective rank and matrix entropy",
-        "Likeness of teacher and student",
+        "Teacher-student similarity",
         "Representation",
         "Spectrum of the features",
         "Map of the embeddings",
@@ -85,7 +49,7 @@ def test_sections_come_in_the_promised_order(page):
         "Settings and use",
         "Schedule",
         "Use the encoder",
-        "What it was made with",
+        "Configuration",
     ]
 
 
@@ -145,35 +109,8 @@ def test_projection_entropy_is_the_logarithm_of_its_rank(page):
     assert f"projection: 0 at step 0, {np.log(rank):.4g} at step 1,990" in page.text("desc")
 
 
-def test_ids_are_unique_and_references_resolve(page):
-    ids = [element["id"] for _, element in page.elements if "id" in element]
-    assert len(ids) == len(set(ids))
-    references = {element["xlink:href"].removeprefix("#") for element in page.all("use")}
-    references |= {re.fullmatch(r"url\(#(.*)\)", e["clip-path"])[1] for _, e in page.elements if "clip-path" in e}
-    assert references
-    assert references <= set(ids)
-
-
-def test_nothing_outside_the_file_is_referred_to(page):
-    for tag, attributes in page.elements:
-        for name in ("src", "href", "xlink:href", "action", "srcset", "poster"):
-            assert (attributes.get(name) or "#").startswith(("#", "data:")), (tag, name)
-    assert "script" not in {tag for tag, _ in page.elements}
-    assert "@import" not in page.text("style")
-    assert "url(" not in page.text("style")
-
-
-def test_every_colour_in_a_drawing_follows_the_mode(page):
-    inside = False
-    for tag, attributes in page.elements:
-        inside = inside or tag == "svg"
-        style = attributes.get("style") or ""
-        if not inside:
-            continue
-        assert "#" not in style.replace("url(#", "")
-        if tag == "text":
-            assert "fill: var(--" in style  # without it text is black, in dark mode too
-        assert "font-family" not in style
+def test_the_page_is_complete_in_itself(page):
+    check_page(page)
 
 
 def test_palette_reaches_wcag_aa():
@@ -252,7 +189,7 @@ def test_points_of_the_map_are_counted():
     points = np.zeros((4000, 2))
     points[:10] = np.nan
     caption = figures.embedding_map(points, np.zeros(4000, int), ["a"]).caption
-    assert "Points left out because they are not finite: 10." in caption
+    assert "Points skipped because they are not finite: 10." in caption
     assert "Shown are 3,000 of 3,990 points" in caption
 
 
@@ -379,7 +316,7 @@ def test_cut_last_line_and_repeated_steps(tmp_path):
 def test_values_that_are_not_finite_are_left_out_and_counted(tmp_path):
     values = [1.0, None, float("nan"), float("inf"), "text", 10**400, True, 2.0]
     page = report(write_lines(make_run(tmp_path / "run"), [{"step": s, "loss": v} for s, v in enumerate(values)]))
-    assert "Values left out because they are not finite: 6." in page.text("figcaption")
+    assert "Values skipped because they are not finite: 6." in page.text("figcaption")
     assert not re.search(r"\b(nan|inf)\b", page.text("svg"), re.IGNORECASE)
 
 
@@ -403,7 +340,7 @@ def test_hundred_thousand_lines(tmp_path):
 
 def test_thinning_keeps_mean_and_range():
     values = np.random.default_rng(0).normal(size=1001)
-    steps, mean, low, high = figures.thin(np.arange(1001), values, limit=10)
+    steps, mean, low, high = thin(Curve("", np.arange(1001), values), limit=10)
     groups = np.array_split(values, np.linspace(0, 1001, 10, endpoint=False).astype(int)[1:])
     np.testing.assert_allclose(mean, [g.mean() for g in groups])
     np.testing.assert_array_equal(low, [g.min() for g in groups])
@@ -416,7 +353,7 @@ def test_a_method_without_teacher_says_what_is_absent(tmp_path):
     page = report(write_lines(make_run(tmp_path / "run"), lines))
     assert "invariance" in page.text("svg")
     assert "Not logged in this run: the effective rank," in page.text()
-    assert "Likeness" not in page.text("h3")
+    assert "Teacher-student similarity" not in page.text("h3")
 
 
 @pytest.mark.parametrize("spectrum", [[1.0], [1.0, 0.0, -1e-18], [0.25] * 4, [0.0, 0.0]])
