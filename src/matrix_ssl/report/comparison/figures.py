@@ -32,15 +32,15 @@ def curve(entry: Entry, x: str, y: str, *, scale: float = 1.0) -> Curve | None:
 
     The band spans all runs.
     """
-    runs = [
-        {p["step"]: (p[x], scale * p[y]) for p in run.curve if None not in (p.get("step"), p.get(x), p.get(y))}  # type: ignore[operator]
-        for run in entry.runs
-    ]
-    runs = [run for run in runs if run]
-    steps = sorted(set(runs[0]).intersection(*runs)) if runs else []
+    curves = []
+    for run in entry.runs:
+        finite = [{key: value for key, value in point.items() if value is not None} for point in run.curve]
+        curves.append({p["step"]: (p[x], scale * p[y]) for p in finite if {"step", x, y} <= p.keys()})
+    curves = list(filter(None, curves))
+    steps = sorted(set(curves[0]).intersection(*curves)) if curves else []
     if not steps:
         return None
-    values = np.array([[run[step] for step in steps] for run in runs], np.float64)  # (runs, points, 2)
+    values = np.array([[run[step] for step in steps] for run in curves], np.float64)  # (runs, points, 2)
     ys = values[..., 1]
     name = shortened(entry.label.partition(", ")[0])
     return Curve(entry.label, values[..., 0].mean(0), ys.mean(0), ys.min(0), ys.max(0), style=look(entry), legend=name)
