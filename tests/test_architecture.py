@@ -80,6 +80,19 @@ def test_a_package_imports_only_what_stands_above_it_in_the_table():
         assert all(order.index(other) < order.index(name) for other in names), name
 
 
+def test_no_package_imports_a_private_module_of_another():
+    private = []
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("matrix_ssl"):
+                continue
+            for alias in node.names:
+                parts = [*node.module.split(".")[1:], alias.name]
+                if any(re.match(r"_[a-z]", part) for part in parts) and parts[0] != unit(path):
+                    private.append(f"{path.relative_to(ROOT)}:{node.lineno}: {'.'.join(parts)}")
+    assert private == []
+
+
 def test_the_top_of_the_package_is_small():
     assert len([path for path in ROOT.iterdir() if path.is_file() or (path / "__init__.py").exists()]) <= 20
 

@@ -13,8 +13,10 @@ With J = I - 11ᵀ/n, C(a, b) = aᵀ J b / n and ridge μ the two terms of one o
 and a loss is the mean of the orders (p2, z1) and (p1, z2), alignment weighted.
 
 References:
-    Zhang, Tan, Yang, Huang and Yuan, "Matrix Information Theory for Self-Supervised Learning", ICML 2024, section 4.
-    Liu, Wang, Li and Li, "Self-Supervised Learning via Maximum Entropy Coding", NeurIPS 2022, equations 4 and 6.
+    Zhang, Tan, Yang, Huang and Yuan, "Matrix Information Theory for Self-Supervised Learning", ICML 2024, section 4,
+    https://arxiv.org/abs/2305.17326.
+    Liu, Wang, Li and Li, "Self-Supervised Learning via Maximum Entropy Coding", NeurIPS 2022, equations 4 and 6,
+    https://arxiv.org/abs/2210.11464.
 """
 
 from matrix_ssl.losses.matrix_ssl import (

@@ -1,4 +1,4 @@
-"""The Matrix-SSL loss: the default, the published approximation and the paper's own constants."""
+"""The Matrix-SSL loss: the default, the published approximation and the objective with the paper's constants."""
 
 import warnings
 
@@ -36,7 +36,7 @@ def matrix_ssl_loss(
 
     From ridge 1 on the determinant inside the uniformity term is positive, since no singular value of C(p, z) exceeds
     1. Below, it turns negative when the branches are anti-correlated beyond the ridge; the value is then log |det|,
-    whose gradient is not to be trusted. On the CPU that raises a warning; ``matrix_ssl_terms`` counts it everywhere.
+    whose gradient cannot be trusted. On the CPU that raises a warning; ``matrix_ssl_terms`` counts it everywhere.
 
     Cost: value and gradient are computed together, and each student output saves one tensor of its own size, in
     float32 or better, until the backward pass. ``"exact"`` means up to rounding, whichever algorithm: a polynomial or a
@@ -64,6 +64,13 @@ def matrix_ssl_loss(
         NegativeDeterminantWarning: see above.
 
     Reference: Zhang et al., ICML 2024, equations 12 to 14, with the constants of the published code.
+
+    Example:
+        >>> import torch
+        >>> from matrix_ssl.losses import matrix_ssl_loss
+        >>> z1, z2 = torch.randn(2, 64, 16, requires_grad=True)
+        >>> p1, p2 = torch.randn(2, 64, 16)
+        >>> matrix_ssl_loss(z1, z2, p1, p2, ridge=1.0).backward()
     """
     objective = Objective(ridge, uniformity_weight, alignment_weight, logarithm, order, algorithm)
     return _loss_with_warning(matrix_ssl_terms(z1, z2, p1, p2, objective=objective, side=side), ridge)
@@ -128,6 +135,13 @@ def matrix_ssl_paper_loss(
         A scalar, in nats.
 
     Reference: Zhang et al., ICML 2024, equations 12 to 14.
+
+    Example:
+        >>> import torch
+        >>> from matrix_ssl.losses import matrix_ssl_paper_loss
+        >>> z1, z2 = torch.randn(2, 64, 16, requires_grad=True)
+        >>> p1, p2 = torch.randn(2, 64, 16)
+        >>> matrix_ssl_paper_loss(z1, z2, p1, p2, ridge=1.0).backward()
     """
     check_rows(z1=z1, z2=z2, p1=p1, p2=p2)
     objective = Objective(

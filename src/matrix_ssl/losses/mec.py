@@ -30,7 +30,7 @@ def mec_loss(
     Args:
         z1, z2: (n, d), student outputs of the two views.
         p1, p2: (n, d), teacher outputs of the two views.
-        distortion: ε > 0, called ε_d² / d there; 64 is the published value after warm-up.
+        distortion: ε > 0, ε_d² / d in the paper; the default is the published value after warm-up.
         logarithm: ``"taylor"`` as published, or ``"exact"``.
         order: number of Taylor terms, at least 1; used with ``"taylor"`` only.
 
@@ -42,7 +42,14 @@ def mec_loss(
             logarithm's name is unknown.
 
     Reference: Liu, Wang, Li and Li, "Self-Supervised Learning via Maximum Entropy Coding", NeurIPS 2022, equations 4
-    and 6.
+    and 6, https://arxiv.org/abs/2210.11464.
+
+    Example:
+        >>> import torch
+        >>> from matrix_ssl.losses import mec_loss
+        >>> z1, z2 = torch.randn(2, 64, 16, requires_grad=True)
+        >>> p1, p2 = torch.randn(2, 64, 16)
+        >>> mec_loss(z1, z2, p1, p2).backward()
     """
     check_rows(z1=z1, z2=z2, p1=p1, p2=p2)
     MECObjective(distortion, logarithm, order)  # checks them
@@ -66,6 +73,12 @@ def mec_moment_loss(
         samples: n, the number of these rows.
 
     Other arguments, returns and raises as in ``mec_loss``, whose value is the mean over (p1, z2) and (p2, z1).
+
+    Example:
+        >>> import torch
+        >>> from matrix_ssl.losses import mec_moment_loss, unit_rows
+        >>> p, z = torch.randn(64, 16), torch.randn(64, 16, requires_grad=True)
+        >>> mec_moment_loss(unit_rows(p).T @ unit_rows(z), samples=64).backward()
     """
     if moment.ndim != 2 or moment.shape[0] != moment.shape[1] or moment.shape[0] < 1:
         raise ValueError(f"Expected a moment of shape (d, d), got {tuple(moment.shape)}.")

@@ -11,7 +11,7 @@ identity on these gradients, whose columns sum to zero already.
 
 Of the gradient of the exact alignment the part for P = S is known, because the derivative of the logarithm at Q in the
 direction Q is I. Only the rest, L(Q, P - S), is left to an approximation. This matters: the known part pulls along the
-rows, unit length cancels it, and its error would weigh on the little that remains.
+rows, where the unit length cancels it, and its error would be large beside the little that remains.
 """
 
 import math
@@ -92,6 +92,13 @@ def matrix_ssl_covariance_terms(
 
     Raises:
         ValueError: the shapes differ or are not square.
+
+    Example:
+        >>> import torch
+        >>> from matrix_ssl.losses import matrix_ssl_covariance_terms, unit_rows
+        >>> from matrix_ssl.matrix import covariance, cross_covariance
+        >>> p, z = unit_rows(torch.randn(64, 16)), unit_rows(torch.randn(64, 16, requires_grad=True))
+        >>> matrix_ssl_covariance_terms(cross_covariance(p, z), covariance(p), covariance(z)).loss.backward()
     """
     shapes = [tuple(x.shape) for x in (cross, teacher, student)]
     if len(set(shapes)) > 1 or cross.ndim != 2 or cross.shape[0] != cross.shape[1] or cross.shape[0] < 1:

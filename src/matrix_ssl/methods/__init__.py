@@ -1,4 +1,4 @@
-"""Self-supervised methods, one file each. A file here, or anywhere given by its path, needs no registration."""
+"""Self-supervised methods, one file each. A file here, or a path to a file anywhere, needs no registration."""
 
 import importlib
 import importlib.util
@@ -39,7 +39,7 @@ def find_method(name: str) -> type[Method]:
     """
     if name.endswith(".py"):
         if not Path(name).is_file():
-            raise ConfigError(f"method.name={name!r}: there is no such file.")
+            raise ConfigError(f"method.name={name!r}: no such file.")
         spec = importlib.util.spec_from_file_location(f"matrix_ssl_method_{Path(name).stem}", name)
         assert spec is not None and spec.loader is not None  # a .py file has a loader
         module = importlib.util.module_from_spec(spec)
@@ -52,29 +52,26 @@ def find_method(name: str) -> type[Method]:
         module = importlib.import_module(f"{__name__}.{name}")
     else:
         raise ConfigError(f"method.name={name!r} is not a method.{did_you_mean(name, list_methods())}")
-    found = [
-        value
-        for value in vars(module).values()
-        if inspect.isclass(value) and issubclass(value, Method) and value.__module__ == module.__name__
-    ]
-    if len(found) != 1:
-        raise ConfigError(f"method.name={name!r}: expected one subclass of Method in the file, found {len(found)}.")
-    return found[0]
+    classes = [value for value in vars(module).values() if inspect.isclass(value) and issubclass(value, Method)]
+    methods = [value for value in classes if value.__module__ == module.__name__]
+    if len(methods) != 1:
+        raise ConfigError(f"method.name={name!r}: expected one subclass of Method in the file, found {len(methods)}.")
+    return methods[0]
 
 
 def _where(error: BaseException, file: str) -> str:
-    """The last line of a file that an error came through; empty for one that names its place itself."""
+    """The last line of the file that an error passed; empty for an error that names its place itself."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
     return f"line {lines[-1]}: " if lines else ""
 
 
 def describe_method(name: str) -> str:
-    """What the file of a method says of itself: idea, formula, paper. Raises as ``find_method``."""
+    """The docstring of a method's file: idea, formula, paper. Raises as ``find_method``."""
     return inspect.getdoc(sys.modules[find_method(name).__module__]) or f"{name}: no description"
 
 
 def complete_options(method: type[Method], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Every keyword of a method's constructor with its value: the given one, checked, or the default.
+    """Every keyword of a method's constructor with its value: that of ``options``, checked, or the default.
 
     Raises:
         ConfigError: an option is unknown, has the wrong type, or is missing and has no default.

@@ -1,4 +1,4 @@
-"""What every method is: a module that owns its networks and turns two views into a loss."""
+"""The base of every method: a module that owns its networks and turns two views into a loss."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from matrix_ssl.errors import ConfigError
 
 
 class StepOutput(NamedTuple):
-    """What a method's forward gives. All tensors but the loss are detached."""
+    """What a method's forward returns. All tensors but the loss are detached."""
 
     loss: Tensor  # (), the same on every process
     terms: dict[str, Tensor]  # () each: the parts of the loss, and counts named in ``Method.counters``
@@ -25,13 +25,20 @@ class StepOutput(NamedTuple):
 class Method(nn.Module, ABC):
     """Base class. A subclass takes ``(encoder, feature_dim, *, option=default, ...)`` and needs nothing else.
 
-    Its keyword-only arguments are the settings ``method.option`` of a run, with the annotated types. It computes the
-    loss of the batch of all processes, for example by ``matrix_ssl.distributed.gather``.
+    It computes the loss of the batch of all processes, for example by ``matrix_ssl.distributed.gather``.
+
+    Args:
+        encoder: images (n, c, h, w) to features (n, feature_dim).
+        feature_dim: width of the features.
+        option: every keyword-only argument is a setting ``method.option`` of a run, of the annotated type.
+
+    Raises:
+        ConfigError: an option is out of range.
     """
 
     encoder: nn.Module  # the student's; what a run exports
     counters: tuple[str, ...] = ()  # names in ``terms`` that count events: summed over a run instead of averaged
-    # options worth trying where a comparison tunes, one mapping a variant; the defaults are always tried first
+    # options that a comparison tries when it tunes, one mapping a variant; the defaults are always tried first
     variants: ClassVar[tuple[Mapping[str, Any], ...]] = ()
 
     @abstractmethod
@@ -39,13 +46,13 @@ class Method(nn.Module, ABC):
         """Loss of a batch from its two views, each (n_local, c, h, w)."""
 
     def before_step(self, step: int, total_steps: int) -> None:
-        """Called before every step with the number of steps done, for what a loss schedules or draws by itself."""
+        """Called before every step with the number of steps done, for losses with a schedule or random numbers."""
 
     def after_step(self, progress: float) -> None:
-        """Called after every optimizer step, with the part of the training that is done, in (0, 1]."""
+        """Called after every optimizer step, with the fraction of the training that is done, in (0, 1]."""
 
     def schedule(self, progress: float) -> dict[str, float]:
-        """Scheduled quantities worth a curve, such as a teacher's momentum, at a part of the training in [0, 1]."""
+        """Scheduled quantities to plot, such as a teacher's momentum, at a fraction of the training in [0, 1]."""
         return {}
 
     def teacher_encoder(self) -> nn.Module | None:

@@ -1,4 +1,4 @@
-"""What methods with a teacher share: a moving average of encoder and projector that gives targets."""
+"""The base of methods with a teacher: a moving average of encoder and projector that computes the targets."""
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ class TeacherMethod(Method):
     teacher_momentum: float
 
     def add_teacher(self, momentum: float) -> None:
-        """Makes the teacher, a copy of the student.
+        """Creates the teacher, a copy of the student.
 
         Args:
             momentum: of the moving average, in [0, 1]; see ``schedule``.
@@ -36,7 +36,7 @@ class TeacherMethod(Method):
         return self.teacher["projector"](self.teacher["encoder"](view))
 
     def after_step(self, progress: float) -> None:
-        """Moves the teacher."""
+        """Updates the teacher."""
         update_teacher(self.teacher, self._student(), self.schedule(progress)["teacher_momentum"])
 
     def schedule(self, progress: float) -> dict[str, float]:
@@ -44,7 +44,6 @@ class TeacherMethod(Method):
         return {"teacher_momentum": cosine_momentum(progress, self.teacher_momentum)}
 
     def teacher_encoder(self) -> nn.Module:
-        """The teacher's encoder."""
         return self.teacher["encoder"]
 
     def _student(self) -> nn.ModuleDict:

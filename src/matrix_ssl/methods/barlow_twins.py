@@ -2,13 +2,14 @@
 
 With columns standardised over the batch and C = ẑ1ᵀ ẑ2 / n:
 
-    loss = Σ_i (1 - C_ii)² + weight · Σ_i≠j C_ij²
+    loss = Σ_i (1 - C_ii)² + λ · Σ_i≠j C_ij²
 
-The diagonal asks that both views say the same, the rest that no two outputs say the same. With weight 1 it is the first
-two terms of maximum entropy coding, up to the asymmetry of C: ``docs/maximum-entropy.md``.
+The diagonal makes both views agree, the rest makes outputs differ from each other. The weight λ (``lambd`` in the
+published code) is the option ``redundancy_weight``. At λ = 1 the loss is the first two terms of maximum entropy coding,
+up to the asymmetry of C: ``docs/maximum-entropy.md``.
 
 Reference: Zbontar, Jing, Misra, LeCun and Deny, "Barlow Twins: Self-Supervised Learning via Redundancy Reduction",
-ICML 2021, equations 1 and 2.
+ICML 2021, equations 1 and 2, https://arxiv.org/abs/2103.03230.
 """
 
 import dataclasses
@@ -30,18 +31,19 @@ from matrix_ssl.methods._base import (
     require_not_negative,
 )
 
-_EPSILON = 1e-5  # added to the variances, as the BatchNorm of the published code does
+REDUNDANCY_WEIGHT = 0.0051  # section 2.2 and the code
+EPSILON = 1e-5  # added to the variances, as the BatchNorm of the published code does
 
 
 @in_full_precision
-def barlow_twins_loss(z1: Tensor, z2: Tensor, *, redundancy_weight: float = 0.0051) -> Tensor:
+def barlow_twins_loss(z1: Tensor, z2: Tensor, *, redundancy_weight: float = REDUNDANCY_WEIGHT) -> Tensor:
     """Σ_i (1 - C_ii)² + redundancy_weight · Σ_i≠j C_ij², with C the cross-correlation of the columns.
 
     The second sum is computed with d x d numbers, or with n x n where a batch has fewer rows than columns.
 
     Args:
-        z1, z2: (n, d), outputs for the two views, not standardised.
-        redundancy_weight: ≥ 0.
+        z1, z2: (n, d), outputs for the two views (z_a and z_b in the paper), not standardised.
+        redundancy_weight: λ ≥ 0.
 
     Returns:
         A scalar, 0 or more up to rounding; 0 where C is the identity. The second sum is a difference, which in float32
@@ -50,12 +52,18 @@ def barlow_twins_loss(z1: Tensor, z2: Tensor, *, redundancy_weight: float = 0.00
     Raises:
         ValueError: shapes differ or are not (n, d) with n ≥ 2; the weight is negative or not finite.
 
-    Reference: Zbontar et al., ICML 2021, equation 1.
+    Example:
+        >>> import torch
+        >>> from matrix_ssl.methods.barlow_twins import barlow_twins_loss
+        >>> z1, z2 = torch.randn(2, 64, 16, requires_grad=True)
+        >>> barlow_twins_loss(z1, z2).backward()
     """
     check_rows(z1=z1, z2=z2)
     check_not_negative(redundancy_weight=redundancy_weight)
     n, d = z1.shape
-    a, b = (F.batch_norm(z, None, None, training=True, eps=_EPSILON) for z in (z1, z2))
+    # columns with mean zero and variance one
+    a, b = (F.batch_norm(z, None, None, training=True, eps=EPSILON) for z in (z1, z2))
+    # the diagonal of C and the sum of all its squares
     if n < d:
         diagonal = (a * b).sum(0) / n
         squares = cross_product_norm(a, b) / n**2
@@ -66,18 +74,13 @@ def barlow_twins_loss(z1: Tensor, z2: Tensor, *, redundancy_weight: float = 0.00
 
 
 class BarlowTwins(Method):
-    """See the module.
+    """An encoder and a projector of three layers under ``barlow_twins_loss``.
 
     Args:
-        encoder: images to features (n, feature_dim).
-        feature_dim: width of the features.
         hidden_dim: width of the projector's two hidden layers.
         output_dim: d, width of the outputs.
         redundancy_weight: see ``barlow_twins_loss``.
         bias_rate: the learning rate of biases and BatchNorm over that of the weights.
-
-    Raises:
-        ConfigError: an option is out of range.
     """
 
     variants = ({"redundancy_weight": 0.02}, {"redundancy_weight": 0.08}, {"redundancy_weight": 0.00125})
@@ -89,7 +92,7 @@ class BarlowTwins(Method):
         *,
         hidden_dim: int = 8192,  # section 2.2
         output_dim: int = 8192,  # section 2.2
-        redundancy_weight: float = 0.0051,  # section 2.2 and the code
+        redundancy_weight: float = REDUNDANCY_WEIGHT,
         bias_rate: float = 1.0,  # 0.024 with LARS, see the recipe
     ):
         super().__init__()
@@ -102,14 +105,13 @@ class BarlowTwins(Method):
         self.bias_rate = bias_rate
 
     def forward(self, view1: Tensor, view2: Tensor) -> StepOutput:
-        """Loss of a batch from its two views, each (n_local, c, h, w)."""
         f1, f2 = self.encoder(view1), self.encoder(view2)
         z1, z2 = self.projector(f1), self.projector(f2)
         loss = barlow_twins_loss(*gather_outputs(z1, z2), redundancy_weight=self.redundancy_weight)
         return StepOutput(loss, {}, f1.detach(), z1.detach(), z2.detach())
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Weights, and biases and BatchNorm, whose learning rates may differ."""
+        """Two groups: weights; biases and BatchNorm, whose learning rate may differ."""
         trainable = [p for p in self.parameters() if p.requires_grad]
         return [
             {"params": [p for p in trainable if p.ndim > 1]},
@@ -127,7 +129,7 @@ class BarlowTwins(Method):
             view2=view2,
             method=dataclasses.replace(base.method, options=options),
             optimizer=OptimizerConfig(
-                name="lars",  # section 2.2, biases and BatchNorm left out of adaptation and decay
+                name="lars",  # section 2.2, no adaptation and no decay of biases and BatchNorm
                 learning_rate=0.2,  # section 2.2, scaled by batch / 256
                 momentum=0.9,  # the code
                 weight_decay=1e-6,  # the code; section 2.2 says 1.5e-6

@@ -5,8 +5,10 @@ views:
 
     loss = ‖z̄1 - p̄2‖² + ‖z̄2 - p̄1‖²,     z the student's predictions, p the teacher's projections, rows of length one
 
+The paper calls the student online network and the teacher target network.
+
 Reference: Grill et al., "Bootstrap Your Own Latent: A New Approach to Self-Supervised Learning", NeurIPS 2020,
-equation 2 and section 3.
+equation 2 and section 3, https://arxiv.org/abs/2006.07733.
 """
 
 import dataclasses
@@ -26,7 +28,7 @@ def byol_loss(z1: Tensor, z2: Tensor, p1: Tensor, p2: Tensor) -> Tensor:
     """Squared distance of unit rows, ‖z̄1 - p̄2‖² + ‖z̄2 - p̄1‖², the mean over the rows.
 
     It equals 4 + 4 · ``simsiam_loss``. The loss itself stops no gradient: the targets come from a teacher that takes
-    none, or are to be detached.
+    none, or must be detached.
 
     Args:
         z1, z2: (n, d), outputs of the student's predictor for the two views.
@@ -38,7 +40,12 @@ def byol_loss(z1: Tensor, z2: Tensor, p1: Tensor, p2: Tensor) -> Tensor:
     Raises:
         ValueError: shapes differ or are not (n, d) with n ≥ 2.
 
-    Reference: Grill et al., NeurIPS 2020, equation 2, in both directions.
+    Example:
+        >>> import torch
+        >>> from matrix_ssl.methods.byol import byol_loss
+        >>> z1, z2 = torch.randn(2, 64, 16, requires_grad=True)
+        >>> p1, p2 = torch.randn(2, 64, 16)
+        >>> byol_loss(z1, z2, p1, p2).backward()
     """
     check_rows(z1=z1, z2=z2, p1=p1, p2=p2)
     first, second = unit_rows(z1) - unit_rows(p2), unit_rows(z2) - unit_rows(p1)
@@ -46,17 +53,12 @@ def byol_loss(z1: Tensor, z2: Tensor, p1: Tensor, p2: Tensor) -> Tensor:
 
 
 class BYOL(TeacherMethod):
-    """See the module.
+    """A student of encoder, projector and predictor under ``byol_loss``, and its moving average as the teacher.
 
     Args:
-        encoder: images to features (n, feature_dim).
-        feature_dim: width of the features.
         hidden_dim: width of the hidden layer of projector and predictor.
         output_dim: d, width of the outputs.
-        teacher_momentum: at the start; it rises to 1 on a cosine.
-
-    Raises:
-        ConfigError: an option is out of range.
+        teacher_momentum: at the start; it rises to 1 on a cosine (τ in the paper).
     """
 
     variants = ({"teacher_momentum": 0.996}, {"teacher_momentum": 0.97})
@@ -78,7 +80,6 @@ class BYOL(TeacherMethod):
         self.add_teacher(teacher_momentum)
 
     def forward(self, view1: Tensor, view2: Tensor) -> StepOutput:
-        """Loss of a batch from its two views, each (n_local, c, h, w)."""
         f1, f2 = self.encoder(view1), self.encoder(view2)
         z1, z2 = self.predictor(self.projector(f1)), self.predictor(self.projector(f2))
         p1, p2 = self.teach(view1), self.teach(view2)
@@ -94,7 +95,7 @@ class BYOL(TeacherMethod):
             view1=view1,
             view2=view2,
             optimizer=OptimizerConfig(
-                name="lars",  # section 3.3, biases and BatchNorm left out of adaptation and decay
+                name="lars",  # section 3.3, no adaptation and no decay of biases and BatchNorm
                 learning_rate=0.2,  # section 3.3, scaled by batch / 256; 0.45 for 100 epochs, appendix J
                 momentum=0.9,  # not verified
                 weight_decay=1.5e-6,  # section 3.3

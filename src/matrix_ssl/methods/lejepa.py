@@ -2,14 +2,14 @@
 
     loss = (1 - λ) · mean over views and entries of (z_v - z̄)²  +  λ · mean over views of SIGReg(z_v)
 
-SIGReg, the sketched isotropic Gaussian regularisation, looks at the outputs along random directions and compares the
+SIGReg, the sketched isotropic Gaussian regularisation, projects the outputs on random directions and compares the
 empirical characteristic function of each projection with that of the standard normal, by the statistic of Epps and
 Pulley. No teacher, no stop-gradient, no predictor. The paper adds several smaller views of every image; here, as for
 all methods of this package, there are two.
 
 Reference: Balestriero and LeCun, "LeJEPA: Provable and Scalable Self-Supervised Learning Without the Heuristics",
-arXiv 2511.08544, 2025; Epps and Pulley, "A test for normality based on the empirical characteristic function",
-Biometrika 1983.
+2025, https://arxiv.org/abs/2511.08544; Epps and Pulley, "A test for normality based on the empirical characteristic
+function", Biometrika 1983.
 """
 
 import dataclasses
@@ -25,17 +25,20 @@ from matrix_ssl.losses import check_positive, in_full_precision
 from matrix_ssl.matrix.precision import differentiable_once
 from matrix_ssl.methods._base import Method, StepOutput, gather_outputs, require_at_least, require_fraction
 
+SLICES = 1024  # the paper's recommendation (not verified); 256 in the minimal example
+KNOTS = 17  # the code
+
 
 @in_full_precision
 def sigreg_loss(
     z: Tensor,
     *,
-    slices: int = 1024,
-    knots: int = 17,
+    slices: int = SLICES,
+    knots: int = KNOTS,
     largest_frequency: float = 3.0,
     directions: Tensor | None = None,
 ) -> Tensor:
-    """How far the rows are from a standard normal: the statistic of Epps and Pulley, the mean over random directions.
+    """Distance of the rows from a standard normal: the statistic of Epps and Pulley, the mean over random directions.
 
     For the projections x = z a on a direction a of length one, with φ(t) = exp(-t²/2):
 
@@ -49,7 +52,7 @@ def sigreg_loss(
         slices: number of random directions, drawn from PyTorch's generator.
         knots: number of frequencies, at least 2.
         largest_frequency: > 0.
-        directions: (d, slices), columns of any length above zero, in the place of random ones.
+        directions: (d, slices), columns of any length above zero, instead of random ones.
 
     Returns:
         A scalar, 0 or more; about √(2π)(1 - 1/√3) = 1.06 for a batch of normal rows, whatever its size.
@@ -57,8 +60,13 @@ def sigreg_loss(
     Raises:
         ValueError: z has no rows or no columns; a number is out of range; the directions do not have d rows.
 
-    Reference: Balestriero and LeCun, 2025, section 4; the values of ``knots`` and ``largest_frequency`` are those of
-    the published code.
+    Reference: Balestriero and LeCun, 2025, section 4; ``knots`` and ``largest_frequency`` as in the published code.
+
+    Example:
+        >>> import torch
+        >>> from matrix_ssl.methods.lejepa import sigreg_loss
+        >>> z = torch.randn(64, 16, requires_grad=True)
+        >>> sigreg_loss(z, slices=256).backward()
     """
     if z.ndim < 2 or 0 in z.shape:
         raise ValueError(f"Expected outputs of shape (..., n, d), got {tuple(z.shape)}.")
@@ -87,6 +95,7 @@ class _EppsPulley(torch.autograd.Function):
         power = torch.ones_like(base)
         value = x.new_zeros(())
         gradient = torch.zeros_like(x) if ctx.needs_input_grad[0] else None
+        # at each frequency t: the mean of exp(itx), its distance from exp(-t²/2), and the gradient of that by x
         for t, weight in zip(frequencies, weights, strict=True):
             target = torch.exp(torch.tensor(-t * t / 2, dtype=x.dtype, device=x.device))
             error = power.mean(-2, keepdim=True) - target
@@ -108,18 +117,13 @@ class _EppsPulley(torch.autograd.Function):
 
 
 class LeJEPA(Method):
-    """See the module.
+    """An encoder and a projector of three layers; no teacher and no predictor.
 
     Args:
-        encoder: images to features (n, feature_dim).
-        feature_dim: width of the features.
         hidden_dim: width of the projector's two hidden layers.
         output_dim: d, width of the outputs.
         regularisation_weight: λ in [0, 1].
         slices, knots: see ``sigreg_loss``; the directions are the same on all processes and new in every step.
-
-    Raises:
-        ConfigError: an option is out of range.
     """
 
     variants = ({"regularisation_weight": 0.02}, {"regularisation_weight": 0.1}, {"regularisation_weight": 0.01})
@@ -132,8 +136,8 @@ class LeJEPA(Method):
         hidden_dim: int = 2048,  # the code's minimal example
         output_dim: int = 128,  # the code's minimal example: 16 to 128
         regularisation_weight: float = 0.05,  # the paper's recommendation (not verified); 0.02 in the minimal example
-        slices: int = 1024,  # the paper's recommendation (not verified); 256 in the minimal example
-        knots: int = 17,  # the code
+        slices: int = SLICES,
+        knots: int = KNOTS,
     ):
         super().__init__()
         require_at_least(1, hidden_dim=hidden_dim, output_dim=output_dim, slices=slices)
@@ -151,7 +155,6 @@ class LeJEPA(Method):
         self._step = step
 
     def forward(self, view1: Tensor, view2: Tensor) -> StepOutput:
-        """Loss of a batch from its two views, each (n_local, c, h, w)."""
         f1, f2 = self.encoder(view1), self.encoder(view2)
         z1, z2 = self.projector(f1), self.projector(f2)
         z = torch.stack(gather_outputs(z1, z2)).to(torch.promote_types(z1.dtype, torch.float32))

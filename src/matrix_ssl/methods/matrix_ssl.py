@@ -12,7 +12,8 @@ Two things differ from the published code. Its logarithm is a Taylor series, our
 BatchNorm buffers are those of the initial copy moved by the teacher's own batches, never averaged; here they follow the
 student by the same moving average as the weights, so that the teacher can be evaluated and exported.
 
-Reference: Zhang, Tan, Yang, Huang and Yuan, "Matrix Information Theory for Self-Supervised Learning", ICML 2024.
+Reference: Zhang, Tan, Yang, Huang and Yuan, "Matrix Information Theory for Self-Supervised Learning", ICML 2024,
+https://arxiv.org/abs/2305.17326.
 """
 
 from torch import Tensor, nn
@@ -30,20 +31,15 @@ from matrix_ssl.methods._teacher import TeacherMethod
 
 
 class MatrixSSL(TeacherMethod):
-    """See the module.
+    """A student of encoder, projector and predictor, its moving average as the teacher, and ``matrix_ssl_loss``.
 
     Args:
-        encoder: images to features (n, feature_dim).
-        feature_dim: width of the features.
         hidden_dim: width of the projector's two hidden layers.
-        output_dim: d, width of the outputs; the predictor's hidden layer has a quarter of it.
+        output_dim: d, width of the outputs.
         ridge, uniformity_weight, alignment_weight, logarithm, order: see ``matrix_ssl.losses.matrix_ssl_loss``.
         teacher_momentum: at the start; it rises to 1 on a cosine.
         predictor: whether the student has one. Methods without a repelling term need it; matrix uniformity repels by
             itself, and in short trainings the features were better without (``LOG.md``).
-
-    Raises:
-        ConfigError: an option is out of range.
     """
 
     counters = ("negative_determinants",)
@@ -74,12 +70,11 @@ class MatrixSSL(TeacherMethod):
         require_not_negative(uniformity_weight=uniformity_weight, alignment_weight=alignment_weight)
         self.encoder = encoder
         self.projector = networks.projector(feature_dim, hidden_dim, output_dim)
-        self.predictor = networks.predictor(output_dim, max(1, output_dim // 4)) if predictor else nn.Identity()
+        self.predictor = networks.predictor(output_dim) if predictor else nn.Identity()
         self.add_teacher(teacher_momentum)
         self.objective = Objective(ridge, uniformity_weight, alignment_weight, logarithm, order)
 
     def forward(self, view1: Tensor, view2: Tensor) -> StepOutput:
-        """Loss of a batch from its two views, each (n_local, c, h, w)."""
         f1, f2 = self.encoder(view1), self.encoder(view2)
         z1, z2 = self.predictor(self.projector(f1)), self.predictor(self.projector(f2))
         p1, p2 = self.teach(view1), self.teach(view2)

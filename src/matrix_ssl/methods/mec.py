@@ -8,7 +8,8 @@ agree:
 The sum over k = 1 … 4 is the start of the series of log det(I + X). The loss and its exact form:
 ``matrix_ssl.losses.mec_loss``.
 
-Reference: Liu, Wang, Li and Li, "Self-Supervised Learning via Maximum Entropy Coding", NeurIPS 2022, equations 4 to 7.
+Reference: Liu, Wang, Li and Li, "Self-Supervised Learning via Maximum Entropy Coding", NeurIPS 2022, equations 4 to 7,
+https://arxiv.org/abs/2210.11464.
 """
 
 import dataclasses
@@ -28,25 +29,20 @@ from matrix_ssl.methods._base import (
 )
 from matrix_ssl.methods._teacher import TeacherMethod
 
-_FIRST_DISTORTION = 8.0  # the code starts with so many times the distortion
+_FIRST_DISTORTION = 8.0  # times the distortion, where the code's warm-up starts
 
 
 class MEC(TeacherMethod):
-    """See the module.
+    """A student of encoder, projector and predictor, its moving average as the teacher, and ``mec_loss``.
 
     Args:
-        encoder: images to features (n, feature_dim).
-        feature_dim: width of the features.
         hidden_dim: width of the projector's two hidden layers.
-        output_dim: d, width of the outputs; the predictor's hidden layer has a quarter of it.
+        output_dim: d, width of the outputs.
         distortion, logarithm, order: see ``matrix_ssl.losses.mec_loss``.
         distortion_warmup: part of the training over which the distortion falls in a line from 8 times its value, in
             [0, 1].
         teacher_momentum: at the start; it rises to 1 on a cosine.
         predictor: whether the student has one.
-
-    Raises:
-        ConfigError: an option is out of range.
     """
 
     variants = ({"distortion": 16.0}, {"distortion": 4.0}, {"predictor": False})
@@ -71,7 +67,7 @@ class MEC(TeacherMethod):
         require_fraction(distortion_warmup=distortion_warmup)
         self.encoder = encoder
         self.projector = networks.projector(feature_dim, hidden_dim, output_dim)
-        self.predictor = networks.predictor(output_dim, max(1, output_dim // 4)) if predictor else nn.Identity()
+        self.predictor = networks.predictor(output_dim) if predictor else nn.Identity()
         self.add_teacher(teacher_momentum)
         self.distortion = distortion
         self.distortion_warmup = distortion_warmup
@@ -84,7 +80,6 @@ class MEC(TeacherMethod):
         self._progress = step / total_steps
 
     def forward(self, view1: Tensor, view2: Tensor) -> StepOutput:
-        """Loss of a batch from its two views, each (n_local, c, h, w)."""
         f1, f2 = self.encoder(view1), self.encoder(view2)
         z1, z2 = self.predictor(self.projector(f1)), self.predictor(self.projector(f2))
         p1, p2 = self.teach(view1), self.teach(view2)

@@ -1,11 +1,11 @@
-"""MoCo v2: tell the key of the same image from a queue of the keys of earlier batches.
+"""MoCo v2: recognise the key of the same image among a queue of keys of earlier batches.
 
 A student encodes the query, a moving average of it the key. With rows of length one and temperature τ, for a query q,
 its key k₊ and the keys k of the queue:
 
     loss = -log [ exp(q·k₊ / τ) / (exp(q·k₊ / τ) + Σ_k exp(q·k / τ)) ]
 
-The first view is the query and the second the key, so that half of the work of the other methods is done a step;
+The first view is the query and the second the key, so that a step does half of the work of the other methods;
 ``queries="both"`` adds the reverse order.
 
 BatchNorm lets a query recognise the key that was normalised together with it. The published code therefore shuffles the
@@ -13,8 +13,8 @@ rows of the keys over the GPUs; here BatchNorm is synchronised, so that the stat
 which a single image leaves little trace.
 
 Reference: He, Fan, Wu, Xie and Girshick, "Momentum Contrast for Unsupervised Visual Representation Learning", CVPR
-2020, equation 1; Chen, Fan, Girshick and He, "Improved Baselines with Momentum Contrastive Learning", arXiv 2003.04297,
-2020.
+2020, equation 1, https://arxiv.org/abs/1911.05722; Chen, Fan, Girshick and He, "Improved Baselines with Momentum
+Contrastive Learning", 2020, https://arxiv.org/abs/2003.04297.
 """
 
 import dataclasses
@@ -36,12 +36,14 @@ from matrix_ssl.methods._base import (
 )
 from matrix_ssl.methods._teacher import TeacherMethod
 
+TEMPERATURE = 0.2  # section 3 of v2
+
 
 @in_full_precision
-def moco_v2_loss(q: Tensor, k: Tensor, queue: Tensor, *, temperature: float = 0.2) -> Tensor:
+def moco_v2_loss(q: Tensor, k: Tensor, queue: Tensor, *, temperature: float = TEMPERATURE) -> Tensor:
     """InfoNCE of queries against their keys and a queue of other keys, the mean over the rows.
 
-    The loss itself stops no gradient: keys and queue come from a teacher that takes none, or are to be detached.
+    The loss itself stops no gradient: keys and queue come from a teacher that takes none, or must be detached.
 
     Args:
         q: (n, d), queries: the student's outputs.
@@ -56,7 +58,12 @@ def moco_v2_loss(q: Tensor, k: Tensor, queue: Tensor, *, temperature: float = 0.
         ValueError: shapes of q and k differ or are not (n, d) with n ≥ 2; the queue is not (m, d) with m ≥ 1; the
             temperature is not positive.
 
-    Reference: He et al., CVPR 2020, equation 1.
+    Example:
+        >>> import torch
+        >>> from matrix_ssl.methods.moco_v2 import moco_v2_loss
+        >>> q, k = torch.randn(64, 16, requires_grad=True), torch.randn(64, 16)
+        >>> queue = torch.randn(512, 16)
+        >>> moco_v2_loss(q, k, queue, temperature=0.2).backward()
     """
     check_rows(q=q, k=k)
     check_positive(temperature=temperature)
@@ -71,20 +78,15 @@ def moco_v2_loss(q: Tensor, k: Tensor, queue: Tensor, *, temperature: float = 0.
 
 
 class MoCoV2(TeacherMethod):
-    """See the module.
+    """A student under ``moco_v2_loss``, its moving average for the keys, and their queue.
 
     Args:
-        encoder: images to features (n, feature_dim).
-        feature_dim: width of the features.
         hidden_dim: width of the projector's hidden layer.
         output_dim: d, width of the outputs.
         temperature: see ``moco_v2_loss``.
         queue_size: number of keys in the queue; at the start they are random directions.
         teacher_momentum: constant.
         queries: which views are queries.
-
-    Raises:
-        ConfigError: an option is out of range.
     """
 
     queue: Tensor
@@ -102,8 +104,8 @@ class MoCoV2(TeacherMethod):
         *,
         hidden_dim: int = 2048,  # section 3 of v2
         output_dim: int = 128,  # section 3.3 of v1
-        temperature: float = 0.2,  # section 3 of v2
-        queue_size: int = 4096,  # 65536 for ImageNet, see the recipe; smaller sets have no use for so many
+        temperature: float = TEMPERATURE,
+        queue_size: int = 4096,  # 65536 for ImageNet, see the recipe; smaller datasets need fewer
         teacher_momentum: float = 0.999,  # section 4.1 of v1
         queries: Literal["first", "both"] = "first",  # algorithm 1 of v1
     ):
@@ -120,7 +122,6 @@ class MoCoV2(TeacherMethod):
         self._newest: Tensor | None = None  # keys that ``after_step`` puts into the queue
 
     def forward(self, view1: Tensor, view2: Tensor) -> StepOutput:
-        """Loss of a batch from its two views, each (n_local, c, h, w)."""
         features = self.encoder(view1)
         q, k = self.projector(features), self.teach(view2)
         loss, keys = self.loss(q, k), [k]
@@ -137,7 +138,7 @@ class MoCoV2(TeacherMethod):
 
     @torch.no_grad()
     def after_step(self, progress: float) -> None:
-        """Moves the teacher and puts the newest keys into the queue in the place of the oldest."""
+        """Moves the teacher and puts the newest keys into the queue instead of the oldest."""
         super().after_step(progress)
         if self._newest is not None:
             size = len(self.queue)

@@ -1,11 +1,11 @@
-"""SimCLR: pick out the other view of an image among all views of the batch.
+"""SimCLR: identify the other view of an image among all views of the batch.
 
 With rows of length one, s the cosine similarity and temperature τ, for every one of the 2n views i with partner j:
 
     loss = mean_i  -log [ exp(s_ij / τ) / Σ_k≠i exp(s_ik / τ) ]
 
 Reference: Chen, Kornblith, Norouzi and Hinton, "A Simple Framework for Contrastive Learning of Visual Representations",
-ICML 2020, equation 1.
+ICML 2020, equation 1, https://arxiv.org/abs/2002.05709.
 """
 
 import dataclasses
@@ -20,10 +20,12 @@ from matrix_ssl.config.views import symmetric_view
 from matrix_ssl.losses import check_positive, check_rows, in_full_precision, unit_rows
 from matrix_ssl.methods._base import Method, StepOutput, gather_outputs, require_above_zero, require_at_least
 
+TEMPERATURE = 0.1  # the code's README; 0.5 for CIFAR-10 there
+
 
 @in_full_precision
-def simclr_loss(z1: Tensor, z2: Tensor, *, temperature: float = 0.1) -> Tensor:
-    """NT-Xent, the normalised temperature-scaled cross-entropy over the 2n views of a batch.
+def simclr_loss(z1: Tensor, z2: Tensor, *, temperature: float = TEMPERATURE) -> Tensor:
+    """NT-Xent (InfoNCE), the normalised temperature-scaled cross-entropy over the 2n views of a batch.
 
     Args:
         z1, z2: (n, d), outputs for the two views; rows are scaled to length one here.
@@ -35,7 +37,11 @@ def simclr_loss(z1: Tensor, z2: Tensor, *, temperature: float = 0.1) -> Tensor:
     Raises:
         ValueError: shapes differ or are not (n, d) with n ≥ 2; the temperature is not positive.
 
-    Reference: Chen et al., ICML 2020, equation 1.
+    Example:
+        >>> import torch
+        >>> from matrix_ssl.methods.simclr import simclr_loss
+        >>> z1, z2 = torch.randn(2, 64, 16, requires_grad=True)
+        >>> simclr_loss(z1, z2, temperature=0.5).backward()
     """
     check_rows(z1=z1, z2=z2)
     check_positive(temperature=temperature)
@@ -48,17 +54,12 @@ def simclr_loss(z1: Tensor, z2: Tensor, *, temperature: float = 0.1) -> Tensor:
 
 
 class SimCLR(Method):
-    """See the module.
+    """An encoder and a projector of two layers under ``simclr_loss``.
 
     Args:
-        encoder: images to features (n, feature_dim).
-        feature_dim: width of the features.
         hidden_dim: width of the projector's hidden layer.
         output_dim: d, width of the outputs.
         temperature: see ``simclr_loss``.
-
-    Raises:
-        ConfigError: an option is out of range.
     """
 
     variants = ({"temperature": 0.2}, {"temperature": 0.5})
@@ -70,7 +71,7 @@ class SimCLR(Method):
         *,
         hidden_dim: int = 2048,  # section 2.1: as wide as the features of ResNet-50
         output_dim: int = 128,  # section 2.1
-        temperature: float = 0.1,  # the code's README; 0.5 for CIFAR-10 there
+        temperature: float = TEMPERATURE,
     ):
         super().__init__()
         require_at_least(1, hidden_dim=hidden_dim, output_dim=output_dim)
@@ -80,7 +81,6 @@ class SimCLR(Method):
         self.temperature = temperature
 
     def forward(self, view1: Tensor, view2: Tensor) -> StepOutput:
-        """Loss of a batch from its two views, each (n_local, c, h, w)."""
         f1, f2 = self.encoder(view1), self.encoder(view2)
         z1, z2 = self.projector(f1), self.projector(f2)
         loss = simclr_loss(*gather_outputs(z1, z2), temperature=self.temperature)

@@ -3,11 +3,14 @@
 No negative pairs, no moving average, no large batch: the predictor and the stop-gradient alone keep the outputs from
 collapsing to a constant.
 
-    loss = -½ [cos(h(z1), z2) + cos(h(z2), z1)],     z1, z2 behind a stop-gradient
+    loss = -½ [cos(z1, p2) + cos(z2, p1)],     z = h(y), p = stop-gradient(y),  y the projections and h the predictor
+
+The paper's letters are the other way round: its p are the predictions z here, its z the projections y.
 
 Its loss is the first term of the series of maximum entropy coding: ``docs/maximum-entropy.md``.
 
-Reference: Chen and He, "Exploring Simple Siamese Representation Learning", CVPR 2021, equations 1 to 4.
+Reference: Chen and He, "Exploring Simple Siamese Representation Learning", CVPR 2021, equations 1 to 4,
+https://arxiv.org/abs/2011.10566.
 """
 
 import dataclasses
@@ -39,7 +42,11 @@ def simsiam_loss(z1: Tensor, z2: Tensor, p1: Tensor, p2: Tensor) -> Tensor:
     Raises:
         ValueError: shapes differ or are not (n, d) with n ≥ 2.
 
-    Reference: Chen and He, CVPR 2021, equation 2.
+    Example:
+        >>> import torch
+        >>> from matrix_ssl.methods.simsiam import simsiam_loss
+        >>> z1, z2, y1, y2 = torch.randn(4, 64, 16, requires_grad=True)
+        >>> simsiam_loss(z1, z2, y1.detach(), y2.detach()).backward()
     """
     check_rows(z1=z1, z2=z2, p1=p1, p2=p2)
     first, second = unit_rows(z1) * unit_rows(p2), unit_rows(z2) * unit_rows(p1)
@@ -47,17 +54,12 @@ def simsiam_loss(z1: Tensor, z2: Tensor, p1: Tensor, p2: Tensor) -> Tensor:
 
 
 class SimSiam(Method):
-    """See the module.
+    """An encoder, a projector and a predictor under ``simsiam_loss``.
 
     Args:
-        encoder: images to features (n, feature_dim).
-        feature_dim: width of the features.
         hidden_dim: width of the projector's two hidden layers.
-        output_dim: d, width of the outputs; the predictor's hidden layer has a quarter of it.
+        output_dim: d, width of the outputs.
         constant_predictor_rate: whether the predictor's learning rate stays at its peak instead of decaying.
-
-    Raises:
-        ConfigError: an option is out of range.
     """
 
     variants = ({"constant_predictor_rate": False},)
@@ -68,18 +70,17 @@ class SimSiam(Method):
         feature_dim: int,
         *,
         hidden_dim: int = 2048,  # section 3, "projection MLP"
-        output_dim: int = 2048,  # section 3; the predictor's hidden layer of 512 is a quarter of it, too
+        output_dim: int = 2048,  # section 3
         constant_predictor_rate: bool = True,  # table 1 (c): no decay is slightly better; the code's --fix-pred-lr
     ):
         super().__init__()
         require_at_least(1, hidden_dim=hidden_dim, output_dim=output_dim)
         self.encoder = encoder
         self.projector = networks.projector(feature_dim, hidden_dim, output_dim)
-        self.predictor = networks.predictor(output_dim, max(1, output_dim // 4))
+        self.predictor = networks.predictor(output_dim)
         self.constant_predictor_rate = constant_predictor_rate
 
     def forward(self, view1: Tensor, view2: Tensor) -> StepOutput:
-        """Loss of a batch from its two views, each (n_local, c, h, w)."""
         f1, f2 = self.encoder(view1), self.encoder(view2)
         y1, y2 = self.projector(f1), self.projector(f2)
         z1, z2 = self.predictor(y1), self.predictor(y2)
@@ -92,7 +93,7 @@ class SimSiam(Method):
         return output.detach()
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """The predictor apart, whose learning rate may be constant."""
+        """Two groups: encoder and projector; the predictor, whose learning rate may be constant."""
         body = [*self.encoder.parameters(), *self.projector.parameters()]
         return [{"params": body}, {"params": [*self.predictor.parameters()], "constant": self.constant_predictor_rate}]
 

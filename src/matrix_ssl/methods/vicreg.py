@@ -4,10 +4,11 @@
          + c/d · Σ_branches Σ_i≠j Cov(z)_ij²
 
 The two views agree, every output varies, and no two outputs vary together. Each branch is regularised by itself, so the
-branches need not share anything.
+branches need not share anything. The weights a, b and c are λ (or ``sim_coeff``), μ (``std_coeff``) and ν
+(``cov_coeff``) in the paper (and its code).
 
 Reference: Bardes, Ponce and LeCun, "VICReg: Variance-Invariance-Covariance Regularization for Self-Supervised
-Learning", ICLR 2022, equations 1 to 6.
+Learning", ICLR 2022, equations 1 to 6, https://arxiv.org/abs/2105.04906.
 """
 
 import dataclasses
@@ -21,7 +22,10 @@ from matrix_ssl.config.views import asymmetric_views
 from matrix_ssl.losses import check_not_negative, check_rows, cross_product_norm, in_full_precision
 from matrix_ssl.methods._base import Method, StepOutput, gather_outputs, require_at_least, require_not_negative
 
-_EPSILON = 1e-4  # section 4.1
+INVARIANCE_WEIGHT = 25.0  # section 4.2
+VARIANCE_WEIGHT = 25.0  # section 4.2
+COVARIANCE_WEIGHT = 1.0  # section 4.2
+EPSILON = 1e-4  # section 4.1
 
 
 @in_full_precision
@@ -29,9 +33,9 @@ def vicreg_loss(
     z1: Tensor,
     z2: Tensor,
     *,
-    invariance_weight: float = 25.0,
-    variance_weight: float = 25.0,
-    covariance_weight: float = 1.0,
+    invariance_weight: float = INVARIANCE_WEIGHT,
+    variance_weight: float = VARIANCE_WEIGHT,
+    covariance_weight: float = COVARIANCE_WEIGHT,
 ) -> Tensor:
     """Invariance, variance and covariance terms of two branches, weighted.
 
@@ -49,7 +53,11 @@ def vicreg_loss(
     Raises:
         ValueError: shapes differ or are not (n, d) with n ≥ 2; a weight is negative or not finite.
 
-    Reference: Bardes et al., ICLR 2022, equation 6.
+    Example:
+        >>> import torch
+        >>> from matrix_ssl.methods.vicreg import vicreg_loss
+        >>> z1, z2 = torch.randn(2, 64, 16, requires_grad=True)
+        >>> vicreg_loss(z1, z2).backward()
     """
     check_rows(z1=z1, z2=z2)
     check_not_negative(
@@ -60,24 +68,21 @@ def vicreg_loss(
     for z in (z1, z2):
         variances, mean = torch.var_mean(z, dim=0)
         centred = z - mean
-        variance = variance + torch.relu(1 - (variances + _EPSILON).sqrt()).mean() / 2
+        # the hinge at a standard deviation of one
+        variance = variance + torch.relu(1 - (variances + EPSILON).sqrt()).mean() / 2
+        # the squares of all covariances but those of an output with itself
         squares = cross_product_norm(centred, centred) / (len(z) - 1) ** 2
         covariance = covariance + (squares - variances.square().sum()) / z.shape[1]
     return invariance_weight * invariance + variance_weight * variance + covariance_weight * covariance
 
 
 class VICReg(Method):
-    """See the module.
+    """An encoder and a projector of three layers under ``vicreg_loss``.
 
     Args:
-        encoder: images to features (n, feature_dim).
-        feature_dim: width of the features.
         hidden_dim: width of the two hidden layers of the projector, which the paper calls expander.
         output_dim: d, width of the outputs.
         invariance_weight, variance_weight, covariance_weight: see ``vicreg_loss``.
-
-    Raises:
-        ConfigError: an option is out of range.
     """
 
     variants = ({"covariance_weight": 4.0}, {"covariance_weight": 16.0}, {"covariance_weight": 0.25})
@@ -89,9 +94,9 @@ class VICReg(Method):
         *,
         hidden_dim: int = 8192,  # section 4.2
         output_dim: int = 8192,  # section 4.2
-        invariance_weight: float = 25.0,  # section 4.2
-        variance_weight: float = 25.0,  # section 4.2
-        covariance_weight: float = 1.0,  # section 4.2
+        invariance_weight: float = INVARIANCE_WEIGHT,
+        variance_weight: float = VARIANCE_WEIGHT,
+        covariance_weight: float = COVARIANCE_WEIGHT,
     ):
         super().__init__()
         require_at_least(1, hidden_dim=hidden_dim, output_dim=output_dim)
@@ -107,7 +112,6 @@ class VICReg(Method):
         self.covariance_weight = covariance_weight
 
     def forward(self, view1: Tensor, view2: Tensor) -> StepOutput:
-        """Loss of a batch from its two views, each (n_local, c, h, w)."""
         f1, f2 = self.encoder(view1), self.encoder(view2)
         z1, z2 = self.projector(f1), self.projector(f2)
         loss = vicreg_loss(
@@ -127,7 +131,7 @@ class VICReg(Method):
             view1=view1,
             view2=view2,
             optimizer=OptimizerConfig(
-                name="lars",  # section 4.2; the code leaves biases and BatchNorm out of adaptation and decay
+                name="lars",  # section 4.2; the code: no adaptation and no decay of biases and BatchNorm
                 learning_rate=0.2,  # section 4.2 and the code, scaled by batch / 256
                 momentum=0.9,  # the code
                 weight_decay=1e-6,  # section 4.2 and the code

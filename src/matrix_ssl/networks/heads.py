@@ -35,6 +35,6 @@ def projector(dim_in: int, hidden: int, dim_out: int) -> nn.Sequential:
     return mlp(dim_in, hidden, hidden, dim_out, output_norm=True, output_bias=False)
 
 
-def predictor(dim: int, hidden: int) -> nn.Sequential:
-    """SimSiam's: two linear layers with a narrow BatchNorm layer between them, (n, dim) -> (n, dim)."""
-    return mlp(dim, hidden, dim)
+def predictor(dim: int, hidden: int | None = None) -> nn.Sequential:
+    """SimSiam's: two linear layers with BatchNorm between them, (n, dim) -> (n, dim); by default a quarter as wide."""
+    return mlp(dim, max(1, dim // 4) if hidden is None else hidden, dim)
