@@ -64,8 +64,8 @@ class Arm:
 CROSS_ENTROPY = Objective(weight=0.0, chunk=4096)  # a step at a time; the matrix term is measured and weighs nothing
 ARMS = {
     PLAIN: Arm(CROSS_ENTROPY),
-    "closed": Arm(CROSS_ENTROPY._replace(weight=1.0, form="closed")),
-    "top": Arm(CROSS_ENTROPY._replace(weight=1.0, form="top", top=16)),
+    "closed": Arm(dataclasses.replace(CROSS_ENTROPY, weight=1.0, form="closed")),
+    "top": Arm(dataclasses.replace(CROSS_ENTROPY, weight=1.0, form="top", top=16)),
     "twice": Arm(CROSS_ENTROPY, rate_of=PLAIN, times=2.0),
     "smoothing": Arm(CROSS_ENTROPY, smoothing=0.1),
 }
@@ -255,7 +255,7 @@ class Experiment:
 
 def arms_as_json() -> dict[str, Any]:
     """The arms with the names of what they hold."""
-    return {name: dataclasses.asdict(arm) | {"objective": arm.objective._asdict()} for name, arm in ARMS.items()}
+    return {name: dataclasses.asdict(arm) for name, arm in ARMS.items()}
 
 
 def train(model: Any, batches: Iterator[Tensor], arm: Arm, *, steps: int, peak: float, given: int) -> dict[str, float]:

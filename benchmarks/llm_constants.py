@@ -9,6 +9,7 @@ once. Results go to ``benchmarks/results/llm_constants.json`` and to ``docs/resu
 the folder alone.
 """
 
+import dataclasses
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -26,11 +27,11 @@ RESULT = "llm_constants.json"
 RATES = slice(2, 4)  # of those that llm_arms.py tries: the best of CE and the best of CE + MCE
 CLOSED = ARMS["closed"].objective
 VARIANTS = {
-    "weight 0.3": CLOSED._replace(weight=0.3),
-    "weight 3": CLOSED._replace(weight=3.0),
-    "ridge 0.001": CLOSED._replace(ridge=0.001),
-    "ridge 0.1": CLOSED._replace(ridge=0.1),
-    "lanczos, 2 steps": CLOSED._replace(form="lanczos", steps=2),
+    "weight 0.3": dataclasses.replace(CLOSED, weight=0.3),
+    "weight 3": dataclasses.replace(CLOSED, weight=3.0),
+    "ridge 0.001": dataclasses.replace(CLOSED, ridge=0.001),
+    "ridge 0.1": dataclasses.replace(CLOSED, ridge=0.1),
+    "lanczos, 2 steps": dataclasses.replace(CLOSED, form="lanczos", steps=2),
 }
 BESIDE = (PLAIN, "closed", "top")  # trials of llm_arms.py
 
@@ -52,7 +53,7 @@ def main() -> None:
     share(seeds, experiment.folder, explore)
     cases = itertools.product(seeds, (*BESIDE, *VARIANTS), rates)
     result = {
-        "objectives": {name: objective._asdict() for name, objective in VARIANTS.items()},
+        "objectives": {name: dataclasses.asdict(objective) for name, objective in VARIANTS.items()},
         "environment": experiment.environment,
         "rows": [read_json(experiment.path(*case)) for case in cases],
     }

@@ -58,7 +58,7 @@ def hostile(folder: Path, *files: str) -> Path:
 
 def words(name: str, model: Any, data: Path, out: Path) -> list[str]:
     own = {
-        "finetune": ["--data", data, "--template", "plain", "--epochs", 1, "--batch-size", 4],
+        "finetune": ["--data", data, "--template", "plain", "--set", "epochs=1", "--set", "batch_size=4"],
         "score": ["--data", data, "--template", "plain"],
         "diagnose": ["--text", data],
     }[name]

@@ -1,6 +1,7 @@
 """Fine-tuning from a file to a model: what is learned, what is written, what is refused, and going on after a stop."""
 
 import copy
+import dataclasses
 import gzip
 import importlib
 import json
@@ -60,10 +61,14 @@ def command(*words: Any) -> None:
     main.commands.main(["llm", "finetune", "--device", "cpu", *map(str, words)], standalone_mode=False)
 
 
+def sets(*assignments: str) -> list[str]:
+    return [word for assignment in assignments for word in ("--set", assignment)]
+
+
 def short(base: Path, data: Path, out: Path, *words: Any) -> list[Any]:
     """The words of a run of 6 steps that saves a checkpoint after every second one."""
-    return ["--model", base, "--data", data, "--template", "plain", "--out", out, "--epochs", 1, "--batch-size", 4,
-            "--learning-rate", 0.01, "--set", "save_strategy=steps", "--set", "save_steps=2", *words]  # fmt: skip
+    return ["--model", base, "--data", data, "--template", "plain", "--out", out, *sets("epochs=1", "batch_size=4",
+            "learning_rate=0.01", "save_strategy=steps", "save_steps=2"), *words]  # fmt: skip
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -275,7 +280,7 @@ def test_tokens_without_embedding_and_too_many_positions_are_refused(base, data,
     with pytest.raises(ConfigError, match="embeds 260: tokenizer and model do not belong"):
         command(*short(tmp_path / "small", data, tmp_path / "run"))
     long = write(tmp_path / "long.jsonl", [{"question": "a", "answer": "xyz" * 600}])
-    with pytest.raises(ConfigError, match="512 positions: give --max-length 512"):
+    with pytest.raises(ConfigError, match="512 positions: set max_length=512"):
         command(*short(base, long, tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
@@ -295,19 +300,22 @@ def test_further_arguments_have_the_names_and_types_of_transformers():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--set", "weight_decy=0.1"], "Did you mean 'weight_decay'"),
+        (["--set", "weight_decy=0.1"], "Unknown setting 'weight_decy'. Did you mean 'weight_decay'"),
+        (["--set", "max_lenght=9"], "Unknown setting 'max_lenght'. Did you mean 'max_length'"),
+        (["--set", "objective.rigde=9"], "Unknown setting 'objective.rigde'. Did you mean 'objective.ridge'"),
+        (["--set", "arguments=9"], "Unknown setting 'arguments'"),
         (["--set", "weight_decay"], "write key=value"),
-        (["--set", "weight_decay=much"], "expected a finite number"),
-        (["--set", "fsdp_config={"], "not JSON"),
-        (["--set", "learning_rate=1"], "decided by --learning-rate"),
+        (["--set", "weight_decay=much"], "weight_decay=much: expected a finite number"),
+        (["--set", "fsdp_config={"], "fsdp_config={: expected a JSON object"),
+        (["--set", "num_train_epochs=1"], "num_train_epochs=1 cannot be set: set epochs"),
         (["--set", "save_strategy=sometimes"], "transformers refuses"),
         (["--set", "label_smoothing_factor=0.1"], "label_smoothing_factor=0.1 is not part of this loss"),
-        (["--loss", "ce", "--ridge", "0.1"], "leave out --ridge"),
-        (["--form", "lanczos", "--steps", "40"], "1 to 32 steps"),
-        (["--batch-size", "5", "--gradient-accumulation", "2"], "batch_size=5 does not divide"),
-        (["--epochs", "0"], "epochs=0.0"),
-        (["--lora", "-1"], "lora=-1"),
-        (["--load-in-4bit"], "give a rank of adapters"),
+        (sets("objective.ridge=0"), "objective.ridge=0: expected a finite number above 0"),
+        (sets("objective.form=lanczos", "objective.steps=40"), "steps=40: expected 1 to 32 Lanczos steps"),
+        (sets("batch_size=5", "gradient_accumulation=2"), "batch_size=5 does not divide"),
+        (sets("epochs=0"), "epochs=0: expected a finite number above 0"),
+        (sets("lora=-1"), "lora=-1: expected an integer of at least 0"),
+        (["--load-in-4bit"], "set lora, for example lora=16"),
         (["--columns", "question,anser"], "no column 'anser'"),
     ],
 )
@@ -327,7 +335,7 @@ def test_a_run_holds_model_and_record(finished, base, data):
     assert (result["finished"], result["steps"]) == (True, 6)
     assert result["counts"]["rows"] == result["counts"]["examples"] == 24
     assert result["environment"]["transformers"] == transformers.__version__
-    assert result["settings"]["objective"] == Objective()._asdict()
+    assert result["settings"]["objective"] == dataclasses.asdict(Objective())
     assert result["parameters"] == result["parameters_trained"] == sum(p.numel() for p in llm_toys.llama().parameters())
     lines = read_lines(finished / "metrics.jsonl")
     assert [line["step"] for line in lines] == list(range(1, 7))
@@ -346,7 +354,7 @@ def test_the_same_command_again_says_complete_and_another_one_is_refused(finishe
     assert "is complete" in capfd.readouterr().err
     assert (finished / "finetune.json").read_bytes() == before
     with pytest.raises(RunFolderError, match=r"learning_rate: 0.01 -> 0.02.*--out for another folder"):
-        command(*short(base, data, finished, "--learning-rate", 0.02))
+        command(*short(base, data, finished, *sets("learning_rate=0.02")))
 
 
 @pytest.mark.parametrize("stop", ["signal", "death"])
@@ -380,7 +388,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(stop, finished, base, data,
 
 def test_parts_of_a_batch_give_the_same_run(finished, base, data, tmp_path):
     out = tmp_path / "run"
-    command(*short(base, data, out, "--gradient-accumulation", 2))
+    command(*short(base, data, out, *sets("gradient_accumulation=2")))
     for line, other in zip(read_lines(out / "metrics.jsonl"), read_lines(finished / "metrics.jsonl"),
                            strict=True):  # fmt: skip
         assert line["ce"] == pytest.approx(other["ce"], rel=1e-3)  # AdamW magnifies rounding of small gradients
@@ -388,7 +396,7 @@ def test_parts_of_a_batch_give_the_same_run(finished, base, data, tmp_path):
 
 def test_adapters_are_saved_and_open_on_their_model(base, data, tmp_path):
     out = tmp_path / "run"
-    command(*short(base, data, out, "--lora", 2, "--loss", "ce", "--set", "max_steps=2"))
+    command(*short(base, data, out, *sets("lora=2", "objective.weight=0", "max_steps=2")))
     result = read_json(out / "finetune.json")
     assert 0 < result["parameters_trained"] < result["parameters"] / 5
     last = result["losses"]["last"]
@@ -400,7 +408,7 @@ def test_adapters_are_saved_and_open_on_their_model(base, data, tmp_path):
     with pytest.raises(ConfigError, match="holds an adapter: merge"):
         models.open_model(str(out / "model"))
     with pytest.raises(ConfigError, match="random weights"):
-        command(*short(Path(f"config:{base}"), data, tmp_path / "other", "--lora", 2))
+        command(*short(Path(f"config:{base}"), data, tmp_path / "other", *sets("lora=2")))
 
 
 def test_adapters_on_four_bits_learn_and_the_weights_below_are_those_of_bitsandbytes(base, data, tmp_path):
@@ -417,7 +425,7 @@ def test_adapters_on_four_bits_learn_and_the_weights_below_are_those_of_bitsandb
     ids = torch.arange(8).unsqueeze(0)
     torch.testing.assert_close(below(input_ids=ids).logits, whole(input_ids=ids).logits, rtol=1e-4, atol=1e-5)
 
-    command(*short(base, data, tmp_path / "run", "--lora", 2, "--load-in-4bit", "--epochs", 3))
+    command(*short(base, data, tmp_path / "run", "--load-in-4bit", *sets("lora=2", "epochs=3")))
     result = read_json(tmp_path / "run" / "finetune.json")
     adapters = result["parameters_trained"]
     assert result["parameters"] == adapters + sum(p.numel() for p in whole.parameters())

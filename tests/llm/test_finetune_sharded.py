@@ -72,10 +72,10 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def words(base: Path, out: str, *settings: str) -> list[str]:
     """``llm finetune``, 6 steps and a checkpoint after every second one."""
-    all_settings = ("save_strategy=steps", "save_steps=2", *settings)
+    all_settings = ("epochs=1", "batch_size=4", "learning_rate=0.01", "save_strategy=steps", "save_steps=2", *settings)
     return ["llm", "finetune", "--device", "cpu", "--model", str(base / "model"), "--data", str(base / "sums.jsonl"),
-            "--template", "plain", "--out", str(base / out), "--epochs", "1", "--batch-size", "4",
-            "--learning-rate", "0.01", *(word for setting in all_settings for word in ("--set", setting))]  # fmt: skip
+            "--template", "plain", "--out", str(base / out),
+            *(word for setting in all_settings for word in ("--set", setting))]  # fmt: skip
 
 
 def start(base: Path, out: str, *settings: str, before: str = "", code: int = 0) -> str:

@@ -48,7 +48,7 @@ def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     llm_toys.llama().save_pretrained(folder / "base")
     llm_toys.tokenizer().save_pretrained(folder / "base")
     words = ["llm", "finetune", "--model", folder / "base", "--data", data, "--template", "plain",
-             "--out", folder / "run", "--epochs", 120, "--batch-size", 8, "--learning-rate", 0.01,
+             "--out", folder / "run", "--set", "epochs=120", "--set", "batch_size=8", "--set", "learning_rate=0.01",
              "--set", "save_strategy=no", "--device", "cpu"]  # fmt: skip
     main.commands.main([str(word) for word in words], standalone_mode=False)
     return folder / "run"

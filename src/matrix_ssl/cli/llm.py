@@ -3,7 +3,7 @@
 import contextlib
 import logging
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import click
 
@@ -11,10 +11,8 @@ from matrix_ssl.cli import options
 from matrix_ssl.cli.llm_diagnose import diagnose
 from matrix_ssl.errors import ConfigError
 from matrix_ssl.llm.data.templates import Extraction, TemplateName
-from matrix_ssl.llm.objective import DEFAULTS, Form, Objective
 from matrix_ssl.llm.settings import MODEL, RESULT, FineTuneSettings
 
-_DEFAULTS = FineTuneSettings(model="", data="", template="plain")
 _template = click.Choice(get_args(TemplateName))
 _columns = click.option("--columns", metavar="NAMES", help="Columns with questions and answers, a comma between, or "
                         "one with messages.  [default: question,answer or query,response or messages]")  # fmt: skip
@@ -34,15 +32,6 @@ def _names(columns: str | None) -> tuple[str, ...]:
     return tuple(columns.split(",")) if columns else ()
 
 
-def _given(**values: Any) -> dict[str, Any]:
-    """Those that are not None: the others have their defaults elsewhere."""
-    return {key: value for key, value in values.items() if value is not None}
-
-
-def _default(value: Any) -> str:
-    return f"  [default: {value:g}]" if isinstance(value, (int, float)) else f"  [default: {value}]"
-
-
 @llm.command()
 @click.option("--model", required=True, metavar="FOLDER|NAME|config:PATH", help="A model in safetensors with its "
               "tokenizer, a name of the Hugging Face hub, or a configuration, for random weights.")  # fmt: skip
@@ -50,26 +39,10 @@ def _default(value: Any) -> str:
               "in .json, or a set of the hub.")  # fmt: skip
 @click.option("--template", type=_template, required=True, help="How a question becomes a prompt.")
 @_columns
-@click.option("--loss", type=click.Choice(["ce", "ce+mce"]), default="ce+mce", show_default=True,
-              help="Cross-entropy alone, or with matrix cross-entropy.")  # fmt: skip
-@click.option("--form", type=click.Choice(get_args(Form)), help="Of the matrix term." + _default(DEFAULTS.form))
-@click.option("--weight", type=float, help="Of the matrix term." + _default(DEFAULTS.weight))
-@click.option("--ridge", type=float, help="Of the matrix term." + _default(DEFAULTS.ridge))
-@click.option("--steps", type=int, help="Of the form lanczos." + _default(DEFAULTS.steps))
-@click.option("--top", type=int, help="Tokens of the form top." + _default(DEFAULTS.top))
-@click.option("--lora", type=int, metavar="RANK", help="Train adapters of this rank; 0: all weights."
-              + _default(_DEFAULTS.lora))  # fmt: skip
-@click.option("--load-in-4bit", is_flag=True, help="Hold the linear layers below the adapters in four bits (QLoRA).")
-@click.option("--epochs", type=float, help="Passes over the data." + _default(_DEFAULTS.epochs))
-@click.option("--batch-size", type=int, help="Sequences of a step, of all processes together."
-              + _default(_DEFAULTS.batch_size))  # fmt: skip
-@click.option("--gradient-accumulation", type=int, help="Parts of a batch that are computed one after the other."
-              + _default(_DEFAULTS.gradient_accumulation))  # fmt: skip
-@click.option("--learning-rate", type=float, help="At its peak." + _default(_DEFAULTS.learning_rate))
-@click.option("--max-length", type=int, help="Tokens; longer sequences are cut." + _default(_DEFAULTS.max_length))
-@click.option("--seed", type=int, help="Of order, adapters and random weights." + _default(_DEFAULTS.seed))
-@click.option("--set", "assignments", metavar="KEY=VALUE", multiple=True, help="Another one of transformers' "
-              "TrainingArguments; may be repeated.")  # fmt: skip
+@click.option("--load-in-4bit", is_flag=True, help="Hold the linear layers below the adapters in four bits (QLoRA); "
+              "needs --set lora=RANK.")  # fmt: skip
+@click.option("--set", "assignments", metavar="KEY=VALUE", multiple=True, help="Change a setting, or an argument of "
+              "transformers' TrainingArguments; may be repeated.")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the run.")
 @click.option("--fresh", is_flag=True, help="Start over; an existing run folder is kept under another name.")
 @options.device
@@ -78,20 +51,7 @@ def finetune(
     data: str,
     template: TemplateName,
     columns: str | None,
-    loss: str,
-    form: Form | None,
-    weight: float | None,
-    ridge: float | None,
-    steps: int | None,
-    top: int | None,
-    lora: int | None,
     load_in_4bit: bool,
-    epochs: float | None,
-    batch_size: int | None,
-    gradient_accumulation: int | None,
-    learning_rate: float | None,
-    max_length: int | None,
-    seed: int | None,
     assignments: tuple[str, ...],
     out: Path,
     fresh: bool,
@@ -99,30 +59,11 @@ def finetune(
 ) -> None:
     """Fine-tune a language model on questions and answers. The same command again resumes.
 
-    Only answers are learned. The defaults are MetaMath's; see docs/llm.md.
+    Only answers are learned. docs/llm.md lists the settings: objective.weight, epochs, batch_size, learning_rate, lora
+    and others. Their defaults are MetaMath's.
     """
-    term = _given(form=form, weight=weight, ridge=ridge, steps=steps, top=top)
-    if loss == "ce" and term:
-        raise ConfigError(f"--loss ce has no matrix term: leave out {', '.join(f'--{key}' for key in term)}.")
-    numbers = _given(
-        lora=lora,
-        epochs=epochs,
-        batch_size=batch_size,
-        gradient_accumulation=gradient_accumulation,
-        learning_rate=learning_rate,
-        max_length=max_length,
-        seed=seed,
-    )
-    settings = FineTuneSettings(
-        model=model,
-        data=data,
-        template=template,
-        columns=_names(columns),
-        objective=Objective(weight=0.0) if loss == "ce" else Objective(**term),
-        load_in_4bit=load_in_4bit,
-        arguments=assignments,
-        **numbers,
-    )
+    settings = FineTuneSettings(model=model, data=data, template=template, columns=_names(columns))
+    settings = settings.override([*(["load_in_4bit=true"] if load_in_4bit else []), *assignments])
     from matrix_ssl import distributed
     from matrix_ssl.data.hub import quiet_transformers
     from matrix_ssl.llm.finetune import run as runs

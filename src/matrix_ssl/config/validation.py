@@ -96,7 +96,9 @@ def expectation(expected: Any) -> str:
         number = "" if members[-1] is Ellipsis or origin is list else f"{len(members)} "
         between = "semicolons" if get_origin(members[0]) is tuple else "commas"
         return f"{number}values separated by {between}, each {expectation(members[0])}"
-    if origin in (Mapping, dict) or plain is dict or dataclasses.is_dataclass(plain):
+    if dict in (origin, plain):
+        return "a JSON object"
+    if origin is Mapping or dataclasses.is_dataclass(plain):
         return "a group of settings"
     low, high, above = (
         next((getattr(mark, name) for mark in get_args(expected)[1:] if hasattr(mark, name)), None)

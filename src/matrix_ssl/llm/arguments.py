@@ -1,36 +1,35 @@
-"""Settings as transformers' ``TrainingArguments``, and ``key=value`` for those that have no option of their own."""
+"""Settings as transformers' ``TrainingArguments``, and ``key=value`` for those that are not settings of our own."""
 
 import dataclasses
-import json
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import torch
 
-from matrix_ssl.config import check_type
+from matrix_ssl.config import check_type, split_assignment
 from matrix_ssl.errors import ConfigError, MissingExtra, did_you_mean
 from matrix_ssl.llm.settings import ARGUMENTS, FineTuneSettings
 from matrix_ssl.runs import devices
 
-# what options decide, or the package itself
+# arguments that a setting, an option or this package decides
 _TAKEN = {
-    "output_dir": "--out",
-    "num_train_epochs": "--epochs",
-    "per_device_train_batch_size": "--batch-size",
-    "gradient_accumulation_steps": "--gradient-accumulation",
-    "learning_rate": "--learning-rate",
-    "seed": "--seed",
-    "data_seed": "--seed",
-    "use_cpu": "--device",
-    "resume_from_checkpoint": "the same command again",
-    "remove_unused_columns": "nothing: all columns are used",
-    "report_to": "metrics.jsonl",
-    "disable_tqdm": "nothing: there is no tqdm",
+    "output_dir": "use --out",
+    "num_train_epochs": "set epochs",
+    "per_device_train_batch_size": "set batch_size",
+    "gradient_accumulation_steps": "set gradient_accumulation",
+    "learning_rate": "it is a setting of its own",
+    "seed": "it is a setting of its own",
+    "data_seed": "set seed",
+    "use_cpu": "use --device",
+    "resume_from_checkpoint": "the same command again resumes",
+    "remove_unused_columns": "all columns are used",
+    "report_to": "metrics are in metrics.jsonl",
+    "disable_tqdm": "there is no tqdm",
 }
 
 
 def training_arguments(settings: FineTuneSettings, *, output: Path, processes: int, device: torch.device) -> Any:
-    """The arguments of a run. On a CUDA device that has bfloat16, ``bf16`` is true unless ``--set`` says otherwise.
+    """The arguments of a run; ``bf16`` is true on a CUDA device that has bfloat16, unless the settings set it.
 
     Raises:
         ConfigError: a name or a value is not known, or they do not go together.
@@ -79,34 +78,26 @@ def parse_assignments(assignments: tuple[str, ...]) -> dict[str, Any]:
     """``key=value`` with the names and types of ``TrainingArguments``; dictionaries are JSON.
 
     Raises:
-        ConfigError: a name is unknown or has its own option, or a value is not of its type.
+        ConfigError: a name is unknown or is decided elsewhere, or a value is not of its type.
     """
     from transformers import TrainingArguments
 
     hints = get_type_hints(TrainingArguments)
     names = {field.name for field in dataclasses.fields(TrainingArguments) if field.init}
     values = {}
-    for assignment in assignments:
-        key, separator, text = (part.strip() for part in assignment.partition("="))
-        if not separator or not key:
-            raise ConfigError(f"--set {assignment!r}: write key=value, for example weight_decay=0.1.")
+    for key, text in map(split_assignment, assignments):
         if key in _TAKEN:
-            raise ConfigError(f"--set {key}={text}: this is decided by {_TAKEN[key]}.")
+            raise ConfigError(f"{key}={text} cannot be set: {_TAKEN[key]}.")
         if key not in names:
-            raise ConfigError(
-                f"--set {key}={text}: unknown argument {key!r}.{did_you_mean(key, names - _TAKEN.keys())}"
-            )
+            known = {*names - _TAKEN.keys(), *(field.name for field in dataclasses.fields(FineTuneSettings))}
+            raise ConfigError(f"Unknown setting {key!r}.{did_you_mean(key, known)}")
         values[key] = _parse(text, hints[key], key)
     return values
 
 
 def _parse(text: str, hint: Any, key: str) -> Any:
-    kinds = get_args(hint) or (hint,)
-    if text.startswith("{") and any(kind is dict or getattr(kind, "__origin__", None) is dict for kind in kinds):
-        try:
-            return json.loads(text)
-        except ValueError as error:
-            raise ConfigError(f"{key}={text}: not JSON: {error}.") from error
+    if text.startswith("{") and any(dict in (kind, get_origin(kind)) for kind in get_args(hint)):
+        return check_type(text, dict, key)
     if key == "fsdp" and text == "true":
         return True  # the library documents true, though its type says text
     return check_type(text, hint, key)

@@ -6,20 +6,23 @@ weights.
 """
 
 import dataclasses
-import math
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable
+from typing import Annotated, Any
 
+from annotated_types import Ge, Le
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from matrix_ssl.config import override, settings, split_assignment
 from matrix_ssl.errors import ConfigError
 from matrix_ssl.llm.data.templates import TemplateName
 from matrix_ssl.llm.objective import DEFAULTS, Objective
 
 RESULT, MODEL = "finetune.json", "model"  # file and folder of a run
 
-# what is passed to transformers' TrainingArguments where nothing else is asked for
+# TrainingArguments of transformers that differ from its defaults
 ARGUMENTS: dict[str, Any] = {
     "lr_scheduler_type": "cosine",
-    "warmup_steps": 0.03,  # a part of all steps, as everything below 1
+    "warmup_steps": 0.03,  # below 1: a fraction of all steps
     "weight_decay": 0.0,
     "logging_steps": 1,
     "save_strategy": "epoch",
@@ -27,24 +30,45 @@ ARGUMENTS: dict[str, Any] = {
 }
 
 
-@dataclass(frozen=True)
+@settings
 class FineTuneSettings:
     """A model, what it learns, by which loss and how."""
 
     model: str  # folder, name of the hub, or config: and a configuration
     data: str  # file, or hf: and a name
     template: TemplateName
-    columns: tuple[str, ...] = ()  # with questions and answers, or with messages; none: those that are found
-    objective: Objective = DEFAULTS  # weight 0 is the cross-entropy alone
-    lora: int = 0  # rank of adapters; 0: the whole model is trained
-    load_in_4bit: bool = False  # below adapters, the linear layers in four bits
-    epochs: float = 3.0
-    batch_size: int = 128  # sequences of a step, of all processes and micro-batches together
-    gradient_accumulation: int = 1  # micro-batches of a step
-    learning_rate: float = 2e-5  # at its peak
-    max_length: int = 2048  # tokens of a sequence
-    seed: int = 0
+    columns: tuple[str, ...] = ()  # with questions and answers, or with messages; none: those with the usual names
+    objective: Objective = DEFAULTS
+    lora: NonNegativeInt = 0  # rank of adapters on all linear layers but the head; 0: all weights are trained
+    load_in_4bit: bool = False  # hold the linear layers below the adapters in four bits
+    epochs: PositiveFloat = 3.0  # passes over the data
+    batch_size: PositiveInt = 128  # sequences of a step, of all processes and micro-batches together
+    gradient_accumulation: PositiveInt = 1  # micro-batches of a step
+    learning_rate: NonNegativeFloat = 2e-5  # peak
+    max_length: Annotated[int, Ge(2)] = 2048  # tokens of a sequence; longer ones are cut
+    seed: Annotated[int, Ge(0), Le(2**32 - 1)] = 0  # of the order of the data, of adapters and of random weights
     arguments: tuple[str, ...] = ()  # key=value, of transformers' TrainingArguments
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for four bits without adapters."""
+        if self.load_in_4bit and not self.lora:
+            raise ConfigError(
+                "load_in_4bit needs adapters, as weights in four bits cannot be trained: set lora, for example lora=16."
+            )
+
+    def override(self, assignments: Iterable[str]) -> "FineTuneSettings":
+        """Applies ``key=value`` assignments; a key that is no setting goes to transformers' TrainingArguments.
+
+        Raises:
+            ConfigError: as ``config.override``; ``arguments.parse_assignments`` checks the others.
+        """
+        own: list[str] = []
+        others = list(self.arguments)
+        names = {field.name for field in dataclasses.fields(self)} - {"arguments"}
+        for assignment in assignments:
+            is_own = split_assignment(assignment)[0].partition(".")[0] in names
+            (own if is_own else others).append(assignment)
+        return dataclasses.replace(override(self, own), arguments=tuple(others))
 
     def per_process(self, processes: int) -> int:
         """Sequences of a micro-batch of one process.
@@ -59,27 +83,3 @@ class FineTuneSettings:
                 f"gradient_accumulation={self.gradient_accumulation}."
             )
         return self.batch_size // parts
-
-
-def check_settings(settings: FineTuneSettings) -> None:
-    """Raises ConfigError for a number outside the range in which it means something, and for bits without adapters."""
-    ranges: dict[str, tuple[float, float]] = {
-        "lora": (0, math.inf),
-        "epochs": (0, math.inf),
-        "batch_size": (1, math.inf),
-        "gradient_accumulation": (1, math.inf),
-        "learning_rate": (0, math.inf),
-        "max_length": (2, math.inf),
-        "seed": (0, 2**32 - 1),
-    }
-    for key, (low, high) in ranges.items():
-        value = getattr(settings, key)
-        if not (low <= value <= high and math.isfinite(value)) or (key == "epochs" and value == 0):
-            raise ConfigError(f"{key}={value}: expected a number from {low:g} on, and above 0 for epochs.")
-    if settings.load_in_4bit and not settings.lora:
-        raise ConfigError("load_in_4bit without lora: weights in four bits cannot be trained, give a rank of adapters.")
-
-
-def to_dict(settings: FineTuneSettings) -> dict[str, Any]:
-    """The settings as JSON has them."""
-    return {**dataclasses.asdict(settings), "objective": settings.objective._asdict()}

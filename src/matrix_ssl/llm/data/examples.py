@@ -75,7 +75,7 @@ def make_examples(
     if not prompts:
         raise DataError(
             f"all {len(rows)} rows have a prompt of at least max_length={max_length} tokens, so that every label would "
-            f"be ignored: give a larger --max-length."
+            f"be ignored: set a larger max_length."
         )
     return Examples(
         torch.frombuffer(tokens, dtype=torch.int32),

@@ -4,6 +4,7 @@ The folder: ``config.json``, ``environment.json`` and ``metrics.jsonl`` as in ev
 ``model/`` with safetensors and tokenizer, which appears whole; ``finetune.json`` last, which says that it is complete.
 """
 
+import dataclasses
 import importlib.metadata
 import importlib.util
 import shutil
@@ -23,7 +24,7 @@ from matrix_ssl.llm.data.question_files import Rows, exchanges, find_columns, re
 from matrix_ssl.llm.data.templates import check_template
 from matrix_ssl.llm.finetune.trainer import MatrixTrainer, Recorder, check_trainable
 from matrix_ssl.llm.models import FROM_CONFIG, add_lora, open_model, open_tokenizer
-from matrix_ssl.llm.settings import MODEL, RESULT, FineTuneSettings, check_settings, to_dict
+from matrix_ssl.llm.settings import MODEL, RESULT, FineTuneSettings
 from matrix_ssl.runs import devices
 from matrix_ssl.runs.display import Display
 from matrix_ssl.runs.files import cannot_write, read_json, write_json
@@ -65,7 +66,7 @@ class Prepared:
 
     def description(self) -> dict[str, Any]:
         """What ``config.json`` holds."""
-        settings = to_dict(self.settings)
+        settings = dataclasses.asdict(self.settings)
         return {"places": {"data": settings.pop("data")}, "settings": settings, "data_sha256": self.rows.sha256}
 
 
@@ -75,7 +76,6 @@ def prepare(settings: FineTuneSettings, out: Path, *, device: torch.device) -> P
     Raises:
         MatrixSSLError: what is wrong with settings, data or model.
     """
-    check_settings(settings)
     arguments = training_arguments(
         settings, output=out / CHECKPOINTS, processes=distributed.world_size(), device=device
     )
@@ -87,7 +87,9 @@ def prepare(settings: FineTuneSettings, out: Path, *, device: torch.device) -> P
         template=settings.template, tokenizer=tokenizer, max_length=settings.max_length,
     )  # fmt: skip
     if settings.lora and settings.model.startswith(FROM_CONFIG):
-        raise ConfigError("--lora on random weights saves an adapter without its model: train the whole model first.")
+        raise ConfigError(
+            f"lora={settings.lora} on random weights saves an adapter without its model: train the whole model first."
+        )
     four_bits = device if settings.load_in_4bit else None
     model = open_model(settings.model, seed=settings.seed, four_bits_on=four_bits)
     _check_tokens(examples, model, settings)
@@ -216,6 +218,6 @@ def _check_tokens(examples: Examples, model: Any, settings: FineTuneSettings) ->
     positions = getattr(model.config, "max_position_embeddings", None)
     if positions is not None and longest > positions:
         raise ConfigError(
-            f"a sequence has {longest} tokens, but {settings.model} has {positions} positions: give --max-length "
-            f"{positions}."
+            f"a sequence has {longest} tokens, but {settings.model} has {positions} positions: set "
+            f"max_length={positions}."
         )
