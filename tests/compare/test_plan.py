@@ -73,12 +73,12 @@ class TestChooseMethods:
     @pytest.mark.parametrize(
         ("text", "message"),
         [
-            ("", "--methods '': name at least one, or all."),
-            (" , ", "--methods ' , ': name at least one, or all."),
+            ("", "--methods '': list at least one method, or use 'all'."),
+            (" , ", "--methods ' , ': list at least one method, or use 'all'."),
             ("simsaim", "method.name='simsaim' is not a method. Did you mean 'simsiam'?"),
             ("byol,al", "method.name='al' is not a method."),
             ("absent.py", "absent.py': there is no such file."),
-            ("simsiam,{}/simsiam.py", "--methods: two of them are called 'simsiam'; rename the file."),
+            ("simsiam,{}/simsiam.py", "--methods: two methods are called 'simsiam'; rename the file."),
             ("{}/empty.py", "expected one subclass of Method in the file, found 0."),
         ],
     )

@@ -1,9 +1,9 @@
 """What a comparison consists of: the trials that tune every method, and the runs whose results are reported.
 
 Everything is equal for all methods: images, their order, views, encoder, epochs, evaluation and the number of trials.
-The trials of a method are a coordinate search, as a person would tune: first the recipe as it is, then twice and half
-its learning rate, then, at the best rate so far, what the method itself names worth trying (``Method.variants``), then
-four times and a quarter of the rate with the best of these.
+The trials of a method are a coordinate search: first the unchanged recipe, then twice and half its learning rate, then,
+at the best rate so far, the settings that the method proposes (``Method.variants``), then four times and a quarter of
+the rate with the best of these.
 """
 
 import dataclasses
@@ -28,16 +28,16 @@ Stage = Literal["tuning", "run", "baselines"]
 class Plan:
     """The whole comparison; ``plan.json`` in its folder."""
 
-    base: RunConfig  # the recipe with the changes for all, as ``options.outline``; its method and seed are replaced
+    base: RunConfig  # the recipe with the changes for all; its method and seed are replaced
     methods: tuple[str, ...]
     reference: str  # the method that the others are compared with
     seeds: int
     budget: int  # epochs of every method
     rivals_budget: int  # epochs of further runs of all methods but the reference; 0: none
-    trials: int  # of every method; 1: the recipe as it is
+    trials: int  # of every method; 1: the unchanged recipe
     tuning_budget: int  # epochs of a trial
     tuning_settings: tuple[str, ...]  # key=value, changes for the trials only
-    measure: str  # what chooses among the trials and what the page is about
+    measure: str  # selects the best trial and ranks the methods
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Job:
 
     @property
     def folder(self) -> Path:
-        """Where it lies, below the folder of the comparison."""
+        """Its folder, relative to that of the comparison."""
         name = Path(self.method).stem
         if self.stage == "baselines":
             return Path("baselines")
@@ -63,7 +63,7 @@ class Job:
 
     @property
     def label(self) -> str:
-        """For a person."""
+        """Its name in progress lines and errors."""
         if self.stage == "baselines":
             return "raw pixels and untrained network"
         what = "trial" if self.stage == "tuning" else f"{self.epochs} epochs, seed"
@@ -71,25 +71,25 @@ class Job:
 
 
 def choose_methods(text: str) -> tuple[str, ...]:
-    """The methods of ``all`` or of a list separated by commas; files by their whole path.
+    """The methods of ``all`` or of a list separated by commas; files by their absolute path.
 
     Raises:
-        ConfigError: a method does not exist, or two have one name.
+        ConfigError: a method does not exist, or two have the same name.
     """
     names = [name.strip() for name in text.split(",") if name.strip()]
-    found: list[str] = []
+    methods: list[str] = []
     for name in names:
-        found += list_methods() if name == "all" else [str(Path(name).resolve()) if name.endswith(".py") else name]
-    found = list(dict.fromkeys(found))
-    if not found:
-        raise ConfigError(f"--methods {text!r}: name at least one, or all.")
-    for name in found:
+        methods += list_methods() if name == "all" else [str(Path(name).resolve()) if name.endswith(".py") else name]
+    methods = list(dict.fromkeys(methods))
+    if not methods:
+        raise ConfigError(f"--methods {text!r}: list at least one method, or use 'all'.")
+    for name in methods:
         find_method(name)
-    stems = [Path(name).stem for name in found]
+    stems = [Path(name).stem for name in methods]
     for stem in stems:
         if stems.count(stem) > 1:
-            raise ConfigError(f"--methods: two of them are called {stem!r}; rename the file.")
-    return tuple(found)
+            raise ConfigError(f"--methods: two methods are called {stem!r}; rename the file.")
+    return tuple(methods)
 
 
 def most_trials(plan: Plan, method: str) -> int:
@@ -102,19 +102,21 @@ def next_trial(plan: Plan, method: str, best: dict[str, Any], number: int) -> Jo
 
     Args:
         best: the settings of the best trial so far, by dotted keys.
-        number: how many trials there were.
+        number: of the trial, from 0.
     """
     variants = _variants(plan, method)
     rates = [{RATE: plan.base.optimizer.learning_rate * factor} for factor in (*_NEAR, *_FAR)]
     near = len(_NEAR)
     move = [{}, *rates[:near], *variants, *rates[near:]][number]
     is_variant = near < number <= near + len(variants)
-    kept = {key: value for key, value in best.items() if key == RATE or not is_variant}  # a variant replaces another
+    kept = {
+        key: value for key, value in best.items() if key == RATE or not is_variant
+    }  # a variant replaces the one before it
     return _job(plan, "tuning", method, number, plan.tuning_budget, kept | move, plan.tuning_settings)
 
 
 def runs(plan: Plan, method: str, settings: dict[str, Any]) -> list[Job]:
-    """The reported runs of a method with the settings that were chosen."""
+    """The reported runs of a method with the chosen settings."""
     budgets = [plan.budget]
     if plan.rivals_budget not in (0, plan.budget) and method != plan.reference:
         budgets.append(plan.rivals_budget)
@@ -122,7 +124,7 @@ def runs(plan: Plan, method: str, settings: dict[str, Any]) -> list[Job]:
 
 
 def baselines(plan: Plan) -> Job:
-    """The evaluation of raw pixels and of the untrained network."""
+    """The job that evaluates raw pixels and the untrained network."""
     return Job("baselines", plan.reference, 0, 0, {}, setup.complete(_with_method(plan, plan.reference)))
 
 
@@ -137,7 +139,7 @@ def _job(
 
 
 def _variants(plan: Plan, method: str) -> list[dict[str, Any]]:
-    """What a method names worth trying, by dotted keys, without what the recipe has already."""
+    """The settings that a method proposes, by dotted keys, without those that the recipe already has."""
     kind = find_method(method)
     usual = complete_options(kind, _with_method(plan, method).method.options)
     return [
@@ -148,5 +150,5 @@ def _variants(plan: Plan, method: str) -> list[dict[str, Any]]:
 
 
 def _with_method(plan: Plan, method: str) -> RunConfig:
-    """The run with another method and nothing else changed, whatever its paper says."""
+    """The base run with a different method and nothing else changed, whatever the paper of the method recommends."""
     return setup.use_method(plan.base, method, papers=False)

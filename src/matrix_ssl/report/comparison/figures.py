@@ -84,7 +84,7 @@ def accuracy_over_time(groups: Sequence[Group]) -> Figurine | None:
         {"20-NN accuracy in %": lambda entry: curve(entry, "seconds", "knn_20_held_out", scale=100)},
         "20-NN accuracy on training images that are not among the labelled neighbours, against the time of the "
         "pre-training. Higher and further left is better: more accuracy for less computation. No test image is used.",
-        point=lambda x, y: f"{y:.1f}% after {duration(x)}", axis="time", shared=len(groups) == 1,
+        point=lambda x, y: f"{y:.1f}% after {duration(x)}", axis="seconds", shared=len(groups) == 1,
     )  # fmt: skip
 
 
