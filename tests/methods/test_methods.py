@@ -2,10 +2,12 @@
 
 import copy
 import textwrap
-from typing import Literal
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import pytest
 import torch
+from annotated_types import Ge
 from torch import nn
 
 from matrix_ssl.errors import ConfigError
@@ -40,18 +42,36 @@ OWN_METHOD = """
 
 
 SMALL = {"hidden_dim": 4, "output_dim": 4}
-ABOVE_ZERO = [(0.0, "a number above 0"), (-1.0, "a number above 0")]
-NOT_NEGATIVE = [(-0.5, "a number of 0 or more")]
+ABOVE_ZERO = [(0.0, "a finite number above 0"), (-1.0, "a finite number above 0")]
+NOT_NEGATIVE = [(-0.5, "a finite number of at least 0")]
 FRACTION = [(-0.1, "a number from 0 to 1"), (1.5, "a number from 0 to 1")]
-AT_LEAST_ONE = [(0, "1 or more"), (-3, "1 or more")]
+AT_LEAST_ONE = [(0, "an integer of at least 1"), (-3, "an integer of at least 1")]
 OUT_OF_RANGE = {
     "hidden_dim": AT_LEAST_ONE, "output_dim": AT_LEAST_ONE, "order": AT_LEAST_ONE, "queue_size": AT_LEAST_ONE,
-    "slices": AT_LEAST_ONE, "knots": [(1, "2 or more")], "ridge": ABOVE_ZERO, "distortion": ABOVE_ZERO,
+    "slices": AT_LEAST_ONE, "knots": [(1, "an integer of at least 2")], "ridge": ABOVE_ZERO, "distortion": ABOVE_ZERO,
     "temperature": ABOVE_ZERO, "bias_rate": ABOVE_ZERO, "teacher_momentum": FRACTION, "distortion_warmup": FRACTION,
     "regularisation_weight": FRACTION, "uniformity_weight": NOT_NEGATIVE, "alignment_weight": NOT_NEGATIVE,
     "redundancy_weight": NOT_NEGATIVE, "invariance_weight": NOT_NEGATIVE, "variance_weight": NOT_NEGATIVE,
     "covariance_weight": NOT_NEGATIVE,
 }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A type of a user's method."""
+
+    first: float
+
+
+class Variance(Method):
+    """A user's method without options."""
+
+    def __init__(self, encoder, feature_dim):
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, view1, view2):
+        raise NotImplementedError
 
 
 def views(n=16, side=8, dtype=torch.float32):
@@ -136,6 +156,21 @@ class TestOptions:
         with pytest.raises(ConfigError, match=r"method.kind=c: expected one of a, b"):
             complete_options(found, {"kind": "c"})
 
+    def test_a_method_with_its_own_range_and_one_with_types_of_its_own(self):
+        class Own(Variance):
+            def __init__(
+                self, encoder, feature_dim, *, depth: Annotated[int, Ge(2)] = 2, settings: Weights | None = None
+            ):
+                super().__init__(encoder, feature_dim)
+                self.depth, self.settings = depth, settings
+
+        assert complete_options(Own, {"depth": "3"}) == {"depth": 3, "settings": None}
+        assert Own(nn.Flatten(), 64, settings=Weights(2.0)).settings == Weights(2.0)
+        with pytest.raises(ConfigError, match=r"^method.depth=1: expected an integer of at least 2\.$"):
+            complete_options(Own, {"depth": "1"})
+        with pytest.raises(ConfigError, match=r"^method.depth=1: expected an integer of at least 2\.$"):
+            Own(nn.Flatten(), 64, depth=1)
+
     def test_without_a_default_must_be_given(self):
         class Demanding(MatrixSSL):
             def __init__(self, encoder, feature_dim, *, size: Literal[1, 2]):
@@ -152,7 +187,7 @@ class TestOptions:
         assert {option for option, value in known.items() if type(value) in (int, float)} <= OUT_OF_RANGE.keys()
         for option in known.keys() & OUT_OF_RANGE.keys():
             for value, sentence in OUT_OF_RANGE[option]:
-                with pytest.raises(ConfigError, match=rf"^method\.{option}={value:g}: expected {sentence}\.$"):
+                with pytest.raises(ConfigError, match=rf"^method\.{option}={value}: expected {sentence}\.$"):
                     method(nn.Flatten(), 64, **{**SMALL, option: value} if option in SMALL else {option: value})
 
     @pytest.mark.parametrize("name", list_methods())

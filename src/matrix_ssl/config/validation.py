@@ -122,7 +122,10 @@ def _plain(expected: Any) -> Any:
 
 @functools.cache
 def _adapter(expected: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(expected, config=ConfigDict(allow_inf_nan=False))
+    try:
+        return TypeAdapter(expected, config=ConfigDict(allow_inf_nan=False, arbitrary_types_allowed=True))
+    except pydantic.PydanticUserError:  # a dataclass or a model, which has its own configuration
+        return TypeAdapter(expected)
 
 
 def _parse(value: Any, plain: Any, origin: Any) -> Any:

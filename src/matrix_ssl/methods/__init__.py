@@ -8,11 +8,10 @@ import sys
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
-from matrix_ssl.config import check_type
 from matrix_ssl.errors import ConfigError, did_you_mean
-from matrix_ssl.methods._base import Method, StepOutput
+from matrix_ssl.methods._base import Method, StepOutput, check_options
 from matrix_ssl.methods._teacher import TeacherMethod
 
 __all__ = [
@@ -78,12 +77,11 @@ def complete_options(method: type[Method], options: Mapping[str, Any]) -> dict[s
     """
     parameters = inspect.signature(method.__init__).parameters.values()
     keywords = {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
-    hints = get_type_hints(method.__init__)
     unknown = [name for name in options if name not in keywords]
     if unknown:
         raise ConfigError(f"Unknown setting 'method.{unknown[0]}'.{did_you_mean(unknown[0], keywords)}")
     for name, default in keywords.items():
         if name not in options and default is inspect.Parameter.empty:
             raise ConfigError(f"method.{name} has no default: give it with --set method.{name}=VALUE.")
-    checked = {k: check_type(v, hints.get(k, Any), f"method.{k}") for k, v in options.items()}
+    checked = check_options(method.__init__, options)
     return {k: checked.get(k, default) for k, default in keywords.items()}

@@ -1,15 +1,15 @@
 """The base of every method: a module that owns its networks and turns two views into a loss."""
 
+import functools
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NamedTuple, get_type_hints
 
 import torch
 from torch import Tensor, nn
 
 from matrix_ssl import distributed
-from matrix_ssl.config import RunConfig
-from matrix_ssl.errors import ConfigError
+from matrix_ssl.config import RunConfig, check_type
 
 
 class StepOutput(NamedTuple):
@@ -30,16 +30,22 @@ class Method(nn.Module, ABC):
     Args:
         encoder: images (n, c, h, w) to features (n, feature_dim).
         feature_dim: width of the features.
-        option: every keyword-only argument is a setting ``method.option`` of a run, of the annotated type.
+        option: every keyword-only argument is a setting ``method.option`` of a run, of the annotated type and, as in
+            ``Annotated[int, Ge(1)]``, range.
 
     Raises:
-        ConfigError: an option is out of range.
+        ConfigError: an option has the wrong type or is out of range.
     """
 
     encoder: nn.Module  # the student's; what a run exports
     counters: tuple[str, ...] = ()  # names in ``terms`` that count events: summed over a run instead of averaged
     # options that a comparison tries when it tunes, one mapping a variant; the defaults are always tried first
     variants: ClassVar[tuple[Mapping[str, Any], ...]] = ()
+
+    def __init_subclass__(cls, **arguments: Any):
+        super().__init_subclass__(**arguments)
+        if "__init__" in vars(cls):
+            cls.__init__ = _checked(cls.__init__)  # type: ignore[method-assign]
 
     @abstractmethod
     def forward(self, view1: Tensor, view2: Tensor) -> StepOutput:
@@ -85,29 +91,19 @@ def mean_over_processes(local: Tensor) -> Tensor:
     return distributed.sum_of_parts(local / distributed.world_size())
 
 
-def require_at_least(low: int, **options: int) -> None:
-    """Raises ConfigError for an option below ``low``."""
-    for name, value in options.items():
-        if value < low:
-            raise ConfigError(f"method.{name}={value}: expected {low} or more.")
+def check_options(constructor: Callable[..., None], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a method as the types and within the ranges that annotate its constructor; text is parsed.
+
+    Raises:
+        ConfigError: an option has the wrong type or is out of range.
+    """
+    hints = get_type_hints(constructor, include_extras=True)
+    return {name: check_type(value, hints.get(name, Any), f"method.{name}") for name, value in options.items()}
 
 
-def require_above_zero(**options: float) -> None:
-    """Raises ConfigError for an option that is not positive."""
-    for name, value in options.items():
-        if value <= 0:
-            raise ConfigError(f"method.{name}={value:g}: expected a number above 0.")
+def _checked(initialise: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(initialise)
+    def checked_init(self: Method, *args: Any, **options: Any) -> None:
+        initialise(self, *args, **check_options(initialise, options))
 
-
-def require_not_negative(**options: float) -> None:
-    """Raises ConfigError for an option below zero."""
-    for name, value in options.items():
-        if value < 0:
-            raise ConfigError(f"method.{name}={value:g}: expected a number of 0 or more.")
-
-
-def require_fraction(**options: float) -> None:
-    """Raises ConfigError for an option outside [0, 1]."""
-    for name, value in options.items():
-        if not 0 <= value <= 1:
-            raise ConfigError(f"method.{name}={value:g}: expected a number from 0 to 1.")
+    return checked_init

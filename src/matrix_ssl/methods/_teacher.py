@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from matrix_ssl.methods._base import Method, require_fraction
+from matrix_ssl.config import Fraction, check_type
+from matrix_ssl.methods._base import Method
 from matrix_ssl.networks.teacher import cosine_momentum, make_teacher, update_teacher
 
 
@@ -26,9 +27,8 @@ class TeacherMethod(Method):
         Raises:
             ConfigError: it is out of range.
         """
-        require_fraction(teacher_momentum=momentum)
+        self.teacher_momentum = check_type(momentum, Fraction, "method.teacher_momentum")
         self.teacher = make_teacher(self._student())
-        self.teacher_momentum = momentum
 
     @torch.no_grad()
     def teach(self, view: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ ICML 2021, equations 1 and 2, https://arxiv.org/abs/2103.03230.
 import dataclasses
 from typing import Any
 
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -26,9 +27,6 @@ from matrix_ssl.methods._base import (
     Method,
     StepOutput,
     gather_outputs,
-    require_above_zero,
-    require_at_least,
-    require_not_negative,
 )
 
 REDUNDANCY_WEIGHT = 0.0051  # section 2.2 and the code
@@ -90,15 +88,12 @@ class BarlowTwins(Method):
         encoder: nn.Module,
         feature_dim: int,
         *,
-        hidden_dim: int = 8192,  # section 2.2
-        output_dim: int = 8192,  # section 2.2
-        redundancy_weight: float = REDUNDANCY_WEIGHT,
-        bias_rate: float = 1.0,  # 0.024 with LARS, see the recipe
+        hidden_dim: PositiveInt = 8192,  # section 2.2
+        output_dim: PositiveInt = 8192,  # section 2.2
+        redundancy_weight: NonNegativeFloat = REDUNDANCY_WEIGHT,
+        bias_rate: PositiveFloat = 1.0,  # 0.024 with LARS, see the recipe
     ):
         super().__init__()
-        require_at_least(1, hidden_dim=hidden_dim, output_dim=output_dim)
-        require_not_negative(redundancy_weight=redundancy_weight)
-        require_above_zero(bias_rate=bias_rate)
         self.encoder = encoder
         self.projector = networks.mlp(feature_dim, hidden_dim, hidden_dim, output_dim, output_bias=False)
         self.redundancy_weight = redundancy_weight

@@ -13,13 +13,14 @@ equation 2 and section 3, https://arxiv.org/abs/2006.07733.
 
 import dataclasses
 
+from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from matrix_ssl import networks
-from matrix_ssl.config import OptimizerConfig, RunConfig
+from matrix_ssl.config import Fraction, OptimizerConfig, RunConfig
 from matrix_ssl.config.views import asymmetric_views
 from matrix_ssl.losses import check_rows, in_full_precision, unit_rows
-from matrix_ssl.methods._base import StepOutput, mean_over_processes, require_at_least
+from matrix_ssl.methods._base import StepOutput, mean_over_processes
 from matrix_ssl.methods._teacher import TeacherMethod
 
 
@@ -68,12 +69,11 @@ class BYOL(TeacherMethod):
         encoder: nn.Module,
         feature_dim: int,
         *,
-        hidden_dim: int = 4096,  # section 3.3
-        output_dim: int = 256,  # section 3.3
-        teacher_momentum: float = 0.996,  # section 3.3; 0.99 for 100 and 300 epochs, appendix J
+        hidden_dim: PositiveInt = 4096,  # section 3.3
+        output_dim: PositiveInt = 256,  # section 3.3
+        teacher_momentum: Fraction = 0.996,  # section 3.3; 0.99 for 100 and 300 epochs, appendix J
     ):
         super().__init__()
-        require_at_least(1, hidden_dim=hidden_dim, output_dim=output_dim)
         self.encoder = encoder
         self.projector = networks.mlp(feature_dim, hidden_dim, output_dim)
         self.predictor = networks.mlp(output_dim, hidden_dim, output_dim)

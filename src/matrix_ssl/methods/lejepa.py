@@ -13,17 +13,19 @@ function", Biometrika 1983.
 """
 
 import dataclasses
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge
+from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from matrix_ssl import networks
-from matrix_ssl.config import OptimizerConfig, RunConfig
+from matrix_ssl.config import Fraction, OptimizerConfig, RunConfig
 from matrix_ssl.config.views import asymmetric_views
 from matrix_ssl.losses import check_positive, in_full_precision
 from matrix_ssl.matrix.precision import differentiable_once
-from matrix_ssl.methods._base import Method, StepOutput, gather_outputs, require_at_least, require_fraction
+from matrix_ssl.methods._base import Method, StepOutput, gather_outputs
 
 SLICES = 1024  # the paper's recommendation (not verified); 256 in the minimal example
 KNOTS = 17  # the code
@@ -133,16 +135,13 @@ class LeJEPA(Method):
         encoder: nn.Module,
         feature_dim: int,
         *,
-        hidden_dim: int = 2048,  # the code's minimal example
-        output_dim: int = 128,  # the code's minimal example: 16 to 128
-        regularisation_weight: float = 0.05,  # the paper's recommendation (not verified); 0.02 in the minimal example
-        slices: int = SLICES,
-        knots: int = KNOTS,
+        hidden_dim: PositiveInt = 2048,  # the code's minimal example
+        output_dim: PositiveInt = 128,  # the code's minimal example: 16 to 128
+        regularisation_weight: Fraction = 0.05,  # recommended by the paper (not verified); 0.02 in the minimal example
+        slices: PositiveInt = SLICES,
+        knots: Annotated[int, Ge(2)] = KNOTS,
     ):
         super().__init__()
-        require_at_least(1, hidden_dim=hidden_dim, output_dim=output_dim, slices=slices)
-        require_at_least(2, knots=knots)
-        require_fraction(regularisation_weight=regularisation_weight)
         self.encoder = encoder
         self.projector = networks.mlp(feature_dim, hidden_dim, hidden_dim, output_dim, hidden_bias=True)
         self.regularisation_weight = regularisation_weight

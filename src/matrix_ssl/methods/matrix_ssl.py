@@ -16,16 +16,15 @@ Reference: Zhang, Tan, Yang, Huang and Yuan, "Matrix Information Theory for Self
 https://arxiv.org/abs/2305.17326.
 """
 
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from matrix_ssl import networks
+from matrix_ssl.config import Fraction
 from matrix_ssl.distributed import losses
 from matrix_ssl.losses import DEFAULTS, Logarithm, Objective
 from matrix_ssl.methods._base import (
     StepOutput,
-    require_above_zero,
-    require_at_least,
-    require_not_negative,
 )
 from matrix_ssl.methods._teacher import TeacherMethod
 
@@ -54,20 +53,17 @@ class MatrixSSL(TeacherMethod):
         encoder: nn.Module,
         feature_dim: int,
         *,
-        hidden_dim: int = 2048,  # the code
-        output_dim: int = 2048,  # the code
-        ridge: float = DEFAULTS.ridge,  # 0.5 in the code's script, 1 in its README
-        uniformity_weight: float = DEFAULTS.uniformity_weight,  # equal to the ridge in the code
-        alignment_weight: float = DEFAULTS.alignment_weight,
+        hidden_dim: PositiveInt = 2048,  # the code
+        output_dim: PositiveInt = 2048,  # the code
+        ridge: PositiveFloat = DEFAULTS.ridge,  # 0.5 in the code's script, 1 in its README
+        uniformity_weight: NonNegativeFloat = DEFAULTS.uniformity_weight,  # equal to the ridge in the code
+        alignment_weight: NonNegativeFloat = DEFAULTS.alignment_weight,
         logarithm: Logarithm = DEFAULTS.logarithm,  # a Taylor series in the code
-        order: int = DEFAULTS.order,
-        teacher_momentum: float = 0.996,  # the code
+        order: PositiveInt = DEFAULTS.order,
+        teacher_momentum: Fraction = 0.996,  # the code
         predictor: bool = True,  # the code
     ):
         super().__init__()
-        require_at_least(1, hidden_dim=hidden_dim, output_dim=output_dim, order=order)
-        require_above_zero(ridge=ridge)
-        require_not_negative(uniformity_weight=uniformity_weight, alignment_weight=alignment_weight)
         self.encoder = encoder
         self.projector = networks.projector(feature_dim, hidden_dim, output_dim)
         self.predictor = networks.predictor(output_dim) if predictor else nn.Identity()

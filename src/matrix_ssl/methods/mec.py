@@ -14,18 +14,16 @@ https://arxiv.org/abs/2210.11464.
 
 import dataclasses
 
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from matrix_ssl import networks
-from matrix_ssl.config import OptimizerConfig, RunConfig
+from matrix_ssl.config import Fraction, OptimizerConfig, RunConfig
 from matrix_ssl.config.views import asymmetric_views
 from matrix_ssl.losses import MEC_DEFAULTS, Logarithm, mec_loss
 from matrix_ssl.methods._base import (
     StepOutput,
     gather_outputs,
-    require_above_zero,
-    require_at_least,
-    require_fraction,
 )
 from matrix_ssl.methods._teacher import TeacherMethod
 
@@ -52,19 +50,16 @@ class MEC(TeacherMethod):
         encoder: nn.Module,
         feature_dim: int,
         *,
-        hidden_dim: int = 2048,  # not verified: that of SimSiam, which the code descends from
-        output_dim: int = 2048,  # the code: --dim, and a predictor of 512
-        distortion: float = MEC_DEFAULTS.distortion,  # the code: ε_d = 64 in λ⁻¹ = n ε_d / d
-        distortion_warmup: float = 0.1,  # the code: 10 epochs of 100
+        hidden_dim: PositiveInt = 2048,  # not verified: that of SimSiam, which the code descends from
+        output_dim: PositiveInt = 2048,  # the code: --dim, and a predictor of 512
+        distortion: PositiveFloat = MEC_DEFAULTS.distortion,  # the code: ε_d = 64 in λ⁻¹ = n ε_d / d
+        distortion_warmup: Fraction = 0.1,  # the code: 10 epochs of 100
         logarithm: Logarithm = MEC_DEFAULTS.logarithm,  # equation 6
-        order: int = MEC_DEFAULTS.order,  # the code
-        teacher_momentum: float = 0.996,  # the code
+        order: PositiveInt = MEC_DEFAULTS.order,  # the code
+        teacher_momentum: Fraction = 0.996,  # the code
         predictor: bool = True,  # the code
     ):
         super().__init__()
-        require_at_least(1, hidden_dim=hidden_dim, output_dim=output_dim, order=order)
-        require_above_zero(distortion=distortion)
-        require_fraction(distortion_warmup=distortion_warmup)
         self.encoder = encoder
         self.projector = networks.projector(feature_dim, hidden_dim, output_dim)
         self.predictor = networks.predictor(output_dim) if predictor else nn.Identity()

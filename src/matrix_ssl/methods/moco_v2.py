@@ -21,18 +21,17 @@ import dataclasses
 from typing import Literal
 
 import torch
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from matrix_ssl import networks
-from matrix_ssl.config import OptimizerConfig, RunConfig
+from matrix_ssl.config import Fraction, OptimizerConfig, RunConfig
 from matrix_ssl.config.views import symmetric_view
 from matrix_ssl.losses import check_positive, check_rows, in_full_precision, unit_rows
 from matrix_ssl.methods._base import (
     StepOutput,
     gather_outputs,
     mean_over_processes,
-    require_above_zero,
-    require_at_least,
 )
 from matrix_ssl.methods._teacher import TeacherMethod
 
@@ -102,16 +101,14 @@ class MoCoV2(TeacherMethod):
         encoder: nn.Module,
         feature_dim: int,
         *,
-        hidden_dim: int = 2048,  # section 3 of v2
-        output_dim: int = 128,  # section 3.3 of v1
-        temperature: float = TEMPERATURE,
-        queue_size: int = 4096,  # 65536 for ImageNet, see the recipe; smaller datasets need fewer
-        teacher_momentum: float = 0.999,  # section 4.1 of v1
+        hidden_dim: PositiveInt = 2048,  # section 3 of v2
+        output_dim: PositiveInt = 128,  # section 3.3 of v1
+        temperature: PositiveFloat = TEMPERATURE,
+        queue_size: PositiveInt = 4096,  # 65536 for ImageNet, see the recipe; smaller datasets need fewer
+        teacher_momentum: Fraction = 0.999,  # section 4.1 of v1
         queries: Literal["first", "both"] = "first",  # algorithm 1 of v1
     ):
         super().__init__()
-        require_at_least(1, hidden_dim=hidden_dim, output_dim=output_dim, queue_size=queue_size)
-        require_above_zero(temperature=temperature)
         self.encoder = encoder
         self.projector = networks.mlp(feature_dim, hidden_dim, output_dim, hidden_norm=False, hidden_bias=True)
         self.add_teacher(teacher_momentum)

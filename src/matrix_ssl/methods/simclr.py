@@ -11,6 +11,7 @@ ICML 2020, equation 1, https://arxiv.org/abs/2002.05709.
 import dataclasses
 
 import torch
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -18,7 +19,7 @@ from matrix_ssl import networks
 from matrix_ssl.config import OptimizerConfig, RunConfig
 from matrix_ssl.config.views import symmetric_view
 from matrix_ssl.losses import check_positive, check_rows, in_full_precision, unit_rows
-from matrix_ssl.methods._base import Method, StepOutput, gather_outputs, require_above_zero, require_at_least
+from matrix_ssl.methods._base import Method, StepOutput, gather_outputs
 
 TEMPERATURE = 0.1  # the code's README; 0.5 for CIFAR-10 there
 
@@ -69,13 +70,11 @@ class SimCLR(Method):
         encoder: nn.Module,
         feature_dim: int,
         *,
-        hidden_dim: int = 2048,  # section 2.1: as wide as the features of ResNet-50
-        output_dim: int = 128,  # section 2.1
-        temperature: float = TEMPERATURE,
+        hidden_dim: PositiveInt = 2048,  # section 2.1: as wide as the features of ResNet-50
+        output_dim: PositiveInt = 128,  # section 2.1
+        temperature: PositiveFloat = TEMPERATURE,
     ):
         super().__init__()
-        require_at_least(1, hidden_dim=hidden_dim, output_dim=output_dim)
-        require_above_zero(temperature=temperature)
         self.encoder = encoder
         self.projector = networks.mlp(feature_dim, hidden_dim, output_dim, output_bias=False)
         self.temperature = temperature

@@ -16,13 +16,14 @@ https://arxiv.org/abs/2011.10566.
 import dataclasses
 from typing import Any
 
+from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from matrix_ssl import networks
 from matrix_ssl.config import OptimizerConfig, RunConfig
 from matrix_ssl.config.views import symmetric_view
 from matrix_ssl.losses import check_rows, in_full_precision, unit_rows
-from matrix_ssl.methods._base import Method, StepOutput, mean_over_processes, require_at_least
+from matrix_ssl.methods._base import Method, StepOutput, mean_over_processes
 
 
 @in_full_precision
@@ -69,12 +70,11 @@ class SimSiam(Method):
         encoder: nn.Module,
         feature_dim: int,
         *,
-        hidden_dim: int = 2048,  # section 3, "projection MLP"
-        output_dim: int = 2048,  # section 3
+        hidden_dim: PositiveInt = 2048,  # section 3, "projection MLP"
+        output_dim: PositiveInt = 2048,  # section 3
         constant_predictor_rate: bool = True,  # table 1 (c): no decay is slightly better; the code's --fix-pred-lr
     ):
         super().__init__()
-        require_at_least(1, hidden_dim=hidden_dim, output_dim=output_dim)
         self.encoder = encoder
         self.projector = networks.projector(feature_dim, hidden_dim, output_dim)
         self.predictor = networks.predictor(output_dim)

@@ -14,13 +14,14 @@ Learning", ICLR 2022, equations 1 to 6, https://arxiv.org/abs/2105.04906.
 import dataclasses
 
 import torch
+from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 
 from matrix_ssl import networks
 from matrix_ssl.config import OptimizerConfig, RunConfig
 from matrix_ssl.config.views import asymmetric_views
 from matrix_ssl.losses import check_not_negative, check_rows, cross_product_norm, in_full_precision
-from matrix_ssl.methods._base import Method, StepOutput, gather_outputs, require_at_least, require_not_negative
+from matrix_ssl.methods._base import Method, StepOutput, gather_outputs
 
 INVARIANCE_WEIGHT = 25.0  # section 4.2
 VARIANCE_WEIGHT = 25.0  # section 4.2
@@ -92,17 +93,13 @@ class VICReg(Method):
         encoder: nn.Module,
         feature_dim: int,
         *,
-        hidden_dim: int = 8192,  # section 4.2
-        output_dim: int = 8192,  # section 4.2
-        invariance_weight: float = INVARIANCE_WEIGHT,
-        variance_weight: float = VARIANCE_WEIGHT,
-        covariance_weight: float = COVARIANCE_WEIGHT,
+        hidden_dim: PositiveInt = 8192,  # section 4.2
+        output_dim: PositiveInt = 8192,  # section 4.2
+        invariance_weight: NonNegativeFloat = INVARIANCE_WEIGHT,
+        variance_weight: NonNegativeFloat = VARIANCE_WEIGHT,
+        covariance_weight: NonNegativeFloat = COVARIANCE_WEIGHT,
     ):
         super().__init__()
-        require_at_least(1, hidden_dim=hidden_dim, output_dim=output_dim)
-        require_not_negative(
-            invariance_weight=invariance_weight, variance_weight=variance_weight, covariance_weight=covariance_weight
-        )
         self.encoder = encoder
         self.projector = networks.mlp(
             feature_dim, hidden_dim, hidden_dim, output_dim, hidden_bias=True, output_bias=False
