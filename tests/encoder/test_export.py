@@ -18,8 +18,7 @@ from matrix_ssl.cli import weights as command
 from matrix_ssl.config.recipes import find_recipe
 from matrix_ssl.data.augment import normalise
 from matrix_ssl.encoder import formats, load_encoder
-from matrix_ssl.encoder.exporting import export
-from matrix_ssl.encoder.formats import FORMATS
+from matrix_ssl.encoder.exporting import FORMATS, export
 from matrix_ssl.encoder.opening import open_checkpoint
 from matrix_ssl.errors import CheckpointError, ConfigError, MissingExtra, RunFolderError
 from matrix_ssl.methods.matrix_ssl import MatrixSSL
@@ -197,7 +196,7 @@ class TestHuggingFace:
         export(resnet[0], tmp_path, form="huggingface")
         assert not list(tmp_path.glob(".*"))
         (tmp_path / "notes.txt").touch()
-        with pytest.raises(RunFolderError, match=r"holds other files, such as notes.txt: choose another --out"):
+        with pytest.raises(RunFolderError, match=r"holds other files, such as notes.txt; choose a different --out"):
             export(resnet[0], tmp_path, form="huggingface")
 
 
@@ -279,7 +278,7 @@ class TestOnnx:
         pytest.importorskip("onnxscript")
         hide(monkeypatch, "onnxruntime")
         said = export(demo[0], tmp_path / "x.onnx", form="onnx")
-        assert "not compared with PyTorch, because onnxruntime is not installed" in said
+        assert "not compared with PyTorch: onnxruntime is not installed" in said
 
     def test_other_features_are_noticed(self) -> None:
         features = 3 * torch.ones(2, 4)
@@ -307,11 +306,11 @@ def hide(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
 
 class TestWhatFormatsHold:
     def test_the_command_knows_all(self) -> None:
-        assert command._FORMATS == FORMATS
+        assert command._FORMATS == tuple(FORMATS)
 
     @pytest.mark.parametrize(("which", "form", "message"), [
         ("demo", "torchvision", "'tiny_resnet' is not a torchvision architecture; use --format safetensors or onnx."),
-        ("demo", "timm", "'tiny_resnet' is none of the ResNets that timm has under the same name; use"),
+        ("demo", "timm", "'tiny_resnet' is not a ResNet that timm has under the same name; use"),
         ("demo", "huggingface", "use --format safetensors or onnx."),
         ("demo", "detectron2", "use --format safetensors or onnx."),
         ("small", "timm", "timm has no resnet18 with the stem for small images; use --format safetensors or "
@@ -345,7 +344,7 @@ class TestWhatFormatsHold:
             save(tensors | {"conv1.weight": first}, path)
 
         monkeypatch.setattr(torch, "save", alter)
-        with pytest.raises(CheckpointError, match="do not load back as they were written: nothing is written"):
+        with pytest.raises(CheckpointError, match="do not load back as they were written; no file was written"):
             export(resnet[0], tmp_path / "x.pth", form="torchvision")
         assert list(tmp_path.iterdir()) == []
 

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from matrix_ssl.encoder import Weights, architectures
-from matrix_ssl.encoder.matching import Found, find_encoder
+from matrix_ssl.encoder.matching import Match, find_encoder
 from matrix_ssl.encoder.opening import open_checkpoint
 from matrix_ssl.encoder.reading import Contents, read_tensors
 from matrix_ssl.errors import CheckpointError, ConfigError, MatrixSSLError
@@ -34,7 +34,7 @@ def find(
     channels: int = 3,
     metadata: dict[str, str] | None = None,
     lightning: bool = False,
-) -> Found:
+) -> Match:
     return find_encoder(
         Contents(tensors, metadata or {}, lightning, ""), "FILE",
         architecture=architecture, branch=branch, image_size=image_size, channels=channels,
@@ -66,8 +66,12 @@ class TestPublishedFormats:
         torch.save(build(student), tmp_path / "x.pth.tar")
         contents = read_tensors(tmp_path / "x.pth.tar")
         found = find(contents.tensors)
-        assert re.match(rf"120 of 120 tensors of resnet18 matched(?: under '[\w.]+')?, {aside} left aside", found.text)
-        assert sum(map(int, re.findall(r"(\d+) of the ", found.text))) == aside
+        counts = found.counts.to_dict()
+        assert (counts["architecture"], counts["tensors"], counts["counters"]) == ("resnet18", 120, 0)
+        assert sum(counts["beside"].values()) == aside
+        assert re.match(
+            rf"120 of 120 tensors of resnet18 matched(?: under '[\w.]+')?, {aside} ignored", found.counts.text
+        )
         expected = body(student)
         assert found.tensors.keys() == expected.keys()
         assert all(torch.equal(found.tensors[name], expected[name]) for name in expected)
@@ -88,7 +92,7 @@ class TestPublishedFormats:
     def test_what_is_left_aside_is_named(self, student, tmp_path) -> None:
         torch.save(published.moco_v2(student), tmp_path / "x.pth.tar")
         assert open_checkpoint(tmp_path / "x.pth.tar").text == (
-            "120 of 120 tensors of resnet18 matched under 'state_dict.module.encoder_q', 130 left aside: "
+            "120 of 120 tensors of resnet18 matched under 'state_dict.module.encoder_q', 130 ignored: "
             "2 of the queue (state_dict.module.queue, state_dict.module.queue_ptr); "
             "124 of the teacher (state_dict.module.encoder_k); "
             "4 of the head (state_dict.module.encoder_q.fc)."
@@ -119,8 +123,8 @@ class TestPublishedFormats:
         model = transformers.ResNetForImageClassification(basic).eval()
         for each, aside in ((model, 2), (model.resnet, 0)):
             found = find(each.state_dict(), image_size=64)
-            assert f"120 of 120 tensors of resnet18 matched{' under ' if aside else ''}" in found.text
-            assert f"{aside} left aside" in found.text
+            assert f"120 of 120 tensors of resnet18 matched{' under ' if aside else ''}" in found.counts.text
+            assert f"{aside} ignored" in found.counts.text
         plain = torchvision.models.resnet18()
         plain.fc = nn.Identity()
         plain.load_state_dict(found.tensors)
@@ -136,7 +140,9 @@ class TestPublishedFormats:
         tensors = {f"module.base_encoder.{n}": torch.zeros(()).expand(t.shape) for n, t in model.state_dict().items()}
         tensors |= {f"module.base_encoder.head.{n}": t for n, t in published.head(768, 4).state_dict().items()}
         found = find(tensors)
-        assert found.text.startswith("150 of 150 tensors of timm/vit_base_patch16_224 matched under 'module.base_enc")
+        assert found.counts.text.startswith(
+            "150 of 150 tensors of timm/vit_base_patch16_224 matched under 'module.base_enc"
+        )
         assert found.image_size == 224
 
 
@@ -147,8 +153,8 @@ class TestArchitectures:
         found = find(tensors)
         assert (found.network.encoder, found.network.stem) == (name, "standard")
         assert (
-            found.text
-            == f"{len(tensors) - 2} of {len(tensors) - 2} tensors of {name} matched, 2 left aside: 2 of the head (fc)."
+            found.counts.text
+            == f"{len(tensors) - 2} of {len(tensors) - 2} tensors of {name} matched, 2 ignored: 2 of the head (fc)."
         )
 
     def test_the_list_is_complete(self) -> None:
@@ -162,7 +168,7 @@ class TestArchitectures:
         found = find(tensors)
         assert (found.network.encoder, found.image_size) == (name, size)
         message = refused(tensors, ConfigError, image_size=96)
-        assert message == f"--image-size 96: this encoder is made for {size} pixels."
+        assert message == f"--image-size 96: this encoder takes {size} pixels; use --image-size {size}."
 
     def test_a_small_stem(self, student) -> None:
         tensors = body(student) | {"conv1.weight": torch.rand(64, 3, 3, 3)}
@@ -174,26 +180,26 @@ class TestArchitectures:
         model = torchvision.models.shufflenet_v2_x0_5()
         tensors = {f"module.{name}": tensor for name, tensor in model.state_dict().items()}
         found = find(tensors, architecture="shufflenet_v2_x0_5")
-        assert "2 left aside: 2 of the head (module.fc)" in found.text
+        assert "2 ignored: 2 of the head (module.fc)" in found.counts.text
         assert found.tensors.keys() == body(model).keys()
 
     def test_another_one_than_asked_for(self, student) -> None:
         tensors = body(student)
         assert refused(tensors, ConfigError, architecture="resnet34") == (
-            "FILE holds resnet18, not resnet34: use --architecture resnet18."
+            "FILE holds resnet18, not resnet34; use --architecture resnet18."
         )
         assert "FILE holds resnet18, not vit_b_16" in refused(tensors, ConfigError, architecture="vit_b_16")
         assert "Did you mean 'resnet18'?" in refused(tensors, ConfigError, architecture="resnet8")
         assert refused(tensors, ConfigError, architecture="resnet34", metadata={"architecture": "resnet18"}) == (
-            "FILE holds resnet18, not resnet34: use --architecture resnet18."
+            "FILE holds resnet18, not resnet34; use --architecture resnet18."
         )
 
     def test_none_that_is_known(self) -> None:
-        assert "no encoder that is known here: none of its 2 tensors (stem.weight, last.weight, ...)" in refused(
+        assert "no known encoder: none of its 2 tensors (stem.weight, last.weight, ...)" in refused(
             {"stem.weight": torch.ones(1), "last.weight": torch.ones(1)}
         )
         odd = {"patch_embed.proj.weight": torch.ones(100, 3, 16, 16)}
-        assert "an encoder of an unknown architecture: name it with --architecture" in refused(odd)
+        assert "an encoder of unknown architecture; name it with --architecture" in refused(odd)
 
 
 class TestStrictness:
@@ -221,7 +227,7 @@ class TestStrictness:
         tensors = {f"encoder.{name}": tensor for name, tensor in body(student).items()}
         tensors |= {"decoder.weight": torch.ones(2), "predictor.0.weight": torch.ones(2)}
         message = refused(tensors)
-        assert "1 tensors that no rule explains, such as decoder.weight: save the state dict of the encoder" in message
+        assert "1 tensors that no rule explains, such as decoder.weight; save the state dict of the encoder" in message
 
     def test_two_different_encoders(self, student) -> None:
         two = {f"left.{name}": t for name, t in body(student).items()}
@@ -230,8 +236,8 @@ class TestStrictness:
 
     def test_a_teacher_alone(self, student) -> None:
         tensors = {f"teacher.{name}": t for name, t in body(student).items()}
-        assert "has no student, its encoder is 'teacher': use --branch teacher" in refused(tensors)
-        assert "120 of 120" in find(tensors, branch="teacher").text
+        assert "has no student, its encoder is 'teacher'; use --branch teacher" in refused(tensors)
+        assert "120 of 120" in find(tensors, branch="teacher").counts.text
 
     def test_counters_may_be_absent_together_and_only_together(self, student) -> None:
         tensors = body(student)
@@ -239,9 +245,9 @@ class TestStrictness:
         assert len(counters) == COUNTERS
         old = {name: tensor for name, tensor in tensors.items() if name not in counters}
         found = find(old)
-        assert found.text == (
-            "100 of 120 tensors of resnet18 matched, 0 left aside. The other 20 are counters of batches, "
-            "num_batches_tracked, which the file lacks and features do not depend on: set to 0."
+        assert found.counts.text == (
+            "100 of 120 tensors of resnet18 matched, 0 ignored. "
+            "20 counters num_batches_tracked are missing and set to 0; features do not depend on them."
         )
         assert found.tensors.keys() == tensors.keys()
         assert all(int(found.tensors[name]) == 0 and found.tensors[name].dtype == torch.int64 for name in counters)
@@ -254,21 +260,21 @@ class TestStrictness:
     def test_other_types_become_float32_and_are_named(self, student, dtype) -> None:
         tensors = {name: t.to(dtype) if t.is_floating_point() else t for name, t in body(student).items()}
         found = find(tensors)
-        assert found.text.endswith(f". Numbers of type {str(dtype).removeprefix('torch.')} are kept as float32.")
+        assert found.counts.text.endswith(f". {str(dtype).removeprefix('torch.')} numbers converted to float32.")
         assert torch.equal(found.tensors["conv1.weight"], tensors["conv1.weight"].float())
 
     def test_numbers_that_are_no_weights(self, student) -> None:
         whole = body(student) | {"bn1.weight": torch.ones(64, dtype=torch.int8)}
         assert "bn1.weight holds numbers of type torch.int8, not torch.float32" in refused(whole)
         diverged = body(student) | {"bn1.weight": torch.full((64,), torch.nan)}
-        assert "bn1.weight has values that are not finite: its training has diverged" in refused(diverged)
+        assert "bn1.weight has values that are not finite; its training has diverged" in refused(diverged)
 
     def test_encoders_that_only_look_alike(self, student) -> None:
         """Equal in every name and shape, and yet other functions."""
         small = body(student) | {"conv1.weight": torch.rand(64, 3, 3, 3)}
         solo = {f"backbone.{name}": t for name, t in small.items()} | {"classifier.weight": torch.ones(5, 512)}
         assert "pads by 2 pixels" in refused(solo, lightning=True)
-        assert "120 of 120" in find(solo).text
+        assert "120 of 120" in find(solo).counts.text
         tensors = {"module.base_encoder.patch_embed.proj.weight": torch.ones(384, 3, 16, 16)}
         assert "12 heads where timm's has 6" in refused(tensors)
 
@@ -283,9 +289,9 @@ class TestStrictness:
                 open_checkpoint(tmp_path / "x.pth", **options)  # type: ignore[arg-type]
 
     @pytest.mark.parametrize(("name", "text", "words"), [
-        ("image_size", "x", "the file's metadata image_size='x' cannot be read"),
-        ("image_size", "[1]", "the file's image_size=[1]: expected an integer"),
-        ("mean", "{", "the file's metadata mean='{' cannot be read"),
+        ("image_size", "x", "The file's metadata image_size='x' is not JSON"),
+        ("image_size", "[1]", "The file's image_size=[1]: expected an integer"),
+        ("mean", "{", "The file's metadata mean='{' is not JSON"),
         ("mean", '"a"', "data.mean=a: expected values separated by commas, each a finite number"),
         ("std", "[1, 2]", "expected 1 or 3 numbers each"),
     ])  # fmt: skip

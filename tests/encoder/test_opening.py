@@ -90,14 +90,14 @@ class TestOpenEncoder:
 
     @pytest.mark.parametrize("reference", ["random", "torchvision"])
     def test_an_architecture_that_is_missing(self, reference: str) -> None:
-        with pytest.raises(ConfigError, match=f"'{reference}' names no architecture"):
+        with pytest.raises(ConfigError, match=f"'{reference}' needs an architecture"):
             open_encoder(reference)
 
     def test_torchvision(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
         published_weights = torchvision.models.ResNet18_Weights.DEFAULT
         cache = tmp_path / "checkpoints"
-        with pytest.raises(CheckpointError, match="are not on this machine: download https://") as caught:
+        with pytest.raises(CheckpointError, match="are not on this machine; download https://") as caught:
             open_encoder("torchvision", architecture="resnet18")
         assert str(caught.value).endswith(f"{published_weights.url} to {cache / 'resnet18-f37072fd.pth'}.")
         with pytest.raises(ConfigError, match="torchvision has no weights of 'tiny_resnet'"):
@@ -116,7 +116,7 @@ class TestOpenEncoder:
         load_strictly(opened.encoder, {k: v for k, v in model.state_dict().items() if k[:3] != "fc."}, "torchvision")
         data = opened.config.data
         assert (data.image_size, data.crop_fraction, data.mean) == (224, 224 / 256, (0.485, 0.456, 0.406))
-        assert "120 of 120 tensors" in opened.text and "2 left aside: 2 of the head (fc)" in opened.text
+        assert "120 of 120 tensors" in opened.text and "2 ignored: 2 of the head (fc)" in opened.text
 
 
 class TestImportedRuns:
@@ -128,6 +128,8 @@ class TestImportedRuns:
         assert summary["finished"] and summary["parameters"] == 11176512 and summary["seconds_training"] == 0
         assert summary["imported"]["file"] == "moco_v2_200ep.pth.tar"
         assert summary["imported"]["sha256"] == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+        assert summary["imported"]["tensors"]["tensors"] == 120
+        assert summary["imported"]["tensors"]["beside"] == {"queue": 2, "teacher": 124, "head": 4}
         assert summary["imported"]["sha256"] in (run / "README.md").read_text()
         assert equal(load_encoder(run), open_checkpoint(checkpoint).encoder)
 
@@ -155,7 +157,7 @@ class TestImportedRuns:
         assert {path.name for path in run.iterdir()} == MADE
         made, expected = load_encoder(run), initialise_encoder(read_config(run))[0]
         assert all(torch.equal(v, expected.state_dict()[k]) for k, v in made.state_dict().items())
-        assert "names no architecture" in fail(tmp_path, ["import", "random"])
+        assert "needs an architecture" in fail(tmp_path, ["import", "random"])
         assert "are for checkpoint files" in fail(tmp_path, [*words, "--mean", "0.5"])
 
     def test_options(self, checkpoint: Path, tmp_path: Path) -> None:
@@ -167,10 +169,10 @@ class TestImportedRuns:
         assert read_json(tmp_path / "r" / "summary.json")["imported"]["branch"] == "teacher"
 
     @pytest.mark.parametrize(("arguments", "code", "message"), [
-        (["absent.pth"], 1, "absent.pth does not exist."),
+        (["absent.pth"], 1, "absent.pth: the file does not exist; name a checkpoint file."),
         (["few.pth"], 1, "few.pth, read as resnet18, matches 119 of 120 tensors of the network; 1 missing: "
                          "layer4.1.bn2.bias."),
-        (["page.pth"], 1, "page.pth is a web page, not a checkpoint: download the file that the page links to."),
+        (["page.pth"], 1, "page.pth is a web page, not a checkpoint; download the file that the page links to."),
         (["few.pth", "--mean", "a"], 2, "--mean 'a': expected numbers with commas between, such as 0.5,0.5,0.5."),
         (["few.pth", "--architecture", "resnet19"], 2, "network.encoder='resnet19' is not an architecture. "
                                                        "Did you mean 'resnet18'?"),
@@ -187,12 +189,12 @@ class TestImportedRuns:
 
     def test_folders_that_are_taken(self, folder: Path, checkpoint: Path, tmp_path: Path) -> None:
         message = fail(folder, ["import", str(checkpoint), "--image-size", "32"])
-        assert message == "runs/moco_v2_200ep holds a run already: choose another folder."
+        assert message == "runs/moco_v2_200ep already holds a run; choose a different folder."
         assert "exists and is not a run folder" in fail(folder, ["import", str(checkpoint), "--out", "photos"])
         shutil.copytree(folder / "runs" / "moco_v2_200ep", tmp_path / "r")
         (tmp_path / "r" / "summary.json").unlink()  # as a kill leaves it
         opened = open_checkpoint(checkpoint)
-        with pytest.raises(RunFolderError, match="holds a run already"):  # with other settings
+        with pytest.raises(RunFolderError, match="already holds a run"):  # with other settings
             import_run(opened, tmp_path / "r", source=checkpoint, branch="student")
         (tmp_path / "r" / "encoder.safetensors").write_bytes(b"cut")
         opened = open_checkpoint(checkpoint, image_size=32)

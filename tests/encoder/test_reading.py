@@ -149,13 +149,13 @@ class TestNothingIsExecuted:
     def test_a_bare_pickle(self, tmp_path: Path, protocol: int) -> None:
         mark = tmp_path / "executed"
         (tmp_path / "x.pth").write_bytes(pickle.dumps({"a": Command(os.system, f"touch {mark}")}, protocol=protocol))
-        with pytest.raises(CheckpointError, match=r"refused|no file of weights"):
+        with pytest.raises(CheckpointError, match=r"refused|is not a file of weights"):
             read_tensors(tmp_path / "x.pth")
         assert not mark.exists()
 
     def test_a_whole_module_is_refused_by_name(self, tmp_path: Path) -> None:
         path = save(nn.Linear(2, 2), tmp_path / "x.pth")
-        with pytest.raises(CheckpointError, match=r"asks for 'torch.nn.modules.linear.Linear'"):
+        with pytest.raises(CheckpointError, match=r"needs 'torch.nn.modules.linear.Linear'"):
             read_tensors(path)
 
     def test_no_name_stays_allowed(self, tmp_path: Path) -> None:
@@ -178,13 +178,13 @@ class TestFilesThatAreNone:
         assert "is empty" in self.refused(tmp_path / name)
         (tmp_path / name).unlink()
         (tmp_path / name).mkdir()
-        assert "is a folder: name the file in it" in self.refused(tmp_path / name)
+        assert "is a folder; name the file in it" in self.refused(tmp_path / name)
 
     def test_unreadable(self, open_folder: Path) -> None:
         path = save(STATE, open_folder / "x.pth")
         path.chmod(0o200)
         with unprivileged():
-            assert "cannot be read: Permission denied" in self.refused(path)
+            assert "no permission to read the file" in self.refused(path)
 
     @each_form
     @pytest.mark.parametrize("part", [0.1, 0.5, 0.9, 0.999])
@@ -192,7 +192,7 @@ class TestFilesThatAreNone:
         path = save({"state_dict": {"a": torch.rand(200, 20)}}, tmp_path / "x.pth", form)
         content = path.read_bytes()
         path.write_bytes(content[: int(part * len(content))])
-        assert "it is cut or damaged" in self.refused(path)
+        assert "or is damaged" in self.refused(path)
 
     @each_form
     def test_altered_bytes_are_an_error_or_change_values_alone(self, tmp_path: Path, form: str) -> None:
@@ -226,4 +226,4 @@ class TestFilesThatAreNone:
         np.savez(tmp_path / "x.npz", a=np.ones(3))
         (tmp_path / "x.txt").write_text("weights")
         for name in ("x.npz", "x.txt"):
-            assert "is no file of weights" in self.refused(tmp_path / name)
+            assert "is not a file of weights" in self.refused(tmp_path / name)

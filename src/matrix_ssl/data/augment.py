@@ -1,4 +1,4 @@
-"""Random views of whole batches, with every image's own randomness.
+"""Random views of whole batches, with random numbers of its own for every image.
 
 All random numbers come from ``data.randomness`` at (seed, epoch, sample, view, purpose): a view does not depend on the
 batch it is computed in, on workers or on processes. They are drawn on the host, where the few numbers an image
@@ -36,7 +36,7 @@ class Keys:
 
     seed: int
     epoch: int
-    samples: Array  # (n,), index of each image in its set
+    samples: Array  # (n,), index of each image in its dataset
     view: int  # 1 or 2
 
     def draw(self, purpose: int, draws: int) -> NDArray[np.float64]:
@@ -72,13 +72,13 @@ def _central_crop(height: int, width: int, ratio: tuple[float, float]) -> tuple[
 
 
 def centre_box(fraction: float, height: int, width: int) -> tuple[int, int, int, int]:
-    """The central square that evaluation looks at: ``fraction`` of the shorter side."""
+    """The central square that evaluation uses, with ``fraction`` of the shorter side, as top, left, height, width."""
     side = max(1, round(fraction * min(height, width)))
     return (height - side) // 2, (width - side) // 2, side, side
 
 
 def crop(image: Tensor, box: tuple[int, int, int, int] | Array, size: int) -> Tensor:
-    """One image's crop, resized with antialiasing: uint8 (c, h, w) to uint8 (c, size, size)."""
+    """The crop of one image, resized with antialiasing: uint8 (c, h, w) to uint8 (c, size, size)."""
     top, left, height, width = (int(v) for v in box)
     return TV.resized_crop(image, top, left, height, width, [size, size], antialias=True)
 
@@ -106,21 +106,23 @@ def random_view(pixels: Tensor, view: ViewConfig, keys: Keys) -> Tensor:
 
     Args:
         pixels: (n, c, s, s), floating point in [0, 1].
+        view: probabilities and strengths.
+        keys: the random coordinates of the view.
 
     Returns:
         (n, c, s, s) in [0, 1].
     """
-    pixels = _chosen(pixels, keys.draw(_FLIP, 1)[:, 0] < view.flip, lambda x, _: x.flip(-1))
+    pixels = _masked(pixels, keys.draw(_FLIP, 1)[:, 0] < view.flip, lambda x, _: x.flip(-1))
     if view.rotation or view.zoom or view.shear or view.translation or view.elastic:
         pixels = _warp(pixels, view, keys)
     if view.jitter:
         pixels = _jitter(pixels, view, keys)
     if pixels.shape[1] == 3:
-        pixels = _chosen(pixels, keys.draw(_GRAYSCALE, 1)[:, 0] < view.grayscale, lambda x, _: _gray(x).expand_as(x))
+        pixels = _masked(pixels, keys.draw(_GRAYSCALE, 1)[:, 0] < view.grayscale, lambda x, _: _gray(x).expand_as(x))
     if view.blur:
         pixels = _blur(pixels, view, keys)
     solarize = keys.draw(_SOLARIZE, 1)[:, 0] < view.solarize
-    pixels = _chosen(pixels, solarize, lambda x, _: torch.where(x >= 0.5, 1 - x, x))
+    pixels = _masked(pixels, solarize, lambda x, _: torch.where(x >= 0.5, 1 - x, x))
     if view.gamma:
         exponent = np.exp(view.gamma * (2 * keys.draw(_GAMMA, 1)[:, 0] - 1))
         pixels = pixels.clamp(0, 1) ** _column(exponent, pixels)
@@ -146,7 +148,7 @@ def _resize_matrices(start: Array, length: Array, size_in: int, size_out: int) -
     return (weights / weights.sum(-1, keepdims=True)).astype(np.float32)
 
 
-def _chosen(pixels: Tensor, mask: Array, change: Any) -> Tensor:
+def _masked(pixels: Tensor, mask: Array, change: Any) -> Tensor:
     """Applies ``change(pixels, positions)`` to the masked images only; the mask lives on the host."""
     if not mask.any():
         return pixels
@@ -161,12 +163,14 @@ def _column(values: Array, like: Tensor) -> Tensor:
 
 
 def _normal(keys: Keys, purpose: int, like: Tensor) -> Tensor:
-    """Standard normal numbers of the shape of ``like``, one uniform number each through the inverse distribution."""
+    """Standard normal numbers of the shape of ``like``, each from one uniform number by the inverse distribution."""
     u = torch.from_numpy(keys.draw(purpose, like[0].numel()))  # float64, which not every device has
     return torch.special.ndtri(u.clamp(1e-12, 1 - 1e-12)).to(like.device, like.dtype).view_as(like)
 
 
 def _gray(x: Tensor) -> Tensor:
+    if x.shape[1] == 1:
+        return x
     weights = torch.tensor(_LUMA, dtype=x.dtype, device=x.device).view(1, 3, 1, 1)
     return (x * weights).sum(1, keepdim=True)
 
@@ -179,13 +183,13 @@ def _jitter(pixels: Tensor, view: ViewConfig, keys: Keys) -> Tensor:
     factors[:, 3] = view.hue * (2 * u[:, 3] - 1)
     order = np.argsort(u[:, 4:8], 1)
     applied = u[:, 8] < view.jitter
-    changes = (_brightness, _contrast, _saturation, _hue) if pixels.shape[1] == 3 else (_brightness, _contrast_of_gray)
+    changes = (_brightness, _contrast, _saturation, _hue) if pixels.shape[1] == 3 else (_brightness, _contrast)
     for position in range(4):
         for number, change in enumerate(changes):
             if strength[number]:
-                chosen = applied & (order[:, position] == number)
-                factor = _column(factors[chosen, number], pixels)
-                pixels = _chosen(pixels, chosen, lambda x, _, change=change, factor=factor: change(x, factor))
+                mask = applied & (order[:, position] == number)
+                factor = _column(factors[mask, number], pixels)
+                pixels = _masked(pixels, mask, lambda x, _, change=change, factor=factor: change(x, factor))
     return pixels
 
 
@@ -195,10 +199,6 @@ def _brightness(x: Tensor, factor: Tensor) -> Tensor:
 
 def _contrast(x: Tensor, factor: Tensor) -> Tensor:
     return (x * factor + _gray(x).mean((1, 2, 3), keepdim=True) * (1 - factor)).clamp(0, 1)
-
-
-def _contrast_of_gray(x: Tensor, factor: Tensor) -> Tensor:
-    return (x * factor + x.mean((1, 2, 3), keepdim=True) * (1 - factor)).clamp(0, 1)
 
 
 def _saturation(x: Tensor, factor: Tensor) -> Tensor:
@@ -223,16 +223,16 @@ def _hue(x: Tensor, shift: Tensor) -> Tensor:
 
 def _blur(pixels: Tensor, view: ViewConfig, keys: Keys) -> Tensor:
     u = keys.draw(_BLUR, 2)
-    chosen = u[:, 0] < view.blur
-    sigma = (view.blur_sigma[0] + (view.blur_sigma[1] - view.blur_sigma[0]) * u[:, 1])[chosen]
-    if not chosen.any():
+    mask = u[:, 0] < view.blur
+    sigma = (view.blur_sigma[0] + (view.blur_sigma[1] - view.blur_sigma[0]) * u[:, 1])[mask]
+    if not mask.any():
         return pixels
     matrices = torch.from_numpy(_blur_matrices(sigma, pixels.shape[-1])).to(pixels.device, pixels.dtype)[:, None]
-    return _chosen(pixels, chosen, lambda x, _: matrices @ x @ matrices.mT)
+    return _masked(pixels, mask, lambda x, _: matrices @ x @ matrices.mT)
 
 
 def _blur_matrices(sigma: Array, size: int) -> NDArray[np.float64]:
-    """(n, size, size) Gaussian filters, cut at four standard deviations, the border mirrored without repeating it."""
+    """(n, size, size) Gaussian filters, cut at four standard deviations; borders are mirrored, without repetition."""
     reach = max(1, min(size - 1, int(np.ceil(4 * sigma.max()))))
     offset = np.arange(-reach, reach + 1)
     weights = np.exp(-0.5 * (offset / sigma[:, None]) ** 2) * (np.abs(offset) <= np.ceil(4 * sigma[:, None]))

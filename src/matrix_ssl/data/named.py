@@ -1,13 +1,11 @@
 """Datasets known by name: digits, which comes with scikit-learn, and those that torchvision reads."""
 
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
 
 from matrix_ssl.data.base import MemorySource, Places, as_labels
 from matrix_ssl.errors import DataError
@@ -47,25 +45,23 @@ def open_torchvision(name: str, split: Split, *, folder: Path, download: bool) -
     """
     from torchvision import datasets
 
-    readers: dict[str, Callable[[], datasets.VisionDataset]] = {
-        "cifar10": lambda: datasets.CIFAR10(folder, train=split == "train", download=download),
-        "cifar100": lambda: datasets.CIFAR100(folder, train=split == "train", download=download),
-        "stl10": lambda: datasets.STL10(folder, split=split, download=download),
-        "stl10-unlabeled": lambda: datasets.STL10(folder, split="unlabeled", download=download),
-    }
     try:
         with warnings.catch_warnings():  # the CIFAR files were written by a NumPy of Python 2
             warnings.simplefilter("ignore", np.exceptions.VisibleDeprecationWarning)
-            loaded = readers[name]()
+            if name.startswith("cifar"):
+                reader = datasets.CIFAR10 if name == "cifar10" else datasets.CIFAR100
+                loaded = reader(folder, train=split == "train", download=download)
+                pixels, targets = loaded.data.transpose(0, 3, 1, 2), loaded.targets  # from (n, h, w, c)
+            else:
+                labelled = name == "stl10"
+                loaded = datasets.STL10(folder, split=split if labelled else "unlabeled", download=download)
+                pixels, targets = loaded.data, loaded.labels if labelled else None  # (n, c, h, w)
     except (OSError, RuntimeError) as error:
         raise DataError(_absent(name, folder, download=download, error=error)) from None
-    # CIFAR: (n, h, w, c) and targets; STL-10: (n, c, h, w) and labels
-    pixels = loaded.data.transpose(0, 3, 1, 2) if name.startswith("cifar") else loaded.data
     images = torch.from_numpy(np.ascontiguousarray(pixels))
     places = Places.whole([f"{name}/{split}"], [len(images)])
-    if name == "stl10-unlabeled":
+    if targets is None:
         return MemorySource(name, images, places, labels=None, classes=None)
-    targets: ArrayLike = loaded.targets if name.startswith("cifar") else loaded.labels
     labels, classes = as_labels(targets, loaded.classes, len(images), where=name)
     return MemorySource(name, images, places, labels=labels, classes=classes)
 

@@ -14,7 +14,7 @@ from matrix_ssl import networks
 from matrix_ssl.config import NetworkConfig, check_type
 from matrix_ssl.errors import CheckpointError, ConfigError
 
-IMAGE_SIZE = 224  # of encoders that take any size and do not say which they were trained on
+IMAGE_SIZE = 224  # of encoders that take any size and do not record that of their training
 RESNETS = ("resnet50", "resnet18", "resnet34", "resnet101", "resnet152", "resnext50_32x4d", "wide_resnet50_2",
            "resnext101_32x8d", "resnext101_64x4d", "wide_resnet101_2")  # fmt: skip
 # vision transformers by width and side of the patch
@@ -30,15 +30,15 @@ def saved(metadata: Mapping[str, str], name: str, kind: Any, default: Any) -> An
     """A setting that this package wrote into the metadata of a file, as JSON; the default where it is absent.
 
     Raises:
-        CheckpointError: it is no JSON.
-        ConfigError: it is of another type than ``kind``.
+        CheckpointError: it is not JSON.
+        ConfigError: it is not of the type ``kind``.
     """
     if name not in metadata:
         return default
     try:
-        return check_type(json.loads(metadata[name]), kind, f"the file's {name}")
+        return check_type(json.loads(metadata[name]), kind, f"The file's {name}")
     except ValueError:
-        raise CheckpointError(f"the file's metadata {name}={metadata[name]!r} cannot be read.") from None
+        raise CheckpointError(f"The file's metadata {name}={metadata[name]!r} is not JSON; export it again.") from None
 
 
 def candidates(first: str, shape: torch.Size) -> tuple[str, ...]:
@@ -52,7 +52,7 @@ def candidates(first: str, shape: torch.Size) -> tuple[str, ...]:
 
 
 def is_resnet(name: str) -> bool:
-    """Whether torchvision's ResNets, ResNeXts and wide ResNets have this architecture among them."""
+    """Whether an architecture is one of torchvision's ResNets, ResNeXts and wide ResNets."""
     return name in RESNETS
 
 
@@ -72,10 +72,10 @@ def first_convolution(name: str, *, channels: int) -> str:
 
 @lru_cache(maxsize=16)
 def outline(network: NetworkConfig, *, image_size: int, channels: int) -> nn.Module:
-    """An encoder without values: names and shapes alone, no memory and no random numbers. Not to be changed.
+    """An encoder without values: names and shapes alone, no memory and no random numbers. Shared: do not change it.
 
     Raises:
-        ConfigError: the architecture is unknown or does not accept such images.
+        ConfigError: the architecture is unknown or does not take such images.
         MissingExtra: a timm architecture without timm.
     """
     with torch.device("meta"):
@@ -84,24 +84,26 @@ def outline(network: NetworkConfig, *, image_size: int, channels: int) -> nn.Mod
         )[0]
 
 
-def choose_image_size(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], asked: int | None) -> int:
-    """Side of the images, in pixels: what was asked for, or what the encoder was made for.
+def choose_image_size(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], requested: int | None) -> int:
+    """Side of the images, in pixels: the requested one, or that of the encoder.
 
     Raises:
-        ConfigError: a vision transformer was made for another size than the one asked for.
+        ConfigError: a vision transformer has a different size than the requested one.
     """
     for first, positions in _POSITIONS.items():
         if first in tensors and positions in tensors:
             patches = math.isqrt(tensors[positions].shape[1])  # its square, and one token for the class
-            made_for = patches * tensors[first].shape[3]
-            if asked not in (None, made_for):
-                raise ConfigError(f"--image-size {asked}: this encoder is made for {made_for} pixels.")
-            return made_for
-    return asked or saved(metadata, "image_size", int, IMAGE_SIZE)
+            size = patches * tensors[first].shape[3]
+            if requested not in (None, size):
+                raise ConfigError(
+                    f"--image-size {requested}: this encoder takes {size} pixels; use --image-size {size}."
+                )
+            return size
+    return requested or saved(metadata, "image_size", int, IMAGE_SIZE)
 
 
 def refuse_lookalikes(prefix: str, tensors: Mapping[str, Tensor], *, lightning: bool, source: str) -> None:
-    """Refuses encoders that would match in every name and shape and yet compute something else.
+    """Refuses encoders that match in every name and shape and yet compute different features.
 
     Raises:
         CheckpointError: the small vision transformer of MoCo v3 has 12 heads, timm's 6 (``vits.py`` of its code); the
@@ -110,17 +112,17 @@ def refuse_lookalikes(prefix: str, tensors: Mapping[str, Tensor], *, lightning: 
     """
     if "conv1.norm.weight" in tensors:
         raise CheckpointError(
-            f"{source} has the names of detectron2, which do not tell where its strides lie and whether its images "
-            "are RGB or BGR: import the file that it was converted from."
+            f"{source} has the names of detectron2, which do not determine its strides and whether its images are RGB "
+            "or BGR; import the file that it was converted from."
         )
     patches, stem = tensors.get("patch_embed.proj.weight"), tensors.get("conv1.weight")
     if patches is not None and len(patches) == 384 and re.search(r"(base|momentum)_encoder\.$", prefix):
         raise CheckpointError(
-            f"{source} holds the small vision transformer of MoCo v3, which has 12 heads where timm's has 6: "
-            "no architecture here computes the same features. MoCo v3's ViT-Base and ResNet-50 can be imported."
+            f"{source} holds the small vision transformer of MoCo v3, which has 12 heads where timm's has 6; no "
+            "architecture here computes the same features. Import MoCo v3's ViT-Base or ResNet-50."
         )
     if lightning and stem is not None and stem.shape[2:] == (3, 3) and re.search(r"(backbone|encoder)\.$", prefix):
         raise CheckpointError(
             f"{source} holds a ResNet of solo-learn for small images, whose first convolution pads by 2 pixels "
-            "where this package's pads by 1: it would give other features than it was trained for."
+            "where this package's pads by 1, so its features would differ; train it again without the small stem."
         )

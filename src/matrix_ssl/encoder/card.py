@@ -96,10 +96,7 @@ def _accuracies(summary: Mapping[str, Any], weights: str) -> list[str]:
     found = {"encoder": summary["evaluation"], **summary["baselines"]}
     columns = [name for name in _MEASURES if name in found["encoder"]]
     on = summary["evaluated_on"]
-    lines = [
-        f"| | {' | '.join(_MEASURES[name] for name in columns)} |",
-        "|---" * (len(columns) + 1) + "|",
-    ]
+    lines = [f"| | {' | '.join(_MEASURES[name] for name in columns)} |", "|---" * (len(columns) + 1) + "|"]
     for name, heading in _ROWS.items():
         cells = [f"{100 * found[name][column]['mean']:.1f}" if column in found[name] else "" for column in columns]
         lines.append(f"| {heading} | {' | '.join(cells)} |")

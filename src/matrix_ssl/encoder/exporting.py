@@ -1,30 +1,52 @@
-"""The encoder of a run as files for other programs, with a model card."""
+"""The encoder of a run as files for other programs, with a model card.
+
+To add a format: a function that writes it (``formats.py`` or a file of its own), a row of ``FORMATS``, and its name in
+the options of the command.
+"""
 
 import hashlib
 import json
 import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from matrix_ssl.encoder import Weights, formats, load_encoder
 from matrix_ssl.encoder.card import CARD, method_of, model_card
-from matrix_ssl.encoder.formats import FORMATS, Format, Made, Model
+from matrix_ssl.encoder.formats import Exported, Model
+from matrix_ssl.encoder.onnx_file import write_onnx
 from matrix_ssl.errors import ConfigError, RunFolderError
 from matrix_ssl.runs.files import cannot_write, check_writable, read_json, write_atomically
 from matrix_ssl.runs.folder import SUMMARY, read_config, unfinished
 
-# names of the files if none is given; other programs tell formats by these endings
-_DEFAULT = {
-    "safetensors": "export.safetensors",
-    "torchvision": "export.pth",
-    "timm": "export-timm.safetensors",
-    "huggingface": "export-huggingface",
-    "detectron2": "export-detectron2.pth",
-    "onnx": "export.onnx",
+
+@dataclass(frozen=True)
+class Format:
+    """How an encoder is exported to a format."""
+
+    write: Callable[[Model, Path, str], Exported]  # into a folder, under a name
+    default: str  # name of the file, or of the folder, in the run
+    ending: str = ""  # by which the program recognises the file; empty: any
+    refuses: Callable[[Model], str | None] = lambda _: None  # why it cannot hold an encoder
+    is_folder: bool = False
+
+
+FORMATS = {
+    "safetensors": Format(formats.write_safetensors, "export.safetensors"),
+    "torchvision": Format(formats.write_torchvision, "export.pth", "", formats.not_in_torchvision),
+    "timm": Format(formats.write_timm, "export-timm.safetensors", ".safetensors", formats.not_in_timm),
+    "huggingface": Format(
+        formats.write_huggingface, "export-huggingface", "", partial(formats.not_a_resnet, "huggingface"), True
+    ),
+    "detectron2": Format(
+        formats.write_detectron2, "export-detectron2.pth", ".pth", partial(formats.not_a_resnet, "detectron2")
+    ),
+    "onnx": Format(write_onnx, "export.onnx", ".onnx"),
 }
-_ENDINGS = {"timm": ".safetensors", "detectron2": ".pth", "onnx": ".onnx"}
 
 
-def export(run: Path, target: Path | None = None, *, form: Format, weights: Weights = "student") -> str:
+def export(run: Path, target: Path | None = None, *, form: str, weights: Weights = "student") -> str:
     """Writes a run's encoder for other programs, after their own libraries have loaded it back, and a model card.
 
     ``safetensors`` keeps the names of this package and everything that ``matrix-ssl import`` needs. ``torchvision`` and
@@ -34,47 +56,46 @@ def export(run: Path, target: Path | None = None, *, form: Format, weights: Weig
     Args:
         run: a run folder.
         target: the file, or for ``huggingface`` the folder; None: a file in the run folder that is named by the format.
-        form: one of ``formats.FORMATS``.
+        form: one of ``FORMATS``.
         weights: student or teacher.
 
     Returns:
-        Sentences on what was written and how to load it.
+        A text for the user: what was written, and how to load it.
 
     Raises:
-        ConfigError: the format cannot hold the architecture; the message names those that can.
-        CheckpointError: the run has no such weights, or what was written does not load back bit by bit.
-        MissingExtra: the library that the format is for is not installed.
+        ConfigError: the format cannot hold the architecture; the message names formats that can.
+        CheckpointError: the run has no such weights, or the file does not load back bit by bit.
+        MissingExtra: the library of the format is not installed.
         RunFolderError: the run or the target cannot be used.
     """
-    model = _model(run, weights)
-    reason = formats.refusal(form, model)
+    model, chosen = _model(run, weights), FORMATS[form]
+    reason = chosen.refuses(model)
     if reason is not None:
-        others = " or ".join(other for other in FORMATS if formats.refusal(other, model) is None)
+        others = " or ".join(name for name, other in FORMATS.items() if other.refuses(model) is None)
         raise ConfigError(f"--format {form}: {reason}; use --format {others}.")
-    target = target or run / _DEFAULT[form]
-    if not target.name.endswith(_ENDINGS.get(form, "")):
-        raise ConfigError(f"--out {target}: a file for {form} must end in {_ENDINGS[form]}.")
-    folder = form == "huggingface"
-    if not folder:
+    target = target or run / chosen.default
+    if not target.name.endswith(chosen.ending):
+        raise ConfigError(f"--out {target}: a file for {form} must end in {chosen.ending}.")
+    if not chosen.is_folder:
         check_writable(target)
-    with tempfile.TemporaryDirectory() as made_in:
-        made = _make(form, model, Path(made_in), target.name)
-        files = {path.name: path.read_bytes() for path in sorted(Path(made_in).iterdir())}
-    digest = hashlib.sha256(files[made.weights]).hexdigest()
+    with tempfile.TemporaryDirectory() as folder:
+        exported = chosen.write(model, Path(folder), target.name)
+        files = {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
+    digest = hashlib.sha256(files[exported.weights]).hexdigest()
     card = model_card(
         config=model.config,
         summary=read_json(run / SUMMARY) if (run / SUMMARY).exists() else {},
         weights=weights,
-        facts={"File": f"{made.weights}, SHA-256 {digest}"},
-        library=made.library, code=made.code, notes=made.notes,
+        facts={"File": f"{exported.weights}, SHA-256 {digest}"},
+        library=exported.library, code=exported.code, notes=exported.notes,
     ).encode(errors="backslashreplace")  # fmt: skip
-    if folder:
+    if chosen.is_folder:
         _write_folder(target, files | {CARD: card})
     else:
         _write(target, files[target.name])
         _write(target.with_name(f"{target.name}.md"), card)
-    code = "\n".join(f"    {line}".rstrip() for line in made.code.splitlines())
-    return "\n".join([f"{target}: {made.said}, sha256 {digest[:12]}. Load it with", code, *made.notes])
+    code = "\n".join(f"    {line}".rstrip() for line in exported.code.splitlines())
+    return "\n".join([f"{target}: {exported.checked}, sha256 {digest[:12]}. To load it:", code, *exported.notes])
 
 
 def _model(run: Path, weights: Weights) -> Model:
@@ -87,24 +108,6 @@ def _model(run: Path, weights: Weights) -> Model:
     return Model(encoder, config, metadata | {name: json.dumps(value) for name, value in saved.items()})
 
 
-def _make(form: Format, model: Model, folder: Path, name: str) -> Made:
-    match form:
-        case "safetensors":
-            return formats.make_safetensors(model, folder, name)
-        case "torchvision":
-            return formats.make_torchvision(model, folder, name)
-        case "timm":
-            return formats.make_timm(model, folder, name)
-        case "huggingface":
-            return formats.make_huggingface(model, folder, name)
-        case "detectron2":
-            return formats.make_detectron2(model, folder, name)
-        case "onnx":
-            from matrix_ssl.encoder.onnx_file import make_onnx
-
-            return make_onnx(model, folder, name)
-
-
 def _write(path: Path, content: bytes) -> None:
     write_atomically(path, lambda file: file.write(content))
 
@@ -112,14 +115,14 @@ def _write(path: Path, content: bytes) -> None:
 def _write_folder(target: Path, files: dict[str, bytes]) -> None:
     """Writes the files of an export, ``config.json`` last, into a folder that holds nothing else.
 
-    What an export left there that was killed is completed or removed.
+    Files that a killed export left there are overwritten or removed.
     """
     try:
         left = [path for name in files for path in unfinished(target, name)]
         known = {*files, *(path.name for path in left)}
         foreign = sorted(path.name for path in target.iterdir() if path.name not in known) if target.exists() else []
         if foreign:
-            raise RunFolderError(f"{target} holds other files, such as {foreign[0]}: choose another --out.")
+            raise RunFolderError(f"{target} holds other files, such as {foreign[0]}; choose a different --out.")
         target.mkdir(exist_ok=True)
         for path in left:
             path.unlink(missing_ok=True)

@@ -1,10 +1,15 @@
-"""Files for other programs: what each format can hold, and its files, loaded back by the program they are for."""
+"""Files for other programs: the encoders that a format can hold, and its files, loaded back by their own program.
+
+A format is a function that writes an encoder into a folder, checks what its program loads back, and returns an
+``Exported``, and, where it cannot hold every encoder, a function that says why; ``exporting.FORMATS`` lists both.
+"""
 
 import json
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 import torchvision
@@ -17,22 +22,20 @@ from matrix_ssl.encoder import architectures, names
 from matrix_ssl.errors import CheckpointError, MissingExtra
 from matrix_ssl.runs.checkpoint import encode, read_safetensors
 
-Format = Literal["safetensors", "torchvision", "timm", "huggingface", "detectron2", "onnx"]
-FORMATS: tuple[Format, ...] = get_args(Format)
 _RESNETS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3),
             "resnet152": (3, 8, 36, 3)}  # blocks of each stage  # fmt: skip
 _BASIC = ("resnet18", "resnet34")  # two convolutions a block, the others have three
 _COUNTER = "num_batches_tracked"
-_TOLERANCE = 1e-5  # of features that another program computes with the same weights, in float32
+_TOLERANCE = 1e-5  # relative difference of features that a different program computes with the same weights, float32
 
 
 @dataclass(frozen=True)
 class Model:
-    """An encoder that is to be written."""
+    """An encoder to export."""
 
     encoder: nn.Module  # in evaluation mode
     config: RunConfig
-    metadata: dict[str, str]  # what a file should say about it
+    metadata: dict[str, str]  # facts for the file: architecture, weights, method, normalisation
 
     @property
     def name(self) -> str:
@@ -51,41 +54,43 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Made:
-    """The files of a format, in a folder, as its own library has loaded them."""
+class Exported:
+    """The files of a format, written into a folder and loaded back by its library."""
 
     weights: str  # name of the file with the weights
-    said: str  # what was compared, such as "62 of 62 tensors"
-    code: str  # Python that loads it
-    library: str  # as the Hugging Face hub calls it
-    notes: list[str] = field(default_factory=list)
+    checked: str  # the comparison, such as "62 of 62 tensors of resnet18 (student)"
+    code: str  # Python that loads the file
+    library: str  # its name on the Hugging Face hub
+    notes: list[str] = field(default_factory=list)  # paragraphs on its use
 
 
-def refusal(form: Format, model: Model) -> str | None:
-    """Why a format cannot hold an encoder; None where it can."""
-    name = model.name
-    if form in ("safetensors", "onnx"):
-        return None
-    if form == "torchvision":
-        other = name == networks.TINY_RESNET or name.startswith("timm/")
-        return f"{name!r} is not a torchvision architecture" if other else None
-    if form == "timm" and name.startswith("timm/"):
-        return None
-    known = architectures.RESNETS if form == "timm" else tuple(_RESNETS)
-    if name not in known:
-        return f"{name!r} is none of the ResNets that {form} has under the same name"
-    return f"{form} has no {name} with the stem for small images" if model.has_small_stem else None
+def not_in_torchvision(model: Model) -> str | None:
+    """Why torchvision cannot load an encoder; None where it can."""
+    other = model.name == networks.TINY_RESNET or model.name.startswith("timm/")
+    return f"{model.name!r} is not a torchvision architecture" if other else None
 
 
-def make_safetensors(model: Model, folder: Path, name: str) -> Made:
+def not_in_timm(model: Model) -> str | None:
+    """Why timm cannot load an encoder; None where it can."""
+    return None if model.name.startswith("timm/") else not_a_resnet("timm", model, known=architectures.RESNETS)
+
+
+def not_a_resnet(program: str, model: Model, *, known: Sequence[str] = tuple(_RESNETS)) -> str | None:
+    """Why a program with torchvision's ResNets cannot load an encoder; None where it can."""
+    if model.name not in known:
+        return f"{model.name!r} is not a ResNet that {program} has under the same name"
+    return f"{program} has no {model.name} with the stem for small images" if model.has_small_stem else None
+
+
+def write_safetensors(model: Model, folder: Path, name: str) -> Exported:
     """One file with the names of this package; its metadata lets ``matrix-ssl import`` restore everything."""
     (folder / name).write_bytes(encode(model.tensors, model.metadata))
     back, _ = read_safetensors(folder / name)
     code = f"import safetensors.torch\n\ntensors = safetensors.torch.load_file({name!r})"
-    return Made(name, _count(model, back), code, "safetensors")
+    return Exported(name, _compare(model, back), code, "safetensors")
 
 
-def make_torchvision(model: Model, folder: Path, name: str) -> Made:
+def write_torchvision(model: Model, folder: Path, name: str) -> Exported:
     """A state dict for ``torch.load`` with torchvision's names, without the classifier."""
     torch.save(dict(model.tensors), folder / name)
     size = model.config.data.image_size
@@ -101,11 +106,11 @@ def make_torchvision(model: Model, folder: Path, name: str) -> Made:
     missing, _ = plain.load_state_dict(torch.load(folder / name, weights_only=True), strict=False)
     classifiers = sorted({key.rpartition(".")[0] for key in missing})
     lines.append(f"model.load_state_dict(torch.load({name!r}), strict=False)  # all but {', '.join(classifiers)}")
-    said = _count(model, {key: tensor for key, tensor in plain.state_dict().items() if key not in missing})
-    return Made(name, said, "\n".join(["import torch, torchvision", "", *lines]), "torchvision")
+    checked = _compare(model, {key: tensor for key, tensor in plain.state_dict().items() if key not in missing})
+    return Exported(name, checked, "\n".join(["import torch, torchvision", "", *lines]), "torchvision")
 
 
-def make_timm(model: Model, folder: Path, name: str) -> Made:
+def write_timm(model: Model, folder: Path, name: str) -> Exported:
     """A safetensors file that ``timm.create_model`` takes as its checkpoint.
 
     Raises:
@@ -127,12 +132,12 @@ def make_timm(model: Model, folder: Path, name: str) -> Made:
             arguments = sized
         except TypeError:  # convolutional architectures take any size and refuse the argument
             back = timm.create_model(architecture, checkpoint_path=str(folder / name), **arguments)
-    given = "".join(f", {key}={value}" for key, value in arguments.items())
-    code = f"import timm\n\nmodel = timm.create_model({architecture!r}, checkpoint_path={name!r}{given})"
-    return Made(name, _count(model, back.state_dict()), code, "timm")
+    keywords = "".join(f", {key}={value}" for key, value in arguments.items())
+    code = f"import timm\n\nmodel = timm.create_model({architecture!r}, checkpoint_path={name!r}{keywords})"
+    return Exported(name, _compare(model, back.state_dict()), code, "timm")
 
 
-def make_huggingface(model: Model, folder: Path, name: str) -> Made:
+def write_huggingface(model: Model, folder: Path, name: str) -> Exported:
     """A folder for ``transformers.AutoModel.from_pretrained``: configuration, weights and preprocessing.
 
     The blocks with three convolutions have their stride in the second, 3x3, as torchvision's and as ``ResNetModel``'s
@@ -164,8 +169,8 @@ def make_huggingface(model: Model, folder: Path, name: str) -> Made:
     with quiet_transformers():
         auto, place = transformers.AutoModel, str(folder)
         back = open_pretrained(auto.from_pretrained, place, place=place, local_files_only=True).eval()
-    found = back.state_dict()
-    said = _count(model, {key: found[names.huggingface(key)] for key in model.tensors}, others=len(found))
+    theirs = back.state_dict()
+    checked = _compare(model, {key: theirs[names.huggingface(key)] for key in model.tensors}, total=len(theirs))
     image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         check_features(back(image).pooler_output.flatten(1), model.encoder(image), "transformers")
@@ -175,53 +180,62 @@ def make_huggingface(model: Model, folder: Path, name: str) -> Made:
         f"model = AutoModel.from_pretrained({name!r})",
         'features = model(**processor(images, return_tensors="pt")).pooler_output.flatten(1)',
     ])  # fmt: skip
-    return Made("model.safetensors", said, code, "transformers")
+    return Exported("model.safetensors", checked, code, "transformers")
 
 
-def make_detectron2(model: Model, folder: Path, name: str) -> Made:
+def write_detectron2(model: Model, folder: Path, name: str) -> Exported:
     """A state dict with the names of detectron2's ResNet, for ``MODEL.WEIGHTS``.
 
     detectron2 prepends ``backbone.`` or ``backbone.bottom_up.`` by itself, as it matches names by their ends. Its
-    frozen BatchNorm has no counters ``num_batches_tracked``, so they are left out. detectron2 cannot be installed
+    frozen BatchNorm has no counters ``num_batches_tracked``, so they are omitted. detectron2 cannot be installed
     from the package index: the names were compared with its source code, and here the file is read back by PyTorch.
     """
     renamed = {names.detectron2(key): key for key in model.tensors if not key.endswith(_COUNTER)}
     torch.save({theirs: model.tensors[key] for theirs, key in renamed.items()}, folder / name)
     loaded = torch.load(folder / name, weights_only=True)
     counters = {key: tensor for key, tensor in model.tensors.items() if key.endswith(_COUNTER)}
-    said = _count(model, {key: loaded[theirs] for theirs, key in renamed.items()} | counters, left=len(counters))
+    checked = _compare(
+        model, {key: loaded[theirs] for theirs, key in renamed.items()} | counters, omitted=len(counters)
+    )
     data = model.config.data
     mean, std = ([round(255 * value, 3) for value in values] for values in (data.mean, data.std))
     lines = ["from detectron2.config import get_cfg", "", "cfg = get_cfg()", f'cfg.MODEL.WEIGHTS = {name!r}',
              f"cfg.MODEL.RESNETS.DEPTH = {model.name.removeprefix('resnet')}",
              *(["cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64"] if model.name in _BASIC else []),
-             "cfg.MODEL.RESNETS.STRIDE_IN_1X1 = False  # the stride lies in the 3x3 convolution",
+             "cfg.MODEL.RESNETS.STRIDE_IN_1X1 = False  # the stride is in the 3x3 convolution",
              'cfg.INPUT.FORMAT = "RGB"', f"cfg.MODEL.PIXEL_MEAN = {mean}", f"cfg.MODEL.PIXEL_STD = {std}"]  # fmt: skip
     note = (
         "detectron2's own defaults are BGR images and a stride in the 1x1 convolution: without the lines above the "
-        "same weights give other features. MoCo (He et al., CVPR 2020) fine-tunes such encoders with synchronised "
+        "same weights give different features. MoCo (He et al., CVPR 2020) fine-tunes such encoders with synchronised "
         'BatchNorm, cfg.MODEL.RESNETS.NORM = "SyncBN", and all stages, cfg.MODEL.BACKBONE.FREEZE_AT = 0.'
     )
-    return Made(name, said, "\n".join(lines), "detectron2", [note])
+    return Exported(name, checked, "\n".join(lines), "detectron2", [note])
 
 
-def check_features(found: Tensor, expected: Tensor, program: str) -> float:
+def check_features(features: Tensor, expected: Tensor, program: str) -> float:
     """The largest difference between features (n, k) of two programs, relative to the largest feature, at least 1.
 
+    Args:
+        features: of the other program.
+        expected: of PyTorch.
+        program: its name, for the error.
+
     Raises:
-        CheckpointError: it is above 1e-5.
+        CheckpointError: the difference is above 1e-5.
     """
-    difference = float((found - expected).abs().max() / expected.abs().max().clamp_min(1))
-    if not difference <= _TOLERANCE or found.shape != expected.shape:
-        raise CheckpointError(f"{program} computes features that differ by {difference:.1e}: the file is not written.")
+    difference = float((features - expected).abs().max() / expected.abs().max().clamp_min(1))
+    if not difference <= _TOLERANCE or features.shape != expected.shape:
+        raise CheckpointError(f"{program} computes features that differ by {difference:.1e}; no file was written.")
     return difference
 
 
-def _count(model: Model, back: dict[str, Tensor], *, others: int | None = None, left: int = 0) -> str:
-    """``N of N tensors``, after comparing them bit by bit with those that were loaded back."""
+def _compare(model: Model, back: dict[str, Tensor], *, total: int | None = None, omitted: int = 0) -> str:
+    """``N of N tensors``, after a comparison, bit by bit, with those that were loaded back."""
     tensors = model.tensors
-    extra = (len(back) if others is None else others) - len(tensors)
-    if back.keys() != tensors.keys() or extra or not all(torch.equal(back[key], tensors[key]) for key in tensors):
-        raise CheckpointError(f"the tensors of {model.name} do not load back as they were written: nothing is written.")
-    said = f"{len(tensors) - left} of {len(tensors)} tensors of {model.name} ({model.metadata['weights']})"
-    return said + (f", all but {left} counters {_COUNTER}" if left else "")
+    same = back.keys() == tensors.keys() and (total or len(back)) == len(tensors)
+    if not same or not all(torch.equal(back[key], tensors[key]) for key in tensors):
+        raise CheckpointError(
+            f"The tensors of {model.name} do not load back as they were written; no file was written."
+        )
+    text = f"{len(tensors) - omitted} of {len(tensors)} tensors of {model.name} ({model.metadata['weights']})"
+    return text + (f", all but {omitted} counters {_COUNTER}" if omitted else "")

@@ -1,4 +1,4 @@
-"""A checkpoint of another program becomes a run folder that every command takes."""
+"""Turns a checkpoint of another program into a run folder that every command accepts."""
 
 from pathlib import Path
 
@@ -20,19 +20,19 @@ def import_run(opened: Opened, run: Path, *, source: Path, branch: Weights) -> N
     """Writes ``config.json``, ``encoder.safetensors``, a model card and, last, ``summary.json``.
 
     Args:
-        opened: the encoder, as ``opening.open_checkpoint`` gives it.
-        run: a folder that is empty or does not exist. One that an interrupted import left is completed.
+        opened: the encoder, of ``opening.open_checkpoint``.
+        run: a folder that is empty or does not exist. That of an interrupted import is completed.
         source: the checkpoint, for the record.
         branch: which of its encoders this is, for the record.
 
     Raises:
-        RunFolderError: the folder holds something else or cannot be written.
+        RunFolderError: the folder holds other files or cannot be written.
     """
     check_folder(run)
     with lock(run):
         begun = (run / CONFIG).exists()
         if begun and ((run / SUMMARY).exists() or read_config(run) != opened.config):
-            raise RunFolderError(f"{run} holds a run already: choose another folder.")
+            raise RunFolderError(f"{run} already holds a run; choose a different folder.")
         tidy(run)
         write_json(run / CONFIG, configuration.to_dict(opened.config))
         save_weights(run / ENCODER, opened.encoder, {"weights": "student"})
@@ -46,7 +46,13 @@ def import_run(opened: Opened, run: Path, *, source: Path, branch: Weights) -> N
             "seconds_training": 0.0,
             "skipped": 0,
             "bad_steps": 0,
-            "imported": {"file": source.name, "sha256": opened.sha256, "branch": branch, "matched": opened.text},
+            "imported": {
+                "file": source.name,
+                "sha256": opened.sha256,
+                "branch": branch,
+                "matched": opened.text,
+                "tensors": opened.counts.to_dict() if opened.counts else None,
+            },
         }
         text = model_card(
             config=opened.config, summary=summary, weights="student",

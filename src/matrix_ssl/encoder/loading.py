@@ -18,7 +18,7 @@ Weights = Literal["student", "teacher"]
 def initialise_encoder(config: RunConfig) -> tuple[nn.Module, int]:
     """The encoder of a run at its initialisation, a function of the configuration, and the width of its features.
 
-    Seeds PyTorch's generator, so that what is built next is such a function, too.
+    Seeds PyTorch's generator, so that layers built next are such a function as well.
 
     Raises:
         ConfigError: the architecture is unknown or does not fit the images.
@@ -34,14 +34,14 @@ def load_encoder(run: str | Path, *, weights: Weights = "student") -> nn.Module:
 
     Args:
         run: a run folder.
-        weights: ``"student"`` is what the run exports; ``"teacher"`` its moving average.
+        weights: ``"student"``, the trained encoder, or ``"teacher"``, its moving average.
 
     Raises:
         RunFolderError: it is not a run folder.
-        CheckpointError: the run has no such weights yet, or they do not match the network; names are listed.
+        CheckpointError: the run has no such weights yet, or they do not match the network.
     """
     run = Path(run)
-    with torch.random.fork_rng(devices=[]):  # the weights drawn here are thrown away: the caller's numbers stay
+    with torch.random.fork_rng(devices=[]):  # leaves the caller's random numbers alone
         encoder, _ = _build(read_config(run))
     tensors, source = _weights(run, weights)
     checkpoint.load_strictly(encoder, tensors, source)
@@ -62,11 +62,13 @@ def _weights(run: Path, weights: Weights) -> tuple[dict[str, Tensor], str]:
     if weights == "student":
         path = run / ENCODER
         if not path.exists():
-            raise CheckpointError(f"{run} has no {ENCODER} yet: let its pre-training finish.")
+            raise CheckpointError(f"{run} has no {ENCODER} yet; let its pre-training finish.")
         return checkpoint.read_safetensors(path)[0], str(path)
-    found, _ = checkpoint.load_newest(run)
+    newest, _ = checkpoint.load_newest(run)
     prefix = "teacher.encoder."
-    tensors = {k.removeprefix(prefix): v for k, v in (found.model if found else {}).items() if k.startswith(prefix)}
-    if found is None or not tensors:
-        raise CheckpointError(f"{run} has no teacher: its checkpoint is missing or its method has none.")
-    return tensors, f"the teacher after step {found.step}"
+    tensors = {k.removeprefix(prefix): v for k, v in (newest.model if newest else {}).items() if k.startswith(prefix)}
+    if newest is None or not tensors:
+        raise CheckpointError(
+            f"{run} has no teacher: its checkpoint is missing or its method has none; use the student."
+        )
+    return tensors, f"the teacher after step {newest.step}"

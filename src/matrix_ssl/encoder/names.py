@@ -1,11 +1,11 @@
-"""What other programs call the tensors of torchvision's ResNets, and what they put beside an encoder.
+"""Names of the tensors of torchvision's ResNets in other programs, and of tensors beside an encoder.
 
-Each function takes torchvision's name of a tensor and gives the other one. The tensors themselves are the same.
+Each function maps torchvision's name of a tensor to the other name. The tensors themselves are the same.
 """
 
 import re
 
-# tensors that belong to no encoder: the part of a name that tells, and what it is. Anything else left over is an error.
+# tensors that belong to no encoder: what they are, and a pattern of their names; any other left-over tensor is an error
 _BESIDE = (
     ("head", r"(?:^|\.)(?:fc|heads?|linear|last_linear)\."),
     ("classifier", r"(?:^|\.)\w*classifier\w*\."),
@@ -25,7 +25,7 @@ _IN_BLOCK = re.compile(r"layer(\d)\.(\d+)\.(?:(conv|bn)(\d)|downsample\.(\d))\.(
 
 
 def beside_an_encoder(name: str) -> tuple[str, str] | None:
-    """What a tensor is that is not part of an encoder, such as ``"queue"``, and its place; None if no rule knows."""
+    """What a tensor outside of an encoder belongs to, such as ``"queue"``, and its place; None if no rule matches."""
     for what, pattern in _BESIDE:
         if match := re.search(pattern, name):
             return what, name[: match.end()].rstrip(".")
@@ -43,13 +43,13 @@ def same(name: str) -> str:
 
 
 def sequential(name: str) -> str:
-    """Of ``torch.nn.Sequential(*resnet.children())``, as in the examples of lightly: ``layer1.0.`` is ``4.0.``."""
+    """The name in ``torch.nn.Sequential(*resnet.children())``, as in lightly's examples: ``4.0.`` for ``layer1.0.``."""
     child, _, rest = name.partition(".")
     return f"{_CHILDREN[child]}.{rest}"
 
 
 def huggingface(name: str) -> str:
-    """Of ``transformers.ResNetModel``."""
+    """The name in ``transformers.ResNetModel``."""
     stage, block, part, number, leaf = _parts(name)
     kind = {"conv": "convolution", "bn": "normalization"}[part.removeprefix("shortcut_")]
     if stage == 0:
@@ -59,7 +59,7 @@ def huggingface(name: str) -> str:
 
 
 def detectron2(name: str) -> str:
-    """Of the backbones that ``detectron2.modeling.build_resnet_backbone`` builds."""
+    """The name in the backbones of ``detectron2.modeling.build_resnet_backbone``."""
     stage, block, part, number, leaf = _parts(name)
     place = "stem" if stage == 0 else f"res{stage + 1}.{block}"
     layer = "shortcut" if part.startswith("shortcut_") else f"conv{number}"

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from matrix_ssl.config import DataConfig
 from matrix_ssl.data.augment import normalise
-from matrix_ssl.encoder.formats import Made, Model, check_features
+from matrix_ssl.encoder.formats import Exported, Model, check_features
 from matrix_ssl.errors import CheckpointError, MissingExtra
 
-_BATCHES = (1, 3)  # sizes that the graph is tried on; it was traced with 2
+_BATCHES = (1, 3)  # sizes that the graph is checked with; it was traced with 2
 
 
 class FromPixels(nn.Module):
@@ -26,14 +26,14 @@ class FromPixels(nn.Module):
         return self.encoder(normalise(pixels, self.mean, self.std))
 
 
-def make_onnx(model: Model, folder: Path, name: str) -> Made:
+def write_onnx(model: Model, folder: Path, name: str) -> Exported:
     """One ONNX file from ``pixels`` (n, c, s, s), float32 in [0, 1], to ``features`` (n, k), for any n.
 
-    The normalisation lies inside, because pixels that were normalised twice, or not at all, are the usual mistake.
+    The normalisation is part of the graph, because pixels normalised twice, or not at all, are a common mistake.
 
     Raises:
         MissingExtra: onnx or onnxscript is not installed.
-        CheckpointError: the architecture cannot be expressed, or onnxruntime computes other features.
+        CheckpointError: the architecture cannot be expressed, or onnxruntime computes different features.
     """
     for package in ("onnx", "onnxscript"):
         if importlib.util.find_spec(package) is None:
@@ -50,27 +50,27 @@ def make_onnx(model: Model, folder: Path, name: str) -> Made:
         )  # fmt: skip
     except torch.onnx.OnnxExporterError as error:
         reason = str(error).strip().partition("\n")[0]
-        raise CheckpointError(f"{model.name} cannot be written as ONNX: {reason}") from error
+        raise CheckpointError(
+            f"{model.name} cannot be written as ONNX ({reason}); use --format safetensors."
+        ) from error
     assert program is not None
     program.model.metadata_props.update(model.metadata)
     program.save(folder / name)
-    said = f"ONNX graph of {model.name} ({model.metadata['weights']})"
+    checked = f"ONNX graph of {model.name} ({model.metadata['weights']})"
     code = "\n".join([
         "import onnxruntime", "",
         f"session = onnxruntime.InferenceSession({name!r})",
         f"(features,) = session.run(None, {{'pixels': pixels}})  # float32 (n, {', '.join(map(str, shape))}) in [0, 1]",
     ])  # fmt: skip
     if importlib.util.find_spec("onnxruntime") is None:
-        said += ", not compared with PyTorch, because onnxruntime is not installed"
-        return Made(name, said, code, "onnx")
+        return Exported(name, f"{checked}, not compared with PyTorch: onnxruntime is not installed", code, "onnx")
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(folder / name), providers=["CPUExecutionProvider"])
     worst = 0.0
     for n in _BATCHES:
         pixels = torch.rand(n, *shape, generator=generator)
-        (found,) = session.run(None, {"pixels": pixels.numpy()})
+        (features,) = session.run(None, {"pixels": pixels.numpy()})
         with torch.no_grad():
-            worst = max(worst, check_features(torch.from_numpy(found), network(pixels), "onnxruntime"))
-    said += f", features in onnxruntime as in PyTorch within {worst:.0e}"
-    return Made(name, said, code, "onnx")
+            worst = max(worst, check_features(torch.from_numpy(features), network(pixels), "onnxruntime"))
+    return Exported(name, f"{checked}, features in onnxruntime as in PyTorch within {worst:.0e}", code, "onnx")

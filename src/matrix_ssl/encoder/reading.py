@@ -1,9 +1,9 @@
 """Reads the tensors of a checkpoint, whoever wrote it, without ever executing a pickle.
 
 safetensors files hold nothing but tensors. PyTorch's files are pickles: they are read by PyTorch's own restricted
-reader (``weights_only=True``), which builds tensors and plain containers and refuses everything else. What training
-programs put beside the tensors, such as a learning rate that is a NumPy scalar or the arguments of the program, is
-named in ``INERT`` and becomes an empty object: no class or function of that name is looked up or called.
+reader (``weights_only=True``), which builds tensors and plain containers and refuses everything else. The objects that
+training programs put beside the tensors, such as a NumPy scalar or the arguments of the program, are listed in
+``INERT`` and become empty objects: no class or function of that name is looked up or called.
 """
 
 import hashlib
@@ -19,20 +19,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from matrix_ssl.data.open_files import why_unreadable
 from matrix_ssl.errors import CheckpointError
 from matrix_ssl.runs.checkpoint import read_safetensors
 
 TRAINING_STATE = re.compile(r"(optimizer|scaler|lr_scheduler|callbacks|loops|hyper_parameters|args)\w*$")
-_OURS = {"architecture", "weights", "method"}  # metadata that tells a file of this package
-_HEAD = 512  # bytes that tell what a file is
+_OURS = {"architecture", "weights", "method"}  # metadata of every file of this package
+_HEAD = 512  # bytes that identify the kind of a file
 _DEEPEST = 8  # nested groups; more are a loop or an attack
 
 
 class Inert:
-    """What an object that is not a tensor becomes: it takes any arguments and any state, and keeps none."""
+    """Replaces an object that is not a tensor: it takes any arguments and any state, and keeps none."""
 
     def __new__(cls, *_: Any) -> "Inert":
-        """Nothing of the arguments is kept."""
+        """An empty object, whatever the arguments."""
         return super().__new__(cls)
 
     def __init__(self, *_: Any):
@@ -43,11 +44,11 @@ class Inert:
 
 
 def _no_items(*_: Any) -> dict[Any, Any]:
-    """What a ``defaultdict`` becomes: a dictionary without its factory."""
+    """Replaces a ``defaultdict``: an empty dictionary without its factory."""
     return {}
 
 
-# what published checkpoints hold beside tensors, and what it becomes; any name that is not here is refused
+# objects beside the tensors of published checkpoints, and their replacements; any other name is refused
 INERT: dict[str, Any] = {
     **dict.fromkeys([
         "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype",  # learning rates, accuracies
@@ -66,7 +67,7 @@ INERT: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Contents:
-    """What a checkpoint holds."""
+    """The content of a checkpoint."""
 
     tensors: dict[str, Tensor]  # by dotted path through the groups of the file
     metadata: dict[str, str]  # of safetensors that this package exported, else empty
@@ -78,10 +79,10 @@ def read_tensors(path: Path) -> Contents:
     """The tensors of a safetensors or PyTorch file, of the zip or the older form; nothing in it is executed.
 
     Groups in groups, such as ``{"state_dict": {"module.encoder.conv1.weight": ...}}``, become dotted names. The state
-    of optimizers, learning-rate schedules and loss scalers is passed over.
+    of optimizers, learning-rate schedules and loss scalers is skipped.
 
     Raises:
-        CheckpointError: the file is absent, forbidden, empty, cut, no checkpoint, or would have to execute something.
+        CheckpointError: the file cannot be read, is damaged or not a checkpoint, or would have to execute code.
     """
     head = _head(path)
     if path.suffix == ".safetensors" or head[8:9] == b"{":
@@ -90,28 +91,30 @@ def read_tensors(path: Path) -> Contents:
     loaded = _load(path)
     tensors = dict(_walk(loaded, "", _DEEPEST))
     if not tensors:
-        raise CheckpointError(f"{path} holds no tensors with names, so it is no checkpoint of a network.")
+        raise CheckpointError(f"{path} holds no tensors with names; import a checkpoint of a network.")
     lightning = isinstance(loaded, Mapping) and "pytorch-lightning_version" in loaded
     return Contents(tensors, {}, lightning, _sha256(path))
 
 
 def _head(path: Path) -> bytes:
-    """The first bytes, or the error that says what is there instead of a checkpoint."""
+    """The first bytes.
+
+    Raises:
+        CheckpointError: the file cannot be read, or is not a checkpoint but of a common other kind.
+    """
     try:
         with path.open("rb") as file:
             head = file.read(_HEAD)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} does not exist.") from None
     except IsADirectoryError:
-        raise CheckpointError(f"{path} is a folder: name the file in it, such as model.safetensors.") from None
+        raise CheckpointError(f"{path} is a folder; name the file in it, such as model.safetensors.") from None
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
+        raise CheckpointError(f"{path}: {why_unreadable(error)}; name a checkpoint file.") from error
     if not head:
-        raise CheckpointError(f"{path} is empty: download it again.")
+        raise CheckpointError(f"{path} is empty; download it again.")
     if re.match(rb"\s*<(!doctype|html|\?xml)", head, re.IGNORECASE):
-        raise CheckpointError(f"{path} is a web page, not a checkpoint: download the file that the page links to.")
+        raise CheckpointError(f"{path} is a web page, not a checkpoint; download the file that the page links to.")
     if head.startswith(b"version https://git-lfs"):
-        raise CheckpointError(f"{path} is only a pointer to a file in Git LFS: fetch it with git lfs pull.")
+        raise CheckpointError(f"{path} is only a pointer to a file in Git LFS; fetch it with git lfs pull.")
     return head
 
 
@@ -119,14 +122,14 @@ def _load(path: Path) -> Any:
     stand_ins: list[Any] = [(stand_in, name) for name, stand_in in INERT.items()]
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(stand_ins):
-            warnings.simplefilter("ignore")  # about old pickle protocols; what they cannot express fails below
+            warnings.simplefilter("ignore")  # about old pickle protocols; real damage is an error below
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         refused = re.search(r"GLOBAL (\S+)", str(error))
         if refused:
             raise CheckpointError(
-                f"{path} asks for {refused[1]!r}, which weights do not need: it was refused and nothing was executed. "
-                "If you trust where the file comes from, save the weights alone in the program that wrote it, "
+                f"{path} needs {refused[1]!r}, which weights do not: it was refused and nothing was executed. "
+                "If you trust its origin, save the weights alone in the program that wrote it, "
                 "torch.save(model.state_dict(), FILE), and import that file."
             ) from None
         raise _damaged(path) from error
@@ -136,7 +139,7 @@ def _load(path: Path) -> Any:
 
 def _damaged(path: Path) -> CheckpointError:
     return CheckpointError(
-        f"{path} is no file of weights, or it is cut or damaged: expected safetensors or what torch.save writes; "
+        f"{path} is not a file of weights, or is damaged: expected safetensors or a file of torch.save; "
         "compare its size with the source and download it again."
     )
 
