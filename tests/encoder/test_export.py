@@ -306,7 +306,7 @@ def hide(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
 
 class TestWhatFormatsHold:
     def test_the_command_knows_all(self) -> None:
-        assert command._FORMATS == tuple(FORMATS)
+        assert tuple(FORMATS) == command._FORMATS
 
     @pytest.mark.parametrize(("which", "form", "message"), [
         ("demo", "torchvision", "'tiny_resnet' is not a torchvision architecture; use --format safetensors or onnx."),
