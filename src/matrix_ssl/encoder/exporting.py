@@ -28,7 +28,7 @@ class Format:
     write: Callable[[Model, Path, str], Exported]  # into a folder, under a name
     default: str  # name of the file, or of the folder, in the run
     ending: str = ""  # by which the program recognises the file; empty: any
-    refuses: Callable[[Model], str | None] = lambda _: None  # why it cannot hold an encoder
+    refuses: Callable[[Model], str | None] = formats.holds_all  # why it cannot hold an encoder
     is_folder: bool = False
 
 

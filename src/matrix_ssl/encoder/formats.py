@@ -64,6 +64,11 @@ class Exported:
     notes: list[str] = field(default_factory=list)  # paragraphs on its use
 
 
+def holds_all(_: Model) -> str | None:
+    """No reason: the format holds every encoder."""
+    return None
+
+
 def not_in_torchvision(model: Model) -> str | None:
     """Why torchvision cannot load an encoder; None where it can."""
     other = model.name == networks.TINY_RESNET or model.name.startswith("timm/")
