@@ -117,7 +117,7 @@ class TestFinding:
     @pytest.mark.parametrize(
         ("name", "sentence"),
         [("matrix_sll", r"'matrix_sll' is not a method\. Did you mean 'matrix_ssl'\?"), ("_base", "is not a method"),
-         ("nowhere/mine.py", r"method.name='nowhere/mine.py': no such file\.")],
+         ("nowhere/mine.py", r"method.name='nowhere/mine.py': there is no such file\.")],
     )  # fmt: skip
     def test_mistakes(self, name, sentence):
         with pytest.raises(ConfigError, match=sentence):

@@ -38,7 +38,7 @@ def find_method(name: str) -> type[Method]:
     """
     if name.endswith(".py"):
         if not Path(name).is_file():
-            raise ConfigError(f"method.name={name!r}: no such file.")
+            raise ConfigError(f"method.name={name!r}: there is no such file.")
         spec = importlib.util.spec_from_file_location(f"matrix_ssl_method_{Path(name).stem}", name)
         assert spec is not None and spec.loader is not None  # a .py file has a loader
         module = importlib.util.module_from_spec(spec)
