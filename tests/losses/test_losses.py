@@ -10,6 +10,7 @@ import scipy.linalg
 import torch
 
 from matrix_ssl.losses import (
+    MECObjective,
     NegativeDeterminantWarning,
     Objective,
     matrix_ssl_covariance_terms,
@@ -555,10 +556,10 @@ class TestCovariances:
         expected = mec_loss(z1, z2, p1, p2, distortion=3.0, logarithm=logarithm)
         rows = [torch.nn.functional.normalize(x, dim=1) for x in (z1, z2, p1, p2)]
         moments = (rows[2].mT @ rows[1], rows[3].mT @ rows[0])
-        settings = {"samples": shape[0], "distortion": 3.0, "logarithm": logarithm}
-        found = sum(mec_moment_loss(moment, **settings) for moment in moments) / 2
-        torch.testing.assert_close(found, expected)
-        for a, b in zip(torch.autograd.grad(found, (z1, p2)), torch.autograd.grad(expected, (z1, p2)), strict=True):
+        objective = MECObjective(distortion=3.0, logarithm=logarithm)
+        both = sum(mec_moment_loss(moment, samples=shape[0], objective=objective) for moment in moments) / 2
+        torch.testing.assert_close(both, expected)
+        for a, b in zip(torch.autograd.grad(both, (z1, p2)), torch.autograd.grad(expected, (z1, p2)), strict=True):
             torch.testing.assert_close(a, b)
 
     @pytest.mark.parametrize("shape", [(9, 6), (6, 9)])
@@ -581,7 +582,7 @@ class TestCovariances:
             (lambda: matrix_ssl_covariance_terms(square, square, square, objective=Objective(ridge=0.0)), "above zero"),
             (lambda: mec_moment_loss(torch.ones(2, 3), samples=4), "a moment"),
             (lambda: mec_moment_loss(square, samples=0), "samples must be at least 1"),
-            (lambda: mec_moment_loss(square, samples=4, order=0), "order must be"),
+            (lambda: mec_moment_loss(square, samples=4, objective=MECObjective(order=0)), "order must be"),
             (lambda: matrix_ssl_loss(*branches(4, 3), algorithm="eig"), "Did you mean 'eigh'"),
             (lambda: matrix_ssl_loss(*branches(4, 3), side="sample"), "Did you mean 'samples'"),
             (lambda: matrix_ssl_loss(*branches(4, 3), alignment_weight=float("nan")), "alignment_weight must be a fin"),

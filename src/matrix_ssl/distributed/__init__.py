@@ -1,4 +1,4 @@
-"""The one place that talks to other processes. Every function is also right in a single process."""
+"""Communication between processes, all of it. Every function is also correct in a single process."""
 
 from matrix_ssl.distributed.collectives import (
     all_reduce_sum,

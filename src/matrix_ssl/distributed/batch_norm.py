@@ -1,4 +1,4 @@
-"""BatchNorm that sees the whole batch of several processes, on CPUs too."""
+"""BatchNorm with the statistics of the batch of all processes, on CPUs too."""
 
 import torch
 from torch import Tensor, nn
@@ -8,10 +8,10 @@ from matrix_ssl import distributed
 
 
 def synchronise_batch_norm(module: nn.Module, device_type: str) -> nn.Module:
-    """Makes every BatchNorm use the statistics of the batch over all processes; unchanged in a single process.
+    """Makes every BatchNorm use the statistics of the batch of all processes; does nothing in a single process.
 
-    PyTorch's own SyncBatchNorm serves on CUDA; it refuses the CPU, where ``SynchronisedBatchNorm`` takes its place.
-    Names and values of parameters and buffers stay as they are.
+    On CUDA this is PyTorch's SyncBatchNorm, which does not run on the CPU; there it is ``SynchronisedBatchNorm``. Names
+    and values of parameters and buffers do not change.
     """
     if distributed.world_size() == 1:
         return module
@@ -39,16 +39,16 @@ class SynchronisedBatchNorm(_BatchNorm):
             raise ValueError(f"Expected a batch of shape (n, c, ...), got {tuple(input.shape)}.")
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalises; in eval mode exactly ``torch.nn.BatchNorm``."""
+        """Normalises (n, c, ...); in eval mode exactly ``torch.nn.BatchNorm``."""
         if not self.training:
             return super().forward(input)
         axes = [axis for axis in range(input.ndim) if axis != 1]
         shape = [1, -1] + [1] * (input.ndim - 2)
-        # processes may have parts of different sizes, so the number of values is summed with the values
+        # processes may have different numbers of rows, so the number of values is summed with the values
         local = input.new_full((1,), input.numel() // input.shape[1])
         total = distributed.all_reduce_sum(torch.cat([input.sum(axes), local]))
         count = total[-1].detach()
-        # two passes: the variance as a mean of squares about the mean loses no digits, E[x²] - E[x]² would
+        # two passes: the mean of squares about the mean keeps all digits, E[x²] - E[x]² does not
         mean = total[:-1] / count
         centred = input - mean.view(shape)
         variance = distributed.all_reduce_sum(centred.square().sum(axes)) / count

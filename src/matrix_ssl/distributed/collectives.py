@@ -1,8 +1,8 @@
-"""Collective operations with gradients. Every function is also right in a single process.
+"""Collective operations with gradients. Every function is also correct in a single process.
 
 Gradient convention. DistributedDataParallel averages the gradients of parameters over the processes, and after that
-average they must be exactly those of one process with the whole batch. Two ways of computing a loss of the whole batch
-keep it so:
+average they must be exactly those of one process with the whole batch. There are two ways
+to compute a loss of the whole batch:
 
 - Every process computes the same loss from ``gather``ed rows. The backward of ``gather`` hands each process
   ``world_size`` times its own rows of the gradient and needs no communication.
@@ -37,20 +37,20 @@ def gather(rows: Tensor, *, sizes: Sequence[int] | None = None) -> Tensor:
 
     Args:
         rows: (n, ...).
-        sizes: how many rows each process has; left out, all have as many.
+        sizes: the number of rows of each process; by default all have the same number.
 
     Returns:
         (sum of sizes, ...), the same tensor on every process.
 
     Raises:
-        ValueError: ``sizes`` does not fit the processes or these rows. Left out, unequal numbers are noticed on the
-            CPU; on a GPU looking would make it wait, and NCCL would hang.
+        ValueError: ``sizes`` does not fit the processes or these rows. Without ``sizes``, unequal numbers are detected
+            on the CPU only: on a GPU the check would make it wait, and NCCL hangs.
     """
     return rows if world_size() == 1 else _Gather.apply(rows, row_counts(rows, sizes), False)
 
 
 def gather_for_parts(rows: Tensor, *, sizes: Sequence[int] | None = None) -> Tensor:
-    """``gather`` for a loss of which every process computes a part; see the gradient convention above.
+    """``gather`` for a loss of which every process computes a part; see the gradient convention of this module.
 
     Its backward is a collective operation, so every process must use the result, or a piece of it.
     """
@@ -58,74 +58,64 @@ def gather_for_parts(rows: Tensor, *, sizes: Sequence[int] | None = None) -> Ten
 
 
 def row_counts(rows: Tensor, sizes: Sequence[int] | None = None) -> list[int]:
-    """``sizes`` after a check, or, left out, what they are if all are equal; raises as ``gather`` does."""
+    """``sizes``, checked; without them the number of these rows for every process. Raises as ``gather``."""
     if sizes is not None:
         if len(sizes) != world_size() or sizes[rank()] != len(rows):
-            raise ValueError(f"sizes={list(sizes)}, but process {rank()} of {world_size()} has {len(rows)} rows")
+            raise ValueError(f"sizes={list(sizes)}, but process {rank()} of {world_size()} has {len(rows)} rows.")
         return list(sizes)
     if rows.device.type != "cpu" or world_size() == 1:
         return [len(rows)] * world_size()
     counts = [torch.zeros(1, dtype=torch.int64) for _ in range(world_size())]
     dist.all_gather(counts, torch.tensor([len(rows)]))
-    found = [int(count) for count in counts]
-    if min(found) < max(found):
-        raise ValueError(f"the processes have {found} rows: give each as many, or say so with sizes={found}")
-    return found
+    numbers = [int(count) for count in counts]
+    if min(numbers) < max(numbers):
+        raise ValueError(f"The processes have {numbers} rows. Use equal numbers or pass sizes={numbers}.")
+    return numbers
 
 
 def sum_of_parts(x: Tensor) -> Tensor:
-    """Adds the parts of a loss that the processes have computed; see the gradient convention above."""
-    return x if world_size() == 1 else _SumOfParts.apply(x)
+    """Sum of the parts of a loss that the processes have computed; see the gradient convention of this module."""
+    return x if world_size() == 1 else _Sum.apply(x, True)
 
 
 def all_reduce_sum(x: Tensor) -> Tensor:
-    """Sum over the processes, differentiable; see the gradient convention above."""
-    return x if world_size() == 1 else _AllReduceSum.apply(x)
+    """Sum over the processes, differentiable; see the gradient convention of this module."""
+    return x if world_size() == 1 else _Sum.apply(x, False)
 
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, sizes: list[int], parts: bool) -> Tensor:
-        ctx.sizes, ctx.parts = sizes, parts
-        padded = rows.new_zeros(max(sizes), *rows.shape[1:])  # gloo takes one size only
+    def forward(ctx: Any, rows: Tensor, sizes: list[int], for_parts: bool) -> Tensor:
+        ctx.sizes, ctx.for_parts = sizes, for_parts
+        padded = rows.new_zeros(max(sizes), *rows.shape[1:])  # gloo gathers equal sizes only
         padded[: len(rows)] = rows
-        found = [torch.empty_like(padded) for _ in sizes]
-        dist.all_gather(found, padded)
-        return torch.cat([part[:size] for part, size in zip(found, sizes, strict=True)])
+        parts = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        if not ctx.parts:
+        if not ctx.for_parts:
             return gradient.split(ctx.sizes)[rank()] * world_size(), None, None
         total = gradient.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total)
         return total.split(ctx.sizes)[rank()], None, None
 
 
-class _SumOfParts(torch.autograd.Function):
+class _Sum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        total = x.clone()
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return gradient * world_size()
-
-
-class _AllReduceSum(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, of_parts: bool) -> Tensor:
+        ctx.of_parts = of_parts
         total = x.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total)
         return total
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        if ctx.of_parts:
+            return gradient * world_size(), None
         total = gradient.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total)
-        return total
+        return total, None

@@ -1,8 +1,8 @@
-"""The Matrix-SSL loss of a batch that is spread over processes: value and gradient of one process with all of it.
+"""The Matrix-SSL loss of a batch that is spread over processes: the value and gradient of one process with all rows.
 
 The two orders of the loss, (p2, z1) and (p1, z2), are independent and cost the same, so half of the processes compute
-one and half the other. What they need of each other is the outputs of student and teacher or the covariances, and the
-smaller of the two is exchanged: 4nd numbers against six matrices of d², which an all-reduce moves twice.
+one and half the other. They exchange either the outputs of student and teacher or the covariances, whichever is less:
+4nd numbers, or six matrices of d², which an all-reduce moves twice.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ def matrix_ssl_terms(
     exchange: Exchange = "auto",
     sizes: Sequence[int] | None = None,
 ) -> MatrixSSLTerms:
-    """``losses.matrix_ssl_terms`` of the batch of all processes, from the rows that each of them has.
+    """``losses.matrix_ssl_terms`` of the batch of all processes, from each process's own rows.
 
     Every process gets the same terms, and after the average over processes that DistributedDataParallel takes,
     parameters get the gradient of the whole batch. In a single process it is ``losses.matrix_ssl_terms`` itself.
@@ -75,7 +75,7 @@ def covariances(teachers: Tensor, students: Tensor, *, samples: int) -> Tensor:
         (3, k, d, d), the same on every process, for a loss of which every process computes a part.
     """
     a, b = unit_rows(teachers), unit_rows(students)
-    # the means count as constants: the gradient by them is a sum of centred rows, zero
+    # the means are treated as constants: the gradient by them is a sum of centred rows, which is zero
     means = distributed.all_reduce_sum(torch.stack([a.detach().sum(-2), b.detach().sum(-2)])) / samples
     a, b = a - means[0].unsqueeze(-2), b - means[1].unsqueeze(-2)
     return distributed.all_reduce_sum(torch.stack([a.mT @ b, a.mT @ a, b.mT @ b]) / samples)

@@ -52,27 +52,25 @@ def mec_loss(
         >>> mec_loss(z1, z2, p1, p2).backward()
     """
     check_rows(z1=z1, z2=z2, p1=p1, p2=p2)
-    MECObjective(distortion, logarithm, order)  # checks them
+    objective = MECObjective(distortion, logarithm, order)
     n, d = z1.shape
-    settings = (n * distortion / d, logarithm, order)
-    return (_mec_order_loss(p1, z2, *settings)[0] + _mec_order_loss(p2, z1, *settings)[0]) / 2
+    constants = (n * objective.distortion / d, objective.logarithm, objective.order)
+    return (_mec_order_loss(p1, z2, *constants)[0] + _mec_order_loss(p2, z1, *constants)[0]) / 2
 
 
-def mec_moment_loss(
-    moment: Tensor,
-    *,
-    samples: int,
-    distortion: float = MEC_DEFAULTS.distortion,
-    logarithm: Logarithm = MEC_DEFAULTS.logarithm,
-    order: int = MEC_DEFAULTS.order,
-) -> Tensor:
+def mec_moment_loss(moment: Tensor, *, samples: int, objective: MECObjective = MEC_DEFAULTS) -> Tensor:
     """One order of ``mec_loss`` from the second moment, which several processes can sum instead of gathering rows.
 
     Args:
         moment: (d, d), pᵀz, a sum over the rows of the whole batch, rows scaled to length one.
         samples: n, the number of these rows.
+        objective: constants of the loss, the keyword arguments of ``mec_loss``.
 
-    Other arguments, returns and raises as in ``mec_loss``, whose value is the mean over (p1, z2) and (p2, z1).
+    Returns:
+        A scalar, in nats; ``mec_loss`` is the mean over (p1, z2) and (p2, z1).
+
+    Raises:
+        ValueError: the moment is not (d, d); there are no samples.
 
     Example:
         >>> import torch
@@ -84,8 +82,8 @@ def mec_moment_loss(
         raise ValueError(f"Expected a moment of shape (d, d), got {tuple(moment.shape)}.")
     if samples < 1:
         raise ValueError(f"samples must be at least 1, got {samples}.")
-    MECObjective(distortion, logarithm, order)  # checks them
-    return _mec_moment_loss(moment, samples, samples * distortion / len(moment), logarithm, order)[0]
+    scale = samples * objective.distortion / len(moment)
+    return _mec_moment_loss(moment, samples, scale, objective.logarithm, objective.order)[0]
 
 
 @fused(tensors=2, values=1)
