@@ -32,7 +32,7 @@ check:  ## formatting, lint and types
 
 bench:  ## measure losses, entropies, processes, views, neighbours and steps: an hour
 	@cd "$(ROOT)" && tools/install
-	@cd "$(ROOT)" && for name in speed losses method_losses taylor_gradients entropies processes knn_memory scale llm_loss pages; do $(PYTHON) benchmarks/$$name.py; done
+	@cd "$(ROOT)" && for name in speed.views speed.losses speed.method_losses experiments.taylor_gradients speed.entropies speed.processes speed.knn_memory speed.scale speed.llm_loss pages.tables; do $(PYTHON) -m benchmarks.$$name; done
 
 docs:  ## build the documentation into site/
 	@cd "$(ROOT)" && tools/install docs

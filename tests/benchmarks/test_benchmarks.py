@@ -12,18 +12,12 @@ import scipy.linalg
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks import harness
+from benchmarks.pages import plots
+from benchmarks.pages import tables as pages
+from benchmarks.speed import loss_variants, losses, published, spectra
+from benchmarks.speed import views as speed
 from matrix_ssl.losses import matrix_ssl_loss
-
-sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
-
-import loss_variants
-import losses
-import pages
-import plots
-import published
-import spectra
-import speed
-import timing
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -39,8 +33,8 @@ def branches(n, d, *, noise=0.4, seed=0):
 
 
 def run(script, *arguments):
-    command = [sys.executable, str(ROOT / "benchmarks" / script), *map(str, arguments)]
-    result = subprocess.run(command, capture_output=True, text=True)
+    command = [sys.executable, "-m", f"benchmarks.{script}", *map(str, arguments)]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert result.returncode == 0, result.stderr
 
 
@@ -103,12 +97,12 @@ class TestPublishedForm:
 def results(tmp_path_factory):
     """Results of the quick runs, beside those of the views and of trained networks of the last full run."""
     folder = tmp_path_factory.mktemp("results")
-    run("losses.py", "--quick", "--out", folder / "losses.json")
-    run("taylor_gradients.py", "--quick", "--out", folder / "taylor_gradients.json")
-    run("entropies.py", "--quick", "--out", folder / "entropies.json")
-    run("processes.py", "--quick", "--out", folder / "processes.json")
+    run("speed.losses", "--quick", "--out", folder / "losses.json")
+    run("experiments.taylor_gradients", "--quick", "--out", folder / "taylor_gradients.json")
+    run("speed.entropies", "--quick", "--out", folder / "entropies.json")
+    run("speed.processes", "--quick", "--out", folder / "processes.json")
     shutil.copy(RESULTS / "method_losses.json", folder)  # the script needs lightly: see its own test
-    for name in ("speed", "scale", *pages.TRAINED):
+    for name in ("views", "scale", *pages.TRAINED):
         shutil.copy(RESULTS / f"{name}.json", folder)
     return folder
 
@@ -116,7 +110,7 @@ def results(tmp_path_factory):
 class TestScripts:
     def test_method_losses(self, tmp_path):
         pytest.importorskip("lightly")
-        run("method_losses.py", "--quick", "--out", tmp_path / "found.json")
+        run("speed.method_losses", "--quick", "--out", tmp_path / "found.json")
         rows = json.loads((tmp_path / "found.json").read_text())["rows"]
         assert [row["method"] for row in rows] == ["barlow_twins", "sigreg"]
         assert all(set(row["seconds"]) == set(row["mib"]) == {"ours", "lightly"} for row in rows)
@@ -128,7 +122,7 @@ class TestScripts:
         shutil.copy(RESULTS / "compare_digits.json", out / "compare.json")
         where = ("--results", tmp_path, "--docs", tmp_path)
         for _ in range(2):  # a page that is there is filled anew
-            run("publish.py", out, "digits", "Nine methods on handwritten digits", *where)
+            run("pages.publish", out, "digits", "Nine methods on handwritten digits", *where)
         assert (tmp_path / "digits.md").read_text("utf-8") == (ROOT / "docs/results/digits.md").read_text("utf-8")
         assert (tmp_path / "compare_digits.json").read_bytes() == (RESULTS / "compare_digits.json").read_bytes()
 
@@ -139,7 +133,7 @@ class TestScripts:
             (tmp_path / "run" / name).write_text(json.dumps(value))
         shutil.copy(ROOT / "docs/results/chain.md", tmp_path)
         where = ("--results", tmp_path, "--docs", tmp_path)
-        run("publish_chain.py", tmp_path / "run", bundle["command"], *where)
+        run("pages.publish_chain", tmp_path / "run", bundle["command"], *where)
         assert (tmp_path / "chain.md").read_text("utf-8") == (ROOT / "docs/results/chain.md").read_text("utf-8")
         assert (tmp_path / "chain.json").read_bytes() == (RESULTS / "chain.json").read_bytes()
 
@@ -213,16 +207,16 @@ class TestTiming:
     def test_variants_take_turns(self):
         calls = []
         names = "abcd"
-        seconds = timing.take_turns({name: lambda name=name: calls.append(name) for name in names}, rounds=20)
+        seconds = harness.take_turns({name: lambda name=name: calls.append(name) for name in names}, rounds=20)
         orders = [tuple(calls[i : i + 4]) for i in range(0, 84, 4)]
         assert {tuple(sorted(order)) for order in orders} == {tuple(names)}
         assert len(set(orders)) > 10  # no variant has one predecessor
         assert {name: len(values) for name, values in seconds.items()} == dict.fromkeys(names, 20)  # and one to warm up
-        timing.take_turns({"c": lambda: calls.append("c")}, rounds=1, warm_up=False)
+        harness.take_turns({"c": lambda: calls.append("c")}, rounds=1, warm_up=False)
         assert calls[84:] == ["c"]
 
     def test_spread(self):
-        found = timing.spread([5.0, 1.0, 2.0, 4.0, 3.0])
+        found = harness.spread([5.0, 1.0, 2.0, 4.0, 3.0])
         assert found == {"least": 1, "lower_quartile": 2, "median": 3, "upper_quartile": 4, "most": 5}
 
 
@@ -347,7 +341,7 @@ def test_page_of_speed_is_of_the_results():
     if not (RESULTS / "losses.json").exists():
         pytest.skip("the losses have not been measured")
     text = (ROOT / "docs" / "speed.md").read_text("utf-8")
-    measured, views = (json.loads((RESULTS / f"{name}.json").read_text()) for name in ("losses", "speed"))
+    measured, views = (json.loads((RESULTS / f"{name}.json").read_text()) for name in ("losses", "views"))
     assert not measured["quick"]
     assert pages.loss_section(measured).strip() in text
     assert pages.view_section(views).strip() in text

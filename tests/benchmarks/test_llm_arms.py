@@ -14,17 +14,11 @@ import scipy.stats
 import torch
 from torch.nn import functional as F
 
-from tests.support import llm_toys  # noqa: F401  imports transformers quietly and offline
-
-sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
-
-import llm_arms
-import llm_arms_page
-import llm_gsm8k
-import llm_problems
-
+from benchmarks.experiments import llm_arms, llm_gsm8k, llm_problems
+from benchmarks.pages import llm_arms_page
 from matrix_ssl.errors import DataError, RunFolderError
 from matrix_ssl.llm.tiny import tiny_llama
+from tests.support import llm_toys  # noqa: F401  imports transformers quietly and offline
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "results" / "llm-arms.md"
@@ -32,8 +26,8 @@ GAIN, LOSS = r"{} (?:buys|finds) (\d+)|\w+ gives {} (\d+)", r"{} (?:sells|loses)
 
 
 def run(script, *arguments, **environment):
-    command = [sys.executable, str(ROOT / "benchmarks" / script), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
+    command = [sys.executable, "-m", f"benchmarks.{script}", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment, cwd=ROOT)
 
 
 def solve(question):
@@ -253,7 +247,7 @@ class TestStatistics:
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory):
     work = tmp_path_factory.mktemp("arms")
-    result = run("llm_arms.py", "--quick", "--work", work)
+    result = run("experiments.llm_arms", "--quick", "--work", work)
     assert result.returncode == 0, result.stderr
     return work
 
@@ -288,14 +282,14 @@ class TestRun:
         lost = lost if lost.exists() else quick / "seed-0" / "closed-0.002.json"
         before = json.loads(lost.read_text())
         lost.unlink()
-        assert run("llm_arms.py", "--quick", "--work", quick).returncode == 0
+        assert run("experiments.llm_arms", "--quick", "--work", quick).returncode == 0
         after = {path: path.stat().st_mtime_ns for path in quick.glob("seed-*/*") if path.name != ".lock"}
         assert {path for path in made if made[path] != after[path]} == {lost}
         assert {**before, "seconds": 0} == {**json.loads(lost.read_text()), "seconds": 0}
 
     def test_other_constants_are_tried_on_held_out_problems_of_tuning_seeds(self, quick):
         made = {path.name for path in (quick / "seed-0").iterdir()}
-        result = run("llm_constants.py", "--quick", "--work", quick)
+        result = run("experiments.llm_constants", "--quick", "--work", quick)
         assert result.returncode == 0, result.stderr
         assert {path.name for path in (quick / "seed-0").iterdir()} == made
         found = json.loads((quick / "llm_constants.json").read_text())
@@ -352,7 +346,7 @@ class TestGsm8k:
             pytest.skip("MATRIX_SSL_DATA has no gsm8k")
         pytest.importorskip("lm_eval")
         for _ in range(2):  # what was trained is not trained again
-            result = run("llm_gsm8k.py", "--quick", "--work", tmp_path)
+            result = run("experiments.llm_gsm8k", "--quick", "--work", tmp_path)
             assert result.returncode == 0, result.stderr
         found = json.loads((tmp_path / "llm_gsm8k.json").read_text())
         assert found["training"]["steps"] == 2 and found["training"]["counts"]["rows"] == 16

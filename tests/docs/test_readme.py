@@ -32,7 +32,7 @@ PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 SMALLEST = ["data.subset=16", "data.workers=0", "batch_size=8", "epochs=1", "network.width=8", "method.hidden_dim=16",
             "method.output_dim=16"]  # fmt: skip
 SMALL_COLOUR = ["network.encoder=shufflenet_v2_x0_5", "data.image_size=32"]  # an encoder that torchvision knows, too
-OTHER_TOOLS = {"--nproc-per-node", "--help", "--rate"}  # torchrun, every command, benchmarks/scale.py
+OTHER_TOOLS = {"--nproc-per-node", "--help", "--rate"}  # torchrun, every command, benchmarks/speed/scale.py
 GROUPS = ("data", "view1", "view2", "network", "method", "optimizer")
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])

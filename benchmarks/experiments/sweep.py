@@ -1,6 +1,6 @@
 """Trains and evaluates arms of settings on a split of the training set; the test set is never opened.
 
-    python benchmarks/sweep.py --recipe demo --out sweep.json --seeds 0 1 2 \
+    python -m benchmarks.experiments.sweep --recipe demo --out sweep.json --seeds 0 1 2 \
         --arm "exact 0.1: method.ridge=0.1 method.uniformity_weight=0.1" \
         --arm "taylor 1: method.logarithm=taylor method.ridge=1 method.uniformity_weight=1"
 

@@ -1,14 +1,12 @@
 """Speed of the views beside their alternative, alternating in one run, in CPU seconds of one thread.
 
-    python benchmarks/speed.py            (writes benchmarks/results/speed.json)
+    python -m benchmarks.speed.views            (writes benchmarks/results/views.json)
 
 Both views of MoCo v3 for images in memory, ours in batches against torchvision's transforms on PIL images one by
 one, as the published code does it.
 """
 
-import json
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,30 +14,25 @@ import torch
 import torchvision
 from rich.console import Console
 from rich.table import Table
-from timing import spread, take_turns
 from torchvision.transforms import v2
 
+from benchmarks.harness import command_line, save, spread, take_turns
 from matrix_ssl.config.views import asymmetric_views
 from matrix_ssl.data import augment
-from matrix_ssl.runs import environment as run_environment
-from matrix_ssl.runs.files import write_json
 
-OUT = Path(__file__).parent / "results" / "speed.json"
 REPEATS = 3
 
 
 def main() -> None:
-    torch.set_num_threads(1)
+    arguments = command_line(__doc__, "views.json").parse_args()
     torch.manual_seed(0)
-    rows = [row for size, source in ((32, 32), (64, 128), (224, 256)) for row in measure_views(size, source)]
-    environment = run_environment.environment(device="cpu", device_name="cpu", threads=1, processes=1)
-    OUT.parent.mkdir(exist_ok=True)
-    write_json(OUT, {"unit": "CPU seconds, one thread", "repeats": REPEATS, "environment": environment, "rows": rows})
+    sizes = ((32, 32),) if arguments.quick else ((32, 32), (64, 128), (224, 256))
+    rows = [row for size, source in sizes for row in measure_views(size, source)]
+    save(arguments.out, {"unit": "CPU seconds, one thread", "repeats": REPEATS, "rows": rows})
     table = Table("what", "size", "CPU seconds (median)", "least", "most")
     for row in rows:
         table.add_row(row["what"], row["size"], *(f"{row[key]:.4f}" for key in ("median", "least", "most")))
     Console().print(table)
-    print(json.dumps({"written": OUT.name}))
 
 
 def alternate(variants: Mapping[str, Callable[[], object]], size: str) -> list[dict[str, Any]]:

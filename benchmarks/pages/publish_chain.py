@@ -1,6 +1,6 @@
 """Takes the results of a chain into the repository: its numbers and the page of docs/results.
 
-    python benchmarks/publish_chain.py runs/chain "matrix-ssl chain images_small --data imagenette128 ..."
+    python -m benchmarks.pages.publish_chain runs/chain "matrix-ssl chain images_small --data imagenette128 ..."
 
 Writes ``benchmarks/results/chain.json``, which bundles the run's JSON files without places and curves, and fills
 ``docs/results/chain.md``. What stands around the markers of the page stays.
@@ -10,14 +10,13 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from pages import fill, table
-from publish import rounded
-
+from benchmarks.harness import RESULTS, ROOT
+from benchmarks.pages.publish import rounded
+from benchmarks.pages.tables import fill, table
 from matrix_ssl.report.formats import duration
 from matrix_ssl.report.run.protocols import read_tables
 from matrix_ssl.runs.files import read_json, write_json
 
-ROOT = Path(__file__).parents[1]
 FILES = ("config.json", "summary.json", "environment.json", "evaluation/*/*.json", "detection/*/result.json")
 LEFT_OUT = {"places", "curve", "source", "data_root"}  # where things were, and what is longer than a page
 
@@ -26,7 +25,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="the run folder of the chain")
     parser.add_argument("command", help="as it was typed, with places replaced by names")
-    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--docs", type=Path, default=ROOT / "docs" / "results")
     arguments = parser.parse_args()
     paths = [path for pattern in FILES for path in sorted(arguments.run.glob(pattern))]

@@ -1,6 +1,6 @@
 """Peak extra memory of one value and gradient, each variant in a process of its own.
 
-    python benchmarks/loss_memory.py VARIANT N D        (prints MiB; benchmarks/losses.py calls it)
+    python -m benchmarks.speed.loss_memory VARIANT N D        (prints MiB; benchmarks/speed/losses.py calls it)
 
 The inputs are in memory before; what is counted is the highest resident memory of the call above that. Freed blocks go
 back to the system at once, so that the peak is what was alive together.
@@ -13,18 +13,20 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import published
 import torch
-from loss_variants import case_inputs, losses
+
+from benchmarks.harness import ROOT
+from benchmarks.speed import published
+from benchmarks.speed.loss_variants import case_inputs, losses
 
 FIRST_TERM = "published, one term"
 
 
 def measure(variant: str, n: int, d: int) -> dict[str, Any]:
     """Starts a process for the variant; ``FIRST_TERM`` bounds the published form from below where that is too slow."""
-    command = [sys.executable, __file__, variant, str(n), str(d)]
+    command = [sys.executable, "-m", "benchmarks.speed.loss_memory", variant, str(n), str(d)]
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
     if result.returncode:
         raise RuntimeError(f"{variant} at n={n}, d={d} ended with {result.returncode}: {result.stderr}")
     return {"variant": variant, "n": n, "d": d, "lower_bound": variant == FIRST_TERM, **json.loads(result.stdout)}

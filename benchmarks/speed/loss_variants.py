@@ -4,11 +4,11 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import published
 import torch
-from spectra import outputs
 from torch import Tensor
 
+from benchmarks.speed import published
+from benchmarks.speed.spectra import outputs
 from matrix_ssl.losses import Objective, matrix_ssl_order_terms
 from matrix_ssl.losses.objective import Algorithm
 

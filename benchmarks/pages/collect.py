@@ -1,6 +1,6 @@
 """Gathers the results of finished runs into one small JSON beside the command that made them.
 
-    python benchmarks/collect.py benchmarks/results/demo.json "make demo" runs/demo runs/demo-1 runs/demo-2
+    python -m benchmarks.pages.collect benchmarks/results/demo.json "make demo" runs/demo runs/demo-1 runs/demo-2
 
 Prints mean ± sd over the runs for every accuracy.
 """

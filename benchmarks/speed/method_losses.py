@@ -1,13 +1,12 @@
 """The losses of the other methods beside lightly's: CPU seconds of value and gradient, and peak extra memory.
 
-    python benchmarks/method_losses.py            (writes benchmarks/results/method_losses.json; some minutes)
-    python benchmarks/method_losses.py --quick    (tiny sizes)
+    python -m benchmarks.speed.method_losses            (writes benchmarks/results/method_losses.json; some minutes)
+    python -m benchmarks.speed.method_losses --quick    (tiny sizes)
 
 Both take turns in one process, float32, one thread. Memory is the growth of the peak of a fresh process, measured
 apart. Needs lightly (the extra ``test``). MoCo v2 is left out: lightly's loss also fills the queue in every call.
 """
 
-import argparse
 import importlib.metadata
 import multiprocessing
 import re
@@ -19,18 +18,15 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from timing import spread, take_turns
 from torch import Tensor
 
+from benchmarks.harness import command_line, save, spread, take_turns
 from matrix_ssl.methods.barlow_twins import barlow_twins_loss
 from matrix_ssl.methods.lejepa import sigreg_loss
 from matrix_ssl.methods.simclr import simclr_loss
 from matrix_ssl.methods.simsiam import simsiam_loss
 from matrix_ssl.methods.vicreg import vicreg_loss
-from matrix_ssl.runs import environment as run_environment
-from matrix_ssl.runs.files import write_json
 
-OUT = Path(__file__).parent / "results" / "method_losses.json"
 CASES = (
     ("barlow_twins", 256, 2048), ("barlow_twins", 256, 8192), ("barlow_twins", 1024, 512),
     ("vicreg", 256, 2048), ("vicreg", 256, 8192), ("vicreg", 1024, 512),
@@ -74,7 +70,6 @@ def pair(method: str, n: int, d: int) -> dict[str, Callable[[], object]]:
 
 def peak(method: str, n: int, d: int, name: str, answer: Any) -> None:
     """MiB by which one value and gradient raise the peak of this process."""
-    torch.set_num_threads(1)
     pair(method, 8, 16)[name]()  # loads what the first call loads
     function = pair(method, n, d)[name]
     before = most_memory()
@@ -89,10 +84,7 @@ def most_memory() -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="tiny sizes: whether it runs, not how fast")
-    parser.add_argument("--out", type=Path, default=OUT)
-    arguments = parser.parse_args()
+    arguments = command_line(__doc__, "method_losses.json").parse_args()
     torch.set_num_threads(1)
     context = multiprocessing.get_context("spawn")
     rows = []
@@ -113,9 +105,8 @@ def main() -> None:
         })  # fmt: skip
         times = [f"{1000 * rows[-1]['seconds'][name]['median']:.3g}" for name in seconds]
         table.add_row(method, f"{n}, {d}", *times, f"{ratios['median']:.3g}", *(f"{memory[m]:.3g}" for m in seconds))
-    environment = run_environment.environment(device="cpu", device_name="cpu", threads=1, processes=1)
-    environment["lightly"] = importlib.metadata.version("lightly")
-    write_json(arguments.out, {"unit": "CPU seconds", "environment": environment, "rows": rows})
+    versions = {"lightly": importlib.metadata.version("lightly")}
+    save(arguments.out, {"unit": "CPU seconds", "rows": rows}, versions=versions)
     Console().print(table)
 
 

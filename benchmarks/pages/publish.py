@@ -1,6 +1,6 @@
 """Takes a finished comparison into the repository: its numbers and the page of docs/results.
 
-    python benchmarks/publish.py runs/compare-demo digits "Handwritten digits, 8 px"
+    python -m benchmarks.pages.publish runs/compare-demo digits "Handwritten digits, 8 px"
 
 Writes ``benchmarks/results/compare_NAME.json``, that is ``compare.json`` with curves only at the moments whose accuracy
 was measured, and ``docs/results/NAME.md``: command, table, differences, trials, hardware, versions and commits. What
@@ -11,13 +11,13 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from pages import fill, table
-
-from matrix_ssl.report.comparison.data import RESULTS, parse_comparison
+from benchmarks.harness import RESULTS, ROOT
+from benchmarks.pages.tables import fill, table
+from matrix_ssl.report.comparison.data import RESULTS as COMPARISON
+from matrix_ssl.report.comparison.data import parse_comparison
 from matrix_ssl.report.comparison.table import markdown
 from matrix_ssl.runs.files import read_json, write_json
 
-ROOT = Path(__file__).parents[1]
 CURVE = "knn_20_held_out"
 
 
@@ -26,10 +26,10 @@ def main() -> None:
     parser.add_argument("comparison", type=Path, help="the folder of the comparison")
     parser.add_argument("name")
     parser.add_argument("title")
-    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--docs", type=Path, default=ROOT / "docs" / "results")
     arguments = parser.parse_args()
-    results = shortened(read_json(arguments.comparison / RESULTS))
+    results = shortened(read_json(arguments.comparison / COMPARISON))
     write_json(arguments.results / f"compare_{arguments.name}.json", results)
     page = arguments.docs / f"{arguments.name}.md"
     if not page.exists():

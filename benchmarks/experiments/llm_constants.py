@@ -1,7 +1,7 @@
 """What weight, ridge and form of the matrix term change: on held-out problems, as a lead and not as a result.
 
-    python benchmarks/llm_constants.py            (a quarter of an hour on one core, after llm_arms.py)
-    python benchmarks/llm_constants.py --quick    (seconds: whether it runs)
+    python -m benchmarks.experiments.llm_constants            (a quarter of an hour on one core, after llm_arms.py)
+    python -m benchmarks.experiments.llm_constants --quick    (seconds: whether it runs)
 
 The models, problems and learning rates of ``llm_arms.py`` with its seeds for tuning, which are not reported; the test
 problems are not read. Every variant changes one constant of CE + MCE, closed. Several processes may run the command at
@@ -14,12 +14,13 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from llm_arms import ARMS, ROOT, Arm, open_experiment, share
-from llm_arms_page import PLAIN, TITLES, signed, spread
-from pages import fill, table
 from rich.console import Console
 from rich.markdown import Markdown
 
+from benchmarks.experiments.llm_arms import ARMS, ROOT, Arm, open_experiment, share
+from benchmarks.harness import RESULTS
+from benchmarks.pages.llm_arms_page import PLAIN, TITLES, signed, spread
+from benchmarks.pages.tables import fill, table
 from matrix_ssl.evaluate.probes.accuracy import summarise
 from matrix_ssl.runs.files import read_json, write_json
 
@@ -57,7 +58,7 @@ def main() -> None:
         "environment": experiment.environment,
         "rows": [read_json(experiment.path(*case)) for case in cases],
     }
-    write_json((experiment.work if quick else ROOT / "benchmarks" / "results") / RESULT, result)
+    write_json((experiment.work if quick else RESULTS) / RESULT, result)
     if not quick:
         fill(ROOT / "docs" / "results" / "llm-arms.md", "constants", section(result["rows"]))
     Console().print(Markdown(section(result["rows"])))

@@ -1,7 +1,7 @@
 """What the full chain costs on ImageNet and COCO: measured rates of its steps, multiplied out.
 
-    python benchmarks/scale.py                       # on the device that is there
-    python benchmarks/scale.py --devices 16 --rate pretrain=1700 --rate frozen=6000
+    python -m benchmarks.speed.scale                       # on the device that is there
+    python -m benchmarks.speed.scale --devices 16 --rate pretrain=1700 --rate frozen=6000
 
 Every step runs at its published size (ResNet-50, 224 pixels; detection at 800), on random images that lie on the
 device: no reading or decoding of files. Rates given with ``--rate`` are used in the place of measured ones and marked.
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from benchmarks.harness import RESULTS
 from matrix_ssl.config.recipes import find_recipe
 from matrix_ssl.data.augment import Keys, crop_batch, random_boxes, random_view
 from matrix_ssl.detection.backbone import open_backbone
@@ -55,7 +56,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, help="images of a step on a device; default 128 on a GPU, 8 on a CPU")
     parser.add_argument("--rounds", type=int, help="steps that are timed; default 20 on a GPU, 3 on a CPU")
     parser.add_argument("--rate", action="append", default=[], metavar="KIND=IMAGES_A_SECOND", help="not measured")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "scale.json")
+    parser.add_argument("--out", type=Path, default=RESULTS / "scale.json")
     options = parser.parse_args()
     device = devices.choose_device("auto")
     is_gpu = device.type == "cuda"

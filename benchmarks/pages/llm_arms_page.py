@@ -4,8 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pages import fill, table
-
+from benchmarks.pages.tables import fill, table
 from matrix_ssl.evaluate.probes.accuracy import summarise
 from matrix_ssl.report.comparison.statistics import holm, paired_difference
 

@@ -1,6 +1,6 @@
 """Writes what was measured into docs/speed.md and docs/taylor.md, between their markers, and draws the figures.
 
-python benchmarks/pages.py             (reads benchmarks/results/; takes seconds)
+python -m benchmarks.pages.tables             (reads benchmarks/results/; takes seconds)
 """
 
 import argparse
@@ -8,13 +8,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import plots
-from loss_memory import FIRST_TERM
-
+from benchmarks.harness import RESULTS, ROOT
+from benchmarks.pages import plots
+from benchmarks.speed.loss_memory import FIRST_TERM
 from matrix_ssl.evaluate.probes.accuracy import summarise
 from matrix_ssl.runs.files import read_json
 
-ROOT = Path(__file__).parents[1]
 NAMES = {
     "published": "published form",
     FIRST_TERM: "published form, its first term only",
@@ -32,11 +31,11 @@ Row = dict[str, Any]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--docs", type=Path, default=ROOT / "docs")
     arguments = parser.parse_args()
     figures = arguments.docs / "figures"
-    names = ("losses", "speed", "taylor_gradients", "entropies", "processes")
+    names = ("losses", "views", "taylor_gradients", "entropies", "processes")
     losses, views, taylor, entropies, processes = (read_json(arguments.results / f"{name}.json") for name in names)
     plots.save(figures / "loss_cost.svg", plots.loss_cost(losses))
     plots.save(figures / "taylor_gradients.svg", plots.taylor_gradients(taylor))

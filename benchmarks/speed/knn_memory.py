@@ -1,6 +1,6 @@
 """Memory and time of the search for neighbours at ImageNet's size: 1.28 million by 50 thousand by 2048.
 
-    python benchmarks/knn_memory.py [--searched 65536]
+    python -m benchmarks.speed.knn_memory [--searched 65536]
 
 The training features lie in a mapped file of the full size, as ``evaluate`` leaves them; the test features in memory.
 The search passes over the training features in chunks and keeps the same state after each, so its memory is that of any
@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.harness import RESULTS
 from matrix_ssl.evaluate.probes.knn import nearest, vote
 from matrix_ssl.runs import devices
 from matrix_ssl.runs.files import write_json
@@ -36,7 +37,7 @@ def main() -> None:
     parser.add_argument("--features", type=int, default=2048)
     parser.add_argument("--k", type=int, default=200)
     parser.add_argument("--searched", type=int, default=65_536, help="training rows that the search really passes over")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "knn_memory.json")
+    parser.add_argument("--out", type=Path, default=RESULTS / "knn_memory.json")
     options = parser.parse_args()
     device = devices.choose_device("auto")
     peak, over = [anonymous_mib()], threading.Event()

@@ -1,7 +1,7 @@
 """Does matrix cross-entropy make a language model answer better? Five arms of one fine-tuning, ten seeds.
 
-    python benchmarks/llm_arms.py            (80 minutes of one core; the same command again goes on)
-    python benchmarks/llm_arms.py --quick    (seconds: whether it runs, no numbers of use)
+    python -m benchmarks.experiments.llm_arms            (80 minutes of one core; the same command again goes on)
+    python -m benchmarks.experiments.llm_arms --quick    (seconds: whether it runs, no numbers of use)
 
 Every seed has its own small Llama, pre-trained on arithmetic in many words (``llm_problems.py``). All arms of a seed
 fine-tune a copy of it on the same word problems in the same order with as many steps: cross-entropy; with the matrix
@@ -28,15 +28,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import llm_problems
 import safetensors.torch
 import torch
-from llm_arms_page import PLAIN, chosen_rates, publish, section, summarise_arms
 from rich.console import Console
 from rich.markdown import Markdown
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.experiments import llm_problems
+from benchmarks.harness import RESULTS, ROOT
+from benchmarks.pages.llm_arms_page import PLAIN, chosen_rates, publish, section, summarise_arms
 from matrix_ssl.errors import RunFolderError
 from matrix_ssl.llm import MatrixCrossEntropyTerms, Objective, matrix_cross_entropy_terms
 from matrix_ssl.llm.data.examples import IGNORED
@@ -46,7 +47,6 @@ from matrix_ssl.runs.environment import environment
 from matrix_ssl.runs.files import read_json, write_atomically, write_json
 from matrix_ssl.runs.folder import CONFIG, lock
 
-ROOT = Path(__file__).parents[1]
 RESULT = "llm_arms.json"
 PAUSE = 10  # seconds between looks at what other processes do
 
@@ -104,7 +104,7 @@ def main() -> None:
     share(experiment.settings.tuning_seeds, experiment.folder, experiment.tune)
     share(experiment.settings.seeds, experiment.folder, experiment.report)
     result = experiment.result()
-    write_json((experiment.work if quick else ROOT / "benchmarks" / "results") / RESULT, result)
+    write_json((experiment.work if quick else RESULTS) / RESULT, result)
     if not quick:
         publish(result, ROOT / "docs" / "results" / "llm-arms.md")
     Console().print(Markdown(section(result)))

@@ -1,7 +1,7 @@
 """The loss over several processes: what sharing the two orders and the choice of what is exchanged gain.
 
-    python benchmarks/processes.py            (writes benchmarks/results/processes.json; some minutes)
-    python benchmarks/processes.py --quick    (tiny sizes)
+    python -m benchmarks.speed.processes            (writes benchmarks/results/processes.json; some minutes)
+    python -m benchmarks.speed.processes --quick    (tiny sizes)
 
 Starts groups of processes over gloo on this machine. One call is the value of the whole loss, both orders, and the
 gradient by this process's rows, in float32 on one thread a process; the time is that on the clock of the slowest
@@ -23,24 +23,19 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from spectra import outputs
-from timing import spread
 from torch import Tensor
 
+from benchmarks.harness import ROOT, command_line, save, spread
+from benchmarks.speed.spectra import outputs
 from matrix_ssl import distributed, losses
 from matrix_ssl.distributed import losses as parallel
-from matrix_ssl.runs import environment as run_environment
-from matrix_ssl.runs.files import write_json
 
-OUT = Path(__file__).parent / "results" / "processes.json"
 SIZES = ((256, 128), (1024, 128), (1024, 512), (1024, 2048))
 ROUNDS = 9
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="tiny sizes: whether it runs, not how fast")
-    parser.add_argument("--out", type=Path, default=OUT)
+    parser = command_line(__doc__, "processes.json")
     parser.add_argument("--member", type=Path, help=argparse.SUPPRESS)  # one process of a group, and where it writes
     arguments = parser.parse_args()
     sizes = ((16, 4), (8, 12)) if arguments.quick else SIZES
@@ -48,11 +43,8 @@ def main() -> None:
         member(arguments.member, sizes, 2 if arguments.quick else ROUNDS)
         return
     rows = [row for count in (1, 2, 4) for row in group(count, quick=arguments.quick)]
-    environment = run_environment.environment(device="cpu", device_name="cpu", threads=1, processes=4)
-    write_json(
-        arguments.out,
-        {"unit": "seconds of the slowest process", "cores": os.cpu_count(), "environment": environment, "rows": rows},
-    )
+    content = {"unit": "seconds of the slowest process", "cores": os.cpu_count(), "rows": rows}
+    save(arguments.out, content, processes=4)
     table = Table("processes", "n, d", "variant", "median seconds")
     for row in rows:
         table.add_row(
@@ -66,8 +58,8 @@ def group(count: int, *, quick: bool) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "rows.json"
         launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count)]
-        command = [*launcher, __file__, "--member", str(out), *(["--quick"] if quick else [])]
-        subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        command = [*launcher, "-m", "benchmarks.speed.processes", "--member", str(out), *(["--quick"] if quick else [])]
+        subprocess.run(command, check=True, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"})
         return json.loads(out.read_text())
 
 

@@ -1,7 +1,7 @@
 """Cost of the Matrix-SSL loss: forms and algorithms, alternating in one run, in CPU seconds of one thread.
 
-    python benchmarks/losses.py            (writes benchmarks/results/losses.json; about 20 minutes)
-    python benchmarks/losses.py --quick    (tiny sizes)
+    python -m benchmarks.speed.losses            (writes benchmarks/results/losses.json; about 20 minutes)
+    python -m benchmarks.speed.losses --quick    (tiny sizes)
 
 One call is the value and the gradient of one order (teacher p, student z) in float32. ``published`` is the form of the
 published code (``published.py``), ``exact, ...`` and ``taylor`` are ours, ``products`` are the two products of matrices
@@ -10,26 +10,19 @@ the time of ``published`` over that of the variant in the same round. Errors are
 and gradient of the same inputs: those of ``published`` and ``taylor`` are what the series leaves out.
 """
 
-import argparse
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import loss_memory
 import numpy as np
-import published
 import torch
-from loss_variants import ALGORITHMS, HEADLINE, ORDER, SPECTRA, calls, case_inputs, losses
 from rich.console import Console
 from rich.table import Table
-from timing import spread, take_turns
 from torch import Tensor
 
+from benchmarks.harness import command_line, save, spread, take_turns
+from benchmarks.speed import loss_memory, published
+from benchmarks.speed.loss_variants import ALGORITHMS, HEADLINE, ORDER, SPECTRA, calls, case_inputs, losses
 from matrix_ssl.losses.logarithm.plan import choose
-from matrix_ssl.runs.environment import environment
-from matrix_ssl.runs.files import write_json
-
-OUT = Path(__file__).parent / "results" / "losses.json"
 
 
 class Case(NamedTuple):
@@ -92,17 +85,12 @@ def quick_plan() -> Plan:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="tiny sizes: whether it runs, not how fast")
-    parser.add_argument("--out", type=Path, default=OUT)
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    arguments = command_line(__doc__, "losses.json").parse_args()
     plan = quick_plan() if arguments.quick else full_plan()
     console = Console()
     result: dict[str, Any] = {
         "unit": "CPU seconds, one thread, float32, value and gradient of one order",
         "quick": arguments.quick,
-        "environment": environment(device="cpu", device_name="cpu", threads=1, processes=1),
         "cases": [],
     }
     for case in plan.cases:
@@ -111,9 +99,7 @@ def main() -> None:
     result["curves"] = {axis: [curve_point(n, d, plan) for n, d in sizes] for axis, sizes in plan.curves.items()}
     result["profile"] = [profile(n, d) for n, d in plan.profile]
     result["memory"] = [loss_memory.measure(name, n, d) for n, d, names in plan.memory for name in names]
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(arguments.out, result)
-    console.print(f"written: {arguments.out}")
+    save(arguments.out, result)
 
 
 def measure(case: Case) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """GSM8K from its files to a score and a diagnosis, with a tokenizer and a tiny Llama made from scratch: the chain only.
 
-    MATRIX_SSL_DATA=… python benchmarks/llm_gsm8k.py            (a few minutes on one core)
-    MATRIX_SSL_DATA=… python benchmarks/llm_gsm8k.py --quick    (seconds: whether it runs)
+    MATRIX_SSL_DATA=… python -m benchmarks.experiments.llm_gsm8k            (a few minutes on one core)
+    MATRIX_SSL_DATA=… python -m benchmarks.experiments.llm_gsm8k --quick    (seconds: whether it runs)
 
 The training is that of ``matrix-ssl llm finetune`` on random weights, the score that of ``matrix-ssl llm score`` by
 lm-evaluation-harness, the diagnosis that of ``matrix-ssl llm diagnose`` against the same network before training. So
@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from llm_arms import claim
-from pages import fill, table
 from rich.console import Console
 from rich.markdown import Markdown
 
+from benchmarks.experiments.llm_arms import claim
+from benchmarks.harness import RESULTS, ROOT
+from benchmarks.pages.tables import fill, table
 from matrix_ssl.errors import DataError
 from matrix_ssl.llm import models, score
 from matrix_ssl.llm.data.question_files import Rows, read_rows
@@ -37,7 +38,6 @@ from matrix_ssl.runs.display import Display
 from matrix_ssl.runs.files import read_json, write_atomically, write_json
 from matrix_ssl.runs.folder import lock
 
-ROOT = Path(__file__).parents[1]
 RESULT = "llm_gsm8k.json"
 CPU = torch.device("cpu")
 
@@ -79,7 +79,7 @@ def main() -> None:
     work = arguments.work or ROOT / "runs" / f"llm_gsm8k{'_quick' * arguments.quick}"
     with models.without_bars():
         result = chain(settings, *gsm8k(settings), work)
-    write_json((work if arguments.quick else ROOT / "benchmarks" / "results") / RESULT, result)
+    write_json((work if arguments.quick else RESULTS) / RESULT, result)
     if not arguments.quick:
         fill(ROOT / "docs" / "results" / "llm-arms.md", "gsm8k", section(result))
     Console().print(Markdown(section(result)))

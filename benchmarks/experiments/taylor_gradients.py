@@ -1,28 +1,24 @@
 """Where the gradient of the Taylor series goes wrong: against the exact gradient, spectrum by spectrum, ridge by ridge.
 
-    python benchmarks/taylor_gradients.py      (writes benchmarks/results/taylor_gradients.json; half a minute)
+    python -m benchmarks.experiments.taylor_gradients   (half a minute; writes results/taylor_gradients.json)
 
 For each term of the loss apart, the gradient in the student's raw outputs z with log cut after ``order`` terms is
 compared with the exact one, in float64: relative error ‖g - exact‖ / ‖exact‖ and cosine, mean and extremes over seeds.
 Spectra are those of the outputs' covariance before rows get unit length (``spectra.py``).
 """
 
-import argparse
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
-from spectra import SPECTRA, outputs
 from torch import Tensor
 
+from benchmarks.harness import command_line, save
+from benchmarks.speed.spectra import SPECTRA, outputs
 from matrix_ssl.losses import Objective, matrix_ssl_order_terms
-from matrix_ssl.runs import environment as run_environment
-from matrix_ssl.runs.files import write_json
 
-OUT = Path(__file__).parent / "results" / "taylor_gradients.json"
 TERMS: dict[str, dict[str, Any]] = {
     "uniformity": {"uniformity_weight": 1.0, "alignment_weight": 0.0},
     "alignment": {"uniformity_weight": 0.0, "alignment_weight": 1.0},
@@ -41,18 +37,12 @@ class Grid(NamedTuple):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="tiny sizes: whether it runs")
-    parser.add_argument("--out", type=Path, default=OUT)
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    arguments = command_line(__doc__, "taylor_gradients.json").parse_args()
     grid = Grid(n=24, d=6, seeds=2, ridges=(0.1, 1.0), orders=(1, 4)) if arguments.quick else Grid()
     rows = [
         compare(term, spectrum, ridge, grid) for term in TERMS for spectrum in grid.spectra for ridge in grid.ridges
     ]
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    environment = run_environment.environment(device="cpu", device_name="cpu", threads=1, processes=1)
-    write_json(arguments.out, {**grid._asdict(), "environment": environment, "rows": rows})
+    save(arguments.out, {**grid._asdict(), "rows": rows})
     table = Table("term", "spectrum", "ridge", "order", "relative error", "cosine")
     for row in rows:
         if "4" in row["orders"]:

@@ -1,7 +1,7 @@
 """The fused language-model loss beside a plain head with cross-entropy: CPU seconds, peak memory, errors of the forms.
 
-    python benchmarks/llm_loss.py            (writes benchmarks/results/llm_loss.json; two minutes)
-    python benchmarks/llm_loss.py --quick    (tiny sizes)
+    python -m benchmarks.speed.llm_loss            (writes benchmarks/results/llm_loss.json; two minutes)
+    python -m benchmarks.speed.llm_loss --quick    (tiny sizes)
 
 One call is value and gradients, by hidden states and head, in float32 with one thread. ``cross-entropy`` is the product
 with the head and PyTorch's cross-entropy. Variants take turns in one process; a ratio is that of the same round. Memory
@@ -9,7 +9,6 @@ is the growth of the peak of a fresh process. Errors are those of the matrix ter
 states, relative to the dense form, on rows that are far from orthogonal.
 """
 
-import argparse
 import multiprocessing
 import os
 from collections.abc import Callable
@@ -19,19 +18,16 @@ from unittest import mock
 
 import numpy as np
 import torch
-from loss_memory import resident
 from rich.console import Console
 from rich.markdown import Markdown
-from timing import spread, take_turns
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.harness import command_line, save, spread, take_turns
+from benchmarks.speed.loss_memory import resident
 from matrix_ssl.llm import Objective, matrix_cross_entropy_loss, matrix_cross_entropy_terms
 from matrix_ssl.llm.objective import DEFAULTS
-from matrix_ssl.runs.environment import environment
-from matrix_ssl.runs.files import write_json
 
-OUT = Path(__file__).parent / "results" / "llm_loss.json"
 PLAIN = "cross-entropy"
 FORMS: dict[str, dict[str, Any]] = {
     "closed": {"form": "closed"},
@@ -107,7 +103,6 @@ def measure_memory(vocabulary: int, d: int, positions: int) -> Row:
 
 def peak(vocabulary: int, d: int, positions: int, name: str, answer: Any) -> None:
     """What a process of its own measures."""
-    torch.set_num_threads(1)
     calls(32, 8, 4)[name]()  # loads what is loaded at first use
     call = calls(vocabulary, d, positions)[name]
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
@@ -156,22 +151,18 @@ def tables(result: Row) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="tiny sizes: whether it runs, not how fast")
-    parser.add_argument("--out", type=Path, default=OUT)
-    arguments = parser.parse_args()
+    arguments = command_line(__doc__, "llm_loss.json").parse_args()
     torch.set_num_threads(1)
     timed, measured, compared = (
         (((64, 16, 6, 2),), ((64, 16, 6),), (80, 16, 4)) if arguments.quick else (TIMED, MEASURED, COMPARED)
     )
     result = {
         "unit": "CPU seconds and MiB, one thread, float32, value and gradients by hidden states and head",
-        "environment": environment(device="cpu", device_name="cpu", threads=1, processes=1),
         "rows": [measure_time(*case) for case in timed],
         "memory": [measure_memory(*case) for case in measured],
         "errors": measure_errors(*compared),
     }
-    write_json(arguments.out, result)
+    save(arguments.out, result)
     Console().print(Markdown("\n\n".join(tables(result))))
 
 

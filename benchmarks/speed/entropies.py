@@ -1,7 +1,7 @@
 """Speed of entropies, divergences and ranks beside ``torch.linalg`` used as the formulas stand, in CPU seconds.
 
-    python benchmarks/entropies.py           (writes benchmarks/results/entropies.json)
-    python benchmarks/entropies.py --quick   (tiny sizes)
+    python -m benchmarks.speed.entropies           (writes benchmarks/results/entropies.json)
+    python -m benchmarks.speed.entropies --quick   (tiny sizes)
 
 Features (n, d) in float32, one thread, value and gradient in the features, the forms of every quantity taking turns.
 ``naive`` builds the d x d covariance and decomposes it by ``eigh`` (RankMe by ``svdvals``, kernels n x n by ``eigh``);
@@ -11,25 +11,20 @@ float64. ``features`` is ``matrix_ssl.matrix.of_features``. Errors are relative,
 in float64; null where a gradient is NaN, as that of the naive divergences is where eigenvalues coincide.
 """
 
-import argparse
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
-from timing import spread, take_turns
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.harness import command_line, save, spread, take_turns
 from matrix_ssl import matrix
 from matrix_ssl.matrix import covariance, of_features
-from matrix_ssl.runs import environment as run_environment
-from matrix_ssl.runs.files import write_json
 
-OUT = Path(__file__).parent / "results" / "entropies.json"
 SIZES = ((256, 1024), (1024, 512), (512, 512), (4096, 256))
 LARGEST_KERNEL = 512  # a kernel is n x n; a larger one takes minutes
 RIDGE = 0.01
@@ -37,21 +32,14 @@ Form = Callable[[Tensor, Tensor], Tensor]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--quick", action="store_true", help="tiny sizes, two rounds")
-    parser.add_argument("--out", type=Path, default=OUT)
-    options = parser.parse_args()
-    torch.set_num_threads(1)
+    options = command_line(__doc__, "entropies.json").parse_args()
     rows = []
     for n, d in ((24, 40), (40, 24)) if options.quick else SIZES:
         for name, forms in quantities().items():
             if name == "mutual information" and n > LARGEST_KERNEL:
                 continue
             rows += measure(name, forms, n, d, rounds=2 if options.quick else 3)
-    environment = run_environment.environment(device="cpu", device_name="cpu", threads=1, processes=1)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    results = {"unit": "CPU seconds, one thread", "ridge": RIDGE, "environment": environment, "rows": rows}
-    write_json(options.out, results)
+    save(options.out, {"unit": "CPU seconds, one thread", "ridge": RIDGE, "rows": rows})
     Console().print(table(rows))
 
 

@@ -1,0 +1,1 @@
+"""Measurements and experiments behind the figures of the docs."""

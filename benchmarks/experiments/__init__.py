@@ -1,0 +1,1 @@
+"""Trainings whose accuracy is the result."""

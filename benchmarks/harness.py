@@ -1,0 +1,61 @@
+"""What every benchmark shares: the command line, variants that take turns, and a result with its environment."""
+
+import argparse
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from matrix_ssl.runs.environment import environment
+from matrix_ssl.runs.files import write_json
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def command_line(description: str | None, result: str) -> argparse.ArgumentParser:
+    """A parser with ``--quick`` and ``--out``, by default ``benchmarks/results/RESULT``. PyTorch gets one thread."""
+    torch.set_num_threads(1)
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="Tiny sizes: whether it runs, not how fast.")
+    parser.add_argument("--out", type=Path, default=RESULTS / result, help="The JSON file to write.")
+    return parser
+
+
+def save(
+    path: Path, content: Mapping[str, Any], *, processes: int = 1, versions: Mapping[str, str] | None = None
+) -> None:
+    """Writes a result measured on one CPU thread per process, with its environment."""
+    where = environment(device="cpu", device_name="cpu", threads=1, processes=processes)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, {**content, "environment": {**where, **(versions or {})}})
+    Console().print(f"written: {path}", markup=False)
+
+
+def take_turns(
+    variants: Mapping[str, Callable[[], object]], *, rounds: int, warm_up: bool = True
+) -> dict[str, list[float]]:
+    """CPU seconds of this process for every variant in every round; the warm-up round does not count.
+
+    Variants take turns so that the noise of the machine meets all of them alike. The order is drawn anew for every
+    round: what runs after a call that freed much memory pays to get it again.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for turn in range(-1 if warm_up else 0, rounds):
+        for name in random.Random(turn).sample(list(variants), len(variants)):
+            started = time.process_time()
+            variants[name]()
+            if turn >= 0:
+                seconds[name].append(time.process_time() - started)
+    return seconds
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median, quartiles and extremes."""
+    names = ("least", "lower_quartile", "median", "upper_quartile", "most")
+    return dict(zip(names, np.percentile(values, (0, 25, 50, 75, 100)).tolist(), strict=True))
