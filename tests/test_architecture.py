@@ -28,7 +28,7 @@ IMPORTS = {
     "methods": {"config", "distributed", "losses", "matrix", "networks"},
     "runs": {"config", "distributed"},
     "report": {"config", "runs"},
-    "encoder": {"config", "data", "networks", "runs"},
+    "encoder": {"config", "data", "networks", "report", "runs"},
     "training": {"config", "data", "distributed", "encoder", "matrix", "methods", "runs"},
     "llm": {"config", "data", "distributed", "matrix", "report", "runs"},
     "evaluate": {"config", "data", "distributed", "encoder", "runs", "training"},

@@ -14,7 +14,7 @@ from benchmarks.harness import RESULTS, ROOT
 from benchmarks.pages.publish import rounded
 from benchmarks.pages.tables import fill, table
 from matrix_ssl.report.formats import duration
-from matrix_ssl.report.run.protocols import read_tables
+from matrix_ssl.report.tables import read_tables
 from matrix_ssl.runs.files import read_json, write_json
 
 FILES = ("config.json", "summary.json", "environment.json", "evaluation/*/*.json", "detection/*/result.json")
@@ -45,7 +45,7 @@ def section(run: Path, command: str, files: dict[str, Any]) -> str:
     """Command, machine, pre-training, and a table for each set and for detection."""
     parts = [f"```\n{command}\n```\n", made_on(files), pre_training(files)]
     for found in read_tables(run):
-        parts.append(f"## {found.title}\n\n{found.note}\n\n{table(found.columns, found.rows)}")
+        parts.append(f"## {found.title}\n\n{found.note}\n\n{found.markdown()}\n")
     if detections := {name: value for name, value in files.items() if name.startswith("detection/")}:
         parts.append(detection(detections))
     return "\n".join(parts)

@@ -17,7 +17,6 @@ from matrix_ssl import config
 from matrix_ssl.config.recipes import find_recipe, list_recipes
 from matrix_ssl.data import open_source, split_source
 from matrix_ssl.encoder import load_encoder
-from matrix_ssl.evaluate.results import fingerprint
 from matrix_ssl.runs.files import read_json
 from matrix_ssl.runs.folder import read_config
 from matrix_ssl.training import setup
@@ -26,6 +25,7 @@ from tests.support.runs import BARE, from_files, make_images, succeed, tiny
 
 DIGITS = open_source("digits", split="train", data_root=None)
 KNN = {"knn_1", "knn_10", "knn_20", "knn_200"}
+FROZEN = ("knn", "linear", "low-shot")
 MEASURES = {*KNN, "linear", "low_shot_1", "low_shot_5", "low_shot_10"}
 EVALUATION = {
     f"evaluation/digits/{name}.{ending}" for name in ("knn", "linear", "low-shot") for ending in ("json", "npz")
@@ -46,7 +46,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert "the images have labels: matrix-ssl evaluate r measures accuracy." in pretrained.err
     assert files(folder / "r") == FILES - {"evaluation.npz", *EVALUATION}
     evaluated = succeed(folder, ["evaluate", "r", "--device", "cpu"])
-    for word in ("this encoder", "raw pixels", "untrained", "linear", "kNN-20", "report  r/report.html"):
+    for word in ("encoder", "raw", "untrained", "linear", "20-NN", "report  r/report.html"):
         assert word in evaluated.out
     assert evaluated.err == ""
     return folder
@@ -67,23 +67,28 @@ def test_the_run_folder_is_complete(done: Path) -> None:
     assert files(done / "r") == FILES
     summary = read_json(done / "r" / "summary.json")
     assert summary.keys() == {
-        "recipe", "finished", "steps", "epochs", "parameters", "seconds", "seconds_training", "seconds_evaluation",
-        "skipped", "bad_steps", "negative_determinants", "data", "weights", "evaluation", "baselines", "evaluated_on",
+        "recipe", "finished", "steps", "epochs", "parameters", "seconds", "seconds_training", "skipped", "bad_steps",
+        "negative_determinants", "data",
     }  # fmt: skip
     assert (summary["recipe"], summary["finished"], summary["steps"], summary["skipped"]) == ("demo", True, 22, 0)
-    assert summary["seconds"] == summary["seconds_training"] + summary["seconds_evaluation"]
-    assert summary["seconds_training"] > 0 and summary["seconds_evaluation"] > 0
-    digest = fingerprint(DIGITS.digest, open_source("digits", split="test", data_root=None).digest)
-    assert summary["evaluated_on"] == {
-        "name": "digits", "digest": digest, "train": 1437, "test": 360, "classes": 10, "unreadable": 0,
-    }  # fmt: skip
-    assert summary["baselines"].keys() == {"raw_pixels", "random_network"}
-    for measures in (summary["evaluation"], *summary["baselines"].values()):
-        assert measures.keys() == MEASURES
-        for name, value in measures.items():
-            assert value.keys() == {"mean", "sd", "n"} and 0 <= value["mean"] <= 1 and 0 <= value["sd"] <= 1
-            assert value["n"] > 1 if name.startswith("low_shot") else value["n"] == 1
-    assert summary["baselines"]["raw_pixels"]["knn_1"]["mean"] > 0.95  # handwritten digits are that easy
+    assert summary["seconds"] == summary["seconds_training"] > 0
+    results = {name: read_json(done / "r" / "evaluation" / "digits" / f"{name}.json") for name in FROZEN}
+    for values in results.values():
+        test = open_source("digits", split="test", data_root=None)
+        assert values["set"] == {
+            "train": {"name": "digits", "images": 1437, "classes": 10, "digest": DIGITS.digest},
+            "test": {"name": "digits", "images": 360, "classes": 10, "digest": test.digest},
+        }
+        assert (values["weights"], values["pretraining_images"]) == ("student", True)
+        assert (values["training_images"], values["unreadable"]) == (1437, 0)
+        assert values["baselines"].keys() == {"raw_pixels", "random_network"}
+        for measures in values["baselines"].values():
+            assert measures.keys() == values["measures"].keys()
+        for name, value in values["measures"].items():
+            assert 0 <= value["interval"][0] <= value["accuracy"] <= value["interval"][1] <= 1
+            assert ("sd_over_draws" in value) == name.startswith("low_shot")
+    assert {name for values in results.values() for name in values["measures"]} == MEASURES
+    assert results["knn"]["baselines"]["raw_pixels"]["knn_1"]["accuracy"] > 0.95  # handwritten digits are that easy
 
 
 def test_the_configuration_comes_back(done: Path) -> None:
@@ -186,10 +191,10 @@ def test_the_teacher_is_evaluated_on_request(done: Path, tmp_path: Path) -> None
     run = copy_run(done, tmp_path)
     command = ["evaluate", "r", "--protocol", " knn ,linear", "--weights", "teacher", "--device", "cpu"]
     succeed(tmp_path, command, before=BARE)
-    summary = read_json(run / "summary.json")
-    assert summary["weights"] == "teacher" and summary["evaluation"].keys() == {*KNN, "linear"}
-    student = read_json(done / "r" / "summary.json")["evaluation"]
-    assert any(value != student[name] for name, value in summary["evaluation"].items())
+    student, teacher = (read_json(run / "evaluation" / name / "knn.json") for name in ("digits", "digits-teacher"))
+    assert (student["weights"], teacher["weights"]) == ("student", "teacher")
+    assert teacher["measures"].keys() == KNN and teacher["measures"] != student["measures"]
+    assert (run / "evaluation" / "digits-teacher" / "linear.json").exists()
 
 
 def test_export_writes_what_the_encoder_holds(done: Path, tmp_path: Path) -> None:
@@ -222,9 +227,9 @@ def test_a_flat_folder_of_images_without_labels(tmp_path: Path) -> None:
     assert f"report  {run.relative_to(tmp_path)}/report.html" in ended.out
     assert [line["step"] for line in runs.lines(run)] == [1, 2, 3, 4, 5, 6]
     evaluated = succeed(tmp_path, ["evaluate", "runs/my photos", "--device", "cpu"])
-    assert evaluated.err == "the images have no labels: only the map and the gallery of neighbours are made.\n"
+    assert evaluated.err == "No labels found: writing only the embedding map and the nearest-neighbour gallery.\n"
     summary = read_json(run / "summary.json")
-    assert "evaluation" not in summary and summary["data"] == {"name": "my photos", "images": 48}
+    assert not (run / "evaluation").exists() and summary["data"] == {"name": "my photos", "images": 48}
     with np.load(run / "evaluation.npz", allow_pickle=False) as arrays:
         assert arrays["map"].shape == (48, 2) and set(arrays["map_labels"].tolist()) == {-1}
         assert arrays["gallery_query"].shape[-1] == 3
@@ -236,24 +241,28 @@ def test_of_labelled_folders_a_fifth_is_held_out(tmp_path: Path) -> None:
         make_images(tmp_path / "insects" / name, 20)
     succeed(tmp_path, from_files("insects"), before=BARE)
     evaluated = succeed(tmp_path, ["evaluate", "r", "--protocol", "knn,low-shot", "--device", "cpu"])
-    assert "a fifth of every class is held out" in evaluated.err
-    summary = read_json(tmp_path / "r" / "summary.json")
+    assert "holding out 20% of each class" in evaluated.err
+    folder = tmp_path / "r" / "evaluation"
+    results = read_json(folder / "insects" / "low-shot.json")
     insects = open_source(str(tmp_path / "insects"), split="train", data_root=None)
     learn, judge = split_source(insects, 0.2, 0)
-    assert summary["evaluated_on"] == {
-        "name": "insects", "digest": fingerprint(learn.digest, judge.digest), "train": 32, "test": 8, "classes": 2,
-        "unreadable": 0,
-    }  # fmt: skip
-    assert summary["evaluation"].keys() == MEASURES - {"linear", "knn_200"}
+    digests = {split: results["set"][split]["digest"] for split in ("train", "test")}
+    assert digests == {"train": learn.digest, "test": judge.digest}
+    assert (results["training_images"], results["set"]["test"]["images"], results["pretraining_images"]) == (
+        32,
+        8,
+        True,
+    )
+    assert results["measures"].keys() == {"low_shot_1", "low_shot_5", "low_shot_10"}
+    assert read_json(folder / "insects" / "knn.json")["measures"].keys() == KNN - {"knn_200"}
     make_images(tmp_path / "others" / "ant", 5)
     make_images(tmp_path / "others" / "bee", 5)
     command = ["evaluate", "r", "--protocol", "knn", "--test-data", "others", "--device", "cpu"]
-    assert "held out" not in succeed(tmp_path, command, before=BARE).err
+    assert "holding out" not in succeed(tmp_path, command, before=BARE).err
     others = open_source(str(tmp_path / "others"), split="train", data_root=None)
-    assert read_json(tmp_path / "r" / "summary.json")["evaluated_on"] == {
-        "name": "others", "digest": fingerprint(insects.digest, others.digest), "train": 40, "test": 10, "classes": 2,
-        "unreadable": 0,
-    }  # fmt: skip
+    results = read_json(folder / "insects-others" / "knn.json")
+    assert results["set"]["test"] == {"name": "others", "images": 10, "classes": 2, "digest": others.digest}
+    assert (results["training_images"], results["pretraining_images"]) == (40, True)
 
 
 def test_tensorboard_events_hold_the_metrics(tmp_path: Path) -> None:

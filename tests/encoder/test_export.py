@@ -3,6 +3,7 @@
 import builtins
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -352,13 +353,15 @@ class TestWhatFormatsHold:
 class TestCards:
     def test_front_matter_and_facts(self, resnet, tmp_path) -> None:
         run, _ = resnet
-        summary = {
-            "epochs": 2, "data": {"name": "photos", "images": 1234}, "weights": "student",
-            "evaluated_on": {"name": "birds", "train": 80, "test": 20, "classes": 4},
-            "evaluation": {"linear": {"mean": 0.8125, "sd": 0, "n": 1}, "knn_1": {"mean": 0.5, "sd": 0, "n": 1}},
-            "baselines": {"raw_pixels": {"linear": {"mean": 0.25, "sd": 0, "n": 1}}, "random_network": {}},
+        write_json(run / SUMMARY, {"epochs": 2, "data": {"name": "photos", "images": 1234}})
+        (run / "evaluation" / "birds").mkdir(parents=True)
+        score = {"accuracy": 0.8125, "interval": [0.75, 0.875], "mean_per_class": 0.8}
+        results = {
+            "weights": "student", "set": {"test": {"images": 20, "classes": 4}}, "training_images": 80,
+            "measures": {"linear": score},
+            "baselines": {"raw_pixels": {"linear": score | {"accuracy": 0.25}}, "random_network": {}},
         }  # fmt: skip
-        write_json(run / SUMMARY, summary)
+        write_json(run / "evaluation" / "birds" / "linear.json", results)
         for weights, has_accuracy in (("student", True), ("teacher", False)):
             said = export(run, tmp_path / "x.pth", form="torchvision", weights=weights)
             card = (tmp_path / "x.pth.md").read_text()
@@ -369,9 +372,10 @@ class TestCards:
             assert "minus 0.4, 0.5, 0.6, divided by 0.229, 0.224, 0.225" in card
             digest = said.partition("sha256 ")[2][:12]
             assert f"SHA-256 {digest}" in card
-            assert ("| this encoder | 81.2 | 50.0 |" in card) == has_accuracy
-            assert ("| raw pixels | 25.0 |  |" in card) == has_accuracy
+            assert ("on birds, 20 test images of 4 classes" in card) == has_accuracy
+            assert ("| linear | 81.2 | 75.0 to 87.5 | 80.0 | 25.0 | – | 80 |" in card) == has_accuracy
         (run / SUMMARY).unlink()
+        shutil.rmtree(run / "evaluation")
 
     def test_the_hub_reads_the_front_matter(self, demo, tmp_path) -> None:
         hub = pytest.importorskip("huggingface_hub")

@@ -16,7 +16,7 @@ from matrix_ssl.errors import RunFolderError
 from matrix_ssl.evaluate import results
 from matrix_ssl.evaluate.feature_files import FeatureFiles
 from matrix_ssl.evaluate.features import RawPixels, extract
-from matrix_ssl.evaluate.probes.bootstrap import mean_interval
+from matrix_ssl.evaluate.probes.accuracy import mean_interval
 from matrix_ssl.evaluate.probes.protocols import Predictions, predict
 from matrix_ssl.evaluate.results import Answers
 from tests.conftest import unprivileged
@@ -115,7 +115,7 @@ def test_penalty_and_neighbours_are_reported() -> None:
     said: list[str] = []
     found = predict(x, y, x[:20], classes=CLASSES, neighbours=(1, 20, 200), say=said.append)
     assert found.keys() == {"knn_1", "knn_20", "linear", "low_shot_1", "low_shot_5", "low_shot_10"}
-    assert said == ["knn_200 is left out: there are 60 training images."]
+    assert said == ["Skipping knn_200: only 60 training images."]
     assert found["knn_20"].settings == {"k": 20} and found["linear"].settings["l2"] in (1e4, 1e3, 1e2, 10, 1, 0.1, 0.01)
     assert found["low_shot_5"].labels.shape == (10, 20)
     assert torch.equal(found["knn_1"].labels[0], y[:20])  # every test image is its own neighbour

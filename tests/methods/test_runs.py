@@ -211,7 +211,7 @@ class TestCommandLine:
         assert succeed(tmp_path, arguments).err.startswith("r is complete; --fresh starts over.\n")
 
         evaluated = succeed(tmp_path, ["evaluate", "r", "--device", "cpu", "--protocol", "knn"])
-        assert "kNN-20" in evaluated.out and "this encoder" in evaluated.out
+        assert "20-NN" in evaluated.out and "untrained" in evaluated.out
         embedded = succeed(tmp_path, ["embed", "r", "--out", "f.npz", "--part", "test", "--device", "cpu"])
         assert embedded.out == "f.npz: 360 images, 16 features each\n"
         with np.load(tmp_path / "f.npz") as file:

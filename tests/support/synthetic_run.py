@@ -22,7 +22,11 @@ def make_run(
     _write(folder / "environment.json", {"python": "3.11.2", "torch": "2.11", "device": "cpu", "threads": 2})
     metrics = [json.dumps(line) for line in make_lines(lines)]
     (folder / "metrics.jsonl").write_text("\n".join(metrics) + "\n", encoding="utf-8")
-    _write(folder / "summary.json", make_summary(10 * (lines - 1), labelled=bool(classes)))
+    _write(folder / "summary.json", make_summary(10 * (lines - 1)))
+    if classes:
+        (folder / "evaluation" / "cifar10").mkdir(parents=True)
+        for protocol, values in make_results().items():
+            _write(folder / "evaluation" / "cifar10" / f"{protocol}.json", values)
     np.savez(folder / "evaluation.npz", **make_arrays(classes, side=side, channels=channels))
     return folder
 
@@ -60,8 +64,8 @@ def make_lines(n: int) -> list[dict]:
     return lines
 
 
-def make_summary(steps: int, *, labelled: bool) -> dict:
-    summary = {
+def make_summary(steps: int) -> dict:
+    return {
         "recipe": "small",
         "finished": True,
         "steps": steps,
@@ -72,24 +76,42 @@ def make_summary(steps: int, *, labelled: bool) -> dict:
         "skipped": 3,
         "data": {"name": "cifar10", "images": 50_000},
     }
-    if not labelled:
-        return summary
+
+
+def make_results() -> dict[str, dict]:
+    """By protocol, what the files of an evaluation hold."""
     keys = ("low_shot_1", "low_shot_5", "low_shot_10", "linear", "knn_1", "knn_20")
     scores = {
         "this": (0.452, 0.601, 0.655, 0.823, 0.771, 0.794),
         "raw_pixels": (0.161, 0.212, 0.235, 0.392, 0.353, 0.339),
         "random_network": (0.149, 0.194, 0.221, 0.431, 0.302, 0.318),
     }
-    tables = {
+    measures = {
         name: {
-            k: {"mean": m, "sd": 0.02, "n": 10 if k.startswith("low") else 1} for k, m in zip(keys, row, strict=True)
+            key: {"accuracy": mean, "interval": [mean - 0.01, mean + 0.01], "mean_per_class": mean - 0.001}
+            | ({"sd_over_draws": 0.02} if key.startswith("low") else {})
+            for key, mean in zip(keys, row, strict=True)
         }
         for name, row in scores.items()
     }
-    summary["evaluation"] = tables.pop("this")
-    summary["baselines"] = tables
-    summary["evaluated_on"] = {"train": 50_000, "test": 10_000, "classes": 10, "name": "cifar10"}
-    return summary
+    results = {}
+    for protocol in ("knn", "linear", "low-shot"):
+        chosen = {
+            name: {key: value for key, value in row.items() if key.startswith(protocol.replace("-", "_"))}
+            for name, row in measures.items()
+        }
+        results[protocol] = {
+            "protocol": protocol,
+            "weights": "student",
+            "set": {
+                "train": {"images": 50_000, "classes": 10},
+                "test": {"images": 10_000, "classes": 10, "name": "cifar10"},
+            },
+            "training_images": 50_000,
+            "measures": chosen.pop("this"),
+            "baselines": chosen,
+        }
+    return results
 
 
 def make_arrays(classes: list[str], *, side: int = 32, channels: int = 3) -> dict[str, np.ndarray]:

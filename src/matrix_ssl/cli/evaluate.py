@@ -6,13 +6,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from rich.box import SIMPLE
+from rich.table import Table
 
 from matrix_ssl.cli import options
 from matrix_ssl.errors import ConfigError, DataError
-from matrix_ssl.runs.display import Display, evaluation_table, image_bar
+from matrix_ssl.runs.display import Display, image_bar
 
 if TYPE_CHECKING:
     from matrix_ssl.data import Source
+    from matrix_ssl.report.tables import ResultTable
 
 _PROTOCOLS = "knn,linear,low-shot"
 
@@ -20,16 +23,16 @@ _PROTOCOLS = "knn,linear,low-shot"
 @click.command()
 @options.run
 @options.data
-@click.option("--test-data", metavar="PATH_OR_NAME", help="Images to measure accuracy on.  [default: the set's "
-              "test part, or a fifth of it held out]")  # fmt: skip
-@click.option("--protocol", default=_PROTOCOLS, show_default=True, help="Which, separated by commas: knn, linear, "
+@click.option("--test-data", metavar="PATH_OR_NAME", help="Images to measure accuracy on.  [default: the dataset's "
+              "test split, or 20% of each class held out]")  # fmt: skip
+@click.option("--protocol", default=_PROTOCOLS, show_default=True, help="Protocols, separated by commas: knn, linear, "
               "low-shot, transfer, linear-sgd, semi-supervised, fine-tune.")  # fmt: skip
 @options.weights
 @click.option("--set", "assignments", metavar="KEY=VALUE", multiple=True, help="Change a setting of a protocol that "
               "trains, such as linear_sgd.epochs=10; may be repeated.")  # fmt: skip
 @click.option("--label-list", type=click.Path(path_type=Path), help="File names of the labelled images of "
               "semi-supervised, one a line.  [default: 1 % and 10 % of every class]")  # fmt: skip
-@click.option("--fresh", is_flag=True, help="Measure again what protocols that train have measured.")
+@click.option("--fresh", is_flag=True, help="Repeat protocols that train and already have results.")
 @options.device
 @options.data_root
 @options.download
@@ -48,7 +51,7 @@ def evaluate(
 ) -> None:
     """Measure the encoder of RUN on labelled images, beside raw pixels and the untrained network.
 
-    The same command again goes on where it was stopped. Results lie in RUN/evaluation.
+    The same command resumes after it was stopped. Results are in RUN/evaluation.
     """
     options.existing_run(run)
     from matrix_ssl import config, distributed
@@ -56,6 +59,7 @@ def evaluate(
     from matrix_ssl.evaluate.subject import Subject
     from matrix_ssl.evaluate.trained.protocols import SEMI_SUPERVISED, EvaluationSettings
     from matrix_ssl.report import write_report
+    from matrix_ssl.report.tables import read_evaluation
     from matrix_ssl.runs import devices
     from matrix_ssl.runs.folder import lock, read_config
 
@@ -66,7 +70,7 @@ def evaluate(
         raise ConfigError(f"--label-list is for --protocol {SEMI_SUPERVISED}.")
     location = data or read_config(run).data.source
     if not location:
-        raise DataError(f"{run} has no images of its own: give --data FOLDER.")
+        raise DataError(f"{run} has no images of its own. Pass --data FOLDER.")
     distributed.start(devices.choose_device(device).type)
     chosen = devices.choose_device(device)
     with contextlib.ExitStack() as stack:
@@ -78,22 +82,21 @@ def evaluate(
                 stack.enter_context(lock(run))
         display = Display(quiet=not main)
         with distributed.together():
-            learn, judge, drawn_from = _open_parts(location, test_data, data_root, download, say=display.say)
+            train, test, drawn_from = _open_splits(location, test_data, data_root, download, say=display.say)
         bar = partial(image_bar, options.err)
-        found = {}
-        if learn.labels is None:
-            display.say("the images have no labels: only the map and the gallery of neighbours are made.")
+        if train.labels is None:
+            display.say("No labels found: writing only the embedding map and the nearest-neighbour gallery.")
             with bar("features") as show:
-                protocols.describe_images(run, learn, weights=weights, device=chosen, on_progress=show)
+                protocols.describe_images(run, train, weights=weights, device=chosen, on_progress=show)
         else:
-            found = protocols.evaluate(
-                Subject(run, learn, judge, weights, chosen, drawn_from),
-                protocols=names, settings=settings, label_list=label_list, fresh=fresh,
+            subject = Subject(run, train, test, weights, chosen, drawn_from)
+            protocols.run_protocols(
+                subject, protocols=names, settings=settings, label_list=label_list, fresh=fresh,
                 say=display.say, display=display, bar=bar,
             )  # fmt: skip
         if main:
-            if found:
-                options.out.print(evaluation_table(list(found.values())))
+            if train.labels is not None and (evaluation := read_evaluation(subject.folder)):
+                options.out.print(_terminal(evaluation.table()), *evaluation.remarks, sep="\n", markup=False)
             options.out.print(f"report  {write_report(run)}", markup=False)
 
 
@@ -141,22 +144,33 @@ def embed(
     options.out.print(f"{out}: {n} images, {k} features each", markup=False)
 
 
-def _open_parts(
+def _terminal(table: "ResultTable") -> Table:
+    """A table for a terminal of 80 columns."""
+    result = Table(title=table.title, title_justify="left", box=SIMPLE, padding=0, show_edge=False)
+    for i, heading in enumerate(table.columns):
+        short = "\n".join(heading.rsplit(" ", 1)) if len(heading) > 7 else heading
+        result.add_column(short, no_wrap=True, justify="right" if i else "left")
+    for row in table.rows:
+        result.add_row(*row)
+    return result
+
+
+def _open_splits(
     location: str, test_data: str | None, data_root: Path | None, download: bool, *, say: Any
 ) -> tuple["Source", "Source", str | None]:
-    """Training and test images, and the digest of the dataset that both are parts of, where one was split."""
+    """Training and test images, and the digest of the dataset that both are splits of; None if each is whole."""
     from matrix_ssl.data import has_test_split, open_source, split_source
 
-    def open_part(where: str, split: Any) -> "Source":
+    def open_split(where: str, split: Any) -> "Source":
         return open_source(where, split=split, data_root=data_root, download=download)
 
-    learn = open_part(location, "train")
+    train = open_split(location, "train")
     if test_data:
-        part = "test" if has_test_split(test_data, data_root=data_root, download=download) else "train"
-        return learn, open_part(test_data, part), None
+        split = "test" if has_test_split(test_data, data_root=data_root, download=download) else "train"
+        return train, open_split(test_data, split), None
     if has_test_split(location, data_root=data_root, download=download):
-        return learn, open_part(location, "test"), None
-    if learn.labels is None:
-        return learn, learn, None
-    say("the set has no test part: a fifth of every class is held out, the encoder may have seen these images.")
-    return *split_source(learn, 0.2, 0), learn.digest
+        return train, open_split(location, "test"), None
+    if train.labels is None:
+        return train, train, None
+    say("No test split: holding out 20% of each class. The encoder may have seen these images during pre-training.")
+    return *split_source(train, 0.2, 0), train.digest

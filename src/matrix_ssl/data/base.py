@@ -58,6 +58,16 @@ class Source(ABC):
     def subset(self, indices: ArrayLike) -> "Source":
         """The images at ``indices`` (integers), in that order, with their labels and the same class names."""
 
+    def labelled(self) -> tuple[NDArray[np.int64], list[str]]:
+        """Labels (n,) and the names of the classes.
+
+        Raises:
+            DataError: the dataset has no labels.
+        """
+        if self.labels is None or self.classes is None:
+            raise DataError(f"{self.name!r} has no labels: put each class in a folder of its own.")
+        return self.labels, self.classes
+
     @cached_property
     def digest(self) -> str:
         """What distinguishes this dataset from others, by ``identity.content_digest``; computed on first use."""

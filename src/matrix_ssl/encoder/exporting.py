@@ -82,12 +82,15 @@ def export(run: Path, target: Path | None = None, *, form: str, weights: Weights
         exported = chosen.write(model, Path(folder), target.name)
         files = {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
     digest = hashlib.sha256(files[exported.weights]).hexdigest()
+    from matrix_ssl.report.tables import read_evaluations  # slow to import, and only cards need it
+
     card = model_card(
         config=model.config,
         summary=read_json(run / SUMMARY) if (run / SUMMARY).exists() else {},
         weights=weights,
         facts={"File": f"{exported.weights}, SHA-256 {digest}"},
         library=exported.library, code=exported.code, notes=exported.notes,
+        tables=[one.table() for one in read_evaluations(run) if one.weights == weights],
     ).encode(errors="backslashreplace")  # fmt: skip
     if chosen.is_folder:
         _write_folder(target, files | {CARD: card})

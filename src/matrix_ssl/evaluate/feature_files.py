@@ -1,8 +1,8 @@
-"""Features that grow on disk: more than fit in memory, and kept when the work is stopped.
+"""Features on disk: more than fit in memory, and kept when the process is stopped.
 
 Every encoder's rows are appended to a file of plain float32 numbers. ``progress.json``, written after the rows have
-reached the disk, says how many of them count: what a kill left behind them is cut off. Read back, the files are mapped,
-so that the operating system keeps in memory what fits.
+reached the disk, says how many of them are valid: rows that a killed process wrote after them are cut off. The files
+are read by mapping them, so that the operating system keeps in memory what fits.
 """
 
 import os
@@ -25,31 +25,31 @@ _SECONDS_BETWEEN_SAVES = 60.0
 
 
 class FeatureFiles:
-    """Appends rows of features to files in a folder, and goes on where an earlier process was stopped.
+    """Appends rows of features to files in a folder, and resumes after an earlier process was stopped.
 
     Args:
-        folder: made with the first rows; what is in it is dropped unless its fingerprint is the same.
-        fingerprint: of what decides the features: encoders, images, preparation.
+        folder: created with the first rows; its contents are deleted unless the fingerprint is the same.
+        fingerprint: of everything that decides the features: encoders, images, preparation.
 
     Attributes:
-        seen: images that are done, readable or not.
-        unreadable: where and why, of those that could not be read.
+        seen: number of images that are done, readable or not.
+        unreadable: place and reason of every image that could not be read.
 
     Raises:
-        RunFolderError: the folder or a file in it cannot be written; so do all methods.
+        RunFolderError: the folder or a file in it cannot be written; all methods raise it likewise.
     """
 
     def __init__(self, folder: Path, *, fingerprint: str):
         self._folder, self._fingerprint = folder, fingerprint
         self._saved = time.monotonic()
-        found = read_json(folder / _PROGRESS) if (folder / _PROGRESS).exists() else {}
-        if found.get("fingerprint") != fingerprint:
+        progress = read_json(folder / _PROGRESS) if (folder / _PROGRESS).exists() else {}
+        if progress.get("fingerprint") != fingerprint:
             shutil.rmtree(folder, ignore_errors=True)
-            found = {"seen": 0, "rows": 0, "widths": {}, "unreadable": []}
-        self.seen: int = found["seen"]
-        self.unreadable: list[tuple[str, str]] = [(where, why) for where, why in found["unreadable"]]
-        self._rows: int = found["rows"]
-        self._widths: dict[str, int] = found["widths"]
+            progress = {"seen": 0, "rows": 0, "widths": {}, "unreadable": []}
+        self.seen: int = progress["seen"]
+        self.unreadable: list[tuple[str, str]] = [(where, why) for where, why in progress["unreadable"]]
+        self._rows: int = progress["rows"]
+        self._widths: dict[str, int] = progress["widths"]
         try:
             for name, size in self._sizes().items():
                 os.truncate(folder / name, size)
@@ -57,12 +57,12 @@ class FeatureFiles:
             raise cannot_write(folder, error) from error
 
     def add(self, indices: NDArray[np.int64], vectors: Mapping[str, Tensor], problems: list[tuple[str, str]]) -> None:
-        """Appends what came of the next images.
+        """Appends the features of the next images.
 
         Args:
-            indices: (m,) of the readable ones.
+            indices: (m,) of the readable images.
             vectors: by encoder, (m, k).
-            problems: where and why, of the others.
+            problems: place and reason of every unreadable image.
         """
         self.seen += len(indices) + len(problems)
         self.unreadable += problems
@@ -76,7 +76,7 @@ class FeatureFiles:
             self.save()
 
     def save(self) -> None:
-        """Makes what was added survive the end of this process."""
+        """Makes the rows that were added survive the end of this process."""
         self._make_folder()
         for name in self._sizes():
             descriptor = os.open(self._folder / name, os.O_RDONLY)
@@ -105,7 +105,7 @@ class FeatureFiles:
         return indices, vectors
 
     def _sizes(self) -> dict[str, int]:
-        """Bytes of every file that count."""
+        """Number of valid bytes of every file."""
         if not self._rows:
             return {}
         return {_INDICES: 8 * self._rows} | {_file(name): 4 * k * self._rows for name, k in self._widths.items()}

@@ -26,11 +26,11 @@ RAW_PIXELS_SIDE = 32  # raw pixels of larger images are averaged down to this si
 
 @dataclass(frozen=True)
 class Features:
-    """What encoders give for the readable images of a set."""
+    """The features of the readable images of a dataset."""
 
     vectors: dict[str, Tensor]  # by encoder: float32 (m, k), on the CPU
-    indices: NDArray[np.int64]  # (m,), which images of the set
-    labels: Tensor | None  # int64 (m,)
+    indices: NDArray[np.int64]  # (m,), which images of the dataset
+    labels: Tensor  # int64 (m,); -1 for unlabelled images
     unreadable: list[tuple[str, str]]  # where, why
 
 
@@ -52,18 +52,18 @@ def extract(
     on_progress: Callable[[int, int], None],
     files: FeatureFiles | None = None,
 ) -> Features:
-    """Runs encoders in evaluation mode over the central squares of a set of images.
+    """Runs encoders in evaluation mode over the central squares of the images of a dataset.
 
     Args:
         encoders: by name, images (n, c, s, s) to features (n, k).
-        source: the images; unreadable ones are left out and listed.
-        data: size, central part and normalisation.
-        device: where to compute.
-        on_progress: called with (images done, images in all).
-        files: where the features go, and where an earlier call was stopped; in memory when left out.
+        source: the images; unreadable ones are skipped and listed.
+        data: size, central square and normalisation.
+        device: of the computation.
+        on_progress: called with (images done, number of images).
+        files: of the features, from which an earlier call is resumed; None: in memory.
 
     Raises:
-        DataError: none of the images can be read.
+        DataError: no image can be read.
         RunFolderError: a file cannot be written.
         ConfigError: the images do not have the channels that the encoders take.
     """
@@ -87,9 +87,9 @@ def extract(
     if len(store.unreadable) == len(source):
         raise DataError(f"none of the {len(source)} images of {source.name!r} can be read.")
     store.save()
-    indices, found = store.read()
-    labels = None if source.labels is None else torch.from_numpy(source.labels[indices])
-    return Features(found, indices, labels, store.unreadable)
+    indices, vectors = store.read()
+    labels = np.full(len(indices), -1) if source.labels is None else source.labels[indices]
+    return Features(vectors, indices, torch.from_numpy(labels), store.unreadable)
 
 
 def _dtype(encoder: nn.Module) -> torch.dtype:
@@ -103,20 +103,20 @@ class _InMemory:
         self.seen = 0
         self.unreadable: list[tuple[str, str]] = []
         self._indices: list[NDArray[np.int64]] = []
-        self._parts: dict[str, list[Tensor]] = {}
+        self._rows: dict[str, list[Tensor]] = {}
 
     def add(self, indices: NDArray[np.int64], vectors: Mapping[str, Tensor], problems: list[tuple[str, str]]) -> None:
         self.seen += len(indices) + len(problems)
         self.unreadable += problems
         self._indices.append(indices)
         for name, rows in vectors.items():
-            self._parts.setdefault(name, []).append(rows)
+            self._rows.setdefault(name, []).append(rows)
 
     def save(self) -> None:
         return None
 
     def read(self) -> tuple[NDArray[np.int64], dict[str, Tensor]]:
-        return np.concatenate(self._indices), {name: torch.cat(rows) for name, rows in self._parts.items()}
+        return np.concatenate(self._indices), {name: torch.cat(rows) for name, rows in self._rows.items()}
 
 
 def write_features(
@@ -130,7 +130,7 @@ def write_features(
 ) -> Features:
     """Writes the features of a run's encoder to an .npz file.
 
-    It holds ``features``, ``where``, ``data_digest``, and ``labels`` and ``classes``.
+    Its arrays are ``features``, ``where``, ``data_digest`` and, of a labelled dataset, ``labels`` and ``classes``.
 
     Raises:
         RunFolderError: the file cannot be written.
@@ -144,7 +144,7 @@ def write_features(
         "where": np.array([source.where(int(i)) for i in features.indices], dtype=np.str_),
         "data_digest": np.array(source.digest),
     }
-    if features.labels is not None:
+    if source.labels is not None:
         arrays |= {"labels": features.labels.numpy(), "classes": np.array(source.classes, dtype=np.str_)}
     write_atomically(target, lambda file: np.savez(file, **arrays))
     return features

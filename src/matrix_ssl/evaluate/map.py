@@ -1,6 +1,8 @@
-"""Looking at a representation: a map in the plane and a gallery of nearest neighbours."""
+"""What a representation looks like: a map in the plane and a gallery of nearest neighbours."""
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,12 +10,43 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from matrix_ssl.data.base import Source
 from matrix_ssl.data.randomness import permutation
 from matrix_ssl.errors import ConfigError, DataError
+from matrix_ssl.evaluate.features import Features
 from matrix_ssl.evaluate.probes.inputs import check_features
 from matrix_ssl.evaluate.probes.knn import nearest
+from matrix_ssl.runs.files import write_atomically
 
-_STREAM = 0x3A9  # a coordinate that keeps this choice apart from other uses of the seed
+_STREAM, _QUERIES = 0x3A9, 0x6A11  # coordinates of the choice of the images on the map and of the queries
+_GALLERY, _NEIGHBOURS = 10, 7  # queries in the gallery, and neighbours of each
+
+
+def write_map(path: Path, source: Source, features: Features) -> None:
+    """Writes the map and the gallery of a dataset's images as an .npz file.
+
+    Args:
+        path: of the file.
+        source: the images.
+        features: of the images, by the network called ``encoder``; finite.
+
+    Raises:
+        RunFolderError: the file cannot be written.
+    """
+    vectors = features.vectors["encoder"]
+    chosen, coordinates = embedding_map(vectors)
+    arrays: dict[str, Any] = {
+        "map": coordinates,
+        "map_labels": features.labels.numpy()[chosen],
+        "classes": np.array(source.classes or [], dtype=np.str_),
+    }
+    if len(vectors) > 1:
+        queries = torch.from_numpy(permutation(len(vectors), _QUERIES)[:_GALLERY])
+        arrays |= gallery(
+            vectors, features.labels, lambda i: source.read(int(features.indices[i])),
+            queries=queries, k=min(_NEIGHBOURS, len(vectors) - 1),
+        )  # fmt: skip
+    write_atomically(path, lambda file: np.savez_compressed(file, **arrays))
 
 
 def embedding_map(
@@ -22,14 +55,14 @@ def embedding_map(
     """A t-SNE map (van der Maaten and Hinton, JMLR 2008) of the l2-normalised features of at most ``most`` images.
 
     It starts from the first two principal components, so that nothing is random but the choice of images. Fewer than
-    5 images, or images whose features are all the same, are shown by these two components alone.
+    5 images, or images whose features are all the same, have these two components as coordinates.
 
     Args:
         features: (n, d).
-        seed: decides which images are shown when there are more than ``most``.
+        seed: of the choice of images if there are more than ``most``.
 
     Returns:
-        Rising indices int64 (m,) of the images and their places float32 (m, 2), in arbitrary units.
+        Increasing indices int64 (m,) of the images and their coordinates float32 (m, 2), in arbitrary units.
 
     Raises:
         ConfigError: ``most`` is not positive.
@@ -55,10 +88,10 @@ def embedding_map(
 
 
 def nearest_neighbours(features: Tensor, queries: Tensor, *, k: int) -> tuple[Tensor, Tensor]:
-    """The ``k`` images with the highest cosine similarity to each query, leaving out the query itself.
+    """The ``k`` images with the highest cosine similarity to each query, without the query itself.
 
     Args:
-        features: (n, d).
+        features: finite (n, d).
         queries: int64 (q,), indices into ``features``.
 
     Returns:
@@ -66,7 +99,7 @@ def nearest_neighbours(features: Tensor, queries: Tensor, *, k: int) -> tuple[Te
 
     Raises:
         ConfigError: ``k`` is not positive.
-        DataError: fewer than ``k`` other images, a query that is not among them, or features that cannot be used.
+        DataError: fewer than ``k`` other images, or a query that is not among them.
     """
     if k < 1:
         raise ConfigError(f"k={k}: expected at least 1 neighbour.")
@@ -82,18 +115,18 @@ def nearest_neighbours(features: Tensor, queries: Tensor, *, k: int) -> tuple[Te
 
 
 def gallery(
-    features: Tensor, labels: Tensor | None, read: Callable[[int], Tensor], *, queries: Tensor, k: int, side: int = 64
+    features: Tensor, labels: Tensor, read: Callable[[int], Tensor], *, queries: Tensor, k: int, side: int = 64
 ) -> dict[str, NDArray]:
     """Thumbnails of some images and of their nearest neighbours, as arrays ready for an .npz file.
 
     Args:
-        features: (n, d).
-        labels: whole numbers (n,), or None for unlabelled images.
+        features: finite (n, d).
+        labels: integers (n,), -1 for unlabelled images.
         read: the image of an index, uint8 (c, h, w) with the same c for all.
         queries: int64 (q,).
-        k: neighbours a query.
-        side: longest side of a thumbnail, in pixels. Smaller images are not enlarged; where shapes differ, each
-            stands in the middle of a white canvas.
+        k: number of neighbours of a query.
+        side: longest side of a thumbnail, in pixels. Smaller images are not enlarged; if shapes differ, each image is
+            in the middle of a white canvas.
 
     Returns:
         ``gallery_query`` uint8 (q, h, w, c), ``gallery_neighbours`` uint8 (q, k, h, w, c), ``gallery_query_label``
@@ -103,15 +136,15 @@ def gallery(
         ConfigError, DataError: as ``nearest_neighbours``; and whatever ``read`` raises.
     """
     indices, similarities = nearest_neighbours(features, queries, k=k)
-    shown = torch.cat([queries.to(indices.device)[:, None], indices], dim=1).cpu()  # (q, 1 + k)
-    images = _same_canvas([_thumbnail(read(index), side) for index in shown.flatten().tolist()])
-    grid = images.permute(0, 2, 3, 1).unflatten(0, shown.shape).numpy()
-    known = torch.full(shown.shape, -1) if labels is None else labels.cpu().long()[shown]
+    chosen = torch.cat([queries.to(indices.device)[:, None], indices], dim=1).cpu()  # (q, 1 + k)
+    images = _same_canvas([_thumbnail(read(index), side) for index in chosen.flatten().tolist()])
+    grid = images.permute(0, 2, 3, 1).unflatten(0, chosen.shape).numpy()
+    labels_chosen = labels.cpu().long()[chosen]
     return {
         "gallery_query": np.ascontiguousarray(grid[:, 0]),
         "gallery_neighbours": np.ascontiguousarray(grid[:, 1:]),
-        "gallery_query_label": known[:, 0].numpy().copy(),
-        "gallery_neighbour_label": known[:, 1:].numpy().copy(),
+        "gallery_query_label": labels_chosen[:, 0].numpy().copy(),
+        "gallery_neighbour_label": labels_chosen[:, 1:].numpy().copy(),
         "gallery_similarity": similarities.cpu().numpy(),
     }
 
@@ -137,8 +170,8 @@ def _thumbnail(image: Tensor, side: int) -> Tensor:
 def _same_canvas(images: list[Tensor]) -> Tensor:
     height, width = (max(image.shape[axis] for image in images) for axis in (1, 2))
     canvas = torch.full((len(images), images[0].shape[0], height, width), 255, dtype=torch.uint8)
-    for place, image in zip(canvas, images, strict=True):
+    for area, image in zip(canvas, images, strict=True):
         _, h, w = image.shape
         top, left = (height - h) // 2, (width - w) // 2
-        place[:, top : top + h, left : left + w] = image
+        area[:, top : top + h, left : left + w] = image
     return canvas

@@ -1,7 +1,7 @@
 """Accuracy while the encoder is still being trained: a linear classifier and nearest neighbours on held-out images.
 
-The classifier learns from the features of every training batch, whose gradient is cut off, with an optimizer of its own
-and no random numbers. Both are judged on a fifth of the training images whose labels neither has seen; the test part
+The classifier is trained on the features of every training batch, whose gradient is cut off, with its own optimizer
+and no random numbers. Both are tested on a fifth of the training images whose labels neither has seen; the test split
 is not opened. Weights and losses of the encoder are the same bits with and without.
 """
 
@@ -23,7 +23,7 @@ from matrix_ssl.evaluate.trained.label_subsets import stratified
 from matrix_ssl.training.observer import Observer
 
 _LEARNED_FROM = 0.8
-_BANK, _QUERIES = 10_000, 5_000  # at most so many images to choose neighbours from, and so many to classify
+_BANK, _QUERIES = 10_000, 5_000  # at most: images to choose neighbours from, and images to classify
 _NEIGHBOURS = 20
 _RATE = 1e-2
 _ORDER = 0x0B5E  # coordinate of the choice of images
@@ -32,7 +32,7 @@ _ORDER = 0x0B5E  # coordinate of the choice of images
 class OnlineEvaluation(Observer):
     """Writes ``online_train``, ``online_linear`` and ``online_knn``, each in [0, 1], into the metrics of a run.
 
-    ``online_train`` is how often the classifier was right on training images that it was about to learn from;
+    ``online_train`` is the accuracy of the classifier on training images just before it is trained on them;
     ``online_linear`` and ``online_knn`` are measured at some twenty moments on held-out images as evaluation sees
     them. The features are scaled by a BatchNorm without parameters, so that one rate of Adam fits all encoders.
 
@@ -42,16 +42,13 @@ class OnlineEvaluation(Observer):
         device: of the training.
 
     Raises:
-        DataError: the images have no labels, or too few to hold a part out.
+        DataError: the images have no labels, or are too few to hold a fifth out.
     """
 
     moments = 20
 
     def __init__(self, source: Source, data: DataConfig, *, device: torch.device):
-        if source.labels is None or source.classes is None:
-            raise DataError(
-                f"--online needs labels, and {source.name!r} has none: put each class in a folder of its own."
-            )
+        labels, classes = source.labelled()
         learned = stratified(source, _LEARNED_FROM)
         self._may_learn = np.zeros(len(source), dtype=bool)
         self._may_learn[learned] = True
@@ -59,13 +56,13 @@ class OnlineEvaluation(Observer):
         if not len(held_out):
             raise DataError(f"--online: {source.name!r} has too few images to hold a fifth of them out.")
         self._bank, self._queries = (
-            source.subset(np.sort(part[permutation(len(part), _ORDER)[:most]]))
-            for part, most in ((learned, _BANK), (held_out, _QUERIES))
+            source.subset(np.sort(indices[permutation(len(indices), _ORDER)[:most]]))
+            for indices, most in ((learned, _BANK), (held_out, _QUERIES))
         )
         self._data, self._device = data, device
-        self._labels = torch.from_numpy(source.labels).to(device)
-        self._classes = len(source.classes)
-        self._probe: nn.Sequential | None = None  # made when the width of the features is known
+        self._labels = torch.from_numpy(labels).to(device)
+        self._classes = len(classes)
+        self._probe: nn.Sequential | None = None  # created when the width of the features is known
         self._counts = torch.zeros(2, device=device)  # right answers, answers
 
     @torch.enable_grad()
@@ -94,16 +91,17 @@ class OnlineEvaluation(Observer):
 
     def observe(self, encoder: nn.Module) -> dict[str, float]:
         bank, queries = (
-            extract({"": encoder}, part, self._data, device=self._device, on_progress=_quiet)
-            for part in (self._bank, self._queries)
+            extract({"": encoder}, images, self._data, device=self._device, on_progress=_quiet)
+            for images in (self._bank, self._queries)
         )
-        assert bank.labels is not None and queries.labels is not None  # checked at the start
         x, test = bank.vectors[""], queries.vectors[""]
         neighbours = knn_predict(x, bank.labels, test, k=min(_NEIGHBOURS, len(x)))
-        found = {"online_knn": accuracy(neighbours, queries.labels)}
+        values = {"online_knn": accuracy(neighbours, queries.labels)}
         if self._probe is not None:
-            found["online_linear"] = accuracy(self._probe.eval()(test.to(self._device)).argmax(1).cpu(), queries.labels)
-        return found
+            values["online_linear"] = accuracy(
+                self._probe.eval()(test.to(self._device)).argmax(1).cpu(), queries.labels
+            )
+        return values
 
     def state_dict(self) -> dict[str, Tensor]:
         if self._probe is None:

@@ -1,9 +1,9 @@
-"""What an evaluation found, as files: a JSON and the predictions of every protocol.
+"""The results of an evaluation as files: a JSON and the predictions of every protocol. No other file repeats them.
 
-They lie in ``RUN/evaluation/SET/``, ``SET-teacher`` for the weights of the teacher. Of several datasets of one name,
-all but the first have folders with a part of their digest behind the name. A JSON file holds for every measure
-accuracy, interval, mean per class, the accuracy of each class and what was set; the ``.npz`` file beside it what was
-predicted for every test image.
+They are in ``RUN/evaluation/DATASET/``, ``DATASET-teacher`` for the weights of the teacher. Of several datasets of one
+name, all but the first have folders with the start of their digest after the name. A JSON file holds for every measure
+the accuracy, its interval, the mean per class, the accuracy of each class and the settings; the ``.npz`` file beside it
+the predicted label of every test image.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from matrix_ssl.data.base import Source
 from matrix_ssl.errors import RunFolderError
-from matrix_ssl.evaluate.probes.bootstrap import mean_interval, mean_per_class_interval
+from matrix_ssl.evaluate.probes.accuracy import mean_interval, mean_per_class_interval
 from matrix_ssl.evaluate.probes.protocols import Predictions
 from matrix_ssl.runs.files import cannot_write, read_json, write_atomically, write_json
 
@@ -39,17 +39,16 @@ class Answers:
 
     @staticmethod
     def of(source: Source, indices: NDArray[np.int64]) -> "Answers":
-        """The answers of the images of a labelled set at ``indices``."""
-        assert source.labels is not None and source.classes is not None  # checked before anything is computed
+        """The answers of the images of a labelled dataset at ``indices``."""
+        labels, classes = source.labelled()
         where = np.array([source.where(int(i)) for i in indices], dtype=np.str_)
-        return Answers(torch.from_numpy(source.labels[indices]), where, source.classes)
+        return Answers(torch.from_numpy(labels[indices]), where, classes)
 
 
 def folder_of(run: Path, train: Source, test: Source, weights: str) -> Path:
-    """Where the results of learning from one dataset and being judged by another lie.
+    """The folder of the results of training classifiers on one dataset and testing them on another.
 
-    The folder is called by the names of the datasets; where one of that name holds results on other images, the digest
-    of these follows.
+    Its name is that of the datasets; if a folder of that name holds results on other images, the digest is appended.
     """
     names = [
         train.name,
@@ -65,47 +64,47 @@ def folder_of(run: Path, train: Source, test: Source, weights: str) -> Path:
 
 
 def _digests(path: Path) -> dict[str, str] | None:
-    """Of the images that a result is about; None where they are not known."""
+    """The digests of the images of a result; None where they are not known."""
     try:
-        return {part: read_json(path)["set"][part]["digest"] for part in ("train", "test")}
+        return {split: read_json(path)["set"][split]["digest"] for split in ("train", "test")}
     except (RunFolderError, KeyError, TypeError):  # damaged, no result, or of an earlier version
         return None
 
 
-def fingerprint(*parts: Any) -> str:
-    """A short digest of values that JSON can hold: results with the same one answer the same question."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+def fingerprint(*values: Any) -> str:
+    """A short digest of values that JSON can hold: results with the same digest answer the same question."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def describe(made: Predictions, answers: Answers, *, by_class: bool = True) -> dict[str, Any]:
+def describe(predictions: Predictions, answers: Answers, *, by_class: bool = True) -> dict[str, Any]:
     """Accuracy, mean accuracy per class and their 95 % intervals, and the accuracy of every class.
 
     Args:
         by_class: list the classes.
     """
-    right = made.right(answers.labels)
+    right = predictions.right(answers.labels)
     low, high = mean_interval(right)
     counts = torch.bincount(answers.labels, minlength=len(answers.classes))
     sums = torch.zeros(len(counts), dtype=torch.float64).index_add_(0, answers.labels, right)
     present = counts > 0
-    found: dict[str, Any] = {
+    values: dict[str, Any] = {
         "accuracy": float(right.mean()),
         "interval": [low, high],
         "mean_per_class": float((sums[present] / counts[present]).mean()),
         "mean_per_class_interval": list(mean_per_class_interval(right, answers.labels)),
         "images": len(right),
-        "draws": len(made.labels),
-        "settings": made.settings,
+        "draws": len(predictions.labels),
+        "settings": predictions.settings,
     }
-    if len(made.labels) > 1:
-        found["sd_over_draws"] = float((made.labels == answers.labels).double().mean(dim=1).std())
+    if len(predictions.labels) > 1:
+        values["sd_over_draws"] = float((predictions.labels == answers.labels).double().mean(dim=1).std())
     if by_class:
-        found["classes"] = {
+        values["classes"] = {
             name: {"accuracy": float(sums[i] / counts[i]), "images": int(counts[i])}
             for i, name in enumerate(answers.classes)
             if present[i]
         }
-    return found
+    return values
 
 
 def difference(a: Predictions, b: Predictions, answers: Answers) -> dict[str, Any]:
@@ -115,7 +114,7 @@ def difference(a: Predictions, b: Predictions, answers: Answers) -> dict[str, An
 
 
 def write(
-    folder: Path, protocol: str, values: Mapping[str, Any], made: Mapping[str, Predictions], answers: Answers
+    folder: Path, protocol: str, values: Mapping[str, Any], predictions: Mapping[str, Predictions], answers: Answers
 ) -> None:
     """Writes ``PROTOCOL.json`` and ``PROTOCOL.npz``, the predictions first.
 
@@ -130,14 +129,14 @@ def write(
         "where": answers.where,
         "labels": answers.labels.numpy(),
         "classes": np.array(answers.classes, dtype=np.str_),
-        **{name: one.labels.numpy() for name, one in made.items()},
+        **{name: one.labels.numpy() for name, one in predictions.items()},
     }
     write_atomically(folder / f"{protocol}.npz", lambda file: np.savez_compressed(file, **arrays))
     write_json(folder / f"{protocol}.json", dict(values))
 
 
 def read(folder: Path, protocol: str, *, fingerprint: str | None = None) -> dict[str, Any] | None:
-    """What ``write`` wrote, or None where there is nothing, or only the answer to another question.
+    """The values that ``write`` wrote; None if there are none, or those of a different fingerprint.
 
     Raises:
         RunFolderError: the file is damaged.
@@ -147,12 +146,12 @@ def read(folder: Path, protocol: str, *, fingerprint: str | None = None) -> dict
         return None
     values = read_json(path)
     if not isinstance(values, dict) or "measures" not in values:
-        raise RunFolderError(f"{path} is not the result of an evaluation: remove it and evaluate again.")
+        raise RunFolderError(f"{path} is not the result of an evaluation. Remove it and evaluate again.")
     return values if fingerprint in (None, values.get("fingerprint")) else None
 
 
 def read_predictions(folder: Path, protocol: str, measure: str) -> tuple[Predictions, Answers] | None:
-    """Predictions that ``write`` wrote; None where there are none.
+    """The predictions that ``write`` wrote and the right answers; None if there are none.
 
     Raises:
         RunFolderError: the file is damaged.
@@ -167,4 +166,4 @@ def read_predictions(folder: Path, protocol: str, measure: str) -> tuple[Predict
             answers = Answers(torch.from_numpy(arrays["labels"]), arrays["where"], arrays["classes"].tolist())
             return Predictions(torch.from_numpy(arrays[measure])), answers
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise RunFolderError(f"{path} is damaged ({error}): remove it and evaluate again.") from error
+        raise RunFolderError(f"{path} is damaged ({error}). Remove it and evaluate again.") from error

@@ -1,4 +1,4 @@
-"""What is evaluated on what: the encoder of a run, a set to learn from and a set to be judged by."""
+"""What is evaluated on what: the encoder of a run, training images for classifiers, and test images."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +13,8 @@ from matrix_ssl.config import RunConfig
 from matrix_ssl.data.base import Source
 from matrix_ssl.evaluate import results
 from matrix_ssl.runs import checkpoint
-from matrix_ssl.runs.folder import read_config
+from matrix_ssl.runs.files import read_json
+from matrix_ssl.runs.folder import SUMMARY, read_config
 
 
 @dataclass(frozen=True)
@@ -22,11 +23,11 @@ class Subject:
 
     Args:
         run: a run folder with a finished encoder.
-        train: images that classifiers learn from.
+        train: images that classifiers are trained on.
         test: images that accuracy is measured on, with the same classes.
         weights: student or teacher.
-        device: where the work is done.
-        drawn_from: digest of the dataset that ``train`` is a part of, where it is not the whole.
+        device: of the computation.
+        drawn_from: digest of the dataset that ``train`` is a split of; None where it is the whole.
     """
 
     run: Path
@@ -53,12 +54,12 @@ class Subject:
 
     @cached_property
     def folder(self) -> Path:
-        """Where the results are written."""
+        """The folder of the results."""
         return results.folder_of(self.run, self.train, self.test, self.weights)
 
     @cached_property
     def question(self) -> dict[str, Any]:
-        """What decides a result, except for the settings of the protocol."""
+        """Everything that decides a result, except for the settings of the protocol."""
         data = self.config.data
         return {
             "weights": self.weights,
@@ -67,11 +68,19 @@ class Subject:
             "images": [data.image_size, data.crop_fraction, data.mean, data.std],
         }
 
+    @cached_property
+    def is_own(self) -> bool:
+        """Whether the images are those of the pre-training, or those are not known."""
+        if digest := self.config.data.digest:
+            return digest in (self.train.digest, self.drawn_from)
+        name = read_json(self.run / SUMMARY).get("data", {}).get("name")
+        return name in (None, self.train.name)
+
     def fingerprint(self, *settings: Any) -> str:
         """A digest of the question and of settings."""
         return results.fingerprint(self.question, *settings)
 
 
 def _describe(source: Source) -> dict[str, Any]:
-    assert source.classes is not None  # checked before
-    return {"name": source.name, "images": len(source), "classes": len(source.classes), "digest": source.digest}
+    classes = len(source.labelled()[1])
+    return {"name": source.name, "images": len(source), "classes": classes, "digest": source.digest}

@@ -2,20 +2,15 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Column, Table
+from rich.table import Column
 
 _SECONDS_BETWEEN_LINES = 10.0
-_BASELINES = {"raw_pixels": "raw pixels", "random_network": "untrained"}
-_NAMES = {
-    "linear_sgd": "linear-sgd", "semi_supervised_list": "fine-tuned, list", "fine_tune": "fine-tuned, all",
-}  # fmt: skip
 
 
 class Display:
@@ -93,45 +88,3 @@ def image_bar(console: Console, what: str, unit: str = "images") -> Iterator[Cal
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("", total=0)
         yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-def evaluation_table(results: Sequence[Mapping[str, Any]]) -> Table:
-    """Accuracies beside their baselines, in per cent, for a terminal of 80 columns; a row a measure.
-
-    The interval is that of the accuracy over test images, "by class" the mean of the accuracies of the classes.
-
-    Args:
-        results: what the JSON files of evaluated protocols hold.
-    """
-    judged = results[0]["set"]["test"]
-    title = f"accuracy in % on {judged['name']}, {judged['images']} images of {judged['classes']} classes"
-    table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1), pad_edge=False)
-    table.add_column("", no_wrap=True)
-    for heading in ("this encoder", "95 %", "by class", *_BASELINES.values()):
-        table.add_column(heading, justify="right")
-    for found in results:
-        for key, value in found["measures"].items():
-            low, high = value["interval"]
-            others = (found.get("baselines", {}).get(name, {}).get(key) for name in _BASELINES)
-            table.add_row(
-                measure_name(key), _percent(value), f"{100 * low:.1f}–{100 * high:.1f}",
-                f"{100 * value['mean_per_class']:.1f}", *(_percent(other) if other else "–" for other in others),
-            )  # fmt: skip
-    return table
-
-
-def measure_name(key: str) -> str:
-    """What a person calls a measure, such as ``kNN-20`` for ``knn_20``."""
-    kind, _, number = key.rpartition("_")
-    if kind == "knn":
-        return f"kNN-{number}"
-    if kind == "low_shot":
-        return f"{number} label{'s' * (number != '1')}"
-    if kind == "semi_supervised" and number.isdigit():
-        return f"fine-tuned, {number} %"
-    return _NAMES.get(key, key.replace("_", " "))
-
-
-def _percent(value: Mapping[str, Any]) -> str:
-    spread = f" ± {100 * value['sd_over_draws']:.1f}" if "sd_over_draws" in value else ""
-    return f"{100 * value['accuracy']:.1f}{spread}"

@@ -6,7 +6,7 @@ import scipy.stats
 import torch
 
 from matrix_ssl.errors import ConfigError, DataError
-from matrix_ssl.evaluate.probes.bootstrap import mean_interval, mean_per_class_interval
+from matrix_ssl.evaluate.probes.accuracy import mean_interval, mean_per_class_interval
 
 
 def right_or_wrong(m, accuracy, seed):

@@ -3,6 +3,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -36,7 +37,8 @@ def test_sections_come_in_the_promised_order(page):
     headings = [text for path, text in page.texts if path[-1] in ("h1", "h2", "h3")]
     assert headings == [
         "first",
-        "Comparison",
+        "Everything measured",
+        "Accuracy in % on cifar10, 10,000 test images of 10 classes",
         "Training",
         "Loss",
         "Terms of the loss",
@@ -56,36 +58,35 @@ def test_sections_come_in_the_promised_order(page):
 def test_headline_says_recipe_method_data_and_result(page):
     text = page.text("header")
     assert "small recipe · matrix_ssl · cifar10" in text
-    assert "With a single label for each class, the frozen encoder classifies 45.2% of the 10,000 test images" in text
-    assert "raw pixels reach 16.1% and the untrained network reaches 14.9%" in text
-    assert "29.1 points more than raw pixels" in text
+    assert "1 label per class: the frozen encoder classifies 45.2% of the 10,000 test images" in text
+    assert "(raw pixels 16.1%, untrained network 14.9%)" in text
+    assert "+29.1 points against raw pixels, a gain." in text
 
 
 @pytest.mark.parametrize(
     ("mean", "words"),
     [
-        (0.165, "(0.4 points) is within the spread over the draws: no clear gain"),
-        (0.05, "11.1 points less than raw pixels: the training did not help"),
+        (0.165, "+0.4 points against raw pixels, no clear gain: within the spread over draws"),
+        (0.05, "−11.1 points against raw pixels, a loss"),
     ],
 )
 def test_verdict_does_not_flatter(tmp_path, mean, words):
     run = make_run(tmp_path / "r", lines=2)
-    summary = json.loads((run / "summary.json").read_text())
-    summary["evaluation"]["low_shot_1"] = {"mean": mean, "sd": 0.02, "n": 10}
-    (run / "summary.json").write_text(json.dumps(summary))
+    path = run / "evaluation" / "cifar10" / "low-shot.json"
+    results = json.loads(path.read_text())
+    results["measures"]["low_shot_1"]["accuracy"] = mean
+    path.write_text(json.dumps(results))
     assert words in verdict(read_run(run))
 
 
-def test_comparison_table_has_headers_and_marks_the_best(page):
+def test_table_has_headers_and_shows_the_baselines(page):
     heads = [
         text for path, text in page.texts if path[-2:] == ("tr", "th") and "thead" in path and "figure" not in path
     ]
-    assert heads[:9] == [
-        "labels a class", "all labels", "Features", "1 label", "5 labels", "10 labels", "linear", "1-NN", "20-NN",
-    ]  # fmt: skip
-    bold = [text for path, text in page.texts if path[-1] == "strong"]
-    assert bold == ["45.2", "60.1", "65.5", "82.3", "77.1", "79.4"]
-    assert sum("± 2.0" in text for _, text in page.texts) == 9  # three draws columns; a single linear fit has no spread
+    assert heads[:6] == ["this encoder", "95 %", "by class", "raw pixels", "untrained network", "labelled images"]
+    cells = [text for path, text in page.texts if path[-2:] == ("tr", "td")]
+    assert cells[:6] == ["77.1", "76.1 to 78.1", "77.0", "35.3", "30.2", "50,000"]
+    assert sum("± 2.0" in text for _, text in page.texts) == 9  # three rows of draws; a single linear fit has no spread
     assert all(cell.get("scope") in ("col", "row", "colgroup") for cell in page.all("th"))
 
 
@@ -175,7 +176,7 @@ def test_unlabelled_grey_images(tmp_path):
     assert "These images have no labels to measure accuracy with. The effective rank" in page.text("header")
     assert "They carry no labels." in page.text("desc")
     assert page.all("img")[0]["alt"] == "query image 1"
-    assert "Comparison" not in page.text("h2")
+    assert "Everything measured" not in page.text("h2")
     assert "Not evaluated yet" not in page.text()
 
 
@@ -211,9 +212,10 @@ def test_text_from_the_run_is_escaped(tmp_path):
     lines[-1]["alarm"] = [hostile]
     (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
     summary = json.loads((run / "summary.json").read_text())
-    summary["data"]["name"] = summary["evaluated_on"]["name"] = "<i>set"
+    summary["data"]["name"] = "<i>set"
     (run / "summary.json").write_text(json.dumps(summary))
     (run / "environment.json").write_text(json.dumps({hostile: hostile, "device_name": hostile}))
+    (run / "evaluation" / "cifar10").rename(run / "evaluation" / "<i>set")
     page = report(run)
     assert not {"script", "b", "i"} & {tag for tag, _ in page.elements}
     assert not any(name.startswith("on") for _, attributes in page.elements for name in attributes)
@@ -224,6 +226,7 @@ def test_text_from_the_run_is_escaped(tmp_path):
 
 def test_only_a_configuration(tmp_path):
     run = make_run(tmp_path / "run")
+    shutil.rmtree(run / "evaluation")
     for path in run.iterdir():
         if path.name != "config.json":
             path.unlink()
@@ -257,7 +260,7 @@ def test_a_missing_or_damaged_piece_leaves_the_rest(tmp_path, name, content):
     notes = " ".join(note.text for note in data.notes)
     assert len(data.lines) == (5 if name != "metrics.jsonl" else 1 if content == b"half" else 0)
     assert ("gallery_query" in data.arrays) == (name != "evaluation.npz")
-    assert ("evaluation" in data.summary) == (name != "summary.json")
+    assert bool(data.summary) == (name != "summary.json") and len(data.evaluations) == 1
     assert bool(data.environment) == (name != "environment.json")
     assert ("not finished" in notes) == (name == "summary.json")
     if content and name != "metrics.jsonl":
@@ -278,15 +281,17 @@ def test_partial_evaluation(tmp_path):
     arrays = make_arrays(CLASSES)
     arrays["map_labels"] = arrays["map_labels"][:-1]
     np.savez(run / "evaluation.npz", **arrays)
-    summary = json.loads((run / "summary.json").read_text())
-    del summary["baselines"], summary["evaluated_on"], summary["evaluation"]["low_shot_1"]
-    summary["evaluation"]["linear"]["mean"] = None
-    (run / "summary.json").write_text(json.dumps(summary))
+    path = run / "evaluation" / "cifar10" / "low-shot.json"
+    results = json.loads(path.read_text())
+    del results["baselines"], results["measures"]["low_shot_1"]
+    path.write_text(json.dumps(results))
+    (path.parent / "linear.json").write_text('{"measures": {"linear": {"accuracy": null}}}')
     page = report(run)
+    assert "linear.json is damaged and skipped" in page.text()
     assert "evaluation.npz has no complete gallery" not in page.text()
     assert "evaluation.npz has no complete map" in page.text()
     assert page.all("img")
-    assert "With five labels for each class, the frozen encoder classifies 60.1%" in page.text("header")
+    assert "5 labels per class: the frozen encoder classifies 60.1%" in page.text("header")
     assert "there are no baselines" in page.text("header")
 
 

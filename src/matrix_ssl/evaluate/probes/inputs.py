@@ -1,4 +1,4 @@
-"""Checks of sets and of feature matrices that protocols share."""
+"""Checks of datasets and of feature matrices; ``protocols.predict`` makes them once, for all protocols."""
 
 from torch import Tensor
 
@@ -9,11 +9,11 @@ ROWS = 8192  # rows that are converted at a time, so that temporary copies stay 
 
 
 def check_features(features: Tensor, name: str) -> None:
-    """Refuses what no protocol can use.
+    """Checks one feature matrix, in one pass.
 
     Args:
         features: floating point (n, d).
-        name: what the message calls them, for example ``"training features"``.
+        name: of the features in messages, for example ``"training features"``.
 
     Raises:
         DataError: not a floating-point matrix, empty, or with a value that is not finite.
@@ -35,25 +35,19 @@ def check_features(features: Tensor, name: str) -> None:
             )
 
 
-def check_labelled(features: Tensor, labels: Tensor, name: str) -> None:
-    """``check_features``, and one non-negative whole label for every row.
+def check_inputs(train: Tensor, train_labels: Tensor, test: Tensor) -> None:
+    """Checks training features, their labels and test features: one pass over each.
+
+    Args:
+        train: (n, d).
+        train_labels: integers (n,) from 0.
+        test: (m, d).
 
     Raises:
-        DataError: as ``check_features``, or the labels are of another number, type or sign.
+        DataError: as ``check_features``; the labels are of a different number, type or sign; or the widths differ.
     """
-    check_features(features, name)
-    if labels.shape != features.shape[:1]:
-        raise DataError(f"{name}: {len(features)} images but labels of shape {tuple(labels.shape)}; give one for each.")
-    if labels.is_floating_point() or labels.is_complex() or int(labels.min()) < 0:
-        raise DataError(f"{name}: labels must be whole numbers from 0; leave unlabelled images out.")
-
-
-def check_same_width(train: Tensor, test: Tensor) -> None:
-    """Refuses training and test features that cannot come from one encoder.
-
-    Raises:
-        DataError: they differ in the number of features.
-    """
+    check_labelled(train, train_labels)
+    check_features(test, "test features")
     if train.shape[1] != test.shape[1]:
         raise DataError(
             f"training images have {train.shape[1]} features, test images {test.shape[1]}: "
@@ -61,13 +55,24 @@ def check_same_width(train: Tensor, test: Tensor) -> None:
         )
 
 
-def check_sets(train: Source, test: Source) -> None:
-    """Raises DataError for sets without labels or with different classes."""
-    for part, source in (("training", train), ("test", test)):
-        if source.labels is None:
-            raise DataError(
-                f"the {part} images of {source.name!r} have no labels: put each class in a folder of its own."
-            )
-    if train.classes != test.classes:
-        different = sorted(set(train.classes or []) ^ set(test.classes or [])) or ["the same names in another order"]
+def check_labelled(features: Tensor, labels: Tensor) -> None:
+    """``check_features`` of training features, and one non-negative integer label for every row.
+
+    Raises:
+        DataError: as ``check_features``, or the labels are of a different number, type or sign.
+    """
+    check_features(features, "training features")
+    if labels.shape != features.shape[:1]:
+        raise DataError(
+            f"{len(features)} training images but labels of shape {tuple(labels.shape)}; give one for each."
+        )
+    if labels.is_floating_point() or labels.is_complex() or int(labels.min()) < 0:
+        raise DataError("training labels must be integers from 0; remove unlabelled images.")
+
+
+def check_datasets(train: Source, test: Source) -> None:
+    """Raises DataError for datasets without labels or with different classes."""
+    classes, others = train.labelled()[1], test.labelled()[1]
+    if classes != others:
+        different = sorted(set(classes) ^ set(others)) or ["the same names in a different order"]
         raise DataError(f"training and test images have different classes: {', '.join(different[:8])}.")

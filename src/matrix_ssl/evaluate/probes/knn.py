@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from matrix_ssl.errors import ConfigError, DataError
-from matrix_ssl.evaluate.probes.inputs import ROWS, check_features, check_labelled, check_same_width
+from matrix_ssl.evaluate.probes.inputs import ROWS, check_inputs
 
 _LOW = 0xFFFFFFFF  # the 32 low bits of a key
 _PAIRS = 2**18  # pairs of neighbours compared at a time: 2 MiB of float64, which stays in a cache
@@ -27,14 +27,13 @@ def knn_predict(
 ) -> Tensor:
     """Labels of ``test`` by the weighted vote of the ``k`` nearest training images.
 
-    Labels that gather equal votes are decided for the one with the nearer image. A vector of zeros has similarity 0
-    with everything.
+    Of labels with equal votes, the one with the nearer image wins. A vector of zeros has similarity 0 with everything.
 
     Args:
         train: (n, d), any floating-point type. Need not be normalised.
-        train_labels: whole numbers (n,), not necessarily contiguous.
+        train_labels: integers (n,) from 0, not necessarily contiguous.
         test: (m, d).
-        temperature: T > 0; the smaller, the more the nearest ones count.
+        temperature: T > 0; the smaller, the more the nearest images count.
         chunk, device: as in ``nearest``.
 
     Returns:
@@ -44,7 +43,7 @@ def knn_predict(
         ConfigError: ``k`` or ``temperature`` is not positive.
         DataError: fewer than ``k`` training images, or features or labels that cannot be used.
     """
-    check_labelled(train, train_labels, "training features")
+    check_inputs(train, train_labels, test)
     indices, similarities = nearest(train, test, k=k, chunk=chunk, device=device)
     return vote(train_labels.to(indices.device, torch.int64)[indices], similarities, temperature=temperature)
 
@@ -57,7 +56,7 @@ def vote(labels: Tensor, similarities: Tensor, *, temperature: float = 0.07) -> 
         temperature: T > 0.
 
     Returns:
-        int64 (m,). Of labels that gather equal votes, that of the nearest.
+        int64 (m,). Of labels with equal votes, that of the nearest.
 
     Raises:
         ConfigError: ``temperature`` is not positive.
@@ -68,8 +67,7 @@ def vote(labels: Tensor, similarities: Tensor, *, temperature: float = 0.07) -> 
     nearness = (similarities.double() - similarities[:, :1].double()) / temperature
     weights = nearness.exp()  # relative to the nearest, so that it neither overflows nor vanishes for all
     rows = max(1, _PAIRS // (k * k))  # the comparison in _vote is (rows, k, k)
-    parts = zip(labels.split(rows), weights.split(rows), strict=True)
-    return torch.cat([_vote(*part) for part in parts])
+    return torch.cat([_vote(*pair) for pair in zip(labels.split(rows), weights.split(rows), strict=True)])
 
 
 @torch.no_grad()
@@ -78,14 +76,15 @@ def nearest(
 ) -> tuple[Tensor, Tensor]:
     """The ``k`` rows of ``train`` with the highest cosine similarity to each row of ``test``, by exhaustive search.
 
-    Similarities are float32; of equal ones the lower index comes first, whatever the chunks and the device.
+    Similarities are float32; of equal ones the lower index comes first, whatever the chunks and the device. The
+    features are not checked: one that is not finite makes its similarities meaningless.
 
     Args:
-        train: (n, d), n < 2**32.
-        test: (m, d).
+        train: (n, d), floating point, n < 2**32.
+        test: (m, d), likewise.
         chunk: rows of either matrix that are compared at a time; temporaries are about 24 * chunk**2 bytes, and what
             stays beside the features is float32 (m, d) and two int64 (m, k).
-        device: where they are compared, with float64 (not MPS); that of ``test`` when left out. The training features
+        device: where they are compared, with float64 (not MPS); that of ``test`` if None. The training features
             may stay elsewhere, in a mapped file too: they pass through the device once, chunk by chunk.
 
     Returns:
@@ -94,22 +93,19 @@ def nearest(
 
     Raises:
         ConfigError: ``k`` is not positive.
-        DataError: fewer than ``k`` rows in ``train``, or features that cannot be used.
+        DataError: fewer than ``k`` rows in ``train``.
     """
     if k < 1:
         raise ConfigError(f"k={k}: expected at least 1 neighbour.")
-    check_features(train, "training features")
-    check_features(test, "test features")
-    check_same_width(train, test)
     if k > len(train):
-        raise DataError(f"k={k} neighbours need {k} images to choose from, there are {len(train)}: lower k.")
+        raise DataError(f"k={k} neighbours need {k} training images, there are {len(train)}: lower k.")
     device = test.device if device is None else device
-    queries = torch.cat([_normalise(part.to(device)) for part in test.split(ROWS)]).split(chunk)
-    best = [torch.empty(len(part), 0, dtype=torch.int64, device=device) for part in queries]
+    queries = torch.cat([_normalise(rows.to(device)) for rows in test.split(ROWS)]).split(chunk)
+    best = [torch.empty(len(block), 0, dtype=torch.int64, device=device) for block in queries]
     for start in range(0, len(train), chunk):
         rows = _normalise(train[start : start + chunk].to(device))
-        for i, part in enumerate(queries):
-            keys = torch.cat([best[i], _keys(part @ rows.T, start)], dim=1)
+        for i, block in enumerate(queries):
+            keys = torch.cat([best[i], _keys(block @ rows.T, start)], dim=1)
             best[i] = keys.topk(min(k, keys.shape[1]), dim=1).values
     return _open_keys(torch.cat(best).to(test.device))
 

@@ -1,7 +1,7 @@
 """Multinomial logistic regression on frozen features, solved to convergence.
 
 A convex problem with one solution: no learning rate and no epochs to tune, so that two encoders differ by their
-features only. Its one setting, the penalty, can be chosen on a held-out part of the training images.
+features only. Its one setting is the penalty, which ``penalty.choose_penalty`` can choose.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,18 +14,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from matrix_ssl.data.randomness import permutation
 from matrix_ssl.errors import ConfigError, DataError
-from matrix_ssl.evaluate.probes.accuracy import accuracy
-from matrix_ssl.evaluate.probes.inputs import ROWS, check_features, check_labelled
+from matrix_ssl.evaluate.probes.inputs import ROWS, check_labelled
 
-PENALTIES = (1e4, 1e3, 1e2, 1e1, 1.0, 1e-1, 1e-2)  # strongest first: each solution is where the next search begins
-_HELD_OUT = 0.2  # part of every class that a penalty is chosen on
-_STREAM = 0x11EA  # a coordinate that keeps this choice apart from other random numbers
 _FLOAT64_NUMBERS = 2**27  # up to this size (1 GiB) the standardised features are kept in float64, above in float32
-_COARSE, _COARSE_ITERATIONS = 1e-5, 200  # to choose a penalty by: weak ones take thousands of steps to the end
-_PATIENCE = 2  # penalties in a row that may be no better; the weak ones, which take longest, are seldom the best
-_TOLERANCE = 1e-8  # the search goes on until no entry of the gradient of the mean objective is larger
+_TOLERANCE = 1e-8  # the search continues until no entry of the gradient of the mean objective is larger
 _CONVERGED = 1e-6  # and counts as converged from here: no accuracy changes below
 _ONE_THREAD = 2**21  # numbers below which waking other threads costs more than they give, twenty-fold on a busy machine
 
@@ -50,15 +43,14 @@ class LogisticRegression:
 
     @torch.no_grad()
     def scores(self, features: Tensor) -> Tensor:
-        """Log-odds up to a constant a row: (n, d) -> (n, classes). A softmax makes them probabilities.
+        """Log-odds up to a constant a row: finite features (n, d) -> (n, classes). A softmax makes them probabilities.
 
         Raises:
-            DataError: features of another width, or that are empty or not finite.
+            DataError: the width of the features is not d.
         """
-        check_features(features, "features to classify")
         if features.shape[1] != len(self.mean):
             raise DataError(f"the classifier was fitted on {len(self.mean)} features, got {features.shape[1]}.")
-        return torch.cat([self._scores(part) for part in features.split(ROWS)])
+        return torch.cat([self._scores(rows) for rows in features.split(ROWS)])
 
     def predict(self, features: Tensor) -> Tensor:
         """The label of the highest score, int64 (n,); the lowest label of equal ones. Raises as ``scores``."""
@@ -77,9 +69,9 @@ def scale_of(features: Tensor) -> Scale:
     bound of Chan, Golub and LeVeque (1983) that scikit-learn's ``StandardScaler`` uses.
     """
     n, eps = len(features), torch.finfo(torch.float64).eps
-    parts = features.split(ROWS)
-    mean = torch.stack([part.sum(dim=0, dtype=torch.float64) for part in parts]).sum(dim=0) / n
-    variance = torch.stack([(part.double() - mean).square_().sum(dim=0) for part in parts]).sum(dim=0) / n
+    blocks = features.split(ROWS)
+    mean = torch.stack([rows.sum(dim=0, dtype=torch.float64) for rows in blocks]).sum(dim=0) / n
+    variance = torch.stack([(rows.double() - mean).square_().sum(dim=0) for rows in blocks]).sum(dim=0) / n
     constant = variance <= n * eps * variance + (n * mean * eps) ** 2
     return Scale(mean, variance.sqrt().masked_fill(constant, 1.0))
 
@@ -103,13 +95,14 @@ def fit_logistic_regression(
 
     Args:
         features: (n, d), any floating-point type.
-        labels: whole numbers (n,) in [0, classes). A class without images is never predicted.
-        scale: mean and standard deviation to standardise with; those of ``features`` when absent.
+        labels: integers (n,) in [0, classes). A class without images is never predicted.
+        scale: mean and standard deviation to standardise with; None: those of ``features``.
 
     Raises:
         ConfigError: ``l2`` is not positive.
         DataError: features or labels that cannot be used, or fewer than two classes among the labels.
     """
+    check_labelled(features, labels)
     return next(
         fit_path(features, labels, classes=classes, penalties=(l2,), scale=scale, max_iterations=max_iterations)
     )
@@ -129,10 +122,10 @@ def fit_path(
 ) -> Iterator[LogisticRegression]:
     """``fit_logistic_regression`` for several penalties in turn, each search starting at the solution before.
 
-    A fit is computed when it is asked for.
+    A fit is computed when the iterator reaches it. Features and labels are not checked.
 
     Args:
-        rows: indices of the images to fit; all when left out. Features are copied once, already standardised.
+        rows: indices of the images to fit; None: all. Features are copied once, already standardised.
         tolerance: a search ends when no entry of the gradient of the objective over n is larger.
     """
     for l2 in penalties:
@@ -140,7 +133,6 @@ def fit_path(
             raise ConfigError(
                 f"l2={l2}: expected a positive penalty, for example 1.0; without one no solution need exist."
             )
-    check_labelled(features, labels, "training features")
     if int(labels.max()) >= classes:
         raise DataError(f"training features: label {int(labels.max())}, but there are {classes} classes from 0.")
     labels = labels.to(features.device) if rows is None else labels.to(features.device)[rows.to(features.device)]
@@ -156,49 +148,16 @@ def fit_path(
         # an orthonormal basis of the span (x = r^T q^T, W = v q^T) the scores and ||W|| = ||v|| are unchanged.
         basis, r = torch.linalg.qr(x.T)
         x = r.T.contiguous()
-    found = x.new_zeros((len(present), x.shape[1] + 1), dtype=torch.float64)
+    solution = x.new_zeros((len(present), x.shape[1] + 1), dtype=torch.float64)
     for l2 in penalties:
-        found, iterations, converged = _minimise(
-            x, targets, found, l2=l2, max_iterations=max_iterations, tolerance=tolerance
+        solution, iterations, converged = _minimise(
+            x, targets, solution, l2=l2, max_iterations=max_iterations, tolerance=tolerance
         )
-        weight = found.new_zeros(classes, features.shape[1])
-        bias = found.new_full((classes,), -torch.inf)  # the limit of its bias, which would never be reached by steps
-        weight[present] = found[:, :-1] if basis is None else found[:, :-1] @ basis.T.double()
-        bias[present] = found[:, -1]
+        weight = solution.new_zeros(classes, features.shape[1])
+        bias = solution.new_full((classes,), -torch.inf)  # the limit of its bias, which would never be reached by steps
+        weight[present] = solution[:, :-1] if basis is None else solution[:, :-1] @ basis.T.double()
+        bias[present] = solution[:, -1]
         yield LogisticRegression(weight, bias, mean, std, iterations, converged)
-
-
-def choose_penalty(features: Tensor, labels: Tensor, *, classes: int, penalties: Sequence[float] = PENALTIES) -> float:
-    """The penalty with the best accuracy on a fifth of every class that its fit has not seen; of equal ones the first.
-
-    Args:
-        features, labels, classes: as in ``fit_logistic_regression``.
-        penalties: tried in this order, until two in a row are no better than the best before.
-
-    Raises:
-        DataError: as there, or no class has three images, so that none can be held out.
-    """
-    check_labelled(features, labels, "training features")
-    held_out = torch.zeros(len(labels), dtype=torch.bool)
-    for label in labels.unique().tolist():
-        members = (labels == label).nonzero().flatten().cpu()
-        order = torch.from_numpy(permutation(len(members), _STREAM, label))
-        held_out[members[order[: round(_HELD_OUT * len(members))]]] = True
-    if not held_out.any():
-        raise DataError("no class has three training images: a penalty cannot be chosen on a held-out part; give l2.")
-    rows, rest = held_out.nonzero().flatten(), held_out.logical_not().nonzero().flatten()
-    judge, answers = features[rows.to(features.device)], labels.to(features.device)[rows.to(features.device)]
-    fitted = fit_path(
-        features, labels, classes=classes, penalties=penalties, rows=rest,
-        max_iterations=_COARSE_ITERATIONS, tolerance=_COARSE,
-    )  # fmt: skip
-    best, highest, worse = penalties[0], -1.0, 0
-    for penalty, probe in zip(penalties, fitted, strict=True):
-        score = accuracy(probe.predict(judge), answers)
-        best, highest, worse = (penalty, score, 0) if score > highest else (best, highest, worse + 1)
-        if worse == _PATIENCE:
-            break
-    return best
 
 
 def _standardised(features: Tensor, rows: Tensor | None, mean: Tensor, std: Tensor) -> Tensor:
@@ -206,8 +165,8 @@ def _standardised(features: Tensor, rows: Tensor | None, mean: Tensor, std: Tens
     rows = torch.arange(len(features)) if rows is None else rows
     dtype = torch.float64 if len(rows) * features.shape[1] <= _FLOAT64_NUMBERS else torch.float32
     scaled = torch.empty(len(rows), features.shape[1], dtype=dtype, device=features.device)
-    for place, part in zip(scaled.split(ROWS), rows.to(features.device).split(ROWS), strict=True):
-        place.copy_(features[part]).sub_(mean).div_(std)
+    for target, chosen in zip(scaled.split(ROWS), rows.to(features.device).split(ROWS), strict=True):
+        target.copy_(features[chosen]).sub_(mean).div_(std)
     return scaled
 
 
@@ -227,17 +186,17 @@ def _minimise(
         "maxiter": max_iterations,
         "maxfun": 2 * max_iterations,
         "gtol": tolerance,
-        "ftol": 0.0,  # only the gradient tells how far the solution is
+        "ftol": 0.0,  # only the gradient says how far the solution is
         "maxcor": 20,
     }
     threads = torch.get_num_threads()
     torch.set_num_threads(1 if x.numel() < _ONE_THREAD else threads)
     try:
-        found = minimize(objective, start.cpu().numpy().ravel(), jac=True, method="L-BFGS-B", options=options)
+        result = minimize(objective, start.cpu().numpy().ravel(), jac=True, method="L-BFGS-B", options=options)
     finally:
         torch.set_num_threads(threads)
-    converged = bool(np.abs(found.jac).max() <= _CONVERGED)
-    return torch.from_numpy(found.x).to(x.device).view_as(start), int(found.nit), converged
+    converged = bool(np.abs(result.jac).max() <= _CONVERGED)
+    return torch.from_numpy(result.x).to(x.device).view_as(start), int(result.nit), converged
 
 
 def _objective(parameters: Tensor, x: Tensor, targets: Tensor, *, l2: float) -> tuple[float, Tensor]:

@@ -6,7 +6,6 @@ from torch import Tensor
 
 from matrix_ssl.data.randomness import permutation
 from matrix_ssl.errors import ConfigError, DataError
-from matrix_ssl.evaluate.probes.inputs import check_features, check_labelled, check_same_width
 from matrix_ssl.evaluate.probes.linear import fit_logistic_regression, scale_of
 
 _STREAM = 0x10057  # a coordinate that keeps these draws apart from the order of the samples and from the views
@@ -28,8 +27,9 @@ def low_shot(
     the images were all there during pre-training, and the spread of a few of them is a poor estimate.
 
     Args:
-        train: (n, d); ``train_labels`` (n,), whole numbers from 0; ``test`` (m, d).
-        draws: how many times other images are drawn; see ``draw_labelled``.
+        train: finite (n, d), checked only as far as it is drawn; ``train_labels`` (n,), integers from 0; ``test``
+            finite (m, d).
+        draws: number of random choices of labelled images; see ``draw_labelled``.
         l2: penalty; see ``fit_logistic_regression``.
 
     Returns:
@@ -38,21 +38,18 @@ def low_shot(
 
     Raises:
         ConfigError: ``shots``, ``draws`` or ``l2`` is not positive.
-        DataError: a class has fewer than ``shots`` images, or features or labels that cannot be used.
+        DataError: a class has fewer than ``shots`` images, or the widths of the features differ.
     """
     if draws < 1:
         raise ConfigError(f"draws={draws}: expected at least 1.")
-    check_labelled(train, train_labels, "training features")
-    check_features(test, "test features")
-    check_same_width(train, test)
     scale = scale_of(train)
     classes = int(train_labels.max()) + 1
-    results = []
+    predictions = []
     for draw in range(draws):
         chosen = draw_labelled(train_labels, shots=shots, draw=draw, seed=seed)
         few, labels = train[chosen.to(train.device)], train_labels[chosen.to(train_labels.device)]
-        results.append(fit_logistic_regression(few, labels, classes=classes, l2=l2, scale=scale).predict(test))
-    return torch.stack(results)
+        predictions.append(fit_logistic_regression(few, labels, classes=classes, l2=l2, scale=scale).predict(test))
+    return torch.stack(predictions)
 
 
 def draw_labelled(labels: Tensor, *, shots: int, draw: int, seed: int) -> Tensor:
@@ -78,7 +75,7 @@ def draw_labelled(labels: Tensor, *, shots: int, draw: int, seed: int) -> Tensor
         if len(members) < shots:
             raise DataError(
                 f"class {label} has {len(members)} labelled training images, fewer than the {shots} shots a class: "
-                "lower the shots or label more."
+                "lower the shots or label more images."
             )
         chosen.append(members[:shots])
     return torch.from_numpy(np.concatenate(chosen))

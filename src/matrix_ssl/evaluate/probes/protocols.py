@@ -1,15 +1,18 @@
-"""The protocols on frozen features: what each predicts for every test image, and how often that is right."""
+"""The protocols on frozen features: the predictions of each for every test image, and their accuracy."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from matrix_ssl.evaluate.probes.accuracy import summarise
+from matrix_ssl.evaluate.probes.inputs import check_inputs
 from matrix_ssl.evaluate.probes.knn import nearest, vote
-from matrix_ssl.evaluate.probes.linear import choose_penalty, fit_logistic_regression
+from matrix_ssl.evaluate.probes.linear import fit_path
 from matrix_ssl.evaluate.probes.low_shot import low_shot
+from matrix_ssl.evaluate.probes.penalty import choose_penalty
 
 PROTOCOLS = ("knn", "linear", "low-shot")
 NEIGHBOURS = (1, 10, 20, 200)
@@ -23,7 +26,7 @@ class Predictions:
     """The labels that a protocol gives to test images, once for each draw of labelled images if it draws them."""
 
     labels: Tensor  # int64 (draws, m), on the CPU
-    settings: dict[str, float | int] = field(default_factory=dict)  # what they depend on, such as k or the penalty
+    settings: dict[str, Any] = field(default_factory=dict)  # what they depend on, such as k or the penalty
 
     def right(self, answers: Tensor) -> Tensor:
         """How often each image is classified correctly: float64 (m,), the mean over draws."""
@@ -49,9 +52,9 @@ def predict(
         classes: the name of every label.
         protocols: some of ``PROTOCOLS``.
         neighbours: k of kNN.
-        l2: penalty of the linear probe; chosen on a held-out part of the training images when left out.
-        device: where neighbours are searched; the features may lie elsewhere.
-        say: is told what had to be left out for lack of images.
+        l2: penalty of the linear probe; None: chosen on held-out training images.
+        device: where neighbours are searched; the features may be elsewhere.
+        say: prints a sentence for the user, such as what is skipped for lack of images.
 
     Returns:
         By measure: ``knn_1``, ..., ``linear``, ``low_shot_1``, ``low_shot_5``, ``low_shot_10``.
@@ -59,28 +62,28 @@ def predict(
     Raises:
         DataError: features or labels that cannot be used.
     """
-    found: dict[str, Predictions] = {}
+    check_inputs(x, y, x_test)
+    predictions: dict[str, Predictions] = {}
     if "knn" in protocols:
-        found |= _knn(x, y, x_test, neighbours=neighbours, device=device, say=say)
+        predictions |= _knn(x, y, x_test, neighbours=neighbours, device=device, say=say)
     counts = torch.bincount(y, minlength=len(classes))
     if "linear" in protocols:
         if l2 is None and int(counts.max()) < 3:
-            say("the penalty of the linear probe is 1, not chosen: no class has three training images.")
+            say("Using the penalty 1 for the linear probe: no class has three training images to choose one by.")
             l2 = 1.0
         penalty = choose_penalty(x, y, classes=len(classes)) if l2 is None else l2
-        probe = fit_logistic_regression(x, y, classes=len(classes), l2=penalty)
+        probe = next(fit_path(x, y, classes=len(classes), penalties=(penalty,)))
         if not probe.converged:
-            say(f"warning: the linear probe, l2 = {penalty:g}, stopped unconverged after {probe.iterations} steps.")
-        found["linear"] = Predictions(probe.predict(x_test)[None], {"l2": penalty})
+            say(f"Warning: the linear probe (l2 = {penalty:g}) has not converged after {probe.iterations} steps.")
+        predictions["linear"] = Predictions(probe.predict(x_test)[None], {"l2": penalty})
     if "low-shot" in protocols:
         fewest = int(counts.argmin())
         for shots in _SHOTS:
             if int(counts[fewest]) < shots:
-                had = int(counts[fewest])
-                say(f"low_shot_{shots} is left out: class {classes[fewest]!r} has {had} training images.")
+                say(f"Skipping low_shot_{shots}: class {classes[fewest]!r} has {int(counts[fewest])} training images.")
             else:
-                found[f"low_shot_{shots}"] = Predictions(low_shot(x, y, x_test, shots=shots), {"shots": shots})
-    return found
+                predictions[f"low_shot_{shots}"] = Predictions(low_shot(x, y, x_test, shots=shots), {"shots": shots})
+    return predictions
 
 
 def measure(
@@ -95,9 +98,9 @@ def measure(
     l2: float | None = None,
     say: Say,
 ) -> dict[str, dict[str, float | int]]:
-    """``predict``, and of every measure mean, sd and n of its accuracies; ``y_test`` (m,) are the answers."""
-    found = predict(x, y, x_test, classes=classes, protocols=protocols, neighbours=neighbours, l2=l2, say=say)
-    return {name: summarise((made.labels == y_test).double().mean(dim=1)) for name, made in found.items()}
+    """``predict``, and for every measure mean, sd and n of its accuracies; ``y_test`` (m,) are the answers."""
+    predictions = predict(x, y, x_test, classes=classes, protocols=protocols, neighbours=neighbours, l2=l2, say=say)
+    return {name: summarise((one.labels == y_test).double().mean(dim=1)) for name, one in predictions.items()}
 
 
 def _knn(
@@ -106,7 +109,7 @@ def _knn(
     possible = [k for k in neighbours if k <= len(x)]
     for k in neighbours:
         if k not in possible:
-            say(f"knn_{k} is left out: there are {len(x)} training images.")
+            say(f"Skipping knn_{k}: only {len(x)} training images.")
     indices, similarities = nearest(x, x_test, k=max(possible), device=device)  # one search for all k
     labels = y[indices]
     return {f"knn_{k}": Predictions(vote(labels[:, :k], similarities[:, :k])[None], {"k": k}) for k in possible}

@@ -15,7 +15,7 @@ from matrix_ssl.data.augment import normalise
 from matrix_ssl.data.base import Source
 from matrix_ssl.data.loading import evaluation_batches
 from matrix_ssl.errors import ConfigError, DataError
-from matrix_ssl.evaluate.probes.inputs import check_sets
+from matrix_ssl.evaluate.probes.inputs import check_datasets
 
 CROP_AND_FLIP = ViewConfig(crop_scale=(0.08, 1.0), flip=0.5)  # the supervised augmentation of ImageNet
 
@@ -72,7 +72,7 @@ def check_parts(train: Source, test: Source, data: DataConfig) -> None:
             training image.
         ConfigError: the images do not have the channels that the encoder takes.
     """
-    check_sets(train, test)
+    check_datasets(train, test)
     for part, source in (("training", train), ("test", test)):
         if source.channels != len(data.mean):
             raise ConfigError(

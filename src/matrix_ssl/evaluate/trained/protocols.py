@@ -40,7 +40,7 @@ class EvaluationSettings:
     fine_tune: FineTune = ALL_LABELS
 
 
-def evaluate(
+def run_trained(
     subject: Subject,
     protocol: str,
     *,
@@ -50,7 +50,7 @@ def evaluate(
     say: Say,
     display: Display,
 ) -> dict[str, Any]:
-    """Runs one protocol, or goes on with it, and writes its result; arguments as in ``protocols.evaluate``.
+    """Runs one protocol, or goes on with it, and writes its result; arguments as in ``protocols.run_protocols``.
 
     Returns:
         The content of its JSON file; a result that is there already is read, unless ``fresh``.

@@ -15,8 +15,8 @@ import numpy as np
 
 from matrix_ssl.errors import RunFolderError
 from matrix_ssl.report.comparison.statistics import Pair, PairedDifference, paired_difference, pairwise
+from matrix_ssl.report.measures import MEASURES, Measure
 from matrix_ssl.report.records import Number, Text, parse
-from matrix_ssl.report.run.results import MEASURES, Measure
 
 RESULTS = "compare.json"
 _LINEAR = next(m for m in MEASURES if m.key == "linear")

@@ -10,7 +10,7 @@ from matrix_ssl.report.comparison.statistics import SIGNIFICANT
 from matrix_ssl.report.comparison.table import difference_cell, rows, table_note
 from matrix_ssl.report.comparison.words import notes, p_value, verdict
 from matrix_ssl.report.formats import ABSENT, Cell, duration, percent, present, settings, whole
-from matrix_ssl.report.run.results import MEASURES
+from matrix_ssl.report.measures import MEASURES
 from matrix_ssl.report.template import write_page
 
 PAGE = "compare.html"

@@ -13,7 +13,7 @@ from matrix_ssl.report.comparison.data import Comparison, Entry, Score, Summary
 from matrix_ssl.report.comparison.statistics import PairedDifference
 from matrix_ssl.report.comparison.words import notes, verdict
 from matrix_ssl.report.formats import ABSENT, Cell, duration, percent, points, whole
-from matrix_ssl.report.run.results import BASELINES
+from matrix_ssl.report.measures import BASELINES
 
 _COSTS: tuple[tuple[str, str, Callable[[float], str], Callable[..., float]], ...] = (
     ("seconds", "time", duration, min),
@@ -43,7 +43,7 @@ class Row:
 def rows(c: Comparison) -> list[Row]:
     """Entries by descending mean of the main measure, then the baselines; every row has the same columns."""
     entries = c.ranked
-    baselines = {b.heading: scores for b in BASELINES if (scores := c.results.baselines.get(b.key))}
+    baselines = {name: scores for key, name in BASELINES.items() if (scores := c.results.baselines.get(key))}
     accuracy = [
         _accuracies(m.heading, [*(e.summary(m.key) for e in entries), *(b.get(m.key) for b in baselines.values())])
         for m in c.measures

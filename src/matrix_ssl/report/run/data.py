@@ -4,7 +4,7 @@ import json
 import math
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from matrix_ssl.config import RunConfig
 from matrix_ssl.report.figures import Curve
+from matrix_ssl.report.tables import Evaluation, read_evaluations
 from matrix_ssl.runs.folder import ENVIRONMENT, EVALUATION, METRICS, SUMMARY, read_config
 
 # Keys of metrics.jsonl with a meaning of their own; every other number on a line is a term of the loss.
@@ -46,6 +47,7 @@ class RunData:
     lines: list[dict[str, Any]]  # of metrics.jsonl, one for each step, ascending
     summary: Mapping[str, Any]
     arrays: Mapping[str, NDArray[Any]]  # of evaluation.npz
+    evaluations: Sequence[Evaluation]
     notes: list[Note] = field(default_factory=list)
 
     def curve(self, key: str, label: str) -> Curve | None:
@@ -105,9 +107,10 @@ def read_run(run: Path) -> RunData:
         notes.append(Note("This run is not finished. The command that began it takes it up again:", "pretrain"))
     environment = _read_object(run / ENVIRONMENT, notes)
     arrays = _read_arrays(run / EVALUATION, notes)
-    if not mapping(summary.get("evaluation")) and not arrays:
+    evaluations = read_evaluations(run)
+    if not evaluations and not arrays:
         notes.append(Note("Not evaluated yet: no accuracies, no map and no neighbours. Compute them with:", "evaluate"))
-    return RunData(run.resolve().name, config, environment, lines, summary, arrays, notes)
+    return RunData(run.resolve().name, config, environment, lines, summary, arrays, evaluations, notes)
 
 
 def mapping(value: Any) -> Mapping[str, Any]:

@@ -17,8 +17,8 @@ from matrix_ssl.report.figures import Curve, Figurine, Panel, stacked
 from matrix_ssl.report.formats import duration, number, settings, whole
 from matrix_ssl.report.run import figures
 from matrix_ssl.report.run.data import RunData, finite_number, mapping, read_run
-from matrix_ssl.report.run.protocols import read_tables
-from matrix_ssl.report.run.results import MEASURES, alarms, comparison, comparison_note, verdict
+from matrix_ssl.report.run.results import alarms, verdict
+from matrix_ssl.report.tables import read_tables
 from matrix_ssl.report.template import write_page
 from matrix_ssl.runs.folder import SKIPPED
 
@@ -63,9 +63,6 @@ def write_report(run: Path) -> Path:
         "alarms": alarms(data.lines),
         "facts": _facts(data),
         "commands": commands,
-        "measures": MEASURES,
-        "comparison": comparison(data.summary),
-        "comparison_note": comparison_note(data.summary),
         "tables": tables,
         "training": _training_figures(data),
         "representation": _representation_figures(data),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from matrix_ssl.report import write_report
-from matrix_ssl.report.run.protocols import read_tables
+from matrix_ssl.report.tables import read_tables
 from tests.support.synthetic_run import make_run
 
 
@@ -18,12 +18,16 @@ def put(path: Path, values: object) -> None:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A run that was evaluated on two sets and once on detection."""
+    """A run that was evaluated on two datasets and once on detection."""
     run = make_run(tmp_path / "r")
+    shutil.rmtree(run / "evaluation")
     judged = {"train": {"name": "cats", "images": 1200, "classes": 3}, "test": {"images": 1000, "classes": 3}}
     one = {"accuracy": 0.5, "interval": [0.46, 0.54], "mean_per_class": 0.48}
     shared = {"set": judged, "training_images": 1200}
-    baselines = {"raw_pixels": {"linear": {"accuracy": 0.25}}, "random_network": {"linear": {"accuracy": 0.333}}}
+    baselines = {
+        "raw_pixels": {"linear": one | {"accuracy": 0.25}},
+        "random_network": {"linear": one | {"accuracy": 0.333}},
+    }
     put(run / "evaluation/cats/linear.json", {"measures": {"linear": one}, "baselines": baselines, **shared})
     put(run / "evaluation/cats/knn.json", {"measures": {"knn_20": one | {"accuracy": 0.4}}, **shared})
     few = {"semi_supervised_1": one | {"labelled": 12}, "semi_supervised_10": one | {"labelled": 120}}
@@ -37,22 +41,28 @@ def run(tmp_path: Path) -> Path:
 
 def test_tables(run: Path) -> None:
     cats, dogs, detection = read_tables(run)
-    assert (cats.title, dogs.title) == ("Evaluated on cats", "Evaluated on dogs")
+    assert cats.title == "Accuracy in % on cats, 1,000 test images of 3 classes" and "on dogs," in dogs.title
     assert cats.rows == [
-        ["kNN-20", "40.0", "46.0 to 54.0", "48.0", "–", "–", "1,200"],
+        ["20-NN", "40.0", "46.0 to 54.0", "48.0", "–", "–", "1,200"],
         ["linear", "50.0", "46.0 to 54.0", "48.0", "25.0", "33.3", "1,200"],
         ["fine-tuned, 1 %", "50.0", "46.0 to 54.0", "48.0", "–", "–", "12"],
         ["fine-tuned, 10 %", "50.0", "46.0 to 54.0", "48.0", "–", "–", "120"],
     ]
-    assert "1,000 images of 3 classes" in cats.note
-    assert "linear-sgd less linear: −1.2 points (−3.0 to +0.5)." in cats.note and "linear-sgd" not in dogs.note
+    assert "guessing gives 33.3" in cats.note
+    assert "linear-sgd minus linear: −1.2 points (−3.0 to +0.5)." in cats.note and "linear-sgd" not in dogs.note
     assert detection.columns == ["", "box AP", "box AP50", "box AP75", "mask AP", "mask AP50", "mask AP75"]
     assert detection.rows == [["coco-fpn", "12.3", "30.0", "–", "10.0", "–", "–"]]
 
 
 def test_the_page_shows_them(run: Path) -> None:
     page = write_report(run).read_text()
-    for text in ("Everything measured", "Evaluated on cats", "fine-tuned, 10 %", "Detection and segmentation", "12.3"):
+    for text in (
+        "Everything measured",
+        "Accuracy in % on cats",
+        "fine-tuned, 10 %",
+        "Detection and segmentation",
+        "12.3",
+    ):
         assert text in page
     for name in ("evaluation", "detection"):
         shutil.rmtree(run / name)
@@ -64,5 +74,6 @@ def test_damaged_files_are_left_out(run: Path, content: str) -> None:
     (run / "evaluation/cats/linear.json").write_text(content)
     (run / "detection/coco-fpn/result.json").write_text(content)
     cats, dogs = read_tables(run)
-    assert [row[0] for row in cats.rows] == ["kNN-20", "fine-tuned, 1 %", "fine-tuned, 10 %"] and dogs.rows
+    assert [row[0] for row in cats.rows] == ["20-NN", "fine-tuned, 1 %", "fine-tuned, 10 %"] and dogs.rows
+    assert "cats/linear.json is damaged and skipped." in cats.note
     write_report(run)

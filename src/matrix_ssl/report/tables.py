@@ -1,0 +1,179 @@
+"""Everything measured with a run's encoder, as tables: the same for the terminal, the page and the model card.
+
+The only sources are the files ``RUN/evaluation/DATASET/PROTOCOL.json`` and ``RUN/detection/NAME/result.json``.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from matrix_ssl.errors import RunFolderError
+from matrix_ssl.report.formats import ABSENT, percent, whole
+from matrix_ssl.report.measures import BASELINES, measure_name
+from matrix_ssl.report.records import Number, parse
+from matrix_ssl.runs.files import read_json
+
+_ORDER = ("knn", "linear", "low-shot", "transfer", "linear-sgd", "semi-supervised", "fine-tune")
+_PRECISIONS = ("AP", "AP50", "AP75")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ResultTable:
+    """One table: a title, what its numbers are, column headings, and rows that begin with their heading."""
+
+    title: str
+    note: str
+    columns: list[str]
+    rows: list[list[str]]
+
+    def markdown(self) -> str:
+        """The columns and rows as a table in Markdown."""
+        rule = ["---"] * len(self.columns)
+        return "\n".join(f"| {' | '.join(cells)} |" for cells in (self.columns, rule, *self.rows))
+
+
+@dataclass(frozen=True)
+class Score:
+    """One measure of one network, in fractions of the test images."""
+
+    accuracy: Number
+    interval: tuple[Number, Number]  # of 95 %
+    mean_per_class: Number
+    sd_over_draws: Number = 0.0  # of the accuracy, over random draws of the labelled images
+    labelled: int | None = None  # number of labelled training images, where it is not all of them
+
+    def __str__(self) -> str:
+        """The accuracy in percent, and its deviation if there are draws."""
+        return percent(self.accuracy) + (f" ± {percent(self.sd_over_draws)}" if self.sd_over_draws else "")
+
+
+@dataclass(frozen=True)
+class Split:
+    """The size of a training or test split."""
+
+    images: int
+    classes: int
+
+
+@dataclass(frozen=True)
+class ProtocolResult:
+    """The file of one protocol on one dataset, as far as it is shown."""
+
+    set: dict[str, Split]  # train and test
+    measures: dict[str, Score]
+    baselines: dict[str, dict[str, Score]] = field(default_factory=dict)
+    weights: str = "student"
+    training_images: int | None = None
+    pretraining_images: bool = True  # whether the images are those of the pre-training
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much more often one protocol is right than another on the same images, with its 95 % interval."""
+
+    difference: Number
+    interval: tuple[Number, Number]
+
+    def __str__(self) -> str:
+        """In percentage points."""
+        low, high = (percent(bound, sign="+") for bound in self.interval)
+        return f"{percent(self.difference, sign='+')} points ({low} to {high})"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The results of all protocols on one dataset."""
+
+    name: str  # of the dataset's folder
+    results: Sequence[ProtocolResult]  # at least one
+    remarks: Sequence[str]  # sentences below the table
+
+    @property
+    def weights(self) -> str:
+        """Student or teacher."""
+        return self.results[0].weights
+
+    @property
+    def test(self) -> Split:
+        """The test split."""
+        return self.results[0].set["test"]
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the images are those of the pre-training."""
+        return all(result.pretraining_images for result in self.results)
+
+    def table(self) -> ResultTable:
+        """A row for every measure: accuracy, interval, mean of the classes, baselines, labelled images."""
+        title = f"Accuracy in % on {self.name}, {whole(self.test.images)} test images of {self.test.classes} classes"
+        note = (
+            "95 %: bootstrap interval over test images. By class: mean of the accuracies of the classes; guessing "
+            f"gives {percent(1 / self.test.classes)}. Untrained network: same architecture, random weights. "
+            "±: standard deviation over random draws of the labelled images."
+        )
+        columns = ["", "this encoder", "95 %", "by class", *BASELINES.values(), "labelled images"]
+        rows = [
+            [
+                measure_name(key),
+                str(score),
+                f"{percent(score.interval[0])} to {percent(score.interval[1])}",
+                percent(score.mean_per_class),
+                *(str(result.baselines.get(baseline, {}).get(key, ABSENT)) for baseline in BASELINES),
+                ABSENT if key.startswith("low_shot") else whole(score.labelled or result.training_images) or ABSENT,
+            ]
+            for result in self.results
+            for key, score in result.measures.items()
+        ]
+        return ResultTable(title, " ".join([note, *self.remarks]), columns, rows)
+
+
+def read_evaluations(run: Path) -> list[Evaluation]:
+    """What ``RUN/evaluation`` holds, a dataset each; damaged files are skipped and named in the remarks."""
+    return [one for folder in sorted((run / "evaluation").glob("*/")) if (one := read_evaluation(folder))]
+
+
+def read_evaluation(folder: Path) -> Evaluation | None:
+    """What the folder of a dataset holds; None without any result."""
+    remarks: list[str] = []
+    results = [_read(ProtocolResult, folder / f"{protocol}.json", remarks) for protocol in _ORDER]
+    if gain := _read(Difference, folder / "linear-sgd-against-linear.json", remarks):
+        remarks.append(f"linear-sgd minus linear: {gain}.")
+    present = [result for result in results if result]
+    return Evaluation(folder.name, present, remarks) if present else None
+
+
+def read_tables(run: Path) -> list[ResultTable]:
+    """A table for every dataset that the encoder was evaluated on, and one for all detection runs."""
+    remarks: list[str] = []
+    rows = []
+    for path in sorted((run / "detection").glob("*/result.json")):
+        result = _read(_Detection, path, remarks)
+        values = [kind.get(key) for kind in (result.box, result.mask) for key in _PRECISIONS] if result else []
+        if any(value is not None for value in values):
+            rows.append([path.parent.name, *map(percent, values)])
+    columns = ["", *(f"{kind} {key}" for kind in ("box", "mask") for key in _PRECISIONS)]
+    note = " ".join(["Average precision of COCO in percent.", *remarks])
+    detection = [ResultTable("Detection and segmentation", note, columns, rows)] if rows else []
+    return [*(one.table() for one in read_evaluations(run)), *detection]
+
+
+@dataclass(frozen=True)
+class _Detection:
+    """Average precisions of one detection run."""
+
+    box: dict[str, Number | None] = field(default_factory=dict)
+    mask: dict[str, Number | None] = field(default_factory=dict)
+
+
+def _read(kind: type[T], path: Path, remarks: list[str]) -> T | None:
+    """The record in a file; None if it is missing, or damaged, which becomes a remark."""
+    if not path.exists():
+        return None
+    try:
+        return parse(kind, read_json(path), path, remedy="")
+    except RunFolderError:
+        remarks.append(f"{path.parent.name}/{path.name} is damaged and skipped.")
+        return None
