@@ -133,6 +133,6 @@ def _over_layers(name: str, title: str, caption: str, curves: list[Curve]) -> Fi
     heading = title if title == "eRank" else title[0].upper() + title[1:]
     panel = Panel(title, curves)
     return stacked(
-        name, title=heading, caption=caption, panels=[panel], axis="layer, 0: embeddings",
+        name, heading, [panel], caption, axis="layer, 0: embeddings",
         point=lambda layer, value: f"{number(value)} at {layer_name(int(layer))}",
     )  # fmt: skip

@@ -79,10 +79,10 @@ def at_step(x: float, y: float) -> str:
 
 def stacked(
     name: str,
-    *,
     title: str,
-    caption: str,
     panels: Sequence[Panel],
+    caption: str,
+    *,
     axis: str = "step",
     point: Callable[[float, float], str] = at_step,
     shared: bool = True,
@@ -92,8 +92,8 @@ def stacked(
     Args:
         name: unique on the page.
         title: heading and short text alternative.
-        caption: sentences; remarks on thinned, missing and hidden values follow.
         panels: from top to bottom.
+        caption: sentences; remarks on thinned, missing and hidden values follow.
         axis: name of the horizontal axis.
         point: writes a point (x, y) in words.
         shared: one horizontal axis for all panels.

@@ -113,7 +113,7 @@ def _figure(
         for group in groups for label, make in curves.items()
     ]  # fmt: skip
     caption += " Lines are means over the seeds of a method, bands span all its seeds."
-    return stacked(name, title=title, caption=caption, panels=panels, **options)
+    return stacked(name, title, panels, caption, **options)
 
 
 def _present(group: Group, make: Callable[[Entry], Curve | None]) -> list[Curve]:
