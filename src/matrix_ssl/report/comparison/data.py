@@ -25,7 +25,7 @@ _REMEDY = "move it away and run matrix-ssl compare again"
 
 @dataclass(frozen=True)
 class Score:
-    """An accuracy in [0, 1]: mean and standard deviation over n draws of the labelled images."""
+    """An accuracy in [0, 1]: mean and standard deviation over n draws of the labelled images, or over n seeds."""
 
     mean: Number
     sd: Number = 0.0
@@ -105,14 +105,6 @@ class Results:
     rows: Sequence[Run] = ()
 
 
-class Summary(NamedTuple):
-    """Mean and standard deviation (n - 1 in its denominator; 0 for n = 1) over n seeds."""
-
-    mean: float
-    sd: float
-    n: int
-
-
 class Failure(NamedTuple):
     """What failed, and its error message."""
 
@@ -135,12 +127,11 @@ class Entry:
         """Accuracy in [0, 1] by seed, of the runs that have it."""
         return {run.seed: run.accuracy[measure].mean for run in self.runs if measure in run.accuracy}
 
-    def summary(self, measure: str) -> Summary | None:
-        """Mean and standard deviation over the seeds; None without a run that has the measure."""
+    def summary(self, measure: str) -> Score | None:
+        """Mean and standard deviation (n - 1 in its denominator) over the seeds; None without the measure."""
         values = list(self.scores(measure).values())
-        if not values:
-            return None
-        return Summary(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0, len(values))
+        spread = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+        return Score(float(np.mean(values)), spread, len(values)) if values else None
 
     def cost(self, key: str) -> float | None:
         """Mean of a cost over the runs that recorded it; None when none did."""

@@ -9,7 +9,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from matrix_ssl.report.comparison.data import Comparison, Entry, Score, Summary
+from matrix_ssl.report.comparison.data import Comparison, Entry, Score
 from matrix_ssl.report.comparison.statistics import PairedDifference
 from matrix_ssl.report.comparison.words import notes, verdict
 from matrix_ssl.report.formats import ABSENT, Cell, duration, percent, points, whole
@@ -45,7 +45,7 @@ def rows(c: Comparison) -> list[Row]:
     entries = c.ranked
     baselines = {name: scores for key, name in BASELINES.items() if (scores := c.results.baselines.get(key))}
     accuracy = [
-        _accuracies(m.heading, [*(e.summary(m.key) for e in entries), *(b.get(m.key) for b in baselines.values())])
+        _accuracies(m.heading, [e.summary(m.key) for e in entries], [b.get(m.key) for b in baselines.values()])
         for m in c.measures
     ]
     nothing = [None] * len(baselines)
@@ -115,17 +115,15 @@ def markdown(c: Comparison) -> str:
     return "\n".join(lines) + "\n\n" + "\n\n".join(sentences) + "\n"
 
 
-def _accuracies(heading: str, column: Sequence[Summary | Score | None]) -> list[Cell]:
+def _accuracies(heading: str, entries: Sequence[Score | None], baselines: Sequence[Score | None]) -> list[Cell]:
+    """A column; only entries have a spread over seeds."""
+    column = [*entries, *(b and Score(b.mean) for b in baselines)]
     best = max((percent(s.mean) for s in column if s), key=float, default="")
     return [
-        Cell(heading, percent(s.mean), (f"± {percent(s.sd)}",) if _has_spread(s) else (), percent(s.mean) == best)
+        Cell(heading, percent(s.mean), (f"± {percent(s.sd)}",) if s.n > 1 else (), percent(s.mean) == best)
         if s else Cell(heading)
         for s in column
     ]  # fmt: skip
-
-
-def _has_spread(s: Summary | Score) -> bool:
-    return isinstance(s, Summary) and s.n > 1
 
 
 def _costs(
