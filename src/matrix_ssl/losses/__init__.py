@@ -3,7 +3,7 @@
 Every loss takes raw outputs (n, d): student ``z1, z2`` (after the predictor) and teacher ``p1, p2``, and l2-normalises
 their rows itself. It never communicates: under several processes gather the batch first, or sum covariances
 (``matrix_ssl.distributed``). Half precision is computed in float32 with autocast off. The teacher may carry a gradient;
-detach it if it must not.
+detach it to stop it.
 
 With J = I - 11ᵀ/n, C(a, b) = aᵀ J b / n and ridge μ the two terms of one order (p, z) are
 

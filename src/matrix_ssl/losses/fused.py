@@ -1,7 +1,7 @@
 """Losses that compute their gradient together with their value, as operators of PyTorch.
 
-An operator is opaque to ``torch.compile``: it breaks no graph, and what it decides from the data, such as the degree of
-a polynomial, it decides at every call.
+An operator is opaque to ``torch.compile``: it does not break the graph, and choices that depend on the data, such as
+the degree of a polynomial, are made at every call.
 """
 
 import functools
@@ -15,12 +15,12 @@ from matrix_ssl.matrix.precision import differentiable_once, full_precision, wit
 
 
 def fused(*, tensors: int, values: int) -> Callable[[Callable[..., Any]], Callable[..., tuple[Tensor, ...]]]:
-    """Makes a function of its first arguments, ``tensors`` of them, that is differentiable once.
+    """Decorates a function of ``tensors`` tensors and further arguments so that it is differentiable once.
 
     It returns ``values`` scalars, of which the first is the loss and the others have no gradient, and then a gradient
     for each of the tensors, with its shape and in float32 or better, or ``nothing`` where the last argument,
-    ``needed``, says that none is needed. The backward pass multiplies these by the incoming gradient; they are all that
-    is kept for it. The caller omits ``needed`` and gets the scalars.
+    ``needed``, is false. The backward pass multiplies these by the incoming gradient and needs nothing else. The caller
+    omits ``needed`` and gets the scalars.
 
     A gradient takes the dtype of its tensor only after that product: entries of 1/(nd) are below the normal numbers of
     float16, and a loss scale, which comes with the incoming gradient, cannot restore digits that are gone by then.
@@ -69,5 +69,5 @@ def fused(*, tensors: int, values: int) -> Callable[[Callable[..., Any]], Callab
 
 
 def nothing(like: Tensor) -> Tensor:
-    """Stands for a gradient that is not needed; a scalar, which no gradient of a matrix is."""
+    """Placeholder for a gradient that is not needed: a scalar, which the gradient of a matrix never is."""
     return like.new_zeros(())

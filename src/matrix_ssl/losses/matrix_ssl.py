@@ -40,7 +40,7 @@ def matrix_ssl_loss(
 
     Cost: value and gradient are computed together, and each student output saves one tensor of its own size, in
     float32 or better, until the backward pass. ``"exact"`` means up to rounding, whichever algorithm: a polynomial or a
-    quadrature gets as many terms as a bound on its error asks for. ``algorithm="auto"`` takes the cheapest; on the CPU
+    quadrature gets as many terms as a bound on its error requires. ``algorithm="auto"`` takes the cheapest; on the CPU
     the bound uses the Frobenius norm of the covariance, on other devices only what is known without waiting for them.
 
     Args:

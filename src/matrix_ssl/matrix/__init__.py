@@ -1,24 +1,25 @@
 """Matrix information theory on symmetric positive semi-definite tensors of shape (..., d, d).
 
-Notation: log is the natural logarithm of a matrix, so every entropy is in nats; λ are eigenvalues. The same quantities
-straight from features (..., n, d), one row a sample, are in ``matrix_ssl.matrix.of_features``.
+log is the natural logarithm of a matrix, so every entropy is in nats; λ are eigenvalues. The module
+``matrix_ssl.matrix.of_features`` computes the same quantities directly from features (..., n, d), one row a sample.
 
-Every function takes any leading batch dimensions and computes in float64 or float32, half precision in float32, with
+Functions accept any leading batch dimensions and compute in float64 or float32 (half precision in float32) with
 autocast off. float64 is exact to 1e-10; float32 to 1e-5, relative to the sum of the sizes of the terms, up to a
-condition number of 1e3. Gradients are finite and right where eigenvalues coincide, and with ``ridge`` at every rank;
+condition number of 1e3. Gradients are finite and correct where eigenvalues coincide, and with ``ridge`` at every rank;
 second derivatives are not provided. Run a backward pass outside of autocast, as PyTorch recommends.
 
 Without a ridge 0 log 0 counts as 0 and a zero eigenvalue, one below 2 ε √d of the largest, contributes no gradient
-where the true one is infinite. ``ridge`` adds ridge·I and is the remedy; it is never added silently.
+where the true one is infinite. ``ridge`` adds ridge·I and is the remedy; it is never added implicitly.
 
-What is wrong with an argument is raised as a ``MatrixError`` (``matrix_ssl.errors``), a ValueError that tells how far
-off it is. Shapes are always checked, values on the CPU outside of ``torch.compile``; ``validate=True`` checks them
-everywhere, at the price of waiting for the device, and ``validate=False`` nowhere. For rounding there is room:
-100 ε √d (half precision: ε √d) of the largest element between a matrix and its transpose, and of the largest eigenvalue
-below zero, with the ε of the dtype that was passed.
+An invalid argument raises a ``MatrixError`` (``matrix_ssl.errors``), a ValueError that says by how much it is wrong.
+Shapes are always checked, values on the CPU outside of ``torch.compile``; ``validate=True`` checks them everywhere, at
+the price of waiting for the device, and ``validate=False`` nowhere. Rounding is tolerated: a matrix may differ from its
+transpose by 100 ε √d (half precision: ε √d) of its largest element, and have eigenvalues below zero by as much of its
+largest, with the ε of the dtype that was passed.
 
 References:
-    Zhang, Tan, Yang, Huang and Yuan, "Matrix Information Theory for Self-Supervised Learning", ICML 2024, section 2.
+    Zhang, Tan, Yang, Huang and Yuan, "Matrix Information Theory for Self-Supervised Learning", ICML 2024, section 2,
+    https://arxiv.org/abs/2305.17326.
     Giraldo, Rao and Principe, "Measures of Entropy From Data Using Infinitely Divisible Kernels", IEEE Transactions on
     Information Theory 61(1), 2015.
     Roy and Vetterli, "The effective rank", EUSIPCO 2007.

@@ -1,9 +1,9 @@
 """Entropies of the eigenvalues (..., d) of a positive semi-definite matrix, in any order, and how zeros are treated.
 
 Rounding turns a zero eigenvalue into a small one of either sign, by up to 0.3 ε √d of the largest where that was
-measured. Zero ends at ``zero_level``, 2 ε √d of the largest. Below it, a gradient that would be infinite at zero is
-left out, and so are the eigenvalues themselves from entropies of orders below 1; other values use every eigenvalue
-above zero.
+measured. Eigenvalues below ``zero_level``, 2 ε √d of the largest, count as zero: they contribute no gradient where it
+would be infinite at zero, and nothing at all to entropies of orders below 1; other values use every eigenvalue above
+zero.
 """
 
 import math
@@ -13,9 +13,9 @@ from torch import Tensor
 
 
 def zero_level(x: Tensor, ridge: float = 0.0, *, d: int | None = None, dtype: torch.dtype | None = None) -> Tensor:
-    """What counts as zero, (..., 1): 2 ε √d of the largest of x (..., d); with a ridge only zero itself does.
+    """The bound below which a value counts as zero, (..., 1): 2 ε √d of the largest of x (..., d), 0 with a ridge.
 
-    ``d`` and the dtype of ε are those of ``x`` unless given.
+    ``d`` and the dtype of ε are those of ``x`` by default.
     """
     largest = x.detach().abs().amax(-1, keepdim=True)
     units = 0.0 if ridge > 0 else 2 * math.sqrt(x.shape[-1] if d is None else d)

@@ -1,4 +1,4 @@
-"""Covariances of features, and the smaller one of the two matrices that carry their spectrum."""
+"""Covariances of features, and the smaller of the two matrices that have their spectrum."""
 
 import math
 
@@ -20,7 +20,7 @@ def covariance(x: Tensor, *, validate: bool | None = None) -> Tensor:
         (..., d, d), symmetric positive semi-definite, of rank below n. Divided by n, not by n - 1.
 
     Raises:
-        MatrixError: ``x`` is no matrix, empty, or not finite.
+        MatrixError: ``x`` is not a matrix, empty, or not finite.
     """
     rows = centred_rows(x, "x", validate)
     with without_autocast(rows):
@@ -39,7 +39,7 @@ def cross_covariance(x: Tensor, y: Tensor, *, validate: bool | None = None) -> T
         (..., d, e).
 
     Raises:
-        MatrixError: an argument is no matrix, empty, or not finite, or the numbers of rows differ.
+        MatrixError: an argument is not a matrix, empty, or not finite, or the numbers of rows differ.
     """
     a, b = centred_rows(x, "x", validate), centred_rows(y, "y", validate)
     check_same_samples(a, b)
@@ -51,7 +51,7 @@ def check_same_samples(x: Tensor, y: Tensor) -> None:
     """Raises unless both have the same number of rows."""
     if x.shape[-2] != y.shape[-2]:
         raise MatrixShapeError(
-            f"x and y have the shapes {tuple(x.shape)} and {tuple(y.shape)}: their rows have to be the same samples."
+            f"Arguments x and y have the shapes {tuple(x.shape)} and {tuple(y.shape)}: they must have the same samples."
         )
 
 

@@ -17,13 +17,13 @@ from matrix_ssl.matrix.validation import (
 def matrix_cross_entropy(p: Tensor, q: Tensor, *, ridge: float = 0.0, validate: bool | None = None) -> Tensor:
     """Matrix cross-entropy MCE(P, Q) = tr(-P log Q + Q), of P + ridge·I and Q + ridge·I.
 
-    For given P it is smallest, ME(P), at Q = P. It is +inf where Q is singular and P is not zero on an eigenvector of
+    For a fixed P it is smallest, ME(P), at Q = P. It is +inf where Q is singular and P is not zero on an eigenvector of
     a zero eigenvalue of Q, and finite otherwise: an eigenvalue of Q counts as zero below 2 ε √d of its largest, P as
     zero below 2 ε √d of its Frobenius norm, ε that of the dtype. Directions in which Q is zero contribute no gradient
     but that of tr Q. It is computed in float64: in float32 a logarithm errs by 1e-7 times the condition number.
 
     Args:
-        p: (..., d, d), symmetric positive semi-definite, which is taken on trust: its eigenvalues are not computed.
+        p: (..., d, d), symmetric positive semi-definite, which is not checked: its eigenvalues are not computed.
         q: (..., d, d), symmetric positive semi-definite; leading dimensions are broadcast.
         ridge: μ ≥ 0, added to both.
         validate: whether to check values; by default on the CPU outside of ``torch.compile``.
@@ -51,7 +51,7 @@ def matrix_kl(p: Tensor, q: Tensor, *, ridge: float = 0.0, validate: bool | None
     Equal to MCE(P, Q) - ME(P). Not negative but for rounding, and zero only at P = Q. Like the cross-entropy it is
     +inf where the support of P does not lie in that of Q, by the same tolerance.
 
-    Args, raises as in ``matrix_cross_entropy``; here ``p`` has to be positive semi-definite, too.
+    Args, raises as in ``matrix_cross_entropy``; here ``p`` must be positive semi-definite, too.
 
     Returns:
         (...).

@@ -17,7 +17,7 @@ def matrix_entropy(a: Tensor, *, ridge: float = 0.0, validate: bool | None = Non
     """Matrix entropy ME(A) = -tr(A log A) + tr A, of A + ridge·I.
 
     Among matrices of trace one it is largest, log d + 1, at I/d and smallest, 1, at rank one. Its gradient, -log A, is
-    infinite at a zero eigenvalue, which is left out of it; see ``matrix_ssl.matrix`` for this, rounding and checks.
+    infinite at a zero eigenvalue, which contributes none; see ``matrix_ssl.matrix`` for this, rounding and checks.
 
     Args:
         a: (..., d, d), symmetric positive semi-definite.
@@ -56,7 +56,7 @@ def renyi_entropy(a: Tensor, *, alpha: float, ridge: float = 0.0, validate: bool
     eigenvalues; alpha = ∞ is -log of the largest eigenvalue of ρ. The zero matrix gives 0.
 
     Above alpha = 1 the derivative at a zero eigenvalue is finite and part of the gradient. Below, it is infinite and
-    left out. For alpha = 2 positive semi-definiteness is judged by ‖A‖_F ≤ tr A alone, which it implies.
+    omitted. For alpha = 2 only ‖A‖_F ≤ tr A is checked, which positive semi-definiteness implies.
 
     Args:
         a: (..., d, d), symmetric positive semi-definite.
@@ -78,16 +78,16 @@ def renyi_entropy(a: Tensor, *, alpha: float, ridge: float = 0.0, validate: bool
 
 
 def renyi_entropy_of(
-    full: Tensor, given: Tensor, name: str, *, alpha: float, ridge: float = 0.0, validate: bool | None = None
+    full: Tensor, argument: Tensor, name: str, *, alpha: float, ridge: float = 0.0, validate: bool | None = None
 ) -> Tensor:
-    """The Rényi entropy of a symmetric matrix in full precision; an error speaks of ``given`` by its name."""
+    """The Rényi entropy of a symmetric matrix in full precision; errors name ``argument``."""
     check_entropy_order(alpha)
     if alpha == 2:
         squared_norm, trace = norm_and_trace(full, ridge, full.shape[-1])
-        check_purity(squared_norm, trace, given, name, validate)
+        check_purity(squared_norm, trace, argument, name, validate)
         return collision_entropy(squared_norm, trace)
     eigenvalues = torch.linalg.eigvalsh(full)
-    check_positive_semidefinite(eigenvalues + ridge, given, name, validate)
+    check_positive_semidefinite(eigenvalues + ridge, argument, name, validate)
     return _eigenvalues.renyi_entropy(eigenvalues, alpha, ridge)
 
 

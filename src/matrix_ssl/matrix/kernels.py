@@ -61,6 +61,5 @@ def _two_kernels(k1: Tensor, k2: Tensor, validate: bool | None) -> tuple[Tensor,
 
 def _joint_entropy(first: Tensor, second: Tensor, dtype: torch.dtype, alpha: float, validate: bool | None) -> Tensor:
     product = first * second
-    # what counts as rounding follows the dtype that was passed
-    given = product.detach().to(dtype)
-    return renyi_entropy_of(product, given, "k1 * k2", alpha=alpha, validate=validate)
+    rounded = product.detach().to(dtype)  # the tolerance is that of the dtype that was passed
+    return renyi_entropy_of(product, rounded, "k1 * k2", alpha=alpha, validate=validate)

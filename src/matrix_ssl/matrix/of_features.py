@@ -1,15 +1,15 @@
-"""The quantities of ``matrix_ssl.matrix`` straight from features (..., n, d), one row a sample, on the smaller side.
+"""The quantities of ``matrix_ssl.matrix`` directly from features (..., n, d), one row a sample, on the smaller side.
 
 Entropies, divergences, ``effective_rank`` and ``log_det`` are those of C + ridge·I, C = (x - mean)ᵀ (x - mean) / n the
 covariance; ``joint_entropy`` and ``mutual_information`` those of linear kernels, the inner products of rows scaled to
 length one. With m = min(n, d) the eigenvalues of C are those of an m x m matrix and d - m zeros, and a logarithm is
 carried to the side of the samples by ψ(x) = log(1 + x / μ) / x: log(BᵀB + μI) = log(μ) I + Bᵀ ψ(BBᵀ) B.
 
-Numerics, checks and errors are those of ``matrix_ssl.matrix``; shapes and finiteness are all that can be wrong with
-features. Divergences are computed in the dtype of the features here: in float32 they err by up to 1e-7 times the
-condition number times tr P. Without a ridge the gradient of the matrix and the von Neumann entropy is right at rank
-deficiency, too, since σ² log σ² has the derivative zero at σ = 0. At exact collapse, where all rows are equal, an
-entropy of a matrix scaled to trace one is 0 and has no gradient without a ridge.
+Numerics, checks and errors are those of ``matrix_ssl.matrix``; of features only shapes and finiteness are checked.
+Divergences are computed in the dtype of the features: in float32 they err by up to 1e-7 times the condition number
+times tr P. Without a ridge the gradient of the matrix and the von Neumann entropy is correct at rank deficiency, too,
+since σ² log σ² has the derivative zero at σ = 0. At exact collapse, where all rows are equal, an entropy of a matrix
+scaled to trace one is 0 and has no gradient without a ridge.
 """
 
 import math
@@ -68,8 +68,8 @@ def log_det(x: Tensor, *, ridge: float = 0.0, validate: bool | None = None) -> T
     n, d = rows.shape[-2:]
     if n <= d and ridge == 0:
         raise NotPositiveDefiniteError(
-            f"argument 'x', shape {tuple(x.shape)}: the covariance of {n} rows has rank {n - 1} at most, below {d}, "
-            f"and its determinant is zero. Pass more rows or ridge=."
+            f"Argument 'x' (shape {tuple(x.shape)}): the covariance of {n} rows has rank {n - 1} at most, below {d}, "
+            f"so its determinant is zero. Pass more rows or ridge=."
         )
     gram = small_gram(rows)
     if n > d:
@@ -106,7 +106,7 @@ def matrix_kl(x: Tensor, y: Tensor, *, ridge: float = 0.0, validate: bool | None
     a, b = _two_centred_rows(x, y, ridge, validate)
     if ridge == 0 or b.shape[-2] >= b.shape[-1]:
         return divergence.kl_of(_dense(a), _dense(b), ridge, b.dtype)[0]
-    # log(ridge)·(tr P + d·ridge) stands in both logarithms and would cancel digits: left out of both
+    # log(ridge)·(tr P + d·ridge) is part of both logarithms and would cancel digits: omitted from both
     eigenvalues = torch.linalg.eigvalsh(small_gram(a)).clamp_min(0)
     own = ((eigenvalues + ridge) * torch.log1p(eigenvalues / ridge)).sum(-1)
     return own - _trace_of_log1p(a, b, ridge) - _trace(a) + _trace(b)

@@ -1,4 +1,4 @@
-"""How many directions a matrix spans: effective rank, coding rate, spectrum."""
+"""Measures of the number of directions that a matrix spans: effective rank, coding rate, spectrum."""
 
 import torch
 from torch import Tensor
@@ -27,11 +27,11 @@ def effective_rank(x: Tensor, *, validate: bool | None = None) -> Tensor:
         (...).
 
     Raises:
-        MatrixError: ``x`` is no matrix, empty, or not finite.
+        MatrixError: ``x`` is not a matrix, empty, or not finite.
 
     References:
         Roy and Vetterli, EUSIPCO 2007, definition 1.
-        Garrido, Balestriero, Najman and LeCun, "RankMe", ICML 2023.
+        Garrido, Balestriero, Najman and LeCun, "RankMe", ICML 2023, https://arxiv.org/abs/2210.02885.
     """
     full = checked_matrix(x, "x", validate)
     if full.dtype == torch.float64:
@@ -58,14 +58,14 @@ def coding_rate(features: Tensor, *, distortion: float = 0.5, validate: bool | N
         (...), in nats.
 
     Raises:
-        MatrixError: ``features`` is no matrix, empty, or not finite.
+        MatrixError: ``features`` is not a matrix, empty, or not finite.
         ValueError: the distortion is not above zero.
 
     References:
         Ma, Derksen, Hong and Wright, "Segmentation of multivariate mixed data via lossy data coding and compression",
         IEEE TPAMI 29(9), 2007; here without a mean.
         Yu, Chan, You, Song and Ma, "Learning diverse and discriminative representations via the principle of maximal
-        coding rate reduction", NeurIPS 2020: R(Z, ε).
+        coding rate reduction", NeurIPS 2020, https://arxiv.org/abs/2006.08558: R(Z, ε).
     """
     check_positive(distortion=distortion)
     rows = checked_matrix(features, "features", validate)
@@ -88,7 +88,7 @@ def spectrum(features: Tensor, *, validate: bool | None = None) -> Tensor:
         them off their mean: an entropy of 0 either way.
 
     Raises:
-        MatrixError: ``features`` is no matrix, empty, or not finite.
+        MatrixError: ``features`` is not a matrix, empty, or not finite.
     """
     rows = centred_rows(features, "features", validate)
     tiny = torch.finfo(rows.dtype).tiny

@@ -1,4 +1,4 @@
-"""Encoders without their classifiers: the small one of this package, torchvision's and timm's."""
+"""Encoders without their classifiers: the small one of this package, those of torchvision and of timm."""
 
 import warnings
 from typing import Literal
@@ -26,8 +26,8 @@ def build_encoder(
             ``"timm/NAME"``.
         channels: 1 or 3.
         image_size: side of the square input, in pixels.
-        stem: torchvision ResNets only. ``"small"`` replaces the 7x7 stride-2 convolution by a 3x3 one and drops the
-            max-pooling, ``"auto"`` does so for images of at most 64 pixels.
+        stem: torchvision ResNets only. ``"small"`` replaces the 7x7 stride-2 convolution by a 3x3 one and removes the
+            max-pooling; ``"auto"`` does so for images of at most 64 pixels.
         width: channels of the first stage of ``tiny_resnet``.
 
     Returns:
@@ -59,7 +59,7 @@ def _torchvision_encoder(name: str, image_size: int, stem: str) -> nn.Module:
         )
     sized = {"image_size": image_size} if name.startswith("vit_") else {}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # googlenet and inception announce another initialisation
+        warnings.simplefilter("ignore", FutureWarning)  # googlenet and inception announce a different initialisation
         try:
             encoder = torchvision.models.get_model(name, weights=None, **sized)
         except AssertionError as error:  # a vision transformer checks the size when it is built
@@ -74,7 +74,7 @@ def _torchvision_encoder(name: str, image_size: int, stem: str) -> nn.Module:
         raise ConfigError(f"network.stem='small' is for ResNets, not for {name!r}: use --set network.stem=standard.")
     linear = [path for path, module in encoder.named_modules() if isinstance(module, nn.Linear)]
     if not linear or hasattr(encoder, "aux_logits"):
-        raise ConfigError(f"network.encoder={name!r} has no single linear classifier to remove: choose another one.")
+        raise ConfigError(f"network.encoder={name!r} has no single linear classifier: choose a different encoder.")
     parent, _, last = linear[-1].rpartition(".")
     setattr(encoder.get_submodule(parent), last, nn.Identity())
     return encoder
@@ -103,7 +103,7 @@ def _feature_dim(encoder: nn.Module, name: str, channels: int, image_size: int) 
         raise _wrong_size(name, image_size, error) from error
     encoder.train(was_training)
     if features.ndim != 2:
-        raise ConfigError(f"network.encoder={name!r} gives features of shape {tuple(features.shape)}, expected (n, k).")
+        raise ConfigError(f"network.encoder={name!r} has features of shape {tuple(features.shape)}, expected (n, k).")
     return features.shape[1]
 
 

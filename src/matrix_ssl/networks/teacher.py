@@ -12,10 +12,10 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def make_teacher(student: Network) -> Network:
-    """A copy that takes no gradient and whose BatchNorm buffers only ``update_teacher`` moves.
+    """A copy without gradient, whose BatchNorm buffers only ``update_teacher`` changes.
 
-    The teacher's forward runs in training mode, on batch statistics. Left alone that would also move its running
-    statistics; momentum zero in its BatchNorm layers leaves them to the moving average.
+    The teacher's forward runs in training mode, on batch statistics. That would also change its running statistics;
+    momentum zero in its BatchNorm layers leaves them to the moving average.
     """
     teacher = copy.deepcopy(student).requires_grad_(False)
     for module in teacher.modules():
@@ -28,7 +28,7 @@ def make_teacher(student: Network) -> Network:
 def update_teacher(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
     """teacher ← momentum · teacher + (1 - momentum) · student.
 
-    Floating-point buffers follow by the same average, so that the teacher can be evaluated with its own running
+    Floating-point buffers follow the same average, so that the teacher can be evaluated with its own running
     statistics; integer counters are copied. Both modules must have the same structure.
     """
     averaged: tuple[list[Tensor], list[Tensor]] = ([], [])

@@ -33,9 +33,9 @@ def tolerance(dtype: torch.dtype) -> float:
 def choose(square: Tensor, ridge: float, algorithm: str = "auto") -> Plan:
     """The plan for log(A + ridge·I), A symmetric positive semi-definite with a trace of at most one, from A².
 
-    On the CPU ‖A²‖_F bounds the square of the largest eigenvalue, and closely where one stands out. Elsewhere reading
-    it would make the device wait, so the bound is the trace's, 1, and there is no eigen-decomposition, which is slow on
-    a GPU, unless it is asked for.
+    On the CPU ‖A²‖_F bounds the square of the largest eigenvalue, closely where one eigenvalue dominates. On other
+    devices reading it would make the device wait: there the bound is the trace's, 1, and ``"auto"`` never chooses the
+    eigen-decomposition, which is slow on a GPU.
     """
     adaptive = square.device.type == "cpu"
     largest = _round_up(max(float(torch.linalg.matrix_norm(square)) ** 0.5, 1e-3 * ridge)) if adaptive else 1.0
@@ -63,7 +63,7 @@ def plan(ridge: float, largest: float, accepted: float, algorithm: str, *, may_d
 
 
 def _round_up(x: float) -> float:
-    """To a sixteenth of an octave, so that one plan serves many steps."""
+    """The next sixteenth of an octave, so that many steps share one plan."""
     return 2 ** (math.ceil(16 * math.log2(x)) / 16) if math.isfinite(x) else x
 
 

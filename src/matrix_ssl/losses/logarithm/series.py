@@ -1,7 +1,7 @@
 """Polynomials instead of the logarithm: Taylor's, as published, and Chebyshev's, whose degree follows from a bound.
 
-A ``LogSeries`` stands for log(x + ridge) on x ≥ 0 as ``at_zero`` + φ(y), y = scale·x + shift, where φ is a polynomial
-with φ = 0 at x = 0, kept by its coefficients in Chebyshev polynomials T_k(y). Powers of y would do for a few terms
+A ``LogSeries`` approximates log(x + ridge) on x ≥ 0 by ``at_zero`` + φ(y), y = scale·x + shift, where φ is a polynomial
+with φ = 0 at x = 0, given by its coefficients in Chebyshev polynomials T_k(y). Powers of y would work for a few terms
 only: their coefficients grow like 2.4 to the degree.
 """
 
@@ -109,7 +109,7 @@ def symmetric_polynomial(y: Tensor, square: Tensor, w: Tensor, coefficients: Coe
 
 
 def _chebyshev_matrices(y: Tensor, square: Tensor, w: Tensor, step: int) -> tuple[list[Tensor], list[Tensor]]:
-    """T_1 to T_step of Y and their derivatives in the direction W; T_2 takes the place of the square."""
+    """T_1 to T_step of Y and their derivatives in the direction W; T_2 overwrites the square."""
     matrices, derivatives = [y], [w]
     if step > 1:
         square.mul_(2).diagonal().sub_(1)
