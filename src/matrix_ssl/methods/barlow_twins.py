@@ -23,11 +23,7 @@ from matrix_ssl import networks
 from matrix_ssl.config import OptimizerConfig, RunConfig
 from matrix_ssl.config.views import asymmetric_views
 from matrix_ssl.losses import check_not_negative, check_rows, cross_product_norm, in_full_precision
-from matrix_ssl.methods._base import (
-    Method,
-    StepOutput,
-    gather_outputs,
-)
+from matrix_ssl.methods._base import Method, StepOutput, gather_outputs
 
 REDUNDANCY_WEIGHT = 0.0051  # section 2.2 and the code
 EPSILON = 1e-5  # added to the variances, as the BatchNorm of the published code does

@@ -21,10 +21,7 @@ from matrix_ssl import networks
 from matrix_ssl.config import Fraction, OptimizerConfig, RunConfig
 from matrix_ssl.config.views import asymmetric_views
 from matrix_ssl.losses import MEC_DEFAULTS, Logarithm, mec_loss
-from matrix_ssl.methods._base import (
-    StepOutput,
-    gather_outputs,
-)
+from matrix_ssl.methods._base import StepOutput, gather_outputs
 from matrix_ssl.methods._teacher import TeacherMethod
 
 _FIRST_DISTORTION = 8.0  # times the distortion, where the code's warm-up starts

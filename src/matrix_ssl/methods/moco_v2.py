@@ -28,11 +28,7 @@ from matrix_ssl import networks
 from matrix_ssl.config import Fraction, OptimizerConfig, RunConfig
 from matrix_ssl.config.views import symmetric_view
 from matrix_ssl.losses import check_positive, check_rows, in_full_precision, unit_rows
-from matrix_ssl.methods._base import (
-    StepOutput,
-    gather_outputs,
-    mean_over_processes,
-)
+from matrix_ssl.methods._base import StepOutput, gather_outputs, mean_over_processes
 from matrix_ssl.methods._teacher import TeacherMethod
 
 TEMPERATURE = 0.2  # section 3 of v2
