@@ -48,14 +48,14 @@ MISTAKES = [
     (["pretrain", "photos/cats"], "'photos/cats' is a path, not a recipe: write --data photos/cats."),
     (["pretrain"], "recipe 'images' has no dataset of its own: give --data FOLDER."),
     (["pretrain", "--data", "absent"], "'absent' is not a file or folder here"),
-    (["pretrain", "--data", "empty"], "empty: the folder is empty; give one with images"),
+    (["pretrain", "--data", "empty"], "empty: the folder is empty; choose one with images"),
     (["pretrain", "--data", "one"], "batch_size=256 is larger than the 1 images of 'one'"),
     (["pretrain", "--data", "few", "--set", "batch_size=8"], "use --set batch_size=4 or add images."),
     (["pretrain", "--data", "texts"], "no image among 1 files with the extensions .txt (1)"),
-    (["pretrain", "--data", "few/000.jpg"], "few/000.jpg is a single image; give a folder of images"),
+    (["pretrain", "--data", "few/000.jpg"], "few/000.jpg is a single image; name a folder of images"),
     (["pretrain", "--data", "digits"], "'digits' have 1 channels, recipe 'images' is for 3"),
     (["pretrain", "cifar10", "--data", "digits"], "recipe 'cifar10' is for 3 (data.mean has one number a channel)"),
-    (["pretrain", "cifar10"], "cifar10: the folder that holds it is not known; give --data-root"),
+    (["pretrain", "cifar10"], "cifar10: the folder that holds it is unknown; use --data-root"),
     (["pretrain", "cifar10", "--data-root", "absent"], "absent"),
     (["pretrain", "demo", "--data", "few"], "'few' have 3 channels, recipe 'demo' is for 1"),
     (["pretrain", "demo", "--device", "cuda"], "--device cuda: PyTorch sees no GPU here; use --device cpu."),
@@ -146,14 +146,14 @@ def test_too_many_unreadable_images_end_the_run(tmp_path: Path) -> None:
 def test_no_readable_image_at_all(tmp_path: Path) -> None:
     for path in make_images(tmp_path / "photos", 20):
         path.write_text("this is text")
-    assert "images of 'photos' in a row cannot be read" in fail(tmp_path, from_files("photos"))
+    assert "images in a row cannot be read" in fail(tmp_path, from_files("photos"))
 
 
 def test_a_data_folder_without_permission(open_folder: Path) -> None:
     make_images(open_folder / "photos", 20)
     (open_folder / "photos").chmod(0o000)
     message = fail(open_folder, from_files("photos"), before=AS_NOBODY)
-    assert message == "photos: no permission to list the folder; allow it to be read."
+    assert message == "photos: no permission to list the folder; allow it."
     (open_folder / "photos").chmod(0o755)
     assert not (open_folder / "r").exists()
 
@@ -257,7 +257,7 @@ class TestARunThatCannotBeUsed:
             (run / name).unlink()
         before = contents(run.parent)
         message = fail(run.parent, command)
-        assert message == "r has no encoder.safetensors yet: let its pre-training finish."
+        assert message == "r has no encoder.safetensors yet; let its pre-training finish."
         assert contents(run.parent) == before
 
     def test_damaged(self, run: Path, command: list[str]) -> None:

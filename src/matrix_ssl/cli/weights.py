@@ -9,7 +9,7 @@ import click
 from matrix_ssl.cli import options
 from matrix_ssl.errors import ConfigError
 
-# as formats.FORMATS, which a test compares: importing that file takes seconds
+# as exporting.FORMATS, which a test compares: importing that file takes seconds
 _FORMATS = ("safetensors", "torchvision", "timm", "huggingface", "detectron2", "onnx")
 _ENDINGS = (".tar", ".pth", ".pt", ".ckpt", ".bin", ".safetensors")
 

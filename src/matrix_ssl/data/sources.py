@@ -43,15 +43,15 @@ def open_source(name_or_path: str, *, split: Split, data_root: Path | None, down
         DataError: the dataset is absent, empty or damaged, or has no such split.
         MissingExtra: ``hf:`` without the package ``datasets``.
     """
-    parts = find_splits(name_or_path, data_root=data_root, download=download)
+    splits = find_splits(name_or_path, data_root=data_root, download=download)
     if split == "train":
-        return parts.train()
-    if parts.test is None:
+        return splits.train()
+    if splits.test is None:
         raise DataError(
             f"{name_or_path} has no test split: no folder or .npz file is named test or val; "
             f"add one, or hold out some of the training images."
         )
-    return parts.test()
+    return splits.test()
 
 
 def has_test_split(name_or_path: str, *, data_root: Path | None, download: bool = False) -> bool:
