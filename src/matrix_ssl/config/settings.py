@@ -23,8 +23,12 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 # settings that do not decide what a run computes: a moved dataset is still the same run, its digest says that it is
 MAY_CHANGE = ("data.source", "data.workers", "log_every", "checkpoint_every", "max_bad_steps")
 
-# names of earlier versions, which their run folders keep: settings of the data, and recipes
-RENAMED_DATA = {"pictures": "images"}
+# names of earlier versions, which their run folders keep: counts in JSON files, and recipes
+RENAMED_COUNTS = {
+    "pictures": "images",
+    "pictures_without_instances": "images_without_instances",
+    "training_pictures": "training_images",
+}
 RENAMED_RECIPES = {"pictures": "images", "pictures_small": "images_small"}
 
 
@@ -156,7 +160,8 @@ def from_dict(values: Mapping[str, Any]) -> RunConfig:
     Raises:
         ConfigError: a key is unknown, or a value has the wrong type or is out of range.
     """
-    return build(RunConfig, _current(values))
+    data = values.get("data") if isinstance(values, Mapping) else None
+    return build(RunConfig, {**values, "data": current_names(data)} if isinstance(data, dict) else values)
 
 
 def differences(old: RunConfig, new: RunConfig) -> list[str]:
@@ -165,9 +170,6 @@ def differences(old: RunConfig, new: RunConfig) -> list[str]:
     return changes(to_dict(dataclasses.replace(old, recipe=recipe)), to_dict(new), but=MAY_CHANGE)
 
 
-def _current(values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The values with today's keys."""
-    data = values.get("data") if isinstance(values, Mapping) else None
-    if not isinstance(data, Mapping):
-        return values
-    return {**values, "data": {RENAMED_DATA.get(key, key): value for key, value in data.items()}}
+def current_names(values: dict[str, Any]) -> dict[str, Any]:
+    """One object of a run folder's JSON with today's keys for counts; a class of images may be called as an old key."""
+    return {RENAMED_COUNTS.get(key, key) if isinstance(value, int) else key: value for key, value in values.items()}

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
+from matrix_ssl.config import current_names
 from matrix_ssl.errors import RunFolderError
 
 TEMPORARY = ".tmp"
@@ -67,13 +68,13 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Reads a JSON file of a run folder.
+    """Reads a JSON file of a run folder; counts of earlier versions get their names of today.
 
     Raises:
         RunFolderError: it is missing or damaged.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"), object_hook=current_names)
     except FileNotFoundError:
         raise RunFolderError(f"{path.parent} is not a run folder: it has no {path.name}.") from None
     except (OSError, ValueError) as error:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from matrix_ssl.config import RunConfig
+from matrix_ssl.config import RunConfig, current_names
 from matrix_ssl.report.figures import Curve
 from matrix_ssl.report.tables import Evaluation, read_evaluations
 from matrix_ssl.runs.folder import ENVIRONMENT, EVALUATION, METRICS, SUMMARY, read_config
@@ -155,7 +155,7 @@ def _read_object(path: Path, notes: list[Note]) -> Mapping[str, Any]:
     if not path.is_file():
         return {}
     try:
-        values = json.loads(path.read_bytes())
+        values = json.loads(path.read_bytes(), object_hook=current_names)
     except ValueError:
         values = None
     if not isinstance(values, dict):
