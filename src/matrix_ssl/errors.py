@@ -1,7 +1,7 @@
-"""Errors meant for a person: one sentence that names the value, the place and the remedy.
+"""Errors for the user: one sentence that names the value, the place and the remedy.
 
-The command line prints the sentence without a traceback and ends with ``exit_code``. Everything else that escapes
-is a defect of this package and keeps its traceback.
+The command line prints the sentence without a traceback and ends with ``exit_code``. Any other exception is a defect of
+this package and keeps its traceback.
 """
 
 import difflib
@@ -9,13 +9,13 @@ from collections.abc import Iterable
 
 
 class MatrixSSLError(Exception):
-    """Base of every error that a user can mend."""
+    """Base of every error that a user can fix."""
 
     exit_code = 1
 
 
 class ConfigError(MatrixSSLError):
-    """A setting is unknown, has the wrong type or cannot work with another one."""
+    """A setting is unknown, has the wrong type or conflicts with another setting."""
 
     exit_code = 2
 
@@ -49,11 +49,11 @@ class RunFolderError(MatrixSSLError):
 
 
 class TrainingError(MatrixSSLError):
-    """Training cannot go on, for example because the loss is not a number."""
+    """Training cannot continue, for example because the loss is not a number."""
 
 
 class ProcessError(MatrixSSLError):
-    """One process of several, not the first, has met an error that the others have not."""
+    """One process of several, not the first, met an error that the others did not."""
 
 
 class MatrixError(MatrixSSLError, ValueError):
@@ -89,20 +89,22 @@ class NotPositiveSemidefiniteError(MatrixError):
 
 
 class NotPositiveDefiniteError(MatrixError):
-    """An eigenvalue is zero or below where all have to be above."""
+    """An eigenvalue is zero or negative where all must be positive."""
 
 
 class MissingExtra(MatrixSSLError):
     """An optional dependency is not installed."""
 
     def __init__(self, package: str, extra: str):
-        super().__init__(f"the package {package!r} is not installed: pip install 'matrix-ssl[{extra}]'")
+        super().__init__(
+            f"The package {package!r} is not installed: in the clone of matrix-ssl, run "
+            f"pip install -e '.[{extra}]' -c constraints.txt"
+        )
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """``" Did you mean 'x'?"`` for the closest of ``known``, or all of them when none is close."""
-    options = sorted(known)
-    close = difflib.get_close_matches(word, options, n=1, cutoff=0.6)
-    if close:
+    names = sorted(known)
+    if close := difflib.get_close_matches(word, names, n=1, cutoff=0.6):
         return f" Did you mean {close[0]!r}?"
-    return f" Known: {', '.join(options)}." if options else ""
+    return f" Known: {', '.join(names)}." if names else ""

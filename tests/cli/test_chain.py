@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from matrix_ssl.cli import chain
-from matrix_ssl.cli.chain import Coco, Stage
+from matrix_ssl.cli import stages
+from matrix_ssl.cli.stages import Coco, Stage
 from matrix_ssl.errors import ConfigError, DataError
 from matrix_ssl.runs.files import read_json
 from tests.support import runs
@@ -26,21 +26,21 @@ def make_plan(**changes: object) -> list[Stage]:
         "transfer": ["a/birds"], "coco": COCO, "architectures": ["fpn", "c4"],
         "evaluate_settings": ["fine_tune.epochs=2"], "detect_settings": ["epochs=3"],
     }  # fmt: skip
-    return chain.plan(Path("r"), **(given | changes))  # type: ignore[arg-type]
+    return stages.plan(Path("r"), **(given | changes))  # type: ignore[arg-type]
 
 
 def test_the_stages_and_their_commands() -> None:
-    stages = make_plan()
-    assert [stage.name for stage in stages] == [
+    plan = make_plan()
+    assert [stage.name for stage in plan] == [
         "pre-training", "knn, linear", "fine-tune", "transfer to birds", "detection, fpn", "detection, c4", "report",
     ]  # fmt: skip
-    assert chain.summary(stages[:4]).splitlines() == [
+    assert stages.summary(plan[:4]).splitlines() == [
         "matrix-ssl pretrain demo --out r --device cpu",
         "matrix-ssl evaluate r --protocol knn,linear --device cpu",
         "matrix-ssl evaluate r --protocol fine-tune --set fine_tune.epochs=2 --device cpu",
         "matrix-ssl evaluate r --protocol transfer --data a/birds --device cpu",
     ]
-    detect = stages[4].arguments
+    detect = plan[4].arguments
     assert detect[:9] == ("detect", *COCO.arguments()) and "--encoder r" in " ".join(detect)
     assert " ".join(detect).endswith("--out r/detection/fpn --set epochs=3 --device cpu")
 
@@ -55,21 +55,21 @@ def test_several_processes_for_what_can_use_them() -> None:
 
 
 def test_a_finished_encoder_needs_no_pretraining_and_no_detection_set_no_detection() -> None:
-    stages = make_plan(pretrain=[], data=["--data", "cats"], coco=None)
-    assert [stage.name for stage in stages] == ["knn, linear", "fine-tune", "transfer to birds", "report"]
-    assert "--data cats" in " ".join(stages[0].arguments)
+    plan = make_plan(pretrain=[], data=["--data", "cats"], coco=None)
+    assert [stage.name for stage in plan] == ["knn, linear", "fine-tune", "transfer to birds", "report"]
+    assert "--data cats" in " ".join(plan[0].arguments)
 
 
 def test_protocols_on_features_share_a_command() -> None:
-    assert chain.group_protocols("knn,fine-tune, linear,knn", []) == [["knn", "linear"], ["fine-tune"]]
+    assert stages.group_protocols("knn,fine-tune, linear,knn", []) == [["knn", "linear"], ["fine-tune"]]
     with pytest.raises(ConfigError, match="Did you mean 'knn'"):
-        chain.group_protocols("knm", [])
+        stages.group_protocols("knm", [])
     with pytest.raises(ConfigError, match=r"Unknown setting 'fine_tune\.epoch'"):
-        chain.group_protocols("knn", ["fine_tune.epoch=1"])
+        stages.group_protocols("knn", ["fine_tune.epoch=1"])
     with pytest.raises(ConfigError, match="architecture=fpm"):
-        chain.check_detection("fpm", [])
+        stages.check_detection("fpm", [])
     with pytest.raises(ConfigError, match="Unknown setting 'epoch'"):
-        chain.check_detection("fpn", ["epoch=1"])
+        stages.check_detection("fpn", ["epoch=1"])
 
 
 @pytest.mark.parametrize(
@@ -85,14 +85,14 @@ def test_a_detection_set_is_found(tmp_path: Path, names: list[str], images: tupl
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True, parents=True)
         path.mkdir() if name.endswith("/") else path.touch()
-    found = chain.find_coco(tmp_path)
+    found = stages.find_coco(tmp_path)
     assert (found.train_images.name, found.val_images.name) == images
     assert found.val_annotations.exists() and "val" in found.val_annotations.name
     (tmp_path / "old_train").mkdir()
     with pytest.raises(DataError, match=r"expected one folder or \.tar of images \*train\*, found old_train, "):
-        chain.find_coco(tmp_path)
+        stages.find_coco(tmp_path)
     with pytest.raises(DataError, match="found none"):
-        chain.find_coco(tmp_path / "old_train")
+        stages.find_coco(tmp_path / "old_train")
 
 
 def chain_command(*more: str) -> list[str]:
@@ -112,7 +112,7 @@ def test_a_stopped_chain_goes_on(tmp_path: Path) -> None:
             time.sleep(0.05)
         process.send_signal(signal.SIGTERM)
         assert process.wait(runs.PATIENCE) == 128 + signal.SIGTERM
-    assert "stopped by SIGTERM during a chain; the same command resumes." in (tmp_path / "err").read_text()
+    assert "Stopped by SIGTERM during a chain. Run the same command to resume." in (tmp_path / "err").read_text()
     assert "Traceback" not in (tmp_path / "err").read_text() and not (tmp_path / "c" / "chain.json").exists()
 
     ended = succeed(tmp_path, chain_command())
@@ -121,7 +121,7 @@ def test_a_stopped_chain_goes_on(tmp_path: Path) -> None:
     assert (folder / "knn.json").exists() and (folder / "linear-sgd.json").exists()
     assert "linear-sgd" in (tmp_path / "c" / "report.html").read_text()
     again = succeed(tmp_path, chain_command())
-    assert [again.err.count("done before"), ended.err.count("done before")] == [3, 0]
+    assert [again.err.count("already done"), ended.err.count("done before")] == [3, 0]
 
 
 def test_a_stage_that_fails_is_named(tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_a_stage_that_fails_is_named(tmp_path: Path) -> None:
     assert message.code == 1
     first, last = (line for line in message.err.splitlines() if line.startswith("error: "))
     assert "'absent' is not a file or folder here" in first
-    assert last == "error: the stage 'knn' ended with exit code 1, see above; the same command resumes."
+    assert last == "error: Stage 'knn' failed with exit code 1 (see above). Run the same command to resume."
     assert not (tmp_path / "c" / "chain.json").exists()
 
 

@@ -123,4 +123,4 @@ def test_a_run_without_images_asks_for_some(run: Path) -> None:
     config = read_json(run / "config.json")
     config["data"]["source"] = ""
     write_json(run / "config.json", config)
-    assert fail(run.parent, evaluate("knn")) == "r has no images of its own. Pass --data FOLDER."
+    assert fail(run.parent, evaluate("knn")) == "r does not name a dataset: give --data FOLDER."

@@ -1,12 +1,13 @@
 """The command line from the first command to the last, as a user runs it."""
 
-import functools
 import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 import torch
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 
 import matrix_ssl
 from matrix_ssl import config
+from matrix_ssl.cli.main import commands
 from matrix_ssl.config.recipes import find_recipe, list_recipes
 from matrix_ssl.data import open_source, split_source
 from matrix_ssl.encoder import load_encoder
@@ -43,7 +45,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("done")
     pretrained = succeed(folder, tiny())
     assert pretrained.out == "encoder r/encoder.safetensors\nreport  r/report.html\n"
-    assert "the images have labels: matrix-ssl evaluate r measures accuracy." in pretrained.err
+    assert "This dataset has labels. To measure accuracy: matrix-ssl evaluate r" in pretrained.err
     assert files(folder / "r") == FILES - {"evaluation.npz", *EVALUATION}
     evaluated = succeed(folder, ["evaluate", "r", "--device", "cpu"])
     for word in ("encoder", "raw", "untrained", "linear", "20-NN", "report  r/report.html"):
@@ -123,7 +125,7 @@ def test_the_images_of_the_report_have_their_documented_form(done: Path) -> None
 def test_the_same_command_again_says_complete_and_changes_nothing(done: Path) -> None:
     kept = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in (done / "r").rglob("*") if path.is_file()}
     again = succeed(done, tiny())
-    assert again.err.startswith("r is complete; --fresh starts over.\n")
+    assert again.err.startswith("r is complete. Use --fresh to start over.\n")
     assert again.out == "encoder r/encoder.safetensors\nreport  r/report.html\n"
     for path, (content, moment) in kept.items():
         assert path.read_bytes() == content, path
@@ -138,8 +140,8 @@ def test_other_settings_in_the_same_folder_are_listed(done: Path) -> None:
     kept = {path: path.read_bytes() for path in (done / "r").rglob("*") if path.is_file()}
     message = runs.fail(done, tiny("optimizer.learning_rate=0.1", "method.ridge=0.2", epochs=3))
     assert message == (
-        "r holds a run with other settings (epochs: 1 -> 3; method.options.ridge: 0.1 -> 0.2; optimizer.learning_rate: "
-        "0.005 -> 0.1): use --out for another folder, or --fresh to start over (the old folder is kept)."
+        "r was started with other settings (epochs: 1 -> 3; method.options.ridge: 0.1 -> 0.2; optimizer.learning_rate: "
+        "0.005 -> 0.1): choose another folder, or use --fresh to start over."
     )
     assert kept == {path: path.read_bytes() for path in (done / "r").rglob("*") if path.is_file()}
 
@@ -149,7 +151,7 @@ def test_fresh_keeps_the_old_folder(done: Path, tmp_path: Path) -> None:
     copy_run(done, tmp_path)
     for number in (1, 2):
         ended = succeed(tmp_path, [*tiny("seed=5"), "--fresh"], before=BARE)
-        assert f"the run that was in r is kept as r.{number}" in ended.err
+        assert f"Kept the previous run as r.{number}" in ended.err
         assert "resuming" not in ended.err
     assert {name: (tmp_path / "r.1" / name).read_bytes() for name in FILES} == old
     assert runs.tensors(tmp_path / "r") == runs.tensors(tmp_path / "r.2") != runs.tensors(tmp_path / "r.1")
@@ -160,7 +162,7 @@ def test_a_damaged_encoder_of_a_complete_run_is_written_again(done: Path, tmp_pa
     whole = (run / "encoder.safetensors").read_bytes()
     (run / "encoder.safetensors").write_bytes(whole[:-3])
     ended = succeed(tmp_path, tiny(), before=BARE)
-    assert "warning: r/encoder.safetensors is damaged" in ended.err and "resuming after step 22 of 22" in ended.err
+    assert "Warning: r/encoder.safetensors is damaged" in ended.err and "resuming after step 22 of 22" in ended.err
     assert (run / "encoder.safetensors").read_bytes() == whole
 
 
@@ -168,7 +170,7 @@ def test_a_damaged_encoder_of_a_complete_run_is_written_again(done: Path, tmp_pa
 def test_embedded_features_are_those_of_the_encoder(done: Path, tmp_path: Path, weights: str) -> None:
     target = tmp_path / "my features.npz"
     ended = succeed(done, ["embed", "r", "--out", str(target), "--weights", weights, "--device", "cpu"])
-    assert ended.out == f"{target}: 1437 images, 16 features each\n" and ended.err == ""
+    assert ended.out == f"{target}: 1437 images, 16 features each.\n" and ended.err == ""
     source = open_source("digits", split="train", data_root=None)
     assert source.images is not None
     settings = read_config(done / "r").data
@@ -314,13 +316,13 @@ def test_recipes_are_listed_with_their_first_sentence(tmp_path: Path) -> None:
 def test_the_default_run_folder_is_named_after_recipe_and_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], expected: str
 ) -> None:
-    from matrix_ssl.cli import main
+    from matrix_ssl.cli import options
 
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     recipe = arguments[0] if not arguments[0].startswith("-") else "images"
     data = arguments[arguments.index("--data") + 1] if "--data" in arguments else None
-    assert main._default_run(recipe, data) == Path(expected)
+    assert options.run_folder(recipe, data, None) == Path(expected)
 
 
 def test_paths_with_spaces_and_through_other_folders(done: Path, tmp_path: Path) -> None:
@@ -344,16 +346,33 @@ def test_without_a_command_the_help_is_shown(tmp_path: Path) -> None:
     assert shown.err == "" and "Commands:" in shown.out and shown.out == succeed(tmp_path, ["-h"]).out
 
 
-@functools.cache
-def help_of(*command: str) -> str:
-    words = [sys.executable, "-m", "matrix_ssl", *command, "-h"]
-    ended = subprocess.run(words, capture_output=True, text=True, check=True)
-    assert ended.stderr == ""
-    return ended.stdout
+def every_command(group: click.Group, *names: str) -> Iterator[tuple[str, ...]]:
+    """The words of all commands and subcommands."""
+    for name, command in group.commands.items():
+        yield (*names, name)
+        if isinstance(command, click.Group):
+            yield from every_command(command, *names, name)
 
 
-@pytest.mark.parametrize("command", ["pretrain", "evaluate", "embed", "export", "report", "recipes"])
-def test_every_command_explains_itself(command: str) -> None:
-    assert command in help_of()
-    assert help_of(command).startswith(f"Usage: python -m matrix_ssl {command}")
-    assert max(len(line) for line in help_of(command).splitlines()) <= 110
+@pytest.mark.parametrize("words", every_command(commands), ids=" ".join)
+def test_every_command_and_every_option_explains_itself(words: tuple[str, ...]) -> None:
+    command: click.Command = commands
+    context = click.Context(commands, info_name="matrix-ssl", **commands.context_settings)
+    for word in words:
+        assert isinstance(command, click.Group) and word in command.get_help(context)
+        command = command.commands[word]
+        context = click.Context(command, context, info_name=word, terminal_width=110)
+    text = command.get_help(context)
+    assert text.startswith(f"Usage: matrix-ssl {' '.join(words)} ")
+    assert max(len(line) for line in text.splitlines()) <= 110
+    assert command.help is not None and command.help.strip().endswith(".")
+    for option in command.params:
+        if isinstance(option, click.Option):
+            sentence = (option.help or "").partition("  [default: ")[0]
+            assert sentence[:1].isupper(), option.opts
+            assert sentence.endswith("."), option.opts
+
+
+def test_the_index_of_the_documentation_lists_every_command() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "index.md").read_text()
+    assert [name for name in commands.commands if f"| `{name}" not in page] == []

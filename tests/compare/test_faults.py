@@ -52,7 +52,7 @@ def test_a_job_that_was_killed_is_reported_and_done_again(tmp_path: Path, whole:
     kill = at_step(job, 2, "os.kill(os.getpid(), signal.SIGKILL)")
     ended = runs.run(tmp_path, SMALL, before=FORKED + kill)
     last = check_failure(ended)
-    reason = f"the process ended with signal 9: it wrote nothing (see c/{job}/output.txt)"
+    reason = f"The process ended with signal 9: no output (see c/{job}/output.txt)"
     assert f"of 7: {label}: failed: {reason}" in ended.err
     found, before = results(tmp_path), moments(tmp_path)
     if job == RUN:
@@ -61,7 +61,7 @@ def test_a_job_that_was_killed_is_reported_and_done_again(tmp_path: Path, whole:
         assert [row["error"] for row in found["rows"] if "error" in row] == [reason]
         assert "1 of 1 failed" in ended.out and reason in (tmp_path / "c" / "compare.html").read_text()
     else:
-        assert last == "jobs that ended without a result: 1; the same command repeats them."
+        assert last == "1 of 7 jobs failed without a result. Run the same command to retry them."
         assert [row["error"] for row in found["tuning"]["rows"] if "error" in row] == [reason]
     assert len(before) == 6 and f"c/{job}" not in before
     again = compare(tmp_path, SMALL)
@@ -82,10 +82,10 @@ def test_a_job_that_was_killed_is_reported_and_done_again(tmp_path: Path, whole:
 def test_a_signal_stops_all_jobs_after_a_checkpoint(tmp_path: Path, whole: Path, number: int, job: str) -> None:
     ended = runs.run(tmp_path, SMALL, before=FORKED + at_step(job, 1, signal_comparison(number)))
     name = signal.Signals(number).name
-    assert check_failure(ended, code=128 + number) == f"stopped by {name}; the same command resumes."
+    assert check_failure(ended, code=128 + number) == f"Stopped by {name}. Run the same command to resume."
     assert "failed" not in ended.err
     output = (tmp_path / "c" / job / "output.txt").read_text()
-    assert f"error: stopped by {name} after step 2; the same command resumes." in output
+    assert f"error: Stopped by {name} after step 2. Run the same command to resume." in output
     assert [path.name for path in (tmp_path / "c" / job / "checkpoints").iterdir()] == ["step-000000002.safetensors"]
     kept = moments(tmp_path)
     assert f"c/{job}" not in kept and (tmp_path / "c" / "compare.html").exists()
@@ -101,7 +101,7 @@ def test_a_comparison_that_was_killed_leaves_no_job_behind(tmp_path: Path, whole
     ended = runs.run(tmp_path, SMALL, before=FORKED + at_step(job, 1, note))
     assert ended.code == -signal.SIGKILL and "failed" not in ended.err
     wait_for_the_end_of([int((tmp_path / "pid").read_text())])
-    assert "error: stopped by SIGTERM after step 2" in (tmp_path / "c" / job / "output.txt").read_text()
+    assert "error: Stopped by SIGTERM after step 2" in (tmp_path / "c" / job / "output.txt").read_text()
     compare(tmp_path, SMALL)
     assert_same(tmp_path, whole)
     assert not list(tmp_path.rglob("*.tmp"))
@@ -142,7 +142,7 @@ def test_programs_that_are_started_for_themselves_behave_alike(tmp_path: Path) -
     process.kill()
     process.wait()
     wait_for_the_end_of(jobs)
-    assert "error: stopped by SIGTERM after step" in (run / "output.txt").read_text()
+    assert "error: Stopped by SIGTERM after step" in (run / "output.txt").read_text()
     again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
     assert (again.returncode, "Traceback" in again.stderr) == (0, False), again.stderr
     (tmp_path / "other").mkdir()
@@ -179,7 +179,8 @@ def test_other_settings_in_the_folder_are_refused_by_name(copy: Path) -> None:
     for options, message in (
         (
             ["--set", "batch_size=32"],
-            "c holds another comparison (batch_size: 64 -> 32): use --out for another folder.",
+            "c was started with other settings (base.batch_size: 64 -> 32): choose another folder, or use --fresh to "
+            "start over.",
         ),
         (["--seeds", "2"], "(seeds: 1 -> 2)"),
         (["--set", "method.ridge=0.5"], "(method.options.ridge: None -> 0.5)"),
@@ -198,7 +199,8 @@ def test_a_folder_that_is_something_else_is_not_touched(tmp_path: Path, whole: P
     else:
         (tmp_path / "c").write_text("mine")
     before = contents(tmp_path)
-    assert fail(tmp_path, SMALL) == "c exists and is not a comparison: choose another --out."
+    reason = "cannot be a run folder: Not a directory" if kind == "file" else "is not empty and has no plan.json"
+    assert reason in fail(tmp_path, SMALL)
     assert contents(tmp_path) == before
 
 

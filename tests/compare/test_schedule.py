@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from matrix_ssl import config as configuration
-from matrix_ssl.compare import schedule
 from matrix_ssl.compare.plan import Job, Plan, baselines, runs
 from matrix_ssl.compare.schedule import Place, places, read_result, run_jobs
+from matrix_ssl.runs import processes
 from matrix_ssl.runs.files import read_json, write_json
 from matrix_ssl.training.configure import outline
 
@@ -77,7 +77,7 @@ def instead(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def start(command: list[str], **rest: object) -> subprocess.Popen:
         return subprocess.Popen([sys.executable, "-c", code[0], *command[3:]], **rest)
 
-    monkeypatch.setattr(schedule, "subprocess", types.SimpleNamespace(Popen=start, DEVNULL=subprocess.DEVNULL))
+    monkeypatch.setattr(processes, "subprocess", types.SimpleNamespace(Popen=start, DEVNULL=subprocess.DEVNULL))
     return code
 
 
@@ -147,11 +147,11 @@ def test_baselines_of_other_settings_do_not_outlive_a_failure(tmp_path: Path, in
 @pytest.mark.parametrize(
     ("code", "message"),
     [
-        ("raise SystemExit(3)", "the process ended with exit code 3: it wrote nothing"),
-        ("print('first'); print('last'); raise SystemExit(1)", "the process ended with exit code 1: last"),
-        ("1 / 0", "the process ended with exit code 1: ZeroDivisionError: division by zero"),
-        ("import os; os.kill(os.getpid(), 9)", "the process ended with signal 9: it wrote nothing"),
-        ("pass", "the process ended with exit code 0: it wrote nothing"),
+        ("raise SystemExit(3)", "The process ended with exit code 3: no output"),
+        ("print('first'); print('last'); raise SystemExit(1)", "The process ended with exit code 1: last"),
+        ("1 / 0", "The process ended with exit code 1: ZeroDivisionError: division by zero"),
+        ("import os; os.kill(os.getpid(), 9)", "The process ended with signal 9: no output"),
+        ("pass", "The process ended with exit code 0: no output"),
     ],
 )
 def test_a_process_without_a_result_has_failed(tmp_path: Path, instead: list[str], code: str, message: str) -> None:

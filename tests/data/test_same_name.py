@@ -153,7 +153,7 @@ def test_a_finished_stage_of_a_chain_is_done_again_for_other_data(tmp_path: Path
     words[words.index("--out") + 1] = "c"
     command = ["chain", *words, "--protocol", "knn"]
     succeed(tmp_path, command)
-    assert succeed(tmp_path, command).err.count("done before") == 2
+    assert succeed(tmp_path, command).err.count("already done") == 2
     change(tmp_path / "set" / "ant" / "004.jpg")
     ended = runs.run(tmp_path, command)
-    assert ended.code == 1 and "done before" not in ended.err and "data.digest: " in ended.err
+    assert ended.code == 1 and "already done" not in ended.err and "data.digest: " in ended.err

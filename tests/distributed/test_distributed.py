@@ -153,7 +153,7 @@ def test_the_death_of_one_process_ends_the_other_and_the_run_resumes(tmp_path: P
     assert time.monotonic() - killed < 30
     assert commands[victim].wait().code == -signal.SIGKILL
     if victim == 1:
-        assert runs.check_failure(survivor).startswith("another process of this run has ended")
+        assert runs.check_failure(survivor).startswith("Another process of this run has ended")
     else:
         assert survivor.code > 0 and survivor.err == ""
     again = end(start_processes(tmp_path, tiny(*SHORT, "checkpoint_every=3"), count=2))
@@ -170,7 +170,7 @@ def test_a_signal_to_any_process_stops_all_at_the_same_step(tmp_path: Path, rece
     for receiver in receivers:
         commands[receiver].send(signal.SIGUSR1)
     first = commands[0].wait()
-    assert first.code == 138 and "stopped by SIGUSR1 after step" in first.err
+    assert first.code == 138 and "Stopped by SIGUSR1 after step" in first.err
     second = commands[1].wait()
     assert (second.code, second.err) == (138, "")
     found, problems = checkpoint.load_newest(tmp_path / "r")
@@ -208,7 +208,7 @@ def test_what_only_the_first_process_sees_ends_all(tmp_path: Path, pair: Path) -
         if path.is_file():
             (tmp_path / "r" / path.name).write_bytes(path.read_bytes())
     first, second = end(start_processes(tmp_path, tiny(*SHORT, epochs=3), count=2))
-    assert "r holds a run with other settings (epochs: 1 -> 3)" in runs.check_failure(first)
+    assert "r was started with other settings (epochs: 1 -> 3)" in runs.check_failure(first)
     assert second.err == ""
 
 
@@ -222,13 +222,13 @@ def test_what_only_another_process_sees_is_told_by_it(tmp_path: Path) -> None:
     )
     commands = start_processes(tmp_path, tiny(*SHORT), count=2, before=code)
     second, first = commands[1].wait(30), commands[0].wait(30)
-    assert runs.check_failure(second) == "process 1: the disk of this machine is gone."
-    assert runs.check_failure(first).startswith("another process of this run has ended")
+    assert runs.check_failure(second) == "Process 1: the disk of this machine is gone."
+    assert runs.check_failure(first).startswith("Another process of this run has ended")
 
 
 def test_a_complete_run_is_complete_for_all(tmp_path: Path, pair: Path) -> None:
     before = (pair / "encoder.safetensors").read_bytes()
     first, second = end(start_processes(pair.parent, tiny(*SHORT), count=2))
     assert (first.code, second.code) == (0, 0)
-    assert first.err.startswith("r is complete; --fresh starts over.\n") and second.err == ""
+    assert first.err.startswith("r is complete. Use --fresh to start over.\n") and second.err == ""
     assert (pair / "encoder.safetensors").read_bytes() == before

@@ -79,7 +79,7 @@ class TestSafetensors:
         }  # fmt: skip
 
     def test_a_folder_that_does_not_exist(self, demo, tmp_path) -> None:
-        with pytest.raises(RunFolderError, match="cannot write"):
+        with pytest.raises(RunFolderError, match="Cannot write"):
             export(demo[0], tmp_path / "nowhere" / "x.safetensors", form="safetensors")
         assert list(tmp_path.iterdir()) == []
 
@@ -332,7 +332,7 @@ class TestWhatFormatsHold:
     def test_a_library_that_is_absent(self, resnet, tmp_path, monkeypatch, form, package, extra) -> None:
         hide(monkeypatch, package)
         target = tmp_path / ("x" + {"timm": ".safetensors", "onnx": ".onnx"}.get(form, ""))
-        with pytest.raises(MissingExtra, match=rf"'{package}' is not installed: pip install 'matrix-ssl\[{extra}\]'"):
+        with pytest.raises(MissingExtra, match=rf"'{package}' is not installed: .*pip install -e '\.\[{extra}\]'"):
             export(resnet[0], target, form=form)
         assert list(tmp_path.iterdir()) == []
 

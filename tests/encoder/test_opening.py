@@ -40,7 +40,7 @@ def folder(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("imported")
     ended = succeed(folder, ["import", str(checkpoint), "--image-size", "32"])
     assert ended.out.startswith("runs/moco_v2_200ep: 120 of 120 tensors of resnet18 matched")
-    assert "matrix-ssl evaluate runs/moco_v2_200ep --data FOLDER measures accuracy." in ended.err
+    assert "To measure accuracy: matrix-ssl evaluate runs/moco_v2_200ep --data FOLDER" in ended.err
     for path in runs.make_images(folder / "photos", 24):
         label = folder / "photos" / ("even" if int(path.stem) % 2 else "odd")
         label.mkdir(exist_ok=True)
@@ -189,12 +189,12 @@ class TestImportedRuns:
 
     def test_folders_that_are_taken(self, folder: Path, checkpoint: Path, tmp_path: Path) -> None:
         message = fail(folder, ["import", str(checkpoint), "--image-size", "32"])
-        assert message == "runs/moco_v2_200ep already holds a run; choose a different folder."
-        assert "exists and is not a run folder" in fail(folder, ["import", str(checkpoint), "--out", "photos"])
+        assert message == "runs/moco_v2_200ep is complete: choose another folder, or use --fresh to start over."
+        assert "is not empty and has no config.json" in fail(folder, ["import", str(checkpoint), "--out", "photos"])
         shutil.copytree(folder / "runs" / "moco_v2_200ep", tmp_path / "r")
         (tmp_path / "r" / "summary.json").unlink()  # as a kill leaves it
         opened = open_checkpoint(checkpoint)
-        with pytest.raises(RunFolderError, match="already holds a run"):  # with other settings
+        with pytest.raises(RunFolderError, match="was started with other settings"):  # with other settings
             import_run(opened, tmp_path / "r", source=checkpoint, branch="student")
         (tmp_path / "r" / "encoder.safetensors").write_bytes(b"cut")
         opened = open_checkpoint(checkpoint, image_size=32)
@@ -206,6 +206,6 @@ class TestImportedRuns:
         message = fail(small_disk, ["import", str(checkpoint), "--out", "r"])
         assert (
             message
-            == "cannot write r/encoder.safetensors: No space left on device; free space there or choose another place."
+            == "Cannot write r/encoder.safetensors: No space left on device; free space there or choose another place."
         )
         assert {path.name for path in (small_disk / "r").iterdir()} == {".lock", "config.json"}

@@ -175,6 +175,6 @@ def test_a_full_disk_is_told(small_disk: Path) -> None:
 
 def test_a_folder_that_may_not_be_written_is_told(open_folder: Path) -> None:
     (open_folder / "locked").mkdir(mode=0o555)
-    with unprivileged(), pytest.raises(RunFolderError, match="cannot write"):
+    with unprivileged(), pytest.raises(RunFolderError, match="Cannot write"):
         extraction(open_folder / "locked" / "f")
     assert not any((open_folder / "locked").iterdir())

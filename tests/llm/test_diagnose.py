@@ -391,7 +391,7 @@ class TestWriting:
 
     def test_a_place_that_cannot_be_written(self, llama, text, tmp_path):
         (tmp_path / "file").touch()
-        with pytest.raises(RunFolderError, match=r"cannot write"):
+        with pytest.raises(RunFolderError, match=r"Cannot write"):
             run(model=llama, text=text, out=tmp_path / "file", device="cpu")
         (tmp_path / "out" / "diagnose.html").mkdir(parents=True)
         with pytest.raises(RunFolderError, match=r"diagnose.html: it exists and is not a file"):

@@ -208,12 +208,12 @@ class TestCommandLine:
         lines = runs.lines(tmp_path / "r")
         assert lines[-1]["step"] == 22 and np.isfinite([line["loss"] for line in lines]).all()
         assert ("teacher_momentum" in lines[-1]) == (kind == "moco_v2")
-        assert succeed(tmp_path, arguments).err.startswith("r is complete; --fresh starts over.\n")
+        assert succeed(tmp_path, arguments).err.startswith("r is complete. Use --fresh to start over.\n")
 
         evaluated = succeed(tmp_path, ["evaluate", "r", "--device", "cpu", "--protocol", "knn"])
         assert "20-NN" in evaluated.out and "untrained" in evaluated.out
         embedded = succeed(tmp_path, ["embed", "r", "--out", "f.npz", "--part", "test", "--device", "cpu"])
-        assert embedded.out == "f.npz: 360 images, 16 features each\n"
+        assert embedded.out == "f.npz: 360 images, 16 features each.\n"
         with np.load(tmp_path / "f.npz") as file:
             assert file["features"].shape == (360, 16) and np.isfinite(file["features"]).all()
         exported = succeed(tmp_path, ["export", "r"])

@@ -222,7 +222,7 @@ def test_a_full_disk_keeps_the_older_checkpoint(small_disk: Path) -> None:
 
 def test_a_folder_without_permission_is_named(open_folder: Path) -> None:
     open_folder.chmod(0o555)
-    with unprivileged(), pytest.raises(RunFolderError, match=r"cannot write .*checkpoints: Permission denied"):
+    with unprivileged(), pytest.raises(RunFolderError, match=r"Cannot write .*checkpoints: Permission denied"):
         save_checkpoint(open_folder, make_checkpoint(3))
     assert not list(open_folder.iterdir())
 

@@ -39,5 +39,5 @@ def test_a_hidden_file_of_the_user_is_no_temporary_file(
 ) -> None:
     (tmp_path / "r").mkdir()
     (tmp_path / "r" / hidden).write_text("mine")
-    assert "r exists and is not a" in fail(tmp_path, commands[name], before=BEFORE[name])
+    assert "r is not empty and has no" in fail(tmp_path, commands[name], before=BEFORE[name])
     assert comparisons.contents(tmp_path / "r") == {hidden: b"mine"}

@@ -59,7 +59,7 @@ def test_a_writer_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path
 def test_a_full_disk_leaves_the_old_file_and_nothing_else(small_disk: Path) -> None:
     path = small_disk / "file"
     path.write_bytes(b"old")
-    with pytest.raises(RunFolderError, match=r"cannot write .*file: No space left on device; free space there"):
+    with pytest.raises(RunFolderError, match=r"Cannot write .*file: No space left on device; free space there"):
         write_atomically(path, lambda file: file.write(bytes(2_000_000)))
     assert (path.read_bytes(), names(small_disk)) == (b"old", {"file"})
 
@@ -80,7 +80,7 @@ def test_a_file_size_limit_is_reported_like_a_full_disk(tmp_path: Path) -> None:
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
-        with pytest.raises(RunFolderError, match=r"cannot write .*file: File too large; free space"):
+        with pytest.raises(RunFolderError, match=r"Cannot write .*file: File too large; free space"):
             write_atomically(tmp_path / "file", lambda file: file.write(bytes(2000)))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -91,13 +91,13 @@ def test_a_file_size_limit_is_reported_like_a_full_disk(tmp_path: Path) -> None:
 def test_a_folder_without_permission_is_named(open_folder: Path) -> None:
     (open_folder / "file").write_bytes(b"old")
     open_folder.chmod(0o555)
-    with unprivileged(), pytest.raises(RunFolderError, match=r"cannot write .*file: Permission denied; choose another"):
+    with unprivileged(), pytest.raises(RunFolderError, match=r"Cannot write .*file: Permission denied; choose another"):
         write_atomically(open_folder / "file", lambda file: file.write(b"new"))
     assert ((open_folder / "file").read_bytes(), names(open_folder)) == (b"old", {"file"})
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(RunFolderError, match=r"cannot write .*absent/file: No such file or directory; choose another"):
+    with pytest.raises(RunFolderError, match=r"Cannot write .*absent/file: No such file or directory; choose another"):
         write_atomically(tmp_path / "absent" / "file", lambda file: file.write(b"x"))
 
 
@@ -106,7 +106,7 @@ def test_what_is_not_a_file_is_not_replaced(tmp_path: Path, make: Callable[[Path
     make(tmp_path / "place")
     kind = (tmp_path / "place").stat().st_mode
     for use in (lambda path: write_atomically(path, lambda file: file.write(b"x")), check_writable):
-        with pytest.raises(RunFolderError, match=r"cannot write .*place: it exists and is not a file; choose another"):
+        with pytest.raises(RunFolderError, match=r"Cannot write .*place: it exists and is not a file; choose another"):
             use(tmp_path / "place")
     assert (tmp_path / "place").stat().st_mode == kind and names(tmp_path) == {"place"}
 
@@ -114,7 +114,7 @@ def test_what_is_not_a_file_is_not_replaced(tmp_path: Path, make: Callable[[Path
 def test_check_writable_leaves_nothing(tmp_path: Path) -> None:
     check_writable(tmp_path / "file")
     assert names(tmp_path) == set()
-    with pytest.raises(RunFolderError, match=r"cannot write .*absent/file: No such file or directory"):
+    with pytest.raises(RunFolderError, match=r"Cannot write .*absent/file: No such file or directory"):
         check_writable(tmp_path / "absent" / "file")
 
 
@@ -272,7 +272,7 @@ def test_only_runs_and_empty_folders_become_runs(tmp_path: Path) -> None:
     check_folder(tmp_path / "run")
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.jpg").touch()
-    with pytest.raises(RunFolderError, match=r"photos exists and is not a run folder"):
+    with pytest.raises(RunFolderError, match=r"photos is not empty and has no config.json"):
         check_folder(tmp_path / "photos")
     assert names(tmp_path / "photos") == {"cat.jpg"}
 

@@ -1,6 +1,6 @@
 """Jobs of a comparison without seconds of start-up each: forked from the comparison, which has imported PyTorch.
 
-Importing this replaces how ``matrix_ssl.compare.schedule`` starts a process. What it starts runs the same function in a
+Importing this replaces how ``matrix_ssl.runs.processes`` starts a process. What it starts runs the same function in a
 process of its own, with the signals, the output and the session of a program that was executed.
 """
 
@@ -11,7 +11,8 @@ import traceback
 import types
 from typing import IO, Any
 
-from matrix_ssl.compare import job, schedule
+from matrix_ssl.compare import job
+from matrix_ssl.runs import processes
 
 
 class ForkedJob:
@@ -63,4 +64,4 @@ def run(command: list[str], stdout: IO[bytes], env: dict[str, str]) -> int:
     return 0
 
 
-schedule.subprocess = types.SimpleNamespace(Popen=ForkedJob, DEVNULL=None)  # type: ignore[assignment]
+processes.subprocess = types.SimpleNamespace(Popen=ForkedJob, DEVNULL=None)  # type: ignore[assignment]

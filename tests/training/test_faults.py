@@ -76,7 +76,7 @@ MISTAKES = [
     (["pretrain", "demo", "--set", "network.width=4"], "network.width=4: expected an integer of at least 8."),
     (["pretrain", "demo", "--sett", "epochs=1"], "No such option"),
     (["pretrain", "demo", "--run", "r"], "The folder of a run is now --out."),
-    (["pretrian", "demo"], "there is no command 'pretrian'. Did you mean 'pretrain'?"),
+    (["pretrian", "demo"], "There is no command 'pretrian'. Did you mean 'pretrain'?"),
     (["pretrain", "demo", "extra"], "Got unexpected extra argument (extra)"),
     (["recipes", "dmeo"], "There is no recipe 'dmeo'"),
     (["evaluate", "absent"], "absent is not a run folder: it has no config.json."),
@@ -106,7 +106,7 @@ def test_a_folder_that_is_no_run_is_not_touched(tmp_path: Path) -> None:
     make_images(tmp_path / "r", 3)
     before = contents(tmp_path)
     for extra in ([], ["--fresh"]):
-        assert fail(tmp_path, [*tiny(), *extra]) == "r exists and is not a run folder: choose another folder."
+        assert fail(tmp_path, [*tiny(), *extra]) == "r is not empty and has no config.json: choose another folder."
         assert contents(tmp_path) == before
 
 
@@ -160,7 +160,7 @@ def test_a_data_folder_without_permission(open_folder: Path) -> None:
 
 def test_a_folder_that_runs_cannot_be_made_in(open_folder: Path) -> None:
     open_folder.chmod(0o555)
-    assert fail(open_folder, tiny(), before=AS_NOBODY) == "cannot write r: Permission denied; choose another place."
+    assert fail(open_folder, tiny(), before=AS_NOBODY) == "Cannot write r: Permission denied; choose another place."
     assert not list(open_folder.iterdir())
 
 
@@ -170,7 +170,7 @@ def test_a_run_folder_that_cannot_be_written(open_folder: Path, run: Path) -> No
     (open_folder / "r").chmod(0o555)
     for arguments in (tiny("data.subset=128"), ["evaluate", "r"], ["export", "r"]):
         message = fail(open_folder, arguments, before=AS_NOBODY)
-        assert message.startswith("cannot write r") and message.endswith("Permission denied; choose another place.")
+        assert message.startswith("Cannot write r") and message.endswith("Permission denied; choose another place.")
     assert contents(open_folder) == before
 
 
@@ -180,7 +180,7 @@ def test_features_that_cannot_be_written(open_folder: Path, run: Path, out: str)
     (open_folder / "forbidden").mkdir(mode=0o555)
     before = contents(open_folder)
     message = fail(open_folder, ["embed", "r", "--out", out, "--device", "cpu"], before=AS_NOBODY)
-    assert message.startswith(f"cannot write {out}: ") and "choose another place" in message
+    assert message.startswith(f"Cannot write {out}: ") and "choose another place" in message
     assert contents(open_folder) == before
 
 
@@ -199,7 +199,7 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_the_run_goes_on_after_it(smal
     )
     message = fail(small_disk, arguments, before=BARE + filler)
     assert message.startswith(
-        "cannot write r/checkpoints/step-000000006.safetensors: No space left on device; free space"
+        "Cannot write r/checkpoints/step-000000006.safetensors: No space left on device; free space"
     )
     kept = [path.name for path in checkpoint.list_checkpoints(small_disk / "r")]
     assert kept[-1] == "step-000000004.safetensors" and not list((small_disk / "r").rglob("*.tmp"))
@@ -372,7 +372,7 @@ def test_an_interrupt_outside_of_training_ends_with_a_word(run: Path) -> None:
         "p.extract = lambda *_, **__: signal.raise_signal(signal.SIGINT) or 1 / 0"  # to this thread, before it returns
     )
     ended = runs.run(run.parent, ["evaluate", "r", "--device", "cpu"], before=interrupt)
-    assert (ended.code, ended.err.strip(), ended.out) == (130, "stopped.", "")
+    assert (ended.code, ended.err.strip(), ended.out) == (130, "Stopped.", "")
     assert contents(run) == before
 
 
@@ -397,6 +397,6 @@ def test_names_that_are_not_unicode(tmp_path: Path) -> None:
     (line,) = read_lines(run / "skipped.jsonl")
     assert os.fsencode(line["where"]) == b"photos-\xff/\xfe.jpg"
     ended = succeed(tmp_path, ["embed", "runs/photos-?", "--out", folder.name + ".npz", "--device", "cpu"])
-    assert ended.out == "photos-\\udcff.npz: 19 images, 32 features each\n"
+    assert ended.out == "photos-\\udcff.npz: 19 images, 32 features each.\n"
     message = fail(tmp_path, [*arguments, "--out", folder.name + "-run"])
     assert message == r"photos-\udcff-run is not Unicode, which safetensors files need: choose another folder."

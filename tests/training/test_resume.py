@@ -84,8 +84,6 @@ def test_twenty_kills_at_random_moments_leave_no_trace(tmp_path: Path, whole: Pa
 
 DIE_AT_CALL = """
 import os, signal, tempfile
-import matrix_ssl.cli.main as c
-c._describe_images = c._write_report = lambda *_: 'not written'
 left = [{call}]
 def dying(name, real):
     def call(*arguments, **keywords):
@@ -109,7 +107,7 @@ def test_a_kill_at_every_system_call_of_a_save_leaves_a_checkpoint(tmp_path: Pat
     for call in range(1, calls_of_start + 2 * calls_of_save + 1):
         folder = tmp_path / f"call-{call}"
         shutil.copytree(base, folder)
-        ended = runs.run(folder, tiny(*SETTINGS, epochs=2), before=DIE_AT_CALL.format(call=call))
+        ended = runs.run(folder, tiny(*SETTINGS, epochs=2), before=BARE + DIE_AT_CALL.format(call=call))
         assert ended.code == -signal.SIGKILL, (call, ended)
         found, problems = checkpoint.load_newest(folder / "r")
         assert found is not None and not problems
@@ -138,7 +136,7 @@ def test_a_signal_saves_at_the_step_boundary(tmp_path: Path, whole: Path, number
     ended = runs.run(tmp_path, tiny(*SETTINGS, epochs=2), before=BARE + "; " + interrupt_after(10, number))
     assert ended.code == 128 + number
     name = signal.Signals(number).name
-    assert ended.err.splitlines()[-1] == f"error: stopped by {name} after step 10; the same command resumes."
+    assert ended.err.splitlines()[-1] == f"error: Stopped by {name} after step 10. Run the same command to resume."
     assert "Traceback" not in ended.err
     assert [path.name for path in checkpoint.list_checkpoints(tmp_path / "r")] == [
         "step-000000009.safetensors",
@@ -189,7 +187,7 @@ def test_the_second_interrupt_stops_at_once(tmp_path: Path) -> None:
     time.sleep(0.2)
     command.send(signal.SIGINT)
     ended = command.wait(20)
-    assert (ended.code, ended.err.splitlines()[-1]) == (130, "stopped.")
+    assert (ended.code, ended.err.splitlines()[-1]) == (130, "Stopped.")
 
 
 def wait_for_lines(run: Path, count: int, command: Command) -> None:
@@ -238,7 +236,7 @@ def test_a_signal_to_the_whole_group_still_saves(tmp_path: Path, images: Path) -
     os.killpg(command.pid, signal.SIGTERM)
     ended = command.wait()
     assert ended.code == 143, ended
-    assert "stopped by SIGTERM after step" in ended.err
+    assert "Stopped by SIGTERM after step" in ended.err
 
 
 def test_damaged_checkpoints_fall_back_to_the_one_before(tmp_path: Path, whole: Path) -> None:
@@ -247,7 +245,7 @@ def test_damaged_checkpoints_fall_back_to_the_one_before(tmp_path: Path, whole: 
     newest = checkpoint.list_checkpoints(tmp_path / "r")[-1]
     flip_a_bit(newest)
     again = succeed(tmp_path, tiny(*SETTINGS, epochs=2), before=BARE)
-    assert f"warning: {newest.relative_to(tmp_path)} is damaged" in again.err
+    assert f"Warning: {newest.relative_to(tmp_path)} is damaged" in again.err
     assert "resuming after step 6" in again.err
     assert_same(tmp_path / "r", whole)
 

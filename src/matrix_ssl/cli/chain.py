@@ -1,265 +1,89 @@
-"""The whole evidence for one encoder, without hands: pre-training, every protocol, transfer and detection.
+"""The command ``matrix-ssl chain``."""
 
-A chain is a list of commands of this package. Each of them goes on where it was stopped, so the chain does, too: it
-starts them one after another and notes the finished ones in ``RUN/chain.json``. Everything lands in one run folder, and
-its page shows all of it.
-"""
-
-import hashlib
-import shlex
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import Any, Literal
 
-from matrix_ssl import distributed
-from matrix_ssl.config import override
-from matrix_ssl.detection.settings import DetectionSettings
-from matrix_ssl.errors import DataError, MatrixSSLError
-from matrix_ssl.runs import signals
-from matrix_ssl.runs.files import read_json, write_json
-from matrix_ssl.runs.folder import read_config
-from matrix_ssl.runs.signals import Interrupted
+import click
 
-CHAIN = "chain.json"
-_POLL = 0.2  # seconds between two looks at a running command
+from matrix_ssl.cli import options, stages
+from matrix_ssl.errors import ConfigError
+from matrix_ssl.training.configure import configure
 
 
-@dataclass(frozen=True)
-class Stage:
-    """One command of a chain.
-
-    Attributes:
-        name: what the person sees.
-        arguments: of ``matrix-ssl``.
-        parallel: whether it may run in several processes.
-        data: the dataset that it reads, "" for that of the run; None for a command that finds out by itself, in a
-            short time, whether it is complete for its data.
-    """
-
-    name: str
-    arguments: tuple[str, ...]
-    parallel: bool = False
-    data: str | None = None
-
-    def command(self, processes: int) -> list[str]:
-        """The command line, with ``torchrun`` where it may and shall run in several processes."""
-        launch = [sys.executable, "-m"]
-        if self.parallel and processes > 1:
-            launch += distributed.launcher(processes)
-        return [*launch, "matrix_ssl", *self.arguments]
-
-    def digest(self, content: str) -> str:
-        """Of the arguments and of the content of the data: a stage with others is another one."""
-        words = "\0".join((*self.arguments, content))
-        return hashlib.sha256(words.encode(errors="surrogateescape")).hexdigest()[:16]
-
-
-@dataclass(frozen=True)
-class Coco:
-    """Images and annotations of a detection set."""
-
-    train_images: Path
-    train_annotations: Path
-    val_images: Path
-    val_annotations: Path
-
-    def arguments(self) -> list[str]:
-        """As ``matrix-ssl detect`` takes them."""
-        return [
-            "--train-images", str(self.train_images), "--train-annotations", str(self.train_annotations),
-            "--val-images", str(self.val_images), "--val-annotations", str(self.val_annotations),
-        ]  # fmt: skip
-
-
-class StageFailed(MatrixSSLError):
-    """A command of a chain ended with an error, which it has told."""
-
-    def __init__(self, stage: Stage, code: int):
-        super().__init__(f"the stage {stage.name!r} ended with exit code {code}, see above; the same command resumes.")
-        self.exit_code = code if code > 0 else 1
-
-
-def find_coco(folder: Path) -> Coco:
-    """The parts of a detection set in a folder laid out as COCO 2017, or with the annotations beside the images.
-
-    Annotations are ``instances_train*.json`` and ``instances_val*.json``, there or in ``annotations/``; images are
-    the folders, or the .tar files, whose names contain ``train`` and ``val``.
-
-    Raises:
-        DataError: a part is missing, or there are two of it.
-    """
-    found = []
-    for part in ("train", "val"):
-        images = [path for path in folder.glob(f"*{part}*") if path.is_dir() or path.suffix == ".tar"]
-        annotations = [
-            path for pattern in ("", "annotations/") for path in folder.glob(f"{pattern}instances_{part}*.json")
-        ]
-        for what, paths, pattern in (
-            ("folder or .tar of images", images, f"*{part}*"),
-            ("file of annotations", annotations, f"instances_{part}*.json"),
-        ):
-            if len(paths) != 1:
-                names = ", ".join(sorted(path.name for path in paths)) or "none"
-                raise DataError(
-                    f"--coco {folder}: expected one {what} {pattern}, found {names}; "
-                    "give the four paths to matrix-ssl detect instead."
-                )
-            found += paths
-    return Coco(*found)
-
-
-def group_protocols(text: str, settings: Sequence[str]) -> list[list[str]]:
-    """The protocols of ``--protocol`` as groups for one command each: those on frozen features share one pass.
-
-    Raises:
-        ConfigError: a protocol or a setting of one does not exist.
-    """
-    from matrix_ssl.evaluate import protocols
-    from matrix_ssl.evaluate.trained import protocols as trained
-
-    names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
-    protocols.check_protocols(names)
-    override(trained.EvaluationSettings(), settings)
-    together = [name for name in names if name not in trained.PROTOCOLS]
-    return [*([together] if together else []), *([name] for name in names if name in trained.PROTOCOLS)]
-
-
-def check_detection(text: str, settings: Sequence[str]) -> list[str]:
-    """The architectures of ``--architecture``, after a check of the settings: hours before they are used.
-
-    Raises:
-        ConfigError: an architecture or a setting does not exist.
-    """
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    for name in names:
-        override(DetectionSettings(), [f"architecture={name}", *settings])
-    return names
-
-
-def plan(
-    run: Path,
-    *,
-    pretrain: Sequence[str],
-    data: Sequence[str] = (),
-    places: Sequence[str] = (),
-    protocols: Sequence[Sequence[str]],
-    transfer: Sequence[str],
-    coco: Coco | None,
-    architectures: Sequence[str],
-    evaluate_settings: Sequence[str],
-    detect_settings: Sequence[str],
-) -> list[Stage]:
-    """The stages of a chain, in order.
-
-    Args:
-        run: the run folder.
-        pretrain: arguments of ``pretrain`` after its name, without the run folder; none when ``run`` is complete, such
-            as an imported encoder.
-        data: option that says what it is evaluated on, where that is not what it was trained on.
-        places: options that say where and on what: ``--data-root``, ``--device``.
-        protocols: of ``evaluate``, those of one group in one command.
-        transfer: sets for the protocol ``transfer``.
-        coco: images for ``detect``.
-        architectures: of ``detect``.
-        evaluate_settings, detect_settings: ``--set`` of the commands.
-    """
-    device = [word for option, word in zip(places[::2], places[1::2], strict=True) if option == "--device"]
-    stages = []
-    if pretrain:
-        words = ("pretrain", *pretrain, "--out", str(run), *places)
-        stages.append(Stage("pre-training", words, True, _option(pretrain, "--data")))
-    sets = [word for setting in evaluate_settings for word in ("--set", setting)]
-    for group in protocols:
-        trained = not {"knn", "linear", "low-shot", "transfer"} & set(group)
-        words = ("evaluate", str(run), "--protocol", ",".join(group), *data, *(sets if trained else ()), *places)
-        stages.append(Stage(", ".join(group), words, trained, _option(data, "--data")))
-    for name in transfer:
-        words = ("evaluate", str(run), "--protocol", "transfer", "--data", name, *places)
-        stages.append(Stage(f"transfer to {Path(name).name}", words, data=name))
-    for architecture in architectures if coco is not None else ():
-        assert coco is not None
-        words = (
-            "detect", *coco.arguments(), "--encoder", str(run), "--architecture", architecture,
-            "--out", str(run / "detection" / architecture),
-            *(word for setting in detect_settings for word in ("--set", setting)),
-            *(("--device", *device) if device else ()),
-        )  # fmt: skip
-        stages.append(Stage(f"detection, {architecture}", words, True))
-    return [*stages, Stage("report", ("report", str(run)))]
-
-
-def _option(words: Sequence[str], name: str) -> str:
-    """What follows an option; empty where it is not there."""
-    return words[words.index(name) + 1] if name in words else ""
-
-
-def run_stages(
-    run: Path, stages: Sequence[Stage], *, processes: int, data_root: Path | None = None, say: Callable[[str], None]
+@click.command()
+@options.recipe
+@options.data
+@options.method
+@options.assignments()
+@options.out("as for pretrain")
+@options.fresh
+@click.option("--encoder", type=options.PATH, metavar="RUN", help="A finished run, such as an imported one, instead of "
+              "pre-training.")  # fmt: skip
+@click.option("--protocol", default=",".join(name for name in options.PROTOCOLS if name != "transfer"),
+              show_default=True, metavar="NAMES", help="Protocols of matrix-ssl evaluate, with commas "
+              "between.")  # fmt: skip
+@click.option("--evaluate-set", metavar="KEY=VALUE", multiple=True, help="Change a setting of a protocol; may be "
+              "repeated.")  # fmt: skip
+@click.option("--transfer", metavar="PATH_OR_NAME", multiple=True, help="Labelled dataset to transfer to; may be "
+              "repeated.")  # fmt: skip
+@click.option("--coco", type=options.PATH, help="Folder with images and annotations for detection.")
+@click.option("--architecture", default="fpn", show_default=True, help="Detectors of matrix-ssl detect: fpn, c4 or "
+              "fpn,c4.")  # fmt: skip
+@click.option("--detect-set", metavar="KEY=VALUE", multiple=True, help="Change a setting of detection; may be "
+              "repeated.")  # fmt: skip
+@click.option("--processes", type=click.IntRange(1), default=1, show_default=True, help="Number of processes of a "
+              "training, usually the number of GPUs.")  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="Only print the commands.")
+@options.device
+@options.data_root
+def chain(
+    recipe: str,
+    data: str | None,
+    method: str | None,
+    assignments: tuple[str, ...],
+    out: Path | None,
+    fresh: bool,
+    encoder: Path | None,
+    protocol: str,
+    evaluate_set: tuple[str, ...],
+    transfer: tuple[str, ...],
+    coco: Path | None,
+    architecture: str,
+    detect_set: tuple[str, ...],
+    processes: int,
+    dry_run: bool,
+    device: str,
+    data_root: Path | None,
 ) -> None:
-    """Runs the stages that ``RUN/chain.json`` does not name as finished with the same arguments on the same data.
+    """Pre-train, evaluate, transfer and detect in one command. Run the same command to resume.
 
-    Raises:
-        DataError: the data of a finished stage are no longer there.
-        StageFailed: a command ended with an error.
-        Interrupted: a signal came; the running command has stopped after its checkpoint.
-        RunFolderError: ``chain.json`` cannot be read or written.
+    RECIPE, --data, --method, --set and --out are those of `matrix-ssl pretrain`. One page shows all results.
     """
+    if encoder is not None and (out is not None or method is not None or assignments or fresh):
+        raise ConfigError(f"--encoder {encoder} is already trained; remove --out, --method, --set and --fresh.")
+    if encoder is None:
+        configure(recipe, data, assignments, method=method)
+        words = [recipe, *(["--data", data] if data else []), *(["--method", method] if method else [])]
+        words += [word for setting in assignments for word in ("--set", setting)]
+    places = ["--device", device, *(["--data-root", str(data_root)] if data_root else [])]
+    run = options.existing_run(encoder) if encoder else out or options.run_folder(recipe, data, method)
+    plan = stages.plan(
+        run,
+        pretrain=[] if encoder else words,
+        data=["--data", data] if encoder and data else [],
+        places=places,
+        protocols=stages.group_protocols(protocol, evaluate_set),
+        transfer=transfer,
+        coco=None if coco is None else stages.find_coco(coco),
+        architectures=stages.check_detection(architecture, detect_set),
+        evaluate_settings=evaluate_set,
+        detect_settings=detect_set,
+    )
+    if dry_run:
+        options.stdout.print(stages.summary(plan), markup=False)
+        return
+    if fresh:
+        from matrix_ssl.runs.folder import held
 
-    @cache
-    def content(data: str) -> str:
-        return _content(data or read_config(run).data.source, data_root)
-
-    done: dict[str, Any] = read_json(run / CHAIN) if (run / CHAIN).exists() else {}
-    for number, stage in enumerate(stages, 1):
-        if stage.data is not None and stage.name in done and done[stage.name] == stage.digest(content(stage.data)):
-            say(f"[{number}/{len(stages)}] {stage.name}: done before")
-            continue
-        command = stage.command(processes)
-        say(f"[{number}/{len(stages)}] {stage.name}: matrix-ssl {shlex.join(stage.arguments)}")
-        code = _run(command)
-        if code:
-            raise StageFailed(stage, code)
-        done |= {stage.name: stage.digest("" if stage.data is None else content(stage.data))}
-        write_json(run / CHAIN, done)
-
-
-def _content(location: str, data_root: Path | None) -> str:
-    """The digests of the parts of a dataset."""
-    from matrix_ssl.data import has_test_split, open_source
-
-    parts: list[Literal["train", "test"]] = ["train"]
-    if has_test_split(location, data_root=data_root):
-        parts.append("test")
-    return " ".join(open_source(location, split=part, data_root=data_root).digest for part in parts)
-
-
-def _run(command: list[str]) -> int:
-    """Runs a command to its end and hands signals on. Returns its exit code.
-
-    Raises:
-        Interrupted: a signal came.
-    """
-    with (
-        signals.collected() as received,
-        # in a session of its own: Ctrl-C reaches this process alone, which hands it on once
-        subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True) as process,
-    ):
-        told = 0
-        while (code := process.poll()) is None:
-            time.sleep(_POLL)
-            for number in received[told:]:
-                process.send_signal(number)
-            told = len(received)
-    if received:
-        raise Interrupted(received[0], after=" during a chain")
-    return code
-
-
-def summary(stages: Sequence[Stage]) -> str:
-    """The commands of a chain, one a line, as a person would type them."""
-    return "\n".join(f"matrix-ssl {shlex.join(stage.arguments)}" for stage in stages)
+        with held(run, fresh=True, say=options.say):
+            pass
+    stages.run_stages(run, plan, processes=processes, data_root=data_root, say=options.say)

@@ -1,8 +1,7 @@
-"""``matrix-ssl compare``: parse, call, print."""
+"""The command ``matrix-ssl compare``."""
 
 import dataclasses
 import shlex
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,33 +17,31 @@ if TYPE_CHECKING:
     from matrix_ssl.compare.comparison import ComparisonRun
     from matrix_ssl.compare.plan import Job
 
-DEFAULT_RECIPE = "images"
-
 
 @click.command()
-@click.argument("recipe", default=DEFAULT_RECIPE)
+@options.recipe
 @click.option("--methods", default="all", show_default=True, metavar="NAMES", help="Names or Python files, with "
               "commas between; all: every method of the package.")  # fmt: skip
 @options.data
-@click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Runs of every method.")
-@click.option("--budget", type=click.IntRange(1), metavar="EPOCHS", help="Epochs of every method.  [default: "
+@click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Number of seeds per method.")
+@click.option("--budget", type=click.IntRange(1), metavar="EPOCHS", help="Epochs per run.  [default: "
               "the recipe's]")  # fmt: skip
 @click.option("--rivals-budget", type=click.IntRange(1), metavar="EPOCHS", help="Also train all methods but "
-              "the reference for so many epochs.")  # fmt: skip
-@click.option("--trials", type=click.IntRange(1), default=4, show_default=True, help="Settings tried for every "
-              "method on held-out training images; 1: the recipe as it is.")  # fmt: skip
-@click.option("--tuning-budget", type=click.IntRange(1), metavar="EPOCHS", help="Epochs of a trial.  [default: the "
+              "the reference for this many epochs.")  # fmt: skip
+@click.option("--trials", type=click.IntRange(1), default=4, show_default=True, help="Tuning trials per method, on "
+              "held-out training images; 1: no tuning.")  # fmt: skip
+@click.option("--tuning-budget", type=click.IntRange(1), metavar="EPOCHS", help="Epochs per trial.  [default: the "
               "budget]")  # fmt: skip
 @click.option("--tuning-set", multiple=True, metavar="KEY=VALUE", help="Change a setting in the trials "
               "only, for example to a smaller network; may be repeated.")  # fmt: skip
 @click.option("--measure", type=click.Choice(["linear", "knn_1", "knn_20"]), default="linear", show_default=True,
-              help="Measure that chooses among trials.")  # fmt: skip
-@click.option("--reference", metavar="NAME", help="The method that the others are compared with.  "
+              help="Measure that selects the best trial.")  # fmt: skip
+@click.option("--reference", metavar="NAME", help="Method that the others are compared with.  "
               "[default: matrix_ssl, or the first]")  # fmt: skip
-@options.assignments
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of the comparison.  "
-              "[default: runs/compare-RECIPE or runs/compare-RECIPE-DATA]")  # fmt: skip
-@click.option("--jobs", type=click.IntRange(0), default=0, help="Trainings side by side.  [default: one for "
+@options.assignments()
+@options.out("runs/compare-RECIPE or runs/compare-RECIPE-DATA", what="Folder of the comparison")
+@options.fresh
+@click.option("--jobs", type=click.IntRange(0), default=0, help="Number of parallel jobs.  [default: one for "
               "each GPU, or for each core]")  # fmt: skip
 @options.device
 @options.data_root
@@ -63,27 +60,29 @@ def compare(
     reference: str | None,
     assignments: tuple[str, ...],
     out: Path | None,
+    fresh: bool,
     jobs: int,
     device: str,
     data_root: Path | None,
     download: bool,
 ) -> None:
-    """Pre-train several methods under equal conditions and compare them. The same command again resumes.
+    """Pre-train several methods under equal conditions and compare them. Run the same command to resume.
 
     Every method gets the same encoder, images, order, views, epochs, evaluation and number of tuning trials. Trials
-    are judged on a fifth of the training images; the test images are read once, at the end of every run.
+    are evaluated on a held-out fifth of the training images; the test images are read once, at the end of every run.
     """
     base = outline(recipe, data, assignments)
     budget = budget or base.epochs
     if rivals_budget == budget:
-        raise ConfigError(f"--rivals-budget {rivals_budget} is the budget of all: leave it out or choose another one.")
-    from matrix_ssl.compare.comparison import ComparisonRun
+        raise ConfigError("--rivals-budget equals --budget; omit it or choose a different value.")
+    from matrix_ssl.compare.comparison import PLAN, ComparisonRun
     from matrix_ssl.compare.plan import Plan, choose_methods
     from matrix_ssl.compare.schedule import places
     from matrix_ssl.report.comparison.data import read_comparison
     from matrix_ssl.report.comparison.table import terminal
     from matrix_ssl.runs import devices
-    from matrix_ssl.runs.folder import lock
+    from matrix_ssl.runs.environment import command
+    from matrix_ssl.runs.folder import held
 
     names = choose_methods(methods)
     plan = Plan(
@@ -100,49 +99,46 @@ def compare(
     )
     out = out or default_run(f"compare-{recipe}", data, unnamed="")
     where = places(devices.choose_device(device).type, jobs=jobs)
-    comparison = ComparisonRun(plan, out, command=_command())
-    comparison.check()
-    comparison.open_data(data_root=data_root, download=download)
-    with lock(out):
+    comparison = ComparisonRun(plan, out, command=shlex.join(command()))
+    if not fresh:
+        comparison.check()
+    comparison.open_data(data_root=data_root, download=download, fresh=fresh)
+    with held(out, fresh=fresh, say=options.say, first=PLAN):
         comparison.claim()
         done, total = comparison.count()
         options.say(
-            f"{len(names)} methods, {total} jobs ({done} done), {len(where)} side by side on {where[0].device}: {out}"
+            f"{len(names)} methods, {total} jobs ({done} done), {len(where)} at a time on {where[0].device}: {out}"
         )
         with _progress(comparison) as (ended, running):
             results = comparison.run(where=where, data_root=data_root, ended=ended, running=running)
-    options.out.print(terminal(read_comparison(out)))
-    options.out.print(f"results {out / 'compare.json'}\npage    {out / 'compare.html'}", markup=False)
+    options.stdout.print(terminal(read_comparison(out)))
+    options.show(results=out / "compare.json", page=out / "compare.html")
     failed = [row for row in results["rows"] if "error" in row]
     if failed:
-        raise ConfigError(f"{len(failed)} of {len(results['rows'])} runs failed; the page lists why.")
+        raise ConfigError(f"{len(failed)} of {len(results['rows'])} runs failed; the page gives the reasons.")
     if comparison.failures:
         raise ConfigError(
-            f"jobs that ended without a result: {len(comparison.failures)}; the same command repeats them."
+            f"{len(comparison.failures)} of {total} jobs failed without a result. Run the same command to retry them."
         )
 
 
-def _reference(names: tuple[str, ...], wanted: str | None) -> str:
+def _reference(names: tuple[str, ...], name: str | None) -> str:
     stems = {Path(name).stem: name for name in names}
-    if wanted is None:
+    if name is None:
         return stems.get("matrix_ssl", names[0])
-    if Path(wanted).stem not in stems:
-        raise ConfigError(f"--reference {wanted!r} is not among the methods.{did_you_mean(wanted, stems)}")
-    return stems[Path(wanted).stem]
-
-
-def _command() -> str:
-    return shlex.join(["matrix-ssl", *sys.argv[1:]])
+    if Path(name).stem not in stems:
+        raise ConfigError(f"--reference {name!r} is not among the methods.{did_you_mean(name, stems)}")
+    return stems[Path(name).stem]
 
 
 @contextmanager
 def _progress(comparison: "ComparisonRun") -> Iterator[Any]:
-    """A bar on a terminal, a line for every training that has ended anywhere."""
+    """A bar on a terminal; anywhere, a line for every job that has ended."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("jobs"), MofNCompleteColumn(), BarColumn(bar_width=24), TimeElapsedColumn(),
                TextColumn("{task.fields[text]}"))  # fmt: skip
-    with Progress(*columns, console=options.err, disable=not options.err.is_terminal, transient=True) as bar:
+    with Progress(*columns, console=options.stderr, disable=not options.stderr.is_terminal, transient=True) as bar:
         done, total = comparison.count()
         task = bar.add_task("", total=total, completed=done, text="")
 

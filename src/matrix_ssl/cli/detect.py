@@ -1,6 +1,5 @@
-"""``matrix-ssl detect``: parse, call, print."""
+"""The command ``matrix-ssl detect``."""
 
-import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -8,30 +7,30 @@ import click
 from rich.console import Console
 
 from matrix_ssl.cli import options
-from matrix_ssl.detection.settings import DetectionSettings
-
-_PATH = click.Path(path_type=Path)
+from matrix_ssl.detection.settings import MAY_CHANGE, DetectionSettings
 
 
 @click.command()
-@click.option("--train-images", type=_PATH, required=True, help="Images to learn from: a folder or a .tar file.")
-@click.option("--train-annotations", type=_PATH, required=True, metavar="JSON", help="COCO annotations of them.")
-@click.option("--val-images", type=_PATH, required=True, help="Images to score on.")
-@click.option("--val-annotations", type=_PATH, required=True, metavar="JSON", help="COCO annotations of them.")
+@click.option("--train-images", type=options.PATH, required=True, help="Training images: a folder or a .tar file.")
+@click.option("--train-annotations", type=options.PATH, required=True, metavar="JSON", help="COCO annotations of the "
+              "training images.")  # fmt: skip
+@click.option("--val-images", type=options.PATH, required=True, help="Validation images: a folder or a .tar file.")
+@click.option("--val-annotations", type=options.PATH, required=True, metavar="JSON", help="COCO annotations of the "
+              "validation images.")  # fmt: skip
 @click.option("--encoder", required=True, metavar="RUN|CHECKPOINT|random|torchvision",
-              help="Where the detector begins: a run folder, a checkpoint file, random weights, or torchvision's, "
-              "trained with labels.")  # fmt: skip
+              help="Initial weights of the backbone: a run folder, a checkpoint file, random weights, or "
+              "torchvision's, trained with labels.")  # fmt: skip
 @click.option("--backbone", metavar="NAME", help="Architecture of the encoder, a ResNet of torchvision.  [default: its "
               "own, or resnet50]")  # fmt: skip
 @options.weights
-@click.option("--architecture", type=click.Choice(["c4", "fpn"]), help="c4: heads on the encoder's last stage; fpn: a "
-              "feature pyramid.  [default: c4]")  # fmt: skip
-@click.option("--schedule", type=click.Choice(["1x", "2x"]), help="90000 or 180000 iterations of 16 images.  "
-              "[default: 1x]")  # fmt: skip
-@click.option("--seed", type=click.IntRange(0), help="[default: 0]")
-@options.assignments
-@click.option("--out", type=_PATH, required=True, help="Folder of the run.")
-@click.option("--fresh", is_flag=True, help="Start over; an existing run folder is kept under another name.")
+@click.option("--architecture", type=click.Choice(["c4", "fpn"]), help="Architecture of the detector; c4: heads on the "
+              "encoder's last stage; fpn: a feature pyramid.  [default: c4]")  # fmt: skip
+@click.option("--schedule", type=click.Choice(["1x", "2x"]), help="Training schedule: 90k (1x) or 180k (2x) iterations "
+              "at batch size 16.  [default: 1x]")  # fmt: skip
+@click.option("--seed", type=click.IntRange(0), help="Random seed.  [default: 0]")
+@options.assignments()
+@options.out(None)
+@options.fresh
 @options.device
 def detect(
     train_images: Path,
@@ -49,22 +48,20 @@ def detect(
     fresh: bool,
     device: str,
 ) -> None:
-    """Train Mask R-CNN on an encoder, all layers, and score boxes and masks. The same command again resumes.
+    """Train Mask R-CNN from an encoder, all layers, and score boxes and masks. Run the same command to resume.
 
-    Images and annotations are COCO's. Settings and their published defaults: docs/detection.md.
+    Images and annotations are in the format of COCO. Settings and their published defaults: docs/detection.md.
     """
     from matrix_ssl.config import override
 
-    named = {"architecture": architecture, "schedule": schedule, "seed": seed}
-    given = [f"{key}={value}" for key, value in named.items() if value is not None]
-    settings = override(DetectionSettings(), [*given, *assignments])
+    named = options.given(architecture=architecture, schedule=schedule, seed=seed)
+    settings = override(DetectionSettings(), [*(f"{key}={value}" for key, value in named.items()), *assignments])
     from matrix_ssl import distributed
     from matrix_ssl.detection import run as runs
     from matrix_ssl.detection.table import classes_table, scores_table
-    from matrix_ssl.runs import devices
-    from matrix_ssl.runs.display import Display, image_bar
+    from matrix_ssl.runs.display import image_bar
     from matrix_ssl.runs.files import read_json
-    from matrix_ssl.runs.folder import take_folder
+    from matrix_ssl.runs.session import session
 
     inputs = runs.Inputs(
         train_images,
@@ -75,27 +72,16 @@ def detect(
         backbone=backbone,
         weights=weights,
     )
-    distributed.start(devices.choose_device(device).type)
-    chosen = devices.choose_device(device)  # now that the number of this process is known
-    display = Display(quiet=not distributed.is_main())
-    console = options.err if distributed.is_main() else Console(quiet=True)
-    with contextlib.ExitStack() as stack:
-        stack.callback(distributed.stop)
-        stack.enter_context(distributed.connected())
+    with session(device) as s:
+        console = options.stderr if s.main else Console(quiet=True)
         with distributed.together():
-            prepared = runs.prepare(inputs, settings, device=chosen)
-        complete = False
-        with distributed.together():
-            if distributed.is_main():
-                take_folder(out, stack, fresh=fresh, say=display.say)
-                complete = runs.claim(prepared, out)
-        if distributed.broadcast_object(complete):
-            display.say(f"{out} is complete; --fresh starts over.")
-        else:
-            display.say(prepared.headline())
-            runs.run(prepared, out, display=display, bar=lambda what: image_bar(console, what))
-        if distributed.is_main():
-            result = read_json(out / runs.RESULT)
-            options.out.print(scores_table(result))
-            options.out.print(classes_table(result))
-            options.out.print(f"result     {out / runs.RESULT}\ndetections {out / runs.GALLERY}", markup=False)
+            prepared = runs.prepare(inputs, settings, device=s.device)
+        may_change = [f"settings.{name}" for name in MAY_CHANGE]
+        result = out / runs.RESULT
+        if not s.claim(out, prepared.description, is_complete=result.exists, fresh=fresh, may_change=may_change):
+            s.display.say(prepared.headline())
+            runs.run(prepared, out, display=s.display, bar=lambda what: image_bar(console, what))
+        if s.main:
+            options.stdout.print(scores_table(read_json(result)))
+            options.stdout.print(classes_table(read_json(result)))
+            options.show(result=result, detections=out / runs.GALLERY)

@@ -1,6 +1,5 @@
 """The commands ``matrix-ssl evaluate`` and ``matrix-ssl embed``."""
 
-import contextlib
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,28 +10,26 @@ from rich.table import Table
 
 from matrix_ssl.cli import options
 from matrix_ssl.errors import ConfigError, DataError
-from matrix_ssl.runs.display import Display, image_bar
+from matrix_ssl.runs.display import image_bar
 
 if TYPE_CHECKING:
     from matrix_ssl.data import Source
     from matrix_ssl.report.tables import ResultTable
 
-_PROTOCOLS = "knn,linear,low-shot"
-
 
 @click.command()
 @options.run
 @options.data
-@click.option("--test-data", metavar="PATH_OR_NAME", help="Images to measure accuracy on.  [default: the dataset's "
-              "test split, or 20% of each class held out]")  # fmt: skip
-@click.option("--protocol", default=_PROTOCOLS, show_default=True, help="Protocols, separated by commas: knn, linear, "
-              "low-shot, transfer, linear-sgd, semi-supervised, fine-tune.")  # fmt: skip
+@click.option("--test-data", metavar="PATH_OR_NAME", help="Test images.  [default: the test split of the "
+              "dataset, or a held-out fifth of each class]")  # fmt: skip
+@click.option("--protocol", default=",".join(options.PROTOCOLS[:3]), show_default=True, metavar="NAMES",
+              help=f"Protocols, with commas between: {', '.join(options.PROTOCOLS)}.")  # fmt: skip
 @options.weights
-@click.option("--set", "assignments", metavar="KEY=VALUE", multiple=True, help="Change a setting of a protocol that "
-              "trains, such as linear_sgd.epochs=10; may be repeated.")  # fmt: skip
-@click.option("--label-list", type=click.Path(path_type=Path), help="File names of the labelled images of "
+@options.assignments("Change a setting of a protocol that trains, such as linear_sgd.epochs=10")
+@click.option("--label-list", type=options.PATH, help="File that names the labelled images of "
               "semi-supervised, one a line.  [default: 1 % and 10 % of every class]")  # fmt: skip
-@click.option("--fresh", is_flag=True, help="Repeat protocols that train and already have results.")
+@click.option("--fresh", is_flag=True, help="Re-run protocols that already have results.")
+@options.no_report
 @options.device
 @options.data_root
 @options.download
@@ -45,13 +42,14 @@ def evaluate(
     assignments: tuple[str, ...],
     label_list: Path | None,
     fresh: bool,
+    no_report: bool,
     device: str,
     data_root: Path | None,
     download: bool,
 ) -> None:
     """Measure the encoder of RUN on labelled images, beside raw pixels and the untrained network.
 
-    The same command resumes after it was stopped. Results are in RUN/evaluation.
+    Run the same command to resume. Results are in RUN/evaluation.
     """
     options.existing_run(run)
     from matrix_ssl import config, distributed
@@ -60,51 +58,47 @@ def evaluate(
     from matrix_ssl.evaluate.trained.protocols import SEMI_SUPERVISED, EvaluationSettings
     from matrix_ssl.report import write_report
     from matrix_ssl.report.tables import read_evaluation
-    from matrix_ssl.runs import devices
     from matrix_ssl.runs.folder import lock, read_config
+    from matrix_ssl.runs.session import session
 
-    names = list(dict.fromkeys(name.strip() for name in protocol.split(",") if name.strip()))
+    names = options.names(protocol)
     protocols.check_protocols(names)
     settings = config.override(EvaluationSettings(), assignments)
     if label_list is not None and SEMI_SUPERVISED not in names:
         raise ConfigError(f"--label-list is for --protocol {SEMI_SUPERVISED}.")
     location = data or read_config(run).data.source
     if not location:
-        raise DataError(f"{run} has no images of its own. Pass --data FOLDER.")
-    distributed.start(devices.choose_device(device).type)
-    chosen = devices.choose_device(device)
-    with contextlib.ExitStack() as stack:
-        stack.callback(distributed.stop)
-        stack.enter_context(distributed.connected())
-        main = distributed.is_main()
+        raise DataError(f"{run} does not name a dataset: give --data FOLDER.")
+    with session(device) as s:
         with distributed.together():
-            if main:
-                stack.enter_context(lock(run))
-        display = Display(quiet=not main)
+            if s.main:
+                s.stack.enter_context(lock(run))
         with distributed.together():
-            train, test, drawn_from = _open_splits(location, test_data, data_root, download, say=display.say)
-        bar = partial(image_bar, options.err)
+            train, test, drawn_from = _open_splits(location, test_data, data_root, download, say=s.display.say)
+        bar = partial(image_bar, options.stderr)
         if train.labels is None:
-            display.say("No labels found: writing only the embedding map and the nearest-neighbour gallery.")
+            s.display.say("No labels found: writing only the embedding map and the nearest-neighbour gallery.")
             with bar("features") as show:
-                protocols.describe_images(run, train, weights=weights, device=chosen, on_progress=show)
+                protocols.describe_images(run, train, weights=weights, device=s.device, on_progress=show)
         else:
-            subject = Subject(run, train, test, weights, chosen, drawn_from)
+            subject = Subject(run, train, test, weights, s.device, drawn_from)
             protocols.run_protocols(
                 subject, protocols=names, settings=settings, label_list=label_list, fresh=fresh,
-                say=display.say, display=display, bar=bar,
+                say=s.display.say, display=s.display, bar=bar,
             )  # fmt: skip
-        if main:
+        if s.main:
             if train.labels is not None and (evaluation := read_evaluation(subject.folder)):
-                options.out.print(_terminal(evaluation.table()), *evaluation.remarks, sep="\n", markup=False)
-            options.out.print(f"report  {write_report(run)}", markup=False)
+                options.stdout.print(_terminal(evaluation.table()), *evaluation.remarks, sep="\n", markup=False)
+            if not no_report:
+                options.show(report=write_report(run))
 
 
 @click.command()
 @options.run
 @options.data
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="An .npz file.")
-@click.option("--part", type=click.Choice(["train", "test"]), default="train", show_default=True, help="Which part.")
+@click.option("--out", type=options.PATH, required=True, metavar="FILE", help="The .npz file to write.")
+@click.option("--split", type=click.Choice(["train", "test"]), default="train", show_default=True, help="Split of the "
+              "dataset.")  # fmt: skip
 @options.weights
 @options.device
 @options.data_root
@@ -113,7 +107,7 @@ def embed(
     run: Path,
     data: str | None,
     out: Path,
-    part: Any,
+    split: Any,
     weights: Any,
     device: str,
     data_root: Path | None,
@@ -122,7 +116,7 @@ def embed(
     """Write the features of images to an .npz file.
 
     It holds `features` float32 (n, k), `where` (the path of every image), `data_digest` (which dataset it was) and,
-    for labelled images, `labels` and `classes`. Images that cannot be read are left out and listed.
+    for labelled images, `labels` and `classes`. Unreadable images are skipped and listed.
     """
     options.existing_run(run)
     from matrix_ssl.data import open_source
@@ -133,15 +127,15 @@ def embed(
 
     check_writable(out)
     location = data or read_config(run).data.source
-    source = open_source(location, split=part, data_root=data_root, download=download)
-    with image_bar(options.err, "features") as show:
+    source = open_source(location, split=split, data_root=data_root, download=download)
+    with image_bar(options.stderr, "features") as show:
         features = write_features(
             run, source, out, weights=weights, device=devices.choose_device(device), on_progress=show
         )  # fmt: skip
     for where, why in features.unreadable:
-        options.say(f"left out: {where}: {why}")
+        options.say(f"Skipped {where}: {why}.")
     n, k = features.vectors["encoder"].shape
-    options.out.print(f"{out}: {n} images, {k} features each", markup=False)
+    options.stdout.print(f"{out}: {n} images, {k} features each.", markup=False)
 
 
 def _terminal(table: "ResultTable") -> Table:

@@ -1,6 +1,5 @@
-"""``matrix-ssl llm``: parse, call, print."""
+"""The commands ``matrix-ssl llm finetune`` and ``matrix-ssl llm score``."""
 
-import contextlib
 import logging
 from pathlib import Path
 from typing import get_args
@@ -14,14 +13,15 @@ from matrix_ssl.llm.data.templates import Extraction, TemplateName
 from matrix_ssl.llm.settings import MODEL, RESULT, FineTuneSettings
 
 _template = click.Choice(get_args(TemplateName))
-_columns = click.option("--columns", metavar="NAMES", help="Columns with questions and answers, a comma between, or "
-                        "one with messages.  [default: question,answer or query,response or messages]")  # fmt: skip
+_columns = click.option("--columns", metavar="NAMES", help="Columns with questions and answers, with a comma "
+                        "between, or one with messages.  [default: question,answer or query,response or "
+                        "messages]")  # fmt: skip
 
 
 @click.group()
 def llm() -> None:
-    """Language models: fine-tune with matrix cross-entropy, score, diagnose."""
-    for library in ("bitsandbytes", "lm_eval"):  # they warn of kernels and of a model that is passed whole
+    """Language models: fine-tune with matrix cross-entropy, score and diagnose."""
+    for library in ("bitsandbytes", "lm_eval"):  # they warn of kernels and of a model that is passed as an object
         logging.getLogger(library).setLevel(logging.ERROR)
 
 
@@ -67,52 +67,42 @@ def finetune(
     from matrix_ssl import distributed
     from matrix_ssl.data.hub import quiet_transformers
     from matrix_ssl.llm.finetune import run as runs
-    from matrix_ssl.runs import devices
-    from matrix_ssl.runs.display import Display
-    from matrix_ssl.runs.folder import take_folder
+    from matrix_ssl.runs.session import session
 
-    distributed.start(devices.choose_device(device).type)
-    chosen = devices.choose_device(device)  # now that the number of this process is known
-    display = Display(quiet=not distributed.is_main())
-    with contextlib.ExitStack() as stack:
-        stack.callback(distributed.stop)
-        stack.enter_context(distributed.connected())
-        stack.enter_context(quiet_transformers())
+    with session(device) as s, quiet_transformers():
         with distributed.together():
-            prepared = runs.prepare(settings, out, device=chosen)
-        complete = False
-        with distributed.together():
-            if distributed.is_main():
-                take_folder(out, stack, fresh=fresh, say=display.say)
-                complete = runs.claim(prepared, out)
-        if distributed.broadcast_object(complete):
-            display.say(f"{out} is complete; --fresh starts over.")
-        else:
-            display.say(prepared.headline())
+            prepared = runs.prepare(settings, out, device=s.device)
+        result = out / RESULT
+        if not s.claim(out, prepared.description, is_complete=result.exists, fresh=fresh, packages=runs.PACKAGES):
+            s.display.say(prepared.headline())
             if prepared.examples.cut or prepared.examples.dropped:
-                display.say(
-                    f"max_length={settings.max_length} cuts the end of {prepared.examples.cut} sequences and leaves "
-                    f"nothing to learn of {prepared.examples.dropped} rows, which are left out"
+                s.display.say(
+                    f"max_length={settings.max_length} truncates {prepared.examples.cut} sequences and skips "
+                    f"{prepared.examples.dropped} rows whose answer would be cut off entirely."
                 )
-            runs.run(prepared, out, display=display)
-        if distributed.is_main():
-            options.out.print(f"model  {out / MODEL}\nresult {out / RESULT}", markup=False)
+            runs.run(prepared, out, display=s.display)
+        if s.main:
+            options.show(model=out / MODEL, result=result)
 
 
 @llm.command()
 @click.option("--model", required=True, metavar="FOLDER|NAME", help="A run of finetune, the folder of a model, or a "
               "name of the Hugging Face hub.")  # fmt: skip
-@click.option("--task", type=click.Choice(["gsm8k"]), default="gsm8k", show_default=True, help="What is asked.")
-@click.option("--data", required=True, metavar="FILE|hf:NAME", help="Questions, and answers with a number after ####.")
+@click.option("--task", type=click.Choice(["gsm8k"]), default="gsm8k", show_default=True, help="Benchmark.")
+@click.option("--data", required=True, metavar="FILE|hf:NAME", help="Questions with answers "
+              "that end in #### and a number.")  # fmt: skip
 @_columns
-@click.option("--template", type=_template, help="How a question becomes a prompt.  [default: that of the run]")
-@click.option("--extract", "extraction", type=click.Choice(get_args(Extraction)), help="Where the number of an answer "
-              "stands.  [default: answer-is with the template metamath, else strict-match]")  # fmt: skip
-@click.option("--limit", type=click.IntRange(1), metavar="N", help="Only the first N questions.")
-@click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True, help="Questions at a time.")
-@click.option("--max-new-tokens", type=click.IntRange(1), default=512, show_default=True, help="Of an answer.")
-@click.option("--out", type=click.Path(path_type=Path), help="File with a line for each question; the accuracies come "
-              "beside it, as .json.  [default: TASK.jsonl in the folder of the model]")  # fmt: skip
+@click.option("--template", type=_template, help="Template that turns a question into a prompt.  "
+              "[default: that of the run]")  # fmt: skip
+@click.option("--extract", "extraction", type=click.Choice(get_args(Extraction)), help="Rule that extracts the number "
+              "from an answer.  [default: answer-is with the template metamath, else strict-match]")  # fmt: skip
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="Score only the first N questions.")
+@click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True, help="Questions per batch.")
+@click.option(
+    "--max-new-tokens", type=click.IntRange(1), default=512, show_default=True, help="Maximum tokens per answer."
+)
+@click.option("--out", type=options.PATH, metavar="FILE", help="File with a line for each question; the accuracies "
+              "are written beside it, as .json.  [default: TASK.jsonl in the folder of the model]")  # fmt: skip
 @options.device
 def score(
     model: str,
@@ -138,7 +128,7 @@ def score(
     folder, settings = scoring.find_model(Path(model)) if models.is_folder(model) else (Path(), {})
     chosen: TemplateName | None = template or settings.get("template")
     if chosen is None:
-        raise ConfigError(f"{model} does not say which prompts it was trained with: give --template.")
+        raise ConfigError(f"{model} does not record the template it was trained with: give --template.")
     place = str(folder) if models.is_folder(model) else model
     out = out or (Path(model) if models.is_folder(model) else Path()) / f"{task}.jsonl"
     for path in (out, summary := out.with_suffix(".json")):
@@ -148,7 +138,7 @@ def score(
     tokenizer = models.open_tokenizer(place)
     with quiet_transformers():
         network = models.open_model(place, adapter=True).to(where)
-    found = scoring.score_model(
+    scores = scoring.score_model(
         network,
         tokenizer,
         rows,
@@ -159,14 +149,14 @@ def score(
         max_new_tokens=max_new_tokens,
         extraction=extraction,
     )
-    scoring.write_answers(out, found)
-    how = {"model": model, "task": task, "data": {"name": data, "sha256": rows.sha256}, "template": chosen,
+    scoring.write_answers(out, scores)
+    origin = {"model": model, "task": task, "data": {"name": data, "sha256": rows.sha256}, "template": chosen,
            "max_new_tokens": max_new_tokens}  # fmt: skip
-    write_json(summary, found.to_dict() | how | {"environment": devices.environment(where)})
-    for name, value in found.accuracies.items():
-        low, high = found.interval(name)
-        mark = " *" if name == found.extraction else ""
+    write_json(summary, scores.to_dict() | origin | {"environment": devices.environment(where)})
+    for name, value in scores.accuracies.items():
+        low, high = scores.interval(name)
+        mark = " *" if name == scores.extraction else ""
         interval = f"{100 * low:.1f}–{100 * high:.1f}"
-        questions = f"{len(found.answers)} questions"
-        options.out.print(f"{name:16s} {100 * value:5.1f} %  ({interval}, {questions}){mark}", markup=False)
-    options.out.print(f"answers {out}\nresult  {summary}", markup=False)
+        questions = f"{len(scores.answers)} questions"
+        options.stdout.print(f"{name:16s} {100 * value:5.1f} %  ({interval}, {questions}){mark}", markup=False)
+    options.show(answers=out, result=summary)

@@ -1,55 +1,80 @@
-"""Options that several commands share."""
+"""Arguments, options and consoles that several commands share."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import click
 from rich.console import Console
 
 from matrix_ssl.errors import RunFolderError
+from matrix_ssl.training.configure import default_run
 
-if TYPE_CHECKING:
-    pass
+DEFAULT_RECIPE = "images"
+PATH = click.Path(path_type=Path)
+PROTOCOLS = ("knn", "linear", "low-shot", "transfer", "linear-sgd", "semi-supervised", "fine-tune")
 
-out = Console(highlight=False, soft_wrap=True)
+stdout = Console(highlight=False, soft_wrap=True)
+stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 
+recipe = click.argument("recipe", default=DEFAULT_RECIPE)
 
-err = Console(stderr=True, highlight=False, soft_wrap=True)
-
+run = click.argument("run", type=PATH)
 
 data = click.option("--data", metavar="PATH_OR_NAME", help="A folder of images, a packed .npz file, hf:NAME, or a "
-                    "set: digits, cifar10, cifar100, stl10.")  # fmt: skip
+                    "dataset: digits, cifar10, cifar100, stl10.")  # fmt: skip
 
+data_root = click.option("--data-root", type=PATH, envvar="MATRIX_SSL_DATA", show_envvar=True,
+                         help="Folder that contains the named datasets.")  # fmt: skip
 
-data_root = click.option("--data-root", type=click.Path(path_type=Path), envvar="MATRIX_SSL_DATA", show_envvar=True,
-                         help="Where named sets lie.")  # fmt: skip
-
-
-download = click.option("--download", is_flag=True, help="Let torchvision download a named set into --data-root.")
-
+download = click.option("--download", is_flag=True, help="Download a named dataset into --data-root with torchvision.")
 
 device = click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True,
-                      help="auto: CUDA, then MPS, then the CPU.")  # fmt: skip
+                      help="Device; auto: CUDA, then MPS, then the CPU.")  # fmt: skip
 
-
-assignments = click.option("--set", "assignments", metavar="KEY=VALUE", multiple=True,
-                           help="Change a setting; may be repeated.")  # fmt: skip
-
-
-method = click.option("--method", metavar="NAME_OR_FILE", help="Another method than the recipe's: a name that "
-                      "`matrix-ssl methods` lists, or a Python file.")  # fmt: skip
-
-
-run = click.argument("run", type=click.Path(path_type=Path))
-
+method = click.option("--method", metavar="NAME_OR_FILE", help="Method: a name that `matrix-ssl methods` lists, or a "
+                      "Python file.  [default: the recipe's]")  # fmt: skip
 
 weights = click.option("--weights", type=click.Choice(["student", "teacher"]), default="student", show_default=True,
-                       help="Which network of the run.")  # fmt: skip
+                       help="Network of the run.")  # fmt: skip
+
+fresh = click.option("--fresh", is_flag=True, help="Start over; an existing run is kept as NAME.1, NAME.2 and so on.")
+
+no_report = click.option("--no-report", is_flag=True, help="Do not write the report.html of the run.")
+
+
+def assignments(text: str = "Change a setting") -> Callable[[Any], Any]:
+    """The option ``--set KEY=VALUE``."""
+    return click.option("--set", "assignments", metavar="KEY=VALUE", multiple=True, help=f"{text}; may be repeated.")
+
+
+def out(default: str | None, *, what: str = "Folder of the run") -> Callable[[Any], Any]:
+    """The option ``--out FOLDER``, required where there is no default."""
+    text = f"{what}." if default is None else f"{what}.  [default: {default}]"
+    return click.option("--out", type=PATH, metavar="FOLDER", required=default is None, help=text)
+
+
+def names(text: str) -> list[str]:
+    """The different names of a list with commas between, in order."""
+    return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+
+
+def given(**values: Any) -> dict[str, Any]:
+    """Those values that are not None: the others keep their defaults."""
+    return {key: value for key, value in values.items() if value is not None}
 
 
 def say(text: str) -> None:
-    """Tells the person something, on standard error."""
-    err.print(text, markup=False)
+    """Prints a sentence on standard error."""
+    stderr.print(text, markup=False)
+
+
+def show(**paths: Path | None) -> None:
+    """Prints what a command has written on standard output: a line with name and path for each that is not None."""
+    width = max(map(len, paths))
+    for name, path in paths.items():
+        if path is not None:
+            stdout.print(f"{name:{width}s} {path}", markup=False)
 
 
 def existing_run(run: Path) -> Path:
@@ -57,3 +82,8 @@ def existing_run(run: Path) -> Path:
     if not (run / "config.json").exists():
         raise RunFolderError(f"{run} is not a run folder: it has no config.json.")
     return run
+
+
+def run_folder(recipe: str, data: str | None, method: str | None) -> Path:
+    """The folder of a run that was given none."""
+    return default_run(recipe, data, unnamed=DEFAULT_RECIPE, suffix=Path(method).stem if method else None)

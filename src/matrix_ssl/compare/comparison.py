@@ -19,10 +19,11 @@ from matrix_ssl.runs import devices
 from matrix_ssl.runs.display import Display
 from matrix_ssl.runs.environment import environment
 from matrix_ssl.runs.files import read_json, write_json
-from matrix_ssl.runs.folder import is_unclaimed, tidy
+from matrix_ssl.runs.folder import check_claim, check_folder, claim
 from matrix_ssl.training import setup
 
 PLAN = "plan.json"
+_MAY_CHANGE = [f"base.{key}" for key in configuration.MAY_CHANGE]
 
 
 class ComparisonRun:
@@ -48,12 +49,13 @@ class ComparisonRun:
                 next_trial(plan, method, {}, number)
             runs(plan, method, {})
 
-    def open_data(self, *, data_root: Path | None, download: bool) -> None:
+    def open_data(self, *, data_root: Path | None, download: bool, fresh: bool = False) -> None:
         """Looks at the images and whether a network can learn from them, before anything is written.
 
         Raises:
             MatrixSSLError: images, batch and encoder do not fit each other.
-            RunFolderError: what is already in the folder has seen other images.
+            RunFolderError: what is already in the folder, unless it is to be set aside as ``fresh``, has seen other
+                images.
         """
         plan = self.plan
         learn = jobs.open_training_part(plan.base.data, data_root=data_root, download=download)
@@ -62,9 +64,13 @@ class ComparisonRun:
             raise ConfigError(f"{plan.base.data.source!r}: its training and its test part have different classes.")
         identity = {"train": len(learn), "test": len(judge), "classes": len(learn.classes or []),
                     "train_digest": learn.digest, "test_digest": judge.digest}  # fmt: skip
-        before = read_json(self.out / RESULTS)["data"] if (self.out / RESULTS).exists() else identity
+        resumed = (self.out / RESULTS).exists() and not fresh
+        before = read_json(self.out / RESULTS)["data"] if resumed else identity
         if different := configuration.changes(before, identity, but=["name"]):
-            raise RunFolderError(f"{self.out} has compared other images ({'; '.join(different)}): use another --out.")
+            raise RunFolderError(
+                f"{self.out} has compared other images ({'; '.join(different)}): choose another folder, or use --fresh "
+                "to start over."
+            )
         self.data = {"name": learn.name, **identity}
         part, _ = jobs.hold_out(learn)  # for the trials, and for the curves of the runs
         trials = [(next_trial(plan, plan.reference, {}, 0), part)] if self.trials else []
@@ -78,26 +84,12 @@ class ComparisonRun:
         Raises:
             RunFolderError: it does.
         """
-        values = dataclasses.asdict(self.plan)
-        if not (self.out / PLAN).exists():
-            try:
-                free = is_unclaimed(self.out, first=PLAN)
-            except OSError:
-                free = False
-            if not free:
-                raise RunFolderError(f"{self.out} exists and is not a comparison: choose another --out.")
-            return
-        may_change = [f"base.{key}" for key in configuration.MAY_CHANGE]
-        if different := configuration.changes(read_json(self.out / PLAN), values, but=may_change):
-            lines = "; ".join(line.removeprefix("base.") for line in different[:5])
-            raise RunFolderError(f"{self.out} holds another comparison ({lines}): use --out for another folder.")
+        check_folder(self.out, first=PLAN)
+        check_claim(self.out, dataclasses.asdict(self.plan), may_change=_MAY_CHANGE, first=PLAN)
 
     def claim(self) -> None:
         """Makes the folder, whose lock this process holds, one of this plan; raises as ``check``."""
-        self.check()
-        tidy(self.out)
-        if not (self.out / PLAN).exists():
-            write_json(self.out / PLAN, dataclasses.asdict(self.plan))
+        claim(self.out, dataclasses.asdict(self.plan), may_change=_MAY_CHANGE, first=PLAN)
 
     def run(
         self,

@@ -1,9 +1,7 @@
-"""Runs the jobs of a comparison in processes of their own, as many side by side as devices allow, and resumes."""
+"""Runs the jobs of a comparison in processes of their own, one per place at a time, and resumes them."""
 
 import os
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,16 +10,16 @@ from typing import Any
 from matrix_ssl import config as configuration
 from matrix_ssl.compare.job import JOB, OUTPUT, RESULT
 from matrix_ssl.compare.plan import Job
+from matrix_ssl.data.workers import cores
 from matrix_ssl.errors import ConfigError
 from matrix_ssl.runs import signals
 from matrix_ssl.runs.files import read_json, write_json
 from matrix_ssl.runs.folder import set_aside
+from matrix_ssl.runs.processes import Processes
 from matrix_ssl.runs.signals import Interrupted
 
-_POLL = 0.1  # seconds between two looks at the processes
 
-
-@dataclass(frozen=True, eq=False)  # two cores are two places, though nothing tells them apart
+@dataclass(frozen=True, eq=False)  # two cores are two places, though all their values are equal
 class Place:
     """Where a job runs."""
 
@@ -30,40 +28,32 @@ class Place:
     threads: int  # 0: PyTorch's own choice
 
 
-@dataclass
-class _Running:
-    job: Job
-    place: Place
-    process: subprocess.Popen[bytes]
-
-
 def places(device_type: str, *, jobs: int) -> list[Place]:
-    """A place for every job that runs side by side.
+    """A place for each of the jobs that run at the same time.
 
     Args:
-        device_type: of ``devices.choose_device``.
-        jobs: how many; 0: one for each GPU, or for each core of this process.
+        device_type: type of the device that ``devices.choose_device`` returns.
+        jobs: number of jobs at a time; 0: one for each GPU, or for each core of this process.
     """
     if device_type == "cuda":
         import torch
 
         count = torch.cuda.device_count()
-        given = os.environ.get("CUDA_VISIBLE_DEVICES")
-        # CUDA leaves out a name that is no device, and all after it
-        names = [name.strip() for name in given.split(",")][:count] if given else [str(i) for i in range(count)]
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        # CUDA ignores a name that is no device, and all after it
+        names = [name.strip() for name in visible.split(",")][:count] if visible else [str(i) for i in range(count)]
         return [Place("cuda", names[i % len(names)], 0) for i in range(jobs or len(names))]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    count = jobs or (cores if device_type == "cpu" else 1)
-    return [Place(device_type, None, max(1, cores // count)) for _ in range(count)]
+    count = jobs or (cores() if device_type == "cpu" else 1)
+    return [Place(device_type, None, max(1, cores() // count)) for _ in range(count)]
 
 
 def read_result(out: Path, job: Job) -> dict[str, Any] | None:
-    """What a job has found, or None while it has not ended or where the result is that of other settings."""
+    """The result of a job, or None while it has not ended or where the result is that of other settings."""
     path = out / job.folder / RESULT
-    return read_json(path) if path.exists() and not _is_another(out / job.folder, job) else None
+    return read_json(path) if path.exists() and not _is_outdated(out / job.folder, job) else None
 
 
-def _is_another(folder: Path, job: Job) -> bool:
+def _is_outdated(folder: Path, job: Job) -> bool:
     """Whether a folder holds a job with other settings, as after a change of a method's defaults."""
     if not (folder / JOB).exists():
         return False
@@ -87,56 +77,47 @@ def run_jobs(
 
     Args:
         out: the folder of the comparison.
-        waiting: gives the jobs that may run now and have no result yet, the most urgent first; asked again whenever
+        waiting: returns the jobs that may run now and have no result yet, the most urgent first; called again whenever
             one has ended, since what follows may depend on it.
         where: places, each for one job at a time.
-        data_root: where named sets lie.
-        ended: told every job that has ended, with its result or its error.
-        running: told which jobs run, whenever that changes.
+        data_root: folder that contains the named datasets.
+        ended: called with every job that has ended, and its result or its error.
+        running: called with the running jobs, whenever they change.
 
     Raises:
-        Interrupted: a signal came; the jobs have stopped after a checkpoint.
+        Interrupted: after a signal; the jobs have stopped after a checkpoint.
     """
-    active: list[_Running] = []
     failed: set[Path] = set()
     ready: list[Job] = waiting()
-    told = 0
     with signals.collected() as received:
+        processes: Processes[tuple[Job, Place]] = Processes(received)
         while True:
-            while told < len(received):  # here and not in the handler: it may come while a job is being started
-                for other in active:
-                    other.process.send_signal(received[told])
-                told += 1
-            free = [place for place in where if all(other.place != place for other in active)]
+            busy = [place for _, place in processes.active]
+            free = [place for place in where if place not in busy]
             if free and ready and not received:
                 for place, job in zip(free, ready, strict=False):
-                    active.append(_Running(job, place, _start(out, job, place, data_root)))
-                ready = ready[len(free) :]
-                running([other.job for other in active])
-            if not active:
+                    _start(processes, out, job, place, data_root)
+                running([job for job, _ in processes.active])
+            if not processes.active:
                 break
-            time.sleep(_POLL)
-            over = [other for other in active if other.process.poll() is not None]
-            for other in over:
-                active.remove(other)
-                result = read_result(out, other.job)
+            for (job, _), code in processes.wait():
+                result = read_result(out, job)
                 if result is None and not received:
-                    failed.add(other.job.folder)
-                    result = {"error": _reason(out / other.job.folder, other.process.returncode)}
+                    failed.add(job.folder)
+                    result = {"error": _reason(out / job.folder, code)}
                 if result is not None:
-                    ended(other.job, result)
-                running([still.job for still in active])
-            if over:
-                busy = {other.job.folder for other in active}
-                ready = [job for job in waiting() if job.folder not in busy | failed]
+                    ended(job, result)
+            running([job for job, _ in processes.active])
+            unavailable = failed | {job.folder for job, _ in processes.active}
+            ready = [job for job in waiting() if job.folder not in unavailable]
     if received:
         raise Interrupted(received[0])
 
 
-def _start(out: Path, job: Job, place: Place, data_root: Path | None) -> subprocess.Popen[bytes]:
+def _start(processes: Processes[tuple[Job, Place]], out: Path, job: Job, place: Place, data_root: Path | None) -> None:
     folder = out / job.folder
-    if _is_another(folder, job) and set_aside(folder) is None:
-        (folder / RESULT).unlink(missing_ok=True)  # of baselines, which are no run to be kept
+    if _is_outdated(folder, job) and set_aside(folder) is None:
+        (folder / RESULT).unlink(missing_ok=True)  # that of the baselines: they are not a run
     folder.mkdir(parents=True, exist_ok=True)
     values = {
         "stage": job.stage,
@@ -147,21 +128,15 @@ def _start(out: Path, job: Job, place: Place, data_root: Path | None) -> subproc
         "data_root": None if data_root is None else str(data_root.resolve()),
     }
     write_json(folder / JOB, values)
-    environment = dict(os.environ)
-    if place.visible is not None:
-        environment["CUDA_VISIBLE_DEVICES"] = place.visible
+    environment = {} if place.visible is None else {"CUDA_VISIBLE_DEVICES": place.visible}
     if place.threads:
         environment["OMP_NUM_THREADS"] = str(place.threads)
-    with (folder / OUTPUT).open("ab") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", "matrix_ssl.compare.job", str(folder), str(os.getpid())],
-            stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment,
-            start_new_session=True,  # Ctrl-C reaches this process alone, which forwards it once
-        )  # fmt: skip
+    command = [sys.executable, "-m", "matrix_ssl.compare.job", str(folder), str(os.getpid())]
+    processes.start((job, place), command, log=folder / OUTPUT, environment=environment)
 
 
 def _reason(folder: Path, code: int) -> str:
     """Why a process ended without a result, from what it wrote last."""
     lines = (folder / OUTPUT).read_text(errors="replace").strip().splitlines()
     how = f"signal {-code}" if code < 0 else f"exit code {code}"
-    return f"the process ended with {how}: {lines[-1] if lines else 'it wrote nothing'} (see {folder / OUTPUT})"
+    return f"The process ended with {how}: {lines[-1] if lines else 'no output'} (see {folder / OUTPUT})"

@@ -109,11 +109,15 @@ class CentralSquares(Reader):
         return Crops(self._collate(crops), indices, indices, unreadable)
 
 
+def cores() -> int:
+    """Number of CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS has none
+
+
 def _worker_count(workers: int) -> int:
     if workers >= 0:
         return workers
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS has none
-    return min(_MOST_WORKERS, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return min(_MOST_WORKERS, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def _start_worker(_: int) -> None:

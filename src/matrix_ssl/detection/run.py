@@ -22,7 +22,7 @@ from matrix_ssl.detection.images import TrainingImages
 from matrix_ssl.detection.network import build_detector
 from matrix_ssl.detection.predict import DetectionResults, predict
 from matrix_ssl.detection.scoring import score
-from matrix_ssl.detection.settings import MAY_CHANGE, DetectionSettings, Plan, check_processes, make_plan
+from matrix_ssl.detection.settings import DetectionSettings, Plan, check_processes, make_plan
 from matrix_ssl.detection.shapes import coco_masks
 from matrix_ssl.detection.training import Training, check_unreadable
 from matrix_ssl.distributed import batch_norm
@@ -30,8 +30,8 @@ from matrix_ssl.encoder import Weights
 from matrix_ssl.errors import DataError
 from matrix_ssl.runs import checkpoint, devices
 from matrix_ssl.runs.display import Display
-from matrix_ssl.runs.files import read_json, read_lines, write_atomically, write_json
-from matrix_ssl.runs.folder import ENVIRONMENT, SKIPPED, claim_description
+from matrix_ssl.runs.files import read_json, read_lines, write_json, write_text
+from matrix_ssl.runs.folder import ENVIRONMENT, SKIPPED
 
 RESULT, PREDICTIONS, DETECTOR, GALLERY = "result.json", "predictions.json", "detector.safetensors", "detections.png"
 Bar = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
@@ -124,22 +124,6 @@ def prepare(inputs: Inputs, settings: DetectionSettings, *, device: torch.device
     return Prepared(inputs, settings, device, plan, train, val, images, train_files, val_files, backbone, detector)
 
 
-def claim(prepared: Prepared, out: Path) -> bool:
-    """Checks that a locked folder belongs to this run, and begins it if it is new.
-
-    Returns:
-        Whether the run is complete.
-
-    Raises:
-        RunFolderError: the folder holds a different run.
-    """
-    claim_description(out, prepared.description(), but=[f"settings.{name}" for name in MAY_CHANGE])
-    if (out / RESULT).exists():
-        return True
-    write_json(out / ENVIRONMENT, devices.environment(prepared.device))
-    return False
-
-
 def run(prepared: Prepared, out: Path, *, display: Display, bar: Bar) -> dict[str, Any]:
     """Trains, or resumes where an earlier call stopped, scores, and writes the result.
 
@@ -186,7 +170,7 @@ def _write(
     settings, val = prepared.settings, prepared.val
     checkpoint.save_weights(out / DETECTOR, prepared.detector, {"architecture": settings.architecture})
     text = json.dumps(predictions.detections, separators=(",", ":"))
-    write_atomically(out / PREDICTIONS, lambda file: file.write(text.encode()))
+    write_text(out / PREDICTIONS, text)
     write_gallery(out / GALLERY, val, prepared.val_files, predictions)
     scores = score(val, predictions, resamples=settings.bootstrap, seed=settings.seed)
     result = {

@@ -1,4 +1,4 @@
-"""Who this process is, starting and ending together, and errors that all processes share."""
+"""The rank of this process, the start and the end of its group, and errors that all processes share."""
 
 import os
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from matrix_ssl.errors import ConfigError, MatrixSSLError, ProcessError, TrainingError
 
-# how gloo's errors, which have no class of their own, say that the other end is gone
+# how the errors of gloo, which have no class of their own, report a lost connection
 _LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket closed", "Connection refused")
 
 
@@ -27,7 +27,7 @@ def start(device_type: str) -> None:
     if device_type == "cuda":
         if local_rank() >= torch.cuda.device_count():
             raise ConfigError(
-                f"process {local_rank()} has no GPU: this machine has {torch.cuda.device_count()}; "
+                f"Process {local_rank()} has no GPU: this machine has {torch.cuda.device_count()}; "
                 f"start torchrun with --nproc-per-node {torch.cuda.device_count()}."
             )
         torch.cuda.set_device(local_rank())
@@ -35,7 +35,7 @@ def start(device_type: str) -> None:
 
 
 def launcher(processes: int) -> list[str]:
-    """What follows ``python -m`` to start a module in several processes of this machine: ``torchrun`` as a module."""
+    """The words after ``python -m`` that start a module in several processes of this machine: ``torchrun`` as a module."""
     return ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
 
 
@@ -61,7 +61,7 @@ def local_rank() -> int:
 
 
 def is_main() -> bool:
-    """Whether this is the process that writes files and talks to the person."""
+    """Whether this is the process that writes files and messages."""
     return rank() == 0
 
 
@@ -82,18 +82,18 @@ def broadcast_object(value: Any) -> Any:
 
 @contextmanager
 def together() -> Iterator[None]:
-    """Runs a block on every process; what goes wrong in one is raised in all, so that none waits for it in vain."""
+    """Runs a block on every process; an error in one is raised in all, so that none waits for it forever."""
     mine: MatrixSSLError | None = None
     try:
         yield
     except MatrixSSLError as error:
         mine = error
-    found: list[Any] = [None] * world_size()
+    errors: list[Any] = [None] * world_size()
     if world_size() > 1:
-        dist.all_gather_object(found, None if mine is None else (str(mine), mine.exit_code))
+        dist.all_gather_object(errors, None if mine is None else (str(mine), mine.exit_code))
     if mine is not None:
         raise mine
-    for text, exit_code in filter(None, found):
+    for text, exit_code in filter(None, errors):
         theirs = MatrixSSLError(text)
         theirs.exit_code = exit_code
         raise theirs
@@ -107,12 +107,12 @@ def alone() -> Iterator[None]:
     except MatrixSSLError as error:
         if is_main():
             raise
-        raise ProcessError(f"process {rank()}: {error}") from error
+        raise ProcessError(f"Process {rank()}: {error}") from error
 
 
 @contextmanager
 def connected() -> Iterator[None]:
-    """Turns the end of another process into a sentence.
+    """Reports the end of another process as a sentence.
 
     Raises:
         TrainingError: a collective operation failed because another process is gone.
@@ -123,8 +123,7 @@ def connected() -> Iterator[None]:
         if world_size() == 1 or not any(sign in str(error) for sign in _LOST):
             raise
         raise TrainingError(
-            "another process of this run has ended; where it gave a reason, it stands in its own message. "
-            "The same command resumes."
+            "Another process of this run has ended; see its message, if there is one. Run the same command to resume."
         ) from error
 
 

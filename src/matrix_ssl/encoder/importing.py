@@ -1,22 +1,24 @@
 """Turns a checkpoint of another program into a run folder that every command accepts."""
 
+from collections.abc import Callable
 from pathlib import Path
 
-from matrix_ssl import config as configuration
 from matrix_ssl.encoder import Weights
 from matrix_ssl.encoder.card import CARD, IMPORTED, model_card
 from matrix_ssl.encoder.opening import Opened
 from matrix_ssl.errors import RunFolderError
 from matrix_ssl.runs.checkpoint import save_weights
-from matrix_ssl.runs.files import write_atomically, write_json
-from matrix_ssl.runs.folder import CONFIG, ENCODER, SUMMARY, check_folder, lock, read_config, tidy
+from matrix_ssl.runs.files import write_json, write_text
+from matrix_ssl.runs.folder import ENCODER, SUMMARY, claim, held
 
 _CODE = """from matrix_ssl.encoder import load_encoder
 
 encoder = load_encoder(RUN)  # RUN: the path of this folder"""
 
 
-def import_run(opened: Opened, run: Path, *, source: Path, branch: Weights) -> None:
+def import_run(
+    opened: Opened, run: Path, *, source: Path, branch: Weights, fresh: bool = False, say: Callable[[str], None] = print
+) -> None:
     """Writes ``config.json``, ``encoder.safetensors``, a model card and, last, ``summary.json``.
 
     Args:
@@ -24,17 +26,16 @@ def import_run(opened: Opened, run: Path, *, source: Path, branch: Weights) -> N
         run: a folder that is empty or does not exist. That of an interrupted import is completed.
         source: the checkpoint, for the record.
         branch: which of its encoders this is, for the record.
+        fresh: whether a run that is in the folder is set aside.
+        say: prints a sentence.
 
     Raises:
         RunFolderError: the folder holds other files or cannot be written.
     """
-    check_folder(run)
-    with lock(run):
-        begun = (run / CONFIG).exists()
-        if begun and ((run / SUMMARY).exists() or read_config(run) != opened.config):
-            raise RunFolderError(f"{run} already holds a run; choose a different folder.")
-        tidy(run)
-        write_json(run / CONFIG, configuration.to_dict(opened.config))
+    with held(run, fresh=fresh, say=say):
+        claim(run, opened.config)
+        if (run / SUMMARY).exists():
+            raise RunFolderError(f"{run} is complete: choose another folder, or use --fresh to start over.")
         save_weights(run / ENCODER, opened.encoder, {"weights": "student"})
         summary = {
             "recipe": IMPORTED,
@@ -58,5 +59,5 @@ def import_run(opened: Opened, run: Path, *, source: Path, branch: Weights) -> N
             config=opened.config, summary=summary, weights="student",
             facts={}, library="matrix-ssl", code=_CODE, notes=[],
         )  # fmt: skip
-        write_atomically(run / CARD, lambda file: file.write(text.encode(errors="backslashreplace")))
+        write_text(run / CARD, text)
         write_json(run / SUMMARY, summary)

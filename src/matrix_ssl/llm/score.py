@@ -29,7 +29,7 @@ from matrix_ssl.llm.data.templates import (
     prompt,
 )
 from matrix_ssl.llm.settings import MODEL, RESULT
-from matrix_ssl.runs.files import read_json, write_atomically
+from matrix_ssl.runs.files import read_json, write_text
 from matrix_ssl.runs.folder import ENVIRONMENT
 
 _NAME, _MARK = "matrix_ssl_gsm8k", "####"
@@ -197,7 +197,7 @@ def write_answers(path: Path, score: Score) -> None:
         RunFolderError: it could not be written.
     """
     text = "".join(json.dumps(vars(answer), ensure_ascii=False) + "\n" for answer in score.answers)
-    write_atomically(path, lambda file: file.write(text.encode(errors="backslashreplace")))
+    write_text(path, text)
 
 
 def find_model(model: Path) -> tuple[Path, dict[str, Any]]:

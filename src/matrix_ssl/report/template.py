@@ -7,7 +7,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from matrix_ssl.report.svg import COLOURS
-from matrix_ssl.runs.files import write_atomically
+from matrix_ssl.runs.files import write_text
 
 
 def write_page(path: Path, template: str, values: Mapping[str, Any]) -> Path:
@@ -24,6 +24,5 @@ def write_page(path: Path, template: str, values: Mapping[str, Any]) -> Path:
         loader=PackageLoader(__package__, ""),
     )
     page = environment.get_template(template).render({"colours": COLOURS, **values})
-    content = page.encode(errors="backslashreplace")  # file names that are not Unicode
-    write_atomically(path, lambda file: file.write(content))
+    write_text(path, page)
     return path

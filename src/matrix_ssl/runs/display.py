@@ -1,4 +1,4 @@
-"""What a person sees while a run trains: a live bar on a terminal, plain lines elsewhere, none on other processes."""
+"""What a user sees while a run trains: a live bar on a terminal, plain lines elsewhere, none on other processes."""
 
 import sys
 import time
@@ -52,7 +52,8 @@ class Display:
         """Shows that ``done`` steps are complete.
 
         Args:
-            images: images a step.
+            done: number of complete steps.
+            images: images per step.
             line: the newest line of metrics, when there is a new one.
             terms: names of the loss terms in it.
         """

@@ -1,19 +1,22 @@
-"""What a reader needs to judge a figure: device, precision, versions, hardware and commit."""
+"""What a reader needs to judge a number: command, device, versions, hardware and commit."""
 
 import importlib.metadata
 import importlib.util
+import os
 import platform
 import subprocess
+import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 
 def environment(*, device: str, device_name: str, threads: int, processes: int) -> dict[str, Any]:
-    """What a reader needs to judge a figure: versions, hardware, commit."""
-    versions = {name: importlib.metadata.version(name) for name in ("torch", "torchvision", "numpy", "matrix-ssl")}
+    """What a reader needs to judge a number: versions, hardware, commit."""
+    own = versions(("torch", "torchvision", "numpy", "matrix-ssl"))
     return {
         "python": platform.python_version(),
-        **{name.replace("-", "_"): version for name, version in versions.items()},
+        **{name.replace("-", "_"): version for name, version in own.items()},
         "platform": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
         "device": device,
@@ -22,6 +25,24 @@ def environment(*, device: str, device_name: str, threads: int, processes: int) 
         "processes": processes,
         "commit": _commit(),
     }
+
+
+def versions(packages: Collection[str]) -> dict[str, str]:
+    """The versions of those packages that are installed, by name."""
+    return {
+        name: importlib.metadata.version(name) for name in packages if importlib.util.find_spec(name.replace("-", "_"))
+    }
+
+
+def command() -> list[str]:
+    """The words that start this program again, ``torchrun`` among them for several processes of one machine."""
+    program = Path(sys.argv[0])
+    ours = program.name == "matrix-ssl" or program.parts[-2:] == ("matrix_ssl", "__main__.py")
+    if processes := os.environ.get("LOCAL_WORLD_SIZE"):
+        launch = ["torchrun", "--nproc-per-node", processes, *(["-m", "matrix_ssl"] if ours else [sys.argv[0]])]
+    else:
+        launch = ["matrix-ssl"] if ours else ["python", sys.argv[0]]
+    return [*launch, *sys.argv[1:]]
 
 
 def _processor() -> str:

@@ -19,10 +19,11 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Writes a file completely or not at all: temporary file in the same folder, fsync, rename, fsync of the folder.
 
     Args:
-        write: gets the open temporary file.
+        path: the file.
+        write: called with the open temporary file.
 
     Raises:
-        RunFolderError: the disk is full, read-only or not permitted; nothing is left behind and an older file stays.
+        RunFolderError: the disk is full or read-only, or permission is missing; the older file, if any, stays.
     """
     temporary = ""
     try:
@@ -57,14 +58,17 @@ def cannot_write(path: Path, error: OSError) -> RunFolderError:
     """The error for a file that could not be written."""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     remedy = "free space there or choose another place" if full else "choose another place"
-    return RunFolderError(f"cannot write {path}: {error.strerror or error}; {remedy}.")
+    return RunFolderError(f"Cannot write {path}: {error.strerror or error}; {remedy}.")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes text in UTF-8 atomically; the surrogates of a file name that is not Unicode become escapes."""
+    write_atomically(path, lambda file: file.write(text.encode(errors="backslashreplace")))
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON atomically, readable by a person."""
-    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-    # a file name that is not Unicode holds surrogates: written with a backslash they are JSON's own escapes
-    write_atomically(path, lambda file: file.write(text.encode(errors="backslashreplace")))
+    """Writes indented JSON atomically; the escapes of ``write_text`` are JSON's own."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
@@ -82,7 +86,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a JSON-lines file, none if it does not exist; a last line cut by a kill is left out.
+    """The lines of a JSON-lines file, none if it does not exist; a last line cut by a kill is skipped.
 
     Raises:
         RunFolderError: another line is damaged.
@@ -113,8 +117,7 @@ def append_line(path: Path, line: dict[str, Any]) -> None:
 
 def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
     """Writes JSON lines atomically; numbers that are not finite become null."""
-    text = "".join(_json_line(line) for line in lines)
-    write_atomically(path, lambda file: file.write(text.encode()))
+    write_text(path, "".join(_json_line(line) for line in lines))
 
 
 def _json_line(line: dict[str, Any]) -> str:
@@ -131,7 +134,7 @@ def _finite(value: Any) -> Any:
 
 
 def _refuse_to_replace(path: Path) -> None:
-    """A rename would put a file in the place of a device such as /dev/null."""
+    """Raises FileExistsError for a device such as /dev/null, which a rename would replace with a file."""
     if path.exists() and not path.is_file():
         raise FileExistsError(errno.EEXIST, "it exists and is not a file")
 

@@ -1,6 +1,7 @@
-"""The run folder: the names of its files, its lock, and whose it is."""
+"""The run folder: the names of its files, its lock, and the description that says what it is for."""
 
 import fcntl
+import json
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -13,11 +14,7 @@ from matrix_ssl.errors import ConfigError, RunFolderError
 from matrix_ssl.runs.files import TEMPORARY, cannot_write, read_json, read_lines, write_json, write_lines
 
 CONFIG, ENVIRONMENT, METRICS, SUMMARY = "config.json", "environment.json", "metrics.jsonl", "summary.json"
-
-
 CHECKPOINTS, ENCODER, EVALUATION, SKIPPED = "checkpoints", "encoder.safetensors", "evaluation.npz", "skipped.jsonl"
-
-
 _LOCK = ".lock"
 
 
@@ -25,7 +22,7 @@ def unfinished(folder: Path, name: str | None = None) -> list[Path]:
     """The temporary files that ``write_atomically`` leaves in a folder when it is killed.
 
     Args:
-        folder: where they lie; one that does not exist has none.
+        folder: the folder; one that does not exist has none.
         name: of the file that was being written; None for any.
 
     Returns:
@@ -64,24 +61,24 @@ def read_config(run: Path) -> RunConfig:
         raise RunFolderError(f"{run / CONFIG} does not fit this version of matrix-ssl: {error}") from error
 
 
-def check_folder(run: Path) -> None:
-    """Lets only a run folder or a folder that ``is_unclaimed`` become a run.
+def check_folder(folder: Path, *, first: str = CONFIG) -> None:
+    """Accepts only a folder with the file ``first``, or one that ``is_unclaimed``.
 
     Raises:
         RunFolderError: it is something else, which is left untouched.
     """
-    if any("\ud800" <= letter <= "\udfff" for letter in str(run)):
-        raise RunFolderError(f"{run} is not Unicode, which safetensors files need: choose another folder.")
+    if any("\ud800" <= letter <= "\udfff" for letter in str(folder)):
+        raise RunFolderError(f"{folder} is not Unicode, which safetensors files need: choose another folder.")
     try:
-        foreign = not (run / CONFIG).exists() and not is_unclaimed(run, first=CONFIG)
+        foreign = not (folder / first).exists() and not is_unclaimed(folder, first=first)
     except OSError as error:
-        raise RunFolderError(f"{run} cannot be a run folder: {error.strerror}; choose another folder.") from error
+        raise RunFolderError(f"{folder} cannot be a run folder: {error.strerror}; choose another folder.") from error
     if foreign:
-        raise RunFolderError(f"{run} exists and is not a run folder: choose another folder.")
+        raise RunFolderError(f"{folder} is not empty and has no {first}: choose another folder.")
 
 
 def tidy(run: Path) -> None:
-    """Removes what a writer that was killed left half done; only for the process that holds the lock."""
+    """Removes the unfinished files of a writer that was killed; only for the process that holds the lock."""
     for folder in (run, run / CHECKPOINTS):
         for path in unfinished(folder):
             path.unlink(missing_ok=True)
@@ -112,52 +109,77 @@ def lock(run: Path) -> Iterator[None]:
         yield
 
 
-def take_folder(run: Path, stack: ExitStack, *, fresh: bool, say: Callable[[str], None]) -> None:
-    """Checks, locks and tidies the folder of a run until ``stack`` ends; where ``fresh``, a run in it is set aside.
+@contextmanager
+def held(folder: Path, *, fresh: bool, say: Callable[[str], None], first: str = CONFIG) -> Iterator[None]:
+    """Checks, locks and tidies a folder until the block ends.
+
+    Args:
+        folder: the folder.
+        fresh: whether a run that is in it is set aside.
+        say: prints a sentence.
+        first: the file that says what the folder is for.
 
     Raises:
         RunFolderError: as ``check_folder``, ``lock`` and ``set_aside``.
     """
-    check_folder(run)
-    stack.enter_context(lock(run))
-    if fresh and (kept := set_aside(run)):
-        say(f"the run that was in {run} is kept as {kept}")
-        stack.enter_context(lock(run))
-    tidy(run)
+    check_folder(folder, first=first)
+    with ExitStack() as stack:
+        stack.enter_context(lock(folder))
+        if fresh and (kept := set_aside(folder, first=first)):
+            say(f"Kept the previous run as {kept}.")
+            stack.enter_context(lock(folder))
+        tidy(folder)
+        yield
 
 
-def claim_description(run: Path, description: Mapping[str, Any], *, but: Collection[str] = ()) -> None:
+def claim(
+    folder: Path, description: RunConfig | Mapping[str, Any], *, may_change: Collection[str] = (), first: str = CONFIG
+) -> None:
     """Writes what a locked folder is for, or makes sure that it is for this.
 
     Args:
-        run: the folder.
-        description: nested plain values; those under ``places`` say where things are and may differ.
-        but: dotted keys of further values that may differ.
+        folder: the folder.
+        description: the configuration of a run, or nested plain values; what ``places`` holds may differ.
+        may_change: dotted keys of further values that may differ.
+        first: the file with the description.
 
     Raises:
         RunFolderError: the folder is for something else.
     """
-    if not (run / CONFIG).exists():
-        write_json(run / CONFIG, description)
+    check_claim(folder, description, may_change=may_change, first=first)
+    if not (folder / first).exists():
+        values = configuration.to_dict(description) if isinstance(description, RunConfig) else description
+        write_json(folder / first, values)
+
+
+def check_claim(
+    folder: Path, description: RunConfig | Mapping[str, Any], *, may_change: Collection[str] = (), first: str = CONFIG
+) -> None:
+    """Raises RunFolderError where a folder is for something else, as ``claim`` does, but writes nothing."""
+    if not (folder / first).exists():
         return
-    found = read_json(run / CONFIG)
-    if not isinstance(found, dict):
-        raise RunFolderError(f"{run / CONFIG} does not describe a run: use --out for another folder.")
-    before, now = ({k: v for k, v in values.items() if k != "places"} for values in (found, description))
-    if different := configuration.changes(before, now, but=but):
+    if isinstance(description, RunConfig):
+        different = configuration.differences(read_config(folder), description)
+    else:
+        before, now = read_json(folder / first), json.loads(json.dumps(description))
+        if not isinstance(before, dict):
+            raise RunFolderError(f"{folder / first} does not describe a run: choose another folder.")
+        values = ({key: value for key, value in each.items() if key != "places"} for each in (before, now))
+        different = configuration.changes(*values, but=may_change)
+    if different:
         raise RunFolderError(
-            f"{run} holds a run with other settings ({'; '.join(different[:5])}): use --out for another folder, or "
-            f"--fresh to start over (the old folder is kept)."
+            f"{folder} was started with other settings ({'; '.join(different[:5])}): choose another folder, or use "
+            "--fresh to start over."
         )
 
 
-def set_aside(run: Path) -> Path | None:
-    """Renames a run folder to ``NAME.1``, ``NAME.2``, ... and returns the new path; None if it holds no run.
+def set_aside(run: Path, *, first: str = CONFIG) -> Path | None:
+    """Renames a run folder to ``NAME.1``, ``NAME.2``, ... and returns the new path; None if it has no file ``first``.
 
     Raises:
         RunFolderError: the folder above it does not permit it, or the command runs inside it.
     """
-    if not (run / CONFIG).exists():
+    if not (run / first).exists():
         return None
     if Path.cwd().is_relative_to(run.resolve()):
         raise RunFolderError(f"--fresh renames {run}: start the command in another folder.")

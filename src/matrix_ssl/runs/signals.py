@@ -1,4 +1,4 @@
-"""Signals that let a program finish what it is doing before it stops."""
+"""Signals that are collected, so that a program can write a checkpoint before it stops."""
 
 import signal
 from collections.abc import Iterator
@@ -11,18 +11,19 @@ STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class Interrupted(MatrixSSLError):
-    """A signal ended the work after a checkpoint; the exit code is 128 plus the signal's number."""
+    """A signal stopped the program after a checkpoint; the exit code is 128 plus the number of the signal."""
 
     def __init__(self, number: int, *, after: str = ""):
-        super().__init__(f"stopped by {signal.Signals(number).name}{after}; the same command resumes.")
+        super().__init__(f"Stopped by {signal.Signals(number).name}{after}. Run the same command to resume.")
         self.exit_code = 128 + number
 
 
 @contextmanager
 def collected() -> Iterator[list[int]]:
-    """Collects signals in a list, which the program looks at when it suits, instead of dying from them.
+    """Collects the numbers of received signals in a list, for the program to read between two steps.
 
-    A second SIGINT raises KeyboardInterrupt: an impatient Ctrl-C stops at once, and the last checkpoint stands.
+    A second signal that is SIGINT (Ctrl-C) raises KeyboardInterrupt: the program stops at once, and its last checkpoint
+    remains.
     """
     received: list[int] = []
 

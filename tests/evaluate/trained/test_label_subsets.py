@@ -206,7 +206,7 @@ class TestStoring:
             store(tmp_path / "list.txt", Files("x/1.jpg", "x/1.jpg"), [0])
 
     def test_where_no_file_can_be(self, tmp_path):
-        with pytest.raises(RunFolderError, match=r"cannot write .*absent.list\.txt"):
+        with pytest.raises(RunFolderError, match=r"Cannot write .*absent.list\.txt"):
             store(tmp_path / "absent" / "list.txt", Files("x/1.jpg"), [0])
 
 

@@ -375,7 +375,7 @@ class TestStopping:
         before = signal.getsignal(number)
         with (
             mock.patch.object(supervised._Training, "_train_step", train_step),
-            pytest.raises(Interrupted, match=f"stopped by {number.name} after step 8 of the evaluation") as caught,
+            pytest.raises(Interrupted, match=f"Stopped by {number.name} after step 8 of the evaluation") as caught,
         ):
             evaluate(tmp_path, SETTINGS[kind])
         assert caught.value.exit_code == 128 + number and signal.getsignal(number) == before
@@ -404,7 +404,7 @@ class TestStopping:
             "seed": {"seed": 1},
             "data": {"data": dataclasses.replace(DATA, std=(0.4,))},
         }
-        sentence = rf"holds the training of another classifier \(different: .*{what}.*\): remove it"
+        sentence = rf"was started with other settings \(.*{what}.*\): choose another folder"
         with pytest.raises(RunFolderError, match=sentence):
             evaluate(tmp_path, **({"settings": LINEAR} | changes[what]))
         assert {path: path.read_bytes() for path in before} == before
@@ -560,5 +560,5 @@ class TestMistakes:
 
     def test_a_folder_that_cannot_be_made(self, tmp_path):
         (tmp_path / "file").write_text("")
-        with pytest.raises(RunFolderError, match=r"cannot write .*file"):
+        with pytest.raises(RunFolderError, match=r"Cannot write .*file"):
             evaluate(tmp_path / "file" / "e", LINEAR)

@@ -1,17 +1,15 @@
 """Whose training a folder holds, so that a checkpoint is never taken for that of another encoder or other images."""
 
 import dataclasses
-import json
 from pathlib import Path
-from typing import Any
 
 from matrix_ssl import distributed
 from matrix_ssl.config import DataConfig
 from matrix_ssl.data.base import Source
-from matrix_ssl.errors import RunFolderError
 from matrix_ssl.evaluate.trained.classifier import Classifier, Settings
+from matrix_ssl.runs import folder as folders
 from matrix_ssl.runs.checkpoint import digest
-from matrix_ssl.runs.files import cannot_write, read_json, write_json
+from matrix_ssl.runs.files import cannot_write
 
 TRAINING = "training.json"
 
@@ -39,14 +37,4 @@ def claim(
         "data": {name: getattr(data, name) for name in ("image_size", "mean", "std")},
         "weights": {part: digest(getattr(classifier, part).state_dict()) for part in ("frozen", "learner")},
     }
-    path, description = folder / TRAINING, json.loads(json.dumps(description))  # tuples become lists
-    if not path.exists():
-        write_json(path, description)
-        return
-    found: dict[str, Any] = read_json(path)
-    different = [key for key, value in description.items() if found.get(key) != value]
-    if different:
-        raise RunFolderError(
-            f"{folder} holds the training of another classifier (different: {', '.join(different)}): "
-            "remove it or choose another folder."
-        )
+    folders.claim(folder, description, first=TRAINING)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from matrix_ssl.data.base import Source
 from matrix_ssl.data.randomness import permutation
 from matrix_ssl.errors import ConfigError, DataError
-from matrix_ssl.runs.files import write_atomically
+from matrix_ssl.runs.files import write_text
 
 _STREAM = 0x5AB5E7  # a coordinate that keeps these draws apart from other random numbers
 _SHOWN = 5  # names that a message lists
@@ -105,7 +105,7 @@ def store(path: Path, source: Source, indices: Sequence[int] | NDArray[np.int64]
     if unfit:
         raise DataError(f"{len(unfit)} names cannot stand in a list of names ({_first(unfit)}): rename these files.")
     text = "".join(f"{name}\n" for name in names)
-    write_atomically(path, lambda file: file.write(text.encode()))
+    write_text(path, text)
 
 
 def _labels(source: Source) -> tuple[NDArray[np.int64], list[str]]:

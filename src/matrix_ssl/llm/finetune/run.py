@@ -5,8 +5,6 @@ The folder: ``config.json``, ``environment.json`` and ``metrics.jsonl`` as in ev
 """
 
 import dataclasses
-import importlib.metadata
-import importlib.util
 import shutil
 import time
 from collections.abc import Iterable
@@ -28,10 +26,10 @@ from matrix_ssl.llm.settings import MODEL, RESULT, FineTuneSettings
 from matrix_ssl.runs import devices
 from matrix_ssl.runs.display import Display
 from matrix_ssl.runs.files import cannot_write, read_json, write_json
-from matrix_ssl.runs.folder import CHECKPOINTS, ENVIRONMENT, claim_description
+from matrix_ssl.runs.folder import CHECKPOINTS, ENVIRONMENT
 from matrix_ssl.runs.signals import Interrupted, collected
 
-_PACKAGES = ("transformers", "accelerate", "peft", "tokenizers", "bitsandbytes", "deepspeed")
+PACKAGES = ("transformers", "accelerate", "peft", "tokenizers", "bitsandbytes", "deepspeed")
 _STATE = "trainer_state.json"  # the Trainer writes it last
 
 
@@ -97,23 +95,6 @@ def prepare(settings: FineTuneSettings, out: Path, *, device: torch.device) -> P
     if settings.lora:
         model = add_lora(model, rank=settings.lora, seed=settings.seed)
     return Prepared(settings, device, arguments, rows, examples, tokenizer, model)
-
-
-def claim(prepared: Prepared, out: Path) -> bool:
-    """Makes sure that a locked folder is for this run, and begins it if it is new.
-
-    Returns:
-        Whether the run is complete.
-
-    Raises:
-        RunFolderError: the folder holds another run.
-    """
-    claim_description(out, prepared.description())
-    if (out / RESULT).exists():
-        return True
-    versions = {name: importlib.metadata.version(name) for name in _PACKAGES if importlib.util.find_spec(name)}
-    write_json(out / ENVIRONMENT, devices.environment(prepared.device) | versions)
-    return False
 
 
 def run(prepared: Prepared, out: Path, *, display: Display) -> dict[str, Any]:

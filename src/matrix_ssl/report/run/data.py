@@ -31,7 +31,7 @@ _GALLERY = (
 
 @dataclass(frozen=True)
 class Note:
-    """Something a reader must know, and the command that mends it, if one does."""
+    """Something a reader must know, and the command that fixes it, if one does."""
 
     text: str
     command: str = ""
@@ -102,9 +102,9 @@ def read_run(run: Path) -> RunData:
     if imported := mapping(summary.get("imported")):
         notes.append(Note(f"The encoder was imported from {imported.get('file')}: no curves of its training are here."))
     elif not lines:
-        notes.append(Note("No training metrics yet, so there are no curves. They come with training:", "pretrain"))
+        notes.append(Note("No training metrics yet. Start or resume training with the command of the run:", "resume"))
     if lines and summary.get("finished") is not True:
-        notes.append(Note("This run is not finished. The command that began it takes it up again:", "pretrain"))
+        notes.append(Note("This run is not finished. To resume, run the same command in the same folder:", "resume"))
     environment = _read_object(run / ENVIRONMENT, notes)
     arrays = _read_arrays(run / EVALUATION, notes)
     evaluations = read_evaluations(run)

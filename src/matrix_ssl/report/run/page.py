@@ -22,8 +22,7 @@ from matrix_ssl.report.tables import read_tables
 from matrix_ssl.report.template import write_page
 from matrix_ssl.runs.folder import SKIPPED
 
-COMMANDS = {  # what the page tells a reader to type, from the folder that holds the run
-    "pretrain": "matrix-ssl pretrain",
+COMMANDS = {  # for the reader to type in the folder that contains the run
     "evaluate": "matrix-ssl evaluate {run}",
     "embed": "matrix-ssl embed {run} --data FOLDER --out features.npz",
     "export": "matrix-ssl export {run} --format torchvision",
@@ -53,6 +52,7 @@ def write_report(run: Path) -> Path:
     """
     data, tables = read_run(run), read_tables(run)
     commands = {name: command.format(run=shlex.quote(data.name)) for name, command in COMMANDS.items()}
+    commands["resume"] = _resume(data)
     values = {
         "data": data,
         "title": f"{data.name} – matrix-ssl report",
@@ -74,6 +74,12 @@ def write_report(run: Path) -> Path:
         "environment": settings(data.environment),
     }
     return write_page(run / "report.html", "run.html", values)
+
+
+def _resume(data: RunData) -> str:
+    """The command that started the run, which also resumes it; empty where an earlier version did not record it."""
+    words = data.environment.get("command")
+    return shlex.join(map(str, words)) if isinstance(words, list) else ""
 
 
 def _facts(data: RunData) -> list[tuple[str, str]]:

@@ -1,0 +1,257 @@
+"""The stages of ``matrix-ssl chain``: pre-training, every protocol, transfer and detection.
+
+A chain is a list of commands of this package. Each of them resumes, so the chain does, too: it starts them in turn and
+records the finished ones in ``RUN/chain.json``. All results are in one run folder, and its page shows them.
+"""
+
+import hashlib
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from matrix_ssl import distributed
+from matrix_ssl.cli import options
+from matrix_ssl.config import override
+from matrix_ssl.detection.settings import DetectionSettings
+from matrix_ssl.errors import DataError, MatrixSSLError
+from matrix_ssl.runs import signals
+from matrix_ssl.runs.files import read_json, write_json
+from matrix_ssl.runs.folder import read_config
+from matrix_ssl.runs.processes import Processes
+from matrix_ssl.runs.signals import Interrupted
+
+CHAIN = "chain.json"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command of a chain.
+
+    Attributes:
+        name: what the user sees.
+        arguments: of ``matrix-ssl``.
+        parallel: whether it may run in several processes.
+        data: the dataset that it reads, "" for that of the run; None for a command that checks by itself, quickly,
+            whether it is complete for its data.
+    """
+
+    name: str
+    arguments: tuple[str, ...]
+    parallel: bool = False
+    data: str | None = None
+
+    def command(self, processes: int) -> list[str]:
+        """The command line, with ``torchrun`` where it runs in several processes."""
+        launch = [sys.executable, "-m"]
+        if self.parallel and processes > 1:
+            launch += distributed.launcher(processes)
+        return [*launch, "matrix_ssl", *self.arguments]
+
+    def digest(self, content: str) -> str:
+        """A digest of the arguments and of the content of the data, by which a finished stage is recognised."""
+        words = "\0".join((*self.arguments, content))
+        return hashlib.sha256(words.encode(errors="surrogateescape")).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Coco:
+    """Images and annotations of a detection dataset."""
+
+    train_images: Path
+    train_annotations: Path
+    val_images: Path
+    val_annotations: Path
+
+    def arguments(self) -> list[str]:
+        """The options of ``matrix-ssl detect``."""
+        return [
+            "--train-images", str(self.train_images), "--train-annotations", str(self.train_annotations),
+            "--val-images", str(self.val_images), "--val-annotations", str(self.val_annotations),
+        ]  # fmt: skip
+
+
+class StageFailed(MatrixSSLError):
+    """A command of a chain failed, after it printed its own error."""
+
+    def __init__(self, stage: Stage, code: int):
+        super().__init__(
+            f"Stage {stage.name!r} failed with exit code {code} (see above). Run the same command to resume."
+        )
+        self.exit_code = code if code > 0 else 1
+
+
+def find_coco(folder: Path) -> Coco:
+    """The images and annotations in a folder laid out as COCO 2017, or with the annotations beside the images.
+
+    Annotations are ``instances_train*.json`` and ``instances_val*.json``, there or in ``annotations/``; images are
+    the folders, or the .tar files, whose names contain ``train`` and ``val``.
+
+    Raises:
+        DataError: one of the four is missing or ambiguous.
+    """
+    chosen = []
+    for split in ("train", "val"):
+        images = [path for path in folder.glob(f"*{split}*") if path.is_dir() or path.suffix == ".tar"]
+        annotations = [
+            path for pattern in ("", "annotations/") for path in folder.glob(f"{pattern}instances_{split}*.json")
+        ]
+        for what, paths, pattern in (
+            ("folder or .tar of images", images, f"*{split}*"),
+            ("file of annotations", annotations, f"instances_{split}*.json"),
+        ):
+            if len(paths) != 1:
+                names = ", ".join(sorted(path.name for path in paths)) or "none"
+                raise DataError(
+                    f"--coco {folder}: expected one {what} {pattern}, found {names}; "
+                    "give the four paths to matrix-ssl detect instead."
+                )
+            chosen += paths
+    return Coco(*chosen)
+
+
+def group_protocols(text: str, settings: Sequence[str]) -> list[list[str]]:
+    """The protocols of ``--protocol`` as groups for one command each: those on frozen features share one pass.
+
+    Raises:
+        ConfigError: a protocol or a setting of one does not exist.
+    """
+    from matrix_ssl.evaluate import protocols
+    from matrix_ssl.evaluate.trained import protocols as trained
+
+    names = options.names(text)
+    protocols.check_protocols(names)
+    override(trained.EvaluationSettings(), settings)
+    together = [name for name in names if name not in trained.PROTOCOLS]
+    return [*([together] if together else []), *([name] for name in names if name in trained.PROTOCOLS)]
+
+
+def check_detection(text: str, settings: Sequence[str]) -> list[str]:
+    """The architectures of ``--architecture``; they and the settings are checked hours before they are used.
+
+    Raises:
+        ConfigError: an architecture or a setting does not exist.
+    """
+    names = options.names(text)
+    for name in names:
+        override(DetectionSettings(), [f"architecture={name}", *settings])
+    return names
+
+
+def plan(
+    run: Path,
+    *,
+    pretrain: Sequence[str],
+    data: Sequence[str] = (),
+    places: Sequence[str] = (),
+    protocols: Sequence[Sequence[str]],
+    transfer: Sequence[str],
+    coco: Coco | None,
+    architectures: Sequence[str],
+    evaluate_settings: Sequence[str],
+    detect_settings: Sequence[str],
+) -> list[Stage]:
+    """The stages of a chain, in order.
+
+    Args:
+        run: the run folder.
+        pretrain: arguments of ``pretrain`` after its name, without ``--out``; none when ``run`` is complete, such as an
+            imported encoder.
+        data: the option ``--data`` of ``evaluate``, where it is not the dataset of the run.
+        places: the options ``--data-root`` and ``--device``.
+        protocols: protocols of ``evaluate``, grouped by command.
+        transfer: datasets for the protocol ``transfer``.
+        coco: dataset for ``detect``.
+        architectures: detectors of ``detect``.
+        evaluate_settings, detect_settings: values of ``--set`` of the commands.
+    """
+    device = [word for option, word in zip(places[::2], places[1::2], strict=True) if option == "--device"]
+    stages = []
+    if pretrain:
+        words = ("pretrain", *pretrain, "--out", str(run), *places)
+        stages.append(Stage("pre-training", words, True, _option(pretrain, "--data")))
+    sets = [word for setting in evaluate_settings for word in ("--set", setting)]
+    for group in protocols:
+        trained = not {"knn", "linear", "low-shot", "transfer"} & set(group)
+        words = ("evaluate", str(run), "--protocol", ",".join(group), *data, *(sets if trained else ()), *places)
+        stages.append(Stage(", ".join(group), words, trained, _option(data, "--data")))
+    for name in transfer:
+        words = ("evaluate", str(run), "--protocol", "transfer", "--data", name, *places)
+        stages.append(Stage(f"transfer to {Path(name).name}", words, data=name))
+    for architecture in architectures if coco is not None else ():
+        assert coco is not None
+        words = (
+            "detect", *coco.arguments(), "--encoder", str(run), "--architecture", architecture,
+            "--out", str(run / "detection" / architecture),
+            *(word for setting in detect_settings for word in ("--set", setting)),
+            *(("--device", *device) if device else ()),
+        )  # fmt: skip
+        stages.append(Stage(f"detection, {architecture}", words, True))
+    return [*stages, Stage("report", ("report", str(run)))]
+
+
+def _option(words: Sequence[str], name: str) -> str:
+    """The value of an option; empty where the option is absent."""
+    return words[words.index(name) + 1] if name in words else ""
+
+
+def run_stages(
+    run: Path, stages: Sequence[Stage], *, processes: int, data_root: Path | None = None, say: Callable[[str], None]
+) -> None:
+    """Runs the stages that ``RUN/chain.json`` does not list as finished with the same arguments on the same data.
+
+    Raises:
+        DataError: the data of a finished stage no longer exist.
+        StageFailed: a command failed.
+        Interrupted: after a signal; the running command has stopped after its checkpoint.
+        RunFolderError: ``chain.json`` cannot be read or written.
+    """
+
+    @cache
+    def content(data: str) -> str:
+        return _content(data or read_config(run).data.source, data_root)
+
+    done: dict[str, Any] = read_json(run / CHAIN) if (run / CHAIN).exists() else {}
+    for number, stage in enumerate(stages, 1):
+        if stage.data is not None and stage.name in done and done[stage.name] == stage.digest(content(stage.data)):
+            say(f"[{number}/{len(stages)}] {stage.name}: already done.")
+            continue
+        say(f"[{number}/{len(stages)}] {stage.name}: matrix-ssl {shlex.join(stage.arguments)}")
+        code = _run(stage.command(processes))
+        if code:
+            raise StageFailed(stage, code)
+        done |= {stage.name: stage.digest("" if stage.data is None else content(stage.data))}
+        write_json(run / CHAIN, done)
+
+
+def _content(location: str, data_root: Path | None) -> str:
+    """The digests of the splits of a dataset."""
+    from matrix_ssl.data import has_test_split, open_source
+
+    parts: list[Literal["train", "test"]] = ["train"]
+    if has_test_split(location, data_root=data_root):
+        parts.append("test")
+    return " ".join(open_source(location, split=part, data_root=data_root).digest for part in parts)
+
+
+def _run(command: list[str]) -> int:
+    """Runs a command to its end, forwards signals to it, and returns its exit code.
+
+    Raises:
+        Interrupted: after a signal.
+    """
+    with signals.collected() as received:
+        processes: Processes[None] = Processes(received)
+        processes.start(None, command)
+        ((_, code),) = processes.wait()
+    if received:
+        raise Interrupted(received[0], after=" during a chain")
+    return code
+
+
+def summary(stages: Sequence[Stage]) -> str:
+    """The commands of a chain, one a line, as a user would type them."""
+    return "\n".join(f"matrix-ssl {shlex.join(stage.arguments)}" for stage in stages)

@@ -1,0 +1,72 @@
+"""Commands in processes of their own, which get every signal that this process gets."""
+
+import os
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Generic, TypeVar
+
+_POLL = 0.1  # seconds between two looks at the processes
+Key = TypeVar("Key")
+
+
+class Processes(Generic[Key]):
+    """Processes that run at the same time.
+
+    Args:
+        received: the numbers of the signals so far, a list that ``signals.collected`` extends. They are forwarded by
+            ``wait`` and not by the handler, which may run while a process is being started.
+    """
+
+    def __init__(self, received: list[int]):
+        self._received, self._forwarded = received, 0
+        self._active: list[tuple[Key, subprocess.Popen[bytes]]] = []
+
+    @property
+    def active(self) -> list[Key]:
+        """The keys of the processes that have not ended, in the order of their start."""
+        return [key for key, _ in self._active]
+
+    def start(
+        self,
+        key: Key,
+        command: Sequence[str],
+        *,
+        log: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """Starts a command.
+
+        Args:
+            key: what stands for it in ``active`` and ``wait``.
+            command: its words.
+            log: file that its output is appended to; None for that of this process.
+            environment: variables that are added to those of this process.
+        """
+        with ExitStack() as stack:
+            output = None if log is None else stack.enter_context(log.open("ab"))
+            process = subprocess.Popen(
+                list(command), stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+                env={**os.environ, **(environment or {})},
+                start_new_session=True,  # Ctrl-C reaches this process alone, which forwards it once
+            )  # fmt: skip
+        self._active.append((key, process))
+
+    def wait(self) -> list[tuple[Key, int]]:
+        """Forwards signals until at least one process has ended.
+
+        Returns:
+            Key and exit code of those that have; the code is negative where a signal killed one.
+        """
+        while True:
+            for number in self._received[self._forwarded :]:
+                for _, process in self._active:
+                    process.send_signal(number)
+                self._forwarded += 1
+            codes = [(key, process, process.poll()) for key, process in self._active]
+            self._active = [(key, process) for key, process, code in codes if code is None]
+            if ended := [(key, code) for key, _, code in codes if code is not None]:
+                return ended
+            time.sleep(_POLL)

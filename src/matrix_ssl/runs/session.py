@@ -1,0 +1,93 @@
+"""The start and the end of a command that may run in several processes."""
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from matrix_ssl import distributed
+from matrix_ssl.config import RunConfig
+from matrix_ssl.runs import devices
+from matrix_ssl.runs.display import Display
+from matrix_ssl.runs.environment import command, versions
+from matrix_ssl.runs.files import write_json
+from matrix_ssl.runs.folder import ENVIRONMENT, claim, held
+
+
+@dataclass(frozen=True)
+class Session:
+    """What a command has between the start and the end of its process group.
+
+    Attributes:
+        device: of this process.
+        display: quiet on every process but the main one.
+        main: whether this is the main process.
+        stack: of contexts that end with the session.
+    """
+
+    device: torch.device
+    display: Display
+    main: bool
+    stack: ExitStack
+
+    def claim(
+        self,
+        folder: Path,
+        describe: Callable[[], RunConfig | Mapping[str, Any]],
+        *,
+        is_complete: Callable[[], bool],
+        fresh: bool,
+        may_change: Collection[str] = (),
+        packages: Collection[str] = (),
+    ) -> bool:
+        """Locks a folder until the session ends, makes sure that it is for this run and writes ``environment.json``.
+
+        Args:
+            folder: the folder of the run.
+            describe: gives what ``folder.claim`` takes; called on the main process alone, as is ``is_complete``.
+            is_complete: whether the run is complete.
+            fresh: whether a run that is in the folder is set aside.
+            may_change: dotted keys of the description that may differ from an earlier call.
+            packages: further packages whose versions are recorded.
+
+        Returns:
+            Whether the run is complete, on every process.
+
+        Raises:
+            RunFolderError: the folder is in use, for something else or cannot be written; on every process.
+        """
+        complete = False
+        with distributed.together():
+            if self.main:
+                self.stack.enter_context(held(folder, fresh=fresh, say=self.display.say))
+                claim(folder, describe(), may_change=may_change)
+                complete = is_complete()
+                if not complete:
+                    environment = devices.environment(self.device) | versions(packages)
+                    write_json(folder / ENVIRONMENT, {**environment, "command": command()})
+        complete = bool(distributed.broadcast_object(complete))
+        if complete:
+            self.display.say(f"{folder} is complete. Use --fresh to start over.")
+        return complete
+
+
+@contextmanager
+def session(device: str) -> Iterator[Session]:
+    """Joins the processes of a launcher, if there are any, and leaves them when the block ends.
+
+    Args:
+        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+
+    Raises:
+        ConfigError: the device does not exist.
+        TrainingError: another process ended.
+    """
+    distributed.start(devices.choose_device(device).type)
+    chosen, main = devices.choose_device(device), distributed.is_main()  # the number of this process is known by now
+    with ExitStack() as stack:
+        stack.callback(distributed.stop)
+        stack.enter_context(distributed.connected())
+        yield Session(chosen, Display(quiet=not main), main, stack)
