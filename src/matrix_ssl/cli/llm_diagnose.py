@@ -19,8 +19,8 @@ from matrix_ssl.cli import options
               "[default: the whole text]")  # fmt: skip
 @click.option("--window", type=click.IntRange(2), metavar="TOKENS", help="Context window.  [default: 512, "
               "or the model's limit below that]")  # fmt: skip
-@click.option("--batch-size", type=click.IntRange(1), metavar="WINDOWS", help="Windows per forward pass (does not affect results).  "
-              "[default: 8]")  # fmt: skip
+@click.option("--batch-size", type=click.IntRange(1), metavar="WINDOWS", help="Windows per forward pass (does not "
+              "affect results).  [default: 8]")  # fmt: skip
 @click.option("--seed", type=click.IntRange(0), help="Random seed of the untrained reference.  [default: 0]")
 @options.out(None, what="Folder for diagnose.json and diagnose.html")
 @options.device

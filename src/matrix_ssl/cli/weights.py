@@ -79,8 +79,8 @@ def import_(
 @options.run
 @click.option("--format", "form", type=click.Choice(_FORMATS), default="safetensors", show_default=True,
               help="Format of the file.")  # fmt: skip
-@click.option("--out", type=options.PATH, help="File to write; a folder for huggingface.  [default: export.safetensors, "
-              "export.pth, ... in RUN]")  # fmt: skip
+@click.option("--out", type=options.PATH, help="File to write; a folder for huggingface.  [default: in RUN, "
+              "export.safetensors, export.pth, ...]")  # fmt: skip
 @options.weights
 def export(run: Path, form: Any, out: Path | None, weights: Any) -> None:
     """Write the encoder of RUN for other programs, with a model card beside it."""

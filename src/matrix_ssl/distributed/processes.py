@@ -35,7 +35,7 @@ def start(device_type: str) -> None:
 
 
 def launcher(processes: int) -> list[str]:
-    """The words after ``python -m`` that start a module in several processes of this machine: ``torchrun`` as a module."""
+    """The words after ``python -m`` that start a module in several processes of this machine with ``torchrun``."""
     return ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
 
 
