@@ -71,7 +71,7 @@ def say(text: str) -> None:
 
 def show(**paths: Path | None) -> None:
     """Prints what a command has written on standard output: a line with name and path for each that is not None."""
-    width = max(map(len, paths))
+    width = max(7, *map(len, paths))  # that of "encoder", for all commands
     for name, path in paths.items():
         if path is not None:
             stdout.print(f"{name:{width}s} {path}", markup=False)
