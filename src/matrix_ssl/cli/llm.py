@@ -33,18 +33,18 @@ def _names(columns: str | None) -> tuple[str, ...]:
 
 
 @llm.command()
-@click.option("--model", required=True, metavar="FOLDER|NAME|config:PATH", help="A model in safetensors with its "
-              "tokenizer, a name of the Hugging Face hub, or a configuration, for random weights.")  # fmt: skip
+@click.option("--model", required=True, metavar="FOLDER|NAME|config:PATH", help="Model: a folder in safetensors "
+              "with its tokenizer, a name of the Hugging Face hub, or a configuration, for random weights.")  # fmt: skip
 @click.option("--data", required=True, metavar="FILE|hf:NAME", help="Questions and answers: .jsonl, .jsonl.gz, a list "
-              "in .json, or a set of the hub.")  # fmt: skip
-@click.option("--template", type=_template, required=True, help="How a question becomes a prompt.")
+              "in .json, or a dataset of the hub.")  # fmt: skip
+@click.option("--template", type=_template, required=True, help="Template that turns a question into a "
+              "prompt.")  # fmt: skip
 @_columns
 @click.option("--load-in-4bit", is_flag=True, help="Hold the linear layers below the adapters in four bits (QLoRA); "
               "needs --set lora=RANK.")  # fmt: skip
-@click.option("--set", "assignments", metavar="KEY=VALUE", multiple=True, help="Change a setting, or an argument of "
-              "transformers' TrainingArguments; may be repeated.")  # fmt: skip
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the run.")
-@click.option("--fresh", is_flag=True, help="Start over; an existing run folder is kept under another name.")
+@options.assignments("Change a setting, or an argument of transformers' TrainingArguments")
+@options.out(None)
+@options.fresh
 @options.device
 def finetune(
     model: str,
@@ -57,7 +57,7 @@ def finetune(
     fresh: bool,
     device: str,
 ) -> None:
-    """Fine-tune a language model on questions and answers. The same command again resumes.
+    """Fine-tune a language model on questions and answers. Run the same command to resume.
 
     Only answers are learned. docs/llm.md lists the settings: objective.weight, epochs, batch_size, learning_rate, lora
     and others. Their defaults are MetaMath's.
@@ -86,7 +86,7 @@ def finetune(
 
 
 @llm.command()
-@click.option("--model", required=True, metavar="FOLDER|NAME", help="A run of finetune, the folder of a model, or a "
+@click.option("--model", required=True, metavar="FOLDER|NAME", help="Model: a run of finetune, a folder, or a "
               "name of the Hugging Face hub.")  # fmt: skip
 @click.option("--task", type=click.Choice(["gsm8k"]), default="gsm8k", show_default=True, help="Benchmark.")
 @click.option("--data", required=True, metavar="FILE|hf:NAME", help="Questions with answers "
