@@ -34,7 +34,8 @@ def _names(columns: str | None) -> tuple[str, ...]:
 
 @llm.command()
 @click.option("--model", required=True, metavar="FOLDER|NAME|config:PATH", help="Model: a folder in safetensors "
-              "with its tokenizer, a name of the Hugging Face hub, or a configuration, for random weights.")  # fmt: skip
+              "with its tokenizer, a name of the Hugging Face hub, or a configuration for random "
+              "weights.")  # fmt: skip
 @click.option("--data", required=True, metavar="FILE|hf:NAME", help="Questions and answers: .jsonl, .jsonl.gz, a list "
               "in .json, or a dataset of the hub.")  # fmt: skip
 @click.option("--template", type=_template, required=True, help="Template that turns a question into a "
