@@ -21,7 +21,7 @@ import pytest
 import torchvision
 from PIL import Image
 
-from matrix_ssl import cli, config, methods
+from matrix_ssl import config, methods
 from matrix_ssl.cli import main
 from matrix_ssl.config import recipes
 from matrix_ssl.evaluate.trained.protocols import EvaluationSettings
@@ -89,7 +89,7 @@ def run_command(words: list[str]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["matrix-ssl", *words, *(["--device", "cpu"] if uses_device(words[0]) else [])])
         with pytest.raises(SystemExit) as end:
-            cli.main()
+            main.main()
     assert end.value.code == 0, words
 
 
