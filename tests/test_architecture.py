@@ -25,7 +25,7 @@ IMPORTS = {
     "data": {"config"},
     "losses": {"matrix"},
     "distributed": {"losses"},
-    "methods": {"config", "distributed", "losses", "matrix", "networks"},
+    "methods": {"config", "data", "distributed", "losses", "matrix", "networks"},
     "runs": {"config", "distributed"},
     "report": {"config", "runs"},
     "encoder": {"config", "data", "networks", "report", "runs"},

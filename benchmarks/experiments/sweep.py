@@ -14,14 +14,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
 
 from matrix_ssl import config
 from matrix_ssl.config.recipes import find_recipe
 from matrix_ssl.data import Source, open_source, split_source
-from matrix_ssl.data.randomness import permutation
+from matrix_ssl.data.sources import choose_subset
 from matrix_ssl.encoder import load_encoder
 from matrix_ssl.errors import TrainingError
 from matrix_ssl.evaluate.features import extract
@@ -59,8 +58,7 @@ def main() -> None:
     source = open_source(arguments.data or base.data.source, split="train", data_root=arguments.data_root)
     if arguments.data:
         base = config.override(base, [f"data.source={arguments.data}"])
-    if arguments.images:
-        source = source.subset(np.sort(permutation(len(source), SPLIT_SEED)[: arguments.images]))
+    source = choose_subset(source, arguments.images, seed=SPLIT_SEED)
     learn, judge = split_source(source, HELD_OUT, SPLIT_SEED)
     rows: list[dict[str, Any]] = json.loads(arguments.out.read_text())["rows"] if arguments.out.exists() else []
     for seed in arguments.seeds:  # seeds outside: every arm gets its first seed before any gets its second
@@ -81,7 +79,8 @@ def run_once(run_config: config.RunConfig, learn: Source, judge: Source) -> dict
         run = Path(folder)
         write_json(run / CONFIG, config.to_dict(run_config))
         try:
-            summary = setup.pretrain(run_config, run, source=learn, device=device, display=Display(quiet=True))
+            training = setup.prepare(run_config, source=learn, device=device, display=Display(quiet=True))
+            summary = training.train(run, None)
         except TrainingError as error:
             return {"error": str(error)}
         encoder = {"encoder": load_encoder(run)}

@@ -52,6 +52,10 @@ class TrainingError(MatrixSSLError):
     """Training cannot continue, for example because the loss is not a number."""
 
 
+class Diverged(TrainingError):
+    """The loss, its gradient or the weights are not finite."""
+
+
 class ProcessError(MatrixSSLError):
     """One process of several, not the first, met an error that the others did not."""
 

@@ -69,18 +69,18 @@ def test_protocols_that_train(run: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_stopped_training_goes_on_and_ends_alike(run: Path, done: Path, number: int) -> None:
     stop = (
-        "import os, matrix_ssl.evaluate.trained.supervised as s; step = s._Training._train_step\n"
-        "s._SECONDS_BETWEEN_CHECKPOINTS = 0.0\n"
+        "import os, matrix_ssl.training.engine as e; step = e.Engine.update\n"
+        "e._SECONDS_BETWEEN_CHECKPOINTS = 0.0\n"
         "def stop(self, *rest):\n"
-        f"    if self.step == 14: os.kill(os.getpid(), {int(number)})\n"
+        f"    if self.task.step == 14: os.kill(os.getpid(), {int(number)})\n"
         "    return step(self, *rest)\n"
-        "s._Training._train_step = stop\n" + BARE
+        "e.Engine.update = stop\n" + BARE
     )
     command = evaluate("linear-sgd")
     ended = runs.run(run.parent, command, before=stop)
     assert ended.code == (128 + number if number == signal.SIGTERM else -number), ended.err
     assert not (run / "evaluation" / "digits" / "linear-sgd.json").exists()
-    assert "resuming after step" in succeed(run.parent, command, before=BARE).err
+    assert "Resuming after step" in succeed(run.parent, command, before=BARE).err
     undisturbed = run.parent / "undisturbed"
     shutil.copytree(done / "r", undisturbed / "r")
     succeed(undisturbed, command, before=BARE)

@@ -162,7 +162,7 @@ def test_a_damaged_encoder_of_a_complete_run_is_written_again(done: Path, tmp_pa
     whole = (run / "encoder.safetensors").read_bytes()
     (run / "encoder.safetensors").write_bytes(whole[:-3])
     ended = succeed(tmp_path, tiny(), before=BARE)
-    assert "Warning: r/encoder.safetensors is damaged" in ended.err and "resuming after step 22 of 22" in ended.err
+    assert "Warning: r/encoder.safetensors is damaged" in ended.err and "Resuming after step 22 of 22" in ended.err
     assert (run / "encoder.safetensors").read_bytes() == whole
 
 

@@ -21,7 +21,6 @@ from matrix_ssl.runs.display import Display
 from matrix_ssl.runs.files import read_json, write_json
 from matrix_ssl.runs.folder import read_config
 from matrix_ssl.training import setup
-from matrix_ssl.training.loop import Loop
 from matrix_ssl.training.observer import Observer
 from tests.support import runs
 from tests.support.comparisons import compare, job_folders, moments, results, words
@@ -222,7 +221,7 @@ def test_observation_costs_no_time_and_changes_no_weight(tmp_path: Path) -> None
     for name in ("alone", "observed"):
         (tmp_path / name).mkdir()
         write_json(tmp_path / name / "config.json", config.to_dict(chosen))
-        loop: Loop = setup.prepare(chosen, source=source, device=torch.device("cpu"), display=Display(quiet=True))
+        loop = setup.prepare(chosen, source=source, device=torch.device("cpu"), display=Display(quiet=True))
         loop.observer = Slow() if name == "observed" else Observer()
         before = time.monotonic()
         summary = loop.train(tmp_path / name, None)

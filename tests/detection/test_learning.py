@@ -19,7 +19,7 @@ from matrix_ssl.detection.network import build_detector
 from matrix_ssl.detection.predict import predict
 from matrix_ssl.detection.scoring import score
 from matrix_ssl.detection.settings import DetectionSettings, make_plan
-from matrix_ssl.detection.training import Training
+from matrix_ssl.detection.training import DetectorTraining
 from matrix_ssl.runs.display import Display
 from tests.support.drawn_coco import TINY, draw_set, thin_backbone, write_json
 
@@ -33,24 +33,24 @@ def nothing(*_: object) -> None:
 
 
 def make_training(
-    run: Path, annotations: Annotations, files: ImageFiles, backbone: Backbone, settings: DetectionSettings
-) -> Training:
+    annotations: Annotations, files: ImageFiles, backbone: Backbone, settings: DetectionSettings
+) -> DetectorTraining:
     detector = build_detector(backbone, settings, classes=len(annotations.categories))
     images = TrainingImages(annotations, files, settings, rank=0, processes=1)
     plan = make_plan(settings, images=len(images))
-    return Training(detector, images, settings, plan, run=run, device=CPU, display=Display(quiet=True))
+    return DetectorTraining(detector, images, settings, plan, display=Display(quiet=True))
 
 
 def learn(
     run: Path, annotations: Annotations, files: ImageFiles, backbone: Backbone, settings: DetectionSettings
 ) -> dict[str, Any]:
     """Trains on all images and scores on the same ones."""
-    training = make_training(run, annotations, files, backbone, settings)
-    training.train()
+    training = make_training(annotations, files, backbone, settings)
+    training.train(run)
     if settings.precise_bn:
-        training.refine_batch_norm(settings.precise_bn, nothing)
+        training.refine_batch_norm(run, settings.precise_bn, nothing)
     found = predict(
-        training.detector, annotations, files, settings,
+        training.module, annotations, files, settings,
         categories=[category.id for category in annotations.categories], device=CPU, on_progress=nothing,
     )  # fmt: skip
     return score(annotations, found)
@@ -113,19 +113,19 @@ def test_the_published_size_runs(tmp_path: Path) -> None:
 def test_statistics_of_batch_norm_are_means_over_iterations(tmp_path: Path) -> None:
     """The statistics of the first layer's inputs, collected by a hook, beside what ``refine_batch_norm`` leaves."""
     settings = override(DetectionSettings(), [*TINY, "epochs=1", "workers=0"])
-    training = make_training(tmp_path, *drawn(tmp_path, images=4), thin_backbone(), settings)
-    first: nn.BatchNorm2d = training.detector.backbone.bn1
-    before = {name: p.clone() for name, p in training.detector.named_parameters()}
+    training = make_training(*drawn(tmp_path, images=4), thin_backbone(), settings)
+    first: nn.BatchNorm2d = training.module.backbone.bn1
+    before = {name: p.clone() for name, p in training.module.named_parameters()}
     moments: list[tuple[torch.Tensor, torch.Tensor]] = []
     hook: Callable[..., None] = lambda _, inputs: moments.append((inputs[0].mean((0, 2, 3)), variance(inputs[0])))  # noqa: E731
     first.register_forward_pre_hook(hook)
     first.running_mean.fill_(99)
-    training.refine_batch_norm(5, nothing)
+    training.refine_batch_norm(tmp_path, 5, nothing)
     assert len(moments) == 5 and first.momentum == 0.1
     means, variances = (torch.stack(values).mean(0) for values in zip(*moments, strict=True))
     torch.testing.assert_close(first.running_mean, means)
     torch.testing.assert_close(first.running_var, variances)
-    assert all(torch.equal(p, before[name]) for name, p in training.detector.named_parameters())
+    assert all(torch.equal(p, before[name]) for name, p in training.module.named_parameters())
 
 
 def variance(x: torch.Tensor) -> torch.Tensor:

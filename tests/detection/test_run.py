@@ -126,8 +126,8 @@ def wait_for_lines(run: Path, count: int) -> None:
 
 # a step takes long enough for a signal to arrive in it
 SLOWLY = (
-    f"{THINLY}\nimport time, matrix_ssl.detection.training as t; real = t.Training._step\n"
-    "def slow(self, *rest): time.sleep(0.1); return real(self, *rest)\nt.Training._step = slow"
+    f"{THINLY}\nimport time, matrix_ssl.training.engine as e; real = e.Engine.update\n"
+    "def slow(self, *rest): time.sleep(0.1); return real(self, *rest)\ne.Engine.update = slow"
 )
 
 
@@ -147,7 +147,7 @@ class TestResuming:
             command.send(signal.SIGKILL)
             ended = command.wait()
             assert ended.code == -signal.SIGKILL, ended.err
-            resumed += [line for line in ended.err.splitlines() if line.startswith("resuming after")]
+            resumed += [line for line in ended.err.splitlines() if line.startswith("Resuming after")]
         assert len(set(resumed)) >= 2, resumed
         succeed(tmp_path, arguments(data, EPOCHS), before=THINLY)
         assert content(tmp_path / "r") == content(whole)
@@ -160,7 +160,7 @@ class TestResuming:
         command.send(number)
         ended = command.wait()
         assert ended.code == 128 + number, ended.err
-        assert f"Stopped by {signal.Signals(number).name} after iteration" in check_failure(ended)
+        assert f"Stopped by {signal.Signals(number).name} after step" in check_failure(ended)
         found, _ = checkpoint.load_newest(tmp_path / "r")
         assert found is not None and 3 <= found.step < 12
         succeed(tmp_path, arguments(data, EPOCHS), before=THINLY)
@@ -173,7 +173,7 @@ class TestResuming:
         command = start(tmp_path, arguments(data, EPOCHS), before=dying)
         assert command.wait().code == -signal.SIGKILL and not (tmp_path / "r" / "result.json").exists()
         ended = succeed(tmp_path, arguments(data, EPOCHS), before=THINLY)
-        assert "resuming after iteration 12 of 12" in ended.err
+        assert "Resuming after step 12 of 12" in ended.err
         assert content(tmp_path / "r") == content(whole)
 
     def test_one_at_a_time(self, tmp_path: Path, data: Path) -> None:
@@ -229,7 +229,7 @@ class TestProcesses:
 
     def test_images_to_score_are_shared_out_and_the_results_gathered(self, tmp_path: Path, even: Path) -> None:
         """An untrained detector finds the same on two processes as on one."""
-        frozen = f"{THINLY}\nimport matrix_ssl.detection.training as t; t.Training.train = lambda self: None"
+        frozen = f"{THINLY}\nimport matrix_ssl.detection.training as t; t.DetectorTraining.train = lambda *_: None"
         shared = ("epochs=1", "precise_bn=0", "score_threshold=0.02")
         counted = (
             f"{frozen}\nimport torchvision, matrix_ssl.detection.predict as p; real = p.read_pixels\n"
@@ -263,8 +263,8 @@ class TestFaults:
     def test_a_loss_that_is_not_finite_is_skipped_and_then_ends_the_run(self, tmp_path: Path, data: Path) -> None:
         ended = runs.run(tmp_path, arguments(data, EPOCHS, "learning_rate=1e15"), before=THINLY)
         error = check_failure(ended)
-        assert "was not finite 3 iterations in a row" in error and "Lower the learning rate" in error
-        assert ended.err.count("was skipped, its loss or gradient is not finite") == 2
+        assert "bad steps in a row: 3" in error and "Lower the learning rate" in error
+        assert ended.err.count("loss or gradient is not finite") == 2
         assert not (tmp_path / "r" / "result.json").exists()
 
     def test_a_single_bad_iteration_is_skipped_and_counted(self, tmp_path: Path, data: Path) -> None:
@@ -274,7 +274,7 @@ class TestFaults:
             "h.mask_cross_entropy = bad"
         )
         ended = succeed(tmp_path, arguments(data, "epochs=1"), before=once)
-        assert "iteration 2 was skipped" in ended.err
+        assert "skipped step 2" in ended.err
         assert result(tmp_path / "r")["bad_steps"] == 1
         assert [line["step"] for line in lines(tmp_path / "r")] == [1, 3]
 

@@ -158,7 +158,7 @@ def test_the_death_of_one_process_ends_the_other_and_the_run_resumes(tmp_path: P
         assert survivor.code > 0 and survivor.err == ""
     again = end(start_processes(tmp_path, tiny(*SHORT, "checkpoint_every=3"), count=2))
     assert [e.code for e in again] == [0, 0]
-    assert re.search(r"resuming after step [36] of 8", again[0].err)
+    assert re.search(r"Resuming after step [36] of 8", again[0].err)
     assert timeless(tmp_path / "r") == timeless(pair)
     assert runs.tensors(tmp_path / "r") == runs.tensors(pair)
 

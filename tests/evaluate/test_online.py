@@ -67,26 +67,26 @@ def test_what_is_measured(observed: Path) -> None:
 def test_a_killed_run_goes_on_with_the_same_numbers(observed: Path, tmp_path: Path) -> None:
     command = [*tiny("log_every=1", "checkpoint_every=9", epochs=3), "--online"]
     kill = (
-        "import os, matrix_ssl.training.loop as l; step = l.Loop._train_step\n"
+        "import os, matrix_ssl.training.engine as e; step = e.Engine.update\n"
         "def stop(self, *rest):\n"
-        f"    if self.step == 31: os.kill(os.getpid(), {int(signal.SIGKILL)})\n"
+        f"    if self.task.step == 31: os.kill(os.getpid(), {int(signal.SIGKILL)})\n"
         "    return step(self, *rest)\n"
-        "l.Loop._train_step = stop\n" + BARE
+        "e.Engine.update = stop\n" + BARE
     )
     assert runs.run(tmp_path, command, before=kill).code == -signal.SIGKILL
-    assert "resuming after step 27" in succeed(tmp_path, command, before=BARE).err
+    assert "Resuming after step 27" in succeed(tmp_path, command, before=BARE).err
     assert runs.timeless(tmp_path / "r") == runs.timeless(observed) and tensors(tmp_path / "r") == tensors(observed)
 
 
 def test_it_can_be_switched_on_and_off_between_parts_of_a_run(observed: Path, tmp_path: Path) -> None:
     plain = tiny("log_every=1", "checkpoint_every=9", epochs=3)
     stop = (
-        "import os, matrix_ssl.training.loop as l; step = l.Loop._train_step\n"
+        "import os, matrix_ssl.training.engine as e; step = e.Engine.update\n"
         "def stop(self, *rest):\n"
-        "    if self.step in (20, 40) and not os.path.exists(f'stopped{self.step}'):\n"
-        f"        open(f'stopped{{self.step}}', 'w').close(); os.kill(os.getpid(), {int(signal.SIGTERM)})\n"
+        "    if self.task.step in (20, 40) and not os.path.exists(f'stopped{self.task.step}'):\n"
+        f"        open(f'stopped{{self.task.step}}', 'w').close(); os.kill(os.getpid(), {int(signal.SIGTERM)})\n"
         "    return step(self, *rest)\n"
-        "l.Loop._train_step = stop\n" + BARE
+        "e.Engine.update = stop\n" + BARE
     )
     assert runs.run(tmp_path, plain, before=stop).code == 128 + signal.SIGTERM
     assert runs.run(tmp_path, [*plain, "--online"], before=stop).code == 128 + signal.SIGTERM

@@ -34,13 +34,13 @@ def fail(folder: Path, arguments: list[str], *, before: str = "", code: int | No
 def at_step(job: str, step: int, action: str) -> str:
     """Code that lets the jobs whose folder ends with ``job`` act before they do the step with this number."""
     return (
-        "import os, signal, time, matrix_ssl.training.loop as l\n"
-        "real = l.Loop._train_step\n"
-        "def train_step(self, forward, batch, received):\n"
-        f"    if str(self.run).endswith({job!r}) and self.step == {step}:\n"
+        "import os, signal, time, matrix_ssl.training.engine as e\n"
+        "real = e.Engine.update\n"
+        "def update(self, batch, received):\n"
+        f"    if str(self.folder).endswith({job!r}) and self.task.step == {step}:\n"
         f"        {action}\n"
-        "    return real(self, forward, batch, received)\n"
-        "l.Loop._train_step = train_step\n"
+        "    return real(self, batch, received)\n"
+        "e.Engine.update = update\n"
     )
 
 

@@ -3,8 +3,8 @@
     class TestMine(MethodConformance):
         name = "path/to/mine.py"
 
-``python tests/conformance.py --write`` stores the losses of 100 steps of every method in ``trajectories.json``. They
-stay what they are unless a method, a network or the teacher is changed on purpose.
+``python -m tests.support.conformance --write`` stores the losses of 100 steps of every method in ``trajectories.json``.
+They stay what they are unless a method, a network or the teacher is changed on purpose.
 """
 
 import copy
@@ -30,7 +30,8 @@ from matrix_ssl.runs import checkpoint
 from matrix_ssl.runs.display import Display
 from matrix_ssl.runs.files import read_lines
 from matrix_ssl.training import optim, setup
-from matrix_ssl.training.loop import Loop
+from matrix_ssl.training.engine import Engine
+from matrix_ssl.training.pretraining import PreTraining
 
 TRAJECTORIES = Path(__file__).parents[1] / "golden" / "trajectories.json"
 SMALL = {"hidden_dim": 32, "output_dim": 16, "queue_size": 48, "slices": 64}  # of the options, those that a method has
@@ -114,7 +115,7 @@ class MethodConformance:
     def step(
         self, method: Method, optimizer: torch.optim.Optimizer, step: int, *, total: int = 10, n: int = ROWS
     ) -> StepOutput:
-        """One training step in the manner of ``Loop``."""
+        """One training step in the manner of ``Engine``."""
         torch.manual_seed(step)
         method.before_step(step, total)
         optimizer.zero_grad()
@@ -211,21 +212,23 @@ class MethodConformance:
         groups = [json.loads(json.dumps(o.state_dict()["param_groups"])) for o in (again, optimizer)]
         assert groups[0] == groups[1]
 
-    def test_a_skipped_step_leaves_no_trace(self) -> None:
+    def test_a_skipped_step_leaves_no_trace(self, tmp_path: Path) -> None:
         ends = []
         for with_bad in (False, True):
             method = self.build(dtype=torch.float32)
-            loop = self.loop(method)
+            engine = Engine(self.training(method), tmp_path)
             shown = np.arange(ROWS)
             good, bad, last = (Batch(step, views(step, dtype=torch.float32), shown, []) for step in (0, 1, 2))
-            assert loop._train_step(method, good, [])[0] is not None
+            assert engine.update(good) is not None
             if with_bad:
-                before = copy.deepcopy((method.state_dict(), loop.optimizer.state_dict()["state"]))
+                engine.task.step = 1
+                before = copy.deepcopy((method.state_dict(), engine.task.optimizer.state_dict()["state"]))
                 bad.views[1][3, 0, 2, 2] = torch.nan
-                assert loop._train_step(method, bad, [])[0] is None
+                assert engine.update(bad) is None
                 assert_same(method.state_dict(), before[0])
-                assert_same(loop.optimizer.state_dict()["state"], before[1])
-            output, _ = loop._train_step(method, last, [])
+                assert_same(engine.task.optimizer.state_dict()["state"], before[1])
+            engine.task.step = 2
+            output = engine.update(last)
             assert output is not None
             ends.append((output.loss.item(), method.state_dict()))
         assert ends[0][0] == ends[1][0]
@@ -305,7 +308,7 @@ class MethodConformance:
     def test_stored_trajectory(self) -> None:
         stored = json.loads(TRAJECTORIES.read_text())
         if self.name not in stored:
-            pytest.skip("no losses are stored: python tests/conformance.py --write")
+            pytest.skip("no losses are stored: python -m tests.support.conformance --write")
         np.testing.assert_allclose(self.trajectory(), stored[self.name], rtol=1e-8, atol=1e-8)
 
     def trajectory(self, order: list[int] | None = None) -> list[float]:
@@ -324,8 +327,8 @@ class MethodConformance:
                 losses.append(output.loss.item())
         return losses
 
-    def loop(self, method: Method, **settings: Any) -> Loop:
-        """The training loop around a method, on handwritten digits."""
+    def training(self, method: Method, **settings: Any) -> PreTraining:
+        """The pre-training of a method on handwritten digits."""
         source = open_source("digits", split="train", data_root=None)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(setup, "build_method", lambda _: method)
@@ -355,8 +358,7 @@ class MethodConformance:
         encoder, width = networks.build_encoder("tiny_resnet", channels=1, image_size=8, width=8)
         method = kind(encoder, width, **settings.method.options)
         folder.mkdir()
-        loop = self.loop(method, **options)
-        loop.train(folder, None)
+        self.training(method, **options).train(folder, None)
         return Learned(read_lines(folder / "metrics.jsonl"))
 
 
@@ -383,5 +385,5 @@ def write_trajectories() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:] != ["--write"]:
-        raise SystemExit("usage: python tests/conformance.py --write")
+        raise SystemExit("usage: python -m tests.support.conformance --write")
     write_trajectories()

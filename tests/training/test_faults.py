@@ -54,7 +54,7 @@ MISTAKES = [
     (["pretrain", "--data", "texts"], "no image among 1 files with the extensions .txt (1)"),
     (["pretrain", "--data", "few/000.jpg"], "few/000.jpg is a single image; name a folder of images"),
     (["pretrain", "--data", "digits"], "'digits' have 1 channels, recipe 'images' is for 3"),
-    (["pretrain", "cifar10", "--data", "digits"], "recipe 'cifar10' is for 3 (data.mean has one number a channel)"),
+    (["pretrain", "cifar10", "--data", "digits"], "recipe 'cifar10' is for 3 (data.mean has one number per channel)"),
     (["pretrain", "cifar10"], "cifar10: the folder that holds it is unknown; use --data-root"),
     (["pretrain", "cifar10", "--data-root", "absent"], "absent"),
     (["pretrain", "demo", "--data", "few"], "'few' have 3 channels, recipe 'demo' is for 1"),
@@ -139,7 +139,7 @@ def test_too_many_unreadable_images_end_the_run(tmp_path: Path) -> None:
     for path in make_images(tmp_path / "photos", 40)[::3]:
         path.write_text("this is text")
     message = fail(tmp_path, from_files("photos", epochs=5))
-    assert "of 40 images cannot be read, more than 10: see r/skipped.jsonl, then mend or remove them." in message
+    assert "of 40 images cannot be read, and at most 10 may be unreadable. See r/skipped.jsonl; fix" in message
     assert 11 <= len(read_lines(tmp_path / "r" / "skipped.jsonl")) <= 14
 
 
@@ -186,16 +186,16 @@ def test_features_that_cannot_be_written(open_folder: Path, run: Path, out: str)
 
 def test_a_full_disk_keeps_the_last_checkpoint_and_the_run_goes_on_after_it(small_disk: Path) -> None:
     arguments = tiny("checkpoint_every=2", "log_every=1")
-    filler = "\nimport matrix_ssl.training.loop as l; real = l.Loop._save\n" + (
+    filler = "\nimport matrix_ssl.training.engine as e; real = e.Engine.save\n" + (
         "def save(self):\n"
-        "    if self.step == 6: fill()\n"
+        "    if self.task.step == 6: fill()\n"
         "    real(self)\n"
         "def fill():\n"
         "    with open('filler', 'ab', buffering=0) as file:\n"
         "        try:\n"
         "            while file.write(bytes(1000)): pass\n"
         "        except OSError: pass\n"
-        "l.Loop._save = save\n"
+        "e.Engine.save = save\n"
     )
     message = fail(small_disk, arguments, before=BARE + filler)
     assert message.startswith(
@@ -205,7 +205,7 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_the_run_goes_on_after_it(smal
     assert kept[-1] == "step-000000004.safetensors" and not list((small_disk / "r").rglob("*.tmp"))
     (small_disk / "filler").unlink()
     again = succeed(small_disk, arguments, before=BARE)
-    assert "resuming after step 4 of 22" in again.err
+    assert "Resuming after step 4 of 22" in again.err
 
 
 def test_a_limit_on_the_size_of_files(tmp_path: Path) -> None:
@@ -213,7 +213,7 @@ def test_a_limit_on_the_size_of_files(tmp_path: Path) -> None:
     message = fail(tmp_path, tiny(), before=BARE + "\n" + NO_FILES_ABOVE.format(size=20_000))
     assert "step-000000022.safetensors: File too large; free space there or choose another place." in message
     assert not list((tmp_path / "r" / "checkpoints").iterdir())
-    assert "resuming" not in succeed(tmp_path, tiny(), before=BARE).err
+    assert "Resuming" not in succeed(tmp_path, tiny(), before=BARE).err
 
 
 def test_a_batch_of_many_files_needs_few_open_files(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from matrix_ssl.data import open_source
 from matrix_ssl.runs import checkpoint
 from matrix_ssl.runs.display import Display
 from matrix_ssl.training import setup
+from matrix_ssl.training.engine import Engine
 from matrix_ssl.training.optim import LARS, build_optimizer, learning_rate, set_learning_rate
 from tests.support.runs import TINY
 
@@ -205,30 +206,32 @@ class TestGroups:
                 assert [group["lr"] for group in optimizer.param_groups] == pytest.approx(expected)
 
     @pytest.mark.parametrize("constant", [True, False])
-    def test_the_predictor_of_simsiam_keeps_the_peak_after_the_warm_up(self, constant):
-        loop = prepare("simsiam", f"method.constant_predictor_rate={str(constant).lower()}")
-        body, predictor = loop.optimizer.param_groups
-        assert {id(p) for p in predictor["params"]} == {id(p) for p in loop.method.predictor.parameters()}
+    def test_the_predictor_of_simsiam_keeps_the_peak_after_the_warm_up(self, tmp_path, constant):
+        training = prepare("simsiam", f"method.constant_predictor_rate={str(constant).lower()}")
+        body, predictor = training.optimizer.param_groups
+        assert {id(p) for p in predictor["params"]} == {id(p) for p in training.method.predictor.parameters()}
         rates = []
-        for batch in loop.batches.iterate(0, 10):
-            loop._train_step(loop.method, batch, [])
+        engine = Engine(training, tmp_path)
+        for batch in engine.read(0, 10):
+            engine.update(batch)
+            training.step += 1
             rates.append((body["lr"], predictor["lr"]))
         peak = 0.01 * 64 / 256
         expected = [learning_rate(s, total_steps=10, warmup_steps=4, peak=peak) for s in range(10)]
         assert [rate for rate, _ in rates] == expected and max(expected) == peak
         assert [rate for _, rate in rates] == ([*expected[:4], *[peak] * 6] if constant else expected)
 
-    def test_biases_of_barlow_twins_have_a_rate_of_their_own(self):
-        loop = prepare("barlow_twins", "method.bias_rate=0.25", "optimizer.name=lars")
-        weights, biases = loop.optimizer.param_groups
+    def test_biases_of_barlow_twins_have_a_rate_of_their_own(self, tmp_path):
+        training = prepare("barlow_twins", "method.bias_rate=0.25", "optimizer.name=lars")
+        weights, biases = training.optimizer.param_groups
         assert min(p.ndim for p in weights["params"]) > 1 and {p.ndim for p in biases["params"]} == {1}
-        batch = next(loop.batches.iterate(0, 10))
-        loop._train_step(loop.method, batch, [])
+        engine = Engine(training, tmp_path)
+        engine.update(next(engine.read(0, 10)))
         assert biases["lr"] == 0.25 * weights["lr"] > 0
 
 
 def prepare(method, *settings):
-    """The loop of ten steps of a method on handwritten digits, four of them to warm up."""
+    """A pre-training of ten steps of a method on handwritten digits, four of them to warm up."""
     base = setup.use_method(find_recipe("demo"), method)
     words = [*TINY[:-1], "data.subset=640", "epochs=1", "optimizer.warmup_epochs=0.4", "optimizer.learning_rate=0.01"]
     config = setup.complete(override(base, [*words, *settings]))

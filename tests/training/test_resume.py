@@ -57,7 +57,7 @@ def run_and_kill(folder: Path, draw: random.Random) -> Ended:
         steps = draw.randrange(9)
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
-            resumed = re.search(r"resuming after step (\d+)", command.err())
+            resumed = re.search(r"Resuming after step (\d+)", command.err())
             begun = resumed is not None or from_the_start
             first = int(resumed[1]) if resumed else 0
             text = (run / "metrics.jsonl").read_text() if (run / "metrics.jsonl").exists() else ""
@@ -75,7 +75,7 @@ def test_twenty_kills_at_random_moments_leave_no_trace(tmp_path: Path, whole: Pa
     for _ in range(20):
         ended = run_and_kill(tmp_path, draw)
         assert ended.code == -signal.SIGKILL, ended.err
-        began += re.findall(r"resuming after step (\d+)", ended.err)
+        began += re.findall(r"Resuming after step (\d+)", ended.err)
     assert len(set(began)) >= 5, began  # the kills were spread over the run
     succeed(tmp_path, tiny(*SETTINGS, epochs=2), before=BARE)
     assert_same(tmp_path / "r", whole)
@@ -123,11 +123,11 @@ def test_a_kill_at_every_system_call_of_a_save_leaves_a_checkpoint(tmp_path: Pat
 def interrupt_after(step: int, number: int) -> str:
     """Code that sends the process a signal during the step after ``step``."""
     return (
-        "import os, matrix_ssl.training.loop as l; real = l.Loop._train_step\n"
-        "def train_step(self, *rest):\n"
-        f"    if self.step == {step - 1}: os.kill(os.getpid(), {int(number)})\n"
+        "import os, matrix_ssl.training.engine as e; real = e.Engine.update\n"
+        "def update(self, *rest):\n"
+        f"    if self.task.step == {step - 1}: os.kill(os.getpid(), {int(number)})\n"
         "    return real(self, *rest)\n"
-        "l.Loop._train_step = train_step\n"
+        "e.Engine.update = update\n"
     )
 
 
@@ -144,7 +144,7 @@ def test_a_signal_saves_at_the_step_boundary(tmp_path: Path, whole: Path, number
     ]
     assert not (tmp_path / "r" / "summary.json").exists()
     again = succeed(tmp_path, tiny(*SETTINGS, epochs=2), before=BARE)
-    assert f"resuming after step 10 of {STEPS}" in again.err
+    assert f"Resuming after step 10 of {STEPS}" in again.err
     assert_same(tmp_path / "r", whole)
 
 
@@ -164,7 +164,7 @@ def test_a_moved_run_resumes(tmp_path: Path, whole: Path) -> None:
     elsewhere = tmp_path / "another place"
     elsewhere.mkdir()
     (tmp_path / "r").rename(elsewhere / "r")
-    assert "resuming after step 7" in succeed(elsewhere, tiny(*SETTINGS, epochs=2), before=BARE).err
+    assert "Resuming after step 7" in succeed(elsewhere, tiny(*SETTINGS, epochs=2), before=BARE).err
     assert_same(elsewhere / "r", whole)
 
 
@@ -225,7 +225,7 @@ def test_worker_processes_change_nothing(tmp_path: Path, images: Path) -> None:
     command.send(signal.SIGKILL)
     assert command.wait().code == -signal.SIGKILL
     ended = succeed(killed, from_files(images, *settings, epochs=5), before=BARE)
-    assert "resuming after step" in ended.err
+    assert "Resuming after step" in ended.err
     assert_same(killed / "r", alone / "r")
 
 
@@ -246,7 +246,7 @@ def test_damaged_checkpoints_fall_back_to_the_one_before(tmp_path: Path, whole: 
     flip_a_bit(newest)
     again = succeed(tmp_path, tiny(*SETTINGS, epochs=2), before=BARE)
     assert f"Warning: {newest.relative_to(tmp_path)} is damaged" in again.err
-    assert "resuming after step 6" in again.err
+    assert "Resuming after step 6" in again.err
     assert_same(tmp_path / "r", whole)
 
 

@@ -13,7 +13,7 @@ from matrix_ssl.config import RunConfig
 from matrix_ssl.config.recipes import find_recipe
 from matrix_ssl.data import Source, open_source
 from matrix_ssl.encoder import load_encoder
-from matrix_ssl.errors import ConfigError, TrainingError
+from matrix_ssl.errors import ConfigError, Diverged
 from matrix_ssl.runs import checkpoint, devices
 from matrix_ssl.runs.display import Display
 from matrix_ssl.runs.files import read_json, write_json
@@ -50,7 +50,7 @@ def pretrain(folder: Path, settings: RunConfig, source: Source, *, display: Disp
     """Trains into a folder that it makes if it is not there."""
     folder.mkdir(exist_ok=True)
     write_json(folder / "config.json", config.to_dict(settings))
-    return setup.pretrain(settings, folder, source=source, device=CPU, display=display)
+    return setup.prepare(settings, source=source, device=CPU, display=display).train(folder, None)
 
 
 def method_file(folder: Path, forward: str) -> str:
@@ -169,7 +169,7 @@ def test_three_bad_steps_in_a_row_end_the_run_with_advice(tmp_path: Path, digits
         output = super().forward(view1, view2)
         return output._replace(loss=output.loss * float("inf")) if type(self).calls in (2, 3, 5, 6, 7) else output
     """
-    with pytest.raises(TrainingError, match=r"not finite 3 steps in a row, up to step 7\. Lower the learning rate"):
+    with pytest.raises(Diverged, match=r"not finite in step 7 \(bad steps in a row: 3\)\. Lower the learning rate"):
         pretrain(tmp_path, configure(method_file(tmp_path, forward)), digits)
     assert not (tmp_path / "summary.json").exists() and not (tmp_path / "encoder.safetensors").exists()
 
@@ -185,7 +185,7 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path, digits: Sou
             with torch.no_grad():
                 next(self.encoder.parameters()).view(-1)[0] = float("nan")
 """)
-    with pytest.raises(TrainingError, match="the weights are not finite after step 3"):
+    with pytest.raises(Diverged, match="The weights are not finite after step 3"):
         pretrain(tmp_path, configure(path, "checkpoint_every=1"), digits)
     found, problems = checkpoint.load_newest(tmp_path)
     assert found is not None and (found.step, problems) == (2, [])
@@ -211,7 +211,7 @@ def test_a_run_without_uniformity_and_ridge_raises_the_alarm(tmp_path: Path, dig
     pretrain(tmp_path, configure(method_file(tmp_path, forward), steps=12), digits, display=Recorder(quiet=True))
     alarmed = [line["step"] for line in timeless(tmp_path) if any("Collapse" in a for a in line.get("alarm", []))]
     assert alarmed == list(range(5, 13))
-    assert [text.partition(":")[0] for text in said].count("alarm at step 5") == 1
+    assert [text.partition(":")[0] for text in said].count("Alarm at step 5") == 1
     assert sum("Collapse:" in text for text in said) == 1
 
 
@@ -251,7 +251,7 @@ def test_what_does_not_fit_together_is_found_before_training(digits: Source, set
 def test_grey_images_in_a_colour_recipe_are_refused(digits: Source) -> None:
     colour = setup.complete(config.override(find_recipe("cifar10"), ["network.width=8"]))
     with pytest.raises(
-        ConfigError, match=r"'digits' have 1 channels, recipe 'cifar10' is for 3.*choose another recipe"
+        ConfigError, match=r"'digits' have 1 channels, recipe 'cifar10' is for 3.*choose a different recipe"
     ):
         setup.prepare(colour, source=digits, device=CPU, display=QUIET)
 
@@ -269,9 +269,9 @@ def test_precisions(tmp_path: Path, digits: Source) -> None:
     assert devices.choose_precision("auto", CPU) == "float32"
     for precision, dtype in (("float64", torch.float64), ("float32", torch.float32)):
         loop = setup.prepare(configure(f"precision={precision}"), source=digits, device=CPU, display=QUIET)
-        assert {p.dtype for p in loop.method.parameters()} == {dtype} and loop.autocast is None
+        assert {p.dtype for p in loop.method.parameters()} == {dtype} and loop.precision.forward is None
     half = setup.prepare(configure("precision=bfloat16"), source=digits, device=CPU, display=QUIET)
-    assert {p.dtype for p in half.method.parameters()} == {torch.float32} and half.autocast == torch.bfloat16
+    assert {p.dtype for p in half.method.parameters()} == {torch.float32} and half.precision.forward == torch.bfloat16
     pretrain(tmp_path / "half", configure("precision=bfloat16", steps=2), digits)
     pretrain(tmp_path / "full", configure("precision=float32", steps=2), digits)
     losses = [[line["loss"] for line in timeless(tmp_path / name)] for name in ("half", "full")]

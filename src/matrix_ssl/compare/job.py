@@ -18,16 +18,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from matrix_ssl import config as configuration
 from matrix_ssl.config import DataConfig, RunConfig
 from matrix_ssl.data import Source, has_test_split, open_source, split_source
-from matrix_ssl.data.randomness import permutation
+from matrix_ssl.data.sources import choose_subset
 from matrix_ssl.encoder import initialise_encoder, load_encoder
-from matrix_ssl.errors import ConfigError, MatrixSSLError, TrainingError
+from matrix_ssl.errors import ConfigError, Diverged, MatrixSSLError
 from matrix_ssl.evaluate.features import RawPixels, extract
 from matrix_ssl.evaluate.probes.accuracy import accuracy
 from matrix_ssl.evaluate.probes.knn import knn_predict
@@ -65,9 +64,7 @@ def open_training_part(data: DataConfig, *, data_root: Path | None, download: bo
         raise ConfigError(f"{data.source!r} has no labels to compare by: put each class in a folder of its own.")
     if not has_test_split(data.source, data_root=data_root, download=download):
         learn, _ = split_source(learn, HELD_OUT, _SPLIT)
-    if data.subset and data.subset < len(learn):
-        learn = learn.subset(np.sort(permutation(len(learn), _SPLIT)[: data.subset]))
-    return learn
+    return choose_subset(learn, data.subset, seed=_SPLIT)
 
 
 def open_test_part(data: DataConfig, *, data_root: Path | None, download: bool = False) -> Source:
@@ -119,9 +116,7 @@ def _train_and_evaluate(
         learn = part[0]
     try:
         result = _train(config, folder, learn, part, device=device, observed=open_test is not None)
-    except TrainingError as error:
-        if "not finite" not in str(error):  # a process that reads images died: not the method's fault
-            raise
+    except Diverged as error:  # any other error is not the method's fault
         return {"error": str(error)}
     judge, protocols = (part[1], _TRIAL_PROTOCOLS) if open_test is None else (open_test(), PROTOCOLS)
     network = {"encoder": load_encoder(folder)}
@@ -141,8 +136,7 @@ def _train(
     loop = setup.prepare(config, source=learn, device=device, display=Display(quiet=True))
     if observed:
         bank, queries = (
-            source.subset(np.sort(permutation(len(source), _SPLIT)[:most]))
-            for source, most in zip(part, _CURVE_IMAGES, strict=True)
+            choose_subset(source, most, seed=_SPLIT) for source, most in zip(part, _CURVE_IMAGES, strict=True)
         )
         loop.observer = _Curve(config.data, bank, queries, device)
     write_json(folder / CONFIG, configuration.to_dict(config))

@@ -87,6 +87,13 @@ def split_source(source: Source, fraction: float, seed: int) -> tuple[Source, So
     return source.subset(np.flatnonzero(~held_out)), source.subset(np.flatnonzero(held_out))
 
 
+def choose_subset(source: Source, count: int, *, seed: int) -> Source:
+    """A random choice of images, in their old order; all of them if ``count`` is 0 or there are no more."""
+    if not count or count >= len(source):
+        return source
+    return source.subset(np.sort(permutation(len(source), seed)[:count]))
+
+
 def find_splits(name_or_path: str, *, data_root: Path | None, download: bool = False) -> Splits:
     """Finds a dataset without reading its images; arguments and errors as in ``open_source``."""
     if not name_or_path:

@@ -24,7 +24,7 @@ from matrix_ssl.detection.predict import DetectionResults, predict
 from matrix_ssl.detection.scoring import score
 from matrix_ssl.detection.settings import DetectionSettings, Plan, check_processes, make_plan
 from matrix_ssl.detection.shapes import coco_masks
-from matrix_ssl.detection.training import Training, check_unreadable
+from matrix_ssl.detection.training import DetectorTraining
 from matrix_ssl.distributed import batch_norm
 from matrix_ssl.encoder import Weights
 from matrix_ssl.errors import DataError
@@ -32,6 +32,7 @@ from matrix_ssl.runs import checkpoint, devices
 from matrix_ssl.runs.display import Display
 from matrix_ssl.runs.files import read_json, read_lines, write_json, write_text
 from matrix_ssl.runs.folder import ENVIRONMENT, SKIPPED
+from matrix_ssl.training.engine import check_unreadable
 
 RESULT, PREDICTIONS, DETECTOR, GALLERY = "result.json", "predictions.json", "detector.safetensors", "detections.png"
 Bar = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
@@ -140,14 +141,12 @@ def run(prepared: Prepared, out: Path, *, display: Display, bar: Bar) -> dict[st
         MatrixSSLError: the training failed, or too many images are unreadable.
     """
     settings = prepared.settings
-    training = Training(
-        prepared.detector, prepared.images, settings, prepared.plan, run=out, device=prepared.device, display=display
-    )
-    training.train()
+    training = DetectorTraining(prepared.detector, prepared.images, settings, prepared.plan, display=display)
+    training.train(out)
     started = time.monotonic()
     if settings.precise_bn:
         with bar("BatchNorm statistics, iterations") as show:
-            training.refine_batch_norm(settings.precise_bn, show)
+            training.refine_batch_norm(out, settings.precise_bn, show)
     with bar("Detecting, images") as show, distributed.together():
         predictions = predict(
             prepared.detector, prepared.val, prepared.val_files, settings,
@@ -162,11 +161,11 @@ def run(prepared: Prepared, out: Path, *, display: Display, bar: Bar) -> dict[st
 
 
 def _write(
-    prepared: Prepared, out: Path, training: Training, predictions: DetectionResults, started: float
+    prepared: Prepared, out: Path, training: DetectorTraining, predictions: DetectionResults, started: float
 ) -> dict[str, Any]:
     for where, why in predictions.unreadable.values():
         training.display.say(f"Skipped {where}: {why}.")
-    check_unreadable(len(predictions.unreadable), len(prepared.val.images), "they are listed above")
+    check_unreadable(len(predictions.unreadable), len(prepared.val.images), "They are listed above")
     settings, val = prepared.settings, prepared.val
     checkpoint.save_weights(out / DETECTOR, prepared.detector, {"architecture": settings.architecture})
     text = json.dumps(predictions.detections, separators=(",", ":"))
@@ -181,7 +180,7 @@ def _write(
             "train": read_lines(out / SKIPPED),
             "val": [{"where": where, "why": why} for where, why in predictions.unreadable.values()],
         },
-        "iterations": training.iteration,
+        "iterations": training.step,
         "bad_steps": int(training.counters["bad_steps"]),
         "seconds_training": training.counters["seconds"],
         "seconds_scoring": time.monotonic() - started,

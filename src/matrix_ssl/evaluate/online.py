@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from matrix_ssl.config import DataConfig
 from matrix_ssl.data.base import Source
-from matrix_ssl.data.randomness import permutation
+from matrix_ssl.data.sources import choose_subset
 from matrix_ssl.errors import DataError
 from matrix_ssl.evaluate.features import extract
 from matrix_ssl.evaluate.probes.accuracy import accuracy
@@ -56,7 +56,7 @@ class OnlineEvaluation(Observer):
         if not len(held_out):
             raise DataError(f"--online: {source.name!r} has too few images to hold a fifth of them out.")
         self._bank, self._queries = (
-            source.subset(np.sort(indices[permutation(len(indices), _ORDER)[:most]]))
+            choose_subset(source.subset(indices), most, seed=_ORDER)
             for indices, most in ((learned, _BANK), (held_out, _QUERIES))
         )
         self._data, self._device = data, device

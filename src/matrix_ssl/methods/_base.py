@@ -38,6 +38,7 @@ class Method(nn.Module, ABC):
     """
 
     encoder: nn.Module  # the student's; what a run exports
+    seed: int = 0  # of the run; set before the first step, for random numbers that all processes share
     counters: tuple[str, ...] = ()  # names in ``terms`` that count events: summed over a run instead of averaged
     # options that a comparison tries when it tunes, one mapping a variant; the defaults are always tried first
     variants: ClassVar[tuple[Mapping[str, Any], ...]] = ()

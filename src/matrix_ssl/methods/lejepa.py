@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from matrix_ssl import networks
 from matrix_ssl.config import Fraction, OptimizerConfig, RunConfig
 from matrix_ssl.config.views import asymmetric_views
+from matrix_ssl.data.randomness import hash_integers
 from matrix_ssl.losses import check_positive, in_full_precision
 from matrix_ssl.matrix.precision import differentiable_once
 from matrix_ssl.methods._base import Method, StepOutput, gather_outputs
@@ -125,7 +126,8 @@ class LeJEPA(Method):
         hidden_dim: width of the projector's two hidden layers.
         output_dim: d, width of the outputs.
         regularisation_weight: λ in [0, 1].
-        slices, knots: see ``sigreg_loss``; the directions are the same on all processes and new in every step.
+        slices, knots: see ``sigreg_loss``; the directions are a function of the run's seed and the step, the same
+            on all processes.
     """
 
     variants = ({"regularisation_weight": 0.02}, {"regularisation_weight": 0.1}, {"regularisation_weight": 0.01})
@@ -158,7 +160,8 @@ class LeJEPA(Method):
         z1, z2 = self.projector(f1), self.projector(f2)
         z = torch.stack(gather_outputs(z1, z2)).to(torch.promote_types(z1.dtype, torch.float32))
         invariance = (z - z.mean(0)).square().mean()
-        generator = torch.Generator().manual_seed(self._step)  # a function of the step, so that a resumed run goes on
+        # a function of seed and step: the same on all processes and in a resumed run
+        generator = torch.Generator().manual_seed(int(hash_integers(self.seed, self._step) >> 1))
         directions = torch.randn(z.shape[-1], self.slices, generator=generator).to(z)
         normality = sigreg_loss(z, knots=self.knots, directions=directions)
         loss = (1 - self.regularisation_weight) * invariance + self.regularisation_weight * normality

@@ -13,45 +13,50 @@ if TYPE_CHECKING:
 
 
 def configure(recipe: str, data: str | None, assignments: tuple[str, ...], *, method: str | None = None) -> "RunConfig":
-    """The run of a recipe with another set of images, another method and other settings.
+    """The run of a recipe on other images, with a different method and other settings; every option is filled in.
 
     Raises:
-        ConfigError: the recipe, a setting or the method does not exist, or there is no data set.
+        ConfigError: the recipe, a setting or the method does not exist, or there is no dataset.
     """
-    given = outline(recipe, data, assignments, method=method)
-    from matrix_ssl.training import setup
-
-    return setup.complete(given)
+    return _configure(recipe, data, assignments, method)[1]
 
 
 def outline(recipe: str, data: str | None, assignments: tuple[str, ...], *, method: str | None = None) -> "RunConfig":
-    """As ``configure``, with those options of the method only that the recipe or the person has given.
+    """As ``configure``, but only with those options of the method that the recipe or the user has set.
 
-    Another method that has these options, too, takes them over, and keeps its own defaults for all others.
+    A different method that has these options takes them over and keeps its own defaults for all others.
 
     Raises:
-        ConfigError: the recipe, a setting or the method does not exist, or there is no data set.
+        ConfigError: the recipe, a setting or the method does not exist, or there is no dataset.
     """
+    config, complete = _configure(recipe, data, assignments, method)
+    options = {name: complete.method.options[name] for name in config.method.options}
+    return dataclasses.replace(config, method=dataclasses.replace(config.method, options=options))
+
+
+def _configure(
+    recipe: str, data: str | None, assignments: tuple[str, ...], method: str | None
+) -> tuple["RunConfig", "RunConfig"]:
+    """The run as it is set, and the same one with every option filled in and checked."""
     from matrix_ssl import config
     from matrix_ssl.config.recipes import find_recipe, list_recipes
 
-    settings = [*assignments, *([f"data.source={data}"] if data else [])]
     if recipe not in list_recipes() and (os.sep in recipe or Path(recipe).exists()):
         raise ConfigError(f"{recipe!r} is a path, not a recipe: write --data {shlex.quote(recipe)}.")
+    settings = [*assignments, *([f"data.source={data}"] if data else [])]
     base = find_recipe(recipe)
-    wanted = config.override(base, [*settings, *([f"method.name={method}"] if method else [])]).method.name
-    from matrix_ssl.training import setup  # takes seconds to import: mistakes above are told without it
+    name = config.override(base, [*settings, *([f"method.name={method}"] if method else [])]).method.name
+    from matrix_ssl.training import setup  # takes seconds to import: the mistakes above are reported without it
 
-    given = config.override(setup.use_method(base, wanted), settings)
-    values = setup.complete(given).method.options
-    if not given.data.source:
+    run = config.override(setup.use_method(base, name), settings)
+    complete = setup.complete(run)
+    if not run.data.source:
         raise ConfigError(f"recipe {recipe!r} has no dataset of its own: give --data FOLDER.")
-    options = {name: values[name] for name in given.method.options}
-    return dataclasses.replace(given, method=dataclasses.replace(given.method, options=options))
+    return run, complete
 
 
 def default_run(recipe: str, data: str | None, *, unnamed: str, suffix: str | None = None) -> Path:
-    """``runs/`` and the names of the recipe, unless it is ``unnamed`` and there is data, of the data, and a suffix."""
+    """The folder ``runs/RECIPE-DATA-SUFFIX``, without the recipe if it is ``unnamed`` and there is data."""
     name = Path(data.removeprefix("hf:")).resolve().name.removesuffix(".npz") if data else ""
     name = name.encode(errors="replace").decode()  # a run folder's name is Unicode
     parts = [recipe] if recipe != unnamed or not name else []

@@ -1,22 +1,17 @@
-"""Pre-training: check a configuration, build what it describes, run it.
-
-The state of a run after a step is a function of its configuration and the step alone: every random number is drawn from
-them, so a checkpoint is only tensors and a step number, and a run that was killed ends with the same bits as one that
-was not (same machine, same number of processes). The steps themselves are in ``loop``.
-"""
+"""Checks the configuration of a pre-training and builds what it describes."""
 
 import dataclasses
 import os
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from matrix_ssl import distributed
 from matrix_ssl.config import MethodConfig, RunConfig
+from matrix_ssl.config.recipes import follows_papers
 from matrix_ssl.data.base import Source
 from matrix_ssl.data.loading import TrainingBatches
-from matrix_ssl.data.randomness import permutation
+from matrix_ssl.data.sources import choose_subset
 from matrix_ssl.distributed import batch_norm
 from matrix_ssl.encoder import initialise_encoder
 from matrix_ssl.errors import ConfigError
@@ -26,10 +21,8 @@ from matrix_ssl.runs.display import Display
 from matrix_ssl.runs.files import write_json
 from matrix_ssl.runs.folder import ENVIRONMENT
 from matrix_ssl.training import optim
-from matrix_ssl.training.loop import Loop
-
-PAPERS = "imagenet"  # the recipe that takes its values from the paper of each method
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.float32, "float64": torch.float64}
+from matrix_ssl.training.precision import MixedPrecision
+from matrix_ssl.training.pretraining import PreTraining
 
 
 def complete(config: RunConfig) -> RunConfig:
@@ -44,11 +37,13 @@ def complete(config: RunConfig) -> RunConfig:
 
 
 def use_method(config: RunConfig, name: str, *, papers: bool = True) -> RunConfig:
-    """The run with another method, a name or the path of a Python file.
+    """The run with a different method, a name or the path of a Python file.
 
-    Of the options that the recipe gives its own method, those stay that the other one has, too, such as the widths of
-    the projector. The recipe ``imagenet`` gets the values of the method's own paper instead, unless ``papers``
-    is false, as where methods are compared.
+    Of the options that the recipe sets, those that the new method has as well are kept, such as the widths of the
+    projector. A recipe that follows papers, such as ``imagenet``, gets the values of the new method's paper instead.
+
+    Args:
+        papers: false keeps the recipe's values whatever the paper says, as where methods are compared.
 
     Raises:
         ConfigError: the method does not exist.
@@ -56,7 +51,7 @@ def use_method(config: RunConfig, name: str, *, papers: bool = True) -> RunConfi
     if name == config.method.name:
         return config
     method = find_method(name)
-    if papers and config.recipe == PAPERS:
+    if papers and follows_papers(config.recipe):
         return method.recipe(dataclasses.replace(config, method=MethodConfig(name)))
     known = complete_options(method, {})
     options = {key: value for key, value in config.method.options.items() if key in known}
@@ -86,33 +81,23 @@ def write_environment(run: Path, device: torch.device) -> None:
     write_json(run / ENVIRONMENT, devices.environment(device))
 
 
-def pretrain(
-    config: RunConfig, run: Path, *, source: Source, device: torch.device, display: Display, events: Path | None = None
-) -> dict[str, Any]:
-    """Pre-trains an encoder, or goes on where an earlier call of the same configuration stopped.
-
-    ``prepare``, then ``Loop.train``: the arguments, the summary it returns and what it raises are theirs.
-    """
-    return prepare(config, source=source, device=device, display=display).train(run, events)
-
-
-def prepare(config: RunConfig, *, source: Source, device: torch.device, display: Display) -> Loop:
+def prepare(config: RunConfig, *, source: Source, device: torch.device, display: Display) -> PreTraining:
     """Builds everything that a run needs and writes nothing: what is wrong with the configuration shows here.
 
     Raises:
         ConfigError: the images, the batch, the encoder and the method do not fit each other.
     """
-    source = _choose(source, config)
-    precision = devices.choose_precision(config.precision, device)
+    _check_channels(source, config)
+    source = choose_subset(source, config.data.subset, seed=config.seed)
+    precision = MixedPrecision.choose(config.precision, device)
     _prepare_torch(config, device)
-    batches = TrainingBatches(
+    loader = TrainingBatches(
         source, config.data, (config.view1, config.view2), batch_size=config.batch_size, seed=config.seed,
-        rank=distributed.rank(), world_size=distributed.world_size(), device=device, dtype=_DTYPES[precision],
+        rank=distributed.rank(), world_size=distributed.world_size(), device=device, dtype=precision.weights,
     )  # fmt: skip
     method = build_method(config)
     batch_norm.synchronise_batch_norm(method, device.type)
-    method.to(device, _DTYPES[precision])
-    method.to(memory_format=torch.channels_last)  # faster convolutions, on CPUs too
+    precision.place(method)
     settings = config.optimizer
     optimizer = optim.build_optimizer(
         method,
@@ -121,9 +106,8 @@ def prepare(config: RunConfig, *, source: Source, device: torch.device, display:
         weight_decay=settings.weight_decay,
         groups=method.parameter_groups(),
     )
-    autocast = torch.bfloat16 if precision == "bfloat16" else None
-    return Loop(
-        config, method=method, optimizer=optimizer, batches=batches, source=source, display=display, autocast=autocast
+    return PreTraining(
+        config, method=method, optimizer=optimizer, loader=loader, source=source, precision=precision, display=display
     )
 
 
@@ -134,18 +118,17 @@ def build_method(config: RunConfig) -> Method:
         ConfigError: the encoder is unknown or does not fit the images.
     """
     encoder, feature_dim = initialise_encoder(config)
-    return find_method(config.method.name)(encoder, feature_dim, **config.method.options)
+    method = find_method(config.method.name)(encoder, feature_dim, **config.method.options)
+    method.seed = config.seed
+    return method
 
 
-def _choose(source: Source, config: RunConfig) -> Source:
+def _check_channels(source: Source, config: RunConfig) -> None:
     if source.channels != len(config.data.mean):
         raise ConfigError(
-            f"the images of {source.name!r} have {source.channels} channels, recipe {config.recipe!r} is for "
-            f"{len(config.data.mean)} (data.mean has one number a channel): choose another recipe."
+            f"The images of {source.name!r} have {source.channels} channels, recipe {config.recipe!r} is for "
+            f"{len(config.data.mean)} (data.mean has one number per channel): choose a different recipe."
         )
-    if not config.data.subset or config.data.subset >= len(source):
-        return source
-    return source.subset(sorted(permutation(len(source), config.seed)[: config.data.subset].tolist()))
 
 
 def _prepare_torch(config: RunConfig, device: torch.device) -> None:

@@ -21,15 +21,15 @@ from matrix_ssl.config import DataConfig, ViewConfig
 from matrix_ssl.data import open_source
 from matrix_ssl.data.base import MemorySource, Places, Source
 from matrix_ssl.data.loading import TrainingBatches
-from matrix_ssl.errors import ConfigError, DataError, RunFolderError, UnreadableImage
+from matrix_ssl.errors import ConfigError, DataError, Diverged, RunFolderError, UnreadableImage
 from matrix_ssl.evaluate.probes.accuracy import accuracy
-from matrix_ssl.evaluate.trained import supervised
 from matrix_ssl.evaluate.trained.classifier import linear_head
 from matrix_ssl.evaluate.trained.fine_tune import ALL_LABELS, PUBLISHED_RATES, FineTune, fine_tune
 from matrix_ssl.evaluate.trained.linear_sgd import MEC, LinearSGD, linear_sgd
 from matrix_ssl.runs import checkpoint
 from matrix_ssl.runs.display import Display
 from matrix_ssl.runs.signals import Interrupted
+from matrix_ssl.training.engine import Engine
 from tests.support import runs
 
 CPU = torch.device("cpu")
@@ -307,7 +307,7 @@ class TestRates:
 
     def test_that_all_diverge(self, tmp_path):
         settings = dataclasses.replace(self.grid(), rates=((1e30, 1e30), (1e31, 1e31)))
-        with pytest.raises(supervised.Diverged, match="none of the pairs of learning rates can be used"):
+        with pytest.raises(Diverged, match="none of the pairs of learning rates can be used"):
             evaluate(tmp_path, settings, train=small(200))
 
     def test_published(self):
@@ -322,21 +322,21 @@ HERE += "import tests.evaluate.trained.test_supervised as t; t.torch.set_num_thr
 
 def die_at(moment):
     """Code that makes a process save after every epoch and die at a moment of the training."""
-    start = HERE + "t.supervised._SECONDS_BETWEEN_CHECKPOINTS = 0.0\n"
+    start = HERE + "t.engine._SECONDS_BETWEEN_CHECKPOINTS = 0.0\n"
     if moment == "step":
         return start + (
-            "real = t.supervised._Training._train_step\n"
-            "def train_step(self, *rest):\n"
-            "    if self.step == 7: os.kill(os.getpid(), signal.SIGKILL)\n"
+            "real = t.Engine.update\n"
+            "def update(self, *rest):\n"
+            "    if self.task.step == 7: os.kill(os.getpid(), signal.SIGKILL)\n"
             "    return real(self, *rest)\n"
-            "t.supervised._Training._train_step = train_step\n"
+            "t.Engine.update = update\n"
         )
     return start + (
-        "real = t.supervised._Training._save\n"
+        "real = t.Engine.save\n"
         "def save(self):\n"
-        "    if self.step == 9: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    if self.task.step == 9: os.kill(os.getpid(), signal.SIGKILL)\n"
         "    return real(self)\n"
-        "t.supervised._Training._save = save\n"
+        "t.Engine.save = save\n"
     )
 
 
@@ -365,30 +365,30 @@ class TestStopping:
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
     def test_a_signal_saves_at_the_step_boundary(self, tmp_path, whole, number):
         kind, folder, expected = whole
-        real = supervised._Training._train_step
+        real = Engine.update
 
-        def train_step(self, *rest):
-            if self.step == 7:
+        def update(self, *rest):
+            if self.task.step == 7:
                 os.kill(os.getpid(), number)
             return real(self, *rest)
 
         before = signal.getsignal(number)
         with (
-            mock.patch.object(supervised._Training, "_train_step", train_step),
-            pytest.raises(Interrupted, match=f"Stopped by {number.name} after step 8 of the evaluation") as caught,
+            mock.patch.object(Engine, "update", update),
+            pytest.raises(Interrupted, match=f"Stopped by {number.name} after step 8") as caught,
         ):
             evaluate(tmp_path, SETTINGS[kind])
         assert caught.value.exit_code == 128 + number and signal.getsignal(number) == before
         assert weights(tmp_path)[0] == 8 and len(lines(tmp_path)) == 2
         text = io.StringIO()
         found = evaluate(tmp_path, SETTINGS[kind], display=Display(Console(file=text)))
-        assert f"resuming after step 8 of {STEPS}" in text.getvalue()
+        assert f"Resuming after step 8 of {STEPS}" in text.getvalue()
         assert_same_training(tmp_path, folder)
         assert torch.equal(found.scores, expected.scores)
 
     def test_a_finished_training_is_not_done_again(self, whole):
         kind, folder, expected = whole
-        with mock.patch.object(supervised._Training, "_train_step", side_effect=AssertionError):
+        with mock.patch.object(Engine, "update", side_effect=AssertionError):
             found = evaluate(folder, SETTINGS[kind])
         assert torch.equal(found.scores, expected.scores)
         assert (found.train_accuracy, found.seconds) == (expected.train_accuracy, expected.seconds)
@@ -475,7 +475,7 @@ class TestUnreadable:
         found = evaluate(tmp_path / "bad", LINEAR, train=bad, display=Display(Console(file=text, width=500)))
         expected = evaluate(tmp_path / "mended", LINEAR, train=mended)
         assert torch.equal(found.scores, expected.scores)
-        assert "3 training images cannot be read and others took their place, the first one some/" in text.getvalue()
+        assert "Replaced 3 unreadable training images, the first one some/" in text.getvalue()
 
     def test_test_images_are_left_out(self, tmp_path):
         found = evaluate(tmp_path / "a", LINEAR, test=Some(30, bad=(0, 7), split="test"))
@@ -497,20 +497,20 @@ class TestMistakes:
         settings = dataclasses.replace(LINEAR, batch_size=4096)
         found = evaluate(tmp_path, settings, display=Display(Console(file=text, width=500)))
         assert found.batch_size == 50
-        assert "there are 50 training images: the batch is 50 instead of 4096, and the learning rate" in text.getvalue()
+        assert "Batch size reduced from 4096 to 50" in text.getvalue()
         assert lines(tmp_path)[0]["learning_rate"] == pytest.approx(100 * 50 / 256)
         assert weights(tmp_path)[0] == 5
 
     def test_rates_that_are_too_high(self, tmp_path):
-        with pytest.raises(supervised.Diverged, match=r"not finite .* lower the learning rate \(1e\+30, 1e\+30\)"):
+        with pytest.raises(Diverged, match=r"not finite .* Lower the learning rate \(1e\+30, 1e\+30\)"):
             evaluate(tmp_path, dataclasses.replace(TUNE, rates=((1e30, 1e30),)))
 
     def test_an_encoder_that_has_diverged(self, tmp_path):
         network, width = tiny_encoder()
         with torch.no_grad():
             next(network.parameters()).fill_(math.nan)
-        sentence = "the loss or its gradient is not finite in step 1 of the evaluation.*has diverged itself"
-        with pytest.raises(supervised.Diverged, match=sentence):
+        sentence = "The loss or its gradient is not finite in step 1 .*has diverged itself"
+        with pytest.raises(Diverged, match=sentence):
             evaluate(tmp_path, LINEAR, encoder=(network, width))
         assert checkpoint.list_checkpoints(tmp_path) == []
 

@@ -31,5 +31,13 @@ def find_recipe(name: str) -> RunConfig:
     return config
 
 
+def follows_papers(name: str) -> bool:
+    """Whether a recipe that is run with a different method takes the values of that method's paper.
+
+    Its file then says ``FOLLOWS_PAPERS = True``.
+    """
+    return name in _names() and getattr(importlib.import_module(f"{__name__}.{name}"), "FOLLOWS_PAPERS", False)
+
+
 def _names() -> list[str]:
     return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))

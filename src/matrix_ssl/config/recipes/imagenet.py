@@ -19,6 +19,8 @@ Paper: Zhang, Tan, Yang, Huang and Yuan, "Matrix Information Theory for Self-Sup
 from matrix_ssl.config import DataConfig, MethodConfig, NetworkConfig, OptimizerConfig, RunConfig
 from matrix_ssl.config.views import asymmetric_views
 
+FOLLOWS_PAPERS = True  # --method NAME takes the values of that method's paper
+
 
 def recipe() -> RunConfig:
     """The run."""

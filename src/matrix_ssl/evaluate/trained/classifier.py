@@ -64,7 +64,7 @@ class Outcome:
     held_out: tuple[float, ...] = ()  # accuracies that the rates were chosen by, one for each candidate
 
 
-def check_parts(train: Source, test: Source, data: DataConfig) -> None:
+def check_splits(train: Source, test: Source, data: DataConfig) -> None:
     """Refuses images that no classifier can be trained and judged on.
 
     Raises:
@@ -103,7 +103,7 @@ def linear_head(feature_dim: int, classes: int, *, seed: int) -> nn.Linear:
 
 
 @torch.no_grad()
-def judge(
+def score_images(
     classifier: Classifier, source: Source, data: DataConfig, *, device: torch.device
 ) -> tuple[Tensor, NDArray[np.int64], list[tuple[str, str]]]:
     """Scores of a set of images, as central squares, computed in the precision of the learner's weights.

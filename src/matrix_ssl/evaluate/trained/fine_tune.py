@@ -15,9 +15,10 @@ from matrix_ssl import distributed
 from matrix_ssl.config import DataConfig, settings
 from matrix_ssl.data.base import Source
 from matrix_ssl.data.sources import split_source
+from matrix_ssl.errors import Diverged
 from matrix_ssl.evaluate.probes.accuracy import accuracy
-from matrix_ssl.evaluate.trained.classifier import Classifier, Outcome, Settings, check_parts, linear_head
-from matrix_ssl.evaluate.trained.supervised import Diverged, fit_and_judge
+from matrix_ssl.evaluate.trained.classifier import Classifier, Outcome, Settings, check_splits, linear_head
+from matrix_ssl.evaluate.trained.supervised import fit_and_score
 from matrix_ssl.runs.display import Display
 
 _HELD_OUT = 0.2  # part of the labelled images that rates are compared on
@@ -69,20 +70,20 @@ def fine_tune(
 
     Args:
         encoder: images (n, c, s, s) to features (n, feature_dim); it is left as it is.
-        data, folder, device, display, seed: as in ``supervised.fit_and_judge``, which also says what it raises.
+        data, folder, device, display, seed: as in ``supervised.fit_and_score``, which also says what it raises.
 
     Raises:
-        DataError, ConfigError: as in ``classifier.check_parts``.
+        DataError, ConfigError: as in ``classifier.check_splits``.
         DataError: there are several candidates, and a class has a single image.
     """
-    check_parts(train, test, data)
+    check_splits(train, test, data)
     assert train.classes is not None  # checked
     classes = len(train.classes)
 
     def attempt(rates: tuple[float, float], learn: Source, judge: Source, where: Path) -> Outcome:
         learner = nn.Sequential(copy.deepcopy(encoder), linear_head(feature_dim, classes, seed=seed))
         groups = [{"params": list(part.parameters()), "rate": r} for part, r in zip(learner, rates, strict=True)]
-        return fit_and_judge(
+        return fit_and_score(
             Classifier(nn.Identity(), learner, groups), learn, judge, data,
             settings=settings, folder=where, device=device, display=display, seed=seed,
         )  # fmt: skip

@@ -15,8 +15,8 @@ from torch import nn
 
 from matrix_ssl.config import DataConfig, settings
 from matrix_ssl.data.base import Source
-from matrix_ssl.evaluate.trained.classifier import Classifier, Outcome, Settings, check_parts, linear_head
-from matrix_ssl.evaluate.trained.supervised import fit_and_judge
+from matrix_ssl.evaluate.trained.classifier import Classifier, Outcome, Settings, check_splits, linear_head
+from matrix_ssl.evaluate.trained.supervised import fit_and_score
 from matrix_ssl.runs.display import Display
 
 
@@ -62,19 +62,19 @@ def linear_sgd(
 
     Args:
         encoder: images (n, c, s, s) to features (n, feature_dim).
-        data, folder, device, display, seed: as in ``supervised.fit_and_judge``, which also says what it raises.
+        data, folder, device, display, seed: as in ``supervised.fit_and_score``, which also says what it raises.
 
     Raises:
-        DataError, ConfigError: as in ``classifier.check_parts``.
+        DataError, ConfigError: as in ``classifier.check_splits``.
     """
-    check_parts(train, test, data)
+    check_splits(train, test, data)
     assert train.classes is not None  # checked
     head = linear_head(feature_dim, len(train.classes), seed=seed)
     learner: nn.Module = head
     if settings.batch_norm:
         learner = nn.Sequential(nn.BatchNorm1d(feature_dim, affine=False, eps=1e-6), head)
     groups = [{"params": list(head.parameters()), "rate": settings.rate, "scale_vectors": True}]
-    return fit_and_judge(
+    return fit_and_score(
         Classifier(copy.deepcopy(encoder), learner, groups), train, test, data,
         settings=settings, folder=folder, device=device, display=display, seed=seed,
     )  # fmt: skip

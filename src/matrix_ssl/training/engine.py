@@ -1,0 +1,247 @@
+"""The training loop of pre-training, of the protocols that train, and of detection.
+
+Every random number of a step is a function of the seed, the step and the process, so the state of a training is its
+tensors and the number of steps done: one that was killed ends with the same bits as one that was not (same machine,
+same number of processes). All processes decide alike, and a step whose loss or gradient is not finite leaves no trace.
+"""
+
+import contextlib
+import time
+from collections.abc import Generator, Sequence
+from pathlib import Path
+from typing import Generic
+
+import torch
+
+from matrix_ssl import distributed
+from matrix_ssl.data.randomness import hash_integers
+from matrix_ssl.errors import DataError, Diverged
+from matrix_ssl.runs import checkpoint as checkpoints
+from matrix_ssl.runs import signals
+from matrix_ssl.runs.files import append_line, read_lines
+from matrix_ssl.runs.folder import SKIPPED, tidy
+from matrix_ssl.runs.metrics import MetricsWriter
+from matrix_ssl.runs.signals import Interrupted
+from matrix_ssl.training.diagnostics import is_finite
+from matrix_ssl.training.optim import set_learning_rate
+from matrix_ssl.training.task import Batch, Line, Output, Task
+
+_SECONDS_BETWEEN_CHECKPOINTS = 60.0  # at least, where checkpoints follow epochs
+_MOST_SKIPPED = 0.01  # fraction of the images that may be unreadable
+_FEW_SKIPPED = 10  # unreadable images that no dataset is refused for
+
+
+class Engine(Generic[Batch, Output]):
+    """Trains a task from its newest checkpoint to its last step.
+
+    Args:
+        task: what to train; the engine advances it.
+        folder: of checkpoints, metrics and the list of unreadable images. The main process has made it for this task.
+        events: a folder for TensorBoard events, or None.
+    """
+
+    def __init__(self, task: Task[Batch, Output], folder: Path, *, events: Path | None = None):
+        self.task, self.folder, self.events = task, folder, events
+        self.forward = task.module
+        self.metrics: MetricsWriter | None = None  # of the main process
+        self.signal = 0  # the number of one that any process has received
+        self.bad_in_a_row = 0
+        self.saved = 0.0  # when, by the monotonic clock
+
+    def run(self) -> None:
+        """Resumes, and trains to the last step.
+
+        Raises:
+            Interrupted: a signal came; a checkpoint has been written.
+            Diverged: too many steps in a row, or the weights, are not finite.
+            MatrixSSLError: anything else that is wrong, and what to do.
+        """
+        task, total = self.task, self.task.plan.total_steps
+        with distributed.together():
+            self.resume()
+        self.forward = distributed.wrap(task.module)
+        task.module.train()
+        self.saved = time.monotonic()
+        with (
+            signals.collected() as received,
+            task.display.training(done=task.step, total=total) as display,
+            contextlib.closing(self.read(task.step, total)) as batches,
+        ):
+            task.clock.restart()
+            for batch in batches:
+                output = self.update(batch, received)
+                task.step += 1
+                task.clock.tick()
+
+                # once in a while: a bad step
+                if output is None:
+                    self.count_bad_step()
+
+                # once in a while: a line of metrics
+                line = self.write_line(output) if output is not None and task.is_logged() else None
+                terms = task.terms(output) if output is not None else ()
+                display.step(task.step, task.plan.batch_size, line, terms)
+
+                # once in a while: a checkpoint
+                if task.is_last or self.signal or self.is_checkpoint_due():
+                    self.save()
+
+                # at most once: a signal
+                if self.signal and not task.is_last:
+                    raise Interrupted(self.signal, after=f" after step {task.step}")
+
+    def resume(self) -> None:
+        """Loads the newest checkpoint, if there is one, and drops what was written after it."""
+        task = self.task
+        checkpoint, problems = checkpoints.load_newest(self.folder)
+        for problem in problems:
+            task.display.say(f"Warning: {problem} Resuming from the checkpoint before it.")
+        if checkpoint is not None:
+            checkpoints.load_strictly(task.module, checkpoint.model, f"The checkpoint of step {checkpoint.step}")
+            task.optimizer.load_state_dict(checkpoint.optimizer)
+            task.step = checkpoint.step
+            task.load_counters(checkpoint.counters)
+            if checkpoint.observer:
+                task.observer.load_state_dict(checkpoint.observer)
+            task.display.say(f"Resuming after step {task.step} of {task.plan.total_steps}.")
+        if distributed.is_main():
+            tidy(self.folder)
+            self.metrics = MetricsWriter(self.folder, after_step=task.step, events=self.events)
+        task.skipped = {line["where"]: line["why"] for line in read_lines(self.folder / SKIPPED)}
+
+    def read(self, start: int, stop: int) -> Generator[Batch, None, None]:
+        """This process's batches of the steps from ``start`` to ``stop`` - 1; notes images that cannot be read.
+
+        Raises:
+            DataError: too many of them.
+        """
+        with contextlib.closing(self.task.batches(start, stop)) as batches:
+            while True:
+                with distributed.alone():
+                    batch = next(batches, None)
+                    if batch is not None:
+                        self.note_unreadable(batch.unreadable)
+                if batch is None:
+                    return
+                yield batch
+
+    def note_unreadable(self, images: Sequence[tuple[str, str]]) -> None:
+        """Adds images, where and why, to ``skipped.jsonl``, each once."""
+        skipped = self.task.skipped
+        for where, why in images:
+            if where not in skipped:
+                skipped[where] = why
+                append_line(self.folder / SKIPPED, {"where": where, "why": why})
+        check_unreadable(len(skipped), self.task.plan.images, f"See {self.folder / SKIPPED}")
+
+    def update(self, batch: Batch, received: Sequence[int] = ()) -> Output | None:
+        """One step, without counting it.
+
+        Args:
+            batch: this process's part.
+            received: numbers of the signals that have come to this process.
+
+        Returns:
+            What the task has computed; None if that or its gradient was not finite in any process, and the step has
+            been undone.
+        """
+        task = self.task
+        seed_torch(task.plan.seed, task.step)
+        buffers = list(task.module.buffers())
+        before = [buffer.clone() for buffer in buffers]
+        peak = task.learning_rate(min(task.step, task.plan.warmup_steps))
+        set_learning_rate(task.optimizer, task.learning_rate(task.step), held=peak)
+        output = self.differentiate(batch)
+        if not self.agree(output, received):
+            for buffer, value in zip(buffers, before, strict=True):
+                buffer.copy_(value)
+            return None
+        assert output is not None  # an agreement needs the output of every process
+        task.optimizer.step()
+        task.after_step(batch, output)
+        return output
+
+    def differentiate(self, batch: Batch) -> Output | None:
+        """Forward and backward; None when the outputs are so far from finite that there is no loss."""
+        self.task.optimizer.zero_grad()
+        try:
+            output = self.task.compute(self.forward, batch)
+        except torch.linalg.LinAlgError:  # how eigenvalue routines answer NaN
+            return None
+        output.loss.backward()
+        return output
+
+    def agree(self, output: Output | None, received: Sequence[int]) -> bool:
+        """Whether the step is finite in all processes; notes a signal that any of them has received."""
+        finite = torch.zeros((), dtype=torch.bool, device=self.task.device)
+        if output is not None:
+            gradients = [p.grad for p in self.task.module.parameters() if p.grad is not None]
+            finite = is_finite(output.loss.detach(), *torch._foreach_norm(gradients))
+        number = torch.tensor(received[0] if received else 0, device=self.task.device)
+        is_bad, self.signal = distributed.maximum(torch.stack([(~finite).to(torch.int64), number])).tolist()
+        self.bad_in_a_row = self.bad_in_a_row + 1 if is_bad else 0
+        return not is_bad
+
+    def count_bad_step(self) -> None:
+        """Warns that the step that was just done has been undone, or ends the training."""
+        task = self.task
+        task.counters["bad_steps"] += 1
+        if self.bad_in_a_row >= task.plan.max_bad_steps:
+            raise Diverged(
+                f"The loss or its gradient is not finite in step {task.step} (bad steps in a row: "
+                f"{self.bad_in_a_row}). {task.plan.advice}"
+            )
+        task.display.say(f"Warning: skipped step {task.step}: loss or gradient is not finite.")
+
+    def write_line(self, output: Output) -> Line | None:
+        """Writes the line of metrics of the step that was just done."""
+        line = self.task.describe(output, self.metrics.history if self.metrics is not None else ())
+        if line is not None and self.metrics is not None:
+            self.metrics.write(line)
+        return line
+
+    def is_checkpoint_due(self) -> bool:
+        """Whether the plan asks for a checkpoint after the step that was just done."""
+        plan = self.task.plan
+        if plan.checkpoint_every:
+            return self.task.step % plan.checkpoint_every == 0
+        if self.task.step % plan.steps_per_epoch:
+            return False
+        return bool(distributed.broadcast_object(time.monotonic() - self.saved > _SECONDS_BETWEEN_CHECKPOINTS))
+
+    def save(self) -> None:
+        """Writes a checkpoint.
+
+        Raises:
+            Diverged: the weights are not finite.
+        """
+        task = self.task
+        if not is_finite(*task.module.parameters()):
+            raise Diverged(f"The weights are not finite after step {task.step}. {task.plan.advice}")
+        if distributed.is_main():
+            state = task.module.state_dict(), task.optimizer.state_dict()
+            counters, observer = task.saved_counters(), task.observer.state_dict()
+            checkpoints.save_checkpoint(self.folder, checkpoints.Checkpoint(task.step, *state, counters, observer))
+        distributed.barrier()
+        self.saved = time.monotonic()
+
+
+def seed_torch(seed: int, step: int) -> None:
+    """Seeds PyTorch's generator for one step of this process: layers such as dropout draw from it."""
+    torch.manual_seed(int(hash_integers(seed, step, distributed.rank()) >> 1))
+
+
+def check_unreadable(count: int, images: int, where: str) -> None:
+    """Raises DataError if more images are unreadable than may happen by accident: ten, or one in a hundred.
+
+    Args:
+        count: unreadable images.
+        images: of the dataset.
+        where: the beginning of a sentence that says where they are listed.
+    """
+    most = max(_FEW_SKIPPED, int(_MOST_SKIPPED * images))
+    if count > most:
+        raise DataError(
+            f"{count} of {images} images cannot be read, and at most {most} may be unreadable. {where}; fix or remove "
+            "those files."
+        )

@@ -1,0 +1,207 @@
+"""Pre-training: the loss of a self-supervised method, and what its metrics, summary and encoder hold."""
+
+import math
+from collections.abc import Generator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from matrix_ssl import distributed
+from matrix_ssl.config import RunConfig
+from matrix_ssl.data.base import Source
+from matrix_ssl.data.loading import Batch, TrainingBatches
+from matrix_ssl.methods import Method, StepOutput
+from matrix_ssl.runs import checkpoint as checkpoints
+from matrix_ssl.runs.display import Display
+from matrix_ssl.runs.files import read_lines, write_json
+from matrix_ssl.runs.folder import ENCODER, SKIPPED, SUMMARY
+from matrix_ssl.training import diagnostics, optim
+from matrix_ssl.training.engine import Engine
+from matrix_ssl.training.precision import MixedPrecision
+from matrix_ssl.training.task import Line, Task, TrainingPlan
+
+_SPECTRA = 6  # moments of a run at which the whole spectrum is kept
+_ADVICE = (
+    "Lower the learning rate (--set optimizer.learning_rate=...), lengthen the warm-up (--set "
+    "optimizer.warmup_epochs=...) or train in float32 (--set precision=float32), with --fresh."
+)
+
+
+class PreTraining(Task[Batch, StepOutput]):
+    """The pre-training of an encoder by a method.
+
+    Args:
+        config: of the run.
+        method, optimizer: at their initialisation, on the device.
+        loader: the batches of this process.
+        source: the images.
+        precision: that of the forward.
+        display: progress.
+
+    Attributes:
+        observer: its numbers join the lines of metrics, and the time of its ``observe`` does not count as training. It
+            sees the features of the main process alone.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        *,
+        method: Method,
+        optimizer: torch.optim.Optimizer,
+        loader: TrainingBatches,
+        source: Source,
+        precision: MixedPrecision,
+        display: Display,
+    ):
+        total = config.epochs * loader.steps_per_epoch
+        plan = TrainingPlan(
+            seed=config.seed,
+            images=len(source),
+            batch_size=config.batch_size,
+            total_steps=total,
+            warmup_steps=min(round(config.optimizer.warmup_epochs * loader.steps_per_epoch), total // 2),
+            checkpoint_every=config.checkpoint_every,
+            steps_per_epoch=loader.steps_per_epoch,
+            max_bad_steps=config.max_bad_steps,
+            advice=_ADVICE,
+        )
+        super().__init__(method, optimizer, plan, display=display)
+        self.config, self.method, self.loader, self.source, self.precision = config, method, loader, source, precision
+        self.events = {name: torch.zeros((), device=self.device) for name in method.counters}
+
+    def train(self, run: Path, events: Path | None) -> dict[str, Any]:
+        """Resumes from the newest checkpoint in ``run``, trains to the last step and writes the encoder.
+
+        Args:
+            run: the run folder; the main process has created it and holds its lock.
+            events: a folder for TensorBoard events, or None.
+
+        Returns:
+            The summary, which is also ``summary.json``.
+
+        Raises:
+            Interrupted: a signal came; a checkpoint has been written.
+            MatrixSSLError: what is wrong and what to do.
+        """
+        Engine(self, run, events=events).run()
+        summary = self.summarise(run)
+        if distributed.is_main():
+            checkpoints.save_weights(run / ENCODER, self.method.encoder, {"weights": "student"})
+            write_json(run / SUMMARY, summary)
+        distributed.barrier()
+        return summary
+
+    def summarise(self, run: Path) -> dict[str, Any]:
+        """What ``summary.json`` holds after the last step."""
+        return {
+            "recipe": self.config.recipe,
+            "finished": True,
+            "steps": self.plan.total_steps,
+            "epochs": self.config.epochs,
+            "parameters": sum(p.numel() for p in self.method.encoder.parameters()),
+            "seconds": self.counters["seconds"],
+            "seconds_training": self.counters["seconds"],
+            "skipped": len({line["where"] for line in read_lines(run / SKIPPED)}),
+            "bad_steps": int(self.counters["bad_steps"]),
+            **{name: int(count) for name, count in self.events.items()},
+            "data": {"name": self.source.name, "images": len(self.source)},
+        }
+
+    def batches(self, start: int, stop: int) -> Generator[Batch, None, None]:
+        """Random views of the images."""
+        yield from self.loader.iterate(start, stop)
+
+    def learning_rate(self, step: int) -> float:
+        """Warm-up, then half a cosine."""
+        return optim.learning_rate(
+            step,
+            total_steps=self.plan.total_steps,
+            warmup_steps=self.plan.warmup_steps,
+            peak=self.config.optimizer.learning_rate * self.config.batch_size / 256,
+        )
+
+    def compute(self, forward: torch.nn.Module, batch: Batch) -> StepOutput:
+        """The loss of the method."""
+        self.method.before_step(self.step, self.plan.total_steps)
+        with self.precision.autocast():
+            output: StepOutput = forward(*batch.views)
+        return output
+
+    def after_step(self, batch: Batch, output: StepOutput) -> None:
+        """Moves the teacher, counts events and lets the observer learn."""
+        self.method.after_step((self.step + 1) / self.plan.total_steps)
+        for name, count in self.events.items():
+            count += output.terms[name]
+        if distributed.is_main():
+            self.observer.learn(output.features.detach(), batch.indices)
+
+    def is_logged(self) -> bool:
+        """Every ``log_every`` steps, at the last one, and where a spectrum or an observation is due."""
+        regular = self.step % self.config.log_every == 0 or self.is_last
+        return regular or self._is_moment(_SPECTRA - 1) or self._is_moment(self.observer.moments)
+
+    def describe(self, output: StepOutput, history: Sequence[Line]) -> Line | None:
+        """Loss, rates, counts, spectral summaries of the batch of all processes, alarms and observations."""
+        with torch.no_grad():
+            features, student, teacher = (
+                distributed.gather(rows) for rows in (output.features, output.student, output.teacher)
+            )
+            if not distributed.is_main():
+                return None
+            values, eigenvalues = diagnostics.describe(features, student, teacher)
+        line: Line = {
+            "step": self.step,
+            "epoch": self.step / self.plan.steps_per_epoch,
+            "seconds": round(self.counters["seconds"], 3),
+            "loss": float(output.loss.detach()),
+            **{name: float(output.terms[name]) for name in self.terms(output)},
+            "learning_rate": self.learning_rate(self.step - 1),
+            **self.method.schedule(self.step / self.plan.total_steps),
+            **{name: float(value) for name, value in values.items()},
+            **{name: int(count) for name, count in self.events.items()},
+            "bad_steps": int(self.counters["bad_steps"]),
+            "images_per_second": self.images_per_second(),
+        }
+        line |= self._alarms(line, history) | self.observer.recent()
+        if self._is_moment(self.observer.moments):
+            line |= self._observe()
+        if self._is_moment(_SPECTRA - 1):
+            line["spectrum"] = [float(f"{v:.4g}") for v in eigenvalues.tolist()]
+        return line
+
+    def terms(self, output: StepOutput) -> tuple[str, ...]:
+        """The parts of the method's loss."""
+        return tuple(name for name in output.terms if name not in self.method.counters)
+
+    def saved_counters(self) -> dict[str, float]:
+        """With the events that the method counts."""
+        return self.counters | {name: float(count) for name, count in self.events.items()}
+
+    def load_counters(self, counters: dict[str, float]) -> None:
+        """Continues from counters of a checkpoint."""
+        self.events = {name: torch.tensor(counters[name], device=self.device) for name in self.events}
+        self.counters |= {name: count for name, count in counters.items() if name not in self.events}
+
+    def _alarms(self, line: Line, history: Sequence[Line]) -> Line:
+        """Alarms, reported to the user the first time that one of their kind is raised."""
+        alarms = diagnostics.alarms([*history, line])
+        known = {text.partition(":")[0] for earlier in history for text in earlier.get("alarm", [])}
+        for text in alarms:
+            if text.partition(":")[0] not in known:
+                self.display.say(f"Alarm at step {self.step}: {text}")
+        return {"alarm": alarms} if alarms else {}
+
+    def _observe(self) -> dict[str, float]:
+        self.clock.tick()
+        self.method.encoder.eval()
+        with torch.no_grad():
+            values = self.observer.observe(self.method.encoder)
+        self.method.encoder.train()
+        self.clock.restart()
+        return values
+
+    def _is_moment(self, count: int) -> bool:
+        """Whether the step is the first or one of ``count`` that are spread evenly over the training up to its end."""
+        return self.step in {math.ceil(self.plan.total_steps * i / count) for i in range(1, count + 1)} | {1}

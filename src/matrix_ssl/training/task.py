@@ -1,0 +1,147 @@
+"""What the engine asks of a training: what is trained, what a step computes, what a line of metrics holds."""
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from matrix_ssl.runs.display import Display
+from matrix_ssl.training.observer import Observer
+
+Line = dict[str, Any]  # of ``metrics.jsonl``
+
+
+class AnyBatch(Protocol):
+    """This process's part of one step."""
+
+    @property
+    def unreadable(self) -> list[tuple[str, str]]:
+        """The images that were replaced because they cannot be read: where, why."""
+
+
+class AnyOutput(Protocol):
+    """What a step computes."""
+
+    @property
+    def loss(self) -> Tensor:
+        """(), with its gradient."""
+
+
+Batch = TypeVar("Batch", bound=AnyBatch)
+Output = TypeVar("Output", bound=AnyOutput)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingPlan:
+    """How long a training is, when it saves, and what ends it early."""
+
+    seed: int
+    images: int  # of the dataset
+    batch_size: int  # over all processes
+    total_steps: int
+    warmup_steps: int = 0  # after them, parameter groups marked ``constant`` keep their learning rate
+    checkpoint_every: int = 0  # steps; 0: at the end of an epoch, at most once a minute
+    steps_per_epoch: int = 1
+    max_bad_steps: int  # steps in a row with a loss or gradient that is not finite before the training stops
+    advice: str  # what the user can do against them
+
+
+class Task(ABC, Generic[Batch, Output]):
+    """The state of a training between two steps, and what one step of it is.
+
+    Args:
+        module: what is trained and saved, at its initialisation, on its device.
+        optimizer: over its parameters.
+        plan: length, seed and limits.
+        display: progress.
+
+    Attributes:
+        step: steps that are done.
+        counters: plain numbers that a checkpoint keeps.
+        skipped: images that cannot be read: where, why.
+        observer: its state joins the checkpoints.
+    """
+
+    def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer, plan: TrainingPlan, *, display: Display):
+        self.module, self.optimizer, self.plan, self.display = module, optimizer, plan, display
+        self.device = next(module.parameters()).device
+        self.step = 0
+        self.counters: dict[str, float] = {"bad_steps": 0, "seconds": 0.0, "cpu_seconds": 0.0}
+        self.clock = Clock(self.counters)
+        self.skipped: dict[str, str] = {}
+        self.observer = Observer()
+
+    @abstractmethod
+    def batches(self, start: int, stop: int) -> Generator[Batch, None, None]:
+        """This process's batches of the steps from ``start`` to ``stop`` - 1."""
+
+    @abstractmethod
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of a step, from 0; a parameter group may carry a factor ``rate``."""
+
+    @abstractmethod
+    def compute(self, forward: nn.Module, batch: Batch) -> Output:
+        """The loss of a batch. ``forward`` is the module, under DistributedDataParallel with several processes."""
+
+    def after_step(self, batch: Batch, output: Output) -> None:
+        """Called after the weights have changed, before the step is counted."""
+
+    @abstractmethod
+    def is_logged(self) -> bool:
+        """Whether the step that was just done gets a line of metrics."""
+
+    @abstractmethod
+    def describe(self, output: Output, history: Sequence[Line]) -> Line | None:
+        """The line of metrics of the step that was just done; every process calls it, and that of the main one counts.
+
+        Args:
+            output: of the step.
+            history: earlier lines, on the main process.
+        """
+
+    def terms(self, output: Output) -> tuple[str, ...]:
+        """Names in a line of metrics that the display shows beside the loss."""
+        return ()
+
+    def saved_counters(self) -> dict[str, float]:
+        """The counters as a checkpoint holds them."""
+        return self.counters
+
+    def load_counters(self, counters: dict[str, float]) -> None:
+        """Continues from counters of a checkpoint."""
+        self.counters |= counters
+
+    @property
+    def is_last(self) -> bool:
+        """Whether all steps are done."""
+        return self.step == self.plan.total_steps
+
+    def images_per_second(self) -> float:
+        """Mean over the training so far, of all processes together."""
+        return self.step * self.plan.batch_size / max(self.counters["seconds"], 1e-9)
+
+
+class Clock:
+    """Adds the wall time and this process's CPU time of a training to ``seconds`` and ``cpu_seconds`` of counters."""
+
+    def __init__(self, counters: dict[str, float]):
+        self._counters, self._mark = counters, _now()
+
+    def tick(self) -> None:
+        """Counts the time since the last call of ``tick`` or ``restart``."""
+        now = _now()
+        self._counters["seconds"] += now[0] - self._mark[0]
+        self._counters["cpu_seconds"] += now[1] - self._mark[1]
+        self._mark = now
+
+    def restart(self) -> None:
+        """Begins to count now."""
+        self._mark = _now()
+
+
+def _now() -> tuple[float, float]:
+    return time.monotonic(), time.process_time()
