@@ -322,7 +322,7 @@ HERE += "import tests.evaluate.trained.test_supervised as t; t.torch.set_num_thr
 
 def die_at(moment):
     """Code that makes a process save after every epoch and die at a moment of the training."""
-    start = HERE + "t.engine._SECONDS_BETWEEN_CHECKPOINTS = 0.0\n"
+    start = HERE + "import matrix_ssl.training.engine as e; e._SECONDS_BETWEEN_CHECKPOINTS = 0.0\n"
     if moment == "step":
         return start + (
             "real = t.Engine.update\n"
