@@ -555,7 +555,7 @@ class TestMistakes:
 
     def test_a_class_with_one_image_leaves_nothing_to_choose_rates_on(self, tmp_path):
         few = digits().subset([int(np.flatnonzero(digits().labels == label)[0]) for label in range(10)])
-        with pytest.raises(DataError, match="has a single image; holding out a part needs two or more"):
+        with pytest.raises(DataError, match="has a single image; add another"):
             evaluate(tmp_path, dataclasses.replace(TUNE, rates=PUBLISHED_RATES), train=few)
 
     def test_a_folder_that_cannot_be_made(self, tmp_path):
