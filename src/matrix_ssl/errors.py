@@ -5,7 +5,9 @@ this package and keeps its traceback.
 """
 
 import difflib
+import importlib
 from collections.abc import Iterable
+from typing import Any
 
 
 class MatrixSSLError(Exception):
@@ -104,6 +106,18 @@ class MissingExtra(MatrixSSLError):
             f"The package {package!r} is not installed: in the clone of matrix-ssl, run "
             f"pip install -e '.[{extra}]' -c constraints.txt"
         )
+
+
+def import_extra(module: str, *, extra: str) -> Any:
+    """An optional dependency.
+
+    Raises:
+        MissingExtra: it is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise MissingExtra(module.replace("_", "-"), extra) from error
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -289,7 +289,7 @@ class TestMeasuring:
         shutil.copytree(llama, run_folder / "model")
         (run_folder / "environment.json").write_text("{}")
         settings = DiagnoseSettings(str(run_folder), text, window=20)
-        with pytest.raises(RunFolderError, match="a run that is not complete"):
+        with pytest.raises(RunFolderError, match="is not complete: run its command"):
             diagnose(settings, tmp_path / "out", device=CPU)
         (run_folder / "finetune.json").write_text('{"settings": {}}')
         found = diagnose(settings, tmp_path / "out", device=CPU)
@@ -315,10 +315,10 @@ class TestMeasuring:
         assert choose_layers("all", 2) == [0, 1, 2]
         assert choose_layers("last", 2) == [2]
         assert choose_layers("2,0,2", 2) == [0, 2]
-        with pytest.raises(ConfigError, match=r"there is no layer 3; 0 is the embeddings, 2 the last one"):
+        with pytest.raises(ConfigError, match=r"there is no layer 3; 0 is the embeddings, 2 the last layer"):
             choose_layers("1,3", 2)
         for wrong in ("first", "", "1,", "1-2"):
-            with pytest.raises(ConfigError, match=r"write all, last, or numbers"):
+            with pytest.raises(ConfigError, match=r"pass all, last, or numbers"):
                 choose_layers(wrong, 2)
 
     def test_memory_does_not_grow_with_the_text(self, llama, tmp_path):
@@ -425,14 +425,14 @@ class TestRefused:
         for name, said in (
             ("config.json", "it has no config.json"),
             ("model.safetensors", "has no weights"),
-            ("tokenizer.json", "the tokenizer of .* cannot be loaded"),
+            ("tokenizer.json", "The tokenizer of .* cannot be loaded"),
         ):
             kept = (copy / name).read_bytes()
             (copy / name).unlink()
             self.refuse(CheckpointError, said, model=copy, text=text, out=out)
             (copy / name).write_bytes(kept)
         (copy / "model.safetensors").write_bytes(b"abc")
-        self.refuse(CheckpointError, "cannot be opened as a model", model=copy, text=text, out=out)
+        self.refuse(CheckpointError, "cannot be loaded", model=copy, text=text, out=out)
 
     def test_weights_that_are_not_complete(self, copy, text, tmp_path):
         import safetensors.torch
@@ -441,19 +441,19 @@ class TestRefused:
         tensors = safetensors.torch.load_file(path)
         del tensors["model.layers.1.mlp.up_proj.weight"]
         safetensors.torch.save_file(tensors, path, metadata={"format": "pt"})
-        said = r"lacks 1 tensors of the model, layers.1.mlp.up_proj.weight among them"
+        said = r"lacks 1 tensors of the model, for example layers.1.mlp.up_proj.weight"
         self.refuse(CheckpointError, said, model=copy, text=text, out=tmp_path / "out")
 
     def test_references(self, llama, gpt2, text, tmp_path):
         out = tmp_path / "out"
-        said = r"gpt2 has 2 layers, but .*llama has 3: layers are compared one by one"
+        said = r"gpt2 has 2 layers, but .*llama has 3: pass a reference of the same architecture"
         self.refuse(ConfigError, said, model=llama, reference=gpt2, text=text, out=out)
         wide = make_llama(tmp_path / "wide", width=40)
-        self.refuse(ConfigError, "wide has 40 wide hidden", model=llama, reference=wide, text=text, out=out)
+        self.refuse(ConfigError, "wide has 40 hidden dimensions", model=llama, reference=wide, text=text, out=out)
 
     def test_windows_and_layers(self, llama, text, tmp_path):
         out = tmp_path / "out"
-        said = "--window 65: the model reads up to 64 tokens"
+        said = "--window 65: the model's context is 64 tokens"
         self.refuse(ConfigError, said, model=llama, text=text, window=65, out=out)
         self.refuse(ConfigError, "there is no layer 4", model=llama, text=text, layers="4", out=out)
 
@@ -463,7 +463,7 @@ class TestRefused:
         tokenizer = AutoTokenizer.from_pretrained(copy)
         tokenizer.add_tokens(["fox"])
         tokenizer.save_pretrained(copy)
-        said = "copy knows 330 tokens, but the tokenizer gives number 330"
+        said = r"Token id 330 exceeds the 330 embeddings of .*copy; tokenizer and model do not match"
         self.refuse(ConfigError, said, model=copy, text=text, out=tmp_path / "out")
 
     def test_hidden_states_that_are_not_finite(self, copy, text, tmp_path):

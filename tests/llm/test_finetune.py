@@ -135,7 +135,7 @@ def test_long_sequences_are_cut_and_prompts_without_answer_left_out():
     lengths = [len(found[i]["input_ids"]) for i in range(len(found))]
     assert max(lengths) <= 12 and found.dropped >= 1 and found.cut >= 1
     assert len(found) + found.dropped == 3
-    with pytest.raises(DataError, match="all 3 rows have a prompt of at least max_length=2 tokens"):
+    with pytest.raises(DataError, match="All 3 rows have a prompt of at least max_length=2 tokens"):
         examples.make_examples(rows, template="plain", tokenizer=llm_toys.tokenizer(), max_length=2)
 
 
@@ -165,7 +165,7 @@ def test_conversations_keep_earlier_turns_as_prompt():
     with pytest.raises(DataError, match="user, assistant, user before the answer needs template=chat"):
         templates.prompt(row, "plain", tokenizer)
     tokenizer.chat_template = "{{ messages | length }}" + CHATML
-    with pytest.raises(DataError, match="changes what stands before an answer"):
+    with pytest.raises(DataError, match="changes the prompt once an answer follows"):
         templates.answer(row, "chat", tokenizer)
     tokenizer.chat_template = None
     with pytest.raises(ConfigError, match="has no chat template"):
@@ -202,7 +202,7 @@ def test_columns_are_found_or_named(tmp_path):
         (b"\n\n", "is empty"),
         (b'{"question": "a", "answer": "b"}\n{"question": "\xff"}\n', "line 2: not UTF-8 at byte 14"),
         (b'{"question": "a", "answer": "b"}\n\n{"question": \n', "line 3: not JSON"),
-        (b"[1]\n", "line 1: expected an object with columns, found list"),
+        (b"[1]\n", "line 1: expected an object with columns, not list"),
         (b'{"text": "a"}\n', "columns text, but none of question/answer"),
         (b'{"question": "a", "answer": ""}\n', "row 1: answer is ''"),
         (b'{"question": "a", "answer": "b"}\n{"question": "a"}\n', "row 2: answer is None"),
@@ -251,7 +251,7 @@ def test_folders_that_hold_no_model_are_refused(base, tmp_path):
     tensors = load_file(base / "model.safetensors")
     save_file({name: t for name, t in tensors.items() if "layers.1.mlp" not in name}, tmp_path / "model.safetensors",
               metadata={"format": "pt"})  # fmt: skip
-    with pytest.raises(CheckpointError, match=r"lacks 3 tensors of the model, model\.layers\.1\.mlp\.down_proj"):
+    with pytest.raises(CheckpointError, match=r"lacks 3 tensors of the model, for example model\.layers\.1\.mlp"):
         models.open_model(str(tmp_path))
     config.write_text('{"model_type": "no such model"}')
     with pytest.raises(CheckpointError, match="not the configuration of a model"):
@@ -277,7 +277,7 @@ def test_tokens_without_embedding_and_too_many_positions_are_refused(base, data,
     model.resize_token_embeddings(260)
     model.save_pretrained(tmp_path / "small")
     llm_toys.tokenizer().save_pretrained(tmp_path / "small")
-    with pytest.raises(ConfigError, match="embeds 260: tokenizer and model do not belong"):
+    with pytest.raises(ConfigError, match=r"exceeds the 260 embeddings of .*small; tokenizer and model do not match"):
         command(*short(tmp_path / "small", data, tmp_path / "run"))
     long = write(tmp_path / "long.jsonl", [{"question": "a", "answer": "xyz" * 600}])
     with pytest.raises(ConfigError, match="512 positions: set max_length=512"):
@@ -379,7 +379,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(stop, finished, base, data,
     (out / "checkpoints" / "checkpoint-5").mkdir()  # what a death while writing leaves
     monkeypatch.undo()
     command(*short(base, data, out))
-    assert f"going on after step {3 if stop == 'signal' else 2}" in capfd.readouterr().err
+    assert f"Resuming after step {3 if stop == 'signal' else 2}" in capfd.readouterr().err
     assert read_lines(out / "metrics.jsonl") == read_lines(finished / "metrics.jsonl")
     for name, tensor in weights(finished).items():
         assert torch.equal(weights(out)[name], tensor), name

@@ -187,7 +187,7 @@ def test_what_cannot_be_scored_is_refused(run, data, tmp_path):
     wrong.write_text('{"question": "a", "answer": "#### 1"}\n{"question": "a", "answer": "The answer is one"}\n')
     out = ("--out", tmp_path / "out.jsonl")
     cases = [
-        (["--model", run, "--data", wrong], DataError, "question 2: its answer ends in 'The answer is one'"),
+        (["--model", run, "--data", wrong], DataError, "The answer to question 2 ends in 'The answer is one'"),
         (["--model", run, "--data", data, "--max-new-tokens", 510], ConfigError, "lower --max-new-tokens"),
         (["--model", run / "model", "--data", data], ConfigError, "give --template"),
         (["--model", run, "--data", data, "--template", "chat"], ConfigError, "has no chat template"),

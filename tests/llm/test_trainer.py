@@ -231,7 +231,7 @@ BATCH = {"input_ids": torch.zeros(1, 3, dtype=torch.long), "labels": torch.ones(
     ("outputs", "batch", "error", "words"),
     [
         ({"logits": None}, BATCH, ConfigError, "use_liger_kernel=False"),
-        ({}, BATCH, ConfigError, "gives no logits"),
+        ({}, BATCH, ConfigError, "returns no logits"),
         ({"logits": torch.full((1, 3, 11), torch.nan)}, BATCH, NotFiniteError, "batch 0, position 0 is nan"),
         ({"logits": torch.zeros(1, 3, 11), "aux_loss": torch.ones(())}, BATCH, ConfigError, "output_router_logits"),
         ({"logits": torch.zeros(1, 3, 11)}, {"input_ids": BATCH["input_ids"]}, DataError, "no labels"),
@@ -263,7 +263,7 @@ def small_head() -> Any:
         (lambda: Forward(head=nn.Linear(4, 11).requires_grad_(False).to("meta").weight), {}, "no head for tokens"),
         (adapted_head, {}, "The head has an adapter"),
         (small_head, {"processing_class": True}, "largest token is .* the head has 280 rows"),
-        (llm_toys.llama, {"compute_loss_func": lambda *_, **__: None}, "another loss"),
+        (llm_toys.llama, {"compute_loss_func": lambda *_, **__: None}, "compute_loss_func would replace"),
         (llm_toys.llama, {"label_smoothing_factor": 0.1}, "label_smoothing_factor=0.1"),
         (llm_toys.llama, {"matrix": Objective(form="lanczos", steps=33)}, "1 to 32 Lanczos steps"),
     ],

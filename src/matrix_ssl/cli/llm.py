@@ -126,11 +126,10 @@ def score(
     from matrix_ssl.runs import devices
     from matrix_ssl.runs.files import check_writable, write_json
 
-    folder, settings = scoring.find_model(Path(model)) if models.is_folder(model) else (Path(), {})
+    place, settings = models.find_model(model)
     chosen: TemplateName | None = template or settings.get("template")
     if chosen is None:
         raise ConfigError(f"{model} does not record the template it was trained with: give --template.")
-    place = str(folder) if models.is_folder(model) else model
     out = out or (Path(model) if models.is_folder(model) else Path()) / f"{task}.jsonl"
     for path in (out, summary := out.with_suffix(".json")):
         check_writable(path)

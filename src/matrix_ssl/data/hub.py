@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from matrix_ssl.errors import CheckpointError, DataError, MatrixSSLError, MissingExtra
+from matrix_ssl.errors import CheckpointError, DataError, MatrixSSLError, import_extra
 
 _REFUSALS = ("trust_remote_code", "Dataset scripts are no longer supported")  # in the libraries' messages
 
@@ -33,22 +33,6 @@ def open_pretrained(opener: Callable[..., Any], source: Any, *, place: str, **op
     return _open(opener, source, options, error)
 
 
-def import_transformers(*, extra: str = "llm") -> Any:
-    """The package transformers.
-
-    Args:
-        extra: the extra of this package that installs it, for the error.
-
-    Raises:
-        MissingExtra: it is not installed.
-    """
-    try:
-        import transformers
-    except ImportError as error:
-        raise MissingExtra("transformers", extra) from error
-    return transformers
-
-
 @contextmanager
 def quiet_transformers(*, least: int | None = None) -> Iterator[Any]:
     """The package transformers, without progress bars and warnings of its own old names until the block ends.
@@ -59,7 +43,7 @@ def quiet_transformers(*, least: int | None = None) -> Iterator[Any]:
     Raises:
         MissingExtra: it is not installed.
     """
-    transformers = import_transformers()
+    transformers = import_extra("transformers", extra="llm")
     log = transformers.utils.logging
     bars, level = log.is_progress_bar_enabled(), log.get_verbosity()
     log.disable_progress_bar()

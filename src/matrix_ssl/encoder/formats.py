@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from matrix_ssl import networks
 from matrix_ssl.config import RunConfig
-from matrix_ssl.data.hub import import_transformers, open_pretrained, quiet_transformers
+from matrix_ssl.data.hub import open_pretrained, quiet_transformers
 from matrix_ssl.encoder import architectures, names
-from matrix_ssl.errors import CheckpointError, MissingExtra
+from matrix_ssl.errors import CheckpointError, MissingExtra, import_extra
 from matrix_ssl.runs.checkpoint import encode, read_safetensors
 
 _RESNETS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3),
@@ -151,7 +151,7 @@ def write_huggingface(model: Model, folder: Path, name: str) -> Exported:
     Raises:
         MissingExtra: transformers is not installed.
     """
-    transformers = import_transformers(extra="huggingface")
+    transformers = import_extra("transformers", extra="huggingface")
     data, wide = model.config.data, 1 if model.name in _BASIC else 4
     size, resized = data.image_size, round(data.image_size / data.crop_fraction)
     configuration = {

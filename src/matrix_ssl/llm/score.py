@@ -1,9 +1,9 @@
 """Exact match on GSM8K by lm-evaluation-harness, zero-shot, greedy, with the prompt of the fine-tuning.
 
-The harness generates, extracts and compares; this file gives it the prompts and keeps what it found, question by
-question. Three extractions are scored: ``strict-match`` takes the number after "#### ", ``flexible-extract`` the last
-number, both as the harness's own task does, and ``answer-is`` the number after the last "The answer is", as MetaMath's
-models write it. Numbers are compared as texts, without commas, dollar signs and a last full stop: 18.0 is not 18.
+The harness generates, extracts and compares; this file supplies the prompts and keeps the answers. Three extractions
+are scored: ``strict-match`` takes the number after "#### ", ``flexible-extract`` the last number, both as the harness's
+own task does, and ``answer-is`` the number after the last "The answer is", as MetaMath's models write it. Numbers are
+compared as text, without commas, dollar signs and a final full stop: 18.0 is not 18.
 
 Reference: Cobbe et al., "Training Verifiers to Solve Math Word Problems", arXiv 2110.14168, 2021.
 """
@@ -15,9 +15,9 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
-from matrix_ssl.errors import ConfigError, DataError, MissingExtra, RunFolderError
+from matrix_ssl.errors import ConfigError, DataError, import_extra
 from matrix_ssl.llm.data.question_files import Rows, exchanges, find_columns
 from matrix_ssl.llm.data.templates import (
     STOPS,
@@ -28,36 +28,37 @@ from matrix_ssl.llm.data.templates import (
     check_template,
     prompt,
 )
-from matrix_ssl.llm.settings import MODEL, RESULT
-from matrix_ssl.runs.files import read_json, write_text
-from matrix_ssl.runs.folder import ENVIRONMENT
+from matrix_ssl.runs.files import write_text
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _NAME, _MARK = "matrix_ssl_gsm8k", "####"
 
 
 @dataclass(frozen=True)
 class Answered:
-    """What became of a question."""
+    """A question, the model's answer and the correct one."""
 
     question: str
     prompt: str
     completion: str
-    extracted: str  # "[invalid]" where there is no number
+    extracted: str  # "[invalid]" if there is no number
     gold: str
     right: bool
 
 
 @dataclass(frozen=True)
 class Score:
-    """Accuracy by every extraction, and the answers as one of them sees them."""
+    """The accuracy of every extraction, and the answers under the chosen one."""
 
     extraction: Extraction
-    accuracies: dict[str, float]  # between 0 and 1, by extraction
+    accuracies: dict[str, float]  # 0 to 1, by extraction
     answers: list[Answered]
 
     @property
     def accuracy(self) -> float:
-        """That of the chosen extraction."""
+        """Accuracy of the chosen extraction, 0 to 1."""
         return self.accuracies[self.extraction]
 
     def interval(self, extraction: str) -> tuple[float, float]:
@@ -79,13 +80,13 @@ class Score:
 
 
 def default_extraction(template: TemplateName) -> Extraction:
-    """What models that were trained with the template write: MetaMath's "The answer is", or GSM8K's "####"."""
+    """How models trained with the template mark their answer: MetaMath's "The answer is", or GSM8K's "####"."""
     return "answer-is" if template == "metamath" else "strict-match"
 
 
 def score_model(
-    model: Any,
-    tokenizer: Any,
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
     rows: Rows,
     *,
     template: TemplateName,
@@ -95,18 +96,18 @@ def score_model(
     max_new_tokens: int = 512,
     extraction: Extraction | None = None,
 ) -> Score:
-    """Lets a model of transformers answer questions.
+    """Scores a model of transformers on questions.
 
     Args:
-        model: a causal model, on the device where it is to run.
-        rows: questions, and answers of which the number stands after "####", or which are nothing but the number.
-        limit: questions at most, from the first.
+        model: a causal model, on the device where it runs.
+        rows: questions, and answers that end in "####" and a number, or are a number alone.
+        limit: maximum number of questions, from the first.
         batch_size: questions answered together.
-        max_new_tokens: of an answer.
+        max_new_tokens: maximum tokens per answer.
         extraction: None for ``default_extraction``.
 
     Raises:
-        ConfigError: template or extraction are unknown, or prompt and answer are longer than the model's positions.
+        ConfigError: template or extraction are unknown, or prompt and answer exceed the model's positions.
         DataError: questions or answers are missing.
         MissingExtra: the harness is not installed.
     """
@@ -118,14 +119,14 @@ def score_model(
     positions = getattr(model.config, "max_position_embeddings", None)
     if positions is not None and longest + max_new_tokens > positions:
         raise ConfigError(
-            f"a prompt has {longest} tokens and an answer up to max_new_tokens={max_new_tokens}, but the model has "
-            f"{positions} positions: lower --max-new-tokens."
+            f"The longest prompt ({longest} tokens) and max_new_tokens={max_new_tokens} exceed the model's {positions} "
+            f"positions: lower --max-new-tokens."
         )
-    _harness()
+    import_extra("lm_eval", extra="llm")
     from lm_eval.models.huggingface import HFLM
 
     model.eval()
-    # None lets the tokenizer put its own first token before a prompt, as in training
+    # None: the tokenizer puts its own first token before a prompt, as in training
     writer = HFLM(
         pretrained=model, tokenizer=tokenizer, batch_size=batch_size, add_bos_token=None if special else False,
         max_length=positions, trust_remote_code=False,
@@ -142,15 +143,15 @@ def score_model(
 def score_with(
     writer: Any, docs: Sequence[dict[str, str]], *, stops: Sequence[str], max_new_tokens: int, extraction: Extraction
 ) -> Score:
-    """``score_model`` for anything that the harness takes as a model, an ``lm_eval.api.model.LM``.
+    """``score_model`` for any ``lm_eval.api.model.LM``.
 
     Args:
-        docs: as ``make_docs`` gives them.
-        stops: texts that end an answer.
+        docs: of ``make_docs``.
+        stops: strings that end an answer.
     """
     if extraction not in get_args(Extraction):
-        raise ConfigError(f"extraction={extraction!r}: choose one of {', '.join(get_args(Extraction))}.")
-    lm_eval = _harness()
+        raise ConfigError(f"extraction={extraction!r} is unknown: choose one of {', '.join(get_args(Extraction))}.")
+    lm_eval = import_extra("lm_eval", extra="llm")
     from lm_eval.tasks import TaskManager
 
     with tempfile.TemporaryDirectory() as folder:
@@ -159,15 +160,27 @@ def score_with(
         task = read_task() | {"dataset_kwargs": {"data_files": {"test": str(file)}, "cache_dir": folder}}
         task["generation_kwargs"] |= {"until": list(stops), "max_gen_toks": max_new_tokens}
         tasks = TaskManager(include_defaults=False).load([task])  # reading the harness's own tasks takes long
-        found = lm_eval.evaluate(writer, tasks, bootstrap_iters=0, log_samples=True)  # sets no seeds, asks no git
-    accuracies = {name: float(found["results"][_NAME][f"exact_match,{name}"]) for name in get_args(Extraction)}
-    samples = {s["doc_id"]: s for s in found["samples"][_NAME] if s["filter"] == extraction}
-    answers = [_answered(doc, samples[number]) for number, doc in enumerate(docs)]
+        output = lm_eval.evaluate(writer, tasks, bootstrap_iters=0, log_samples=True)  # sets no seeds, asks no git
+    accuracies = {name: float(output["results"][_NAME][f"exact_match,{name}"]) for name in get_args(Extraction)}
+    samples = {s["doc_id"]: s for s in output["samples"][_NAME] if s["filter"] == extraction}
+    answers = [
+        Answered(
+            question=doc["question"],
+            prompt=doc["prompt"],
+            completion=samples[number]["resps"][0][0],
+            extracted=samples[number]["filtered_resps"][0],
+            gold=doc["answer"],
+            right=bool(samples[number]["exact_match"]),
+        )
+        for number, doc in enumerate(docs)
+    ]
     return Score(extraction, accuracies, answers)
 
 
-def make_docs(questions: Sequence[Exchange], *, template: TemplateName, tokenizer: Any) -> list[dict[str, str]]:
-    """What the task file reads of every question: the question itself, its prompt, and the number that is right.
+def make_docs(
+    questions: Sequence[Exchange], *, template: TemplateName, tokenizer: "PreTrainedTokenizerBase"
+) -> list[dict[str, str]]:
+    """The rows that the task file reads: question, prompt, and the correct number as text.
 
     Raises:
         DataError: an answer has no number.
@@ -183,7 +196,7 @@ def make_docs(questions: Sequence[Exchange], *, template: TemplateName, tokenize
 
 
 def read_task() -> dict[str, Any]:
-    """The packaged task as the harness takes it, without its data."""
+    """The packaged task of the harness, without its data."""
     import yaml
 
     text = importlib.resources.files("matrix_ssl.llm").joinpath("tasks", "gsm8k.yaml").read_text("utf-8")
@@ -194,47 +207,14 @@ def write_answers(path: Path, score: Score) -> None:
     """Writes a JSON line for each question.
 
     Raises:
-        RunFolderError: it could not be written.
+        RunFolderError: the file cannot be written.
     """
     text = "".join(json.dumps(vars(answer), ensure_ascii=False) + "\n" for answer in score.answers)
     write_text(path, text)
 
 
-def find_model(model: Path) -> tuple[Path, dict[str, Any]]:
-    """The folder of a model, and the settings it was fine-tuned with; given its run, or itself.
-
-    Raises:
-        RunFolderError: the run is not complete.
-    """
-    if not (model / ENVIRONMENT).is_file():
-        return model, {}
-    if not (model / RESULT).is_file():
-        raise RunFolderError(f"{model} is a run that is not complete: repeat its command first.")
-    return model / MODEL, read_json(model / RESULT)["settings"]
-
-
-def _answered(doc: dict[str, str], sample: dict[str, Any]) -> Answered:
-    return Answered(
-        question=doc["question"],
-        prompt=doc["prompt"],
-        completion=sample["resps"][0][0],
-        extracted=sample["filtered_resps"][0],
-        gold=doc["answer"],
-        right=bool(sample["exact_match"]),
-    )
-
-
 def _gold(question: Exchange, number: int) -> str:
-    found = question.answer.rpartition(_MARK)[2].strip()
-    if not re.fullmatch(r"\S*\d\S*", found):
-        raise DataError(f"question {number}: its answer ends in {found[-40:]!r} instead of a number after {_MARK}.")
-    return found
-
-
-def _harness() -> Any:
-    try:
-        import lm_eval
-        import lm_eval.models
-    except ImportError as error:
-        raise MissingExtra("lm-eval", "llm") from error
-    return lm_eval
+    gold = question.answer.rpartition(_MARK)[2].strip()
+    if not re.fullmatch(r"\S*\d\S*", gold):
+        raise DataError(f"The answer to question {number} ends in {gold[-40:]!r}, not in a number after {_MARK}.")
+    return gold

@@ -1,27 +1,28 @@
-"""A language model and a tokenizer that are made in a second, for tests and examples without any download."""
+"""A language model and a tokenizer built in a second, for tests and examples without a download."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
-from matrix_ssl.errors import MissingExtra
+from matrix_ssl.errors import import_extra
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 END, FILLER = "</s>", "<pad>"
 
 
-def tiny_tokenizer(texts: Sequence[str], *, vocabulary: int = 300) -> Any:
-    """A tokenizer of transformers, learned from texts: pairs of bytes, so that it can write any text.
+def tiny_tokenizer(texts: Sequence[str], *, vocabulary: int = 300) -> "PreTrainedTokenizerBase":
+    """A tokenizer of transformers, trained on texts: byte pairs, so that it encodes any text.
 
     Args:
-        vocabulary: tokens at most; 258 are the bytes, the end and the filler.
+        vocabulary: maximum number of tokens; 258 are the bytes, the end and the padding.
 
     Raises:
         MissingExtra: transformers is not installed.
     """
-    try:
-        from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-        from transformers import PreTrainedTokenizerFast
-    except ImportError as error:
-        raise MissingExtra("transformers", "llm") from error
+    transformers = import_extra("transformers", extra="llm")
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -30,28 +31,31 @@ def tiny_tokenizer(texts: Sequence[str], *, vocabulary: int = 300) -> Any:
         vocab_size=vocabulary, special_tokens=[END, FILLER], initial_alphabet=bytes_, show_progress=False
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=FILLER)
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=FILLER)
 
 
 def tiny_llama(
-    tokenizer: Any, *, d: int = 32, layers: int = 2, heads: int = 2, length: int = 512, seed: int = 0
-) -> Any:
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    d: int = 32,
+    layers: int = 2,
+    heads: int = 2,
+    length: int = 512,
+    seed: int = 0,
+) -> "PreTrainedModel":
     """A Llama with random weights in float32 and a row for each token of the tokenizer.
 
     Args:
         d: width; a multiple of twice ``heads``.
-        length: positions at most.
+        length: maximum number of positions.
 
     Raises:
         MissingExtra: transformers is not installed.
     """
-    try:
-        from transformers import LlamaConfig, LlamaForCausalLM, set_seed
-    except ImportError as error:
-        raise MissingExtra("transformers", "llm") from error
-    set_seed(seed)
-    return LlamaForCausalLM(
-        LlamaConfig(
+    transformers = import_extra("transformers", extra="llm")
+    transformers.set_seed(seed)
+    return transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
             vocab_size=len(tokenizer),
             hidden_size=d,
             intermediate_size=2 * d,

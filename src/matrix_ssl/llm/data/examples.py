@@ -1,4 +1,4 @@
-"""Exchanges as tokens: the prompt, which is given, and the answer, which is learned, with its end token."""
+"""Exchanges as tokens: a prompt, and the answer with its end token, which is learned."""
 
 import copy
 from array import array
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
     from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerBase
 
 IGNORED = -100
-_TOGETHER = 1000  # texts that a call of the tokenizer gets
+_TOGETHER = 1000  # texts per call of the tokenizer
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Sequences of tokens behind each other in one tensor: lists of numbers would take ten times the memory."""
+    """Sequences of tokens, concatenated in one tensor: lists of numbers would take ten times the memory."""
 
     tokens: Tensor  # (sum of lengths,), int32
-    starts: Tensor  # (n + 1,), where each sequence begins, and the end of the last
-    prompts: Tensor  # (n,), tokens of each that are not learned
-    cut: int  # sequences of which the end is missing
-    dropped: int  # rows of which nothing would have been left to learn
+    starts: Tensor  # (n + 1,), the first token of each sequence, and the end of the last
+    prompts: Tensor  # (n,), length of each prompt, which is not learned
+    cut: int  # sequences without their end
+    dropped: int  # rows without a token to learn
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -39,43 +39,43 @@ class Examples:
 
     @property
     def learned(self) -> int:
-        """Number of tokens that are learned."""
+        """Number of learned tokens."""
         return len(self.tokens) - int(self.prompts.sum())
 
 
 def make_examples(
     rows: Sequence[Exchange], *, template: str, tokenizer: "PreTrainedTokenizerBase", max_length: int
 ) -> Examples:
-    """Tokens of every row. Prompt and answer are encoded apart, so that a prompt has the tokens it has in generation.
+    """Tokens of every row. Prompt and answer are encoded separately, so a prompt has the same tokens in scoring.
 
     Args:
         max_length: longer sequences lose their end, and with it the end token.
 
     Raises:
-        DataError: the tokenizer has no end token, or nothing of any answer is left.
+        DataError: the tokenizer has no end token, or no row has a token to learn.
     """
     end = tokenizer.eos_token_id
     if end is None:
-        raise DataError("the tokenizer has no end token, so that an answer would not learn to end: set its eos_token.")
+        raise DataError("The tokenizer has no end token, so answers would never learn to end: set its eos_token.")
     tokens, starts, prompts, cut, dropped = array("i"), array("q", [0]), array("q"), 0, 0
     special = adds_special_tokens(template)
     for first in range(0, len(rows), _TOGETHER):
         part = rows[first : first + _TOGETHER]
         before = tokenizer([prompt(row, template, tokenizer) for row in part], add_special_tokens=special)
         after = tokenizer([answer(row, template, tokenizer) for row in part], add_special_tokens=False)
-        for given, learned in zip(before["input_ids"], after["input_ids"], strict=True):
-            ids = given + learned if end in learned else [*given, *learned, end]
-            if len(given) >= max_length:
+        for start, learned in zip(before["input_ids"], after["input_ids"], strict=True):
+            ids = start + learned if end in learned else [*start, *learned, end]
+            if len(start) >= max_length:
                 dropped += 1
                 continue
             cut += len(ids) > max_length
             tokens.extend(ids[:max_length])
             starts.append(len(tokens))
-            prompts.append(len(given))
+            prompts.append(len(start))
     if not prompts:
         raise DataError(
-            f"all {len(rows)} rows have a prompt of at least max_length={max_length} tokens, so that every label would "
-            f"be ignored: set a larger max_length."
+            f"All {len(rows)} rows have a prompt of at least max_length={max_length} tokens, so every label would be "
+            f"ignored: raise max_length."
         )
     return Examples(
         torch.frombuffer(tokens, dtype=torch.int32),
@@ -89,7 +89,7 @@ def make_examples(
 def collator(tokenizer: "PreTrainedTokenizerBase") -> "DataCollatorForSeq2Seq":
     """Puts examples side by side, padded at the right with a token that is neither seen nor learned.
 
-    A copy of the tokenizer does it: a model's own may have no token for padding, or pad at the left.
+    On a copy of the tokenizer, which may have no token for padding, or pad at the left.
     """
     from transformers import DataCollatorForSeq2Seq
 

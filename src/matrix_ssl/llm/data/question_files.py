@@ -1,4 +1,4 @@
-"""Files of questions and answers: JSON lines, compressed or not, a JSON list, or a set of the Hugging Face hub."""
+"""Files of questions and answers: JSON lines, compressed or not, a JSON list, or a dataset of the Hugging Face hub."""
 
 import gzip
 import hashlib
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from matrix_ssl.data.hub import open_dataset
-from matrix_ssl.errors import DataError, MissingExtra, did_you_mean
+from matrix_ssl.errors import DataError, did_you_mean, import_extra
 from matrix_ssl.llm.data.templates import Exchange
 
 KNOWN = (("question", "answer"), ("query", "response"), ("prompt", "completion"), ("messages",))
@@ -19,19 +19,19 @@ _HUB = "hf:"
 
 @dataclass(frozen=True)
 class Rows:
-    """What a file holds, and which file it was."""
+    """The rows of a file, and the file's identity."""
 
     rows: list[dict[str, Any]]
     name: str
-    sha256: str  # of the file; of a set of the hub, its fingerprint
+    sha256: str  # of the file; for a dataset of the hub, its fingerprint
 
 
 def read_rows(data: str) -> Rows:
-    """Reads ``FILE.jsonl``, ``FILE.jsonl.gz``, ``FILE.json`` or ``hf:NAME``, the split train of a set of the hub.
+    """Reads ``FILE.jsonl``, ``FILE.jsonl.gz``, ``FILE.json`` or ``hf:NAME``, the split train of a dataset of the hub.
 
     Raises:
         DataError: it is missing, empty, not UTF-8, or not JSON; the message names the line.
-        MissingExtra: a set of the hub is asked for, and datasets is not installed.
+        MissingExtra: the data are on the hub, and datasets is not installed.
     """
     if data.startswith(_HUB):
         return _read_hub(data)
@@ -41,8 +41,7 @@ def read_rows(data: str) -> Rows:
         text_bytes = gzip.decompress(content) if path.suffix == ".gz" else content
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
-    listed = path.name.removesuffix(".gz").endswith(".json")
-    rows = _parse_list(path, text_bytes) if listed else _parse_lines(path, text_bytes)
+    rows = _parse(path, text_bytes)
     if not rows:
         raise DataError(f"{path} is empty: it needs at least one question and its answer.")
     return Rows(rows, data, hashlib.sha256(content).hexdigest())
@@ -52,33 +51,31 @@ def find_columns(rows: Rows, columns: Sequence[str] = ()) -> tuple[str, ...]:
     """The columns with questions and answers, or the one with conversations.
 
     Args:
-        columns: their names; none for the first of ``KNOWN`` that the first row has.
+        columns: their names; empty for the first of ``KNOWN`` that the first row has.
 
     Raises:
-        DataError: the columns are not there, or more than two are named.
+        DataError: a column is missing, or more than two are named.
     """
-    there = list(rows.rows[0])
-    if not columns:
-        found = next((names for names in KNOWN if set(names) <= set(there)), None)
-        if found is None:
-            known = ", ".join("/".join(names) for names in KNOWN)
-            raise DataError(
-                f"{rows.name} has the columns {', '.join(there)}, but none of {known}: name them by --columns."
-            )
-        return found
+    present = list(rows.rows[0])
     if len(columns) > 2:
         raise DataError(f"--columns {','.join(columns)}: name a question and an answer, or one column of messages.")
     for name in columns:
-        if name not in there:
-            raise DataError(f"{rows.name} has no column {name!r}.{did_you_mean(name, there)}")
-    return tuple(columns)
+        if name not in present:
+            raise DataError(f"{rows.name} has no column {name!r}.{did_you_mean(name, present)}")
+    if columns:
+        return tuple(columns)
+    for names in KNOWN:
+        if set(names) <= set(present):
+            return names
+    known = ", ".join("/".join(names) for names in KNOWN)
+    raise DataError(f"{rows.name} has the columns {', '.join(present)}, but none of {known}: name them with --columns.")
 
 
 def exchanges(rows: Rows, columns: tuple[str, ...]) -> list[Exchange]:
-    """Every row as what was said and the answer to it: the second column, or the last message.
+    """Every row as messages and the answer to them: the second column, or the last message.
 
     Raises:
-        DataError: a row lacks a column, or holds something else there.
+        DataError: a row lacks a column, or has a wrong type there.
     """
     return [_exchange(row, columns, f"{rows.name}, row {number}") for number, row in enumerate(rows.rows, 1)]
 
@@ -88,38 +85,39 @@ def _exchange(row: dict[str, Any], columns: tuple[str, ...], where: str) -> Exch
     if len(columns) == 2:
         for name, value in zip(columns, values, strict=True):
             if not isinstance(value, str) or not value.strip():
-                raise DataError(f"{where}: {name} is {value!r}, but a text that is not empty is needed.")
+                raise DataError(f"{where}: {name} is {value!r}; expected a non-empty string.")
         return Exchange.of(*values)
     (messages,) = values
-    well = isinstance(messages, list) and all(
+    valid = isinstance(messages, list) and all(
         isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in messages
     )
-    if not well or len(messages) < 2 or messages[-1]["role"] != "assistant" or not messages[-1]["content"].strip():
+    if not valid or len(messages) < 2 or messages[-1]["role"] != "assistant" or not messages[-1]["content"].strip():
         raise DataError(
-            f"{where}: {columns[0]} is not a list of messages, each with role and content, of which the last is the "
-            f"assistant's and not empty."
+            f"{where}: {columns[0]} is not a list of messages, each with role and content, that ends with a non-empty "
+            f"answer of the assistant."
         )
     return Exchange(messages[:-1], messages[-1]["content"])
 
 
-def _parse_lines(path: Path, content: bytes) -> list[dict[str, Any]]:
-    rows = []
-    for number, line in enumerate(content.splitlines(), 1):
-        if line.strip():
-            rows.append(_object(_parse(line, f"{path}, line {number}"), f"{path}, line {number}"))
-    return rows
+def _parse(path: Path, content: bytes) -> list[dict[str, Any]]:
+    """The objects of a file: one a line, or a list in a file named .json."""
+    if path.name.removesuffix(".gz").endswith(".json"):
+        rows = _json(content, str(path)) if content.strip() else []
+        if not isinstance(rows, list):
+            raise DataError(f"{path} is not a list of objects: a file with one object a line is named .jsonl.")
+        objects = ((f"{path}, row {number}", row) for number, row in enumerate(rows, 1))
+    else:
+        lines = ((f"{path}, line {number}", line) for number, line in enumerate(content.splitlines(), 1))
+        objects = ((where, _json(line, where)) for where, line in lines if line.strip())
+    result = []
+    for where, row in objects:
+        if not isinstance(row, dict):
+            raise DataError(f"{where}: expected an object with columns, not {type(row).__name__}.")
+        result.append(row)
+    return result
 
 
-def _parse_list(path: Path, content: bytes) -> list[dict[str, Any]]:
-    if not content.strip():
-        return []
-    found = _parse(content, str(path))
-    if not isinstance(found, list):
-        raise DataError(f"{path} is not a list of objects: a file with one object a line is named .jsonl.")
-    return [_object(row, f"{path}, row {number}") for number, row in enumerate(found, 1)]
-
-
-def _parse(content: bytes, where: str) -> Any:
+def _json(content: bytes, where: str) -> Any:
     try:
         return json.loads(content.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
@@ -128,21 +126,10 @@ def _parse(content: bytes, where: str) -> Any:
         raise DataError(f"{where}: not JSON: {error}.") from error
 
 
-def _object(value: Any, where: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise DataError(f"{where}: expected an object with columns, found {type(value).__name__}.")
-    return value
-
-
 def _read_hub(data: str) -> Rows:
+    datasets = import_extra("datasets", extra="llm")
     try:
-        from datasets import load_dataset
-        from datasets.exceptions import DatasetsError
-    except ImportError as error:
-        raise MissingExtra("datasets", "llm") from error
-    name = data.removeprefix(_HUB)
-    try:
-        found = open_dataset(load_dataset, name, place=data, split="train")
-    except (OSError, ValueError, DatasetsError) as error:
+        dataset = open_dataset(datasets.load_dataset, data.removeprefix(_HUB), place=data, split="train")
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise DataError(f"{data} cannot be loaded: {error}.") from error
-    return Rows(list(found), data, found._fingerprint)
+    return Rows(list(dataset), data, dataset._fingerprint)

@@ -2,9 +2,12 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from matrix_ssl.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 BLOCK = 1 << 16  # characters that are tokenised at a time
 
@@ -84,7 +87,7 @@ def token_windows(
         yield [*before, *waiting, *after]
 
 
-def special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
+def special_tokens(tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], list[int]]:
     """The tokens that the tokenizer puts before and after a text for a model."""
     plain = tokenizer("a", add_special_tokens=False).input_ids
     dressed = tokenizer("a").input_ids

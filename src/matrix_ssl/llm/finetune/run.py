@@ -1,7 +1,7 @@
 """A fine-tuning from data to model: prepare, claim the folder, train, write.
 
 The folder: ``config.json``, ``environment.json`` and ``metrics.jsonl`` as in every run; ``checkpoints/`` until the end;
-``model/`` with safetensors and tokenizer, which appears whole; ``finetune.json`` last, which says that it is complete.
+``model/`` with safetensors and tokenizer, which appears complete; ``finetune.json`` last, which marks the run complete.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -29,27 +29,30 @@ from matrix_ssl.runs.files import cannot_write, read_json, write_json
 from matrix_ssl.runs.folder import CHECKPOINTS, ENVIRONMENT
 from matrix_ssl.runs.signals import Interrupted, collected
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+
 PACKAGES = ("transformers", "accelerate", "peft", "tokenizers", "bitsandbytes", "deepspeed")
 _STATE = "trainer_state.json"  # the Trainer writes it last
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Everything that a run needs, checked and built; nothing is written yet."""
+    """Everything that a run needs, checked and opened; nothing is written yet."""
 
     settings: FineTuneSettings
     device: torch.device
-    arguments: Any  # transformers.TrainingArguments
+    arguments: "TrainingArguments"
     rows: Rows
     examples: Examples
-    tokenizer: Any
-    model: Any
+    tokenizer: "PreTrainedTokenizerBase"
+    model: Any  # a PreTrainedModel, or one that peft has wrapped
 
     def headline(self) -> str:
-        """One line on what is about to run and where."""
+        """One line on model, data, loss and device."""
         s, o, processes = self.settings, self.settings.objective, distributed.world_size()
         loss = f"ce + {o.weight:g} mce ({o.form}, ridge {o.ridge:g})" if o.weight else "ce"
-        kind = f"LoRA of rank {s.lora}{' on four bits' if s.load_in_4bit else ''}" if s.lora else "all weights"
+        kind = f"LoRA of rank {s.lora}{' in 4 bits' if s.load_in_4bit else ''}" if s.lora else "all weights"
         return (
             f"{s.model}, {kind}; {len(self.examples)} examples, {self.examples.learned} tokens to learn; {loss}; "
             f"{s.epochs:g} epochs of batch {s.batch_size}, seed {s.seed}; {devices.device_name(self.device)}, "
@@ -57,19 +60,19 @@ class Prepared:
         )
 
     def counts(self) -> dict[str, int]:
-        """How many rows the file has, and what became of them."""
+        """Numbers of rows, examples and tokens."""
         e = self.examples
         return {"rows": len(self.rows.rows), "examples": len(e), "cut": e.cut, "dropped": e.dropped,
                 "tokens": len(e.tokens), "tokens_learned": e.learned}  # fmt: skip
 
     def description(self) -> dict[str, Any]:
-        """What ``config.json`` holds."""
+        """The content of ``config.json``."""
         settings = dataclasses.asdict(self.settings)
         return {"places": {"data": settings.pop("data")}, "settings": settings, "data_sha256": self.rows.sha256}
 
 
 def prepare(settings: FineTuneSettings, out: Path, *, device: torch.device) -> Prepared:
-    """Reads the data, opens tokenizer and model, and checks that they go together.
+    """Reads the data, opens tokenizer and model, and checks that they match.
 
     Raises:
         MatrixSSLError: what is wrong with settings, data or model.
@@ -98,16 +101,16 @@ def prepare(settings: FineTuneSettings, out: Path, *, device: torch.device) -> P
 
 
 def run(prepared: Prepared, out: Path, *, display: Display) -> dict[str, Any]:
-    """Trains, or goes on where an earlier call stopped, and writes model and result.
+    """Trains, or resumes after the newest checkpoint, and writes model and result.
 
     Args:
         out: the folder; the main process has claimed it and holds its lock.
 
     Returns:
-        What ``finetune.json`` holds; on other processes than the main one, nothing of use.
+        The content of ``finetune.json``; empty except on the main process.
 
     Raises:
-        Interrupted: a signal came; a checkpoint has been written.
+        Interrupted: a signal was received; a checkpoint has been written.
         MatrixSSLError: what is wrong and what to do.
     """
     started = time.monotonic()
@@ -117,7 +120,7 @@ def run(prepared: Prepared, out: Path, *, display: Display) -> dict[str, Any]:
         recorder = Recorder(out, after_step=done, received=received, display=display)
         trainer = _trainer(prepared, recorder)
         if newest:
-            display.say(f"going on after step {done}")
+            display.say(f"Resuming after step {done}.")
         trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     if recorder.stopped_by:
         raise Interrupted(recorder.stopped_by, after=f" after a checkpoint at step {trainer.state.global_step}")
@@ -136,13 +139,13 @@ def run(prepared: Prepared, out: Path, *, display: Display) -> dict[str, Any]:
             **prepared.description(),
             "environment": read_json(out / ENVIRONMENT),
         }
-        write_json(out / RESULT, result)  # last: it says that the run is complete
+        write_json(out / RESULT, result)  # last: it marks the run complete
         shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)  # several times as large as the model
     return result
 
 
 def newest_checkpoint(out: Path) -> Path | None:
-    """The folder of the last checkpoint that is whole."""
+    """The folder of the last complete checkpoint."""
     whole = (path.parent for path in (out / CHECKPOINTS).glob(f"checkpoint-*/{_STATE}"))
     return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
@@ -164,14 +167,14 @@ def _trainer(prepared: Prepared, recorder: Recorder) -> MatrixTrainer:
 
 
 def _count(parameters: Iterable[torch.nn.Parameter]) -> int:
-    """Numbers in them, also where a tensor does not hold them so: spread by ZeRO-3, or packed two to a byte."""
+    """Number of elements, also of parameters that are sharded by ZeRO-3 or packed two to a byte."""
     return sum(p.quant_state.shape.numel() if hasattr(p, "quant_state") else getattr(p, "ds_numel", p.numel())
                for p in parameters)  # fmt: skip
 
 
 def _save_model(trainer: MatrixTrainer, out: Path) -> None:
-    """Writes ``model/`` under another name, which the main process then replaces; all processes have to call."""
-    if trainer.is_fsdp_enabled:  # checkpoints may be in parts, the result is whole
+    """Writes ``model/`` under a temporary name and renames it; all processes have to call."""
+    if trainer.is_fsdp_enabled:  # checkpoints may be sharded, the result is not
         trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     temporary = out / f".{MODEL}.tmp"
     if distributed.is_main():
@@ -183,22 +186,22 @@ def _save_model(trainer: MatrixTrainer, out: Path) -> None:
         raise cannot_write(out / MODEL, error) from error
     distributed.barrier()
     if distributed.is_main():
-        (temporary / "training_args.bin").unlink(missing_ok=True)  # pickled, and config.json has them
+        (temporary / "training_args.bin").unlink(missing_ok=True)  # pickled, and in config.json anyway
         shutil.rmtree(out / MODEL, ignore_errors=True)
         temporary.rename(out / MODEL)
 
 
-def _check_tokens(examples: Examples, model: Any, settings: FineTuneSettings) -> None:
-    rows = model.get_input_embeddings().num_embeddings
-    if (largest := int(examples.tokens.max())) >= rows:
+def _check_tokens(examples: Examples, model: "PreTrainedModel", settings: FineTuneSettings) -> None:
+    embeddings: Any = model.get_input_embeddings()
+    if (largest := int(examples.tokens.max())) >= embeddings.num_embeddings:
         raise ConfigError(
-            f"the data have the token {largest}, but {settings.model} embeds {rows}: tokenizer and model do not belong "
-            f"together."
+            f"Token id {largest} exceeds the {embeddings.num_embeddings} embeddings of {settings.model}; tokenizer and "
+            f"model do not match."
         )
     longest = int(examples.starts.diff().max())
     positions = getattr(model.config, "max_position_embeddings", None)
     if positions is not None and longest > positions:
         raise ConfigError(
-            f"a sequence has {longest} tokens, but {settings.model} has {positions} positions: set "
+            f"A sequence has {longest} tokens, but {settings.model} has {positions} positions: set "
             f"max_length={positions}."
         )

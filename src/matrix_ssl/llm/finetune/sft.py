@@ -1,8 +1,8 @@
 """trl's ``SFTTrainer`` with cross-entropy plus matrix cross-entropy.
 
 Datasets, chat templates, packing and adapters are those of trl. Its loss, from a head that is fused with the
-cross-entropy and never shows the logits, is replaced by that of ``MatrixTrainer``; its measurements of entropy and
-accuracy come from that head and are not made.
+cross-entropy and never returns the logits, is replaced by that of ``MatrixTrainer``; its metrics of entropy and
+accuracy come from that head and are not available.
 """
 
 from typing import Any
@@ -20,18 +20,18 @@ except ImportError as error:
 class MatrixSFTTrainer(MatrixTrainer, SFTTrainer):
     """``trl.SFTTrainer`` whose loss is cross-entropy plus ``matrix.weight`` times matrix cross-entropy.
 
-    See ``MatrixTrainer`` for what the log gets.
+    It logs the same values as ``MatrixTrainer``.
     """
 
     def __init__(self, *args: Any, matrix: Objective = DEFAULTS, **kwargs: Any):
-        """Takes what ``trl.SFTTrainer`` takes.
+        """Takes the arguments of ``trl.SFTTrainer``.
 
         Args:
             matrix: the constants of the loss.
 
         Raises:
-            ConfigError: as for ``MatrixTrainer``, or ``loss_type`` asks for another loss.
+            ConfigError: as for ``MatrixTrainer``, or ``loss_type`` is a different loss.
         """
         super().__init__(*args, matrix=matrix, **kwargs)
         if (loss := getattr(self.args, "loss_type", "nll")) != "nll":
-            raise ConfigError(f"loss_type={loss!r} would be another loss: leave it out.")
+            raise ConfigError(f"loss_type={loss!r} would replace this loss: remove it.")

@@ -1,8 +1,7 @@
-"""transformers' ``Trainer`` with cross-entropy plus matrix cross-entropy; everything else is the library's.
+"""transformers' ``Trainer`` with cross-entropy plus matrix cross-entropy, and the callback that records a run.
 
-The loss is computed from the logits that the model's forward gives, so the hooks of DistributedDataParallel and FSDP,
-adapters, scaled or capped logits and gradient checkpointing stay as they are. The rows of the head are looked up beside
-it, without gradient.
+The loss is computed from the logits of the model's forward, so the hooks of DistributedDataParallel and FSDP, adapters,
+scaled or capped logits and gradient checkpointing stay as they are. The rows of the head are read without gradient.
 
 Sums are divided by ``num_items_in_batch``, the labels counted in all micro-batches and processes of a step, and
 multiplied by the number of processes, because DistributedDataParallel averages gradients: as the Trainer does it for
@@ -35,15 +34,15 @@ _KEYS = ("loss", "ce", "mce", "grad_norm", "learning_rate", "epoch")
 
 
 def check_trainable(model: Any, tokenizer: Any, arguments: Any, matrix: Objective) -> None:
-    """Checks that a model can be trained by the loss.
+    """Checks that a model can be trained with the loss.
 
     Args:
-        tokenizer: what the Trainer calls ``processing_class``, or None.
+        tokenizer: the Trainer's ``processing_class``, or None.
         arguments: ``transformers.TrainingArguments``.
 
     Raises:
-        ConfigError: the model has no head that the loss could use, the tokenizer has tokens without a row, a constant
-            of the loss is out of range, or the arguments ask for what the loss cannot do.
+        ConfigError: the model has no suitable head, the tokenizer has tokens without a row, a constant of the loss is
+            out of range, or an argument is not supported by the loss.
     """
     vocabulary, d = head_shape(model)
     check_objective(matrix, vocabulary=vocabulary, d=d)
@@ -53,44 +52,44 @@ def check_trainable(model: Any, tokenizer: Any, arguments: Any, matrix: Objectiv
         raise ConfigError(f"{type(model).__name__} is an encoder with a decoder: the loss is for causal models.")
     if arguments.label_smoothing_factor:
         raise ConfigError(
-            f"label_smoothing_factor={arguments.label_smoothing_factor} is not part of this loss: set it to 0, and use "
-            f"transformers.Trainer for a comparison with label smoothing."
+            f"label_smoothing_factor={arguments.label_smoothing_factor} is not part of this loss: set it to 0, or use "
+            f"transformers.Trainer to compare with label smoothing."
         )
     if arguments.n_gpu > 1:
         raise ConfigError(
-            f"one process sees {arguments.n_gpu} GPUs: start one for each by torchrun or accelerate launch, or show it "
-            f"a single one by CUDA_VISIBLE_DEVICES."
+            f"One process sees {arguments.n_gpu} GPUs: start a process for each with torchrun or accelerate launch, or "
+            f"select one GPU with CUDA_VISIBLE_DEVICES."
         )
 
 
 class MatrixTrainer(Trainer):
     """``transformers.Trainer`` whose loss is cross-entropy plus ``matrix.weight`` times matrix cross-entropy.
 
-    Whole models and those that peft has wrapped. The log gets ``ce`` and ``mce``, in nats: means over the tokens of all
-    micro-batches and processes of a step, and over the steps since the last line, so that
+    It trains whole models and those that peft has wrapped. It logs ``ce`` and ``mce``, in nats: means over the tokens
+    of all micro-batches and processes of a step, and over the steps since the last line, so that
     ``loss = ce + matrix.weight · mce`` in every line.
 
     Reference: Zhang, Tan, Yang, Huang and Yuan, "Matrix Information Theory for Self-Supervised Learning", ICML 2024; an
     interpretation, see ``matrix_ssl.llm.loss``.
     """
 
-    # The library's constructor has many parameters, which change from release to release: all are passed on.
+    # the library's parameters change from release to release: all are passed on
     def __init__(self, *args: Any, matrix: Objective = DEFAULTS, **kwargs: Any):
-        """Takes what ``transformers.Trainer`` takes.
+        """Takes the arguments of ``transformers.Trainer``.
 
         Args:
             matrix: the constants of the loss.
 
         Raises:
-            ConfigError: as ``check_trainable``, or another loss is asked for, too.
+            ConfigError: as ``check_trainable``, or ``compute_loss_func`` is set.
         """
         super().__init__(*args, **kwargs)
         check_trainable(self.model, self.processing_class, self.args, matrix)
         if self.compute_loss_func is not None:
-            raise ConfigError("compute_loss_func would be another loss: leave it out.")
+            raise ConfigError("compute_loss_func would replace this loss: remove it.")
         self.matrix = matrix
         self.model_accepts_loss_kwargs = True  # labels are counted whatever the model's forward takes,
-        self._loss_shifts_labels = True  # all but the first of every sequence, which nothing predicts
+        self._loss_shifts_labels = True  # all but the first of each sequence, which nothing predicts
         self._sums: Tensor | None = None  # (2,), of ce and mce since the step below
         self._since = 0
 
@@ -104,24 +103,24 @@ class MatrixTrainer(Trainer):
         """The loss of a micro-batch, ready for the backward pass.
 
         Args:
-            model: what the Trainer trains, wrapped or not.
+            model: the model of the Trainer, wrapped or not.
             inputs: arguments of its forward, and ``labels`` (batch, positions), unshifted.
-            return_outputs: also return what the forward gave.
+            return_outputs: also return the outputs of the forward.
             num_items_in_batch: labels counted in a step; None for the mean over this micro-batch.
 
         Raises:
-            ConfigError: the forward gives no logits, or an auxiliary loss of experts.
-            DataError: there are no labels, or they are shifted already.
-            NotFiniteError: the cross-entropy is NaN or infinite; noticed here on the CPU, elsewhere in the log.
+            ConfigError: the forward returns no logits, or an auxiliary loss of experts.
+            DataError: labels are missing or already shifted.
+            NotFiniteError: the cross-entropy is NaN or infinite; detected here on the CPU, elsewhere in the log.
         """
         labels = inputs.get("labels")
         if labels is None or "shift_labels" in inputs:
             what = "no labels" if labels is None else "shift_labels, as for context or sequence parallelism"
-            raise DataError(f"a batch has {what}: the loss needs labels, one for each position and unshifted.")
+            raise DataError(f"A batch has {what}: the loss needs one label for each position, unshifted.")
         outputs = model(**{key: value for key, value in inputs.items() if key != "labels"})
         if getattr(outputs, "aux_loss", None) is not None:
             raise ConfigError(
-                "the model gives an auxiliary loss of its experts, which this loss does not add: set "
+                "The model returns an auxiliary loss of its experts, which this loss ignores: set "
                 "output_router_logits=False in its configuration."
             )
         terms = matrix_cross_entropy_terms_from_logits(
@@ -155,25 +154,25 @@ class MatrixTrainer(Trainer):
             logs["ce"], logs["mce"] = (self.accelerator.gather(self._sums.unsqueeze(0)).mean(0) / steps).tolist()
             if not math.isfinite(logs["ce"]):
                 raise TrainingError(
-                    f"the cross-entropy of steps {self._since + 1} to {self.state.global_step} is {logs['ce']}: lower "
-                    f"the learning rate, or compute in bfloat16 instead of float16, and go on from the last checkpoint."
+                    f"The cross-entropy of steps {self._since + 1} to {self.state.global_step} is {logs['ce']}: lower "
+                    f"the learning rate, or use bfloat16 instead of float16, and resume from the last checkpoint."
                 )
             self._sums = None
         super().log(logs, start_time)
 
 
 class Recorder(TrainerCallback):
-    """Appends to ``metrics.jsonl`` and stops the training after a checkpoint when a signal has come to any process."""
+    """Appends to ``metrics.jsonl``, and stops the training after a checkpoint if any process received a signal."""
 
     def __init__(self, run: Path, *, after_step: int, received: list[int], display: Display):
-        """Drops the lines after ``after_step``; ``received`` grows when signals come."""
-        self.stopped_by = 0  # number of a signal
+        """Drops the lines after ``after_step``; ``received`` collects the numbers of signals."""
+        self.stopped_by = 0  # number of a signal, 0 for none
         self._writer = MetricsWriter(run, after_step=after_step) if distributed.is_main() else None
-        self._received, self._display, self._said = received, display, 0.0
+        self._received, self._display, self._last_line = received, display, 0.0
 
     @property
     def lines(self) -> list[dict[str, Any]]:
-        """All lines of the run; on other processes than the main one, none."""
+        """All lines of the run; empty except on the main process."""
         return self._writer.history if self._writer is not None else []
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
@@ -181,13 +180,13 @@ class Recorder(TrainerCallback):
         if self._writer is None or "loss" not in logs:
             return
         self._writer.write({"step": state.global_step, **{key: logs[key] for key in _KEYS if key in logs}})
-        if time.monotonic() - self._said >= _SECONDS_BETWEEN_LINES or state.global_step == state.max_steps:
-            self._said = time.monotonic()
+        if time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES or state.global_step == state.max_steps:
+            self._last_line = time.monotonic()
             text = "  ".join(f"{key} {logs[key]:.4g}" for key in ("loss", "ce", "mce"))
             self._display.say(f"step {state.global_step}/{state.max_steps}  {text}")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Agrees with the other processes on whether to go on."""
+        """Agrees with the other processes on whether to stop."""
         mine = torch.tensor(self._received[0] if self._received else 0, device=args.device)
         self.stopped_by = int(distributed.maximum(mine))
         if self.stopped_by:
@@ -198,8 +197,8 @@ def _logits(outputs: Any) -> Tensor:
     logits = getattr(outputs, "logits", None)
     if logits is None:
         raise ConfigError(
-            "the model's forward gives no logits, because a fused cross-entropy takes their place: switch off Liger's "
+            "The model's forward returns no logits because a fused cross-entropy replaces them: switch off Liger's "
             "(use_liger_kernel=False, or fused_linear_cross_entropy and cross_entropy False in liger_kernel_config), "
-            "cut cross-entropy, or what else replaces the forward."
+            "cut cross-entropy, or any other replacement of the forward."
         )
     return logits
