@@ -4,6 +4,7 @@ import builtins
 import importlib.util
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -303,6 +304,8 @@ def hide(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
 
     monkeypatch.setattr(importlib.util, "find_spec", find_spec)
     monkeypatch.setattr(builtins, "__import__", import_)
+    for package in packages:
+        monkeypatch.setitem(sys.modules, package, None)
 
 
 class TestWhatFormatsHold:

@@ -52,7 +52,7 @@ def die(self, args, state, control, **_):
         raise ZeroDivisionError
 r.Recorder.on_step_end = die
 """
-COMMAND = "from matrix_ssl.cli import main; main()"
+COMMAND = "from matrix_ssl.cli.main import main; main()"
 ZERO = {"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0,
                               "stage3_gather_16bit_weights_on_model_save": True},
         "train_micro_batch_size_per_gpu": "auto", "gradient_accumulation_steps": "auto"}  # fmt: skip
