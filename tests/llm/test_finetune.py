@@ -353,7 +353,7 @@ def test_the_same_command_again_says_complete_and_another_one_is_refused(finishe
     command(*short(base, data, finished))
     assert "is complete" in capfd.readouterr().err
     assert (finished / "finetune.json").read_bytes() == before
-    with pytest.raises(RunFolderError, match=r"learning_rate: 0.01 -> 0.02.*--out for another folder"):
+    with pytest.raises(RunFolderError, match=r"learning_rate: 0.01 -> 0.02.*choose another folder"):
         command(*short(base, data, finished, *sets("learning_rate=0.02")))
 
 
