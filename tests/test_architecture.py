@@ -160,6 +160,10 @@ def test_pages_need_no_torch():
     assert "scipy" not in loaded_by("import matrix_ssl.report")
 
 
+def test_the_command_line_starts_without_torch():
+    assert loaded_by("import matrix_ssl.cli.main") & {"torch", "torchvision", "numpy", "sklearn", "matplotlib"} == set()
+
+
 def test_recipes_and_configuration_need_no_torch():
     loaded = loaded_by("from matrix_ssl.config.recipes import find_recipe; find_recipe('demo')")
     assert loaded & {"torch", "torchvision", "sklearn"} == set()

@@ -13,7 +13,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from matrix_ssl import distributed
 from matrix_ssl.cli import options
 from matrix_ssl.config import override
 from matrix_ssl.detection.settings import DetectionSettings
@@ -48,7 +47,9 @@ class Stage:
         """The command line, with ``torchrun`` where it runs in several processes."""
         launch = [sys.executable, "-m"]
         if self.parallel and processes > 1:
-            launch += distributed.launcher(processes)
+            from matrix_ssl.distributed import launcher  # loads torch
+
+            launch += launcher(processes)
         return [*launch, "matrix_ssl", *self.arguments]
 
     def digest(self, content: str) -> str:
