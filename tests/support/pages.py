@@ -102,9 +102,10 @@ def check_colours(page: Page) -> None:
             assert "fill: var(--" in style  # without it text is black, in dark mode too
 
 
-def check_golden(page: Page, path: Path) -> None:
-    """The text of the page is that of the file; a missing file is written, and the test fails."""
-    text = "".join(" ".join(line) + "\n" for line in page.lines)
+def check_golden(page: Page, path: Path, *, until: str = "") -> None:
+    """The text of the page, up to the line ``until``, is that of the file; a missing one is written, and fails."""
+    lines = [" ".join(line) for line in page.lines]
+    text = "\n".join(lines[: lines.index(until)] if until else lines) + "\n"
     if not path.exists():
         path.write_text(text, encoding="utf-8")
         raise AssertionError(f"{path} was missing and is written: read it, then run the test again.")

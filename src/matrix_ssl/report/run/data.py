@@ -1,19 +1,23 @@
-"""Reads a run folder for the report, as far as it is there: what is missing or damaged becomes a note, not an error."""
+"""Reads a run folder for its page: what is missing is empty, what is damaged becomes a note instead of an error."""
 
 import json
 import math
+import re
+import sys
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from matrix_ssl.config import RunConfig, current_names
+from matrix_ssl.errors import RunFolderError
 from matrix_ssl.report.figures import Curve
+from matrix_ssl.report.records import Number, Text, parse
 from matrix_ssl.report.tables import Evaluation, read_evaluations
 from matrix_ssl.runs.folder import ENVIRONMENT, EVALUATION, METRICS, SUMMARY, read_config
 
@@ -28,69 +32,118 @@ _GALLERY = (
     "gallery_query", "gallery_neighbours", "gallery_query_label", "gallery_neighbour_label", "gallery_similarity",
 )  # fmt: skip
 
+T = TypeVar("T")
 
-@dataclass(frozen=True)
-class Note:
+
+class Note(NamedTuple):
     """Something a reader must know, and the command that fixes it, if one does."""
 
     text: str
     command: str = ""
 
 
+class Alarm(NamedTuple):
+    """Alarms of one wording: the text of the last, their number, and the steps of the first and the last."""
+
+    text: str
+    times: int
+    first: int
+    last: int
+
+
+class Line(NamedTuple):
+    """A line of ``metrics.jsonl``; values that are not finite numbers are NaN."""
+
+    step: int
+    values: Mapping[str, float]
+    spectrum: Sequence[float]
+    alarms: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Images:
+    """The dataset of a pre-training."""
+
+    name: Text = ""
+    images: int | None = None
+
+
+@dataclass(frozen=True)
+class Imported:
+    """Where the encoder of a run that was not trained here comes from."""
+
+    file: Text = ""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """``summary.json``; ``seconds`` is wall-clock time."""
+
+    finished: bool = False
+    steps: int | None = None
+    epochs: Number | None = None
+    parameters: int | None = None
+    seconds: Number | None = None
+    skipped: int | None = None
+    data: Images = Images()
+    imported: Imported | None = None
+
+
 @dataclass(frozen=True)
 class RunData:
-    """The contents of a run folder; absent pieces are empty."""
+    """The contents of a run folder; what is missing is empty."""
 
     name: str
     config: RunConfig
     environment: Mapping[str, Any]
-    lines: list[dict[str, Any]]  # of metrics.jsonl, one for each step, ascending
-    summary: Mapping[str, Any]
+    lines: Sequence[Line]  # one for each logged step, ascending
+    summary: Summary
     arrays: Mapping[str, NDArray[Any]]  # of evaluation.npz
     evaluations: Sequence[Evaluation]
-    notes: list[Note] = field(default_factory=list)
+    notes: Sequence[Note] = field(default_factory=list)
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes by label."""
+        return [str(name) for name in self.arrays["classes"].ravel()] if "classes" in self.arrays else []
 
     def curve(self, key: str, label: str) -> Curve | None:
         """The finite values logged under ``key``; None when there is none."""
-        logged = [(line["step"], line[key]) for line in self.lines if key in line]
-        finite = [(step, value) for step, value in logged if finite_number(value) is not None]
+        logged = [(line.step, line.values[key]) for line in self.lines if key in line.values]
+        finite = [(step, value) for step, value in logged if math.isfinite(value)]
         if not finite:
             return None
         steps, values = zip(*finite, strict=True)
         return Curve(label, np.array(steps, np.int64), np.array(values, np.float64), missing=len(logged) - len(finite))
 
     def loss_terms(self) -> list[str]:
-        """Names of all logged numbers without another meaning, in the order of their first appearance."""
-        logged = ((key, value) for line in self.lines for key, value in line.items())
-        return list(dict.fromkeys(k for k, v in logged if k not in KNOWN_KEYS and finite_number(v) is not None))
+        """Names of all logged numbers without a different meaning, in the order of their first appearance."""
+        logged = ((key, value) for line in self.lines for key, value in line.values.items())
+        return list(dict.fromkeys(k for k, v in logged if k not in KNOWN_KEYS and math.isfinite(v)))
 
     def spectra(self) -> list[tuple[int, NDArray[np.float64]]]:
         """(step, descending eigenvalues) of every line that has a spectrum."""
-        found = []
-        for line in self.lines:
-            values = [v for v in map(finite_number, _as_list(line.get("spectrum"))) if v is not None]
-            if values:
-                found.append((line["step"], np.sort(np.array(values, np.float64))[::-1]))
-        return found
+        finite = [(line.step, [v for v in line.spectrum if math.isfinite(v)]) for line in self.lines if line.spectrum]
+        return [(step, np.sort(np.array(values))[::-1]) for step, values in finite if values]
 
     def last(self, key: str) -> float | None:
         """The last finite value logged under ``key``."""
-        return next((v for v in (finite_number(line.get(key)) for line in reversed(self.lines)) if v is not None), None)
+        curve = self.curve(key, key)
+        return None if curve is None else float(curve.y[-1])
 
-
-def finite_number(value: Any) -> float | None:
-    """``value`` as a float if it is a finite number of JSON (a Boolean is none), else None."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    try:
-        number = float(value)
-    except OverflowError:
-        return None
-    return number if math.isfinite(number) else None
+    def alarms(self) -> list[Alarm]:
+        """Alarms of the log; sentences that differ only in their numbers are one alarm."""
+        alarms: dict[str, Alarm] = {}
+        for line in self.lines:
+            for text in line.alarms:
+                wording = re.sub(r"\d[\d.,e+-]*", "0", text)
+                first, times = (old.first, old.times) if (old := alarms.get(wording)) else (line.step, 0)
+                alarms[wording] = Alarm(text, times + 1, first, line.step)
+        return list(alarms.values())
 
 
 def read_run(run: Path) -> RunData:
-    """Reads everything the report shows.
+    """Reads everything that the page shows.
 
     Raises:
         RunFolderError: the folder does not exist, is not a run folder, or its config.json is damaged.
@@ -98,14 +151,16 @@ def read_run(run: Path) -> RunData:
     config = read_config(run)
     notes: list[Note] = []
     lines = _read_lines(run / METRICS, notes)
-    summary = _read_object(run / SUMMARY, notes)
-    if imported := mapping(summary.get("imported")):
-        notes.append(Note(f"The encoder was imported from {imported.get('file')}: no curves of its training are here."))
+    summary = _read(Summary, run / SUMMARY, notes)
+    if summary.imported:
+        notes.append(
+            Note(f"The encoder was imported from {summary.imported.file}; there are no curves of its training.")
+        )
     elif not lines:
         notes.append(Note("No training metrics yet. Start or resume training with the command of the run:", "resume"))
-    if lines and summary.get("finished") is not True:
+    if lines and not summary.finished:
         notes.append(Note("This run is not finished. To resume, run the same command in the same folder:", "resume"))
-    environment = _read_object(run / ENVIRONMENT, notes)
+    environment = _read(dict, run / ENVIRONMENT, notes)
     arrays = _read_arrays(run / EVALUATION, notes)
     evaluations = read_evaluations(run)
     if not evaluations and not arrays:
@@ -113,55 +168,49 @@ def read_run(run: Path) -> RunData:
     return RunData(run.resolve().name, config, environment, lines, summary, arrays, evaluations, notes)
 
 
-def mapping(value: Any) -> Mapping[str, Any]:
-    """``value`` if it is a mapping, else an empty one."""
-    return value if isinstance(value, Mapping) else {}
-
-
-def _as_list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
-
-
-def _read_lines(path: Path, notes: list[Note]) -> list[dict[str, Any]]:
+def _read_lines(path: Path, notes: list[Note]) -> list[Line]:
     """The lines by ascending step. A resumed run may repeat steps: the later line counts."""
-    if not path.is_file():
-        return []
-    by_step: dict[int, dict[str, Any]] = {}
-    damaged = []
-    for i, raw in enumerate(path.read_bytes().split(b"\n"), start=1):
-        if not raw.strip():
-            continue
-        line = _parse_line(raw)
-        if line is None:
-            damaged.append(i)
-        else:
-            by_step[line["step"]] = line
-    if damaged:
+    raw = path.read_bytes().split(b"\n") if path.is_file() else []
+    lines = {i: _parse_line(text) for i, text in enumerate(raw, start=1) if text.strip()}
+    if damaged := [i for i, line in lines.items() if line is None]:
         where = f"Line {damaged[0]}" if len(damaged) == 1 else f"{len(damaged)} lines (the first is line {damaged[0]})"
-        notes.append(Note(f"{where} of metrics.jsonl cannot be read, as happens when a run is killed; left out."))
+        notes.append(Note(f"{where} of metrics.jsonl cannot be read, as happens when a run is killed; skipped."))
+    by_step = {line.step: line for line in lines.values() if line is not None}
     return [by_step[step] for step in sorted(by_step)]
 
 
-def _parse_line(raw: bytes) -> dict[str, Any] | None:
+def _parse_line(raw: bytes) -> Line | None:
     try:
         line = json.loads(raw)
     except ValueError:
         return None
-    is_step = isinstance(line, dict) and isinstance(line.get("step"), int) and 0 <= line["step"] < 2**62
-    return line if is_step else None
+    if not isinstance(line, dict) or not isinstance(line.get("step"), int) or not 0 <= line["step"] < 2**62:
+        return None
+    alarms = [str(text) for text in _listed(line.pop("alarm", None))]
+    spectrum = [_number(value) for value in _listed(line.pop("spectrum", None))]
+    return Line(line["step"], {key: _number(value) for key, value in line.items()}, spectrum, alarms)
 
 
-def _read_object(path: Path, notes: list[Note]) -> Mapping[str, Any]:
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def _number(value: Any) -> float:
+    """The value if it is a finite number of JSON (a Boolean is none), else NaN."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= sys.float_info.max:
+        return math.nan
+    return float(value)
+
+
+def _read(kind: type[T], path: Path, notes: list[Note]) -> T:
+    """A JSON file as a record, which is empty for a missing or damaged file."""
     if not path.is_file():
-        return {}
+        return kind()
     try:
-        values = json.loads(path.read_bytes(), object_hook=current_names)
-    except ValueError:
-        values = None
-    if not isinstance(values, dict):
-        notes.append(Note(f"{path.name} is damaged and left out."))
-        return {}
-    return values
+        return parse(kind, json.loads(path.read_bytes(), object_hook=current_names), path, remedy="")
+    except (RunFolderError, ValueError):
+        notes.append(Note(f"{path.name} is damaged and skipped."))
+        return kind()
 
 
 def _read_arrays(path: Path, notes: list[Note]) -> Mapping[str, NDArray[Any]]:
@@ -174,7 +223,7 @@ def _read_arrays(path: Path, notes: list[Note]) -> Mapping[str, NDArray[Any]]:
                 raise ValueError("a single array")
             arrays = {name: archive[name] for name in archive.files}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error):
-        notes.append(Note("evaluation.npz is damaged and left out. Write it again with:", "evaluate"))
+        notes.append(Note("evaluation.npz is damaged and skipped. Write it again with:", "evaluate"))
         return {}
     kept = {"classes": arrays["classes"]} if "classes" in arrays else {}
     for what, names, fits in (("map", _MAP, _map_fits), ("gallery of neighbours", _GALLERY, _gallery_fits)):

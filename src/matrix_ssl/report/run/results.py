@@ -1,24 +1,9 @@
-"""The result of a run in a sentence or two, and the alarms of its training."""
-
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+"""The result of a run in a sentence or two."""
 
 from matrix_ssl.report.formats import percent, whole
 from matrix_ssl.report.measures import BASELINES, MEASURES, measure_name
 from matrix_ssl.report.run.data import RunData
 from matrix_ssl.report.tables import ProtocolResult
-
-
-@dataclass(frozen=True)
-class Alarm:
-    """Sentences of one wording: the last of them, how often it came and between which steps."""
-
-    text: str
-    count: int
-    first: int
-    last: int
 
 
 def verdict(data: RunData) -> str:
@@ -55,16 +40,3 @@ def _verdict_on(key: str, result: ProtocolResult) -> str:
     spread = max(score.sd_over_draws, baselines[best].sd_over_draws)
     worth = "no clear gain: within the spread over draws" if abs(gain) <= spread else "a gain" if gain > 0 else "a loss"
     return f"{text} ({others}). That is {percent(gain, sign='+')} points against {best}, {worth}."
-
-
-def alarms(lines: Sequence[Mapping[str, Any]]) -> list[Alarm]:
-    """Alarms of the log; sentences that differ only in their numbers are one alarm."""
-    alarms_by_wording: dict[str, Alarm] = {}
-    for line in lines:
-        sentences = line.get("alarm")
-        for text in [sentences] if isinstance(sentences, str) else sentences or []:
-            wording = re.sub(r"\d[\d.,e+-]*", "0", str(text))
-            old = alarms_by_wording.get(wording)
-            first, count = (old.first, old.count) if old else (line["step"], 0)
-            alarms_by_wording[wording] = Alarm(str(text), count + 1, first, line["step"])
-    return list(alarms_by_wording.values())

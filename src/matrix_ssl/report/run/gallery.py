@@ -1,0 +1,78 @@
+"""The gallery of nearest neighbours: queries, the images with the most similar features, and how often they agree."""
+
+import base64
+import io
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from matrix_ssl.report.run.data import RunData
+
+MAX_QUERIES, MAX_NEIGHBOURS = 10, 8
+THUMBNAIL = 96  # pixels; larger images are reduced, which bounds the page
+PLAIN_PNG = 48  # pixels; larger images are stored with a palette of 256 colours, a third of the size
+
+
+class Thumbnail(NamedTuple):
+    """An image of the gallery, as a data URI."""
+
+    uri: str
+    alt: str
+    label: str
+    similarity: str
+    other_class: bool
+    pixelated: bool
+
+
+def gallery(data: RunData) -> list[tuple[Thumbnail, list[Thumbnail]]]:
+    """A query and its neighbours, the most similar first, in each row; empty without a gallery."""
+    if "gallery_query" not in data.arrays:
+        return []
+    names = ("query", "neighbours", "query_label", "neighbour_label", "similarity")
+    query, near, query_label, near_label, similarity = (data.arrays[f"gallery_{name}"] for name in names)
+    rows = []
+    for i in range(min(len(query), MAX_QUERIES)):
+        label = _class_name(data.classes, query_label[i])
+        first = _thumbnail(query[i], f"query image {i + 1}{_of(label)}", label, "", False)
+        others = []
+        for j in range(min(near.shape[1], MAX_NEIGHBOURS)):
+            other, cosine = _class_name(data.classes, near_label[i, j]), f"{similarity[i, j]:.2f}".replace("-", "−")
+            alt = f"neighbour {j + 1} of query {i + 1}{_of(other)}, similarity {cosine}"
+            others.append(_thumbnail(near[i, j], alt, other, cosine, bool(label) and other != label))
+        rows.append((first, others))
+    return rows
+
+
+def agreement(data: RunData) -> tuple[int, int]:
+    """How many neighbours in the gallery have the class of their query, and how many there are with a class."""
+    if "gallery_query" not in data.arrays:
+        return 0, 0
+    query = data.arrays["gallery_query_label"][:MAX_QUERIES, None]
+    near = data.arrays["gallery_neighbour_label"][:MAX_QUERIES, :MAX_NEIGHBOURS]
+    labelled = np.broadcast_to(query >= 0, near.shape)
+    return int(((near == query) & labelled).sum()), int(labelled.sum())
+
+
+def _class_name(classes: Sequence[str], label: int) -> str:
+    if label < 0:
+        return ""
+    return classes[label] if label < len(classes) else str(label)
+
+
+def _of(label: str) -> str:
+    return f", class {label}" if label else ""
+
+
+def _thumbnail(pixels: NDArray[np.uint8], alt: str, label: str, similarity: str, other_class: bool) -> Thumbnail:
+    image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+    pixelated = max(image.size) < 64
+    image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+    if max(image.size) > PLAIN_PNG and image.mode == "RGB":
+        image = image.quantize(256)
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", optimize=True)
+    uri = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    return Thumbnail(uri, alt, label, similarity, other_class, pixelated)
