@@ -20,7 +20,6 @@ from matrix_ssl.report.template import write_page
 from matrix_ssl.runs.folder import SKIPPED
 
 COMMANDS = {  # for the reader to type in the folder that contains the run
-    "pretrain": "matrix-ssl pretrain",
     "evaluate": "matrix-ssl evaluate {run}",
     "embed": "matrix-ssl embed {run} --data FOLDER --out features.npz",
     "export": "matrix-ssl export {run} --format torchvision",
@@ -39,6 +38,8 @@ def write_report(run: Path) -> Path:
     """
     data = read_run(run)
     commands = {name: command.format(run=shlex.quote(data.name)) for name, command in COMMANDS.items()}
+    words = data.environment.get("command")  # runs of earlier versions did not record it
+    commands["resume"] = shlex.join(map(str, words)) if isinstance(words, list) else ""
     values = {
         "data": data,
         "title": f"{data.name} – matrix-ssl report",
