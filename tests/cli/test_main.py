@@ -104,6 +104,7 @@ def test_the_environment_is_described(done: Path) -> None:
     found = read_json(done / "r" / "environment.json")
     expected = {"device": "cpu", "device_name": "cpu", "threads": 1, "processes": 1}
     assert found.items() >= {**expected, "matrix_ssl": matrix_ssl.__version__}.items()
+    assert found["command"] == ["matrix-ssl", *tiny()]
     assert found["torch"] == torch.__version__.partition("+")[0] or found["torch"] == torch.__version__
 
 

@@ -180,7 +180,7 @@ def test_the_weights_are_those_of_a_plain_pre_training(
 
 def test_the_terminal_shows_each_job_and_the_table(done: Path) -> None:
     out, (head, *told) = (done / "out").read_text(), (done / "err").read_text().splitlines()
-    assert head == "2 methods, 13 jobs (0 done), 2 side by side on cpu: c"
+    assert head == "2 methods, 13 jobs (0 done), 2 at a time on cpu: c"
     counts = [int(line.partition(" of 13:")[0]) for line in told]
     assert counts == sorted(counts) and counts[-1] == len(counts) == 13  # two may end in the same moment
     labels = [line.split(": ")[1] for line in told]
@@ -200,7 +200,7 @@ def test_the_same_command_again_runs_nothing(done: Path) -> None:
     ended = compare(done, BOTH, before="import matrix_ssl.compare.schedule as s; s._start = None\n")
     assert moments(done) == before and len(before) == 13
     assert time.monotonic() - started < 30
-    assert ended.err == "2 methods, 13 jobs (13 done), 2 side by side on cpu: c\n"
+    assert ended.err == "2 methods, 13 jobs (13 done), 2 at a time on cpu: c\n"
     assert ended.out == (done / "out").read_text() and results(done) == results_before
 
 

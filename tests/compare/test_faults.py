@@ -56,7 +56,7 @@ def test_a_job_that_was_killed_is_reported_and_done_again(tmp_path: Path, whole:
     assert f"of 7: {label}: failed: {reason}" in ended.err
     found, before = results(tmp_path), moments(tmp_path)
     if job == RUN:
-        assert last == "1 of 2 runs failed; the page lists why."
+        assert last == "1 of 2 runs failed; the page gives the reasons."
         assert [row["method"] for row in found["rows"] if "error" not in row] == ["matrix_ssl"]
         assert [row["error"] for row in found["rows"] if "error" in row] == [reason]
         assert "1 of 1 failed" in ended.out and reason in (tmp_path / "c" / "compare.html").read_text()
@@ -65,7 +65,7 @@ def test_a_job_that_was_killed_is_reported_and_done_again(tmp_path: Path, whole:
         assert [row["error"] for row in found["tuning"]["rows"] if "error" in row] == [reason]
     assert len(before) == 6 and f"c/{job}" not in before
     again = compare(tmp_path, SMALL)
-    assert again.err.splitlines()[0] == "2 methods, 7 jobs (6 done), 2 side by side on cpu: c"
+    assert again.err.splitlines()[0] == "2 methods, 7 jobs (6 done), 2 at a time on cpu: c"
     if job == RUN:
         assert (
             len(again.err.splitlines()) == 2 and {k: v for k, v in moments(tmp_path).items() if k in before} == before
@@ -183,7 +183,7 @@ def test_other_settings_in_the_folder_are_refused_by_name(copy: Path) -> None:
             "start over.",
         ),
         (["--seeds", "2"], "(seeds: 1 -> 2)"),
-        (["--set", "method.ridge=0.5"], "(method.options.ridge: None -> 0.5)"),
+        (["--set", "method.ridge=0.5"], "(base.method.options.ridge: None -> 0.5)"),
         (["--methods", "matrix_ssl,byol"], "(methods: ['matrix_ssl', 'simsiam'] -> ['matrix_ssl', 'byol'])"),
     ):
         assert message in fail(copy, [*SMALL, *options])
@@ -273,7 +273,7 @@ def test_a_method_of_ones_own_from_another_folder(tmp_path: Path) -> None:
 def test_a_method_that_diverges_is_told_apart(tmp_path: Path) -> None:
     arguments = with_own(tmp_path, "--seeds", "2", luck=("lucky: bool = True", "lucky: bool = False"))
     ended = runs.run(tmp_path / "elsewhere", arguments, before=FORKED)
-    assert check_failure(ended, code=2) == "1 of 4 runs failed; the page lists why."
+    assert check_failure(ended, code=2) == "1 of 4 runs failed; the page gives the reasons."
     rows = results(tmp_path)["rows"]
     assert [(Path(row["method"]).stem, row["seed"]) for row in rows if "error" in row] == [("own", 1)]
     assert "was not finite 3 steps in a row, up to step 6" in rows[3]["error"]
@@ -282,7 +282,7 @@ def test_a_method_that_diverges_is_told_apart(tmp_path: Path) -> None:
     assert "not finite" in (tmp_path / "c" / "compare.html").read_text()
     kept = moments(tmp_path)  # it is a result: the same settings would diverge again
     assert len(kept) == 5
-    assert fail(tmp_path / "elsewhere", arguments, code=2) == "1 of 4 runs failed; the page lists why."
+    assert fail(tmp_path / "elsewhere", arguments, code=2) == "1 of 4 runs failed; the page gives the reasons."
     assert moments(tmp_path) == kept
 
 

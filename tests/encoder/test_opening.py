@@ -201,6 +201,8 @@ class TestImportedRuns:
         import_run(opened, tmp_path / "r", source=checkpoint, branch="student")
         assert equal(load_encoder(tmp_path / "r"), opened.encoder)
         assert json.loads((tmp_path / "r" / "summary.json").read_text())["finished"] is True
+        succeed(tmp_path, ["import", str(checkpoint), "--image-size", "32", "--out", "r", "--fresh"])
+        assert all((tmp_path / name / "summary.json").exists() for name in ("r", "r.1"))
 
     def test_a_full_disk(self, checkpoint: Path, small_disk: Path) -> None:
         message = fail(small_disk, ["import", str(checkpoint), "--out", "r"])

@@ -29,6 +29,9 @@ def test_a_kill_in_the_first_write(tmp_path: Path, commands: dict[str, list[str]
     left = [path.name for path in (tmp_path / "r").iterdir() if path.name != ".lock"]
     assert len(left) == 1 and left[0].startswith(f".{first}.") and left[0].endswith(".tmp")
     succeed(tmp_path, commands[name], before=BEFORE[name])
+    if name == "compare":
+        succeed(tmp_path, [*commands[name], "--fresh"], before=BEFORE[name])
+        assert (tmp_path / "r.1" / "compare.json").exists() and (tmp_path / "r" / "compare.json").exists()
     assert (tmp_path / "r" / first).exists() and not list((tmp_path / "r").rglob("*.tmp"))
 
 
