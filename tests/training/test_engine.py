@@ -1,0 +1,153 @@
+"""The engine with each of its users: kills, signals, bad steps, resuming, checkpoints that are due."""
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from matrix_ssl.config import DataConfig, ViewConfig, override
+from matrix_ssl.config.recipes import find_recipe
+from matrix_ssl.data import open_source
+from matrix_ssl.detection.annotations import read_annotations
+from matrix_ssl.detection.files import ImageFiles
+from matrix_ssl.detection.images import TrainingImages
+from matrix_ssl.detection.network import build_detector
+from matrix_ssl.detection.settings import DetectionSettings, make_plan
+from matrix_ssl.detection.training import DetectorTraining
+from matrix_ssl.errors import Diverged
+from matrix_ssl.evaluate.trained.classifier import Classifier
+from matrix_ssl.evaluate.trained.fine_tune import FineTune
+from matrix_ssl.evaluate.trained.supervised import ClassifierTraining
+from matrix_ssl.runs import checkpoint
+from matrix_ssl.runs.display import Display
+from matrix_ssl.runs.signals import Interrupted
+from matrix_ssl.training import setup
+from matrix_ssl.training.engine import Engine
+from tests.support.drawn_coco import TINY as TINY_DETECTION
+from tests.support.drawn_coco import draw_set, thin_backbone, write_json
+from tests.support.runs import TINY, timeless
+
+STEPS = 6
+QUIET = Display(quiet=True)
+CPU = torch.device("cpu")
+
+
+def pretraining(_: Path) -> Any:
+    tiny = (*TINY, f"data.subset={64 * STEPS}", "epochs=1", "log_every=1", "checkpoint_every=2")
+    config = setup.complete(override(find_recipe("demo"), tiny))
+    source = open_source("digits", split="train", data_root=None)
+    return setup.prepare(config, source=source, device=CPU, display=QUIET)
+
+
+def classifier(_: Path) -> Any:
+    """A linear layer behind dropout and BatchNorm; an epoch is two steps."""
+    torch.manual_seed(0)
+    learner = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64), nn.Dropout(0.5), nn.Linear(64, 10))
+    groups = [{"params": list(learner.parameters()), "rate": 0.1}]
+    source = open_source("digits", split="train", data_root=None).subset(np.arange(32))
+    settings = FineTune(epochs=STEPS // 2, batch_size=16, view=ViewConfig(crop_scale=(0.5, 1.0)))
+    return ClassifierTraining(
+        Classifier(nn.Identity(), learner, groups), source,
+        DataConfig(image_size=8, mean=(0.3,), std=(0.4,), workers=0),
+        settings=settings, device=CPU, display=QUIET, seed=0,
+    )  # fmt: skip
+
+
+def detector(folder: Path) -> Any:
+    write_json(folder / "a.json", draw_set(folder / "images", images=4))
+    annotations, files = read_annotations(folder / "a.json"), ImageFiles(folder / "images")
+    settings = override(DetectionSettings(), [*TINY_DETECTION, f"epochs={STEPS / 2}", "workers=0"])
+    network = build_detector(thin_backbone(), settings, classes=len(annotations.categories))
+    images = TrainingImages(annotations, files, settings, rank=0, processes=1)
+    return DetectorTraining(network, images, settings, make_plan(settings, images=len(images)), display=QUIET)
+
+
+@pytest.fixture(params=[pretraining, classifier, detector])
+def build(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Any]:
+    """Makes the task of one of the users at its initialisation."""
+    (tmp_path / "data").mkdir()
+    return lambda: request.param(tmp_path / "data")
+
+
+def train(task: Any, folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    Engine(task, folder).run()
+
+
+def before_step(monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[], Any]) -> None:
+    """Lets the engine act before it does the step with this number."""
+    real = Engine.update
+
+    def update(self: Any, *rest: Any) -> Any:
+        if self.task.step == step:
+            action()
+        return real(self, *rest)
+
+    monkeypatch.setattr(Engine, "update", update)
+
+
+def spoil(task: Any, steps: tuple[int, ...]) -> None:
+    """Makes the loss of some steps NaN."""
+    real = task.compute
+
+    def compute(forward: Any, batch: Any) -> Any:
+        output = real(forward, batch)
+        return output._replace(loss=output.loss * torch.nan) if task.step in steps else output
+
+    task.compute = compute
+
+
+def assert_same(folder: Path, expected: Path) -> None:
+    (ours, _), (theirs, _) = checkpoint.load_newest(folder), checkpoint.load_newest(expected)
+    assert ours is not None and theirs is not None and ours.step == theirs.step == STEPS
+    assert all(torch.equal(ours.model[name], tensor) for name, tensor in theirs.model.items())
+    assert timeless(folder) == timeless(expected)
+
+
+def test_a_kill_leaves_no_trace(tmp_path: Path, build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("matrix_ssl.training.engine._SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    child = os.fork()
+    if child == 0:
+        before_step(monkeypatch, 5, lambda: os.kill(os.getpid(), signal.SIGKILL))
+        train(build(), tmp_path / "killed")
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    kept = [path.name for path in checkpoint.list_checkpoints(tmp_path / "killed")]
+    assert kept == ["step-000000002.safetensors", "step-000000004.safetensors"]
+    train(build(), tmp_path / "killed")
+    train(build(), tmp_path / "whole")
+    assert_same(tmp_path / "killed", tmp_path / "whole")
+
+
+def test_a_signal_saves_at_the_step_boundary(tmp_path: Path, build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        before_step(patch, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(Interrupted, match="SIGTERM after step 3") as caught:
+            train(build(), tmp_path / "stopped")
+    assert caught.value.exit_code == 128 + signal.SIGTERM
+    newest, _ = checkpoint.load_newest(tmp_path / "stopped")
+    assert newest is not None and newest.step == 3
+    train(build(), tmp_path / "stopped")
+    train(build(), tmp_path / "whole")
+    assert_same(tmp_path / "stopped", tmp_path / "whole")
+
+
+def test_bad_steps_are_undone_and_too_many_in_a_row_end_the_training(tmp_path: Path, build: Any) -> None:
+    task = build()
+    most = task.plan.max_bad_steps
+    spoil(task, (1, *range(3, 3 + most)))
+    if most == 1:
+        with pytest.raises(Diverged, match=r"not finite in step 2 \(bad steps in a row: 1\)"):
+            train(task, tmp_path / "r")
+        return
+    with pytest.raises(Diverged, match=rf"not finite in step {3 + most} \(bad steps in a row: {most}\)"):
+        train(task, tmp_path / "r")
+    assert task.counters["bad_steps"] == 1 + most
+    assert [line["step"] for line in timeless(tmp_path / "r")] == [1, 3]
+    assert all(buffer.isfinite().all() for buffer in task.module.buffers())
