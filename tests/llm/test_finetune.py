@@ -445,7 +445,7 @@ def test_four_bits_need_a_model_and_the_package(base, monkeypatch):
 
 def test_folders_of_other_things_are_left_alone(base, data, tmp_path):
     (tmp_path / "letter.txt").write_text("dear")
-    with pytest.raises(RunFolderError, match="is not a run folder"):
+    with pytest.raises(RunFolderError, match=r"is not empty and has no config\.json: choose another folder"):
         command(*short(base, data, tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
 
