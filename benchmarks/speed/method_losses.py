@@ -85,11 +85,10 @@ def most_memory() -> float:
 
 def main() -> None:
     arguments = command_line(__doc__, "method_losses.json").parse_args()
-    torch.set_num_threads(1)
     context = multiprocessing.get_context("spawn")
     rows = []
     table = Table("loss", "n, d", "ours, ms", "lightly, ms", "times as fast", "MiB ours", "MiB lightly")
-    for method, n, d in ((m, 8, 16) for m, _, _ in CASES[:1] + CASES[-1:]) if arguments.quick else CASES:
+    for method, n, d in [(CASES[-1][0], 8, 16)] if arguments.quick else CASES:
         seconds = take_turns(pair(method, n, d), rounds=2 if arguments.quick else ROUNDS)
         ratios = spread([b / max(a, 1e-9) for a, b in zip(seconds["ours"], seconds["lightly"], strict=True)])
         memory = {}

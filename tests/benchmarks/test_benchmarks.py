@@ -1,8 +1,8 @@
 """The benchmarks: the published form is the published one, the scripts run, and what the pages say of them is so."""
 
+import importlib
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -33,9 +33,10 @@ def branches(n, d, *, noise=0.4, seed=0):
 
 
 def run(script, *arguments):
-    command = [sys.executable, "-m", f"benchmarks.{script}", *map(str, arguments)]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert result.returncode == 0, result.stderr
+    """Runs a script in this process, which has imported PyTorch already."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [script, *map(str, arguments)])
+        importlib.import_module(f"benchmarks.{script}").main()
 
 
 class TestPublishedForm:
@@ -112,9 +113,9 @@ class TestScripts:
         pytest.importorskip("lightly")
         run("speed.method_losses", "--quick", "--out", tmp_path / "found.json")
         rows = json.loads((tmp_path / "found.json").read_text())["rows"]
-        assert [row["method"] for row in rows] == ["barlow_twins", "sigreg"]
+        assert [row["method"] for row in rows] == ["sigreg"]
         assert all(set(row["seconds"]) == set(row["mib"]) == {"ours", "lightly"} for row in rows)
-        assert "| barlow_twins | 8, 16 |" in pages.method_section(json.loads((tmp_path / "found.json").read_text()))
+        assert "| sigreg | 8, 16 |" in pages.method_section(json.loads((tmp_path / "found.json").read_text()))
 
     def test_publish(self, tmp_path):
         out = tmp_path / "comparison"
@@ -179,7 +180,7 @@ class TestScripts:
         assert speed_page.count("24, 40, flat, ridge 0.5") >= 2
         assert speed_page.count("torchvision on PIL") == 1
         assert "| mutual information | features |" in speed_page
-        assert "| 4 | 8, 12 |" in speed_page and "| 1 | 8, 12 |" in speed_page
+        assert "| 2 | 8, 12 |" in speed_page and "| 1 | 8, 12 |" in speed_page
         assert taylor_page.count("| rank one |") == 1
 
     def test_views(self):
