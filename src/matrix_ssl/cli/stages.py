@@ -53,7 +53,7 @@ class Stage:
         return [*launch, "matrix_ssl", *self.arguments]
 
     def digest(self, content: str) -> str:
-        """A digest of the arguments and of the content of the data, by which a finished stage is recognised."""
+        """A digest of arguments and content of the data, by which a finished stage is recognised."""
         words = "\0".join((*self.arguments, content))
         return hashlib.sha256(words.encode(errors="surrogateescape")).hexdigest()[:16]
 
@@ -89,10 +89,7 @@ def find_coco(folder: Path) -> Coco:
     """The images and annotations in a folder laid out as COCO 2017, or with the annotations beside the images.
 
     Annotations are ``instances_train*.json`` and ``instances_val*.json``, there or in ``annotations/``; images are
-    the folders, or the .tar files, whose names contain ``train`` and ``val``.
-
-    Raises:
-        DataError: one of the four is missing or ambiguous.
+    the folders, or the .tar files, whose names contain ``train`` and ``val``. Each must be unique.
     """
     chosen = []
     for split in ("train", "val"):
@@ -115,11 +112,7 @@ def find_coco(folder: Path) -> Coco:
 
 
 def group_protocols(text: str, settings: Sequence[str]) -> list[list[str]]:
-    """The protocols of ``--protocol`` as groups for one command each: those on frozen features share one pass.
-
-    Raises:
-        ConfigError: a protocol or a setting of one does not exist.
-    """
+    """The protocols of ``--protocol`` as groups for one command each: those on frozen features share one pass."""
     from matrix_ssl.evaluate import protocols
     from matrix_ssl.evaluate.trained import protocols as trained
 
@@ -131,11 +124,7 @@ def group_protocols(text: str, settings: Sequence[str]) -> list[list[str]]:
 
 
 def check_detection(text: str, settings: Sequence[str]) -> list[str]:
-    """The architectures of ``--architecture``; they and the settings are checked hours before they are used.
-
-    Raises:
-        ConfigError: an architecture or a setting does not exist.
-    """
+    """The architectures of ``--architecture``; they and the settings are checked hours before they are used."""
     names = options.names(text)
     for name in names:
         override(DetectionSettings(), [f"architecture={name}", *settings])
@@ -158,15 +147,11 @@ def plan(
     """The stages of a chain, in order.
 
     Args:
-        run: the run folder.
-        pretrain: arguments of ``pretrain`` after its name, without ``--out``; none when ``run`` is complete, such as an
-            imported encoder.
+        pretrain: arguments of ``pretrain`` after its name, without ``--out``; none when ``run`` is complete.
         data: the option ``--data`` of ``evaluate``, where it is not the dataset of the run.
         places: the options ``--data-root`` and ``--device``.
         protocols: protocols of ``evaluate``, grouped by command.
         transfer: datasets for the protocol ``transfer``.
-        coco: dataset for ``detect``.
-        architectures: detectors of ``detect``.
         evaluate_settings, detect_settings: values of ``--set`` of the commands.
     """
     device = [word for option, word in zip(places[::2], places[1::2], strict=True) if option == "--device"]
@@ -202,14 +187,7 @@ def _option(words: Sequence[str], name: str) -> str:
 def run_stages(
     run: Path, stages: Sequence[Stage], *, processes: int, data_root: Path | None = None, say: Callable[[str], None]
 ) -> None:
-    """Runs the stages that ``RUN/chain.json`` does not list as finished with the same arguments on the same data.
-
-    Raises:
-        DataError: the data of a finished stage no longer exist.
-        StageFailed: a command failed.
-        Interrupted: after a signal; the running command has stopped after its checkpoint.
-        RunFolderError: ``chain.json`` cannot be read or written.
-    """
+    """Runs the stages that ``RUN/chain.json`` does not list as finished with the same arguments on the same data."""
 
     @cache
     def content(data: str) -> str:
@@ -239,11 +217,7 @@ def _content(location: str, data_root: Path | None) -> str:
 
 
 def _run(command: list[str]) -> int:
-    """Runs a command to its end, forwards signals to it, and returns its exit code.
-
-    Raises:
-        Interrupted: after a signal.
-    """
+    """Runs a command to its end, forwards signals to it, and returns its exit code; Interrupted after a signal."""
     with signals.collected() as received:
         processes: Processes[None] = Processes(received)
         processes.start(None, command)

@@ -29,15 +29,7 @@ class Step(NamedTuple):
 
 
 class DetectorTraining(Task[DetectionBatch, Step]):
-    """The training of a detector.
-
-    Args:
-        detector: at its initialisation, on the device, with synchronised BatchNorm.
-        images: the batches of this process.
-        settings: seed, batch and optimizer.
-        plan: number of steps, and their learning rates.
-        display: progress.
-    """
+    """The training of a detector at its initialisation, on the device, with synchronised BatchNorm."""
 
     def __init__(
         self, detector: nn.Module, images: TrainingImages, settings: DetectionSettings, plan: Plan, *, display: Display
@@ -57,22 +49,14 @@ class DetectorTraining(Task[DetectionBatch, Step]):
         self.images, self.settings, self.rates = images, settings, plan
 
     def train(self, run: Path) -> None:
-        """Resumes from the newest checkpoint and trains to the last step.
-
-        Args:
-            run: the run folder; the main process has claimed it and holds its lock.
-
-        Raises:
-            Interrupted: a signal came; a checkpoint has been written.
-            MatrixSSLError: what is wrong and what to do.
-        """
+        """Trains the run in a claimed folder from its newest checkpoint to the last step."""
         Engine(self, run).run()
 
     def refine_batch_norm(self, run: Path, steps: int, on_progress: Callable[[int, int], None]) -> None:
-        """Replaces BatchNorm's running statistics by averages over steps that follow the training and learn nothing.
+        """Replaces BatchNorm's running statistics, which lag behind changing weights, by averages over further steps.
 
-        While weights change, the running statistics lag behind them (Wu and Johnson, "Rethinking 'Batch' in BatchNorm",
-        arXiv 2105.07576, 2021, section 3; "precise BatchNorm").
+        Those steps learn nothing ("precise BatchNorm"). Reference: Wu and Johnson, "Rethinking 'Batch' in BatchNorm",
+        arXiv 2105.07576, 2021, section 3.
         """
         layers = [module for module in self.module.modules() if isinstance(module, _BatchNorm)]
         momenta = [layer.momentum for layer in layers]
@@ -91,13 +75,11 @@ class DetectorTraining(Task[DetectionBatch, Step]):
             layer.momentum = momentum
 
     def batches(self, start: int, stop: int) -> Generator[DetectionBatch, None, None]:
-        """Resized images with their boxes and masks, on the device."""
         with contextlib.closing(self.images.batches(range(start, stop))) as batches:
             for batch in batches:
                 yield batch.to(self.device)
 
     def learning_rate(self, step: int) -> float:
-        """Warm-up, then steps down."""
         return self.rates.learning_rate(step)
 
     def compute(self, forward: nn.Module, batch: DetectionBatch) -> Step:
@@ -106,7 +88,6 @@ class DetectorTraining(Task[DetectionBatch, Step]):
         return Step(torch.stack(list(losses.values())).sum(), losses)
 
     def is_logged(self) -> bool:
-        """Every ``log_every`` steps and at the last one."""
         return self.step % self.settings.log_every == 0 or self.is_last
 
     def describe(self, output: Step, history: Sequence[Line]) -> Line:
@@ -125,5 +106,4 @@ class DetectorTraining(Task[DetectionBatch, Step]):
         }
 
     def terms(self, output: Step) -> tuple[str, ...]:
-        """The five losses."""
         return LOSSES

@@ -40,11 +40,7 @@ def terminal(result: Mapping[str, Any]) -> Table:
 
 
 def write_page(out: Path, result: Mapping[str, Any]) -> Path:
-    """Writes ``diagnose.html`` from what ``diagnose.json`` holds; the same result gives the same bytes.
-
-    Raises:
-        RunFolderError: the page cannot be written.
-    """
+    """Writes ``diagnose.html`` from what ``diagnose.json`` holds; the same result gives the same bytes."""
     model, reference = result["model"], result["reference"]
     special = [*result["special_tokens"]["before"], *result["special_tokens"]["after"]]
     facts = [
@@ -129,7 +125,6 @@ def _figures(result: Mapping[str, Any]) -> list[Figurine]:
 
 
 def _over_layers(name: str, title: str, caption: str, curves: list[Curve]) -> Figurine | None:
-    """Curves of one measure over the layers."""
     heading = title if title == "eRank" else title[0].upper() + title[1:]
     panel = Panel(title, curves)
     return stacked(

@@ -36,11 +36,10 @@ class Figurine:
 
 @dataclass(frozen=True)
 class Curve:
-    """A quantity along an axis.
+    """A quantity along an axis; ``low`` and ``high`` bound a band around it.
 
-    ``low`` and ``high`` bound a band around it. ``style`` has arguments of matplotlib's ``plot``; without them the
-    curves of a panel take the series colours in turn. ``legend`` is its name there, where that is not the label.
-    ``missing`` counts values that were not finite.
+    ``style`` has arguments of matplotlib's ``plot``; without them the curves of a panel take turns with the series
+    colours. ``legend`` is its name there, where that is not the label. ``missing`` counts values that were not finite.
     """
 
     label: str
@@ -92,7 +91,6 @@ def stacked(
     Args:
         name: unique on the page.
         title: heading and short text alternative.
-        panels: from top to bottom.
         caption: sentences; remarks on thinned, missing and hidden values follow.
         axis: name of the horizontal axis.
         point: writes a point (x, y) in words.
@@ -145,14 +143,7 @@ def evenly(n: int, at_most: int) -> NDArray[np.int64]:
 
 
 def legend(figure: Figure, names: Sequence[str], handles: Sequence[Any] = (), *, handle: int = 5) -> None:
-    """Names below the axes, in as many columns as surely fit.
-
-    Args:
-        figure: drawn upon.
-        names: of the handles.
-        handles: what stands before the names; without them, what was drawn with a label.
-        handle: its width in letters.
-    """
+    """Names of ``handles`` (default: what was drawn) below the axes; ``handle`` is the width of one in letters."""
     below = figure.legend(
         *((handles, names) if handles else ()), loc="outside lower center", ncols=legend_columns(names, handle=handle),
         frameon=False, labelcolor=colour("ink"), fontsize=svg.TEXT, handlelength=0.64 * handle - 1.9,
@@ -169,7 +160,7 @@ def legend_columns(names: Sequence[str], *, handle: int) -> int:
 
 
 def shortened(name: str) -> str:
-    """The name, its middle left out where it is too long for a drawing."""
+    """The name, without its middle where it is too long for a drawing."""
     return name if len(name) <= 20 else f"{name[:10]}…{name[-9:]}"
 
 

@@ -13,17 +13,7 @@ Number = FiniteFloat
 
 
 def parse(kind: type[T], value: Any, path: Path, *, remedy: str) -> T:
-    """The value as a record.
-
-    Args:
-        kind: a dataclass.
-        value: what JSON of the file holds.
-        path: the file, for the error.
-        remedy: what to do about a damaged file.
-
-    Raises:
-        RunFolderError: the value does not fit; the error names the file and the place in it.
-    """
+    """The value of a JSON file as a dataclass; the RunFolderError names the place that does not fit, and the remedy."""
     try:
         return TypeAdapter(kind).validate_python(value)
     except ValidationError as error:

@@ -100,14 +100,7 @@ def plain_axes(axes: Axes, *, values: Literal["x", "y"] = "y") -> None:
 
 
 def inline_svg(figure: Figure, name: str, *, title: str, description: str) -> str:
-    """The figure as an ``<svg>`` element for the body of an HTML page.
-
-    Args:
-        figure: drawn with placeholder colours, inside ``drawing()``.
-        name: unique on the page; prefixes every id, because inline SVGs share the ids of their page.
-        title: text alternative, short.
-        description: text alternative, sentences with the numbers.
-    """
+    """The figure as an ``<svg>``; ``name``, unique on the page, prefixes every id, because inline SVGs share ids."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
     text = buffer.getvalue()
@@ -126,6 +119,6 @@ def inline_svg(figure: Figure, name: str, *, title: str, description: str) -> st
 
 
 def _shorten(match: re.Match[str]) -> str:
-    """Two decimals are a hundredth of a pixel."""
+    """Numbers with two decimals: a hundredth of a pixel."""
     numbers = re.sub(r"(\.\d\d)\d+", r"\1", match.group(2))
     return f'{match.group(1)}="{" ".join(numbers.split())}"'

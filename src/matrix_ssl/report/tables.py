@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ResultTable:
-    """One table: a title, what its numbers are, column headings, and rows that begin with their heading."""
+    """A title, a note on what the numbers are, column headings, and rows that begin with their heading."""
 
     title: str
     note: str
@@ -93,12 +93,10 @@ class Evaluation:
 
     @property
     def weights(self) -> str:
-        """Student or teacher."""
         return self.results[0].weights
 
     @property
     def test(self) -> Split:
-        """The test split."""
         return self.results[0].set["test"]
 
     @property

@@ -11,11 +11,7 @@ from matrix_ssl.runs.files import write_text
 
 
 def write_page(path: Path, template: str, values: Mapping[str, Any]) -> Path:
-    """Writes the page of a template; text is escaped, and a value that is missing is an error.
-
-    Raises:
-        RunFolderError: the page cannot be written.
-    """
+    """Writes the page of a template; text is escaped, and a missing value is an error."""
     environment = Environment(
         autoescape=True,
         undefined=StrictUndefined,

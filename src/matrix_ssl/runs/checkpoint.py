@@ -2,7 +2,7 @@
 
 A checkpoint holds every tensor of the method and of the optimizer under ``model.`` and ``optimizer.``, and in the
 file's metadata the step and the optimizer's plain values. Since every random number of a run is a function of the step,
-nothing else is needed to go on exactly. The metadata of every file also holds a SHA-256 digest over all the rest.
+nothing else is needed to resume exactly. The metadata of every file also holds a SHA-256 digest over all the rest.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ KEEP = 2  # the newest, and the one before in case the newest is damaged
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What is needed to go on after ``step`` steps."""
+    """What is needed to resume after ``step`` steps."""
 
     step: int
     model: dict[str, Tensor]
@@ -36,11 +36,7 @@ class Checkpoint:
 
 
 def save_checkpoint(run: Path, checkpoint: Checkpoint) -> Path:
-    """Writes ``checkpoints/step-N.safetensors`` and removes all but it and the newest one before it.
-
-    Raises:
-        RunFolderError: it could not be written; older checkpoints stay as they are.
-    """
+    """Writes ``checkpoints/step-N.safetensors`` and removes all but it and the newest one before it."""
     folder = run / CHECKPOINTS
     try:
         folder.mkdir(exist_ok=True)
@@ -66,10 +62,7 @@ def list_checkpoints(run: Path) -> list[Path]:
 
 
 def load_newest(run: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint that is whole, and a sentence about every damaged one that was passed over.
-
-    Returns:
-        (None, []) for a run without checkpoints.
+    """The newest checkpoint that is whole, if any, and a sentence about every damaged one that was skipped.
 
     Raises:
         CheckpointError: there are checkpoints and all of them are damaged.
@@ -86,11 +79,7 @@ def load_newest(run: Path) -> tuple[Checkpoint | None, list[str]]:
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Reads and verifies one checkpoint.
-
-    Raises:
-        CheckpointError: the file is missing, cut, altered or not a checkpoint of this package.
-    """
+    """Reads a checkpoint; raises CheckpointError where it is missing, cut, altered or not of this package."""
     tensors, metadata = read_safetensors(path)
     if not metadata.keys() >= {"values", "sha256"}:
         raise CheckpointError(f"{path} is not a checkpoint of this package.")
@@ -129,11 +118,7 @@ def encode(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file.
-
-    Raises:
-        CheckpointError: the file is missing, cut or altered.
-    """
+    """Tensors and metadata of a safetensors file; raises CheckpointError where it is missing, cut or altered."""
     try:
         with path.open("rb"), safe_open(path, "pt") as file:  # Python's errors tell absent from forbidden
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -154,7 +139,8 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], source: str)
     """Loads weights that must fit name by name and shape by shape.
 
     Raises:
-        CheckpointError: it lists the names that are missing, left over or of another shape; the module is unchanged.
+        CheckpointError: it lists the names that are missing, left over or of a different shape; the module is
+            unchanged.
     """
     own = module.state_dict()
     missing, extra = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())

@@ -1,4 +1,4 @@
-"""Where the work is done: choosing a device, the precision it computes in, and what to write down about it."""
+"""The device of a computation, its precision, and what to record about it."""
 
 from typing import Any
 
@@ -10,11 +10,7 @@ from matrix_ssl.runs import environment as run_environment
 
 
 def choose_device(name: str) -> torch.device:
-    """``auto`` takes CUDA, then Apple's MPS, then the CPU.
-
-    Raises:
-        ConfigError: the device is not there.
-    """
+    """The device of that name; ``auto`` is CUDA, then Apple's MPS, then the CPU. ConfigError where it is absent."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():

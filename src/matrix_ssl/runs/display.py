@@ -14,10 +14,9 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 class Display:
-    """Shows the progress of a run on standard error.
+    """Shows the progress of a run on standard error: a live bar on a terminal, a line every ten seconds elsewhere.
 
     Args:
-        console: where to write; a terminal gets a live bar, anything else a line every ten seconds.
         quiet: show nothing, for processes other than the first.
     """
 
@@ -49,14 +48,7 @@ class Display:
             yield self
 
     def step(self, done: int, images: int, line: dict[str, Any] | None, terms: tuple[str, ...]) -> None:
-        """Shows that ``done`` steps are complete.
-
-        Args:
-            done: number of complete steps.
-            images: images per step.
-            line: the newest line of metrics, when there is a new one.
-            terms: names of the loss terms in it.
-        """
+        """Shows that ``done`` steps of ``images`` images are complete; loss and ``terms`` of a new line of metrics."""
         if line is not None:
             names = {"loss": "loss"} | {t: t for t in terms} | {"effective_rank": "effective rank"}
             self._text = "  ".join(f"{names[key]} {line[key]:.4g}" for key in names if line.get(key) is not None)
@@ -80,7 +72,7 @@ def _clock(seconds: float) -> str:
 
 @contextmanager
 def image_bar(console: Console, what: str, unit: str = "images") -> Iterator[Callable[[int, int], None]]:
-    """A bar over images or another unit while the block runs; gives the function to call with (done, in all)."""
+    """A bar over images or another unit while the block runs; yields the function to call with (done, total)."""
     if not console.is_terminal:
         yield lambda done, total: None
         return

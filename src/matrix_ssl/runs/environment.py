@@ -12,7 +12,7 @@ from typing import Any
 
 
 def environment(*, device: str, device_name: str, threads: int, processes: int) -> dict[str, Any]:
-    """What a reader needs to judge a number: versions, hardware, commit."""
+    """Versions, hardware and commit."""
     own = versions(("torch", "torchvision", "numpy", "matrix-ssl"))
     return {
         "python": platform.python_version(),

@@ -18,10 +18,6 @@ TEMPORARY = ".tmp"
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Writes a file completely or not at all: temporary file in the same folder, fsync, rename, fsync of the folder.
 
-    Args:
-        path: the file.
-        write: called with the open temporary file.
-
     Raises:
         RunFolderError: the disk is full or read-only, or permission is missing; the older file, if any, stays.
     """
@@ -72,11 +68,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Reads a JSON file of a run folder; counts of earlier versions get their names of today.
-
-    Raises:
-        RunFolderError: it is missing or damaged.
-    """
+    """Reads a JSON file of a run folder or raises RunFolderError; counts of earlier versions get current names."""
     try:
         return json.loads(path.read_text(encoding="utf-8"), object_hook=current_names)
     except FileNotFoundError:
@@ -86,11 +78,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a JSON-lines file, none if it does not exist; a last line cut by a kill is skipped.
-
-    Raises:
-        RunFolderError: another line is damaged.
-    """
+    """The lines of a JSON-lines file, none if it does not exist; a last line cut by a kill is skipped."""
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     if lines and not lines[-1].endswith(b"\n"):
         lines.pop()
@@ -101,11 +89,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def append_line(path: Path, line: dict[str, Any]) -> None:
-    """Appends one JSON line in a single write, so that lines of several processes do not mix.
-
-    Raises:
-        RunFolderError: it could not be written.
-    """
+    """Appends one JSON line in a single write, so that lines of several processes do not mix."""
     content = _json_line(line).encode()
     try:
         with path.open("ab", buffering=0) as file:

@@ -19,14 +19,9 @@ _LOCK = ".lock"
 
 
 def unfinished(folder: Path, name: str | None = None) -> list[Path]:
-    """The temporary files that ``write_atomically`` leaves in a folder when it is killed.
+    """The temporary files, sorted, that a killed ``write_atomically`` left of the file ``name``; None: of any file.
 
-    Args:
-        folder: the folder; one that does not exist has none.
-        name: of the file that was being written; None for any.
-
-    Returns:
-        The files, sorted. A hidden file of the user has a different form of name and is not among them.
+    A hidden file of the user has a different form of name and is not among them.
     """
     written = r".+" if name is None else re.escape(name)
     ours = re.compile(rf"\.{written}\.[a-z0-9_]+{re.escape(TEMPORARY)}", re.DOTALL)
@@ -39,9 +34,6 @@ def is_unclaimed(folder: Path, *, first: str) -> bool:
 
     It is free where it does not exist or holds nothing but what such a command leaves when it is killed during its
     first write: the lock and unfinished copies of ``first``.
-
-    Raises:
-        OSError: the path is not a folder, or the folder cannot be listed.
     """
     if not folder.exists():
         return True
@@ -50,11 +42,7 @@ def is_unclaimed(folder: Path, *, first: str) -> bool:
 
 
 def read_config(run: Path) -> RunConfig:
-    """The configuration of a run folder.
-
-    Raises:
-        RunFolderError: the folder is not a run folder, or its ``config.json`` does not describe a run.
-    """
+    """The configuration of a run folder; raises RunFolderError where it is none, or is damaged."""
     try:
         return configuration.from_dict(read_json(run / CONFIG))
     except ConfigError as error:
@@ -62,11 +50,7 @@ def read_config(run: Path) -> RunConfig:
 
 
 def check_folder(folder: Path, *, first: str = CONFIG) -> None:
-    """Accepts only a folder with the file ``first``, or one that ``is_unclaimed``.
-
-    Raises:
-        RunFolderError: it is something else, which is left untouched.
-    """
+    """Raises RunFolderError for a folder that neither has the file ``first`` nor ``is_unclaimed``."""
     if any("\ud800" <= letter <= "\udfff" for letter in str(folder)):
         raise RunFolderError(f"{folder} is not Unicode, which safetensors files need: choose another folder.")
     try:
@@ -88,11 +72,7 @@ def tidy(run: Path) -> None:
 
 @contextmanager
 def lock(run: Path) -> Iterator[None]:
-    """Holds a run folder against a second writer until the block ends or the process dies.
-
-    Raises:
-        RunFolderError: another process holds it, or the folder cannot be written.
-    """
+    """Holds a run folder against a second writer until the block ends or the process dies."""
     try:
         run.mkdir(parents=True, exist_ok=True)
         file = (run / _LOCK).open("w")
@@ -111,17 +91,7 @@ def lock(run: Path) -> Iterator[None]:
 
 @contextmanager
 def held(folder: Path, *, fresh: bool, say: Callable[[str], None], first: str = CONFIG) -> Iterator[None]:
-    """Checks, locks and tidies a folder until the block ends.
-
-    Args:
-        folder: the folder.
-        fresh: whether a run that is in it is set aside.
-        say: prints a sentence.
-        first: the file that says what the folder is for.
-
-    Raises:
-        RunFolderError: as ``check_folder``, ``lock`` and ``set_aside``.
-    """
+    """Checks, locks and tidies a folder until the block ends; ``fresh`` sets aside a run that is in it."""
     check_folder(folder, first=first)
     with ExitStack() as stack:
         stack.enter_context(lock(folder))
@@ -138,7 +108,6 @@ def claim(
     """Writes what a locked folder is for, or makes sure that it is for this.
 
     Args:
-        folder: the folder.
         description: the configuration of a run, or nested plain values; what ``places`` holds may differ.
         may_change: dotted keys of further values that may differ.
         first: the file with the description.
@@ -174,11 +143,7 @@ def check_claim(
 
 
 def set_aside(run: Path, *, first: str = CONFIG) -> Path | None:
-    """Renames a run folder to ``NAME.1``, ``NAME.2``, ... and returns the new path; None if it has no file ``first``.
-
-    Raises:
-        RunFolderError: the folder above it does not permit it, or the command runs inside it.
-    """
+    """Renames a run folder to ``NAME.1``, ``NAME.2``, ... and returns the new path; None without a file ``first``."""
     if not (run / first).exists():
         return None
     if Path.cwd().is_relative_to(run.resolve()):

@@ -1,7 +1,6 @@
-"""The lines of measurements of a run, ``metrics.jsonl``, and TensorBoard events.
+"""The lines of metrics of a run, ``metrics.jsonl``, and TensorBoard events.
 
-The file grows by one line a write; a resumed run first drops the lines behind its checkpoint, and a last line cut by a
-kill is ignored.
+A resumed run first drops the lines after its checkpoint, and a last line cut by a kill.
 """
 
 import importlib.metadata
@@ -15,14 +14,9 @@ from matrix_ssl.runs.folder import METRICS
 
 
 class MetricsWriter:
-    """Appends to ``metrics.jsonl``, each line in one write, and to TensorBoard events if asked."""
+    """Appends to ``metrics.jsonl`` and to TensorBoard events, after it has dropped the lines after ``after_step``."""
 
     def __init__(self, run: Path, *, after_step: int, events: Path | None = None):
-        """Keeps the lines up to ``after_step`` and drops the rest.
-
-        Raises:
-            MissingExtra: ``events`` is given and TensorBoard is not installed.
-        """
         self.history = [line for line in read_lines(run / METRICS) if line["step"] <= after_step]
         self._path = run / METRICS
         write_lines(self._path, self.history)

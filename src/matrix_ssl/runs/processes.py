@@ -37,14 +37,7 @@ class Processes(Generic[Key]):
         log: Path | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        """Starts a command.
-
-        Args:
-            key: what stands for it in ``active`` and ``wait``.
-            command: its words.
-            log: file that its output is appended to; None for that of this process.
-            environment: variables that are added to those of this process.
-        """
+        """Starts a command; its output is appended to ``log``, and ``environment`` added to that of this process."""
         with ExitStack() as stack:
             output = None if log is None else stack.enter_context(log.open("ab"))
             process = subprocess.Popen(
@@ -55,11 +48,7 @@ class Processes(Generic[Key]):
         self._active.append((key, process))
 
     def wait(self) -> list[tuple[Key, int]]:
-        """Forwards signals until at least one process has ended.
-
-        Returns:
-            Key and exit code of those that have; the code is negative where a signal killed one.
-        """
+        """Forwards signals until a process has ended; keys and exit codes of those that have, negative for signals."""
         while True:
             for number in self._received[self._forwarded :]:
                 for _, process in self._active:

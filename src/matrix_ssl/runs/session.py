@@ -19,14 +19,7 @@ from matrix_ssl.runs.folder import ENVIRONMENT, claim, held
 
 @dataclass(frozen=True)
 class Session:
-    """What a command has between the start and the end of its process group.
-
-    Attributes:
-        device: of this process.
-        display: quiet on every process but the main one.
-        main: whether this is the main process.
-        stack: of contexts that end with the session.
-    """
+    """What a command has between start and end of its process group; only the main process has a loud ``display``."""
 
     device: torch.device
     display: Display
@@ -46,7 +39,6 @@ class Session:
         """Locks a folder until the session ends, makes sure that it is for this run and writes ``environment.json``.
 
         Args:
-            folder: the folder of the run.
             describe: gives what ``folder.claim`` takes; called on the main process alone, as is ``is_complete``.
             is_complete: whether the run is complete.
             fresh: whether a run that is in the folder is set aside.
@@ -55,9 +47,6 @@ class Session:
 
         Returns:
             Whether the run is complete, on every process.
-
-        Raises:
-            RunFolderError: the folder is in use, for something else or cannot be written; on every process.
         """
         complete = False
         with distributed.together():
@@ -76,15 +65,7 @@ class Session:
 
 @contextmanager
 def session(device: str) -> Iterator[Session]:
-    """Joins the processes of a launcher, if there are any, and leaves them when the block ends.
-
-    Args:
-        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
-
-    Raises:
-        ConfigError: the device does not exist.
-        TrainingError: another process ended.
-    """
+    """Joins the processes of a launcher, if there are any, and leaves them when the block ends."""
     distributed.start(devices.choose_device(device).type)
     chosen, main = devices.choose_device(device), distributed.is_main()  # the number of this process is known by now
     with ExitStack() as stack:

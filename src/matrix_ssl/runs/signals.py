@@ -22,7 +22,7 @@ class Interrupted(MatrixSSLError):
 def collected() -> Iterator[list[int]]:
     """Collects the numbers of received signals in a list, for the program to read between two steps.
 
-    A second signal that is SIGINT (Ctrl-C) raises KeyboardInterrupt: the program stops at once, and its last checkpoint
+    After a first signal, SIGINT (Ctrl-C) raises KeyboardInterrupt: the program stops at once, its last checkpoint
     remains.
     """
     received: list[int] = []

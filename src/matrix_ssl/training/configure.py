@@ -13,11 +13,7 @@ if TYPE_CHECKING:
 
 
 def configure(recipe: str, data: str | None, assignments: tuple[str, ...], *, method: str | None = None) -> "RunConfig":
-    """The run of a recipe on other images, with a different method and other settings; every option is filled in.
-
-    Raises:
-        ConfigError: the recipe, a setting or the method does not exist, or there is no dataset.
-    """
+    """The run of a recipe with data, method and settings replaced and every option filled in; checked."""
     return _configure(recipe, data, assignments, method)[1]
 
 
@@ -25,9 +21,6 @@ def outline(recipe: str, data: str | None, assignments: tuple[str, ...], *, meth
     """As ``configure``, but only with those options of the method that the recipe or the user has set.
 
     A different method that has these options takes them over and keeps its own defaults for all others.
-
-    Raises:
-        ConfigError: the recipe, a setting or the method does not exist, or there is no dataset.
     """
     config, complete = _configure(recipe, data, assignments, method)
     options = {name: complete.method.options[name] for name in config.method.options}

@@ -18,7 +18,7 @@ def describe(features: Tensor, student: Tensor, teacher: Tensor) -> tuple[dict[s
     """Spectral summary of a batch.
 
     Args:
-        features: (n, k), what the encoder gives, the batch of all processes.
+        features: (n, k), of the encoder, for the batch of all processes.
         student, teacher: (n, d), outputs of the two branches for opposite views.
 
     Returns:
@@ -43,7 +43,7 @@ def alarms(history: Sequence[Mapping[str, Any]]) -> list[str]:
     """What goes wrong in the newest lines of metrics and what to try, as "KIND: sentence"; empty while all is well.
 
     Args:
-        history: lines of ``metrics.jsonl``, oldest first. Fewer than five give no judgement on collapse.
+        history: lines of ``metrics.jsonl``, oldest first. Fewer than five do not suffice to detect a collapse.
     """
     found = []
     recent = history[-_WINDOW:]

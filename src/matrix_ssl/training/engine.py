@@ -36,7 +36,7 @@ class Engine(Generic[Batch, Output]):
 
     Args:
         task: what to train; the engine advances it.
-        folder: of checkpoints, metrics and the list of unreadable images. The main process has made it for this task.
+        folder: for checkpoints, metrics and the list of unreadable images; claimed for this task by the main process.
         events: a folder for TensorBoard events, or None.
     """
 
@@ -54,7 +54,6 @@ class Engine(Generic[Batch, Output]):
         Raises:
             Interrupted: a signal came; a checkpoint has been written.
             Diverged: too many steps in a row, or the weights, are not finite.
-            MatrixSSLError: anything else that is wrong, and what to do.
         """
         task, total = self.task, self.task.plan.total_steps
         with distributed.together():
@@ -110,11 +109,7 @@ class Engine(Generic[Batch, Output]):
         task.skipped = {line["where"]: line["why"] for line in read_lines(self.folder / SKIPPED)}
 
     def read(self, start: int, stop: int) -> Generator[Batch, None, None]:
-        """This process's batches of the steps from ``start`` to ``stop`` - 1; notes images that cannot be read.
-
-        Raises:
-            DataError: too many of them.
-        """
+        """This process's batches of the steps from ``start`` to ``stop`` - 1; notes images that cannot be read."""
         with contextlib.closing(self.task.batches(start, stop)) as batches:
             while True:
                 with distributed.alone():
@@ -135,16 +130,7 @@ class Engine(Generic[Batch, Output]):
         check_unreadable(len(skipped), self.task.plan.images, f"See {self.folder / SKIPPED}")
 
     def update(self, batch: Batch, received: Sequence[int] = ()) -> Output | None:
-        """One step, without counting it.
-
-        Args:
-            batch: this process's part.
-            received: numbers of the signals that have come to this process.
-
-        Returns:
-            What the task has computed; None if that or its gradient was not finite in any process, and the step has
-            been undone.
-        """
+        """One step, not counted; None if its loss or gradient was not finite in any process and it has been undone."""
         task = self.task
         seed_torch(task.plan.seed, task.step)
         buffers = list(task.module.buffers())
@@ -183,7 +169,7 @@ class Engine(Generic[Batch, Output]):
         return not is_bad
 
     def count_bad_step(self) -> None:
-        """Warns that the step that was just done has been undone, or ends the training."""
+        """Warns that the step just done has been undone, or ends the training."""
         task = self.task
         task.counters["bad_steps"] += 1
         if self.bad_in_a_row >= task.plan.max_bad_steps:
@@ -194,14 +180,14 @@ class Engine(Generic[Batch, Output]):
         task.display.say(f"Warning: skipped step {task.step}: loss or gradient is not finite.")
 
     def write_line(self, output: Output) -> Line | None:
-        """Writes the line of metrics of the step that was just done."""
+        """Writes the line of metrics of the step just done."""
         line = self.task.describe(output, self.metrics.history if self.metrics is not None else ())
         if line is not None and self.metrics is not None:
             self.metrics.write(line)
         return line
 
     def is_checkpoint_due(self) -> bool:
-        """Whether the plan asks for a checkpoint after the step that was just done."""
+        """Whether the plan asks for a checkpoint after the step just done."""
         plan = self.task.plan
         if plan.checkpoint_every:
             return self.task.step % plan.checkpoint_every == 0
@@ -210,11 +196,7 @@ class Engine(Generic[Batch, Output]):
         return bool(distributed.broadcast_object(time.monotonic() - self.saved > _SECONDS_BETWEEN_CHECKPOINTS))
 
     def save(self) -> None:
-        """Writes a checkpoint.
-
-        Raises:
-            Diverged: the weights are not finite.
-        """
+        """Writes a checkpoint; raises Diverged where the weights are not finite."""
         task = self.task
         if not is_finite(*task.module.parameters()):
             raise Diverged(f"The weights are not finite after step {task.step}. {task.plan.advice}")
@@ -232,13 +214,7 @@ def seed_torch(seed: int, step: int) -> None:
 
 
 def check_unreadable(count: int, images: int, where: str) -> None:
-    """Raises DataError if more images are unreadable than may happen by accident: ten, or one in a hundred.
-
-    Args:
-        count: unreadable images.
-        images: of the dataset.
-        where: the beginning of a sentence that says where they are listed.
-    """
+    """Raises DataError if more images are unreadable than may happen by accident: ten, or one in a hundred."""
     most = max(_FEW_SKIPPED, int(_MOST_SKIPPED * images))
     if count > most:
         raise DataError(

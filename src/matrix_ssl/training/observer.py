@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 
 class Observer:
-    """Base class: an observer that sees nothing. What it is given is detached, and it must not draw from PyTorch's
-    global random numbers in ``learn``; in ``observe`` it may.
+    """Base class: an observer that sees nothing. It gets detached tensors; ``learn`` must not draw from PyTorch's
+    global generator, ``observe`` may.
 
     Attributes:
-        moments: how many times during a training ``observe`` is called, the first step not counted.
+        moments: number of calls of ``observe`` during a training, the first step not counted.
     """
 
     moments = 5
@@ -29,8 +29,8 @@ class Observer:
         return {}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What a checkpoint must hold for the observer to go on."""
+        """What a checkpoint must hold for the observer to resume."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from such a state."""
+        """Resumes from such a state."""

@@ -18,12 +18,11 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """An optimizer over the trainable parameters.
 
-    Weight decay reaches all parameters of SGD and AdamW, as in the published code; LARS leaves out biases and
-    BatchNorm.
+    Weight decay reaches all parameters with SGD and AdamW, as in the published code; LARS exempts biases and BatchNorm.
 
     Args:
-        momentum: of SGD and LARS; AdamW has its own and ignores it.
-        groups: the parameters in groups, as ``Method.parameter_groups`` gives them; one group when left out.
+        momentum: of SGD and LARS; AdamW has its own.
+        groups: parameter groups, such as ``Method.parameter_groups`` gives; default: one group.
     """
     trainable: list[dict[str, Any]] = [{"params": [p for p in module.parameters() if p.requires_grad]}]
     kept = [group for group in (trainable if groups is None else groups) if group["params"]]
@@ -45,9 +44,8 @@ class LARS(torch.optim.Optimizer):
 
     Args:
         params: parameters, or groups of them.
-        lr: learning rate, ≥ 0.
+        lr, weight_decay: ≥ 0.
         momentum: in [0, 1].
-        weight_decay: ≥ 0.
         trust: the trust coefficient, > 0.
 
     Raises:
@@ -67,7 +65,7 @@ class LARS(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]
-        """One update; ``closure``, if given, computes the loss and its gradients first."""
+        """One update; ``closure`` computes the loss and its gradients first."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -92,11 +90,7 @@ class LARS(torch.optim.Optimizer):
 
 
 def learning_rate(step: int, *, total_steps: int, warmup_steps: int, peak: float) -> float:
-    """Linear warm-up from 0 to ``peak`` over ``warmup_steps``, then half a cosine to 0 at ``total_steps``.
-
-    Args:
-        step: from 0 to total_steps - 1.
-    """
+    """Linear warm-up from 0 to ``peak`` over ``warmup_steps``, then half a cosine to 0 at ``total_steps``."""
     if step < warmup_steps:
         return peak * (step + 1) / (warmup_steps + 1)
     progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
@@ -108,7 +102,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, value: float, *, held: f
 
     Args:
         value: of the schedule.
-        held: what groups marked ``constant`` get, such as the peak once the warm-up is over; left out, ``value``.
+        held: rate of groups marked ``constant``, such as the peak once the warm-up is over; default: ``value``.
     """
     for group in optimizer.param_groups:
         chosen = held if held is not None and group.get("constant", False) else value

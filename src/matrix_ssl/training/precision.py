@@ -12,7 +12,7 @@ _WEIGHTS = {"float32": torch.float32, "bfloat16": torch.float32, "float64": torc
 
 @dataclass(frozen=True)
 class MixedPrecision:
-    """The type of the weights, and that of a forward under autocast: None for the weights' own."""
+    """The type of the weights, and of a forward under autocast; None: that of the weights."""
 
     device: torch.device
     weights: torch.dtype
@@ -20,7 +20,7 @@ class MixedPrecision:
 
     @classmethod
     def choose(cls, name: str, device: torch.device) -> "MixedPrecision":
-        """The precision that a setting names: auto, float32, bfloat16 (of the forward) or float64."""
+        """The precision of a setting: auto, float32, bfloat16 (of the forward) or float64."""
         chosen = choose_precision(name, device)
         return cls(device, _WEIGHTS[chosen], torch.bfloat16 if chosen == "bfloat16" else None)
 

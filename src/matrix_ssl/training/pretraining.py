@@ -31,17 +31,8 @@ _ADVICE = (
 class PreTraining(Task[Batch, StepOutput]):
     """The pre-training of an encoder by a method.
 
-    Args:
-        config: of the run.
-        method, optimizer: at their initialisation, on the device.
-        loader: the batches of this process.
-        source: the images.
-        precision: that of the forward.
-        display: progress.
-
-    Attributes:
-        observer: its numbers join the lines of metrics, and the time of its ``observe`` does not count as training. It
-            sees the features of the main process alone.
+    The observer's numbers join the lines of metrics, and the time of its ``observe`` does not count as training. It
+    sees the features of the main process alone.
     """
 
     def __init__(
@@ -72,19 +63,7 @@ class PreTraining(Task[Batch, StepOutput]):
         self.events = {name: torch.zeros((), device=self.device) for name in method.counters}
 
     def train(self, run: Path, events: Path | None) -> dict[str, Any]:
-        """Resumes from the newest checkpoint in ``run``, trains to the last step and writes the encoder.
-
-        Args:
-            run: the run folder; the main process has created it and holds its lock.
-            events: a folder for TensorBoard events, or None.
-
-        Returns:
-            The summary, which is also ``summary.json``.
-
-        Raises:
-            Interrupted: a signal came; a checkpoint has been written.
-            MatrixSSLError: what is wrong and what to do.
-        """
+        """Trains the run in a claimed folder from its newest checkpoint to the end; writes encoder and summary."""
         Engine(self, run, events=events).run()
         summary = self.summarise(run)
         if distributed.is_main():
@@ -110,11 +89,9 @@ class PreTraining(Task[Batch, StepOutput]):
         }
 
     def batches(self, start: int, stop: int) -> Generator[Batch, None, None]:
-        """Random views of the images."""
         yield from self.loader.iterate(start, stop)
 
     def learning_rate(self, step: int) -> float:
-        """Warm-up, then half a cosine."""
         return optim.learning_rate(
             step,
             total_steps=self.plan.total_steps,
@@ -123,7 +100,6 @@ class PreTraining(Task[Batch, StepOutput]):
         )
 
     def compute(self, forward: torch.nn.Module, batch: Batch) -> StepOutput:
-        """The loss of the method."""
         self.method.before_step(self.step, self.plan.total_steps)
         with self.precision.autocast():
             output: StepOutput = forward(*batch.views)
@@ -172,15 +148,12 @@ class PreTraining(Task[Batch, StepOutput]):
         return line
 
     def terms(self, output: StepOutput) -> tuple[str, ...]:
-        """The parts of the method's loss."""
         return tuple(name for name in output.terms if name not in self.method.counters)
 
     def saved_counters(self) -> dict[str, float]:
-        """With the events that the method counts."""
         return self.counters | {name: float(count) for name, count in self.events.items()}
 
     def load_counters(self, counters: dict[str, float]) -> None:
-        """Continues from counters of a checkpoint."""
         self.events = {name: torch.tensor(counters[name], device=self.device) for name in self.events}
         self.counters |= {name: count for name, count in counters.items() if name not in self.events}
 

@@ -26,11 +26,7 @@ from matrix_ssl.training.pretraining import PreTraining
 
 
 def complete(config: RunConfig) -> RunConfig:
-    """The configuration with every option of its method filled in, so that it is written and compared whole.
-
-    Raises:
-        ConfigError: the method or one of its options does not exist, or an option is out of range.
-    """
+    """The configuration with every option of its method filled in and checked, to be written and compared whole."""
     method = find_method(config.method.name)
     options = complete_options(method, config.method.options)
     return dataclasses.replace(config, method=dataclasses.replace(config.method, options=options))
@@ -39,14 +35,9 @@ def complete(config: RunConfig) -> RunConfig:
 def use_method(config: RunConfig, name: str, *, papers: bool = True) -> RunConfig:
     """The run with a different method, a name or the path of a Python file.
 
-    Of the options that the recipe sets, those that the new method has as well are kept, such as the widths of the
-    projector. A recipe that follows papers, such as ``imagenet``, gets the values of the new method's paper instead.
-
-    Args:
-        papers: false keeps the recipe's values whatever the paper says, as where methods are compared.
-
-    Raises:
-        ConfigError: the method does not exist.
+    Of the recipe's options, those that the new method has as well are kept, such as the widths of the projector. A
+    recipe that follows papers, such as ``imagenet``, gets the values of the new method's paper instead, unless
+    ``papers`` is false, as where methods are compared.
     """
     if name == config.method.name:
         return config
@@ -82,11 +73,7 @@ def write_environment(run: Path, device: torch.device) -> None:
 
 
 def prepare(config: RunConfig, *, source: Source, device: torch.device, display: Display) -> PreTraining:
-    """Builds everything that a run needs and writes nothing: what is wrong with the configuration shows here.
-
-    Raises:
-        ConfigError: the images, the batch, the encoder and the method do not fit each other.
-    """
+    """Builds everything that a run needs and writes nothing; raises ConfigError where the parts do not fit."""
     _check_channels(source, config)
     source = choose_subset(source, config.data.subset, seed=config.seed)
     precision = MixedPrecision.choose(config.precision, device)
@@ -112,11 +99,7 @@ def prepare(config: RunConfig, *, source: Source, device: torch.device, display:
 
 
 def build_method(config: RunConfig) -> Method:
-    """The method of a run with freshly initialised networks, a function of the configuration.
-
-    Raises:
-        ConfigError: the encoder is unknown or does not fit the images.
-    """
+    """The method of a run with freshly initialised networks, a function of the configuration."""
     encoder, feature_dim = initialise_encoder(config)
     method = find_method(config.method.name)(encoder, feature_dim, **config.method.options)
     method.seed = config.seed

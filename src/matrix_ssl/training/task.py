@@ -55,12 +55,9 @@ class Task(ABC, Generic[Batch, Output]):
 
     Args:
         module: what is trained and saved, at its initialisation, on its device.
-        optimizer: over its parameters.
-        plan: length, seed and limits.
-        display: progress.
 
     Attributes:
-        step: steps that are done.
+        step: number of completed steps.
         counters: plain numbers that a checkpoint keeps.
         skipped: images that cannot be read: where, why.
         observer: its state joins the checkpoints.
@@ -92,14 +89,13 @@ class Task(ABC, Generic[Batch, Output]):
 
     @abstractmethod
     def is_logged(self) -> bool:
-        """Whether the step that was just done gets a line of metrics."""
+        """Whether the step just done gets a line of metrics."""
 
     @abstractmethod
     def describe(self, output: Output, history: Sequence[Line]) -> Line | None:
-        """The line of metrics of the step that was just done; every process calls it, and that of the main one counts.
+        """The line of metrics of the step just done; every process calls it, and that of the main one counts.
 
         Args:
-            output: of the step.
             history: earlier lines, on the main process.
         """
 

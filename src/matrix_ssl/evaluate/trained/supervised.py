@@ -49,13 +49,6 @@ def fit_and_score(
         data: size, normalisation, and the central part of a test image that is scored.
         folder: of this training; a finished one is loaded again, and may be removed once its outcome is stored.
         seed: of the order of the images and of their views. PyTorch's generator is seeded anew at every step.
-
-    Raises:
-        ConfigError: there are fewer training images than processes.
-        RunFolderError: the folder holds another training or cannot be written.
-        Diverged: what to change.
-        Interrupted: a signal came; a checkpoint has been written.
-        DataError: too many training images, or all test images, cannot be read.
     """
     rates = tuple(group["rate"] for group in classifier.groups)
     training = ClassifierTraining(classifier, train, data, settings=settings, device=device, display=display, seed=seed)
@@ -87,14 +80,7 @@ class Step(NamedTuple):
 
 
 class ClassifierTraining(Task[Batch, Step]):
-    """The training of a classifier's learner.
-
-    Args:
-        classifier: it is moved to the device, and its learner trained in place.
-        source: labelled images.
-        data: size and normalisation.
-        settings, device, display, seed: as in ``fit_and_score``.
-    """
+    """The training of a classifier's learner, in place, with the arguments of ``fit_and_score``."""
 
     def __init__(
         self,
@@ -142,7 +128,6 @@ class ClassifierTraining(Task[Batch, Step]):
         self.counters |= {"loss": 0.0, "right": 0.0, "train_accuracy": 0.0}
 
     def batches(self, start: int, stop: int) -> Generator[Batch, None, None]:
-        """One random view of every image."""
         yield from self.loader.iterate(start, stop)
 
     def learning_rate(self, step: int) -> float:
@@ -151,7 +136,6 @@ class ClassifierTraining(Task[Batch, Step]):
         return optim.learning_rate(epoch, total_steps=self.settings.epochs, warmup_steps=0, peak=peak)
 
     def compute(self, forward: nn.Module, batch: Batch) -> Step:
-        """The cross-entropy."""
         labels = self.labels[torch.from_numpy(batch.indices).to(self.device)]
         with self.precision.autocast():
             with torch.no_grad():
@@ -169,7 +153,6 @@ class ClassifierTraining(Task[Batch, Step]):
         self.counters["right"] += sum(right) / len(right)
 
     def is_logged(self) -> bool:
-        """At the end of every epoch."""
         return self.step % self.plan.steps_per_epoch == 0
 
     def describe(self, output: Step, history: Sequence[Line]) -> Line:
@@ -187,7 +170,6 @@ class ClassifierTraining(Task[Batch, Step]):
         }
 
     def terms(self, output: Step) -> tuple[str, ...]:
-        """The accuracy on the training images."""
         return ("train_accuracy",)
 
 

@@ -182,7 +182,6 @@ class Comparison:
 
     @property
     def trials(self) -> Sequence[Trial]:
-        """All trials of tuning."""
         return self.results.tuning.rows if self.results.tuning else ()
 
     @property
@@ -225,11 +224,7 @@ class Comparison:
 
 
 def read_comparison(out: Path) -> Comparison:
-    """The comparison in the folder ``out``.
-
-    Raises:
-        RunFolderError: ``compare.json`` is missing, damaged, or not that of a comparison.
-    """
+    """The comparison in a folder; raises RunFolderError where ``compare.json`` is missing or damaged."""
     path = out / RESULTS
     try:
         return parse_comparison(json.loads(path.read_bytes()), path)
@@ -240,7 +235,7 @@ def read_comparison(out: Path) -> Comparison:
 
 
 def parse_comparison(values: Any, path: Path) -> Comparison:
-    """The comparison that the contents of ``path`` describe; raises as ``read_comparison``."""
+    """The comparison that the contents of ``path`` describe."""
     results = parse(Results, values, path, remedy=_REMEDY)
     names = method_names([*results.methods, *(row.method for row in results.rows), *_tuned(results)])
     entries = _entries(results, names)

@@ -25,16 +25,7 @@ class Matrix(NamedTuple):
 
 
 def write_comparison(out: Path) -> Path:
-    """Writes ``compare.html`` beside ``compare.json``; the same file gives the same bytes.
-
-    A comparison that is still running gives a page of what is there.
-
-    Args:
-        out: the folder of the comparison.
-
-    Raises:
-        RunFolderError: ``compare.json`` is missing or damaged, or the page cannot be written.
-    """
+    """Writes ``compare.html`` beside ``compare.json``, also for a comparison that is still running."""
     c = read_comparison(out)
     groups, count = c.groups(), len({entry.method for entry in c.entries})
     values = {

@@ -45,20 +45,18 @@ def paired_difference(a: Sequence[float], b: Sequence[float], *, confidence: flo
 
     The interval is mean ± t · sd / √n, where sd is that of the n differences (n - 1 in its denominator) and t the
     quantile of Student's distribution with n - 1 degrees of freedom at (1 + confidence) / 2, and
-    p = 2 P(T > |mean| √n / sd). Both are exact when the differences are independent and normal. Swapping a and b
-    changes signs only.
+    p = 2 P(T > |mean| √n / sd). Both are exact when the differences are independent and normal.
 
     Differences that are all equal, up to the rounding of a and b, have sd = 0, which happens by chance where scores are
-    multiples of one test image. Then the interval has no width, and the t test would give p = 0. Instead p is that of
-    the sign test, which needs no spread: 2 / 2ⁿ, the chance that n fair coins agree; and 1 when the mean is zero.
+    multiples of one test image. Then the interval has no width, and p, which the t test would put at 0, is that of the
+    sign test, which needs no spread: 2 / 2ⁿ, the chance that n fair coins agree; and 1 when the mean is zero.
 
     Args:
-        a: (n,) scores, one for each seed.
-        b: (n,) scores of the same seeds in the same order.
+        a, b: (n,) scores, one for each seed, of the same seeds in the same order.
         confidence: probability that the interval covers the true difference, between 0 and 1, both excluded.
 
     Raises:
-        DataError: there are no scores, a and b differ in number, or a score is not finite.
+        DataError: the scores differ in number, are none, or are not finite.
         ConfigError: ``confidence`` is not between 0 and 1.
 
     Reference: Student, "The probable error of a mean", Biometrika 6 (1908).

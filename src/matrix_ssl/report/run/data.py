@@ -143,11 +143,7 @@ class RunData:
 
 
 def read_run(run: Path) -> RunData:
-    """Reads everything that the page shows.
-
-    Raises:
-        RunFolderError: the folder does not exist, is not a run folder, or its config.json is damaged.
-    """
+    """Reads everything that the page shows; raises RunFolderError without a valid ``config.json``."""
     config = read_config(run)
     notes: list[Note] = []
     lines = _read_lines(run / METRICS, notes)

@@ -31,11 +31,7 @@ DRAWN = (
 
 
 def write_report(run: Path) -> Path:
-    """Writes ``report.html`` into a run folder from the files that are there; the same files give the same bytes.
-
-    Raises:
-        RunFolderError: it is not a run folder, its config.json is damaged, or the page cannot be written.
-    """
+    """Writes ``report.html`` into a run folder from the files that are there; the same files give the same bytes."""
     data = read_run(run)
     commands = {name: command.format(run=shlex.quote(data.name)) for name, command in COMMANDS.items()}
     words = data.environment.get("command")  # runs of earlier versions did not record it
