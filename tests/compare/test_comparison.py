@@ -21,7 +21,7 @@ from matrix_ssl.runs.display import Display
 from matrix_ssl.runs.files import read_json, write_json
 from matrix_ssl.runs.folder import read_config
 from matrix_ssl.training import setup
-from matrix_ssl.training.observer import Observer
+from matrix_ssl.training.task import Observer
 from tests.support import runs
 from tests.support.comparisons import compare, job_folders, moments, results, words
 from tests.support.runs import BARE, TINY, make_images, succeed

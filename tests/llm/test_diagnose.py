@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from matrix_ssl.cli.llm_diagnose import diagnose as command
+from matrix_ssl.cli.llm import diagnose as command
 from matrix_ssl.cli.main import commands
 from matrix_ssl.errors import (
     CheckpointError,

@@ -36,24 +36,10 @@ from matrix_ssl.training.configure import configure
 @options.device
 @options.data_root
 def chain(
-    recipe: str,
-    data: str | None,
-    method: str | None,
-    assignments: tuple[str, ...],
-    out: Path | None,
-    fresh: bool,
-    encoder: Path | None,
-    protocol: str,
-    evaluate_set: tuple[str, ...],
-    transfer: tuple[str, ...],
-    coco: Path | None,
-    architecture: str,
-    detect_set: tuple[str, ...],
-    processes: int,
-    dry_run: bool,
-    device: str,
-    data_root: Path | None,
-) -> None:
+    recipe: str, data: str | None, method: str | None, assignments: tuple[str, ...], out: Path | None, fresh: bool,
+    encoder: Path | None, protocol: str, evaluate_set: tuple[str, ...], transfer: tuple[str, ...], coco: Path | None,
+    architecture: str, detect_set: tuple[str, ...], processes: int, dry_run: bool, device: str, data_root: Path | None,
+) -> None:  # fmt: skip
     """Pre-train, evaluate, transfer and detect in one command. Run the same command to resume.
 
     RECIPE, --data, --method, --set and --out are those of `matrix-ssl pretrain`. One page shows all results.

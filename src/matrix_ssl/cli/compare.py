@@ -47,25 +47,11 @@ if TYPE_CHECKING:
 @options.data_root
 @options.download
 def compare(
-    recipe: str,
-    methods: str,
-    data: str | None,
-    seeds: int,
-    budget: int | None,
-    rivals_budget: int | None,
-    trials: int,
-    tuning_budget: int | None,
-    tuning_set: tuple[str, ...],
-    measure: str,
-    reference: str | None,
-    assignments: tuple[str, ...],
-    out: Path | None,
-    fresh: bool,
-    jobs: int,
-    device: str,
-    data_root: Path | None,
+    recipe: str, methods: str, data: str | None, seeds: int, budget: int | None, rivals_budget: int | None, trials: int,
+    tuning_budget: int | None, tuning_set: tuple[str, ...], measure: str, reference: str | None,
+    assignments: tuple[str, ...], out: Path | None, fresh: bool, jobs: int, device: str, data_root: Path | None,
     download: bool,
-) -> None:
+) -> None:  # fmt: skip
     """Pre-train several methods under equal conditions and compare them. Run the same command to resume.
 
     Every method gets the same encoder, images, order, views, epochs, evaluation and number of tuning trials. Trials

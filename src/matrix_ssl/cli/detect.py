@@ -33,21 +33,10 @@ from matrix_ssl.detection.settings import MAY_CHANGE, DetectionSettings
 @options.fresh
 @options.device
 def detect(
-    train_images: Path,
-    train_annotations: Path,
-    val_images: Path,
-    val_annotations: Path,
-    encoder: str,
-    backbone: str | None,
-    weights: Any,
-    architecture: str | None,
-    schedule: str | None,
-    seed: int | None,
-    assignments: tuple[str, ...],
-    out: Path,
-    fresh: bool,
-    device: str,
-) -> None:
+    train_images: Path, train_annotations: Path, val_images: Path, val_annotations: Path, encoder: str,
+    backbone: str | None, weights: Any, architecture: str | None, schedule: str | None, seed: int | None,
+    assignments: tuple[str, ...], out: Path, fresh: bool, device: str,
+) -> None:  # fmt: skip
     """Train Mask R-CNN from an encoder, all layers, and score boxes and masks. Run the same command to resume.
 
     Images and annotations are in the format of COCO. Settings and their published defaults: docs/detection.md.

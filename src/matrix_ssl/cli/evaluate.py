@@ -34,19 +34,9 @@ if TYPE_CHECKING:
 @options.data_root
 @options.download
 def evaluate(
-    run: Path,
-    data: str | None,
-    test_data: str | None,
-    protocol: str,
-    weights: Any,
-    assignments: tuple[str, ...],
-    label_list: Path | None,
-    fresh: bool,
-    no_report: bool,
-    device: str,
-    data_root: Path | None,
-    download: bool,
-) -> None:
+    run: Path, data: str | None, test_data: str | None, protocol: str, weights: Any, assignments: tuple[str, ...],
+    label_list: Path | None, fresh: bool, no_report: bool, device: str, data_root: Path | None, download: bool,
+) -> None:  # fmt: skip
     """Measure the encoder of RUN on labelled images, beside raw pixels and the untrained network.
 
     Run the same command to resume. Results are in RUN/evaluation.
@@ -104,15 +94,9 @@ def evaluate(
 @options.data_root
 @options.download
 def embed(
-    run: Path,
-    data: str | None,
-    out: Path,
-    split: Any,
-    weights: Any,
-    device: str,
-    data_root: Path | None,
+    run: Path, data: str | None, out: Path, split: Any, weights: Any, device: str, data_root: Path | None,
     download: bool,
-) -> None:
+) -> None:  # fmt: skip
     """Write the features of images to an .npz file.
 
     It holds `features` float32 (n, k), `where` (the path of every image), `data_digest` (which dataset it was) and,

@@ -1,4 +1,4 @@
-"""The commands ``matrix-ssl llm finetune`` and ``matrix-ssl llm score``."""
+"""The commands ``matrix-ssl llm finetune``, ``score`` and ``diagnose``."""
 
 import logging
 from pathlib import Path
@@ -7,7 +7,6 @@ from typing import get_args
 import click
 
 from matrix_ssl.cli import options
-from matrix_ssl.cli.llm_diagnose import diagnose
 from matrix_ssl.errors import ConfigError
 from matrix_ssl.llm.data.templates import Extraction, TemplateName
 from matrix_ssl.llm.settings import MODEL, RESULT, FineTuneSettings
@@ -23,9 +22,6 @@ def llm() -> None:
     """Language models: fine-tune with matrix cross-entropy, score and diagnose."""
     for library in ("bitsandbytes", "lm_eval"):  # they warn of kernels and of a model that is passed as an object
         logging.getLogger(library).setLevel(logging.ERROR)
-
-
-llm.add_command(diagnose)
 
 
 def _names(columns: str | None) -> tuple[str, ...]:
@@ -48,16 +44,9 @@ def _names(columns: str | None) -> tuple[str, ...]:
 @options.fresh
 @options.device
 def finetune(
-    model: str,
-    data: str,
-    template: TemplateName,
-    columns: str | None,
-    load_in_4bit: bool,
-    assignments: tuple[str, ...],
-    out: Path,
-    fresh: bool,
-    device: str,
-) -> None:
+    model: str, data: str, template: TemplateName, columns: str | None, load_in_4bit: bool,
+    assignments: tuple[str, ...], out: Path, fresh: bool, device: str,
+) -> None:  # fmt: skip
     """Fine-tune a language model on questions and answers. Run the same command to resume.
 
     Only answers are learned. docs/llm.md lists the settings: objective.weight, epochs, batch_size, learning_rate, lora
@@ -106,18 +95,9 @@ def finetune(
               "are written beside it, as .json.  [default: TASK.jsonl in the folder of the model]")  # fmt: skip
 @options.device
 def score(
-    model: str,
-    task: str,
-    data: str,
-    columns: str | None,
-    template: TemplateName | None,
-    extraction: Extraction | None,
-    limit: int | None,
-    batch_size: int,
-    max_new_tokens: int,
-    out: Path | None,
-    device: str,
-) -> None:
+    model: str, task: str, data: str, columns: str | None, template: TemplateName | None, extraction: Extraction | None,
+    limit: int | None, batch_size: int, max_new_tokens: int, out: Path | None, device: str,
+) -> None:  # fmt: skip
     """Let a language model answer questions and count the right answers, by lm-evaluation-harness."""
     from matrix_ssl.data.hub import quiet_transformers
     from matrix_ssl.llm import models
@@ -160,3 +140,48 @@ def score(
         questions = f"{len(scores.answers)} questions"
         options.stdout.print(f"{name:16s} {100 * value:5.1f} %  ({interval}, {questions}){mark}", markup=False)
     options.show(answers=out, result=summary)
+
+
+@llm.command()
+@click.option("--model", required=True, metavar="FOLDER|NAME", help="A run of finetune, the folder of a model, or a "
+              "name of the Hugging Face hub.")  # fmt: skip
+@click.option("--reference", metavar="FOLDER|NAME|untrained", help="Model of the same depth and width to compare "
+              "with; untrained: random weights.")  # fmt: skip
+@click.option("--text", type=options.PATH, required=True, metavar="FILE", help="UTF-8 text file.")
+@click.option("--layers", metavar="all|last|NUMBERS", help="Layers, with commas between; 0: the embeddings.  "
+              "[default: all]")  # fmt: skip
+@click.option("--max-tokens", type=click.IntRange(2), metavar="TOKENS", help="Stop after this many tokens.  "
+              "[default: the whole text]")  # fmt: skip
+@click.option("--window", type=click.IntRange(2), metavar="TOKENS", help="Context window.  [default: 512, "
+              "or the model's limit below that]")  # fmt: skip
+@click.option("--batch-size", type=click.IntRange(1), metavar="WINDOWS", help="Windows per forward pass (does not "
+              "affect results).  [default: 8]")  # fmt: skip
+@click.option("--seed", type=click.IntRange(0), help="Random seed of the untrained reference.  [default: 0]")
+@options.out(None, what="Folder for diagnose.json and diagnose.html")
+@options.device
+def diagnose(
+    model: str, reference: str | None, text: Path, layers: str | None, max_tokens: int | None, window: int | None,
+    batch_size: int | None, seed: int | None, out: Path, device: str,
+) -> None:  # fmt: skip
+    """Measure the token representations of a language model, layer by layer: entropies and ranks.
+
+    Matrix entropy, effective rank, eRank, Diff-eRank against a reference, and matrix nuclear norm, over a text of any
+    length. Running the same command overwrites the results. Definitions: docs/llm-diagnose.md.
+    """
+    from matrix_ssl.llm.diagnose import run as diagnosis
+    from matrix_ssl.report.diagnosis import PAGE, RESULT, terminal
+    from matrix_ssl.runs import devices
+
+    given = options.given(
+        reference=reference, layers=layers, max_tokens=max_tokens, window=window, batch_size=batch_size, seed=seed
+    )  # fmt: skip
+    settings = diagnosis.DiagnoseSettings(model, text, **given)
+    with options.stderr.status("opening") as status:
+        result = diagnosis.diagnose(
+            settings,
+            out,
+            device=devices.choose_device(device),
+            on_progress=lambda name, windows: status.update(f"{name}: {windows} windows"),
+        )
+    options.stdout.print(terminal(result))
+    options.show(results=out / RESULT, page=out / PAGE)

@@ -26,20 +26,10 @@ from matrix_ssl.training.configure import configure
 @options.data_root
 @options.download
 def pretrain(
-    recipe: str,
-    data: str | None,
-    method: str | None,
-    assignments: tuple[str, ...],
-    out: Path | None,
-    fresh: bool,
-    online: bool,
-    tensorboard: bool,
-    deterministic: bool,
-    no_report: bool,
-    device: str,
-    data_root: Path | None,
+    recipe: str, data: str | None, method: str | None, assignments: tuple[str, ...], out: Path | None, fresh: bool,
+    online: bool, tensorboard: bool, deterministic: bool, no_report: bool, device: str, data_root: Path | None,
     download: bool,
-) -> None:
+) -> None:  # fmt: skip
     """Pre-train an encoder. Run the same command to resume.
 
     RECIPE is a name that `matrix-ssl recipes` lists; the default, `images`, is for any folder of images.
@@ -63,14 +53,14 @@ def pretrain(
                     source = open_source(config.data.source, split="train", data_root=data_root, download=download)
         config = setup.identify_data(config, source)
         with distributed.together():
-            loop = setup.prepare(config, source=source, device=s.device, display=s.display)
+            training = setup.prepare(config, source=source, device=s.device, display=s.display)
             if online:
                 from matrix_ssl.evaluate.online import OnlineEvaluation
 
-                loop.observer = OnlineEvaluation(loop.source, config.data, device=s.device)
+                training.observer = OnlineEvaluation(training.source, config.data, device=s.device)
         if not s.claim(run, lambda: config, is_complete=lambda: _is_complete(run), fresh=fresh):
-            s.display.say(setup.headline(config, loop.source, s.device))
-            loop.train(run, run / "tensorboard" if tensorboard else None)
+            s.display.say(setup.headline(config, training.source, s.device))
+            training.train(run, run / "tensorboard" if tensorboard else None)
         if not s.main:
             return
         from matrix_ssl.report import write_report

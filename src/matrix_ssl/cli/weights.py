@@ -31,16 +31,9 @@ _ENDINGS = (".tar", ".pth", ".pt", ".ckpt", ".bin", ".safetensors")
 @click.option("--crop-fraction", type=float, metavar="FRACTION", help="Side of the central crop, as a fraction of the "
               "image.  [default: 0.875]")  # fmt: skip
 def import_(
-    checkpoint: str,
-    out: Path | None,
-    fresh: bool,
-    architecture: str | None,
-    branch: Any,
-    image_size: int | None,
-    mean: str | None,
-    std: str | None,
-    crop_fraction: float | None,
-) -> None:
+    checkpoint: str, out: Path | None, fresh: bool, architecture: str | None, branch: Any, image_size: int | None,
+    mean: str | None, std: str | None, crop_fraction: float | None,
+) -> None:  # fmt: skip
     """Import an encoder of another program as a run folder.
 
     CHECKPOINT is a PyTorch file or a safetensors file of Matrix-SSL, MEC, SimSiam, MoCo, BYOL, Barlow Twins, VICReg,

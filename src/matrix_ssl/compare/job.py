@@ -36,7 +36,7 @@ from matrix_ssl.runs.display import Display
 from matrix_ssl.runs.files import read_json, read_lines, write_json
 from matrix_ssl.runs.folder import CONFIG, ENVIRONMENT, METRICS, lock, tidy
 from matrix_ssl.training import setup
-from matrix_ssl.training.observer import Observer
+from matrix_ssl.training.task import Observer
 
 JOB, RESULT, OUTPUT = "job.json", "result.json", "output.txt"
 HELD_OUT = 0.2  # part of the training images on which trials are judged and curves are measured
@@ -133,20 +133,20 @@ def _train(
     config: RunConfig, folder: Path, learn: Source, part: tuple[Source, Source], *, device: torch.device, observed: bool
 ) -> dict[str, Any]:
     config = setup.identify_data(configuration.override(config, ["data.subset=0"]), learn)
-    loop = setup.prepare(config, source=learn, device=device, display=Display(quiet=True))
+    training = setup.prepare(config, source=learn, device=device, display=Display(quiet=True))
     if observed:
         bank, queries = (
             choose_subset(source, most, seed=_SPLIT) for source, most in zip(part, _CURVE_IMAGES, strict=True)
         )
-        loop.observer = _Curve(config.data, bank, queries, device)
+        training.observer = _Curve(config.data, bank, queries, device)
     write_json(folder / CONFIG, configuration.to_dict(config))
-    setup.write_environment(folder, device)
-    summary = loop.train(folder, None)
+    write_json(folder / ENVIRONMENT, devices.environment(device))
+    summary = training.train(folder, None)
     lines = read_lines(folder / METRICS)
     kept = ("step", "epoch", "seconds", "loss", "effective_rank", "matrix_entropy", CURVE)
     return {
         "seconds": summary["seconds_training"],
-        "cpu_seconds": loop.counters["cpu_seconds"],
+        "cpu_seconds": training.counters["cpu_seconds"],
         "images_per_second": config.batch_size * summary["steps"] / summary["seconds_training"],
         "peak_memory_mib": _peak_memory(device),
         "parameters": summary["parameters"],

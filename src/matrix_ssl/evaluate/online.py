@@ -20,7 +20,7 @@ from matrix_ssl.evaluate.probes.accuracy import accuracy
 from matrix_ssl.evaluate.probes.knn import knn_predict
 from matrix_ssl.evaluate.trained.classifier import linear_head
 from matrix_ssl.evaluate.trained.label_subsets import stratified
-from matrix_ssl.training.observer import Observer
+from matrix_ssl.training.task import Observer
 
 _LEARNED_FROM = 0.8
 _BANK, _QUERIES = 10_000, 5_000  # at most: images to choose neighbours from, and images to classify

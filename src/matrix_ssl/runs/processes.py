@@ -30,12 +30,7 @@ class Processes(Generic[Key]):
         return [key for key, _ in self._active]
 
     def start(
-        self,
-        key: Key,
-        command: Sequence[str],
-        *,
-        log: Path | None = None,
-        environment: Mapping[str, str] | None = None,
+        self, key: Key, command: Sequence[str], *, log: Path | None = None, environment: Mapping[str, str] | None = None
     ) -> None:
         """Starts a command; its output is appended to ``log``, and ``environment`` added to that of this process."""
         with ExitStack() as stack:

@@ -13,12 +13,12 @@ from matrix_ssl.data.base import Source
 from matrix_ssl.data.loading import Batch, TrainingBatches
 from matrix_ssl.methods import Method, StepOutput
 from matrix_ssl.runs import checkpoint as checkpoints
+from matrix_ssl.runs.devices import MixedPrecision
 from matrix_ssl.runs.display import Display
 from matrix_ssl.runs.files import read_lines, write_json
 from matrix_ssl.runs.folder import ENCODER, SKIPPED, SUMMARY
 from matrix_ssl.training import diagnostics, optim
 from matrix_ssl.training.engine import Engine
-from matrix_ssl.training.precision import MixedPrecision
 from matrix_ssl.training.task import Line, Task, TrainingPlan
 
 _SPECTRA = 6  # moments of a run at which the whole spectrum is kept

@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-from pathlib import Path
 
 import torch
 
@@ -18,10 +17,7 @@ from matrix_ssl.errors import ConfigError
 from matrix_ssl.methods import Method, complete_options, find_method
 from matrix_ssl.runs import devices
 from matrix_ssl.runs.display import Display
-from matrix_ssl.runs.files import write_json
-from matrix_ssl.runs.folder import ENVIRONMENT
 from matrix_ssl.training import optim
-from matrix_ssl.training.precision import MixedPrecision
 from matrix_ssl.training.pretraining import PreTraining
 
 
@@ -67,16 +63,11 @@ def headline(config: RunConfig, source: Source, device: torch.device) -> str:
     )
 
 
-def write_environment(run: Path, device: torch.device) -> None:
-    """Writes ``environment.json``."""
-    write_json(run / ENVIRONMENT, devices.environment(device))
-
-
 def prepare(config: RunConfig, *, source: Source, device: torch.device, display: Display) -> PreTraining:
     """Builds everything that a run needs and writes nothing; raises ConfigError where the parts do not fit."""
     _check_channels(source, config)
     source = choose_subset(source, config.data.subset, seed=config.seed)
-    precision = MixedPrecision.choose(config.precision, device)
+    precision = devices.MixedPrecision.choose(config.precision, device)
     _prepare_torch(config, device)
     loader = TrainingBatches(
         source, config.data, (config.view1, config.view2), batch_size=config.batch_size, seed=config.seed,

@@ -18,7 +18,7 @@ from matrix_ssl.report import write_report
 from matrix_ssl.report.figures import Curve, thin
 from matrix_ssl.report.run import figures
 from matrix_ssl.report.run.data import read_run
-from matrix_ssl.report.run.results import verdict
+from matrix_ssl.report.run.page import verdict
 from matrix_ssl.report.svg import COLOURS
 from tests.support.pages import Page, check_golden, check_page, read_page
 from tests.support.synthetic_run import CLASSES, DIMENSION, make_arrays, make_lines, make_run

@@ -21,10 +21,10 @@ from matrix_ssl.distributed import batch_norm
 from matrix_ssl.errors import ConfigError
 from matrix_ssl.evaluate.trained.classifier import Classifier, Outcome, Settings, score_images
 from matrix_ssl.evaluate.trained.folder import claim
+from matrix_ssl.runs.devices import MixedPrecision
 from matrix_ssl.runs.display import Display
 from matrix_ssl.training import optim
 from matrix_ssl.training.engine import Engine
-from matrix_ssl.training.precision import MixedPrecision
 from matrix_ssl.training.task import Line, Task, TrainingPlan
 
 
