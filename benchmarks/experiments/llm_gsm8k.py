@@ -30,8 +30,8 @@ from matrix_ssl.llm import models, score
 from matrix_ssl.llm.data.question_files import Rows, read_rows
 from matrix_ssl.llm.diagnose.run import DiagnoseSettings, diagnose
 from matrix_ssl.llm.finetune import run as finetune
-from matrix_ssl.llm.settings import MODEL, FineTuneSettings
-from matrix_ssl.llm.settings import RESULT as RESULT_OF_RUN
+from matrix_ssl.llm.finetune.settings import MODEL, FineTuneSettings
+from matrix_ssl.llm.finetune.settings import RESULT as RESULT_OF_RUN
 from matrix_ssl.llm.tiny import tiny_llama, tiny_tokenizer
 from matrix_ssl.report.diagnosis import MEASURES, layer_name
 from matrix_ssl.runs.display import Display

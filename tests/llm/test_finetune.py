@@ -22,9 +22,9 @@ from safetensors.torch import load_file, save_file
 from matrix_ssl.cli import main
 from matrix_ssl.errors import CheckpointError, ConfigError, DataError, MatrixSSLError, MissingExtra, RunFolderError
 from matrix_ssl.llm import Objective, models
-from matrix_ssl.llm.arguments import parse_assignments
 from matrix_ssl.llm.data import examples, question_files, templates
 from matrix_ssl.llm.data.templates import Exchange
+from matrix_ssl.llm.finetune.settings import parse_assignments
 from matrix_ssl.runs.files import read_json, read_lines
 from matrix_ssl.runs.signals import Interrupted
 from tests.support import llm_toys

@@ -19,8 +19,7 @@ from safetensors.torch import load_file
 
 from matrix_ssl.cli import main
 from matrix_ssl.errors import ConfigError
-from matrix_ssl.llm.arguments import training_arguments
-from matrix_ssl.llm.settings import FineTuneSettings
+from matrix_ssl.llm.finetune.settings import FineTuneSettings, training_arguments
 from matrix_ssl.runs.files import read_json, read_lines
 from tests.support import llm_toys
 

@@ -9,7 +9,7 @@ import click
 from matrix_ssl.cli import options
 from matrix_ssl.errors import ConfigError
 from matrix_ssl.llm.data.templates import Extraction, TemplateName
-from matrix_ssl.llm.settings import MODEL, RESULT, FineTuneSettings
+from matrix_ssl.llm.finetune.settings import MODEL, RESULT, FineTuneSettings
 
 _template = click.Choice(get_args(TemplateName))
 _columns = click.option("--columns", metavar="NAMES", help="Columns with questions and answers, with a comma "

@@ -14,7 +14,7 @@ import torch
 
 from matrix_ssl.data.hub import open_pretrained, quiet_transformers
 from matrix_ssl.errors import CheckpointError, ConfigError, MissingExtra, RunFolderError, import_extra
-from matrix_ssl.llm.settings import MODEL, RESULT
+from matrix_ssl.llm.finetune.settings import MODEL, RESULT
 from matrix_ssl.runs import devices
 from matrix_ssl.runs.files import read_json
 from matrix_ssl.runs.folder import ENVIRONMENT

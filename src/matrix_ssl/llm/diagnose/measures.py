@@ -1,32 +1,32 @@
 """How many directions the token representations of a language model use: eRank, Diff-eRank, matrix nuclear norm.
 
-A window is what the model sees at once: n tokens, of which one layer makes n rows of width d. Two published measures
-look at windows one by one. With x_i the rows of a window,
+A window is what the model sees at once: n tokens, of which one layer makes n rows x_i of width d. Two published
+measures look at windows one by one:
 
     z_i = (x_i - mean x) / ‖x_i - mean x‖        Z = (z_1, ..., z_n)ᵀ        A = ZᵀZ / n
     erank = exp(H(A)), H(A) = -tr(A log A)       matrix nuclear norm = Σ of the min(n, d) largest ‖column of Z‖ / n
 
-and a text of several windows has exp(mean H) and the mean nuclear norm. The mean and the lengths are those of ONE
-window, as in the code that both papers published, which centres every input by itself. So one pass over a text is
-exact. Centring by the mean of all tokens before scaling rows to length one would be another measure, and take two.
+and a text of several windows has exp(mean H) and the mean nuclear norm. Mean and lengths are those of ONE window, as in
+the published code of both, so one pass over a text is exact. Centring by the mean of all tokens would be a different
+measure, and take two.
 
-The matrix entropy and the effective rank of the whole text are those of the covariance of all tokens about the mean
-of all tokens, rows not scaled: what ``training.diagnostics`` shows of encoders. They need its mean and its d x d
-sum of squares alone, which windows are merged into.
+Matrix entropy and effective rank of the whole text are those of the covariance of all tokens, rows not scaled: what
+``training.diagnostics`` shows of encoders.
 
-Everything is computed in float64. A row that is as near to its window's mean as rounding has no direction and adds
-nothing to A, which counts scaled to trace one; a window without any direction is an error.
+Everything is computed in float64. A row as near to its window's mean as rounding has no direction and adds nothing to
+A, which counts scaled to trace one; a window without any direction is an error.
 
 References:
     Wei, Tan, Li, Wang and Huang, "Diff-eRank: A Novel Rank-Based Metric for Evaluating Large Language Models",
-    NeurIPS 2024. Formula and average after its published code; of its two averages this is algorithm (a), the other
-    one is the mean of eranks. Numbers of equations: not verified.
+    NeurIPS 2024. Formula and average after its published code; of its two averages this is algorithm (a), the other is
+    the mean of eranks. Numbers of equations: not verified.
     Li, Xia, Chang and Wu, "Large Language Model Evaluation via Matrix Nuclear-Norm", Findings of EMNLP 2025. Formula,
     division by n and average after its published code; numbers of equations: not verified.
 """
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -39,41 +39,39 @@ from matrix_ssl.matrix.validation import checked_matrix, looks_at_values, tolera
 
 
 def erank(representations: Tensor, *, validate: bool | None = None) -> Tensor:
-    """eRank exp(H(A)) of the tokens of a window, centred and scaled to length one; A as at the top of this module.
+    """eRank exp(H(A)) of the tokens of each window; compare windows of one length only.
 
-    Between 1 and min(n - 1, d): centred rows add up to zero, so one direction is lost. n orthogonal rows of one length
-    give n - 1. Rotations, shifts and a common scale do not matter. Low where tokens share few directions. A longer
-    window can have a larger one, so compare windows of one length.
+    Rotations, shifts and a common scale do not change it. It is not the effective rank of the covariance, whose rows
+    keep their length.
 
     Args:
-        representations: (..., n, d), one row a token, n ≥ 2, without padding.
+        representations: (..., n, d), one row per token, n ≥ 2, without padding.
         validate: whether to check values; by default on the CPU outside of ``torch.compile``.
 
     Returns:
-        (...).
+        (...), 1 to min(n - 1, d): centred rows add up to zero, which costs a direction. Low where tokens share few
+        directions; n orthogonal rows of one length give n - 1.
 
     Raises:
-        MatrixError: no matrix, fewer than two rows, not finite, or all rows equal.
+        MatrixError: not a matrix, fewer than two rows, not finite, or all rows equal.
 
-    Reference: Wei et al., NeurIPS 2024. Not the effective rank of the covariance, whose rows keep their length.
+    Reference: Wei et al., NeurIPS 2024.
     """
-    unit = _Window.of(representations, validate).unit
-    return _entropy(unit).exp().to(full_precision(representations).dtype)
+    return _entropy(_Window.of(representations, validate).unit).exp().to(full_precision(representations).dtype)
 
 
 def diff_erank(untrained: Tensor, trained: Tensor, *, validate: bool | None = None) -> Tensor:
     """Diff-eRank: ``erank`` of an untrained model's representations minus that of the trained one.
 
-    Between -r and r, r = min(n - 1, d) - 1. Above zero where training has taken directions away; comparable between
-    models of one family on one text. For several windows take the difference of ``Measures.erank`` of both.
+    Comparable between models of one family on one text. For several windows subtract the ``Measures.erank`` of both.
 
     Args:
         untrained: (..., n, d), from the architecture with random weights.
         trained: (..., n, d), of the same tokens.
-        validate: whether to check values; by default on the CPU outside of ``torch.compile``.
+        validate: as in ``erank``.
 
     Returns:
-        (...).
+        (...), -r to r, r = min(n - 1, d) - 1; above zero where training has removed directions.
 
     Raises:
         MatrixError: as in ``erank``, or the shapes differ.
@@ -82,33 +80,25 @@ def diff_erank(untrained: Tensor, trained: Tensor, *, validate: bool | None = No
     """
     if untrained.shape != trained.shape:
         raise MatrixShapeError(
-            f"untrained and trained have the shapes {tuple(untrained.shape)} and {tuple(trained.shape)}: pass the "
-            f"representations of the same tokens by one architecture."
+            f"Arguments 'untrained' and 'trained' have the shapes {tuple(untrained.shape)} and {tuple(trained.shape)}: "
+            f"pass the representations of the same tokens by one architecture."
         )
     return erank(untrained, validate=validate) - erank(trained, validate=validate)
 
 
 def matrix_nuclear_norm(representations: Tensor, *, validate: bool | None = None) -> Tensor:
-    """Matrix nuclear norm: the min(n, d) largest lengths of columns of Z, added up and divided by n; Z as above.
+    """Matrix nuclear norm of each window: the min(n, d) largest lengths of columns of Z, added up, divided by n.
 
-    Above 0 and up to √(min(n, d) / n) ≤ 1, which columns of equal length reach. With d ≤ n it is at least the nuclear
-    norm of Z over n, which it stands for at the price of no decomposition. Unlike the nuclear norm it depends on the
-    axes: a rotation changes it, a permutation or a sign of columns does not, nor a shift and a common scale of rows.
-
-    Args:
-        representations: (..., n, d), one row a token, n ≥ 2, without padding.
-        validate: whether to check values; by default on the CPU outside of ``torch.compile``.
+    With d ≤ n it is at least the nuclear norm of Z over n, which it approximates without a decomposition. A rotation
+    changes it; a permutation or a sign of columns, a shift and a common scale do not. Arguments and errors as in
+    ``erank``.
 
     Returns:
-        (...).
-
-    Raises:
-        MatrixError: no matrix, fewer than two rows, not finite, or all rows equal.
+        (...), above 0 and up to √(min(n, d) / n) ≤ 1, which columns of equal length reach.
 
     Reference: Li et al., Findings of EMNLP 2025.
     """
-    unit = _Window.of(representations, validate).unit
-    return _nuclear_norm(unit).to(full_precision(representations).dtype)
+    return _nuclear_norm(_Window.of(representations, validate).unit).to(full_precision(representations).dtype)
 
 
 @dataclass(frozen=True)
@@ -126,16 +116,15 @@ class Measures:
 class TokenStatistics:
     """``Measures`` of a stream of windows, in memory that does not grow with it: (d, d) and (d,) in float64.
 
-    Order and grouping of windows do not matter but for rounding. The covariance is merged window by window about the
-    running mean, not as E[xxᵀ] - E[x]E[x]ᵀ, which cancels where the mean is large, as in language models.
+    Order and grouping of windows matter only to rounding. The covariance is merged window by window about the running
+    mean, not as E[xxᵀ] - E[x]E[x]ᵀ, which cancels where the mean is large, as in language models.
 
     Reference for the merging: Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing
     sample variances", COMPSTAT 1982.
     """
 
     def __init__(self) -> None:
-        self.windows = 0
-        self.tokens = 0
+        self.windows = self.tokens = 0
         self._entropy = self._nuclear_norm = 0.0  # sums over windows
         self._mean = self._scatter = torch.zeros(())  # of all tokens; the shapes follow from the first window
 
@@ -143,7 +132,7 @@ class TokenStatistics:
         """Adds the windows of a batch, each by itself.
 
         Args:
-            representations: (batch, n, d), one row a token.
+            representations: (batch, n, d), one row per token.
             mask: (batch, n), true where there is a token; None where there is no padding.
 
         Raises:
@@ -172,7 +161,7 @@ class TokenStatistics:
             MatrixError: there was none.
         """
         if not self.windows:
-            raise MatrixError("no window was added: there are no representations to measure.")
+            raise MatrixError("No window was added: there are no representations to measure.")
         entropy = von_neumann_entropy(self._scatter, validate=False)
         return Measures(
             windows=self.windows,
@@ -184,9 +173,8 @@ class TokenStatistics:
         )
 
 
-@dataclass(frozen=True)
-class _Window:
-    """Rows (..., n, d) in float64: their mean (..., 1, d), what is left of them, and that scaled to length one."""
+class _Window(NamedTuple):
+    """Rows (..., n, d) in float64: their mean (..., 1, d), the rows minus it, and these scaled to length one."""
 
     mean: Tensor
     centred: Tensor
@@ -196,20 +184,17 @@ class _Window:
     def of(cls, representations: Tensor, validate: bool | None) -> "_Window":
         rows = checked_matrix(representations, "representations", validate).double()
         n = rows.shape[-2]
+        where = f"Argument 'representations' (shape {tuple(representations.shape)})"
         if n < 2:
-            raise MatrixShapeError(
-                f"argument 'representations', shape {tuple(representations.shape)}: {n} token has no spread; pass two "
-                f"tokens or more."
-            )
+            raise MatrixShapeError(f"{where}: {n} token has no spread; pass two tokens or more.")
         mean = rows.mean(-2, keepdim=True)
         centred = rows - mean
         length = centred.norm(dim=-1, keepdim=True)
-        rounding = tolerance(representations.dtype, 1) * mean.norm(dim=-1, keepdim=True)
-        away = length > rounding
+        away = length > tolerance(representations.dtype, 1) * mean.norm(dim=-1, keepdim=True)
         if looks_at_values(representations, validate) and not away.any(-2).all():
             raise MatrixError(
-                f"argument 'representations', shape {tuple(representations.shape)}: all {n} rows are equal up to "
-                f"rounding, so that none has a direction once their mean is taken away. Pass more varied tokens."
+                f"{where}: all {n} rows are equal up to rounding, so none has a direction once their mean is "
+                f"subtracted. Pass more varied tokens."
             )
         return cls(mean, centred, torch.where(away, centred / torch.where(away, length, 1.0), 0.0))
 

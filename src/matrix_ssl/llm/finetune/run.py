@@ -16,13 +16,12 @@ import torch
 
 from matrix_ssl import distributed
 from matrix_ssl.errors import ConfigError
-from matrix_ssl.llm.arguments import training_arguments
 from matrix_ssl.llm.data.examples import Examples, collator, make_examples
 from matrix_ssl.llm.data.question_files import Rows, exchanges, find_columns, read_rows
 from matrix_ssl.llm.data.templates import check_template
+from matrix_ssl.llm.finetune.settings import MODEL, RESULT, FineTuneSettings, training_arguments
 from matrix_ssl.llm.finetune.trainer import MatrixTrainer, Recorder, check_trainable
 from matrix_ssl.llm.models import FROM_CONFIG, add_lora, open_model, open_tokenizer
-from matrix_ssl.llm.settings import MODEL, RESULT, FineTuneSettings
 from matrix_ssl.runs import devices
 from matrix_ssl.runs.display import Display
 from matrix_ssl.runs.files import cannot_write, read_json, write_json

@@ -1,0 +1,160 @@
+"""The settings of a fine-tuning, and transformers' ``TrainingArguments`` made from them.
+
+The defaults are those that MetaMath publishes for models of 7B parameters. Yu et al., "MetaMath: Bootstrap Your Own
+Mathematical Questions for Large Language Models", ICLR 2024; README and run.sh of its repository: batch 128, learning
+rate 2e-5, 3 epochs, at most 2048 tokens, cosine with 3 % warm-up, no decay of weights.
+"""
+
+import dataclasses
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
+
+from annotated_types import Ge, Le
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from matrix_ssl.config import check_type, override, settings, split_assignment
+from matrix_ssl.errors import ConfigError, MissingExtra, did_you_mean, import_extra
+from matrix_ssl.llm.data.templates import TemplateName
+from matrix_ssl.llm.objective import DEFAULTS, Objective
+
+if TYPE_CHECKING:
+    import torch
+
+RESULT, MODEL = "finetune.json", "model"  # file and folder of a run
+
+# TrainingArguments that differ from the defaults of transformers
+_ARGUMENTS: dict[str, Any] = {
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 0.03,  # below 1: a fraction of all steps
+    "weight_decay": 0.0,
+    "logging_steps": 1,
+    "save_strategy": "epoch",
+    "save_total_limit": 1,
+}
+# those that a setting, an option or this package decides
+_TAKEN = {
+    "output_dir": "use --out",
+    "num_train_epochs": "set epochs",
+    "per_device_train_batch_size": "set batch_size",
+    "gradient_accumulation_steps": "set gradient_accumulation",
+    "learning_rate": "it is a setting of its own",
+    "seed": "it is a setting of its own",
+    "data_seed": "set seed",
+    "use_cpu": "use --device",
+    "resume_from_checkpoint": "the same command again resumes",
+    "remove_unused_columns": "all columns are used",
+    "report_to": "metrics are in metrics.jsonl",
+    "disable_tqdm": "there is no tqdm",
+}
+
+
+@settings
+class FineTuneSettings:
+    """A model, what it learns, by which loss and how."""
+
+    model: str  # folder, name of the hub, or config: and a configuration
+    data: str  # file, or hf: and a name
+    template: TemplateName
+    columns: tuple[str, ...] = ()  # with questions and answers, or with messages; none: those with the usual names
+    objective: Objective = DEFAULTS
+    lora: NonNegativeInt = 0  # rank of adapters on all linear layers but the head; 0: all weights are trained
+    load_in_4bit: bool = False  # hold the linear layers below the adapters in four bits
+    epochs: PositiveFloat = 3.0  # passes over the data
+    batch_size: PositiveInt = 128  # sequences of a step, of all processes and micro-batches together
+    gradient_accumulation: PositiveInt = 1  # micro-batches of a step
+    learning_rate: NonNegativeFloat = 2e-5  # peak
+    max_length: Annotated[int, Ge(2)] = 2048  # tokens of a sequence; longer ones are cut
+    seed: Annotated[int, Ge(0), Le(2**32 - 1)] = 0  # of the order of the data, of adapters and of random weights
+    arguments: tuple[str, ...] = ()  # key=value, of transformers' TrainingArguments
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for four bits without adapters."""
+        if self.load_in_4bit and not self.lora:
+            raise ConfigError(
+                "load_in_4bit needs adapters, as weights in four bits cannot be trained: set lora, for example lora=16."
+            )
+
+    def override(self, assignments: Iterable[str]) -> "FineTuneSettings":
+        """Applies ``key=value``; a key that is no setting is kept for TrainingArguments and checked by them."""
+        names = {field.name for field in dataclasses.fields(self)} - {"arguments"}
+        own: list[str] = []
+        others = list(self.arguments)
+        for assignment in assignments:
+            (own if split_assignment(assignment)[0].partition(".")[0] in names else others).append(assignment)
+        return dataclasses.replace(override(self, own), arguments=tuple(others))
+
+    def per_process(self, processes: int) -> int:
+        """Sequences of a micro-batch of one process."""
+        parts = processes * self.gradient_accumulation
+        if self.batch_size % parts:
+            raise ConfigError(
+                f"batch_size={self.batch_size} does not divide by {processes} processes times "
+                f"gradient_accumulation={self.gradient_accumulation}."
+            )
+        return self.batch_size // parts
+
+
+def training_arguments(settings: FineTuneSettings, *, output: Path, processes: int, device: "torch.device") -> Any:
+    """The arguments of a run; ``bf16`` is true on a CUDA device that has bfloat16, unless the settings set it.
+
+    Raises:
+        ConfigError: a name or a value is not known, or they do not go together.
+        MissingExtra: transformers or accelerate is not installed.
+    """
+    from matrix_ssl.runs import devices
+
+    transformers = import_extra("transformers", extra="llm")
+    values = {
+        **_ARGUMENTS,
+        "bf16": devices.choose_precision("auto", device) == "bfloat16",
+        **parse_assignments(settings.arguments),
+        "output_dir": str(output),
+        "num_train_epochs": settings.epochs,
+        "per_device_train_batch_size": settings.per_process(processes),
+        "gradient_accumulation_steps": settings.gradient_accumulation,
+        "learning_rate": settings.learning_rate,
+        "seed": settings.seed,
+        "use_cpu": device.type == "cpu",
+        "remove_unused_columns": False,
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+    try:
+        arguments = transformers.TrainingArguments(**values)
+    except ImportError as error:
+        raise MissingExtra("accelerate", "llm") from error
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"transformers refuses these training arguments: {error}") from error
+    config, key = getattr(arguments, "hf_deepspeed_config", None), "stage3_gather_16bit_weights_on_model_save"
+    if config is not None and config.is_zero3() and not config.is_true(f"zero_optimization.{key}"):
+        raise ConfigError(
+            f"Under DeepSpeed's ZeRO-3 no model would be saved at the end: set {key} to true in zero_optimization. "
+            f"They are saved in the precision that the model computes in."
+        )
+    return arguments
+
+
+def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
+    """``key=value`` with the names and types of ``TrainingArguments``; dictionaries are JSON."""
+    from transformers import TrainingArguments
+
+    hints = get_type_hints(TrainingArguments)
+    names = {field.name for field in dataclasses.fields(TrainingArguments) if field.init}
+    values = {}
+    for key, text in map(split_assignment, assignments):
+        if key in _TAKEN:
+            raise ConfigError(f"{key}={text} cannot be set: {_TAKEN[key]}.")
+        if key not in names:
+            known = {*names - _TAKEN.keys(), *(field.name for field in dataclasses.fields(FineTuneSettings))}
+            raise ConfigError(f"Unknown setting {key!r}.{did_you_mean(key, known)}")
+        values[key] = _parse(text, hints[key], key)
+    return values
+
+
+def _parse(text: str, hint: Any, key: str) -> Any:
+    if text.startswith("{") and any(dict in (kind, get_origin(kind)) for kind in get_args(hint)):
+        return check_type(text, dict, key)
+    if key == "fsdp" and text == "true":
+        return True  # the library documents true, though its type says text
+    return check_type(text, hint, key)
