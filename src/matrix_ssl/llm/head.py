@@ -44,17 +44,9 @@ class Head(NamedTuple):
 
 
 def find_head(model: Any) -> Any:
-    """The module that turns hidden states into logits.
-
-    Args:
-        model: a causal language model of transformers, or one that peft has wrapped.
-
-    Raises:
-        ConfigError: there is none, or it is not one matrix with a row for each token.
-    """
-    find = getattr(model, "get_output_embeddings", None)
-    head = find() if find is not None else None
-    if head is None or getattr(head, "weight", None) is None:
+    """The module of a causal language model, also inside of peft's, that turns hidden states into logits."""
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    if getattr(head, "weight", None) is None:
         raise ConfigError(
             f"{type(model).__name__} has no head for tokens: load it with AutoModelForCausalLM, or let its "
             f"get_output_embeddings return the layer that computes the logits."
@@ -68,11 +60,7 @@ def find_head(model: Any) -> Any:
 
 
 def head_shape(model: Any) -> tuple[int, int]:
-    """(vocabulary, d) of the head, also when it is sharded over processes.
-
-    Raises:
-        ConfigError: as ``find_head``; or the head is flattened, as by the first version of FSDP.
-    """
+    """(vocabulary, d) of the head, also when it is sharded over processes; the first version of FSDP flattens it."""
     weight = find_head(model).weight
     shape = tuple(getattr(weight, "ds_shape", weight.shape))  # under ZeRO-3 the weight itself is empty
     if len(shape) != 2 or 0 in shape:
@@ -83,11 +71,7 @@ def head_shape(model: Any) -> tuple[int, int]:
 
 
 def head_rows(model: Any) -> Tensor:
-    """The rows (vocabulary, d), without gradient. If the head is sharded over processes, all of them have to call.
-
-    Raises:
-        ConfigError: as ``head_shape``.
-    """
+    """The rows (vocabulary, d), without gradient. If the head is sharded over processes, all of them have to call."""
     head_shape(model)
     weight = find_head(model).weight
     if hasattr(weight, "ds_id"):  # DeepSpeed's ZeRO-3: whole inside of the block only

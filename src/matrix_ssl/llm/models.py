@@ -32,14 +32,7 @@ def is_folder(model: str) -> bool:
 
 
 def find_model(model: str) -> tuple[str, dict[str, Any]]:
-    """The folder of a model, or its name on the hub, and the settings of its fine-tuning.
-
-    Args:
-        model: the folder of a fine-tuning, the folder of a model, or a name of the hub; the last two have no settings.
-
-    Raises:
-        RunFolderError: the fine-tuning is not complete.
-    """
+    """The folder of a model, or its name on the hub, and the settings if ``model`` is the folder of a fine-tuning."""
     run = Path(model)
     if not is_folder(model) or not (run / ENVIRONMENT).is_file():
         return model, {}
@@ -49,12 +42,7 @@ def find_model(model: str) -> tuple[str, dict[str, Any]]:
 
 
 def open_tokenizer(model: str) -> "PreTrainedTokenizerBase":
-    """The tokenizer of a model, or the one in the folder of a configuration.
-
-    Raises:
-        CheckpointError: there is none, or it needs code of its own.
-        MissingExtra: transformers is not installed.
-    """
+    """The tokenizer of a model, or the one in the folder of a configuration."""
     transformers = import_extra("transformers", extra="llm")
     place = model.removeprefix(FROM_CONFIG)
     if is_folder(place):
@@ -73,18 +61,11 @@ def open_model(model: str, *, seed: int = 0, adapter: bool = False, four_bits_on
     """A causal language model, a ``transformers.PreTrainedModel`` in float32.
 
     Args:
-        model: a folder with a configuration and safetensors, a name of the hub, or ``config:`` and a folder or file
-            with a configuration, for random weights.
-        seed: of random weights.
+        model: a folder, a name of the hub, or ``config:`` and a folder or file, for random weights from the seed.
         adapter: also open a folder with an adapter and the name of its base.
         four_bits_on: the device of a model whose linear layers but the head are held in four bits, and which needs
             adapters to be trained. Dettmers et al., "QLoRA: Efficient Finetuning of Quantized LLMs", NeurIPS 2023:
             NF4, with quantized scales.
-
-    Raises:
-        CheckpointError: configuration or weights are missing or damaged, or need code of their own.
-        ConfigError: it is an unexpected adapter, or random weights are requested in four bits.
-        MissingExtra: transformers is not installed, or bitsandbytes for four bits.
     """
     transformers = import_extra("transformers", extra="llm")
     if model.startswith(FROM_CONFIG):
@@ -99,8 +80,8 @@ def open_model(model: str, *, seed: int = 0, adapter: bool = False, four_bits_on
         except (OSError, ValueError, KeyError) as error:
             raise CheckpointError(f"{path} is not the configuration of a model: {error}") from error
         transformers.set_seed(seed)
-        auto = transformers.AutoModelForCausalLM
-        return open_pretrained(auto.from_config, config, place=str(path), dtype=torch.float32)
+        opener = transformers.AutoModelForCausalLM.from_config
+        return open_pretrained(opener, config, place=str(path), dtype=torch.float32)
     quantized = {} if four_bits_on is None else _four_bits(four_bits_on)
     if is_folder(model):
         _check_folder(Path(model), adapter=adapter)
@@ -111,16 +92,7 @@ def open_model(model: str, *, seed: int = 0, adapter: bool = False, four_bits_on
 
 
 def open_body(model: str) -> Any:
-    """A ``transformers.PreTrainedModel`` without its head, in the precision of its weights, for evaluation, on the CPU.
-
-    Args:
-        model: a folder with a configuration and safetensors, or a name of the hub.
-
-    Raises:
-        CheckpointError: configuration or weights are missing, damaged or incomplete.
-        ConfigError: it is an adapter, or an encoder with a decoder.
-        MissingExtra: transformers is not installed.
-    """
+    """A model of a folder or the hub without its head, in the precision of its weights, for evaluation, on the CPU."""
     if is_folder(model):
         _check_folder(Path(model), adapter=False)
     with quiet_transformers(least=logging.ERROR) as transformers:  # it warns of the unused head
@@ -137,10 +109,8 @@ def untrained(body: "PreTrainedModel", *, seed: int) -> Any:
     """The same architecture with the random weights that transformers begins with, a function of the seed."""
     with quiet_transformers(least=logging.ERROR) as transformers, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        auto = transformers.AutoModel
-        return open_pretrained(
-            auto.from_config, body.config, place=str(body.config.name_or_path), dtype=body.dtype
-        ).eval()
+        place = str(body.config.name_or_path)
+        return open_pretrained(transformers.AutoModel.from_config, body.config, place=place, dtype=body.dtype).eval()
 
 
 def add_lora(model: "PreTrainedModel", *, rank: int, seed: int) -> Any:
@@ -148,9 +118,6 @@ def add_lora(model: "PreTrainedModel", *, rank: int, seed: int) -> Any:
 
     Reference: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022. The scale is 2, alpha being
     twice the rank, and there is no dropout.
-
-    Raises:
-        MissingExtra: peft is not installed.
     """
     peft = import_extra("peft", extra="llm")
     import_extra("transformers", extra="llm").set_seed(seed)
@@ -158,12 +125,19 @@ def add_lora(model: "PreTrainedModel", *, rank: int, seed: int) -> Any:
     return peft.get_peft_model(model, config)
 
 
+def check_tokens(body: Any, largest: int, name: str) -> None:
+    """Raises ConfigError if the model has no embedding for the largest token of a text."""
+    if largest >= (rows := body.get_input_embeddings().num_embeddings):
+        raise ConfigError(
+            f"Token id {largest} exceeds the {rows} embeddings of {name}; tokenizer and model do not match."
+        )
+
+
 def _load(auto: Any, model: str, **options: Any) -> tuple[Any, list[str]]:
     """A model, and the names of its tensors that its files lack."""
+    options |= {"use_safetensors": True, "output_loading_info": True}
     try:
-        opened, loading = open_pretrained(
-            auto.from_pretrained, model, place=model, use_safetensors=True, output_loading_info=True, **options
-        )
+        opened, loading = open_pretrained(auto.from_pretrained, model, place=model, **options)
     except CheckpointError:
         raise
     except Exception as error:  # damaged files raise errors of all kinds
@@ -185,8 +159,7 @@ def _four_bits(device: torch.device) -> dict[str, Any]:
 
 
 def _check_complete(model: str, missing: Iterable[str]) -> None:
-    names = sorted(missing)
-    if names:
+    if names := sorted(missing):
         raise CheckpointError(
             f"{model} lacks {len(names)} tensors of the model, for example {names[0]}, which would be random: copy all "
             f"of its weight files."

@@ -1,15 +1,15 @@
 """Exact match on GSM8K by lm-evaluation-harness, zero-shot, greedy, with the prompt of the fine-tuning.
 
-The harness generates, extracts and compares; this file supplies the prompts and keeps the answers. Three extractions
-are scored: ``strict-match`` takes the number after "#### ", ``flexible-extract`` the last number, both as the harness's
-own task does, and ``answer-is`` the number after the last "The answer is", as MetaMath's models write it. Numbers are
-compared as text, without commas, dollar signs and a final full stop: 18.0 is not 18.
+Three extractions are scored: ``strict-match`` takes the number after "#### ", ``flexible-extract`` the last number, as
+in the harness's own task, and ``answer-is`` the number after the last "The answer is", as MetaMath's models write it.
+Numbers are compared as text, without commas, dollar signs and a final full stop: 18.0 is not 18.
 
 Reference: Cobbe et al., "Training Verifiers to Solve Math Word Problems", arXiv 2110.14168, 2021.
 """
 
 import importlib.resources
 import json
+import operator
 import re
 import tempfile
 from collections.abc import Sequence
@@ -85,31 +85,13 @@ def default_extraction(template: TemplateName) -> Extraction:
 
 
 def score_model(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    rows: Rows,
-    *,
-    template: TemplateName,
-    columns: tuple[str, ...] = (),
-    limit: int | None = None,
-    batch_size: int = 16,
-    max_new_tokens: int = 512,
-    extraction: Extraction | None = None,
-) -> Score:
-    """Scores a model of transformers on questions.
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", rows: Rows, *,
+    template: TemplateName, columns: tuple[str, ...] = (), limit: int | None = None, batch_size: int = 16,
+    max_new_tokens: int = 512, extraction: Extraction | None = None,
+) -> Score:  # fmt: skip
+    """Scores a causal model, on the device where it is, on the first ``limit`` questions.
 
-    Args:
-        model: a causal model, on the device where it runs.
-        rows: questions, and answers that end in "####" and a number, or are a number alone.
-        limit: maximum number of questions, from the first.
-        batch_size: questions answered together.
-        max_new_tokens: maximum tokens per answer.
-        extraction: None for ``default_extraction``.
-
-    Raises:
-        ConfigError: template or extraction are unknown, or prompt and answer exceed the model's positions.
-        DataError: questions or answers are missing.
-        MissingExtra: the harness is not installed.
+    Correct answers end in "####" and a number, or are a number alone. ``extraction`` None is ``default_extraction``.
     """
     check_template(template, tokenizer)
     docs = make_docs(exchanges(rows, find_columns(rows, columns))[:limit], template=template, tokenizer=tokenizer)
@@ -131,24 +113,14 @@ def score_model(
         pretrained=model, tokenizer=tokenizer, batch_size=batch_size, add_bos_token=None if special else False,
         max_length=positions, trust_remote_code=False,
     )  # fmt: skip
-    return score_with(
-        writer,
-        docs,
-        stops=STOPS[template],
-        max_new_tokens=max_new_tokens,
-        extraction=extraction or default_extraction(template),
-    )
+    extraction = extraction or default_extraction(template)
+    return score_with(writer, docs, stops=STOPS[template], max_new_tokens=max_new_tokens, extraction=extraction)
 
 
 def score_with(
     writer: Any, docs: Sequence[dict[str, str]], *, stops: Sequence[str], max_new_tokens: int, extraction: Extraction
 ) -> Score:
-    """``score_model`` for any ``lm_eval.api.model.LM``.
-
-    Args:
-        docs: of ``make_docs``.
-        stops: strings that end an answer.
-    """
+    """``score_model`` for any ``lm_eval.api.model.LM`` and the docs of ``make_docs``; ``stops`` end an answer."""
     if extraction not in get_args(Extraction):
         raise ConfigError(f"extraction={extraction!r} is unknown: choose one of {', '.join(get_args(Extraction))}.")
     lm_eval = import_extra("lm_eval", extra="llm")
@@ -162,59 +134,42 @@ def score_with(
         tasks = TaskManager(include_defaults=False).load([task])  # reading the harness's own tasks takes long
         output = lm_eval.evaluate(writer, tasks, bootstrap_iters=0, log_samples=True)  # sets no seeds, asks no git
     accuracies = {name: float(output["results"][_NAME][f"exact_match,{name}"]) for name in get_args(Extraction)}
-    samples = {s["doc_id"]: s for s in output["samples"][_NAME] if s["filter"] == extraction}
+    chosen = (sample for sample in output["samples"][_NAME] if sample["filter"] == extraction)
+    samples = sorted(chosen, key=operator.itemgetter("doc_id"))
     answers = [
         Answered(
-            question=doc["question"],
-            prompt=doc["prompt"],
-            completion=samples[number]["resps"][0][0],
-            extracted=samples[number]["filtered_resps"][0],
-            gold=doc["answer"],
-            right=bool(samples[number]["exact_match"]),
+            doc["question"], doc["prompt"], completion=sample["resps"][0][0], extracted=sample["filtered_resps"][0],
+            gold=doc["answer"], right=bool(sample["exact_match"]),
         )
-        for number, doc in enumerate(docs)
-    ]
+        for doc, sample in zip(docs, samples, strict=True)
+    ]  # fmt: skip
     return Score(extraction, accuracies, answers)
 
 
 def make_docs(
     questions: Sequence[Exchange], *, template: TemplateName, tokenizer: "PreTrainedTokenizerBase"
 ) -> list[dict[str, str]]:
-    """The rows that the task file reads: question, prompt, and the correct number as text.
-
-    Raises:
-        DataError: an answer has no number.
-    """
+    """The rows that the task file reads: question, prompt, and the correct number as text."""
     return [
-        {
-            "question": question.messages[-1]["content"],
-            "prompt": prompt(question, template, tokenizer),
-            "answer": _gold(question, number),
-        }
-        for number, question in enumerate(questions, 1)
-    ]
+        {"question": asked.messages[-1]["content"], "prompt": prompt(asked, template, tokenizer),
+         "answer": _gold(asked, number)}
+        for number, asked in enumerate(questions, 1)
+    ]  # fmt: skip
 
 
 def read_task() -> dict[str, Any]:
     """The packaged task of the harness, without its data."""
     import yaml
 
-    text = importlib.resources.files("matrix_ssl.llm").joinpath("tasks", "gsm8k.yaml").read_text("utf-8")
-    return yaml.safe_load(text)
+    return yaml.safe_load(importlib.resources.files("matrix_ssl.llm").joinpath("tasks", "gsm8k.yaml").read_bytes())
 
 
 def write_answers(path: Path, score: Score) -> None:
-    """Writes a JSON line for each question.
-
-    Raises:
-        RunFolderError: the file cannot be written.
-    """
-    text = "".join(json.dumps(vars(answer), ensure_ascii=False) + "\n" for answer in score.answers)
-    write_text(path, text)
+    """Writes a JSON line for each question."""
+    write_text(path, "".join(json.dumps(vars(answer), ensure_ascii=False) + "\n" for answer in score.answers))
 
 
 def _gold(question: Exchange, number: int) -> str:
-    gold = question.answer.rpartition(_MARK)[2].strip()
-    if not re.fullmatch(r"\S*\d\S*", gold):
+    if not re.fullmatch(r"\S*\d\S*", gold := question.answer.rpartition(_MARK)[2].strip()):
         raise DataError(f"The answer to question {number} ends in {gold[-40:]!r}, not in a number after {_MARK}.")
     return gold

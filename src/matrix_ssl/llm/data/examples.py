@@ -48,11 +48,7 @@ def make_examples(
 ) -> Examples:
     """Tokens of every row. Prompt and answer are encoded separately, so a prompt has the same tokens in scoring.
 
-    Args:
-        max_length: longer sequences lose their end, and with it the end token.
-
-    Raises:
-        DataError: the tokenizer has no end token, or no row has a token to learn.
+    Sequences longer than ``max_length`` lose their end, and with it the end token.
     """
     end = tokenizer.eos_token_id
     if end is None:
@@ -78,12 +74,9 @@ def make_examples(
             f"ignored: raise max_length."
         )
     return Examples(
-        torch.frombuffer(tokens, dtype=torch.int32),
-        torch.frombuffer(starts, dtype=torch.int64),
-        torch.frombuffer(prompts, dtype=torch.int64),
-        cut=cut,
-        dropped=dropped,
-    )
+        torch.frombuffer(tokens, dtype=torch.int32), torch.frombuffer(starts, dtype=torch.int64),
+        torch.frombuffer(prompts, dtype=torch.int64), cut=cut, dropped=dropped,
+    )  # fmt: skip
 
 
 def collator(tokenizer: "PreTrainedTokenizerBase") -> "DataCollatorForSeq2Seq":

@@ -27,12 +27,7 @@ class Rows:
 
 
 def read_rows(data: str) -> Rows:
-    """Reads ``FILE.jsonl``, ``FILE.jsonl.gz``, ``FILE.json`` or ``hf:NAME``, the split train of a dataset of the hub.
-
-    Raises:
-        DataError: it is missing, empty, not UTF-8, or not JSON; the message names the line.
-        MissingExtra: the data are on the hub, and datasets is not installed.
-    """
+    """Reads ``FILE.jsonl``, ``FILE.jsonl.gz``, ``FILE.json`` or ``hf:NAME``, the split train of a dataset."""
     if data.startswith(_HUB):
         return _read_hub(data)
     path = Path(data)
@@ -48,14 +43,7 @@ def read_rows(data: str) -> Rows:
 
 
 def find_columns(rows: Rows, columns: Sequence[str] = ()) -> tuple[str, ...]:
-    """The columns with questions and answers, or the one with conversations.
-
-    Args:
-        columns: their names; empty for the first of ``KNOWN`` that the first row has.
-
-    Raises:
-        DataError: a column is missing, or more than two are named.
-    """
+    """The columns with questions and answers, or messages: those named, or the first of ``KNOWN`` in the first row."""
     present = list(rows.rows[0])
     if len(columns) > 2:
         raise DataError(f"--columns {','.join(columns)}: name a question and an answer, or one column of messages.")
@@ -72,11 +60,7 @@ def find_columns(rows: Rows, columns: Sequence[str] = ()) -> tuple[str, ...]:
 
 
 def exchanges(rows: Rows, columns: tuple[str, ...]) -> list[Exchange]:
-    """Every row as messages and the answer to them: the second column, or the last message.
-
-    Raises:
-        DataError: a row lacks a column, or has a wrong type there.
-    """
+    """Every row as messages and the answer to them: the second column, or the last message."""
     return [_exchange(row, columns, f"{rows.name}, row {number}") for number, row in enumerate(rows.rows, 1)]
 
 

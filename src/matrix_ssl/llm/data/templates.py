@@ -23,11 +23,7 @@ _PROMPTS = {
     ),
     "plain": "{question}\n",
 }
-STOPS = {
-    "metamath": ("### Instruction:",),
-    "plain": (),
-    "chat": (),
-}  # strings that also end an answer
+STOPS = {"metamath": ("### Instruction:",), "plain": (), "chat": ()}  # strings that also end an answer
 
 
 class Exchange(NamedTuple):
@@ -56,11 +52,7 @@ def adds_special_tokens(name: str) -> bool:
 
 
 def prompt(exchange: Exchange, template: str, tokenizer: "PreTrainedTokenizerBase") -> str:
-    """The text before the answer.
-
-    Raises:
-        DataError: the template does not take these messages.
-    """
+    """The text before the answer."""
     if template == "chat":
         return _render(exchange.messages, tokenizer, add_generation_prompt=True)
     if len(exchange.messages) != 1 or exchange.messages[0]["role"] != "user":
@@ -72,11 +64,7 @@ def prompt(exchange: Exchange, template: str, tokenizer: "PreTrainedTokenizerBas
 
 
 def answer(exchange: Exchange, template: str, tokenizer: "PreTrainedTokenizerBase") -> str:
-    """The text after the prompt, without an end token unless the template writes one.
-
-    Raises:
-        DataError: the chat template writes the prompt differently when an answer follows.
-    """
+    """The text after the prompt, without an end token unless the template writes one."""
     if template != "chat":
         return exchange.answer
     before = prompt(exchange, template, tokenizer)
@@ -94,10 +82,8 @@ def _render(
 ) -> str:
     from jinja2 import TemplateError
 
-    conversation = [dict(message) for message in messages]
+    chat = [dict(message) for message in messages]
     try:
-        return str(
-            tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=add_generation_prompt)
-        )
+        return str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=add_generation_prompt))
     except TemplateError as error:
         raise DataError(f"The tokenizer's chat template refuses a conversation: {error}.") from error

@@ -6,6 +6,7 @@ the text. The device holds one model at a time.
 """
 
 import importlib.metadata
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -48,19 +49,15 @@ class DiagnoseSettings:
 def diagnose(
     settings: DiagnoseSettings, out: Path, *, device: torch.device, on_progress: Progress = lambda name, windows: None
 ) -> dict[str, Any]:
-    """Measures the model and the reference, and writes ``diagnose.json`` and ``diagnose.html`` into a folder.
+    """Measures the model and the reference, writes ``diagnose.json`` and ``diagnose.html``, and returns the former.
 
-    Earlier results there are replaced only when everything is computed.
-
-    Returns:
-        The content of ``diagnose.json``.
+    Earlier results in the folder are replaced only when everything is computed.
 
     Raises:
         CheckpointError: a model or the tokenizer cannot be opened.
         ConfigError: a setting cannot work with the model, or the reference has a different depth or width.
         DataError: the text cannot be read, or has fewer than two tokens.
         MatrixError: hidden states are not finite, or all equal; the error names the layer.
-        MissingExtra: transformers is not installed.
         RunFolderError: the folder cannot be written.
     """
     with lock(out):
@@ -75,32 +72,12 @@ def diagnose(
 
 
 def measure(
-    model: "PreTrainedModel",
-    batches: Iterable[list[list[int]]],
-    layers: Sequence[int],
-    *,
-    name: str,
-    on_progress: Progress,
+    model: "PreTrainedModel", batches: Iterable[list[list[int]]], layers: list[int], *, name: str, on_progress: Progress
 ) -> list[Measures]:
-    """The measures of layers of a model of transformers, over batches of windows of one length.
-
-    Args:
-        model: its ``hidden_states`` are the output of the embeddings, then of every layer.
-        layers: indices into these.
-        name: the model's name, for errors and progress.
-
-    Raises:
-        ConfigError: the model has no embedding for a token.
-        MatrixError: hidden states are not finite, or all equal within a window; the error names layer and window.
-    """
+    """The measures of layers of a model, over batches of windows of one length; layer 0 is the embeddings."""
     statistics = [TokenStatistics() for _ in layers]
-    embeddings: Any = model.get_input_embeddings()
     for batch in batches:
-        if (largest := max(map(max, batch))) >= embeddings.num_embeddings:
-            raise ConfigError(
-                f"Token id {largest} exceeds the {embeddings.num_embeddings} embeddings of {name}; tokenizer and "
-                f"model do not match."
-            )
+        models.check_tokens(model, max(map(max, batch)), name)
         with torch.inference_mode():
             hidden = model(input_ids=torch.tensor(batch, device=model.device), output_hidden_states=True).hidden_states
         for layer, one in zip(layers, statistics, strict=True):
@@ -114,19 +91,14 @@ def measure(
 
 
 def choose_layers(layers: str, depth: int) -> list[int]:
-    """The layers that ``"all"``, ``"last"`` or numbers separated by commas stand for.
-
-    Raises:
-        ConfigError: it is none of these, or the model, of ``depth`` layers, has no such layer.
-    """
+    """The layers that ``"all"``, ``"last"`` or numbers separated by commas stand for, of ``depth`` layers."""
     if layers in ("all", "last"):
         return list(range(depth + 1)) if layers == "all" else [depth]
     try:
         chosen = sorted({int(number) for number in layers.split(",")})
     except ValueError:
         raise ConfigError(f"--layers {layers!r}: pass all, last, or numbers such as 0,6,12.") from None
-    outside = [number for number in chosen if not 0 <= number <= depth]
-    if outside:
+    if outside := [number for number in chosen if not 0 <= number <= depth]:
         raise ConfigError(f"--layers: there is no layer {outside[0]}; 0 is the embeddings, {depth} the last layer.")
     return chosen
 
@@ -145,12 +117,10 @@ def _measure_both(settings: DiagnoseSettings, device: torch.device, on_progress:
         windows = reading.token_windows(
             reading.read_blocks(settings.text),
             lambda block: tokenizer(block, add_special_tokens=False, verbose=False).input_ids,
-            length=length,
-            before=before,
-            after=after,
-            max_tokens=settings.max_tokens,
-        )
-        return reading.batches(windows, settings.batch_size)
+            length=length, before=before, after=after, max_tokens=settings.max_tokens,
+        )  # fmt: skip
+        while batch := list(itertools.islice(windows, settings.batch_size)):
+            yield batch
 
     about = _about(settings.model, model)
     measures = measure(model.to(device), batches(), layers, name=settings.model, on_progress=on_progress)
@@ -170,8 +140,7 @@ def _measure_both(settings: DiagnoseSettings, device: torch.device, on_progress:
         "max_tokens": settings.max_tokens,
         "window": length,
         "special_tokens": {
-            "before": tokenizer.convert_ids_to_tokens(before),
-            "after": tokenizer.convert_ids_to_tokens(after),
+            side: tokenizer.convert_ids_to_tokens(ids) for side, ids in (("before", before), ("after", after))
         },
         "windows": measures[0].windows,
         "tokens": measures[0].tokens,
@@ -212,13 +181,9 @@ def _config(model: "PreTrainedModel") -> Any:
 
 
 def _about(name: str, model: "PreTrainedModel") -> dict[str, Any]:
-    return {
-        "name": name,
-        "type": model.config.model_type,
-        "layers": _config(model).num_hidden_layers,
-        "width": _config(model).hidden_size,
-        "precision": str(model.dtype).removeprefix("torch."),
-    }
+    config = _config(model)
+    return {"name": name, "type": model.config.model_type, "layers": config.num_hidden_layers,
+            "width": config.hidden_size, "precision": str(model.dtype).removeprefix("torch.")}  # fmt: skip
 
 
 def _values(measures: Measures) -> dict[str, Any]:

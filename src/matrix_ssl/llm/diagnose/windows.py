@@ -16,9 +16,6 @@ def read_blocks(path: Path) -> Iterator[str]:
     """The text of a UTF-8 file in blocks of up to ``BLOCK`` characters, each but the last ending in a line break.
 
     A block without one ends in other white space, and without that anywhere.
-
-    Raises:
-        DataError: the file is absent, unreadable or empty, or a byte is not UTF-8; the error names its offset.
     """
     rest, characters = "", 0
     try:
@@ -54,15 +51,7 @@ def token_windows(
     """The text as windows of ``length`` tokens, the special ones of ``before`` and ``after`` among them.
 
     An incomplete last window is dropped, unless it is the only one. So all windows of a text have the same length, and
-    batches need no padding.
-
-    Args:
-        encode: the tokens of a block, without special ones.
-        max_tokens: of the text; None for all.
-
-    Raises:
-        ConfigError: the special tokens leave no room.
-        DataError: the text has fewer than two tokens.
+    batches need no padding. ``encode`` gives the tokens of a block without special ones.
     """
     room = length - len(before) - len(after)
     if room < 1:
@@ -96,18 +85,6 @@ def special_tokens(tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], lis
     return dressed[:start], dressed[start + len(plain) :]
 
 
-def batches(windows: Iterable[list[int]], size: int) -> Iterator[list[list[int]]]:
-    """Lists of ``size`` windows; the last one may be shorter."""
-    batch: list[list[int]] = []
-    for window in windows:
-        batch.append(window)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
-
-
 def _not_utf8(path: Path) -> DataError:
     """The error for a file that is not UTF-8, with the first wrong byte of the whole file."""
     try:
@@ -121,4 +98,4 @@ def _not_utf8(path: Path) -> DataError:
 def _last_break(text: str) -> int:
     """The position after the last line break, else after the last white space, else the end."""
     end = text.rfind("\n") + 1
-    return end or next((i + 1 for i in range(len(text) - 1, -1, -1) if text[i].isspace()), len(text))
+    return end or next((i for i in range(len(text), 0, -1) if text[i - 1].isspace()), len(text))

@@ -21,7 +21,7 @@ from matrix_ssl.llm.data.question_files import Rows, exchanges, find_columns, re
 from matrix_ssl.llm.data.templates import check_template
 from matrix_ssl.llm.finetune.settings import MODEL, RESULT, FineTuneSettings, training_arguments
 from matrix_ssl.llm.finetune.trainer import MatrixTrainer, Recorder, check_trainable
-from matrix_ssl.llm.models import FROM_CONFIG, add_lora, open_model, open_tokenizer
+from matrix_ssl.llm.models import FROM_CONFIG, add_lora, check_tokens, open_model, open_tokenizer
 from matrix_ssl.runs import devices
 from matrix_ssl.runs.display import Display
 from matrix_ssl.runs.files import cannot_write, read_json, write_json
@@ -71,14 +71,9 @@ class Prepared:
 
 
 def prepare(settings: FineTuneSettings, out: Path, *, device: torch.device) -> Prepared:
-    """Reads the data, opens tokenizer and model, and checks that they match.
-
-    Raises:
-        MatrixSSLError: what is wrong with settings, data or model.
-    """
-    arguments = training_arguments(
-        settings, output=out / CHECKPOINTS, processes=distributed.world_size(), device=device
-    )
+    """Reads the data, opens tokenizer and model, and checks that they match."""
+    processes = distributed.world_size()
+    arguments = training_arguments(settings, output=out / CHECKPOINTS, processes=processes, device=device)
     rows = read_rows(settings.data)
     tokenizer = open_tokenizer(settings.model)
     check_template(settings.template, tokenizer)
@@ -102,65 +97,49 @@ def prepare(settings: FineTuneSettings, out: Path, *, device: torch.device) -> P
 def run(prepared: Prepared, out: Path, *, display: Display) -> dict[str, Any]:
     """Trains, or resumes after the newest checkpoint, and writes model and result.
 
-    Args:
-        out: the folder; the main process has claimed it and holds its lock.
-
-    Returns:
-        The content of ``finetune.json``; empty except on the main process.
-
-    Raises:
-        Interrupted: a signal was received; a checkpoint has been written.
-        MatrixSSLError: what is wrong and what to do.
+    The main process has claimed the folder and holds its lock; it returns the content of ``finetune.json``, the others
+    nothing. A signal raises Interrupted after a checkpoint.
     """
     started = time.monotonic()
-    newest = newest_checkpoint(out)
-    done = int(newest.name.rpartition("-")[2]) if newest else 0
+    complete = (state.parent for state in (out / CHECKPOINTS).glob(f"checkpoint-*/{_STATE}"))
+    checkpoints = {int(folder.name.rpartition("-")[2]): str(folder) for folder in complete}
+    done = max(checkpoints, default=0)
     with collected() as received:
         recorder = Recorder(out, after_step=done, received=received, display=display)
         trainer = _trainer(prepared, recorder)
-        if newest:
+        if done:
             display.say(f"Resuming after step {done}.")
-        trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+        trainer.train(resume_from_checkpoint=checkpoints.get(done))
     if recorder.stopped_by:
         raise Interrupted(recorder.stopped_by, after=f" after a checkpoint at step {trainer.state.global_step}")
     _save_model(trainer, out)
-    result: dict[str, Any] = {}
-    if distributed.is_main():
-        parameters = list(prepared.model.parameters())
-        result = {
-            "finished": True,
-            "steps": trainer.state.global_step,
-            "losses": {"first": recorder.lines[0], "last": recorder.lines[-1]} if recorder.lines else {},
-            "counts": prepared.counts(),
-            "parameters": _count(parameters),
-            "parameters_trained": _count(p for p in parameters if p.requires_grad),
-            "seconds_since_last_start": time.monotonic() - started,
-            **prepared.description(),
-            "environment": read_json(out / ENVIRONMENT),
-        }
-        write_json(out / RESULT, result)  # last: it marks the run complete
-        shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)  # several times as large as the model
+    if not distributed.is_main():
+        return {}
+    parameters = list(prepared.model.parameters())
+    result: dict[str, Any] = {
+        "finished": True,
+        "steps": trainer.state.global_step,
+        "losses": {"first": recorder.lines[0], "last": recorder.lines[-1]} if recorder.lines else {},
+        "counts": prepared.counts(),
+        "parameters": _count(parameters),
+        "parameters_trained": _count(p for p in parameters if p.requires_grad),
+        "seconds_since_last_start": time.monotonic() - started,
+        **prepared.description(),
+        "environment": read_json(out / ENVIRONMENT),
+    }
+    write_json(out / RESULT, result)  # last: it marks the run complete
+    shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)  # several times as large as the model
     return result
-
-
-def newest_checkpoint(out: Path) -> Path | None:
-    """The folder of the last complete checkpoint."""
-    whole = (path.parent for path in (out / CHECKPOINTS).glob(f"checkpoint-*/{_STATE}"))
-    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
 def _trainer(prepared: Prepared, recorder: Recorder) -> MatrixTrainer:
     from transformers import PrinterCallback
 
     trainer = MatrixTrainer(
-        model=prepared.model,
-        args=prepared.arguments,
-        train_dataset=prepared.examples,
-        data_collator=collator(prepared.tokenizer),
-        processing_class=prepared.tokenizer,
-        callbacks=[recorder],
+        model=prepared.model, args=prepared.arguments, train_dataset=prepared.examples,
+        data_collator=collator(prepared.tokenizer), processing_class=prepared.tokenizer, callbacks=[recorder],
         matrix=prepared.settings.objective,
-    )
+    )  # fmt: skip
     trainer.remove_callback(PrinterCallback)
     return trainer
 
@@ -191,12 +170,7 @@ def _save_model(trainer: MatrixTrainer, out: Path) -> None:
 
 
 def _check_tokens(examples: Examples, model: "PreTrainedModel", settings: FineTuneSettings) -> None:
-    embeddings: Any = model.get_input_embeddings()
-    if (largest := int(examples.tokens.max())) >= embeddings.num_embeddings:
-        raise ConfigError(
-            f"Token id {largest} exceeds the {embeddings.num_embeddings} embeddings of {settings.model}; tokenizer and "
-            f"model do not match."
-        )
+    check_tokens(model, int(examples.tokens.max()), settings.model)
     longest = int(examples.starts.diff().max())
     positions = getattr(model.config, "max_position_embeddings", None)
     if positions is not None and longest > positions:

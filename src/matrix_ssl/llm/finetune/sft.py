@@ -24,10 +24,7 @@ class MatrixSFTTrainer(MatrixTrainer, SFTTrainer):
     """
 
     def __init__(self, *args: Any, matrix: Objective = DEFAULTS, **kwargs: Any):
-        """Takes the arguments of ``trl.SFTTrainer``.
-
-        Args:
-            matrix: the constants of the loss.
+        """Takes the arguments of ``trl.SFTTrainer``, and the constants of the loss as ``matrix``.
 
         Raises:
             ConfigError: as for ``MatrixTrainer``, or ``loss_type`` is a different loss.

@@ -1,11 +1,9 @@
 """transformers' ``Trainer`` with cross-entropy plus matrix cross-entropy, and the callback that records a run.
 
-The loss is computed from the logits of the model's forward, so the hooks of DistributedDataParallel and FSDP, adapters,
-scaled or capped logits and gradient checkpointing stay as they are. The rows of the head are read without gradient.
-
-Sums are divided by ``num_items_in_batch``, the labels counted in all micro-batches and processes of a step, and
-multiplied by the number of processes, because DistributedDataParallel averages gradients: as the Trainer does it for
-the model's own loss. So with ``weight=0`` the training is that of ``Trainer``, up to rounding.
+The loss comes from the logits of the model's forward, so the hooks of DistributedDataParallel and FSDP, adapters,
+scaled or capped logits and gradient checkpointing stay as they are. Sums are divided by ``num_items_in_batch``, the
+labels of a step, and multiplied by the number of processes, because DistributedDataParallel averages gradients: as the
+Trainer does for the model's own loss. So with ``weight=0`` the training is that of ``Trainer``, up to rounding.
 """
 
 import math
@@ -34,16 +32,7 @@ _KEYS = ("loss", "ce", "mce", "grad_norm", "learning_rate", "epoch")
 
 
 def check_trainable(model: Any, tokenizer: Any, arguments: Any, matrix: Objective) -> None:
-    """Checks that a model can be trained with the loss.
-
-    Args:
-        tokenizer: the Trainer's ``processing_class``, or None.
-        arguments: ``transformers.TrainingArguments``.
-
-    Raises:
-        ConfigError: the model has no suitable head, the tokenizer has tokens without a row, a constant of the loss is
-            out of range, or an argument is not supported by the loss.
-    """
+    """Checks that a model can be trained with the loss, under ``TrainingArguments`` and with a tokenizer or None."""
     vocabulary, d = head_shape(model)
     check_objective(matrix, vocabulary=vocabulary, d=d)
     if hasattr(tokenizer, "get_vocab"):
@@ -65,7 +54,7 @@ def check_trainable(model: Any, tokenizer: Any, arguments: Any, matrix: Objectiv
 class MatrixTrainer(Trainer):
     """``transformers.Trainer`` whose loss is cross-entropy plus ``matrix.weight`` times matrix cross-entropy.
 
-    It trains whole models and those that peft has wrapped. It logs ``ce`` and ``mce``, in nats: means over the tokens
+    It trains whole models and those that peft has wrapped, and logs ``ce`` and ``mce``, in nats: means over the tokens
     of all micro-batches and processes of a step, and over the steps since the last line, so that
     ``loss = ce + matrix.weight · mce`` in every line.
 
@@ -75,13 +64,11 @@ class MatrixTrainer(Trainer):
 
     # the library's parameters change from release to release: all are passed on
     def __init__(self, *args: Any, matrix: Objective = DEFAULTS, **kwargs: Any):
-        """Takes the arguments of ``transformers.Trainer``.
-
-        Args:
-            matrix: the constants of the loss.
+        """Takes the arguments of ``transformers.Trainer``, and the constants of the loss as ``matrix``.
 
         Raises:
-            ConfigError: as ``check_trainable``, or ``compute_loss_func`` is set.
+            ConfigError: the model has no suitable head, the tokenizer has tokens without a row, a constant of the loss
+                is out of range, or an argument is not supported by the loss.
         """
         super().__init__(*args, **kwargs)
         check_trainable(self.model, self.processing_class, self.args, matrix)
@@ -94,12 +81,9 @@ class MatrixTrainer(Trainer):
         self._since = 0
 
     def compute_loss(
-        self,
-        model: Any,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False,
         num_items_in_batch: int | Tensor | None = None,
-    ) -> Any:
+    ) -> Any:  # fmt: skip
         """The loss of a micro-batch, ready for the backward pass.
 
         Args:
@@ -124,12 +108,9 @@ class MatrixTrainer(Trainer):
                 "output_router_logits=False in its configuration."
             )
         terms = matrix_cross_entropy_terms_from_logits(
-            _logits(outputs),
-            head_rows(self.model),
-            labels,
-            objective=self.matrix,
-            num_items_in_batch=num_items_in_batch,
-        )
+            _logits(outputs), head_rows(self.model), labels,
+            objective=self.matrix, num_items_in_batch=num_items_in_batch,
+        )  # fmt: skip
         scale = 1
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             scale = self.accelerator.num_processes // self.get_tp_size()  # processes that share a batch count once
@@ -194,8 +175,7 @@ class Recorder(TrainerCallback):
 
 
 def _logits(outputs: Any) -> Tensor:
-    logits = getattr(outputs, "logits", None)
-    if logits is None:
+    if (logits := getattr(outputs, "logits", None)) is None:
         raise ConfigError(
             "The model's forward returns no logits because a fused cross-entropy replaces them: switch off Liger's "
             "(use_liger_kernel=False, or fused_linear_cross_entropy and cross_entropy False in liger_kernel_config), "

@@ -4,9 +4,8 @@ A form describes every token i by coordinates s_i in a space of few dimensions a
 
     M = Σ_i q_i s_i s_iᵀ        value = -aᵀ log(M + ridge·I) a        ∂value/∂q_i = -s_iᵀ L s_i
 
-with L the Fréchet derivative of log at M + ridge·I in the direction aaᵀ, symmetric and positive semi-definite. So no
-token's gradient has the wrong sign: more probability on any token never raises the value, and softmax makes them
-compete.
+with L the Fréchet derivative of log at M + ridge·I in the direction aaᵀ, symmetric and positive semi-definite. So more
+probability on any token never raises the value, and softmax makes them compete.
 
     form       s_i                        a          dimensions
     closed     <y_i, y>                   1          1
@@ -62,16 +61,14 @@ def lanczos(q: Tensor, targets: Tensor, head: Head, ridge: float, steps: int) ->
     """``steps`` directions, grown from the target's by 2·steps - 1 products with the head.
 
     V (d, k) is an orthonormal basis of y, Qy, ..., Q^(k-1) y, and the value is -aᵀ log(VᵀQV + ridge·I) a with a = Vᵀy:
-    Gauss quadrature with k nodes of the mean over eigenvalues that the dense form is (Golub and Meurant, "Matrices,
-    Moments and Quadrature", 2010, chapters 6 and 7). Its error is f⁽²ᵏ⁾(ξ)/(2k)! times the integral of a square; the
-    even derivatives of f = -log(λ + ridge) are (2k-1)!/(λ + ridge)²ᵏ, above zero, hence the value is below the dense
-    one, and not below that of fewer steps. One step is the closed form, and steps that exhaust the space give the
-    dense value.
+    Gauss quadrature with k nodes of the dense form, a mean over eigenvalues (Golub and Meurant, "Matrices, Moments and
+    Quadrature", 2010, chapters 6 and 7). Its error is f⁽²ᵏ⁾(ξ)/(2k)! times the integral of a square; the even
+    derivatives of f = -log(λ + ridge) are (2k-1)!/(λ + ridge)²ᵏ > 0, hence the value is below the dense one, and not
+    below that of fewer steps. One step is the closed form; steps that exhaust the space give the dense value.
 
-    The gradient holds V fixed. For any orthonormal V that has y in its range, the value is a lower bound of the dense
-    form at every q (operator convexity of -log; Davis, 1957), and the gradient is exact for that bound. As a gradient
-    of the dense form it has k steps of conjugate gradients instead of (Q + s·I)⁻¹ y, so it is exact when k steps
-    exhaust the space, and its error falls with k as theirs does.
+    The gradient holds V fixed. For any orthonormal V with y in its range, the value is a lower bound of the dense form
+    at every q (operator convexity of -log; Davis, 1957), and the gradient is exact for that bound. As a gradient of the
+    dense form it has k steps of conjugate gradients instead of (Q + s·I)⁻¹ y: its error falls with k as theirs does.
     """
     basis = [head.unit_rows(targets)]
     coordinates = [head.products(basis[0])]
@@ -91,12 +88,11 @@ def top(q: Tensor, targets: Tensor, head: Head, ridge: float, count: int) -> Ter
     """The part of Q that the target and the ``count - 1`` most probable other tokens make up.
 
     Q_S = Σ_{i in S} q_i y_i y_iᵀ is Q without some positive semi-definite terms, and the logarithm is operator monotone
-    (Löwner, 1934), hence -yᵀ log(Q_S + ridge·I) y is above the dense value. The target is always in S: then Q_S is not
-    below q_y yyᵀ and the value not above -log(q_y + ridge), which is what the target alone gives. The probabilities are
-    those of the whole softmax, and the gradient is exact as long as S stays the same.
+    (Löwner, 1934), hence -yᵀ log(Q_S + ridge·I) y is above the dense value. The target is always in S, so the value is
+    not above -log(q_y + ridge), which the target alone gives. The probabilities are those of the whole softmax, and the
+    gradient is exact as long as S stays the same.
 
-    Everything happens in the span of the rows of S: with their Gram matrix G = CCᵀ the rows of C are coordinates of the
-    tokens in an orthonormal basis of it.
+    With the Gram matrix G = CCᵀ of the rows of S, the rows of C are their coordinates in an orthonormal basis.
     """
     tokens = _target_and_most_probable(q, targets, count)
     probabilities, rows = q.gather(1, tokens), head.unit_rows(tokens)

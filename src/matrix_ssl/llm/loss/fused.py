@@ -1,11 +1,10 @@
 """The loss chunk by chunk of positions, as functions of PyTorch that are differentiable once.
 
-With hidden states the logits are never whole: value and gradients come from one pass in the forward, and what is kept
-for the backward are the gradients. They are those of the sum over positions, before any division, in float32 or better:
-half precision would lose what is small before the factor of the mean and a loss scale arrive in the backward. The
-backward scales them in place and gives them away: a copy of the head's would cost a quarter of a product. So a second
-backward of a retained graph computes them anew. From logits the gradient is as large as they are: it is computed
-in the backward, and between the two only the logits themselves are kept.
+With hidden states the logits are never whole: one pass in the forward gives value and gradients, which are kept for the
+backward. They are those of the sum over positions, before any division, in float32 or better: half precision would lose
+what is small before the factor of the mean and a loss scale arrive in the backward. The backward scales them in place
+and gives them away: a copy of the head's would cost a quarter of a product. So a second backward of a retained graph
+computes them anew. From logits the gradient is as large as they are, so the backward computes it from the logits.
 """
 
 from collections.abc import Callable
@@ -41,12 +40,7 @@ def sums_from_logits(logits: Tensor, head_weight: Tensor, positions: Positions, 
 class _FromHidden(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        hidden: Tensor,
-        head_weight: Tensor,
-        positions: Positions,
-        objective: Objective,
-        needed: list[bool],
+        ctx: Any, hidden: Tensor, head_weight: Tensor, positions: Positions, objective: Objective, needed: list[bool]
     ) -> tuple[Tensor, ...]:
         ctx.save_for_backward(hidden, head_weight)
         ctx.arguments = positions, objective, needed
@@ -141,8 +135,8 @@ def _sum(
     ):
         q = torch.log_softmax(logits(part), 1)
         own.copy_(part.mask(-q.gather(1, part.targets.unsqueeze(1)).squeeze(1)))
-        if looks_at_values(q, None):
-            _check_finite(own, part)
+        if looks_at_values(q, None) and not own.isfinite().all():
+            raise _not_finite(own, part)
         q.exp_()
         term = matrix_term(q, part.targets, head, objective)
         of_matrix.copy_(part.mask(term.value))
@@ -162,13 +156,11 @@ def _slope(q: Tensor, term: Term, targets: Tensor, weight: float) -> Tensor:
     return q.scatter_add_(1, targets.unsqueeze(1), q.new_full((len(q), 1), -1.0))
 
 
-def _check_finite(ce: Tensor, part: Positions) -> None:
-    if ce.isfinite().all():
-        return
-    worst = int((~ce.isfinite()).nonzero()[0])
-    batch, position = divmod(int(part.rows[worst]), part.length)
-    raise NotFiniteError(
-        f"The cross-entropy at batch {batch}, position {position} is {ce[worst].item()}: the hidden states or logits "
+def _not_finite(ce: Tensor, part: Positions) -> NotFiniteError:
+    first = int((~ce.isfinite()).nonzero()[0])
+    batch, position = divmod(int(part.rows[first]), part.length)
+    return NotFiniteError(
+        f"The cross-entropy at batch {batch}, position {position} is {ce[first].item()}: the hidden states or logits "
         f"there, or the head, contain NaN or infinite values. Trace the operation that produced them, often too high a "
         f"learning rate or an overflow of half precision."
     )

@@ -41,14 +41,9 @@ class MatrixCrossEntropyTerms(NamedTuple):
 
 
 def matrix_cross_entropy_loss(
-    hidden: Tensor,
-    head_weight: Tensor,
-    labels: Tensor,
-    *,
-    objective: Objective = DEFAULTS,
-    num_items_in_batch: int | Tensor | None = None,
-    ignore_index: int = -100,
-) -> Tensor:
+    hidden: Tensor, head_weight: Tensor, labels: Tensor, *,
+    objective: Objective = DEFAULTS, num_items_in_batch: int | Tensor | None = None, ignore_index: int = -100,
+) -> Tensor:  # fmt: skip
     """The loss of ``matrix_cross_entropy_terms``, with the same arguments: a scalar in nats."""
     return matrix_cross_entropy_terms(
         hidden, head_weight, labels,
@@ -57,44 +52,38 @@ def matrix_cross_entropy_loss(
 
 
 def matrix_cross_entropy_terms(
-    hidden: Tensor,
-    head_weight: Tensor,
-    labels: Tensor,
-    *,
-    objective: Objective = DEFAULTS,
-    num_items_in_batch: int | Tensor | None = None,
-    ignore_index: int = -100,
-) -> MatrixCrossEntropyTerms:
+    hidden: Tensor, head_weight: Tensor, labels: Tensor, *,
+    objective: Objective = DEFAULTS, num_items_in_batch: int | Tensor | None = None, ignore_index: int = -100,
+) -> MatrixCrossEntropyTerms:  # fmt: skip
     """Cross-entropy plus ``weight`` times matrix cross-entropy, from hidden states; the logits are never whole.
 
-    Value and gradients are computed together, ``chunk`` positions at a time, and only the gradients are kept. So memory
-    is that of a few (chunk, vocabulary) matrices. A head that needs no gradient costs none. Beside the three products
-    of a head and its gradients, ``"closed"`` takes one more, ``"lanczos"`` 2·steps - 1, ``"top"`` small ones.
+    Value and gradients are computed together, ``chunk`` positions at a time, so memory is that of the gradients and a
+    few (chunk, vocabulary) matrices. A head that needs no gradient costs none. Beside the three products of a head and
+    its gradients, ``"closed"`` takes one more, ``"lanczos"`` 2·steps - 1, ``"top"`` small ones.
 
-    It computes in float32, float64 stays, with autocast off; a head in half precision is copied to float32 once. Labels
-    on the CPU are checked, and so is the cross-entropy. Elsewhere a check would make the device wait: a label out of
-    range is an error of the device there, and NaN in gives NaN out or an error of PyTorch's eigen-decomposition.
-    ``"closed"`` never waits for the device; that decomposition, in the other forms, does.
+    It computes in float32, float64 stays, with autocast off. Labels and cross-entropy are checked on the CPU. Elsewhere
+    a check would make the device wait: a label out of range is an error of the device there, and NaN in gives NaN out
+    or an error of PyTorch's eigen-decomposition. ``"closed"`` never waits; that decomposition in the other forms does.
 
     The defaults: ridge 0.01 is the probability from which on the matrix term pulls at least half as hard as the
-    cross-entropy. Tokens below are rare once a model is worth fine-tuning; a smaller ridge makes the term more like a
+    cross-entropy; tokens below are rare once a model is worth fine-tuning. A smaller ridge makes the term more like a
     second cross-entropy, multiplies rounding by 1/ridge, and widens the gap between ``"closed"`` and ``"dense"``, which
     is 2.1 nats at most at 0.01 and 4.0 at 0.001 (the logarithm of Specht's ratio). Weight 1 is the plain sum: the
-    pull on the target lies between one and two times that of the cross-entropy, where rows are orthogonal.
+    pull on the target is one to two times that of the cross-entropy, where rows are orthogonal.
 
     Args:
         hidden: (batch, positions, d), the last hidden states, as they enter the head.
         head_weight: (vocabulary, d), the weight of the head, which has no bias. Its gradient is that of the logits.
         labels: (batch, positions), integers, UNSHIFTED: position t predicts label t + 1.
-        objective: weight λ ≥ 0, ridge μ > 0, which is added to the eigenvalues of Q, form, and positions a chunk.
-            Gradients are exact, except that of ``"lanczos"`` between one step and as many as exhaust the space.
-        num_items_in_batch: the sum over positions is divided by it: labels counted in all micro-batches and processes
-            of one step. None for the mean over the positions counted here.
+        objective: weight, ridge, form and chunk. Gradients are exact, except that of ``"lanczos"`` between one step and
+            as many as exhaust the space.
+        num_items_in_batch: divisor of the sums: labels counted in all micro-batches and processes of one step. None
+            for the mean over the positions counted here.
         ignore_index: the label that does not count.
 
     Returns:
-        Scalars, in nats; the loss is differentiable once. With ``num_items_in_batch`` a batch whose labels are all
-        ignored gives 0, with gradients of 0; without it that is an error, and 0 on other devices than the CPU.
+        Scalars, in nats; the loss is differentiable once. If all labels are ignored: 0, with gradients of 0; without
+        ``num_items_in_batch`` an error on the CPU.
 
     Raises:
         ConfigError: a number is out of its range, or the form is unknown.
@@ -109,19 +98,14 @@ def matrix_cross_entropy_terms(
 
 
 def matrix_cross_entropy_terms_from_logits(
-    logits: Tensor,
-    head_weight: Tensor,
-    labels: Tensor,
-    *,
-    objective: Objective = DEFAULTS,
-    num_items_in_batch: int | Tensor | None = None,
-    ignore_index: int = -100,
-) -> MatrixCrossEntropyTerms:
+    logits: Tensor, head_weight: Tensor, labels: Tensor, *,
+    objective: Objective = DEFAULTS, num_items_in_batch: int | Tensor | None = None, ignore_index: int = -100,
+) -> MatrixCrossEntropyTerms:  # fmt: skip
     """``matrix_cross_entropy_terms`` from logits (batch, positions, vocabulary), for heads that are not one product.
 
-    The gradient is by the logits alone, and through them reaches the head. It is computed in the backward, chunk by
-    chunk; until then nothing is kept but the logits, and the matrix term is computed twice. Logits may have a bias,
-    a scale or a cap; ``head_weight`` gives the rows. Other arguments, returns and raises as there.
+    Logits may have a bias, a scale or a cap; ``head_weight`` gives the rows. The gradient is by the logits alone. It is
+    computed in the backward, so only the logits are kept until then, and the matrix term is computed twice. Other
+    arguments, returns and raises as there.
     """
     positions = _check(logits, "logits", 0, head_weight, labels, objective, ignore_index)
     sums = sums_from_logits(logits.flatten(0, 1), head_weight, positions, objective)
@@ -129,13 +113,7 @@ def matrix_cross_entropy_terms_from_logits(
 
 
 def _check(
-    outputs: Tensor,
-    name: str,
-    side: int,
-    head_weight: Tensor,
-    labels: Tensor,
-    objective: Objective,
-    ignore_index: int,
+    outputs: Tensor, name: str, side: int, head_weight: Tensor, labels: Tensor, objective: Objective, ignore_index: int
 ) -> Positions:
     """The counted positions; ``side`` is the dimension of the head that the outputs share."""
     for called, x, dimensions in ((name, outputs, 3), ("head_weight", head_weight, 2)):

@@ -46,19 +46,7 @@ class Positions(NamedTuple):
 
 
 def find_positions(labels: Tensor, *, shape: torch.Size, vocabulary: int, ignore_index: int) -> Positions:
-    """The positions that predict a label: position t predicts label t + 1, and the last one nothing.
-
-    Args:
-        labels: (batch, length), unshifted.
-        shape: the (batch, length) that is expected.
-        vocabulary: number of tokens.
-        ignore_index: the label that does not count.
-
-    Raises:
-        MatrixShapeError: the labels have a different shape.
-        MatrixTypeError: they are not integers.
-        DataError: one is out of range; checked on the CPU.
-    """
+    """The positions of unshifted labels (batch, length): t predicts label t + 1, and the last one nothing."""
     if labels.shape != shape:
         raise MatrixShapeError(
             f"The labels have the shape {tuple(labels.shape)}, but the outputs {tuple(shape)} (batch, positions): "
@@ -78,9 +66,7 @@ def find_positions(labels: Tensor, *, shape: torch.Size, vocabulary: int, ignore
 
 
 def _check_range(targets: Tensor, vocabulary: int, ignore_index: int) -> None:
-    if not len(targets):
-        return
-    least, largest = targets.min().item(), targets.max().item()
+    least, largest = (x.item() for x in targets.aminmax()) if len(targets) else (0, 0)
     if least < 0:
         raise DataError(f"A label is {least}: token ids begin at 0, and only ignore_index={ignore_index} is skipped.")
     if largest >= vocabulary:
