@@ -20,8 +20,7 @@ import torch.nn.functional as F
 from benchmarks.harness import RESULTS
 from matrix_ssl.config.recipes import find_recipe
 from matrix_ssl.data.augment import Keys, crop_batch, random_boxes, random_view
-from matrix_ssl.detection.backbone import open_backbone
-from matrix_ssl.detection.network import build_detector
+from matrix_ssl.detection.network import build_detector, open_backbone
 from matrix_ssl.detection.settings import DetectionSettings
 from matrix_ssl.encoder import initialise_encoder
 from matrix_ssl.runs import devices

@@ -12,10 +12,9 @@ from torch import nn
 
 from matrix_ssl.config import override
 from matrix_ssl.detection.annotations import Annotations, read_annotations
-from matrix_ssl.detection.backbone import Backbone, open_backbone
 from matrix_ssl.detection.files import ImageFiles
 from matrix_ssl.detection.images import TrainingImages
-from matrix_ssl.detection.network import build_detector
+from matrix_ssl.detection.network import Backbone, build_detector, open_backbone
 from matrix_ssl.detection.predict import predict
 from matrix_ssl.detection.scoring import score
 from matrix_ssl.detection.settings import DetectionSettings, make_plan

@@ -13,9 +13,8 @@ from torchvision.ops import MultiScaleRoIAlign
 
 from matrix_ssl.config import RunConfig, override, to_dict
 from matrix_ssl.detection import heads
-from matrix_ssl.detection.backbone import Backbone, open_backbone
 from matrix_ssl.detection.heads import RegionPool, mask_cross_entropy
-from matrix_ssl.detection.network import build_detector, parameter_groups
+from matrix_ssl.detection.network import Backbone, build_detector, open_backbone, parameter_groups
 from matrix_ssl.detection.settings import DetectionSettings
 from matrix_ssl.encoder import initialise_encoder
 from matrix_ssl.errors import ConfigError, RunFolderError

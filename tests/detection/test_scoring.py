@@ -18,9 +18,8 @@ from pycocotools.cocoeval import COCOeval
 from matrix_ssl.detection import intervals
 from matrix_ssl.detection.annotations import Annotations, read_annotations
 from matrix_ssl.detection.predict import DetectionResults
-from matrix_ssl.detection.scoring import MEASURES, score
+from matrix_ssl.detection.scoring import MEASURES, classes_table, score, scores_table
 from matrix_ssl.detection.shapes import encode_pixels
-from matrix_ssl.detection.table import classes_table, scores_table
 from tests.support.drawn_coco import write_json
 
 HEIGHT, WIDTH = 300, 400

@@ -13,7 +13,7 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
 from matrix_ssl.config import IMAGENET_MEAN, IMAGENET_STD
-from matrix_ssl.detection.backbone import Backbone
+from matrix_ssl.detection.network import Backbone
 from matrix_ssl.runs import checkpoint
 
 Sizes = tuple[tuple[int, int], ...]

@@ -47,7 +47,7 @@ def detect(
     settings = override(DetectionSettings(), [*(f"{key}={value}" for key, value in named.items()), *assignments])
     from matrix_ssl import distributed
     from matrix_ssl.detection import run as runs
-    from matrix_ssl.detection.table import classes_table, scores_table
+    from matrix_ssl.detection.scoring import classes_table, scores_table
     from matrix_ssl.runs.display import image_bar
     from matrix_ssl.runs.files import read_json
     from matrix_ssl.runs.session import session

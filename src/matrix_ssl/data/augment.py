@@ -84,15 +84,7 @@ def crop(image: Tensor, box: tuple[int, int, int, int] | Array, size: int) -> Te
 
 
 def crop_batch(images: Tensor, boxes: Array, size: int) -> Tensor:
-    """Crops of images of one shape, resized with antialiasing.
-
-    Args:
-        images: (n, c, h, w), uint8 or floating point.
-        boxes: (n, 4), top, left, height, width.
-
-    Returns:
-        (n, c, size, size), floating point, on the scale of the input.
-    """
+    """Crops of images (n, c, h, w) by boxes (n, 4), resized with antialiasing: floating point (n, c, size, size)."""
     height, width = images.shape[-2:]
     if size == height == width and (boxes == (0, 0, height, width)).all():
         return images.float()
@@ -102,16 +94,7 @@ def crop_batch(images: Tensor, boxes: Array, size: int) -> Tensor:
 
 
 def random_view(pixels: Tensor, view: ViewConfig, keys: Keys) -> Tensor:
-    """Applies every change of a view but the crop.
-
-    Args:
-        pixels: (n, c, s, s), floating point in [0, 1].
-        view: probabilities and strengths.
-        keys: the random coordinates of the view.
-
-    Returns:
-        (n, c, s, s) in [0, 1].
-    """
+    """Applies every change of a view but the crop to pixels (n, c, s, s), floating point in [0, 1]."""
     pixels = _masked(pixels, keys.draw(_FLIP, 1)[:, 0] < view.flip, lambda x, _: x.flip(-1))
     if view.rotation or view.zoom or view.shear or view.translation or view.elastic:
         pixels = _warp(pixels, view, keys)

@@ -53,20 +53,11 @@ def open_folder(folder: Path, *, name: str, classes: list[str] | None = None) ->
 
     The dataset is labelled when every image is in one of at least two first-level folders: these are the classes,
     sorted by name. With ``classes`` (those of the training split) the first-level folders must be among them.
-
-    Raises:
-        DataError: there is no image, a folder cannot be listed, or a class is not among ``classes``.
     """
-    files: list[str] = []
-    others: Counter[str] = Counter()
-    for file in _walk(folder):
-        if is_image(file):
-            files.append(file)
-        else:
-            others[Path(file).suffix.lower() or "none"] += 1
+    everything = list(_walk(folder))
+    files = sorted(filter(is_image, everything), key=lambda file: Path(file).parts)
     if not files:
-        raise DataError(_no_images(folder, others))
-    files.sort(key=lambda file: Path(file).parts)
+        raise DataError(_no_images(folder, everything))
     parents = [Path(file).parts[0] if os.sep in file else "" for file in files]
     folders = sorted(set(parents))
     if "" in folders or (classes is None and len(folders) < 2):
@@ -165,12 +156,13 @@ def _list(folder: Path) -> list[os.DirEntry[str]]:
         raise DataError(f"{folder}: no permission to list the folder; allow it.") from None
 
 
-def _no_images(folder: Path, others: Counter[str]) -> str:
+def _no_images(folder: Path, files: Sequence[str]) -> str:
     known = " ".join(sorted(EXTENSIONS))
-    if not others:
+    if not files:
         return f"{folder}: the folder is empty; choose one with images ({known})."
-    extensions = ", ".join(f"{extension} ({count})" for extension, count in others.most_common(6))
+    counts = Counter(Path(file).suffix.lower() or "none" for file in files)
+    extensions = ", ".join(f"{extension} ({count})" for extension, count in counts.most_common(6))
     return (
-        f"{folder}: no image among {others.total()} files with the extensions {extensions}; "
+        f"{folder}: no image among {len(files)} files with the extensions {extensions}; "
         f"choose a folder of images ({known})."
     )

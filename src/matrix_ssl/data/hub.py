@@ -17,14 +17,7 @@ _REFUSALS = ("trust_remote_code", "Dataset scripts are no longer supported")  # 
 def open_pretrained(opener: Callable[..., Any], source: Any, *, place: str, **options: Any) -> Any:
     """``opener(source, **options)`` of a configuration, tokenizer, processor or model, without code of its folder.
 
-    Args:
-        opener: ``from_pretrained`` or ``from_config`` of a class of transformers.
-        source: its first argument.
-        place: the folder or the name on the hub, for the error.
-        options: further arguments of ``opener``.
-
-    Raises:
-        CheckpointError: it can only be opened by running its code.
+    ``place`` is its name in the CheckpointError raised where only its code can open it.
     """
     error = CheckpointError(
         f"{place} needs Python code of its own (auto_map), which is never run: use a model and a tokenizer that "
@@ -37,11 +30,7 @@ def open_pretrained(opener: Callable[..., Any], source: Any, *, place: str, **op
 def quiet_transformers(*, least: int | None = None) -> Iterator[Any]:
     """The package transformers, without progress bars and warnings of its own old names until the block ends.
 
-    Args:
-        least: messages below this level of ``logging`` are dropped; None leaves the level as it is.
-
-    Raises:
-        MissingExtra: it is not installed.
+    Its messages below the level ``least`` of ``logging`` are dropped; None leaves the level as it is.
     """
     transformers = import_extra("transformers", extra="llm")
     log = transformers.utils.logging
@@ -59,15 +48,7 @@ def quiet_transformers(*, least: int | None = None) -> Iterator[Any]:
 
 
 def open_dataset(opener: Callable[..., Any], source: str, *, place: str, **options: Any) -> Any:
-    """``opener(source, **options)`` of a dataset, without a script of its folder.
-
-    Args:
-        opener: ``load_dataset`` of the package ``datasets``.
-        source, place, options: as in ``open_pretrained``.
-
-    Raises:
-        DataError: it can only be opened by running its script.
-    """
+    """``opener(source, **options)`` of a dataset; DataError where only its loading script can open it."""
     error = DataError(
         f"{place} needs Python code of its own (a loading script), which is never run: save the dataset as Parquet, "
         f"JSON or images in folders, or by save_to_disk, and open that."

@@ -17,7 +17,7 @@ from matrix_ssl.data.folder import file_sizes, read_start
 from matrix_ssl.data.hub import open_dataset
 from matrix_ssl.data.identity import ABSENT
 from matrix_ssl.data.images import decode_image, read_image
-from matrix_ssl.errors import DataError, MissingExtra
+from matrix_ssl.errors import DataError, import_extra
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -60,17 +60,8 @@ class HuggingFaceSource(PlacedSource):
 
 
 def load_splits(location: str) -> "tuple[Dataset, Dataset | None]":
-    """The training split and, where there is one, the test split ("test", else "validation").
-
-    Raises:
-        DataError: the dataset cannot be opened or has no training split.
-        MissingExtra: the package ``datasets`` is not installed.
-    """
-    try:
-        import datasets
-    except ImportError:
-        raise MissingExtra("datasets", "datasets") from None
-
+    """The training split and, where there is one, the test split ("test", else "validation")."""
+    datasets = import_extra("datasets", extra="datasets")
     folder = Path(location).expanduser()
     if not folder.exists() and (location.startswith((".", "/", "~")) or location.count("/") > 1):
         raise DataError(f"hf:{location}: the folder {folder} does not exist; check the path.")
@@ -90,11 +81,7 @@ def load_splits(location: str) -> "tuple[Dataset, Dataset | None]":
 
 
 def open_split(location: str, split: "Dataset") -> PlacedSource:
-    """Opens a split: images from its first image column, labels from its first class column, or one named "label".
-
-    Raises:
-        DataError: it is empty, has no image column or its labels do not fit.
-    """
+    """Opens a split: images from its first image column, labels from its first class column, or one named "label"."""
     import datasets
 
     features = split.features

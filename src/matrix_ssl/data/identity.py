@@ -20,28 +20,18 @@ SAMPLE = 4096  # images of a larger dataset
 START = 2**16  # bytes, 64 KiB
 ABSENT = -1  # the size of an image that does not exist or is not a regular file
 
-ReadStart = Callable[[int, int], bytes]
-
 
 def content_digest(
     names: Iterable[str],
     sizes: NDArray[np.int64],
-    read: ReadStart,
+    read: Callable[[int, int], bytes],
     *,
     labels: NDArray[np.int64] | None = None,
     classes: Sequence[str] | None = None,
 ) -> str:
-    """The digest of a dataset by the rule above.
+    """The digest of a dataset by the rule above, 16 hexadecimal digits of SHA-256.
 
-    Args:
-        names: relative to the dataset, in its order; none where images have no names.
-        sizes: bytes of every image, int64 (n,); ``ABSENT`` for one that cannot be read.
-        read: the first bytes of an image, by its index and their largest number.
-        labels: int64 (n,).
-        classes: the name of every label.
-
-    Returns:
-        16 hexadecimal digits, of SHA-256.
+    Names are relative to the dataset, sizes bytes or ``ABSENT``; ``read(index, count)`` returns the first bytes.
     """
     digest = hashlib.sha256()
     for part in ("\0".join(names), "\0".join(classes or ())):

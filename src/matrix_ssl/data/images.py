@@ -28,31 +28,12 @@ Unreadable = tuple[str, str]  # where, why
 Pixels = TypeVar("Pixels")
 
 # what Pillow's decoders raise, or once raised, on damaged bytes; a hundred thousand damaged files raised nothing else.
-_DECODER_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    LookupError,
-    ArithmeticError,
-    AttributeError,
-    RuntimeError,
-    MemoryError,
-    EOFError,
-    struct.error,
-)
+_DECODER_ERRORS = (OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError,
+                   RuntimeError, MemoryError, EOFError, struct.error)  # fmt: skip
 
 
 def read_image(path: Path) -> torch.Tensor:
-    """Reads an image file.
-
-    Returns:
-        A uint8 tensor (3, h, w).
-
-    Raises:
-        UnreadableImage: the file cannot be opened or decoded.
-        OpenFilesError: no further file can be opened.
-    """
+    """The image of a file, uint8 (3, h, w); UnreadableImage where it cannot be opened or decoded."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -61,17 +42,9 @@ def read_image(path: Path) -> torch.Tensor:
 
 
 def decode_image(content: bytes, where: str) -> torch.Tensor:
-    """Decodes the bytes of an image file.
+    """The image of a file's bytes, uint8 (3, h, w), of an animation the first frame.
 
-    Args:
-        content: the file; of an animation, the first frame is used.
-        where: the place of the image, for the error.
-
-    Returns:
-        A uint8 tensor (3, h, w).
-
-    Raises:
-        UnreadableImage: the bytes are not an image, are damaged, or would decode to an absurd size.
+    UnreadableImage, at ``where``, if they are not an image, are damaged or would decode to an absurd size.
     """
     if not content:
         raise UnreadableImage(where, "the file is empty")
@@ -94,11 +67,7 @@ def decode_image(content: bytes, where: str) -> torch.Tensor:
 def read_or_replace(read: Callable[[int], Pixels], index: int, count: int) -> tuple[Pixels, int, list[Unreadable]]:
     """The image at ``index`` of ``count``, or the next one that can be read, going round at the end.
 
-    Returns:
-        The image, its index, and the images before it that cannot be read.
-
-    Raises:
-        DataError: a hundred images in a row, or all, cannot be read.
+    Also its index, and the images before it that cannot be read; DataError for a hundred in a row, or all.
     """
     unreadable: list[Unreadable] = []
     for offset in range(min(count, _MOST_SUBSTITUTES)):

@@ -35,19 +35,9 @@ class Batch:
 
 
 class TrainingBatches:
-    """The batches of a training run, from any step on.
+    """The batches of a training run, from any step on, as views of the given device and type.
 
-    Args:
-        source: the images.
-        data: size and normalisation of the views.
-        views: the random changes that make each view of an image, one view or more.
-        batch_size: over all processes.
-        seed: of the sample order and of the views.
-        rank, world_size: decide which part of every global batch this process takes.
-        device, dtype: of the views.
-
-    Raises:
-        ConfigError: the batch is larger than the dataset or not a multiple of the number of processes.
+    ``batch_size`` is over all processes; it is at most the number of images and a multiple of ``world_size``.
     """
 
     def __init__(
@@ -87,20 +77,12 @@ class TrainingBatches:
         return epoch, self._order[1][start : start + size]
 
     def iterate(self, start: int, stop: int) -> Iterator[Batch]:
-        """Batches of the steps from ``start`` to ``stop`` - 1.
+        """Batches of the steps from ``start`` to ``stop`` - 1; errors as in ``workers.read_batches``."""
+        if self._source.images is None:
+            return self._from_files(start, stop)
+        return self._from_memory(self._source.images.to(self._device), start, stop)
 
-        Raises:
-            TrainingError: a worker process died.
-            OpenFilesError: the limit of open files is too low for the workers.
-        """
-        if self._source.images is not None:
-            yield from self._from_memory(start, stop)
-        else:
-            yield from self._from_files(start, stop)
-
-    def _from_memory(self, start: int, stop: int) -> Iterator[Batch]:
-        assert self._source.images is not None
-        images = self._source.images.to(self._device)
+    def _from_memory(self, images: Tensor, start: int, stop: int) -> Iterator[Batch]:
         height, width = images.shape[-2:]
         for step in range(start, stop):
             epoch, samples = self.samples(step)
@@ -133,10 +115,9 @@ class TrainingBatches:
 def evaluation_batches(
     source: Source, data: DataConfig, *, device: torch.device, batch_size: int = 256
 ) -> Iterator[tuple[NDArray[np.int64], Tensor, list[Unreadable]]]:
-    """The whole dataset in order as central squares, not yet normalised.
+    """Central squares of the whole dataset in order, not yet normalised.
 
-    Yields:
-        Indices (m,) of the images that could be read, their pixels (m, c, s, s) in [0, 1], and the unreadable ones.
+    Each batch is the indices (m,) of readable images, their pixels (m, c, s, s) in [0, 1], and the unreadable images.
     """
     if source.images is not None:
         box = augment.centre_box(data.crop_fraction, *source.images.shape[-2:])

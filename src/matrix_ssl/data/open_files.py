@@ -12,11 +12,7 @@ from matrix_ssl.errors import OpenFilesError
 
 
 def check_open_files(more: int) -> None:
-    """Checks that this process may open ``more`` files at once.
-
-    Raises:
-        OpenFilesError: it may not.
-    """
+    """Raises OpenFilesError unless this process may open ``more`` files at once."""
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         used = len(os.listdir("/dev/fd"))  # noqa: PTH208, a Path for every descriptor is slow
@@ -29,15 +25,7 @@ def check_open_files(more: int) -> None:
 
 
 def why_unreadable(error: OSError, *, setting: str = "data.workers") -> str:
-    """The reason why a file cannot be read, for a message.
-
-    Args:
-        error: of the attempt.
-        setting: as in ``open_files_error``.
-
-    Raises:
-        OpenFilesError: the reason is the limit of open files, which holds for every other file as well.
-    """
+    """The reason why a file cannot be read; OpenFilesError at the limit, which holds for every other file as well."""
     if error.errno == errno.EMFILE:
         raise open_files_error(setting) from error
     if isinstance(error, FileNotFoundError):
@@ -48,11 +36,7 @@ def why_unreadable(error: OSError, *, setting: str = "data.workers") -> str:
 
 
 def open_files_error(setting: str = "data.workers") -> OpenFilesError:
-    """The error to raise at the limit.
-
-    Args:
-        setting: the name of the setting for the number of workers; 0 workers open the fewest files.
-    """
+    """The error to raise at the limit; ``setting`` is that of the number of workers, 0 open the fewest files."""
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return OpenFilesError(
         f"The limit of {limit} open files is too low: raise it with 'ulimit -n {max(1024, 2 * limit)}' "

@@ -62,13 +62,7 @@ class PackedSource(PlacedSource):
 
 
 def open_packed(paths: Sequence[Path], *, name: str) -> PlacedSource:
-    """Opens packed files as one dataset, in the order of ``paths``.
-
-    Images that share one shape are decoded at once and kept in memory if they take at most ``MEMORY_LIMIT``.
-
-    Raises:
-        DataError: a file is damaged, or the files do not agree about labels and classes.
-    """
+    """Opens packed files as one dataset, in the order of ``paths``; they agree about labels and classes."""
     shards = [read_shard(path) for path in paths]
     first = shards[0]
     for shard in shards[1:]:
@@ -76,7 +70,7 @@ def open_packed(paths: Sequence[Path], *, name: str) -> PlacedSource:
             raise DataError(f"{shard.path} and {first.path}: only one of them has labels ('y'); pack both alike.")
         if shard.classes != first.classes:
             raise DataError(f"{shard.path} and {first.path}: their 'classes' differ; pack both with the same list.")
-    labels, classes = None, None
+    labels = classes = None
     if first.labels is not None:
         labels = np.concatenate([shard.labels for shard in shards if shard.labels is not None])
         labels, classes = as_labels(labels, first.classes, len(labels), where=str(first.path))
@@ -96,11 +90,7 @@ def split_packed(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
 
 
 def read_shard(path: Path) -> Shard:
-    """Reads and checks one packed file.
-
-    Raises:
-        DataError: the file is damaged or is not a packed dataset.
-    """
+    """Reads and checks one packed file."""
     arrays = _load(path)
     for key in ("jpeg", "offs"):
         if key not in arrays:

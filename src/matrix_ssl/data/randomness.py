@@ -21,14 +21,7 @@ def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def hash_integers(*coordinates: int | NDArray[np.integer]) -> NDArray[np.uint64]:
-    """Hashes integer coordinates to uniform 64-bit integers.
-
-    Args:
-        coordinates: non-negative integers or integer arrays, broadcast against each other; their order matters.
-
-    Returns:
-        An array of uint64 of the broadcast shape.
-    """
+    """Uniform 64-bit integers from non-negative integers or arrays, which broadcast and whose order matters."""
     state = np.zeros((), dtype=np.uint64)
     with np.errstate(over="ignore"):  # wrapping multiplication is the point
         for coordinate in coordinates:

@@ -2,21 +2,28 @@
 
 import difflib
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+import torch
 
 from matrix_ssl.data import huggingface
-from matrix_ssl.data.base import Source
+from matrix_ssl.data.base import MemorySource, Places, Source, as_labels
 from matrix_ssl.data.folder import find_split_folders, holds_images, is_image, open_folder, packed_files
-from matrix_ssl.data.named import NAMED_SETS, TORCHVISION_SETS, Split, open_digits, open_torchvision
 from matrix_ssl.data.packed import open_packed, split_packed
 from matrix_ssl.data.randomness import permutation
 from matrix_ssl.errors import ConfigError, DataError
 
+TORCHVISION_SETS = ("cifar10", "cifar100", "stl10", "stl10-unlabeled")
+NAMED_SETS = ("digits", *TORCHVISION_SETS)
+Split = Literal["train", "test"]
+
+_DIGITS_TEST = 360
 DATA_ROOT_VARIABLE = "MATRIX_SSL_DATA"
 
 
@@ -55,22 +62,16 @@ def open_source(name_or_path: str, *, split: Split, data_root: Path | None, down
 
 
 def has_test_split(name_or_path: str, *, data_root: Path | None, download: bool = False) -> bool:
-    """Whether ``open_source`` can open the split "test"; where not, ``split_source`` holds one out.
-
-    Raises:
-        DataError: the dataset is absent.
-    """
+    """Whether ``open_source`` can open the split "test"; where not, ``split_source`` holds one out."""
     return find_splits(name_or_path, data_root=data_root, download=download).test is not None
 
 
 def split_source(source: Source, fraction: float, seed: int) -> tuple[Source, Source]:
-    """Holds out a random ``fraction`` of every class, at least one image and not all; of all images if unlabelled.
+    """The training and the held-out images, both in their old order.
 
-    Returns:
-        The training and the held-out images, both in their old order.
+    A random ``fraction`` in (0, 1) of every class is held out, at least one image and not all; of all if unlabelled.
 
     Raises:
-        ConfigError: the fraction is not between 0 and 1.
         DataError: a class has fewer than two images.
     """
     if not 0 < fraction < 1:
@@ -101,7 +102,7 @@ def find_splits(name_or_path: str, *, data_root: Path | None, download: bool = F
     if name_or_path.startswith("hf:"):
         return _hugging_face(name_or_path.removeprefix("hf:"))
     if name_or_path == "digits":
-        return Splits(partial(open_digits, "train"), partial(open_digits, "test"))
+        return Splits(partial(_open_digits, "train"), partial(_open_digits, "test"))
     root = data_root or _root_of_environment()
     if name_or_path in TORCHVISION_SETS:
         return _torchvision(name_or_path, root, download=download)
@@ -126,13 +127,11 @@ def _at(path: Path) -> Splits:
         train_files, test_files = split_packed(packed)
         if not train_files:
             raise DataError(f"{path}: every .npz file is named as a test split; name the training split with 'train'.")
-        test = partial(open_packed, test_files, name=name) if test_files else None
-        return Splits(partial(open_packed, train_files, name=name), test)
+        packed_test = partial(open_packed, test_files, name=name) if test_files else None
+        return Splits(partial(open_packed, train_files, name=name), packed_test)
     train_folder, test_folder = find_split_folders(path)
-    train = partial(open_folder, train_folder, name=name)
-    if test_folder is None:
-        return Splits(train, None)
-    return Splits(train, partial(_open_test_folder, train_folder, test_folder, name=name))
+    test = partial(_open_test_folder, train_folder, test_folder, name=name) if test_folder else None
+    return Splits(partial(open_folder, train_folder, name=name), test)
 
 
 def _open_test_folder(train_folder: Path, test_folder: Path, *, name: str) -> Source:
@@ -150,8 +149,8 @@ def _torchvision(name: str, root: Path | None, *, download: bool) -> Splits:
     own = root / name
     if own.is_dir() and (packed_files(own) or holds_images(own)):
         return _at(own)
-    train = partial(open_torchvision, name, "train", folder=root, download=download)
-    test = partial(open_torchvision, name, "test", folder=root, download=download)
+    train = partial(_open_torchvision, name, "train", folder=root, download=download)
+    test = partial(_open_torchvision, name, "test", folder=root, download=download)
     return Splits(train, None if name == "stl10-unlabeled" else test)
 
 
@@ -191,3 +190,51 @@ def _missing(name: str, path: Path, root: Path | None) -> str:
 def _names_in(folder: Path) -> list[str]:
     readable = folder.is_dir() and os.access(folder, os.R_OK)
     return [entry.name for entry in folder.iterdir()] if readable else []
+
+
+def _open_digits(split: Split) -> MemorySource:
+    """The 8x8 digits of scikit-learn, grey levels scaled to 0 to 255, in a fixed stratified split of 1437 and 360."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    digits = load_digits()
+    images = torch.from_numpy(np.rint(digits.images * (255 / 16)).astype(np.uint8)).unsqueeze(1)
+    labels = digits.target.astype(np.int64)
+    places = Places.whole(["digits"], [len(labels)])
+    everything = MemorySource("digits", images, places, labels=labels, classes=[str(digit) for digit in range(10)])
+    rows = train_test_split(np.arange(len(labels)), test_size=_DIGITS_TEST, stratify=labels, random_state=0)
+    return everything.subset(np.sort(rows[("train", "test").index(split)]))
+
+
+def _open_torchvision(name: str, split: Split, *, folder: Path, download: bool) -> MemorySource:
+    """A dataset in torchvision's layout, whose pickles (CIFAR) it opens only if their checksums are the published."""
+    from torchvision import datasets
+
+    try:
+        with warnings.catch_warnings():  # the CIFAR files were written by a NumPy of Python 2
+            warnings.simplefilter("ignore", np.exceptions.VisibleDeprecationWarning)
+            if name.startswith("cifar"):
+                reader = datasets.CIFAR10 if name == "cifar10" else datasets.CIFAR100
+                loaded = reader(folder, train=split == "train", download=download)
+                pixels, targets = loaded.data.transpose(0, 3, 1, 2), loaded.targets  # from (n, h, w, c)
+            else:
+                labelled = name == "stl10"
+                loaded = datasets.STL10(folder, split=split if labelled else "unlabeled", download=download)
+                pixels, targets = loaded.data, loaded.labels if labelled else None  # (n, c, h, w)
+    except (OSError, RuntimeError) as error:
+        raise DataError(_absent(name, folder, download=download, error=error)) from None
+    images = torch.from_numpy(np.ascontiguousarray(pixels))
+    places = Places.whole([f"{name}/{split}"], [len(images)])
+    if targets is None:
+        return MemorySource(name, images, places, labels=None, classes=None)
+    labels, classes = as_labels(targets, loaded.classes, len(images), where=name)
+    return MemorySource(name, images, places, labels=labels, classes=classes)
+
+
+def _absent(name: str, folder: Path, *, download: bool, error: Exception) -> str:
+    if download:
+        return f"{name}: the download to {folder} failed ({error}); try again or copy the files there."
+    return (
+        f"{name} is not in {folder}, neither as a folder {name!r} of images or packed files nor as torchvision "
+        f"downloads it; name the right folder (--data-root or MATRIX_SSL_DATA) or fetch it with --download."
+    )

@@ -127,17 +127,9 @@ def _start_worker(_: int) -> None:
 
 
 def read_batches(reader: Reader, keys: Iterable[Any], *, workers: int) -> Iterator[Crops]:
-    """The crops of every key, in order, read ahead by worker processes.
+    """The crops of every key, in order, read ahead by worker processes; TrainingError where one of them dies.
 
-    Args:
-        reader: reads and crops a batch.
-        keys: of the batches.
-        workers: number of processes; 0: read in this one; negative: by the number of cores, 8 at most.
-
-    Raises:
-        TrainingError: a worker died.
-        OpenFilesError: the limit of open files is too low for the workers.
-        MatrixSSLError: a batch cannot be read.
+    With 0 workers this process reads; a negative number means one a core, 8 at most.
     """
     count = _worker_count(workers)
     if count:

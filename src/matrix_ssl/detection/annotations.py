@@ -9,7 +9,7 @@ Format: Lin et al., "Microsoft COCO: Common Objects in Context", ECCV 2014; cate
 import hashlib
 import json
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +37,7 @@ COUNTED = {
     "rescaled_masks": "masks stored at a different size than the image's, rescaled",
 }
 _SMALLEST = 0.01  # side of a box, in pixels: below, float32 cannot distinguish its two ends
+_Sizes = dict[int, tuple[str, int, int]]  # file name, height and width of every image, by its id
 _OUTSIDE = 0.01  # pixels by which a box may extend beyond the image before it counts as clipped; COCO rounds to 0.01
 
 
@@ -90,8 +91,7 @@ def read_annotations(path: Path) -> Annotations:
     """Reads and checks an annotation file.
 
     Raises:
-        DataError: the file is missing, unreadable or not COCO's, an id is repeated or refers to nothing, or there is
-            no image.
+        DataError: the file cannot be read or is not COCO's, an id is repeated or refers to nothing, or it has no image.
     """
     content, sha256 = _load(path)
     categories = _categories(content["categories"], str(path))
@@ -108,11 +108,7 @@ def read_annotations(path: Path) -> Annotations:
 
 
 def check_same_categories(train: Annotations, val: Annotations) -> None:
-    """Checks that the categories of the validation split are among those of the training split, ids and names alike.
-
-    Raises:
-        DataError: a category is new or has a different name.
-    """
+    """Raises DataError unless the categories of ``val`` are among those of ``train``, ids and names alike."""
     names = {category.id: category.name for category in train.categories}
     for category in val.categories:
         if category.id not in names:
@@ -162,9 +158,8 @@ def _categories(items: list[dict[str, Any]], where: str) -> tuple[Category, ...]
     return tuple(Category(number, names[number]) for number in sorted(names))
 
 
-def _sizes(items: list[dict[str, Any]], where: str) -> dict[int, tuple[str, int, int]]:
-    """File name, height and width of every image, by its id."""
-    sizes: dict[int, tuple[str, int, int]] = {}
+def _sizes(items: list[dict[str, Any]], where: str) -> _Sizes:
+    sizes: _Sizes = {}
     names: set[str] = set()
     for number, item in _numbered(items, f"{where}: image"):
         here = f"{where}: image {number}"
@@ -182,14 +177,10 @@ def _sizes(items: list[dict[str, Any]], where: str) -> dict[int, tuple[str, int,
 
 
 def _instances(
-    items: list[dict[str, Any]],
-    sizes: dict[int, tuple[str, int, int]],
-    categories: set[int],
-    counts: Counter[str],
-    where: str,
+    items: list[dict[str, Any]], sizes: _Sizes, categories: set[int], counts: Counter[str], where: str
 ) -> dict[int, list[Instance]]:
     """The usable instances of every image, by its id; the others are counted."""
-    instances: dict[int, list[Instance]] = {}
+    instances: dict[int, list[Instance]] = defaultdict(list)
     for number, item in _numbered(items, f"{where}: annotation"):
         here = f"{where}: annotation {number}"
         image, category = item.get("image_id"), item.get("category_id")
@@ -215,8 +206,7 @@ def _instances(
         area = item["area"] if "area" in item else shape.area()
         if not _is_finite(area):
             raise DataError(f"{here}: area {area!r} is not a number.")
-        instance = Instance(number, category, box, float(area), shape, bool(crowd))
-        instances.setdefault(image, []).append(instance)
+        instances[image].append(Instance(number, category, box, float(area), shape, bool(crowd)))
     return instances
 
 

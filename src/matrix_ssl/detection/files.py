@@ -15,30 +15,20 @@ _LISTED = 3  # missing files that an error names
 
 
 class ImageFiles:
-    """Reads image files by the names that annotations give them; safe to share among threads.
+    """Reads image files by the names that annotations give them, in a folder or in place in a .tar file.
 
-    Args:
-        location: a folder, or a .tar file, whose members are read in place, in any order.
-
-    Raises:
-        DataError: it does not exist or is neither, or the archive cannot be read.
+    Safe to share among threads.
     """
 
     def __init__(self, location: Path):
-        self.location = location
-        self._members: dict[str, tuple[int, int]] | None = None  # name: offset and size of the content
-        if location.is_dir():
-            return
         if not location.exists():
             raise DataError(f"{location} does not exist; name a folder of images or a .tar file.")
-        self._members = _index(location)
+        self.location = location
+        # name: offset and size of the content
+        self._members: dict[str, tuple[int, int]] | None = None if location.is_dir() else _index(location)
 
     def missing(self, names: Iterable[str]) -> list[str]:
-        """Those of the names without a file.
-
-        Raises:
-            DataError: no permission to read the folder.
-        """
+        """Those of the names without a file."""
         if self._members is not None:
             return [name for name in names if name not in self._members]
         try:
@@ -69,12 +59,7 @@ class ImageFiles:
         return f"{self.location}/{name}"
 
     def read(self, name: str) -> bytes:
-        """The content of a file.
-
-        Raises:
-            UnreadableImage: it is missing or cannot be read.
-            OpenFilesError: no further file can be opened.
-        """
+        """The content of a file; UnreadableImage where it is missing or cannot be read."""
         try:
             if self._members is None:
                 return (self.location / name).read_bytes()
@@ -98,11 +83,7 @@ class ImageFiles:
 
 
 def check_name(name: str, where: str) -> str:
-    """A file name of an annotation file, normalised.
-
-    Raises:
-        DataError: it is empty, absolute or leads out of the folder.
-    """
+    """A file name of an annotation file, normalised; DataError unless it is a path inside the folder."""
     path = PurePosixPath(name)
     if not name or "\0" in name or path.is_absolute() or ".." in path.parts or not path.parts:
         raise DataError(f"{where}: file_name {name!r} must be a relative path inside the folder of images; fix it.")

@@ -36,9 +36,6 @@ def write_gallery(path: Path, annotations: Annotations, files: ImageFiles, predi
     """Writes a PNG: for the first images with objects, the truth on the left, the best detections on the right.
 
     As many detections as objects are drawn, three at least: those of the highest scores, however low these are.
-
-    Raises:
-        RunFolderError: it could not be written.
     """
     images = [p for p in annotations.images if p.objects() and p.id not in predictions.unreadable][:_ROWS]
     rows = [_row(image, annotations, files, predictions) for image in images]

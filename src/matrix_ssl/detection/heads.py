@@ -31,11 +31,7 @@ class RegionPool(nn.Module):
     """RoIAlign on one feature map, or on that level of a pyramid whose resolution fits the region.
 
     A region of 224 pixels, the side of ImageNet's images, is taken from stride 16, larger and smaller ones from other
-    levels by powers of two.
-
-    Args:
-        strides: of the feature maps, in pixels of the image, rising by factors of two.
-        size: side of the result, in cells.
+    levels by powers of two. ``strides`` are in pixels and rise by factors of two; the result is ``size`` cells wide.
     """
 
     def __init__(self, strides: Sequence[int], size: int):
@@ -135,11 +131,9 @@ class PyramidHeads(Heads):
         self.mask_head = MaskRCNNHeads(width, (_MASK_WIDTH,) * 4, 1)
 
     def box_regions(self, features: Mapping[str, Tensor], boxes: Sequence[Tensor]) -> Tensor:
-        """(regions, width, 7, 7)."""
-        return self.box_pool(features, boxes)
+        return self.box_pool(features, boxes)  # (regions, width, 7, 7)
 
     def mask_regions(self, features: Mapping[str, Tensor], boxes: Sequence[Tensor]) -> Tensor:
-        """(regions, 256, 14, 14)."""
         return self.mask_head(self.mask_pool(features, boxes))
 
 
@@ -153,29 +147,23 @@ class LastStageHeads(Heads):
         self.res5 = nn.Sequential(OrderedDict(layer4=last_stage, norm=nn.BatchNorm2d(width)))
 
     def box_regions(self, features: Mapping[str, Tensor], boxes: Sequence[Tensor]) -> Tensor:
-        """(regions, width, 7, 7)."""
-        return self.res5(self.pool(features, boxes))
+        return self.res5(self.pool(features, boxes))  # (regions, width, 7, 7)
 
     mask_regions = box_regions
 
     def learnt_mask_regions(
         self, features: Mapping[str, Tensor], boxes: Sequence[Tensor], regions: Tensor, positive: Tensor
     ) -> Tensor:
-        """The regions of the boxes, computed already."""
-        return regions[positive]
+        return regions[positive]  # computed already
 
 
 def mask_cross_entropy(
     logits: Tensor, boxes: Sequence[Tensor], labels: Tensor, objects: Sequence[Tensor], targets: Sequence[Target]
 ) -> Tensor:
-    """Mean binary cross-entropy of the masks of the true classes (He et al., ICCV 2017, section 3).
+    """Mean binary cross-entropy of masks, logits (regions, classes, m, m), of the true classes ``labels`` (regions,).
 
-    Args:
-        logits: (regions, classes, m, m).
-        boxes: of every image, (k, 4), in pixels.
-        labels: (regions,) true classes.
-        objects: of every image, (k,): the object that each box belongs to.
-        targets: of every image.
+    ``boxes`` (k, 4), ``objects`` (k,), the object that each box belongs to, and ``targets`` are those of every image
+    (He et al., ICCV 2017, section 3).
     """
     side = logits.shape[-1]
     truth = []

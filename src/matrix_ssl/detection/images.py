@@ -47,14 +47,7 @@ class DetectionBatch:
 
 
 class TrainingImages:
-    """The batches of a run; images without an object are skipped, as in Detectron2.
-
-    Args:
-        rank, processes: decide which part of every batch this process takes.
-
-    Raises:
-        DataError: no image has an object.
-    """
+    """The batches of a run; images without an object are skipped, as in Detectron2."""
 
     def __init__(
         self, annotations: Annotations, files: ImageFiles, settings: DetectionSettings, *, rank: int, processes: int
@@ -105,11 +98,7 @@ class TrainingImages:
 
 
 def read_pixels(image: AnnotatedImage, files: ImageFiles) -> Tensor:
-    """An image (3, height, width) of uint8, upright.
-
-    Raises:
-        UnreadableImage: it cannot be read or decoded, or does not have the size that the annotations are for.
-    """
+    """An image (3, height, width) of uint8, upright; UnreadableImage also where its size is not the annotations'."""
     where = files.where(image.name)
     pixels = decode_image(files.read(image.name), where)
     height, width = pixels.shape[1:]

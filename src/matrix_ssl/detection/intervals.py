@@ -32,21 +32,12 @@ class _Matches:
 
 
 def resample(evaluation: Any, *, images: int, resamples: int, seed: int) -> dict[str, list[float] | None]:
-    """95 % intervals of AP and AP50 over resamples of the images.
-
-    Args:
-        evaluation: a COCOeval after ``evaluate``.
-        images: their number.
-        resamples: of the images.
-        seed: of the resamples.
-    """
+    """95 % intervals of AP and AP50 over resamples of the images; ``evaluation`` is a COCOeval after ``evaluate``."""
     matches = _collect(evaluation, images)
     drawn = (uniform(seed, _STREAM, np.arange(resamples), draws=images) * images).astype(np.int64)
     values = [average_precision(matches, np.bincount(row, minlength=images)) for row in drawn]
-    return {
-        name: _interval([value[place] for value in values if value is not None])
-        for place, name in enumerate(("AP", "AP50"))
-    }
+    defined = [value for value in values if value is not None]
+    return {name: _interval([value[place] for value in defined]) for place, name in enumerate(("AP", "AP50"))}
 
 
 def average_precision(matches: Sequence[_Matches], weights: NDArray[np.int64]) -> tuple[float, float] | None:

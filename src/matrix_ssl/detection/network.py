@@ -1,9 +1,11 @@
-"""Mask R-CNN on an encoder: a feature pyramid, or C4 with the encoder's last stage in the heads."""
+"""Mask R-CNN on a torchvision ResNet: a feature pyramid, or C4 with the encoder's last stage in the heads."""
 
 from collections import OrderedDict
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torchvision
 from torch import Tensor, nn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
@@ -12,9 +14,12 @@ from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from matrix_ssl.data.randomness import hash_integers
-from matrix_ssl.detection.backbone import Backbone
 from matrix_ssl.detection.heads import Heads, LastStageHeads, PyramidHeads
 from matrix_ssl.detection.settings import DetectionSettings
+from matrix_ssl.encoder import Weights
+from matrix_ssl.encoder.opening import RANDOM, TORCHVISION, open_encoder
+from matrix_ssl.errors import ConfigError
+from matrix_ssl.runs import checkpoint
 
 _PYRAMID_WIDTH = 256
 _RATIOS = (0.5, 1.0, 2.0)  # height over width of the anchors
@@ -24,17 +29,47 @@ _AFTER = {"fpn": {"training": 1000, "testing": 1000}, "c4": {"training": 2000, "
 _STREAM = 0xDE7EC7  # coordinate that keeps the initialisation apart from other random numbers
 
 
+@dataclass(frozen=True)
+class Backbone:
+    """A torchvision ResNet with its weights, and how its images are normalised."""
+
+    encoder: torchvision.models.ResNet
+    architecture: str
+    mean: tuple[float, ...]  # per channel, of pixels in [0, 1]
+    std: tuple[float, ...]
+    text: str  # what was loaded, for messages
+    sha256: str  # of the weights
+
+    @property
+    def stem_stride(self) -> int:
+        """The stride of the layers before the first stage: 4, or 1 for the stem for small images."""
+        return 4 if isinstance(self.encoder.maxpool, nn.MaxPool2d) else 1
+
+
+def open_backbone(reference: str, *, architecture: str | None, seed: int, weights: Weights = "student") -> Backbone:
+    """The encoder that ``opening.open_encoder`` opens by a reference, which must be a ResNet of torchvision.
+
+    ``"random"`` and ``"torchvision"`` without an architecture are a ResNet-50.
+    """
+    if architecture is None and reference in (RANDOM, TORCHVISION):
+        architecture = "resnet50"
+    if architecture is not None:
+        _check_name(architecture)
+    opened = open_encoder(reference, architecture=architecture, weights=weights, seed=seed)
+    name, data = opened.config.network.encoder, opened.config.data
+    _check_name(name)
+    assert isinstance(opened.encoder, torchvision.models.ResNet)
+    digest = checkpoint.digest(opened.encoder.state_dict())
+    return Backbone(opened.encoder, name, data.mean, data.std, opened.text, digest)
+
+
 def build_detector(backbone: Backbone, settings: DetectionSettings, *, classes: int) -> GeneralizedRCNN:
     """A detector whose encoder has the backbone's weights and whose other layers are initialised from the seed.
 
     It takes images (3, h, w) in [0, 1], of any sizes, and targets with boxes, labels and masks. In training it returns
     the losses; in evaluation, for every image, boxes (k, 4) in its pixels, scores (k,), labels (k,) from 1 and
-    masks (k, m, m), probabilities over the box.
-
-    Args:
-        backbone: its modules become part of the detector.
-        settings: of the run.
-        classes: number of classes of objects, without the background.
+    masks (k, m, m), probabilities over the box. The backbone's modules become part of it; ``classes`` is their number
+    without the background.
     """
     encoder = backbone.encoder
     stages = (encoder.layer1, encoder.layer2, encoder.layer3, encoder.layer4)
@@ -99,3 +134,11 @@ def parameter_groups(detector: nn.Module, *, weight_decay: float) -> list[dict[s
 def _width(stage: nn.Sequential) -> int:
     """Output channels of a stage of a torchvision ResNet."""
     return [module for module in stage[-1].modules() if isinstance(module, nn.BatchNorm2d)][-1].num_features
+
+
+def _check_name(name: str) -> None:
+    known = torchvision.models.list_models(include=["resnet*", "resnext*", "wide_resnet*"], module=torchvision.models)
+    if name not in known:
+        raise ConfigError(
+            f"A detector cannot be built on the encoder {name!r}; use a ResNet of torchvision: {', '.join(known)}."
+        )

@@ -19,7 +19,7 @@ from matrix_ssl.detection.settings import DetectionSettings
 from matrix_ssl.detection.shapes import encode_pixels, paste
 from matrix_ssl.errors import UnreadableImage
 
-Progress = Callable[[int, int], None]
+Progress = Callable[[int, int], None]  # of the images done and all images of this process
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,7 @@ def predict(
     """Runs the detector, in evaluation mode, on every image; the result is the same on every process.
 
     Boxes and masks are those of the image at its own size; numbers are rounded as in COCO's files: boxes to a
-    thousandth of a pixel, scores to six digits.
-
-    Args:
-        categories: id of each label, from label 1.
-        on_progress: called with (images done, images in all) of this process.
+    thousandth of a pixel, scores to six digits. ``categories`` are the ids of the labels, from label 1.
     """
     was_training = detector.training
     detector.eval()

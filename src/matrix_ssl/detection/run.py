@@ -15,11 +15,10 @@ from torch import nn
 
 from matrix_ssl import distributed
 from matrix_ssl.detection.annotations import Annotations, check_same_categories, read_annotations
-from matrix_ssl.detection.backbone import Backbone, open_backbone
 from matrix_ssl.detection.files import ImageFiles
 from matrix_ssl.detection.gallery import write_gallery
 from matrix_ssl.detection.images import TrainingImages
-from matrix_ssl.detection.network import build_detector
+from matrix_ssl.detection.network import Backbone, build_detector, open_backbone
 from matrix_ssl.detection.predict import DetectionResults, predict
 from matrix_ssl.detection.scoring import score
 from matrix_ssl.detection.settings import DetectionSettings, Plan, check_processes, make_plan
@@ -103,11 +102,7 @@ class Prepared:
 
 
 def prepare(inputs: Inputs, settings: DetectionSettings, *, device: torch.device) -> Prepared:
-    """Reads and checks the annotations, opens the encoder and builds the detector.
-
-    Raises:
-        MatrixSSLError: the settings, the data or the encoder cannot be used.
-    """
+    """Reads and checks the annotations, opens the encoder and builds the detector."""
     check_processes(settings, distributed.world_size())
     coco_masks()  # fails at once where pycocotools is missing
     train, val = read_annotations(inputs.train_annotations), read_annotations(inputs.val_annotations)
@@ -126,19 +121,10 @@ def prepare(inputs: Inputs, settings: DetectionSettings, *, device: torch.device
 
 
 def run(prepared: Prepared, out: Path, *, display: Display, bar: Bar) -> dict[str, Any]:
-    """Trains, or resumes where an earlier call stopped, scores, and writes the result.
+    """Trains, or resumes where an earlier call stopped, scores, and writes the result into ``out``.
 
-    Args:
-        out: the folder; the main process has claimed it and holds its lock.
-        display: shows the progress of the training.
-        bar: a progress bar by its title, for the work after the training.
-
-    Returns:
-        The content of ``result.json`` on the main process; nothing on the others.
-
-    Raises:
-        Interrupted: a signal came during the training; a checkpoint has been written.
-        MatrixSSLError: the training failed, or too many images are unreadable.
+    The main process has claimed the folder and holds its lock. It returns the content of ``result.json``, the others
+    an empty dictionary. ``bar`` makes a progress bar by its title, for the work after the training.
     """
     settings = prepared.settings
     training = DetectorTraining(prepared.detector, prepared.images, settings, prepared.plan, display=display)
@@ -168,13 +154,11 @@ def _write(
     check_unreadable(len(predictions.unreadable), len(prepared.val.images), "They are listed above")
     settings, val = prepared.settings, prepared.val
     checkpoint.save_weights(out / DETECTOR, prepared.detector, {"architecture": settings.architecture})
-    text = json.dumps(predictions.detections, separators=(",", ":"))
-    write_text(out / PREDICTIONS, text)
+    write_text(out / PREDICTIONS, json.dumps(predictions.detections, separators=(",", ":")))
     write_gallery(out / GALLERY, val, prepared.val_files, predictions)
-    scores = score(val, predictions, resamples=settings.bootstrap, seed=settings.seed)
     result = {
         "finished": True,
-        **scores,
+        **score(val, predictions, resamples=settings.bootstrap, seed=settings.seed),
         "counts": {"train": prepared.train.counts, "val": prepared.val.counts},
         "unreadable": {
             "train": read_lines(out / SKIPPED),

@@ -1,4 +1,4 @@
-"""Average precision of boxes and masks as COCO defines it, computed by pycocotools, and its uncertainty.
+"""Average precision of boxes and masks as COCO defines it, by pycocotools, its uncertainty, and tables of both.
 
 AP is the mean over IoU thresholds 0.50, 0.55, ..., 0.95 and over categories of the mean, over 101 levels of recall, of
 the highest precision at that recall or above; AP50 and AP75 are those of one threshold. Small objects cover less than
@@ -11,41 +11,38 @@ Reference: Lin et al., "Microsoft COCO: Common Objects in Context", ECCV 2014; c
 
 import contextlib
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.box import SIMPLE
+from rich.table import Table
 
 from matrix_ssl.detection.annotations import AnnotatedImage, Annotations
 from matrix_ssl.detection.intervals import resample
 from matrix_ssl.detection.predict import DetectionResults
 from matrix_ssl.detection.shapes import coco_masks, encode
-from matrix_ssl.errors import MissingExtra
 
 MEASURES = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large",
             "AR_1", "AR_10", "AR_100", "AR_small", "AR_medium", "AR_large")  # fmt: skip
 Kind = Literal["box", "mask"]
 _TYPES: dict[Kind, str] = {"box": "bbox", "mask": "segm"}
+_COLUMNS = {
+    "AP": "AP", "AP50": "AP50", "AP75": "AP75",
+    "AP_small": "small", "AP_medium": "medium", "AP_large": "large", "AR_100": "AR",
+}  # fmt: skip
+_CLASSES = 10  # rows
 
 
 def score(
     annotations: Annotations, predictions: DetectionResults, *, resamples: int = 0, seed: int = 0
 ) -> dict[str, Any]:
-    """Scores detections, as fractions of 1.
-
-    Args:
-        annotations: the truth.
-        predictions: the detections; images that could not be read are skipped.
-        resamples: of the images, for the intervals; 0: no intervals.
-        seed: of the resamples.
+    """Scores detections, as fractions of 1, on the images that could be read; without intervals if ``resamples`` is 0.
 
     Returns:
         ``{"box": {measure: value}, "mask": {...}, "per_class": [{id, name, objects, box_AP, box_AP50, mask_AP,
         mask_AP50}], "interval_95": {"box": {"AP": [low, high], "AP50": ...}, "mask": ...}, "images": number}``.
-
-    Raises:
-        MissingExtra: pycocotools is not installed.
     """
     images = [image for image in annotations.images if image.id not in predictions.unreadable]
     truth = _truth(annotations, images)
@@ -68,29 +65,25 @@ def score(
 
 
 def _truth(annotations: Annotations, images: Sequence[AnnotatedImage]) -> dict[str, Any]:
+    pairs = ((image, instance) for image in images for instance in image.instances)
     items = [
         {
             "id": number,  # from 1: in pycocotools the id 0 means "no match"
             "image_id": image.id,
             "category_id": instance.category,
-            "bbox": [instance.box[0], instance.box[1], *_extent(instance.box)],
+            "bbox": [x0, y0, x1 - x0, y1 - y0],
             "area": instance.area,
             "iscrowd": int(instance.crowd),
             "segmentation": encode(instance.shape, image.height, image.width),
         }
-        for number, (image, instance) in enumerate(
-            ((image, instance) for image in images for instance in image.instances), start=1
-        )
+        for number, (image, instance) in enumerate(pairs, start=1)
+        for x0, y0, x1, y1 in [instance.box]
     ]
     return {
         "images": [{"id": p.id, "height": p.height, "width": p.width} for p in images],
         "categories": [{"id": category.id, "name": category.name} for category in annotations.categories],
         "annotations": items,
     }
-
-
-def _extent(box: tuple[float, float, float, float]) -> tuple[float, float]:
-    return box[2] - box[0], box[3] - box[1]
 
 
 def _detections(detections: Sequence[dict[str, Any]], kind: Kind) -> list[dict[str, Any]]:
@@ -106,11 +99,9 @@ def _detections(detections: Sequence[dict[str, Any]], kind: Kind) -> list[dict[s
 def _evaluate(
     truth: dict[str, Any], detections: list[dict[str, Any]], images: Sequence[AnnotatedImage], kind: Kind
 ) -> Any:
-    try:
-        from pycocotools.coco import COCO
-        from pycocotools.cocoeval import COCOeval
-    except ImportError:
-        raise MissingExtra("pycocotools", "detection") from None
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
     with contextlib.redirect_stdout(io.StringIO()):  # it prints at every step
         sides = []
         for items in (truth["annotations"], detections):
@@ -138,3 +129,40 @@ def _mean(precision: NDArray[np.float64]) -> float | None:
 
 def _none_if_absent(value: float) -> float | None:
     return None if value < 0 else value
+
+
+def scores_table(result: Mapping[str, Any]) -> Table:
+    """AP and AR of boxes and masks, in percent, with the 95 % interval of AP over images."""
+    intervals = result["interval_95"]
+    columns = [*_COLUMNS.values(), *(["95 % of AP"] if intervals else [])]
+    table = _table(f"Average precision in % on {result['images']} images", "", columns)
+    for kind in ("box", "mask"):
+        cells = [_percent(result[kind][key]) for key in _COLUMNS]
+        if intervals:
+            interval = intervals[kind]["AP"]
+            cells.append("-" if interval is None else f"{_percent(interval[0])} to {_percent(interval[1])}")
+        table.add_row(kind, *cells)
+    return table
+
+
+def classes_table(result: Mapping[str, Any]) -> Table:
+    """AP of the classes with the most objects; ``result.json`` has all."""
+    rows = [row for row in sorted(result["per_class"], key=lambda row: -row["objects"]) if row["objects"]]
+    title = f"{len(rows[:_CLASSES])} of {len(rows)} classes, those with the most objects"
+    table = _table(title, "class", ["objects", "box AP", "box AP50", "mask AP", "mask AP50"])
+    for row in rows[:_CLASSES]:
+        values = [_percent(row[key]) for key in ("box_AP", "box_AP50", "mask_AP", "mask_AP50")]
+        table.add_row(row["name"], str(row["objects"]), *values)
+    return table
+
+
+def _table(title: str, first: str, columns: list[str]) -> Table:
+    table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1), pad_edge=False)
+    table.add_column(first)
+    for label in columns:
+        table.add_column(label, justify="right")
+    return table
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"

@@ -9,7 +9,9 @@ section 4.2 and appendix, and of the configuration files published with it.
 """
 
 import itertools
+import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Le, MinLen
@@ -25,21 +27,13 @@ Schedule = Literal["1x", "2x"]
 
 # settings that do not decide what a run computes
 MAY_CHANGE = ("workers", "log_every", "checkpoint_every", "max_bad_steps")
-
-
 Pixels = Annotated[int, Ge(32)]  # side of an image
 
 
-def _sides(sides: tuple[float, ...]) -> tuple[float, ...]:
-    if not _increasing((0, *sides)):
+def _increasing(values: tuple[float, ...], *, end: float = math.inf) -> tuple[float, ...]:
+    if not all(a < b for a, b in itertools.pairwise((0, *values, end))):
         raise ValueError
-    return sides
-
-
-def _moments(moments: tuple[float, ...]) -> tuple[float, ...]:
-    if not _increasing((0, *moments, 1)):
-        raise ValueError
-    return moments
+    return values
 
 
 @settings
@@ -57,9 +51,9 @@ class DetectionSettings:
     weight_decay: NonNegativeFloat = 1e-4  # of all parameters but those of BatchNorm
     warmup: NonNegativeInt = 1000  # iterations of batches of 16, linear; half of the training at most
     # fractions of the training after which the rate falls
-    decay_at: Annotated[tuple[float, ...], AfterValidator(_moments), "increasing fractions between 0 and 1"] = (
-        2 / 3, 8 / 9
-    )  # fmt: skip
+    decay_at: Annotated[
+        tuple[float, ...], AfterValidator(partial(_increasing, end=1)), "increasing fractions between 0 and 1"
+    ] = (2 / 3, 8 / 9)
     decay: Fraction = 0.1  # factor of each fall
     # shorter side in pixels, one drawn for each image
     train_sizes: Annotated[tuple[Pixels, ...], MinLen(1)] = (640, 672, 704, 736, 768, 800)
@@ -69,7 +63,7 @@ class DetectionSettings:
     flip: Fraction = 0.5  # probability of a left-right flip in training
     # sides in pixels
     anchor_sizes: Annotated[
-        tuple[float, float, float, float, float], AfterValidator(_sides), "five increasing sides above 0"
+        tuple[float, float, float, float, float], AfterValidator(_increasing), "five increasing sides above 0"
     ] = (32, 64, 128, 256, 512)
     anchors: Annotated[int, Ge(2)] = 256  # for each image in the loss of the proposals
     regions: Annotated[int, Ge(4)] = 512  # proposals for each image in the losses of boxes and masks
@@ -81,9 +75,7 @@ class DetectionSettings:
     workers: Annotated[int, Ge(0), Le(64)] = 4  # threads of each process that read images; 0: none
     log_every: PositiveInt = 20  # iterations between two lines of metrics.jsonl
     checkpoint_every: PositiveInt = 1000  # iterations
-    max_bad_steps: PositiveInt = (
-        3  # iterations in a row with a loss or gradient that is not finite before the run stops
-    )
+    max_bad_steps: PositiveInt = 3  # iterations in a row with a loss or gradient not finite before the run stops
 
     def __post_init__(self) -> None:
         """Raises ConfigError for values that contradict each other."""
@@ -122,8 +114,8 @@ def make_plan(settings: DetectionSettings, *, images: int) -> Plan:
     """The schedule for a number of training images."""
     scale = BATCH / settings.batch_size
     iterations = settings.iterations or SCHEDULES[settings.schedule]
-    total = settings.epochs * images / settings.batch_size if settings.epochs else iterations * scale
-    total = max(1, round(total))
+    length = settings.epochs * images / settings.batch_size if settings.epochs else iterations * scale
+    total = max(1, round(length))
     return Plan(
         total=total,
         warmup=min(round(settings.warmup * scale), total // 2),
@@ -131,7 +123,3 @@ def make_plan(settings: DetectionSettings, *, images: int) -> Plan:
         peak=settings.learning_rate / scale,
         decay=settings.decay,
     )
-
-
-def _increasing(values: tuple[float, ...]) -> bool:
-    return all(a < b for a, b in itertools.pairwise(values))

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from matrix_ssl.errors import MissingExtra
+from matrix_ssl.errors import import_extra
 
 _MOST_DIGITS = 7  # five bits each: counts are numbers of 32 bits
 _SAME_RATIO = 0.02  # relative difference of two ratios of sides that rounding to whole pixels may make
@@ -68,8 +68,7 @@ def is_rescaled(shape: Shape, height: int, width: int) -> bool:
 def parse_run_lengths(value: Mapping[str, Any]) -> RunLengths | None:
     """Reads COCO's ``{"size": [height, width], "counts": ...}``, counts as a list or compressed into text.
 
-    Returns:
-        None where the counts do not cover the size exactly: such a mask has no meaning.
+    None where the counts do not cover the size exactly: such a mask has no meaning.
     """
     size, counts = value.get("size"), value.get("counts")
     if not isinstance(size, list) or len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
@@ -86,11 +85,7 @@ def parse_run_lengths(value: Mapping[str, Any]) -> RunLengths | None:
 
 
 def encode(shape: Shape, height: int, width: int, *, scale: float | tuple[float, float] = 1.0) -> dict[str, Any]:
-    """The mask in an image of a size, as pycocotools' compressed run lengths.
-
-    Args:
-        scale: factors of x and y from the coordinates of polygons to that size.
-    """
+    """The mask in an image of a size, as run lengths; ``scale`` is that of x and y from polygons to that size."""
     coco = coco_masks()
     if isinstance(shape, Polygons):
         lists = [(polygon * scale).ravel().tolist() for polygon in shape.polygons]
@@ -98,10 +93,8 @@ def encode(shape: Shape, height: int, width: int, *, scale: float | tuple[float,
     runs = coco.frPyObjects({"size": [shape.height, shape.width], "counts": shape.counts.tolist()}, 0, 0)
     if (shape.height, shape.width) == (height, width):
         return runs
-    image = Image.fromarray(_fill(shape.counts, shape.height, shape.width)).resize(
-        (width, height), Image.Resampling.NEAREST
-    )
-    return coco.encode(np.asfortranarray(image))
+    image = Image.fromarray(_fill(shape.counts, shape.height, shape.width))
+    return coco.encode(np.asfortranarray(image.resize((width, height), Image.Resampling.NEAREST)))
 
 
 def draw(shape: Shape, height: int, width: int, *, scale: tuple[float, float]) -> NDArray[np.uint8]:
@@ -121,14 +114,9 @@ def decode(runs: Mapping[str, Any]) -> NDArray[np.uint8]:
 
 
 def paste(mask: Tensor, box: Tensor, height: int, width: int) -> Tensor:
-    """Pastes a predicted mask into an image, bilinear between the centres of its cells, true where it is at least 1/2.
+    """Pastes probabilities (m, m) over a box (4,), x0, y0, x1, y1 in pixels, into an image (height, width) of bool.
 
-    Args:
-        mask: (m, m) probabilities over the box.
-        box: (4,) x0, y0, x1, y1 in pixels.
-
-    Returns:
-        (height, width) of bool.
+    They are bilinear between the centres of the cells, and true where at least 1/2.
     """
     x0, y0, x1, y1 = box.tolist()
     left, top = max(int(x0), 0), max(int(y0), 0)
@@ -152,15 +140,10 @@ def encode_pixels(mask: Tensor) -> dict[str, Any]:
 
 
 def coco_masks() -> Any:
-    """The module ``pycocotools.mask``.
+    """The module ``pycocotools.mask``."""
+    import_extra("pycocotools", extra="detection")
+    from pycocotools import mask
 
-    Raises:
-        MissingExtra: pycocotools is not installed.
-    """
-    try:
-        from pycocotools import mask
-    except ImportError:
-        raise MissingExtra("pycocotools", "detection") from None
     return mask
 
 
@@ -179,10 +162,7 @@ def _decompress(text: bytes) -> NDArray[np.int64] | None:
     """Counts from COCO's text: digits of five bits, the lowest first, from the letter '0' upwards.
 
     A sixth bit is set where more digits follow; the highest bit of the last one is the sign. From the fourth count on,
-    each is stored as the difference from the count two places before.
-
-    Returns:
-        The counts; None for text that does not have this form.
+    each is stored as the difference from the count two places before. None for text that does not have this form.
     """
     letters = np.frombuffer(text, dtype=np.uint8).astype(np.int64) - 48
     if not len(letters) or letters.min() < 0 or letters.max() > 63 or letters[-1] & 32:

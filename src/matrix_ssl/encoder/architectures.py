@@ -27,12 +27,7 @@ _POSITIONS = {"patch_embed.proj.weight": "pos_embed", "conv_proj.weight": "encod
 
 
 def saved(metadata: Mapping[str, str], name: str, kind: Any, default: Any) -> Any:
-    """A setting that this package wrote into the metadata of a file, as JSON; the default where it is absent.
-
-    Raises:
-        CheckpointError: it is not JSON.
-        ConfigError: it is not of the type ``kind``.
-    """
+    """A setting of the type ``kind`` that this package wrote into the metadata of a file; the default if absent."""
     if name not in metadata:
         return default
     try:
@@ -72,12 +67,7 @@ def first_convolution(name: str, *, channels: int) -> str:
 
 @lru_cache(maxsize=16)
 def outline(network: NetworkConfig, *, image_size: int, channels: int) -> nn.Module:
-    """An encoder without values: names and shapes alone, no memory and no random numbers. Shared: do not change it.
-
-    Raises:
-        ConfigError: the architecture is unknown or does not take such images.
-        MissingExtra: a timm architecture without timm.
-    """
+    """An encoder without values: names and shapes alone, no memory and no random numbers. Shared: do not change it."""
     with torch.device("meta"):
         return networks.build_encoder(
             network.encoder, channels=channels, image_size=image_size, stem=network.stem, width=network.width
@@ -85,11 +75,7 @@ def outline(network: NetworkConfig, *, image_size: int, channels: int) -> nn.Mod
 
 
 def choose_image_size(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], requested: int | None) -> int:
-    """Side of the images, in pixels: the requested one, or that of the encoder.
-
-    Raises:
-        ConfigError: a vision transformer has a different size than the requested one.
-    """
+    """Side of the images, in pixels: the requested one, or that of the encoder, fixed in vision transformers."""
     for first, positions in _POSITIONS.items():
         if first in tensors and positions in tensors:
             patches = math.isqrt(tensors[positions].shape[1])  # its square, and one token for the class
@@ -103,12 +89,10 @@ def choose_image_size(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 
 
 def refuse_lookalikes(prefix: str, tensors: Mapping[str, Tensor], *, lightning: bool, source: str) -> None:
-    """Refuses encoders that match in every name and shape and yet compute different features.
+    """Raises CheckpointError for encoders that match in every name and shape and yet compute different features.
 
-    Raises:
-        CheckpointError: the small vision transformer of MoCo v3 has 12 heads, timm's 6 (``vits.py`` of its code); the
-            small stem of solo-learn pads by 2 pixels, ours by 1 (``solo/methods/base.py``); the networks of detectron2
-            have their stride in the 1x1 or the 3x3 convolution, and take BGR or RGB images, as a setting says.
+    The messages say why; the sources are ``vits.py`` of MoCo v3, ``solo/methods/base.py`` of solo-learn and the
+    settings of detectron2.
     """
     if "conv1.norm.weight" in tensors:
         raise CheckpointError(

@@ -24,18 +24,7 @@ def model_card(
     notes: Sequence[str],
     tables: Sequence["ResultTable"] = (),
 ) -> str:
-    """The text of a model card.
-
-    Args:
-        config: of the run.
-        summary: of the run.
-        weights: student or teacher.
-        facts: more rows of the first table.
-        library: that loads the file, as the hub calls it.
-        code: Python that loads it.
-        notes: paragraphs on its use.
-        tables: accuracies with these weights.
-    """
+    """The text of a model card, with ``facts`` as rows of its table and ``code`` of the ``library`` that loads it."""
     rows = _origin(config, summary, weights) | dict(facts)
     return "\n".join([
         "---",

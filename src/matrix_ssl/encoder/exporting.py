@@ -36,14 +36,12 @@ FORMATS = {
     "safetensors": Format(formats.write_safetensors, "export.safetensors"),
     "torchvision": Format(formats.write_torchvision, "export.pth", "", formats.not_in_torchvision),
     "timm": Format(formats.write_timm, "export-timm.safetensors", ".safetensors", formats.not_in_timm),
-    "huggingface": Format(
-        formats.write_huggingface, "export-huggingface", "", partial(formats.not_a_resnet, "huggingface"), True
-    ),
-    "detectron2": Format(
-        formats.write_detectron2, "export-detectron2.pth", ".pth", partial(formats.not_a_resnet, "detectron2")
-    ),
+    "huggingface": Format(formats.write_huggingface, "export-huggingface", "",
+                          partial(formats.not_a_resnet, "huggingface"), is_folder=True),
+    "detectron2": Format(formats.write_detectron2, "export-detectron2.pth", ".pth",
+                         partial(formats.not_a_resnet, "detectron2")),
     "onnx": Format(write_onnx, "export.onnx", ".onnx"),
-}
+}  # fmt: skip
 
 
 def export(run: Path, target: Path | None = None, *, form: str, weights: Weights = "student") -> str:
@@ -57,7 +55,6 @@ def export(run: Path, target: Path | None = None, *, form: str, weights: Weights
         run: a run folder.
         target: the file, or for ``huggingface`` the folder; None: a file in the run folder that is named by the format.
         form: one of ``FORMATS``.
-        weights: student or teacher.
 
     Returns:
         A text for the user: what was written, and how to load it.
@@ -116,10 +113,7 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _write_folder(target: Path, files: dict[str, bytes]) -> None:
-    """Writes the files of an export, ``config.json`` last, into a folder that holds nothing else.
-
-    Files that a killed export left there are overwritten or removed.
-    """
+    """Writes ``config.json`` last, into a folder that holds nothing but files that a killed export left there."""
     try:
         left = [path for name in files for path in unfinished(target, name)]
         known = {*files, *(path.name for path in left)}

@@ -19,7 +19,7 @@ from matrix_ssl import networks
 from matrix_ssl.config import RunConfig
 from matrix_ssl.data.hub import open_pretrained, quiet_transformers
 from matrix_ssl.encoder import architectures, names
-from matrix_ssl.errors import CheckpointError, MissingExtra, import_extra
+from matrix_ssl.errors import CheckpointError, import_extra
 from matrix_ssl.runs.checkpoint import encode, read_safetensors
 
 _RESNETS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3),
@@ -116,15 +116,8 @@ def write_torchvision(model: Model, folder: Path, name: str) -> Exported:
 
 
 def write_timm(model: Model, folder: Path, name: str) -> Exported:
-    """A safetensors file that ``timm.create_model`` takes as its checkpoint.
-
-    Raises:
-        MissingExtra: timm is not installed.
-    """
-    try:
-        import timm
-    except ImportError:
-        raise MissingExtra("timm", "timm") from None
+    """A safetensors file that ``timm.create_model`` takes as its checkpoint."""
+    timm = import_extra("timm", extra="timm")
     (folder / name).write_bytes(encode(model.tensors, model.metadata))
     architecture, data = model.name.removeprefix("timm/"), model.config.data
     arguments: dict[str, Any] = {"num_classes": 0}
@@ -147,9 +140,6 @@ def write_huggingface(model: Model, folder: Path, name: str) -> Exported:
 
     The blocks with three convolutions have their stride in the second, 3x3, as torchvision's and as ``ResNetModel``'s
     with ``downsample_in_bottleneck`` false.
-
-    Raises:
-        MissingExtra: transformers is not installed.
     """
     transformers = import_extra("transformers", extra="huggingface")
     data, wide = model.config.data, 1 if model.name in _BASIC else 4
@@ -218,15 +208,9 @@ def write_detectron2(model: Model, folder: Path, name: str) -> Exported:
 
 
 def check_features(features: Tensor, expected: Tensor, program: str) -> float:
-    """The largest difference between features (n, k) of two programs, relative to the largest feature, at least 1.
+    """The largest difference of a program's features (n, k) from PyTorch's, relative to the largest, at least 1.
 
-    Args:
-        features: of the other program.
-        expected: of PyTorch.
-        program: its name, for the error.
-
-    Raises:
-        CheckpointError: the difference is above 1e-5.
+    Above 1e-5 it is a CheckpointError.
     """
     difference = float((features - expected).abs().max() / expected.abs().max().clamp_min(1))
     if not difference <= _TOLERANCE or features.shape != expected.shape:

@@ -21,16 +21,8 @@ def import_run(
 ) -> None:
     """Writes ``config.json``, ``encoder.safetensors``, a model card and, last, ``summary.json``.
 
-    Args:
-        opened: the encoder, of ``opening.open_checkpoint``.
-        run: a folder that is empty or does not exist. That of an interrupted import is completed.
-        source: the checkpoint, for the record.
-        branch: which of its encoders this is, for the record.
-        fresh: whether a run that is in the folder is set aside.
-        say: prints a sentence.
-
-    Raises:
-        RunFolderError: the folder holds other files or cannot be written.
+    ``run`` is a folder that is empty, does not exist or is that of an interrupted import; ``fresh`` sets aside a run
+    that is in it. ``source`` and ``branch`` are for the record.
     """
     with held(run, fresh=fresh, say=say):
         claim(run, opened.config)
@@ -38,23 +30,12 @@ def import_run(
             raise RunFolderError(f"{run} is complete: choose another folder, or use --fresh to start over.")
         save_weights(run / ENCODER, opened.encoder, {"weights": "student"})
         summary = {
-            "recipe": IMPORTED,
-            "finished": True,
-            "steps": 0,
-            "epochs": 0,
+            "recipe": IMPORTED, "finished": True, "steps": 0, "epochs": 0,
             "parameters": sum(parameter.numel() for parameter in opened.encoder.parameters()),
-            "seconds": 0.0,
-            "seconds_training": 0.0,
-            "skipped": 0,
-            "bad_steps": 0,
-            "imported": {
-                "file": source.name,
-                "sha256": opened.sha256,
-                "branch": branch,
-                "matched": opened.text,
-                "tensors": opened.counts.to_dict() if opened.counts else None,
-            },
-        }
+            "seconds": 0.0, "seconds_training": 0.0, "skipped": 0, "bad_steps": 0,
+            "imported": {"file": source.name, "sha256": opened.sha256, "branch": branch, "matched": opened.text,
+                         "tensors": opened.counts.to_dict() if opened.counts else None},
+        }  # fmt: skip
         text = model_card(
             config=opened.config, summary=summary, weights="student",
             facts={}, library="matrix-ssl", code=_CODE, notes=[],

@@ -102,15 +102,7 @@ class _Comparison:
 def find_encoder(
     contents: Contents, source: str, *, architecture: str | None, branch: Weights, image_size: int | None, channels: int
 ) -> Match:
-    """The encoder of a checkpoint.
-
-    Args:
-        contents: of the file.
-        source: its name in messages.
-        architecture: as ``network.encoder`` of a configuration; None: by names and shapes.
-        branch: of two encoders, the one that was trained or the one that followed it.
-        image_size: side of the images, pixels; None: what the encoder was made for, else 224.
-        channels: of the images, 1 or 3.
+    """The encoder of a checkpoint, which ``source`` names in messages; arguments as in ``opening.open_checkpoint``.
 
     Raises:
         CheckpointError: no encoder, several, or one that does not match completely; or tensors that no rule explains.
@@ -240,11 +232,7 @@ def _take(best: _Comparison, inside: Mapping[str, Tensor], source: str) -> tuple
 
 
 def _group(others: list[str], prefixes: list[str], source: str) -> dict[str, list[str]]:
-    """The places of the tensors beside an encoder, by what they belong to; ``prefixes`` are those of other encoders.
-
-    Raises:
-        CheckpointError: no rule explains a tensor.
-    """
+    """The places of the tensors beside an encoder, by what they belong to; ``prefixes`` are those of other encoders."""
     groups: dict[str, list[str]] = defaultdict(list)
     unknown = []
     for name in others:

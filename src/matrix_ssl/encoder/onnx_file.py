@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from matrix_ssl.config import DataConfig
 from matrix_ssl.data.augment import normalise
 from matrix_ssl.encoder.formats import Exported, Model, check_features
-from matrix_ssl.errors import CheckpointError, MissingExtra
+from matrix_ssl.errors import CheckpointError, import_extra
 
 _BATCHES = (1, 3)  # sizes that the graph is checked with; it was traced with 2
 
@@ -30,14 +30,9 @@ def write_onnx(model: Model, folder: Path, name: str) -> Exported:
     """One ONNX file from ``pixels`` (n, c, s, s), float32 in [0, 1], to ``features`` (n, k), for any n.
 
     The normalisation is part of the graph, because pixels normalised twice, or not at all, are a common mistake.
-
-    Raises:
-        MissingExtra: onnx or onnxscript is not installed.
-        CheckpointError: the architecture cannot be expressed, or onnxruntime computes different features.
     """
     for package in ("onnx", "onnxscript"):
-        if importlib.util.find_spec(package) is None:
-            raise MissingExtra(package, "onnx")
+        import_extra(package, extra="onnx")
     data = model.config.data
     network = FromPixels(model.encoder, data).eval()
     shape = (len(data.mean), data.image_size, data.image_size)

@@ -118,10 +118,8 @@ def _data(
 
 def _open_run(run: Path, architecture: str | None, image_size: int | None, weights: Weights) -> Opened:
     config = read_config(run)
-    for key, value, own in (
-        ("architecture", architecture, config.network.encoder),
-        ("image_size", image_size, config.data.image_size),
-    ):
+    for key, value, own in (("architecture", architecture, config.network.encoder),
+                            ("image_size", image_size, config.data.image_size)):  # fmt: skip
         if value not in (None, own):
             raise ConfigError(f"{key}={value!r}: the run {run} has {own!r}; remove the option.")
     encoder = encoders.load_encoder(run, weights=weights)

@@ -33,7 +33,6 @@ class Inert:
     """Replaces an object that is not a tensor: it takes any arguments and any state, and keeps none."""
 
     def __new__(cls, *_: Any) -> "Inert":
-        """An empty object, whatever the arguments."""
         return super().__new__(cls)
 
     def __init__(self, *_: Any):
@@ -80,9 +79,6 @@ def read_tensors(path: Path) -> Contents:
 
     Groups in groups, such as ``{"state_dict": {"module.encoder.conv1.weight": ...}}``, become dotted names. The state
     of optimizers, learning-rate schedules and loss scalers is skipped.
-
-    Raises:
-        CheckpointError: the file cannot be read, is damaged or not a checkpoint, or would have to execute code.
     """
     head = _head(path)
     if path.suffix == ".safetensors" or head[8:9] == b"{":
@@ -97,11 +93,7 @@ def read_tensors(path: Path) -> Contents:
 
 
 def _head(path: Path) -> bytes:
-    """The first bytes.
-
-    Raises:
-        CheckpointError: the file cannot be read, or is not a checkpoint but of a common other kind.
-    """
+    """The first bytes; CheckpointError where the file is of a common other kind."""
     try:
         with path.open("rb") as file:
             head = file.read(_HEAD)
