@@ -72,6 +72,7 @@ def split_source(source: Source, fraction: float, seed: int) -> tuple[Source, So
     A random ``fraction`` in (0, 1) of every class is held out, at least one image and not all; of all if unlabelled.
 
     Raises:
+        ConfigError: the fraction is not between 0 and 1.
         DataError: a class has fewer than two images.
     """
     if not 0 < fraction < 1:

@@ -68,8 +68,8 @@ def build_detector(backbone: Backbone, settings: DetectionSettings, *, classes: 
 
     It takes images (3, h, w) in [0, 1], of any sizes, and targets with boxes, labels and masks. In training it returns
     the losses; in evaluation, for every image, boxes (k, 4) in its pixels, scores (k,), labels (k,) from 1 and
-    masks (k, m, m), probabilities over the box. The backbone's modules become part of it; ``classes`` is their number
-    without the background.
+    masks (k, m, m), probabilities over the box. The backbone's modules become part of it; ``classes`` counts those of
+    objects, without the background.
     """
     encoder = backbone.encoder
     stages = (encoder.layer1, encoder.layer2, encoder.layer3, encoder.layer4)
