@@ -30,9 +30,9 @@ check:  ## formatting, lint and types
 	@cd "$(ROOT)" && tools/install dev
 	@cd "$(ROOT)" && $(PYTHON) -m ruff format --check . && $(PYTHON) -m ruff check . && $(PYTHON) -m mypy
 
-bench:  ## measure losses, entropies, processes, views, neighbours and steps: an hour
+bench:  ## measure losses, entropies, processes, views and neighbours: an hour
 	@cd "$(ROOT)" && tools/install
-	@cd "$(ROOT)" && for name in speed.views speed.losses speed.method_losses experiments.taylor_gradients speed.entropies speed.processes speed.knn_memory speed.scale speed.llm_loss pages.tables; do $(PYTHON) -m benchmarks.$$name; done
+	@cd "$(ROOT)" && for name in speed.views speed.losses speed.method_losses experiments.taylor_gradients speed.entropies speed.processes speed.knn_memory speed.llm_loss pages.tables; do $(PYTHON) -m benchmarks.$$name; done
 
 docs:  ## build the documentation into site/
 	@cd "$(ROOT)" && tools/install docs

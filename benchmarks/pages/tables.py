@@ -44,22 +44,8 @@ def main() -> None:
     fill(arguments.docs / "speed.md", "entropies", entropy_section(entropies))
     fill(arguments.docs / "speed.md", "processes", process_section(processes))
     fill(arguments.docs / "speed.md", "methods", method_section(read_json(arguments.results / "method_losses.json")))
-    fill(arguments.docs / "scale.md", "scale", scale_section(read_json(arguments.results / "scale.json")))
     fill(arguments.docs / "taylor.md", "taylor", taylor_section(taylor))
     fill(arguments.docs / "taylor.md", "training", training_section(arguments.results))
-
-
-def scale_section(results: Row) -> str:
-    """Measured rates of every kind of step, and the hours of every stage that follow from them."""
-    made = results["environment"]
-    rates = [[f"`{kind}`", f"{rate['rate']:.2f}"] for kind, rate in results["rates"].items()]
-    hours = [[stage, f"{value:,.0f}"] for stage, value in results["hours"].items()]
-    return (
-        f"Measured on {made['device_name']} ({made['processor']}, {made['threads']} threads), PyTorch {made['torch']}, "
-        f"commit {made['commit']}:\n\n{table(['Kind of step', 'images a second'], rates)}\n"
-        f"{results['devices']} such devices at {100 * results['efficiency']:.0f} % efficiency, which is assumed, would "
-        f"take:\n\n{table(['Stage', 'hours'], hours)}"
-    )
 
 
 def fill(page: Path, name: str, text: str) -> None:

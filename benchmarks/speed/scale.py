@@ -1,35 +1,33 @@
-"""What the full chain costs on ImageNet and COCO: measured rates of its steps, multiplied out.
+"""Prints an estimate of the hours that pre-training, evaluation and detection take on ImageNet and COCO.
 
-    python -m benchmarks.speed.scale                       # on the device that is there
+    python -m benchmarks.speed.scale                       # on the device of this machine
     python -m benchmarks.speed.scale --devices 16 --rate pretrain=1700 --rate frozen=6000
 
-Every step runs at its published size (ResNet-50, 224 pixels; detection at 800), on random images that lie on the
-device: no reading or decoding of files. Rates given with ``--rate`` are used in the place of measured ones and marked.
+Measures a step of every kind at its published size (ResNet-50, 224 pixels; detection at 800 by 1066 pixels) and
+multiplies by the number of images. The images are random and already on the device: reading and decoding of files is
+not included. A rate given with ``--rate`` is used instead of a measured one.
 """
 
 import argparse
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from benchmarks.harness import RESULTS
 from matrix_ssl.config.recipes import find_recipe
 from matrix_ssl.data.augment import Keys, crop_batch, random_boxes, random_view
 from matrix_ssl.detection.network import build_detector, open_backbone
 from matrix_ssl.detection.settings import DetectionSettings
 from matrix_ssl.encoder import initialise_encoder
 from matrix_ssl.runs import devices
-from matrix_ssl.runs.files import write_json
 from matrix_ssl.training import optim, setup
 
 TRAIN, VAL, COCO_TRAIN, COCO_VAL = 1_281_167, 50_000, 117_266, 5_000  # images
-ITERATION = 16  # images of an iteration of the detection schedules
-EFFICIENCY = 0.9  # of several devices over one, assumed
+ITERATION = 16  # images per iteration of the detection schedules
+EFFICIENCY = 0.9  # of several devices, assumed
 
 # stage: kind of step, images that pass through it
 STAGES = {
@@ -49,38 +47,28 @@ STAGES = {
 
 
 def main() -> None:
-    """Measures, multiplies, prints and writes."""
+    """Measures, multiplies and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--devices", type=int, default=8, help="how many to divide the work by")
-    parser.add_argument("--batch", type=int, help="images of a step on a device; default 128 on a GPU, 8 on a CPU")
-    parser.add_argument("--rounds", type=int, help="steps that are timed; default 20 on a GPU, 3 on a CPU")
-    parser.add_argument("--rate", action="append", default=[], metavar="KIND=IMAGES_A_SECOND", help="not measured")
-    parser.add_argument("--out", type=Path, default=RESULTS / "scale.json")
+    parser.add_argument("--devices", type=int, default=8, help="Number of devices that share the work.")
+    parser.add_argument("--batch", type=int, help="Images of a step on a device; default 128 on a GPU, 8 on a CPU.")
+    parser.add_argument("--rounds", type=int, help="Steps that are timed; default 20 on a GPU, 3 on a CPU.")
+    parser.add_argument("--rate", action="append", default=[], metavar="KIND=RATE",
+                        help="Images per second of a kind of step, instead of a measured rate.")  # fmt: skip
     options = parser.parse_args()
     device = devices.choose_device("auto")
     is_gpu = device.type == "cuda"
     batch, rounds = options.batch or (128 if is_gpu else 8), options.rounds or (20 if is_gpu else 3)
-    given = {kind: float(value) for kind, value in (text.split("=") for text in options.rate)}
-    rates: dict[str, dict[str, Any]] = {kind: {"rate": rate, "measured": False} for kind, rate in given.items()}
+    rates = {kind: float(value) for kind, value in (text.split("=") for text in options.rate)}
     for kind, (make, size) in STEPS.items():
-        if kind not in given:
+        source = "assumed"
+        if kind not in rates:
             images = size or batch
-            rates[kind] = {"rate": measure(make(device, images), images, device, rounds), "measured": True}
-            print(f"{kind:12s} {rates[kind]['rate']:8.2f} images/s", flush=True)
-    hours = {
-        stage: images / rates[kind]["rate"] / 3600 / (options.devices * (EFFICIENCY if options.devices > 1 else 1))
-        for stage, (kind, images) in STAGES.items()
-    }
-    for stage, value in hours.items():
-        print(f"{stage:50s} {value:12.1f} h on {options.devices}")
-    write_json(
-        options.out,
-        {
-            "rates": rates, "hours": hours, "devices": options.devices, "efficiency": EFFICIENCY, "batch": batch,
-            "images": {stage: images for stage, (_, images) in STAGES.items()},
-            "environment": devices.environment(device),
-        },
-    )  # fmt: skip
+            rates[kind], source = measure(make(device, images), images, device, rounds), "measured"
+        print(f"{kind:12s} {rates[kind]:8.2f} images/s, {source}", flush=True)
+    share = options.devices * (EFFICIENCY if options.devices > 1 else 1)
+    print(f"on {options.devices} devices" + f" at {EFFICIENCY:.0%} efficiency, which is assumed:" * (share > 1))
+    for stage, (kind, images) in STAGES.items():
+        print(f"{stage:50s} {images / rates[kind] / 3600 / share:12.1f} h")
 
 
 def measure(step: Callable[[], object], images: int, device: torch.device, rounds: int) -> float:
@@ -181,7 +169,7 @@ def detection_step(architecture: Any) -> Callable[[torch.device, int], Callable[
     return make
 
 
-# kind of step: what makes it, images of a step on a device (0: as asked)
+# kind of step: what makes it, images of a step on a device (0: --batch)
 STEPS: dict[str, tuple[Callable[[torch.device, int], Callable[[], object]], int]] = {
     "pretrain": (pretrain_step, 0),
     "frozen": (frozen_step, 0),

@@ -103,7 +103,7 @@ def results(tmp_path_factory):
     run("speed.entropies", "--quick", "--out", folder / "entropies.json")
     run("speed.processes", "--quick", "--out", folder / "processes.json")
     shutil.copy(RESULTS / "method_losses.json", folder)  # the script needs lightly: see its own test
-    for name in ("views", "scale", *pages.TRAINED):
+    for name in ("views", *pages.TRAINED):
         shutil.copy(RESULTS / f"{name}.json", folder)
     return folder
 

@@ -32,7 +32,7 @@ PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 SMALLEST = ["data.subset=16", "data.workers=0", "batch_size=8", "epochs=1", "network.width=8", "method.hidden_dim=16",
             "method.output_dim=16"]  # fmt: skip
 SMALL_COLOUR = ["network.encoder=shufflenet_v2_x0_5", "data.image_size=32"]  # an encoder that torchvision knows, too
-OTHER_TOOLS = {"--nproc-per-node", "--help", "--rate"}  # torchrun, every command, benchmarks/speed/scale.py
+OTHER_TOOLS = {"--nproc-per-node", "--help"}  # torchrun, every command
 GROUPS = ("data", "view1", "view2", "network", "method", "optimizer")
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
@@ -134,7 +134,7 @@ def check_pip(arguments: list[str]) -> None:
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory) -> Path:
-    """A folder with ``photos`` in class folders, in which the pages are executed one after the other."""
+    """A folder with ``photos`` in class folders, in which the pages are executed in turn."""
     folder = tmp_path_factory.mktemp("workspace")
     random = np.random.default_rng(0)
     for name in ("cat", "dog"):
@@ -221,19 +221,12 @@ def test_links_lead_to_files(page):
             assert (page.parent / target).exists(), target
 
 
-def test_tree_of_readme_is_complete():
-    code = next(code for language, code in blocks(README) if not language and code.startswith("Makefile"))
-    folder, listed = Path(), set()
-    for line in code.splitlines():
-        names = re.split(r"\s{2,}", line.strip(), maxsplit=1)[0].split(", ")
-        if line.strip() == names[0]:  # a folder whose contents follow
-            folder = Path(names[0])
-        else:
-            listed |= {(folder if line.startswith("  ") else Path()) / name for name in names}
-    assert [path for path in listed if not (ROOT / path).exists()] == []
-    package = ROOT / "src" / "matrix_ssl"
-    files = {path.relative_to(ROOT) for path in package.rglob("*") if path.suffix in (".py", ".html", ".typed")}
-    assert sorted(path for path in files if not {path, *path.parents} & listed) == []
+def test_every_setting_is_described():
+    """Every setting of a run stands in a table of docs/settings.md; the second view is as the first."""
+    text = (ROOT / "docs" / "settings.md").read_text("utf-8")
+    described = set(re.findall(r"`([^`]+)`", "".join(re.findall(r"^\| (`.*?) \|", text, re.MULTILINE))))
+    keys = {key for key, _ in config.flatten(config.to_dict(recipes.find_recipe("images")))}
+    assert {key for key in keys if not key.startswith(("view2.", "method.options"))} <= described
 
 
 @pytest.mark.parametrize("name", recipes.list_recipes())
