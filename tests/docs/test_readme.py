@@ -25,6 +25,8 @@ from matrix_ssl import config, methods
 from matrix_ssl.cli import main
 from matrix_ssl.config import recipes
 from matrix_ssl.evaluate.trained.protocols import EvaluationSettings
+from matrix_ssl.llm.arguments import parse_assignments
+from matrix_ssl.llm.settings import FineTuneSettings
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -179,6 +181,10 @@ def test_options_settings_and_names_exist(page):
     for text in inline_code(page):
         assert set(re.findall(r"(?<!\S)--[a-z][a-z0-9-]*", text)) <= options | OTHER_TOOLS, text
         assignments = re.findall(r"--set \"?([a-z][\w.]*=[^\s\"]+)", text)
+        if page.name.startswith("llm"):  # settings of a fine-tuning
+            settings = FineTuneSettings(model="tiny", data="sums.jsonl", template="plain").override(assignments)
+            parse_assignments(settings.arguments)
+            assignments = []
         of_protocols = [a for a in assignments if a.partition(".")[0] in dir(EvaluationSettings())]
         config.override(EvaluationSettings(), of_protocols)
         check_settings("images", [a for a in assignments if a not in of_protocols])
