@@ -25,8 +25,7 @@ from matrix_ssl import config, methods
 from matrix_ssl.cli import main
 from matrix_ssl.config import recipes
 from matrix_ssl.evaluate.trained.protocols import EvaluationSettings
-from matrix_ssl.llm.arguments import parse_assignments
-from matrix_ssl.llm.settings import FineTuneSettings
+from matrix_ssl.llm.finetune.settings import FineTuneSettings, parse_assignments
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
