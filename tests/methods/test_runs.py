@@ -122,12 +122,15 @@ class TestDescriptions:
     @pytest.mark.parametrize("name", list_methods())
     def test_every_default_says_where_it_comes_from(self, name: str) -> None:
         source = inspect.getsource(sys.modules[find_method(name).__module__])
-        lines = source.splitlines()
-        name_of_class = find_method(name).__name__
-        (kind,) = [n for n in ast.parse(source).body if isinstance(n, ast.ClassDef) and n.name == name_of_class]
-        constructor = next(n for n in kind.body if isinstance(n, ast.FunctionDef) and n.name == "__init__")
-        for argument in constructor.args.kwonlyargs:
-            assert "  # " in lines[argument.lineno - 1], f"{name}: {argument.arg}"
+        lines, body = source.splitlines(), ast.parse(source).body
+        (kind,) = [n for n in body if isinstance(n, ast.ClassDef) and n.name == find_method(name).__name__]
+        constants = {
+            n.targets[0].id: n for n in body if isinstance(n, ast.Assign) and isinstance(n.targets[0], ast.Name)
+        }
+        arguments = next(n for n in kind.body if isinstance(n, ast.FunctionDef) and n.name == "__init__").args
+        for argument, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True):
+            home = constants[default.id] if isinstance(default, ast.Name) else argument
+            assert "  # " in lines[home.lineno - 1], f"{name}: {argument.arg}"
             assert re.search(rf"\b{argument.arg}\b", ast.get_docstring(kind) or ""), f"{name}: {argument.arg}"
 
     def test_of_a_file(self, tmp_path: Path) -> None:

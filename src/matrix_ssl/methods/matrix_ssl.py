@@ -55,9 +55,9 @@ class MatrixSSL(TeacherMethod):
         output_dim: PositiveInt = 2048,  # the code
         ridge: PositiveFloat = DEFAULTS.ridge,  # 0.5 in the code's script, 1 in its README
         uniformity_weight: NonNegativeFloat = DEFAULTS.uniformity_weight,  # equal to the ridge in the code
-        alignment_weight: NonNegativeFloat = DEFAULTS.alignment_weight,
+        alignment_weight: NonNegativeFloat = DEFAULTS.alignment_weight,  # the code
         logarithm: Logarithm = DEFAULTS.logarithm,  # a Taylor series in the code
-        order: PositiveInt = DEFAULTS.order,
+        order: PositiveInt = DEFAULTS.order,  # the code
         teacher_momentum: Fraction = 0.996,  # the code
         predictor: bool = True,  # the code
     ):
