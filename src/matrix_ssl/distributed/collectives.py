@@ -1,8 +1,7 @@
 """Collective operations with gradients. Every function is also correct in a single process.
 
-Gradient convention. DistributedDataParallel averages the gradients of parameters over the processes, and after that
-average they must be exactly those of one process with the whole batch. There are two ways
-to compute a loss of the whole batch:
+DistributedDataParallel averages the gradients of parameters over the processes, and that average must be exactly the
+gradient of one process with the whole batch. There are two ways to compute a loss of the whole batch:
 
 - Every process computes the same loss from ``gather``ed rows. The backward of ``gather`` hands each process
   ``world_size`` times its own rows of the gradient and needs no communication.
@@ -25,26 +24,14 @@ from matrix_ssl.distributed.processes import rank, world_size
 
 def maximum(values: Tensor) -> Tensor:
     """Element-wise maximum over the processes, without gradient."""
-    if world_size() == 1:
-        return values
-    values = values.clone()
-    dist.all_reduce(values, dist.ReduceOp.MAX)
-    return values
+    return values if world_size() == 1 else _all_reduce(values, dist.ReduceOp.MAX)
 
 
 def gather(rows: Tensor, *, sizes: Sequence[int] | None = None) -> Tensor:
-    """Concatenates every process's rows in the order of their ranks, for a loss that every process computes.
+    """Concatenates every process's rows (n, ...) in the order of their ranks, for a loss that every process computes.
 
-    Args:
-        rows: (n, ...).
-        sizes: the number of rows of each process; by default all have the same number.
-
-    Returns:
-        (sum of sizes, ...), the same tensor on every process.
-
-    Raises:
-        ValueError: ``sizes`` does not fit the processes or these rows. Without ``sizes``, unequal numbers are detected
-            on the CPU only: on a GPU the check would make it wait, and NCCL hangs.
+    ``sizes`` are the numbers of rows of the processes, by default all equal. Sizes that do not fit are a ValueError;
+    without ``sizes``, unequal numbers only on the CPU: on a GPU the check would make it wait, and NCCL hangs.
     """
     return rows if world_size() == 1 else _Gather.apply(rows, row_counts(rows, sizes), False)
 
@@ -83,6 +70,12 @@ def all_reduce_sum(x: Tensor) -> Tensor:
     return x if world_size() == 1 else _Sum.apply(x, False)
 
 
+def _all_reduce(x: Tensor, operation: Any = dist.ReduceOp.SUM) -> Tensor:
+    result = x.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(result, operation)
+    return result
+
+
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, sizes: list[int], for_parts: bool) -> Tensor:
@@ -98,24 +91,16 @@ class _Gather(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         if not ctx.for_parts:
             return gradient.split(ctx.sizes)[rank()] * world_size(), None, None
-        total = gradient.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
-        return total.split(ctx.sizes)[rank()], None, None
+        return _all_reduce(gradient).split(ctx.sizes)[rank()], None, None
 
 
 class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, of_parts: bool) -> Tensor:
         ctx.of_parts = of_parts
-        total = x.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
-        return total
+        return _all_reduce(x)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        if ctx.of_parts:
-            return gradient * world_size(), None
-        total = gradient.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
-        return total, None
+        return gradient * world_size() if ctx.of_parts else _all_reduce(gradient), None

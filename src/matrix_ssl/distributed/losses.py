@@ -40,9 +40,6 @@ def matrix_ssl_terms(
         exchange: ``"rows"`` gathers outputs, ``"covariances"`` sums d x d matrices, ``"auto"`` takes what moves less.
         sizes: n_local of every process; by default all are equal, as in ``distributed.gather``.
 
-    Returns:
-        The terms of the whole batch, as ``losses.matrix_ssl_terms``.
-
     Raises:
         ValueError: as ``losses.matrix_ssl_terms``; ``exchange`` is unknown; ``sizes`` does not fit.
     """
@@ -65,14 +62,10 @@ def matrix_ssl_terms(
 
 
 def covariances(teachers: Tensor, students: Tensor, *, samples: int) -> Tensor:
-    """C(p, z), C(p, p) and C(z, z) of the batch of all processes, by its means, rows scaled to length one.
+    """C(p, z), C(p, p) and C(z, z) of unit rows of the batch of all processes, by its means: (3, k, d, d).
 
-    Args:
-        teachers, students: (k, n_local, d).
-        samples: n, of all processes.
-
-    Returns:
-        (3, k, d, d), the same on every process, for a loss of which every process computes a part.
+    Teachers and students are (k, n_local, d), ``samples`` is n of all processes. The result is the same on every
+    process, for a loss of which every process computes a part.
     """
     a, b = unit_rows(teachers), unit_rows(students)
     # the means are treated as constants: the gradient by them is a sum of centred rows, which is zero

@@ -3,7 +3,7 @@
 Every loss takes raw outputs (n, d): student ``z1, z2`` (after the predictor) and teacher ``p1, p2``, and l2-normalises
 their rows itself. It never communicates: under several processes gather the batch first, or sum covariances
 (``matrix_ssl.distributed``). Half precision is computed in float32 with autocast off. The teacher may carry a gradient;
-detach it to stop it.
+detach it to stop it. Shapes that differ or are not (n, d) with n ≥ 2 and constants out of range are a ValueError.
 
 With J = I - 11ᵀ/n, C(a, b) = aᵀ J b / n and ridge μ the two terms of one order (p, z) are
 

@@ -17,13 +17,11 @@ from matrix_ssl.matrix.precision import differentiable_once, full_precision, wit
 def fused(*, tensors: int, values: int) -> Callable[[Callable[..., Any]], Callable[..., tuple[Tensor, ...]]]:
     """Decorates a function of ``tensors`` tensors and further arguments so that it is differentiable once.
 
-    It returns ``values`` scalars, of which the first is the loss and the others have no gradient, and then a gradient
-    for each of the tensors, with its shape and in float32 or better, or ``nothing`` where the last argument,
-    ``needed``, is false. The backward pass multiplies these by the incoming gradient and needs nothing else. The caller
-    omits ``needed`` and gets the scalars.
+    It returns ``values`` scalars, the loss and others without gradient, and a gradient for each tensor, of its shape in
+    float32 or better, or ``nothing`` where the last argument, ``needed``, which the caller omits, is false.
 
-    A gradient takes the dtype of its tensor only after that product: entries of 1/(nd) are below the normal numbers of
-    float16, and a loss scale, which comes with the incoming gradient, cannot restore digits that are gone by then.
+    A gradient takes the dtype of its tensor only after the product with the incoming one: entries of 1/(nd) are below
+    the normal numbers of float16, and a loss scale cannot restore digits that are gone by then.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., tuple[Tensor, ...]]:

@@ -38,10 +38,10 @@ def matrix_ssl_loss(
     1. Below, it turns negative when the branches are anti-correlated beyond the ridge; the value is then log |det|,
     whose gradient cannot be trusted. On the CPU that raises a warning; ``matrix_ssl_terms`` counts it everywhere.
 
-    Cost: value and gradient are computed together, and each student output saves one tensor of its own size, in
-    float32 or better, until the backward pass. ``"exact"`` means up to rounding, whichever algorithm: a polynomial or a
-    quadrature gets as many terms as a bound on its error requires. ``algorithm="auto"`` takes the cheapest; on the CPU
-    the bound uses the Frobenius norm of the covariance, on other devices only what is known without waiting for them.
+    Value and gradient are computed together; each student output saves one tensor of its size until the backward pass.
+    ``"exact"`` means up to rounding: a polynomial or a quadrature gets as many terms as a bound on its error requires.
+    ``algorithm="auto"`` takes the cheapest; on the CPU the bound uses the Frobenius norm of the covariance, on other
+    devices only what is known without waiting for them.
 
     Args:
         z1, z2: (n, d), student outputs of the two views.
@@ -59,9 +59,6 @@ def matrix_ssl_loss(
 
     Raises:
         ValueError: shapes differ or are not (n, d) with n ≥ 2; a number is out of its range; a name is unknown.
-
-    Warns:
-        NegativeDeterminantWarning: see above.
 
     Reference: Zhang et al., ICML 2024, equations 12 to 14, with the constants of the published code.
 
@@ -81,17 +78,8 @@ def matrix_ssl_terms(
 ) -> MatrixSSLTerms:
     """``matrix_ssl_loss`` with its parts and the count of negative determinants, 0 to 2; no warning is raised.
 
-    Args:
-        z1, z2: (n, d), student outputs of the two views.
-        p1, p2: (n, d), teacher outputs of the two views.
-        objective: constants of the loss, the keyword arguments of ``matrix_ssl_loss``.
-        side: as in ``matrix_ssl_loss``.
-
-    Returns:
-        The mean of both orders; only the loss has a gradient.
-
-    Raises:
-        ValueError: shapes differ or are not (n, d) with n ≥ 2; the side is unknown.
+    ``objective`` holds the constants; other arguments and errors are those of ``matrix_ssl_loss``. The terms are means
+    of both orders; only the loss has a gradient.
 
     Example:
         >>> import torch
@@ -120,19 +108,12 @@ def matrix_ssl_paper_loss(
     algorithm: Algorithm = DEFAULTS.algorithm,
     side: Side = "auto",
 ) -> Tensor:
-    """The paper's objective with its constants, all logarithms exact.
-
-    The mean over the orders (p2, z1) and (p1, z2) of
+    """The paper's objective with its constants, all logarithms exact: the mean over (p2, z1) and (p1, z2) of
 
         MCE(I/d, C(p, z) + ridge·I) + alignment_weight · MCE(C(p, p) + ridge·I, C(z, z) + ridge·I)
 
-    where MCE(P, Q) = tr(-P log Q + Q). It differs from ``matrix_ssl_loss`` by uniformity_weight = 1/d and by the two
-    traces, whose gradient the published code drops.
-
-    Args, raises and warns as in ``matrix_ssl_loss``.
-
-    Returns:
-        A scalar, in nats.
+    where MCE(P, Q) = tr(-P log Q + Q). It differs from ``matrix_ssl_loss``, whose arguments, errors and warning it
+    shares, by uniformity_weight = 1/d and by the two traces, whose gradient the published code drops.
 
     Reference: Zhang et al., ICML 2024, equations 12 to 14.
 

@@ -23,9 +23,8 @@ def mec_loss(
 
     s = n · distortion / d is the paper's λ⁻¹, with n the size of the whole batch over all processes. The published
     loss cuts log(I + X) after ``order`` terms of its Taylor series; at order 1 it is SimSiam's negative cosine
-    similarity. ``logarithm="exact"`` takes log |det|.
-
-    It is computed with n x n or d x d matrices, whichever are smaller, value and gradient together.
+    similarity. ``logarithm="exact"`` takes log |det|. It is computed with n x n or d x d matrices, whichever are
+    smaller, value and gradient together.
 
     Args:
         z1, z2: (n, d), student outputs of the two views.
@@ -38,11 +37,9 @@ def mec_loss(
         A scalar, in nats; it can be differentiated once, by all four outputs.
 
     Raises:
-        ValueError: shapes differ or are not (n, d) with n ≥ 2; distortion is not positive; order is below 1; the
-            logarithm's name is unknown.
+        ValueError: shapes differ or are not (n, d) with n ≥ 2; a number is out of its range; a name is unknown.
 
-    Reference: Liu, Wang, Li and Li, "Self-Supervised Learning via Maximum Entropy Coding", NeurIPS 2022, equations 4
-    and 6, https://arxiv.org/abs/2210.11464.
+    Reference: Liu et al., NeurIPS 2022, equations 4 and 6, https://arxiv.org/abs/2210.11464.
 
     Example:
         >>> import torch

@@ -12,11 +12,7 @@ Algorithm = Literal["auto", "eigh", "quadrature", "polynomial"]
 
 @dataclass(frozen=True)
 class Objective:
-    """Constants of the Matrix-SSL loss and how its logarithm is computed; ``matrix_ssl_loss`` explains each.
-
-    Raises:
-        ValueError: a number is out of its range or a name is unknown.
-    """
+    """Constants of the Matrix-SSL loss, see ``matrix_ssl_loss``; out of range or unknown, they are a ValueError."""
 
     ridge: float = 0.1  # μ > 0, added to every covariance
     uniformity_weight: float = 0.1  # λ ≥ 0
@@ -39,11 +35,7 @@ class Objective:
 
 @dataclass(frozen=True)
 class MECObjective:
-    """Constants of maximum entropy coding; ``mec_loss`` explains each.
-
-    Raises:
-        ValueError: a number is out of its range or a name is unknown.
-    """
+    """Constants of maximum entropy coding, see ``mec_loss``; out of range or unknown, they are a ValueError."""
 
     distortion: float = 64.0  # ε > 0, the published value after warm-up
     logarithm: Logarithm = "taylor"  # as published

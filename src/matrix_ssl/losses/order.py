@@ -46,18 +46,8 @@ def matrix_ssl_order_terms(
 ) -> MatrixSSLTerms:
     """One order of ``matrix_ssl_terms``, for methods with a single order and for sharing orders among processes.
 
-    Args:
-        p: (n, d), teacher outputs of one view.
-        z: (n, d), student outputs of the other view.
-        objective: constants of the loss.
-        side: ``"samples"`` computes with n x n matrices, ``"features"`` with d x d, ``"auto"`` with the smaller.
-
-    Returns:
-        The terms; the loss can be differentiated once, by both. ``matrix_ssl_loss`` is the mean of the losses of the
-        orders (p2, z1) and (p1, z2).
-
-    Raises:
-        ValueError: the shapes differ or are not (n, d) with n ≥ 2; the side is unknown.
+    ``p`` (n, d) are teacher outputs of one view, ``z`` (n, d) student outputs of the other; the rest, and errors, are
+    those of ``matrix_ssl_terms``, the mean of (p2, z1) and (p1, z2). The loss can be differentiated once, by both.
 
     Example:
         >>> import torch
@@ -77,10 +67,8 @@ def matrix_ssl_covariance_terms(
 ) -> MatrixSSLTerms:
     """One order of ``matrix_ssl_terms`` from covariances, which several processes can sum instead of gathering rows.
 
-    With rows scaled to length one and J = I - 11ᵀ/n:
-
     Args:
-        cross: (d, d), C(p, z) = pᵀ J z / n.
+        cross: (d, d), C(p, z) = pᵀ J z / n with rows scaled to length one and J = I - 11ᵀ/n.
         teacher: (d, d), C(p, p), symmetric positive semi-definite.
         student: (d, d), C(z, z), symmetric positive semi-definite. For rows of length one its trace is at most one;
             where it is larger, use ``algorithm="eigh"`` on devices other than the CPU, because their bound on the

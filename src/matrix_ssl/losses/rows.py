@@ -31,10 +31,9 @@ def centred_rows(x: Tensor) -> Tensor:
 
 
 def pull_back(gradient: Tensor, x: Tensor, scale: float = 1.0) -> Tensor:
-    """The gradient by raw rows x from ``gradient`` by unit rows over ``scale``: what lies along a row is dropped.
+    """The gradient by raw rows x from that by unit rows over ``scale``, overwritten: what lies along a row is dropped.
 
     It stays in float32 or better, whatever the dtype of x. A row of zeros gets no gradient instead of an infinite one.
-    Overwrites ``gradient``.
     """
     rows = full_precision(x)
     inverse = _inverse_lengths(rows)

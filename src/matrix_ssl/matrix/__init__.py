@@ -9,13 +9,14 @@ condition number of 1e3. Gradients are finite and correct where eigenvalues coin
 second derivatives are not provided. Run a backward pass outside of autocast, as PyTorch recommends.
 
 Without a ridge 0 log 0 counts as 0 and a zero eigenvalue, one below 2 ε √d of the largest, contributes no gradient
-where the true one is infinite. ``ridge`` adds ridge·I and is the remedy; it is never added implicitly.
+where the true one is infinite. ``ridge``, μ ≥ 0, adds μI and is the remedy; it is never added implicitly.
 
-An invalid argument raises a ``MatrixError`` (``matrix_ssl.errors``), a ValueError that says by how much it is wrong.
-Shapes are always checked, values on the CPU outside of ``torch.compile``; ``validate=True`` checks them everywhere, at
-the price of waiting for the device, and ``validate=False`` nowhere. Rounding is tolerated: a matrix may differ from its
-transpose by 100 ε √d (half precision: ε √d) of its largest element, and have eigenvalues below zero by as much of its
-largest, with the ε of the dtype that was passed.
+An invalid argument raises a ``MatrixError`` (``matrix_ssl.errors``), a ValueError that says by how much it is wrong:
+a matrix that is empty, not finite, not square or not symmetric, or shapes that do not fit, besides what a function
+lists. Shapes are always checked, values on the CPU outside of ``torch.compile``; ``validate=True`` checks them
+everywhere, at the price of waiting for the device, and ``validate=False`` nowhere. Rounding is tolerated: a matrix may
+differ from its transpose by 100 ε √d (half precision: ε √d) of its largest element, and have eigenvalues below zero by
+as much of its largest, with the ε of the dtype that was passed.
 
 References:
     Zhang, Tan, Yang, Huang and Yuan, "Matrix Information Theory for Self-Supervised Learning", ICML 2024, section 2,
@@ -27,8 +28,13 @@ References:
 
 from matrix_ssl.matrix.covariances import covariance, cross_covariance
 from matrix_ssl.matrix.divergence import matrix_cross_entropy, matrix_kl
-from matrix_ssl.matrix.entropy import matrix_entropy, renyi_entropy, von_neumann_entropy
-from matrix_ssl.matrix.kernels import joint_entropy, mutual_information
+from matrix_ssl.matrix.entropy import (
+    joint_entropy,
+    matrix_entropy,
+    mutual_information,
+    renyi_entropy,
+    von_neumann_entropy,
+)
 from matrix_ssl.matrix.logarithm import log1p_ratio, log_det, matrix_log
 from matrix_ssl.matrix.rank import coding_rate, effective_rank, shannon_entropy, spectrum
 

@@ -13,10 +13,7 @@ from torch import Tensor
 
 
 def zero_level(x: Tensor, ridge: float = 0.0, *, d: int | None = None, dtype: torch.dtype | None = None) -> Tensor:
-    """The bound below which a value counts as zero, (..., 1): 2 ε √d of the largest of x (..., d), 0 with a ridge.
-
-    ``d`` and the dtype of ε are those of ``x`` by default.
-    """
+    """2 ε √d of the largest of x (..., d), below which a value counts as zero, (..., 1); 0 with a ridge."""
     largest = x.detach().abs().amax(-1, keepdim=True)
     units = 0.0 if ridge > 0 else 2 * math.sqrt(x.shape[-1] if d is None else d)
     return units * torch.finfo(dtype or x.dtype).eps * largest
@@ -44,7 +41,8 @@ def renyi_entropy(eigenvalues: Tensor, alpha: float, ridge: float = 0.0) -> Tens
         return (shifted > zero_level(shifted, ridge)).sum(-1).clamp_min(1).to(shifted.dtype).log()
     # below order 1 a power would raise rounding far, (1e-16)^0.3 = 2e-5; above, the derivative at zero is finite, kept
     above_zero = torch.where(shifted > zero_level(shifted, ridge), shifted, 0.0)
-    scaled = _over_the_largest(above_zero if alpha < 1 else _not_negative(shifted))
+    not_negative = shifted + (shifted.clamp_min(0) - shifted).detach()  # with the gradient of ``shifted``
+    scaled = _over_the_largest(above_zero if alpha < 1 else not_negative)
     total = scaled.sum(-1, keepdim=True)
     if alpha == math.inf:
         return total.squeeze(-1).log() - scaled.amax(-1).log()
@@ -57,11 +55,6 @@ def _power_minus_identity(p: Tensor, alpha: float) -> Tensor:
     """p^alpha - p without cancellation near alpha = 1: Σ p = 1 turns the sum of these into Σ p^alpha - 1."""
     safe = torch.where(p > 0, p, 1.0)
     return torch.where(p > 0, safe * torch.expm1((alpha - 1) * safe.log()), -p)
-
-
-def _not_negative(x: Tensor) -> Tensor:
-    """max(x, 0) with the gradient of x."""
-    return x + (x.clamp_min(0) - x).detach()
 
 
 def _without_gradient_at_zero(x: Tensor, ridge: float, dtype: torch.dtype | None = None) -> Tensor:

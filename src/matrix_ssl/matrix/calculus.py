@@ -44,8 +44,8 @@ class SpectralFunction(torch.autograd.Function):
 class TraceOfLogarithm(torch.autograd.Function):
     """tr(P' log Q') with P' = P + ridge·I and Q' = Q + ridge·I, and the eigenvalues of Q without gradient.
 
-    An eigenvector of Q' whose eigenvalue is zero contributes nothing, -inf if P' is above zero along it. Neither
-    contributes a gradient. ``dtype`` is the one whose rounding decides what counts as zero.
+    An eigenvector of Q' of eigenvalue zero, by the rounding of ``dtype``, has no gradient and contributes nothing, but
+    -inf if P' is above zero along it.
     """
 
     @staticmethod
@@ -123,9 +123,8 @@ def log1p_ratio_difference(a: Tensor, b: Tensor, scale: float) -> Tensor:
     leave 20⁻¹² ≈ 2e-16.
     """
     small, large = torch.minimum(a, b).clamp_min(0), torch.maximum(a, b).clamp_min(0)
-    direct = (log_difference(small + scale, large + scale) - log1p_ratio_value(small, scale)) / torch.where(
-        large == 0, 1.0, large
-    )
+    direct = log_difference(small + scale, large + scale) - log1p_ratio_value(small, scale)
+    direct = direct / torch.where(large == 0, 1.0, large)
     u, v = small / scale, large / scale
     power, inner, series = torch.ones_like(u), torch.zeros_like(u), torch.zeros_like(u)
     for k in range(1, 13):

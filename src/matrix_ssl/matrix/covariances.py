@@ -10,14 +10,7 @@ from matrix_ssl.matrix.validation import checked_matrix
 
 
 def covariance(x: Tensor, *, validate: bool | None = None) -> Tensor:
-    """Covariance of the columns, (x - mean)ᵀ (x - mean) / n.
-
-    Args:
-        x: (..., n, d), one row a sample.
-        validate: whether to check values; by default on the CPU outside of ``torch.compile``.
-
-    Returns:
-        (..., d, d), symmetric positive semi-definite, of rank below n. Divided by n, not by n - 1.
+    """Covariance (x - mean)ᵀ (x - mean) / n of x (..., n, d), one row a sample: (..., d, d), of rank below n.
 
     Raises:
         MatrixError: ``x`` is not a matrix, empty, or not finite.
@@ -28,15 +21,7 @@ def covariance(x: Tensor, *, validate: bool | None = None) -> Tensor:
 
 
 def cross_covariance(x: Tensor, y: Tensor, *, validate: bool | None = None) -> Tensor:
-    """Cross-covariance of the columns, (x - mean x)ᵀ (y - mean y) / n. Not symmetric, also where d = e.
-
-    Args:
-        x: (..., n, d), one row a sample.
-        y: (..., n, e), the same samples.
-        validate: whether to check values; by default on the CPU outside of ``torch.compile``.
-
-    Returns:
-        (..., d, e).
+    """Cross-covariance (x - mean x)ᵀ (y - mean y) / n of x (..., n, d) and y (..., n, e): (..., d, e), not symmetric.
 
     Raises:
         MatrixError: an argument is not a matrix, empty, or not finite, or the numbers of rows differ.
@@ -48,7 +33,7 @@ def cross_covariance(x: Tensor, y: Tensor, *, validate: bool | None = None) -> T
 
 
 def check_same_samples(x: Tensor, y: Tensor) -> None:
-    """Raises unless both have the same number of rows."""
+    """Raises MatrixShapeError unless both have the same number of rows."""
     if x.shape[-2] != y.shape[-2]:
         raise MatrixShapeError(
             f"Arguments x and y have the shapes {tuple(x.shape)} and {tuple(y.shape)}: they must have the same samples."

@@ -15,7 +15,7 @@ from matrix_ssl.matrix.validation import (
 
 
 def matrix_cross_entropy(p: Tensor, q: Tensor, *, ridge: float = 0.0, validate: bool | None = None) -> Tensor:
-    """Matrix cross-entropy MCE(P, Q) = tr(-P log Q + Q), of P + ridge·I and Q + ridge·I.
+    """Matrix cross-entropy MCE(P, Q) = tr(-P log Q + Q), of P + ridge·I and Q + ridge·I: (...).
 
     For a fixed P it is smallest, ME(P), at Q = P. It is +inf where Q is singular and P is not zero on an eigenvector of
     a zero eigenvalue of Q, and finite otherwise: an eigenvalue of Q counts as zero below 2 ε √d of its largest, P as
@@ -26,14 +26,9 @@ def matrix_cross_entropy(p: Tensor, q: Tensor, *, ridge: float = 0.0, validate: 
         p: (..., d, d), symmetric positive semi-definite, which is not checked: its eigenvalues are not computed.
         q: (..., d, d), symmetric positive semi-definite; leading dimensions are broadcast.
         ridge: μ ≥ 0, added to both.
-        validate: whether to check values; by default on the CPU outside of ``torch.compile``.
-
-    Returns:
-        (...).
 
     Raises:
-        MatrixError: an argument is not square, empty, not finite or not symmetric, ``q`` is not positive
-            semi-definite, or the shapes do not fit.
+        MatrixError: an argument is not symmetric, ``q`` is not positive semi-definite, or the shapes do not fit.
 
     Reference: Zhang et al., ICML 2024, definition 2.3.
     """
@@ -49,12 +44,8 @@ def matrix_kl(p: Tensor, q: Tensor, *, ridge: float = 0.0, validate: bool | None
     """Matrix Kullback-Leibler divergence MKL(P‖Q) = tr(P log P - P log Q - P + Q), of P + ridge·I and Q + ridge·I.
 
     Equal to MCE(P, Q) - ME(P). Not negative but for rounding, and zero only at P = Q. Like the cross-entropy it is
-    +inf where the support of P does not lie in that of Q, by the same tolerance.
-
-    Args, raises as in ``matrix_cross_entropy``; here ``p`` must be positive semi-definite, too.
-
-    Returns:
-        (...).
+    +inf where the support of P does not lie in that of Q, by the same tolerance. Args, returns, raises as in
+    ``matrix_cross_entropy``; here ``p`` must be positive semi-definite, too.
 
     Reference: Zhang et al., ICML 2024, definition 2.2.
     """
@@ -68,10 +59,7 @@ def matrix_kl(p: Tensor, q: Tensor, *, ridge: float = 0.0, validate: bool | None
 
 
 def cross_entropy_of(p: Tensor, q: Tensor, ridge: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The cross-entropy of symmetric, unchecked arguments, and the eigenvalues of q.
-
-    It is computed in the dtype of the arguments; the rounding of ``dtype`` decides what counts as zero.
-    """
+    """The cross-entropy of symmetric, unchecked p and q, and the eigenvalues of q; ``dtype`` as in ``zero_level``."""
     value, eigenvalues = TraceOfLogarithm.apply(p, q, ridge, dtype)
     return q.diagonal(dim1=-2, dim2=-1).sum(-1) + q.shape[-1] * ridge - value, eigenvalues
 

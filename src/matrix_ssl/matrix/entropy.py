@@ -1,4 +1,4 @@
-"""Entropies of one symmetric positive semi-definite matrix."""
+"""Entropies of a symmetric positive semi-definite matrix and of two kernels of the same samples."""
 
 import torch
 from torch import Tensor
@@ -9,12 +9,14 @@ from matrix_ssl.matrix.validation import (
     check_not_negative,
     check_positive_semidefinite,
     check_purity,
+    check_same_width,
     checked_symmetric,
+    coarser,
 )
 
 
 def matrix_entropy(a: Tensor, *, ridge: float = 0.0, validate: bool | None = None) -> Tensor:
-    """Matrix entropy ME(A) = -tr(A log A) + tr A, of A + ridge·I.
+    """Matrix entropy ME(A) = -tr(A log A) + tr A, of A + ridge·I: (...), in nats plus the trace.
 
     Among matrices of trace one it is largest, log d + 1, at I/d and smallest, 1, at rank one. Its gradient, -log A, is
     infinite at a zero eigenvalue, which contributes none; see ``matrix_ssl.matrix`` for this, rounding and checks.
@@ -22,13 +24,9 @@ def matrix_entropy(a: Tensor, *, ridge: float = 0.0, validate: bool | None = Non
     Args:
         a: (..., d, d), symmetric positive semi-definite.
         ridge: μ ≥ 0.
-        validate: whether to check values; by default on the CPU outside of ``torch.compile``.
-
-    Returns:
-        (...), in nats plus the trace.
 
     Raises:
-        MatrixError: ``a`` is not square, empty, not finite, not symmetric, or not positive semi-definite.
+        MatrixError: ``a`` is not symmetric or not positive semi-definite.
 
     Reference: Zhang et al., ICML 2024, definition 2.1.
     """
@@ -36,20 +34,16 @@ def matrix_entropy(a: Tensor, *, ridge: float = 0.0, validate: bool | None = Non
 
 
 def von_neumann_entropy(a: Tensor, *, ridge: float = 0.0, validate: bool | None = None) -> Tensor:
-    """Von Neumann entropy -tr(ρ log ρ) of ρ = A' / tr A', A' = A + ridge·I.
+    """Von Neumann entropy -tr(ρ log ρ) of ρ = A' / tr A', A' = A + ridge·I, in nats.
 
     Between 0 at rank one and log d at multiples of I, and ME(ρ) - 1. The zero matrix gives 0.
-
-    Args, raises as in ``matrix_entropy``.
-
-    Returns:
-        (...), in nats.
+    Args, returns, raises as in ``matrix_entropy``.
     """
     return _eigenvalues.shannon_entropy(_checked_eigenvalues(a, ridge, validate), ridge)
 
 
 def renyi_entropy(a: Tensor, *, alpha: float, ridge: float = 0.0, validate: bool | None = None) -> Tensor:
-    """Rényi entropy log(tr ρ^alpha) / (1 - alpha) of ρ = A' / tr A', A' = A + ridge·I.
+    """Rényi entropy log(tr ρ^alpha) / (1 - alpha) of ρ = A' / tr A', A' = A + ridge·I, in nats.
 
     Between 0 at rank one and log d at multiples of I; it does not increase with alpha. alpha = 1 is the limit, the
     von Neumann entropy; alpha = 0 the logarithm of the rank, without gradient; alpha = 2 is -log ‖ρ‖²_F and takes no
@@ -58,23 +52,46 @@ def renyi_entropy(a: Tensor, *, alpha: float, ridge: float = 0.0, validate: bool
     Above alpha = 1 the derivative at a zero eigenvalue is finite and part of the gradient. Below, it is infinite and
     omitted. For alpha = 2 only ‖A‖_F ≤ tr A is checked, which positive semi-definiteness implies.
 
-    Args:
-        a: (..., d, d), symmetric positive semi-definite.
-        alpha: the order, zero or above, ``math.inf`` included.
-        ridge: μ ≥ 0.
-        validate: whether to check values; by default on the CPU outside of ``torch.compile``.
-
-    Returns:
-        (...), in nats.
-
-    Raises:
-        MatrixError: ``a`` is not square, empty, not finite, not symmetric, or not positive semi-definite.
-        ValueError: alpha or ridge is below zero.
+    Args, returns, raises as in ``matrix_entropy``; a ValueError for an ``alpha`` below zero, ``math.inf`` is allowed.
 
     Reference: Giraldo, Rao and Principe, IEEE Transactions on Information Theory 61(1), 2015; here in nats.
     """
     check_not_negative(ridge=ridge)
     return renyi_entropy_of(checked_symmetric(a, "a", validate), a, "a", alpha=alpha, ridge=ridge, validate=validate)
+
+
+def joint_entropy(k1: Tensor, k2: Tensor, *, alpha: float = 1.0, validate: bool | None = None) -> Tensor:
+    """Joint entropy of two kernels: the Rényi entropy of their Hadamard product, scaled to trace one: (...), in nats.
+
+    For kernels with a constant diagonal it is not below either entropy, for every alpha, and not above their sum for
+    alpha = 0 and alpha = 1.
+
+    Args:
+        k1, k2: (..., n, n), symmetric positive semi-definite, of the same n samples.
+        alpha: the order of the entropy, zero or above; 1 is the von Neumann entropy, 2 takes no eigenvalues.
+
+    Raises:
+        MatrixError: a kernel is not symmetric, their product not positive semi-definite, or the shapes do not fit.
+        ValueError: alpha is below zero.
+
+    Reference: Giraldo, Rao and Principe, IEEE Transactions on Information Theory 61(1), 2015.
+    """
+    first, second = _two_kernels(k1, k2, validate)
+    return _joint_entropy(first, second, coarser(k1, k2), alpha, validate)
+
+
+def mutual_information(k1: Tensor, k2: Tensor, *, alpha: float = 1.0, validate: bool | None = None) -> Tensor:
+    """Mutual information S(K1) + S(K2) - S(K1, K2) of two kernels, S being the Rényi entropy.
+
+    For kernels with a constant diagonal it is not above either entropy, for every alpha. It is not negative for alpha
+    = 1, by the subadditivity of the von Neumann entropy, and alpha = 0; for other orders it can be negative. Kernels of
+    independent factors, 11ᵀ ⊗ B and A ⊗ 11ᵀ, give zero. Args, returns, raises, reference as in ``joint_entropy``; and
+    Zhang et al., ICML 2024, section 2.
+    """
+    first, second = _two_kernels(k1, k2, validate)
+    entropy1 = renyi_entropy_of(first, k1, "k1", alpha=alpha, validate=validate)
+    entropy2 = renyi_entropy_of(second, k2, "k2", alpha=alpha, validate=validate)
+    return entropy1 + entropy2 - _joint_entropy(first, second, coarser(k1, k2), alpha, validate)
 
 
 def renyi_entropy_of(
@@ -113,3 +130,15 @@ def _checked_eigenvalues(a: Tensor, ridge: float, validate: bool | None) -> Tens
     eigenvalues = torch.linalg.eigvalsh(checked_symmetric(a, "a", validate))
     check_positive_semidefinite(eigenvalues + ridge, a, "a", validate)
     return eigenvalues
+
+
+def _two_kernels(k1: Tensor, k2: Tensor, validate: bool | None) -> tuple[Tensor, Tensor]:
+    first, second = checked_symmetric(k1, "k1", validate), checked_symmetric(k2, "k2", validate)
+    check_same_width(k1, k2, "k1 and k2")
+    return first, second
+
+
+def _joint_entropy(first: Tensor, second: Tensor, dtype: torch.dtype, alpha: float, validate: bool | None) -> Tensor:
+    product = first * second
+    rounded = product.detach().to(dtype)  # the tolerance is that of the dtype that was passed
+    return renyi_entropy_of(product, rounded, "k1 * k2", alpha=alpha, validate=validate)

@@ -1,7 +1,5 @@
 """Logarithms of symmetric matrices and their trace, the logarithm of the determinant."""
 
-import functools
-
 import torch
 from torch import Tensor
 
@@ -23,21 +21,18 @@ from matrix_ssl.matrix.validation import (
 
 
 def matrix_log(a: Tensor, *, ridge: float = 0.0, validate: bool | None = None) -> Tensor:
-    """Natural logarithm of a symmetric positive definite matrix, log(A + ridge·I).
+    """Natural logarithm of a symmetric positive definite matrix, log(A + ridge·I): (..., d, d), symmetric.
 
     By eigendecomposition in float64 (in float32 a logarithm errs by 1e-7 times the condition number), differentiated by
-    divided differences, which are exact where eigenvalues coincide. It can be differentiated once.
+    divided differences, which are exact where eigenvalues coincide. It can be differentiated once. Where values are not
+    checked, it is not finite if an eigenvalue is zero or below.
 
     Args:
         a: (..., d, d), symmetric, eigenvalues above -ridge.
         ridge: μ ≥ 0, added to every eigenvalue.
-        validate: whether to check values; by default on the CPU outside of ``torch.compile``.
-
-    Returns:
-        (..., d, d), symmetric. Where values are not checked, not finite if an eigenvalue is zero or below.
 
     Raises:
-        MatrixError: ``a`` is not square, empty, not finite, not symmetric, or not positive definite with the ridge.
+        MatrixError: ``a`` is not symmetric, or not positive definite with the ridge.
     """
     check_not_negative(ridge=ridge)
     full = checked_symmetric(a, "a", validate)
@@ -53,45 +48,30 @@ def matrix_log(a: Tensor, *, ridge: float = 0.0, validate: bool | None = None) -
 def log1p_ratio(a: Tensor, scale: float, *, validate: bool | None = None) -> Tensor:
     """The matrix function ψ(x) = log(1 + x / scale) / x of a symmetric positive semi-definite matrix; ψ(0) = 1 / scale.
 
-    It carries a logarithm to the smaller side: log(BᵀB + scale·I) = log(scale)·I + Bᵀ ψ(BBᵀ) B for any B.
+    It carries a logarithm to the smaller side: log(BᵀB + scale·I) = log(scale)·I + Bᵀ ψ(BBᵀ) B for any B. It is
+    symmetric, finite and differentiable, once, at rank deficiency.
 
     Args:
         a: (..., n, n), symmetric positive semi-definite.
         scale: above zero.
-        validate: whether to check values; by default on the CPU outside of ``torch.compile``.
-
-    Returns:
-        (..., n, n), symmetric, finite and differentiable, once, at rank deficiency.
 
     Raises:
-        MatrixError: ``a`` is not square, empty, not finite, not symmetric or not positive semi-definite.
+        MatrixError: ``a`` is not symmetric or not positive semi-definite.
     """
     check_positive(scale=scale)
     full = checked_symmetric(a, "a", validate)
     value, eigenvalues = SpectralFunction.apply(
-        full,
-        functools.partial(log1p_ratio_value, scale=scale),
-        functools.partial(log1p_ratio_difference, scale=scale),
+        full, lambda x: log1p_ratio_value(x, scale), lambda x, y: log1p_ratio_difference(x, y, scale)
     )
     check_positive_semidefinite(eigenvalues, a, "a", validate)
     return value
 
 
 def log_det(a: Tensor, *, ridge: float = 0.0, validate: bool | None = None) -> Tensor:
-    """log det(A + ridge·I) = tr log(A + ridge·I) of a symmetric positive definite matrix, by Cholesky.
+    """log det(A + ridge·I) = tr log(A + ridge·I) of a symmetric positive definite matrix, by Cholesky, in nats: (...).
 
-    Its gradient is the inverse of A + ridge·I. It can be differentiated once.
-
-    Args:
-        a: (..., d, d), symmetric, eigenvalues above -ridge.
-        ridge: μ ≥ 0, added to every eigenvalue.
-        validate: whether to check values; by default on the CPU outside of ``torch.compile``.
-
-    Returns:
-        (...), in nats. Where values are not checked, NaN if the matrix is not positive definite.
-
-    Raises:
-        MatrixError: ``a`` is not square, empty, not finite, not symmetric, or not positive definite with the ridge.
+    Its gradient is the inverse of A + ridge·I. It can be differentiated once. Args, raises as in ``matrix_log``; where
+    values are not checked, NaN if the matrix is not positive definite.
     """
     check_not_negative(ridge=ridge)
     full = checked_symmetric(a, "a", validate)

@@ -61,7 +61,7 @@ def log_det(x: Tensor, *, ridge: float = 0.0, validate: bool | None = None) -> T
     """``matrix_ssl.matrix.log_det`` of the covariance of x (..., n, d) plus ridge·I: (...), in nats.
 
     Raises:
-        MatrixError: as everywhere, and without a ridge if n ≤ d, where a covariance is singular.
+        MatrixError: without a ridge also if n ≤ d, where a covariance is singular.
     """
     check_not_negative(ridge=ridge)
     rows = centred_rows(x, "x", validate)
@@ -80,18 +80,9 @@ def log_det(x: Tensor, *, ridge: float = 0.0, validate: bool | None = None) -> T
 
 
 def matrix_cross_entropy(x: Tensor, y: Tensor, *, ridge: float = 0.0, validate: bool | None = None) -> Tensor:
-    """``matrix_ssl.matrix.matrix_cross_entropy`` of the covariances of x and y plus ridge·I.
+    """``matrix_ssl.matrix.matrix_cross_entropy`` of the covariances of x (..., n, d), P, and y (..., k, d), Q: (...).
 
-    With a ridge the side is the smaller one of y; without, that of the features.
-
-    Args:
-        x: (..., n, d), features that give P.
-        y: (..., k, d), features that give Q; k may differ from n, leading dimensions are broadcast.
-        ridge: μ ≥ 0, added to both.
-        validate: whether to check values; by default on the CPU outside of ``torch.compile``.
-
-    Returns:
-        (...).
+    With a ridge the side is the smaller one of y; without, that of the features. Leading dimensions are broadcast.
     """
     a, b = _two_centred_rows(x, y, ridge, validate)
     d = b.shape[-1]
@@ -113,16 +104,9 @@ def matrix_kl(x: Tensor, y: Tensor, *, ridge: float = 0.0, validate: bool | None
 
 
 def joint_entropy(x: Tensor, y: Tensor, *, alpha: float = 1.0, validate: bool | None = None) -> Tensor:
-    """``matrix_ssl.matrix.joint_entropy`` of the linear kernels of x and y, rows scaled to length one.
+    """``matrix_ssl.matrix.joint_entropy`` of the linear kernels of x (..., n, d) and y (..., n, e): (...), in nats.
 
-    Args:
-        x: (..., n, d), one row a sample.
-        y: (..., n, e), the same samples. The side is the smaller one of n and d·e.
-        alpha: the order of the entropy, zero or above.
-        validate: whether to check values; by default on the CPU outside of ``torch.compile``.
-
-    Returns:
-        (...), in nats.
+    Rows are scaled to length one. The side is the smaller one of n and d·e.
     """
     return _joint(*_two_unit_rows(x, y, alpha, validate), alpha)
 

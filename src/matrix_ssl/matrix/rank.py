@@ -11,20 +11,13 @@ from matrix_ssl.matrix.validation import check_positive, checked_matrix
 
 
 def effective_rank(x: Tensor, *, validate: bool | None = None) -> Tensor:
-    """Effective rank exp(-Σ pᵢ log pᵢ), p the singular values over their sum: between 1 and the rank.
+    """Effective rank exp(-Σ pᵢ log pᵢ) of x (..., m, n), p its singular values over their sum: from 1 to the rank.
 
     Of a matrix of features it is RankMe; of a covariance the effective rank that the Matrix-SSL paper reports. Nothing
     is centred. Scale does not matter; the zero matrix gives 1. Singular values that are zero contribute no gradient.
 
     float64 takes singular values. float32 and half precision take the eigenvalues of the smaller Gram matrix in
     float64; singular values below about 1e-7 of the largest, lost to the rounding of float32, become zero.
-
-    Args:
-        x: (..., m, n), any real matrix.
-        validate: whether to check values; by default on the CPU outside of ``torch.compile``.
-
-    Returns:
-        (...).
 
     Raises:
         MatrixError: ``x`` is not a matrix, empty, or not finite.
@@ -44,7 +37,7 @@ def effective_rank(x: Tensor, *, validate: bool | None = None) -> Tensor:
 
 
 def coding_rate(features: Tensor, *, distortion: float = 0.5, validate: bool | None = None) -> Tensor:
-    """Total coding rate ½ log det(I + d / (n ε²) ZᵀZ): nats to code the rows Z up to the distortion ε.
+    """Total coding rate ½ log det(I + d / (n ε²) ZᵀZ): nats to code the rows Z up to the distortion ε: (...).
 
     Zero for features that are all zero, and growing with every singular value. Rows are neither centred nor scaled;
     usually they have length one. By Cholesky on the smaller of n x n and d x d. It can be differentiated once.
@@ -52,10 +45,6 @@ def coding_rate(features: Tensor, *, distortion: float = 0.5, validate: bool | N
     Args:
         features: (..., n, d), one row a sample.
         distortion: ε > 0.
-        validate: whether to check values; by default on the CPU outside of ``torch.compile``.
-
-    Returns:
-        (...), in nats.
 
     Raises:
         MatrixError: ``features`` is not a matrix, empty, or not finite.
@@ -75,17 +64,11 @@ def coding_rate(features: Tensor, *, distortion: float = 0.5, validate: bool | N
 
 
 def spectrum(features: Tensor, *, validate: bool | None = None) -> Tensor:
-    """Eigenvalues of the features' centred covariance, divided by their sum, in descending order.
+    """Eigenvalues of the covariance of features (..., n, d) over their sum, in descending order: (..., min(n, d)).
 
-    The exponential of its ``shannon_entropy`` is the effective rank of the covariance. Scale and shift do not matter.
-
-    Args:
-        features: (..., n, d), one row a sample. The smaller of the n x n and d x d matrices is decomposed.
-        validate: whether to check values; by default on the CPU outside of ``torch.compile``.
-
-    Returns:
-        (..., min(n, d)), not negative, summing to one. Equal rows give all zero, or a single one where rounding leaves
-        them off their mean: an entropy of 0 either way.
+    The exponential of its ``shannon_entropy`` is the effective rank of the covariance. Scale and shift do not matter;
+    the smaller of the n x n and d x d matrices is decomposed. Equal rows give all zero, or a single one where rounding
+    leaves them off their mean: an entropy of 0 either way.
 
     Raises:
         MatrixError: ``features`` is not a matrix, empty, or not finite.
@@ -98,12 +81,8 @@ def spectrum(features: Tensor, *, validate: bool | None = None) -> Tensor:
 
 
 def shannon_entropy(weights: Tensor) -> Tensor:
-    """Shannon entropy -Σ pᵢ log pᵢ of a spectrum, p = weights / their sum: between 0 and log of the number above zero.
+    """Shannon entropy -Σ pᵢ log pᵢ, in nats, of p = weights / their sum, weights (..., k) not negative: (...).
 
-    Args:
-        weights: (..., k), not negative, such as ``spectrum`` returns. All zero gives 0.
-
-    Returns:
-        (...), in nats.
+    Between 0 and the log of the number of weights above zero; 0 if all are zero. ``spectrum`` returns such weights.
     """
     return _eigenvalues.shannon_entropy(full_precision(weights))

@@ -1,12 +1,7 @@
 """Checks of the matrix functions' arguments, with errors that say which argument is wrong and by how much.
 
-Shapes are always checked. Values are checked where reading them is free: on the CPU outside of ``torch.compile``.
-Elsewhere reading would make the device wait or break the graph, so they are checked with ``validate=True`` only;
-``validate=False`` never checks them.
-
-``tolerance`` is what counts as rounding, relative to the largest element (symmetry) or the largest eigenvalue
-(positive semi-definiteness): 100 ε √d for float64 and float32, ε of the dtype that was passed, which allows for
-the products that a matrix comes from; ε √d for half precision, where its own rounding is all that is allowed for.
+Shapes are always checked. Values are checked where reading them is free, on the CPU outside of ``torch.compile``:
+elsewhere reading would make the device wait or break the graph. ``validate`` overrides this.
 """
 
 import math
@@ -35,7 +30,10 @@ def looks_at_values(x: Tensor, validate: bool | None) -> bool:
 
 
 def tolerance(dtype: torch.dtype, d: int) -> float:
-    """Relative deviation that counts as rounding in a d x d matrix of this dtype."""
+    """What counts as rounding in a d x d matrix, relative to its largest element or eigenvalue.
+
+    100 ε √d allows for the products that a matrix comes from; ε √d in half precision for its own rounding only.
+    """
     units = 100 if dtype in (torch.float32, torch.float64) else 1
     return units * torch.finfo(dtype if dtype.is_floating_point else torch.float32).eps * math.sqrt(d)
 

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from matrix_ssl.errors import ConfigError, did_you_mean
-from matrix_ssl.methods._base import Method, StepOutput, check_options
-from matrix_ssl.methods._teacher import TeacherMethod
+from matrix_ssl.methods._base import Method, StepOutput, TeacherMethod, check_options
 
 __all__ = [
     "Method",

@@ -1,4 +1,4 @@
-"""The base of every method: a module that owns its networks and turns two views into a loss."""
+"""The bases of the methods, without and with a teacher: modules with their networks that turn two views into a loss."""
 
 import functools
 from abc import ABC, abstractmethod
@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from matrix_ssl import distributed
-from matrix_ssl.config import RunConfig, check_type
+from matrix_ssl.config import Fraction, RunConfig, check_type
+from matrix_ssl.networks.teacher import cosine_momentum, make_teacher, update_teacher
 
 
 class StepOutput(NamedTuple):
@@ -25,16 +26,9 @@ class StepOutput(NamedTuple):
 class Method(nn.Module, ABC):
     """Base class. A subclass takes ``(encoder, feature_dim, *, option=default, ...)`` and needs nothing else.
 
-    It computes the loss of the batch of all processes, for example by ``matrix_ssl.distributed.gather``.
-
-    Args:
-        encoder: images (n, c, h, w) to features (n, feature_dim).
-        feature_dim: width of the features.
-        option: every keyword-only argument is a setting ``method.option`` of a run, of the annotated type and, as in
-            ``Annotated[int, Ge(1)]``, range.
-
-    Raises:
-        ConfigError: an option has the wrong type or is out of range.
+    ``encoder`` maps images (n, c, h, w) to features (n, feature_dim). Every keyword-only argument is a setting
+    ``method.option`` of a run, of the annotated type and, as in ``Annotated[int, Ge(1)]``, range; anything else is a
+    ConfigError. The loss is that of the batch of all processes, for example by ``matrix_ssl.distributed.gather``.
     """
 
     encoder: nn.Module  # the student's; what a run exports
@@ -80,6 +74,40 @@ class Method(nn.Module, ABC):
         return base
 
 
+class TeacherMethod(Method):
+    """A method whose targets come from the exponential moving average of its encoder and projector.
+
+    A subclass sets ``encoder`` and ``projector`` and then calls ``add_teacher``.
+    """
+
+    projector: nn.Module
+    teacher: nn.ModuleDict
+    teacher_momentum: float
+
+    def add_teacher(self, momentum: float) -> None:
+        """Creates the teacher, a copy of the student; ``momentum`` in [0, 1] is that of the start."""
+        self.teacher_momentum = check_type(momentum, Fraction, "method.teacher_momentum")
+        self.teacher = make_teacher(self._student())
+
+    @torch.no_grad()
+    def teach(self, view: Tensor) -> Tensor:
+        """The teacher's projections of a view, without gradient."""
+        return self.teacher["projector"](self.teacher["encoder"](view))
+
+    def after_step(self, progress: float) -> None:
+        update_teacher(self.teacher, self._student(), self.schedule(progress)["teacher_momentum"])
+
+    def schedule(self, progress: float) -> dict[str, float]:
+        """The teacher's momentum, which rises to 1 on a cosine."""
+        return {"teacher_momentum": cosine_momentum(progress, self.teacher_momentum)}
+
+    def teacher_encoder(self) -> nn.Module:
+        return self.teacher["encoder"]
+
+    def _student(self) -> nn.ModuleDict:
+        return nn.ModuleDict({"encoder": self.encoder, "projector": self.projector})
+
+
 def gather_outputs(*outputs: Tensor) -> tuple[Tensor, ...]:
     """The rows of all processes of several outputs (n_local, d) of one shape, in a single exchange."""
     if distributed.world_size() == 1:
@@ -93,11 +121,7 @@ def mean_over_processes(local: Tensor) -> Tensor:
 
 
 def check_options(constructor: Callable[..., None], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of a method as the types and within the ranges that annotate its constructor; text is parsed.
-
-    Raises:
-        ConfigError: an option has the wrong type or is out of range.
-    """
+    """Options of a method as the types and within the ranges that annotate its constructor, or a ConfigError."""
     hints = get_type_hints(constructor, include_extras=True)
     return {name: check_type(value, hints.get(name, Any), f"method.{name}") for name, value in options.items()}
 

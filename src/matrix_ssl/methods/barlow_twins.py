@@ -114,18 +114,15 @@ class BarlowTwins(Method):
         """The paper's pre-training on ImageNet, 73.2 % linear after 1000 epochs (its table 1)."""
         view1, view2 = asymmetric_views(smallest_crop=0.08)  # section 2.2: those of BYOL
         options = {**base.method.options, "bias_rate": 0.024}  # section 2.2: 0.2 for weights, 0.0048 for biases
+        method = dataclasses.replace(base.method, options=options)
+        optimizer = OptimizerConfig(
+            name="lars",  # section 2.2, no adaptation and no decay of biases and BatchNorm
+            learning_rate=0.2,  # section 2.2, scaled by batch / 256
+            momentum=0.9,  # the code
+            weight_decay=1e-6,  # the code; section 2.2 says 1.5e-6
+            warmup_epochs=10,  # section 2.2; the code's cosine ends at a thousandth of the rate, ours at zero
+        )
+        # epochs and batch: section 2.2
         return dataclasses.replace(
-            base,
-            view1=view1,
-            view2=view2,
-            method=dataclasses.replace(base.method, options=options),
-            optimizer=OptimizerConfig(
-                name="lars",  # section 2.2, no adaptation and no decay of biases and BatchNorm
-                learning_rate=0.2,  # section 2.2, scaled by batch / 256
-                momentum=0.9,  # the code
-                weight_decay=1e-6,  # the code; section 2.2 says 1.5e-6
-                warmup_epochs=10,  # section 2.2; the code's cosine ends at a thousandth of the rate, ours at zero
-            ),
-            epochs=1000,  # section 2.2
-            batch_size=2048,  # section 2.2
+            base, view1=view1, view2=view2, method=method, optimizer=optimizer, epochs=1000, batch_size=2048
         )

@@ -20,13 +20,12 @@ from matrix_ssl import networks
 from matrix_ssl.config import Fraction, OptimizerConfig, RunConfig
 from matrix_ssl.config.views import asymmetric_views
 from matrix_ssl.losses import check_rows, in_full_precision, unit_rows
-from matrix_ssl.methods._base import StepOutput, mean_over_processes
-from matrix_ssl.methods._teacher import TeacherMethod
+from matrix_ssl.methods._base import StepOutput, TeacherMethod, mean_over_processes
 
 
 @in_full_precision
 def byol_loss(z1: Tensor, z2: Tensor, p1: Tensor, p2: Tensor) -> Tensor:
-    """Squared distance of unit rows, ‖z̄1 - p̄2‖² + ‖z̄2 - p̄1‖², the mean over the rows.
+    """Squared distance of unit rows, ‖z̄1 - p̄2‖² + ‖z̄2 - p̄1‖², the mean over the rows: a scalar in [0, 8].
 
     It equals 4 + 4 · ``simsiam_loss``. The loss itself stops no gradient: the targets come from a teacher that takes
     none, or must be detached.
@@ -34,9 +33,6 @@ def byol_loss(z1: Tensor, z2: Tensor, p1: Tensor, p2: Tensor) -> Tensor:
     Args:
         z1, z2: (n, d), outputs of the student's predictor for the two views.
         p1, p2: (n, d), targets: outputs of the teacher's projector for the two views.
-
-    Returns:
-        A scalar in [0, 8], smallest where every row points to its target.
 
     Raises:
         ValueError: shapes differ or are not (n, d) with n ≥ 2.
@@ -90,17 +86,12 @@ class BYOL(TeacherMethod):
     def recipe(cls, base: RunConfig) -> RunConfig:
         """The paper's pre-training on ImageNet, 74.3 % linear after 1000 epochs (its table 1)."""
         view1, view2 = asymmetric_views(smallest_crop=0.08)  # table 6
-        return dataclasses.replace(
-            base,
-            view1=view1,
-            view2=view2,
-            optimizer=OptimizerConfig(
-                name="lars",  # section 3.3, no adaptation and no decay of biases and BatchNorm
-                learning_rate=0.2,  # section 3.3, scaled by batch / 256; 0.45 for 100 epochs, appendix J
-                momentum=0.9,  # not verified
-                weight_decay=1.5e-6,  # section 3.3
-                warmup_epochs=10,  # section 3.3
-            ),
-            epochs=1000,  # section 3.3
-            batch_size=4096,  # section 3.3
+        optimizer = OptimizerConfig(
+            name="lars",  # section 3.3, no adaptation and no decay of biases and BatchNorm
+            learning_rate=0.2,  # section 3.3, scaled by batch / 256; 0.45 for 100 epochs, appendix J
+            momentum=0.9,  # not verified
+            weight_decay=1.5e-6,  # section 3.3
+            warmup_epochs=10,  # section 3.3
         )
+        # epochs and batch: section 3.3
+        return dataclasses.replace(base, view1=view1, view2=view2, optimizer=optimizer, epochs=1000, batch_size=4096)

@@ -63,8 +63,6 @@ def sigreg_loss(
     Raises:
         ValueError: z has no rows or no columns; a number is out of range; the directions do not have d rows.
 
-    Reference: Balestriero and LeCun, 2025, section 4; ``knots`` and ``largest_frequency`` as in the published code.
-
     Example:
         >>> import torch
         >>> from matrix_ssl.methods.lejepa import sigreg_loss
@@ -91,15 +89,13 @@ class _EppsPulley(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, knots: int, largest_frequency: float) -> Tensor:
         n = x.shape[-2]
         step = largest_frequency / (knots - 1)
-        frequencies = [step * k for k in range(knots)]
-        weights = [2 * step] * knots
-        weights[0] = weights[-1] = step
         base = torch.polar(torch.ones_like(x), x * step)
         power = torch.ones_like(base)
         value = x.new_zeros(())
         gradient = torch.zeros_like(x) if ctx.needs_input_grad[0] else None
         # at each frequency t: the mean of exp(itx), its distance from exp(-t²/2), and the gradient of that by x
-        for t, weight in zip(frequencies, weights, strict=True):
+        for k in range(knots):
+            t, weight = step * k, step if k in (0, knots - 1) else 2 * step
             target = torch.exp(torch.tensor(-t * t / 2, dtype=x.dtype, device=x.device))
             error = power.mean(-2, keepdim=True) - target
             value = value + weight * target * (error.real.square() + error.imag.square()).sum()
@@ -152,7 +148,6 @@ class LeJEPA(Method):
         self._step = 0
 
     def before_step(self, step: int, total_steps: int) -> None:
-        """Chooses the directions of the step."""
         self._step = step
 
     def forward(self, view1: Tensor, view2: Tensor) -> StepOutput:
@@ -172,16 +167,11 @@ class LeJEPA(Method):
     def recipe(cls, base: RunConfig) -> RunConfig:
         """A pre-training on ImageNet with the paper's optimizer; the paper's own has more views and a ViT."""
         view1, view2 = asymmetric_views(smallest_crop=0.08)  # not verified: the minimal example has one policy for all
-        return dataclasses.replace(
-            base,
-            view1=view1,
-            view2=view2,
-            optimizer=OptimizerConfig(
-                name="adamw",  # the code's README
-                learning_rate=2.5e-4,  # the code's README: 5e-4, its batch of 512 not verified
-                weight_decay=5e-4,  # the code's README, for ResNets; 5e-2 for ViTs
-                warmup_epochs=10,  # not verified
-            ),
-            epochs=100,  # the paper's tables (not verified)
-            batch_size=512,  # not verified
+        optimizer = OptimizerConfig(
+            name="adamw",  # the code's README
+            learning_rate=2.5e-4,  # the code's README: 5e-4, its batch of 512 not verified
+            weight_decay=5e-4,  # the code's README, for ResNets; 5e-2 for ViTs
+            warmup_epochs=10,  # not verified
         )
+        # epochs: the paper's tables (not verified); batch: not verified
+        return dataclasses.replace(base, view1=view1, view2=view2, optimizer=optimizer, epochs=100, batch_size=512)

@@ -23,8 +23,7 @@ from matrix_ssl import networks
 from matrix_ssl.config import Fraction
 from matrix_ssl.distributed import losses
 from matrix_ssl.losses import DEFAULTS, Logarithm, Objective
-from matrix_ssl.methods._base import StepOutput
-from matrix_ssl.methods._teacher import TeacherMethod
+from matrix_ssl.methods._base import StepOutput, TeacherMethod
 
 
 class MatrixSSL(TeacherMethod):

@@ -21,8 +21,7 @@ from matrix_ssl import networks
 from matrix_ssl.config import Fraction, OptimizerConfig, RunConfig
 from matrix_ssl.config.views import asymmetric_views
 from matrix_ssl.losses import MEC_DEFAULTS, Logarithm, mec_loss
-from matrix_ssl.methods._base import StepOutput, gather_outputs
-from matrix_ssl.methods._teacher import TeacherMethod
+from matrix_ssl.methods._base import StepOutput, TeacherMethod, gather_outputs
 
 _FIRST_DISTORTION = 8.0  # times the distortion, where the code's warm-up starts
 
@@ -68,7 +67,6 @@ class MEC(TeacherMethod):
         self._progress = 1.0  # of the training, for the warm-up
 
     def before_step(self, step: int, total_steps: int) -> None:
-        """Follows the warm-up of the distortion."""
         self._progress = step / total_steps
 
     def forward(self, view1: Tensor, view2: Tensor) -> StepOutput:
@@ -84,7 +82,6 @@ class MEC(TeacherMethod):
         return StepOutput(loss, {}, f1.detach(), z1.detach(), p2.detach())
 
     def schedule(self, progress: float) -> dict[str, float]:
-        """The distortion and the teacher's momentum."""
         done = min(1.0, progress / self.distortion_warmup) if self.distortion_warmup else 1.0
         return {
             "distortion": self.distortion * (_FIRST_DISTORTION + (1 - _FIRST_DISTORTION) * done),
@@ -95,17 +92,12 @@ class MEC(TeacherMethod):
     def recipe(cls, base: RunConfig) -> RunConfig:
         """The paper's pre-training on ImageNet, 70.6 % linear after 100 epochs (its table 1; not verified)."""
         view1, view2 = asymmetric_views()  # the code: those of MoCo v3
-        return dataclasses.replace(
-            base,
-            view1=view1,
-            view2=view2,
-            optimizer=OptimizerConfig(
-                name="sgd",
-                learning_rate=0.5,  # the code, scaled by batch / 256
-                momentum=0.9,  # the code
-                weight_decay=1e-5,  # the code
-                warmup_epochs=10,  # the code
-            ),
-            epochs=100,  # the code
-            batch_size=1024,  # the code
+        optimizer = OptimizerConfig(
+            name="sgd",
+            learning_rate=0.5,  # the code, scaled by batch / 256
+            momentum=0.9,  # the code
+            weight_decay=1e-5,  # the code
+            warmup_epochs=10,  # the code
         )
+        # epochs and batch: the code
+        return dataclasses.replace(base, view1=view1, view2=view2, optimizer=optimizer, epochs=100, batch_size=1024)

@@ -28,30 +28,25 @@ from matrix_ssl import networks
 from matrix_ssl.config import Fraction, OptimizerConfig, RunConfig
 from matrix_ssl.config.views import symmetric_view
 from matrix_ssl.losses import check_positive, check_rows, in_full_precision, unit_rows
-from matrix_ssl.methods._base import StepOutput, gather_outputs, mean_over_processes
-from matrix_ssl.methods._teacher import TeacherMethod
+from matrix_ssl.methods._base import StepOutput, TeacherMethod, gather_outputs, mean_over_processes
 
 TEMPERATURE = 0.2  # section 3 of v2
 
 
 @in_full_precision
 def moco_v2_loss(q: Tensor, k: Tensor, queue: Tensor, *, temperature: float = TEMPERATURE) -> Tensor:
-    """InfoNCE of queries against their keys and a queue of other keys, the mean over the rows.
+    """InfoNCE of queries against their keys and a queue of other keys, the mean over the rows: a scalar in nats.
 
     The loss itself stops no gradient: keys and queue come from a teacher that takes none, or must be detached.
 
     Args:
         q: (n, d), queries: the student's outputs.
         k: (n, d), keys: the teacher's outputs for the other view of the same images.
-        queue: (m, d), keys of other images, a row each. All three are scaled to length one here.
+        queue: (m, d), keys of other images, m ≥ 1. All three are scaled to rows of length one here.
         temperature: τ > 0.
 
-    Returns:
-        A scalar in nats, 0 or more.
-
     Raises:
-        ValueError: shapes of q and k differ or are not (n, d) with n ≥ 2; the queue is not (m, d) with m ≥ 1; the
-            temperature is not positive.
+        ValueError: shapes of q and k differ or are not (n, d) with n ≥ 2; the queue is not (m, d); τ is not positive.
 
     Example:
         >>> import torch
@@ -149,21 +144,16 @@ class MoCoV2(TeacherMethod):
     def recipe(cls, base: RunConfig) -> RunConfig:
         """The paper's pre-training on ImageNet, 67.5 % linear after 200 epochs (table 1 of v2)."""
         view = symmetric_view()  # section 3 of v2
+        options = {**base.method.options, "queue_size": 65536}  # section 4.1 of v1
+        method = dataclasses.replace(base.method, options=options)
+        optimizer = OptimizerConfig(
+            name="sgd",
+            learning_rate=0.03,  # section 4.1 of v1, for a batch of 256
+            momentum=0.9,  # section 4.1 of v1
+            weight_decay=1e-4,  # section 4.1 of v1
+            warmup_epochs=0,  # the code: none
+        )
+        # epochs: table 1 of v2; batch: section 4.1 of v1
         return dataclasses.replace(
-            base,
-            view1=view,
-            view2=view,
-            method=dataclasses.replace(
-                base.method,
-                options={**base.method.options, "queue_size": 65536},  # section 4.1 of v1
-            ),
-            optimizer=OptimizerConfig(
-                name="sgd",
-                learning_rate=0.03,  # section 4.1 of v1, for a batch of 256
-                momentum=0.9,  # section 4.1 of v1
-                weight_decay=1e-4,  # section 4.1 of v1
-                warmup_epochs=0,  # the code: none
-            ),
-            epochs=200,  # table 1 of v2
-            batch_size=256,  # section 4.1 of v1
+            base, view1=view, view2=view, method=method, optimizer=optimizer, epochs=200, batch_size=256
         )

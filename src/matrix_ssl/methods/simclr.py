@@ -26,14 +26,11 @@ TEMPERATURE = 0.1  # the code's README; 0.5 for CIFAR-10 there
 
 @in_full_precision
 def simclr_loss(z1: Tensor, z2: Tensor, *, temperature: float = TEMPERATURE) -> Tensor:
-    """NT-Xent (InfoNCE), the normalised temperature-scaled cross-entropy over the 2n views of a batch.
+    """NT-Xent (InfoNCE), the temperature-scaled cross-entropy over the 2n views of a batch: a scalar in nats.
 
     Args:
         z1, z2: (n, d), outputs for the two views; rows are scaled to length one here.
         temperature: τ > 0.
-
-    Returns:
-        A scalar in nats, 0 or more.
 
     Raises:
         ValueError: shapes differ or are not (n, d) with n ≥ 2; the temperature is not positive.
@@ -89,17 +86,12 @@ class SimCLR(Method):
     def recipe(cls, base: RunConfig) -> RunConfig:
         """The paper's pre-training on ImageNet, 64.5 % linear after 100 epochs (the code's README)."""
         view = symmetric_view(smallest_crop=0.08, strength=1.0)  # appendix A
-        return dataclasses.replace(
-            base,
-            view1=view,
-            view2=view,
-            optimizer=OptimizerConfig(
-                name="lars",  # section 2.2
-                learning_rate=0.3,  # the code's README, scaled by batch / 256 (section 2.2: 4.8 for 4096)
-                momentum=0.9,  # not verified
-                weight_decay=1e-6,  # section 2.2 and the code's README
-                warmup_epochs=10,  # section 2.2
-            ),
-            epochs=100,  # section 2.2 and the code's README
-            batch_size=4096,  # section 2.2 and the code's README
+        optimizer = OptimizerConfig(
+            name="lars",  # section 2.2
+            learning_rate=0.3,  # the code's README, scaled by batch / 256 (section 2.2: 4.8 for 4096)
+            momentum=0.9,  # not verified
+            weight_decay=1e-6,  # section 2.2 and the code's README
+            warmup_epochs=10,  # section 2.2
         )
+        # epochs and batch: section 2.2 and the code's README
+        return dataclasses.replace(base, view1=view, view2=view, optimizer=optimizer, epochs=100, batch_size=4096)

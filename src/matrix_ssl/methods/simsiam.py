@@ -28,7 +28,7 @@ from matrix_ssl.methods._base import Method, StepOutput, mean_over_processes
 
 @in_full_precision
 def simsiam_loss(z1: Tensor, z2: Tensor, p1: Tensor, p2: Tensor) -> Tensor:
-    """Negative cosine similarity -½ [cos(z1, p2) + cos(z2, p1)], the mean over the rows.
+    """Negative cosine similarity -½ [cos(z1, p2) + cos(z2, p1)], the mean over the rows: a scalar in [-1, 1].
 
     The loss itself stops no gradient: pass ``p1.detach(), p2.detach()``. Without that its minimum is a constant.
     A row of zeros has the similarity 0 with everything.
@@ -36,9 +36,6 @@ def simsiam_loss(z1: Tensor, z2: Tensor, p1: Tensor, p2: Tensor) -> Tensor:
     Args:
         z1, z2: (n, d), outputs of the predictor for the two views.
         p1, p2: (n, d), targets: outputs of the projector for the two views.
-
-    Returns:
-        A scalar in [-1, 1], smallest where every row points to its target.
 
     Raises:
         ValueError: shapes differ or are not (n, d) with n ≥ 2.
@@ -101,17 +98,12 @@ class SimSiam(Method):
     def recipe(cls, base: RunConfig) -> RunConfig:
         """The paper's pre-training on ImageNet, 68.1 % linear after 100 epochs (its table 4)."""
         view = symmetric_view()  # section 3 and the code: that of MoCo v2
-        return dataclasses.replace(
-            base,
-            view1=view,
-            view2=view,
-            optimizer=OptimizerConfig(
-                name="sgd",
-                learning_rate=0.05,  # section 3: lr · batch / 256 with a base lr of 0.05
-                momentum=0.9,  # section 3
-                weight_decay=1e-4,  # section 3; the code decays every parameter
-                warmup_epochs=0,  # the code: none; the paper warms up for larger batches
-            ),
-            epochs=100,  # section 3
-            batch_size=512,  # section 3
+        optimizer = OptimizerConfig(
+            name="sgd",
+            learning_rate=0.05,  # section 3: lr · batch / 256 with a base lr of 0.05
+            momentum=0.9,  # section 3
+            weight_decay=1e-4,  # section 3; the code decays every parameter
+            warmup_epochs=0,  # the code: none; the paper warms up for larger batches
         )
+        # epochs and batch: section 3
+        return dataclasses.replace(base, view1=view, view2=view, optimizer=optimizer, epochs=100, batch_size=512)

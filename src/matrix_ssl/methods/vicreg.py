@@ -38,7 +38,7 @@ def vicreg_loss(
     variance_weight: float = VARIANCE_WEIGHT,
     covariance_weight: float = COVARIANCE_WEIGHT,
 ) -> Tensor:
-    """Invariance, variance and covariance terms of two branches, weighted.
+    """Invariance, variance and covariance terms of two branches, weighted: a scalar, 0 or more up to rounding.
 
     The variance term is the mean of the two branches, the covariance term their sum, as in the published code; the
     paper writes a sum for both. The covariance term is computed with d x d numbers, or with n x n where a batch has
@@ -47,9 +47,6 @@ def vicreg_loss(
     Args:
         z1, z2: (n, d), outputs for the two views.
         invariance_weight, variance_weight, covariance_weight: ≥ 0.
-
-    Returns:
-        A scalar, 0 or more up to rounding.
 
     Raises:
         ValueError: shapes differ or are not (n, d) with n ≥ 2; a weight is negative or not finite.
@@ -123,17 +120,12 @@ class VICReg(Method):
     def recipe(cls, base: RunConfig) -> RunConfig:
         """The paper's pre-training on ImageNet, 73.2 % linear after 1000 epochs (its table 1)."""
         view1, view2 = asymmetric_views(smallest_crop=0.08)  # appendix C.1: those of BYOL
-        return dataclasses.replace(
-            base,
-            view1=view1,
-            view2=view2,
-            optimizer=OptimizerConfig(
-                name="lars",  # section 4.2; the code: no adaptation and no decay of biases and BatchNorm
-                learning_rate=0.2,  # section 4.2 and the code, scaled by batch / 256
-                momentum=0.9,  # the code
-                weight_decay=1e-6,  # section 4.2 and the code
-                warmup_epochs=10,  # section 4.2; the code's cosine ends at a thousandth of the rate, ours at zero
-            ),
-            epochs=1000,  # section 4.2
-            batch_size=2048,  # section 4.2
+        optimizer = OptimizerConfig(
+            name="lars",  # section 4.2; the code: no adaptation and no decay of biases and BatchNorm
+            learning_rate=0.2,  # section 4.2 and the code, scaled by batch / 256
+            momentum=0.9,  # the code
+            weight_decay=1e-6,  # section 4.2 and the code
+            warmup_epochs=10,  # section 4.2; the code's cosine ends at a thousandth of the rate, ours at zero
         )
+        # epochs and batch: section 4.2
+        return dataclasses.replace(base, view1=view1, view2=view2, optimizer=optimizer, epochs=1000, batch_size=2048)

@@ -1,14 +1,12 @@
 """Encoders, heads and the teacher."""
 
-from matrix_ssl.networks.encoders import SMALL_IMAGE, TINY_RESNET, build_encoder
+from matrix_ssl.networks.encoders import SMALL_IMAGE, TINY_RESNET, TinyResNet, build_encoder
 from matrix_ssl.networks.heads import mlp, predictor, projector
 from matrix_ssl.networks.teacher import cosine_momentum, make_teacher, update_teacher
-from matrix_ssl.networks.tiny_resnet import BasicBlock, TinyResNet
 
 __all__ = [
     "SMALL_IMAGE",
     "TINY_RESNET",
-    "BasicBlock",
     "TinyResNet",
     "build_encoder",
     "cosine_momentum",

@@ -1,37 +1,31 @@
 """Encoders without their classifiers: the small one of this package, those of torchvision and of timm."""
 
+import itertools
 import warnings
 from typing import Literal
 
 import torch
 import torchvision
-from torch import nn
+from torch import Tensor, nn
 
 from matrix_ssl.errors import ConfigError, MissingExtra, did_you_mean
-from matrix_ssl.networks.tiny_resnet import TinyResNet
 
 SMALL_IMAGE = 64  # up to this side, in pixels, stem "auto" keeps the resolution
-
-
 TINY_RESNET = "tiny_resnet"
 
 
 def build_encoder(
     name: str, *, channels: int, image_size: int, stem: Literal["auto", "standard", "small"] = "auto", width: int = 32
 ) -> tuple[nn.Module, int]:
-    """Builds an encoder without its classifier.
+    """An encoder without its classifier, images (n, channels, image_size, image_size) to features (n, k), and k.
 
     Args:
-        name: ``"tiny_resnet"``; a classification architecture of torchvision, such as ``"resnet50"``; or
-            ``"timm/NAME"``.
+        name: ``"tiny_resnet"``, an architecture of torchvision such as ``"resnet50"``, or ``"timm/NAME"``.
         channels: 1 or 3.
         image_size: side of the square input, in pixels.
         stem: torchvision ResNets only. ``"small"`` replaces the 7x7 stride-2 convolution by a 3x3 one and removes the
             max-pooling; ``"auto"`` does so for images of at most 64 pixels.
         width: channels of the first stage of ``tiny_resnet``.
-
-    Returns:
-        The module, from images (n, channels, image_size, image_size) to features (n, k), and k.
 
     Raises:
         ConfigError: the architecture is unknown or does not accept such images.
@@ -113,3 +107,55 @@ def _wrong_size(name: str, image_size: int, error: Exception) -> ConfigError:
         f"network.encoder={name!r} does not accept images of {image_size} pixels ({reason}): "
         f"change --set data.image_size."
     )
+
+
+class TinyResNet(nn.Module):
+    """A small residual network: 3x3 stem, one basic block a stage, global average pooling.
+
+    Stages halve the resolution and double the channels until 4 pixels are left, four stages at most. The stem halves
+    the resolution of images above 32 pixels.
+    """
+
+    def __init__(self, *, channels: int, image_size: int, width: int):
+        super().__init__()
+        stem_stride = 1 if image_size <= 32 else 2  # a full-resolution first stage would take most of the time
+        stages = max(1, min(4, (image_size // stem_stride // 4).bit_length()))
+        self.stem = nn.Sequential(
+            nn.Conv2d(channels, width, 3, stride=stem_stride, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(inplace=True),
+        )
+        widths = [width, *(width * 2**i for i in range(stages))]
+        self.blocks = nn.Sequential(
+            *(BasicBlock(a, b, stride=1 if i == 0 else 2) for i, (a, b) in enumerate(itertools.pairwise(widths)))
+        )
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (n, channels, h, w) to features (n, k)."""
+        return self.blocks(self.stem(x)).mean((2, 3))
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions beside an identity, or a 1x1 convolution where the shape changes (He et al., CVPR 2016)."""
+
+    def __init__(self, channels_in: int, channels_out: int, *, stride: int):
+        super().__init__()
+        self.residual = nn.Sequential(
+            nn.Conv2d(channels_in, channels_out, 3, stride=stride, padding=1, bias=False),
+            nn.BatchNorm2d(channels_out),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=False),
+            nn.BatchNorm2d(channels_out),
+        )
+        self.shortcut: nn.Module = nn.Identity()
+        if stride > 1 or channels_in != channels_out:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(channels_in, channels_out, 1, stride=stride, bias=False), nn.BatchNorm2d(channels_out)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, channels_in, h, w) to (n, channels_out, h / stride, w / stride)."""
+        return torch.relu(self.shortcut(x) + self.residual(x))

@@ -14,11 +14,8 @@ def mlp(
 ) -> nn.Sequential:
     """Linear layers with ReLU between them, (n, widths[0]) -> (n, widths[-1]).
 
-    Args:
-        widths: of the input, the hidden layers and the output.
-        hidden_norm: BatchNorm before every ReLU.
-        output_norm: BatchNorm without affine parameters after the last layer.
-        hidden_bias, output_bias: whether hidden layers, and the last one, have a bias.
+    BatchNorm stands before every ReLU with ``hidden_norm``, and without affine parameters after the last layer with
+    ``output_norm``; ``hidden_bias`` and ``output_bias`` say whether hidden layers, and the last one, have a bias.
     """
     layers: list[nn.Module] = []
     for dim_in, dim_out in itertools.pairwise(widths[:-1]):

@@ -14,8 +14,8 @@ Network = TypeVar("Network", bound=nn.Module)
 def make_teacher(student: Network) -> Network:
     """A copy without gradient, whose BatchNorm buffers only ``update_teacher`` changes.
 
-    The teacher's forward runs in training mode, on batch statistics. That would also change its running statistics;
-    momentum zero in its BatchNorm layers leaves them to the moving average.
+    Its forward runs in training mode, on batch statistics; momentum zero in its BatchNorm layers leaves the running
+    statistics to the moving average.
     """
     teacher = copy.deepcopy(student).requires_grad_(False)
     for module in teacher.modules():
@@ -26,10 +26,10 @@ def make_teacher(student: Network) -> Network:
 
 @torch.no_grad()
 def update_teacher(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
-    """teacher ← momentum · teacher + (1 - momentum) · student.
+    """teacher ← momentum · teacher + (1 - momentum) · student, two modules of the same structure.
 
     Floating-point buffers follow the same average, so that the teacher can be evaluated with its own running
-    statistics; integer counters are copied. Both modules must have the same structure.
+    statistics; integer counters are copied.
     """
     averaged: tuple[list[Tensor], list[Tensor]] = ([], [])
     targets = [*teacher.parameters(), *teacher.buffers()]
@@ -44,8 +44,5 @@ def update_teacher(teacher: nn.Module, student: nn.Module, momentum: float) -> N
 
 
 def cosine_momentum(progress: float, start: float) -> float:
-    """Momentum that rises from ``start`` at progress 0 to 1 at progress 1 on half a cosine.
-
-    Reference: Grill et al., "Bootstrap your own latent", NeurIPS 2020, section 3.2.
-    """
+    """Momentum on half a cosine from ``start`` at progress 0 to 1 at progress 1 (Grill et al., 2020, section 3.2)."""
     return 1 - (1 - start) * (math.cos(math.pi * progress) + 1) / 2

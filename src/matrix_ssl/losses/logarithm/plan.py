@@ -7,7 +7,9 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from matrix_ssl.losses.logarithm import Form, eigen, quadrature, series
+from matrix_ssl.losses.logarithm import Form, quadrature, series
+from matrix_ssl.losses.rows import symmetric_product
+from matrix_ssl.matrix.calculus import log1p_ratio_difference, log1p_ratio_value, log_difference
 
 _EIGH_COST = 9.5  # in matrix products of the same size, measured on a CPU in float32 at 512 to 2048
 _LONGEST_SERIES = 40  # beyond this degree a polynomial loses digits of float32
@@ -24,8 +26,7 @@ class Plan(NamedTuple):
 def tolerance(dtype: torch.dtype) -> float:
     """Accepted bound on the relative error of the logarithm's derivative, 1.5e-5 in float32.
 
-    It affects only the difference of teacher and student, see ``losses.order``, so that the gradient's own error is
-    that of rounding, some 1e-6.
+    It affects only the difference of teacher and student (``losses.order``): the gradient errs by rounding, some 1e-6.
     """
     return max(128 * torch.finfo(dtype).eps, 1e-13)
 
@@ -73,7 +74,21 @@ def exact_logarithm(
     """f(A) and its derivative in a direction by the algorithm of the plan, from A and A², which is overwritten."""
     chosen = choose(square, ridge, algorithm)
     if chosen.algorithm == "eigh":
-        return eigen.function(a, direction, ridge, form)
+        return _by_eigenvalues(a, direction, ridge, form)
     if chosen.algorithm == "quadrature":
         return quadrature.function(a, direction, quadrature.nodes(ridge, chosen.largest, chosen.size), form)
     return series.function(a, square, direction, series.chebyshev_log(ridge, chosen.largest, chosen.size), form)
+
+
+def _by_eigenvalues(a: Tensor, direction: Tensor, ridge: float, form: Form) -> tuple[Tensor, Tensor]:
+    """f(A) and its derivative by divided differences (Daleckii and Krein, 1965), finite where eigenvalues repeat."""
+    eigenvalues, vectors = torch.linalg.eigh(a)
+    eigenvalues = eigenvalues.clamp_min(0)  # rounding can leave a zero eigenvalue below zero
+    x, y = eigenvalues.unsqueeze(-1), eigenvalues.unsqueeze(-2)
+    if form == "ratio":
+        values, differences = log1p_ratio_value(eigenvalues, ridge), log1p_ratio_difference(x, y, ridge)
+    else:
+        values, differences = torch.log1p(eigenvalues / ridge), log_difference(x + ridge, y + ridge)
+    rotated = symmetric_product(vectors.mT @ direction, vectors.mT)
+    derivative = symmetric_product(vectors @ differences.mul_(rotated), vectors)
+    return symmetric_product(vectors * values, vectors), derivative

@@ -42,14 +42,11 @@ def nodes(ridge: float, largest: float, count: int) -> Nodes:
 
 @functools.lru_cache(maxsize=256)
 def node_count(ridge: float, largest: float, tolerance: float) -> int:
-    """The least number of nodes at which the derivative's relative error is below ``tolerance``.
+    """The least number of nodes at which the derivative's relative error is below ``tolerance``, or a ValueError.
 
     In u = (X - c)/(X + c) the logarithm and the sum are odd series with non-negative coefficients, and so is their
     difference E; the relative error of the derivative, X·dE/dX, is therefore largest at the ends of the spectrum.
-    Rounding in float64 limits it to a few ε, and no more is asked for.
-
-    Raises:
-        ValueError: no reasonable number is enough, which takes a ridge of less than a millionth of the spectrum.
+    Rounding in float64 limits it to a few ε, and no more is asked for. A ridge below a millionth of the spectrum fails.
     """
     x = np.array([0.0, largest])
     for count in range(1, _MOST_NODES):

@@ -9,7 +9,7 @@ Coefficients = tuple[float, ...]
 def log_det_one_plus(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """log |det(I + X)|, its gradient (I + X)⁻ᵀ, and whether the determinant is negative (0 or 1).
 
-    No error is raised for a singular matrix, whose logarithm is -inf: checking would stop a GPU's queue.
+    A singular matrix, of logarithm -inf, raises no error: checking would stop a GPU's queue.
     """
     n = len(x)
     shifted = x.clone()
@@ -31,8 +31,7 @@ def taylor_coefficients(order: int) -> Coefficients:
 def trace_polynomial(x: Tensor, coefficients: Coefficients) -> tuple[Tensor, Tensor]:
     """tr p(X) of any square matrix from coefficients of powers, and its gradient p'(X)ᵀ.
 
-    With powers up to half the degree the traces of all powers are inner products, so a degree of four takes two
-    matrix products.
+    Powers up to half the degree suffice, traces of the others being inner products: two matrix products at degree four.
     """
     degree = len(coefficients) - 1
     half = -(-degree // 2)
