@@ -215,7 +215,7 @@ class TestCommandLine:
 
         evaluated = succeed(tmp_path, ["evaluate", "r", "--device", "cpu", "--protocol", "knn"])
         assert "20-NN" in evaluated.out and "untrained" in evaluated.out
-        embedded = succeed(tmp_path, ["embed", "r", "--out", "f.npz", "--part", "test", "--device", "cpu"])
+        embedded = succeed(tmp_path, ["embed", "r", "--out", "f.npz", "--split", "test", "--device", "cpu"])
         assert embedded.out == "f.npz: 360 images, 16 features each.\n"
         with np.load(tmp_path / "f.npz") as file:
             assert file["features"].shape == (360, 16) and np.isfinite(file["features"]).all()

@@ -109,7 +109,7 @@ class TestTimm:
 
     def test_without_timm(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "timm", None)
-        with pytest.raises(MissingExtra, match=r"pip install 'matrix-ssl\[timm\]'"):
+        with pytest.raises(MissingExtra, match=r"'timm' is not installed: .* pip install -e '\.\[timm\]'"):
             build_encoder("timm/resnet18", channels=3, image_size=32)
 
 

@@ -8,7 +8,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from matrix_ssl.errors import ConfigError, MissingExtra, did_you_mean
+from matrix_ssl.errors import ConfigError, did_you_mean, import_extra
 
 SMALL_IMAGE = 64  # up to this side, in pixels, stem "auto" keeps the resolution
 TINY_RESNET = "tiny_resnet"
@@ -75,10 +75,7 @@ def _torchvision_encoder(name: str, image_size: int, stem: str) -> nn.Module:
 
 
 def _timm_encoder(name: str, channels: int, image_size: int) -> nn.Module:
-    try:
-        import timm
-    except ImportError:
-        raise MissingExtra("timm", "timm") from None
+    timm = import_extra("timm", extra="timm")
     if not timm.is_model(name):
         hint = did_you_mean(f"timm/{name}", [f"timm/{known}" for known in timm.list_models()])
         raise ConfigError(f"network.encoder='timm/{name}' is not an architecture.{hint}")
