@@ -2,9 +2,9 @@
 
     python -m matrix_ssl.compare.job FOLDER [PARENT]
 
-FOLDER is a run folder with ``job.json``. The process resumes from the newest checkpoint and ends with ``result.json``.
-PARENT is the number of the process that started it: without that process it does not go on. The test images are read
-once, after the last step of a run that is reported, and never by a trial.
+FOLDER is a run folder with ``job.json``. The process resumes from the newest checkpoint and ends with ``result.json``;
+it stops without the process of number PARENT, which started it. The test images are read once, after the last step of a
+run that is reported, and never by a trial.
 """
 
 import ctypes
@@ -13,7 +13,8 @@ import re
 import resource
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,7 @@ from matrix_ssl.data.sources import choose_subset
 from matrix_ssl.encoder import initialise_encoder, load_encoder
 from matrix_ssl.errors import ConfigError, Diverged, MatrixSSLError
 from matrix_ssl.evaluate.features import RawPixels, extract
-from matrix_ssl.evaluate.probes.accuracy import accuracy
-from matrix_ssl.evaluate.probes.knn import knn_predict
+from matrix_ssl.evaluate.online import neighbour_accuracy
 from matrix_ssl.evaluate.probes.protocols import PROTOCOLS, measure
 from matrix_ssl.runs import devices
 from matrix_ssl.runs.display import Display
@@ -52,9 +52,7 @@ Accuracies = dict[str, dict[str, float | int]]  # by protocol: mean, sd and n
 
 
 def open_training_part(data: DataConfig, *, data_root: Path | None, download: bool = False) -> Source:
-    """The training images of a comparison; without a test part, they lack the fifth of every class that is held out.
-
-    ``data.subset`` limits them, by one choice for all runs.
+    """The training images of a comparison, ``data.subset`` of them; of data without a test split, the other four fifths.
 
     Raises:
         ConfigError: the images have no labels.
@@ -68,25 +66,22 @@ def open_training_part(data: DataConfig, *, data_root: Path | None, download: bo
 
 
 def open_test_part(data: DataConfig, *, data_root: Path | None, download: bool = False) -> Source:
-    """The test images of a comparison; without a test part, the fifth of every class that is held out."""
+    """The test images of a comparison; of data without a test split, a fifth of every class."""
     if has_test_split(data.source, data_root=data_root, download=download):
         return open_source(data.source, split="test", data_root=data_root, download=download)
     return split_source(open_source(data.source, split="train", data_root=data_root), HELD_OUT, _SPLIT)[1]
 
 
 def hold_out(learn: Source) -> tuple[Source, Source]:
-    """What a trial learns from and what it is judged on, both parts of the training images."""
+    """What a trial learns from and what it is judged on, both from the training images."""
     return split_source(learn, HELD_OUT, _SPLIT)
 
 
 def run_job(folder: Path) -> dict[str, Any]:
-    """Does what ``job.json`` in ``folder`` describes, or goes on with it, and writes ``result.json``.
-
-    Returns:
-        The result: ``accuracy``, ``seconds`` and so on, or ``error`` for a training that diverged.
+    """Does or resumes what ``job.json`` describes and writes ``result.json``, with ``error`` if the training diverged.
 
     Raises:
-        MatrixSSLError: anything else that is wrong; the job may be repeated.
+        MatrixSSLError: anything else is wrong; the job may be repeated.
     """
     job = read_json(folder / JOB)
     config = configuration.from_dict(job["config"])
@@ -99,7 +94,9 @@ def run_job(folder: Path) -> dict[str, Any]:
     with lock(folder):
         tidy(folder)
         if job["stage"] == "baselines":
-            result: dict[str, Any] = {"accuracy": _baselines(config, learn, open_test(), device=device)}
+            baselines = {"raw_pixels": RawPixels(), "random_network": initialise_encoder(config)[0]}
+            accuracies = _accuracies(baselines, config.data, learn, open_test(), protocols=PROTOCOLS, device=device)
+            result: dict[str, Any] = {"accuracy": accuracies}
         else:
             test = None if job["stage"] == "tuning" else open_test
             result = _train_and_evaluate(config, folder, learn, test, device=device)
@@ -110,7 +107,7 @@ def run_job(folder: Path) -> dict[str, Any]:
 def _train_and_evaluate(
     config: RunConfig, folder: Path, learn: Source, open_test: Callable[[], Source] | None, *, device: torch.device
 ) -> dict[str, Any]:
-    """A reported run, or a trial: that has no ``open_test``."""
+    """A reported run, or a trial, which has no ``open_test``."""
     part = hold_out(learn)
     if open_test is None:
         learn = part[0]
@@ -119,14 +116,9 @@ def _train_and_evaluate(
     except Diverged as error:  # any other error is not the method's fault
         return {"error": str(error)}
     judge, protocols = (part[1], _TRIAL_PROTOCOLS) if open_test is None else (open_test(), PROTOCOLS)
-    network = {"encoder": load_encoder(folder)}
-    found = _accuracies(network, config.data, learn, judge, protocols=protocols, device=device)
-    return result | {"accuracy": found["encoder"]}
-
-
-def _baselines(config: RunConfig, learn: Source, judge: Source, *, device: torch.device) -> dict[str, Accuracies]:
-    encoders: dict[str, nn.Module] = {"raw_pixels": RawPixels(), "random_network": initialise_encoder(config)[0]}
-    return _accuracies(encoders, config.data, learn, judge, protocols=PROTOCOLS, device=device)
+    encoders = {"encoder": load_encoder(folder)}
+    accuracies = _accuracies(encoders, config.data, learn, judge, protocols=protocols, device=device)
+    return result | {"accuracy": accuracies["encoder"]}
 
 
 def _train(
@@ -135,14 +127,12 @@ def _train(
     config = setup.identify_data(configuration.override(config, ["data.subset=0"]), learn)
     training = setup.prepare(config, source=learn, device=device, display=Display(quiet=True))
     if observed:
-        bank, queries = (
-            choose_subset(source, most, seed=_SPLIT) for source, most in zip(part, _CURVE_IMAGES, strict=True)
-        )
-        training.observer = _Curve(config.data, bank, queries, device)
+        bank = choose_subset(part[0], _CURVE_BANK, seed=_SPLIT)
+        queries = choose_subset(part[1], _CURVE_QUERIES, seed=_SPLIT)
+        training.observer = _Curve(bank, queries, config.data, device)
     write_json(folder / CONFIG, configuration.to_dict(config))
     write_json(folder / ENVIRONMENT, devices.environment(device))
     summary = training.train(folder, None)
-    lines = read_lines(folder / METRICS)
     kept = ("step", "epoch", "seconds", "loss", "effective_rank", "matrix_entropy", CURVE)
     return {
         "seconds": summary["seconds_training"],
@@ -152,49 +142,36 @@ def _train(
         "parameters": summary["parameters"],
         "steps": summary["steps"],
         "bad_steps": summary["bad_steps"],
-        "curve": [{key: line[key] for key in kept if key in line} for line in lines],
+        "curve": [{key: line[key] for key in kept if key in line} for line in read_lines(folder / METRICS)],
         "environment": read_json(folder / ENVIRONMENT),
     }
 
 
 def _accuracies(
-    encoders: dict[str, nn.Module],
-    data: DataConfig,
-    learn: Source,
-    judge: Source,
-    *,
-    protocols: tuple[str, ...],
-    device: torch.device,
-) -> dict[str, Accuracies]:
-    x, test = (extract(encoders, part, data, device=device, on_progress=_quiet) for part in (learn, judge))
-    assert x.labels is not None and test.labels is not None and learn.classes is not None  # checked at the start
+    encoders: Mapping[str, nn.Module], data: DataConfig, learn: Source, judge: Source,
+    *, protocols: tuple[str, ...], device: torch.device,
+) -> dict[str, Accuracies]:  # fmt: skip
+    x, test = (extract(encoders, images, data, device=device) for images in (learn, judge))
     return {
         name: measure(
             x.vectors[name], x.labels, test.vectors[name], test.labels,
-            classes=learn.classes, protocols=protocols, neighbours=_NEIGHBOURS, l2=_L2, say=print,
+            classes=learn.labelled()[1], protocols=protocols, neighbours=_NEIGHBOURS, l2=_L2, say=print,
         )
         for name in encoders
     }  # fmt: skip
 
 
+@dataclass(frozen=True)
 class _Curve(Observer):
     """Accuracy of 20 nearest neighbours on held-out training images."""
 
-    def __init__(self, data: DataConfig, bank: Source, queries: Source, device: torch.device):
-        self._data, self._bank, self._queries, self._device = data, bank, queries, device
+    bank: Source
+    queries: Source
+    data: DataConfig
+    device: torch.device
 
     def observe(self, encoder: nn.Module) -> dict[str, float]:
-        x, test = (
-            extract({"": encoder}, part, self._data, device=self._device, on_progress=_quiet)
-            for part in (self._bank, self._queries)
-        )
-        assert x.labels is not None and test.labels is not None
-        predicted = knn_predict(x.vectors[""], x.labels, test.vectors[""], k=min(20, len(x.labels)))
-        return {CURVE: accuracy(predicted, test.labels)}
-
-
-def _quiet(done: int, total: int) -> None:
-    return None
+        return {CURVE: neighbour_accuracy(encoder, self.bank, self.queries, self.data, device=self.device)[0]}
 
 
 def _peak_memory(device: torch.device) -> float:
@@ -202,14 +179,13 @@ def _peak_memory(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     if sys.platform == "linux":  # its ru_maxrss also knows what the process that started this one had taken
-        found = re.search(r"^VmHWM:\s*(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
-        if found:
-            return int(found[1]) / 2**10
+        if peak := re.search(r"^VmHWM:\s*(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE):
+            return int(peak[1]) / 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def main() -> None:
-    """Runs a job; errors meant for a person end in one line on standard error and their exit code."""
+    """Runs a job; errors meant for the user end in one line on standard error and their exit code."""
     folder, *parent = sys.argv[1:]
     if sys.platform == "linux":  # a comparison that was killed must not leave its jobs behind: they stop like it
         ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGTERM)

@@ -35,10 +35,10 @@ class Features:
 
 
 class RawPixels(nn.Module):
-    """The baseline: images (n, c, s, s) as vectors, averaged down to at most 32 pixels a side."""
+    """The baseline: images (n, c, s, s) as vectors (n, c · side · side), averaged down to at most 32 pixels a side."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(n, c, s, s) to (n, c · side · side)."""
+        """The vectors."""
         return F.adaptive_avg_pool2d(x, min(x.shape[-1], RAW_PIXELS_SIDE)).flatten(1)
 
 
@@ -49,22 +49,18 @@ def extract(
     data: DataConfig,
     *,
     device: torch.device,
-    on_progress: Callable[[int, int], None],
+    on_progress: Callable[[int, int], None] | None = None,
     files: FeatureFiles | None = None,
 ) -> Features:
-    """Runs encoders in evaluation mode over the central squares of the images of a dataset.
+    """Runs encoders in evaluation mode over the central squares of the images; unreadable ones are skipped and listed.
 
     Args:
         encoders: by name, images (n, c, s, s) to features (n, k).
-        source: the images; unreadable ones are skipped and listed.
-        data: size, central square and normalisation.
-        device: of the computation.
         on_progress: called with (images done, number of images).
         files: of the features, from which an earlier call is resumed; None: in memory.
 
     Raises:
         DataError: no image can be read.
-        RunFolderError: a file cannot be written.
         ConfigError: the images do not have the channels that the encoders take.
     """
     if source.channels != len(data.mean):
@@ -83,7 +79,8 @@ def extract(
             pixels = normalise(pixels, data.mean, data.std)
             vectors = {name: encoder(pixels.to(_dtype(encoder))).float().cpu() for name, encoder in encoders.items()}
         store.add(chosen + start, vectors, problems)
-        on_progress(store.seen, len(source))
+        if on_progress:
+            on_progress(store.seen, len(source))
     if len(store.unreadable) == len(source):
         raise DataError(f"none of the {len(source)} images of {source.name!r} can be read.")
     store.save()
@@ -113,28 +110,19 @@ class _InMemory:
             self._rows.setdefault(name, []).append(rows)
 
     def save(self) -> None:
-        return None
+        pass
 
     def read(self) -> tuple[NDArray[np.int64], dict[str, Tensor]]:
         return np.concatenate(self._indices), {name: torch.cat(rows) for name, rows in self._rows.items()}
 
 
 def write_features(
-    run: Path,
-    source: Source,
-    target: Path,
-    *,
-    weights: Weights,
-    device: torch.device,
-    on_progress: Callable[[int, int], None],
-) -> Features:
+    run: Path, source: Source, target: Path,
+    *, weights: Weights, device: torch.device, on_progress: Callable[[int, int], None],
+) -> Features:  # fmt: skip
     """Writes the features of a run's encoder to an .npz file.
 
     Its arrays are ``features``, ``where``, ``data_digest`` and, of a labelled dataset, ``labels`` and ``classes``.
-
-    Raises:
-        RunFolderError: the file cannot be written.
-        ConfigError: the images do not have the channels that the encoder takes.
     """
     config = read_config(run)
     encoder = {"encoder": load_encoder(run, weights=weights)}

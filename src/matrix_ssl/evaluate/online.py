@@ -1,8 +1,8 @@
 """Accuracy while the encoder is still being trained: a linear classifier and nearest neighbours on held-out images.
 
 The classifier is trained on the features of every training batch, whose gradient is cut off, with its own optimizer
-and no random numbers. Both are tested on a fifth of the training images whose labels neither has seen; the test split
-is not opened. Weights and losses of the encoder are the same bits with and without.
+and no random numbers. Both are tested on a fifth of the training images whose labels neither has seen. Weights and
+losses of the encoder are the same bits with and without.
 """
 
 import numpy as np
@@ -15,7 +15,7 @@ from matrix_ssl.config import DataConfig
 from matrix_ssl.data.base import Source
 from matrix_ssl.data.sources import choose_subset
 from matrix_ssl.errors import DataError
-from matrix_ssl.evaluate.features import extract
+from matrix_ssl.evaluate.features import Features, extract
 from matrix_ssl.evaluate.probes.accuracy import accuracy
 from matrix_ssl.evaluate.probes.knn import knn_predict
 from matrix_ssl.evaluate.trained.classifier import linear_head
@@ -29,17 +29,21 @@ _RATE = 1e-2
 _ORDER = 0x0B5E  # coordinate of the choice of images
 
 
+def neighbour_accuracy(
+    encoder: nn.Module, bank: Source, queries: Source, data: DataConfig, *, device: torch.device
+) -> tuple[float, Features]:
+    """Accuracy of 20 nearest neighbours from ``bank``, and the features, by the name "", of the ``queries``."""
+    x, test = (extract({"": encoder}, images, data, device=device) for images in (bank, queries))
+    predicted = knn_predict(x.vectors[""], x.labels, test.vectors[""], k=min(_NEIGHBOURS, len(x.labels)))
+    return accuracy(predicted, test.labels), test
+
+
 class OnlineEvaluation(Observer):
     """Writes ``online_train``, ``online_linear`` and ``online_knn``, each in [0, 1], into the metrics of a run.
 
-    ``online_train`` is the accuracy of the classifier on training images just before it is trained on them;
-    ``online_linear`` and ``online_knn`` are measured at some twenty moments on held-out images as evaluation sees
-    them. The features are scaled by a BatchNorm without parameters, so that one rate of Adam fits all encoders.
-
-    Args:
-        source: the labelled training images.
-        data: of the run.
-        device: of the training.
+    ``online_train`` is the accuracy of the classifier on training images just before it is trained on them; the others
+    are measured at some twenty moments on held-out images as evaluation sees them. The features are scaled by a
+    BatchNorm without parameters, so that one rate of Adam fits all encoders.
 
     Raises:
         DataError: the images have no labels, or are too few to hold a fifth out.
@@ -90,18 +94,11 @@ class OnlineEvaluation(Observer):
         return {"online_train": right / answers} if answers else {}
 
     def observe(self, encoder: nn.Module) -> dict[str, float]:
-        bank, queries = (
-            extract({"": encoder}, images, self._data, device=self._device, on_progress=_quiet)
-            for images in (self._bank, self._queries)
-        )
-        x, test = bank.vectors[""], queries.vectors[""]
-        neighbours = knn_predict(x, bank.labels, test, k=min(_NEIGHBOURS, len(x)))
-        values = {"online_knn": accuracy(neighbours, queries.labels)}
-        if self._probe is not None:
-            values["online_linear"] = accuracy(
-                self._probe.eval()(test.to(self._device)).argmax(1).cpu(), queries.labels
-            )
-        return values
+        knn, test = neighbour_accuracy(encoder, self._bank, self._queries, self._data, device=self._device)
+        if self._probe is None:
+            return {"online_knn": knn}
+        predicted = self._probe.eval()(test.vectors[""].to(self._device)).argmax(1).cpu()
+        return {"online_knn": knn, "online_linear": accuracy(predicted, test.labels)}
 
     def state_dict(self) -> dict[str, Tensor]:
         if self._probe is None:
@@ -120,7 +117,3 @@ class OnlineEvaluation(Observer):
             if index.isdigit():
                 moments.setdefault(int(index), {})[key] = value
         self._optimizer.load_state_dict(self._optimizer.state_dict() | {"state": moments})
-
-
-def _quiet(done: int, total: int) -> None:
-    return None

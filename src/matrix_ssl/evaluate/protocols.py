@@ -96,12 +96,7 @@ def run_protocols(
 
 
 def describe_images(
-    run: Path,
-    source: Source,
-    *,
-    weights: encoders.Weights,
-    device: torch.device,
-    on_progress: OnProgress,
+    run: Path, source: Source, *, weights: encoders.Weights, device: torch.device, on_progress: OnProgress
 ) -> None:
     """Writes ``evaluation.npz``, the map and the gallery of nearest neighbours, for at most 2000 of the images."""
     if len(source) > _MAPPED:
@@ -112,11 +107,7 @@ def describe_images(
 
 
 def _run_frozen(
-    subject: Subject,
-    protocols: Sequence[str],
-    *,
-    say: Say,
-    bar: Callable[..., AbstractContextManager[OnProgress]],
+    subject: Subject, protocols: Sequence[str], *, say: Say, bar: Callable[..., AbstractContextManager[OnProgress]]
 ) -> None:
     """The protocols on frozen features of the encoder and of the baselines; one pass over the images serves all."""
     started = time.monotonic()

@@ -12,14 +12,7 @@ _STREAM = 0x10057  # a coordinate that keeps these draws apart from the order of
 
 
 def low_shot(
-    train: Tensor,
-    train_labels: Tensor,
-    test: Tensor,
-    *,
-    shots: int,
-    draws: int = 10,
-    seed: int = 0,
-    l2: float = 1.0,
+    train: Tensor, train_labels: Tensor, test: Tensor, *, shots: int, draws: int = 10, seed: int = 0, l2: float = 1.0
 ) -> Tensor:
     """Labels of ``test`` by logistic regressions fitted on ``shots`` labelled training images of every class.
 
