@@ -11,7 +11,7 @@ import torch
 from matrix_ssl import config as configuration
 from matrix_ssl.compare import job as jobs
 from matrix_ssl.compare import schedule
-from matrix_ssl.compare.plan import Job, Plan, baselines, most_trials, next_trial, runs
+from matrix_ssl.compare.plan import RATE, Job, Plan, baselines, most_trials, next_trial, runs
 from matrix_ssl.errors import ConfigError, RunFolderError
 from matrix_ssl.report.comparison.data import RESULTS
 from matrix_ssl.report.comparison.page import write_comparison
@@ -27,12 +27,7 @@ _MAY_CHANGE = [f"base.{key}" for key in configuration.MAY_CHANGE]
 
 
 class ComparisonRun:
-    """The state of a comparison in its folder.
-
-    Args:
-        plan: what to do.
-        out: the folder; another plan in it is refused.
-        command: what the person typed, for the page.
+    """The state of a comparison in its folder; ``command`` is what the user typed, for the page.
 
     Raises:
         ConfigError: a method has fewer different trials than asked for, or a setting does not fit a method.
@@ -50,12 +45,10 @@ class ComparisonRun:
             runs(plan, method, {})
 
     def open_data(self, *, data_root: Path | None, download: bool, fresh: bool = False) -> None:
-        """Looks at the images and whether a network can learn from them, before anything is written.
+        """Checks the images, and that they fit batch and encoder, before anything is written.
 
         Raises:
-            MatrixSSLError: images, batch and encoder do not fit each other.
-            RunFolderError: what is already in the folder, unless it is to be set aside as ``fresh``, has seen other
-                images.
+            RunFolderError: the folder has results on other images and is not to be set aside as ``fresh``.
         """
         plan = self.plan
         learn = jobs.open_training_part(plan.base.data, data_root=data_root, download=download)
@@ -79,11 +72,7 @@ class ComparisonRun:
             setup.prepare(config, source=source, device=torch.device("cpu"), display=Display(quiet=True))
 
     def check(self) -> None:
-        """Refuses a folder that holds another comparison or something else, and leaves it untouched.
-
-        Raises:
-            RunFolderError: it does.
-        """
+        """Raises RunFolderError for a folder that holds a different comparison or something else; changes nothing."""
         check_folder(self.out, first=PLAN)
         check_claim(self.out, dataclasses.asdict(self.plan), may_change=_MAY_CHANGE, first=PLAN)
 
@@ -92,25 +81,13 @@ class ComparisonRun:
         claim(self.out, dataclasses.asdict(self.plan), may_change=_MAY_CHANGE, first=PLAN)
 
     def run(
-        self,
-        *,
-        where: list[schedule.Place],
-        data_root: Path | None,
-        ended: Callable[[Job, dict[str, Any]], None],
-        running: Callable[[list[Job]], None],
-    ) -> dict[str, Any]:
-        """Runs what has no result yet, after ``open_data`` and ``claim``; raises as ``schedule.run_jobs``.
-
-        Returns:
-            The content of ``compare.json``.
-        """
-        device = devices.choose_device(where[0].device)
-        self.environment = environment(
-            device=device.type,
-            device_name=devices.device_name(device),
-            threads=where[0].threads or torch.get_num_threads(),
-            processes=1,
-        )
+        self, *, where: list[schedule.Place], data_root: Path | None,
+        ended: Callable[[Job, dict[str, Any]], None], running: Callable[[list[Job]], None],
+    ) -> dict[str, Any]:  # fmt: skip
+        """Runs what has no result yet, after ``open_data`` and ``claim``; returns the content of ``compare.json``."""
+        device, threads = devices.choose_device(where[0].device), where[0].threads or torch.get_num_threads()
+        name = devices.device_name(device)
+        self.environment = environment(device=device.type, device_name=name, threads=threads, processes=1)
         self.write()
 
         def note(job: Job, result: dict[str, Any]) -> None:
@@ -139,19 +116,18 @@ class ComparisonRun:
 
     def tried(self, method: str) -> list[tuple[Job, dict[str, Any]]]:
         """The trials of a method that have ended, in their order, with their results."""
-        found: list[tuple[Job, dict[str, Any]]] = []
+        tried: list[tuple[Job, dict[str, Any]]] = []
         for number in range(self.trials):
-            job = next_trial(self.plan, method, self.best(found)[1], number)
-            result = self.result(job)
-            if result is None:
+            job = next_trial(self.plan, method, self.best(tried)[1], number)
+            if (result := self.result(job)) is None:
                 break
-            found.append((job, result))
-        return found
+            tried.append((job, result))
+        return tried
 
     def best(self, tried: list[tuple[Job, dict[str, Any]]]) -> tuple[int, dict[str, Any]]:
-        """Number and settings of the trial with the best accuracy on held-out images; the first of equal ones.
+        """Number and settings of the trial with the best accuracy on held-out images, of equal ones the first.
 
-        Where no trial has ended well it is the first, the recipe as it is.
+        The unchanged recipe where no trial has ended well.
         """
         best, settings, highest = 0, {}, (-1.0, -1.0)
         for job, result in tried:
@@ -177,26 +153,19 @@ class ComparisonRun:
         shared = dict(configuration.flatten(configuration.to_dict(plan.base)))
         own = ("method.", "seed", "epochs", "recipe", "data.images", "data.digest")
         results = {
-            "command": self.command,
-            "recipe": plan.base.recipe,
-            "reference": plan.reference,
-            "methods": list(plan.methods),
-            "seeds": list(range(plan.seeds)),
-            "budget": plan.budget,
-            "rivals_budget": plan.rivals_budget or None,
-            "measure": plan.measure,
-            "data": self.data,
+            "command": self.command, "recipe": plan.base.recipe, "reference": plan.reference,
+            "methods": list(plan.methods), "seeds": list(range(plan.seeds)), "budget": plan.budget,
+            "rivals_budget": plan.rivals_budget or None, "measure": plan.measure, "data": self.data,
             "settings": {key: value for key, value in shared.items() if not key.startswith(own)},
             "environment": self.environment,
             "baselines": (self.result(baselines(plan)) or {}).get("accuracy", {}),
-            "tuning": self._tuning(),
-            "rows": self._rows(),
-        }
+            "tuning": self._tuning(), "rows": self._rows(),
+        }  # fmt: skip
         write_json(self.out / RESULTS, results)
         return results
 
     def result(self, job: Job) -> dict[str, Any] | None:
-        """What a job has found, or why it failed in this session; None where it is still to run."""
+        """The result of a job, or why it failed in this session; None where it is still to run."""
         return self.failures.get(job.folder) or schedule.read_result(self.out, job)
 
     def _tuning(self) -> dict[str, Any] | None:
@@ -209,15 +178,15 @@ class ComparisonRun:
             best = self.best(tried)[0] if len(tried) == self.trials else None
             for job, result in tried:
                 row = {"method": method, "trial": job.number, "settings": job.settings, "chosen": job.number == best}
-                rows.append(row | _brief(result))
+                if "error" in result:
+                    rows.append(row | {"error": result["error"]})
+                else:
+                    accuracy = {key: value["mean"] for key, value in result["accuracy"].items()}
+                    rows.append(row | {"accuracy": accuracy, "seconds": result["seconds"]})
         return {
-            "trials": plan.trials,
-            "budget": plan.tuning_budget,
-            "held_out": jobs.HELD_OUT,
-            "measure": plan.measure,
-            "settings": list(plan.tuning_settings),
-            "rows": rows,
-        }
+            "trials": plan.trials, "budget": plan.tuning_budget, "held_out": jobs.HELD_OUT, "measure": plan.measure,
+            "settings": list(plan.tuning_settings), "rows": rows,
+        }  # fmt: skip
 
     def _rows(self) -> list[dict[str, Any]]:
         rows = []
@@ -227,16 +196,8 @@ class ComparisonRun:
                 continue
             for job in runs(self.plan, method, self.best(tried)[1]):
                 if (result := self.result(job)) is not None:
-                    options = {f"method.{key}": value for key, value in job.config.method.options.items()}
-                    optimizer = {"optimizer.learning_rate": job.config.optimizer.learning_rate}
-                    row = {"method": method, "seed": job.number, "epochs": job.epochs, "settings": optimizer | options}
+                    settings = {RATE: job.config.optimizer.learning_rate}
+                    settings |= {f"method.{key}": value for key, value in job.config.method.options.items()}
+                    row = {"method": method, "seed": job.number, "epochs": job.epochs, "settings": settings}
                     rows.append(row | result)
         return rows
-
-
-def _brief(result: dict[str, Any]) -> dict[str, Any]:
-    """What is told of a trial."""
-    if "error" in result:
-        return {"error": result["error"]}
-    accuracy = {key: value["mean"] for key, value in result["accuracy"].items()}
-    return {"accuracy": accuracy, "seconds": result["seconds"]}

@@ -42,7 +42,7 @@ JOB, RESULT, OUTPUT = "job.json", "result.json", "output.txt"
 HELD_OUT = 0.2  # part of the training images on which trials are judged and curves are measured
 CURVE = "knn_20_held_out"
 _SPLIT = 0  # one subset and one split for all methods, trials and seeds
-_CURVE_IMAGES = (2000, 1000)  # at most so many to choose neighbours from, and so many to classify
+_CURVE_BANK, _CURVE_QUERIES = 2000, 1000  # at most so many to choose neighbours from, and so many to classify
 _TRIAL_PROTOCOLS = ("knn", "linear")
 _NEIGHBOURS = (1, 20)
 _L2 = 1.0  # of the linear probe: fixed, since features are standardised and a trial needs many probes
@@ -52,7 +52,7 @@ Accuracies = dict[str, dict[str, float | int]]  # by protocol: mean, sd and n
 
 
 def open_training_part(data: DataConfig, *, data_root: Path | None, download: bool = False) -> Source:
-    """The training images of a comparison, ``data.subset`` of them; of data without a test split, the other four fifths.
+    """The training images of a comparison, or ``data.subset`` of them; without a test split, the other four fifths.
 
     Raises:
         ConfigError: the images have no labels.
@@ -66,7 +66,7 @@ def open_training_part(data: DataConfig, *, data_root: Path | None, download: bo
 
 
 def open_test_part(data: DataConfig, *, data_root: Path | None, download: bool = False) -> Source:
-    """The test images of a comparison; of data without a test split, a fifth of every class."""
+    """The test images of a comparison; without a test split, a fifth of every class."""
     if has_test_split(data.source, data_root=data_root, download=download):
         return open_source(data.source, split="test", data_root=data_root, download=download)
     return split_source(open_source(data.source, split="train", data_root=data_root), HELD_OUT, _SPLIT)[1]
@@ -161,7 +161,7 @@ def _accuracies(
     }  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class _Curve(Observer):
     """Accuracy of 20 nearest neighbours on held-out training images."""
 

@@ -76,9 +76,8 @@ def choose_methods(text: str) -> tuple[str, ...]:
     Raises:
         ConfigError: a method does not exist, or two have the same name.
     """
-    names = [name.strip() for name in text.split(",") if name.strip()]
     methods: list[str] = []
-    for name in names:
+    for name in filter(None, map(str.strip, text.split(","))):
         methods += list_methods() if name == "all" else [str(Path(name).resolve()) if name.endswith(".py") else name]
     methods = list(dict.fromkeys(methods))
     if not methods:
@@ -98,20 +97,14 @@ def most_trials(plan: Plan, method: str) -> int:
 
 
 def next_trial(plan: Plan, method: str, best: dict[str, Any], number: int) -> Job:
-    """A trial of a method.
-
-    Args:
-        best: the settings of the best trial so far, by dotted keys.
-        number: of the trial, from 0.
-    """
+    """A trial of a method, by its number from 0 and the settings of the best trial so far, by dotted keys."""
     variants = _variants(plan, method)
     rates = [{RATE: plan.base.optimizer.learning_rate * factor} for factor in (*_NEAR, *_FAR)]
     near = len(_NEAR)
     move = [{}, *rates[:near], *variants, *rates[near:]][number]
     is_variant = near < number <= near + len(variants)
-    kept = {
-        key: value for key, value in best.items() if key == RATE or not is_variant
-    }  # a variant replaces the one before it
+    # a variant replaces the one before it
+    kept = {key: value for key, value in best.items() if key == RATE or not is_variant}
     return _job(plan, "tuning", method, number, plan.tuning_budget, kept | move, plan.tuning_settings)
 
 
@@ -131,9 +124,8 @@ def baselines(plan: Plan) -> Job:
 def _job(
     plan: Plan, stage: Stage, method: str, number: int, epochs: int, settings: dict[str, Any], extra: Sequence[str]
 ) -> Job:
-    config = _with_method(plan, method)
     seed = 0 if stage == "tuning" else number
-    config = dataclasses.replace(config, epochs=epochs, seed=seed)
+    config = dataclasses.replace(_with_method(plan, method), epochs=epochs, seed=seed)
     config = configuration.override(config, [*extra, *(f"{key}={value}" for key, value in settings.items())])
     return Job(stage, method, number, epochs, settings, setup.complete(config))
 

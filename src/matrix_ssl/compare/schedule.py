@@ -29,12 +29,7 @@ class Place:
 
 
 def places(device_type: str, *, jobs: int) -> list[Place]:
-    """A place for each of the jobs that run at the same time.
-
-    Args:
-        device_type: type of the device that ``devices.choose_device`` returns.
-        jobs: number of jobs at a time; 0: one for each GPU, or for each core of this process.
-    """
+    """A place for each of the ``jobs`` that run at a time; 0: one for each GPU, or for each core of this process."""
     if device_type == "cuda":
         import torch
 
@@ -48,7 +43,7 @@ def places(device_type: str, *, jobs: int) -> list[Place]:
 
 
 def read_result(out: Path, job: Job) -> dict[str, Any] | None:
-    """The result of a job, or None while it has not ended or where the result is that of other settings."""
+    """The result of a job; None while it has not ended, and for the result of other settings."""
     path = out / job.folder / RESULT
     return read_json(path) if path.exists() and not _is_outdated(out / job.folder, job) else None
 
@@ -65,22 +60,15 @@ def _is_outdated(folder: Path, job: Job) -> bool:
 
 
 def run_jobs(
-    out: Path,
-    waiting: Callable[[], list[Job]],
-    where: list[Place],
-    *,
-    data_root: Path | None,
-    ended: Callable[[Job, dict[str, Any]], None],
-    running: Callable[[list[Job]], None],
-) -> None:
+    out: Path, waiting: Callable[[], list[Job]], where: list[Place], *, data_root: Path | None,
+    ended: Callable[[Job, dict[str, Any]], None], running: Callable[[list[Job]], None],
+) -> None:  # fmt: skip
     """Runs jobs until none is left.
 
     Args:
-        out: the folder of the comparison.
         waiting: returns the jobs that may run now and have no result yet, the most urgent first; called again whenever
             one has ended, since what follows may depend on it.
         where: places, each for one job at a time.
-        data_root: folder that contains the named datasets.
         ended: called with every job that has ended, and its result or its error.
         running: called with the running jobs, whenever they change.
 

@@ -12,11 +12,7 @@ Settings = TypeVar("Settings")
 
 
 def override(settings: Settings, assignments: Iterable[str]) -> Settings:
-    """Applies ``key=value`` assignments with dotted keys, for example ``optimizer.learning_rate=0.1``.
-
-    Args:
-        settings: any dataclass of settings, with groups or without.
-        assignments: of one key, the last one counts.
+    """Applies ``key=value`` assignments with dotted keys to a dataclass of settings; of one key, the last one counts.
 
     Raises:
         ConfigError: an assignment has no ``=``, its key is unknown, or its value has the wrong type or is out of range.
@@ -37,12 +33,8 @@ def split_assignment(assignment: str) -> tuple[str, str]:
 
 
 def build(cls: type[Settings], values: Mapping[str, Any], prefix: str = "") -> Settings:
-    """Builds a dataclass of settings from nested plain values; text is parsed.
-
-    Args:
-        cls: the dataclass.
-        values: by name; what is missing takes its default.
-        prefix: the dotted key of the group with a dot after it, for messages.
+    """Builds a dataclass of settings from nested plain values by name; text is parsed, and what is missing takes its
+    default. ``prefix`` is the dotted key of the group with a dot after it, for messages.
 
     Raises:
         ConfigError: a key is unknown, or a value has the wrong type or is out of range.
@@ -63,8 +55,7 @@ def build(cls: type[Settings], values: Mapping[str, Any], prefix: str = "") -> S
 def changes(old: Mapping[str, Any], new: Mapping[str, Any], *, but: Collection[str]) -> list[str]:
     """Lines ``key: old -> new`` for the values of nested mappings that differ, except where ``but`` names the key.
 
-    Tuples equal lists, so that what comes from a JSON file compares with what goes into it. A digest that the old one
-    lacks, because an earlier version wrote it, agrees with any.
+    Tuples equal lists, as in JSON. A digest that the old one, of an earlier version, lacks agrees with any.
     """
     before, after = (
         {key: list(value) if isinstance(value, tuple) else value for key, value in flatten(values)}

@@ -1,8 +1,7 @@
 """The complete description of a run, as frozen dataclasses that become ``config.json`` and come back unchanged.
 
-A recipe builds a ``RunConfig``; ``--set key=value`` changes single values by their dotted path. Types and ranges stand
-beside the fields and hold wherever an instance is built. Settings of a method are in its constructor (``method.ridge``
-is the keyword ``ridge`` of the method's class) and are checked against it by ``matrix_ssl.methods``.
+Types and ranges stand beside the fields and hold wherever an instance is built. Settings of a method are keywords of
+its class (``method.ridge`` is ``ridge``), and ``matrix_ssl.methods`` checks them against it.
 """
 
 import dataclasses
@@ -10,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import field
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Le
-from pydantic import AfterValidator, NonNegativeFloat, NonNegativeInt, PositiveInt
+from annotated_types import Ge, Le, Predicate
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from matrix_ssl.config.override import build, changes
 from matrix_ssl.config.validation import Fraction, Seed, settings
@@ -25,27 +24,15 @@ MAY_CHANGE = ("data.source", "data.workers", "log_every", "checkpoint_every", "m
 
 # names of earlier versions, which their run folders keep: counts in JSON files, and recipes
 RENAMED_COUNTS = {
-    "pictures": "images",
-    "pictures_without_instances": "images_without_instances",
+    "pictures": "images", "pictures_without_instances": "images_without_instances",
     "training_pictures": "training_images",
-}
+}  # fmt: skip
 RENAMED_RECIPES = {"pictures": "images", "pictures_small": "images_small"}
 
 
-def _increasing(ends: tuple[float, float]) -> tuple[float, float]:
-    if not 0 < ends[0] <= ends[1]:
-        raise ValueError
-    return ends
-
-
-def _within_one(ends: tuple[float, float]) -> tuple[float, float]:
-    if ends[1] > 1:
-        raise ValueError
-    return _increasing(ends)
-
-
-Interval = Annotated[tuple[float, float], AfterValidator(_increasing), "two increasing numbers above 0"]
-Part = Annotated[tuple[float, float], AfterValidator(_within_one), "two increasing numbers above 0 and at most 1"]
+_Increasing = Annotated[tuple[float, float], Predicate(lambda ends: 0 < ends[0] <= ends[1])]
+Interval = Annotated[_Increasing, "two increasing numbers above 0"]
+Part = Annotated[_Increasing, Predicate(lambda ends: ends[1] <= 1), "two increasing numbers above 0 and at most 1"]
 Precision = Literal["auto", "float32", "bfloat16", "float64"]  # auto: bfloat16 on CUDA that has it
 
 
@@ -66,9 +53,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         """Raises ConfigError unless mean and deviation have as many channels."""
         if len(self.mean) not in (1, 3) or len(self.std) != len(self.mean) or min(self.std) <= 0:
-            raise ConfigError(
-                f"data.mean={self.mean}, data.std={self.std}: expected 1 or 3 numbers each, and std above 0."
-            )
+            pair = f"data.mean={self.mean}, data.std={self.std}"
+            raise ConfigError(f"{pair}: expected 1 or 3 numbers each, and std above 0.")
 
 
 @settings
@@ -143,9 +129,7 @@ class RunConfig:
     precision: Precision = "auto"
     deterministic: bool = False  # on CUDA: only deterministic kernels, slower
     log_every: PositiveInt = 10  # steps between two lines of metrics.jsonl
-    checkpoint_every: NonNegativeInt = (
-        0  # steps between two checkpoints; 0: at the end of an epoch, at most once a minute
-    )
+    checkpoint_every: NonNegativeInt = 0  # steps between checkpoints; 0: at the end of an epoch, at most once a minute
     max_bad_steps: PositiveInt = 3  # steps in a row with a loss or gradient that is not finite before the run stops
 
 
@@ -155,11 +139,7 @@ def to_dict(config: RunConfig) -> dict[str, Any]:
 
 
 def from_dict(values: Mapping[str, Any]) -> RunConfig:
-    """Builds a configuration from nested plain values, also from those of an earlier version.
-
-    Raises:
-        ConfigError: a key is unknown, or a value has the wrong type or is out of range.
-    """
+    """A configuration from nested plain values, also from those of an earlier version; raises as ``build``."""
     data = values.get("data") if isinstance(values, Mapping) else None
     return build(RunConfig, {**values, "data": current_names(data)} if isinstance(data, dict) else values)
 

@@ -1,5 +1,6 @@
 """Settings that pydantic checks, with one sentence for every mistake: key, value and what is expected there."""
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -18,19 +19,21 @@ Fraction = Annotated[float, Ge(0), Le(1)]
 Seed = Annotated[int, Ge(0), Le(2**63 - 1)]
 
 _BOOLEANS = ("true", "false", "True", "False")  # the texts that are read as one; "yes" and "1" are not
-_NAMES = {int: "an integer", str: "text", bool: "true or false", type(None): "none", Any: "any value"}
+_NAMES = {
+    int: "an integer", float: "a finite number", str: "text", bool: "true or false", type(None): "none",
+    Any: "any value",
+}  # fmt: skip
 
 
 @dataclass_transform(frozen_default=True)
 def settings(cls: type[Checked]) -> type[Checked]:
-    """Makes a class a frozen dataclass whose fields keep to their types, and to the ranges beside them.
+    """Makes a class a frozen dataclass whose fields keep to their types and ranges, as ``epochs: PositiveInt = 100``.
 
-    ``epochs: PositiveInt = 100`` is such a field. A check of several fields belongs into ``__post_init__``. Building an
-    instance raises ConfigError for an unknown or missing field, a wrong type, and a value out of range.
+    A check of several fields belongs into ``__post_init__``. Building an instance raises ConfigError for an unknown or
+    missing field, a wrong type, and a value out of range.
     """
-    checked: Any = pydantic.dataclasses.dataclass(
-        cls, frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False)
-    )
+    strict = ConfigDict(extra="forbid", allow_inf_nan=False)
+    checked: Any = pydantic.dataclasses.dataclass(cls, frozen=True, config=strict)
     initialise = checked.__init__
 
     @functools.wraps(initialise)
@@ -56,18 +59,13 @@ def check_type(value: Any, expected: Any, key: str) -> Any:
     """Returns ``value`` as a type: a number, bool, text, Literal, tuple or union, with its range where it is Annotated.
 
     Text is parsed: commas separate the values of a tuple, semicolons tuples in a tuple, ``none`` is None, and what
-    begins with a bracket is JSON where a list or a dictionary is expected.
-
-    Raises:
-        ConfigError: it cannot be read as that type; the message names the key, the value and the type.
+    begins with a bracket is JSON where a list or a dictionary is expected. Raises ConfigError.
     """
     plain, origin = _plain(expected), get_origin(_plain(expected))
     if origin in (Union, types.UnionType) and isinstance(value, str):
         for member in get_args(plain):
-            try:
+            with contextlib.suppress(ConfigError):
                 return check_type(value, member, key)
-            except ConfigError:
-                continue
         raise _refused(value, expected, key)
     try:
         result = _adapter(expected).validate_python(_parse(value, plain, origin))
@@ -83,11 +81,10 @@ def expectation(expected: Any) -> str:
 
     Text among the annotations of a type, ``Annotated[tuple[float, ...], check, "numbers that rise"]``, says it itself.
     """
-    for mark in get_args(expected)[1:] if get_origin(expected) is Annotated else ():
-        if isinstance(mark, str):
-            return mark
-    plain, members = _plain(expected), get_args(_plain(expected))
+    plain, members, marks = _plain(expected), get_args(_plain(expected)), getattr(expected, "__metadata__", ())
     origin = get_origin(plain)
+    if words := [mark for mark in marks if isinstance(mark, str)]:
+        return words[0]
     if origin is Literal:
         return f"one of {', '.join(map(str, members))}"
     if origin in (Union, types.UnionType):
@@ -100,15 +97,11 @@ def expectation(expected: Any) -> str:
         return "a JSON object"
     if origin is Mapping or dataclasses.is_dataclass(plain):
         return "a group of settings"
-    low, high, above = (
-        next((getattr(mark, name) for mark in get_args(expected)[1:] if hasattr(mark, name)), None)
-        for name in ("ge", "le", "gt")
-    )
+    bounds = {name: getattr(mark, name) for mark in marks for name in ("ge", "le", "gt") if hasattr(mark, name)}
+    low, high, above = map(bounds.get, ("ge", "le", "gt"))
     if plain is int and above is not None:
         low, above = above + 1, None
-    name = _NAMES.get(plain, str(plain))
-    if plain is float:
-        name = "a number" if high is not None else "a finite number"
+    name = "a number" if plain is float and high is not None else _NAMES.get(plain, str(plain))
     if above is not None:
         return f"{name} above {above:g}" + (f" and at most {high:g}" if high is not None else "")
     if low is None:
@@ -137,10 +130,9 @@ def _parse(value: Any, plain: Any, origin: Any) -> Any:
     if origin is Literal:
         return next((choice for choice in get_args(plain) if str(choice) == value), value)
     if value.startswith(("{", "[")) and (plain in (dict, list) or origin in (dict, list)):
-        try:
+        with contextlib.suppress(ValueError):
             return json.loads(value)
-        except ValueError:
-            return value
+        return value
     if origin in (tuple, list):
         inner = get_args(plain)[0]
         parts = value.strip("()[] ").split(";" if get_origin(inner) is tuple else ",")

@@ -5,6 +5,7 @@ A file here needs no registration; its function is called ``recipe`` and takes n
 
 import importlib
 import pkgutil
+from types import ModuleType
 
 from matrix_ssl.config import RunConfig
 from matrix_ssl.config.settings import RENAMED_RECIPES
@@ -13,30 +14,26 @@ from matrix_ssl.errors import ConfigError, did_you_mean
 
 def list_recipes() -> dict[str, str]:
     """Every recipe's name and the first line of its description."""
-    names = _names()
-    return {name: (importlib.import_module(f"{__name__}.{name}").__doc__ or "").partition("\n")[0] for name in names}
+    return {name: (_module(name).__doc__ or "").partition("\n")[0] for name in _names()}
 
 
 def find_recipe(name: str) -> RunConfig:
-    """The run that a recipe describes.
-
-    Raises:
-        ConfigError: there is no such recipe.
-    """
+    """The run that a recipe describes; raises ConfigError if there is no such recipe."""
     names = _names()
     if name not in names:
         near = f" Did you mean {RENAMED_RECIPES[name]!r}?" if name in RENAMED_RECIPES else did_you_mean(name, names)
         raise ConfigError(f"There is no recipe {name!r}.{near}")
-    config: RunConfig = importlib.import_module(f"{__name__}.{name}").recipe()
+    config: RunConfig = _module(name).recipe()
     return config
 
 
 def follows_papers(name: str) -> bool:
-    """Whether a recipe that is run with a different method takes the values of that method's paper.
+    """Whether a recipe, by ``FOLLOWS_PAPERS = True``, takes with a different method the values of its paper."""
+    return name in _names() and getattr(_module(name), "FOLLOWS_PAPERS", False)
 
-    Its file then says ``FOLLOWS_PAPERS = True``.
-    """
-    return name in _names() and getattr(importlib.import_module(f"{__name__}.{name}"), "FOLLOWS_PAPERS", False)
+
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(f"{__name__}.{name}")
 
 
 def _names() -> list[str]:

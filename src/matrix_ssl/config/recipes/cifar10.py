@@ -14,7 +14,6 @@ MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
 
 def recipe() -> RunConfig:
-    """The run."""
     view1, view2 = (dataclasses.replace(view, blur=0.0) for view in asymmetric_views())  # blur destroys 32 pixels
     return RunConfig(
         recipe="cifar10",

@@ -14,7 +14,6 @@ from matrix_ssl.config.recipes import cifar10
 
 
 def recipe() -> RunConfig:
-    """The run."""
     base = cifar10.recipe()
     return dataclasses.replace(
         base,

@@ -8,7 +8,6 @@ from matrix_ssl.config import DataConfig, MethodConfig, NetworkConfig, Optimizer
 
 
 def recipe() -> RunConfig:
-    """The run."""
     view = ViewConfig(rotation=15.0, zoom=0.15, shear=0.2, translation=0.1, elastic=0.4, gamma=0.4, noise=0.05)
     return RunConfig(
         recipe="demo",

@@ -23,7 +23,6 @@ FOLLOWS_PAPERS = True  # --method NAME takes the values of that method's paper
 
 
 def recipe() -> RunConfig:
-    """The run."""
     view1, view2 = asymmetric_views()
     return RunConfig(
         recipe="imagenet",

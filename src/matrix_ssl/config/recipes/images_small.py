@@ -10,7 +10,6 @@ from matrix_ssl.config.views import asymmetric_views
 
 
 def recipe() -> RunConfig:
-    """The run."""
     view1, view2 = asymmetric_views()
     return RunConfig(
         recipe="images_small",
