@@ -61,8 +61,8 @@ class ComparisonRun:
         before = read_json(self.out / RESULTS)["data"] if resumed else identity
         if different := configuration.changes(before, identity, but=["name"]):
             raise RunFolderError(
-                f"{self.out} has compared other images ({'; '.join(different)}): choose another folder, or use --fresh "
-                "to start over."
+                f"{self.out} has compared other images ({'; '.join(different)}): choose a different folder "
+                "with --out, or use --fresh to start over."
             )
         self.data = {"name": learn.name, **identity}
         part, _ = jobs.hold_out(learn)  # for the trials, and for the curves of the runs
