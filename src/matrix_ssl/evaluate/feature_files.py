@@ -27,9 +27,8 @@ _SECONDS_BETWEEN_SAVES = 60.0
 class FeatureFiles:
     """Appends rows of features to files in a folder, and resumes after an earlier process was stopped.
 
-    Args:
-        folder: created with the first rows; its contents are deleted unless the fingerprint is the same.
-        fingerprint: of everything that decides the features: encoders, images, preparation.
+    The folder is created with the first rows; its contents are deleted unless it has the same fingerprint of everything
+    that decides the features: encoders, images, preparation.
 
     Attributes:
         seen: number of images that are done, readable or not.
@@ -57,13 +56,7 @@ class FeatureFiles:
             raise cannot_write(folder, error) from error
 
     def add(self, indices: NDArray[np.int64], vectors: Mapping[str, Tensor], problems: list[tuple[str, str]]) -> None:
-        """Appends the features of the next images.
-
-        Args:
-            indices: (m,) of the readable images.
-            vectors: by encoder, (m, k).
-            problems: place and reason of every unreadable image.
-        """
+        """Appends the next images: (m,) readable ones with (m, k) vectors by encoder, and the unreadable ones."""
         self.seen += len(indices) + len(problems)
         self.unreadable += problems
         if len(indices):
@@ -85,12 +78,9 @@ class FeatureFiles:
             finally:
                 os.close(descriptor)
         values = {
-            "fingerprint": self._fingerprint,
-            "seen": self.seen,
-            "rows": self._rows,
-            "widths": self._widths,
+            "fingerprint": self._fingerprint, "seen": self.seen, "rows": self._rows, "widths": self._widths,
             "unreadable": self.unreadable,
-        }
+        }  # fmt: skip
         write_json(self._folder / _PROGRESS, values)
         self._saved = time.monotonic()
 

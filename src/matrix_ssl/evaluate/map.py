@@ -23,16 +23,7 @@ _GALLERY, _NEIGHBOURS = 10, 7  # queries in the gallery, and neighbours of each
 
 
 def write_map(path: Path, source: Source, features: Features) -> None:
-    """Writes the map and the gallery of a dataset's images as an .npz file.
-
-    Args:
-        path: of the file.
-        source: the images.
-        features: of the images, by the network called ``encoder``; finite.
-
-    Raises:
-        RunFolderError: the file cannot be written.
-    """
+    """Writes the map and the gallery of a dataset's images, by finite features of ``encoder``, as an .npz file."""
     vectors = features.vectors["encoder"]
     chosen, coordinates = embedding_map(vectors)
     arrays: dict[str, Any] = {
@@ -57,16 +48,8 @@ def embedding_map(
     It starts from the first two principal components, so that nothing is random but the choice of images. Fewer than
     5 images, or images whose features are all the same, have these two components as coordinates.
 
-    Args:
-        features: (n, d).
-        seed: of the choice of images if there are more than ``most``.
-
     Returns:
         Increasing indices int64 (m,) of the images and their coordinates float32 (m, 2), in arbitrary units.
-
-    Raises:
-        ConfigError: ``most`` is not positive.
-        DataError: features that cannot be used.
     """
     from sklearn.manifold import TSNE  # slow to import, and only maps need it
 
@@ -88,18 +71,10 @@ def embedding_map(
 
 
 def nearest_neighbours(features: Tensor, queries: Tensor, *, k: int) -> tuple[Tensor, Tensor]:
-    """The ``k`` images with the highest cosine similarity to each query, without the query itself.
-
-    Args:
-        features: finite (n, d).
-        queries: int64 (q,), indices into ``features``.
+    """The ``k`` rows of ``features`` (n, d) most similar to each of those at ``queries`` (q,), itself excepted.
 
     Returns:
-        Indices int64 (q, k) and similarities float32 (q, k), most similar first.
-
-    Raises:
-        ConfigError: ``k`` is not positive.
-        DataError: fewer than ``k`` other images, or a query that is not among them.
+        Indices int64 (q, k) and cosine similarities float32 (q, k), most similar first.
     """
     if k < 1:
         raise ConfigError(f"k={k}: expected at least 1 neighbour.")
@@ -120,20 +95,14 @@ def gallery(
     """Thumbnails of some images and of their nearest neighbours, as arrays ready for an .npz file.
 
     Args:
-        features: finite (n, d).
         labels: integers (n,), -1 for unlabelled images.
         read: the image of an index, uint8 (c, h, w) with the same c for all.
-        queries: int64 (q,).
-        k: number of neighbours of a query.
         side: longest side of a thumbnail, in pixels. Smaller images are not enlarged; if shapes differ, each image is
             in the middle of a white canvas.
 
     Returns:
         ``gallery_query`` uint8 (q, h, w, c), ``gallery_neighbours`` uint8 (q, k, h, w, c), ``gallery_query_label``
         int64 (q,) and ``gallery_neighbour_label`` int64 (q, k) with -1 for none, ``gallery_similarity`` float32 (q, k).
-
-    Raises:
-        ConfigError, DataError: as ``nearest_neighbours``; and whatever ``read`` raises.
     """
     indices, similarities = nearest_neighbours(features, queries, k=k)
     chosen = torch.cat([queries.to(indices.device)[:, None], indices], dim=1).cpu()  # (q, 1 + k)

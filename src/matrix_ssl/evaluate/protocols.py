@@ -64,13 +64,9 @@ def run_protocols(
     neighbours of the run's page.
 
     Args:
-        subject: encoder and images.
-        protocols: some of ``PROTOCOLS``, as ``check_protocols`` accepts them.
-        settings: of the protocols that train.
         label_list: file names of the labelled images of ``semi-supervised``; a stratified subset if None.
-        fresh: repeat protocols that already have results.
+        fresh: repeat protocols that train and already have results.
         say: prints a sentence for the user, such as what is skipped.
-        display: progress of protocols that train.
         bar: a progress bar by its title and unit; what it yields is called with (done, total).
 
     Raises:

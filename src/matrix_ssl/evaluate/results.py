@@ -50,12 +50,8 @@ def folder_of(run: Path, train: Source, test: Source, weights: str) -> Path:
 
     Its name is that of the datasets; if a folder of that name holds results on other images, the digest is appended.
     """
-    names = [
-        train.name,
-        *([test.name] if test.name != train.name else []),
-        *([weights] if weights != "student" else []),
-    ]
-    safe = (re.sub(r"[^\w.-]+", "-", name).strip("-.") or "images" for name in names)
+    names = [train.name, test.name if test.name != train.name else "", weights if weights != "student" else ""]
+    safe = (re.sub(r"[^\w.-]+", "-", name).strip("-.") or "images" for name in names if name)
     folder = run / FOLDER / "-".join(safe)
     digests = {"train": train.digest, "test": test.digest}
     if all(_digests(path) in (None, digests) for path in sorted(folder.glob("*.json"))):
@@ -77,11 +73,7 @@ def fingerprint(*values: Any) -> str:
 
 
 def describe(predictions: Predictions, answers: Answers, *, by_class: bool = True) -> dict[str, Any]:
-    """Accuracy, mean accuracy per class and their 95 % intervals, and the accuracy of every class.
-
-    Args:
-        by_class: list the classes.
-    """
+    """Accuracy, mean accuracy per class and their 95 % intervals, and the accuracy of every class if ``by_class``."""
     right = predictions.right(answers.labels)
     low, high = mean_interval(right)
     counts = torch.bincount(answers.labels, minlength=len(answers.classes))
@@ -116,11 +108,7 @@ def difference(a: Predictions, b: Predictions, answers: Answers) -> dict[str, An
 def write(
     folder: Path, protocol: str, values: Mapping[str, Any], predictions: Mapping[str, Predictions], answers: Answers
 ) -> None:
-    """Writes ``PROTOCOL.json`` and ``PROTOCOL.npz``, the predictions first.
-
-    Raises:
-        RunFolderError: a file cannot be written.
-    """
+    """Writes ``PROTOCOL.json`` and ``PROTOCOL.npz``, the predictions first."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -136,11 +124,7 @@ def write(
 
 
 def read(folder: Path, protocol: str, *, fingerprint: str | None = None) -> dict[str, Any] | None:
-    """The values that ``write`` wrote; None if there are none, or those of a different fingerprint.
-
-    Raises:
-        RunFolderError: the file is damaged.
-    """
+    """The values that ``write`` wrote; None if there are none, or those of a different fingerprint."""
     path = folder / f"{protocol}.json"
     if not path.exists():
         return None
@@ -151,11 +135,7 @@ def read(folder: Path, protocol: str, *, fingerprint: str | None = None) -> dict
 
 
 def read_predictions(folder: Path, protocol: str, measure: str) -> tuple[Predictions, Answers] | None:
-    """The predictions that ``write`` wrote and the right answers; None if there are none.
-
-    Raises:
-        RunFolderError: the file is damaged.
-    """
+    """The predictions that ``write`` wrote and the right answers; None if there are none."""
     path = folder / f"{protocol}.npz"
     if not path.exists():
         return None

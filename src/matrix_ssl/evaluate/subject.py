@@ -19,23 +19,14 @@ from matrix_ssl.runs.folder import SUMMARY, read_config
 
 @dataclass(frozen=True)
 class Subject:
-    """An encoder and the labelled images that it is evaluated on.
+    """An encoder and the labelled images that it is evaluated on."""
 
-    Args:
-        run: a run folder with a finished encoder.
-        train: images that classifiers are trained on.
-        test: images that accuracy is measured on, with the same classes.
-        weights: student or teacher.
-        device: of the computation.
-        drawn_from: digest of the dataset that ``train`` is a split of; None where it is the whole.
-    """
-
-    run: Path
-    train: Source
-    test: Source
+    run: Path  # a run folder with a finished encoder
+    train: Source  # images that classifiers are trained on
+    test: Source  # images that accuracy is measured on, with the same classes
     weights: encoders.Weights
-    device: torch.device
-    drawn_from: str | None = None
+    device: torch.device  # of the computation
+    drawn_from: str | None = None  # digest of the dataset that ``train`` is a split of; None where it is the whole
 
     @cached_property
     def config(self) -> RunConfig:

@@ -96,7 +96,7 @@ class TestStratified:
         for fraction in (0.0, -0.1, 1.01, float("nan")):
             with pytest.raises(ConfigError, match=rf"the labelled fraction is {fraction}; expected"):
                 stratified(labelled([0, 1]), fraction)
-        with pytest.raises(DataError, match="the images of 'bare' have no labels to choose from"):
+        with pytest.raises(DataError, match="'bare' has no labels: put each class"):
             stratified(UNLABELLED, 0.1)
         with pytest.raises(DataError, match=r"'set': 1 of the 3 classes have no image \('cat'\)"):
             stratified(labelled([0, 2], ["ant", "cat", "dog"]), 0.5)
@@ -156,7 +156,7 @@ class TestLists:
             from_list(self.imagenet(), tmp_path / "absent.txt")
         with pytest.raises(DataError, match="cannot be read: Is a directory"):
             from_list(self.imagenet(), tmp_path)
-        with pytest.raises(DataError, match="the images of 'bare' have no labels to choose from"):
+        with pytest.raises(DataError, match="'bare' has no labels: put each class"):
             from_list(UNLABELLED, self.written(tmp_path, "bare[0]\n"))
 
 

@@ -9,15 +9,7 @@ ROWS = 8192  # rows that are converted at a time, so that temporary copies stay 
 
 
 def check_features(features: Tensor, name: str) -> None:
-    """Checks one feature matrix, in one pass.
-
-    Args:
-        features: floating point (n, d).
-        name: of the features in messages, for example ``"training features"``.
-
-    Raises:
-        DataError: not a floating-point matrix, empty, or with a value that is not finite.
-    """
+    """Raises DataError unless ``features`` are a finite floating-point matrix (n, d) with n, d > 0; in one pass."""
     if features.ndim != 2 or not features.is_floating_point():
         raise DataError(
             f"{name}: expected a floating-point matrix, one row an image, "
@@ -36,16 +28,7 @@ def check_features(features: Tensor, name: str) -> None:
 
 
 def check_inputs(train: Tensor, train_labels: Tensor, test: Tensor) -> None:
-    """Checks training features, their labels and test features: one pass over each.
-
-    Args:
-        train: (n, d).
-        train_labels: integers (n,) from 0.
-        test: (m, d).
-
-    Raises:
-        DataError: as ``check_features``; the labels are of a different number, type or sign; or the widths differ.
-    """
+    """``check_labelled`` of the training features, ``check_features`` of the test features, and equal widths."""
     check_labelled(train, train_labels)
     check_features(test, "test features")
     if train.shape[1] != test.shape[1]:
@@ -56,11 +39,7 @@ def check_inputs(train: Tensor, train_labels: Tensor, test: Tensor) -> None:
 
 
 def check_labelled(features: Tensor, labels: Tensor) -> None:
-    """``check_features`` of training features, and one non-negative integer label for every row.
-
-    Raises:
-        DataError: as ``check_features``, or the labels are of a different number, type or sign.
-    """
+    """``check_features`` of training features, and one non-negative integer label for every row."""
     check_features(features, "training features")
     if labels.shape != features.shape[:1]:
         raise DataError(

@@ -34,23 +34,15 @@ class Predictions:
 
 
 def predict(
-    x: Tensor,
-    y: Tensor,
-    x_test: Tensor,
-    *,
-    classes: Sequence[str],
-    protocols: Sequence[str] = PROTOCOLS,
-    neighbours: Sequence[int] = NEIGHBOURS,
-    l2: float | None = None,
-    device: torch.device | None = None,
-    say: Say,
-) -> dict[str, Predictions]:
+    x: Tensor, y: Tensor, x_test: Tensor,
+    *, classes: Sequence[str], protocols: Sequence[str] = PROTOCOLS, neighbours: Sequence[int] = NEIGHBOURS,
+    l2: float | None = None, device: torch.device | None = None, say: Say,
+) -> dict[str, Predictions]:  # fmt: skip
     """Runs protocols on features.
 
     Args:
         x: (n, k) training features; ``y`` (n,) their labels, from 0; ``x_test`` (m, k).
         classes: the name of every label.
-        protocols: some of ``PROTOCOLS``.
         neighbours: k of kNN.
         l2: penalty of the linear probe; None: chosen on held-out training images.
         device: where neighbours are searched; the features may be elsewhere.
@@ -58,9 +50,6 @@ def predict(
 
     Returns:
         By measure: ``knn_1``, ..., ``linear``, ``low_shot_1``, ``low_shot_5``, ``low_shot_10``.
-
-    Raises:
-        DataError: features or labels that cannot be used.
     """
     check_inputs(x, y, x_test)
     predictions: dict[str, Predictions] = {}
@@ -87,17 +76,10 @@ def predict(
 
 
 def measure(
-    x: Tensor,
-    y: Tensor,
-    x_test: Tensor,
-    y_test: Tensor,
-    *,
-    classes: Sequence[str],
-    protocols: Sequence[str] = PROTOCOLS,
-    neighbours: Sequence[int] = NEIGHBOURS,
-    l2: float | None = None,
-    say: Say,
-) -> dict[str, dict[str, float | int]]:
+    x: Tensor, y: Tensor, x_test: Tensor, y_test: Tensor,
+    *, classes: Sequence[str], protocols: Sequence[str] = PROTOCOLS, neighbours: Sequence[int] = NEIGHBOURS,
+    l2: float | None = None, say: Say,
+) -> dict[str, dict[str, float | int]]:  # fmt: skip
     """``predict``, and for every measure mean, sd and n of its accuracies; ``y_test`` (m,) are the answers."""
     predictions = predict(x, y, x_test, classes=classes, protocols=protocols, neighbours=neighbours, l2=l2, say=say)
     return {name: summarise((one.labels == y_test).double().mean(dim=1)) for name, one in predictions.items()}

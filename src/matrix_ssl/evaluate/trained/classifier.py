@@ -68,8 +68,7 @@ def check_splits(train: Source, test: Source, data: DataConfig) -> None:
     """Refuses images that no classifier can be trained and judged on.
 
     Raises:
-        DataError: a part has no labels, the classes of the parts differ, there are fewer than two, or one has no
-            training image.
+        DataError: labels are missing, the classes differ or are fewer than two, or one has no training image.
         ConfigError: the images do not have the channels that the encoder takes.
     """
     check_datasets(train, test)
@@ -79,15 +78,13 @@ def check_splits(train: Source, test: Source, data: DataConfig) -> None:
                 f"the {part} images of {source.name!r} have {source.channels} channels, "
                 f"the encoder was trained on {len(data.mean)}."
             )
-    assert train.labels is not None and train.classes is not None  # checked above
-    if len(train.classes) < 2:
-        raise DataError(f"{train.name!r} has the single class {train.classes[0]!r}: a classifier needs two or more.")
-    counts = np.bincount(train.labels, minlength=len(train.classes))
-    absent = [train.classes[i] for i in np.flatnonzero(counts == 0)]
-    if absent:
+    labels, classes = train.labelled()
+    if len(classes) < 2:
+        raise DataError(f"{train.name!r} has the single class {classes[0]!r}: a classifier needs two or more.")
+    if absent := [classes[i] for i in np.flatnonzero(np.bincount(labels, minlength=len(classes)) == 0)]:
         names = ", ".join(map(repr, absent[:8]))
         raise DataError(
-            f"{len(absent)} of the {len(train.classes)} classes of {train.name!r} have no training image ({names}): "
+            f"{len(absent)} of the {len(classes)} classes of {train.name!r} have no training image ({names}): "
             "label at least one of each."
         )
 
@@ -106,13 +103,8 @@ def linear_head(feature_dim: int, classes: int, *, seed: int) -> nn.Linear:
 def score_images(
     classifier: Classifier, source: Source, data: DataConfig, *, device: torch.device
 ) -> tuple[Tensor, NDArray[np.int64], list[tuple[str, str]]]:
-    """Scores of a set of images, as central squares, computed in the precision of the learner's weights.
-
-    Returns:
-        float32 (m, classes) on the CPU, the indices (m,) of the images that could be read, and the unreadable ones.
-
-    Raises:
-        DataError: none of the images can be read.
+    """Scores of images as central squares, in the precision of the learner's weights: float32 (m, classes) on the CPU,
+    the indices (m,) of the images that could be read, and the unreadable ones. DataError if none can be read.
     """
     classifier.learner.eval()
     dtype = next(classifier.learner.parameters()).dtype

@@ -50,18 +50,9 @@ ALL_LABELS = FineTune(epochs=30, rates=((0.04, 0.04),))
 
 
 def fine_tune(
-    encoder: nn.Module,
-    feature_dim: int,
-    train: Source,
-    test: Source,
-    data: DataConfig,
-    *,
-    settings: FineTune,
-    folder: Path,
-    device: torch.device,
-    display: Display,
-    seed: int = 0,
-) -> Outcome:
+    encoder: nn.Module, feature_dim: int, train: Source, test: Source, data: DataConfig,
+    *, settings: FineTune, folder: Path, device: torch.device, display: Display, seed: int = 0,
+) -> Outcome:  # fmt: skip
     """Trains a copy of the encoder and a linear head on ``train`` and scores the images of ``test``.
 
     BatchNorm is in training mode, over the batch of all processes. With several candidates for the rates every one is
@@ -77,8 +68,7 @@ def fine_tune(
         DataError: there are several candidates, and a class has a single image.
     """
     check_splits(train, test, data)
-    assert train.classes is not None  # checked
-    classes = len(train.classes)
+    classes = len(train.labelled()[1])
 
     def attempt(rates: tuple[float, float], learn: Source, judge: Source, where: Path) -> Outcome:
         learner = nn.Sequential(copy.deepcopy(encoder), linear_head(feature_dim, classes, seed=seed))
@@ -91,7 +81,7 @@ def fine_tune(
     if len(settings.rates) == 1:
         return attempt(settings.rates[0], train, test, folder)
     learn, judge = split_source(train, _HELD_OUT, seed)
-    found: list[float] = []
+    accuracies: list[float] = []
     seconds = 0.0
     for number, rates in enumerate(settings.rates):
         display.say(f"trying the learning rates {rates[0]:g} (encoder) and {rates[1]:g} (head)")
@@ -99,12 +89,12 @@ def fine_tune(
             outcome = attempt(rates, learn, judge, folder / f"candidate-{number}")
         except Diverged as error:
             display.say(f"left out: {error}")
-            found.append(0.0)
+            accuracies.append(0.0)
             continue
-        found.append(accuracy(outcome.scores.argmax(dim=1), outcome.labels))
+        accuracies.append(accuracy(outcome.scores.argmax(dim=1), outcome.labels))
         seconds += outcome.seconds
-    if not any(found):
+    if not any(accuracies):
         raise Diverged("none of the pairs of learning rates can be used: try lower ones.")
-    found = distributed.broadcast_object(found)  # one choice, whatever rounding does
-    outcome = attempt(settings.rates[found.index(max(found))], train, test, folder)
-    return dataclasses.replace(outcome, seconds=outcome.seconds + seconds, held_out=tuple(found))
+    accuracies = distributed.broadcast_object(accuracies)  # one choice, whatever rounding does
+    outcome = attempt(settings.rates[accuracies.index(max(accuracies))], train, test, folder)
+    return dataclasses.replace(outcome, seconds=outcome.seconds + seconds, held_out=tuple(accuracies))

@@ -38,8 +38,8 @@ def stratified(source: Source, fraction: float, *, seed: int = 0) -> NDArray[np.
     """
     if not 0 < fraction <= 1:
         raise ConfigError(f"the labelled fraction is {fraction}; expected a number above 0 and at most 1.")
-    labels, classes = _labels(source)
-    _check_classes(labels, classes, f"{source.name!r}")
+    labels, classes = source.labelled()
+    _check_classes(labels, classes, repr(source.name))
     chosen = []
     for label in range(len(classes)):
         members = np.flatnonzero(labels == label)
@@ -58,17 +58,16 @@ def from_list(source: Source, path: Path) -> NDArray[np.int64]:
         DataError: the images have no labels; the file cannot be read, is empty or is not UTF-8 text; names match no
             image, or several, or occur twice; a class has no image in the list.
     """
-    labels, classes = _labels(source)
+    labels, classes = source.labelled()
     names = _read_names(path)
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    if twice:
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise DataError(f"{path}: {len(twice)} names occur twice ({_first(twice)}): list every image once.")
     by_end = _by_last_part(source.where(index) for index in range(len(source)))
-    found: list[int] = []
+    indices: list[int] = []
     absent, several = [], []
     for name in names:
         matches = [i for i, where in by_end.get(_last_part(name), ()) if where == name or where.endswith(f"/{name}")]
-        found += matches
+        indices += matches
         absent += [name] * (not matches)
         several += [name] * (len(matches) > 1)
     if absent:
@@ -81,9 +80,8 @@ def from_list(source: Source, path: Path) -> NDArray[np.int64]:
             f"{path}: {len(several)} names match several images ({_first(several)}): "
             "write more of their paths, as in cat/1.jpg."
         )
-    chosen = np.array(found, dtype=np.int64)
-    again = [source.where(int(i)) for i in np.flatnonzero(np.bincount(chosen) > 1)]
-    if again:
+    chosen = np.array(indices, dtype=np.int64)
+    if again := [source.where(int(i)) for i in np.flatnonzero(np.bincount(chosen) > 1)]:
         raise DataError(
             f"{path}: {len(again)} images are named twice in different words ({_first(again)}): list every image once."
         )
@@ -104,22 +102,11 @@ def store(path: Path, source: Source, indices: Sequence[int] | NDArray[np.int64]
     unfit = [name for name in names if name != name.strip() or name.splitlines() != [name] or not _is_text(name)]
     if unfit:
         raise DataError(f"{len(unfit)} names cannot stand in a list of names ({_first(unfit)}): rename these files.")
-    text = "".join(f"{name}\n" for name in names)
-    write_text(path, text)
-
-
-def _labels(source: Source) -> tuple[NDArray[np.int64], list[str]]:
-    if source.labels is None or source.classes is None:
-        raise DataError(
-            f"the images of {source.name!r} have no labels to choose from: put each class in a folder of its own."
-        )
-    return source.labels, source.classes
+    write_text(path, "".join(f"{name}\n" for name in names))
 
 
 def _check_classes(labels: NDArray[np.int64], classes: list[str], where: str) -> None:
-    counts = np.bincount(labels, minlength=len(classes))
-    absent = [classes[label] for label in np.flatnonzero(counts == 0)]
-    if absent:
+    if absent := [classes[i] for i in np.flatnonzero(np.bincount(labels, minlength=len(classes)) == 0)]:
         raise DataError(
             f"{where}: {len(absent)} of the {len(classes)} classes have no image ({_first(absent)}): "
             "add at least one of each."
@@ -143,10 +130,10 @@ def _read_names(path: Path) -> list[str]:
 
 def _by_last_part(wheres: Iterable[str]) -> dict[str, list[tuple[int, str]]]:
     """The images, index and place, by the last component of the place."""
-    found: dict[str, list[tuple[int, str]]] = defaultdict(list)
+    places: dict[str, list[tuple[int, str]]] = defaultdict(list)
     for index, where in enumerate(wheres):
-        found[_last_part(where)].append((index, where))
-    return found
+        places[_last_part(where)].append((index, where))
+    return places
 
 
 def _last_part(where: str) -> str:

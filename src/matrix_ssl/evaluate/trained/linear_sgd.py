@@ -43,18 +43,9 @@ MEC = LinearSGD(epochs=100, rate=0.03, batch_norm=True)
 
 
 def linear_sgd(
-    encoder: nn.Module,
-    feature_dim: int,
-    train: Source,
-    test: Source,
-    data: DataConfig,
-    *,
-    settings: LinearSGD,
-    folder: Path,
-    device: torch.device,
-    display: Display,
-    seed: int = 0,
-) -> Outcome:
+    encoder: nn.Module, feature_dim: int, train: Source, test: Source, data: DataConfig,
+    *, settings: LinearSGD, folder: Path, device: torch.device, display: Display, seed: int = 0,
+) -> Outcome:  # fmt: skip
     """Trains a linear layer on the frozen features of ``train`` and scores the images of ``test``.
 
     The encoder runs in evaluation mode and without gradients, and a copy of it is used: nothing in it changes, its
@@ -68,8 +59,7 @@ def linear_sgd(
         DataError, ConfigError: as in ``classifier.check_splits``.
     """
     check_splits(train, test, data)
-    assert train.classes is not None  # checked
-    head = linear_head(feature_dim, len(train.classes), seed=seed)
+    head = linear_head(feature_dim, len(train.labelled()[1]), seed=seed)
     learner: nn.Module = head
     if settings.batch_norm:
         learner = nn.Sequential(nn.BatchNorm1d(feature_dim, affine=False, eps=1e-6), head)

@@ -41,19 +41,12 @@ class EvaluationSettings:
 
 
 def run_trained(
-    subject: Subject,
-    protocol: str,
-    *,
-    settings: EvaluationSettings,
-    label_list: Path | None,
-    fresh: bool,
-    say: Say,
-    display: Display,
-) -> dict[str, Any]:
-    """Runs one protocol, or goes on with it, and writes its result; arguments as in ``protocols.run_protocols``.
+    subject: Subject, protocol: str,
+    *, settings: EvaluationSettings, label_list: Path | None, fresh: bool, say: Say, display: Display,
+) -> dict[str, Any]:  # fmt: skip
+    """Runs or resumes one protocol, writes its result and returns the content of its JSON file.
 
-    Returns:
-        The content of its JSON file; a result that is there already is read, unless ``fresh``.
+    A result that is there already is read, unless ``fresh``. Arguments as in ``protocols.run_protocols``.
     """
     chosen = getattr(settings, protocol.replace("-", "_"))
     parts = _parts(subject, protocol, label_list)
@@ -63,7 +56,7 @@ def run_trained(
     if distributed.broadcast_object(known is not None):
         say(f"{protocol} has been measured on {subject.test.name!r}: --fresh measures it again.")
         return known or {}
-    made: dict[str, Predictions] = {}
+    predictions: dict[str, Predictions] = {}
     values: dict[str, Any] = {"protocol": protocol, "measures": {}, "fingerprint": question} | subject.question
     answers = None
     for measure, indices in parts.items():
@@ -77,11 +70,14 @@ def run_trained(
             _warn_of_few_steps(chosen, len(source), say)
         outcome = _train(subject, source, protocol, chosen, folder, say, display)
         answers = Answers.of(subject.test, outcome.indices)
-        made[measure] = Predictions(outcome.scores.argmax(dim=1)[None], _settings(outcome))
+        used = ("batch_size", "rates", "held_out", "train_accuracy", "seconds")
+        predictions[measure] = Predictions(
+            outcome.scores.argmax(dim=1)[None], {name: getattr(outcome, name) for name in used}
+        )
         if distributed.is_main():
             curve = read_lines(folder / METRICS)
-            described = results.describe(made[measure], answers) | {"labelled": len(source), "curve": curve}
-            values["measures"][measure] = described
+            described = results.describe(predictions[measure], answers)
+            values["measures"][measure] = described | {"labelled": len(source), "curve": curve}
     assert answers is not None  # every protocol has a part
     if distributed.is_main():
         values |= {
@@ -92,7 +88,7 @@ def run_trained(
         if protocol == SEMI_SUPERVISED:
             for measure, indices in parts.items():
                 store(subject.folder / f"{measure}.txt", subject.train, indices)
-        results.write(subject.folder, protocol, values, made, answers)
+        results.write(subject.folder, protocol, values, predictions, answers)
         shutil.rmtree(subject.folder / "training", ignore_errors=True)
     distributed.barrier()
     return values
@@ -116,8 +112,7 @@ def _train(
             subject.encoder, width, source, subject.test, subject.config.data,
             settings=settings, folder=folder, device=subject.device, display=display, seed=_SEED,
         )  # fmt: skip
-    assert source.labels is not None  # checked
-    if len(settings.rates) > 1 and np.bincount(source.labels).min() < 2:
+    if len(settings.rates) > 1 and np.bincount(source.labelled()[0]).min() < 2:
         say(f"a class has a single labelled image: the first pair of rates, {settings.rates[0]}, is used untried.")
         settings = dataclasses.replace(settings, rates=settings.rates[:1])
     return fine_tune(
@@ -134,13 +129,3 @@ def _warn_of_few_steps(settings: LinearSGD, images: int, say: Say) -> None:
             "hardly moved: linear needs no rate, or give --set linear_sgd.optimizer=sgd --set linear_sgd.rate=10 "
             "--set linear_sgd.batch_size=256."
         )
-
-
-def _settings(outcome: Outcome) -> dict[str, Any]:
-    return {
-        "batch_size": outcome.batch_size,
-        "rates": list(outcome.rates),
-        "held_out": list(outcome.held_out),
-        "train_accuracy": outcome.train_accuracy,
-        "seconds": outcome.seconds,
-    }

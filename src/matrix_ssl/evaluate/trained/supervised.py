@@ -5,6 +5,7 @@ trained with cross-entropy on one random view of every image. The folder of a tr
 metrics and its newest checkpoints.
 """
 
+import dataclasses
 from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -20,26 +21,22 @@ from matrix_ssl.data.loading import Batch, TrainingBatches
 from matrix_ssl.distributed import batch_norm
 from matrix_ssl.errors import ConfigError
 from matrix_ssl.evaluate.trained.classifier import Classifier, Outcome, Settings, score_images
-from matrix_ssl.evaluate.trained.folder import claim
+from matrix_ssl.runs import folder as folders
+from matrix_ssl.runs.checkpoint import digest
 from matrix_ssl.runs.devices import MixedPrecision
 from matrix_ssl.runs.display import Display
+from matrix_ssl.runs.files import cannot_write
 from matrix_ssl.training import optim
 from matrix_ssl.training.engine import Engine
 from matrix_ssl.training.task import Line, Task, TrainingPlan
 
+_TRAINING = "training.json"
+
 
 def fit_and_score(
-    classifier: Classifier,
-    train: Source,
-    test: Source,
-    data: DataConfig,
-    *,
-    settings: Settings,
-    folder: Path,
-    device: torch.device,
-    display: Display,
-    seed: int,
-) -> Outcome:
+    classifier: Classifier, train: Source, test: Source, data: DataConfig,
+    *, settings: Settings, folder: Path, device: torch.device, display: Display, seed: int,
+) -> Outcome:  # fmt: skip
     """Trains the learner in place, or resumes where an earlier call stopped, and scores the test images.
 
     With several processes each trains on its part of every batch, and each scores all test images.
@@ -53,16 +50,15 @@ def fit_and_score(
     rates = tuple(group["rate"] for group in classifier.groups)
     training = ClassifierTraining(classifier, train, data, settings=settings, device=device, display=display, seed=seed)
     with distributed.together():
-        claim(folder, train, data, settings=settings, seed=seed, classifier=classifier)
+        _claim(folder, train, data, settings=settings, seed=seed, classifier=classifier)
     Engine(training, folder).run()
     if training.skipped:
         where, why = next(iter(training.skipped.items()))
         display.say(f"Replaced {len(training.skipped)} unreadable training images, the first one {where}: {why}.")
     scores, indices, unreadable = score_images(classifier, test, data, device=device)
-    assert test.labels is not None  # check_splits
     return Outcome(
         scores=scores,
-        labels=torch.from_numpy(test.labels[indices]),
+        labels=torch.from_numpy(test.labelled()[0][indices]),
         indices=indices,
         unreadable=unreadable,
         train_accuracy=training.counters["train_accuracy"],
@@ -105,12 +101,9 @@ class ClassifierTraining(Task[Batch, Step]):
         for module in (classifier.frozen.eval(), classifier.learner):
             self.precision.place(module)
         optimizer = optim.build_optimizer(
-            classifier.learner,
-            name=settings.optimizer,
-            momentum=settings.momentum,
-            weight_decay=settings.weight_decay,
-            groups=classifier.groups,
-        )
+            classifier.learner, name=settings.optimizer, momentum=settings.momentum,
+            weight_decay=settings.weight_decay, groups=classifier.groups,
+        )  # fmt: skip
         rates = ", ".join(f"{group['rate']:g}" for group in classifier.groups)
         plan = TrainingPlan(
             seed=seed,
@@ -123,7 +116,7 @@ class ClassifierTraining(Task[Batch, Step]):
             "finite has diverged itself.",
         )
         super().__init__(classifier.learner, optimizer, plan, display=display)
-        self.labels = torch.from_numpy(source.labels).to(device)
+        self.labels = torch.from_numpy(source.labelled()[0]).to(device)
         # sums over the steps of the epoch so far, and the accuracy of the last whole one
         self.counters |= {"loss": 0.0, "right": 0.0, "train_accuracy": 0.0}
 
@@ -171,6 +164,26 @@ class ClassifierTraining(Task[Batch, Step]):
 
     def terms(self, output: Step) -> tuple[str, ...]:
         return ("train_accuracy",)
+
+
+def _claim(
+    folder: Path, source: Source, data: DataConfig, *, settings: Settings, seed: int, classifier: Classifier
+) -> None:
+    """Writes into the folder what is trained there, or checks that it is the same, images by their content."""
+    if not distributed.is_main():
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+    description = {
+        "settings": dataclasses.asdict(settings) | {"rates": [group["rate"] for group in classifier.groups]},
+        "seed": seed,
+        "images": {"classes": source.classes, "digest": source.digest},
+        "data": {name: getattr(data, name) for name in ("image_size", "mean", "std")},
+        "weights": {part: digest(getattr(classifier, part).state_dict()) for part in ("frozen", "learner")},
+    }
+    folders.claim(folder, description, first=_TRAINING)
 
 
 def _fitting_batch(settings: Settings, images: int, display: Display) -> int:
