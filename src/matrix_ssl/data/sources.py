@@ -104,7 +104,9 @@ def find_splits(name_or_path: str, *, data_root: Path | None, download: bool = F
         return _hugging_face(name_or_path.removeprefix("hf:"))
     if name_or_path == "digits":
         return Splits(partial(_open_digits, "train"), partial(_open_digits, "test"))
-    root = data_root or _root_of_environment()
+    root = data_root
+    if root is None and (variable := os.environ.get(DATA_ROOT_VARIABLE)):
+        root = Path(variable).expanduser()
     if name_or_path in TORCHVISION_SETS:
         return _torchvision(name_or_path, root, download=download)
     path = Path(name_or_path).expanduser()
@@ -159,11 +161,6 @@ def _hugging_face(location: str) -> Splits:
     train, test = huggingface.load_splits(location)
     open_train = partial(huggingface.open_split, location, train)
     return Splits(open_train, None if test is None else partial(huggingface.open_split, location, test))
-
-
-def _root_of_environment() -> Path | None:
-    root = os.environ.get(DATA_ROOT_VARIABLE)
-    return Path(root).expanduser() if root else None
 
 
 def _exists(path: Path) -> bool:
@@ -223,19 +220,17 @@ def _open_torchvision(name: str, split: Split, *, folder: Path, download: bool) 
                 loaded = datasets.STL10(folder, split=split if labelled else "unlabeled", download=download)
                 pixels, targets = loaded.data, loaded.labels if labelled else None  # (n, c, h, w)
     except (OSError, RuntimeError) as error:
-        raise DataError(_absent(name, folder, download=download, error=error)) from None
+        if download:
+            raise DataError(
+                f"{name}: the download to {folder} failed ({error}); try again or copy the files there."
+            ) from None
+        raise DataError(
+            f"{name} is not in {folder}, neither as a folder {name!r} of images or packed files nor as torchvision "
+            f"downloads it; name the right folder (--data-root or {DATA_ROOT_VARIABLE}) or fetch it with --download."
+        ) from None
     images = torch.from_numpy(np.ascontiguousarray(pixels))
     places = Places.whole([f"{name}/{split}"], [len(images)])
     if targets is None:
         return MemorySource(name, images, places, labels=None, classes=None)
     labels, classes = as_labels(targets, loaded.classes, len(images), where=name)
     return MemorySource(name, images, places, labels=labels, classes=classes)
-
-
-def _absent(name: str, folder: Path, *, download: bool, error: Exception) -> str:
-    if download:
-        return f"{name}: the download to {folder} failed ({error}); try again or copy the files there."
-    return (
-        f"{name} is not in {folder}, neither as a folder {name!r} of images or packed files nor as torchvision "
-        f"downloads it; name the right folder (--data-root or MATRIX_SSL_DATA) or fetch it with --download."
-    )

@@ -60,9 +60,9 @@ def _row(
     mine = [item for item in predictions.detections if item["image_id"] == image.id]
     best = sorted(mine, key=lambda item: -item["score"])[: max(_FEWEST, len(truth))]
     detections = [
-        _Drawn(_corners(item["bbox"]), item["segmentation"], item["category_id"],
+        _Drawn((x, y, x + w, y + h), item["segmentation"], item["category_id"],
                f"{names.get(item['category_id'], item['category_id'])} {item['score']:.2f}")
-        for item in best
+        for item in best for x, y, w, h in [item["bbox"]]
     ]  # fmt: skip
     height, width = fit(image, shorter=_WIDTH, longest=_WIDTH)
     pixels = (resize(read_pixels(image, files), height, width) * 255).round().byte()
@@ -94,8 +94,3 @@ def _colour(category: int) -> tuple[int, int, int]:
     """A hue by the golden ratio, so that the colours of neighbouring categories differ."""
     red, green, blue = colorsys.hsv_to_rgb(category * 0.618034 % 1, 0.85, 1.0)
     return round(255 * red), round(255 * green), round(255 * blue)
-
-
-def _corners(box: Sequence[float]) -> tuple[float, float, float, float]:
-    x, y, width, height = box
-    return x, y, x + width, y + height

@@ -21,7 +21,7 @@ from matrix_ssl.data.randomness import permutation, uniform
 from matrix_ssl.detection.annotations import AnnotatedImage, Annotations
 from matrix_ssl.detection.files import ImageFiles
 from matrix_ssl.detection.settings import DetectionSettings
-from matrix_ssl.detection.shapes import draw
+from matrix_ssl.detection.shapes import decode, encode
 from matrix_ssl.errors import DataError, UnreadableImage
 
 _ORDER, _CHANGES = 0xD0, 0xD1  # coordinates that keep the order of images and their changes apart
@@ -131,7 +131,7 @@ def make_target(
     objects = image.objects()
     boxes = torch.tensor([instance.box for instance in objects], dtype=torch.float64).reshape(-1, 2, 2)
     boxes = torch.minimum(boxes.clamp_min(0), torch.tensor([image.width, image.height])) * torch.tensor(scale)
-    masks = np.stack([draw(instance.shape, height, width, scale=scale) for instance in objects])
+    masks = np.stack([decode(encode(instance.shape, height, width, scale=scale)) for instance in objects])
     if flip:
         masks = masks[:, :, ::-1]
         boxes[:, :, 0] = width - boxes[:, :, 0].flip(1)

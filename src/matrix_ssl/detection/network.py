@@ -56,11 +56,10 @@ def open_backbone(reference: str, *, architecture: str | None, seed: int, weight
     if architecture is not None:
         _check_name(architecture)
     opened = open_encoder(reference, architecture=architecture, weights=weights, seed=seed)
-    name, data = opened.config.network.encoder, opened.config.data
+    encoder, name, data = opened.encoder, opened.config.network.encoder, opened.config.data
     _check_name(name)
-    assert isinstance(opened.encoder, torchvision.models.ResNet)
-    digest = checkpoint.digest(opened.encoder.state_dict())
-    return Backbone(opened.encoder, name, data.mean, data.std, opened.text, digest)
+    assert isinstance(encoder, torchvision.models.ResNet)
+    return Backbone(encoder, name, data.mean, data.std, opened.text, checkpoint.digest(encoder.state_dict()))
 
 
 def build_detector(backbone: Backbone, settings: DetectionSettings, *, classes: int) -> GeneralizedRCNN:
@@ -72,8 +71,7 @@ def build_detector(backbone: Backbone, settings: DetectionSettings, *, classes: 
     objects, without the background.
     """
     encoder = backbone.encoder
-    stages = (encoder.layer1, encoder.layer2, encoder.layer3, encoder.layer4)
-    widths = [_width(stage) for stage in stages]
+    widths = [_width(stage) for stage in (encoder.layer1, encoder.layer2, encoder.layer3, encoder.layer4)]
     strides = [backbone.stem_stride * 2**level for level in range(4)]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(hash_integers(settings.seed, _STREAM) >> 1))

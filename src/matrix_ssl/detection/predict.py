@@ -19,8 +19,6 @@ from matrix_ssl.detection.settings import DetectionSettings
 from matrix_ssl.detection.shapes import encode_pixels, paste
 from matrix_ssl.errors import UnreadableImage
 
-Progress = Callable[[int, int], None]  # of the images done and all images of this process
-
 
 @dataclass(frozen=True)
 class DetectionResults:
@@ -38,7 +36,7 @@ def predict(
     *,
     categories: Sequence[int],
     device: torch.device,
-    on_progress: Progress,
+    on_progress: Callable[[int, int], None],  # with the images done and all images of this process
 ) -> DetectionResults:
     """Runs the detector, in evaluation mode, on every image; the result is the same on every process.
 

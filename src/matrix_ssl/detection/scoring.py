@@ -11,6 +11,7 @@ Reference: Lin et al., "Microsoft COCO: Common Objects in Context", ECCV 2014; c
 
 import contextlib
 import io
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -28,10 +29,8 @@ MEASURES = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large",
             "AR_1", "AR_10", "AR_100", "AR_small", "AR_medium", "AR_large")  # fmt: skip
 Kind = Literal["box", "mask"]
 _TYPES: dict[Kind, str] = {"box": "bbox", "mask": "segm"}
-_COLUMNS = {
-    "AP": "AP", "AP50": "AP50", "AP75": "AP75",
-    "AP_small": "small", "AP_medium": "medium", "AP_large": "large", "AR_100": "AR",
-}  # fmt: skip
+_COLUMNS = {"AP": "AP", "AP50": "AP50", "AP75": "AP75", "AP_small": "small", "AP_medium": "medium", "AP_large": "large",
+            "AR_100": "AR"}  # fmt: skip
 _CLASSES = 10  # rows
 
 
@@ -46,15 +45,17 @@ def score(
     """
     images = [image for image in annotations.images if image.id not in predictions.unreadable]
     truth = _truth(annotations, images)
+    objects = Counter(instance.category for image in images for instance in image.objects())
     classes: list[dict[str, Any]] = [
-        {"id": category.id, "name": category.name, "objects": _count(images, category.id)}
+        {"id": category.id, "name": category.name, "objects": objects[category.id]}
         for category in annotations.categories
     ]
     result: dict[str, Any] = {"images": len(images)}
     intervals: dict[str, Any] = {}
     for kind in _TYPES:
         evaluation = _evaluate(truth, _detections(predictions.detections, kind), images, kind)
-        result[kind] = dict(zip(MEASURES, map(_none_if_absent, evaluation.stats.tolist()), strict=True))
+        values = zip(MEASURES, evaluation.stats.tolist(), strict=True)
+        result[kind] = {name: None if value < 0 else value for name, value in values}
         precision = evaluation.eval["precision"][:, :, :, 0, 2]  # (thresholds, recalls, categories); all areas, 100
         for index, row in enumerate(classes):
             row[f"{kind}_AP"] = _mean(precision[:, :, index])
@@ -117,18 +118,10 @@ def _evaluate(
     return evaluation
 
 
-def _count(images: Sequence[AnnotatedImage], category: int) -> int:
-    return sum(instance.category == category for image in images for instance in image.objects())
-
-
 def _mean(precision: NDArray[np.float64]) -> float | None:
     """The mean of the defined values; pycocotools marks the others by -1."""
     defined = precision[precision > -1]
     return float(defined.mean()) if defined.size else None
-
-
-def _none_if_absent(value: float) -> float | None:
-    return None if value < 0 else value
 
 
 def scores_table(result: Mapping[str, Any]) -> Table:

@@ -97,11 +97,6 @@ def encode(shape: Shape, height: int, width: int, *, scale: float | tuple[float,
     return coco.encode(np.asfortranarray(image.resize((width, height), Image.Resampling.NEAREST)))
 
 
-def draw(shape: Shape, height: int, width: int, *, scale: tuple[float, float]) -> NDArray[np.uint8]:
-    """The mask in an image of a size, (height, width) of 0 and 1; ``scale`` as in ``encode``."""
-    return decode(encode(shape, height, width, scale=scale))
-
-
 def decode(runs: Mapping[str, Any]) -> NDArray[np.uint8]:
     """Run lengths of ``encode`` or ``encode_pixels`` to (height, width) of 0 and 1.
 

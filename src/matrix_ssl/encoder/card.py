@@ -27,40 +27,17 @@ def model_card(
     """The text of a model card, with ``facts`` as rows of its table and ``code`` of the ``library`` that loads it."""
     rows = _origin(config, summary, weights) | dict(facts)
     return "\n".join([
-        "---",
-        f"library_name: {library}",
-        "pipeline_tag: image-feature-extraction",
+        "---", f"library_name: {library}", "pipeline_tag: image-feature-extraction",
         "license: unknown  # fill in: who may use these weights, and how",
-        "tags:",
-        "- matrix-ssl",
-        "- self-supervised-learning",
-        "---",
-        "",
-        f"# {config.network.encoder}, an encoder of images",
-        "",
-        "| | |",
-        "|---|---|",
-        *(f"| {name} | {text} |" for name, text in rows.items() if text),
-        "",
-        "## Loading",
-        "",
-        "```python",
-        code,
-        "```",
+        "tags:", "- matrix-ssl", "- self-supervised-learning", "---", "",
+        f"# {config.network.encoder}, an encoder of images", "",
+        "| | |", "|---|---|", *(f"| {name} | {text} |" for name, text in rows.items() if text), "",
+        "## Loading", "", "```python", code, "```",
         *(line for note in notes for line in ("", note)),
         *(["", "## Accuracy"] if tables else []),
         *(line for table in tables for line in ("", f"**{table.title}.** {table.note}", "", table.markdown())),
-        "",
-        "## Licence",
-        "",
-        _LICENCE,
-        "",
+        "", "## Licence", "", _LICENCE, "",
     ])  # fmt: skip
-
-
-def method_of(config: RunConfig) -> str:
-    """The method that trained an encoder; that of an imported one is not known here."""
-    return "unknown" if config.recipe == IMPORTED else config.method.name
 
 
 def _origin(config: RunConfig, summary: Mapping[str, Any], weights: str) -> dict[str, str]:

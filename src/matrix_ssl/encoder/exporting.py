@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from matrix_ssl.encoder import Weights, formats, load_encoder
-from matrix_ssl.encoder.card import CARD, method_of, model_card
+from matrix_ssl.encoder.card import CARD, IMPORTED, model_card
 from matrix_ssl.encoder.formats import Exported, Model
 from matrix_ssl.encoder.onnx_file import write_onnx
 from matrix_ssl.errors import ConfigError, RunFolderError
@@ -101,7 +101,8 @@ def export(run: Path, target: Path | None = None, *, form: str, weights: Weights
 def _model(run: Path, weights: Weights) -> Model:
     config = read_config(run)
     data, network = config.data, config.network
-    metadata = {"architecture": network.encoder, "weights": weights, "method": method_of(config)}
+    method = "unknown" if config.recipe == IMPORTED else config.method.name
+    metadata = {"architecture": network.encoder, "weights": weights, "method": method}
     saved = {"image_size": data.image_size, "mean": data.mean, "std": data.std, "crop_fraction": data.crop_fraction,
              "stem": network.stem}  # fmt: skip
     encoder = load_encoder(run, weights=weights)

@@ -71,7 +71,7 @@ class _Layout:
     """The name of the first convolution, and how every other name follows from torchvision's or timm's."""
 
     first: str
-    rename: Rename = names.same
+    rename: Rename = str  # the same name
 
 
 _LAYOUTS = (
@@ -112,7 +112,10 @@ def find_encoder(
     if saved and architecture not in (None, saved):
         raise ConfigError(f"{source} holds {saved}, not {architecture}; use --architecture {saved}.")
     requested = architecture or saved
-    layout, prefixes = _prefixes(contents.tensors, _layouts(requested, channels), source)
+    layouts = _LAYOUTS
+    if requested:
+        layouts = _Layout(architectures.first_convolution(requested, channels=channels)), *_LAYOUTS
+    layout, prefixes = _prefixes(contents.tensors, layouts, source)
     prefix = _choose(prefixes, contents.tensors, branch, source)
     inside = _under(prefix, contents.tensors)
     architectures.refuse_lookalikes(prefix, inside, lightning=contents.lightning, source=source)
@@ -121,7 +124,7 @@ def find_encoder(
 
     def compare(name: str) -> _Comparison:
         network = architectures.describe(name, first, contents.metadata)
-        rename = layout.rename if architectures.is_resnet(name) else names.same
+        rename = layout.rename if architectures.is_resnet(name) else str
         return _compare(inside, network, architectures.outline(network, image_size=size, channels=channels), rename)
 
     candidates = architectures.candidates(layout.first, first)
@@ -139,12 +142,6 @@ def find_encoder(
     beside = _group(others, [each for each in prefixes if each != prefix], source)
     architecture, total, absent = best.network.encoder, len(best.theirs), len(best.missing)
     return Match(best.network, size, tensors, Counts(architecture, total, absent, prefix.rstrip("."), beside, types))
-
-
-def _layouts(architecture: str | None, channels: int) -> tuple[_Layout, ...]:
-    if architecture is None:
-        return _LAYOUTS
-    return (_Layout(architectures.first_convolution(architecture, channels=channels)), *_LAYOUTS)
 
 
 def _prefixes(tensors: Mapping[str, Tensor], layouts: tuple[_Layout, ...], source: str) -> tuple[_Layout, list[str]]:

@@ -37,11 +37,6 @@ def is_teacher(prefix: str) -> bool:
     return _TEACHER.search(prefix) is not None
 
 
-def same(name: str) -> str:
-    """torchvision's own name."""
-    return name
-
-
 def sequential(name: str) -> str:
     """The name in ``torch.nn.Sequential(*resnet.children())``, as in lightly's examples: ``4.0.`` for ``layer1.0.``."""
     child, _, rest = name.partition(".")

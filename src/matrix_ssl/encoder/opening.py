@@ -128,10 +128,8 @@ def _open_run(run: Path, architecture: str | None, image_size: int | None, weigh
 
 
 def _open_random(architecture: str, image_size: int | None, seed: int) -> Opened:
-    network = NetworkConfig(encoder=architecture)
-    config = RunConfig(
-        RANDOM, DataConfig(image_size=image_size or architectures.IMAGE_SIZE), network=network, seed=seed
-    )
+    data = DataConfig(image_size=image_size or architectures.IMAGE_SIZE)
+    config = RunConfig(RANDOM, data, network=NetworkConfig(encoder=architecture), seed=seed)
     return Opened(_build(config), config, f"{architecture} at its initialisation, seed {seed}.")
 
 
