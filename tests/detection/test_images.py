@@ -22,7 +22,6 @@ from matrix_ssl.detection.shapes import (
     Polygons,
     RunLengths,
     decode,
-    draw,
     encode,
     encode_pixels,
     parse_run_lengths,
@@ -73,7 +72,7 @@ class TestShapes:
     def test_polygons_are_drawn_at_the_size_of_the_network(self) -> None:
         shape = Polygons((np.array(square(30, 20, 10)).reshape(-1, 2), np.array(square(50, 20, 4)).reshape(-1, 2)))
         assert shape.area() == 400 + 64
-        drawn = draw(shape, 80, 240, scale=(3.0, 2.0))
+        drawn = decode(encode(shape, 80, 240, scale=(3.0, 2.0)))
         expected = np.zeros((80, 240), np.uint8)
         expected[20:60, 60:120] = 1
         expected[32:48, 138:162] = 1
@@ -89,7 +88,7 @@ class TestShapes:
         assert runs is not None and runs.fits(80, 100)
         expected = np.zeros((80, 100), np.uint8)
         expected[20:40, 50:100] = 1
-        assert np.array_equal(draw(runs, 80, 100, scale=(1.0, 1.0)), expected)
+        assert np.array_equal(decode(encode(runs, 80, 100, scale=(1.0, 1.0))), expected)
 
     @pytest.mark.parametrize(("height", "width", "fits"), [(428, 640, True), (320, 480, True), (321, 480, True),
                                                            (640, 428, False), (480, 480, False)])  # fmt: skip

@@ -74,7 +74,7 @@ class _Layout:
     rename: Rename = str  # the same name
 
 
-_LAYOUTS = (
+_LAYOUTS: tuple[_Layout, ...] = (
     _Layout("conv1.weight"),
     _Layout("patch_embed.proj.weight"),
     _Layout("conv_proj.weight"),
