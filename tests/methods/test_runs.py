@@ -228,4 +228,4 @@ class TestCommandLine:
             succeed(tmp_path, ["export", "r", "--weights", "teacher", "--out", "t.safetensors"])
         else:
             text = runs.fail(tmp_path, ["export", "r", "--weights", "teacher", "--out", "t.safetensors"])
-            assert "r has no teacher: its checkpoint is missing or its method has none." in text
+            assert "r has no teacher: its checkpoint is missing or its method has none" in text

@@ -24,7 +24,7 @@ def mec_loss(
     s = n · distortion / d is the paper's λ⁻¹, with n the size of the whole batch over all processes. The published
     loss cuts log(I + X) after ``order`` terms of its Taylor series; at order 1 it is SimSiam's negative cosine
     similarity. ``logarithm="exact"`` takes log |det|. It is computed with n x n or d x d matrices, whichever are
-    smaller, value and gradient together.
+    smaller, value and gradient together: a scalar in nats, differentiable once by all four outputs.
 
     Args:
         z1, z2: (n, d), student outputs of the two views.
@@ -32,9 +32,6 @@ def mec_loss(
         distortion: ε > 0, ε_d² / d in the paper; the default is the published value after warm-up.
         logarithm: ``"taylor"`` as published, or ``"exact"``.
         order: number of Taylor terms, at least 1; used with ``"taylor"`` only.
-
-    Returns:
-        A scalar, in nats; it can be differentiated once, by all four outputs.
 
     Raises:
         ValueError: shapes differ or are not (n, d) with n ≥ 2; a number is out of its range; a name is unknown.
@@ -58,13 +55,12 @@ def mec_loss(
 def mec_moment_loss(moment: Tensor, *, samples: int, objective: MECObjective = MEC_DEFAULTS) -> Tensor:
     """One order of ``mec_loss`` from the second moment, which several processes can sum instead of gathering rows.
 
+    ``mec_loss`` is the mean over (p1, z2) and (p2, z1).
+
     Args:
         moment: (d, d), pᵀz, a sum over the rows of the whole batch, rows scaled to length one.
         samples: n, the number of these rows.
         objective: constants of the loss, the keyword arguments of ``mec_loss``.
-
-    Returns:
-        A scalar, in nats; ``mec_loss`` is the mean over (p1, z2) and (p2, z1).
 
     Raises:
         ValueError: the moment is not (d, d); there are no samples.

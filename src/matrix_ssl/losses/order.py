@@ -67,6 +67,8 @@ def matrix_ssl_covariance_terms(
 ) -> MatrixSSLTerms:
     """One order of ``matrix_ssl_terms`` from covariances, which several processes can sum instead of gathering rows.
 
+    The loss can be differentiated once, by all three.
+
     Args:
         cross: (d, d), C(p, z) = pᵀ J z / n with rows scaled to length one and J = I - 11ᵀ/n.
         teacher: (d, d), C(p, p), symmetric positive semi-definite.
@@ -74,9 +76,6 @@ def matrix_ssl_covariance_terms(
             where it is larger, use ``algorithm="eigh"`` on devices other than the CPU, because their bound on the
             spectrum is that trace.
         objective: constants of the loss.
-
-    Returns:
-        The terms; the loss can be differentiated once, by all three.
 
     Raises:
         ValueError: the shapes differ or are not square.

@@ -3,15 +3,8 @@
 import torch
 from torch import Tensor
 
-from matrix_ssl.matrix import _eigenvalues
+from matrix_ssl.matrix import _eigenvalues, validation
 from matrix_ssl.matrix.calculus import TraceOfLogarithm
-from matrix_ssl.matrix.validation import (
-    check_not_negative,
-    check_positive_semidefinite,
-    check_same_width,
-    checked_symmetric,
-    coarser,
-)
 
 
 def matrix_cross_entropy(p: Tensor, q: Tensor, *, ridge: float = 0.0, validate: bool | None = None) -> Tensor:
@@ -32,11 +25,11 @@ def matrix_cross_entropy(p: Tensor, q: Tensor, *, ridge: float = 0.0, validate: 
 
     Reference: Zhang et al., ICML 2024, definition 2.3.
     """
-    check_not_negative(ridge=ridge)
-    p_full, q_full = checked_symmetric(p, "p", validate), checked_symmetric(q, "q", validate)
-    check_same_width(p, q, "p and q")
-    value, eigenvalues = cross_entropy_of(p_full.double(), q_full.double(), ridge, coarser(p_full, q_full))
-    check_positive_semidefinite(eigenvalues + ridge, q, "q", validate)
+    validation.check_not_negative(ridge=ridge)
+    p_full, q_full = validation.checked_symmetric(p, "p", validate), validation.checked_symmetric(q, "q", validate)
+    validation.check_same_width(p, q, "p and q")
+    value, eigenvalues = cross_entropy_of(p_full.double(), q_full.double(), ridge, validation.coarser(p_full, q_full))
+    validation.check_positive_semidefinite(eigenvalues + ridge, q, "q", validate)
     return value.to(torch.promote_types(p_full.dtype, q_full.dtype))
 
 
@@ -49,12 +42,12 @@ def matrix_kl(p: Tensor, q: Tensor, *, ridge: float = 0.0, validate: bool | None
 
     Reference: Zhang et al., ICML 2024, definition 2.2.
     """
-    check_not_negative(ridge=ridge)
-    p_full, q_full = checked_symmetric(p, "p", validate), checked_symmetric(q, "q", validate)
-    check_same_width(p, q, "p and q")
-    value, of_p, of_q = kl_of(p_full.double(), q_full.double(), ridge, coarser(p_full, q_full))
-    check_positive_semidefinite(of_p + ridge, p, "p", validate)
-    check_positive_semidefinite(of_q + ridge, q, "q", validate)
+    validation.check_not_negative(ridge=ridge)
+    p_full, q_full = validation.checked_symmetric(p, "p", validate), validation.checked_symmetric(q, "q", validate)
+    validation.check_same_width(p, q, "p and q")
+    value, of_p, of_q = kl_of(p_full.double(), q_full.double(), ridge, validation.coarser(p_full, q_full))
+    validation.check_positive_semidefinite(of_p + ridge, p, "p", validate)
+    validation.check_positive_semidefinite(of_q + ridge, q, "q", validate)
     return value.to(torch.promote_types(p_full.dtype, q_full.dtype))
 
 

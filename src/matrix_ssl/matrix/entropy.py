@@ -3,16 +3,7 @@
 import torch
 from torch import Tensor
 
-from matrix_ssl.matrix import _eigenvalues
-from matrix_ssl.matrix.validation import (
-    check_entropy_order,
-    check_not_negative,
-    check_positive_semidefinite,
-    check_purity,
-    check_same_width,
-    checked_symmetric,
-    coarser,
-)
+from matrix_ssl.matrix import _eigenvalues, validation
 
 
 def matrix_entropy(a: Tensor, *, ridge: float = 0.0, validate: bool | None = None) -> Tensor:
@@ -56,8 +47,10 @@ def renyi_entropy(a: Tensor, *, alpha: float, ridge: float = 0.0, validate: bool
 
     Reference: Giraldo, Rao and Principe, IEEE Transactions on Information Theory 61(1), 2015; here in nats.
     """
-    check_not_negative(ridge=ridge)
-    return renyi_entropy_of(checked_symmetric(a, "a", validate), a, "a", alpha=alpha, ridge=ridge, validate=validate)
+    validation.check_not_negative(ridge=ridge)
+    return renyi_entropy_of(
+        validation.checked_symmetric(a, "a", validate), a, "a", alpha=alpha, ridge=ridge, validate=validate
+    )
 
 
 def joint_entropy(k1: Tensor, k2: Tensor, *, alpha: float = 1.0, validate: bool | None = None) -> Tensor:
@@ -77,7 +70,7 @@ def joint_entropy(k1: Tensor, k2: Tensor, *, alpha: float = 1.0, validate: bool 
     Reference: Giraldo, Rao and Principe, IEEE Transactions on Information Theory 61(1), 2015.
     """
     first, second = _two_kernels(k1, k2, validate)
-    return _joint_entropy(first, second, coarser(k1, k2), alpha, validate)
+    return _joint_entropy(first, second, validation.coarser(k1, k2), alpha, validate)
 
 
 def mutual_information(k1: Tensor, k2: Tensor, *, alpha: float = 1.0, validate: bool | None = None) -> Tensor:
@@ -91,20 +84,20 @@ def mutual_information(k1: Tensor, k2: Tensor, *, alpha: float = 1.0, validate: 
     first, second = _two_kernels(k1, k2, validate)
     entropy1 = renyi_entropy_of(first, k1, "k1", alpha=alpha, validate=validate)
     entropy2 = renyi_entropy_of(second, k2, "k2", alpha=alpha, validate=validate)
-    return entropy1 + entropy2 - _joint_entropy(first, second, coarser(k1, k2), alpha, validate)
+    return entropy1 + entropy2 - _joint_entropy(first, second, validation.coarser(k1, k2), alpha, validate)
 
 
 def renyi_entropy_of(
     full: Tensor, argument: Tensor, name: str, *, alpha: float, ridge: float = 0.0, validate: bool | None = None
 ) -> Tensor:
     """The Rényi entropy of a symmetric matrix in full precision; errors name ``argument``."""
-    check_entropy_order(alpha)
+    validation.check_entropy_order(alpha)
     if alpha == 2:
         squared_norm, trace = norm_and_trace(full, ridge, full.shape[-1])
-        check_purity(squared_norm, trace, argument, name, validate)
+        validation.check_purity(squared_norm, trace, argument, name, validate)
         return collision_entropy(squared_norm, trace)
     eigenvalues = torch.linalg.eigvalsh(full)
-    check_positive_semidefinite(eigenvalues + ridge, argument, name, validate)
+    validation.check_positive_semidefinite(eigenvalues + ridge, argument, name, validate)
     return _eigenvalues.renyi_entropy(eigenvalues, alpha, ridge)
 
 
@@ -126,15 +119,15 @@ def collision_entropy(squared_norm: Tensor, trace: Tensor) -> Tensor:
 
 
 def _checked_eigenvalues(a: Tensor, ridge: float, validate: bool | None) -> Tensor:
-    check_not_negative(ridge=ridge)
-    eigenvalues = torch.linalg.eigvalsh(checked_symmetric(a, "a", validate))
-    check_positive_semidefinite(eigenvalues + ridge, a, "a", validate)
+    validation.check_not_negative(ridge=ridge)
+    eigenvalues = torch.linalg.eigvalsh(validation.checked_symmetric(a, "a", validate))
+    validation.check_positive_semidefinite(eigenvalues + ridge, a, "a", validate)
     return eigenvalues
 
 
 def _two_kernels(k1: Tensor, k2: Tensor, validate: bool | None) -> tuple[Tensor, Tensor]:
-    first, second = checked_symmetric(k1, "k1", validate), checked_symmetric(k2, "k2", validate)
-    check_same_width(k1, k2, "k1 and k2")
+    first, second = validation.checked_symmetric(k1, "k1", validate), validation.checked_symmetric(k2, "k2", validate)
+    validation.check_same_width(k1, k2, "k1 and k2")
     return first, second
 
 

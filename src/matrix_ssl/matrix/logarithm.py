@@ -3,21 +3,7 @@
 import torch
 from torch import Tensor
 
-from matrix_ssl.matrix.calculus import (
-    LogDeterminant,
-    SpectralFunction,
-    log1p_ratio_difference,
-    log1p_ratio_value,
-    log_difference,
-)
-from matrix_ssl.matrix.validation import (
-    check_not_negative,
-    check_positive,
-    check_positive_definite,
-    check_positive_semidefinite,
-    checked_symmetric,
-    looks_at_values,
-)
+from matrix_ssl.matrix import calculus, validation
 
 
 def matrix_log(a: Tensor, *, ridge: float = 0.0, validate: bool | None = None) -> Tensor:
@@ -34,14 +20,14 @@ def matrix_log(a: Tensor, *, ridge: float = 0.0, validate: bool | None = None) -
     Raises:
         MatrixError: ``a`` is not symmetric, or not positive definite with the ridge.
     """
-    check_not_negative(ridge=ridge)
-    full = checked_symmetric(a, "a", validate)
-    value, eigenvalues = SpectralFunction.apply(
-        full.double(), lambda x: (x + ridge).log(), lambda x, y: log_difference(x + ridge, y + ridge)
+    validation.check_not_negative(ridge=ridge)
+    full = validation.checked_symmetric(a, "a", validate)
+    value, eigenvalues = calculus.SpectralFunction.apply(
+        full.double(), lambda x: (x + ridge).log(), lambda x, y: calculus.log_difference(x + ridge, y + ridge)
     )
-    if looks_at_values(a, validate):
+    if validation.looks_at_values(a, validate):
         shifted = eigenvalues + ridge
-        check_positive_definite(shifted, (shifted <= 0).any(-1), a, "a")
+        validation.check_positive_definite(shifted, (shifted <= 0).any(-1), a, "a")
     return value.to(full.dtype)
 
 
@@ -58,12 +44,12 @@ def log1p_ratio(a: Tensor, scale: float, *, validate: bool | None = None) -> Ten
     Raises:
         MatrixError: ``a`` is not symmetric or not positive semi-definite.
     """
-    check_positive(scale=scale)
-    full = checked_symmetric(a, "a", validate)
-    value, eigenvalues = SpectralFunction.apply(
-        full, lambda x: log1p_ratio_value(x, scale), lambda x, y: log1p_ratio_difference(x, y, scale)
+    validation.check_positive(scale=scale)
+    full = validation.checked_symmetric(a, "a", validate)
+    value, eigenvalues = calculus.SpectralFunction.apply(
+        full, lambda x: calculus.log1p_ratio_value(x, scale), lambda x, y: calculus.log1p_ratio_difference(x, y, scale)
     )
-    check_positive_semidefinite(eigenvalues, a, "a", validate)
+    validation.check_positive_semidefinite(eigenvalues, a, "a", validate)
     return value
 
 
@@ -73,15 +59,15 @@ def log_det(a: Tensor, *, ridge: float = 0.0, validate: bool | None = None) -> T
     Its gradient is the inverse of A + ridge·I. It can be differentiated once. Args, raises as in ``matrix_log``; where
     values are not checked, NaN if the matrix is not positive definite.
     """
-    check_not_negative(ridge=ridge)
-    full = checked_symmetric(a, "a", validate)
-    return log_det_of(full, ridge, "a", looks_at_values(a, validate))
+    validation.check_not_negative(ridge=ridge)
+    full = validation.checked_symmetric(a, "a", validate)
+    return log_det_of(full, ridge, "a", validation.looks_at_values(a, validate))
 
 
 def log_det_of(full: Tensor, ridge: float, name: str, look: bool) -> Tensor:
     """log det of a matrix in full precision plus ridge·I; ``look`` says whether to raise where it is not defined."""
     full = full + ridge * torch.eye(full.shape[-1], dtype=full.dtype, device=full.device)
-    value = LogDeterminant.apply(full)
+    value = calculus.LogDeterminant.apply(full)
     if look and value.isnan().any():
-        check_positive_definite(torch.linalg.eigvalsh(full.detach()), value.isnan(), full, name)
+        validation.check_positive_definite(torch.linalg.eigvalsh(full.detach()), value.isnan(), full, name)
     return value

@@ -19,17 +19,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from matrix_ssl.errors import NotPositiveDefiniteError
-from matrix_ssl.matrix import _eigenvalues, divergence, entropy, logarithm
+from matrix_ssl.matrix import _eigenvalues, divergence, entropy, logarithm, validation
 from matrix_ssl.matrix.calculus import LogDeterminant
 from matrix_ssl.matrix.covariances import centred_rows, check_same_samples, small_gram
 from matrix_ssl.matrix.precision import without_autocast
-from matrix_ssl.matrix.validation import (
-    check_entropy_order,
-    check_not_negative,
-    check_same_width,
-    checked_matrix,
-    looks_at_values,
-)
 
 
 def matrix_entropy(x: Tensor, *, ridge: float = 0.0, validate: bool | None = None) -> Tensor:
@@ -44,10 +37,10 @@ def von_neumann_entropy(x: Tensor, *, ridge: float = 0.0, validate: bool | None 
 
 def renyi_entropy(x: Tensor, *, alpha: float, ridge: float = 0.0, validate: bool | None = None) -> Tensor:
     """``matrix_ssl.matrix.renyi_entropy`` of the covariance of x (..., n, d) plus ridge·I: (...), in nats."""
-    check_entropy_order(alpha)
+    validation.check_entropy_order(alpha)
     if alpha != 2:
         return _eigenvalues.renyi_entropy(_covariance_eigenvalues(x, ridge, validate), alpha, ridge)
-    check_not_negative(ridge=ridge)
+    validation.check_not_negative(ridge=ridge)
     rows = centred_rows(x, "x", validate)
     return entropy.collision_entropy(*entropy.norm_and_trace(small_gram(rows), ridge, rows.shape[-1]))
 
@@ -63,7 +56,7 @@ def log_det(x: Tensor, *, ridge: float = 0.0, validate: bool | None = None) -> T
     Raises:
         MatrixError: without a ridge also if n ≤ d, where a covariance is singular.
     """
-    check_not_negative(ridge=ridge)
+    validation.check_not_negative(ridge=ridge)
     rows = centred_rows(x, "x", validate)
     n, d = rows.shape[-2:]
     if n <= d and ridge == 0:
@@ -73,7 +66,7 @@ def log_det(x: Tensor, *, ridge: float = 0.0, validate: bool | None = None) -> T
         )
     gram = small_gram(rows)
     if n > d:
-        return logarithm.log_det_of(gram, ridge, "covariance of x", looks_at_values(x, validate))
+        return logarithm.log_det_of(gram, ridge, "covariance of x", validation.looks_at_values(x, validate))
     # d log(ridge) would cost float32 digits inside the factorisation: added at the end
     identity = torch.eye(n, dtype=gram.dtype, device=gram.device)
     return LogDeterminant.apply(identity + gram / ridge) + d * math.log(ridge)
@@ -120,23 +113,23 @@ def mutual_information(x: Tensor, y: Tensor, *, alpha: float = 1.0, validate: bo
 
 def _covariance_eigenvalues(x: Tensor, ridge: float, validate: bool | None) -> Tensor:
     """All d eigenvalues of the covariance of x."""
-    check_not_negative(ridge=ridge)
+    validation.check_not_negative(ridge=ridge)
     rows = centred_rows(x, "x", validate)
     eigenvalues = torch.linalg.eigvalsh(small_gram(rows))
     return F.pad(eigenvalues, (0, rows.shape[-1] - eigenvalues.shape[-1]))
 
 
 def _two_centred_rows(x: Tensor, y: Tensor, ridge: float, validate: bool | None) -> tuple[Tensor, Tensor]:
-    check_not_negative(ridge=ridge)
+    validation.check_not_negative(ridge=ridge)
     a, b = centred_rows(x, "x", validate), centred_rows(y, "y", validate)
-    check_same_width(x, y, "x and y")
+    validation.check_same_width(x, y, "x and y")
     dtype = torch.promote_types(a.dtype, b.dtype)
     return a.to(dtype), b.to(dtype)
 
 
 def _two_unit_rows(x: Tensor, y: Tensor, alpha: float, validate: bool | None) -> tuple[Tensor, Tensor]:
-    check_entropy_order(alpha)
-    a, b = checked_matrix(x, "x", validate), checked_matrix(y, "y", validate)
+    validation.check_entropy_order(alpha)
+    a, b = validation.checked_matrix(x, "x", validate), validation.checked_matrix(y, "y", validate)
     check_same_samples(x, y)
     return F.normalize(a, dim=-1), F.normalize(b, dim=-1)
 

@@ -9,16 +9,7 @@ import math
 import torch
 from torch import Tensor
 
-from matrix_ssl.errors import (
-    EmptyMatrixError,
-    MatrixShapeError,
-    MatrixTypeError,
-    NotFiniteError,
-    NotPositiveDefiniteError,
-    NotPositiveSemidefiniteError,
-    NotSquareError,
-    NotSymmetricError,
-)
+from matrix_ssl import errors
 from matrix_ssl.matrix.precision import full_precision
 
 
@@ -66,15 +57,17 @@ def check_entropy_order(alpha: float) -> None:
 def checked_matrix(x: Tensor, name: str, validate: bool | None) -> Tensor:
     """A real, finite, non-empty matrix (..., m, n) in full precision."""
     if x.ndim < 2:
-        raise MatrixShapeError(f"{_label(x, name)} has too few dimensions: expected a matrix (..., rows, columns).")
+        raise errors.MatrixShapeError(
+            f"{_label(x, name)} has too few dimensions: expected a matrix (..., rows, columns)."
+        )
     if 0 in x.shape[-2:]:
-        raise EmptyMatrixError(f"{_label(x, name)} is empty: at least one row and one column are needed.")
+        raise errors.EmptyMatrixError(f"{_label(x, name)} is empty: at least one row and one column are needed.")
     if x.is_complex():
-        raise MatrixTypeError(f"{_label(x, name)} has complex elements, dtype {x.dtype}: pass a real matrix.")
+        raise errors.MatrixTypeError(f"{_label(x, name)} has complex elements, dtype {x.dtype}: pass a real matrix.")
     if looks_at_values(x, validate) and not torch.isfinite(x).all():
         bad = ~torch.isfinite(x)
         first = tuple(bad.nonzero()[0].tolist())
-        raise NotFiniteError(
+        raise errors.NotFiniteError(
             f"{_label(x, name)} is not finite: {int(x.isnan().sum())} NaN and {int(x.isinf().sum())} infinite of "
             f"{x.numel()} elements, the first at {first}. Trace the operation that produced them, often a division by "
             f"zero or an overflow in half precision."
@@ -85,7 +78,7 @@ def checked_matrix(x: Tensor, name: str, validate: bool | None) -> Tensor:
 def checked_symmetric(a: Tensor, name: str, validate: bool | None) -> Tensor:
     """The symmetric part of a (..., d, d) that is symmetric up to rounding, in full precision."""
     if a.ndim < 2 or a.shape[-1] != a.shape[-2]:
-        raise NotSquareError(f"{_label(a, name)} is not square: expected (..., d, d).")
+        raise errors.NotSquareError(f"{_label(a, name)} is not square: expected (..., d, d).")
     full = checked_matrix(a, name, validate)
     if looks_at_values(a, validate) and a.numel():
         _check_symmetric(full, a, name)
@@ -97,7 +90,7 @@ def _check_symmetric(full: Tensor, a: Tensor, name: str) -> None:
     off = (full - full.mT).abs().amax((-2, -1))
     relative = (off / full.abs().amax((-2, -1)).clamp_min(torch.finfo(full.dtype).tiny)).detach()
     if (relative > allowed).any():
-        raise NotSymmetricError(
+        raise errors.NotSymmetricError(
             f"{_label(a, name)} is not symmetric: the largest |a - aᵀ| is {relative.max():.2g} of the largest "
             f"|a|{_place(relative.argmax(), relative)}; up to {allowed:.2g} counts as rounding. To use the symmetric "
             f"part only, pass ({name} + {name}.mT) / 2."
@@ -112,7 +105,7 @@ def check_positive_semidefinite(eigenvalues: Tensor, a: Tensor, name: str, valid
     smallest, largest = eigenvalues.detach().amin(-1), eigenvalues.detach().abs().amax(-1)
     relative = smallest / largest.clamp_min(torch.finfo(largest.dtype).tiny)
     if (relative < -allowed).any():
-        raise NotPositiveSemidefiniteError(
+        raise errors.NotPositiveSemidefiniteError(
             f"{_label(a, name)} is not positive semi-definite{_extremes(relative, smallest, largest)}; down to "
             f"-{allowed:.2g} of the largest counts as rounding. Covariances and kernels are positive semi-definite, "
             f"cross-covariances and differences are not; a ridge= above {-smallest.min():.2g} lifts the "
@@ -127,7 +120,7 @@ def check_purity(squared_norm: Tensor, trace: Tensor, a: Tensor, name: str, vali
     norm, excess = squared_norm.detach().sqrt(), squared_norm.detach().sqrt() - trace.detach()
     relative = excess / norm.clamp_min(torch.finfo(norm.dtype).tiny)
     if (relative > tolerance(a.dtype, a.shape[-1])).any():
-        raise NotPositiveSemidefiniteError(
+        raise errors.NotPositiveSemidefiniteError(
             f"{_label(a, name)} is not positive semi-definite: tr A / ‖A‖_F is "
             f"{1 - relative.max():.3g}, below 1{_place(relative.argmax(), relative)}. Covariances and kernels are "
             f"positive semi-definite, cross-covariances and differences are not."
@@ -141,7 +134,7 @@ def check_positive_definite(eigenvalues: Tensor, bad: Tensor, a: Tensor, name: s
     smallest, largest = eigenvalues.detach().amin(-1), eigenvalues.detach().abs().amax(-1)
     relative = smallest / largest.clamp_min(torch.finfo(largest.dtype).tiny)
     relative = torch.where(bad, relative, torch.inf)
-    raise NotPositiveDefiniteError(
+    raise errors.NotPositiveDefiniteError(
         f"{_label(a, name)} is not positive definite{_extremes(relative, smallest, largest)}. The logarithm needs all "
         f"eigenvalues above zero by more than rounding: pass ridge=, of the size of the smallest eigenvalue that still "
         f"matters."
@@ -153,7 +146,7 @@ def check_same_width(p: Tensor, q: Tensor, names: str) -> None:
     fits = p.shape[-1] == q.shape[-1]
     fits &= all(m == n or 1 in (m, n) for m, n in zip(p.shape[-3::-1], q.shape[-3::-1], strict=False))
     if not fits:
-        raise MatrixShapeError(
+        raise errors.MatrixShapeError(
             f"Arguments {names} have the shapes {tuple(p.shape)} and {tuple(q.shape)}: the last dimensions must agree, "
             f"and the leading ones must agree or be 1."
         )

@@ -11,7 +11,6 @@ of nodes follows from two scalars. On the smaller side, ψ(x) = log(1 + x/ridge)
 
 import functools
 import math
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,13 +20,7 @@ from matrix_ssl.losses.logarithm import Form
 from matrix_ssl.losses.rows import add_symmetric_product
 
 _MOST_NODES = 200
-
-
-class Nodes(NamedTuple):
-    """ψ(x) ≈ Σ weights_j / (shifts_j + x)."""
-
-    weights: tuple[float, ...]
-    shifts: tuple[float, ...]
+Nodes = tuple[tuple[float, ...], tuple[float, ...]]  # weights and shifts: ψ(x) ≈ Σ weight / (shift + x)
 
 
 @functools.lru_cache(maxsize=256)
@@ -37,7 +30,7 @@ def nodes(ridge: float, largest: float, count: int) -> Nodes:
     t, w = (s + 1) / 2, w / 2
     c = math.sqrt(ridge * (ridge + largest))
     at_ridge = c + t * (ridge - c)
-    return Nodes(tuple((w * c / (t * at_ridge)).tolist()), tuple((at_ridge / t).tolist()))
+    return tuple((w * c / (t * at_ridge)).tolist()), tuple((at_ridge / t).tolist())
 
 
 @functools.lru_cache(maxsize=256)
