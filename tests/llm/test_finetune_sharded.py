@@ -121,7 +121,7 @@ def test_fsdp_goes_on_after_a_death_from_checkpoints_in_one_or_in_parts(kind, ba
     settings = ("fsdp=true", f'fsdp_config={{"state_dict_type": "{kind}_STATE_DICT"}}')
     assert "ZeroDivisionError" in start(base, kind, *settings, before=SPREAD + DEATH, code=1)
     assert (base / kind / "checkpoints" / "checkpoint-2").is_dir() and not (base / kind / "model").exists()
-    assert "going on after step 2" in start(base, kind, *settings, before=SPREAD + HALVES)
+    assert "Resuming after step 2" in start(base, kind, *settings, before=SPREAD + HALVES)
     check(base / kind, base / "one")
 
 
@@ -135,7 +135,7 @@ def test_zero_3_goes_on_after_a_death(base):
     pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
     setting = f"deepspeed={json.dumps(ZERO)}"
     assert "ZeroDivisionError" in start(base, "dead", setting, before=DEATH, code=1)
-    assert "going on after step 2" in start(base, "dead", setting)
+    assert "Resuming after step 2" in start(base, "dead", setting)
     check(base / "dead", base / "one")
 
 

@@ -89,10 +89,7 @@ def score_model(
     template: TemplateName, columns: tuple[str, ...] = (), limit: int | None = None, batch_size: int = 16,
     max_new_tokens: int = 512, extraction: Extraction | None = None,
 ) -> Score:  # fmt: skip
-    """Scores a causal model, on the device where it is, on the first ``limit`` questions.
-
-    Correct answers end in "####" and a number, or are a number alone. ``extraction`` None is ``default_extraction``.
-    """
+    """Scores a causal model on the first ``limit`` questions, whose answers end in "####" and a number, or are one."""
     check_template(template, tokenizer)
     docs = make_docs(exchanges(rows, find_columns(rows, columns))[:limit], template=template, tokenizer=tokenizer)
     special = adds_special_tokens(template)

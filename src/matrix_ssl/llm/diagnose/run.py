@@ -1,8 +1,7 @@
 """Measures the token representations of a language model over a text, layer by layer, beside those of a reference.
 
-The models read the text in turn, each in one pass and window by window; only the sums of ``TokenStatistics`` are kept.
-So memory is that of the models, a batch of hidden states, and (d, d) numbers in float64 a layer, whatever the length of
-the text. The device holds one model at a time.
+The models read the text in turn, each in one pass; only the sums of ``TokenStatistics`` are kept. So memory is that of
+the models, a batch of hidden states, and (d, d) numbers in float64 per layer. The device holds one model at a time.
 """
 
 import importlib.metadata

@@ -96,12 +96,7 @@ class FineTuneSettings:
 
 
 def training_arguments(settings: FineTuneSettings, *, output: Path, processes: int, device: "torch.device") -> Any:
-    """The arguments of a run; ``bf16`` is true on a CUDA device that has bfloat16, unless the settings set it.
-
-    Raises:
-        ConfigError: a name or a value is not known, or they do not go together.
-        MissingExtra: transformers or accelerate is not installed.
-    """
+    """The arguments of a run; ``bf16`` is true on a CUDA device that has bfloat16, unless the settings set it."""
     from matrix_ssl.runs import devices
 
     transformers = import_extra("transformers", extra="llm")

@@ -18,10 +18,7 @@ except ImportError as error:
 
 
 class MatrixSFTTrainer(MatrixTrainer, SFTTrainer):
-    """``trl.SFTTrainer`` whose loss is cross-entropy plus ``matrix.weight`` times matrix cross-entropy.
-
-    It logs the same values as ``MatrixTrainer``.
-    """
+    """``trl.SFTTrainer`` with the loss of ``MatrixTrainer``, which logs the same values."""
 
     def __init__(self, *args: Any, matrix: Objective = DEFAULTS, **kwargs: Any):
         """Takes the arguments of ``trl.SFTTrainer``, and the constants of the loss as ``matrix``.

@@ -58,8 +58,7 @@ class MatrixTrainer(Trainer):
     of all micro-batches and processes of a step, and over the steps since the last line, so that
     ``loss = ce + matrix.weight · mce`` in every line.
 
-    Reference: Zhang, Tan, Yang, Huang and Yuan, "Matrix Information Theory for Self-Supervised Learning", ICML 2024; an
-    interpretation, see ``matrix_ssl.llm.loss``.
+    Reference: Zhang et al., ICML 2024; an interpretation, see ``matrix_ssl.llm.loss.loss``.
     """
 
     # the library's parameters change from release to release: all are passed on
@@ -84,12 +83,11 @@ class MatrixTrainer(Trainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False,
         num_items_in_batch: int | Tensor | None = None,
     ) -> Any:  # fmt: skip
-        """The loss of a micro-batch, ready for the backward pass.
+        """The loss of a micro-batch, ready for the backward pass, and the forward's outputs with ``return_outputs``.
 
         Args:
             model: the model of the Trainer, wrapped or not.
             inputs: arguments of its forward, and ``labels`` (batch, positions), unshifted.
-            return_outputs: also return the outputs of the forward.
             num_items_in_batch: labels counted in a step; None for the mean over this micro-batch.
 
         Raises:
@@ -125,11 +123,7 @@ class MatrixTrainer(Trainer):
         self._sums += ce_and_mce
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds ``ce`` and ``mce`` to a line of the training.
-
-        Raises:
-            TrainingError: the cross-entropy is NaN or infinite.
-        """
+        """Adds ``ce`` and ``mce`` to a line of the training; raises TrainingError if ``ce`` is NaN or infinite."""
         if "loss" in logs and self._sums is not None:
             steps = self.state.global_step - self._since
             logs["ce"], logs["mce"] = (self.accelerator.gather(self._sums.unsqueeze(0)).mean(0) / steps).tolist()
