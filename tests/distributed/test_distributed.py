@@ -29,7 +29,14 @@ CHECKS = ("gather", "gather_uneven", "all_reduce_sum", "sum_of_parts", "batch_no
 
 
 @pytest.mark.parametrize(
-    ("check", "count"), [*((check, count) for count in (2, 3, 4) for check in CHECKS), ("methods", 2), ("methods", 3)]
+    ("check", "count"),
+    [
+        *((check, count) for count in (2, 3) for check in CHECKS),
+        *(pytest.param(check, 4, marks=pytest.mark.slow) for check in CHECKS if check != "matrix_ssl_loss"),
+        ("matrix_ssl_loss", 4),  # two processes share each order of the loss
+        ("methods", 2),
+        pytest.param("methods", 3, marks=pytest.mark.slow),
+    ],
 )
 def test_together_they_compute_what_one_process_computes(tmp_path: Path, check: str, count: int) -> None:
     folder = str(Path(process_checks.__file__).parent)
