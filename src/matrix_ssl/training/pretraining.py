@@ -167,12 +167,10 @@ class PreTraining(Task[Batch, StepOutput]):
         return {"alarm": alarms} if alarms else {}
 
     def _observe(self) -> dict[str, float]:
-        self.clock.tick()
         self.method.encoder.eval()
-        with torch.no_grad():
+        with self.clock.stopped(), torch.no_grad():
             values = self.observer.observe(self.method.encoder)
         self.method.encoder.train()
-        self.clock.restart()
         return values
 
     def _is_moment(self, count: int) -> bool:

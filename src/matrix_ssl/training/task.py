@@ -2,7 +2,8 @@
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -167,6 +168,14 @@ class Clock:
     def restart(self) -> None:
         """Begins to count now."""
         self._mark = _now()
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """A block whose time does not count."""
+        before = _now()
+        yield
+        after = _now()
+        self._mark = self._mark[0] + after[0] - before[0], self._mark[1] + after[1] - before[1]
 
 
 def _now() -> tuple[float, float]:
