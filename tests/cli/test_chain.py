@@ -11,13 +11,16 @@ from pathlib import Path
 import pytest
 
 from matrix_ssl.cli import stages
-from matrix_ssl.cli.stages import Coco, Stage
+from matrix_ssl.cli.stages import Stage
 from matrix_ssl.errors import ConfigError, DataError
 from matrix_ssl.runs.files import read_json
 from tests.support import runs
 from tests.support.runs import BARE, succeed, tiny
 
-COCO = Coco(Path("train.tar"), Path("train.json"), Path("val.tar"), Path("val.json"))
+COCO = [
+    "--train-images", "train.tar", "--train-annotations", "train.json",
+    "--val-images", "val.tar", "--val-annotations", "val.json",
+]  # fmt: skip
 
 
 def make_plan(**changes: object) -> list[Stage]:
@@ -41,7 +44,7 @@ def test_the_stages_and_their_commands() -> None:
         "matrix-ssl evaluate r --protocol transfer --data a/birds --device cpu",
     ]
     detect = plan[4].arguments
-    assert detect[:9] == ("detect", *COCO.arguments()) and "--encoder r" in " ".join(detect)
+    assert detect[:9] == ("detect", *COCO) and "--encoder r" in " ".join(detect)
     assert " ".join(detect).endswith("--out r/detection/fpn --set epochs=3 --device cpu")
 
 
@@ -55,7 +58,7 @@ def test_several_processes_for_what_can_use_them() -> None:
 
 
 def test_a_finished_encoder_needs_no_pretraining_and_no_detection_set_no_detection() -> None:
-    plan = make_plan(pretrain=[], data=["--data", "cats"], coco=None)
+    plan = make_plan(pretrain=[], data=["--data", "cats"], coco=[])
     assert [stage.name for stage in plan] == ["knn, linear", "fine-tune", "transfer to birds", "report"]
     assert "--data cats" in " ".join(plan[0].arguments)
 
@@ -85,9 +88,12 @@ def test_a_detection_set_is_found(tmp_path: Path, names: list[str], images: tupl
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True, parents=True)
         path.mkdir() if name.endswith("/") else path.touch()
-    found = stages.find_coco(tmp_path)
-    assert (found.train_images.name, found.val_images.name) == images
-    assert found.val_annotations.exists() and "val" in found.val_annotations.name
+    options = stages.find_coco(tmp_path)
+    assert options[::2] == COCO[::2]
+    train, train_annotations, val, val_annotations = map(Path, options[1::2])
+    assert (train.name, val.name) == images
+    assert train_annotations.exists() and "train" in train_annotations.name
+    assert val_annotations.exists() and "val" in val_annotations.name
     (tmp_path / "old_train").mkdir()
     with pytest.raises(DataError, match=r"expected one folder or \.tar of images \*train\*, found old_train, "):
         stages.find_coco(tmp_path)

@@ -20,6 +20,7 @@ from matrix_ssl.detection.scoring import score
 from matrix_ssl.detection.settings import DetectionSettings, make_plan
 from matrix_ssl.detection.training import DetectorTraining
 from matrix_ssl.runs.display import Display
+from matrix_ssl.training.engine import Engine
 from tests.support.drawn_coco import TINY, draw_set, thin_backbone, write_json
 
 MINI = Path(os.environ.get("MATRIX_SSL_DATA", "/nowhere")) / "coco_mini"
@@ -45,7 +46,7 @@ def learn(
 ) -> dict[str, Any]:
     """Trains on all images and scores on the same ones."""
     training = make_training(annotations, files, backbone, settings)
-    training.train(run)
+    Engine(training, run).run()
     if settings.precise_bn:
         training.refine_batch_norm(run, settings.precise_bn, nothing)
     found = predict(

@@ -59,7 +59,7 @@ def chain(
         places=places,
         protocols=stages.group_protocols(protocol, evaluate_set),
         transfer=transfer,
-        coco=None if coco is None else stages.find_coco(coco),
+        coco=stages.find_coco(coco) if coco else [],
         architectures=stages.check_detection(architecture, detect_set),
         evaluate_settings=evaluate_set,
         detect_settings=detect_set,

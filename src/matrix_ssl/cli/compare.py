@@ -24,8 +24,7 @@ if TYPE_CHECKING:
               "commas between; all: every method of the package.")  # fmt: skip
 @options.data
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Number of seeds per method.")
-@click.option("--budget", type=click.IntRange(1), metavar="EPOCHS", help="Epochs per run.  [default: "
-              "the recipe's]")  # fmt: skip
+@click.option("--budget", type=click.IntRange(1), metavar="EPOCHS", help="Epochs per run.  [default: the recipe's]")
 @click.option("--rivals-budget", type=click.IntRange(1), metavar="EPOCHS", help="Also train all methods but "
               "the reference for this many epochs.")  # fmt: skip
 @click.option("--trials", type=click.IntRange(1), default=4, show_default=True, help="Tuning trials per method, on "
@@ -72,17 +71,10 @@ def compare(
 
     names = choose_methods(methods)
     plan = Plan(
-        base=dataclasses.replace(base, seed=0),
-        methods=names,
-        reference=_reference(names, reference),
-        seeds=seeds,
-        budget=budget,
-        rivals_budget=rivals_budget or 0,
-        trials=trials,
-        tuning_budget=tuning_budget or budget,
-        tuning_settings=tuning_set,
-        measure=measure,
-    )
+        base=dataclasses.replace(base, seed=0), methods=names, reference=_reference(names, reference), seeds=seeds,
+        budget=budget, rivals_budget=rivals_budget or 0, trials=trials, tuning_budget=tuning_budget or budget,
+        tuning_settings=tuning_set, measure=measure,
+    )  # fmt: skip
     out = out or default_run(f"compare-{recipe}", data, unnamed="")
     where = places(devices.choose_device(device).type, jobs=jobs)
     comparison = ComparisonRun(plan, out, command=shlex.join(command()))

@@ -53,14 +53,9 @@ def detect(
     from matrix_ssl.runs.session import session
 
     inputs = runs.Inputs(
-        train_images,
-        train_annotations,
-        val_images,
-        val_annotations,
-        encoder=encoder,
-        backbone=backbone,
-        weights=weights,
-    )
+        train_images, train_annotations, val_images, val_annotations,
+        encoder=encoder, backbone=backbone, weights=weights,
+    )  # fmt: skip
     with session(device) as s:
         console = options.stderr if s.main else Console(quiet=True)
         with distributed.together():

@@ -115,7 +115,7 @@ def embed(
     with image_bar(options.stderr, "features") as show:
         features = write_features(
             run, source, out, weights=weights, device=devices.choose_device(device), on_progress=show
-        )  # fmt: skip
+        )
     for where, why in features.unreadable:
         options.say(f"Skipped {where}: {why}.")
     n, k = features.vectors["encoder"].shape
@@ -139,15 +139,13 @@ def _open_splits(
     """Training and test images, and the digest of the dataset that both are splits of; None if each is whole."""
     from matrix_ssl.data import has_test_split, open_source, split_source
 
-    def open_split(where: str, split: Any) -> "Source":
-        return open_source(where, split=split, data_root=data_root, download=download)
-
-    train = open_split(location, "train")
+    open_split = partial(open_source, data_root=data_root, download=download)
+    train = open_split(location, split="train")
     if test_data:
-        split = "test" if has_test_split(test_data, data_root=data_root, download=download) else "train"
-        return train, open_split(test_data, split), None
+        is_split = has_test_split(test_data, data_root=data_root, download=download)
+        return train, open_split(test_data, split="test" if is_split else "train"), None
     if has_test_split(location, data_root=data_root, download=download):
-        return train, open_split(location, "test"), None
+        return train, open_split(location, split="test"), None
     if train.labels is None:
         return train, train, None
     say("No test split: holding out 20% of each class. The encoder may have seen these images during pre-training.")

@@ -34,8 +34,7 @@ def _names(columns: str | None) -> tuple[str, ...]:
               "weights.")  # fmt: skip
 @click.option("--data", required=True, metavar="FILE|hf:NAME", help="Questions and answers: .jsonl, .jsonl.gz, a list "
               "in .json, or a dataset of the hub.")  # fmt: skip
-@click.option("--template", type=_template, required=True, help="Template that turns a question into a "
-              "prompt.")  # fmt: skip
+@click.option("--template", type=_template, required=True, help="Template that turns a question into a prompt.")
 @_columns
 @click.option("--load-in-4bit", is_flag=True, help="Hold the linear layers below the adapters in four bits (QLoRA); "
               "needs --set lora=RANK.")  # fmt: skip
@@ -119,16 +118,9 @@ def score(
     with quiet_transformers():
         network = models.open_model(place, adapter=True).to(where)
     scores = scoring.score_model(
-        network,
-        tokenizer,
-        rows,
-        template=chosen,
-        columns=_names(columns),
-        limit=limit,
-        batch_size=batch_size,
-        max_new_tokens=max_new_tokens,
-        extraction=extraction,
-    )
+        network, tokenizer, rows, template=chosen, columns=_names(columns), limit=limit, batch_size=batch_size,
+        max_new_tokens=max_new_tokens, extraction=extraction,
+    )  # fmt: skip
     scoring.write_answers(out, scores)
     origin = {"model": model, "task": task, "data": {"name": data, "sha256": rows.sha256}, "template": chosen,
            "max_new_tokens": max_new_tokens}  # fmt: skip
@@ -174,14 +166,12 @@ def diagnose(
 
     given = options.given(
         reference=reference, layers=layers, max_tokens=max_tokens, window=window, batch_size=batch_size, seed=seed
-    )  # fmt: skip
+    )
     settings = diagnosis.DiagnoseSettings(model, text, **given)
     with options.stderr.status("opening") as status:
         result = diagnosis.diagnose(
-            settings,
-            out,
-            device=devices.choose_device(device),
+            settings, out, device=devices.choose_device(device),
             on_progress=lambda name, windows: status.update(f"{name}: {windows} windows"),
-        )
+        )  # fmt: skip
     options.stdout.print(terminal(result))
     options.show(results=out / RESULT, page=out / PAGE)

@@ -18,28 +18,19 @@ stdout = Console(highlight=False, soft_wrap=True)
 stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 
 recipe = click.argument("recipe", default=DEFAULT_RECIPE)
-
 run = click.argument("run", type=PATH)
-
 data = click.option("--data", metavar="PATH_OR_NAME", help="A folder of images, a packed .npz file, hf:NAME, or a "
                     "dataset: digits, cifar10, cifar100, stl10.")  # fmt: skip
-
 data_root = click.option("--data-root", type=PATH, envvar="MATRIX_SSL_DATA", show_envvar=True,
                          help="Folder that contains the named datasets.")  # fmt: skip
-
 download = click.option("--download", is_flag=True, help="Download a named dataset into --data-root with torchvision.")
-
 device = click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True,
                       help="Device; auto: CUDA, then MPS, then the CPU.")  # fmt: skip
-
 method = click.option("--method", metavar="NAME_OR_FILE", help="Method: a name that `matrix-ssl methods` lists, or a "
                       "Python file.  [default: the recipe's]")  # fmt: skip
-
 weights = click.option("--weights", type=click.Choice(["student", "teacher"]), default="student", show_default=True,
                        help="Network of the run.")  # fmt: skip
-
 fresh = click.option("--fresh", is_flag=True, help="Start over; an existing run is kept as NAME.1, NAME.2 and so on.")
-
 no_report = click.option("--no-report", is_flag=True, help="Do not write the report.html of the run.")
 
 

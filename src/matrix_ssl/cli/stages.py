@@ -58,23 +58,6 @@ class Stage:
         return hashlib.sha256(words.encode(errors="surrogateescape")).hexdigest()[:16]
 
 
-@dataclass(frozen=True)
-class Coco:
-    """Images and annotations of a detection dataset."""
-
-    train_images: Path
-    train_annotations: Path
-    val_images: Path
-    val_annotations: Path
-
-    def arguments(self) -> list[str]:
-        """The options of ``matrix-ssl detect``."""
-        return [
-            "--train-images", str(self.train_images), "--train-annotations", str(self.train_annotations),
-            "--val-images", str(self.val_images), "--val-annotations", str(self.val_annotations),
-        ]  # fmt: skip
-
-
 class StageFailed(MatrixSSLError):
     """A command of a chain failed, after it printed its own error."""
 
@@ -85,8 +68,8 @@ class StageFailed(MatrixSSLError):
         self.exit_code = code if code > 0 else 1
 
 
-def find_coco(folder: Path) -> Coco:
-    """The images and annotations in a folder laid out as COCO 2017, or with the annotations beside the images.
+def find_coco(folder: Path) -> list[str]:
+    """The options of ``matrix-ssl detect`` for a folder laid out as COCO 2017, or with annotations beside the images.
 
     Annotations are ``instances_train*.json`` and ``instances_val*.json``, there or in ``annotations/``; images are
     the folders, or the .tar files, whose names contain ``train`` and ``val``. Each must be unique.
@@ -97,9 +80,9 @@ def find_coco(folder: Path) -> Coco:
         annotations = [
             path for pattern in ("", "annotations/") for path in folder.glob(f"{pattern}instances_{split}*.json")
         ]
-        for what, paths, pattern in (
-            ("folder or .tar of images", images, f"*{split}*"),
-            ("file of annotations", annotations, f"instances_{split}*.json"),
+        for option, what, paths, pattern in (
+            ("images", "folder or .tar of images", images, f"*{split}*"),
+            ("annotations", "file of annotations", annotations, f"instances_{split}*.json"),
         ):
             if len(paths) != 1:
                 names = ", ".join(sorted(path.name for path in paths)) or "none"
@@ -107,8 +90,8 @@ def find_coco(folder: Path) -> Coco:
                     f"--coco {folder}: expected one {what} {pattern}, found {names}; "
                     "give the four paths to matrix-ssl detect instead."
                 )
-            chosen += paths
-    return Coco(*chosen)
+            chosen += [f"--{split}-{option}", str(paths[0])]
+    return chosen
 
 
 def group_protocols(text: str, settings: Sequence[str]) -> list[list[str]]:
@@ -139,7 +122,7 @@ def plan(
     places: Sequence[str] = (),
     protocols: Sequence[Sequence[str]],
     transfer: Sequence[str],
-    coco: Coco | None,
+    coco: Sequence[str],
     architectures: Sequence[str],
     evaluate_settings: Sequence[str],
     detect_settings: Sequence[str],
@@ -152,6 +135,7 @@ def plan(
         places: the options ``--data-root`` and ``--device``.
         protocols: protocols of ``evaluate``, grouped by command.
         transfer: datasets for the protocol ``transfer``.
+        coco: options of ``detect`` for its dataset; none: no detection.
         evaluate_settings, detect_settings: values of ``--set`` of the commands.
     """
     device = [word for option, word in zip(places[::2], places[1::2], strict=True) if option == "--device"]
@@ -167,10 +151,9 @@ def plan(
     for name in transfer:
         words = ("evaluate", str(run), "--protocol", "transfer", "--data", name, *places)
         stages.append(Stage(f"transfer to {Path(name).name}", words, data=name))
-    for architecture in architectures if coco is not None else ():
-        assert coco is not None
+    for architecture in architectures if coco else ():
         words = (
-            "detect", *coco.arguments(), "--encoder", str(run), "--architecture", architecture,
+            "detect", *coco, "--encoder", str(run), "--architecture", architecture,
             "--out", str(run / "detection" / architecture),
             *(word for setting in detect_settings for word in ("--set", setting)),
             *(("--device", *device) if device else ()),

@@ -31,7 +31,7 @@ from matrix_ssl.runs import checkpoint, devices
 from matrix_ssl.runs.display import Display
 from matrix_ssl.runs.files import read_json, read_lines, write_json, write_text
 from matrix_ssl.runs.folder import ENVIRONMENT, SKIPPED
-from matrix_ssl.training.engine import check_unreadable
+from matrix_ssl.training.engine import Engine, check_unreadable
 
 RESULT, PREDICTIONS, DETECTOR, GALLERY = "result.json", "predictions.json", "detector.safetensors", "detections.png"
 Bar = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
@@ -128,7 +128,7 @@ def run(prepared: Prepared, out: Path, *, display: Display, bar: Bar) -> dict[st
     """
     settings = prepared.settings
     training = DetectorTraining(prepared.detector, prepared.images, settings, prepared.plan, display=display)
-    training.train(out)
+    Engine(training, out).run()
     started = time.monotonic()
     if settings.precise_bn:
         with bar("BatchNorm statistics, iterations") as show:

@@ -48,10 +48,6 @@ class DetectorTraining(Task[DetectionBatch, Step]):
         super().__init__(detector, optimizer, limits, display=display)
         self.images, self.settings, self.rates = images, settings, plan
 
-    def train(self, run: Path) -> None:
-        """Trains the run in a claimed folder from its newest checkpoint to the last step."""
-        Engine(self, run).run()
-
     def refine_batch_norm(self, run: Path, steps: int, on_progress: Callable[[int, int], None]) -> None:
         """Replaces BatchNorm's running statistics, which lag behind changing weights, by averages over further steps.
 

@@ -42,11 +42,12 @@ def terminal(result: Mapping[str, Any]) -> Table:
 def write_page(out: Path, result: Mapping[str, Any]) -> Path:
     """Writes ``diagnose.html`` from what ``diagnose.json`` holds; the same result gives the same bytes."""
     model, reference = result["model"], result["reference"]
+    seed = f", seed {reference['seed']}" if reference and "seed" in reference else ""
     special = [*result["special_tokens"]["before"], *result["special_tokens"]["after"]]
     facts = [
         ("Architecture", f"{model['type']}, {model['layers']} layers, width {model['width']}"),
         ("Precision", model["precision"]),
-        ("Reference", "none" if reference is None else _reference(reference)),
+        ("Reference", f"{reference['name']}{seed}" if reference else "none"),
         ("Text", result["text"]),
         ("Tokens", whole(result["tokens"])),
         ("Windows", whole(result["windows"])),
@@ -67,21 +68,13 @@ def write_page(out: Path, result: Mapping[str, Any]) -> Path:
     return template.write_page(out / PAGE, "diagnosis.html", values)
 
 
-def _reference(reference: Mapping[str, Any]) -> str:
-    return f"{reference['name']}, seed {reference['seed']}" if "seed" in reference else str(reference["name"])
-
-
 def _verdict(result: Mapping[str, Any]) -> str:
     row = result["rows"][-1]
-    text = f"At {_called(row)}, a window's tokens spread over {number(row['erank'])} directions (eRank)"
+    where = f"{'the ' if row['layer'] == 0 else ''}{layer_name(row['layer'])}"
+    text = f"At {where}, a window's tokens spread over {number(row['erank'])} directions (eRank)"
     if "diff_erank" in row:
         text += f", {number(row['reference']['erank'])} in the reference: a Diff-eRank of {number(row['diff_erank'])}"
     return f"{text}. All tokens together have an effective rank of {number(row['effective_rank'])}."
-
-
-def _called(row: Mapping[str, Any]) -> str:
-    name = layer_name(row["layer"])
-    return f"the {name}" if row["layer"] == 0 else name
 
 
 def _table(result: Mapping[str, Any]) -> list[list[str]]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -62,15 +62,6 @@ class Panel:
     top: float | None = None
 
 
-class Thinned(NamedTuple):
-    """Means of runs of neighbouring points, and the least and largest value of each run."""
-
-    x: Numbers
-    y: Numbers
-    low: Numbers
-    high: Numbers
-
-
 def at_step(x: float, y: float) -> str:
     """A point of a training curve in words."""
     return f"{number(y)} at step {whole(x)}"
@@ -124,12 +115,12 @@ def stacked(
     return Figurine(name, title, caption + _remarks(curves, hidden), drawing, _table(lines, point))
 
 
-def thin(curve: Curve, limit: int = MAX_POINTS) -> Thinned:
-    """The curve as at most ``limit`` runs of neighbouring points."""
+def thin(curve: Curve, limit: int = MAX_POINTS) -> tuple[Numbers, Numbers, Numbers, Numbers]:
+    """At most ``limit`` runs of neighbouring points: means of x and of y, least and largest value of each run."""
     starts = np.unique(np.linspace(0, len(curve.y), min(limit, len(curve.y)), endpoint=False).astype(np.int64))
     counts = np.diff(np.append(starts, len(curve.y)))
     low, high = _bounds(curve)
-    return Thinned(
+    return (
         np.add.reduceat(curve.x.astype(np.float64), starts) / counts,
         np.add.reduceat(curve.y, starts) / counts,
         np.minimum.reduceat(low, starts),

@@ -12,13 +12,7 @@ from matrix_ssl.runs.files import write_text
 
 def write_page(path: Path, template: str, values: Mapping[str, Any]) -> Path:
     """Writes the page of a template; text is escaped, and a missing value is an error."""
-    environment = Environment(
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        loader=PackageLoader(__package__, ""),
-    )
-    page = environment.get_template(template).render({"colours": COLOURS, **values})
-    write_text(path, page)
+    files = PackageLoader(__package__, "")
+    pages = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, loader=files)
+    write_text(path, pages.get_template(template).render({"colours": COLOURS, **values}))
     return path

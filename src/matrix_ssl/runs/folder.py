@@ -105,15 +105,11 @@ def held(folder: Path, *, fresh: bool, say: Callable[[str], None], first: str = 
 def claim(
     folder: Path, description: RunConfig | Mapping[str, Any], *, may_change: Collection[str] = (), first: str = CONFIG
 ) -> None:
-    """Writes what a locked folder is for, or makes sure that it is for this.
+    """Writes the file ``first``, which says what a locked folder is for, or makes sure that it says this.
 
     Args:
         description: the configuration of a run, or nested plain values; what ``places`` holds may differ.
         may_change: dotted keys of further values that may differ.
-        first: the file with the description.
-
-    Raises:
-        RunFolderError: the folder is for something else.
     """
     check_claim(folder, description, may_change=may_change, first=first)
     if not (folder / first).exists():

@@ -20,7 +20,12 @@ class MetricsWriter:
         self.history = [line for line in read_lines(run / METRICS) if line["step"] <= after_step]
         self._path = run / METRICS
         write_lines(self._path, self.history)
-        self._events = None if events is None else _event_writer(events, after_step)
+        self._events: Any = None
+        if events is not None:
+            check_tensorboard()
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._events = SummaryWriter(events, purge_step=after_step + 1)
 
     def write(self, line: dict[str, Any]) -> None:
         """Adds a line; numbers that are not finite become null."""
@@ -37,10 +42,3 @@ def check_tensorboard() -> None:
     """Raises MissingExtra where TensorBoard is not installed."""
     if importlib.util.find_spec("tensorboard") is None:
         raise MissingExtra("tensorboard", "tensorboard")
-
-
-def _event_writer(folder: Path, after_step: int) -> Any:
-    check_tensorboard()
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(folder, purge_step=after_step + 1)

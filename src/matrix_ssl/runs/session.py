@@ -40,8 +40,6 @@ class Session:
 
         Args:
             describe: gives what ``folder.claim`` takes; called on the main process alone, as is ``is_complete``.
-            is_complete: whether the run is complete.
-            fresh: whether a run that is in the folder is set aside.
             may_change: dotted keys of the description that may differ from an earlier call.
             packages: further packages whose versions are recorded.
 

@@ -92,12 +92,8 @@ class PreTraining(Task[Batch, StepOutput]):
         yield from self.loader.iterate(start, stop)
 
     def learning_rate(self, step: int) -> float:
-        return optim.learning_rate(
-            step,
-            total_steps=self.plan.total_steps,
-            warmup_steps=self.plan.warmup_steps,
-            peak=self.config.optimizer.learning_rate * self.config.batch_size / 256,
-        )
+        peak, plan = self.config.optimizer.learning_rate * self.config.batch_size / 256, self.plan
+        return optim.learning_rate(step, total_steps=plan.total_steps, warmup_steps=plan.warmup_steps, peak=peak)
 
     def compute(self, forward: torch.nn.Module, batch: Batch) -> StepOutput:
         self.method.before_step(self.step, self.plan.total_steps)

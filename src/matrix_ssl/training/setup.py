@@ -78,12 +78,9 @@ def prepare(config: RunConfig, *, source: Source, device: torch.device, display:
     precision.place(method)
     settings = config.optimizer
     optimizer = optim.build_optimizer(
-        method,
-        name=settings.name,
-        momentum=settings.momentum,
-        weight_decay=settings.weight_decay,
+        method, name=settings.name, momentum=settings.momentum, weight_decay=settings.weight_decay,
         groups=method.parameter_groups(),
-    )
+    )  # fmt: skip
     return PreTraining(
         config, method=method, optimizer=optimizer, loader=loader, source=source, precision=precision, display=display
     )

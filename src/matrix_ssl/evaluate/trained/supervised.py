@@ -1,8 +1,7 @@
 """Training a classifier by gradient steps, as the protocols whose published form is a training do.
 
 Scores are ``learner(frozen(image))``: the frozen part runs in evaluation mode without gradients, the learner is
-trained with cross-entropy on one random view of every image. The folder of a training holds its description, its
-metrics and its newest checkpoints.
+trained with cross-entropy on one random view of every image.
 """
 
 import dataclasses

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -105,13 +105,6 @@ class Results:
     rows: Sequence[Run] = ()
 
 
-class Failure(NamedTuple):
-    """What failed, and its error message."""
-
-    label: str
-    message: str
-
-
 @dataclass(frozen=True)
 class Entry:
     """A method with a number of epochs; ``place`` is that of the method among all methods, and decides its look."""
@@ -185,11 +178,11 @@ class Comparison:
         return self.results.tuning.rows if self.results.tuning else ()
 
     @property
-    def failures(self) -> list[Failure]:
-        """Everything that failed, runs before trials of tuning."""
-        runs = [Failure(f"{e.label}, seed {run.seed}", run.error or "") for e in self.entries for run in e.failures]
+    def failures(self) -> list[tuple[str, str]]:
+        """Label and error of everything that failed, runs before trials of tuning."""
+        runs = [(f"{e.label}, seed {run.seed}", run.error or "") for e in self.entries for run in e.failures]
         trials = [trial for trial in self.trials if trial.error is not None]
-        return runs + [Failure(f"{self.names[t.method]}, tuning, trial {t.trial}", t.error or "") for t in trials]
+        return runs + [(f"{self.names[t.method]}, tuning, trial {t.trial}", t.error or "") for t in trials]
 
     @cached_property
     def ranked(self) -> list[Entry]:
@@ -237,7 +230,8 @@ def read_comparison(out: Path) -> Comparison:
 def parse_comparison(values: Any, path: Path) -> Comparison:
     """The comparison that the contents of ``path`` describe."""
     results = parse(Results, values, path, remedy=_REMEDY)
-    names = method_names([*results.methods, *(row.method for row in results.rows), *_tuned(results)])
+    trials = results.tuning.rows if results.tuning else ()
+    names = method_names([*results.methods, *(run.method for run in results.rows), *(t.method for t in trials)])
     entries = _entries(results, names)
     reference = [entry for entry in entries if entry.method == results.reference]
     return Comparison(
@@ -255,10 +249,6 @@ def method_names(methods: Iterable[str]) -> dict[str, str]:
     unique = list(dict.fromkeys(methods))
     stems = [re.split(r"[/\\]", m)[-1].removesuffix(".py") or m for m in unique]
     return {m: stem if stems.count(stem) == 1 else m for m, stem in zip(unique, stems, strict=True)}
-
-
-def _tuned(results: Results) -> list[str]:
-    return [row.method for row in results.tuning.rows] if results.tuning else []
 
 
 def _entries(results: Results, names: Mapping[str, str]) -> list[Entry]:

@@ -1,6 +1,6 @@
 """The figures of a comparison: every method keeps one colour, dash and marker throughout."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from matrix_ssl.report.formats import duration, number, points
 from matrix_ssl.report.svg import colour
 
 # 10 colours, 7 markers and 4 dashes with lengths that share no divisor but 1 and 2: neighbours differ in all three
+_BANDS = "Lines are means over the seeds of a method, bands span all its seeds."
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
 
 
@@ -79,46 +80,40 @@ def intervals(c: Comparison) -> Figurine | None:
 
 def accuracy_over_time(groups: Sequence[Group]) -> Figurine | None:
     """Accuracy on held-out training images against the time of the pre-training; None where it was not followed."""
-    return _figure(
-        "time", "Accuracy against time", groups,
-        {"20-NN accuracy in %": lambda entry: curve(entry, "seconds", "knn_20_held_out", scale=100)},
+    return stacked(
+        "time", "Accuracy against time",
+        _panels(groups, {"20-NN accuracy in %": lambda entry: curve(entry, "seconds", "knn_20_held_out", scale=100)}),
         "20-NN accuracy on training images that are not among the labelled neighbours, against the time of the "
-        "pre-training. Higher and further left is better: more accuracy for less computation. No test image is used.",
+        "pre-training. Higher and further left is better: more accuracy for less computation. No test image is used. "
+        + _BANDS,
         point=lambda x, y: f"{y:.1f}% after {duration(x)}", axis="seconds", shared=len(groups) == 1,
     )  # fmt: skip
 
 
 def rank_and_entropy(groups: Sequence[Group]) -> Figurine | None:
     """Effective rank and matrix entropy of the features over the epochs; None where they were not followed."""
-    return _figure(
-        "rank", "Effective rank and matrix entropy", groups,
-        {
+    return stacked(
+        "rank", "Effective rank and matrix entropy",
+        _panels(groups, {
             "effective rank": lambda entry: curve(entry, "epoch", "effective_rank"),
             "matrix entropy (nats)": lambda entry: curve(entry, "epoch", "matrix_entropy"),
-        },
+        }),
         "Entropy of the eigenvalues of the trace-one covariance of the features, and its exponential, the effective "
         "rank: how many directions the features use. A rank that falls towards 1 is collapse; a higher one is not by "
-        "itself better.",
+        "itself better. " + _BANDS,
         point=lambda x, y: f"{number(y)} at epoch {number(x)}", axis="epoch", shared=len(groups) == 1,
     )  # fmt: skip
 
 
-def _figure(
-    name: str, title: str, groups: Sequence[Group], curves: dict[str, Callable[[Entry], Curve | None]], caption: str,
-    **options: Any,
-) -> Figurine | None:  # fmt: skip
+def _panels(groups: Sequence[Group], curves: Mapping[str, Callable[[Entry], Curve | None]]) -> list[Panel]:
     """A panel for each quantity and group."""
-    panels = [
-        Panel(label if len(groups) == 1 else f"{label}: {group.title.partition(' (')[0]}", _present(group, make))
+    return [
+        Panel(
+            label if len(groups) == 1 else f"{label}: {group.title.partition(' (')[0]}",
+            [line for entry in group.entries if (line := make(entry))],
+        )
         for group in groups for label, make in curves.items()
     ]  # fmt: skip
-    caption += " Lines are means over the seeds of a method, bands span all its seeds."
-    return stacked(name, title, panels, caption, **options)
-
-
-def _present(group: Group, make: Callable[[Entry], Curve | None]) -> list[Curve]:
-    made: Iterable[Curve | None] = map(make, group.entries)
-    return [line for line in made if line is not None]
 
 
 def _interval(d: PairedDifference) -> str:

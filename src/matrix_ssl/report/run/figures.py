@@ -35,7 +35,8 @@ def spectrum(moments: Sequence[tuple[int, NDArray[np.float64]]]) -> Figurine:
             index = np.arange(1, len(values) + 1)
             label = f"step {whole(step)}"
             axes.plot(index, shown, color=colour(f"ramp-{i}"), linewidth=1.8, marker=marker, label=label)
-        _log_axes(axes, lowest=max(floor, min(_smallest_above(values, floor) for _, values in chosen)), highest=largest)
+        smallest = min(float(values[values > floor].min(initial=1.0)) for _, values in chosen)
+        _log_axes(axes, lowest=max(floor, smallest), highest=largest)
         legend(figure, [f"step {whole(step)}" for step, _ in chosen])
         description = " ".join(_describe_spectrum(step, values) for step, values in chosen)
         drawing = svg.inline_svg(figure, "spectrum", title=title, description=description)
@@ -159,7 +160,3 @@ def _spectrum_table(moments: Sequence[tuple[int, NDArray[np.float64]]]) -> list[
     for i in indices:
         rows.append([whole(i), *(f"{v[i - 1]:.2g}".replace("-", "−") if i <= len(v) else "–" for _, v in moments)])
     return rows
-
-
-def _smallest_above(values: NDArray[np.float64], floor: float) -> float:
-    return float(values[values > floor].min(initial=1.0))
