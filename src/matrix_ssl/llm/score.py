@@ -56,11 +56,6 @@ class Score:
     accuracies: dict[str, float]  # 0 to 1, by extraction
     answers: list[Answered]
 
-    @property
-    def accuracy(self) -> float:
-        """Accuracy of the chosen extraction, 0 to 1."""
-        return self.accuracies[self.extraction]
-
     def interval(self, extraction: str) -> tuple[float, float]:
         """The 95 % interval of an accuracy, for independent questions: within [0, 1], and accurate near its ends, too.
 
