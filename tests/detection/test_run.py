@@ -95,7 +95,7 @@ class TestAgain:
     )
     def test_other_settings_are_refused(self, whole: Path, data: Path, change: str, message: str) -> None:
         error = fail(whole.parent, arguments(data, EPOCHS, change), before=THINLY)
-        assert message in error and "use --out for another folder" in error
+        assert message in error and "choose another folder, or use --fresh" in error
 
     def test_other_annotations_are_refused(self, whole: Path, data: Path, tmp_path: Path) -> None:
         other = write_set(tmp_path)
