@@ -181,7 +181,7 @@ def test_a_signal_to_any_process_stops_all_at_the_same_step(tmp_path: Path, rece
     second = commands[1].wait()
     assert (second.code, second.err) == (138, "")
     found, problems = checkpoint.load_newest(tmp_path / "r")
-    assert found is not None and not problems and f"after step {found.step};" in first.err
+    assert found is not None and not problems and f"after step {found.step}." in first.err
 
 
 def wait_for_step(run: Path, step: int, command: Command) -> None:

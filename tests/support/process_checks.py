@@ -189,7 +189,7 @@ def agreement() -> None:
                 assert (str(caught), caught.exit_code) == (str(error), error.exit_code)
                 continue
             raise AssertionError("nothing was raised")
-    expected, text = (DataError, "gone") if rank == 0 else (ProcessError, f"process {rank}: gone")
+    expected, text = (DataError, "gone") if rank == 0 else (ProcessError, f"Process {rank}: gone")
     try:
         with distributed.alone():
             raise DataError("gone")
