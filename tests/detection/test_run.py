@@ -229,7 +229,7 @@ class TestProcesses:
 
     def test_images_to_score_are_shared_out_and_the_results_gathered(self, tmp_path: Path, even: Path) -> None:
         """An untrained detector finds the same on two processes as on one."""
-        frozen = f"{THINLY}\nimport matrix_ssl.detection.training as t; t.DetectorTraining.train = lambda *_: None"
+        frozen = f"{THINLY}\nimport matrix_ssl.training.engine as e; e.Engine.run = lambda *_: None"
         shared = ("epochs=1", "precise_bn=0", "score_threshold=0.02")
         counted = (
             f"{frozen}\nimport torchvision, matrix_ssl.detection.predict as p; real = p.read_pixels\n"
