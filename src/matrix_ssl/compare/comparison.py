@@ -54,7 +54,7 @@ class ComparisonRun:
         learn = jobs.open_training_part(plan.base.data, data_root=data_root, download=download)
         judge = jobs.open_test_part(plan.base.data, data_root=data_root, download=download)
         if judge.classes != learn.classes:
-            raise ConfigError(f"{plan.base.data.source!r}: its training and its test part have different classes.")
+            raise ConfigError(f"{plan.base.data.source!r}: the training and test splits have different classes.")
         identity = {"train": len(learn), "test": len(judge), "classes": len(learn.classes or []),
                     "train_digest": learn.digest, "test_digest": judge.digest}  # fmt: skip
         resumed = (self.out / RESULTS).exists() and not fresh

@@ -1,7 +1,7 @@
 """Handwritten digits of 8x8 pixels on two CPU cores in under two minutes.
 
 Data: scikit-learn's ``load_digits``, embedded. Views: small affine and elastic deformations, gamma and noise; a flip or
-a crop would turn a digit into another one.
+a crop would turn one digit into another.
 """
 
 from matrix_ssl.config import DataConfig, MethodConfig, NetworkConfig, OptimizerConfig, RunConfig, ViewConfig
