@@ -304,8 +304,8 @@ class TestRun:
     def test_processes_share_seeds(self, tmp_path, monkeypatch):
         """A seed that another process holds comes last, when that one has let go."""
         code = (
-            "import sys, time\nfrom pathlib import Path\nfrom matrix_ssl import record\n"
-            "with record.lock(Path(sys.argv[1])):\n    print('held', flush=True)\n    sys.stdin.read()"
+            "import sys, time\nfrom pathlib import Path\nfrom matrix_ssl.runs import folder\n"
+            "with folder.lock(Path(sys.argv[1])):\n    print('held', flush=True)\n    sys.stdin.read()"
         )
         other = subprocess.Popen(
             [sys.executable, "-c", code, str(tmp_path / "1")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

@@ -276,9 +276,9 @@ def test_a_method_that_diverges_is_told_apart(tmp_path: Path) -> None:
     assert check_failure(ended, code=2) == "1 of 4 runs failed; the page gives the reasons."
     rows = results(tmp_path)["rows"]
     assert [(Path(row["method"]).stem, row["seed"]) for row in rows if "error" in row] == [("own", 1)]
-    assert "was not finite 3 steps in a row, up to step 6" in rows[3]["error"]
+    assert "not finite in step 6 (bad steps in a row: 3)" in rows[3]["error"]
     assert all(row["accuracy"].keys() >= {"linear", "knn_20"} for row in rows[:3])
-    assert "1 of 2 failed" in ended.out and "own, 2 epochs, seed 1: failed: the loss or its gradient" in ended.err
+    assert "1 of 2 failed" in ended.out and "own, 2 epochs, seed 1: failed: The loss or its gradient" in ended.err
     assert "not finite" in (tmp_path / "c" / "compare.html").read_text()
     kept = moments(tmp_path)  # it is a result: the same settings would diverge again
     assert len(kept) == 5
@@ -287,7 +287,7 @@ def test_a_method_that_diverges_is_told_apart(tmp_path: Path) -> None:
 
 
 MISTAKES = [
-    (["demo", "--methods", ""], "--methods '': name at least one, or all."),
+    (["demo", "--methods", ""], "--methods '': list at least one method, or use 'all'."),
     (["demo", "--methods", "byol,simsaim"], "'simsaim' is not a method. Did you mean 'simsiam'?"),
     (["demo", "--methods", "broken.py,byol"], "broken.py': SyntaxError: '(' was never closed (broken.py, line 3)"),
     (["demo", "--methods", "raising.py"], "raising.py': line 2: KeyError: 'weight'"),
@@ -299,7 +299,7 @@ MISTAKES = [
     (["demo", "--set", "batch_size=1400"], "batch_size=1400 is larger than the 1150 images of 'digits'"),
     (["dmeo"], "There is no recipe 'dmeo'. Did you mean 'demo'?"),
     (["demo", "--data", "absent"], "'absent' is not a file or folder here"),
-    (["demo", "--data", "two"], "the images of 'two' have 3 channels, recipe 'demo' is for 1"),
+    (["demo", "--data", "two"], "The images of 'two' have 3 channels, recipe 'demo' is for 1"),
     (["--data", "flat"], "'flat' has no labels to compare by: put each class in a folder of its own."),
     (["--data", "two"], "batch_size=256 is larger than the 6 images of 'two'"),
     (["demo", "--device", "cuda"], "--device cuda: PyTorch sees no GPU here; use --device cpu."),
