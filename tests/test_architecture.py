@@ -32,10 +32,9 @@ IMPORTS = {
     "training": {"config", "data", "distributed", "encoder", "matrix", "methods", "runs"},
     "llm": {"config", "data", "distributed", "matrix", "report", "runs"},
     "evaluate": {"config", "data", "distributed", "encoder", "runs", "training"},
-    "detection": {"config", "data", "distributed", "encoder", "runs", "training"},
     "compare": {"config", "data", "encoder", "evaluate", "methods", "report", "runs", "training"},
-    "cli": {"__init__", "compare", "config", "data", "detection", "distributed", "encoder", "evaluate", "llm",
-            "methods", "report", "runs", "training"},
+    "cli": {"__init__", "compare", "config", "data", "distributed", "encoder", "evaluate", "llm", "methods",
+            "report", "runs", "training"},
     "__main__": {"cli"},
 }  # fmt: skip
 

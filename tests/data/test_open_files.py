@@ -14,8 +14,8 @@ from matrix_ssl.config import DataConfig
 from matrix_ssl.data.images import read_image
 from matrix_ssl.data.loading import evaluation_batches
 from matrix_ssl.data.open_files import check_open_files
-from matrix_ssl.detection.files import ImageFiles
 from matrix_ssl.errors import OpenFilesError
+from matrix_ssl.evaluate.detection.files import ImageFiles
 from tests.data.test_loading import Set
 from tests.support.runs import make_images
 

@@ -13,7 +13,7 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
 from matrix_ssl.config import IMAGENET_MEAN, IMAGENET_STD
-from matrix_ssl.detection.network import Backbone
+from matrix_ssl.evaluate.detection.network import Backbone
 from matrix_ssl.runs import checkpoint
 
 Sizes = tuple[tuple[int, int], ...]
@@ -120,5 +120,5 @@ def thin_backbone(*_: Any, seed: int = 0, **__: Any) -> Backbone:
 # code that makes the command line use thin encoders
 THINLY = (
     f"import sys; sys.path.insert(0, {str(Path(__file__).parents[2])!r}); from tests.support import drawn_coco\n"
-    f"import matrix_ssl.detection.run as r; r.open_backbone = drawn_coco.thin_backbone"
+    f"import matrix_ssl.evaluate.detection.run as r; r.open_backbone = drawn_coco.thin_backbone"
 )

@@ -14,13 +14,13 @@ from torch import nn
 from matrix_ssl.config import DataConfig, ViewConfig, override
 from matrix_ssl.config.recipes import find_recipe
 from matrix_ssl.data import open_source
-from matrix_ssl.detection.annotations import read_annotations
-from matrix_ssl.detection.files import ImageFiles
-from matrix_ssl.detection.images import TrainingImages
-from matrix_ssl.detection.network import build_detector
-from matrix_ssl.detection.settings import DetectionSettings, make_plan
-from matrix_ssl.detection.training import DetectorTraining
 from matrix_ssl.errors import Diverged
+from matrix_ssl.evaluate.detection.annotations import read_annotations
+from matrix_ssl.evaluate.detection.files import ImageFiles
+from matrix_ssl.evaluate.detection.images import TrainingImages
+from matrix_ssl.evaluate.detection.network import build_detector
+from matrix_ssl.evaluate.detection.settings import DetectionSettings, make_plan
+from matrix_ssl.evaluate.detection.training import DetectorTraining
 from matrix_ssl.evaluate.trained.classifier import Classifier
 from matrix_ssl.evaluate.trained.fine_tune import FineTune
 from matrix_ssl.evaluate.trained.supervised import ClassifierTraining

@@ -7,7 +7,7 @@ import click
 from rich.console import Console
 
 from matrix_ssl.cli import options
-from matrix_ssl.detection.settings import MAY_CHANGE, DetectionSettings
+from matrix_ssl.evaluate.detection.settings import MAY_CHANGE, DetectionSettings
 
 
 @click.command()
@@ -46,8 +46,8 @@ def detect(
     named = options.given(architecture=architecture, schedule=schedule, seed=seed)
     settings = override(DetectionSettings(), [*(f"{key}={value}" for key, value in named.items()), *assignments])
     from matrix_ssl import distributed
-    from matrix_ssl.detection import run as runs
-    from matrix_ssl.detection.scoring import classes_table, scores_table
+    from matrix_ssl.evaluate.detection import run as runs
+    from matrix_ssl.evaluate.detection.scoring import classes_table, scores_table
     from matrix_ssl.runs.display import image_bar
     from matrix_ssl.runs.files import read_json
     from matrix_ssl.runs.session import session

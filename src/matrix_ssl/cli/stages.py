@@ -15,8 +15,8 @@ from typing import Any, Literal
 
 from matrix_ssl.cli import options
 from matrix_ssl.config import override
-from matrix_ssl.detection.settings import DetectionSettings
 from matrix_ssl.errors import DataError, MatrixSSLError
+from matrix_ssl.evaluate.detection.settings import DetectionSettings
 from matrix_ssl.runs import signals
 from matrix_ssl.runs.files import read_json, write_json
 from matrix_ssl.runs.folder import read_config

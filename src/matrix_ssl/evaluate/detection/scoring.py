@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from rich.box import SIMPLE
 from rich.table import Table
 
-from matrix_ssl.detection.annotations import AnnotatedImage, Annotations
-from matrix_ssl.detection.intervals import resample
-from matrix_ssl.detection.predict import DetectionResults
-from matrix_ssl.detection.shapes import coco_masks, encode
+from matrix_ssl.evaluate.detection.annotations import AnnotatedImage, Annotations
+from matrix_ssl.evaluate.detection.intervals import resample
+from matrix_ssl.evaluate.detection.predict import DetectionResults
+from matrix_ssl.evaluate.detection.shapes import coco_masks, encode
 
 MEASURES = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large",
             "AR_1", "AR_10", "AR_100", "AR_small", "AR_medium", "AR_large")  # fmt: skip

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from matrix_ssl.detection.annotations import check_same_categories, read_annotations
-from matrix_ssl.detection.files import ImageFiles
-from matrix_ssl.detection.shapes import RunLengths
 from matrix_ssl.errors import DataError, UnreadableImage
+from matrix_ssl.evaluate.detection.annotations import check_same_categories, read_annotations
+from matrix_ssl.evaluate.detection.files import ImageFiles
+from matrix_ssl.evaluate.detection.shapes import RunLengths
 from tests.conftest import unprivileged
 from tests.support.drawn_coco import CATEGORIES, annotation, draw_set, square, write_json
 

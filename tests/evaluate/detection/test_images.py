@@ -14,11 +14,12 @@ from pycocotools import mask as coco
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from matrix_ssl.config import override
-from matrix_ssl.detection.annotations import AnnotatedImage, Instance, read_annotations
-from matrix_ssl.detection.files import ImageFiles
-from matrix_ssl.detection.images import TrainingImages, fit, make_target, read_ahead, read_pixels, resize
-from matrix_ssl.detection.settings import DetectionSettings
-from matrix_ssl.detection.shapes import (
+from matrix_ssl.errors import DataError, UnreadableImage
+from matrix_ssl.evaluate.detection.annotations import AnnotatedImage, Instance, read_annotations
+from matrix_ssl.evaluate.detection.files import ImageFiles
+from matrix_ssl.evaluate.detection.images import TrainingImages, fit, make_target, read_ahead, read_pixels, resize
+from matrix_ssl.evaluate.detection.settings import DetectionSettings
+from matrix_ssl.evaluate.detection.shapes import (
     Polygons,
     RunLengths,
     decode,
@@ -27,7 +28,6 @@ from matrix_ssl.detection.shapes import (
     parse_run_lengths,
     paste,
 )
-from matrix_ssl.errors import DataError, UnreadableImage
 from tests.support.drawn_coco import draw_set, square, write_json
 
 

@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from matrix_ssl.data.open_files import why_unreadable
-from matrix_ssl.detection.files import check_name
-from matrix_ssl.detection.shapes import Polygons, Shape, is_rescaled, parse_run_lengths
 from matrix_ssl.errors import DataError
+from matrix_ssl.evaluate.detection.files import check_name
+from matrix_ssl.evaluate.detection.shapes import Polygons, Shape, is_rescaled, parse_run_lengths
 
 # what is skipped or changed, by the name of its count
 COUNTED = {

@@ -15,11 +15,11 @@ from pycocotools import mask as coco
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from matrix_ssl.detection import intervals
-from matrix_ssl.detection.annotations import Annotations, read_annotations
-from matrix_ssl.detection.predict import DetectionResults
-from matrix_ssl.detection.scoring import MEASURES, classes_table, score, scores_table
-from matrix_ssl.detection.shapes import encode_pixels
+from matrix_ssl.evaluate.detection import intervals
+from matrix_ssl.evaluate.detection.annotations import Annotations, read_annotations
+from matrix_ssl.evaluate.detection.predict import DetectionResults
+from matrix_ssl.evaluate.detection.scoring import MEASURES, classes_table, score, scores_table
+from matrix_ssl.evaluate.detection.shapes import encode_pixels
 from tests.support.drawn_coco import write_json
 
 HEIGHT, WIDTH = 300, 400
@@ -210,7 +210,7 @@ class TestIntervals:
 
     @staticmethod
     def evaluation(annotations: Annotations, predictions: DetectionResults) -> Any:
-        from matrix_ssl.detection import scoring
+        from matrix_ssl.evaluate.detection import scoring
 
         kept = []
         real, scoring.resample = scoring.resample, lambda evaluation, **_: kept.append(evaluation)

@@ -167,9 +167,8 @@ class TestResuming:
         assert content(tmp_path / "r") == content(whole)
 
     def test_a_kill_after_the_training_scores_again(self, tmp_path: Path, whole: Path, data: Path) -> None:
-        dying = (
-            f"{THINLY}\nimport os, matrix_ssl.detection.run as r; r.score = lambda *_, **__: os.kill(os.getpid(), 9)"
-        )
+        killed = "import os, matrix_ssl.evaluate.detection.run as r; r.score = lambda *_, **__: os.kill(os.getpid(), 9)"
+        dying = f"{THINLY}\n{killed}"
         command = start(tmp_path, arguments(data, EPOCHS), before=dying)
         assert command.wait().code == -signal.SIGKILL and not (tmp_path / "r" / "result.json").exists()
         ended = succeed(tmp_path, arguments(data, EPOCHS), before=THINLY)
@@ -232,7 +231,7 @@ class TestProcesses:
         frozen = f"{THINLY}\nimport matrix_ssl.training.engine as e; e.Engine.run = lambda *_: None"
         shared = ("epochs=1", "precise_bn=0", "score_threshold=0.02")
         counted = (
-            f"{frozen}\nimport torchvision, matrix_ssl.detection.predict as p; real = p.read_pixels\n"
+            f"{frozen}\nimport torchvision, matrix_ssl.evaluate.detection.predict as p; real = p.read_pixels\n"
             "def read(image, files):\n"
             " print(f'read {image.name}\\n', end='', flush=True)\n"
             " return real(image, files)\n"
@@ -269,7 +268,7 @@ class TestFaults:
 
     def test_a_single_bad_iteration_is_skipped_and_counted(self, tmp_path: Path, data: Path) -> None:
         once = (
-            f"{THINLY}\nimport matrix_ssl.detection.heads as h; real = h.mask_cross_entropy; count = [0]\n"
+            f"{THINLY}\nimport matrix_ssl.evaluate.detection.heads as h; real = h.mask_cross_entropy; count = [0]\n"
             "def bad(*values):\n count[0] += 1\n return real(*values) * (float('nan') if count[0] == 2 else 1)\n"
             "h.mask_cross_entropy = bad"
         )

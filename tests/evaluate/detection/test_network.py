@@ -12,12 +12,12 @@ from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.ops import MultiScaleRoIAlign
 
 from matrix_ssl.config import RunConfig, override, to_dict
-from matrix_ssl.detection import heads
-from matrix_ssl.detection.heads import RegionPool, mask_cross_entropy
-from matrix_ssl.detection.network import Backbone, build_detector, open_backbone, parameter_groups
-from matrix_ssl.detection.settings import DetectionSettings
 from matrix_ssl.encoder import initialise_encoder
 from matrix_ssl.errors import ConfigError, RunFolderError
+from matrix_ssl.evaluate.detection import heads
+from matrix_ssl.evaluate.detection.heads import RegionPool, mask_cross_entropy
+from matrix_ssl.evaluate.detection.network import Backbone, build_detector, open_backbone, parameter_groups
+from matrix_ssl.evaluate.detection.settings import DetectionSettings
 from matrix_ssl.runs.checkpoint import digest, save_weights
 from matrix_ssl.runs.files import write_json
 from matrix_ssl.runs.folder import CONFIG, ENCODER, read_config

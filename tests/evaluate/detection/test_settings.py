@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 
 from matrix_ssl.config import override
-from matrix_ssl.detection.settings import DetectionSettings, check_processes, make_plan
 from matrix_ssl.errors import ConfigError
+from matrix_ssl.evaluate.detection.settings import DetectionSettings, check_processes, make_plan
 
 
 def settings(*assignments: str) -> DetectionSettings:

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from matrix_ssl.data.images import Unreadable, decode_image, quiet_pillow, read_or_replace
 from matrix_ssl.data.randomness import permutation, uniform
-from matrix_ssl.detection.annotations import AnnotatedImage, Annotations
-from matrix_ssl.detection.files import ImageFiles
-from matrix_ssl.detection.settings import DetectionSettings
-from matrix_ssl.detection.shapes import decode, encode
 from matrix_ssl.errors import DataError, UnreadableImage
+from matrix_ssl.evaluate.detection.annotations import AnnotatedImage, Annotations
+from matrix_ssl.evaluate.detection.files import ImageFiles
+from matrix_ssl.evaluate.detection.settings import DetectionSettings
+from matrix_ssl.evaluate.detection.shapes import decode, encode
 
 _ORDER, _CHANGES = 0xD0, 0xD1  # coordinates that keep the order of images and their changes apart
 _AHEAD = 2  # batches or images read ahead for each thread

@@ -20,7 +20,7 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss
 from torchvision.ops import box_area, roi_align
 
-from matrix_ssl.detection.settings import DetectionSettings
+from matrix_ssl.evaluate.detection.settings import DetectionSettings
 
 _MASK_WIDTH = 256  # channels of the layers that predict masks
 _BOX_WIDTH = 1024  # channels of the fully connected layers that describe a region, fpn

@@ -11,14 +11,14 @@ import torch
 from torch import nn
 
 from matrix_ssl.config import override
-from matrix_ssl.detection.annotations import Annotations, read_annotations
-from matrix_ssl.detection.files import ImageFiles
-from matrix_ssl.detection.images import TrainingImages
-from matrix_ssl.detection.network import Backbone, build_detector, open_backbone
-from matrix_ssl.detection.predict import predict
-from matrix_ssl.detection.scoring import score
-from matrix_ssl.detection.settings import DetectionSettings, make_plan
-from matrix_ssl.detection.training import DetectorTraining
+from matrix_ssl.evaluate.detection.annotations import Annotations, read_annotations
+from matrix_ssl.evaluate.detection.files import ImageFiles
+from matrix_ssl.evaluate.detection.images import TrainingImages
+from matrix_ssl.evaluate.detection.network import Backbone, build_detector, open_backbone
+from matrix_ssl.evaluate.detection.predict import predict
+from matrix_ssl.evaluate.detection.scoring import score
+from matrix_ssl.evaluate.detection.settings import DetectionSettings, make_plan
+from matrix_ssl.evaluate.detection.training import DetectorTraining
 from matrix_ssl.runs.display import Display
 from matrix_ssl.training.engine import Engine
 from tests.support.drawn_coco import TINY, draw_set, thin_backbone, write_json

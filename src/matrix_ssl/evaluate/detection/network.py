@@ -14,11 +14,11 @@ from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from matrix_ssl.data.randomness import hash_integers
-from matrix_ssl.detection.heads import Heads, LastStageHeads, PyramidHeads
-from matrix_ssl.detection.settings import DetectionSettings
 from matrix_ssl.encoder import Weights
 from matrix_ssl.encoder.opening import RANDOM, TORCHVISION, open_encoder
 from matrix_ssl.errors import ConfigError
+from matrix_ssl.evaluate.detection.heads import Heads, LastStageHeads, PyramidHeads
+from matrix_ssl.evaluate.detection.settings import DetectionSettings
 from matrix_ssl.runs import checkpoint
 
 _PYRAMID_WIDTH = 256

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from matrix_ssl import distributed
 from matrix_ssl.data.images import Unreadable
-from matrix_ssl.detection.annotations import AnnotatedImage, Annotations
-from matrix_ssl.detection.files import ImageFiles
-from matrix_ssl.detection.images import fit, read_ahead, read_pixels, resize
-from matrix_ssl.detection.settings import DetectionSettings
-from matrix_ssl.detection.shapes import encode_pixels, paste
 from matrix_ssl.errors import UnreadableImage
+from matrix_ssl.evaluate.detection.annotations import AnnotatedImage, Annotations
+from matrix_ssl.evaluate.detection.files import ImageFiles
+from matrix_ssl.evaluate.detection.images import fit, read_ahead, read_pixels, resize
+from matrix_ssl.evaluate.detection.settings import DetectionSettings
+from matrix_ssl.evaluate.detection.shapes import encode_pixels, paste
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
-from matrix_ssl.detection.annotations import AnnotatedImage, Annotations
-from matrix_ssl.detection.files import ImageFiles
-from matrix_ssl.detection.images import fit, read_pixels, resize
-from matrix_ssl.detection.predict import DetectionResults
-from matrix_ssl.detection.shapes import decode, encode
+from matrix_ssl.evaluate.detection.annotations import AnnotatedImage, Annotations
+from matrix_ssl.evaluate.detection.files import ImageFiles
+from matrix_ssl.evaluate.detection.images import fit, read_pixels, resize
+from matrix_ssl.evaluate.detection.predict import DetectionResults
+from matrix_ssl.evaluate.detection.shapes import decode, encode
 from matrix_ssl.runs.files import write_atomically
 
 _ROWS, _WIDTH, _GAP, _TITLE = 8, 480, 8, 20  # the last three in pixels

@@ -14,19 +14,19 @@ import torch
 from torch import nn
 
 from matrix_ssl import distributed
-from matrix_ssl.detection.annotations import Annotations, check_same_categories, read_annotations
-from matrix_ssl.detection.files import ImageFiles
-from matrix_ssl.detection.gallery import write_gallery
-from matrix_ssl.detection.images import TrainingImages
-from matrix_ssl.detection.network import Backbone, build_detector, open_backbone
-from matrix_ssl.detection.predict import DetectionResults, predict
-from matrix_ssl.detection.scoring import score
-from matrix_ssl.detection.settings import DetectionSettings, Plan, check_processes, make_plan
-from matrix_ssl.detection.shapes import coco_masks
-from matrix_ssl.detection.training import DetectorTraining
 from matrix_ssl.distributed import batch_norm
 from matrix_ssl.encoder import Weights
 from matrix_ssl.errors import DataError
+from matrix_ssl.evaluate.detection.annotations import Annotations, check_same_categories, read_annotations
+from matrix_ssl.evaluate.detection.files import ImageFiles
+from matrix_ssl.evaluate.detection.gallery import write_gallery
+from matrix_ssl.evaluate.detection.images import TrainingImages
+from matrix_ssl.evaluate.detection.network import Backbone, build_detector, open_backbone
+from matrix_ssl.evaluate.detection.predict import DetectionResults, predict
+from matrix_ssl.evaluate.detection.scoring import score
+from matrix_ssl.evaluate.detection.settings import DetectionSettings, Plan, check_processes, make_plan
+from matrix_ssl.evaluate.detection.shapes import coco_masks
+from matrix_ssl.evaluate.detection.training import DetectorTraining
 from matrix_ssl.runs import checkpoint, devices
 from matrix_ssl.runs.display import Display
 from matrix_ssl.runs.files import read_json, read_lines, write_json, write_text

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from matrix_ssl import distributed
-from matrix_ssl.detection.images import DetectionBatch, TrainingImages
-from matrix_ssl.detection.network import parameter_groups
-from matrix_ssl.detection.settings import DetectionSettings, Plan
+from matrix_ssl.evaluate.detection.images import DetectionBatch, TrainingImages
+from matrix_ssl.evaluate.detection.network import parameter_groups
+from matrix_ssl.evaluate.detection.settings import DetectionSettings, Plan
 from matrix_ssl.runs.display import Display
 from matrix_ssl.training.engine import Engine, seed_torch
 from matrix_ssl.training.task import Line, Task, TrainingPlan
