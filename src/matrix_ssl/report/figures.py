@@ -134,10 +134,13 @@ def evenly(n: int, at_most: int) -> NDArray[np.int64]:
 
 
 def legend(figure: Figure, names: Sequence[str], handles: Sequence[Any] = (), *, handle: int = 5) -> None:
-    """Names of ``handles`` (default: what was drawn) below the axes; ``handle`` is the width of one in letters."""
+    """Names of ``handles`` (default: what was drawn) below the axes, row by row; ``handle``: width in letters."""
+    handles = handles or figure.axes[0].get_legend_handles_labels()[0]
+    columns = legend_columns(names, handle=handle)
+    order = [place for column in range(columns) for place in range(column, len(names), columns)]  # as Matplotlib fills
     below = figure.legend(
-        *((handles, names) if handles else ()), loc="outside lower center", ncols=legend_columns(names, handle=handle),
-        frameon=False, labelcolor=colour("ink"), fontsize=svg.TEXT, handlelength=0.64 * handle - 1.9,
+        [handles[place] for place in order], [names[place] for place in order], loc="outside lower center",
+        ncols=columns, frameon=False, labelcolor=colour("ink"), fontsize=svg.TEXT, handlelength=0.64 * handle - 1.9,
         handletextpad=0.5, columnspacing=1.3,
     )  # fmt: skip
     for mark in below.legend_handles:
@@ -146,8 +149,9 @@ def legend(figure: Figure, names: Sequence[str], handles: Sequence[Any] = (), *,
 
 
 def legend_columns(names: Sequence[str], *, handle: int) -> int:
-    """How many columns of a legend surely fit."""
-    return max(1, min(len(names), 54 // (max(map(len, names)) + handle)))
+    """How many columns of a legend surely fit: as few as their rows need."""
+    fitting = max(1, min(len(names), 54 // (max(map(len, names)) + handle)))
+    return -(-len(names) // -(-len(names) // fitting))
 
 
 def shortened(name: str) -> str:
