@@ -6,8 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from matrix_ssl.config import override
+from matrix_ssl.data import open_source
+from matrix_ssl.encoder import load_encoder
+from matrix_ssl.evaluate.features import extract
+from matrix_ssl.evaluate.probes.knn import knn_predict
+from matrix_ssl.runs.checkpoint import digest
 from matrix_ssl.runs.files import read_json, write_json
+from matrix_ssl.runs.folder import read_config
 from tests.support import runs
 from tests.support.runs import BARE, fail, from_files, make_images, succeed, tiny
 
@@ -102,6 +110,45 @@ def test_other_images_leave_the_page_of_the_run_alone(tmp_path: Path) -> None:
     assert before == ((run / "summary.json").read_bytes(), (run / "evaluation.npz").read_bytes())
 
 
+def test_public_encoders_beside_that_of_the_run(run: Path) -> None:
+    """A copy of the run, and one that takes larger images, stand for encoders of other people."""
+    for name, size in (("same", 8), ("large", 12)):
+        shutil.copytree(run, run.parent / name)
+        config = read_json(run / "config.json")
+        config["data"]["image_size"] = size
+        write_json(run.parent / name / "config.json", config)
+    public = ["--baseline", "same", "--baseline", "large", "--baseline-size", "both"]
+    ended = succeed(run.parent, [*evaluate("knn", "linear"), *public])
+    assert "Baseline large, 12 px: " in ended.err and "This encoder minus public encoders on digits" in ended.out
+    values = read_json(run / "evaluation" / "digits" / "knn.json")
+    assert list(values["public"]) == ["same, 8 px", "large, 12 px", "large, 8 px"]
+    for one in values["public"].values():
+        assert one["sha256"] == digest(load_encoder(run).state_dict()) and one["feature_seconds"] > 0
+        assert "tensors of tiny_resnet" in one["tensors"] and one["measures"].keys() == values["measures"].keys()
+    for name in ("same, 8 px", "large, 8 px"):
+        assert all(d == {"difference": 0, "interval": [0, 0]} for d in values["public"][name]["differences"].values())
+
+    data = override(read_config(run), ["data.image_size=12"]).data
+    train, test = (
+        extract({"": load_encoder(run)}, open_source("digits", split=split, data_root=None), data,
+                device=torch.device("cpu"))
+        for split in ("train", "test")
+    )  # fmt: skip
+    right = knn_predict(train.vectors[""], train.labels, test.vectors[""], k=20) == test.labels
+    large, stored = values["public"]["large, 12 px"], np.load(run / "evaluation" / "digits" / "knn.npz")
+    assert large["measures"]["knn_20"]["accuracy"] == pytest.approx(right.double().mean().item())
+    gain = (stored["knn_20"][0] == stored["labels"]).astype(float) - right.numpy()
+    difference = large["differences"]["knn_20"]
+    assert difference["difference"] == pytest.approx(gain.mean()) and gain.any()
+    half = 1.96 * gain.std() / len(gain) ** 0.5  # the normal approximation of the paired bootstrap
+    assert difference["interval"] == pytest.approx([gain.mean() - half, gain.mean() + half], abs=0.2 * half)
+
+    assert "large, 12 px" in (run / "report.html").read_text()
+    succeed(run.parent, ["export", "r", "--format", "safetensors", "--out", "e.safetensors"])
+    card = (run.parent / "e.safetensors.md").read_text()
+    assert "minus public encoders" in card and "| large, 12 px |" in card
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -109,6 +156,9 @@ def test_other_images_leave_the_page_of_the_run_alone(tmp_path: Path) -> None:
         (["--protocol", ","], "--protocol is empty. Choose from knn, linear"),
         (["--set", "linear_sgd.epoch=3"], "Unknown setting 'linear_sgd.epoch'. Did you mean 'linear_sgd.epochs'?"),
         (["--set", "fine_tune.rates=1,2,3"], "fine_tune.rates"),
+        (["--baseline", "absent"], "absent"),
+        (["--baseline", "r", "--baseline", "r"], "--baseline r is given twice"),
+        (["--baseline", "r", "--protocol", "fine-tune"], "--baseline is for the protocols on frozen features"),
         (["--label-list", "names.txt"], "--label-list is for --protocol semi-supervised."),
         (["--protocol", "semi-supervised", "--label-list", "names.txt"], "names.txt does not exist."),
     ],

@@ -54,6 +54,24 @@ def test_tables(run: Path) -> None:
     assert detection.rows == [["coco-fpn", "12.3", "30.0", "–", "10.0", "–", "–"]]
 
 
+def test_public_encoders_have_columns_and_differences(run: Path) -> None:
+    one = {"accuracy": 0.45, "interval": [0.41, 0.49], "mean_per_class": 0.45}
+    public = {
+        "reference": "torchvision/resnet50", "sha256": "0123456789abcdef", "tensors": "318 of 318 tensors.",
+        "image_size": 224, "feature_seconds": 35.2, "measures": {"linear": one},
+        "differences": {"linear": {"difference": 0.05, "interval": [0.012, 0.088]}},
+    }  # fmt: skip
+    path = run / "evaluation/cats/linear.json"
+    put(path, json.loads(path.read_text()) | {"public": {"torchvision/resnet50, 224 px": public}})
+    cats, differences, dogs, _ = read_tables(run)
+    assert cats.columns[-2] == "torchvision/resnet50, 224 px" and len(dogs.columns) == len(cats.columns) - 1
+    assert [row[-2] for row in cats.rows] == ["–", "45.0", "–", "–"]
+    assert differences.title == "This encoder minus public encoders on cats"
+    assert differences.rows == [["linear", "+5.0 (+1.2 to +8.8)"]]
+    assert "torchvision/resnet50, SHA-256 0123456789ab; 318 of 318 tensors; features in 35 s." in differences.note
+    assert "minus public encoders on cats" in write_report(run).read_text()
+
+
 def test_the_page_shows_them(run: Path) -> None:
     page = write_report(run).read_text()
     for text in (

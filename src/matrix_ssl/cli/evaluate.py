@@ -24,6 +24,8 @@ if TYPE_CHECKING:
               "dataset, or a held-out fifth of each class]")  # fmt: skip
 @click.option("--protocol", default=",".join(options.PROTOCOLS[:3]), show_default=True, metavar="NAMES",
               help=f"Protocols, with commas between: {', '.join(options.PROTOCOLS)}.")  # fmt: skip
+@options.baseline("protocols on frozen features measure as well")
+@options.baseline_size
 @options.weights
 @options.assignments("Change a setting of a protocol that trains, such as linear_sgd.epochs=10")
 @click.option("--label-list", type=options.PATH, help="File that names the labelled images of "
@@ -34,16 +36,18 @@ if TYPE_CHECKING:
 @options.data_root
 @options.download
 def evaluate(
-    run: Path, data: str | None, test_data: str | None, protocol: str, weights: Any, assignments: tuple[str, ...],
-    label_list: Path | None, fresh: bool, no_report: bool, device: str, data_root: Path | None, download: bool,
+    run: Path, data: str | None, test_data: str | None, protocol: str, baseline: tuple[str, ...], baseline_size: Any,
+    weights: Any, assignments: tuple[str, ...], label_list: Path | None, fresh: bool, no_report: bool, device: str,
+    data_root: Path | None, download: bool,
 ) -> None:  # fmt: skip
-    """Measure the encoder of RUN on labelled images, beside raw pixels and the untrained network.
+    """Measure the encoder of RUN on labelled images, beside raw pixels, the untrained network and public encoders.
 
     Run the same command to resume. Results are in RUN/evaluation.
     """
     options.existing_run(run)
     from matrix_ssl import config, distributed
     from matrix_ssl.evaluate import protocols
+    from matrix_ssl.evaluate.baselines import open_baselines
     from matrix_ssl.evaluate.subject import Subject
     from matrix_ssl.evaluate.trained.protocols import SEMI_SUPERVISED, EvaluationSettings
     from matrix_ssl.report import write_report
@@ -56,9 +60,11 @@ def evaluate(
     settings = config.override(EvaluationSettings(), assignments)
     if label_list is not None and SEMI_SUPERVISED not in names:
         raise ConfigError(f"--label-list is for --protocol {SEMI_SUPERVISED}.")
-    location = data or read_config(run).data.source
+    images = read_config(run).data
+    location = data or images.source
     if not location:
         raise DataError(f"{run} does not name a dataset: give --data FOLDER.")
+    public = open_baselines(baseline, images, sizes=baseline_size)
     with session(device) as s:
         with distributed.together():
             if s.main:
@@ -66,6 +72,8 @@ def evaluate(
         with distributed.together():
             train, test, drawn_from = _open_splits(location, test_data, data_root, download, say=s.display.say)
         bar = partial(image_bar, options.stderr)
+        if train.labels is None and public:
+            raise DataError(f"{train.name!r} has no labels; --baseline compares accuracies, which need them.")
         if train.labels is None:
             s.display.say("No labels found: writing only the embedding map and the nearest-neighbour gallery.")
             with bar("features") as show:
@@ -73,12 +81,13 @@ def evaluate(
         else:
             subject = Subject(run, train, test, weights, s.device, drawn_from)
             protocols.run_protocols(
-                subject, protocols=names, settings=settings, label_list=label_list, fresh=fresh,
+                subject, protocols=names, settings=settings, baselines=public, label_list=label_list, fresh=fresh,
                 say=s.display.say, display=s.display, bar=bar,
             )  # fmt: skip
         if s.main:
             if train.labels is not None and (evaluation := read_evaluation(subject.folder)):
-                options.stdout.print(_terminal(evaluation.table()), *evaluation.remarks, sep="\n", markup=False)
+                tables = map(_terminal, evaluation.tables())
+                options.stdout.print(*tables, *evaluation.remarks, sep="\n", markup=False)
             if not no_report:
                 options.show(report=write_report(run))
 
@@ -126,7 +135,8 @@ def _terminal(table: "ResultTable") -> Table:
     """A table for a terminal of 80 columns."""
     result = Table(title=table.title, title_justify="left", box=SIMPLE, padding=0, show_edge=False)
     for i, heading in enumerate(table.columns):
-        short = "\n".join(heading.rsplit(" ", 1)) if len(heading) > 7 else heading
+        separator = ", " if ", " in heading else " "
+        short = "\n".join(heading.rsplit(separator, 1)) if len(heading) > 7 else heading
         result.add_column(short, no_wrap=True, justify="right" if i else "left")
     for row in table.rows:
         result.add_row(*row)

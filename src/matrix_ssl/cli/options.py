@@ -30,6 +30,9 @@ method = click.option("--method", metavar="NAME_OR_FILE", help="Method: a name t
                       "Python file.  [default: the recipe's]")  # fmt: skip
 weights = click.option("--weights", type=click.Choice(["student", "teacher"]), default="student", show_default=True,
                        help="Network of the run.")  # fmt: skip
+baseline_size = click.option("--baseline-size", type=click.Choice(["own", "run", "both"]), default="own",
+                             show_default=True, help="Size of the images of public encoders: that of their own "
+                             "training, that of the run, or each in turn.")  # fmt: skip
 fresh = click.option("--fresh", is_flag=True, help="Start over; an existing run is kept as NAME.1, NAME.2 and so on.")
 no_report = click.option("--no-report", is_flag=True, help="Do not write the report.html of the run.")
 
@@ -43,6 +46,12 @@ def out(default: str | None, *, what: str = "Folder of the run") -> Callable[[An
     """The option ``--out FOLDER``, required where there is no default."""
     text = f"{what}." if default is None else f"{what}.  [default: {default}]"
     return click.option("--out", type=PATH, metavar="FOLDER", required=default is None, help=text)
+
+
+def baseline(what: str) -> Callable[[Any], Any]:
+    """The option ``--baseline WHERE``."""
+    text = f"Frozen public encoder that {what}: a run folder, a checkpoint, or a name; may be repeated."
+    return click.option("--baseline", metavar="WHERE", multiple=True, help=text)
 
 
 def names(text: str) -> list[str]:

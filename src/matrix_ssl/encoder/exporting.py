@@ -87,7 +87,7 @@ def export(run: Path, target: Path | None = None, *, form: str, weights: Weights
         weights=weights,
         facts={"File": f"{exported.weights}, SHA-256 {digest}"},
         library=exported.library, code=exported.code, notes=exported.notes,
-        tables=[one.table() for one in read_evaluations(run) if one.weights == weights],
+        tables=[table for one in read_evaluations(run) if one.weights == weights for table in one.tables()],
     ).encode(errors="backslashreplace")  # fmt: skip
     if chosen.is_folder:
         _write_folder(target, files | {CARD: card})

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,12 +13,14 @@ from torch import nn
 
 from matrix_ssl import distributed
 from matrix_ssl import encoder as encoders
+from matrix_ssl.config import DataConfig
 from matrix_ssl.data.base import Source
 from matrix_ssl.data.randomness import permutation
-from matrix_ssl.errors import ConfigError, did_you_mean
+from matrix_ssl.errors import ConfigError, DataError, did_you_mean
 from matrix_ssl.evaluate import results
+from matrix_ssl.evaluate.baselines import Baseline
 from matrix_ssl.evaluate.feature_files import FeatureFiles
-from matrix_ssl.evaluate.features import RawPixels, extract
+from matrix_ssl.evaluate.features import Features, RawPixels, extract
 from matrix_ssl.evaluate.map import write_map
 from matrix_ssl.evaluate.probes import protocols as frozen
 from matrix_ssl.evaluate.probes.inputs import check_datasets
@@ -36,6 +39,7 @@ _MAPPED = 2000  # unlabelled images that a map and a gallery are computed from, 
 _STREAM = 0x6A11  # coordinate of their choice
 
 OnProgress = Callable[[int, int], None]
+Bar = Callable[..., AbstractContextManager[OnProgress]]
 
 
 def check_protocols(protocols: Sequence[str]) -> None:
@@ -52,11 +56,12 @@ def run_protocols(
     *,
     protocols: Sequence[str],
     settings: trained.EvaluationSettings,
+    baselines: Sequence[Baseline] = (),
     label_list: Path | None = None,
     fresh: bool = False,
     say: Say,
     display: Display,
-    bar: Callable[..., AbstractContextManager[OnProgress]],
+    bar: Bar,
 ) -> None:
     """Runs protocols and writes their results into ``subject.folder``; the same call again resumes.
 
@@ -64,6 +69,7 @@ def run_protocols(
     neighbours of the run's page.
 
     Args:
+        baselines: public encoders that the protocols on frozen features measure as well.
         label_list: file names of the labelled images of ``semi-supervised``; a stratified subset if None.
         fresh: repeat protocols that train and already have results.
         say: prints a sentence for the user, such as what is skipped.
@@ -81,7 +87,9 @@ def run_protocols(
             f"--protocol {','.join(trained.PROTOCOLS)}."
         )
     if on_features:
-        _run_frozen(subject, on_features, say=say, bar=bar)
+        _run_frozen(subject, on_features, baselines, say=say, bar=bar)
+    elif baselines:
+        raise ConfigError(f"--baseline is for the protocols on frozen features: {', '.join(PROTOCOLS[:4])}.")
     for name in protocols:
         if name in trained.PROTOCOLS:
             trained.run_trained(
@@ -103,23 +111,18 @@ def describe_images(
 
 
 def _run_frozen(
-    subject: Subject, protocols: Sequence[str], *, say: Say, bar: Callable[..., AbstractContextManager[OnProgress]]
+    subject: Subject, protocols: Sequence[str], baselines: Sequence[Baseline], *, say: Say, bar: Bar
 ) -> None:
-    """The protocols on frozen features of the encoder and of the baselines; one pass over the images serves all."""
+    """The protocols on frozen features of the encoder and of the baselines; one pass over the images serves all.
+
+    A public encoder has images of its own and so a pass of its own.
+    """
     started = time.monotonic()
     networks: dict[str, nn.Module] = {
         "encoder": subject.encoder, "raw_pixels": RawPixels(), "random_network": subject.untrained[0]
     }  # fmt: skip
     files = subject.folder / "features"
-    with bar("features") as show:
-        train, test = (
-            extract(
-                networks, source, subject.config.data,
-                device=subject.device, on_progress=show,
-                files=FeatureFiles(files / split, fingerprint=subject.fingerprint(split)),
-            )
-            for split, source in (("train", subject.train), ("test", subject.test))
-        )  # fmt: skip
+    train, test = _features(subject, networks, subject.config.data, files, bar=bar)
     for split, features in (("training", train), ("test", test)):
         if features.unreadable:
             where, why = features.unreadable[0]
@@ -129,14 +132,10 @@ def _run_frozen(
     with bar("probes", "networks") as show:
         for done, name in enumerate(networks):
             show(done, len(networks))
-            predictions[name] = frozen.predict(
-                train.vectors[name], train.labels, test.vectors[name],
-                classes=subject.train.labelled()[1],
-                protocols=requested,
-                device=subject.device if subject.device.type == "cuda" else None,
-                say=say if name == "encoder" else _silent,  # the baselines skip the same
-            )  # fmt: skip
+            # the baselines skip the same, in silence
+            predictions[name] = _predict(subject, name, train, test, requested, say if name == "encoder" else _silent)
     answers = Answers.of(subject.test, test.indices)
+    public = [_measure(subject, one, answers, files, requested, say=say, bar=bar) for one in baselines]
     for protocol in protocols:
         chosen = {name: _of_protocol(protocol, measures) for name, measures in predictions.items()}
         values = {
@@ -146,6 +145,10 @@ def _run_frozen(
                 baseline: {name: results.describe(one, answers, by_class=False) for name, one in measures.items()}
                 for baseline, measures in chosen.items()
                 if baseline != "encoder"
+            },
+            "public": {
+                one.name: description | _against(_of_protocol(protocol, measures), chosen["encoder"], answers)
+                for one, (measures, description) in zip(baselines, public, strict=True)
             },
             **subject.question,
             "pretraining_images": subject.is_own,
@@ -158,6 +161,60 @@ def _run_frozen(
     if set(protocols) != {TRANSFER} and subject.is_own:
         write_map(subject.run / EVALUATION, subject.test, test)
     shutil.rmtree(files)
+
+
+def _features(
+    subject: Subject, networks: Mapping[str, nn.Module], data: DataConfig, folder: Path, *question: Any, bar: Bar
+) -> tuple[Features, Features]:
+    """Features of the training and of the test images; a call with the same question resumes."""
+    with bar("features") as show:
+        train, test = (
+            extract(
+                networks, source, data, device=subject.device, on_progress=show,
+                files=FeatureFiles(folder / split, fingerprint=subject.fingerprint(split, *question)),
+            )
+            for split, source in (("train", subject.train), ("test", subject.test))
+        )  # fmt: skip
+    return train, test
+
+
+def _predict(
+    subject: Subject, name: str, train: Features, test: Features, protocols: Sequence[str], say: Say
+) -> dict[str, Predictions]:
+    """The predictions of all protocols on the features of one network."""
+    return frozen.predict(
+        train.vectors[name], train.labels, test.vectors[name],
+        classes=subject.train.labelled()[1],
+        protocols=protocols,
+        device=subject.device if subject.device.type == "cuda" else None,
+        say=say,
+    )  # fmt: skip
+
+
+def _measure(
+    subject: Subject, baseline: Baseline, answers: Answers, folder: Path, protocols: Sequence[str],
+    *, say: Say, bar: Bar,
+) -> tuple[dict[str, Predictions], dict[str, Any]]:  # fmt: skip
+    """The predictions of a public encoder, and what JSON holds of it."""
+    say(f"Baseline {baseline.name}: {baseline.tensors}")
+    started, description = time.monotonic(), baseline.describe()
+    where = folder / results.fingerprint(description)
+    train, test = _features(subject, {"encoder": baseline.encoder}, baseline.data, where, description, bar=bar)
+    seconds = time.monotonic() - started
+    if not np.array_equal(Answers.of(subject.test, test.indices).where, answers.where):
+        raise DataError(f"The test images changed during the evaluation of {baseline.name}. Evaluate again.")
+    predictions = _predict(subject, "encoder", train, test, protocols, _silent)
+    return predictions, description | {"feature_seconds": seconds}
+
+
+def _against(
+    public: Mapping[str, Predictions], own: Mapping[str, Predictions], answers: Answers
+) -> dict[str, dict[str, Any]]:
+    """The measures of a public encoder, and those of the run's encoder minus them."""
+    return {
+        "measures": {name: results.describe(one, answers, by_class=False) for name, one in public.items()},
+        "differences": {name: results.difference(own[name], one, answers) for name, one in public.items()},
+    }
 
 
 def _of_protocol(protocol: str, predictions: Mapping[str, Predictions]) -> dict[str, Predictions]:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from matrix_ssl.errors import RunFolderError
-from matrix_ssl.report.formats import ABSENT, percent, whole
+from matrix_ssl.report.formats import ABSENT, duration, percent, whole
 from matrix_ssl.report.measures import BASELINES, measure_name
-from matrix_ssl.report.records import Number, parse
+from matrix_ssl.report.records import Number, Text, parse
 from matrix_ssl.runs.files import read_json
 
 _ORDER = ("knn", "linear", "low-shot", "transfer", "linear-sgd", "semi-supervised", "fine-tune")
@@ -59,20 +59,8 @@ class Split:
 
 
 @dataclass(frozen=True)
-class ProtocolResult:
-    """The file of one protocol on one dataset, as far as it is shown."""
-
-    set: dict[str, Split]  # train and test
-    measures: dict[str, Score]
-    baselines: dict[str, dict[str, Score]] = field(default_factory=dict)
-    weights: str = "student"
-    training_images: int | None = None
-    pretraining_images: bool = True  # whether the images are those of the pre-training
-
-
-@dataclass(frozen=True)
 class Difference:
-    """How much more often one protocol is right than another on the same images, with its 95 % interval."""
+    """How much more often one is right than the other on the same images, with its 95 % interval."""
 
     difference: Number
     interval: tuple[Number, Number]
@@ -81,6 +69,32 @@ class Difference:
         """In percentage points."""
         low, high = (percent(bound, sign="+") for bound in self.interval)
         return f"{percent(self.difference, sign='+')} points ({low} to {high})"
+
+
+@dataclass(frozen=True)
+class Public:
+    """A frozen public encoder under one protocol, and this encoder minus it."""
+
+    reference: Text
+    sha256: Text
+    tensors: Text
+    image_size: int
+    feature_seconds: Number
+    measures: dict[str, Score]
+    differences: dict[str, Difference]
+
+
+@dataclass(frozen=True)
+class ProtocolResult:
+    """The file of one protocol on one dataset, as far as it is shown."""
+
+    set: dict[str, Split]  # train and test
+    measures: dict[str, Score]
+    baselines: dict[str, dict[str, Score]] = field(default_factory=dict)
+    public: dict[Text, Public] = field(default_factory=dict)  # by name
+    weights: str = "student"
+    training_images: int | None = None
+    pretraining_images: bool = True  # whether the images are those of the pre-training
 
 
 @dataclass(frozen=True)
@@ -104,15 +118,20 @@ class Evaluation:
         """Whether the images are those of the pre-training."""
         return all(result.pretraining_images for result in self.results)
 
+    def tables(self) -> list[ResultTable]:
+        """The accuracies, and, where there are public encoders, this encoder minus each of them."""
+        return [self.table(), *([self._differences()] if self._public() else [])]
+
     def table(self) -> ResultTable:
         """A row for every measure: accuracy, interval, mean of the classes, baselines, labelled images."""
+        public = self._public()
         title = f"Accuracy in % on {self.name}, {whole(self.test.images)} test images of {self.test.classes} classes"
         note = (
             "95 %: bootstrap interval over test images. By class: mean of the accuracies of the classes; guessing "
             f"gives {percent(1 / self.test.classes)}. Untrained network: same architecture, random weights. "
             "±: standard deviation over random draws of the labelled images."
         )
-        columns = ["", "this encoder", "95 %", "by class", *BASELINES.values(), "labelled images"]
+        columns = ["", "this encoder", "95 %", "by class", *BASELINES.values(), *public, "labelled images"]
         rows = [
             [
                 measure_name(key),
@@ -120,12 +139,43 @@ class Evaluation:
                 f"{percent(score.interval[0])} to {percent(score.interval[1])}",
                 percent(score.mean_per_class),
                 *(str(result.baselines.get(baseline, {}).get(key, ABSENT)) for baseline in BASELINES),
+                *(str(one.measures.get(key, ABSENT)) if (one := result.public.get(n)) else ABSENT for n in public),
                 ABSENT if key.startswith("low_shot") else whole(score.labelled or result.training_images) or ABSENT,
             ]
             for result in self.results
             for key, score in result.measures.items()
         ]
         return ResultTable(title, " ".join([note, *self.remarks]), columns, rows)
+
+    def _public(self) -> dict[str, Public]:
+        """The public encoders of all protocols by name."""
+        return {name: one for result in self.results for name, one in result.public.items()}
+
+    def _differences(self) -> ResultTable:
+        public = self._public()
+        origins = [
+            f"{name}: {one.reference}, SHA-256 {one.sha256[:12]}; {one.tensors.rstrip('.')}; features in "
+            f"{duration(one.feature_seconds)}."
+            for name, one in public.items()
+        ]
+        note = (
+            "Percentage points, paired over the same test images, with the 95 % interval of the bootstrap; an interval "
+            "that includes 0 supports no difference. Each public encoder is frozen and gets images of the size beside "
+            "its name in its own normalisation, enlarged where they are smaller."
+        )
+
+        def cell(result: ProtocolResult, name: str, key: str) -> str:
+            one = result.public.get(name)
+            return str(one.differences.get(key, ABSENT) if one else ABSENT).replace(" points", "")
+
+        rows = [
+            [measure_name(key), *(cell(result, name, key) for name in public)]
+            for result in self.results
+            if result.public
+            for key in result.measures
+        ]
+        title = f"This encoder minus public encoders on {self.name}"
+        return ResultTable(title, " ".join([note, *origins]), ["", *public], rows)
 
 
 def read_evaluations(run: Path) -> list[Evaluation]:
@@ -155,7 +205,7 @@ def read_tables(run: Path) -> list[ResultTable]:
     columns = ["", *(f"{kind} {key}" for kind in ("box", "mask") for key in _PRECISIONS)]
     note = " ".join(["Average precision of COCO in percent.", *remarks])
     detection = [ResultTable("Detection and segmentation", note, columns, rows)] if rows else []
-    return [*(one.table() for one in read_evaluations(run)), *detection]
+    return [*(table for one in read_evaluations(run) for table in one.tables()), *detection]
 
 
 @dataclass(frozen=True)
