@@ -204,6 +204,23 @@ def test_the_same_command_again_runs_nothing(done: Path) -> None:
     assert ended.out == (done / "out").read_text() and results(done) == results_before
 
 
+def test_a_public_encoder_gets_a_row_without_training(done: Path, tmp_path: Path) -> None:
+    """One of the runs stands for it: it must have the accuracy that this run has."""
+    shutil.copytree(done / "c", tmp_path / "c")
+    shutil.copytree(tmp_path / "c" / "runs" / "simsiam-1-epochs" / "seed-1", tmp_path / "public")
+    before = moments(tmp_path)
+    ended = compare(tmp_path, [*BOTH, "--baseline", "public"])
+    (new,) = moments(tmp_path).keys() - before.keys()
+    assert moments(tmp_path).items() >= before.items() and new.startswith("c/public/public-8-px-")
+    (public,) = results(tmp_path)["public"]
+    (row,) = [r for r in results(tmp_path)["rows"] if (r["method"], r["epochs"], r["seed"]) == ("simsiam", 1, 1)]
+    assert public["accuracy"] == row["accuracy"] and public["seconds"] > 0
+    assert (public["name"], public["reference"], public["image_size"]) == ("public, 8 px", "public", 8)
+    assert re.search(r"14 of 14: public, 8 px: linear \d+", ended.err) and "public" in ended.out
+    page = (tmp_path / "c" / "compare.html").read_text()
+    assert f"SHA-256 {public['sha256'][:12]}" in page and "a frozen public encoder, not trained here" in page
+
+
 def test_observation_costs_no_time_and_changes_no_weight(tmp_path: Path) -> None:
     """An observer that sleeps, draws random numbers and leaves the encoder as it is given."""
     settings = [*TINY, "epochs=1"]

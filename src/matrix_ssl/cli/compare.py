@@ -37,6 +37,8 @@ if TYPE_CHECKING:
               help="Measure that selects the best trial.")  # fmt: skip
 @click.option("--reference", metavar="NAME", help="Method that the others are compared with.  "
               "[default: matrix_ssl, or the first]")  # fmt: skip
+@options.baseline("gets a row without training")
+@options.baseline_size
 @options.assignments()
 @options.out("runs/compare-RECIPE or runs/compare-RECIPE-DATA", what="Folder of the comparison")
 @options.fresh
@@ -48,8 +50,8 @@ if TYPE_CHECKING:
 def compare(
     recipe: str, methods: str, data: str | None, seeds: int, budget: int | None, rivals_budget: int | None, trials: int,
     tuning_budget: int | None, tuning_set: tuple[str, ...], measure: str, reference: str | None,
-    assignments: tuple[str, ...], out: Path | None, fresh: bool, jobs: int, device: str, data_root: Path | None,
-    download: bool,
+    baseline: tuple[str, ...], baseline_size: Any, assignments: tuple[str, ...], out: Path | None, fresh: bool,
+    jobs: int, device: str, data_root: Path | None, download: bool,
 ) -> None:  # fmt: skip
     """Pre-train several methods under equal conditions and compare them. Run the same command to resume.
 
@@ -63,6 +65,7 @@ def compare(
     from matrix_ssl.compare.comparison import PLAN, ComparisonRun
     from matrix_ssl.compare.plan import Plan, choose_methods
     from matrix_ssl.compare.schedule import places
+    from matrix_ssl.evaluate.baselines import open_baselines
     from matrix_ssl.report.comparison.data import read_comparison
     from matrix_ssl.report.comparison.table import terminal
     from matrix_ssl.runs import devices
@@ -77,7 +80,8 @@ def compare(
     )  # fmt: skip
     out = out or default_run(f"compare-{recipe}", data, unnamed="")
     where = places(devices.choose_device(device).type, jobs=jobs)
-    comparison = ComparisonRun(plan, out, command=shlex.join(command()))
+    public = open_baselines(baseline, base.data, sizes=baseline_size)
+    comparison = ComparisonRun(plan, out, command=shlex.join(command()), public=public)
     if not fresh:
         comparison.check()
     comparison.open_data(data_root=data_root, download=download, fresh=fresh)

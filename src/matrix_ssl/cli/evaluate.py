@@ -24,7 +24,7 @@ if TYPE_CHECKING:
               "dataset, or a held-out fifth of each class]")  # fmt: skip
 @click.option("--protocol", default=",".join(options.PROTOCOLS[:3]), show_default=True, metavar="NAMES",
               help=f"Protocols, with commas between: {', '.join(options.PROTOCOLS)}.")  # fmt: skip
-@options.baseline("protocols on frozen features measure as well")
+@options.baseline("gets a column")
 @options.baseline_size
 @options.weights
 @options.assignments("Change a setting of a protocol that trains, such as linear_sgd.epochs=10")

@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,9 @@ from matrix_ssl import config as configuration
 from matrix_ssl.compare import job as jobs
 from matrix_ssl.compare import schedule
 from matrix_ssl.compare.plan import RATE, Job, Plan, baselines, most_trials, next_trial, runs
+from matrix_ssl.compare.plan import public as public_job
 from matrix_ssl.errors import ConfigError, RunFolderError
+from matrix_ssl.evaluate.baselines import Baseline
 from matrix_ssl.report.comparison.data import RESULTS
 from matrix_ssl.report.comparison.page import write_comparison
 from matrix_ssl.runs import devices
@@ -29,12 +31,16 @@ _MAY_CHANGE = [f"base.{key}" for key in configuration.MAY_CHANGE]
 class ComparisonRun:
     """The state of a comparison in its folder; ``command`` is what the user typed, for the page.
 
+    ``public`` are encoders that are evaluated beside the methods and not trained. They are no part of the plan: a
+    comparison that has ended may get others.
+
     Raises:
         ConfigError: a method has fewer different trials than asked for, or a setting does not fit a method.
     """
 
-    def __init__(self, plan: Plan, out: Path, *, command: str):
+    def __init__(self, plan: Plan, out: Path, *, command: str, public: Sequence[Baseline] = ()):
         self.plan, self.out, self.command = plan, out, command
+        self.public = [public_job(plan, one) for one in public]
         self.trials = plan.trials if plan.trials > 1 else 0
         self.failures: dict[Path, dict[str, Any]] = {}  # jobs that ended without a result in this session
         for method in plan.methods:
@@ -112,7 +118,8 @@ class ComparisonRun:
                 ready += runs(self.plan, method, self.best(tried)[1])
         trials.sort(key=lambda job: job.number)
         ready.sort(key=lambda job: (job.number, job.epochs != self.plan.budget))
-        return [job for job in (*trials, *ready, baselines(self.plan)) if self.result(job) is None]
+        frozen = [baselines(self.plan), *self.public]
+        return [job for job in (*trials, *ready, *frozen) if self.result(job) is None]
 
     def tried(self, method: str) -> list[tuple[Job, dict[str, Any]]]:
         """The trials of a method that have ended, in their order, with their results."""
@@ -138,8 +145,9 @@ class ComparisonRun:
         return best, settings
 
     def count(self) -> tuple[int, int]:
-        """How many jobs have ended, and how many there are in all, that of the baselines included."""
-        done, total = int(self.result(baselines(self.plan)) is not None), 1
+        """How many jobs have ended, and how many there are in all, those of the baselines included."""
+        frozen = [baselines(self.plan), *self.public]
+        done, total = sum(self.result(job) is not None for job in frozen), len(frozen)
         for method in self.plan.methods:
             tried = self.tried(method)
             ready = runs(self.plan, method, self.best(tried)[1])
@@ -159,6 +167,9 @@ class ComparisonRun:
             "settings": {key: value for key, value in shared.items() if not key.startswith(own)},
             "environment": self.environment,
             "baselines": (self.result(baselines(plan)) or {}).get("accuracy", {}),
+            "public": [
+                job.settings | result for job in self.public if (result := self.result(job)) is not None
+            ],
             "tuning": self._tuning(), "rows": self._rows(),
         }  # fmt: skip
         write_json(self.out / RESULTS, results)

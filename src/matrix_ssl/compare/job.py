@@ -13,6 +13,7 @@ import re
 import resource
 import signal
 import sys
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +28,7 @@ from matrix_ssl.config import DataConfig, RunConfig
 from matrix_ssl.data import Source, has_test_split, open_source, split_source
 from matrix_ssl.data.sources import choose_subset
 from matrix_ssl.encoder import initialise_encoder, load_encoder
+from matrix_ssl.encoder.opening import open_encoder
 from matrix_ssl.errors import ConfigError, Diverged, MatrixSSLError
 from matrix_ssl.evaluate.features import RawPixels, extract
 from matrix_ssl.evaluate.online import neighbour_accuracy
@@ -97,6 +99,10 @@ def run_job(folder: Path) -> dict[str, Any]:
             baselines = {"raw_pixels": RawPixels(), "random_network": initialise_encoder(config)[0]}
             accuracies = _accuracies(baselines, config.data, learn, open_test(), protocols=PROTOCOLS, device=device)
             result: dict[str, Any] = {"accuracy": accuracies}
+        elif job["stage"] == "public":
+            started, public = time.monotonic(), {"encoder": open_encoder(job["method"]).encoder}
+            accuracies = _accuracies(public, config.data, learn, open_test(), protocols=PROTOCOLS, device=device)
+            result = {"accuracy": accuracies["encoder"], "seconds": time.monotonic() - started}
         else:
             test = None if job["stage"] == "tuning" else open_test
             result = _train_and_evaluate(config, folder, learn, test, device=device)

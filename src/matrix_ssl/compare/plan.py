@@ -7,6 +7,7 @@ the rate with the best of these.
 """
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +16,14 @@ from typing import Any, Literal
 from matrix_ssl import config as configuration
 from matrix_ssl.config import RunConfig
 from matrix_ssl.errors import ConfigError
+from matrix_ssl.evaluate.baselines import Baseline
 from matrix_ssl.methods import complete_options, find_method, list_methods
 from matrix_ssl.training import setup
 
 RATE = "optimizer.learning_rate"
 _NEAR, _FAR = (2.0, 0.5), (4.0, 0.25)  # factors of the recipe's learning rate, before and after the variants
 
-Stage = Literal["tuning", "run", "baselines"]
+Stage = Literal["tuning", "run", "baselines", "public"]
 
 
 @dataclass(frozen=True)
@@ -42,13 +44,13 @@ class Plan:
 
 @dataclass(frozen=True)
 class Job:
-    """One training and its evaluation, or the evaluation of the baselines."""
+    """One training and its evaluation, or the evaluation of the baselines or of a public encoder."""
 
     stage: Stage
     method: str
     number: int  # of the trial, or the seed
     epochs: int
-    settings: dict[str, Any]  # what differs from the recipe with this method, by dotted keys
+    settings: dict[str, Any]  # what differs from the recipe with this method, by dotted keys; or a public encoder
     config: RunConfig
 
     @property
@@ -57,6 +59,8 @@ class Job:
         name = Path(self.method).stem
         if self.stage == "baselines":
             return Path("baselines")
+        if self.stage == "public":
+            return Path("public", re.sub(r"[^\w.-]+", "-", f"{self.settings['name']}-{self.settings['sha256'][:12]}"))
         if self.stage == "tuning":
             return Path("tuning", name, f"trial-{self.number}")
         return Path("runs", f"{name}-{self.epochs}-epochs", f"seed-{self.number}")
@@ -66,6 +70,8 @@ class Job:
         """Its name in progress lines and errors."""
         if self.stage == "baselines":
             return "raw pixels and untrained network"
+        if self.stage == "public":
+            return str(self.settings["name"])
         what = "trial" if self.stage == "tuning" else f"{self.epochs} epochs, seed"
         return f"{Path(self.method).stem}, {what} {self.number}"
 
@@ -119,6 +125,12 @@ def runs(plan: Plan, method: str, settings: dict[str, Any]) -> list[Job]:
 def baselines(plan: Plan) -> Job:
     """The job that evaluates raw pixels and the untrained network."""
     return Job("baselines", plan.reference, 0, 0, {}, setup.complete(_with_method(plan, plan.reference)))
+
+
+def public(plan: Plan, baseline: Baseline) -> Job:
+    """The job that evaluates a frozen public encoder."""
+    config = dataclasses.replace(baselines(plan).config, data=baseline.data)
+    return Job("public", baseline.reference, 0, 0, {"name": baseline.name, **baseline.describe()}, config)
 
 
 def _job(

@@ -86,6 +86,19 @@ class Data:
 
 
 @dataclass(frozen=True)
+class Public:
+    """A frozen public encoder, evaluated and not trained, or the error that prevented it."""
+
+    name: Text
+    reference: Text
+    sha256: Text
+    tensors: Text
+    accuracy: Mapping[Text, Score] = field(default_factory=dict)
+    seconds: Number | None = None
+    error: Text | None = None
+
+
+@dataclass(frozen=True)
 class Results:
     """The file; costs in seconds and MiB."""
 
@@ -101,6 +114,7 @@ class Results:
     settings: Mapping[Text, Any] = field(default_factory=dict)
     environment: Mapping[Text, Any] = field(default_factory=dict)
     baselines: Mapping[Text, Mapping[Text, Score]] = field(default_factory=dict)
+    public: Sequence[Public] = ()
     tuning: Tuning | None = None
     rows: Sequence[Run] = ()
 
@@ -182,7 +196,8 @@ class Comparison:
         """Label and error of everything that failed, runs before trials of tuning."""
         runs = [(f"{e.label}, seed {run.seed}", run.error or "") for e in self.entries for run in e.failures]
         trials = [trial for trial in self.trials if trial.error is not None]
-        return runs + [(f"{self.names[t.method]}, tuning, trial {t.trial}", t.error or "") for t in trials]
+        runs += [(f"{self.names[t.method]}, tuning, trial {t.trial}", t.error or "") for t in trials]
+        return runs + [(public.name, public.error) for public in self.results.public if public.error is not None]
 
     @cached_property
     def ranked(self) -> list[Entry]:

@@ -44,6 +44,7 @@ def rows(c: Comparison) -> list[Row]:
     """Entries by descending mean of the main measure, then the baselines; every row has the same columns."""
     entries = c.ranked
     baselines = {name: scores for key, name in BASELINES.items() if (scores := c.results.baselines.get(key))}
+    baselines |= {public.name: public.accuracy for public in c.results.public if public.error is None}
     accuracy = [
         _accuracies(m.heading, [e.summary(m.key) for e in entries], [b.get(m.key) for b in baselines.values()])
         for m in c.measures
@@ -80,11 +81,17 @@ def difference_heading(c: Comparison) -> str:
 
 def table_note(c: Comparison) -> str:
     """How to read the table."""
+    public = [
+        f" {one.name}: {one.reference}, a frozen public encoder, not trained here, SHA-256 {one.sha256[:12]}; "
+        f"{one.tensors.rstrip('.')}; evaluated in {duration(one.seconds)}."
+        for one in c.results.public
+        if one.seconds is not None
+    ]
     return (
         "Test images classified correctly from frozen features, in percent: mean ± standard deviation over the seeds. "
         f"{difference_heading(c)}: paired difference over common seeds in percentage points, with its 95% interval. "
         "Wall-clock time, CPU time, images per second and peak memory: means of the pre-training. The best of each "
-        "column is bold."
+        "column is bold." + "".join(public)
     )
 
 
