@@ -7,11 +7,6 @@ it stops without the process of number PARENT, which started it. The test images
 run that is reported, and never by a trial.
 """
 
-import ctypes
-import os
-import re
-import resource
-import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -24,7 +19,7 @@ import torch
 from torch import nn
 
 from matrix_ssl import config as configuration
-from matrix_ssl.config import DataConfig, RunConfig
+from matrix_ssl.config import DataConfig, RunConfig, system
 from matrix_ssl.data import Source, has_test_split, open_source, split_source
 from matrix_ssl.data.sources import choose_subset
 from matrix_ssl.encoder import initialise_encoder, load_encoder
@@ -48,7 +43,6 @@ _CURVE_BANK, _CURVE_QUERIES = 2000, 1000  # at most so many to choose neighbours
 _TRIAL_PROTOCOLS = ("knn", "linear")
 _NEIGHBOURS = (1, 20)
 _L2 = 1.0  # of the linear probe: fixed, since features are standardised and a trial needs many probes
-_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux
 
 Accuracies = dict[str, dict[str, float | int]]  # by protocol: mean, sd and n
 
@@ -184,19 +178,14 @@ def _peak_memory(device: torch.device) -> float:
     """MiB: of the GPU's memory, or of this process, all of it, PyTorch and the images included."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    if sys.platform == "linux":  # its ru_maxrss also knows what the process that started this one had taken
-        if peak := re.search(r"^VmHWM:\s*(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE):
-            return int(peak[1]) / 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    return system.peak_memory() / 2**20
 
 
 def main() -> None:
     """Runs a job; errors meant for the user end in one line on standard error and their exit code."""
     folder, *parent = sys.argv[1:]
-    if sys.platform == "linux":  # a comparison that was killed must not leave its jobs behind: they stop like it
-        ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGTERM)
-    if parent and os.getppid() != int(parent[0]):  # it was killed before the line above
-        raise SystemExit(128 + signal.SIGTERM)
+    if parent:  # a comparison that was killed must not leave its jobs behind: they stop like it
+        system.end_with_parent(int(parent[0]))
     try:
         run_job(Path(folder))
     except MatrixSSLError as error:

@@ -10,7 +10,7 @@ from typing import Any
 from matrix_ssl import config as configuration
 from matrix_ssl.compare.job import JOB, OUTPUT, RESULT
 from matrix_ssl.compare.plan import Job
-from matrix_ssl.data.workers import cores
+from matrix_ssl.config import system
 from matrix_ssl.errors import ConfigError
 from matrix_ssl.runs import signals
 from matrix_ssl.runs.files import read_json, write_json
@@ -38,8 +38,8 @@ def places(device_type: str, *, jobs: int) -> list[Place]:
         # CUDA ignores a name that is no device, and all after it
         names = [name.strip() for name in visible.split(",")][:count] if visible else [str(i) for i in range(count)]
         return [Place("cuda", names[i % len(names)], 0) for i in range(jobs or len(names))]
-    count = jobs or (cores() if device_type == "cpu" else 1)
-    return [Place(device_type, None, max(1, cores() // count)) for _ in range(count)]
+    count = jobs or (system.cores() if device_type == "cpu" else 1)
+    return [Place(device_type, None, max(1, system.cores() // count)) for _ in range(count)]
 
 
 def read_result(out: Path, job: Job) -> dict[str, Any] | None:

@@ -6,21 +6,23 @@ receiver waits for ever. So code that is about to need descriptors checks that t
 
 import errno
 import os
-import resource
 
+from matrix_ssl.config import system
 from matrix_ssl.errors import OpenFilesError
 
 
 def check_open_files(more: int) -> None:
     """Raises OpenFilesError unless this process may open ``more`` files at once."""
-    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limit = system.open_file_limit()
+    if limit is None:
+        return
     try:
         used = len(os.listdir("/dev/fd"))  # noqa: PTH208, a Path for every descriptor is slow
     except OSError as error:
         if error.errno != errno.EMFILE:
             raise
         used = limit
-    if limit != resource.RLIM_INFINITY and used + more > limit:
+    if used + more > limit:
         raise open_files_error()
 
 
@@ -37,7 +39,7 @@ def why_unreadable(error: OSError, *, setting: str = "data.workers") -> str:
 
 def open_files_error(setting: str = "data.workers") -> OpenFilesError:
     """The error to raise at the limit; ``setting`` is that of the number of workers, 0 open the fewest files."""
-    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limit = system.open_file_limit() or 0
     return OpenFilesError(
         f"The limit of {limit} open files is too low: raise it with 'ulimit -n {max(1024, 2 * limit)}' "
         f"or read the images without workers (--set {setting}=0)."

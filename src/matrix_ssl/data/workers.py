@@ -4,8 +4,6 @@ An image that cannot be read is replaced by the next one of the dataset that can
 """
 
 import os
-import signal
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -17,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
-from matrix_ssl.config import DataConfig, ViewConfig
+from matrix_ssl.config import DataConfig, ViewConfig, system
 from matrix_ssl.data import augment
 from matrix_ssl.data.base import Source
 from matrix_ssl.data.images import Unreadable, read_or_replace
@@ -109,21 +107,14 @@ class CentralSquares(Reader):
         return Crops(self._collate(crops), indices, indices, unreadable)
 
 
-def cores() -> int:
-    """Number of CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS has none
-
-
 def _worker_count(workers: int) -> int:
     if workers >= 0:
         return workers
-    return min(_MOST_WORKERS, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return min(_MOST_WORKERS, system.cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def _start_worker(_: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the main process decides
-    # a scheduler signals the whole group as well: outlive the save of the main process, but not by much
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(30))
+    system.outlive_signals(30)  # the save of the main process, but not by much
 
 
 def read_batches(reader: Reader, keys: Iterable[Any], *, workers: int) -> Iterator[Crops]:
@@ -135,13 +126,11 @@ def read_batches(reader: Reader, keys: Iterable[Any], *, workers: int) -> Iterat
     if count:
         check_open_files(_FILES_OF_THE_LOADER + count * _FILES_OF_A_WORKER)
     loader = DataLoader(reader, batch_size=None, sampler=keys, num_workers=count, worker_init_fn=_start_worker)
-    handler = signal.getsignal(signal.SIGCHLD)
     try:
-        batches = iter(loader)
-        if threading.current_thread() is threading.main_thread():
-            # PyTorch's handler raises wherever the main thread is, in the middle of a training step; without it the
-            # next batch finds the dead worker, within five seconds
-            signal.signal(signal.SIGCHLD, handler)
+        # PyTorch's handler raises wherever the main thread is, in the middle of a training step; without it the next
+        # batch finds the dead worker, within five seconds
+        with system.child_handler_kept():
+            batches = iter(loader)
         for crops in batches:
             if isinstance(crops, MatrixSSLError):
                 raise crops

@@ -10,6 +10,8 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from matrix_ssl.config import system
+
 
 def environment(*, device: str, device_name: str, threads: int, processes: int) -> dict[str, Any]:
     """Versions, hardware and commit."""
@@ -18,7 +20,7 @@ def environment(*, device: str, device_name: str, threads: int, processes: int) 
         "python": platform.python_version(),
         **{name.replace("-", "_"): version for name, version in own.items()},
         "platform": f"{platform.system()} {platform.machine()}",
-        "processor": _processor(),
+        "processor": system.processor(),
         "device": device,
         "device_name": device_name,
         "threads": threads,
@@ -43,15 +45,6 @@ def command() -> list[str]:
     else:
         launch = ["matrix-ssl"] if ours else ["python", sys.argv[0]]
     return [*launch, *sys.argv[1:]]
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def _commit() -> str | None:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-from matrix_ssl.config import current_names
+from matrix_ssl.config import current_names, system
 from matrix_ssl.errors import RunFolderError
 
 TEMPORARY = ".tmp"
@@ -28,10 +28,10 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         with os.fdopen(descriptor, "wb") as file:
             write(file)
             file.flush()
-            os.fchmod(descriptor, 0o666 & ~_umask())  # mkstemp makes it private
+            system.give_usual_permissions(descriptor)
             os.fsync(descriptor)
         Path(temporary).replace(path)
-        _sync_folder(path.parent)
+        system.sync_folder(path.parent)
     except BaseException as error:
         if temporary:
             Path(temporary).unlink(missing_ok=True)
@@ -121,17 +121,3 @@ def _refuse_to_replace(path: Path) -> None:
     """Raises FileExistsError for a device such as /dev/null, which a rename would replace with a file."""
     if path.exists() and not path.is_file():
         raise FileExistsError(errno.EEXIST, "it exists and is not a file")
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,6 +1,5 @@
 """The run folder: the names of its files, its lock, and the description that says what it is for."""
 
-import fcntl
 import json
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from matrix_ssl import config as configuration
-from matrix_ssl.config import RunConfig
+from matrix_ssl.config import RunConfig, system
 from matrix_ssl.errors import ConfigError, RunFolderError
 from matrix_ssl.runs.files import TEMPORARY, cannot_write, read_json, read_lines, write_json, write_lines
 
@@ -73,19 +72,16 @@ def tidy(run: Path) -> None:
 @contextmanager
 def lock(run: Path) -> Iterator[None]:
     """Holds a run folder against a second writer until the block ends or the process dies."""
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        file = (run / _LOCK).open("w")
-    except OSError as error:
-        raise cannot_write(run, error) from error
-    with file:
+    with ExitStack() as stack:
         try:
-            # not flock: worker processes would inherit it and hold it for seconds after the main one was killed
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            run.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(system.locked(run / _LOCK))
+        except BlockingIOError:
             raise RunFolderError(
                 f"{run} is being written by another process: wait for it or choose another folder."
             ) from None
+        except OSError as error:
+            raise cannot_write(run, error) from error
         yield
 
 
@@ -95,8 +91,11 @@ def held(folder: Path, *, fresh: bool, say: Callable[[str], None], first: str = 
     check_folder(folder, first=first)
     with ExitStack() as stack:
         stack.enter_context(lock(folder))
+        if fresh and not system.MOVES_HELD_FOLDERS:
+            stack.close()
         if fresh and (kept := set_aside(folder, first=first)):
             say(f"Kept the previous run as {kept}.")
+        if fresh:
             stack.enter_context(lock(folder))
         tidy(folder)
         yield

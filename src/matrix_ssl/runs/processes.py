@@ -8,6 +8,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from matrix_ssl.config import system
+
 _POLL = 0.1  # seconds between two looks at the processes
 Key = TypeVar("Key")
 
@@ -38,7 +40,7 @@ class Processes(Generic[Key]):
             process = subprocess.Popen(
                 list(command), stdin=subprocess.DEVNULL, stdout=output, stderr=output,
                 env={**os.environ, **(environment or {})},
-                start_new_session=True,  # Ctrl-C reaches this process alone, which forwards it once
+                **system.own_group(),  # Ctrl-C reaches this process alone, which forwards it once
             )  # fmt: skip
         self._active.append((key, process))
 
@@ -47,7 +49,7 @@ class Processes(Generic[Key]):
         while True:
             for number in self._received[self._forwarded :]:
                 for _, process in self._active:
-                    process.send_signal(number)
+                    system.forward(number, process)
                 self._forwarded += 1
             codes = [(key, process, process.poll()) for key, process in self._active]
             self._active = [(key, process) for key, process, code in codes if code is None]

@@ -5,9 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from matrix_ssl.config.system import STOPPING
 from matrix_ssl.errors import MatrixSSLError
-
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class Interrupted(MatrixSSLError):

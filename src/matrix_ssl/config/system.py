@@ -1,0 +1,170 @@
+"""What differs between Linux, macOS and Windows, all of it: locks, signals, limits, memory.
+
+Modules that Windows lacks are imported here alone; every function says what it does without them. The tests run on
+Linux, where they take ``fcntl`` and ``resource`` away for the path of Windows.
+"""
+
+import contextlib
+import ctypes
+import os
+import platform
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+try:
+    import fcntl
+    import resource
+except ImportError:  # Windows
+    fcntl = resource = None  # type: ignore[assignment]
+
+# what stops a program after a checkpoint; Windows has Ctrl-Break instead of SIGUSR1
+STOPPING = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGBREAK") if hasattr(signal, name)
+)
+MOVES_HELD_FOLDERS = fcntl is not None  # Windows renames no folder while a file in it is open
+
+_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux
+_SECONDS_BETWEEN_LOOKS = 1.0  # at a parent, where the system does not report its end
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Holds a lock file until the block ends or the process dies; by the package filelock where there is no ``fcntl``.
+
+    Raises:
+        BlockingIOError: another process holds it.
+        OSError: the file cannot be written.
+    """
+    with contextlib.ExitStack() as stack:
+        if fcntl is None:
+            import filelock
+
+            try:
+                stack.enter_context(filelock.FileLock(path).acquire(blocking=False))
+            except filelock.Timeout:
+                raise BlockingIOError(f"{path} is locked.") from None
+        else:
+            file = stack.enter_context(path.open("w"))
+            try:
+                # not flock: worker processes would inherit it and hold it for seconds after the main one was killed
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise BlockingIOError(f"{path} is locked.") from None
+        yield
+
+
+def give_usual_permissions(descriptor: int) -> None:
+    """Gives a file made by ``mkstemp``, which is private, the permissions of any other new file."""
+    if hasattr(os, "fchmod"):
+        mask = os.umask(0)
+        os.umask(mask)
+        os.fchmod(descriptor, 0o666 & ~mask)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes a rename in a folder outlive a crash of the machine; Windows opens no folder and needs no such call."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def open_file_limit() -> int | None:
+    """How many files this process may have open; None where there is no such limit."""
+    if resource is None:
+        return None
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return None if limit == resource.RLIM_INFINITY else limit
+
+
+def cores() -> int:
+    """Number of CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS has none
+
+
+def processor() -> str:
+    """The CPU as its maker calls it, or what the system says about it."""
+    name: str | None = None
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            match = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+            name = match[1].strip() if match else None
+    elif sys.platform == "darwin":
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            command = ["sysctl", "-n", "machdep.cpu.brand_string"]
+            name = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    return name or platform.processor()
+
+
+def peak_memory() -> int:
+    """Most bytes of memory that this process has taken."""
+    if sys.platform == "linux":  # its ru_maxrss also knows what the process that started this one had taken
+        if match := re.search(r"^VmHWM:\s*(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE):
+            return int(match[1]) * 2**10
+    if resource is None:
+        return psutil.Process().memory_info().peak_wset
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 2**10)
+
+
+def own_group() -> dict[str, Any]:
+    """Arguments of ``subprocess.Popen`` that keep Ctrl-C from a process: its parent alone decides."""
+    if os.name == "posix":
+        return {"start_new_session": True}
+    return {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}  # type: ignore[attr-defined]
+
+
+def forward(number: int, process: "subprocess.Popen[bytes]") -> None:
+    """Sends a stopping signal on to a process of ``own_group``; on Windows Ctrl-Break, the only one that it can get."""
+    process.send_signal(number if os.name == "posix" else signal.CTRL_BREAK_EVENT)  # type: ignore[attr-defined]
+
+
+def outlive_signals(seconds: int) -> None:
+    """Lets a worker ignore Ctrl-C and outlive SIGTERM by some seconds: both reach the whole group, the parent decides.
+
+    Windows has neither SIGALRM nor a SIGTERM for groups; there a worker ends when its parent closes it.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "alarm"):
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(seconds))
+
+
+@contextmanager
+def child_handler_kept() -> Iterator[None]:
+    """Puts back the handler of SIGCHLD that the block replaces; Windows has no such signal."""
+    usable = hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGCHLD) if usable else None
+    yield
+    if usable:
+        signal.signal(signal.SIGCHLD, handler)
+
+
+def end_with_parent(parent: int) -> None:
+    """Lets this process get SIGTERM when the process ``parent``, which started it, has ended.
+
+    The kernel of Linux sends it at once; elsewhere a thread looks every second.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGTERM)
+        if os.getppid() != parent:  # it ended before the line above
+            raise SystemExit(128 + signal.SIGTERM)
+    else:
+        threading.Thread(target=_watch, args=(psutil.Process(parent),), daemon=True).start()
+
+
+def _watch(parent: psutil.Process) -> None:
+    while parent.is_running():
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+    signal.raise_signal(signal.SIGTERM)

@@ -1,0 +1,153 @@
+"""What differs between operating systems: the calls of Linux, and what takes their place without ``fcntl``."""
+
+import ast
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+import matrix_ssl
+from matrix_ssl.config import system
+from matrix_ssl.data.open_files import check_open_files
+from matrix_ssl.errors import OpenFilesError
+from matrix_ssl.runs.folder import CONFIG, held
+
+ROOT = Path(matrix_ssl.__file__).parent
+WITHOUT_POSIX = "import psutil, sys; sys.modules['fcntl'] = sys.modules['resource'] = None\n"
+HOLD = """
+from pathlib import Path
+from matrix_ssl.errors import RunFolderError
+from matrix_ssl.runs.folder import lock
+try:
+    with lock(Path(sys.argv[1])):
+        print("held", flush=True)
+        sys.stdin.read()
+except RunFolderError as error:
+    print(error, flush=True)
+"""
+
+
+@contextmanager
+def lock_in_another_process(folder: Path, *, before: str = "import sys\n") -> Iterator[str]:
+    """What a process prints that holds the lock of a folder until the block ends."""
+    command = [sys.executable, "-c", before + HOLD, str(folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        yield process.stdout.readline()
+        process.communicate()
+
+
+@pytest.mark.parametrize("before", ["import sys\n", WITHOUT_POSIX], ids=["fcntl", "filelock"])
+def test_a_lock_excludes_a_second_process_until_the_first_ends(tmp_path: Path, before: str) -> None:
+    with lock_in_another_process(tmp_path, before=before) as first:
+        assert first == "held\n"
+        with lock_in_another_process(tmp_path, before=before) as second:
+            assert second == f"{tmp_path} is being written by another process: wait for it or choose another folder.\n"
+    with lock_in_another_process(tmp_path, before=before) as third:
+        assert third == "held\n"
+
+
+def test_a_folder_is_set_aside_with_no_file_open_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows renames no folder that holds an open file; afterwards the new folder is locked."""
+    run, held_at_rename = tmp_path / "run", []
+    rename = Path.rename
+
+    def look(path: Path, target: Path) -> Path:
+        with lock_in_another_process(run) as answer:
+            held_at_rename.append(answer != "held\n")
+        return rename(path, target)
+
+    run.mkdir()
+    (run / CONFIG).write_text("{}")
+    monkeypatch.setattr(Path, "rename", look)
+    monkeypatch.setattr(system, "MOVES_HELD_FOLDERS", False)
+    with held(run, fresh=True, say=lambda text: None):
+        assert (tmp_path / "run.1" / CONFIG).exists() and not (run / CONFIG).exists()
+        with lock_in_another_process(run) as answer:
+            assert "is being written by another process" in answer
+    assert held_at_rename == [False]
+
+
+def test_there_is_no_limit_of_open_files_where_the_system_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    assert system.open_file_limit() == limit
+    with pytest.raises(OpenFilesError, match=f"limit of {limit} open files"):
+        check_open_files(limit)
+    monkeypatch.setattr(system, "resource", None)
+    check_open_files(limit)
+
+
+def test_a_worker_ignores_ctrl_c_and_outlives_a_signal_to_its_group() -> None:
+    code = (
+        "import signal, time; from matrix_ssl.config import system; system.outlive_signals(1)\n"
+        "for number in (signal.SIGINT, signal.SIGTERM): signal.raise_signal(number)\n"
+        "print('alive', flush=True); time.sleep(20)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (result.stdout, result.returncode) == ("alive\n", -signal.SIGALRM)
+
+
+@pytest.mark.parametrize("platform", ["linux", "darwin"])
+def test_a_process_ends_with_its_parent(platform: str) -> None:
+    """By the kernel, and by a look at the parent where there is no such call."""
+    child = (
+        f"import sys, time; sys.platform = {platform!r}; from matrix_ssl.config import system\n"
+        "system._SECONDS_BETWEEN_LOOKS = 0.05; system.end_with_parent(int(sys.argv[1])); print('ready', flush=True)\n"
+        "time.sleep(20)"
+    )
+    parent = (
+        "import os, subprocess, sys\n"
+        f"child = subprocess.Popen([sys.executable, '-c', {child!r}, str(os.getpid())], stdout=subprocess.PIPE)\n"
+        "child.stdout.readline(); print(child.pid, flush=True); os.abort()"
+    )
+    result = subprocess.run([sys.executable, "-c", parent], capture_output=True, text=True)
+    assert wait_for_end(int(result.stdout))
+
+
+def wait_for_end(pid: int) -> bool:
+    """Whether a process has ended, or is a zombie, within ten seconds."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        try:
+            if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+                return True
+        except psutil.NoSuchProcess:
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def test_peak_memory_counts_this_process_alone() -> None:
+    code = (
+        "block = bytearray(200 * 2**20); from matrix_ssl.config import system; import subprocess, sys\n"
+        "child = 'from matrix_ssl.config import system; print(system.peak_memory())'\n"
+        "print(system.peak_memory(), subprocess.check_output([sys.executable, '-c', child], text=True))"
+    )
+    own, child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.split()
+    assert int(own) > 200 * 2**20 > int(child) > 5 * 2**20
+
+
+def test_posix_modules_are_imported_in_one_place() -> None:
+    """No other module would fail to load on Windows."""
+    missing_there = {"fcntl", "resource", "pwd", "grp", "termios", "tty", "pty", "syslog"}
+    attributes = r"\b(os\.(fork|fchmod|getuid|geteuid|statvfs|killpg|setsid|umask|sched_\w+)|" + (
+        r"signal\.(alarm|SIGALRM|SIGCHLD|SIGUSR1|SIGKILL|SIGHUP|pthread_\w+))\b|/proc/|/dev/shm"
+    )
+    users = set()
+    for path in ROOT.rglob("*.py"):
+        text = path.read_text()
+        if not re.search(rf"\b({'|'.join(missing_there)})\b|{attributes}", text):
+            continue
+        tree = ast.parse(text)  # without comments
+        names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+        if names & missing_there or re.search(attributes, ast.unparse(tree)):
+            users.add(path.relative_to(ROOT).as_posix())
+    assert users == {"config/system.py"}
