@@ -97,15 +97,18 @@ class TestOpenEncoder:
         monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
         published_weights = torchvision.models.ResNet18_Weights.DEFAULT
         cache = tmp_path / "checkpoints"
-        with pytest.raises(CheckpointError, match="are not on this machine; download https://") as caught:
+        with pytest.raises(
+            CheckpointError, match=r"ResNet18_Weights\.IMAGENET1K_V1 is not on this machine, in"
+        ) as caught:
             open_encoder("torchvision", architecture="resnet18")
-        assert str(caught.value).endswith(f"{published_weights.url} to {cache / 'resnet18-f37072fd.pth'}.")
+        remedy = f"{cache / 'resnet18-f37072fd.pth'}; add --download to fetch it from {published_weights.url}."
+        assert str(caught.value).endswith(remedy)
         with pytest.raises(ConfigError, match="torchvision has no weights of 'tiny_resnet'"):
-            open_encoder("torchvision", architecture="tiny_resnet")
+            open_encoder("torchvision/tiny_resnet")
         cache.mkdir()
         model = published.resnet()
         torch.save(model.state_dict(), cache / "resnet18-f37072fd.pth")
-        with pytest.raises(CheckpointError, match="its SHA-256 does not begin with f37072fd; download it again"):
+        with pytest.raises(CheckpointError, match="its SHA-256 does not begin with f37072fd; remove it and"):
             open_encoder("torchvision", architecture="resnet18")
         digest = hashlib.sha256((cache / "resnet18-f37072fd.pth").read_bytes()).hexdigest()
         name = f"resnet18-{digest[:8]}.pth"
@@ -195,10 +198,10 @@ class TestImportedRuns:
         (tmp_path / "r" / "summary.json").unlink()  # as a kill leaves it
         opened = open_checkpoint(checkpoint)
         with pytest.raises(RunFolderError, match="was started with other settings"):  # with other settings
-            import_run(opened, tmp_path / "r", source=checkpoint, branch="student")
+            import_run(opened, tmp_path / "r", branch="student")
         (tmp_path / "r" / "encoder.safetensors").write_bytes(b"cut")
         opened = open_checkpoint(checkpoint, image_size=32)
-        import_run(opened, tmp_path / "r", source=checkpoint, branch="student")
+        import_run(opened, tmp_path / "r", branch="student")
         assert equal(load_encoder(tmp_path / "r"), opened.encoder)
         assert json.loads((tmp_path / "r" / "summary.json").read_text())["finished"] is True
         succeed(tmp_path, ["import", str(checkpoint), "--image-size", "32", "--out", "r", "--fresh"])

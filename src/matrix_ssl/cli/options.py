@@ -19,11 +19,15 @@ stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 
 recipe = click.argument("recipe", default=DEFAULT_RECIPE)
 run = click.argument("run", type=PATH)
+where = click.argument("where", metavar="WHERE")
 data = click.option("--data", metavar="PATH_OR_NAME", help="A folder of images, a packed .npz file, hf:NAME, or a "
                     "dataset: digits, cifar10, cifar100, stl10.")  # fmt: skip
 data_root = click.option("--data-root", type=PATH, envvar="MATRIX_SSL_DATA", show_envvar=True,
                          help="Folder that contains the named datasets.")  # fmt: skip
 download = click.option("--download", is_flag=True, help="Download a named dataset into --data-root with torchvision.")
+fetch = click.option(
+    "--download", is_flag=True, help="Fetch published weights that the local cache lacks from their hub."
+)
 device = click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True,
                       help="Device; auto: CUDA, then MPS, then the CPU.")  # fmt: skip
 method = click.option("--method", metavar="NAME_OR_FILE", help="Method: a name that `matrix-ssl methods` lists, or a "

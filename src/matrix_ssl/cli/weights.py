@@ -11,12 +11,11 @@ from matrix_ssl.errors import ConfigError
 
 # equal to exporting.FORMATS, which a test compares: importing that file takes seconds
 _FORMATS = ("safetensors", "torchvision", "timm", "huggingface", "detectron2", "onnx")
-_ENDINGS = (".tar", ".pth", ".pt", ".ckpt", ".bin", ".safetensors")
 
 
 @click.command("import")
-@click.argument("checkpoint", metavar="CHECKPOINT|random|torchvision")
-@options.out("runs/CHECKPOINT or runs/CHECKPOINT-ARCHITECTURE")
+@options.where
+@options.out("runs/NAME, from WHERE")
 @options.fresh
 @click.option("--architecture", metavar="NAME", help="Architecture of the encoder: a name of torchvision, timm/NAME or "
               "tiny_resnet.  [default: detected from the tensors]")  # fmt: skip
@@ -30,36 +29,35 @@ _ENDINGS = (".tar", ".pth", ".pt", ".ckpt", ".bin", ".safetensors")
               "[default: ImageNet's]")  # fmt: skip
 @click.option("--crop-fraction", type=float, metavar="FRACTION", help="Side of the central crop, as a fraction of the "
               "image.  [default: 0.875]")  # fmt: skip
+@options.fetch
 def import_(
-    checkpoint: str, out: Path | None, fresh: bool, architecture: str | None, branch: Any, image_size: int | None,
-    mean: str | None, std: str | None, crop_fraction: float | None,
+    where: str, out: Path | None, fresh: bool, architecture: str | None, branch: Any, image_size: int | None,
+    mean: str | None, std: str | None, crop_fraction: float | None, download: bool,
 ) -> None:  # fmt: skip
-    """Import an encoder of another program as a run folder.
+    """Import the encoder WHERE as a run folder.
 
-    CHECKPOINT is a PyTorch file or a safetensors file of Matrix-SSL, MEC, SimSiam, MoCo, BYOL, Barlow Twins, VICReg,
-    DINO, solo-learn, lightly, torchvision, timm or `matrix-ssl export`. Nothing in it is executed. `random` is an
-    encoder at its initialisation, a baseline; `torchvision` takes the weights trained with labels from the local cache
-    of torchvision.
+    WHERE is a PyTorch file or a safetensors file of Matrix-SSL, MEC, SimSiam, MoCo, BYOL, Barlow Twins, VICReg, DINO,
+    solo-learn, lightly, torchvision, timm or `matrix-ssl export`, in which nothing is executed; or published weights,
+    torchvision/NAME[:WEIGHTS], timm/NAME[.TAG] or hf:NAME, from the local cache; or random/NAME, a baseline at its
+    initialisation.
     """
     from matrix_ssl.encoder.importing import import_run
-    from matrix_ssl.encoder.opening import RANDOM, TORCHVISION, open_checkpoint, open_encoder
+    from matrix_ssl.encoder.opening import open_checkpoint, open_encoder
+    from matrix_ssl.encoder.where import PATH, read_where
 
-    if checkpoint in (RANDOM, TORCHVISION):
-        if (mean, std, crop_fraction) != (None, None, None):
-            raise ConfigError(
-                f"--mean, --std and --crop-fraction are for checkpoint files: remove them for {checkpoint}."
-            )
-        opened = open_encoder(checkpoint, architecture=architecture, image_size=image_size)
-        name = f"{checkpoint}-{opened.config.network.encoder.replace('/', '-')}"
-    else:
+    place = read_where(where, architecture=architecture)
+    if place.kind == PATH:
         opened = open_checkpoint(
-            Path(checkpoint),
+            place.path,
             architecture=architecture, branch=branch, image_size=image_size,
             mean=_numbers("--mean", mean), std=_numbers("--std", std), crop_fraction=crop_fraction,
         )  # fmt: skip
-        name = _stem(Path(checkpoint))
-    run = out or Path("runs") / name
-    import_run(opened, run, source=Path(checkpoint), branch=branch, fresh=fresh, say=options.say)
+    else:
+        if (mean, std, crop_fraction) != (None, None, None):
+            raise ConfigError(f"--mean, --std and --crop-fraction are for checkpoint files: remove them for {where}.")
+        opened = open_encoder(where, architecture=architecture, image_size=image_size, download=download)
+    run = out or Path("runs") / place.folder
+    import_run(opened, run, branch=branch, fresh=fresh, say=options.say)
     data, name = opened.config.data, shlex.quote(str(run))
     options.stdout.print(f"{run}: {opened.text}", markup=False)
     options.say(
@@ -90,10 +88,3 @@ def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
         raise ConfigError(f"{option} {text!r}: expected numbers with commas between, such as 0.5,0.5,0.5.") from None
-
-
-def _stem(checkpoint: Path) -> str:
-    name = checkpoint.name
-    while name.endswith(_ENDINGS):
-        name = name.rpartition(".")[0]
-    return name.encode(errors="replace").decode()  # a run folder's name is Unicode

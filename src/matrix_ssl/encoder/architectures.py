@@ -23,6 +23,7 @@ _TORCHVISION_VITS = {(768, 16): "vit_b_16", (768, 32): "vit_b_32", (1024, 16): "
 _TIMM_VITS = {(192, 16): "tiny_patch16", (384, 16): "small_patch16", (768, 16): "base_patch16",
               (1024, 16): "large_patch16", (384, 32): "small_patch32", (768, 32): "base_patch32",
               (384, 8): "small_patch8", (768, 8): "base_patch8", (1280, 14): "huge_patch14"}  # fmt: skip
+EFFICIENTNET_LITE0 = "timm/tf_efficientnet_lite0"  # pads as TensorFlow, has its epsilon; timm/efficientnet_lite0 not
 _POSITIONS = {"patch_embed.proj.weight": "pos_embed", "conv_proj.weight": "encoder.pos_embedding"}
 
 
@@ -43,6 +44,8 @@ def candidates(first: str, shape: torch.Size) -> tuple[str, ...]:
         return (f"timm/vit_{_TIMM_VITS[width, side]}_224",) if (width, side) in _TIMM_VITS else ()
     if first == "conv_proj.weight":
         return (_TORCHVISION_VITS[width, side],) if (width, side) in _TORCHVISION_VITS else ()
+    if first == "_conv_stem.weight":
+        return (EFFICIENTNET_LITE0,)
     return RESNETS
 
 

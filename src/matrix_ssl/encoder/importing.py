@@ -17,12 +17,12 @@ encoder = load_encoder(RUN)  # RUN: the path of this folder"""
 
 
 def import_run(
-    opened: Opened, run: Path, *, source: Path, branch: Weights, fresh: bool = False, say: Callable[[str], None] = print
+    opened: Opened, run: Path, *, branch: Weights, fresh: bool = False, say: Callable[[str], None] = print
 ) -> None:
     """Writes ``config.json``, ``encoder.safetensors``, a model card and, last, ``summary.json``.
 
     ``run`` is a folder that is empty, does not exist or is that of an interrupted import; ``fresh`` sets aside a run
-    that is in it. ``source`` and ``branch`` are for the record.
+    that is in it. ``branch`` is for the record.
     """
     with held(run, fresh=fresh, say=say):
         claim(run, opened.config)
@@ -33,7 +33,7 @@ def import_run(
             "recipe": IMPORTED, "finished": True, "steps": 0, "epochs": 0,
             "parameters": sum(parameter.numel() for parameter in opened.encoder.parameters()),
             "seconds": 0.0, "seconds_training": 0.0, "skipped": 0, "bad_steps": 0,
-            "imported": {"file": source.name, "sha256": opened.sha256, "branch": branch, "matched": opened.text,
+            "imported": {"file": opened.where.label, "sha256": opened.sha256, "branch": branch, "matched": opened.text,
                          "tensors": opened.counts.to_dict() if opened.counts else None},
         }  # fmt: skip
         text = model_card(

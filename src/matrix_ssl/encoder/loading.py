@@ -55,6 +55,7 @@ def _build(config: RunConfig) -> tuple[nn.Module, int]:
         image_size=config.data.image_size,
         stem=config.network.stem,
         width=config.network.width,
+        configuration=config.network.configuration,
     )
 
 

@@ -26,6 +26,8 @@ from matrix_ssl.runs.checkpoint import load_strictly
 _COUNTER = "num_batches_tracked"
 _LISTED = 3  # places that a text names
 Rename = Callable[[str], str]
+Normalisation = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation of pixels in [0, 1]
+_TPU: Normalisation = ((127 / 255,) * 3, (128 / 255,) * 3)  # tensorflow/tpu, models/official/efficientnet/lite
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ class Match:
     image_size: int  # pixels
     tensors: dict[str, Tensor]  # under the names of this package
     counts: Counts
+    normalisation: Normalisation | None  # of its images, where the layout of the file settles it
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,7 @@ class _Layout:
 
     first: str
     rename: Rename = str  # the same name
+    normalisation: Normalisation | None = None  # of the images, where the program that has it uses one of its own
 
 
 _LAYOUTS: tuple[_Layout, ...] = (
@@ -80,6 +84,7 @@ _LAYOUTS: tuple[_Layout, ...] = (
     _Layout("conv_proj.weight"),
     _Layout("embedder.embedder.convolution.weight", names.huggingface),
     _Layout("0.weight", names.sequential),
+    _Layout("_conv_stem.weight", names.efficientnet_lite0, _TPU),
 )
 
 
@@ -121,13 +126,13 @@ def find_encoder(
     architectures.refuse_lookalikes(prefix, inside, lightning=contents.lightning, source=source)
     size = architectures.choose_image_size(inside, contents.metadata, image_size)
     first = inside[layout.first].shape
+    candidates = architectures.candidates(layout.first, first)
 
     def compare(name: str) -> _Comparison:
         network = architectures.describe(name, first, contents.metadata)
-        rename = layout.rename if architectures.is_resnet(name) else str
+        rename = layout.rename if name in candidates else str
         return _compare(inside, network, architectures.outline(network, image_size=size, channels=channels), rename)
 
-    candidates = architectures.candidates(layout.first, first)
     best = _best(compare(name) for name in ([requested] if requested else candidates))
     if best is None:
         raise CheckpointError(f"{source} has an encoder of unknown architecture; name it with --architecture.")
@@ -141,7 +146,8 @@ def find_encoder(
     tensors, types = _take(best, inside, source)
     beside = _group(others, [each for each in prefixes if each != prefix], source)
     architecture, total, absent = best.network.encoder, len(best.theirs), len(best.missing)
-    return Match(best.network, size, tensors, Counts(architecture, total, absent, prefix.rstrip("."), beside, types))
+    counts = Counts(architecture, total, absent, prefix.rstrip("."), beside, types)
+    return Match(best.network, size, tensors, counts, layout.normalisation)
 
 
 def _prefixes(tensors: Mapping[str, Tensor], layouts: tuple[_Layout, ...], source: str) -> tuple[_Layout, list[str]]:

@@ -1,13 +1,13 @@
-"""Names of the tensors of torchvision's ResNets in other programs, and of tensors beside an encoder.
+"""Names of the tensors of torchvision's ResNets and timm's EfficientNet-Lite0 in other programs, and beside an encoder.
 
-Each function maps torchvision's name of a tensor to the other name. The tensors themselves are the same.
+Each function maps torchvision's or timm's name of a tensor to the other name. The tensors themselves are the same.
 """
 
 import re
 
 # tensors that belong to no encoder: what they are, and a pattern of their names; any other left-over tensor is an error
 _BESIDE = (
-    ("head", r"(?:^|\.)(?:fc|heads?|linear|last_linear)\."),
+    ("head", r"(?:^|\.)(?:_?fc|heads?|linear|last_linear)\."),
     ("classifier", r"(?:^|\.)\w*classifier\w*\."),
     ("projector", r"(?:^|\.)(?:\w*project\w*|projetion|expander|\w+_heads?|\w*head_momentum)\."),
     ("predictor", r"(?:^|\.)\w*predict\w*\."),
@@ -21,6 +21,7 @@ _TEACHER = re.compile(
     r"(?:^|\.)(?:encoder_k|momentum_\w+|\w+_momentum|teacher|teacher_\w+|\w+_teacher|target|target_\w+|\w+_ema|ema)\."
 )
 _CHILDREN = {"conv1": 0, "bn1": 1, "layer1": 4, "layer2": 5, "layer3": 6, "layer4": 7}
+_LITE0_DEPTHS = (1, 2, 2, 3, 3, 4, 1)  # blocks of each stage of EfficientNet-Lite0; the first stage does not expand
 _IN_BLOCK = re.compile(r"layer(\d)\.(\d+)\.(?:(conv|bn)(\d)|downsample\.(\d))\.(\w+)")
 
 
@@ -59,6 +60,25 @@ def detectron2(name: str) -> str:
     place = "stem" if stage == 0 else f"res{stage + 1}.{block}"
     layer = "shortcut" if part.startswith("shortcut_") else f"conv{number}"
     return f"{place}.{layer}.{'norm.' if part.endswith('bn') else ''}{leaf}"
+
+
+def efficientnet_lite0(name: str) -> str:
+    """The name in the EfficientNet of lukemelas/EfficientNet-PyTorch and its Lite variant.
+
+    There blocks are numbered through all stages, and layers have one name each whether a block expands or not.
+    """
+    match = re.fullmatch(r"blocks\.(\d+)\.(\d+)\.(conv|bn)_?(\w+?)\.(\w+)", name)
+    if match is None:
+        layer, _, leaf = name.partition(".")
+        return f"_{ {'bn1': 'bn0', 'bn2': 'bn1'}.get(layer, layer) }.{leaf}"
+    stage, block, kind, part, leaf = int(match[1]), int(match[2]), *match.groups()[2:]
+    expands = stage > 0
+    if kind == "conv":
+        convolutions = {"dw": "depthwise", "pwl": "project", "pw": "expand" if expands else "project"}
+        layer = f"{convolutions[part]}_conv"
+    else:
+        layer = f"bn{int(part) - expands}"
+    return f"_blocks.{sum(_LITE0_DEPTHS[:stage]) + block}._{layer}.{leaf}"
 
 
 def _parts(name: str) -> tuple[int, int, str, int, str]:

@@ -1,4 +1,4 @@
-"""Encoders by reference: a run folder, a checkpoint of another program, torchvision's weights, or random ones."""
+"""Encoders by WHERE they are: a run, a checkpoint, published weights of torchvision, timm and transformers, or none."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 from torch import nn
 
 from matrix_ssl import config as configuration
@@ -15,13 +14,14 @@ from matrix_ssl import encoder as encoders
 from matrix_ssl.config import DataConfig, NetworkConfig, RunConfig
 from matrix_ssl.encoder import Weights, architectures
 from matrix_ssl.encoder.card import IMPORTED
+from matrix_ssl.encoder.image_models import read_image_model
 from matrix_ssl.encoder.matching import Counts, Match, find_encoder
+from matrix_ssl.encoder.published import Published, timm_weights, torchvision_weights
 from matrix_ssl.encoder.reading import read_tensors
+from matrix_ssl.encoder.where import HF, PATH, RANDOM, TORCHVISION, Where, read_where
 from matrix_ssl.errors import CheckpointError, ConfigError
 from matrix_ssl.runs.checkpoint import load_strictly
 from matrix_ssl.runs.folder import read_config
-
-RANDOM, TORCHVISION = "random", "torchvision"
 
 
 @dataclass(frozen=True)
@@ -31,44 +31,54 @@ class Opened:
     encoder: nn.Module  # in evaluation mode on the CPU: images (n, c, s, s), normalised, to features (n, k)
     config: RunConfig  # its architecture, and in ``data`` the size and normalisation of its images
     text: str  # its origin, for messages
+    where: Where  # its origin, as the user named it
     sha256: str | None = None  # of the file that it was read from
     counts: Counts | None = None  # of the tensors of that file
 
 
 def open_encoder(
-    reference: str | Path,
+    where: str | Path,
     *,
     architecture: str | None = None,
     image_size: int | None = None,
     weights: Weights = "student",
     seed: int = 0,
+    download: bool = False,
 ) -> Opened:
-    """An encoder by any reference.
+    """An encoder by any of the forms of ``encoder.where``.
 
     Args:
-        reference: a run folder; a checkpoint file of any format that ``matrix-ssl import`` reads; ``"random"`` for an
-            encoder at its initialisation; or ``"torchvision"`` for torchvision's weights, trained with the labels of
-            ImageNet, which must be in PyTorch's cache already: nothing is downloaded.
-        architecture: as ``network.encoder`` of a configuration. ``"random"`` and ``"torchvision"`` need it; for a file,
-            None means by its tensors; for a run folder it may only confirm.
+        where: a run folder, a checkpoint file, ``torchvision/NAME[:WEIGHTS]``, ``timm/NAME[.TAG]``, ``hf:NAME`` or
+            ``random/NAME``. A ``Path`` is always a path.
+        architecture: as ``network.encoder`` of a configuration. For a file, None means by its tensors; for anything
+            else it may only confirm, except that ``"random"`` and ``"torchvision"`` alone take their name from it.
         image_size: side of the images, pixels; None: that of the encoder, else 224. For a run folder it may only
             confirm.
         weights: of two encoders, the trained one or its moving average.
-        seed: of ``"random"``.
+        seed: of ``random/NAME``.
+        download: fetch published weights that the local cache lacks; by default nothing asks a network.
 
     Raises:
         CheckpointError: the weights are absent, damaged or do not match completely.
         ConfigError: the architecture is missing, unknown or a different one.
         RunFolderError: a folder is not a run folder.
     """
-    if reference == RANDOM:
-        return _open_random(_needed(architecture, reference), image_size, seed)
-    if reference == TORCHVISION:
-        return _open_torchvision(_needed(architecture, reference), image_size)
-    path = Path(reference)
-    if path.is_dir():
-        return _open_run(path, architecture, image_size, weights)
-    return open_checkpoint(path, architecture=architecture, branch=weights, image_size=image_size)
+    place = read_where(where, architecture=architecture)
+    if place.kind == PATH:
+        if place.path.is_dir():
+            return _open_run(place, architecture, image_size, weights)
+        return open_checkpoint(place.path, architecture=architecture, branch=weights, image_size=image_size)
+    if place.kind == RANDOM:
+        opened = _open_random(place, image_size, seed)
+    elif place.kind == HF:
+        opened = _open_image_model(place, image_size, download=download)
+    else:
+        find = torchvision_weights if place.kind == TORCHVISION else timm_weights
+        opened = _open_published(place, find(place.name, place.weights, download=download), image_size)
+    own = opened.config.network.encoder
+    if architecture not in (None, own):
+        raise ConfigError(f"{where} is {own!r}, not {architecture!r}; remove --architecture.")
+    return opened
 
 
 def open_checkpoint(
@@ -83,8 +93,9 @@ def open_checkpoint(
 ) -> Opened:
     """The encoder of a checkpoint file.
 
-    Options that are None come from the file, if this package exported it; else they are ImageNet's normalisation, 224
-    pixels or the size of a vision transformer, and a central crop of 0.875.
+    Options that are None come from the file, if this package exported it; else they are ImageNet's normalisation, or
+    that of the program which wrote the file where its layout shows it, 224 pixels or the size of a vision transformer,
+    and a central crop of 0.875.
 
     Args:
         path: a safetensors or PyTorch file; ``reading`` and ``matching`` describe its content.
@@ -104,7 +115,10 @@ def open_checkpoint(
     match = find_encoder(
         contents, str(path), architecture=architecture, branch=branch, image_size=image_size, channels=channels
     )
-    return _opened(match, data, path, match.counts.text, contents.sha256)
+    if match.normalisation:
+        own_mean, own_std = match.normalisation
+        data = dataclasses.replace(data, mean=mean or own_mean, std=std or own_std)
+    return _opened(match, data, Where("path", str(path)), match.counts.text, contents.sha256)
 
 
 def _data(
@@ -116,7 +130,8 @@ def _data(
     return configuration.from_dict({"data": values}).data
 
 
-def _open_run(run: Path, architecture: str | None, image_size: int | None, weights: Weights) -> Opened:
+def _open_run(place: Where, architecture: str | None, image_size: int | None, weights: Weights) -> Opened:
+    run = place.path
     config = read_config(run)
     for key, value, own in (("architecture", architecture, config.network.encoder),
                             ("image_size", image_size, config.data.image_size)):  # fmt: skip
@@ -124,50 +139,52 @@ def _open_run(run: Path, architecture: str | None, image_size: int | None, weigh
             raise ConfigError(f"{key}={value!r}: the run {run} has {own!r}; remove the option.")
     encoder = encoders.load_encoder(run, weights=weights)
     total = len(encoder.state_dict())
-    return Opened(encoder, config, f"{total} of {total} tensors of {config.network.encoder} ({weights}) from {run}.")
+    text = f"{total} of {total} tensors of {config.network.encoder} ({weights}) from {run}."
+    return Opened(encoder, config, text, place)
 
 
-def _open_random(architecture: str, image_size: int | None, seed: int) -> Opened:
+def _open_random(place: Where, image_size: int | None, seed: int) -> Opened:
     data = DataConfig(image_size=image_size or architectures.IMAGE_SIZE)
-    config = RunConfig(RANDOM, data, network=NetworkConfig(encoder=architecture), seed=seed)
-    return Opened(_build(config), config, f"{architecture} at its initialisation, seed {seed}.")
+    config = RunConfig(RANDOM, data, network=NetworkConfig(encoder=place.name), seed=seed)
+    return Opened(_build(config), config, f"{place.name} at its initialisation, seed {seed}.", place)
 
 
-def _open_torchvision(architecture: str, image_size: int | None) -> Opened:
-    try:
-        weights = torchvision.models.get_model_weights(architecture).DEFAULT
-    except ValueError:
-        raise ConfigError(f"torchvision has no weights of {architecture!r}; choose a different architecture.") from None
-    path = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rpartition("/")[2]
-    if not path.exists():
-        raise CheckpointError(
-            f"torchvision's weights of {architecture} are not on this machine; download {weights.url} to {path}."
-        )
-    published = path.stem.rpartition("-")[2]  # torchvision's names end in the beginning of the file's SHA-256
-    contents = read_tensors(path)
-    if not contents.sha256.startswith(published):
-        raise CheckpointError(f"{path} is damaged: its SHA-256 does not begin with {published}; download it again.")
-    views = weights.transforms()
-    crop, mean, std = views.crop_size[0], tuple(views.mean), tuple(views.std)
+def _open_published(place: Where, published: Published, image_size: int | None) -> Opened:
+    data, contents = published.data, read_tensors(published.path)
     match = find_encoder(
-        contents, str(path), architecture=architecture, branch="student", image_size=image_size or crop, channels=3
-    )
-    data = DataConfig(mean=mean, std=std, crop_fraction=crop / views.resize_size[0])
-    return _opened(match, data, path, f"{weights}: {match.counts.text}", contents.sha256)
+        contents, str(published.path),
+        architecture=published.architecture, branch="student",
+        image_size=image_size or data.image_size, channels=len(data.mean),
+    )  # fmt: skip
+    return _opened(match, data, place, f"{published.label}: {match.counts.text}", contents.sha256)
 
 
-def _needed(architecture: str | None, reference: str) -> str:
-    if architecture is None:
-        raise ConfigError(f"{reference!r} needs an architecture, such as resnet50; name it with --architecture.")
-    return architecture
+def _open_image_model(place: Where, image_size: int | None, *, download: bool) -> Opened:
+    model = read_image_model(place.name, download=download)
+    data = dataclasses.replace(model.data, image_size=image_size or model.data.image_size)
+    config = RunConfig(IMPORTED, data, network=model.network)
+    encoder = _build(config)
+    load_strictly(encoder, model.tensors, place.label)
+    _check_repeats(encoder, data, place.label)
+    return Opened(encoder, config, model.counts.text, place, model.sha256, model.counts)
 
 
-def _opened(match: Match, data: DataConfig, path: Path, text: str, sha256: str) -> Opened:
+@torch.no_grad()
+def _check_repeats(encoder: nn.Module, data: DataConfig, place: str) -> None:
+    """Raises CheckpointError for a model that looks at a random part of an image, such as a masked autoencoder."""
+    images = torch.zeros(1, len(data.mean), data.image_size, data.image_size)
+    images[..., : data.image_size // 2] = 1
+    with torch.random.fork_rng(devices=[]):
+        if not torch.equal(encoder(images), encoder(images)):
+            raise CheckpointError(f"{place} gives different features for one image, so it cannot be evaluated.")
+
+
+def _opened(match: Match, data: DataConfig, place: Where, text: str, sha256: str) -> Opened:
     data = dataclasses.replace(data, image_size=match.image_size)
     config = RunConfig(IMPORTED, data, network=match.network)
     encoder = _build(config)
-    load_strictly(encoder, match.tensors, str(path))
-    return Opened(encoder, config, text, sha256, match.counts)
+    load_strictly(encoder, match.tensors, place.label)
+    return Opened(encoder, config, text, place, sha256, match.counts)
 
 
 def _build(config: RunConfig) -> nn.Module:

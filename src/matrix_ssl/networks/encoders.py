@@ -1,4 +1,4 @@
-"""Encoders without their classifiers: the small one of this package, those of torchvision and of timm."""
+"""Encoders without their classifiers: the small one of this package, those of torchvision, timm and transformers."""
 
 import itertools
 import warnings
@@ -9,32 +9,47 @@ import torchvision
 from torch import Tensor, nn
 
 from matrix_ssl.errors import ConfigError, did_you_mean, import_extra
+from matrix_ssl.networks.image_models import PREFIX, ImageModel
 
 SMALL_IMAGE = 64  # up to this side, in pixels, stem "auto" keeps the resolution
 TINY_RESNET = "tiny_resnet"
 
 
 def build_encoder(
-    name: str, *, channels: int, image_size: int, stem: Literal["auto", "standard", "small"] = "auto", width: int = 32
+    name: str,
+    *,
+    channels: int,
+    image_size: int,
+    stem: Literal["auto", "standard", "small"] = "auto",
+    width: int = 32,
+    configuration: str = "",
 ) -> tuple[nn.Module, int]:
     """An encoder without its classifier, images (n, channels, image_size, image_size) to features (n, k), and k.
 
     Args:
-        name: ``"tiny_resnet"``, an architecture of torchvision such as ``"resnet50"``, or ``"timm/NAME"``.
+        name: ``"tiny_resnet"``, an architecture of torchvision such as ``"resnet50"``, ``"timm/NAME"``, or, for a
+            model of transformers, ``"hf:NAME"``.
         channels: 1 or 3.
         image_size: side of the square input, in pixels.
         stem: torchvision ResNets only. ``"small"`` replaces the 7x7 stride-2 convolution by a 3x3 one and removes the
             max-pooling; ``"auto"`` does so for images of at most 64 pixels.
         width: channels of the first stage of ``tiny_resnet``.
+        configuration: of ``"hf:NAME"``: the ``config.json`` of the model, as JSON.
 
     Raises:
         ConfigError: the architecture is unknown or does not accept such images.
-        MissingExtra: a timm architecture without timm.
+        MissingExtra: an architecture of timm or transformers without that package.
     """
     if name == TINY_RESNET:
         encoder: nn.Module = TinyResNet(channels=channels, image_size=image_size, width=width)
     elif name.startswith("timm/"):
         encoder = _timm_encoder(name.removeprefix("timm/"), channels, image_size)
+    elif name.startswith(PREFIX):
+        if not configuration:
+            raise ConfigError(
+                f"network.encoder={name!r} is known by its weights alone: import them, or start a training from them."
+            )
+        encoder = ImageModel(configuration, place=name)
     else:
         encoder = _torchvision_encoder(name, image_size, stem)
         if channels != 3:

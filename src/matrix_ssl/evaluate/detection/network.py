@@ -15,7 +15,8 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from matrix_ssl.data.randomness import hash_integers
 from matrix_ssl.encoder import Weights
-from matrix_ssl.encoder.opening import RANDOM, TORCHVISION, open_encoder
+from matrix_ssl.encoder.opening import open_encoder
+from matrix_ssl.encoder.where import RANDOM, TORCHVISION
 from matrix_ssl.errors import ConfigError
 from matrix_ssl.evaluate.detection.heads import Heads, LastStageHeads, PyramidHeads
 from matrix_ssl.evaluate.detection.settings import DetectionSettings

@@ -1,0 +1,158 @@
+"""Image models of transformers with their weights and their preprocessing, from the hub's cache or a folder."""
+
+import hashlib
+import json
+import logging
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from matrix_ssl.config import DataConfig, NetworkConfig
+from matrix_ssl.data.hub import open_pretrained, quiet_transformers
+from matrix_ssl.encoder import names
+from matrix_ssl.encoder.caches import absent, fetch_from_hub, find_in_hub, hub_place
+from matrix_ssl.encoder.matching import Counts
+from matrix_ssl.errors import CheckpointError
+
+_CONFIG, _PREPROCESSING = "config.json", "preprocessor_config.json"
+_WEIGHTS, _SHARDS = "model.safetensors", "model.safetensors.index.json"
+_UNUSED = {"transformers_version", "architectures", "dtype", "torch_dtype", "auto_map", "id2label", "label2id",
+           "_name_or_path"}  # of a configuration: what its encoder does not depend on  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """The encoder of a model and what is known of it."""
+
+    network: NetworkConfig
+    data: DataConfig  # size, crop and normalisation of its images
+    tensors: dict[str, Tensor]  # under the names of ``networks.ImageModel``
+    counts: Counts
+    sha256: str  # of its file, or of the digests of its files
+
+
+def read_image_model(name: str, *, download: bool) -> Pretrained:
+    """The encoder of a model by its name on the hub or its folder.
+
+    Its configuration, its preprocessing and safetensors are read; code in the folder never runs.
+
+    Raises:
+        CheckpointError: a file is absent, cannot be fetched or is damaged; or the tensors do not match completely.
+        MissingExtra: transformers is not installed.
+    """
+    place = f"hf:{name}"
+    folder, files = _folder(name, place, download=download)
+    with quiet_transformers(least=logging.CRITICAL) as transformers:
+        try:
+            processor = open_pretrained(
+                transformers.AutoImageProcessor.from_pretrained, str(folder), place=place, local_files_only=True
+            )
+            model, info = open_pretrained(
+                transformers.AutoModel.from_pretrained, str(folder), place=place,
+                local_files_only=True, output_loading_info=True, dtype=torch.float32, use_safetensors=True,
+            )  # fmt: skip
+        except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+            reason = str(error).strip().partition("\n")[0].rstrip(".")
+            raise CheckpointError(f"{place}: transformers cannot open it ({reason}).") from error
+    configuration = {key: value for key, value in model.config.to_diff_dict().items() if key not in _UNUSED}
+    tensors = {f"model.{key}": tensor for key, tensor in model.state_dict().items() if not _is_pooler(key)}
+    _check(info, tensors, place)
+    beside: dict[str, list[str]] = defaultdict(list)
+    for key in sorted(info["unexpected_keys"]):
+        what, where = ("pooler", "pooler") if _is_pooler(key) else names.beside_an_encoder(key) or ("", key)
+        if not what:
+            raise CheckpointError(f"{place} has tensors that no rule explains, such as {key}; it was not loaded.")
+        beside[what].append(where)
+    digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+    sha256 = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+    return Pretrained(
+        NetworkConfig(encoder=place, configuration=json.dumps(configuration, sort_keys=True)),
+        _data(processor, place),
+        tensors,
+        Counts(place, len(tensors), 0, "", dict(beside), []),
+        sha256,
+    )
+
+
+def _is_pooler(key: str) -> bool:
+    return key.startswith("pooler.dense.") or ".pooler.dense." in key
+
+
+def _check(info: dict[str, Any], tensors: dict[str, Tensor], place: str) -> None:
+    missing = sorted(key for key in info["missing_keys"] if not _is_pooler(key))
+    if missing or info["mismatched_keys"]:
+        listed = ", ".join([*missing, *(str(key) for key in info["mismatched_keys"])][:4])
+        raise CheckpointError(
+            f"{place} matches {len(tensors) - len(missing)} of {len(tensors)} tensors of the network; {listed}, ... "
+            "are missing or of a different shape."
+        )
+    for key, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise CheckpointError(f"{place}: {key} has values that are not finite; its training has diverged.")
+
+
+def _folder(name: str, place: str, *, download: bool) -> tuple[Path, list[Path]]:
+    """The folder of a model, with all its files, and those of its weights."""
+    local = Path(name).expanduser()
+    if local.is_dir():
+        files = {each: local / each for each in (_CONFIG, _PREPROCESSING, _WEIGHTS, _SHARDS) if (local / each).exists()}
+        for wanted in (_CONFIG, _PREPROCESSING, _WEIGHTS):
+            if wanted not in files and not (wanted == _WEIGHTS and _SHARDS in files):
+                raise CheckpointError(f"{place} is not a folder of save_pretrained: it has no {wanted}.")
+        return local, _weight_files(files.get(_WEIGHTS) or files[_SHARDS], lambda shard: local / shard)
+
+    def get(*choices: str) -> Path:
+        if path := find_in_hub(name, choices):
+            return path
+        what = f"{choices[0]} of {place}"
+        if not download:
+            raise absent(what, source=f"https://huggingface.co/{name}", place=hub_place(name))
+        return fetch_from_hub(name, choices, what=what)
+
+    folder = get(_CONFIG).parent
+    get(_PREPROCESSING)
+    return folder, _weight_files(get(_WEIGHTS, _SHARDS), get)
+
+
+def _weight_files(first: Path, get: Any) -> list[Path]:
+    if first.name != _SHARDS:
+        return [first]
+    try:
+        shards = sorted(set(json.loads(first.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"{first} is damaged; remove it and download it again.") from error
+    return [get(shard) for shard in shards]
+
+
+def _data(processor: Any, place: str) -> DataConfig:
+    """Size, crop and normalisation as the preprocessing of a model does them, of pixels in [0, 1]."""
+
+    def side(size: Any) -> int | None:
+        values = [getattr(size, key, None) for key in ("height", "width", "shortest_edge")]
+        sides = {value for value in values if value}
+        if len(sides) > 1:
+            raise CheckpointError(f"{place} takes images that are not square, {values[0]} x {values[1]} pixels.")
+        return sides.pop() if sides else None
+
+    resized = side(processor.size) if processor.do_resize else None
+    cropped = side(processor.crop_size) if getattr(processor, "do_center_crop", False) else None
+    size = cropped or resized
+    if size is None:
+        raise CheckpointError(f"{place}: its {_PREPROCESSING} names no size of images.")
+    fraction = min(1.0, size / resized) if resized else 1.0
+    if cropped is None and size < 384:  # ConvNeXt's: above, it resizes without a crop
+        fraction = getattr(processor, "crop_pct", None) or 1.0
+    scale = 255 * (processor.rescale_factor if processor.do_rescale else 1)
+    if getattr(processor, "rescale_offset", None):
+        raise CheckpointError(f"{place} shifts its pixels (rescale_offset), which no setting here expresses.")
+    mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ((0.0,) * 3, (1.0,) * 3)
+    return DataConfig(
+        image_size=size,
+        mean=tuple(value / scale for value in mean),
+        std=tuple(value / scale for value in std),
+        crop_fraction=fraction,
+    )

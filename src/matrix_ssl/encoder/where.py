@@ -1,0 +1,87 @@
+"""WHERE an encoder is: the one notation of all commands and functions that take an encoder.
+
+    FOLDER                      a run folder
+    FILE                        a checkpoint of this package or of another program
+    torchvision/NAME[:WEIGHTS]  weights of torchvision, such as torchvision/resnet50:IMAGENET1K_V1
+    timm/NAME[.TAG]             weights of timm, such as timm/vit_small_patch14_dinov2.lvd142m
+    hf:NAME                     an image model of transformers, by its name on the Hugging Face hub or its folder
+    random/NAME                 an architecture at its initialisation, as in network.encoder
+
+A path that begins as one of the others is written with ``./`` before it.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from matrix_ssl.errors import ConfigError
+
+RANDOM, TORCHVISION, TIMM, HF, PATH = "random", "torchvision", "timm", "hf", "path"
+Kind = Literal["random", "torchvision", "timm", "hf", "path"]
+_NAMED: tuple[Literal["random", "torchvision", "timm"], ...] = ("random", "torchvision", "timm")
+_EXAMPLES = {RANDOM: "random/resnet50", TORCHVISION: "torchvision/resnet50", TIMM: "timm/resnet50.a1_in1k",
+             HF: "hf:facebook/dinov2-small"}  # fmt: skip
+_ENDINGS = (".tar", ".pth", ".pt", ".ckpt", ".bin", ".safetensors")
+
+
+@dataclass(frozen=True)
+class Where:
+    """A place that is read as one of the forms."""
+
+    kind: Kind
+    name: str  # an architecture, a name of the hub, or a path
+    weights: str = ""  # torchvision's WEIGHTS or timm's TAG; empty: the default
+
+    @property
+    def path(self) -> Path:
+        """The path of a run folder or a file."""
+        return Path(self.name)
+
+    @property
+    def label(self) -> str:
+        """The notation, or the name of a file or folder without its place."""
+        if self.kind == PATH:
+            return self.path.name
+        separator, mark = (":", "") if self.kind == HF else ("/", {TORCHVISION: ":", TIMM: "."}.get(self.kind, ""))
+        return f"{self.kind}{separator}{self.name}" + (f"{mark}{self.weights}" if self.weights else "")
+
+    @property
+    def folder(self) -> str:
+        """A name for a run folder: that of the file without its ending, or the form with hyphens."""
+        if self.kind != PATH:
+            parts = (self.kind, *re.split(r"[/:\\]+", self.name.lstrip("./~")), *re.split(r"[/:]", self.weights))
+            return "-".join(part for part in parts if part)
+        name = self.path.name
+        while name.endswith(_ENDINGS):
+            name = name.rpartition(".")[0]
+        return name.encode(errors="replace").decode()  # a run folder's name is Unicode
+
+
+def read_where(where: str | Path, *, architecture: str | None = None) -> Where:
+    """Reads the notation; a ``Path`` is always a path.
+
+    Args:
+        architecture: the NAME of ``random`` and ``torchvision`` that stand alone.
+
+    Raises:
+        ConfigError: a form lacks its name.
+    """
+    if isinstance(where, Path):
+        return Where("path", str(where))
+    if where in (RANDOM, TORCHVISION) and architecture:
+        where = f"{where}/{architecture}"
+    for kind in _NAMED:
+        if where == kind or where.startswith(f"{kind}/"):
+            name = where[len(kind) + 1 :]
+            name, _, weights = name.partition({"timm": ".", "torchvision": ":", "random": "\0"}[kind])
+            return Where(kind, _named(name, where, kind), weights)
+    if where.startswith(f"{HF}:"):
+        return Where("hf", _named(where.removeprefix(f"{HF}:"), where, HF))
+    return Where("path", where)
+
+
+def _named(name: str, where: str, kind: str) -> str:
+    if not name:
+        raise ConfigError(f"{where!r} needs an architecture: write it as {_EXAMPLES[kind]}.")
+    return name
