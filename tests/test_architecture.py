@@ -33,7 +33,8 @@ IMPORTS = {
     "llm": {"config", "data", "distributed", "matrix", "report", "runs"},
     "evaluate": {"config", "data", "distributed", "encoder", "runs", "training"},
     "compare": {"config", "data", "encoder", "evaluate", "methods", "report", "runs", "training"},
-    "cli": {"__init__", "compare", "config", "data", "distributed", "encoder", "evaluate", "llm", "methods",
+    "api": {"config", "data", "distributed", "encoder", "evaluate", "report", "runs", "training"},
+    "cli": {"__init__", "api", "compare", "config", "data", "distributed", "encoder", "evaluate", "llm", "methods",
             "report", "runs", "training"},
     "__main__": {"cli"},
 }  # fmt: skip

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 
 from matrix_ssl.cli import options
 from matrix_ssl.evaluate.detection.settings import MAY_CHANGE, DetectionSettings
@@ -48,7 +47,6 @@ def detect(
     from matrix_ssl import distributed
     from matrix_ssl.evaluate.detection import run as runs
     from matrix_ssl.evaluate.detection.scoring import classes_table, scores_table
-    from matrix_ssl.runs.display import image_bar
     from matrix_ssl.runs.files import read_json
     from matrix_ssl.runs.session import session
 
@@ -57,14 +55,13 @@ def detect(
         encoder=encoder, backbone=backbone, weights=weights,
     )  # fmt: skip
     with session(device) as s:
-        console = options.stderr if s.main else Console(quiet=True)
         with distributed.together():
             prepared = runs.prepare(inputs, settings, device=s.device)
         may_change = [f"settings.{name}" for name in MAY_CHANGE]
         result = out / runs.RESULT
         if not s.claim(out, prepared.description, is_complete=result.exists, fresh=fresh, may_change=may_change):
             s.display.say(prepared.headline())
-            runs.run(prepared, out, display=s.display, bar=lambda what: image_bar(console, what))
+            runs.run(prepared, out, display=s.display, bar=s.display.bar)
         if s.main:
             options.stdout.print(scores_table(read_json(result)))
             options.stdout.print(classes_table(read_json(result)))

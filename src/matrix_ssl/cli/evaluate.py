@@ -1,6 +1,5 @@
 """The commands ``matrix-ssl evaluate`` and ``matrix-ssl embed``."""
 
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,11 +8,8 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from matrix_ssl.cli import options
-from matrix_ssl.errors import ConfigError, DataError
-from matrix_ssl.runs.display import image_bar
 
 if TYPE_CHECKING:
-    from matrix_ssl.data import Source
     from matrix_ssl.report.tables import ResultTable
 
 
@@ -45,51 +41,19 @@ def evaluate(
     Run the same command to resume. Results are in RUN/evaluation.
     """
     options.existing_run(run)
-    from matrix_ssl import config, distributed
-    from matrix_ssl.evaluate import protocols
-    from matrix_ssl.evaluate.baselines import open_baselines
-    from matrix_ssl.evaluate.subject import Subject
-    from matrix_ssl.evaluate.trained.protocols import SEMI_SUPERVISED, EvaluationSettings
-    from matrix_ssl.report import write_report
-    from matrix_ssl.report.tables import read_evaluation
-    from matrix_ssl.runs.folder import lock, read_config
-    from matrix_ssl.runs.session import session
+    from matrix_ssl import config
+    from matrix_ssl.api import evaluation
+    from matrix_ssl.evaluate.trained.protocols import EvaluationSettings
 
-    names = options.names(protocol)
-    protocols.check_protocols(names)
-    settings = config.override(EvaluationSettings(), assignments)
-    if label_list is not None and SEMI_SUPERVISED not in names:
-        raise ConfigError(f"--label-list is for --protocol {SEMI_SUPERVISED}.")
-    images = read_config(run).data
-    location = data or images.source
-    if not location:
-        raise DataError(f"{run} does not name a dataset: give --data FOLDER.")
-    public = open_baselines(baseline, images, sizes=baseline_size)
-    with session(device) as s:
-        with distributed.together():
-            if s.main:
-                s.stack.enter_context(lock(run))
-        with distributed.together():
-            train, test, drawn_from = _open_splits(location, test_data, data_root, download, say=s.display.say)
-        bar = partial(image_bar, options.stderr)
-        if train.labels is None and public:
-            raise DataError(f"{train.name!r} has no labels; --baseline compares accuracies, which need them.")
-        if train.labels is None:
-            s.display.say("No labels found: writing only the embedding map and the nearest-neighbour gallery.")
-            with bar("features") as show:
-                protocols.describe_images(run, train, weights=weights, device=s.device, on_progress=show)
-        else:
-            subject = Subject(run, train, test, weights, s.device, drawn_from)
-            protocols.run_protocols(
-                subject, protocols=names, settings=settings, baselines=public, label_list=label_list, fresh=fresh,
-                say=s.display.say, display=s.display, bar=bar,
-            )  # fmt: skip
-        if s.main:
-            if train.labels is not None and (evaluation := read_evaluation(subject.folder)):
-                tables = map(_terminal, evaluation.tables())
-                options.stdout.print(*tables, *evaluation.remarks, sep="\n", markup=False)
-            if not no_report:
-                options.show(report=write_report(run))
+    evaluated = evaluation.evaluate(
+        run, data, test_data=test_data, protocols=options.names(protocol), baselines=baseline,
+        baseline_sizes=baseline_size, settings=config.override(EvaluationSettings(), assignments),
+        label_list=label_list, weights=weights, fresh=fresh, report=not no_report, device=device,
+        data_root=data_root, download=download,
+    )  # fmt: skip
+    if results := evaluated.results:
+        options.stdout.print(*map(_terminal, results.tables()), *results.remarks, sep="\n", markup=False)
+    options.show(report=evaluated.report)
 
 
 @click.command()
@@ -112,19 +76,11 @@ def embed(
     for labelled images, `labels` and `classes`. Unreadable images are skipped and listed.
     """
     options.existing_run(run)
-    from matrix_ssl.data import open_source
-    from matrix_ssl.evaluate.features import write_features
-    from matrix_ssl.runs import devices
-    from matrix_ssl.runs.files import check_writable
-    from matrix_ssl.runs.folder import read_config
+    from matrix_ssl.api import evaluation
 
-    check_writable(out)
-    location = data or read_config(run).data.source
-    source = open_source(location, split=split, data_root=data_root, download=download)
-    with image_bar(options.stderr, "features") as show:
-        features = write_features(
-            run, source, out, weights=weights, device=devices.choose_device(device), on_progress=show
-        )
+    features = evaluation.embed(
+        run, data, out, split=split, weights=weights, device=device, data_root=data_root, download=download
+    )
     for where, why in features.unreadable:
         options.say(f"Skipped {where}: {why}.")
     n, k = features.vectors["encoder"].shape
@@ -141,22 +97,3 @@ def _terminal(table: "ResultTable") -> Table:
     for row in table.rows:
         result.add_row(*row)
     return result
-
-
-def _open_splits(
-    location: str, test_data: str | None, data_root: Path | None, download: bool, *, say: Any
-) -> tuple["Source", "Source", str | None]:
-    """Training and test images, and the digest of the dataset that both are splits of; None if each is whole."""
-    from matrix_ssl.data import has_test_split, open_source, split_source
-
-    open_split = partial(open_source, data_root=data_root, download=download)
-    train = open_split(location, split="train")
-    if test_data:
-        is_split = has_test_split(test_data, data_root=data_root, download=download)
-        return train, open_split(test_data, split="test" if is_split else "train"), None
-    if has_test_split(location, data_root=data_root, download=download):
-        return train, open_split(location, split="test"), None
-    if train.labels is None:
-        return train, train, None
-    say("No test split: holding out 20% of each class. The encoder may have seen these images during pre-training.")
-    return *split_source(train, 0.2, 0), train.digest

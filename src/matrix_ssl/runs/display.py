@@ -61,6 +61,18 @@ class Display:
             left = (self._total - done) / rate if rate else float("inf")
             self.say(f"step {done}/{self._total}  {rate * images:,.0f} img/s  {_clock(left)} left  {self._text}")
 
+    @contextmanager
+    def bar(self, what: str, unit: str = "images") -> Iterator[Callable[[int, int], None]]:
+        """A bar over images or another unit while the block runs; yields the function to call with (done, total)."""
+        if not self._console.is_terminal or self._console.quiet:
+            yield lambda done, total: None
+            return
+        count = TextColumn(f"{{task.completed:,.0f}} of {{task.total:,.0f}} {unit}")
+        columns = (TextColumn(what), BarColumn(bar_width=24), count, TimeElapsedColumn())
+        with Progress(*columns, console=self._console, transient=True) as bar:
+            task = bar.add_task("", total=0)
+            yield lambda done, total: bar.update(task, completed=done, total=total)
+
 
 def _clock(seconds: float) -> str:
     if seconds == float("inf"):
@@ -68,16 +80,3 @@ def _clock(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
-
-
-@contextmanager
-def image_bar(console: Console, what: str, unit: str = "images") -> Iterator[Callable[[int, int], None]]:
-    """A bar over images or another unit while the block runs; yields the function to call with (done, total)."""
-    if not console.is_terminal:
-        yield lambda done, total: None
-        return
-    count = TextColumn(f"{{task.completed:,.0f}} of {{task.total:,.0f}} {unit}")
-    columns = (TextColumn(what), BarColumn(bar_width=24), count, TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("", total=0)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
