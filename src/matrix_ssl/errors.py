@@ -103,9 +103,13 @@ class MissingExtra(MatrixSSLError):
 
     def __init__(self, package: str, extra: str):
         super().__init__(
-            f"The package {package!r} is not installed: in the clone of matrix-ssl, run "
-            f"pip install -e '.[{extra}]' -c constraints.txt"
+            f"The package {package!r} is not installed: in the clone of matrix-ssl, run {install_command(extra)}"
         )
+
+
+def install_command(extra: str = "") -> str:
+    """The command that installs this package from its clone, with an extra."""
+    return f"pip install -e '.[{extra}]' -c constraints.txt" if extra else "pip install -e . -c constraints.txt"
 
 
 def import_extra(module: str, *, extra: str) -> Any:

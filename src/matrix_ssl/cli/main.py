@@ -13,6 +13,7 @@ from matrix_ssl.cli import options
 from matrix_ssl.cli.chain import chain
 from matrix_ssl.cli.compare import compare
 from matrix_ssl.cli.detect import detect
+from matrix_ssl.cli.doctor import doctor
 from matrix_ssl.cli.evaluate import embed, evaluate
 from matrix_ssl.cli.lists import methods, recipes, report
 from matrix_ssl.cli.llm import llm
@@ -47,7 +48,21 @@ def commands(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for command in (chain, compare, detect, embed, evaluate, export, import_, llm, methods, pretrain, recipes, report):
+for command in (
+    chain,
+    compare,
+    detect,
+    doctor,
+    embed,
+    evaluate,
+    export,
+    import_,
+    llm,
+    methods,
+    pretrain,
+    recipes,
+    report,
+):
     commands.add_command(command)
 
 

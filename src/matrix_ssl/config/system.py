@@ -31,8 +31,13 @@ except ImportError:  # Windows
 STOPPING = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGBREAK") if hasattr(signal, name)
 )
+SHARED_MEMORY = Path("/dev/shm")  # through which the workers of Linux send batches
 MOVES_HELD_FOLDERS = fcntl is not None  # Windows renames no folder while a file in it is open
 
+_CONTAINER_LIMITS = (
+    (Path("/sys/fs/cgroup"), ("memory.max", "memory.current")),
+    (Path("/sys/fs/cgroup/memory"), ("memory.limit_in_bytes", "memory.usage_in_bytes")),
+)
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux
 _SECONDS_BETWEEN_LOOKS = 1.0  # at a parent, where the system does not report its end
 
@@ -107,6 +112,27 @@ def processor() -> str:
             command = ["sysctl", "-n", "machdep.cpu.brand_string"]
             name = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     return name or platform.processor()
+
+
+def has_bfloat16() -> bool | None:
+    """Whether the CPU multiplies bfloat16 by itself; None where the system does not say."""
+    if sys.platform != "linux":
+        return None
+    flags = re.search(r"^(?:flags|Features)\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return None if flags is None else not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags[1].split())
+
+
+def memory() -> tuple[int, int]:
+    """Bytes of memory that this process may have, and how many of them are free; a container may limit both."""
+    total, free = psutil.virtual_memory()[:2]
+    for folder, names in _CONTAINER_LIMITS:
+        try:
+            most, used = (int((folder / name).read_text()) for name in names)
+        except (OSError, ValueError):  # no such limit, or "max"
+            continue
+        if most < total:
+            return most, min(free, most - used)
+    return total, free
 
 
 def peak_memory() -> int:
