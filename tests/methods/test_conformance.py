@@ -14,8 +14,12 @@ from torch import Tensor, nn
 from matrix_ssl.losses import unit_rows
 from matrix_ssl.methods import Method, StepOutput, list_methods
 from matrix_ssl.methods.byol import BYOL
+from matrix_ssl.methods.cor_info_max import CorInfoMax
+from matrix_ssl.methods.emp_ssl import EMPSSL
+from matrix_ssl.methods.kernel_infonce import KernelInfoNCE
 from matrix_ssl.methods.matrix_ssl import MatrixSSL
 from matrix_ssl.methods.mec import MEC
+from matrix_ssl.methods.mmcr import MMCR
 from matrix_ssl.methods.moco_v2 import MoCoV2
 from matrix_ssl.methods.simclr import SimCLR
 from matrix_ssl.methods.simsiam import SimSiam
@@ -156,6 +160,73 @@ class TestBarlowTwins(MethodConformance):
 
     name = "barlow_twins"
     careless: ClassVar = {"redundancy_weight": 0.0}
+
+
+class TestCorInfoMax(MethodConformance):
+    name = "cor_info_max"
+    epochs = 4
+    silent = BEFORE_BATCH_NORM
+
+    def without_safeguard(self) -> type[Method]:
+        class WithoutVolume(CorInfoMax):
+            def forward(self, view1: Tensor, view2: Tensor) -> StepOutput:
+                output = super().forward(view1, view2)
+                z1, z2 = (unit_rows(self.projector(self.encoder(view))) for view in (view1, view2))
+                return output._replace(loss=self.invariance_weight * (z1 - z2).square().mean())
+
+        return WithoutVolume
+
+
+class TestEMPSSL(MethodConformance):
+    name = "emp_ssl"
+    epochs = 4
+    silent = BEFORE_BATCH_NORM
+
+    def without_safeguard(self) -> type[Method]:
+        class WithoutCodingRate(EMPSSL):
+            def forward(self, view1: Tensor, view2: Tensor) -> StepOutput:
+                output = super().forward(view1, view2)
+                z1, z2 = (unit_rows(self.projector(self.encoder(view))) for view in (view1, view2))
+                return output._replace(loss=-self.invariance_weight * (z1 * z2).sum(1).mean())
+
+        return WithoutCodingRate
+
+
+class TestMMCR(MethodConformance):
+    name = "mmcr"
+    epochs = 3
+
+    def without_safeguard(self) -> type[Method]:
+        class LargestValueAlone(MMCR):
+            """The largest singular value of the centroids instead of the sum of all."""
+
+            def forward(self, view1: Tensor, view2: Tensor) -> StepOutput:
+                output = super().forward(view1, view2)
+                z1, z2 = (unit_rows(self.projector(self.encoder(view))) for view in (view1, view2))
+                return output._replace(loss=-torch.linalg.matrix_norm((z1 + z2) / 2, 2))
+
+        return LargestValueAlone
+
+
+class TestWMSE(MethodConformance):
+    name = "w_mse"
+    epochs = 3
+    silent = ("projector.0.bias", "projector.3.bias")  # BatchNorm and the whitening subtract the mean
+    careless: ClassVar = {"shrinkage": 1.0}  # nothing is whitened
+
+
+class TestKernelInfoNCE(MethodConformance):
+    name = "kernel_infonce"
+    epochs = 3
+
+    def without_safeguard(self) -> type[Method]:
+        class WithoutNegatives(KernelInfoNCE):
+            def forward(self, view1: Tensor, view2: Tensor) -> StepOutput:
+                output = super().forward(view1, view2)
+                z1, z2 = (unit_rows(self.projector(self.encoder(view))) for view in (view1, view2))
+                return output._replace(loss=(z1 - z2).norm(dim=1).mean() / self.temperature)
+
+        return WithoutNegatives
 
 
 class TestOwnFile(MethodConformance):

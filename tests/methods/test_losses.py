@@ -4,7 +4,7 @@ import math
 import warnings
 from collections.abc import Callable
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -16,11 +16,16 @@ from matrix_ssl.data.randomness import hash_integers
 from matrix_ssl.losses import mec_loss
 from matrix_ssl.methods.barlow_twins import barlow_twins_loss
 from matrix_ssl.methods.byol import byol_loss
+from matrix_ssl.methods.cor_info_max import cor_info_max_loss
+from matrix_ssl.methods.emp_ssl import emp_ssl_loss
+from matrix_ssl.methods.kernel_infonce import kernel_infonce_loss
 from matrix_ssl.methods.lejepa import LeJEPA, sigreg_loss
+from matrix_ssl.methods.mmcr import mmcr_loss
 from matrix_ssl.methods.moco_v2 import moco_v2_loss
 from matrix_ssl.methods.simclr import simclr_loss
 from matrix_ssl.methods.simsiam import simsiam_loss
 from matrix_ssl.methods.vicreg import vicreg_loss
+from matrix_ssl.methods.w_mse import w_mse_loss
 from tests.support import textbook_losses as textbook
 
 Loss = Callable[..., Tensor]
@@ -39,7 +44,7 @@ class Case(NamedTuple):
     textbook: Loss
     inputs: int  # tensors (n, d); MoCo's third is the queue, of n + 2 rows
     free_of_length: bool = False  # whether the length of a row does not matter
-    settings: tuple[dict[str, float], ...] = ({},)
+    settings: tuple[dict[str, Any], ...] = ({},)
 
     def tensors(self, n: int, d: int) -> list[Tensor]:
         base = numbers(n, d)
@@ -69,11 +74,22 @@ CASES = {
          {"invariance_weight": 1.0, "variance_weight": 0.5, "covariance_weight": 3.0}),
     ),
     "sigreg": Case(sigreg, textbook_sigreg, 2, False, ({}, {"knots": 5, "largest_frequency": 2.0})),
+    "cor_info_max": Case(
+        cor_info_max_loss, textbook.cor_info_max, 2, True,
+        ({}, {"forgetting": 0.3, "ridge": 0.1}, {"invariance_weight": 0.0}),
+    ),
+    "emp_ssl": Case(emp_ssl_loss, textbook.emp_ssl, 2, True, ({}, {"invariance_weight": 1.0, "distortion": 0.7})),
+    "mmcr": Case(mmcr_loss, textbook.mmcr, 2, True, ({}, {"local_weight": 0.7})),
+    "w_mse": Case(w_mse_loss, textbook.w_mse, 2, False, ({}, {"shrinkage": 0.2})),
+    "kernel_infonce": Case(
+        kernel_infonce_loss, textbook.kernel_infonce, 2, True,
+        ({}, {"kernel": "exponential", "exponent": 0.5, "temperature": 0.3}, {"mixture": 0.2}),
+    ),
 }  # fmt: skip
 every = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
 
-def value_and_gradients(loss: Loss, tensors: list[Tensor], **settings: float) -> tuple[Tensor, ...]:
+def value_and_gradients(loss: Loss, tensors: list[Tensor], **settings: Any) -> tuple[Tensor, ...]:
     tensors = [x.detach().clone().requires_grad_() for x in tensors]
     value = loss(*tensors, **settings)
     return value.detach(), *torch.autograd.grad(value, tensors)

@@ -52,7 +52,9 @@ OUT_OF_RANGE = {
     "temperature": ABOVE_ZERO, "bias_rate": ABOVE_ZERO, "teacher_momentum": FRACTION, "distortion_warmup": FRACTION,
     "regularisation_weight": FRACTION, "uniformity_weight": NOT_NEGATIVE, "alignment_weight": NOT_NEGATIVE,
     "redundancy_weight": NOT_NEGATIVE, "invariance_weight": NOT_NEGATIVE, "variance_weight": NOT_NEGATIVE,
-    "covariance_weight": NOT_NEGATIVE,
+    "covariance_weight": NOT_NEGATIVE, "local_weight": NOT_NEGATIVE, "forgetting": FRACTION, "mixture": FRACTION,
+    "shrinkage": FRACTION, "rounds": AT_LEAST_ONE, "sub_batch": [(-1, "an integer of at least 0")],
+    "exponent": [(0.0, "a number above 0 and at most 2"), (2.5, "a number above 0 and at most 2")],
 }  # fmt: skip
 
 
@@ -196,7 +198,8 @@ class TestOptions:
         limits = {"hidden_dim": 1, "output_dim": 1, "order": 1, "queue_size": 1, "slices": 1, "knots": 2,
                   "teacher_momentum": 1.0, "distortion_warmup": 0.0, "uniformity_weight": 0.0, "alignment_weight": 0.0,
                   "redundancy_weight": 0.0, "regularisation_weight": 1.0, "invariance_weight": 0.0,
-                  "variance_weight": 0.0, "covariance_weight": 0.0}  # fmt: skip
+                  "variance_weight": 0.0, "covariance_weight": 0.0, "local_weight": 0.0, "forgetting": 1.0,
+                  "mixture": 1.0, "shrinkage": 1.0, "rounds": 1, "sub_batch": 0, "exponent": 2.0}  # fmt: skip
         given = {key: value for key, value in limits.items() if key in complete_options(method, {})}
         built = method(nn.Flatten(), 64, **given)
         for key, value in given.items():

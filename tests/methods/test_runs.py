@@ -35,6 +35,11 @@ PAPERS = {
     "barlow_twins": ("lars", 0.2, 1e-6, 10, 1000, 2048, 0.08),
     "vicreg": ("lars", 0.2, 1e-6, 10, 1000, 2048, 0.08),
     "lejepa": ("adamw", 2.5e-4, 5e-4, 10, 100, 512, 0.08),
+    "cor_info_max": ("sgd", 0.2 / 6, 1e-4, 10, 100, 1536, 0.08),
+    "emp_ssl": ("lars", 0.768, 1e-4, 0, 30, 1024, 0.08),
+    "mmcr": ("lars", 0.8, 1e-6, 10, 100, 2048, 0.08),
+    "w_mse": ("adamw", 2e-3, 1e-6, 10, 100, 1024, 0.2),
+    "kernel_infonce": ("lars", 0.3, 1e-6, 10, 100, 4096, 0.08),
 }
 OPTIONS = {
     "matrix_ssl": {"hidden_dim": 2048, "output_dim": 2048, "teacher_momentum": 0.996},
@@ -48,6 +53,11 @@ OPTIONS = {
     "vicreg": {"hidden_dim": 8192, "output_dim": 8192, "invariance_weight": 25.0, "variance_weight": 25.0,
                "covariance_weight": 1.0},
     "lejepa": {"output_dim": 128, "regularisation_weight": 0.05, "slices": 1024, "knots": 17},
+    "cor_info_max": {"hidden_dim": 8192, "output_dim": 512, "invariance_weight": 2000.0, "forgetting": 0.1},
+    "emp_ssl": {"hidden_dim": 4096, "output_dim": 1024, "invariance_weight": 200.0},
+    "mmcr": {"hidden_dim": 8192, "output_dim": 512, "local_weight": 0.0},
+    "w_mse": {"hidden_dim": 1024, "output_dim": 128, "sub_batch": 256, "rounds": 4},
+    "kernel_infonce": {"hidden_dim": 2048, "output_dim": 128, "kernel": "sum", "temperature": 0.1},
 }  # fmt: skip
 
 
@@ -99,10 +109,12 @@ class TestUseMethod:
         assert found.view1.crop_scale == found.view2.crop_scale == (crop, 1.0)
         assert found.method.options.items() >= OPTIONS[name].items()
         assert (found.recipe, found.network.encoder, found.data.image_size) == ("imagenet", "resnet50", 224)
-        symmetric = name in ("simsiam", "moco_v2", "simclr")
+        symmetric = name in ("simsiam", "moco_v2", "simclr", "w_mse", "kernel_infonce")
         assert (found.view1 == found.view2) == symmetric
         assert found.view2.solarize == (0.0 if symmetric else 0.2)
-        assert (found.view1.hue, found.view1.brightness) == ((0.2, 0.8) if name == "simclr" else (0.1, 0.4))
+        assert (found.view1.hue, found.view1.brightness) == (
+            (0.2, 0.8) if name in ("simclr", "kernel_infonce") else (0.1, 0.4)
+        )
 
     def test_a_setting_given_goes_before_the_papers(self) -> None:
         base = setup.use_method(find_recipe("imagenet"), "moco_v2")
@@ -124,9 +136,9 @@ class TestDescriptions:
         source = inspect.getsource(sys.modules[find_method(name).__module__])
         lines, body = source.splitlines(), ast.parse(source).body
         (kind,) = [n for n in body if isinstance(n, ast.ClassDef) and n.name == find_method(name).__name__]
-        constants = {
-            n.targets[0].id: n for n in body if isinstance(n, ast.Assign) and isinstance(n.targets[0], ast.Name)
-        }
+        assigned = [(n.targets[0] if isinstance(n, ast.Assign) else n.target, n) for n in body
+                    if isinstance(n, ast.Assign | ast.AnnAssign)]  # fmt: skip
+        constants = {target.id: n for target, n in assigned if isinstance(target, ast.Name)}
         arguments = next(n for n in kind.body if isinstance(n, ast.FunctionDef) and n.name == "__init__").args
         for argument, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True):
             home = constants[default.id] if isinstance(default, ast.Name) else argument
@@ -177,7 +189,8 @@ class TestCommandLine:
         ended = succeed(tmp_path, ["methods"])
         lines = ended.out.splitlines()
         assert [line.split()[0] for line in lines] == list_methods()
-        assert all(line[13:] == describe_method(line.split()[0]).partition("\n")[0] for line in lines)
+        assert all(line.split(maxsplit=1)[1] == describe_method(line.split()[0]).partition("\n")[0] for line in lines)
+        assert len({line.index(line.split(maxsplit=1)[1]) for line in lines}) == 1  # one column
 
     @pytest.mark.parametrize("name", ["simsiam", "moco_v2"])
     def test_one(self, tmp_path: Path, name: str) -> None:

@@ -34,7 +34,13 @@ from matrix_ssl.training.engine import Engine
 from matrix_ssl.training.pretraining import PreTraining
 
 TRAJECTORIES = Path(__file__).parents[1] / "golden" / "trajectories.json"
-SMALL = {"hidden_dim": 32, "output_dim": 16, "queue_size": 48, "slices": 64}  # of the options, those that a method has
+SMALL = {
+    "hidden_dim": 32,
+    "output_dim": 16,
+    "queue_size": 48,
+    "slices": 64,
+    "sub_batch": 8,
+}  # of the options, those that a method has
 ROWS = 16
 STEPS = 100  # of a stored trajectory
 # small changes of the images: a few dozen steps then show whether a method keeps its outputs apart
@@ -339,7 +345,7 @@ class MethodConformance:
     def configure(self, **options: Any) -> RunConfig:
         """Eleven steps an epoch of 128 digits each."""
         base = setup.use_method(find_recipe("demo"), self.name)
-        shape = {"hidden_dim": 64, "output_dim": 64, "slices": 64, "queue_size": 128}
+        shape = {"hidden_dim": 64, "output_dim": 64, "slices": 64, "queue_size": 128, "sub_batch": 128}
         known = complete_options(self.kind, {})
         given = {k: v for k, v in shape.items() if k in known} | self.learning | options
         return setup.complete(

@@ -122,6 +122,147 @@ def sigreg(z: Tensor, *, directions: Tensor, knots: int = 17, largest_frequency:
     return total / (len(flat) * directions.shape[1])
 
 
+def unit(row: Tensor) -> Tensor:
+    """A vector over its length."""
+    return row / dot(row, row).sqrt()
+
+
+def determinant(matrix: list[list[Tensor]]) -> Tensor:
+    """By Laplace's expansion along the first row."""
+    if len(matrix) == 1:
+        return matrix[0][0]
+    total = torch.zeros_like(matrix[0][0])
+    for j, entry in enumerate(matrix[0]):
+        minor = [[*row[:j], *row[j + 1 :]] for row in matrix[1:]]
+        total = total + (-1) ** j * entry * determinant(minor)
+    return total
+
+
+def cor_info_max(
+    z1: Tensor,
+    z2: Tensor,
+    *,
+    invariance_weight: float = 250.0,
+    forgetting: float = 0.01,
+    ridge: float = 1e-6,
+    steps: int = 1,
+) -> Tensor:
+    """Ozsoy et al., NeurIPS 2022, after some steps with the same batch, of which the last has the gradient."""
+    n, d = z1.shape
+    rows = [[unit(z[i]) for i in range(n)] for z in (z1, z2)]
+    differences = [dot(a - b, a - b) for a, b in zip(*rows, strict=True)]
+    total = invariance_weight * torch.stack(differences).sum() / (n * d)
+    for branch in rows:
+        mean = [branch[0].new_zeros(()) for _ in range(d)]
+        covariance = [[branch[0].new_tensor(float(i == j)) for j in range(d)] for i in range(d)]
+        for step in range(steps):
+            if step == steps - 1:
+                mean, covariance = [x.detach() for x in mean], [[x.detach() for x in row] for row in covariance]
+            mean = [forgetting * mean[j] + (1 - forgetting) * sum(row[j] for row in branch) / n for j in range(d)]
+            covariance = [
+                [
+                    forgetting * covariance[i][j]
+                    + (1 - forgetting) * sum((row[i] - mean[i]) * (row[j] - mean[j]) for row in branch) / n
+                    for j in range(d)
+                ]
+                for i in range(d)
+            ]
+        ridged = [[covariance[i][j] + ridge * (i == j) for j in range(d)] for i in range(d)]
+        total = total - determinant(ridged).log() / d
+    return total
+
+
+def emp_ssl(*views: Tensor, invariance_weight: float = 200.0, distortion: float = 0.2**0.5) -> Tensor:
+    """Tong et al., 2023: cosines with the mean of the views, and the total coding rate of every view."""
+    n, d = views[0].shape
+    rows = [[unit(view[i]) for i in range(n)] for view in views]
+    similarity, rate = [], []
+    for i in range(n):
+        mean = sum((view[i] for view in rows), start=rows[0][0] * 0) / len(views)
+        similarity += [cosine(view[i], mean) for view in rows]
+    for view in rows:
+        gram = [
+            [(i == j) + d / (n * distortion**2) * sum(r[i] * r[j] for r in view) for j in range(d)] for i in range(d)
+        ]
+        rate.append(determinant(gram).log() / 2)
+    return -invariance_weight * torch.stack(similarity).mean() - torch.stack(rate).mean()
+
+
+def nuclear_norm(rows: list[Tensor]) -> Tensor:
+    """The trace of the root of the Gram matrix on its smaller side, by eigenvalues instead of singular values."""
+    matrix = torch.stack(rows)
+    gram = matrix @ matrix.T if len(rows) <= matrix.shape[1] else matrix.T @ matrix
+    return torch.linalg.eigvalsh(gram).sqrt().sum()
+
+
+def mmcr(*views: Tensor, local_weight: float = 0.0) -> Tensor:
+    """Yerxa et al., NeurIPS 2023: nuclear norms of the centroids and, weighted, of the views of each image."""
+    n = len(views[0])
+    images = [[unit(view[i]) for view in views] for i in range(n)]
+    centroids = [sum(image[1:], start=image[0]) / len(views) for image in images]
+    local = torch.stack([nuclear_norm(image) for image in images]).mean() if local_weight else 0.0
+    return local_weight * local - nuclear_norm(centroids)
+
+
+def w_mse(*views: Tensor, shrinkage: float = 1e-3) -> Tensor:
+    """Ermolov et al., ICML 2021: rows solved one by one against Cholesky's factor, written out."""
+    n, d = views[0].shape
+    whitened = []
+    for view in views:
+        mean = [sum(view[i, j] for i in range(n)) / n for j in range(d)]
+        centred = [[view[i, j] - mean[j] for j in range(d)] for i in range(n)]
+        factor: list[list[Tensor]] = [[view.new_zeros(()) for _ in range(d)] for _ in range(d)]
+        for i in range(d):
+            for j in range(i + 1):
+                entry = (1 - shrinkage) * sum(row[i] * row[j] for row in centred) / (n - 1) + shrinkage * (i == j)
+                entry = entry - sum((factor[i][k] * factor[j][k] for k in range(j)), start=view.new_zeros(()))
+                factor[i][j] = entry.sqrt() if i == j else entry / factor[j][j]
+        rows = []
+        for row in centred:
+            solved: list[Tensor] = []
+            for i in range(d):
+                known = sum((factor[i][k] * solved[k] for k in range(i)), start=view.new_zeros(()))
+                solved.append((row[i] - known) / factor[i][i])
+            rows.append(unit(torch.stack(solved)))
+        whitened.append(rows)
+    pairs = [
+        dot(a - b, a - b) for one, two in itertools.combinations(whitened, 2) for a, b in zip(one, two, strict=True)
+    ]
+    return torch.stack(pairs).mean()
+
+
+def kernel_infonce(
+    z1: Tensor,
+    z2: Tensor,
+    *,
+    kernel: str = "sum",
+    temperature: float = 0.1,
+    exponent: float = 1.0,
+    mixture: float = 0.5,
+) -> Tensor:
+    """Tan et al., ICLR 2024: the kernels of all pairs of the 2n views, and their mixtures."""
+    rows = [unit(row) for z in (z1, z2) for row in z]
+    n, half = len(z1), z1.shape[1] // 2
+
+    def loss(rows: list[Tensor], power: float) -> Tensor:
+        losses = []
+        for i in range(2 * n):
+            kernels = {
+                k: (-(dot(rows[i] - rows[k], rows[i] - rows[k]) ** (power / 2)) / temperature).exp()
+                for k in range(2 * n)
+                if k != i
+            }
+            losses.append(-(kernels[(i + n) % (2 * n)] / torch.stack([*kernels.values()]).sum()).log())
+        return torch.stack(losses).mean()
+
+    if kernel == "exponential":
+        return loss(rows, exponent)
+    if kernel == "sum":
+        return mixture * loss(rows, exponent) + (1 - mixture) * loss(rows, 2.0)
+    first, second = [row[:half] for row in rows], [row[half:] for row in rows]
+    return mixture * loss(first, exponent) + (1 - mixture) * loss(second, 2.0)
+
+
 def epps_pulley(x: np.ndarray, *, largest_frequency: float = np.inf) -> float:
     """n ∫ |mean exp(i t x) - φ(t)|² φ(t) dt of numbers x, by adaptive quadrature."""
 

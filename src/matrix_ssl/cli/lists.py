@@ -32,8 +32,9 @@ def methods(name: str | None) -> None:
     from matrix_ssl.methods import complete_options, describe_method, find_method, list_methods
 
     if name is None:
+        width = max(map(len, list_methods()))
         for method in list_methods():
-            options.stdout.print(f"{method:12s} {describe_method(method).partition(chr(10))[0]}", markup=False)
+            options.stdout.print(f"{method:{width}s} {describe_method(method).partition(chr(10))[0]}", markup=False)
         return
     options.stdout.print(describe_method(name).strip() + "\n", markup=False)
     for option, value in complete_options(find_method(name), {}).items():

@@ -2,7 +2,7 @@
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, get_type_hints
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from matrix_ssl import distributed
 from matrix_ssl.config import Fraction, RunConfig, check_type
+from matrix_ssl.losses import check_rows
 from matrix_ssl.networks.teacher import cosine_momentum, make_teacher, update_teacher
 
 
@@ -106,6 +107,13 @@ class TeacherMethod(Method):
 
     def _student(self) -> nn.ModuleDict:
         return nn.ModuleDict({"encoder": self.encoder, "projector": self.projector})
+
+
+def check_views(outputs: Sequence[Tensor]) -> None:
+    """Raises ValueError unless there are outputs of two views or more, all of one shape (n, d) with n ≥ 2."""
+    check_rows(**{f"z{number}": z for number, z in enumerate(outputs, 1)})
+    if len(outputs) < 2:
+        raise ValueError(f"Expected the outputs of two views or more, got {len(outputs)}.")
 
 
 def gather_outputs(*outputs: Tensor) -> tuple[Tensor, ...]:

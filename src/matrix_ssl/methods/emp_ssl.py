@@ -1,0 +1,111 @@
+"""EMP-SSL: every view is near the mean of its image's views, and the views of a batch take as many nats as they can.
+
+With rows of length one, z̄ the mean over the views of an image and R the total coding rate:
+
+    loss = -λ · mean over views and images of cos(z_v, z̄)  -  mean over views of R(Z_v)
+    R(Z) = ½ log det(I + d / (n ε²) ZᵀZ)
+
+The paper trains with some hundred small views of an image, so that an epoch is worth many; with two views it is a
+method without negatives, teacher or predictor like the others. Its features come from a first layer of the projector,
+ours from the encoder alone.
+
+Reference: Tong, Chen, Ma and LeCun, "EMP-SSL: Towards Self-Supervised Learning in One Training Epoch", 2023,
+https://arxiv.org/abs/2304.03977; the coding rate: Ma, Derksen, Hong and Wright, IEEE TPAMI 29(9), 2007.
+"""
+
+import dataclasses
+import math
+
+import torch
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+from torch import Tensor, nn
+
+from matrix_ssl import networks
+from matrix_ssl.config import OptimizerConfig, RunConfig
+from matrix_ssl.config.views import asymmetric_views
+from matrix_ssl.losses import check_not_negative, in_full_precision, unit_rows
+from matrix_ssl.matrix import coding_rate
+from matrix_ssl.methods._base import Method, StepOutput, check_views, gather_outputs
+
+INVARIANCE_WEIGHT = 200.0  # the code
+DISTORTION = math.sqrt(0.2)  # the code: 0.2 stands in the place of ε²
+
+
+@in_full_precision
+def emp_ssl_loss(
+    *outputs: Tensor, invariance_weight: float = INVARIANCE_WEIGHT, distortion: float = DISTORTION
+) -> Tensor:
+    """Weighted distance of all views from their mean, minus their coding rate: a scalar, above -weight - d/2 log(...).
+
+    The coding rate is computed with d x d numbers, or with n x n where a batch has fewer rows than columns. It can be
+    differentiated once.
+
+    Args:
+        outputs: (n, d) each, for two views or more; rows are scaled to length one here.
+        invariance_weight: λ ≥ 0.
+        distortion: ε > 0.
+
+    Raises:
+        ValueError: shapes differ or are not (n, d) with n ≥ 2; there is one view; a number is out of range.
+
+    Example:
+        >>> import torch
+        >>> from matrix_ssl.methods.emp_ssl import emp_ssl_loss
+        >>> views = torch.randn(4, 64, 16, requires_grad=True)
+        >>> emp_ssl_loss(*views).backward()
+    """
+    check_views(outputs)
+    check_not_negative(invariance_weight=invariance_weight)
+    z = unit_rows(torch.stack(outputs))
+    similarity = (z * unit_rows(z.mean(0))).sum(-1).mean()
+    return -invariance_weight * similarity - coding_rate(z, distortion=distortion, validate=False).mean()
+
+
+class EMPSSL(Method):
+    """An encoder and a projector of three layers under ``emp_ssl_loss``.
+
+    Args:
+        hidden_dim: width of the projector's two hidden layers.
+        output_dim: d, width of the outputs.
+        invariance_weight, distortion: see ``emp_ssl_loss``.
+    """
+
+    variants = ({"invariance_weight": 50.0}, {"invariance_weight": 800.0}, {"distortion": 0.9})
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        feature_dim: int,
+        *,
+        hidden_dim: PositiveInt = 4096,  # the code
+        output_dim: PositiveInt = 1024,  # the code
+        invariance_weight: NonNegativeFloat = INVARIANCE_WEIGHT,
+        distortion: PositiveFloat = DISTORTION,
+    ):
+        super().__init__()
+        self.encoder = encoder
+        self.projector = networks.mlp(feature_dim, hidden_dim, hidden_dim, output_dim, hidden_bias=True)
+        self.invariance_weight = invariance_weight
+        self.distortion = distortion
+
+    def forward(self, view1: Tensor, view2: Tensor) -> StepOutput:
+        f1, f2 = self.encoder(view1), self.encoder(view2)
+        z1, z2 = self.projector(f1), self.projector(f2)
+        loss = emp_ssl_loss(
+            *gather_outputs(z1, z2), invariance_weight=self.invariance_weight, distortion=self.distortion
+        )
+        return StepOutput(loss, {}, f1.detach(), z1.detach(), z2.detach())
+
+    @classmethod
+    def recipe(cls, base: RunConfig) -> RunConfig:
+        """A pre-training on ImageNet with the optimizer of the paper, which trains on CIFAR and smaller ImageNets."""
+        view1, view2 = asymmetric_views(smallest_crop=0.08)  # the paper's have a fixed area of a quarter
+        optimizer = OptimizerConfig(
+            name="lars",  # the code
+            learning_rate=0.768,  # the code: 0.3 for its batch of 100
+            momentum=0.9,  # the code, with Nesterov's correction
+            weight_decay=1e-4,  # the code
+            warmup_epochs=0,  # the code: none
+        )
+        # epochs: the code; the batch is of a common size, the paper's 100 images with 100 views each are 10,000 rows
+        return dataclasses.replace(base, view1=view1, view2=view2, optimizer=optimizer, epochs=30, batch_size=1024)

@@ -1,0 +1,159 @@
+"""Kernel-InfoNCE: contrastive learning with an exponential kernel in the place of the Gaussian one.
+
+With rows of length one, for every one of the 2n views i with partner j:
+
+    loss_γ = mean_i  -log [ k_γ(z_i, z_j) / Σ_k≠i k_γ(z_i, z_k) ],    k_γ(x, y) = exp(-‖x - y‖^γ / τ)
+
+At γ = 2 the kernel is Gaussian, and the loss is that of SimCLR at half the temperature. The paper shows that this is
+spectral clustering on the graph of similar images, derives exponential kernels from the principle of maximum entropy,
+and mixes a Gaussian one with one of another exponent, by the weight λ:
+
+    "sum":             λ · loss_γ(z) + (1 - λ) · loss_2(z)
+    "concatenation":   λ · loss_γ(first half of z) + (1 - λ) · loss_2(second half of z)
+
+The halves are those of a vector of length one.
+
+Reference: Tan, Zhang, Yang and Yuan, "Contrastive Learning Is Spectral Clustering On Similarity Graph", ICLR 2024,
+https://arxiv.org/abs/2303.15103.
+"""
+
+import dataclasses
+from typing import Annotated, Literal, get_args
+
+import torch
+from annotated_types import Gt, Le
+from pydantic import PositiveFloat, PositiveInt
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from matrix_ssl import networks
+from matrix_ssl.config import Fraction, OptimizerConfig, RunConfig
+from matrix_ssl.config.views import symmetric_view
+from matrix_ssl.errors import ConfigError
+from matrix_ssl.losses import check_positive, check_rows, in_full_precision, unit_rows
+from matrix_ssl.methods._base import Method, StepOutput, gather_outputs
+
+Kernel = Literal["exponential", "sum", "concatenation"]
+
+KERNEL: Kernel = "sum"  # of the paper's mixtures the one that does not double the width
+TEMPERATURE = 0.1  # the code
+EXPONENT = 1.0  # 0.5 and 1 are what the code searches
+MIXTURE = 0.5  # the middle of what the code searches
+_NEAREST = 1e-6  # rows nearer than this have no direction from each other, and no gradient
+
+
+@in_full_precision
+def kernel_infonce_loss(
+    z1: Tensor,
+    z2: Tensor,
+    *,
+    kernel: Kernel = KERNEL,
+    temperature: float = TEMPERATURE,
+    exponent: float = EXPONENT,
+    mixture: float = MIXTURE,
+) -> Tensor:
+    """InfoNCE with exponential kernels over the 2n views of a batch: a scalar in nats.
+
+    The published code bounds the sums of kernels from below by 1e-6; here they are sums of logarithms.
+
+    Args:
+        z1, z2: (n, d), outputs for the two views; rows are scaled to length one here. d is even for "concatenation".
+        kernel: "exponential" is loss_γ alone.
+        temperature: τ > 0.
+        exponent: γ in (0, 2].
+        mixture: λ in [0, 1], the part of loss_γ in a mixture.
+
+    Raises:
+        ValueError: shapes differ or are not (n, d) with n ≥ 2; d is odd; a number or the kernel is out of range.
+
+    Example:
+        >>> import torch
+        >>> from matrix_ssl.methods.kernel_infonce import kernel_infonce_loss
+        >>> z1, z2 = torch.randn(2, 64, 16, requires_grad=True)
+        >>> kernel_infonce_loss(z1, z2, kernel="concatenation").backward()
+    """
+    check_rows(z1=z1, z2=z2)
+    check_positive(temperature=temperature)
+    if not 0 < exponent <= 2 or not 0 <= mixture <= 1:
+        raise ValueError(f"exponent must be in (0, 2] and mixture in [0, 1], got {exponent} and {mixture}.")
+    rows = unit_rows(torch.cat([z1, z2]))
+    if kernel == "exponential":
+        return _infonce(rows, temperature, exponent)
+    if kernel == "sum":
+        return mixture * _infonce(rows, temperature, exponent) + (1 - mixture) * _infonce(rows, temperature, 2.0)
+    if kernel != "concatenation":
+        raise ValueError(f"kernel must be one of {', '.join(get_args(Kernel))}, got {kernel!r}.")
+    if rows.shape[1] % 2:
+        raise ValueError(f"Concatenation halves the outputs: expected an even width, got {rows.shape[1]}.")
+    first, second = rows.chunk(2, dim=1)
+    return mixture * _infonce(first, temperature, exponent) + (1 - mixture) * _infonce(second, temperature, 2.0)
+
+
+def _infonce(rows: Tensor, temperature: float, exponent: float) -> Tensor:
+    """The loss of 2n rows, of which i and i + n are partners, with one kernel."""
+    # differences of rows instead of inner products, which would cancel digits of small distances
+    distances = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist").clamp_min(_NEAREST)
+    itself = torch.eye(len(rows), dtype=torch.bool, device=rows.device)
+    logits = (-(distances**exponent) / temperature).masked_fill(itself, -torch.inf)
+    partners = torch.arange(len(rows), device=rows.device).roll(len(rows) // 2)
+    return F.cross_entropy(logits, partners)
+
+
+class KernelInfoNCE(Method):
+    """An encoder and a projector of two layers under ``kernel_infonce_loss``.
+
+    Args:
+        hidden_dim: width of the projector's hidden layer.
+        output_dim: d, width of the outputs; even for the kernel "concatenation".
+        kernel, temperature, exponent, mixture: see ``kernel_infonce_loss``.
+    """
+
+    variants = ({"temperature": 0.4}, {"exponent": 0.5}, {"kernel": "concatenation"})
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        feature_dim: int,
+        *,
+        hidden_dim: PositiveInt = 2048,  # the code
+        output_dim: PositiveInt = 128,  # the code, which doubles it for the concatenation
+        kernel: Kernel = KERNEL,
+        temperature: PositiveFloat = TEMPERATURE,
+        exponent: Annotated[float, Gt(0), Le(2)] = EXPONENT,
+        mixture: Fraction = MIXTURE,
+    ):
+        super().__init__()
+        if kernel == "concatenation" and output_dim % 2:
+            raise ConfigError(f"method.output_dim={output_dim}: the kernel 'concatenation' needs an even number.")
+        self.encoder = encoder
+        self.projector = networks.mlp(feature_dim, hidden_dim, output_dim, output_bias=False)
+        self.kernel = kernel
+        self.temperature = temperature
+        self.exponent = exponent
+        self.mixture = mixture
+
+    def forward(self, view1: Tensor, view2: Tensor) -> StepOutput:
+        f1, f2 = self.encoder(view1), self.encoder(view2)
+        z1, z2 = self.projector(f1), self.projector(f2)
+        loss = kernel_infonce_loss(
+            *gather_outputs(z1, z2),
+            kernel=self.kernel,
+            temperature=self.temperature,
+            exponent=self.exponent,
+            mixture=self.mixture,
+        )
+        return StepOutput(loss, {}, f1.detach(), z1.detach(), z2.detach())
+
+    @classmethod
+    def recipe(cls, base: RunConfig) -> RunConfig:
+        """A pre-training on ImageNet with the values of SimCLR; the paper trains on CIFAR and Tiny ImageNet."""
+        view = symmetric_view(smallest_crop=0.08, strength=1.0)  # the code: those of SimCLR
+        optimizer = OptimizerConfig(
+            name="lars",  # the code has LARS and Adam
+            learning_rate=0.3,  # SimCLR's; the code searches from 0.01 to 10
+            momentum=0.9,  # the code
+            weight_decay=1e-6,  # the code
+            warmup_epochs=10,  # the code
+        )
+        # epochs: the code; batch: SimCLR's
+        return dataclasses.replace(base, view1=view, view2=view, optimizer=optimizer, epochs=100, batch_size=4096)

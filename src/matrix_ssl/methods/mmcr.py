@@ -1,0 +1,110 @@
+"""MMCR: the mean of an image's views is long and differs from image to image.
+
+With rows of length one, C the matrix of the images' centroids (the mean of their views), Z_i the views of image i, and
+‖ ‖_* the nuclear norm, the sum of the singular values:
+
+    loss = -‖C‖_*  +  λ · mean_i ‖Z_i‖_*
+
+A centroid is as long as its views agree, and for centroids of given lengths the norm is largest where they are
+orthogonal. The paper derives it from the capacity of a layer for manifolds. The published code for ImageNet also
+averages the outputs of a moving average of the network into the centroids; here, as in its code for CIFAR-10, there is
+no such teacher. λ is zero there, since the first term already compresses the views of an image.
+
+Reference: Yerxa, Kuang, Simoncelli and Chung, "Learning Efficient Coding of Natural Images with Maximum Manifold
+Capacity Representations", NeurIPS 2023, https://arxiv.org/abs/2303.03307.
+"""
+
+import dataclasses
+
+import torch
+from pydantic import NonNegativeFloat, PositiveInt
+from torch import Tensor, nn
+
+from matrix_ssl import networks
+from matrix_ssl.config import OptimizerConfig, RunConfig
+from matrix_ssl.config.views import asymmetric_views
+from matrix_ssl.losses import check_not_negative, in_full_precision, unit_rows
+from matrix_ssl.methods._base import Method, StepOutput, check_views, gather_outputs
+
+LOCAL_WEIGHT = 0.0  # the code
+
+
+@in_full_precision
+def mmcr_loss(*outputs: Tensor, local_weight: float = LOCAL_WEIGHT) -> Tensor:
+    """Minus the nuclear norm of the centroids, plus a weight times the mean one of the views: a scalar.
+
+    Not below -√(n·min(n, d)). Where singular values are zero, the gradient is one of the norm's subgradients.
+
+    Args:
+        outputs: (n, d) each, for two views or more; rows are scaled to length one here.
+        local_weight: λ ≥ 0.
+
+    Raises:
+        ValueError: shapes differ or are not (n, d) with n ≥ 2; there is one view; the weight is out of range.
+
+    Example:
+        >>> import torch
+        >>> from matrix_ssl.methods.mmcr import mmcr_loss
+        >>> z1, z2 = torch.randn(2, 64, 16, requires_grad=True)
+        >>> mmcr_loss(z1, z2).backward()
+    """
+    check_views(outputs)
+    check_not_negative(local_weight=local_weight)
+    z = unit_rows(torch.stack(outputs, dim=1))
+    loss = -_nuclear_norm(z.mean(1))
+    if local_weight:
+        loss = loss + local_weight * _nuclear_norm(z).mean()
+    return loss
+
+
+def _nuclear_norm(x: Tensor) -> Tensor:
+    """Sums of the singular values of (..., n, d); NaN instead of PyTorch's error where a number is not finite."""
+    finite = x.isfinite().all()
+    return torch.where(finite, torch.linalg.svdvals(torch.where(finite, x, 0.0)).sum(-1), torch.nan)
+
+
+class MMCR(Method):
+    """An encoder and a projector of three layers under ``mmcr_loss``.
+
+    Args:
+        hidden_dim: width of the projector's two hidden layers.
+        output_dim: d, width of the outputs.
+        local_weight: see ``mmcr_loss``.
+    """
+
+    # of two views the local norm is at most 2, the global one up to √(n·min(n, d)): smaller weights change nothing
+    variants = ({"local_weight": 1.0}, {"local_weight": 10.0}, {"local_weight": 30.0})
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        feature_dim: int,
+        *,
+        hidden_dim: PositiveInt = 8192,  # the code for ImageNet
+        output_dim: PositiveInt = 512,  # the code for ImageNet
+        local_weight: NonNegativeFloat = LOCAL_WEIGHT,
+    ):
+        super().__init__()
+        self.encoder = encoder
+        self.projector = networks.mlp(feature_dim, hidden_dim, hidden_dim, output_dim, output_bias=False)
+        self.local_weight = local_weight
+
+    def forward(self, view1: Tensor, view2: Tensor) -> StepOutput:
+        f1, f2 = self.encoder(view1), self.encoder(view2)
+        z1, z2 = self.projector(f1), self.projector(f2)
+        loss = mmcr_loss(*gather_outputs(z1, z2), local_weight=self.local_weight)
+        return StepOutput(loss, {}, f1.detach(), z1.detach(), z2.detach())
+
+    @classmethod
+    def recipe(cls, base: RunConfig) -> RunConfig:
+        """The published pre-training on ImageNet with two views instead of eight, and without a teacher."""
+        view1, view2 = asymmetric_views(smallest_crop=0.08)  # the code: those of Barlow Twins
+        optimizer = OptimizerConfig(
+            name="lars",  # the code, no adaptation and no decay of biases and BatchNorm
+            learning_rate=0.8,  # the code, scaled by batch / 256
+            momentum=0.9,  # the code
+            weight_decay=1e-6,  # the code
+            warmup_epochs=10,  # the code; its cosine ends at a thousandth of the rate, ours at zero
+        )
+        # epochs and batch: the code
+        return dataclasses.replace(base, view1=view1, view2=view2, optimizer=optimizer, epochs=100, batch_size=2048)
