@@ -4,11 +4,11 @@ from pathlib import Path
 
 import click
 
-from matrix_ssl.cli import options
+from matrix_ssl.cli import completion, options
 
 
 @click.command()
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=completion.recipes)
 def recipes(name: str | None) -> None:
     """List the recipes, or show every setting of one."""
     from matrix_ssl.config.recipes import find_recipe, list_recipes
@@ -26,7 +26,7 @@ def recipes(name: str | None) -> None:
 
 
 @click.command()
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=completion.methods)
 def methods(name: str | None) -> None:
     """List the methods, or show the idea, formula, paper and options of one."""
     from matrix_ssl.methods import complete_options, describe_method, find_method, list_methods

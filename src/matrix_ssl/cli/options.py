@@ -7,6 +7,7 @@ from typing import Any
 import click
 from rich.console import Console
 
+from matrix_ssl.cli import completion
 from matrix_ssl.errors import RunFolderError
 from matrix_ssl.training.configure import default_run
 
@@ -17,11 +18,12 @@ PROTOCOLS = ("knn", "linear", "low-shot", "transfer", "linear-sgd", "semi-superv
 stdout = Console(highlight=False, soft_wrap=True)
 stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 
-recipe = click.argument("recipe", default=DEFAULT_RECIPE)
+recipe = click.argument("recipe", default=DEFAULT_RECIPE, shell_complete=completion.recipes)
 run = click.argument("run", type=PATH)
 where = click.argument("where", metavar="WHERE")
-data = click.option("--data", metavar="PATH_OR_NAME", help="A folder of images, a packed .npz file, hf:NAME, or a "
-                    "dataset: digits, cifar10, cifar100, stl10.")  # fmt: skip
+data = click.option("--data", metavar="PATH_OR_NAME", shell_complete=completion.datasets,
+                    help="A folder of images, a packed .npz file, hf:NAME, or a dataset: digits, cifar10, cifar100, "
+                    "stl10.")  # fmt: skip
 data_root = click.option("--data-root", type=PATH, envvar="MATRIX_SSL_DATA", show_envvar=True,
                          help="Folder that contains the named datasets.")  # fmt: skip
 download = click.option("--download", is_flag=True, help="Download a named dataset into --data-root with torchvision.")
@@ -30,8 +32,9 @@ fetch = click.option(
 )
 device = click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True,
                       help="Device; auto: CUDA, then MPS, then the CPU.")  # fmt: skip
-method = click.option("--method", metavar="NAME_OR_FILE", help="Method: a name that `matrix-ssl methods` lists, or a "
-                      "Python file.  [default: the recipe's]")  # fmt: skip
+method = click.option("--method", metavar="NAME_OR_FILE", shell_complete=completion.methods_or_files,
+                      help="Method: a name that `matrix-ssl methods` lists, or a Python file.  "
+                      "[default: the recipe's]")  # fmt: skip
 weights = click.option("--weights", type=click.Choice(["student", "teacher"]), default="student", show_default=True,
                        help="Network of the run.")  # fmt: skip
 baseline_size = click.option("--baseline-size", type=click.Choice(["own", "run", "both"]), default="own",

@@ -1,0 +1,34 @@
+"""What a shell completes besides commands, options and choices: recipes, methods and datasets. Loads no torch."""
+
+import pkgutil
+from pathlib import Path
+
+import click
+from click.shell_completion import CompletionItem
+
+DATASETS = ("digits", "cifar10", "cifar100", "stl10", "stl10-unlabeled")
+_METHODS = Path(__file__).parents[1] / "methods"
+
+
+def recipes(context: click.Context, parameter: click.Parameter, text: str) -> list[CompletionItem]:
+    """Recipes with their descriptions."""
+    from matrix_ssl.config.recipes import list_recipes
+
+    return [CompletionItem(name, help=words) for name, words in list_recipes().items() if name.startswith(text)]
+
+
+def methods(context: click.Context, parameter: click.Parameter, text: str) -> list[CompletionItem]:
+    """Methods of this package."""
+    names = (module.name for module in pkgutil.iter_modules([str(_METHODS)]))
+    return [CompletionItem(name) for name in sorted(names) if name.startswith(text) and not name.startswith("_")]
+
+
+def methods_or_files(context: click.Context, parameter: click.Parameter, text: str) -> list[CompletionItem]:
+    """Methods of this package, or files where none begins with the text."""
+    return methods(context, parameter, text) or [CompletionItem(text, type="file")]
+
+
+def datasets(context: click.Context, parameter: click.Parameter, text: str) -> list[CompletionItem]:
+    """Named datasets, or files and folders where none begins with the text."""
+    names = [CompletionItem(name) for name in DATASETS if name.startswith(text)]
+    return names if names and text else [*names, CompletionItem(text, type="file")]
