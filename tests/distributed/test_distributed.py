@@ -25,7 +25,8 @@ SHORT = (*SETTINGS, "data.subset=528")  # 8 steps
 
 
 CHECKS = ("gather", "gather_uneven", "all_reduce_sum", "sum_of_parts", "batch_norm", "uneven_batch_norm",
-          "whole_network", "agreement", "matrix_ssl_loss", "loss_scale", "teacher_gradient")  # fmt: skip
+          "whole_network", "agreement", "matrix_ssl_loss", "matrix_entropy_loss", "loss_scale",
+          "teacher_gradient")  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -59,8 +60,12 @@ def test_in_a_single_process_everything_is_the_identity() -> None:
     assert distributed.row_counts(x) == [3]
     rows = torch.randn(4, 6, 3).unbind()
     assert parallel.matrix_ssl_terms(*rows).loss.equal(losses.matrix_ssl_terms(*rows).loss)
-    with pytest.raises(ValueError, match="exchange must be 'auto', 'rows' or 'covariances', got 'row'"):
-        parallel.matrix_ssl_terms(*rows, exchange="row")
+    assert parallel.matrix_entropy_terms(*rows[:2]).loss.equal(losses.matrix_entropy_terms(*rows[:2]).loss)
+    for terms in (parallel.matrix_ssl_terms, lambda *z, **options: parallel.matrix_entropy_terms(*z[:2], **options)):
+        with pytest.raises(ValueError, match="exchange must be 'auto', 'rows' or 'covariances', got 'row'"):
+            terms(*rows, exchange="row")
+    with pytest.raises(ValueError, match=r"exchange='covariances' cannot serve a kernel, width=0\.5: use 'rows'"):
+        parallel.matrix_entropy_terms(*rows[:2], width=0.5, exchange="covariances")
     module = nn.Sequential(nn.BatchNorm1d(2))
     assert distributed.wrap(module) is module
     assert batch_norm.synchronise_batch_norm(module, "cpu") is module and type(module[0]) is nn.BatchNorm1d

@@ -17,6 +17,7 @@ from matrix_ssl.methods.byol import BYOL
 from matrix_ssl.methods.cor_info_max import CorInfoMax
 from matrix_ssl.methods.emp_ssl import EMPSSL
 from matrix_ssl.methods.kernel_infonce import KernelInfoNCE
+from matrix_ssl.methods.matrix_entropy import MatrixEntropy
 from matrix_ssl.methods.matrix_ssl import MatrixSSL
 from matrix_ssl.methods.mec import MEC
 from matrix_ssl.methods.mmcr import MMCR
@@ -48,6 +49,19 @@ class TestMatrixSSL(EntropyConformance):
 
     def without_safeguard(self) -> type[Method]:
         return symmetric(MatrixSSL)
+
+
+class TestMatrixEntropy(MethodConformance):
+    name = "matrix_entropy"
+
+    def without_safeguard(self) -> type[Method]:
+        class AlignmentAlone(MatrixEntropy):
+            def forward(self, view1: Tensor, view2: Tensor) -> StepOutput:
+                output = super().forward(view1, view2)
+                z1, z2 = (unit_rows(self.projector(self.encoder(view))) for view in (view1, view2))
+                return output._replace(loss=-self.alignment_weight * (z1 * z2).sum(1).mean())
+
+        return AlignmentAlone
 
 
 class TestMEC(EntropyConformance):

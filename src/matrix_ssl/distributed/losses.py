@@ -1,8 +1,9 @@
-"""The Matrix-SSL loss of a batch that is spread over processes: the value and gradient of one process with all rows.
+"""Losses of a batch that is spread over processes: the value and gradient of one process with all rows.
 
-The two orders of the loss, (p2, z1) and (p1, z2), are independent and cost the same, so half of the processes compute
-one and half the other. They exchange either the outputs of student and teacher or the covariances, whichever is less:
-4nd numbers, or six matrices of d², which an all-reduce moves twice.
+The two orders of the Matrix-SSL loss, (p2, z1) and (p1, z2), are independent and cost the same, and so are the two
+views of the matrix entropy: half of the processes compute one and half the other. They exchange either outputs or
+covariances, whichever is less. For Matrix-SSL these are the 4nd numbers of student and teacher or six matrices of d²,
+which an all-reduce moves twice, for the matrix entropy 2nd or two of d².
 """
 
 from collections.abc import Sequence
@@ -12,7 +13,8 @@ import torch
 from torch import Tensor
 
 from matrix_ssl import distributed, losses
-from matrix_ssl.losses import DEFAULTS, MatrixSSLTerms, Objective, unit_rows
+from matrix_ssl.losses import DEFAULTS, MatrixEntropyTerms, MatrixSSLTerms, Objective, unit_rows
+from matrix_ssl.losses.matrix_entropy import ALIGNMENT_WEIGHT, check_constants
 from matrix_ssl.losses.objective import check_choice
 
 Exchange = Literal["auto", "rows", "covariances"]
@@ -72,3 +74,52 @@ def covariances(teachers: Tensor, students: Tensor, *, samples: int) -> Tensor:
     means = distributed.all_reduce_sum(torch.stack([a.detach().sum(-2), b.detach().sum(-2)])) / samples
     a, b = a - means[0].unsqueeze(-2), b - means[1].unsqueeze(-2)
     return distributed.all_reduce_sum(torch.stack([a.mT @ b, a.mT @ a, b.mT @ b]) / samples)
+
+
+def matrix_entropy_terms(
+    z1: Tensor,
+    z2: Tensor,
+    *,
+    alignment_weight: float = ALIGNMENT_WEIGHT,
+    order: float = 1.0,
+    width: float = 0.0,
+    exchange: Exchange = "auto",
+    sizes: Sequence[int] | None = None,
+) -> MatrixEntropyTerms:
+    """``losses.matrix_entropy_terms`` of the batch of all processes, from each process's own rows.
+
+    Every process gets the same terms, and after the average over processes that DistributedDataParallel takes,
+    parameters get the gradient of the whole batch. In a single process it is ``losses.matrix_entropy_terms`` itself.
+
+    Args:
+        z1, z2: (n_local, d), this process's outputs for the two views.
+        alignment_weight, order, width: see ``losses.matrix_entropy_loss``.
+        exchange: ``"rows"`` gathers outputs, ``"covariances"`` sums d x d matrices, ``"auto"`` takes what moves less.
+            A kernel, ``width`` above zero, needs the rows.
+        sizes: n_local of every process; by default all are equal, as in ``distributed.gather``.
+
+    Raises:
+        ValueError: as ``losses.matrix_entropy_terms``; ``exchange`` is unknown or ``"covariances"`` with a kernel;
+            ``sizes`` does not fit.
+    """
+    check_choice("exchange", exchange, get_args(Exchange))
+    check_constants(alignment_weight, order, width)
+    if exchange == "covariances" and width > 0:
+        raise ValueError(f"exchange='covariances' cannot serve a kernel, width={width:g}: use 'rows' or 'auto'.")
+    size = distributed.world_size()
+    if size == 1:
+        return losses.matrix_entropy_terms(z1, z2, alignment_weight=alignment_weight, order=order, width=width)
+    sizes = distributed.row_counts(z1, sizes)
+    samples = sum(sizes)
+    own = distributed.rank() % 2  # the view that this process computes
+    a, b = unit_rows(z1), unit_rows(z2)
+    if exchange == "rows" or width > 0 or (exchange == "auto" and samples < 2 * z1.shape[1]):
+        views = distributed.gather_for_parts(torch.stack([z1, z2], 1), sizes=sizes)
+        entropy = losses.view_entropy(views[:, own], order=order, width=width)
+    else:
+        whole = distributed.all_reduce_sum(torch.stack([a.mT @ a, b.mT @ b]) / samples)
+        entropy = losses.covariance_entropy(whole[own], order=order)
+    sharing = (size + 1 - own) // 2  # processes that compute the same view
+    parts = torch.stack([entropy / sharing / 2, torch.linalg.vecdot(a, b).sum() / samples])
+    entropy, cosine = distributed.sum_of_parts(parts)
+    return MatrixEntropyTerms(-entropy - alignment_weight * cosine, entropy.detach(), cosine.detach())

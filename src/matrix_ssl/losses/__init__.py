@@ -1,16 +1,18 @@
-"""The Matrix-SSL and maximum-entropy-coding losses as pure functions of a whole batch.
+"""The Matrix-SSL, maximum-entropy-coding and matrix entropy losses as pure functions of a whole batch.
 
-Every loss takes raw outputs (n, d): student ``z1, z2`` (after the predictor) and teacher ``p1, p2``, and l2-normalises
-their rows itself. It never communicates: under several processes gather the batch first, or sum covariances
-(``matrix_ssl.distributed``). Half precision is computed in float32 with autocast off. The teacher may carry a gradient;
-detach it to stop it. Shapes that differ or are not (n, d) with n ≥ 2 and constants out of range are a ValueError.
+Every loss takes raw outputs (n, d): student ``z1, z2`` (after the predictor) and, but for the matrix entropy, teacher
+``p1, p2``, and l2-normalises their rows itself. It never communicates: under several processes gather the batch first,
+or sum covariances (``matrix_ssl.distributed``). Half precision is computed in float32 with autocast off. The teacher
+may carry a gradient; detach it to stop it. Shapes that differ or are not (n, d) with n ≥ 2 and constants out of range
+are a ValueError.
 
 With J = I - 11ᵀ/n, C(a, b) = aᵀ J b / n and ridge μ the two terms of one order (p, z) are
 
     uniformity(p, z) = -weight · tr log(C(p, z) + μI)              = matrix cross-entropy of weight·I, up to its trace
     alignment(p, z)  = -tr[(C(p, p) + μI) log(C(z, z) + μI)]       = matrix cross-entropy, up to its trace
 
-and a loss is the mean of the orders (p2, z1) and (p1, z2), alignment weighted.
+and a loss is the mean of the orders (p2, z1) and (p1, z2), alignment weighted. The matrix entropy has no teacher; its
+formula is with ``matrix_entropy_loss``.
 
 References:
     Zhang, Tan, Yang, Huang and Yuan, "Matrix Information Theory for Self-Supervised Learning", ICML 2024, section 4,
@@ -19,6 +21,13 @@ References:
     https://arxiv.org/abs/2210.11464.
 """
 
+from matrix_ssl.losses.matrix_entropy import (
+    MatrixEntropyTerms,
+    covariance_entropy,
+    matrix_entropy_loss,
+    matrix_entropy_terms,
+    view_entropy,
+)
 from matrix_ssl.losses.matrix_ssl import (
     NegativeDeterminantWarning,
     matrix_ssl_loss,
@@ -38,14 +47,18 @@ __all__ = [
     "Algorithm",
     "Logarithm",
     "MECObjective",
+    "MatrixEntropyTerms",
     "MatrixSSLTerms",
     "NegativeDeterminantWarning",
     "Objective",
     "check_not_negative",
     "check_positive",
     "check_rows",
+    "covariance_entropy",
     "cross_product_norm",
     "in_full_precision",
+    "matrix_entropy_loss",
+    "matrix_entropy_terms",
     "matrix_ssl_covariance_terms",
     "matrix_ssl_loss",
     "matrix_ssl_order_terms",
@@ -54,4 +67,5 @@ __all__ = [
     "mec_loss",
     "mec_moment_loss",
     "unit_rows",
+    "view_entropy",
 ]

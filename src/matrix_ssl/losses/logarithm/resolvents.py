@@ -1,0 +1,77 @@
+"""The logarithm of a matrix whose spectrum has no known lower end, without eigenvalues: a sum of resolvents.
+
+    log y = ∫₀^∞ (y - 1) / ((1 + t)(y + t)) dt,     t = a (sn u / cn u)²,   u in (0, K')
+
+with elliptic functions of the complementary modulus 1 - a. In u the integrand is analytic, and Gauss and Legendre's
+nodes converge at a rate of about exp(-2π² m / log(16 / a)) for all y in [a, 1] (Hale, Higham and Trefethen, SIAM
+Journal on Numerical Analysis 46(5), 2008, for the substitution): 22 nodes for six decimal orders of eigenvalues, where
+those of ``quadrature`` would take more than a hundred.
+
+Nothing here reads a number back, so that no device has to wait.
+"""
+
+import functools
+import math
+
+import numpy as np
+import torch
+from scipy import special
+from torch import Tensor
+
+from matrix_ssl.losses.logarithm.quadrature import Nodes
+
+_MOST_NODES = 200
+_LEAST_ERROR = 1e-12  # of a logarithm times the root of its argument, in float64
+
+
+@functools.lru_cache(maxsize=64)
+def nodes(floor: float, count: int) -> Nodes:
+    """Weights w and shifts t with log y ≈ Σ w/(1 + t) - Σ w/(y + t) on [floor, 1], 0 < floor < ½."""
+    period, other = special.ellipkm1(floor), special.ellipk(floor)
+    x, gauss = np.polynomial.legendre.leggauss(count)
+    u = (x + 1) / 2 * period
+    # sums over periods in place of scipy's functions, whose argument 1 - floor would lose the digits of the floor
+    k = np.arange(-3, 4)[:, None]
+    v = np.pi / (2 * other) * (u - 2 * k * period)
+    factor = np.pi / (2 * other * (1 - floor) ** 0.5)
+    sn, cn = (factor * ((-1.0) ** k * f).sum(0) for f in (np.tanh(v), 1 / np.cosh(v)))
+    dn = np.pi / (2 * other) * (1 / np.cosh(v)).sum(0)
+    slope = sn * dn / cn**3 * gauss * period
+    return tuple((floor * slope).tolist()), tuple((floor * (sn / cn) ** 2).tolist())
+
+
+@functools.lru_cache(maxsize=64)
+def node_count(floor: float, tolerance: float) -> int:
+    """The least number of nodes whose error, times √y, stays below ``tolerance`` on [floor, 1].
+
+    √y is the weight with which a direction of eigenvalue y enters the gradient by rows.
+    """
+    y = np.geomspace(floor, 1, 600)
+    for count in range(2, _MOST_NODES):
+        weights, shifts = (np.array(v) for v in nodes(floor, count))
+        found = (weights * (y[:, None] - 1) / ((1 + shifts) * (y[:, None] + shifts))).sum(1)
+        if np.abs((found - np.log(y)) * np.sqrt(y)).max() <= tolerance:
+            return count
+    raise ValueError(f"No quadrature of fewer than {_MOST_NODES} nodes reaches {tolerance:g} above {floor:g}.")
+
+
+def zero_level(m: int, dtype: torch.dtype) -> float:
+    """2 ε √m: what rounding leaves of a zero eigenvalue of an m x m matrix, over its largest one, stays below this."""
+    return 2 * torch.finfo(dtype).eps * math.sqrt(m)
+
+
+def logarithm(a: Tensor) -> Tensor:
+    """log A of a symmetric positive semi-definite A whose largest eigenvalue is at most one, up to a smooth floor.
+
+    The floor f, ``zero_level``, keeps every Cholesky factorisation positive definite. log(x + f) - f/(x + f) takes the
+    place of log x: it differs by (f/x)²/2 above the floor and ends at log f - 1 below.
+    """
+    floor = zero_level(len(a), a.dtype)
+    weights, shifts = nodes(floor, node_count(floor, max(8 * torch.finfo(a.dtype).eps, _LEAST_ERROR)))
+    total = torch.zeros_like(a)
+    for weight, shift in zip((floor, *weights), (0.0, *shifts), strict=True):
+        shifted = a.clone()
+        shifted.diagonal().add_(floor + shift)
+        total.sub_(torch.cholesky_inverse(torch.linalg.cholesky_ex(shifted)[0]), alpha=weight)
+    total.diagonal().add_(sum(w / (1 + t) for w, t in zip(weights, shifts, strict=True)))
+    return total

@@ -1,0 +1,70 @@
+"""Matrix entropy: each view's own outputs spread over all directions, the two outputs of an image alike.
+
+With rows of length one, C = zᵀz / n (not centred, trace one) and S the entropy of its eigenvalues:
+
+    loss = -½ [S(C₁) + S(C₂)] - w · mean cos(z₁, z₂)
+
+It is Matrix-SSL with three changes. The uniformity is that of a view's own covariance instead of the cross-covariance
+of student and teacher. The arguments of its divergence are exchanged, MKL(C ‖ I/d) = log d - S(C) instead of
+MCE(λI, C + μI), so that there is no ridge and no sign of a determinant. And alignment compares the two views of each
+image instead of two covariances of a batch. There is no teacher and no predictor.
+
+``width`` > 0 puts the kernel exp((⟨a, b⟩ - 1) / width) in the place of ⟨a, b⟩, ``order`` the Rényi entropy of an order
+in the place of von Neumann's. The loss and its references: ``matrix_ssl.losses.matrix_entropy_loss``; the theory:
+``docs/matrix-entropy.md``.
+
+Two corners are published methods: the linear form with von Neumann's entropy is the loss of VNE (Kim, Kang, Hwang, Shin
+and Rhee, "VNE: An Effective Method for Improving Deep Representation by Manipulating Eigenvalue Distribution", CVPR
+2023, https://arxiv.org/abs/2304.01434), that with order 2 FroSSL's (Skean, Dhakal, Jacobs and Sanchez Giraldo, ECCV
+2024, https://arxiv.org/abs/2310.02903).
+"""
+
+from typing import Annotated
+
+from annotated_types import Gt
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+from torch import Tensor, nn
+
+from matrix_ssl import networks
+from matrix_ssl.distributed import losses
+from matrix_ssl.losses.matrix_entropy import ALIGNMENT_WEIGHT
+from matrix_ssl.methods._base import Method, StepOutput
+
+
+class MatrixEntropy(Method):
+    """An encoder and a projector of two layers under ``matrix_entropy_loss``.
+
+    Args:
+        hidden_dim: width of the projector's hidden layer.
+        output_dim: d, width of the outputs; one direction alone has no entropy.
+        alignment_weight, order, width: see ``matrix_ssl.losses.matrix_entropy_loss``.
+    """
+
+    variants = ({"alignment_weight": 3.0}, {"alignment_weight": 6.0}, {"alignment_weight": 2.0, "width": 0.5})
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        feature_dim: int,
+        *,
+        hidden_dim: PositiveInt = 2048,
+        output_dim: Annotated[int, Gt(1)] = 256,
+        alignment_weight: NonNegativeFloat = ALIGNMENT_WEIGHT,
+        order: PositiveFloat = 1.0,
+        width: NonNegativeFloat = 0.0,
+    ):
+        super().__init__()
+        self.encoder = encoder
+        self.projector = networks.mlp(feature_dim, hidden_dim, output_dim, output_bias=False)
+        self.alignment_weight = alignment_weight
+        self.order = order
+        self.width = width
+
+    def forward(self, view1: Tensor, view2: Tensor) -> StepOutput:
+        f1, f2 = self.encoder(view1), self.encoder(view2)
+        z1, z2 = self.projector(f1), self.projector(f2)
+        terms = losses.matrix_entropy_terms(
+            z1, z2, alignment_weight=self.alignment_weight, order=self.order, width=self.width
+        )
+        parts = {"entropy": terms.entropy, "cosine": terms.cosine}
+        return StepOutput(terms.loss, parts, f1.detach(), z1.detach(), z2.detach())
