@@ -55,6 +55,7 @@ OUT_OF_RANGE = {
     "covariance_weight": NOT_NEGATIVE, "local_weight": NOT_NEGATIVE, "forgetting": FRACTION, "mixture": FRACTION,
     "shrinkage": FRACTION, "rounds": AT_LEAST_ONE, "sub_batch": [(-1, "an integer of at least 0")],
     "exponent": [(0.0, "a number above 0 and at most 2"), (2.5, "a number above 0 and at most 2")],
+    "width": NOT_NEGATIVE, ("matrix_entropy", "order"): ABOVE_ZERO,
 }  # fmt: skip
 
 
@@ -188,7 +189,7 @@ class TestOptions:
         known = complete_options(method, {})
         assert {option for option, value in known.items() if type(value) in (int, float)} <= OUT_OF_RANGE.keys()
         for option in known.keys() & OUT_OF_RANGE.keys():
-            for value, sentence in OUT_OF_RANGE[option]:
+            for value, sentence in OUT_OF_RANGE.get((name, option), OUT_OF_RANGE[option]):
                 with pytest.raises(ConfigError, match=rf"^method\.{option}={value}: expected {sentence}\.$"):
                     method(nn.Flatten(), 64, **{**SMALL, option: value} if option in SMALL else {option: value})
 
@@ -199,7 +200,8 @@ class TestOptions:
                   "teacher_momentum": 1.0, "distortion_warmup": 0.0, "uniformity_weight": 0.0, "alignment_weight": 0.0,
                   "redundancy_weight": 0.0, "regularisation_weight": 1.0, "invariance_weight": 0.0,
                   "variance_weight": 0.0, "covariance_weight": 0.0, "local_weight": 0.0, "forgetting": 1.0,
-                  "mixture": 1.0, "shrinkage": 1.0, "rounds": 1, "sub_batch": 0, "exponent": 2.0}  # fmt: skip
+                  "mixture": 1.0, "shrinkage": 1.0, "rounds": 1, "sub_batch": 0, "exponent": 2.0,
+                  "width": 0.0}  # fmt: skip
         given = {key: value for key, value in limits.items() if key in complete_options(method, {})}
         built = method(nn.Flatten(), 64, **given)
         for key, value in given.items():

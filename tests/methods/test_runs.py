@@ -27,6 +27,7 @@ from tests.support.runs import TINY, succeed
 # of the papers: optimizer, rate for a batch of 256, weight decay, warm-up, epochs, batch, smallest crop
 PAPERS = {
     "matrix_ssl": ("sgd", 0.5, 1e-5, 10, 100, 1024, 0.2),
+    "matrix_entropy": ("sgd", 0.5, 1e-5, 10, 100, 1024, 0.2),  # of the recipe: it has no paper of its own
     "mec": ("sgd", 0.5, 1e-5, 10, 100, 1024, 0.2),
     "simsiam": ("sgd", 0.05, 1e-4, 0, 100, 512, 0.2),
     "byol": ("lars", 0.2, 1.5e-6, 10, 1000, 4096, 0.08),
@@ -43,6 +44,7 @@ PAPERS = {
 }
 OPTIONS = {
     "matrix_ssl": {"hidden_dim": 2048, "output_dim": 2048, "teacher_momentum": 0.996},
+    "matrix_entropy": {"hidden_dim": 2048, "output_dim": 256, "alignment_weight": 4.0, "order": 1.0, "width": 0.0},
     "mec": {"output_dim": 2048, "distortion": 64.0, "order": 4, "logarithm": "taylor", "teacher_momentum": 0.996},
     "simsiam": {"hidden_dim": 2048, "output_dim": 2048, "constant_predictor_rate": True},
     "byol": {"hidden_dim": 4096, "output_dim": 256, "teacher_momentum": 0.996},

@@ -10,24 +10,22 @@ MCE(λI, C + μI), so that there is no ridge and no sign of a determinant. And a
 image instead of two covariances of a batch. There is no teacher and no predictor.
 
 ``width`` > 0 puts the kernel exp((⟨a, b⟩ - 1) / width) in the place of ⟨a, b⟩, ``order`` the Rényi entropy of an order
-in the place of von Neumann's. The loss and its references: ``matrix_ssl.losses.matrix_entropy_loss``; the theory:
+in the place of von Neumann's. The loss: ``matrix_ssl.losses.matrix_entropy_loss``; the theory:
 ``docs/matrix-entropy.md``.
 
-Two corners are published methods: the linear form with von Neumann's entropy is the loss of VNE (Kim, Kang, Hwang, Shin
-and Rhee, "VNE: An Effective Method for Improving Deep Representation by Manipulating Eigenvalue Distribution", CVPR
-2023, https://arxiv.org/abs/2304.01434), that with order 2 FroSSL's (Skean, Dhakal, Jacobs and Sanchez Giraldo, ECCV
-2024, https://arxiv.org/abs/2310.02903).
+References: two corners are published methods. The linear form with von Neumann's entropy is that of VNE: Kim, Kang,
+Hwang, Shin and Rhee, "VNE: An Effective Method for Improving Deep Representation by Manipulating Eigenvalue
+Distribution", CVPR 2023, https://arxiv.org/abs/2304.01434. With order 2 it is that of FroSSL but for the scale of
+columns instead of rows: Skean, Dhakal, Jacobs and Sanchez Giraldo, "FroSSL: Frobenius Norm Minimization for Efficient
+Multiview Self-Supervised Learning", ECCV 2024, https://arxiv.org/abs/2310.02903.
 """
 
-from typing import Annotated
-
-from annotated_types import Gt
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from matrix_ssl import networks
 from matrix_ssl.distributed import losses
-from matrix_ssl.losses.matrix_entropy import ALIGNMENT_WEIGHT
+from matrix_ssl.losses import matrix_entropy
 from matrix_ssl.methods._base import Method, StepOutput
 
 
@@ -36,7 +34,7 @@ class MatrixEntropy(Method):
 
     Args:
         hidden_dim: width of the projector's hidden layer.
-        output_dim: d, width of the outputs; one direction alone has no entropy.
+        output_dim: d, width of the outputs.
         alignment_weight, order, width: see ``matrix_ssl.losses.matrix_entropy_loss``.
     """
 
@@ -47,11 +45,11 @@ class MatrixEntropy(Method):
         encoder: nn.Module,
         feature_dim: int,
         *,
-        hidden_dim: PositiveInt = 2048,
-        output_dim: Annotated[int, Gt(1)] = 256,
-        alignment_weight: NonNegativeFloat = ALIGNMENT_WEIGHT,
-        order: PositiveFloat = 1.0,
-        width: NonNegativeFloat = 0.0,
+        hidden_dim: PositiveInt = 2048,  # that of SimCLR
+        output_dim: PositiveInt = 256,  # 128 to 1024 are alike (LOG.md)
+        alignment_weight: NonNegativeFloat = matrix_entropy.ALIGNMENT_WEIGHT,  # held-out images of CIFAR-10 (LOG.md)
+        order: PositiveFloat = 1.0,  # von Neumann's, as in VNE; 2 in FroSSL
+        width: NonNegativeFloat = 0.0,  # no kernel, as in VNE and FroSSL
     ):
         super().__init__()
         self.encoder = encoder
