@@ -9,6 +9,8 @@ from matrix_ssl import distributed
 from matrix_ssl.data import Source, has_test_split, open_source, split_source
 from matrix_ssl.data.sources import Split
 from matrix_ssl.encoder import Weights
+from matrix_ssl.encoder.importing import as_run
+from matrix_ssl.encoder.opening import open_encoder
 from matrix_ssl.errors import ConfigError, DataError
 from matrix_ssl.evaluate import protocols as every
 from matrix_ssl.evaluate.baselines import Sizes, open_baselines
@@ -36,9 +38,10 @@ class Evaluated:
 
 
 def evaluate(
-    run: Path,
+    where: str | Path,
     data: str | None,
     *,
+    out: Path | None = None,
     test_data: str | None = None,
     protocols: Sequence[str],
     baselines: Sequence[str] = (),
@@ -52,13 +55,14 @@ def evaluate(
     data_root: Path | None = None,
     download: bool = False,
 ) -> Evaluated:  # fmt: skip
-    """Measures the encoder of a run by protocols, in all processes of a launcher; the same call again resumes.
+    """Measures an encoder by protocols, in all processes of a launcher; the same call again resumes.
 
     Images without labels get the map and the gallery of the run's page alone.
 
     Args:
-        run: a run folder.
+        where: the encoder, in any of the forms of ``encoder.where``.
         data: training images of the classifiers; None: those of the run.
+        out: folder of the results of an encoder that is not a run; None: in ``runs``, under its name.
         test_data: test images; None: the test split of the dataset, else a held-out fifth of each class.
         baselines: public encoders beside that of the run, as ``baselines.open_baselines`` takes them.
         baseline_sizes: the size of their images.
@@ -74,9 +78,18 @@ def evaluate(
     every.check_protocols(protocols)
     if label_list is not None and SEMI_SUPERVISED not in protocols:
         raise ConfigError(f"--label-list is for --protocol {SEMI_SUPERVISED}.")
-    location = _location(run, data)
-    public = open_baselines(baselines, read_config(run).data, sizes=baseline_sizes)
+    if not data and not Path(where).is_dir():
+        raise _no_dataset(where)
     with session(device) as s:
+        prepared = None
+        with distributed.together():
+            if s.main:
+                prepared = as_run(where, out=out, weights=weights, download=download, say=s.display.say)
+        run, weights = distributed.broadcast_object(prepared)
+        location = data or read_config(run).data.source
+        if not location:
+            raise _no_dataset(where)
+        public = open_baselines(baselines, read_config(run).data, sizes=baseline_sizes)
         with distributed.together():
             if s.main:
                 s.stack.enter_context(lock(run))
@@ -99,22 +112,27 @@ def evaluate(
 
 
 def embed(
-    run: Path, data: str | None, out: Path, *, split: Split = "train", weights: Weights = "student",
+    where: str | Path, data: str | None, out: Path, *, split: Split = "train", weights: Weights = "student",
     device: str = "auto", data_root: Path | None = None, download: bool = False,
 ) -> Features:  # fmt: skip
-    """Writes the features of images, None: those of the run, to an .npz file; unreadable ones are skipped."""
+    """Writes the features of images, None: those of the run, to an .npz file; unreadable ones are skipped.
+
+    The encoder is ``where``, in any of the forms of ``encoder.where``; nothing but ``out`` is written.
+    """
     check_writable(out)
-    source = open_source(_location(run, data), split=split, data_root=data_root, download=download)
-    with Display().bar("features") as show:
-        return write_features(run, source, out, weights=weights, device=devices.choose_device(device), on_progress=show)
-
-
-def _location(run: Path, data: str | None) -> str:
-    """The dataset that is meant; raises DataError where neither the caller nor the run names one."""
-    location = data or read_config(run).data.source
+    opened = open_encoder(where, weights=weights, download=download)
+    location = data or opened.config.data.source
     if not location:
-        raise DataError(f"{run} does not name a dataset: give --data FOLDER.")
-    return location
+        raise _no_dataset(where)
+    source = open_source(location, split=split, data_root=data_root, download=download)
+    with Display().bar("features") as show:
+        return write_features(
+            opened.encoder, source, opened.config.data, out, device=devices.choose_device(device), on_progress=show
+        )
+
+
+def _no_dataset(where: str | Path) -> DataError:
+    return DataError(f"{where} does not name a dataset: give --data FOLDER.")
 
 
 def _open_splits(

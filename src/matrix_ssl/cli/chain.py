@@ -16,8 +16,8 @@ from matrix_ssl.training.configure import configure
 @options.assignments()
 @options.out("as for pretrain")
 @options.fresh
-@click.option("--encoder", type=options.PATH, metavar="RUN", help="A finished run, such as an imported one, instead of "
-              "pre-training.")  # fmt: skip
+@click.option("--encoder", metavar="WHERE", help="An encoder that is trained already, instead of pre-training: a "
+              "run folder, a checkpoint file, torchvision/NAME[:WEIGHTS], timm/NAME[.TAG] or hf:NAME.")  # fmt: skip
 @click.option("--protocol", default=",".join(name for name in options.PROTOCOLS if name != "transfer"),
               show_default=True, metavar="NAMES", help="Protocols of matrix-ssl evaluate, with commas "
               "between.")  # fmt: skip
@@ -35,10 +35,12 @@ from matrix_ssl.training.configure import configure
 @click.option("--dry-run", is_flag=True, help="Only print the commands.")
 @options.device
 @options.data_root
+@options.fetch
 def chain(
     recipe: str, data: str | None, method: str | None, assignments: tuple[str, ...], out: Path | None, fresh: bool,
-    encoder: Path | None, protocol: str, evaluate_set: tuple[str, ...], transfer: tuple[str, ...], coco: Path | None,
+    encoder: str | None, protocol: str, evaluate_set: tuple[str, ...], transfer: tuple[str, ...], coco: Path | None,
     architecture: str, detect_set: tuple[str, ...], processes: int, dry_run: bool, device: str, data_root: Path | None,
+    download: bool,
 ) -> None:  # fmt: skip
     """Pre-train, evaluate, transfer and detect in one command. Run the same command to resume.
 
@@ -51,7 +53,8 @@ def chain(
         words = [recipe, *(["--data", data] if data else []), *(["--method", method] if method else [])]
         words += [word for setting in assignments for word in ("--set", setting)]
     places = ["--device", device, *(["--data-root", str(data_root)] if data_root else [])]
-    run = options.existing_run(encoder) if encoder else out or options.run_folder(recipe, data, method)
+    run = _encoder_run(encoder, download=download, dry_run=dry_run) if encoder else None
+    run = run or out or options.run_folder(recipe, data, method)
     plan = stages.plan(
         run,
         pretrain=[] if encoder else words,
@@ -73,3 +76,13 @@ def chain(
         with held(run, fresh=True, say=options.say):
             pass
     stages.run_stages(run, plan, processes=processes, data_root=data_root, say=options.say)
+
+
+def _encoder_run(where: str, *, download: bool, dry_run: bool) -> Path:
+    """The run folder of an encoder that is trained already; a dry run imports none."""
+    from matrix_ssl.encoder.importing import as_run, default_run
+    from matrix_ssl.encoder.where import read_where
+
+    if dry_run and not Path(where).is_dir():
+        return default_run(read_where(where))
+    return as_run(where, download=download, say=options.say)[0]

@@ -16,9 +16,8 @@ from matrix_ssl.evaluate.detection.settings import MAY_CHANGE, DetectionSettings
 @click.option("--val-images", type=options.PATH, required=True, help="Validation images: a folder or a .tar file.")
 @click.option("--val-annotations", type=options.PATH, required=True, metavar="JSON", help="COCO annotations of the "
               "validation images.")  # fmt: skip
-@click.option("--encoder", required=True, metavar="RUN|CHECKPOINT|random|torchvision",
-              help="Initial weights of the backbone: a run folder, a checkpoint file, random weights, or "
-              "torchvision's, trained with labels.")  # fmt: skip
+@click.option("--encoder", required=True, metavar="WHERE", help="Initial weights of the backbone: a run folder, a "
+              "checkpoint file, torchvision/NAME[:WEIGHTS] or random/NAME.")  # fmt: skip
 @click.option("--backbone", metavar="NAME", help="Architecture of the encoder, a ResNet of torchvision.  [default: its "
               "own, or resnet50]")  # fmt: skip
 @options.weights
@@ -31,10 +30,12 @@ from matrix_ssl.evaluate.detection.settings import MAY_CHANGE, DetectionSettings
 @options.out(None)
 @options.fresh
 @options.device
+@options.fetch
 def detect(
     train_images: Path, train_annotations: Path, val_images: Path, val_annotations: Path, encoder: str,
     backbone: str | None, weights: Any, architecture: str | None, schedule: str | None, seed: int | None,
     assignments: tuple[str, ...], out: Path, fresh: bool, device: str,
+    download: bool,
 ) -> None:  # fmt: skip
     """Train Mask R-CNN from an encoder, all layers, and score boxes and masks. Run the same command to resume.
 
@@ -52,7 +53,7 @@ def detect(
 
     inputs = runs.Inputs(
         train_images, train_annotations, val_images, val_annotations,
-        encoder=encoder, backbone=backbone, weights=weights,
+        encoder=encoder, backbone=backbone, weights=weights, download=download,
     )  # fmt: skip
     with session(device) as s:
         with distributed.together():

@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@options.run
+@options.where
 @options.data
+@options.out("runs/NAME, from WHERE", what="Folder of the results of an encoder that is not a run")
 @click.option("--test-data", metavar="PATH_OR_NAME", help="Test images.  [default: the test split of the "
               "dataset, or a held-out fifth of each class]")  # fmt: skip
 @click.option("--protocol", default=",".join(options.PROTOCOLS[:3]), show_default=True, metavar="NAMES",
@@ -32,21 +33,22 @@ if TYPE_CHECKING:
 @options.data_root
 @options.download
 def evaluate(
-    run: Path, data: str | None, test_data: str | None, protocol: str, baseline: tuple[str, ...], baseline_size: Any,
-    weights: Any, assignments: tuple[str, ...], label_list: Path | None, fresh: bool, no_report: bool, device: str,
-    data_root: Path | None, download: bool,
+    where: str, data: str | None, out: Path | None, test_data: str | None, protocol: str, baseline: tuple[str, ...],
+    baseline_size: Any, weights: Any, assignments: tuple[str, ...], label_list: Path | None, fresh: bool,
+    no_report: bool, device: str, data_root: Path | None, download: bool,
 ) -> None:  # fmt: skip
-    """Measure the encoder of RUN on labelled images, beside raw pixels, the untrained network and public encoders.
+    """Measure an encoder on labelled images, beside raw pixels, the untrained network and public encoders.
 
-    Run the same command to resume. Results are in RUN/evaluation.
+    WHERE is a run folder, a checkpoint file, torchvision/NAME[:WEIGHTS], timm/NAME[.TAG], hf:NAME or random/NAME.
+    Results are in the folder `evaluation` of the run; any other encoder is imported as a run first, into --out. Run the
+    same command to resume.
     """
-    options.existing_run(run)
     from matrix_ssl import config
     from matrix_ssl.api import evaluation
     from matrix_ssl.evaluate.trained.protocols import EvaluationSettings
 
     evaluated = evaluation.evaluate(
-        run, data, test_data=test_data, protocols=options.names(protocol), baselines=baseline,
+        where, data, out=out, test_data=test_data, protocols=options.names(protocol), baselines=baseline,
         baseline_sizes=baseline_size, settings=config.override(EvaluationSettings(), assignments),
         label_list=label_list, weights=weights, fresh=fresh, report=not no_report, device=device,
         data_root=data_root, download=download,
@@ -57,7 +59,7 @@ def evaluate(
 
 
 @click.command()
-@options.run
+@options.where
 @options.data
 @click.option("--out", type=options.PATH, required=True, metavar="FILE", help="The .npz file to write.")
 @click.option("--split", type=click.Choice(["train", "test"]), default="train", show_default=True, help="Split of the "
@@ -67,22 +69,22 @@ def evaluate(
 @options.data_root
 @options.download
 def embed(
-    run: Path, data: str | None, out: Path, split: Any, weights: Any, device: str, data_root: Path | None,
+    where: str, data: str | None, out: Path, split: Any, weights: Any, device: str, data_root: Path | None,
     download: bool,
 ) -> None:  # fmt: skip
-    """Write the features of images to an .npz file.
+    """Write the features of images by the encoder WHERE to an .npz file.
 
-    It holds `features` float32 (n, k), `where` (the path of every image), `data_digest` (which dataset it was) and,
+    WHERE is a run folder, a checkpoint file, torchvision/NAME[:WEIGHTS], timm/NAME[.TAG], hf:NAME or random/NAME. The
+    file holds `features` float32 (n, k), `where` (the path of every image), `data_digest` (which dataset it was) and,
     for labelled images, `labels` and `classes`. Unreadable images are skipped and listed.
     """
-    options.existing_run(run)
     from matrix_ssl.api import evaluation
 
     features = evaluation.embed(
-        run, data, out, split=split, weights=weights, device=device, data_root=data_root, download=download
+        where, data, out, split=split, weights=weights, device=device, data_root=data_root, download=download
     )
-    for where, why in features.unreadable:
-        options.say(f"Skipped {where}: {why}.")
+    for image, why in features.unreadable:
+        options.say(f"Skipped {image}: {why}.")
     n, k = features.vectors["encoder"].shape
     options.stdout.print(f"{out}: {n} images, {k} features each.", markup=False)
 

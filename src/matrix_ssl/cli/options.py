@@ -26,7 +26,8 @@ data = click.option("--data", metavar="PATH_OR_NAME", shell_complete=completion.
                     "stl10.")  # fmt: skip
 data_root = click.option("--data-root", type=PATH, envvar="MATRIX_SSL_DATA", show_envvar=True,
                          help="Folder that contains the named datasets.")  # fmt: skip
-download = click.option("--download", is_flag=True, help="Download a named dataset into --data-root with torchvision.")
+download = click.option("--download", is_flag=True, help="Download what is missing: a named dataset into "
+                        "--data-root, and published weights into the local cache.")  # fmt: skip
 fetch = click.option(
     "--download", is_flag=True, help="Fetch published weights that the local cache lacks from their hub."
 )

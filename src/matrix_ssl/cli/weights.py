@@ -2,6 +2,7 @@
 
 import shlex
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import click
@@ -41,7 +42,7 @@ def import_(
     torchvision/NAME[:WEIGHTS], timm/NAME[.TAG] or hf:NAME, from the local cache; or random/NAME, a baseline at its
     initialisation.
     """
-    from matrix_ssl.encoder.importing import import_run
+    from matrix_ssl.encoder.importing import default_run, import_run
     from matrix_ssl.encoder.opening import open_checkpoint, open_encoder
     from matrix_ssl.encoder.where import PATH, read_where
 
@@ -56,7 +57,7 @@ def import_(
         if (mean, std, crop_fraction) != (None, None, None):
             raise ConfigError(f"--mean, --std and --crop-fraction are for checkpoint files: remove them for {where}.")
         opened = open_encoder(where, architecture=architecture, image_size=image_size, download=download)
-    run = out or Path("runs") / place.folder
+    run = out or default_run(place, branch=branch)
     import_run(opened, run, branch=branch, fresh=fresh, say=options.say)
     data, name = opened.config.data, shlex.quote(str(run))
     options.stdout.print(f"{run}: {opened.text}", markup=False)
@@ -67,18 +68,33 @@ def import_(
 
 
 @click.command()
-@options.run
+@options.where
 @click.option("--format", "form", type=click.Choice(_FORMATS), default="safetensors", show_default=True,
               help="Format of the file.")  # fmt: skip
-@click.option("--out", type=options.PATH, help="File to write; a folder for huggingface.  [default: in RUN, "
+@click.option("--out", type=options.PATH, help="File to write; a folder for huggingface.  [default: in the run, "
               "export.safetensors, export.pth, ...]")  # fmt: skip
 @options.weights
-def export(run: Path, form: Any, out: Path | None, weights: Any) -> None:
-    """Write the encoder of RUN for other programs, with a model card beside it."""
-    options.existing_run(run)
-    from matrix_ssl.encoder.exporting import export as write
+@options.fetch
+def export(where: str, form: Any, out: Path | None, weights: Any, download: bool) -> None:
+    """Write the encoder WHERE for other programs, with a model card beside it.
 
-    options.stdout.print(write(run, out, form=form, weights=weights), markup=False)
+    WHERE is a run folder, a checkpoint file, torchvision/NAME[:WEIGHTS], timm/NAME[.TAG], hf:NAME or random/NAME.
+    Without --out, an encoder that is not a run is imported as one first, into runs/NAME.
+    """
+    from matrix_ssl.encoder.exporting import export as write
+    from matrix_ssl.encoder.importing import as_run
+
+    with TemporaryDirectory() as scratch:
+        is_run = Path(where).is_dir()
+        run, weights = as_run(
+            where, out=None if is_run or out is None else Path(scratch) / "run", weights=weights, download=download,
+            say=_silent if is_run or out else options.say,
+        )  # fmt: skip
+        options.stdout.print(write(run, out, form=form, weights=weights), markup=False)
+
+
+def _silent(_: str) -> None:
+    return None
 
 
 def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:

@@ -59,12 +59,15 @@ def describe(name: str, first: torch.Size, metadata: Mapping[str, str]) -> Netwo
     if name == networks.TINY_RESNET:
         stem = saved(metadata, "stem", Literal["auto", "standard", "small"], "auto")
         return NetworkConfig(encoder=name, stem=stem, width=first[0])
-    return NetworkConfig(encoder=name, stem="small" if is_resnet(name) and first[2:] == (3, 3) else "standard")
+    stem = "small" if is_resnet(name) and first[2:] == (3, 3) else "standard"
+    return NetworkConfig(encoder=name, stem=stem, configuration=saved(metadata, "configuration", str, ""))
 
 
-def first_convolution(name: str, *, channels: int) -> str:
+def first_convolution(name: str, metadata: Mapping[str, str], *, channels: int) -> str:
     """The name of the tensor that takes images: the first of four dimensions."""
-    tensors = outline(NetworkConfig(encoder=name), image_size=IMAGE_SIZE, channels=channels).state_dict()
+    network = NetworkConfig(encoder=name, configuration=saved(metadata, "configuration", str, ""))
+    size = saved(metadata, "image_size", int, IMAGE_SIZE)
+    tensors = outline(network, image_size=size, channels=channels).state_dict()
     return next(own for own, tensor in tensors.items() if tensor.ndim == 4)
 
 
@@ -73,7 +76,12 @@ def outline(network: NetworkConfig, *, image_size: int, channels: int) -> nn.Mod
     """An encoder without values: names and shapes alone, no memory and no random numbers. Shared: do not change it."""
     with torch.device("meta"):
         return networks.build_encoder(
-            network.encoder, channels=channels, image_size=image_size, stem=network.stem, width=network.width
+            network.encoder,
+            channels=channels,
+            image_size=image_size,
+            stem=network.stem,
+            width=network.width,
+            configuration=network.configuration,
         )[0]
 
 

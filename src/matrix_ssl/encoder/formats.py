@@ -71,7 +71,7 @@ def holds_all(_: Model) -> str | None:
 
 def not_in_torchvision(model: Model) -> str | None:
     """Why torchvision cannot load an encoder; None where it can."""
-    other = model.name == networks.TINY_RESNET or model.name.startswith("timm/")
+    other = model.name == networks.TINY_RESNET or model.name.startswith(("timm/", "hf:"))
     return f"{model.name!r} is not a torchvision architecture" if other else None
 
 

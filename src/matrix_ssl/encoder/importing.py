@@ -1,15 +1,18 @@
-"""Turns a checkpoint of another program into a run folder that every command accepts."""
+"""Turns an encoder of another program into a run folder that every command accepts."""
 
 from collections.abc import Callable
 from pathlib import Path
 
+from matrix_ssl import config as configuration
 from matrix_ssl.encoder import Weights
 from matrix_ssl.encoder.card import CARD, IMPORTED, model_card
-from matrix_ssl.encoder.opening import Opened
-from matrix_ssl.errors import RunFolderError
-from matrix_ssl.runs.checkpoint import save_weights
+from matrix_ssl.encoder.loading import load_encoder
+from matrix_ssl.encoder.opening import Opened, open_encoder
+from matrix_ssl.encoder.where import PATH, Where, read_where
+from matrix_ssl.errors import CheckpointError, ConfigError, RunFolderError
+from matrix_ssl.runs.checkpoint import digest, save_weights
 from matrix_ssl.runs.files import write_json, write_text
-from matrix_ssl.runs.folder import ENCODER, SUMMARY, claim, held
+from matrix_ssl.runs.folder import CONFIG, ENCODER, SUMMARY, claim, held, read_config
 
 _CODE = """from matrix_ssl.encoder import load_encoder
 
@@ -42,3 +45,48 @@ def import_run(
         )  # fmt: skip
         write_text(run / CARD, text)
         write_json(run / SUMMARY, summary)
+
+
+def default_run(place: Where, *, branch: Weights = "student") -> Path:
+    """The run folder of an encoder that is not a run: ``runs`` and its name."""
+    return Path("runs") / (place.folder if branch == "student" else f"{place.folder}-{branch}")
+
+
+def as_run(
+    where: str | Path, *, out: Path | None = None, weights: Weights = "student", download: bool = False,
+    say: Callable[[str], None] = print,
+) -> tuple[Path, Weights]:  # fmt: skip
+    """A run folder with the encoder WHERE, and which of its networks that is.
+
+    A run folder is itself. Any other encoder is imported into ``out``, or into ``runs`` under its name, unless an
+    earlier call has done so.
+
+    Raises:
+        ConfigError: ``out`` beside a run folder, which keeps its own results.
+        RunFolderError: the folder holds a different encoder.
+        MatrixSSLError: as ``open_encoder`` and ``import_run``.
+    """
+    place = read_where(where)
+    if place.kind == PATH and place.path.is_dir():
+        read_config(place.path)
+        if out is not None:
+            raise ConfigError(f"--out {out}: the run {where} keeps its results in its own folder; remove --out.")
+        return place.path, weights
+    opened = open_encoder(where, weights=weights, download=download)
+    run = out or default_run(place, branch=weights)
+    say(f"{where} has its results in the run {run}. {opened.text}")
+    if not (run / SUMMARY).exists():
+        import_run(opened, run, branch=weights, say=say)
+    elif not _holds(run, opened):
+        raise RunFolderError(f"{run} holds a different encoder than {where}; choose another folder with --out.")
+    return run, "student"
+
+
+def _holds(run: Path, opened: Opened) -> bool:
+    """Whether a finished run has the same encoder for the same images."""
+    if not (run / CONFIG).exists() or configuration.differences(read_config(run), opened.config):
+        return False
+    try:
+        return digest(load_encoder(run).state_dict()) == digest(opened.encoder.state_dict())
+    except CheckpointError:  # damaged
+        return False

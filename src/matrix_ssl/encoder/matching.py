@@ -119,7 +119,8 @@ def find_encoder(
     requested = architecture or saved
     layouts = _LAYOUTS
     if requested:
-        layouts = _Layout(architectures.first_convolution(requested, channels=channels)), *_LAYOUTS
+        own = architectures.first_convolution(requested, contents.metadata, channels=channels)
+        layouts = _Layout(own), *_LAYOUTS
     layout, prefixes = _prefixes(contents.tensors, layouts, source)
     prefix = _choose(prefixes, contents.tensors, branch, source)
     inside = _under(prefix, contents.tensors)

@@ -18,7 +18,7 @@ from matrix_ssl.encoder.image_models import read_image_model
 from matrix_ssl.encoder.matching import Counts, Match, find_encoder
 from matrix_ssl.encoder.published import Published, timm_weights, torchvision_weights
 from matrix_ssl.encoder.reading import read_tensors
-from matrix_ssl.encoder.where import HF, PATH, RANDOM, TORCHVISION, Where, read_where
+from matrix_ssl.encoder.where import FORMS, HF, PATH, RANDOM, TORCHVISION, Where, read_where
 from matrix_ssl.errors import CheckpointError, ConfigError
 from matrix_ssl.runs.checkpoint import load_strictly
 from matrix_ssl.runs.folder import read_config
@@ -67,6 +67,8 @@ def open_encoder(
     if place.kind == PATH:
         if place.path.is_dir():
             return _open_run(place, architecture, image_size, weights)
+        if not place.path.exists():
+            raise CheckpointError(f"{where} does not exist; name {FORMS}.")
         return open_checkpoint(place.path, architecture=architecture, branch=weights, image_size=image_size)
     if place.kind == RANDOM:
         opened = _open_random(place, image_size, seed)

@@ -19,6 +19,7 @@ from matrix_ssl.errors import ConfigError
 
 RANDOM, TORCHVISION, TIMM, HF, PATH = "random", "torchvision", "timm", "hf", "path"
 Kind = Literal["random", "torchvision", "timm", "hf", "path"]
+FORMS = "a run folder, a checkpoint file, torchvision/NAME[:WEIGHTS], timm/NAME[.TAG], hf:NAME or random/NAME"
 _NAMED: tuple[Literal["random", "torchvision", "timm"], ...] = ("random", "torchvision", "timm")
 _EXAMPLES = {RANDOM: "random/resnet50", TORCHVISION: "torchvision/resnet50", TIMM: "timm/resnet50.a1_in1k",
              HF: "hf:facebook/dinov2-small"}  # fmt: skip

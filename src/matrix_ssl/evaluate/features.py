@@ -15,11 +15,9 @@ from matrix_ssl.config import DataConfig
 from matrix_ssl.data.augment import normalise
 from matrix_ssl.data.base import Source
 from matrix_ssl.data.loading import evaluation_batches
-from matrix_ssl.encoder import Weights, load_encoder
 from matrix_ssl.errors import ConfigError, DataError
 from matrix_ssl.evaluate.feature_files import FeatureFiles
 from matrix_ssl.runs.files import write_atomically
-from matrix_ssl.runs.folder import read_config
 
 RAW_PIXELS_SIDE = 32  # raw pixels of larger images are averaged down to this side
 
@@ -117,16 +115,14 @@ class _InMemory:
 
 
 def write_features(
-    run: Path, source: Source, target: Path,
-    *, weights: Weights, device: torch.device, on_progress: Callable[[int, int], None],
+    encoder: nn.Module, source: Source, data: DataConfig, target: Path,
+    *, device: torch.device, on_progress: Callable[[int, int], None],
 ) -> Features:  # fmt: skip
-    """Writes the features of a run's encoder to an .npz file.
+    """Writes the features that ``extract`` computes with one encoder to an .npz file.
 
     Its arrays are ``features``, ``where``, ``data_digest`` and, of a labelled dataset, ``labels`` and ``classes``.
     """
-    config = read_config(run)
-    encoder = {"encoder": load_encoder(run, weights=weights)}
-    features = extract(encoder, source, config.data, device=device, on_progress=on_progress)
+    features = extract({"encoder": encoder}, source, data, device=device, on_progress=on_progress)
     arrays: dict[str, Any] = {
         "features": features.vectors["encoder"].numpy(),
         "where": np.array([source.where(int(i)) for i in features.indices], dtype=np.str_),

@@ -47,16 +47,18 @@ class Backbone:
         return 4 if isinstance(self.encoder.maxpool, nn.MaxPool2d) else 1
 
 
-def open_backbone(reference: str, *, architecture: str | None, seed: int, weights: Weights = "student") -> Backbone:
-    """The encoder that ``opening.open_encoder`` opens by a reference, which must be a ResNet of torchvision.
+def open_backbone(
+    where: str, *, architecture: str | None, seed: int, weights: Weights = "student", download: bool = False
+) -> Backbone:
+    """The encoder that ``opening.open_encoder`` opens, which must be a ResNet of torchvision.
 
     ``"random"`` and ``"torchvision"`` without an architecture are a ResNet-50.
     """
-    if architecture is None and reference in (RANDOM, TORCHVISION):
+    if architecture is None and where in (RANDOM, TORCHVISION):
         architecture = "resnet50"
     if architecture is not None:
         _check_name(architecture)
-    opened = open_encoder(reference, architecture=architecture, weights=weights, seed=seed)
+    opened = open_encoder(where, architecture=architecture, weights=weights, seed=seed, download=download)
     encoder, name, data = opened.encoder, opened.config.network.encoder, opened.config.data
     _check_name(name)
     assert isinstance(encoder, torchvision.models.ResNet)

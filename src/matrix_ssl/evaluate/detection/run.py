@@ -48,6 +48,7 @@ class Inputs:
     encoder: str  # as in ``open_backbone``
     backbone: str | None = None  # architecture of the encoder
     weights: Weights = "student"
+    download: bool = False  # published weights that the local cache lacks
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,10 @@ def prepare(inputs: Inputs, settings: DetectionSettings, *, device: torch.device
     train_files.check([image.name for image in train.images])
     val_files.check([image.name for image in val.images])
     images = TrainingImages(train, train_files, settings, rank=distributed.rank(), processes=distributed.world_size())
-    backbone = open_backbone(inputs.encoder, architecture=inputs.backbone, seed=settings.seed, weights=inputs.weights)
+    backbone = open_backbone(
+        inputs.encoder,
+        architecture=inputs.backbone, seed=settings.seed, weights=inputs.weights, download=inputs.download,
+    )  # fmt: skip
     detector: nn.Module = build_detector(backbone, settings, classes=len(train.categories))
     detector = batch_norm.synchronise_batch_norm(detector, device.type).to(device)
     plan = make_plan(settings, images=len(images))
