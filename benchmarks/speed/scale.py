@@ -99,7 +99,7 @@ def pretrain_step(device: torch.device, n: int) -> Callable[[], object]:
 
     def step() -> None:
         views = []
-        for number, view in enumerate((config.view1, config.view2), 1):
+        for number, view in enumerate(config.views, 1):
             keys = Keys(0, 0, torch.arange(n).numpy(), number)
             crops = crop_batch(pixels, random_boxes(view, keys, 256, 256), config.data.image_size)
             views.append(random_view(crops, view, keys).to(memory_format=torch.channels_last))

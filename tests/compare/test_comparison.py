@@ -77,7 +77,7 @@ def test_the_head_describes_the_comparison(done: Path) -> None:
     digests = {f"{part}_digest": open_source("digits", split=part, data_root=None).digest for part in ("train", "test")}
     assert found["data"] == {"name": "digits", "train": 1437, "test": 360, "classes": 10, **digests}
     settings = found["settings"]
-    assert (settings["network.width"], settings["batch_size"], settings["view1.rotation"]) == (8, 64, 15.0)
+    assert (settings["network.width"], settings["batch_size"], settings["views.0.rotation"]) == (8, 64, 15.0)
     assert not {key for key in settings if key.startswith("method.") or key in ("seed", "epochs")}
     assert found["environment"].keys() >= {"torch", "python", "commit"}
     assert found["environment"]["matrix_ssl"] == matrix_ssl.__version__

@@ -256,7 +256,7 @@ class TestRuns:
                 configs = [flat(make(method).config) for method in list_methods()]
                 shared = [{k: v for k, v in c.items() if not k.startswith("method.")} for c in configs]
                 assert all(other == shared[0] for other in shared)
-                assert shared[0].keys() >= {"view1.flip", "network.encoder", "epochs", "data.subset", "seed", RATE}
+                assert shared[0].keys() >= {"views.0.flip", "network.encoder", "epochs", "data.subset", "seed", RATE}
                 assert [c["method.name"] for c in configs] == list_methods()
 
     @pytest.mark.parametrize("recipe", [name for name in list_recipes() if name != "imagenet"])
@@ -342,7 +342,7 @@ class TestParts:
 
 class TestFolder:
     def test_a_plan_comes_back_from_its_file(self, tmp_path: Path) -> None:
-        plan = make_plan("view1.crop_scale=0.5,1.0", tuning_settings=("network.width=16",))
+        plan = make_plan("views.0.crop_scale=0.5,1.0", tuning_settings=("network.width=16",))
         ComparisonRun(plan, tmp_path, command="").claim()
         ComparisonRun(plan, tmp_path, command="another spelling").claim()
         with pytest.raises(RunFolderError) as caught:

@@ -77,8 +77,8 @@ class TestOverride:
             ("optimizer.name=adamw", ("optimizer", "name"), "adamw"),
             ("deterministic=true", ("deterministic",), True),
             ("deterministic=False", ("deterministic",), False),
-            ("view1.crop_scale=0.1,0.9", ("view1", "crop_scale"), (0.1, 0.9)),
-            ("view2.blur_sigma=(0.1, 1)", ("view2", "blur_sigma"), (0.1, 1.0)),
+            ("views.0.crop_scale=0.1,0.9", ("views", 0, "crop_scale"), (0.1, 0.9)),
+            ("views.1.blur_sigma=(0.1, 1)", ("views", 1, "blur_sigma"), (0.1, 1.0)),
             ("data.mean=0.5,1,1", ("data", "mean"), (0.5, 1.0, 1.0)),
             ("data.source=a=b", ("data", "source"), "a=b"),
             ("data.source=", ("data", "source"), ""),
@@ -87,7 +87,7 @@ class TestOverride:
     def test_values(self, assignment, path, value):
         found: Any = override(RunConfig(), [assignment])
         for name in path:
-            found = getattr(found, name)
+            found = found[name] if isinstance(name, int) else getattr(found, name)
         assert found == value
         assert type(found) is type(value)
 
@@ -115,7 +115,7 @@ class TestOverride:
         [
             ("epochs", r"--set 'epochs': write key=value"),
             ("=3", r"--set '=3': write key=value"),
-            ("flips=1", r"Unknown setting 'flips'\. Did you mean 'view1.flip' or 'view2.flip'\?"),
+            ("flips=1", r"Unknown setting 'flips'\. Did you mean 'views.0.flip' or 'views.1.flip'\?"),
             ("optimizer.learning_rat=3", r"Unknown setting .*Did you mean 'optimizer.learning_rate'\?"),
             ("optimiser=3", r"Unknown setting 'optimiser'"),
             ("data=cifar10", r"Unknown setting 'data'"),
@@ -127,9 +127,9 @@ class TestOverride:
             ("epochs=inf", r"epochs=inf: expected an integer of at least 1\."),
             ("epochs=0", r"epochs=0: expected an integer of at least 1\."),
             ("seed=-1", r"seed=-1: expected an integer from 0 to 9223372036854775807\."),
-            ("view1.flip=1.2", r"view1.flip=1.2: expected a number from 0 to 1\."),
-            ("view1.crop_ratio=2,1", r"view1.crop_ratio=2,1: expected two increasing numbers above 0\."),
-            ("view1.crop_scale=0.5,1.5", r"expected two increasing numbers above 0 and at most 1\."),
+            ("views.0.flip=1.2", r"views.0.flip=1.2: expected a number from 0 to 1\."),
+            ("views.0.crop_ratio=2,1", r"views.0.crop_ratio=2,1: expected two increasing numbers above 0\."),
+            ("views.0.crop_scale=0.5,1.5", r"expected two increasing numbers above 0 and at most 1\."),
             ("epochs=" + "9" * 5000, r"expected an integer of at least 1\."),
             ("optimizer.learning_rate=nan", r"optimizer.learning_rate=nan: expected a finite number of at least 0\."),
             ("optimizer.learning_rate=inf", r"expected a finite number of at least 0\."),
@@ -138,8 +138,8 @@ class TestOverride:
             ("deterministic=1", r"deterministic=1: expected true or false\."),
             ("optimizer.name=adam", r"expected one of sgd, adamw, lars\. Did you mean 'adamw'\?"),
             ("network.stem=tiny", r"network.stem=tiny: expected one of auto, standard, small\."),
-            ("view1.crop_scale=0.1", r"view1.crop_scale=0.1: expected two increasing numbers above 0"),
-            ("view1.crop_scale=a,b", r"view1.crop_scale=a,b: expected two increasing numbers above 0"),
+            ("views.0.crop_scale=0.1", r"views.0.crop_scale=0.1: expected two increasing numbers above 0"),
+            ("views.0.crop_scale=a,b", r"views.0.crop_scale=a,b: expected two increasing numbers above 0"),
             ("data.mean=", r"data.mean='': expected values separated by commas, each a finite number\."),
         ],
     )
@@ -249,13 +249,13 @@ class TestCheckType:
 class TestDifferences:
     def test_names_every_change(self):
         old = RunConfig(method=MethodConfig("matrix_ssl", {"ridge": 0.1}))
-        new = override(old, ["epochs=3", "view2.blur=0.5", "method.order=4"])
+        new = override(old, ["epochs=3", "views.1.blur=0.5", "method.order=4"])
         new = dataclasses.replace(new, method=MethodConfig("matrix_ssl", {"ridge": 0.2, "order": 4}))
         assert differences(old, new) == [
             "epochs: 100 -> 3",
             "method.options.order: None -> 4",
             "method.options.ridge: 0.1 -> 0.2",
-            "view2.blur: 0.0 -> 0.5",
+            "views.1.blur: 0.0 -> 0.5",
         ]
 
     def test_a_moved_data_set_is_the_same_run(self):
@@ -280,9 +280,9 @@ def test_flatten():
         "epochs=0",
         "batch_size=1",
         "seed=-1",
-        "view1.flip=1.2",
-        "view2.crop_scale=1,0.2",
-        "view1.blur_sigma=0,1",
+        "views.0.flip=1.2",
+        "views.1.crop_scale=1,0.2",
+        "views.0.blur_sigma=0,1",
         "data.std=0,1,1",
         "data.mean=0.5",
         "optimizer.learning_rate=-1",

@@ -19,7 +19,7 @@ from matrix_ssl.errors import ConfigError, DataError, TrainingError, UnreadableI
 CPU = torch.device("cpu")
 SIDE = 16
 VIEW = ViewConfig(crop_scale=(0.3, 1.0), flip=0.5, jitter=0.8, brightness=0.4, hue=0.1, blur=0.5, noise=0.02)
-CONFIG = RunConfig(data=DataConfig(image_size=SIDE, workers=0), view1=VIEW, view2=VIEW, batch_size=8, seed=3)
+CONFIG = RunConfig(data=DataConfig(image_size=SIDE, workers=0), views=(VIEW, VIEW), batch_size=8, seed=3)
 CROPS_ONLY = ViewConfig(crop_scale=(0.3, 1.0))
 
 
@@ -74,14 +74,14 @@ class Defective(Set):
 
 def batches(source, config=CONFIG, *, rank=0, world_size=1, dtype=torch.float32):
     return TrainingBatches(
-        source, config.data, (config.view1, config.view2), batch_size=config.batch_size, seed=config.seed,
+        source, config.data, config.views, batch_size=config.batch_size, seed=config.seed,
         rank=rank, world_size=world_size, device=CPU, dtype=dtype,
     )  # fmt: skip
 
 
 def configured(*, workers=0, view=VIEW, **changes):
     data = dataclasses.replace(CONFIG.data, workers=workers, **changes)
-    return dataclasses.replace(CONFIG, data=data, view1=view, view2=view)
+    return dataclasses.replace(CONFIG, data=data, views=(view, view))
 
 
 def assert_same(a, b):

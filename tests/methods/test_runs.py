@@ -108,15 +108,14 @@ class TestUseMethod:
         assert (chosen.name, chosen.learning_rate, chosen.weight_decay) == (optimizer, rate, decay)
         assert (chosen.warmup_epochs, found.epochs, found.batch_size) == (warmup, epochs, batch)
         assert optimizer == "adamw" or chosen.momentum == 0.9
-        assert found.view1.crop_scale == found.view2.crop_scale == (crop, 1.0)
+        view1, view2 = found.views
+        assert view1.crop_scale == view2.crop_scale == (crop, 1.0)
         assert found.method.options.items() >= OPTIONS[name].items()
         assert (found.recipe, found.network.encoder, found.data.image_size) == ("imagenet", "resnet50", 224)
         symmetric = name in ("simsiam", "moco_v2", "simclr", "w_mse", "kernel_infonce")
-        assert (found.view1 == found.view2) == symmetric
-        assert found.view2.solarize == (0.0 if symmetric else 0.2)
-        assert (found.view1.hue, found.view1.brightness) == (
-            (0.2, 0.8) if name in ("simclr", "kernel_infonce") else (0.1, 0.4)
-        )
+        assert (view1 == view2) == symmetric
+        assert view2.solarize == (0.0 if symmetric else 0.2)
+        assert (view1.hue, view1.brightness) == ((0.2, 0.8) if name in ("simclr", "kernel_infonce") else (0.1, 0.4))
 
     def test_a_setting_given_goes_before_the_papers(self) -> None:
         base = setup.use_method(find_recipe("imagenet"), "moco_v2")

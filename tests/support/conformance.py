@@ -352,7 +352,7 @@ class MethodConformance:
             config.override(base, [
                 "batch_size=128", f"epochs={self.epochs}", "network.width=8", "optimizer.learning_rate=0.01",
                 "optimizer.warmup_epochs=0", "log_every=5", "precision=float32", "checkpoint_every=1000",
-                *(f"{view}.{key}={value}" for view in ("view1", "view2") for key, value in VIEW.items()),
+                *(f"views.{view}.{key}={value}" for view in (0, 1) for key, value in VIEW.items()),
                 *(f"method.{key}={value}" for key, value in given.items()),
             ])
         )  # fmt: skip

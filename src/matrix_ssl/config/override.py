@@ -3,21 +3,27 @@
 import dataclasses
 import difflib
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from matrix_ssl.config.validation import check_type
 from matrix_ssl.errors import ConfigError, did_you_mean
 
 Settings = TypeVar("Settings")
 
+_RENAMED_GROUPS = {"view1": "views.0", "view2": "views.1"}  # of earlier versions, on the command line
+
 
 def override(settings: Settings, assignments: Iterable[str]) -> Settings:
     """Applies ``key=value`` assignments with dotted keys to a dataclass of settings; of one key, the last one counts.
+
+    A number in a key is a place in a list of groups, ``views.0.flip``; the place after the last one is a new group, a
+    copy of the last.
 
     Raises:
         ConfigError: an assignment has no ``=``, its key is unknown, or its value has the wrong type or is out of range.
     """
     values = dataclasses.asdict(settings)  # type: ignore[call-overload]
+    values = {name: list(value) if _holds_groups(value) else value for name, value in values.items()}
     for assignment in assignments:
         key, text = split_assignment(assignment)
         _assign(values, key, text)
@@ -47,9 +53,20 @@ def build(cls: type[Settings], values: Mapping[str, Any], prefix: str = "") -> S
         key = prefix + name
         if name not in hints:
             raise ConfigError(f"Unknown setting {key!r}.{did_you_mean(key, [prefix + hint for hint in hints])}")
-        group = dataclasses.is_dataclass(hints[name])
-        arguments[name] = build(hints[name], value, key + ".") if group else check_type(value, hints[name], key)
+        arguments[name] = _value(hints[name], value, key)
     return cls(**arguments)
+
+
+def _value(hint: Any, value: Any, key: str) -> Any:
+    """A value of an annotated type: a group of settings, a tuple of such groups, or anything else."""
+    if dataclasses.is_dataclass(hint):
+        return build(hint, value, key + ".")  # type: ignore[type-var]
+    members = get_args(hint)
+    if not members or not dataclasses.is_dataclass(members[0]):
+        return check_type(value, hint, key)
+    if not isinstance(value, (list, tuple)):
+        raise ConfigError(f"{key}={value!r}: expected a list of groups of settings.")
+    return tuple(build(members[0], group, f"{key}.{place}.") for place, group in enumerate(value))
 
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any], *, but: Collection[str]) -> list[str]:
@@ -72,15 +89,27 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]
     """Nested values as pairs of a dotted key and a plain value."""
     pairs: list[tuple[str, Any]] = []
     for key, value in values.items():
+        if _holds_groups(value):
+            value = {str(place): group for place, group in enumerate(value)}
         pairs += flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(prefix + key, value)]
     return pairs
 
 
+def _holds_groups(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and bool(value) and all(isinstance(group, Mapping) for group in value)
+
+
 def _assign(values: dict[str, Any], key: str, text: str) -> None:
+    first, dot, rest = key.partition(".")
+    if first not in values and first in _RENAMED_GROUPS:
+        key = _RENAMED_GROUPS[first] + dot + rest
     *groups, leaf = key.split(".")
     target: Any = values
     for group in groups:
-        target = target.get(group) if isinstance(target, dict) else None
+        if isinstance(target, list):
+            target = _at(target, group, key)
+        else:
+            target = target.get(group) if isinstance(target, dict) else None
     target = target if isinstance(target, dict) else {}
     if leaf in target and not isinstance(target[leaf], dict):
         target[leaf] = text
@@ -88,6 +117,20 @@ def _assign(values: dict[str, Any], key: str, text: str) -> None:
         target["options"] = {**target["options"], leaf: text}
     else:
         raise ConfigError(f"Unknown setting {key!r}.{_nearest(key, [name for name, _ in flatten(values)])}")
+
+
+def _at(groups: list[dict[str, Any]], place: str, key: str) -> dict[str, Any] | None:
+    """The group of settings at a place of a list."""
+    if not place.isdecimal():
+        return None
+    if int(place) > len(groups):
+        name = key.partition(".")[0]
+        raise ConfigError(
+            f"Unknown setting {key!r}: {name} has {len(groups)} groups, the next one is {name}.{len(groups)}."
+        )
+    if int(place) == len(groups):
+        groups.append(dict(groups[-1]))
+    return groups[int(place)]
 
 
 def _nearest(key: str, known: list[str]) -> str:

@@ -59,8 +59,10 @@ class DataConfig:
 
 @settings
 class ViewConfig:
-    """Random changes that make one view; every probability and strength of zero switches its change off."""
+    """Random changes that make some views; every probability and strength of zero switches its change off."""
 
+    count: PositiveInt = 1  # views of every image that are made in this way
+    image_size: NonNegativeInt = 0  # side of the square views, in pixels; 0: data.image_size
     crop_scale: Part = (1.0, 1.0)  # area of the crop over the area of the image
     crop_ratio: Interval = (3 / 4, 4 / 3)  # width over height of the crop
     flip: Fraction = 0.0  # probability of a left-right flip
@@ -119,8 +121,7 @@ class RunConfig:
 
     recipe: str = "default"
     data: DataConfig = field(default_factory=DataConfig)
-    view1: ViewConfig = field(default_factory=ViewConfig)
-    view2: ViewConfig = field(default_factory=ViewConfig)
+    views: tuple[ViewConfig, ...] = (ViewConfig(), ViewConfig())
     network: NetworkConfig = field(default_factory=NetworkConfig)
     method: MethodConfig = field(default_factory=MethodConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -133,6 +134,11 @@ class RunConfig:
     checkpoint_every: NonNegativeInt = 0  # steps between checkpoints; 0: at the end of an epoch, at most once a minute
     max_bad_steps: PositiveInt = 3  # steps in a row with a loss or gradient that is not finite before the run stops
 
+    def __post_init__(self) -> None:
+        """Raises ConfigError unless there are two views or more."""
+        if sum(view.count for view in self.views) < 2:
+            raise ConfigError("views: an image needs two views or more. Use --set views.0.count=2.")
+
 
 def to_dict(config: RunConfig) -> dict[str, Any]:
     """The configuration as nested plain values, ready for JSON."""
@@ -142,7 +148,8 @@ def to_dict(config: RunConfig) -> dict[str, Any]:
 def from_dict(values: Mapping[str, Any]) -> RunConfig:
     """A configuration from nested plain values, also from those of an earlier version; raises as ``build``."""
     data = values.get("data") if isinstance(values, Mapping) else None
-    return build(RunConfig, {**values, "data": current_names(data)} if isinstance(data, dict) else values)
+    values = {**values, "data": current_names(data)} if isinstance(data, dict) else values
+    return build(RunConfig, current_names(values) if isinstance(values, dict) else values)
 
 
 def differences(old: RunConfig, new: RunConfig) -> list[str]:
@@ -152,5 +159,9 @@ def differences(old: RunConfig, new: RunConfig) -> list[str]:
 
 
 def current_names(values: dict[str, Any]) -> dict[str, Any]:
-    """One object of a run folder's JSON with today's keys for counts; a class of images may be called as an old key."""
-    return {RENAMED_COUNTS.get(key, key) if isinstance(value, int) else key: value for key, value in values.items()}
+    """One object of a run folder's JSON with today's keys; a class of images may be called as an old key of a count."""
+    values = {RENAMED_COUNTS.get(key, key) if isinstance(value, int) else key: value for key, value in values.items()}
+    old = [name for name in ("view1", "view2") if isinstance(values.get(name), dict)]
+    if old and "views" not in values:  # a run of exactly two views
+        values["views"] = [{"count": 1, "image_size": 0, **values.pop(name)} for name in old]
+    return values

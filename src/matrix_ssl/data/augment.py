@@ -8,6 +8,7 @@ Cropping with antialiased resizing and blurring are linear and separable: A_y X 
 each image, which is a batched matrix product. The filters are those of Pillow and torchvision.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,11 +38,20 @@ class Keys:
     seed: int
     epoch: int
     samples: Array  # (n,), index of each image in its dataset
-    view: int  # 1 or 2
+    view: int  # number of the view, from 1
 
     def draw(self, purpose: int, draws: int) -> NDArray[np.float64]:
         """(n, draws) uniform numbers in [0, 1)."""
         return uniform(self.seed, self.epoch, self.samples, self.view, purpose, draws=draws)
+
+
+def each_view(groups: tuple[ViewConfig, ...], image_size: int) -> tuple[ViewConfig, ...]:
+    """The settings of every single view of an image, in order, with its side in pixels."""
+    return tuple(
+        dataclasses.replace(group, count=1, image_size=group.image_size or image_size)
+        for group in groups
+        for _ in range(group.count)
+    )
 
 
 def random_boxes(view: ViewConfig, keys: Keys, height: int, width: int) -> NDArray[np.int64]:

@@ -29,7 +29,7 @@ class Batch:
     """This process's share of one training step."""
 
     step: int
-    views: tuple[Tensor, ...]  # (n_local, c, s, s) each, normalised
+    views: tuple[Tensor, ...]  # (n_local, c, s, s) each, s that of the view, normalised
     indices: NDArray[np.int64]  # (n_local,), the images in them; where one cannot be read, its substitute
     unreadable: list[Unreadable]
 
@@ -61,7 +61,7 @@ class TrainingBatches:
         if batch_size % world_size:
             raise ConfigError(f"batch_size={batch_size} must be a multiple of the {world_size} processes.")
         self.steps_per_epoch = len(source) // batch_size
-        self._source, self._data, self._views = source, data, views
+        self._source, self._data, self._views = source, data, augment.each_view(views, data.image_size)
         self._batch_size, self._seed = batch_size, seed
         self._rank, self._world_size = rank, world_size
         self._device, self._dtype = device, dtype
@@ -91,18 +91,17 @@ class TrainingBatches:
             for number, view in enumerate(self._views, 1):
                 keys = augment.Keys(self._seed, epoch, samples, number)
                 boxes = augment.random_boxes(view, keys, height, width)
-                crops = augment.crop_batch(batch, boxes, self._data.image_size)
+                crops = augment.crop_batch(batch, boxes, view.image_size)
                 views.append(self._finish(crops, view, keys))
             yield Batch(step, tuple(views), samples, [])
 
     def _from_files(self, start: int, stop: int) -> Iterator[Batch]:
-        reader = RandomCrops(self._source, self._data, self._views, self._seed)
+        reader = RandomCrops(self._source, self._views, self._seed)
         keys = (self.samples(step) for step in range(start, stop))
         for step, crops in enumerate(read_batches(reader, keys, workers=self._data.workers), start):
             epoch = step // self.steps_per_epoch
-            pixels = crops.pixels.to(self._device, non_blocking=True).chunk(len(self._views))
             views = []
-            for number, (view, part) in enumerate(zip(self._views, pixels, strict=True), 1):
+            for number, (view, part) in enumerate(zip(self._views, crops.views(self._device), strict=True), 1):
                 views.append(self._finish(part.float(), view, augment.Keys(self._seed, epoch, crops.samples, number)))
             yield Batch(step, tuple(views), crops.indices, crops.unreadable)
 
@@ -128,7 +127,8 @@ def evaluation_batches(
         return
     keys = [range(i, min(i + batch_size, len(source))) for i in range(0, len(source), batch_size)]
     for crops in read_batches(CentralSquares(source, data), keys, workers=data.workers):
-        yield crops.indices, crops.pixels.to(device).float() / 255, crops.unreadable
+        (squares,) = crops.views(device)
+        yield crops.indices, squares.float() / 255, crops.unreadable
 
 
 def largest_batch(images: int) -> int:

@@ -3,6 +3,7 @@
 An image that cannot be read is replaced by the next one of the dataset that can, the same way each time, and reported.
 """
 
+import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from matrix_ssl.config import DataConfig, ViewConfig, system
 from matrix_ssl.data import augment
@@ -32,17 +33,28 @@ _FILES_OF_THE_LOADER = 32  # descriptors that all workers share, and what else t
 class Crops:
     """The crops of one batch, in a single tensor: each tensor that a worker sends holds a file open."""
 
-    pixels: Tensor  # (k, c, s, s), uint8, k = n times the number of views
+    pixels: Tensor  # (p,), uint8, those of the first view of all images, of the second, and so on
+    shapes: list[tuple[int, ...]]  # (n, c, s, s) for each view
     samples: NDArray[np.int64]  # (n,), the images of the batch
     indices: NDArray[np.int64]  # (n,), the images that were read for them
     unreadable: list[Unreadable]
+
+    def views(self, device: torch.device | str = "cpu") -> list[Tensor]:
+        """The crops of each view, moved together."""
+        return unpack(self.pixels.to(device, non_blocking=True), self.shapes)
+
+
+def unpack(pixels: Tensor, shapes: list[tuple[int, ...]]) -> list[Tensor]:
+    """The parts of a tensor (p,) as tensors of the given shapes, without a copy."""
+    parts = pixels.split([math.prod(shape) for shape in shapes])
+    return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
 class Reader(ABC, Dataset[Crops | MatrixSSLError]):
     """Reads and crops the images of a batch; returns an error meant for the user, for the main process to raise."""
 
-    def __init__(self, source: Source, size: int):
-        self._source, self._size = source, size
+    def __init__(self, source: Source):
+        self._source = source
 
     @abstractmethod
     def crops(self, key: Any) -> Crops:
@@ -57,23 +69,27 @@ class Reader(ABC, Dataset[Crops | MatrixSSLError]):
         except MatrixSSLError as error:
             return error  # raised in a worker, it would lose its type and its message
 
-    def _collate(self, crops: list[Tensor]) -> Tensor:
-        """One tensor (k, c, s, s), which a worker puts into shared memory at once."""
-        if not crops:
-            return torch.zeros(0, self._source.channels, self._size, self._size, dtype=torch.uint8)
-        return default_collate(crops)
+    def _empty(self, shapes: list[tuple[int, ...]]) -> Tensor:
+        """Pixels of crops to be filled in, in the memory of a worker that the main process sees."""
+        pixels = torch.empty(sum(map(math.prod, shapes)), dtype=torch.uint8)
+        return pixels if get_worker_info() is None else pixels.share_memory_()
 
 
 class RandomCrops(Reader):
-    """The crops of the first view of every image, then those of the second, and so on; a key is (epoch, samples)."""
+    """The crops of the first view of every image, then those of the second, and so on; a key is (epoch, samples).
 
-    def __init__(self, source: Source, data: DataConfig, views: tuple[ViewConfig, ...], seed: int):
-        super().__init__(source, data.image_size)
+    ``views`` are those of ``augment.each_view``, which have sizes of their own.
+    """
+
+    def __init__(self, source: Source, views: tuple[ViewConfig, ...], seed: int):
+        super().__init__(source)
         self._views, self._seed = views, seed
 
     def crops(self, key: tuple[int, NDArray[np.int64]]) -> Crops:
         epoch, samples = key
-        crops: list[list[Tensor]] = [[] for _ in self._views]
+        shapes = [(len(samples), self._source.channels, view.image_size, view.image_size) for view in self._views]
+        pixels = self._empty(shapes)
+        crops = unpack(pixels, shapes)
         indices, unreadable = np.empty_like(samples), []
         for position, sample in enumerate(samples):
             image, indices[position], problems = read_or_replace(self._source.read, int(sample), len(self._source))
@@ -81,16 +97,16 @@ class RandomCrops(Reader):
             for number, view in enumerate(self._views, 1):
                 keys = augment.Keys(self._seed, epoch, samples[position : position + 1], number)
                 box = augment.random_boxes(view, keys, *image.shape[-2:])[0]
-                crops[number - 1].append(augment.crop(image, box, self._size))
-        return Crops(self._collate([crop for view in crops for crop in view]), samples, indices, unreadable)
+                crops[number - 1][position] = augment.crop(image, box, view.image_size)
+        return Crops(pixels, shapes, samples, indices, unreadable)
 
 
 class CentralSquares(Reader):
     """The central squares of the images that can be read; a key is a range of images."""
 
     def __init__(self, source: Source, data: DataConfig):
-        super().__init__(source, data.image_size)
-        self._fraction = data.crop_fraction
+        super().__init__(source)
+        self._fraction, self._size = data.crop_fraction, data.image_size
 
     def crops(self, key: range) -> Crops:
         crops, readable, unreadable = [], [], []
@@ -104,7 +120,11 @@ class CentralSquares(Reader):
             crops.append(augment.crop(image, box, self._size))
             readable.append(index)
         indices = np.array(readable, dtype=np.int64)
-        return Crops(self._collate(crops), indices, indices, unreadable)
+        shapes = [(len(crops), self._source.channels, self._size, self._size)]
+        pixels = self._empty(shapes)
+        for place, crop in zip(unpack(pixels, shapes)[0], crops, strict=True):
+            place.copy_(crop)
+        return Crops(pixels, shapes, indices, indices, unreadable)
 
 
 def _worker_count(workers: int) -> int:

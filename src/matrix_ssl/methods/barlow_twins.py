@@ -112,7 +112,7 @@ class BarlowTwins(Method):
     @classmethod
     def recipe(cls, base: RunConfig) -> RunConfig:
         """The paper's pre-training on ImageNet, 73.2 % linear after 1000 epochs (its table 1)."""
-        view1, view2 = asymmetric_views(smallest_crop=0.08)  # section 2.2: those of BYOL
+        views = asymmetric_views(smallest_crop=0.08)  # section 2.2: those of BYOL
         options = {**base.method.options, "bias_rate": 0.024}  # section 2.2: 0.2 for weights, 0.0048 for biases
         method = dataclasses.replace(base.method, options=options)
         optimizer = OptimizerConfig(
@@ -123,6 +123,4 @@ class BarlowTwins(Method):
             warmup_epochs=10,  # section 2.2; the code's cosine ends at a thousandth of the rate, ours at zero
         )
         # epochs and batch: section 2.2
-        return dataclasses.replace(
-            base, view1=view1, view2=view2, method=method, optimizer=optimizer, epochs=1000, batch_size=2048
-        )
+        return dataclasses.replace(base, views=views, method=method, optimizer=optimizer, epochs=1000, batch_size=2048)

@@ -85,7 +85,7 @@ class BYOL(TeacherMethod):
     @classmethod
     def recipe(cls, base: RunConfig) -> RunConfig:
         """The paper's pre-training on ImageNet, 74.3 % linear after 1000 epochs (its table 1)."""
-        view1, view2 = asymmetric_views(smallest_crop=0.08)  # table 6
+        views = asymmetric_views(smallest_crop=0.08)  # table 6
         optimizer = OptimizerConfig(
             name="lars",  # section 3.3, no adaptation and no decay of biases and BatchNorm
             learning_rate=0.2,  # section 3.3, scaled by batch / 256; 0.45 for 100 epochs, appendix J
@@ -94,4 +94,4 @@ class BYOL(TeacherMethod):
             warmup_epochs=10,  # section 3.3
         )
         # epochs and batch: section 3.3
-        return dataclasses.replace(base, view1=view1, view2=view2, optimizer=optimizer, epochs=1000, batch_size=4096)
+        return dataclasses.replace(base, views=views, optimizer=optimizer, epochs=1000, batch_size=4096)

@@ -168,7 +168,7 @@ class CorInfoMax(Method):
     @classmethod
     def recipe(cls, base: RunConfig) -> RunConfig:
         """The paper's pre-training on ImageNet, 69.08 % linear after 100 epochs (the code's README)."""
-        view1, view2 = asymmetric_views(smallest_crop=0.08)  # not verified
+        views = asymmetric_views(smallest_crop=0.08)  # not verified
         # the code's README
         options = {"hidden_dim": 8192, "output_dim": 512, "invariance_weight": 2000.0, "forgetting": 0.1}
         method = dataclasses.replace(base.method, options={**base.method.options, **options})
@@ -180,6 +180,4 @@ class CorInfoMax(Method):
             warmup_epochs=10,  # the code
         )
         # epochs and batch: the code's README
-        return dataclasses.replace(
-            base, view1=view1, view2=view2, method=method, optimizer=optimizer, epochs=100, batch_size=1536
-        )
+        return dataclasses.replace(base, views=views, method=method, optimizer=optimizer, epochs=100, batch_size=1536)

@@ -99,7 +99,7 @@ class EMPSSL(Method):
     @classmethod
     def recipe(cls, base: RunConfig) -> RunConfig:
         """A pre-training on ImageNet with the optimizer of the paper, which trains on CIFAR and smaller ImageNets."""
-        view1, view2 = asymmetric_views(smallest_crop=0.08)  # the paper's have a fixed area of a quarter
+        views = asymmetric_views(smallest_crop=0.08)  # the paper's have a fixed area of a quarter
         optimizer = OptimizerConfig(
             name="lars",  # the code
             learning_rate=0.768,  # the code: 0.3 for its batch of 100
@@ -108,4 +108,4 @@ class EMPSSL(Method):
             warmup_epochs=0,  # the code: none
         )
         # epochs: the code; the batch is of a common size, the paper's 100 images with 100 views each are 10,000 rows
-        return dataclasses.replace(base, view1=view1, view2=view2, optimizer=optimizer, epochs=30, batch_size=1024)
+        return dataclasses.replace(base, views=views, optimizer=optimizer, epochs=30, batch_size=1024)

@@ -156,4 +156,4 @@ class KernelInfoNCE(Method):
             warmup_epochs=10,  # the code
         )
         # epochs: the code; batch: SimCLR's
-        return dataclasses.replace(base, view1=view, view2=view, optimizer=optimizer, epochs=100, batch_size=4096)
+        return dataclasses.replace(base, views=(view, view), optimizer=optimizer, epochs=100, batch_size=4096)

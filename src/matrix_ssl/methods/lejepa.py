@@ -166,7 +166,7 @@ class LeJEPA(Method):
     @classmethod
     def recipe(cls, base: RunConfig) -> RunConfig:
         """A pre-training on ImageNet with the paper's optimizer; the paper's own has more views and a ViT."""
-        view1, view2 = asymmetric_views(smallest_crop=0.08)  # not verified: the minimal example has one policy for all
+        views = asymmetric_views(smallest_crop=0.08)  # not verified: the minimal example has one policy for all
         optimizer = OptimizerConfig(
             name="adamw",  # the code's README
             learning_rate=2.5e-4,  # the code's README: 5e-4, its batch of 512 not verified
@@ -174,4 +174,4 @@ class LeJEPA(Method):
             warmup_epochs=10,  # not verified
         )
         # epochs: the paper's tables (not verified); batch: not verified
-        return dataclasses.replace(base, view1=view1, view2=view2, optimizer=optimizer, epochs=100, batch_size=512)
+        return dataclasses.replace(base, views=views, optimizer=optimizer, epochs=100, batch_size=512)

@@ -91,7 +91,7 @@ class MEC(TeacherMethod):
     @classmethod
     def recipe(cls, base: RunConfig) -> RunConfig:
         """The paper's pre-training on ImageNet, 70.6 % linear after 100 epochs (its table 1; not verified)."""
-        view1, view2 = asymmetric_views()  # the code: those of MoCo v3
+        views = asymmetric_views()  # the code: those of MoCo v3
         optimizer = OptimizerConfig(
             name="sgd",
             learning_rate=0.5,  # the code, scaled by batch / 256
@@ -100,4 +100,4 @@ class MEC(TeacherMethod):
             warmup_epochs=10,  # the code
         )
         # epochs and batch: the code
-        return dataclasses.replace(base, view1=view1, view2=view2, optimizer=optimizer, epochs=100, batch_size=1024)
+        return dataclasses.replace(base, views=views, optimizer=optimizer, epochs=100, batch_size=1024)

@@ -98,7 +98,7 @@ class MMCR(Method):
     @classmethod
     def recipe(cls, base: RunConfig) -> RunConfig:
         """The published pre-training on ImageNet with two views instead of eight, and without a teacher."""
-        view1, view2 = asymmetric_views(smallest_crop=0.08)  # the code: those of Barlow Twins
+        views = asymmetric_views(smallest_crop=0.08)  # the code: those of Barlow Twins
         optimizer = OptimizerConfig(
             name="lars",  # the code, no adaptation and no decay of biases and BatchNorm
             learning_rate=0.8,  # the code, scaled by batch / 256
@@ -107,4 +107,4 @@ class MMCR(Method):
             warmup_epochs=10,  # the code; its cosine ends at a thousandth of the rate, ours at zero
         )
         # epochs and batch: the code
-        return dataclasses.replace(base, view1=view1, view2=view2, optimizer=optimizer, epochs=100, batch_size=2048)
+        return dataclasses.replace(base, views=views, optimizer=optimizer, epochs=100, batch_size=2048)

@@ -155,5 +155,5 @@ class MoCoV2(TeacherMethod):
         )
         # epochs: table 1 of v2; batch: section 4.1 of v1
         return dataclasses.replace(
-            base, view1=view, view2=view, method=method, optimizer=optimizer, epochs=200, batch_size=256
+            base, views=(view, view), method=method, optimizer=optimizer, epochs=200, batch_size=256
         )

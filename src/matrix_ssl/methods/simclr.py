@@ -94,4 +94,4 @@ class SimCLR(Method):
             warmup_epochs=10,  # section 2.2
         )
         # epochs and batch: section 2.2 and the code's README
-        return dataclasses.replace(base, view1=view, view2=view, optimizer=optimizer, epochs=100, batch_size=4096)
+        return dataclasses.replace(base, views=(view, view), optimizer=optimizer, epochs=100, batch_size=4096)

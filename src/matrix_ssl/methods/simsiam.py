@@ -106,4 +106,4 @@ class SimSiam(Method):
             warmup_epochs=0,  # the code: none; the paper warms up for larger batches
         )
         # epochs and batch: section 3
-        return dataclasses.replace(base, view1=view, view2=view, optimizer=optimizer, epochs=100, batch_size=512)
+        return dataclasses.replace(base, views=(view, view), optimizer=optimizer, epochs=100, batch_size=512)

@@ -119,7 +119,7 @@ class VICReg(Method):
     @classmethod
     def recipe(cls, base: RunConfig) -> RunConfig:
         """The paper's pre-training on ImageNet, 73.2 % linear after 1000 epochs (its table 1)."""
-        view1, view2 = asymmetric_views(smallest_crop=0.08)  # appendix C.1: those of BYOL
+        views = asymmetric_views(smallest_crop=0.08)  # appendix C.1: those of BYOL
         optimizer = OptimizerConfig(
             name="lars",  # section 4.2; the code: no adaptation and no decay of biases and BatchNorm
             learning_rate=0.2,  # section 4.2 and the code, scaled by batch / 256
@@ -128,4 +128,4 @@ class VICReg(Method):
             warmup_epochs=10,  # section 4.2; the code's cosine ends at a thousandth of the rate, ours at zero
         )
         # epochs and batch: section 4.2
-        return dataclasses.replace(base, view1=view1, view2=view2, optimizer=optimizer, epochs=1000, batch_size=2048)
+        return dataclasses.replace(base, views=views, optimizer=optimizer, epochs=1000, batch_size=2048)

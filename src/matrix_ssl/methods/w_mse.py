@@ -148,5 +148,5 @@ class WMSE(Method):
         )
         # epochs: not verified; batch: the code's README, the recipe's is a multiple of it
         return dataclasses.replace(
-            base, view1=view, view2=view, method=method, optimizer=optimizer, epochs=100, batch_size=1024
+            base, views=(view, view), method=method, optimizer=optimizer, epochs=100, batch_size=1024
         )

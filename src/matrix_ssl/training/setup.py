@@ -70,7 +70,7 @@ def prepare(config: RunConfig, *, source: Source, device: torch.device, display:
     precision = devices.MixedPrecision.choose(config.precision, device)
     _prepare_torch(config, device)
     loader = TrainingBatches(
-        source, config.data, (config.view1, config.view2), batch_size=config.batch_size, seed=config.seed,
+        source, config.data, config.views, batch_size=config.batch_size, seed=config.seed,
         rank=distributed.rank(), world_size=distributed.world_size(), device=device, dtype=precision.weights,
     )  # fmt: skip
     method = build_method(config)

@@ -347,7 +347,7 @@ def test_alarms_of_one_wording_are_one_alarm(tmp_path):
 
 def test_configuration_and_commands_are_complete(page):
     text = page.text("details")
-    for key in ("view1.crop_scale", "optimizer.weight_decay", "max_bad_steps", "data.mean", "torch"):
+    for key in ("views.0.crop_scale", "optimizer.weight_decay", "max_bad_steps", "data.mean", "torch"):
         assert key in text
     assert "matrix-ssl embed first --data FOLDER --out features.npz" in page.text("pre")
     assert "matrix-ssl export first --format torchvision" in page.text("pre")

@@ -14,12 +14,11 @@ MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
 
 def recipe() -> RunConfig:
-    view1, view2 = (dataclasses.replace(view, blur=0.0) for view in asymmetric_views())  # blur destroys 32 pixels
+    views = tuple(dataclasses.replace(view, blur=0.0) for view in asymmetric_views())  # blur destroys 32 pixels
     return RunConfig(
         recipe="cifar10",
         data=DataConfig(source="cifar10", image_size=32, mean=MEAN, std=STD, crop_fraction=1.0),
-        view1=view1,
-        view2=view2,
+        views=views,
         network=NetworkConfig(encoder="resnet18", stem="small"),
         method=MethodConfig("matrix_ssl", {"hidden_dim": 512, "output_dim": 256, "teacher_momentum": 0.99}),
         optimizer=OptimizerConfig(learning_rate=0.3, warmup_epochs=5),

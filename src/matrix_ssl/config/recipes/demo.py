@@ -12,8 +12,7 @@ def recipe() -> RunConfig:
     return RunConfig(
         recipe="demo",
         data=DataConfig(source="digits", image_size=8, mean=(0.305,), std=(0.376,), crop_fraction=1.0, workers=0),
-        view1=view,
-        view2=view,
+        views=(view, view),
         network=NetworkConfig(encoder="tiny_resnet", width=32),
         method=MethodConfig("matrix_ssl", {"hidden_dim": 256, "output_dim": 128, "teacher_momentum": 0.9}),
         optimizer=OptimizerConfig(name="adamw", learning_rate=0.005, warmup_epochs=5),

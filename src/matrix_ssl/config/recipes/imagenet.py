@@ -23,12 +23,11 @@ FOLLOWS_PAPERS = True  # --method NAME takes the values of that method's paper
 
 
 def recipe() -> RunConfig:
-    view1, view2 = asymmetric_views()
+    views = asymmetric_views()
     return RunConfig(
         recipe="imagenet",
         data=DataConfig(image_size=224),
-        view1=view1,
-        view2=view2,
+        views=views,
         network=NetworkConfig(encoder="resnet50"),
         method=MethodConfig("matrix_ssl", {"hidden_dim": 2048, "output_dim": 2048, "teacher_momentum": 0.996}),
         optimizer=OptimizerConfig(name="sgd", learning_rate=0.5, momentum=0.9, weight_decay=1e-5, warmup_epochs=10),

@@ -10,12 +10,11 @@ from matrix_ssl.config.views import asymmetric_views
 
 
 def recipe() -> RunConfig:
-    view1, view2 = asymmetric_views()
+    views = asymmetric_views()
     return RunConfig(
         recipe="imagenette",
         data=DataConfig(source="imagenette128", image_size=128, crop_fraction=1.0),
-        view1=view1,
-        view2=view2,
+        views=views,
         network=NetworkConfig(encoder="resnet18", stem="standard"),
         method=MethodConfig("matrix_ssl", {"hidden_dim": 1024, "output_dim": 512, "teacher_momentum": 0.99}),
         optimizer=OptimizerConfig(learning_rate=0.3, warmup_epochs=5),

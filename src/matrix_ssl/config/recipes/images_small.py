@@ -10,12 +10,11 @@ from matrix_ssl.config.views import asymmetric_views
 
 
 def recipe() -> RunConfig:
-    view1, view2 = asymmetric_views()
+    views = asymmetric_views()
     return RunConfig(
         recipe="images_small",
         data=DataConfig(image_size=64, crop_fraction=1.0),
-        view1=view1,
-        view2=view2,
+        views=views,
         network=NetworkConfig(encoder="tiny_resnet", width=16),
         method=MethodConfig(
             "matrix_ssl", {"hidden_dim": 512, "output_dim": 256, "teacher_momentum": 0.95, "predictor": False}
