@@ -21,6 +21,7 @@ from matrix_ssl.config import (
 )
 from matrix_ssl.config.recipes import find_recipe, list_recipes
 from matrix_ssl.errors import ConfigError
+from matrix_ssl.runs.files import read_json
 
 RECIPES = list(list_recipes())
 
@@ -292,3 +293,55 @@ def test_a_number_out_of_range_is_named(assignment: str) -> None:
     key = assignment.partition("=")[0]
     with pytest.raises(ConfigError, match=rf"{re.escape(key)}=.*: expected "):
         override(RunConfig(), [assignment])
+
+
+class TestViews:
+    """A list of groups of settings."""
+
+    def test_the_place_after_the_last_one_is_a_copy_of_the_last(self):
+        base = RunConfig(views=(ViewConfig(flip=0.5), ViewConfig(blur=1.0)))
+        found = override(base, ["views.2.count=6", "views.2.image_size=96", "views.3.blur=0.5"])
+        local = ViewConfig(count=6, image_size=96, blur=1.0)
+        assert found.views == (*base.views, local, dataclasses.replace(local, blur=0.5))
+        assert differences(base, override(base, ["views.0.count=2"])) == ["views.0.count: 1 -> 2"]
+        assert from_dict(json.loads(json.dumps(to_dict(found)))) == found
+
+    def test_those_of_earlier_versions(self):
+        one, two = ViewConfig(flip=0.5), ViewConfig(blur=1.0)
+        old = to_dict(RunConfig(views=(one, two)))
+        views = old.pop("views")
+        for view in views:
+            del view["count"], view["image_size"]
+        assert from_dict({**old, "view1": views[0], "view2": views[1]}) == RunConfig(views=(one, two))
+        assert override(RunConfig(), ["view1.flip=0.5", "view2.blur=1"]).views == (one, two)
+
+    def test_a_comparison_of_an_earlier_version_is_read_as_its_plan_is_written_today(self, tmp_path):
+        plan = {"base": {"view1": {"flip": 0.5}, "view2": {"flip": 0.0}}}
+        (tmp_path / "plan.json").write_text(json.dumps(plan))
+        views = [{"count": 1, "image_size": 0, "flip": flip} for flip in (0.5, 0.0)]
+        assert read_json(tmp_path / "plan.json") == {"base": {"views": views}}
+
+    @pytest.mark.parametrize(
+        ("assignment", "sentence"),
+        [
+            ("views.3.flip=1", r"Unknown setting 'views.3.flip': views has 2 groups, the next one is views.2\.$"),
+            ("views.x.flip=1", r"Unknown setting 'views.x.flip'"),
+            ("views.0=1", r"Unknown setting 'views.0'"),
+            ("views=1", r"views='1': expected a list of groups of settings\."),
+            ("views.0.count=0", r"views.0.count=0: expected an integer of at least 1\."),
+            ("views.2.flip=2", r"views.2.flip=2: expected a number from 0 to 1\."),
+            ("view3.flip=1", r"Unknown setting 'view3.flip'"),
+        ],
+    )
+    def test_mistakes(self, assignment, sentence):
+        with pytest.raises(ConfigError, match=sentence):
+            override(RunConfig(), [assignment])
+
+    def test_at_least_two(self):
+        assert RunConfig(views=(ViewConfig(count=2),)).views[0].count == 2
+        with pytest.raises(ConfigError, match=r"views: an image needs two views or more\. Use --set views.0.count=2\."):
+            RunConfig(views=(ViewConfig(),))
+        with pytest.raises(ConfigError, match=r"views=3: expected a list of groups of settings\."):
+            from_dict({"views": 3})
+        with pytest.raises(ConfigError, match=r"views.0='x': expected a group of settings: count, image_size"):
+            from_dict({"views": ["x"]})

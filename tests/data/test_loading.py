@@ -191,6 +191,29 @@ class TestViews:
             assert all(torch.equal(one, other) for one, other in zip(found.views, pair.views, strict=False))
             np.testing.assert_array_equal(found.indices, batches(source).samples(found.step)[1])
 
+    @pytest.mark.parametrize("workers", [0, 2])
+    def test_of_several_sizes(self, workers):
+        """Two as always, then three small ones: the first two do not change, and files are cut as memory is."""
+        two = configured(workers=workers, view=CROPS_ONLY, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+        local = dataclasses.replace(CROPS_ONLY, count=3, image_size=5)
+        config = dataclasses.replace(two, views=(*two.views, local))
+        of_files, pairs = (list(batches(Set(), settings).iterate(1, 4)) for settings in (config, two))
+        of_memory = list(batches(Set(in_memory=True), config).iterate(1, 4))
+        for found, pair, held in zip(of_files, pairs, of_memory, strict=True):
+            assert [x.shape[-1] for x in found.views] == [x.shape[-1] for x in held.views] == [SIDE, SIDE, 5, 5, 5]
+            assert all(torch.equal(x, y) for x, y in zip(found.views, pair.views, strict=False))
+            assert all((x - y).abs().max() <= 1.001 / 255 for x, y in zip(found.views, held.views, strict=True))
+            assert not torch.equal(found.views[2], found.views[3])
+
+    def test_of_several_sizes_over_processes(self):
+        config = dataclasses.replace(CONFIG, views=(dataclasses.replace(VIEW, count=2), ViewConfig(image_size=4)))
+        for in_memory in (False, True):
+            source = Set(in_memory=in_memory)
+            (whole,) = batches(source, config).iterate(2, 3)
+            parts = [next(iter(batches(source, config, rank=rank, world_size=2).iterate(2, 3))) for rank in range(2)]
+            for number, view in enumerate(whole.views):
+                assert torch.equal(torch.cat([part.views[number] for part in parts]), view)
+
     @pytest.mark.parametrize("in_memory", [False, True])
     def test_dtype_and_layout(self, in_memory):
         (batch,) = batches(Set(in_memory=in_memory), dtype=torch.float64).iterate(0, 1)

@@ -34,7 +34,7 @@ SMALLEST = ["data.subset=16", "data.workers=0", "batch_size=8", "epochs=1", "net
             "method.output_dim=16"]  # fmt: skip
 SMALL_COLOUR = ["network.encoder=shufflenet_v2_x0_5", "data.image_size=32"]  # an encoder that torchvision knows, too
 OTHER_TOOLS = {"--nproc-per-node", "--help"}  # torchrun, every command
-GROUPS = ("data", "view1", "view2", "network", "method", "optimizer")
+GROUPS = ("data", "network", "method", "optimizer")
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
 
@@ -196,7 +196,9 @@ def test_options_settings_and_names_exist(page):
 def check_mention(text: str) -> None:
     """An inline setting, object, command or make target exists."""
     group, _, leaf = text.partition("=")[0].partition(".")
-    if group in GROUPS and leaf.isidentifier():
+    if re.match(r"views\.\d+\.\w", text):
+        assert hasattr(config.ViewConfig(), leaf.partition(".")[2]), text
+    elif group in GROUPS and leaf.isidentifier():
         check_setting_exists(group, leaf)
     elif match := re.fullmatch(r"(matrix_ssl(?:\.\w+)+)(?:\(.*\))?", text):
         check_object(match[1])
@@ -234,7 +236,7 @@ def test_every_setting_is_described():
     text = (ROOT / "docs" / "settings.md").read_text("utf-8")
     described = set(re.findall(r"`([^`]+)`", "".join(re.findall(r"^\| (`.*?) \|", text, re.MULTILINE))))
     keys = {key for key, _ in config.flatten(config.to_dict(recipes.find_recipe("images")))}
-    assert {key for key in keys if not key.startswith(("view2.", "method.options"))} <= described
+    assert {key for key in keys if not key.startswith(("views.1.", "method.options"))} <= described
 
 
 @pytest.mark.parametrize("name", recipes.list_recipes())

@@ -56,6 +56,7 @@ def _build(config: RunConfig) -> tuple[nn.Module, int]:
         stem=config.network.stem,
         width=config.network.width,
         configuration=config.network.configuration,
+        any_size=any(view.image_size not in (0, config.data.image_size) for view in config.views),
     )
 
 

@@ -1,5 +1,6 @@
 """Encoders without their classifiers: the small one of this package, those of torchvision, timm and transformers."""
 
+import contextlib
 import itertools
 import warnings
 from typing import Literal
@@ -23,6 +24,7 @@ def build_encoder(
     stem: Literal["auto", "standard", "small"] = "auto",
     width: int = 32,
     configuration: str = "",
+    any_size: bool = False,
 ) -> tuple[nn.Module, int]:
     """An encoder without its classifier, images (n, channels, image_size, image_size) to features (n, k), and k.
 
@@ -35,6 +37,8 @@ def build_encoder(
             max-pooling; ``"auto"`` does so for images of at most 64 pixels.
         width: channels of the first stage of ``tiny_resnet``.
         configuration: of ``"hf:NAME"``: the ``config.json`` of the model, as JSON.
+        any_size: whether a vision transformer of timm resamples its positions for images of other sizes. It has the
+            same parameters, and the same features at ``image_size``.
 
     Raises:
         ConfigError: the architecture is unknown or does not accept such images.
@@ -43,7 +47,7 @@ def build_encoder(
     if name == TINY_RESNET:
         encoder: nn.Module = TinyResNet(channels=channels, image_size=image_size, width=width)
     elif name.startswith("timm/"):
-        encoder = _timm_encoder(name.removeprefix("timm/"), channels, image_size)
+        encoder = _timm_encoder(name.removeprefix("timm/"), channels, image_size, any_size)
     elif name.startswith(PREFIX):
         if not configuration:
             raise ConfigError(
@@ -89,15 +93,17 @@ def _torchvision_encoder(name: str, image_size: int, stem: str) -> nn.Module:
     return encoder
 
 
-def _timm_encoder(name: str, channels: int, image_size: int) -> nn.Module:
+def _timm_encoder(name: str, channels: int, image_size: int, any_size: bool) -> nn.Module:
     timm = import_extra("timm", extra="timm")
     if not timm.is_model(name):
         hint = did_you_mean(f"timm/{name}", [f"timm/{known}" for known in timm.list_models()])
         raise ConfigError(f"network.encoder='timm/{name}' is not an architecture.{hint}")
-    try:
-        return timm.create_model(name, pretrained=False, num_classes=0, in_chans=channels, img_size=image_size)
-    except TypeError:  # convolutional architectures take any size and refuse the argument
-        return timm.create_model(name, pretrained=False, num_classes=0, in_chans=channels)
+    for sized in ({"img_size": image_size, "dynamic_img_size": True}, {"img_size": image_size}, {}):
+        if any_size or "dynamic_img_size" not in sized:
+            # convolutional architectures take any size and refuse the arguments, some transformers the second one
+            with contextlib.suppress(TypeError):
+                return timm.create_model(name, pretrained=False, num_classes=0, in_chans=channels, **sized)
+    raise ConfigError(f"network.encoder='timm/{name}' cannot be built: choose a different encoder.")
 
 
 def _feature_dim(encoder: nn.Module, name: str, channels: int, image_size: int) -> int:

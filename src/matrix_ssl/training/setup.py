@@ -1,6 +1,7 @@
 """Checks the configuration of a pre-training and builds what it describes."""
 
 import dataclasses
+import inspect
 import os
 
 import torch
@@ -91,7 +92,33 @@ def build_method(config: RunConfig) -> Method:
     encoder, feature_dim = initialise_encoder(config)
     method = find_method(config.method.name)(encoder, feature_dim, **config.method.options)
     method.seed = config.seed
+    _check_views(method, config)
     return method
+
+
+def _check_views(method: Method, config: RunConfig) -> None:
+    """Raises ConfigError where a method cannot take the number of views of a run, or its encoder their sizes."""
+    count = sum(view.count for view in config.views)
+    try:
+        inspect.signature(method.forward).bind(*range(count))
+    except TypeError:
+        taken = len(inspect.signature(method.forward).parameters)
+        raise ConfigError(
+            f"method.name={config.method.name!r} takes {taken} views of an image, the settings have {count}: "
+            "change the counts of views, or write forward(self, *views)."
+        ) from None
+    training = method.encoder.training
+    for size in sorted({view.image_size for view in config.views} - {0, config.data.image_size}):
+        try:
+            with torch.no_grad():
+                method.encoder.eval()(torch.zeros(2, len(config.data.mean), size, size))
+        except (RuntimeError, AssertionError, ValueError) as error:
+            reason = str(error).partition("\n")[0]
+            raise ConfigError(
+                f"network.encoder={config.network.encoder!r} does not accept views of {size} pixels ({reason}): change "
+                f"the image_size of the views."
+            ) from error
+    method.encoder.train(training)
 
 
 def _check_channels(source: Source, config: RunConfig) -> None:
