@@ -26,7 +26,8 @@ from matrix_ssl.encoder import initialise_encoder, load_encoder
 from matrix_ssl.encoder.opening import open_encoder
 from matrix_ssl.errors import ConfigError, Diverged, MatrixSSLError
 from matrix_ssl.evaluate.features import RawPixels, extract
-from matrix_ssl.evaluate.online import neighbour_accuracy
+from matrix_ssl.evaluate.online import ask_neighbours
+from matrix_ssl.evaluate.probes.accuracy import accuracy
 from matrix_ssl.evaluate.probes.protocols import PROTOCOLS, measure
 from matrix_ssl.runs import devices
 from matrix_ssl.runs.display import Display
@@ -171,7 +172,8 @@ class _Curve(Observer):
     device: torch.device
 
     def observe(self, encoder: nn.Module) -> dict[str, float]:
-        return {CURVE: neighbour_accuracy(encoder, self.bank, self.queries, self.data, device=self.device)[0]}
+        nearest, test = ask_neighbours(encoder, self.bank, self.queries, self.data, device=self.device)
+        return {CURVE: accuracy(nearest, test.labels)}
 
 
 def _peak_memory(device: torch.device) -> float:

@@ -11,6 +11,7 @@ from matrix_ssl.config.settings import (
     OptimizerConfig,
     Precision,
     RunConfig,
+    StartConfig,
     ViewConfig,
     current_names,
     differences,
@@ -21,6 +22,6 @@ from matrix_ssl.config.validation import Fraction, Seed, check_type, settings
 
 __all__ = [
     "IMAGENET_MEAN", "IMAGENET_STD", "MAY_CHANGE", "DataConfig", "Fraction", "MethodConfig", "NetworkConfig",
-    "OptimizerConfig", "Precision", "RunConfig", "Seed", "ViewConfig", "build", "changes", "check_type",
+    "OptimizerConfig", "Precision", "RunConfig", "Seed", "StartConfig", "ViewConfig", "build", "changes", "check_type",
     "current_names", "differences", "flatten", "from_dict", "override", "settings", "split_assignment", "to_dict",
 ]  # fmt: skip

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import field
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Le, Predicate
+from annotated_types import Ge, Gt, Le, Predicate
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from matrix_ssl.config.override import build, changes
@@ -19,8 +19,10 @@ from matrix_ssl.errors import ConfigError
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-# settings that do not decide what a run computes: a moved dataset is still the same run, its digest says that it is
-MAY_CHANGE = ("data.source", "data.workers", "log_every", "checkpoint_every", "max_bad_steps")
+# settings that do not decide what a run computes: moved data or weights make the same run, as their digests say
+MAY_CHANGE = (
+    "data.source", "data.workers", "start.reference", "start.origin", "log_every", "checkpoint_every", "max_bad_steps",
+)  # fmt: skip
 
 # names of earlier versions, which their run folders keep: counts in JSON files, and recipes
 RENAMED_COUNTS = {
@@ -105,6 +107,20 @@ class OptimizerConfig:
     momentum: Fraction = 0.9  # sgd and lars
     weight_decay: NonNegativeFloat = 1e-5
     warmup_epochs: NonNegativeFloat = 10.0
+    # factor of the rate from each depth of the encoder to the one below, ``training.layers``; 1: one rate for all
+    layer_decay: Annotated[float, Gt(0), Le(1)] = 1.0
+    frozen_epochs: NonNegativeFloat = 0.0  # at the start, in which the heads learn and the encoder's weights stay
+
+
+@settings
+class StartConfig:
+    """The weights that a run starts with, all filled in but the reference; empty: every network is initialised."""
+
+    reference: str = ""  # as for ``encoder.open_encoder``
+    origin: str = ""  # of the weights, in words, with the number of their tensors
+    sha256: str = ""  # of their file
+    tensors: NonNegativeInt = 0  # of the encoder
+    heads: NonNegativeInt = 0  # tensors of the heads that come from there as well
 
 
 @settings
@@ -123,6 +139,7 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     views: tuple[ViewConfig, ...] = (ViewConfig(), ViewConfig())
     network: NetworkConfig = field(default_factory=NetworkConfig)
+    start: StartConfig = field(default_factory=StartConfig)
     method: MethodConfig = field(default_factory=MethodConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     epochs: PositiveInt = 100

@@ -5,6 +5,8 @@ and no random numbers. Both are tested on a fifth of the training images whose l
 losses of the encoder are the same bits with and without.
 """
 
+import math
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -27,15 +29,15 @@ _BANK, _QUERIES = 10_000, 5_000  # at most: images to choose neighbours from, an
 _NEIGHBOURS = 20
 _RATE = 1e-2
 _ORDER = 0x0B5E  # coordinate of the choice of images
+_NOISE = 2.0  # standard deviations by which two accuracies differ more than by chance
 
 
-def neighbour_accuracy(
+def ask_neighbours(
     encoder: nn.Module, bank: Source, queries: Source, data: DataConfig, *, device: torch.device
-) -> tuple[float, Features]:
-    """Accuracy of 20 nearest neighbours from ``bank``, and the features, by the name "", of the ``queries``."""
+) -> tuple[Tensor, Features]:
+    """Labels (n,) by 20 nearest neighbours from ``bank``, and the features, by the name "", of the ``queries``."""
     x, test = (extract({"": encoder}, images, data, device=device) for images in (bank, queries))
-    predicted = knn_predict(x.vectors[""], x.labels, test.vectors[""], k=min(_NEIGHBOURS, len(x.labels)))
-    return accuracy(predicted, test.labels), test
+    return knn_predict(x.vectors[""], x.labels, test.vectors[""], k=min(_NEIGHBOURS, len(x.labels))), test
 
 
 class OnlineEvaluation(Observer):
@@ -44,6 +46,10 @@ class OnlineEvaluation(Observer):
     ``online_train`` is the accuracy of the classifier on training images just before it is trained on them; the others
     are measured at some twenty moments on held-out images as evaluation sees them. The features are scaled by a
     BatchNorm without parameters, so that one rate of Adam fits all encoders.
+
+    Of weights that are trained further, the nearest neighbours are measured before the first step as well, and an alarm
+    at the end says whether they became worse on the same images: whether the lost ones exceed the gained ones by more
+    than two standard deviations of their difference, the square root of their number (McNemar, Psychometrika 12, 1947).
 
     Raises:
         DataError: the images have no labels, or are too few to hold a fifth out.
@@ -68,6 +74,8 @@ class OnlineEvaluation(Observer):
         self._classes = len(classes)
         self._probe: nn.Sequential | None = None  # created when the width of the features is known
         self._counts = torch.zeros(2, device=device)  # right answers, answers
+        self._start_right: Tensor | None = None  # whether the neighbours of each held-out image, (n,), were right
+        self._right: Tensor | None = None  # the same now
 
     @torch.enable_grad()
     def learn(self, features: Tensor, shown: NDArray[np.int64]) -> None:
@@ -93,22 +101,52 @@ class OnlineEvaluation(Observer):
         self._counts.zero_()
         return {"online_train": right / answers} if answers else {}
 
+    def observe_start(self, encoder: nn.Module) -> dict[str, float]:
+        values = self.observe(encoder)
+        self._start_right = self._right
+        return values
+
     def observe(self, encoder: nn.Module) -> dict[str, float]:
-        knn, test = neighbour_accuracy(encoder, self._bank, self._queries, self._data, device=self._device)
+        nearest, test = ask_neighbours(encoder, self._bank, self._queries, self._data, device=self._device)
+        self._right, knn = nearest == test.labels, accuracy(nearest, test.labels)
         if self._probe is None:
             return {"online_knn": knn}
         predicted = self._probe.eval()(test.vectors[""].to(self._device)).argmax(1).cpu()
         return {"online_knn": knn, "online_linear": accuracy(predicted, test.labels)}
 
+    def verdict(self) -> list[str]:
+        if self._start_right is None or self._right is None:
+            return []
+        before, now = (right.double().mean().item() for right in (self._start_right, self._right))
+        lost, gained = (
+            int((a & ~b).sum()) for a, b in ((self._start_right, self._right), (self._right, self._start_right))
+        )
+        if lost - gained <= _NOISE * math.sqrt(lost + gained):
+            return []
+        return [
+            f"Worse than the start: 20 nearest neighbours were right on {before:.1%} of the held-out images before the "
+            f"first step and are on {now:.1%} now. Keep the weights of the start, or try a lower "
+            "optimizer.learning_rate or optimizer.layer_decay, fewer epochs or more images."
+        ]
+
     def state_dict(self) -> dict[str, Tensor]:
+        start = {} if self._start_right is None else {"start": self._start_right}
         if self._probe is None:
-            return {}
+            return start
         probe = {f"probe.{name}": value for name, value in self._probe.state_dict().items()}
         moments = self._optimizer.state_dict()["state"]
-        return probe | {"counts": self._counts} | {f"{i}.{k}": v for i, one in moments.items() for k, v in one.items()}
+        return (
+            start
+            | probe
+            | {"counts": self._counts}
+            | {f"{i}.{k}": v for i, one in moments.items() for k, v in one.items()}
+        )
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self._start_right = state.get("start")
         probe = {name.removeprefix("probe."): value for name, value in state.items() if name.startswith("probe.")}
+        if not probe:
+            return
         self._start(probe["1.weight"].shape[1]).load_state_dict(probe)
         self._counts.copy_(state["counts"])
         moments: dict[int, dict[str, Tensor]] = {}

@@ -23,7 +23,7 @@ from matrix_ssl.runs.folder import SKIPPED, tidy
 from matrix_ssl.runs.metrics import MetricsWriter
 from matrix_ssl.runs.signals import Interrupted
 from matrix_ssl.training.diagnostics import is_finite
-from matrix_ssl.training.optim import set_learning_rate
+from matrix_ssl.training.optim import drop_encoder_gradients, set_learning_rate
 from matrix_ssl.training.task import Batch, Line, Output, Task
 
 _SECONDS_BETWEEN_CHECKPOINTS = 60.0  # at least, where checkpoints follow epochs
@@ -47,6 +47,7 @@ class Engine(Generic[Batch, Output]):
         self.signal = 0  # the number of one that any process has received
         self.bad_in_a_row = 0
         self.saved = 0.0  # when, by the monotonic clock
+        self.is_fresh = True  # there was no checkpoint
 
     def run(self) -> None:
         """Resumes, and trains to the last step.
@@ -58,6 +59,8 @@ class Engine(Generic[Batch, Output]):
         task, total = self.task, self.task.plan.total_steps
         with distributed.together():
             self.resume()
+        if self.is_fresh and task.plan.saves_start:
+            self.save_start()
         self.forward = distributed.wrap(task.module)
         task.module.train()
         self.saved = time.monotonic()
@@ -95,7 +98,7 @@ class Engine(Generic[Batch, Output]):
         checkpoint, problems = checkpoints.load_newest(self.folder)
         for problem in problems:
             task.display.say(f"Warning: {problem} Resuming from the checkpoint before it.")
-        if checkpoint is not None:
+        if checkpoint is not None:  # it holds everything, those of the start included
             checkpoints.load_strictly(task.module, checkpoint.model, f"The checkpoint of step {checkpoint.step}")
             task.optimizer.load_state_dict(checkpoint.optimizer)
             task.step = checkpoint.step
@@ -107,6 +110,16 @@ class Engine(Generic[Batch, Output]):
             tidy(self.folder)
             self.metrics = MetricsWriter(self.folder, after_step=task.step, events=self.events)
         task.skipped = {line["where"]: line["why"] for line in read_lines(self.folder / SKIPPED)}
+        self.is_fresh = checkpoint is None
+
+    def save_start(self) -> None:
+        """Describes the state before the first step and saves it, so that nothing else is needed to resume."""
+        with distributed.together():
+            if self.metrics is not None:
+                line = self.task.describe_start()
+                if line is not None and not self.metrics.history:  # a kill may have come between line and checkpoint
+                    self.metrics.write(line)
+        self.save()
 
     def read(self, start: int, stop: int) -> Generator[Batch, None, None]:
         """This process's batches of the steps from ``start`` to ``stop`` - 1; notes images that cannot be read."""
@@ -136,13 +149,16 @@ class Engine(Generic[Batch, Output]):
         buffers = list(task.module.buffers())
         before = [buffer.clone() for buffer in buffers]
         peak = task.learning_rate(min(task.step, task.plan.warmup_steps))
-        set_learning_rate(task.optimizer, task.learning_rate(task.step), held=peak)
+        encoder = task.encoder_rate(task.step)
+        set_learning_rate(task.optimizer, task.learning_rate(task.step), held=peak, encoder=encoder)
         output = self.differentiate(batch)
         if not self.agree(output, received):
             for buffer, value in zip(buffers, before, strict=True):
                 buffer.copy_(value)
             return None
         assert output is not None  # an agreement needs the output of every process
+        if encoder == 0:
+            drop_encoder_gradients(task.optimizer)
         task.optimizer.step()
         task.after_step(batch, output)
         return output

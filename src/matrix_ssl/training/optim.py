@@ -97,13 +97,24 @@ def learning_rate(step: int, *, total_steps: int, warmup_steps: int, peak: float
     return peak * (1 + math.cos(math.pi * progress)) / 2
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, value: float, *, held: float | None = None) -> None:
+def set_learning_rate(
+    optimizer: torch.optim.Optimizer, value: float, *, held: float | None = None, encoder: float = 1.0
+) -> None:
     """Sets the rate of every parameter group, times the group's own ``rate`` if it has one.
 
     Args:
         value: of the schedule.
         held: rate of groups marked ``constant``, such as the peak once the warm-up is over; default: ``value``.
+        encoder: a further factor for groups marked ``encoder``.
     """
     for group in optimizer.param_groups:
         chosen = held if held is not None and group.get("constant", False) else value
-        group["lr"] = group.get("rate", 1.0) * chosen
+        group["lr"] = group.get("rate", 1.0) * chosen * (encoder if group.get("encoder", False) else 1.0)
+
+
+def drop_encoder_gradients(optimizer: torch.optim.Optimizer) -> None:
+    """Makes the next step leave groups marked ``encoder`` alone: no change, no decay, no momentum."""
+    for group in optimizer.param_groups:
+        if group.get("encoder", False):
+            for parameter in group["params"]:
+                parameter.grad = None

@@ -1,11 +1,12 @@
 """Pre-training: the loss of a self-supervised method, and what its metrics, summary and encoder hold."""
 
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from matrix_ssl import distributed
 from matrix_ssl.config import RunConfig
@@ -55,6 +56,7 @@ class PreTraining(Task[Batch, StepOutput]):
             warmup_steps=min(round(config.optimizer.warmup_epochs * loader.steps_per_epoch), total // 2),
             checkpoint_every=config.checkpoint_every,
             steps_per_epoch=loader.steps_per_epoch,
+            saves_start=bool(config.start.reference),
             max_bad_steps=config.max_bad_steps,
             advice=_ADVICE,
         )
@@ -94,6 +96,13 @@ class PreTraining(Task[Batch, StepOutput]):
     def learning_rate(self, step: int) -> float:
         peak, plan = self.config.optimizer.learning_rate * self.config.batch_size / 256, self.plan
         return optim.learning_rate(step, total_steps=plan.total_steps, warmup_steps=plan.warmup_steps, peak=peak)
+
+    def encoder_rate(self, step: int) -> float:
+        """0 while the encoder is frozen, then a warm-up of its own."""
+        frozen, warmup = round(self.config.optimizer.frozen_epochs * self.plan.steps_per_epoch), self.plan.warmup_steps
+        if step < frozen:
+            return 0.0
+        return min(1.0, (step - frozen + 1) / (warmup + 1)) if frozen else 1.0
 
     def compute(self, forward: torch.nn.Module, batch: Batch) -> StepOutput:
         self.method.before_step(self.step, self.plan.total_steps)
@@ -136,12 +145,17 @@ class PreTraining(Task[Batch, StepOutput]):
             "bad_steps": int(self.counters["bad_steps"]),
             "images_per_second": self.images_per_second(),
         }
-        line |= self._alarms(line, history) | self.observer.recent()
+        line |= self.observer.recent()
         if self._is_moment(self.observer.moments):
-            line |= self._observe()
+            line |= self._look(self.observer.observe)
+        line |= self._alarms(line, [earlier for earlier in history if earlier["step"] > 0])
         if self._is_moment(_SPECTRA - 1):
             line["spectrum"] = [float(f"{v:.4g}") for v in eigenvalues.tolist()]
         return line
+
+    def describe_start(self) -> Line | None:
+        values = self._look(self.observer.observe_start)
+        return {"step": 0, "epoch": 0.0, "seconds": 0.0, **values} if values else None
 
     def terms(self, output: StepOutput) -> tuple[str, ...]:
         return tuple(name for name in output.terms if name not in self.method.counters)
@@ -155,17 +169,17 @@ class PreTraining(Task[Batch, StepOutput]):
 
     def _alarms(self, line: Line, history: Sequence[Line]) -> Line:
         """Alarms, reported to the user the first time that one of their kind is raised."""
-        alarms = diagnostics.alarms([*history, line])
+        alarms = diagnostics.alarms([*history, line]) + (self.observer.verdict() if self.is_last else [])
         known = {text.partition(":")[0] for earlier in history for text in earlier.get("alarm", [])}
         for text in alarms:
             if text.partition(":")[0] not in known:
                 self.display.say(f"Alarm at step {self.step}: {text}")
         return {"alarm": alarms} if alarms else {}
 
-    def _observe(self) -> dict[str, float]:
+    def _look(self, observe: Callable[[nn.Module], dict[str, float]]) -> dict[str, float]:
         self.method.encoder.eval()
         with self.clock.stopped(), torch.no_grad():
-            values = self.observer.observe(self.method.encoder)
+            values = observe(self.method.encoder)
         self.method.encoder.train()
         return values
 

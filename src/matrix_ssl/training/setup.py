@@ -3,8 +3,10 @@
 import dataclasses
 import inspect
 import os
+from collections.abc import Mapping
 
 import torch
+from torch import Tensor
 
 from matrix_ssl import distributed
 from matrix_ssl.config import MethodConfig, RunConfig
@@ -17,8 +19,9 @@ from matrix_ssl.encoder import initialise_encoder
 from matrix_ssl.errors import ConfigError
 from matrix_ssl.methods import Method, complete_options, find_method
 from matrix_ssl.runs import devices
+from matrix_ssl.runs.checkpoint import load_strictly
 from matrix_ssl.runs.display import Display
-from matrix_ssl.training import optim
+from matrix_ssl.training import layers, optim
 from matrix_ssl.training.pretraining import PreTraining
 
 
@@ -64,8 +67,23 @@ def headline(config: RunConfig, source: Source, device: torch.device) -> str:
     )
 
 
-def prepare(config: RunConfig, *, source: Source, device: torch.device, display: Display) -> PreTraining:
-    """Builds everything that a run needs and writes nothing; raises ConfigError where the parts do not fit."""
+def prepare(
+    config: RunConfig,
+    *,
+    source: Source,
+    device: torch.device,
+    display: Display,
+    start: Mapping[str, Tensor] | None = None,
+) -> PreTraining:
+    """Builds everything that a run needs and writes nothing.
+
+    Args:
+        start: every tensor of the method before the first step, as ``training.start`` gives them; None: those of its
+            initialisation, or of a checkpoint.
+
+    Raises:
+        ConfigError: the parts do not fit together.
+    """
     _check_channels(source, config)
     source = choose_subset(source, config.data.subset, seed=config.seed)
     precision = devices.MixedPrecision.choose(config.precision, device)
@@ -75,21 +93,35 @@ def prepare(config: RunConfig, *, source: Source, device: torch.device, display:
         rank=distributed.rank(), world_size=distributed.world_size(), device=device, dtype=precision.weights,
     )  # fmt: skip
     method = build_method(config)
+    if start is not None:
+        method.load_state_dict(dict(start))
     batch_norm.synchronise_batch_norm(method, device.type)
     precision.place(method)
     settings = config.optimizer
+    groups = method.parameter_groups()
+    if settings.layer_decay < 1 or settings.frozen_epochs > 0:
+        groups = layers.layerwise(groups, method.encoder, layer_decay=settings.layer_decay)
     optimizer = optim.build_optimizer(
         method, name=settings.name, momentum=settings.momentum, weight_decay=settings.weight_decay,
-        groups=method.parameter_groups(),
+        groups=groups,
     )  # fmt: skip
     return PreTraining(
         config, method=method, optimizer=optimizer, loader=loader, source=source, precision=precision, display=display
     )
 
 
-def build_method(config: RunConfig) -> Method:
-    """The method of a run with freshly initialised networks, a function of the configuration."""
+def build_method(config: RunConfig, *, weights: Mapping[str, Tensor] | None = None) -> Method:
+    """The method of a run with freshly initialised networks, a function of the configuration.
+
+    Args:
+        weights: of the encoder, instead of those of its initialisation; a teacher is a copy of it.
+
+    Raises:
+        CheckpointError: the weights do not match.
+    """
     encoder, feature_dim = initialise_encoder(config)
+    if weights is not None:
+        load_strictly(encoder, weights, "The start")
     method = find_method(config.method.name)(encoder, feature_dim, **config.method.options)
     method.seed = config.seed
     _check_views(method, config)
@@ -122,6 +154,11 @@ def _check_views(method: Method, config: RunConfig) -> None:
 
 
 def _check_channels(source: Source, config: RunConfig) -> None:
+    if source.channels != len(config.data.mean) and config.start.reference:
+        raise ConfigError(
+            f"The images of {source.name!r} have {source.channels} channels, the encoder of {config.start.reference} "
+            f"takes {len(config.data.mean)}: choose different images or weights."
+        )
     if source.channels != len(config.data.mean):
         raise ConfigError(
             f"The images of {source.name!r} have {source.channels} channels, recipe {config.recipe!r} is for "

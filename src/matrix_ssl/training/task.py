@@ -48,6 +48,7 @@ class TrainingPlan:
     warmup_steps: int = 0  # after them, parameter groups marked ``constant`` keep their learning rate
     checkpoint_every: int = 0  # steps; 0: at the end of an epoch, at most once a minute
     steps_per_epoch: int = 1
+    saves_start: bool = False  # a checkpoint before the first step, of weights that came from elsewhere
     max_bad_steps: int  # steps in a row with a loss or gradient that is not finite before the training stops
     advice: str  # what the user can do against them
 
@@ -72,6 +73,14 @@ class Observer:
     def observe(self, encoder: nn.Module) -> dict[str, float]:
         """Numbers for the line of metrics at a moment; the encoder is in evaluation mode, without gradients."""
         return {}
+
+    def observe_start(self, encoder: nn.Module) -> dict[str, float]:
+        """Numbers about weights that are trained further, as ``observe``, before the first step."""
+        return {}
+
+    def verdict(self) -> list[str]:
+        """What the numbers since the start say at the end of the training, as alarms, "KIND: sentence"."""
+        return []
 
     def state_dict(self) -> dict[str, Tensor]:
         """What a checkpoint must hold for the observer to resume."""
@@ -111,6 +120,10 @@ class Task(ABC, Generic[Batch, Output]):
     def learning_rate(self, step: int) -> float:
         """The learning rate of a step, from 0; a parameter group may carry a factor ``rate``."""
 
+    def encoder_rate(self, step: int) -> float:
+        """A factor of the learning rate of parameter groups marked ``encoder``; 0: a step leaves them alone."""
+        return 1.0
+
     @abstractmethod
     def compute(self, forward: nn.Module, batch: Batch) -> Output:
         """The loss of a batch. ``forward`` is the module, under DistributedDataParallel with several processes."""
@@ -129,6 +142,10 @@ class Task(ABC, Generic[Batch, Output]):
         Args:
             history: earlier lines, on the main process.
         """
+
+    def describe_start(self) -> Line | None:
+        """The line of metrics of step 0, where there is one; the main process alone calls it."""
+        return None
 
     def terms(self, output: Output) -> tuple[str, ...]:
         """Names in a line of metrics that the display shows beside the loss."""

@@ -1,0 +1,154 @@
+"""Weights that a pre-training starts from: the settings that follow from them, and the networks that they fill."""
+
+import dataclasses
+import hashlib
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from matrix_ssl import config as configuration
+from matrix_ssl import networks
+from matrix_ssl.config import RunConfig, StartConfig
+from matrix_ssl.encoder import architectures
+from matrix_ssl.encoder.opening import RANDOM, Opened, open_encoder
+from matrix_ssl.errors import ConfigError, MatrixSSLError
+from matrix_ssl.methods import Method, TeacherMethod
+from matrix_ssl.runs import checkpoint
+from matrix_ssl.runs.folder import CONFIG, ENCODER, read_config
+from matrix_ssl.training.setup import build_method
+
+# what follows from the weights, unless the user sets it
+_FOLLOWING = (
+    "network.encoder", "network.stem", "network.width", "data.image_size", "data.mean", "data.std",
+    "data.crop_fraction",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Start:
+    """A run that starts from weights."""
+
+    config: RunConfig  # with all that follows from the weights
+    tensors: dict[str, Tensor] | None  # every tensor of the method; None: the run has a checkpoint that holds them
+    text: str  # for the first line
+
+
+def start_from(config: RunConfig, *, chosen: Collection[str], run: Path | None) -> Start:
+    """Opens the weights ``config.start.reference`` and fills the networks of a run with them.
+
+    The encoder and the teacher's get the weights of the reference, strictly. Where that is a run of the same method and
+    widths, its heads are those of its newest checkpoint; else they are at their initialisation. A teacher equals its
+    student.
+
+    Args:
+        config: complete, of the recipe and the user.
+        chosen: dotted keys of the settings that the user has chosen; the others may follow from the weights.
+        run: the folder of the run: with a checkpoint in it, the reference need not exist any more. None: start over.
+
+    Raises:
+        CheckpointError: the weights are missing, damaged or do not match completely.
+        ConfigError: a setting of the user does not fit the weights.
+    """
+    reference = config.start.reference
+    if reference == RANDOM:
+        raise ConfigError(f"--from {RANDOM}: every run without --from starts from random weights; remove the option.")
+    config = _defaults(config, chosen)
+    try:
+        opened = open_encoder(
+            reference,
+            architecture=config.network.encoder if "network.encoder" in chosen else None,
+            image_size=config.data.image_size if "data.image_size" in chosen else None,
+        )
+    except MatrixSSLError as error:
+        recorded = _recorded(config, run, error)
+        text = f"{reference} cannot be opened; the run has its own checkpoint and does not need it."
+        return Start(dataclasses.replace(_follow(config, recorded, chosen), start=recorded.start), None, text)
+    config = _follow(config, opened.config, chosen)
+    _check(config, opened, chosen)
+    method = build_method(config, weights=opened.encoder.state_dict())
+    own = len(_heads(method.state_dict()))
+    heads = own if _load_heads(method, config, opened) else 0
+    start = StartConfig(reference, opened.text, _sha256(opened, reference), len(opened.encoder.state_dict()), heads)
+    which = f"Its heads as well: {heads} of {own} tensors." if heads else f"The {own} tensors of the heads are new."
+    text = f"Starting from {reference}: {opened.text} {which}"
+    return Start(dataclasses.replace(config, start=start), method.state_dict(), text)
+
+
+def _defaults(config: RunConfig, chosen: Collection[str]) -> RunConfig:
+    """The settings of a recipe for weights that have learned already."""
+    return config
+
+
+def _recorded(config: RunConfig, run: Path | None, error: MatrixSSLError) -> RunConfig:
+    """The settings of a run that was started from the same reference and has a checkpoint; else raises the error."""
+    if run is None or not (run / CONFIG).exists():
+        raise error
+    recorded = read_config(run)
+    if recorded.start.reference != config.start.reference:
+        raise error
+    if not checkpoint.list_checkpoints(run):
+        raise type(error)(f"{error} {run} has no checkpoint yet, so it still needs these weights.") from error
+    return recorded
+
+
+def _follow(config: RunConfig, weights: RunConfig, chosen: Collection[str]) -> RunConfig:
+    """A run with the network and the images of the weights, but for the settings that the user has chosen."""
+    theirs = dict(configuration.flatten(configuration.to_dict(weights)))
+    if architectures.is_resnet(weights.network.encoder) and weights.network.stem == "auto":
+        theirs["network.stem"] = "small" if weights.data.image_size <= networks.SMALL_IMAGE else "standard"
+    values = configuration.to_dict(config)
+    for key in _FOLLOWING:
+        if key not in chosen:
+            group, _, name = key.partition(".")
+            values[group][name] = theirs[key]
+    return configuration.from_dict(values)
+
+
+def _check(config: RunConfig, opened: Opened, chosen: Collection[str]) -> None:
+    """Raises ConfigError where settings of the user make the encoder a different network than that of the weights."""
+    ours, theirs = (dict(configuration.flatten(configuration.to_dict(each))) for each in (config, opened.config))
+    different = [key for key in _FOLLOWING if key in chosen and ours[key] != theirs[key]]
+    if not different:
+        return
+    outline = architectures.outline(config.network, image_size=config.data.image_size, channels=len(config.data.mean))
+    if _structure(outline) != _structure(opened.encoder):
+        listed = ", ".join(f"{key}={ours[key]}" for key in different)
+        raise ConfigError(
+            f"{listed}: this makes a different network than that of {config.start.reference}; remove the setting."
+        )
+
+
+def _structure(encoder: nn.Module) -> tuple[str, list[tuple[str, torch.Size]]]:
+    """The modules with their strides and sizes, and the shape of every tensor."""
+    return repr(encoder), [(name, tensor.shape) for name, tensor in encoder.state_dict().items()]
+
+
+def _load_heads(method: Method, config: RunConfig, opened: Opened) -> bool:
+    """Loads the heads of the run that the weights are from, if its method and widths are the same."""
+    run = Path(config.start.reference)
+    if opened.config.method.name != config.method.name or not run.is_dir():
+        return False
+    newest, _ = checkpoint.load_newest(run)
+    theirs, own = _heads(newest.model if newest else {}), _heads(method.state_dict())
+    if {name: t.shape for name, t in theirs.items()} != {name: t.shape for name, t in own.items()}:
+        return False
+    method.load_state_dict(method.state_dict() | theirs)
+    if isinstance(method, TeacherMethod):
+        method.add_teacher(method.teacher_momentum)
+    return True
+
+
+def _heads(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a method that belong to neither its encoder nor its teacher."""
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(("encoder.", "teacher."))}
+
+
+def _sha256(opened: Opened, reference: str) -> str:
+    """Of the file that the encoder was read from."""
+    if opened.sha256 is not None:
+        return opened.sha256
+    with (Path(reference) / ENCODER).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
