@@ -5,10 +5,13 @@
         --arm "taylor 1: method.logarithm=taylor method.ridge=1 method.uniformity_weight=1"
 
 Four fifths of the training images, stratified, serve for pre-training and for the probes, one fifth for accuracy. An
-arm and seed that is already in the output is not run again, so the command resumes. Prints mean ± sd over seeds.
+arm and seed that is already in the output is not run again, so the command resumes. Prints mean ± sd over seeds. With
+--from, the arms start from weights, with exactly the settings of recipe, --set and arm, and the arm "start" is measured
+without any training.
 """
 
 import argparse
+import dataclasses
 import json
 import tempfile
 from pathlib import Path
@@ -16,6 +19,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from torch import Tensor, nn
 
 from matrix_ssl import config
 from matrix_ssl.config.recipes import find_recipe
@@ -28,13 +32,16 @@ from matrix_ssl.evaluate.probes.accuracy import summarise
 from matrix_ssl.evaluate.probes.protocols import measure
 from matrix_ssl.runs import devices
 from matrix_ssl.runs import environment as run_environment
+from matrix_ssl.runs.checkpoint import load_strictly
 from matrix_ssl.runs.display import Display
 from matrix_ssl.runs.files import read_lines, write_json
 from matrix_ssl.runs.folder import CONFIG, METRICS
 from matrix_ssl.training import setup
+from matrix_ssl.training.start import start_from
 
 HELD_OUT = 0.2
 SPLIT_SEED = 0  # one split for all arms and seeds
+START = "start"  # the arm that is not trained
 
 
 def main() -> None:
@@ -43,6 +50,7 @@ def main() -> None:
     parser.add_argument("--method", help="another than the recipe's: a name or a Python file")
     parser.add_argument("--data", help="replaces the recipe's dataset")
     parser.add_argument("--data-root", type=Path)
+    parser.add_argument("--from", dest="reference", help="weights that all arms start from")
     parser.add_argument("--images", type=int, default=0, help="only so many of the training images; 0: all")
     parser.add_argument("--set", action="append", default=[], help="key=value for every arm")
     parser.add_argument("--arm", action="append", required=True, help="'NAME: key=value key=value'")
@@ -61,34 +69,75 @@ def main() -> None:
     source = choose_subset(source, arguments.images, seed=SPLIT_SEED)
     learn, judge = split_source(source, HELD_OUT, SPLIT_SEED)
     rows: list[dict[str, Any]] = json.loads(arguments.out.read_text())["rows"] if arguments.out.exists() else []
+    if arguments.reference:
+        base = config.override(base, [f"start.reference={arguments.reference}"])
+        if not any(row["arm"] == START for row in rows):
+            rows.append({"arm": START, "seed": 0, **measure_start(base, arguments.set, learn, judge)})
+            write(arguments.out, arguments, rows)
     for seed in arguments.seeds:  # seeds outside: every arm gets its first seed before any gets its second
         for arm in arguments.arm:
             name, _, settings = (part.strip() for part in arm.partition(":"))
             if any(row["arm"] == name and row["seed"] == seed for row in rows):
                 continue
-            run_config = setup.complete(config.override(base, [*arguments.set, *settings.split(), f"seed={seed}"]))
-            rows.append({"arm": name, "settings": settings, "seed": seed, **run_once(run_config, learn, judge)})
+            run_config, tensors = begin(base, [*arguments.set, *settings.split(), f"seed={seed}"])
+            row = run_once(run_config, learn, judge, start=tensors)
+            rows.append({"arm": name, "settings": settings, "seed": seed, **row})
             write(arguments.out, arguments, rows)
     show(rows)
 
 
-def run_once(run_config: config.RunConfig, learn: Source, judge: Source) -> dict[str, Any]:
+def begin(base: config.RunConfig, settings: list[str]) -> tuple[config.RunConfig, dict[str, Tensor] | None]:
+    """The complete run of an arm, and the tensors that it starts from."""
+    run_config = setup.complete(config.override(base, settings))
+    if not run_config.start.reference:
+        return run_config, None
+    optimizer = [key for key, _ in config.flatten(config.to_dict(run_config)) if key.startswith("optimizer.")]
+    chosen = [*optimizer, "method.teacher_momentum", *(config.split_assignment(setting)[0] for setting in settings)]
+    start = start_from(run_config, chosen=chosen, run=None)
+    return start.config, start.tensors
+
+
+def measure_start(base: config.RunConfig, settings: list[str], learn: Source, judge: Source) -> dict[str, Any]:
+    """The accuracy of the weights that all arms start from, as they are."""
+    run_config, tensors = begin(base, settings)
+    method = setup.build_method(run_config)
+    load_strictly(method, tensors or {}, run_config.start.reference)
+    return {
+        "start": dataclasses.asdict(run_config.start),
+        "accuracy": measure_encoder(method.encoder, run_config.data, learn, judge),
+        "negative_determinants": 0,
+    }
+
+
+def run_once(
+    run_config: config.RunConfig, learn: Source, judge: Source, *, start: dict[str, Tensor] | None = None
+) -> dict[str, Any]:
     """Pre-trains and evaluates once, in a temporary run folder."""
     device = devices.choose_device("auto")
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder)
         write_json(run / CONFIG, config.to_dict(run_config))
         try:
-            training = setup.prepare(run_config, source=learn, device=device, display=Display(quiet=True))
+            training = setup.prepare(run_config, source=learn, device=device, display=Display(quiet=True), start=start)
             summary = training.train(run, None)
         except TrainingError as error:
             return {"error": str(error)}
-        encoder = {"encoder": load_encoder(run)}
+        encoder = load_encoder(run)
         last = read_lines(run / METRICS)[-1]
-    x, x_test = (
-        extract(encoder, part, run_config.data, device=device, on_progress=lambda done, total: None)
-        for part in (learn, judge)
-    )
+    return {
+        "accuracy": measure_encoder(encoder, run_config.data, learn, judge),
+        "effective_rank": last["effective_rank"],
+        "negative_determinants": summary.get("negative_determinants", 0),
+        "bad_steps": summary["bad_steps"],
+        "seconds": round(summary["seconds_training"], 1),
+        "steps": summary["steps"],
+    }
+
+
+def measure_encoder(encoder: nn.Module, data: config.DataConfig, learn: Source, judge: Source) -> dict[str, float]:
+    """Accuracies on the held-out images, by protocol."""
+    device = devices.choose_device("auto")
+    x, x_test = (extract({"encoder": encoder}, part, data, device=device) for part in (learn, judge))
     assert x.labels is not None and x_test.labels is not None
     found = measure(
         x.vectors["encoder"],
@@ -100,14 +149,7 @@ def run_once(run_config: config.RunConfig, learn: Source, judge: Source) -> dict
         l2=1.0,
         say=print,
     )
-    return {
-        "accuracy": {key: value["mean"] for key, value in found.items()},
-        "effective_rank": last["effective_rank"],
-        "negative_determinants": summary.get("negative_determinants", 0),
-        "bad_steps": summary["bad_steps"],
-        "seconds": round(summary["seconds_training"], 1),
-        "steps": summary["steps"],
-    }
+    return {key: value["mean"] for key, value in found.items()}
 
 
 def write(path: Path, arguments: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
@@ -120,6 +162,7 @@ def write(path: Path, arguments: argparse.Namespace, rows: list[dict[str, Any]])
     head = {
         "recipe": arguments.recipe,
         "method": arguments.method,
+        "from": arguments.reference,
         "images": arguments.images,
         "set": arguments.set,
         "held_out": HELD_OUT,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +12,9 @@ from torch import Tensor, nn
 
 from matrix_ssl import config as configuration
 from matrix_ssl import networks
-from matrix_ssl.config import RunConfig, StartConfig
+from matrix_ssl.config import NetworkConfig, RunConfig, StartConfig
 from matrix_ssl.encoder import architectures
-from matrix_ssl.encoder.opening import RANDOM, Opened, open_encoder
+from matrix_ssl.encoder.opening import Opened, open_encoder
 from matrix_ssl.errors import ConfigError, MatrixSSLError
 from matrix_ssl.methods import Method, TeacherMethod
 from matrix_ssl.runs import checkpoint
@@ -22,9 +23,9 @@ from matrix_ssl.training.setup import build_method
 
 # what follows from the weights, unless the user sets it
 _FOLLOWING = (
-    "network.encoder", "network.stem", "network.width", "data.image_size", "data.mean", "data.std",
-    "data.crop_fraction",
-)  # fmt: skip
+    *(f"network.{field.name}" for field in dataclasses.fields(NetworkConfig)),
+    *("data.image_size", "data.mean", "data.std", "data.crop_fraction"),
+)
 
 
 @dataclass(frozen=True)
@@ -53,15 +54,9 @@ def start_from(config: RunConfig, *, chosen: Collection[str], run: Path | None) 
         ConfigError: a setting of the user does not fit the weights.
     """
     reference = config.start.reference
-    if reference == RANDOM:
-        raise ConfigError(f"--from {RANDOM}: every run without --from starts from random weights; remove the option.")
     config = _defaults(config, chosen)
     try:
-        opened = open_encoder(
-            reference,
-            architecture=config.network.encoder if "network.encoder" in chosen else None,
-            image_size=config.data.image_size if "data.image_size" in chosen else None,
-        )
+        opened = _open(config, chosen)
     except MatrixSSLError as error:
         recorded = _recorded(config, run, error)
         text = f"{reference} cannot be opened; the run has its own checkpoint and does not need it."
@@ -75,6 +70,17 @@ def start_from(config: RunConfig, *, chosen: Collection[str], run: Path | None) 
     which = f"Its heads as well: {heads} of {own} tensors." if heads else f"The {own} tensors of the heads are new."
     text = f"Starting from {reference}: {opened.text} {which}"
     return Start(dataclasses.replace(config, start=start), method.state_dict(), text)
+
+
+def _open(config: RunConfig, chosen: Collection[str]) -> Opened:
+    """The encoder of the reference, with the options of other commands in its errors as the settings that they are."""
+    architecture = config.network.encoder if "network.encoder" in chosen else None
+    try:
+        return open_encoder(config.start.reference, architecture=architecture)
+    except MatrixSSLError as error:
+        text = re.sub(r"--architecture (?=\w)", "--set network.encoder=", str(error))
+        text = text.replace("--architecture", "--set network.encoder").replace("architecture=", "network.encoder=")
+        raise type(error)(text) from error
 
 
 def _defaults(config: RunConfig, chosen: Collection[str]) -> RunConfig:
