@@ -1,6 +1,6 @@
 """A whole pre-training: data, run folder, training, page."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from matrix_ssl.runs.folder import ENCODER, EVALUATION, SUMMARY
 from matrix_ssl.runs.metrics import check_tensorboard
 from matrix_ssl.runs.session import session
 from matrix_ssl.training import setup
+from matrix_ssl.training.start import Start, start_from
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ def train(
     config: RunConfig,
     run: Path,
     *,
+    chosen: Collection[str] = (),
     fresh: bool = False,
     online: bool = False,
     tensorboard: bool = False,
@@ -45,13 +47,15 @@ def train(
     Args:
         config: the run, as ``training.configure`` gives it.
         run: its folder.
+        chosen: dotted keys of settings that stay as they are where ``start.reference`` names weights; network, images
+            and defaults of the optimizer follow from those otherwise.
         fresh: set aside a run that is in the folder.
         online: measure accuracy during training, on a held-out fifth of the labels.
         tensorboard: write TensorBoard events into the folder.
         report: write the page, and for images without labels the map and the gallery in it.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         data_root: the folder of named datasets.
-        download: let torchvision fetch a named dataset.
+        download: let torchvision fetch a named dataset, and fetch published weights that the local cache lacks.
 
     Raises:
         Interrupted: a signal came; a checkpoint has been written.
@@ -65,11 +69,22 @@ def train(
                 if s.main == turn:
                     source = open_source(config.data.source, split="train", data_root=data_root, download=download)
         config = setup.identify_data(config, source)
+        start: Start | None = None
+        if config.start.reference:
+            for turn in (True, False):
+                with distributed.together():
+                    if s.main == turn:
+                        start = start_from(config, chosen=chosen, run=None if fresh else run, download=download)
+            assert start is not None  # every process has its turn
+            config = start.config
         with distributed.together():
-            training = setup.prepare(config, source=source, device=s.device, display=s.display)
+            tensors = start.tensors if start else None
+            training = setup.prepare(config, source=source, device=s.device, display=s.display, start=tensors)
             if online:
                 training.observer = OnlineEvaluation(training.source, config.data, device=s.device)
         if not s.claim(run, lambda: config, is_complete=lambda: _is_complete(run, s.display.say), fresh=fresh):
+            if start:
+                s.display.say(start.text)
             s.display.say(setup.headline(config, training.source, s.device))
             training.train(run, run / "tensorboard" if tensorboard else None)
         page = None

@@ -92,6 +92,9 @@ def existing_run(run: Path) -> Path:
     return run
 
 
-def run_folder(recipe: str, data: str | None, method: str | None) -> Path:
-    """The folder of a run that was given none."""
-    return default_run(recipe, data, unnamed=DEFAULT_RECIPE, suffix=Path(method).stem if method else None)
+def run_folder(recipe: str, data: str | None, method: str | None, start: str | None = None) -> Path:
+    """The folder of a run that was given none; ``start`` is WHERE its weights come from."""
+    from matrix_ssl.encoder.where import read_where
+
+    parts = [*([Path(method).stem] if method else []), *(["from", read_where(start).folder] if start else [])]
+    return default_run(recipe, data, unnamed=DEFAULT_RECIPE, suffix="-".join(parts) or None)

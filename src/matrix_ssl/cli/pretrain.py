@@ -14,7 +14,9 @@ from matrix_ssl.training.configure import configure
 @options.data
 @options.method
 @options.assignments()
-@options.out("runs/RECIPE or runs/RECIPE-DATA")
+@options.out("runs/RECIPE or runs/RECIPE-DATA, with -from-WHERE")
+@click.option("--from", "where", metavar="WHERE", help="Weights that the encoder starts from, as for matrix-ssl "
+              "import; architecture, image size and normalisation follow from them.")  # fmt: skip
 @options.fresh
 @click.option("--online", is_flag=True, help="Also measure accuracy during training, on a held-out fifth of the "
               "labels; the encoder stays the same bit for bit.")  # fmt: skip
@@ -25,22 +27,26 @@ from matrix_ssl.training.configure import configure
 @options.data_root
 @options.download
 def pretrain(
-    recipe: str, data: str | None, method: str | None, assignments: tuple[str, ...], out: Path | None, fresh: bool,
-    online: bool, tensorboard: bool, deterministic: bool, no_report: bool, device: str, data_root: Path | None,
-    download: bool,
+    recipe: str, data: str | None, method: str | None, assignments: tuple[str, ...], out: Path | None,
+    where: str | None, fresh: bool, online: bool, tensorboard: bool, deterministic: bool, no_report: bool, device: str,
+    data_root: Path | None, download: bool,
 ) -> None:  # fmt: skip
     """Pre-train an encoder. Run the same command to resume.
 
     RECIPE is a name that `matrix-ssl recipes` lists; the default, `images`, is for any folder of images.
     """
     from matrix_ssl.api.pretraining import train
+    from matrix_ssl.config import split_assignment
     from matrix_ssl.runs.folder import ENCODER
 
-    config = configure(recipe, data, (*assignments, *(["deterministic=true"] if deterministic else [])), method=method)
-    run = out or options.run_folder(recipe, data, method)
+    assignments += ("deterministic=true",) if deterministic else ()
+    assignments += (f"start.reference={where}",) if where else ()
+    config = configure(recipe, data, assignments, method=method)
+    run = out or options.run_folder(recipe, data, method, where)
+    chosen = [split_assignment(setting)[0] for setting in assignments]
     trained = train(
-        config, run, fresh=fresh, online=online, tensorboard=tensorboard, report=not no_report, device=device,
-        data_root=data_root, download=download,
+        config, run, chosen=chosen, fresh=fresh, online=online, tensorboard=tensorboard, report=not no_report,
+        device=device, data_root=data_root, download=download,
     )  # fmt: skip
     if trained.is_main:
         if trained.source.labels is not None:

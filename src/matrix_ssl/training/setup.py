@@ -84,6 +84,10 @@ def prepare(
     Raises:
         ConfigError: the parts do not fit together.
     """
+    if config.start.reference and not config.start.tensors:
+        raise ConfigError(
+            f"start.reference={config.start.reference}: only matrix-ssl pretrain starts from weights; remove it."
+        )
     _check_channels(source, config)
     source = choose_subset(source, config.data.subset, seed=config.seed)
     precision = devices.MixedPrecision.choose(config.precision, device)

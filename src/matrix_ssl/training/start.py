@@ -14,7 +14,8 @@ from matrix_ssl import config as configuration
 from matrix_ssl import networks
 from matrix_ssl.config import NetworkConfig, RunConfig, StartConfig
 from matrix_ssl.encoder import architectures
-from matrix_ssl.encoder.opening import Opened, open_encoder
+from matrix_ssl.encoder.opening import Opened, open_checkpoint, open_encoder
+from matrix_ssl.encoder.where import PATH, read_where
 from matrix_ssl.errors import ConfigError, MatrixSSLError
 from matrix_ssl.methods import Method, TeacherMethod
 from matrix_ssl.runs import checkpoint
@@ -37,7 +38,7 @@ class Start:
     text: str  # for the first line
 
 
-def start_from(config: RunConfig, *, chosen: Collection[str], run: Path | None) -> Start:
+def start_from(config: RunConfig, *, chosen: Collection[str], run: Path | None, download: bool = False) -> Start:
     """Opens the weights ``config.start.reference`` and fills the networks of a run with them.
 
     The encoder and the teacher's get the weights of the reference, strictly. Where that is a run of the same method and
@@ -48,6 +49,7 @@ def start_from(config: RunConfig, *, chosen: Collection[str], run: Path | None) 
         config: complete, of the recipe and the user.
         chosen: dotted keys of the settings that the user has chosen; the others may follow from the weights.
         run: the folder of the run: with a checkpoint in it, the reference need not exist any more. None: start over.
+        download: fetch published weights that the local cache lacks.
 
     Raises:
         CheckpointError: the weights are missing, damaged or do not match completely.
@@ -56,7 +58,7 @@ def start_from(config: RunConfig, *, chosen: Collection[str], run: Path | None) 
     reference = config.start.reference
     config = _defaults(config, chosen)
     try:
-        opened = _open(config, chosen)
+        opened = _open(config, chosen, download=download)
     except MatrixSSLError as error:
         recorded = _recorded(config, run, error)
         text = f"{reference} cannot be opened; the run has its own checkpoint and does not need it."
@@ -66,17 +68,22 @@ def start_from(config: RunConfig, *, chosen: Collection[str], run: Path | None) 
     method = build_method(config, weights=opened.encoder.state_dict())
     own = len(_heads(method.state_dict()))
     heads = own if _load_heads(method, config, opened) else 0
-    start = StartConfig(reference, opened.text, _sha256(opened, reference), len(opened.encoder.state_dict()), heads)
+    start = StartConfig(reference, opened.text, _sha256(opened), len(opened.encoder.state_dict()), heads)
     which = f"Its heads as well: {heads} of {own} tensors." if heads else f"The {own} tensors of the heads are new."
     text = f"Starting from {reference}: {opened.text} {which}"
     return Start(dataclasses.replace(config, start=start), method.state_dict(), text)
 
 
-def _open(config: RunConfig, chosen: Collection[str]) -> Opened:
+def _open(config: RunConfig, chosen: Collection[str], *, download: bool) -> Opened:
     """The encoder of the reference, with the options of other commands in its errors as the settings that they are."""
     architecture = config.network.encoder if "network.encoder" in chosen else None
+    reference, data = config.start.reference, config.data
     try:
-        return open_encoder(config.start.reference, architecture=architecture)
+        place = read_where(reference)
+        if place.kind == PATH and place.path.is_file():
+            mean, std = (data.mean if "data.mean" in chosen else None, data.std if "data.std" in chosen else None)
+            return open_checkpoint(place.path, architecture=architecture, mean=mean, std=std)
+        return open_encoder(reference, architecture=architecture, download=download)
     except MatrixSSLError as error:
         text = re.sub(r"--architecture (?=\w)", "--set network.encoder=", str(error))
         text = text.replace("--architecture", "--set network.encoder").replace("architecture=", "network.encoder=")
@@ -134,8 +141,8 @@ def _structure(encoder: nn.Module) -> tuple[str, list[tuple[str, torch.Size]]]:
 
 def _load_heads(method: Method, config: RunConfig, opened: Opened) -> bool:
     """Loads the heads of the run that the weights are from, if its method and widths are the same."""
-    run = Path(config.start.reference)
-    if opened.config.method.name != config.method.name or not run.is_dir():
+    run = _run(opened)
+    if run is None or opened.config.method.name != config.method.name:
         return False
     newest, _ = checkpoint.load_newest(run)
     theirs, own = _heads(newest.model if newest else {}), _heads(method.state_dict())
@@ -152,9 +159,15 @@ def _heads(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in tensors.items() if not name.startswith(("encoder.", "teacher."))}
 
 
-def _sha256(opened: Opened, reference: str) -> str:
+def _run(opened: Opened) -> Path | None:
+    """The run folder that an encoder is from; None: it is from elsewhere."""
+    return opened.where.path if opened.where.kind == PATH and opened.where.path.is_dir() else None
+
+
+def _sha256(opened: Opened) -> str:
     """Of the file that the encoder was read from."""
-    if opened.sha256 is not None:
-        return opened.sha256
-    with (Path(reference) / ENCODER).open("rb") as file:
+    run = _run(opened)
+    if opened.sha256 is not None or run is None:
+        return opened.sha256 or ""
+    with (run / ENCODER).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
