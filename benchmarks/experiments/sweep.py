@@ -29,7 +29,7 @@ from matrix_ssl.encoder import load_encoder
 from matrix_ssl.errors import TrainingError
 from matrix_ssl.evaluate.features import extract
 from matrix_ssl.evaluate.probes.accuracy import summarise
-from matrix_ssl.evaluate.probes.protocols import measure
+from matrix_ssl.evaluate.probes.protocols import PROTOCOLS, measure
 from matrix_ssl.runs import devices
 from matrix_ssl.runs import environment as run_environment
 from matrix_ssl.runs.checkpoint import load_strictly
@@ -55,6 +55,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], help="key=value for every arm")
     parser.add_argument("--arm", action="append", required=True, help="'NAME: key=value key=value'")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--protocol", nargs="+", default=list(PROTOCOLS), choices=PROTOCOLS)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
@@ -72,7 +73,9 @@ def main() -> None:
     if arguments.reference:
         base = config.override(base, [f"start.reference={arguments.reference}"])
         if not any(row["arm"] == START for row in rows):
-            rows.append({"arm": START, "seed": 0, **measure_start(base, arguments.set, learn, judge)})
+            rows.append(
+                {"arm": START, "seed": 0, **measure_start(base, arguments.set, learn, judge, arguments.protocol)}
+            )
             write(arguments.out, arguments, rows)
     for seed in arguments.seeds:  # seeds outside: every arm gets its first seed before any gets its second
         for arm in arguments.arm:
@@ -80,7 +83,7 @@ def main() -> None:
             if any(row["arm"] == name and row["seed"] == seed for row in rows):
                 continue
             run_config, tensors = begin(base, [*arguments.set, *settings.split(), f"seed={seed}"])
-            row = run_once(run_config, learn, judge, start=tensors)
+            row = run_once(run_config, learn, judge, arguments.protocol, start=tensors)
             rows.append({"arm": name, "settings": settings, "seed": seed, **row})
             write(arguments.out, arguments, rows)
     show(rows)
@@ -97,21 +100,24 @@ def begin(base: config.RunConfig, settings: list[str]) -> tuple[config.RunConfig
     return start.config, start.tensors
 
 
-def measure_start(base: config.RunConfig, settings: list[str], learn: Source, judge: Source) -> dict[str, Any]:
+def measure_start(
+    base: config.RunConfig, settings: list[str], learn: Source, judge: Source, protocols: list[str]
+) -> dict[str, Any]:
     """The accuracy of the weights that all arms start from, as they are."""
     run_config, tensors = begin(base, settings)
     method = setup.build_method(run_config)
     load_strictly(method, tensors or {}, run_config.start.reference)
     return {
         "start": dataclasses.asdict(run_config.start),
-        "accuracy": measure_encoder(method.encoder, run_config.data, learn, judge),
+        "accuracy": measure_encoder(method.encoder, run_config.data, learn, judge, protocols),
         "negative_determinants": 0,
     }
 
 
 def run_once(
-    run_config: config.RunConfig, learn: Source, judge: Source, *, start: dict[str, Tensor] | None = None
-) -> dict[str, Any]:
+    run_config: config.RunConfig, learn: Source, judge: Source, protocols: list[str],
+    *, start: dict[str, Tensor] | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Pre-trains and evaluates once, in a temporary run folder."""
     device = devices.choose_device("auto")
     with tempfile.TemporaryDirectory() as folder:
@@ -125,7 +131,7 @@ def run_once(
         encoder = load_encoder(run)
         last = read_lines(run / METRICS)[-1]
     return {
-        "accuracy": measure_encoder(encoder, run_config.data, learn, judge),
+        "accuracy": measure_encoder(encoder, run_config.data, learn, judge, protocols),
         "effective_rank": last["effective_rank"],
         "negative_determinants": summary.get("negative_determinants", 0),
         "bad_steps": summary["bad_steps"],
@@ -134,7 +140,9 @@ def run_once(
     }
 
 
-def measure_encoder(encoder: nn.Module, data: config.DataConfig, learn: Source, judge: Source) -> dict[str, float]:
+def measure_encoder(
+    encoder: nn.Module, data: config.DataConfig, learn: Source, judge: Source, protocols: list[str]
+) -> dict[str, float]:
     """Accuracies on the held-out images, by protocol."""
     device = devices.choose_device("auto")
     x, x_test = (extract({"encoder": encoder}, part, data, device=device) for part in (learn, judge))
@@ -145,6 +153,7 @@ def measure_encoder(encoder: nn.Module, data: config.DataConfig, learn: Source, 
         x_test.vectors["encoder"],
         x_test.labels,
         classes=learn.classes or [],
+        protocols=protocols,
         neighbours=(1, 20),
         l2=1.0,
         say=print,
