@@ -1,11 +1,8 @@
 """A chain of commands: what it would run, that it runs it, and that it goes on where it was stopped."""
 
-import os
 import shutil
 import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +12,8 @@ from matrix_ssl.cli.stages import Stage
 from matrix_ssl.errors import ConfigError, DataError
 from matrix_ssl.runs.files import read_json
 from tests.support import runs
-from tests.support.runs import BARE, succeed, tiny
+from tests.support.comparisons import FORKED, at_step, contents, signal_comparison
+from tests.support.runs import BARE, check_failure, succeed, tiny
 
 COCO = [
     "--train-images", "train.tar", "--train-annotations", "train.json",
@@ -102,38 +100,52 @@ def test_a_detection_set_is_found(tmp_path: Path, names: list[str], images: tupl
 
 
 def chain_command(*more: str) -> list[str]:
-    words = tiny()[1:]
+    words = tiny("data.subset=320")[1:]
     words[words.index("r")] = "c"
     return ["chain", *words, "--protocol", "knn,linear-sgd", "--evaluate-set", "linear_sgd.epochs=2",
             "--evaluate-set", "linear_sgd.batch_size=256", *more]  # fmt: skip
 
 
-def test_a_stopped_chain_goes_on(tmp_path: Path) -> None:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "matrix_ssl", *chain_command()]
-    with (tmp_path / "err").open("w") as err:
-        process = subprocess.Popen(command, cwd=tmp_path, stderr=err, stdout=subprocess.DEVNULL, env=environment)
-        deadline = time.monotonic() + runs.PATIENCE
-        while not (tmp_path / "c" / "metrics.jsonl").exists() and time.monotonic() < deadline:
-            time.sleep(0.05)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(runs.PATIENCE) == 128 + signal.SIGTERM
-    assert "Stopped by SIGTERM during a chain. Run the same command to resume." in (tmp_path / "err").read_text()
-    assert "Traceback" not in (tmp_path / "err").read_text() and not (tmp_path / "c" / "chain.json").exists()
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a chain that was stopped in its first stage, and what is to be seen of it, and went on to its end."""
+    folder = tmp_path_factory.mktemp("chain")
+    stop = at_step("c", 2, signal_comparison(signal.SIGTERM))
+    stopped = runs.run(folder, chain_command(), before=FORKED + stop)
+    assert stopped.code == 128 + signal.SIGTERM and "Traceback" not in stopped.err
+    assert "error: Stopped by SIGTERM after step 3" in stopped.err  # the stage
+    assert stopped.err.endswith("Stopped by SIGTERM during a chain. Run the same command to resume.\n")
+    assert (folder / "c" / "metrics.jsonl").exists() and not (folder / "c" / "chain.json").exists()
+    ended = succeed(folder, chain_command(), before=FORKED)
+    assert "Resuming after step 3 of 5" in ended.err and "done before" not in ended.err
+    return folder
 
-    ended = succeed(tmp_path, chain_command())
-    assert read_json(tmp_path / "c" / "chain.json").keys() == {"pre-training", "knn", "linear-sgd", "report"}
-    folder = tmp_path / "c" / "evaluation" / "digits"
-    assert (folder / "knn.json").exists() and (folder / "linear-sgd.json").exists()
-    assert "linear-sgd" in (tmp_path / "c" / "report.html").read_text()
-    again = succeed(tmp_path, chain_command())
-    assert [again.err.count("already done"), ended.err.count("done before")] == [3, 0]
+
+def test_a_stopped_chain_goes_on(finished: Path) -> None:
+    folder = finished / "c"
+    assert read_json(folder / "chain.json").keys() == {"pre-training", "knn", "linear-sgd", "report"}
+    evaluation = folder / "evaluation" / "digits"
+    assert (evaluation / "knn.json").exists() and (evaluation / "linear-sgd.json").exists()
+    assert "linear-sgd" in (folder / "report.html").read_text()
+    assert succeed(finished, chain_command(), before=FORKED).err.count("already done") == 3
+
+
+def test_fresh_keeps_the_old_chain(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished / "c", tmp_path / "c")
+    before = contents(tmp_path / "c")
+    failing = "import matrix_ssl.cli.stages as stages; stages._run = lambda command: 3"
+    fresh = runs.run(tmp_path, chain_command("--fresh"), before=failing)
+    assert "[1/4] pre-training: matrix-ssl pretrain demo " in fresh.err  # its first stage is done again
+    assert check_failure(fresh).startswith("Stage 'pre-training' failed with exit code 3")
+    assert contents(tmp_path / "c.1") == before and "c.1" in fresh.err
+    assert not (tmp_path / "c" / "chain.json").exists()
+    assert "already done" not in runs.run(tmp_path, chain_command(), before=failing).err
 
 
 def test_a_stage_that_fails_is_named(tmp_path: Path) -> None:
-    succeed(tmp_path, tiny(), before=BARE)
+    succeed(tmp_path, tiny("data.subset=64"), before=BARE)
     shutil.copytree(tmp_path / "r", tmp_path / "c")
-    message = runs.run(tmp_path, ["chain", "--encoder", "c", "--data", "absent", "--protocol", "knn"])
+    message = runs.run(tmp_path, ["chain", "--encoder", "c", "--data", "absent", "--protocol", "knn"], before=FORKED)
     assert message.code == 1
     first, last = (line for line in message.err.splitlines() if line.startswith("error: "))
     assert "'absent' is not a file or folder here" in first

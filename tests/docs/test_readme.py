@@ -26,6 +26,7 @@ from matrix_ssl.cli import main
 from matrix_ssl.config import recipes
 from matrix_ssl.evaluate.trained.protocols import EvaluationSettings
 from matrix_ssl.llm.finetune.settings import FineTuneSettings, parse_assignments
+from tests.support.comparisons import compare
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -87,6 +88,9 @@ def run_command(words: list[str]) -> None:
         words = [*words, *(part for pair in shorter.items() for part in pair), *longer, *settings]
     if words[0] == "evaluate" and "--protocol" not in words:
         words = [*words, "--protocol", "knn"]
+    if words[0] == "compare":  # its jobs are forked
+        compare(Path.cwd(), [*words, "--device", "cpu"])
+        return
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["matrix-ssl", *words, *(["--device", "cpu"] if uses_device(words[0]) else [])])
         with pytest.raises(SystemExit) as end:

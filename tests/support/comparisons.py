@@ -6,7 +6,11 @@ from typing import Any
 from matrix_ssl.runs.files import read_json
 from tests.support.runs import TINY, Ended, check_failure, run, tensors
 
-FORKED = "import forked_jobs\n"
+# jobs that are forked, and two draws of labelled images instead of ten, which take most of the time of a small job
+FORKED = (
+    "import forked_jobs, functools, matrix_ssl.evaluate.probes.protocols as probes\n"
+    "probes.low_shot = functools.partial(probes.low_shot, draws=2)\n"
+)
 FEW = ("data.subset=300",)  # 4 steps an epoch, 3 in a trial
 CLOCK = ("seconds", "cpu_seconds", "images_per_second", "peak_memory_mib")
 
@@ -45,7 +49,7 @@ def at_step(job: str, step: int, action: str) -> str:
 
 
 def signal_comparison(number: int) -> str:
-    """An action of a job: it signals the comparison and waits to be told."""
+    """An action of a job or a stage: it signals what started it and waits to be told."""
     return f"os.kill(os.getppid(), {int(number)}); end = time.monotonic() + 60; " + (
         "[time.sleep(0.01) for _ in iter(lambda: not received and time.monotonic() < end, False)]"
     )

@@ -1,4 +1,5 @@
-"""Jobs of a comparison without seconds of start-up each: forked from the comparison, which has imported PyTorch.
+"""Jobs of a comparison and stages of a chain without seconds of start-up each: forked from what starts them, which has
+imported PyTorch.
 
 Importing this replaces how ``matrix_ssl.runs.processes`` starts a process. What it starts runs the same function in a
 process of its own, with the signals, the output and the session of a program that was executed.
@@ -11,14 +12,17 @@ import traceback
 import types
 from typing import IO, Any
 
+from matrix_ssl.cli import main as command_line
 from matrix_ssl.compare import job
 from matrix_ssl.runs import processes
+
+MAIN = {"matrix_ssl.compare.job": job.main, "matrix_ssl": command_line.main}  # what python -m runs, by module
 
 
 class ForkedJob:
     """What the schedule needs of ``subprocess.Popen``."""
 
-    def __init__(self, command: list[str], *, stdout: IO[bytes], env: dict[str, str], **_: Any):
+    def __init__(self, command: list[str], *, stdout: IO[bytes] | None, env: dict[str, str], **_: Any):
         self.returncode: int | None = None
         sys.stdout.flush()
         sys.stderr.flush()
@@ -42,20 +46,21 @@ class ForkedJob:
             os.kill(self.pid, number)
 
 
-def run(command: list[str], stdout: IO[bytes], env: dict[str, str]) -> int:
+def run(command: list[str], stdout: IO[bytes] | None, env: dict[str, str]) -> int:
     """What the forked process does. Returns its exit code."""
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.setsid()
-    for number in (1, 2):
-        os.dup2(stdout.fileno(), number)
+    if stdout is not None:
+        for number in (1, 2):
+            os.dup2(stdout.fileno(), number)
     os.environ.clear()
     os.environ.update(env)
-    _, _, module, *sys.argv[1:] = command
-    assert module == "matrix_ssl.compare.job"
+    python, option, module, *sys.argv[1:] = command
+    assert (python, option) == (sys.executable, "-m")
     try:
-        job.main()
+        MAIN[module]()
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 1
     except BaseException:

@@ -5,13 +5,16 @@ request, for example to give up a permission or to die inside a system call.
 """
 
 import codecs
+import gc
 import json
 import os
 import sys
 import time
 import traceback
 
-import matplotlib.figure  # noqa: F401, the commands import it when they need it
+import jinja2  # noqa: F401, this and some of the next the commands import when they need it
+import numpy as np
+import scipy.optimize
 import sklearn.datasets
 import sklearn.manifold
 import torch
@@ -24,6 +27,7 @@ import matrix_ssl.evaluate.protocols
 import matrix_ssl.methods.matrix_ssl
 import matrix_ssl.report
 import matrix_ssl.training.setup
+from matrix_ssl.report.svg import drawing, inline_svg, new_figure
 
 
 def child(request: dict) -> int:
@@ -68,11 +72,26 @@ def answer(request: dict, ended: dict[int, int]) -> object:
     return ended.get(request["wait"])
 
 
+def draw() -> None:
+    """Draws a figure and steps an optimizer: what every child would otherwise import and look up again."""
+    with drawing():
+        figure = new_figure(100)
+        figure.add_subplot().plot([0, 1], label="line")
+        inline_svg(figure, "first", title="", description="")
+    weight = torch.zeros(2, requires_grad=True)
+    optimizer = torch.optim.SGD([weight], lr=0.1, momentum=0.9)
+    weight.sum().backward()
+    optimizer.step()
+    scipy.optimize.minimize(lambda x: (x @ x, 2 * x), np.ones(2), jac=True, method="L-BFGS-B")
+
+
 def main() -> None:
     """Serves until standard input closes."""
     torch.set_num_threads(1)
     sklearn.datasets.load_digits()  # this and the next import what children without permissions could not
     codecs.lookup("unicode-escape")
+    draw()
+    gc.freeze()  # a collection in a child would write to, and so copy, all that it shares
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     ended: dict[int, int] = {}
