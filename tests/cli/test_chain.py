@@ -108,7 +108,7 @@ def chain_command(*more: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a chain that was stopped in its first stage, and what is to be seen of it, and went on to its end."""
+    """A folder with a chain that was stopped in its first stage and went on to its end."""
     folder = tmp_path_factory.mktemp("chain")
     stop = at_step("c", 2, signal_comparison(signal.SIGTERM))
     stopped = runs.run(folder, chain_command(), before=FORKED + stop)
