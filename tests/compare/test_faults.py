@@ -146,7 +146,7 @@ class Held(SimSiam):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has died")
 def test_programs_that_are_started_for_themselves_behave_alike(tmp_path: Path) -> None:
-    """The jobs of the other tests are forked; here they are programs: one ends, and one when the comparison is killed."""
+    """The jobs of the other tests are forked; here they are programs: one ends, one when the comparison is killed."""
     (tmp_path / "held.py").write_text(HELD)
     (tmp_path / "hold").touch()
     arguments = words("--seeds", "1", "--trials", "1", "--budget", "1", methods=str(tmp_path / "held.py"))
