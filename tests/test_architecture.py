@@ -164,6 +164,11 @@ def test_the_command_line_starts_without_torch():
     assert loaded_by("import matrix_ssl.cli.main") & {"torch", "torchvision", "numpy", "sklearn", "matplotlib"} == set()
 
 
+def test_a_mistake_in_a_command_needs_no_torch():
+    code = "import sys, matrix_ssl.cli.main as m; sys.argv = ['matrix-ssl', 'pretrain', 'dmeo']\n"
+    assert "torch" not in loaded_by(f"{code}try: m.main()\nexcept SystemExit as end: assert end.code == 2")
+
+
 def test_recipes_and_configuration_need_no_torch():
     loaded = loaded_by("from matrix_ssl.config.recipes import find_recipe; find_recipe('demo')")
     assert loaded & {"torch", "torchvision", "sklearn"} == set()

@@ -35,13 +35,14 @@ def pretrain(
 
     RECIPE is a name that `matrix-ssl recipes` lists; the default, `images`, is for any folder of images.
     """
-    from matrix_ssl.api.pretraining import train
     from matrix_ssl.config import split_assignment
     from matrix_ssl.runs.folder import ENCODER
 
     assignments += ("deterministic=true",) if deterministic else ()
     assignments += (f"start.reference={where}",) if where else ()
     config = configure(recipe, data, assignments, method=method)
+    from matrix_ssl.api.pretraining import train  # after what needs no PyTorch, which takes seconds to import
+
     run = out or options.run_folder(recipe, data, method, where)
     chosen = [split_assignment(setting)[0] for setting in assignments]
     trained = train(
