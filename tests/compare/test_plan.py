@@ -20,6 +20,7 @@ from matrix_ssl.compare.plan import (
     most_trials,
     next_trial,
     runs,
+    with_seeds,
 )
 from matrix_ssl.config.recipes import list_recipes
 from matrix_ssl.data import open_source
@@ -193,6 +194,41 @@ class TestTrials:
             assert most_trials(plan, method) == 5 + len(find_method(method).variants) - 1
             settings = [job.settings for job in search(plan, method, [0] * 7)]
             assert len(settings) == 7 and not any("method.predictor" in given for given in settings)
+
+    def test_a_trial_of_several_seeds_is_judged_by_their_mean(self, tmp_path: Path) -> None:
+        plan = make_plan(methods=("simsiam",), reference="simsiam", trials=3, trial_seeds=2)
+        run = ComparisonRun(plan, tmp_path, command="")
+        first = [(job.folder, job.config.seed, job.label) for job in run.waiting() if job.stage == "tuning"]
+        assert first == [
+            (Path("tuning/simsiam/trial-0"), 0, "simsiam, trial 0"),
+            (Path("tuning/simsiam/trial-0-seed-1"), 1, "simsiam, trial 0, seed 1"),
+        ]
+        # the second trial has the highest single accuracy, the third the highest mean
+        accuracies = {(0, 0): 0.5, (0, 1): 0.5, (1, 0): 0.9, (1, 1): 0.2, (2, 0): 0.55, (2, 1): 0.6}
+        for done in range(6):
+            assert run.count() == (done, 6 + 2 + 1)  # trials, runs, baselines
+            job = run.waiting()[0]
+            assert (job.number, job.trial_seed) == divmod(done, 2)
+            value = accuracies[job.number, job.trial_seed]
+            run.failures[job.folder] = {
+                "accuracy": {"linear": {"mean": value}, "knn_20": {"mean": 0.1}},
+                "seconds": 2.0,
+            }
+        tried = run.tried("simsiam")
+        means = [result["accuracy"]["linear"]["mean"] for _, result in tried]
+        assert means == pytest.approx([0.5, 0.55, 0.575]) and run.best(tried)[0] == 2
+        assert tried[1][1]["seeds"] == [{"linear": 0.9, "knn_20": 0.1}, {"linear": 0.2, "knn_20": 0.1}]
+        assert tried[1][1]["seconds"] == 4.0
+        assert {job.stage for job in run.waiting()} == {"run", "baselines"}
+        job = next_trial(plan, "simsiam", {}, 2)
+        run.failures[with_seeds(plan, job)[1].folder] = {"error": "it diverged"}
+        assert run.tried("simsiam")[2][1] == {"error": "it diverged"} and run.best(run.tried("simsiam"))[0] == 1
+
+    def test_a_plan_with_one_seed_a_trial_is_that_of_earlier_versions(self) -> None:
+        assert "trial_seeds" not in make_plan().describe()
+        assert make_plan(trial_seeds=2).describe()["trial_seeds"] == 2
+        job = next_trial(make_plan(), "simsiam", {}, 1)
+        assert with_seeds(make_plan(), job) == [job]
 
     def test_all_methods_get_the_same_number_or_an_error(self) -> None:
         counts = {name: 5 + len(find_method(name).variants) for name in list_methods()}

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
               "the reference for this many epochs.")  # fmt: skip
 @click.option("--trials", type=click.IntRange(1), default=4, show_default=True, help="Tuning trials per method, on "
               "held-out training images; 1: no tuning.")  # fmt: skip
+@click.option("--trial-seeds", type=click.IntRange(1), default=1, show_default=True, help="Seeds per trial, which is "
+              "judged by their mean.")  # fmt: skip
 @click.option("--tuning-budget", type=click.IntRange(1), metavar="EPOCHS", help="Epochs per trial.  [default: the "
               "budget]")  # fmt: skip
 @click.option("--tuning-set", multiple=True, metavar="KEY=VALUE", help="Change a setting in the trials "
@@ -49,7 +51,7 @@ if TYPE_CHECKING:
 @options.download
 def compare(
     recipe: str, methods: str, data: str | None, seeds: int, budget: int | None, rivals_budget: int | None, trials: int,
-    tuning_budget: int | None, tuning_set: tuple[str, ...], measure: str, reference: str | None,
+    trial_seeds: int, tuning_budget: int | None, tuning_set: tuple[str, ...], measure: str, reference: str | None,
     baseline: tuple[str, ...], baseline_size: Any, assignments: tuple[str, ...], out: Path | None, fresh: bool,
     jobs: int, device: str, data_root: Path | None, download: bool,
 ) -> None:  # fmt: skip
@@ -76,7 +78,7 @@ def compare(
     plan = Plan(
         base=dataclasses.replace(base, seed=0), methods=names, reference=_reference(names, reference), seeds=seeds,
         budget=budget, rivals_budget=rivals_budget or 0, trials=trials, tuning_budget=tuning_budget or budget,
-        tuning_settings=tuning_set, measure=measure,
+        tuning_settings=tuning_set, measure=measure, trial_seeds=trial_seeds,
     )  # fmt: skip
     out = out or default_run(f"compare-{recipe}", data, unnamed="")
     where = places(devices.choose_device(device).type, jobs=jobs)

@@ -1,7 +1,6 @@
 """The comparison as a whole: tunes every method, runs the seeds, and keeps ``compare.json`` and the page up to date."""
 
 import contextlib
-import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 from matrix_ssl import config as configuration
 from matrix_ssl.compare import job as jobs
 from matrix_ssl.compare import schedule
-from matrix_ssl.compare.plan import RATE, Job, Plan, baselines, most_trials, next_trial, runs
+from matrix_ssl.compare.plan import RATE, Job, Plan, baselines, most_trials, next_trial, runs, with_seeds
 from matrix_ssl.compare.plan import public as public_job
 from matrix_ssl.errors import ConfigError, RunFolderError
 from matrix_ssl.evaluate.baselines import Baseline
@@ -80,11 +79,11 @@ class ComparisonRun:
     def check(self) -> None:
         """Raises RunFolderError for a folder that holds a different comparison or something else; changes nothing."""
         check_folder(self.out, first=PLAN)
-        check_claim(self.out, dataclasses.asdict(self.plan), may_change=_MAY_CHANGE, first=PLAN)
+        check_claim(self.out, self.plan.describe(), may_change=_MAY_CHANGE, first=PLAN)
 
     def claim(self) -> None:
         """Makes the folder, whose lock this process holds, one of this plan; raises as ``check``."""
-        claim(self.out, dataclasses.asdict(self.plan), may_change=_MAY_CHANGE, first=PLAN)
+        claim(self.out, self.plan.describe(), may_change=_MAY_CHANGE, first=PLAN)
 
     def run(
         self, *, where: list[schedule.Place], data_root: Path | None,
@@ -113,22 +112,23 @@ class ComparisonRun:
         for method in self.plan.methods:
             tried = self.tried(method)
             if len(tried) < self.trials:
-                trials.append(next_trial(self.plan, method, self.best(tried)[1], len(tried)))
+                trials += with_seeds(self.plan, next_trial(self.plan, method, self.best(tried)[1], len(tried)))
             else:
                 ready += runs(self.plan, method, self.best(tried)[1])
-        trials.sort(key=lambda job: job.number)
+        trials.sort(key=lambda job: (job.number, job.trial_seed))
         ready.sort(key=lambda job: (job.number, job.epochs != self.plan.budget))
         frozen = [baselines(self.plan), *self.public]
         return [job for job in (*trials, *ready, *frozen) if self.result(job) is None]
 
     def tried(self, method: str) -> list[tuple[Job, dict[str, Any]]]:
-        """The trials of a method that have ended, in their order, with their results."""
+        """The trials of a method that have ended with all their seeds, in their order, with their results."""
         tried: list[tuple[Job, dict[str, Any]]] = []
         for number in range(self.trials):
             job = next_trial(self.plan, method, self.best(tried)[1], number)
-            if (result := self.result(job)) is None:
+            results = [self.result(each) for each in with_seeds(self.plan, job)]
+            if any(result is None for result in results):
                 break
-            tried.append((job, result))
+            tried.append((job, _together([result for result in results if result is not None])))
         return tried
 
     def best(self, tried: list[tuple[Job, dict[str, Any]]]) -> tuple[int, dict[str, Any]]:
@@ -151,8 +151,12 @@ class ComparisonRun:
         for method in self.plan.methods:
             tried = self.tried(method)
             ready = runs(self.plan, method, self.best(tried)[1])
-            done += len(tried) + sum(self.result(job) is not None for job in ready)
-            total += self.trials + len(ready)
+            trials = [job for job, _ in tried]
+            if len(tried) < self.trials:  # of the one that is running some seeds may have ended
+                trials.append(next_trial(self.plan, method, self.best(tried)[1], len(tried)))
+            ready += [job for trial in trials for job in with_seeds(self.plan, trial)]
+            done += sum(self.result(job) is not None for job in ready)
+            total += self.trials * self.plan.trial_seeds + len(ready) - len(trials) * self.plan.trial_seeds
         return done, total
 
     def write(self) -> dict[str, Any]:
@@ -193,10 +197,11 @@ class ComparisonRun:
                     rows.append(row | {"error": result["error"]})
                 else:
                     accuracy = {key: value["mean"] for key, value in result["accuracy"].items()}
-                    rows.append(row | {"accuracy": accuracy, "seconds": result["seconds"]})
+                    seeds = {"seeds": result["seeds"]} if "seeds" in result else {}
+                    rows.append(row | {"accuracy": accuracy, "seconds": result["seconds"]} | seeds)
         return {
-            "trials": plan.trials, "budget": plan.tuning_budget, "held_out": jobs.HELD_OUT, "measure": plan.measure,
-            "settings": list(plan.tuning_settings), "rows": rows,
+            "trials": plan.trials, "seeds": plan.trial_seeds, "budget": plan.tuning_budget, "held_out": jobs.HELD_OUT,
+            "measure": plan.measure, "settings": list(plan.tuning_settings), "rows": rows,
         }  # fmt: skip
 
     def _rows(self) -> list[dict[str, Any]]:
@@ -212,3 +217,14 @@ class ComparisonRun:
                     row = {"method": method, "seed": job.number, "epochs": job.epochs, "settings": settings}
                     rows.append(row | result)
         return rows
+
+
+def _together(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """The result of a trial from those of its seeds: the mean accuracies, or the error of the first that failed."""
+    if len(results) == 1:
+        return results[0]
+    if failed := [result for result in results if "error" in result]:
+        return {"error": failed[0]["error"]}
+    seeds = [{key: value["mean"] for key, value in result["accuracy"].items()} for result in results]
+    accuracy = {key: {"mean": sum(each[key] for each in seeds) / len(seeds)} for key in seeds[0]}
+    return {"accuracy": accuracy, "seconds": sum(result["seconds"] for result in results), "seeds": seeds}

@@ -3,7 +3,7 @@
 Everything is equal for all methods: images, their order, views, encoder, epochs, evaluation and the number of trials.
 The trials of a method are a coordinate search: first the unchanged recipe, then twice and half its learning rate, then,
 at the best rate so far, the settings that the method proposes (``Method.variants``), then four times and a quarter of
-the rate with the best of these.
+the rate with the best of these. With several seeds a trial is judged by their mean, so that no lucky one is chosen.
 """
 
 import dataclasses
@@ -40,6 +40,12 @@ class Plan:
     tuning_budget: int  # epochs of a trial
     tuning_settings: tuple[str, ...]  # key=value, changes for the trials only
     measure: str  # selects the best trial and ranks the methods
+    trial_seeds: int = 1  # of every trial, whose accuracy is their mean
+
+    def describe(self) -> dict[str, Any]:
+        """The content of ``plan.json``; a plan with one seed a trial is that of earlier versions."""
+        values = dataclasses.asdict(self)
+        return values if self.trial_seeds > 1 else {k: v for k, v in values.items() if k != "trial_seeds"}
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,7 @@ class Job:
     epochs: int
     settings: dict[str, Any]  # what differs from the recipe with this method, by dotted keys; or a public encoder
     config: RunConfig
+    trial_seed: int = 0
 
     @property
     def folder(self) -> Path:
@@ -62,7 +69,7 @@ class Job:
         if self.stage == "public":
             return Path("public", re.sub(r"[^\w.-]+", "-", f"{self.settings['name']}-{self.settings['sha256'][:12]}"))
         if self.stage == "tuning":
-            return Path("tuning", name, f"trial-{self.number}")
+            return Path("tuning", name, f"trial-{self.number}{f'-seed-{self.trial_seed}' if self.trial_seed else ''}")
         return Path("runs", f"{name}-{self.epochs}-epochs", f"seed-{self.number}")
 
     @property
@@ -73,7 +80,8 @@ class Job:
         if self.stage == "public":
             return str(self.settings["name"])
         what = "trial" if self.stage == "tuning" else f"{self.epochs} epochs, seed"
-        return f"{Path(self.method).stem}, {what} {self.number}"
+        seed = f", seed {self.trial_seed}" if self.trial_seed else ""
+        return f"{Path(self.method).stem}, {what} {self.number}{seed}"
 
 
 def choose_methods(text: str) -> tuple[str, ...]:
@@ -112,6 +120,14 @@ def next_trial(plan: Plan, method: str, best: dict[str, Any], number: int) -> Jo
     # a variant replaces the one before it
     kept = {key: value for key, value in best.items() if key == RATE or not is_variant}
     return _job(plan, "tuning", method, number, plan.tuning_budget, kept | move, plan.tuning_settings)
+
+
+def with_seeds(plan: Plan, trial: Job) -> list[Job]:
+    """A trial once for each of its seeds."""
+    return [
+        dataclasses.replace(trial, trial_seed=seed, config=dataclasses.replace(trial.config, seed=seed))
+        for seed in range(plan.trial_seeds)
+    ]
 
 
 def runs(plan: Plan, method: str, settings: dict[str, Any]) -> list[Job]:

@@ -53,7 +53,7 @@ def test_mean_deviation_and_difference_worked_by_hand():
     # differences 0.3, 0.2, 0.1: mean 0.2, sd 0.1, t = 4.3027 with 2 degrees of freedom
     reach = 4.302653 * 10 / math.sqrt(3)
     assert found["b"].difference.value == "+20.00"
-    assert found["b"].difference.spread == (f"[−{reach - 20:.2f}, {20 + reach:.2f}]",)
+    assert found["b"].difference.spread == (f"[−{reach - 20:.2f}, {20 + reach:.2f}]", "p = 0.074")  # of t = 2√3
     assert found["a"].difference.value == "–"
     assert found["a"].remark == "reference"
 

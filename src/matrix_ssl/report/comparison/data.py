@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from matrix_ssl.errors import RunFolderError
-from matrix_ssl.report.comparison.statistics import Pair, PairedDifference, paired_difference, pairwise
+from matrix_ssl.report.comparison.statistics import Pair, PairedDifference, against, paired_difference, pairwise
 from matrix_ssl.report.measures import MEASURES, Measure
 from matrix_ssl.report.records import Number, Text, parse
 
@@ -69,6 +69,7 @@ class Tuning:
     """How the settings of every method were chosen."""
 
     budget: Number | None = None
+    seeds: int = 1  # of a trial
     held_out: Number | None = None
     measure: Text = ""
     settings: Sequence[Text] = ()
@@ -215,6 +216,17 @@ class Comparison:
     def pairs(self, group: Group) -> dict[tuple[str, str], Pair]:
         """The paired differences of the main measure within a group, by labels."""
         return pairwise({entry.label: entry.scores(self.main.key) for entry in group.entries})
+
+    @cached_property
+    def against_reference(self) -> dict[str, Pair]:
+        """Every other entry minus the reference in the main measure, by labels; tested together within each group."""
+        if self.reference is None:
+            return {}
+        found = {}
+        for group in self.groups():
+            scores = {entry.label: entry.scores(self.main.key) for entry in group.entries}
+            found |= against(scores, self.reference.label)
+        return found
 
     def groups(self) -> list[Group]:
         """The entries of each number of epochs with the reference, the budget of the comparison first."""

@@ -114,6 +114,7 @@ def _tuning_note(c: Comparison, tuning: Tuning) -> str:
     measure = next((m.heading for m in MEASURES if m.key == _tuning_measure(c)), _tuning_measure(c))
     facts = present({
         "Epochs of a trial": whole(tuning.budget),
+        "Seeds of a trial": whole(tuning.seeds) if tuning.seeds > 1 else "",
         "Accuracy": f"{measure} in percent, on training images held out from the trial; no test image is used",
         "Held out": f"{100 * tuning.held_out:.0f}%" if tuning.held_out else "",
         "Settings of the trials only": ", ".join(tuning.settings),

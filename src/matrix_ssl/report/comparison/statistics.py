@@ -138,6 +138,19 @@ def pairwise(scores: Mapping[str, Mapping[int, float]], *, confidence: float = 0
     return pairs
 
 
+def against(scores: Mapping[str, Mapping[int, float]], reference: str) -> dict[str, Pair]:
+    """Every entry minus the reference, over the seeds that both have; as ``pairwise``, but of these pairs alone.
+
+    p values are adjusted by ``holm`` over the pairs with the reference, which is one fewer than there are entries.
+    """
+    differences = {}
+    for name, values in scores.items():
+        if name != reference and (seeds := sorted(values.keys() & scores[reference].keys())):
+            differences[name] = paired_difference([values[s] for s in seeds], [scores[reference][s] for s in seeds])
+    adjusted = holm([difference.p for difference in differences.values()])
+    return {name: Pair(d, p) for (name, d), p in zip(differences.items(), adjusted, strict=True)}
+
+
 def _reverse(d: PairedDifference) -> PairedDifference:
     low, high = (None if d.high is None else -d.high), (None if d.low is None else -d.low)
     return PairedDifference(-d.mean, low, high, d.p, d.n)

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from matrix_ssl.report.comparison.data import Comparison, Entry, Score
 from matrix_ssl.report.comparison.statistics import PairedDifference
-from matrix_ssl.report.comparison.words import notes, verdict
+from matrix_ssl.report.comparison.words import notes, p_value, verdict
 from matrix_ssl.report.formats import ABSENT, Cell, duration, percent, points, whole
 from matrix_ssl.report.measures import BASELINES
 
@@ -56,22 +56,25 @@ def rows(c: Comparison) -> list[Row]:
     ]
     heads = [(e.label, _remark(c, e), str(len(e.runs)), c.difference(e, c.main.key)) for e in entries]
     heads += [(name, "baseline", ABSENT, None) for name in baselines]
+    adjusted = {label: pair.adjusted_p for label, pair in c.against_reference.items()}
     return [
         Row(
             label, remark, Cell("seeds", seeds), [column[i] for column in accuracy],
-            difference_cell(difference_heading(c), difference, usual=c.seeds), [column[i] for column in costs],
+            difference_cell(difference_heading(c), difference, usual=c.seeds, p=adjusted.get(label)),
+            [column[i] for column in costs],
         )
         for i, (label, remark, seeds, difference) in enumerate(heads)
     ]  # fmt: skip
 
 
-def difference_cell(heading: str, d: PairedDifference | None, *, usual: int) -> Cell:
-    """A difference in percentage points and its interval; the number of seeds where it is not the ``usual`` one."""
+def difference_cell(heading: str, d: PairedDifference | None, *, usual: int, p: float | None = None) -> Cell:
+    """A difference in percentage points, its interval and p value; the number of seeds where it is not ``usual``."""
     if d is None:
         return Cell(heading)
     interval = () if d.low is None or d.high is None else (f"[{points(d.low)}, {points(d.high)}]",)
     count = () if d.n == usual else (f"n = {d.n}",)
-    return Cell(heading, points(d.mean, sign="+"), interval + count)
+    test = () if p is None else (p_value(p),)
+    return Cell(heading, points(d.mean, sign="+"), interval + test + count)
 
 
 def difference_heading(c: Comparison) -> str:
@@ -89,7 +92,8 @@ def table_note(c: Comparison) -> str:
     ]
     return (
         "Test images classified correctly from frozen features, in percent: mean ± standard deviation over the seeds. "
-        f"{difference_heading(c)}: paired difference over common seeds in percentage points, with its 95% interval. "
+        f"{difference_heading(c)}: paired difference over common seeds in percentage points, with its 95% interval "
+        "and its p value, adjusted by Holm's method over the pairs with the reference. "
         "Wall-clock time, CPU time, images per second and peak memory: means of the pre-training. The best of each "
         "column is bold." + "".join(public)
     )
