@@ -8,7 +8,7 @@ from torch import Tensor
 from matrix_ssl.data.randomness import permutation
 from matrix_ssl.errors import DataError
 from matrix_ssl.evaluate.probes.accuracy import accuracy
-from matrix_ssl.evaluate.probes.linear import fit_path
+from matrix_ssl.evaluate.probes.linear import Scale, fit_path
 
 PENALTIES = (1e4, 1e3, 1e2, 1e1, 1.0, 1e-1, 1e-2)  # strongest first: each search begins at the solution before
 _HELD_OUT = 0.2  # fraction of every class
@@ -17,11 +17,18 @@ _TOLERANCE, _ITERATIONS = 1e-5, 200  # coarse: weak penalties take thousands of 
 _PATIENCE = 2  # penalties in a row that may be no better; the weak ones, which take longest, are seldom the best
 
 
-def choose_penalty(features: Tensor, labels: Tensor, *, classes: int, penalties: Sequence[float] = PENALTIES) -> float:
+def choose_penalty(
+    features: Tensor,
+    labels: Tensor,
+    *,
+    classes: int,
+    penalties: Sequence[float] = PENALTIES,
+    scale: Scale | None = None,
+) -> float:
     """The penalty with the best accuracy on a fifth of every class that its fit has not seen; of equal ones the first.
 
     Args:
-        features, labels, classes: as in ``linear.fit_path``, not checked.
+        features, labels, classes, scale: as in ``linear.fit_path``, not checked.
         penalties: tried in this order, until two in a row are no better than the best before.
 
     Raises:
@@ -37,7 +44,7 @@ def choose_penalty(features: Tensor, labels: Tensor, *, classes: int, penalties:
     rows, rest = held_out.nonzero().flatten(), held_out.logical_not().nonzero().flatten()
     test, answers = features[rows.to(features.device)], labels.to(features.device)[rows.to(features.device)]
     fitted = fit_path(
-        features, labels, classes=classes, penalties=penalties, rows=rest,
+        features, labels, classes=classes, penalties=penalties, rows=rest, scale=scale,
         max_iterations=_ITERATIONS, tolerance=_TOLERANCE,
     )  # fmt: skip
     best, highest, worse = penalties[0], -1.0, 0

@@ -4,7 +4,7 @@ import copy
 import dataclasses
 from dataclasses import KW_ONLY
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from annotated_types import MinLen
@@ -18,7 +18,7 @@ from matrix_ssl.data.sources import split_source
 from matrix_ssl.errors import Diverged
 from matrix_ssl.evaluate.probes.accuracy import accuracy
 from matrix_ssl.evaluate.trained.classifier import Classifier, Outcome, Settings, check_splits, linear_head
-from matrix_ssl.evaluate.trained.supervised import fit_and_score
+from matrix_ssl.evaluate.trained.supervised import Fitted, fit, score
 from matrix_ssl.runs.display import Display
 
 _HELD_OUT = 0.2  # part of the labelled images that rates are compared on
@@ -49,52 +49,83 @@ class FineTune(Settings):
 ALL_LABELS = FineTune(epochs=30, rates=((0.04, 0.04),))
 
 
+class Tuned(NamedTuple):
+    """A trained classifier and how it came about."""
+
+    classifier: Classifier
+    fitted: Fitted  # its seconds are those of all trainings, the tried candidates included
+    held_out: tuple[float, ...] = ()  # accuracies that the rates were chosen by, one for each candidate
+
+
 def fine_tune(
     encoder: nn.Module, feature_dim: int, train: Source, test: Source, data: DataConfig,
     *, settings: FineTune, folder: Path, device: torch.device, display: Display, seed: int = 0,
 ) -> Outcome:  # fmt: skip
-    """Trains a copy of the encoder and a linear head on ``train`` and scores the images of ``test``.
+    """``tune`` on ``train``, then the scores of the images of ``test``.
+
+    Raises:
+        DataError, ConfigError: as in ``classifier.check_splits``, and as ``tune``.
+    """
+    check_splits(train, test, data)
+    tuned = tune(
+        encoder, feature_dim, train, data, settings=settings, folder=folder, device=device, display=display, seed=seed
+    )
+    outcome = score(tuned.classifier, tuned.fitted, test, data, device=device)
+    return dataclasses.replace(outcome, held_out=tuned.held_out)
+
+
+def tune(
+    encoder: nn.Module, feature_dim: int, train: Source, data: DataConfig,
+    *, settings: FineTune, folder: Path, device: torch.device, display: Display, seed: int = 0,
+) -> Tuned:  # fmt: skip
+    """Trains a copy of the encoder and a linear head on ``train``.
 
     BatchNorm is in training mode, over the batch of all processes. With several candidates for the rates every one is
-    tried on four fifths of ``train`` first, each in a folder of its own inside ``folder``; the test images take no
-    part in the choice, and a candidate that diverges is out.
+    tried on four fifths of ``train`` first, each in a folder of its own inside ``folder``, and judged on the others; a
+    candidate that diverges is out.
 
     Args:
         encoder: images (n, c, s, s) to features (n, feature_dim); it is left as it is.
-        data, folder, device, display, seed: as in ``supervised.fit_and_score``, which also says what it raises.
+        data, folder, device, display, seed: as in ``supervised.fit``, which also says what it raises.
 
     Raises:
-        DataError, ConfigError: as in ``classifier.check_splits``.
         DataError: there are several candidates, and a class has a single image.
     """
-    check_splits(train, test, data)
-    classes = len(train.labelled()[1])
 
-    def attempt(rates: tuple[float, float], learn: Source, judge: Source, where: Path) -> Outcome:
-        learner = nn.Sequential(copy.deepcopy(encoder), linear_head(feature_dim, classes, seed=seed))
-        groups = [{"params": list(part.parameters()), "rate": r} for part, r in zip(learner, rates, strict=True)]
-        return fit_and_score(
-            Classifier(nn.Identity(), learner, groups), learn, judge, data,
-            settings=settings, folder=where, device=device, display=display, seed=seed,
-        )  # fmt: skip
+    def attempt(rates: tuple[float, float], learn: Source, where: Path) -> tuple[Classifier, Fitted]:
+        classifier = attach_head(encoder, feature_dim, len(train.labelled()[1]), rates=rates, seed=seed)
+        return classifier, fit(
+            classifier, learn, data, settings=settings, folder=where, device=device, display=display, seed=seed
+        )
 
     if len(settings.rates) == 1:
-        return attempt(settings.rates[0], train, test, folder)
+        return Tuned(*attempt(settings.rates[0], train, folder))
     learn, judge = split_source(train, _HELD_OUT, seed)
     accuracies: list[float] = []
-    seconds = 0.0
+    seconds = cpu_seconds = 0.0
     for number, rates in enumerate(settings.rates):
         display.say(f"trying the learning rates {rates[0]:g} (encoder) and {rates[1]:g} (head)")
         try:
-            outcome = attempt(rates, learn, judge, folder / f"candidate-{number}")
+            classifier, fitted = attempt(rates, learn, folder / f"candidate-{number}")
         except Diverged as error:
             display.say(f"left out: {error}")
             accuracies.append(0.0)
             continue
+        outcome = score(classifier, fitted, judge, data, device=device)
         accuracies.append(accuracy(outcome.scores.argmax(dim=1), outcome.labels))
-        seconds += outcome.seconds
+        seconds, cpu_seconds = seconds + fitted.seconds, cpu_seconds + fitted.cpu_seconds
     if not any(accuracies):
         raise Diverged("none of the pairs of learning rates can be used: try lower ones.")
     accuracies = distributed.broadcast_object(accuracies)  # one choice, whatever rounding does
-    outcome = attempt(settings.rates[accuracies.index(max(accuracies))], train, test, folder)
-    return dataclasses.replace(outcome, seconds=outcome.seconds + seconds, held_out=tuple(accuracies))
+    classifier, fitted = attempt(settings.rates[accuracies.index(max(accuracies))], train, folder)
+    fitted = fitted._replace(seconds=fitted.seconds + seconds, cpu_seconds=fitted.cpu_seconds + cpu_seconds)
+    return Tuned(classifier, fitted, tuple(accuracies))
+
+
+def attach_head(
+    encoder: nn.Module, feature_dim: int, classes: int, *, rates: tuple[float, float], seed: int
+) -> Classifier:
+    """A classifier before its training: a copy of the encoder and a new linear head, each with its rate."""
+    learner = nn.Sequential(copy.deepcopy(encoder), linear_head(feature_dim, classes, seed=seed))
+    groups = [{"params": list(part.parameters()), "rate": r} for part, r in zip(learner, rates, strict=True)]
+    return Classifier(nn.Identity(), learner, groups)

@@ -32,17 +32,27 @@ from matrix_ssl.training.task import Line, Task, TrainingPlan
 _TRAINING = "training.json"
 
 
-def fit_and_score(
-    classifier: Classifier, train: Source, test: Source, data: DataConfig,
-    *, settings: Settings, folder: Path, device: torch.device, display: Display, seed: int,
-) -> Outcome:  # fmt: skip
-    """Trains the learner in place, or resumes where an earlier call stopped, and scores the test images.
+class Fitted(NamedTuple):
+    """What a finished training reports."""
 
-    With several processes each trains on its part of every batch, and each scores all test images.
+    train_accuracy: float  # over the random views of the last epoch, while the weights changed
+    seconds: float
+    cpu_seconds: float
+    batch_size: int  # that was used
+    rates: tuple[float, ...]  # for a batch of 256, that of the head last
+
+
+def fit(
+    classifier: Classifier, train: Source, data: DataConfig,
+    *, settings: Settings, folder: Path, device: torch.device, display: Display, seed: int,
+) -> Fitted:  # fmt: skip
+    """Trains the learner in place, or resumes where an earlier call stopped.
+
+    With several processes each trains on its part of every batch.
 
     Args:
-        train, test: labelled images that passed ``check_splits``.
-        data: size, normalisation, and the central part of a test image that is scored.
+        train: labelled images that passed ``check_splits``.
+        data: size and normalisation of the images.
         folder: of this training; a finished one is loaded again, and may be removed once its outcome is stored.
         seed: of the order of the images and of their views. PyTorch's generator is seeded anew at every step.
     """
@@ -54,17 +64,34 @@ def fit_and_score(
     if training.skipped:
         where, why = next(iter(training.skipped.items()))
         display.say(f"Replaced {len(training.skipped)} unreadable training images, the first one {where}: {why}.")
+    counters = training.counters
+    return Fitted(
+        counters["train_accuracy"], counters["seconds"], counters["cpu_seconds"], training.plan.batch_size, rates
+    )
+
+
+def score(classifier: Classifier, fitted: Fitted, test: Source, data: DataConfig, *, device: torch.device) -> Outcome:
+    """Scores test images with a trained classifier; with several processes each scores all of them."""
     scores, indices, unreadable = score_images(classifier, test, data, device=device)
     return Outcome(
         scores=scores,
         labels=torch.from_numpy(test.labelled()[0][indices]),
         indices=indices,
         unreadable=unreadable,
-        train_accuracy=training.counters["train_accuracy"],
-        seconds=training.counters["seconds"],
-        batch_size=training.plan.batch_size,
-        rates=rates,
+        train_accuracy=fitted.train_accuracy,
+        seconds=fitted.seconds,
+        batch_size=fitted.batch_size,
+        rates=fitted.rates,
     )
+
+
+def fit_and_score(
+    classifier: Classifier, train: Source, test: Source, data: DataConfig,
+    *, settings: Settings, folder: Path, device: torch.device, display: Display, seed: int,
+) -> Outcome:  # fmt: skip
+    """``fit``, then ``score``; ``data`` also says which central part of a test image is scored."""
+    fitted = fit(classifier, train, data, settings=settings, folder=folder, device=device, display=display, seed=seed)
+    return score(classifier, fitted, test, data, device=device)
 
 
 class Step(NamedTuple):
@@ -75,7 +102,7 @@ class Step(NamedTuple):
 
 
 class ClassifierTraining(Task[Batch, Step]):
-    """The training of a classifier's learner, in place, with the arguments of ``fit_and_score``."""
+    """The training of a classifier's learner, in place, with the arguments of ``fit``."""
 
     def __init__(
         self,
