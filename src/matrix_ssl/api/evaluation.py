@@ -89,7 +89,7 @@ def evaluate(
         location = data or read_config(run).data.source
         if not location:
             raise _no_dataset(where)
-        public = open_baselines(baselines, read_config(run).data, sizes=baseline_sizes)
+        public = open_baselines(baselines, read_config(run).data, sizes=baseline_sizes, download=download)
         with distributed.together():
             if s.main:
                 s.stack.enter_context(lock(run))

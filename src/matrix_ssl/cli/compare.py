@@ -82,7 +82,7 @@ def compare(
     )  # fmt: skip
     out = out or default_run(f"compare-{recipe}", data, unnamed="")
     where = places(devices.choose_device(device).type, jobs=jobs)
-    public = open_baselines(baseline, base.data, sizes=baseline_size)
+    public = open_baselines(baseline, base.data, sizes=baseline_size, download=download)
     comparison = ComparisonRun(plan, out, command=shlex.join(command()), public=public)
     if not fresh:
         comparison.check()

@@ -42,7 +42,9 @@ class Baseline:
         }
 
 
-def open_baselines(references: Sequence[str], run: DataConfig, *, sizes: Sizes = "own") -> list[Baseline]:
+def open_baselines(
+    references: Sequence[str], run: DataConfig, *, sizes: Sizes = "own", download: bool = False
+) -> list[Baseline]:
     """The encoders of ``references``, each as often as ``sizes`` says.
 
     Args:
@@ -50,6 +52,7 @@ def open_baselines(references: Sequence[str], run: DataConfig, *, sizes: Sizes =
         run: the images of the run beside which they stand.
         sizes: ``"own"``, the images that the encoder was trained on; ``"run"``, those of the run in size, with the
             encoder's own normalisation; or ``"both"``, once where they are equal.
+        download: as for ``open_encoder``.
 
     Raises:
         CheckpointError, ConfigError, RunFolderError: as ``open_encoder``.
@@ -60,7 +63,7 @@ def open_baselines(references: Sequence[str], run: DataConfig, *, sizes: Sizes =
     short = [_short(reference) for reference in references]
     baselines = []
     for reference, name in zip(references, short, strict=True):
-        opened = open_encoder(reference)
+        opened = open_encoder(reference, download=download)
         own = opened.config.data
         sides = {"own": [own.image_size], "run": [run.image_size], "both": [own.image_size, run.image_size]}[sizes]
         for side in dict.fromkeys(sides):
