@@ -19,6 +19,7 @@ from matrix_ssl.cli.lists import methods, recipes, report
 from matrix_ssl.cli.llm import llm
 from matrix_ssl.cli.pretrain import pretrain
 from matrix_ssl.cli.weights import export, import_
+from matrix_ssl.cli.worth import worth
 from matrix_ssl.errors import ConfigError, MatrixSSLError, ProcessError, did_you_mean
 
 _SECONDS_FOR_THE_FIRST = 10.0
@@ -62,6 +63,7 @@ for command in (
     pretrain,
     recipes,
     report,
+    worth,
 ):
     commands.add_command(command)
 

@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
 from matrix_ssl.report import svg
@@ -76,6 +76,7 @@ def stacked(
     axis: str = "step",
     point: Callable[[float, float], str] = at_step,
     shared: bool = True,
+    scale: Literal["linear", "log"] = "linear",
 ) -> Figurine | None:
     """The panels that have curves below each other; None without any.
 
@@ -86,6 +87,7 @@ def stacked(
         axis: name of the horizontal axis.
         point: writes a point (x, y) in words.
         shared: one horizontal axis for all panels.
+        scale: of the horizontal axis; "log" has a tick at every point.
     """
     panels = [panel for panel in panels if panel.curves]
     if not panels:
@@ -102,7 +104,12 @@ def stacked(
         all_axes = figure.subplots(len(panels), 1, sharex=shared, squeeze=False)[:, 0]
         hidden = sum(_draw(axes, panel, styles) for axes, panel in zip(all_axes, panels, strict=True))
         for axes in all_axes:
-            axes.xaxis.set_major_locator(MaxNLocator(5, steps=STEPS, integer=whole_numbers))
+            axes.set_xscale(scale)
+            if scale == "log":
+                axes.xaxis.set_major_locator(FixedLocator(sorted({x for p in panels for c in p.curves for x in c.x})))
+                axes.xaxis.set_minor_locator(NullLocator())
+            else:
+                axes.xaxis.set_major_locator(MaxNLocator(5, steps=STEPS, integer=whole_numbers))
             axes.xaxis.set_major_formatter(FuncFormatter(_tick))
         all_axes[-1].set_xlabel(axis, loc="right", color=colour("soft"))
         if named:

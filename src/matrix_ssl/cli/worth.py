@@ -1,0 +1,93 @@
+"""The command ``matrix-ssl worth``."""
+
+import dataclasses
+import shlex
+from pathlib import Path
+
+import click
+
+from matrix_ssl.cli import options
+from matrix_ssl.training.configure import configure, default_run
+
+_QUICK = ("steps=40", "rates=0.05,0.1")  # of the trainings with labels
+_QUICK_IMAGES = 1000
+
+
+@click.command()
+@options.recipe
+@options.data
+@click.option("--from", "reference", metavar="WHERE", required=True, help="Public encoder: a run folder, a checkpoint, "
+              "or a name such as torchvision/resnet50 or timm/NAME.")  # fmt: skip
+@click.option("--seeds", type=click.IntRange(1), help="Number of seeds.  [default: 3]")
+@click.option("--epochs", type=click.IntRange(1), help="Epochs of each pre-training.  [default: the recipe's]")
+@options.assignments("Change a setting of the pre-trainings; data.subset limits all training images")
+@click.option("--adapt-set", metavar="KEY=VALUE", multiple=True, help="Change a setting of the adaptation alone, such "
+              "as optimizer.learning_rate; may be repeated.")  # fmt: skip
+@click.option("--tune-set", metavar="KEY=VALUE", multiple=True, help="Change a setting of the trainings with labels, "
+              "such as steps=1000; may be repeated.")  # fmt: skip
+@click.option("--test-images", type=click.IntRange(0), help="Number of test images, a random choice; 0: all.  "
+              "[default: 0]")  # fmt: skip
+@click.option("--quick", is_flag=True, help=f"A first look: one seed, two epochs, {_QUICK_IMAGES} training and test "
+              "images, and short trainings, where nothing else is set.")  # fmt: skip
+@options.out("runs/worth-RECIPE or runs/worth-RECIPE-DATA", what="Folder of the results")
+@options.fresh
+@options.device
+@options.data_root
+@options.download
+def worth(
+    recipe: str, data: str | None, reference: str, seeds: int | None, epochs: int | None, assignments: tuple[str, ...],
+    adapt_set: tuple[str, ...], tune_set: tuple[str, ...], test_images: int | None, quick: bool, out: Path | None,
+    fresh: bool, device: str, data_root: Path | None, download: bool,
+) -> None:  # fmt: skip
+    """Find out whether pre-training is worth it on labelled images. Run the same command to resume.
+
+    At 1, 5 and 10 labels a class, 1 %, 10 % and all labels it compares raw pixels, a random encoder, a public encoder
+    used frozen, the same adapted to the images, and one pre-trained on them from scratch, each with a linear classifier
+    and, where it can be trained, fine-tuned. The test images are read once, at the end. One page shows curves with
+    intervals, costs in minutes, and a sentence that says what the numbers support.
+    """
+    if quick:
+        usual = (f"data.subset={_QUICK_IMAGES}", *(() if epochs else ("epochs=2",)))
+        assignments, tune_set = (*usual, *assignments), (*_QUICK, *tune_set)
+        seeds, test_images = seeds or 1, _QUICK_IMAGES if test_images is None else test_images
+    if epochs:
+        assignments = (*assignments, f"epochs={epochs}")
+    config = configure(recipe, data, assignments)
+    from matrix_ssl import config as configuration
+    from matrix_ssl.compare.worth.plan import TuningSettings, make_plan
+    from matrix_ssl.compare.worth.run import PLAN, Images, WorthRun, check
+    from matrix_ssl.evaluate.baselines import open_baselines
+    from matrix_ssl.report.worth.data import read_worth
+    from matrix_ssl.report.worth.page import PAGE, terminal
+    from matrix_ssl.runs import devices
+    from matrix_ssl.runs.environment import command
+    from matrix_ssl.runs.folder import held
+    from matrix_ssl.training.start import start_from
+
+    chosen = {configuration.split_assignment(one)[0] for one in (*assignments, *adapt_set)}
+    view = dataclasses.replace(TuningSettings().view, flip=config.views[0].flip)
+    tuning = configuration.override(TuningSettings(view=view), tune_set)
+    config = dataclasses.replace(config, seed=0)
+    started = dataclasses.replace(
+        configure(recipe, data, (*assignments, *adapt_set)), start=configuration.StartConfig(reference), seed=0
+    )
+    begun = start_from(started, chosen=chosen, run=None, download=download)
+    options.say(begun.text)
+    (public,) = open_baselines([reference], begun.config.data, download=download)
+    plan = make_plan(
+        config, begun.config, sha256=public.sha256, own_size=public.data.image_size,
+        seeds=seeds or 3, test_images=test_images or 0, tuning=tuning,
+    )  # fmt: skip
+    out = out or default_run(f"worth-{recipe}", data, unnamed="")
+    if not fresh:
+        check(plan, out)
+    images = Images.open(plan, data_root=data_root, download=download)
+    with held(out, fresh=fresh, say=options.say, first=PLAN):
+        run = WorthRun(
+            plan, out, images, public,
+            chosen=chosen, device=devices.choose_device(device), command=shlex.join(command()), say=options.say,
+        )  # fmt: skip
+        run.claim()
+        run.run()
+    options.stdout.print(terminal(read_worth(out)))
+    options.show(results=out / "worth.json", page=out / PAGE)

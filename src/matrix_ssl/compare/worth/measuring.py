@@ -1,0 +1,112 @@
+"""The one evaluation on the test images: what every arm predicts, at every number of labels and for every seed."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from matrix_ssl.compare.worth.labels import Budget
+from matrix_ssl.compare.worth.plan import Arm
+from matrix_ssl.config import DataConfig
+from matrix_ssl.data import Source
+from matrix_ssl.evaluate.feature_files import FeatureFiles
+from matrix_ssl.evaluate.features import Features, extract
+from matrix_ssl.evaluate.probes.linear import fit_logistic_regression, scale_of
+from matrix_ssl.evaluate.probes.penalty import PENALTIES, choose_penalty
+from matrix_ssl.runs.files import read_json, write_atomically, write_json
+
+_FEW = 10  # labels a class up to which the penalty is that of the low-shot protocol: held-out images are too few
+_PENALTY = 1.0
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What an arm with one seed says about the test images, and what it cost."""
+
+    predicted: Mapping[str, NDArray[np.int64]]  # by key of a budget: (m,)
+    images: NDArray[np.int64]  # (m,), which test images
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def write(self, path: Path) -> None:
+        """Writes the predictions, and then the facts beside them, which say that they are complete."""
+        arrays: dict[str, Any] = {**self.predicted, "_images": self.images}
+        write_atomically(path.with_suffix(".npz"), lambda file: np.savez_compressed(file, **arrays))
+        write_json(path.with_suffix(".json"), dict(self.facts))
+
+    @staticmethod
+    def read(path: Path) -> "Answers | None":
+        """What ``write`` wrote; None where it did not end."""
+        if not path.with_suffix(".json").exists():
+            return None
+        with np.load(path.with_suffix(".npz")) as arrays:
+            predicted = {key: arrays[key] for key in arrays.files if key != "_images"}
+            return Answers(predicted, arrays["_images"], read_json(path.with_suffix(".json")))
+
+
+def path_of(folder: Path, arm: Arm, seed: int) -> Path:
+    """Where the answers of an arm are, without an ending."""
+    return folder / f"{arm.key}-seed-{seed}"
+
+
+def features(
+    network: nn.Module, train: Source, test: Source, data: DataConfig, folder: Path,
+    *, fingerprint: str, device: torch.device,
+) -> tuple[Features, Features, dict[str, float]]:  # fmt: skip
+    """Features of the training and of the test images and the seconds they took; the same call resumes."""
+    taken, seconds = [], {}
+    for split, source in (("train", train), ("test", test)):
+        started = time.monotonic()
+        files = FeatureFiles(folder / split, fingerprint=f"{fingerprint} {split}")
+        taken.append(extract({"": network}, source, data, device=device, files=files))
+        seconds[f"{split}_feature_seconds"] = time.monotonic() - started
+    return taken[0], taken[1], seconds
+
+
+def classify(
+    train: Features, test: Features, budgets: list[Budget], classes: int,
+    *, seed: int, costs: Mapping[str, float], known: Answers | None = None,
+) -> Answers:  # fmt: skip
+    """The predictions of a linear classifier on frozen features at every number of labels.
+
+    Features are standardised by all training images, whose labels are not needed for it. The penalty is the best on a
+    held-out fifth of the labelled images, of those at most their number, above which the
+    biases alone decide; it is 1, as in the low-shot protocol, with at most 10 labels a class.
+
+    Args:
+        costs: the seconds that the features took.
+        known: the answers of seed 0 on the same features; with the same labelled images they are the same.
+    """
+    x, x_test = train.vectors[""], test.vectors[""]
+    scale = scale_of(x)
+    row_of = {int(image): row for row, image in enumerate(train.indices)}  # images that cannot be read have none
+    predicted, penalties, seconds = {}, {}, {}
+    for budget in budgets:
+        if known is not None and np.array_equal(budget.images[seed], budget.images[0]):
+            predicted[budget.key] = known.predicted[budget.key]
+            penalties[budget.key] = known.facts["penalties"][budget.key]
+            seconds[budget.key] = known.facts["classifier_seconds"][budget.key]
+            continue
+        started = time.monotonic()
+        rows = torch.tensor([row_of[int(image)] for image in budget.images[seed] if int(image) in row_of])
+        chosen, labels = x[rows], train.labels[rows]
+        penalty = _PENALTY
+        if int(torch.bincount(labels, minlength=classes).max()) > _FEW:
+            candidates = [one for one in PENALTIES if one <= len(rows)]
+            penalty = choose_penalty(chosen, labels, classes=classes, penalties=candidates, scale=scale)
+        fitted = fit_logistic_regression(chosen, labels, classes=classes, l2=penalty, scale=scale)
+        predicted[budget.key] = fitted.predict(x_test).numpy()
+        penalties[budget.key], seconds[budget.key] = penalty, time.monotonic() - started
+    facts = {**costs, "penalties": penalties, "classifier_seconds": seconds}
+    return Answers(predicted, test.indices, facts)
+
+
+def right(answers: Answers, test: Source, budget: str) -> Tensor:
+    """Whether the answers are right, float64 (m,)."""
+    labels = test.labelled()[0][answers.images]
+    return torch.from_numpy((answers.predicted[budget] == labels).astype(np.float64))

@@ -1,0 +1,90 @@
+"""What is compared: the arms, the numbers of labels, and the settings that all arms share.
+
+An arm is a network and how it is used: ``frozen``, with a linear classifier on its features, or ``tuned``, trained
+further as a whole with the labels. Every arm gets the same labelled images, and every start the same training.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from annotated_types import MinLen
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+
+from matrix_ssl.config import Fraction, RunConfig, StartConfig, ViewConfig, settings
+from matrix_ssl.evaluate.trained.fine_tune import FineTune
+
+Use = Literal["frozen", "tuned"]
+Network = Literal["pixels", "random", "public", "public_small", "adapted", "scratch"]
+PRETRAINED: tuple[Network, ...] = ("adapted", "scratch")  # trained here without labels
+STARTS: tuple[Network, ...] = ("random", "public", "adapted", "scratch")  # of fine-tuning
+
+
+@settings
+class TuningSettings:
+    """How a network is trained with labels: the same for every start and every number of labels.
+
+    In epoch e, from 0, a rate is its first value times (1 + cos(π e / epochs)) / 2.
+    """
+
+    steps: PositiveInt = 300  # at least, and rounded up to whole epochs
+    batch_size: PositiveInt = 64  # all labelled images where they are fewer
+    # candidates (encoder, head), whatever the batch; of several, the best on a held-out fifth of the labelled images,
+    # or the first where a class has a single one
+    rates: Annotated[tuple[tuple[PositiveFloat, PositiveFloat], ...], MinLen(1)] = ((0.02, 0.1), (0.1, 0.1))
+    momentum: Fraction = 0.9
+    weight_decay: NonNegativeFloat = 1e-4
+    view: ViewConfig = ViewConfig(crop_scale=(0.5, 1.0), flip=0.5)
+
+    def for_labels(self, count: int, fewest: int) -> FineTune:
+        """The training on ``count`` labelled images, of which a class has at least ``fewest``."""
+        size = min(self.batch_size, count)
+        rates = tuple((256 / size * encoder, 256 / size * head) for encoder, head in self.rates)
+        return FineTune(
+            optimizer="sgd", epochs=-(-self.steps // (count // size)), batch_size=size, momentum=self.momentum,
+            weight_decay=self.weight_decay, view=self.view, rates=rates if fewest > 1 else rates[:1],
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A network and its use."""
+
+    network: Network
+    use: Use
+
+    @property
+    def key(self) -> str:
+        """Its name in files."""
+        return f"{self.network}_{self.use}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that decides the numbers; ``plan.json`` in the folder."""
+
+    base: RunConfig  # of the pre-training from scratch, complete; its seed is replaced
+    adapted: RunConfig  # of the pre-training that starts from the public encoder
+    reference: str  # where that is
+    sha256: str
+    own_size: int  # pixels, of the images of the public encoder
+    seeds: int
+    test_images: int  # at most; 0: all
+    tuning: TuningSettings
+
+    @property
+    def arms(self) -> list[Arm]:
+        """Frozen ones first."""
+        small: list[Network] = ["public_small"] if self.own_size != self.base.data.image_size else []
+        frozen: list[Network] = ["pixels", "random", "public", *small, *PRETRAINED]
+        return [*(Arm(name, "frozen") for name in frozen), *(Arm(name, "tuned") for name in STARTS)]
+
+    def pretraining(self, network: Network, seed: int) -> RunConfig:
+        """The settings of a run without labels, and of the random network, which is its initialisation."""
+        return dataclasses.replace(self.adapted if network == "adapted" else self.base, seed=seed)
+
+
+def make_plan(base: RunConfig, adapted: RunConfig, *, sha256: str, own_size: int, **rest: Any) -> Plan:
+    """A plan in which all that we train has the network and the images of ``adapted``."""
+    base = dataclasses.replace(base, network=adapted.network, data=adapted.data, start=StartConfig())
+    return Plan(base, adapted, adapted.start.reference, sha256, own_size, **rest)

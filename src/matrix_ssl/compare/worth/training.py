@@ -1,0 +1,103 @@
+"""The trainings: without labels from the public encoder and from scratch, and with labels from every start."""
+
+import dataclasses
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from matrix_ssl import config as configuration
+from matrix_ssl.config import DataConfig, RunConfig
+from matrix_ssl.data import Source
+from matrix_ssl.errors import Diverged
+from matrix_ssl.evaluate.trained.classifier import Classifier
+from matrix_ssl.evaluate.trained.fine_tune import FineTune, attach_head, tune
+from matrix_ssl.runs import devices
+from matrix_ssl.runs.checkpoint import load_strictly, read_safetensors, save_weights
+from matrix_ssl.runs.display import Display
+from matrix_ssl.runs.files import read_json, write_json
+from matrix_ssl.runs.folder import CHECKPOINTS, CONFIG, ENVIRONMENT, tidy
+from matrix_ssl.training import setup
+
+RESULT = "result.json"
+_CLASSIFIER = "classifier.safetensors"
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """What a training that has ended reports; None before."""
+    return read_json(folder / RESULT) if (folder / RESULT).exists() else None
+
+
+def pretrain(
+    config: RunConfig, folder: Path, source: Source,
+    *, start: Mapping[str, Tensor] | None, device: torch.device, display: Display,
+) -> dict[str, Any]:  # fmt: skip
+    """Does or resumes a pre-training and returns its cost, or ``error`` if it diverged.
+
+    Args:
+        folder: becomes a run folder.
+        source: the training images; their labels are not used.
+        start: tensors of the method before the first step; None: its initialisation.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tidy(folder)
+    config = setup.identify_data(configuration.override(config, ["data.subset=0"]), source)
+    write_json(folder / CONFIG, configuration.to_dict(config))
+    write_json(folder / ENVIRONMENT, devices.environment(device))
+    training = setup.prepare(config, source=source, device=device, display=display, start=start)
+    try:
+        summary = training.train(folder, None)
+    except Diverged as error:
+        result: dict[str, Any] = {"error": str(error)}
+    else:
+        result = {
+            "seconds": summary["seconds_training"], "cpu_seconds": training.counters["cpu_seconds"],
+            "steps": summary["steps"], "parameters": summary["parameters"], "bad_steps": summary["bad_steps"],
+        }  # fmt: skip
+    write_json(folder / RESULT, result)
+    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    return result
+
+
+def train_with_labels(
+    encoder: nn.Module, width: int, labelled: Source, data: DataConfig, folder: Path,
+    *, settings: FineTune, device: torch.device, seed: int,
+) -> dict[str, Any]:  # fmt: skip
+    """Does or resumes a training with labels, keeps the classifier, and returns its cost, or ``error``."""
+    work = folder / "training"
+    try:
+        tuned = tune(
+            encoder, width, labelled, data,
+            settings=settings, folder=work, device=device, display=Display(quiet=True), seed=seed,
+        )  # fmt: skip
+    except Diverged as error:
+        result: dict[str, Any] = {"error": str(error)}
+    else:
+        save_weights(folder / _CLASSIFIER, tuned.classifier.learner, {})
+        result = {**tuned.fitted._asdict(), "held_out": tuned.held_out, "settings": dataclasses.asdict(settings)}
+    write_json(folder / RESULT, result)
+    shutil.rmtree(work, ignore_errors=True)
+    return result
+
+
+def load_classifier(folder: Path, encoder: nn.Module, width: int, classes: int) -> Classifier:
+    """The classifier that ``train_with_labels`` kept."""
+    classifier = attach_head(encoder, width, classes, rates=(1.0, 1.0), seed=0)
+    path = folder / _CLASSIFIER
+    load_strictly(classifier.learner, read_safetensors(path)[0], str(path))
+    return classifier
+
+
+def remove_classifier(folder: Path) -> None:
+    """Deletes the weights of a classifier, whose predictions are known."""
+    (folder / _CLASSIFIER).unlink(missing_ok=True)
+
+
+def fewest(labelled: Source) -> int:
+    """Images of the class with the fewest."""
+    labels, classes = labelled.labelled()
+    return int(np.bincount(labels, minlength=len(classes)).min())

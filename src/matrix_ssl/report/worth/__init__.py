@@ -1,0 +1,1 @@
+"""The page that says whether pre-training was worth it."""

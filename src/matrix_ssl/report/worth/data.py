@@ -1,0 +1,155 @@
+"""Reads ``worth.json``: arms, numbers of labels, accuracies and paired differences. What is missing is empty."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from matrix_ssl.errors import RunFolderError
+from matrix_ssl.report.comparison.statistics import Estimate
+from matrix_ssl.report.records import Number, Text, parse
+
+RESULTS = "worth.json"
+_REMEDY = "move it away and run matrix-ssl worth again"
+_NAMES = {
+    "pixels_frozen": "raw pixels",
+    "random_frozen": "random",
+    "public_frozen": "public",
+    "public_small_frozen": "public",
+    "adapted_frozen": "adapted",
+    "scratch_frozen": "scratch",
+    "random_tuned": "supervised",
+    "public_tuned": "public tuned",
+    "adapted_tuned": "adapted tuned",
+    "scratch_tuned": "scratch tuned",
+}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A number of labels."""
+
+    key: Text
+    text: Text
+    labels: int
+    a_class: Number
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Of one arm with one number of labels, in [0, 1]: mean over seeds and test images, and its interval."""
+
+    mean: Number
+    low: Number
+    high: Number
+    seeds: Sequence[Number] = ()
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A network and its use; costs in seconds, of every seed that has ended."""
+
+    network: Text
+    use: Text
+    image_size: int
+    accuracy: Mapping[Text, Accuracy] = field(default_factory=dict)
+    pretraining: Sequence[Mapping[Text, Any]] = ()
+    evaluation: Sequence[Mapping[Text, Any]] = ()
+
+    @property
+    def key(self) -> str:
+        return f"{self.network}_{self.use}"
+
+    @property
+    def errors(self) -> list[str]:
+        """Why trainings of this arm failed."""
+        tuning = [cost for facts in self.evaluation for cost in facts.get("tuning", {}).values()]
+        return [str(cost["error"]) for cost in (*self.pretraining, *tuning) if "error" in cost]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Arm a minus arm b with one number of labels."""
+
+    a: Text
+    b: Text
+    budget: Text
+    mean: Number
+    low: Number
+    high: Number
+
+
+@dataclass(frozen=True)
+class Data:
+    """The images."""
+
+    name: Text = ""
+    train: int = 0
+    test: int = 0
+    classes: int = 0
+    held_out: bool = False  # whether the test images are a part of a dataset without a test split
+
+
+@dataclass(frozen=True)
+class Public:
+    """The public encoder."""
+
+    reference: Text
+    sha256: Text
+    tensors: Text
+    image_size: int
+
+
+@dataclass(frozen=True)
+class Results:
+    """The file."""
+
+    public: Public
+    budgets: Sequence[Budget]
+    arms: Sequence[Arm]
+    command: Text = ""
+    recipe: Text = ""
+    data: Data = Data()
+    seeds: int = 1
+    image_size: int = 0
+    epochs: Number = 0
+    done: int = 0
+    total: int = 0
+    left_out: Sequence[Text] = ()
+    differences: Sequence[Difference] = ()
+    tuning: Mapping[Text, Any] = field(default_factory=dict)
+    settings: Mapping[Text, Any] = field(default_factory=dict)
+    adapted_settings: Mapping[Text, Any] = field(default_factory=dict)
+    environment: Mapping[Text, Any] = field(default_factory=dict)
+
+    def label(self, arm: Arm) -> str:
+        """The name of an arm; that of the public encoder with its size, where it is used at two."""
+        two = any(other.network == "public_small" for other in self.arms)
+        sized = two and arm.use == "frozen" and arm.network in ("public", "public_small")
+        return _NAMES[arm.key] + (f" {arm.image_size} px" if sized else "")
+
+    @cached_property
+    def by_key(self) -> dict[str, Arm]:
+        return {arm.key: arm for arm in self.arms}
+
+    def difference(self, a: str, b: str) -> dict[str, Estimate]:
+        """Arm a minus arm b by the text of the number of labels; empty where nothing is common."""
+        texts, found = {one.key: one.text for one in self.budgets}, {}
+        for row in self.differences:
+            if {row.a, row.b} == {a, b}:
+                estimate = Estimate(row.mean, row.low, row.high)
+                found[texts[row.budget]] = estimate if row.a == a else Estimate(-row.mean, -row.high, -row.low)
+        return found
+
+
+def read_worth(out: Path) -> Results:
+    """The results in a folder; raises RunFolderError where ``worth.json`` is missing or damaged."""
+    path = out / RESULTS
+    try:
+        return parse(Results, json.loads(path.read_bytes()), path, remedy=_REMEDY)
+    except FileNotFoundError:
+        raise RunFolderError(f"{out} has no {RESULTS}: choose a folder that matrix-ssl worth has written.") from None
+    except (OSError, ValueError) as error:
+        raise RunFolderError(f"{path} cannot be read: {error}; {_REMEDY}.") from error

@@ -1,0 +1,219 @@
+"""``matrix-ssl worth``: what it compares, that it compares it fairly, and that it resumes wherever it was killed."""
+
+import shutil
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+
+from matrix_ssl.compare.worth import labels
+from matrix_ssl.compare.worth.plan import TuningSettings
+from matrix_ssl.data import Source, open_source
+from matrix_ssl.data.sources import choose_subset
+from matrix_ssl.encoder import load_encoder
+from matrix_ssl.evaluate.features import extract
+from matrix_ssl.evaluate.trained.fine_tune import FineTune, fine_tune
+from matrix_ssl.evaluate.trained.label_subsets import from_list
+from matrix_ssl.report.comparison.statistics import crossed_mean
+from matrix_ssl.runs.display import Display
+from matrix_ssl.runs.files import read_json
+from matrix_ssl.runs.folder import read_config
+from tests.support import runs
+from tests.support.runs import BARE, TINY, fail, make_images, succeed, tiny
+
+ARMS = ["pixels_frozen", "random_frozen", "public_frozen", "public_small_frozen", "adapted_frozen", "scratch_frozen",
+        "random_tuned", "public_tuned", "adapted_tuned", "scratch_tuned"]  # fmt: skip
+CPU = torch.device("cpu")
+
+
+def worth(*more: str, data: str = "digits", seeds: int = 2) -> list[str]:
+    """Arguments on 8-pixel digits enlarged to 12, whose public encoder was trained at 8."""
+    settings = [*TINY, "data.subset=150", "data.image_size=12", "batch_size=32"]
+    words = [word for setting in settings if "width" not in setting for word in ("--set", setting)]
+    tuning = [word for one in ("steps=2", "batch_size=16", "rates=0.02,0.1") for word in ("--tune-set", one)]
+    return ["worth", "demo", "--data", data, "--from", "public.safetensors", "--seeds", str(seeds), "--epochs", "1",
+            "--test-images", "90", "--out", "w", "--device", "cpu", *words, *tuning, *more]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def public(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the weights of somebody else."""
+    folder = tmp_path_factory.mktemp("public")
+    succeed(folder, tiny(), before=BARE)
+    succeed(folder, ["export", "r", "--format", "safetensors", "--out", "public.safetensors"])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def done(public: Path) -> Path:
+    """The folder ``w`` of a comparison that has ended, and what it said."""
+    ended = succeed(public, worth())
+    (public / "out").write_text(ended.out)
+    (public / "err").write_text(ended.err)
+    return public / "w"
+
+
+@pytest.fixture(scope="module")
+def images() -> tuple[Source, Source]:
+    """The training and test images of ``worth``."""
+    train, test = (open_source("digits", split=split, data_root=None) for split in ("train", "test"))
+    return choose_subset(train, 150, seed=0), choose_subset(test, 90, seed=0)
+
+
+def answers(folder: Path, arm: str, seed: int) -> dict[str, np.ndarray]:
+    with np.load(folder / "answers" / f"{arm}-seed-{seed}.npz") as arrays:
+        return dict(arrays)
+
+
+def test_labels_are_the_same_for_all_and_balanced(images: tuple[Source, Source]) -> None:
+    source, (true, _) = images[0], images[0].labelled()
+    found, left_out = labels.budgets(source, 2)
+    assert [one.key for one in found] == ["labels_1", "percent_10", "labels_5", "all"]
+    assert left_out == [
+        f"10 labels a class are left out: a class has {np.bincount(true).min()} training images.",
+        "1 % of the labels are left out: as many as 1 label a class.",
+    ]
+    for one, count in zip(found, (1, None, 5, None), strict=True):
+        for seed in range(2):
+            counts = np.bincount(true[one.images[seed]], minlength=10)
+            assert np.unique(one.images[seed]).tolist() == one.images[seed].tolist()
+            assert count is None or set(counts) == {count}
+        assert (one.key == "all") == np.array_equal(*one.images)
+    assert set(found[0].images[1]) < set(found[2].images[1])  # five labels contain the one
+    assert len(found[-1].images[0]) == len(source)
+    whole = labels.budgets(open_source("digits", split="train", data_root=None), 1)[0]
+    assert [one.key for one in whole] == ["labels_1", "labels_5", "labels_10", "percent_10", "all"]
+
+
+@pytest.mark.parametrize("count", [10, 64, 100, 2000])
+def test_trainings_with_labels_have_one_rate_and_enough_steps(count: int) -> None:
+    settings = TuningSettings(steps=50, rates=((0.02, 0.1), (0.1, 0.1))).for_labels(count, 2)
+    steps = settings.epochs * (count // settings.batch_size)
+    assert 50 <= steps < 50 + count // settings.batch_size
+    for (encoder, head), rate in zip(settings.rates, (0.02, 0.1), strict=True):
+        assert (encoder * settings.batch_size / 256, head * settings.batch_size / 256) == pytest.approx((rate, 0.1))
+    assert TuningSettings().for_labels(count, 1).rates == settings.rates[:1]  # nothing can be held out
+
+
+def test_every_arm_has_results(done: Path) -> None:
+    results = read_json(done / "worth.json")
+    assert [f"{arm['network']}_{arm['use']}" for arm in results["arms"]] == ARMS
+    keys = {one["key"] for one in results["budgets"]}
+    assert all(arm["accuracy"].keys() == keys for arm in results["arms"]) and results["done"] == results["total"]
+    sizes = {arm["network"]: arm["image_size"] for arm in results["arms"] if arm["use"] == "frozen"}
+    assert (sizes["public"], sizes["public_small"], sizes["adapted"], sizes["scratch"]) == (8, 12, 12, 12)
+    assert results["public"]["reference"] == "public.safetensors" and len(results["public"]["sha256"]) == 64
+    assert len(results["differences"]) == len(ARMS) * (len(ARMS) - 1) / 2 * len(keys)
+    for network in ("adapted", "scratch"):
+        config = read_config(done / "runs" / network / "seed-1")
+        assert (config.seed, config.network.encoder, config.network.width) == (1, "tiny_resnet", 8)
+        assert bool(config.start.sha256) == (network == "adapted")
+    for arm in results["arms"]:
+        assert len(arm["pretraining"]) == (2 if arm["network"] in ("adapted", "scratch") else 0)
+        assert all(one["seconds"] > 0 and one["cpu_seconds"] > 0 for one in arm["pretraining"])
+    assert not list(done.rglob("classifier.safetensors")) and not (done / "features").exists()
+
+
+def test_the_test_images_are_read_after_all_trainings(done: Path) -> None:
+    trained = max(path.stat().st_mtime_ns for path in (*done.glob("runs/*/*/*"), *done.glob("tuned/*/*/*")))
+    assert trained < min(path.stat().st_mtime_ns for path in (done / "answers").iterdir())
+
+
+def test_a_frozen_arm_is_what_scikit_learn_makes_of_the_features(done: Path, images: tuple[Source, Source]) -> None:
+    run = done / "runs" / "scratch" / "seed-1"
+    x, x_test = (extract({"": load_encoder(run)}, one, read_config(run).data, device=CPU) for one in images)
+    mean, std = x.vectors[""].double().mean(0), x.vectors[""].double().std(0, correction=0)
+    facts = read_json(done / "answers" / "scratch_frozen-seed-1.json")
+    for one in labels.budgets(images[0], 2)[0]:
+        names = done / "labels" / f"{one.key}-seed-1.txt"
+        rows = from_list(images[0], names)
+        assert rows.tolist() == one.images[1].tolist()
+        classifier = LogisticRegression(C=1 / facts["penalties"][one.key], tol=1e-9, max_iter=10_000)
+        classifier.fit(((x.vectors[""] - mean) / std).numpy()[rows], x.labels.numpy()[rows])
+        expected = classifier.predict(((x_test.vectors[""] - mean) / std).numpy())
+        assert (answers(done, "scratch_frozen", 1)[one.key] == expected).mean() > 0.98
+
+
+def test_a_tuned_arm_is_a_fine_tuning_by_hand(done: Path, images: tuple[Source, Source], tmp_path: Path) -> None:
+    run, train = done / "runs" / "adapted" / "seed-0", images[0]
+    labelled = train.subset(labels.budgets(train, 2)[0][2].images[0])
+    stored = read_json(done / "tuned" / "adapted" / "labels_5-seed-0" / "result.json")
+    settings = FineTune(**{**stored["settings"], "view": TuningSettings().view.__class__(**stored["settings"]["view"]),
+                           "rates": tuple(map(tuple, stored["settings"]["rates"]))})  # fmt: skip
+    encoder = load_encoder(run)
+    outcome = fine_tune(
+        encoder, 16, labelled, images[1], read_config(run).data,
+        settings=settings, folder=tmp_path / "t", device=CPU, display=Display(quiet=True), seed=0,
+    )  # fmt: skip
+    assert answers(done, "adapted_tuned", 0)["labels_5"].tolist() == outcome.scores.argmax(1).tolist()
+    assert stored["train_accuracy"] == outcome.train_accuracy
+
+
+def test_differences_are_paired(done: Path, images: tuple[Source, Source]) -> None:
+    true, results = images[1].labelled()[0], read_json(done / "worth.json")
+    gains = np.stack([
+        (answers(done, "adapted_frozen", seed)["all"] == true).astype(float)
+        - (answers(done, "scratch_frozen", seed)["all"] == true)
+        for seed in range(2)
+    ])  # fmt: skip
+    pair = {"a": "adapted_frozen", "b": "scratch_frozen", "budget": "all"}
+    (row,) = [row for row in results["differences"] if row.items() >= pair.items()]
+    assert (row["mean"], row["low"], row["high"]) == pytest.approx(crossed_mean(gains))
+
+
+def test_the_page_and_the_terminal(done: Path) -> None:
+    page, out = (done / "worth.html").read_text(), (done.parent / "out").read_text()
+    for text in ("Was pre-training worth it?", "labelled images a class", "public 12 px", "Costs in minutes",
+                 "no difference is supported", "those of 12 pixels"):  # fmt: skip
+        assert text in page, text
+    assert "adapted tuned" in out and "results w/worth.json" in out and "no difference is supported" in out
+    assert "src=" not in page and "http" not in page.replace("http-equiv", "").replace("http://www.w3.org", "")
+
+
+@pytest.mark.parametrize("kills", [[0, 2], pytest.param([0, 1, 2, 3], marks=pytest.mark.slow)])
+def test_a_killed_command_resumes_and_ends_alike(done: Path, public: Path, tmp_path: Path, kills: list[int]) -> None:
+    """Killed in a pre-training, in a training with labels, between the files of an answer, and in a second answer."""
+    shutil.copy(public / "public.safetensors", tmp_path)
+    kill = f"os.kill(os.getpid(), {int(signal.SIGKILL)})"
+    stops = [
+        "import matrix_ssl.training.engine as e; real = e.Engine.update\n"
+        f"def stop(self, *rest):\n    if self.task.step == 2 and 'adapted' in str(self.folder): {kill}\n"
+        "    return real(self, *rest)\ne.Engine.update = stop; e._SECONDS_BETWEEN_CHECKPOINTS = 0.0",
+        "import matrix_ssl.compare.worth.training as t; real = t.save_weights\n"
+        f"def stop(path, *rest):\n    if 'public' in str(path) and 'labels_5' in str(path): {kill}\n"
+        "    return real(path, *rest)\nt.save_weights = stop",
+        "import matrix_ssl.compare.worth.measuring as m; real = m.write_json\n"
+        f"def stop(path, *rest):\n    if 'public_small' in str(path): {kill}\n"
+        "    return real(path, *rest)\nm.write_json = stop",
+        "import matrix_ssl.compare.worth.training as t; real = t.load_classifier\n"
+        f"def stop(folder, *rest):\n    if 'adapted' in str(folder) and 'all' in str(folder): {kill}\n"
+        "    return real(folder, *rest)\nt.load_classifier = stop",
+    ]  # fmt: skip
+    for number in kills:
+        assert runs.run(tmp_path, worth(seeds=1), before=f"import os; {stops[number]}").code == -signal.SIGKILL
+    ended = succeed(tmp_path, worth(seeds=1))
+    assert "no difference is supported" in ended.out or "gains" in ended.out or "behind" in ended.out
+    for arm in ARMS:
+        assert {key: value.tolist() for key, value in answers(tmp_path / "w", arm, 0).items()} == {
+            key: value.tolist() for key, value in answers(done, arm, 0).items()
+        }, arm
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "w" / "answers").iterdir()}
+    succeed(tmp_path, worth(seeds=1))
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "w" / "answers").iterdir()}
+
+
+def test_a_folder_belongs_to_its_plan(done: Path) -> None:
+    assert "with other settings (seeds: 2 -> 1)" in fail(done.parent, worth(seeds=1))
+    assert "(tuning.steps: 2 -> 3)" in fail(done.parent, worth("--tune-set", "steps=3"))
+
+
+def test_images_without_labels_or_weights_are_refused_before_anything_is_written(public: Path) -> None:
+    make_images(public / "plain", 4)
+    message = fail(public, worth("--out", "x", data="plain"))
+    assert message == "'plain' has no labels to compare by: put each class in a folder of its own."
+    assert "absent.safetensors" in fail(public, worth("--out", "x", "--from", "absent.safetensors"))
+    assert "Unknown setting 'step'" in fail(public, worth("--out", "x", "--tune-set", "step=3"))
+    assert not (public / "x").exists()
