@@ -1,5 +1,6 @@
 """The benchmarks: the published form is the published one, the scripts run, and what the pages say of them is so."""
 
+import hashlib
 import importlib
 import json
 import shutil
@@ -13,10 +14,14 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import harness
+from benchmarks.experiments import splits
 from benchmarks.pages import plots
 from benchmarks.pages import tables as pages
 from benchmarks.speed import loss_variants, losses, published, spectra
 from benchmarks.speed import views as speed
+from matrix_ssl.data.packed import read_shard
+from matrix_ssl.data.randomness import permutation
+from matrix_ssl.errors import DataError
 from matrix_ssl.losses import matrix_ssl_loss
 
 ROOT = Path(__file__).parents[2]
@@ -329,6 +334,66 @@ class TestTaylorGradients:
         axes = plots.taylor_gradients(TAYLOR).axes
         assert [axis.get_title() for axis in axes[:3]] == ["error, 4 terms", "cosine, 4 terms", "error, spectrum 1/k"]
         assert all(title in drawn for title in ("error, 4 terms", "cosine, 4 terms", "error, spectrum 1/k"))
+
+
+class TestSplits:
+    """``splits`` packs what no subset of seed 0 has had, and nothing that differs from its record."""
+
+    @pytest.fixture
+    def root(self, tmp_path, monkeypatch):
+        r = np.random.default_rng(0)
+        for name, count in (("a", 30), ("b", 20)):
+            sizes = r.integers(4, 9, count)
+            content = r.integers(0, 256, sizes.sum(), dtype=np.uint8)
+            labels = {"y": r.integers(0, 3, count), "classes": np.array(["x", "y", "z"])}
+            np.savez(tmp_path / f"{name}.npz", jpeg=content, offs=np.cumsum([0, *sizes]), **labels)
+        both = ("a.npz", "b.npz")
+        parts = {"set/train": (both, 10, 35), "set/test": (both, 35, 45), "set/val": (("b.npz",), 0, None, False)}
+        monkeypatch.setattr(splits, "PARTS", {name: splits.Part(*values) for name, values in parts.items()})
+        return tmp_path
+
+    @staticmethod
+    def images(*files):
+        """Bytes and label of every image."""
+        shards = [read_shard(file) for file in files]
+        return [
+            (shard.content[start:end].numpy().tobytes(), int(label), tuple(shard.classes))
+            for shard in shards
+            for start, end, label in zip(shard.offsets[:-1], shard.offsets[1:], shard.labels, strict=True)
+        ]
+
+    def test_parts_are_disjoint_from_each_other_and_from_every_earlier_subset(self, root):
+        out = root / "out" / "set"
+        run("experiments.splits", "--data-root", root, "--out", root / "out", "--record", root / "splits.json")
+        whole, train, test, val = (
+            self.images(*files)
+            for files in ((root / "a.npz", root / "b.npz"), *([out / f"{n}.npz"] for n in ("train", "test", "val")))
+        )
+        earlier = [whole[i] for i in permutation(50, 0)[:10]]
+        assert len(set(whole)) == 50 and (len(train), len(test)) == (25, 10)
+        assert len({*earlier, *train, *test}) == 45 and {*earlier, *train, *test} < set(whole)
+        assert train == [image for image in whole if image in train] and val == whole[30:]
+
+    def test_a_file_that_is_not_the_recorded_one_is_an_error_and_nothing_is_written(self, root):
+        arguments = ("--data-root", root, "--record", root / "splits.json")
+        run("experiments.splits", *arguments, "--out", root / "out")
+        run("experiments.splits", *arguments, "--out", root / "again")
+        with np.load(root / "b.npz") as file:
+            changed = dict(file)
+        changed["y"][0] = (changed["y"][0] + 1) % 3
+        np.savez(root / "b.npz", **changed)
+        with pytest.raises(DataError, match=r"splits\.json: set/train, set/test, set/val differs; use the files that"):
+            run("experiments.splits", *arguments, "--out", root / "third")
+        assert (root / "again" / "set" / "test.npz").exists() and not (root / "third").exists()
+
+    def test_the_record_is_of_the_rule(self):
+        record = json.loads((RESULTS / "splits.json").read_text())
+        assert record["rule"] == splits.RULE and record["parts"].keys() == splits.PARTS.keys()
+        for name, part in splits.PARTS.items():
+            count = 50_000 if name.startswith("cifar10") else 9_469 if part.shuffled else 3_925
+            chosen = splits.places(part, count)
+            assert record["parts"][name]["images"] == sum(record["parts"][name]["of_each_class"]) == len(chosen)
+            assert record["parts"][name]["places_sha256"] == hashlib.sha256(chosen.astype("<i8").tobytes()).hexdigest()
 
 
 def test_page_of_speed_is_of_the_results():
