@@ -110,6 +110,8 @@ class OptimizerConfig:
     # factor of the rate from each depth of the encoder to the one below, ``training.layers``; 1: one rate for all
     layer_decay: Annotated[float, Gt(0), Le(1)] = 1.0
     frozen_epochs: NonNegativeFloat = 0.0  # at the start, in which the heads learn and the encoder's weights stay
+    # BatchNorm of the encoder normalises by its running statistics in training, too, and those stay as they are
+    frozen_statistics: bool = False
 
 
 @settings

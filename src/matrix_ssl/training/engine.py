@@ -62,7 +62,7 @@ class Engine(Generic[Batch, Output]):
         if self.is_fresh and task.plan.saves_start:
             self.save_start()
         self.forward = distributed.wrap(task.module)
-        task.module.train()
+        task.train_mode()
         self.saved = time.monotonic()
         with (
             signals.collected() as received,

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from matrix_ssl import distributed
 from matrix_ssl.config import RunConfig
@@ -89,6 +90,14 @@ class PreTraining(Task[Batch, StepOutput]):
             **{name: int(count) for name, count in self.events.items()},
             "data": {"name": self.source.name, "images": len(self.source)},
         }
+
+    def train_mode(self) -> None:
+        super().train_mode()
+        if self.config.optimizer.frozen_statistics:
+            for encoder in filter(None, (self.method.encoder, self.method.teacher_encoder())):
+                for module in encoder.modules():
+                    if isinstance(module, _BatchNorm):
+                        module.eval()
 
     def batches(self, start: int, stop: int) -> Generator[Batch, None, None]:
         yield from self.loader.iterate(start, stop)
@@ -180,7 +189,7 @@ class PreTraining(Task[Batch, StepOutput]):
         self.method.encoder.eval()
         with self.clock.stopped(), torch.no_grad():
             values = observe(self.method.encoder)
-        self.method.encoder.train()
+        self.train_mode()
         return values
 
     def _is_moment(self, count: int) -> bool:

@@ -112,6 +112,10 @@ class Task(ABC, Generic[Batch, Output]):
         self.skipped: dict[str, str] = {}
         self.observer = Observer()
 
+    def train_mode(self) -> None:
+        """Puts every layer into the mode in which it is trained."""
+        self.module.train()
+
     @abstractmethod
     def batches(self, start: int, stop: int) -> Generator[Batch, None, None]:
         """This process's batches of the steps from ``start`` to ``stop`` - 1."""
