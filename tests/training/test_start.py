@@ -249,7 +249,7 @@ def test_files_that_hold_no_fitting_encoder(tmp_path: Path) -> None:
 def test_only_pretraining_starts_from_weights(first: Path) -> None:
     config = configure("demo", None, assignments(first))
     source = open_source("digits", split="train", data_root=None)
-    with pytest.raises(ConfigError, match="only matrix-ssl pretrain starts from weights"):
+    with pytest.raises(ConfigError, match="this command starts no training from weights"):
         setup.prepare(config, source=source, device=CPU, display=Display(quiet=True))
 
 

@@ -86,7 +86,7 @@ def prepare(
     """
     if config.start.reference and not config.start.tensors:
         raise ConfigError(
-            f"start.reference={config.start.reference}: only matrix-ssl pretrain starts from weights; remove it."
+            f"start.reference={config.start.reference}: this command starts no training from weights; remove it."
         )
     _check_channels(source, config)
     source = choose_subset(source, config.data.subset, seed=config.seed)
