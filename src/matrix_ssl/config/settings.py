@@ -42,7 +42,9 @@ Precision = Literal["auto", "float32", "bfloat16", "float64"]  # auto: bfloat16 
 class DataConfig:
     """Where the images come from and how they become tensors."""
 
-    source: str = ""  # a folder, a packed .npz file, or the name of a dataset; empty: --data is required
+    # a folder, a packed .npz file or the name of a dataset, or several; memory:WHAT: in the memory of a program; empty:
+    # --data is required
+    source: str | tuple[str, ...] = ""
     images: int = 0  # their number: filled in when a run starts
     digest: str = ""  # of their content, ``Source.digest``: filled in when a run starts; empty in older runs
     subset: NonNegativeInt = 0  # use only this many images, a random choice fixed by the seed; 0: all

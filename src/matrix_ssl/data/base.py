@@ -28,9 +28,11 @@ class Source(ABC):
         labels: int64 (n,), or None when unlabelled.
         classes: the name of every label, or None when unlabelled.
         images: the whole dataset, uint8 (n, channels, h, w), when it is in memory; else None.
+        crops_are_rounded: evaluation rounds the crops of such a dataset to 8 bits, as it does those of files.
     """
 
     images: torch.Tensor | None = None
+    crops_are_rounded = False
 
     def __init__(self, name: str, *, channels: int, labels: Labels, classes: Classes):
         if (labels is None) != (classes is None):
@@ -52,6 +54,12 @@ class Source(ABC):
     @abstractmethod
     def subset(self, indices: ArrayLike) -> "Source":
         """The images at ``indices`` (integers), in that order, with their labels and the same class names."""
+
+    def copy(self) -> Self:
+        """A shallow copy, to become a different dataset: what was computed of this one is dropped."""
+        other = copy.copy(self)
+        vars(other).pop("digest", None)
+        return other
 
     def labelled(self) -> tuple[NDArray[np.int64], list[str]]:
         """Labels (n,) and the names of the classes; DataError where there are none."""
@@ -123,8 +131,7 @@ class PlacedSource(Source):
 
     def subset(self, indices: ArrayLike) -> Self:
         rows = as_indices(indices, len(self))
-        subset = copy.copy(self)
-        vars(subset).pop("digest", None)  # cached, of the whole dataset
+        subset = self.copy()
         subset.labels = None if self.labels is None else self.labels[rows]
         subset.places = self.places.take(rows)
         return subset

@@ -20,7 +20,7 @@ from matrix_ssl.data.images import decode_image, read_image
 from matrix_ssl.errors import DataError, import_extra
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, DatasetDict
 
 _TEST_NAMES = ("test", "validation")
 _SAVED_TO_DISK = ("dataset_dict.json", "dataset_info.json")
@@ -73,25 +73,31 @@ def load_splits(location: str) -> "tuple[Dataset, Dataset | None]":
             loaded = open_dataset(datasets.load_dataset, source, place=f"hf:{location}")
     except (OSError, ValueError, RuntimeError) as error:
         raise DataError(f"hf:{location}: the package 'datasets' cannot open it ({error}).") from error
+    return choose_splits(loaded, f"hf:{location}")
+
+
+def choose_splits(loaded: "Dataset | DatasetDict", place: str) -> "tuple[Dataset, Dataset | None]":
+    """The training split and, where there is one, the test split of what the package has opened."""
+    import datasets
+
     if isinstance(loaded, datasets.Dataset):
         return loaded, None
     if "train" not in loaded:
-        raise DataError(f"hf:{location}: no split 'train', only {', '.join(loaded)}; save it as a single split.")
+        raise DataError(f"{place}: no split 'train', only {', '.join(loaded)}; save it as a single split.")
     return loaded["train"], next((loaded[name] for name in _TEST_NAMES if name in loaded), None)
 
 
-def open_split(location: str, split: "Dataset") -> PlacedSource:
+def open_split(split: "Dataset", *, where: str, name: str) -> PlacedSource:
     """Opens a split: images from its first image column, labels from its first class column, or one named "label"."""
     import datasets
 
     features = split.features
-    where = f"hf:{location}/{split.split or 'train'}"
     images = [key for key, feature in features.items() if isinstance(feature, datasets.Image)]
     if not images:
         raise DataError(f"{where}: no column holds images; its columns are {', '.join(features)}.")
     if not len(split):
         raise DataError(f"{where}: no images; choose a split that has some.")
-    column = split.select_columns(images[0]).rename_column(images[0], "image")
+    column = split.with_format(None).select_columns(images[0]).rename_column(images[0], "image")
     column = column.cast_column("image", datasets.Image(decode=False))
     labelled = [key for key, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
     labelled += [key for key in ("label",) if key in features]
@@ -101,4 +107,4 @@ def open_split(location: str, split: "Dataset") -> PlacedSource:
         names = getattr(features[labelled[0]], "names", None)
         labels, classes = as_labels(values, names, len(split), where=where)
     places = Places.whole([where], [len(split)])
-    return in_memory(HuggingFaceSource(Path(location).name, column, places, labels=labels, classes=classes))
+    return in_memory(HuggingFaceSource(name, column, places, labels=labels, classes=classes))

@@ -52,8 +52,7 @@ def decode_image(content: bytes, where: str) -> torch.Tensor:
         with quiet_pillow(), Image.open(io.BytesIO(content), formats=_FORMATS) as image:
             if not (image.width and image.height):
                 raise UnreadableImage(where, "the image has no pixels")
-            _turn_upright(image)
-            pixels = np.asarray(_to_rgb(image, where))
+            return _upright_pixels(image, where)
     except UnidentifiedImageError:
         raise UnreadableImage(where, "not an image, or its first bytes are damaged") from None
     except Image.DecompressionBombError:
@@ -61,7 +60,12 @@ def decode_image(content: bytes, where: str) -> torch.Tensor:
         raise UnreadableImage(where, f"the image is larger than {limit:,} pixels (decompression-bomb limit)") from None
     except _DECODER_ERRORS as error:
         raise UnreadableImage(where, f"damaged image ({str(error) or type(error).__name__})") from None
-    return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+
+
+def to_tensor(image: Image.Image, where: str) -> torch.Tensor:
+    """An image of Pillow, which stays as it is, as ``decode_image`` gives those of files."""
+    with quiet_pillow():
+        return _upright_pixels(image.copy(), where)
 
 
 def read_or_replace(read: Callable[[int], Pixels], index: int, count: int) -> tuple[Pixels, int, list[Unreadable]]:
@@ -92,6 +96,12 @@ def quiet_pillow() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
+
+
+def _upright_pixels(image: Image.Image, where: str) -> torch.Tensor:
+    """uint8 (3, h, w); turns the image itself."""
+    _turn_upright(image)
+    return torch.from_numpy(np.asarray(_to_rgb(image, where)).transpose(2, 0, 1).copy())
 
 
 def _turn_upright(image: Image.Image) -> None:

@@ -118,7 +118,7 @@ def evaluation_batches(
 
     Each batch is the indices (m,) of readable images, their pixels (m, c, s, s) in [0, 1], and the unreadable images.
     """
-    if source.images is not None:
+    if source.images is not None and not source.crops_are_rounded:
         box = augment.centre_box(data.crop_fraction, *source.images.shape[-2:])
         for start in range(0, len(source), batch_size):
             images = source.images[start : start + batch_size].to(device)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -15,9 +15,13 @@ import torch
 from matrix_ssl.data import huggingface
 from matrix_ssl.data.base import MemorySource, Places, Source, as_labels
 from matrix_ssl.data.folder import find_split_folders, holds_images, is_image, open_folder, packed_files
+from matrix_ssl.data.joined import JoinedSource
 from matrix_ssl.data.packed import open_packed, split_packed
 from matrix_ssl.data.randomness import permutation
 from matrix_ssl.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 TORCHVISION_SETS = ("cifar10", "cifar100", "stl10", "stl10-unlabeled")
 NAMED_SETS = ("digits", *TORCHVISION_SETS)
@@ -25,6 +29,7 @@ Split = Literal["train", "test"]
 
 _DIGITS_TEST = 360
 DATA_ROOT_VARIABLE = "MATRIX_SSL_DATA"
+IN_MEMORY = "memory:"  # how ``data.source`` begins where the images were in the memory of a program
 
 
 @dataclass(frozen=True)
@@ -33,15 +38,20 @@ class Splits:
 
     train: Callable[[], Source]
     test: Callable[[], Source] | None
+    memory: str = ""  # what the dataset is, such as "array", where it exists in the memory of this process alone
 
 
-def open_source(name_or_path: str, *, split: Split, data_root: Path | None, download: bool = False) -> Source:
+Data = str | tuple[str, ...] | Splits  # a name or path, several of them, or a dataset that is opened already
+
+
+def open_source(data: Data, *, split: Split, data_root: Path | None, download: bool = False) -> Source:
     """Opens one split of a dataset.
 
     Args:
-        name_or_path: a folder (``folder.find_split_folders`` describes the layouts), a packed .npz file or a folder of
-            them, ``hf:NAME``, or the name of a dataset. The names in ``NAMED_SETS`` always mean these datasets; for a
-            folder of that name write ``./cifar10``. Any other name may also be a folder in the data root.
+        data: a folder (``folder.find_split_folders`` describes the layouts), a packed .npz file or a folder of them,
+            ``hf:NAME``, or the name of a dataset. The names in ``NAMED_SETS`` always mean these datasets; for a folder
+            of that name write ``./cifar10``. Any other name may also be a folder in the data root. Several of them are
+            one dataset. An object of Python becomes a dataset by ``objects.as_data``.
         split: ``"train"`` or ``"test"``. Without a test split, the training split is the whole dataset.
         data_root: the folder that holds named datasets; None: the environment variable MATRIX_SSL_DATA.
         download: let torchvision fetch a named dataset that is absent.
@@ -50,20 +60,20 @@ def open_source(name_or_path: str, *, split: Split, data_root: Path | None, down
         DataError: the dataset is absent, empty or damaged, or has no such split.
         MissingExtra: ``hf:`` without the package ``datasets``.
     """
-    splits = find_splits(name_or_path, data_root=data_root, download=download)
+    splits = find_splits(data, data_root=data_root, download=download)
     if split == "train":
         return splits.train()
     if splits.test is None:
         raise DataError(
-            f"{name_or_path} has no test split: no folder or .npz file is named test or val; "
+            f"{describe(data)} has no test split: no folder or .npz file is named test or val; "
             f"add one, or hold out some of the training images."
         )
     return splits.test()
 
 
-def has_test_split(name_or_path: str, *, data_root: Path | None, download: bool = False) -> bool:
+def has_test_split(data: Data, *, data_root: Path | None, download: bool = False) -> bool:
     """Whether ``open_source`` can open the split "test"; where not, ``split_source`` holds one out."""
-    return find_splits(name_or_path, data_root=data_root, download=download).test is not None
+    return find_splits(data, data_root=data_root, download=download).test is not None
 
 
 def split_source(source: Source, fraction: float, seed: int) -> tuple[Source, Source]:
@@ -96,10 +106,48 @@ def choose_subset(source: Source, count: int, *, seed: int) -> Source:
     return source.subset(np.sort(permutation(len(source), seed)[:count]))
 
 
-def find_splits(name_or_path: str, *, data_root: Path | None, download: bool = False) -> Splits:
+def describe(data: Data) -> str:
+    """A dataset as ``config.json`` and messages name it; several with commas between."""
+    if isinstance(data, Splits):
+        return f"{IN_MEMORY}{data.memory}"
+    return data if isinstance(data, str) else ", ".join(data)
+
+
+def find_splits(data: Data, *, data_root: Path | None, download: bool = False) -> Splits:
     """Finds a dataset without reading its images; arguments and errors as in ``open_source``."""
+    if isinstance(data, Splits):
+        return data
+    if isinstance(data, tuple):
+        return _several(data, data_root, download)
+    return _find(data, data_root=data_root, download=download)
+
+
+def _several(names: tuple[str, ...], data_root: Path | None, download: bool) -> Splits:
+    """The training splits of several datasets as one, and the test splits of those that have one."""
+    if not names:
+        raise DataError("The list of datasets is empty; name a folder.")
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise DataError(f"{twice[0]} is named twice; name every dataset once.")
+    splits = [_find(name, data_root=data_root, download=download) for name in names]
+    tests = [one.test for one in splits if one.test is not None]
+
+    def train() -> Source:
+        return JoinedSource([one.train() for one in splits])
+
+    def test() -> Source:
+        return JoinedSource([opener() for opener in tests], classes=train().classes)
+
+    return Splits(train, test if tests else None)
+
+
+def _find(name_or_path: str, *, data_root: Path | None, download: bool) -> Splits:
     if not name_or_path:
         raise DataError(f"The dataset is empty; name a folder, an .npz file or one of {', '.join(NAMED_SETS)}.")
+    if name_or_path.startswith(IN_MEMORY):
+        raise DataError(
+            f"The images of this run were in the memory of a program ({name_or_path.removeprefix(IN_MEMORY)}), not in "
+            f"a file: name images with --data, or in Python pass them again as data."
+        )
     if name_or_path.startswith("hf:"):
         return _hugging_face(name_or_path.removeprefix("hf:"))
     if name_or_path == "digits":
@@ -159,8 +207,12 @@ def _torchvision(name: str, root: Path | None, *, download: bool) -> Splits:
 
 def _hugging_face(location: str) -> Splits:
     train, test = huggingface.load_splits(location)
-    open_train = partial(huggingface.open_split, location, train)
-    return Splits(open_train, None if test is None else partial(huggingface.open_split, location, test))
+
+    def open_split(split: "Dataset") -> Source:
+        where = f"hf:{location}/{split.split or 'train'}"
+        return huggingface.open_split(split, where=where, name=Path(location).name)
+
+    return Splits(partial(open_split, train), None if test is None else partial(open_split, test))
 
 
 def _exists(path: Path) -> bool:

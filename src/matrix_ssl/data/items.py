@@ -1,0 +1,128 @@
+"""Map-style datasets of PyTorch, and sequences: every item is an image, a pair (image, label) or a dictionary."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from matrix_ssl.data.base import MEMORY_LIMIT, Classes, Labels, MemorySource, PlacedSource, Places, as_labels
+from matrix_ssl.data.pixels import as_image
+from matrix_ssl.errors import DataError, UnreadableImage
+
+_IMAGE_KEYS = ("image", "img", "pixel_values", "images")  # of dictionaries, in the order of preference
+_LABEL_KEYS = ("label", "labels", "target", "fine_label")
+
+
+class ItemSource(PlacedSource):
+    """Items that are asked for their image whenever it is read."""
+
+    def __init__(
+        self, name: str, items: Any, sizes: NDArray[np.int64], *, channels: int, labels: Labels, classes: Classes
+    ):
+        places = Places.whole([name], [len(sizes)])
+        super().__init__(name, places, channels=channels, labels=labels, classes=classes)
+        self._items, self._sizes = items, sizes
+
+    def read(self, index: int) -> torch.Tensor:
+        image = read_item(self._items, int(self.places.entry[index]), self.where(index))[0]
+        return image.expand(self.channels, -1, -1) if len(image) == 1 else image
+
+    def _stored(self) -> tuple[Sequence[str], NDArray[np.int64]]:
+        return [], self._sizes[self.places.entry]
+
+
+def open_items(items: Any) -> PlacedSource:
+    """Reads a dataset once from the first item to the last; in memory where all have one shape and there is room.
+
+    It is labelled where every item has an integer or a text; ``items.classes`` names the integers.
+
+    Raises:
+        DataError: it is empty, an item is no image or cannot be read, or the first is a different image each time.
+    """
+    name, count = type(items).__name__, len(items)
+    if not count:
+        raise DataError(f"{name}: there are no images; choose a dataset that has some.")
+    sizes = np.empty(count, dtype=np.int64)
+    labels: list[Any] = []
+    together: torch.Tensor | None = None
+    rendered, channels = False, 1
+    for index in range(count):
+        try:
+            image, label, is_rendered = read_item(items, index, f"{name}[{index}]")
+        except UnreadableImage as error:
+            raise DataError(f"{error.where} cannot be read ({error.reason}); remove it from the dataset.") from error
+        if index == 0 and count * image.numel() <= MEMORY_LIMIT:
+            together = torch.empty((count, *image.shape), dtype=torch.uint8)
+        if together is not None and image.shape == together.shape[1:]:
+            together[index] = image
+        else:
+            together = None
+        sizes[index] = image.numel()
+        labels.append(label)
+        rendered, channels = rendered or is_rendered, max(channels, len(image))
+    _check_repeats(items, name)
+    values, classes = _labels(labels, items, name)
+    if together is None:
+        return ItemSource(name, items, sizes, channels=channels, labels=values, classes=classes)
+    source = MemorySource(name, together, Places.whole([name], [count]), labels=values, classes=classes)
+    source.crops_are_rounded = rendered
+    return source
+
+
+def read_item(items: Any, index: int, where: str) -> tuple[torch.Tensor, Any, bool]:
+    """The pixels uint8 (c, h, w) and the label of an item, and whether it is an image of Pillow, as of a file.
+
+    Raises:
+        UnreadableImage: it cannot be opened.
+        DataError: it is no image.
+    """
+    try:
+        image, label = _split(items[index], where)
+        return as_image(image, where), label, isinstance(image, Image.Image)
+    except (OSError, UnidentifiedImageError) as error:
+        raise UnreadableImage(where, str(error) or type(error).__name__) from error
+
+
+def _split(item: Any, where: str) -> tuple[Any, Any]:
+    if isinstance(item, Mapping):
+        key = next((key for key in _IMAGE_KEYS if key in item), None)
+        if key is None:
+            raise DataError(
+                f"{where} has the keys {', '.join(map(str, item))}: expected one of {', '.join(_IMAGE_KEYS)}."
+            )
+        return item[key], next((item[key] for key in _LABEL_KEYS if key in item), None)
+    if isinstance(item, (tuple, list)):
+        if not item:
+            raise DataError(f"{where} is empty: expected an image or a pair of image and label.")
+        return item[0], item[1] if len(item) == 2 else None
+    return item, None
+
+
+def _check_repeats(items: Any, name: str) -> None:
+    first, second = (read_item(items, 0, f"{name}[0]")[0] for _ in range(2))
+    if first.shape != second.shape or not torch.equal(first, second):
+        raise DataError(
+            f"{name}[0] is a different image each time: remove its random transforms, the views are made here."
+        )
+
+
+def _labels(labels: Sequence[Any], items: Any, name: str) -> tuple[Labels, Classes]:
+    values = [_plain(label) for label in labels]
+    if all(isinstance(value, str) for value in values):
+        classes = sorted(set(values))
+        return np.array([classes.index(value) for value in values], dtype=np.int64), classes
+    if not all(isinstance(value, int) and value >= 0 for value in values):
+        return None, None
+    known = getattr(items, "classes", None) or getattr(getattr(items, "dataset", None), "classes", None)
+    named = isinstance(known, Sequence) and not isinstance(known, str) and len(known) > max(values)
+    return as_labels(np.array(values, dtype=np.int64), known if named else None, len(values), where=name)
+
+
+def _plain(label: Any) -> Any:
+    """A single number or text as such; None for any other label."""
+    if isinstance(label, (np.ndarray, np.generic, torch.Tensor)):
+        return label.tolist() if label.ndim == 0 else None
+    return label

@@ -1,0 +1,84 @@
+"""Several datasets as one, in the order in which they are named."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from matrix_ssl.data.base import MEMORY_LIMIT, Classes, Labels, Source, as_indices
+from matrix_ssl.errors import DataError
+
+
+class JoinedSource(Source):
+    """The images of several datasets; a subset shares them and holds fewer places.
+
+    It is labelled where all of them are, with the classes of all, sorted by name, or with ``classes``, those of the
+    training split. Its identity is that of a single dataset with the same images in the same order.
+    """
+
+    def __init__(self, parts: Sequence[Source], *, classes: Classes = None):
+        first = parts[0]
+        for part in parts[1:]:
+            if part.channels != first.channels:
+                raise DataError(
+                    f"{first.name!r} has {first.channels} channels and {part.name!r} has {part.channels}: "
+                    f"name datasets of one kind together."
+                )
+        labels, classes = _labels(parts, classes)
+        super().__init__(joined_name([p.name for p in parts]), channels=first.channels, labels=labels, classes=classes)
+        self._parts = parts
+        self._part = np.repeat(np.arange(len(parts), dtype=np.int32), [len(part) for part in parts])
+        self._row = np.concatenate([np.arange(len(part), dtype=np.int64) for part in parts])
+        self.images = _together([part.images for part in parts])
+
+    def __len__(self) -> int:
+        return len(self._row)
+
+    def read(self, index: int) -> torch.Tensor:
+        return self._parts[self._part[index]].read(int(self._row[index]))
+
+    def where(self, index: int) -> str:
+        return self._parts[self._part[index]].where(int(self._row[index]))
+
+    def subset(self, indices: ArrayLike) -> "JoinedSource":
+        rows = as_indices(indices, len(self))
+        subset = self.copy()
+        subset.labels = None if self.labels is None else self.labels[rows]
+        subset._part, subset._row = self._part[rows], self._row[rows]
+        subset.images = None if self.images is None else self.images[torch.from_numpy(rows)]
+        return subset
+
+    def _stored(self) -> tuple[Sequence[str], NDArray[np.int64]]:
+        names, sizes = zip(*(part._stored() for part in self._parts), strict=True)
+        start = np.cumsum([0, *map(len, self._parts)])[self._part] + self._row
+        every = [name for part, own in zip(self._parts, names, strict=True) for name in own or [""] * len(part)]
+        return [every[k] for k in start.tolist()] if any(names) else [], np.concatenate(sizes)[start]
+
+    def _read_start(self, index: int, count: int) -> bytes:
+        return self._parts[self._part[index]]._read_start(int(self._row[index]), count)
+
+
+def joined_name(names: Sequence[str]) -> str:
+    """A short name for several datasets: the first three names, and the number of the others."""
+    return "-".join([*names[:3], *([f"{len(names) - 3}-more"] if len(names) > 3 else [])])
+
+
+def _labels(parts: Sequence[Source], classes: Classes) -> tuple[Labels, Classes]:
+    if any(part.labels is None for part in parts):
+        return None, None
+    own = [part.labelled() for part in parts]
+    present = {name for _, names in own for name in names}
+    classes = classes or sorted(present)
+    if unknown := present - set(classes):
+        raise DataError(f"The class {min(unknown)!r} of the test images is not in the training images; remove it.")
+    number = {name: k for k, name in enumerate(classes)}
+    labels = [np.array([number[name] for name in names], dtype=np.int64)[values] for values, names in own]
+    return np.concatenate(labels), classes
+
+
+def _together(images: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
+    """The pixels of all datasets, where each has them in memory and in one shape."""
+    present = [one for one in images if one is not None]
+    same = len(present) == len(images) and len({one.shape[1:] for one in present}) == 1
+    return torch.cat(present) if same and sum(one.numel() for one in present) <= MEMORY_LIMIT else None

@@ -1,0 +1,114 @@
+"""Datasets that are objects of Python: arrays, datasets of PyTorch and of Hugging Face, sequences of images.
+
+Their identity is their content, as that of files. Pixels are uint8, or floating point in [0, 1], which is rounded to
+8 bits.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import IterableDataset
+
+from matrix_ssl.data import huggingface
+from matrix_ssl.data.base import MemorySource, Places, Source, as_labels
+from matrix_ssl.data.items import open_items
+from matrix_ssl.data.pixels import as_images
+from matrix_ssl.data.sources import IN_MEMORY, NAMED_SETS, Data, Splits
+from matrix_ssl.errors import DataError
+
+_EXPECTED = (
+    "expected a folder, a list of folders, a packed file, the name of a dataset, an array of images, (images, labels), "
+    "a torch.utils.data.Dataset or a dataset of Hugging Face"
+)
+
+
+def as_data(data: object) -> Data:
+    """What ``open_source`` takes, for everything that a user may call images.
+
+    Args:
+        data: a path or a name, or a list of them; an array or tensor of images, as ``pixels.as_images`` takes it; two
+            of them, images and integer labels; a map-style dataset of PyTorch or a sequence, of images, of pairs
+            (image, label) or of dictionaries; a ``Dataset`` or ``DatasetDict`` of Hugging Face.
+
+    Raises:
+        DataError: it is none of these.
+    """
+    if isinstance(data, Splits):
+        return data
+    if isinstance(data, (str, os.PathLike)):
+        return _location(data)
+    if isinstance(data, (list, tuple)) and data and all(isinstance(one, (str, os.PathLike)) for one in data):
+        return tuple(_location(one) for one in data) if len(data) > 1 else _location(data[0])
+    if isinstance(data, (np.ndarray, torch.Tensor)):
+        return _in_memory(partial(_open_array, data, None), "array")
+    if isinstance(data, tuple) and len(data) == 2 and isinstance(data[0], (np.ndarray, torch.Tensor)):
+        return _in_memory(partial(_open_array, *data), "array")
+    name = type(data).__name__
+    if (hugging_face := sys.modules.get("datasets")) is not None:
+        if isinstance(data, hugging_face.Dataset | hugging_face.DatasetDict):
+            return _hugging_face(data)
+        if isinstance(data, hugging_face.IterableDataset | hugging_face.IterableDatasetDict):
+            raise _streamed(name)
+    if isinstance(data, IterableDataset):
+        raise _streamed(name)
+    if isinstance(data, Source):
+        return _in_memory(lambda: data, data.name)
+    if hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, (Mapping, bytes)):
+        return _in_memory(partial(open_items, data), name)
+    raise DataError(f"Images of type {name}: {_EXPECTED}.")
+
+
+def in_colour(source: Source, channels: int) -> Source:
+    """A grey dataset of Python with three equal channels, where an encoder takes three; any other as it is."""
+    if (source.channels, channels) != (1, 3):
+        return source
+    colour = source.copy()
+    colour.channels = channels
+    if colour.images is not None:
+        colour.images = colour.images.expand(-1, channels, -1, -1)
+    return colour
+
+
+def _location(path: str | os.PathLike[str]) -> str:
+    """A path or name as text; a ``Path`` is always a path."""
+    text = os.fspath(path)
+    is_name = text in NAMED_SETS or text.startswith(("hf:", IN_MEMORY))
+    return os.path.join(".", text) if isinstance(path, Path) and is_name else text  # noqa: PTH118, Path drops the dot
+
+
+def _in_memory(opener: Callable[[], Source], what: str) -> Splits:
+    return Splits(cache(opener), None, memory=what)
+
+
+def _open_array(images: NDArray[Any] | torch.Tensor, labels: Any) -> Source:
+    pixels = as_images(images, "The array")
+    places = Places.whole(["array"], [len(pixels)])
+    if labels is None:
+        return MemorySource("array", pixels, places, labels=None, classes=None)
+    values, classes = as_labels(np.asarray(labels), None, len(pixels), where="The labels")
+    return MemorySource("array", pixels, places, labels=values, classes=classes)
+
+
+def _hugging_face(data: Any) -> Splits:
+    train, test = huggingface.choose_splits(data, "The dataset")
+    name = train.info.dataset_name or "dataset"
+
+    def open_split(split: Any) -> Source:
+        source = huggingface.open_split(split, where=f"{name}/{split.split or 'train'}", name=name)
+        source.crops_are_rounded = True
+        return source
+
+    return Splits(
+        cache(partial(open_split, train)), None if test is None else cache(partial(open_split, test)), memory=name
+    )
+
+
+def _streamed(name: str) -> DataError:
+    return DataError(f"A dataset of type {name} is a stream, and training visits images by their number: {_EXPECTED}.")
