@@ -12,9 +12,11 @@ Settings = TypeVar("Settings")
 
 _RENAMED_GROUPS = {"view1": "views.0", "view2": "views.1"}  # of earlier versions, on the command line
 
+Assignment = str | tuple[str, Any]  # "key=value", or a key and a value that is not text alone; keys are dotted
 
-def override(settings: Settings, assignments: Iterable[str]) -> Settings:
-    """Applies ``key=value`` assignments with dotted keys to a dataclass of settings; of one key, the last one counts.
+
+def override(settings: Settings, assignments: Iterable[Assignment]) -> Settings:
+    """Applies assignments to a dataclass of settings; of one key, the last one counts.
 
     A number in a key is a place in a list of groups, ``views.0.flip``; the place after the last one is a new group, a
     copy of the last.
@@ -25,8 +27,8 @@ def override(settings: Settings, assignments: Iterable[str]) -> Settings:
     values = dataclasses.asdict(settings)  # type: ignore[call-overload]
     values = {name: list(value) if _holds_groups(value) else value for name, value in values.items()}
     for assignment in assignments:
-        key, text = split_assignment(assignment)
-        _assign(values, key, text)
+        key, value = split_assignment(assignment) if isinstance(assignment, str) else assignment
+        _assign(values, key, value)
     return build(type(settings), values)
 
 
@@ -99,7 +101,7 @@ def _holds_groups(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and bool(value) and all(isinstance(group, Mapping) for group in value)
 
 
-def _assign(values: dict[str, Any], key: str, text: str) -> None:
+def _assign(values: dict[str, Any], key: str, value: Any) -> None:
     first, dot, rest = key.partition(".")
     if first not in values and first in _RENAMED_GROUPS:
         key = _RENAMED_GROUPS[first] + dot + rest
@@ -112,9 +114,9 @@ def _assign(values: dict[str, Any], key: str, text: str) -> None:
             target = target.get(group) if isinstance(target, dict) else None
     target = target if isinstance(target, dict) else {}
     if leaf in target and not isinstance(target[leaf], dict):
-        target[leaf] = text
+        target[leaf] = value
     elif "options" in target and leaf != "options":  # of a method, whose class knows their names
-        target["options"] = {**target["options"], leaf: text}
+        target["options"] = {**target["options"], leaf: value}
     else:
         raise ConfigError(f"Unknown setting {key!r}.{_nearest(key, [name for name, _ in flatten(values)])}")
 

@@ -35,6 +35,7 @@ RENAMED_RECIPES = {"pictures": "images", "pictures_small": "images_small"}
 _Increasing = Annotated[tuple[float, float], Predicate(lambda ends: 0 < ends[0] <= ends[1])]
 Interval = Annotated[_Increasing, "two increasing numbers above 0"]
 Part = Annotated[_Increasing, Predicate(lambda ends: ends[1] <= 1), "two increasing numbers above 0 and at most 1"]
+Locations = str | tuple[str, ...]  # a dataset, or several that are used as one
 Precision = Literal["auto", "float32", "bfloat16", "float64"]  # auto: bfloat16 on CUDA that has it
 
 
@@ -44,7 +45,7 @@ class DataConfig:
 
     # a folder, a packed .npz file or the name of a dataset, or several; memory:WHAT: in the memory of a program; empty:
     # --data is required
-    source: str | tuple[str, ...] = ""
+    source: Locations = ""
     images: int = 0  # their number: filled in when a run starts
     digest: str = ""  # of their content, ``Source.digest``: filled in when a run starts; empty in older runs
     subset: NonNegativeInt = 0  # use only this many images, a random choice fixed by the seed; 0: all

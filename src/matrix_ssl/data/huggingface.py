@@ -97,7 +97,8 @@ def open_split(split: "Dataset", *, where: str, name: str) -> PlacedSource:
         raise DataError(f"{where}: no column holds images; its columns are {', '.join(features)}.")
     if not len(split):
         raise DataError(f"{where}: no images; choose a split that has some.")
-    column = split.with_format(None).select_columns(images[0]).rename_column(images[0], "image")
+    column = split.with_format(None).select_columns(images[0])
+    column = column if images[0] == "image" else column.rename_column(images[0], "image")
     column = column.cast_column("image", datasets.Image(decode=False))
     labelled = [key for key, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
     labelled += [key for key in ("label",) if key in features]

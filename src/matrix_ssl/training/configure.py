@@ -3,21 +3,26 @@
 import dataclasses
 import os
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from matrix_ssl.errors import ConfigError
 
 if TYPE_CHECKING:
-    from matrix_ssl.config import RunConfig
+    from matrix_ssl.config import Assignment, Locations, RunConfig
 
 
-def configure(recipe: str, data: str | None, assignments: tuple[str, ...], *, method: str | None = None) -> "RunConfig":
+def configure(
+    recipe: str, data: "Locations | None", assignments: "Sequence[Assignment]", *, method: str | None = None
+) -> "RunConfig":
     """The run of a recipe with data, method and settings replaced and every option filled in; checked."""
     return _configure(recipe, data, assignments, method)[1]
 
 
-def outline(recipe: str, data: str | None, assignments: tuple[str, ...], *, method: str | None = None) -> "RunConfig":
+def outline(
+    recipe: str, data: "Locations | None", assignments: "Sequence[Assignment]", *, method: str | None = None
+) -> "RunConfig":
     """As ``configure``, but only with those options of the method that the recipe or the user has set.
 
     A different method that has these options takes them over and keeps its own defaults for all others.
@@ -28,7 +33,7 @@ def outline(recipe: str, data: str | None, assignments: tuple[str, ...], *, meth
 
 
 def _configure(
-    recipe: str, data: str | None, assignments: tuple[str, ...], method: str | None
+    recipe: str, data: "Locations | None", assignments: "Sequence[Assignment]", method: str | None
 ) -> tuple["RunConfig", "RunConfig"]:
     """The run as it is set, and the same one with every option filled in and checked."""
     from matrix_ssl import config
@@ -36,9 +41,9 @@ def _configure(
 
     if recipe not in list_recipes() and (os.sep in recipe or Path(recipe).exists()):
         raise ConfigError(f"{recipe!r} is a path, not a recipe: write --data {shlex.quote(recipe)}.")
-    settings = [*assignments, *([f"data.source={data}"] if data else [])]
+    settings = [*assignments, *([("data.source", data)] if data else [])]
     base = find_recipe(recipe)
-    name = config.override(base, [*settings, *([f"method.name={method}"] if method else [])]).method.name
+    name = config.override(base, [*settings, *([("method.name", method)] if method else [])]).method.name
     from matrix_ssl.training import setup  # takes seconds to import: the mistakes above are reported without it
 
     run = config.override(setup.use_method(base, name), settings)
@@ -48,9 +53,19 @@ def _configure(
     return run, complete
 
 
-def default_run(recipe: str, data: str | None, *, unnamed: str, suffix: str | None = None) -> Path:
-    """The folder ``runs/RECIPE-DATA-SUFFIX``, without the recipe if it is ``unnamed`` and there is data."""
-    name = Path(data.removeprefix("hf:")).resolve().name.removesuffix(".npz") if data else ""
+def default_run(
+    recipe: str, data: "Locations | None", *, unnamed: str, suffix: str | None = None
+) -> Path:
+    """The folder ``runs/RECIPE-DATA-SUFFIX``, without the recipe if it is ``unnamed`` and there is data.
+
+    Of several datasets it has the first three names, and the number of the others.
+    """
+    names = [_name(one) for one in ((data,) if isinstance(data, str) else data or ()) if one]
+    name = "-".join([*names[:3], *([f"{len(names) - 3}-more"] if len(names) > 3 else [])])
     name = name.encode(errors="replace").decode()  # a run folder's name is Unicode
     parts = [recipe] if recipe != unnamed or not name else []
     return Path("runs") / "-".join([*parts, *([name] if name else []), *([suffix] if suffix else [])])
+
+
+def _name(location: str) -> str:
+    return Path(location.removeprefix("hf:").removeprefix("memory:")).resolve().name.removesuffix(".npz")
