@@ -1,7 +1,31 @@
 """Matrix-information self-supervised learning on PyTorch.
 
-Importing the package does no work and loads no torch; import what you need from its modules, for example
-``from matrix_ssl.losses import matrix_ssl_loss``.
+``pretrain``, ``open``, ``Run`` and ``EncoderTransformer`` are the whole pipeline; losses and the rest are imported from
+their modules, for example ``from matrix_ssl.losses import matrix_ssl_loss``. Importing the package itself does no work
+and loads no torch.
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matrix_ssl.api.estimator import EncoderTransformer
+    from matrix_ssl.api.opening import open
+    from matrix_ssl.api.pretraining import pretrain
+    from matrix_ssl.api.run import Run
+
 __version__ = "0.1.0"
+
+__all__ = ["EncoderTransformer", "Run", "__version__", "open", "pretrain"]
+
+_MODULES = {"EncoderTransformer": "estimator", "Run": "run", "open": "opening", "pretrain": "pretraining"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.api.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -2,28 +2,31 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import nn
 
 from matrix_ssl import distributed
+from matrix_ssl.config import DataConfig
 from matrix_ssl.data import Source, has_test_split, open_source, split_source
-from matrix_ssl.data.sources import Split
+from matrix_ssl.data.objects import in_colour
+from matrix_ssl.data.sources import Data, Split, Splits
 from matrix_ssl.encoder import Weights
-from matrix_ssl.encoder.importing import as_run
-from matrix_ssl.encoder.opening import open_encoder
 from matrix_ssl.errors import ConfigError, DataError
+from matrix_ssl.evaluate import features
 from matrix_ssl.evaluate import protocols as every
 from matrix_ssl.evaluate.baselines import Sizes, open_baselines
-from matrix_ssl.evaluate.features import Features, write_features
+from matrix_ssl.evaluate.features import Embedding
 from matrix_ssl.evaluate.subject import Subject
 from matrix_ssl.evaluate.trained.protocols import SEMI_SUPERVISED, EvaluationSettings
-from matrix_ssl.report import write_report
-from matrix_ssl.report.tables import Evaluation, read_evaluation
 from matrix_ssl.runs import devices
 from matrix_ssl.runs.display import Display
-from matrix_ssl.runs.files import check_writable
 from matrix_ssl.runs.folder import lock, read_config
 from matrix_ssl.runs.session import session
+
+if TYPE_CHECKING:
+    from matrix_ssl.report.tables import Evaluation
 
 HELD_OUT = 0.2  # part of every class that is tested on where there is no test split
 
@@ -32,17 +35,17 @@ HELD_OUT = 0.2  # part of every class that is tested on where there is no test s
 class Evaluated:
     """What an evaluation found."""
 
-    results: Evaluation | None  # of all protocols on the dataset so far; None without labels
+    results: "Evaluation | None"  # of all protocols on the dataset so far; None without labels
     is_main: bool  # whether this process is the one that writes files and messages
     report: Path | None  # the page, where one was written
 
 
 def evaluate(
     where: str | Path,
-    data: str | None,
+    data: Data | None,
     *,
     out: Path | None = None,
-    test_data: str | None = None,
+    test_data: Data | None = None,
     protocols: Sequence[str],
     baselines: Sequence[str] = (),
     baseline_sizes: Sizes = "own",
@@ -50,7 +53,9 @@ def evaluate(
     label_list: Path | None = None,
     weights: Weights = "student",
     fresh: bool = False,
+    needs_labels: bool = False,
     report: bool = True,
+    quiet: bool = False,
     device: str = "auto",
     data_root: Path | None = None,
     download: bool = False,
@@ -69,7 +74,9 @@ def evaluate(
         label_list: file that names the labelled images of ``semi-supervised``.
         weights: the network of the run.
         fresh: repeat protocols that already have results.
+        needs_labels: refuse images without labels.
         report: write the page.
+        quiet: show no messages and no progress.
         device, data_root, download: as for ``pretraining.train``.
 
     Raises:
@@ -79,22 +86,29 @@ def evaluate(
     if label_list is not None and SEMI_SUPERVISED not in protocols:
         raise ConfigError(f"--label-list is for --protocol {SEMI_SUPERVISED}.")
     if not data and not Path(where).is_dir():
-        raise _no_dataset(where)
-    with session(device) as s:
+        raise no_dataset(where)
+    from matrix_ssl.encoder.importing import as_run  # takes a second to import
+
+    with session(device, quiet=quiet) as s:
         prepared = None
         with distributed.together():
             if s.main:
                 prepared = as_run(where, out=out, weights=weights, download=download, say=s.display.say)
         run, weights = distributed.broadcast_object(prepared)
-        location = data or read_config(run).data.source
+        images = read_config(run).data
+        location = data or images.source
         if not location:
-            raise _no_dataset(where)
-        public = open_baselines(baselines, read_config(run).data, sizes=baseline_sizes, download=download)
+            raise no_dataset(where)
+        public = open_baselines(baselines, images, sizes=baseline_sizes, download=download)
         with distributed.together():
             if s.main:
                 s.stack.enter_context(lock(run))
         with distributed.together():
-            train, test, drawn_from = _open_splits(location, test_data, data_root, download, say=s.display.say)
+            train, test, drawn_from = _open_splits(
+                location, test_data, images, data_root=data_root, download=download, say=s.display.say
+            )
+        if needs_labels:
+            train.labelled()
         if train.labels is None and public:
             raise DataError(f"{train.name!r} has no labels; --baseline compares accuracies, which need them.")
         if train.labels is None:
@@ -107,45 +121,67 @@ def evaluate(
                 subject, protocols=protocols, settings=settings, baselines=public, label_list=label_list,
                 fresh=fresh, say=s.display.say, display=s.display, bar=s.display.bar,
             )  # fmt: skip
-        results = read_evaluation(subject.folder) if s.main and train.labels is not None else None
-        return Evaluated(results, s.main, write_report(run) if s.main and report else None)
+        if not s.main:
+            return Evaluated(None, False, None)
+        from matrix_ssl.report import write_report  # takes a second to import
+        from matrix_ssl.report.tables import read_evaluation
+
+        results = None if train.labels is None else read_evaluation(subject.folder)
+        return Evaluated(results, True, write_report(run) if report else None)
 
 
 def embed(
-    where: str | Path, data: str | None, out: Path, *, split: Split = "train", weights: Weights = "student",
-    device: str = "auto", data_root: Path | None = None, download: bool = False,
-) -> Features:  # fmt: skip
-    """Writes the features of images, None: those of the run, to an .npz file; unreadable ones are skipped.
+    encoder: nn.Module, images: DataConfig, data: Data, *, split: Split = "train", device: str = "auto",
+    quiet: bool = False, data_root: Path | None = None, download: bool = False,
+) -> Embedding:  # fmt: skip
+    """The features of a dataset; unreadable images are skipped.
 
-    The encoder is ``where``, in any of the forms of ``encoder.where``; nothing but ``out`` is written.
+    Args:
+        encoder: images (n, c, s, s), normalised, to features (n, k).
+        images: their size and normalisation.
+        data: the dataset.
+        split: ``train``, the whole dataset where it has no test split, or ``test``.
+        quiet: show no progress.
+        device, data_root, download: as for ``pretraining.train``.
+
+    Raises:
+        MatrixSSLError: the data are at fault.
     """
-    check_writable(out)
-    opened = open_encoder(where, weights=weights, download=download)
-    location = data or opened.config.data.source
-    if not location:
-        raise _no_dataset(where)
-    source = open_source(location, split=split, data_root=data_root, download=download)
-    with Display().bar("features") as show:
-        return write_features(
-            opened.encoder, source, opened.config.data, out, device=devices.choose_device(device), on_progress=show
-        )
+    source = _fitting(open_source(data, split=split, data_root=data_root, download=download), data, images)
+    with Display(quiet=quiet).bar("features") as show:
+        return features.embed(encoder, source, images, device=devices.choose_device(device), on_progress=show)
 
 
-def _no_dataset(where: str | Path) -> DataError:
+def no_dataset(where: str | Path) -> DataError:
+    """The error where neither the caller nor the run names images."""
     return DataError(f"{where} does not name a dataset: give --data FOLDER.")
 
 
+def _fitting(source: Source, data: Data, images: DataConfig) -> Source:
+    """Grey images of a program in three channels, where the encoder takes three."""
+    return in_colour(source, len(images.mean)) if isinstance(data, Splits) else source
+
+
 def _open_splits(
-    location: str, test_data: str | None, data_root: Path | None, download: bool, *, say: Callable[[str], None]
+    location: Data,
+    test_data: Data | None,
+    images: DataConfig,
+    *,
+    data_root: Path | None,
+    download: bool,
+    say: Callable[[str], None],
 ) -> tuple[Source, Source, str | None]:
     """Training and test images, and the digest of the dataset that both are splits of; None if each is whole."""
-    open_split = partial(open_source, data_root=data_root, download=download)
-    train = open_split(location, split="train")
+
+    def open_split(data: Data, split: Split) -> Source:
+        return _fitting(open_source(data, split=split, data_root=data_root, download=download), data, images)
+
+    train = open_split(location, "train")
     if test_data:
         is_split = has_test_split(test_data, data_root=data_root, download=download)
-        return train, open_split(test_data, split="test" if is_split else "train"), None
+        return train, open_split(test_data, "test" if is_split else "train"), None
     if has_test_split(location, data_root=data_root, download=download):
-        return train, open_split(location, split="test"), None
+        return train, open_split(location, "test"), None
     if train.labels is None:
         return train, train, None
     say("No test split: holding out 20% of each class. The encoder may have seen these images during pre-training.")

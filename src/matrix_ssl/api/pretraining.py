@@ -1,22 +1,110 @@
-"""A whole pre-training: data, run folder, training, page."""
+"""A whole pre-training: settings, data, run folder, training, page."""
 
-from collections.abc import Callable, Collection
+import inspect
+import os
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from matrix_ssl import distributed
-from matrix_ssl.config import RunConfig
+from torch import nn
+
+from matrix_ssl import config as configuration
+from matrix_ssl import distributed, networks
+from matrix_ssl.api.caller import undisturbed
+from matrix_ssl.api.keywords import assign
+from matrix_ssl.api.run import Run
+from matrix_ssl.config import RunConfig, split_assignment
+from matrix_ssl.config.recipes import find_recipe
 from matrix_ssl.data import Source, open_source
-from matrix_ssl.errors import CheckpointError
+from matrix_ssl.data.objects import as_data, in_colour
+from matrix_ssl.data.sources import Data, Splits, describe
+from matrix_ssl.encoder.where import PATH, RANDOM, TIMM, read_where
+from matrix_ssl.errors import CheckpointError, ConfigError
 from matrix_ssl.evaluate.online import OnlineEvaluation
 from matrix_ssl.evaluate.protocols import describe_images
-from matrix_ssl.report import write_report
+from matrix_ssl.methods import Method, find_method, option_defaults, register_method
 from matrix_ssl.runs.checkpoint import read_safetensors
-from matrix_ssl.runs.folder import ENCODER, EVALUATION, SUMMARY
+from matrix_ssl.runs.files import write_text
+from matrix_ssl.runs.folder import ENCODER, EVALUATION, METHOD, SUMMARY
 from matrix_ssl.runs.metrics import check_tensorboard
 from matrix_ssl.runs.session import session
 from matrix_ssl.training import setup
+from matrix_ssl.training.configure import DEFAULT_RECIPE, configure, run_folder
 from matrix_ssl.training.start import Start, start_from
+from matrix_ssl.training.task import Line
+
+
+def pretrain(
+    data: Any = None,
+    *,
+    recipe: str = DEFAULT_RECIPE,
+    start: str | Path | None = None,
+    encoder: str | nn.Module | None = None,
+    method: str | type[Method] | None = None,
+    out: str | Path | None = None,
+    fresh: bool = False,
+    settings: Mapping[str, Any] | Iterable[str] = (),
+    callback: Callable[[Line], object] | None = None,
+    online: bool = False,
+    tensorboard: bool = False,
+    report: bool = True,
+    quiet: bool = False,
+    device: str = "auto",
+    data_root: str | Path | None = None,
+    download: bool = False,
+    **keywords: Any,
+) -> Run:
+    """Pre-trains an encoder without labels; the same call again resumes, or returns the finished run.
+
+    Every other keyword is a setting, by its whole name or by the last part of it where no other has the same:
+    ``epochs=50``, ``image_size=64``, ``hidden_dim=512``.
+
+    Args:
+        data: a folder, a packed file or the name of a dataset, or a list of them; an array of images (n, h, w),
+            (n, h, w, 3) or (n, 3, h, w), uint8 or floating point in [0, 1], or a pair (images, labels); a map-style
+            ``torch.utils.data.Dataset``; or a dataset of Hugging Face. None: that of the recipe.
+        recipe: a name that ``matrix-ssl recipes`` lists.
+        start: weights to train further, as ``open`` takes them: ``"torchvision/resnet18"``, a run folder, a checkpoint
+            file. Architecture, image size and normalisation follow from them.
+        encoder: an architecture such as ``"resnet50"``, initialised; or a module from images (n, c, s, s) to features
+            (n, k), with the weights that it has; or, like ``start``, weights.
+        method: a name that ``matrix-ssl methods`` lists, a Python file, or a subclass of ``methods.Method``.
+        out: the folder of the run; None: in ``runs``, by the recipe and the data.
+        fresh: start over; an existing run is kept as NAME.1, NAME.2 and so on.
+        settings: values by the whole names of settings, ``{"view1.blur": 0.5}``, or texts ``"view1.blur=0.5"``.
+        callback: called with every new line of metrics, a dictionary. What it raises ends the training after a
+            checkpoint.
+        online: also measure accuracy during training, on a held-out fifth of the labels.
+        tensorboard: also write TensorBoard events into the folder of the run.
+        report: write the page of the run.
+        quiet: show no messages and no progress.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"mps"``.
+        data_root: the folder of named datasets; None: the environment variable MATRIX_SSL_DATA.
+        download: let torchvision fetch a named dataset, and fetch published weights that the local cache lacks.
+
+    Raises:
+        MatrixSSLError: the data, a setting, the folder or the training is at fault.
+        KeyboardInterrupt: Ctrl-C; a checkpoint has been written.
+    """
+    data = None if data is None else as_data(data)
+    location = describe(data) if isinstance(data, Splits) else data
+    name = method if isinstance(method, str) or method is None else register_method(method)
+    assignments = assign(keywords, settings, _known(recipe, name))
+    start, architecture = _choose_encoder(start, encoder)
+    assignments += [("network.encoder", architecture)] if architecture else []
+    assignments += [("start.reference", start)] if start else []
+    config = configure(recipe, location, assignments, method=name)
+    chosen = [split_assignment(one)[0] if isinstance(one, str) else one[0] for one in assignments]
+    label = method.__name__ if isinstance(method, type) else method
+    run = run_folder(recipe, location, label, start) if out is None else Path(out).expanduser()
+    with undisturbed():
+        train(
+            config, run, data=data, chosen=chosen, callback=callback, fresh=fresh, online=online,
+            tensorboard=tensorboard, report=report, quiet=quiet, device=device,
+            data_root=None if data_root is None else Path(data_root), download=download,
+        )  # fmt: skip
+    return Run(run, data=data)
 
 
 @dataclass(frozen=True)
@@ -33,29 +121,28 @@ def train(
     config: RunConfig,
     run: Path,
     *,
+    data: Data | None = None,
     chosen: Collection[str] = (),
+    callback: Callable[[Line], object] | None = None,
     fresh: bool = False,
     online: bool = False,
     tensorboard: bool = False,
     report: bool = True,
+    quiet: bool = False,
     device: str = "auto",
     data_root: Path | None = None,
     download: bool = False,
-) -> Trained:  # fmt: skip
+) -> Trained:
     """Trains a run to its end, in all processes of a launcher; the same call again resumes or finds it complete.
 
     Args:
         config: the run, as ``training.configure`` gives it.
         run: its folder.
+        data: the images, where they are an object of this program.
         chosen: dotted keys of settings that stay as they are where ``start.reference`` names weights; network, images
             and defaults of the optimizer follow from those otherwise.
-        fresh: set aside a run that is in the folder.
-        online: measure accuracy during training, on a held-out fifth of the labels.
-        tensorboard: write TensorBoard events into the folder.
-        report: write the page, and for images without labels the map and the gallery in it.
-        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
-        data_root: the folder of named datasets.
-        download: let torchvision fetch a named dataset, and fetch published weights that the local cache lacks.
+        callback, fresh, online, tensorboard, report, quiet, device, data_root, download: as for ``pretrain``; for
+            images without labels the page includes a map and a gallery.
 
     Raises:
         Interrupted: a signal came; a checkpoint has been written.
@@ -63,11 +150,11 @@ def train(
     """
     if tensorboard:
         check_tensorboard()
-    with session(device) as s:
+    with session(device, quiet=quiet) as s:
         for turn in (True, False):  # the main process first: it may download
             with distributed.together():
                 if s.main == turn:
-                    source = open_source(config.data.source, split="train", data_root=data_root, download=download)
+                    source = _open(config, data, data_root, download)
         config = setup.identify_data(config, source)
         start: Start | None = None
         if config.start.reference:
@@ -80,20 +167,80 @@ def train(
         with distributed.together():
             tensors = start.tensors if start else None
             training = setup.prepare(config, source=source, device=s.device, display=s.display, start=tensors)
+            training.callback = callback
             if online:
                 training.observer = OnlineEvaluation(training.source, config.data, device=s.device)
         if not s.claim(run, lambda: config, is_complete=lambda: _is_complete(run, s.display.say), fresh=fresh):
+            if s.main:
+                _keep_source(run, config.method.name, s.display.say)
             if start:
                 s.display.say(start.text)
             s.display.say(setup.headline(config, training.source, s.device))
             training.train(run, run / "tensorboard" if tensorboard else None)
         page = None
         if s.main and report:
+            from matrix_ssl.report import write_report  # takes a second to import
+
             if source.labels is None and not (run / EVALUATION).exists():
                 with s.display.bar("features") as show:
                     describe_images(run, source, weights="student", device=s.device, on_progress=show)
             page = write_report(run)
         return Trained(run, source, s.main, page)
+
+
+def _known(recipe: str, method: str | None) -> list[str]:
+    """The names of all settings of a recipe with a method."""
+    config = find_recipe(recipe)
+    plain = [key for key, _ in configuration.flatten(configuration.to_dict(config)) if not key.startswith("method.")]
+    options = option_defaults(find_method(method or config.method.name))
+    return [*plain, "method.name", *(f"method.{option}" for option in options)]
+
+
+def _choose_encoder(start: str | Path | None, encoder: str | nn.Module | None) -> tuple[str | None, str | None]:
+    """WHERE the weights are that a run starts from, and its architecture; None: not chosen."""
+    reference = None if start is None else _reference(start)
+    if isinstance(encoder, nn.Module):
+        if start is not None:
+            raise ConfigError("start= and a module as encoder= are both weights to start from: remove one.")
+        return None, networks.register_encoder(encoder)
+    if encoder is None:
+        return reference, None
+    place = read_where(encoder)
+    if place.kind == TIMM or (place.kind == PATH and not place.path.exists()):  # the name of an architecture
+        return reference, encoder
+    if place.kind == RANDOM:
+        return reference, place.name
+    if start is not None:
+        raise ConfigError(f"start={start} and encoder={encoder} are both weights to start from: remove one.")
+    return encoder, None
+
+
+def _reference(where: str | Path) -> str:
+    """WHERE as text; a ``Path`` is always a path."""
+    if isinstance(where, Path) and read_where(str(where)).kind != PATH:
+        return f".{os.sep}{where}"
+    return str(where)
+
+
+def _open(config: RunConfig, data: Data | None, data_root: Path | None, download: bool) -> Source:
+    """The images of a run, grey ones of a program in three channels where the encoder takes three."""
+    source = open_source(data or config.data.source, split="train", data_root=data_root, download=download)
+    return in_colour(source, len(config.data.mean)) if isinstance(data, Splits) else source
+
+
+def _keep_source(run: Path, method: str, say: Callable[[str], None]) -> None:
+    """Writes the source of a method that is not of this package into the run, and reports one that has changed."""
+    if not method.endswith(".py") and ":" not in method:
+        return
+    try:
+        text = Path(method).read_text("utf-8") if method.endswith(".py") else inspect.getsource(find_method(method))
+    except (OSError, TypeError):  # a class without source, as of a program on standard input
+        return
+    path = run / METHOD
+    if not path.exists():
+        write_text(path, text)
+    elif path.read_text("utf-8") != text:
+        say(f"Warning: the source of the method differs from {path}, with which this run began.")
 
 
 def _is_complete(run: Path, say: Callable[[str], None]) -> bool:

@@ -1,6 +1,7 @@
 """The command ``matrix-ssl chain``."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -37,7 +38,7 @@ from matrix_ssl.training.configure import configure
 @options.data_root
 @options.fetch
 def chain(
-    recipe: str, data: str | None, method: str | None, assignments: tuple[str, ...], out: Path | None, fresh: bool,
+    recipe: str, data: Any, method: str | None, assignments: tuple[str, ...], out: Path | None, fresh: bool,
     encoder: str | None, protocol: str, evaluate_set: tuple[str, ...], transfer: tuple[str, ...], coco: Path | None,
     architecture: str, detect_set: tuple[str, ...], processes: int, dry_run: bool, device: str, data_root: Path | None,
     download: bool,
@@ -50,7 +51,7 @@ def chain(
         raise ConfigError(f"--encoder {encoder} is already trained; remove --out, --method, --set and --fresh.")
     if encoder is None:
         configure(recipe, data, assignments, method=method)
-        words = [recipe, *(["--data", data] if data else []), *(["--method", method] if method else [])]
+        words = [recipe, *options.data_words(data), *(["--method", method] if method else [])]
         words += [word for setting in assignments for word in ("--set", setting)]
     places = ["--device", device, *(["--data-root", str(data_root)] if data_root else [])]
     run = _encoder_run(encoder, download=download, dry_run=dry_run) if encoder else None
@@ -58,7 +59,7 @@ def chain(
     plan = stages.plan(
         run,
         pretrain=[] if encoder else words,
-        data=["--data", data] if encoder and data else [],
+        data=options.data_words(data) if encoder else [],
         places=places,
         protocols=stages.group_protocols(protocol, evaluate_set),
         transfer=transfer,

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 @options.data_root
 @options.download
 def compare(
-    recipe: str, methods: str, data: str | None, seeds: int, budget: int | None, rivals_budget: int | None, trials: int,
+    recipe: str, methods: str, data: Any, seeds: int, budget: int | None, rivals_budget: int | None, trials: int,
     trial_seeds: int, tuning_budget: int | None, tuning_set: tuple[str, ...], measure: str, reference: str | None,
     baseline: tuple[str, ...], baseline_size: Any, assignments: tuple[str, ...], out: Path | None, fresh: bool,
     jobs: int, device: str, data_root: Path | None, download: bool,

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 @options.data_root
 @options.download
 def evaluate(
-    where: str, data: str | None, out: Path | None, test_data: str | None, protocol: str, baseline: tuple[str, ...],
+    where: str, data: Any, out: Path | None, test_data: str | None, protocol: str, baseline: tuple[str, ...],
     baseline_size: Any, weights: Any, assignments: tuple[str, ...], label_list: Path | None, fresh: bool,
     no_report: bool, device: str, data_root: Path | None, download: bool,
 ) -> None:  # fmt: skip
@@ -69,7 +69,7 @@ def evaluate(
 @options.data_root
 @options.download
 def embed(
-    where: str, data: str | None, out: Path, split: Any, weights: Any, device: str, data_root: Path | None,
+    where: str, data: Any, out: Path, split: Any, weights: Any, device: str, data_root: Path | None,
     download: bool,
 ) -> None:  # fmt: skip
     """Write the features of images by the encoder WHERE to an .npz file.
@@ -78,14 +78,17 @@ def embed(
     file holds `features` float32 (n, k), `where` (the path of every image), `data_digest` (which dataset it was) and,
     for labelled images, `labels` and `classes`. Unreadable images are skipped and listed.
     """
-    from matrix_ssl.api import evaluation
+    from matrix_ssl.api.run import Run
+    from matrix_ssl.runs.files import check_writable
 
-    features = evaluation.embed(
-        where, data, out, split=split, weights=weights, device=device, data_root=data_root, download=download
+    check_writable(out)
+    embedding = Run(where, download=download).embed(
+        data, split=split, weights=weights, device=device, data_root=data_root, download=download
     )
-    for image, why in features.unreadable:
+    embedding.save(out)
+    for image, why in embedding.unreadable:
         options.say(f"Skipped {image}: {why}.")
-    n, k = features.vectors["encoder"].shape
+    n, k = embedding.features.shape
     options.stdout.print(f"{out}: {n} images, {k} features each.", markup=False)
 
 

@@ -2,16 +2,18 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
 
 from matrix_ssl.cli import completion
 from matrix_ssl.errors import RunFolderError
-from matrix_ssl.training.configure import default_run
+from matrix_ssl.training.configure import DEFAULT_RECIPE
 
-DEFAULT_RECIPE = "images"
+if TYPE_CHECKING:
+    from matrix_ssl.config import Locations
+
 PATH = click.Path(path_type=Path)
 PROTOCOLS = ("knn", "linear", "low-shot", "transfer", "linear-sgd", "semi-supervised", "fine-tune")
 
@@ -21,9 +23,15 @@ stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 recipe = click.argument("recipe", default=DEFAULT_RECIPE, shell_complete=completion.recipes)
 run = click.argument("run", type=PATH)
 where = click.argument("where", metavar="WHERE")
-data = click.option("--data", metavar="PATH_OR_NAME", shell_complete=completion.datasets,
-                    help="A folder of images, a packed .npz file, hf:NAME, or a dataset: digits, cifar10, cifar100, "
-                    "stl10.")  # fmt: skip
+
+
+def _one_or_several(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> Any:
+    return values if len(values) > 1 else values[0] if values else None
+
+
+data = click.option("--data", metavar="PATH_OR_NAME", multiple=True, callback=_one_or_several,
+                    shell_complete=completion.datasets, help="A folder of images, a packed .npz file, hf:NAME, or a "
+                    "dataset: digits, cifar10, cifar100, stl10; may be repeated, for several as one.")  # fmt: skip
 data_root = click.option("--data-root", type=PATH, envvar="MATRIX_SSL_DATA", show_envvar=True,
                          help="Folder that contains the named datasets.")  # fmt: skip
 download = click.option("--download", is_flag=True, help="Download what is missing: a named dataset into "
@@ -92,9 +100,6 @@ def existing_run(run: Path) -> Path:
     return run
 
 
-def run_folder(recipe: str, data: str | None, method: str | None, start: str | None = None) -> Path:
-    """The folder of a run that was given none; ``start`` is WHERE its weights come from."""
-    from matrix_ssl.encoder.where import read_where
-
-    parts = [*([Path(method).stem] if method else []), *(["from", read_where(start).folder] if start else [])]
-    return default_run(recipe, data, unnamed=DEFAULT_RECIPE, suffix="-".join(parts) or None)
+def data_words(data: "Locations | None") -> list[str]:
+    """The options ``--data`` of a command line."""
+    return [word for one in ((data,) if isinstance(data, str) else data or ()) for word in ("--data", one)]

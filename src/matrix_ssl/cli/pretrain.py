@@ -2,6 +2,7 @@
 
 import shlex
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -27,7 +28,7 @@ from matrix_ssl.training.configure import configure
 @options.data_root
 @options.download
 def pretrain(
-    recipe: str, data: str | None, method: str | None, assignments: tuple[str, ...], out: Path | None,
+    recipe: str, data: Any, method: str | None, assignments: tuple[str, ...], out: Path | None,
     where: str | None, fresh: bool, online: bool, tensorboard: bool, deterministic: bool, no_report: bool, device: str,
     data_root: Path | None, download: bool,
 ) -> None:  # fmt: skip

@@ -5,6 +5,7 @@ records the finished ones in ``RUN/chain.json``. All results are in one run fold
 """
 
 import hashlib
+import itertools
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from matrix_ssl.cli import options
-from matrix_ssl.config import override
+from matrix_ssl.config import Locations, override
 from matrix_ssl.errors import DataError, MatrixSSLError
 from matrix_ssl.evaluate.detection.settings import DetectionSettings
 from matrix_ssl.runs import signals
@@ -34,14 +35,14 @@ class Stage:
         name: what the user sees.
         arguments: of ``matrix-ssl``.
         parallel: whether it may run in several processes.
-        data: the dataset that it reads, "" for that of the run; None for a command that checks by itself, quickly,
+        data: the datasets that it reads, none for that of the run; None for a command that checks by itself, quickly,
             whether it is complete for its data.
     """
 
     name: str
     arguments: tuple[str, ...]
     parallel: bool = False
-    data: str | None = None
+    data: tuple[str, ...] | None = None
 
     def command(self, processes: int) -> list[str]:
         """The command line, with ``torchrun`` where it runs in several processes."""
@@ -142,15 +143,15 @@ def plan(
     stages = []
     if pretrain:
         words = ("pretrain", *pretrain, "--out", str(run), *places)
-        stages.append(Stage("pre-training", words, True, _option(pretrain, "--data")))
+        stages.append(Stage("pre-training", words, True, _options(pretrain, "--data")))
     sets = [word for setting in evaluate_settings for word in ("--set", setting)]
     for group in protocols:
         trained = not {"knn", "linear", "low-shot", "transfer"} & set(group)
         words = ("evaluate", str(run), "--protocol", ",".join(group), *data, *(sets if trained else ()), *places)
-        stages.append(Stage(", ".join(group), words, trained, _option(data, "--data")))
+        stages.append(Stage(", ".join(group), words, trained, _options(data, "--data")))
     for name in transfer:
         words = ("evaluate", str(run), "--protocol", "transfer", "--data", name, *places)
-        stages.append(Stage(f"transfer to {Path(name).name}", words, data=name))
+        stages.append(Stage(f"transfer to {Path(name).name}", words, data=(name,)))
     for architecture in architectures if coco else ():
         words = (
             "detect", *coco, "--encoder", str(run), "--architecture", architecture,
@@ -162,9 +163,9 @@ def plan(
     return [*stages, Stage("report", ("report", str(run)))]
 
 
-def _option(words: Sequence[str], name: str) -> str:
-    """The value of an option; empty where the option is absent."""
-    return words[words.index(name) + 1] if name in words else ""
+def _options(words: Sequence[str], name: str) -> tuple[str, ...]:
+    """The values of an option that may be repeated."""
+    return tuple(value for word, value in itertools.pairwise(words) if word == name)
 
 
 def run_stages(
@@ -173,7 +174,7 @@ def run_stages(
     """Runs the stages that ``RUN/chain.json`` does not list as finished with the same arguments on the same data."""
 
     @cache
-    def content(data: str) -> str:
+    def content(data: tuple[str, ...]) -> str:
         return _content(data or read_config(run).data.source, data_root)
 
     done: dict[str, Any] = read_json(run / CHAIN) if (run / CHAIN).exists() else {}
@@ -189,7 +190,7 @@ def run_stages(
         write_json(run / CHAIN, done)
 
 
-def _content(location: str, data_root: Path | None) -> str:
+def _content(location: Locations, data_root: Path | None) -> str:
     """The digests of the splits of a dataset."""
     from matrix_ssl.data import has_test_split, open_source
 

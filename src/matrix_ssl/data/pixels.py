@@ -28,8 +28,10 @@ def as_images(images: NDArray[Any] | Tensor, what: str) -> Tensor:
     pixels = _as_tensor(images)
     if pixels is None or pixels.ndim not in (3, 4) or not pixels.numel() or not _is_known(pixels.dtype):
         raise _refused(images, what)
-    if pixels.ndim == 3:
+    if pixels.ndim == 3 and pixels.shape[2] not in _CHANNELS:  # else it is probably a single image
         pixels = pixels[:, None]
+    elif pixels.ndim == 3:
+        raise _refused(images, what)
     else:
         first, last = pixels.shape[1] in _CHANNELS, pixels.shape[3] in _CHANNELS
         if first == last:  # neither, or not known which

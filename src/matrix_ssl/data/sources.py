@@ -117,9 +117,9 @@ def find_splits(data: Data, *, data_root: Path | None, download: bool = False) -
     """Finds a dataset without reading its images; arguments and errors as in ``open_source``."""
     if isinstance(data, Splits):
         return data
-    if isinstance(data, tuple):
+    if isinstance(data, tuple) and len(data) != 1:
         return _several(data, data_root, download)
-    return _find(data, data_root=data_root, download=download)
+    return _find(data if isinstance(data, str) else data[0], data_root=data_root, download=download)
 
 
 def _several(names: tuple[str, ...], data_root: Path | None, download: bool) -> Splits:

@@ -16,14 +16,14 @@ from matrix_ssl.errors import ConfigError, MatrixSSLError, ProcessError, Trainin
 _LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket closed", "Connection refused")
 
 
-def start(device_type: str) -> None:
-    """Joins the process group that ``torchrun`` describes; does nothing without it.
+def start(device_type: str) -> bool:
+    """Joins the process group that ``torchrun`` describes, and returns whether this call did; does nothing without it.
 
     Raises:
         ConfigError: the machine has fewer GPUs than processes were started on it.
     """
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ or dist.is_initialized():
-        return
+        return False
     if device_type == "cuda":
         if local_rank() >= torch.cuda.device_count():
             raise ConfigError(
@@ -32,6 +32,7 @@ def start(device_type: str) -> None:
             )
         torch.cuda.set_device(local_rank())
     dist.init_process_group("nccl" if device_type == "cuda" else "gloo")
+    return True
 
 
 def launcher(processes: int) -> list[str]:

@@ -114,21 +114,53 @@ class _InMemory:
         return np.concatenate(self._indices), {name: torch.cat(rows) for name, rows in self._rows.items()}
 
 
-def write_features(
-    encoder: nn.Module, source: Source, data: DataConfig, target: Path,
-    *, device: torch.device, on_progress: Callable[[int, int], None],
-) -> Features:  # fmt: skip
-    """Writes the features that ``extract`` computes with one encoder to an .npz file.
+@dataclass(frozen=True, eq=False)
+class Embedding:
+    """The features of the readable images of a dataset, with what is needed to use them."""
 
-    Its arrays are ``features``, ``where``, ``data_digest`` and, of a labelled dataset, ``labels`` and ``classes``.
-    """
+    features: NDArray[np.float32]  # (n, k)
+    paths: list[str]  # n: files, or places such as ``packed.npz[12]``
+    labels: NDArray[np.int64] | None  # (n,); None for unlabelled images
+    classes: list[str] | None  # the name of every label
+    digest: str  # of the dataset
+    unreadable: list[tuple[str, str]]  # the images that were skipped: where, why
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def __repr__(self) -> str:
+        n, k = self.features.shape
+        classes = f", {len(self.classes)} classes" if self.classes is not None else ""
+        skipped = f", {len(self.unreadable)} unreadable" if self.unreadable else ""
+        return f"Embedding({n} images, {k} features each{classes}{skipped})"
+
+    def save(self, path: str | Path) -> None:
+        """Writes an .npz file with ``features``, ``where``, ``data_digest`` and, with labels, ``labels``, ``classes``.
+
+        Raises:
+            RunFolderError: it cannot be written.
+        """
+        arrays: dict[str, Any] = {
+            "features": self.features,
+            "where": np.array(self.paths, dtype=np.str_),
+            "data_digest": np.array(self.digest),
+        }
+        if self.labels is not None:
+            arrays |= {"labels": self.labels, "classes": np.array(self.classes, dtype=np.str_)}
+        write_atomically(Path(path), lambda file: np.savez(file, **arrays))
+
+
+def embed(
+    encoder: nn.Module, source: Source, data: DataConfig, *, device: torch.device,
+    on_progress: Callable[[int, int], None],
+) -> Embedding:  # fmt: skip
+    """The features of a dataset by one encoder; arguments and errors as in ``extract``."""
     features = extract({"encoder": encoder}, source, data, device=device, on_progress=on_progress)
-    arrays: dict[str, Any] = {
-        "features": features.vectors["encoder"].numpy(),
-        "where": np.array([source.where(int(i)) for i in features.indices], dtype=np.str_),
-        "data_digest": np.array(source.digest),
-    }
-    if source.labels is not None:
-        arrays |= {"labels": features.labels.numpy(), "classes": np.array(source.classes, dtype=np.str_)}
-    write_atomically(target, lambda file: np.savez(file, **arrays))
-    return features
+    return Embedding(
+        features=features.vectors["encoder"].numpy(),
+        paths=[source.where(int(i)) for i in features.indices],
+        labels=None if source.labels is None else features.labels.numpy(),
+        classes=source.classes,
+        digest=source.digest,
+        unreadable=features.unreadable,
+    )

@@ -21,7 +21,11 @@ __all__ = [
     "describe_method",
     "find_method",
     "list_methods",
+    "option_defaults",
+    "register_method",
 ]
+
+_CLASSES: dict[str, type[Method]] = {}  # of programs, by the name under which a run records them
 
 
 def list_methods() -> list[str]:
@@ -29,12 +33,32 @@ def list_methods() -> list[str]:
     return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
 
 
+def register_method(method: type[Method]) -> str:
+    """Makes a class of a program a method of this process; returns its name, ``MODULE:CLASS`` or that of this package.
+
+    Raises:
+        ConfigError: it is not a subclass of Method.
+    """
+    if not (inspect.isclass(method) and issubclass(method, Method)):
+        raise ConfigError(
+            f"method={method!r}: expected a name, a Python file or a subclass of matrix_ssl.methods.Method."
+        )
+    package, _, module = method.__module__.rpartition(".")
+    if package == __name__ and module in list_methods():
+        return module
+    name = f"{method.__module__}:{method.__qualname__}"
+    _CLASSES[name] = method
+    return name
+
+
 def find_method(name: str) -> type[Method]:
-    """The method class of a module of this package, or of a Python file given by its path.
+    """The method class of a module of this package, of a Python file given by its path, or of ``register_method``.
 
     Raises:
         ConfigError: there is no such method, or the file cannot be executed or does not define exactly one.
     """
+    if name in _CLASSES:
+        return _CLASSES[name]
     if name.endswith(".py"):
         if not Path(name).is_file():
             raise ConfigError(f"method.name={name!r}: there is no such file.")
@@ -48,6 +72,10 @@ def find_method(name: str) -> type[Method]:
             raise ConfigError(f"method.name={name!r}: {_where(error, name)}{type(error).__name__}: {error}") from error
     elif name in list_methods():
         module = importlib.import_module(f"{__name__}.{name}")
+    elif ":" in name:
+        raise ConfigError(
+            f"method.name={name!r} is a class of a program: in Python, pass it as method= to matrix_ssl.pretrain."
+        )
     else:
         raise ConfigError(f"method.name={name!r} is not a method.{did_you_mean(name, list_methods())}")
     classes = [value for value in vars(module).values() if inspect.isclass(value) and issubclass(value, Method)]
@@ -68,14 +96,19 @@ def describe_method(name: str) -> str:
     return inspect.getdoc(sys.modules[find_method(name).__module__]) or f"{name}: no description"
 
 
+def option_defaults(method: type[Method]) -> dict[str, Any]:
+    """The options of a method with their defaults; ``inspect.Parameter.empty`` where there is none."""
+    parameters = inspect.signature(method.__init__).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+
 def complete_options(method: type[Method], options: Mapping[str, Any]) -> dict[str, Any]:
     """Every keyword of a method's constructor with its value: that of ``options``, checked, or the default.
 
     Raises:
         ConfigError: an option is unknown, has the wrong type, or is missing and has no default.
     """
-    parameters = inspect.signature(method.__init__).parameters.values()
-    keywords = {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+    keywords = option_defaults(method)
     unknown = [name for name in options if name not in keywords]
     if unknown:
         raise ConfigError(f"Unknown setting 'method.{unknown[0]}'.{did_you_mean(unknown[0], keywords)}")

@@ -2,17 +2,21 @@
 
 from matrix_ssl.networks.encoders import SMALL_IMAGE, TINY_RESNET, TinyResNet, build_encoder
 from matrix_ssl.networks.heads import mlp, predictor, projector
+from matrix_ssl.networks.modules import MODULE, forget_encoder, register_encoder
 from matrix_ssl.networks.teacher import cosine_momentum, make_teacher, update_teacher
 
 __all__ = [
+    "MODULE",
     "SMALL_IMAGE",
     "TINY_RESNET",
     "TinyResNet",
     "build_encoder",
     "cosine_momentum",
+    "forget_encoder",
     "make_teacher",
     "mlp",
     "predictor",
     "projector",
+    "register_encoder",
     "update_teacher",
 ]

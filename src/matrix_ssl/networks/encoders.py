@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from matrix_ssl.errors import ConfigError, did_you_mean, import_extra
 from matrix_ssl.networks.image_models import PREFIX, ImageModel
+from matrix_ssl.networks.modules import MODULE, registered_encoder
 
 SMALL_IMAGE = 64  # up to this side, in pixels, stem "auto" keeps the resolution
 TINY_RESNET = "tiny_resnet"
@@ -29,8 +30,8 @@ def build_encoder(
     """An encoder without its classifier, images (n, channels, image_size, image_size) to features (n, k), and k.
 
     Args:
-        name: ``"tiny_resnet"``, an architecture of torchvision such as ``"resnet50"``, ``"timm/NAME"``, or, for a
-            model of transformers, ``"hf:NAME"``.
+        name: ``"tiny_resnet"``, an architecture of torchvision such as ``"resnet50"``, ``"timm/NAME"``, for a model
+            of transformers ``"hf:NAME"``, or a name of ``modules.register_encoder``.
         channels: 1 or 3.
         image_size: side of the square input, in pixels.
         stem: torchvision ResNets only. ``"small"`` replaces the 7x7 stride-2 convolution by a 3x3 one and removes the
@@ -46,6 +47,8 @@ def build_encoder(
     """
     if name == TINY_RESNET:
         encoder: nn.Module = TinyResNet(channels=channels, image_size=image_size, width=width)
+    elif name.startswith(MODULE):
+        encoder = registered_encoder(name)
     elif name.startswith("timm/"):
         encoder = _timm_encoder(name.removeprefix("timm/"), channels, image_size, any_size)
     elif name.startswith(PREFIX):
@@ -114,6 +117,8 @@ def _feature_dim(encoder: nn.Module, name: str, channels: int, image_size: int) 
     except (RuntimeError, AssertionError, ValueError) as error:
         raise _wrong_size(name, image_size, error) from error
     encoder.train(was_training)
+    if not isinstance(features, Tensor):
+        raise ConfigError(f"network.encoder={name!r} returns {type(features).__name__}, expected a tensor (n, k).")
     if features.ndim != 2:
         raise ConfigError(f"network.encoder={name!r} has features of shape {tuple(features.shape)}, expected (n, k).")
     return features.shape[1]

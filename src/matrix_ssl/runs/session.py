@@ -62,11 +62,15 @@ class Session:
 
 
 @contextmanager
-def session(device: str) -> Iterator[Session]:
-    """Joins the processes of a launcher, if there are any, and leaves them when the block ends."""
-    distributed.start(devices.choose_device(device).type)
+def session(device: str, *, quiet: bool = False) -> Iterator[Session]:
+    """Joins the processes of a launcher, if there are any, and leaves them when the block ends.
+
+    A process group that exists already stays. ``quiet`` shows nothing on the main process either.
+    """
+    joined = distributed.start(devices.choose_device(device).type)
     chosen, main = devices.choose_device(device), distributed.is_main()  # the number of this process is known by now
     with ExitStack() as stack:
-        stack.callback(distributed.stop)
+        if joined:
+            stack.callback(distributed.stop)
         stack.enter_context(distributed.connected())
-        yield Session(chosen, Display(quiet=not main), main, stack)
+        yield Session(chosen, Display(quiet=quiet or not main), main, stack)

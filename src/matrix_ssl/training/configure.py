@@ -12,6 +12,8 @@ from matrix_ssl.errors import ConfigError
 if TYPE_CHECKING:
     from matrix_ssl.config import Assignment, Locations, RunConfig
 
+DEFAULT_RECIPE = "images"
+
 
 def configure(
     recipe: str, data: "Locations | None", assignments: "Sequence[Assignment]", *, method: str | None = None
@@ -53,9 +55,15 @@ def _configure(
     return run, complete
 
 
-def default_run(
-    recipe: str, data: "Locations | None", *, unnamed: str, suffix: str | None = None
-) -> Path:
+def run_folder(recipe: str, data: "Locations | None", method: str | None, start: str | None = None) -> Path:
+    """The folder of a pre-training that was given none; ``start`` is WHERE its weights come from."""
+    from matrix_ssl.encoder.where import read_where
+
+    parts = [*([Path(method).stem] if method else []), *(["from", read_where(start).folder] if start else [])]
+    return default_run(recipe, data, unnamed=DEFAULT_RECIPE, suffix="-".join(parts) or None)
+
+
+def default_run(recipe: str, data: "Locations | None", *, unnamed: str, suffix: str | None = None) -> Path:
     """The folder ``runs/RECIPE-DATA-SUFFIX``, without the recipe if it is ``unnamed`` and there is data.
 
     Of several datasets it has the first three names, and the number of the others.

@@ -15,7 +15,7 @@ import torch
 
 from matrix_ssl import distributed
 from matrix_ssl.data.randomness import hash_integers
-from matrix_ssl.errors import DataError, Diverged
+from matrix_ssl.errors import DataError, Diverged, TrainingError
 from matrix_ssl.runs import checkpoint as checkpoints
 from matrix_ssl.runs import signals
 from matrix_ssl.runs.files import append_line, read_lines
@@ -83,6 +83,8 @@ class Engine(Generic[Batch, Output]):
                 line = self.write_line(output) if output is not None and task.is_logged() else None
                 terms = task.terms(output) if output is not None else ()
                 display.step(task.step, task.plan.batch_size, line, terms)
+                if task.callback is not None and output is not None and task.is_logged():
+                    self.call_back(line)
 
                 # once in a while: a checkpoint
                 if task.is_last or self.signal or self.is_checkpoint_due():
@@ -201,6 +203,18 @@ class Engine(Generic[Batch, Output]):
         if line is not None and self.metrics is not None:
             self.metrics.write(line)
         return line
+
+    def call_back(self, line: Line | None) -> None:
+        """Passes a new line to the task's callback; where that raises, saves a checkpoint first."""
+        failure: BaseException | None = None
+        try:
+            if line is not None and self.task.callback is not None:
+                self.task.callback(dict(line))
+        except BaseException as error:
+            failure = error
+        if distributed.broadcast_object(failure is not None):
+            self.save()
+            raise failure or TrainingError(f"The callback failed in the main process after step {self.task.step}.")
 
     def is_checkpoint_due(self) -> bool:
         """Whether the plan asks for a checkpoint after the step just done."""

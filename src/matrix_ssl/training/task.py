@@ -2,7 +2,7 @@
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
@@ -101,7 +101,11 @@ class Task(ABC, Generic[Batch, Output]):
         counters: plain numbers that a checkpoint keeps.
         skipped: images that cannot be read: where, why.
         observer: its state joins the checkpoints.
+        callback: called by the main process with a copy of every new line of metrics; what it raises ends the
+            training after a checkpoint.
     """
+
+    callback: Callable[[Line], object] | None = None
 
     def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer, plan: TrainingPlan, *, display: Display):
         self.module, self.optimizer, self.plan, self.display = module, optimizer, plan, display

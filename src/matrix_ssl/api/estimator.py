@@ -1,0 +1,98 @@
+"""Pre-training as a transformer of scikit-learn: images to features."""
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted
+from torch import nn
+
+from matrix_ssl.api import evaluation
+from matrix_ssl.api.pretraining import pretrain
+from matrix_ssl.data.objects import as_data
+from matrix_ssl.methods import Method
+
+_MOST = 2**31 - 1
+
+
+class EncoderTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+    """Learns an encoder from images without labels; ``transform`` gives their features.
+
+    ``X`` is everything that ``pretrain`` takes as ``data``. Labels ``y`` are ignored, so that a pipeline may end in a
+    classifier.
+
+    Args:
+        recipe: a name that ``matrix-ssl recipes`` lists; the default is for a CPU.
+        encoder: an architecture, or a module from images to features (n, k).
+        method: a name, a Python file or a class; None: that of the recipe.
+        epochs: passes over the images; None: that of the recipe.
+        batch_size: images of a step; None: that of the recipe, or all images if they are fewer.
+        settings: of the run, by whole names, such as ``{"data.image_size": 32}``.
+        random_state: the seed of the run.
+        out: a folder for the run, so that it is resumed; None: a temporary one.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"mps"``.
+        verbose: whether progress is shown.
+
+    Attributes:
+        encoder_: the encoder, a module in evaluation mode with ``preprocess``.
+        config_: the settings of the run.
+        metrics_: the lines of its metrics.
+        n_features_in_: numbers of an image (height times width times channels) where all images have one shape.
+    """
+
+    def __init__(
+        self,
+        *,
+        recipe: str = "images_small",
+        encoder: str | nn.Module | None = None,
+        method: str | type[Method] | None = None,
+        epochs: int | None = None,
+        batch_size: int | None = None,
+        settings: Mapping[str, Any] | None = None,
+        random_state: Any = None,
+        out: str | Path | None = None,
+        device: str = "auto",
+        verbose: bool = False,
+    ):
+        self.recipe = recipe
+        self.encoder = encoder
+        self.method = method
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.settings = settings
+        self.random_state = random_state
+        self.out = out
+        self.device = device
+        self.verbose = verbose
+
+    def fit(self, X: Any, y: Any = None) -> Self:
+        """Pre-trains on the images; ``y`` is ignored."""
+        data = as_data(X)
+        keywords = {"epochs": self.epochs, "batch_size": self.batch_size, "seed": self._seed()}
+        with tempfile.TemporaryDirectory() as temporary:
+            run = pretrain(
+                data, recipe=self.recipe, encoder=self.encoder, method=self.method,
+                out=Path(temporary) / "run" if self.out is None else self.out, settings=self.settings or {},
+                report=self.out is not None, quiet=not self.verbose, device=self.device,
+                **{name: value for name, value in keywords.items() if value is not None},
+            )  # fmt: skip
+            self.encoder_ = run.encoder()
+            self.config_ = run.config
+            self.metrics_ = run.metrics
+        return self
+
+    def transform(self, X: Any) -> NDArray[np.float32]:
+        """The features (n, k) of images."""
+        check_is_fitted(self)
+        embedding = evaluation.embed(
+            self.encoder_, self.config_.data, as_data(X), device=self.device, quiet=not self.verbose
+        )
+        return embedding.features
+
+    def _seed(self) -> int | None:
+        return None if self.random_state is None else int(check_random_state(self.random_state).randint(_MOST))

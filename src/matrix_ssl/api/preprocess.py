@@ -1,0 +1,100 @@
+"""From images to what an encoder takes, exactly as evaluation does it."""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from matrix_ssl.config import DataConfig
+from matrix_ssl.data import Source
+from matrix_ssl.data.augment import normalise
+from matrix_ssl.data.base import MemorySource, Places
+from matrix_ssl.data.images import read_image
+from matrix_ssl.data.loading import evaluation_batches
+from matrix_ssl.data.objects import in_colour
+from matrix_ssl.data.pixels import as_image, as_images
+from matrix_ssl.errors import DataError, UnreadableImage
+
+
+class Preprocess:
+    """Reads images, cuts their central squares, resizes and normalises them.
+
+    Args:
+        data: size, central part and normalisation of an encoder.
+    """
+
+    def __init__(self, data: DataConfig):
+        self.data = dataclasses.replace(data, workers=0)
+
+    def __call__(self, images: Any) -> Tensor:
+        """A batch (n, c, s, s) on the CPU; n is 1 for a single image.
+
+        Args:
+            images: an image of Pillow or the path of a file, or a list of them; or images as an array or tensor,
+                (n, h, w), (n, h, w, 3) or (n, 3, h, w), uint8 or floating point in [0, 1], or a list of such images.
+
+        Raises:
+            DataError: something is no image, cannot be read or has other channels than the encoder takes.
+        """
+        source = in_colour(_open(images), len(self.data.mean))
+        if source.channels != len(self.data.mean):
+            raise DataError(f"The images have {source.channels} channels, the encoder takes {len(self.data.mean)}.")
+        batches = []
+        for _, pixels, problems in evaluation_batches(source, self.data, device=torch.device("cpu")):
+            if problems:
+                raise UnreadableImage(*problems[0])
+            batches.append(pixels)
+        return normalise(torch.cat(batches), self.data.mean, self.data.std)
+
+    def __repr__(self) -> str:
+        data = self.data
+        return (
+            f"Preprocess(central {data.crop_fraction:g} of the shorter side, {data.image_size} pixels, "
+            f"mean {data.mean}, std {data.std})"
+        )
+
+
+class _Images(Source):
+    """A few images that are read already."""
+
+    crops_are_rounded = True
+
+    def __init__(self, images: Sequence[Tensor]):
+        super().__init__("images", channels=max(map(len, images)), labels=None, classes=None)
+        self._images = images
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def read(self, index: int) -> Tensor:
+        return self._images[index].expand(self.channels, -1, -1)
+
+    def where(self, index: int) -> str:
+        return f"image {index}"
+
+    def subset(self, indices: Any) -> "_Images":
+        return _Images([self._images[int(index)] for index in indices])
+
+
+def _open(images: Any) -> Source:
+    if isinstance(images, (np.ndarray, Tensor)):
+        pixels = as_images(images, "The array")
+        return MemorySource("images", pixels, Places.whole(["array"], [len(pixels)]), labels=None, classes=None)
+    several = images if isinstance(images, (list, tuple)) else [images]
+    if not several:
+        raise DataError("There are no images.")
+    read = [_read(image, f"Image {number}") for number, image in enumerate(several)]
+    if isinstance(several[0], (np.ndarray, Tensor)) and len({image.shape for image in read}) == 1:
+        return _open(torch.stack(read))
+    return _Images(read)
+
+
+def _read(image: Any, what: str) -> Tensor:
+    if isinstance(image, (str, os.PathLike)):
+        return read_image(Path(image).expanduser())
+    return as_image(image, what)

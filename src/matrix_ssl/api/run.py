@@ -1,0 +1,196 @@
+"""A run, or a public encoder: its encoder, the features of images, its accuracies."""
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from matrix_ssl import config as configuration
+from matrix_ssl.api import evaluation
+from matrix_ssl.api.caller import undisturbed
+from matrix_ssl.api.preprocess import Preprocess
+from matrix_ssl.api.results import Results, table_html
+from matrix_ssl.config import RunConfig
+from matrix_ssl.data.objects import as_data
+from matrix_ssl.data.sources import Split
+from matrix_ssl.encoder import Weights, load_encoder
+from matrix_ssl.encoder.opening import Opened, open_encoder
+from matrix_ssl.encoder.where import PATH, read_where
+from matrix_ssl.evaluate.baselines import Sizes
+from matrix_ssl.evaluate.features import Embedding
+from matrix_ssl.evaluate.protocols import PROTOCOLS
+from matrix_ssl.evaluate.trained.protocols import EvaluationSettings
+from matrix_ssl.runs.files import read_json, read_lines
+from matrix_ssl.runs.folder import METRICS, SUMMARY, read_config
+
+_DEFAULT_PROTOCOLS = PROTOCOLS[:3]
+
+
+class Run:
+    """An encoder and what is known about it.
+
+    Args:
+        where: a run folder; or an encoder of elsewhere, as ``open`` takes it.
+        data: the images that it was trained on, where they are an object of this program.
+        out: the run folder in which ``evaluate`` writes about an encoder of elsewhere; None: ``runs/NAME``.
+        download: fetch published weights that the local cache lacks.
+
+    Attributes:
+        folder: the run folder; for an encoder of elsewhere the one that ``evaluate`` makes.
+
+    Raises:
+        MatrixSSLError: there is no such run or encoder.
+    """
+
+    def __init__(self, where: str | Path, *, data: Any = None, out: str | Path | None = None, download: bool = False):
+        self.where, self._download, self._out = where, download, _path(out)
+        self._data = None if data is None else as_data(data)
+        place = read_where(where)
+        self._is_run = place.kind == PATH and place.path.is_dir()
+        self.folder = place.path if self._is_run else self._out or Path("runs") / place.folder
+        self.config  # noqa: B018, is checked here
+
+    @cached_property
+    def config(self) -> RunConfig:
+        """The settings."""
+        return read_config(self.folder) if self._is_run else self._opened.config
+
+    @cached_property
+    def _opened(self) -> Opened:
+        return open_encoder(self.where, download=self._download)
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """Steps, seconds and counts of a finished pre-training; nothing before."""
+        path = self.folder / SUMMARY
+        summary: dict[str, Any] = read_json(path) if path.exists() else {}
+        return summary
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of ``metrics.jsonl``."""
+        return read_lines(self.folder / METRICS)
+
+    def encoder(self, *, weights: Weights = "student") -> nn.Module:
+        """The encoder in evaluation mode, on the CPU: images (n, c, s, s), normalised, to features (n, k).
+
+        Its attribute ``preprocess`` makes such a batch from files, images of Pillow or arrays, as evaluation does.
+
+        Raises:
+            CheckpointError: the pre-training is not finished, or there are no such weights.
+        """
+        if self._is_run:
+            encoder = load_encoder(self.folder, weights=weights)
+        elif weights == "student":
+            encoder = copy.deepcopy(self._opened.encoder)
+        else:
+            encoder = open_encoder(self.where, weights=weights, download=self._download).encoder
+        encoder.preprocess = Preprocess(self.config.data)  # type: ignore[assignment]
+        return encoder
+
+    def embed(
+        self, data: Any = None, *, split: Split = "train", weights: Weights = "student", device: str = "auto",
+        quiet: bool = False, data_root: str | Path | None = None, download: bool = False,
+    ) -> Embedding:  # fmt: skip
+        """The features of images; unreadable ones are skipped and listed.
+
+        Args:
+            data: as for ``pretrain``; None: the images of the pre-training.
+            split: ``train``, the whole dataset where it has no test split, or ``test``.
+            weights: ``student``, or ``teacher``, its moving average.
+            device, quiet, data_root, download: as for ``pretrain``.
+
+        Raises:
+            MatrixSSLError: the data or the run are at fault.
+        """
+        images = self._chosen(data) or self.config.data.source
+        if not images:
+            raise evaluation.no_dataset(self.where)
+        return evaluation.embed(
+            self.encoder(weights=weights), self.config.data, images, split=split, device=device, quiet=quiet,
+            data_root=_path(data_root), download=download,
+        )  # fmt: skip
+
+    def evaluate(
+        self,
+        data: Any = None,
+        *,
+        test_data: Any = None,
+        protocols: Sequence[str] = _DEFAULT_PROTOCOLS,
+        baselines: Sequence[str] = (),
+        baseline_sizes: Sizes = "own",
+        settings: Mapping[str, Any] | Iterable[str] = (),
+        label_list: str | Path | None = None,
+        weights: Weights = "student",
+        fresh: bool = False,
+        report: bool = True,
+        device: str = "auto",
+        quiet: bool = False,
+        data_root: str | Path | None = None,
+        download: bool = False,
+    ) -> Results:
+        """Accuracies on labelled images, beside raw pixels and the untrained network; the same call again resumes.
+
+        Args:
+            data: training images of the classifiers, as for ``pretrain``; None: those of the pre-training.
+            test_data: test images; None: the test split of the dataset, else a held-out fifth of each class.
+            protocols: such as ``["knn", "linear", "low-shot"]``, which are the default.
+            baselines: public encoders to measure as well, each as ``open`` takes it.
+            baseline_sizes: the size of their images: ``own``, ``run`` or ``both``.
+            settings: of protocols that train, such as ``{"linear_sgd.epochs": 10}``.
+            label_list: file that names the labelled images of ``semi-supervised``.
+            weights: ``student``, or ``teacher``, its moving average.
+            fresh: repeat protocols that already have results.
+            report: write the page of the run.
+            device, quiet, data_root, download: as for ``pretrain``.
+
+        Returns:
+            All results on the dataset so far.
+
+        Raises:
+            MatrixSSLError: the data, the run or a setting is at fault; among others, the images have no labels.
+        """
+        assignments = settings.items() if isinstance(settings, Mapping) else settings
+        with undisturbed():
+            evaluated = evaluation.evaluate(
+                self.where, self._chosen(data), out=self._out,
+                test_data=None if test_data is None else as_data(test_data), protocols=list(protocols), baselines=baselines, baseline_sizes=baseline_sizes,
+                settings=configuration.override(EvaluationSettings(), assignments), label_list=_path(label_list),
+                weights=weights, fresh=fresh, report=report, needs_labels=True, quiet=quiet, device=device,
+                data_root=_path(data_root), download=download,
+            )  # fmt: skip
+        return Results(evaluated.results, evaluated.report)
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.where)!r}: {', '.join(f'{name.lower()} {text}' for name, text in self._facts())})"
+
+    def _repr_html_(self) -> str:
+        from matrix_ssl.report.tables import read_evaluations  # takes a second to import
+
+        rows = "".join(f"<tr><th>{escape(name)}</th><td>{escape(text)}</td></tr>" for name, text in self._facts())
+        tables = "".join(table_html(table) for one in read_evaluations(self.folder) for table in one.tables())
+        return f"<table><caption>{escape(str(self.where))}</caption><tbody>{rows}</tbody></table>{tables}"
+
+    def _facts(self) -> list[tuple[str, str]]:
+        config, data = self.config, self.config.data
+        facts = [("Encoder", f"{config.network.encoder}, {data.image_size} px")]
+        if not self._is_run or "imported" in self.summary:
+            return facts
+        facts += [("Method", config.method.name), ("Images", f"{data.images:,}")]
+        lines, summary = self.metrics, self.summary
+        if lines:
+            done = f"{config.epochs} epochs" if summary else f"step {lines[-1]['step']}, not finished"
+            facts += [("Training", done), ("Loss", f"{lines[-1]['loss']:.4g}")]
+            facts += [("Effective rank", f"{lines[-1]['effective_rank']:.4g}")]
+        return facts
+
+    def _chosen(self, data: Any) -> Any:
+        return self._data if data is None else as_data(data)
+
+
+def _path(path: str | Path | None) -> Path | None:
+    return None if path is None else Path(path).expanduser()
