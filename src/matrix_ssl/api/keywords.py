@@ -29,10 +29,11 @@ def assign(
 
 
 def _whole(name: str, known: Sequence[str]) -> str:
-    """The name of a setting by its last part."""
+    """The name of a setting by its last part; those of views only where no other setting has it."""
     if name in known:
         return name
     same = [key for key in known if key.rpartition(".")[2] == name]
+    same = [key for key in same if not key.startswith("views.")] or same
     if len(same) > 1:
         raise ConfigError(f"{name} is a setting of {' and '.join(same)}: write settings={{{same[0]!r}: ...}}.")
     return same[0] if same else name

@@ -1,6 +1,5 @@
 """A whole pre-training: settings, data, run folder, training, page."""
 
-import inspect
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from matrix_ssl import config as configuration
 from matrix_ssl import distributed, networks
 from matrix_ssl.api.caller import undisturbed
 from matrix_ssl.api.keywords import assign
+from matrix_ssl.api.records import keep_own_parts
 from matrix_ssl.api.run import Run
 from matrix_ssl.config import RunConfig, split_assignment
 from matrix_ssl.config.recipes import find_recipe
@@ -25,8 +25,7 @@ from matrix_ssl.evaluate.online import OnlineEvaluation
 from matrix_ssl.evaluate.protocols import describe_images
 from matrix_ssl.methods import Method, find_method, option_defaults, register_method
 from matrix_ssl.runs.checkpoint import read_safetensors
-from matrix_ssl.runs.files import write_text
-from matrix_ssl.runs.folder import ENCODER, EVALUATION, METHOD, SUMMARY
+from matrix_ssl.runs.folder import ENCODER, EVALUATION, SUMMARY
 from matrix_ssl.runs.metrics import check_tensorboard
 from matrix_ssl.runs.session import session
 from matrix_ssl.training import setup
@@ -170,9 +169,10 @@ def train(
             training.callback = callback
             if online:
                 training.observer = OnlineEvaluation(training.source, config.data, device=s.device)
-        if not s.claim(run, lambda: config, is_complete=lambda: _is_complete(run, s.display.say), fresh=fresh):
-            if s.main:
-                _keep_source(run, config.method.name, s.display.say)
+        is_done = s.claim(run, lambda: config, is_complete=lambda: _is_complete(run, s.display.say), fresh=fresh)
+        if s.main:
+            keep_own_parts(run, config, s.display.say)
+        if not is_done:
             if start:
                 s.display.say(start.text)
             s.display.say(setup.headline(config, training.source, s.device))
@@ -226,21 +226,6 @@ def _open(config: RunConfig, data: Data | None, data_root: Path | None, download
     """The images of a run, grey ones of a program in three channels where the encoder takes three."""
     source = open_source(data or config.data.source, split="train", data_root=data_root, download=download)
     return in_colour(source, len(config.data.mean)) if isinstance(data, Splits) else source
-
-
-def _keep_source(run: Path, method: str, say: Callable[[str], None]) -> None:
-    """Writes the source of a method that is not of this package into the run, and reports one that has changed."""
-    if not method.endswith(".py") and ":" not in method:
-        return
-    try:
-        text = Path(method).read_text("utf-8") if method.endswith(".py") else inspect.getsource(find_method(method))
-    except (OSError, TypeError):  # a class without source, as of a program on standard input
-        return
-    path = run / METHOD
-    if not path.exists():
-        write_text(path, text)
-    elif path.read_text("utf-8") != text:
-        say(f"Warning: the source of the method differs from {path}, with which this run began.")
 
 
 def _is_complete(run: Path, say: Callable[[str], None]) -> bool:

@@ -158,7 +158,8 @@ class Run:
         with undisturbed():
             evaluated = evaluation.evaluate(
                 self.where, self._chosen(data), out=self._out,
-                test_data=None if test_data is None else as_data(test_data), protocols=list(protocols), baselines=baselines, baseline_sizes=baseline_sizes,
+                test_data=None if test_data is None else as_data(test_data), protocols=list(protocols),
+                baselines=baselines, baseline_sizes=baseline_sizes,
                 settings=configuration.override(EvaluationSettings(), assignments), label_list=_path(label_list),
                 weights=weights, fresh=fresh, report=report, needs_labels=True, quiet=quiet, device=device,
                 data_root=_path(data_root), download=download,

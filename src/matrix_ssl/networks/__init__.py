@@ -2,7 +2,7 @@
 
 from matrix_ssl.networks.encoders import SMALL_IMAGE, TINY_RESNET, TinyResNet, build_encoder
 from matrix_ssl.networks.heads import mlp, predictor, projector
-from matrix_ssl.networks.modules import MODULE, forget_encoder, register_encoder
+from matrix_ssl.networks.modules import MODULE, forget_encoder, register_encoder, registered_encoder
 from matrix_ssl.networks.teacher import cosine_momentum, make_teacher, update_teacher
 
 __all__ = [
@@ -18,5 +18,6 @@ __all__ = [
     "predictor",
     "projector",
     "register_encoder",
+    "registered_encoder",
     "update_teacher",
 ]

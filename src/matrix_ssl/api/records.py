@@ -1,0 +1,47 @@
+"""What a run keeps of a method or an encoder that is not of this package."""
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+
+from matrix_ssl import networks
+from matrix_ssl.config import RunConfig
+from matrix_ssl.methods import find_method
+from matrix_ssl.runs.checkpoint import digest
+from matrix_ssl.runs.files import read_json, write_json, write_text
+from matrix_ssl.runs.folder import METHOD, MODULE
+
+
+def keep_own_parts(run: Path, config: RunConfig, say: Callable[[str], None]) -> None:
+    """Writes the source of a method into ``method.py`` and the structure of a module into ``module.json``.
+
+    What is there already stays; a sentence says where it differs.
+    """
+    _keep_method(run, config.method.name, say)
+    _keep_module(run, config.network.encoder, say)
+
+
+def _keep_method(run: Path, name: str, say: Callable[[str], None]) -> None:
+    if not name.endswith(".py") and ":" not in name:
+        return
+    try:
+        text = Path(name).read_text("utf-8") if name.endswith(".py") else inspect.getsource(find_method(name))
+    except (OSError, TypeError):  # a class without source, as of a program on standard input
+        return
+    path = run / METHOD
+    if not path.exists():
+        write_text(path, text)
+    elif path.read_text("utf-8") != text:
+        say(f"Warning: the source of the method differs from {path}, with which this run began.")
+
+
+def _keep_module(run: Path, name: str, say: Callable[[str], None]) -> None:
+    if not name.startswith(networks.MODULE):
+        return
+    module = networks.registered_encoder(name)
+    weights = digest(module.state_dict())
+    path = run / MODULE
+    if not path.exists():
+        write_json(path, {"name": name, "structure": repr(module), "sha256": weights})
+    elif read_json(path).get("sha256") != weights:
+        say("Warning: the module has different weights than at the start of this run. Those of the start count.")
