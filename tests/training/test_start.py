@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,17 @@ def test_what_follows_from_the_weights_and_what_the_user_sets(first: Path) -> No
     assert (own.data.mean, own.data.std) == ((0.25,), (0.5,)) and own.data.crop_fraction == theirs.data.crop_fraction
 
 
+def test_defaults_of_weights_that_have_learned(first: Path) -> None:
+    words = [word for word in assignments(first) if not word.startswith("optimizer.")]
+    recipe = configure("demo", None, words)
+    own = start_from(recipe, chosen=[], run=None).config.optimizer
+    assert own == replace(recipe.optimizer, learning_rate=0.1 * recipe.optimizer.learning_rate, frozen_statistics=True)
+    chosen = ["optimizer.learning_rate", "optimizer.frozen_statistics"]
+    assert start_from(recipe, chosen=chosen, run=None).config.optimizer == recipe.optimizer
+    untrained = replace(recipe, start=replace(recipe.start, reference="random/tiny_resnet"))
+    assert start_from(untrained, chosen=[], run=None).config.optimizer == recipe.optimizer
+
+
 def test_the_source_is_recorded(first: Path, tmp_path: Path) -> None:
     found = read_json(pretrain(tmp_path / "r", start=first) / "config.json")["start"]
     digest = hashlib.sha256((first / "encoder.safetensors").read_bytes()).hexdigest()
@@ -184,7 +196,7 @@ def test_heads_first(first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     before(monkeypatch, "update", lambda engine: states.append(
         {name: tensor.clone() for name, tensor in engine.task.method.state_dict().items()}
     ))  # fmt: skip
-    pretrain(tmp_path / "r", "optimizer.frozen_epochs=0.5", start=first)
+    pretrain(tmp_path / "r", "optimizer.frozen_epochs=0.5", "optimizer.frozen_statistics=false", start=first)
     weights = {name for name, _ in load_encoder(first).named_parameters()}
     changed = [
         {name for name in now if not now[name].equal(earlier[name])} for earlier, now in itertools.pairwise(states)
@@ -198,7 +210,7 @@ def test_heads_first(first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_statistics_that_stay(first: Path, tmp_path: Path) -> None:
     """Student and teacher normalise by the running statistics of the start; heads by the batch."""
-    run = pretrain(tmp_path / "r", "optimizer.frozen_statistics=true", *WHOLE, start=first, online=True)
+    run = pretrain(tmp_path / "r", *WHOLE, start=first, online=True)
     newest, _ = checkpoint.load_newest(run)
     assert newest is not None
     running = {name: t for name, t in load_encoder(first).state_dict().items() if "running" in name or "num_b" in name}

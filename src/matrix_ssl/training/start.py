@@ -15,7 +15,7 @@ from matrix_ssl import networks
 from matrix_ssl.config import NetworkConfig, RunConfig, StartConfig
 from matrix_ssl.encoder import architectures
 from matrix_ssl.encoder.opening import Opened, open_checkpoint, open_encoder
-from matrix_ssl.encoder.where import PATH, read_where
+from matrix_ssl.encoder.where import PATH, RANDOM, read_where
 from matrix_ssl.errors import ConfigError, MatrixSSLError
 from matrix_ssl.methods import Method, TeacherMethod
 from matrix_ssl.runs import checkpoint
@@ -27,6 +27,7 @@ _FOLLOWING = (
     *(f"network.{field.name}" for field in dataclasses.fields(NetworkConfig)),
     *("data.image_size", "data.mean", "data.std", "data.crop_fraction"),
 )
+_RATE = 0.1  # of the recipe's
 
 
 @dataclass(frozen=True)
@@ -91,8 +92,12 @@ def _open(config: RunConfig, chosen: Collection[str], *, download: bool) -> Open
 
 
 def _defaults(config: RunConfig, chosen: Collection[str]) -> RunConfig:
-    """The settings of a recipe for weights that have learned already."""
-    return config
+    """The settings of a recipe for weights that have learned already, chosen on held-out images (``LOG.md``)."""
+    if read_where(config.start.reference).kind == RANDOM:
+        return config
+    ours = {"learning_rate": _RATE * config.optimizer.learning_rate, "frozen_statistics": True}
+    changes = {name: value for name, value in ours.items() if f"optimizer.{name}" not in chosen}
+    return dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, **changes))
 
 
 def _recorded(config: RunConfig, run: Path | None, error: MatrixSSLError) -> RunConfig:
