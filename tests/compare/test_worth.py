@@ -1,5 +1,6 @@
 """``matrix-ssl worth``: what it compares, that it compares it fairly, and that it resumes wherever it was killed."""
 
+import json
 import shutil
 import signal
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
+from benchmarks.pages import publish_worth
 from matrix_ssl.compare.worth import labels
 from matrix_ssl.compare.worth.plan import TuningSettings
 from matrix_ssl.data import Source, open_source
@@ -18,6 +20,8 @@ from matrix_ssl.evaluate.features import extract
 from matrix_ssl.evaluate.trained.fine_tune import FineTune, fine_tune
 from matrix_ssl.evaluate.trained.label_subsets import from_list
 from matrix_ssl.report.comparison.statistics import crossed_mean
+from matrix_ssl.report.worth.data import read_worth
+from matrix_ssl.report.worth.words import sentence
 from matrix_ssl.runs.display import Display
 from matrix_ssl.runs.files import read_json
 from matrix_ssl.runs.folder import read_config
@@ -171,6 +175,28 @@ def test_the_page_and_the_terminal(done: Path) -> None:
         assert text in page, text
     assert "adapted tuned" in out and "results w/worth.json" in out and "no difference is supported" in out
     assert "src=" not in page and "http" not in page.replace("http-equiv", "").replace("http://www.w3.org", "")
+
+
+def test_a_diverged_training_is_a_result(public: Path, tmp_path: Path) -> None:
+    shutil.copy(public / "public.safetensors", tmp_path)
+    message = fail(tmp_path, worth("--set", "optimizer.learning_rate=1e30", seeds=1))
+    assert message == "2 trainings failed; the page gives the reasons."
+    results = read_json(tmp_path / "w" / "worth.json")
+    measured = [f"{arm['network']}_{arm['use']}" for arm in results["arms"] if arm["accuracy"]]
+    assert measured == [arm for arm in ARMS if not arm.startswith(("adapted", "scratch"))]
+    assert "scratch failed: " in (tmp_path / "w" / "worth.html").read_text() and results["done"] == results["total"]
+
+
+def test_what_is_published_is_what_was_measured(done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "worth.md").write_text("# A\n\n<!-- digits:begin -->\n<!-- digits:end -->\n\nB\n")
+    words = ["publish_worth", str(done), "digits", "--results", str(tmp_path), "--docs", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", words)
+    publish_worth.main()
+    page, results = (tmp_path / "worth.md").read_text(), read_json(tmp_path / "worth_digits.json")
+    assert sentence(read_worth(done)) in page and "matrix-ssl worth demo --data digits" in page
+    score = results["arms"][0]["accuracy"]["all"]["mean"]
+    assert f"{100 * score:.1f}" in next(line for line in page.splitlines() if line.startswith("| raw pixels |"))
+    assert page.startswith("# A") and page.endswith("B\n") and str(tmp_path) not in json.dumps(results)
 
 
 @pytest.mark.parametrize("kills", [[0, 2], pytest.param([0, 1, 2, 3], marks=pytest.mark.slow)])

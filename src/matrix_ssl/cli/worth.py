@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from matrix_ssl.cli import options
+from matrix_ssl.errors import ConfigError
 from matrix_ssl.training.configure import configure, default_run
 
 _QUICK = ("steps=40", "rates=0.05,0.1")  # of the trainings with labels
@@ -89,5 +90,8 @@ def worth(
         )  # fmt: skip
         run.claim()
         run.run()
-    options.stdout.print(terminal(read_worth(out)))
+    results = read_worth(out)
+    options.stdout.print(terminal(results))
     options.show(results=out / "worth.json", page=out / PAGE)
+    if failed := sum(len(arm.errors) for arm in results.arms):
+        raise ConfigError(f"{failed} trainings failed; the page gives the reasons.")

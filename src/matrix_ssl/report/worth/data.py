@@ -64,9 +64,10 @@ class Arm:
 
     @property
     def errors(self) -> list[str]:
-        """Why trainings of this arm failed."""
+        """Why trainings of this arm failed; those without labels count for the frozen one."""
+        own = self.pretraining if self.use == "frozen" else ()
         tuning = [cost for facts in self.evaluation for cost in facts.get("tuning", {}).values()]
-        return [str(cost["error"]) for cost in (*self.pretraining, *tuning) if "error" in cost]
+        return [str(cost["error"]) for cost in (*own, *tuning) if "error" in cost]
 
 
 @dataclass(frozen=True)
