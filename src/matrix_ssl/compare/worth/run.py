@@ -53,12 +53,13 @@ class Images:
     @staticmethod
     def open(plan: Plan, *, data_root: Path | None, download: bool) -> "Images":
         """Opens them without reading any; ConfigError where they have no labels."""
-        where = {"data_root": data_root, "download": download}
         data = plan.base.data
-        train = splits.open_training_part(data, **where)
-        test = choose_subset(splits.open_test_part(data, **where), plan.test_images, seed=0)
+        train = splits.open_training_part(data, data_root=data_root, download=download)
+        whole = splits.open_test_part(data, data_root=data_root, download=download)
+        test = choose_subset(whole, plan.test_images, seed=0)
         check_splits(train, test, data)
-        return Images(train, test, not has_test_split(data.source, **where))
+        held_out = not has_test_split(data.source, data_root=data_root, download=download)
+        return Images(train, test, held_out)
 
     def describe(self) -> dict[str, Any]:
         """What ``worth.json`` holds of them."""
