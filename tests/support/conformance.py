@@ -8,6 +8,7 @@ They stay what they are unless a method, a network or the teacher is changed on 
 """
 
 import copy
+import inspect
 import json
 import sys
 from collections.abc import Iterator, Mapping
@@ -196,6 +197,27 @@ class MethodConformance:
         held = [p for group in method.parameter_groups() for p in group["params"]]
         assert len(held) == len({id(p) for p in held})  # every trainable parameter is in one group
         assert {id(p) for p in held} == {id(p) for p in method.parameters() if p.requires_grad}
+
+    def test_more_than_two_views(self) -> None:
+        """Three of one size and two small ones; a method of exactly two views says so in its signature."""
+        method = self.build()
+        one, two = views(0)
+        crops = (one, two, views(1)[0], one[..., 2:6, 2:6], two[..., :4, :4])
+        try:
+            inspect.signature(method.forward).bind(*crops)
+        except TypeError:
+            pytest.skip("it takes two views")
+        method.before_step(2, 10)
+        output: StepOutput = method(*crops)
+        assert output.student.shape == output.teacher.shape and len(output.student) == ROWS
+        output.loss.backward()
+        for name, parameter in method.named_parameters():
+            assert (parameter.grad is not None and parameter.grad.isfinite().all()) == parameter.requires_grad, name
+        before = output.loss.item()
+        with torch.no_grad():
+            crops[4].mul_(-1)
+        assert self.build().forward(*crops).loss.item() != before  # the small ones matter
+        method.after_step(0.3)
 
     @pytest.mark.parametrize("name", ["sgd", "adamw", "lars"])
     def test_a_resumed_run_goes_on_bit_for_bit(self, tmp_path: Path, name: str) -> None:

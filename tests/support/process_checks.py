@@ -388,9 +388,10 @@ def compare_methods(name: str, variant: dict) -> None:
     optimizers = [torch.optim.SGD(m.parameter_groups(), lr=0.01, momentum=0.9) for m in (single, ours)]
     for step in range(2):
         torch.manual_seed(step)
-        whole = torch.randn(2, 4 * size, 1, 8, 8, dtype=torch.float64)
+        whole = [*torch.randn(2, 4 * size, 1, 8, 8, dtype=torch.float64)]
+        whole += [view[..., :4, 2:6].contiguous() for view in whole[:step]]  # a small one in the second step
         torch.manual_seed(100 + rank)  # numbers of the processes' own must not matter
-        parts = whole.chunk(size, 1)[rank]
+        parts = [view.chunk(size)[rank] for view in whole]
         outputs = []
         for module, called, views, optimizer, group in zip(
             (single, ours), (single, wrapped), (whole, parts), optimizers, (alone(), nullcontext()), strict=True

@@ -1,6 +1,7 @@
 """The bases of the methods, without and with a teacher: modules with their networks that turn two views into a loss."""
 
 import functools
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, get_type_hints
@@ -44,8 +45,8 @@ class Method(nn.Module, ABC):
             cls.__init__ = _checked(cls.__init__)  # type: ignore[method-assign]
 
     @abstractmethod
-    def forward(self, view1: Tensor, view2: Tensor) -> StepOutput:
-        """Loss of a batch from its two views, each (n_local, c, h, w)."""
+    def forward(self, *views: Tensor) -> StepOutput:
+        """Loss of a batch from its views, (n_local, c, h, w) each; a method may also take ``view1, view2`` alone."""
 
     def before_step(self, step: int, total_steps: int) -> None:
         """Called before every step with the number of steps done, for losses with a schedule or random numbers."""
@@ -107,6 +108,28 @@ class TeacherMethod(Method):
 
     def _student(self) -> nn.ModuleDict:
         return nn.ModuleDict({"encoder": self.encoder, "projector": self.projector})
+
+
+def global_views(views: Sequence[Tensor]) -> list[int]:
+    """Places of the views (n, c, h, w) that are as large as the first one; smaller ones are local."""
+    return [place for place, view in enumerate(views) if view.shape[-1] >= views[0].shape[-1]]
+
+
+def view_pairs(views: Sequence[Tensor]) -> list[tuple[int, int]]:
+    """Places of the pairs of views of which one at least is global, for a loss of two views: (0, 1) for two."""
+    known = set(global_views(views))
+    return [(a, b) for a, b in itertools.combinations(range(len(views)), 2) if known & {a, b}]
+
+
+def student_teacher_pairs(views: Sequence[Tensor]) -> list[tuple[int, int, int, int]]:
+    """Places (a, b, c, d) for a loss(z_a, z_b, p_c, p_d) that is the mean of the orders (z_a, p_d) and (z_b, p_c).
+
+    Together they are all orders of any view for the student and a different, global one for the teacher: (0, 1, 0, 1)
+    for two views. An odd number of orders is taken twice.
+    """
+    orders = [(s, t) for s in range(len(views)) for t in global_views(views) if s != t]
+    orders *= 1 + len(orders) % 2
+    return [(a, b, c, d) for (a, d), (b, c) in zip(orders[::2], orders[1::2], strict=True)]
 
 
 def check_views(outputs: Sequence[Tensor]) -> None:

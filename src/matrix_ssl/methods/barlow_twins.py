@@ -15,6 +15,7 @@ ICML 2021, equations 1 and 2, https://arxiv.org/abs/2103.03230.
 import dataclasses
 from typing import Any
 
+import torch
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -23,7 +24,7 @@ from matrix_ssl import networks
 from matrix_ssl.config import OptimizerConfig, RunConfig
 from matrix_ssl.config.views import asymmetric_views
 from matrix_ssl.losses import check_not_negative, check_rows, cross_product_norm, in_full_precision
-from matrix_ssl.methods._base import Method, StepOutput, gather_outputs
+from matrix_ssl.methods._base import Method, StepOutput, gather_outputs, view_pairs
 
 REDUNDANCY_WEIGHT = 0.0051  # section 2.2 and the code
 EPSILON = 1e-5  # added to the variances, as the BatchNorm of the published code does
@@ -95,11 +96,15 @@ class BarlowTwins(Method):
         self.redundancy_weight = redundancy_weight
         self.bias_rate = bias_rate
 
-    def forward(self, view1: Tensor, view2: Tensor) -> StepOutput:
-        f1, f2 = self.encoder(view1), self.encoder(view2)
-        z1, z2 = self.projector(f1), self.projector(f2)
-        loss = barlow_twins_loss(*gather_outputs(z1, z2), redundancy_weight=self.redundancy_weight)
-        return StepOutput(loss, {}, f1.detach(), z1.detach(), z2.detach())
+    def forward(self, *views: Tensor) -> StepOutput:
+        features = [self.encoder(view) for view in views]
+        z = [self.projector(feature) for feature in features]
+        outputs = gather_outputs(*z)
+        losses = [
+            barlow_twins_loss(outputs[a], outputs[b], redundancy_weight=self.redundancy_weight)
+            for a, b in view_pairs(views)
+        ]
+        return StepOutput(torch.stack(losses).mean(), {}, features[0].detach(), z[0].detach(), z[1].detach())
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Two groups: weights; biases and BatchNorm, whose learning rate may differ."""

@@ -13,6 +13,7 @@ equation 2 and section 3, https://arxiv.org/abs/2006.07733.
 
 import dataclasses
 
+import torch
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
@@ -20,7 +21,13 @@ from matrix_ssl import networks
 from matrix_ssl.config import Fraction, OptimizerConfig, RunConfig
 from matrix_ssl.config.views import asymmetric_views
 from matrix_ssl.losses import check_rows, in_full_precision, unit_rows
-from matrix_ssl.methods._base import StepOutput, TeacherMethod, mean_over_processes
+from matrix_ssl.methods._base import (
+    StepOutput,
+    TeacherMethod,
+    global_views,
+    mean_over_processes,
+    student_teacher_pairs,
+)
 
 
 @in_full_precision
@@ -75,12 +82,13 @@ class BYOL(TeacherMethod):
         self.predictor = networks.mlp(output_dim, hidden_dim, output_dim)
         self.add_teacher(teacher_momentum)
 
-    def forward(self, view1: Tensor, view2: Tensor) -> StepOutput:
-        f1, f2 = self.encoder(view1), self.encoder(view2)
-        z1, z2 = self.predictor(self.projector(f1)), self.predictor(self.projector(f2))
-        p1, p2 = self.teach(view1), self.teach(view2)
-        loss = mean_over_processes(byol_loss(z1, z2, p1, p2))
-        return StepOutput(loss, {}, f1.detach(), z1.detach(), p2.detach())
+    def forward(self, *views: Tensor) -> StepOutput:
+        features = [self.encoder(view) for view in views]
+        z = [self.predictor(self.projector(feature)) for feature in features]
+        p = {place: self.teach(views[place]) for place in global_views(views)}
+        losses = [byol_loss(z[a], z[b], p[c], p[d]) for a, b, c, d in student_teacher_pairs(views)]
+        loss = mean_over_processes(torch.stack(losses).mean())
+        return StepOutput(loss, {}, features[0].detach(), z[0].detach(), p[max(p)].detach())
 
     @classmethod
     def recipe(cls, base: RunConfig) -> RunConfig:

@@ -139,10 +139,11 @@ class CorInfoMax(Method):
         self.ridge = ridge
         self._newest: list[Moments] = []  # what ``after_step`` stores
 
-    def forward(self, view1: Tensor, view2: Tensor) -> StepOutput:
-        f1, f2 = self.encoder(view1), self.encoder(view2)
-        z1, z2 = self.projector(f1), self.projector(f2)
-        outputs = gather_outputs(z1, z2)
+    def forward(self, *views: Tensor) -> StepOutput:
+        features = [self.encoder(view) for view in views]
+        z = [self.projector(feature) for feature in features]
+        first, *others = gather_outputs(*z)
+        outputs = (first.repeat(len(others), 1), torch.cat(others))
         before = (Moments(self.means[0], self.covariances[0]), Moments(self.means[1], self.covariances[1]))
         loss = cor_info_max_loss(
             *outputs,
@@ -156,7 +157,7 @@ class CorInfoMax(Method):
             next_moments(z.detach(), moments, forgetting=self.forgetting)
             for z, moments in zip(outputs, before, strict=True)
         ]
-        return StepOutput(loss, {}, f1.detach(), z1.detach(), z2.detach())
+        return StepOutput(loss, {}, features[0].detach(), z[0].detach(), z[1].detach())
 
     @torch.no_grad()
     def after_step(self, progress: float) -> None:

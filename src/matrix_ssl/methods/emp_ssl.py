@@ -88,13 +88,11 @@ class EMPSSL(Method):
         self.invariance_weight = invariance_weight
         self.distortion = distortion
 
-    def forward(self, view1: Tensor, view2: Tensor) -> StepOutput:
-        f1, f2 = self.encoder(view1), self.encoder(view2)
-        z1, z2 = self.projector(f1), self.projector(f2)
-        loss = emp_ssl_loss(
-            *gather_outputs(z1, z2), invariance_weight=self.invariance_weight, distortion=self.distortion
-        )
-        return StepOutput(loss, {}, f1.detach(), z1.detach(), z2.detach())
+    def forward(self, *views: Tensor) -> StepOutput:
+        features = [self.encoder(view) for view in views]
+        z = [self.projector(feature) for feature in features]
+        loss = emp_ssl_loss(*gather_outputs(*z), invariance_weight=self.invariance_weight, distortion=self.distortion)
+        return StepOutput(loss, {}, features[0].detach(), z[0].detach(), z[1].detach())
 
     @classmethod
     def recipe(cls, base: RunConfig) -> RunConfig:

@@ -31,7 +31,7 @@ from matrix_ssl.config import Fraction, OptimizerConfig, RunConfig
 from matrix_ssl.config.views import symmetric_view
 from matrix_ssl.errors import ConfigError
 from matrix_ssl.losses import check_positive, check_rows, in_full_precision, unit_rows
-from matrix_ssl.methods._base import Method, StepOutput, gather_outputs
+from matrix_ssl.methods._base import Method, StepOutput, gather_outputs, view_pairs
 
 Kernel = Literal["exponential", "sum", "concatenation"]
 
@@ -132,17 +132,22 @@ class KernelInfoNCE(Method):
         self.exponent = exponent
         self.mixture = mixture
 
-    def forward(self, view1: Tensor, view2: Tensor) -> StepOutput:
-        f1, f2 = self.encoder(view1), self.encoder(view2)
-        z1, z2 = self.projector(f1), self.projector(f2)
-        loss = kernel_infonce_loss(
-            *gather_outputs(z1, z2),
-            kernel=self.kernel,
-            temperature=self.temperature,
-            exponent=self.exponent,
-            mixture=self.mixture,
-        )
-        return StepOutput(loss, {}, f1.detach(), z1.detach(), z2.detach())
+    def forward(self, *views: Tensor) -> StepOutput:
+        features = [self.encoder(view) for view in views]
+        z = [self.projector(feature) for feature in features]
+        outputs = gather_outputs(*z)
+        losses = [
+            kernel_infonce_loss(
+                outputs[a],
+                outputs[b],
+                kernel=self.kernel,
+                temperature=self.temperature,
+                exponent=self.exponent,
+                mixture=self.mixture,
+            )
+            for a, b in view_pairs(views)
+        ]
+        return StepOutput(torch.stack(losses).mean(), {}, features[0].detach(), z[0].detach(), z[1].detach())
 
     @classmethod
     def recipe(cls, base: RunConfig) -> RunConfig:

@@ -2,10 +2,10 @@
 
     loss = (1 - λ) · mean over views and entries of (z_v - z̄)²  +  λ · mean over views of SIGReg(z_v)
 
+with z̄ the mean of the global views of an image: all but smaller ones, which the paper adds.
 SIGReg, the sketched isotropic Gaussian regularisation, projects the outputs on random directions and compares the
 empirical characteristic function of each projection with that of the standard normal, by the statistic of Epps and
-Pulley. No teacher, no stop-gradient, no predictor. The paper adds several smaller views of every image; here, as for
-all methods of this package, there are two.
+Pulley. No teacher, no stop-gradient, no predictor.
 
 Reference: Balestriero and LeCun, "LeJEPA: Provable and Scalable Self-Supervised Learning Without the Heuristics",
 2025, https://arxiv.org/abs/2511.08544; Epps and Pulley, "A test for normality based on the empirical characteristic
@@ -26,7 +26,7 @@ from matrix_ssl.config.views import asymmetric_views
 from matrix_ssl.data.randomness import hash_integers
 from matrix_ssl.losses import check_positive, in_full_precision
 from matrix_ssl.matrix.precision import differentiable_once
-from matrix_ssl.methods._base import Method, StepOutput, gather_outputs
+from matrix_ssl.methods._base import Method, StepOutput, gather_outputs, global_views
 
 SLICES = 1024  # the paper's recommendation (not verified); 256 in the minimal example
 KNOTS = 17  # the code
@@ -150,18 +150,18 @@ class LeJEPA(Method):
     def before_step(self, step: int, total_steps: int) -> None:
         self._step = step
 
-    def forward(self, view1: Tensor, view2: Tensor) -> StepOutput:
-        f1, f2 = self.encoder(view1), self.encoder(view2)
-        z1, z2 = self.projector(f1), self.projector(f2)
-        z = torch.stack(gather_outputs(z1, z2)).to(torch.promote_types(z1.dtype, torch.float32))
-        invariance = (z - z.mean(0)).square().mean()
+    def forward(self, *views: Tensor) -> StepOutput:
+        features = [self.encoder(view) for view in views]
+        z = [self.projector(feature) for feature in features]
+        outputs = torch.stack(gather_outputs(*z)).to(torch.promote_types(z[0].dtype, torch.float32))
+        invariance = (outputs - outputs[global_views(views)].mean(0)).square().mean()
         # a function of seed and step: the same on all processes and in a resumed run
         generator = torch.Generator().manual_seed(int(hash_integers(self.seed, self._step) >> 1))
-        directions = torch.randn(z.shape[-1], self.slices, generator=generator).to(z)
-        normality = sigreg_loss(z, knots=self.knots, directions=directions)
+        directions = torch.randn(outputs.shape[-1], self.slices, generator=generator).to(outputs)
+        normality = sigreg_loss(outputs, knots=self.knots, directions=directions)
         loss = (1 - self.regularisation_weight) * invariance + self.regularisation_weight * normality
         terms = {"invariance": invariance.detach(), "sigreg": normality.detach()}
-        return StepOutput(loss, terms, f1.detach(), z1.detach(), z2.detach())
+        return StepOutput(loss, terms, features[0].detach(), z[0].detach(), z[1].detach())
 
     @classmethod
     def recipe(cls, base: RunConfig) -> RunConfig:

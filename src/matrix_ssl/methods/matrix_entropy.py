@@ -20,13 +20,16 @@ columns instead of rows: Skean, Dhakal, Jacobs and Sanchez Giraldo, "FroSSL: Fro
 Multiview Self-Supervised Learning", ECCV 2024, https://arxiv.org/abs/2310.02903.
 """
 
+from typing import Any
+
+import torch
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from matrix_ssl import networks
 from matrix_ssl.distributed import losses
 from matrix_ssl.losses import matrix_entropy
-from matrix_ssl.methods._base import Method, StepOutput
+from matrix_ssl.methods._base import Method, StepOutput, view_pairs
 
 
 class MatrixEntropy(Method):
@@ -58,11 +61,11 @@ class MatrixEntropy(Method):
         self.order = order
         self.width = width
 
-    def forward(self, view1: Tensor, view2: Tensor) -> StepOutput:
-        f1, f2 = self.encoder(view1), self.encoder(view2)
-        z1, z2 = self.projector(f1), self.projector(f2)
-        terms = losses.matrix_entropy_terms(
-            z1, z2, alignment_weight=self.alignment_weight, order=self.order, width=self.width
-        )
-        parts = {"entropy": terms.entropy, "cosine": terms.cosine}
-        return StepOutput(terms.loss, parts, f1.detach(), z1.detach(), z2.detach())
+    def forward(self, *views: Tensor) -> StepOutput:
+        features = [self.encoder(view) for view in views]
+        z = [self.projector(feature) for feature in features]
+        options: Any = {"alignment_weight": self.alignment_weight, "order": self.order, "width": self.width}
+        terms = [losses.matrix_entropy_terms(z[a], z[b], **options) for a, b in view_pairs(views)]
+        loss, entropy, cosine = (torch.stack(parts).mean() for parts in zip(*terms, strict=True))
+        parts = {"entropy": entropy, "cosine": cosine}
+        return StepOutput(loss, parts, features[0].detach(), z[0].detach(), z[1].detach())

@@ -16,6 +16,7 @@ Reference: Zhang, Tan, Yang, Huang and Yuan, "Matrix Information Theory for Self
 https://arxiv.org/abs/2305.17326.
 """
 
+import torch
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
@@ -23,7 +24,7 @@ from matrix_ssl import networks
 from matrix_ssl.config import Fraction
 from matrix_ssl.distributed import losses
 from matrix_ssl.losses import DEFAULTS, Logarithm, Objective
-from matrix_ssl.methods._base import StepOutput, TeacherMethod
+from matrix_ssl.methods._base import StepOutput, TeacherMethod, global_views, student_teacher_pairs
 
 
 class MatrixSSL(TeacherMethod):
@@ -67,10 +68,18 @@ class MatrixSSL(TeacherMethod):
         self.add_teacher(teacher_momentum)
         self.objective = Objective(ridge, uniformity_weight, alignment_weight, logarithm, order)
 
-    def forward(self, view1: Tensor, view2: Tensor) -> StepOutput:
-        f1, f2 = self.encoder(view1), self.encoder(view2)
-        z1, z2 = self.predictor(self.projector(f1)), self.predictor(self.projector(f2))
-        p1, p2 = self.teach(view1), self.teach(view2)
-        terms = losses.matrix_ssl_terms(z1, z2, p1, p2, objective=self.objective)
-        named = {name: value for name, value in terms._asdict().items() if name != "loss"}
-        return StepOutput(terms.loss, named, f1.detach(), z1.detach(), p2.detach())
+    def forward(self, *views: Tensor) -> StepOutput:
+        features = [self.encoder(view) for view in views]
+        z = [self.predictor(self.projector(feature)) for feature in features]
+        p = {place: self.teach(views[place]) for place in global_views(views)}
+        terms = [
+            losses.matrix_ssl_terms(z[a], z[b], p[c], p[d], objective=self.objective)
+            for a, b, c, d in student_teacher_pairs(views)
+        ]
+        loss, uniformity, alignment, negative = (torch.stack(parts) for parts in zip(*terms, strict=True))
+        named = {
+            "uniformity": uniformity.mean(),
+            "alignment": alignment.mean(),
+            "negative_determinants": negative.sum(),
+        }
+        return StepOutput(loss.mean(), named, features[0].detach(), z[0].detach(), p[max(p)].detach())

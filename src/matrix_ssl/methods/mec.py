@@ -14,6 +14,7 @@ https://arxiv.org/abs/2210.11464.
 
 import dataclasses
 
+import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
@@ -21,7 +22,7 @@ from matrix_ssl import networks
 from matrix_ssl.config import Fraction, OptimizerConfig, RunConfig
 from matrix_ssl.config.views import asymmetric_views
 from matrix_ssl.losses import MEC_DEFAULTS, Logarithm, mec_loss
-from matrix_ssl.methods._base import StepOutput, TeacherMethod, gather_outputs
+from matrix_ssl.methods._base import StepOutput, TeacherMethod, gather_outputs, global_views, student_teacher_pairs
 
 _FIRST_DISTORTION = 8.0  # times the distortion, where the code's warm-up starts
 
@@ -69,17 +70,26 @@ class MEC(TeacherMethod):
     def before_step(self, step: int, total_steps: int) -> None:
         self._progress = step / total_steps
 
-    def forward(self, view1: Tensor, view2: Tensor) -> StepOutput:
-        f1, f2 = self.encoder(view1), self.encoder(view2)
-        z1, z2 = self.predictor(self.projector(f1)), self.predictor(self.projector(f2))
-        p1, p2 = self.teach(view1), self.teach(view2)
-        loss = mec_loss(
-            *gather_outputs(z1, z2, p1, p2),
-            distortion=self.schedule(self._progress)["distortion"],
-            logarithm=self.logarithm,
-            order=self.order,
-        )
-        return StepOutput(loss, {}, f1.detach(), z1.detach(), p2.detach())
+    def forward(self, *views: Tensor) -> StepOutput:
+        features = [self.encoder(view) for view in views]
+        z = [self.predictor(self.projector(feature)) for feature in features]
+        p = {place: self.teach(views[place]) for place in global_views(views)}
+        outputs = gather_outputs(*z, *p.values())
+        students, teachers = outputs[: len(z)], dict(zip(p, outputs[len(z) :], strict=True))
+        distortion = self.schedule(self._progress)["distortion"]
+        losses = [
+            mec_loss(
+                students[a],
+                students[b],
+                teachers[c],
+                teachers[d],
+                distortion=distortion,
+                logarithm=self.logarithm,
+                order=self.order,
+            )
+            for a, b, c, d in student_teacher_pairs(views)
+        ]
+        return StepOutput(torch.stack(losses).mean(), {}, features[0].detach(), z[0].detach(), p[max(p)].detach())
 
     def schedule(self, progress: float) -> dict[str, float]:
         done = min(1.0, progress / self.distortion_warmup) if self.distortion_warmup else 1.0

@@ -89,11 +89,11 @@ class MMCR(Method):
         self.projector = networks.mlp(feature_dim, hidden_dim, hidden_dim, output_dim, output_bias=False)
         self.local_weight = local_weight
 
-    def forward(self, view1: Tensor, view2: Tensor) -> StepOutput:
-        f1, f2 = self.encoder(view1), self.encoder(view2)
-        z1, z2 = self.projector(f1), self.projector(f2)
-        loss = mmcr_loss(*gather_outputs(z1, z2), local_weight=self.local_weight)
-        return StepOutput(loss, {}, f1.detach(), z1.detach(), z2.detach())
+    def forward(self, *views: Tensor) -> StepOutput:
+        features = [self.encoder(view) for view in views]
+        z = [self.projector(feature) for feature in features]
+        loss = mmcr_loss(*gather_outputs(*z), local_weight=self.local_weight)
+        return StepOutput(loss, {}, features[0].detach(), z[0].detach(), z[1].detach())
 
     @classmethod
     def recipe(cls, base: RunConfig) -> RunConfig:

@@ -6,7 +6,8 @@ its key k₊ and the keys k of the queue:
     loss = -log [ exp(q·k₊ / τ) / (exp(q·k₊ / τ) + Σ_k exp(q·k / τ)) ]
 
 The first view is the query and the second the key, so that a step does half of the work of the other methods;
-``queries="both"`` adds the reverse order.
+``queries="both"`` adds the reverse order. Of more views the last global one is the key and all others are queries, or
+every global one is a key of all others.
 
 BatchNorm lets a query recognise the key that was normalised together with it. The published code therefore shuffles the
 rows of the keys over the GPUs; here BatchNorm is synchronised, so that the statistics are those of the whole batch, in
@@ -28,7 +29,7 @@ from matrix_ssl import networks
 from matrix_ssl.config import Fraction, OptimizerConfig, RunConfig
 from matrix_ssl.config.views import symmetric_view
 from matrix_ssl.losses import check_positive, check_rows, in_full_precision, unit_rows
-from matrix_ssl.methods._base import StepOutput, TeacherMethod, gather_outputs, mean_over_processes
+from matrix_ssl.methods._base import StepOutput, TeacherMethod, gather_outputs, global_views, mean_over_processes
 
 TEMPERATURE = 0.2  # section 3 of v2
 
@@ -109,16 +110,20 @@ class MoCoV2(TeacherMethod):
         self.queries = queries
         self._newest: Tensor | None = None  # keys that ``after_step`` puts into the queue
 
-    def forward(self, view1: Tensor, view2: Tensor) -> StepOutput:
-        features = self.encoder(view1)
-        q, k = self.projector(features), self.teach(view2)
-        loss, keys = self.loss(q, k), [k]
-        if self.queries == "both":
-            keys = [self.teach(view1), k]
-            loss = (loss + self.loss(self.projector(self.encoder(view2)), keys[0])) / 2
+    def forward(self, *views: Tensor) -> StepOutput:
+        known = global_views(views)
+        places = known if self.queries == "both" else [known[-1]]  # of the keys
+        features = self.encoder(views[0])
+        q = {0: self.projector(features)}
+        k = {place: self.teach(views[place]) for place in places}
+        for place in range(1, len(views)):
+            if set(places) - {place}:  # a key of a different view
+                q[place] = self.projector(self.encoder(views[place]))
+        losses = [self.loss(q[query], k[key]) for query in q for key in k if query != key]
         # the queue is part of this step's graph: it changes after the step, in the order of a single process
-        self._newest = torch.cat(gather_outputs(*keys))
-        return StepOutput(mean_over_processes(loss), {}, features.detach(), q.detach(), k)
+        self._newest = torch.cat(gather_outputs(*k.values()))
+        loss = mean_over_processes(torch.stack(losses).mean())
+        return StepOutput(loss, {}, features.detach(), q[0].detach(), k[places[-1]])
 
     def loss(self, q: Tensor, k: Tensor) -> Tensor:
         """The loss of this process's queries (n_local, d) and keys (n_local, d)."""

@@ -19,7 +19,7 @@ from matrix_ssl import networks
 from matrix_ssl.config import OptimizerConfig, RunConfig
 from matrix_ssl.config.views import symmetric_view
 from matrix_ssl.losses import check_positive, check_rows, in_full_precision, unit_rows
-from matrix_ssl.methods._base import Method, StepOutput, gather_outputs
+from matrix_ssl.methods._base import Method, StepOutput, gather_outputs, view_pairs
 
 TEMPERATURE = 0.1  # the code's README; 0.5 for CIFAR-10 there
 
@@ -76,11 +76,12 @@ class SimCLR(Method):
         self.projector = networks.mlp(feature_dim, hidden_dim, output_dim, output_bias=False)
         self.temperature = temperature
 
-    def forward(self, view1: Tensor, view2: Tensor) -> StepOutput:
-        f1, f2 = self.encoder(view1), self.encoder(view2)
-        z1, z2 = self.projector(f1), self.projector(f2)
-        loss = simclr_loss(*gather_outputs(z1, z2), temperature=self.temperature)
-        return StepOutput(loss, {}, f1.detach(), z1.detach(), z2.detach())
+    def forward(self, *views: Tensor) -> StepOutput:
+        features = [self.encoder(view) for view in views]
+        z = [self.projector(feature) for feature in features]
+        outputs = gather_outputs(*z)
+        losses = [simclr_loss(outputs[a], outputs[b], temperature=self.temperature) for a, b in view_pairs(views)]
+        return StepOutput(torch.stack(losses).mean(), {}, features[0].detach(), z[0].detach(), z[1].detach())
 
     @classmethod
     def recipe(cls, base: RunConfig) -> RunConfig:

@@ -16,6 +16,7 @@ https://arxiv.org/abs/2011.10566.
 import dataclasses
 from typing import Any
 
+import torch
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
@@ -23,7 +24,7 @@ from matrix_ssl import networks
 from matrix_ssl.config import OptimizerConfig, RunConfig
 from matrix_ssl.config.views import symmetric_view
 from matrix_ssl.losses import check_rows, in_full_precision, unit_rows
-from matrix_ssl.methods._base import Method, StepOutput, mean_over_processes
+from matrix_ssl.methods._base import Method, StepOutput, global_views, mean_over_processes, student_teacher_pairs
 
 
 @in_full_precision
@@ -77,13 +78,14 @@ class SimSiam(Method):
         self.predictor = networks.predictor(output_dim)
         self.constant_predictor_rate = constant_predictor_rate
 
-    def forward(self, view1: Tensor, view2: Tensor) -> StepOutput:
-        f1, f2 = self.encoder(view1), self.encoder(view2)
-        y1, y2 = self.projector(f1), self.projector(f2)
-        z1, z2 = self.predictor(y1), self.predictor(y2)
-        p1, p2 = self.target(y1), self.target(y2)
-        loss = mean_over_processes(simsiam_loss(z1, z2, p1, p2))
-        return StepOutput(loss, {}, f1.detach(), z1.detach(), p2.detach())
+    def forward(self, *views: Tensor) -> StepOutput:
+        features = [self.encoder(view) for view in views]
+        y = [self.projector(feature) for feature in features]
+        z = [self.predictor(projection) for projection in y]
+        p = {place: self.target(y[place]) for place in global_views(views)}
+        losses = [simsiam_loss(z[a], z[b], p[c], p[d]) for a, b, c, d in student_teacher_pairs(views)]
+        loss = mean_over_processes(torch.stack(losses).mean())
+        return StepOutput(loss, {}, features[0].detach(), z[0].detach(), p[max(p)].detach())
 
     def target(self, output: Tensor) -> Tensor:
         """What the other view is compared with: the output without its gradient."""

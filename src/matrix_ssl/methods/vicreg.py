@@ -21,7 +21,7 @@ from matrix_ssl import networks
 from matrix_ssl.config import OptimizerConfig, RunConfig
 from matrix_ssl.config.views import asymmetric_views
 from matrix_ssl.losses import check_not_negative, check_rows, cross_product_norm, in_full_precision
-from matrix_ssl.methods._base import Method, StepOutput, gather_outputs
+from matrix_ssl.methods._base import Method, StepOutput, gather_outputs, view_pairs
 
 INVARIANCE_WEIGHT = 25.0  # section 4.2
 VARIANCE_WEIGHT = 25.0  # section 4.2
@@ -105,16 +105,21 @@ class VICReg(Method):
         self.variance_weight = variance_weight
         self.covariance_weight = covariance_weight
 
-    def forward(self, view1: Tensor, view2: Tensor) -> StepOutput:
-        f1, f2 = self.encoder(view1), self.encoder(view2)
-        z1, z2 = self.projector(f1), self.projector(f2)
-        loss = vicreg_loss(
-            *gather_outputs(z1, z2),
-            invariance_weight=self.invariance_weight,
-            variance_weight=self.variance_weight,
-            covariance_weight=self.covariance_weight,
-        )
-        return StepOutput(loss, {}, f1.detach(), z1.detach(), z2.detach())
+    def forward(self, *views: Tensor) -> StepOutput:
+        features = [self.encoder(view) for view in views]
+        z = [self.projector(feature) for feature in features]
+        outputs = gather_outputs(*z)
+        losses = [
+            vicreg_loss(
+                outputs[a],
+                outputs[b],
+                invariance_weight=self.invariance_weight,
+                variance_weight=self.variance_weight,
+                covariance_weight=self.covariance_weight,
+            )
+            for a, b in view_pairs(views)
+        ]
+        return StepOutput(torch.stack(losses).mean(), {}, features[0].detach(), z[0].detach(), z[1].detach())
 
     @classmethod
     def recipe(cls, base: RunConfig) -> RunConfig:

@@ -123,16 +123,16 @@ class WMSE(Method):
     def before_step(self, step: int, total_steps: int) -> None:
         self._step = step
 
-    def forward(self, view1: Tensor, view2: Tensor) -> StepOutput:
-        f1, f2 = self.encoder(view1), self.encoder(view2)
-        z1, z2 = self.projector(f1), self.projector(f2)
-        outputs = gather_outputs(z1, z2)
+    def forward(self, *views: Tensor) -> StepOutput:
+        features = [self.encoder(view) for view in views]
+        z = [self.projector(feature) for feature in features]
+        outputs = gather_outputs(*z)
         losses = []
         for number in range(self.rounds):
             # a function of seed and step: the same on all processes and in a resumed run
             order = permutation(len(outputs[0]), self.seed, self._step, number)
             losses.append(w_mse_loss(*outputs, order=order, sub_batch=self.sub_batch, shrinkage=self.shrinkage))
-        return StepOutput(torch.stack(losses).mean(), {}, f1.detach(), z1.detach(), z2.detach())
+        return StepOutput(torch.stack(losses).mean(), {}, features[0].detach(), z[0].detach(), z[1].detach())
 
     @classmethod
     def recipe(cls, base: RunConfig) -> RunConfig:
