@@ -22,6 +22,7 @@ _CONFIG, _PREPROCESSING = "config.json", "preprocessor_config.json"
 _WEIGHTS, _SHARDS = "model.safetensors", "model.safetensors.index.json"
 _UNUSED = {"transformers_version", "architectures", "dtype", "torch_dtype", "auto_map", "id2label", "label2id",
            "_name_or_path"}  # of a configuration: what its encoder does not depend on  # fmt: skip
+_LISTED = 4  # names in an error
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ def read_image_model(name: str, *, download: bool) -> Pretrained:
             model, info = open_pretrained(
                 transformers.AutoModel.from_pretrained, str(folder), place=place,
                 local_files_only=True, output_loading_info=True, dtype=torch.float32, use_safetensors=True,
+                ignore_mismatched_sizes=True,  # they are an error below, with their names
             )  # fmt: skip
         except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
             reason = str(error).strip().partition("\n")[0].rstrip(".")
@@ -83,12 +85,13 @@ def _is_pooler(key: str) -> bool:
 
 
 def _check(info: dict[str, Any], tensors: dict[str, Tensor], place: str) -> None:
-    missing = sorted(key for key in info["missing_keys"] if not _is_pooler(key))
-    if missing or info["mismatched_keys"]:
-        listed = ", ".join([*missing, *(str(key) for key in info["mismatched_keys"])][:4])
+    reshaped = sorted(key if isinstance(key, str) else key[0] for key in info["mismatched_keys"])
+    missing = sorted(info["missing_keys"] - set(reshaped))
+    faults = [key for key in (*missing, *reshaped) if not _is_pooler(key)]
+    if faults:
         raise CheckpointError(
-            f"{place} matches {len(tensors) - len(missing)} of {len(tensors)} tensors of the network; {listed}, ... "
-            "are missing or of a different shape."
+            f"{place} matches {len(tensors) - len(faults)} of {len(tensors)} tensors of the network; {len(faults)} are "
+            f"missing or of a different shape: {', '.join(faults[:_LISTED])}{', ...' if faults[_LISTED:] else ''}."
         )
     for key, tensor in tensors.items():
         if not tensor.isfinite().all():

@@ -174,8 +174,7 @@ def _open_image_model(place: Where, image_size: int | None, *, download: bool) -
 @torch.no_grad()
 def _check_repeats(encoder: nn.Module, data: DataConfig, place: str) -> None:
     """Raises CheckpointError for a model that looks at a random part of an image, such as a masked autoencoder."""
-    images = torch.zeros(1, len(data.mean), data.image_size, data.image_size)
-    images[..., : data.image_size // 2] = 1
+    images = torch.rand(4, len(data.mean), data.image_size, data.image_size, generator=torch.Generator().manual_seed(0))
     with torch.random.fork_rng(devices=[]):
         if not torch.equal(encoder(images), encoder(images)):
             raise CheckpointError(f"{place} gives different features for one image, so it cannot be evaluated.")
