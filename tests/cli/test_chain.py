@@ -161,7 +161,7 @@ def test_mistakes_are_told_before_anything_runs(tmp_path: Path) -> None:
         (["--encoder", "absent"], "remove --out"),
     ):
         assert message in runs.fail(tmp_path, chain_command(*words))
-    assert "is not a run folder" in runs.fail(tmp_path, ["chain", "--encoder", "absent"])
+    assert "absent does not exist; name a run folder" in runs.fail(tmp_path, ["chain", "--encoder", "absent"])
     assert not any(tmp_path.iterdir())
     assert "matrix-ssl pretrain demo" in succeed(tmp_path, ["chain", "demo", "--dry-run"]).out
     assert not any(tmp_path.iterdir())

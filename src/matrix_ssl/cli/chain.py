@@ -7,7 +7,7 @@ import click
 
 from matrix_ssl.cli import options, stages
 from matrix_ssl.errors import ConfigError
-from matrix_ssl.training.configure import configure
+from matrix_ssl.training.configure import configure, run_folder
 
 
 @click.command()
@@ -55,7 +55,7 @@ def chain(
         words += [word for setting in assignments for word in ("--set", setting)]
     places = ["--device", device, *(["--data-root", str(data_root)] if data_root else [])]
     run = _encoder_run(encoder, download=download, dry_run=dry_run) if encoder else None
-    run = run or out or options.run_folder(recipe, data, method)
+    run = run or out or run_folder(recipe, data, method)
     plan = stages.plan(
         run,
         pretrain=[] if encoder else words,

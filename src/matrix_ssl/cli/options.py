@@ -8,7 +8,6 @@ import click
 from rich.console import Console
 
 from matrix_ssl.cli import completion
-from matrix_ssl.errors import RunFolderError
 from matrix_ssl.training.configure import DEFAULT_RECIPE
 
 if TYPE_CHECKING:
@@ -91,13 +90,6 @@ def show(**paths: Path | None) -> None:
     for name, path in paths.items():
         if path is not None:
             stdout.print(f"{name:{width}s} {path}", markup=False)
-
-
-def existing_run(run: Path) -> Path:
-    """The folder itself; raises RunFolderError where it is not a run folder."""
-    if not (run / "config.json").exists():
-        raise RunFolderError(f"{run} is not a run folder: it has no config.json.")
-    return run
 
 
 def data_words(data: "Locations | None") -> list[str]:

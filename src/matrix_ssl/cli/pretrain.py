@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from matrix_ssl.cli import options
-from matrix_ssl.training.configure import configure
+from matrix_ssl.training.configure import configure, run_folder
 
 
 @click.command()
@@ -44,7 +44,7 @@ def pretrain(
     config = configure(recipe, data, assignments, method=method)
     from matrix_ssl.api.pretraining import train  # after what needs no PyTorch, which takes seconds to import
 
-    run = out or options.run_folder(recipe, data, method, where)
+    run = out or run_folder(recipe, data, method, where)
     chosen = [split_assignment(setting)[0] for setting in assignments]
     trained = train(
         config, run, chosen=chosen, fresh=fresh, online=online, tensorboard=tensorboard, report=not no_report,
