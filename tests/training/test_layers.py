@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from matrix_ssl import networks
-from matrix_ssl.methods import find_method
+from matrix_ssl.methods import Method, find_method
 from matrix_ssl.training.layers import depths, layerwise
 from matrix_ssl.training.optim import build_optimizer, drop_encoder_gradients, set_learning_rate
 
@@ -59,7 +59,7 @@ def test_other_modules_by_their_children() -> None:
                      "second.weight": 1, "second.bias": 1}  # fmt: skip
 
 
-def simsiam() -> nn.Module:
+def simsiam() -> Method:
     """A method whose predictor has a group of its own, with a constant rate."""
     encoder, width = networks.build_encoder("tiny_resnet", channels=1, image_size=8, width=8)
     return find_method("simsiam")(encoder, width, hidden_dim=8, output_dim=4)

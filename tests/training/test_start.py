@@ -21,6 +21,7 @@ from matrix_ssl.encoder import load_encoder
 from matrix_ssl.encoder.opening import open_encoder
 from matrix_ssl.errors import CheckpointError, ConfigError, MatrixSSLError, RunFolderError
 from matrix_ssl.evaluate.online import OnlineEvaluation
+from matrix_ssl.methods.matrix_ssl import MatrixSSL
 from matrix_ssl.report import write_report
 from matrix_ssl.runs import checkpoint
 from matrix_ssl.runs.display import Display
@@ -91,6 +92,7 @@ def test_the_networks_begin_at_the_weights_bit_for_bit(first: Path, wider: bool)
     source = open_source("digits", split="train", data_root=None)
     training = setup.prepare(start.config, source=source, device=CPU, display=Display(quiet=True), start=start.tensors)
     method, frozen = training.method, load_encoder(first)
+    assert isinstance(method, MatrixSSL)
     images = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     expected = frozen.to(memory_format=torch.channels_last)(images)  # as training keeps its weights
     for encoder in (method.encoder, method.teacher_encoder()):

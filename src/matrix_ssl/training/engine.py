@@ -116,11 +116,14 @@ class Engine(Generic[Batch, Output]):
 
     def save_start(self) -> None:
         """Describes the state before the first step and saves it, so that nothing else is needed to resume."""
+        line = None
         with distributed.together():
             if self.metrics is not None:
                 line = self.task.describe_start()
                 if line is not None and not self.metrics.history:  # a kill may have come between line and checkpoint
                     self.metrics.write(line)
+        if self.task.callback is not None:
+            self.call_back(line)
         self.save()
 
     def read(self, start: int, stop: int) -> Generator[Batch, None, None]:

@@ -164,7 +164,10 @@ class PreTraining(Task[Batch, StepOutput]):
 
     def describe_start(self) -> Line | None:
         values = self._look(self.observer.observe_start)
-        return {"step": 0, "epoch": 0.0, "seconds": 0.0, **values} if values else None
+        if not values:
+            return None
+        self.display.say(f"Before the first step: {', '.join(f'{name} {values[name]:.3f}' for name in values)}.")
+        return {"step": 0, "epoch": 0.0, "seconds": 0.0, **values}
 
     def terms(self, output: StepOutput) -> tuple[str, ...]:
         return tuple(name for name in output.terms if name not in self.method.counters)

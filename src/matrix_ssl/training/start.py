@@ -95,9 +95,12 @@ def _defaults(config: RunConfig, chosen: Collection[str]) -> RunConfig:
     """The settings of a recipe for weights that have learned already, chosen on held-out images (``LOG.md``)."""
     if read_where(config.start.reference).kind == RANDOM:
         return config
-    ours = {"learning_rate": _RATE * config.optimizer.learning_rate, "frozen_statistics": True}
-    changes = {name: value for name, value in ours.items() if f"optimizer.{name}" not in chosen}
-    return dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, **changes))
+    optimizer = config.optimizer
+    if "optimizer.learning_rate" not in chosen:
+        optimizer = dataclasses.replace(optimizer, learning_rate=_RATE * optimizer.learning_rate)
+    if "optimizer.frozen_statistics" not in chosen:
+        optimizer = dataclasses.replace(optimizer, frozen_statistics=True)
+    return dataclasses.replace(config, optimizer=optimizer)
 
 
 def _recorded(config: RunConfig, run: Path | None, error: MatrixSSLError) -> RunConfig:
