@@ -18,6 +18,7 @@ from matrix_ssl.api.pretraining import train
 from matrix_ssl.config import DataConfig, split_assignment
 from matrix_ssl.data import open_source
 from matrix_ssl.encoder import load_encoder
+from matrix_ssl.encoder.exporting import export
 from matrix_ssl.encoder.opening import open_encoder
 from matrix_ssl.errors import CheckpointError, ConfigError, MatrixSSLError, RunFolderError
 from matrix_ssl.evaluate.online import OnlineEvaluation
@@ -281,7 +282,11 @@ def test_the_guard_speaks_where_the_features_became_worse(
         assert lines[0]["online_knn"] == timeless(good)[0]["online_knn"]
         alarms = [text for line in lines for text in line.get("alarm", []) if text.startswith("Worse than the start")]
         assert len(alarms) == (run == bad)
-    assert "Worse than the start" in write_report(bad).read_text()
+    page = write_report(bad).read_text()
+    assert "Worse than the start" in page and f"<dd>{first}</dd>" in page
+    export(bad, form="safetensors")
+    origin = f"| Started from | {first}, SHA-256 {read_config(bad).start.sha256}: "
+    assert origin in (bad / "export.safetensors.md").read_text()
 
 
 def test_the_verdict_is_that_of_mcnemar() -> None:

@@ -50,8 +50,9 @@ def _origin(config: RunConfig, summary: Mapping[str, Any], weights: str) -> dict
     }
     if imported := summary.get("imported"):
         return rows | {"Imported from": f"{imported['file']}, SHA-256 {imported['sha256']}: {imported['matched']}"}
-    images = summary.get("data", {})
+    images, start = summary.get("data", {}), config.start
     return rows | {
+        "Started from": f"{start.reference}, SHA-256 {start.sha256}: {start.origin}" if start.reference else "",
         "Trained by": f"{config.method.name}, {weights}",
         "Trained on": f"{images['images']} images of {images['name']}, without labels" if images else "",
         "Epochs": f"{summary.get('epochs', config.epochs)} of batch {config.batch_size}, seed {config.seed}",

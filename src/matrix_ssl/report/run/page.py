@@ -101,6 +101,7 @@ def _facts(data: RunData) -> list[tuple[str, str]]:
     skipped = f"{whole(summary.skipped)}, see {SKIPPED}" if summary.skipped else "none"
     return present({
         "Encoder": config.network.encoder,
+        "Started from": config.start.reference,
         "Parameters": whole(summary.parameters),
         "Images": whole(summary.data.images),
         "Skipped images": "" if summary.skipped is None else skipped,
