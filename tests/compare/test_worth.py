@@ -4,6 +4,7 @@ import json
 import shutil
 import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,11 +12,15 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from benchmarks.pages import publish_worth
+from matrix_ssl.cli.main import commands
 from matrix_ssl.compare.worth import labels
-from matrix_ssl.compare.worth.plan import TuningSettings
+from matrix_ssl.compare.worth.plan import Plan, TuningSettings, make_plan
+from matrix_ssl.config import RunConfig
+from matrix_ssl.config.recipes import find_recipe
 from matrix_ssl.data import Source, open_source
 from matrix_ssl.data.sources import choose_subset
 from matrix_ssl.encoder import load_encoder
+from matrix_ssl.errors import ConfigError
 from matrix_ssl.evaluate.features import extract
 from matrix_ssl.evaluate.trained.fine_tune import FineTune, fine_tune
 from matrix_ssl.evaluate.trained.label_subsets import from_list
@@ -229,6 +234,24 @@ def test_a_killed_command_resumes_and_ends_alike(done: Path, public: Path, tmp_p
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "w" / "answers").iterdir()}
     succeed(tmp_path, worth(seeds=1))
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "w" / "answers").iterdir()}
+
+
+def test_a_quick_look_is_smaller_where_nothing_else_is_set(public: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plans: list[Plan] = []
+
+    def stop(*configs: RunConfig, **rest: Any) -> None:
+        plans.append(make_plan(*configs, **rest))
+        raise ConfigError("Stopped.")
+
+    monkeypatch.setattr("matrix_ssl.compare.worth.plan.make_plan", stop)
+    command = ["worth", "demo", "--from", str(public / "public.safetensors")]
+    for more in ([], ["--quick"], ["--quick", "--seeds", "2", "--set", "data.subset=99", "--tune-set", "steps=7"]):
+        with pytest.raises(ConfigError, match="Stopped"):
+            commands.main([*command, *more], standalone_mode=False)
+    found = [(p.seeds, p.base.epochs, p.base.data.subset, p.test_images, p.tuning.steps) for p in plans]
+    usual = (3, find_recipe("demo").epochs, 0, 0, TuningSettings().steps)
+    assert found == [usual, (1, 2, 1000, 1000, 40), (2, 2, 99, 1000, 7)]
+    assert plans[1].tuning.view.flip == 0 and len(plans[1].tuning.rates) == 1  # digits are not flipped
 
 
 def test_a_folder_belongs_to_its_plan(done: Path) -> None:
