@@ -15,7 +15,7 @@ from benchmarks.pages import publish_worth
 from matrix_ssl.cli.main import commands
 from matrix_ssl.compare.worth import labels
 from matrix_ssl.compare.worth.plan import Plan, TuningSettings, make_plan
-from matrix_ssl.config import RunConfig
+from matrix_ssl.config import RunConfig, to_dict
 from matrix_ssl.config.recipes import find_recipe
 from matrix_ssl.data import Source, open_source
 from matrix_ssl.data.sources import choose_subset
@@ -120,6 +120,10 @@ def test_every_arm_has_results(done: Path) -> None:
         config = read_config(done / "runs" / network / "seed-1")
         assert (config.seed, config.network.encoder, config.network.width) == (1, "tiny_resnet", 8)
         assert bool(config.start.sha256) == (network == "adapted")
+        planned = read_json(done / "plan.json")["adapted" if network == "adapted" else "base"]["optimizer"]
+        assert to_dict(config)["optimizer"] == planned
+    rates = [read_config(done / "runs" / name / "seed-0").optimizer.learning_rate for name in ("adapted", "scratch")]
+    assert rates[0] < rates[1] == find_recipe("demo").optimizer.learning_rate
     for arm in results["arms"]:
         assert len(arm["pretraining"]) == (2 if arm["network"] in ("adapted", "scratch") else 0)
         assert all(one["seconds"] > 0 and one["cpu_seconds"] > 0 for one in arm["pretraining"])

@@ -86,7 +86,7 @@ def worth(
     with held(out, fresh=fresh, say=options.say, first=PLAN):
         run = WorthRun(
             plan, out, images, public,
-            chosen=chosen, device=devices.choose_device(device), command=shlex.join(command()), say=options.say,
+            device=devices.choose_device(device), command=shlex.join(command()), say=options.say,
         )  # fmt: skip
         run.claim()
         run.run()

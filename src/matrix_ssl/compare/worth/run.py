@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
@@ -20,7 +20,7 @@ from matrix_ssl.compare.worth import labels, measuring, training
 from matrix_ssl.compare.worth.labels import Budget
 from matrix_ssl.compare.worth.measuring import Answers
 from matrix_ssl.compare.worth.plan import PRETRAINED, STARTS, Arm, Network, Plan
-from matrix_ssl.config import DataConfig
+from matrix_ssl.config import DataConfig, RunConfig
 from matrix_ssl.data import Source, has_test_split
 from matrix_ssl.data.sources import choose_subset
 from matrix_ssl.encoder import initialise_encoder, load_encoder
@@ -70,6 +70,11 @@ class Images:
         }  # fmt: skip
 
 
+def _settings(config: RunConfig) -> set[str]:
+    """The dotted keys of all settings: those of the plan stay as they are when a run is started from the weights."""
+    return {key for key, _ in configuration.flatten(configuration.to_dict(config))}
+
+
 def check(plan: Plan, out: Path) -> None:
     """Raises RunFolderError for a folder that holds a different plan or something else; changes nothing."""
     check_folder(out, first=PLAN)
@@ -81,16 +86,15 @@ class WorthRun:
 
     Args:
         public: the public encoder with its own images.
-        chosen: dotted keys of the settings that the user has chosen, as for ``start_from``.
         command: what the user typed, for the page.
     """
 
     def __init__(
         self, plan: Plan, out: Path, images: Images, public: Baseline,
-        *, chosen: Collection[str], device: torch.device, command: str, say: Say,
+        *, device: torch.device, command: str, say: Say,
     ):  # fmt: skip
         self.plan, self.out, self.images, self.public = plan, out, images, public
-        self.chosen, self.device, self.command, self.say = chosen, device, command, say
+        self.device, self.command, self.say = device, command, say
         self.budgets, self.left_out = labels.budgets(images.train, plan.seeds)
         self.classes = len(images.train.labelled()[1])
         self.done = 0
@@ -172,7 +176,7 @@ class WorthRun:
         if result is None:
             config, start = self.plan.pretraining(network, seed), None
             if network == "adapted":
-                begun = start_from(config, chosen=self.chosen, run=folder)
+                begun = start_from(config, chosen=_settings(config), run=folder)
                 config, start = begun.config, begun.tensors
             self.say(f"{network}, seed {seed}: {config.epochs} epochs of {len(self.images.train)} images.")
             result = training.pretrain(
