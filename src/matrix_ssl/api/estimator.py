@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils import check_random_state
@@ -14,6 +15,9 @@ from torch import nn
 
 from matrix_ssl.api import evaluation
 from matrix_ssl.api.pretraining import pretrain
+from matrix_ssl.config.recipes import find_recipe
+from matrix_ssl.data import open_source
+from matrix_ssl.data.loading import largest_batch
 from matrix_ssl.data.objects import as_data
 from matrix_ssl.methods import Method
 
@@ -31,7 +35,7 @@ class EncoderTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
         encoder: an architecture, or a module from images to features (n, k).
         method: a name, a Python file or a class; None: that of the recipe.
         epochs: passes over the images; None: that of the recipe.
-        batch_size: images of a step; None: that of the recipe, or all images if they are fewer.
+        batch_size: images of a step; None: that of the recipe, or the largest power of two for fewer images.
         settings: of the run, by whole names, such as ``{"data.image_size": 32}``.
         random_state: the seed of the run.
         out: a folder for the run, so that it is resumed; None: a temporary one.
@@ -73,7 +77,8 @@ class EncoderTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
     def fit(self, X: Any, y: Any = None) -> Self:
         """Pre-trains on the images; ``y`` is ignored."""
         data = as_data(X)
-        keywords = {"epochs": self.epochs, "batch_size": self.batch_size, "seed": self._seed()}
+        source = open_source(data, split="train", data_root=None)
+        keywords = {"epochs": self.epochs, "batch_size": self._batch_size(len(source)), "seed": self._seed()}
         with tempfile.TemporaryDirectory() as temporary:
             run = pretrain(
                 data, recipe=self.recipe, encoder=self.encoder, method=self.method,
@@ -84,6 +89,12 @@ class EncoderTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
             self.encoder_ = run.encoder()
             self.config_ = run.config
             self.metrics_ = run.metrics
+        if source.images is not None:
+            self.n_features_in_ = source.images[0].numel()
+        images = self.config_.data
+        with torch.no_grad():
+            features = self.encoder_(torch.zeros(1, len(images.mean), images.image_size, images.image_size))
+        self._n_features_out = features.shape[1]  # where scikit-learn looks for it
         return self
 
     def transform(self, X: Any) -> NDArray[np.float32]:
@@ -93,6 +104,16 @@ class EncoderTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
             self.encoder_, self.config_.data, as_data(X), device=self.device, quiet=not self.verbose
         )
         return embedding.features
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array, tags.input_tags.three_d_array = False, True
+        tags.non_deterministic = False
+        return tags
+
+    def _batch_size(self, images: int) -> int | None:
+        usual = find_recipe(self.recipe).batch_size
+        return largest_batch(images) if self.batch_size is None and images < usual else self.batch_size
 
     def _seed(self) -> int | None:
         return None if self.random_state is None else int(check_random_state(self.random_state).randint(_MOST))

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from torch.utils.data import IterableDataset
 
 from matrix_ssl.data import huggingface
-from matrix_ssl.data.base import MemorySource, Places, Source, as_labels
+from matrix_ssl.data.base import Classes, Labels, MemorySource, Places, Source, as_labels
+from matrix_ssl.data.folder import FolderSource, is_image
 from matrix_ssl.data.items import open_items
 from matrix_ssl.data.pixels import as_images
 from matrix_ssl.data.sources import IN_MEMORY, NAMED_SETS, Data, Splits
@@ -33,9 +34,10 @@ def as_data(data: object) -> Data:
     """What ``open_source`` takes, for everything that a user may call images.
 
     Args:
-        data: a path or a name, or a list of them; an array or tensor of images, as ``pixels.as_images`` takes it; two
-            of them, images and integer labels; a map-style dataset of PyTorch or a sequence, of images, of pairs
-            (image, label) or of dictionaries; a ``Dataset`` or ``DatasetDict`` of Hugging Face.
+        data: a path or a name, or a list of them; a list of image files; an array or tensor of images, as
+            ``pixels.as_images`` takes it; a pair of images, as one of the last two, and their labels; a map-style
+            dataset of PyTorch or a sequence, of images, of pairs (image, label) or of dictionaries; a ``Dataset`` or
+            ``DatasetDict`` of Hugging Face.
 
     Raises:
         DataError: it is none of these.
@@ -44,12 +46,18 @@ def as_data(data: object) -> Data:
         return data
     if isinstance(data, (str, os.PathLike)):
         return _location(data)
-    if isinstance(data, (list, tuple)) and data and all(isinstance(one, (str, os.PathLike)) for one in data):
-        return tuple(_location(one) for one in data) if len(data) > 1 else _location(data[0])
+    if paths := _paths(data):
+        if all(map(is_image, paths)):
+            return _in_memory(partial(_open_files, paths, None), "files")
+        return tuple(paths) if len(paths) > 1 else paths[0]
     if isinstance(data, (np.ndarray, torch.Tensor)):
         return _in_memory(partial(_open_array, data, None), "array")
-    if isinstance(data, tuple) and len(data) == 2 and isinstance(data[0], (np.ndarray, torch.Tensor)):
-        return _in_memory(partial(_open_array, *data), "array")
+    if isinstance(data, tuple) and len(data) == 2:
+        images, labels = data
+        if paths := _paths(images):
+            return _in_memory(partial(_open_files, paths, labels), "files")
+        if isinstance(images, (np.ndarray, torch.Tensor)):
+            return _in_memory(partial(_open_array, images, labels), "array")
     name = type(data).__name__
     if (hugging_face := sys.modules.get("datasets")) is not None:
         if isinstance(data, hugging_face.Dataset | hugging_face.DatasetDict):
@@ -83,17 +91,41 @@ def _location(path: str | os.PathLike[str]) -> str:
     return os.path.join(".", text) if isinstance(path, Path) and is_name else text  # noqa: PTH118, Path drops the dot
 
 
+def _paths(data: object) -> list[str]:
+    """The paths or names of a list, an array of text or a column of pandas; none where it is something else."""
+    if hasattr(data, "to_numpy"):
+        data = data.to_numpy()
+    if isinstance(data, np.ndarray) and data.ndim == 1 and data.dtype.kind in "UO":
+        data = data.tolist()
+    if isinstance(data, (list, tuple)) and all(isinstance(one, (str, os.PathLike)) for one in data):
+        return [_location(one) for one in data]
+    return []
+
+
 def _in_memory(opener: Callable[[], Source], what: str) -> Splits:
     return Splits(cache(opener), None, memory=what)
 
 
 def _open_array(images: NDArray[Any] | torch.Tensor, labels: Any) -> Source:
     pixels = as_images(images, "The array")
-    places = Places.whole(["array"], [len(pixels)])
+    values, classes = _labels(labels, len(pixels))
+    return MemorySource("array", pixels, Places.whole(["array"], [len(pixels)]), labels=values, classes=classes)
+
+
+def _open_files(files: list[str], labels: Any) -> Source:
+    values, classes = _labels(labels, len(files))
+    return FolderSource("files", Path(), files, labels=values, classes=classes)
+
+
+def _labels(labels: Any, count: int) -> tuple[Labels, Classes]:
+    """Integers, or texts, which become the numbers of the sorted classes."""
     if labels is None:
-        return MemorySource("array", pixels, places, labels=None, classes=None)
-    values, classes = as_labels(np.asarray(labels), None, len(pixels), where="The labels")
-    return MemorySource("array", pixels, places, labels=values, classes=classes)
+        return None, None
+    values = np.asarray(labels)
+    if values.dtype.kind not in "UO":
+        return as_labels(values, None, count, where="The labels")
+    classes, numbers = np.unique(values.astype(str), return_inverse=True)
+    return as_labels(numbers, classes.tolist(), count, where="The labels")
 
 
 def _hugging_face(data: Any) -> Splits:

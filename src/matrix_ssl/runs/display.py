@@ -1,4 +1,4 @@
-"""What a user sees while a run trains: a live bar on a terminal, plain lines elsewhere, none on other processes."""
+"""What a user sees while a run trains: a bar on a terminal or in a notebook, else lines; nothing on other processes."""
 
 import sys
 import time
@@ -10,11 +10,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column
 
+from matrix_ssl.runs.notebook import NotebookBar
+
 _SECONDS_BETWEEN_LINES = 10.0
 
 
 class Display:
     """Shows the progress of a run on standard error: a live bar on a terminal, a line every ten seconds elsewhere.
+
+    In a notebook the bar is in the output of the cell.
 
     Args:
         quiet: show nothing, for processes other than the first.
@@ -23,6 +27,7 @@ class Display:
     def __init__(self, console: Console | None = None, *, quiet: bool = False):
         self._console = console or Console(file=sys.stderr, quiet=quiet, highlight=False)
         self._bar: Progress | None = None
+        self._notebook: NotebookBar | None = None
         self._last = 0.0
 
     def say(self, text: str) -> None:
@@ -34,7 +39,10 @@ class Display:
         """Shows steps from ``done`` to ``total`` until the block ends."""
         self._first, self._total, self._started, self._last = done, total, time.monotonic(), 0.0
         self._text = ""
-        if self._console.is_terminal and not self._console.quiet:
+        if self._in_notebook():
+            self._notebook = NotebookBar()
+            yield self
+        elif self._console.is_terminal and not self._console.quiet:
             columns = (
                 TextColumn("step"), MofNCompleteColumn(), BarColumn(bar_width=24), TextColumn("{task.fields[rate]}"),
                 TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
@@ -54,12 +62,15 @@ class Display:
             self._text = "  ".join(f"{names[key]} {line[key]:.4g}" for key in names if line.get(key) is not None)
         seconds = max(time.monotonic() - self._started, 1e-9)
         rate = (done - self._first) / seconds
-        if self._bar is not None:
+        left = _clock((self._total - done) / rate if rate else float("inf"))
+        text = f"step {done}/{self._total}  {rate * images:,.0f} img/s  {left} left  {self._text}"
+        if self._notebook is not None:
+            self._notebook.update(done, self._total, text)
+        elif self._bar is not None:
             self._bar.update(self._task, completed=done, rate=f"{rate * images:,.0f} img/s", text=self._text)
         elif seconds - self._last >= _SECONDS_BETWEEN_LINES or done == self._total:
             self._last = seconds
-            left = (self._total - done) / rate if rate else float("inf")
-            self.say(f"step {done}/{self._total}  {rate * images:,.0f} img/s  {_clock(left)} left  {self._text}")
+            self.say(text)
 
     @contextmanager
     def bar(self, what: str, unit: str = "images") -> Iterator[Callable[[int, int], None]]:
@@ -67,11 +78,18 @@ class Display:
         if not self._console.is_terminal or self._console.quiet:
             yield lambda done, total: None
             return
+        if self._in_notebook():
+            notebook = NotebookBar()
+            yield lambda done, total: notebook.update(done, total, f"{what} {done:,} of {total:,} {unit}")
+            return
         count = TextColumn(f"{{task.completed:,.0f}} of {{task.total:,.0f}} {unit}")
         columns = (TextColumn(what), BarColumn(bar_width=24), count, TimeElapsedColumn())
         with Progress(*columns, console=self._console, transient=True) as bar:
             task = bar.add_task("", total=0)
             yield lambda done, total: bar.update(task, completed=done, total=total)
+
+    def _in_notebook(self) -> bool:
+        return self._console.is_jupyter and not self._console.quiet
 
 
 def _clock(seconds: float) -> str:
