@@ -317,13 +317,13 @@ def test_recipes_are_listed_with_their_first_sentence(tmp_path: Path) -> None:
 def test_the_default_run_folder_is_named_after_recipe_and_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], expected: str
 ) -> None:
-    from matrix_ssl.cli import options
+    from matrix_ssl.training.configure import run_folder
 
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     recipe = arguments[0] if not arguments[0].startswith("-") else "images"
     data = arguments[arguments.index("--data") + 1] if "--data" in arguments else None
-    assert options.run_folder(recipe, data, None) == Path(expected)
+    assert run_folder(recipe, data, None) == Path(expected)
 
 
 def test_paths_with_spaces_and_through_other_folders(done: Path, tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ class EncoderTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.input_tags.two_d_array, tags.input_tags.three_d_array = False, True
-        tags.non_deterministic = False
+        tags.transformer_tags.preserves_dtype = []  # always float32
         return tags
 
     def _batch_size(self, images: int) -> int | None:

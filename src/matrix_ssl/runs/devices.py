@@ -15,6 +15,8 @@ def choose_device(name: str) -> torch.device:
     """The device of that name; ``auto`` is CUDA, then Apple's MPS, then the CPU. ConfigError where it is absent."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name not in ("cpu", "cuda", "mps"):
+        raise ConfigError(f"device={name}: expected auto, cpu, cuda or mps.")
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda: PyTorch sees no GPU here; use --device cpu.")
     if name == "mps" and not torch.backends.mps.is_available():

@@ -75,12 +75,12 @@ class Display:
     @contextmanager
     def bar(self, what: str, unit: str = "images") -> Iterator[Callable[[int, int], None]]:
         """A bar over images or another unit while the block runs; yields the function to call with (done, total)."""
-        if not self._console.is_terminal or self._console.quiet:
-            yield lambda done, total: None
-            return
         if self._in_notebook():
             notebook = NotebookBar()
             yield lambda done, total: notebook.update(done, total, f"{what} {done:,} of {total:,} {unit}")
+            return
+        if not self._console.is_terminal or self._console.quiet:
+            yield lambda done, total: None
             return
         count = TextColumn(f"{{task.completed:,.0f}} of {{task.total:,.0f}} {unit}")
         columns = (TextColumn(what), BarColumn(bar_width=24), count, TimeElapsedColumn())
