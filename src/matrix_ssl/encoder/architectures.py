@@ -59,8 +59,11 @@ def describe(name: str, first: torch.Size, metadata: Mapping[str, str]) -> Netwo
     if name == networks.TINY_RESNET:
         stem = saved(metadata, "stem", Literal["auto", "standard", "small"], "auto")
         return NetworkConfig(encoder=name, stem=stem, width=first[0])
-    stem = "small" if is_resnet(name) and first[2:] == (3, 3) else "standard"
-    return NetworkConfig(encoder=name, stem=stem, configuration=saved(metadata, "configuration", str, ""))
+    return NetworkConfig(
+        encoder=name,
+        stem="small" if is_resnet(name) and first[2:] == (3, 3) else "standard",
+        configuration=saved(metadata, "configuration", str, ""),
+    )
 
 
 def first_convolution(name: str, metadata: Mapping[str, str], *, channels: int) -> str:

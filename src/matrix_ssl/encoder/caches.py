@@ -7,6 +7,7 @@ PyTorch's in the name of a file and Hugging Face's in that of the file that its 
 import hashlib
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ def fetch_from_hub(repository: str, names: Sequence[str], *, what: str) -> Path:
     source = f"https://huggingface.co/{repository}"
     for name in names:
         try:
-            _fetched(lambda name=name: hub.hf_hub_download(repository, name), what=what, source=source)
+            _fetched(partial(hub.hf_hub_download, repository, name), what=what, source=source)
         except CheckpointError as error:
             if isinstance(error.__cause__, hub.errors.RemoteEntryNotFoundError):
                 continue

@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,9 @@ from matrix_ssl.errors import CheckpointError
 
 _CONFIG, _PREPROCESSING = "config.json", "preprocessor_config.json"
 _WEIGHTS, _SHARDS = "model.safetensors", "model.safetensors.index.json"
+# of a configuration: what its encoder does not depend on
 _UNUSED = {"transformers_version", "architectures", "dtype", "torch_dtype", "auto_map", "id2label", "label2id",
-           "_name_or_path"}  # of a configuration: what its encoder does not depend on  # fmt: skip
+           "_name_or_path", "_attn_implementation", "problem_type"}  # fmt: skip
 _LISTED = 4  # names in an error
 
 
@@ -47,6 +49,23 @@ def read_image_model(name: str, *, download: bool) -> Pretrained:
     """
     place = f"hf:{name}"
     folder, files = _folder(name, place, download=download)
+    processor, model, info = _load(folder, place)
+    tensors = {f"model.{key}": tensor for key, tensor in model.state_dict().items() if not _is_pooler(key)}
+    _check(info, tensors, place)
+    # the whole of it, because the defaults of a class may change
+    values = json.loads(model.config.to_json_string(use_diff=False))
+    configuration = {key: value for key, value in values.items() if key not in _UNUSED}
+    return Pretrained(
+        NetworkConfig(encoder=place, configuration=json.dumps(configuration, sort_keys=True)),
+        _data(processor, place),
+        tensors,
+        Counts(place, len(tensors), 0, "", _beside(info["unexpected_keys"], place), []),
+        _sha256(files),
+    )
+
+
+def _load(folder: Path, place: str) -> tuple[Any, Any, dict[str, Any]]:
+    """The processor of images and the model of a folder, and how its tensors matched."""
     with quiet_transformers(least=logging.CRITICAL) as transformers:
         try:
             processor = open_pretrained(
@@ -55,29 +74,32 @@ def read_image_model(name: str, *, download: bool) -> Pretrained:
             model, info = open_pretrained(
                 transformers.AutoModel.from_pretrained, str(folder), place=place,
                 local_files_only=True, output_loading_info=True, dtype=torch.float32, use_safetensors=True,
-                ignore_mismatched_sizes=True,  # they are an error below, with their names
+                ignore_mismatched_sizes=True,  # they are an error of ``_check``, with their names
             )  # fmt: skip
         except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
             reason = str(error).strip().partition("\n")[0].rstrip(".")
             raise CheckpointError(f"{place}: transformers cannot open it ({reason}).") from error
-    configuration = {key: value for key, value in model.config.to_diff_dict().items() if key not in _UNUSED}
-    tensors = {f"model.{key}": tensor for key, tensor in model.state_dict().items() if not _is_pooler(key)}
-    _check(info, tensors, place)
-    beside: dict[str, list[str]] = defaultdict(list)
-    for key in sorted(info["unexpected_keys"]):
+    return processor, model, info
+
+
+def _beside(keys: Iterable[str], place: str) -> dict[str, list[str]]:
+    """The places of the tensors beside the encoder, by what they belong to."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for key in sorted(keys):
         what, where = ("pooler", "pooler") if _is_pooler(key) else names.beside_an_encoder(key) or ("", key)
         if not what:
             raise CheckpointError(f"{place} has tensors that no rule explains, such as {key}; it was not loaded.")
-        beside[what].append(where)
-    digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
-    sha256 = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
-    return Pretrained(
-        NetworkConfig(encoder=place, configuration=json.dumps(configuration, sort_keys=True)),
-        _data(processor, place),
-        tensors,
-        Counts(place, len(tensors), 0, "", dict(beside), []),
-        sha256,
-    )
+        groups[what].append(where)
+    return dict(groups)
+
+
+def _sha256(files: Sequence[Path]) -> str:
+    """The digest of a file, or of the digests of several."""
+    digests = []
+    for path in files:
+        with path.open("rb") as file:
+            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def _is_pooler(key: str) -> bool:
@@ -103,9 +125,9 @@ def _folder(name: str, place: str, *, download: bool) -> tuple[Path, list[Path]]
     local = Path(name).expanduser()
     if local.is_dir():
         files = {each: local / each for each in (_CONFIG, _PREPROCESSING, _WEIGHTS, _SHARDS) if (local / each).exists()}
-        for wanted in (_CONFIG, _PREPROCESSING, _WEIGHTS):
-            if wanted not in files and not (wanted == _WEIGHTS and _SHARDS in files):
-                raise CheckpointError(f"{place} is not a folder of save_pretrained: it has no {wanted}.")
+        for needed in (_CONFIG, _PREPROCESSING, _WEIGHTS):
+            if needed not in files and not (needed == _WEIGHTS and _SHARDS in files):
+                raise CheckpointError(f"{place} is not a folder of save_pretrained: it has no {needed}.")
         return local, _weight_files(files.get(_WEIGHTS) or files[_SHARDS], lambda shard: local / shard)
 
     def get(*choices: str) -> Path:

@@ -119,7 +119,7 @@ def open_checkpoint(
     )
     if match.normalisation:
         own_mean, own_std = match.normalisation
-        data = dataclasses.replace(data, mean=mean or own_mean, std=std or own_std)
+        data = dataclasses.replace(data, mean=tuple(mean or own_mean), std=tuple(std or own_std))
     return _opened(match, data, Where("path", str(path)), match.counts.text, contents.sha256)
 
 
