@@ -8,7 +8,7 @@ PYTHON := .venv/bin/python
 SEED := 0
 DEMO := runs/demo$(if $(filter-out 0,$(SEED)),-$(SEED))
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow check bench docs clean
+.PHONY: help demo test test-slow test-floor check bench docs clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' "$(ROOT)/Makefile"
@@ -25,6 +25,9 @@ test:  ## install what the tests need and run them
 test-slow:  ## the tests that take minutes
 	@cd "$(ROOT)" && tools/install test
 	@cd "$(ROOT)" && $(PYTHON) -m pytest -m slow
+
+test-floor:  ## test the losses with the oldest PyTorch and nothing else, in an environment of its own that is removed
+	@cd "$(ROOT)" && tools/test-floor
 
 check:  ## formatting, lint and types
 	@cd "$(ROOT)" && tools/install dev

@@ -6,7 +6,8 @@ this package and keeps its traceback.
 
 import difflib
 import importlib
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
 from typing import Any
 
 
@@ -98,6 +99,16 @@ class NotPositiveDefiniteError(MatrixError):
     """An eigenvalue is zero or negative where all must be positive."""
 
 
+class MissingPackage(MatrixSSLError, ImportError):
+    """A package that all but the matrix functions and losses need is not installed."""
+
+    def __init__(self, package: str):
+        super().__init__(
+            f"The package {package!r} is not installed: matrix functions and losses need PyTorch and NumPy alone, "
+            f"everything else needs the rest: in the clone of matrix-ssl, run {install_command()}"
+        )
+
+
 class MissingExtra(MatrixSSLError):
     """An optional dependency is not installed."""
 
@@ -110,6 +121,34 @@ class MissingExtra(MatrixSSLError):
 def install_command(extra: str = "") -> str:
     """The command that installs this package from its clone, with an extra."""
     return f"pip install -e '.[{extra}]' -c constraints.txt" if extra else "pip install -e . -c constraints.txt"
+
+
+def import_package(module: str) -> Any:
+    """A package that the matrix functions and losses do without; raises MissingPackage where it is not installed."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] == "matrix_ssl":
+            raise
+        raise MissingPackage(error.name) from error
+
+
+def load_on_use(package: str, names: Iterable[str], modules: Iterable[str]) -> Callable[[str], Any]:
+    """The ``__getattr__`` of a package whose names come from modules that are imported when one is used.
+
+    So what needs PyTorch and NumPy alone can mention what needs more. A name comes from the first of the modules that
+    has it; a package that is not installed raises MissingPackage.
+    """
+
+    def load(name: str) -> Any:
+        if name in names:
+            for module in map(import_package, modules):
+                if hasattr(module, name):
+                    setattr(sys.modules[package], name, getattr(module, name))
+                    return getattr(module, name)
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+
+    return load
 
 
 def import_extra(module: str, *, extra: str) -> Any:

@@ -17,7 +17,6 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.speed import llm_loss
 from matrix_ssl.errors import ConfigError, DataError, MatrixShapeError, MatrixSSLError, MatrixTypeError, NotFiniteError
 from matrix_ssl.llm import Objective, matrix_cross_entropy_loss
 from matrix_ssl.llm.head import Head
@@ -577,6 +576,9 @@ class TestErrors:
 class TestPage:
     def test_benchmark_and_its_tables(self, tmp_path):
         """The script runs, and the page holds the tables of the last full run."""
+        pytest.importorskip("rich", reason="benchmarks print with rich")
+        from benchmarks.speed import llm_loss
+
         command = [sys.executable, "-m", "benchmarks.speed.llm_loss", "--quick", "--out", str(tmp_path / "found.json")]
         ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
         assert ended.returncode == 0, ended.stderr

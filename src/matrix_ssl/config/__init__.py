@@ -1,29 +1,48 @@
-"""Settings of a run: their types and ranges, overriding them, views, and the recipes."""
+"""Settings of a run: their types and ranges, overriding them, views, and the recipes.
 
-from matrix_ssl.config.override import Assignment, build, changes, flatten, override, split_assignment
-from matrix_ssl.config.settings import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    MAY_CHANGE,
-    DataConfig,
-    Locations,
-    MethodConfig,
-    NetworkConfig,
-    OptimizerConfig,
-    Precision,
-    RunConfig,
-    StartConfig,
-    ViewConfig,
-    current_names,
-    differences,
-    from_dict,
-    to_dict,
-)
-from matrix_ssl.config.validation import Fraction, Seed, check_type, settings
+Names are loaded on first use, because a method's file mentions settings and its loss needs PyTorch alone.
+"""
+
+from typing import TYPE_CHECKING
+
+from matrix_ssl.errors import load_on_use
+
+if TYPE_CHECKING:
+    from annotated_types import Ge, Gt, Le
+    from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+    from matrix_ssl.config.assignments import Assignment, build, changes, flatten, override, split_assignment
+    from matrix_ssl.config.settings import (
+        IMAGENET_MEAN,
+        IMAGENET_STD,
+        MAY_CHANGE,
+        DataConfig,
+        Locations,
+        MethodConfig,
+        NetworkConfig,
+        OptimizerConfig,
+        Precision,
+        RunConfig,
+        StartConfig,
+        ViewConfig,
+        current_names,
+        differences,
+        from_dict,
+        to_dict,
+    )
+    from matrix_ssl.config.validation import Fraction, Seed, check_type
+    from matrix_ssl.config.views import asymmetric_views, symmetric_view
 
 __all__ = [
-    "IMAGENET_MEAN", "IMAGENET_STD", "MAY_CHANGE", "Assignment", "DataConfig", "Fraction", "Locations", "MethodConfig",
-    "NetworkConfig", "OptimizerConfig", "Precision", "RunConfig", "Seed", "StartConfig", "ViewConfig", "build",
-    "changes", "check_type", "current_names", "differences", "flatten", "from_dict", "override", "settings",
-    "split_assignment", "to_dict",
+    "IMAGENET_MEAN", "IMAGENET_STD", "MAY_CHANGE", "Assignment", "DataConfig", "Fraction", "Ge", "Gt", "Le",
+    "Locations", "MethodConfig", "NetworkConfig", "NonNegativeFloat", "NonNegativeInt", "OptimizerConfig",
+    "PositiveFloat", "PositiveInt", "Precision", "RunConfig", "Seed", "StartConfig", "ViewConfig", "asymmetric_views",
+    "build", "changes", "check_type", "current_names", "differences", "flatten", "from_dict", "override",
+    "split_assignment", "symmetric_view", "to_dict",
 ]  # fmt: skip
+
+__getattr__ = load_on_use(
+    __name__, __all__,
+    ("matrix_ssl.config.settings", "matrix_ssl.config.assignments", "matrix_ssl.config.validation",
+     "matrix_ssl.config.views", "pydantic", "annotated_types"),
+)  # fmt: skip

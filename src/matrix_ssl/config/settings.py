@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt, Le, Predicate
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 
-from matrix_ssl.config.override import build, changes
+from matrix_ssl.config.assignments import build, changes
 from matrix_ssl.config.validation import Fraction, Seed, settings
 from matrix_ssl.errors import ConfigError
 

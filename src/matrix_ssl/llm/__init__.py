@@ -3,9 +3,9 @@
 Names are loaded on first use: the loss needs PyTorch, the trainers transformers and trl.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from matrix_ssl.errors import load_on_use
 from matrix_ssl.llm.objective import Objective
 
 if TYPE_CHECKING:
@@ -28,9 +28,6 @@ __all__ = [
     "matrix_cross_entropy_terms_from_logits",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = {"MatrixTrainer": "finetune.trainer", "MatrixSFTTrainer": "finetune.sft"}.get(name, "loss.loss")
-    return getattr(importlib.import_module(f"{__name__}.{home}"), name)
+__getattr__ = load_on_use(
+    __name__, __all__, ("matrix_ssl.llm.loss.loss", "matrix_ssl.llm.finetune.trainer", "matrix_ssl.llm.finetune.sft")
+)

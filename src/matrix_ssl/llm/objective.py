@@ -1,25 +1,43 @@
-"""The constants of the loss. Their defaults have their home here."""
+"""The constants of the loss. Their defaults and ranges have their home here."""
 
-from typing import Literal
+from __future__ import annotations
 
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
 
-from matrix_ssl.config import settings
+from matrix_ssl import config
 from matrix_ssl.errors import ConfigError
 
 Form = Literal["closed", "lanczos", "top", "dense"]
 
 
-@settings
+@dataclass(frozen=True)
 class Objective:
-    """Cross-entropy plus ``weight`` times matrix cross-entropy, the latter in one of its forms."""
+    """Cross-entropy plus ``weight`` times matrix cross-entropy, the latter in one of its forms.
 
-    weight: NonNegativeFloat = 1.0  # 0: the cross-entropy alone
-    ridge: PositiveFloat = 0.01  # added to the eigenvalues of the matrix
+    Raises:
+        ConfigError: a constant is out of range or unknown.
+    """
+
+    weight: config.NonNegativeFloat = 1.0  # 0: the cross-entropy alone
+    ridge: config.PositiveFloat = 0.01  # added to the eigenvalues of the matrix
     form: Form = "closed"
-    steps: PositiveInt = 3  # Lanczos steps of "lanczos"
-    top: PositiveInt = 16  # tokens of "top", the target among them
-    chunk: PositiveInt = 256  # positions that are computed at a time
+    steps: config.PositiveInt = 3  # Lanczos steps of "lanczos"
+    top: config.PositiveInt = 16  # tokens of "top", the target among them
+    chunk: config.PositiveInt = 256  # positions that are computed at a time
+
+    def __post_init__(self) -> None:
+        # without pydantic, which checks the settings of a command: the loss needs PyTorch alone
+        if not 0 <= self.weight < math.inf:
+            raise ConfigError(f"weight={self.weight}: expected a finite number of at least 0.")
+        if not 0 < self.ridge < math.inf:
+            raise ConfigError(f"ridge={self.ridge}: expected a finite number above 0.")
+        if self.form not in get_args(Form):
+            raise ConfigError(f"form={self.form}: expected one of {', '.join(get_args(Form))}.")
+        for name in ("steps", "top", "chunk"):
+            if not isinstance(number := getattr(self, name), int) or number < 1:
+                raise ConfigError(f"{name}={number}: expected an integer of at least 1.")
 
 
 DEFAULTS = Objective()

@@ -6,19 +6,21 @@ the degree of a polynomial, are made at every call.
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, List  # noqa: UP035
 
 import torch
 from torch import Tensor
 
 from matrix_ssl.matrix.precision import differentiable_once, full_precision, without_autocast
 
+Flags = List[bool]  # noqa: UP006, operators of PyTorch before 2.5 do not know list[bool]
+
 
 def fused(*, tensors: int, values: int) -> Callable[[Callable[..., Any]], Callable[..., tuple[Tensor, ...]]]:
     """Decorates a function of ``tensors`` tensors and further arguments so that it is differentiable once.
 
     It returns ``values`` scalars, the loss and others without gradient, and a gradient for each tensor, of its shape in
-    float32 or better, or ``nothing`` where the last argument, ``needed``, which the caller omits, is false.
+    float32 or better, or ``nothing`` where the last argument, ``needed: Flags``, which the caller omits, is false.
 
     A gradient takes the dtype of its tensor only after the product with the incoming one: entries of 1/(nd) are below
     the normal numbers of float16, and a loss scale cannot restore digits that are gone by then.

@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from matrix_ssl.losses.fused import fused, nothing
+from matrix_ssl.losses.fused import Flags, fused, nothing
 from matrix_ssl.losses.logarithm import Form, series
 from matrix_ssl.losses.logarithm.plan import exact_logarithm
 from matrix_ssl.losses.logarithm.trace import log_det_one_plus, taylor_coefficients, trace_polynomial
@@ -96,7 +96,7 @@ def matrix_ssl_covariance_terms(
 @fused(tensors=2, values=4)
 def _order_loss(
     p: Tensor, z: Tensor, ridge: float, uniformity_weight: float, alignment_weight: float, logarithm: str, order: int,
-    algorithm: str, trace_weight: float, samples_side: bool, needed: list[bool],
+    algorithm: str, trace_weight: float, samples_side: bool, needed: Flags,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     objective = _objective(ridge, uniformity_weight, alignment_weight, logarithm, order, algorithm, trace_weight)
     values, by_a, by_b = (_samples if samples_side else _features)(p, z, objective, needed)
@@ -109,7 +109,7 @@ def _order_loss(
 @fused(tensors=3, values=4)
 def _covariance_loss(
     cross: Tensor, teacher: Tensor, student: Tensor, ridge: float, uniformity_weight: float, alignment_weight: float,
-    logarithm: str, order: int, algorithm: str, trace_weight: float, needed: list[bool],
+    logarithm: str, order: int, algorithm: str, trace_weight: float, needed: Flags,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     objective = _objective(ridge, uniformity_weight, alignment_weight, logarithm, order, algorithm, trace_weight)
     c, p, s = (full_precision(x) for x in (cross, teacher, student))

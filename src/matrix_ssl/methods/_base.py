@@ -1,5 +1,7 @@
 """The bases of the methods, without and with a teacher: modules with their networks that turn two views into a loss."""
 
+from __future__ import annotations
+
 import functools
 import itertools
 from abc import ABC, abstractmethod
@@ -9,8 +11,7 @@ from typing import Any, ClassVar, NamedTuple, get_type_hints
 import torch
 from torch import Tensor, nn
 
-from matrix_ssl import distributed
-from matrix_ssl.config import Fraction, RunConfig, check_type
+from matrix_ssl import config, distributed
 from matrix_ssl.losses import check_rows
 from matrix_ssl.networks.teacher import cosine_momentum, make_teacher, update_teacher
 
@@ -71,7 +72,7 @@ class Method(nn.Module, ABC):
         return [{"params": [p for p in self.parameters() if p.requires_grad]}]
 
     @classmethod
-    def recipe(cls, base: RunConfig) -> RunConfig:
+    def recipe(cls, base: config.RunConfig) -> config.RunConfig:
         """The run with the values of the method's paper for ImageNet, from one with this package's defaults."""
         return base
 
@@ -88,7 +89,7 @@ class TeacherMethod(Method):
 
     def add_teacher(self, momentum: float) -> None:
         """Creates the teacher, a copy of the student; ``momentum`` in [0, 1] is that of the start."""
-        self.teacher_momentum = check_type(momentum, Fraction, "method.teacher_momentum")
+        self.teacher_momentum = config.check_type(momentum, config.Fraction, "method.teacher_momentum")
         self.teacher = make_teacher(self._student())
 
     @torch.no_grad()
@@ -154,7 +155,7 @@ def mean_over_processes(local: Tensor) -> Tensor:
 def check_options(constructor: Callable[..., None], options: Mapping[str, Any]) -> dict[str, Any]:
     """Options of a method as the types and within the ranges that annotate its constructor, or a ConfigError."""
     hints = get_type_hints(constructor, include_extras=True)
-    return {name: check_type(value, hints.get(name, Any), f"method.{name}") for name, value in options.items()}
+    return {name: config.check_type(value, hints.get(name, Any), f"method.{name}") for name, value in options.items()}
 
 
 def _checked(initialise: Callable[..., None]) -> Callable[..., None]:

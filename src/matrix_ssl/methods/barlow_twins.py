@@ -12,17 +12,16 @@ Reference: Zbontar, Jing, Misra, LeCun and Deny, "Barlow Twins: Self-Supervised 
 ICML 2021, equations 1 and 2, https://arxiv.org/abs/2103.03230.
 """
 
+from __future__ import annotations
+
 import dataclasses
 from typing import Any
 
 import torch
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from matrix_ssl import networks
-from matrix_ssl.config import OptimizerConfig, RunConfig
-from matrix_ssl.config.views import asymmetric_views
+from matrix_ssl import config, networks
 from matrix_ssl.losses import check_not_negative, check_rows, cross_product_norm, in_full_precision
 from matrix_ssl.methods._base import Method, StepOutput, gather_outputs, view_pairs
 
@@ -85,10 +84,10 @@ class BarlowTwins(Method):
         encoder: nn.Module,
         feature_dim: int,
         *,
-        hidden_dim: PositiveInt = 8192,  # section 2.2
-        output_dim: PositiveInt = 8192,  # section 2.2
-        redundancy_weight: NonNegativeFloat = REDUNDANCY_WEIGHT,
-        bias_rate: PositiveFloat = 1.0,  # 0.024 with LARS, see the recipe
+        hidden_dim: config.PositiveInt = 8192,  # section 2.2
+        output_dim: config.PositiveInt = 8192,  # section 2.2
+        redundancy_weight: config.NonNegativeFloat = REDUNDANCY_WEIGHT,
+        bias_rate: config.PositiveFloat = 1.0,  # 0.024 with LARS, see the recipe
     ):
         super().__init__()
         self.encoder = encoder
@@ -115,12 +114,12 @@ class BarlowTwins(Method):
         ]
 
     @classmethod
-    def recipe(cls, base: RunConfig) -> RunConfig:
+    def recipe(cls, base: config.RunConfig) -> config.RunConfig:
         """The paper's pre-training on ImageNet, 73.2 % linear after 1000 epochs (its table 1)."""
-        views = asymmetric_views(smallest_crop=0.08)  # section 2.2: those of BYOL
+        views = config.asymmetric_views(smallest_crop=0.08)  # section 2.2: those of BYOL
         options = {**base.method.options, "bias_rate": 0.024}  # section 2.2: 0.2 for weights, 0.0048 for biases
         method = dataclasses.replace(base.method, options=options)
-        optimizer = OptimizerConfig(
+        optimizer = config.OptimizerConfig(
             name="lars",  # section 2.2, no adaptation and no decay of biases and BatchNorm
             learning_rate=0.2,  # section 2.2, scaled by batch / 256
             momentum=0.9,  # the code

@@ -11,15 +11,14 @@ Reference: Grill et al., "Bootstrap Your Own Latent: A New Approach to Self-Supe
 equation 2 and section 3, https://arxiv.org/abs/2006.07733.
 """
 
+from __future__ import annotations
+
 import dataclasses
 
 import torch
-from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from matrix_ssl import networks
-from matrix_ssl.config import Fraction, OptimizerConfig, RunConfig
-from matrix_ssl.config.views import asymmetric_views
+from matrix_ssl import config, networks
 from matrix_ssl.losses import check_rows, in_full_precision, unit_rows
 from matrix_ssl.methods._base import (
     StepOutput,
@@ -72,9 +71,9 @@ class BYOL(TeacherMethod):
         encoder: nn.Module,
         feature_dim: int,
         *,
-        hidden_dim: PositiveInt = 4096,  # section 3.3
-        output_dim: PositiveInt = 256,  # section 3.3
-        teacher_momentum: Fraction = 0.996,  # section 3.3; 0.99 for 100 and 300 epochs, appendix J
+        hidden_dim: config.PositiveInt = 4096,  # section 3.3
+        output_dim: config.PositiveInt = 256,  # section 3.3
+        teacher_momentum: config.Fraction = 0.996,  # section 3.3; 0.99 for 100 and 300 epochs, appendix J
     ):
         super().__init__()
         self.encoder = encoder
@@ -91,10 +90,10 @@ class BYOL(TeacherMethod):
         return StepOutput(loss, {}, features[0].detach(), z[0].detach(), p[max(p)].detach())
 
     @classmethod
-    def recipe(cls, base: RunConfig) -> RunConfig:
+    def recipe(cls, base: config.RunConfig) -> config.RunConfig:
         """The paper's pre-training on ImageNet, 74.3 % linear after 1000 epochs (its table 1)."""
-        views = asymmetric_views(smallest_crop=0.08)  # table 6
-        optimizer = OptimizerConfig(
+        views = config.asymmetric_views(smallest_crop=0.08)  # table 6
+        optimizer = config.OptimizerConfig(
             name="lars",  # section 3.3, no adaptation and no decay of biases and BatchNorm
             learning_rate=0.2,  # section 3.3, scaled by batch / 256; 0.45 for 100 epochs, appendix J
             momentum=0.9,  # not verified

@@ -13,16 +13,15 @@ Reference: Ozsoy, Hamdan, Arik, Yuret and Erdogan, "Self-Supervised Learning wit
 Criterion", NeurIPS 2022, https://arxiv.org/abs/2209.07999.
 """
 
+from __future__ import annotations
+
 import dataclasses
 from typing import NamedTuple
 
 import torch
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from matrix_ssl import networks
-from matrix_ssl.config import Fraction, OptimizerConfig, RunConfig
-from matrix_ssl.config.views import asymmetric_views
+from matrix_ssl import config, networks
 from matrix_ssl.losses import check_not_negative, check_positive, check_rows, in_full_precision, unit_rows
 from matrix_ssl.matrix.calculus import LogDeterminant
 from matrix_ssl.matrix.precision import without_autocast
@@ -121,11 +120,11 @@ class CorInfoMax(Method):
         encoder: nn.Module,
         feature_dim: int,
         *,
-        hidden_dim: PositiveInt = 2048,  # the code's README, for CIFAR-10
-        output_dim: PositiveInt = 64,  # the code's README, for CIFAR-10
-        invariance_weight: NonNegativeFloat = INVARIANCE_WEIGHT,
-        forgetting: Fraction = FORGETTING,
-        ridge: PositiveFloat = RIDGE,
+        hidden_dim: config.PositiveInt = 2048,  # the code's README, for CIFAR-10
+        output_dim: config.PositiveInt = 64,  # the code's README, for CIFAR-10
+        invariance_weight: config.NonNegativeFloat = INVARIANCE_WEIGHT,
+        forgetting: config.Fraction = FORGETTING,
+        ridge: config.PositiveFloat = RIDGE,
     ):
         super().__init__()
         self.encoder = encoder
@@ -167,13 +166,13 @@ class CorInfoMax(Method):
         self._newest = []
 
     @classmethod
-    def recipe(cls, base: RunConfig) -> RunConfig:
+    def recipe(cls, base: config.RunConfig) -> config.RunConfig:
         """The paper's pre-training on ImageNet, 69.08 % linear after 100 epochs (the code's README)."""
-        views = asymmetric_views(smallest_crop=0.08)  # not verified
+        views = config.asymmetric_views(smallest_crop=0.08)  # not verified
         # the code's README
         options = {"hidden_dim": 8192, "output_dim": 512, "invariance_weight": 2000.0, "forgetting": 0.1}
         method = dataclasses.replace(base.method, options={**base.method.options, **options})
-        optimizer = OptimizerConfig(
+        optimizer = config.OptimizerConfig(
             name="sgd",  # the code's README
             learning_rate=0.2 / 6,  # the code's README: 0.2 for its batch of 1536
             momentum=0.9,  # the code

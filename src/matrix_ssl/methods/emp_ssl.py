@@ -13,16 +13,15 @@ Reference: Tong, Chen, Ma and LeCun, "EMP-SSL: Towards Self-Supervised Learning 
 https://arxiv.org/abs/2304.03977; the coding rate: Ma, Derksen, Hong and Wright, IEEE TPAMI 29(9), 2007.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import math
 
 import torch
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from matrix_ssl import networks
-from matrix_ssl.config import OptimizerConfig, RunConfig
-from matrix_ssl.config.views import asymmetric_views
+from matrix_ssl import config, networks
 from matrix_ssl.losses import check_not_negative, in_full_precision, unit_rows
 from matrix_ssl.matrix import coding_rate
 from matrix_ssl.methods._base import Method, StepOutput, check_views, gather_outputs
@@ -77,10 +76,10 @@ class EMPSSL(Method):
         encoder: nn.Module,
         feature_dim: int,
         *,
-        hidden_dim: PositiveInt = 4096,  # the code
-        output_dim: PositiveInt = 1024,  # the code
-        invariance_weight: NonNegativeFloat = INVARIANCE_WEIGHT,
-        distortion: PositiveFloat = DISTORTION,
+        hidden_dim: config.PositiveInt = 4096,  # the code
+        output_dim: config.PositiveInt = 1024,  # the code
+        invariance_weight: config.NonNegativeFloat = INVARIANCE_WEIGHT,
+        distortion: config.PositiveFloat = DISTORTION,
     ):
         super().__init__()
         self.encoder = encoder
@@ -95,10 +94,10 @@ class EMPSSL(Method):
         return StepOutput(loss, {}, features[0].detach(), z[0].detach(), z[1].detach())
 
     @classmethod
-    def recipe(cls, base: RunConfig) -> RunConfig:
+    def recipe(cls, base: config.RunConfig) -> config.RunConfig:
         """A pre-training on ImageNet with the optimizer of the paper, which trains on CIFAR and smaller ImageNets."""
-        views = asymmetric_views(smallest_crop=0.08)  # the paper's have a fixed area of a quarter
-        optimizer = OptimizerConfig(
+        views = config.asymmetric_views(smallest_crop=0.08)  # the paper's have a fixed area of a quarter
+        optimizer = config.OptimizerConfig(
             name="lars",  # the code
             learning_rate=0.768,  # the code: 0.3 for its batch of 100
             momentum=0.9,  # the code, with Nesterov's correction

@@ -17,18 +17,16 @@ Reference: Tan, Zhang, Yang and Yuan, "Contrastive Learning Is Spectral Clusteri
 https://arxiv.org/abs/2303.15103.
 """
 
+from __future__ import annotations
+
 import dataclasses
 from typing import Annotated, Literal, get_args
 
 import torch
-from annotated_types import Gt, Le
-from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from matrix_ssl import networks
-from matrix_ssl.config import Fraction, OptimizerConfig, RunConfig
-from matrix_ssl.config.views import symmetric_view
+from matrix_ssl import config, networks
 from matrix_ssl.errors import ConfigError
 from matrix_ssl.losses import check_positive, check_rows, in_full_precision, unit_rows
 from matrix_ssl.methods._base import Method, StepOutput, gather_outputs, view_pairs
@@ -115,12 +113,12 @@ class KernelInfoNCE(Method):
         encoder: nn.Module,
         feature_dim: int,
         *,
-        hidden_dim: PositiveInt = 2048,  # the code
-        output_dim: PositiveInt = 128,  # the code, which doubles it for the concatenation
+        hidden_dim: config.PositiveInt = 2048,  # the code
+        output_dim: config.PositiveInt = 128,  # the code, which doubles it for the concatenation
         kernel: Kernel = KERNEL,
-        temperature: PositiveFloat = TEMPERATURE,
-        exponent: Annotated[float, Gt(0), Le(2)] = EXPONENT,
-        mixture: Fraction = MIXTURE,
+        temperature: config.PositiveFloat = TEMPERATURE,
+        exponent: Annotated[float, config.Gt(0), config.Le(2)] = EXPONENT,
+        mixture: config.Fraction = MIXTURE,
     ):
         super().__init__()
         if kernel == "concatenation" and output_dim % 2:
@@ -150,10 +148,10 @@ class KernelInfoNCE(Method):
         return StepOutput(torch.stack(losses).mean(), {}, features[0].detach(), z[0].detach(), z[1].detach())
 
     @classmethod
-    def recipe(cls, base: RunConfig) -> RunConfig:
+    def recipe(cls, base: config.RunConfig) -> config.RunConfig:
         """A pre-training on ImageNet with the values of SimCLR; the paper trains on CIFAR and Tiny ImageNet."""
-        view = symmetric_view(smallest_crop=0.08, strength=1.0)  # the code: those of SimCLR
-        optimizer = OptimizerConfig(
+        view = config.symmetric_view(smallest_crop=0.08, strength=1.0)  # the code: those of SimCLR
+        optimizer = config.OptimizerConfig(
             name="lars",  # the code has LARS and Adam
             learning_rate=0.3,  # SimCLR's; the code searches from 0.01 to 10
             momentum=0.9,  # the code

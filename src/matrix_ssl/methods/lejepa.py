@@ -12,17 +12,15 @@ Reference: Balestriero and LeCun, "LeJEPA: Provable and Scalable Self-Supervised
 function", Biometrika 1983.
 """
 
+from __future__ import annotations
+
 import dataclasses
 from typing import Annotated, Any
 
 import torch
-from annotated_types import Ge
-from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from matrix_ssl import networks
-from matrix_ssl.config import Fraction, OptimizerConfig, RunConfig
-from matrix_ssl.config.views import asymmetric_views
+from matrix_ssl import config, networks
 from matrix_ssl.data.randomness import hash_integers
 from matrix_ssl.losses import check_positive, in_full_precision
 from matrix_ssl.matrix.precision import differentiable_once
@@ -133,11 +131,11 @@ class LeJEPA(Method):
         encoder: nn.Module,
         feature_dim: int,
         *,
-        hidden_dim: PositiveInt = 2048,  # the code's minimal example
-        output_dim: PositiveInt = 128,  # the code's minimal example: 16 to 128
-        regularisation_weight: Fraction = 0.05,  # recommended by the paper (not verified); 0.02 in the minimal example
-        slices: PositiveInt = SLICES,
-        knots: Annotated[int, Ge(2)] = KNOTS,
+        hidden_dim: config.PositiveInt = 2048,  # the code's minimal example
+        output_dim: config.PositiveInt = 128,  # the code's minimal example: 16 to 128
+        regularisation_weight: config.Fraction = 0.05,  # the paper (not verified); 0.02 in the minimal example
+        slices: config.PositiveInt = SLICES,
+        knots: Annotated[int, config.Ge(2)] = KNOTS,
     ):
         super().__init__()
         self.encoder = encoder
@@ -164,10 +162,10 @@ class LeJEPA(Method):
         return StepOutput(loss, terms, features[0].detach(), z[0].detach(), z[1].detach())
 
     @classmethod
-    def recipe(cls, base: RunConfig) -> RunConfig:
+    def recipe(cls, base: config.RunConfig) -> config.RunConfig:
         """A pre-training on ImageNet with the paper's optimizer; the paper's own has more views and a ViT."""
-        views = asymmetric_views(smallest_crop=0.08)  # not verified: the minimal example has one policy for all
-        optimizer = OptimizerConfig(
+        views = config.asymmetric_views(smallest_crop=0.08)  # not verified: the minimal example has one policy for all
+        optimizer = config.OptimizerConfig(
             name="adamw",  # the code's README
             learning_rate=2.5e-4,  # the code's README: 5e-4, its batch of 512 not verified
             weight_decay=5e-4,  # the code's README, for ResNets; 5e-2 for ViTs

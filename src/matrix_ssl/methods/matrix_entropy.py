@@ -20,13 +20,14 @@ columns instead of rows: Skean, Dhakal, Jacobs and Sanchez Giraldo, "FroSSL: Fro
 Multiview Self-Supervised Learning", ECCV 2024, https://arxiv.org/abs/2310.02903.
 """
 
+from __future__ import annotations
+
 from typing import Any
 
 import torch
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from matrix_ssl import networks
+from matrix_ssl import config, networks
 from matrix_ssl.distributed import losses
 from matrix_ssl.losses import matrix_entropy
 from matrix_ssl.methods._base import Method, StepOutput, view_pairs
@@ -48,11 +49,11 @@ class MatrixEntropy(Method):
         encoder: nn.Module,
         feature_dim: int,
         *,
-        hidden_dim: PositiveInt = 2048,  # that of SimCLR
-        output_dim: PositiveInt = 256,  # 128 to 1024 are alike (LOG.md)
-        alignment_weight: NonNegativeFloat = matrix_entropy.ALIGNMENT_WEIGHT,  # held-out images of CIFAR-10 (LOG.md)
-        order: PositiveFloat = 1.0,  # von Neumann's, as in VNE; 2 in FroSSL
-        width: NonNegativeFloat = 0.0,  # no kernel, as in VNE and FroSSL
+        hidden_dim: config.PositiveInt = 2048,  # that of SimCLR
+        output_dim: config.PositiveInt = 256,  # 128 to 1024 are alike (LOG.md)
+        alignment_weight: config.NonNegativeFloat = matrix_entropy.ALIGNMENT_WEIGHT,  # see LOG.md, CIFAR-10
+        order: config.PositiveFloat = 1.0,  # von Neumann's, as in VNE; 2 in FroSSL
+        width: config.NonNegativeFloat = 0.0,  # no kernel, as in VNE and FroSSL
     ):
         super().__init__()
         self.encoder = encoder

@@ -16,12 +16,12 @@ Reference: Zhang, Tan, Yang, Huang and Yuan, "Matrix Information Theory for Self
 https://arxiv.org/abs/2305.17326.
 """
 
+from __future__ import annotations
+
 import torch
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from matrix_ssl import networks
-from matrix_ssl.config import Fraction
+from matrix_ssl import config, networks
 from matrix_ssl.distributed import losses
 from matrix_ssl.losses import DEFAULTS, Logarithm, Objective
 from matrix_ssl.methods._base import StepOutput, TeacherMethod, global_views, student_teacher_pairs
@@ -51,14 +51,14 @@ class MatrixSSL(TeacherMethod):
         encoder: nn.Module,
         feature_dim: int,
         *,
-        hidden_dim: PositiveInt = 2048,  # the code
-        output_dim: PositiveInt = 2048,  # the code
-        ridge: PositiveFloat = DEFAULTS.ridge,  # 0.5 in the code's script, 1 in its README
-        uniformity_weight: NonNegativeFloat = DEFAULTS.uniformity_weight,  # equal to the ridge in the code
-        alignment_weight: NonNegativeFloat = DEFAULTS.alignment_weight,  # the code
+        hidden_dim: config.PositiveInt = 2048,  # the code
+        output_dim: config.PositiveInt = 2048,  # the code
+        ridge: config.PositiveFloat = DEFAULTS.ridge,  # 0.5 in the code's script, 1 in its README
+        uniformity_weight: config.NonNegativeFloat = DEFAULTS.uniformity_weight,  # equal to the ridge in the code
+        alignment_weight: config.NonNegativeFloat = DEFAULTS.alignment_weight,  # the code
         logarithm: Logarithm = DEFAULTS.logarithm,  # a Taylor series in the code
-        order: PositiveInt = DEFAULTS.order,  # the code
-        teacher_momentum: Fraction = 0.996,  # the code
+        order: config.PositiveInt = DEFAULTS.order,  # the code
+        teacher_momentum: config.Fraction = 0.996,  # the code
         predictor: bool = True,  # the code
     ):
         super().__init__()

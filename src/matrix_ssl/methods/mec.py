@@ -12,15 +12,14 @@ Reference: Liu, Wang, Li and Li, "Self-Supervised Learning via Maximum Entropy C
 https://arxiv.org/abs/2210.11464.
 """
 
+from __future__ import annotations
+
 import dataclasses
 
 import torch
-from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from matrix_ssl import networks
-from matrix_ssl.config import Fraction, OptimizerConfig, RunConfig
-from matrix_ssl.config.views import asymmetric_views
+from matrix_ssl import config, networks
 from matrix_ssl.losses import MEC_DEFAULTS, Logarithm, mec_loss
 from matrix_ssl.methods._base import StepOutput, TeacherMethod, gather_outputs, global_views, student_teacher_pairs
 
@@ -47,13 +46,13 @@ class MEC(TeacherMethod):
         encoder: nn.Module,
         feature_dim: int,
         *,
-        hidden_dim: PositiveInt = 2048,  # not verified: that of SimSiam, which the code descends from
-        output_dim: PositiveInt = 2048,  # the code: --dim, and a predictor of 512
-        distortion: PositiveFloat = MEC_DEFAULTS.distortion,  # the code: ε_d = 64 in λ⁻¹ = n ε_d / d
-        distortion_warmup: Fraction = 0.1,  # the code: 10 epochs of 100
+        hidden_dim: config.PositiveInt = 2048,  # not verified: that of SimSiam, which the code descends from
+        output_dim: config.PositiveInt = 2048,  # the code: --dim, and a predictor of 512
+        distortion: config.PositiveFloat = MEC_DEFAULTS.distortion,  # the code: ε_d = 64 in λ⁻¹ = n ε_d / d
+        distortion_warmup: config.Fraction = 0.1,  # the code: 10 epochs of 100
         logarithm: Logarithm = MEC_DEFAULTS.logarithm,  # equation 6
-        order: PositiveInt = MEC_DEFAULTS.order,  # the code
-        teacher_momentum: Fraction = 0.996,  # the code
+        order: config.PositiveInt = MEC_DEFAULTS.order,  # the code
+        teacher_momentum: config.Fraction = 0.996,  # the code
         predictor: bool = True,  # the code
     ):
         super().__init__()
@@ -99,10 +98,10 @@ class MEC(TeacherMethod):
         }
 
     @classmethod
-    def recipe(cls, base: RunConfig) -> RunConfig:
+    def recipe(cls, base: config.RunConfig) -> config.RunConfig:
         """The paper's pre-training on ImageNet, 70.6 % linear after 100 epochs (its table 1; not verified)."""
-        views = asymmetric_views()  # the code: those of MoCo v3
-        optimizer = OptimizerConfig(
+        views = config.asymmetric_views()  # the code: those of MoCo v3
+        optimizer = config.OptimizerConfig(
             name="sgd",
             learning_rate=0.5,  # the code, scaled by batch / 256
             momentum=0.9,  # the code

@@ -14,15 +14,14 @@ Reference: Yerxa, Kuang, Simoncelli and Chung, "Learning Efficient Coding of Nat
 Capacity Representations", NeurIPS 2023, https://arxiv.org/abs/2303.03307.
 """
 
+from __future__ import annotations
+
 import dataclasses
 
 import torch
-from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 
-from matrix_ssl import networks
-from matrix_ssl.config import OptimizerConfig, RunConfig
-from matrix_ssl.config.views import asymmetric_views
+from matrix_ssl import config, networks
 from matrix_ssl.losses import check_not_negative, in_full_precision, unit_rows
 from matrix_ssl.methods._base import Method, StepOutput, check_views, gather_outputs
 
@@ -80,9 +79,9 @@ class MMCR(Method):
         encoder: nn.Module,
         feature_dim: int,
         *,
-        hidden_dim: PositiveInt = 8192,  # the code for ImageNet
-        output_dim: PositiveInt = 512,  # the code for ImageNet
-        local_weight: NonNegativeFloat = LOCAL_WEIGHT,
+        hidden_dim: config.PositiveInt = 8192,  # the code for ImageNet
+        output_dim: config.PositiveInt = 512,  # the code for ImageNet
+        local_weight: config.NonNegativeFloat = LOCAL_WEIGHT,
     ):
         super().__init__()
         self.encoder = encoder
@@ -96,10 +95,10 @@ class MMCR(Method):
         return StepOutput(loss, {}, features[0].detach(), z[0].detach(), z[1].detach())
 
     @classmethod
-    def recipe(cls, base: RunConfig) -> RunConfig:
+    def recipe(cls, base: config.RunConfig) -> config.RunConfig:
         """The published pre-training on ImageNet with two views instead of eight, and without a teacher."""
-        views = asymmetric_views(smallest_crop=0.08)  # the code: those of Barlow Twins
-        optimizer = OptimizerConfig(
+        views = config.asymmetric_views(smallest_crop=0.08)  # the code: those of Barlow Twins
+        optimizer = config.OptimizerConfig(
             name="lars",  # the code, no adaptation and no decay of biases and BatchNorm
             learning_rate=0.8,  # the code, scaled by batch / 256
             momentum=0.9,  # the code

@@ -18,16 +18,15 @@ Reference: He, Fan, Wu, Xie and Girshick, "Momentum Contrast for Unsupervised Vi
 Contrastive Learning", 2020, https://arxiv.org/abs/2003.04297.
 """
 
+from __future__ import annotations
+
 import dataclasses
 from typing import Literal
 
 import torch
-from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from matrix_ssl import networks
-from matrix_ssl.config import Fraction, OptimizerConfig, RunConfig
-from matrix_ssl.config.views import symmetric_view
+from matrix_ssl import config, networks
 from matrix_ssl.losses import check_positive, check_rows, in_full_precision, unit_rows
 from matrix_ssl.methods._base import StepOutput, TeacherMethod, gather_outputs, global_views, mean_over_processes
 
@@ -93,11 +92,11 @@ class MoCoV2(TeacherMethod):
         encoder: nn.Module,
         feature_dim: int,
         *,
-        hidden_dim: PositiveInt = 2048,  # section 3 of v2
-        output_dim: PositiveInt = 128,  # section 3.3 of v1
-        temperature: PositiveFloat = TEMPERATURE,
-        queue_size: PositiveInt = 4096,  # 65536 for ImageNet, see the recipe; smaller datasets need fewer
-        teacher_momentum: Fraction = 0.999,  # section 4.1 of v1
+        hidden_dim: config.PositiveInt = 2048,  # section 3 of v2
+        output_dim: config.PositiveInt = 128,  # section 3.3 of v1
+        temperature: config.PositiveFloat = TEMPERATURE,
+        queue_size: config.PositiveInt = 4096,  # 65536 for ImageNet, see the recipe; smaller datasets need fewer
+        teacher_momentum: config.Fraction = 0.999,  # section 4.1 of v1
         queries: Literal["first", "both"] = "first",  # algorithm 1 of v1
     ):
         super().__init__()
@@ -146,12 +145,12 @@ class MoCoV2(TeacherMethod):
         return {"teacher_momentum": self.teacher_momentum}
 
     @classmethod
-    def recipe(cls, base: RunConfig) -> RunConfig:
+    def recipe(cls, base: config.RunConfig) -> config.RunConfig:
         """The paper's pre-training on ImageNet, 67.5 % linear after 200 epochs (table 1 of v2)."""
-        view = symmetric_view()  # section 3 of v2
+        view = config.symmetric_view()  # section 3 of v2
         options = {**base.method.options, "queue_size": 65536}  # section 4.1 of v1
         method = dataclasses.replace(base.method, options=options)
-        optimizer = OptimizerConfig(
+        optimizer = config.OptimizerConfig(
             name="sgd",
             learning_rate=0.03,  # section 4.1 of v1, for a batch of 256
             momentum=0.9,  # section 4.1 of v1

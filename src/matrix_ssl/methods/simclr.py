@@ -8,16 +8,15 @@ Reference: Chen, Kornblith, Norouzi and Hinton, "A Simple Framework for Contrast
 ICML 2020, equation 1, https://arxiv.org/abs/2002.05709.
 """
 
+from __future__ import annotations
+
 import dataclasses
 
 import torch
-from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from matrix_ssl import networks
-from matrix_ssl.config import OptimizerConfig, RunConfig
-from matrix_ssl.config.views import symmetric_view
+from matrix_ssl import config, networks
 from matrix_ssl.losses import check_positive, check_rows, in_full_precision, unit_rows
 from matrix_ssl.methods._base import Method, StepOutput, gather_outputs, view_pairs
 
@@ -67,9 +66,9 @@ class SimCLR(Method):
         encoder: nn.Module,
         feature_dim: int,
         *,
-        hidden_dim: PositiveInt = 2048,  # section 2.1: as wide as the features of ResNet-50
-        output_dim: PositiveInt = 128,  # section 2.1
-        temperature: PositiveFloat = TEMPERATURE,
+        hidden_dim: config.PositiveInt = 2048,  # section 2.1: as wide as the features of ResNet-50
+        output_dim: config.PositiveInt = 128,  # section 2.1
+        temperature: config.PositiveFloat = TEMPERATURE,
     ):
         super().__init__()
         self.encoder = encoder
@@ -84,10 +83,10 @@ class SimCLR(Method):
         return StepOutput(torch.stack(losses).mean(), {}, features[0].detach(), z[0].detach(), z[1].detach())
 
     @classmethod
-    def recipe(cls, base: RunConfig) -> RunConfig:
+    def recipe(cls, base: config.RunConfig) -> config.RunConfig:
         """The paper's pre-training on ImageNet, 64.5 % linear after 100 epochs (the code's README)."""
-        view = symmetric_view(smallest_crop=0.08, strength=1.0)  # appendix A
-        optimizer = OptimizerConfig(
+        view = config.symmetric_view(smallest_crop=0.08, strength=1.0)  # appendix A
+        optimizer = config.OptimizerConfig(
             name="lars",  # section 2.2
             learning_rate=0.3,  # the code's README, scaled by batch / 256 (section 2.2: 4.8 for 4096)
             momentum=0.9,  # not verified

@@ -13,16 +13,15 @@ Reference: Chen and He, "Exploring Simple Siamese Representation Learning", CVPR
 https://arxiv.org/abs/2011.10566.
 """
 
+from __future__ import annotations
+
 import dataclasses
 from typing import Any
 
 import torch
-from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from matrix_ssl import networks
-from matrix_ssl.config import OptimizerConfig, RunConfig
-from matrix_ssl.config.views import symmetric_view
+from matrix_ssl import config, networks
 from matrix_ssl.losses import check_rows, in_full_precision, unit_rows
 from matrix_ssl.methods._base import Method, StepOutput, global_views, mean_over_processes, student_teacher_pairs
 
@@ -68,8 +67,8 @@ class SimSiam(Method):
         encoder: nn.Module,
         feature_dim: int,
         *,
-        hidden_dim: PositiveInt = 2048,  # section 3, "projection MLP"
-        output_dim: PositiveInt = 2048,  # section 3
+        hidden_dim: config.PositiveInt = 2048,  # section 3, "projection MLP"
+        output_dim: config.PositiveInt = 2048,  # section 3
         constant_predictor_rate: bool = True,  # table 1 (c): no decay is slightly better; the code's --fix-pred-lr
     ):
         super().__init__()
@@ -97,10 +96,10 @@ class SimSiam(Method):
         return [{"params": body}, {"params": [*self.predictor.parameters()], "constant": self.constant_predictor_rate}]
 
     @classmethod
-    def recipe(cls, base: RunConfig) -> RunConfig:
+    def recipe(cls, base: config.RunConfig) -> config.RunConfig:
         """The paper's pre-training on ImageNet, 68.1 % linear after 100 epochs (its table 4)."""
-        view = symmetric_view()  # section 3 and the code: that of MoCo v2
-        optimizer = OptimizerConfig(
+        view = config.symmetric_view()  # section 3 and the code: that of MoCo v2
+        optimizer = config.OptimizerConfig(
             name="sgd",
             learning_rate=0.05,  # section 3: lr · batch / 256 with a base lr of 0.05
             momentum=0.9,  # section 3

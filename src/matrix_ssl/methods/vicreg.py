@@ -11,15 +11,14 @@ Reference: Bardes, Ponce and LeCun, "VICReg: Variance-Invariance-Covariance Regu
 Learning", ICLR 2022, equations 1 to 6, https://arxiv.org/abs/2105.04906.
 """
 
+from __future__ import annotations
+
 import dataclasses
 
 import torch
-from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 
-from matrix_ssl import networks
-from matrix_ssl.config import OptimizerConfig, RunConfig
-from matrix_ssl.config.views import asymmetric_views
+from matrix_ssl import config, networks
 from matrix_ssl.losses import check_not_negative, check_rows, cross_product_norm, in_full_precision
 from matrix_ssl.methods._base import Method, StepOutput, gather_outputs, view_pairs
 
@@ -90,11 +89,11 @@ class VICReg(Method):
         encoder: nn.Module,
         feature_dim: int,
         *,
-        hidden_dim: PositiveInt = 8192,  # section 4.2
-        output_dim: PositiveInt = 8192,  # section 4.2
-        invariance_weight: NonNegativeFloat = INVARIANCE_WEIGHT,
-        variance_weight: NonNegativeFloat = VARIANCE_WEIGHT,
-        covariance_weight: NonNegativeFloat = COVARIANCE_WEIGHT,
+        hidden_dim: config.PositiveInt = 8192,  # section 4.2
+        output_dim: config.PositiveInt = 8192,  # section 4.2
+        invariance_weight: config.NonNegativeFloat = INVARIANCE_WEIGHT,
+        variance_weight: config.NonNegativeFloat = VARIANCE_WEIGHT,
+        covariance_weight: config.NonNegativeFloat = COVARIANCE_WEIGHT,
     ):
         super().__init__()
         self.encoder = encoder
@@ -122,10 +121,10 @@ class VICReg(Method):
         return StepOutput(torch.stack(losses).mean(), {}, features[0].detach(), z[0].detach(), z[1].detach())
 
     @classmethod
-    def recipe(cls, base: RunConfig) -> RunConfig:
+    def recipe(cls, base: config.RunConfig) -> config.RunConfig:
         """The paper's pre-training on ImageNet, 73.2 % linear after 1000 epochs (its table 1)."""
-        views = asymmetric_views(smallest_crop=0.08)  # appendix C.1: those of BYOL
-        optimizer = OptimizerConfig(
+        views = config.asymmetric_views(smallest_crop=0.08)  # appendix C.1: those of BYOL
+        optimizer = config.OptimizerConfig(
             name="lars",  # section 4.2; the code: no adaptation and no decay of biases and BatchNorm
             learning_rate=0.2,  # section 4.2 and the code, scaled by batch / 256
             momentum=0.9,  # the code

@@ -12,6 +12,8 @@ Reference: Ermolov, Siarohin, Sangineto and Sebe, "Whitening for Self-Supervised
 https://arxiv.org/abs/2007.06346.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import itertools
 from collections.abc import Sequence
@@ -19,12 +21,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
-from matrix_ssl import networks
-from matrix_ssl.config import Fraction, OptimizerConfig, RunConfig
-from matrix_ssl.config.views import symmetric_view
+from matrix_ssl import config, networks
 from matrix_ssl.data.randomness import permutation
 from matrix_ssl.errors import ConfigError
 from matrix_ssl.losses import in_full_precision, unit_rows
@@ -104,11 +103,11 @@ class WMSE(Method):
         encoder: nn.Module,
         feature_dim: int,
         *,
-        hidden_dim: PositiveInt = 1024,  # the code
-        output_dim: PositiveInt = 64,  # the code's README, for CIFAR; 128 for larger images
-        sub_batch: NonNegativeInt = 128,  # the code's README, for CIFAR: twice the width
-        shrinkage: Fraction = SHRINKAGE,
-        rounds: PositiveInt = 1,  # the code; 4 for larger images
+        hidden_dim: config.PositiveInt = 1024,  # the code
+        output_dim: config.PositiveInt = 64,  # the code's README, for CIFAR; 128 for larger images
+        sub_batch: config.NonNegativeInt = 128,  # the code's README, for CIFAR: twice the width
+        shrinkage: config.Fraction = SHRINKAGE,
+        rounds: config.PositiveInt = 1,  # the code; 4 for larger images
     ):
         super().__init__()
         self.encoder = encoder
@@ -135,12 +134,12 @@ class WMSE(Method):
         return StepOutput(torch.stack(losses).mean(), {}, features[0].detach(), z[0].detach(), z[1].detach())
 
     @classmethod
-    def recipe(cls, base: RunConfig) -> RunConfig:
+    def recipe(cls, base: config.RunConfig) -> config.RunConfig:
         """A pre-training on ImageNet with the values that the published code has for its largest images."""
-        view = symmetric_view()  # crops: the code; colours: not verified
+        view = config.symmetric_view()  # crops: the code; colours: not verified
         options = {**base.method.options, "output_dim": 128, "sub_batch": 256, "rounds": 4}  # the code's README
         method = dataclasses.replace(base.method, options=options)
-        optimizer = OptimizerConfig(
+        optimizer = config.OptimizerConfig(
             name="adamw",  # the code: Adam
             learning_rate=2e-3,  # the code's README, for its batch
             weight_decay=1e-6,  # the code

@@ -6,10 +6,9 @@ import warnings
 from typing import Literal
 
 import torch
-import torchvision
 from torch import Tensor, nn
 
-from matrix_ssl.errors import ConfigError, did_you_mean, import_extra
+from matrix_ssl.errors import ConfigError, did_you_mean, import_extra, import_package
 from matrix_ssl.networks.image_models import PREFIX, ImageModel
 from matrix_ssl.networks.modules import MODULE, registered_encoder
 
@@ -68,6 +67,7 @@ def build_encoder(
 
 
 def _torchvision_encoder(name: str, image_size: int, stem: str) -> nn.Module:
+    torchvision = import_package("torchvision")
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
         raise ConfigError(

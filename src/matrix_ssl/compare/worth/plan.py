@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal
 from annotated_types import MinLen
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
-from matrix_ssl.config import Fraction, RunConfig, StartConfig, ViewConfig, settings
+from matrix_ssl.config import Fraction, RunConfig, StartConfig, ViewConfig
+from matrix_ssl.config.validation import settings
 from matrix_ssl.evaluate.trained.fine_tune import FineTune
 
 Use = Literal["frozen", "tuned"]

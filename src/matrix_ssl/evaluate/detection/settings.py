@@ -17,7 +17,8 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Le, MinLen
 from pydantic import AfterValidator, NonNegativeFloat, NonNegativeInt, PositiveInt
 
-from matrix_ssl.config import Fraction, Seed, settings
+from matrix_ssl.config import Fraction, Seed
+from matrix_ssl.config.validation import settings
 from matrix_ssl.errors import ConfigError
 
 BATCH = 16  # images of an iteration in the papers

@@ -10,7 +10,8 @@ from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 
 from matrix_ssl import distributed
-from matrix_ssl.config import DataConfig, Fraction, Precision, ViewConfig, settings
+from matrix_ssl.config import DataConfig, Fraction, Precision, ViewConfig
+from matrix_ssl.config.validation import settings
 from matrix_ssl.data.augment import normalise
 from matrix_ssl.data.base import Source
 from matrix_ssl.data.loading import evaluation_batches

@@ -12,7 +12,8 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import nn
 
 from matrix_ssl import distributed
-from matrix_ssl.config import DataConfig, settings
+from matrix_ssl.config import DataConfig
+from matrix_ssl.config.validation import settings
 from matrix_ssl.data.base import Source
 from matrix_ssl.data.sources import split_source
 from matrix_ssl.errors import Diverged

@@ -13,7 +13,8 @@ import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import nn
 
-from matrix_ssl.config import DataConfig, settings
+from matrix_ssl.config import DataConfig
+from matrix_ssl.config.validation import settings
 from matrix_ssl.data.base import Source
 from matrix_ssl.evaluate.trained.classifier import Classifier, Outcome, Settings, check_splits, linear_head
 from matrix_ssl.evaluate.trained.supervised import fit_and_score

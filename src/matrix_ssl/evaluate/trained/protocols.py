@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from matrix_ssl import config as configuration
 from matrix_ssl import distributed
+from matrix_ssl.config.validation import settings
 from matrix_ssl.data.base import Source
 from matrix_ssl.evaluate import results
 from matrix_ssl.evaluate.probes.protocols import Predictions, Say
@@ -31,7 +31,7 @@ _FEW_STEPS = 5000
 _SEED = 0  # of the order, the views, the head and the choice of labels: the same for every encoder
 
 
-@configuration.settings
+@settings
 class EvaluationSettings:
     """Settings of the protocols that train."""
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type
 from annotated_types import Ge, Le
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from matrix_ssl.config import check_type, override, settings, split_assignment
+from matrix_ssl.config import check_type, override, split_assignment
+from matrix_ssl.config.validation import settings
 from matrix_ssl.errors import ConfigError, MissingExtra, did_you_mean, import_extra
 from matrix_ssl.llm.data.templates import TemplateName
 from matrix_ssl.llm.objective import DEFAULTS, Objective
