@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from matrix_ssl import config
-from matrix_ssl.errors import ConfigError
+from matrix_ssl.errors import ConfigError, did_you_mean
 
 Form = Literal["closed", "lanczos", "top", "dense"]
 
@@ -34,7 +34,10 @@ class Objective:
         if not 0 < self.ridge < math.inf:
             raise ConfigError(f"ridge={self.ridge}: expected a finite number above 0.")
         if self.form not in get_args(Form):
-            raise ConfigError(f"form={self.form}: expected one of {', '.join(get_args(Form))}.")
+            near = did_you_mean(str(self.form), get_args(Form)).partition(" Known:")[
+                0
+            ]  # all of them are named before it
+            raise ConfigError(f"form={self.form}: expected one of {', '.join(get_args(Form))}.{near}")
         for name in ("steps", "top", "chunk"):
             if not isinstance(number := getattr(self, name), int) or number < 1:
                 raise ConfigError(f"{name}={number}: expected an integer of at least 1.")

@@ -5,6 +5,7 @@ the degree of a polynomial, are made at every call.
 """
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, List  # noqa: UP035
 
@@ -13,14 +14,12 @@ from torch import Tensor
 
 from matrix_ssl.matrix.precision import differentiable_once, full_precision, without_autocast
 
-Flags = List[bool]  # noqa: UP006, operators of PyTorch before 2.5 do not know list[bool]
-
 
 def fused(*, tensors: int, values: int) -> Callable[[Callable[..., Any]], Callable[..., tuple[Tensor, ...]]]:
     """Decorates a function of ``tensors`` tensors and further arguments so that it is differentiable once.
 
     It returns ``values`` scalars, the loss and others without gradient, and a gradient for each tensor, of its shape in
-    float32 or better, or ``nothing`` where the last argument, ``needed: Flags``, which the caller omits, is false.
+    float32 or better, or ``nothing`` where the last argument, ``needed``, which the caller omits, is false.
 
     A gradient takes the dtype of its tensor only after the product with the incoming one: entries of 1/(nd) are below
     the normal numbers of float16, and a loss scale cannot restore digits that are gone by then.
@@ -32,6 +31,7 @@ def fused(*, tensors: int, values: int) -> Callable[[Callable[..., Any]], Callab
             with without_autocast(arguments[0]):
                 return function(*arguments)
 
+        in_own_precision.__signature__ = _signature(function)  # type: ignore[attr-defined]
         operator = torch.library.custom_op(
             f"matrix_ssl::{function.__name__.strip('_')}", in_own_precision, mutates_args=()
         )
@@ -66,6 +66,16 @@ def fused(*, tensors: int, values: int) -> Callable[[Callable[..., Any]], Callab
         return call
 
     return decorate
+
+
+def _signature(function: Callable[..., Any]) -> inspect.Signature:
+    """The signature in the types that operators of PyTorch before 2.5 know: not ``list[bool]``."""
+    signature = inspect.signature(function)
+    flags = List[bool]  # noqa: UP006
+    parameters = [
+        p.replace(annotation=flags) if p.annotation == list[bool] else p for p in signature.parameters.values()
+    ]
+    return signature.replace(parameters=parameters)
 
 
 def nothing(like: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from matrix_ssl.losses.fused import Flags, fused, nothing
+from matrix_ssl.losses.fused import fused, nothing
 from matrix_ssl.losses.logarithm.trace import log_det_one_plus, taylor_coefficients, trace_polynomial
 from matrix_ssl.losses.objective import MEC_DEFAULTS, Logarithm, MECObjective
 from matrix_ssl.losses.rows import check_rows, pull_back, unit_rows
@@ -81,7 +81,7 @@ def mec_moment_loss(moment: Tensor, *, samples: int, objective: MECObjective = M
 
 @fused(tensors=2, values=1)
 def _mec_order_loss(
-    p: Tensor, z: Tensor, scale: float, logarithm: str, order: int, needed: Flags
+    p: Tensor, z: Tensor, scale: float, logarithm: str, order: int, needed: list[bool]
 ) -> tuple[Tensor, Tensor, Tensor]:
     a, b = unit_rows(p), unit_rows(z)
     n, d = a.shape
@@ -98,7 +98,7 @@ def _mec_order_loss(
 
 @fused(tensors=1, values=1)
 def _mec_moment_loss(
-    moment: Tensor, samples: int, scale: float, logarithm: str, order: int, needed: Flags
+    moment: Tensor, samples: int, scale: float, logarithm: str, order: int, needed: list[bool]
 ) -> tuple[Tensor, Tensor]:
     value, gradient = _coding_length(full_precision(moment), samples, scale, logarithm, order)
     return value, gradient if needed[0] else nothing(moment)

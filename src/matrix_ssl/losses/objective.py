@@ -8,6 +8,10 @@ from matrix_ssl.matrix.validation import check_not_negative, check_positive
 
 Logarithm = Literal["exact", "taylor"]
 Algorithm = Literal["auto", "eigh", "quadrature", "polynomial"]
+_LOGARITHMS, _ALGORITHMS = (
+    get_args(Logarithm),
+    get_args(Algorithm),
+)  # not in a function: PyTorch 2.4 compiles no get_args
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class Objective:
             alignment_weight=self.alignment_weight,
             trace_weight=self.trace_weight,
         )
-        check_choice("algorithm", self.algorithm, get_args(Algorithm))
+        check_choice("algorithm", self.algorithm, _ALGORITHMS)
         _check_logarithm(self.logarithm, self.order)
 
 
@@ -54,7 +58,7 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 
 def _check_logarithm(logarithm: str, order: int) -> None:
-    check_choice("logarithm", logarithm, get_args(Logarithm))
+    check_choice("logarithm", logarithm, _LOGARITHMS)
     if order < 1:
         raise ValueError(f"order must be at least 1, got {order}.")
 

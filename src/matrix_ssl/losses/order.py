@@ -15,13 +15,13 @@ rows, where the unit length cancels it, and its error would be large beside the 
 """
 
 import math
-from dataclasses import astuple
+from dataclasses import fields
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
-from matrix_ssl.losses.fused import Flags, fused, nothing
+from matrix_ssl.losses.fused import fused, nothing
 from matrix_ssl.losses.logarithm import Form, series
 from matrix_ssl.losses.logarithm.plan import exact_logarithm
 from matrix_ssl.losses.logarithm.trace import log_det_one_plus, taylor_coefficients, trace_polynomial
@@ -30,6 +30,8 @@ from matrix_ssl.losses.rows import add_symmetric_product, centred_rows, check_ro
 from matrix_ssl.matrix.precision import full_precision
 
 Side = Literal["auto", "samples", "features"]
+_SIDES = get_args(Side)
+_CONSTANTS = tuple(field.name for field in fields(Objective))
 
 
 class MatrixSSLTerms(NamedTuple):
@@ -57,9 +59,9 @@ def matrix_ssl_order_terms(
         >>> terms.loss.backward()
     """
     check_rows(p=p, z=z)
-    check_choice("side", side, get_args(Side))
+    check_choice("side", side, _SIDES)
     samples_side = side == "samples" or (side == "auto" and p.shape[0] < p.shape[1])
-    return MatrixSSLTerms(*_order_loss(p, z, *astuple(objective), samples_side))
+    return MatrixSSLTerms(*_order_loss(p, z, *_constants(objective), samples_side))
 
 
 def matrix_ssl_covariance_terms(
@@ -90,13 +92,18 @@ def matrix_ssl_covariance_terms(
     shapes = [tuple(x.shape) for x in (cross, teacher, student)]
     if len(set(shapes)) > 1 or cross.ndim != 2 or cross.shape[0] != cross.shape[1] or cross.shape[0] < 1:
         raise ValueError(f"Expected cross, teacher and student of one shape (d, d), got {shapes}.")
-    return MatrixSSLTerms(*_covariance_loss(cross, teacher, student, *astuple(objective)))
+    return MatrixSSLTerms(*_covariance_loss(cross, teacher, student, *_constants(objective)))
+
+
+def _constants(objective: Objective) -> list[Any]:
+    """The arguments of the operators, by name because PyTorch 2.4 compiles no ``astuple``."""
+    return [getattr(objective, name) for name in _CONSTANTS]
 
 
 @fused(tensors=2, values=4)
 def _order_loss(
     p: Tensor, z: Tensor, ridge: float, uniformity_weight: float, alignment_weight: float, logarithm: str, order: int,
-    algorithm: str, trace_weight: float, samples_side: bool, needed: Flags,
+    algorithm: str, trace_weight: float, samples_side: bool, needed: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     objective = _objective(ridge, uniformity_weight, alignment_weight, logarithm, order, algorithm, trace_weight)
     values, by_a, by_b = (_samples if samples_side else _features)(p, z, objective, needed)
@@ -109,7 +116,7 @@ def _order_loss(
 @fused(tensors=3, values=4)
 def _covariance_loss(
     cross: Tensor, teacher: Tensor, student: Tensor, ridge: float, uniformity_weight: float, alignment_weight: float,
-    logarithm: str, order: int, algorithm: str, trace_weight: float, needed: Flags,
+    logarithm: str, order: int, algorithm: str, trace_weight: float, needed: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     objective = _objective(ridge, uniformity_weight, alignment_weight, logarithm, order, algorithm, trace_weight)
     c, p, s = (full_precision(x) for x in (cross, teacher, student))
