@@ -46,12 +46,12 @@ def section(r: Results) -> str:
         f"{adapted['optimizer']['learning_rate']:g} for the adaptation; {r.tuning['steps']} steps or more of batch "
         f"{r.tuning['batch_size']} with labels. {sizes(r)}"
     )
-    made = (
+    machine = (
         f"Measured on an {environment['processor']}, {environment['device']}, {environment['threads']} thread, on a "
         f"shared machine, Python {environment['python']}, PyTorch {environment['torch']}, commit "
         f"{environment['commit']}."
     )
-    parts = [f"```\n{r.command}\n```", setup, made, f"**{sentence(r)}**", *notes(r)]
+    parts = [f"```\n{r.command}\n```", setup, machine, f"**{sentence(r)}**", *notes(r)]
     for title, rows in (
         ("Accuracy in %, with the 95 % interval", accuracies(r)),
         ("Differences in points, with the 95 % interval; bold where it excludes 0", differences(r)),

@@ -14,13 +14,14 @@ from sklearn.linear_model import LogisticRegression
 from benchmarks.pages import publish_worth
 from matrix_ssl.cli.main import commands
 from matrix_ssl.compare.worth import labels
+from matrix_ssl.compare.worth.measuring import Answers
 from matrix_ssl.compare.worth.plan import Plan, TuningSettings, make_plan
 from matrix_ssl.config import RunConfig, to_dict
 from matrix_ssl.config.recipes import find_recipe
 from matrix_ssl.data import Source, open_source
 from matrix_ssl.data.sources import choose_subset
 from matrix_ssl.encoder import load_encoder
-from matrix_ssl.errors import ConfigError
+from matrix_ssl.errors import ConfigError, RunFolderError
 from matrix_ssl.evaluate.features import extract
 from matrix_ssl.evaluate.trained.fine_tune import FineTune, fine_tune
 from matrix_ssl.evaluate.trained.label_subsets import from_list
@@ -79,20 +80,20 @@ def answers(folder: Path, arm: str, seed: int) -> dict[str, np.ndarray]:
 
 def test_labels_are_the_same_for_all_and_balanced(images: tuple[Source, Source]) -> None:
     source, (true, _) = images[0], images[0].labelled()
-    found, left_out = labels.budgets(source, 2)
-    assert [one.key for one in found] == ["labels_1", "percent_10", "labels_5", "all"]
+    chosen, left_out = labels.budgets(source, 2)
+    assert [one.key for one in chosen] == ["labels_1", "percent_10", "labels_5", "all"]
     assert left_out == [
         f"10 labels a class are left out: a class has {np.bincount(true).min()} training images.",
         "1 % of the labels are left out: as many as 1 label a class.",
     ]
-    for one, count in zip(found, (1, None, 5, None), strict=True):
+    for one, count in zip(chosen, (1, None, 5, None), strict=True):
         for seed in range(2):
             counts = np.bincount(true[one.images[seed]], minlength=10)
             assert np.unique(one.images[seed]).tolist() == one.images[seed].tolist()
             assert count is None or set(counts) == {count}
         assert (one.key == "all") == np.array_equal(*one.images)
-    assert set(found[0].images[1]) < set(found[2].images[1])  # five labels contain the one
-    assert len(found[-1].images[0]) == len(source)
+    assert set(chosen[0].images[1]) < set(chosen[2].images[1])  # five labels contain the one
+    assert len(chosen[-1].images[0]) == len(source)
     whole = labels.budgets(open_source("digits", split="train", data_root=None), 1)[0]
     assert [one.key for one in whole] == ["labels_1", "labels_5", "labels_10", "percent_10", "all"]
 
@@ -112,6 +113,7 @@ def test_every_arm_has_results(done: Path) -> None:
     assert [f"{arm['network']}_{arm['use']}" for arm in results["arms"]] == ARMS
     keys = {one["key"] for one in results["budgets"]}
     assert all(arm["accuracy"].keys() == keys for arm in results["arms"]) and results["done"] == results["total"]
+    assert {arm["image_size"] for arm in results["arms"] if arm["use"] == "tuned"} == {12}
     sizes = {arm["network"]: arm["image_size"] for arm in results["arms"] if arm["use"] == "frozen"}
     assert (sizes["public"], sizes["public_small"], sizes["adapted"], sizes["scratch"]) == (8, 12, 12, 12)
     assert results["public"]["reference"] == "public.safetensors" and len(results["public"]["sha256"]) == 64
@@ -252,10 +254,19 @@ def test_a_quick_look_is_smaller_where_nothing_else_is_set(public: Path, monkeyp
     for more in ([], ["--quick"], ["--quick", "--seeds", "2", "--set", "data.subset=99", "--tune-set", "steps=7"]):
         with pytest.raises(ConfigError, match="Stopped"):
             commands.main([*command, *more], standalone_mode=False)
-    found = [(p.seeds, p.base.epochs, p.base.data.subset, p.test_images, p.tuning.steps) for p in plans]
+    sizes = [(p.seeds, p.base.epochs, p.base.data.subset, p.test_images, p.tuning.steps) for p in plans]
     usual = (3, find_recipe("demo").epochs, 0, 0, TuningSettings().steps)
-    assert found == [usual, (1, 2, 1000, 1000, 40), (2, 2, 99, 1000, 7)]
+    assert sizes == [usual, (1, 2, 1000, 1000, 40), (2, 2, 99, 1000, 7)]
     assert plans[1].tuning.view.flip == 0 and len(plans[1].tuning.rates) == 1  # digits are not flipped
+
+
+def test_a_damaged_answer_is_named(done: Path, tmp_path: Path) -> None:
+    path = tmp_path / "public_frozen-seed-0"
+    for ending in (".json", ".npz"):
+        shutil.copy(done / "answers" / f"public_frozen-seed-0{ending}", tmp_path)
+    path.with_suffix(".npz").write_bytes(b"PK")
+    with pytest.raises(RunFolderError, match=r"seed-0\.npz is damaged .* Remove it and public_frozen-seed-0.json, and"):
+        Answers.read(path)
 
 
 def test_a_folder_belongs_to_its_plan(done: Path) -> None:

@@ -1,6 +1,7 @@
 """The one evaluation on the test images: what every arm predicts, at every number of labels and for every seed."""
 
 import time
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from matrix_ssl.compare.worth.labels import Budget
 from matrix_ssl.compare.worth.plan import Arm
 from matrix_ssl.config import DataConfig
 from matrix_ssl.data import Source
+from matrix_ssl.errors import RunFolderError
 from matrix_ssl.evaluate.feature_files import FeatureFiles
 from matrix_ssl.evaluate.features import Features, extract
 from matrix_ssl.evaluate.probes.linear import fit_logistic_regression, scale_of
@@ -41,12 +43,18 @@ class Answers:
 
     @staticmethod
     def read(path: Path) -> "Answers | None":
-        """What ``write`` wrote; None where it did not end."""
-        if not path.with_suffix(".json").exists():
+        """What ``write`` wrote; None where it did not end, and RunFolderError where it is damaged."""
+        facts, file = path.with_suffix(".json"), path.with_suffix(".npz")
+        if not facts.exists():
             return None
-        with np.load(path.with_suffix(".npz")) as arrays:
-            predicted = {key: arrays[key] for key in arrays.files if key != "_images"}
-            return Answers(predicted, arrays["_images"], read_json(path.with_suffix(".json")))
+        try:
+            with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
+                predicted = {key: arrays[key] for key in arrays.files if key != "_images"}
+                return Answers(predicted, arrays["_images"], read_json(facts))
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise RunFolderError(
+                f"{file} is damaged ({error}). Remove it and {facts.name}, and run the same command again."
+            ) from error
 
 
 def path_of(folder: Path, arm: Arm, seed: int) -> Path:

@@ -265,7 +265,8 @@ class WorthRun:
         ]
         answers = [self._answers(arm, seed) for seed in range(self.plan.seeds)]
         return {
-            "network": arm.network, "use": arm.use, "image_size": self._data(arm.network).image_size,
+            "network": arm.network, "use": arm.use,
+            "image_size": (self.plan.base.data if arm.use == "tuned" else self._data(arm.network)).image_size,
             "accuracy": accuracy,
             "pretraining": [one for one in pretraining if one is not None],
             "evaluation": [dict(one.facts) for one in answers if one is not None],

@@ -137,12 +137,12 @@ class Results:
 
     def difference(self, a: str, b: str) -> dict[str, Estimate]:
         """Arm a minus arm b by the text of the number of labels; empty where nothing is common."""
-        texts, found = {one.key: one.text for one in self.budgets}, {}
+        texts, estimates = {one.key: one.text for one in self.budgets}, {}
         for row in self.differences:
             if {row.a, row.b} == {a, b}:
                 estimate = Estimate(row.mean, row.low, row.high)
-                found[texts[row.budget]] = estimate if row.a == a else Estimate(-row.mean, -row.high, -row.low)
-        return found
+                estimates[texts[row.budget]] = estimate if row.a == a else Estimate(-row.mean, -row.high, -row.low)
+        return estimates
 
 
 def read_worth(out: Path) -> Results:
