@@ -5,17 +5,15 @@ line, and one that follows "In `path`, instead of `line`:" replaces it.
 """
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests.support.runs import Server
 from tests.test_architecture import IMPORTS
 
 ROOT = Path(__file__).parents[2]
@@ -61,54 +59,60 @@ def house(tmp_path_factory):
     return folder
 
 
-def matrix_ssl(house, *words):
+@pytest.fixture(scope="module")
+def matrix_ssl(house):
     """Runs a command of the copy in its folder and returns what it printed."""
-    environment = {**os.environ, "PYTHONPATH": str(house / "src")}
-    command = [sys.executable, "-m", "matrix_ssl", *words]
-    result = subprocess.run(command, cwd=house, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    return result.stdout
+    server = Server(PYTHONPATH=str(house / "src"))
 
+    def run(*words):
+        ended = server.start(house, list(words)).wait()
+        assert ended.code == 0, ended.err
+        return ended.out
 
-def pretrain(house, *words):
-    settings = [word for setting in SMALLEST for word in ("--set", setting)]
-    return matrix_ssl(house, "pretrain", *words, *settings, "--device", "cpu")
+    yield run
+    server.stop()
 
 
 @pytest.fixture(scope="module")
-def run(house):
+def pretrain(matrix_ssl):
+    settings = [word for setting in SMALLEST for word in ("--set", setting)]
+    return lambda *words: matrix_ssl("pretrain", *words, *settings, "--device", "cpu", "--no-report")
+
+
+@pytest.fixture(scope="module")
+def run(house, pretrain):
     """A run that was trained by the method of the page."""
-    pretrain(house, "demo", "--method", "spread_out", "--out", "run")
+    pretrain("demo", "--method", "spread_out", "--out", "run")
     return house / "run"
 
 
-def test_add_a_method(house, run):
-    assert "spread_out " in matrix_ssl(house, "methods")
+def test_add_a_method(matrix_ssl, run):
+    assert "spread_out " in matrix_ssl("methods")
     assert json.loads((run / "config.json").read_text())["method"]["options"]["spread_weight"] == 1.0
     line = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
     assert line["loss"] == pytest.approx(line["alignment"] + line["spread"])
 
 
-def test_add_a_protocol(house, run):
-    printed = matrix_ssl(house, "evaluate", "run", "--protocol", "nearest-mean", "--device", "cpu")
+def test_add_a_protocol(matrix_ssl, run):
+    printed = matrix_ssl("evaluate", "run", "--protocol", "nearest-mean", "--device", "cpu", "--no-report")
     result = json.loads((run / "evaluation" / "digits" / "nearest-mean.json").read_text())
     assert result["baselines"]["raw_pixels"]["nearest_mean"]["accuracy"] > 0.8  # of ten digits
     assert "nearest mean" in printed
 
 
-def test_add_a_kind_of_data(house):
+def test_add_a_kind_of_data(house, pretrain):
     (house / "photos").mkdir()
     for number in range(8):
         Image.new("RGB", (40, 40), (30 * number, 0, 0)).save(house / "photos" / f"{number}.png")
     rows = [f"photos/{number}.png,{'dark' if number < 4 else 'light'}" for number in range(8)]
     (house / "list.csv").write_text("\n".join(["file,label", *rows]))
     small = ("--set", "network.encoder=tiny_resnet", "--set", "data.image_size=16")
-    pretrain(house, "images_small", "--data", "list.csv", "--out", "listed", *small, "--set", "data.subset=0")
+    pretrain("images_small", "--data", "list.csv", "--out", "listed", *small, "--set", "data.subset=0")
     assert json.loads((house / "listed" / "summary.json").read_text())["data"] == {"name": "list", "images": 8}
 
 
-def test_add_an_export_format(house, run):
-    matrix_ssl(house, "export", "run", "--format", "numpy")
+def test_add_an_export_format(matrix_ssl, run):
+    matrix_ssl("export", "run", "--format", "numpy")
     with np.load(run / "export.npz") as arrays:
         assert any(array.ndim == 4 for array in arrays.values())
     assert (run / "export.npz.md").exists()

@@ -9,8 +9,10 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from PIL import Image
 
@@ -62,8 +64,8 @@ class Ended:
 class Command:
     """A running command line."""
 
-    def __init__(self, pid: int, folder: Path, out: Path, err: Path):
-        self.pid, self._folder, self._out, self._err = pid, folder, out, err
+    def __init__(self, pid: int, server: "Server", out: Path, err: Path):
+        self.pid, self._server, self._out, self._err = pid, server, out, err
 
     def send(self, number: int) -> None:
         """Sends a signal."""
@@ -75,7 +77,7 @@ class Command:
 
     def wait(self, seconds: float = PATIENCE) -> Ended:
         """Waits for the end; a process that does not end is killed and fails the test."""
-        code = _Server.get().ask({"wait": self.pid, "seconds": seconds})
+        code = self._server.ask({"wait": self.pid, "seconds": seconds})
         if code is None:
             os.killpg(self.pid, 9)
             raise AssertionError(f"still running after {seconds} s: {self.err()}")
@@ -89,7 +91,7 @@ def start(
     folder: Path, arguments: list[str], *, before: str = "", environment: dict[str, str] | None = None
 ) -> Command:
     """Starts ``matrix-ssl`` in a folder, after executing the Python code ``before`` in the new process."""
-    return _Server.get().start(folder, arguments, before, environment or {})
+    return Server.get().start(folder, arguments, before, environment or {})
 
 
 def run(folder: Path, arguments: list[str], *, before: str = "", environment: dict[str, str] | None = None) -> Ended:
@@ -158,9 +160,11 @@ def _scratch() -> Path:
     return Path(folder)
 
 
-class _Server:
-    def __init__(self) -> None:
-        environment = {k: v for k, v in os.environ.items() if k != "MATRIX_SSL_DATA"}
+class Server:
+    """The process that forks the others, with additions to the environment; one is shared by all tests."""
+
+    def __init__(self, **additions: str) -> None:
+        environment = {k: v for k, v in os.environ.items() if k != "MATRIX_SSL_DATA"} | additions
         self._process = subprocess.Popen(
             [sys.executable, "-W", "error", str(Path(__file__).with_name("forkserver.py"))],
             stdin=subprocess.PIPE,
@@ -175,24 +179,37 @@ class _Server:
 
     @staticmethod
     @functools.cache
-    def get() -> "_Server":
-        return _Server()
+    def get() -> "Server":
+        """The one that all tests share."""
+        return Server()
+
+    def stop(self) -> None:
+        """Ends the process."""
+        self._process.communicate()
 
     def ask(self, request: dict) -> int | None:
+        """Sends a request and returns the answer."""
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
         return json.loads(self._process.stdout.readline())
 
-    def start(self, folder: Path, arguments: list[str], before: str, environment: dict[str, str]) -> Command:
+    def start(
+        self,
+        folder: Path,
+        arguments: list[str],
+        before: str = "",
+        environment: Mapping[str, str] = MappingProxyType({}),
+    ) -> Command:
+        """Starts ``matrix-ssl`` in a folder, after executing the Python code ``before`` in the new process."""
         self._started += 1
-        out, err = (_scratch() / f"{os.getpid()}-{self._started}.{end}" for end in ("out", "err"))
+        out, err = (_scratch() / f"{self._process.pid}-{self._started}.{end}" for end in ("out", "err"))
         for path in (out, err):
             path.touch()
         request = {
             "arguments": arguments, "folder": str(folder), "stdout": str(out), "stderr": str(err),
-            "before": before, "environment": environment,
+            "before": before, "environment": dict(environment),
         }  # fmt: skip
         pid = self.ask(request)
         assert pid is not None
-        return Command(pid, folder, out, err)
+        return Command(pid, self, out, err)
