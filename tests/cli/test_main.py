@@ -89,6 +89,7 @@ def test_the_run_folder_is_complete(done: Path) -> None:
         for name, value in values["measures"].items():
             assert 0 <= value["interval"][0] <= value["accuracy"] <= value["interval"][1] <= 1
             assert ("sd_over_draws" in value) == name.startswith("low_shot")
+            assert value["draws"] == (10 if name.startswith("low_shot") else 1)
     assert {name for values in results.values() for name in values["measures"]} == MEASURES
     assert results["knn"]["baselines"]["raw_pixels"]["knn_1"]["accuracy"] > 0.95  # handwritten digits are that easy
 

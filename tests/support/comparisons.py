@@ -6,11 +6,11 @@ from typing import Any
 from matrix_ssl.runs.files import read_json
 from tests.support.runs import TINY, Ended, check_failure, run, tensors
 
-# jobs that are forked, and two draws of labelled images instead of ten, which take most of the time of a small job
-FORKED = (
-    "import forked_jobs, functools, matrix_ssl.evaluate.probes.protocols as probes\n"
+TWO_DRAWS = (  # of labelled images instead of ten, which take most of the time of a small job
+    "import functools, matrix_ssl.evaluate.probes.protocols as probes\n"
     "probes.low_shot = functools.partial(probes.low_shot, draws=2)\n"
 )
+FORKED = f"import forked_jobs\n{TWO_DRAWS}"
 FEW = ("data.subset=300",)  # 4 steps an epoch, 3 in a trial
 CLOCK = ("seconds", "cpu_seconds", "images_per_second", "peak_memory_mib")
 
