@@ -244,6 +244,20 @@ class TestKernelInfoNCE(MethodConformance):
         return WithoutNegatives
 
 
+class TestSwAV(MethodConformance):
+    name = "swav"
+    epochs = 4
+    silent = ("projector.0.bias",)  # BatchNorm takes it away
+    careless: ClassVar = {"iterations": 0}  # a softmax of every row: codes need not be spread over the prototypes
+
+
+class TestDINO(MethodConformance):
+    name = "dino"
+    epochs = 4
+    learning: ClassVar = {"teacher_momentum": 0.9}
+    careless: ClassVar = {"center_momentum": 1.0, "teacher_temperature": 0.1}  # neither centred nor sharpened
+
+
 class TestOwnFile(MethodConformance):
     """A method of a user's own passes without a line about it; what it does not have is skipped."""
 

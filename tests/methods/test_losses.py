@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from matrix_ssl.data.randomness import hash_integers
-from matrix_ssl.losses import mec_loss
+from matrix_ssl.losses import check_rows, mec_loss
 from matrix_ssl.methods.barlow_twins import barlow_twins_loss
 from matrix_ssl.methods.byol import byol_loss
 from matrix_ssl.methods.cor_info_max import cor_info_max_loss
+from matrix_ssl.methods.dino import dino_loss
 from matrix_ssl.methods.emp_ssl import emp_ssl_loss
 from matrix_ssl.methods.kernel_infonce import kernel_infonce_loss
 from matrix_ssl.methods.lejepa import LeJEPA, sigreg_loss
@@ -24,6 +25,7 @@ from matrix_ssl.methods.mmcr import mmcr_loss
 from matrix_ssl.methods.moco_v2 import moco_v2_loss
 from matrix_ssl.methods.simclr import simclr_loss
 from matrix_ssl.methods.simsiam import simsiam_loss
+from matrix_ssl.methods.swav import swav_loss
 from matrix_ssl.methods.vicreg import vicreg_loss
 from matrix_ssl.methods.w_mse import w_mse_loss
 from tests.support import textbook_losses as textbook
@@ -62,6 +64,13 @@ def textbook_sigreg(z1: Tensor, z2: Tensor, **settings: float) -> Tensor:
     return textbook.sigreg(torch.stack([z1, z2]), directions=numbers(z1.shape[1], 3, seed=5), **settings)
 
 
+def dino(z1: Tensor, z2: Tensor, p1: Tensor, p2: Tensor, *, center: float = 0.0, **settings: float) -> Tensor:
+    check_rows(z1=z1, z2=z2, p1=p1, p2=p2)
+    shift = torch.full_like(z1[0], center)
+    shift[0] = 0
+    return dino_loss(torch.stack([z1, z2]), torch.stack([p1, p2]), shift, **settings)
+
+
 CASES = {
     "simsiam": Case(simsiam_loss, textbook.simsiam, 4, True),
     "byol": Case(byol_loss, textbook.byol, 4, True),
@@ -81,6 +90,10 @@ CASES = {
     "emp_ssl": Case(emp_ssl_loss, textbook.emp_ssl, 2, True, ({}, {"invariance_weight": 1.0, "distortion": 0.7})),
     "mmcr": Case(mmcr_loss, textbook.mmcr, 2, True, ({}, {"local_weight": 0.7})),
     "w_mse": Case(w_mse_loss, textbook.w_mse, 2, False, ({}, {"shrinkage": 0.2})),
+    "swav": Case(swav_loss, textbook.swav, 2, False, ({}, {"temperature": 0.3, "regularisation": 0.5})),
+    "dino": Case(
+        dino, textbook.dino, 4, False, ({}, {"center": 0.3, "student_temperature": 0.5, "teacher_temperature": 0.2}),
+    ),
     "kernel_infonce": Case(
         kernel_infonce_loss, textbook.kernel_infonce, 2, True,
         ({}, {"kernel": "exponential", "exponent": 0.5, "temperature": 0.3}, {"mixture": 0.2}),

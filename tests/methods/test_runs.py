@@ -1,6 +1,7 @@
 """Another method than the recipe's: what is taken over, what its paper says, and whole runs of the command line."""
 
 import ast
+import dataclasses
 import inspect
 import re
 import sys
@@ -41,6 +42,8 @@ PAPERS = {
     "mmcr": ("lars", 0.8, 1e-6, 10, 100, 2048, 0.08),
     "w_mse": ("adamw", 2e-3, 1e-6, 10, 100, 1024, 0.2),
     "kernel_infonce": ("lars", 0.3, 1e-6, 10, 100, 4096, 0.08),
+    "swav": ("lars", 0.3, 1e-6, 10, 100, 4096, 0.14),
+    "dino": ("sgd", 5e-4, 1e-4, 10, 100, 512, 0.14),
 }
 OPTIONS = {
     "matrix_ssl": {"hidden_dim": 2048, "output_dim": 2048, "teacher_momentum": 0.996},
@@ -59,6 +62,8 @@ OPTIONS = {
     "emp_ssl": {"hidden_dim": 4096, "output_dim": 1024, "invariance_weight": 200.0},
     "mmcr": {"hidden_dim": 8192, "output_dim": 512, "local_weight": 0.0},
     "w_mse": {"hidden_dim": 1024, "output_dim": 128, "sub_batch": 256, "rounds": 4},
+    "swav": {"hidden_dim": 2048, "output_dim": 128, "prototypes": 3000, "temperature": 0.1, "regularisation": 0.05},
+    "dino": {"hidden_dim": 2048, "output_dim": 256, "prototypes": 65536, "teacher_momentum": 0.996},
     "kernel_infonce": {"hidden_dim": 2048, "output_dim": 128, "kernel": "sum", "temperature": 0.1},
 }  # fmt: skip
 
@@ -108,14 +113,19 @@ class TestUseMethod:
         assert (chosen.name, chosen.learning_rate, chosen.weight_decay) == (optimizer, rate, decay)
         assert (chosen.warmup_epochs, found.epochs, found.batch_size) == (warmup, epochs, batch)
         assert optimizer == "adamw" or chosen.momentum == 0.9
-        view1, view2 = found.views
+        each = [dataclasses.replace(view, count=1) for view in found.views for _ in range(view.count)]
+        view1, view2, *local = each
+        numbers = {"swav": 6, "dino": 8}  # of views that the paper adds
+        assert [(view.image_size, view.crop_scale) for view in local] == [(96, (0.05, 0.14))] * numbers.get(name, 0)
         assert view1.crop_scale == view2.crop_scale == (crop, 1.0)
         assert found.method.options.items() >= OPTIONS[name].items()
         assert (found.recipe, found.network.encoder, found.data.image_size) == ("imagenet", "resnet50", 224)
-        symmetric = name in ("simsiam", "moco_v2", "simclr", "w_mse", "kernel_infonce")
+        symmetric = name in ("simsiam", "moco_v2", "simclr", "w_mse", "kernel_infonce", "swav")
         assert (view1 == view2) == symmetric
         assert view2.solarize == (0.0 if symmetric else 0.2)
-        assert (view1.hue, view1.brightness) == ((0.2, 0.8) if name in ("simclr", "kernel_infonce") else (0.1, 0.4))
+        assert (view1.hue, view1.brightness) == (
+            (0.2, 0.8) if name in ("simclr", "kernel_infonce", "swav") else (0.1, 0.4)
+        )
 
     def test_a_setting_given_goes_before_the_papers(self) -> None:
         base = setup.use_method(find_recipe("imagenet"), "moco_v2")

@@ -41,6 +41,7 @@ SMALL = {
     "queue_size": 48,
     "slices": 64,
     "sub_batch": 8,
+    "prototypes": 24,
 }  # of the options, those that a method has
 ROWS = 16
 STEPS = 100  # of a stored trajectory
@@ -367,7 +368,14 @@ class MethodConformance:
     def configure(self, **options: Any) -> RunConfig:
         """Eleven steps an epoch of 128 digits each."""
         base = setup.use_method(find_recipe("demo"), self.name)
-        shape = {"hidden_dim": 64, "output_dim": 64, "slices": 64, "queue_size": 128, "sub_batch": 128}
+        shape = {
+            "hidden_dim": 64,
+            "output_dim": 64,
+            "slices": 64,
+            "queue_size": 128,
+            "sub_batch": 128,
+            "prototypes": 64,
+        }
         known = complete_options(self.kind, {})
         given = {k: v for k, v in shape.items() if k in known} | self.learning | options
         return setup.complete(

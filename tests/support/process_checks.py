@@ -348,6 +348,8 @@ VARIANTS: dict[str, list[dict]] = {
     "mec": [{}, {"logarithm": "exact"}],
     "moco_v2": [{}, {"queries": "both"}],
     "kernel_infonce": [{"output_dim": 8, "kernel": "concatenation"}],
+    "swav": [{"queue_size": 0, "frozen": 0.3}, {"queue_start": 0.4, "queue_size": 4 * 2}],
+    "dino": [{"frozen": 0.3, "center_momentum": 0.5}],
     "mmcr": [{"local_weight": 0.5}],
     "w_mse": [{"output_dim": 3, "rounds": 2}],
 }
@@ -376,7 +378,7 @@ def compare_methods(name: str, variant: dict) -> None:
     kind = find_method(name)
     # the queue holds a batch and a part of another, so that it overwrites parts of batches
     small = {"hidden_dim": 12, "output_dim": 9, "slices": 16, "queue_size": 6 * size + 5, "teacher_momentum": 0.7,
-             "sub_batch": 4}  # fmt: skip
+             "sub_batch": 4, "prototypes": 11}  # fmt: skip
     options = complete_options(kind, {k: v for k, v in small.items() if k in complete_options(kind, {})} | variant)
     built = []
     for _ in range(2):

@@ -122,6 +122,48 @@ def sigreg(z: Tensor, *, directions: Tensor, knots: int = 17, largest_frequency:
     return total / (len(flat) * directions.shape[1])
 
 
+def softmax(row: Tensor) -> Tensor:
+    """Exponentials over their sum."""
+    return row.exp() / row.exp().sum()
+
+
+def swav(s1: Tensor, s2: Tensor, *, temperature: float = 0.1, regularisation: float = 0.05) -> Tensor:
+    """Caron et al., NeurIPS 2020, equations 1 to 5, with three rounds of Sinkhorn and Knopp, columns before rows."""
+    n, k = s1.shape
+    total = s1.new_zeros(())
+    for own, other in ((s1, s2), (s2, s1)):
+        plan = (own.detach() / regularisation).exp().T.clone()  # K x n
+        for _ in range(3):
+            for i in range(k):
+                plan[i] /= plan[i].sum()
+            for j in range(n):
+                plan[:, j] /= plan[:, j].sum()
+        for j in range(n):
+            total = total - dot(plan[:, j], softmax(other[j] / temperature).log()) / (2 * n)
+    return total
+
+
+def dino(
+    z1: Tensor,
+    z2: Tensor,
+    p1: Tensor,
+    p2: Tensor,
+    *,
+    center: float = 0.0,
+    student_temperature: float = 0.1,
+    teacher_temperature: float = 0.04,
+) -> Tensor:
+    """Caron et al., ICCV 2021, algorithm 1, with a center whose entries are all the same but the first, which is 0."""
+    total = z1.new_zeros(())
+    shift = torch.full_like(z1[0], center)
+    shift[0] = 0
+    for z, p in ((z1, p2), (z2, p1)):
+        for i in range(len(z)):
+            target = softmax((p[i] - shift) / teacher_temperature)
+            total = total - dot(target, softmax(z[i] / student_temperature).log()) / (2 * len(z))
+    return total
+
+
 def unit(row: Tensor) -> Tensor:
     """A vector over its length."""
     return row / dot(row, row).sqrt()

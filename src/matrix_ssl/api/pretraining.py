@@ -71,7 +71,7 @@ def pretrain(
         method: a name that ``matrix-ssl methods`` lists, a Python file, or a subclass of ``methods.Method``.
         out: the folder of the run; None: in ``runs``, by the recipe and the data.
         fresh: start over; an existing run is kept as NAME.1, NAME.2 and so on.
-        settings: values by the whole names of settings, ``{"view1.blur": 0.5}``, or texts ``"view1.blur=0.5"``.
+        settings: values by the whole names of settings, ``{"views.0.blur": 0.5}``, or texts ``"views.0.blur=0.5"``.
         callback: called with every new line of metrics, a dictionary. What it raises ends the training after a
             checkpoint.
         online: also measure accuracy during training, on a held-out fifth of the labels.

@@ -68,7 +68,10 @@ def _value(hint: Any, value: Any, key: str) -> Any:
         return check_type(value, hint, key)
     if not isinstance(value, (list, tuple)):
         raise ConfigError(f"{key}={value!r}: expected a list of groups of settings.")
-    return tuple(build(members[0], group, f"{key}.{place}.") for place, group in enumerate(value))
+    return tuple(
+        group if isinstance(group, members[0]) else build(members[0], group, f"{key}.{place}.")
+        for place, group in enumerate(value)
+    )
 
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any], *, but: Collection[str]) -> list[str]:

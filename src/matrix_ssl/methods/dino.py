@@ -1,0 +1,221 @@
+"""DINO: a student predicts the distribution over prototypes that its moving average gives to a different view.
+
+With z the outputs of the student and p those of the teacher, K each, and a running mean c of the teacher's outputs:
+
+    loss = mean over views v and global views g ≠ v of   -Σ_k softmax((p_g - c) / τ_t)_k log softmax(z_v / τ_s)_k
+
+Centring by c keeps one prototype from winning always, the low temperature τ_t (sharpening) keeps all from being equally
+probable; together they keep the outputs from collapsing. The teacher sees the global views only, the student smaller
+ones as well: see the setting ``views``. The head has three layers, outputs of length one, and a last layer of K rows of
+length one, which does not move at the start of the training.
+
+What differs from the published code: its weight decay rises on a cosine from 0.04 to 0.4 and its gradients are clipped
+at a norm of 3; here the decay is constant, and nothing is clipped. The teacher's BatchNorm statistics follow the
+student's. A learning rate ends at zero.
+
+Reference: Caron, Touvron, Misra, Jégou, Mairal, Bojanowski and Joulin, "Emerging Properties in Self-Supervised Vision
+Transformers", ICCV 2021, equations 1 to 4, https://arxiv.org/abs/2104.14294.
+"""
+
+import dataclasses
+
+import torch
+from pydantic import PositiveFloat, PositiveInt
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from matrix_ssl import distributed
+from matrix_ssl.config import Fraction, OptimizerConfig, RunConfig
+from matrix_ssl.config.views import asymmetric_views
+from matrix_ssl.losses import check_positive, in_full_precision, unit_rows
+from matrix_ssl.matrix.precision import without_autocast
+from matrix_ssl.methods._base import StepOutput, TeacherMethod, global_views, mean_over_processes
+
+STUDENT_TEMPERATURE = 0.1  # the code
+TEACHER_TEMPERATURE = 0.04  # the code
+
+
+@in_full_precision
+def dino_loss(
+    z: Tensor,
+    p: Tensor,
+    center: Tensor,
+    *,
+    student_temperature: float = STUDENT_TEMPERATURE,
+    teacher_temperature: float = TEACHER_TEMPERATURE,
+) -> Tensor:
+    """Cross-entropy of the student's views with the teacher's, the mean over all pairs of different ones: in nats.
+
+    The loss itself stops no gradient: the targets come from a teacher that takes none, or must be detached.
+
+    Args:
+        z: (v, n, K), the student's outputs for v views.
+        p: (g, n, K), the teacher's outputs for the first g of these views.
+        center: (K,), what is subtracted from the teacher's outputs.
+        student_temperature, teacher_temperature: τ_s and τ_t > 0.
+
+    Raises:
+        ValueError: shapes do not fit, or there is no pair of different views; a temperature is out of range.
+
+    Example:
+        >>> import torch
+        >>> from matrix_ssl.methods.dino import dino_loss
+        >>> z, p = torch.randn(4, 64, 16, requires_grad=True), torch.randn(2, 64, 16)
+        >>> dino_loss(z, p, p.mean((0, 1))).backward()
+    """
+    check_positive(student_temperature=student_temperature, teacher_temperature=teacher_temperature)
+    if (
+        z.ndim != 3
+        or p.shape[1:] != z.shape[1:]
+        or center.shape != z.shape[2:]
+        or not 1 <= len(p) <= len(z)
+        or len(z) < 2
+    ):
+        shapes = [tuple(x.shape) for x in (z, p, center)]
+        raise ValueError(f"Expected z (v, n, K), p (g, n, K) and center (K,) with v ≥ 2 and g ≤ v, got {shapes}.")
+    targets = ((p - center) / teacher_temperature).softmax(-1)
+    crosses = -torch.einsum("gnk,vnk->gv", targets, (z / student_temperature).log_softmax(-1)) / z.shape[1]
+    different = 1 - torch.eye(*crosses.shape, dtype=crosses.dtype, device=crosses.device)
+    return (crosses * different).sum() / different.sum()
+
+
+class Head(nn.Module):
+    """Three layers with GELU, outputs of length one, and their inner products with prototypes of length one."""
+
+    def __init__(self, dim_in: int, hidden: int, bottleneck: int, prototypes: int, *, norm: bool):
+        super().__init__()
+
+        def hidden_layer(width: int) -> list[nn.Module]:
+            return [nn.Linear(width, hidden), *([nn.BatchNorm1d(hidden)] if norm else []), nn.GELU()]
+
+        self.layers = nn.Sequential(*hidden_layer(dim_in), *hidden_layer(hidden), nn.Linear(hidden, bottleneck))
+        for layer in self.layers:
+            if isinstance(layer, nn.Linear):
+                nn.init.trunc_normal_(layer.weight, std=0.02)  # the code
+                nn.init.zeros_(layer.bias)
+        self.prototypes = nn.Linear(bottleneck, prototypes, bias=False)
+        self.frozen = False  # whether the prototypes get a gradient of zero
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """(n, dim_in) to products (n, prototypes) and outputs of length one (n, bottleneck)."""
+        outputs = unit_rows(self.layers(features))
+        prototypes = unit_rows(self.prototypes.weight)
+        if self.frozen:
+            prototypes = prototypes.detach() + 0 * prototypes  # no process may leave a parameter out
+        with without_autocast(outputs):  # temperatures multiply the rounding of bfloat16
+            return F.linear(outputs, prototypes), outputs
+
+
+class DINO(TeacherMethod):
+    """A student of encoder and head under ``dino_loss``, and its moving average as the teacher.
+
+    Args:
+        hidden_dim: width of the head's two hidden layers.
+        output_dim: width of the head's outputs, before the prototypes.
+        prototypes: K.
+        head_norm: whether BatchNorm stands in the head's hidden layers. Without it the outputs of a small network that
+            is trained for a short time have one direction in common, and become alike before they spread.
+        student_temperature: see ``dino_loss``.
+        teacher_temperature, first_teacher_temperature: it goes from the first one to the other in a line.
+        temperature_warmup: part of the training over which it does so, in [0, 1].
+        center_momentum: of the running mean of the teacher's outputs.
+        frozen: part of the training, from its start, in which the prototypes stay as they are, in [0, 1].
+        teacher_momentum: at the start; it rises to 1 on a cosine.
+    """
+
+    projector: Head
+    center: Tensor
+    variants = (
+        {"prototypes": 1024, "head_norm": True},
+        {"prototypes": 256, "head_norm": True},
+        {"prototypes": 1024, "head_norm": True, "center_momentum": 0.5},
+    )
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        feature_dim: int,
+        *,
+        hidden_dim: PositiveInt = 2048,  # the code
+        output_dim: PositiveInt = 256,  # the code
+        prototypes: PositiveInt = 65536,  # the code
+        head_norm: bool = False,  # the code: use_bn_in_head
+        student_temperature: PositiveFloat = STUDENT_TEMPERATURE,
+        teacher_temperature: PositiveFloat = TEACHER_TEMPERATURE,
+        first_teacher_temperature: PositiveFloat = 0.04,  # the code
+        temperature_warmup: Fraction = 0.3,  # 30 epochs, here of 100; the code's longer runs rise to 0.07
+        center_momentum: Fraction = 0.9,  # the code
+        frozen: Fraction = 0.01,  # the code: an epoch, here of 100
+        teacher_momentum: Fraction = 0.996,  # the code
+    ):
+        super().__init__()
+        self.encoder = encoder
+        self.projector = Head(feature_dim, hidden_dim, output_dim, prototypes, norm=head_norm)
+        self.add_teacher(teacher_momentum)
+        self.register_buffer("center", torch.zeros(prototypes))
+        self.student_temperature = student_temperature
+        self.teacher_temperature = teacher_temperature
+        self.first_teacher_temperature = first_teacher_temperature
+        self.temperature_warmup = temperature_warmup
+        self.center_momentum = center_momentum
+        self.frozen = frozen
+        self._progress = 1.0
+        self._newest: Tensor | None = None  # the center that ``after_step`` stores
+
+    def before_step(self, step: int, total_steps: int) -> None:
+        self._progress = step / total_steps
+        self.projector.frozen = self._progress < self.frozen
+
+    def forward(self, *views: Tensor) -> StepOutput:
+        features = [self.encoder(view) for view in views]
+        z, outputs = zip(*(self.projector(feature) for feature in features), strict=True)
+        places = global_views(views)
+        with torch.no_grad():
+            encode, head = self.teacher["encoder"], self.teacher["projector"]
+            p, targets = zip(*(head(encode(views[place])) for place in places), strict=True)
+        order = [*places, *(place for place in range(len(views)) if place not in places)]
+        teacher = torch.stack(p)
+        loss = dino_loss(
+            torch.stack([z[place] for place in order]),
+            teacher,
+            self.center,
+            student_temperature=self.student_temperature,
+            teacher_temperature=self.schedule(self._progress)["teacher_temperature"],
+        )
+        # the center is part of this step's graph: it changes after the step, if it is taken
+        mean = distributed.all_reduce_sum(teacher.to(self.center).mean((0, 1))) / distributed.world_size()
+        self._newest = torch.lerp(mean, self.center, self.center_momentum)
+        return StepOutput(
+            mean_over_processes(loss), {}, features[0].detach(), outputs[0].detach(), targets[-1].detach()
+        )
+
+    @torch.no_grad()
+    def after_step(self, progress: float) -> None:
+        """Moves the teacher and the center."""
+        super().after_step(progress)
+        if self._newest is not None:
+            self.center.copy_(self._newest)
+            self._newest = None
+
+    def schedule(self, progress: float) -> dict[str, float]:
+        """The teacher's temperature, and its momentum, which rises to 1 on a cosine."""
+        done = min(1.0, progress / self.temperature_warmup) if self.temperature_warmup else 1.0
+        temperature = (
+            self.first_teacher_temperature + (self.teacher_temperature - self.first_teacher_temperature) * done
+        )
+        return {"teacher_temperature": temperature, **super().schedule(progress)}
+
+    @classmethod
+    def recipe(cls, base: RunConfig) -> RunConfig:
+        """The published pre-training of a ResNet-50 on ImageNet; the paper's main one is of vision transformers."""
+        view1, view2 = asymmetric_views(smallest_crop=0.14)  # the code's README, for ResNet-50
+        local = dataclasses.replace(view1, count=8, image_size=96, crop_scale=(0.05, 0.14), blur=0.5)  # the code
+        optimizer = OptimizerConfig(
+            name="sgd",  # the code's README, for ResNet-50
+            learning_rate=5e-4,  # the code's default, which its command for ResNet-50 keeps; scaled by batch / 256
+            momentum=0.9,  # the code
+            weight_decay=1e-4,  # the code's README, for ResNet-50
+            warmup_epochs=10,  # the code
+        )
+        # epochs and batch: the code, eight processes of 64
+        return dataclasses.replace(base, views=(view1, view2, local), optimizer=optimizer, epochs=100, batch_size=512)
