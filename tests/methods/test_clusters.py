@@ -1,4 +1,4 @@
-"""SwAV and DINO: their losses against lightly and loops, their queue, center, schedules and frozen prototypes."""
+"""SwAV and DINO: their losses against lightly and loops, their queue, centre, schedules and frozen prototypes."""
 
 import collections
 import math
@@ -124,14 +124,14 @@ class TestDINO:
     @pytest.mark.parametrize(("large", "count"), [(2, 2), (2, 5), (1, 2), (3, 3)])
     def test_loss_is_lightlys(self, lightly, large: int, count: int) -> None:
         criterion = lightly.DINOLoss(5, teacher_temp=0.06, warmup_teacher_temp_epochs=0).double()
-        center = 0.1 * numbers(5, seed=8)
+        centre = 0.1 * numbers(5, seed=8)
 
         def ours(*given: Tensor) -> Tensor:
             z, p = given[:count], given[count:]
-            return dino_loss(torch.stack(z), torch.stack(p), center, teacher_temperature=0.06)
+            return dino_loss(torch.stack(z), torch.stack(p), centre, teacher_temperature=0.06)
 
         def theirs(*given: Tensor) -> Tensor:
-            criterion.center.copy_(center[None, None])
+            criterion.center.copy_(centre[None, None])
             return criterion(list(given[count:]), list(given[:count]))
 
         given = scores(count + large)
@@ -139,15 +139,15 @@ class TestDINO:
             value_and_gradients(ours, given), value_and_gradients(theirs, given), rtol=1e-6, atol=1e-8
         )  # a temperature in float32 there
 
-    def test_center_follows_the_teachers_outputs_after_the_step(self) -> None:
-        method: DINO = build("dino", center_momentum=0.75)
+    def test_centre_follows_the_teachers_outputs_after_the_step(self) -> None:
+        method: DINO = build("dino", centre_momentum=0.75)
         given = (*views(0), views(1)[0][..., :4, :4])
         taught = [method.teacher["projector"](method.teacher["encoder"](view))[0] for view in given[:2]]
         method.before_step(1, 10)
         method(*given)
-        assert not method.center.any()
+        assert not method.centre.any()
         method.after_step(0.2)
-        torch.testing.assert_close(method.center, 0.25 * torch.stack(taught).mean((0, 1)), **TIGHT)
+        torch.testing.assert_close(method.centre, 0.25 * torch.stack(taught).mean((0, 1)), **TIGHT)
 
     def test_temperature_rises_in_a_line(self) -> None:
         method: DINO = build("dino", first_teacher_temperature=0.02, teacher_temperature=0.06, temperature_warmup=0.4)
@@ -166,7 +166,7 @@ class TestDINO:
                 (method.encoder, method.projector), (method.teacher["encoder"], method.teacher["projector"]),
             )
         )  # fmt: skip
-        expected = dino_loss(z, p, method.center, teacher_temperature=0.04 + 0.04 * 0.6)
+        expected = dino_loss(z, p, method.centre, teacher_temperature=0.04 + 0.04 * 0.6)
         torch.testing.assert_close(method(*given).loss, expected, **TIGHT)
         assert z.abs().max() <= 1  # cosines
 
@@ -181,7 +181,7 @@ class TestDINO:
             found = unit_rows(method.projector.prototypes.weight)
             assert torch.allclose(found, before, rtol=0, atol=1e-12) == (step < 2)
 
-    def test_a_collapse_has_the_entropy_of_the_center_or_none(self) -> None:
+    def test_a_collapse_has_the_entropy_of_the_centre_or_none(self) -> None:
         """Outputs that are all alike: uniform without sharpening, one prototype without centring."""
         same = numbers(1, 5).expand(6, 5)
         flat = dino_loss(torch.zeros(2, 6, 5).double(), torch.stack([same, same]), same[0])
@@ -194,7 +194,7 @@ class TestDINO:
                    ((4, 3), (4, 3), (3,)), ((2, 4, 3), (2, 4, 3), (1, 3))]
     )  # fmt: skip
     def test_shapes(self, shapes) -> None:
-        with pytest.raises(ValueError, match=r"Expected z \(v, n, K\), p \(g, n, K\) and center \(K,\) with v ≥ 2"):
+        with pytest.raises(ValueError, match=r"Expected z \(v, n, K\), p \(g, n, K\) and centre \(K,\) with v ≥ 2"):
             dino_loss(*(torch.ones(shape) for shape in shapes))
 
     def test_temperatures(self) -> None:

@@ -56,7 +56,7 @@ OUT_OF_RANGE = {
     "shrinkage": FRACTION, "rounds": AT_LEAST_ONE, "sub_batch": [(-1, "an integer of at least 0")],
     "regularisation": ABOVE_ZERO, "iterations": [(-1, "an integer of at least 0")], "prototypes": AT_LEAST_ONE,
     "frozen": FRACTION, "queue_start": FRACTION, "student_temperature": ABOVE_ZERO, "teacher_temperature": ABOVE_ZERO,
-    "first_teacher_temperature": ABOVE_ZERO, "temperature_warmup": FRACTION, "center_momentum": FRACTION,
+    "first_teacher_temperature": ABOVE_ZERO, "temperature_warmup": FRACTION, "centre_momentum": FRACTION,
     ("swav", "queue_size"): [(-1, "an integer of at least 0")],
     "exponent": [(0.0, "a number above 0 and at most 2"), (2.5, "a number above 0 and at most 2")],
     "width": NOT_NEGATIVE, ("matrix_entropy", "order"): ABOVE_ZERO,
@@ -206,7 +206,7 @@ class TestOptions:
                   "variance_weight": 0.0, "covariance_weight": 0.0, "local_weight": 0.0, "forgetting": 1.0,
                   "mixture": 1.0, "shrinkage": 1.0, "rounds": 1, "sub_batch": 0, "exponent": 2.0,
                   "width": 0.0, "iterations": 0, "prototypes": 1, "frozen": 0.0, "queue_start": 0.0,
-                  "temperature_warmup": 0.0, "center_momentum": 1.0}  # fmt: skip
+                  "temperature_warmup": 0.0, "centre_momentum": 1.0}  # fmt: skip
         given = {key: value for key, value in limits.items() if key in complete_options(method, {})}
         built = method(nn.Flatten(), 64, **given)
         for key, value in given.items():

@@ -349,7 +349,7 @@ VARIANTS: dict[str, list[dict]] = {
     "moco_v2": [{}, {"queries": "both"}],
     "kernel_infonce": [{"output_dim": 8, "kernel": "concatenation"}],
     "swav": [{"queue_size": 0, "frozen": 0.3}, {"queue_start": 0.4, "queue_size": 4 * 2}],
-    "dino": [{"frozen": 0.3, "center_momentum": 0.5}],
+    "dino": [{"frozen": 0.3, "centre_momentum": 0.5}],
     "mmcr": [{"local_weight": 0.5}],
     "w_mse": [{"output_dim": 3, "rounds": 2}],
 }

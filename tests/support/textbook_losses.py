@@ -149,13 +149,13 @@ def dino(
     p1: Tensor,
     p2: Tensor,
     *,
-    center: float = 0.0,
+    centre: float = 0.0,
     student_temperature: float = 0.1,
     teacher_temperature: float = 0.04,
 ) -> Tensor:
-    """Caron et al., ICCV 2021, algorithm 1, with a center whose entries are all the same but the first, which is 0."""
+    """Caron et al., ICCV 2021, algorithm 1, with a centre whose entries are all the same but the first, which is 0."""
     total = z1.new_zeros(())
-    shift = torch.full_like(z1[0], center)
+    shift = torch.full_like(z1[0], centre)
     shift[0] = 0
     for z, p in ((z1, p2), (z2, p1)):
         for i in range(len(z)):

@@ -39,7 +39,7 @@ TEACHER_TEMPERATURE = 0.04  # the code
 def dino_loss(
     z: Tensor,
     p: Tensor,
-    center: Tensor,
+    centre: Tensor,
     *,
     student_temperature: float = STUDENT_TEMPERATURE,
     teacher_temperature: float = TEACHER_TEMPERATURE,
@@ -51,7 +51,7 @@ def dino_loss(
     Args:
         z: (v, n, K), the student's outputs for v views.
         p: (g, n, K), the teacher's outputs for the first g of these views.
-        center: (K,), what is subtracted from the teacher's outputs.
+        centre: (K,), what is subtracted from the teacher's outputs.
         student_temperature, teacher_temperature: τ_s and τ_t > 0.
 
     Raises:
@@ -67,13 +67,13 @@ def dino_loss(
     if (
         z.ndim != 3
         or p.shape[1:] != z.shape[1:]
-        or center.shape != z.shape[2:]
+        or centre.shape != z.shape[2:]
         or not 1 <= len(p) <= len(z)
         or len(z) < 2
     ):
-        shapes = [tuple(x.shape) for x in (z, p, center)]
-        raise ValueError(f"Expected z (v, n, K), p (g, n, K) and center (K,) with v ≥ 2 and g ≤ v, got {shapes}.")
-    targets = ((p - center) / teacher_temperature).softmax(-1)
+        shapes = [tuple(x.shape) for x in (z, p, centre)]
+        raise ValueError(f"Expected z (v, n, K), p (g, n, K) and centre (K,) with v ≥ 2 and g ≤ v, got {shapes}.")
+    targets = ((p - centre) / teacher_temperature).softmax(-1)
     crosses = -torch.einsum("gnk,vnk->gv", targets, (z / student_temperature).log_softmax(-1)) / z.shape[1]
     different = 1 - torch.eye(*crosses.shape, dtype=crosses.dtype, device=crosses.device)
     return (crosses * different).sum() / different.sum()
@@ -118,17 +118,17 @@ class DINO(TeacherMethod):
         student_temperature: see ``dino_loss``.
         teacher_temperature, first_teacher_temperature: it goes from the first one to the other in a line.
         temperature_warmup: part of the training over which it does so, in [0, 1].
-        center_momentum: of the running mean of the teacher's outputs.
+        centre_momentum: of the running mean of the teacher's outputs.
         frozen: part of the training, from its start, in which the prototypes stay as they are, in [0, 1].
         teacher_momentum: at the start; it rises to 1 on a cosine.
     """
 
     projector: Head
-    center: Tensor
+    centre: Tensor
     variants = (
         {"prototypes": 1024, "head_norm": True},
         {"prototypes": 256, "head_norm": True},
-        {"prototypes": 1024, "head_norm": True, "center_momentum": 0.5},
+        {"prototypes": 1024, "head_norm": True, "centre_momentum": 0.5},
     )
 
     def __init__(
@@ -144,7 +144,7 @@ class DINO(TeacherMethod):
         teacher_temperature: PositiveFloat = TEACHER_TEMPERATURE,
         first_teacher_temperature: PositiveFloat = 0.04,  # the code
         temperature_warmup: Fraction = 0.3,  # 30 epochs, here of 100; the code's longer runs rise to 0.07
-        center_momentum: Fraction = 0.9,  # the code
+        centre_momentum: Fraction = 0.9,  # the code
         frozen: Fraction = 0.01,  # the code: an epoch, here of 100
         teacher_momentum: Fraction = 0.996,  # the code
     ):
@@ -152,15 +152,15 @@ class DINO(TeacherMethod):
         self.encoder = encoder
         self.projector = Head(feature_dim, hidden_dim, output_dim, prototypes, norm=head_norm)
         self.add_teacher(teacher_momentum)
-        self.register_buffer("center", torch.zeros(prototypes))
+        self.register_buffer("centre", torch.zeros(prototypes))
         self.student_temperature = student_temperature
         self.teacher_temperature = teacher_temperature
         self.first_teacher_temperature = first_teacher_temperature
         self.temperature_warmup = temperature_warmup
-        self.center_momentum = center_momentum
+        self.centre_momentum = centre_momentum
         self.frozen = frozen
         self._progress = 1.0
-        self._newest: Tensor | None = None  # the center that ``after_step`` stores
+        self._newest: Tensor | None = None  # the centre that ``after_step`` stores
 
     def before_step(self, step: int, total_steps: int) -> None:
         self._progress = step / total_steps
@@ -178,23 +178,23 @@ class DINO(TeacherMethod):
         loss = dino_loss(
             torch.stack([z[place] for place in order]),
             teacher,
-            self.center,
+            self.centre,
             student_temperature=self.student_temperature,
             teacher_temperature=self.schedule(self._progress)["teacher_temperature"],
         )
-        # the center is part of this step's graph: it changes after the step, if it is taken
-        mean = distributed.all_reduce_sum(teacher.to(self.center).mean((0, 1))) / distributed.world_size()
-        self._newest = torch.lerp(mean, self.center, self.center_momentum)
+        # the centre is part of this step's graph: it changes after the step, if it is taken
+        mean = distributed.all_reduce_sum(teacher.to(self.centre).mean((0, 1))) / distributed.world_size()
+        self._newest = torch.lerp(mean, self.centre, self.centre_momentum)
         return StepOutput(
             mean_over_processes(loss), {}, features[0].detach(), outputs[0].detach(), targets[-1].detach()
         )
 
     @torch.no_grad()
     def after_step(self, progress: float) -> None:
-        """Moves the teacher and the center."""
+        """Moves the teacher and the centre."""
         super().after_step(progress)
         if self._newest is not None:
-            self.center.copy_(self._newest)
+            self.centre.copy_(self._newest)
             self._newest = None
 
     def schedule(self, progress: float) -> dict[str, float]:
