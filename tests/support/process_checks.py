@@ -391,7 +391,7 @@ def compare_methods(name: str, variant: dict) -> None:
     for step in range(2):
         torch.manual_seed(step)
         whole = [*torch.randn(2, 4 * size, 1, 8, 8, dtype=torch.float64)]
-        whole += [view[..., :4, 2:6].contiguous() for view in whole[:step]]  # a small one in the second step
+        whole += [view[..., :6, 2:].contiguous() for view in whole[:step]]  # a small one in the second step
         torch.manual_seed(100 + rank)  # numbers of the processes' own must not matter
         parts = [view.chunk(size)[rank] for view in whole]
         outputs = []
