@@ -237,7 +237,7 @@ class TestModules:
         assert torch.equal(run.encoder().body[0].weight, before["body.0.weight"])
         assert run.embed(quiet=True).features.shape == (40, 8)
         assert run.evaluate(protocols=["knn"], quiet=True, report=False, device="cpu")["knn_1"].accuracy > 0.5
-        record = read_json(run.folder / "module.json")
+        record = read_json(run.folder / "own-encoder.json")
         assert record["name"] == run.config.network.encoder and "Conv2d(3, 8" in record["structure"]
 
     def test_another_process_asks_for_a_module_of_the_same_structure(self, tmp_path: Path) -> None:
@@ -274,10 +274,12 @@ class TestMethods:
         run = pretrain(PIXELS, out=tmp_path / "r", method=OwnMethod, **TINY | {"temperature": 0.3})
         assert run.config.method.name == "tests.api.test_pretrain:OwnMethod"
         assert run.config.method.options["temperature"] == 0.3
-        assert 'class OwnMethod(SimCLR):\n    """A method of a program."""' in (run.folder / "method.py").read_text()
+        assert (
+            'class OwnMethod(SimCLR):\n    """A method of a program."""' in (run.folder / "own-method.py").read_text()
+        )
         named = pretrain(PIXELS, out=tmp_path / "s", method=SimCLR, **TINY | {"temperature": 0.3})
         assert named.config.method.name == "simclr" and same(weights(run.folder), weights(named.folder))
-        assert not (named.folder / "method.py").exists()
+        assert not (named.folder / "own-method.py").exists()
 
     def test_a_class_on_the_command_line(self) -> None:
         from matrix_ssl.training.configure import configure
@@ -291,7 +293,7 @@ class TestMethods:
         file.write_text(text)
         words = TINY | {"quiet": False, "method": str(file), "out": tmp_path / "r"}
         pretrain(PIXELS, **words)
-        assert (tmp_path / "r" / "method.py").read_text() == text and "Warning" not in capsys.readouterr().err
+        assert (tmp_path / "r" / "own-method.py").read_text() == text and "Warning" not in capsys.readouterr().err
         file.write_text(f"{text}# changed\n")
         pretrain(PIXELS, **words)
         assert "the source of the method differs from" in capsys.readouterr().err.replace("\n", " ")

@@ -162,7 +162,7 @@ def done(workspace) -> list[list[str]]:
 
 @each_page
 def test_code_blocks_run(page, workspace, done, monkeypatch):
-    """Each block by itself, but for the page of identities, which is read from top to bottom.
+    """Each block by itself, but for the pages of identities and of Python, which are read from top to bottom.
 
     The blocks of the page of the architecture are changes of the source: ``test_architecture_page.py`` applies them.
     """
@@ -173,7 +173,7 @@ def test_code_blocks_run(page, workspace, done, monkeypatch):
             for line in code.splitlines():
                 run_line(shlex.split(line), done)
         elif language == "python" and page.name != "architecture.md":
-            names = names if page.name == "maximum-entropy.md" else {"__name__": "__main__"}
+            names = names if page.name in ("maximum-entropy.md", "python.md") else {"__name__": "__main__"}
             exec(compile(code, f"{page.name}, block {number}", "exec"), names)
         else:
             assert language in ("", "bibtex", "python")

@@ -13,7 +13,7 @@ from matrix_ssl.runs.folder import METHOD, MODULE
 
 
 def keep_own_parts(run: Path, config: RunConfig, say: Callable[[str], None]) -> None:
-    """Writes the source of a method into ``method.py`` and the structure of a module into ``module.json``.
+    """Writes the source of a method into ``own-method.py`` and the structure of a module into ``own-encoder.json``.
 
     What is there already stays; a sentence says where it differs.
     """

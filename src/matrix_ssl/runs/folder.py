@@ -14,7 +14,7 @@ from matrix_ssl.runs.files import TEMPORARY, cannot_write, read_json, read_lines
 
 CONFIG, ENVIRONMENT, METRICS, SUMMARY = "config.json", "environment.json", "metrics.jsonl", "summary.json"
 CHECKPOINTS, ENCODER, EVALUATION, SKIPPED = "checkpoints", "encoder.safetensors", "evaluation.npz", "skipped.jsonl"
-METHOD, MODULE = "method.py", "module.json"  # of a method and an encoder that are not of this package
+METHOD, MODULE = "own-method.py", "own-encoder.json"  # of a method and an encoder that are not of this package
 _LOCK = ".lock"
 
 
