@@ -43,6 +43,8 @@ def main() -> None:
     fill(arguments.docs / "speed.md", "views", view_section(views))
     fill(arguments.docs / "speed.md", "entropies", entropy_section(entropies))
     fill(arguments.docs / "speed.md", "processes", process_section(processes))
+    entropy = read_json(arguments.results / "matrix_entropy.json")
+    fill(arguments.docs / "speed.md", "matrix-entropy", matrix_entropy_section(entropy))
     fill(arguments.docs / "speed.md", "methods", method_section(read_json(arguments.results / "method_losses.json")))
     fill(arguments.docs / "taylor.md", "taylor", taylor_section(taylor))
     fill(arguments.docs / "taylor.md", "training", training_section(arguments.results))
@@ -217,6 +219,34 @@ def method_section(results: Row) -> str:
     ]
     version = results["environment"]["lightly"]
     return f"{made_on(results['environment'])}lightly {version}.\n\n{table(head, lines)}"
+
+
+def matrix_entropy_section(results: Row) -> str:
+    """The matrix entropy beside other losses, and the error of its gradient."""
+    names = list(results["rows"][0]["seconds"])
+    others = list(results["rows"][0]["ratios"]["order 1"])
+    head = ["n, d", *(f"{name}, ms" for name in names), *(f"order 1, times as fast as {name}" for name in others)]
+    lines = [
+        [
+            size(row),
+            *(milliseconds({"seconds": row["seconds"][name]}) for name in names),
+            *(times_published({"ratio": row["ratios"]["order 1"][name]}) for name in others),
+        ]
+        for row in results["rows"]
+    ]
+    sizes = list(dict.fromkeys(size(row) for row in results["errors"]))
+    found = {(row["spectrum"], size(row), row["algorithm"]): f"{row['error']:.0e}" for row in results["errors"]}
+    spectra = list(dict.fromkeys(row["spectrum"] for row in results["errors"]))
+    errors = [
+        [name, *(f"{found[name, column, 'eigh']}, {found[name, column, 'resolvents']}" for column in sizes)]
+        for name in spectra
+    ]
+    load = results["load_average"][0]
+    return (
+        f"{made_on(results['environment'])}The machine was shared, load average {load:g}: times are CPU seconds.\n\n"
+        f"{table(head, lines)}\nRelative error of the float32 gradient at order 1, by eigen-decomposition and by "
+        f"resolvents:\n\n{table(['spectrum', *sizes], errors)}"
+    )
 
 
 def process_section(results: Row) -> str:

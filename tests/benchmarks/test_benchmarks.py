@@ -406,6 +406,7 @@ def test_page_of_speed_is_of_the_results():
     assert pages.view_section(views).strip() in text
     sections = {
         "entropies": pages.entropy_section, "processes": pages.process_section, "method_losses": pages.method_section,
+        "matrix_entropy": pages.matrix_entropy_section,
     }  # fmt: skip
     for name, section in sections.items():
         assert section(json.loads((RESULTS / f"{name}.json").read_text())).strip() in text
