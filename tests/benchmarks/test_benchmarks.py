@@ -106,6 +106,7 @@ def results(tmp_path_factory):
     run("speed.losses", "--quick", "--out", folder / "losses.json")
     run("experiments.taylor_gradients", "--quick", "--out", folder / "taylor_gradients.json")
     run("speed.entropies", "--quick", "--out", folder / "entropies.json")
+    run("speed.matrix_entropy", "--quick", "--out", folder / "matrix_entropy.json")
     run("speed.processes", "--quick", "--out", folder / "processes.json")
     shutil.copy(RESULTS / "method_losses.json", folder)  # the script needs lightly: see its own test
     for name in ("views", *pages.TRAINED):
