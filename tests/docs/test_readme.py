@@ -26,6 +26,7 @@ from matrix_ssl.cli import main
 from matrix_ssl.config import recipes
 from matrix_ssl.evaluate.trained.protocols import EvaluationSettings
 from matrix_ssl.llm.finetune.settings import FineTuneSettings, parse_assignments
+from matrix_ssl.training import setup
 from tests.support.comparisons import compare
 
 ROOT = Path(__file__).parents[2]
@@ -34,6 +35,7 @@ PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 SMALLEST = ["data.subset=16", "data.workers=0", "batch_size=8", "epochs=1", "network.width=8", "method.hidden_dim=16",
             "method.output_dim=16"]  # fmt: skip
 SMALL_COLOUR = ["network.encoder=shufflenet_v2_x0_5", "data.image_size=32"]  # an encoder that torchvision knows, too
+CONTINUED = ("maximum-entropy.md", "matrix-entropy.md", "python.md")  # the blocks of each are one program
 OTHER_TOOLS = {"--nproc-per-node", "--help"}  # torchrun, every command
 GROUPS = ("data", "network", "method", "optimizer")
 
@@ -54,9 +56,10 @@ def inline_code(page: Path) -> list[str]:
     return re.findall(r"`([^`\n]+)`", text)
 
 
-def check_settings(recipe: str, assignments: list[str]) -> None:
+def check_settings(recipe: str, assignments: list[str], method: str | None = None) -> None:
     """Every key exists and every value is of its type; encoders have a name that is known."""
-    result = config.override(recipes.find_recipe(recipe), assignments)
+    base = recipes.find_recipe(recipe)
+    result = config.override(setup.use_method(base, method) if method else base, assignments)
     if not result.method.name.endswith(".py"):
         methods.complete_options(methods.find_method(result.method.name), result.method.options)
     name = result.network.encoder
@@ -69,7 +72,7 @@ def check_command(words: list[str]) -> None:
     command = main.commands.commands[words[0]]
     context = command.make_context(words[0], list(words[1:]))
     if words[0] in ("pretrain", "compare"):
-        check_settings(context.params["recipe"], list(context.params["assignments"]))
+        check_settings(context.params["recipe"], list(context.params["assignments"]), context.params.get("method"))
     if context.params.get("method") is not None:
         methods.find_method(context.params["method"])
 
@@ -162,7 +165,7 @@ def done(workspace) -> list[list[str]]:
 
 @each_page
 def test_code_blocks_run(page, workspace, done, monkeypatch):
-    """Each block by itself, but for the pages of identities and of Python, which are read from top to bottom.
+    """Each block by itself, but for the pages that are read from top to bottom.
 
     The blocks of the page of the architecture are changes of the source: ``test_architecture_page.py`` applies them.
     """
@@ -173,7 +176,7 @@ def test_code_blocks_run(page, workspace, done, monkeypatch):
             for line in code.splitlines():
                 run_line(shlex.split(line), done)
         elif language == "python" and page.name != "architecture.md":
-            names = names if page.name in ("maximum-entropy.md", "python.md") else {"__name__": "__main__"}
+            names = names if page.name in CONTINUED else {"__name__": "__main__"}
             exec(compile(code, f"{page.name}, block {number}", "exec"), names)
         else:
             assert language in ("", "bibtex", "python")
