@@ -9,7 +9,13 @@ import scipy.linalg
 import torch
 from torch.nn.functional import normalize
 
-from matrix_ssl.losses import Objective, covariance_entropy, matrix_ssl_terms, view_entropy
+from matrix_ssl.losses import (
+    Objective,
+    covariance_entropy,
+    matrix_ssl_terms,
+    matrix_ssl_variant_terms,
+    view_entropy,
+)
 from matrix_ssl.matrix import coding_rate, matrix_cross_entropy, matrix_kl, renyi_entropy, von_neumann_entropy
 
 shapes = pytest.mark.parametrize("shape", [(30, 5), (12, 5), (9, 9), (6, 20)])
@@ -188,3 +194,52 @@ class TestCrowd:
         for name, (loss, expected) in push.items():
             assert n * gradient(loss, gram)[0, 1:m].sum().item() == pytest.approx(expected, rel=1e-9), name
         assert push["log det"][1] < 1 / (2 - s)
+
+
+class TestMatrixSSLVariants:
+    """What carries over to Matrix-SSL, from the same parts put together by hand."""
+
+    SETTINGS = Objective(ridge=0.2, uniformity_weight=0.7, alignment_weight=1.5)
+
+    @staticmethod
+    def batch(n, d):
+        return [rows(n, d, seed) * (seed + 1) for seed in range(4)]
+
+    @pytest.mark.parametrize("shape", [(12, 5), (5, 12)])
+    @pytest.mark.parametrize("alignment", ["covariances", "images"])
+    @pytest.mark.parametrize("uniformity", ["cross", "own", "entropy"])
+    def test_terms_and_gradients(self, uniformity, alignment, shape):
+        def expected(z1, z2, p1, p2):
+            published = matrix_ssl_terms(z1, z2, p1, p2, objective=self.SETTINGS)
+            a, b, c, d = (normalize(x) for x in (z1, z2, p1, p2))
+            spread = published.uniformity
+            if uniformity == "own":
+                centred = [x - x.mean(0) for x in (a, b)]
+                ridge = 0.2 * torch.eye(shape[1], dtype=a.dtype)
+                spread = -0.7 * sum(torch.logdet(x.mT @ x / len(x) + ridge) for x in centred) / 2
+            elif uniformity == "entropy":
+                spread = -0.7 * (von_neumann_entropy(a @ a.mT) + von_neumann_entropy(b @ b.mT)) / 2
+            agreement = -((a * d).sum(1).mean() + (b * c).sum(1).mean()) / 2
+            return spread, published.alignment if alignment == "covariances" else agreement
+
+        inputs = self.batch(*shape)
+        found = matrix_ssl_variant_terms(*inputs, uniformity=uniformity, alignment=alignment, objective=self.SETTINGS)
+        spread, agreement = expected(*inputs)
+        torch.testing.assert_close(found.uniformity, spread, rtol=1e-7, atol=1e-9)
+        torch.testing.assert_close(found.alignment, agreement, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(found.loss, spread + 1.5 * agreement, rtol=1e-7, atol=1e-9)
+        if uniformity == "cross" and alignment == "covariances":
+            assert found.loss.equal(matrix_ssl_terms(*inputs, objective=self.SETTINGS).loss)
+
+        def loss(*x):
+            return matrix_ssl_variant_terms(
+                *x, uniformity=uniformity, alignment=alignment, objective=self.SETTINGS
+            ).loss
+
+        small = [x[:4, :3].clone().requires_grad_() for x in inputs]
+        assert torch.autograd.gradcheck(loss, small)
+
+    def test_names(self):
+        for wrong in ({"uniformity": "both", "alignment": "images"}, {"uniformity": "own", "alignment": "image"}):
+            with pytest.raises(ValueError, match=r"must be 'c.*' or '(entropy|images)', got '(both|image)'"):
+                matrix_ssl_variant_terms(*self.batch(4, 3), **wrong)

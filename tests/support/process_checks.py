@@ -345,6 +345,7 @@ def alone() -> Iterator[None]:
 
 VARIANTS: dict[str, list[dict]] = {
     "matrix_entropy": [{}, {"width": 0.5}],
+    "matrix_ssl": [{}, {"uniformity": "entropy", "alignment": "images"}, {"uniformity": "own"}],
     "mec": [{}, {"logarithm": "exact"}],
     "moco_v2": [{}, {"queries": "both"}],
     "kernel_infonce": [{"output_dim": 8, "kernel": "concatenation"}],

@@ -34,6 +34,7 @@ from matrix_ssl.losses.matrix_ssl import (
     matrix_ssl_paper_loss,
     matrix_ssl_terms,
 )
+from matrix_ssl.losses.matrix_ssl_variants import Alignment, Uniformity, matrix_ssl_variant_terms
 from matrix_ssl.losses.mec import mec_loss, mec_moment_loss
 from matrix_ssl.losses.objective import DEFAULTS, MEC_DEFAULTS, Algorithm, Logarithm, MECObjective, Objective
 from matrix_ssl.losses.order import MatrixSSLTerms, matrix_ssl_covariance_terms, matrix_ssl_order_terms
@@ -45,12 +46,14 @@ __all__ = [
     "DEFAULTS",
     "MEC_DEFAULTS",
     "Algorithm",
+    "Alignment",
     "Logarithm",
     "MECObjective",
     "MatrixEntropyTerms",
     "MatrixSSLTerms",
     "NegativeDeterminantWarning",
     "Objective",
+    "Uniformity",
     "check_not_negative",
     "check_positive",
     "check_rows",
@@ -64,6 +67,7 @@ __all__ = [
     "matrix_ssl_order_terms",
     "matrix_ssl_paper_loss",
     "matrix_ssl_terms",
+    "matrix_ssl_variant_terms",
     "mec_loss",
     "mec_moment_loss",
     "unit_rows",

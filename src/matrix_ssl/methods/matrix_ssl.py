@@ -23,8 +23,16 @@ from torch import Tensor, nn
 
 from matrix_ssl import config, networks
 from matrix_ssl.distributed import losses
-from matrix_ssl.losses import DEFAULTS, Logarithm, Objective
-from matrix_ssl.methods._base import StepOutput, TeacherMethod, global_views, student_teacher_pairs
+from matrix_ssl.losses import (
+    DEFAULTS,
+    Alignment,
+    Logarithm,
+    MatrixSSLTerms,
+    Objective,
+    Uniformity,
+    matrix_ssl_variant_terms,
+)
+from matrix_ssl.methods._base import StepOutput, TeacherMethod, gather_outputs, global_views, student_teacher_pairs
 
 
 class MatrixSSL(TeacherMethod):
@@ -37,6 +45,7 @@ class MatrixSSL(TeacherMethod):
         teacher_momentum: at the start; it rises to 1 on a cosine.
         predictor: whether the student has one. Methods without a repelling term need it; matrix uniformity repels by
             itself, and in short trainings the features were better without (``LOG.md``).
+        uniformity, alignment: other than the published terms, see ``matrix_ssl.losses.matrix_ssl_variant_terms``.
     """
 
     counters = ("negative_determinants",)
@@ -60,6 +69,8 @@ class MatrixSSL(TeacherMethod):
         order: config.PositiveInt = DEFAULTS.order,  # the code
         teacher_momentum: config.Fraction = 0.996,  # the code
         predictor: bool = True,  # the code
+        uniformity: Uniformity = "cross",  # the paper
+        alignment: Alignment = "covariances",  # the paper
     ):
         super().__init__()
         self.encoder = encoder
@@ -67,15 +78,14 @@ class MatrixSSL(TeacherMethod):
         self.predictor = networks.predictor(output_dim) if predictor else nn.Identity()
         self.add_teacher(teacher_momentum)
         self.objective = Objective(ridge, uniformity_weight, alignment_weight, logarithm, order)
+        self.uniformity: Uniformity = uniformity
+        self.alignment: Alignment = alignment
 
     def forward(self, *views: Tensor) -> StepOutput:
         features = [self.encoder(view) for view in views]
         z = [self.predictor(self.projector(feature)) for feature in features]
         p = {place: self.teach(views[place]) for place in global_views(views)}
-        terms = [
-            losses.matrix_ssl_terms(z[a], z[b], p[c], p[d], objective=self.objective)
-            for a, b, c, d in student_teacher_pairs(views)
-        ]
+        terms = [self.terms(z[a], z[b], p[c], p[d]) for a, b, c, d in student_teacher_pairs(views)]
         loss, uniformity, alignment, negative = (torch.stack(parts) for parts in zip(*terms, strict=True))
         named = {
             "uniformity": uniformity.mean(),
@@ -83,3 +93,12 @@ class MatrixSSL(TeacherMethod):
             "negative_determinants": negative.sum(),
         }
         return StepOutput(loss.mean(), named, features[0].detach(), z[0].detach(), p[max(p)].detach())
+
+    def terms(self, z1: Tensor, z2: Tensor, p1: Tensor, p2: Tensor) -> MatrixSSLTerms:
+        """The loss of two views, of the batch of all processes, from this process's outputs."""
+        if (self.uniformity, self.alignment) == ("cross", "covariances"):
+            return losses.matrix_ssl_terms(z1, z2, p1, p2, objective=self.objective)
+        z1, z2, p1, p2 = gather_outputs(z1, z2, p1, p2)
+        return matrix_ssl_variant_terms(
+            z1, z2, p1, p2, uniformity=self.uniformity, alignment=self.alignment, objective=self.objective
+        )
