@@ -222,7 +222,7 @@ class Comparison:
         """Every other entry minus the reference in the main measure, by labels; tested together within each group."""
         if self.reference is None:
             return {}
-        found = {}
+        found: dict[str, Pair] = {}
         for group in self.groups():
             scores = {entry.label: entry.scores(self.main.key) for entry in group.entries}
             found |= against(scores, self.reference.label)
