@@ -4,8 +4,8 @@
 
 with elliptic functions of the complementary modulus 1 - a. In u the integrand is analytic, and Gauss and Legendre's
 nodes converge at a rate of about exp(-2π² m / log(16 / a)) for all y in [a, 1] (Hale, Higham and Trefethen, SIAM
-Journal on Numerical Analysis 46(5), 2008, for the substitution): 17 to 19 nodes for the eigenvalues that float32 holds, where
-those of ``quadrature`` would take more than a hundred.
+Journal on Numerical Analysis 46(5), 2008, for the substitution): 17 to 19 nodes for the eigenvalues that float32 holds,
+where those of ``quadrature`` would take more than a hundred.
 
 Nothing here reads a number back, so that no device has to wait.
 """
