@@ -21,7 +21,7 @@ from tests.support import process_checks, runs
 from tests.support.runs import BARE, PATIENCE, Command, Ended, start_processes, succeed, timeless, tiny
 
 SHORT = ("precision=float64", "log_every=1", "batch_size=66", "checkpoint_every=4", "data.subset=528")  # 8 steps
-SHORTEST = (*SHORT, "data.subset=198")  # 3 steps
+SHORTEST = (*SHORT, "data.subset=198", "views.2.image_size=4")  # 3 steps of two views and a small one
 
 
 CHECKS = ("gather", "gather_uneven", "all_reduce_sum", "sum_of_parts", "batch_norm", "uneven_batch_norm",

@@ -148,8 +148,9 @@ def test_a_signal_saves_at_the_step_boundary(tmp_path: Path, whole: Path, number
     assert_same(tmp_path / "r", whole)
 
 
-def test_sgd_resumes_as_well(tmp_path: Path) -> None:
-    settings = ("log_every=1", "optimizer.name=sgd", "optimizer.learning_rate=0.2")
+def test_sgd_and_small_views_resume_as_well(tmp_path: Path) -> None:
+    small = ("views.2.count=2", "views.2.image_size=4")
+    settings = ("log_every=1", "optimizer.name=sgd", "optimizer.learning_rate=0.2", *small)
     for folder in (alone := tmp_path / "alone", stopped := tmp_path / "stopped"):
         folder.mkdir()
     succeed(alone, tiny(*settings), before=BARE)

@@ -61,15 +61,16 @@ def build(cls: type[Settings], values: Mapping[str, Any], prefix: str = "") -> S
 
 def _value(hint: Any, value: Any, key: str) -> Any:
     """A value of an annotated type: a group of settings, a tuple of such groups, or anything else."""
-    if dataclasses.is_dataclass(hint):
-        return build(hint, value, key + ".")  # type: ignore[type-var]
-    members = get_args(hint)
-    if not members or not dataclasses.is_dataclass(members[0]):
+    member: Any = next(iter(get_args(hint)), None)
+    is_group, is_list = (isinstance(kind, type) and dataclasses.is_dataclass(kind) for kind in (hint, member))
+    if is_group:
+        return build(hint, value, key + ".")
+    if not is_list:
         return check_type(value, hint, key)
     if not isinstance(value, (list, tuple)):
         raise ConfigError(f"{key}={value!r}: expected a list of groups of settings.")
     return tuple(
-        group if isinstance(group, members[0]) else build(members[0], group, f"{key}.{place}.")
+        group if isinstance(group, member) else build(member, group, f"{key}.{place}.")
         for place, group in enumerate(value)
     )
 

@@ -6,7 +6,7 @@ An image that cannot be read is replaced by the next one of the dataset that can
 import math
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +34,7 @@ class Crops:
     """The crops of one batch, in a single tensor: each tensor that a worker sends holds a file open."""
 
     pixels: Tensor  # (p,), uint8, those of the first view of all images, of the second, and so on
-    shapes: list[tuple[int, ...]]  # (n, c, s, s) for each view
+    shapes: Sequence[tuple[int, ...]]  # (n, c, s, s) for each view
     samples: NDArray[np.int64]  # (n,), the images of the batch
     indices: NDArray[np.int64]  # (n,), the images that were read for them
     unreadable: list[Unreadable]
@@ -44,7 +44,7 @@ class Crops:
         return unpack(self.pixels.to(device, non_blocking=True), self.shapes)
 
 
-def unpack(pixels: Tensor, shapes: list[tuple[int, ...]]) -> list[Tensor]:
+def unpack(pixels: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
     """The parts of a tensor (p,) as tensors of the given shapes, without a copy."""
     parts = pixels.split([math.prod(shape) for shape in shapes])
     return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
@@ -69,7 +69,7 @@ class Reader(ABC, Dataset[Crops | MatrixSSLError]):
         except MatrixSSLError as error:
             return error  # raised in a worker, it would lose its type and its message
 
-    def _empty(self, shapes: list[tuple[int, ...]]) -> Tensor:
+    def _empty(self, shapes: Sequence[tuple[int, ...]]) -> Tensor:
         """Pixels of crops to be filled in, in the memory of a worker that the main process sees."""
         pixels = torch.empty(sum(map(math.prod, shapes)), dtype=torch.uint8)
         return pixels if get_worker_info() is None else pixels.share_memory_()
