@@ -1,0 +1,47 @@
+"""The examples run as their docstrings say, with few steps, and their loss falls.
+
+Each runs in a process of its own: what Lightning, Accelerate and transformers keep for the process stays out of others.
+"""
+
+import ast
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.support.runs import run
+
+FOLDER = Path(__file__).parents[2] / "examples"
+STEPS = {"lightly_criterion": 6, "plain_pytorch": 10}
+LIBRARIES = {"lightly_criterion": "lightly"}  # what an example needs besides this package and its dependencies
+
+SCRIPT = """
+import runpy, sys
+sys.argv = [{path!r}, "--steps", "{steps}"]
+sys.path.insert(0, {folder!r})  # as python does, so that no example hides a library
+runpy.run_path({path!r}, run_name="__main__")
+raise SystemExit(0)
+"""
+
+
+def test_every_example_is_short_and_says_how_to_run_it():
+    paths = sorted(FOLDER.glob("*.py"))
+    assert [path.stem for path in paths] == sorted(STEPS)
+    for path in paths:
+        text = path.read_text("utf-8")
+        assert len(text.splitlines()) < 60, path
+        assert f"python examples/{path.name}" in (ast.get_docstring(ast.parse(text)) or ""), path
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_an_example_runs_and_its_loss_falls(name, tmp_path):
+    library = LIBRARIES.get(name, "torch")
+    if importlib.util.find_spec(library) is None:
+        pytest.skip(f"{library} is not installed")
+    script = SCRIPT.format(path=str(FOLDER / f"{name}.py"), folder=str(FOLDER), steps=STEPS[name])
+    ended = run(tmp_path, [], before=script)
+    assert ended.code == 0, ended.err
+    losses = [float(loss) for loss in re.findall(r"^step \d+: loss (-?[\d.]+)$", ended.out, re.MULTILINE)]
+    assert len(losses) >= 2 and losses[-1] < losses[0], ended.out
+    assert list(tmp_path.iterdir()) == []
