@@ -1,5 +1,6 @@
 """The matrix entropy loss against NumPy and other libraries, finite differences, its limits and its numerics."""
 
+import itertools
 import math
 import warnings
 
@@ -66,8 +67,14 @@ class TestValue:
         rough = {"rel": 1e-8} if 0 < abs(order - 1) < 0.01 else {"rel": 1e-11}  # the textbook divides by 1 - order
         assert [x.item() for x in terms] == pytest.approx(list(textbook(*views(*shape), **constants)), **rough)
 
-    @shapes
-    @pytest.mark.parametrize("order", [0.5, 1.0, 1.5, 2.0, 3.0])
+    # below order 2 a singular covariance has no finite gradient by its own elements
+    @pytest.mark.parametrize(
+        ("shape", "order"),
+        [
+            *itertools.product([(7, 4), (9, 5)], [0.5, 1.0, 1.5]),
+            *itertools.product([(4, 7), (5, 5), (7, 4)], [2.0, 3.0]),
+        ],
+    )
     def test_and_gradient_are_those_of_the_entropies_of_the_package(self, shape, order):
         """Which differentiate eigenvalues, of the d x d matrix."""
 
@@ -75,9 +82,7 @@ class TestValue:
             a = F.normalize(z, dim=1)
             return matrix.renyi_entropy(a.mT @ a / len(a), alpha=order)
 
-        z = views(*shape)[0] if shape[0] >= shape[1] or order > 1 else None
-        if z is None:
-            pytest.skip("a singular covariance has no finite gradient by its own elements")
+        z = views(*shape)[0]
         torch.testing.assert_close(
             gradients(lambda x: view_entropy(x, order=order), [z]), gradients(expected, [z]), rtol=1e-9, atol=1e-11
         )
