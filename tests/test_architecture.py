@@ -29,7 +29,7 @@ IMPORTS = {
     "runs": {"config", "distributed"},
     "report": {"config", "runs"},
     "encoder": {"config", "data", "networks", "report", "runs"},
-    "training": {"config", "data", "distributed", "encoder", "matrix", "methods", "networks", "runs"},
+    "training": {"config", "data", "distributed", "encoder", "matrix", "methods", "networks", "report", "runs"},
     "llm": {"config", "data", "distributed", "matrix", "report", "runs"},
     "evaluate": {"config", "data", "distributed", "encoder", "runs", "training"},
     "compare": {"config", "data", "encoder", "evaluate", "methods", "report", "runs", "training"},

@@ -26,6 +26,7 @@ from matrix_ssl.cli import main
 from matrix_ssl.config import recipes
 from matrix_ssl.evaluate.trained.protocols import EvaluationSettings
 from matrix_ssl.llm.finetune.settings import FineTuneSettings, parse_assignments
+from matrix_ssl.runs.folder import METHOD
 from matrix_ssl.training import setup
 from tests.support.comparisons import compare
 
@@ -72,7 +73,8 @@ def check_command(words: list[str]) -> None:
     command = main.commands.commands[words[0]]
     context = command.make_context(words[0], list(words[1:]))
     if words[0] in ("pretrain", "compare"):
-        check_settings(context.params["recipe"], list(context.params["assignments"]), context.params.get("method"))
+        recipe = context.params["recipe"] or "images_small"
+        check_settings(recipe, list(context.params["assignments"]), context.params.get("method"))
     if context.params.get("method") is not None:
         methods.find_method(context.params["method"])
 
@@ -205,7 +207,7 @@ def check_mention(text: str) -> None:
     group, _, leaf = text.partition("=")[0].partition(".")
     if re.match(r"views\.\d+\.\w", text):
         assert hasattr(config.ViewConfig(), leaf.partition(".")[2]), text
-    elif group in GROUPS and leaf.isidentifier():
+    elif group in GROUPS and leaf.isidentifier() and text != METHOD:  # the file of a run
         check_setting_exists(group, leaf)
     elif match := re.fullmatch(r"(matrix_ssl(?:\.\w+)+)(?:\(.*\))?", text):
         check_object(match[1])

@@ -38,7 +38,7 @@ def from_files(images: Path | str, *settings: str, epochs: int = 1) -> list[str]
     shape = ("network.encoder=tiny_resnet", "data.image_size=16", "data.workers=2", "batch_size=16")
     settings = (*TINY, *shape, f"epochs={epochs}", *settings)
     words = [word for setting in settings for word in ("--set", setting)]
-    return ["pretrain", "--data", str(images), "--out", "r", "--device", "cpu", *words]
+    return ["pretrain", "images", "--data", str(images), "--out", "r", "--device", "cpu", *words]
 
 
 def make_images(folder: Path, count: int) -> list[Path]:

@@ -46,14 +46,16 @@ def contents(folder: Path) -> dict[str, bytes]:
 MISTAKES = [
     (["pretrain", "dmeo"], "There is no recipe 'dmeo'. Did you mean 'demo'?"),
     (["pretrain", "photos/cats"], "'photos/cats' is a path, not a recipe: write --data photos/cats."),
-    (["pretrain"], "recipe 'images' has no dataset of its own: give --data FOLDER."),
+    (["pretrain"], "recipe 'images_small' has no dataset of its own: give --data FOLDER."),
+    (["pretrain", "images"], "recipe 'images' has no dataset of its own: give --data FOLDER."),
     (["pretrain", "--data", "absent"], "'absent' is not a file or folder here"),
     (["pretrain", "--data", "empty"], "empty: the folder is empty; choose one with images"),
-    (["pretrain", "--data", "one"], "batch_size=256 is larger than the 1 images of 'one'"),
+    (["pretrain", "--data", "one"], "'one' is a single image: pre-training compares images, so add some."),
+    (["pretrain", "images", "--data", "one"], "batch_size=256 is larger than the 1 images of 'one'"),
     (["pretrain", "--data", "few", "--set", "batch_size=8"], "use --set batch_size=4 or add images."),
     (["pretrain", "--data", "texts"], "no image among 1 files with the extensions .txt (1)"),
     (["pretrain", "--data", "few/000.jpg"], "few/000.jpg is a single image; name a folder of images"),
-    (["pretrain", "--data", "digits"], "'digits' have 1 channels, recipe 'images' is for 3"),
+    (["pretrain", "--data", "digits"], "'digits' have 1 channels, recipe 'images_small' is for 3"),
     (["pretrain", "cifar10", "--data", "digits"], "recipe 'cifar10' is for 3 (data.mean has one number per channel)"),
     (["pretrain", "cifar10"], "cifar10: the folder that holds it is unknown; use --data-root"),
     (["pretrain", "cifar10", "--data-root", "absent"], "absent"),
@@ -79,9 +81,9 @@ MISTAKES = [
     (["pretrian", "demo"], "There is no command 'pretrian'. Did you mean 'pretrain'?"),
     (["pretrain", "demo", "extra"], "Got unexpected extra argument (extra)"),
     (["recipes", "dmeo"], "There is no recipe 'dmeo'"),
-    (["evaluate", "absent"], "absent is not a run folder: it has no config.json."),
+    (["evaluate", "absent"], "absent does not exist; name a run folder, a checkpoint file, torchvision"),
     (["evaluate", "few"], "few is not a run folder: it has no config.json."),
-    (["evaluate"], "Missing argument 'RUN'"),
+    (["evaluate"], "Missing argument 'WHERE'"),
     (["embed", "few", "--out", "x.npz"], "few is not a run folder: it has no config.json."),
     (["export", "few"], "few is not a run folder: it has no config.json."),
     (["report", "few"], "few is not a run folder: it has no config.json."),
@@ -361,7 +363,9 @@ def test_the_python_interpreter_shows_no_traceback_either(tmp_path: Path) -> Non
     for command in ([sys.executable, "-m", "matrix_ssl"], [str(Path(sys.executable).with_name("matrix-ssl"))]):
         ended = subprocess.run([*command, "evaluate", "absent"], cwd=tmp_path, capture_output=True, text=True)
         assert (ended.returncode, ended.stdout) == (1, "")
-        assert ended.stderr == "error: absent is not a run folder: it has no config.json.\n"
+        assert (
+            ended.stderr.startswith("error: absent does not exist; name a run folder") and ended.stderr.count("\n") == 1
+        )
 
 
 def test_an_interrupt_outside_of_training_ends_with_a_word(run: Path) -> None:

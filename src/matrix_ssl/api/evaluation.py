@@ -13,7 +13,9 @@ from matrix_ssl.data import Source, has_test_split, open_source, split_source
 from matrix_ssl.data.objects import in_colour
 from matrix_ssl.data.sources import Data, Split, Splits
 from matrix_ssl.encoder import Weights
-from matrix_ssl.errors import ConfigError, DataError
+from matrix_ssl.encoder.opening import nothing_at
+from matrix_ssl.encoder.where import PATH, read_where
+from matrix_ssl.errors import ConfigError, DataError, MatrixSSLError
 from matrix_ssl.evaluate import features
 from matrix_ssl.evaluate import protocols as every
 from matrix_ssl.evaluate.baselines import Sizes, open_baselines
@@ -152,8 +154,11 @@ def embed(
         return features.embed(encoder, source, images, device=devices.choose_device(device), on_progress=show)
 
 
-def no_dataset(where: str | Path) -> DataError:
-    """The error where neither the caller nor the run names images."""
+def no_dataset(where: str | Path) -> MatrixSSLError:
+    """The error where neither the caller nor the run names images, or there is no run."""
+    place = read_where(where)
+    if place.kind == PATH and not place.path.exists():
+        return nothing_at(where)
     return DataError(f"{where} does not name a dataset: give --data FOLDER.")
 
 

@@ -28,7 +28,7 @@ from matrix_ssl.runs.checkpoint import read_safetensors
 from matrix_ssl.runs.folder import ENCODER, EVALUATION, SUMMARY
 from matrix_ssl.runs.metrics import check_tensorboard
 from matrix_ssl.runs.session import session
-from matrix_ssl.training import setup
+from matrix_ssl.training import fitting, setup
 from matrix_ssl.training.configure import DEFAULT_RECIPE, configure, run_folder
 from matrix_ssl.training.start import Start, start_from
 from matrix_ssl.training.task import Line
@@ -37,7 +37,7 @@ from matrix_ssl.training.task import Line
 def pretrain(
     data: Any = None,
     *,
-    recipe: str = DEFAULT_RECIPE,
+    recipe: str | None = None,
     start: str | Path | None = None,
     encoder: str | nn.Module | None = None,
     method: str | type[Method] | None = None,
@@ -63,7 +63,8 @@ def pretrain(
         data: a folder, a packed file or the name of a dataset, or a list of them; an array of images (n, h, w),
             (n, h, w, 3) or (n, 3, h, w), uint8 or floating point in [0, 1], or a pair (images, labels); a map-style
             ``torch.utils.data.Dataset``; or a dataset of Hugging Face. None: that of the recipe.
-        recipe: a name that ``matrix-ssl recipes`` lists.
+        recipe: a name that ``matrix-ssl recipes`` lists; None: start, network, image size, batch and epochs are chosen
+            for the images and the machine.
         start: weights to train further, as ``open`` takes them: ``"torchvision/resnet18"``, a run folder, a checkpoint
             file. Architecture, image size and normalisation follow from them.
         encoder: an architecture such as ``"resnet50"``, initialised; or a module from images (n, c, s, s) to features
@@ -89,17 +90,17 @@ def pretrain(
     data = None if data is None else as_data(data)
     location = describe(data) if isinstance(data, Splits) else data
     name = method if isinstance(method, str) or method is None else register_method(method)
-    assignments = assign(keywords, settings, _known(recipe, name))
+    assignments = assign(keywords, settings, _known(recipe or DEFAULT_RECIPE, name))
     start, architecture = _choose_encoder(start, encoder)
     assignments += [("network.encoder", architecture)] if architecture else []
     assignments += [("start.reference", start)] if start else []
-    config = configure(recipe, location, assignments, method=name)
-    chosen = [split_assignment(one)[0] if isinstance(one, str) else one[0] for one in assignments]
     label = method.__name__ if isinstance(method, type) else method
-    run = run_folder(recipe, location, label, start) if out is None else Path(out).expanduser()
+    run = run_folder(recipe or DEFAULT_RECIPE, location, label, start) if out is None else Path(out).expanduser()
+    config = configure(recipe, location, assignments, method=name, device=device, run=None if fresh else run)
+    chosen = [split_assignment(one)[0] if isinstance(one, str) else one[0] for one in assignments]
     with undisturbed():
         train(
-            config, run, data=data, chosen=chosen, callback=callback, fresh=fresh, online=online,
+            config, run, data=data, chosen=chosen, fit=recipe is None, callback=callback, fresh=fresh, online=online,
             tensorboard=tensorboard, report=report, quiet=quiet, device=device,
             data_root=None if data_root is None else Path(data_root), download=download,
         )  # fmt: skip
@@ -122,6 +123,7 @@ def train(
     *,
     data: Data | None = None,
     chosen: Collection[str] = (),
+    fit: bool = False,
     callback: Callable[[Line], object] | None = None,
     fresh: bool = False,
     online: bool = False,
@@ -140,6 +142,7 @@ def train(
         data: the images, where they are an object of this program.
         chosen: dotted keys of settings that stay as they are where ``start.reference`` names weights; network, images
             and defaults of the optimizer follow from those otherwise.
+        fit: choose start, network, image size, batch and epochs for images and machine, but for ``chosen``.
         callback, fresh, online, tensorboard, report, quiet, device, data_root, download: as for ``pretrain``; for
             images without labels the page includes a map and a gallery.
 
@@ -154,6 +157,13 @@ def train(
             with distributed.together():
                 if s.main == turn:
                     source = _open(config, data, data_root, download)
+        fitted: list[str] = []
+        if fit:
+            earlier = None if fresh else run
+            config, fitted, remark = fitting.fitted(
+                config, source, s.device, chosen=chosen, run=earlier, download=download
+            )
+            chosen = [*chosen, *fitted]
         config = setup.identify_data(config, source)
         start: Start | None = None
         if config.start.reference:
@@ -175,6 +185,10 @@ def train(
         if not is_done:
             if start:
                 s.display.say(start.text)
+            if fit:
+                s.display.say(fitting.describe(config, fitted, fitting.expected_seconds(config, s.device)))
+                if remark:
+                    s.display.say(remark)
             s.display.say(setup.headline(config, training.source, s.device))
             training.train(run, run / "tensorboard" if tensorboard else None)
         page = None

@@ -20,6 +20,7 @@ stdout = Console(highlight=False, soft_wrap=True)
 stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 
 recipe = click.argument("recipe", default=DEFAULT_RECIPE, shell_complete=completion.recipes)
+fitted_recipe = click.argument("recipe", required=False, shell_complete=completion.recipes)
 run = click.argument("run", type=PATH)
 where = click.argument("where", metavar="WHERE")
 

@@ -7,11 +7,11 @@ from typing import Any
 import click
 
 from matrix_ssl.cli import options
-from matrix_ssl.training.configure import configure, run_folder
+from matrix_ssl.training.configure import DEFAULT_RECIPE, check_recipe, configure, run_folder
 
 
 @click.command()
-@options.recipe
+@options.fitted_recipe
 @options.data
 @options.method
 @options.assignments()
@@ -28,27 +28,30 @@ from matrix_ssl.training.configure import configure, run_folder
 @options.data_root
 @options.download
 def pretrain(
-    recipe: str, data: Any, method: str | None, assignments: tuple[str, ...], out: Path | None,
+    recipe: str | None, data: Any, method: str | None, assignments: tuple[str, ...], out: Path | None,
     where: str | None, fresh: bool, online: bool, tensorboard: bool, deterministic: bool, no_report: bool, device: str,
     data_root: Path | None, download: bool,
 ) -> None:  # fmt: skip
     """Pre-train an encoder. Run the same command to resume.
 
-    RECIPE is a name that `matrix-ssl recipes` lists; the default, `images`, is for any folder of images.
+    RECIPE is a name that `matrix-ssl recipes` lists. Without one, start, network, image size, batch and epochs are
+    chosen for the images and the machine.
     """
     from matrix_ssl.config import split_assignment
     from matrix_ssl.runs.folder import ENCODER
 
     assignments += ("deterministic=true",) if deterministic else ()
     assignments += (f"start.reference={where}",) if where else ()
-    config = configure(recipe, data, assignments, method=method)
-    from matrix_ssl.api.pretraining import train  # after what needs no PyTorch, which takes seconds to import
+    if recipe is not None:
+        check_recipe(recipe)  # before PyTorch is imported, which takes seconds
+    run = out or run_folder(recipe or DEFAULT_RECIPE, data, method, where)
+    config = configure(recipe, data, assignments, method=method, device=device, run=None if fresh else run)
+    from matrix_ssl.api.pretraining import train
 
-    run = out or run_folder(recipe, data, method, where)
     chosen = [split_assignment(setting)[0] for setting in assignments]
     trained = train(
-        config, run, chosen=chosen, fresh=fresh, online=online, tensorboard=tensorboard, report=not no_report,
-        device=device, data_root=data_root, download=download,
+        config, run, chosen=chosen, fit=recipe is None, fresh=fresh, online=online, tensorboard=tensorboard,
+        report=not no_report, device=device, data_root=data_root, download=download,
     )  # fmt: skip
     if trained.is_main:
         if trained.source.labels is not None:

@@ -68,7 +68,7 @@ def open_encoder(
         if place.path.is_dir():
             return _open_run(place, architecture, image_size, weights)
         if not place.path.exists():
-            raise CheckpointError(f"{where} does not exist; name {FORMS}.")
+            raise nothing_at(where)
         return open_checkpoint(place.path, architecture=architecture, branch=weights, image_size=image_size)
     if place.kind == RANDOM:
         opened = _open_random(place, image_size, seed)
@@ -81,6 +81,11 @@ def open_encoder(
     if architecture not in (None, own):
         raise ConfigError(f"{where} is {own!r}, not {architecture!r}; remove --architecture.")
     return opened
+
+
+def nothing_at(where: str | Path) -> CheckpointError:
+    """The error where WHERE is a path at which there is nothing."""
+    return CheckpointError(f"{where} does not exist; name {FORMS}.")
 
 
 def open_checkpoint(

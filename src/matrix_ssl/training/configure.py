@@ -16,9 +16,17 @@ DEFAULT_RECIPE = "images"
 
 
 def configure(
-    recipe: str, data: "Locations | None", assignments: "Sequence[Assignment]", *, method: str | None = None
-) -> "RunConfig":
-    """The run of a recipe with data, method and settings replaced and every option filled in; checked."""
+    recipe: str | None, data: "Locations | None", assignments: "Sequence[Assignment]", *, method: str | None = None,
+    device: str = "auto", run: Path | None = None,
+) -> "RunConfig":  # fmt: skip
+    """The run of a recipe with data, method and settings replaced and every option filled in; checked.
+
+    Without a recipe it is that of the run, if the folder holds one, else the one for own images on the device.
+    """
+    if recipe is None:
+        from matrix_ssl.training.fitting import base_recipe
+
+        recipe = base_recipe(device, run)
     return _configure(recipe, data, assignments, method)[1]
 
 
@@ -34,17 +42,23 @@ def outline(
     return dataclasses.replace(config, method=dataclasses.replace(config.method, options=options))
 
 
+def check_recipe(name: str) -> "RunConfig":
+    """The recipe of that name; ConfigError where there is none, with the remedy where it is a path."""
+    from matrix_ssl.config.recipes import find_recipe, list_recipes
+
+    if name not in list_recipes() and (os.sep in name or Path(name).exists()):
+        raise ConfigError(f"{name!r} is a path, not a recipe: write --data {shlex.quote(name)}.")
+    return find_recipe(name)
+
+
 def _configure(
     recipe: str, data: "Locations | None", assignments: "Sequence[Assignment]", method: str | None
 ) -> tuple["RunConfig", "RunConfig"]:
     """The run as it is set, and the same one with every option filled in and checked."""
     from matrix_ssl import config
-    from matrix_ssl.config.recipes import find_recipe, list_recipes
 
-    if recipe not in list_recipes() and (os.sep in recipe or Path(recipe).exists()):
-        raise ConfigError(f"{recipe!r} is a path, not a recipe: write --data {shlex.quote(recipe)}.")
+    base = check_recipe(recipe)
     settings = [*assignments, *([("data.source", data)] if data else [])]
-    base = find_recipe(recipe)
     name = config.override(base, [*settings, *([("method.name", method)] if method else [])]).method.name
     from matrix_ssl.training import setup  # takes seconds to import: the mistakes above are reported without it
 
