@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from matrix_ssl.cli import options
-from matrix_ssl.training.configure import DEFAULT_RECIPE, check_recipe, configure, run_folder
+from matrix_ssl.training.configure import DEFAULT_RECIPE, configure, run_folder
 
 
 @click.command()
@@ -42,12 +42,11 @@ def pretrain(
 
     assignments += ("deterministic=true",) if deterministic else ()
     assignments += (f"start.reference={where}",) if where else ()
-    if recipe is not None:
-        check_recipe(recipe)  # before PyTorch is imported, which takes seconds
-    run = out or run_folder(recipe or DEFAULT_RECIPE, data, method, where)
+    run = out or (None if recipe else run_folder(DEFAULT_RECIPE, data, method, where))
     config = configure(recipe, data, assignments, method=method, device=device, run=None if fresh else run)
-    from matrix_ssl.api.pretraining import train
+    from matrix_ssl.api.pretraining import train  # after what needs no PyTorch, which takes seconds to import
 
+    run = run or run_folder(recipe or DEFAULT_RECIPE, data, method, where)
     chosen = [split_assignment(setting)[0] for setting in assignments]
     trained = train(
         config, run, chosen=chosen, fit=recipe is None, fresh=fresh, online=online, tensorboard=tensorboard,

@@ -42,22 +42,16 @@ def outline(
     return dataclasses.replace(config, method=dataclasses.replace(config.method, options=options))
 
 
-def check_recipe(name: str) -> "RunConfig":
-    """The recipe of that name; ConfigError where there is none, with the remedy where it is a path."""
-    from matrix_ssl.config.recipes import find_recipe, list_recipes
-
-    if name not in list_recipes() and (os.sep in name or Path(name).exists()):
-        raise ConfigError(f"{name!r} is a path, not a recipe: write --data {shlex.quote(name)}.")
-    return find_recipe(name)
-
-
 def _configure(
     recipe: str, data: "Locations | None", assignments: "Sequence[Assignment]", method: str | None
 ) -> tuple["RunConfig", "RunConfig"]:
     """The run as it is set, and the same one with every option filled in and checked."""
     from matrix_ssl import config
+    from matrix_ssl.config.recipes import find_recipe, list_recipes
 
-    base = check_recipe(recipe)
+    if recipe not in list_recipes() and (os.sep in recipe or Path(recipe).exists()):
+        raise ConfigError(f"{recipe!r} is a path, not a recipe: write --data {shlex.quote(recipe)}.")
+    base = find_recipe(recipe)
     settings = [*assignments, *([("data.source", data)] if data else [])]
     name = config.override(base, [*settings, *([("method.name", method)] if method else [])]).method.name
     from matrix_ssl.training import setup  # takes seconds to import: the mistakes above are reported without it
