@@ -1,13 +1,15 @@
-"""The examples run as their docstrings say, with few steps, and their loss falls.
+"""The examples run as their docstrings say, with few steps, and the notebooks as they are; their loss falls.
 
-Each runs in a process of its own: what Lightning, Accelerate and transformers keep for the process stays out of others.
+Each example runs in a process of its own, since Lightning, Accelerate and transformers keep state in theirs.
 """
 
 import ast
 import importlib.util
+import json
 import re
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pytest
 
 from tests.support.runs import run
@@ -26,6 +28,7 @@ LIBRARIES = {
     "lightning_module": "pytorch_lightning",
     "transformers_trainer": "transformers",
 }  # what an example needs besides this package and its dependencies
+NOTEBOOKS = ["information_in_images", "loss_in_your_loop", "pretrain_and_explore"]
 
 SCRIPT = """
 import runpy, sys, warnings
@@ -56,3 +59,30 @@ def test_an_example_runs_and_its_loss_falls(name, tmp_path):
     assert ended.code == 0, ended.err
     losses = [float(loss) for loss in re.findall(r"^step \d+: loss (-?[\d.]+)$", ended.out, re.MULTILINE)]
     assert len(losses) >= 2 and losses[-1] < losses[0], ended.out
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_a_notebook_runs_and_its_loss_falls(name, tmp_path, monkeypatch):
+    """All code cells in order, in one namespace; every figure is drawn."""
+    notebook = json.loads((FOLDER / f"{name}.ipynb").read_text("utf-8"))
+    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert not any(cell.get("outputs") for cell in notebook["cells"])
+    figures = []
+
+    def draw():
+        plt.gcf().canvas.draw()
+        figures.append(len(plt.gcf().axes))
+        plt.close("all")
+
+    plt.switch_backend("Agg")
+    monkeypatch.setattr(plt, "show", draw)
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": "__main__"}
+    for number, cell in enumerate(cells):
+        exec(compile(cell, f"{name}, cell {number}", "exec"), names)
+    assert names["losses"][-1] < names["losses"][0]
+    assert len(figures) == sum(cell.count("plt.show()") for cell in cells) >= 2
+
+
+def test_every_notebook_is_tested():
+    assert sorted(path.stem for path in FOLDER.glob("*.ipynb")) == sorted(NOTEBOOKS)
