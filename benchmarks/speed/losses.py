@@ -77,7 +77,7 @@ def quick_plan() -> Plan:
     """Every path once, at tiny sizes."""
     return Plan(
         cases=[Case(40, 24, 3), Case(24, 40, 3, "flat", 0.5), Case(16, 48, 3, extrapolate=True)],
-        memory=[(64, 1024, ("published", "exact, auto"))],
+        memory=[(64, 1024, ("exact, auto",))],
         profile=[(24, 40)],
         curves={"n": [(16, 24), (32, 24)], "d": [(32, 12), (32, 24)]},
         published_up_to=12,

@@ -17,12 +17,13 @@ from benchmarks import harness
 from benchmarks.experiments import splits
 from benchmarks.pages import plots
 from benchmarks.pages import tables as pages
-from benchmarks.speed import loss_variants, losses, published, spectra
+from benchmarks.speed import loss_variants, losses, processes, published, spectra
 from benchmarks.speed import views as speed
 from matrix_ssl.data.packed import read_shard
 from matrix_ssl.data.randomness import permutation
 from matrix_ssl.errors import DataError
 from matrix_ssl.losses import matrix_ssl_loss
+from tests.support.runs import start_processes
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -99,6 +100,16 @@ class TestPublishedForm:
         assert {name: storages.count(size) for name, size in sizes.items()} == kept
 
 
+def forked_group(out, count):
+    """What ``processes.group`` measures in small, by forked processes."""
+    code = f"from pathlib import Path; from benchmarks.speed import processes; processes.member(Path({str(out)!r}), "
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); {code}((16, 4), (8, 12)), 2); raise SystemExit(0)"
+    for command in start_processes(out.parent, [], count=count, before=code):
+        ended = command.wait()
+        assert ended.code == 0, ended.err
+    return json.loads(out.read_text())
+
+
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """Results of the quick runs, beside those of the views and of trained networks of the last full run."""
@@ -107,7 +118,9 @@ def results(tmp_path_factory):
     run("experiments.taylor_gradients", "--quick", "--out", folder / "taylor_gradients.json")
     run("speed.entropies", "--quick", "--out", folder / "entropies.json")
     run("speed.matrix_entropy", "--quick", "--out", folder / "matrix_entropy.json")
-    run("speed.processes", "--quick", "--out", folder / "processes.json")
+    with pytest.MonkeyPatch.context() as patch:  # forked, where the script starts programs with torchrun
+        patch.setattr(processes, "group", lambda count, quick: forked_group(folder / "rows.json", count))
+        run("speed.processes", "--quick", "--out", folder / "processes.json")
     shutil.copy(RESULTS / "method_losses.json", folder)  # the script needs lightly: see its own test
     for name in ("views", *pages.TRAINED):
         shutil.copy(RESULTS / f"{name}.json", folder)
@@ -122,6 +135,15 @@ class TestScripts:
         assert [row["method"] for row in rows] == ["sigreg"]
         assert all(set(row["seconds"]) == set(row["mib"]) == {"ours", "lightly"} for row in rows)
         assert "| sigreg | 8, 16 |" in pages.method_section(json.loads((tmp_path / "found.json").read_text()))
+
+    @pytest.mark.slow
+    def test_processes(self, tmp_path):
+        """The other tests fork them."""
+        run("speed.processes", "--quick", "--out", tmp_path / "found.json")
+        rows = json.loads((tmp_path / "found.json").read_text())["rows"]
+        assert {(row["processes"], row["n"], row["d"]) for row in rows} == {
+            (count, n, d) for count in (1, 2) for n, d in ((16, 4), (8, 12))
+        }
 
     def test_publish(self, tmp_path):
         out = tmp_path / "comparison"
@@ -170,7 +192,7 @@ class TestScripts:
         assert "error" not in row
         assert [sum(row["shares"].values()) for row in found["profile"]] == [pytest.approx(1)]
         assert [(row["n"], "published" in row["seconds"]) for row in found["curves"]["d"]] == [(32, True), (32, False)]
-        assert [row["variant"] for row in found["memory"]] == ["published", "exact, auto"]
+        assert [row["variant"] for row in found["memory"]] == ["exact, auto"]
 
     def test_pages(self, results, tmp_path, monkeypatch):
         docs = tmp_path / "docs"

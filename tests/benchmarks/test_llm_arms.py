@@ -1,5 +1,6 @@
 """Benchmarks of language models: problems solved apart, losses and statistics of other libraries, runs that go on."""
 
+import importlib
 import json
 import os
 import re
@@ -25,9 +26,11 @@ PAGE = ROOT / "docs" / "results" / "llm-arms.md"
 GAIN, LOSS = r"{} (?:buys|finds) (\d+)|\w+ gives {} (\d+)", r"{} (?:sells|loses) (\d+)|{} gives \w+ (\d+)"
 
 
-def run(script, *arguments, **environment):
-    command = [sys.executable, "-m", f"benchmarks.{script}", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment, cwd=ROOT)
+def run(script, *arguments):
+    """Runs a script in this process, which has imported transformers already."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [script, *map(str, arguments)])
+        importlib.import_module(f"benchmarks.{script}").main()
 
 
 def solve(question):
@@ -247,8 +250,7 @@ class TestStatistics:
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory):
     work = tmp_path_factory.mktemp("arms")
-    result = run("experiments.llm_arms", "--quick", "--work", work)
-    assert result.returncode == 0, result.stderr
+    run("experiments.llm_arms", "--quick", "--work", work)
     return work
 
 
@@ -282,15 +284,14 @@ class TestRun:
         lost = lost if lost.exists() else quick / "seed-0" / "closed-0.002.json"
         before = json.loads(lost.read_text())
         lost.unlink()
-        assert run("experiments.llm_arms", "--quick", "--work", quick).returncode == 0
+        run("experiments.llm_arms", "--quick", "--work", quick)
         after = {path: path.stat().st_mtime_ns for path in quick.glob("seed-*/*") if path.name != ".lock"}
         assert {path for path in made if made[path] != after[path]} == {lost}
         assert {**before, "seconds": 0} == {**json.loads(lost.read_text()), "seconds": 0}
 
     def test_other_constants_are_tried_on_held_out_problems_of_tuning_seeds(self, quick):
         made = {path.name for path in (quick / "seed-0").iterdir()}
-        result = run("experiments.llm_constants", "--quick", "--work", quick)
-        assert result.returncode == 0, result.stderr
+        run("experiments.llm_constants", "--quick", "--work", quick)
         assert {path.name for path in (quick / "seed-0").iterdir()} == made
         found = json.loads((quick / "llm_constants.json").read_text())
         assert {row["seed"] for row in found["rows"]} == {100} and len(found["rows"]) == (3 + 5) * 2
@@ -346,8 +347,7 @@ class TestGsm8k:
             pytest.skip("MATRIX_SSL_DATA has no gsm8k")
         pytest.importorskip("lm_eval")
         for _ in range(2):  # what was trained is not trained again
-            result = run("experiments.llm_gsm8k", "--quick", "--work", tmp_path)
-            assert result.returncode == 0, result.stderr
+            run("experiments.llm_gsm8k", "--quick", "--work", tmp_path)
         found = json.loads((tmp_path / "llm_gsm8k.json").read_text())
         assert found["training"]["steps"] == 2 and found["training"]["counts"]["rows"] == 16
         assert [row["questions"] for row in found["scores"].values()] == [2, 2]

@@ -3,7 +3,6 @@
 import itertools
 import json
 import math
-import subprocess
 import sys
 from pathlib import Path
 
@@ -574,14 +573,13 @@ class TestErrors:
 
 
 class TestPage:
-    def test_benchmark_and_its_tables(self, tmp_path):
+    def test_benchmark_and_its_tables(self, tmp_path, monkeypatch):
         """The script runs, and the page holds the tables of the last full run."""
         pytest.importorskip("rich", reason="benchmarks print with rich")
         from benchmarks.speed import llm_loss
 
-        command = [sys.executable, "-m", "benchmarks.speed.llm_loss", "--quick", "--out", str(tmp_path / "found.json")]
-        ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-        assert ended.returncode == 0, ended.stderr
+        monkeypatch.setattr(sys, "argv", ["llm_loss", "--quick", "--out", str(tmp_path / "found.json")])
+        llm_loss.main()
         quick = json.loads((tmp_path / "found.json").read_text())
         assert all(row["ratio"]["cross-entropy"]["median"] == 1 for row in quick["rows"])
         assert all(row["mib"]["closed"] >= 0 for row in quick["memory"])
