@@ -123,13 +123,12 @@ def evaluate(
                 subject, protocols=protocols, settings=settings, baselines=public, label_list=label_list,
                 fresh=fresh, say=s.display.say, display=s.display, bar=s.display.bar,
             )  # fmt: skip
-        if not s.main:
-            return Evaluated(None, False, None)
+        distributed.barrier()  # all files are written
         from matrix_ssl.report import write_report  # takes a second to import
         from matrix_ssl.report.tables import read_evaluation
 
         results = None if train.labels is None else read_evaluation(subject.folder)
-        return Evaluated(results, True, write_report(run) if report else None)
+        return Evaluated(results, s.main, write_report(run) if s.main and report else None)
 
 
 def embed(

@@ -53,7 +53,7 @@ def evaluate(
         label_list=label_list, weights=weights, fresh=fresh, report=not no_report, device=device,
         data_root=data_root, download=download,
     )  # fmt: skip
-    if results := evaluated.results:
+    if evaluated.is_main and (results := evaluated.results):
         options.stdout.print(*map(_terminal, results.tables()), *results.remarks, sep="\n", markup=False)
     options.show(report=evaluated.report)
 
