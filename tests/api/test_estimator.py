@@ -87,7 +87,7 @@ class OnRows(EncoderTransformer):
     """The transformer on images that are made of rows of numbers, for checks with two-dimensional data."""
 
     def __init__(self, *, epochs: int = 1, batch_size: int = 2, device: str = "cpu", random_state: Any = None,
-                 settings: Any = SETTINGS):  # fmt: skip
+                 settings: Any = None):  # fmt: skip
         super().__init__(
             epochs=epochs, batch_size=batch_size, device=device, random_state=random_state, settings=settings
         )
@@ -120,13 +120,13 @@ class OnRows(EncoderTransformer):
 def test_some_checks_of_scikit_learn_on_rows(name: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a check may warn of what it tries
-        getattr(estimator_checks, name)("OnRows", OnRows(random_state=0))
+        getattr(estimator_checks, name)("OnRows", OnRows(random_state=0, settings=SETTINGS))
 
 
 @pytest.mark.slow
 def test_all_checks_of_scikit_learn_on_rows() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        results = estimator_checks.check_estimator(OnRows(random_state=0), on_fail=None)
+        results = estimator_checks.check_estimator(OnRows(random_state=0, settings=SETTINGS), on_fail=None)
     failed = {result["check_name"]: str(result["exception"]) for result in results if result["status"] == "failed"}
     assert failed == {} and len(results) > 40

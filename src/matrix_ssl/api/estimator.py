@@ -78,7 +78,11 @@ class EncoderTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
         """Pre-trains on the images; ``y`` is ignored."""
         data = as_data(X)
         source = open_source(data, split="train", data_root=None)
-        keywords: dict[str, Any] = {"epochs": self.epochs, "batch_size": self._batch_size(len(source)), "seed": self._seed()}
+        keywords: dict[str, Any] = {
+            "epochs": self.epochs,
+            "batch_size": self._batch_size(len(source)),
+            "seed": self._seed(),
+        }
         with tempfile.TemporaryDirectory() as temporary:
             run = pretrain(
                 data, recipe=self.recipe, encoder=self.encoder, method=self.method,

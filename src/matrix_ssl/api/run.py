@@ -185,7 +185,11 @@ class Run:
         facts += [("Method", config.method.name), ("Images", f"{data.images:,}")]
         lines, summary = self.metrics, self.summary
         if lines and "loss" in lines[-1]:  # not step 0 of a run that starts from weights
-            done = f"{config.epochs} epoch{'s' * (config.epochs > 1)}" if summary else f"step {lines[-1]['step']}, not finished"
+            done = (
+                f"{config.epochs} epoch{'s' * (config.epochs > 1)}"
+                if summary
+                else f"step {lines[-1]['step']}, not finished"
+            )
             facts += [("Training", done), ("Loss", f"{lines[-1]['loss']:.4g}")]
             facts += [("Effective rank", f"{lines[-1]['effective_rank']:.4g}")]
         return facts
