@@ -22,6 +22,7 @@ from matrix_ssl.errors import ConfigError
 from matrix_ssl.llm.finetune.settings import FineTuneSettings, training_arguments
 from matrix_ssl.runs.files import read_json, read_lines
 from tests.support import llm_toys
+from tests.support.runs import Server, start_processes
 
 SPREAD = """
 from accelerate.state import AcceleratorState, PartialState
@@ -111,7 +112,11 @@ def lines(run: Path) -> list[dict[str, Any]]:
 
 
 def test_fsdp_gives_the_run_of_one_process(base):
-    start(base, "fsdp", "fsdp=true", before=SPREAD + HALVES)
+    """Forked processes; those of the slow tests are programs that torchrun starts."""
+    arguments, server = words(base, "fsdp", "fsdp=true"), Server.of_language_models()
+    for command in start_processes(base, arguments, count=2, before=SPREAD + HALVES, server=server):
+        ended = command.wait()
+        assert ended.code == 0, ended.err[-4000:]
     check(base / "fsdp", base / "one")
 
 

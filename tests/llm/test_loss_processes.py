@@ -1,9 +1,5 @@
 """The language-model loss of two real processes over gloo, under DistributedDataParallel, is that of one."""
 
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +8,9 @@ from torch import Tensor, nn
 
 from matrix_ssl import distributed
 from tests.support import llm_samples
+from tests.support.runs import start_processes
 
+ROOT = str(Path(__file__).parents[2])
 FORMS = ({"form": "closed"}, {"form": "lanczos", "steps": 2}, {"form": "top", "top": 3}, {"form": "dense"})
 LENGTH = 7
 
@@ -61,29 +59,8 @@ def check() -> None:
 
 
 @pytest.mark.parametrize("count", [2])
-def test_together_they_compute_what_one_process_computes(count: int) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", "import tests.llm.test_loss_processes as t; t.check()"],
-            cwd=Path(__file__).parents[2],
-            env=os.environ
-            | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-            | {key: str(value) for key, value in (common | {"RANK": rank, "LOCAL_RANK": rank}).items()},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(count)
-    ]
-    try:
-        for process in processes:
-            _, errors = process.communicate(timeout=120)
-            assert process.returncode == 0, errors
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
+def test_together_they_compute_what_one_process_computes(tmp_path: Path, count: int) -> None:
+    code = f"import sys; sys.path.insert(0, {ROOT!r}); import tests.llm.test_loss_processes as t; t.check()"
+    for command in start_processes(tmp_path, [], count=count, before=f"{code}; raise SystemExit(0)"):
+        ended = command.wait()
+        assert ended.code == 0, ended.err

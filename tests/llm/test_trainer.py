@@ -1,10 +1,6 @@
 """The trainers against transformers' own, textbook losses, finite differences of processes and resumed runs."""
 
 import copy
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +19,7 @@ from matrix_ssl.llm import MatrixSFTTrainer, MatrixTrainer, Objective
 from matrix_ssl.llm import matrix_cross_entropy_terms_from_logits as terms
 from matrix_ssl.llm.head import head_rows
 from tests.support import llm_toys
+from tests.support.runs import Server, start_processes
 
 # peft 0.21 and trl 1.16 use names that transformers 5.23 calls old
 pytestmark = pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing` is deprecated:FutureWarning")
@@ -325,31 +322,7 @@ def test_two_processes_train_as_one(tmp_path):
     model = llm_toys.llama().double()
     one = train(model, tmp_path)
     torch.save({"weights": llm_toys.weights(model), "lines": lines(one)}, tmp_path / "expected.pt")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {
-        "WORLD_SIZE": 2,
-        "LOCAL_WORLD_SIZE": 2,
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
-        "OMP_NUM_THREADS": 1,
-    }
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", "import sys, tests.llm.test_trainer as t; t.check(sys.argv[1])", str(tmp_path)],
-            cwd=Path(__file__).parents[2],
-            env=os.environ
-            | {key: str(value) for key, value in (common | {"RANK": rank, "LOCAL_RANK": rank}).items()},
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    try:
-        for process in processes:
-            output, _ = process.communicate(timeout=240)
-            assert process.returncode == 0, output[-3000:]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
+    code = f"import tests.llm.test_trainer as t; t.check({str(tmp_path)!r}); raise SystemExit(0)"
+    for command in start_processes(tmp_path, [], count=2, before=code, server=Server.of_language_models()):
+        ended = command.wait()
+        assert ended.code == 0, ended.err[-3000:]

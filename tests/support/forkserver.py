@@ -6,6 +6,7 @@ request, for example to give up a permission or to die inside a system call.
 
 import codecs
 import gc
+import importlib
 import json
 import os
 import sys
@@ -91,6 +92,8 @@ def main() -> None:
     sklearn.datasets.load_digits()  # this and the next import what children without permissions could not
     codecs.lookup("unicode-escape")
     draw()
+    for name in os.environ.get("PRELOAD", "").split():
+        importlib.import_module(name)
     gc.freeze()  # a collection in a child would write to, and so copy, all that it shares
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)

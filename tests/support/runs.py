@@ -120,17 +120,17 @@ def check_failure(ended: Ended, *, code: int | None = None) -> str:
     return last.removeprefix("error: ")
 
 
-def start_processes(folder: Path, arguments: list[str], *, count: int, before: str = BARE) -> list[Command]:
+def start_processes(
+    folder: Path, arguments: list[str], *, count: int, before: str = BARE, server: "Server | None" = None
+) -> list[Command]:
     """Starts ``matrix-ssl`` as ``torchrun`` does: processes that find each other by the environment."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     common = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     environments = [{**common, "RANK": rank, "LOCAL_RANK": rank} for rank in range(count)]
-    return [
-        start(folder, arguments, before=before, environment={k: str(v) for k, v in environment.items()})
-        for environment in environments
-    ]
+    server = server or Server.get()
+    return [server.start(folder, arguments, before, {k: str(v) for k, v in each.items()}) for each in environments]
 
 
 def lines(run_folder: Path) -> list[dict]:
@@ -182,6 +182,14 @@ class Server:
     def get() -> "Server":
         """The one that all tests share."""
         return Server()
+
+    @staticmethod
+    @functools.cache
+    def of_language_models() -> "Server":
+        """One that has also imported transformers and the modules of tests that need it."""
+        root = str(Path(__file__).parents[2])
+        path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+        return Server(PYTHONPATH=path, PRELOAD="tests.support.llm_toys matrix_ssl.llm.finetune.run")
 
     def stop(self) -> None:
         """Ends the process."""
