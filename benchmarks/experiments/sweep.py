@@ -125,7 +125,7 @@ def run_once(
         write_json(run / CONFIG, config.to_dict(run_config))
         try:
             training = setup.prepare(run_config, source=learn, device=device, display=Display(quiet=True), start=start)
-            summary = training.train(run, None)
+            summary = training.train(run)
         except TrainingError as error:
             return {"error": str(error)}
         encoder = load_encoder(run)

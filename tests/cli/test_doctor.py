@@ -20,6 +20,7 @@ from matrix_ssl.cli.doctor import EVERY, NEEDS
 from matrix_ssl.cli.main import commands
 from matrix_ssl.config import system
 from matrix_ssl.runs import caches
+from matrix_ssl.runs.loggers import LOGGERS
 from matrix_ssl.runs.packages import DEVELOPMENT
 
 ROOT = Path(matrix_ssl.__file__).parent
@@ -164,8 +165,8 @@ def test_every_part_that_needs_an_extra_is_in_the_table() -> None:
     imported = set(re.findall(r'import_extra\("\w+", extra="(\w+)"\)', text)) | set(
         re.findall(r'MissingExtra\("\w+", "(\w+)"\)', text)
     )
-    assert {"timm", "llm", "tensorboard"} <= imported
-    assert imported <= EXTRAS
+    assert {"timm", "llm", "onnx"} <= imported
+    assert imported | {name for name, logger in LOGGERS.items() if logger.packages} <= EXTRAS
 
 
 def test_commands_and_options_of_the_table_exist() -> None:

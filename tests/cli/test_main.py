@@ -270,7 +270,7 @@ def test_of_labelled_folders_a_fifth_is_held_out(tmp_path: Path) -> None:
 
 
 def test_tensorboard_events_hold_the_metrics(tmp_path: Path) -> None:
-    succeed(tmp_path, [*tiny("log_every=2"), "--tensorboard"], before=BARE)
+    succeed(tmp_path, [*tiny("log_every=2"), "--logger", "tensorboard"], before=BARE)
     reader = (
         "import json, sys; from tensorboard.backend.event_processing.event_accumulator import EventAccumulator\n"
         "events = EventAccumulator('r/tensorboard'); events.Reload()\n"

@@ -242,7 +242,7 @@ def test_observation_costs_no_time_and_changes_no_weight(tmp_path: Path) -> None
         loop = setup.prepare(chosen, source=source, device=torch.device("cpu"), display=Display(quiet=True))
         loop.observer = Slow() if name == "observed" else Observer()
         before = time.monotonic()
-        summary = loop.train(tmp_path / name, None)
+        summary = loop.train(tmp_path / name)
         seconds.append((summary["seconds_training"], time.monotonic() - before))
         losses.append([line["loss"] for line in runs.lines(tmp_path / name)])
         assert loop.method.encoder.training

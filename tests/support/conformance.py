@@ -393,7 +393,7 @@ class MethodConformance:
         torch.manual_seed(0)
         method = kind(shallow_encoder(), 64, **settings.method.options)
         folder.mkdir()
-        self.training(method, **options).train(folder, None)
+        self.training(method, **options).train(folder)
         return Learned(read_lines(folder / "metrics.jsonl"))
 
 

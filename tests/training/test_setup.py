@@ -50,7 +50,7 @@ def pretrain(folder: Path, settings: RunConfig, source: Source, *, display: Disp
     """Trains into a folder that it makes if it is not there."""
     folder.mkdir(exist_ok=True)
     write_json(folder / "config.json", config.to_dict(settings))
-    return setup.prepare(settings, source=source, device=CPU, display=display).train(folder, None)
+    return setup.prepare(settings, source=source, device=CPU, display=display).train(folder)
 
 
 def method_file(folder: Path, forward: str) -> str:

@@ -26,7 +26,7 @@ from matrix_ssl.evaluate.protocols import describe_images
 from matrix_ssl.methods import Method, find_method, option_defaults, register_method
 from matrix_ssl.runs.checkpoint import read_safetensors
 from matrix_ssl.runs.folder import ENCODER, EVALUATION, SUMMARY
-from matrix_ssl.runs.metrics import check_tensorboard
+from matrix_ssl.runs.loggers import check_loggers
 from matrix_ssl.runs.session import session
 from matrix_ssl.training import fitting, setup
 from matrix_ssl.training.configure import DEFAULT_RECIPE, configure, run_folder
@@ -46,7 +46,7 @@ def pretrain(
     settings: Mapping[str, Any] | Iterable[str] = (),
     callback: Callable[[Line], object] | None = None,
     online: bool = False,
-    tensorboard: bool = False,
+    loggers: Collection[str] = (),
     report: bool = True,
     quiet: bool = False,
     device: str = "auto",
@@ -76,7 +76,7 @@ def pretrain(
         callback: called with every new line of metrics, a dictionary. What it raises ends the training after a
             checkpoint.
         online: also measure accuracy during training, on a held-out fifth of the labels.
-        tensorboard: also write TensorBoard events into the folder of the run.
+        loggers: what also gets the lines of metrics: ``"csv"``, ``"tensorboard"``, ``"wandb"``, ``"mlflow"``.
         report: write the page of the run.
         quiet: show no messages and no progress.
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"mps"``.
@@ -101,7 +101,7 @@ def pretrain(
     with undisturbed():
         train(
             config, run, data=data, chosen=chosen, fit=recipe is None, callback=callback, fresh=fresh, online=online,
-            tensorboard=tensorboard, report=report, quiet=quiet, device=device,
+            loggers=loggers, report=report, quiet=quiet, device=device,
             data_root=None if data_root is None else Path(data_root), download=download,
         )  # fmt: skip
     return Run(run, data=data)
@@ -127,7 +127,7 @@ def train(
     callback: Callable[[Line], object] | None = None,
     fresh: bool = False,
     online: bool = False,
-    tensorboard: bool = False,
+    loggers: Collection[str] = (),
     report: bool = True,
     quiet: bool = False,
     device: str = "auto",
@@ -143,15 +143,14 @@ def train(
         chosen: dotted keys of settings that stay as they are where ``start.reference`` names weights; network, images
             and defaults of the optimizer follow from those otherwise.
         fit: choose start, network, image size, batch and epochs for images and machine, but for ``chosen``.
-        callback, fresh, online, tensorboard, report, quiet, device, data_root, download: as for ``pretrain``; for
+        callback, fresh, online, loggers, report, quiet, device, data_root, download: as for ``pretrain``; for
             images without labels the page includes a map and a gallery.
 
     Raises:
         Interrupted: a signal came; a checkpoint has been written.
         MatrixSSLError: the data, the folder or the training is at fault.
     """
-    if tensorboard:
-        check_tensorboard()
+    check_loggers(loggers)
     with session(device, quiet=quiet) as s:
         for turn in (True, False):  # the main process first: it may download
             with distributed.together():
@@ -190,7 +189,7 @@ def train(
                 if remark:
                     s.display.say(remark)
             s.display.say(setup.headline(config, training.source, s.device))
-            training.train(run, run / "tensorboard" if tensorboard else None)
+            training.train(run, loggers=loggers)
         page = None
         if s.main and report:
             from matrix_ssl.report import write_report  # takes a second to import

@@ -19,7 +19,7 @@ NEEDS = {
     "detect": {"": "detection"},
     "export": {"--format timm": "timm", "--format huggingface": "huggingface", "--format onnx": "onnx"},
     "llm": {"": "llm", "finetune --load-in-4bit": "qlora"},
-    "pretrain": {"--tensorboard": "tensorboard"},
+    "pretrain": {f"--logger {name}": name for name in ("tensorboard", "wandb", "mlflow")},
 }
 _FEW_FILES = 1024  # a usual limit; every worker process needs some dozens
 _LITTLE_SHARED_MEMORY = 2**30  # bytes; the batches that eight workers hold ready may take as much

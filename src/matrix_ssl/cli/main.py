@@ -23,6 +23,11 @@ from matrix_ssl.cli.worth import worth
 from matrix_ssl.errors import ConfigError, MatrixSSLError, ProcessError, did_you_mean
 
 _SECONDS_FOR_THE_FIRST = 10.0
+_MOVED = {  # options of earlier versions
+    "--run": "The folder of a run is now --out.",
+    "--run-folder": "The folder of a run is now --out.",
+    "--tensorboard": "It is now --logger tensorboard.",
+}
 
 
 class Commands(click.Group):
@@ -79,8 +84,8 @@ def main() -> None:
         _report(str(error), error)
         code = error.exit_code
     except click.ClickException as error:
-        moved = isinstance(error, click.NoSuchOption) and error.option_name in ("--run", "--run-folder")
-        hint = "The folder of a run is now --out." if moved else "See matrix-ssl --help."
+        unknown = error.option_name if isinstance(error, click.NoSuchOption) else ""
+        hint = _MOVED.get(unknown, "See matrix-ssl --help.")
         _report(f"{error.format_message()} {hint}", error)
         code = error.exit_code
     except (KeyboardInterrupt, click.Abort):

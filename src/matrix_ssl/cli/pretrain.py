@@ -9,6 +9,8 @@ import click
 from matrix_ssl.cli import options
 from matrix_ssl.training.configure import DEFAULT_RECIPE, configure, run_folder
 
+_LOGGERS = ("csv", "tensorboard", "wandb", "mlflow")  # equal to the keys of runs.loggers.LOGGERS, which a test compares
+
 
 @click.command()
 @options.fitted_recipe
@@ -21,7 +23,8 @@ from matrix_ssl.training.configure import DEFAULT_RECIPE, configure, run_folder
 @options.fresh
 @click.option("--online", is_flag=True, help="Also measure accuracy during training, on a held-out fifth of the "
               "labels; the encoder stays the same bit for bit.")  # fmt: skip
-@click.option("--tensorboard", is_flag=True, help="Also write TensorBoard events into the run folder.")
+@click.option("--logger", "loggers", type=click.Choice(_LOGGERS), multiple=True, help="Program that also gets the "
+              "metrics; wandb stays offline unless WANDB_MODE says otherwise; may be repeated.")  # fmt: skip
 @click.option("--deterministic", is_flag=True, help="Use only deterministic CUDA kernels (slower).")
 @options.no_report
 @options.device
@@ -29,8 +32,8 @@ from matrix_ssl.training.configure import DEFAULT_RECIPE, configure, run_folder
 @options.download
 def pretrain(
     recipe: str | None, data: Any, method: str | None, assignments: tuple[str, ...], out: Path | None,
-    where: str | None, fresh: bool, online: bool, tensorboard: bool, deterministic: bool, no_report: bool, device: str,
-    data_root: Path | None, download: bool,
+    where: str | None, fresh: bool, online: bool, loggers: tuple[str, ...], deterministic: bool, no_report: bool,
+    device: str, data_root: Path | None, download: bool,
 ) -> None:  # fmt: skip
     """Pre-train an encoder. Run the same command to resume.
 
@@ -49,7 +52,7 @@ def pretrain(
     run = run or run_folder(recipe or DEFAULT_RECIPE, data, method, where)
     chosen = [split_assignment(setting)[0] for setting in assignments]
     trained = train(
-        config, run, chosen=chosen, fit=recipe is None, fresh=fresh, online=online, tensorboard=tensorboard,
+        config, run, chosen=chosen, fit=recipe is None, fresh=fresh, online=online, loggers=loggers,
         report=not no_report, device=device, data_root=data_root, download=download,
     )  # fmt: skip
     if trained.is_main:

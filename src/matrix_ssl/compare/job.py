@@ -133,7 +133,7 @@ def _train(
         training.observer = _Curve(bank, queries, config.data, device)
     write_json(folder / CONFIG, configuration.to_dict(config))
     write_json(folder / ENVIRONMENT, devices.environment(device))
-    summary = training.train(folder, None)
+    summary = training.train(folder)
     kept = ("step", "epoch", "seconds", "loss", "effective_rank", "matrix_entropy", CURVE)
     return {
         "seconds": summary["seconds_training"],

@@ -17,16 +17,15 @@ Reference: Caron, Touvron, Misra, Jégou, Mairal, Bojanowski and Joulin, "Emergi
 Transformers", ICCV 2021, equations 1 to 4, https://arxiv.org/abs/2104.14294.
 """
 
+from __future__ import annotations
+
 import dataclasses
 
 import torch
-from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from matrix_ssl import distributed
-from matrix_ssl.config import Fraction, OptimizerConfig, RunConfig
-from matrix_ssl.config.views import asymmetric_views
+from matrix_ssl import config, distributed
 from matrix_ssl.losses import check_positive, in_full_precision, unit_rows
 from matrix_ssl.matrix.precision import without_autocast
 from matrix_ssl.methods._base import StepOutput, TeacherMethod, global_views, mean_over_processes
@@ -136,17 +135,17 @@ class DINO(TeacherMethod):
         encoder: nn.Module,
         feature_dim: int,
         *,
-        hidden_dim: PositiveInt = 2048,  # the code
-        output_dim: PositiveInt = 256,  # the code
-        prototypes: PositiveInt = 65536,  # the code
+        hidden_dim: config.PositiveInt = 2048,  # the code
+        output_dim: config.PositiveInt = 256,  # the code
+        prototypes: config.PositiveInt = 65536,  # the code
         head_norm: bool = False,  # the code: use_bn_in_head
-        student_temperature: PositiveFloat = STUDENT_TEMPERATURE,
-        teacher_temperature: PositiveFloat = TEACHER_TEMPERATURE,
-        first_teacher_temperature: PositiveFloat = 0.04,  # the code
-        temperature_warmup: Fraction = 0.3,  # 30 epochs, here of 100; the code's longer runs rise to 0.07
-        centre_momentum: Fraction = 0.9,  # the code
-        frozen: Fraction = 0.01,  # the code: an epoch, here of 100
-        teacher_momentum: Fraction = 0.996,  # the code
+        student_temperature: config.PositiveFloat = STUDENT_TEMPERATURE,
+        teacher_temperature: config.PositiveFloat = TEACHER_TEMPERATURE,
+        first_teacher_temperature: config.PositiveFloat = 0.04,  # the code
+        temperature_warmup: config.Fraction = 0.3,  # 30 epochs, here of 100; the code's longer runs rise to 0.07
+        centre_momentum: config.Fraction = 0.9,  # the code
+        frozen: config.Fraction = 0.01,  # the code: an epoch, here of 100
+        teacher_momentum: config.Fraction = 0.996,  # the code
     ):
         super().__init__()
         self.encoder = encoder
@@ -206,11 +205,11 @@ class DINO(TeacherMethod):
         return {"teacher_temperature": temperature, **super().schedule(progress)}
 
     @classmethod
-    def recipe(cls, base: RunConfig) -> RunConfig:
+    def recipe(cls, base: config.RunConfig) -> config.RunConfig:
         """The published pre-training of a ResNet-50 on ImageNet; the paper's main one is of vision transformers."""
-        view1, view2 = asymmetric_views(smallest_crop=0.14)  # the code's README, for ResNet-50
+        view1, view2 = config.asymmetric_views(smallest_crop=0.14)  # the code's README, for ResNet-50
         local = dataclasses.replace(view1, count=8, image_size=96, crop_scale=(0.05, 0.14), blur=0.5)  # the code
-        optimizer = OptimizerConfig(
+        optimizer = config.OptimizerConfig(
             name="sgd",  # the code's README, for ResNet-50
             learning_rate=5e-4,  # the code's default, which its command for ResNet-50 keeps; scaled by batch / 256
             momentum=0.9,  # the code

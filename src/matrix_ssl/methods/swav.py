@@ -18,15 +18,14 @@ Cluster Assignments", NeurIPS 2020, equations 1 to 5, https://arxiv.org/abs/2006
 NeurIPS 2013.
 """
 
+from __future__ import annotations
+
 import dataclasses
 
 import torch
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from matrix_ssl import distributed, networks
-from matrix_ssl.config import Fraction, OptimizerConfig, RunConfig
-from matrix_ssl.config.views import symmetric_view
 from matrix_ssl.losses import check_positive, in_full_precision, unit_rows
 from matrix_ssl.matrix.precision import without_autocast
 from matrix_ssl.methods._base import (
@@ -125,15 +124,15 @@ class SwAV(Method):
         encoder: nn.Module,
         feature_dim: int,
         *,
-        hidden_dim: PositiveInt = 2048,  # the code
-        output_dim: PositiveInt = 128,  # the code
-        prototypes: PositiveInt = 3000,  # the code
-        temperature: PositiveFloat = TEMPERATURE,
-        regularisation: PositiveFloat = REGULARISATION,
-        iterations: NonNegativeInt = ITERATIONS,
-        frozen: Fraction = 0.01,  # the code: an epoch, here of 100
-        queue_size: NonNegativeInt = 0,  # the code; 3840 with a batch of 256
-        queue_start: Fraction = 0.075,  # the code: 15 epochs, here of 200
+        hidden_dim: config.PositiveInt = 2048,  # the code
+        output_dim: config.PositiveInt = 128,  # the code
+        prototypes: config.PositiveInt = 3000,  # the code
+        temperature: config.PositiveFloat = TEMPERATURE,
+        regularisation: config.PositiveFloat = REGULARISATION,
+        iterations: config.NonNegativeInt = ITERATIONS,
+        frozen: config.Fraction = 0.01,  # the code: an epoch, here of 100
+        queue_size: config.NonNegativeInt = 0,  # the code; 3840 with a batch of 256
+        queue_start: config.Fraction = 0.075,  # the code: 15 epochs, here of 200
     ):
         super().__init__()
         self.encoder = encoder
@@ -198,12 +197,12 @@ class SwAV(Method):
         self.centroids.weight.copy_(unit_rows(self.centroids.weight))
 
     @classmethod
-    def recipe(cls, base: RunConfig) -> RunConfig:
+    def recipe(cls, base: config.RunConfig) -> config.RunConfig:
         """The paper's pre-training on ImageNet, 72.1 % linear after 100 epochs (the code's README)."""
-        view = symmetric_view(smallest_crop=0.14, strength=1.0)  # the code
+        view = config.symmetric_view(smallest_crop=0.14, strength=1.0)  # the code
         whole = dataclasses.replace(view, count=2)
         local = dataclasses.replace(view, count=6, image_size=96, crop_scale=(0.05, 0.14))  # the code's README
-        optimizer = OptimizerConfig(
+        optimizer = config.OptimizerConfig(
             name="lars",  # the code
             learning_rate=0.3,  # the code: 4.8 for its batch
             momentum=0.9,  # the code

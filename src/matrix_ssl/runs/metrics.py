@@ -1,44 +1,51 @@
-"""The lines of metrics of a run, ``metrics.jsonl``, and TensorBoard events.
+"""The lines of metrics of a run, ``metrics.jsonl``, and the loggers that get them, too.
 
 A resumed run first drops the lines after its checkpoint, and a last line cut by a kill.
 """
 
-import importlib.metadata
-import importlib.util
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
-from matrix_ssl.errors import MissingExtra
 from matrix_ssl.runs.files import append_line, read_lines, write_lines
 from matrix_ssl.runs.folder import METRICS
+from matrix_ssl.runs.loggers import failure, open_loggers
 
 
 class MetricsWriter:
-    """Appends to ``metrics.jsonl`` and to TensorBoard events, after it has dropped the lines after ``after_step``."""
+    """Appends to ``metrics.jsonl``, after it has dropped the lines after ``after_step``, and tells the loggers.
 
-    def __init__(self, run: Path, *, after_step: int, events: Path | None = None):
+    Args:
+        loggers: names, keys of ``loggers.LOGGERS``.
+        say: gets a sentence on where each logger writes, and one on each that fails.
+    """
+
+    def __init__(
+        self, run: Path, *, after_step: int, loggers: Collection[str] = (), say: Callable[[str], None] = print
+    ):
         self.history = [line for line in read_lines(run / METRICS) if line["step"] <= after_step]
-        self._path = run / METRICS
+        self._path, self._say = run / METRICS, say
         write_lines(self._path, self.history)
-        self._events: Any = None
-        if events is not None:
-            check_tensorboard()
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._events = SummaryWriter(events, purge_step=after_step + 1)
+        self._loggers = open_loggers(loggers, run, self.history)
+        for logger in self._loggers:
+            say(logger.place)
 
     def write(self, line: dict[str, Any]) -> None:
         """Adds a line; numbers that are not finite become null."""
         self.history.append(line)
         append_line(self._path, line)
-        if self._events is not None:
-            for key, value in line.items():
-                if isinstance(value, (int, float)) and key != "step":
-                    self._events.add_scalar(key, value, line["step"])
-            self._events.flush()
+        for logger in list(self._loggers):
+            try:
+                logger.write(line)
+            except Exception as error:
+                self._say(failure(logger, error))
+                self._loggers.remove(logger)
 
-
-def check_tensorboard() -> None:
-    """Raises MissingExtra where TensorBoard is not installed."""
-    if importlib.util.find_spec("tensorboard") is None:
-        raise MissingExtra("tensorboard", "tensorboard")
+    def close(self, *, finished: bool) -> None:
+        """Ends the loggers; ``finished`` is false where the training stopped before its last step."""
+        while self._loggers:
+            logger = self._loggers.pop()
+            try:
+                logger.close(finished=finished)
+            except Exception as error:
+                self._say(failure(logger, error))

@@ -7,7 +7,7 @@ same number of processes). All processes decide alike, and a step whose loss or 
 
 import contextlib
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Collection, Generator, Sequence
 from pathlib import Path
 from typing import Generic
 
@@ -37,11 +37,11 @@ class Engine(Generic[Batch, Output]):
     Args:
         task: what to train; the engine advances it.
         folder: for checkpoints, metrics and the list of unreadable images; claimed for this task by the main process.
-        events: a folder for TensorBoard events, or None.
+        loggers: names of what also gets the lines of metrics, keys of ``runs.loggers.LOGGERS``.
     """
 
-    def __init__(self, task: Task[Batch, Output], folder: Path, *, events: Path | None = None):
-        self.task, self.folder, self.events = task, folder, events
+    def __init__(self, task: Task[Batch, Output], folder: Path, *, loggers: Collection[str] = ()):
+        self.task, self.folder, self.loggers = task, folder, loggers
         self.forward = task.module
         self.metrics: MetricsWriter | None = None  # of the main process
         self.signal = 0  # the number of one that any process has received
@@ -56,11 +56,19 @@ class Engine(Generic[Batch, Output]):
             Interrupted: a signal came; a checkpoint has been written.
             Diverged: too many steps in a row, or the weights, are not finite.
         """
+        try:
+            with distributed.together():
+                self.resume()
+            if self.is_fresh and self.task.plan.saves_start:
+                self.save_start()
+            self.train()
+        finally:
+            if self.metrics is not None:
+                self.metrics.close(finished=self.task.is_last)
+
+    def train(self) -> None:
+        """The loop, from the step that the task is at."""
         task, total = self.task, self.task.plan.total_steps
-        with distributed.together():
-            self.resume()
-        if self.is_fresh and task.plan.saves_start:
-            self.save_start()
         self.forward = distributed.wrap(task.module)
         task.train_mode()
         self.saved = time.monotonic()
@@ -110,7 +118,7 @@ class Engine(Generic[Batch, Output]):
             task.display.say(f"Resuming after step {task.step} of {task.plan.total_steps}.")
         if distributed.is_main():
             tidy(self.folder)
-            self.metrics = MetricsWriter(self.folder, after_step=task.step, events=self.events)
+            self.metrics = MetricsWriter(self.folder, after_step=task.step, loggers=self.loggers, say=task.display.say)
         task.skipped = {line["where"]: line["why"] for line in read_lines(self.folder / SKIPPED)}
         self.is_fresh = checkpoint is None
 

@@ -1,7 +1,7 @@
 """Pre-training: the loss of a self-supervised method, and what its metrics, summary and encoder hold."""
 
 import math
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,9 +65,9 @@ class PreTraining(Task[Batch, StepOutput]):
         self.config, self.method, self.loader, self.source, self.precision = config, method, loader, source, precision
         self.events = {name: torch.zeros((), device=self.device) for name in method.counters}
 
-    def train(self, run: Path, events: Path | None) -> dict[str, Any]:
+    def train(self, run: Path, *, loggers: Collection[str] = ()) -> dict[str, Any]:
         """Trains the run in a claimed folder from its newest checkpoint to the end; writes encoder and summary."""
-        Engine(self, run, events=events).run()
+        Engine(self, run, loggers=loggers).run()
         summary = self.summarise(run)
         if distributed.is_main():
             checkpoints.save_weights(run / ENCODER, self.method.encoder, {"weights": "student"})

@@ -50,7 +50,7 @@ def pretrain(
     write_json(folder / ENVIRONMENT, devices.environment(device))
     training = setup.prepare(config, source=source, device=device, display=display, start=start)
     try:
-        summary = training.train(folder, None)
+        summary = training.train(folder)
     except Diverged as error:
         result: dict[str, Any] = {"error": str(error)}
     else:

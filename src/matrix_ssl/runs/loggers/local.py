@@ -1,0 +1,74 @@
+"""Loggers that write files into the run folder: a table, and events for TensorBoard."""
+
+import csv
+import io
+from pathlib import Path
+
+from matrix_ssl.runs.files import cannot_write, write_text
+from matrix_ssl.runs.loggers.base import Line, Logger, numbers
+
+
+class CSVLogger(Logger):
+    """``metrics.csv``: a row for each line; a number that first appears later adds a column to the whole table."""
+
+    name = "csv"
+
+    def __init__(self, run: Path, history: list[Line]):
+        self.path = run / "metrics.csv"
+        self.place = f"Metrics as a table: {self.path}."
+        self._lines = history
+        self._columns = ["step"]
+        self._write_all()
+
+    def write(self, line: Line) -> None:
+        self._lines.append(line)
+        if numbers(line).keys() <= set(self._columns):
+            try:
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write(self._rows([line]))
+            except OSError as error:
+                raise cannot_write(self.path, error) from error
+        else:
+            self._write_all()
+
+    def close(self, *, finished: bool) -> None:
+        """Every row is written already."""
+
+    def _write_all(self) -> None:
+        self._columns = ["step", *dict.fromkeys(key for line in self._lines for key in numbers(line))]
+        write_text(self.path, ",".join(self._columns) + "\n" + self._rows(self._lines))
+
+    def _rows(self, lines: list[Line]) -> str:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self._columns, lineterminator="\n")
+        writer.writerows({"step": line["step"], **numbers(line)} for line in lines)
+        return text.getvalue()
+
+
+class TensorBoardLogger(Logger):
+    """Events in ``tensorboard/``; those after the step from which a run goes on are hidden by the next ones."""
+
+    name = "tensorboard"
+    packages = ("tensorboard",)
+
+    def __init__(self, run: Path, history: list[Line]):
+        from torch.utils.tensorboard import SummaryWriter
+
+        folder = run / "tensorboard"
+        self.place = f"TensorBoard events: tensorboard --logdir {folder}"
+        is_new = not any(folder.glob("events.*"))
+        after = history[-1]["step"] if history else -1
+        self._writer = SummaryWriter(folder, purge_step=None if is_new else after + 1)
+        for line in history if is_new else ():
+            self._add(line)
+
+    def write(self, line: Line) -> None:
+        self._add(line)
+        self._writer.flush()
+
+    def close(self, *, finished: bool) -> None:
+        self._writer.close()
+
+    def _add(self, line: Line) -> None:
+        for key, value in numbers(line).items():
+            self._writer.add_scalar(key, value, line["step"])
