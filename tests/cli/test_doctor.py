@@ -165,7 +165,7 @@ def test_every_part_that_needs_an_extra_is_in_the_table() -> None:
     imported = set(re.findall(r'import_extra\("\w+", extra="(\w+)"\)', text)) | set(
         re.findall(r'MissingExtra\("\w+", "(\w+)"\)', text)
     )
-    assert {"timm", "llm", "onnx"} <= imported
+    assert {"timm", "llm", "datasets"} <= imported
     assert imported | {name for name, logger in LOGGERS.items() if logger.packages} <= EXTRAS
 
 
