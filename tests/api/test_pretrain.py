@@ -100,7 +100,7 @@ class TestSettings:
         ({"encoder": "resnet19"}, "'resnet19' is not an architecture"),
         ({"encoder": Net(), "start": "random/resnet18"}, "both weights to start from"),
         ({"encoder": "torchvision/resnet18", "start": "of_folder"}, "both weights to start from"),
-        ({"encoder": nn.Identity()}, r"has features of shape \(2, 3, 96, 96\), expected"),
+        ({"encoder": nn.Identity()}, r"has features of shape \(2, 3, 32, 32\), expected"),
         ({"method": "simclrr"}, "Did you mean 'simclr'"), ({"method": Net}, "expected a name, a Python file or"),
         ({"recipe": "imags"}, "Did you mean 'images'"), ({"device": "tpu"}, "device=tpu: expected auto, cpu, cuda or"),
     ])  # fmt: skip

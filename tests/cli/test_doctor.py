@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
+from rich.console import Console
 
 import matrix_ssl
+from matrix_ssl.cli import options
 from matrix_ssl.cli.doctor import EVERY, NEEDS
 from matrix_ssl.cli.main import commands
 from matrix_ssl.config import system
@@ -54,7 +56,9 @@ def examine(code: int = 0) -> dict:
 
 def show(code: int = 0) -> str:
     """The tables, each run of blanks as one."""
-    result = CliRunner().invoke(commands, ["doctor"], terminal_width=200, env={"COLUMNS": "200"})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(options, "stdout", Console(highlight=False, soft_wrap=True, width=200))
+        result = CliRunner().invoke(commands, ["doctor"])
     assert result.exit_code == code, result.output
     return "\n".join(" ".join(line.split()) for line in result.stdout.splitlines())
 

@@ -415,7 +415,7 @@ class TestFolder:
         class Reached(Exception):
             pass
 
-        def stop(self: ComparisonRun, plan: Plan, out: Path, *, command: str) -> None:
+        def stop(self: ComparisonRun, plan: Plan, out: Path, *, command: str, public: object) -> None:
             assert plan.budget == plan.tuning_budget == plan.base.epochs and plan.methods == tuple(list_methods())
             raise Reached(str(out))
 

@@ -182,7 +182,7 @@ def _between(low: int, value: int, high: int) -> int:
 
 def _remark(images: int) -> str:
     return (
-        f"Warning: {images} images teach an encoder little. Compare it with an untrained network by matrix-ssl "
+        f"{images} images teach an encoder little. Compare it with an untrained network by matrix-ssl "
         f"evaluate, add images, or start from published weights: --from torchvision/resnet18 --download."
     )
 
