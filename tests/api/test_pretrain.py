@@ -293,7 +293,7 @@ class TestMethods:
         file.write_text(text)
         words = TINY | {"quiet": False, "method": str(file), "out": tmp_path / "r"}
         pretrain(PIXELS, **words)
-        assert (tmp_path / "r" / "own-method.py").read_text() == text and "Warning" not in capsys.readouterr().err
+        assert (tmp_path / "r" / "own-method.py").read_text() == text and "differs from" not in capsys.readouterr().err
         file.write_text(f"{text}# changed\n")
         pretrain(PIXELS, **words)
         assert "the source of the method differs from" in capsys.readouterr().err.replace("\n", " ")
