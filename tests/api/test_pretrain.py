@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,13 @@ class TestCallback:
 
 
 class TestSignals:
+    @pytest.fixture(autouse=True)
+    def interruptible(self) -> Iterator[None]:
+        """Python's own handler, also where a shell has started the tests in the background, without SIGINT."""
+        previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+        yield
+        signal.signal(signal.SIGINT, previous)
+
     def test_ctrl_c_is_keyboard_interrupt_after_a_checkpoint(self, tmp_path: Path) -> None:
         callback = stop_at(1, lambda: os.kill(os.getpid(), signal.SIGINT))
         with pytest.raises(KeyboardInterrupt, match=r"Stopped by SIGINT after step 2\."):

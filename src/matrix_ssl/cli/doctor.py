@@ -21,6 +21,8 @@ NEEDS = {
     "llm": {"": "llm", "finetune --load-in-4bit": "qlora"},
     "pretrain": {f"--logger {name}": name for name in ("tensorboard", "wandb", "mlflow")},
 }
+Row = tuple[str, ...]
+
 _FEW_FILES = 1024  # a usual limit; every worker process needs some dozens
 _LITTLE_SHARED_MEMORY = 2**30  # bytes; the batches that eight workers hold ready may take as much
 _MOST_WEIGHTS = 6  # names of weights of one cache in the table; --json has all
@@ -74,7 +76,7 @@ def tables(report: dict[str, Any]) -> list[Table]:
     ]
 
 
-def _table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
+def _table(title: str, columns: tuple[str, ...], rows: list[Row]) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", box=None, show_header=any(columns))
     for column in columns:
         table.add_column(column, overflow="fold")
@@ -83,10 +85,10 @@ def _table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) ->
     return table
 
 
-def _machine_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
+def _machine_rows(report: dict[str, Any]) -> list[Row]:
     machine, limit, shared = report["machine"], report["machine"]["open_files"], report["machine"]["shared_memory"]
     memory = machine["memory"]
-    rows = [
+    rows: list[Row] = [
         ("system", machine["system"]),
         ("Python", machine["python"]),
         ("PyTorch", machine["torch"]),
@@ -102,8 +104,8 @@ def _machine_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
     return rows
 
 
-def _device_rows(devices: list[dict[str, Any]]) -> list[tuple[str, ...]]:
-    rows = []
+def _device_rows(devices: list[dict[str, Any]]) -> list[Row]:
+    rows: list[Row] = []
     for device in devices:
         words = [device["name"]]
         words += [f"{device['cores']} cores"] if "cores" in device else []
@@ -129,16 +131,16 @@ def _problem(package: dict[str, Any]) -> str:
     return f"{package['name']} is {package['version']}, needed is {package['required']}"
 
 
-def _extra_rows(extras: dict[str, list[dict[str, Any]]]) -> list[tuple[str, ...]]:
-    rows = []
+def _extra_rows(extras: dict[str, list[dict[str, Any]]]) -> list[Row]:
+    rows: list[Row] = []
     for name, packages in extras.items():
         bad = [_problem(package) for package in packages if not package["fits"]]
         rows.append((name, "; ".join(bad) or "installed", install_command(name) if bad else ""))
     return rows
 
 
-def _cache_rows(caches: dict[str, dict[str, Any]]) -> list[tuple[str, ...]]:
-    rows = []
+def _cache_rows(caches: dict[str, dict[str, Any]]) -> list[Row]:
+    rows: list[Row] = []
     for name, cache in caches.items():
         size = _size(cache["size"]) if cache["complete"] else f"over {_size(cache['size'])}"
         weights = cache["weights"]
@@ -148,8 +150,10 @@ def _cache_rows(caches: dict[str, dict[str, Any]]) -> list[tuple[str, ...]]:
     return rows
 
 
-def _command_rows(lacks: dict[str, dict[str, str]]) -> list[tuple[str, ...]]:
-    rows = [(command, part or "all", extra) for command, parts in lacks.items() for part, extra in parts.items()]
+def _command_rows(lacks: dict[str, dict[str, str]]) -> list[Row]:
+    rows: list[Row] = [
+        (command, part or "all", extra) for command, parts in lacks.items() for part, extra in parts.items()
+    ]
     return rows or [(EVERY, "all", "nothing")]
 
 

@@ -82,7 +82,11 @@ def fit(folder: Folder, machine: Machine, *, has_weights: bool) -> Fit:
         size = 32 if folder.side < 48 else 96 if starts else 64
         epochs = _between(5, 50_000 // n, 100) if starts else _between(1, 150_000 // n, 200)
         batch = 128
-    values = {"data.image_size": size, "batch_size": _batch(n, batch, machine.processes), "epochs": epochs}
+    values: dict[str, Any] = {
+        "data.image_size": size,
+        "batch_size": _batch(n, batch, machine.processes),
+        "epochs": epochs,
+    }
     values |= {"start.reference": f"torchvision/{encoder}"} if starts else {"network.encoder": encoder}
     return Fit(ON_GPU if machine.gpu else ON_CPU, values, "" if starts or n >= FEW else _remark(n))
 
