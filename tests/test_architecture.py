@@ -24,7 +24,7 @@ IMPORTS = {
     "networks": {},
     "data": {"config"},
     "losses": {"matrix"},
-    "distributed": {"losses"},
+    "distributed": {"losses", "matrix"},
     "methods": {"config", "data", "distributed", "losses", "matrix", "networks"},
     "runs": {"config", "distributed"},
     "report": {"config", "runs"},

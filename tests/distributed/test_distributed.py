@@ -25,7 +25,7 @@ SHORTEST = (*SHORT, "data.subset=198", "views.2.image_size=4")  # 3 steps of two
 
 
 CHECKS = ("gather", "gather_uneven", "all_reduce_sum", "sum_of_parts", "batch_norm", "uneven_batch_norm",
-          "whole_network", "agreement", "matrix_ssl_loss", "matrix_entropy_loss", "loss_scale",
+          "whole_network", "agreement", "streams", "matrix_ssl_loss", "matrix_entropy_loss", "loss_scale",
           "teacher_gradient")  # fmt: skip
 
 

@@ -36,7 +36,7 @@ PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 SMALLEST = ["data.subset=16", "data.workers=0", "batch_size=8", "epochs=1", "network.width=8", "method.hidden_dim=16",
             "method.output_dim=16"]  # fmt: skip
 SMALL_COLOUR = ["network.encoder=shufflenet_v2_x0_5", "data.image_size=32"]  # an encoder that torchvision knows, too
-CONTINUED = ("maximum-entropy.md", "matrix-entropy.md", "python.md")  # the blocks of each are one program
+CONTINUED = ("maximum-entropy.md", "matrix-entropy.md", "python.md", "ranks.md")  # the blocks of each are one program
 OTHER_TOOLS = {"--nproc-per-node", "--help"}  # torchrun, every command
 GROUPS = ("data", "network", "method", "optimizer")
 

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from matrix_ssl import distributed, losses, networks
 from matrix_ssl.distributed import batch_norm as run_batch_norm
 from matrix_ssl.distributed import losses as parallel
+from matrix_ssl.distributed.statistics import merge_over_processes
 from matrix_ssl.errors import ConfigError, DataError, MatrixSSLError, MissingExtra, ProcessError
+from matrix_ssl.matrix import Moments, RankStatistics, covariance
 from matrix_ssl.methods import complete_options, find_method, list_methods
 
 TOLERANCE = {"rtol": 1e-12, "atol": 1e-12}
@@ -55,6 +57,20 @@ def uneven(*columns: int) -> tuple[Tensor, Tensor, list[int]]:
     sizes = [3 + 2 * i for i in range(distributed.world_size())]
     whole = torch.randn(sum(sizes), *columns, dtype=torch.float64)
     return whole, whole.split(sizes)[distributed.rank()].clone(), sizes
+
+
+def streams() -> None:
+    """One pass over features that are spread over processes, of which the last has none."""
+    whole, _ = rows(12, 5)
+    parts = [*whole.chunk(distributed.world_size() - 1), whole[:0]]
+    for state in (Moments(5), RankStatistics(5, groups=4)):
+        state.add(parts[distributed.rank()])
+        together = merge_over_processes(state)
+        assert together.count == len(whole) and state.count == len(parts[distributed.rank()])
+        sizes = torch.tensor([float(together.packed().sum())], dtype=torch.float64)
+        torch.testing.assert_close(distributed.maximum(sizes), sizes, rtol=0, atol=0)  # the same bits everywhere
+        moments = together.moments() if isinstance(together, RankStatistics) else together
+        torch.testing.assert_close(moments.covariance(), covariance(whole), **TOLERANCE)
 
 
 def gather_uneven() -> None:

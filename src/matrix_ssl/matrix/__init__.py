@@ -36,14 +36,35 @@ from matrix_ssl.matrix.entropy import (
     von_neumann_entropy,
 )
 from matrix_ssl.matrix.logarithm import log1p_ratio, log_det, matrix_log
+from matrix_ssl.matrix.moments import Moments
 from matrix_ssl.matrix.rank import coding_rate, effective_rank, shannon_entropy, spectrum
+from matrix_ssl.matrix.rank_report import RankReport, rank_report
+from matrix_ssl.matrix.rank_statistics import RankStatistics
+from matrix_ssl.matrix.ranks import (
+    alpha_req,
+    lidar,
+    numerical_rank,
+    participation_ratio,
+    pca_rank,
+    rank_me,
+    self_cluster,
+    stable_rank,
+)
+from matrix_ssl.matrix.sampling import Estimate, estimate
 
 __all__ = [
+    "Estimate",
+    "Moments",
+    "RankReport",
+    "RankStatistics",
+    "alpha_req",
     "coding_rate",
     "covariance",
     "cross_covariance",
     "effective_rank",
+    "estimate",
     "joint_entropy",
+    "lidar",
     "log1p_ratio",
     "log_det",
     "matrix_cross_entropy",
@@ -51,8 +72,15 @@ __all__ = [
     "matrix_kl",
     "matrix_log",
     "mutual_information",
+    "numerical_rank",
+    "participation_ratio",
+    "pca_rank",
+    "rank_me",
+    "rank_report",
     "renyi_entropy",
+    "self_cluster",
     "shannon_entropy",
     "spectrum",
+    "stable_rank",
     "von_neumann_entropy",
 ]

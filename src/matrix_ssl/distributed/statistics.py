@@ -1,0 +1,40 @@
+"""What every process has seen of a stream of features, together."""
+
+from typing import Protocol, Self, TypeVar
+
+import torch.distributed as dist
+from torch import Tensor
+
+from matrix_ssl.distributed.processes import world_size
+
+
+class State(Protocol):
+    """A mergeable state, such as ``matrix_ssl.matrix.Moments`` and ``RankStatistics``."""
+
+    def empty(self) -> Self:
+        """A state of the same shape without samples."""
+
+    def packed(self) -> Tensor:
+        """The state as one tensor."""
+
+    def merge_packed(self, packed: Tensor) -> None:
+        """Adds the samples of a state that was packed."""
+
+
+Mergeable = TypeVar("Mergeable", bound=State)
+
+
+def merge_over_processes(state: Mergeable) -> Mergeable:
+    """A new state with the samples of all processes, the same to the bit on each; a collective operation.
+
+    One state after another is sent to all, so that the memory does not grow with the number of processes. The states
+    must have one shape; a process without samples has an empty one.
+    """
+    result = state.empty()
+    own = state.packed()
+    for process in range(world_size()):
+        packed = own.clone()
+        if world_size() > 1:
+            dist.broadcast(packed, src=process)
+        result.merge_packed(packed)
+    return result

@@ -1,0 +1,249 @@
+"""How many directions features use: the ranks of the literature, each by its own name.
+
+Features (..., n, d) have one row a sample. What follows the mean and what does not differs by definition: ranks of the
+covariance (participation ratio, PCA rank, α-ReQ, and ``of_features.effective_rank``) subtract the mean row; ranks of
+the feature matrix (RankMe, stable rank, numerical rank) and the self-cluster score do not, so a large mean lowers them.
+To subtract it, pass ``x - x.mean(-2, keepdim=True)``. ``rank_report`` gives all at once.
+
+Every function computes in float64 and returns the dtype of the features, half precision in float32: float64 is exact
+to 1e-10, float32 to the rounding of the result. Decompositions are of the smaller of n x n and d x d, and gradients
+are right where eigenvalues coincide and at rank deficiency, except for the corners that are named. A scale of
+the features changes nothing but ``lidar``, whose ridge is absolute. Second derivatives exist where no decomposition is
+needed: participation ratio and self-cluster.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from matrix_ssl.errors import MatrixError, MatrixShapeError, NotPositiveDefiniteError
+from matrix_ssl.matrix import _eigenvalues, _spectra
+from matrix_ssl.matrix.covariances import centred_rows, small_gram
+from matrix_ssl.matrix.precision import full_precision, without_autocast
+from matrix_ssl.matrix.rank import effective_rank
+from matrix_ssl.matrix.validation import check_not_negative, checked_matrix, looks_at_values
+
+FIRST, LAST = 4, 100  # ranks of the eigenvalues that ``alpha_req`` fits
+SHARE = 0.95  # of the variance, for ``pca_rank``
+RIDGE = 1e-4  # δ of ``lidar``
+
+
+def rank_me(features: Tensor, *, validate: bool | None = None) -> Tensor:
+    """RankMe exp(-Σ pᵢ log pᵢ) of features (..., n, d), p their singular values over the sum: 1 to min(n, d).
+
+    Not centred. It is ``effective_rank`` of the matrix of features. The paper adds 1e-7 to every pᵢ, against log 0;
+    here 0 log 0 is 0, which lowers the result of 2048 singular values by a relative 3e-3 at most.
+
+    Raises:
+        MatrixError: ``features`` is not a matrix, empty, or not finite.
+
+    Reference:
+        Garrido, Balestriero, Najman and LeCun, "RankMe: Assessing the downstream performance of pretrained
+        self-supervised representations by their rank", ICML 2023, https://arxiv.org/abs/2210.02885.
+    """
+    return effective_rank(checked_matrix(features, "features", validate), validate=False)
+
+
+def participation_ratio(features: Tensor, *, validate: bool | None = None) -> Tensor:
+    """Participation ratio (tr C)² / tr C² of the covariance C of features (..., n, d): 1 to min(n - 1, d).
+
+    The exponential of the Rényi entropy of order 2 of C, never above the effective rank of C. Without a decomposition.
+    Equal rows give 1.
+
+    Raises:
+        MatrixError: ``features`` is not a matrix, empty, or not finite.
+
+    Reference:
+        Gao, Trautmann, Yu, Santhanam, Ryu, Shenoy and Ganguli, "A theory of multineuronal dimensionality, dynamics and
+        measurement", bioRxiv 214262, 2017.
+    """
+    rows = _scaled(centred_rows(_double(features, validate), "features", False))
+    with without_autocast(rows):
+        value = _spectra.ratio(rows.square().sum((-2, -1)).square(), small_gram(rows).square().sum((-2, -1)))
+    return value.to(full_precision(features).dtype)
+
+
+def stable_rank(features: Tensor, *, validate: bool | None = None) -> Tensor:
+    """Stable rank ‖X‖_F² / ‖X‖₂² of features X (..., n, d), Σ σ² / max σ²: 1 to the rank; zero features give 1.
+
+    Not centred. Of centred features it is the NESum of He and Ozay, Σ λ / max λ of the covariance. Where the largest
+    singular value is repeated, the gradient is one of many: there is a corner.
+
+    Raises:
+        MatrixError: ``features`` is not a matrix, empty, or not finite.
+
+    References:
+        Rudelson and Vershynin, "Sampling from large matrices: an approach through geometric functional analysis",
+        Journal of the ACM 54(4), 2007 (there "numerical rank").
+        He and Ozay, "Exploring the gap between collapsed & whitened features in self-supervised learning", ICML 2022.
+    """
+    rows = _scaled(_double(features, validate))
+    squares = torch.linalg.eigvalsh(small_gram(rows))
+    return _spectra.ratio(rows.square().sum((-2, -1)), squares.amax(-1)).to(full_precision(features).dtype)
+
+
+def numerical_rank(features: Tensor, *, threshold: float | None = None, validate: bool | None = None) -> Tensor:
+    """Numerical rank: how many singular values of features (..., n, d) are above threshold times the largest, int64.
+
+    Not centred. By default the threshold is 2 ε √min(n, d) with the ε of the dtype, above what rounding of the elements
+    makes of a zero. NumPy's default, ε max(n, d), is 0.1 for a million float32 rows. 0 for zero features; no gradient.
+
+    Raises:
+        MatrixError: ``features`` is not a matrix, empty, or not finite.
+        ValueError: the threshold is below zero or not finite.
+    """
+    check_not_negative(threshold=threshold or 0.0)
+    rows = _scaled(_double(features, validate).detach())
+    level = default_threshold(features) if threshold is None else threshold
+    return _spectra.count_above(torch.linalg.svdvals(rows), level)
+
+
+def pca_rank(features: Tensor, *, share: float = SHARE, validate: bool | None = None) -> Tensor:
+    """The fewest principal components that have a share of the variance of features (..., n, d), int64: 1 to min(n, d).
+
+    Σ over the k largest eigenvalues of the covariance ≥ share · tr C. 0 for equal rows; no gradient.
+
+    Args:
+        features: (..., n, d), one row a sample.
+        share: in (0, 1].
+
+    Raises:
+        MatrixError: ``features`` is not a matrix, empty, or not finite.
+        ValueError: the share is not in (0, 1].
+
+    Reference: Jolliffe, "Principal Component Analysis", Springer, 2nd edition 2002, section 6.1.1.
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"share must be in (0, 1], got {share}.")
+    return _spectra.count_of_share(covariance_eigenvalues(_double(features, validate).detach()), share)
+
+
+def alpha_req(features: Tensor, *, first: int = FIRST, last: int = LAST, validate: bool | None = None) -> Tensor:
+    """α-ReQ: the exponent α of λ_r ∝ r^-α, λ_r the r-th largest eigenvalue of the covariance of features (..., n, d).
+
+    0 for a flat spectrum, large for few directions; its authors report the best features near 1. Fitted to log λ_r by
+    least squares with weights 1/r, as in the code that the authors released; the paper does not fix the ranks, and
+    published scripts begin at 4, 6 or 12 and end at 50 or 100, so compare values of one range only. Zero eigenvalues
+    are left out. Where eigenvalues coincide, their order decides and the gradient is one of many: there is a corner.
+
+    Args:
+        features: (..., n, d), one row a sample.
+        first, last: the ranks r of the fit, from 1; what lies beyond min(n, d) is left out.
+
+    Returns:
+        (...), unbounded; NaN where fewer than two eigenvalues can be fitted and values are not checked.
+
+    Raises:
+        MatrixError: ``features`` is not a matrix, empty, or not finite, or has fewer than two eigenvalues to fit.
+        ValueError: the ranks are not 1 ≤ first < last.
+
+    Reference:
+        Agrawal, Mondal, Ghosh and Richards, "α-ReQ: Assessing representation quality in self-supervised learning by
+        measuring eigenspectrum decay", NeurIPS 2022.
+    """
+    if not 1 <= first < last:
+        raise ValueError(f"The ranks must be 1 ≤ first < last, got first={first} and last={last}.")
+    eigenvalues = covariance_eigenvalues(_double(features, validate))
+    alpha, fitted = _spectra.power_law(eigenvalues, _eigenvalues.zero_level(eigenvalues), first=first, last=last)
+    if looks_at_values(features, validate) and (fitted < 2).any():
+        raise MatrixError(
+            f"Argument 'features' (shape {tuple(features.shape)}) has {int(fitted.min())} eigenvalues above zero of "
+            f"the ranks {first} to {last}, and a slope needs two: pass more samples or a lower first=."
+        )
+    return alpha.to(full_precision(features).dtype)
+
+
+def lidar(features: Tensor, *, ridge: float = RIDGE, validate: bool | None = None) -> Tensor:
+    """LiDAR: effective rank of the discriminant of images against their views, 1 to min(n - 1, d).
+
+    Σ_w^-½ Σ_b Σ_w^-½, with Σ_b the covariance of the means over the views of an image and Σ_w that of the views about
+    these means plus δI; the exponential of the entropy of its eigenvalues over their sum. Directions count in which
+    images differ by more than their views do. Two views suffice; the paper has 10 to 50. Images without any difference
+    give 1.
+
+    Args:
+        features: (..., n, v, d), of v ≥ 2 views of each of n ≥ 2 images.
+        ridge: δ > 0, absolute: scale features to a common size before comparing encoders.
+
+    Raises:
+        MatrixError: ``features`` has too few dimensions, images or views, or is not finite.
+        ValueError: the ridge is not above zero.
+
+    Reference:
+        Thilak, Huang, Saremi, Dinh, Goh, Nakkiran, Susskind and Littwin, "LiDAR: Sensing linear probing performance in
+        joint embedding SSL architectures", ICLR 2024, https://arxiv.org/abs/2312.04000, equations 1 to 4; without the
+        1e-7 that it adds to every share.
+    """
+    if not 0 < ridge < float("inf"):
+        raise ValueError(f"ridge must be a finite number above zero, got {ridge}.")
+    if features.ndim < 3 or min(features.shape[-3:-1], default=0) < 2:
+        raise MatrixShapeError(
+            f"Argument 'features' has the shape {tuple(features.shape)}: expected (..., n, v, d) with at least two "
+            f"images and two views of each."
+        )
+    x = _double(features, validate)
+    n, v, d = x.shape[-3:]
+    means = x.mean(-2)
+    within = (x - means.unsqueeze(-2)).flatten(-3, -2) / (n * v) ** 0.5
+    between = centred_rows(means, "features", False)
+    with without_autocast(x):
+        spread = within.mT @ within + ridge * torch.eye(d, dtype=x.dtype, device=x.device)
+        factor, info = torch.linalg.cholesky_ex(spread)
+        if looks_at_values(features, validate) and (info > 0).any():
+            raise NotPositiveDefiniteError(
+                f"Argument 'features' (shape {tuple(features.shape)}): ridge={ridge} is lost in the rounding of the "
+                f"covariance of the views; scale the features down or pass a larger ridge."
+            )
+        discriminant = torch.linalg.solve_triangular(factor, between.mT, upper=False)
+        eigenvalues = torch.linalg.eigvalsh(small_gram(discriminant))
+    return _eigenvalues.shannon_entropy(eigenvalues).exp().to(full_precision(features).dtype)
+
+
+def self_cluster(features: Tensor, *, validate: bool | None = None) -> Tensor:
+    """Self-cluster score of features (..., n, d): how far rows of length one are from uniform on the sphere.
+
+    (d m - 1) / (d - 1), m the mean squared cosine over pairs of different rows: 0 expected for uniform directions, 1 if
+    all rows are parallel, -1 / (n - 1) at least. Low is spread out, unlike a rank. Not centred. As a mean over pairs it
+    has no bias from the number of samples. A row of zeros has the cosine 0 to every other one.
+
+    Raises:
+        MatrixError: ``features`` is not a matrix, has fewer than two rows or columns, or is not finite.
+
+    Reference:
+        Tsitsulin, Munkhoeva and Perozzi, "Unsupervised embedding quality evaluation", TAG-ML workshop at ICML 2023,
+        https://arxiv.org/abs/2305.16562, definition 3.5, of the squared norm as in its published code.
+    """
+    if features.ndim >= 2 and 1 in features.shape[-2:]:
+        raise MatrixShapeError(
+            f"Argument 'features' (shape {tuple(features.shape)}) needs at least two rows and two columns."
+        )
+    unit = F.normalize(_scaled(_double(features, validate)), dim=-1, eps=0.5 * torch.finfo(torch.float64).tiny)
+    with without_autocast(unit):
+        squares = small_gram(unit).square().sum((-2, -1)) - unit.square().sum(-1).square().sum(-1)
+    return mean_cosine_score(squares, *features.shape[-2:]).to(full_precision(features).dtype)
+
+
+def mean_cosine_score(squares: Tensor, n: int, d: int) -> Tensor:
+    """``self_cluster`` from the sum of squared cosines over ordered pairs of different rows."""
+    return (d * squares / (n * (n - 1)) - 1) / (d - 1)
+
+
+def default_threshold(features: Tensor) -> float:
+    """The threshold of ``numerical_rank`` for features (..., n, d) of their dtype: 2 ε √min(n, d)."""
+    dtype = features.dtype if features.dtype.is_floating_point else torch.float64
+    return 2 * torch.finfo(dtype).eps * min(features.shape[-2:]) ** 0.5
+
+
+def covariance_eigenvalues(features: Tensor) -> Tensor:
+    """Eigenvalues (..., min(n, d)), ascending, of the covariance of features (..., n, d) times a constant."""
+    return torch.linalg.eigvalsh(small_gram(_scaled(centred_rows(features, "features", False)))).clamp_min(0)
+
+
+def _double(features: Tensor, validate: bool | None) -> Tensor:
+    return checked_matrix(features, "features", validate).double()
+
+
+def _scaled(rows: Tensor) -> Tensor:
+    """Rows over their largest element, a constant: squares of squares neither overflow nor vanish."""
+    largest = rows.detach().abs().amax((-2, -1), keepdim=True)
+    return rows / torch.where(largest > 0, largest, 1.0)
