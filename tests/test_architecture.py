@@ -24,7 +24,7 @@ IMPORTS = {
     "networks": {},
     "data": {"config"},
     "losses": {"matrix"},
-    "distributed": {"losses", "matrix"},
+    "distributed": {"losses"},
     "methods": {"config", "data", "distributed", "losses", "matrix", "networks"},
     "runs": {"config", "distributed"},
     "report": {"config", "runs"},
