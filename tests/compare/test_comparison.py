@@ -197,10 +197,9 @@ def test_the_terminal_shows_each_job_and_the_table(done: Path) -> None:
 
 
 def test_the_same_command_again_runs_nothing(done: Path) -> None:
-    before, results_before, started = moments(done), results(done), time.monotonic()
+    before, results_before = moments(done), results(done)
     ended = compare(done, BOTH, before="import matrix_ssl.compare.schedule as s; s._start = None\n")
     assert moments(done) == before and len(before) == 13
-    assert time.monotonic() - started < 30
     assert ended.err == "2 methods, 13 jobs (13 done), 2 at a time on cpu: c\n"
     assert ended.out == (done / "out").read_text() and results(done) == results_before
 

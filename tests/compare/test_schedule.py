@@ -178,17 +178,28 @@ def test_places_and_folders_are_told_to_the_process(tmp_path: Path, instead: lis
     assert configuration.from_dict(written["config"]) == job.config
 
 
-def test_as_many_run_side_by_side_as_there_are_places(tmp_path: Path, instead: list[str]) -> None:
-    instead[0] = "import time; time.sleep(2); " + WRITE
-    jobs = runs(make_plan(), "simsiam", {})
+# a job that waits until as many have begun as ``TOGETHER`` says, and reports how many run then
+TOGETHER = """
+import json, os, pathlib, sys, time
+folder = pathlib.Path(sys.argv[1])
+(folder / "begun").touch()
+end = time.monotonic() + 60
+begun = lambda: [path.parent for path in folder.parent.glob("*/begun")]
+while len(begun()) < int(os.environ["TOGETHER"]) and time.monotonic() < end:
+    time.sleep(0.01)
+running = [path for path in begun() if not (path / "result.json").exists()]
+(folder / "result.json").write_text(json.dumps({"running": len(running)}))
+"""
 
-    def seconds_between_starts(where: list[Place]) -> float:
-        assert len(run(tmp_path, jobs, where)) == 2
-        first, second = ((tmp_path / job.folder / "job.json").stat().st_mtime for job in jobs)
-        return second - first
 
-    assert seconds_between_starts([Place("cpu", None, 1), Place("cpu", None, 1)]) < 1.0
-    assert seconds_between_starts(HERE) >= 2.0
+@pytest.mark.parametrize("count", [1, 2])
+def test_as_many_run_side_by_side_as_there_are_places(
+    tmp_path: Path, instead: list[str], monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    instead[0] = TOGETHER
+    monkeypatch.setenv("TOGETHER", str(count))
+    found = run(tmp_path, runs(make_plan(), "simsiam", {}), HERE * count)
+    assert len(found) == 2 and max(result["running"] for result in found.values()) == count
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the kernel says nothing of the parent")

@@ -12,9 +12,9 @@ import torch
 from torch.utils.data import get_worker_info
 
 from matrix_ssl.config import DataConfig, RunConfig, ViewConfig
-from matrix_ssl.data.base import Source
 from matrix_ssl.data.loading import TrainingBatches, evaluation_batches, largest_batch
-from matrix_ssl.errors import ConfigError, DataError, TrainingError, UnreadableImage
+from matrix_ssl.errors import ConfigError, DataError, TrainingError
+from tests.support.unreadable import PartlyUnreadable
 
 CPU = torch.device("cpu")
 SIDE = 16
@@ -29,28 +29,11 @@ def images(n, side=24):
     return (torch.nn.functional.interpolate(coarse, (side, side), mode="bilinear") * 255).to(torch.uint8)
 
 
-class Set(Source):
-    """Images in memory that pretend to be files, some of which cannot be read."""
-
+class Set(PartlyUnreadable):
     def __init__(self, n=24, *, bad=(), in_memory=False):
-        super().__init__("set", channels=3, labels=None, classes=None)
-        self.pixels, self.bad = images(n), frozenset(bad)
+        super().__init__("set", images(n), bad=bad)
         if in_memory:
             self.images = self.pixels
-
-    def __len__(self):
-        return len(self.pixels)
-
-    def read(self, index):
-        if index in self.bad:
-            raise UnreadableImage(self.where(index), "cut short")
-        return self.pixels[index]
-
-    def where(self, index):
-        return f"image {index}"
-
-    def subset(self, indices):
-        raise NotImplementedError
 
 
 class Lethal(Set):
@@ -240,11 +223,11 @@ class TestUnreadable:
             assert torch.equal(found[place[sample]], plain[place[substitutes.get(sample, sample)]])
             assert indices[place[sample]] == substitutes.get(sample, sample)
         reported = sorted({pair for batch in seen.values() for pair in batch.unreadable})
-        assert reported == sorted((f"image {i}", "cut short") for i in self.BAD)
+        assert reported == sorted((f"set/{i}", "cut short") for i in self.BAD)
 
     def test_without_a_readable_neighbour_is_an_error(self):
         with pytest.raises(
-            DataError, match=r"24 images in a row cannot be read, the last one image \d+: cut short; fix or"
+            DataError, match=r"24 images in a row cannot be read, the last one set/\d+: cut short; fix or"
         ):
             list(batches(Set(bad=range(24))).iterate(0, 1))
 
@@ -254,7 +237,7 @@ class TestUnreadable:
         parts = list(evaluation_batches(Set(bad=[0, 1, 2, 3, 9]), data, device=CPU, batch_size=4))
         indices = np.concatenate([part[0] for part in parts])
         assert indices.tolist() == [i for i in range(24) if i not in (0, 1, 2, 3, 9)]
-        assert [p for part in parts for p in part[2]] == [(f"image {i}", "cut short") for i in (0, 1, 2, 3, 9)]
+        assert [p for part in parts for p in part[2]] == [(f"set/{i}", "cut short") for i in (0, 1, 2, 3, 9)]
         assert sum(len(part[1]) for part in parts) == 19
 
 

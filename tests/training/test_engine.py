@@ -1,5 +1,6 @@
 """The engine with each of its users: kills, signals, bad steps, resuming, checkpoints that are due."""
 
+import dataclasses
 import os
 import signal
 from collections.abc import Callable
@@ -151,3 +152,28 @@ def test_bad_steps_are_undone_and_too_many_in_a_row_end_the_training(tmp_path: P
     assert task.counters["bad_steps"] == 1 + most
     assert [line["step"] for line in timeless(tmp_path / "r")] == [1, 3]
     assert all(buffer.isfinite().all() for buffer in task.module.buffers())
+
+
+def test_when_a_checkpoint_is_due(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Every so many steps; without a number at the end of an epoch, once a minute has passed since the last one."""
+    engine = Engine(pretraining(tmp_path), tmp_path)
+    now = engine.saved
+    monkeypatch.setattr("matrix_ssl.training.engine.time.monotonic", lambda: now)
+
+    def due(every: int) -> list[int]:
+        plan = dataclasses.replace(engine.task.plan, checkpoint_every=every, steps_per_epoch=4)
+        monkeypatch.setattr(engine.task, "plan", plan)
+        steps = []
+        for step in range(1, 13):
+            engine.task.step = step
+            if engine.is_checkpoint_due():
+                steps.append(step)
+        return steps
+
+    assert due(3) == [3, 6, 9, 12] and due(0) == []
+    now += 60.0
+    assert due(0) == []
+    now += 0.1
+    assert due(0) == [4, 8, 12] and due(5) == [5, 10]
+    engine.saved = now  # as ``save`` notes
+    assert due(0) == []

@@ -19,9 +19,9 @@ from torch import nn
 from matrix_ssl import distributed, networks
 from matrix_ssl.config import DataConfig, ViewConfig
 from matrix_ssl.data import open_source
-from matrix_ssl.data.base import MemorySource, Places, Source
+from matrix_ssl.data.base import MemorySource, Places
 from matrix_ssl.data.loading import TrainingBatches
-from matrix_ssl.errors import ConfigError, DataError, Diverged, RunFolderError, UnreadableImage
+from matrix_ssl.errors import ConfigError, DataError, Diverged, RunFolderError
 from matrix_ssl.evaluate.probes.accuracy import accuracy
 from matrix_ssl.evaluate.trained.classifier import linear_head
 from matrix_ssl.evaluate.trained.fine_tune import ALL_LABELS, PUBLISHED_RATES, FineTune, fine_tune
@@ -31,6 +31,7 @@ from matrix_ssl.runs.display import Display
 from matrix_ssl.runs.signals import Interrupted
 from matrix_ssl.training.engine import Engine
 from tests.support import runs
+from tests.support.unreadable import PartlyUnreadable
 
 CPU = torch.device("cpu")
 SIDE = 8
@@ -441,27 +442,12 @@ class TestSeveralProcesses:
             assert line == pytest.approx(other, rel=1e-6)
 
 
-class Some(Source):
+class Some(PartlyUnreadable):
     """Digits that are read one by one, some of which cannot be."""
 
     def __init__(self, n=50, *, bad=(), split="train"):
         whole = small(n, split=split)
-        super().__init__("some", channels=1, labels=whole.labels.copy(), classes=whole.classes)
-        self.pixels, self.bad = whole.images.clone(), frozenset(bad)
-
-    def __len__(self):
-        return len(self.pixels)
-
-    def read(self, index):
-        if index in self.bad:
-            raise UnreadableImage(self.where(index), "cut short")
-        return self.pixels[index]
-
-    def where(self, index):
-        return f"some/{index}"
-
-    def subset(self, indices):
-        raise NotImplementedError
+        super().__init__("some", whole.images.clone(), bad=bad, labels=whole.labels.copy(), classes=whole.classes)
 
 
 class TestUnreadable:

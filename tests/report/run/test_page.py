@@ -1,8 +1,10 @@
 import base64
+import html
 import io
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -232,6 +234,21 @@ def test_a_missing_or_damaged_piece_leaves_the_rest(tmp_path, name, content):
     assert ("not finished" in notes) == (name == "summary.json")
     if content and name != "metrics.jsonl":
         assert f"{name} is damaged" in notes
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [(5, "This run is not finished. To resume, run"), (0, "No training metrics yet. Start or resume")],
+)
+def test_an_unfinished_run_names_the_command_that_resumes_it(tmp_path, lines, said):
+    run = make_run(tmp_path / "run", lines=5)
+    (run / "summary.json").unlink()
+    if not lines:
+        (run / "metrics.jsonl").unlink()
+    words = ["matrix-ssl", "pretrain", "--data", "my photos", "--out", "run"]
+    (run / "environment.json").write_text(json.dumps({"command": words}))
+    (note,) = re.findall(r"<p>(.*?) <code>(matrix-ssl pretrain.*?)</code></p>", write_report(run).read_text("utf-8"))
+    assert note[0].startswith(said) and shlex.split(html.unescape(note[1])) == words
 
 
 def test_a_damaged_byte_in_a_compressed_archive(tmp_path):
