@@ -325,12 +325,12 @@ class TestMeasuring:
         path.write_text(sentences(90), encoding="utf-8")
 
         def look(name, count):
-            alive[name, count] = sum(type(x) is torch.Tensor for x in gc.get_objects())
+            if count % 5 == 0:
+                alive[name, count] = sum(type(x) is torch.Tensor for x in gc.get_objects())
 
         settings = DiagnoseSettings(str(llama), path, window=32, batch_size=1)
         diagnose(settings, tmp_path / "out", device=CPU, on_progress=look)
-        assert len(alive) > 20
-        assert len(set(list(alive.values())[1:])) == 1, alive
+        assert len(alive) > 4 and len(set(alive.values())) == 1, alive
 
 
 class TestWriting:
