@@ -20,7 +20,7 @@ demo:  ## install, pre-train on handwritten digits, evaluate, report: two minute
 
 test:  ## install what the tests need and run them
 	@cd "$(ROOT)" && tools/install test
-	@cd "$(ROOT)" && OMP_NUM_THREADS=1 $(PYTHON) -m pytest -m "not slow" -n auto --dist loadfile  # a core a process: threads of several would wait for each other
+	@cd "$(ROOT)" && env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 $(PYTHON) -m pytest -m "not slow" -n auto --dist loadfile  # a core a process, and every module compiled once
 
 test-slow:  ## the tests that take minutes
 	@cd "$(ROOT)" && tools/install test

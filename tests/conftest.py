@@ -1,7 +1,9 @@
-"""Places that tests of faults need."""
+"""Places that tests of faults need, and digits that are read once."""
 
+import functools
 import os
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +12,12 @@ from pathlib import Path
 import pytest
 
 NOBODY = 65534
+
+
+def pytest_collection_finish() -> None:
+    """Parses the digits of scikit-learn once a process, as hundreds of tests open them."""
+    if datasets := sys.modules.get("sklearn.datasets"):
+        datasets.load_digits = functools.cache(datasets.load_digits)
 
 
 @pytest.fixture

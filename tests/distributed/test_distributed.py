@@ -117,6 +117,7 @@ def torchrun(folder: Path, arguments: list[str]) -> subprocess.CompletedProcess[
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=2 * PATIENCE)
 
 
+@pytest.mark.slow  # the processes of the next test are forked
 def test_torchrun_gives_the_losses_gradients_and_weights_of_one_process(tmp_path: Path, single: Path) -> None:
     ended = torchrun(tmp_path, [*tiny(*SHORTEST), "--no-report"])
     assert ended.returncode == 0, ended.stderr
@@ -140,8 +141,17 @@ def test_torchrun_shows_a_mistake_once_and_leaves_nothing_behind(tmp_path: Path)
 
 
 def test_three_processes_agree_with_one(tmp_path: Path, single: Path) -> None:
-    assert [e.code for e in end(start_processes(tmp_path, tiny(*SHORTEST), count=3))] == [0, 0, 0]
+    first, *others = end(start_processes(tmp_path, tiny(*SHORTEST), count=3))
+    assert [(e.code, e.out, e.err) for e in others] == [(0, "", "")] * 2 and first.code == 0
+    assert first.out == "encoder r/encoder.safetensors\n"
+    assert first.err.count("matrix_ssl on 198 images") == 1 and "3 processes" in first.err
+    assert "Warning" not in first.err
     assert_close(tmp_path / "r", single, 1e-8)
+    (encoder, _), (expected, _) = (
+        checkpoint.read_safetensors(r / "encoder.safetensors") for r in (tmp_path / "r", single)
+    )
+    for name, tensor in expected.items():
+        torch.testing.assert_close(encoder[name], tensor, rtol=1e-8, atol=1e-8)
 
 
 @pytest.fixture(scope="module")

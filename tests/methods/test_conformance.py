@@ -315,7 +315,7 @@ def test_rounding_does_not_grow_along_the_stored_losses(name: str) -> None:
     try:
         for count, order in ((1, [*range(ROWS)]), (2, [*range(5, ROWS), *range(5)])):
             torch.set_num_threads(count)
-            results.append(suite.trajectory(order))
+            results.append(suite.trajectory(order=order))
     finally:
         torch.set_num_threads(threads)
     assert abs(results[0][-1] - results[0][0]) > 0.1  # something happens

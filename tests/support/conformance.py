@@ -220,7 +220,9 @@ class MethodConformance:
         assert self.build().forward(*crops).loss.item() != before  # the small ones matter
         method.after_step(0.3)
 
-    @pytest.mark.parametrize("name", ["sgd", "adamw", "lars"])
+    @pytest.mark.parametrize(
+        "name", ["lars", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sgd", "adamw"))]
+    )
     def test_a_resumed_run_goes_on_bit_for_bit(self, tmp_path: Path, name: str) -> None:
         method = self.build(dtype=torch.float32)
         optimizer = self.optimizer(method, name)
@@ -334,19 +336,20 @@ class MethodConformance:
         found = self.learn(careless, folders[1], monkeypatch, **self.careless)
         assert any(alarm.startswith("Collapse") for alarm in found.alarms), found.lines[-1]
 
-    def test_stored_trajectory(self) -> None:
+    @pytest.mark.parametrize("steps", [20, pytest.param(STEPS, marks=pytest.mark.slow)])
+    def test_stored_trajectory(self, steps: int) -> None:
         stored = json.loads(TRAJECTORIES.read_text())
         if self.name not in stored:
             pytest.skip("no losses are stored: python -m tests.support.conformance --write")
-        np.testing.assert_allclose(self.trajectory(), stored[self.name], rtol=1e-8, atol=1e-8)
+        np.testing.assert_allclose(self.trajectory(steps), stored[self.name][:steps], rtol=1e-8, atol=1e-8)
 
-    def trajectory(self, order: list[int] | None = None) -> list[float]:
-        """The losses of 100 steps on one batch, its rows in another order if one is given."""
+    def trajectory(self, steps: int = STEPS, *, order: list[int] | None = None) -> list[float]:
+        """The losses of the first of 100 steps on one batch, its rows in another order if one is given."""
         with _double():  # initial weights in double precision are the same on all processors
             method = self.build()
             optimizer = self.optimizer(method, rate=1e-3)
             losses = []
-            for step in range(STEPS):
+            for step in range(steps):
                 method.before_step(step, STEPS)
                 optimizer.zero_grad()
                 output = method(*(x[order] if order else x for x in views(0)))

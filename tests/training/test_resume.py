@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -69,14 +70,17 @@ def run_and_kill(folder: Path, draw: random.Random) -> Ended:
     return command.wait()
 
 
-def test_twenty_kills_at_random_moments_leave_no_trace(tmp_path: Path, whole: Path) -> None:
-    draw = random.Random(20)
+@pytest.mark.parametrize(
+    ("kills", "seed"), [(5, 282), pytest.param(20, 20, marks=pytest.mark.slow)]
+)  # of the five, the third falls into a start
+def test_kills_at_random_moments_leave_no_trace(tmp_path: Path, whole: Path, kills: int, seed: int) -> None:
+    draw = random.Random(seed)
     began = []
-    for _ in range(20):
+    for _ in range(kills):
         ended = run_and_kill(tmp_path, draw)
         assert ended.code == -signal.SIGKILL, ended.err
         began += re.findall(r"Resuming after step (\d+)", ended.err)
-    assert len(set(began)) >= 5, began  # the kills were spread over the run
+    assert len(set(began)) >= kills // 4, began  # the kills were spread over the run
     succeed(tmp_path, tiny(*SETTINGS, epochs=2), before=BARE)
     assert_same(tmp_path / "r", whole)
     assert not list((tmp_path / "r").rglob("*.tmp"))
@@ -97,14 +101,24 @@ os.fchmod, tempfile.mkstemp = dying("fchmod", os.fchmod), dying("mkstemp", tempf
 """
 
 
-def test_a_kill_at_every_system_call_of_a_save_leaves_a_checkpoint(tmp_path: Path, whole: Path) -> None:
+@pytest.mark.parametrize(
+    "calls",
+    [
+        (1, 10, *range(11, 17), 22),
+        pytest.param(range(1, 23), marks=pytest.mark.slow),
+    ],  # a whole save; all before the end of two
+    ids=["one save", "all"],
+)
+def test_a_kill_at_every_system_call_of_a_save_leaves_a_checkpoint(
+    tmp_path: Path, whole: Path, calls: Sequence[int]
+) -> None:
     base = tmp_path / "base"
     base.mkdir()
     stopped = start(base, tiny(*SETTINGS, epochs=2), before=BARE + "; " + interrupt_after(6, signal.SIGTERM)).wait()
     assert stopped.code == 143
     calls_of_start = 10  # environment.json and metrics.jsonl
     calls_of_save = 6  # one checkpoint, and the removal of an old one
-    for call in range(1, calls_of_start + 2 * calls_of_save + 1):
+    for call in calls:
         folder = tmp_path / f"call-{call}"
         shutil.copytree(base, folder)
         ended = runs.run(folder, tiny(*SETTINGS, epochs=2), before=BARE + DIE_AT_CALL.format(call=call))

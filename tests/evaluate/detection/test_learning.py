@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -18,8 +19,9 @@ from matrix_ssl.evaluate.detection.network import Backbone, build_detector, open
 from matrix_ssl.evaluate.detection.predict import predict
 from matrix_ssl.evaluate.detection.scoring import score
 from matrix_ssl.evaluate.detection.settings import DetectionSettings, make_plan
-from matrix_ssl.evaluate.detection.training import DetectorTraining
+from matrix_ssl.evaluate.detection.training import LOSSES, DetectorTraining
 from matrix_ssl.runs.display import Display
+from matrix_ssl.runs.files import read_lines
 from matrix_ssl.training.engine import Engine
 from tests.support.drawn_coco import TINY, draw_set, thin_backbone, write_json
 
@@ -61,11 +63,21 @@ def drawn(tmp_path: Path, *, images: int) -> tuple[Annotations, ImageFiles]:
     return read_annotations(tmp_path / "a.json"), ImageFiles(tmp_path / "in")
 
 
+BY_HEART = (*TINY, "batch_size=1", "train_sizes=80", "flip=0", "learning_rate=0.64", "checkpoint_every=1000",
+            "workers=0", "regions=32")  # fmt: skip
+
+
+def test_every_loss_of_a_drawn_image_falls(tmp_path: Path) -> None:
+    settings = override(DetectionSettings(), [*BY_HEART, "epochs=90", "log_every=1"])
+    Engine(make_training(*drawn(tmp_path, images=1), thin_backbone(), settings), tmp_path).run()
+    for name in LOSSES:
+        values = [line[name] for line in read_lines(tmp_path / "metrics.jsonl")]
+        assert np.mean(values[-10:]) < 0.7 * np.mean(values[:5]), (name, values)
+
+
+@pytest.mark.slow
 def test_a_drawn_image_is_learnt_by_heart(tmp_path: Path) -> None:
-    settings = override(DetectionSettings(), [
-        *TINY, "batch_size=1", "train_sizes=80", "flip=0", "epochs=250", "learning_rate=0.64", "checkpoint_every=1000",
-        "workers=0", "regions=32",
-    ])  # fmt: skip
+    settings = override(DetectionSettings(), [*BY_HEART, "epochs=250"])
     annotations, files = drawn(tmp_path, images=1)
     result = learn(tmp_path, annotations, files, thin_backbone(), settings)
     assert result["box"]["AP50"] >= 0.9 and result["mask"]["AP50"] >= 0.9, result
