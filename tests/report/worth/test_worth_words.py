@@ -1,5 +1,6 @@
 """What the sentence claims: gains and losses that their intervals support, and nothing else."""
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -60,6 +61,20 @@ def results(adapted: Triples, scratch: Triples, **changes: Any) -> Results:
 )  # fmt: skip
 def test_the_sentence(adapted: Triples, scratch: Triples, expected: str) -> None:
     assert words.sentence(results(adapted, scratch)) == expected
+
+
+def test_a_public_encoder_at_two_sizes_is_named_with_them() -> None:
+    """A loss that comes from the size of the images is no loss by the adaptation."""
+    one = results({ALL: (-0.13, -0.18, -0.09)}, {ALL: (-0.6, -0.64, -0.55)}, image_size=48)
+    small = Difference("adapted_frozen", "public_small_frozen", one.differences[0].budget, *TIE)
+    arms = [Arm("public", "frozen", 224), Arm("public_small", "frozen", 48)]
+    two = dataclasses.replace(one, arms=arms, differences=[*one.differences, small])
+    assert words.sentence(two) == (
+        "With all labels, adapting the public encoder at 48 pixels loses 13.0 points [9.0, 18.0] against using it "
+        "frozen at 224 pixels; between adapting the public encoder at 48 pixels and using it frozen at 48 pixels no "
+        "difference is supported at all labels; with all labels, pre-training from scratch stays 60.0 points "
+        "[55.0, 64.0] behind the frozen public encoder at 224 pixels."
+    )
 
 
 @pytest.mark.parametrize("low", [-0.01, 0.0])

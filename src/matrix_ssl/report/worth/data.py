@@ -127,9 +127,13 @@ class Results:
 
     def label(self, arm: Arm) -> str:
         """The name of an arm; that of the public encoder with its size, where it is used at two."""
-        two = any(other.network == "public_small" for other in self.arms)
-        sized = two and arm.use == "frozen" and arm.network in ("public", "public_small")
+        sized = self.own_size_differs and arm.use == "frozen" and arm.network in ("public", "public_small")
         return _NAMES[arm.key] + (f" {arm.image_size} px" if sized else "")
+
+    @property
+    def own_size_differs(self) -> bool:
+        """Whether the public encoder is used at the size of its own training and at that of the images here."""
+        return any(arm.network == "public_small" for arm in self.arms)
 
     @cached_property
     def by_key(self) -> dict[str, Arm]:

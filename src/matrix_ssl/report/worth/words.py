@@ -21,17 +21,24 @@ class Question(NamedTuple):
     other: str
 
 
-QUESTIONS = (
-    Question("adapted_frozen", "public_frozen", "adapting the public encoder", ("gains {}", "over"),
-             ("loses {}", "against"), "using it frozen"),
-    Question("scratch_frozen", "public_frozen", "pre-training from scratch", ("gains {}", "over"),
-             ("stays {}", "behind"), "the frozen public encoder"),
-)  # fmt: skip
+_GAINS, _LOSES, _STAYS = ("gains {}", "over"), ("loses {}", "against"), ("stays {}", "behind")
+
+
+def questions(r: Results) -> list[Question]:
+    """What is asked of the results: a public encoder that was used at two sizes is named with them."""
+    own, same = (f" at {size} pixels" if r.own_size_differs else "" for size in (r.public.image_size, r.image_size))
+    adapting = f"adapting the public encoder{same}"
+    return [
+        Question("adapted_frozen", "public_frozen", adapting, _GAINS, _LOSES, f"using it frozen{own}"),
+        Question("adapted_frozen", "public_small_frozen", adapting, _GAINS, _LOSES, f"using it frozen{same}"),
+        Question("scratch_frozen", "public_frozen", "pre-training from scratch", _GAINS, _STAYS,
+                 f"the frozen public encoder{own}"),
+    ]  # fmt: skip
 
 
 def sentence(results: Results) -> str:
     """What a reader may conclude about adapting the public encoder and about pre-training from scratch."""
-    clauses = [clause(question, by) for question in QUESTIONS if (by := results.difference(question.a, question.b))]
+    clauses = [clause(one, by) for one in questions(results) if (by := results.difference(one.a, one.b))]
     return capitalised("; ".join(clauses)) + "." if clauses else "Nothing has been measured yet."
 
 
