@@ -8,6 +8,7 @@ markers of the page stays.
 """
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,19 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--docs", type=Path, default=ROOT / "docs" / "results")
     arguments = parser.parse_args()
-    values: dict[str, Any] = rounded(read_json(arguments.folder / WORTH))
+    values: dict[str, Any] = rounded(without_folder(read_json(arguments.folder / WORTH)))
     path = arguments.results / f"worth_{arguments.name}.json"
     write_json(path, values)
     fill(arguments.docs / "worth.md", arguments.name, section(parse(Results, values, path, remedy="publish it again")))
+
+
+def without_folder(values: dict[str, Any]) -> dict[str, Any]:
+    """The results with the public encoder's file by its name: where it lies on this machine tells a reader nothing."""
+    reference = values["public"]["reference"]
+    folder, separator, _ = reference.rpartition("/")
+    if not Path(reference).is_absolute():
+        return values
+    return json.loads(json.dumps(values).replace(json.dumps(folder + separator)[1:-1], ""))
 
 
 def section(r: Results) -> str:

@@ -210,6 +210,15 @@ def test_what_is_published_is_what_was_measured(done: Path, tmp_path: Path, monk
     assert page.startswith("# A") and page.endswith("B\n") and str(tmp_path) not in json.dumps(results)
 
 
+def test_what_is_published_has_the_weights_by_their_name() -> None:
+    values = {"command": "matrix-ssl worth --from '/a b/c/w.pth' --out x", "public": {"reference": "/a b/c/w.pth"}}
+    assert publish_worth.without_folder(values) == {
+        "command": "matrix-ssl worth --from 'w.pth' --out x", "public": {"reference": "w.pth"}
+    }  # fmt: skip
+    hub = {"command": "matrix-ssl worth --from timm/x", "public": {"reference": "timm/x"}}
+    assert publish_worth.without_folder(hub) == hub
+
+
 @pytest.mark.parametrize("kills", [[0, 2], pytest.param([0, 1, 2, 3], marks=pytest.mark.slow)])
 def test_a_killed_command_resumes_and_ends_alike(done: Path, public: Path, tmp_path: Path, kills: list[int]) -> None:
     """Killed in a pre-training, in a training with labels, between the files of an answer, and in a second answer."""
