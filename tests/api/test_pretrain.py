@@ -312,7 +312,7 @@ class TestStart:
         words = {key: value for key, value in TINY.items() if key not in ("encoder", "image_size", "width")}
         for chosen in ({"start": "of_folder"}, {"encoder": "of_folder"}, {"start": Path("of_folder")}):
             run = pretrain(PIXELS, out=tmp_path / "r", learning_rate=0.0, **words, **chosen)
-        assert (run.config.start.reference, run.config.data.image_size) == ("of_folder", 16)
+        assert (run.config.start.reference, run.config.data.image_size) == (str(Path("of_folder").absolute()), 16)
         assert torch.equal(run.encoder().stem[0].weight, matrix_ssl.open("of_folder").encoder().stem[0].weight)
 
     def test_random_is_an_architecture(self, tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def test_on_the_command_line(tmp_path: Path) -> None:
     assert "32 images of 'a-b'" in succeed(tmp_path, words, before=BARE).err
     data = json.loads((tmp_path / "r" / "config.json").read_text())["data"]
     assert (data["source"], data["images"], data["digest"]) == (
-        ["a", "b"], 32, opened(tmp_path / "a", tmp_path / "b").digest,
+        [str(tmp_path / "a"), str(tmp_path / "b")], 32, opened(tmp_path / "a", tmp_path / "b").digest,
     )  # fmt: skip
     (tmp_path / "b").rename(tmp_path / "c")
     words[words.index("b")] = "c"

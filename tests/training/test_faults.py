@@ -395,7 +395,7 @@ def test_names_that_are_not_unicode(tmp_path: Path) -> None:
     arguments = [word for word in from_files(folder.name) if word not in ("--out", "r")]
     ended = succeed(tmp_path, arguments, before=BARE)
     run = tmp_path / "runs" / "photos-?"
-    assert read_config(run).data.source == folder.name
+    assert read_config(run).data.source == str(folder)
     (line,) = read_lines(run / "skipped.jsonl")
     assert os.fsencode(line["where"]) == b"photos-\xff/\xfe.jpg"
     ended = succeed(tmp_path, ["embed", "runs/photos-?", "--out", folder.name + ".npz", "--device", "cpu"])

@@ -14,7 +14,7 @@ from matrix_ssl.data.objects import in_colour
 from matrix_ssl.data.sources import Data, Split, Splits
 from matrix_ssl.encoder import Weights
 from matrix_ssl.encoder.opening import nothing_at
-from matrix_ssl.encoder.where import PATH, read_where
+from matrix_ssl.encoder.where import PATH, is_folder, read_where
 from matrix_ssl.errors import ConfigError, DataError, MatrixSSLError
 from matrix_ssl.evaluate import features
 from matrix_ssl.evaluate import protocols as every
@@ -87,7 +87,7 @@ def evaluate(
     every.check_protocols(protocols)
     if label_list is not None and SEMI_SUPERVISED not in protocols:
         raise ConfigError(f"--label-list is for --protocol {SEMI_SUPERVISED}.")
-    if not data and not Path(where).is_dir():
+    if not data and not is_folder(where):
         raise no_dataset(where)
     from matrix_ssl.encoder.importing import as_run  # takes a second to import
 
@@ -109,12 +109,17 @@ def evaluate(
             train, test, drawn_from = _open_splits(
                 location, test_data, images, data_root=data_root, download=download, say=s.display.say
             )
+        for remark in dict.fromkeys((*train.remarks, *test.remarks)):
+            s.display.say(remark)
         if needs_labels:
             train.labelled()
         if train.labels is None and public:
             raise DataError(f"{train.name!r} has no labels; --baseline compares accuracies, which need them.")
         if train.labels is None:
-            s.display.say("No labels found: writing only the embedding map and the nearest-neighbour gallery.")
+            s.display.say(
+                f"{train.name!r} has no labels: {train.unlabelled_because}. Writing only the embedding map and the "
+                "nearest-neighbour gallery."
+            )
             with s.display.bar("features") as show:
                 every.describe_images(run, train, weights=weights, device=s.device, on_progress=show)
         else:
@@ -148,8 +153,14 @@ def embed(
     Raises:
         MatrixSSLError: the data are at fault.
     """
-    source = _fitting(open_source(data, split=split, data_root=data_root, download=download), data, images)
-    with Display(quiet=quiet).bar("features") as show:
+    source = open_source(
+        data, split=split, data_root=data_root, download=download, white_level=images.white_level
+    )  # fmt: skip
+    source = _fitting(source, data, images)
+    display = Display(quiet=quiet)
+    for remark in source.remarks:
+        display.say(remark)
+    with display.bar("features") as show:
         return features.embed(encoder, source, images, device=devices.choose_device(device), on_progress=show)
 
 
@@ -178,7 +189,10 @@ def _open_splits(
     """Training and test images, and the digest of the dataset that both are splits of; None if each is whole."""
 
     def open_split(data: Data, split: Split) -> Source:
-        return _fitting(open_source(data, split=split, data_root=data_root, download=download), data, images)
+        source = open_source(
+            data, split=split, data_root=data_root, download=download, white_level=images.white_level
+        )  # fmt: skip
+        return _fitting(source, data, images)
 
     train = open_split(location, "train")
     if test_data:

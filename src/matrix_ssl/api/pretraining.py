@@ -156,6 +156,8 @@ def train(
             with distributed.together():
                 if s.main == turn:
                     source = _open(config, data, data_root, download)
+        for remark in source.remarks:
+            s.display.say(remark)
         fitted: list[str] = []
         if fit:
             earlier = None if fresh else run
@@ -237,7 +239,10 @@ def _reference(where: str | Path) -> str:
 
 def _open(config: RunConfig, data: Data | None, data_root: Path | None, download: bool) -> Source:
     """The images of a run, grey ones of a program in three channels where the encoder takes three."""
-    source = open_source(data or config.data.source, split="train", data_root=data_root, download=download)
+    source = open_source(
+        data or config.data.source, split="train", data_root=data_root, download=download,
+        white_level=config.data.white_level,
+    )  # fmt: skip
     return in_colour(source, len(config.data.mean)) if isinstance(data, Splits) else source
 
 

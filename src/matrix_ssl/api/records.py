@@ -25,7 +25,9 @@ def _keep_method(run: Path, name: str, say: Callable[[str], None]) -> None:
     if not name.endswith(".py") and ":" not in name:
         return
     try:
-        text = Path(name).read_text("utf-8") if name.endswith(".py") else inspect.getsource(find_method(name))
+        text = (
+            Path(name).expanduser().read_text("utf-8") if name.endswith(".py") else inspect.getsource(find_method(name))
+        )
     except (OSError, TypeError):  # a class without source, as of a program on standard input
         return
     path = run / METHOD

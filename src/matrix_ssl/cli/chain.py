@@ -82,8 +82,8 @@ def chain(
 def _encoder_run(where: str, *, download: bool, dry_run: bool) -> Path:
     """The run folder of an encoder that is trained already; a dry run imports none."""
     from matrix_ssl.encoder.importing import as_run, default_run
-    from matrix_ssl.encoder.where import read_where
+    from matrix_ssl.encoder.where import is_folder, read_where
 
-    if dry_run and not Path(where).is_dir():
+    if dry_run and not is_folder(where):
         return default_run(read_where(where))
     return as_run(where, download=download, say=options.say)[0]

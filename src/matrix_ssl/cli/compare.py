@@ -86,7 +86,8 @@ def compare(
     comparison = ComparisonRun(plan, out, command=shlex.join(command()), public=public)
     if not fresh:
         comparison.check()
-    comparison.open_data(data_root=data_root, download=download, fresh=fresh)
+    for remark in comparison.open_data(data_root=data_root, download=download, fresh=fresh):
+        options.say(remark)
     with held(out, fresh=fresh, say=options.say, first=PLAN):
         comparison.claim()
         done, total = comparison.count()

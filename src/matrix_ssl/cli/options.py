@@ -8,12 +8,31 @@ import click
 from rich.console import Console
 
 from matrix_ssl.cli import completion
+from matrix_ssl.errors import ConfigError
 from matrix_ssl.training.configure import DEFAULT_RECIPE
 
 if TYPE_CHECKING:
     from matrix_ssl.config import Locations
 
-PATH = click.Path(path_type=Path)
+
+class _Path(click.Path):
+    """A path, in which ``~`` is the home folder: shells leave it in ``--out=~/x``."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
+        """The path; raises ConfigError where there is no such home folder."""
+        path = super().convert(value, parameter, context)
+        try:
+            return path.expanduser()
+        except RuntimeError:
+            raise ConfigError(
+                f"{path}: there is no such home folder. For a folder of that name, write ./{path}."
+            ) from None
+
+
+PATH = _Path()
 PROTOCOLS = ("knn", "linear", "low-shot", "transfer", "linear-sgd", "semi-supervised", "fine-tune")
 
 stdout = Console(highlight=False, soft_wrap=True)

@@ -83,9 +83,10 @@ def export(where: str, form: Any, out: Path | None, weights: Any, download: bool
     """
     from matrix_ssl.encoder.exporting import export as write
     from matrix_ssl.encoder.importing import as_run
+    from matrix_ssl.encoder.where import is_folder
 
     with TemporaryDirectory() as scratch:
-        is_run = Path(where).is_dir()
+        is_run = is_folder(where)
         run, weights = as_run(
             where, out=None if is_run or out is None else Path(scratch) / "run", weights=weights, download=download,
             say=_silent if is_run or out else options.say,

@@ -83,6 +83,8 @@ def worth(
     if not fresh:
         check(plan, out)
     images = Images.open(plan, data_root=data_root, download=download)
+    for remark in dict.fromkeys((*images.train.remarks, *images.test.remarks)):
+        options.say(remark)
     with held(out, fresh=fresh, say=options.say, first=PLAN):
         run = WorthRun(
             plan, out, images, public,

@@ -49,8 +49,8 @@ class ComparisonRun:
                 next_trial(plan, method, {}, number)
             runs(plan, method, {})
 
-    def open_data(self, *, data_root: Path | None, download: bool, fresh: bool = False) -> None:
-        """Checks the images, and that they fit batch and encoder, before anything is written.
+    def open_data(self, *, data_root: Path | None, download: bool, fresh: bool = False) -> list[str]:
+        """Checks the images, and that they fit batch and encoder, before anything is written; returns their remarks.
 
         Raises:
             RunFolderError: the folder has results on other images and is not to be set aside as ``fresh``.
@@ -75,6 +75,7 @@ class ComparisonRun:
         for job, source in (*trials, (runs(plan, plan.reference, {})[0], learn)):
             config = configuration.override(job.config, ["data.subset=0"])
             setup.prepare(config, source=source, device=torch.device("cpu"), display=Display(quiet=True))
+        return list(dict.fromkeys((*learn.remarks, *judge.remarks)))
 
     def check(self) -> None:
         """Raises RunFolderError for a folder that holds a different comparison or something else; changes nothing."""

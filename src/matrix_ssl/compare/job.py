@@ -21,7 +21,7 @@ from torch import nn
 from matrix_ssl import config as configuration
 from matrix_ssl.config import DataConfig, RunConfig, system
 from matrix_ssl.data import Source, has_test_split, open_source, split_source
-from matrix_ssl.data.sources import choose_subset
+from matrix_ssl.data.sources import Split, choose_subset
 from matrix_ssl.encoder import initialise_encoder, load_encoder
 from matrix_ssl.encoder.opening import open_encoder
 from matrix_ssl.errors import ConfigError, Diverged, MatrixSSLError
@@ -54,9 +54,9 @@ def open_training_part(data: DataConfig, *, data_root: Path | None, download: bo
     Raises:
         ConfigError: the images have no labels.
     """
-    learn = open_source(data.source, split="train", data_root=data_root, download=download)
+    learn = _open(data, "train", data_root=data_root, download=download)
     if learn.labels is None:
-        raise ConfigError(f"{data.source!r} has no labels to compare by: put each class in a folder of its own.")
+        raise ConfigError(f"{data.source!r} has no labels to compare by: {learn.unlabelled_because}.")
     if not has_test_split(data.source, data_root=data_root, download=download):
         learn, _ = split_source(learn, HELD_OUT, _SPLIT)
     return choose_subset(learn, data.subset, seed=_SPLIT)
@@ -65,8 +65,14 @@ def open_training_part(data: DataConfig, *, data_root: Path | None, download: bo
 def open_test_part(data: DataConfig, *, data_root: Path | None, download: bool = False) -> Source:
     """The test images of a comparison; without a test split, a fifth of every class."""
     if has_test_split(data.source, data_root=data_root, download=download):
-        return open_source(data.source, split="test", data_root=data_root, download=download)
-    return split_source(open_source(data.source, split="train", data_root=data_root), HELD_OUT, _SPLIT)[1]
+        return _open(data, "test", data_root=data_root, download=download)
+    return split_source(_open(data, "train", data_root=data_root, download=download), HELD_OUT, _SPLIT)[1]
+
+
+def _open(data: DataConfig, split: Split, *, data_root: Path | None, download: bool) -> Source:
+    return open_source(
+        data.source, split=split, data_root=data_root, download=download, white_level=data.white_level
+    )  # fmt: skip
 
 
 def hold_out(learn: Source) -> tuple[Source, Source]:

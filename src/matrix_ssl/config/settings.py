@@ -53,6 +53,7 @@ class DataConfig:
     mean: tuple[float, ...] = IMAGENET_MEAN  # per channel, of pixels in [0, 1]
     std: tuple[float, ...] = IMAGENET_STD
     crop_fraction: Annotated[float, Ge(0.01), Le(1)] = 0.875  # evaluation: the central part of the image that is kept
+    white_level: NonNegativeInt = 0  # level of white in images of more than 8 bits, such as 4095; 0: their format's
     workers: Annotated[int, Ge(-1)] = -1  # processes that decode files; -1: one for each core of this process, up to 8
 
     def __post_init__(self) -> None:

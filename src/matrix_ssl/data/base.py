@@ -29,10 +29,16 @@ class Source(ABC):
         classes: the name of every label, or None when unlabelled.
         images: the whole dataset, uint8 (n, channels, h, w), when it is in memory; else None.
         crops_are_rounded: evaluation rounds the crops of such a dataset to 8 bits, as it does those of files.
+        white_level: the level of white in images of more than 8 bits; 0: that of their format.
+        remarks: sentences on what was taken for what, and on what is left out, for the user.
+        unlabelled_because: the reason why there are no labels, with the remedy.
     """
 
     images: torch.Tensor | None = None
     crops_are_rounded = False
+    white_level = 0
+    remarks: tuple[str, ...] = ()
+    unlabelled_because = "put each class in a folder of its own"
 
     def __init__(self, name: str, *, channels: int, labels: Labels, classes: Classes):
         if (labels is None) != (classes is None):
@@ -61,10 +67,20 @@ class Source(ABC):
         vars(other).pop("digest", None)
         return other
 
+    def with_white_level(self, level: int) -> "Source":
+        """The dataset with a different level of white in its images of more than 8 bits."""
+        other = self.copy()
+        other.white_level = level
+        return other
+
+    def highest_level(self, index: int) -> int:
+        """The highest level of an image of more than 8 bits; 0 for any other image."""
+        return 0
+
     def labelled(self) -> tuple[NDArray[np.int64], list[str]]:
         """Labels (n,) and the names of the classes; DataError where there are none."""
         if self.labels is None or self.classes is None:
-            raise DataError(f"{self.name!r} has no labels: put each class in a folder of its own.")
+            raise DataError(f"{self.name!r} has no labels: {self.unlabelled_because}.")
         return self.labels, self.classes
 
     @cached_property
@@ -141,6 +157,7 @@ class MemorySource(PlacedSource):
     """Images of one shape, decoded and in memory."""
 
     images: torch.Tensor  # narrower than in Source: always there
+    origin: PlacedSource | None = None  # what it was decoded from, where that has more than 8 bits
 
     def __init__(self, name: str, images: torch.Tensor, places: Places, *, labels: Labels, classes: Classes):
         super().__init__(name, places, channels=images.shape[1], labels=labels, classes=classes)
@@ -155,7 +172,14 @@ class MemorySource(PlacedSource):
     def subset(self, indices: ArrayLike) -> Self:
         subset = super().subset(indices)
         subset.images = self.images[torch.from_numpy(as_indices(indices, len(self)))]
+        subset.origin = None if self.origin is None else self.origin.subset(indices)
         return subset
+
+    def with_white_level(self, level: int) -> Source:
+        return self if self.origin is None else in_memory(self.origin.with_white_level(level))
+
+    def highest_level(self, index: int) -> int:
+        return 0 if self.origin is None else self.origin.highest_level(index)
 
 
 def as_indices(indices: ArrayLike, count: int) -> NDArray[np.int64]:
@@ -201,4 +225,7 @@ def in_memory(source: PlacedSource) -> PlacedSource:
             images[index] = image
     except UnreadableImage:
         return source
-    return MemorySource(source.name, images, source.places, labels=source.labels, classes=source.classes)
+    memory = MemorySource(source.name, images, source.places, labels=source.labels, classes=source.classes)
+    memory.origin = source if source.highest_level(0) else None
+    memory.remarks = source.remarks
+    return memory

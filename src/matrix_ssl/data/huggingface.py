@@ -16,13 +16,13 @@ from matrix_ssl.data.base import Classes, Labels, PlacedSource, Places, as_label
 from matrix_ssl.data.folder import file_sizes, read_start
 from matrix_ssl.data.hub import open_dataset
 from matrix_ssl.data.identity import ABSENT
-from matrix_ssl.data.images import decode_image, read_image
+from matrix_ssl.data.images import decode_image, highest_level, read_image
+from matrix_ssl.data.layout import TEST_NAMES, TRAIN_NAMES
 from matrix_ssl.errors import DataError, import_extra
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
-_TEST_NAMES = ("test", "validation")
 _SAVED_TO_DISK = ("dataset_dict.json", "dataset_info.json")
 
 
@@ -36,8 +36,12 @@ class HuggingFaceSource(PlacedSource):
     def read(self, index: int) -> torch.Tensor:
         file = self._file(index)
         if file.get("path") and file["bytes"] is None:
-            return read_image(Path(file["path"]))
-        return decode_image(file.get("bytes") or b"", self.where(index))
+            return read_image(Path(file["path"]), white_level=self.white_level)
+        return decode_image(file.get("bytes") or b"", self.where(index), white_level=self.white_level)
+
+    def highest_level(self, index: int) -> int:
+        file = self._file(index)
+        return highest_level(Path(file["path"]) if file.get("path") and file["bytes"] is None else file["bytes"] or b"")
 
     def _file(self, index: int) -> dict[str, Any]:
         """``bytes`` and ``path`` of an image, one of which is None; nothing where there is no image."""
@@ -60,7 +64,7 @@ class HuggingFaceSource(PlacedSource):
 
 
 def load_splits(location: str) -> "tuple[Dataset, Dataset | None]":
-    """The training split and, where there is one, the test split ("test", else "validation")."""
+    """The training split and, where there is one, the test split (see ``layout``)."""
     datasets = import_extra("datasets", extra="datasets")
     folder = Path(location).expanduser()
     if not folder.exists() and (location.startswith((".", "/", "~")) or location.count("/") > 1):
@@ -82,9 +86,11 @@ def choose_splits(loaded: "Dataset | DatasetDict", place: str) -> "tuple[Dataset
 
     if isinstance(loaded, datasets.Dataset):
         return loaded, None
-    if "train" not in loaded:
+    splits = {name.lower(): split for name, split in loaded.items()}
+    train = next((splits[name] for name in TRAIN_NAMES if name in splits), None)
+    if train is None:
         raise DataError(f"{place}: no split 'train', only {', '.join(loaded)}; save it as a single split.")
-    return loaded["train"], next((loaded[name] for name in _TEST_NAMES if name in loaded), None)
+    return train, next((splits[name] for name in TEST_NAMES if name in splits), None)
 
 
 def open_split(split: "Dataset", *, where: str, name: str) -> PlacedSource:

@@ -28,6 +28,9 @@ class JoinedSource(Source):
         labels, classes = _labels(parts, classes)
         super().__init__(joined_name([p.name for p in parts]), channels=first.channels, labels=labels, classes=classes)
         self._parts = parts
+        self.remarks = tuple(dict.fromkeys(remark for part in parts for remark in part.remarks))
+        if bare := [part for part in parts if part.labels is None]:
+            self.unlabelled_because = f"{bare[0].name!r} has none, {bare[0].unlabelled_because}"
         self._part = np.repeat(np.arange(len(parts), dtype=np.int32), [len(part) for part in parts])
         self._row = np.concatenate([np.arange(len(part), dtype=np.int64) for part in parts])
         self.images = _together([part.images for part in parts])
@@ -37,6 +40,18 @@ class JoinedSource(Source):
 
     def read(self, index: int) -> torch.Tensor:
         return self._parts[self._part[index]].read(int(self._row[index]))
+
+    def with_white_level(self, level: int) -> "JoinedSource":
+        other = super().with_white_level(level)
+        assert isinstance(other, JoinedSource)
+        other._parts = [part.with_white_level(level) for part in self._parts]
+        if self.images is not None and (images := _together([part.images for part in other._parts])) is not None:
+            start = np.cumsum([0, *map(len, self._parts)])[self._part] + self._row
+            other.images = images[torch.from_numpy(start)]
+        return other
+
+    def highest_level(self, index: int) -> int:
+        return self._parts[self._part[index]].highest_level(int(self._row[index]))
 
     def where(self, index: int) -> str:
         return self._parts[self._part[index]].where(int(self._row[index]))

@@ -4,6 +4,7 @@ Arrays: ``jpeg`` (uint8, the image files in sequence, of any format that ``image
 where each begins; the last is the end); optionally ``y`` (n integer labels) and ``classes`` (names).
 """
 
+import re
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -15,10 +16,10 @@ import torch
 from numpy.typing import NDArray
 
 from matrix_ssl.data.base import Classes, Labels, PlacedSource, Places, as_labels, in_memory
-from matrix_ssl.data.images import decode_image
+from matrix_ssl.data.images import decode_image, highest_level
 from matrix_ssl.errors import DataError
 
-_TEST_NAMES = ("test", "val")  # in the order of preference when there are both
+_TEST_WORDS = ("test", "val", "dev")  # in the order of preference; "val" is in "eval" and "validation" as well
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,10 @@ class PackedSource(PlacedSource):
         self._shards = shards
 
     def read(self, index: int) -> torch.Tensor:
-        return decode_image(self._bytes(index), self.where(index))
+        return decode_image(self._bytes(index), self.where(index), white_level=self.white_level)
+
+    def highest_level(self, index: int) -> int:
+        return highest_level(self._bytes(index))
 
     def _bytes(self, index: int, most: int | None = None) -> bytes:
         shard = self._shards[self.places.file[index]]
@@ -82,11 +86,21 @@ def split_packed(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     """Sorts packed files of one folder into the training and the test split by their names.
 
     Files with "train" in the name are the training split, those with "test" the test split; where there is none, those
-    with "val". If no name has "train", the training split is every file that is not for testing.
+    with "val", or else "dev" as a word of its own. If no name has "train", the training split is every file that is not
+    for testing.
     """
-    test = next((files for word in _TEST_NAMES if (files := _named(paths, word))), [])
-    train = _named(paths, "train") or [path for path in paths if path not in _named(paths, *_TEST_NAMES)]
+    test = next((files for word in _TEST_WORDS if (files := _named(paths, word))), [])
+    train = _named(paths, "train") or [path for path in paths if path not in _named(paths, *_TEST_WORDS)]
     return train, test
+
+
+def is_packed(path: Path) -> bool:
+    """Whether a file has the arrays of a packed dataset, or cannot be looked into."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {"jpeg.npy", "offs.npy"} <= set(archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return True
 
 
 def read_shard(path: Path) -> Shard:
@@ -130,4 +144,9 @@ def _load(path: Path) -> dict[str, np.ndarray]:
 
 
 def _named(paths: Sequence[Path], *words: str) -> list[Path]:
-    return [path for path in paths if any(word in path.stem.lower() for word in words)]
+    """The files whose name has one of the words: "dev" as a whole word, since "device" has it, too."""
+
+    def has(stem: str, word: str) -> bool:
+        return word in (re.split(r"[^a-z]+", stem) if word == "dev" else stem)
+
+    return [path for path in paths if any(has(path.stem.lower(), word) for word in words)]

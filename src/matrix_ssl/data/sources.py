@@ -14,9 +14,10 @@ import torch
 
 from matrix_ssl.data import huggingface
 from matrix_ssl.data.base import MemorySource, Places, Source, as_labels
-from matrix_ssl.data.folder import find_split_folders, holds_images, is_image, open_folder, packed_files
+from matrix_ssl.data.folder import open_folder
 from matrix_ssl.data.joined import JoinedSource
-from matrix_ssl.data.packed import open_packed, split_packed
+from matrix_ssl.data.layout import TEST_NAMES, find_split_folders, holds_images, is_image, packed_files
+from matrix_ssl.data.packed import is_packed, open_packed, split_packed
 from matrix_ssl.data.randomness import permutation
 from matrix_ssl.errors import ConfigError, DataError
 
@@ -28,7 +29,11 @@ NAMED_SETS = ("digits", *TORCHVISION_SETS)
 Split = Literal["train", "test"]
 
 _DIGITS_TEST = 360
+_SHOWN = 8  # classes that a sentence lists
+_LOOKED_AT = 256  # images of more than 8 bits, for their highest level
+_FULL_BITS = 16  # of levels
 DATA_ROOT_VARIABLE = "MATRIX_SSL_DATA"
+HUGGING_FACE = "hf:"  # how the name or the folder of a dataset of Hugging Face begins
 IN_MEMORY = "memory:"  # how ``data.source`` begins where the images were in the memory of a program
 
 
@@ -44,17 +49,20 @@ class Splits:
 Data = str | tuple[str, ...] | Splits  # a name or path, several of them, or a dataset that is opened already
 
 
-def open_source(data: Data, *, split: Split, data_root: Path | None, download: bool = False) -> Source:
+def open_source(
+    data: Data, *, split: Split, data_root: Path | None, download: bool = False, white_level: int = 0
+) -> Source:
     """Opens one split of a dataset.
 
     Args:
-        data: a folder (``folder.find_split_folders`` describes the layouts), a packed .npz file or a folder of them,
+        data: a folder (``layout.find_split_folders`` describes the layouts), a packed .npz file or a folder of them,
             ``hf:NAME``, or the name of a dataset. The names in ``NAMED_SETS`` always mean these datasets; for a folder
             of that name write ``./cifar10``. Any other name may also be a folder in the data root. Several of them are
             one dataset. An object of Python becomes a dataset by ``objects.as_data``.
         split: ``"train"`` or ``"test"``. Without a test split, the training split is the whole dataset.
         data_root: the folder that holds named datasets; None: the environment variable MATRIX_SSL_DATA.
         download: let torchvision fetch a named dataset that is absent.
+        white_level: the level of white in images of more than 8 bits; 0: that of their format.
 
     Raises:
         DataError: the dataset is absent, empty or damaged, or has no such split.
@@ -62,13 +70,41 @@ def open_source(data: Data, *, split: Split, data_root: Path | None, download: b
     """
     splits = find_splits(data, data_root=data_root, download=download)
     if split == "train":
-        return splits.train()
+        return _with_levels(splits.train(), white_level)
     if splits.test is None:
         raise DataError(
-            f"{describe(data)} has no test split: no folder or .npz file is named test or val; "
+            f"{describe(data)} has no test split: no folder or .npz file is named {' or '.join(TEST_NAMES)}; "
             f"add one, or hold out some of the training images."
         )
-    return splits.test()
+    return _with_levels(splits.test(), white_level)
+
+
+def _with_levels(source: Source, white_level: int) -> Source:
+    """A dataset with the level of white, or with a warning where its images of more than 8 bits are nearly black."""
+    if white_level:
+        return source.with_white_level(white_level)
+    if remark := _dark(source):
+        source.remarks = (*source.remarks, remark) if remark not in source.remarks else source.remarks
+    return source
+
+
+def _dark(source: Source) -> str:
+    """A warning where images use less than half of the levels of their 16 bits; empty for any other images.
+
+    The first image decides whether more are looked at, at most ``_LOOKED_AT``, spread evenly over the dataset.
+    """
+    if not source.highest_level(0):
+        return ""
+    rows = np.unique(np.linspace(0, len(source) - 1, min(_LOOKED_AT, len(source))).astype(int))
+    highest = max(source.highest_level(int(row)) for row in rows)
+    bits = max(highest.bit_length(), 8)
+    if bits >= _FULL_BITS:
+        return ""
+    which = "its" if len(rows) == len(source) else f"{len(rows)} of its {len(source)}"
+    return (
+        f"Warning: the highest level of {which} images of 16 bits is {highest}, of {2**16 - 1}, so they are dark. If "
+        f"their levels have {bits} bits, use --set data.white_level={2**bits - 1}."
+    )
 
 
 def has_test_split(data: Data, *, data_root: Path | None, download: bool = False) -> bool:
@@ -79,24 +115,35 @@ def has_test_split(data: Data, *, data_root: Path | None, download: bool = False
 def split_source(source: Source, fraction: float, seed: int) -> tuple[Source, Source]:
     """The training and the held-out images, both in their old order.
 
-    A random ``fraction`` in (0, 1) of every class is held out, at least one image and not all; of all if unlabelled.
+    A random ``fraction`` in (0, 1) of every class is held out, at least one image and not all; of all if unlabelled. A
+    class with a single image stays in training; the remarks of the held-out images name it.
 
     Raises:
         ConfigError: the fraction is not between 0 and 1.
-        DataError: a class has fewer than two images.
+        DataError: no class, or the whole, has two images.
     """
     if not 0 < fraction < 1:
         raise ConfigError(f"The held-out fraction {fraction} must be between 0 and 1.")
     labels = np.zeros(len(source), dtype=np.int64) if source.labels is None else source.labels
     held_out = np.zeros(len(source), dtype=bool)
+    single: list[int] = []
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
         if len(members) < 2:
-            what = source.name if source.classes is None else f"{source.name}: the class {source.classes[label]!r}"
-            raise DataError(f"{what} has a single image; add another, or remove the class.")
+            single.append(int(label))
+            continue
         count = min(max(round(fraction * len(members)), 1), len(members) - 1)
         held_out[members[permutation(len(members), seed, int(label))[:count]]] = True
-    return source.subset(np.flatnonzero(~held_out)), source.subset(np.flatnonzero(held_out))
+    if not held_out.any():
+        what = "the dataset" if source.classes is None else "every class"
+        raise DataError(f"{source.name}: {what} has a single image, so none can be held out; add images.")
+    learn, judge = source.subset(np.flatnonzero(~held_out)), source.subset(np.flatnonzero(held_out))
+    if single and source.classes is not None:
+        names = ", ".join(repr(source.classes[label]) for label in single[:_SHOWN])
+        more = f" and {len(single) - _SHOWN} more" if len(single) > _SHOWN else ""
+        classes = "1 class has" if len(single) == 1 else f"{len(single)} classes have"
+        judge.remarks += (f"{classes} a single image, which is used for training and not judged: {names}{more}.",)
+    return learn, judge
 
 
 def choose_subset(source: Source, count: int, *, seed: int) -> Source:
@@ -111,6 +158,18 @@ def describe(data: Data) -> str:
     if isinstance(data, Splits):
         return f"{IN_MEMORY}{data.memory}"
     return data if isinstance(data, str) else ", ".join(data)
+
+
+def absolute(data: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    """Names and paths with the whole path of what exists here, so that they hold in every folder; names as they are."""
+    if not isinstance(data, str):
+        return tuple(str(absolute(one)) for one in data)
+    prefix = HUGGING_FACE if data.startswith(HUGGING_FACE) else ""
+    name = data.removeprefix(prefix)
+    if not name or (not prefix and (name in NAMED_SETS or name.startswith(IN_MEMORY))):
+        return data
+    path = _expanded(name)
+    return f"{prefix}{path.absolute()}" if _exists(path) else data
 
 
 def find_splits(data: Data, *, data_root: Path | None, download: bool = False) -> Splits:
@@ -148,8 +207,8 @@ def _find(name_or_path: str, *, data_root: Path | None, download: bool) -> Split
             f"The images of this run were in the memory of a program ({name_or_path.removeprefix(IN_MEMORY)}), not in "
             f"a file: name images with --data, or in Python pass them again as data."
         )
-    if name_or_path.startswith("hf:"):
-        return _hugging_face(name_or_path.removeprefix("hf:"))
+    if name_or_path.startswith(HUGGING_FACE):
+        return _hugging_face(name_or_path.removeprefix(HUGGING_FACE))
     if name_or_path == "digits":
         return Splits(partial(_open_digits, "train"), partial(_open_digits, "test"))
     root = data_root
@@ -157,7 +216,7 @@ def _find(name_or_path: str, *, data_root: Path | None, download: bool) -> Split
         root = Path(variable).expanduser()
     if name_or_path in TORCHVISION_SETS:
         return _torchvision(name_or_path, root, download=download)
-    path = Path(name_or_path).expanduser()
+    path = _expanded(name_or_path)
     if _exists(path):
         return _at(path)
     bare = len(path.parts) == 1
@@ -174,15 +233,24 @@ def _at(path: Path) -> Splits:
         raise DataError(f"{path} is {kind}; name a folder of images (unpack archives first) or a packed .npz file.")
     name = path.resolve().name
     packed = packed_files(path)
-    if packed:
+    has_images = bool(packed) and holds_images(path)
+    if packed and not (has_images and not any(map(is_packed, packed))):  # else they are other files beside images
         train_files, test_files = split_packed(packed)
         if not train_files:
             raise DataError(f"{path}: every .npz file is named as a test split; name the training split with 'train'.")
         packed_test = partial(open_packed, test_files, name=name) if test_files else None
-        return Splits(partial(open_packed, train_files, name=name), packed_test)
-    train_folder, test_folder = find_split_folders(path)
-    test = partial(_open_test_folder, train_folder, test_folder, name=name) if test_folder else None
-    return Splits(partial(open_folder, train_folder, name=name), test)
+        remark = f"{path} has packed files, so its image files are not used." if has_images else ""
+        return Splits(partial(_remarked, partial(open_packed, train_files, name=name), remark), packed_test)
+    folders = find_split_folders(path)
+    test = partial(_open_test_folder, folders.train, folders.test, name=name) if folders.test else None
+    return Splits(partial(_remarked, partial(open_folder, folders.train, name=name), folders.remark), test)
+
+
+def _remarked(opener: Callable[[], Source], remark: str) -> Source:
+    """A dataset with a sentence on its layout before its own remarks."""
+    source = opener()
+    source.remarks = (remark, *source.remarks) if remark else source.remarks
+    return source
 
 
 def _open_test_folder(train_folder: Path, test_folder: Path, *, name: str) -> Source:
@@ -213,6 +281,13 @@ def _hugging_face(location: str) -> Splits:
         return huggingface.open_split(split, where=where, name=Path(location).name)
 
     return Splits(partial(open_split, train), None if test is None else partial(open_split, test))
+
+
+def _expanded(name: str) -> Path:
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        raise DataError(f"{name}: there is no such home folder. For a folder of that name, write ./{name}.") from None
 
 
 def _exists(path: Path) -> bool:

@@ -10,6 +10,7 @@
 A path that begins as one of the others is written with ``./`` before it.
 """
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +70,7 @@ def read_where(where: str | Path, *, architecture: str | None = None) -> Where:
         ConfigError: a form lacks its name.
     """
     if isinstance(where, Path):
-        return Where("path", str(where))
+        return Where("path", os.path.expanduser(where))  # noqa: PTH111, as below
     if where in (RANDOM, TORCHVISION) and architecture:
         where = f"{where}/{architecture}"
     for kind in _NAMED:
@@ -79,7 +80,23 @@ def read_where(where: str | Path, *, architecture: str | None = None) -> Where:
             return Where(kind, _named(name, where, kind), weights)
     if where.startswith(f"{HF}:"):
         return Where("hf", _named(where.removeprefix(f"{HF}:"), where, HF))
-    return Where("path", where)
+    return Where("path", os.path.expanduser(where))  # noqa: PTH111, a Path drops "./" and fails for ~nobody
+
+
+def is_folder(where: str | Path) -> bool:
+    """Whether WHERE is a folder, as a run is."""
+    place = read_where(where)
+    return place.kind == PATH and place.path.is_dir()
+
+
+def absolute(where: str) -> str:
+    """WHERE with the whole path of a file or folder that exists, so that it holds in every folder; others as it is."""
+    place = read_where(where)
+    if place.kind == PATH:
+        return str(place.path.absolute()) if place.path.exists() else where
+    if place.kind == HF and Path(place.name).expanduser().exists():
+        return f"{HF}:{Path(place.name).expanduser().absolute()}"
+    return where
 
 
 def _named(name: str, where: str, kind: str) -> str:

@@ -108,7 +108,7 @@ def difference(a: Predictions, b: Predictions, answers: Answers) -> dict[str, An
 def write(
     folder: Path, protocol: str, values: Mapping[str, Any], predictions: Mapping[str, Predictions], answers: Answers
 ) -> None:
-    """Writes ``PROTOCOL.json`` and ``PROTOCOL.npz``, the predictions first."""
+    """Writes ``PROTOCOL.json``, with the classes that have no judged image, and ``PROTOCOL.npz``, this one first."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -120,7 +120,9 @@ def write(
         **{name: one.labels.numpy() for name, one in predictions.items()},
     }
     write_atomically(folder / f"{protocol}.npz", lambda file: np.savez_compressed(file, **arrays))
-    write_json(folder / f"{protocol}.json", dict(values))
+    counts = torch.bincount(answers.labels, minlength=len(answers.classes))
+    not_judged = [name for name, count in zip(answers.classes, counts.tolist(), strict=True) if not count]
+    write_json(folder / f"{protocol}.json", {**values, **({"not_judged": not_judged} if not_judged else {})})
 
 
 def read(folder: Path, protocol: str, *, fingerprint: str | None = None) -> dict[str, Any] | None:

@@ -56,7 +56,8 @@ class Subject:
             "weights": self.weights,
             "encoder_sha256": checkpoint.digest(self.encoder.state_dict()),
             "set": {"train": _describe(self.train), "test": _describe(self.test)},
-            "images": [data.image_size, data.crop_fraction, data.mean, data.std],
+            "images": [data.image_size, data.crop_fraction, data.mean, data.std]
+            + ([data.white_level] if data.white_level else []),  # not in results of earlier versions
         }
 
     @cached_property

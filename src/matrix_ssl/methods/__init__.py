@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import inspect
+import os
 import pkgutil
 import sys
 import traceback
@@ -60,9 +61,10 @@ def find_method(name: str) -> type[Method]:
     if name in _CLASSES:
         return _CLASSES[name]
     if name.endswith(".py"):
-        if not Path(name).is_file():
+        file = os.path.expanduser(name)  # noqa: PTH111, which fails where there is no such home folder
+        if not Path(file).is_file():
             raise ConfigError(f"method.name={name!r}: there is no such file.")
-        spec = importlib.util.spec_from_file_location(f"matrix_ssl_method_{Path(name).stem}", name)
+        spec = importlib.util.spec_from_file_location(f"matrix_ssl_method_{Path(name).stem}", file)
         assert spec is not None and spec.loader is not None  # a .py file has a loader
         module = importlib.util.module_from_spec(spec)
         sys.modules[module.__name__] = module  # where dataclasses in the file look it up

@@ -162,7 +162,8 @@ def legend_columns(names: Sequence[str], *, handle: int) -> int:
 
 
 def shortened(name: str) -> str:
-    """The name, without its middle where it is too long for a drawing."""
+    """The name, without its middle where it is too long for a drawing, and escaped where it is not Unicode."""
+    name = name.encode(errors="backslashreplace").decode()
     return name if len(name) <= 20 else f"{name[:10]}…{name[-9:]}"
 
 

@@ -4,9 +4,9 @@ The only sources are the files ``RUN/evaluation/DATASET/PROTOCOL.json`` and ``RU
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from matrix_ssl.errors import RunFolderError
 from matrix_ssl.report.formats import ABSENT, duration, percent, whole
@@ -16,6 +16,7 @@ from matrix_ssl.runs.files import read_json
 
 _ORDER = ("knn", "linear", "low-shot", "transfer", "linear-sgd", "semi-supervised", "fine-tune")
 _PRECISIONS = ("AP", "AP50", "AP75")
+_SHOWN = 8  # classes that a sentence lists
 
 T = TypeVar("T")
 
@@ -44,6 +45,8 @@ class Score:
     mean_per_class: Number
     sd_over_draws: Number = 0.0  # of the accuracy, over random draws of the labelled images
     labelled: int | None = None  # number of labelled training images, where it is not all of them
+    images: int | None = None  # test images that were judged
+    classes: dict[Text, Any] = field(default_factory=dict)  # those that have any of them
 
     def __str__(self) -> str:
         """The accuracy in percent, and its deviation if there are draws."""
@@ -94,6 +97,7 @@ class ProtocolResult:
     public: dict[Text, Public] = field(default_factory=dict)  # by name
     weights: str = "student"
     training_images: int | None = None
+    not_judged: Sequence[Text] = ()  # classes without a test image that could be read
     pretraining_images: bool = True  # whether the images are those of the pre-training
 
 
@@ -114,6 +118,23 @@ class Evaluation:
         return self.results[0].set["test"]
 
     @property
+    def judged(self) -> Split:
+        """The test images that could be read, and the classes that they belong to."""
+        score = next(iter(self.results[0].measures.values()), None)
+        if score is None or score.images is None or not score.classes:
+            return self.test
+        return Split(score.images, len(score.classes))
+
+    def _of_all(self) -> str:
+        """How many of the test images were judged, where it is not all of every class; else empty."""
+        lost, absent = self.test.images - self.judged.images, self.results[0].not_judged
+        text = f"{lost} of {self.test.images} test images could not be read and were not judged. " if lost else ""
+        if absent:
+            names = ", ".join(map(repr, absent[:_SHOWN])) + (", ..." if len(absent) > _SHOWN else "")
+            text += f"{len(absent)} of {self.test.classes} classes have no judged test image: {names}."
+        return text.strip()
+
+    @property
     def is_own(self) -> bool:
         """Whether the images are those of the pre-training."""
         return all(result.pretraining_images for result in self.results)
@@ -125,7 +146,8 @@ class Evaluation:
     def table(self) -> ResultTable:
         """A row for every measure: accuracy, interval, mean of the classes, baselines, labelled images."""
         public = self._public()
-        title = f"Accuracy in % on {self.name}, {whole(self.test.images)} test images of {self.test.classes} classes"
+        judged = self.judged
+        title = f"Accuracy in % on {self.name}, {whole(judged.images)} test images of {judged.classes} classes"
         note = (
             "95 %: bootstrap interval over test images. By class: mean of the accuracies of the classes; guessing "
             f"gives {percent(1 / self.test.classes)}. Untrained network: same architecture, random weights. "
@@ -190,7 +212,10 @@ def read_evaluation(folder: Path) -> Evaluation | None:
     if gain := _read(Difference, folder / "linear-sgd-against-linear.json", remarks):
         remarks.append(f"linear-sgd minus linear: {gain}.")
     present = [result for result in results if result]
-    return Evaluation(folder.name, present, remarks) if present else None
+    if not present:
+        return None
+    evaluation = Evaluation(folder.name, present, [])
+    return replace(evaluation, remarks=[*filter(None, [evaluation._of_all()]), *remarks])
 
 
 def read_tables(run: Path) -> list[ResultTable]:

@@ -13,7 +13,7 @@ from matrix_ssl.config import MethodConfig, RunConfig
 from matrix_ssl.config.recipes import follows_papers
 from matrix_ssl.data.base import Source
 from matrix_ssl.data.loading import TrainingBatches
-from matrix_ssl.data.sources import choose_subset
+from matrix_ssl.data.sources import absolute, choose_subset
 from matrix_ssl.distributed import batch_norm
 from matrix_ssl.encoder import initialise_encoder
 from matrix_ssl.errors import ConfigError
@@ -50,9 +50,14 @@ def use_method(config: RunConfig, name: str, *, papers: bool = True) -> RunConfi
 
 
 def identify_data(config: RunConfig, source: Source) -> RunConfig:
-    """The configuration with the number of images and the digest of their content filled in, by the main process."""
+    """The configuration with the number of images and the digest of their content filled in, by the main process.
+
+    The paths of the images become absolute, so that commands in other folders find them.
+    """
     digest = distributed.broadcast_object(source.digest if distributed.is_main() else None)
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, images=len(source), digest=digest))
+    place = absolute(config.data.source)
+    data = dataclasses.replace(config.data, source=place, images=len(source), digest=digest)
+    return dataclasses.replace(config, data=data)
 
 
 def headline(config: RunConfig, source: Source, device: torch.device) -> str:

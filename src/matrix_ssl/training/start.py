@@ -15,7 +15,7 @@ from matrix_ssl import networks
 from matrix_ssl.config import NetworkConfig, RunConfig, StartConfig
 from matrix_ssl.encoder import architectures
 from matrix_ssl.encoder.opening import Opened, open_checkpoint, open_encoder
-from matrix_ssl.encoder.where import PATH, RANDOM, read_where
+from matrix_ssl.encoder.where import PATH, RANDOM, absolute, read_where
 from matrix_ssl.errors import ConfigError, MatrixSSLError
 from matrix_ssl.methods import Method, TeacherMethod
 from matrix_ssl.runs import checkpoint
@@ -69,7 +69,7 @@ def start_from(config: RunConfig, *, chosen: Collection[str], run: Path | None, 
     method = build_method(config, weights=opened.encoder.state_dict())
     own = len(_heads(method.state_dict()))
     heads = own if _load_heads(method, config, opened) else 0
-    start = StartConfig(reference, opened.text, _sha256(opened), len(opened.encoder.state_dict()), heads)
+    start = StartConfig(absolute(reference), opened.text, _sha256(opened), len(opened.encoder.state_dict()), heads)
     which = f"Its heads as well: {heads} of {own} tensors." if heads else f"The {own} tensors of the heads are new."
     text = f"Starting from {reference}: {opened.text} {which}"
     return Start(dataclasses.replace(config, start=start), method.state_dict(), text)
@@ -108,7 +108,7 @@ def _recorded(config: RunConfig, run: Path | None, error: MatrixSSLError) -> Run
     if run is None or not (run / CONFIG).exists():
         raise error
     recorded = read_config(run)
-    if recorded.start.reference != config.start.reference:
+    if absolute(recorded.start.reference) != absolute(config.start.reference):
         raise error
     if not checkpoint.list_checkpoints(run):
         raise type(error)(f"{error} {run} has no checkpoint yet, so it still needs these weights.") from error

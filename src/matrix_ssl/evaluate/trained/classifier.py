@@ -62,7 +62,7 @@ class Outcome:
     seconds: float  # of training
     batch_size: int  # that was used
     rates: tuple[float, ...]  # for a batch of 256, that of the head last
-    held_out: tuple[float, ...] = ()  # accuracies that the rates were chosen by, one for each candidate
+    held_out: tuple[float, ...] = ()  # accuracies that the rates were chosen by, one a candidate; 0 if it diverged
 
 
 def check_splits(train: Source, test: Source, data: DataConfig) -> None:

@@ -55,7 +55,7 @@ class Tuned(NamedTuple):
 
     classifier: Classifier
     fitted: Fitted  # its seconds are those of all trainings, the tried candidates included
-    held_out: tuple[float, ...] = ()  # accuracies that the rates were chosen by, one for each candidate
+    held_out: tuple[float, ...] = ()  # accuracies that the rates were chosen by, one a candidate; 0 if it diverged
 
 
 def fine_tune(
@@ -90,7 +90,7 @@ def tune(
         data, folder, device, display, seed: as in ``supervised.fit``, which also says what it raises.
 
     Raises:
-        DataError: there are several candidates, and a class has a single image.
+        DataError: there are several candidates, and every class has a single image.
     """
 
     def attempt(rates: tuple[float, float], learn: Source, where: Path) -> tuple[Classifier, Fitted]:
@@ -103,6 +103,7 @@ def tune(
         return Tuned(*attempt(settings.rates[0], train, folder))
     learn, judge = split_source(train, _HELD_OUT, seed)
     accuracies: list[float] = []
+    usable: list[int] = []  # candidates that did not diverge; one that is never right is usable
     seconds = cpu_seconds = 0.0
     for number, rates in enumerate(settings.rates):
         display.say(f"trying the learning rates {rates[0]:g} (encoder) and {rates[1]:g} (head)")
@@ -113,12 +114,14 @@ def tune(
             accuracies.append(0.0)
             continue
         outcome = score(classifier, fitted, judge, data, device=device)
+        usable.append(number)
         accuracies.append(accuracy(outcome.scores.argmax(dim=1), outcome.labels))
         seconds, cpu_seconds = seconds + fitted.seconds, cpu_seconds + fitted.cpu_seconds
-    if not any(accuracies):
+    if not usable:
         raise Diverged("none of the pairs of learning rates can be used: try lower ones.")
     accuracies = distributed.broadcast_object(accuracies)  # one choice, whatever rounding does
-    classifier, fitted = attempt(settings.rates[accuracies.index(max(accuracies))], train, folder)
+    best = max(usable, key=lambda number: accuracies[number])
+    classifier, fitted = attempt(settings.rates[best], train, folder)
     fitted = fitted._replace(seconds=fitted.seconds + seconds, cpu_seconds=fitted.cpu_seconds + cpu_seconds)
     return Tuned(classifier, fitted, tuple(accuracies))
 

@@ -1,9 +1,12 @@
 """Which training images keep their labels: random parts of every class, and published lists of file names.
 
 A list is a text file with one name a line, such as SimCLR's ``1percent.txt`` and ``10percent.txt`` for ImageNet
-(github.com/google-research/simclr, imagenet_subsets), with lines like ``n01440764_10026.JPEG``.
+(github.com/google-research/simclr, imagenet_subsets), with lines like ``n01440764_10026.JPEG``. A name that a line
+cannot hold as it is, such as one with spaces at its ends or one that is not Unicode, stands there as text of JSON.
 """
 
+import contextlib
+import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -89,20 +92,21 @@ def from_list(source: Source, path: Path) -> NDArray[np.int64]:
     return chosen
 
 
-def store(path: Path, source: Source, indices: Sequence[int] | NDArray[np.int64]) -> None:
-    """Writes a list that ``from_list`` reads back to the same indices, with names as short as the set permits.
+def list_names(source: Source, indices: Sequence[int] | NDArray[np.int64]) -> list[str]:
+    """The lines of a list that ``from_list`` reads back to the same indices, each as short as the dataset permits.
 
     Raises:
-        DataError: two images have the same path, or a name cannot stand in a list.
-        RunFolderError: the file cannot be written.
+        DataError: two images have the same path.
     """
     wheres = [source.where(index) for index in range(len(source))]
     by_end = _by_last_part(wheres)
     names = [_shortest_name(wheres[i], [w for _, w in by_end[_last_part(wheres[i])]]) for i in indices]
-    unfit = [name for name in names if name != name.strip() or name.splitlines() != [name] or not _is_text(name)]
-    if unfit:
-        raise DataError(f"{len(unfit)} names cannot stand in a list of names ({_first(unfit)}): rename these files.")
-    write_text(path, "".join(f"{name}\n" for name in names))
+    return [name if _is_plain(name) else json.dumps(name) for name in names]
+
+
+def store(path: Path, source: Source, indices: Sequence[int] | NDArray[np.int64]) -> None:
+    """Writes the lines of ``list_names``; RunFolderError where the file cannot be written."""
+    write_text(path, "".join(f"{name}\n" for name in list_names(source, indices)))
 
 
 def _check_classes(labels: NDArray[np.int64], classes: list[str], where: str) -> None:
@@ -122,7 +126,7 @@ def _read_names(path: Path) -> list[str]:
         raise DataError(f"{path} cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError:
         raise DataError(f"{path} is not UTF-8 text: give a list of file names, one a line.") from None
-    names = [line.strip().removeprefix("./") for line in text.splitlines() if line.strip()]
+    names = [_read_name(line.strip()) for line in text.splitlines() if line.strip()]
     if not names:
         raise DataError(f"{path} is empty: give a list of file names, one a line.")
     return names
@@ -149,8 +153,19 @@ def _shortest_name(where: str, rivals: list[str]) -> str:
     raise DataError(f"two images have the same place {where}: a list cannot tell them apart.")
 
 
-def _is_text(name: str) -> bool:
-    return not any("\ud800" <= letter <= "\udfff" for letter in name)  # a file name that is not Unicode
+def _is_plain(name: str) -> bool:
+    """Whether a line can hold a name as it is: it is Unicode, and neither cut nor taken for text of JSON."""
+    is_text = not any("\ud800" <= letter <= "\udfff" for letter in name)
+    return is_text and name == name.strip() and name.splitlines() == [name] and not name.startswith(('"', "./"))
+
+
+def _read_name(line: str) -> str:
+    if len(line) > 1 and line[0] == line[-1] == '"':
+        with contextlib.suppress(ValueError):
+            name = json.loads(line)
+            assert isinstance(name, str)  # what begins with a quotation mark is nothing else
+            return name
+    return line.removeprefix("./")
 
 
 def _first(names: list[str]) -> str:

@@ -18,7 +18,7 @@ from matrix_ssl.evaluate.results import Answers
 from matrix_ssl.evaluate.subject import Subject
 from matrix_ssl.evaluate.trained.classifier import Outcome
 from matrix_ssl.evaluate.trained.fine_tune import ALL_LABELS, PUBLISHED_RATES, FineTune, fine_tune
-from matrix_ssl.evaluate.trained.label_subsets import from_list, store, stratified
+from matrix_ssl.evaluate.trained.label_subsets import from_list, list_names, store, stratified
 from matrix_ssl.evaluate.trained.linear_sgd import LinearSGD, linear_sgd
 from matrix_ssl.runs import devices
 from matrix_ssl.runs.display import Display
@@ -56,6 +56,9 @@ def run_trained(
     if distributed.broadcast_object(known is not None):
         say(f"{protocol} has been measured on {subject.test.name!r}: --fresh measures it again.")
         return known or {}
+    if protocol == SEMI_SUPERVISED:
+        for indices in parts.values():
+            list_names(subject.train, indices)  # what cannot be listed is refused before the training
     predictions: dict[str, Predictions] = {}
     values: dict[str, Any] = {"protocol": protocol, "measures": {}, "fingerprint": question} | subject.question
     answers = None

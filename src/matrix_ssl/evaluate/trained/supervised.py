@@ -206,7 +206,8 @@ def _claim(
         "settings": dataclasses.asdict(settings) | {"rates": [group["rate"] for group in classifier.groups]},
         "seed": seed,
         "images": {"classes": source.classes, "digest": source.digest},
-        "data": {name: getattr(data, name) for name in ("image_size", "mean", "std")},
+        "data": {name: getattr(data, name) for name in ("image_size", "mean", "std")}
+        | ({"white_level": data.white_level} if data.white_level else {}),
         "weights": {part: digest(getattr(classifier, part).state_dict()) for part in ("frozen", "learner")},
     }
     folders.claim(folder, description, first=_TRAINING)

@@ -1,0 +1,109 @@
+"""Images of more than 8 bits a channel, to the last bit, and their way to 8 bits.
+
+Pillow keeps one channel of 16 or 32 bits as it is, but only the upper bytes of several. The lower bytes come from a
+second decoding in which the bytes of every number are taken in the other order.
+
+A level becomes 8 bits as ``255 * level / white``, rounded. White is that of the format (65535 for 16 bits) or, where a
+camera or scanner fills only the lower 10, 12 or 14 of 16 bits, a setting (``data.white_level``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from matrix_ssl.data.tiff import Tiff
+from matrix_ssl.errors import UnreadableImage
+
+_TOP = 65535
+_OTHER_ORDER = {"B": "L", "L": "B", "N": "B" if np.little_endian else "L"}
+
+
+@dataclass(frozen=True)
+class Levels:
+    """The pixels of an image that has more than 8 bits a channel."""
+
+    values: NDArray[np.generic]  # (h, w) or (h, w, bands), whole numbers or floating point
+    mode: str  # of Pillow, for 8 bits
+    top: float  # the level of white by the format
+    inverted: bool = False  # 0 is white
+    is_declared: bool = False  # the file itself says which level is white
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether they are whole numbers, for which a different level may be white."""
+        return self.values.dtype.kind in "iu" and not self.is_declared
+
+    def highest(self) -> int:
+        """The highest level of a colour; 0 where the format settles what white is."""
+        return int(self._colours().max()) if self.is_whole else 0
+
+    def to_8_bit(self, where: str, *, white_level: int = 0) -> Image.Image:
+        """The image with 8 bits a channel; UnreadableImage, at ``where``, for levels without a known meaning."""
+        white = float(white_level) if white_level and self.is_whole else self.top
+        low, high = float(self._colours().min()), float(self._colours().max())
+        if not (low >= 0.0 and high <= white):  # also true for NaN
+            known = f"0 to {white:g}" if self.values.dtype.kind in "iu" else "0 to 1 or 0 to 255"
+            why = ", the value of data.white_level" if white_level and self.is_whole else ""
+            raise UnreadableImage(
+                where, f"grey levels from {low:g} to {high:g}, but only {known} has a known meaning{why}"
+            )
+        tops = np.full(self._bands(), white, dtype=np.float32)
+        if self.mode in ("RGBA", "RGBa"):
+            tops[-1] = self.top  # of the alpha channel
+        values = self.values.astype(np.float32)
+        values = np.float32(white) - values if self.inverted else values
+        pixels = np.rint(values * (np.float32(255) / (tops if values.ndim == 3 else tops[0]))).astype(np.uint8)
+        return Image.frombytes(self.mode, pixels.shape[1::-1], np.ascontiguousarray(pixels).tobytes())
+
+    def _bands(self) -> int:
+        return self.values.shape[2] if self.values.ndim == 3 else 1
+
+    def _colours(self) -> NDArray[np.generic]:
+        return self.values[..., :3] if self.mode in ("RGBA", "RGBa") else self.values
+
+
+def read_levels(
+    image: Image.Image, upright: Callable[[Image.Image], None], *, again: Image.Image | None, tags: Tiff | None
+) -> Levels | None:
+    """The levels of an image that is opened and not yet loaded; None where it has 8 bits a channel or fewer.
+
+    Args:
+        upright: loads an image and turns it.
+        again: the same image, opened a second time; None: there is no file.
+        tags: of a TIFF file.
+    """
+    tile = image.tile[0] if getattr(image, "tile", None) else None
+    raw = (tile.args if isinstance(tile.args, str) else tile.args[0]) if tile is not None and tile.args else ""
+    is_declared = tile is not None and tile.codec_name.startswith("ppm")
+    if image.mode.startswith("I") or image.mode == "F":
+        upright(image)
+        values = np.asarray(image)
+        top = 4095.0 if tags is not None and tags.bits == (12,) else float(_TOP)
+        if values.dtype.kind == "f":
+            top = 1.0 if float(values.max()) <= 1.0 else 255.0
+        return Levels(values, "L", top, tags is not None and tags.inverted, is_declared)
+    if not isinstance(raw, str) or ";16" not in raw or image.mode not in ("RGB", "RGBA", "CMYK", "RGBa"):
+        return None
+    upright(image)
+    high = np.asarray(image).astype(np.uint16)
+    low = high if again is None else _lower_bytes(again, raw, upright)
+    if low is None:  # no such order for grey with alpha: the upper byte twice, at most one level of 256 beside it
+        low = high
+    return Levels(high << 8 | low, image.mode, float(_TOP))
+
+
+def _lower_bytes(image: Image.Image, raw: str, upright: Callable[[Image.Image], None]) -> NDArray[np.uint16] | None:
+    other = raw[:-1] + _OTHER_ORDER.get(raw[-1], "?")
+    image.tile = [
+        tile._replace(args=other if isinstance(tile.args, str) else (other, *tile.args[1:])) for tile in image.tile
+    ]
+    with contextlib.suppress(ValueError):  # Pillow does not know this order for the mode
+        upright(image)
+        return np.asarray(image).astype(np.uint16)
+    return None

@@ -1,0 +1,220 @@
+"""How a folder of images is laid out: its splits, and which of its files are images.
+
+Names of splits are those that the package ``datasets`` of Hugging Face knows, in any case. What is left out, and what a
+folder was taken for, is put into words for the user.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from matrix_ssl.data.images import EXTENSIONS
+from matrix_ssl.errors import DataError
+
+TRAIN_NAMES = ("train", "training")
+TEST_NAMES = ("test", "testing", "eval", "evaluation", "val", "valid", "validation", "dev")  # in order of preference
+_SHOWN = 8  # names or extensions that a sentence lists
+
+# folders in which systems keep thumbnails, deleted files and notes of their own
+_SYSTEM_FOLDERS = frozenset([
+    "@eadir", "#recycle", "@recycle", "#snapshot", "__macosx", "$recycle.bin", "system volume information",
+    "lost+found", ".thumbnails", ".thumb", ".thumbs", ".picasaoriginals", ".trashes", ".trash",
+])  # fmt: skip
+_SYSTEM_FILES = frozenset(["thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"])
+
+# files that are no images here but may be for the user: what to do with them
+_REMEDIES = {
+    "Convert these images to JPEG or PNG": (
+        ".heic", ".heif", ".hif", ".avif", ".jxl", ".jp2", ".j2k", ".jpx", ".psd", ".svg", ".ico", ".tga", ".exr",
+        ".pnm", ".apng",
+    ),
+    "Develop raw images into TIFF or JPEG": (
+        ".dng", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw", ".raw",
+    ),
+    "Export scans as 16-bit PNG or TIFF": (".dcm", ".dicom", ".nii", ".mha", ".mhd", ".svs", ".ndpi", ".czi", ".nd2"),
+    "Extract the frames of videos": (".mp4", ".mov", ".avi", ".mkv", ".webm"),
+    "Unpack archives": (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SplitFolders:
+    """The folders of the splits, and in words what was taken for what; empty where the whole folder is one dataset."""
+
+    train: Path
+    test: Path | None
+    remark: str = ""
+
+
+@dataclass
+class Listing:
+    """The files below a folder, relative to it."""
+
+    images: list[str] = field(default_factory=list)  # sorted by path
+    others: Counter[str] = field(default_factory=Counter)  # visible files that are no images, by lower-case extension
+    thumbnails: Counter[str] = field(default_factory=Counter)  # images of the system, by the name of their folder
+
+    def remark(self, folder: Path) -> str:
+        """What is left out, in words; empty where nothing is."""
+        parts = []
+        if self.others:
+            total = sum(self.others.values())
+            parts.append(f"{total} of {total + len(self.images)} files have other extensions: {self.extensions()}")
+        if self.thumbnails:
+            total = sum(self.thumbnails.values())
+            parts.append(f"{total} thumbnails or copies of the system ({_list(sorted(self.thumbnails))})")
+        if not parts:
+            return ""
+        remedies = "".join(f" {remedy}." for remedy in self.remedies())
+        return f"Left out of {folder}: {'; '.join(parts)}.{remedies}"
+
+    def extensions(self) -> str:
+        """The most frequent other extensions with their numbers."""
+        common = self.others.most_common(_SHOWN)
+        more = f" and {len(self.others) - _SHOWN} more" if len(self.others) > _SHOWN else ""
+        return ", ".join(f"{extension} ({count})" for extension, count in common) + more
+
+    def remedies(self) -> list[str]:
+        """What the user can do about those of the other files that may be images."""
+        return [remedy for remedy, extensions in _REMEDIES.items() if not self.others.keys().isdisjoint(extensions)]
+
+
+def find_split_folders(folder: Path) -> SplitFolders:
+    """The folders of the training and the test split.
+
+    A training folder (``TRAIN_NAMES``) is the training split when it is beside a test folder (``TEST_NAMES``), or
+    alone; beside other folders it is a class like them. Of several test folders one with class folders wins, then the
+    order above. Without this layout the folder itself is the training split and there is no test split.
+
+    Raises:
+        DataError: each of several folders has such splits, as in k-fold cross-validation.
+    """
+    entries = list_folder(folder)
+    inside = {entry.name.lower(): Path(entry.path) for entry in entries if entry.is_dir()}
+    train = next((inside[name] for name in TRAIN_NAMES if name in inside), None)
+    tests = [inside[name] for name in TEST_NAMES if name in inside]
+    if train is None or not (tests or len(inside) == 1):
+        _refuse_folds(folder, list(inside.values()))
+        return SplitFolders(folder, None, _named_as_splits(folder, inside))
+    with_classes = [test for test in tests if sum(entry.is_dir() for entry in list_folder(test)) > 1]
+    test = next(iter(with_classes + tests), None)
+    unused = sorted(path.name for path in inside.values() if path not in (train, test))
+    unused += sorted(entry.name for entry in entries if entry.is_file() and is_image(entry.name))
+    remark = f"{folder}: training images from {train.name}" + (f", test images from {test.name}" if test else "")
+    return SplitFolders(train, test, remark + (f"; not used: {_list(unused)}." if unused else "."))
+
+
+def list_images(folder: Path) -> Listing:
+    """The files below a folder, at any depth; hidden and system files are no images."""
+    listing = Listing()
+    for path, is_kept in _walk(folder):
+        if not is_kept:
+            if is_image(path):
+                listing.thumbnails[_place(path)] += 1
+        elif is_image(path):
+            listing.images.append(path)
+        else:
+            listing.others[Path(path).suffix.lower() or "none"] += 1
+    listing.images.sort(key=lambda file: Path(file).parts)
+    return listing
+
+
+def packed_files(folder: Path) -> list[Path]:
+    """The .npz files directly in a folder, sorted by name."""
+    return [Path(entry.path) for entry in list_folder(folder) if entry.name.lower().endswith(".npz")]
+
+
+def holds_images(folder: Path) -> bool:
+    """Whether any image is below the folder."""
+    return any(is_kept and is_image(path) for path, is_kept in _walk(folder))
+
+
+def is_image(file: str) -> bool:
+    """Whether the extension is that of an image."""
+    return Path(file).suffix.lower() in EXTENSIONS
+
+
+def list_folder(folder: Path) -> list[os.DirEntry[str]]:
+    """The entries of a folder that are neither hidden nor the system's, sorted by name."""
+    return [entry for entry in _entries(folder) if _is_kept(entry.name)]
+
+
+def describe_classes(folder: Path, classes: Sequence[str]) -> str:
+    """Which folders became classes, in words."""
+    return f"Classes of {folder}: {len(classes)} folders ({_list(list(classes))})."
+
+
+def _is_kept(name: str) -> bool:
+    return not (name.startswith(".") or name.lower() in _SYSTEM_FOLDERS or name.lower() in _SYSTEM_FILES)
+
+
+def _place(path: str) -> str:
+    """The folder of the system that a left-out image is in, or what a hidden image is."""
+    folders = Path(path).parts[:-1]
+    return next((name for name in folders if not _is_kept(name)), "hidden files")
+
+
+def _walk(folder: Path) -> Iterator[tuple[str, bool]]:
+    """Every file below the folder, relative to it, and whether it counts; links to folders are followed unless they
+    lead in circles. Of hidden folders only those of ``_SYSTEM_FOLDERS`` are entered.
+
+    torchvision's ImageFolder cannot do this: it needs class folders, never ends on a link to an ancestor, and stops at
+    the first broken link, which here counts as a file, so that it is reported as unreadable.
+    """
+    root = folder.stat()
+    pending = [("", True, frozenset([(root.st_dev, root.st_ino)]))]
+    while pending:
+        relative, is_kept, ancestors = pending.pop()
+        for entry in _entries(folder / relative):
+            path = os.path.join(relative, entry.name)  # noqa: PTH118, a Path for every file is slow
+            keeps = is_kept and _is_kept(entry.name)
+            if entry.is_dir():
+                if entry.name.startswith(".") and entry.name.lower() not in _SYSTEM_FOLDERS:
+                    continue
+                status = entry.stat()
+                identity = (status.st_dev, status.st_ino)
+                if identity not in ancestors:
+                    pending.append((path, keeps, ancestors | {identity}))
+            elif entry.is_file() or entry.is_symlink():
+                yield path, keeps
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except PermissionError:
+        raise DataError(f"{folder}: no permission to list the folder; allow it.") from None
+
+
+def _refuse_folds(folder: Path, inside: Sequence[Path]) -> None:
+    """Raises DataError where each of two folders or more has a training and a test folder of its own."""
+
+    def is_split(path: Path) -> bool:
+        names = {entry.name.lower() for entry in list_folder(path) if entry.is_dir()}
+        return not names.isdisjoint(TRAIN_NAMES) and not names.isdisjoint(TEST_NAMES)
+
+    if len(inside) > 1 and all(is_split(path) for path in inside):
+        names = sorted(path.name for path in inside)
+        raise DataError(
+            f"{folder}: each of its {len(names)} folders ({_list(names)}) has a training and a test split of its own; "
+            f"name one of them, such as {folder / names[0]}."
+        )
+
+
+def _named_as_splits(folder: Path, inside: dict[str, Path]) -> str:
+    named = sorted(path.name for name, path in inside.items() if name in TRAIN_NAMES + TEST_NAMES)
+    if not named or len(inside) < 2:
+        return ""
+    return (
+        f"Warning: {folder} has no training and test split: beside {_list(named)} there "
+        f"{'is no training folder' if not any(name in inside for name in TRAIN_NAMES) else 'are no test folders'} "
+        f"({TRAIN_NAMES[0]} and {TEST_NAMES[0]}, for example), so all {len(inside)} folders are used."
+    )
+
+
+def _list(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

@@ -1,0 +1,113 @@
+"""Which TIFF files are read exactly, by their tags, before a decoder sees them.
+
+Pillow knows some combinations of tags, reports others in a log of its own, and reads a few to pixels that the file
+does not have: 16-bit colours in separate planes, and inverted grey levels of more than 8 bits. Such a file is refused
+with the reason, or corrected by ``deep``.
+
+Reference: TIFF, revision 6.0, Aldus, 1992, sections 3 to 8 and 18 to 19.
+"""
+
+import contextlib
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import TiffImagePlugin
+
+_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_PHOTOMETRIC, _SAMPLES, _BITS, _PLANES, _FORMAT, _EXTRA, _ORDER = 262, 277, 258, 284, 339, 338, 266
+_WHITE_IS_ZERO, _CIELAB = 0, 8
+_COLOURS = {2: 3, 5: 4, 6: 3}  # samples of a pixel, by the photometric interpretation; grey and palettes have one
+_COLOUR_NAMES = {0: "inverted grey", 1: "grey", 2: "RGB", 3: "a palette", 5: "CMYK", 6: "YCbCr"}
+_KINDS = {1: "unsigned integers", 2: "signed integers", 3: "floating-point numbers", 4: "numbers of unknown type"}
+_MOST = 65536  # samples of a pixel that are looked at
+_KNOWN = TiffImagePlugin.OPEN_INFO  # combinations of tags that Pillow reads
+
+
+@dataclass(frozen=True)
+class Tiff:
+    """What the tags of a file say about its pixels."""
+
+    bits: tuple[int, ...]  # of every sample of a pixel
+    kind: int  # 1 unsigned, 2 signed, 3 floating point
+    photometric: int
+    extra: tuple[int, ...]
+    planes: bool  # whether every channel is stored on its own
+    order: int  # of the bits in a byte
+    byte_order: bytes
+
+    @property
+    def inverted(self) -> bool:
+        """Whether the highest level is black."""
+        return self.photometric == _WHITE_IS_ZERO
+
+    def why_misread(self) -> str | None:
+        """The reason why pixels that the decoder gives would not be those of the file; None where they are."""
+        bits, samples = self._bits(), len(self.bits)
+        if self.photometric == _CIELAB:
+            return "a TIFF with CIELAB colours: save it as RGB"
+        if samples > _COLOURS.get(self.photometric, 1) + 1:
+            return (
+                f"a TIFF of {samples} bands, and images have 1 or 3 colours: choose three bands and save them as RGB "
+                "with 8 or 16 bits"
+            )
+        if self.kind not in (1, 3) and not (self.kind == 2 and self.bits in ((16,), (32,))):
+            kind = _KINDS.get(self.kind, "complex numbers, or several types of them")
+            return f"a TIFF of {bits}-bit {kind}: save it with 8 or 16 bits unsigned"
+        if self.planes and max(self.bits) > 8 and samples > 1:
+            return f"a TIFF with {bits}-bit channels in separate planes: save it with the channels interleaved"
+        return None
+
+    def why_unknown(self) -> str | None:
+        """The reason why the decoder does not know the file; None where the tags do not show it."""
+        if (self.byte_order, self.photometric, (self.kind,), self.order, self.bits, self.extra) in _KNOWN:
+            return None
+        kind = _KINDS.get(self.kind, "numbers of unknown type")
+        colours = _COLOUR_NAMES.get(self.photometric, "unknown colours")
+        return (
+            f"a TIFF of {len(self.bits)} x {self._bits()}-bit {kind}, {colours}, "
+            "which cannot be read: save it as grey or RGB with 8 or 16 bits"
+        )
+
+    def _bits(self) -> str:
+        return "/".join(map(str, dict.fromkeys(self.bits)))
+
+
+def read_tags(content: bytes) -> Tiff | None:
+    """The tags of the first image of a file; None for any other file, and for tags that cannot be read."""
+    if not content.startswith(_SIGNATURES):
+        return None
+    with contextlib.suppress(Exception):  # damaged tags can fail in any way, and the decoder reports them
+        return _describe(_first_directory(content), content[:2])
+    return None
+
+
+def _first_directory(content: bytes) -> Mapping[int, Any]:
+    is_big = content[2] == 43 or content[3] == 43
+    directory = TiffImagePlugin.ImageFileDirectory_v2(content[: 16 if is_big else 8])
+    file = io.BytesIO(content)
+    file.seek(directory.next)
+    directory.load(file)
+    return directory
+
+
+def _describe(tags: Mapping[int, Any], byte_order: bytes) -> Tiff:
+    samples = int(tags.get(_SAMPLES, 1))
+    bits = _tuple(tags.get(_BITS, (1,)))
+    if len(bits) < samples:
+        bits = bits[:1] * min(samples, _MOST)
+    kinds = set(_tuple(tags.get(_FORMAT, (1,))))
+    return Tiff(
+        bits=bits[: min(samples, _MOST)],
+        kind=kinds.pop() if len(kinds) == 1 else 0,
+        photometric=int(tags.get(_PHOTOMETRIC, 0)),
+        extra=_tuple(tags.get(_EXTRA, ())),
+        planes=int(tags.get(_PLANES, 1)) == 2,
+        order=int(tags.get(_ORDER, 1)),
+        byte_order=byte_order,
+    )
+
+
+def _tuple(value: Any) -> tuple[int, ...]:
+    return tuple(map(int, value)) if isinstance(value, tuple) else (int(value),)
