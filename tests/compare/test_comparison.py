@@ -27,7 +27,7 @@ from tests.support.comparisons import TWO_DRAWS, compare, job_folders, moments, 
 from tests.support.runs import BARE, TINY, make_images, succeed
 
 MEASURES = {"knn_1", "knn_20", "linear", "low_shot_1", "low_shot_5", "low_shot_10"}
-BOTH = words("--seeds", "2", "--trials", "3", "--budget", "1", "--rivals-budget", "2", settings=())
+BOTH = words("--seeds", "2", "--trials", "2", "--budget", "1", "--rivals-budget", "2", settings=())
 STEPS = {1: 22, 2: 44}  # by epochs
 
 
@@ -88,12 +88,12 @@ def test_the_head_describes_the_comparison(done: Path) -> None:
 
 def test_the_trials_are_told_and_the_best_of_them_chosen(done: Path) -> None:
     tuning = results(done)["tuning"]
-    assert (tuning["trials"], tuning["budget"], tuning["held_out"]) == (3, 1, 0.2)
+    assert (tuning["trials"], tuning["budget"], tuning["held_out"]) == (2, 1, 0.2)
     rate = find_recipe("demo").optimizer.learning_rate
     for method in ("matrix_ssl", "simsiam"):
         trials = [row for row in tuning["rows"] if row["method"] == method]
-        assert [row["trial"] for row in trials] == [0, 1, 2]
-        settings = [{}, {"optimizer.learning_rate": 2 * rate}, {"optimizer.learning_rate": rate / 2}]
+        assert [row["trial"] for row in trials] == [0, 1]
+        settings = [{}, {"optimizer.learning_rate": 2 * rate}]
         assert [row["settings"] for row in trials] == settings
         (chosen,) = [row for row in trials if row["chosen"]]
         scores = [(row["accuracy"]["linear"], row["accuracy"]["knn_20"]) for row in trials]
@@ -120,7 +120,7 @@ def by_hand(value: dict) -> dict:
     return {"mean": pytest.approx(value["accuracy"], **close), "sd": deviation, "n": value["draws"]}
 
 
-@pytest.mark.parametrize("index", [0, 5])
+@pytest.mark.parametrize("index", [0, pytest.param(5, marks=pytest.mark.slow)])
 def test_a_row_is_what_an_evaluation_by_hand_gives(done: Path, tmp_path: Path, index: int) -> None:
     row = results(done)["rows"][index]
     shutil.copytree(done / run_folder(row), tmp_path / "r")
@@ -181,13 +181,13 @@ def test_the_weights_are_those_of_a_plain_pre_training(
 
 def test_the_terminal_shows_each_job_and_the_table(done: Path) -> None:
     out, (head, *told) = (done / "out").read_text(), (done / "err").read_text().splitlines()
-    assert head == "2 methods, 13 jobs (0 done), 2 at a time on cpu: c"
-    counts = [int(line.partition(" of 13:")[0]) for line in told]
-    assert counts == sorted(counts) and counts[-1] == len(counts) == 13  # two may end in the same moment
+    assert head == "2 methods, 11 jobs (0 done), 2 at a time on cpu: c"
+    counts = [int(line.partition(" of 11:")[0]) for line in told]
+    assert counts == sorted(counts) and counts[-1] == len(counts) == 11  # two may end in the same moment
     labels = [line.split(": ")[1] for line in told]
-    trials = {f"{m}, trial {i}" for m in ("matrix_ssl", "simsiam") for i in range(3)}
-    assert trials < set(labels) and len(set(labels)) == 13
-    pattern = r"\d+ of 13: [\w, ]+: (linear \d+\.\d, \d+ s|done)"
+    trials = {f"{m}, trial {i}" for m in ("matrix_ssl", "simsiam") for i in range(2)}
+    assert trials < set(labels) and len(set(labels)) == 11
+    pattern = r"\d+ of 11: [\w, ]+: (linear \d+\.\d, \d+ s|done)"
     assert all(re.fullmatch(pattern, line) for line in told), told
     for text in ("raw pixels", "untrained", "reference", "results c/compare.json", "page    c/compare.html"):
         assert text in out
@@ -199,8 +199,8 @@ def test_the_terminal_shows_each_job_and_the_table(done: Path) -> None:
 def test_the_same_command_again_runs_nothing(done: Path) -> None:
     before, results_before = moments(done), results(done)
     ended = compare(done, BOTH, before="import matrix_ssl.compare.schedule as s; s._start = None\n")
-    assert moments(done) == before and len(before) == 13
-    assert ended.err == "2 methods, 13 jobs (13 done), 2 at a time on cpu: c\n"
+    assert moments(done) == before and len(before) == 11
+    assert ended.err == "2 methods, 11 jobs (11 done), 2 at a time on cpu: c\n"
     assert ended.out == (done / "out").read_text() and results(done) == results_before
 
 
@@ -216,7 +216,7 @@ def test_a_public_encoder_gets_a_row_without_training(done: Path, tmp_path: Path
     (row,) = [r for r in results(tmp_path)["rows"] if (r["method"], r["epochs"], r["seed"]) == ("simsiam", 1, 1)]
     assert public["accuracy"] == row["accuracy"] and public["seconds"] > 0
     assert (public["name"], public["reference"], public["image_size"]) == ("public, 8 px", "public", 8)
-    assert re.search(r"14 of 14: public, 8 px: linear \d+", ended.err) and "public" in ended.out
+    assert re.search(r"12 of 12: public, 8 px: linear \d+", ended.err) and "public" in ended.out
     page = (tmp_path / "c" / "compare.html").read_text()
     assert f"SHA-256 {public['sha256'][:12]}" in page and "a frozen public encoder, not trained here" in page
 

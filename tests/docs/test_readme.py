@@ -21,6 +21,7 @@ import pytest
 import torchvision
 from PIL import Image
 
+import matrix_ssl
 from matrix_ssl import config, methods
 from matrix_ssl.cli import main
 from matrix_ssl.config import recipes
@@ -86,13 +87,18 @@ def run_command(words: list[str]) -> None:
         words = [*words, *(part for setting in small for part in ("--set", setting))]
     if words[0] == "compare":
         colour = [] if "demo" in words else SMALL_COLOUR
-        shorter = {"--methods": "matrix_ssl,simsiam", "--seeds": "1", "--trials": "1", "--budget": "1"}
+        few = "matrix_ssl,simsiam" if "--rivals-budget" in words else "simsiam"
+        shorter = {"--methods": few, "--seeds": "1", "--trials": "1", "--budget": "1"}
         longer = ["--rivals-budget", "2"] * ("--rivals-budget" in words)
         whole = "data.subset=200"  # every class has images to hold out
         settings = [part for setting in (*SMALLEST, *colour, whole) for part in ("--set", setting)]
         words = [*words, *(part for pair in shorter.items() for part in pair), *longer, *settings]
+    if words[:2] == ["llm", "finetune"]:
+        words = [*words, "--set", "epochs=2"]
     if words[0] == "evaluate" and "--protocol" not in words:
         words = [*words, "--protocol", "knn"]
+    if words[0] in ("pretrain", "evaluate") and Path("runs", "photos", "report.html").exists():
+        words = [*words, "--no-report"]  # one page is enough, that of the first run
     if words[0] == "compare":  # its jobs are forked
         compare(Path.cwd(), [*words, "--device", "cpu"])
         return
@@ -172,6 +178,8 @@ def test_code_blocks_run(page, workspace, done, monkeypatch):
     The blocks of the page of the architecture are changes of the source: ``test_architecture_page.py`` applies them.
     """
     monkeypatch.chdir(workspace)
+    for function in (matrix_ssl.pretrain, matrix_ssl.Run.evaluate):
+        monkeypatch.setitem(function.__kwdefaults__, "report", False)
     names = {"__name__": "__main__"}
     for number, (language, code) in enumerate(blocks(page)):
         if language == "sh":

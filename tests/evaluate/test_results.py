@@ -1,8 +1,7 @@
 """What an evaluation writes: measures against scikit-learn, files that come back, features that survive a stop."""
 
 import json
-import subprocess
-import sys
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,7 @@ from matrix_ssl.evaluate.probes.accuracy import mean_interval
 from matrix_ssl.evaluate.probes.protocols import Predictions, predict
 from matrix_ssl.evaluate.results import Answers
 from tests.conftest import unprivileged
+from tests.support import runs
 
 CLASSES = ["ant", "bee", "cat"]
 
@@ -142,7 +142,7 @@ def test_features_in_files_are_those_in_memory(tmp_path: Path) -> None:
 
 def test_a_killed_extraction_goes_on_after_its_last_save(tmp_path: Path) -> None:
     code = (
-        "import os, signal, sys; sys.path.insert(0, sys.argv[1])\n"
+        f"import os, signal, sys; sys.path.insert(0, {str(Path(__file__).parents[2])!r})\n"
         "import matrix_ssl.evaluate.feature_files as f, tests.evaluate.test_results as t\n"
         "from pathlib import Path\n"
         "saved = f.FeatureFiles.save\n"
@@ -151,10 +151,10 @@ def test_a_killed_extraction_goes_on_after_its_last_save(tmp_path: Path) -> None
         "    if self.seen > 700: os.kill(os.getpid(), signal.SIGKILL)\n"  # rows are in the files that do not count
         "    saved(self)\n"
         "f.FeatureFiles.save = save\n"
-        "t.extraction(Path(sys.argv[2]))\n"
+        "t.extraction(Path('f'))\n"
     )
-    ended = subprocess.run([sys.executable, "-c", code, Path(__file__).parents[2], tmp_path / "f"], capture_output=True)
-    assert ended.returncode == -9, ended.stderr
+    ended = runs.run(tmp_path, [], before=code)
+    assert ended.code == -signal.SIGKILL, ended
     assert FeatureFiles(tmp_path / "f", fingerprint="one").seen == 512
     found, expected = extraction(tmp_path / "f"), extraction(None)
     assert torch.equal(found.vectors["raw"], expected.vectors["raw"])

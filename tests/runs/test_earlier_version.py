@@ -8,7 +8,7 @@ import pytest
 
 from matrix_ssl.runs.files import read_json
 from matrix_ssl.runs.folder import read_config
-from tests.support.runs import succeed, tiny
+from tests.support.runs import BARE, succeed, tiny
 
 OLD = {"images": "pictures", "training_images": "training_pictures"}
 
@@ -27,8 +27,8 @@ def old(value: Any) -> Any:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished and evaluated run, with its files in the old form."""
     folder = tmp_path_factory.mktemp("old")
-    succeed(folder, tiny())
-    succeed(folder, ["evaluate", "r", "--protocol", "linear"])
+    succeed(folder, tiny("batch_size=256"), before=BARE)
+    succeed(folder, ["evaluate", "r", "--protocol", "linear"], before=BARE)
     files = [folder / "r" / name for name in ("config.json", "summary.json", "evaluation/digits/linear.json")]
     for path in files:
         path.write_text(json.dumps(old(json.loads(path.read_text("utf-8")))), "utf-8")
@@ -49,7 +49,7 @@ def test_a_class_called_like_an_old_key_keeps_its_name(tmp_path: Path) -> None:
 
 
 def test_the_same_command_says_that_the_run_is_complete(folder: Path) -> None:
-    assert "is complete" in succeed(folder, tiny()).err
+    assert "is complete" in succeed(folder, tiny("batch_size=256"), before=BARE).err
 
 
 @pytest.mark.parametrize(
@@ -62,5 +62,5 @@ def test_the_same_command_says_that_the_run_is_complete(folder: Path) -> None:
     ],
 )
 def test_every_command_reads_it(words: list[str], file: str, folder: Path) -> None:
-    succeed(folder, words)
+    succeed(folder, words, before=BARE if words[0] == "evaluate" else "")
     assert (folder / file).exists()

@@ -123,7 +123,7 @@ def test_images_that_cannot_be_read_are_skipped_and_counted(tmp_path: Path) -> N
     paths[3].write_bytes(paths[3].read_bytes()[:300])
     paths[17].write_text("this is text")
     paths[18].write_bytes(b"")
-    succeed(tmp_path, from_files("photos", epochs=3))
+    succeed(tmp_path, from_files("photos", epochs=3), before=BARE)
     skipped = read_lines(tmp_path / "r" / "skipped.jsonl")
     assert {line["where"] for line in skipped} == {f"photos/{i:03d}.jpg" for i in (3, 17, 18)}
     assert len(skipped) == 3 and all(line["why"] for line in skipped)
@@ -361,8 +361,8 @@ def test_a_closed_pipe_is_no_error(tmp_path: Path, command: list[str]) -> None:
 def test_the_python_interpreter_shows_no_traceback_either(tmp_path: Path) -> None:
     """The installed command and ``python -m`` end alike."""
     for command in ([sys.executable, "-m", "matrix_ssl"], [str(Path(sys.executable).with_name("matrix-ssl"))]):
-        ended = subprocess.run([*command, "recipes", "dmeo"], cwd=tmp_path, capture_output=True, text=True)
-        assert (ended.returncode, ended.stdout) == (1, "")
+        ended = subprocess.run([*command, "pretrain", "dmeo"], cwd=tmp_path, capture_output=True, text=True)
+        assert (ended.returncode, ended.stdout) == (2, "")
         assert ended.stderr == "error: There is no recipe 'dmeo'. Did you mean 'demo'?\n"
 
 

@@ -8,6 +8,7 @@ import pkgutil
 import sys
 import traceback
 from collections.abc import Mapping
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,13 @@ __all__ = [
 ]
 
 _CLASSES: dict[str, type[Method]] = {}  # of programs, by the name under which a run records them
+
+
+class _Loader(SourceFileLoader):
+    """Leaves no ``__pycache__`` beside the file of a user."""
+
+    def set_data(self, path: Any, data: Any, *, _mode: int = 0o666) -> None:
+        """Does nothing."""
 
 
 def list_methods() -> list[str]:
@@ -64,8 +72,9 @@ def find_method(name: str) -> type[Method]:
         file = os.path.expanduser(name)  # noqa: PTH111, which fails where there is no such home folder
         if not Path(file).is_file():
             raise ConfigError(f"method.name={name!r}: there is no such file.")
-        spec = importlib.util.spec_from_file_location(f"matrix_ssl_method_{Path(name).stem}", file)
-        assert spec is not None and spec.loader is not None  # a .py file has a loader
+        title = f"matrix_ssl_method_{Path(name).stem}"
+        spec = importlib.util.spec_from_file_location(title, file, loader=_Loader(title, file))
+        assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules[module.__name__] = module  # where dataclasses in the file look it up
         try:

@@ -22,7 +22,7 @@ from matrix_ssl.runs.files import read_json
 from matrix_ssl.runs.folder import read_config
 from tests.support.runs import BARE, succeed
 
-SIDE, CLASSES = 32, ("0", "1", "2", "3")
+SIDE, CLASSES = 24, ("0", "1", "2", "3")
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +32,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     digits = open_source("digits", split="train", data_root=None)
     assert digits.images is not None and digits.labels is not None
     for label in CLASSES:
-        for place, index in enumerate(np.flatnonzero(digits.labels == int(label))[:36]):
-            path = folder / "digits4" / ("train" if place < 24 else "val") / label / f"{index}.png"
+        for place, index in enumerate(np.flatnonzero(digits.labels == int(label))[:27]):
+            path = folder / "digits4" / ("train" if place < 18 else "val") / label / f"{index}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(digits.images[index, 0].numpy()).convert("RGB").resize((80, 64)).save(path)
     size = ["--image-size", str(SIDE)]

@@ -318,13 +318,14 @@ def test_an_outlier_does_not_flatten_the_curve(tmp_path):
     assert "0.5" in ticks
 
 
-def test_hundred_thousand_lines(tmp_path):
-    noise = np.random.default_rng(0).normal(size=100_000)
+@pytest.mark.parametrize(("count", "neighbours"), [(10_000, 25), pytest.param(100_000, 250, marks=pytest.mark.slow)])
+def test_many_lines(tmp_path, count, neighbours):
+    noise = np.random.default_rng(0).normal(size=count)
     lines = [{"step": s, "loss": v, "one": v, "two": -v, "effective_rank": 5 + v} for s, v in enumerate(noise.tolist())]
     run = write_lines(make_run(tmp_path / "run"), lines)
     page = report(run)
     assert (run / "report.html").stat().st_size < 500_000
-    assert "The line is the mean of up to 250 neighbouring values" in page.text("figcaption")
+    assert f"The line is the mean of up to {neighbours} neighbouring values" in page.text("figcaption")
 
 
 def test_thinning_keeps_mean_and_range():
