@@ -35,6 +35,7 @@ CHECKS = ("gather", "gather_uneven", "all_reduce_sum", "sum_of_parts", "batch_no
         *((check, count) for count in (2, 3) for check in CHECKS),
         *(pytest.param(check, 4, marks=pytest.mark.slow) for check in CHECKS if check != "matrix_ssl_loss"),
         ("matrix_ssl_loss", 4),  # two processes share each order of the loss
+        ("metric_objects", 2),
         ("methods", 2),
         pytest.param("methods", 3, marks=pytest.mark.slow),
     ],

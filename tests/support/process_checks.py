@@ -13,7 +13,7 @@ from matrix_ssl.distributed import batch_norm as run_batch_norm
 from matrix_ssl.distributed import losses as parallel
 from matrix_ssl.distributed.statistics import merge_over_processes
 from matrix_ssl.errors import ConfigError, DataError, MatrixSSLError, MissingExtra, ProcessError
-from matrix_ssl.matrix import Moments, RankStatistics, covariance
+from matrix_ssl.matrix import Moments, RankStatistics, covariance, rank_me, self_cluster
 from matrix_ssl.methods import complete_options, find_method, list_methods
 
 TOLERANCE = {"rtol": 1e-12, "atol": 1e-12}
@@ -71,6 +71,19 @@ def streams() -> None:
         torch.testing.assert_close(distributed.maximum(sizes), sizes, rtol=0, atol=0)  # the same bits everywhere
         moments = together.moments() if isinstance(together, RankStatistics) else together
         torch.testing.assert_close(moments.covariance(), covariance(whole), **TOLERANCE)
+
+
+def metric_objects() -> None:
+    """torchmetrics' objects merge the processes when they compute."""
+    from matrix_ssl.matrix import metrics  # torchmetrics is slow to import
+
+    whole, part = rows(6, 4)
+    for kind, function in ((metrics.RankMe, rank_me), (metrics.SelfCluster, self_cluster)):
+        metric = kind(4)
+        metric.update(part)
+        torch.testing.assert_close(metric.compute(), function(whole).float())
+        metric.update(part)  # its own state is back
+        torch.testing.assert_close(metric.compute(), function(torch.cat([whole, whole])).float())
 
 
 def gather_uneven() -> None:

@@ -199,6 +199,15 @@ def lidar(features: Tensor, *, ridge: float = RIDGE, validate: bool | None = Non
     return _eigenvalues.shannon_entropy(eigenvalues).exp().to(full_precision(features).dtype)
 
 
+def lidar_of(between: Tensor, within: Tensor, ridge: float) -> Tensor:
+    """``lidar`` from Σ_b and Σ_w (d, d), the latter without its ridge."""
+    identity = torch.eye(len(within), dtype=within.dtype, device=within.device)
+    factor = torch.linalg.cholesky(within + ridge * identity)
+    half = torch.linalg.solve_triangular(factor, between, upper=False)
+    eigenvalues = torch.linalg.eigvalsh(torch.linalg.solve_triangular(factor, half.mT, upper=False))
+    return _eigenvalues.shannon_entropy(eigenvalues).exp()
+
+
 def self_cluster(features: Tensor, *, validate: bool | None = None) -> Tensor:
     """Self-cluster score of features (..., n, d): how far rows of length one are from uniform on the sphere.
 
