@@ -31,7 +31,7 @@ IMPORTS = {
     "encoder": {"config", "data", "networks", "report", "runs"},
     "training": {"config", "data", "distributed", "encoder", "matrix", "methods", "networks", "report", "runs"},
     "llm": {"config", "data", "distributed", "matrix", "report", "runs"},
-    "evaluate": {"config", "data", "distributed", "encoder", "runs", "training"},
+    "evaluate": {"config", "data", "distributed", "encoder", "matrix", "runs", "training"},
     "compare": {"config", "data", "encoder", "evaluate", "methods", "report", "runs", "training"},
     "api": {"config", "data", "distributed", "encoder", "evaluate", "methods", "networks", "report", "runs",
             "training"},

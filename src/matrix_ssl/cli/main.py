@@ -17,6 +17,7 @@ from matrix_ssl.cli.doctor import doctor
 from matrix_ssl.cli.evaluate import embed, evaluate
 from matrix_ssl.cli.lists import methods, recipes, report
 from matrix_ssl.cli.llm import llm
+from matrix_ssl.cli.measure import measure
 from matrix_ssl.cli.pretrain import pretrain
 from matrix_ssl.cli.weights import export, import_
 from matrix_ssl.cli.worth import worth
@@ -64,6 +65,7 @@ for command in (
     export,
     import_,
     llm,
+    measure,
     methods,
     pretrain,
     recipes,

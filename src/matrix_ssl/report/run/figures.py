@@ -18,10 +18,16 @@ MAX_MAP_POINTS = 3000
 MAX_MOMENTS = 6  # spectra in one figure, one for each colour of the ramp
 MAX_NAMED_CLASSES = 20
 
+_SPECTRUM_OF_A_RUN = (
+    "Eigenvalues of the trace-one covariance of the features, in descending order, both axes logarithmic; early to "
+    "late as in the legend. The flatter the curve, the more directions the features use. A healthy run lifts the "
+    "tail over time; a curve that drops steeply after a few eigenvalues means dimensional collapse."
+)
 
-def spectrum(moments: Sequence[tuple[int, NDArray[np.float64]]]) -> Figurine:
-    """Eigenvalues of the trace-one covariance, descending, one curve for each moment (step, eigenvalues)."""
-    chosen = [moments[i] for i in evenly(len(moments), MAX_MOMENTS)]
+
+def spectrum(curves: Sequence[tuple[str, NDArray[np.float64]]], *, caption: str = _SPECTRUM_OF_A_RUN) -> Figurine:
+    """Eigenvalues of the trace-one covariance, descending, one curve for each (name, eigenvalues), early to late."""
+    chosen = [curves[i] for i in evenly(len(curves), MAX_MOMENTS)]
     largest = max(float(values.max(initial=0.0)) for _, values in chosen) or 1.0
     floor = largest * 1e-8  # single precision rounds at about 1e-7 of the largest
     title = "Spectrum of the features"
@@ -29,22 +35,16 @@ def spectrum(moments: Sequence[tuple[int, NDArray[np.float64]]]) -> Figurine:
         figure = svg.new_figure(270)
         axes = figure.add_subplot()
         svg.plain_axes(axes)
-        for i, (step, values) in zip(evenly(6, len(chosen)) if len(chosen) > 1 else [5], chosen, strict=True):
+        for i, (name, values) in zip(evenly(6, len(chosen)) if len(chosen) > 1 else [5], chosen, strict=True):
             shown = np.where(values > floor, values, np.nan)
             marker = "o" if np.count_nonzero(values > floor) == 1 else ""
             index = np.arange(1, len(values) + 1)
-            label = f"step {whole(step)}"
-            axes.plot(index, shown, color=colour(f"ramp-{i}"), linewidth=1.8, marker=marker, label=label)
+            axes.plot(index, shown, color=colour(f"ramp-{i}"), linewidth=1.8, marker=marker, label=shortened(name))
         smallest = min(float(values[values > floor].min(initial=1.0)) for _, values in chosen)
         _log_axes(axes, lowest=max(floor, smallest), highest=largest)
-        legend(figure, [f"step {whole(step)}" for step, _ in chosen])
-        description = " ".join(_describe_spectrum(step, values) for step, values in chosen)
+        legend(figure, [shortened(name) for name, _ in chosen])
+        description = " ".join(_describe_spectrum(name, values) for name, values in chosen)
         drawing = svg.inline_svg(figure, "spectrum", title=title, description=description)
-    caption = (
-        "Eigenvalues of the trace-one covariance of the features, in descending order, both axes logarithmic; early to "
-        "late as in the legend. The flatter the curve, the more directions the features use. A healthy run lifts the "
-        "tail over time; a curve that drops steeply after a few eigenvalues means dimensional collapse."
-    )
     if any(bool(np.any(values <= floor)) for _, values in chosen):
         caption += " Eigenvalues below 10⁻⁸ of the largest are zero up to rounding and are not drawn."
     return Figurine("spectrum", title, caption, drawing, _spectrum_table(chosen))
@@ -146,17 +146,17 @@ def _count_classes(labels: NDArray[np.integer], names: dict[int, str]) -> str:
     return "Points of each class: " + ", ".join(f"{n} {int((labels == c).sum())}" for c, n in names.items()) + "."
 
 
-def _describe_spectrum(step: int, values: NDArray[np.float64]) -> str:
+def _describe_spectrum(name: str, values: NDArray[np.float64]) -> str:
     return (
-        f"Step {whole(step)}: largest of {len(values)} eigenvalues {number(values[0])}, "
+        f"{name[:1].upper()}{name[1:]}: largest of {len(values)} eigenvalues {number(values[0])}, "
         f"the first ten hold {100 * values[:10].sum() / max(values.sum(), 1e-300):.0f}% of the variance."
     )
 
 
-def _spectrum_table(moments: Sequence[tuple[int, NDArray[np.float64]]]) -> list[list[str]]:
-    longest = max(len(values) for _, values in moments)
+def _spectrum_table(curves: Sequence[tuple[str, NDArray[np.float64]]]) -> list[list[str]]:
+    longest = max(len(values) for _, values in curves)
     indices = [i for i in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000) if i < longest] + [longest]
-    rows = [["index", *(f"step {whole(step)}" for step, _ in moments)]]
+    rows = [["index", *(name for name, _ in curves)]]
     for i in indices:
-        rows.append([whole(i), *(f"{v[i - 1]:.2g}".replace("-", "−") if i <= len(v) else "–" for _, v in moments)])
+        rows.append([whole(i), *(f"{v[i - 1]:.2g}".replace("-", "−") if i <= len(v) else "–" for _, v in curves)])
     return rows

@@ -176,7 +176,7 @@ def _rank_figure(data: RunData) -> Figurine | None:
 def _representation_figures(data: RunData) -> list[Figurine]:
     drawn = []
     if spectra := data.spectra():
-        drawn.append(figures.spectrum(spectra))
+        drawn.append(figures.spectrum([(f"step {whole(step)}", values) for step, values in spectra]))
     if "map" in data.arrays and np.isfinite(data.arrays["map"]).all(axis=1).any():
         drawn.append(figures.embedding_map(data.arrays["map"], data.arrays["map_labels"], data.classes))
     return drawn

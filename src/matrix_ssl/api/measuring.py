@@ -1,0 +1,128 @@
+"""Measures of features without labels: of files, of encoders on images, and of the checkpoints of a run."""
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import from_numpy, nn
+
+from matrix_ssl import encoder as encoders
+from matrix_ssl.api import evaluation
+from matrix_ssl.api.caller import undisturbed
+from matrix_ssl.api.run import Run
+from matrix_ssl.config import DataConfig
+from matrix_ssl.data.sources import Data, Split
+from matrix_ssl.encoder import Weights
+from matrix_ssl.errors import ConfigError
+from matrix_ssl.evaluate.feature_rows import ENDINGS, FeatureRows, open_features, rows_of
+from matrix_ssl.evaluate.measure import COMPARISONS, Progress, choose, compare_rows, meanings, measure_rows
+from matrix_ssl.report.measure import PAGE, RESULT, write_page
+from matrix_ssl.runs import checkpoint, devices
+from matrix_ssl.runs.files import check_writable, write_json
+from matrix_ssl.runs.folder import ENCODER, lock, read_config
+
+UNTRAINED = "untrained network"
+
+
+def measure(
+    where: str | Path,
+    data: Data | None = None,
+    *,
+    against: Sequence[str | Path] = (),
+    checkpoints: bool = False,
+    key: str | None = None,
+    population: int | None = None,
+    split: Split = "train",
+    weights: Weights = "student",
+    out: Path | None = None,
+    device: str = "auto",
+    quiet: bool = False,
+    data_root: Path | None = None,
+    download: bool = False,
+    on_progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Ranks, spectra and similarities of features.
+
+    Args:
+        where: a file of features, or an encoder in any of the forms of ``encoder.where``.
+        data: the images of the encoders; None: those of the run.
+        against: further files or encoders, each compared with the first.
+        checkpoints: measure every checkpoint of the run and its untrained network, and choose one.
+        key: the name of the matrix in the files.
+        population: a larger number of images, for what to expect of it.
+        split: of the dataset.
+        weights: the network of a run.
+        out: folder for ``measure.json`` and ``measure.html``; None: nothing is written.
+        device, quiet, data_root, download: as for ``evaluation.evaluate``.
+        on_progress: called with the number of rows that are measured, and of all.
+
+    Returns:
+        What ``measure.json`` holds.
+
+    Raises:
+        MatrixSSLError: a file, an encoder or the images are at fault.
+    """
+    if out is not None:
+        with lock(out):
+            for name in (RESULT, PAGE):
+                check_writable(out / name)
+    if checkpoints and (is_features(where) or not Path(where).is_dir()):
+        raise ConfigError(f"--checkpoints is for a run; {where} is none.")
+
+    def rows(one: str | Path) -> FeatureRows:
+        if is_features(one) and not (data and Path(one).suffix == ".safetensors"):
+            return open_features(Path(one), key=key)
+        run = Run(one, download=download)
+        return embed(run.encoder(weights=weights), run.config.data, str(one))
+
+    def embed(encoder: nn.Module, images: DataConfig, name: str) -> FeatureRows:
+        location = data or images.source
+        if not location:
+            raise evaluation.no_dataset(where)
+        embedding = evaluation.embed(
+            encoder, images, location, split=split, device=device, quiet=quiet, data_root=data_root, download=download
+        )
+        return rows_of(from_numpy(embedding.features), name, digest=embedding.digest)
+
+    subjects = []
+    if checkpoints:
+        images = read_config(Path(where)).data
+        subjects = [embed(encoder, images, name) for name, encoder in _checkpoints(Path(where), weights)]
+    else:
+        subjects = [rows(one) for one in (where, *against)]
+    measured = [measure_rows(one, population=population, on_progress=on_progress) for one in subjects]
+    trained = [one for one in measured if one["name"] != UNTRAINED]
+    result = {
+        "features": measured,
+        "comparisons": [compare_rows(subjects[0], other) for other in subjects[1:]],
+        "choice": choose(trained) if checkpoints and len(trained) > 1 else None,
+        "population": population,
+        "meanings": {"ranks": meanings(), "comparisons": COMPARISONS},
+        "environment": devices.environment(devices.choose_device(device)),
+    }
+    if out is not None:
+        write_json(out / RESULT, result)
+        write_page(out, result)
+    return result
+
+
+def is_features(where: str | Path) -> bool:
+    """Whether WHERE names a file of features; a safetensors file may hold an encoder instead."""
+    return Path(where).suffix.lower() in ENDINGS and not Path(where).is_dir()
+
+
+def _checkpoints(run: Path, weights: Weights) -> list[tuple[str, nn.Module]]:
+    """The untrained network, the checkpoints of a run and its finished encoder, by name, in the order of training."""
+    config, prefix = read_config(run), {"student": "encoder.", "teacher": "teacher.encoder."}[weights]
+    with undisturbed():
+        result = [(UNTRAINED, encoders.initialise_encoder(config)[0])]
+    for path in checkpoint.list_checkpoints(run):
+        saved = checkpoint.load_checkpoint(path)
+        tensors = {name.removeprefix(prefix): x for name, x in saved.model.items() if name.startswith(prefix)}
+        network = copy.deepcopy(result[0][1])
+        checkpoint.load_strictly(network, tensors, str(path))
+        result.append((f"step {saved.step}", network.eval()))
+    if (run / ENCODER).exists():
+        result.append(("finished encoder", encoders.load_encoder(run, weights=weights)))
+    return result

@@ -1,0 +1,50 @@
+"""The command ``matrix-ssl measure``."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from matrix_ssl.cli import options
+
+
+@click.command()
+@click.argument("where", metavar="FEATURES_OR_WHERE")
+@options.data
+@click.option("--against", metavar="FEATURES_OR_WHERE", multiple=True, help="Features of the same images by a "
+              "different encoder, or that encoder, to compare with; may be repeated.")  # fmt: skip
+@click.option("--checkpoints", is_flag=True, help="Measure all checkpoints of the run, and choose one by its rank.")
+@click.option("--key", metavar="NAME", help="Matrix in a file of several, or column of a Parquet file.  [default: "
+              "features, or the only one]")  # fmt: skip
+@click.option("--population", type=click.IntRange(1), metavar="IMAGES", help="Number of images for which to "
+              "extrapolate the ranks.")  # fmt: skip
+@click.option("--split", type=click.Choice(["train", "test"]), default="train", show_default=True, help="Split of the "
+              "dataset.")  # fmt: skip
+@click.option("--out", type=options.PATH, metavar="FOLDER", help="Folder for measure.json and measure.html.  "
+              "[default: none, only the table]")  # fmt: skip
+@options.weights
+@options.device
+@options.data_root
+@options.download
+def measure(
+    where: str, data: Any, against: tuple[str, ...], checkpoints: bool, key: str | None, population: int | None,
+    split: Any, out: Path | None, weights: Any, device: str, data_root: Path | None, download: bool,
+) -> None:  # fmt: skip
+    """Measure features without labels: ranks with intervals, spectrum, similarity of encoders.
+
+    FEATURES is a .npy, .npz, .safetensors or .parquet file with one row an image, read in batches. WHERE is a run
+    folder, a checkpoint file, torchvision/NAME[:WEIGHTS], timm/NAME[.TAG], hf:NAME or random/NAME, measured on --data.
+    Definitions: docs/ranks.md.
+    """
+    from matrix_ssl.api import measuring
+    from matrix_ssl.report.measure import PAGE, RESULT, terminal
+
+    with options.stderr.status("reading") as status:
+        result = measuring.measure(
+            where, data, against=against, checkpoints=checkpoints, key=key, population=population, split=split,
+            weights=weights, out=out, device=device, quiet=True, data_root=data_root, download=download,
+            on_progress=lambda done, total: status.update(f"{done:,} of {total:,} rows"),
+        )  # fmt: skip
+    options.stdout.print(*terminal(result), sep="\n", markup=False)
+    if out is not None:
+        options.show(results=out / RESULT, page=out / PAGE)

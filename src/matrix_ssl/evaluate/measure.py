@@ -1,0 +1,156 @@
+"""What features say without labels: every rank with its interval, the spectrum, and encoders side by side."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from matrix_ssl.errors import DataError
+from matrix_ssl.evaluate.feature_rows import FeatureRows
+from matrix_ssl.matrix import Moments, RankStatistics, joint_entropy, von_neumann_entropy
+from matrix_ssl.matrix.rank_report import MEANINGS
+
+RULE = "rank_me"  # the measure that chooses among encoders
+COMPARISONS = {
+    "linear_cka": "squared inner product of the two centred linear kernels over their norms: 1 where they are equal up "
+    "to rotation and scale, 0 where no direction of one predicts one of the other (Kornblith et al., ICML 2019)",
+    "mir": "matrix mutual information ratio of the cosine kernels, (S₁ + S₂ − S₁₂) / min(S₁, S₂): how much of the "
+    "smaller entropy is shared (Song et al., ICML 2024)",
+    "hdr": "matrix entropy difference ratio, |S₁ − S₂| / max(S₁, S₂): 0 where both spread as far (Song et al., ICML "
+    "2024)",
+}
+FAILURES = (
+    "A high rank is necessary, not sufficient: features of noise have the highest of all, and an untrained network or "
+    "raw pixels can have a higher one than a trained encoder.",
+    "Ranks compare encoders of one architecture, one width and one method on one dataset at one number of images; "
+    "otherwise the order means little.",
+    "Late in a training, features that separate classes better can have a lower rank: where labels exist, even a few, "
+    "measure accuracy with matrix-ssl evaluate.",
+)
+SAMPLE = 1000  # rows whose kernels are compared
+_SPECTRUM = 1000  # eigenvalues that are kept
+
+Progress = Callable[[int, int], None]  # rows that are done, rows
+
+
+def measure_rows(
+    rows: FeatureRows, *, population: int | None = None, on_progress: Progress | None = None
+) -> dict[str, Any]:
+    """All ranks of features in one pass.
+
+    Args:
+        rows: the features.
+        population: a larger number of images, for what to expect of it.
+        on_progress: called with the numbers of rows.
+
+    Returns:
+        ``name``, ``samples``, ``width``, ``ranks`` with value, interval and expectation by name, ``spectrum``, the
+        largest eigenvalues of the covariance over their sum, and ``mean_share``, that of the mean in Σ ‖x‖².
+
+    Raises:
+        DataError: a row is not finite, or the file ends early.
+    """
+    state = RankStatistics(rows.width)
+    for batch in rows.batches():
+        state.add(batch, validate=False)
+        if on_progress:
+            on_progress(state.count, rows.count)
+    ranks: dict[str, dict[str, float | None]] = {
+        name: {"value": value} for name, value in state.report().values().items()
+    }
+    if state.count >= 16:
+        for name, one in state.estimates(population=population).items():
+            ranks[name] = {key: value for key, value in asdict(one).items() if key not in ("samples", "population")}
+    moments = state.moments()
+    eigenvalues = torch.linalg.eigvalsh(moments.covariance()).flip(0).clamp_min(0)
+    total, mean = eigenvalues.sum(), moments.mean.square().sum()
+    return {
+        "name": rows.name,
+        "samples": rows.count,
+        "width": rows.width,
+        "ranks": ranks,
+        "mean_share": (mean / (mean + total)).item() if mean + total > 0 else 0.0,
+        "spectrum": (eigenvalues / total if total > 0 else eigenvalues)[:_SPECTRUM].tolist(),
+    }
+
+
+def compare_rows(first: FeatureRows, second: FeatureRows) -> dict[str, Any]:
+    """How alike the features of the same images by two encoders are.
+
+    Returns:
+        ``linear_cka`` of all rows; ``mir`` and ``hdr`` of the cosine kernels of ``sample`` rows.
+
+    Raises:
+        DataError: the numbers of rows differ, or the files know that the images do; or as ``FeatureRows.batches``.
+    """
+    if first.count != second.count:
+        raise DataError(
+            f"{first.name} has {first.count} rows and {second.name} {second.count}: --against compares the features of "
+            f"the same images in the same order."
+        )
+    if first.digest and second.digest and first.digest != second.digest:
+        raise DataError(f"{first.name} and {second.name} are features of different datasets: pass those of one.")
+    both = Moments(first.width + second.width)
+    sample: list[Tensor] = []
+    for x, y in _aligned(first, second):
+        both.add(torch.cat([x.double(), y.double()], dim=1), validate=False)
+        if sum(map(len, sample)) < SAMPLE:
+            sample.append(torch.cat([x.double(), y.double()], dim=1))
+    rows = torch.cat(sample)[:SAMPLE]
+    return {"first": first.name, "second": second.name, "samples": first.count, "sample": len(rows),
+            "linear_cka": _cka(both.covariance(), first.width),
+            **_kernels(rows[:, : first.width], rows[:, first.width :])}  # fmt: skip
+
+
+def choose(measured: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Which of several encoders the highest RankMe picks, and whether the second best is outside of its interval.
+
+    Returns:
+        ``rule``, ``chosen``, ``second``, the names, ``distinct`` and ``failures``, the sentences to show with it.
+    """
+    ordered = sorted(measured, key=lambda one: -one["ranks"][RULE]["value"])
+    best, second = ordered[:2]
+    low = best["ranks"][RULE].get("low", best["ranks"][RULE]["value"])
+    return {"rule": RULE, "chosen": best["name"], "second": second["name"],
+            "distinct": second["ranks"][RULE]["value"] < low, "failures": list(FAILURES)}  # fmt: skip
+
+
+def meanings() -> dict[str, dict[str, str]]:
+    """What the ranks mean, by name."""
+    return {name: meaning._asdict() for name, meaning in MEANINGS.items()}
+
+
+def _aligned(first: FeatureRows, second: FeatureRows) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of the same rows of both."""
+    left, right = first.batches(), second.batches()
+    x, y = next(left, None), next(right, None)
+    while x is not None and y is not None:
+        size = min(len(x), len(y))
+        yield x[:size], y[:size]
+        x = x[size:] if len(x) > size else next(left, None)
+        y = y[size:] if len(y) > size else next(right, None)
+
+
+def _cka(covariance: Tensor, width: int) -> float:
+    """Linear CKA from the covariance of both features side by side."""
+    own, cross, other = covariance[:width, :width], covariance[:width, width:], covariance[width:, width:]
+    norms = own.norm() * other.norm()
+    return (cross.square().sum() / norms).item() if norms > 0 else 0.0
+
+
+def _kernels(x: Tensor, y: Tensor) -> dict[str, float]:
+    """MIR and HDR of the cosine kernels; 0 where an entropy is."""
+    unit = [F.normalize(rows, dim=1) for rows in (x, y) if not (rows == 0).all(1).any()]
+    if len(unit) < 2:
+        return {}
+    grams = [rows @ rows.mT for rows in unit]
+    s1, s2 = (von_neumann_entropy(gram, validate=False) for gram in grams)
+    both = joint_entropy(*grams, validate=False)
+    smaller, larger = torch.minimum(s1, s2), torch.maximum(s1, s2)
+    return {
+        "mir": ((s1 + s2 - both) / smaller).item() if smaller > 0 else 0.0,
+        "hdr": ((s1 - s2).abs() / larger).item() if larger > 0 else 0.0,
+    }

@@ -1,0 +1,107 @@
+"""Measures of files, encoders and checkpoints, and the command with its page."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from matrix_ssl import matrix
+from matrix_ssl.api import measuring
+from matrix_ssl.config.recipes import find_recipe
+from matrix_ssl.errors import ConfigError, DataError
+from matrix_ssl.evaluate.feature_rows import rows_of
+from matrix_ssl.evaluate.measure import choose, compare_rows, measure_rows
+from matrix_ssl.matrix import of_features
+from tests.support.encoder_runs import make_run
+from tests.support.matrix_samples import rows
+from tests.support.runs import run
+
+X = rows(80, 6).float()
+Y = (X @ rows(6, 6, seed=1).float())[:, :4] + 0.1 * rows(80, 4, seed=2).float()
+
+
+@pytest.fixture
+def files(tmp_path):
+    np.save(tmp_path / "x.npy", X.numpy())
+    np.savez(tmp_path / "y.npz", features=Y.numpy(), data_digest=np.array("a"))
+    return tmp_path
+
+
+def test_ranks_and_spectrum():
+    one = measure_rows(rows_of(X, "x"), population=1000)
+    assert {name: rank["value"] for name, rank in one["ranks"].items()} == pytest.approx(
+        matrix.rank_report(X).values(), rel=1e-6
+    )
+    assert one["spectrum"] == pytest.approx(matrix.spectrum(X).tolist(), rel=1e-5)
+    rank = one["ranks"]["effective_rank"]
+    assert rank["low"] < rank["value"] < rank["high"] and rank["quarter"] < rank["value"] <= rank["expected"]
+    shifted = measure_rows(rows_of(X + 100, "x"))
+    assert shifted["mean_share"] == pytest.approx(1, abs=1e-3)
+    assert "low" not in measure_rows(rows_of(X[:10], "x"))["ranks"]["rank_me"]
+
+
+def test_similarity():
+    pair = compare_rows(rows_of(X, "x"), rows_of(Y, "y"))
+    x, y = (X - X.mean(0)).double(), (Y - Y.mean(0)).double()
+    cka = (y.mT @ x).norm() ** 2 / (x.mT @ x).norm() / (y.mT @ y).norm()
+    assert pair["linear_cka"] == pytest.approx(cka.item(), rel=1e-6)
+    joint = of_features.joint_entropy(X, Y).item()
+    mutual = of_features.mutual_information(X, Y).item()
+    kernels = [torch.nn.functional.normalize(z.double(), dim=1) for z in (X, Y)]
+    single = [matrix.von_neumann_entropy(z @ z.mT).item() for z in kernels]
+    assert sum(single) == pytest.approx(joint + mutual, rel=1e-4)
+    assert pair["mir"] == pytest.approx(mutual / min(single), rel=1e-4)
+    assert pair["hdr"] == pytest.approx(abs(single[0] - single[1]) / max(single), rel=1e-4)
+    same = compare_rows(rows_of(X, "x"), rows_of(-3 * X, "y"))
+    assert (same["linear_cka"], same["hdr"]) == (pytest.approx(1), pytest.approx(0, abs=1e-9))
+
+
+def test_the_rule_says_when_it_cannot_tell():
+    def one(name, value, low):
+        return {"name": name, "ranks": {"rank_me": {"value": value, "low": low}}}
+
+    assert choose([one("a", 3.0, 2.9), one("b", 5.0, 4.8), one("c", 4.9, 4.7)])["distinct"] is False
+    clear = choose([one("a", 3.0, 2.9), one("b", 5.0, 4.8)])
+    assert (clear["chosen"], clear["second"], clear["distinct"]) == ("b", "a", True)
+    assert any("noise" in sentence for sentence in clear["failures"])
+
+
+def test_features_against_features(files):
+    out = files / "out"
+    result = measuring.measure(files / "x.npy", against=[files / "y.npz"], out=out)
+    assert json.loads((out / "measure.json").read_text()) == result
+    page = (out / "measure.html").read_text()
+    for text in ("linear CKA", "Participation ratio", "LiDAR", "x.npy", "y.npz", "Garrido et al."):
+        assert text in page
+
+
+def test_errors(files):
+    np.save(files / "short.npy", X[:50].numpy())
+    np.savez(files / "other.npz", features=Y.numpy(), data_digest=np.array("b"))
+    with pytest.raises(DataError, match=r"x\.npy has 80 rows and short\.npy 50: --against compares .* same order\.$"):
+        measuring.measure(files / "x.npy", against=[files / "short.npy"])
+    with pytest.raises(DataError, match=r"y\.npz and other\.npz are features of different datasets"):
+        measuring.measure(files / "y.npz", against=[files / "other.npz"])
+    with pytest.raises(ConfigError, match=r"--checkpoints is for a run; .*x\.npy is none"):
+        measuring.measure(files / "x.npy", checkpoints=True)
+    assert not (files / "out").exists()
+
+
+def test_the_checkpoints_of_a_run(tmp_path):
+    folder, _ = make_run(tmp_path / "run", "network.width=8", base=find_recipe("demo"))
+    result = measuring.measure(folder, "digits", checkpoints=True, split="test", quiet=True)
+    names = [one["name"] for one in result["features"]]
+    assert names == [measuring.UNTRAINED, "step 2", "finished encoder"]
+    first, second, third = result["features"]
+    assert second["ranks"] == third["ranks"] and first["ranks"] != second["ranks"]  # the same weights
+    assert result["choice"]["chosen"] in names[1:] and not result["choice"]["distinct"]
+    assert result["comparisons"][0]["linear_cka"] < 1
+
+
+def test_the_command(files):
+    ended = run(files, ["measure", "x.npy", "--against", "y.npz", "--population", "1000", "--out", "out"])
+    assert ended.code == 0, ended.err
+    assert "RankMe" in ended.out and "linear CKA" in ended.out and "out/measure.html" in ended.out
+    ended = run(files, ["measure", "x.csv"])
+    assert ended.code != 0 and "Traceback" not in ended.err
