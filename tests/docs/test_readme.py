@@ -300,6 +300,17 @@ def test_site_builds_without_warnings(tmp_path):
 def test_pages_name_only_known_commands():
     """A guard for the checks above: they saw the commands, so a changed layout of the pages cannot empty them."""
     seen = {words[1] for page in PAGES for words in shell_lines(page) if words[0] == "matrix-ssl"}
-    assert seen == {"pretrain", "evaluate", "embed", "measure", "export", "recipes", "methods", "compare", "llm", "doctor"}
+    assert seen == {
+        "pretrain",
+        "evaluate",
+        "embed",
+        "measure",
+        "export",
+        "recipes",
+        "methods",
+        "compare",
+        "llm",
+        "doctor",
+    }
     with pytest.raises(click.NoSuchOption):
         check_command(["pretrain", "--no-such-option"])
