@@ -38,7 +38,7 @@ SMALLEST = ["data.subset=16", "data.workers=0", "batch_size=8", "epochs=1", "net
             "method.output_dim=16"]  # fmt: skip
 SMALL_COLOUR = ["network.encoder=shufflenet_v2_x0_5", "data.image_size=32"]  # an encoder that torchvision knows, too
 CONTINUED = ("maximum-entropy.md", "matrix-entropy.md", "python.md", "ranks.md")  # the blocks of each are one program
-OTHER_TOOLS = {"--nproc-per-node", "--help"}  # torchrun, every command
+OTHER_TOOLS = {"--nproc-per-node", "--help", "--durations"}  # torchrun, every command, pytest
 GROUPS = ("data", "network", "method", "optimizer")
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])

@@ -1,4 +1,4 @@
-"""Fine-tuning by two processes that hold half of every weight each: FSDP, version 2, and DeepSpeed's ZeRO-3.
+"""Fine-tuning by two processes, each with all weights or half of every one: FSDP, version 2, and ZeRO-3.
 
 accelerate uses FSDP on accelerators only, though PyTorch's works on a CPU: ``SPREAD`` makes it take two CPU processes
 for such. Everything else, collectives included, is real. DeepSpeed is no dependency of the tests; where it is
@@ -21,6 +21,7 @@ from matrix_ssl.cli import main
 from matrix_ssl.errors import ConfigError
 from matrix_ssl.llm.finetune.settings import FineTuneSettings, training_arguments
 from matrix_ssl.runs.files import read_json, read_lines
+from tests.llm import test_trainer
 from tests.support import llm_toys
 from tests.support.runs import Server, start_processes
 
@@ -109,6 +110,17 @@ def check(run: Path, one: Path) -> None:
 
 def lines(run: Path) -> list[dict[str, Any]]:
     return read_lines(run / "metrics.jsonl")
+
+
+def test_two_processes_train_as_one(tmp_path):
+    """Uneven numbers of labels on both; the gradients of DistributedDataParallel add up to those of the whole batch."""
+    model = llm_toys.llama().double()
+    one = test_trainer.train(model, tmp_path)
+    torch.save({"weights": llm_toys.weights(model), "lines": test_trainer.lines(one)}, tmp_path / "expected.pt")
+    code = f"import tests.llm.test_trainer as t; t.check({str(tmp_path)!r}); raise SystemExit(0)"
+    for command in start_processes(tmp_path, [], count=2, before=code, server=Server.of_language_models()):
+        ended = command.wait()
+        assert ended.code == 0, ended.err[-3000:]
 
 
 def test_fsdp_gives_the_run_of_one_process(base):

@@ -19,7 +19,6 @@ from matrix_ssl.llm import MatrixSFTTrainer, MatrixTrainer, Objective
 from matrix_ssl.llm import matrix_cross_entropy_terms_from_logits as terms
 from matrix_ssl.llm.head import head_rows
 from tests.support import llm_toys
-from tests.support.runs import Server, start_processes
 
 # peft 0.21 and trl 1.16 use names that transformers 5.23 calls old
 pytestmark = pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing` is deprecated:FutureWarning")
@@ -315,14 +314,3 @@ def check_spread(model: Any) -> None:
     terms(logits, head_rows(model), batch["labels"], objective=MATRIX).loss.backward()
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.grad.full_tensor(), single.get_parameter(name).grad, **CLOSE)
-
-
-def test_two_processes_train_as_one(tmp_path):
-    """Uneven numbers of labels on both; the gradients of DistributedDataParallel add up to those of the whole batch."""
-    model = llm_toys.llama().double()
-    one = train(model, tmp_path)
-    torch.save({"weights": llm_toys.weights(model), "lines": lines(one)}, tmp_path / "expected.pt")
-    code = f"import tests.llm.test_trainer as t; t.check({str(tmp_path)!r}); raise SystemExit(0)"
-    for command in start_processes(tmp_path, [], count=2, before=code, server=Server.of_language_models()):
-        ended = command.wait()
-        assert ended.code == 0, ended.err[-3000:]
