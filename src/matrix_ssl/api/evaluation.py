@@ -153,15 +153,18 @@ def embed(
     Raises:
         MatrixSSLError: the data are at fault.
     """
-    source = open_source(
-        data, split=split, data_root=data_root, download=download, white_level=images.white_level
-    )  # fmt: skip
-    source = _fitting(source, data, images)
+    source = open_images(data, images, split=split, data_root=data_root, download=download)
     display = Display(quiet=quiet)
     for remark in source.remarks:
         display.say(remark)
     with display.bar("features") as show:
         return features.embed(encoder, source, images, device=devices.choose_device(device), on_progress=show)
+
+
+def open_images(data: Data, images: DataConfig, *, split: Split, data_root: Path | None, download: bool) -> Source:
+    """A dataset, as an encoder of images of these settings takes it."""
+    source = open_source(data, split=split, data_root=data_root, download=download, white_level=images.white_level)
+    return _fitting(source, data, images)
 
 
 def no_dataset(where: str | Path) -> MatrixSSLError:

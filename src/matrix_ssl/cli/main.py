@@ -17,7 +17,7 @@ from matrix_ssl.cli.doctor import doctor
 from matrix_ssl.cli.evaluate import embed, evaluate
 from matrix_ssl.cli.lists import methods, recipes, report
 from matrix_ssl.cli.llm import llm
-from matrix_ssl.cli.measure import measure
+from matrix_ssl.cli.measure import diagnose, measure
 from matrix_ssl.cli.pretrain import pretrain
 from matrix_ssl.cli.weights import export, import_
 from matrix_ssl.cli.worth import worth
@@ -59,6 +59,7 @@ for command in (
     chain,
     compare,
     detect,
+    diagnose,
     doctor,
     embed,
     evaluate,

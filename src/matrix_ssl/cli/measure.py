@@ -1,4 +1,4 @@
-"""The command ``matrix-ssl measure``."""
+"""The commands ``matrix-ssl measure`` and ``diagnose``."""
 
 from pathlib import Path
 from typing import Any
@@ -48,3 +48,39 @@ def measure(
     options.stdout.print(*terminal(result), sep="\n", markup=False)
     if out is not None:
         options.show(results=out / RESULT, page=out / PAGE)
+
+
+@click.command()
+@options.where
+@options.data
+@click.option("--reference", metavar="WHERE|untrained", help="Encoder of the same architecture to compare with; "
+              "untrained: the same network at its initialisation.")  # fmt: skip
+@click.option("--images", type=click.IntRange(2), metavar="IMAGES", help="Measure at most so many images, chosen at "
+              "random.  [default: 2048]")  # fmt: skip
+@click.option("--split", type=click.Choice(["train", "test"]), default="train", show_default=True, help="Split of the "
+              "dataset.")  # fmt: skip
+@options.out(None, what="Folder for diagnose.json and diagnose.html")
+@options.weights
+@options.device
+@options.data_root
+@options.download
+def diagnose(
+    where: str, data: Any, reference: str | None, images: int | None, split: Any, out: Path, weights: Any, device: str,
+    data_root: Path | None, download: bool,
+) -> None:  # fmt: skip
+    """Measure the encoder WHERE block by block, without labels: entropies, ranks and LiDAR.
+
+    WHERE is a run folder, a checkpoint file, torchvision/NAME[:WEIGHTS], timm/NAME[.TAG], hf:NAME or random/NAME. Every
+    image is seen as in evaluation and as two random views. Definitions: docs/measure.md.
+    """
+    from matrix_ssl.api import diagnosing
+    from matrix_ssl.report.blocks import PAGE, RESULT, terminal
+
+    with options.stderr.status("opening") as status:
+        result = diagnosing.diagnose(
+            where, data, out=out, reference=reference, split=split, weights=weights, device=device,
+            data_root=data_root, download=download, **options.given(images=images),
+            on_progress=lambda done, total: status.update(f"{done:,} of {total:,} images"),
+        )  # fmt: skip
+    options.stdout.print(terminal(result))
+    options.show(results=out / RESULT, page=out / PAGE)

@@ -1,0 +1,91 @@
+"""The diagnosis of an image encoder, block by block, beside a reference."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from matrix_ssl import encoder as encoders
+from matrix_ssl.api import evaluation
+from matrix_ssl.api.caller import undisturbed
+from matrix_ssl.api.run import Run
+from matrix_ssl.data.augment import each_view
+from matrix_ssl.data.sources import Data, Split
+from matrix_ssl.encoder import Weights
+from matrix_ssl.errors import ConfigError
+from matrix_ssl.evaluate.diagnose import Progress, diagnose_blocks
+from matrix_ssl.report.blocks import PAGE, RESULT, write_page
+from matrix_ssl.runs import devices
+from matrix_ssl.runs.files import check_writable, write_json
+from matrix_ssl.runs.folder import lock
+
+UNTRAINED = "untrained"
+IMAGES = 2048  # at most, by default
+
+
+def diagnose(
+    where: str | Path,
+    data: Data | None = None,
+    *,
+    out: Path,
+    reference: str | None = None,
+    images: int = IMAGES,
+    split: Split = "train",
+    weights: Weights = "student",
+    device: str = "auto",
+    data_root: Path | None = None,
+    download: bool = False,
+    on_progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Measures every block, writes ``diagnose.json`` and ``diagnose.html``, and returns the former.
+
+    Args:
+        where: the encoder, in any of the forms of ``encoder.where``.
+        data: the images; None: those of the run.
+        out: the folder.
+        reference: an encoder with the same blocks, or ``untrained``, the same network at its initialisation.
+        images: at most so many, chosen at random but always the same.
+        split: of the dataset.
+        weights: the network of a run.
+        device, data_root, download: as for ``evaluation.evaluate``.
+        on_progress: called with (images done, number of images).
+
+    Raises:
+        MatrixSSLError: the encoder, the images or the folder are at fault, or the reference has different blocks.
+    """
+    run = Run(where, download=download)
+    config, chosen = run.config, devices.choose_device(device)
+    location = data or config.data.source
+    if not location:
+        raise evaluation.no_dataset(where)
+    with lock(out):
+        for name in (RESULT, PAGE):
+            check_writable(out / name)
+        source = evaluation.open_images(location, config.data, split=split, data_root=data_root, download=download)
+        first, second, *_ = [*each_view(config.views, config.data.image_size)] * 2
+
+        def measure(encoder: nn.Module) -> dict[str, Any]:
+            return diagnose_blocks(
+                encoder, source, config.data, (first, second), images=images, device=chosen, on_progress=on_progress
+            )
+
+        result = measure(run.encoder(weights=weights))
+        rows = result["rows"]
+        if reference is not None:
+            with undisturbed():
+                other = measure(
+                    encoders.initialise_encoder(config)[0] if reference == UNTRAINED
+                    else Run(reference, download=download).encoder()
+                )["rows"]  # fmt: skip
+            if [row["block"] for row in other] != [row["block"] for row in rows]:
+                raise ConfigError(
+                    f"--reference {reference} has other blocks than {where}: pass an encoder of the same architecture."
+                )
+            rows = [{**row, "reference": theirs} for row, theirs in zip(rows, other, strict=True)]
+        result |= {
+            "encoder": str(where), "architecture": config.network.encoder, "reference": reference,
+            "data": source.name, "rows": rows, "environment": devices.environment(chosen),
+        }  # fmt: skip
+        write_json(out / RESULT, result)
+        write_page(out, result)
+    return result

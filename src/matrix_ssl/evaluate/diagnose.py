@@ -1,0 +1,134 @@
+"""How many directions an image encoder uses, block by block, without labels.
+
+Every image is seen three times: as evaluation sees it, and as two random views. The output of a block is averaged over
+its positions, one vector an image; ranks and entropy are those of these vectors. Within an image, the token entropy is
+that of the cosine kernel of its positions. LiDAR compares images with their views, of features scaled to a mean
+variance of one, so that its constant means the same at every block. Memory is that of a batch and d² numbers a block.
+
+Reference for entropies of tokens and of means by layer: Skean, Arefin, Zhao, Patel, Naghiyev, LeCun and Shwartz-Ziv,
+"Layer by layer: uncovering hidden representations in language models", ICML 2025, https://arxiv.org/abs/2502.02013.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from matrix_ssl.config import DataConfig, ViewConfig
+from matrix_ssl.data import augment
+from matrix_ssl.data.augment import Keys
+from matrix_ssl.data.base import Source
+from matrix_ssl.data.loading import evaluation_batches
+from matrix_ssl.data.randomness import permutation
+from matrix_ssl.errors import DataError, MatrixError
+from matrix_ssl.evaluate.blocks import BlockOutputs
+from matrix_ssl.matrix import Moments, RankStatistics, von_neumann_entropy
+from matrix_ssl.matrix.covariances import small_gram
+from matrix_ssl.matrix.ranks import RIDGE, lidar_of
+
+MEASURES = ("matrix_entropy", "effective_rank", "participation_ratio", "rank_me", "token_entropy", "lidar")
+_POSITIONS = 64  # of an output whose entropy is computed
+_STREAM = 0xD1A6  # coordinate of the choice of images
+
+Progress = Callable[[int, int], None]  # images that are done, images
+
+
+class _Block:
+    """What accumulates at one block."""
+
+    def __init__(self, width: int, positions: int):
+        self.positions, self.tokens = positions, 0.0  # sum of the entropies of images
+        self.ranks = RankStatistics(width, groups=0)
+        self.images = Moments(width)  # means of two views
+        self.within = torch.zeros(width, width, dtype=torch.float64)
+
+    def add(self, plain: tuple[Tensor, Tensor, int], first: Tensor, second: Tensor) -> None:
+        self.ranks.add(plain[0])
+        self.tokens += plain[1].sum().item()
+        half = (first.double() - second.double()) / 2
+        self.images.add((first.double() + second.double()) / 2)
+        self.within += half.mT @ half
+
+    def measures(self) -> dict[str, Any]:
+        report, n = self.ranks.report(), self.ranks.count
+        between, within = self.images.covariance(), self.within / n
+        scale = (between.trace() + within.trace()) / len(within)
+        lidar = lidar_of(between / scale, within / scale, RIDGE).item() if scale > 0 else 1.0
+        return {
+            "width": report.width, "positions": self.positions, "matrix_entropy": float(np.log(report.effective_rank)),
+            "effective_rank": report.effective_rank, "participation_ratio": report.participation_ratio,
+            "rank_me": report.rank_me, "token_entropy": self.tokens / n if self.positions > 1 else None, "lidar": lidar,
+        }  # fmt: skip
+
+
+@torch.no_grad()
+def diagnose_blocks(
+    encoder: nn.Module, source: Source, data: DataConfig, views: tuple[ViewConfig, ViewConfig], *, images: int,
+    device: torch.device, on_progress: Progress | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """The measures of every block of an encoder, in the order of the forward pass.
+
+    Args:
+        encoder: images (n, c, s, s), normalised, to features (n, k); in evaluation mode.
+        source: the images.
+        data: their size and normalisation.
+        views: the random changes of the two views.
+        images: at most so many, chosen at random but always the same.
+        device: of the encoder.
+        on_progress: called with (images done, number of images).
+
+    Returns:
+        ``images``, how many could be read, and ``rows``, by block ``MEASURES``, ``width`` and ``positions``.
+
+    Raises:
+        DataError: fewer than two images can be read.
+        MatrixError: an output is not finite; the error names the block.
+    """
+    chosen = source.subset(np.sort(permutation(len(source), 0, _STREAM)[:images]))
+    encoder = encoder.eval().to(device)
+    dtype = next((parameter.dtype for parameter in encoder.parameters()), torch.float32)
+    blocks: dict[str, _Block] = {}
+    done = 0
+    with BlockOutputs(encoder, _plain) as plain:
+        for indices, pixels, problems in evaluation_batches(chosen, data, device=device, batch_size=64):
+            done += len(indices) + len(problems)
+            if len(indices):
+                passes = []
+                for batch in (pixels, *_two_views(pixels, views, indices)):
+                    encoder(augment.normalise(batch, data.mean, data.std).to(dtype))
+                    passes.append(dict(plain.outputs))
+                for name, output in passes[0].items():
+                    block = blocks.setdefault(name, _Block(output[0].shape[1], output[2]))
+                    try:
+                        block.add(output, passes[1][name][0], passes[2][name][0])
+                    except MatrixError as error:
+                        raise type(error)(f"{name}: {error}") from None
+            if on_progress:
+                on_progress(done, len(chosen))
+    count = next((block.ranks.count for block in blocks.values()), 0)
+    if count < 2:
+        raise DataError(f"{count} of {len(chosen)} images of {source.name!r} can be read: two are needed.")
+    return {"images": count, "rows": [{"block": name, **block.measures()} for name, block in blocks.items()]}
+
+
+def _plain(output: Tensor) -> tuple[Tensor, Tensor, int]:
+    """Mean over positions (n, k), entropy of the kernel of positions (n,), and the number of positions."""
+    output = output.float().cpu()
+    count = output.shape[1]
+    some = output[:, :: -(-count // _POSITIONS)]
+    unit = F.normalize(some.double(), dim=-1)
+    entropies = von_neumann_entropy(small_gram(unit), validate=False) if count > 1 else torch.zeros(len(output))
+    return output.mean(1), entropies, count
+
+
+def _two_views(pixels: Tensor, views: tuple[ViewConfig, ViewConfig], indices: NDArray[np.int64]) -> Iterator[Tensor]:
+    """Two random views of pixels (n, c, s, s), of the same size."""
+    side = pixels.shape[-1]
+    for number, view in enumerate(views, start=1):
+        keys = Keys(0, 0, indices, number)
+        boxes = augment.random_boxes(view, keys, side, side)
+        yield augment.random_view(augment.crop_batch(pixels, boxes, side), view, keys)
