@@ -41,6 +41,18 @@ class Own(SimSiam):
 '''
 
 
+# the methods that every encoder suits
+CONVOLUTIONAL = tuple(name for name in list_methods() if not find_method(name).needs_tokens)
+
+
+COLOUR = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1}  # without a probability of the jitter
+
+
+def demo() -> config.RunConfig:
+    """The run of the recipe ``demo``, on a residual network."""
+    return outline("demo", None, ())
+
+
 def make_plan(*settings: str, recipe: str = "demo", data: str | None = None, **values: object) -> Plan:
     """A plan of two methods and two seeds, with other values where they are given."""
     usual = {
@@ -57,19 +69,31 @@ def flat(run: config.RunConfig) -> dict[str, object]:
 
 class TestChooseMethods:
     def test_all_are_those_of_the_package(self) -> None:
-        assert choose_methods("all") == tuple(list_methods())
-        assert len(choose_methods("all")) >= 9
+        assert choose_methods("all", demo()) == CONVOLUTIONAL
+        assert len(CONVOLUTIONAL) >= 17
+
+    def test_those_that_need_tokens_are_among_all_for_an_encoder_that_has_them(self) -> None:
+        pytest.importorskip("timm")
+        base = options_of("cifar10_vit")
+        assert choose_methods("all", base) == tuple(list_methods())
+        assert choose_methods("m_mae,simclr", base) == ("m_mae", "simclr")
+        with pytest.raises(ConfigError) as caught:
+            choose_methods("simclr,m_mae", demo())
+        assert str(caught.value) == (
+            "method.name='m_mae' needs an encoder with tokens, and network.encoder='tiny_resnet' has none: use --set "
+            "network.encoder=timm/vit_tiny_patch16_224 --set network.patch_size=1."
+        )
 
     def test_the_order_is_kept_and_repetitions_are_not(self) -> None:
-        assert choose_methods(" simsiam, byol,simsiam ,") == ("simsiam", "byol")
-        assert choose_methods("simsiam,all")[0] == "simsiam"
-        assert sorted(choose_methods("simsiam,all")) == list_methods()
+        assert choose_methods(" simsiam, byol,simsiam ,", demo()) == ("simsiam", "byol")
+        assert choose_methods("simsiam,all", demo())[0] == "simsiam"
+        assert sorted(choose_methods("simsiam,all", demo())) == list(CONVOLUTIONAL)
 
     def test_files_are_known_by_their_whole_path(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / "own.py").write_text(OWN)
         (tmp_path / "inner").mkdir()
         monkeypatch.chdir(tmp_path / "inner")
-        assert choose_methods("byol,../own.py,../inner/../own.py") == ("byol", str(tmp_path / "own.py"))
+        assert choose_methods("byol,../own.py,../inner/../own.py", demo()) == ("byol", str(tmp_path / "own.py"))
 
     @pytest.mark.parametrize(
         ("text", "message"),
@@ -87,7 +111,7 @@ class TestChooseMethods:
         (tmp_path / "simsiam.py").write_text(OWN)
         (tmp_path / "empty.py").write_text("")
         with pytest.raises(ConfigError) as caught:
-            choose_methods(text.format(tmp_path))
+            choose_methods(text.format(tmp_path), demo())
         assert message in str(caught.value)
 
     @pytest.mark.parametrize(
@@ -105,7 +129,7 @@ class TestChooseMethods:
     ) -> None:
         (tmp_path / "broken.py").write_text(text)
         with pytest.raises(ConfigError) as caught:
-            choose_methods(str(tmp_path / "broken.py"))
+            choose_methods(str(tmp_path / "broken.py"), demo())
         assert str(caught.value) == f"method.name='{tmp_path / 'broken.py'}': {message}"
 
 
@@ -289,11 +313,17 @@ class TestRuns:
         plan = make_plan("data.subset=99", recipe=recipe, data=data, methods=tuple(list_methods()), rivals_budget=16)
         for number in range(2):
             for make in (lambda m, n=number: next_trial(plan, m, {}, n), lambda m, n=number: runs(plan, m, {})[n]):
-                configs = [flat(make(method).config) for method in list_methods()]
+                configs = [flat(make(method).config) for method in CONVOLUTIONAL]
                 shared = [{k: v for k, v in c.items() if not k.startswith("method.")} for c in configs]
                 assert all(other == shared[0] for other in shared)
                 assert shared[0].keys() >= {"views.0.flip", "network.encoder", "epochs", "data.subset", "seed", RATE}
-                assert [c["method.name"] for c in configs] == list_methods()
+                assert [c["method.name"] for c in configs] == list(CONVOLUTIONAL)
+
+    def test_a_masked_autoencoder_takes_the_crops_of_one_view(self) -> None:
+        plan = make_plan(recipe="cifar10_small", methods=("mae", "simclr"), reference="simclr")
+        ours, others = (next_trial(plan, name, {}, 0).config for name in ("mae", "simclr"))
+        assert ours.views == (config.ViewConfig(crop_scale=others.views[0].crop_scale, flip=0.5, **COLOUR),)
+        assert dataclasses.replace(ours, views=others.views, method=others.method) == others
 
     @pytest.mark.parametrize("recipe", [name for name in list_recipes() if name != "imagenet"])
     @pytest.mark.parametrize("method", list_methods())

@@ -337,10 +337,12 @@ class TestViews:
         with pytest.raises(ConfigError, match=sentence):
             override(RunConfig(), [assignment])
 
-    def test_at_least_two(self):
+    def test_at_least_one(self):
+        """How many a method needs is checked where it is built."""
         assert RunConfig(views=(ViewConfig(count=2),)).views[0].count == 2
-        with pytest.raises(ConfigError, match=r"views: an image needs two views or more\. Use --set views.0.count=2\."):
-            RunConfig(views=(ViewConfig(),))
+        assert RunConfig(views=(ViewConfig(),)).views[0].count == 1
+        with pytest.raises(ConfigError, match=r"views: an image needs one view or more\. Use --set views.0.count=2\."):
+            RunConfig(views=())
         with pytest.raises(ConfigError, match=r"views=3: expected a list of groups of settings\."):
             from_dict({"views": 3})
         with pytest.raises(ConfigError, match=r"views.0='x': expected a group of settings: count, image_size"):

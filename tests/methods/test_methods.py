@@ -41,7 +41,7 @@ OWN_METHOD = """
 """
 
 
-SMALL = {"hidden_dim": 4, "output_dim": 4}
+SMALL = {"hidden_dim": 4, "output_dim": 4, "decoder_dim": 8, "decoder_depth": 1, "decoder_heads": 2}
 ABOVE_ZERO = [(0.0, "a finite number above 0"), (-1.0, "a finite number above 0")]
 NOT_NEGATIVE = [(-0.5, "a finite number of at least 0")]
 FRACTION = [(-0.1, "a number from 0 to 1"), (1.5, "a number from 0 to 1")]
@@ -57,7 +57,9 @@ OUT_OF_RANGE = {
     "regularisation": ABOVE_ZERO, "iterations": [(-1, "an integer of at least 0")], "prototypes": AT_LEAST_ONE,
     "frozen": FRACTION, "queue_start": FRACTION, "student_temperature": ABOVE_ZERO, "teacher_temperature": ABOVE_ZERO,
     "first_teacher_temperature": ABOVE_ZERO, "temperature_warmup": FRACTION, "centre_momentum": FRACTION,
-    ("swav", "queue_size"): [(-1, "an integer of at least 0")],
+    "mask_ratio": [(0.0, "a number above 0 and below 1"), (1.0, "a number above 0 and below 1")],
+    "decoder_dim": AT_LEAST_ONE, "decoder_depth": AT_LEAST_ONE, "decoder_heads": AT_LEAST_ONE,
+    "rate_weight": NOT_NEGATIVE, "scale": ABOVE_ZERO, ("swav", "queue_size"): [(-1, "an integer of at least 0")],
     "exponent": [(0.0, "a number above 0 and at most 2"), (2.5, "a number above 0 and at most 2")],
     "width": NOT_NEGATIVE, ("matrix_entropy", "order"): ABOVE_ZERO,
 }  # fmt: skip
@@ -92,6 +94,14 @@ def method():
     torch.manual_seed(0)
     encoder, width = build_encoder("tiny_resnet", channels=1, image_size=8, width=8)
     return MatrixSSL(encoder, width, hidden_dim=32, output_dim=12)
+
+
+def bare(method):
+    """An encoder that a method takes, and its width: one without parameters where that will do."""
+    if not method.needs_tokens:
+        return nn.Flatten(), 64
+    pytest.importorskip("timm")
+    return build_encoder("timm/test_vit", channels=1, image_size=8, patch_size=2)
 
 
 def own(tmp_path, text=OWN_METHOD, name="variance.py"):
@@ -206,9 +216,10 @@ class TestOptions:
                   "variance_weight": 0.0, "covariance_weight": 0.0, "local_weight": 0.0, "forgetting": 1.0,
                   "mixture": 1.0, "shrinkage": 1.0, "rounds": 1, "sub_batch": 0, "exponent": 2.0,
                   "width": 0.0, "iterations": 0, "prototypes": 1, "frozen": 0.0, "queue_start": 0.0,
-                  "temperature_warmup": 0.0, "centre_momentum": 1.0}  # fmt: skip
+                  "temperature_warmup": 0.0, "centre_momentum": 1.0,
+                  "decoder_dim": 4, "decoder_depth": 1, "decoder_heads": 1, "rate_weight": 0.0}  # fmt: skip
         given = {key: value for key, value in limits.items() if key in complete_options(method, {})}
-        built = method(nn.Flatten(), 64, **given)
+        built = method(*bare(method), **given)
         for key, value in given.items():
             assert getattr(built, key, value) == value
 
@@ -219,7 +230,7 @@ class TestOptions:
         for variant in method.variants:
             assert variant and complete_options(method, variant).items() >= variant.items()
             small = {key: value for key, value in SMALL.items() if key in defaults}
-            method(nn.Flatten(), 64, **complete_options(method, small | dict(variant)))
+            method(*bare(method), **complete_options(method, small | dict(variant)))
 
 
 class TestMatrixSSL:

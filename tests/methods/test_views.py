@@ -1,5 +1,6 @@
 """More than two views: which pairs a loss is the mean of, and what small views are compared with."""
 
+import dataclasses
 import itertools
 from collections.abc import Sequence
 
@@ -109,6 +110,14 @@ def test_cor_info_max_has_one_branch_for_all_views_but_the_first() -> None:
 
 
 class TestSetup:
+    def test_a_method_that_compares_views_needs_two(self) -> None:
+        base = setup.complete(setup.use_method(find_recipe("demo"), "simclr"))
+        with pytest.raises(ConfigError) as caught:
+            setup.build_method(dataclasses.replace(base, views=base.views[:1]))
+        assert str(caught.value) == (
+            "method.name='simclr' needs 2 views of an image or more, the settings have 1: use --set views.0.count=2."
+        )
+
     def test_a_method_of_exactly_two_views(self, tmp_path) -> None:
         base = setup.complete(setup.use_method(find_recipe("demo"), own(tmp_path)))
         setup.build_method(base)

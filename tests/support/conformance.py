@@ -3,8 +3,9 @@
     class TestMine(MethodConformance):
         name = "path/to/mine.py"
 
-``python -m tests.support.conformance --write`` stores the losses of 100 steps of every method in ``trajectories.json``.
-They stay what they are unless a method, a network or the teacher is changed on purpose.
+``python -m tests.support.conformance --write`` adds the losses of 100 steps of every method that has none to
+``trajectories.json``. They stay what they are unless a method, a network or the teacher is changed on purpose: then its
+line is deleted first.
 """
 
 import copy
@@ -42,6 +43,9 @@ SMALL = {
     "slices": 64,
     "sub_batch": 8,
     "prototypes": 24,
+    "decoder_dim": 16,
+    "decoder_depth": 1,
+    "decoder_heads": 2,
 }  # of the options, those that a method has
 ROWS = 16
 STEPS = 100  # of a stored trajectory
@@ -104,10 +108,21 @@ class MethodConformance:
     def build(self, *, seed: int = 0, dtype: torch.dtype = torch.float64, **options: Any) -> Method:
         """The method on a tiny network."""
         torch.manual_seed(seed)
-        encoder, width = networks.build_encoder("tiny_resnet", channels=1, image_size=8, width=8)
+        encoder, width = self.encoder()
         known = complete_options(self.kind, {})
         given = {k: v for k, v in SMALL.items() if k in known} | self.options | options
         return self.kind(encoder, width, **complete_options(self.kind, given)).to(dtype)
+
+    def encoder(self) -> tuple[nn.Module, int]:
+        """A tiny network for images (n, 1, 8, 8), and its width; with tokens if the method needs them."""
+        if self.kind.needs_tokens:
+            pytest.importorskip("timm")
+            return networks.build_encoder("timm/test_vit", channels=1, image_size=8, patch_size=2, any_size=True)
+        return networks.build_encoder("tiny_resnet", channels=1, image_size=8, width=8)
+
+    def features(self, method: Method, view: Tensor) -> Tensor:
+        """The features that ``forward`` reports for its first view."""
+        return method.encoder(view)
 
     def frozen_targets(self, method: Method) -> AbstractContextManager[None]:
         """While it is open, targets that a stop-gradient makes are those of the first forward."""
@@ -152,7 +167,7 @@ class MethodConformance:
         assert output.features.shape == (ROWS, width)
         assert output.student.shape == output.teacher.shape and len(output.student) == ROWS
         assert not any(rows.requires_grad for rows in output[2:])
-        torch.testing.assert_close(output.features, method.encoder(one).detach())
+        torch.testing.assert_close(output.features, self.features(method, one).detach())
         for progress in (0.0, 0.5, 1.0):
             assert all(np.isfinite(value) for value in method.schedule(progress).values())
             assert method.schedule(progress).keys().isdisjoint(output.terms)
@@ -317,7 +332,7 @@ class MethodConformance:
         for encoder in encoders:
             checkpoint.save_weights(tmp_path / "encoder.safetensors", encoder, {})
             tensors, _ = checkpoint.read_safetensors(tmp_path / "encoder.safetensors")
-            fresh, width = networks.build_encoder("tiny_resnet", channels=1, image_size=8, width=8)
+            fresh, width = self.encoder()
             checkpoint.load_strictly(fresh, tensors, "the encoder")
             features = fresh.eval()(one)
             assert features.shape == (ROWS, width) and features.isfinite().all()
@@ -378,14 +393,19 @@ class MethodConformance:
             "queue_size": 128,
             "sub_batch": 128,
             "prototypes": 64,
+            "decoder_dim": 16,
+            "decoder_depth": 1,
+            "decoder_heads": 2,
         }
+        tokens = ["network.encoder=timm/test_vit", "network.patch_size=2"] if self.kind.needs_tokens else []
         known = complete_options(self.kind, {})
         given = {k: v for k, v in shape.items() if k in known} | self.learning | options
         return setup.complete(
             config.override(base, [
                 "batch_size=128", f"epochs={self.epochs}", "network.width=8", "optimizer.learning_rate=0.02",
                 "optimizer.warmup_epochs=0", "log_every=3", "precision=float32", "checkpoint_every=1000",
-                *(f"views.{view}.{key}={value}" for view in (0, 1) for key, value in VIEW.items()),
+                *tokens,
+                *(f"views.{view}.{key}={value}" for view in range(len(base.views)) for key, value in VIEW.items()),
                 *(f"method.{key}={value}" for key, value in given.items()),
             ])
         )  # fmt: skip
@@ -420,12 +440,14 @@ def _double() -> Iterator[None]:
 
 
 def write_trajectories() -> None:
-    """Stores the losses of every method of the package."""
+    """Adds the losses of every method of the package that has none; delete those of a method that was changed."""
     torch.set_num_threads(1)
     found = {}
+    stored = json.loads(TRAJECTORIES.read_text())
     for name in list_methods():
         suite = type("Suite", (MethodConformance,), {"name": name})()
-        found[name] = suite.trajectory()  # the suite's options are the defaults of all
+        # the suite's options are the defaults of all
+        found[name] = stored[name] if name in stored else suite.trajectory()
     lines = ",\n".join(f'"{name}": {json.dumps(losses)}' for name, losses in found.items())
     TRAJECTORIES.write_text(f"{{\n{lines}\n}}\n")
 

@@ -15,6 +15,7 @@ from matrix_ssl.distributed.statistics import merge_over_processes
 from matrix_ssl.errors import ConfigError, DataError, MatrixSSLError, MissingExtra, ProcessError
 from matrix_ssl.matrix import Moments, RankStatistics, covariance, rank_me, self_cluster
 from matrix_ssl.methods import complete_options, find_method, list_methods
+from matrix_ssl.networks import build_encoder
 
 TOLERANCE = {"rtol": 1e-12, "atol": 1e-12}
 
@@ -408,12 +409,16 @@ def compare_methods(name: str, variant: dict) -> None:
     kind = find_method(name)
     # the queue holds a batch and a part of another, so that it overwrites parts of batches
     small = {"hidden_dim": 12, "output_dim": 9, "slices": 16, "queue_size": 6 * size + 5, "teacher_momentum": 0.7,
-             "sub_batch": 4, "prototypes": 11}  # fmt: skip
+             "sub_batch": 4, "prototypes": 11, "decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2}  # fmt: skip
     options = complete_options(kind, {k: v for k, v in small.items() if k in complete_options(kind, {})} | variant)
     built = []
     for _ in range(2):
         torch.manual_seed(3)
-        built.append(kind(small_encoder(), 8, **options).double())
+        if kind.needs_tokens:
+            network = build_encoder("timm/test_vit", channels=1, image_size=8, patch_size=2, any_size=True)
+        else:
+            network = small_encoder(), 8
+        built.append(kind(*network, **options).double())
     single, ours = built
     run_batch_norm.synchronise_batch_norm(ours, "cpu")
     wrapped = distributed.wrap(ours)

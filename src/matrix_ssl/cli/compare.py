@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @click.command()
 @options.recipe
 @click.option("--methods", default="all", show_default=True, metavar="NAMES", help="Names or Python files, with "
-              "commas between; all: every method of the package.")  # fmt: skip
+              "commas between; all: every method of the package that the encoder suits.")  # fmt: skip
 @options.data
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Number of seeds per method.")
 @click.option("--budget", type=click.IntRange(1), metavar="EPOCHS", help="Epochs per run.  [default: the recipe's]")
@@ -74,7 +74,7 @@ def compare(
     from matrix_ssl.runs.environment import command
     from matrix_ssl.runs.folder import held
 
-    names = choose_methods(methods)
+    names = choose_methods(methods, base)
     plan = Plan(
         base=dataclasses.replace(base, seed=0), methods=names, reference=_reference(names, reference), seeds=seeds,
         budget=budget, rivals_budget=rivals_budget or 0, trials=trials, tuning_budget=tuning_budget or budget,

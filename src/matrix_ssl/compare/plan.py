@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from matrix_ssl import config as configuration
 from matrix_ssl.config import RunConfig
+from matrix_ssl.encoder import architectures
 from matrix_ssl.errors import ConfigError
 from matrix_ssl.evaluate.baselines import Baseline
 from matrix_ssl.methods import complete_options, find_method, list_methods
@@ -84,25 +85,43 @@ class Job:
         return f"{Path(self.method).stem}, {what} {self.number}{seed}"
 
 
-def choose_methods(text: str) -> tuple[str, ...]:
-    """The methods of ``all`` or of a list separated by commas; files by their absolute path.
+def choose_methods(text: str, base: RunConfig) -> tuple[str, ...]:
+    """The methods of a list separated by commas, files by their absolute path; ``all`` are those of the package.
+
+    Of all, those that need an encoder with tokens are left out where the run ``base`` has a different one.
 
     Raises:
-        ConfigError: a method does not exist, or two have the same name.
+        ConfigError: a method does not exist or needs a different encoder, or two have the same name.
     """
     methods: list[str] = []
     for name in filter(None, map(str.strip, text.split(","))):
-        methods += list_methods() if name == "all" else [str(Path(name).resolve()) if name.endswith(".py") else name]
+        suitable = [known for known in list_methods() if name == "all" and _refusal(known, base) is None]
+        methods += suitable if name == "all" else [str(Path(name).resolve()) if name.endswith(".py") else name]
     methods = list(dict.fromkeys(methods))
     if not methods:
         raise ConfigError(f"--methods {text!r}: list at least one method, or use 'all'.")
     for name in methods:
-        find_method(name)
+        if (refusal := _refusal(name, base)) is not None:
+            raise refusal
     stems = [Path(name).stem for name in methods]
     for stem in stems:
         if stems.count(stem) > 1:
             raise ConfigError(f"--methods: two methods are called {stem!r}; rename the file.")
     return tuple(methods)
+
+
+def _refusal(method: str, base: RunConfig) -> ConfigError | None:
+    """Why a method cannot train the encoder of a run; None where it can. Raises as ``find_method``."""
+    kind, data = find_method(method), base.data
+    if not kind.needs_tokens:
+        return None
+    encoder = architectures.outline(base.network, image_size=data.image_size, channels=len(data.mean))
+    named = dataclasses.replace(base, method=dataclasses.replace(base.method, name=method))
+    try:
+        setup.check_tokens(kind, encoder, named)
+    except ConfigError as error:
+        return error
+    return None
 
 
 def most_trials(plan: Plan, method: str) -> int:

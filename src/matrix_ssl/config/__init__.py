@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from matrix_ssl.errors import load_on_use
 
 if TYPE_CHECKING:
-    from annotated_types import Ge, Gt, Le
+    from annotated_types import Ge, Gt, Le, Lt
     from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
     from matrix_ssl.config.assignments import Assignment, build, changes, flatten, override, split_assignment
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "IMAGENET_MEAN", "IMAGENET_STD", "MAY_CHANGE", "Assignment", "DataConfig", "Fraction", "Ge", "Gt", "Le",
-    "Locations", "MethodConfig", "NetworkConfig", "NonNegativeFloat", "NonNegativeInt", "OptimizerConfig",
+    "Locations", "Lt", "MethodConfig", "NetworkConfig", "NonNegativeFloat", "NonNegativeInt", "OptimizerConfig",
     "PositiveFloat", "PositiveInt", "Precision", "RunConfig", "Seed", "StartConfig", "ViewConfig", "asymmetric_views",
     "build", "changes", "check_type", "current_names", "differences", "flatten", "from_dict", "override",
     "split_assignment", "symmetric_view", "to_dict",

@@ -99,6 +99,8 @@ class NetworkConfig:
     # channels of the first stage, of tiny_resnet only; at least 8, because PyTorch 2.14 crashes in the backward of
     # narrower 1x1 convolutions in channels_last
     width: Annotated[int, Ge(8)] = 32
+    # side of the patches in pixels, of vision transformers of timm only; 0: that of the architecture
+    patch_size: NonNegativeInt = 0
     configuration: str = ""  # of hf:NAME: the config.json of its model as JSON, filled in from its weights
 
 
@@ -158,9 +160,9 @@ class RunConfig:
     max_bad_steps: PositiveInt = 3  # steps in a row with a loss or gradient that is not finite before the run stops
 
     def __post_init__(self) -> None:
-        """Raises ConfigError unless there are two views or more."""
-        if sum(view.count for view in self.views) < 2:
-            raise ConfigError("views: an image needs two views or more. Use --set views.0.count=2.")
+        """Raises ConfigError unless there is a view; how many a method needs is for ``training.setup``."""
+        if not self.views:
+            raise ConfigError("views: an image needs one view or more. Use --set views.0.count=2.")
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:

@@ -62,13 +62,18 @@ def describe(name: str, first: torch.Size, metadata: Mapping[str, str]) -> Netwo
     return NetworkConfig(
         encoder=name,
         stem="small" if is_resnet(name) and first[2:] == (3, 3) else "standard",
+        patch_size=saved(metadata, "patch_size", int, 0),
         configuration=saved(metadata, "configuration", str, ""),
     )
 
 
 def first_convolution(name: str, metadata: Mapping[str, str], *, channels: int) -> str:
     """The name of the tensor that takes images: the first of four dimensions."""
-    network = NetworkConfig(encoder=name, configuration=saved(metadata, "configuration", str, ""))
+    network = NetworkConfig(
+        encoder=name,
+        patch_size=saved(metadata, "patch_size", int, 0),
+        configuration=saved(metadata, "configuration", str, ""),
+    )
     size = saved(metadata, "image_size", int, IMAGE_SIZE)
     tensors = outline(network, image_size=size, channels=channels).state_dict()
     return next(own for own, tensor in tensors.items() if tensor.ndim == 4)
@@ -84,6 +89,7 @@ def outline(network: NetworkConfig, *, image_size: int, channels: int) -> nn.Mod
             image_size=image_size,
             stem=network.stem,
             width=network.width,
+            patch_size=network.patch_size,
             configuration=network.configuration,
         )[0]
 

@@ -105,6 +105,8 @@ def _model(run: Path, weights: Weights) -> Model:
     metadata = {"architecture": network.encoder, "weights": weights, "method": method}
     saved = {"image_size": data.image_size, "mean": data.mean, "std": data.std, "crop_fraction": data.crop_fraction,
              "stem": network.stem}  # fmt: skip
+    if network.patch_size:
+        saved["patch_size"] = network.patch_size
     if network.configuration:
         saved["configuration"] = network.configuration
     encoder = load_encoder(run, weights=weights)

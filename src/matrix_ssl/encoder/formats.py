@@ -123,6 +123,8 @@ def write_timm(model: Model, folder: Path, name: str) -> Exported:
     arguments: dict[str, Any] = {"num_classes": 0}
     if len(data.mean) != 3:
         arguments["in_chans"] = len(data.mean)
+    if model.config.network.patch_size:
+        arguments["patch_size"] = model.config.network.patch_size
     with torch.random.fork_rng(devices=[]):
         try:
             sized = arguments | {"img_size": data.image_size}

@@ -55,6 +55,7 @@ def _build(config: RunConfig) -> tuple[nn.Module, int]:
         image_size=config.data.image_size,
         stem=config.network.stem,
         width=config.network.width,
+        patch_size=config.network.patch_size,
         configuration=config.network.configuration,
         any_size=any(view.image_size not in (0, config.data.image_size) for view in config.views),
     )

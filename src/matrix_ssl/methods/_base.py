@@ -37,6 +37,8 @@ class Method(nn.Module, ABC):
     encoder: nn.Module  # the student's; what a run exports
     seed: int = 0  # of the run; set before the first step, for random numbers that all processes share
     counters: tuple[str, ...] = ()  # names in ``terms`` that count events: summed over a run instead of averaged
+    needs_tokens: ClassVar[bool] = False  # whether the encoder must have tokens, ``networks.has_tokens``
+    least_views: ClassVar[int] = 2  # of an image
     # options that a comparison tries when it tunes, one mapping a variant; the defaults are always tried first
     variants: ClassVar[tuple[Mapping[str, Any], ...]] = ()
 
@@ -70,6 +72,11 @@ class Method(nn.Module, ABC):
         peak after the warm-up instead of following the cosine.
         """
         return [{"params": [p for p in self.parameters() if p.requires_grad]}]
+
+    @classmethod
+    def choose_views(cls, views: tuple[config.ViewConfig, ...]) -> tuple[config.ViewConfig, ...]:
+        """The views of a run with this method, from those of a recipe for a different one."""
+        return views
 
     @classmethod
     def recipe(cls, base: config.RunConfig) -> config.RunConfig:

@@ -3,18 +3,23 @@
 from matrix_ssl.networks.encoders import SMALL_IMAGE, TINY_RESNET, TinyResNet, build_encoder
 from matrix_ssl.networks.heads import mlp, predictor, projector
 from matrix_ssl.networks.modules import MODULE, forget_encoder, register_encoder, registered_encoder
+from matrix_ssl.networks.patches import PixelDecoder, encode_visible, has_tokens, patch_pixels
 from matrix_ssl.networks.teacher import cosine_momentum, make_teacher, update_teacher
 
 __all__ = [
     "MODULE",
     "SMALL_IMAGE",
     "TINY_RESNET",
+    "PixelDecoder",
     "TinyResNet",
     "build_encoder",
     "cosine_momentum",
+    "encode_visible",
     "forget_encoder",
+    "has_tokens",
     "make_teacher",
     "mlp",
+    "patch_pixels",
     "predictor",
     "projector",
     "register_encoder",

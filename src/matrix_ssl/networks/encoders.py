@@ -23,6 +23,7 @@ def build_encoder(
     image_size: int,
     stem: Literal["auto", "standard", "small"] = "auto",
     width: int = 32,
+    patch_size: int = 0,
     configuration: str = "",
     any_size: bool = False,
 ) -> tuple[nn.Module, int]:
@@ -36,6 +37,7 @@ def build_encoder(
         stem: torchvision ResNets only. ``"small"`` replaces the 7x7 stride-2 convolution by a 3x3 one and removes the
             max-pooling; ``"auto"`` does so for images of at most 64 pixels.
         width: channels of the first stage of ``tiny_resnet``.
+        patch_size: vision transformers of timm only: side of the patches, in pixels; 0: that of the architecture.
         configuration: of ``"hf:NAME"``: the ``config.json`` of the model, as JSON.
         any_size: whether a vision transformer of timm resamples its positions for images of other sizes. It has the
             same parameters, and the same features at ``image_size``.
@@ -44,12 +46,17 @@ def build_encoder(
         ConfigError: the architecture is unknown or does not accept such images.
         MissingExtra: an architecture of timm or transformers without that package.
     """
+    if patch_size and not name.startswith("timm/"):
+        raise ConfigError(
+            f"network.patch_size={patch_size} is for vision transformers of timm, not for {name!r}: "
+            "use --set network.patch_size=0."
+        )
     if name == TINY_RESNET:
         encoder: nn.Module = TinyResNet(channels=channels, image_size=image_size, width=width)
     elif name.startswith(MODULE):
         encoder = registered_encoder(name)
     elif name.startswith("timm/"):
-        encoder = _timm_encoder(name.removeprefix("timm/"), channels, image_size, any_size)
+        encoder = _timm_encoder(name.removeprefix("timm/"), channels, image_size, patch_size, any_size)
     elif name.startswith(PREFIX):
         if not configuration:
             raise ConfigError(
@@ -96,16 +103,21 @@ def _torchvision_encoder(name: str, image_size: int, stem: str) -> nn.Module:
     return encoder
 
 
-def _timm_encoder(name: str, channels: int, image_size: int, any_size: bool) -> nn.Module:
+def _timm_encoder(name: str, channels: int, image_size: int, patch_size: int, any_size: bool) -> nn.Module:
     timm = import_extra("timm", extra="timm")
     if not timm.is_model(name):
         hint = did_you_mean(f"timm/{name}", [f"timm/{known}" for known in timm.list_models()])
         raise ConfigError(f"network.encoder='timm/{name}' is not an architecture.{hint}")
+    patches = {"patch_size": patch_size} if patch_size else {}
     for sized in ({"img_size": image_size, "dynamic_img_size": True}, {"img_size": image_size}, {}):
         if any_size or "dynamic_img_size" not in sized:
             # convolutional architectures take any size and refuse the arguments, some transformers the second one
             with contextlib.suppress(TypeError):
-                return timm.create_model(name, pretrained=False, num_classes=0, in_chans=channels, **sized)
+                return timm.create_model(name, pretrained=False, num_classes=0, in_chans=channels, **sized, **patches)
+    if patches:
+        raise ConfigError(
+            f"network.encoder='timm/{name}' has no patches of a size to choose: use --set network.patch_size=0."
+        )
     raise ConfigError(f"network.encoder='timm/{name}' cannot be built: choose a different encoder.")
 
 

@@ -6,9 +6,9 @@ import os
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from matrix_ssl import distributed
+from matrix_ssl import distributed, networks
 from matrix_ssl.config import MethodConfig, RunConfig
 from matrix_ssl.config.recipes import follows_papers
 from matrix_ssl.data.base import Source
@@ -37,7 +37,7 @@ def use_method(config: RunConfig, name: str, *, papers: bool = True) -> RunConfi
 
     Of the recipe's options, those that the new method has as well are kept, such as the widths of the projector. A
     recipe that follows papers, such as ``imagenet``, gets the values of the new method's paper instead, unless
-    ``papers`` is false, as where methods are compared.
+    ``papers`` is false, as where methods are compared. The views are those that ``Method.choose_views`` makes of them.
     """
     if name == config.method.name:
         return config
@@ -46,7 +46,7 @@ def use_method(config: RunConfig, name: str, *, papers: bool = True) -> RunConfi
         return method.recipe(dataclasses.replace(config, method=MethodConfig(name)))
     known = complete_options(method, {})
     options = {key: value for key, value in config.method.options.items() if key in known}
-    return dataclasses.replace(config, method=MethodConfig(name, options))
+    return dataclasses.replace(config, method=MethodConfig(name, options), views=method.choose_views(config.views))
 
 
 def identify_data(config: RunConfig, source: Source) -> RunConfig:
@@ -129,19 +129,38 @@ def build_method(config: RunConfig, *, weights: Mapping[str, Tensor] | None = No
 
     Raises:
         CheckpointError: the weights do not match.
+        ConfigError: the encoder or the views are not what the method needs.
     """
     encoder, feature_dim = initialise_encoder(config)
     if weights is not None:
         load_strictly(encoder, weights, "The start")
-    method = find_method(config.method.name)(encoder, feature_dim, **config.method.options)
+    kind = find_method(config.method.name)
+    check_tokens(kind, encoder, config)
+    method = kind(encoder, feature_dim, **config.method.options)
     method.seed = config.seed
     _check_views(method, config)
     return method
 
 
+def check_tokens(method: type[Method], encoder: nn.Module, config: RunConfig) -> None:
+    """Raises ConfigError where a method needs an encoder with tokens and that of the run has none."""
+    if method.needs_tokens and not networks.has_tokens(encoder):
+        size = config.data.image_size
+        patches = f" --set network.patch_size={max(1, size // 8)}" if size <= networks.SMALL_IMAGE else ""
+        raise ConfigError(
+            f"method.name={config.method.name!r} needs an encoder with tokens, and network.encoder="
+            f"{config.network.encoder!r} has none: use --set network.encoder=timm/vit_tiny_patch16_224{patches}."
+        )
+
+
 def _check_views(method: Method, config: RunConfig) -> None:
     """Raises ConfigError where a method cannot take the number of views of a run, or its encoder their sizes."""
     count = sum(view.count for view in config.views)
+    if count < method.least_views:
+        raise ConfigError(
+            f"method.name={config.method.name!r} needs {method.least_views} views of an image or more, the settings "
+            f"have {count}: use --set views.0.count={method.least_views}."
+        )
     try:
         inspect.signature(method.forward).bind(*range(count))
     except TypeError:
