@@ -211,9 +211,12 @@ def method_section(results: Row) -> str:
         [
             row["method"],
             size(row),
-            *(milliseconds({"seconds": row["seconds"][name]}) for name in ("ours", "lightly")),
-            times_published(row),
-            *(f"{row['mib'][name]:.3g}" for name in ("ours", "lightly")),
+            *(
+                milliseconds({"seconds": row["seconds"][name]}) if name in row["seconds"] else "–"
+                for name in ("ours", "lightly")
+            ),
+            times_published(row) if row["ratio"] else "–",
+            *(f"{row['mib'][name]:.3g}" if name in row["mib"] else "–" for name in ("ours", "lightly")),
         ]
         for row in results["rows"]
     ]

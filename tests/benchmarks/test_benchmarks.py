@@ -3,6 +3,7 @@
 import hashlib
 import importlib
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ from benchmarks import harness
 from benchmarks.experiments import splits
 from benchmarks.pages import plots
 from benchmarks.pages import tables as pages
-from benchmarks.speed import loss_variants, losses, processes, published, spectra
+from benchmarks.speed import loss_variants, losses, method_losses, processes, published, spectra
 from benchmarks.speed import views as speed
 from matrix_ssl.data.packed import read_shard
 from matrix_ssl.data.randomness import permutation
@@ -132,9 +133,20 @@ class TestScripts:
         pytest.importorskip("lightly")
         run("speed.method_losses", "--quick", "--out", tmp_path / "found.json")
         rows = json.loads((tmp_path / "found.json").read_text())["rows"]
-        assert [row["method"] for row in rows] == ["sigreg"]
-        assert all(set(row["seconds"]) == set(row["mib"]) == {"ours", "lightly"} for row in rows)
-        assert "| sigreg | 8, 16 |" in pages.method_section(json.loads((tmp_path / "found.json").read_text()))
+        alone = ["cor_info_max", "kernel_infonce"]  # lightly has none
+        assert [row["method"] for row in rows] == ["sigreg", "emp_ssl", "mmcr", "w_mse", "swav", "dino", *alone]
+        for row in rows:
+            names = {"ours"} if row["method"] in alone else {"ours", "lightly"}
+            assert set(row["seconds"]) == set(row["mib"]) == names and (row["ratio"] is None) == (len(names) == 1)
+        section = pages.method_section(json.loads((tmp_path / "found.json").read_text()))
+        assert "| sigreg | 8, 16 |" in section
+        assert re.search(r"\| cor_info_max \| 8, 16 \| [\d.]+ \| – \| – \| [\d.]+ \| – \|", section)
+
+    def test_methods_and_lightly_are_timed_with_the_same_loss(self):
+        pytest.importorskip("lightly")
+        for method in ("emp_ssl", "mmcr", "swav", "dino"):
+            ours, lightly = (call() for call in method_losses.pair(method, 24, 6).values())
+            torch.testing.assert_close(ours, lightly, rtol=1e-3, atol=1e-4)
 
     @pytest.mark.slow
     def test_processes(self, tmp_path):

@@ -25,7 +25,7 @@ from matrix_ssl.compare.plan import (
 from matrix_ssl.config.recipes import list_recipes
 from matrix_ssl.data import open_source
 from matrix_ssl.errors import ConfigError, RunFolderError
-from matrix_ssl.methods import find_method, list_methods
+from matrix_ssl.methods import complete_options, find_method, list_methods
 from matrix_ssl.training.configure import configure, outline
 from tests.support.runs import make_images
 
@@ -329,7 +329,8 @@ class TestRuns:
     @pytest.mark.parametrize("method", list_methods())
     def test_a_run_is_what_pretrain_would_do(self, recipe: str, method: str) -> None:
         data = None if options_of(recipe).data.source else "photos"
-        own = ("batch_size=64", "method.hidden_dim=48")
+        both = [complete_options(find_method(name), {}) for name in (method, options_of(recipe).method.name)]
+        own = ("batch_size=64", *(["method.hidden_dim=48"] if all("hidden_dim" in each for each in both) else []))
         (_, job) = runs(make_plan(*own, recipe=recipe, data=data), method, {RATE: 0.015})
         expected = configure(recipe, data, (*own, f"{RATE}=0.015", "epochs=8", "seed=1"), method=method)
         assert job.config == expected

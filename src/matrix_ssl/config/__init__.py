@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from matrix_ssl.errors import load_on_use
 
 if TYPE_CHECKING:
-    from annotated_types import Ge, Gt, Le, Lt
+    from annotated_types import Ge, Gt, Le
     from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
     from matrix_ssl.config.assignments import Assignment, build, changes, flatten, override, split_assignment
@@ -30,15 +30,15 @@ if TYPE_CHECKING:
         from_dict,
         to_dict,
     )
-    from matrix_ssl.config.validation import Fraction, Seed, check_type
+    from matrix_ssl.config.validation import Fraction, OpenFraction, Seed, check_type
     from matrix_ssl.config.views import asymmetric_views, symmetric_view
 
 __all__ = [
     "IMAGENET_MEAN", "IMAGENET_STD", "MAY_CHANGE", "Assignment", "DataConfig", "Fraction", "Ge", "Gt", "Le",
-    "Locations", "Lt", "MethodConfig", "NetworkConfig", "NonNegativeFloat", "NonNegativeInt", "OptimizerConfig",
-    "PositiveFloat", "PositiveInt", "Precision", "RunConfig", "Seed", "StartConfig", "ViewConfig", "asymmetric_views",
-    "build", "changes", "check_type", "current_names", "differences", "flatten", "from_dict", "override",
-    "split_assignment", "symmetric_view", "to_dict",
+    "Locations", "MethodConfig", "NetworkConfig", "NonNegativeFloat", "NonNegativeInt", "OpenFraction",
+    "OptimizerConfig", "PositiveFloat", "PositiveInt", "Precision", "RunConfig", "Seed", "StartConfig", "ViewConfig",
+    "asymmetric_views", "build", "changes", "check_type", "current_names", "differences", "flatten", "from_dict",
+    "override", "split_assignment", "symmetric_view", "to_dict",
 ]  # fmt: skip
 
 __getattr__ = load_on_use(

@@ -9,13 +9,14 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar, Union, dataclass_transform, get_args, get_origin, get_type_hints
 
 import pydantic.dataclasses
-from annotated_types import Ge, Le
+from annotated_types import Ge, Gt, Le, Lt
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from matrix_ssl.errors import ConfigError, did_you_mean
 
 Checked = TypeVar("Checked")
 Fraction = Annotated[float, Ge(0), Le(1)]
+OpenFraction = Annotated[float, Gt(0), Lt(1), "a number above 0 and below 1"]
 Seed = Annotated[int, Ge(0), Le(2**63 - 1)]
 
 _BOOLEANS = ("true", "false", "True", "False")  # the texts that are read as one; "yes" and "1" are not

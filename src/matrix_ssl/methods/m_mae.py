@@ -19,8 +19,6 @@ Derksen, Hong and Wright, IEEE TPAMI 29(9), 2007.
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import torch
 from torch import Tensor, nn
 
@@ -74,7 +72,7 @@ class MMAE(MaskedMethod):
         encoder: nn.Module,
         feature_dim: int,
         *,
-        mask_ratio: Annotated[float, config.Gt(0), config.Lt(1), "a number above 0 and below 1"] = 0.75,  # that of MAE
+        mask_ratio: config.OpenFraction = 0.75,  # that of MAE
         decoder_dim: config.PositiveInt = 512,  # that of MAE
         decoder_depth: config.PositiveInt = 8,  # that of MAE
         decoder_heads: config.PositiveInt = 16,  # that of MAE

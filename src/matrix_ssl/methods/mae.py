@@ -20,8 +20,6 @@ section 3 and table 8, https://arxiv.org/abs/2111.06377.
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import torch
 from torch import Tensor, nn
 
@@ -78,9 +76,7 @@ class MAE(MaskedMethod):
         encoder: nn.Module,
         feature_dim: int,
         *,
-        mask_ratio: Annotated[
-            float, config.Gt(0), config.Lt(1), "a number above 0 and below 1"
-        ] = 0.75,  # the paper, section 4.1
+        mask_ratio: config.OpenFraction = 0.75,  # the paper, section 4.1
         decoder_dim: config.PositiveInt = 512,  # the paper, section 4.1
         decoder_depth: config.PositiveInt = 8,  # the paper, section 4.1
         decoder_heads: config.PositiveInt = 16,  # the code
