@@ -25,6 +25,8 @@ from matrix_ssl.evaluate.detection.settings import MAY_CHANGE, DetectionSettings
               "encoder's last stage; fpn: a feature pyramid.  [default: c4]")  # fmt: skip
 @click.option("--schedule", type=click.Choice(["1x", "2x"]), help="Training schedule: 90k (1x) or 180k (2x) iterations "
               "at batch size 16.  [default: 1x]")  # fmt: skip
+@click.option("--no-masks", is_flag=True, help="Train and score boxes alone (Faster R-CNN), for annotations without "
+              "masks.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(0), help="Random seed.  [default: 0]")
 @options.assignments()
 @options.out(None)
@@ -33,8 +35,8 @@ from matrix_ssl.evaluate.detection.settings import MAY_CHANGE, DetectionSettings
 @options.fetch
 def detect(
     train_images: Path, train_annotations: Path, val_images: Path, val_annotations: Path, encoder: str,
-    backbone: str | None, weights: Any, architecture: str | None, schedule: str | None, seed: int | None,
-    assignments: tuple[str, ...], out: Path, fresh: bool, device: str,
+    backbone: str | None, weights: Any, architecture: str | None, schedule: str | None, no_masks: bool,
+    seed: int | None, assignments: tuple[str, ...], out: Path, fresh: bool, device: str,
     download: bool,
 ) -> None:  # fmt: skip
     """Train Mask R-CNN from an encoder, all layers, and score boxes and masks. Run the same command to resume.
@@ -44,7 +46,8 @@ def detect(
     from matrix_ssl.config import override
 
     named = options.given(architecture=architecture, schedule=schedule, seed=seed)
-    settings = override(DetectionSettings(), [*(f"{key}={value}" for key, value in named.items()), *assignments])
+    words = [*(f"{key}={value}" for key, value in named.items()), *(["masks=false"] if no_masks else [])]
+    settings = override(DetectionSettings(), [*words, *assignments])
     from matrix_ssl import distributed
     from matrix_ssl.evaluate.detection import run as runs
     from matrix_ssl.evaluate.detection.scoring import classes_table, scores_table
@@ -58,6 +61,8 @@ def detect(
     with session(device) as s:
         with distributed.together():
             prepared = runs.prepare(inputs, settings, device=s.device)
+        for remark in prepared.remarks():
+            s.display.say(remark)
         may_change = [f"settings.{name}" for name in MAY_CHANGE]
         result = out / runs.RESULT
         if not s.claim(out, prepared.description, is_complete=result.exists, fresh=fresh, may_change=may_change):

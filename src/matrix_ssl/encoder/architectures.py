@@ -23,6 +23,7 @@ _TORCHVISION_VITS = {(768, 16): "vit_b_16", (768, 32): "vit_b_32", (1024, 16): "
 _TIMM_VITS = {(192, 16): "tiny_patch16", (384, 16): "small_patch16", (768, 16): "base_patch16",
               (1024, 16): "large_patch16", (384, 32): "small_patch32", (768, 32): "base_patch32",
               (384, 8): "small_patch8", (768, 8): "base_patch8", (1280, 14): "huge_patch14"}  # fmt: skip
+_DINOV2 = {384: "small", 768: "base", 1024: "large"}  # with patches of 14 pixels
 EFFICIENTNET_LITE0 = "timm/tf_efficientnet_lite0"  # pads as TensorFlow, has its epsilon; timm/efficientnet_lite0 not
 _POSITIONS = {"patch_embed.proj.weight": "pos_embed", "conv_proj.weight": "encoder.pos_embedding"}
 
@@ -41,7 +42,8 @@ def candidates(first: str, shape: torch.Size) -> tuple[str, ...]:
     """The architectures whose first convolution has this name and may have this shape (out, channels, h, w)."""
     width, side = shape[0], shape[3]
     if first == "patch_embed.proj.weight":
-        return (f"timm/vit_{_TIMM_VITS[width, side]}_224",) if (width, side) in _TIMM_VITS else ()
+        names = [f"timm/vit_{_TIMM_VITS[width, side]}_224"] if (width, side) in _TIMM_VITS else []
+        return (*names, *([f"timm/vit_{_DINOV2[width]}_patch14_dinov2"] if side == 14 and width in _DINOV2 else []))
     if first == "conv_proj.weight":
         return (_TORCHVISION_VITS[width, side],) if (width, side) in _TORCHVISION_VITS else ()
     if first == "_conv_stem.weight":

@@ -121,7 +121,7 @@ def find_encoder(
     if requested:
         own = architectures.first_convolution(requested, contents.metadata, channels=channels)
         layouts = _Layout(own), *_LAYOUTS
-    layout, prefixes = _prefixes(contents.tensors, layouts, source)
+    layout, prefixes = _prefixes(contents.tensors, layouts, source, requested)
     prefix = _choose(prefixes, contents.tensors, branch, source)
     inside = _under(prefix, contents.tensors)
     architectures.refuse_lookalikes(prefix, inside, lightning=contents.lightning, source=source)
@@ -151,7 +151,9 @@ def find_encoder(
     return Match(best.network, size, tensors, counts, layout.normalisation)
 
 
-def _prefixes(tensors: Mapping[str, Tensor], layouts: tuple[_Layout, ...], source: str) -> tuple[_Layout, list[str]]:
+def _prefixes(
+    tensors: Mapping[str, Tensor], layouts: tuple[_Layout, ...], source: str, requested: str | None
+) -> tuple[_Layout, list[str]]:
     """The layout, and the prefix of each encoder of the file."""
     for layout in layouts:
         prefixes = [
@@ -161,10 +163,15 @@ def _prefixes(tensors: Mapping[str, Tensor], layouts: tuple[_Layout, ...], sourc
         ]
         if prefixes:
             return layout, prefixes
+    if foreign := names.foreign(tensors):
+        raise CheckpointError(f"{source} {foreign}.")
     known = " or ".join(dict.fromkeys(layout.first for layout in layouts))
+    which = f"{requested}, which was named, begins with {layouts[0].first}; save" if requested else (
+        "Name it with --architecture, or save"
+    )  # fmt: skip
     raise CheckpointError(
         f"{source} has no known encoder: none of its {len(tensors)} tensors ({', '.join(list(tensors)[:4])}, ...) "
-        f"looks like a first convolution ({known}). Name it with --architecture, or save its state dict alone."
+        f"looks like a first convolution ({known}). {which} its state dict alone."
     )
 
 

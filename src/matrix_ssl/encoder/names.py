@@ -4,6 +4,7 @@ Each function maps torchvision's or timm's name of a tensor to the other name. T
 """
 
 import re
+from collections.abc import Iterable
 
 # tensors that belong to no encoder: what they are, and a pattern of their names; any other left-over tensor is an error
 _BESIDE = (
@@ -15,10 +16,37 @@ _BESIDE = (
     ("normalisation of the loss", r"(?:^|\.)bn\."),
     ("prototypes", r"(?:^|\.)prototypes?\."),
     ("loss", r"(?:^|\.)(?:criterion|loss|\w+_loss)\."),
+    ("decoder", r"(?:^|\.)decoder(?:_\w+)?(?:\.|$)"),  # of masked autoencoders
+    ("mask token", r"(?:^|\.)mask_token$"),
+    ("neck", r"(?:^|\.)\w*necks?\."),
+    ("probe", r"(?:^|\.)(?:\w*probes?|callbacks_(?:modules|metrics))\."),  # stable-pretraining
+    ("normalisation of images", r"(?:^|\.)(?:data_preprocessor|img_normalization)\."),
     ("progress", r"(?:^|\.)(?:epoch|global_step|best_\w+)$"),
 )
 _TEACHER = re.compile(
     r"(?:^|\.)(?:encoder_k|momentum_\w+|\w+_momentum|teacher|teacher_\w+|\w+_teacher|target|target_\w+|\w+_ema|ema)\."
+)
+# encoders whose tensors alone do not say what they compute, or that no architecture here has: names, and the sentence
+_FOREIGN = (
+    (
+        r"(?:^|\.)embeddings\.(?:patch_embeddings\.|cls_token$|position_embeddings$)",
+        "has the names of a vision transformer of transformers, whose configuration the tensors do not hold: save it "
+        "with model.save_pretrained(FOLDER) and its image processor beside it, and import hf:FOLDER",
+    ),
+    (
+        r"(?:^|\.)(?:patch_embed\.projection\.weight|layers\.0\.attn\.qkv\.weight)$",
+        "has the names of a vision transformer of OpenMMLab, which is not read: import the checkpoint that it was "
+        "converted from, or one of timm",
+    ),
+    (
+        r"(?:^|\.)(?:downsample_layers|stages)\.0\.0\.",
+        "has the names of a ConvNeXt or another hierarchical network, which is not read from a file of weights: import "
+        "it as timm/NAME or hf:NAME",
+    ),
+    (
+        r"(?:^|\.)visual\.(?:transformer\.resblocks|conv1)\.",
+        "has the names of CLIP, which is not read from a file of weights: import it as timm/NAME",
+    ),
 )
 _CHILDREN = {"conv1": 0, "bn1": 1, "layer1": 4, "layer2": 5, "layer3": 6, "layer4": 7}
 _LITE0_DEPTHS = (1, 2, 2, 3, 3, 4, 1)  # blocks of each stage of EfficientNet-Lite0; the first stage does not expand
@@ -31,6 +59,12 @@ def beside_an_encoder(name: str) -> tuple[str, str] | None:
         if match := re.search(pattern, name):
             return what, name[: match.end()].rstrip(".")
     return None
+
+
+def foreign(names: Iterable[str]) -> str | None:
+    """What is true of a file whose encoder is of a kind that is not read, with the remedy; None for any other file."""
+    listed = list(names)
+    return next((text for pattern, text in _FOREIGN if any(re.search(pattern, name) for name in listed)), None)
 
 
 def is_teacher(prefix: str) -> bool:

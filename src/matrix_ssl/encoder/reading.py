@@ -10,6 +10,7 @@ import hashlib
 import pickle
 import re
 import warnings
+import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -26,6 +27,10 @@ from matrix_ssl.runs.checkpoint import read_safetensors
 TRAINING_STATE = re.compile(r"(optimizer|scaler|lr_scheduler|callbacks|loops|hyper_parameters|args)\w*$")
 _OURS = {"architecture", "weights", "method"}  # metadata of every file of this package
 _HEAD = 512  # bytes that identify the kind of a file
+_OTHER_FILES = (
+    (b"\x89HDF", "an HDF5 file, as Keras writes"), (b"GGUF", "a GGUF file"), (b"\x93NUMPY", "an array of NumPy"),
+    (b"\x1f\x8b", "a compressed archive"), (b"7z\xbc\xaf", "a 7z archive"), (b"%PDF", "a PDF file"),
+)  # fmt: skip
 _DEEPEST = 8  # nested groups; more are a loop or an attack
 
 
@@ -107,7 +112,35 @@ def _head(path: Path) -> bytes:
         raise CheckpointError(f"{path} is a web page, not a checkpoint; download the file that the page links to.")
     if head.startswith(b"version https://git-lfs"):
         raise CheckpointError(f"{path} is only a pointer to a file in Git LFS; fetch it with git lfs pull.")
+    kind = next((kind for start, kind in _OTHER_FILES if head.startswith(start)), "")
+    if kind or path.suffix.lower() == ".onnx":
+        raise CheckpointError(
+            f"{path} is {kind or 'an ONNX file'}, which is not read; import a file of PyTorch or safetensors."
+        )
+    if head.startswith(b"PK"):
+        _refuse_archives(path)
     return head
+
+
+def _refuse_archives(path: Path) -> None:
+    """Raises CheckpointError for zip files that are no weights: programs of PyTorch, and arrays of NumPy."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (OSError, zipfile.BadZipFile, ValueError):
+        return  # the reader of PyTorch says what is wrong
+    if any(name.endswith("/constants.pkl") or "/code/__torch__" in name for name in names):
+        raise CheckpointError(
+            f"{path} is a TorchScript program (torch.jit.save), which would have to be executed. If you trust it, save "
+            "its weights alone, torch.save(torch.jit.load(FILE).state_dict(), WEIGHTS), and import those."
+        )
+    if any(name.endswith(("archive_format", "serialized_exported_program.json")) for name in names):
+        raise CheckpointError(
+            f"{path} is a program of torch.export, not weights: save the state dict of its model by torch.save and "
+            "import that."
+        )
+    if names and all(name.endswith(".npy") for name in names):
+        raise CheckpointError(f"{path} is not a file of weights but of NumPy's arrays; import a file of PyTorch.")
 
 
 def _load(path: Path) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from matrix_ssl.errors import DataError, UnreadableImage
-from matrix_ssl.evaluate.detection.annotations import check_same_categories, read_annotations
+from matrix_ssl.evaluate.detection.annotations import check_objects, check_same_categories, read_annotations
 from matrix_ssl.evaluate.detection.files import ImageFiles
 from matrix_ssl.evaluate.detection.shapes import RunLengths
 from tests.conftest import unprivileged
@@ -88,6 +88,70 @@ def test_what_is_changed_is_counted(tmp_path: Path) -> None:
     assert {key: count for key, count in found.counts.items() if count} == counts
 
 
+def test_whole_numbers_may_be_floats_or_text(tmp_path: Path) -> None:
+    value = content(extra(image_id="5", category_id=3.0, iscrowd="0", id="2"))
+    value["images"][0] |= {"id": "5", "width": 100.0, "height": "80"}
+    value["categories"][0]["id"] = "3"
+    (image,) = read(tmp_path, value).images
+    assert (image.id, image.width, image.height) == (5, 100, 80)
+    assert [(one.id, one.category, one.crowd) for one in image.instances] == [(1, 7, False), (2, 3, False)]
+
+
+def test_a_single_polygon_without_the_list_around_it(tmp_path: Path) -> None:
+    flat, nested = (read(tmp_path, content(extra(segmentation=one))) for one in (square(9, 9, 4), [square(9, 9, 4)]))
+    assert flat.images[0].instances[1].shape.area() == nested.images[0].instances[1].shape.area() == 64
+
+
+@pytest.mark.parametrize(
+    "root",
+    [{"id": 0, "name": "disc", "supercategory": "none"}, {"id": 0, "name": "shapes", "supercategory": "none"}],
+)
+def test_an_unused_root_of_the_categories_is_no_class(tmp_path: Path, root: dict[str, Any]) -> None:
+    value = content(extra())
+    value["categories"] = [root, *({**one, "supercategory": "shapes"} for one in value["categories"])]
+    found = read(tmp_path, value)
+    assert [c.name for c in found.categories] == ["disc", "square"]
+    assert found.unused == (root["name"],)
+    value["annotations"][0]["category_id"] = 0
+    if root["name"] == "disc":
+        with pytest.raises(DataError, match="two categories have the name 'disc'"):
+            read(tmp_path, value)
+    else:
+        assert [c.name for c in read(tmp_path, value).categories] == ["shapes", "disc", "square"]
+
+
+def test_boxes_of_two_corners_are_suspected(tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"bbox seems to hold x0, y0, x1, y1 \(annotation 1: \[40.0, 30.0, 60.0, 50.0\]"
+    ):
+        read(tmp_path, changed_boxes([40, 30, 60, 50]))
+    read(tmp_path, changed_boxes([40, 30, 20, 20]))
+    boxes = content()
+    boxes["annotations"] = [extra(id=k, bbox=[30 + k, 30 + k, 90, 70], segmentation=[]) for k in range(12)]
+    with pytest.raises(DataError, match="bbox seems to hold"):
+        read_annotations(write_json(tmp_path / "a.json", boxes), masks=False)
+
+
+def changed_boxes(box: list[float]) -> dict[str, Any]:
+    value = content()
+    value["annotations"][0]["bbox"] = box
+    return value
+
+
+def test_boxes_without_masks(tmp_path: Path) -> None:
+    value = content()
+    value["annotations"][0]["segmentation"] = []
+    found = read(tmp_path, value)
+    with pytest.raises(
+        DataError, match=r"no image has a usable instance to learn \(1 instances .* mask is missing .*--no-masks"
+    ):
+        check_objects(found, "to learn")
+    boxes = read_annotations(tmp_path / "a.json", masks=False)
+    check_objects(boxes, "to learn")
+    (one,) = boxes.images[0].objects()
+    assert (one.box, one.shape.area()) == ((40, 30, 60, 50), 400)
+
+
 def test_an_area_that_is_missing_is_that_of_the_mask(tmp_path: Path) -> None:
     value = content(extra(segmentation={"size": [80, 100], "counts": [100, 50, 7850]}))
     for item in value["annotations"]:
@@ -114,7 +178,8 @@ def broken(where: str, **changes: Any) -> dict[str, Any]:
         ({"images": [], "annotations": [], "categories": [{}]}, "the list 'images' is empty"),
         ({"images": [3], "annotations": [], "categories": []}, "'images' must be a list of objects"),
         (broken("annotations", image_id=6), "annotation 2: image_id 6 is not among the 1 images"),
-        (broken("annotations", image_id="5"), "annotation 2: image_id '5' is not among"),
+        (broken("annotations", image_id="five"), "annotation 2: image_id 'five' is not among"),
+        (broken("annotations", image_id=5.5), "annotation 2: image_id 5.5 is not among"),
         (broken("annotations", image_id=None), "annotation 2: image_id None is not among"),
         (broken("annotations", category_id=4), "annotation 2: category_id 4 is not among the 2 categories"),
         (broken("annotations", category_id=True), "annotation 2: category_id True is not among"),

@@ -53,6 +53,22 @@ def content(run: Path) -> dict[str, Any]:
     }
 
 
+def test_boxes_alone(tmp_path: Path, data: Path) -> None:
+    """Annotations without masks are learned from and scored."""
+    for name in ("train", "val"):
+        value = json.loads((data / f"{name}.json").read_text())
+        value["annotations"] = [{**one, "segmentation": []} for one in value["annotations"]]
+        (tmp_path / f"{name}.json").write_text(json.dumps(value))
+    (tmp_path / "train").symlink_to(data / "train")
+    (tmp_path / "val.tar").symlink_to(data / "val.tar")
+    ended = succeed(tmp_path, [*arguments(tmp_path, "epochs=1", architecture="fpn"), "--no-masks"], before=THINLY)
+    assert "Faster R-CNN fpn" in ended.err and "mask" not in ended.out
+    found = result(tmp_path / "r")
+    assert "mask" not in found and set(found["interval_95"]) == {"box"} and found["box"]["AR_100"] is not None
+    assert "segmentation" not in (tmp_path / "r/predictions.json").read_text()
+    assert "loss_mask" not in lines(tmp_path / "r")[0]
+
+
 def test_a_run_from_random_weights_writes_everything(tmp_path: Path, data: Path) -> None:
     settings = ("epochs=1", "precise_bn=0", "checkpoint_every=9", "train_sizes=64", "test_size=64", "regions=4")
     ended = succeed(tmp_path, arguments(data, *settings))

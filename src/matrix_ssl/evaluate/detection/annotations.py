@@ -1,7 +1,9 @@
 """COCO annotation files: read, checked as a whole, and unusable annotations counted.
 
 A file that is not COCO JSON, ids that are repeated or refer to nothing, and values that are not numbers are errors.
-Single annotations without an object to learn or to detect are skipped and counted in ``Annotations.counts``.
+Whole numbers may be written as 3.0 or "3", and a single polygon without the list around it. Boxes that are x0, y0, x1,
+y1 instead of x, y, width, height are an error, suspected from the masks. Single annotations without an object to learn
+or to detect are skipped and counted in ``Annotations.counts``.
 
 Format: Lin et al., "Microsoft COCO: Common Objects in Context", ECCV 2014; categories may have any ids.
 """
@@ -36,6 +38,8 @@ COUNTED = {
     "clipped_boxes": "instances whose box extends beyond the image, clipped in training",
     "rescaled_masks": "masks stored at a different size than the image's, rescaled",
 }
+_LONGEST = 20  # digits of a number that is written as text
+_MANY = 10  # boxes
 _SMALLEST = 0.01  # side of a box, in pixels: below, float32 cannot distinguish its two ends
 _Sizes = dict[int, tuple[str, int, int]]  # file name, height and width of every image, by its id
 _OUTSIDE = 0.01  # pixels by which a box may extend beyond the image before it counts as clipped; COCO rounds to 0.01
@@ -85,26 +89,43 @@ class Annotations:
     images: tuple[AnnotatedImage, ...]  # in the order of the file
     categories: tuple[Category, ...]  # in the order of their ids
     counts: dict[str, int]  # by the names in COUNTED
+    unused: tuple[str, ...] = ()  # categories that are no classes: roots above the others that no object belongs to
 
 
-def read_annotations(path: Path) -> Annotations:
-    """Reads and checks an annotation file.
+def read_annotations(path: Path, *, masks: bool = True) -> Annotations:
+    """Reads and checks an annotation file; without ``masks`` the shape of an object is its box.
 
     Raises:
-        DataError: the file cannot be read or is not COCO's, an id is repeated or refers to nothing, or it has no image.
+        DataError: the file cannot be read or is not COCO's, an id is repeated or refers to nothing, it has no image, or
+            its boxes are probably corners.
     """
     content, sha256 = _load(path)
-    categories = _categories(content["categories"], str(path))
+    used = {number for item in content["annotations"] if _is_whole(number := whole(item.get("category_id")))}
+    categories, unused = _categories(content["categories"], used, str(path))
     counts: Counter[str] = Counter(dict.fromkeys(COUNTED, 0))
     sizes = _sizes(content["images"], str(path))
-    instances = _instances(content["annotations"], sizes, {category.id for category in categories}, counts, str(path))
+    instances = _instances(
+        content["annotations"], sizes, {category.id for category in categories}, counts, str(path), masks=masks
+    )
+    _refuse_corners([one for several in instances.values() for one in several], sizes, instances, str(path))
     images = tuple(
         AnnotatedImage(number, name, height, width, tuple(instances.get(number, ())))
         for number, (name, height, width) in sizes.items()
     )
     counts["images"] = len(images)
     counts["images_without_instances"] = sum(not image.objects() for image in images)
-    return Annotations(path, sha256, images, categories, dict(counts))
+    return Annotations(path, sha256, images, categories, dict(counts), unused)
+
+
+def check_objects(annotations: Annotations, purpose: str) -> None:
+    """Raises DataError where no image has an object for a purpose, such as ``"to learn"``; the reason is named."""
+    if any(image.objects() for image in annotations.images):
+        return
+    counts = annotations.counts
+    listed = [f"{counts[name]} {COUNTED[name]}" for name in ("empty_masks", "degenerate_boxes") if counts[name]]
+    why = f" ({'; '.join(listed)})" if listed else ""
+    remedy = "use --no-masks for boxes alone" if counts["empty_masks"] else "check its annotations"
+    raise DataError(f"{annotations.path}: no image has a usable instance {purpose}{why}; {remedy}.")
 
 
 def check_same_categories(train: Annotations, val: Annotations) -> None:
@@ -146,16 +167,25 @@ def _load(path: Path) -> tuple[dict[str, list[Any]], str]:
     return content, hashlib.sha256(raw).hexdigest()
 
 
-def _categories(items: list[dict[str, Any]], where: str) -> tuple[Category, ...]:
+def _categories(
+    items: list[dict[str, Any]], used: set[int], where: str
+) -> tuple[tuple[Category, ...], tuple[str, ...]]:
+    """The classes, and the names of roots above them, such as Roboflow's, which no annotation uses."""
+    numbered = list(_numbered(items, f"{where}: category"))
     names: dict[int, str] = {}
-    for number, item in _numbered(items, f"{where}: category"):
+    unused = []
+    for number, item in numbered:
         name = item.get("name")
         if not isinstance(name, str) or not name:
             raise DataError(f"{where}: category {number} has no name.")
+        is_root = number not in used and item.get("supercategory") in (None, "", "none", name)
+        if is_root and any(name in (o.get("supercategory"), o.get("name")) for k, o in numbered if k != number):
+            unused.append(name)
+            continue
         if name in names.values():
             raise DataError(f"{where}: two categories have the name {name!r}; rename one.")
         names[number] = name
-    return tuple(Category(number, names[number]) for number in sorted(names))
+    return tuple(Category(number, names[number]) for number in sorted(names)), tuple(unused)
 
 
 def _sizes(items: list[dict[str, Any]], where: str) -> _Sizes:
@@ -169,7 +199,7 @@ def _sizes(items: list[dict[str, Any]], where: str) -> _Sizes:
         if name in names:
             raise DataError(f"{where}: two images have the file_name {name!r}; remove one.")
         names.add(name)
-        height, width = item.get("height"), item.get("width")
+        height, width = whole(item.get("height")), whole(item.get("width"))
         if not _is_whole(height) or not _is_whole(width) or min(height, width) < 1:
             raise DataError(f"{here}: height {height!r} and width {width!r} must be integers, in pixels.")
         sizes[number] = name, height, width
@@ -177,24 +207,26 @@ def _sizes(items: list[dict[str, Any]], where: str) -> _Sizes:
 
 
 def _instances(
-    items: list[dict[str, Any]], sizes: _Sizes, categories: set[int], counts: Counter[str], where: str
+    items: list[dict[str, Any]], sizes: _Sizes, categories: set[int], counts: Counter[str], where: str, *, masks: bool
 ) -> dict[int, list[Instance]]:
     """The usable instances of every image, by its id; the others are counted."""
     instances: dict[int, list[Instance]] = defaultdict(list)
     for number, item in _numbered(items, f"{where}: annotation"):
         here = f"{where}: annotation {number}"
-        image, category = item.get("image_id"), item.get("category_id")
+        image, category = whole(item.get("image_id")), whole(item.get("category_id"))
         if not _is_whole(image) or image not in sizes:
             raise DataError(f"{here}: image_id {image!r} is not among the {len(sizes)} images.")
         if not _is_whole(category) or category not in categories:
             raise DataError(f"{here}: category_id {category!r} is not among the {len(categories)} categories.")
-        crowd = item.get("iscrowd", 0)
+        crowd = whole(item.get("iscrowd", 0))
         if crowd not in (0, 1):
             raise DataError(f"{here}: iscrowd {crowd!r} must be 0 or 1.")
         _, height, width = sizes[image]
         box = _box(item.get("bbox"), here)
-        shape = _shape(item.get("segmentation"), height, width, counts, here)
         x0, y0, x1, y1 = box
+        shape: Shape | None = Polygons((np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]]),))
+        if masks:
+            shape = _shape(item.get("segmentation"), height, width, counts, here)
         inside = min(min(x1, width) - max(x0, 0), min(y1, height) - max(y0, 0)) >= _SMALLEST
         if shape is None or not inside:
             counts["crowds_unusable" if crowd else "empty_masks" if inside else "degenerate_boxes"] += 1
@@ -224,6 +256,8 @@ def _shape(value: Any, height: int, width: int, counts: Counter[str], where: str
     if isinstance(value, dict):
         runs = parse_run_lengths(value)
         return runs if runs is not None and runs.area() > 0 and runs.fits(height, width) else None
+    if isinstance(value, list) and len(value) >= 6 and all(map(_is_finite, value)):
+        value = [value]  # a single polygon without the list around it
     if not isinstance(value, list) or not all(isinstance(polygon, list) for polygon in value):
         raise DataError(
             f"{where}: segmentation must be a list of polygons or a run-length encoding with size and counts."
@@ -256,13 +290,54 @@ def _numbered(items: list[dict[str, Any]], what: str) -> Iterator[tuple[int, dic
     """Items with their ids, which must be distinct integers."""
     seen: set[int] = set()
     for place, item in enumerate(items):
-        number = item.get("id")
+        number = whole(item.get("id"))
         if not _is_whole(number):
             raise DataError(f"{what} number {place} of the list has the id {number!r}; expected an integer.")
         if number in seen:
             raise DataError(f"{what} id {number} is repeated; ids must differ.")
         seen.add(number)
         yield number, item
+
+
+def whole(value: Any) -> Any:
+    """A whole number that is written as 3.0 or "3" as an integer; anything else as it is."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < _LONGEST:
+        return int(value)
+    return value
+
+
+def _refuse_corners(every: list[Instance], sizes: _Sizes, instances: dict[int, list[Instance]], where: str) -> None:
+    """Raises DataError where boxes are x0, y0, x1, y1: more masks fill that box than the one by width and height, or
+    every box has corners in this order and most of many reach out of their image by width and height."""
+    if not every:
+        return
+
+    def corners(one: Instance) -> tuple[float, float, float, float]:
+        x0, y0, x1, y1 = one.box
+        return x0, y0, x1 - x0, y1 - y0
+
+    extents = [(one, one.shape.extent()) for one in every if isinstance(one.shape, Polygons)]
+    as_corners = [_is_near(corners(one), extent) and not _is_near(one.box, extent) for one, extent in extents]
+    ordered = all(a < c and b < d for a, b, c, d in map(corners, every))
+    outside = [
+        one.box[2] > sizes[image][2] + 1 or one.box[3] > sizes[image][1] + 1
+        for image, several in instances.items()
+        for one in several
+    ]
+    many_outside = ordered and len(every) >= _MANY and sum(outside) > len(every) / 2
+    if sum(as_corners) > len(every) / 2 or many_outside:
+        raise DataError(
+            f"{where}: bbox seems to hold x0, y0, x1, y1 (annotation {every[0].id}: {list(corners(every[0]))}), but "
+            "COCO's are x, y, width and height; convert them."
+        )
+
+
+def _is_near(box: tuple[float, ...], extent: tuple[float, ...]) -> bool:
+    """Whether two boxes differ by less than rounding and drawing may make, at every side."""
+    most = max(2.0, 0.05 * max(extent[2] - extent[0], extent[3] - extent[1]))
+    return all(abs(a - b) <= most for a, b in zip(box, extent, strict=True))
 
 
 def _is_whole(value: Any) -> TypeGuard[int]:

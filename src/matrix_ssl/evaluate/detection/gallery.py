@@ -27,7 +27,7 @@ class _Drawn:
     """An object to draw on an image."""
 
     box: Sequence[float]  # x0, y0, x1, y1
-    mask: dict
+    mask: dict | None  # None: without masks
     category: int
     text: str
 
@@ -55,12 +55,13 @@ def _row(
     image: AnnotatedImage, annotations: Annotations, files: ImageFiles, predictions: DetectionResults
 ) -> Image.Image:
     names = {category.id: category.name for category in annotations.categories}
-    truth = [_Drawn(o.box, encode(o.shape, image.height, image.width), o.category, names[o.category])
-             for o in image.objects()]  # fmt: skip
+    has_masks = all("segmentation" in item for item in predictions.detections)
+    truth = [_Drawn(o.box, encode(o.shape, image.height, image.width) if has_masks else None, o.category,
+                    names[o.category]) for o in image.objects()]  # fmt: skip
     mine = [item for item in predictions.detections if item["image_id"] == image.id]
     best = sorted(mine, key=lambda item: -item["score"])[: max(_FEWEST, len(truth))]
     detections = [
-        _Drawn((x, y, x + w, y + h), item["segmentation"], item["category_id"],
+        _Drawn((x, y, x + w, y + h), item.get("segmentation"), item["category_id"],
                f"{names.get(item['category_id'], item['category_id'])} {item['score']:.2f}")
         for item in best for x, y, w, h in [item["bbox"]]
     ]  # fmt: skip
@@ -78,9 +79,9 @@ def _draw(pixels: Tensor, items: Sequence[_Drawn], *, scale: float) -> Tensor:
         return pixels  # torchvision warns where there is nothing to draw
     height, width = pixels.shape[1:]
     colours = [_colour(item.category) for item in items]
-    masks = torch.stack([torch.from_numpy(decode(item.mask)) for item in items])
-    masks = F.interpolate(masks[None], size=(height, width), mode="nearest-exact")[0].bool()
-    pixels = draw_segmentation_masks(pixels, masks, alpha=0.4, colors=colours)
+    if drawn := [torch.from_numpy(decode(item.mask)) for item in items if item.mask is not None]:
+        masks = F.interpolate(torch.stack(drawn)[None], size=(height, width), mode="nearest-exact")[0].bool()
+        pixels = draw_segmentation_masks(pixels, masks, alpha=0.4, colors=colours)
     corners = torch.tensor([list(item.box) for item in items]).reshape(-1, 2, 2) * scale
     corners = torch.minimum(corners.clamp_min(0), torch.tensor([width - 1, height - 1]))
     texts = [item.text for item in items]

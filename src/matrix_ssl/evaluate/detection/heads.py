@@ -55,7 +55,7 @@ class RegionPool(nn.Module):
 
 
 class Heads(RoIHeads):
-    """Boxes, classes and masks of regions; a subclass defines the features that predict them."""
+    """Boxes, classes and, by the settings, masks of regions; a subclass defines the features that predict them."""
 
     def __init__(
         self, settings: DetectionSettings, *, box_head: nn.Module, box_width: int, mask_width: int, labels: int
@@ -65,7 +65,7 @@ class Heads(RoIHeads):
             fg_iou_thresh=0.5, bg_iou_thresh=0.5, batch_size_per_image=settings.regions, positive_fraction=0.25,
             bbox_reg_weights=(10.0, 10.0, 5.0, 5.0), score_thresh=settings.score_threshold, nms_thresh=0.5,
             detections_per_img=settings.detections,
-            mask_predictor=MaskRCNNPredictor(mask_width, _MASK_WIDTH, labels),
+            mask_predictor=MaskRCNNPredictor(mask_width, _MASK_WIDTH, labels) if settings.masks else None,
         )  # fmt: skip
         for layer, deviation in ((self.box_predictor.cls_score, 0.01), (self.box_predictor.bbox_pred, 0.001)):
             nn.init.normal_(layer.weight, std=deviation)  # Girshick, "Fast R-CNN", ICCV 2015, section 3.1
@@ -100,13 +100,16 @@ class Heads(RoIHeads):
         regions = self.box_regions(features, proposals)
         scores, deltas = self.box_predictor(self.box_head(regions))
         class_loss, box_loss = fastrcnn_loss(scores, deltas, labels, regression)
+        losses = {"loss_classifier": class_loss, "loss_box_reg": box_loss}
+        if self.mask_predictor is None:
+            return [], losses
         chosen = [torch.where(label > 0)[0] for label in labels]
         boxes = [box[index] for box, index in zip(proposals, chosen, strict=True)]
         positive = torch.where(torch.cat(labels) > 0)[0]
         logits = self.mask_predictor(self.learnt_mask_regions(features, boxes, regions, positive))
         objects = [number[index] for number, index in zip(matched, chosen, strict=True)]
         mask_loss = mask_cross_entropy(logits, boxes, torch.cat(labels)[positive], objects, targets)
-        return [], {"loss_classifier": class_loss, "loss_box_reg": box_loss, "loss_mask": mask_loss}
+        return [], {**losses, "loss_mask": mask_loss}
 
     def _detect(
         self, features: dict[str, Tensor], proposals: list[Tensor], image_shapes: list[tuple[int, int]]
@@ -114,11 +117,14 @@ class Heads(RoIHeads):
         scores, deltas = self.box_predictor(self.box_head(self.box_regions(features, proposals)))
         detections = self.postprocess_detections(scores, deltas, proposals, image_shapes)
         boxes, _, labels = detections
+        if self.mask_predictor is None:
+            keys = ("boxes", "scores", "labels")
+            return [dict(zip(keys, image, strict=True)) for image in zip(*detections, strict=True)]
         logits = self.mask_predictor(self.mask_regions(features, boxes))
         kind = torch.cat(labels)
         masks = logits[torch.arange(len(kind), device=kind.device), kind].sigmoid().split([len(box) for box in boxes])
-        keys = ("boxes", "scores", "labels", "masks")
-        return [dict(zip(keys, image, strict=True)) for image in zip(*detections, masks, strict=True)]
+        names = ("boxes", "scores", "labels", "masks")
+        return [dict(zip(names, image, strict=True)) for image in zip(*detections, masks, strict=True)]
 
 
 class PyramidHeads(Heads):
@@ -128,7 +134,7 @@ class PyramidHeads(Heads):
         box_head = TwoMLPHead(width * 7 * 7, _BOX_WIDTH)
         super().__init__(settings, box_head=box_head, box_width=_BOX_WIDTH, mask_width=_MASK_WIDTH, labels=labels)
         self.box_pool, self.mask_pool = RegionPool(strides, 7), RegionPool(strides, 14)
-        self.mask_head = MaskRCNNHeads(width, (_MASK_WIDTH,) * 4, 1)
+        self.mask_head = MaskRCNNHeads(width, (_MASK_WIDTH,) * 4, 1) if settings.masks else nn.Identity()
 
     def box_regions(self, features: Mapping[str, Tensor], boxes: Sequence[Tensor]) -> Tensor:
         return self.box_pool(features, boxes)  # (regions, width, 7, 7)

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from matrix_ssl.data.images import Unreadable, decode_image, quiet_pillow, read_or_replace
 from matrix_ssl.data.randomness import permutation, uniform
-from matrix_ssl.errors import DataError, UnreadableImage
-from matrix_ssl.evaluate.detection.annotations import AnnotatedImage, Annotations
+from matrix_ssl.errors import UnreadableImage
+from matrix_ssl.evaluate.detection.annotations import AnnotatedImage, Annotations, check_objects
 from matrix_ssl.evaluate.detection.files import ImageFiles
 from matrix_ssl.evaluate.detection.settings import DetectionSettings
 from matrix_ssl.evaluate.detection.shapes import decode, encode
@@ -53,8 +53,7 @@ class TrainingImages:
         self, annotations: Annotations, files: ImageFiles, settings: DetectionSettings, *, rank: int, processes: int
     ):
         self.images = [image for image in annotations.images if image.objects()]
-        if not self.images:
-            raise DataError(f"{annotations.path}: no image has a usable instance to learn; check its annotations.")
+        check_objects(annotations, "to learn")
         self._labels = {category.id: label for label, category in enumerate(annotations.categories, start=1)}
         self._files, self._settings = files, settings
         self._rank, self._size = rank, settings.batch_size // processes

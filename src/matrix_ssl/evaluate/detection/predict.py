@@ -24,7 +24,8 @@ from matrix_ssl.evaluate.detection.shapes import encode_pixels, paste
 class DetectionResults:
     """Detections on all images that could be read."""
 
-    detections: list[dict[str, Any]]  # image_id, category_id, bbox [x, y, width, height], score, segmentation
+    # image_id, category_id, bbox [x, y, width, height], score and, with masks, segmentation
+    detections: list[dict[str, Any]]
     unreadable: dict[int, Unreadable]  # by the image's id
 
 
@@ -78,16 +79,22 @@ def _to_coco(
     """Detections at the network's size as those of the image at its own."""
     scale = torch.tensor([image.width / size[1], image.height / size[0]] * 2, device=result["boxes"].device)
     boxes = (result["boxes"] * scale).cpu()
-    rows = zip(boxes, result["scores"].tolist(), result["labels"].tolist(), result["masks"].cpu(), strict=True)
-    return [
+    rows = zip(boxes, result["scores"].tolist(), result["labels"].tolist(), strict=True)
+    items = [
         {
             "image_id": image.id,
             "category_id": categories[label - 1],
             "bbox": [round(v, 3) for v in (*box[:2].tolist(), *(box[2:] - box[:2]).tolist())],
             "score": float(f"{score:.6g}"),
-            "segmentation": encode_pixels(paste(mask, box, image.height, image.width)),
         }
-        for box, score, label, mask in rows
+        for box, score, label in rows
+    ]
+    if "masks" not in result:
+        return items
+    masks = zip(items, result["masks"].cpu(), boxes, strict=True)
+    return [
+        {**item, "segmentation": encode_pixels(paste(mask, box, image.height, image.width))}
+        for item, mask, box in masks
     ]
 
 

@@ -16,8 +16,13 @@ from torch import nn
 from matrix_ssl import distributed
 from matrix_ssl.distributed import batch_norm
 from matrix_ssl.encoder import Weights
-from matrix_ssl.errors import DataError
-from matrix_ssl.evaluate.detection.annotations import Annotations, check_same_categories, read_annotations
+from matrix_ssl.evaluate.detection.annotations import (
+    COUNTED,
+    Annotations,
+    check_objects,
+    check_same_categories,
+    read_annotations,
+)
 from matrix_ssl.evaluate.detection.files import ImageFiles
 from matrix_ssl.evaluate.detection.gallery import write_gallery
 from matrix_ssl.evaluate.detection.images import TrainingImages
@@ -72,11 +77,21 @@ class Prepared:
         s, processes = self.settings, distributed.world_size()
         encoder, where = self.backbone.text.removesuffix("."), devices.device_name(self.device)
         return (
-            f"Mask R-CNN {s.architecture} on {encoder}; {len(self.images)} training images, "
-            f"{len(self.val.images)} validation images; "
+            f"{'Mask' if s.masks else 'Faster'} R-CNN {s.architecture} on {encoder}; "
+            f"{len(self.images)} training images, {len(self.val.images)} validation images; "
             f"{self.plan.total} iterations of batch {s.batch_size}, seed {s.seed}; "
             f"{where}, {processes} process{'es' if processes > 1 else ''}"
         )
+
+    def remarks(self) -> list[str]:
+        """Sentences on what is left out of the annotations."""
+        texts = []
+        for one in (self.train, self.val):
+            if one.unused:
+                texts.append(f"{one.path}: the category {one.unused[0]!r} has no object and is no class here.")
+            if lost := one.counts["empty_masks"]:
+                texts.append(f"{one.path}: {lost} {COUNTED['empty_masks']}; --no-masks uses boxes alone.")
+        return texts
 
     @cached_property
     def data(self) -> dict[str, dict[str, str]]:
@@ -93,7 +108,9 @@ class Prepared:
     def description(self) -> dict[str, Any]:
         """The content of ``config.json``."""
         return {
-            "settings": dataclasses.asdict(self.settings),
+            "settings": {  # runs of earlier versions, all of them with masks, do not have the key
+                key: value for key, value in dataclasses.asdict(self.settings).items() if key != "masks" or not value
+            },
             **self.data,
             "encoder": {"architecture": self.backbone.architecture, "sha256": self.backbone.sha256,
                         "mean": list(self.backbone.mean), "std": list(self.backbone.std)},
@@ -106,10 +123,11 @@ def prepare(inputs: Inputs, settings: DetectionSettings, *, device: torch.device
     """Reads and checks the annotations, opens the encoder and builds the detector."""
     check_processes(settings, distributed.world_size())
     coco_masks()  # fails at once where pycocotools is missing
-    train, val = read_annotations(inputs.train_annotations), read_annotations(inputs.val_annotations)
+    places = (inputs.train_annotations, inputs.val_annotations)
+    train, val = (read_annotations(place, masks=settings.masks) for place in places)
     check_same_categories(train, val)
-    if not any(image.objects() for image in val.images):
-        raise DataError(f"{val.path}: no image has a usable instance to score; check its annotations.")
+    check_objects(train, "to learn")
+    check_objects(val, "to score")
     train_files, val_files = ImageFiles(inputs.train_images), ImageFiles(inputs.val_images)
     train_files.check([image.name for image in train.images])
     val_files.check([image.name for image in val.images])
@@ -162,7 +180,7 @@ def _write(
     write_gallery(out / GALLERY, val, prepared.val_files, predictions)
     result = {
         "finished": True,
-        **score(val, predictions, resamples=settings.bootstrap, seed=settings.seed),
+        **score(val, predictions, masks=settings.masks, resamples=settings.bootstrap, seed=settings.seed),
         "counts": {"train": prepared.train.counts, "val": prepared.val.counts},
         "unreadable": {
             "train": read_lines(out / SKIPPED),

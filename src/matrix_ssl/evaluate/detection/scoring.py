@@ -35,9 +35,10 @@ _CLASSES = 10  # rows
 
 
 def score(
-    annotations: Annotations, predictions: DetectionResults, *, resamples: int = 0, seed: int = 0
+    annotations: Annotations, predictions: DetectionResults, *, masks: bool = True, resamples: int = 0, seed: int = 0
 ) -> dict[str, Any]:
-    """Scores detections, as fractions of 1, on the images that could be read; without intervals if ``resamples`` is 0.
+    """Scores detections, as fractions of 1, on the images that could be read; without intervals if ``resamples`` is 0,
+    and boxes alone without ``masks``.
 
     Returns:
         ``{"box": {measure: value}, "mask": {...}, "per_class": [{id, name, objects, box_AP, box_AP50, mask_AP,
@@ -52,7 +53,8 @@ def score(
     ]
     result: dict[str, Any] = {"images": len(images)}
     intervals: dict[str, Any] = {}
-    for kind in _TYPES:
+    kinds: tuple[Kind, ...] = ("box", "mask") if masks else ("box",)
+    for kind in kinds:
         evaluation = _evaluate(truth, _detections(predictions.detections, kind), images, kind)
         values = zip(MEASURES, evaluation.stats.tolist(), strict=True)
         result[kind] = {name: None if value < 0 else value for name, value in values}
@@ -89,10 +91,9 @@ def _truth(annotations: Annotations, images: Sequence[AnnotatedImage]) -> dict[s
 
 def _detections(detections: Sequence[dict[str, Any]], kind: Kind) -> list[dict[str, Any]]:
     """Detections with the area of what is scored, box or mask: it decides which sizes an unmatched one counts for."""
-    masks = coco_masks()
     items = []
     for number, item in enumerate(detections, start=1):
-        area = item["bbox"][2] * item["bbox"][3] if kind == "box" else float(masks.area(item["segmentation"]))
+        area = item["bbox"][2] * item["bbox"][3] if kind == "box" else float(coco_masks().area(item["segmentation"]))
         items.append({**item, "id": number, "area": area, "iscrowd": 0})
     return items
 
@@ -129,7 +130,7 @@ def scores_table(result: Mapping[str, Any]) -> Table:
     intervals = result["interval_95"]
     columns = [*_COLUMNS.values(), *(["95 % of AP"] if intervals else [])]
     table = _table(f"Average precision in % on {result['images']} images", "", columns)
-    for kind in ("box", "mask"):
+    for kind in (kind for kind in _TYPES if kind in result):
         cells = [_percent(result[kind][key]) for key in _COLUMNS]
         if intervals:
             interval = intervals[kind]["AP"]
@@ -142,9 +143,10 @@ def classes_table(result: Mapping[str, Any]) -> Table:
     """AP of the classes with the most objects; ``result.json`` has all."""
     rows = [row for row in sorted(result["per_class"], key=lambda row: -row["objects"]) if row["objects"]]
     title = f"{len(rows[:_CLASSES])} of {len(rows)} classes, those with the most objects"
-    table = _table(title, "class", ["objects", "box AP", "box AP50", "mask AP", "mask AP50"])
+    keys = [f"{kind}_{measure}" for kind in _TYPES if kind in result for measure in ("AP", "AP50")]
+    table = _table(title, "class", ["objects", *(key.replace("_", " ") for key in keys)])
     for row in rows[:_CLASSES]:
-        values = [_percent(row[key]) for key in ("box_AP", "box_AP50", "mask_AP", "mask_AP50")]
+        values = [_percent(row[key]) for key in keys]
         table.add_row(row["name"], str(row["objects"]), *values)
     return table
 

@@ -43,6 +43,7 @@ class DetectionSettings:
 
     architecture: Architecture = "c4"  # c4: heads on the last stage of the encoder; fpn: a feature pyramid
     schedule: Schedule = "1x"
+    masks: bool = True  # whether masks are learned and scored beside boxes; without: Faster R-CNN
     seed: Seed = 0
     batch_size: PositiveInt = BATCH  # images, over all processes
     iterations: NonNegativeInt = 0  # of batches of 16 images; 0: those of the schedule

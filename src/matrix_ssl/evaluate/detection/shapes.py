@@ -31,6 +31,12 @@ class Polygons:
         """Sum of the polygons' areas, in pixels."""
         return sum(_area(polygon) for polygon in self.polygons)
 
+    def extent(self) -> tuple[float, float, float, float]:
+        """The smallest box around all points: x0, y0, x1, y1."""
+        points = np.concatenate(self.polygons)
+        (x0, y0), (x1, y1) = points.min(0).tolist(), points.max(0).tolist()
+        return x0, y0, x1, y1
+
     def touches(self, height: int, width: int) -> bool:
         """Whether a polygon with an area reaches into an image of that size."""
         return any(

@@ -88,18 +88,19 @@ class DetectorTraining(Task[DetectionBatch, Step]):
 
     def describe(self, output: Step, history: Sequence[Line]) -> Line:
         """The means of the losses over the processes."""
-        values = torch.stack([output.parts[name].detach() for name in LOSSES])
+        names = self.terms(output)
+        values = torch.stack([output.parts[name].detach() for name in names])
         values = distributed.gather(values[None]).mean(0)
         return {
             "step": self.step,
             "epoch": self.step * self.settings.batch_size / len(self.images),
             "seconds": round(self.counters["seconds"], 3),
             "loss": float(values.sum()),
-            **dict(zip(LOSSES, values.tolist(), strict=True)),
+            **dict(zip(names, values.tolist(), strict=True)),
             "learning_rate": self.learning_rate(self.step - 1),
             "bad_steps": int(self.counters["bad_steps"]),
             "images_per_second": self.images_per_second(),
         }
 
     def terms(self, output: Step) -> tuple[str, ...]:
-        return LOSSES
+        return tuple(name for name in LOSSES if name in output.parts)
