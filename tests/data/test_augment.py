@@ -71,6 +71,13 @@ class TestBoxes:
         found = random_boxes(view, keys(range(50)), height, width)
         assert {tuple(box) for box in found.tolist()} == {expected}
 
+    def test_of_images_of_several_sizes_are_those_of_every_size_alone(self):
+        sizes = np.array([[10, 200], [33, 32], [96, 96], [1, 7]])[np.arange(40) % 4]
+        view = ViewConfig(crop_scale=(0.2, 1.0))
+        together = random_boxes(view, keys(range(40)), *sizes.T)
+        alone = [random_boxes(view, keys([sample]), *sizes[sample].tolist())[0] for sample in range(40)]
+        np.testing.assert_array_equal(together, alone)
+
     def test_of_a_view_without_cropping_are_the_whole_square(self):
         boxes = random_boxes(ViewConfig(crop_ratio=(1.0, 1.0)), keys(range(9)), 28, 28)
         assert (boxes == (0, 0, 28, 28)).all()

@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import get_worker_info
 
 from matrix_ssl.config import DataConfig, RunConfig, ViewConfig
+from matrix_ssl.data import workers
 from matrix_ssl.data.loading import TrainingBatches, evaluation_batches, largest_batch
 from matrix_ssl.errors import ConfigError, DataError, TrainingError
 from tests.support.unreadable import PartlyUnreadable
@@ -136,6 +137,11 @@ class TestViews:
         few = list(batches(Set(bad=[3])).iterate(0, 7))
         many = list(batches(Set(bad=[3]), configured(workers=2)).iterate(0, 7))
         assert_same(few, many)
+
+    def test_are_the_same_however_many_images_a_worker_holds(self, monkeypatch):
+        whole = list(batches(Set(bad=[3])).iterate(0, 3))
+        monkeypatch.setattr(workers, "_WAITING_BYTES", 3 * 24 * 24 * 3)  # three of eight images
+        assert_same(list(batches(Set(bad=[3])).iterate(0, 3)), whole)
 
     @pytest.mark.parametrize("in_memory", [False, True])
     def test_go_on_from_any_step(self, in_memory):

@@ -54,24 +54,29 @@ def each_view(groups: tuple[ViewConfig, ...], image_size: int) -> tuple[ViewConf
     )
 
 
-def random_boxes(view: ViewConfig, keys: Keys, height: int, width: int) -> NDArray[np.int64]:
-    """Crops (n, 4) as top, left, height, width in pixels, for images of one size.
+def random_boxes(view: ViewConfig, keys: Keys, height: int | Array, width: int | Array) -> NDArray[np.int64]:
+    """Crops (n, 4) as top, left, height, width in pixels.
 
     Area and aspect ratio (log-uniform) are drawn until the crop fits, ten times at most, after which the largest
     central crop of an allowed ratio is taken: the distribution of torchvision's ``RandomResizedCrop``.
+
+    Args:
+        height, width: of the images in pixels: of all of them, or of each, (n,).
     """
     u = keys.draw(_CROP, 2 * _CROP_ATTEMPTS + 2)
+    height, width = (np.broadcast_to(side, len(u)) for side in (height, width))
     scale, ratio = np.asarray(view.crop_scale), np.log(view.crop_ratio)
-    area = height * width * (scale[0] + (scale[1] - scale[0]) * u[:, :_CROP_ATTEMPTS])
+    area = (height * width)[:, None] * (scale[0] + (scale[1] - scale[0]) * u[:, :_CROP_ATTEMPTS])
     aspect = np.exp(ratio[0] + (ratio[1] - ratio[0]) * u[:, _CROP_ATTEMPTS:-2])
     w, h = np.rint(np.sqrt(area * aspect)).astype(np.int64), np.rint(np.sqrt(area / aspect)).astype(np.int64)
-    fits = (w > 0) & (h > 0) & (w <= width) & (h <= height)
+    fits = (w > 0) & (h > 0) & (w <= width[:, None]) & (h <= height[:, None])
     first = fits.argmax(1)[:, None]
     w, h = np.take_along_axis(w, first, 1)[:, 0], np.take_along_axis(h, first, 1)[:, 0]
     top = np.floor(u[:, -2] * (height - h + 1)).astype(np.int64)
     left = np.floor(u[:, -1] * (width - w + 1)).astype(np.int64)
     boxes = np.stack([top, left, h, w], 1)
-    boxes[~fits.any(1)] = _central_crop(height, width, view.crop_ratio)
+    for row in np.flatnonzero(~fits.any(1)):
+        boxes[row] = _central_crop(int(height[row]), int(width[row]), view.crop_ratio)
     return boxes
 
 

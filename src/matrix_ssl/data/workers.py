@@ -24,6 +24,7 @@ from matrix_ssl.data.open_files import check_open_files, open_files_error
 from matrix_ssl.errors import MatrixSSLError, TrainingError, UnreadableImage
 
 _MOST_WORKERS = 8
+_WAITING_BYTES = 2**25  # of decoded images that a worker holds, so that photographs do not fill its memory
 _FILES_OF_A_BATCH = 16  # descriptors that a worker may need to send the batches in flight and to read the next one
 _FILES_OF_A_WORKER = 8  # descriptors of a worker's pipes and batches in the main process: measured five
 _FILES_OF_THE_LOADER = 32  # descriptors that all workers share, and what else the main process opens meanwhile
@@ -90,15 +91,25 @@ class RandomCrops(Reader):
         shapes = [(len(samples), self._source.channels, view.image_size, view.image_size) for view in self._views]
         pixels = self._empty(shapes)
         crops = unpack(pixels, shapes)
-        indices, unreadable = np.empty_like(samples), []
+        indices, unreadable, waiting, held = np.empty_like(samples), [], [], 0
         for position, sample in enumerate(samples):
             image, indices[position], problems = read_or_replace(self._source.read, int(sample), len(self._source))
             unreadable += problems
-            for number, view in enumerate(self._views, 1):
-                keys = augment.Keys(self._seed, epoch, samples[position : position + 1], number)
-                box = augment.random_boxes(view, keys, *image.shape[-2:])[0]
-                crops[number - 1][position] = augment.crop(image, box, view.image_size)
+            waiting.append(image)
+            held += image.numel()
+            if position == len(samples) - 1 or held >= _WAITING_BYTES:
+                part = slice(position + 1 - len(waiting), position + 1)
+                self._crop(waiting, epoch, samples[part], [view[part] for view in crops])
+                waiting, held = [], 0
         return Crops(pixels, shapes, samples, indices, unreadable)
+
+    def _crop(self, images: Sequence[Tensor], epoch: int, samples: NDArray[np.int64], crops: Sequence[Tensor]) -> None:
+        """Writes every view's crops (n, c, s, s) of some images: the boxes of all are drawn in one go."""
+        heights, widths = (np.array([image.shape[axis] for image in images]) for axis in (-2, -1))
+        for number, (view, places) in enumerate(zip(self._views, crops, strict=True), 1):
+            boxes = augment.random_boxes(view, augment.Keys(self._seed, epoch, samples, number), heights, widths)
+            for place, image, box in zip(places, images, boxes, strict=True):
+                place.copy_(augment.crop(image, box, view.image_size))
 
 
 class CentralSquares(Reader):
