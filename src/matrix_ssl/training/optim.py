@@ -71,22 +71,29 @@ class LARS(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, parameter.grad, group)
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if parameters:
+                self._update(parameters, group)
         return loss
 
-    def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
-        if parameter.ndim > 1 or group.get("scale_vectors", False):
-            gradient = gradient.add(parameter, alpha=group["weight_decay"])
-            norm, size = torch.linalg.vector_norm(parameter), torch.linalg.vector_norm(gradient)
-            scale = torch.where((norm > 0) & (size > 0), group["trust"] * norm / size, 1.0)  # no wait for the device
-            gradient = gradient * scale
-        state = self.state[parameter]
-        if "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(parameter)
-        buffer = state["momentum_buffer"].mul_(group["momentum"]).add_(gradient)
-        parameter.add_(buffer, alpha=-group["lr"])
+    def _update(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        """The step of some parameters, in few operations over all of them and without waiting for the device."""
+        gradients = [parameter.grad for parameter in parameters]
+        scaled = [i for i, p in enumerate(parameters) if p.ndim > 1 or group.get("scale_vectors", False)]
+        if scaled:
+            weights = [parameters[i] for i in scaled]
+            decayed = torch._foreach_add([gradients[i] for i in scaled], weights, alpha=group["weight_decay"])
+            norms, sizes = (torch.stack(torch._foreach_norm(tensors)) for tensors in (weights, decayed))
+            scales = torch.where((norms > 0) & (sizes > 0), group["trust"] * norms / sizes, 1.0)
+            for i, gradient in zip(scaled, torch._foreach_mul(decayed, scales.unbind()), strict=True):
+                gradients[i] = gradient
+        for parameter in parameters:
+            if "momentum_buffer" not in self.state[parameter]:
+                self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        buffers = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
+        torch._foreach_mul_(buffers, group["momentum"])
+        torch._foreach_add_(buffers, gradients)
+        torch._foreach_add_(parameters, buffers, alpha=-group["lr"])
 
 
 def learning_rate(step: int, *, total_steps: int, warmup_steps: int, peak: float) -> float:
