@@ -29,7 +29,7 @@ from matrix_ssl.runs import checkpoint
 from matrix_ssl.runs.display import Display
 from matrix_ssl.runs.signals import Interrupted
 from matrix_ssl.training import setup
-from matrix_ssl.training.engine import Engine
+from matrix_ssl.training.engine import Engine, KeptBuffers
 from tests.support.drawn_coco import TINY as TINY_DETECTION
 from tests.support.drawn_coco import draw_set, thin_backbone, write_json
 from tests.support.runs import TINY, timeless
@@ -177,3 +177,17 @@ def test_when_a_checkpoint_is_due(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert due(0) == [4, 8, 12] and due(5) == [5, 10]
     engine.saved = now  # as ``save`` notes
     assert due(0) == []
+
+
+def test_buffers_are_restored_though_the_module_replaced_or_resized_them() -> None:
+    module = nn.BatchNorm1d(3)
+    kept = KeptBuffers(module)
+    for size in (3, 3, 5):
+        module.running_mean = torch.arange(float(size))
+        kept.keep()
+        module.running_mean.add_(1)
+        assert module.num_batches_tracked is not None
+        module.num_batches_tracked.add_(7)
+        kept.restore()
+        assert torch.equal(module.running_mean, torch.arange(float(size)))
+        assert module.num_batches_tracked == 0

@@ -43,6 +43,7 @@ class Engine(Generic[Batch, Output]):
     def __init__(self, task: Task[Batch, Output], folder: Path, *, loggers: Collection[str] = ()):
         self.task, self.folder, self.loggers = task, folder, loggers
         self.forward = task.module
+        self.kept = KeptBuffers(task.module)
         self.metrics: MetricsWriter | None = None  # of the main process
         self.signal = 0  # the number of one that any process has received
         self.bad_in_a_row = 0
@@ -159,15 +160,13 @@ class Engine(Generic[Batch, Output]):
         """One step, not counted; None if its loss or gradient was not finite in any process and it has been undone."""
         task = self.task
         seed_torch(task.plan.seed, task.step)
-        buffers = list(task.module.buffers())
-        before = [buffer.clone() for buffer in buffers]
+        self.kept.keep()
         peak = task.learning_rate(min(task.step, task.plan.warmup_steps))
         encoder = task.encoder_rate(task.step)
         set_learning_rate(task.optimizer, task.learning_rate(task.step), held=peak, encoder=encoder)
         output = self.differentiate(batch)
         if not self.agree(output, received):
-            for buffer, value in zip(buffers, before, strict=True):
-                buffer.copy_(value)
+            self.kept.restore()
             return None
         assert output is not None  # an agreement needs the output of every process
         if encoder == 0:
@@ -191,7 +190,7 @@ class Engine(Generic[Batch, Output]):
         finite = torch.zeros((), dtype=torch.bool, device=self.task.device)
         if output is not None:
             gradients = [p.grad for p in self.task.module.parameters() if p.grad is not None]
-            finite = is_finite(output.loss.detach(), *torch._foreach_norm(gradients))
+            finite = is_finite(output.loss.detach(), torch.stack(torch._foreach_norm(gradients)))
         number = torch.tensor(received[0] if received else 0, device=self.task.device)
         is_bad, self.signal = distributed.maximum(torch.stack([(~finite).to(torch.int64), number])).tolist()
         self.bad_in_a_row = self.bad_in_a_row + 1 if is_bad else 0
@@ -247,6 +246,32 @@ class Engine(Generic[Batch, Output]):
             checkpoints.save_checkpoint(self.folder, checkpoints.Checkpoint(task.step, *state, counters, observer))
         distributed.barrier()
         self.saved = time.monotonic()
+
+
+class KeptBuffers:
+    """The buffers of a module as they were before a step, in memory that the next step uses again."""
+
+    def __init__(self, module: torch.nn.Module):
+        self._module = module
+        self._kinds: dict[tuple[torch.device, torch.dtype], list[torch.Tensor]] = {}
+        self._copies: dict[tuple[torch.device, torch.dtype], list[torch.Tensor]] = {}
+
+    def keep(self) -> None:
+        """Copies the buffers that the module has now."""
+        self._kinds = {}
+        for buffer in self._module.buffers():
+            self._kinds.setdefault((buffer.device, buffer.dtype), []).append(buffer)
+        for kind, buffers in self._kinds.items():
+            copies = self._copies.get(kind, [])
+            if [copy.shape for copy in copies] == [buffer.shape for buffer in buffers]:
+                torch._foreach_copy_(copies, buffers)
+            else:
+                self._copies[kind] = [buffer.clone() for buffer in buffers]
+
+    def restore(self) -> None:
+        """Gives the buffers that were kept the values that they had."""
+        for kind, buffers in self._kinds.items():
+            torch._foreach_copy_(buffers, self._copies[kind])
 
 
 def seed_torch(seed: int, step: int) -> None:
