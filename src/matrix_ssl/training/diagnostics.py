@@ -11,7 +11,7 @@ from matrix_ssl.matrix import shannon_entropy, spectrum
 
 _FEW_DIRECTIONS = 3.0
 _SHRUNK = 0.1  # of the spread in the first line
-_WINDOW = 5  # lines of metrics that must agree
+WINDOW = 5  # lines of metrics that must agree
 
 
 def describe(features: Tensor, student: Tensor, teacher: Tensor) -> tuple[dict[str, Tensor], Tensor]:
@@ -43,11 +43,12 @@ def alarms(history: Sequence[Mapping[str, Any]]) -> list[str]:
     """What goes wrong in the newest lines of metrics and what to try, as "KIND: sentence"; empty while all is well.
 
     Args:
-        history: lines of ``metrics.jsonl``, oldest first. Fewer than five do not suffice to detect a collapse.
+        history: lines of ``metrics.jsonl``, oldest first, of which the first and the newest ``WINDOW`` matter. Fewer
+            than that do not suffice to detect a collapse.
     """
     found = []
-    recent = history[-_WINDOW:]
-    if len(recent) == _WINDOW:
+    recent = history[-WINDOW:]
+    if len(recent) == WINDOW:
         first = history[0].get("spread_projection") or 0.0  # runs of earlier versions lack it
         shrunk = [line["spread_projection"] / first for line in recent] if first > 0 else [1.0]
         ranks = [line["effective_rank"] for line in recent]

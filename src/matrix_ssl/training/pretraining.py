@@ -64,6 +64,7 @@ class PreTraining(Task[Batch, StepOutput]):
         super().__init__(method, optimizer, plan, display=display)
         self.config, self.method, self.loader, self.source, self.precision = config, method, loader, source, precision
         self.events = {name: torch.zeros((), device=self.device) for name in method.counters}
+        self._alarmed: set[str] | None = None  # kinds of alarms that the user knows
 
     def train(self, run: Path, *, loggers: Collection[str] = ()) -> dict[str, Any]:
         """Trains the run in a claimed folder from its newest checkpoint to the end; writes encoder and summary."""
@@ -157,7 +158,7 @@ class PreTraining(Task[Batch, StepOutput]):
         line |= self.observer.recent()
         if self._is_moment(self.observer.moments):
             line |= self._look(self.observer.observe)
-        line |= self._alarms(line, [earlier for earlier in history if earlier["step"] > 0])
+        line |= self._alarms(line, history)
         if self._is_moment(_SPECTRA - 1):
             line["spectrum"] = [float(f"{v:.4g}") for v in eigenvalues.tolist()]
         return line
@@ -181,11 +182,15 @@ class PreTraining(Task[Batch, StepOutput]):
 
     def _alarms(self, line: Line, history: Sequence[Line]) -> Line:
         """Alarms, reported to the user the first time that one of their kind is raised."""
-        alarms = diagnostics.alarms([*history, line]) + (self.observer.verdict() if self.is_last else [])
-        known = {text.partition(":")[0] for earlier in history for text in earlier.get("alarm", [])}
+        if self._alarmed is None:
+            self._alarmed = {_kind(text) for earlier in history for text in earlier.get("alarm", [])}
+        start = 1 if history and history[0]["step"] == 0 else 0
+        lines = [*history[start : start + 1], *history[max(start + 1, len(history) - diagnostics.WINDOW) :], line]
+        alarms = diagnostics.alarms(lines) + (self.observer.verdict() if self.is_last else [])
         for text in alarms:
-            if text.partition(":")[0] not in known:
+            if _kind(text) not in self._alarmed:
                 self.display.say(f"Alarm at step {self.step}: {text}")
+        self._alarmed |= set(map(_kind, alarms))
         return {"alarm": alarms} if alarms else {}
 
     def _look(self, observe: Callable[[nn.Module], dict[str, float]]) -> dict[str, float]:
@@ -198,3 +203,7 @@ class PreTraining(Task[Batch, StepOutput]):
     def _is_moment(self, count: int) -> bool:
         """Whether the step is the first or one of ``count`` that are spread evenly over the training up to its end."""
         return self.step in {math.ceil(self.plan.total_steps * i / count) for i in range(1, count + 1)} | {1}
+
+
+def _kind(alarm: str) -> str:
+    return alarm.partition(":")[0]
