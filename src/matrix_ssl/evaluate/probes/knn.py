@@ -11,7 +11,6 @@ from torch import Tensor
 from matrix_ssl.errors import ConfigError, DataError
 from matrix_ssl.evaluate.probes.inputs import ROWS, check_inputs
 
-_LOW = 0xFFFFFFFF  # the 32 low bits of a key
 _PAIRS = 2**18  # pairs of neighbours compared at a time: 2 MiB of float64, which stays in a cache
 
 
@@ -82,7 +81,7 @@ def nearest(
     Args:
         train: (n, d), floating point, n < 2**32.
         test: (m, d), likewise.
-        chunk: rows of either matrix that are compared at a time; temporaries are about 24 * chunk**2 bytes, and what
+        chunk: rows of either matrix that are compared at a time; temporaries are about 8 * chunk**2 bytes, and what
             stays beside the features is float32 (m, d) and two int64 (m, k).
         device: where they are compared, with float64 (not MPS); that of ``test`` if None. The training features
             may stay elsewhere, in a mapped file too: they pass through the device once, chunk by chunk.
@@ -101,13 +100,15 @@ def nearest(
         raise DataError(f"k={k} neighbours need {k} training images, there are {len(train)}: lower k.")
     device = test.device if device is None else device
     queries = torch.cat([_normalise(rows.to(device)) for rows in test.split(ROWS)]).split(chunk)
-    best = [torch.empty(len(block), 0, dtype=torch.int64, device=device) for block in queries]
+    best = [(block[:, :0], torch.empty(len(block), 0, dtype=torch.int64, device=device)) for block in queries]
     for start in range(0, len(train), chunk):
         rows = _normalise(train[start : start + chunk].to(device))
         for i, block in enumerate(queries):
-            keys = torch.cat([best[i], _keys(block @ rows.T, start)], dim=1)
-            best[i] = keys.topk(min(k, keys.shape[1]), dim=1).values
-    return _open_keys(torch.cat(best).to(test.device))
+            similarities, columns = _largest(block @ rows.T, k)
+            values, order = _largest(torch.cat([best[i][0], similarities], dim=1), k)
+            best[i] = values, torch.cat([best[i][1], columns + start], dim=1).gather(1, order)
+    similarities, indices = (torch.cat(parts).to(test.device) for parts in zip(*best, strict=True))
+    return indices, similarities.clamp(-1.0, 1.0)
 
 
 def _normalise(features: Tensor) -> Tensor:
@@ -115,18 +116,18 @@ def _normalise(features: Tensor) -> Tensor:
     return F.normalize(features.double(), dim=1).float()
 
 
-def _keys(similarities: Tensor, start: int) -> Tensor:
-    """One int64 a pair, ordered first by similarity, then by falling index, so that ``topk`` has no ties to break."""
-    bits = (similarities + 0.0).view(torch.int32)  # -0.0 + 0.0 = 0.0: the two zeros tie
-    ordered = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long()  # IEEE 754 bits that compare as the numbers do
-    indices = torch.arange(start, start + similarities.shape[1], device=similarities.device)
-    return (ordered << 32) | (_LOW - indices)
-
-
-def _open_keys(keys: Tensor) -> tuple[Tensor, Tensor]:
-    ordered = (keys >> 32).int()
-    similarities = (ordered ^ ((ordered >> 31) & 0x7FFFFFFF)).view(torch.float32)
-    return _LOW - (keys & _LOW), similarities.clamp(-1.0, 1.0)
+def _largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The ``k`` largest of every row, or all, and their columns, in descending order; of equal ones the first."""
+    if values.shape[1] <= 2 * k:
+        ordered, columns = values.sort(dim=1, descending=True, stable=True)
+        return ordered[:, :k], columns[:, :k]
+    largest, columns = values.topk(k + 1, dim=1)  # which of equal values it takes, and in which order, is not defined
+    columns = columns[:, :k].sort(dim=1).values
+    ambiguous = largest[:, k - 1] == largest[:, k]
+    if ambiguous.any():
+        columns[ambiguous] = values[ambiguous].sort(dim=1, descending=True, stable=True).indices[:, :k]
+    ordered, order = values.gather(1, columns).sort(dim=1, descending=True, stable=True)
+    return ordered, columns.gather(1, order)
 
 
 def _vote(labels: Tensor, weights: Tensor) -> Tensor:
