@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 NOBODY = 65534
@@ -18,6 +19,12 @@ def pytest_collection_finish() -> None:
     """Parses the digits of scikit-learn once a process, as hundreds of tests open them."""
     if datasets := sys.modules.get("sklearn.datasets"):
         datasets.load_digits = functools.cache(datasets.load_digits)
+
+
+def pytest_configure() -> None:
+    """Hypothesis fails an example that takes 200 ms, unless it is told that no test bounds time."""
+    hypothesis.settings.register_profile("untimed", deadline=None)
+    hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture
