@@ -101,9 +101,12 @@ class TestKNN:
         assert indices.tolist() == cosines.argsort(dim=1, descending=True).tolist()
         torch.testing.assert_close(similarities.double(), cosines.gather(1, indices), atol=1e-6, rtol=0)
 
-    def test_zero_and_minus_zero_tie(self):
-        keys = knn._keys(torch.tensor([[-0.0, 0.0, -0.0, 0.5, -0.5]]), 0)  # a product on the CPU has no -0
-        assert keys.argsort(descending=True).tolist() == [[3, 0, 1, 2, 4]]
+    @pytest.mark.parametrize("k", [2, 5, 9])
+    def test_equal_values_are_taken_in_order(self, k):
+        rows = torch.tensor([[-0.0, 0.0, -0.0, 0.5, -0.5] * 4, [0.0] * 20, list(range(20))])
+        values, columns = knn._largest(rows, k)
+        assert columns.tolist() == np.argsort(-rows.numpy(), axis=1, kind="stable")[:, :k].tolist()
+        assert torch.equal(values, rows.gather(1, columns))
 
     @pytest.mark.parametrize("chunk", [29, 64, 10_000])
     def test_chunks_do_not_matter(self, digits, chunk):
