@@ -305,6 +305,7 @@ def test_pages_name_only_known_commands():
         "evaluate",
         "embed",
         "measure",
+        "diagnose",
         "export",
         "recipes",
         "methods",

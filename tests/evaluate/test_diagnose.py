@@ -86,7 +86,7 @@ def test_measures_are_those_of_the_features():
 def test_an_output_that_is_not_finite_names_its_block():
     encoder = TinyResNet(channels=1, image_size=8, width=8)
     nn.init.constant_(encoder.blocks[1].residual[0].weight, torch.nan)
-    with pytest.raises(NotFiniteError, match=r"^blocks\.1: Argument 'features'"):
+    with pytest.raises(NotFiniteError, match=r"^blocks\.1: an output is not finite"):
         diagnose_blocks(encoder, open_source("digits", split="test", data_root=None), DATA, SAME, images=9, device=CPU)
     with pytest.raises(DataError, match="1 of 1 images of 'digits' can be read: two are needed"):
         diagnose_blocks(

@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from matrix_ssl.errors import NotFiniteError
+
 FEATURES = "features"  # the name of what the encoder puts out
 _LISTS = (nn.Sequential, nn.ModuleList)
 
@@ -32,7 +34,8 @@ class BlockOutputs:
         reduce: of an output (n, positions, k).
 
     Attributes:
-        outputs: of the last forward pass, by the name of the block; those of the encoder itself under ``FEATURES``.
+        outputs: what it made in the last forward pass, by the name of the block; of the encoder's own output under
+            ``FEATURES``.
     """
 
     def __init__(self, encoder: nn.Module, reduce: Callable[[Tensor], Any]):
@@ -52,6 +55,8 @@ class BlockOutputs:
         while isinstance(output, (tuple, list)) and output:
             output = output[0]
         if isinstance(output, Tensor) and output.ndim >= 2:
+            if not output.isfinite().all():
+                raise NotFiniteError(f"{name}: an output is not finite. Check the weights and the images.")
             self.outputs[name] = self._reduce(positions(output.detach()))
 
 

@@ -24,7 +24,7 @@ from matrix_ssl.data.augment import Keys
 from matrix_ssl.data.base import Source
 from matrix_ssl.data.loading import evaluation_batches
 from matrix_ssl.data.randomness import permutation
-from matrix_ssl.errors import DataError, MatrixError
+from matrix_ssl.errors import DataError
 from matrix_ssl.evaluate.blocks import BlockOutputs
 from matrix_ssl.matrix import Moments, RankStatistics, von_neumann_entropy
 from matrix_ssl.matrix.covariances import small_gram
@@ -86,7 +86,7 @@ def diagnose_blocks(
 
     Raises:
         DataError: fewer than two images can be read.
-        MatrixError: an output is not finite; the error names the block.
+        NotFiniteError: an output is not finite; the error names the block.
     """
     chosen = source.subset(np.sort(permutation(len(source), 0, _STREAM)[:images]))
     encoder = encoder.eval().to(device)
@@ -103,10 +103,7 @@ def diagnose_blocks(
                     passes.append(dict(plain.outputs))
                 for name, output in passes[0].items():
                     block = blocks.setdefault(name, _Block(output[0].shape[1], output[2]))
-                    try:
-                        block.add(output, passes[1][name][0], passes[2][name][0])
-                    except MatrixError as error:
-                        raise type(error)(f"{name}: {error}") from None
+                    block.add(output, passes[1][name][0], passes[2][name][0])
             if on_progress:
                 on_progress(done, len(chosen))
     count = next((block.ranks.count for block in blocks.values()), 0)
