@@ -5,6 +5,9 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 ROOT := $(shell cd "$$(dirname "$(strip $(MAKEFILE_LIST))")" && pwd)
 PYTHON := .venv/bin/python
+# a core a process, since threads of several would wait for each other; every module compiled once; freed memory kept
+TEST_ENVIRONMENT := env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 \
+	MALLOC_MMAP_THRESHOLD_=33554432 MALLOC_TRIM_THRESHOLD_=2147483647 MALLOC_TOP_PAD_=16777216
 SEED := 0
 DEMO := runs/demo$(if $(filter-out 0,$(SEED)),-$(SEED))
 .DEFAULT_GOAL := help
@@ -20,7 +23,7 @@ demo:  ## install, pre-train on handwritten digits, evaluate, report: two minute
 
 test:  ## install what the tests need and run them
 	@cd "$(ROOT)" && tools/install test
-	@cd "$(ROOT)" && env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 $(PYTHON) -m pytest -m "not slow" -n auto --dist loadfile  # a core a process, and every module compiled once
+	@cd "$(ROOT)" && $(TEST_ENVIRONMENT) $(PYTHON) -m pytest -m "not slow" -n auto --dist loadfile
 
 test-slow:  ## the tests that take minutes
 	@cd "$(ROOT)" && tools/install test
