@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from matrix_ssl.errors import ConfigError, DataError, MatrixShapeError, MatrixSSLError, MatrixTypeError, NotFiniteError
 from matrix_ssl.llm import Objective, matrix_cross_entropy_loss
 from matrix_ssl.llm.head import Head
-from matrix_ssl.llm.loss import fused, positions
+from matrix_ssl.llm.loss import forms, passes, positions
 from matrix_ssl.llm.loss.forms import matrix_term
 from matrix_ssl.llm.objective import DEFAULTS
 from tests.support import llm_samples as samples
@@ -282,7 +282,7 @@ class TestGradients:
     def test_only_the_loss_has_a_gradient(self):
         hidden, head, labels = sample()
         terms = samples.terms(hidden.requires_grad_(), head, labels)
-        assert [x.requires_grad for x in terms] == [True, False, False]
+        assert [x.requires_grad for x in terms] == [True, *[False] * 4]
         assert not samples.loss(hidden.detach(), head, labels).requires_grad
         logits, movable = (hidden @ head.T).detach(), head.clone().requires_grad_()
         assert not samples.loss_from_logits(logits, movable, labels).requires_grad
@@ -360,7 +360,7 @@ class TestBatches:
         expected = gradients(hidden, head, labels, **form)
         logits = (hidden @ head.T).requires_grad_()
         (by_logits,) = torch.autograd.grad(samples.loss_from_logits(logits, head, labels, **form), logits)
-        for module in (positions, fused):
+        for module in (positions, passes, forms):
             monkeypatch.setattr(module, "looks_at_values", lambda *_: False)
         hidden[0, 0] = torch.nan  # predicts an ignored label
         found = gradients(hidden, head, labels, chunk=3, **form)
@@ -495,8 +495,8 @@ class TestMemoryAndWork:
     @pytest.mark.parametrize("frozen", [False, True])
     def test_products_with_the_head(self, form, products, frozen):
         """Logits, two gradients or one if the head is frozen, those of the form; without grad mode no gradient."""
-        hidden, head, labels = sample(300, 8, batch=1, length=9)
-        labels = labels.clamp_min(0)
+        hidden, head, _ = sample(300, 8, batch=1, length=9)
+        labels = torch.arange(9).unsqueeze(0)
         hidden.requires_grad_(), head.requires_grad_(not frozen)
         one = 2 * 8 * 300 * 8
         small = 0 if form["form"] == "closed" else 2 * 8 * 300 * form["steps"] ** 2 * 2 + 10_000
@@ -508,6 +508,13 @@ class TestMemoryAndWork:
             expected = (1 + gradient + products) * one
             assert expected <= counter.get_total_flops() <= expected + small
         assert head.grad is None or not frozen
+
+    def test_a_token_that_is_a_target_twice_costs_one_row_of_products(self):
+        hidden, head, _ = sample(300, 8, batch=1, length=9)
+        labels = torch.tensor([[0, 7, 5, 7, 5, 7, 5, 7, 5]])
+        with FlopCounterMode(display=False) as counter:
+            samples.loss(hidden, head, labels)
+        assert counter.get_total_flops() == 2 * 8 * 300 * (8 + 2)
 
 
 def call(**changes):

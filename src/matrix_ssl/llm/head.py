@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from matrix_ssl.errors import ConfigError
+from matrix_ssl.llm.loss.products import times_columns, times_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -14,33 +15,67 @@ _SHORTEST = 1e-12  # rows below this length have no direction, as in losses
 
 
 class Head(NamedTuple):
-    """Rows in float32 or better. Unit rows are never stored: a product with the rows is divided by their lengths."""
+    """The rows of a head, in its own dtype, and what makes logits of their products with hidden states.
+
+        logits = cap(scale · (hidden @ rowsᵀ + bias))        cap(x) = softcap · tanh(x / softcap)
+
+    Everything else is computed in the dtype of ``inverse_lengths``, float32 or better. Unit rows are never stored: a
+    product with the rows is divided by their lengths.
+    """
 
     weight: Tensor  # (vocabulary, d)
     inverse_lengths: Tensor  # (vocabulary,), zero for a row without direction
+    bias: Tensor | None = None  # (vocabulary,)
+    scale: float = 1.0
+    softcap: float | None = None
 
     @classmethod
-    def of(cls, weight: Tensor, dtype: torch.dtype) -> "Head":
-        """The head in a dtype: half precision is copied, once for all chunks."""
-        full = weight.detach().to(dtype)
-        lengths = torch.linalg.vector_norm(full, dim=1)
-        return cls(full, torch.where(lengths > _SHORTEST, 1 / lengths.clamp_min(_SHORTEST), 0.0))
+    def of(
+        cls, weight: Tensor, dtype: torch.dtype, *,
+        bias: Tensor | None = None, scale: float = 1.0, softcap: float | None = None,
+    ) -> "Head":  # fmt: skip
+        """The head for products whose results have a dtype; its rows are not copied."""
+        rows = weight.detach()
+        lengths = torch.linalg.vector_norm(rows, dim=1, dtype=dtype)
+        inverse = torch.where(lengths > _SHORTEST, 1 / lengths.clamp_min(_SHORTEST), 0.0)
+        return cls(rows, inverse, None if bias is None else bias.detach().to(dtype), scale, softcap)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of all results."""
+        return self.inverse_lengths.dtype
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """The logits (n, vocabulary) of hidden states (n, d)."""
+        logits = times_rows(hidden, self.weight, self.dtype)
+        if self.bias is not None:
+            logits += self.bias
+        if self.scale != 1:
+            logits *= self.scale
+        if self.softcap is not None:
+            logits.div_(self.softcap).tanh_().mul_(self.softcap)
+        return logits
 
     def unit_rows(self, tokens: Tensor) -> Tensor:
         """y of the tokens (...): (..., d); zero for a row without direction."""
-        return self.weight[tokens] * self.inverse_lengths[tokens].unsqueeze(-1)
+        return self.weight[tokens].to(self.dtype) * self.inverse_lengths[tokens].unsqueeze(-1)
 
     def has_direction(self, tokens: Tensor) -> Tensor:
         """The length of y of the tokens (...), 1 or 0."""
-        return (self.inverse_lengths[tokens] > 0).to(self.weight.dtype)
+        return (self.inverse_lengths[tokens] > 0).to(self.dtype)
+
+    def cosines(self, tokens: Tensor) -> Tensor:
+        """<y_i, y> of every token i and the y of tokens (n,): (n, vocabulary), from the rows as they are stored."""
+        products = times_rows(self.weight[tokens], self.weight, self.dtype).mul_(self.inverse_lengths)
+        return products.mul_(self.inverse_lengths[tokens].unsqueeze(1))
 
     def products(self, directions: Tensor) -> Tensor:
         """<y_i, v> of every token i and direction v (n, d): (n, vocabulary)."""
-        return (directions @ self.weight.mT).mul_(self.inverse_lengths)
+        return times_rows(directions, self.weight, self.dtype).mul_(self.inverse_lengths)
 
     def combine(self, coefficients: Tensor) -> Tensor:
         """Σ_i c_i y_i for coefficients (n, vocabulary): (n, d)."""
-        return (coefficients * self.inverse_lengths) @ self.weight
+        return times_columns(coefficients * self.inverse_lengths, self.weight)
 
 
 def find_head(model: Any) -> Any:

@@ -25,6 +25,7 @@ from torch import Tensor
 from matrix_ssl.llm.head import Head
 from matrix_ssl.llm.objective import Objective
 from matrix_ssl.matrix.calculus import log_difference
+from matrix_ssl.matrix.validation import looks_at_values
 
 
 class Term(NamedTuple):
@@ -45,14 +46,18 @@ def matrix_term(q: Tensor, targets: Tensor, head: Head, objective: Objective) ->
 
 
 def closed(q: Tensor, targets: Tensor, head: Head, ridge: float) -> Term:
-    """One direction, the target's own; one product with the head.
+    """One direction, the target's own; one product with the head, on the CPU for each token that is a target.
 
     -log(Σ_i q_i <y_i, y>² + ridge)  ≤  -yᵀ log(Q + ridge·I) y
 
     by Jensen: the right side is the mean of the convex function -log(λ + ridge) over the eigenvalues λ of Q, with
     weights <u_λ, y>², and the left side the function of their mean yᵀQy.
     """
-    weighted = head.products(head.unit_rows(targets)).square_().mul_(q)
+    if looks_at_values(targets, None):
+        tokens, place = targets.unique(return_inverse=True)
+        weighted = head.cosines(tokens).square_()[place].mul_(q)
+    else:
+        weighted = head.cosines(targets).square_().mul_(q)
     shifted = weighted.sum(1) + ridge
     return Term(-shifted.log() * head.has_direction(targets), weighted.div_(-shifted.unsqueeze(1)))
 
@@ -105,7 +110,7 @@ def top(q: Tensor, targets: Tensor, head: Head, ridge: float, count: int) -> Ter
 
 def dense(q: Tensor, targets: Tensor, head: Head, ridge: float) -> Term:
     """Q itself, with a d x d eigenproblem for each position: the reference for the others, and slow."""
-    rows = head.weight * head.inverse_lengths.unsqueeze(1)
+    rows = head.weight.to(head.dtype) * head.inverse_lengths.unsqueeze(1)
     value, pull = q.new_empty(len(q)), torch.empty_like(q)
     for t, (probabilities, target) in enumerate(zip(q, rows[targets], strict=True)):
         value[t], derivative = _minus_log(rows.mT @ (probabilities.unsqueeze(1) * rows), target, ridge)

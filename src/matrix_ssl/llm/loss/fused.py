@@ -4,49 +4,78 @@ With hidden states the logits are never whole: one pass in the forward gives val
 backward. They are those of the sum over positions, before any division, in float32 or better: half precision would lose
 what is small before the factor of the mean and a loss scale arrive in the backward. The backward scales them in place
 and gives them away: a copy of the head's would cost a quarter of a product. So a second backward of a retained graph
-computes them anew. From logits the gradient is as large as they are, so the backward computes it from the logits.
+computes them anew. For values of each position the factors are known in the backward alone, which computes the
+gradients then, as for logits, where the gradient is as large as they are.
 """
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from matrix_ssl.errors import NotFiniteError
 from matrix_ssl.llm.head import Head
-from matrix_ssl.llm.loss.forms import Term, matrix_term
+from matrix_ssl.llm.loss.passes import MEASURES, one_pass
 from matrix_ssl.llm.loss.positions import Positions
+from matrix_ssl.llm.loss.products import add_outer, times_columns
 from matrix_ssl.llm.objective import Objective
 from matrix_ssl.matrix.precision import differentiable_once, full_precision, without_autocast
-from matrix_ssl.matrix.validation import looks_at_values
 
-Sums = tuple[Tensor, Tensor, Tensor]  # loss, ce and mce over the counted positions; only the loss has a gradient
-
-
-def sums_from_hidden(hidden: Tensor, head_weight: Tensor, positions: Positions, objective: Objective) -> Sums:
-    """The sums from hidden states (batch · length, d), differentiable by them and by the head (vocabulary, d)."""
-    needed = [torch.is_grad_enabled() and x.requires_grad for x in (hidden, head_weight)]
-    loss, ce, mce = _FromHidden.apply(hidden, head_weight, positions, objective, needed)
-    return loss, ce, mce
+Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]  # by hidden states, rows and bias, None where not needed
 
 
-def sums_from_logits(logits: Tensor, head_weight: Tensor, positions: Positions, objective: Objective) -> Sums:
-    """The sums from logits (batch · length, vocabulary), differentiable by them."""
-    loss, ce, mce = _FromLogits.apply(logits, head_weight.detach(), positions, objective)
-    return loss, ce, mce
+class Request(NamedTuple):
+    """What is computed from the tensors."""
+
+    positions: Positions
+    objective: Objective
+    factors: Tensor | None = None  # (n,), of the positions; None: 1
+    scale: float = 1.0  # of the logits
+    softcap: float | None = None
+    needed: tuple[bool, bool, bool] = (False, False, False)  # gradients by hidden states, rows and bias
 
 
-class _FromHidden(torch.autograd.Function):
+def values_from_hidden(
+    hidden: Tensor, rows: Tensor, bias: Tensor | None, request: Request, *, each: bool
+) -> tuple[Tensor, Tensor]:
+    """The loss and the ``MEASURES`` of it, (4,), from hidden states (batch · length, d), rows (vocabulary, d) and bias.
+
+    Sums over the positions, or with ``each`` of every position: (n,) and (4, n). The loss is differentiable by all.
+    """
+    inputs = hidden, rows, bias
+    needed = tuple(x is not None and torch.is_grad_enabled() and x.requires_grad for x in inputs)
+    if torch.is_autocast_enabled(hidden.device.type) and rows.dtype == torch.float32:
+        dtype = torch.get_autocast_dtype(hidden.device.type)  # as the model's own head would multiply
+    else:
+        dtype = rows.dtype
+    request = request._replace(needed=needed)
+    if each:
+        loss, measures = _Each.apply(*inputs, request, dtype)
+    else:
+        loss, measures, *_ = _Sum.apply(*inputs, request, dtype)
+    return loss, measures
+
+
+def values_from_logits(logits: Tensor, rows: Tensor, request: Request, *, each: bool) -> tuple[Tensor, Tensor]:
+    """``values_from_hidden`` from logits (batch · length, vocabulary), differentiable by them."""
+    loss, measures = _FromLogits.apply(logits, rows.detach(), request, each)
+    return loss, measures
+
+
+class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, head_weight: Tensor, positions: Positions, objective: Objective, needed: list[bool]
+        hidden: Tensor, rows: Tensor, bias: Tensor | None, request: Request, dtype: torch.dtype
     ) -> tuple[Tensor, ...]:
-        ctx.save_for_backward(hidden, head_weight)
-        ctx.arguments = positions, objective, needed
-        sums, ctx.gradients = _values_and_gradients(hidden, head_weight, positions, objective, needed)
-        ctx.mark_non_differentiable(*sums[1:])
-        return sums
+        values, gradients = _values_and_gradients(hidden, rows, bias, request, dtype)
+        loss, measures = _reduce(values, request, each=False)
+        return loss, measures, *(values.new_empty(0) if x is None else x for x in gradients)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.save_for_backward(*inputs[:3])
+        ctx.request, ctx.dtype = inputs[3:]
+        ctx.gradients = output[2:]
+        ctx.mark_non_differentiable(*output[1:])
 
     @staticmethod
     @differentiable_once
@@ -54,113 +83,120 @@ class _FromHidden(torch.autograd.Function):
         inputs = ctx.saved_tensors
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:  # given away by an earlier backward of a graph that was retained
-            _, gradients = _values_and_gradients(*inputs, *ctx.arguments)
+            _, gradients = _values_and_gradients(*inputs, ctx.request, ctx.dtype)
         scaled = (
-            full_precision(gradient).mul_(scale).to(x.dtype) if gradient is not None else None
-            for gradient, x in zip(gradients, inputs, strict=True)
+            full_precision(gradient).mul_(scale).to(x.dtype) if needed else None
+            for gradient, x, needed in zip(gradients, inputs, ctx.request.needed, strict=True)
         )
-        return *scaled, None, None, None
+        return *scaled, None, None
 
 
-def _values_and_gradients(
-    hidden: Tensor, head_weight: Tensor, positions: Positions, objective: Objective, needed: list[bool]
-) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...]]:
-    """The sums, and the gradients of the loss by hidden states and head, None where not needed."""
-    with without_autocast(hidden):
-        head = Head.of(head_weight, _dtype(hidden, head_weight))
-        by_hidden = torch.zeros_like(full_precision(hidden)) if needed[0] else None
-        by_head: Tensor | None = None  # set by the first chunk: zeros would be written only to be read
+class _Each(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        hidden: Tensor, rows: Tensor, bias: Tensor | None, request: Request, dtype: torch.dtype
+    ) -> tuple[Tensor, ...]:
+        nothing = request._replace(needed=(False, False, False))
+        values, _ = _values_and_gradients(hidden, rows, bias, nothing, dtype)
+        return _reduce(values, request, each=True)
 
-        def logits(part: Positions) -> Tensor:
-            return part.take(hidden, head.weight.dtype) @ head.weight.mT
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.save_for_backward(*inputs[:3])
+        ctx.request, ctx.dtype = inputs[3:]
+        ctx.mark_non_differentiable(output[1])
 
-        def collect(part: Positions, slope: Tensor) -> None:
-            nonlocal by_head
-            if by_hidden is not None:
-                by_hidden[part.rows] = (slope @ head.weight).to(by_hidden.dtype)
-            if needed[1]:
-                inputs = part.take(hidden, head.weight.dtype)
-                by_head = slope.mT @ inputs if by_head is None else by_head.addmm_(slope.mT, inputs)
-
-        sums = _sum(positions, head, objective, logits, collect if any(needed) else None)
-        if needed[1] and by_head is None:
-            by_head = torch.zeros_like(head.weight)
-    return sums, (by_hidden, by_head)
+    @staticmethod
+    @differentiable_once
+    def backward(ctx: Any, factors: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        inputs, request = ctx.saved_tensors, ctx.request
+        factors = factors if request.factors is None else factors * request.factors
+        _, gradients = _values_and_gradients(*inputs, request._replace(factors=factors), ctx.dtype)
+        return *(None if g is None else g.to(x.dtype) for g, x in zip(gradients, inputs, strict=True)), None, None
 
 
 class _FromLogits(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, logits: Tensor, head_weight: Tensor, positions: Positions, objective: Objective
-    ) -> tuple[Tensor, ...]:
-        ctx.save_for_backward(logits, head_weight)
-        ctx.positions, ctx.objective = positions, objective
+    def forward(logits: Tensor, rows: Tensor, request: Request, each: bool) -> tuple[Tensor, ...]:
         with without_autocast(logits):
-            head = Head.of(head_weight, _dtype(logits, head_weight))
-            sums = _sum(positions, head, objective, lambda part: part.take(logits, head.weight.dtype), None)
-        ctx.mark_non_differentiable(*sums[1:])
-        return sums
+            head = Head.of(rows, _dtype(logits, rows))
+            values = one_pass(
+                request.positions, head, request.objective, lambda part: part.take(logits, head.dtype), None
+            )
+        return _reduce(values, request, each=each)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.save_for_backward(*inputs[:2])
+        ctx.request = inputs[2]
+        ctx.mark_non_differentiable(output[1])
 
     @staticmethod
     @differentiable_once
     def backward(ctx: Any, scale: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        logits, head_weight = ctx.saved_tensors
+        logits, rows = ctx.saved_tensors
         by_logits = torch.zeros_like(logits)
+        factors = scale if ctx.request.factors is None else scale * ctx.request.factors
+        factors = factors.expand(len(ctx.request.positions.rows))
 
         def collect(part: Positions, slope: Tensor) -> None:
-            by_logits[part.rows] = slope.mul_(scale).to(logits.dtype)
+            by_logits[part.rows] = slope.to(logits.dtype)
 
         with without_autocast(logits):
-            head = Head.of(head_weight, _dtype(logits, head_weight))
-            _sum(ctx.positions, head, ctx.objective, lambda part: part.take(logits, head.weight.dtype), collect)
+            head = Head.of(rows, _dtype(logits, rows))
+            one_pass(
+                ctx.request.positions, head, ctx.request.objective, lambda part: part.take(logits, head.dtype),
+                collect, factors=factors,
+            )  # fmt: skip
         return by_logits, None, None, None
 
 
-def _dtype(x: Tensor, head_weight: Tensor) -> torch.dtype:
+def _values_and_gradients(
+    hidden: Tensor, rows: Tensor, bias: Tensor | None, request: Request, dtype: torch.dtype
+) -> tuple[Tensor, Gradients]:
+    """The measures (4, n) of the positions, and the gradients of the sum of their losses times factors."""
+    with without_autocast(hidden):
+        head = Head.of(
+            rows.to(dtype), _dtype(hidden, rows), bias=bias, scale=request.scale, softcap=request.softcap
+        )  # fmt: skip
+        needed = request.needed
+        by_hidden = torch.zeros_like(full_precision(hidden)) if needed[0] else None
+        by_rows: Tensor | None = None  # set by the first chunk
+        by_bias = head.inverse_lengths.new_zeros(len(rows)) if needed[2] else None
+
+        def inputs(part: Positions) -> Tensor:
+            return part.take(hidden, dtype if hidden.dtype == torch.float32 else hidden.dtype)
+
+        def collect(part: Positions, slope: Tensor) -> None:
+            nonlocal by_rows
+            if by_hidden is not None:
+                by_hidden[part.rows] = times_columns(slope, head.weight).to(by_hidden.dtype)
+            if needed[1]:
+                by_rows = add_outer(by_rows, slope, inputs(part), head.weight.dtype)
+            if by_bias is not None:
+                by_bias.add_(slope.sum(0))
+
+        values = one_pass(
+            request.positions, head, request.objective, lambda part: head.logits(inputs(part)),
+            collect if any(needed) else None, factors=request.factors,
+        )  # fmt: skip
+        if needed[1] and by_rows is None:
+            by_rows = head.inverse_lengths.new_zeros(rows.shape)
+    return values, (by_hidden, by_rows, by_bias)
+
+
+def _reduce(values: Tensor, request: Request, *, each: bool) -> tuple[Tensor, Tensor]:
+    """Loss and measures of every position, or their sums; the factors are those of loss, ce and mce."""
+    ce, mce, *rest = values.unbind()
+    if request.factors is not None:
+        ce, mce = ce * request.factors, mce * request.factors
+    if each:
+        return ce + request.objective.weight * mce, torch.stack([ce, mce, *rest])
+    measures = torch.stack([x.sum() for x in (ce, mce, *rest)])
+    assert len(measures) == len(MEASURES)
+    return measures[0] + request.objective.weight * measures[1], measures
+
+
+def _dtype(x: Tensor, rows: Tensor) -> torch.dtype:
     """float64 if one of them has it, float32 otherwise."""
-    return torch.float64 if torch.float64 in (x.dtype, head_weight.dtype) else torch.float32
-
-
-def _sum(
-    positions: Positions,
-    head: Head,
-    objective: Objective,
-    logits: Callable[[Positions], Tensor],
-    collect: Callable[[Positions, Tensor], None] | None,
-) -> Sums:
-    """The sums; ``collect`` gets the gradient by the logits (n, vocabulary) of every chunk, and may overwrite it."""
-    ce, mce = head.weight.new_zeros(2, len(positions.rows)).unbind()
-    for part, own, of_matrix in zip(
-        positions.split(objective.chunk), ce.split(objective.chunk), mce.split(objective.chunk), strict=False
-    ):
-        q = torch.log_softmax(logits(part), 1)
-        own.copy_(part.mask(-q.gather(1, part.targets.unsqueeze(1)).squeeze(1)))
-        if looks_at_values(q, None) and not own.isfinite().all():
-            raise _not_finite(own, part)
-        q.exp_()
-        term = matrix_term(q, part.targets, head, objective)
-        of_matrix.copy_(part.mask(term.value))
-        if collect is not None:
-            collect(part, part.mask(_slope(q, term, part.targets, objective.weight)))
-    totals = ce.sum(), mce.sum()
-    return totals[0] + objective.weight * totals[1], *totals
-
-
-def _slope(q: Tensor, term: Term, targets: Tensor, weight: float) -> Tensor:
-    """The gradient by the logits z, overwriting q: ∂q_i/∂z_j = q_i (δ_ij - q_j)."""
-    q.mul_(1 - weight * term.pull.sum(1, keepdim=True))
-    if term.tokens is None:
-        q.add_(term.pull, alpha=weight)
-    else:
-        q.scatter_add_(1, term.tokens, weight * term.pull)
-    return q.scatter_add_(1, targets.unsqueeze(1), q.new_full((len(q), 1), -1.0))
-
-
-def _not_finite(ce: Tensor, part: Positions) -> NotFiniteError:
-    first = int((~ce.isfinite()).nonzero()[0])
-    batch, position = divmod(int(part.rows[first]), part.length)
-    return NotFiniteError(
-        f"The cross-entropy at batch {batch}, position {position} is {ce[first].item()}: the hidden states or logits "
-        f"there, or the head, contain NaN or infinite values. Trace the operation that produced them, often too high a "
-        f"learning rate or an overflow of half precision."
-    )
+    return torch.float64 if torch.float64 in (x.dtype, rows.dtype) else torch.float32

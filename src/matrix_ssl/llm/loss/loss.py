@@ -22,48 +22,64 @@ code of it was published, and which embeddings, weight and ridge it used could n
 Reference: Zhang, Tan, Yang, Huang and Yuan, "Matrix Information Theory for Self-Supervised Learning", ICML 2024.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
+import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from matrix_ssl.errors import ConfigError, DataError, MatrixShapeError, MatrixTypeError
-from matrix_ssl.llm.loss.fused import sums_from_hidden, sums_from_logits
+from matrix_ssl.llm.loss.fused import Request, values_from_hidden, values_from_logits
 from matrix_ssl.llm.loss.positions import Positions, find_positions
 from matrix_ssl.llm.objective import DEFAULTS, Objective, check_objective
+from matrix_ssl.matrix.validation import looks_at_values
+
+Reduction = Literal["mean", "none"]
 
 
 class MatrixCrossEntropyTerms(NamedTuple):
-    """A loss and its terms, in nats. Only the loss has a gradient."""
+    """A loss and its terms, in nats, and what the same pass says of the predictions. Only the loss has a gradient."""
 
     loss: Tensor  # (), ce + weight · mce
     ce: Tensor  # (), cross-entropy
     mce: Tensor  # (), matrix cross-entropy, not multiplied by the weight
+    entropy: Tensor  # (), of the predicted distributions
+    accuracy: Tensor  # (), share of positions whose most probable token is the target
 
 
 def matrix_cross_entropy_loss(
     hidden: Tensor, head_weight: Tensor, labels: Tensor, *,
-    objective: Objective = DEFAULTS, num_items_in_batch: int | Tensor | None = None, ignore_index: int = -100,
+    objective: Objective = DEFAULTS, bias: Tensor | None = None, logit_scale: float = 1.0,
+    softcap: float | None = None, token_weights: Tensor | None = None,
+    num_items_in_batch: int | Tensor | None = None, reduction: Reduction = "mean", ignore_index: int = -100,
 ) -> Tensor:  # fmt: skip
-    """The loss of ``matrix_cross_entropy_terms``, with the same arguments: a scalar in nats."""
+    """The loss of ``matrix_cross_entropy_terms``, with the same arguments: in nats, a scalar or (batch, positions)."""
     return matrix_cross_entropy_terms(
-        hidden, head_weight, labels,
-        objective=objective, num_items_in_batch=num_items_in_batch, ignore_index=ignore_index,
+        hidden, head_weight, labels, objective=objective, bias=bias, logit_scale=logit_scale, softcap=softcap,
+        token_weights=token_weights, num_items_in_batch=num_items_in_batch, reduction=reduction,
+        ignore_index=ignore_index,
     ).loss  # fmt: skip
 
 
 def matrix_cross_entropy_terms(
     hidden: Tensor, head_weight: Tensor, labels: Tensor, *,
-    objective: Objective = DEFAULTS, num_items_in_batch: int | Tensor | None = None, ignore_index: int = -100,
+    objective: Objective = DEFAULTS, bias: Tensor | None = None, logit_scale: float = 1.0,
+    softcap: float | None = None, token_weights: Tensor | None = None,
+    num_items_in_batch: int | Tensor | None = None, reduction: Reduction = "mean", ignore_index: int = -100,
 ) -> MatrixCrossEntropyTerms:  # fmt: skip
     """Cross-entropy plus ``weight`` times matrix cross-entropy, from hidden states; the logits are never whole.
+
+        logits = cap(logit_scale · (hidden @ head_weightᵀ + bias))        cap(x) = softcap · tanh(x / softcap)
 
     Value and gradients are computed together, ``chunk`` positions at a time, so memory is that of the gradients and a
     few (chunk, vocabulary) matrices. A head that needs no gradient costs none. Beside the three products of a head and
     its gradients, ``"closed"`` takes one more, ``"lanczos"`` 2·steps - 1, ``"top"`` small ones.
 
-    It computes in float32, float64 stays, with autocast off. Labels and cross-entropy are checked on the CPU. Elsewhere
-    a check would make the device wait: a label out of range is an error of the device there, and NaN in gives NaN out
-    or an error of PyTorch's eigen-decomposition. ``"closed"`` never waits; that decomposition in the other forms does.
+    Products have the dtype of the head, or that of autocast for a head in float32, and are summed in float32, in which
+    everything else is computed; float64 stays. The gradient of the head is summed in float32. Labels and cross-entropy
+    are checked on the CPU. Elsewhere a check would make the device wait: a label out of range is an error of the device
+    there, and NaN in gives NaN out or an error of PyTorch's eigen-decomposition. ``"closed"`` never waits; that
+    decomposition in the other forms does.
 
     The defaults: ridge 0.01 is the probability from which on the matrix term pulls at least half as hard as the
     cross-entropy; tokens below are rare once a model is worth fine-tuning. A smaller ridge makes the term more like a
@@ -73,43 +89,60 @@ def matrix_cross_entropy_terms(
 
     Args:
         hidden: (batch, positions, d), the last hidden states, as they enter the head.
-        head_weight: (vocabulary, d), the weight of the head, which has no bias. Its gradient is that of the logits.
+        head_weight: (vocabulary, d), the weight of the head. Its gradient is that of the logits.
         labels: (batch, positions), integers, UNSHIFTED: position t predicts label t + 1.
         objective: weight, ridge, form and chunk. Gradients are exact, except that of ``"lanczos"`` between one step and
             as many as exhaust the space.
+        bias: (vocabulary,), of the head (Phi, GPT-J).
+        logit_scale: factor of the logits (Cohere, Granite), finite and not zero.
+        softcap: bound of the logits (Gemma 2), above 0.
+        token_weights: (batch, positions), of the labels, hence unshifted, too: factors of ce and mce, without gradient.
         num_items_in_batch: divisor of the sums: labels counted in all micro-batches and processes of one step. None
-            for the mean over the positions counted here.
+            for the number of positions counted here, or for the sum of their weights.
+        reduction: ``"none"`` for (batch, positions) instead of scalars: at t what label t + 1 contributes, and 0 where
+            it does not count. Its gradient costs a second pass.
         ignore_index: the label that does not count.
 
     Returns:
-        Scalars, in nats; the loss is differentiable once. If all labels are ignored: 0, with gradients of 0; without
-        ``num_items_in_batch`` an error on the CPU.
+        Scalars, in nats and 0 to 1; the loss is differentiable once. If all labels are ignored: 0, with gradients of 0;
+        without ``num_items_in_batch`` an error on the CPU. Entropy and accuracy have no weights.
 
     Raises:
-        ConfigError: a number is out of its range, or the form is unknown.
+        ConfigError: a number is out of its range, or a name is unknown.
         DataError: a label is out of range, or all are ignored.
         MatrixShapeError: shapes do not fit.
         MatrixTypeError: hidden states or head are no real floating-point numbers, or labels no integers.
         NotFiniteError: the cross-entropy is NaN or infinite at some position.
     """
     positions = _check(hidden, "hidden", 1, head_weight, labels, objective, ignore_index)
-    sums = sums_from_hidden(hidden.flatten(0, 1), head_weight, positions, objective)
-    return _divide(sums, positions, num_items_in_batch)
+    if bias is not None and bias.shape != head_weight.shape[:1]:
+        raise MatrixShapeError(f"bias has the shape {tuple(bias.shape)}: expected ({len(head_weight)},).")
+    if not (logit_scale and abs(logit_scale) < float("inf")):
+        raise ConfigError(f"logit_scale={logit_scale}: expected a finite number that is not zero.")
+    if softcap is not None and not 0 < softcap < float("inf"):
+        raise ConfigError(f"softcap={softcap}: expected a finite number above 0, or None.")
+    factors = _factors(token_weights, labels, positions)
+    request = Request(positions, objective, factors, float(logit_scale), softcap)
+    each = _each(reduction, num_items_in_batch)
+    values = values_from_hidden(hidden.flatten(0, 1), head_weight, bias, request, each=each)
+    return _spread(*values, positions, labels) if each else _divide(*values, positions, factors, num_items_in_batch)
 
 
 def matrix_cross_entropy_terms_from_logits(
     logits: Tensor, head_weight: Tensor, labels: Tensor, *,
-    objective: Objective = DEFAULTS, num_items_in_batch: int | Tensor | None = None, ignore_index: int = -100,
+    objective: Objective = DEFAULTS, token_weights: Tensor | None = None,
+    num_items_in_batch: int | Tensor | None = None, reduction: Reduction = "mean", ignore_index: int = -100,
 ) -> MatrixCrossEntropyTerms:  # fmt: skip
-    """``matrix_cross_entropy_terms`` from logits (batch, positions, vocabulary), for heads that are not one product.
+    """``matrix_cross_entropy_terms`` from logits (batch, positions, vocabulary), however they were computed.
 
-    Logits may have a bias, a scale or a cap; ``head_weight`` gives the rows. The gradient is by the logits alone. It is
-    computed in the backward, so only the logits are kept until then, and the matrix term is computed twice. Other
-    arguments, returns and raises as there.
+    ``head_weight`` gives the rows. The gradient is by the logits alone. It is computed in the backward, so only the
+    logits are kept until then, and the matrix term is computed twice. Other arguments, returns and raises as there.
     """
     positions = _check(logits, "logits", 0, head_weight, labels, objective, ignore_index)
-    sums = sums_from_logits(logits.flatten(0, 1), head_weight, positions, objective)
-    return _divide(sums, positions, num_items_in_batch)
+    factors = _factors(token_weights, labels, positions)
+    each = _each(reduction, num_items_in_batch)
+    values = values_from_logits(logits.flatten(0, 1), head_weight, Request(positions, objective, factors), each=each)
+    return _spread(*values, positions, labels) if each else _divide(*values, positions, factors, num_items_in_batch)
 
 
 def _check(
@@ -135,16 +168,60 @@ def _check(
     return find_positions(labels, shape=outputs.shape[:2], vocabulary=vocabulary, ignore_index=ignore_index)
 
 
-def _divide(sums: tuple[Tensor, ...], positions: Positions, num_items: int | Tensor | None) -> MatrixCrossEntropyTerms:
-    """The sums over ``num_items``, or over the number of positions that count."""
+def _each(reduction: str, num_items: int | Tensor | None) -> bool:
+    """Whether the values of every position are asked for."""
+    if reduction not in ("mean", "none"):
+        raise ConfigError(f"reduction={reduction}: expected mean or none.")
+    if reduction == "none" and num_items is not None:
+        raise ConfigError("reduction=none divides by nothing: remove num_items_in_batch.")
+    return reduction == "none"
+
+
+def _factors(token_weights: Tensor | None, labels: Tensor, positions: Positions) -> Tensor | None:
+    """The weights of the positions (n,), zero where they do not count."""
+    if token_weights is None:
+        return None
+    if token_weights.shape != labels.shape:
+        raise MatrixShapeError(
+            f"token_weights has the shape {tuple(token_weights.shape)}, but the labels {tuple(labels.shape)}: pass one "
+            f"weight for each label."
+        )
+    following = F.pad(token_weights.detach()[:, 1:], (0, 1)).flatten()[positions.rows]
+    return positions.mask(following.to(torch.float64 if following.dtype == torch.float64 else torch.float32))
+
+
+def _spread(loss: Tensor, measures: Tensor, positions: Positions, labels: Tensor) -> MatrixCrossEntropyTerms:
+    """The values of the positions (n,) where they are in (batch, positions), and zero elsewhere."""
+    whole = (x.new_zeros(labels.numel()).index_copy(0, positions.rows, x) for x in (loss, *measures))
+    return MatrixCrossEntropyTerms(*(x.view(labels.shape) for x in whole))
+
+
+def _divide(
+    loss: Tensor, measures: Tensor, positions: Positions, factors: Tensor | None, num_items: int | Tensor | None
+) -> MatrixCrossEntropyTerms:
+    """The sums over ``num_items``, or over the number of positions that count, or over their weights."""
     count = positions.total()
+    nothing = isinstance(count, int) and count == 0
     if num_items is None:
-        if isinstance(count, int) and count == 0:
+        if nothing:
             raise DataError(
                 "All labels are ignored (the first of every sequence never counts), so there is nothing to learn: mask "
                 "less of the sequences or make them longer. With num_items_in_batch such a batch gives 0."
             )
-        num_items = count.clamp_min(1) if isinstance(count, Tensor) else count
-    elif (not isinstance(num_items, Tensor) or num_items.device.type == "cpu") and not num_items > 0:
-        raise ConfigError(f"num_items_in_batch={num_items}: expected a number above 0, of labels counted in a step.")
-    return MatrixCrossEntropyTerms(*(x / num_items for x in sums))
+        number: int | Tensor = count.clamp_min(1) if isinstance(count, Tensor) else count
+        weighted = number if factors is None else factors.sum()
+        return MatrixCrossEntropyTerms(loss / weighted, *(measures[:2] / weighted), *(measures[2:] / number))
+    if isinstance(num_items, Tensor):
+        looks = looks_at_values(num_items, None)
+        if looks and not num_items > 0 and not (nothing and num_items == 0):
+            raise _wrong_number(num_items)
+        num_items = torch.where(num_items > 0, num_items, 1)  # a step in which nothing counts
+    elif not num_items > 0:
+        if not (nothing and num_items == 0):
+            raise _wrong_number(num_items)
+        num_items = 1
+    return MatrixCrossEntropyTerms(loss / num_items, *(measures / num_items))
+
+
+def _wrong_number(number: int | Tensor) -> ConfigError:
+    return ConfigError(f"num_items_in_batch={number}: expected a number above 0, of labels counted in a step.")

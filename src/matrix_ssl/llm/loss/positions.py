@@ -30,6 +30,11 @@ class Positions(NamedTuple):
             counted = None if self.counted is None else self.counted[part]
             yield Positions(self.rows[part], self.targets[part], counted, self.length)
 
+    def reorder(self, order: Tensor) -> "Positions":
+        """The same positions in another order (n,)."""
+        counted = None if self.counted is None else self.counted[order]
+        return Positions(self.rows[order], self.targets[order], counted, self.length)
+
     def take(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """A copy of the positions' rows of x (batch · length, k); zero where they do not count."""
         return self.mask(x[self.rows].to(dtype))
