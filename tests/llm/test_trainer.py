@@ -15,9 +15,10 @@ from torch.nn import functional as F
 
 from matrix_ssl import distributed
 from matrix_ssl.errors import ConfigError, DataError, NotFiniteError, TrainingError
-from matrix_ssl.llm import MatrixSFTTrainer, MatrixTrainer, Objective
+from matrix_ssl.llm import MatrixSFTTrainer, MatrixTrainer, Objective, matrix_cross_entropy_loss
 from matrix_ssl.llm import matrix_cross_entropy_terms_from_logits as terms
-from matrix_ssl.llm.head import head_rows
+from matrix_ssl.llm.finetune.fused_head import ending_in, find_form
+from matrix_ssl.llm.head import effective_rows, head_rows
 from tests.support import llm_toys
 
 # peft 0.21 and trl 1.16 use names that transformers 5.23 calls old
@@ -47,7 +48,7 @@ def lines(trainer: Any) -> list[dict[str, float]]:
 
 def textbook(model: Any, rows: list[dict[str, list[int]]], objective: Objective) -> tuple[Tensor, Tensor]:
     """Means of cross-entropy and of the closed form over all tokens that count, a sequence at a time, by autograd."""
-    head = model.get_output_embeddings().weight.detach()
+    head = effective_rows(model.get_output_embeddings())[0].detach()
     unit = head / head.norm(dim=1, keepdim=True)
     ce, mce, count = 0.0, 0.0, 0
     for row in rows:
@@ -64,7 +65,8 @@ def textbook(model: Any, rows: list[dict[str, list[int]]], objective: Objective)
 def test_without_matrix_term_it_trains_as_transformers_does(tmp_path):
     ours, theirs = llm_toys.llama(), llm_toys.llama()
     changes = {"optim": "adamw_torch", "learning_rate": 1e-3, "max_steps": 3, "per_device_train_batch_size": 2,
-               "gradient_accumulation_steps": 2, "max_grad_norm": 1.0}  # fmt: skip
+               "gradient_accumulation_steps": 2, "max_grad_norm": 1.0,
+               "adam_epsilon": 1e-6}  # fmt: skip  # the default magnifies rounding of gradients near zero
     found = train(ours, tmp_path, matrix=Objective(weight=0.0), **changes)
     expected = train(theirs, tmp_path, matrix=None, **changes)
     for name, parameter in llm_toys.weights(theirs).items():
@@ -111,8 +113,23 @@ def models() -> dict[str, Any]:
     for name, parameter in adapted.named_parameters():
         if "lora_B" in name:
             nn.init.normal_(parameter, std=0.1)  # zero at first, which would leave lora_A without gradient
+    on_head = peft.get_peft_model(llm_toys.llama(), peft.LoraConfig(r=2, target_modules=["lm_head", "q_proj"]))
+    for name, parameter in on_head.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.1)
+    whole_head = peft.LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"], init_lora_weights=False)
+    biased = transformers.PhiForCausalLM(transformers.PhiConfig(**size))
+    cohere = transformers.CohereForCausalLM(
+        transformers.CohereConfig(**size, logit_scale=0.3, bos_token_id=None, eos_token_id=0)
+    )
+    with torch.no_grad():
+        biased.lm_head.bias.normal_()
     return {
         "llama": llm_toys.llama(),
+        "biased": biased,
+        "cohere": cohere,
+        "adapter on the head": on_head,
+        "head trained whole": peft.get_peft_model(llm_toys.llama(), whole_head),
         "tied": transformers.LlamaForCausalLM(transformers.LlamaConfig(**size, tie_word_embeddings=True)),
         "scaled": transformers.GraniteForCausalLM(transformers.GraniteConfig(**size, logits_scaling=0.5)),
         "capped": transformers.Gemma2ForCausalLM(
@@ -122,10 +139,15 @@ def models() -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("kind", ["llama", "tied", "scaled", "capped", "lora"])
-def test_gradients_are_those_of_the_definition(kind, tmp_path):
+KINDS = ["llama", "biased", "cohere", "adapter on the head", "head trained whole", "tied", "scaled", "capped", "lora"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_are_those_of_the_definition(kind, tmp_path, monkeypatch):
+    """The logits are never asked for, but for the proof on the first batch."""
     model = models()[kind].double().eval()
     trainer = MatrixTrainer(model=model, args=llm_toys.arguments(tmp_path), matrix=MATRIX)
+    monkeypatch.setattr("matrix_ssl.llm.finetune.trainer._logits", None)
     rows = llm_toys.sequences(5)
     trainer.compute_loss(model, llm_toys.collate(rows)).backward()
     found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
@@ -175,35 +197,123 @@ def test_the_loss_of_evaluation_is_the_mean_over_a_batch(tmp_path):
     assert trainer.evaluate(rows)["eval_loss"] == pytest.approx((ce + MATRIX.weight * mce).item(), rel=1e-5)
 
 
-def sft(model: Any, folder: Path, **given: Any) -> Any:
-    config = trl.SFTConfig(
-        output_dir=str(folder), use_cpu=True, report_to="none", disable_tqdm=True, optim="sgd", learning_rate=0.5,
-        max_steps=2, logging_steps=1, save_strategy="no", per_device_train_batch_size=4, gradient_accumulation_steps=2,
-        max_length=64, bf16=False, lr_scheduler_type="constant", max_grad_norm=0.0,
-    )  # fmt: skip
+def sft(model: Any, folder: Path, *, changes: dict[str, Any] | None = None, **given: Any) -> Any:
+    settings = {
+        "output_dir": str(folder), "use_cpu": True, "report_to": "none", "disable_tqdm": True, "optim": "sgd",
+        "learning_rate": 0.5, "max_steps": 2, "logging_steps": 1, "save_strategy": "no",
+        "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "max_length": 64, "bf16": False,
+        "lr_scheduler_type": "constant", "max_grad_norm": 0.0,
+    } | (changes or {})  # fmt: skip
+    config = trl.SFTConfig(**settings)
     rows = [{"prompt": row["question"], "completion": row["answer"]} for row in llm_toys.questions(16)]
     from datasets import Dataset
 
     trainer = given.pop("kind", MatrixSFTTrainer)(
-        model=model, args=config, train_dataset=Dataset.from_list(rows), processing_class=llm_toys.tokenizer(), **given
-    )
+        model=model, args=config, train_dataset=Dataset.from_list(rows), processing_class=llm_toys.tokenizer(),
+        eval_dataset=Dataset.from_list(rows[:8]) if "eval_strategy" in settings else None, **given,
+    )  # fmt: skip
     trainer.train()
     return trainer
 
 
-def test_sft_without_matrix_term_trains_as_trl_does(tmp_path):
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"gradient_accumulation_steps": 1, "eval_strategy": "steps", "eval_steps": 1, "per_device_eval_batch_size": 8},
+        # no padding: sequences stand one after the other, told apart by their positions
+        {"gradient_accumulation_steps": 1, "padding_free": True, "max_length": None},
+    ],
+    ids=["micro-batches", "evaluation", "without padding"],
+)
+def test_sft_without_matrix_term_trains_as_trl_does(changes, tmp_path):
     ours, theirs = llm_toys.llama(), llm_toys.llama()
-    found = sft(ours, tmp_path, matrix=Objective(weight=0.0))
-    expected = sft(theirs, tmp_path, kind=trl.SFTTrainer)
+    found = sft(ours, tmp_path, matrix=Objective(weight=0.0), changes=changes)
+    expected = sft(theirs, tmp_path, kind=trl.SFTTrainer, changes=changes)
     for name, parameter in llm_toys.weights(theirs).items():
         torch.testing.assert_close(ours.get_parameter(name), parameter, rtol=0, atol=1e-5)
     assert [line["ce"] for line in lines(found)] == pytest.approx([line["loss"] for line in lines(expected)], rel=1e-5)
+    if "gradient_accumulation_steps" not in changes:
+        return  # trl takes the mean of the micro-batches' means, whatever their numbers of tokens
+    for line, other in zip(found.state.log_history, expected.state.log_history, strict=True):
+        start = "eval_" if "eval_loss" in line else ""
+        assert not start or line["eval_ce"] == pytest.approx(line["eval_loss"], rel=1e-5)
+        for key in ("entropy", "mean_token_accuracy") if "loss" in line or start else ():
+            assert line[start + key] == pytest.approx(other[start + key], rel=1e-5), key
+        assert line.get("num_tokens") == other.get("num_tokens")
 
 
 def test_sft_trains_adapters_with_the_matrix_term(tmp_path):
     trainer = sft(llm_toys.llama(), tmp_path, matrix=MATRIX, peft_config=peft.LoraConfig(r=2))
     for line in lines(trainer):
         assert line["loss"] == pytest.approx(line["ce"] + MATRIX.weight * line["mce"], rel=1e-5)
+
+
+VIRTUAL = {
+    "prompt tuning": peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
+    "p-tuning": peft.PromptEncoderConfig(task_type="CAUSAL_LM", num_virtual_tokens=3, encoder_hidden_size=8),
+}
+
+
+@pytest.mark.parametrize("kind", VIRTUAL)
+def test_virtual_tokens_before_a_sequence_are_not_learned(kind, tmp_path):
+    found = []
+    for matrix in (Objective(weight=0.0), None):
+        torch.manual_seed(0)
+        model = peft.get_peft_model(llm_toys.llama(), VIRTUAL[kind])
+        trainer = train(model, tmp_path, matrix=matrix, max_steps=1, per_device_train_batch_size=2)
+        found.append((lines(trainer)[0]["loss"], llm_toys.weights(model)))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-6)
+    for name, weight in found[1][1].items():
+        torch.testing.assert_close(found[0][1][name], weight, rtol=0, atol=1e-6, msg=name)
+
+
+def test_a_step_and_an_evaluation_without_a_label_change_nothing(tmp_path):
+    """transformers divides by zero in neither; so do we."""
+    rows = llm_toys.sequences(4)
+    for row in rows[2:]:
+        row["labels"] = [llm_toys.IGNORED] * len(row["labels"])
+    arguments = llm_toys.arguments(
+        tmp_path, per_device_train_batch_size=2, per_device_eval_batch_size=2, eval_strategy="steps", eval_steps=1
+    )
+    trainer = MatrixTrainer(
+        model=llm_toys.llama(), args=arguments, train_dataset=rows, eval_dataset=rows,
+        data_collator=llm_toys.collate, matrix=MATRIX,
+    )  # fmt: skip
+    trainer.train()
+    assert lines(trainer)[1]["loss"] == lines(trainer)[1]["grad_norm"] == 0
+    first, second = (line["eval_ce"] for line in trainer.state.log_history if "eval_loss" in line)
+    assert first == second > 0
+    assert all(p.isfinite().all() for p in trainer.model.parameters())
+
+
+class Doubled(nn.Linear):
+    """A head that is no product with its weight."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return super().forward(hidden).sinh()
+
+
+def test_a_head_that_is_not_one_product_is_trained_by_its_logits_and_the_log_says_so_once(tmp_path, caplog):
+    model = llm_toys.llama().double()
+    model.lm_head.__class__ = Doubled
+    trainer = train(model, tmp_path)
+    (record,) = (record for record in caplog.records if "whole logits" in record.message)
+    assert "its logits differ from scaled and capped products" in record.message
+    start = llm_toys.llama().double()
+    start.lm_head.__class__ = Doubled
+    ce, mce = textbook(start, llm_toys.sequences()[:8], MATRIX)
+    assert lines(trainer)[0]["loss"] == pytest.approx((ce + MATRIX.weight * mce).item(), rel=1e-6)
+
+
+def test_logits_are_computed_where_metrics_want_them(tmp_path):
+    shapes = []
+    trainer = MatrixTrainer(
+        model=llm_toys.llama(), args=llm_toys.arguments(tmp_path), data_collator=llm_toys.collate,
+        compute_metrics=lambda x: shapes.append(x.predictions.shape) or {},
+    )  # fmt: skip
+    trainer.evaluate(llm_toys.sequences(4))
+    assert shapes[0][::2] == (4, len(llm_toys.tokenizer()))
 
 
 class Forward(nn.Module):
@@ -243,7 +353,7 @@ def test_a_forward_that_the_loss_cannot_use_is_refused(outputs, batch, error, wo
 
 
 def adapted_head() -> Any:
-    return peft.get_peft_model(llm_toys.llama(), peft.LoraConfig(r=2, target_modules=["lm_head"]))
+    return peft.get_peft_model(llm_toys.llama(), peft.IA3Config(target_modules=["lm_head"], feedforward_modules=[]))
 
 
 def small_head() -> Any:
@@ -257,8 +367,7 @@ def small_head() -> Any:
     [
         (lambda: Forward(head=None), {}, "no head for tokens"),
         (lambda: Forward(head=nn.Linear(4, 11).requires_grad_(False).to("meta").weight), {}, "no head for tokens"),
-        (adapted_head, {}, "The head has an adapter"),
-        (small_head, {"processing_class": True}, "largest token is .* the head has 280 rows"),
+        (adapted_head, {}, "The head has an adapter, Linear, that adds nothing"),
         (llm_toys.llama, {"compute_loss_func": lambda *_, **__: None}, "compute_loss_func would replace"),
         (llm_toys.llama, {"label_smoothing_factor": 0.1}, "label_smoothing_factor=0.1"),
         (llm_toys.llama, {"matrix": Objective(form="lanczos", steps=33)}, "1 to 32 Lanczos steps"),
@@ -267,15 +376,26 @@ def small_head() -> Any:
 def test_what_the_loss_cannot_be_added_to_is_refused(model, given, words, tmp_path):
     smoothing = {key: given[key] for key in given if key == "label_smoothing_factor"}
     rest = {key: value for key, value in given.items() if key not in smoothing}
-    if "processing_class" in rest:
-        rest["processing_class"] = llm_toys.tokenizer()
     with pytest.raises(ConfigError, match=words):
         MatrixTrainer(model=model(), args=llm_toys.arguments(tmp_path, **smoothing), **rest)
 
 
+def test_a_token_without_a_row_is_refused_where_a_label_has_it(tmp_path):
+    """A tokenizer may have tokens that the data never use, as that of Gemma 3."""
+    trainer = MatrixTrainer(
+        model=small_head(), args=llm_toys.arguments(tmp_path), processing_class=llm_toys.tokenizer()
+    )
+    labels = torch.full((1, 3), 279)
+    assert trainer.compute_loss(trainer.model, {"input_ids": labels, "labels": labels}).isfinite()
+    with pytest.raises(DataError, match="largest label is 280, but the head has 280 rows"):
+        trainer.compute_loss(trainer.model, {"input_ids": labels, "labels": labels + 1})
+
+
 def test_a_cross_entropy_that_is_not_a_number_stops_the_training_where_looking_is_free(tmp_path):
     trainer = MatrixTrainer(model=llm_toys.llama(), args=llm_toys.arguments(tmp_path))
-    trainer._note(torch.tensor([float("nan"), 1.0]))  # as it comes from a device where looking would wait
+    trainer.model.train()
+    nothing = torch.tensor([float("nan"), 1.0, 0.0, 0.0])  # as it comes from a device where looking would wait
+    trainer._note(nothing, scale=1, items=1, count=torch.tensor(1), inputs={})
     trainer.state.global_step = 3
     with pytest.raises(TrainingError, match="of steps 1 to 3 is nan"):
         trainer.log({"loss": 0.0})
@@ -312,5 +432,18 @@ def check_spread(model: Any) -> None:
     assert torch.equal(head_rows(model), rows)
     logits = model(batch["input_ids"]).logits
     terms(logits, head_rows(model), batch["labels"], objective=MATRIX).loss.backward()
+    check_gradients(model, single)
+
+    def compute(hidden: Tensor, rows: Tensor, bias: Tensor | None) -> Tensor:
+        return matrix_cross_entropy_loss(hidden, rows, batch["labels"], bias=bias, objective=MATRIX)
+
+    assert find_form(model, model, {"input_ids": batch["input_ids"]})[0] == (1.0, None)
+    with ending_in(model, compute):  # without logits
+        model(batch["input_ids"]).loss.backward()
+    check_gradients(model, single)
+
+
+def check_gradients(model: Any, single: Any) -> None:
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.grad.full_tensor(), single.get_parameter(name).grad, **CLOSE)
+        parameter.grad = None

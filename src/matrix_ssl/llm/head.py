@@ -86,17 +86,41 @@ def find_head(model: Any) -> Any:
             f"{type(model).__name__} has no head for tokens: load it with AutoModelForCausalLM, or let its "
             f"get_output_embeddings return the layer that computes the logits."
         )
-    if hasattr(head, "base_layer"):
+    if hasattr(head, "base_layer") and not hasattr(head, "get_delta_weight"):
         raise ConfigError(
-            "The head has an adapter, so its weight alone does not give the logits: remove the head from "
-            "target_modules, or train it whole with modules_to_save."
+            f"The head has an adapter, {type(head).__name__}, that adds nothing to its weight, so there are no rows "
+            f"for the matrix term: remove the head from target_modules, or train it whole with modules_to_save."
         )
     return head
 
 
+def effective_rows(head: Any) -> tuple[Tensor, Tensor | None]:
+    """Rows (vocabulary, d) and bias of a head, with the product of a low-rank adapter added; with gradient.
+
+    A head in half precision below an adapter becomes float32: a small difference would be lost in the sum.
+    """
+    base = getattr(head, "base_layer", head)
+    rows, bias = base.weight, getattr(base, "bias", None)
+    if base is not head and not head.merged and not head.disable_adapters:
+        for adapter in head.active_adapters:
+            if adapter in head.lora_A:
+                rows = rows + head.get_delta_weight(adapter)
+    return rows, bias
+
+
+def mergeable(head: Any) -> bool:
+    """Whether the logits of a head are products with ``effective_rows``, as far as its adapters go."""
+    if not hasattr(head, "base_layer"):
+        return True
+    if not hasattr(head, "lora_A") or hasattr(head.base_layer.weight, "ds_id"):
+        return False
+    return not any(getattr(dropout, "p", 0) for dropout in head.lora_dropout.values())
+
+
 def head_shape(model: Any) -> tuple[int, int]:
     """(vocabulary, d) of the head, also when it is sharded over processes; the first version of FSDP flattens it."""
-    weight = find_head(model).weight
+    head = find_head(model)
+    weight = getattr(head, "base_layer", head).weight
     shape = tuple(getattr(weight, "ds_shape", weight.shape))  # under ZeRO-3 the weight itself is empty
     if len(shape) != 2 or 0 in shape:
         raise ConfigError(
@@ -108,22 +132,19 @@ def head_shape(model: Any) -> tuple[int, int]:
 def head_rows(model: Any) -> Tensor:
     """The rows (vocabulary, d), without gradient. If the head is sharded over processes, all of them have to call."""
     head_shape(model)
-    weight = find_head(model).weight
+    head = find_head(model)
+    weight = head.weight
     if hasattr(weight, "ds_id"):  # DeepSpeed's ZeRO-3: whole inside of the block only
         import deepspeed
 
         with deepspeed.zero.GatheredParameters([weight]), torch.no_grad():
             return weight.detach().clone()
-    rows = weight.detach()
+    with torch.no_grad():
+        rows = effective_rows(head)[0].detach()
     return rows.full_tensor() if hasattr(rows, "full_tensor") else rows  # a DTensor under FSDP, version 2
 
 
-def check_vocabulary(model: Any, tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Raises ConfigError if the tokenizer has a token without a row of the head."""
+def tokens_without_row(model: Any, tokenizer: "PreTrainedTokenizerBase") -> int:
+    """How many tokens of a tokenizer are beyond the rows of the head. Such a token may never occur in the data."""
     vocabulary, _ = head_shape(model)
-    token, largest = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    if largest >= vocabulary:
-        raise ConfigError(
-            f"The tokenizer's largest token is {largest} ({token!r}), but the head has {vocabulary} rows: pass the "
-            f"tokenizer that belongs to the model, or call model.resize_token_embeddings({largest + 1}) first."
-        )
+    return sum(token >= vocabulary for token in tokenizer.get_vocab().values())

@@ -17,7 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+from torch import Tensor
+
 from matrix_ssl.errors import ConfigError, DataError, import_extra
+from matrix_ssl.llm.data.examples import check_end, special_tokens
 from matrix_ssl.llm.data.question_files import Rows, exchanges, find_columns
 from matrix_ssl.llm.data.templates import (
     STOPS,
@@ -28,6 +31,7 @@ from matrix_ssl.llm.data.templates import (
     check_template,
     prompt,
 )
+from matrix_ssl.llm.writing import check_room, greedy
 from matrix_ssl.runs.files import write_text
 
 if TYPE_CHECKING:
@@ -86,27 +90,42 @@ def score_model(
 ) -> Score:  # fmt: skip
     """Scores a causal model on the first ``limit`` questions, whose answers end in "####" and a number, or are one."""
     check_template(template, tokenizer)
+    check_end(tokenizer)
     docs = make_docs(exchanges(rows, find_columns(rows, columns))[:limit], template=template, tokenizer=tokenizer)
     special = adds_special_tokens(template)
     prompts = tokenizer([doc["prompt"] for doc in docs], add_special_tokens=special)
-    longest = max(len(ids) for ids in prompts["input_ids"])
-    positions = getattr(model.config, "max_position_embeddings", None)
-    if positions is not None and longest + max_new_tokens > positions:
-        raise ConfigError(
-            f"The longest prompt ({longest} tokens) and max_new_tokens={max_new_tokens} exceed the model's {positions} "
-            f"positions: lower --max-new-tokens."
-        )
+    check_room(model, max(len(ids) for ids in prompts["input_ids"]), max_new_tokens)
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    extraction = extraction or default_extraction(template)
+    with greedy(model):
+        writer = _writer(model, tokenizer, batch_size=batch_size, max_length=positions, special=special)
+        return score_with(writer, docs, stops=STOPS[template], max_new_tokens=max_new_tokens, extraction=extraction)
+
+
+def _writer(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", *, batch_size: int, max_length: int | None,
+    special: bool,
+) -> Any:  # fmt: skip
+    """The harness's model; prompts have the tokens of the training, without an end that the tokenizer may add."""
     import_extra("lm_eval", extra="llm")
     from lm_eval.models.huggingface import HFLM
 
-    model.eval()
+    ending = len(special_tokens(tokenizer)[1]) if special else 0
+
+    class Writer(HFLM):
+        def tok_encode(self, string: str, *args: Any, **options: Any) -> list[int]:
+            ids: list[int] = super().tok_encode(string, *args, **options)
+            return ids[: len(ids) - ending]
+
+        def tok_batch_encode(self, strings: list[str], *args: Any, **options: Any) -> tuple[Tensor, Tensor]:
+            ids, mask = super().tok_batch_encode(strings, *args, **options)  # filled at the left
+            return ids[:, : ids.shape[1] - ending], mask[:, : mask.shape[1] - ending]
+
     # None: the tokenizer puts its own first token before a prompt, as in training
-    writer = HFLM(
+    return Writer(
         pretrained=model, tokenizer=tokenizer, batch_size=batch_size, add_bos_token=None if special else False,
-        max_length=positions, trust_remote_code=False,
+        max_length=max_length, trust_remote_code=False,
     )  # fmt: skip
-    extraction = extraction or default_extraction(template)
-    return score_with(writer, docs, stops=STOPS[template], max_new_tokens=max_new_tokens, extraction=extraction)
 
 
 def score_with(

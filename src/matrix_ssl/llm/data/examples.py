@@ -1,6 +1,7 @@
 """Exchanges as tokens: a prompt, and the answer with its end token, which is learned."""
 
 import copy
+import sys
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -50,17 +51,18 @@ def make_examples(
 
     Sequences longer than ``max_length`` lose their end, and with it the end token.
     """
-    end = tokenizer.eos_token_id
-    if end is None:
-        raise DataError("The tokenizer has no end token, so answers would never learn to end: set its eos_token.")
+    end = check_end(tokenizer)
     tokens, starts, prompts, cut, dropped = array("i"), array("q", [0]), array("q"), 0, 0
     special = adds_special_tokens(template)
+    ending = len(special_tokens(tokenizer)[1]) if special else 0  # what the tokenizer puts after a text
     for first in range(0, len(rows), _TOGETHER):
         part = rows[first : first + _TOGETHER]
         before = tokenizer([prompt(row, template, tokenizer) for row in part], add_special_tokens=special)
         after = tokenizer([answer(row, template, tokenizer) for row in part], add_special_tokens=False)
-        for start, learned in zip(before["input_ids"], after["input_ids"], strict=True):
-            ids = start + learned if end in learned else [*start, *learned, end]
+        ends = _ends_inside(part, template, tokenizer, end)
+        for whole, learned, inside in zip(before["input_ids"], after["input_ids"], ends, strict=True):
+            start = whole[: len(whole) - ending]
+            ids = start + learned if learned.count(end) > inside or learned[-1:] == [end] else [*start, *learned, end]
             if len(start) >= max_length:
                 dropped += 1
                 continue
@@ -77,6 +79,33 @@ def make_examples(
         torch.frombuffer(tokens, dtype=torch.int32), torch.frombuffer(starts, dtype=torch.int64),
         torch.frombuffer(prompts, dtype=torch.int64), cut=cut, dropped=dropped,
     )  # fmt: skip
+
+
+def check_end(tokenizer: "PreTrainedTokenizerBase") -> int:
+    """The end token of a tokenizer; DataError if it has none."""
+    if (end := tokenizer.eos_token_id) is None:
+        raise DataError(
+            "The tokenizer has no end token, so answers would neither learn to end nor end: set its eos_token, and "
+            "save it with save_pretrained."
+        )
+    return int(end)
+
+
+def special_tokens(tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], list[int]]:
+    """The tokens that the tokenizer puts before and after a text for a model."""
+    plain = tokenizer("a", add_special_tokens=False).input_ids
+    dressed = tokenizer("a").input_ids
+    starts = [i for i in range(len(dressed)) if dressed[i : i + len(plain)] == plain]
+    start = starts[0] if starts and plain else 0
+    return dressed[:start], dressed[start + len(plain) :]
+
+
+def _ends_inside(rows: Sequence[Exchange], template: str, tokenizer: "PreTrainedTokenizerBase", end: int) -> list[int]:
+    """How often the end token is in the text of each answer, as in one that explains it; a template may add another."""
+    if template != "chat":
+        return [sys.maxsize] * len(rows)  # these templates add none
+    texts = tokenizer([row.answer for row in rows], add_special_tokens=False)
+    return [ids.count(end) for ids in texts["input_ids"]]
 
 
 def collator(tokenizer: "PreTrainedTokenizerBase") -> "DataCollatorForSeq2Seq":

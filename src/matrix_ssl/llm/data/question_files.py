@@ -1,9 +1,6 @@
-"""Files of questions and answers: JSON lines, compressed or not, a JSON list, or a dataset of the Hugging Face hub."""
+"""Questions and answers from files and datasets of the Hugging Face hub, in the forms that people have."""
 
-import gzip
 import hashlib
-import json
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +8,15 @@ from typing import Any
 
 from matrix_ssl.data.hub import open_dataset
 from matrix_ssl.errors import DataError, did_you_mean, import_extra
+from matrix_ssl.llm.data.tables import read_table
 from matrix_ssl.llm.data.templates import Exchange
 
-KNOWN = (("question", "answer"), ("query", "response"), ("prompt", "completion"), ("messages",))
+ALPACA = ("instruction", "input", "output")  # the input may be empty
+KNOWN = (
+    ("question", "answer"), ("query", "response"), ("prompt", "completion"), ALPACA, ("instruction", "output"),
+    ("instruction", "response"), ("messages",), ("conversations",),
+)  # fmt: skip
+_ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant"}
 _HUB = "hf:"
 
 
@@ -27,18 +30,12 @@ class Rows:
 
 
 def read_rows(data: str) -> Rows:
-    """Reads ``FILE.jsonl``, ``FILE.jsonl.gz``, ``FILE.json`` or ``hf:NAME``, the split train of a dataset."""
+    """Reads a file of ``read_table``, or ``hf:NAME[:CONFIGURATION[:SPLIT]]``, by default the split train."""
     if data.startswith(_HUB):
         return _read_hub(data)
-    path = Path(data)
-    try:
-        content = path.read_bytes()
-        text_bytes = gzip.decompress(content) if path.suffix == ".gz" else content
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
-    rows = _parse(path, text_bytes)
+    rows, content = read_table(Path(data))
     if not rows:
-        raise DataError(f"{path} is empty: it needs at least one question and its answer.")
+        raise DataError(f"{data} is empty: it needs at least one question and its answer.")
     return Rows(rows, data, hashlib.sha256(content).hexdigest())
 
 
@@ -66,54 +63,72 @@ def exchanges(rows: Rows, columns: tuple[str, ...]) -> list[Exchange]:
 
 def _exchange(row: dict[str, Any], columns: tuple[str, ...], where: str) -> Exchange:
     values: list[Any] = [row.get(name) for name in columns]
-    if len(columns) == 2:
-        for name, value in zip(columns, values, strict=True):
-            if not isinstance(value, str) or not value.strip():
-                raise DataError(f"{where}: {name} is {value!r}; expected a non-empty string.")
-        return Exchange.of(*values)
-    (messages,) = values
-    valid = isinstance(messages, list) and all(
-        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in messages
-    )
-    if not valid or len(messages) < 2 or messages[-1]["role"] != "assistant" or not messages[-1]["content"].strip():
+    if len(columns) == 1:
+        return _conversation(values[0], columns[0], where)
+    texts = []
+    for name, value in zip(columns, values, strict=True):
+        if columns == ALPACA and name == "input" and (value is None or not str(value).strip()):
+            continue
+        if not isinstance(value, str) or not value.strip():
+            raise DataError(f"{where}: {name} is {value!r}; expected a non-empty string.")
+        texts.append(_encodable(value, f"{where}: {name}"))
+    return Exchange.of("\n\n".join(texts[:-1]), texts[-1])
+
+
+def _conversation(value: Any, name: str, where: str) -> Exchange:
+    """Messages, with role and content, or as of ShareGPT with from and value."""
+    if isinstance(value, dict) and all(isinstance(x, list) for x in value.values()):  # as some versions of datasets
+        value = [dict(zip(value, parts, strict=False)) for parts in zip(*value.values(), strict=False)]
+    read = [_message(one) for one in value] if isinstance(value, list) else []
+    messages = [one for one in read if one is not None]
+    whole = len(messages) == len(read) >= 2 and messages[-1]["role"] == "assistant"
+    if not whole or not messages[-1]["content"].strip():
         raise DataError(
-            f"{where}: {columns[0]} is not a list of messages, each with role and content, that ends with a non-empty "
-            f"answer of the assistant."
+            f"{where}: {name} is not a list of messages, each with role and content (or from and value), that ends "
+            f"with a non-empty answer of the assistant (gpt)."
         )
-    return Exchange(messages[:-1], messages[-1]["content"])
+    checked = [{key: _encodable(text, f"{where}: {name}") for key, text in one.items()} for one in messages]
+    return Exchange(checked[:-1], checked[-1]["content"])
 
 
-def _parse(path: Path, content: bytes) -> list[dict[str, Any]]:
-    """The objects of a file: one a line, or a list in a file named .json."""
-    if path.name.removesuffix(".gz").endswith(".json"):
-        rows = _json(content, str(path)) if content.strip() else []
-        if not isinstance(rows, list):
-            raise DataError(f"{path} is not a list of objects: a file with one object a line is named .jsonl.")
-        objects = ((f"{path}, row {number}", row) for number, row in enumerate(rows, 1))
-    else:
-        lines = ((f"{path}, line {number}", line) for number, line in enumerate(content.splitlines(), 1))
-        objects = ((where, _json(line, where)) for where, line in lines if line.strip())
-    result = []
-    for where, row in objects:
-        if not isinstance(row, dict):
-            raise DataError(f"{where}: expected an object with columns, not {type(row).__name__}.")
-        result.append(row)
-    return result
+def _message(one: Any) -> dict[str, str] | None:
+    if not isinstance(one, dict):
+        return None
+    role, content = (one["from"], one.get("value")) if "from" in one else (one.get("role"), one.get("content"))
+    if not isinstance(role, str) or not isinstance(content, str):
+        return None
+    return {"role": _ROLES.get(role, role), "content": content}
 
 
-def _json(content: bytes, where: str) -> Any:
+def _encodable(text: str, where: str) -> str:
+    """A text that tokenizers take: JSON allows half of a pair of surrogates, as of an emoji that was cut, UTF-8 not."""
     try:
-        return json.loads(content.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise DataError(f"{where}: not UTF-8 at byte {error.start}; save the file as UTF-8.") from error
-    except ValueError as error:
-        raise DataError(f"{where}: not JSON: {error}.") from error
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{where} has half of a character at position {error.start} ({text[error.start]!a}), which is no Unicode "
+            f"text: remove it, or cut the text elsewhere."
+        ) from error
+    return text
 
 
 def _read_hub(data: str) -> Rows:
     datasets = import_extra("datasets", extra="llm")
+    place = data.removeprefix(_HUB)
+    name, *parts = [place] if Path(place).exists() else place.split(":")
+    if not name or len(parts) > 2:
+        raise DataError(f"{data}: expected hf:NAME, hf:NAME:CONFIGURATION or hf:NAME:CONFIGURATION:SPLIT.")
+    configuration, split = [*parts, "", ""][:2]
     try:
-        dataset = open_dataset(datasets.load_dataset, data.removeprefix(_HUB), place=data, split="train")
+        dataset = open_dataset(
+            datasets.load_dataset, name, place=data, name=configuration or None, split=split or "train"
+        )
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise DataError(f"{data} cannot be loaded: {error}.") from error
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise DataError(
+            f"{data} cannot be loaded: {reason}. A configuration and a split are named as hf:NAME:CONFIGURATION:SPLIT; "
+            f"the split is train otherwise."
+        ) from error
+    if not len(dataset):
+        raise DataError(f"{data} is empty: it needs at least one question and its answer.")
     return Rows(list(dataset), data, dataset._fingerprint)

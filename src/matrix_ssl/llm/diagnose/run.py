@@ -15,6 +15,7 @@ import torch
 
 from matrix_ssl.errors import ConfigError, MatrixError
 from matrix_ssl.llm import models
+from matrix_ssl.llm.data.examples import special_tokens
 from matrix_ssl.llm.diagnose import windows as reading
 from matrix_ssl.llm.diagnose.measures import Measures, TokenStatistics
 from matrix_ssl.report.diagnosis import PAGE, RESULT, layer_name, write_page
@@ -110,7 +111,7 @@ def _measure_both(settings: DiagnoseSettings, device: torch.device, on_progress:
     reference = _open_reference(settings, model)
     layers = choose_layers(settings.layers, _config(model).num_hidden_layers)
     length = _window_length(settings.window, [model] if reference is None else [model, reference])
-    before, after = reading.special_tokens(tokenizer)
+    before, after = special_tokens(tokenizer)
 
     def batches() -> Iterator[list[list[int]]]:
         windows = reading.token_windows(

@@ -2,12 +2,8 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from matrix_ssl.errors import ConfigError, DataError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 BLOCK = 1 << 16  # characters that are tokenised at a time
 
@@ -74,15 +70,6 @@ def token_windows(
         raise DataError(f"The text has {total} {'token' if total == 1 else 'tokens'}: pass at least two.")
     if not any_whole:
         yield [*before, *waiting, *after]
-
-
-def special_tokens(tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], list[int]]:
-    """The tokens that the tokenizer puts before and after a text for a model."""
-    plain = tokenizer("a", add_special_tokens=False).input_ids
-    dressed = tokenizer("a").input_ids
-    starts = [i for i in range(len(dressed)) if dressed[i : i + len(plain)] == plain]
-    start = starts[0] if starts and plain else 0
-    return dressed[:start], dressed[start + len(plain) :]
 
 
 def _not_utf8(path: Path) -> DataError:

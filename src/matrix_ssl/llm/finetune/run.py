@@ -6,6 +6,7 @@ The folder: ``config.json``, ``environment.json`` and ``metrics.jsonl`` as in ev
 
 import dataclasses
 import shutil
+import tempfile
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,9 +20,10 @@ from matrix_ssl.errors import ConfigError
 from matrix_ssl.llm.data.examples import Examples, collator, make_examples
 from matrix_ssl.llm.data.question_files import Rows, exchanges, find_columns, read_rows
 from matrix_ssl.llm.data.templates import check_template
-from matrix_ssl.llm.finetune.settings import MODEL, RESULT, FineTuneSettings, training_arguments
+from matrix_ssl.llm.finetune.settings import MODEL, RESULT, FineTuneSettings, one_sentence, training_arguments
 from matrix_ssl.llm.finetune.trainer import MatrixTrainer, Recorder, check_trainable
 from matrix_ssl.llm.models import FROM_CONFIG, add_lora, check_tokens, open_model, open_tokenizer
+from matrix_ssl.llm.objective import Objective
 from matrix_ssl.runs import devices
 from matrix_ssl.runs.display import Display
 from matrix_ssl.runs.files import cannot_write, read_json, write_json
@@ -46,6 +48,7 @@ class Prepared:
     examples: Examples
     tokenizer: "PreTrainedTokenizerBase"
     model: Any  # a PreTrainedModel, or one that peft has wrapped
+    trainer: MatrixTrainer
 
     def headline(self) -> str:
         """One line on model, data, loss and device."""
@@ -87,11 +90,17 @@ def prepare(settings: FineTuneSettings, out: Path, *, device: torch.device) -> P
         )
     four_bits = device if settings.load_in_4bit else None
     model = open_model(settings.model, seed=settings.seed, four_bits_on=four_bits)
+    if getattr(model, "is_quantized", False) and not settings.lora:
+        raise ConfigError(
+            f"The weights of {settings.model} are quantized, which cannot be trained: set lora, such as lora=16, or "
+            f"use the model before quantization."
+        )
     _check_tokens(examples, model, settings)
-    check_trainable(model, tokenizer, arguments, settings.objective)
+    check_trainable(model, arguments, settings.objective)
     if settings.lora:
         model = add_lora(model, rank=settings.lora, seed=settings.seed)
-    return Prepared(settings, device, arguments, rows, examples, tokenizer, model)
+    trainer = _make_trainer(model, tokenizer, examples, arguments, settings.objective)
+    return Prepared(settings, device, arguments, rows, examples, tokenizer, model, trainer)
 
 
 def run(prepared: Prepared, out: Path, *, display: Display) -> dict[str, Any]:
@@ -106,9 +115,11 @@ def run(prepared: Prepared, out: Path, *, display: Display) -> dict[str, Any]:
     done = max(checkpoints, default=0)
     with collected() as received:
         recorder = Recorder(out, after_step=done, received=received, display=display)
-        trainer = _trainer(prepared, recorder)
+        trainer = prepared.trainer
+        trainer.add_callback(recorder)
         if done:
             display.say(f"Resuming after step {done}.")
+            _warn_of_missing_state(Path(checkpoints[done]), display)
         trainer.train(resume_from_checkpoint=checkpoints.get(done))
     if recorder.stopped_by:
         raise Interrupted(recorder.stopped_by, after=f" after a checkpoint at step {trainer.state.global_step}")
@@ -132,16 +143,50 @@ def run(prepared: Prepared, out: Path, *, display: Display) -> dict[str, Any]:
     return result
 
 
-def _trainer(prepared: Prepared, recorder: Recorder) -> MatrixTrainer:
+def _make_trainer(
+    model: Any, tokenizer: "PreTrainedTokenizerBase", examples: Examples, arguments: "TrainingArguments",
+    matrix: Objective,
+) -> MatrixTrainer:  # fmt: skip
+    """The trainer, which must not write yet; what its library would refuse in the middle of a run, it refuses here."""
     from transformers import PrinterCallback
 
-    trainer = MatrixTrainer(
-        model=prepared.model, args=prepared.arguments, train_dataset=prepared.examples,
-        data_collator=collator(prepared.tokenizer), processing_class=prepared.tokenizer, callbacks=[recorder],
-        matrix=prepared.settings.objective,
-    )  # fmt: skip
+    output = arguments.output_dir
+    try:
+        with tempfile.TemporaryDirectory() as arguments.output_dir:  # the library makes the folder at once
+            trainer = MatrixTrainer(
+                model=model, args=arguments, train_dataset=examples, data_collator=collator(tokenizer),
+                processing_class=tokenizer, matrix=matrix,
+            )  # fmt: skip
+        _try_optimizer(trainer)
+    except (ValueError, ImportError, TypeError, KeyError) as error:
+        raise ConfigError(f"transformers refuses this training: {one_sentence(error)}") from error
+    finally:
+        arguments.output_dir = output
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def _try_optimizer(trainer: MatrixTrainer) -> None:
+    """Makes an optimizer's settings and a schedule, as the training will: packages and arguments may be missing."""
+    from transformers import get_scheduler
+
+    arguments = trainer.args
+    if trainer.is_deepspeed_enabled:
+        return  # its own
+    trainer.get_optimizer_cls_and_kwargs(arguments, trainer.model)
+    get_scheduler(
+        arguments.lr_scheduler_type, optimizer=torch.optim.SGD([torch.zeros(1)], lr=1.0), num_warmup_steps=1,
+        num_training_steps=2, scheduler_specific_kwargs=arguments.lr_scheduler_kwargs,
+    )  # fmt: skip
+
+
+def _warn_of_missing_state(checkpoint: Path, display: Display) -> None:
+    """Says that the run goes on differently where a checkpoint has no state of the optimizer (save_only_model)."""
+    if not any(checkpoint.glob("*optim*")) and not any(checkpoint.glob("global_step*")):
+        display.say(
+            f"{checkpoint.name} has no state of the optimizer (save_only_model=true), which starts anew: the weights "
+            f"will differ from those of a run that was not interrupted."
+        )
 
 
 def _count(parameters: Iterable[torch.nn.Parameter]) -> int:

@@ -6,6 +6,7 @@ rate 2e-5, 3 epochs, at most 2048 tokens, cosine with 3 % warm-up, no decay of w
 """
 
 import dataclasses
+import importlib.util
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
@@ -119,9 +120,11 @@ def training_arguments(settings: FineTuneSettings, *, output: Path, processes: i
     try:
         arguments = transformers.TrainingArguments(**values)
     except ImportError as error:
-        raise MissingExtra("accelerate", "llm") from error
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"transformers refuses these training arguments: {error}") from error
+        if importlib.util.find_spec("accelerate") is None:
+            raise MissingExtra("accelerate", "llm") from error
+        raise _refused(values, error) from error
+    except (ValueError, TypeError, KeyError, OSError) as error:
+        raise _refused(values, error) from error
     config, key = getattr(arguments, "hf_deepspeed_config", None), "stage3_gather_16bit_weights_on_model_save"
     if config is not None and config.is_zero3() and not config.is_true(f"zero_optimization.{key}"):
         raise ConfigError(
@@ -129,6 +132,18 @@ def training_arguments(settings: FineTuneSettings, *, output: Path, processes: i
             f"They are saved in the precision that the model computes in."
         )
     return arguments
+
+
+def _refused(values: dict[str, Any], error: Exception) -> ConfigError:
+    """The sentence for what transformers refuses; a library that one of the arguments needs is named first."""
+    if values.get("deepspeed") and importlib.util.find_spec("deepspeed") is None:
+        return ConfigError("deepspeed: the package 'deepspeed' is not installed; run pip install deepspeed.")
+    return ConfigError(f"transformers refuses these training arguments: {one_sentence(error)}")
+
+
+def one_sentence(error: Exception) -> str:
+    """What an error of a library says, on one line."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:

@@ -1,11 +1,13 @@
 """transformers' ``Trainer`` with cross-entropy plus matrix cross-entropy, and the callback that records a run.
 
-The loss comes from the logits of the model's forward, so the hooks of DistributedDataParallel and FSDP, adapters,
-scaled or capped logits and gradient checkpointing stay as they are. Sums are divided by ``num_items_in_batch``, the
-labels of a step, and multiplied by the number of processes, because DistributedDataParallel averages gradients: as the
-Trainer does for the model's own loss. So with ``weight=0`` the training is that of ``Trainer``, up to rounding.
+The loss takes the hidden states and the head, and the logits never exist, where the model's head is one product up to
+bias, scale and cap; ``fused_head`` proves that on the first batch. Otherwise it comes from the logits of the model's
+forward, and the log says why. Sums are divided by ``num_items_in_batch``, the labels of a step, and multiplied by the
+number of processes, because DistributedDataParallel averages gradients: as the Trainer does for the model's own loss.
+So with ``weight=0`` the training is that of ``Trainer``, up to rounding.
 """
 
+import logging
 import math
 import time
 from pathlib import Path
@@ -13,11 +15,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from matrix_ssl import distributed
 from matrix_ssl.errors import ConfigError, DataError, MissingExtra, TrainingError
-from matrix_ssl.llm.head import check_vocabulary, head_rows, head_shape
-from matrix_ssl.llm.loss.loss import matrix_cross_entropy_terms_from_logits
+from matrix_ssl.llm.finetune.fused_head import HeadForm, ending_in, find_form
+from matrix_ssl.llm.head import head_rows, head_shape, tokens_without_row
+from matrix_ssl.llm.loss.loss import (
+    MatrixCrossEntropyTerms,
+    matrix_cross_entropy_terms,
+    matrix_cross_entropy_terms_from_logits,
+)
 from matrix_ssl.llm.objective import DEFAULTS, Objective, check_objective
 from matrix_ssl.runs.display import Display
 from matrix_ssl.runs.metrics import MetricsWriter
@@ -28,15 +36,16 @@ except ImportError as error:
     raise MissingExtra("transformers", "llm") from error
 
 _SECONDS_BETWEEN_LINES = 10.0
-_KEYS = ("loss", "ce", "mce", "grad_norm", "learning_rate", "epoch")
+_MEASURES = ("ce", "mce", "entropy", "mean_token_accuracy")  # in a line; the last two have trl's names
+_KEYS = ("loss", *_MEASURES, "grad_norm", "learning_rate", "epoch")
+_IGNORED = -100
+_log = logging.getLogger(__name__)
 
 
-def check_trainable(model: Any, tokenizer: Any, arguments: Any, matrix: Objective) -> None:
-    """Checks that a model can be trained with the loss, under ``TrainingArguments`` and with a tokenizer or None."""
+def check_trainable(model: Any, arguments: Any, matrix: Objective) -> None:
+    """Checks that a model can be trained with the loss, under ``TrainingArguments``."""
     vocabulary, d = head_shape(model)
     check_objective(matrix, vocabulary=vocabulary, d=d)
-    if hasattr(tokenizer, "get_vocab"):
-        check_vocabulary(model, tokenizer)
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         raise ConfigError(f"{type(model).__name__} is an encoder with a decoder: the loss is for causal models.")
     if arguments.label_smoothing_factor:
@@ -54,9 +63,10 @@ def check_trainable(model: Any, tokenizer: Any, arguments: Any, matrix: Objectiv
 class MatrixTrainer(Trainer):
     """``transformers.Trainer`` whose loss is cross-entropy plus ``matrix.weight`` times matrix cross-entropy.
 
-    It trains whole models and those that peft has wrapped, and logs ``ce`` and ``mce``, in nats: means over the tokens
-    of all micro-batches and processes of a step, and over the steps since the last line, so that
-    ``loss = ce + matrix.weight · mce`` in every line.
+    It trains whole models and those that peft has wrapped. Lines of the log have ``ce`` and ``mce``, in nats, and trl's
+    ``entropy``, in nats, and ``mean_token_accuracy``: means over the tokens of all micro-batches and processes of a
+    step, and over the steps since the last line, so that ``loss = ce + matrix.weight · mce`` in every line; and
+    ``num_tokens``, seen so far. An evaluation has them as means over all its tokens, with ``eval_`` before the names.
 
     Reference: Zhang et al., ICML 2024; an interpretation, see ``matrix_ssl.llm.loss.loss``.
     """
@@ -66,29 +76,30 @@ class MatrixTrainer(Trainer):
         """Takes the arguments of ``transformers.Trainer``, and the constants of the loss as ``matrix``.
 
         Raises:
-            ConfigError: the model has no suitable head, the tokenizer has tokens without a row, a constant of the loss
-                is out of range, or an argument is not supported by the loss.
+            ConfigError: the model has no suitable head, a constant of the loss is out of range, or an argument is not
+                supported by the loss.
         """
         super().__init__(*args, **kwargs)
-        check_trainable(self.model, self.processing_class, self.args, matrix)
+        check_trainable(self.model, self.args, matrix)
         if self.compute_loss_func is not None:
             raise ConfigError("compute_loss_func would replace this loss: remove it.")
         self.matrix = matrix
         self.model_accepts_loss_kwargs = True  # labels are counted whatever the model's forward takes,
         self._loss_shifts_labels = True  # all but the first of each sequence, which nothing predicts
-        self._sums: Tensor | None = None  # (2,), of ce and mce since the step below
+        tokenizer = self.processing_class
+        self._may_lack_rows = hasattr(tokenizer, "get_vocab") and tokens_without_row(self.model, tokenizer) > 0
+        self._form: HeadForm | None = None  # of the head, where the logits are left out
+        self._is_form_known = self._needs_logits = False
+        self._sums: Tensor | None = None  # (4,), of the measures since the step below
         self._since = 0
+        self._tokens: Tensor | None = None  # (), seen by this process
+        self._evaluated: list[Tensor] = []  # (5,), sums of the measures and the number of tokens, of every batch
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False,
         num_items_in_batch: int | Tensor | None = None,
     ) -> Any:  # fmt: skip
-        """The loss of a micro-batch, ready for the backward pass, and the forward's outputs with ``return_outputs``.
-
-        Args:
-            model: the model of the Trainer, wrapped or not.
-            inputs: arguments of its forward, and ``labels`` (batch, positions), unshifted.
-            num_items_in_batch: labels counted in a step; None for the mean over this micro-batch.
+        """The sum over the tokens of this micro-batch divided by ``num_items_in_batch``, or the mean over it.
 
         Raises:
             ConfigError: the forward returns no logits, or an auxiliary loss of experts.
@@ -99,41 +110,128 @@ class MatrixTrainer(Trainer):
         if labels is None or "shift_labels" in inputs:
             what = "no labels" if labels is None else "shift_labels, as for context or sequence parallelism"
             raise DataError(f"A batch has {what}: the loss needs one label for each position, unshifted.")
-        outputs = model(**{key: value for key, value in inputs.items() if key != "labels"})
+        if self._may_lack_rows:
+            self._check_rows(labels)
+        count = labels[:, 1:].ne(_IGNORED).sum()
+        items = count if num_items_in_batch is None else num_items_in_batch
+        rest = {key: value for key, value in inputs.items() if key != "labels"}
+        if not self._is_form_known:
+            self._find_form(model, rest)
+        if self._form is not None and not self._needs_logits:
+            terms, outputs = self._from_hidden(model, rest, labels, items)
+        else:
+            outputs = model(**rest)
+            logits = _logits(outputs)
+            terms = matrix_cross_entropy_terms_from_logits(
+                logits, head_rows(self.model), _extended(labels, logits.shape[1]),
+                objective=self.matrix, num_items_in_batch=items,
+            )  # fmt: skip
         if getattr(outputs, "aux_loss", None) is not None:
             raise ConfigError(
                 "The model returns an auxiliary loss of its experts, which this loss ignores: set "
                 "output_router_logits=False in its configuration."
             )
-        terms = matrix_cross_entropy_terms_from_logits(
-            _logits(outputs), head_rows(self.model), labels,
-            objective=self.matrix, num_items_in_batch=num_items_in_batch,
-        )  # fmt: skip
         scale = 1
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             scale = self.accelerator.num_processes // self.get_tp_size()  # processes that share a batch count once
-        if model.training:
-            self._note(torch.stack([terms.ce, terms.mce]) * scale)
+        self._note(torch.stack(terms[1:]), scale=scale, items=items, count=count, inputs=rest)
         loss = terms.loss * scale
         return (loss, outputs) if return_outputs else loss
 
-    def _note(self, ce_and_mce: Tensor) -> None:
-        if self._sums is None:
-            self._sums, self._since = torch.zeros_like(ce_and_mce), self.state.global_step
-        self._sums += ce_and_mce
+    def prediction_step(
+        self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> Any:
+        """That of the library; the logits are computed only where it wants more than the loss."""
+        self._needs_logits = not prediction_loss_only
+        try:
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        finally:
+            self._needs_logits = False
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds ``ce`` and ``mce`` to a line of the training; raises TrainingError if ``ce`` is NaN or infinite."""
+        """Adds the measures to a line; raises TrainingError if ``ce`` of the training is NaN or infinite."""
         if "loss" in logs and self._sums is not None:
             steps = self.state.global_step - self._since
-            logs["ce"], logs["mce"] = (self.accelerator.gather(self._sums.unsqueeze(0)).mean(0) / steps).tolist()
+            means = (self.accelerator.gather(self._sums.unsqueeze(0)).mean(0) / steps).tolist()
+            logs.update(zip(_MEASURES, means, strict=True))
+            if self._tokens is not None:
+                logs["num_tokens"] = int(self.accelerator.gather(self._tokens.unsqueeze(0)).sum())
             if not math.isfinite(logs["ce"]):
                 raise TrainingError(
                     f"The cross-entropy of steps {self._since + 1} to {self.state.global_step} is {logs['ce']}: lower "
                     f"the learning rate, or use bfloat16 instead of float16, and resume from the last checkpoint."
                 )
             self._sums = None
+        if self._evaluated and (prefix := next((key for key in logs if key.endswith("_loss")), "")):
+            *sums, count = self.accelerator.gather(torch.stack(self._evaluated).sum(0).unsqueeze(0)).sum(0).tolist()
+            if count:
+                names = (prefix.removesuffix("loss") + name for name in _MEASURES)
+                logs.update(zip(names, (x / count for x in sums), strict=True))
+            self._evaluated = []
         super().log(logs, start_time)
+
+    def _from_hidden(
+        self, model: Any, inputs: dict[str, Any], labels: Tensor, items: int | Tensor
+    ) -> tuple[MatrixCrossEntropyTerms, Any]:
+        """The terms without logits, and the model's outputs, which lack them, too."""
+        assert self._form is not None
+        form, results = self._form, []
+
+        def compute(hidden: Tensor, rows: Tensor, bias: Tensor | None) -> Tensor:
+            terms = matrix_cross_entropy_terms(
+                hidden, rows, _extended(labels, hidden.shape[1]).to(hidden.device), objective=self.matrix, bias=bias,
+                logit_scale=form.scale, softcap=form.softcap, num_items_in_batch=items,
+            )  # fmt: skip
+            results.append(terms)
+            return terms.loss
+
+        with ending_in(self.model, compute):
+            outputs = model(**inputs)
+        (terms,) = results
+        return terms._replace(loss=outputs.loss), outputs
+
+    def _find_form(self, model: Any, inputs: dict[str, Any]) -> None:
+        self._is_form_known = True
+        if self.args.torch_compile:
+            reason = "torch.compile traces its forward"
+        else:
+            self._form, reason = find_form(self.model, model, inputs)
+        if self._form is None and self.is_world_process_zero():
+            _log.warning("The loss is computed from whole logits of %s: %s.", type(self.model).__name__, reason)
+
+    def _check_rows(self, labels: Tensor) -> None:
+        vocabulary, _ = head_shape(self.model)
+        if (largest := int(labels.max())) >= vocabulary:
+            raise DataError(
+                f"The largest label is {largest}, but the head has {vocabulary} rows: pass the tokenizer that belongs "
+                f"to the model, or call model.resize_token_embeddings({len(self.processing_class)}) first."
+            )
+
+    def _note(
+        self, measures: Tensor, *, scale: int, items: int | Tensor, count: Tensor, inputs: dict[str, Any]
+    ) -> None:
+        """Keeps the measures of a micro-batch, which are sums divided by ``items``, until the next line."""
+        if not self.model.training:
+            self._evaluated.append(torch.cat([measures * items, count.to(measures.device, measures.dtype).view(1)]))
+            return
+        if self._sums is None:
+            self._sums, self._since = torch.zeros_like(measures), self.state.global_step
+        self._sums += measures * scale
+        mask = inputs.get("attention_mask")
+        tokens = (
+            mask.sum()
+            if mask is not None and mask.ndim == 2
+            else next(
+                (
+                    torch.tensor(x.shape[0] * x.shape[1])
+                    for key in ("input_ids", "inputs_embeds")
+                    if (x := inputs.get(key)) is not None
+                ),
+                torch.tensor(0),
+            )
+        )
+        tokens = tokens.to(measures.device)
+        self._tokens = tokens if self._tokens is None else self._tokens + tokens
 
 
 class Recorder(TrainerCallback):
@@ -166,6 +264,11 @@ class Recorder(TrainerCallback):
         self.stopped_by = int(distributed.maximum(mine))
         if self.stopped_by:
             control.should_save = control.should_training_stop = True
+
+
+def _extended(labels: Tensor, length: int) -> Tensor:
+    """Labels for ``length`` positions: prompt tuning puts virtual tokens, which are not learned, before a sequence."""
+    return F.pad(labels, (length - labels.shape[1], 0), value=_IGNORED) if length > labels.shape[1] else labels
 
 
 def _logits(outputs: Any) -> Tensor:

@@ -1,0 +1,137 @@
+"""Files as rows of named values: JSON lines, a JSON list, CSV, TSV and Parquet; text also compressed by gzip."""
+
+import csv
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from matrix_ssl.errors import DataError, import_extra
+
+Table = list[dict[str, Any]]
+
+_SEPARATORS = {".csv": ",", ".tsv": "\t"}
+_JSON = (".jsonl", ".json", ".ndjson")
+_LARGEST_FIELD = 1 << 27  # characters of a cell; the library's default is 131072
+
+
+def read_table(path: Path) -> tuple[Table, bytes]:
+    """The rows of a file by its ending, and its content.
+
+    Raises:
+        DataError: the file cannot be read, has another ending, or is not what its ending says.
+    """
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    kind = next((suffix for suffix in reversed(suffixes) if suffix != ".gz"), "")
+    try:
+        content = path.read_bytes()
+        plain = gzip.decompress(content) if suffixes[-1:] == [".gz"] else content
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
+    if kind == ".parquet":
+        return _parquet(path, plain), content
+    if kind in _SEPARATORS:
+        return _separated(path, plain, _SEPARATORS[kind]), content
+    if kind in _JSON or plain.lstrip()[:1] in (b"{", b"["):
+        return (_whole if kind == ".json" else _lines)(path, plain), content
+    raise DataError(
+        f"{path} has the ending {kind or 'of no kind'}: expected JSON lines (.jsonl), a JSON list (.json), .csv, .tsv "
+        f"or .parquet; text may be compressed (.gz)."
+    )
+
+
+def _lines(path: Path, content: bytes) -> Table:
+    """One object a line; a file that is a list all the same is read as one."""
+    first = content.lstrip()[:1]
+    try:
+        return _objects((where, _json(line, where)) for where, line in _numbered(path, content))
+    except DataError:
+        rows = _list(content) if first == b"[" else None
+        if rows is None:
+            raise
+        return rows
+
+
+def _whole(path: Path, content: bytes) -> Table:
+    """A list of objects; a file with one object a line all the same is read as that."""
+    if not content.strip():
+        return []
+    if content.lstrip()[:1] == b"{":
+        return _objects((where, _json(line, where)) for where, line in _numbered(path, content))
+    rows = _json(content, str(path))
+    if not isinstance(rows, list):
+        raise DataError(f"{path} is not a list of objects: a file with one object a line is named .jsonl.")
+    return _objects((f"{path}, row {number}", row) for number, row in enumerate(rows, 1))
+
+
+def _list(content: bytes) -> Table | None:
+    """The objects of a JSON list, None if it is none."""
+    try:
+        rows = json.loads(content.decode("utf-8-sig"))
+    except (ValueError, RecursionError):
+        return None
+    return rows if isinstance(rows, list) and all(isinstance(row, dict) for row in rows) else None
+
+
+def _numbered(path: Path, content: bytes) -> Iterator[tuple[str, bytes]]:
+    """The lines that are not blank, each with its place."""
+    for number, line in enumerate(content.splitlines(), 1):
+        if line.strip():
+            yield f"{path}, line {number}", line
+
+
+def _objects(rows: Iterator[tuple[str, Any]]) -> Table:
+    result = []
+    for where, row in rows:
+        if not isinstance(row, dict):
+            raise DataError(f"{where}: expected an object with columns, not {type(row).__name__}.")
+        result.append(row)
+    return result
+
+
+def _json(content: bytes, where: str) -> Any:
+    try:
+        return json.loads(_text(content, where))
+    except RecursionError as error:
+        raise DataError(f"{where}: the values are nested too deeply to be read.") from error
+    except ValueError as error:
+        raise DataError(f"{where}: not JSON: {error}.") from error
+
+
+def _text(content: bytes, where: str) -> str:
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where}: not UTF-8 at byte {error.start}; save the file as UTF-8.") from error
+
+
+def _separated(path: Path, content: bytes, separator: str) -> Table:
+    """Rows below a line of names. A row that is shorter lacks values, one that is longer is an error."""
+    csv.field_size_limit(_LARGEST_FIELD)
+    reader = csv.DictReader(io.StringIO(_text(content, str(path)), newline=""), delimiter=separator, strict=True)
+    rows = []
+    try:
+        for row in reader:
+            if None in row:
+                raise DataError(
+                    f"{path}, line {reader.line_num}: more values than the {len(row) - 1} names in the first line: put "
+                    f"texts with a {separator!r} in quotes."
+                )
+            rows.append(dict(row))
+    except csv.Error as error:
+        raise DataError(f"{path}, line {reader.line_num}: {error}; quotes in a text are doubled.") from error
+    return rows
+
+
+def _parquet(path: Path, content: bytes) -> Table:
+    parquet = import_extra("pyarrow.parquet", extra="llm")
+    try:
+        return list(parquet.read_table(io.BytesIO(content)).to_pylist())
+    except (OSError, ValueError) as error:  # the errors of Arrow are subclasses
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise DataError(
+            f"{path} is not a Parquet file: {reason}. Copy it again, or save its rows as .jsonl."
+        ) from error

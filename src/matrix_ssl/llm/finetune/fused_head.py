@@ -1,0 +1,152 @@
+"""A causal language model whose forward ends in the loss: its head gets hidden states and never makes logits.
+
+For one forward the head's own ``forward`` is replaced by the fused loss, and the model's outputs carry the loss instead
+of logits. The loss is computed inside of the head's call and leaves through the model's outputs, so the hooks of
+DistributedDataParallel, FSDP and DeepSpeed gather its weight and see its gradient as ever.
+
+What turns products into logits is found from the model: the bias of the head, and numbers of the configuration that
+may be scale or cap. They are used only if they reproduce the model's own logits on a batch.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from matrix_ssl.llm.head import Head, effective_rows, find_head, mergeable
+
+_POSITIONS = 8  # whose logits are compared, where the model can leave out the others
+_SCALES = ("logit", "lm_head", "output_multiplier")  # parts of names in a configuration
+_CAPS = ("cap",)
+# relative error of logits that counts as rounding, by their dtype: that of the products, and of TF32 on a GPU
+_ROUNDING = {torch.float64: 1e-10, torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
+_TF32 = 4e-3
+
+
+class HeadForm(NamedTuple):
+    """logits = cap(scale · (hidden @ rowsᵀ + bias)); the bias is the module's own."""
+
+    scale: float = 1.0
+    softcap: float | None = None
+
+
+Compute = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # the loss of hidden states, rows and bias of the head
+
+
+def owner_of_head(model: Any) -> Any:
+    """The causal model whose forward calls the head, also inside of peft's."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+@contextmanager
+def ending_in(model: Any, compute: Compute) -> Iterator[None]:
+    """Within the block the forward of a model (not one wrapped for several processes) has ``compute``'s loss."""
+    owner, head, results = owner_of_head(model), find_head(model), []
+
+    def loss_of(hidden: Tensor, *_: Any, **__: Any) -> Tensor:
+        return compute(hidden, *effective_rows(head)).reshape(1, 1, 1)
+
+    # what the other hooks made of the result: those of DeepSpeed tie its gradient to the gathering of the weight
+    kept = head.register_forward_hook(lambda module, inputs, output: results.append(output))
+    forward = owner.forward
+
+    def forward_with_loss(*args: Any, **kwargs: Any) -> Any:
+        outputs = forward(*args, **kwargs)
+        (loss,) = results
+        others = {key: value for key, value in outputs.items() if key not in ("loss", "logits")}
+        return type(outputs)(loss=loss.reshape(()), **others)
+
+    with _replaced(head, loss_of), _replaced(owner, forward_with_loss):
+        try:
+            yield
+        finally:
+            kept.remove()
+
+
+@torch.no_grad()
+def find_form(model: Any, wrapped: Any, inputs: dict[str, Any]) -> tuple[HeadForm | None, str]:
+    """The form of a model's head, proved on a batch, or None and the reason why its logits cannot be replaced.
+
+    Args:
+        model: the model as it is.
+        wrapped: the model that is called, which may be wrapped for several processes.
+        inputs: a batch, without labels. Random numbers that the forward draws are not used up.
+    """
+    owner, head = owner_of_head(model), find_head(model)
+    if not mergeable(head):
+        return None, "its head has an adapter that is not a sum of products"
+    seen: list[tuple[Tensor, torch.dtype]] = []
+
+    def compare(module: Any, arguments: tuple[Any, ...], output: Tensor) -> None:
+        rows, bias = effective_rows(head)
+        if rows.ndim != 2 or not rows.is_floating_point() or arguments[0].shape[-1] != rows.shape[1]:
+            return
+        hidden, dtype = arguments[0].flatten(0, -2), output.dtype if output.dtype == torch.float64 else torch.float32
+        if torch.is_autocast_enabled(hidden.device.type):
+            hidden, rows = (x.to(torch.get_autocast_dtype(hidden.device.type)) for x in (hidden, rows))
+        with torch.autocast(hidden.device.type, enabled=False):
+            products = Head.of(rows, dtype, bias=bias).logits(hidden)
+        seen.append((products.view(*arguments[0].shape[:-1], -1), output.dtype))
+
+    few = (
+        {"logits_to_keep": _POSITIONS} if "logits_to_keep" in inspect.signature(type(owner).forward).parameters else {}
+    )
+    devices = [x.device for x in inputs.values() if isinstance(x, Tensor) and x.is_cuda][:1]
+    hook = head.register_forward_hook(compare, prepend=True)  # before the weight is spread over processes again
+    try:
+        with torch.random.fork_rng(devices=devices):
+            outputs = wrapped(**inputs, **few)
+    finally:
+        hook.remove()
+    logits = getattr(outputs, "logits", None)
+    if not hasattr(outputs, "items") or not isinstance(logits, Tensor):
+        return None, "its forward returns no logits by name"
+    if len(seen) != 1 or seen[0][0].shape != logits.shape:
+        return None, "its logits are not one product with the weight of its head"
+    products, dtype = seen[0]
+    allowed = _TF32 if logits.is_cuda else 0.0
+    return _match(products, logits, owner.config, allowed=max(allowed, _ROUNDING.get(dtype, 0.0)))
+
+
+def _match(products: Tensor, logits: Tensor, config: Any, *, allowed: float) -> tuple[HeadForm | None, str]:
+    """The scale and the cap of the configuration that make logits of products."""
+    numbers = _numbers(config.get_text_config())
+    scales = {1.0} | {y for name, x in numbers if any(part in name for part in _SCALES) for y in (x, 1 / x)}
+    caps = {None} | {x for name, x in numbers if any(part in name for part in _CAPS) and x > 0}
+    expected = logits.to(products.dtype)
+    norm = expected.norm().clamp_min(torch.finfo(expected.dtype).tiny)
+    errors = {}
+    for form in (HeadForm(scale, cap) for scale in scales for cap in caps):
+        found = products * form.scale
+        if form.softcap is not None:
+            found = form.softcap * torch.tanh(found / form.softcap)
+        errors[form] = float((found - expected).norm() / norm)
+    best = min(errors, key=lambda form: errors[form])
+    if not errors[best] <= allowed:  # a NaN is no proof
+        return None, f"its logits differ from scaled and capped products with its head by {errors[best]:.1g}"
+    return best, ""
+
+
+def _numbers(config: Any) -> list[tuple[str, float]]:
+    """The numbers of a configuration that are not zero, by name."""
+    return [
+        (name, float(value)) for name, value in config.to_dict().items()
+        if isinstance(value, int | float) and not isinstance(value, bool) and value
+    ]  # fmt: skip
+
+
+@contextmanager
+def _replaced(module: Any, forward: Callable[..., Any]) -> Iterator[None]:
+    """A module with a different forward, until the block ends."""
+    before = vars(module).get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        if before is None:
+            del module.forward
+        else:
+            module.forward = before

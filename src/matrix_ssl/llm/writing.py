@@ -1,0 +1,111 @@
+"""Answers of a causal language model to prompts, greedy, in batches of similar length."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from matrix_ssl.errors import ConfigError, import_extra
+from matrix_ssl.llm.data.examples import check_end, special_tokens
+from matrix_ssl.llm.data.templates import STOPS, TemplateName, adds_special_tokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_KEPT = ("eos_token_id", "bos_token_id", "pad_token_id")  # of the folder's generation settings
+Progress = Callable[[int, int, float], None]  # answers so far, of how many, new tokens a second
+
+
+class Written(NamedTuple):
+    """Answers in the order of the prompts, and how fast they were written."""
+
+    texts: list[str]
+    tokens: int  # new ones, ends included
+    seconds: float
+
+
+def ignored_settings(model: "PreTrainedModel") -> dict[str, Any]:
+    """What a model's folder asks of generation (sampling, beams, penalties) and greedy decoding leaves out."""
+    own = getattr(model, "generation_config", None)
+    values = own.to_diff_dict() if own is not None else {}
+    return {
+        key: x for key, x in values.items() if key not in (*_KEPT, "transformers_version") and not key.startswith("_")
+    }
+
+
+@contextmanager
+def greedy(model: "PreTrainedModel") -> Iterator[None]:
+    """Within the block a model generates greedily, whatever its folder says; its end tokens stay."""
+    own = getattr(model, "generation_config", None)
+    kept = {key: getattr(own, key, None) for key in _KEPT}
+    model.eval()
+    model.generation_config = import_extra("transformers", extra="llm").GenerationConfig(
+        do_sample=False, num_beams=1, **kept
+    )
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
+def write(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[str], *,
+    template: TemplateName, batch_size: int, max_new_tokens: int,
+    on_progress: Progress = lambda done, total, rate: None,
+) -> Written:  # fmt: skip
+    """The answers to prompts as ``templates.prompt`` writes them, up to an end token or a stop of the template.
+
+    Prompts are sorted by length, the longest first, so that batches need little filling, and what does not fit into
+    memory fails at once. The order changes no answer but by rounding.
+    """
+    special, end = adds_special_tokens(template), check_end(tokenizer)
+    ending = len(special_tokens(tokenizer)[1]) if special else 0
+    encoded = [ids[: len(ids) - ending] for ids in tokenizer(list(prompts), add_special_tokens=special)["input_ids"]]
+    check_room(model, max(map(len, encoded)), max_new_tokens)
+    order = sorted(range(len(encoded)), key=lambda i: -len(encoded[i]))
+    texts, tokens, started = [""] * len(encoded), 0, time.monotonic()
+    filler = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end
+    with greedy(model), torch.inference_mode():
+        for first in range(0, len(order), batch_size):
+            part = order[first : first + batch_size]
+            longest = len(encoded[part[0]])
+            ids = torch.tensor([[filler] * (longest - len(encoded[i])) + encoded[i] for i in part])
+            mask = torch.tensor([[0] * (longest - len(encoded[i])) + [1] * len(encoded[i]) for i in part])
+            new = model.generate(
+                input_ids=ids.to(model.device), attention_mask=mask.to(model.device), max_new_tokens=max_new_tokens,
+                pad_token_id=filler, **_stopping(tokenizer, template),
+            )[:, longest:].tolist()  # fmt: skip
+            for i, answer in zip(part, new, strict=True):
+                answer = _until_end(answer, model, end)
+                tokens += len(answer)
+                texts[i] = _until_stop(tokenizer.decode(answer, skip_special_tokens=True), template)
+            on_progress(min(first + batch_size, len(order)), len(order), tokens / (time.monotonic() - started))
+    return Written(texts, tokens, time.monotonic() - started)
+
+
+def check_room(model: "PreTrainedModel", longest: int, max_new_tokens: int) -> None:
+    """Raises ConfigError where the longest prompt and its answer have more tokens than the model has positions."""
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if positions is not None and longest + max_new_tokens > positions:
+        raise ConfigError(
+            f"The longest prompt ({longest} tokens) and max_new_tokens={max_new_tokens} exceed the model's {positions} "
+            f"positions: lower --max-new-tokens."
+        )
+
+
+def _stopping(tokenizer: "PreTrainedTokenizerBase", template: TemplateName) -> dict[str, Any]:
+    return {"stop_strings": list(STOPS[template]), "tokenizer": tokenizer} if STOPS[template] else {}
+
+
+def _until_end(answer: list[int], model: "PreTrainedModel", end: int) -> list[int]:
+    """The tokens up to the first end, which counts; filler follows it in a batch."""
+    ends = model.generation_config.eos_token_id
+    ends = {end, *(ends if isinstance(ends, list) else [ends])}
+    place = next((i for i, token in enumerate(answer) if token in ends), len(answer))
+    return answer[: place + 1]
+
+
+def _until_stop(text: str, template: TemplateName) -> str:
+    return text[: min([len(text), *(text.find(stop) for stop in STOPS[template] if stop in text)])]
