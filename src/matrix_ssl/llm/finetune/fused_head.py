@@ -47,7 +47,8 @@ def ending_in(model: Any, compute: Compute) -> Iterator[None]:
     owner, head, results = owner_of_head(model), find_head(model), []
 
     def loss_of(hidden: Tensor, *_: Any, **__: Any) -> Tensor:
-        return compute(hidden, *effective_rows(head)).reshape(1, 1, 1)
+        loss = compute(hidden, *effective_rows(head))
+        return loss * loss.new_ones(1, 1, 1)  # FSDP wants no view
 
     # what the other hooks made of the result: those of DeepSpeed tie its gradient to the gathering of the weight
     kept = head.register_forward_hook(lambda module, inputs, output: results.append(output))
@@ -57,7 +58,7 @@ def ending_in(model: Any, compute: Compute) -> Iterator[None]:
         outputs = forward(*args, **kwargs)
         (loss,) = results
         others = {key: value for key, value in outputs.items() if key not in ("loss", "logits")}
-        return type(outputs)(loss=loss.reshape(()), **others)
+        return type(outputs)(loss=loss.sum(), **others)
 
     with _replaced(head, loss_of), _replaced(owner, forward_with_loss):
         try:
