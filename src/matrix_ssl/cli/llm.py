@@ -1,8 +1,9 @@
-"""The commands ``matrix-ssl llm finetune``, ``score`` and ``diagnose``."""
+"""The commands ``matrix-ssl llm finetune``, ``generate``, ``score`` and ``diagnose``."""
 
+import json
 import logging
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import click
 
@@ -19,7 +20,7 @@ _columns = click.option("--columns", metavar="NAMES", help="Columns with questio
 
 @click.group()
 def llm() -> None:
-    """Language models: fine-tune with matrix cross-entropy, score and diagnose."""
+    """Language models: fine-tune with matrix cross-entropy, generate, score and diagnose."""
     for library in ("bitsandbytes", "lm_eval"):  # they warn of kernels and of a model that is passed as an object
         logging.getLogger(library).setLevel(logging.ERROR)
 
@@ -32,8 +33,11 @@ def _names(columns: str | None) -> tuple[str, ...]:
 @click.option("--model", required=True, metavar="FOLDER|NAME|config:PATH", help="Model: a folder in safetensors "
               "with its tokenizer, a name of the Hugging Face hub, or a configuration for random "
               "weights.")  # fmt: skip
-@click.option("--data", required=True, metavar="FILE|hf:NAME", help="Questions and answers: .jsonl, .jsonl.gz, a list "
-              "in .json, or a dataset of the hub.")  # fmt: skip
+@click.option("--data", required=True, metavar="FILE|hf:NAME", help="Questions and answers: .jsonl, .json, .csv or "
+              ".parquet, or hf:NAME:CONFIGURATION:SPLIT of the hub.")  # fmt: skip
+@click.option("--eval-data", default="", metavar="FILE|hf:NAME", help="Questions and answers that are measured and not "
+              "learned; the checkpoint with their lowest loss is kept.  [default: none; --set held_out=0.1 takes a "
+              "tenth of --data]")  # fmt: skip
 @click.option("--template", type=_template, required=True, help="Template that turns a question into a prompt.")
 @_columns
 @click.option("--load-in-4bit", is_flag=True, help="Hold the linear layers below the adapters in four bits (QLoRA); "
@@ -43,7 +47,7 @@ def _names(columns: str | None) -> tuple[str, ...]:
 @options.fresh
 @options.device
 def finetune(
-    model: str, data: str, template: TemplateName, columns: str | None, load_in_4bit: bool,
+    model: str, data: str, eval_data: str, template: TemplateName, columns: str | None, load_in_4bit: bool,
     assignments: tuple[str, ...], out: Path, fresh: bool, device: str,
 ) -> None:  # fmt: skip
     """Fine-tune a language model on questions and answers. Run the same command to resume.
@@ -51,7 +55,9 @@ def finetune(
     Only answers are learned. docs/llm.md lists the settings: objective.weight, epochs, batch_size, learning_rate, lora
     and others. Their defaults are MetaMath's.
     """
-    settings = FineTuneSettings(model=model, data=data, template=template, columns=_names(columns))
+    settings = FineTuneSettings(
+        model=model, data=data, eval_data=eval_data, template=template, columns=_names(columns)
+    )  # fmt: skip
     settings = settings.override([*(["load_in_4bit=true"] if load_in_4bit else []), *assignments])
     from matrix_ssl import distributed
     from matrix_ssl.data.hub import quiet_transformers
@@ -71,18 +77,89 @@ def finetune(
                 )
             runs.run(prepared, out, display=s.display)
         if s.main:
+            options.say(f"Ask it: matrix-ssl llm generate --model {out} --prompt TEXT")
             options.show(model=out / MODEL, result=result)
 
 
+_model = click.option("--model", required=True, metavar="FOLDER|NAME", help="Model: a run of finetune, a folder, or a "
+                      "name of the Hugging Face hub.")  # fmt: skip
+_template_of_run = click.option("--template", type=_template, help="Template that turns a question into a prompt.  "
+                                "[default: that of the run]")  # fmt: skip
+
+
+def _open(model: str, template: TemplateName | None, device: str) -> tuple[Any, Any, TemplateName]:
+    """A model on its device, its tokenizer, and the template of the option or of the run."""
+    from matrix_ssl.data.hub import quiet_transformers
+    from matrix_ssl.llm import models
+    from matrix_ssl.runs import devices
+
+    place, settings = models.find_model(model)
+    chosen: TemplateName | None = template or settings.get("template")
+    if chosen is None:
+        raise ConfigError(f"{model} does not record the template it was trained with: give --template.")
+    tokenizer = models.open_tokenizer(place)
+    with quiet_transformers():
+        network = models.open_model(place, adapter=True).to(devices.choose_device(device))
+    return network, tokenizer, chosen
+
+
 @llm.command()
-@click.option("--model", required=True, metavar="FOLDER|NAME", help="Model: a run of finetune, a folder, or a "
-              "name of the Hugging Face hub.")  # fmt: skip
-@click.option("--task", type=click.Choice(["gsm8k"]), default="gsm8k", show_default=True, help="Benchmark.")
-@click.option("--data", required=True, metavar="FILE|hf:NAME", help="Questions with answers "
+@_model
+@click.option("--prompt", "prompts", multiple=True, metavar="TEXT", help="A question; may be repeated.")
+@click.option("--data", metavar="FILE|hf:NAME", help="A file of questions: .txt with one a line, or as for "
+              "finetune.")  # fmt: skip
+@_columns
+@_template_of_run
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="Answer only the first N questions.")
+@click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True, help="Questions per batch.")
+@click.option(
+    "--max-new-tokens", type=click.IntRange(1), default=256, show_default=True, help="Maximum tokens per answer."
+)
+@click.option("--out", type=options.PATH, metavar="FILE", help="File with a JSON line for each question.  [default: "
+              "none, the answers are printed]")  # fmt: skip
+@options.device
+def generate(
+    model: str, prompts: tuple[str, ...], data: str | None, columns: str | None, template: TemplateName | None,
+    limit: int | None, batch_size: int, max_new_tokens: int, out: Path | None, device: str,
+) -> None:  # fmt: skip
+    """Let a language model answer questions, greedily."""
+    if bool(prompts) == (data is not None):
+        raise ConfigError("Name the questions by --prompt TEXT, or a file of them by --data FILE.")
+    from matrix_ssl.llm import writing
+    from matrix_ssl.llm.data import question_files, templates
+    from matrix_ssl.runs.files import check_writable, write_text
+
+    if out is not None:
+        check_writable(out)
+    questions = [*prompts] if data is None else question_files.read_questions(data, _names(columns))
+    network, tokenizer, chosen = _open(model, template, device)
+    templates.check_template(chosen, tokenizer)
+    texts = [templates.prompt(templates.Exchange.of(text, ""), chosen, tokenizer) for text in questions[:limit]]
+    with options.stderr.status("answering") as status:
+        written = writing.write(
+            network, tokenizer, texts, template=chosen, batch_size=batch_size, max_new_tokens=max_new_tokens,
+            on_progress=lambda done, total, rate: status.update(f"{done}/{total} answers, {rate:.0f} tokens/s"),
+        )  # fmt: skip
+    options.say(f"{written.tokens} tokens in {written.seconds:.1f} s, {written.tokens / written.seconds:.0f} tokens/s.")
+    if out is None:
+        for question, answer in zip(questions, written.texts, strict=False):
+            heading = f"> {question}\n" if len(texts) > 1 else ""
+            options.stdout.print(f"{heading}{answer}", markup=False)
+        return
+    pairs = zip(questions, written.texts, strict=False)
+    lines = (json.dumps({"question": one, "answer": other}, ensure_ascii=False) for one, other in pairs)
+    write_text(out, "".join(f"{line}\n" for line in lines))
+    options.show(answers=out)
+
+
+@llm.command()
+@_model
+@click.option("--task", type=click.Choice(["gsm8k", "exact"]), default="gsm8k", show_default=True, help="Benchmark: "
+              "numbers as in GSM8K, or whole answers that match exactly.")  # fmt: skip
+@click.option("--data", required=True, metavar="FILE|hf:NAME", help="Questions with answers, for gsm8k such "
               "that end in #### and a number.")  # fmt: skip
 @_columns
-@click.option("--template", type=_template, help="Template that turns a question into a prompt.  "
-              "[default: that of the run]")  # fmt: skip
+@_template_of_run
 @click.option("--extract", "extraction", type=click.Choice(get_args(Extraction)), help="Rule that extracts the number "
               "from an answer.  [default: answer-is with the template metamath, else strict-match]")  # fmt: skip
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Score only the first N questions.")
@@ -97,40 +174,44 @@ def score(
     model: str, task: str, data: str, columns: str | None, template: TemplateName | None, extraction: Extraction | None,
     limit: int | None, batch_size: int, max_new_tokens: int, out: Path | None, device: str,
 ) -> None:  # fmt: skip
-    """Let a language model answer questions and count the right answers, by lm-evaluation-harness."""
-    from matrix_ssl.data.hub import quiet_transformers
-    from matrix_ssl.llm import models
+    """Let a language model answer questions and count the right answers: GSM8K by lm-evaluation-harness."""
+    from matrix_ssl.llm import exact, models, writing
     from matrix_ssl.llm import score as scoring
     from matrix_ssl.llm.data import question_files
     from matrix_ssl.runs import devices
     from matrix_ssl.runs.files import check_writable, write_json
 
-    place, settings = models.find_model(model)
-    chosen: TemplateName | None = template or settings.get("template")
-    if chosen is None:
-        raise ConfigError(f"{model} does not record the template it was trained with: give --template.")
+    if extraction is not None and task == exact.EXACT:
+        raise ConfigError(f"--extract {extraction} finds numbers: remove it with --task exact.")
+    models.find_model(model)  # an incomplete run is an error before anything is opened
     out = out or (Path(model) if models.is_folder(model) else Path()) / f"{task}.jsonl"
     for path in (out, summary := out.with_suffix(".json")):
         check_writable(path)
-    where = devices.choose_device(device)
     rows = question_files.read_rows(data)
-    tokenizer = models.open_tokenizer(place)
-    with quiet_transformers():
-        network = models.open_model(place, adapter=True).to(where)
-    scores = scoring.score_model(
-        network, tokenizer, rows, template=chosen, columns=_names(columns), limit=limit, batch_size=batch_size,
-        max_new_tokens=max_new_tokens, extraction=extraction,
-    )  # fmt: skip
+    network, tokenizer, chosen = _open(model, template, device)
+    common: dict[str, Any] = {"template": chosen, "columns": _names(columns), "limit": limit, "batch_size": batch_size,
+                              "max_new_tokens": max_new_tokens}  # fmt: skip
+    if task == exact.EXACT:
+        with options.stderr.status("answering") as status:
+            scores = exact.score_exact(
+                network, tokenizer, rows, **common,
+                on_progress=lambda done, total, rate: status.update(f"{done}/{total} answers, {rate:.0f} tokens/s"),
+            )  # fmt: skip
+    else:
+        scores = scoring.score_model(network, tokenizer, rows, **common, extraction=extraction)
     scoring.write_answers(out, scores)
     origin = {"model": model, "task": task, "data": {"name": data, "sha256": rows.sha256}, "template": chosen,
-           "max_new_tokens": max_new_tokens}  # fmt: skip
-    write_json(summary, scores.to_dict() | origin | {"environment": devices.environment(where)})
+              "max_new_tokens": max_new_tokens, "ignored_generation_settings": writing.ignored_settings(network),
+              "environment": devices.environment(network.device)}  # fmt: skip
+    write_json(summary, scores.to_dict() | origin)
     for name, value in scores.accuracies.items():
         low, high = scores.interval(name)
-        mark = " *" if name == scores.extraction else ""
+        mark = " *" if name == scores.extraction and len(scores.accuracies) > 1 else ""
         interval = f"{100 * low:.1f}–{100 * high:.1f}"
         questions = f"{len(scores.answers)} questions"
         options.stdout.print(f"{name:16s} {100 * value:5.1f} %  ({interval}, {questions}){mark}", markup=False)
+    if scores.tokens_per_second is not None:
+        options.say(f"{scores.tokens_per_second:.0f} tokens/s.")
     options.show(answers=out, result=summary)
 
 

@@ -7,11 +7,13 @@ Numbers are compared as text, without commas, dollar signs and a final full stop
 Reference: Cobbe et al., "Training Verifiers to Solve Math Word Problems", arXiv 2110.14168, 2021.
 """
 
+import dataclasses
 import importlib.resources
 import json
 import operator
 import re
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,9 +58,10 @@ class Answered:
 class Score:
     """The accuracy of every extraction, and the answers under the chosen one."""
 
-    extraction: Extraction
+    extraction: str  # an Extraction, or "exact"
     accuracies: dict[str, float]  # 0 to 1, by extraction
     answers: list[Answered]
+    tokens_per_second: float | None = None  # new ones, in all sequences of a batch together
 
     def interval(self, extraction: str) -> tuple[float, float]:
         """The 95 % interval of an accuracy, for independent questions: within [0, 1], and accurate near its ends, too.
@@ -75,7 +78,7 @@ class Score:
         """Accuracies and their 95 % intervals."""
         rows = {key: {"accuracy": x, "interval": list(self.interval(key))} for key, x in self.accuracies.items()}
         return {**rows[self.extraction], "questions": len(self.answers), "extraction": self.extraction,
-                "extractions": rows}  # fmt: skip
+                "extractions": rows, "tokens_per_second": self.tokens_per_second}  # fmt: skip
 
 
 def default_extraction(template: TemplateName) -> Extraction:
@@ -99,7 +102,11 @@ def score_model(
     extraction = extraction or default_extraction(template)
     with greedy(model):
         writer = _writer(model, tokenizer, batch_size=batch_size, max_length=positions, special=special)
-        return score_with(writer, docs, stops=STOPS[template], max_new_tokens=max_new_tokens, extraction=extraction)
+        started = time.monotonic()
+        score = score_with(writer, docs, stops=STOPS[template], max_new_tokens=max_new_tokens, extraction=extraction)
+        seconds = time.monotonic() - started
+    written = tokenizer([answer.completion for answer in score.answers], add_special_tokens=False)["input_ids"]
+    return dataclasses.replace(score, tokens_per_second=sum(map(len, written)) / seconds)
 
 
 def _writer(

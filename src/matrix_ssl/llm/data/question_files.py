@@ -8,7 +8,7 @@ from typing import Any
 
 from matrix_ssl.data.hub import open_dataset
 from matrix_ssl.errors import DataError, did_you_mean, import_extra
-from matrix_ssl.llm.data.tables import read_table
+from matrix_ssl.llm.data.tables import read_lines, read_table
 from matrix_ssl.llm.data.templates import Exchange
 
 ALPACA = ("instruction", "input", "output")  # the input may be empty
@@ -37,6 +37,27 @@ def read_rows(data: str) -> Rows:
     if not rows:
         raise DataError(f"{data} is empty: it needs at least one question and its answer.")
     return Rows(rows, data, hashlib.sha256(content).hexdigest())
+
+
+def read_questions(data: str, columns: Sequence[str] = ()) -> list[str]:
+    """The questions of a file or dataset, with or without answers, or the lines of a text file (.txt)."""
+    if data.lower().endswith(".txt") and not data.startswith(_HUB):
+        lines = read_lines(Path(data))
+        return [_encodable(line, f"{data}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
+    rows = read_rows(data)
+    name = next(iter(columns), None) or next((names[0] for names in KNOWN if names[0] in rows.rows[0]), None)
+    if name is None or name not in rows.rows[0]:
+        present = ", ".join(rows.rows[0])
+        raise DataError(f"{rows.name} has the columns {present}, of which none is known to hold questions: name one "
+                        f"with --columns.")  # fmt: skip
+    questions = []
+    for number, row in enumerate(rows.rows, 1):
+        text, where = row.get(name), f"{rows.name}, row {number}"
+        if not isinstance(text, str) or not text.strip():
+            raise DataError(f"{where}: {name} is {text!r}; expected a non-empty string.")
+        extra = row.get(ALPACA[1]) if name == ALPACA[0] else None
+        questions.append(_encodable(f"{text}\n\n{extra}" if extra else text, where))
+    return questions
 
 
 def find_columns(rows: Rows, columns: Sequence[str] = ()) -> tuple[str, ...]:

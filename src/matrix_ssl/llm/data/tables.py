@@ -43,6 +43,15 @@ def read_table(path: Path) -> tuple[Table, bytes]:
     )
 
 
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file, without their ends."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
+    return _text(content, str(path)).splitlines()
+
+
 def _lines(path: Path, content: bytes) -> Table:
     """One object a line; a file that is a list all the same is read as one."""
     first = content.lstrip()[:1]

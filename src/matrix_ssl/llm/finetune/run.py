@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 PACKAGES = ("transformers", "accelerate", "peft", "tokenizers", "bitsandbytes", "deepspeed")
 _STATE = "trainer_state.json"  # the Trainer writes it last
+_FEW_STEPS = 10
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Prepared:
     arguments: "TrainingArguments"
     rows: Rows
     examples: Examples
+    held_out: Examples | None  # measured and not learned
     tokenizer: "PreTrainedTokenizerBase"
     model: Any  # a PreTrainedModel, or one that peft has wrapped
     trainer: MatrixTrainer
@@ -56,7 +58,8 @@ class Prepared:
         loss = f"ce + {o.weight:g} mce ({o.form}, ridge {o.ridge:g})" if o.weight else "ce"
         kind = f"LoRA of rank {s.lora}{' in 4 bits' if s.load_in_4bit else ''}" if s.lora else "all weights"
         return (
-            f"{s.model}, {kind}; {len(self.examples)} examples, {self.examples.learned} tokens to learn; {loss}; "
+            f"{s.model}, {kind}; {len(self.examples)} examples, {self.examples.learned} tokens to learn"
+            f"{f', {len(self.held_out)} held out' if self.held_out is not None else ''}; {loss}; "
             f"{s.epochs:g} epochs of batch {s.batch_size}, seed {s.seed}; {devices.device_name(self.device)}, "
             f"{processes} process{'es' if processes > 1 else ''}"
         )
@@ -64,13 +67,19 @@ class Prepared:
     def counts(self) -> dict[str, int]:
         """Numbers of rows, examples and tokens."""
         e = self.examples
+        held_out = {} if self.held_out is None else {"held_out": len(self.held_out)}
         return {"rows": len(self.rows.rows), "examples": len(e), "cut": e.cut, "dropped": e.dropped,
-                "tokens": len(e.tokens), "tokens_learned": e.learned}  # fmt: skip
+                "tokens": len(e.tokens), "tokens_learned": e.learned} | held_out  # fmt: skip
 
     def description(self) -> dict[str, Any]:
         """The content of ``config.json``."""
         settings = dataclasses.asdict(self.settings)
-        return {"places": {"data": settings.pop("data")}, "settings": settings, "data_sha256": self.rows.sha256}
+        places = {"data": settings.pop("data")}
+        if eval_data := settings.pop("eval_data"):
+            places["eval_data"] = eval_data
+        if not settings["held_out"]:
+            del settings["held_out"]  # runs of earlier versions have none
+        return {"places": places, "settings": settings, "data_sha256": self.rows.sha256}
 
 
 def prepare(settings: FineTuneSettings, out: Path, *, device: torch.device) -> Prepared:
@@ -80,10 +89,7 @@ def prepare(settings: FineTuneSettings, out: Path, *, device: torch.device) -> P
     rows = read_rows(settings.data)
     tokenizer = open_tokenizer(settings.model)
     check_template(settings.template, tokenizer)
-    examples = make_examples(
-        exchanges(rows, find_columns(rows, settings.columns)),
-        template=settings.template, tokenizer=tokenizer, max_length=settings.max_length,
-    )  # fmt: skip
+    examples, held_out = _examples(settings, rows, tokenizer)
     if settings.lora and settings.model.startswith(FROM_CONFIG):
         raise ConfigError(
             f"lora={settings.lora} on random weights saves an adapter without its model: train the whole model first."
@@ -95,12 +101,14 @@ def prepare(settings: FineTuneSettings, out: Path, *, device: torch.device) -> P
             f"The weights of {settings.model} are quantized, which cannot be trained: set lora, such as lora=16, or "
             f"use the model before quantization."
         )
-    _check_tokens(examples, model, settings)
+    for part in (examples, held_out):
+        if part is not None:
+            _check_tokens(part, model, settings)
     check_trainable(model, arguments, settings.objective)
     if settings.lora:
         model = add_lora(model, rank=settings.lora, seed=settings.seed)
-    trainer = _make_trainer(model, tokenizer, examples, arguments, settings.objective)
-    return Prepared(settings, device, arguments, rows, examples, tokenizer, model, trainer)
+    trainer = _make_trainer(model, tokenizer, (examples, held_out), arguments, settings.objective)
+    return Prepared(settings, device, arguments, rows, examples, held_out, tokenizer, model, trainer)
 
 
 def run(prepared: Prepared, out: Path, *, display: Display) -> dict[str, Any]:
@@ -131,6 +139,7 @@ def run(prepared: Prepared, out: Path, *, display: Display) -> dict[str, Any]:
         "finished": True,
         "steps": trainer.state.global_step,
         "losses": {"first": recorder.lines[0], "last": recorder.lines[-1]} if recorder.lines else {},
+        **({"held_out": _held_out(trainer, recorder)} if recorder.evaluations else {}),
         "counts": prepared.counts(),
         "parameters": _count(parameters),
         "parameters_trained": _count(p for p in parameters if p.requires_grad),
@@ -138,14 +147,68 @@ def run(prepared: Prepared, out: Path, *, display: Display) -> dict[str, Any]:
         **prepared.description(),
         "environment": read_json(out / ENVIRONMENT),
     }
+    for sentence in _what_was_learnt(result, prepared.settings):
+        display.say(sentence)
     write_json(out / RESULT, result)  # last: it marks the run complete
     shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)  # several times as large as the model
     return result
 
 
+def _examples(
+    settings: FineTuneSettings, rows: Rows, tokenizer: "PreTrainedTokenizerBase"
+) -> tuple[Examples, Examples | None]:
+    """What is learned, and what is measured and not learned."""
+    asked = exchanges(rows, find_columns(rows, settings.columns))
+    kept: list[Any] = []
+    if settings.eval_data:
+        others = read_rows(settings.eval_data)
+        kept = exchanges(others, find_columns(others, settings.columns))
+    elif settings.held_out:
+        number = round(settings.held_out * len(asked))
+        if not 0 < number < len(asked):
+            raise ConfigError(
+                f"held_out={settings.held_out:g} of {len(asked)} rows holds out {number}: leave rows on both sides."
+            )
+        order = torch.randperm(len(asked), generator=torch.Generator().manual_seed(settings.seed)).tolist()
+        kept, asked = [asked[i] for i in sorted(order[:number])], [asked[i] for i in sorted(order[number:])]
+
+    def make(some: list[Any]) -> Examples:
+        return make_examples(
+            some, template=settings.template, tokenizer=tokenizer, max_length=settings.max_length
+        )  # fmt: skip
+
+    return make(asked), make(kept) if kept else None
+
+
+def _held_out(trainer: MatrixTrainer, recorder: Recorder) -> dict[str, Any]:
+    """The measures of held-out rows at the start, and of the model that is kept."""
+    best = min((line for line in recorder.evaluations if line["step"]), key=lambda line: line["eval_loss"])
+    kept = best if trainer.args.load_best_model_at_end else recorder.evaluations[-1]
+    return {"first": recorder.evaluations[0], "kept": kept}
+
+
+def _what_was_learnt(result: dict[str, Any], settings: FineTuneSettings) -> list[str]:
+    """Sentences for the end of a run."""
+    sentences, steps = [], result["steps"]
+    if losses := result["losses"]:
+        first, last = losses["first"], losses["last"]
+        text = f"Loss {first['loss']:.3g} at step {first['step']}, {last['loss']:.3g} at step {last['step']}"
+        if held_out := result.get("held_out"):
+            first, kept = held_out["first"], held_out["kept"]
+            text += f"; held out {first['eval_loss']:.3g} at step {first['step']}, {kept['eval_loss']:.3g} at step "
+            text += f"{kept['step']}, the model that is kept"
+        sentences.append(f"{text}.")
+    if steps <= _FEW_STEPS:
+        sentences.append(
+            f"The training had only {steps} step{'s' * (steps > 1)}: with few data, lower batch_size (it is "
+            f"{settings.batch_size}) or raise epochs ({settings.epochs:g})."
+        )
+    return sentences
+
+
 def _make_trainer(
-    model: Any, tokenizer: "PreTrainedTokenizerBase", examples: Examples, arguments: "TrainingArguments",
-    matrix: Objective,
+    model: Any, tokenizer: "PreTrainedTokenizerBase", data: tuple[Examples, Examples | None],
+    arguments: "TrainingArguments", matrix: Objective,
 ) -> MatrixTrainer:  # fmt: skip
     """The trainer, which must not write yet; what its library would refuse in the middle of a run, it refuses here."""
     from transformers import PrinterCallback
@@ -154,8 +217,8 @@ def _make_trainer(
     try:
         with tempfile.TemporaryDirectory() as arguments.output_dir:  # the library makes the folder at once
             trainer = MatrixTrainer(
-                model=model, args=arguments, train_dataset=examples, data_collator=collator(tokenizer),
-                processing_class=tokenizer, matrix=matrix,
+                model=model, args=arguments, train_dataset=data[0], eval_dataset=data[1],
+                data_collator=collator(tokenizer), processing_class=tokenizer, matrix=matrix,
             )  # fmt: skip
         _try_optimizer(trainer)
     except (ValueError, ImportError, TypeError, KeyError) as error:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
 
-from annotated_types import Ge, Le
+from annotated_types import Ge, Le, Lt
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from matrix_ssl.config import check_type, override, split_assignment
@@ -56,8 +56,10 @@ class FineTuneSettings:
     """A model, what it learns, by which loss and how."""
 
     model: str  # folder, name of the hub, or config: and a configuration
-    data: str  # file, or hf: and a name
+    data: str  # file, or hf: and a name, configuration and split
     template: TemplateName
+    eval_data: str = ""  # the same, of questions and answers that are not learned; empty: none
+    held_out: Annotated[float, Ge(0), Lt(1)] = 0.0  # share of the rows of ``data`` that are not learned but measured
     columns: tuple[str, ...] = ()  # with questions and answers, or with messages; none: those with the usual names
     objective: Objective = DEFAULTS
     lora: NonNegativeInt = 0  # rank of adapters on all linear layers but the head; 0: all weights are trained
@@ -71,7 +73,9 @@ class FineTuneSettings:
     arguments: tuple[str, ...] = ()  # key=value, of transformers' TrainingArguments
 
     def __post_init__(self) -> None:
-        """Raises ConfigError for four bits without adapters."""
+        """Raises ConfigError for four bits without adapters, and for two sources of held-out rows."""
+        if self.eval_data and self.held_out:
+            raise ConfigError(f"held_out={self.held_out} beside --eval-data {self.eval_data}: remove one of them.")
         if self.load_in_4bit and not self.lora:
             raise ConfigError(
                 "load_in_4bit needs adapters, as weights in four bits cannot be trained: set lora, for example lora=16."
@@ -85,6 +89,11 @@ class FineTuneSettings:
         for assignment in assignments:
             (own if split_assignment(assignment)[0].partition(".")[0] in names else others).append(assignment)
         return dataclasses.replace(override(self, own), arguments=tuple(others))
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether rows are measured that are not learned."""
+        return bool(self.eval_data or self.held_out)
 
     def per_process(self, processes: int) -> int:
         """Sequences of a micro-batch of one process."""
@@ -102,10 +111,12 @@ def training_arguments(settings: FineTuneSettings, *, output: Path, processes: i
     from matrix_ssl.runs import devices
 
     transformers = import_extra("transformers", extra="llm")
+    assigned = parse_assignments(settings.arguments)
     values = {
         **_ARGUMENTS,
         "bf16": devices.choose_precision("auto", device) == "bfloat16",
-        **parse_assignments(settings.arguments),
+        **(_evaluation(settings, processes, _ARGUMENTS | assigned) if settings.evaluates else {}),
+        **assigned,
         "output_dir": str(output),
         "num_train_epochs": settings.epochs,
         "per_device_train_batch_size": settings.per_process(processes),
@@ -132,6 +143,19 @@ def training_arguments(settings: FineTuneSettings, *, output: Path, processes: i
             f"They are saved in the precision that the model computes in."
         )
     return arguments
+
+
+def _evaluation(settings: FineTuneSettings, processes: int, assigned: dict[str, Any]) -> dict[str, Any]:
+    """Arguments that measure held-out rows at the start and with every checkpoint, and keep the best one."""
+    saves = assigned["save_strategy"] in ("steps", "epoch")
+    return {
+        "eval_strategy": assigned["save_strategy"] if saves else "epoch",
+        "eval_steps": assigned.get("save_steps", 500),
+        "eval_on_start": True,
+        "per_device_eval_batch_size": settings.per_process(processes),
+        "load_best_model_at_end": saves,
+        "metric_for_best_model": "eval_loss",
+    }
 
 
 def _refused(values: dict[str, Any], error: Exception) -> ConfigError:

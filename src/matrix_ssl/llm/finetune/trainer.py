@@ -245,8 +245,21 @@ class Recorder(TrainerCallback):
 
     @property
     def lines(self) -> list[dict[str, Any]]:
-        """All lines of the run; empty except on the main process."""
-        return self._writer.history if self._writer is not None else []
+        """All lines of the training; empty except on the main process."""
+        return [line for line in self._writer.history if "loss" in line] if self._writer is not None else []
+
+    @property
+    def evaluations(self) -> list[dict[str, Any]]:
+        """All lines of held-out rows; empty except on the main process."""
+        return [line for line in self._writer.history if "eval_loss" in line] if self._writer is not None else []
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **_: Any) -> None:
+        """Writes a line of held-out rows, unless a resumed run repeats one."""
+        if self._writer is None or any(line["step"] == state.global_step for line in self.evaluations):
+            return
+        names = [f"eval_{key}" for key in ("loss", *_MEASURES)]
+        self._writer.write({"step": state.global_step, **{key: metrics[key] for key in names if key in metrics}})
+        self._display.say(f"step {state.global_step}/{state.max_steps}  held out: loss {metrics['eval_loss']:.4g}")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         """Writes a line of the training."""

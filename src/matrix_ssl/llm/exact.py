@@ -1,0 +1,43 @@
+"""Exact match of whole answers that are no numbers, zero-shot and greedy, with the prompt of the fine-tuning.
+
+Two texts match if they are equal up to white space, letter case and a full stop at the end.
+"""
+
+from typing import TYPE_CHECKING
+
+from matrix_ssl.llm.data.question_files import Rows, exchanges, find_columns
+from matrix_ssl.llm.data.templates import TemplateName, check_template, prompt
+from matrix_ssl.llm.score import Answered, Score
+from matrix_ssl.llm.writing import Progress, write
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+EXACT = "exact"
+
+
+def score_exact(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", rows: Rows, *,
+    template: TemplateName, columns: tuple[str, ...] = (), limit: int | None = None, batch_size: int = 16,
+    max_new_tokens: int = 512, on_progress: Progress = lambda done, total, rate: None,
+) -> Score:  # fmt: skip
+    """The share of the first ``limit`` questions to which the model gives the answer of the file."""
+    check_template(template, tokenizer)
+    asked = exchanges(rows, find_columns(rows, columns))[:limit]
+    prompts = [prompt(one, template, tokenizer) for one in asked]
+    written = write(
+        model, tokenizer, prompts, template=template, batch_size=batch_size, max_new_tokens=max_new_tokens,
+        on_progress=on_progress,
+    )  # fmt: skip
+    answers = [
+        Answered(one.messages[-1]["content"], text, completion, normalised(completion), one.answer,
+                 right=normalised(completion) == normalised(one.answer))
+        for one, text, completion in zip(asked, prompts, written.texts, strict=True)
+    ]  # fmt: skip
+    accuracy = sum(answer.right for answer in answers) / len(answers)
+    return Score(EXACT, {EXACT: accuracy}, answers, written.tokens / written.seconds)
+
+
+def normalised(text: str) -> str:
+    """A text as it is compared."""
+    return " ".join(text.split()).casefold().removesuffix(".").rstrip()

@@ -1,0 +1,150 @@
+"""Questions and answers in the forms that people have them, and texts that a tokenizer or a template makes difficult."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from matrix_ssl.errors import DataError
+from matrix_ssl.llm.data import examples, question_files
+from matrix_ssl.llm.data.templates import Exchange
+from matrix_ssl.llm.writing import write
+from tests.support import llm_toys
+
+ROW = {"question": "a, b", "answer": 'say "c"'}
+LINE = json.dumps(ROW)
+EXPECTED = [Exchange.of("a, b", 'say "c"')]
+TABLE = 'question,answer\n"a, b","say ""c"""\n'
+CHAT = {
+    "conversations": [{"from": "system", "value": "s"}, {"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+}
+CHAT_EXPECTED = [Exchange([{"role": "system", "content": "s"}, {"role": "user", "content": "q"}], "a")]
+FORMS = {
+    "lines.jsonl": (LINE, EXPECTED),
+    "lines.json": (f"{LINE}\n{LINE}", EXPECTED * 2),
+    "LIST.JSON": (json.dumps([ROW]), EXPECTED),
+    "list.jsonl": (json.dumps([ROW], indent=1), EXPECTED),
+    "flat.jsonl": (json.dumps([ROW]), EXPECTED),
+    "lines": (LINE, EXPECTED),
+    "x.csv": (TABLE, EXPECTED),
+    "x.CSV.gz": (TABLE, EXPECTED),
+    "x.tsv": (TABLE.replace("question,answer", "question\tanswer").replace('","', '"\t"'), EXPECTED),
+    "share.jsonl": (json.dumps(CHAT), CHAT_EXPECTED),
+    "alpaca.json": (
+        json.dumps([{"instruction": "i", "input": x, "output": "o"} for x in ("", "j")]),
+        [Exchange.of("i", "o"), Exchange.of("i\n\nj", "o")],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_forms_of_files(name, tmp_path):
+    text, expected = FORMS[name]
+    content = text.encode()
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    rows = question_files.read_rows(str(tmp_path / name))
+    assert question_files.exchanges(rows, question_files.find_columns(rows)) == expected
+
+
+def test_parquet(tmp_path):
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "x.parquet"
+    parquet.write_table(arrow.Table.from_pylist([ROW]), path)
+    rows = question_files.read_rows(str(path))
+    assert question_files.exchanges(rows, question_files.find_columns(rows)) == EXPECTED
+    path.write_text("PAR1")
+    with pytest.raises(DataError, match=r"is not a Parquet file: .* save its rows as \.jsonl"):
+        question_files.read_rows(str(path))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("cut.jsonl", '{"question": "ok", "answer": "1"}\n{"question": "cut \\ud83d", "answer": "1"}',
+         "row 2: question has half of a character at position 4"),
+        ("chat.jsonl", '{"messages": [{"role": "user", "content": "\\udc00"}, {"role": "assistant", "content": "1"}]}',
+         "row 1: messages has half of a character"),
+        ("deep.jsonl", '{"question": ' + "[" * 100_000 + "]" * 100_000 + "}", "line 1: the values are nested too deeply"),
+        ("deep.json", "[" * 100_000 + "]" * 100_000, "nested too deeply"),
+        ("more.csv", "question,answer\na,b,c\n", "line 2: more values than the 2 names"),
+        ("open.csv", 'question,answer\n"a,b\n', "quotes in a text are doubled"),
+        ("text.md", "# a\n", r"the ending \.md: expected JSON lines"),
+        ("share.jsonl", '{"conversations": [{"from": "human", "value": "a"}]}', "is not a list of messages"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_read_is_one_sentence_with_the_place(name, text, words, tmp_path):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match=words):
+        rows = question_files.read_rows(str(tmp_path / name))
+        question_files.exchanges(rows, question_files.find_columns(rows))
+
+
+def test_datasets_with_configurations_and_splits(tmp_path, monkeypatch):
+    pytest.importorskip("datasets")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    sets, lines = tmp_path / "sums", ["---", "configs:"]
+    for config in ("main", "other"):
+        (sets / config).mkdir(parents=True)
+        lines += [f"- config_name: {config}", "  data_files:"]
+        for split in ("train", "test"):
+            (sets / config / f"{split}.jsonl").write_text(json.dumps({"question": config, "answer": split}) + "\n")
+            lines += [f"  - split: {split}", f"    path: {config}/{split}.jsonl"]
+    (sets / "README.md").write_text("\n".join([*lines, "---", ""]))
+    for place, expected in (("main", ("main", "train")), ("other:test", ("other", "test"))):
+        rows = question_files.read_rows(f"hf:{sets}:{place}")
+        assert [tuple(row.values()) for row in rows.rows] == [expected]
+    with pytest.raises(DataError, match=r"'main', 'other'.* hf:NAME:CONFIGURATION:SPLIT"):
+        question_files.read_rows(f"hf:{sets}")
+    with pytest.raises(DataError, match="expected hf:NAME"):
+        question_files.read_rows("hf:a:b:c:d")
+
+
+def adds_an_end():
+    """A tokenizer that puts its end after every text, as those saved with add_eos_token."""
+    from tokenizers import Tokenizer
+    from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast
+
+    whole = Tokenizer.from_str(llm_toys.tokenizer().backend_tokenizer.to_str())
+    whole.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", whole.token_to_id("</s>"))])
+    return PreTrainedTokenizerFast(tokenizer_object=whole, eos_token="</s>", pad_token="<pad>")
+
+
+@pytest.mark.parametrize("answer", ["4", "The tag </s> ends it.", "4</s>"])
+@pytest.mark.parametrize("tokenizer", [llm_toys.tokenizer, adds_an_end], ids=["plain", "adds an end"])
+def test_an_answer_has_one_end_of_its_own_and_a_prompt_has_none(tokenizer, answer):
+    (row,) = (Exchange.of("2 + 2?", answer),)
+    made = examples.make_examples([row], template="plain", tokenizer=tokenizer(), max_length=99)
+    text = tokenizer().decode(made[0]["input_ids"])
+    assert text == f"2 + 2?\n{answer.removesuffix('</s>')}</s>"
+
+
+def test_writing_is_greedy_whatever_the_folder_says_and_the_same_in_every_batch():
+    model, tokenizer = llm_toys.llama().eval(), llm_toys.tokenizer()
+    model.generation_config.update(repetition_penalty=1.3, num_beams=3, do_sample=True, temperature=0.5)
+    before = model.generation_config
+    prompts = [f"{row['question']}\n" for row in llm_toys.questions(5)] + ["a\n"]
+    one, several, ended = (
+        write(model, kind, prompts, template="plain", batch_size=size, max_new_tokens=6)
+        for size, kind in ((1, tokenizer), (4, tokenizer), (4, adds_an_end()))
+    )
+    assert one.texts == several.texts == ended.texts and one.tokens == several.tokens
+    assert model.generation_config is before
+    for prompt, text in zip(prompts, one.texts, strict=True):
+        ids, new = tokenizer(prompt)["input_ids"], []
+        while len(new) < 6 and tokenizer.eos_token_id not in new:
+            new.append(int(model(input_ids=torch.tensor([ids + new])).logits[0, -1].argmax()))
+        assert text == tokenizer.decode(new, skip_special_tokens=True)
+
+
+def test_questions_without_answers(tmp_path: Path):
+    (tmp_path / "a.txt").write_text("one?\n\ntwo?\n")
+    assert question_files.read_questions(str(tmp_path / "a.txt")) == ["one?", "two?"]
+    (tmp_path / "a.jsonl").write_text('{"prompt": "one?"}\n{"prompt": "two?"}\n')
+    assert question_files.read_questions(str(tmp_path / "a.jsonl")) == ["one?", "two?"]
+    (tmp_path / "b.csv").write_text("text\none?\n")
+    assert question_files.read_questions(str(tmp_path / "b.csv"), ("text",)) == ["one?"]
+    with pytest.raises(DataError, match="has the columns text, of which none"):
+        question_files.read_questions(str(tmp_path / "b.csv"))

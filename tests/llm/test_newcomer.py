@@ -1,0 +1,108 @@
+"""A run with held-out rows, what it says at the end, and its answers; what libraries refuse late is refused early."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from matrix_ssl.cli import main
+from matrix_ssl.errors import ConfigError
+from matrix_ssl.llm.exact import normalised
+from matrix_ssl.runs.files import read_json, read_lines
+from tests.llm.test_finetune import sets, short, weights, write
+from tests.support import llm_toys
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
+]
+
+
+def command(*words: Any) -> None:
+    main.commands.main(["llm", *map(str, words)], standalone_mode=False)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    llm_toys.llama().save_pretrained(folder)
+    llm_toys.tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("data") / "sums.jsonl", llm_toys.questions(24))
+
+
+def test_held_out_rows_choose_the_checkpoint_and_the_model_answers(base, data, tmp_path, capfd):
+    """The rate is so high that the loss rises again, so the best checkpoint is not the last."""
+    out = tmp_path / "run"
+    words = short(base, data, out, *sets("held_out=0.25", "learning_rate=0.05", "epochs=2"))
+    command("finetune", "--device", "cpu", *words)
+    result, lines = read_json(out / "finetune.json"), read_lines(out / "metrics.jsonl")
+    assert (result["counts"]["examples"], result["counts"]["held_out"]) == (18, 6)
+    measured = {line["step"]: line for line in lines if "eval_loss" in line}
+    assert set(measured) == {0, 2, 4, 6, 8, 10}
+    best = min((step for step in measured if step), key=lambda step: measured[step]["eval_loss"])
+    assert result["held_out"] == {"first": measured[0], "kept": measured[best]}
+    from matrix_ssl.llm import MatrixTrainer, models
+    from matrix_ssl.llm.data import examples, question_files
+
+    rows = question_files.exchanges(question_files.read_rows(str(data)), ("question", "answer"))
+    import torch
+
+    order = torch.randperm(24, generator=torch.Generator().manual_seed(0)).tolist()
+    held_out = examples.make_examples(
+        [rows[i] for i in order[:6]], template="plain", tokenizer=llm_toys.tokenizer(), max_length=99
+    )
+    trainer = MatrixTrainer(
+        model=models.open_model(str(out / "model")), data_collator=examples.collator(llm_toys.tokenizer()),
+        args=llm_toys.arguments(tmp_path),
+    )  # fmt: skip
+    assert trainer.evaluate(held_out)["eval_ce"] == pytest.approx(measured[best]["eval_ce"], rel=1e-5)
+    said = capfd.readouterr().err
+    assert f"held out {measured[0]['eval_loss']:.3g} at step 0" in said and "the model that is kept" in said
+    assert "The training had only 10 steps" in said and "llm generate --model" in said
+
+    command("generate", "--device", "cpu", "--model", out, "--prompt", "How many?", "--max-new-tokens", 4)
+    printed = capfd.readouterr()
+    assert printed.out.strip() and "tokens/s" in printed.err
+    answers = tmp_path / "answers.jsonl"
+    command("generate", "--device", "cpu", "--model", out, "--data", data, "--limit", 3, "--max-new-tokens", 4, "--out",
+            answers)  # fmt: skip
+    asked = [json.loads(line) for line in answers.read_text("utf-8").splitlines()]
+    assert [one["question"] for one in asked] == [row["question"] for row in llm_toys.questions(24)[:3]]
+
+    # a file whose answers are those that the model gives, but for one
+    asked[1]["answer"] = "something else"
+    gold = write(tmp_path / "gold.jsonl", [one | {"answer": one["answer"] or "?"} for one in asked])
+    command("score", "--device", "cpu", "--model", out, "--task", "exact", "--data", gold, "--max-new-tokens", 4)
+    score = read_json(out / "exact.json")
+    assert score["accuracy"] == pytest.approx(2 / 3) and score["tokens_per_second"] > 0
+    assert normalised("  Two\nwords. ") == "two words"
+
+
+def test_rows_of_a_file_of_their_own_are_held_out(base, data, tmp_path):
+    out = tmp_path / "run"
+    words = short(base, data, out, "--eval-data", data, *sets("max_steps=2"))
+    command("finetune", "--device", "cpu", *words)
+    assert read_json(out / "finetune.json")["counts"]["held_out"] == 24
+    assert weights(out)
+    with pytest.raises(ConfigError, match=r"held_out=0\.5 beside --eval-data"):
+        command("finetune", "--device", "cpu", *words, *sets("held_out=0.5"))
+
+
+@pytest.mark.parametrize(
+    ("assignments", "words"),
+    [
+        (["held_out=0.01"], "of 24 rows holds out 0"),
+        (["optim=galore_adamw"], "transformers refuses this training"),
+        (["lr_scheduler_type=cosine_with_min_lr"], "transformers refuses this training"),
+        (["optim=adamw_torch", "optim_args=a"], "transformers refuses this training"),
+    ],
+)
+def test_what_the_library_refuses_late_leaves_no_folder(assignments, words, base, data, tmp_path):
+    with pytest.raises(ConfigError, match=words):
+        command("finetune", "--device", "cpu", *short(base, data, tmp_path / "run", *sets(*assignments)))
+    assert not (tmp_path / "run").exists()
