@@ -1,4 +1,4 @@
-"""Questions and answers in the forms that people have them, and texts that a tokenizer or a template makes difficult."""
+"""Questions and answers in the forms that people have them, and texts that tokenizers or templates make difficult."""
 
 import gzip
 import json
@@ -66,8 +66,8 @@ def test_parquet(tmp_path):
          "row 2: question has half of a character at position 4"),
         ("chat.jsonl", '{"messages": [{"role": "user", "content": "\\udc00"}, {"role": "assistant", "content": "1"}]}',
          "row 1: messages has half of a character"),
-        ("deep.jsonl", '{"question": ' + "[" * 100_000 + "]" * 100_000 + "}", "line 1: the values are nested too deeply"),
-        ("deep.json", "[" * 100_000 + "]" * 100_000, "nested too deeply"),
+        ("deep.jsonl", '{"question": ' + "[" * 100_000 + "]" * 100_000 + "}", "line 1: the values are nested"),
+        ("deep.json", "[" * 100_000 + "]" * 100_000, "nested too"),
         ("more.csv", "question,answer\na,b,c\n", "line 2: more values than the 2 names"),
         ("open.csv", 'question,answer\n"a,b\n', "quotes in a text are doubled"),
         ("text.md", "# a\n", r"the ending \.md: expected JSON lines"),

@@ -4,6 +4,7 @@ A chunk of positions needs a few (chunk, vocabulary) matrices. On the CPU, posit
 the closed form then needs the products of that target's row with the head once.
 """
 
+import importlib.util
 from collections.abc import Callable
 
 import torch
@@ -18,6 +19,8 @@ from matrix_ssl.matrix.validation import looks_at_values
 
 # in nats, but the last: 1 where the most probable token is the target
 MEASURES = ("ce", "mce", "entropy", "correct")
+
+_HAS_TRITON = importlib.util.find_spec("triton") is not None  # comes with PyTorch on Linux
 
 Collect = Callable[[Positions, Tensor], None]  # gets the gradient by the raw products of a chunk; may overwrite it
 
@@ -39,13 +42,17 @@ def one_pass(
     start = 0
     for part in positions.split(objective.chunk):
         place = slice(start, start := start + len(part.rows))
-        own = values[:, place]
-        q, bend = _softmax(logits(part), part, own, head, needs_bend=collect is not None)
-        term = matrix_term(q, part.targets, head, objective)
-        own[1] = term.value
+        own, z = values[:, place], logits(part)
+        bend = 1 - (z / head.softcap).square_() if collect is not None and head.softcap is not None else None
+        if uses_kernels(z, objective):
+            slope = _by_kernels(z, part, own, head, objective, with_gradient=collect is not None)
+        else:
+            q = _softmax(z, part, own)
+            term = matrix_term(q, part.targets, head, objective)
+            own[1] = term.value
+            slope = q if collect is None else _slope(q, term, part.targets, objective.weight)
         part.mask(own.T)
         if collect is not None:
-            slope = _slope(q, term, part.targets, objective.weight)
             if bend is not None:
                 slope *= bend
             if factors is not None:
@@ -56,9 +63,27 @@ def one_pass(
     return torch.empty_like(values).index_copy_(1, order, values)
 
 
-def _softmax(z: Tensor, part: Positions, own: Tensor, head: Head, *, needs_bend: bool) -> tuple[Tensor, Tensor | None]:
-    """The probabilities of logits, which they overwrite, and the slope of the cap at them; writes all but mce."""
-    bend = 1 - (z / head.softcap).square_() if needs_bend and head.softcap is not None else None
+def uses_kernels(z: Tensor, objective: Objective) -> bool:
+    """Whether the closed form of logits (n, vocabulary) is computed by Triton's kernels, which GPUs of NVIDIA have."""
+    return z.is_cuda and z.dtype == torch.float32 and objective.form == "closed" and _HAS_TRITON
+
+
+def _by_kernels(
+    z: Tensor, part: Positions, own: Tensor, head: Head, objective: Objective, *, with_gradient: bool
+) -> Tensor:
+    """The gradient by logits, which it overwrites, or the logits; writes all measures."""
+    from matrix_ssl.llm.loss.triton_kernels import closed_form
+
+    measures = closed_form(
+        z, head.cosines(part.targets), part.targets, head.has_direction(part.targets),
+        weight=objective.weight, ridge=objective.ridge, with_gradient=with_gradient,
+    )  # fmt: skip
+    own.copy_(measures.mT)
+    return z
+
+
+def _softmax(z: Tensor, part: Positions, own: Tensor) -> Tensor:
+    """The probabilities of logits, which they overwrite; writes all measures but mce."""
     own[3] = z.argmax(1) == part.targets
     log_q = torch.log_softmax(z, 1)
     own[0] = -log_q.gather(1, part.targets.unsqueeze(1)).squeeze(1)
@@ -66,7 +91,7 @@ def _softmax(z: Tensor, part: Positions, own: Tensor, head: Head, *, needs_bend:
         raise _not_finite(own[0], part)
     q = torch.exp(log_q, out=z)
     own[2] = -log_q.clamp_(min=torch.finfo(z.dtype).min).mul_(q).sum(1)  # a logit of -inf has no part in it
-    return q, bend
+    return q
 
 
 def _slope(q: Tensor, term: Term, targets: Tensor, weight: float) -> Tensor:
