@@ -18,14 +18,14 @@ from matrix_ssl.config import RunConfig, split_assignment
 from matrix_ssl.config.recipes import find_recipe
 from matrix_ssl.data import Source, open_source
 from matrix_ssl.data.objects import as_data, in_colour
-from matrix_ssl.data.sources import Data, Splits, describe
+from matrix_ssl.data.sources import Data, Splits, check_outside, describe
 from matrix_ssl.encoder.where import PATH, RANDOM, TIMM, read_where
 from matrix_ssl.errors import CheckpointError, ConfigError
 from matrix_ssl.evaluate.online import OnlineEvaluation
 from matrix_ssl.evaluate.protocols import describe_images
 from matrix_ssl.methods import Method, find_method, option_defaults, register_method
 from matrix_ssl.runs.checkpoint import read_safetensors
-from matrix_ssl.runs.folder import ENCODER, EVALUATION, SUMMARY
+from matrix_ssl.runs.folder import CONFIG, ENCODER, EVALUATION, SUMMARY
 from matrix_ssl.runs.loggers import check_loggers
 from matrix_ssl.runs.session import session
 from matrix_ssl.training import fitting, setup
@@ -151,6 +151,8 @@ def train(
         MatrixSSLError: the data, the folder or the training is at fault.
     """
     check_loggers(loggers)
+    if not (run / CONFIG).exists():
+        check_outside(run, data or config.data.source)
     with session(device, quiet=quiet) as s:
         for turn in (True, False):  # the main process first: it may download
             with distributed.together():

@@ -67,6 +67,7 @@ def compare(
     from matrix_ssl.compare.comparison import PLAN, ComparisonRun
     from matrix_ssl.compare.plan import Plan, choose_methods
     from matrix_ssl.compare.schedule import places
+    from matrix_ssl.data.sources import check_outside
     from matrix_ssl.evaluate.baselines import open_baselines
     from matrix_ssl.report.comparison.data import read_comparison
     from matrix_ssl.report.comparison.table import terminal
@@ -84,6 +85,8 @@ def compare(
     where = places(devices.choose_device(device).type, jobs=jobs)
     public = open_baselines(baseline, base.data, sizes=baseline_size, download=download)
     comparison = ComparisonRun(plan, out, command=shlex.join(command()), public=public)
+    if not out.exists():
+        check_outside(out, base.data.source)
     if not fresh:
         comparison.check()
     for remark in comparison.open_data(data_root=data_root, download=download, fresh=fresh):

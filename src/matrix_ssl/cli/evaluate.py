@@ -79,12 +79,13 @@ def embed(
     for labelled images, `labels` and `classes`. Unreadable images are skipped and listed.
     """
     from matrix_ssl.api.run import Run
+    from matrix_ssl.data.sources import check_outside
     from matrix_ssl.runs.files import check_writable
 
+    run = Run(where, download=download)
+    check_outside(out, data or run.config.data.source)
     check_writable(out)
-    embedding = Run(where, download=download).embed(
-        data, split=split, weights=weights, device=device, data_root=data_root, download=download
-    )
+    embedding = run.embed(data, split=split, weights=weights, device=device, data_root=data_root, download=download)
     embedding.save(out)
     for image, why in embedding.unreadable:
         options.say(f"Skipped {image}: {why}.")

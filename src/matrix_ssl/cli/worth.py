@@ -57,6 +57,7 @@ def worth(
     from matrix_ssl import config as configuration
     from matrix_ssl.compare.worth.plan import TuningSettings, make_plan
     from matrix_ssl.compare.worth.run import PLAN, Images, WorthRun, check
+    from matrix_ssl.data.sources import check_outside
     from matrix_ssl.evaluate.baselines import open_baselines
     from matrix_ssl.report.worth.data import read_worth
     from matrix_ssl.report.worth.page import PAGE, terminal
@@ -80,6 +81,8 @@ def worth(
         seeds=seeds or 3, test_images=test_images or 0, tuning=tuning,
     )  # fmt: skip
     out = out or default_run(f"worth-{recipe}", data, unnamed="")
+    if not out.exists():
+        check_outside(out, config.data.source)
     if not fresh:
         check(plan, out)
     images = Images.open(plan, data_root=data_root, download=download)

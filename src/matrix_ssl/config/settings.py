@@ -21,7 +21,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 # settings that do not decide what a run computes: moved data or weights make the same run, as their digests say
 MAY_CHANGE = (
-    "data.source", "data.workers", "start.reference", "start.origin", "log_every", "checkpoint_every", "max_bad_steps",
+    "data.source", "data.workers", "data.max_unreadable", "start.reference", "start.origin", "log_every",
+    "checkpoint_every", "max_bad_steps",
 )  # fmt: skip
 
 # names of earlier versions, which their run folders keep: counts in JSON files, and recipes
@@ -53,6 +54,7 @@ class DataConfig:
     mean: tuple[float, ...] = IMAGENET_MEAN  # per channel, of pixels in [0, 1]
     std: tuple[float, ...] = IMAGENET_STD
     crop_fraction: Annotated[float, Ge(0.01), Le(1)] = 0.875  # evaluation: the central part of the image that is kept
+    max_unreadable: Fraction = 0.01  # part of the images that may be unreadable before a run ends; ten always may
     white_level: NonNegativeInt = 0  # level of white in images of more than 8 bits, such as 4095; 0: their format's
     workers: Annotated[int, Ge(-1)] = -1  # processes that decode files; -1: one for each core of this process, up to 8
 

@@ -18,9 +18,10 @@ from matrix_ssl.data import augment
 from matrix_ssl.data.base import Source
 from matrix_ssl.data.images import Unreadable
 from matrix_ssl.data.randomness import permutation
-from matrix_ssl.data.workers import CentralSquares, RandomCrops, read_batches
-from matrix_ssl.errors import ConfigError
+from matrix_ssl.data.workers import CentralSquares, Crops, RandomCrops, Reader, read_batches
+from matrix_ssl.errors import ConfigError, UnreadableImage
 
+_LOOKED_AT = 64  # images that are looked at together
 _ORDER = 0x0DE2  # coordinate that keeps the sample order apart from the views
 
 
@@ -129,6 +130,27 @@ def evaluation_batches(
     for crops in read_batches(CentralSquares(source, data), keys, workers=data.workers):
         (squares,) = crops.views(device)
         yield crops.indices, squares.float() / 255, crops.unreadable
+
+
+class _Readable(Reader):
+    """Reads images only to see whether they can be read; a key is a range of images."""
+
+    def crops(self, key: range) -> Crops:
+        unreadable = []
+        for index in key:
+            try:
+                self._source.read(index)
+            except UnreadableImage as error:
+                unreadable.append((error.where, error.reason))
+        none = np.zeros(0, dtype=np.int64)
+        return Crops(torch.empty(0, dtype=torch.uint8), [], none, none, unreadable)
+
+
+def unreadable_images(source: Source, *, workers: int) -> Iterator[Unreadable]:
+    """All images of a dataset that cannot be read, in order; every image is read."""
+    keys = [range(i, min(i + _LOOKED_AT, len(source))) for i in range(0, len(source), _LOOKED_AT)]
+    for crops in read_batches(_Readable(source), keys, workers=workers):
+        yield from crops.unreadable
 
 
 def largest_batch(images: int) -> int:

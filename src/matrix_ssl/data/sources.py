@@ -172,6 +172,14 @@ def absolute(data: str | tuple[str, ...]) -> str | tuple[str, ...]:
     return f"{prefix}{path.absolute()}" if _exists(path) else data
 
 
+def check_outside(path: Path, data: Data) -> None:
+    """Raises DataError for an output inside a folder of images, where it would count as data."""
+    for name in (data,) if isinstance(data, str) else () if isinstance(data, Splits) else data:
+        folder = Path(name).expanduser() if name and name not in NAMED_SETS else None
+        if folder is not None and folder.is_dir() and path.resolve().is_relative_to(folder.resolve()):
+            raise DataError(f"{path} is inside the images' folder {folder}: name another place with --out.")
+
+
 def find_splits(data: Data, *, data_root: Path | None, download: bool = False) -> Splits:
     """Finds a dataset without reading its images; arguments and errors as in ``open_source``."""
     if isinstance(data, Splits):

@@ -6,8 +6,9 @@ same number of processes). All processes decide alike, and a step whose loss or 
 """
 
 import contextlib
+import math
 import time
-from collections.abc import Collection, Generator, Sequence
+from collections.abc import Collection, Generator, Iterable, Sequence
 from pathlib import Path
 from typing import Generic
 
@@ -27,7 +28,6 @@ from matrix_ssl.training.optim import drop_encoder_gradients, set_learning_rate
 from matrix_ssl.training.task import Batch, Line, Output, Task
 
 _SECONDS_BETWEEN_CHECKPOINTS = 60.0  # at least, where checkpoints follow epochs
-_MOST_SKIPPED = 0.01  # fraction of the images that may be unreadable
 _FEW_SKIPPED = 10  # unreadable images that no dataset is refused for
 
 
@@ -148,13 +148,25 @@ class Engine(Generic[Batch, Output]):
                 yield batch
 
     def note_unreadable(self, images: Sequence[tuple[str, str]]) -> None:
-        """Adds images, where and why, to ``skipped.jsonl``, each once."""
+        """Adds images, where and why, to ``skipped.jsonl``, each once; all of the dataset where they are too many."""
+        task, plan = self.task, self.task.plan
+        self.list_skipped(images)
+        if len(task.skipped) <= most_unreadable(plan.images, plan.max_unreadable):
+            return
+        task.display.say("Too many images cannot be read. Looking for all of them.")
+        self.list_skipped(task.find_unreadable())
+        check_unreadable(
+            len(task.skipped), plan.images, f"All are in {self.folder / SKIPPED}", part=plan.max_unreadable,
+            setting=plan.unreadable_setting,
+        )  # fmt: skip
+
+    def list_skipped(self, images: Iterable[tuple[str, str]]) -> None:
+        """Adds images to ``skipped.jsonl``, each once."""
         skipped = self.task.skipped
         for where, why in images:
             if where not in skipped:
                 skipped[where] = why
                 append_line(self.folder / SKIPPED, {"where": where, "why": why})
-        check_unreadable(len(skipped), self.task.plan.images, f"See {self.folder / SKIPPED}")
 
     def update(self, batch: Batch, received: Sequence[int] = ()) -> Output | None:
         """One step, not counted; None if its loss or gradient was not finite in any process and it has been undone."""
@@ -279,11 +291,19 @@ def seed_torch(seed: int, step: int) -> None:
     torch.manual_seed(int(hash_integers(seed, step, distributed.rank()) >> 1))
 
 
-def check_unreadable(count: int, images: int, where: str) -> None:
-    """Raises DataError if more images are unreadable than may happen by accident: ten, or one in a hundred."""
-    most = max(_FEW_SKIPPED, int(_MOST_SKIPPED * images))
+def most_unreadable(images: int, part: float) -> int:
+    """How many images may be unreadable: ten, which happens by accident, or a part of all."""
+    return max(_FEW_SKIPPED, int(part * images))
+
+
+def check_unreadable(count: int, images: int, where: str, *, part: float, setting: str) -> None:
+    """Raises DataError if more images are unreadable than ``most_unreadable``; ``setting`` accepts the loss."""
+    most = most_unreadable(images, part)
     if count > most:
+        accept = (
+            f", or accept the loss with --set {setting}={math.ceil(100 * count / images) / 100:g}" if setting else ""
+        )
         raise DataError(
             f"{count} of {images} images cannot be read, and at most {most} may be unreadable. {where}; fix or remove "
-            "those files."
+            f"those files{accept}."
         )

@@ -1,7 +1,7 @@
 """Pre-training: the loss of a self-supervised method, and what its metrics, summary and encoder hold."""
 
 import math
-from collections.abc import Callable, Collection, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from matrix_ssl import distributed
 from matrix_ssl.config import RunConfig
 from matrix_ssl.data.base import Source
-from matrix_ssl.data.loading import Batch, TrainingBatches
+from matrix_ssl.data.loading import Batch, TrainingBatches, unreadable_images
 from matrix_ssl.methods import Method, StepOutput
 from matrix_ssl.runs import checkpoint as checkpoints
 from matrix_ssl.runs.devices import MixedPrecision
@@ -60,6 +60,8 @@ class PreTraining(Task[Batch, StepOutput]):
             saves_start=bool(config.start.reference),
             max_bad_steps=config.max_bad_steps,
             advice=_ADVICE,
+            max_unreadable=config.data.max_unreadable,
+            unreadable_setting="data.max_unreadable",
         )
         super().__init__(method, optimizer, plan, display=display)
         self.config, self.method, self.loader, self.source, self.precision = config, method, loader, source, precision
@@ -99,6 +101,9 @@ class PreTraining(Task[Batch, StepOutput]):
                 for module in encoder.modules():
                     if isinstance(module, _BatchNorm):
                         module.eval()
+
+    def find_unreadable(self) -> Iterable[tuple[str, str]]:
+        return unreadable_images(self.source, workers=self.config.data.workers)
 
     def batches(self, start: int, stop: int) -> Generator[Batch, None, None]:
         yield from self.loader.iterate(start, stop)

@@ -2,7 +2,7 @@
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
@@ -51,6 +51,8 @@ class TrainingPlan:
     saves_start: bool = False  # a checkpoint before the first step, of weights that came from elsewhere
     max_bad_steps: int  # steps in a row with a loss or gradient that is not finite before the training stops
     advice: str  # what the user can do against them
+    max_unreadable: float = 0.01  # part of the images that may be unreadable, beyond a few
+    unreadable_setting: str = ""  # the setting of it; empty: there is none
 
 
 class Observer:
@@ -119,6 +121,10 @@ class Task(ABC, Generic[Batch, Output]):
     def train_mode(self) -> None:
         """Puts every layer into the mode in which it is trained."""
         self.module.train()
+
+    def find_unreadable(self) -> Iterable[tuple[str, str]]:
+        """All images of the dataset that cannot be read: where, why; to name them at once before a training ends."""
+        return ()
 
     @abstractmethod
     def batches(self, start: int, stop: int) -> Generator[Batch, None, None]:

@@ -72,6 +72,18 @@ class TrainingImages:
         keys = ((iteration, self.indices(iteration)) for iteration in iterations)
         return read_ahead(lambda key: self._batch(*key), keys, threads=self._settings.workers)
 
+    def unreadable(self) -> list[Unreadable]:
+        """All images that cannot be read: where, why."""
+
+        def look(image: AnnotatedImage) -> Unreadable | None:
+            try:
+                read_pixels(image, self._files)
+            except UnreadableImage as error:
+                return error.where, error.reason
+            return None
+
+        return [one for one in read_ahead(look, self.images, threads=self._settings.workers) if one is not None]
+
     def _batch(self, iteration: int, indices: list[int]) -> DetectionBatch:
         batch = DetectionBatch(iteration, [], [], [])
         sides, longest = self._settings.train_sizes, self._settings.train_longest

@@ -173,8 +173,11 @@ def _write(
 ) -> dict[str, Any]:
     for where, why in predictions.unreadable.values():
         training.display.say(f"Skipped {where}: {why}.")
-    check_unreadable(len(predictions.unreadable), len(prepared.val.images), "They are listed above")
     settings, val = prepared.settings, prepared.val
+    check_unreadable(
+        len(predictions.unreadable), len(val.images), "They are listed above",
+        part=settings.max_unreadable, setting="max_unreadable",
+    )  # fmt: skip
     checkpoint.save_weights(out / DETECTOR, prepared.detector, {"architecture": settings.architecture})
     write_text(out / PREDICTIONS, json.dumps(predictions.detections, separators=(",", ":")))
     write_gallery(out / GALLERY, val, prepared.val_files, predictions)

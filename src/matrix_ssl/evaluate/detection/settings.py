@@ -27,7 +27,7 @@ Architecture = Literal["fpn", "c4"]
 Schedule = Literal["1x", "2x"]
 
 # settings that do not decide what a run computes
-MAY_CHANGE = ("workers", "log_every", "checkpoint_every", "max_bad_steps")
+MAY_CHANGE = ("workers", "max_unreadable", "log_every", "checkpoint_every", "max_bad_steps")
 Pixels = Annotated[int, Ge(32)]  # side of an image
 
 
@@ -75,6 +75,7 @@ class DetectionSettings:
     precise_bn: NonNegativeInt = 200
     bootstrap: NonNegativeInt = 200  # resamples of the images for the intervals of AP; 0: none
     workers: Annotated[int, Ge(0), Le(64)] = 4  # threads of each process that read images; 0: none
+    max_unreadable: Fraction = 0.01  # part of the images that may be unreadable before a run ends; ten always may
     log_every: PositiveInt = 20  # iterations between two lines of metrics.jsonl
     checkpoint_every: PositiveInt = 1000  # iterations
     max_bad_steps: PositiveInt = 3  # iterations in a row with a loss or gradient not finite before the run stops

@@ -1,7 +1,7 @@
 """The training of a detector, then BatchNorm's final statistics."""
 
 import contextlib
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,6 +44,8 @@ class DetectorTraining(Task[DetectionBatch, Step]):
             checkpoint_every=settings.checkpoint_every,
             max_bad_steps=settings.max_bad_steps,
             advice=_ADVICE,
+            max_unreadable=settings.max_unreadable,
+            unreadable_setting="max_unreadable",
         )
         super().__init__(detector, optimizer, limits, display=display)
         self.images, self.settings, self.rates = images, settings, plan
@@ -69,6 +71,9 @@ class DetectorTraining(Task[DetectionBatch, Step]):
                 on_progress(done, steps)
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum
+
+    def find_unreadable(self) -> Iterable[tuple[str, str]]:
+        return self.images.unreadable()
 
     def batches(self, start: int, stop: int) -> Generator[DetectionBatch, None, None]:
         with contextlib.closing(self.images.batches(range(start, stop))) as batches:

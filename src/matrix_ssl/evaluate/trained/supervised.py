@@ -5,7 +5,7 @@ trained with cross-entropy on one random view of every image.
 """
 
 import dataclasses
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from matrix_ssl import distributed
 from matrix_ssl.config import DataConfig
 from matrix_ssl.data.base import Source
-from matrix_ssl.data.loading import Batch, TrainingBatches
+from matrix_ssl.data.loading import Batch, TrainingBatches, unreadable_images
 from matrix_ssl.distributed import batch_norm
 from matrix_ssl.errors import ConfigError
 from matrix_ssl.evaluate.trained.classifier import Classifier, Outcome, Settings, score_images
@@ -115,7 +115,7 @@ class ClassifierTraining(Task[Batch, Step]):
         display: Display,
         seed: int,
     ):
-        self.classifier, self.settings = classifier, settings
+        self.classifier, self.settings, self.source, self.workers = classifier, settings, source, data.workers
         self.precision = MixedPrecision.choose(settings.precision, device)
         size = _fitting_batch(settings, len(source), display)
         self.loader = TrainingBatches(
@@ -140,11 +140,15 @@ class ClassifierTraining(Task[Batch, Step]):
             max_bad_steps=1,
             advice=f"Lower the learning rate ({rates}) or evaluate in float32; an encoder whose features are not "
             "finite has diverged itself.",
+            max_unreadable=data.max_unreadable,
         )
         super().__init__(classifier.learner, optimizer, plan, display=display)
         self.labels = torch.from_numpy(source.labelled()[0]).to(device)
         # sums over the steps of the epoch so far, and the accuracy of the last whole one
         self.counters |= {"loss": 0.0, "right": 0.0, "train_accuracy": 0.0}
+
+    def find_unreadable(self) -> Iterable[tuple[str, str]]:
+        return unreadable_images(self.source, workers=self.workers)
 
     def batches(self, start: int, stop: int) -> Generator[Batch, None, None]:
         yield from self.loader.iterate(start, stop)
