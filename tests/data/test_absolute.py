@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from matrix_ssl.data.sources import absolute, open_source
+from matrix_ssl.data.sources import absolute, check_outside, open_source
 from matrix_ssl.encoder.where import absolute as absolute_where
 from matrix_ssl.encoder.where import is_folder, read_where
 from matrix_ssl.errors import DataError
@@ -36,3 +36,14 @@ def test_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert read_where("~/run").path == read_where(Path("~/run")).path == tmp_path / "run"
     assert is_folder("~/run")
     assert not is_folder("torchvision/resnet18")
+
+
+def test_an_output_inside_the_images_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos/cat").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "photos")
+    for out, data in (("photos/r", "photos"), ("photos/cat/f.npz", ("photos", "digits")), ("photos", "link")):
+        with pytest.raises(DataError, match=r"is inside the images' folder .*: name another place with --out"):
+            check_outside(Path(out), data)
+    for out, data in (("r", "photos"), ("photos2", "photos"), ("r", "digits"), ("r", "hf:a/b"), ("r", "absent")):
+        check_outside(Path(out), data)

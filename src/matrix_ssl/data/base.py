@@ -176,7 +176,11 @@ class MemorySource(PlacedSource):
         return subset
 
     def with_white_level(self, level: int) -> Source:
-        return self if self.origin is None else in_memory(self.origin.with_white_level(level))
+        if self.origin is None:
+            return self
+        origin = self.origin.with_white_level(level)
+        assert isinstance(origin, PlacedSource)  # the same one with a different level
+        return in_memory(origin)
 
     def highest_level(self, index: int) -> int:
         return 0 if self.origin is None else self.origin.highest_level(index)

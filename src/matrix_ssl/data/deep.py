@@ -12,10 +12,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageFile
 
 from matrix_ssl.data.tiff import Tiff
 from matrix_ssl.errors import UnreadableImage
@@ -78,7 +79,7 @@ def read_levels(
         again: the same image, opened a second time; None: there is no file.
         tags: of a TIFF file.
     """
-    tile = image.tile[0] if getattr(image, "tile", None) else None
+    tile: Any = next(iter(getattr(image, "tile", [])), None)  # none where an image does not come from a file
     raw = (tile.args if isinstance(tile.args, str) else tile.args[0]) if tile is not None and tile.args else ""
     is_declared = tile is not None and tile.codec_name.startswith("ppm")
     if image.mode.startswith("I") or image.mode == "F":
@@ -99,9 +100,10 @@ def read_levels(
 
 
 def _lower_bytes(image: Image.Image, raw: str, upright: Callable[[Image.Image], None]) -> NDArray[np.uint16] | None:
-    other = raw[:-1] + _OTHER_ORDER.get(raw[-1], "?")
-    image.tile = [
-        tile._replace(args=other if isinstance(tile.args, str) else (other, *tile.args[1:])) for tile in image.tile
+    other, file = raw[:-1] + _OTHER_ORDER.get(raw[-1], "?"), cast("ImageFile.ImageFile", image)
+    file.tile = [
+        tile._replace(args=other if isinstance(tile.args, str) else (other, *(tile.args or ())[1:]))
+        for tile in file.tile
     ]
     with contextlib.suppress(ValueError):  # Pillow does not know this order for the mode
         upright(image)
