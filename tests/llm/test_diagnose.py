@@ -23,6 +23,7 @@ from matrix_ssl.errors import (
     NotFiniteError,
     RunFolderError,
 )
+from matrix_ssl.llm.data.examples import special_tokens
 from matrix_ssl.llm.diagnose import windows as reading
 from matrix_ssl.llm.diagnose.run import DiagnoseSettings, choose_layers, diagnose
 from matrix_ssl.runs.files import read_json
@@ -228,10 +229,19 @@ class TestReading:
     def test_special_tokens(self, tmp_path):
         for before, after, found in (("", "", ([], [])), ("<s>", "", ([0], [])), ("<s>", "</s>", ([0], [1]))):
             tokenizer = make_tokenizer(tmp_path / "t", before=before, after=after)
-            assert reading.special_tokens(tokenizer) == found
+            assert special_tokens(tokenizer) == found
 
 
 class TestMeasuring:
+    def test_a_configuration_is_a_reference_with_random_weights(self, llama, text, tmp_path):
+        rows = []
+        for reference in ("untrained", f"config:{llama}"):
+            settings = DiagnoseSettings(str(llama), text, reference=reference, window=20, seed=5, layers="last")
+            result = diagnose(settings, tmp_path, device=torch.device("cpu"))
+            assert result["reference"]["seed"] == 5
+            rows.append(result["rows"])
+        assert rows[0] == rows[1]
+
     def test_against_the_textbook_with_an_untrained_reference(self, llama, text, tmp_path):
         from transformers import AutoModel
 

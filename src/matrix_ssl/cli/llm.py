@@ -218,8 +218,8 @@ def score(
 @llm.command()
 @click.option("--model", required=True, metavar="FOLDER|NAME", help="A run of finetune, the folder of a model, or a "
               "name of the Hugging Face hub.")  # fmt: skip
-@click.option("--reference", metavar="FOLDER|NAME|untrained", help="Model of the same depth and width to compare "
-              "with; untrained: random weights.")  # fmt: skip
+@click.option("--reference", metavar="FOLDER|NAME|config:PATH|untrained", help="Model of the same depth and width "
+              "to compare with; config: and untrained are random weights.")  # fmt: skip
 @click.option("--text", type=options.PATH, required=True, metavar="FILE", help="UTF-8 text file.")
 @click.option("--layers", metavar="all|last|NUMBERS", help="Layers, with commas between; 0: the embeddings.  "
               "[default: all]")  # fmt: skip

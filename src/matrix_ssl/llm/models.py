@@ -71,17 +71,10 @@ def open_model(model: str, *, seed: int = 0, adapter: bool = False, four_bits_on
     if model.startswith(FROM_CONFIG):
         if four_bits_on is not None:
             raise ConfigError(f"load_in_4bit with {model}: random weights are trained whole, not below adapters.")
-        place = model.removeprefix(FROM_CONFIG)
-        path = Path(place) / _CONFIG if Path(place).is_dir() else Path(place)
-        if not path.is_file():
-            raise CheckpointError(f"{path} does not exist: --model {FROM_CONFIG}… takes a model's configuration.")
-        try:
-            config = open_pretrained(transformers.AutoConfig.from_pretrained, str(path), place=str(path))
-        except (OSError, ValueError, KeyError) as error:
-            raise CheckpointError(f"{path} is not the configuration of a model: {error}") from error
+        config = _read_config(model)
         transformers.set_seed(seed)
         opener = transformers.AutoModelForCausalLM.from_config
-        return open_pretrained(opener, config, place=str(path), dtype=torch.float32)
+        return open_pretrained(opener, config, place=model, dtype=torch.float32)
     quantized = {} if four_bits_on is None else _four_bits(four_bits_on)
     if is_folder(model):
         _check_folder(Path(model), adapter=adapter)
@@ -91,8 +84,19 @@ def open_model(model: str, *, seed: int = 0, adapter: bool = False, four_bits_on
     return opened
 
 
-def open_body(model: str) -> Any:
-    """A model of a folder or the hub without its head, in the precision of its weights, for evaluation, on the CPU."""
+def open_body(model: str, *, seed: int = 0) -> Any:
+    """A model without its head, in the precision of its weights, for evaluation, on the CPU.
+
+    Args:
+        model: a folder, a name of the hub, or ``config:`` and a folder or file, for random weights from the seed.
+    """
+    if model.startswith(FROM_CONFIG):
+        config = _read_config(model)
+        with quiet_transformers(least=logging.ERROR) as transformers, torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            body = open_pretrained(transformers.AutoModel.from_config, config, place=model, dtype=torch.float32)
+        body.config.use_cache = False
+        return body.eval()
     if is_folder(model):
         _check_folder(Path(model), adapter=False)
     with quiet_transformers(least=logging.ERROR) as transformers:  # it warns of the unused head
@@ -131,6 +135,19 @@ def check_tokens(body: Any, largest: int, name: str) -> None:
         raise ConfigError(
             f"Token id {largest} exceeds the {rows} embeddings of {name}; tokenizer and model do not match."
         )
+
+
+def _read_config(model: str) -> Any:
+    """The configuration that ``config:`` names."""
+    transformers = import_extra("transformers", extra="llm")
+    place = model.removeprefix(FROM_CONFIG)
+    path = Path(place) / _CONFIG if Path(place).is_dir() else Path(place)
+    if not path.is_file():
+        raise CheckpointError(f"{path} does not exist: {FROM_CONFIG}… takes a model's configuration.")
+    try:
+        return open_pretrained(transformers.AutoConfig.from_pretrained, str(path), place=str(path))
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path} is not the configuration of a model: {error}") from error
 
 
 def _load(auto: Any, model: str, **options: Any) -> tuple[Any, list[str]]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from matrix_ssl.matrix.precision import differentiable_once, full_precision, without_autocast
+from matrix_ssl.matrix.validation import is_mapped
 
 
 def fused(*, tensors: int, values: int) -> Callable[[Callable[..., Any]], Callable[..., tuple[Tensor, ...]]]:
@@ -59,8 +60,22 @@ def fused(*, tensors: int, values: int) -> Callable[[Callable[..., Any]], Callab
 
         operator.register_autograd(backward, setup_context=setup_context)
 
+        class UnderFunc(torch.autograd.Function):
+            """The same for ``torch.func``, whose transforms do not know operators."""
+
+        for name, method in (("forward", in_own_precision), ("setup_context", setup_context), ("backward", backward)):
+            setattr(UnderFunc, name, staticmethod(method))
+
         def call(*arguments: Any) -> tuple[Tensor, ...]:
-            needed = [torch.is_grad_enabled() and x.requires_grad for x in arguments[:tensors]]
+            inputs = arguments[:tensors]
+            needed = [torch.is_grad_enabled() and x.requires_grad for x in inputs]
+            if not torch.compiler.is_compiling() and any(map(torch._C._functorch.is_functorch_wrapped_tensor, inputs)):
+                if any(is_mapped(x) for x in inputs):
+                    raise NotImplementedError(
+                        f"{function.__name__.strip('_')} does not work under torch.func.vmap: call it for one batch at "
+                        f"a time."
+                    )
+                return UnderFunc.apply(*arguments, needed)[:values]
             return operator(*arguments, needed)[:values]
 
         return call

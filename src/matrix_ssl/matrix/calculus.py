@@ -18,22 +18,27 @@ DividedDifference = Callable[[Tensor, Tensor], Tensor]
 
 
 class SpectralFunction(torch.autograd.Function):
-    """U f(Λ) Uᵀ of a symmetric matrix, and Λ without gradient; the derivative is that of Daleckii and Krein."""
+    """U f(Λ) Uᵀ of a symmetric matrix, and Λ and U without gradient; the derivative is that of Daleckii and Krein."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(
-        ctx: Any, a: Tensor, function: Callable[[Tensor], Tensor], difference: DividedDifference
-    ) -> tuple[Tensor, Tensor]:
+        a: Tensor, function: Callable[[Tensor], Tensor], difference: DividedDifference
+    ) -> tuple[Tensor, Tensor, Tensor]:
         with without_autocast(a):
             eigenvalues, vectors = torch.linalg.eigh(a)
-            ctx.save_for_backward(eigenvalues, vectors)
-            ctx.difference = difference
-            ctx.mark_non_differentiable(eigenvalues)
-            return (vectors * function(eigenvalues).unsqueeze(-2)) @ vectors.mT, eigenvalues
+            return (vectors * function(eigenvalues).unsqueeze(-2)) @ vectors.mT, eigenvalues, vectors
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.save_for_backward(*output[1:])
+        ctx.difference = inputs[2]
+        ctx.mark_non_differentiable(*output[1:])
 
     @staticmethod
     @differentiable_once
-    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor, None, None]:
         eigenvalues, vectors = ctx.saved_tensors
         with without_autocast(vectors):
             weights = ctx.difference(eigenvalues.unsqueeze(-1), eigenvalues.unsqueeze(-2))
@@ -44,12 +49,16 @@ class SpectralFunction(torch.autograd.Function):
 class TraceOfLogarithm(torch.autograd.Function):
     """tr(P' log Q') with P' = P + ridge·I and Q' = Q + ridge·I, and the eigenvalues of Q without gradient.
 
+    What follows these two in its result is kept for the gradient.
+
     An eigenvector of Q' of eigenvalue zero, by the rounding of ``dtype``, has no gradient and contributes nothing, but
     -inf if P' is above zero along it.
     """
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, p: Tensor, q: Tensor, ridge: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def forward(p: Tensor, q: Tensor, ridge: float, dtype: torch.dtype) -> tuple[Tensor, ...]:
         with without_autocast(q):
             eigenvalues, vectors = torch.linalg.eigh(q)
             shifted = eigenvalues + ridge
@@ -59,14 +68,19 @@ class TraceOfLogarithm(torch.autograd.Function):
             weights = (vectors * product).sum(-2) + ridge
             size = torch.linalg.matrix_norm(p).unsqueeze(-1)  # not below the largest eigenvalue of P
             outside = null & (weights > zero_level(size, ridge, d=p.shape[-1], dtype=dtype))
-            ctx.save_for_backward(shifted, null, log, vectors, product)
-            ctx.shapes, ctx.ridge = (p.shape, q.shape), ridge
-            ctx.mark_non_differentiable(eigenvalues)
-            return torch.where(outside, -torch.inf, weights * log).sum(-1), eigenvalues
+            value = torch.where(outside, -torch.inf, weights * log).sum(-1)
+            return value, eigenvalues, shifted, null, log, vectors, product
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        p, q, ctx.ridge, _ = inputs
+        ctx.save_for_backward(*output[2:])
+        ctx.shapes = p.shape, q.shape
+        ctx.mark_non_differentiable(*output[1:])
 
     @staticmethod
     @differentiable_once
-    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         shifted, null, log, vectors, product = ctx.saved_tensors
         scale, for_p, for_q = gradient[..., None, None], None, None
         with without_autocast(vectors):
@@ -83,21 +97,27 @@ class TraceOfLogarithm(torch.autograd.Function):
 
 
 class LogDeterminant(torch.autograd.Function):
-    """log det of a symmetric positive definite matrix by Cholesky, NaN where it is not positive definite.
+    """log det of a symmetric positive definite matrix by Cholesky, NaN where it is not, and the factor.
 
     The gradient, the inverse, comes from the same factor in a third of the time of the factorisation's own backward.
     """
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, a: Tensor) -> Tensor:
+    def forward(a: Tensor) -> tuple[Tensor, Tensor]:
         factor, info = torch.linalg.cholesky_ex(a)
-        ctx.save_for_backward(factor)
         value = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        return torch.where(info == 0, value, torch.nan)
+        return torch.where(info == 0, value, torch.nan), factor
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.save_for_backward(output[1])
+        ctx.mark_non_differentiable(output[1])
 
     @staticmethod
     @differentiable_once
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> Tensor:
         (factor,) = ctx.saved_tensors
         return gradient[..., None, None] * torch.cholesky_inverse(factor)
 

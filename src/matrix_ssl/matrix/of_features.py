@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from matrix_ssl.errors import NotPositiveDefiniteError
+from matrix_ssl.errors import NotFiniteError, NotPositiveDefiniteError
 from matrix_ssl.matrix import _eigenvalues, divergence, entropy, logarithm, validation
 from matrix_ssl.matrix.calculus import LogDeterminant
 from matrix_ssl.matrix.covariances import centred_rows, check_same_samples, small_gram
@@ -27,7 +27,7 @@ from matrix_ssl.matrix.precision import without_autocast
 
 def matrix_entropy(x: Tensor, *, ridge: float = 0.0, validate: bool | None = None) -> Tensor:
     """``matrix_ssl.matrix.matrix_entropy`` of the covariance of x (..., n, d) plus ridge·I: (...)."""
-    return _eigenvalues.matrix_entropy(_covariance_eigenvalues(x, ridge, validate), ridge)
+    return _eigenvalues.matrix_entropy(_covariance_eigenvalues(x, ridge, validate, scales=True), ridge)
 
 
 def von_neumann_entropy(x: Tensor, *, ridge: float = 0.0, validate: bool | None = None) -> Tensor:
@@ -42,6 +42,7 @@ def renyi_entropy(x: Tensor, *, alpha: float, ridge: float = 0.0, validate: bool
         return _eigenvalues.renyi_entropy(_covariance_eigenvalues(x, ridge, validate), alpha, ridge)
     validation.check_not_negative(ridge=ridge)
     rows = centred_rows(x, "x", validate)
+    rows = rows if ridge else _near_one(rows)
     return entropy.collision_entropy(*entropy.norm_and_trace(small_gram(rows), ridge, rows.shape[-1]))
 
 
@@ -69,7 +70,7 @@ def log_det(x: Tensor, *, ridge: float = 0.0, validate: bool | None = None) -> T
         return logarithm.log_det_of(gram, ridge, "covariance of x", validation.looks_at_values(x, validate))
     # d log(ridge) would cost float32 digits inside the factorisation: added at the end
     identity = torch.eye(n, dtype=gram.dtype, device=gram.device)
-    return LogDeterminant.apply(identity + gram / ridge) + d * math.log(ridge)
+    return LogDeterminant.apply(identity + gram / ridge)[0] + d * math.log(ridge)
 
 
 def matrix_cross_entropy(x: Tensor, y: Tensor, *, ridge: float = 0.0, validate: bool | None = None) -> Tensor:
@@ -111,11 +112,17 @@ def mutual_information(x: Tensor, y: Tensor, *, alpha: float = 1.0, validate: bo
     return single - _joint(a, b, alpha)
 
 
-def _covariance_eigenvalues(x: Tensor, ridge: float, validate: bool | None) -> Tensor:
-    """All d eigenvalues of the covariance of x."""
+def _covariance_eigenvalues(x: Tensor, ridge: float, validate: bool | None, *, scales: bool = False) -> Tensor:
+    """All d eigenvalues of the covariance of x, without a ridge up to a factor unless it ``scales`` the result."""
     validation.check_not_negative(ridge=ridge)
     rows = centred_rows(x, "x", validate)
-    eigenvalues = torch.linalg.eigvalsh(small_gram(rows))
+    gram = small_gram(rows if ridge or scales else _near_one(rows))
+    if validation.looks_at_values(x, validate) and not gram.isfinite().all():
+        raise NotFiniteError(
+            f"Argument 'x' (shape {tuple(x.shape)}) has values up to {float(x.detach().abs().max()):.3g}, whose "
+            f"squares are beyond {gram.dtype}: divide it by a constant, or pass float64."
+        )
+    eigenvalues = torch.linalg.eigvalsh(gram)
     return F.pad(eigenvalues, (0, rows.shape[-1] - eigenvalues.shape[-1]))
 
 
@@ -131,7 +138,16 @@ def _two_unit_rows(x: Tensor, y: Tensor, alpha: float, validate: bool | None) ->
     validation.check_entropy_order(alpha)
     a, b = validation.checked_matrix(x, "x", validate), validation.checked_matrix(y, "y", validate)
     check_same_samples(x, y)
-    return F.normalize(a, dim=-1), F.normalize(b, dim=-1)
+    return F.normalize(_near_one(a, (-1,)), dim=-1), F.normalize(_near_one(b, (-1,)), dim=-1)
+
+
+def _near_one(rows: Tensor, dimensions: tuple[int, ...] = (-2, -1)) -> Tensor:
+    """Rows times a power of two, so that the largest is 0.5 to 1: squares stay in range, and no digit changes.
+
+    The factor has no gradient: for what does not depend on the scale the gradient is right all the same.
+    """
+    _, exponent = torch.frexp(rows.detach().abs().amax(dimensions, keepdim=True))
+    return torch.ldexp(rows, -exponent.clamp_min(-120))
 
 
 def _dense(rows: Tensor) -> Tensor:

@@ -7,6 +7,8 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 
+_ONCE = "This function can be differentiated once: its gradient has no graph (create_graph=True)."
+
 Loss = TypeVar("Loss", bound=Callable[..., Tensor])
 
 
@@ -39,16 +41,41 @@ def _convert(value: Any) -> Any:
 def differentiable_once(backward: Callable[..., Any]) -> Callable[..., Any]:
     """Decorates a backward pass that has no derivative of its own: ``create_graph=True`` is an error.
 
+    ``torch.func.grad`` always asks for a graph: there the gradient gets one, and its derivative is the error.
+
     PyTorch's ``once_differentiable`` raises one only where the incoming gradient has a graph. A derivative by what was
     saved, as in a Hessian or a penalty on the gradient, would silently be zero.
     """
 
     @functools.wraps(backward)
     def wrapped(ctx: Any, *gradients: Any) -> Any:
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            raise RuntimeError(
-                "This function can be differentiated once: its gradient has no graph (create_graph=True)."
-            )
-        return backward(ctx, *gradients)
+        if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return backward(ctx, *gradients)
+        if torch._C._functorch.maybe_current_level() is None:
+            raise RuntimeError(_ONCE)
+        anchors = [x for x in (*gradients, *ctx.saved_tensors) if isinstance(x, Tensor) and x.is_floating_point()]
+        with torch.no_grad():
+            result = backward(ctx, *gradients)
+        parts = result if isinstance(result, tuple) else (result,)
+        parts = tuple(_Last.apply(x, *anchors) if isinstance(x, Tensor) else x for x in parts)
+        return parts if isinstance(result, tuple) else parts[0]
 
     return wrapped
+
+
+class _Last(torch.autograd.Function):
+    """A gradient that depends on tensors but cannot be differentiated by them."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(gradient: Tensor, *_: Tensor) -> Tensor:
+        return gradient.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> Any:
+        raise RuntimeError(_ONCE)

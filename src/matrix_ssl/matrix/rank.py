@@ -60,7 +60,7 @@ def coding_rate(features: Tensor, *, distortion: float = 0.5, validate: bool | N
     rows = checked_matrix(features, "features", validate)
     n, d = rows.shape[-2:]
     gram = small_gram(rows) * (d / (n * distortion**2))
-    return LogDeterminant.apply(gram + torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)) / 2
+    return LogDeterminant.apply(gram + torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device))[0] / 2
 
 
 def spectrum(features: Tensor, *, validate: bool | None = None) -> Tensor:

@@ -16,8 +16,18 @@ from matrix_ssl.matrix.precision import full_precision
 def looks_at_values(x: Tensor, validate: bool | None) -> bool:
     """Whether the values of ``x`` are checked."""
     if validate is None:
-        return x.device.type == "cpu" and not torch.compiler.is_compiling()
+        return x.device.type == "cpu" and not torch.compiler.is_compiling() and not is_mapped(x)
     return validate
+
+
+def is_mapped(x: Tensor) -> bool:
+    """Whether ``torch.func.vmap`` holds a tensor: then it stands for many, and no branch can depend on its values."""
+    func = torch._C._functorch
+    while func.is_functorch_wrapped_tensor(x):
+        if func.is_batchedtensor(x):
+            return True
+        x = func.get_unwrapped(x)
+    return False
 
 
 def tolerance(dtype: torch.dtype, d: int) -> float:

@@ -94,7 +94,7 @@ def cor_info_max_loss(
     for z, moments in zip((z1, z2), before or (first_moments(z1), first_moments(z2)), strict=True):
         covariance = next_moments(z, moments, forgetting=forgetting).covariance
         identity = torch.eye(z.shape[1], dtype=covariance.dtype, device=z.device)
-        volume = volume + LogDeterminant.apply(covariance + ridge * identity).to(z.dtype) / z.shape[1]
+        volume = volume + LogDeterminant.apply(covariance + ridge * identity)[0].to(z.dtype) / z.shape[1]
     return invariance_weight * invariance - volume
 
 

@@ -38,12 +38,12 @@ class DiagnoseSettings:
 
     model: str  # a run of fine-tuning, a folder in safetensors with its tokenizer, or a name of the hub
     text: Path  # UTF-8
-    reference: str | None = None  # a different model, whose tokenizer is not used, or "untrained"
+    reference: str | None = None  # a different model or its config:, whose tokenizer is not used, or "untrained"
     layers: str = "all"  # "all", "last", or numbers separated by commas; 0 is the output of the embeddings
     max_tokens: int | None = None  # stop after this many tokens of the text
     window: int | None = None  # tokens, special ones included; None: 512, or the model's limit if it is lower
     batch_size: int = 8  # windows per forward pass; no measure depends on it
-    seed: int = 0  # of the untrained reference
+    seed: int = 0  # of a reference with random weights
 
 
 def diagnose(
@@ -129,7 +129,9 @@ def _measure_both(settings: DiagnoseSettings, device: torch.device, on_progress:
     about_reference = None
     if reference is not None:
         name = str(settings.reference)
-        about_reference = _about(name, reference) | ({"seed": settings.seed} if name == UNTRAINED else {})
+        about_reference = _about(name, reference) | (
+            {"seed": settings.seed} if name == UNTRAINED or name.startswith(models.FROM_CONFIG) else {}
+        )
         others = measure(reference.to(device), batches(), layers, name=name, on_progress=on_progress)
         for row, own, other in zip(rows, measures, others, strict=True):
             row |= {"reference": _values(other), "diff_erank": other.erank - own.erank}
@@ -154,7 +156,7 @@ def _open_reference(settings: DiagnoseSettings, model: "PreTrainedModel") -> Any
         return None
     if settings.reference == UNTRAINED:
         return models.untrained(model, seed=settings.seed)
-    reference = models.open_body(models.find_model(settings.reference)[0])
+    reference = models.open_body(models.find_model(settings.reference)[0], seed=settings.seed)
     for what, key in (("layers", "num_hidden_layers"), ("hidden dimensions", "hidden_size")):
         ours, theirs = getattr(_config(model), key), getattr(_config(reference), key)
         if ours != theirs:

@@ -32,7 +32,7 @@ from matrix_ssl.errors import ConfigError, DataError, MatrixShapeError, MatrixTy
 from matrix_ssl.llm.loss.fused import Request, values_from_hidden, values_from_logits
 from matrix_ssl.llm.loss.positions import Positions, find_positions
 from matrix_ssl.llm.objective import DEFAULTS, Objective, check_objective
-from matrix_ssl.matrix.validation import looks_at_values
+from matrix_ssl.matrix.validation import is_mapped, looks_at_values
 
 Reduction = Literal["mean", "none"]
 
@@ -162,6 +162,11 @@ def _check(
         raise MatrixShapeError(
             f"{name} {tuple(outputs.shape)} and head_weight {tuple(head_weight.shape)} do not fit: the last dimension "
             f"of {name} must equal the {'width' if side else 'vocabulary'}, {head_weight.shape[side]}."
+        )
+    if is_mapped(outputs) or is_mapped(head_weight) or is_mapped(labels):
+        raise NotImplementedError(
+            "The loss of language models does not work under torch.func.vmap: pass all sequences as one batch, with "
+            "reduction='none' for the loss of each position."
         )
     vocabulary, d = head_weight.shape
     check_objective(objective, vocabulary=vocabulary, d=d)

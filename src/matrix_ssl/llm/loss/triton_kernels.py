@@ -20,7 +20,7 @@ _BLOCK = 4096  # of the vocabulary
 
 
 @triton.jit
-def _position(
+def _position(  # type: ignore[no-untyped-def]
     logits, cosines, targets, directed, values, vocabulary, stride, weight, ridge,
     with_gradient: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
