@@ -110,11 +110,12 @@ def rows_per_batch(width: int) -> int:
     return max(1, _NUMBERS // max(width, 1))
 
 
-def _open_npy(path: Path, _: str | None) -> FeatureRows:
+def _open_npy(path: Path, _key: str | None) -> FeatureRows:
     with path.open("rb") as file:
         shape, _, dtype = _header(file, str(path))
     _check_array(str(path), shape, dtype)
-    return FeatureRows(path.name, *shape, lambda: _read_array(lambda: path.open("rb"), str(path)))
+    count, width = shape
+    return FeatureRows(path.name, count, width, lambda: _read_array(lambda: path.open("rb"), str(path)))
 
 
 def _open_npz(path: Path, key: str | None) -> FeatureRows:
@@ -132,12 +133,13 @@ def _open_npz(path: Path, key: str | None) -> FeatureRows:
             with archive.open("data_digest.npy") as file:
                 digest = str(np.lib.format.read_array(file, allow_pickle=False))
     _check_array(f"{path}, array {name!r}", shape, dtype)
+    count, width = shape
 
     def read() -> Iterator[Tensor]:
         with zipfile.ZipFile(path) as archive:
             yield from _read_array(lambda: archive.open(f"{name}.npy"), str(path))
 
-    return FeatureRows(path.name, *shape, read, digest)
+    return FeatureRows(path.name, count, width, read, digest)
 
 
 def _open_safetensors(path: Path, key: str | None) -> FeatureRows:
