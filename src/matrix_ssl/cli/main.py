@@ -18,6 +18,7 @@ from matrix_ssl.cli.evaluate import embed, evaluate
 from matrix_ssl.cli.lists import methods, recipes, report
 from matrix_ssl.cli.llm import llm
 from matrix_ssl.cli.measure import diagnose, measure
+from matrix_ssl.cli.pack import pack
 from matrix_ssl.cli.pretrain import pretrain
 from matrix_ssl.cli.weights import export, import_
 from matrix_ssl.cli.worth import worth
@@ -68,6 +69,7 @@ for command in (
     llm,
     measure,
     methods,
+    pack,
     pretrain,
     recipes,
     report,

@@ -53,6 +53,10 @@ class Source(ABC):
     def read(self, index: int) -> torch.Tensor:
         """One image, uint8 (channels, h, w), or UnreadableImage."""
 
+    def encoded(self, index: int) -> bytes | None:
+        """The bytes of one image's file, or UnreadableImage; None for images that are not in files."""
+        return None
+
     @abstractmethod
     def where(self, index: int) -> str:
         """The place of an image that a user can look up: a path, or ``file.npz[12]``."""

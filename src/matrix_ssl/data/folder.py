@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from matrix_ssl.data.base import Classes, Labels, Source, as_indices
 from matrix_ssl.data.identity import ABSENT
-from matrix_ssl.data.images import EXTENSIONS, highest_level, read_image
+from matrix_ssl.data.images import EXTENSIONS, highest_level, read_content, read_image
 from matrix_ssl.data.layout import Listing, describe_classes, list_images
 from matrix_ssl.errors import DataError
 
@@ -31,6 +31,9 @@ class FolderSource(Source):
 
     def read(self, index: int) -> torch.Tensor:
         return read_image(self._folder / self._files[index], white_level=self.white_level)
+
+    def encoded(self, index: int) -> bytes:
+        return read_content(self._folder / self._files[index])
 
     def highest_level(self, index: int) -> int:
         return highest_level(self._folder / self._files[index])

@@ -50,7 +50,7 @@ def read_image(path: Path, *, white_level: int = 0) -> torch.Tensor:
 
     ``white_level`` as in ``decode_image``.
     """
-    return decode_image(_content(path), str(path), white_level=white_level)
+    return decode_image(read_content(path), str(path), white_level=white_level)
 
 
 def decode_image(content: bytes, where: str, *, white_level: int = 0) -> torch.Tensor:
@@ -77,7 +77,7 @@ def highest_level(path_or_content: Path | bytes) -> int:
         return 0 if levels is None else levels.highest()
 
     try:
-        content = path_or_content if isinstance(path_or_content, bytes) else _content(path_or_content)
+        content = path_or_content if isinstance(path_or_content, bytes) else read_content(path_or_content)
         return _decode(content, "", look)
     except UnreadableImage:
         return 0
@@ -93,7 +93,8 @@ def to_tensor(image: Image.Image, where: str) -> torch.Tensor:
         return _to_pixels(copied if levels is None else levels.to_8_bit(where))
 
 
-def _content(path: Path) -> bytes:
+def read_content(path: Path) -> bytes:
+    """The bytes of an image file; UnreadableImage where it cannot be opened."""
     try:
         return path.read_bytes()
     except OSError as error:

@@ -41,6 +41,9 @@ class JoinedSource(Source):
     def read(self, index: int) -> torch.Tensor:
         return self._parts[self._part[index]].read(int(self._row[index]))
 
+    def encoded(self, index: int) -> bytes | None:
+        return self._parts[self._part[index]].encoded(int(self._row[index]))
+
     def with_white_level(self, level: int) -> "JoinedSource":
         other = super().with_white_level(level)
         assert isinstance(other, JoinedSource)

@@ -4,7 +4,9 @@ Arrays: ``jpeg`` (uint8, the image files in sequence, of any format that ``image
 where each begins; the last is the end); optionally ``y`` (n integer labels) and ``classes`` (names).
 """
 
+import os
 import re
+import struct
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -19,6 +21,8 @@ from matrix_ssl.data.base import Classes, Labels, PlacedSource, Places, as_label
 from matrix_ssl.data.images import decode_image, highest_level
 from matrix_ssl.errors import DataError
 
+MAPPED_FROM = 2**26  # bytes of images, 64 MiB: those of a larger file are not read at once
+_NAME_LENGTH = 26  # place in the header of an entry of a zip archive (PKWARE, APPNOTE 4.3.7)
 _TEST_WORDS = ("test", "val", "dev")  # in the order of preference; "val" is in "eval" and "validation" as well
 
 
@@ -45,6 +49,9 @@ class PackedSource(PlacedSource):
 
     def read(self, index: int) -> torch.Tensor:
         return decode_image(self._bytes(index), self.where(index), white_level=self.white_level)
+
+    def encoded(self, index: int) -> bytes:
+        return self._bytes(index)
 
     def highest_level(self, index: int) -> int:
         return highest_level(self._bytes(index))
@@ -131,16 +138,36 @@ def read_shard(path: Path) -> Shard:
 
 
 def _load(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a file. The images of a large one are mapped: what is read of them is read when it is needed."""
     try:
         with path.open("rb") as file:  # given a path, NumPy leaves a damaged file open
             archive = np.load(file, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise DataError(f"{path}: not an .npz archive but a single array; save it with numpy.savez.")
-            return {key: archive[key] for key in ("jpeg", "offs", "y", "classes") if key in archive.files}
+            mapped = _mapped_images(path, archive)
+            keys = [key for key in ("jpeg", "offs", "y", "classes") if key in archive.files]
+            return {key: archive[key] if key != "jpeg" or mapped is None else mapped for key in keys}
     except PermissionError:
         raise DataError(f"{path}: no permission to read the file; allow it.") from None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path}: not an .npz file, or a damaged one ({error}); fetch or pack it again.") from None
+
+
+def _mapped_images(path: Path, archive: "np.lib.npyio.NpzFile") -> np.ndarray | None:
+    """The images of a file without reading them; None for one that is small, compressed or has no row of bytes."""
+    info = archive.zip.NameToInfo.get("jpeg.npy") if archive.zip is not None else None
+    if info is None or info.file_size < MAPPED_FROM or info.compress_type != zipfile.ZIP_STORED:
+        return None
+    with path.open("rb") as file:
+        file.seek(info.header_offset + _NAME_LENGTH)
+        name, extra = struct.unpack("<HH", file.read(4))
+        file.seek(name + extra, os.SEEK_CUR)
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(file)
+        if dtype != np.uint8 or len(shape) != 1:
+            return None
+        return np.memmap(path, np.uint8, mode="c", offset=file.tell(), shape=shape)  # a private copy where written
 
 
 def _named(paths: Sequence[Path], *words: str) -> list[Path]:

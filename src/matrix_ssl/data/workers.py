@@ -8,7 +8,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +28,9 @@ _WAITING_BYTES = 2**25  # of decoded images that a worker holds, so that photogr
 _FILES_OF_A_BATCH = 16  # descriptors that a worker may need to send the batches in flight and to read the next one
 _FILES_OF_A_WORKER = 8  # descriptors of a worker's pipes and batches in the main process: measured five
 _FILES_OF_THE_LOADER = 32  # descriptors that all workers share, and what else the main process opens meanwhile
+
+
+Content = TypeVar("Content")  # what a worker makes of the images of a batch
 
 
 @dataclass(frozen=True)
@@ -51,22 +54,22 @@ def unpack(pixels: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
     return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
-class Reader(ABC, Dataset[Crops | MatrixSSLError]):
-    """Reads and crops the images of a batch; returns an error meant for the user, for the main process to raise."""
+class Reader(ABC, Dataset[Content | MatrixSSLError], Generic[Content]):
+    """Reads the images of a batch; returns an error meant for the user, for the main process to raise."""
 
     def __init__(self, source: Source):
         self._source = source
 
     @abstractmethod
-    def crops(self, key: Any) -> Crops:
-        """The crops of one batch."""
+    def batch(self, key: Any) -> Content:
+        """What is made of the images of one batch."""
 
-    def __getitem__(self, key: Any) -> Crops | MatrixSSLError:
+    def __getitem__(self, key: Any) -> Content | MatrixSSLError:
         try:
-            crops = self.crops(key)
+            content = self.batch(key)
             if get_worker_info() is not None:
                 check_open_files(_FILES_OF_A_BATCH)
-            return crops
+            return content
         except MatrixSSLError as error:
             return error  # raised in a worker, it would lose its type and its message
 
@@ -76,7 +79,7 @@ class Reader(ABC, Dataset[Crops | MatrixSSLError]):
         return pixels if get_worker_info() is None else pixels.share_memory_()
 
 
-class RandomCrops(Reader):
+class RandomCrops(Reader[Crops]):
     """The crops of the first view of every image, then those of the second, and so on; a key is (epoch, samples).
 
     ``views`` are those of ``augment.each_view``, which have sizes of their own.
@@ -86,7 +89,7 @@ class RandomCrops(Reader):
         super().__init__(source)
         self._views, self._seed = views, seed
 
-    def crops(self, key: tuple[int, NDArray[np.int64]]) -> Crops:
+    def batch(self, key: tuple[int, NDArray[np.int64]]) -> Crops:
         epoch, samples = key
         shapes = [(len(samples), self._source.channels, view.image_size, view.image_size) for view in self._views]
         pixels = self._empty(shapes)
@@ -112,14 +115,14 @@ class RandomCrops(Reader):
                 place.copy_(augment.crop(image, box, view.image_size))
 
 
-class CentralSquares(Reader):
+class CentralSquares(Reader[Crops]):
     """The central squares of the images that can be read; a key is a range of images."""
 
     def __init__(self, source: Source, data: DataConfig):
         super().__init__(source)
         self._fraction, self._size = data.crop_fraction, data.image_size
 
-    def crops(self, key: range) -> Crops:
+    def batch(self, key: range) -> Crops:
         crops, readable, unreadable = [], [], []
         for index in key:
             try:
@@ -148,10 +151,10 @@ def _start_worker(_: int) -> None:
     system.outlive_signals(30)  # the save of the main process, but not by much
 
 
-def read_batches(reader: Reader, keys: Iterable[Any], *, workers: int) -> Iterator[Crops]:
-    """The crops of every key, in order, read ahead by worker processes; TrainingError where one of them dies.
+def read_batches(reader: Reader[Content], keys: Iterable[Any], *, workers: int) -> Iterator[Content]:
+    """What the reader makes of every key, in order, read ahead by worker processes.
 
-    With 0 workers this process reads; a negative number means one a core, 8 at most.
+    With 0 workers this process reads; a negative number means one a core, 8 at most. TrainingError where a worker dies.
     """
     count = _worker_count(workers)
     if count:
@@ -162,10 +165,10 @@ def read_batches(reader: Reader, keys: Iterable[Any], *, workers: int) -> Iterat
         # batch finds the dead worker, within five seconds
         with system.child_handler_kept():
             batches = iter(loader)
-        for crops in batches:
-            if isinstance(crops, MatrixSSLError):
-                raise crops
-            yield crops
+        for content in batches:
+            if isinstance(content, MatrixSSLError):
+                raise content
+            yield content
     except (RuntimeError, OSError) as error:
         if "Too many open files" in str(error):
             raise open_files_error() from error

@@ -1,0 +1,137 @@
+"""Packs a dataset: a folder of files that hold all images, resumable and with checksums."""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from matrix_ssl import __version__
+from matrix_ssl.data.base import Source
+from matrix_ssl.data.packing import PackSettings, Shard, shards
+from matrix_ssl.data.sources import Data, describe, find_splits
+from matrix_ssl.errors import DataError, RunFolderError
+from matrix_ssl.runs.files import read_json, write_atomically, write_json
+from matrix_ssl.runs.folder import claim, held
+from matrix_ssl.training.engine import check_unreadable
+
+PLAN = "pack.json"  # what the folder is for
+FILES = "checksums.json"  # the files that are done
+Progress = Callable[[str, int, int], None]  # split, images done, of all
+_CHUNK = 2**20  # bytes
+
+
+@dataclass(frozen=True)
+class Packed:
+    """One file: which images of the split it holds, and what its bytes must be."""
+
+    name: str
+    split: str
+    start: int  # the first image, by its place in the split
+    stop: int  # the one after the last
+    images: int
+    size: int  # bytes
+    sha256: str
+    unreadable: list[list[str]]  # place and reason of what was left out
+
+
+def pack(
+    data: Data,
+    out: Path,
+    *,
+    settings: PackSettings | None = None,
+    workers: int = -1,
+    fresh: bool = False,
+    data_root: Path | None = None,
+    download: bool = False,
+    say: Callable[[str], None] = lambda text: None,
+    on_progress: Progress = lambda split, done, total: None,
+) -> list[Packed]:
+    """Packs the splits of a dataset into ``SPLIT_NUMBER.npz`` files of a folder, which ``data`` names from then on.
+
+    A call that was stopped goes on with the first file that is missing or whose checksum is wrong; the bytes do not
+    depend on that, nor on the number of workers.
+
+    Args:
+        data, data_root, download: as for ``data.open_source``; colour images.
+        out: a new folder, or one of an earlier call with the same settings and images.
+        settings: sizes and quality; None: the defaults.
+        workers: processes that read and encode; 0: this one; negative: one a core, 8 at most.
+        fresh: keep what is in the folder under another name and start over.
+        say: called with what the user should know.
+        on_progress: called with the split, its images that are done and their number.
+
+    Raises:
+        DataError: no dataset, grey images, or too many that cannot be read.
+        RunFolderError: the folder is for something else, or cannot be written.
+    """
+    how = settings or PackSettings()
+    splits = find_splits(data, data_root=data_root, download=download)
+    sources = {"train": splits.train()} | ({} if splits.test is None else {"test": splits.test()})
+    for split, source in sources.items():
+        if source.channels != 3:
+            raise DataError(f"The images of {source.name!r} are grey, and packed files hold colour images.")
+        for remark in source.remarks:
+            say(f"{split}: {remark}")
+    with held(out, fresh=fresh, say=say, first=PLAN):
+        claim(out, _plan(data, sources, how), may_change=("version",), first=PLAN)
+        files = _done(out)
+        for split, source in sources.items():
+            files += _pack_split(out, split, source, how, files, workers=workers, on_progress=on_progress)
+    return files
+
+
+def _plan(data: Data, sources: dict[str, Source], how: PackSettings) -> dict[str, Any]:
+    images = {split: {"images": len(source), "digest": source.digest} for split, source in sources.items()}
+    return {"version": __version__, "places": {"data": describe(data)}, "settings": dataclasses.asdict(how), **images}
+
+
+def _done(out: Path) -> list[Packed]:
+    """The files of an earlier call, up to the first one that is not as it was written."""
+    if not (out / FILES).exists():
+        return []
+    try:
+        files = [Packed(**values) for values in read_json(out / FILES)]
+    except TypeError:
+        raise RunFolderError(f"{out / FILES} is damaged: use --fresh to start over.") from None
+    for number, one in enumerate(files):
+        path = out / Path(one.name).name
+        if not path.is_file() or path.stat().st_size != one.size or _checksum(path) != one.sha256:
+            return files[:number]
+    return files
+
+
+def _pack_split(
+    out: Path, split: str, source: Source, how: PackSettings, done: list[Packed], *, workers: int, on_progress: Progress
+) -> list[Packed]:
+    """Packs what is missing of a split, and returns its new files."""
+    before = [one for one in done if one.split == split]
+    start, new = max((one.stop for one in before), default=0), list[Packed]()
+    on_progress(split, start, len(source))
+    for shard in shards(source, how, start=start, workers=workers) if start < len(source) else ():
+        name = f"{split}_{len(before) + len(new):05d}.npz"
+        new.append(_write(out / name, split, shard, source))
+        unreadable = sum(len(one.unreadable) for one in before + new)
+        check_unreadable(unreadable, len(source), f"See {out / FILES}")
+        write_json(out / FILES, [dataclasses.asdict(one) for one in done + new])
+        on_progress(split, shard.stop, len(source))
+    return new
+
+
+def _write(path: Path, split: str, shard: Shard, source: Source) -> Packed:
+    def write(file: IO[bytes]) -> None:
+        shard.write(file, source)
+
+    write_atomically(path, write)
+    unreadable = [list(one) for one in shard.unreadable]
+    size, images = path.stat().st_size, len(shard.images)
+    return Packed(path.name, split, shard.start, shard.stop, images, size, _checksum(path), unreadable)
+
+
+def _checksum(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(_CHUNK):
+            digest.update(part)
+    return digest.hexdigest()

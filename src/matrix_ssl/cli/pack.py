@@ -1,0 +1,52 @@
+"""The command ``matrix-ssl pack``."""
+
+from pathlib import Path
+
+import click
+
+from matrix_ssl.cli import options
+
+
+@click.command()
+@click.argument("data", metavar="DATA")
+@click.argument("out", type=options.PATH, metavar="OUT")
+@click.option("--short-side", type=click.IntRange(0), default=0, metavar="PIXELS", help="Make larger images as small "
+              "as this, by their shorter side; 0: none.  [default: 0]")  # fmt: skip
+@click.option("--quality", type=click.IntRange(1, 100), default=90, metavar="1-100", help="Quality of the JPEG files "
+              "of images that are made smaller.  [default: 90]")  # fmt: skip
+@click.option("--shard-mib", type=click.IntRange(1), default=256, metavar="MIB", help="Mebibytes of images in one file."
+              "  [default: 256]")  # fmt: skip
+@click.option("--workers", type=click.IntRange(0), metavar="N", help="Processes that read and encode; 0: the main one."
+              "  [default: one a core, 8 at most]")  # fmt: skip
+@options.fresh
+@options.data_root
+@options.download
+def pack(
+    data: str, out: Path, short_side: int, quality: int, shard_mib: int, workers: int | None, fresh: bool,
+    data_root: Path | None, download: bool,
+) -> None:  # fmt: skip
+    """Pack the images of DATA into few large files in the folder OUT. Run the same command to resume.
+
+    Training reads packed files faster than a folder of small ones, and one machine hands them to another in one go.
+    Images keep the bytes of their files unless --short-side makes them smaller. Files have checksums: the same command
+    on a finished folder verifies them, and repairs what is damaged.
+    """
+    from matrix_ssl.api.packing import pack as write
+    from matrix_ssl.data.packing import PackSettings
+    from matrix_ssl.runs.display import Display
+
+    settings = PackSettings(short_side=short_side, quality=quality, shard_mib=shard_mib)
+    with Display(options.stderr).bar("packing") as bar:
+        files = write(
+            data, out, settings=settings, workers=-1 if workers is None else workers, fresh=fresh,
+            data_root=data_root, download=download, say=options.say,
+            on_progress=lambda split, done, total: bar(done, total),
+        )  # fmt: skip
+    for image, why in (one for file in files for one in file.unreadable):
+        options.say(f"Left out {image}: {why}.")
+    for split in dict.fromkeys(file.split for file in files):
+        own = [file for file in files if file.split == split]
+        images, size = sum(file.images for file in own), sum(file.size for file in own) / 2**20
+        count = f"{len(own)} file{'s' * (len(own) > 1)}"
+        options.stdout.print(f"{split}: {images:,} images in {count}, {size:,.1f} MiB", markup=False)
+    options.stdout.print(f"next    matrix-ssl pretrain --data {out}", markup=False)

@@ -1,0 +1,117 @@
+"""The files of a dataset, encoded once: what ``packed`` reads."""
+
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import IO, Annotated
+
+import numpy as np
+import torch
+from annotated_types import Ge, Le
+from PIL import Image
+from torchvision.transforms.v2 import functional as TV
+
+from matrix_ssl.config import NonNegativeInt, PositiveInt
+from matrix_ssl.config.validation import settings
+from matrix_ssl.data.base import Source
+from matrix_ssl.data.images import Unreadable
+from matrix_ssl.data.workers import Reader, read_batches
+from matrix_ssl.errors import UnreadableImage
+
+_IMAGES = 32  # that a worker encodes at a time
+
+
+@settings
+class PackSettings:
+    """How images are stored.
+
+    Attributes:
+        short_side: images whose shorter side has more pixels are made as small; 0: none is.
+        quality: of JPEG, for images that are made smaller; 95 keeps more, 75 less.
+        shard_mib: mebibytes of images in one file, or a single image that is larger.
+    """
+
+    short_side: NonNegativeInt = 0
+    quality: Annotated[int, Ge(1), Le(100)] = 90
+    shard_mib: PositiveInt = 256
+
+
+@dataclass
+class Shard:
+    """The images of one packed file, in the order of the dataset, from ``start`` up to but not including ``stop``."""
+
+    start: int
+    stop: int
+    images: list[bytes] = field(default_factory=list)
+    indices: list[int] = field(default_factory=list)
+    unreadable: list[Unreadable] = field(default_factory=list)
+    size: int = 0
+
+    def write(self, file: IO[bytes], source: Source) -> None:
+        """Writes the arrays of ``packed``: the same bytes for the same images, whenever and wherever."""
+        arrays = {
+            "jpeg": np.frombuffer(b"".join(self.images), np.uint8),
+            "offs": np.cumsum([0, *map(len, self.images)], dtype=np.int64),
+        }
+        if source.labels is not None and source.classes is not None:
+            arrays |= {"y": source.labels[self.indices], "classes": np.array(source.classes)}
+        np.savez(file, allow_pickle=False, **arrays)  # not compressed, so that it can be mapped
+
+
+def encode(source: Source, index: int, how: PackSettings) -> bytes:
+    """One image as it is stored, or UnreadableImage.
+
+    An image that is in a file and small enough keeps the bytes of its file. One that is larger becomes a JPEG of the
+    settings' short side, reduced with antialiasing. One that is in no file, or whose levels a level of white changes,
+    becomes a PNG.
+    """
+    pixels = source.read(index)
+    if how.short_side and min(pixels.shape[-2:]) > how.short_side:
+        reduced = TV.resize(pixels, [how.short_side], antialias=True)
+        return _file(reduced, "JPEG", quality=how.quality)
+    levels_change = source.white_level and source.highest_level(index)
+    content = None if levels_change else source.encoded(index)
+    return _file(pixels, "PNG") if content is None else content
+
+
+def shards(source: Source, how: PackSettings, *, start: int = 0, workers: int = -1) -> Iterator[Shard]:
+    """The files of a dataset from image ``start`` on, cut by their sizes alone; errors as in ``read_batches``."""
+    keys = (range(i, min(i + _IMAGES, len(source))) for i in range(start, len(source), _IMAGES))
+    shard = Shard(start, start)
+    for batch in read_batches(_Encoder(source, how), keys, workers=workers):
+        for index, content in batch:
+            if isinstance(content, bytes):
+                if shard.images and shard.size + len(content) > how.shard_mib * 2**20:
+                    yield shard
+                    shard = Shard(index, index)
+                shard.images.append(content)
+                shard.indices.append(index)
+                shard.size += len(content)
+            else:
+                shard.unreadable.append(content)
+            shard.stop = index + 1
+    if shard.stop > shard.start:
+        yield shard
+
+
+class _Encoder(Reader[Sequence[tuple[int, bytes | Unreadable]]]):
+    """Encodes the images of a range; one that cannot be read becomes its place and the reason."""
+
+    def __init__(self, source: Source, how: PackSettings):
+        super().__init__(source)
+        self._how = how
+
+    def batch(self, key: range) -> list[tuple[int, bytes | Unreadable]]:
+        results: list[tuple[int, bytes | Unreadable]] = []
+        for index in key:
+            try:
+                results.append((index, encode(self._source, index, self._how)))
+            except UnreadableImage as error:
+                results.append((index, (error.where, error.reason)))
+        return results
+
+
+def _file(pixels: torch.Tensor, kind: str, **options: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(buffer, kind, **options)
+    return buffer.getvalue()
