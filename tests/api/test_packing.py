@@ -135,6 +135,8 @@ def test_mistakes_are_named(photos: Path, whole: Path, tmp_path: Path) -> None:
         (tmp_path / "bad" / f"{number}.jpg").write_bytes(b"none")
     with pytest.raises(DataError, match="20 of 20 images cannot be read"):
         packing.pack(str(tmp_path / "bad"), tmp_path / "out", workers=0)
+    [file] = packing.pack(str(tmp_path / "bad"), tmp_path / "out", workers=0, max_unreadable=1.0)
+    assert file.images == 0 and len(file.unreadable) == 20
 
 
 def test_the_command(photos: Path, whole: Path, tmp_path: Path) -> None:

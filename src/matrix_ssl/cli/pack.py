@@ -18,12 +18,14 @@ from matrix_ssl.cli import options
               "  [default: 256]")  # fmt: skip
 @click.option("--workers", type=click.IntRange(0), metavar="N", help="Processes that read and encode; 0: the main one."
               "  [default: one a core, 8 at most]")  # fmt: skip
+@click.option("--max-unreadable", type=click.FloatRange(0, 1), default=0.01, metavar="FRACTION", help="Part of the "
+              "images that may be unreadable, from 0 to 1; ten may in any case.  [default: 0.01]")  # fmt: skip
 @options.fresh
 @options.data_root
 @options.download
 def pack(
-    data: str, out: Path, short_side: int, quality: int, shard_mib: int, workers: int | None, fresh: bool,
-    data_root: Path | None, download: bool,
+    data: str, out: Path, short_side: int, quality: int, shard_mib: int, workers: int | None,
+    max_unreadable: float, fresh: bool, data_root: Path | None, download: bool,
 ) -> None:  # fmt: skip
     """Pack the images of DATA into few large files in the folder OUT. Run the same command to resume.
 
@@ -38,8 +40,8 @@ def pack(
     settings = PackSettings(short_side=short_side, quality=quality, shard_mib=shard_mib)
     with Display(options.stderr).bar("packing") as bar:
         files = write(
-            data, out, settings=settings, workers=-1 if workers is None else workers, fresh=fresh,
-            data_root=data_root, download=download, say=options.say,
+            data, out, settings=settings, workers=-1 if workers is None else workers,
+            max_unreadable=max_unreadable, fresh=fresh, data_root=data_root, download=download, say=options.say,
             on_progress=lambda split, done, total: bar(done, total),
         )  # fmt: skip
     for image, why in (one for file in files for one in file.unreadable):
