@@ -47,7 +47,10 @@ def copy(whole: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize(("job", "label"), [(TRIAL, "simsiam, trial 1"), (RUN, "simsiam, 2 epochs, seed 0")])
+@pytest.mark.parametrize(
+    ("job", "label"),
+    [pytest.param(TRIAL, "simsiam, trial 1", marks=pytest.mark.slow), (RUN, "simsiam, 2 epochs, seed 0")],
+)
 def test_a_job_that_was_killed_is_reported_and_done_again(tmp_path: Path, whole: Path, job: str, label: str) -> None:
     kill = at_step(job, 2, "os.kill(os.getpid(), signal.SIGKILL)")
     ended = runs.run(tmp_path, SMALL, before=FORKED + kill)
@@ -77,7 +80,10 @@ def test_a_job_that_was_killed_is_reported_and_done_again(tmp_path: Path, whole:
 
 @pytest.mark.parametrize(
     ("number", "job"),
-    [(signal.SIGTERM, TRIAL), (signal.SIGINT, RUN), pytest.param(signal.SIGUSR1, RUN, marks=pytest.mark.slow)],
+    [
+        (signal.SIGINT, TRIAL),
+        *(pytest.param(number, RUN, marks=pytest.mark.slow) for number in (signal.SIGTERM, signal.SIGUSR1)),
+    ],
 )
 def test_a_signal_stops_all_jobs_after_a_checkpoint(tmp_path: Path, whole: Path, number: int, job: str) -> None:
     ended = runs.run(tmp_path, SMALL, before=FORKED + at_step(job, 1, signal_comparison(number)))
@@ -146,6 +152,7 @@ class Held(SimSiam):
 '''
 
 
+@pytest.mark.slow  # two starts of Python
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has died")
 def test_programs_that_are_started_for_themselves_behave_alike(tmp_path: Path) -> None:
     """The jobs of the other tests are forked; here they are programs: one ends, one when the comparison is killed."""

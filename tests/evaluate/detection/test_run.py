@@ -69,10 +69,14 @@ def test_boxes_alone(tmp_path: Path, data: Path) -> None:
     assert "loss_mask" not in lines(tmp_path / "r")[0]
 
 
-def test_a_run_from_random_weights_writes_everything(tmp_path: Path, data: Path) -> None:
+@pytest.mark.parametrize(
+    ("before", "architecture", "parameters"),
+    [(THINLY, "thin", 1e5), pytest.param("", "resnet18", 1.1e7, marks=pytest.mark.slow)],
+)
+def test_a_run_writes_everything(tmp_path: Path, data: Path, before: str, architecture: str, parameters: float) -> None:
     settings = ("epochs=1", "precise_bn=0", "checkpoint_every=9", "train_sizes=64", "test_size=64", "regions=4")
-    ended = succeed(tmp_path, arguments(data, *settings))
-    assert "resnet18" in ended.err and "3 iterations of batch 2" in ended.err
+    ended = succeed(tmp_path, arguments(data, *settings), before=before)
+    assert architecture in ended.err and "3 iterations of batch 2" in ended.err
     run = tmp_path / "r"
     assert {p.name for p in run.iterdir()} >= {
         "result.json", "predictions.json", "detections.png", "detector.safetensors", "metrics.jsonl", "config.json",
@@ -86,9 +90,9 @@ def test_a_run_from_random_weights_writes_everything(tmp_path: Path, data: Path)
         (7, "square", 3),
     ]
     assert found["counts"]["train"]["instances"] == 12 and found["counts"]["val"]["instances"] == 6
-    assert found["settings"]["batch_size"] == 2 and found["encoder"]["architecture"] == "resnet18"
+    assert found["settings"]["batch_size"] == 2 and found["encoder"]["architecture"] == architecture
     assert len(found["encoder"]["sha256"]) == 64 and found["environment"]["device"] == "cpu"
-    assert found["images_per_second"] > 0 and found["parameters"] > 11_000_000
+    assert found["images_per_second"] > 0 and found["parameters"] > parameters
     with Image.open(run / "detections.png") as image:
         assert image.width == 968 and image.height > 3 * 400
     for item in json.loads((run / "predictions.json").read_text()):
@@ -169,7 +173,7 @@ class TestResuming:
         assert content(tmp_path / "r") == content(whole)
         assert not list((tmp_path / "r").rglob("*.tmp"))
 
-    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
     def test_a_signal_ends_after_a_checkpoint(self, tmp_path: Path, whole: Path, data: Path, number: int) -> None:
         command = start(tmp_path, arguments(data, EPOCHS, "checkpoint_every=100"), before=SLOWLY)
         wait_for_lines(tmp_path / "r", 3)
