@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from matrix_ssl.runs.checkpoint import encode, list_checkpoints, read_safetensors
 from matrix_ssl.runs.files import read_json
 from matrix_ssl.runs.folder import read_config
 from tests.support.runs import BARE, succeed, tiny
@@ -14,12 +15,12 @@ OLD = {"images": "pictures", "training_images": "training_pictures"}
 
 
 def old(value: Any) -> Any:
-    """JSON as the earlier version wrote it: counts by their old names, and no digests."""
+    """JSON as the earlier version wrote it: counts by their old names, no digests, and no identity of the run."""
     if isinstance(value, list):
         return [old(item) for item in value]
     if not isinstance(value, dict):
         return value
-    kept = {key: old(item) for key, item in value.items() if key != "digest"}
+    kept = {key: old(item) for key, item in value.items() if key not in ("digest", "run")}
     return {OLD.get(key, key) if isinstance(item, int) else key: item for key, item in kept.items()}
 
 
@@ -33,6 +34,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for path in files:
         path.write_text(json.dumps(old(json.loads(path.read_text("utf-8")))), "utf-8")
         assert '"pictures"' in path.read_text("utf-8") and "digest" not in path.read_text("utf-8")
+    for path in (folder / "r" / "encoder.safetensors", *list_checkpoints(folder / "r")):
+        tensors, metadata = read_safetensors(path)
+        kept = {key: value for key, value in metadata.items() if key not in ("sha256", "run")}
+        if "values" in kept:
+            kept["values"] = json.dumps(old(json.loads(kept["values"])))
+        path.write_bytes(encode(tensors, kept))
     return folder
 
 

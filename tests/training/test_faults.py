@@ -75,7 +75,7 @@ MISTAKES = [
     (["pretrain", "demo", "--set", "optimizer.learning_rate=nan"], "optimizer.learning_rate=nan: expected a finite"),
     (["pretrain", "demo", "--set", "batch_size=5000"], "batch_size=5000 is larger than the 1437 images of 'digits'"),
     (["pretrain", "demo", "--set", "network.encoder=resnet18"], "takes colour images, the data has 1 channel"),
-    (["pretrain", "demo", "--set", "network.width=4"], "network.width=4: expected an integer of at least 8."),
+    (["pretrain", "demo", "--set", "network.width=4"], "network.width=4: expected an integer from 8 to 4096."),
     (["pretrain", "demo", "--sett", "epochs=1"], "No such option"),
     (["pretrain", "demo", "--run", "r"], "The folder of a run is now --out."),
     (["pretrian", "demo"], "There is no command 'pretrian'. Did you mean 'pretrain'?"),

@@ -1,5 +1,6 @@
 """A whole evaluation, and the features of a dataset."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,6 +93,11 @@ def evaluate(
     from matrix_ssl.encoder.importing import as_run  # takes a second to import
 
     with session(device, quiet=quiet) as s:
+        chosen = dataclasses.asdict(settings)
+        distributed.check_equal(
+            {"protocols": list(protocols), "baselines": list(baselines), "fresh": fresh, "weights": weights, **chosen},
+            "settings",
+        )
         prepared = None
         with distributed.together():
             if s.main:
@@ -111,6 +117,8 @@ def evaluate(
             )
         for remark in dict.fromkeys((*train.remarks, *test.remarks)):
             s.display.say(remark)
+        if distributed.world_size() > 1:
+            distributed.check_equal({"training images": train.digest, "test images": test.digest}, "images")
         if needs_labels:
             train.labelled()
         if train.labels is None and public:

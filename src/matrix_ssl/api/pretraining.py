@@ -20,12 +20,13 @@ from matrix_ssl.data import Source, open_source
 from matrix_ssl.data.objects import as_data, in_colour
 from matrix_ssl.data.sources import Data, Splits, check_outside, describe
 from matrix_ssl.encoder.where import PATH, RANDOM, TIMM, read_where
-from matrix_ssl.errors import CheckpointError, ConfigError
+from matrix_ssl.errors import CheckpointError, ConfigError, RunFolderError
 from matrix_ssl.evaluate.online import OnlineEvaluation
 from matrix_ssl.evaluate.protocols import describe_images
 from matrix_ssl.methods import Method, find_method, option_defaults, register_method
-from matrix_ssl.runs.checkpoint import read_safetensors
-from matrix_ssl.runs.folder import CONFIG, ENCODER, EVALUATION, SUMMARY
+from matrix_ssl.runs.checkpoint import read_encoder
+from matrix_ssl.runs.files import read_object
+from matrix_ssl.runs.folder import CONFIG, EVALUATION, SUMMARY, check_owner
 from matrix_ssl.runs.loggers import check_loggers
 from matrix_ssl.runs.session import session
 from matrix_ssl.training import fitting, setup
@@ -154,6 +155,9 @@ def train(
     if not (run / CONFIG).exists():
         check_outside(run, data or config.data.source)
     with session(device, quiet=quiet) as s:
+        values = dict(configuration.flatten(configuration.to_dict(config)))
+        values = {key: value for key, value in values.items() if key not in ("data.source", "data.workers")}
+        distributed.check_equal(values | {"fit": fit, "fresh": fresh, "online": online}, "settings")
         for turn in (True, False):  # the main process first: it may download
             with distributed.together():
                 if s.main == turn:
@@ -253,8 +257,9 @@ def _is_complete(run: Path, say: Callable[[str], None]) -> bool:
     if not (run / SUMMARY).exists():
         return False
     try:
-        read_safetensors(run / ENCODER)
-    except CheckpointError as error:
+        check_owner(run / SUMMARY, read_object(run / SUMMARY).get("run"), run)
+        read_encoder(run)
+    except (CheckpointError, RunFolderError) as error:
         say(f"Warning: {error} It is written again from the last checkpoint.")
         return False
     return True

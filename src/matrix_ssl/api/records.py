@@ -8,7 +8,7 @@ from matrix_ssl import networks
 from matrix_ssl.config import RunConfig
 from matrix_ssl.methods import find_method
 from matrix_ssl.runs.checkpoint import digest
-from matrix_ssl.runs.files import read_json, write_json, write_text
+from matrix_ssl.runs.files import read_object, write_json, write_text
 from matrix_ssl.runs.folder import METHOD, MODULE
 
 
@@ -45,5 +45,5 @@ def _keep_module(run: Path, name: str, say: Callable[[str], None]) -> None:
     path = run / MODULE
     if not path.exists():
         write_json(path, {"name": name, "structure": repr(module), "sha256": weights})
-    elif read_json(path).get("sha256") != weights:
+    elif read_object(path).get("sha256") != weights:
         say("Warning: the module has different weights than at the start of this run. Those of the start count.")

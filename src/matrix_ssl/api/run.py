@@ -24,8 +24,9 @@ from matrix_ssl.evaluate.baselines import Sizes
 from matrix_ssl.evaluate.features import Embedding
 from matrix_ssl.evaluate.protocols import PROTOCOLS
 from matrix_ssl.evaluate.trained.protocols import EvaluationSettings
-from matrix_ssl.runs.files import read_json, read_lines
-from matrix_ssl.runs.folder import METRICS, SUMMARY, read_config
+from matrix_ssl.runs.files import read_object
+from matrix_ssl.runs.folder import SUMMARY, read_config
+from matrix_ssl.runs.metrics import read_metrics
 
 _DEFAULT_PROTOCOLS = PROTOCOLS[:3]
 
@@ -67,13 +68,14 @@ class Run:
     def summary(self) -> dict[str, Any]:
         """Steps, seconds and counts of a finished pre-training; nothing before."""
         path = self.folder / SUMMARY
-        summary: dict[str, Any] = read_json(path) if path.exists() else {}
+        summary: dict[str, Any] = read_object(path) if path.exists() else {}
         return summary
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of ``metrics.jsonl``."""
-        return read_lines(self.folder / METRICS)
+        lines = read_metrics(self.folder)
+        return [{key: value for key, value in line.items() if key != "run"} for line in lines]
 
     def encoder(self, *, weights: Weights = "student") -> nn.Module:
         """The encoder in evaluation mode, on the CPU: images (n, c, s, s), normalised, to features (n, k).

@@ -51,7 +51,7 @@ def detect(
     from matrix_ssl import distributed
     from matrix_ssl.evaluate.detection import run as runs
     from matrix_ssl.evaluate.detection.scoring import classes_table, scores_table
-    from matrix_ssl.runs.files import read_json
+    from matrix_ssl.runs.files import read_object
     from matrix_ssl.runs.session import session
 
     inputs = runs.Inputs(
@@ -69,6 +69,6 @@ def detect(
             s.display.say(prepared.headline())
             runs.run(prepared, out, display=s.display, bar=s.display.bar)
         if s.main:
-            options.stdout.print(scores_table(read_json(result)))
-            options.stdout.print(classes_table(read_json(result)))
+            options.stdout.print(scores_table(read_object(result)))
+            options.stdout.print(classes_table(read_object(result)))
             options.show(result=result, detections=out / runs.GALLERY)

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
 
 from matrix_ssl.cli import completion
 from matrix_ssl.errors import ConfigError
+from matrix_ssl.runs.terminal import Terminal
 from matrix_ssl.training.configure import DEFAULT_RECIPE
 
 if TYPE_CHECKING:
@@ -35,8 +35,8 @@ class _Path(click.Path):
 PATH = _Path()
 PROTOCOLS = ("knn", "linear", "low-shot", "transfer", "linear-sgd", "semi-supervised", "fine-tune")
 
-stdout = Console(highlight=False, soft_wrap=True)
-stderr = Console(stderr=True, highlight=False, soft_wrap=True)
+stdout = Terminal(soft_wrap=True)
+stderr = Terminal(stderr=True, soft_wrap=True)
 
 recipe = click.argument("recipe", default=DEFAULT_RECIPE, shell_complete=completion.recipes)
 fitted_recipe = click.argument("recipe", required=False, shell_complete=completion.recipes)

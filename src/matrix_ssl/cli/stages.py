@@ -19,7 +19,7 @@ from matrix_ssl.config import Locations, override
 from matrix_ssl.errors import DataError, MatrixSSLError
 from matrix_ssl.evaluate.detection.settings import DetectionSettings
 from matrix_ssl.runs import signals
-from matrix_ssl.runs.files import read_json, write_json
+from matrix_ssl.runs.files import read_object, write_json
 from matrix_ssl.runs.folder import read_config
 from matrix_ssl.runs.processes import Processes
 from matrix_ssl.runs.signals import Interrupted
@@ -177,7 +177,7 @@ def run_stages(
     def content(data: tuple[str, ...]) -> str:
         return _content(data or read_config(run).data.source, data_root)
 
-    done: dict[str, Any] = read_json(run / CHAIN) if (run / CHAIN).exists() else {}
+    done: dict[str, Any] = read_object(run / CHAIN) if (run / CHAIN).exists() else {}
     for number, stage in enumerate(stages, 1):
         if stage.data is not None and stage.name in done and done[stage.name] == stage.digest(content(stage.data)):
             say(f"[{number}/{len(stages)}] {stage.name}: already done.")

@@ -19,7 +19,7 @@ from matrix_ssl.report.comparison.page import write_comparison
 from matrix_ssl.runs import devices
 from matrix_ssl.runs.display import Display
 from matrix_ssl.runs.environment import environment
-from matrix_ssl.runs.files import read_json, write_json
+from matrix_ssl.runs.files import read_object, write_json
 from matrix_ssl.runs.folder import check_claim, check_folder, claim
 from matrix_ssl.training import setup
 
@@ -63,7 +63,7 @@ class ComparisonRun:
         identity = {"train": len(learn), "test": len(judge), "classes": len(learn.classes or []),
                     "train_digest": learn.digest, "test_digest": judge.digest}  # fmt: skip
         resumed = (self.out / RESULTS).exists() and not fresh
-        before = read_json(self.out / RESULTS)["data"] if resumed else identity
+        before = read_object(self.out / RESULTS, "data")["data"] if resumed else identity
         if different := configuration.changes(before, identity, but=["name"]):
             raise RunFolderError(
                 f"{self.out} has compared other images ({'; '.join(different)}): choose a different folder "

@@ -31,7 +31,7 @@ from matrix_ssl.evaluate.probes.accuracy import accuracy
 from matrix_ssl.evaluate.probes.protocols import PROTOCOLS, measure
 from matrix_ssl.runs import devices
 from matrix_ssl.runs.display import Display
-from matrix_ssl.runs.files import read_json, read_lines, write_json
+from matrix_ssl.runs.files import read_json, read_lines, read_object, write_json
 from matrix_ssl.runs.folder import CONFIG, ENVIRONMENT, METRICS, lock, tidy
 from matrix_ssl.training import setup
 from matrix_ssl.training.task import Observer
@@ -86,7 +86,7 @@ def run_job(folder: Path) -> dict[str, Any]:
     Raises:
         MatrixSSLError: anything else is wrong; the job may be repeated.
     """
-    job = read_json(folder / JOB)
+    job = read_object(folder / JOB, "config", "threads", "device", "data_root", "stage", "method")
     config = configuration.from_dict(job["config"])
     if job["threads"]:
         torch.set_num_threads(job["threads"])

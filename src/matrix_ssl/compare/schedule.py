@@ -13,7 +13,7 @@ from matrix_ssl.compare.plan import Job
 from matrix_ssl.config import system
 from matrix_ssl.errors import ConfigError
 from matrix_ssl.runs import signals
-from matrix_ssl.runs.files import read_json, write_json
+from matrix_ssl.runs.files import read_object, write_json
 from matrix_ssl.runs.folder import set_aside
 from matrix_ssl.runs.processes import Processes
 from matrix_ssl.runs.signals import Interrupted
@@ -45,7 +45,7 @@ def places(device_type: str, *, jobs: int) -> list[Place]:
 def read_result(out: Path, job: Job) -> dict[str, Any] | None:
     """The result of a job; None while it has not ended, and for the result of other settings."""
     path = out / job.folder / RESULT
-    return read_json(path) if path.exists() and not _is_outdated(out / job.folder, job) else None
+    return read_object(path) if path.exists() and not _is_outdated(out / job.folder, job) else None
 
 
 def _is_outdated(folder: Path, job: Job) -> bool:
@@ -53,7 +53,7 @@ def _is_outdated(folder: Path, job: Job) -> bool:
     if not (folder / JOB).exists():
         return False
     try:
-        before = configuration.from_dict(read_json(folder / JOB)["config"])
+        before = configuration.from_dict(read_object(folder / JOB, "config")["config"])
     except ConfigError:  # of another version of this package
         return True
     return bool(configuration.differences(before, job.config))

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         current_names,
         differences,
         from_dict,
+        identifying,
         to_dict,
     )
     from matrix_ssl.config.validation import Fraction, OpenFraction, Seed, check_type
@@ -38,7 +39,7 @@ __all__ = [
     "Locations", "MethodConfig", "NetworkConfig", "NonNegativeFloat", "NonNegativeInt", "OpenFraction",
     "OptimizerConfig", "PositiveFloat", "PositiveInt", "Precision", "RunConfig", "Seed", "StartConfig", "ViewConfig",
     "asymmetric_views", "build", "changes", "check_type", "current_names", "differences", "flatten", "from_dict",
-    "override", "split_assignment", "symmetric_view", "to_dict",
+    "identifying", "override", "split_assignment", "symmetric_view", "to_dict",
 ]  # fmt: skip
 
 __getattr__ = load_on_use(

@@ -5,6 +5,7 @@ its class (``method.ridge`` is ``ridge``), and ``matrix_ssl.methods`` checks the
 """
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from dataclasses import field
 from typing import Annotated, Any, Literal
@@ -12,10 +13,11 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt, Le, Predicate
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 
-from matrix_ssl.config.assignments import build, changes
+from matrix_ssl.config.assignments import build, changes, flatten
 from matrix_ssl.config.validation import Fraction, Seed, settings
 from matrix_ssl.errors import ConfigError
 
+MOST_SIDE = 4096  # pixels of a view
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -50,7 +52,7 @@ class DataConfig:
     images: int = 0  # their number: filled in when a run starts
     digest: str = ""  # of their content, ``Source.digest``: filled in when a run starts; empty in older runs
     subset: NonNegativeInt = 0  # use only this many images, a random choice fixed by the seed; 0: all
-    image_size: PositiveInt = 224  # side of the square views, in pixels
+    image_size: Annotated[int, Ge(1), Le(MOST_SIDE)] = 224  # side of the square views, in pixels
     mean: tuple[float, ...] = IMAGENET_MEAN  # per channel, of pixels in [0, 1]
     std: tuple[float, ...] = IMAGENET_STD
     crop_fraction: Annotated[float, Ge(0.01), Le(1)] = 0.875  # evaluation: the central part of the image that is kept
@@ -70,7 +72,7 @@ class ViewConfig:
     """Random changes that make some views; every probability and strength of zero switches its change off."""
 
     count: PositiveInt = 1  # views of every image that are made in this way
-    image_size: NonNegativeInt = 0  # side of the square views, in pixels; 0: data.image_size
+    image_size: Annotated[int, Ge(0), Le(MOST_SIDE)] = 0  # side of the square views, in pixels; 0: data.image_size
     crop_scale: Part = (1.0, 1.0)  # area of the crop over the area of the image
     crop_ratio: Interval = (3 / 4, 4 / 3)  # width over height of the crop
     flip: Fraction = 0.0  # probability of a left-right flip
@@ -100,7 +102,7 @@ class NetworkConfig:
     stem: Literal["auto", "standard", "small"] = "auto"  # small: 3x3 convolution, no max-pool; auto: small up to 64 px
     # channels of the first stage, of tiny_resnet only; at least 8, because PyTorch 2.14 crashes in the backward of
     # narrower 1x1 convolutions in channels_last
-    width: Annotated[int, Ge(8)] = 32
+    width: Annotated[int, Ge(8), Le(4096)] = 32
     # side of the patches in pixels, of vision transformers of timm only; 0: that of the architecture
     patch_size: NonNegativeInt = 0
     configuration: str = ""  # of hf:NAME: the config.json of its model as JSON, filled in from its weights
@@ -183,6 +185,16 @@ def differences(old: RunConfig, new: RunConfig) -> list[str]:
     """Lines ``key: old -> new`` for every value that would make it a different run."""
     recipe = RENAMED_RECIPES.get(old.recipe, old.recipe)
     return changes(to_dict(dataclasses.replace(old, recipe=recipe)), to_dict(new), but=MAY_CHANGE)
+
+
+def identifying(config: RunConfig) -> dict[str, Any]:
+    """The settings by which a run differs from every other: those that are not at their defaults, by dotted key."""
+    config = dataclasses.replace(config, recipe=RENAMED_RECIPES.get(config.recipe, config.recipe))
+    defaults, plain = (dict(flatten(json.loads(json.dumps(to_dict(each))))) for each in (RunConfig(), config))
+    return {
+        key: value for key, value in plain.items()
+        if key not in MAY_CHANGE and (key not in defaults or defaults[key] != value)
+    }  # fmt: skip
 
 
 def current_names(values: dict[str, Any]) -> dict[str, Any]:

@@ -21,6 +21,8 @@ from typing import Any
 
 import psutil
 
+from matrix_ssl.config.untrusted import open_lock
+
 try:
     import fcntl
     import resource
@@ -59,13 +61,32 @@ def locked(path: Path) -> Iterator[None]:
             except filelock.Timeout:
                 raise BlockingIOError(f"{path} is locked.") from None
         else:
-            file = stack.enter_context(path.open("w"))
+            file = stack.enter_context(open_lock(path))
             try:
                 # not flock: worker processes would inherit it and hold it for seconds after the main one was killed
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise BlockingIOError(f"{path} is locked.") from None
         yield
+
+
+def claim(descriptor: int) -> None:
+    """Marks an open file as in use until this process closes it or dies; Windows keeps open files by itself."""
+    if fcntl is not None:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def is_abandoned(path: Path) -> bool:
+    """Whether no process has a file in use that ``claim`` has marked."""
+    if fcntl is None:
+        return False
+    try:
+        with open_lock(path) as file:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def give_usual_permissions(descriptor: int) -> None:
@@ -143,6 +164,16 @@ def peak_memory() -> int:
     if resource is None:
         return psutil.Process().memory_info().peak_wset
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 2**10)
+
+
+def limit_this_process(*, memory: int, seconds: float) -> None:
+    """Lets this process take so many more bytes of memory and compute for so many seconds, where the system can."""
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    if resource is not None and sys.platform == "linux":
+        size = psutil.Process().memory_info().vms + memory
+        _, most = resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (size if most == resource.RLIM_INFINITY else min(size, most), most))
 
 
 def own_group() -> dict[str, Any]:

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import json
 import types
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar, Union, dataclass_transform, get_args, get_origin, get_type_hints
@@ -12,6 +11,7 @@ import pydantic.dataclasses
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from matrix_ssl.config.untrusted import parse_json
 from matrix_ssl.errors import ConfigError, did_you_mean
 
 Checked = TypeVar("Checked")
@@ -132,7 +132,7 @@ def _parse(value: Any, plain: Any, origin: Any) -> Any:
         return next((choice for choice in get_args(plain) if str(choice) == value), value)
     if value.startswith(("{", "[")) and (plain in (dict, list) or origin in (dict, list)):
         with contextlib.suppress(ValueError):
-            return json.loads(value)
+            return parse_json(value)
         return value
     if origin in (tuple, list):
         inner = get_args(plain)[0]

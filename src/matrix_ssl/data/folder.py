@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from matrix_ssl.config.untrusted import open_file
 from matrix_ssl.data.base import Classes, Labels, Source, as_indices
 from matrix_ssl.data.identity import ABSENT
 from matrix_ssl.data.images import EXTENSIONS, highest_level, read_content, read_image
@@ -107,7 +108,7 @@ def file_sizes(folder: Path, files: Sequence[str]) -> NDArray[np.int64]:
 def read_start(path: str, count: int) -> bytes:
     """The first ``count`` bytes of a file; none where it cannot be read."""
     try:
-        with open(path, "rb", buffering=0) as file:  # noqa: PTH123, as in file_sizes
+        with open_file(path) as file:
             return file.read(count)
     except OSError:
         return b""

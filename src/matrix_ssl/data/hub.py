@@ -4,13 +4,17 @@ A configuration, tokenizer or model may name Python files beside it (``auto_map`
 standard input whether to run them, and take a ``y`` that happens to be there for an answer.
 """
 
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+from matrix_ssl.config.untrusted import open_file, parse_json, read_file, why
 from matrix_ssl.errors import CheckpointError, DataError, MatrixSSLError, import_extra
 
+_SMALL_JSON = 2**20  # bytes; vocabularies are larger, and read by libraries that bound their depth
 _REFUSALS = ("trust_remote_code", "Dataset scripts are no longer supported")  # in the libraries' messages
 
 
@@ -23,7 +27,28 @@ def open_pretrained(opener: Callable[..., Any], source: Any, *, place: str, **op
         f"{place} needs Python code of its own (auto_map), which is never run: use a model and a tokenizer that "
         f"transformers itself implements, or convert this one to such a class and save it by save_pretrained."
     )
+    check_pretrained(source)
     return _open(opener, source, options, error)
+
+
+def check_pretrained(source: Any) -> None:
+    """Raises CheckpointError for a local folder in which a library would wait, read without end or unfold JSON.
+
+    Every entry must be a regular file, a folder or a link to one of them, and the small JSON files bounded.
+    """
+    folder = Path(source) if isinstance(source, (str, Path)) else None
+    if folder is None or not folder.exists():
+        return
+    try:
+        for path in sorted(folder.iterdir()) if folder.is_dir() else [folder]:
+            if path.is_dir():
+                continue
+            with open_file(path) as file:
+                size = os.fstat(file.fileno()).st_size
+            if path.suffix == ".json" and (size <= _SMALL_JSON or path.name.endswith("config.json")):
+                parse_json(read_file(path))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {why(error)}.") from error
 
 
 @contextmanager
@@ -53,6 +78,7 @@ def open_dataset(opener: Callable[..., Any], source: str, *, place: str, **optio
         f"{place} needs Python code of its own (a loading script), which is never run: save the dataset as Parquet, "
         f"JSON or images in folders, or by save_to_disk, and open that."
     )
+    check_pretrained(source)
     return _open(opener, source, options, error)
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from matrix_ssl.data.base import Classes, Labels, PlacedSource, Places, as_labels, in_memory
 from matrix_ssl.data.folder import file_sizes, read_start
-from matrix_ssl.data.hub import open_dataset
+from matrix_ssl.data.hub import check_pretrained, open_dataset
 from matrix_ssl.data.identity import ABSENT
 from matrix_ssl.data.images import decode_image, highest_level, read_image
 from matrix_ssl.data.layout import TEST_NAMES, TRAIN_NAMES
@@ -71,6 +71,7 @@ def load_splits(location: str) -> "tuple[Dataset, Dataset | None]":
         raise DataError(f"hf:{location}: the folder {folder} does not exist; check the path.")
     try:
         if any((folder / file).is_file() for file in _SAVED_TO_DISK):
+            check_pretrained(folder)
             loaded = datasets.load_from_disk(str(folder))
         else:
             source = str(folder) if folder.is_dir() else location

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from matrix_ssl.config.untrusted import GIB, read_file
 from matrix_ssl.data.deep import read_levels
 from matrix_ssl.data.open_files import why_unreadable
 from matrix_ssl.data.tiff import Tiff, read_tags
@@ -26,6 +27,7 @@ EXTENSIONS = frozenset(
     [".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".pbm"]
 )
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
+_MOST_BYTES = 2 * GIB  # of an image file
 _MOST_SUBSTITUTES = 100  # images tried instead of one that cannot be read
 Unreadable = tuple[str, str]  # where, why
 Pixels = TypeVar("Pixels")
@@ -96,7 +98,7 @@ def to_tensor(image: Image.Image, where: str) -> torch.Tensor:
 def read_content(path: Path) -> bytes:
     """The bytes of an image file; UnreadableImage where it cannot be opened."""
     try:
-        return path.read_bytes()
+        return read_file(path, most=_MOST_BYTES)
     except OSError as error:
         raise UnreadableImage(str(path), why_unreadable(error)) from None
 

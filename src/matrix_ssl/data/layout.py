@@ -92,16 +92,18 @@ def find_split_folders(folder: Path) -> SplitFolders:
         DataError: each of several folders has such splits, as in k-fold cross-validation.
     """
     entries = list_folder(folder)
-    inside = {entry.name.lower(): Path(entry.path) for entry in entries if entry.is_dir()}
+    inside = {entry.name.lower(): Path(entry.path) for entry in entries if _is_folder(entry)}
     train = next((inside[name] for name in TRAIN_NAMES if name in inside), None)
     tests = [inside[name] for name in TEST_NAMES if name in inside]
     if train is None or not (tests or len(inside) == 1):
         _refuse_folds(folder, list(inside.values()))
         return SplitFolders(folder, None, _named_as_splits(folder, inside))
-    with_classes = [test for test in tests if sum(entry.is_dir() for entry in list_folder(test)) > 1]
+    with_classes = [test for test in tests if sum(map(_is_folder, list_folder(test))) > 1]
     test = next(iter(with_classes + tests), None)
     unused = sorted(path.name for path in inside.values() if path not in (train, test))
-    unused += sorted(entry.name for entry in entries if entry.is_file() and is_image(entry.name))
+    unused += sorted(
+        entry.name for entry in entries if is_image(entry.name) and not entry.is_symlink() and entry.is_file()
+    )
     remark = f"{folder}: training images from {train.name}" + (f", test images from {test.name}" if test else "")
     return SplitFolders(train, test, remark + (f"; not used: {_list(unused)}." if unused else "."))
 
@@ -170,15 +172,23 @@ def _walk(folder: Path) -> Iterator[tuple[str, bool]]:
         for entry in _entries(folder / relative):
             path = os.path.join(relative, entry.name)  # noqa: PTH118, a Path for every file is slow
             keeps = is_kept and _is_kept(entry.name)
-            if entry.is_dir():
+            if _is_folder(entry):
                 if entry.name.startswith(".") and entry.name.lower() not in _SYSTEM_FOLDERS:
                     continue
                 status = entry.stat()
                 identity = (status.st_dev, status.st_ino)
                 if identity not in ancestors:
                     pending.append((path, keeps, ancestors | {identity}))
-            elif entry.is_file() or entry.is_symlink():
+            elif entry.is_symlink() or entry.is_file():
                 yield path, keeps
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a folder or leads to one; a link to itself leads nowhere."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
@@ -193,7 +203,7 @@ def _refuse_folds(folder: Path, inside: Sequence[Path]) -> None:
     """Raises DataError where each of two folders or more has a training and a test folder of its own."""
 
     def is_split(path: Path) -> bool:
-        names = {entry.name.lower() for entry in list_folder(path) if entry.is_dir()}
+        names = {entry.name.lower() for entry in list_folder(path) if _is_folder(entry)}
         return not names.isdisjoint(TRAIN_NAMES) and not names.isdisjoint(TEST_NAMES)
 
     if len(inside) > 1 and all(is_split(path) for path in inside):

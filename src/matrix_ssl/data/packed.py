@@ -8,7 +8,6 @@ import os
 import re
 import struct
 import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from matrix_ssl.config.arrays import read_arrays
+from matrix_ssl.config.untrusted import open_file, why
 from matrix_ssl.data.base import Classes, Labels, PlacedSource, Places, as_labels, in_memory
 from matrix_ssl.data.images import decode_image, highest_level
 from matrix_ssl.errors import DataError
@@ -104,9 +105,9 @@ def split_packed(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
 def is_packed(path: Path) -> bool:
     """Whether a file has the arrays of a packed dataset, or cannot be looked into."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_file(path) as file, zipfile.ZipFile(file) as archive:
             return {"jpeg.npy", "offs.npy"} <= set(archive.namelist())
-    except (OSError, zipfile.BadZipFile):
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):
         return True
 
 
@@ -132,42 +133,57 @@ def read_shard(path: Path) -> Shard:
         )
     labels = classes = None
     if "y" in arrays:
-        classes = [str(c) for c in arrays["classes"]] if "classes" in arrays else None
+        classes = _names(arrays["classes"], path) if "classes" in arrays else None
         labels, _ = as_labels(arrays["y"], classes, len(offsets) - 1, where=str(path))
     return Shard(path, torch.from_numpy(content), offsets, labels, classes)
+
+
+def _names(classes: np.ndarray, path: Path) -> list[str]:
+    if classes.ndim != 1 or classes.dtype.kind not in "USiu":
+        raise DataError(f"{path}: 'classes' must be a row of names, not {classes.dtype} of shape {classes.shape}.")
+    return [str(name) for name in classes]
 
 
 def _load(path: Path) -> dict[str, np.ndarray]:
     """The arrays of a file. The images of a large one are mapped: what is read of them is read when it is needed."""
     try:
-        with path.open("rb") as file:  # given a path, NumPy leaves a damaged file open
-            archive = np.load(file, allow_pickle=False)
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise DataError(f"{path}: not an .npz archive but a single array; save it with numpy.savez.")
-            mapped = _mapped_images(path, archive)
-            keys = [key for key in ("jpeg", "offs", "y", "classes") if key in archive.files]
-            return {key: archive[key] if key != "jpeg" or mapped is None else mapped for key in keys}
+        mapped = _mapped_images(path)
+        arrays = read_arrays(path, ("offs", "y", "classes") if mapped is not None else ("jpeg", "offs", "y", "classes"))
+        if mapped is not None:
+            arrays["jpeg"] = mapped
     except PermissionError:
         raise DataError(f"{path}: no permission to read the file; allow it.") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{path}: not an .npz file, or a damaged one ({error}); fetch or pack it again.") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not an .npz file, or a damaged one ({why(error)}); fetch or pack it again.") from None
+    return arrays
 
 
-def _mapped_images(path: Path, archive: "np.lib.npyio.NpzFile") -> np.ndarray | None:
-    """The images of a file without reading them; None for one that is small, compressed or has no row of bytes."""
-    info = archive.zip.NameToInfo.get("jpeg.npy") if archive.zip is not None else None
-    if info is None or info.file_size < MAPPED_FROM or info.compress_type != zipfile.ZIP_STORED:
-        return None
-    with path.open("rb") as file:
-        file.seek(info.header_offset + _NAME_LENGTH)
-        name, extra = struct.unpack("<HH", file.read(4))
-        file.seek(name + extra, os.SEEK_CUR)
-        version = np.lib.format.read_magic(file)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read(file)
-        if dtype != np.uint8 or len(shape) != 1:
-            return None
-        return np.memmap(path, np.uint8, mode="c", offset=file.tell(), shape=shape)  # a private copy where written
+def _mapped_images(path: Path) -> np.ndarray | None:
+    """The images of a file without reading them; None for one that is small, compressed or has no row of bytes.
+
+    Raises:
+        OSError: the file cannot be opened.
+        ValueError: it is damaged.
+    """
+    with open_file(path) as file:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                info = archive.NameToInfo.get("jpeg.npy")
+            if info is None or info.file_size < MAPPED_FROM or info.compress_type != zipfile.ZIP_STORED:
+                return None
+            file.seek(info.header_offset + _NAME_LENGTH)
+            name, extra = struct.unpack("<HH", file.read(4))
+            file.seek(name + extra, os.SEEK_CUR)
+            version = np.lib.format.read_magic(file)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, _, dtype = read(file)
+            if dtype != np.uint8 or len(shape) != 1:
+                return None
+            return np.memmap(path, np.uint8, mode="c", offset=file.tell(), shape=shape)  # a private copy where written
+        except OSError:
+            raise
+        except Exception as error:  # damaged bytes make the readers of zip and NumPy fail in any way
+            raise ValueError(why(error)) from error
 
 
 def _named(paths: Sequence[Path], *words: str) -> list[Path]:

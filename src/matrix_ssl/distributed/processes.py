@@ -1,7 +1,8 @@
 """The rank of this process, the start and the end of its group, and errors that all processes share."""
 
+import datetime
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +13,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from matrix_ssl.errors import ConfigError, MatrixSSLError, ProcessError, TrainingError
 
+MEETING = (
+    "MATRIX_SSL_MEETING_SECONDS"  # variable of the environment: how long processes wait for each other at the start
+)
 # how the errors of gloo, which have no class of their own, report a lost connection
 _LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket closed", "Connection refused")
 
@@ -31,8 +35,41 @@ def start(device_type: str) -> bool:
                 f"start torchrun with --nproc-per-node {torch.cuda.device_count()}."
             )
         torch.cuda.set_device(local_rank())
-    dist.init_process_group("nccl" if device_type == "cuda" else "gloo")
+    store = _meet()
+    number, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    dist.init_process_group("nccl" if device_type == "cuda" else "gloo", store=store, rank=number, world_size=count)
     return True
+
+
+def _meet() -> dist.Store:
+    """The store through which all processes of a launcher have reported.
+
+    Raises:
+        ConfigError: the launcher's variables are not numbers.
+        TrainingError: they do not meet in time.
+    """
+    try:
+        seconds = float(os.environ.get(MEETING, "300"))
+        number, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        patience = datetime.timedelta(seconds=seconds)
+    except (ValueError, OverflowError) as error:
+        raise ConfigError(f"RANK, WORLD_SIZE and {MEETING} of the launcher must be numbers: {error}.") from None
+    if not 0 <= number < count:
+        raise ConfigError(f"RANK={number} and WORLD_SIZE={count}: ranks count from 0 to {count - 1}.")
+    place = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
+    try:
+        store, _, _ = next(dist.rendezvous("env://", timeout=patience))
+        meeting = dist.PrefixStore(f"meeting-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        meeting.set(f"rank-{number}", "here")
+        meeting.wait([f"rank-{each}" for each in range(count)], patience)
+    except (RuntimeError, ValueError, OSError) as error:
+        reason = str(error).strip().partition("\n")[0].rstrip(".")
+        raise TrainingError(
+            f"The {count} processes have not met at {place} within {seconds:g} seconds ({reason}): start all of them, "
+            f"and see that the address is reachable. {MEETING} sets the number of seconds."
+        ) from error
+    store.set_timeout(dist.default_pg_timeout)
+    return store
 
 
 def launcher(processes: int) -> list[str]:
@@ -98,6 +135,27 @@ def together() -> Iterator[None]:
         theirs = MatrixSSLError(text)
         theirs.exit_code = exit_code
         raise theirs
+
+
+def check_equal(values: Mapping[str, Any], what: str) -> None:
+    """Raises ConfigError on every process unless all of them have the same values.
+
+    Args:
+        values: small, by name; picklable.
+        what: such as "settings", for the message.
+    """
+    if world_size() == 1:
+        return
+    everyone: list[Any] = [None] * world_size()
+    dist.all_gather_object(everyone, dict(values))
+    for number, theirs in enumerate(everyone):
+        first = everyone[0]
+        for name in sorted({*first, *theirs}):
+            if first.get(name) != theirs.get(name):
+                raise ConfigError(
+                    f"Processes 0 and {number} disagree on their {what}, {name}: {first.get(name)!r} and "
+                    f"{theirs.get(name)!r}. Start all of them by the same command, with the same data and versions."
+                )
 
 
 @contextmanager

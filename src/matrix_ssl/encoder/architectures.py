@@ -1,6 +1,5 @@
 """Architectures by the shapes of their tensors, and encoders that only look like one of them."""
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from matrix_ssl import networks
 from matrix_ssl.config import NetworkConfig, check_type
+from matrix_ssl.config.untrusted import parse_json
 from matrix_ssl.errors import CheckpointError, ConfigError
 
 IMAGE_SIZE = 224  # of encoders that take any size and do not record that of their training
@@ -33,7 +33,7 @@ def saved(metadata: Mapping[str, str], name: str, kind: Any, default: Any) -> An
     if name not in metadata:
         return default
     try:
-        return check_type(json.loads(metadata[name]), kind, f"The file's {name}")
+        return check_type(parse_json(metadata[name]), kind, f"The file's {name}")
     except ValueError:
         raise CheckpointError(f"The file's metadata {name}={metadata[name]!r} is not JSON; export it again.") from None
 

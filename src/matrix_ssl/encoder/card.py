@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from matrix_ssl.config import RunConfig
+from matrix_ssl.report.formats import markdown
 
 if TYPE_CHECKING:
     from matrix_ssl.report.tables import ResultTable
@@ -30,12 +31,12 @@ def model_card(
         "---", f"library_name: {library}", "pipeline_tag: image-feature-extraction",
         "license: unknown  # fill in: who may use these weights, and how",
         "tags:", "- matrix-ssl", "- self-supervised-learning", "---", "",
-        f"# {config.network.encoder}, an encoder of images", "",
-        "| | |", "|---|---|", *(f"| {name} | {text} |" for name, text in rows.items() if text), "",
+        f"# {markdown(config.network.encoder)}, an encoder of images", "",
+        "| | |", "|---|---|", *(f"| {name} | {markdown(text)} |" for name, text in rows.items() if text), "",
         "## Loading", "", "```python", code, "```",
         *(line for note in notes for line in ("", note)),
         *(["", "## Accuracy"] if tables else []),
-        *(line for table in tables for line in ("", f"**{table.title}.** {table.note}", "", table.markdown())),
+        *(line for table in tables for line in ("", _heading(table), "", table.markdown())),
         "", "## Licence", "", _LICENCE, "",
     ])  # fmt: skip
 
@@ -48,12 +49,26 @@ def _origin(config: RunConfig, summary: Mapping[str, Any], weights: str) -> dict
         "Images": f"{len(data.mean)} channels, {data.image_size} x {data.image_size} pixels in [0, 1], minus "
         f"{numbers['mean']}, divided by {numbers['std']}",
     }
-    if imported := summary.get("imported"):
-        return rows | {"Imported from": f"{imported['file']}, SHA-256 {imported['sha256']}: {imported['matched']}"}
-    images, start = summary.get("data", {}), config.start
+    imported, images = (_group(summary, name) for name in ("imported", "data"))
+    if imported:
+        names = ("file", "sha256", "matched")
+        file, sha256, matched = (imported.get(name, "unknown") for name in names)
+        return rows | {"Imported from": f"{file}, SHA-256 {sha256}: {matched}"}
+    start = config.start
     return rows | {
         "Started from": f"{start.reference}, SHA-256 {start.sha256}: {start.origin}" if start.reference else "",
         "Trained by": f"{config.method.name}, {weights}",
-        "Trained on": f"{images['images']} images of {images['name']}, without labels" if images else "",
+        "Trained on": f"{images.get('images', '?')} images of {images.get('name', '?')}, without labels"
+        if images
+        else "",
         "Epochs": f"{summary.get('epochs', config.epochs)} of batch {config.batch_size}, seed {config.seed}",
     }
+
+
+def _heading(table: "ResultTable") -> str:
+    return f"**{markdown(table.title)}.** {markdown(table.note)}"
+
+
+def _group(summary: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    value = summary.get(name)
+    return value if isinstance(value, Mapping) else {}

@@ -17,8 +17,8 @@ from matrix_ssl.encoder.card import CARD, IMPORTED, model_card
 from matrix_ssl.encoder.formats import Exported, Model
 from matrix_ssl.encoder.onnx_file import write_onnx
 from matrix_ssl.errors import ConfigError, RunFolderError
-from matrix_ssl.runs.files import cannot_write, check_writable, read_json, write_atomically
-from matrix_ssl.runs.folder import SUMMARY, read_config, unfinished
+from matrix_ssl.runs.files import cannot_write, check_writable, read_object, write_atomically
+from matrix_ssl.runs.folder import SUMMARY, read_config, refuse_links, unfinished
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,8 @@ def export(run: Path, target: Path | None = None, *, form: str, weights: Weights
     target = target or run / chosen.default
     if not target.name.endswith(chosen.ending):
         raise ConfigError(f"--out {target}: a file for {form} must end in {chosen.ending}.")
+    if target.is_relative_to(run):
+        refuse_links(run)
     if not chosen.is_folder:
         check_writable(target)
     with tempfile.TemporaryDirectory() as folder:
@@ -83,7 +85,7 @@ def export(run: Path, target: Path | None = None, *, form: str, weights: Weights
 
     card = model_card(
         config=model.config,
-        summary=read_json(run / SUMMARY) if (run / SUMMARY).exists() else {},
+        summary=read_object(run / SUMMARY) if (run / SUMMARY).exists() else {},
         weights=weights,
         facts={"File": f"{exported.weights}, SHA-256 {digest}"},
         library=exported.library, code=exported.code, notes=exported.notes,

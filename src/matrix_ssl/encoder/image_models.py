@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from matrix_ssl.config import DataConfig, NetworkConfig
+from matrix_ssl.config.untrusted import open_file, parse_json, read_file
 from matrix_ssl.data.hub import open_pretrained, quiet_transformers
 from matrix_ssl.encoder import names
 from matrix_ssl.encoder.caches import absent, fetch_from_hub, find_in_hub, hub_place
@@ -97,7 +98,7 @@ def _sha256(files: Sequence[Path]) -> str:
     """The digest of a file, or of the digests of several."""
     digests = []
     for path in files:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             digests.append(hashlib.file_digest(file, "sha256").hexdigest())
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
@@ -147,8 +148,8 @@ def _weight_files(first: Path, get: Any) -> list[Path]:
     if first.name != _SHARDS:
         return [first]
     try:
-        shards = sorted(set(json.loads(first.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError) as error:
+        shards = sorted(set(parse_json(read_file(first))["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{first} is damaged; remove it and download it again.") from error
     return [get(shard) for shard in shards]
 

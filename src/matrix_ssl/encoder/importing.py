@@ -10,9 +10,9 @@ from matrix_ssl.encoder.loading import load_encoder
 from matrix_ssl.encoder.opening import Opened, open_encoder
 from matrix_ssl.encoder.where import PATH, Where, read_where
 from matrix_ssl.errors import CheckpointError, ConfigError, RunFolderError
-from matrix_ssl.runs.checkpoint import digest, save_weights
+from matrix_ssl.runs.checkpoint import digest, save_encoder
 from matrix_ssl.runs.files import write_json, write_text
-from matrix_ssl.runs.folder import CONFIG, ENCODER, SUMMARY, claim, held, read_config
+from matrix_ssl.runs.folder import CONFIG, SUMMARY, claim, held, identity, read_config
 
 _CODE = """from matrix_ssl.encoder import load_encoder
 
@@ -31,9 +31,9 @@ def import_run(
         claim(run, opened.config)
         if (run / SUMMARY).exists():
             raise RunFolderError(f"{run} is complete: choose another folder, or use --fresh to start over.")
-        save_weights(run / ENCODER, opened.encoder, {"weights": "student"})
+        save_encoder(run, opened.encoder)
         summary = {
-            "recipe": IMPORTED, "finished": True, "steps": 0, "epochs": 0,
+            "run": identity(run), "recipe": IMPORTED, "finished": True, "steps": 0, "epochs": 0,
             "parameters": sum(parameter.numel() for parameter in opened.encoder.parameters()),
             "seconds": 0.0, "seconds_training": 0.0, "skipped": 0, "bad_steps": 0,
             "imported": {"file": opened.where.label, "sha256": opened.sha256, "branch": branch, "matched": opened.text,

@@ -7,11 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from matrix_ssl import networks
-from matrix_ssl.config import RunConfig
-from matrix_ssl.errors import CheckpointError
+from matrix_ssl.config import RunConfig, system
+from matrix_ssl.config.untrusted import GIB
+from matrix_ssl.encoder.architectures import outline
+from matrix_ssl.errors import CheckpointError, ConfigError
 from matrix_ssl.runs import checkpoint
 from matrix_ssl.runs.folder import ENCODER, read_config
 
+_WIDE = 256  # channels of the first stage, from which tiny_resnet's size is looked at
 Weights = Literal["student", "teacher"]
 
 
@@ -48,7 +51,30 @@ def load_encoder(run: str | Path, *, weights: Weights = "student") -> nn.Module:
     return encoder.eval()
 
 
+def _check_size(config: RunConfig) -> None:
+    """Raises ConfigError for an encoder of a free size that the memory cannot hold, before it takes any."""
+    network = config.network
+    if network.encoder == networks.TINY_RESNET and network.width < _WIDE:
+        return
+    if network.encoder != networks.TINY_RESNET and not network.configuration:
+        return  # the size follows from the name
+    try:
+        shapes = outline(network, image_size=config.data.image_size, channels=len(config.data.mean)).state_dict()
+    except (RuntimeError, ArithmeticError, TypeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(
+            f"network.encoder={network.encoder} cannot be built ({reason}): change network.width."
+        ) from error
+    needed, (_, free) = sum(tensor.nbytes for tensor in shapes.values()), system.memory()
+    if needed > free:
+        raise ConfigError(
+            f"network.encoder={network.encoder} needs {needed / GIB:.1f} GiB for its weights, and {free / GIB:.1f} GiB "
+            f"are free: choose a smaller one."
+        )
+
+
 def _build(config: RunConfig) -> tuple[nn.Module, int]:
+    _check_size(config)
     return networks.build_encoder(
         config.network.encoder,
         channels=len(config.data.mean),
@@ -66,7 +92,7 @@ def _weights(run: Path, weights: Weights) -> tuple[dict[str, Tensor], str]:
         path = run / ENCODER
         if not path.exists():
             raise CheckpointError(f"{run} has no {ENCODER} yet; let its pre-training finish.")
-        return checkpoint.read_safetensors(path)[0], str(path)
+        return checkpoint.read_encoder(run), str(path)
     newest, _ = checkpoint.load_newest(run)
     prefix = "teacher.encoder."
     tensors = {k.removeprefix(prefix): v for k, v in (newest.model if newest else {}).items() if k.startswith(prefix)}

@@ -14,12 +14,14 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from matrix_ssl.config.untrusted import open_file
 from matrix_ssl.data.open_files import why_unreadable
 from matrix_ssl.errors import CheckpointError
 from matrix_ssl.runs.checkpoint import read_safetensors
@@ -31,6 +33,8 @@ _OTHER_FILES = (
     (b"\x89HDF", "an HDF5 file, as Keras writes"), (b"GGUF", "a GGUF file"), (b"\x93NUMPY", "an array of NumPy"),
     (b"\x1f\x8b", "a compressed archive"), (b"7z\xbc\xaf", "a 7z archive"), (b"%PDF", "a PDF file"),
 )  # fmt: skip
+_MOST_NAMES = 100_000  # in all groups; a group that stands in several places counts in each
+_MOST_REPEATED = 2**26  # bytes of a tensor that is larger than the memory behind it
 _DEEPEST = 8  # nested groups; more are a loop or an attack
 
 
@@ -90,7 +94,18 @@ def read_tensors(path: Path) -> Contents:
         tensors, metadata = read_safetensors(path)
         return Contents(tensors, metadata if metadata.keys() >= _OURS else {}, lightning=False, sha256=_sha256(path))
     loaded = _load(path)
-    tensors = dict(_walk(loaded, "", _DEEPEST))
+    tensors: dict[str, Tensor] = {}
+    for number, (name, tensor) in enumerate(_walk(loaded, "", _DEEPEST), 1):
+        if number > _MOST_NAMES:
+            raise CheckpointError(
+                f"{path} has more than {_MOST_NAMES:,} names in its groups, as no network has: it was not read."
+            )
+        if tensor is not None:
+            tensors[name] = tensor
+            if tensor.nbytes > max(_MOST_REPEATED, tensor.untyped_storage().nbytes()):  # an expanded one
+                raise CheckpointError(
+                    f"{path}: {name} of shape {tuple(tensor.shape)} repeats few numbers; it was not read."
+                )
     if not tensors:
         raise CheckpointError(f"{path} holds no tensors with names; import a checkpoint of a network.")
     lightning = isinstance(loaded, Mapping) and "pytorch-lightning_version" in loaded
@@ -100,7 +115,7 @@ def read_tensors(path: Path) -> Contents:
 def _head(path: Path) -> bytes:
     """The first bytes; CheckpointError where the file is of a common other kind."""
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             head = file.read(_HEAD)
     except IsADirectoryError:
         raise CheckpointError(f"{path} is a folder; name the file in it, such as model.safetensors.") from None
@@ -144,11 +159,13 @@ def _refuse_archives(path: Path) -> None:
 
 
 def _load(path: Path) -> Any:
+    _check_archive(path)
     stand_ins: list[Any] = [(stand_in, name) for name, stand_in in INERT.items()]
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(stand_ins):
             warnings.simplefilter("ignore")  # about old pickle protocols; real damage is an error below
-            return torch.load(path, map_location="cpu", weights_only=True)
+            with open_file(path) as file:
+                return torch.load(BufferedReader(file), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         refused = re.search(r"GLOBAL (\S+)", str(error))
         if refused:
@@ -162,6 +179,19 @@ def _load(path: Path) -> Any:
         raise _damaged(path) from error
 
 
+def _check_archive(path: Path) -> None:
+    """Raises CheckpointError for an archive that unpacks to more than its size: PyTorch compresses nothing."""
+    try:
+        with open_file(path) as file, zipfile.ZipFile(file) as archive:
+            size, unpacked = path.stat().st_size, sum(member.file_size for member in archive.infolist())
+    except Exception:  # the older form is no archive, and what is damaged is reported by PyTorch's reader
+        return
+    if unpacked > size:
+        raise CheckpointError(
+            f"{path} is compressed: its {size:,} bytes unpack to {unpacked:,}; save the weights again by torch.save."
+        )
+
+
 def _damaged(path: Path) -> CheckpointError:
     return CheckpointError(
         f"{path} is not a file of weights, or is damaged: expected safetensors or a file of torch.save; "
@@ -169,19 +199,20 @@ def _damaged(path: Path) -> CheckpointError:
     )
 
 
-def _walk(group: Any, prefix: str, depth: int) -> Iterator[tuple[str, Tensor]]:
-    """Dotted names and tensors of nested groups whose keys are text."""
+def _walk(group: Any, prefix: str, depth: int) -> Iterator[tuple[str, Tensor | None]]:
+    """Dotted names of nested groups whose keys are text, and their tensors; None for anything else."""
     if not isinstance(group, Mapping) or depth == 0:
         return
     for key, value in group.items():
         if not isinstance(key, str):
             continue
+        yield prefix + key, value.detach() if isinstance(value, Tensor) else None
         if isinstance(value, Tensor):
-            yield prefix + key, value.detach()
-        elif prefix or not TRAINING_STATE.match(key):
+            continue
+        if prefix or not TRAINING_STATE.match(key):
             yield from _walk(value, f"{prefix}{key}.", depth - 1)
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
+    with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from matrix_ssl.config.untrusted import append, open_to_append
 from matrix_ssl.runs.files import cannot_write, read_json, write_json
 
 _PROGRESS = "progress.json"
@@ -42,7 +43,7 @@ class FeatureFiles:
         self._folder, self._fingerprint = folder, fingerprint
         self._saved = time.monotonic()
         progress = read_json(folder / _PROGRESS) if (folder / _PROGRESS).exists() else {}
-        if progress.get("fingerprint") != fingerprint:
+        if not _is_whole(folder, progress, fingerprint):
             shutil.rmtree(folder, ignore_errors=True)
             progress = {"seen": 0, "rows": 0, "widths": {}, "unreadable": []}
         self.seen: int = progress["seen"]
@@ -51,7 +52,8 @@ class FeatureFiles:
         self._widths: dict[str, int] = progress["widths"]
         try:
             for name, size in self._sizes().items():
-                os.truncate(folder / name, size)
+                with open_to_append(folder / name) as file:
+                    file.truncate(size)
         except OSError as error:
             raise cannot_write(folder, error) from error
 
@@ -110,11 +112,27 @@ class FeatureFiles:
         self._make_folder()
         path = self._folder / name
         try:
-            with path.open("ab") as file:
-                file.write(rows.tobytes())
+            append(path, rows.tobytes())
         except OSError as error:
             raise cannot_write(path, error) from error
 
 
 def _file(name: str) -> str:
     return f"{name}.f32"
+
+
+def _is_whole(folder: Path, progress: Any, fingerprint: str) -> bool:
+    """Whether files hold what ``progress.json`` says, which is of this fingerprint."""
+    try:
+        if progress["fingerprint"] != fingerprint:
+            return False
+        rows, widths, _ = progress["rows"], progress["widths"], [(where, why) for where, why in progress["unreadable"]]
+        sizes = {_INDICES: 8 * rows} | {_file(name): 4 * width * rows for name, width in widths.items()} if rows else {}
+        names_are_plain = all(Path(name).name == name for name in sizes)
+        return (
+            names_are_plain
+            and 0 <= rows <= progress["seen"]
+            and all(0 <= size <= (folder / name).stat().st_size for name, size in sizes.items())
+        )
+    except (OSError, KeyError, TypeError, ValueError, AttributeError):
+        return False

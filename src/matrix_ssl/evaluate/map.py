@@ -17,6 +17,7 @@ from matrix_ssl.evaluate.features import Features
 from matrix_ssl.evaluate.probes.inputs import check_features
 from matrix_ssl.evaluate.probes.knn import nearest
 from matrix_ssl.runs.files import write_atomically
+from matrix_ssl.runs.folder import identity
 
 _STREAM, _QUERIES = 0x3A9, 0x6A11  # coordinates of the choice of the images on the map and of the queries
 _GALLERY, _NEIGHBOURS = 10, 7  # queries in the gallery, and neighbours of each
@@ -30,6 +31,7 @@ def write_map(path: Path, source: Source, features: Features) -> None:
         "map": coordinates,
         "map_labels": features.labels.numpy()[chosen],
         "classes": np.array(source.classes or [], dtype=np.str_),
+        "run": np.array(identity(path.parent)),
     }
     if len(vectors) > 1:
         queries = torch.from_numpy(permutation(len(vectors), _QUERIES)[:_GALLERY])

@@ -9,7 +9,6 @@ the predicted label of every test image.
 import hashlib
 import json
 import re
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +19,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from matrix_ssl.config.arrays import read_arrays
+from matrix_ssl.config.untrusted import why
 from matrix_ssl.data.base import Source
 from matrix_ssl.errors import RunFolderError
 from matrix_ssl.evaluate.probes.accuracy import mean_interval, mean_per_class_interval
 from matrix_ssl.evaluate.probes.protocols import Predictions
 from matrix_ssl.runs.files import cannot_write, read_json, write_atomically, write_json
+from matrix_ssl.runs.folder import identity
 
 FOLDER = "evaluation"
 
@@ -122,7 +124,8 @@ def write(
     write_atomically(folder / f"{protocol}.npz", lambda file: np.savez_compressed(file, **arrays))
     counts = torch.bincount(answers.labels, minlength=len(answers.classes))
     not_judged = [name for name, count in zip(answers.classes, counts.tolist(), strict=True) if not count]
-    write_json(folder / f"{protocol}.json", {**values, **({"not_judged": not_judged} if not_judged else {})})
+    owner = {"run": identity(folder.parent.parent)}
+    write_json(folder / f"{protocol}.json", {**values, **({"not_judged": not_judged} if not_judged else {}), **owner})
 
 
 def read(folder: Path, protocol: str, *, fingerprint: str | None = None) -> dict[str, Any] | None:
@@ -133,6 +136,8 @@ def read(folder: Path, protocol: str, *, fingerprint: str | None = None) -> dict
     values = read_json(path)
     if not isinstance(values, dict) or "measures" not in values:
         raise RunFolderError(f"{path} is not the result of an evaluation. Remove it and evaluate again.")
+    if values.get("run") not in (None, identity(folder.parent.parent)):
+        return None  # of a different run
     return values if fingerprint in (None, values.get("fingerprint")) else None
 
 
@@ -142,10 +147,10 @@ def read_predictions(folder: Path, protocol: str, measure: str) -> tuple[Predict
     if not path.exists():
         return None
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            if measure not in arrays:
-                return None
-            answers = Answers(torch.from_numpy(arrays["labels"]), arrays["where"], arrays["classes"].tolist())
-            return Predictions(torch.from_numpy(arrays[measure])), answers
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise RunFolderError(f"{path} is damaged ({error}). Remove it and evaluate again.") from error
+        arrays = read_arrays(path)
+        if measure not in arrays:
+            return None
+        answers = Answers(torch.from_numpy(arrays["labels"]), arrays["where"], arrays["classes"].tolist())
+        return Predictions(torch.from_numpy(arrays[measure])), answers
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunFolderError(f"{path} is damaged ({why(error)}). Remove it and evaluate again.") from error

@@ -13,7 +13,7 @@ from matrix_ssl.config import RunConfig
 from matrix_ssl.data.base import Source
 from matrix_ssl.evaluate import results
 from matrix_ssl.runs import checkpoint
-from matrix_ssl.runs.files import read_json
+from matrix_ssl.runs.files import read_object
 from matrix_ssl.runs.folder import SUMMARY, read_config
 
 
@@ -65,7 +65,8 @@ class Subject:
         """Whether the images are those of the pre-training, or those are not known."""
         if digest := self.config.data.digest:
             return digest in (self.train.digest, self.drawn_from)
-        name = read_json(self.run / SUMMARY).get("data", {}).get("name")
+        data = read_object(self.run / SUMMARY).get("data")
+        name = data.get("name") if isinstance(data, dict) else None
         return name in (None, self.train.name)
 
     def fingerprint(self, *settings: Any) -> str:

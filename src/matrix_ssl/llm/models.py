@@ -16,7 +16,8 @@ from matrix_ssl.data.hub import open_pretrained, quiet_transformers
 from matrix_ssl.errors import CheckpointError, ConfigError, MissingExtra, RunFolderError, import_extra
 from matrix_ssl.llm.finetune.settings import MODEL, RESULT
 from matrix_ssl.runs import devices
-from matrix_ssl.runs.files import read_json
+from matrix_ssl.runs.digests import compare_digests
+from matrix_ssl.runs.files import read_object
 from matrix_ssl.runs.folder import ENVIRONMENT
 
 if TYPE_CHECKING:
@@ -38,7 +39,10 @@ def find_model(model: str) -> tuple[str, dict[str, Any]]:
         return model, {}
     if not (run / RESULT).is_file():
         raise RunFolderError(f"The fine-tuning in {run} is not complete: run its command again first.")
-    return str(run / MODEL), read_json(run / RESULT)["settings"]
+    result = read_object(run / RESULT, "settings")
+    if "files" in result:  # earlier versions have none
+        compare_digests(run / MODEL, result["files"])
+    return str(run / MODEL), result["settings"]
 
 
 def open_tokenizer(model: str) -> "PreTrainedTokenizerBase":

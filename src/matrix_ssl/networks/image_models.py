@@ -28,15 +28,22 @@ class ImageModel(nn.Module):
     def __init__(self, configuration: str, *, place: str):
         super().__init__()
         transformers = import_extra("transformers", extra="huggingface")
-        values: dict[str, Any] = json.loads(configuration)
-        kind = values.pop("model_type", None)
-        if kind not in transformers.CONFIG_MAPPING:
-            raise ConfigError(f"{place}: transformers has no model of type {kind!r}; choose a different encoder.")
-        config = transformers.CONFIG_MAPPING[kind].from_dict({k: v for k, v in values.items() if k != "auto_map"})
         try:
-            model = transformers.AutoModel.from_config(config)
+            values: dict[str, Any] = dict(json.loads(configuration))
+        except (ValueError, TypeError, RecursionError) as error:
+            raise ConfigError(f"{place}: its configuration is not that of a model ({error}).") from error
+        kind = values.pop("model_type", None)
+        if not isinstance(kind, str) or kind not in transformers.CONFIG_MAPPING:
+            raise ConfigError(f"{place}: transformers has no model of type {kind!r}; choose a different encoder.")
+        try:
+            config = transformers.CONFIG_MAPPING[kind].from_dict({k: v for k, v in values.items() if k != "auto_map"})
+            model = transformers.AutoModel.from_config(config, trust_remote_code=False)
         except ValueError as error:
             raise ConfigError(f"{place}: transformers has no AutoModel of type {kind!r}.") from error
+        except (TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError) as error:
+            raise ConfigError(
+                f"{place}: transformers cannot build the model of its configuration ({error})."
+            ) from error
         if getattr(model, "main_input_name", None) != "pixel_values" or hasattr(model, "text_model"):
             raise ConfigError(f"{place} is a model of type {kind!r}, which does not take images alone.")
         if hasattr(getattr(model, "pooler", None), "dense"):

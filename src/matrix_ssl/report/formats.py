@@ -1,11 +1,14 @@
 """Numbers as text: a true minus sign, commas between thousands, and an en dash for what is absent."""
 
+import html
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from matrix_ssl.config import flatten
+from matrix_ssl.runs.terminal import printable
 
 ABSENT = "–"
 
@@ -18,6 +21,12 @@ class Cell:
     value: str = ABSENT
     spread: tuple[str, ...] = ()
     best: bool = False
+
+
+def markdown(text: str) -> str:
+    """Text from elsewhere in one line of Markdown or a cell of its tables: no HTML, no new column, row or link."""
+    line = printable(" ".join(text.split()))
+    return re.sub(r"([\\`|\[\]])", r"\\\1", html.escape(line, quote=False))
 
 
 def number(value: float) -> str:

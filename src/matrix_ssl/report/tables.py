@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from matrix_ssl.errors import RunFolderError
-from matrix_ssl.report.formats import ABSENT, duration, percent, whole
+from matrix_ssl.report.formats import ABSENT, duration, markdown, percent, whole
 from matrix_ssl.report.measures import BASELINES, measure_name
 from matrix_ssl.report.records import Number, Text, parse
 from matrix_ssl.runs.files import read_json
+from matrix_ssl.runs.folder import identity
 
 _ORDER = ("knn", "linear", "low-shot", "transfer", "linear-sgd", "semi-supervised", "fine-tune")
 _PRECISIONS = ("AP", "AP50", "AP75")
@@ -33,7 +34,8 @@ class ResultTable:
     def markdown(self) -> str:
         """The columns and rows as a table in Markdown."""
         rule = ["---"] * len(self.columns)
-        return "\n".join(f"| {' | '.join(cells)} |" for cells in (self.columns, rule, *self.rows))
+        escaped = ([markdown(cell) for cell in cells] for cells in self.rows)
+        return "\n".join(f"| {' | '.join(cells)} |" for cells in (list(map(markdown, self.columns)), rule, *escaped))
 
 
 @dataclass(frozen=True)
@@ -246,7 +248,11 @@ def _read(kind: type[T], path: Path, remarks: list[str]) -> T | None:
     if not path.exists():
         return None
     try:
-        return parse(kind, read_json(path), path, remedy="")
+        values = read_json(path)
+        if isinstance(values, dict) and values.pop("run", None) not in (None, identity(path.parent.parent.parent)):
+            remarks.append(f"{path.parent.name}/{path.name} belongs to a different run and is skipped.")
+            return None
+        return parse(kind, values, path, remedy="")
     except RunFolderError:
         remarks.append(f"{path.parent.name}/{path.name} is damaged and skipped.")
         return None

@@ -7,6 +7,7 @@ nothing else is needed to resume exactly. The metadata of every file also holds 
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,10 +18,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from matrix_ssl.errors import CheckpointError, did_you_mean
+from matrix_ssl.config.untrusted import open_file, parse_json, why
+from matrix_ssl.errors import CheckpointError, RunFolderError, did_you_mean
 from matrix_ssl.runs.files import cannot_write, write_atomically
-from matrix_ssl.runs.folder import CHECKPOINTS
+from matrix_ssl.runs.folder import CHECKPOINTS, ENCODER, check_owner, identity
 
+_OPTIMIZER = re.compile(r"optimizer\.\d{1,9}\.[^.]+")
 KEEP = 2  # the newest, and the one before in case the newest is damaged
 
 
@@ -47,7 +50,7 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint) -> Path:
         tensors |= {f"optimizer.{index}.{k}": torch.as_tensor(v) for k, v in state.items() if v is not None}
     tensors |= {f"observer.{name}": tensor for name, tensor in checkpoint.observer.items()}
     groups = checkpoint.optimizer["param_groups"]
-    values = {"step": checkpoint.step, "counters": checkpoint.counters, "param_groups": groups}
+    values = {"step": checkpoint.step, "counters": checkpoint.counters, "param_groups": groups, "run": identity(run)}
     path = folder / _name(checkpoint.step)
     _write(path, tensors, {"values": json.dumps(values)})
     keep = [p for p in list_checkpoints(run) if p.name <= path.name][-KEEP:]  # later ones are damaged or superseded
@@ -83,9 +86,13 @@ def load_checkpoint(path: Path) -> Checkpoint:
     tensors, metadata = read_safetensors(path)
     if not metadata.keys() >= {"values", "sha256"}:
         raise CheckpointError(f"{path} is not a checkpoint of this package.")
-    plain = json.loads(metadata["values"])
+    plain = _plain_values(metadata["values"], path)
     if path.name != _name(plain["step"]):
         raise CheckpointError(f"{path} holds step {plain['step']}: rename it to {_name(plain['step'])}.")
+    try:
+        check_owner(path, plain.get("run"), path.parent.parent)
+    except RunFolderError as error:
+        raise CheckpointError(str(error)) from error
     model, observer = (
         {name.removeprefix(part): tensor for name, tensor in tensors.items() if name.startswith(part)}
         for part in ("model.", "observer.")
@@ -93,10 +100,30 @@ def load_checkpoint(path: Path) -> Checkpoint:
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         if key.startswith("optimizer."):
-            _, index, name = key.split(".", 2)
+            _, index, name = key.split(".", 2) if _OPTIMIZER.fullmatch(key) else ("", "", "")
+            if not name:
+                raise CheckpointError(f"{path} is not a checkpoint of this package: it has a tensor {key!r}.")
             state.setdefault(int(index), {})[name] = tensor
     optimizer = {"state": state, "param_groups": plain["param_groups"]}
     return Checkpoint(plain["step"], model, optimizer, plain["counters"], observer)
+
+
+def _plain_values(text: str, path: Path) -> dict[str, Any]:
+    """The plain values of a checkpoint, each of the type that ``save_checkpoint`` writes."""
+    try:
+        values = parse_json(text)
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not a checkpoint of this package: {error}.") from error
+    kinds = {"step": int, "counters": dict, "param_groups": list}
+    wrong = [name for name, kind in kinds.items() if not isinstance(values, dict) or type(values.get(name)) is not kind]
+    if not wrong:
+        if not all(isinstance(group, dict) for group in values["param_groups"]):
+            wrong.append("param_groups")
+        if not all(type(count) in (int, float) for count in values["counters"].values()):
+            wrong.append("counters")
+    if wrong:
+        raise CheckpointError(f"{path} is not a checkpoint of this package: its {wrong[0]} is not what it writes.")
+    return dict(values)
 
 
 def save_weights(path: Path, module: nn.Module, metadata: Mapping[str, str]) -> None:
@@ -117,18 +144,33 @@ def encode(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
     return len(text).to_bytes(8, "little") + text + content[8 + length :]
 
 
+def save_encoder(run: Path, encoder: nn.Module) -> None:
+    """Writes ``encoder.safetensors``, with the identity of its run."""
+    save_weights(run / ENCODER, encoder, {"weights": "student", "run": identity(run)})
+
+
+def read_encoder(run: Path) -> dict[str, Tensor]:
+    """The tensors of ``encoder.safetensors``; CheckpointError where it is missing, damaged or of a different run."""
+    tensors, metadata = read_safetensors(run / ENCODER)
+    try:
+        check_owner(run / ENCODER, metadata.get("run"), run)
+    except RunFolderError as error:
+        raise CheckpointError(str(error)) from error
+    return tensors
+
+
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a safetensors file; raises CheckpointError where it is missing, cut or altered."""
     try:
-        with path.open("rb"), safe_open(path, "pt") as file:  # Python's errors tell absent from forbidden
+        with open_file(path), safe_open(path, "pt") as file:  # Python's errors tell absent from forbidden
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             metadata = file.metadata() or {}
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist.") from None
     except PermissionError:
         raise CheckpointError(f"{path} cannot be read: no permission.") from None
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}.") from error
+    except (SafetensorError, OSError, ValueError, MemoryError) as error:
+        raise CheckpointError(f"{path} is damaged: {why(error)}.") from error
     rest = {key: value for key, value in metadata.items() if key != "sha256"}
     if "sha256" in metadata and metadata["sha256"] != digest(tensors, rest):
         raise CheckpointError(f"{path} is damaged: its SHA-256 digest does not match its content.")

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column
 
 from matrix_ssl.runs.notebook import NotebookBar
+from matrix_ssl.runs.terminal import Terminal
 
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -25,7 +26,7 @@ class Display:
     """
 
     def __init__(self, console: Console | None = None, *, quiet: bool = False):
-        self._console = console or Console(file=sys.stderr, quiet=quiet, highlight=False)
+        self._console = console or Terminal(sys.stderr, quiet=quiet)
         self._bar: Progress | None = None
         self._notebook: NotebookBar | None = None
         self._last = 0.0

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from matrix_ssl.config import system
+from matrix_ssl.runs.terminal import redact_words
 
 
 def environment(*, device: str, device_name: str, threads: int, processes: int) -> dict[str, Any]:
@@ -44,7 +45,7 @@ def command() -> list[str]:
         launch = ["torchrun", "--nproc-per-node", processes, *(["-m", "matrix_ssl"] if ours else [sys.argv[0]])]
     else:
         launch = ["matrix-ssl"] if ours else ["python", sys.argv[0]]
-    return [*launch, *sys.argv[1:]]
+    return [*launch, *redact_words(sys.argv[1:])]
 
 
 def _commit() -> str | None:

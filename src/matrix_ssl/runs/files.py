@@ -4,12 +4,14 @@ import errno
 import json
 import math
 import os
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
 from matrix_ssl.config import current_names, system
+from matrix_ssl.config.untrusted import MOST_TEXT, open_to_append, parse_json, read_file, why
 from matrix_ssl.errors import RunFolderError
 
 TEMPORARY = ".tmp"
@@ -24,8 +26,12 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     temporary = ""
     try:
         _refuse_to_replace(path)
+        for left in unfinished(path.parent, path.name):
+            if system.is_abandoned(left):
+                left.unlink(missing_ok=True)
         descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=TEMPORARY, dir=path.parent)
         with os.fdopen(descriptor, "wb") as file:
+            system.claim(descriptor)
             write(file)
             file.flush()
             system.give_usual_permissions(descriptor)
@@ -38,6 +44,17 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         if isinstance(error, OSError):
             raise cannot_write(path, error) from error
         raise
+
+
+def unfinished(folder: Path, name: str | None = None) -> list[Path]:
+    """The temporary files, sorted, that a killed ``write_atomically`` left of the file ``name``; None: of any file.
+
+    A hidden file of the user has a different form of name and is not among them.
+    """
+    written = r".+" if name is None else re.escape(name)
+    ours = re.compile(rf"\.{written}\.[a-z0-9_]+{re.escape(TEMPORARY)}", re.DOTALL)
+    hidden = sorted(folder.glob(f".*{TEMPORARY}"))
+    return [path for path in hidden if ours.fullmatch(path.name) and path.is_file() and not path.is_symlink()]
 
 
 def check_writable(path: Path) -> None:
@@ -70,29 +87,41 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """Reads a JSON file of a run folder or raises RunFolderError; counts of earlier versions get current names."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"), object_hook=current_names)
+        return parse_json(read_file(path), change=current_names)
     except FileNotFoundError:
         raise RunFolderError(f"{path.parent} is not a run folder: it has no {path.name}.") from None
     except (OSError, ValueError) as error:
-        raise RunFolderError(f"{path} cannot be read: {error}.") from error
+        raise RunFolderError(f"{path} cannot be read: {why(error)}.") from error
+
+
+def read_object(path: Path, *keys: str) -> dict[str, Any]:
+    """Reads a JSON file of a run folder that holds an object with these keys; RunFolderError for anything else."""
+    values = read_json(path)
+    if not isinstance(values, dict) or not values.keys() >= set(keys):
+        what = f"an object with {', '.join(keys)}" if keys else "an object"
+        raise RunFolderError(f"{path} is damaged: it is not {what}. Remove it and run the command that wrote it again.")
+    return values
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The lines of a JSON-lines file, none if it does not exist; a last line cut by a kill is skipped."""
-    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-    if lines and not lines[-1].endswith(b"\n"):
-        lines.pop()
     try:
-        return [json.loads(line) for line in lines]
-    except ValueError as error:
-        raise RunFolderError(f"{path} is damaged: {error}.") from error
+        lines = read_file(path, most=MOST_TEXT).splitlines(keepends=True) if path.exists() else []
+        if lines and not lines[-1].endswith(b"\n"):
+            lines.pop()
+        values = [parse_json(line) for line in lines]
+        if number := next((n for n, value in enumerate(values, 1) if not isinstance(value, dict)), None):
+            raise ValueError(f"line {number} is not an object")
+    except (OSError, ValueError) as error:
+        raise RunFolderError(f"{path} is damaged: {why(error)}.") from error
+    return values
 
 
 def append_line(path: Path, line: dict[str, Any]) -> None:
     """Appends one JSON line in a single write, so that lines of several processes do not mix."""
     content = _json_line(line).encode()
     try:
-        with path.open("ab", buffering=0) as file:
+        with open_to_append(path) as file:
             if file.write(content) < len(content):  # how a disk that has just become full answers
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     except OSError as error:

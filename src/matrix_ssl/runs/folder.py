@@ -1,7 +1,8 @@
 """The run folder: the names of its files, its lock, and the description that says what it is for."""
 
+import hashlib
 import json
-import re
+import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -10,23 +11,14 @@ from typing import Any
 from matrix_ssl import config as configuration
 from matrix_ssl.config import RunConfig, system
 from matrix_ssl.errors import ConfigError, RunFolderError
-from matrix_ssl.runs.files import TEMPORARY, cannot_write, read_json, read_lines, write_json, write_lines
+from matrix_ssl.runs.files import cannot_write, read_json, read_lines, unfinished, write_json, write_lines
+from matrix_ssl.runs.terminal import redact_values
 
 CONFIG, ENVIRONMENT, METRICS, SUMMARY = "config.json", "environment.json", "metrics.jsonl", "summary.json"
 CHECKPOINTS, ENCODER, EVALUATION, SKIPPED = "checkpoints", "encoder.safetensors", "evaluation.npz", "skipped.jsonl"
 METHOD, MODULE = "own-method.py", "own-encoder.json"  # of a method and an encoder that are not of this package
 _LOCK = ".lock"
-
-
-def unfinished(folder: Path, name: str | None = None) -> list[Path]:
-    """The temporary files, sorted, that a killed ``write_atomically`` left of the file ``name``; None: of any file.
-
-    A hidden file of the user has a different form of name and is not among them.
-    """
-    written = r".+" if name is None else re.escape(name)
-    ours = re.compile(rf"\.{written}\.[a-z0-9_]+{re.escape(TEMPORARY)}", re.DOTALL)
-    hidden = sorted(folder.glob(f".*{TEMPORARY}"))
-    return [path for path in hidden if ours.fullmatch(path.name) and path.is_file() and not path.is_symlink()]
+_FOREIGN = "wandb"  # folder of W&B
 
 
 def is_unclaimed(folder: Path, *, first: str) -> bool:
@@ -49,6 +41,31 @@ def read_config(run: Path) -> RunConfig:
         raise RunFolderError(f"{run / CONFIG} does not fit this version of matrix-ssl: {error}") from error
 
 
+def identity(run: Path) -> str:
+    """What distinguishes a run from others: a digest of its settings; empty for a folder without ``config.json``.
+
+    Checkpoints, weights, metrics, summary and results carry it, so that a file of a different run is noticed. Settings
+    at their defaults do not count, so that it stays the same in later versions, which have more of them.
+    """
+    values = read_json(run / CONFIG) if (run / CONFIG).exists() else None
+    if not isinstance(values, dict):
+        return ""
+    try:
+        chosen = configuration.identifying(configuration.from_dict(values))
+    except ConfigError:  # of a fine-tuning, a detection
+        chosen = {key: value for key, value in configuration.flatten(values) if not key.startswith("places.")}
+    return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def check_owner(path: Path, owner: Any, run: Path) -> None:
+    """Raises RunFolderError for a file that carries the identity of a different run than that of its folder.
+
+    ``owner`` is what the file carries; None, of an earlier version, is any run.
+    """
+    if owner is not None and owner != identity(run):
+        raise RunFolderError(f"{path} belongs to a different run than {run / CONFIG}: put the run's own file back.")
+
+
 def check_folder(folder: Path, *, first: str = CONFIG) -> None:
     """Raises RunFolderError for a folder that neither has the file ``first`` nor ``is_unclaimed``."""
     if any("\ud800" <= letter <= "\udfff" for letter in str(folder)):
@@ -63,11 +80,38 @@ def check_folder(folder: Path, *, first: str = CONFIG) -> None:
 
 def tidy(run: Path) -> None:
     """Removes the unfinished files of a writer that was killed; only for the process that holds the lock."""
-    for folder in (run, run / CHECKPOINTS):
+    for folder in (run, run / CHECKPOINTS, *_results(run)):
         for path in unfinished(folder):
             path.unlink(missing_ok=True)
     if (run / SKIPPED).exists():
         write_lines(run / SKIPPED, read_lines(run / SKIPPED))  # drops a cut last line: the next one would join it
+
+
+def _results(run: Path) -> list[Path]:
+    """The folders of results in a run folder."""
+    return [path for path in (run / "evaluation").glob("**/") if path.is_dir()]
+
+
+def refuse_links(folder: Path) -> None:
+    """Raises RunFolderError where a link leads out of a folder, or a pipe, a device or a socket is in it.
+
+    So nothing that is written into the folder is written elsewhere, and nothing that is read there is waited for.
+    """
+    root = folder.resolve()
+    pending = [folder]
+    while pending:
+        with os.scandir(pending.pop()) as entries:
+            for entry in entries:
+                if entry.is_symlink():
+                    if not Path(os.path.realpath(entry.path)).is_relative_to(root):
+                        raise RunFolderError(
+                            f"{entry.path} is a link that leads out of {folder}: replace it by what it points to."
+                        )
+                elif entry.is_dir():
+                    if entry.path != str(folder / _FOREIGN):  # its own program alone writes there, and links its logs
+                        pending.append(Path(entry.path))
+                elif not entry.is_file():
+                    raise RunFolderError(f"{entry.path} is a pipe, a device or a socket: remove it.")
 
 
 @contextmanager
@@ -77,6 +121,7 @@ def lock(run: Path) -> Iterator[None]:
         try:
             run.mkdir(parents=True, exist_ok=True)
             stack.enter_context(system.locked(run / _LOCK))
+            refuse_links(run)
         except BlockingIOError:
             raise RunFolderError(
                 f"{run} is being written by another process: wait for it or choose another folder."
@@ -114,7 +159,7 @@ def claim(
     check_claim(folder, description, may_change=may_change, first=first)
     if not (folder / first).exists():
         values = configuration.to_dict(description) if isinstance(description, RunConfig) else description
-        write_json(folder / first, values)
+        write_json(folder / first, redact_values(values))
 
 
 def check_claim(
@@ -126,7 +171,7 @@ def check_claim(
     if isinstance(description, RunConfig):
         different = configuration.differences(read_config(folder), description)
     else:
-        before, now = read_json(folder / first), json.loads(json.dumps(description))
+        before, now = read_json(folder / first), json.loads(json.dumps(redact_values(description)))
         if not isinstance(before, dict):
             raise RunFolderError(f"{folder / first} does not describe a run: choose another folder.")
         values = ({key: value for key, value in each.items() if key != "places"} for each in (before, now))

@@ -7,9 +7,23 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
+from matrix_ssl.errors import RunFolderError
 from matrix_ssl.runs.files import append_line, read_lines, write_lines
-from matrix_ssl.runs.folder import METRICS
+from matrix_ssl.runs.folder import METRICS, check_owner, identity
 from matrix_ssl.runs.loggers import failure, open_loggers
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """The lines of a run; RunFolderError where they are damaged, or of a different run.
+
+    The first line carries the identity of the run.
+    """
+    lines = read_lines(run / METRICS)
+    for number, line in enumerate(lines, 1):
+        if type(line.get("step")) is not int:
+            raise RunFolderError(f"{run / METRICS} is damaged: line {number} has no step. Remove it to go on without.")
+    check_owner(run / METRICS, lines[0].get("run") if lines else None, run)
+    return lines
 
 
 class MetricsWriter:
@@ -23,8 +37,9 @@ class MetricsWriter:
     def __init__(
         self, run: Path, *, after_step: int, loggers: Collection[str] = (), say: Callable[[str], None] = print
     ):
-        self.history = [line for line in read_lines(run / METRICS) if line["step"] <= after_step]
-        self._path, self._say = run / METRICS, say
+        lines = read_metrics(run)
+        self.history = [line for line in lines if line["step"] <= after_step]
+        self._path, self._say, self._identity = run / METRICS, say, identity(run)
         write_lines(self._path, self.history)
         self._loggers = open_loggers(loggers, run, self.history)
         for logger in self._loggers:
@@ -32,6 +47,8 @@ class MetricsWriter:
 
     def write(self, line: dict[str, Any]) -> None:
         """Adds a line; numbers that are not finite become null."""
+        if not self.history and self._identity:
+            line = {**line, "run": self._identity}
         self.history.append(line)
         append_line(self._path, line)
         for logger in list(self._loggers):

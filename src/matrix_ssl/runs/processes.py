@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from matrix_ssl.config import system
+from matrix_ssl.config.untrusted import open_to_append
 
 _POLL = 0.1  # seconds between two looks at the processes
 Key = TypeVar("Key")
@@ -36,7 +37,7 @@ class Processes(Generic[Key]):
     ) -> None:
         """Starts a command; its output is appended to ``log``, and ``environment`` added to that of this process."""
         with ExitStack() as stack:
-            output = None if log is None else stack.enter_context(log.open("ab"))
+            output = None if log is None else stack.enter_context(open_to_append(log))
             process = subprocess.Popen(
                 list(command), stdin=subprocess.DEVNULL, stdout=output, stderr=output,
                 env={**os.environ, **(environment or {})},

@@ -1,5 +1,6 @@
 """The start and the end of a command that may run in several processes."""
 
+import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -9,12 +10,14 @@ from typing import Any
 import torch
 
 from matrix_ssl import distributed
-from matrix_ssl.config import RunConfig
+from matrix_ssl.config import RunConfig, flatten, to_dict
 from matrix_ssl.runs import devices
 from matrix_ssl.runs.display import Display
 from matrix_ssl.runs.environment import command, versions
 from matrix_ssl.runs.files import write_json
-from matrix_ssl.runs.folder import ENVIRONMENT, claim, held
+from matrix_ssl.runs.folder import ENVIRONMENT, claim, held, identity
+
+_OWN = ("data.source", "data.workers", "start.reference", "start.origin")  # settings in which processes may differ
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,8 @@ class Session:
         """Locks a folder until the session ends, makes sure that it is for this run and writes ``environment.json``.
 
         Args:
-            describe: gives what ``folder.claim`` takes; called on the main process alone, as is ``is_complete``.
+            describe: gives what ``folder.claim`` takes, and the same on every process.
+            is_complete: called on the main process alone.
             may_change: dotted keys of the description that may differ from an earlier call.
             packages: further packages whose versions are recorded.
 
@@ -48,17 +52,26 @@ class Session:
         """
         complete = False
         with distributed.together():
+            description = describe()
+        distributed.check_equal(_common(description), "settings or data")
+        with distributed.together():
             if self.main:
                 self.stack.enter_context(held(folder, fresh=fresh, say=self.display.say))
-                claim(folder, describe(), may_change=may_change)
+                claim(folder, description, may_change=may_change)
                 complete = is_complete()
                 if not complete:
                     environment = devices.environment(self.device) | versions(packages)
-                    write_json(folder / ENVIRONMENT, {**environment, "command": command()})
+                    write_json(folder / ENVIRONMENT, {**environment, "command": command(), "run": identity(folder)})
         complete = bool(distributed.broadcast_object(complete))
         if complete:
             self.display.say(f"{folder} is complete. Use --fresh to start over.")
         return complete
+
+
+def _common(description: RunConfig | Mapping[str, Any]) -> dict[str, Any]:
+    """What all processes of a run must have in common: everything but places and the number of workers."""
+    values = to_dict(description) if isinstance(description, RunConfig) else description
+    return {key: value for key, value in flatten(values) if key not in _OWN and not key.startswith("places.")}
 
 
 @contextmanager
@@ -73,4 +86,5 @@ def session(device: str, *, quiet: bool = False) -> Iterator[Session]:
         if joined:
             stack.callback(distributed.stop)
         stack.enter_context(distributed.connected())
+        distributed.check_equal(versions(("matrix-ssl", "torch", "numpy")) | {"python": sys.version}, "versions")
         yield Session(chosen, Display(quiet=quiet or not main), main, stack)

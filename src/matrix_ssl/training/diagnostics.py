@@ -1,5 +1,6 @@
 """What to watch while a self-supervised encoder trains, and when to say that it is collapsing."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,10 @@ from torch.nn import functional as F
 
 from matrix_ssl.matrix import shannon_entropy, spectrum
 
+# of ``describe``
+NAMES = (
+    "effective_rank", "matrix_entropy", "effective_rank_projection", "spread_projection", "teacher_similarity",
+)  # fmt: skip
 _FEW_DIRECTIONS = 3.0
 _SHRUNK = 0.1  # of the spread in the first line
 WINDOW = 5  # lines of metrics that must agree
@@ -48,7 +53,7 @@ def alarms(history: Sequence[Mapping[str, Any]]) -> list[str]:
     """
     found = []
     recent = history[-WINDOW:]
-    if len(recent) == WINDOW:
+    if len(recent) == WINDOW and all(_is_number(line.get(name, 0.0)) for line in recent for name in NAMES):
         first = history[0].get("spread_projection") or 0.0  # runs of earlier versions lack it
         shrunk = [line["spread_projection"] / first for line in recent] if first > 0 else [1.0]
         ranks = [line["effective_rank"] for line in recent]
@@ -84,6 +89,11 @@ def alarms(history: Sequence[Mapping[str, Any]]) -> list[str]:
             f"larger method.ridge."
         )
     return found
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a diagnostic has succeeded: JSON has null for what has not."""
+    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def is_finite(*values: Tensor) -> Tensor:

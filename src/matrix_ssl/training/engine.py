@@ -16,7 +16,7 @@ import torch
 
 from matrix_ssl import distributed
 from matrix_ssl.data.randomness import hash_integers
-from matrix_ssl.errors import DataError, Diverged, TrainingError
+from matrix_ssl.errors import CheckpointError, DataError, Diverged, TrainingError
 from matrix_ssl.runs import checkpoint as checkpoints
 from matrix_ssl.runs import signals
 from matrix_ssl.runs.files import append_line, read_lines
@@ -111,11 +111,17 @@ class Engine(Generic[Batch, Output]):
             task.display.say(f"Warning: {problem} Resuming from the checkpoint before it.")
         if checkpoint is not None:  # it holds everything, those of the start included
             checkpoints.load_strictly(task.module, checkpoint.model, f"The checkpoint of step {checkpoint.step}")
-            task.optimizer.load_state_dict(checkpoint.optimizer)
-            task.step = checkpoint.step
-            task.load_counters(checkpoint.counters)
-            if checkpoint.observer:
-                task.observer.load_state_dict(checkpoint.observer)
+            try:
+                task.optimizer.load_state_dict(checkpoint.optimizer)
+                task.step = checkpoint.step
+                task.load_counters(checkpoint.counters)
+                if checkpoint.observer:
+                    task.observer.load_state_dict(checkpoint.observer)
+            except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+                raise CheckpointError(
+                    f"The checkpoint of step {checkpoint.step} does not fit this training ({error!r}). Use --fresh to "
+                    f"start over."
+                ) from error
             task.display.say(f"Resuming after step {task.step} of {task.plan.total_steps}.")
         if distributed.is_main():
             tidy(self.folder)
@@ -248,10 +254,14 @@ class Engine(Generic[Batch, Output]):
         return bool(distributed.broadcast_object(time.monotonic() - self.saved > _SECONDS_BETWEEN_CHECKPOINTS))
 
     def save(self) -> None:
-        """Writes a checkpoint; raises Diverged where the weights are not finite."""
+        """Writes a checkpoint; raises Diverged where weights, or statistics of BatchNorm, are not finite."""
         task = self.task
+        kept = {name: tensor for name, tensor in task.module.state_dict().items() if tensor.is_floating_point()}
         if not is_finite(*task.module.parameters()):
             raise Diverged(f"The weights are not finite after step {task.step}. {task.plan.advice}")
+        if not is_finite(*kept.values()):
+            name = next(name for name, tensor in kept.items() if not is_finite(tensor))
+            raise Diverged(f"{name} is not finite after step {task.step}. {task.plan.advice}")
         if distributed.is_main():
             state = task.module.state_dict(), task.optimizer.state_dict()
             counters, observer = task.saved_counters(), task.observer.state_dict()

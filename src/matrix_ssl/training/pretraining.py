@@ -13,16 +13,18 @@ from matrix_ssl import distributed
 from matrix_ssl.config import RunConfig
 from matrix_ssl.data.base import Source
 from matrix_ssl.data.loading import Batch, TrainingBatches, unreadable_images
+from matrix_ssl.errors import MatrixSSLError
 from matrix_ssl.methods import Method, StepOutput
 from matrix_ssl.runs import checkpoint as checkpoints
 from matrix_ssl.runs.devices import MixedPrecision
 from matrix_ssl.runs.display import Display
 from matrix_ssl.runs.files import read_lines, write_json
-from matrix_ssl.runs.folder import ENCODER, SKIPPED, SUMMARY
+from matrix_ssl.runs.folder import SKIPPED, SUMMARY, identity
 from matrix_ssl.training import diagnostics, optim
 from matrix_ssl.training.engine import Engine
 from matrix_ssl.training.task import Line, Task, TrainingPlan
 
+_FAILURES = (MatrixSSLError, RuntimeError, ValueError, ArithmeticError)  # of what only looks at a training
 _SPECTRA = 6  # moments of a run at which the whole spectrum is kept
 _ADVICE = (
     "Lower the learning rate (--set optimizer.learning_rate=...), lengthen the warm-up (--set "
@@ -73,7 +75,7 @@ class PreTraining(Task[Batch, StepOutput]):
         Engine(self, run, loggers=loggers).run()
         summary = self.summarise(run)
         if distributed.is_main():
-            checkpoints.save_weights(run / ENCODER, self.method.encoder, {"weights": "student"})
+            checkpoints.save_encoder(run, self.method.encoder)
             write_json(run / SUMMARY, summary)
         distributed.barrier()
         return summary
@@ -81,6 +83,7 @@ class PreTraining(Task[Batch, StepOutput]):
     def summarise(self, run: Path) -> dict[str, Any]:
         """What ``summary.json`` holds after the last step."""
         return {
+            "run": identity(run),
             "recipe": self.config.recipe,
             "finished": True,
             "steps": self.plan.total_steps,
@@ -146,7 +149,7 @@ class PreTraining(Task[Batch, StepOutput]):
             )
             if not distributed.is_main():
                 return None
-            values, eigenvalues = diagnostics.describe(features, student, teacher)
+            values, eigenvalues, failure = _describe(features, student, teacher)
         line: Line = {
             "step": self.step,
             "epoch": self.step / self.plan.steps_per_epoch,
@@ -155,17 +158,21 @@ class PreTraining(Task[Batch, StepOutput]):
             **{name: float(output.terms[name]) for name in self.terms(output)},
             "learning_rate": self.learning_rate(self.step - 1),
             **self.method.schedule(self.step / self.plan.total_steps),
-            **{name: float(value) for name, value in values.items()},
+            **values,
             **{name: int(count) for name, count in self.events.items()},
             "bad_steps": int(self.counters["bad_steps"]),
             "images_per_second": self.images_per_second(),
         }
-        line |= self.observer.recent()
-        if self._is_moment(self.observer.moments):
-            line |= self._look(self.observer.observe)
-        line |= self._alarms(line, history)
+        failures = [f"Failed diagnostic: {failure}."] if failure else []
+        try:
+            line |= self.observer.recent()
+            if self._is_moment(self.observer.moments):
+                line |= self._look(self.observer.observe)
+        except _FAILURES as error:  # what only looks at a training does not end it
+            failures.append(f"Failed observation: {str(error) or type(error).__name__}.")
+        line |= self._alarms(line, history, failures)
         if self._is_moment(_SPECTRA - 1):
-            line["spectrum"] = [float(f"{v:.4g}") for v in eigenvalues.tolist()]
+            line["spectrum"] = [float(f"{v:.4g}") for v in eigenvalues]
         return line
 
     def describe_start(self) -> Line | None:
@@ -185,13 +192,13 @@ class PreTraining(Task[Batch, StepOutput]):
         self.events = {name: torch.tensor(counters[name], device=self.device) for name in self.events}
         self.counters |= {name: count for name, count in counters.items() if name not in self.events}
 
-    def _alarms(self, line: Line, history: Sequence[Line]) -> Line:
+    def _alarms(self, line: Line, history: Sequence[Line], failures: Sequence[str]) -> Line:
         """Alarms, reported to the user the first time that one of their kind is raised."""
         if self._alarmed is None:
             self._alarmed = {_kind(text) for earlier in history for text in earlier.get("alarm", [])}
         start = 1 if history and history[0]["step"] == 0 else 0
         lines = [*history[start : start + 1], *history[max(start + 1, len(history) - diagnostics.WINDOW) :], line]
-        alarms = diagnostics.alarms(lines) + (self.observer.verdict() if self.is_last else [])
+        alarms = [*failures, *diagnostics.alarms(lines)] + (self.observer.verdict() if self.is_last else [])
         for text in alarms:
             if _kind(text) not in self._alarmed:
                 self.display.say(f"Alarm at step {self.step}: {text}")
@@ -200,10 +207,11 @@ class PreTraining(Task[Batch, StepOutput]):
 
     def _look(self, observe: Callable[[nn.Module], dict[str, float]]) -> dict[str, float]:
         self.method.encoder.eval()
-        with self.clock.stopped(), torch.no_grad():
-            values = observe(self.method.encoder)
-        self.train_mode()
-        return values
+        try:
+            with self.clock.stopped(), torch.no_grad():
+                return observe(self.method.encoder)
+        finally:
+            self.train_mode()
 
     def _is_moment(self, count: int) -> bool:
         """Whether the step is the first or one of ``count`` that are spread evenly over the training up to its end."""
@@ -212,3 +220,12 @@ class PreTraining(Task[Batch, StepOutput]):
 
 def _kind(alarm: str) -> str:
     return alarm.partition(":")[0]
+
+
+def _describe(*rows: torch.Tensor) -> tuple[dict[str, float | None], list[float], str]:
+    """The numbers and eigenvalues of ``diagnostics.describe``, or None for each and why it failed."""
+    try:
+        values, eigenvalues = diagnostics.describe(*rows)
+        return {name: float(value) for name, value in values.items()}, eigenvalues.tolist(), ""
+    except _FAILURES as error:
+        return dict.fromkeys(diagnostics.NAMES), [], str(error) or type(error).__name__

@@ -50,13 +50,12 @@ def use_method(config: RunConfig, name: str, *, papers: bool = True) -> RunConfi
 
 
 def identify_data(config: RunConfig, source: Source) -> RunConfig:
-    """The configuration with the number of images and the digest of their content filled in, by the main process.
+    """The configuration with the number of images and the digest of their content filled in.
 
     The paths of the images become absolute, so that commands in other folders find them.
     """
-    digest = distributed.broadcast_object(source.digest if distributed.is_main() else None)
     place = absolute(config.data.source)
-    data = dataclasses.replace(config.data, source=place, images=len(source), digest=digest)
+    data = dataclasses.replace(config.data, source=place, images=len(source), digest=source.digest)
     return dataclasses.replace(config, data=data)
 
 

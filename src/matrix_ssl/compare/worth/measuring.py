@@ -1,7 +1,6 @@
 """The one evaluation on the test images: what every arm predicts, at every number of labels and for every seed."""
 
 import time
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,13 +14,15 @@ from torch import Tensor, nn
 from matrix_ssl.compare.worth.labels import Budget
 from matrix_ssl.compare.worth.plan import Arm
 from matrix_ssl.config import DataConfig
+from matrix_ssl.config.arrays import read_arrays
+from matrix_ssl.config.untrusted import why
 from matrix_ssl.data import Source
 from matrix_ssl.errors import RunFolderError
 from matrix_ssl.evaluate.feature_files import FeatureFiles
 from matrix_ssl.evaluate.features import Features, extract
 from matrix_ssl.evaluate.probes.linear import fit_logistic_regression, scale_of
 from matrix_ssl.evaluate.probes.penalty import PENALTIES, choose_penalty
-from matrix_ssl.runs.files import read_json, write_atomically, write_json
+from matrix_ssl.runs.files import read_object, write_atomically, write_json
 
 _FEW = 10  # labels a class up to which the penalty is that of the low-shot protocol: held-out images are too few
 _PENALTY = 1.0
@@ -48,12 +49,12 @@ class Answers:
         if not facts.exists():
             return None
         try:
-            with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
-                predicted = {key: arrays[key] for key in arrays.files if key != "_images"}
-                return Answers(predicted, arrays["_images"], read_json(facts))
-        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            arrays = read_arrays(file)
+            images = arrays.pop("_images")
+            return Answers(arrays, images, read_object(facts))
+        except (OSError, ValueError, KeyError) as error:
             raise RunFolderError(
-                f"{file} is damaged ({error}). Remove it and {facts.name}, and run the same command again."
+                f"{file} is damaged ({why(error)}). Remove it and {facts.name}, and run the same command again."
             ) from error
 
 

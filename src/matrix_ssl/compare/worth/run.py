@@ -33,7 +33,7 @@ from matrix_ssl.report.worth.data import RESULTS
 from matrix_ssl.report.worth.page import write_worth
 from matrix_ssl.runs import devices
 from matrix_ssl.runs.display import Display
-from matrix_ssl.runs.files import read_json, write_json
+from matrix_ssl.runs.files import read_object, write_json
 from matrix_ssl.runs.folder import check_claim, check_folder, claim
 from matrix_ssl.training.start import start_from
 
@@ -114,7 +114,7 @@ class WorthRun:
         claim(self.out, dataclasses.asdict(self.plan), may_change=_MAY_CHANGE, first=PLAN)
         if not (self.out / RESULTS).exists():
             return
-        before = read_json(self.out / RESULTS)["data"]
+        before = read_object(self.out / RESULTS, "data")["data"]
         if different := configuration.changes(before, self.images.describe(), but=["name"]):
             raise RunFolderError(
                 f"{self.out} has results on other images ({'; '.join(different)}). Choose a different folder with "

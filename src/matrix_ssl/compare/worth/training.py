@@ -19,7 +19,7 @@ from matrix_ssl.evaluate.trained.fine_tune import FineTune, attach_head, tune
 from matrix_ssl.runs import devices
 from matrix_ssl.runs.checkpoint import load_strictly, read_safetensors, save_weights
 from matrix_ssl.runs.display import Display
-from matrix_ssl.runs.files import read_json, write_json
+from matrix_ssl.runs.files import read_object, write_json
 from matrix_ssl.runs.folder import CHECKPOINTS, CONFIG, ENVIRONMENT, tidy
 from matrix_ssl.training import setup
 
@@ -29,7 +29,7 @@ _CLASSIFIER = "classifier.safetensors"
 
 def read_result(folder: Path) -> dict[str, Any] | None:
     """What a training that has ended reports; None before."""
-    return read_json(folder / RESULT) if (folder / RESULT).exists() else None
+    return read_object(folder / RESULT) if (folder / RESULT).exists() else None
 
 
 def pretrain(

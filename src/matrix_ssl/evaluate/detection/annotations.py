@@ -9,7 +9,6 @@ Format: Lin et al., "Microsoft COCO: Common Objects in Context", ECCV 2014; cate
 """
 
 import hashlib
-import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -20,10 +19,11 @@ from typing import Any, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
+from matrix_ssl.config.untrusted import MOST_TEXT, parse_json, read_file
 from matrix_ssl.data.open_files import why_unreadable
 from matrix_ssl.errors import DataError
 from matrix_ssl.evaluate.detection.files import check_name
-from matrix_ssl.evaluate.detection.shapes import Polygons, Shape, is_rescaled, parse_run_lengths
+from matrix_ssl.evaluate.detection.shapes import MOST_PIXELS, Polygons, Shape, clip_far, is_rescaled, parse_run_lengths
 
 # what is skipped or changed, by the name of its count
 COUNTED = {
@@ -146,13 +146,15 @@ def check_same_categories(train: Annotations, val: Annotations) -> None:
 
 def _load(path: Path) -> tuple[dict[str, list[Any]], str]:
     try:
-        raw = path.read_bytes()
+        raw = read_file(path, most=MOST_TEXT)
     except OSError as error:
         raise DataError(f"{path}: {why_unreadable(error, setting='workers')}; name a COCO annotation file.") from None
     try:
-        content = json.loads(raw)
-    except (ValueError, RecursionError) as error:
+        content = parse_json(raw)
+    except ValueError as error:
         raise DataError(f"{path} is not JSON ({error}); name a COCO annotation file.") from None
+    except MemoryError:
+        raise DataError(f"{path} does not fit into memory; split it, or use a larger machine.") from None
     keys = ("images", "annotations", "categories")
     for key in keys:
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
@@ -202,6 +204,10 @@ def _sizes(items: list[dict[str, Any]], where: str) -> _Sizes:
         height, width = whole(item.get("height")), whole(item.get("width"))
         if not _is_whole(height) or not _is_whole(width) or min(height, width) < 1:
             raise DataError(f"{here}: height {height!r} and width {width!r} must be integers, in pixels.")
+        if height * width > MOST_PIXELS:
+            raise DataError(
+                f"{here}: height {height} and width {width} are more than {MOST_PIXELS:,} pixels; fix them."
+            )
         sizes[number] = name, height, width
     return sizes
 
@@ -246,7 +252,10 @@ def _box(value: Any, where: str) -> tuple[float, float, float, float]:
     if not isinstance(value, list) or len(value) != 4 or not all(map(_is_finite, value)):
         raise DataError(f"{where}: bbox {value!r} must be four numbers, x, y, width and height.")
     x, y, width, height = map(float, value)
-    return x, y, x + width, y + height
+    box = x, y, x + width, y + height
+    if not all(map(math.isfinite, box)):
+        raise DataError(f"{where}: bbox {value!r} must be four numbers, x, y, width and height.")
+    return box
 
 
 def _shape(value: Any, height: int, width: int, counts: Counter[str], where: str) -> Shape | None:
@@ -269,7 +278,7 @@ def _shape(value: Any, height: int, width: int, counts: Counter[str], where: str
             raise DataError(f"{where}: a polygon must be a list of numbers x, y, x, y and so on.")
         if len(points) < 3:
             counts["short_polygons"] += 1
-        else:
+        elif len(points := clip_far(points, height, width)) >= 3:
             polygons.append(points)
     shape = Polygons(tuple(polygons))
     return shape if shape.touches(height, width) else None

@@ -6,6 +6,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from matrix_ssl.config.untrusted import MOST_TEXT, open_file, read_file
 from matrix_ssl.data.folder import file_sizes
 from matrix_ssl.data.identity import content_digest
 from matrix_ssl.data.open_files import why_unreadable
@@ -62,9 +63,9 @@ class ImageFiles:
         """The content of a file; UnreadableImage where it is missing or cannot be read."""
         try:
             if self._members is None:
-                return (self.location / name).read_bytes()
+                return read_file(self.location / name, most=MOST_TEXT)
             offset, size = self._members[name]
-            with self.location.open("rb") as file:  # one for each call: threads would share its position
+            with open_file(self.location) as file:  # one for each call: threads would share its position
                 file.seek(offset)
                 content = file.read(size)
         except KeyError:
@@ -93,13 +94,13 @@ def check_name(name: str, where: str) -> str:
 def _index(location: Path) -> dict[str, tuple[int, int]]:
     """Offset and size of every regular file; also by the name without the folder that all files share, if any."""
     try:
-        with tarfile.open(location, "r:") as archive:
+        with open_file(location) as file, tarfile.open(fileobj=file, mode="r:") as archive:
             members = {
                 str(PurePosixPath(m.name)): (m.offset_data, m.size) for m in archive if m.isreg() and not m.sparse
             }
     except PermissionError:
         raise DataError(f"{location}: no permission to read the file; allow it.") from None
-    except (tarfile.TarError, OSError, EOFError) as error:
+    except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError) as error:
         raise DataError(
             f"{location} is neither a folder nor a whole, uncompressed .tar file ({error}); unpack it or pack it again."
         ) from None

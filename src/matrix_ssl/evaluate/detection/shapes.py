@@ -18,6 +18,8 @@ from torch import Tensor
 from matrix_ssl.errors import import_extra
 
 _MOST_DIGITS = 7  # five bits each: counts are numbers of 32 bits
+_FARTHEST = 1e9  # pixels; coordinates beyond count as this
+MOST_PIXELS = 2**28  # of an annotated image or mask
 _SAME_RATIO = 0.02  # relative difference of two ratios of sides that rounding to whole pixels may make
 
 
@@ -78,6 +80,8 @@ def parse_run_lengths(value: Mapping[str, Any]) -> RunLengths | None:
     """
     size, counts = value.get("size"), value.get("counts")
     if not isinstance(size, list) or len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
+        return None
+    if size[0] * size[1] > MOST_PIXELS:
         return None
     if isinstance(counts, str):
         numbers = _decompress(counts.encode(errors="replace"))
@@ -146,6 +150,30 @@ def coco_masks() -> Any:
     from pycocotools import mask
 
     return mask
+
+
+def clip_far(polygon: NDArray[np.float64], height: int, width: int) -> NDArray[np.float64]:
+    """The part of a polygon within one image size around the image, where a point is beyond; else the polygon.
+
+    pycocotools takes memory for every pixel of an outline, inside the image or not. Cut at the four sides in turn:
+    Sutherland and Hodgman, "Reentrant Polygon Clipping", Communications of the ACM 1974.
+    """
+    size = np.array([width, height], dtype=np.float64)
+    if (polygon >= -size).all() and (polygon <= 2 * size).all():
+        return polygon
+    points = np.clip(polygon, -_FARTHEST, _FARTHEST)
+    for axis, limit, sign in ((0, -width, 1), (0, 2 * width, -1), (1, -height, 1), (1, 2 * height, -1)):
+        inside = sign * (points[:, axis] - limit) >= 0
+        kept = []
+        for a, b, a_in, b_in in zip(points, np.roll(points, -1, 0), inside, np.roll(inside, -1), strict=True):
+            if a_in:
+                kept.append(a)
+            if a_in != b_in:
+                kept.append(a + (b - a) * ((limit - a[axis]) / (b[axis] - a[axis])))
+        if not kept:
+            return np.zeros((0, 2))
+        points = np.array(kept)
+    return points
 
 
 def _area(polygon: NDArray[np.float64]) -> float:

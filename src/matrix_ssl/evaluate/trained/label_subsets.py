@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from matrix_ssl.config.untrusted import read_file, why
 from matrix_ssl.data.base import Source
 from matrix_ssl.data.randomness import permutation
 from matrix_ssl.errors import ConfigError, DataError
@@ -119,11 +120,11 @@ def _check_classes(labels: NDArray[np.int64], classes: list[str], where: str) ->
 
 def _read_names(path: Path) -> list[str]:
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_file(path).decode("utf-8-sig")
     except FileNotFoundError:
         raise DataError(f"{path} does not exist.") from None
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}.") from None
+        raise DataError(f"{path} cannot be read: {why(error)}.") from None
     except UnicodeDecodeError:
         raise DataError(f"{path} is not UTF-8 text: give a list of file names, one a line.") from None
     names = [_read_name(line.strip()) for line in text.splitlines() if line.strip()]

@@ -1,14 +1,13 @@
 """Files as rows of named values: JSON lines, a JSON list, CSV, TSV and Parquet; text also compressed by gzip."""
 
 import csv
-import gzip
 import io
-import json
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from matrix_ssl.config.untrusted import MOST_TEXT, decompress, parse_json, read_file, why
 from matrix_ssl.errors import DataError, import_extra
 
 Table = list[dict[str, Any]]
@@ -27,10 +26,12 @@ def read_table(path: Path) -> tuple[Table, bytes]:
     suffixes = [suffix.lower() for suffix in path.suffixes]
     kind = next((suffix for suffix in reversed(suffixes) if suffix != ".gz"), "")
     try:
-        content = path.read_bytes()
-        plain = gzip.decompress(content) if suffixes[-1:] == [".gz"] else content
+        content = read_file(path, most=MOST_TEXT)
+        plain = decompress(content) if suffixes[-1:] == [".gz"] else content
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
+        raise DataError(f"{path} cannot be read: {why(error)}.") from error
+    except MemoryError:
+        raise DataError(f"{path} does not fit into memory: split it, or use a larger machine.") from None
     if kind == ".parquet":
         return _parquet(path, plain), content
     if kind in _SEPARATORS:
@@ -46,9 +47,9 @@ def read_table(path: Path) -> tuple[Table, bytes]:
 def read_lines(path: Path) -> list[str]:
     """The lines of a text file, without their ends."""
     try:
-        content = path.read_bytes()
+        content = read_file(path, most=MOST_TEXT)
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
+        raise DataError(f"{path} cannot be read: {why(error)}.") from error
     return _text(content, str(path)).splitlines()
 
 
@@ -79,8 +80,8 @@ def _whole(path: Path, content: bytes) -> Table:
 def _list(content: bytes) -> Table | None:
     """The objects of a JSON list, None if it is none."""
     try:
-        rows = json.loads(content.decode("utf-8-sig"))
-    except (ValueError, RecursionError):
+        rows = parse_json(content)
+    except ValueError:
         return None
     return rows if isinstance(rows, list) and all(isinstance(row, dict) for row in rows) else None
 
@@ -103,9 +104,7 @@ def _objects(rows: Iterator[tuple[str, Any]]) -> Table:
 
 def _json(content: bytes, where: str) -> Any:
     try:
-        return json.loads(_text(content, where))
-    except RecursionError as error:
-        raise DataError(f"{where}: the values are nested too deeply to be read.") from error
+        return parse_json(_text(content, where))
     except ValueError as error:
         raise DataError(f"{where}: not JSON: {error}.") from error
 

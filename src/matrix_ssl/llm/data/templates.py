@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 from matrix_ssl.errors import ConfigError, DataError, did_you_mean
+from matrix_ssl.llm.data.chat import render
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -54,7 +55,7 @@ def adds_special_tokens(name: str) -> bool:
 def prompt(exchange: Exchange, template: str, tokenizer: "PreTrainedTokenizerBase") -> str:
     """The text before the answer."""
     if template == "chat":
-        return _render(exchange.messages, tokenizer, add_generation_prompt=True)
+        return render(exchange.messages, tokenizer, add_generation_prompt=True)
     if len(exchange.messages) != 1 or exchange.messages[0]["role"] != "user":
         roles = ", ".join(message["role"] for message in exchange.messages)
         raise DataError(
@@ -68,22 +69,11 @@ def answer(exchange: Exchange, template: str, tokenizer: "PreTrainedTokenizerBas
     if template != "chat":
         return exchange.answer
     before = prompt(exchange, template, tokenizer)
-    whole = _render([*exchange.messages, {"role": "assistant", "content": exchange.answer}], tokenizer)
+    messages = [*exchange.messages, {"role": "assistant", "content": exchange.answer}]
+    whole = render(messages, tokenizer, add_generation_prompt=False)
     if not whole.startswith(before):
         raise DataError(
             "The tokenizer's chat template changes the prompt once an answer follows, so the two cannot be separated: "
             "use template=plain, or fix the template."
         )
     return whole[len(before) :]
-
-
-def _render(
-    messages: Sequence[Mapping[str, str]], tokenizer: "PreTrainedTokenizerBase", *, add_generation_prompt: bool = False
-) -> str:
-    from jinja2 import TemplateError
-
-    chat = [dict(message) for message in messages]
-    try:
-        return str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=add_generation_prompt))
-    except TemplateError as error:
-        raise DataError(f"The tokenizer's chat template refuses a conversation: {error}.") from error

@@ -1,8 +1,10 @@
 """A text file as windows of tokens, read piece by piece: memory does not grow with the file."""
 
 from collections.abc import Callable, Iterable, Iterator
+from io import BufferedReader, TextIOWrapper
 from pathlib import Path
 
+from matrix_ssl.config.untrusted import MOST_TEXT, open_file, read_file, why
 from matrix_ssl.errors import ConfigError, DataError
 
 BLOCK = 1 << 16  # characters that are tokenised at a time
@@ -15,7 +17,7 @@ def read_blocks(path: Path) -> Iterator[str]:
     """
     rest, characters = "", 0
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with TextIOWrapper(BufferedReader(open_file(path)), encoding="utf-8", newline="") as file:
             while piece := file.read(BLOCK):
                 rest += piece
                 characters += len(piece)
@@ -26,7 +28,7 @@ def read_blocks(path: Path) -> Iterator[str]:
     except FileNotFoundError:
         raise DataError(f"{path} does not exist: pass a text file.") from None
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
+        raise DataError(f"{path} cannot be read: {why(error)}.") from error
     except UnicodeDecodeError:
         raise _not_utf8(path) from None
     if not characters:
@@ -75,7 +77,7 @@ def token_windows(
 def _not_utf8(path: Path) -> DataError:
     """The error for a file that is not UTF-8, with the first wrong byte of the whole file."""
     try:
-        path.read_bytes().decode()
+        read_file(path, most=MOST_TEXT).decode()
     except UnicodeDecodeError as error:
         place = f"byte 0x{error.object[error.start]:02x} at offset {error.start} ({error.reason})"
         return DataError(f"{path} is not UTF-8: {place}. Convert the file, for example with iconv -t UTF-8.")

@@ -8,7 +8,7 @@ import dataclasses
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from matrix_ssl import distributed
-from matrix_ssl.errors import ConfigError
+from matrix_ssl.errors import CheckpointError, ConfigError
 from matrix_ssl.llm.data.examples import Examples, collator, make_examples
 from matrix_ssl.llm.data.question_files import Rows, exchanges, find_columns, read_rows
 from matrix_ssl.llm.data.templates import check_template
@@ -25,9 +25,10 @@ from matrix_ssl.llm.finetune.trainer import MatrixTrainer, Recorder, check_train
 from matrix_ssl.llm.models import FROM_CONFIG, add_lora, check_tokens, open_model, open_tokenizer
 from matrix_ssl.llm.objective import Objective
 from matrix_ssl.runs import devices
+from matrix_ssl.runs.digests import DIGESTS, check_digests, file_digests
 from matrix_ssl.runs.display import Display
 from matrix_ssl.runs.files import cannot_write, read_json, write_json
-from matrix_ssl.runs.folder import CHECKPOINTS, ENVIRONMENT
+from matrix_ssl.runs.folder import CHECKPOINTS, ENVIRONMENT, identity
 from matrix_ssl.runs.signals import Interrupted, collected
 
 if TYPE_CHECKING:
@@ -118,17 +119,17 @@ def run(prepared: Prepared, out: Path, *, display: Display) -> dict[str, Any]:
     nothing. A signal raises Interrupted after a checkpoint.
     """
     started = time.monotonic()
-    complete = (state.parent for state in (out / CHECKPOINTS).glob(f"checkpoint-*/{_STATE}"))
-    checkpoints = {int(folder.name.rpartition("-")[2]): str(folder) for folder in complete}
-    done = max(checkpoints, default=0)
+    with distributed.together():
+        newest = newest_checkpoint(out, display.say) if distributed.is_main() else None
+    done, place = distributed.broadcast_object(newest)
     with collected() as received:
         recorder = Recorder(out, after_step=done, received=received, display=display)
         trainer = prepared.trainer
         trainer.add_callback(recorder)
         if done:
             display.say(f"Resuming after step {done}.")
-            _warn_of_missing_state(Path(checkpoints[done]), display)
-        trainer.train(resume_from_checkpoint=checkpoints.get(done))
+            _warn_of_missing_state(Path(str(place)), display)
+        trainer.train(resume_from_checkpoint=place)
     if recorder.stopped_by:
         raise Interrupted(recorder.stopped_by, after=f" after a checkpoint at step {trainer.state.global_step}")
     _save_model(trainer, out)
@@ -145,6 +146,8 @@ def run(prepared: Prepared, out: Path, *, display: Display) -> dict[str, Any]:
         "parameters_trained": _count(p for p in parameters if p.requires_grad),
         "seconds_since_last_start": time.monotonic() - started,
         **prepared.description(),
+        "run": identity(out),
+        "files": file_digests(out / MODEL),
         "environment": read_json(out / ENVIRONMENT),
     }
     for sentence in _what_was_learnt(result, prepared.settings):
@@ -152,6 +155,29 @@ def run(prepared: Prepared, out: Path, *, display: Display) -> dict[str, Any]:
     write_json(out / RESULT, result)  # last: it marks the run complete
     shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)  # several times as large as the model
     return result
+
+
+def newest_checkpoint(out: Path, say: Callable[[str], None]) -> tuple[int, str | None]:
+    """The step and the folder of the newest checkpoint that is whole; 0 and None where there is none.
+
+    Raises:
+        CheckpointError: there are checkpoints and all of them are damaged.
+    """
+    complete = [state.parent for state in (out / CHECKPOINTS).glob(f"checkpoint-*/{_STATE}")]
+    by_step = {int(number): path for path in complete if (number := path.name.rpartition("-")[2]).isdecimal()}
+    recorded = {step: path for step, path in by_step.items() if (path / DIGESTS).exists()}
+    problems: list[str] = []
+    for step, path in sorted((recorded or by_step).items(), reverse=True):
+        try:
+            if recorded:  # those of earlier versions have no digests
+                check_digests(path, out)
+            return step, str(path)
+        except CheckpointError as error:
+            problems.append(str(error))
+            say(f"Warning: {error} Resuming from the checkpoint before it.")
+    if problems:
+        raise CheckpointError(f"No checkpoint can be read: {' '.join(problems)} Use --fresh to start over.")
+    return 0, None
 
 
 def _examples(

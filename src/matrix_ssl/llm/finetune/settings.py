@@ -19,6 +19,7 @@ from matrix_ssl.config.validation import settings
 from matrix_ssl.errors import ConfigError, MissingExtra, did_you_mean, import_extra
 from matrix_ssl.llm.data.templates import TemplateName
 from matrix_ssl.llm.objective import DEFAULTS, Objective
+from matrix_ssl.runs.terminal import redact
 
 if TYPE_CHECKING:
     import torch
@@ -32,10 +33,12 @@ _ARGUMENTS: dict[str, Any] = {
     "weight_decay": 0.0,
     "logging_steps": 1,
     "save_strategy": "epoch",
-    "save_total_limit": 1,
+    "save_total_limit": 2,  # the newest, and the one before in case the newest is damaged
 }
 # those that a setting, an option or this package decides
 _TAKEN = {
+    "hub_token": "log in with hf auth login, or set HF_TOKEN",
+    "push_to_hub_token": "log in with hf auth login, or set HF_TOKEN",
     "output_dir": "use --out",
     "num_train_epochs": "set epochs",
     "per_device_train_batch_size": "set batch_size",
@@ -179,7 +182,7 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
     values = {}
     for key, text in map(split_assignment, assignments):
         if key in _TAKEN:
-            raise ConfigError(f"{key}={text} cannot be set: {_TAKEN[key]}.")
+            raise ConfigError(redact(f"{key}={text} cannot be set: {_TAKEN[key]}."))
         if key not in names:
             known = {*names - _TAKEN.keys(), *(field.name for field in dataclasses.fields(FineTuneSettings))}
             raise ConfigError(f"Unknown setting {key!r}.{did_you_mean(key, known)}")

@@ -27,6 +27,7 @@ from matrix_ssl.llm.loss.loss import (
     matrix_cross_entropy_terms_from_logits,
 )
 from matrix_ssl.llm.objective import DEFAULTS, Objective, check_objective
+from matrix_ssl.runs.digests import write_digests
 from matrix_ssl.runs.display import Display
 from matrix_ssl.runs.metrics import MetricsWriter
 
@@ -239,6 +240,7 @@ class Recorder(TrainerCallback):
 
     def __init__(self, run: Path, *, after_step: int, received: list[int], display: Display):
         """Drops the lines after ``after_step``; ``received`` collects the numbers of signals."""
+        self._run = run
         self.stopped_by = 0  # number of a signal, 0 for none
         self._writer = MetricsWriter(run, after_step=after_step) if distributed.is_main() else None
         self._received, self._display, self._last_line = received, display, 0.0
@@ -270,6 +272,13 @@ class Recorder(TrainerCallback):
             self._last_line = time.monotonic()
             text = "  ".join(f"{key} {logs[key]:.4g}" for key in ("loss", "ce", "mce"))
             self._display.say(f"step {state.global_step}/{state.max_steps}  {text}")
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Writes the digests of the files of a checkpoint when all processes have written theirs."""
+        distributed.barrier()
+        if self._writer is not None:
+            write_digests(Path(args.output_dir) / f"checkpoint-{state.global_step}", self._run)
+        distributed.barrier()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Agrees with the other processes on whether to stop."""

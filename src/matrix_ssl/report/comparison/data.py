@@ -3,7 +3,6 @@
 What is missing is empty. A row that repeats method, epochs and seed replaces the earlier one.
 """
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from matrix_ssl.config.untrusted import parse_json, read_file, why
 from matrix_ssl.errors import RunFolderError
 from matrix_ssl.report.comparison.statistics import Pair, PairedDifference, against, paired_difference, pairwise
 from matrix_ssl.report.measures import MEASURES, Measure
@@ -247,11 +247,11 @@ def read_comparison(out: Path) -> Comparison:
     """The comparison in a folder; raises RunFolderError where ``compare.json`` is missing or damaged."""
     path = out / RESULTS
     try:
-        return parse_comparison(json.loads(path.read_bytes()), path)
+        return parse_comparison(parse_json(read_file(path)), path)
     except FileNotFoundError:
         raise RunFolderError(f"{out} has no {RESULTS}: choose a folder that matrix-ssl compare has written.") from None
     except (OSError, ValueError) as error:
-        raise RunFolderError(f"{path} cannot be read: {error}; {_REMEDY}.") from error
+        raise RunFolderError(f"{path} cannot be read: {why(error)}; {_REMEDY}.") from error
 
 
 def parse_comparison(values: Any, path: Path) -> Comparison:

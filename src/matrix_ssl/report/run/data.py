@@ -1,11 +1,8 @@
 """Reads a run folder for its page: what is missing is empty, what is damaged becomes a note instead of an error."""
 
-import json
 import math
 import re
 import sys
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,12 +11,15 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from matrix_ssl.config import RunConfig, current_names
+from matrix_ssl.config import RunConfig
+from matrix_ssl.config.arrays import read_arrays
+from matrix_ssl.config.untrusted import MOST_TEXT, parse_json, read_file, why
 from matrix_ssl.errors import RunFolderError
 from matrix_ssl.report.figures import Curve
 from matrix_ssl.report.records import Number, Text, parse
 from matrix_ssl.report.tables import Evaluation, read_evaluations
-from matrix_ssl.runs.folder import ENVIRONMENT, EVALUATION, METRICS, SUMMARY, read_config
+from matrix_ssl.runs.files import read_json
+from matrix_ssl.runs.folder import ENVIRONMENT, EVALUATION, METRICS, SUMMARY, identity, read_config
 
 # Keys of metrics.jsonl with a meaning of their own; every other number on a line is a term of the loss.
 KNOWN_KEYS = frozenset({
@@ -58,6 +58,7 @@ class Line(NamedTuple):
     values: Mapping[str, float]
     spectrum: Sequence[float]
     alarms: Sequence[str]
+    run: str = ""  # its identity, on the first line
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ class Imported:
 class Summary:
     """``summary.json``; ``seconds`` is wall-clock time."""
 
+    run: Text | None = None  # its identity
     finished: bool = False
     steps: int | None = None
     epochs: Number | None = None
@@ -148,6 +150,9 @@ def read_run(run: Path) -> RunData:
     notes: list[Note] = []
     lines = _read_lines(run / METRICS, notes)
     summary = _read(Summary, run / SUMMARY, notes)
+    if summary.run not in (None, identity(run)):
+        notes.append(Note("summary.json belongs to a different run and is skipped."))
+        summary = Summary()
     if summary.imported:
         notes.append(
             Note(f"The encoder was imported from {summary.imported.file}; there are no curves of its training.")
@@ -166,25 +171,34 @@ def read_run(run: Path) -> RunData:
 
 def _read_lines(path: Path, notes: list[Note]) -> list[Line]:
     """The lines by ascending step. A resumed run may repeat steps: the later line counts."""
-    raw = path.read_bytes().split(b"\n") if path.is_file() else []
+    try:
+        raw = read_file(path, most=MOST_TEXT).split(b"\n") if path.is_file() else []
+    except OSError as error:
+        notes.append(Note(f"{path.name} cannot be read ({why(error)}) and is skipped."))
+        raw = []
     lines = {i: _parse_line(text) for i, text in enumerate(raw, start=1) if text.strip()}
     if damaged := [i for i, line in lines.items() if line is None]:
         where = f"Line {damaged[0]}" if len(damaged) == 1 else f"{len(damaged)} lines (the first is line {damaged[0]})"
         notes.append(Note(f"{where} of metrics.jsonl cannot be read, as happens when a run is killed; skipped."))
+    owners = [line.run for line in lines.values() if line is not None and line.run]
+    if owners and owners[0] != identity(path.parent):
+        notes.append(Note(f"{path.name} belongs to a different run and is skipped."))
+        return []
     by_step = {line.step: line for line in lines.values() if line is not None}
     return [by_step[step] for step in sorted(by_step)]
 
 
 def _parse_line(raw: bytes) -> Line | None:
     try:
-        line = json.loads(raw)
+        line = parse_json(raw)
     except ValueError:
         return None
     if not isinstance(line, dict) or not isinstance(line.get("step"), int) or not 0 <= line["step"] < 2**62:
         return None
+    owner = line.pop("run", "")
     alarms = [str(text) for text in _listed(line.pop("alarm", None))]
     spectrum = [_number(value) for value in _listed(line.pop("spectrum", None))]
-    return Line(line["step"], {key: _number(value) for key, value in line.items()}, spectrum, alarms)
+    return Line(line["step"], {key: _number(value) for key, value in line.items()}, spectrum, alarms, str(owner))
 
 
 def _listed(value: Any) -> list[Any]:
@@ -203,8 +217,8 @@ def _read(kind: type[T], path: Path, notes: list[Note]) -> T:
     if not path.is_file():
         return kind()
     try:
-        return parse(kind, json.loads(path.read_bytes(), object_hook=current_names), path, remedy="")
-    except (RunFolderError, ValueError):
+        return parse(kind, read_json(path), path, remedy="")
+    except RunFolderError:
         notes.append(Note(f"{path.name} is damaged and skipped."))
         return kind()
 
@@ -213,13 +227,12 @@ def _read_arrays(path: Path, notes: list[Note]) -> Mapping[str, NDArray[Any]]:
     if not path.is_file():
         return {}
     try:
-        with path.open("rb") as file:  # given a path, numpy leaves the file open when it is no archive
-            archive = np.load(file, allow_pickle=False)
-            if isinstance(archive, np.ndarray):
-                raise ValueError("a single array")
-            arrays = {name: archive[name] for name in archive.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error):
+        arrays = read_arrays(path)
+    except (OSError, ValueError):
         notes.append(Note("evaluation.npz is damaged and skipped. Write it again with:", "evaluate"))
+        return {}
+    if "run" in arrays and str(arrays["run"]) != identity(path.parent):
+        notes.append(Note("evaluation.npz belongs to a different run and is skipped. Write it again with:", "evaluate"))
         return {}
     kept = {"classes": arrays["classes"]} if "classes" in arrays else {}
     for what, names, fits in (("map", _MAP, _map_fits), ("gallery of neighbours", _GALLERY, _gallery_fits)):

@@ -1,12 +1,12 @@
 """Reads ``worth.json``: arms, numbers of labels, accuracies and paired differences. What is missing is empty."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from matrix_ssl.config.untrusted import parse_json, read_file, why
 from matrix_ssl.errors import RunFolderError
 from matrix_ssl.report.comparison.statistics import Estimate
 from matrix_ssl.report.records import Number, Text, parse
@@ -153,8 +153,8 @@ def read_worth(out: Path) -> Results:
     """The results in a folder; raises RunFolderError where ``worth.json`` is missing or damaged."""
     path = out / RESULTS
     try:
-        return parse(Results, json.loads(path.read_bytes()), path, remedy=_REMEDY)
+        return parse(Results, parse_json(read_file(path)), path, remedy=_REMEDY)
     except FileNotFoundError:
         raise RunFolderError(f"{out} has no {RESULTS}: choose a folder that matrix-ssl worth has written.") from None
     except (OSError, ValueError) as error:
-        raise RunFolderError(f"{path} cannot be read: {error}; {_REMEDY}.") from error
+        raise RunFolderError(f"{path} cannot be read: {why(error)}; {_REMEDY}.") from error

@@ -4,6 +4,7 @@ import csv
 import io
 from pathlib import Path
 
+from matrix_ssl.config.untrusted import append
 from matrix_ssl.runs.files import cannot_write, write_text
 from matrix_ssl.runs.loggers.base import Line, Logger, numbers
 
@@ -24,8 +25,7 @@ class CSVLogger(Logger):
         self._lines.append(line)
         if numbers(line).keys() <= set(self._columns):
             try:
-                with self.path.open("a", encoding="utf-8") as file:
-                    file.write(self._rows([line]))
+                append(self.path, self._rows([line]).encode())
             except OSError as error:
                 raise cannot_write(self.path, error) from error
         else:

@@ -17,6 +17,7 @@ from matrix_ssl.config import flatten
 from matrix_ssl.runs.files import append_line, read_json, read_lines, write_lines
 from matrix_ssl.runs.folder import CONFIG
 from matrix_ssl.runs.loggers.base import Line, Logger, numbers
+from matrix_ssl.runs.terminal import redact
 
 RECORD = "loggers.jsonl"
 _PROJECT = "matrix-ssl"  # where the environment names none
@@ -124,7 +125,7 @@ class MLflowLogger(TrackedLogger):
             self.last = self._newest_step()
         else:
             self._id = self._create(settings)
-            self.remember(run=self._id, place=place)
+            self.remember(run=self._id, place=redact(place))
 
     def log(self, values: dict[str, float], step: int) -> None:
         from mlflow.entities import Metric

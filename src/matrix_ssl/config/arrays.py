@@ -1,0 +1,39 @@
+"""The arrays of .npz files from elsewhere: never a pickle, and never more than there is memory for."""
+
+import zipfile
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from matrix_ssl.config import system
+from matrix_ssl.config.untrusted import GIB, open_file, why
+
+
+def read_arrays(path: Path, names: Collection[str] | None = None) -> dict[str, NDArray[Any]]:
+    """Those arrays of a file that have one of the names; None: all of them.
+
+    Raises:
+        OSError: the file cannot be opened, or is no regular file.
+        ValueError: it is no such archive, is damaged, or unpacks to more than the free memory.
+    """
+    with open_file(path) as file:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                members = [one for one in archive.infolist() if names is None or one.filename[:-4] in names]
+                needed, (_, free) = sum(one.file_size for one in members), system.memory()
+                if needed > free:
+                    raise ValueError(f"it unpacks to {needed / GIB:.1f} GiB, and {free / GIB:.1f} GiB are free")
+                return {one.filename.removesuffix(".npy"): _read(archive, one) for one in members}
+        except OSError:
+            raise
+        except Exception as error:  # damaged bytes make the readers of zip, its compressions and NumPy fail in any way
+            raise ValueError(why(error)) from error
+
+
+def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[Any]:
+    with archive.open(member) as file:
+        array: NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
+        return array

@@ -1,0 +1,181 @@
+"""Files and texts from elsewhere: only regular files are opened, only so much is read, and JSON is of bounded depth.
+
+A run folder, a dataset, a checkpoint or a model may come from somebody else. A link, a pipe or a device in the place
+of a file is then an error of the system, ``OSError``, at once; text that no program of ours writes is a ``ValueError``.
+``docs/security.md`` states the bounds.
+"""
+
+import errno
+import json
+import os
+import stat
+import zlib
+from collections import Counter
+from collections.abc import Callable
+from io import FileIO
+from pathlib import Path
+from typing import IO, Any
+
+MIB, GIB = 2**20, 2**30
+MOST_JSON = 64 * MIB  # of one JSON file of a run or a model
+MOST_TEXT = 2 * GIB  # of one file of questions or annotations, and of what it unpacks to
+DEEPEST_JSON = 64  # lists and objects in each other
+_MOST_DIGITS = 19  # of an integer: those of 64 bits
+_PIECE = 16 * MIB  # bytes that are unpacked at a time
+
+
+def open_file(path: str | Path) -> FileIO:
+    """Opens a regular file for reading, and nothing else: it waits for no pipe and touches no device.
+
+    Raises:
+        OSError: as ``open`` does; IsADirectoryError for a folder, EINVAL for a pipe, a device or a socket.
+    """
+    _check_regular(os.stat(path))  # noqa: PTH116, before: to open a device may do something
+    return _opened(path, os.O_RDONLY, "rb")
+
+
+def open_to_append(path: str | Path) -> FileIO:
+    """Opens a regular file, or a new one, for appending; OSError as ``open_file``, and ELOOP for a link."""
+    return _opened(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | _NO_LINK, "ab")
+
+
+def append(path: str | Path, content: bytes) -> None:
+    """Adds bytes to the end of a regular file, all of them; OSError as ``open_to_append``."""
+    rest = memoryview(content)
+    with open_to_append(path) as file:
+        while rest:
+            rest = rest[file.write(rest) or 0 :]
+
+
+def open_lock(path: str | Path) -> FileIO:
+    """Opens a regular file, or a new one, for locking; what it holds stays. OSError as ``open_to_append``."""
+    return _opened(path, os.O_RDWR | os.O_CREAT | _NO_LINK, "r+b")
+
+
+def read_file(path: str | Path, *, most: int = MOST_JSON) -> bytes:
+    """The content of a regular file; OSError as ``open_file``, and EFBIG for more than ``most`` bytes."""
+    with open_file(path) as file:
+        if os.fstat(file.fileno()).st_size > most:
+            raise _too_large(most)
+        return read_at_most(file, most)
+
+
+def read_at_most(file: IO[bytes] | FileIO, most: int) -> bytes:
+    """The rest of an open file; OSError with EFBIG where that is more than ``most`` bytes."""
+    parts, size = [], 0
+    while part := file.read(min(_PIECE, most + 1 - size)):
+        parts.append(part)
+        size += len(part)
+        if size > most:
+            raise _too_large(most)
+    return b"".join(parts)
+
+
+def decompress(content: bytes, *, most: int = MOST_TEXT) -> bytes:
+    """The content of a gzip file, of several members too.
+
+    Raises:
+        OSError: it unpacks to more than ``most`` bytes.
+        EOFError: it is cut.
+        zlib.error: it is damaged.
+    """
+    parts, size, rest = [], 0, content
+    while rest:
+        member = zlib.decompressobj(wbits=31)
+        while not member.eof:
+            part = member.decompress(rest, min(_PIECE, most + 1 - size))
+            rest = member.unconsumed_tail
+            size += len(part)
+            if size > most:
+                raise _too_large(most)
+            if not part and not rest and not member.eof:
+                raise EOFError("the file is cut off")
+            parts.append(part)
+        rest = member.unused_data.lstrip(b"\0")  # some programs pad their files
+    return b"".join(parts)
+
+
+def parse_json(content: bytes | str, *, change: Callable[[dict[str, Any]], dict[str, Any]] | None = None) -> Any:
+    """The value of JSON; ``change`` is applied to every object.
+
+    Raises:
+        ValueError: it is no JSON in UTF-8, is nested deeper than ``DEEPEST_JSON``, repeats a key of an object or holds
+            an integer of more than 64 bits.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        values = dict(pairs)
+        if len(values) < len(pairs):
+            ((key, _),) = Counter(key for key, _ in pairs).most_common(1)
+            raise ValueError(f"the key {key!r} is repeated")
+        return values if change is None else change(values)
+
+    text = content.decode("utf-8-sig") if isinstance(content, bytes) else content
+    try:
+        value = json.loads(text, object_pairs_hook=unique, parse_int=_integer)
+    except RecursionError:
+        raise _too_deep() from None
+    _check_depth(value)
+    return value
+
+
+def why(error: Exception) -> str:
+    """What is wrong with a file, for a sentence: the reason alone, without number and path."""
+    return getattr(error, "strerror", None) or str(error).rstrip(".") or type(error).__name__
+
+
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)  # Windows has no such flag, nor the next ones
+_NO_WAIT = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_CLOEXEC", 0)
+_BINARY = getattr(os, "O_BINARY", 0)
+
+
+def _opened(path: str | Path, flags: int, mode: str) -> FileIO:
+    try:
+        descriptor = os.open(path, flags | _NO_WAIT | _BINARY, 0o666)
+    except OSError as error:
+        if flags & _NO_LINK and error.errno == errno.ELOOP:
+            raise OSError(errno.ELOOP, "it is a link") from None
+        raise
+    try:
+        _check_regular(os.fstat(descriptor))
+        return FileIO(descriptor, mode)
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def _check_regular(status: os.stat_result) -> None:
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "it is a pipe, a device or a socket, not a file")
+
+
+def _too_large(most: int) -> OSError:
+    size = f"{most / GIB:g} GiB" if most >= GIB else f"{most / MIB:g} MiB"
+    return OSError(errno.EFBIG, f"it is larger than {size}")
+
+
+def _integer(text: str) -> int:
+    if len(text) >= _MOST_DIGITS and not -(2**63) <= int(text[:30]) < 2**63:
+        raise ValueError(f"an integer of {len(text.lstrip('-'))} digits is too large")
+    return int(text)
+
+
+def _check_depth(value: Any) -> None:
+    level = [value]
+    for _ in range(DEEPEST_JSON):
+        level = [
+            child
+            for node in level
+            if isinstance(node, (dict, list))
+            for child in (node.values() if isinstance(node, dict) else node)
+            if isinstance(child, (dict, list))
+        ]
+        if not level:
+            return
+    raise _too_deep()
+
+
+def _too_deep() -> ValueError:
+    return ValueError(f"it is nested deeper than {DEEPEST_JSON} levels")

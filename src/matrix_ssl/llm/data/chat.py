@@ -1,0 +1,106 @@
+"""Chat templates of tokenizers, which are programs from elsewhere: bounded in time and memory.
+
+transformers runs them in Jinja's sandbox, which keeps them from files but not from endless loops. Each template is
+tried once in a process of its own with little memory, and every use of it has a limit of time.
+"""
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from matrix_ssl.config import system
+from matrix_ssl.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+SECONDS = 2.0  # of computing, for one conversation
+_MEMORY = 2**30  # bytes that the trial may take
+_LONGEST = 2**22  # characters of one conversation
+_GOOD, _BAD = b"+", b"-"
+_tried: dict[str, str] = {}  # what was wrong with a template in its trial; empty: nothing
+
+
+def render(
+    messages: Sequence[Mapping[str, str]], tokenizer: "PreTrainedTokenizerBase", *, add_generation_prompt: bool
+) -> str:
+    """A conversation as text by the tokenizer's template; DataError for whatever is wrong with the template."""
+    chat = [dict(message) for message in messages]
+
+    def text() -> str:
+        return str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=add_generation_prompt))
+
+    template = str(tokenizer.chat_template)
+    if template not in _tried:
+        import jinja2.ext
+        import jinja2.sandbox  # noqa: F401, before the time of the trial runs
+        import transformers.utils.chat_template_utils  # noqa: F401
+
+        _tried[template] = _try_apart(text)
+    if _tried[template]:
+        raise _refused(_tried[template])
+    try:
+        with _limited():
+            result = text()
+    except Exception as error:  # whatever its expressions raise
+        raise _refused(_reason(error)) from error
+    if len(result) > _LONGEST:
+        raise _refused(f"its text is longer than {_LONGEST:,} characters")
+    return result
+
+
+def _refused(reason: str) -> DataError:
+    return DataError(f"The tokenizer's chat template refuses a conversation: {reason}.")
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, MemoryError):
+        return "it needs too much memory"
+    return (str(error).strip() or type(error).__name__).partition("\n")[0][:500].rstrip(".")
+
+
+def _try_apart(text: Callable[[], str]) -> str:
+    """Runs a function in a copy of this process with limits, where the system has any; what went wrong, or nothing."""
+    if not hasattr(os, "fork"):
+        return ""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            system.limit_this_process(memory=_MEMORY, seconds=SECONDS)
+            text()
+            os.write(writer, _GOOD)
+        except Exception as error:
+            os.write(writer, _BAD + _reason(error).encode(errors="replace"))
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as file:
+        answer = file.read()
+    os.waitpid(child, 0)
+    if answer.startswith(_GOOD):
+        return ""
+    return answer[1:].decode(errors="replace") if answer else f"it takes longer than {SECONDS:g} seconds"
+
+
+@contextlib.contextmanager
+def _limited() -> Iterator[None]:
+    """Raises TimeoutError in a block that takes too long, in the main thread of systems with timers."""
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    def end(_: int, __: FrameType | None) -> None:
+        raise TimeoutError(f"it takes longer than {SECONDS:g} seconds")
+
+    before = signal.signal(signal.SIGPROF, end)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)

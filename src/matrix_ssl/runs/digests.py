@@ -1,0 +1,51 @@
+"""Digests of all files of a folder that a library writes, with the identity of the run that it belongs to."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from matrix_ssl.config.untrusted import open_file, why
+from matrix_ssl.errors import CheckpointError, RunFolderError
+from matrix_ssl.runs.files import read_object, write_json
+from matrix_ssl.runs.folder import check_owner, identity
+
+DIGESTS = "digests.json"
+
+
+def file_digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file below a folder, by its path in it."""
+    digests = {}
+    for path in sorted(folder.rglob("*")):
+        if path.name != DIGESTS and not path.is_dir():
+            with open_file(path) as file:
+                digests[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests
+
+
+def write_digests(folder: Path, run: Path) -> None:
+    """Writes ``digests.json``, which says that the folder is complete and belongs to the run."""
+    write_json(folder / DIGESTS, {"run": identity(run), "files": file_digests(folder)})
+
+
+def check_digests(folder: Path, run: Path) -> None:
+    """Raises CheckpointError where files of the folder are missing, new or changed, or are those of a different run."""
+    try:
+        recorded = read_object(folder / DIGESTS, "run", "files")
+        check_owner(folder / DIGESTS, recorded["run"], run)
+    except RunFolderError as error:
+        raise CheckpointError(str(error)) from error
+    compare_digests(folder, recorded["files"])
+
+
+def compare_digests(folder: Path, recorded: Any) -> None:
+    """Raises CheckpointError where the files of the folder are not those that were recorded."""
+    try:
+        present = file_digests(folder)
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be read: {why(error)}.") from error
+    if not isinstance(recorded, dict):
+        raise CheckpointError(f"{folder} has no digests of its files.")
+    for name in sorted({*recorded, *present}):
+        if recorded.get(name) != present.get(name):
+            what = "is missing" if name not in present else "is new" if name not in recorded else "has changed"
+            raise CheckpointError(f"{folder / name} {what} since it was written.")

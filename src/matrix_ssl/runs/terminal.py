@@ -1,0 +1,111 @@
+"""Text from elsewhere on its way to a terminal or a file: without control characters, passwords and tokens.
+
+Names of files, classes and columns, and messages of libraries, may hold anything. On a terminal an escape sequence
+would do what it says; a password in an address, or a token in a setting, would be kept in logs.
+"""
+
+import itertools
+import os
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from typing import IO, Any
+
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+from rich.text import Text
+
+_HIDDEN = "***"
+_ADDRESS = re.compile(r"(?P<before>[a-z][a-z0-9+.-]*://[^\s/@:]*:)[^\s/]*@", re.IGNORECASE)
+_NAME = r"(?:token|password|passwd|passphrase|secret|api[_-]?key|access[_-]?key|credentials?)"
+_SETTING = re.compile(
+    rf"(?P<before>(?<![\w.-])(?!(?:bos|eos|pad|cls|sep|unk|mask)_)[\w.-]*{_NAME}[\"']?\s*[=:]\s*[\"']?)"
+    r"(?P<secret>[^\s\"'&,;]+)",
+    re.IGNORECASE,
+)
+_KNOWN = re.compile(r"\b(?:hf_[A-Za-z0-9]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|AKIA[A-Z0-9]{16})\b")
+_SECRET_VARIABLE = re.compile(rf"{_NAME}$", re.IGNORECASE)
+_SHORTEST = 6  # characters of a variable's value that is looked for in texts
+
+
+def printable(text: str) -> str:
+    """The text with control characters and those that change the direction of writing as escapes, ``\\x1b``.
+
+    Line breaks and tabs stay.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        letter if letter in "\n\t" or unicodedata.category(letter) not in ("Cc", "Cf", "Cs") else _escape(letter)
+        for letter in text
+    )
+
+
+def redact(text: str) -> str:
+    """The text with ``***`` for passwords of addresses, values of settings that are named like a secret, and tokens.
+
+    What a variable of the environment with such a name holds is a token, too.
+    """
+    for name, value in os.environ.items():
+        if len(value) >= _SHORTEST and value in text and _SECRET_VARIABLE.search(name):
+            text = text.replace(value, _HIDDEN)
+    text = _ADDRESS.sub(rf"\g<before>{_HIDDEN}@", text)
+    text = _SETTING.sub(rf"\g<before>{_HIDDEN}", text)
+    return _KNOWN.sub(_HIDDEN, text)
+
+
+def redact_values(value: Any) -> Any:
+    """Nested plain values with all text redacted, and ``***`` for the text of a key that is named like a secret."""
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, Mapping):
+        return {
+            key: _HIDDEN if isinstance(member, str) and is_secret(str(key)) else redact_values(member)
+            for key, member in value.items()
+        }
+    return [redact_values(member) for member in value] if isinstance(value, (list, tuple)) else value
+
+
+def redact_words(words: Sequence[str]) -> list[str]:
+    """The words of a command line redacted, and ``***`` for one that follows an option named like a secret."""
+    return [
+        _HIDDEN if option.startswith("-") and "=" not in option and is_secret(option.lstrip("-")) else redact(word)
+        for option, word in itertools.pairwise(["", *words])
+    ]
+
+
+def is_secret(name: str) -> bool:
+    """Whether a setting or a variable of this name holds a secret."""
+    return _SETTING.match(f"{name}=x") is not None
+
+
+class Terminal(Console):
+    """A console of rich that shows text as text: no markup, no control characters, no secrets."""
+
+    def __init__(
+        self,
+        file: IO[str] | None = None,
+        *,
+        stderr: bool = False,
+        quiet: bool = False,
+        soft_wrap: bool = False,
+        width: int | None = None,
+    ):
+        super().__init__(
+            file=file, stderr=stderr, quiet=quiet, soft_wrap=soft_wrap, width=width,
+            highlight=False, markup=False, emoji=False,
+        )  # fmt: skip
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """The text as it is shown."""
+        return super().render_str(redact(printable(text)), **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """The parts of anything that is shown; those that move the cursor are rich's own."""
+        for part in super().render(renderable, options):
+            yield part if part.control else Segment(printable(part.text), part.style)
+
+
+def _escape(letter: str) -> str:
+    code = ord(letter)
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
