@@ -1,29 +1,13 @@
 """Chat templates from elsewhere: whatever they do, one sentence within bounded time and memory."""
 
-from typing import Any
-
 import pytest
 
 from matrix_ssl.errors import DataError
 from matrix_ssl.llm.data import chat
 from matrix_ssl.llm.data.templates import Exchange, prompt
+from tests.support.chat_tokenizer import ChatTokenizer
 
 pytest.importorskip("transformers")
-
-
-class Tokenizer:
-    """What rendering needs of a tokenizer."""
-
-    def __init__(self, template: str):
-        self.chat_template = template
-
-    def apply_chat_template(self, conversation: Any, *, tokenize: bool, add_generation_prompt: bool) -> str:
-        from transformers.utils.chat_template_utils import render_jinja_template
-
-        rendered, _ = render_jinja_template(
-            conversations=[conversation], chat_template=self.chat_template, add_generation_prompt=add_generation_prompt
-        )
-        return str(rendered[0])
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +17,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def rendered(template: str) -> str:
-    return prompt(Exchange.of("one", "two"), "chat", Tokenizer(template))  # type: ignore[arg-type]
+    return prompt(Exchange.of("one", "two"), "chat", ChatTokenizer(template))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -60,7 +44,7 @@ def test_a_template_that_fails_is_one_sentence(template: str, reason: str) -> No
 def test_a_template_that_fails_later_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its first conversation, which is tried in a process of its own, was good."""
     template = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
-    monkeypatch.setitem(chat._tried, template, "")
+    monkeypatch.setitem(chat.tried, template, "")
     with pytest.raises(DataError, match="longer than"):
         rendered(template)
 

@@ -155,7 +155,8 @@ def test_an_encoder_larger_than_the_memory_is_refused(run: Path, monkeypatch: py
 
 
 VALUES = ("x", "[]", "{}", '{"step":"a"}', '{"step":2}', '{"step":{}}', "[" * 100_000, '{"step":true}',
-          '{"step":2,"counters":{"a":"b"},"param_groups":[]}', '{"step":2,"counters":{},"param_groups":[1]}')  # fmt: skip
+          '{"step":2,"counters":{"a":"b"},"param_groups":[]}',
+          '{"step":2,"counters":{},"param_groups":[1]}')  # fmt: skip
 
 
 @pytest.mark.parametrize("values", VALUES)

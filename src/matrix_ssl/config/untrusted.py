@@ -5,6 +5,7 @@ of a file is then an error of the system, ``OSError``, at once; text that no pro
 ``docs/security.md`` states the bounds.
 """
 
+import codecs
 import errno
 import json
 import os
@@ -110,7 +111,7 @@ def parse_json(content: bytes | str, *, change: Callable[[dict[str, Any]], dict[
             raise ValueError(f"the key {key!r} is repeated")
         return values if change is None else change(values)
 
-    text = content.decode("utf-8-sig") if isinstance(content, bytes) else content
+    text = content.removeprefix(codecs.BOM_UTF8).decode() if isinstance(content, bytes) else content
     try:
         value = json.loads(text, object_pairs_hook=unique, parse_int=_integer)
     except RecursionError:

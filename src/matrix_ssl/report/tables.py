@@ -102,6 +102,11 @@ class ProtocolResult:
     not_judged: Sequence[Text] = ()  # classes without a test image that could be read
     pretraining_images: bool = True  # whether the images are those of the pre-training
 
+    def __post_init__(self) -> None:
+        """Raises ValueError without the two splits and their classes."""
+        if not self.set.keys() >= {"train", "test"} or min(split.classes for split in self.set.values()) < 1:
+            raise ValueError("The sizes of both splits are needed.")
+
 
 @dataclass(frozen=True)
 class Evaluation:

@@ -22,7 +22,7 @@ SECONDS = 2.0  # of computing, for one conversation
 _MEMORY = 2**30  # bytes that the trial may take
 _LONGEST = 2**22  # characters of one conversation
 _GOOD, _BAD = b"+", b"-"
-_tried: dict[str, str] = {}  # what was wrong with a template in its trial; empty: nothing
+tried: dict[str, str] = {}  # what was wrong with a template in its trial; empty: nothing
 
 
 def render(
@@ -35,14 +35,14 @@ def render(
         return str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=add_generation_prompt))
 
     template = str(tokenizer.chat_template)
-    if template not in _tried:
+    if template not in tried:
         import jinja2.ext
         import jinja2.sandbox  # noqa: F401, before the time of the trial runs
         import transformers.utils.chat_template_utils  # noqa: F401
 
-        _tried[template] = _try_apart(text)
-    if _tried[template]:
-        raise _refused(_tried[template])
+        tried[template] = _try_apart(text)
+    if tried[template]:
+        raise _refused(tried[template])
     try:
         with _limited():
             result = text()
