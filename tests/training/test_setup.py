@@ -87,7 +87,8 @@ def test_every_line_has_the_keys_that_readers_expect_in_step_order(tmp_path: Pat
         assert spectrum == sorted(spectrum, reverse=True) and sum(spectrum) == pytest.approx(1, abs=1e-3)
     assert summary == read_json(tmp_path / "summary.json")
     assert summary.keys() == {
-        "recipe", "finished", "steps", "epochs", "parameters", "seconds", "seconds_training", "skipped", "bad_steps",
+        "run", "recipe", "finished", "steps", "epochs", "parameters", "seconds", "seconds_training", "skipped",
+        "bad_steps",
         "negative_determinants", "data",
     }  # fmt: skip
     assert summary["data"] == {"name": "digits", "images": 1280} and summary["steps"] == 20 and summary["finished"]

@@ -96,12 +96,17 @@ def decompress(content: bytes, *, most: int = MOST_TEXT) -> bytes:
     return b"".join(parts)
 
 
-def parse_json(content: bytes | str, *, change: Callable[[dict[str, Any]], dict[str, Any]] | None = None) -> Any:
+def parse_json(
+    content: bytes | str,
+    *,
+    change: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+    digits: int = _MOST_DIGITS,
+) -> Any:
     """The value of JSON; ``change`` is applied to every object.
 
     Raises:
         ValueError: it is no JSON in UTF-8, is nested deeper than ``DEEPEST_JSON``, repeats a key of an object or holds
-            an integer of more than 64 bits.
+            an integer of more than 64 bits, or more than ``digits`` where that is another number.
     """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -111,9 +116,15 @@ def parse_json(content: bytes | str, *, change: Callable[[dict[str, Any]], dict[
             raise ValueError(f"the key {key!r} is repeated")
         return values if change is None else change(values)
 
+    def integer(text: str) -> int:
+        within = len(text) <= digits if digits != _MOST_DIGITS else -(2**63) <= int(text[:30]) < 2**63
+        if not within:
+            raise ValueError(f"an integer of {len(text.lstrip('-'))} digits is too large")
+        return int(text)
+
     text = content.removeprefix(codecs.BOM_UTF8).decode() if isinstance(content, bytes) else content
     try:
-        value = json.loads(text, object_pairs_hook=unique, parse_int=_integer)
+        value = json.loads(text, object_pairs_hook=unique, parse_int=integer)
     except RecursionError:
         raise _too_deep() from None
     _check_depth(value)
@@ -155,12 +166,6 @@ def _check_regular(status: os.stat_result) -> None:
 def _too_large(most: int) -> OSError:
     size = f"{most / GIB:g} GiB" if most >= GIB else f"{most / MIB:g} MiB"
     return OSError(errno.EFBIG, f"it is larger than {size}")
-
-
-def _integer(text: str) -> int:
-    if len(text) >= _MOST_DIGITS and not -(2**63) <= int(text[:30]) < 2**63:
-        raise ValueError(f"an integer of {len(text.lstrip('-'))} digits is too large")
-    return int(text)
 
 
 def _check_depth(value: Any) -> None:

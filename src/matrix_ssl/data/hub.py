@@ -14,6 +14,7 @@ from typing import Any
 from matrix_ssl.config.untrusted import open_file, parse_json, read_file, why
 from matrix_ssl.errors import CheckpointError, DataError, MatrixSSLError, import_extra
 
+_DIGITS = 40  # of an integer: transformers writes 1e30 as one
 _SMALL_JSON = 2**20  # bytes; vocabularies are larger, and read by libraries that bound their depth
 _REFUSALS = ("trust_remote_code", "Dataset scripts are no longer supported")  # in the libraries' messages
 
@@ -46,7 +47,7 @@ def check_pretrained(source: Any) -> None:
             with open_file(path) as file:
                 size = os.fstat(file.fileno()).st_size
             if path.suffix == ".json" and (size <= _SMALL_JSON or path.name.endswith("config.json")):
-                parse_json(read_file(path))
+                parse_json(read_file(path), digits=_DIGITS)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {why(error)}.") from error
 

@@ -5,7 +5,6 @@ tried once in a process of its own with little memory, and every use of it has a
 """
 
 import contextlib
-import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -65,24 +64,16 @@ def _reason(error: Exception) -> str:
 
 def _try_apart(text: Callable[[], str]) -> str:
     """Runs a function in a copy of this process with limits, where the system has any; what went wrong, or nothing."""
-    if not hasattr(os, "fork"):
-        return ""
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
+
+    def attempt() -> bytes:
         try:
-            system.limit_this_process(memory=_MEMORY, seconds=SECONDS)
             text()
-            os.write(writer, _GOOD)
-        except Exception as error:
-            os.write(writer, _BAD + _reason(error).encode(errors="replace"))
-        finally:
-            os._exit(0)
-    os.close(writer)
-    with os.fdopen(reader, "rb") as file:
-        answer = file.read()
-    os.waitpid(child, 0)
-    if answer.startswith(_GOOD):
+        except Exception as error:  # whatever its expressions raise
+            return _BAD + _reason(error).encode(errors="replace")
+        return _GOOD
+
+    answer = system.run_apart(attempt, memory=_MEMORY, seconds=SECONDS)
+    if answer is None or answer.startswith(_GOOD):
         return ""
     return answer[1:].decode(errors="replace") if answer else f"it takes longer than {SECONDS:g} seconds"
 
