@@ -9,7 +9,7 @@ import torch
 
 from matrix_ssl import matrix
 from matrix_ssl.matrix import covariance, of_features
-from tests.support.matrix_samples import positive, rows, symmetric_part, unit_kernel
+from tests.support.matrix_samples import positive, quick_gradgradcheck, rows, symmetric_part, unit_kernel
 
 ORDERS = [0.5, 0.9, 1.0, 1.1, 2.0, 3.0]
 ONE = ["matrix_entropy", "von_neumann_entropy", "log_det"]
@@ -177,19 +177,80 @@ class TestZeroEigenvalues:
         check(lambda x: matrix.renyi_entropy(symmetric_part(x), alpha=math.inf), a)
 
 
-@pytest.mark.parametrize(
-    "function",
-    [
-        matrix.matrix_log,
-        lambda a: matrix.matrix_cross_entropy(a, a + torch.eye(3, dtype=a.dtype)),
-        matrix.log_det,
-        matrix.coding_rate,
-        lambda a: of_features.matrix_kl(a, 2 * a, ridge=0.1),
-    ],
-)
+ONCE = {
+    "matrix_log": matrix.matrix_log,
+    "matrix_cross_entropy": lambda a: matrix.matrix_cross_entropy(a, a + torch.eye(3, dtype=a.dtype)),
+    "matrix_kl of features": lambda a: of_features.matrix_kl(a, 2 * a, ridge=0.1),
+    "min_entropy": matrix.min_entropy,
+    "truncated_entropy": functools.partial(matrix.truncated_entropy, k=2),
+    "low_rank_entropy": functools.partial(matrix.low_rank_entropy, k=2, alpha=2.0),
+    "schatten_divergence": lambda a: matrix.schatten_divergence(a, torch.eye(3, dtype=a.dtype), order=3),
+    "procrustes_distance": lambda a: matrix.procrustes_distance(a, rows(3, 2)),
+    "cca": lambda a: matrix.cca(a[:, :1], rows(3, 1)),
+}
+
+
+@pytest.mark.parametrize("function", ONCE.values(), ids=ONCE)
 def test_a_second_derivative_is_an_error_and_not_zero(function):
     a = torch.diag(torch.tensor([0.2, 0.5, 1.0], dtype=torch.float64)).requires_grad_()
-    with pytest.raises(RuntimeError, match="differentiated once"):
-        torch.autograd.grad(function(a).sum(), a, create_graph=True)
-    with pytest.raises(RuntimeError, match="differentiated once"):
+    (slope,) = torch.autograd.grad(function(a).sum(), a, create_graph=True)
+    with pytest.raises(RuntimeError, match="can be differentiated once"):
+        slope.sum().backward()
+    with pytest.raises(RuntimeError, match="can be differentiated once"):
         torch.autograd.functional.hessian(lambda x: function(x).sum(), a.detach())
+    found = torch.func.grad(lambda x: function(x).sum())(a.detach())
+    np.testing.assert_allclose(found, slope.detach(), atol=1e-12)
+
+
+TWICE = single_functions(matrix) | {
+    "renyi 1.5": functools.partial(matrix.renyi_entropy, alpha=1.5),
+    "tsallis 0.5": functools.partial(matrix.tsallis_entropy, alpha=0.5),
+    "tsallis 3": functools.partial(matrix.tsallis_entropy, alpha=3.0),
+}
+
+
+class TestTwice:
+    """Second derivatives against finite differences of first ones, where eigenvalues coincide, too."""
+
+    @pytest.mark.parametrize("eigenvalues", MATRICES.values(), ids=MATRICES)
+    @pytest.mark.parametrize("function", TWICE.values(), ids=TWICE)
+    def test_at_a_matrix(self, function, eigenvalues):
+        a = positive(eigenvalues).requires_grad_()
+        assert quick_gradgradcheck(lambda x: function(symmetric_part(x)), a, atol=1e-4)
+
+    @pytest.mark.parametrize("name", ["generic", "more columns", "rank two", "covariance a multiple of the identity"])
+    @pytest.mark.parametrize("function", [of_features.von_neumann_entropy, of_features.log_det])
+    def test_of_features_with_a_ridge(self, function, name):
+        x = FEATURES[name].clone().requires_grad_()
+        assert quick_gradgradcheck(lambda x: function(x, ridge=0.1), x, atol=1e-4)
+
+    def test_of_the_identity_it_is_that_of_a_sum(self):
+        """S(I/d + t H) = log d - d t² ‖H‖²/2 + ... for a traceless H, though all eigenvalues coincide."""
+        d, h = 4, positive([1.0, 1.0, -2.0, 0.0])
+        flat = torch.eye(d, dtype=torch.float64) / d
+        curvature = torch.autograd.functional.hvp(lambda a: matrix.von_neumann_entropy(symmetric_part(a)), flat, h)[1]
+        assert (curvature * h).sum().item() == pytest.approx(-d * h.square().sum().item(), rel=1e-10)
+
+    def test_forward_mode(self):
+        a, h = positive(MATRICES["repeated"]), positive([0.3, -1.0, 0.2, 0.5], seed=4)
+        for function in (matrix.von_neumann_entropy, functools.partial(matrix.renyi_entropy, alpha=3.0)):
+            x = a.clone().requires_grad_()
+            expected = (torch.autograd.grad(function(x), x)[0] * h).sum()
+            assert torch.func.jvp(function, (a,), (h,))[1].item() == pytest.approx(expected.item(), rel=1e-10)
+
+    @pytest.mark.parametrize("order", [0.5, 1.0, 1.5, 3.0])
+    def test_a_third_derivative_is_an_error(self, order):
+        a = positive([0.1, 0.4, 0.5]).requires_grad_()
+        (first,) = torch.autograd.grad(matrix.renyi_entropy(a, alpha=order), a, create_graph=True)
+        (second,) = torch.autograd.grad(first.square().sum(), a, create_graph=True)
+        with pytest.raises(RuntimeError, match="can be differentiated once"):
+            second.sum().backward()
+
+    def test_over_a_batch(self):
+        stack = torch.stack([positive([0.2, 0.2, 0.9], seed=s) for s in range(3)])
+        slopes = torch.func.vmap(torch.func.grad(matrix.von_neumann_entropy))(stack)
+        hessians = torch.func.vmap(torch.func.jacrev(torch.func.grad(matrix.von_neumann_entropy)))(stack)
+        for a, slope, hessian in zip(stack, slopes, hessians, strict=True):
+            np.testing.assert_allclose(slope, torch.func.grad(matrix.von_neumann_entropy)(a), atol=1e-12)
+            expected = torch.autograd.functional.hessian(matrix.von_neumann_entropy, a)
+            np.testing.assert_allclose(hessian, expected, atol=1e-12)

@@ -1,5 +1,6 @@
 """What the theory says of entropies, divergences and kernels, on random matrices."""
 
+import itertools
 import math
 
 import numpy as np
@@ -12,16 +13,32 @@ from hypothesis import strategies as st
 
 from matrix_ssl.matrix import (
     coding_rate,
+    conditional_entropy,
+    dual_total_correlation,
     effective_rank,
+    entropy_difference_ratio,
+    gaussian_kernel,
+    holevo_information,
+    interaction_information,
+    jensen_renyi_divergence,
     joint_entropy,
     log_det,
+    low_rank_entropy,
     matrix_cross_entropy,
     matrix_entropy,
     matrix_kl,
+    matrix_mutual_information_ratio,
+    min_entropy,
     mutual_information,
+    normalised_mutual_information,
     of_features,
     renyi_entropy,
+    schatten_divergence,
     shannon_entropy,
+    total_correlation,
+    truncated_entropy,
+    tsallis_entropy,
+    vendi_score,
     von_neumann_entropy,
 )
 from tests.support.matrix_samples import eigenvalue_lists, pairs, positive, rows, unit_kernel
@@ -177,6 +194,165 @@ class TestKernels:
         k = (labels.unsqueeze(-1) == labels).double()
         p = np.array([2, 1, 3]) / 6
         assert mutual_information(k, k).item() == pytest.approx(-(p * np.log(p)).sum(), abs=1e-12)
+
+
+class TestSeveralKernels:
+    """What holds for kernels with a diagonal of one, and what of information theory does not."""
+
+    @given(st.integers(1, 7), st.integers(1, 6), st.sampled_from([0.0, 1.0]), seeds)
+    @often
+    def test_subadditivity(self, n, d, alpha, seed):
+        grams = [unit_kernel(n, d, seed=seed + s) for s in range(3)]
+        single = [renyi_entropy(k, alpha=alpha).item() for k in grams]
+        assert joint_entropy(*grams, alpha=alpha).item() <= sum(single) + 1e-9
+        total = total_correlation(*grams, alpha=alpha).item()
+        assert -1e-9 <= total <= sum(single) - max(single) + 1e-9
+
+    @given(st.integers(1, 7), st.integers(1, 6), orders, seeds)
+    @often
+    def test_chain_rules(self, n, d, alpha, seed):
+        assume(alpha == 0 or alpha >= 0.3)
+        x, y, z = (unit_kernel(n, d, seed=seed + s) for s in range(3))
+        value = lambda function, *grams: function(*grams, alpha=alpha).item()  # noqa: E731
+        chain = value(joint_entropy, x) + value(conditional_entropy, y, x)
+        chain += conditional_entropy(z, [x, y], alpha=alpha).item()
+        assert value(joint_entropy, x, y, z) == pytest.approx(chain, abs=1e-9)
+        shared = value(mutual_information, x, y)
+        assert shared == pytest.approx(value(joint_entropy, x) - value(conditional_entropy, x, y), abs=1e-9)
+        pairs = sum(value(mutual_information, *pair) for pair in ((x, y), (x, z), (y, z)))
+        total, interaction = value(total_correlation, x, y, z), value(interaction_information, x, y, z)
+        assert total == pytest.approx(pairs + interaction, abs=1e-9)
+        assert total - value(dual_total_correlation, x, y, z) == pytest.approx(-interaction, abs=1e-9)
+
+    @given(st.integers(1, 7), st.integers(1, 6), orders, seeds)
+    @often
+    def test_conditional_entropy_is_not_negative(self, n, d, alpha, seed):
+        assume(alpha == 0 or alpha >= 0.3)
+        x, y = unit_kernel(n, d, seed=seed), unit_kernel(n, d, seed=seed + 1)
+        found = conditional_entropy(x, y, alpha=alpha).item()
+        assert found >= -1e-6
+        if alpha in (0, 1):
+            assert found <= renyi_entropy(x, alpha=alpha).item() + 1e-9
+
+    @given(st.integers(2, 7), st.integers(1, 6), seeds)
+    @often
+    def test_ratios_lie_between_zero_and_one(self, n, d, seed):
+        x, y = unit_kernel(n, d, seed=seed), unit_kernel(n, d + 1, seed=seed + 1)
+        for function in (matrix_mutual_information_ratio, entropy_difference_ratio):
+            assert -1e-9 <= function(x, y).item() <= 1 + 1e-9
+        ordered = [normalised_mutual_information(x, y, by=by).item() for by in ("joint", "max", "mean", "min")]
+        assert ordered == sorted(ordered) or max(ordered) - min(ordered) < 1e-9
+        mean = normalised_mutual_information(x, y, by="geometric_mean").item()
+        assert ordered[2] - 1e-9 <= mean <= ordered[3] + 1e-9
+
+    @given(st.integers(1, 6), st.integers(1, 5), orders, seeds)
+    @often
+    def test_the_order_of_samples_does_not_matter(self, n, d, alpha, seed):
+        assume(alpha == 0 or alpha >= 0.3)
+        grams = [unit_kernel(n, d, seed=seed + s) for s in range(3)]
+        order = torch.from_numpy(np.random.default_rng(seed).permutation(n))
+        found = total_correlation(*(k[order][:, order] for k in grams), alpha=alpha).item()
+        assert found == pytest.approx(total_correlation(*grams, alpha=alpha).item(), abs=1e-9)
+
+    @given(st.integers(1, 6), st.integers(1, 5), seeds)
+    @often
+    def test_strong_subadditivity_at_order_one(self, n, d, seed):
+        x, y, z = (unit_kernel(n, d, seed=seed + s) for s in range(3))
+        assert conditional_entropy(x, [y, z]).item() <= conditional_entropy(x, y).item() + 1e-9
+        assert dual_total_correlation(x, y, z).item() >= -1e-9
+
+    def test_strong_subadditivity_fails_at_other_orders(self):
+        """Kernels of labels: entropies of Rényi order 2 of the partitions, whose mutual information is negative."""
+        labels = torch.tensor([[0, 0, 0, 0, 1], [0, 0, 0, 1, 0]])
+        x, z = (labels.unsqueeze(-1) == labels.unsqueeze(-2)).double()
+        nothing = torch.ones_like(x)
+        found = (
+            conditional_entropy(x, [nothing, z], alpha=2.0).item() - conditional_entropy(x, nothing, alpha=2.0).item()
+        )
+        assert found == pytest.approx(-math.log(0.44 / 0.68**2), abs=1e-12)
+        assert found > 0.04
+
+    @given(st.integers(2, 7), st.integers(1, 6), seeds)
+    @often
+    def test_data_processing_of_a_factor(self, n, d, seed):
+        """A Gaussian kernel of fewer columns, or of a larger width, shares no more with x."""
+        x, features = unit_kernel(n, d, seed=seed), rows(n, d + 1, seed=seed + 1)
+        whole = mutual_information(x, gaussian_kernel(features, width=1.0)).item()
+        assert mutual_information(x, gaussian_kernel(features[:, :d], width=1.0)).item() <= whole + 1e-9
+        assert mutual_information(x, gaussian_kernel(features, width=1.7)).item() <= whole + 1e-9
+
+    def test_data_processing_fails_for_a_linear_map(self):
+        """Two classes whose features are 6 degrees apart; an invertible linear map makes them orthogonal."""
+        x = torch.tensor([[1.0, 0], [1, 0], [0, 1], [0, 1]], dtype=torch.float64)
+        y = torch.tensor([[1.0, 0], [1, 0], [1, 0.1], [1, 0.1]], dtype=torch.float64)
+        mapped = y @ torch.tensor([[1.0, 0], [-10, 10]], dtype=torch.float64)
+        assert of_features.mutual_information(x, mapped).item() == pytest.approx(math.log(2), abs=1e-12)
+        assert of_features.mutual_information(x, y).item() < 0.02
+
+
+class TestVendi:
+    @given(st.integers(1, 8), st.integers(1, 6), orders, seeds)
+    @often
+    def test_lies_between_one_and_the_number_of_samples(self, n, d, order, seed):
+        k = unit_kernel(n, d, seed=seed)
+        assert 1 - 1e-9 <= vendi_score(k, order=order).item() <= n + 1e-9
+
+    @given(st.integers(2, 6), st.integers(1, 6), st.sampled_from([0.5, 1.0, 2.0, 5.0, math.inf]), seeds)
+    @often
+    def test_copies_of_a_sample_that_share_its_weight(self, n, d, order, seed):
+        x = rows(n, d, seed=seed)
+        weights = torch.ones(n, dtype=torch.float64)
+        halves = torch.cat([weights, weights[:1] / 2])
+        halves[0] = 0.5
+        found = of_features.vendi_score(torch.cat([x, x[:1]]), order=order, weights=halves).item()
+        assert found == pytest.approx(of_features.vendi_score(x, order=order).item(), rel=1e-6)
+
+
+class TestStates:
+    @given(pairs, st.floats(0.05, 0.95), st.sampled_from([0.3, 0.5, 0.9, 1.0]), seeds)
+    @often
+    def test_jensen_renyi_is_not_negative_up_to_order_one(self, eigenvalues, weight, alpha, seed):
+        states = [density(v, seed=seed + s) for s, v in enumerate(eigenvalues)]
+        found = jensen_renyi_divergence(*states, alpha=alpha, weights=[weight, 1 - weight]).item()
+        assert found >= -1e-9
+        if alpha == 1:
+            bound = -weight * math.log(weight) - (1 - weight) * math.log(1 - weight)
+            distance = schatten_divergence(*states).item()
+            assert found <= bound + 1e-9
+            assert found >= weight * (1 - weight) / 2 * distance**2 - 1e-9  # Pinsker
+
+    @given(pairs, st.floats(0.05, 0.95), seeds)
+    @often
+    def test_holevo_is_a_mean_divergence_to_the_mixture(self, eigenvalues, weight, seed):
+        states = [density(v, seed=seed + s) for s, v in enumerate(eigenvalues)]
+        mixture = weight * states[0] + (1 - weight) * states[1]
+        expected = weight * matrix_kl(states[0], mixture).item() + (1 - weight) * matrix_kl(states[1], mixture).item()
+        assert holevo_information(*states, weights=[weight, 1 - weight]).item() == pytest.approx(expected, abs=1e-9)
+
+    @given(pairs, seeds)
+    @often
+    def test_schatten_norms_fall_with_the_order(self, eigenvalues, seed):
+        states = [density(v, seed=seed + s) for s, v in enumerate(eigenvalues)]
+        found = [schatten_divergence(*states, order=order).item() for order in (1.0, 1.5, 2.0, 4.0, math.inf)]
+        assert all(a >= b - 1e-12 for a, b in itertools.pairwise(found))
+        assert found[0] <= 2 + 1e-12
+
+    @given(eigenvalue_lists, orders)
+    @often
+    def test_tsallis_and_renyi_are_functions_of_each_other(self, eigenvalues, alpha):
+        assume(alpha < math.inf and alpha != 1)
+        a = positive(eigenvalues)
+        expected = math.expm1((1 - alpha) * renyi_entropy(a, alpha=alpha).item()) / (1 - alpha)
+        assert tsallis_entropy(a, alpha=alpha).item() == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+    @given(eigenvalue_lists, st.integers(1, 6))
+    @often
+    def test_truncation(self, eigenvalues, k):
+        assume(k <= len(eigenvalues))
+        a = positive(eigenvalues)
+        assert truncated_entropy(a, k=k).item() <= von_neumann_entropy(a).item() + 1e-10
+        assert low_rank_entropy(a, k=k, alpha=1.0).item() >= von_neumann_entropy(a).item() - 1e-10
+        assert min_entropy(a).item() <= renyi_entropy(a, alpha=2).item() + 1e-10 <= 2 * min_entropy(a).item() + 2e-10
 
 
 class TestRank:

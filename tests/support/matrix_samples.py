@@ -1,5 +1,7 @@
 """Symmetric matrices with chosen eigenvalues, for the tests of matrix functions."""
 
+import functools
+
 import numpy as np
 import torch
 from hypothesis import strategies as st
@@ -24,6 +26,10 @@ def rows(n, d, *, seed=0, rank=None, dtype=torch.float64):
 def symmetric_part(a):
     """(a + aᵀ) / 2: finite differences of a single element are not symmetric."""
     return (a + a.mT) / 2
+
+
+quick_gradcheck = functools.partial(torch.autograd.gradcheck, fast_mode=True)  # along random directions
+quick_gradgradcheck = functools.partial(torch.autograd.gradgradcheck, fast_mode=True)
 
 
 def unit_kernel(n, d, *, seed=0):

@@ -6,7 +6,8 @@ log is the natural logarithm of a matrix, so every entropy is in nats; λ are ei
 Functions accept any leading batch dimensions and compute in float64 or float32 (half precision in float32) with
 autocast off. float64 is exact to 1e-10; float32 to 1e-5, relative to the sum of the sizes of the terms, up to a
 condition number of 1e3. Gradients are finite and correct where eigenvalues coincide, and with ``ridge`` at every rank;
-second derivatives are not provided. Run a backward pass outside of autocast, as PyTorch recommends.
+entropies, determinants and kernels can be differentiated twice, and a second derivative that is not provided is an
+error. Run a backward pass outside of autocast, as PyTorch recommends. Under ``torch.func.vmap`` values are not checked.
 
 Without a ridge 0 log 0 counts as 0 and a zero eigenvalue, one below 2 ε √d of the largest, contributes no gradient
 where the true one is infinite. ``ridge``, μ ≥ 0, adds μI and is the remedy; it is never added implicitly.
@@ -26,20 +27,87 @@ References:
     Roy and Vetterli, "The effective rank", EUSIPCO 2007.
 """
 
-from matrix_ssl.matrix.covariances import covariance, cross_covariance
-from matrix_ssl.matrix.divergence import matrix_cross_entropy, matrix_kl
+from matrix_ssl.matrix.comparison import (
+    canonical_correlations,
+    cca,
+    cka,
+    difference_of_entropies,
+    linear_cka,
+    procrustes_distance,
+    pwcca,
+    rsa,
+    svcca,
+)
+from matrix_ssl.matrix.covariances import (
+    covariance,
+    cross_covariance,
+    second_moment,
+)
+from matrix_ssl.matrix.divergence import (
+    matrix_cross_entropy,
+    matrix_kl,
+)
+from matrix_ssl.matrix.diversity import (
+    vendi_score,
+)
 from matrix_ssl.matrix.entropy import (
-    joint_entropy,
+    low_rank_entropy,
     matrix_entropy,
-    mutual_information,
+    min_entropy,
     renyi_entropy,
+    truncated_entropy,
+    tsallis_entropy,
     von_neumann_entropy,
 )
-from matrix_ssl.matrix.logarithm import log1p_ratio, log_det, matrix_log
-from matrix_ssl.matrix.moments import Moments
-from matrix_ssl.matrix.rank import coding_rate, effective_rank, shannon_entropy, spectrum
-from matrix_ssl.matrix.rank_report import RankReport, rank_report
-from matrix_ssl.matrix.rank_statistics import RankStatistics
+from matrix_ssl.matrix.information import (
+    conditional_entropy,
+    dual_total_correlation,
+    entropy_difference_ratio,
+    interaction_information,
+    joint_entropy,
+    matrix_mutual_information_ratio,
+    mutual_information,
+    normalised_mutual_information,
+    total_correlation,
+)
+from matrix_ssl.matrix.kernels import (
+    angular_kernel,
+    centred_gram,
+    cosine_kernel,
+    exponential_kernel,
+    gaussian_kernel,
+    kernel_width,
+    laplace_kernel,
+    linear_kernel,
+    normalised_gram,
+    polynomial_kernel,
+    unit_diagonal,
+)
+from matrix_ssl.matrix.logarithm import (
+    log1p_ratio,
+    log_det,
+    matrix_log,
+)
+from matrix_ssl.matrix.moments import (
+    Moments,
+)
+from matrix_ssl.matrix.random_features import (
+    random_feature_error,
+    random_fourier_features,
+)
+from matrix_ssl.matrix.rank import (
+    coding_rate,
+    effective_rank,
+    shannon_entropy,
+    spectrum,
+)
+from matrix_ssl.matrix.rank_report import (
+    RankReport,
+    rank_report,
+)
+from matrix_ssl.matrix.rank_statistics import (
+    RankStatistics,
+)
 from matrix_ssl.matrix.ranks import (
     alpha_req,
     lidar,
@@ -50,7 +118,15 @@ from matrix_ssl.matrix.ranks import (
     self_cluster,
     stable_rank,
 )
-from matrix_ssl.matrix.sampling import Estimate, estimate
+from matrix_ssl.matrix.sampling import (
+    Estimate,
+    estimate,
+)
+from matrix_ssl.matrix.states import (
+    holevo_information,
+    jensen_renyi_divergence,
+    schatten_divergence,
+)
 
 __all__ = [
     "Estimate",
@@ -58,29 +134,67 @@ __all__ = [
     "RankReport",
     "RankStatistics",
     "alpha_req",
+    "angular_kernel",
+    "canonical_correlations",
+    "cca",
+    "centred_gram",
+    "cka",
     "coding_rate",
+    "conditional_entropy",
+    "cosine_kernel",
     "covariance",
     "cross_covariance",
+    "difference_of_entropies",
+    "dual_total_correlation",
     "effective_rank",
+    "entropy_difference_ratio",
     "estimate",
+    "exponential_kernel",
+    "gaussian_kernel",
+    "holevo_information",
+    "interaction_information",
+    "jensen_renyi_divergence",
     "joint_entropy",
+    "kernel_width",
+    "laplace_kernel",
     "lidar",
+    "linear_cka",
+    "linear_kernel",
     "log1p_ratio",
     "log_det",
+    "low_rank_entropy",
     "matrix_cross_entropy",
     "matrix_entropy",
     "matrix_kl",
     "matrix_log",
+    "matrix_mutual_information_ratio",
+    "min_entropy",
     "mutual_information",
+    "normalised_gram",
+    "normalised_mutual_information",
     "numerical_rank",
     "participation_ratio",
     "pca_rank",
+    "polynomial_kernel",
+    "procrustes_distance",
+    "pwcca",
+    "random_feature_error",
+    "random_fourier_features",
     "rank_me",
     "rank_report",
     "renyi_entropy",
+    "rsa",
+    "schatten_divergence",
+    "second_moment",
     "self_cluster",
     "shannon_entropy",
     "spectrum",
     "stable_rank",
+    "svcca",
+    "total_correlation",
+    "truncated_entropy",
+    "tsallis_entropy",
+    "unit_diagonal",
+    "vendi_score",
     "von_neumann_entropy",
 ]

@@ -21,13 +21,13 @@ def zero_level(x: Tensor, ridge: float = 0.0, *, d: int | None = None, dtype: to
 
 def matrix_entropy(eigenvalues: Tensor, ridge: float, dtype: torch.dtype | None = None) -> Tensor:
     """Σ -λ log λ + λ over λ = eigenvalue + ridge; ``dtype`` as in ``zero_level``."""
-    shifted = _without_gradient_at_zero(eigenvalues + ridge, ridge, dtype)
+    shifted = without_gradient_at_zero(eigenvalues + ridge, ridge, dtype)
     return (torch.special.entr(shifted) + shifted).sum(-1)
 
 
 def shannon_entropy(eigenvalues: Tensor, ridge: float = 0.0) -> Tensor:
     """-Σ p log p of p = (eigenvalue + ridge) / their sum; zero if all are zero."""
-    scaled = _over_the_largest(_without_gradient_at_zero(eigenvalues + ridge, ridge))
+    scaled = _over_the_largest(without_gradient_at_zero(eigenvalues + ridge, ridge))
     p = scaled / scaled.sum(-1, keepdim=True)
     return torch.special.entr(torch.where(p > 0, p, 0.0)).sum(-1)  # infinity times zero would reach the sum in p
 
@@ -57,7 +57,7 @@ def _power_minus_identity(p: Tensor, alpha: float) -> Tensor:
     return torch.where(p > 0, safe * torch.expm1((alpha - 1) * safe.log()), -p)
 
 
-def _without_gradient_at_zero(x: Tensor, ridge: float, dtype: torch.dtype | None = None) -> Tensor:
+def without_gradient_at_zero(x: Tensor, ridge: float, dtype: torch.dtype | None = None) -> Tensor:
     """max(x, 0) with the gradient of x above the zero level and none below it."""
     return torch.where(x > zero_level(x, ridge, dtype=dtype), x, x.detach().clamp_min(0))
 

@@ -12,15 +12,14 @@ import torch
 from torch import Tensor
 
 from matrix_ssl.matrix._eigenvalues import zero_level
-from matrix_ssl.matrix.precision import differentiable_once, without_autocast
+from matrix_ssl.matrix.precision import without_autocast
+from matrix_ssl.matrix.transforms import Parts, differentiable, once
 
 DividedDifference = Callable[[Tensor, Tensor], Tensor]
 
 
-class SpectralFunction(torch.autograd.Function):
-    """U f(Λ) Uᵀ of a symmetric matrix, and Λ and U without gradient; the derivative is that of Daleckii and Krein."""
-
-    generate_vmap_rule = True
+class SpectralFunction(Parts):
+    """U f(Λ) Uᵀ of a symmetric matrix, and Λ without gradient; the derivative is that of Daleckii and Krein."""
 
     @staticmethod
     def forward(
@@ -31,31 +30,30 @@ class SpectralFunction(torch.autograd.Function):
             return (vectors * function(eigenvalues).unsqueeze(-2)) @ vectors.mT, eigenvalues, vectors
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.save_for_backward(*output[1:])
-        ctx.difference = inputs[2]
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        a, _, ctx.difference = inputs
         ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(a, *output[1:])
 
     @staticmethod
-    @differentiable_once
-    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor, None, None]:
-        eigenvalues, vectors = ctx.saved_tensors
-        with without_autocast(vectors):
+    def backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor, None, None]:
+        a, eigenvalues, vectors = ctx.saved_tensors
+        with torch.no_grad(), without_autocast(vectors):
             weights = ctx.difference(eigenvalues.unsqueeze(-1), eigenvalues.unsqueeze(-2))
             rotated = vectors.mT @ (gradient + gradient.mT).mul(0.5) @ vectors
-            return vectors @ (weights * rotated) @ vectors.mT, None, None
+            slope = vectors @ (weights * rotated) @ vectors.mT
+        return once("A function of a matrix", slope, a, gradient), None, None
 
 
-class TraceOfLogarithm(torch.autograd.Function):
+spectral_function = differentiable(SpectralFunction)
+
+
+class TraceOfLogarithm(Parts):
     """tr(P' log Q') with P' = P + ridge·I and Q' = Q + ridge·I, and the eigenvalues of Q without gradient.
-
-    What follows these two in its result is kept for the gradient.
 
     An eigenvector of Q' of eigenvalue zero, by the rounding of ``dtype``, has no gradient and contributes nothing, but
     -inf if P' is above zero along it.
     """
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(p: Tensor, q: Tensor, ridge: float, dtype: torch.dtype) -> tuple[Tensor, ...]:
@@ -72,37 +70,39 @@ class TraceOfLogarithm(torch.autograd.Function):
             return value, eigenvalues, shifted, null, log, vectors, product
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         p, q, ctx.ridge, _ = inputs
-        ctx.save_for_backward(*output[2:])
-        ctx.shapes = p.shape, q.shape
+        ctx.shapes = (p.shape, q.shape)
         ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(p, q, *output[2:])
 
     @staticmethod
-    @differentiable_once
-    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        shifted, null, log, vectors, product = ctx.saved_tensors
-        scale, for_p, for_q = gradient[..., None, None], None, None
-        with without_autocast(vectors):
+    def backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor | None, Tensor | None, None, None]:
+        p, q, shifted, null, log, vectors, product = ctx.saved_tensors
+        scale, slopes = gradient[..., None, None], [None, None]
+        with torch.no_grad(), without_autocast(vectors):
             if ctx.needs_input_grad[0]:
-                for_p = (scale * ((vectors * log.unsqueeze(-2)) @ vectors.mT)).sum_to_size(ctx.shapes[0])
+                slopes[0] = (scale * ((vectors * log.unsqueeze(-2)) @ vectors.mT)).sum_to_size(ctx.shapes[0])
             if ctx.needs_input_grad[1]:
                 rotated = vectors.mT @ product
-                rotated.diagonal(dim1=-2, dim2=-1).add_(ctx.ridge)
+                rotated = rotated + ctx.ridge * torch.eye(q.shape[-1], dtype=q.dtype, device=q.device)
                 safe = torch.where(null, 1.0, shifted)
                 weights = log_difference(safe.unsqueeze(-1), safe.unsqueeze(-2))
                 weights = torch.where(null.unsqueeze(-1) | null.unsqueeze(-2), 0.0, weights)
-                for_q = (scale * (vectors @ (weights * rotated) @ vectors.mT)).sum_to_size(ctx.shapes[1])
+                slopes[1] = (scale * (vectors @ (weights * rotated) @ vectors.mT)).sum_to_size(ctx.shapes[1])
+        name = "A matrix cross-entropy or divergence"
+        for_p, for_q = (slope if slope is None else once(name, slope, p, q, gradient) for slope in slopes)
         return for_p, for_q, None, None
 
 
-class LogDeterminant(torch.autograd.Function):
-    """log det of a symmetric positive definite matrix by Cholesky, NaN where it is not, and the factor.
+trace_of_logarithm = differentiable(TraceOfLogarithm)
+
+
+class LogDeterminant(Parts):
+    """log det of a symmetric positive definite matrix by Cholesky, NaN where it is not positive definite.
 
     The gradient, the inverse, comes from the same factor in a third of the time of the factorisation's own backward.
     """
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(a: Tensor) -> tuple[Tensor, Tensor]:
@@ -111,15 +111,42 @@ class LogDeterminant(torch.autograd.Function):
         return torch.where(info == 0, value, torch.nan), factor
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.save_for_backward(output[1])
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(*inputs, output[1])
 
     @staticmethod
-    @differentiable_once
-    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> Tensor:
-        (factor,) = ctx.saved_tensors
-        return gradient[..., None, None] * torch.cholesky_inverse(factor)
+    def backward(ctx: Any, gradient: Tensor, _: Any) -> Tensor:
+        return gradient[..., None, None] * inverse_of(*ctx.saved_tensors)
+
+
+_log_determinant = differentiable(LogDeterminant)
+
+
+def log_determinant(a: Tensor) -> Tensor:
+    """log det of a symmetric positive definite matrix (..., d, d), NaN elsewhere: (...)."""
+    value: Tensor = _log_determinant(a)[0]
+    return value
+
+
+class Inverse(Parts):
+    """The inverse of a symmetric positive definite matrix from its Cholesky factor, differentiable in the matrix."""
+
+    @staticmethod
+    def forward(a: Tensor, factor: Tensor) -> Tensor:
+        return torch.cholesky_inverse(factor)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.save_for_backward(output)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (inverse,) = ctx.saved_tensors
+        return -inverse @ gradient @ inverse, None
+
+
+inverse_of = differentiable(Inverse)
 
 
 def log_difference(a: Tensor, b: Tensor) -> Tensor:

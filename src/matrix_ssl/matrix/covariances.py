@@ -1,12 +1,17 @@
 """Covariances of features, and the smaller of the two matrices that have their spectrum."""
 
 import math
+from typing import Literal
 
+import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from matrix_ssl.errors import MatrixShapeError
 from matrix_ssl.matrix.precision import without_autocast
 from matrix_ssl.matrix.validation import checked_matrix
+
+About = Literal["mean", "origin"]
 
 
 def covariance(x: Tensor, *, validate: bool | None = None) -> Tensor:
@@ -40,6 +45,26 @@ def check_same_samples(x: Tensor, y: Tensor) -> None:
         )
 
 
+def second_moment(x: Tensor, *, validate: bool | None = None) -> Tensor:
+    """Second moment xᵀx / n of x (..., n, d), one row a sample: (..., d, d), the covariance about the origin.
+
+    Raises:
+        MatrixError: ``x`` is not a matrix, empty, or not finite.
+    """
+    rows = rows_about(x, "x", "origin", validate)
+    with without_autocast(rows):
+        return rows.mT @ rows
+
+
+def rows_about(x: Tensor, name: str, about: About, validate: bool | None) -> Tensor:
+    """B = (x - mean row) / √n, or x / √n about the origin, in full precision: BᵀB is the (second) moment."""
+    if about == "mean":
+        return centred_rows(x, name, validate)
+    if about != "origin":
+        raise ValueError(f"about must be 'mean' or 'origin', got {about!r}.")
+    return checked_matrix(x, name, validate) / math.sqrt(x.shape[-2])
+
+
 def centred_rows(x: Tensor, name: str, validate: bool | None) -> Tensor:
     """B = (x - mean row) / √n in full precision, so that BᵀB is the covariance."""
     rows = checked_matrix(x, name, validate)
@@ -50,3 +75,17 @@ def small_gram(rows: Tensor) -> Tensor:
     """BᵀB or BBᵀ, whichever is smaller: they share all eigenvalues but zeros."""
     with without_autocast(rows):
         return rows.mT @ rows if rows.shape[-1] <= rows.shape[-2] else rows @ rows.mT
+
+
+def near_one(rows: Tensor, dimensions: tuple[int, ...] = (-2, -1)) -> Tensor:
+    """Rows times a power of two, so that the largest is 0.5 to 1: squares stay in range, and no digit changes.
+
+    The factor has no gradient: for what does not depend on the scale the gradient is right all the same.
+    """
+    _, exponent = torch.frexp(rows.detach().abs().amax(dimensions, keepdim=True))
+    return torch.ldexp(rows, -exponent.clamp_min(-120))
+
+
+def unit_length(rows: Tensor) -> Tensor:
+    """Rows of length one at every scale; a row of zeros stays one."""
+    return F.normalize(near_one(rows, (-1,)), dim=-1)

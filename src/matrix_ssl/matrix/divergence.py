@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from matrix_ssl.matrix import _eigenvalues, validation
-from matrix_ssl.matrix.calculus import TraceOfLogarithm
+from matrix_ssl.matrix.calculus import trace_of_logarithm
 
 
 def matrix_cross_entropy(p: Tensor, q: Tensor, *, ridge: float = 0.0, validate: bool | None = None) -> Tensor:
@@ -53,7 +53,7 @@ def matrix_kl(p: Tensor, q: Tensor, *, ridge: float = 0.0, validate: bool | None
 
 def cross_entropy_of(p: Tensor, q: Tensor, ridge: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """The cross-entropy of symmetric, unchecked p and q, and the eigenvalues of q; ``dtype`` as in ``zero_level``."""
-    value, eigenvalues, *_ = TraceOfLogarithm.apply(p, q, ridge, dtype)
+    value, eigenvalues, *_ = trace_of_logarithm(p, q, ridge, dtype)
     return q.diagonal(dim1=-2, dim2=-1).sum(-1) + q.shape[-1] * ridge - value, eigenvalues
 
 

@@ -1,9 +1,12 @@
-"""Entropies of a symmetric positive semi-definite matrix and of two kernels of the same samples."""
+"""Entropies of a symmetric positive semi-definite matrix, a covariance or a Gram matrix, of every order."""
+
+import math
 
 import torch
 from torch import Tensor
 
-from matrix_ssl.matrix import _eigenvalues, validation
+from matrix_ssl.matrix import _eigenvalues, spectral_entropies, validation
+from matrix_ssl.matrix.spectral_sums import eigenvalues_of
 
 
 def matrix_entropy(a: Tensor, *, ridge: float = 0.0, validate: bool | None = None) -> Tensor:
@@ -21,7 +24,10 @@ def matrix_entropy(a: Tensor, *, ridge: float = 0.0, validate: bool | None = Non
 
     Reference: Zhang et al., ICML 2024, definition 2.1.
     """
-    return _eigenvalues.matrix_entropy(_checked_eigenvalues(a, ridge, validate), ridge)
+    full = _checked(a, ridge, validate)
+    entropy, eigenvalues = spectral_entropies.matrix_entropy_of(full, ridge)
+    validation.check_positive_semidefinite(eigenvalues + ridge, a, "a", validate)
+    return entropy
 
 
 def von_neumann_entropy(a: Tensor, *, ridge: float = 0.0, validate: bool | None = None) -> Tensor:
@@ -30,7 +36,8 @@ def von_neumann_entropy(a: Tensor, *, ridge: float = 0.0, validate: bool | None 
     Between 0 at rank one and log d at multiples of I, and ME(ρ) - 1. The zero matrix gives 0.
     Args, returns, raises as in ``matrix_entropy``.
     """
-    return _eigenvalues.shannon_entropy(_checked_eigenvalues(a, ridge, validate), ridge)
+    full = _checked(a, ridge, validate)
+    return renyi_entropy_of(full, a, "a", alpha=1.0, ridge=ridge, validate=validate)
 
 
 def renyi_entropy(a: Tensor, *, alpha: float, ridge: float = 0.0, validate: bool | None = None) -> Tensor:
@@ -47,44 +54,79 @@ def renyi_entropy(a: Tensor, *, alpha: float, ridge: float = 0.0, validate: bool
 
     Reference: Giraldo, Rao and Principe, IEEE Transactions on Information Theory 61(1), 2015; here in nats.
     """
-    validation.check_not_negative(ridge=ridge)
-    return renyi_entropy_of(
-        validation.checked_symmetric(a, "a", validate), a, "a", alpha=alpha, ridge=ridge, validate=validate
-    )
+    full = _checked(a, ridge, validate)
+    return renyi_entropy_of(full, a, "a", alpha=alpha, ridge=ridge, validate=validate)
 
 
-def joint_entropy(k1: Tensor, k2: Tensor, *, alpha: float = 1.0, validate: bool | None = None) -> Tensor:
-    """Joint entropy of two kernels: the Rényi entropy of their Hadamard product, scaled to trace one: (...), in nats.
+def tsallis_entropy(a: Tensor, *, alpha: float, ridge: float = 0.0, validate: bool | None = None) -> Tensor:
+    """Tsallis entropy (tr ρ^alpha - 1) / (1 - alpha) of ρ = A' / tr A', A' = A + ridge·I, without unit: (...).
 
-    For kernels with a constant diagonal it is not below either entropy, for every alpha, and not above their sum for
-    alpha = 0 and alpha = 1.
+    Between 0 at rank one and (d^(1 - alpha) - 1) / (1 - alpha) at multiples of I. With S the Rényi entropy of the same
+    order it is expm1((1 - alpha) S) / (1 - alpha); alpha = 1 is the von Neumann entropy, alpha = 2 the linear entropy
+    1 - tr ρ², alpha = 0 the rank less one. Not for alpha = ∞, where it is zero for every matrix.
+
+    Args, returns, raises as in ``renyi_entropy``.
+
+    Reference: Tsallis, "Possible generalization of Boltzmann-Gibbs statistics", Journal of Statistical Physics 52,
+        1988.
+    """
+    check_tsallis_order(alpha)
+    renyi = renyi_entropy(a, alpha=alpha, ridge=ridge, validate=validate)
+    return spectral_entropies.tsallis_from_renyi(renyi, alpha)
+
+
+def min_entropy(a: Tensor, *, ridge: float = 0.0, validate: bool | None = None) -> Tensor:
+    """Min-entropy -log of the largest eigenvalue of ρ = A' / tr A', A' = A + ridge·I, in nats: (...).
+
+    The Rényi entropy of order ∞ and so the smallest of all orders, and at least half of that of order 2. Where the
+    largest eigenvalue is repeated its gradient is that of one of them. It can be differentiated once.
+
+    Args, returns, raises as in ``matrix_entropy``.
+    """
+    return renyi_entropy(a, alpha=math.inf, ridge=ridge, validate=validate)
+
+
+def truncated_entropy(a: Tensor, *, k: int, validate: bool | None = None) -> Tensor:
+    """-Σ pᵢ log pᵢ over the k largest eigenvalues p of A / tr A, in nats: (...).
+
+    p is not scaled to sum to one again, so that it grows with k up to the von Neumann entropy at k = d. Zero
+    eigenvalues contribute no gradient. It can be differentiated once; where eigenvalue k equals eigenvalue k + 1 the
+    gradient is that of one choice among them.
 
     Args:
-        k1, k2: (..., n, n), symmetric positive semi-definite, of the same n samples.
-        alpha: the order of the entropy, zero or above; 1 is the von Neumann entropy, 2 takes no eigenvalues.
+        a: (..., d, d), symmetric positive semi-definite.
+        k: from 1 to d.
 
     Raises:
-        MatrixError: a kernel is not symmetric, their product not positive semi-definite, or the shapes do not fit.
-        ValueError: alpha is below zero.
+        MatrixError: ``a`` is not symmetric or not positive semi-definite.
+        ValueError: ``k`` is not between 1 and d.
 
-    Reference: Giraldo, Rao and Principe, IEEE Transactions on Information Theory 61(1), 2015.
+    Reference: Xiong et al., "UNComp: Uncertainty-Aware Long-Context Compressor for Efficient Large Language Model
+        Inference", 2024, https://arxiv.org/abs/2410.03090: truncated matrix entropy.
     """
-    first, second = _two_kernels(k1, k2, validate)
-    return _joint_entropy(first, second, validation.coarser(k1, k2), alpha, validate)
+    return torch.special.entr(_largest(a, k, validate)).sum(-1)
 
 
-def mutual_information(k1: Tensor, k2: Tensor, *, alpha: float = 1.0, validate: bool | None = None) -> Tensor:
-    """Mutual information S(K1) + S(K2) - S(K1, K2) of two kernels, S being the Rényi entropy.
+def low_rank_entropy(a: Tensor, *, k: int, alpha: float, validate: bool | None = None) -> Tensor:
+    """Rényi entropy of the k largest eigenvalues p of A / tr A and of a flat rest, in nats: (...).
 
-    For kernels with a constant diagonal it is not above either entropy, for every alpha. It is not negative for alpha
-    = 1, by the subadditivity of the von Neumann entropy, and alpha = 0; for other orders it can be negative. Kernels of
-    independent factors, 11ᵀ ⊗ B and A ⊗ 11ᵀ, give zero. Args, returns, raises, reference as in ``joint_entropy``; and
-    Zhang et al., ICML 2024, section 2.
+    The d - k others are replaced by their mean r = (1 - Σ pᵢ) / (d - k): log(Σ pᵢ^alpha + (d - k) r^alpha) / (1 -
+    alpha). It is not below the Rényi entropy, and equal at k = d. It can be differentiated once.
+
+    Args:
+        a: (..., d, d), symmetric positive semi-definite.
+        k: from 1 to d.
+        alpha: the order, above zero and finite; 1 is the von Neumann entropy.
+
+    Raises:
+        MatrixError: ``a`` is not symmetric or not positive semi-definite.
+        ValueError: ``k`` is not between 1 and d, or the order is not above zero and finite.
+
+    Reference: Dong, Gong, Yu and Li, "Robust and Fast Measure of Information via Low-Rank Representation", AAAI 2023,
+        https://arxiv.org/abs/2211.16784.
     """
-    first, second = _two_kernels(k1, k2, validate)
-    entropy1 = renyi_entropy_of(first, k1, "k1", alpha=alpha, validate=validate)
-    entropy2 = renyi_entropy_of(second, k2, "k2", alpha=alpha, validate=validate)
-    return entropy1 + entropy2 - _joint_entropy(first, second, validation.coarser(k1, k2), alpha, validate)
+    validation.check_positive(alpha=alpha)
+    return low_rank_of(_largest(a, k, validate), a.shape[-1], alpha)
 
 
 def renyi_entropy_of(
@@ -96,9 +138,9 @@ def renyi_entropy_of(
         squared_norm, trace = norm_and_trace(full, ridge, full.shape[-1])
         validation.check_purity(squared_norm, trace, argument, name, validate)
         return collision_entropy(squared_norm, trace)
-    eigenvalues = torch.linalg.eigvalsh(full)
+    entropy, eigenvalues = spectral_entropies.renyi_of(full, alpha, ridge)
     validation.check_positive_semidefinite(eigenvalues + ridge, argument, name, validate)
-    return _eigenvalues.renyi_entropy(eigenvalues, alpha, ridge)
+    return entropy
 
 
 def norm_and_trace(a: Tensor, ridge: float, d: int) -> tuple[Tensor, Tensor]:
@@ -118,20 +160,43 @@ def collision_entropy(squared_norm: Tensor, trace: Tensor) -> Tensor:
     return 2 * torch.where(zero, 1.0, trace).log() - torch.where(zero, 1.0, squared_norm).log()
 
 
-def _checked_eigenvalues(a: Tensor, ridge: float, validate: bool | None) -> Tensor:
+def _checked(a: Tensor, ridge: float, validate: bool | None) -> Tensor:
     validation.check_not_negative(ridge=ridge)
-    eigenvalues = torch.linalg.eigvalsh(validation.checked_symmetric(a, "a", validate))
-    validation.check_positive_semidefinite(eigenvalues + ridge, a, "a", validate)
-    return eigenvalues
+    return validation.checked_symmetric(a, "a", validate)
 
 
-def _two_kernels(k1: Tensor, k2: Tensor, validate: bool | None) -> tuple[Tensor, Tensor]:
-    first, second = validation.checked_symmetric(k1, "k1", validate), validation.checked_symmetric(k2, "k2", validate)
-    validation.check_same_width(k1, k2, "k1 and k2")
-    return first, second
+def check_tsallis_order(alpha: float) -> None:
+    """Raises ValueError unless the order is finite, zero or above."""
+    validation.check_entropy_order(alpha)
+    if alpha == math.inf:
+        raise ValueError("alpha must be finite for a Tsallis entropy, which tends to 0: use min_entropy for alpha = ∞.")
 
 
-def _joint_entropy(first: Tensor, second: Tensor, dtype: torch.dtype, alpha: float, validate: bool | None) -> Tensor:
-    product = first * second
-    rounded = product.detach().to(dtype)  # the tolerance is that of the dtype that was passed
-    return renyi_entropy_of(product, rounded, "k1 * k2", alpha=alpha, validate=validate)
+def check_number_of_eigenvalues(k: int, d: int) -> None:
+    """Raises ValueError unless k is from 1 to d."""
+    if not 1 <= k <= d:
+        raise ValueError(f"k must be a number of eigenvalues between 1 and {d}, got {k}.")
+
+
+def largest_of(x: Tensor, k: int) -> Tensor:
+    """The k last ones of x (..., d), in ascending order, over the sum of all; zeros of zeros."""
+    total = x.sum(-1, keepdim=True)
+    return x[..., x.shape[-1] - k :] / torch.where(total > 0, total, 1.0)
+
+
+def low_rank_of(p: Tensor, d: int, alpha: float) -> Tensor:
+    """The Rényi entropy of p (..., k) and d - k equal ones that are the rest to a sum of one."""
+    k = p.shape[-1]
+    if k == d:
+        return _eigenvalues.renyi_entropy(p, alpha)
+    rest = (1 - p.sum(-1, keepdim=True)).clamp_min(0) / (d - k)
+    return _eigenvalues.renyi_entropy(torch.cat([p, rest.expand(*rest.shape[:-1], d - k)], -1), alpha)
+
+
+def _largest(a: Tensor, k: int, validate: bool | None) -> Tensor:
+    """The k largest eigenvalues of A / tr A, not below zero."""
+    full = validation.checked_symmetric(a, "a", validate)
+    check_number_of_eigenvalues(k, full.shape[-1])
+    eigenvalues = eigenvalues_of(full)
+    validation.check_positive_semidefinite(eigenvalues, a, "a", validate)
+    return largest_of(_eigenvalues.without_gradient_at_zero(eigenvalues, 0.0), k)

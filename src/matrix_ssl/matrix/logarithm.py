@@ -22,7 +22,7 @@ def matrix_log(a: Tensor, *, ridge: float = 0.0, validate: bool | None = None) -
     """
     validation.check_not_negative(ridge=ridge)
     full = validation.checked_symmetric(a, "a", validate)
-    value, eigenvalues, _ = calculus.SpectralFunction.apply(
+    value, eigenvalues, _ = calculus.spectral_function(
         full.double(), lambda x: (x + ridge).log(), lambda x, y: calculus.log_difference(x + ridge, y + ridge)
     )
     if validation.looks_at_values(a, validate):
@@ -46,7 +46,7 @@ def log1p_ratio(a: Tensor, scale: float, *, validate: bool | None = None) -> Ten
     """
     validation.check_positive(scale=scale)
     full = validation.checked_symmetric(a, "a", validate)
-    value, eigenvalues, _ = calculus.SpectralFunction.apply(
+    value, eigenvalues, _ = calculus.spectral_function(
         full, lambda x: calculus.log1p_ratio_value(x, scale), lambda x, y: calculus.log1p_ratio_difference(x, y, scale)
     )
     validation.check_positive_semidefinite(eigenvalues, a, "a", validate)
@@ -56,7 +56,7 @@ def log1p_ratio(a: Tensor, scale: float, *, validate: bool | None = None) -> Ten
 def log_det(a: Tensor, *, ridge: float = 0.0, validate: bool | None = None) -> Tensor:
     """log det(A + ridge·I) = tr log(A + ridge·I) of a symmetric positive definite matrix, by Cholesky, in nats: (...).
 
-    Its gradient is the inverse of A + ridge·I. It can be differentiated once. Args, raises as in ``matrix_log``; where
+    Its gradient is the inverse of A + ridge·I. Args, raises as in ``matrix_log``; where
     values are not checked, NaN if the matrix is not positive definite.
     """
     validation.check_not_negative(ridge=ridge)
@@ -67,7 +67,7 @@ def log_det(a: Tensor, *, ridge: float = 0.0, validate: bool | None = None) -> T
 def log_det_of(full: Tensor, ridge: float, name: str, look: bool) -> Tensor:
     """log det of a matrix in full precision plus ridge·I; ``look`` says whether to raise where it is not defined."""
     full = full + ridge * torch.eye(full.shape[-1], dtype=full.dtype, device=full.device)
-    value, _ = calculus.LogDeterminant.apply(full)
+    value = calculus.log_determinant(full)
     if look and value.isnan().any():
         validation.check_positive_definite(torch.linalg.eigvalsh(full.detach()), value.isnan(), full, name)
     return value

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from matrix_ssl.matrix import _eigenvalues
-from matrix_ssl.matrix.calculus import LogDeterminant
+from matrix_ssl.matrix.calculus import log_determinant
 from matrix_ssl.matrix.covariances import centred_rows, small_gram
 from matrix_ssl.matrix.precision import full_precision
 from matrix_ssl.matrix.validation import check_positive, checked_matrix
@@ -40,7 +40,7 @@ def coding_rate(features: Tensor, *, distortion: float = 0.5, validate: bool | N
     """Total coding rate ½ log det(I + d / (n ε²) ZᵀZ): nats to code the rows Z up to the distortion ε: (...).
 
     Zero for features that are all zero, and growing with every singular value. Rows are neither centred nor scaled;
-    usually they have length one. By Cholesky on the smaller of n x n and d x d. It can be differentiated once.
+    usually they have length one. By Cholesky on the smaller of n x n and d x d.
 
     Args:
         features: (..., n, d), one row a sample.
@@ -60,7 +60,7 @@ def coding_rate(features: Tensor, *, distortion: float = 0.5, validate: bool | N
     rows = checked_matrix(features, "features", validate)
     n, d = rows.shape[-2:]
     gram = small_gram(rows) * (d / (n * distortion**2))
-    return LogDeterminant.apply(gram + torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device))[0] / 2
+    return log_determinant(gram + torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)) / 2
 
 
 def spectrum(features: Tensor, *, validate: bool | None = None) -> Tensor:

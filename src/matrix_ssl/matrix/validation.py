@@ -41,7 +41,15 @@ def tolerance(dtype: torch.dtype, d: int) -> float:
 
 def coarser(p: Tensor, q: Tensor) -> torch.dtype:
     """The dtype of the two with more rounding."""
-    return p.dtype if tolerance(p.dtype, 1) >= tolerance(q.dtype, 1) else q.dtype
+    return coarsest(p.dtype, q.dtype)
+
+
+def coarsest(*dtypes: torch.dtype) -> torch.dtype:
+    """The dtype with the most rounding."""
+    coarse = dtypes[0]
+    for dtype in dtypes[1:]:
+        coarse = dtype if tolerance(dtype, 1) > tolerance(coarse, 1) else coarse
+    return coarse
 
 
 def check_positive(**numbers: float) -> None:
@@ -68,17 +76,17 @@ def checked_matrix(x: Tensor, name: str, validate: bool | None) -> Tensor:
     """A real, finite, non-empty matrix (..., m, n) in full precision."""
     if x.ndim < 2:
         raise errors.MatrixShapeError(
-            f"{_label(x, name)} has too few dimensions: expected a matrix (..., rows, columns)."
+            f"{label(x, name)} has too few dimensions: expected a matrix (..., rows, columns)."
         )
     if 0 in x.shape[-2:]:
-        raise errors.EmptyMatrixError(f"{_label(x, name)} is empty: at least one row and one column are needed.")
+        raise errors.EmptyMatrixError(f"{label(x, name)} is empty: at least one row and one column are needed.")
     if x.is_complex():
-        raise errors.MatrixTypeError(f"{_label(x, name)} has complex elements, dtype {x.dtype}: pass a real matrix.")
+        raise errors.MatrixTypeError(f"{label(x, name)} has complex elements, dtype {x.dtype}: pass a real matrix.")
     if looks_at_values(x, validate) and not torch.isfinite(x).all():
         bad = ~torch.isfinite(x)
         first = tuple(bad.nonzero()[0].tolist())
         raise errors.NotFiniteError(
-            f"{_label(x, name)} is not finite: {int(x.isnan().sum())} NaN and {int(x.isinf().sum())} infinite of "
+            f"{label(x, name)} is not finite: {int(x.isnan().sum())} NaN and {int(x.isinf().sum())} infinite of "
             f"{x.numel()} elements, the first at {first}. Trace the operation that produced them, often a division by "
             f"zero or an overflow in half precision."
         )
@@ -88,7 +96,7 @@ def checked_matrix(x: Tensor, name: str, validate: bool | None) -> Tensor:
 def checked_symmetric(a: Tensor, name: str, validate: bool | None) -> Tensor:
     """The symmetric part of a (..., d, d) that is symmetric up to rounding, in full precision."""
     if a.ndim < 2 or a.shape[-1] != a.shape[-2]:
-        raise errors.NotSquareError(f"{_label(a, name)} is not square: expected (..., d, d).")
+        raise errors.NotSquareError(f"{label(a, name)} is not square: expected (..., d, d).")
     full = checked_matrix(a, name, validate)
     if looks_at_values(a, validate) and a.numel():
         _check_symmetric(full, a, name)
@@ -101,8 +109,8 @@ def _check_symmetric(full: Tensor, a: Tensor, name: str) -> None:
     relative = (off / full.abs().amax((-2, -1)).clamp_min(torch.finfo(full.dtype).tiny)).detach()
     if (relative > allowed).any():
         raise errors.NotSymmetricError(
-            f"{_label(a, name)} is not symmetric: the largest |a - aᵀ| is {relative.max():.2g} of the largest "
-            f"|a|{_place(relative.argmax(), relative)}; up to {allowed:.2g} counts as rounding. To use the symmetric "
+            f"{label(a, name)} is not symmetric: the largest |a - aᵀ| is {relative.max():.2g} of the largest "
+            f"|a|{place(relative.argmax(), relative)}; up to {allowed:.2g} counts as rounding. To use the symmetric "
             f"part only, pass ({name} + {name}.mT) / 2."
         )
 
@@ -116,7 +124,7 @@ def check_positive_semidefinite(eigenvalues: Tensor, a: Tensor, name: str, valid
     relative = smallest / largest.clamp_min(torch.finfo(largest.dtype).tiny)
     if (relative < -allowed).any():
         raise errors.NotPositiveSemidefiniteError(
-            f"{_label(a, name)} is not positive semi-definite{_extremes(relative, smallest, largest)}; down to "
+            f"{label(a, name)} is not positive semi-definite{_extremes(relative, smallest, largest)}; down to "
             f"-{allowed:.2g} of the largest counts as rounding. Covariances and kernels are positive semi-definite, "
             f"cross-covariances and differences are not; a ridge= above {-smallest.min():.2g} lifts the "
             f"eigenvalues above zero."
@@ -131,8 +139,8 @@ def check_purity(squared_norm: Tensor, trace: Tensor, a: Tensor, name: str, vali
     relative = excess / norm.clamp_min(torch.finfo(norm.dtype).tiny)
     if (relative > tolerance(a.dtype, a.shape[-1])).any():
         raise errors.NotPositiveSemidefiniteError(
-            f"{_label(a, name)} is not positive semi-definite: tr A / ‖A‖_F is "
-            f"{1 - relative.max():.3g}, below 1{_place(relative.argmax(), relative)}. Covariances and kernels are "
+            f"{label(a, name)} is not positive semi-definite: tr A / ‖A‖_F is "
+            f"{1 - relative.max():.3g}, below 1{place(relative.argmax(), relative)}. Covariances and kernels are "
             f"positive semi-definite, cross-covariances and differences are not."
         )
 
@@ -145,7 +153,7 @@ def check_positive_definite(eigenvalues: Tensor, bad: Tensor, a: Tensor, name: s
     relative = smallest / largest.clamp_min(torch.finfo(largest.dtype).tiny)
     relative = torch.where(bad, relative, torch.inf)
     raise errors.NotPositiveDefiniteError(
-        f"{_label(a, name)} is not positive definite{_extremes(relative, smallest, largest)}. The logarithm needs all "
+        f"{label(a, name)} is not positive definite{_extremes(relative, smallest, largest)}. The logarithm needs all "
         f"eigenvalues above zero by more than rounding: pass ridge=, of the size of the smallest eigenvalue that still "
         f"matters."
     )
@@ -162,17 +170,18 @@ def check_same_width(p: Tensor, q: Tensor, names: str) -> None:
         )
 
 
-def _label(x: Tensor, name: str) -> str:
+def label(x: Tensor, name: str) -> str:
+    """The argument and its shape, as errors begin."""
     return f"Argument {name!r} (shape {tuple(x.shape)})"
 
 
 def _extremes(relative: Tensor, smallest: Tensor, largest: Tensor) -> str:
     at = relative.argmin()
     low, high = smallest.flatten()[at], largest.flatten()[at]
-    return f": the smallest eigenvalue is {low:.3g}, the largest in magnitude {high:.3g}{_place(at, relative)}"
+    return f": the smallest eigenvalue is {low:.3g}, the largest in magnitude {high:.3g}{place(at, relative)}"
 
 
-def _place(at: Tensor, values: Tensor) -> str:
+def place(at: Tensor, values: Tensor) -> str:
     """Which matrix of a batch, as text; empty for a single matrix."""
     index = tuple(int(i) for i in torch.unravel_index(at, values.shape)) if values.ndim else ()
     return f" (matrix {', '.join(map(str, index))} of the batch)" if index else ""

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from matrix_ssl import config, networks
 from matrix_ssl.losses import check_not_negative, check_positive, check_rows, in_full_precision, unit_rows
-from matrix_ssl.matrix.calculus import LogDeterminant
+from matrix_ssl.matrix.calculus import log_determinant
 from matrix_ssl.matrix.precision import without_autocast
 from matrix_ssl.methods._base import Method, StepOutput, gather_outputs
 
@@ -94,7 +94,7 @@ def cor_info_max_loss(
     for z, moments in zip((z1, z2), before or (first_moments(z1), first_moments(z2)), strict=True):
         covariance = next_moments(z, moments, forgetting=forgetting).covariance
         identity = torch.eye(z.shape[1], dtype=covariance.dtype, device=z.device)
-        volume = volume + LogDeterminant.apply(covariance + ridge * identity)[0].to(z.dtype) / z.shape[1]
+        volume = volume + log_determinant(covariance + ridge * identity).to(z.dtype) / z.shape[1]
     return invariance_weight * invariance - volume
 
 

@@ -1,0 +1,60 @@
+"""DiME: what two views of the same samples share beyond what any two samples share."""
+
+import torch
+from torch import Tensor
+
+from matrix_ssl.matrix import validation
+from matrix_ssl.matrix.entropy import renyi_entropy_of
+
+
+def difference_of_entropies(
+    k1: Tensor,
+    k2: Tensor,
+    *,
+    alpha: float = 1.0,
+    permutations: int = 10,
+    generator: torch.Generator | None = None,
+    validate: bool | None = None,
+) -> Tensor:
+    """DiME = mean over permutations Π of S(K1, Π K2 Πᵀ) - S(K1, K2), S the joint Rényi entropy: (...), in nats.
+
+    The mutual information of the kernels of two views less that of the same kernels where the views are of different
+    samples, since the single entropies do not depend on the order: above zero where views of the same sample are alike.
+    Unlike mutual information it is not largest for kernels of a width that tells all samples apart, whose two joint
+    entropies are equal. Kernels of independent views give zero on average, and single values of either sign.
+
+    Args:
+        k1, k2: (..., n, n), symmetric positive semi-definite, of two views of the same n samples.
+        alpha: the order of the entropy, zero or above; the reference takes 1.01.
+        permutations: how many random ones, 1 or above; the same ones for all leading dimensions.
+        generator: of the permutations. The same seed gives the same ones.
+        validate: see ``matrix_ssl.matrix``.
+
+    Raises:
+        MatrixError: a kernel is not symmetric, a product not positive semi-definite, or the shapes do not fit.
+        ValueError: alpha is below zero, or no permutation.
+
+    Reference: Skean, Dhakal, Jacobs and Sanchez Giraldo, "DiME: Maximizing Mutual Information by a Difference of
+        Matrix-Based Entropies", 2023, https://arxiv.org/abs/2301.08164.
+    """
+    validation.check_entropy_order(alpha)
+    if permutations < 1:
+        raise ValueError(f"permutations must be 1 or above, got {permutations}.")
+    first, second = validation.checked_symmetric(k1, "k1", validate), validation.checked_symmetric(k2, "k2", validate)
+    validation.check_same_width(k1, k2, "k1 and k2")
+    n, device = first.shape[-1], "cpu" if generator is None else generator.device
+    dtype = validation.coarser(k1, k2)
+    joint, *shuffled = (
+        renyi_entropy_of(product, product.detach().to(dtype), "k1 * k2", alpha=alpha, validate=validate)
+        for product in _products(
+            first,
+            second,
+            [torch.randperm(n, generator=generator, device=device).to(first.device) for _ in range(permutations)],
+        )
+    )
+    return sum(shuffled) / permutations - joint
+
+
+def _products(first: Tensor, second: Tensor, orders: list[Tensor]) -> list[Tensor]:
+    """K1 ∘ K2, and with the samples of K2 in each of the orders."""
+    return [first * second, *(first * second[..., order, :][..., order] for order in orders)]

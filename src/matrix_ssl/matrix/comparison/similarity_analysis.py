@@ -1,0 +1,111 @@
+"""Representational similarity analysis (RSA): the correlation of two matrices of dissimilarities."""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from matrix_ssl.matrix import kernel_checks, validation
+from matrix_ssl.matrix.precision import without_autocast
+from matrix_ssl.matrix.transforms import Parts, differentiable
+
+Dissimilarity = Literal["correlation", "cosine", "euclidean", "squared_euclidean"]
+Correlation = Literal["pearson", "spearman", "cosine"]
+
+
+def rsa(
+    x: Tensor,
+    y: Tensor,
+    *,
+    dissimilarity: Dissimilarity = "correlation",
+    correlation: Correlation = "spearman",
+    validate: bool | None = None,
+) -> Tensor:
+    """Correlation of the dissimilarities of all pairs of samples in x and in y: (...), from -1 to 1.
+
+    Every pair of different samples counts once. 0 where all dissimilarities are equal. With Spearman's correlation, of
+    ranks with ties averaged, there is no gradient, and a backward pass is an error; the others are differentiable as
+    often as one likes, with the Euclidean distance but for equal samples.
+
+    Args:
+        x: (..., n, d).
+        y: (..., n, e), of the same samples, three or more.
+        dissimilarity: of two rows: ``"correlation"``, one less Pearson's, of the columns; ``"cosine"``, one less the
+            cosine; ``"euclidean"``; ``"squared_euclidean"``.
+        correlation: ``"spearman"``, ``"pearson"`` or ``"cosine"``, which is Pearson's without centring.
+        validate: see ``matrix_ssl.matrix``.
+
+    Raises:
+        MatrixError: an argument is not a matrix, empty, or not finite; the numbers of rows differ or are below three;
+            or a row has no direction: length zero for the cosine, all columns equal for the correlation.
+        ValueError: an unknown dissimilarity or correlation.
+
+    Reference: Kriegeskorte, Mur and Bandettini, "Representational similarity analysis: connecting the branches of
+        systems neuroscience", Frontiers in Systems Neuroscience 2:4, 2008.
+    """
+    a, b = validation.checked_matrix(x, "x", validate), validation.checked_matrix(y, "y", validate)
+    kernel_checks.check_same_samples(x, y, "x and y")
+    kernel_checks.check_sample_count(x.shape[-2], 3, x, "x", "a correlation of pairs")
+    if correlation not in ("spearman", "pearson", "cosine"):
+        raise ValueError(f"correlation must be 'spearman', 'pearson' or 'cosine', got {correlation!r}.")
+    i, j = torch.triu_indices(x.shape[-2], x.shape[-2], 1, device=x.device)
+    p, q = (
+        _dissimilarities(rows, z, name, dissimilarity, validate)[..., i, j]
+        for rows, z, name in ((a, x, "x"), (b, y, "y"))
+    )
+    if correlation == "spearman":
+        p, q = average_ranks(p), average_ranks(q)
+    if correlation != "cosine":
+        p, q = p - p.mean(-1, keepdim=True), q - q.mean(-1, keepdim=True)
+    return (_unit(p) * _unit(q)).sum(-1)
+
+
+def _dissimilarities(rows: Tensor, x: Tensor, name: str, kind: Dissimilarity, validate: bool | None) -> Tensor:
+    if kind in ("correlation", "cosine"):
+        if kind == "correlation":
+            rows = rows - rows.mean(-1, keepdim=True)
+        kernel_checks.check_rows(rows, x, name, validate)
+        rows = F.normalize(rows, dim=-1, eps=torch.finfo(rows.dtype).tiny)
+        with without_autocast(rows):
+            return 1 - rows @ rows.mT
+    if kind not in ("euclidean", "squared_euclidean"):
+        raise ValueError(
+            f"dissimilarity must be 'correlation', 'cosine', 'euclidean' or 'squared_euclidean', got {kind!r}."
+        )
+    rows = rows - rows.mean(-2, keepdim=True)
+    with without_autocast(rows):
+        gram = rows @ rows.mT
+    lengths = gram.diagonal(dim1=-2, dim2=-1)
+    squares = (lengths.unsqueeze(-1) + lengths.unsqueeze(-2) - 2 * gram).clamp_min(0)
+    if kind == "squared_euclidean":
+        return squares
+    apart = squares > 0
+    return torch.where(apart, torch.where(apart, squares, 1.0).sqrt(), 0.0)
+
+
+def _unit(x: Tensor) -> Tensor:
+    """Over its length; zeros where all are zero up to rounding."""
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return torch.where(length > 0, x / torch.where(length > 0, length, 1.0), 0.0)
+
+
+class AverageRanks(Parts):
+    """Ranks from 1 along the last dimension, the mean rank for equal values."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        order = x.sort(dim=-1).values
+        below, up_to = torch.searchsorted(order, x.contiguous()), torch.searchsorted(order, x.contiguous(), right=True)
+        return (below + up_to + 1).to(x.dtype) / 2
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        """Nothing is kept."""
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        raise RuntimeError("Ranks have no gradient: choose correlation='pearson' instead of 'spearman'.")
+
+
+average_ranks = differentiable(AverageRanks)

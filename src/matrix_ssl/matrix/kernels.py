@@ -1,0 +1,203 @@
+"""Kernels: Gram matrices (..., n, n) of samples x (..., n, d), one row a sample, symmetric positive semi-definite.
+
+They compute in float64 or float32 (half precision in float32) and are differentiable as often as one likes. Distances
+come from ‖x - y‖² = ‖x‖² + ‖y‖² - 2⟨x, y⟩ of centred rows; in float32 a kernel errs by 1e-5 of its largest element,
+where the width is not below a tenth of the mean distance. Errors of the arguments are those of ``matrix_ssl.matrix``.
+"""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from matrix_ssl.matrix import kernel_checks, validation
+from matrix_ssl.matrix.covariances import unit_length
+from matrix_ssl.matrix.precision import without_autocast
+
+WidthRule = Literal["median", "silverman"]
+
+
+def linear_kernel(x: Tensor, *, validate: bool | None = None) -> Tensor:
+    """⟨xᵢ, xⱼ⟩: (..., n, n). Its eigenvalues over n are those of the second moment xᵀx / n, and zeros.
+
+    Raises:
+        MatrixError: ``x`` is not a matrix, empty, or not finite.
+    """
+    rows = validation.checked_matrix(x, "x", validate)
+    return _products(rows)
+
+
+def cosine_kernel(x: Tensor, *, validate: bool | None = None) -> Tensor:
+    """⟨xᵢ, xⱼ⟩ / (‖xᵢ‖ ‖xⱼ‖), from -1 to 1, with a diagonal of one: (..., n, n). Raises also for a row of zero length.
+
+    The kernel of the matrix information of Zhang et al. and Song et al., ICML 2024.
+    """
+    return _products(unit_rows(x, "x", validate))
+
+
+def polynomial_kernel(
+    x: Tensor, *, degree: int, scale: float = 1.0, offset: float = 1.0, validate: bool | None = None
+) -> Tensor:
+    """(scale ⟨xᵢ, xⱼ⟩ + offset)^degree: (..., n, n); degree 1 or above, scale above zero, offset zero or above."""
+    validation.check_positive(scale=scale)
+    validation.check_not_negative(offset=offset)
+    if degree != int(degree) or degree < 1:
+        raise ValueError(f"degree must be a whole number, 1 or above, got {degree}.")
+    return (scale * linear_kernel(x, validate=validate) + offset) ** int(degree)
+
+
+def gaussian_kernel(x: Tensor, *, width: float | Tensor | WidthRule, validate: bool | None = None) -> Tensor:
+    """exp(-‖xᵢ - xⱼ‖² / 2σ²), from 0 to 1, with a diagonal of one: (..., n, n).
+
+    Args:
+        x: (..., n, d).
+        width: σ above zero, a number or a tensor (...), or the rule ``"median"`` or ``"silverman"``: see
+            ``kernel_width``. A width by a rule is a constant: it has no gradient.
+        validate: see ``matrix_ssl.matrix``.
+
+    Raises:
+        MatrixError: ``x`` is not a matrix, empty, or not finite, or a rule gives a width of zero.
+        ValueError: the width is not above zero or an unknown rule.
+    """
+    squares = _squared_distances(validation.checked_matrix(x, "x", validate))
+    sigma = _width(x, squares, width, validate)
+    return torch.exp(squares / (-2 * sigma**2))
+
+
+def laplace_kernel(x: Tensor, *, width: float | Tensor | WidthRule, validate: bool | None = None) -> Tensor:
+    """exp(-‖xᵢ - xⱼ‖ / σ) with the Euclidean distance, from 0 to 1, with a diagonal of one: (..., n, n).
+
+    It has a kink where two samples are equal, which contribute no gradient. Args, raises as in ``gaussian_kernel``.
+    """
+    squares = _squared_distances(validation.checked_matrix(x, "x", validate))
+    sigma = _width(x, squares, width, validate)
+    return torch.exp(-_root(squares) / sigma)
+
+
+def angular_kernel(x: Tensor, *, validate: bool | None = None) -> Tensor:
+    """1 - θᵢⱼ / π, θ the angle between two samples, from 0 to 1, with a diagonal of one: (..., n, n).
+
+    Positive semi-definite: it is the probability that a random hyperplane does not separate the two. Samples of the
+    same or of opposite direction, where the angle has a kink, contribute no gradient. Raises also for a row of zero.
+
+    Reference: Cho and Saul, "Kernel Methods for Deep Learning", NeurIPS 2009: the arc-cosine kernel of order 0.
+    """
+    cosine = cosine_kernel(x, validate=validate)
+    eps = 4 * torch.finfo(cosine.dtype).eps
+    inside = cosine.abs() < 1 - eps
+    angle = torch.where(inside, torch.where(inside, cosine, 0.0).acos(), torch.where(cosine > 0, 0.0, math.pi))
+    return 1 - angle / math.pi
+
+
+def exponential_kernel(x: Tensor, *, temperature: float, validate: bool | None = None) -> Tensor:
+    """exp((cos θᵢⱼ - 1) / τ), the exponential of the cosine, with a diagonal of one: (..., n, n).
+
+    A Gaussian kernel of the samples scaled to length one, of width √τ; the kernel of the contrastive losses and, with
+    ``width`` = τ, of ``matrix_ssl.losses.view_entropy``. Raises also for a row of zero or a temperature not above zero.
+    """
+    validation.check_positive(temperature=temperature)
+    return torch.exp((cosine_kernel(x, validate=validate) - 1) / temperature)
+
+
+def kernel_width(x: Tensor, rule: WidthRule, *, validate: bool | None = None) -> Tensor:
+    """Width σ of a Gaussian kernel of x (..., n, d) by a rule: (...), without gradient.
+
+    ``"median"`` is the median Euclidean distance of pairs of different samples; of an even number of distances the
+    lower of the two in the middle. ``"silverman"`` is s (4 / (n (d + 2)))^(1 / (d + 4)), with s the root of the mean
+    variance of the columns, divided by n - 1.
+
+    Raises:
+        MatrixError: ``x`` is not a matrix, empty, or not finite, or has fewer than two rows; or the width is zero,
+            since (most) samples are equal.
+        ValueError: an unknown rule.
+
+    References:
+        Garreau, Jitkrittum and Kanagawa, "Large sample analysis of the median heuristic", 2017,
+        https://arxiv.org/abs/1707.07269.
+        Silverman, "Density Estimation for Statistics and Data Analysis", 1986, section 4.3.2.
+    """
+    rows = validation.checked_matrix(x, "x", validate)
+    squares = _squared_distances(rows.detach()) if rule == "median" else rows
+    return _width(x, squares, rule, validate)[..., 0, 0]
+
+
+def normalised_gram(gram: Tensor, *, validate: bool | None = None) -> Tensor:
+    """K / tr K, of trace one: (..., n, n). Raises MatrixError unless it is symmetric and its trace above zero."""
+    full = validation.checked_symmetric(gram, "gram", validate)
+    trace = full.diagonal(dim1=-2, dim2=-1).sum(-1)
+    kernel_checks.check_trace(trace, gram, "gram", validate)
+    return full / trace[..., None, None]
+
+
+def unit_diagonal(gram: Tensor, *, validate: bool | None = None) -> Tensor:
+    """Kᵢⱼ / √(Kᵢᵢ Kⱼⱼ), with a diagonal of one: (..., n, n). Raises MatrixError unless the diagonal is above zero."""
+    full = validation.checked_symmetric(gram, "gram", validate)
+    diagonal = full.diagonal(dim1=-2, dim2=-1)
+    kernel_checks.check_diagonal(diagonal, gram, "gram", validate)
+    root = diagonal.sqrt()
+    return full / (root.unsqueeze(-1) * root.unsqueeze(-2))
+
+
+def centred_gram(gram: Tensor, *, validate: bool | None = None) -> Tensor:
+    """HKH, H = I - 11ᵀ/n: the kernel of samples whose mean in its space is subtracted: (..., n, n).
+
+    Its eigenvalues over n are those of the covariance in the space of the kernel. A constant diagonal is lost, and with
+    it what ``matrix_ssl.matrix.information`` says of such kernels.
+    """
+    return centred(validation.checked_symmetric(gram, "gram", validate))
+
+
+def centred(gram: Tensor) -> Tensor:
+    """HKH of a symmetric matrix."""
+    mean = gram.mean(-1, keepdim=True)
+    return gram - mean - mean.mT + mean.mean(-2, keepdim=True)
+
+
+def unit_rows(x: Tensor, name: str, validate: bool | None) -> Tensor:
+    """Rows scaled to length one, in full precision; raises where one has length zero."""
+    rows = validation.checked_matrix(x, name, validate)
+    kernel_checks.check_rows(rows, x, name, validate)
+    return unit_length(rows)
+
+
+def _products(rows: Tensor) -> Tensor:
+    with without_autocast(rows):
+        return rows @ rows.mT
+
+
+def _squared_distances(rows: Tensor) -> Tensor:
+    """‖xᵢ - xⱼ‖², zero on the diagonal; of centred rows, so that an offset costs no digits."""
+    gram = _products(rows - rows.mean(-2, keepdim=True))
+    lengths = gram.diagonal(dim1=-2, dim2=-1)
+    squares = lengths.unsqueeze(-1) + lengths.unsqueeze(-2) - 2 * gram
+    own = torch.eye(rows.shape[-2], dtype=torch.bool, device=rows.device)
+    return torch.where(own, 0.0, squares.clamp_min(0))
+
+
+def _root(x: Tensor) -> Tensor:
+    """√x without gradient at zero."""
+    positive = x > 0
+    return torch.where(positive, torch.where(positive, x, 1.0).sqrt(), 0.0)
+
+
+def _width(x: Tensor, squares: Tensor, width: float | Tensor | WidthRule, validate: bool | None) -> Tensor:
+    """σ as (..., 1, 1); ``squares`` are squared distances or, for Silverman's rule alone, rows are enough."""
+    if isinstance(width, Tensor):
+        kernel_checks.check_width(width, validate)
+        return width.to(squares.dtype)[..., None, None]
+    if not isinstance(width, str):
+        validation.check_positive(width=width)
+        return squares.new_full((1, 1), width)
+    n, d = x.shape[-2:]
+    if width not in ("median", "silverman"):
+        raise ValueError(f"width must be a number above zero, 'median' or 'silverman', got {width!r}.")
+    kernel_checks.check_sample_count(n, 2, x, "x", f"the width by the rule {width!r}")
+    if width == "median":
+        i, j = torch.triu_indices(n, n, 1, device=x.device)
+        sigma = squares.detach()[..., i, j].median(-1).values.sqrt()
+    else:
+        variance = x.detach().to(squares.dtype).var(-2).mean(-1)
+        sigma = variance.sqrt() * (4 / (n * (d + 2))) ** (1 / (d + 4))
+    kernel_checks.check_width_of_rule(sigma, x, width, validate)
+    return sigma[..., None, None]

@@ -1,0 +1,113 @@
+"""Entropies and the determinant of the covariance of features, or of their second moment."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from matrix_ssl.errors import NotFiniteError, NotPositiveDefiniteError
+from matrix_ssl.matrix import _eigenvalues, entropy, logarithm, spectral_entropies, validation
+from matrix_ssl.matrix.calculus import log_determinant
+from matrix_ssl.matrix.covariances import About, near_one, rows_about, small_gram
+from matrix_ssl.matrix.spectral_sums import eigenvalues_of
+
+
+def matrix_entropy(x: Tensor, *, ridge: float = 0.0, about: About = "mean", validate: bool | None = None) -> Tensor:
+    """``matrix_ssl.matrix.matrix_entropy`` of the covariance of x (..., n, d) plus ridge·I: (...)."""
+    gram, zeros = _small(x, ridge, about, validate, scales=True)
+    value = spectral_entropies.matrix_entropy_of(gram, ridge)[0]
+    return value if ridge == 0 else value + zeros * ridge * (1 - math.log(ridge))
+
+
+def von_neumann_entropy(
+    x: Tensor, *, ridge: float = 0.0, about: About = "mean", validate: bool | None = None
+) -> Tensor:
+    """``matrix_ssl.matrix.von_neumann_entropy`` of the covariance of x (..., n, d) plus ridge·I: (...), in nats."""
+    return renyi_entropy(x, alpha=1.0, ridge=ridge, about=about, validate=validate)
+
+
+def renyi_entropy(
+    x: Tensor, *, alpha: float, ridge: float = 0.0, about: About = "mean", validate: bool | None = None
+) -> Tensor:
+    """``matrix_ssl.matrix.renyi_entropy`` of the covariance of x (..., n, d) plus ridge·I: (...), in nats."""
+    validation.check_entropy_order(alpha)
+    gram, zeros = _small(x, ridge, about, validate)
+    if alpha == 2:
+        return entropy.collision_entropy(*entropy.norm_and_trace(gram, ridge, gram.shape[-1] + zeros))
+    return spectral_entropies.renyi_of(gram, alpha, ridge, zeros=zeros)[0]
+
+
+def tsallis_entropy(
+    x: Tensor, *, alpha: float, ridge: float = 0.0, about: About = "mean", validate: bool | None = None
+) -> Tensor:
+    """``matrix_ssl.matrix.tsallis_entropy`` of the covariance of x (..., n, d) plus ridge·I: (...)."""
+    entropy.check_tsallis_order(alpha)
+    return spectral_entropies.tsallis_from_renyi(
+        renyi_entropy(x, alpha=alpha, ridge=ridge, about=about, validate=validate), alpha
+    )
+
+
+def min_entropy(x: Tensor, *, ridge: float = 0.0, about: About = "mean", validate: bool | None = None) -> Tensor:
+    """``matrix_ssl.matrix.min_entropy`` of the covariance of x (..., n, d) plus ridge·I: (...), in nats."""
+    return renyi_entropy(x, alpha=math.inf, ridge=ridge, about=about, validate=validate)
+
+
+def truncated_entropy(x: Tensor, *, k: int, about: About = "mean", validate: bool | None = None) -> Tensor:
+    """``matrix_ssl.matrix.truncated_entropy`` of the covariance of x (..., n, d); k from 1 to d: (...), in nats."""
+    return torch.special.entr(_largest(x, k, about, validate)).sum(-1)
+
+
+def low_rank_entropy(x: Tensor, *, k: int, alpha: float, about: About = "mean", validate: bool | None = None) -> Tensor:
+    """``matrix_ssl.matrix.low_rank_entropy`` of the covariance of x (..., n, d); k from 1 to d: (...), in nats."""
+    validation.check_positive(alpha=alpha)
+    return entropy.low_rank_of(_largest(x, k, about, validate), x.shape[-1], alpha)
+
+
+def effective_rank(x: Tensor, *, ridge: float = 0.0, about: About = "mean", validate: bool | None = None) -> Tensor:
+    """Effective rank of the covariance of x (..., n, d) plus ridge·I, exp of its von Neumann entropy: (...)."""
+    return von_neumann_entropy(x, ridge=ridge, about=about, validate=validate).exp()
+
+
+def log_det(x: Tensor, *, ridge: float = 0.0, about: About = "mean", validate: bool | None = None) -> Tensor:
+    """``matrix_ssl.matrix.log_det`` of the covariance of x (..., n, d) plus ridge·I: (...), in nats.
+
+    Raises:
+        MatrixError: without a ridge also if n ≤ d, where a covariance is singular; a second moment is below n < d.
+    """
+    gram, _ = _small(x, ridge, about, validate, scales=True)
+    n, d = x.shape[-2:]
+    rank = n - 1 if about == "mean" else n
+    if rank < d and ridge == 0:
+        raise NotPositiveDefiniteError(
+            f"Argument 'x' (shape {tuple(x.shape)}): the covariance of {n} rows has rank {rank} at most, below {d}, "
+            f"so its determinant is zero. Pass more rows or ridge=."
+        )
+    if rank >= d:
+        return logarithm.log_det_of(gram, ridge, "covariance of x", validation.looks_at_values(x, validate))
+    # d log(ridge) would cost float32 digits inside the factorisation: added at the end
+    identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    return log_determinant(identity + gram / ridge) + d * math.log(ridge)
+
+
+def _small(x: Tensor, ridge: float, about: About, validate: bool | None, *, scales: bool = False) -> tuple[Tensor, int]:
+    """A matrix with the eigenvalues of the covariance of x, on the smaller side, and how many zeros it lacks.
+
+    Without a ridge it is up to a factor, unless it ``scales`` the result.
+    """
+    validation.check_not_negative(ridge=ridge)
+    rows = rows_about(x, "x", about, validate)
+    gram = small_gram(rows if ridge or scales else near_one(rows))
+    if validation.looks_at_values(x, validate) and not gram.isfinite().all():
+        raise NotFiniteError(
+            f"Argument 'x' (shape {tuple(x.shape)}) has values up to {float(x.detach().abs().max()):.3g}, whose "
+            f"squares are beyond {gram.dtype}: divide it by a constant, or pass float64."
+        )
+    return gram, rows.shape[-1] - gram.shape[-1]
+
+
+def _largest(x: Tensor, k: int, about: About, validate: bool | None) -> Tensor:
+    """The k largest eigenvalues of the covariance over their sum; zeros where it has fewer."""
+    gram, zeros = _small(x, 0.0, about, validate)
+    entropy.check_number_of_eigenvalues(k, x.shape[-1])
+    eigenvalues = torch.nn.functional.pad(eigenvalues_of(gram), (zeros, 0))  # which are in ascending order
+    return entropy.largest_of(_eigenvalues.without_gradient_at_zero(eigenvalues, 0.0), k)

@@ -1,0 +1,159 @@
+"""Divergences of the covariances of features, or of the Gram matrices of two encoders."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from matrix_ssl.matrix import divergence, kernel_checks, logarithm, spectral_entropies, states, validation
+from matrix_ssl.matrix.covariances import About, near_one, rows_about, small_gram
+from matrix_ssl.matrix.entropy import collision_entropy, norm_and_trace
+from matrix_ssl.matrix.of_features.kernels import two_unit_rows
+from matrix_ssl.matrix.precision import without_autocast
+
+
+def matrix_cross_entropy(
+    x: Tensor, y: Tensor, *, ridge: float = 0.0, about: About = "mean", validate: bool | None = None
+) -> Tensor:
+    """``matrix_ssl.matrix.matrix_cross_entropy`` of the covariances of x (..., n, d), P, and y (..., k, d), Q: (...).
+
+    With a ridge the side is the smaller one of y; without, that of the features. Leading dimensions are broadcast.
+    """
+    return _cross_entropy(*_two_rows(x, y, ridge, about, validate), ridge)
+
+
+def matrix_kl(
+    x: Tensor, y: Tensor, *, ridge: float = 0.0, about: About = "mean", validate: bool | None = None
+) -> Tensor:
+    """``matrix_ssl.matrix.matrix_kl`` of the covariances of x and y plus ridge·I; as ``matrix_cross_entropy``."""
+    return _kl(*_two_rows(x, y, ridge, about, validate), ridge)
+
+
+def gram_kl(x: Tensor, y: Tensor, *, ridge: float = 0.0, validate: bool | None = None) -> Tensor:
+    """``matrix_ssl.matrix.matrix_kl`` of two encoders: of the Gram matrices of their outputs for the same samples.
+
+    The matrices are those of rows scaled to length one, over n, of trace one, with ridge·I added to both: (...). How
+    the second encoder's similarities of samples fail to describe the first's; not symmetric. Without a ridge it is
+    infinite unless the samples that y tells apart are all that x does, so never with fewer than n columns of y; a ridge
+    of 1 / n weighs every sample by as much as it has itself. The side is the smaller one of n and the columns of y.
+
+    Args:
+        x: (..., n, d), P.
+        y: (..., n, e), Q, of the same n samples.
+        ridge: μ ≥ 0.
+        validate: see ``matrix_ssl.matrix``.
+
+    Raises:
+        MatrixError: an argument is not a matrix, empty, or not finite, or the numbers of rows differ.
+
+    Reference: Zhang et al., ICML 2024, definition 2.2; the Gram matrices of Song et al., ICML 2024.
+    """
+    validation.check_not_negative(ridge=ridge)
+    a, b = two_unit_rows(x, y, validate)
+    root = math.sqrt(a.shape[-2])
+    dtype = torch.promote_types(a.dtype, b.dtype)
+    return _kl(
+        (a.mT / root).to(dtype), (b.mT / root).to(dtype), ridge
+    )  # rows of length n, whose moment is the Gram matrix
+
+
+def jensen_renyi_divergence(
+    *features: Tensor,
+    alpha: float,
+    weights: states.Weights = None,
+    about: About = "mean",
+    validate: bool | None = None,
+) -> Tensor:
+    """``matrix_ssl.matrix.jensen_renyi_divergence`` of the covariances of features (..., nᵢ, d) of trace one: (...).
+
+    The numbers of rows may differ. The side is the smaller one of d and nᵢ for each, and of d and Σ nᵢ for the mixture.
+    """
+    validation.check_entropy_order(alpha)
+    if len(features) < 2:
+        raise ValueError(f"At least 2 sets of features are needed, got {len(features)}.")
+    names = [f"features {number}" for number in range(1, len(features) + 1)]
+    w = states.mixture_weights(weights, len(features))
+    parts = []
+    for x, name in zip(features, names, strict=True):
+        rows = near_one(rows_about(x, name, about, validate))
+        validation.check_same_width(features[0], x, f"{names[0]} and {name}")
+        trace = _trace(rows)
+        kernel_checks.check_trace(trace, x, f"covariance of {name}", validate)
+        parts.append(rows / trace[..., None, None].sqrt())
+    lead = torch.broadcast_shapes(*(part.shape[:-2] for part in parts))
+    mixture = torch.cat(
+        [part.expand(*lead, *part.shape[-2:]) * math.sqrt(weight) for part, weight in zip(parts, w, strict=True)], -2
+    )
+    single = sum(weight * _entropy(part, alpha) for weight, part in zip(w, parts, strict=True))
+    return _entropy(mixture, alpha) - single
+
+
+def holevo_information(
+    *features: Tensor, weights: states.Weights = None, about: About = "mean", validate: bool | None = None
+) -> Tensor:
+    """``matrix_ssl.matrix.holevo_information`` of the covariances of features; as ``jensen_renyi_divergence``."""
+    return jensen_renyi_divergence(*features, alpha=1.0, weights=weights, about=about, validate=validate)
+
+
+def schatten_divergence(
+    x: Tensor, y: Tensor, *, order: float = 1.0, about: About = "mean", validate: bool | None = None
+) -> Tensor:
+    """``matrix_ssl.matrix.schatten_divergence`` of the covariances of x (..., n, d) and y (..., k, d): (...).
+
+    On the side of the features: the difference of two covariances has no smaller one that is symmetric.
+    """
+    a, b = _two_rows(x, y, 0.0, about, validate)
+    return states.schatten_divergence(_dense(a), _dense(b), order=order, validate=validate)
+
+
+def _cross_entropy(a: Tensor, b: Tensor, ridge: float) -> Tensor:
+    """MCE of AᵀA and BᵀB."""
+    d = b.shape[-1]
+    if ridge == 0 or b.shape[-2] >= d:
+        return divergence.cross_entropy_of(_dense(a), _dense(b), ridge, b.dtype)[0]
+    constant = math.log(ridge) * (_trace(a) + d * ridge)
+    return _trace(b) + d * ridge - constant - _trace_of_log1p(a, b, ridge)
+
+
+def _kl(a: Tensor, b: Tensor, ridge: float) -> Tensor:
+    """MKL of AᵀA and BᵀB."""
+    if ridge == 0 or b.shape[-2] >= b.shape[-1]:
+        return divergence.kl_of(_dense(a), _dense(b), ridge, b.dtype)[0]
+    # log(ridge)·(tr P + d·ridge) is part of both logarithms and would cancel digits: omitted from both
+    eigenvalues = torch.linalg.eigvalsh(small_gram(a)).clamp_min(0)
+    own = ((eigenvalues + ridge) * torch.log1p(eigenvalues / ridge)).sum(-1)
+    return own - _trace_of_log1p(a, b, ridge) - _trace(a) + _trace(b)
+
+
+def _two_rows(x: Tensor, y: Tensor, ridge: float, about: About, validate: bool | None) -> tuple[Tensor, Tensor]:
+    validation.check_not_negative(ridge=ridge)
+    a, b = rows_about(x, "x", about, validate), rows_about(y, "y", about, validate)
+    validation.check_same_width(x, y, "x and y")
+    dtype = torch.promote_types(a.dtype, b.dtype)
+    return a.to(dtype), b.to(dtype)
+
+
+def _entropy(rows: Tensor, alpha: float) -> Tensor:
+    """The Rényi entropy of BᵀB over its trace."""
+    gram = small_gram(rows)
+    if alpha == 2:
+        return collision_entropy(*norm_and_trace(gram, 0.0, rows.shape[-1]))
+    return spectral_entropies.renyi_of(gram, alpha)[0]
+
+
+def _dense(rows: Tensor) -> Tensor:
+    with without_autocast(rows):
+        return rows.mT @ rows
+
+
+def _trace(rows: Tensor) -> Tensor:
+    """tr BᵀB."""
+    return rows.square().sum((-2, -1))
+
+
+def _trace_of_log1p(a: Tensor, b: Tensor, ridge: float) -> Tensor:
+    """tr[(AᵀA + μI) log(I + BᵀB / μ)] on the side of the rows of B."""
+    with without_autocast(b):
+        gram, cross = b @ b.mT, b @ a.mT
+        weights = cross @ cross.mT + ridge * gram
+    return (weights * logarithm.log1p_ratio(gram, ridge, validate=False)).sum((-2, -1))

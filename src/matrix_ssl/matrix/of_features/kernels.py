@@ -1,0 +1,145 @@
+"""Entropies of the linear kernels of features, rows scaled to length one, and what the kernels share."""
+
+import functools
+import math
+import operator
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from matrix_ssl.matrix import information, kernel_checks, spectral_entropies, validation
+from matrix_ssl.matrix.covariances import small_gram, unit_length
+from matrix_ssl.matrix.diversity import root_weights
+from matrix_ssl.matrix.entropy import collision_entropy, norm_and_trace
+from matrix_ssl.matrix.precision import without_autocast
+
+
+def gram_entropy(x: Tensor, *, alpha: float = 1.0, validate: bool | None = None) -> Tensor:
+    """``matrix_ssl.matrix.renyi_entropy`` of the linear kernel of x (..., n, d), rows of length one: (...), in nats.
+
+    The entropy of Song et al. and of VNE: that of the second moment of unit rows, not centred. The side is the smaller
+    one of n and d.
+    """
+    return _entropies((x,), alpha, validate)(0)
+
+
+def joint_entropy(*features: Tensor, alpha: float = 1.0, validate: bool | None = None) -> Tensor:
+    """``matrix_ssl.matrix.joint_entropy`` of the linear kernels of features (..., n, dᵢ): (...), in nats.
+
+    Rows are scaled to length one. The side is the smaller one of n and the product of the dᵢ.
+    """
+    everything = tuple(range(len(features)))
+    return _entropies(features, alpha, validate)(*everything)
+
+
+def conditional_entropy(
+    x: Tensor, given: Tensor | Sequence[Tensor], *, alpha: float = 1.0, validate: bool | None = None
+) -> Tensor:
+    """``matrix_ssl.matrix.conditional_entropy`` of the linear kernels of x and others; as ``joint_entropy``."""
+    conditions = (given,) if isinstance(given, Tensor) else tuple(given)
+    entropy = _entropies((x, *conditions), alpha, validate)
+    known = tuple(range(1, len(conditions) + 1))
+    return entropy(0, *known) - entropy(*known)
+
+
+def mutual_information(x: Tensor, y: Tensor, *, alpha: float = 1.0, validate: bool | None = None) -> Tensor:
+    """``matrix_ssl.matrix.mutual_information`` of the linear kernels of x and y; as ``joint_entropy``."""
+    return information.mutual_information_of(_entropies((x, y), alpha, validate))
+
+
+def normalised_mutual_information(
+    x: Tensor, y: Tensor, *, by: information.Normaliser, alpha: float = 1.0, validate: bool | None = None
+) -> Tensor:
+    """``matrix_ssl.matrix.normalised_mutual_information`` of the linear kernels of x and y; as ``joint_entropy``."""
+    return information.normalised_mutual_information_of(_entropies((x, y), alpha, validate), by)
+
+
+def matrix_mutual_information_ratio(
+    x: Tensor, y: Tensor, *, alpha: float = 1.0, validate: bool | None = None
+) -> Tensor:
+    """``matrix_ssl.matrix.matrix_mutual_information_ratio`` (MIR) of the linear kernels of x and y: (...).
+
+    x and y are two branches of a method, or features (n, d) and the rows of the classifier of their classes (n, d).
+    """
+    return information.normalised_mutual_information_of(_entropies((x, y), alpha, validate), "min")
+
+
+def entropy_difference_ratio(x: Tensor, y: Tensor, *, alpha: float = 1.0, validate: bool | None = None) -> Tensor:
+    """``matrix_ssl.matrix.entropy_difference_ratio`` (HDR) of the linear kernels of x and y: (...).
+
+    They may have different numbers of rows and columns.
+    """
+    first, second = (_entropies((z,), alpha, validate, [name])(0) for z, name in ((x, "x"), (y, "y")))
+    return information.entropy_difference_ratio_of(first, second)
+
+
+def total_correlation(*features: Tensor, alpha: float = 1.0, validate: bool | None = None) -> Tensor:
+    """``matrix_ssl.matrix.total_correlation`` of the linear kernels of features; as ``joint_entropy``."""
+    return information.total_correlation_of(_entropies(features, alpha, validate, least=2), len(features))
+
+
+def dual_total_correlation(*features: Tensor, alpha: float = 1.0, validate: bool | None = None) -> Tensor:
+    """``matrix_ssl.matrix.dual_total_correlation`` of the linear kernels of features; as ``joint_entropy``."""
+    return information.dual_total_correlation_of(_entropies(features, alpha, validate, least=2), len(features))
+
+
+def interaction_information(*features: Tensor, alpha: float = 1.0, validate: bool | None = None) -> Tensor:
+    """``matrix_ssl.matrix.interaction_information`` of the linear kernels of features; as ``joint_entropy``."""
+    return information.interaction_information_of(_entropies(features, alpha, validate, least=2), len(features))
+
+
+def vendi_score(
+    x: Tensor, *, order: float = 1.0, weights: Tensor | None = None, validate: bool | None = None
+) -> Tensor:
+    """``matrix_ssl.matrix.vendi_score`` of the linear kernel of x (..., n, d), rows of length one: (...).
+
+    The side is the smaller one of n and d. ``weights`` (..., n) are those of the samples. Raises for a row of zeros.
+    """
+    validation.check_entropy_order(order)
+    rows = validation.checked_matrix(x, "x", validate)
+    kernel_checks.check_rows(rows, x, "x", validate)
+    unit = unit_length(rows)
+    if weights is not None:
+        unit = unit * root_weights(weights, rows, "x", validate).unsqueeze(-1)
+    return _gram_entropy(small_gram(unit), order).exp()
+
+
+def two_unit_rows(x: Tensor, y: Tensor, validate: bool | None) -> tuple[Tensor, Tensor]:
+    """Rows of length one of x (..., n, d) and y (..., n, e)."""
+    a, b = validation.checked_matrix(x, "x", validate), validation.checked_matrix(y, "y", validate)
+    kernel_checks.check_same_samples(x, y, "x and y")
+    return unit_length(a), unit_length(b)
+
+
+def _entropies(
+    features: Sequence[Tensor], alpha: float, validate: bool | None, names: Sequence[str] = (), *, least: int = 1
+) -> information.Entropies:
+    """The joint entropy of any of the linear kernels by their numbers, each computed once; checks all arguments."""
+    validation.check_entropy_order(alpha)
+    if len(features) < least:
+        raise ValueError(f"At least {least} sets of features are needed, got {len(features)}.")
+    names = names or (["x", "y"] if len(features) == 2 else [f"x{number}" for number in range(1, len(features) + 1)])
+    rows = [unit_length(validation.checked_matrix(x, name, validate)) for x, name in zip(features, names, strict=True)]
+    for other, name in zip(features[1:], names[1:], strict=True):
+        kernel_checks.check_same_samples(features[0], other, f"{names[0]} and {name}")
+
+    return information.Entropies(functools.partial(_joint_of, rows, alpha))
+
+
+def _joint_of(rows: Sequence[Tensor], alpha: float, numbers: tuple[int, ...]) -> Tensor:
+    return _joint([rows[number] for number in numbers], alpha)
+
+
+def _joint(rows: Sequence[Tensor], alpha: float) -> Tensor:
+    """The entropy of the elementwise product of linear kernels, on the smaller side."""
+    if math.prod(x.shape[-1] for x in rows) < rows[0].shape[-2]:
+        product = functools.reduce(lambda a, b: (a.unsqueeze(-1) * b.unsqueeze(-2)).flatten(-2), rows)
+        return _gram_entropy(small_gram(product), alpha)
+    with without_autocast(rows[0]):
+        return _gram_entropy(functools.reduce(operator.mul, (x @ x.mT for x in rows)), alpha)
+
+
+def _gram_entropy(gram: Tensor, alpha: float) -> Tensor:
+    if alpha == 2:
+        return collision_entropy(*norm_and_trace(gram, 0.0, gram.shape[-1]))
+    return spectral_entropies.renyi_of((gram + gram.mT) / 2, alpha)[0]

@@ -1,0 +1,220 @@
+"""Sums over the eigenvalues of a symmetric matrix from which entropies of any order follow, twice differentiable.
+
+``eigh`` divides by differences of eigenvalues in its derivative, ``eigvalsh`` in its second; both give NaN where two
+coincide. Here the first derivative is a function of the matrix and the second has the divided difference of that
+function (Daleckii and Krein, 1965), which stays finite.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from matrix_ssl.matrix._eigenvalues import zero_level
+from matrix_ssl.matrix.precision import without_autocast
+from matrix_ssl.matrix.transforms import Parts, differentiable, is_transformed, once
+
+
+def spectral_sums(
+    a: Tensor, order: float, ridge: float, *, zeros: int = 0, scaled: bool = True
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Σ h(x) and Σ x over x = (λ + ridge) / c, and the eigenvalues λ of ``a`` (..., d, d) without gradient.
+
+    ``zeros`` is a number of further eigenvalues of zero that ``a``, on the smaller side of features, does not have.
+
+    c is the largest λ + ridge of each matrix, or 1 unless ``scaled``. For an order within 0.25 of one, h(x) =
+    (x^order - x) / (1 - order), and -x log x in the limit; else h(x) = x^order. Where x counts as zero (``zero_level``)
+    h has the value of max(x, 0), but zero below order one, and no slope up to order one.
+    """
+    power, total, eigenvalues, _, _, scale = _spectral_sums(a, order, ridge, scaled, needs_vectors(a))
+    if zeros and ridge > 0:
+        x = ridge / scale.squeeze(-1)
+        power, total = power + zeros * _value(x, order), total + zeros * x
+    return power, total, eigenvalues
+
+
+def needs_vectors(a: Tensor) -> bool:
+    """Whether a derivative by ``a`` may be asked for."""
+    if torch.compiler.is_compiling() or is_transformed(a):
+        return True
+    return (torch.is_grad_enabled() and a.requires_grad) or torch.autograd.forward_ad.unpack_dual(a).tangent is not None
+
+
+class Eigenvalues(Parts):
+    """Eigenvalues in ascending order, for functions that are not smooth sums of them: differentiable once."""
+
+    @staticmethod
+    def forward(a: Tensor) -> tuple[Tensor, Tensor]:
+        with without_autocast(a):
+            eigenvalues, vectors = torch.linalg.eigh(a)
+        return eigenvalues, vectors
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(*inputs, output[1])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, _: Any) -> Tensor:
+        a, vectors = ctx.saved_tensors
+        with torch.no_grad(), without_autocast(vectors):
+            slope = (vectors * gradient.unsqueeze(-2)) @ vectors.mT
+        return once("A function of the largest eigenvalues", slope, a, gradient)
+
+
+_eigenvalues_of = differentiable(Eigenvalues)
+
+
+def eigenvalues_of(a: Tensor) -> Tensor:
+    """Eigenvalues (..., d) of a symmetric matrix in ascending order, differentiable once."""
+    if not needs_vectors(a):
+        with without_autocast(a):
+            return torch.linalg.eigvalsh(a)
+    eigenvalues: Tensor = _eigenvalues_of(a)[0]
+    return eigenvalues
+
+
+def near_one(order: float) -> bool:
+    """Whether ``spectral_sums`` subtracts the sum of eigenvalues, which keeps all digits around order one."""
+    return abs(order - 1) < 0.25
+
+
+class _SpectralSums(Parts):
+    @staticmethod
+    def forward(a: Tensor, order: float, ridge: float, scaled: bool, with_vectors: bool) -> tuple[Tensor, ...]:
+        with without_autocast(a):
+            if with_vectors:
+                eigenvalues, vectors = torch.linalg.eigh(a)
+            else:
+                eigenvalues = torch.linalg.eigvalsh(a)
+                vectors = eigenvalues.clone()  # not used
+        x, support, scale = _scaled(eigenvalues, ridge, scaled)
+        counted = torch.where(support, x, 0.0) if order < 1 else x.clamp_min(0)
+        # at order one a value below the zero level counts, but without gradient: the two agree to rounding
+        return _value(counted, order).sum(-1), counted.sum(-1), eigenvalues, vectors, support, scale
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        a, ctx.order, ctx.ridge, ctx.scaled, _ = inputs
+        ctx.mark_non_differentiable(*output[2:])
+        ctx.save_for_backward(a, *output[2:])
+        if not torch.compiler.is_compiling():
+            ctx.save_for_forward(a, *output[2:])
+
+    @staticmethod
+    def backward(ctx: Any, power: Tensor, total: Tensor, *_: Any) -> tuple[Tensor, None, None, None, None]:
+        a, *spectrum = ctx.saved_tensors
+        return _slope(power, total, a, *spectrum, ctx.order, ctx.ridge, ctx.scaled), None, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: Any) -> tuple[Tensor, ...]:
+        a, *spectrum = ctx.saved_tensors
+        one, zero = torch.ones_like(spectrum[0][..., 0]), torch.zeros_like(spectrum[0][..., 0])
+        slopes = [
+            _slope(*weights, a, *spectrum, ctx.order, ctx.ridge, ctx.scaled) for weights in ((one, zero), (zero, one))
+        ]
+        return *((slope * tangent).sum((-2, -1)) for slope in slopes), None, None, None, None  # type: ignore[return-value]
+
+
+_spectral_sums = differentiable(_SpectralSums)
+
+
+class _Slope(Parts):
+    """V (power · h'(x) + total) Vᵀ / c, the derivative of power · Σ h + total · Σ x."""
+
+    @staticmethod
+    def forward(power: Tensor, total: Tensor, a: Tensor, eigenvalues: Tensor, vectors: Tensor, support: Tensor,
+                scale: Tensor, order: float, ridge: float, scaled: bool) -> Tensor:  # fmt: skip
+        slope, flat = _slopes(eigenvalues, support, scale, order, ridge)
+        weights = power.unsqueeze(-1) * slope + total.unsqueeze(-1) * flat
+        with without_autocast(vectors):
+            return (vectors * weights.unsqueeze(-2)) @ vectors.mT
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        power, total, a, *spectrum, ctx.order, ctx.ridge, _ = inputs
+        ctx.save_for_backward(power, total, a, *spectrum)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        dependencies = ctx.saved_tensors
+        with torch.no_grad(), without_autocast(gradient):
+            power, total, a, eigenvalues, vectors, support, scale = dependencies
+            rotated = vectors.mT @ (gradient + gradient.mT).mul(0.5) @ vectors
+            along = rotated.diagonal(dim1=-2, dim2=-1)
+            slope, flat = _slopes(eigenvalues, support, scale, ctx.order, ctx.ridge)
+            difference = _differences(eigenvalues, support, scale, ctx.order, ctx.ridge)
+            curved = vectors @ (power[..., None, None] * difference * rotated) @ vectors.mT
+            found = (along * slope).sum(-1), (along * flat).sum(-1), curved
+        names = [once("An entropy's gradient", x, gradient, power, total, a) for x in found]
+        return *names, *(None,) * 7
+
+
+_slope = differentiable(_Slope)
+
+
+def _scaled(eigenvalues: Tensor, ridge: float, scaled: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """x, which of them are above the zero level, and c (..., 1)."""
+    shifted = eigenvalues + ridge
+    support = shifted > zero_level(shifted, ridge)
+    largest = shifted.amax(-1, keepdim=True)
+    scale = torch.where(largest > 0, largest, 1.0) if scaled else torch.ones_like(largest)
+    return shifted / scale, support, scale
+
+
+def _value(x: Tensor, order: float) -> Tensor:
+    if order == 1:
+        return torch.special.entr(x)
+    if near_one(order):
+        positive = x > 0
+        log = torch.where(positive, x, 1.0).log()
+        return torch.where(positive, x * torch.expm1((order - 1) * log), -x) / (1 - order)
+    return x.pow(order)
+
+
+def _slopes(eigenvalues: Tensor, support: Tensor, scale: Tensor, order: float, ridge: float) -> tuple[Tensor, Tensor]:
+    """h'(x) / c and 1 / c; zero where x counts as zero and the order is one or below."""
+    x, counted = ((eigenvalues + ridge) / scale).clamp_min(0), support if order <= 1 else torch.ones_like(support)
+    positive = x > 0
+    safe = torch.where(positive, x, 1.0)
+    if near_one(order):
+        log = safe.log()
+        slope = -log - 1 if order == 1 else order * torch.expm1((order - 1) * log) / (1 - order) - 1
+        at_zero = 0.0 if order <= 1 else -1 / (1 - order)
+    else:
+        slope, at_zero = order * safe.pow(order - 1), 0.0
+    slope = torch.where(positive, slope, at_zero)
+    return torch.where(counted, slope, 0.0) / scale, counted.to(scale.dtype) / scale
+
+
+def _differences(eigenvalues: Tensor, support: Tensor, scale: Tensor, order: float, ridge: float) -> Tensor:
+    """(h'(x) - h'(y)) / (x - y) / c² for all pairs; zero where it would be infinite or one of them counts as zero."""
+    x = ((eigenvalues + ridge) / scale).clamp_min(0)
+    shape = (*x.shape, x.shape[-1])
+    a, b = x.unsqueeze(-1).expand(shape), x.unsqueeze(-2).expand(shape)
+    difference = (-order if near_one(order) else order * (order - 1)) * power_difference(a, b, order - 1)
+    counted = support.unsqueeze(-1) & support.unsqueeze(-2)
+    if order > 1:  # from a zero to another value it is finite
+        counted = support.unsqueeze(-1) | support.unsqueeze(-2) | torch.full_like(counted, order >= 2)
+    return torch.where(counted, difference, 0.0) / scale.unsqueeze(-1).square()
+
+
+def power_difference(a: Tensor, b: Tensor, exponent: float) -> Tensor:
+    """(a^e - b^e) / (e (a - b)) of numbers not below zero, without cancellation; (log a - log b) / (a - b) at e = 0.
+
+    With m the larger one and t = log of the ratio, at most 0, it is m^(e-1) · expm1(e t) / (e expm1(t)). Where both are
+    zero it is the limit for equal ones, and 0 where that is infinite.
+    """
+    large, small = torch.maximum(a, b), torch.minimum(a, b)
+    inside = small > 0
+    safe = torch.where(large > 0, large, 1.0)
+    y = torch.where(inside, (small - large) / (small + large), 0.0)
+    t = 2 * torch.atanh(y)
+    apart = t < 0
+    log = torch.where(apart, t, -1.0)
+    ratio = (log if exponent == 0 else torch.expm1(exponent * log) / exponent) / torch.expm1(log)
+    found = safe.pow(exponent - 1) * torch.where(apart, ratio, 1.0)
+    if exponent <= 0:
+        return torch.where(inside, found, 0.0)
+    at_one_zero = torch.where(large > 0, safe.pow(exponent - 1) / exponent, float(exponent == 1))
+    return torch.where(inside, found, at_one_zero)
