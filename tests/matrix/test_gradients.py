@@ -231,6 +231,7 @@ class TestTwice:
         curvature = torch.autograd.functional.hvp(lambda a: matrix.von_neumann_entropy(symmetric_part(a)), flat, h)[1]
         assert (curvature * h).sum().item() == pytest.approx(-d * h.square().sum().item(), rel=1e-10)
 
+    @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # of PyTorch about itself
     def test_forward_mode(self):
         a, h = positive(MATRICES["repeated"]), positive([0.3, -1.0, 0.2, 0.5], seed=4)
         for function in (matrix.von_neumann_entropy, functools.partial(matrix.renyi_entropy, alpha=3.0)):

@@ -136,21 +136,50 @@ class _Slope(Parts):
         ctx.save_for_backward(power, total, a, *spectrum)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        dependencies = ctx.saved_tensors
-        with torch.no_grad(), without_autocast(gradient):
-            power, total, a, eigenvalues, vectors, support, scale = dependencies
-            rotated = vectors.mT @ (gradient + gradient.mT).mul(0.5) @ vectors
-            along = rotated.diagonal(dim1=-2, dim2=-1)
-            slope, flat = _slopes(eigenvalues, support, scale, ctx.order, ctx.ridge)
-            difference = _differences(eigenvalues, support, scale, ctx.order, ctx.ridge)
-            curved = vectors @ (power[..., None, None] * difference * rotated) @ vectors.mT
-            found = (along * slope).sum(-1), (along * flat).sum(-1), curved
-        names = [once("An entropy's gradient", x, gradient, power, total, a) for x in found]
-        return *names, *(None,) * 7
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+        power, total, a, *spectrum = ctx.saved_tensors
+        guarded = [once("An entropy's gradient", x, x) for x in (power, total, a)]
+        return *_curvature(gradient, *guarded, *spectrum, ctx.order, ctx.ridge), *(None,) * 7
 
 
 _slope = differentiable(_Slope)
+
+
+class _Curvature(Parts):
+    """The derivatives of ``_Slope`` by power, total and a, applied to a gradient: linear in that, and by that alone
+    differentiable, as a Hessian-vector product by two backward passes asks. The other arguments refuse a derivative.
+    """
+
+    @staticmethod
+    def forward(gradient: Tensor, power: Tensor, total: Tensor, a: Tensor, eigenvalues: Tensor, vectors: Tensor,
+                support: Tensor, scale: Tensor, order: float, ridge: float) -> tuple[Tensor, ...]:  # fmt: skip
+        with without_autocast(gradient):
+            rotated = vectors.mT @ (gradient + gradient.mT).mul(0.5) @ vectors
+            along = rotated.diagonal(dim1=-2, dim2=-1)
+            slope, flat = _slopes(eigenvalues, support, scale, order, ridge)
+            difference = power[..., None, None] * _differences(eigenvalues, support, scale, order, ridge)
+            curved = vectors @ (difference * rotated) @ vectors.mT
+            return (along * slope).sum(-1), (along * flat).sum(-1), curved
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        *tensors, ctx.order, ctx.ridge = inputs
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, by_power: Tensor, by_total: Tensor, by_matrix: Tensor) -> tuple[Any, ...]:
+        _, power, total, a, eigenvalues, vectors, support, scale = ctx.saved_tensors
+        with torch.no_grad(), without_autocast(vectors):
+            slope, flat = _slopes(eigenvalues, support, scale, ctx.order, ctx.ridge)
+            inner = power[..., None, None] * _differences(eigenvalues, support, scale, ctx.order, ctx.ridge)
+            inner = inner * (vectors.mT @ (by_matrix + by_matrix.mT).mul(0.5) @ vectors)
+            inner = inner + torch.diag_embed(by_power.unsqueeze(-1) * slope + by_total.unsqueeze(-1) * flat)
+            found = vectors @ inner @ vectors.mT
+        dependencies = (power, total, a, by_power, by_total, by_matrix)
+        return once("An entropy's gradient", found, *dependencies), *(None,) * 9
+
+
+_curvature = differentiable(_Curvature)
 
 
 def _scaled(eigenvalues: Tensor, ridge: float, scaled: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -174,7 +203,8 @@ def _value(x: Tensor, order: float) -> Tensor:
 
 def _slopes(eigenvalues: Tensor, support: Tensor, scale: Tensor, order: float, ridge: float) -> tuple[Tensor, Tensor]:
     """h'(x) / c and 1 / c; zero where x counts as zero and the order is one or below."""
-    x, counted = ((eigenvalues + ridge) / scale).clamp_min(0), support if order <= 1 else torch.ones_like(support)
+    x = ((eigenvalues + ridge) / scale).clamp_min(0)
+    counted = support if order <= 1 else support.any(-1, keepdim=True).expand_as(support)  # not of the zero matrix
     positive = x > 0
     safe = torch.where(positive, x, 1.0)
     if near_one(order):
@@ -195,7 +225,8 @@ def _differences(eigenvalues: Tensor, support: Tensor, scale: Tensor, order: flo
     difference = (-order if near_one(order) else order * (order - 1)) * power_difference(a, b, order - 1)
     counted = support.unsqueeze(-1) & support.unsqueeze(-2)
     if order > 1:  # from a zero to another value it is finite
-        counted = support.unsqueeze(-1) | support.unsqueeze(-2) | torch.full_like(counted, order >= 2)
+        counted = support.unsqueeze(-1) | support.unsqueeze(-2)
+        counted = counted | (support.any(-1)[..., None, None] & (order >= 2))
     return torch.where(counted, difference, 0.0) / scale.unsqueeze(-1).square()
 
 
