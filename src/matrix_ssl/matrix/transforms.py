@@ -43,6 +43,7 @@ def differentiable(parts: Any) -> Callable[..., Any]:
             return compiled.apply(*inputs)
         return parts.forward(*inputs)
 
+    run.__doc__, run.__module__ = parts.__doc__, parts.__module__
     return run
 
 
