@@ -103,7 +103,7 @@ def test_damaged_gzip_is_an_error() -> None:
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "[" * 65 + "]" * 65])
 def test_json_has_a_depth(text: str) -> None:
-    with pytest.raises(ValueError, match=f"deeper than {DEEPEST_JSON}"):
+    with pytest.raises(ValueError, match=f"deeply, in more than {DEEPEST_JSON}"):
         parse_json(text)
 
 

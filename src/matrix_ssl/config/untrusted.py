@@ -22,7 +22,12 @@ MOST_JSON = 64 * MIB  # of one JSON file of a run or a model
 MOST_TEXT = 2 * GIB  # of one file of questions or annotations, and of what it unpacks to
 DEEPEST_JSON = 64  # lists and objects in each other
 _MOST_DIGITS = 19  # of an integer: those of 64 bits
+MOST_DIGITS = 1000  # where what is read is checked as a number of its own kind
 _PIECE = 16 * MIB  # bytes that are unpacked at a time
+
+
+class NestingError(ValueError):
+    """JSON is nested too deeply."""
 
 
 def open_file(path: str | Path) -> FileIO:
@@ -183,5 +188,5 @@ def _check_depth(value: Any) -> None:
     raise _too_deep()
 
 
-def _too_deep() -> ValueError:
-    return ValueError(f"it is nested deeper than {DEEPEST_JSON} levels")
+def _too_deep() -> NestingError:
+    return NestingError(f"the values are nested too deeply, in more than {DEEPEST_JSON} levels")

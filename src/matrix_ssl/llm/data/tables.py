@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from matrix_ssl.config.untrusted import MOST_TEXT, decompress, parse_json, read_file, why
+from matrix_ssl.config.untrusted import MOST_TEXT, NestingError, decompress, parse_json, read_file, why
 from matrix_ssl.errors import DataError, import_extra
 
 Table = list[dict[str, Any]]
@@ -105,6 +105,8 @@ def _objects(rows: Iterator[tuple[str, Any]]) -> Table:
 def _json(content: bytes, where: str) -> Any:
     try:
         return parse_json(_text(content, where))
+    except NestingError as error:
+        raise DataError(f"{where}: {error}.") from error
     except ValueError as error:
         raise DataError(f"{where}: not JSON: {error}.") from error
 

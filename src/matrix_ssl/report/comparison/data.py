@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from matrix_ssl.config.untrusted import parse_json, read_file, why
+from matrix_ssl.config.untrusted import MOST_DIGITS, parse_json, read_file, why
 from matrix_ssl.errors import RunFolderError
 from matrix_ssl.report.comparison.statistics import Pair, PairedDifference, against, paired_difference, pairwise
 from matrix_ssl.report.measures import MEASURES, Measure
@@ -247,7 +247,7 @@ def read_comparison(out: Path) -> Comparison:
     """The comparison in a folder; raises RunFolderError where ``compare.json`` is missing or damaged."""
     path = out / RESULTS
     try:
-        return parse_comparison(parse_json(read_file(path)), path)
+        return parse_comparison(parse_json(read_file(path), digits=MOST_DIGITS), path)
     except FileNotFoundError:
         raise RunFolderError(f"{out} has no {RESULTS}: choose a folder that matrix-ssl compare has written.") from None
     except (OSError, ValueError) as error:

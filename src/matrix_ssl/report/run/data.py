@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from matrix_ssl.config import RunConfig
 from matrix_ssl.config.arrays import read_arrays
-from matrix_ssl.config.untrusted import MOST_TEXT, parse_json, read_file, why
+from matrix_ssl.config.untrusted import MOST_DIGITS, MOST_TEXT, parse_json, read_file, why
 from matrix_ssl.errors import RunFolderError
 from matrix_ssl.report.figures import Curve
 from matrix_ssl.report.records import Number, Text, parse
@@ -190,7 +190,7 @@ def _read_lines(path: Path, notes: list[Note]) -> list[Line]:
 
 def _parse_line(raw: bytes) -> Line | None:
     try:
-        line = parse_json(raw)
+        line = parse_json(raw, digits=MOST_DIGITS)
     except ValueError:
         return None
     if not isinstance(line, dict) or not isinstance(line.get("step"), int) or not 0 <= line["step"] < 2**62:

@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from matrix_ssl.config.untrusted import parse_json, read_file, why
+from matrix_ssl.config.untrusted import MOST_DIGITS, parse_json, read_file, why
 from matrix_ssl.errors import RunFolderError
 from matrix_ssl.report.comparison.statistics import Estimate
 from matrix_ssl.report.records import Number, Text, parse
@@ -153,7 +153,7 @@ def read_worth(out: Path) -> Results:
     """The results in a folder; raises RunFolderError where ``worth.json`` is missing or damaged."""
     path = out / RESULTS
     try:
-        return parse(Results, parse_json(read_file(path)), path, remedy=_REMEDY)
+        return parse(Results, parse_json(read_file(path), digits=MOST_DIGITS), path, remedy=_REMEDY)
     except FileNotFoundError:
         raise RunFolderError(f"{out} has no {RESULTS}: choose a folder that matrix-ssl worth has written.") from None
     except (OSError, ValueError) as error:
