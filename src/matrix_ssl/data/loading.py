@@ -132,10 +132,10 @@ def evaluation_batches(
         yield crops.indices, squares.float() / 255, crops.unreadable
 
 
-class _Readable(Reader):
+class _Readable(Reader[Crops]):
     """Reads images only to see whether they can be read; a key is a range of images."""
 
-    def crops(self, key: range) -> Crops:
+    def batch(self, key: range) -> Crops:
         unreadable = []
         for index in key:
             try:

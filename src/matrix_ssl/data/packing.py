@@ -3,7 +3,7 @@
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import IO, Annotated
+from typing import IO, Annotated, Any
 
 import numpy as np
 import torch
@@ -49,7 +49,7 @@ class Shard:
 
     def write(self, file: IO[bytes], source: Source) -> None:
         """Writes the arrays of ``packed``: the same bytes for the same images, whenever and wherever."""
-        arrays = {
+        arrays: dict[str, Any] = {
             "jpeg": np.frombuffer(b"".join(self.images), np.uint8),
             "offs": np.cumsum([0, *map(len, self.images)], dtype=np.int64),
         }

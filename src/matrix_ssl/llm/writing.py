@@ -28,7 +28,7 @@ class Written(NamedTuple):
 
 def ignored_settings(model: "PreTrainedModel") -> dict[str, Any]:
     """What a model's folder asks of generation (sampling, beams, penalties) and greedy decoding leaves out."""
-    own = getattr(model, "generation_config", None)
+    own: Any = getattr(model, "generation_config", None)
     values = own.to_diff_dict() if own is not None else {}
     return {
         key: x for key, x in values.items() if key not in (*_KEPT, "transformers_version") and not key.startswith("_")
@@ -38,7 +38,7 @@ def ignored_settings(model: "PreTrainedModel") -> dict[str, Any]:
 @contextmanager
 def greedy(model: "PreTrainedModel") -> Iterator[None]:
     """Within the block a model generates greedily, whatever its folder says; its end tokens stay."""
-    own = getattr(model, "generation_config", None)
+    own: Any = getattr(model, "generation_config", None)
     kept = {key: getattr(own, key, None) for key in _KEPT}
     model.eval()
     model.generation_config = import_extra("transformers", extra="llm").GenerationConfig(
@@ -67,20 +67,21 @@ def write(
     order = sorted(range(len(encoded)), key=lambda i: -len(encoded[i]))
     texts, tokens, started = [""] * len(encoded), 0, time.monotonic()
     filler = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end
+    generate: Any = model.generate
     with greedy(model), torch.inference_mode():
         for first in range(0, len(order), batch_size):
             part = order[first : first + batch_size]
             longest = len(encoded[part[0]])
             ids = torch.tensor([[filler] * (longest - len(encoded[i])) + encoded[i] for i in part])
             mask = torch.tensor([[0] * (longest - len(encoded[i])) + [1] * len(encoded[i]) for i in part])
-            new = model.generate(
+            new = generate(
                 input_ids=ids.to(model.device), attention_mask=mask.to(model.device), max_new_tokens=max_new_tokens,
                 pad_token_id=filler, **_stopping(tokenizer, template),
             )[:, longest:].tolist()  # fmt: skip
             for i, answer in zip(part, new, strict=True):
                 answer = _until_end(answer, model, end)
                 tokens += len(answer)
-                texts[i] = _until_stop(tokenizer.decode(answer, skip_special_tokens=True), template)
+                texts[i] = _until_stop(str(tokenizer.decode(answer, skip_special_tokens=True)), template)
             on_progress(min(first + batch_size, len(order)), len(order), tokens / (time.monotonic() - started))
     return Written(texts, tokens, time.monotonic() - started)
 

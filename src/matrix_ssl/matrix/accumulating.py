@@ -19,7 +19,7 @@ class Metric:
         self._defaults[name], self._reductions[name] = default, dist_reduce_fx
         setattr(self, name, default.clone())
 
-    def update(self, *batch: Tensor) -> None:
+    def update(self, features: Tensor) -> None:
         """Adds a batch."""
         raise NotImplementedError
 

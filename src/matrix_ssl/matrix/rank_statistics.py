@@ -3,6 +3,7 @@
 The memory is (groups + 1) d² numbers in float64 while features are added: 300 MB for width 2048 and eight groups.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -133,7 +134,7 @@ class RankStatistics:
         result = {}
         for name in MEANINGS:
             one = combine(
-                lambda chosen, name=name: of(name, chosen), groups, self.count, population=population, level=level,
+                functools.partial(of, name), groups, self.count, population=population, level=level,
                 most=math.inf if name == "alpha_req" else self.width,
             )  # fmt: skip
             if name != "self_cluster" and one.low == one.low and one.quarter == one.quarter:  # not NaN

@@ -89,7 +89,7 @@ class MaskedMethod(Method):
     @classmethod
     def choose_views(cls, views: tuple[config.ViewConfig, ...]) -> tuple[config.ViewConfig, ...]:
         """One view: the first one's crops and its other changes of place, without those of colour."""
-        unchanged = dict.fromkeys(("jitter", "grayscale", "blur", "solarize", "gamma", "noise"), 0.0)
+        unchanged: dict[str, Any] = dict.fromkeys(("jitter", "grayscale", "blur", "solarize", "gamma", "noise"), 0.0)
         return (dataclasses.replace(views[0], count=1, **unchanged),)
 
 

@@ -73,12 +73,11 @@ class LARS(torch.optim.Optimizer):
         for group in self.param_groups:
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
             if parameters:
-                self._update(parameters, group)
+                self._update(parameters, [parameter.grad for parameter in parameters], group)
         return loss
 
-    def _update(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+    def _update(self, parameters: list[Tensor], gradients: list[Tensor], group: dict[str, Any]) -> None:
         """The step of some parameters, in few operations over all of them and without waiting for the device."""
-        gradients = [parameter.grad for parameter in parameters]
         scaled = [i for i, p in enumerate(parameters) if p.ndim > 1 or group.get("scale_vectors", False)]
         if scaled:
             weights = [parameters[i] for i in scaled]

@@ -259,10 +259,11 @@ def _try_optimizer(trainer: MatrixTrainer) -> None:
     """Makes an optimizer's settings and a schedule, as the training will: packages and arguments may be missing."""
     from transformers import get_scheduler
 
-    arguments = trainer.args
+    arguments: Any = trainer.args
     if trainer.is_deepspeed_enabled:
         return  # its own
-    trainer.get_optimizer_cls_and_kwargs(arguments, trainer.model)
+    model: Any = trainer.model
+    trainer.get_optimizer_cls_and_kwargs(arguments, model)
     get_scheduler(
         arguments.lr_scheduler_type, optimizer=torch.optim.SGD([torch.zeros(1)], lr=1.0), num_warmup_steps=1,
         num_training_steps=2, scheduler_specific_kwargs=arguments.lr_scheduler_kwargs,

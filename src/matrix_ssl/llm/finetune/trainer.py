@@ -87,7 +87,7 @@ class MatrixTrainer(Trainer):
         self.matrix = matrix
         self.model_accepts_loss_kwargs = True  # labels are counted whatever the model's forward takes,
         self._loss_shifts_labels = True  # all but the first of each sequence, which nothing predicts
-        tokenizer = self.processing_class
+        tokenizer: Any = self.processing_class
         self._may_lack_rows = hasattr(tokenizer, "get_vocab") and tokens_without_row(self.model, tokenizer) > 0
         self._form: HeadForm | None = None  # of the head, where the logits are left out
         self._is_form_known = self._needs_logits = False
@@ -201,17 +201,19 @@ class MatrixTrainer(Trainer):
             _log.warning("The loss is computed from whole logits of %s: %s.", type(self.model).__name__, reason)
 
     def _check_rows(self, labels: Tensor) -> None:
+        tokenizer: Any = self.processing_class
         vocabulary, _ = head_shape(self.model)
         if (largest := int(labels.max())) >= vocabulary:
             raise DataError(
                 f"The largest label is {largest}, but the head has {vocabulary} rows: pass the tokenizer that belongs "
-                f"to the model, or call model.resize_token_embeddings({len(self.processing_class)}) first."
+                f"to the model, or call model.resize_token_embeddings({len(tokenizer)}) first."
             )
 
     def _note(
         self, measures: Tensor, *, scale: int, items: int | Tensor, count: Tensor, inputs: dict[str, Any]
     ) -> None:
         """Keeps the measures of a micro-batch, which are sums divided by ``items``, until the next line."""
+        assert self.model is not None
         if not self.model.training:
             self._evaluated.append(torch.cat([measures * items, count.to(measures.device, measures.dtype).view(1)]))
             return

@@ -42,12 +42,12 @@ def values_from_hidden(
     Sums over the positions, or with ``each`` of every position: (n,) and (4, n). The loss is differentiable by all.
     """
     inputs = hidden, rows, bias
-    needed = tuple(x is not None and torch.is_grad_enabled() and x.requires_grad for x in inputs)
+    by_hidden, by_rows, by_bias = (x is not None and torch.is_grad_enabled() and x.requires_grad for x in inputs)
     if torch.is_autocast_enabled(hidden.device.type) and rows.dtype == torch.float32:
         dtype = torch.get_autocast_dtype(hidden.device.type)  # as the model's own head would multiply
     else:
         dtype = rows.dtype
-    request = request._replace(needed=needed)
+    request = request._replace(needed=(by_hidden, by_rows, by_bias))
     if each:
         loss, measures = _Each.apply(*inputs, request, dtype)
     else:
@@ -80,13 +80,13 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     @differentiable_once
     def backward(ctx: Any, scale: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        inputs = ctx.saved_tensors
+        hidden, rows, bias = ctx.saved_tensors
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:  # given away by an earlier backward of a graph that was retained
-            _, gradients = _values_and_gradients(*inputs, ctx.request, ctx.dtype)
+            _, gradients = _values_and_gradients(hidden, rows, bias, ctx.request, ctx.dtype)
         scaled = (
             full_precision(gradient).mul_(scale).to(x.dtype) if needed else None
-            for gradient, x, needed in zip(gradients, inputs, ctx.request.needed, strict=True)
+            for gradient, x, needed in zip(gradients, (hidden, rows, bias), ctx.request.needed, strict=True)
         )
         return *scaled, None, None
 
@@ -109,10 +109,11 @@ class _Each(torch.autograd.Function):
     @staticmethod
     @differentiable_once
     def backward(ctx: Any, factors: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        inputs, request = ctx.saved_tensors, ctx.request
+        (hidden, rows, bias), request = ctx.saved_tensors, ctx.request
         factors = factors if request.factors is None else factors * request.factors
-        _, gradients = _values_and_gradients(*inputs, request._replace(factors=factors), ctx.dtype)
-        return *(None if g is None else g.to(x.dtype) for g, x in zip(gradients, inputs, strict=True)), None, None
+        _, gradients = _values_and_gradients(hidden, rows, bias, request._replace(factors=factors), ctx.dtype)
+        pairs = zip(gradients, (hidden, rows, bias), strict=True)
+        return *(None if g is None else g.to(x.dtype) for g, x in pairs), None, None
 
 
 class _FromLogits(torch.autograd.Function):
