@@ -1,6 +1,7 @@
-"""Places that tests of faults need, and digits that are read once."""
+"""Places that tests of faults need, and digits that are parsed once."""
 
 import functools
+import gc
 import os
 import subprocess
 import sys
@@ -16,9 +17,12 @@ NOBODY = 65534
 
 
 def pytest_collection_finish() -> None:
-    """Parses the digits of scikit-learn once a process, as hundreds of tests open them."""
+    """Parses scikit-learn's digits once a process, and takes what stays to the end out of collections of garbage."""
     if datasets := sys.modules.get("sklearn.datasets"):
         datasets.load_digits = functools.cache(datasets.load_digits)
+    if "hypothesis" in sys.modules:  # which asks, as it is imported, what refers to an object
+        gc.collect()
+        gc.freeze()
 
 
 def pytest_configure() -> None:

@@ -154,7 +154,8 @@ CASES: dict[str, tuple[type[Method], Check, type[Exception]]] = {
 @pytest.mark.parametrize("case", CASES)
 def test_what_is_wrong_is_noticed(case: str, tmp_path: Path) -> None:
     broken, check, error = CASES[case]
-    places = {"tmp_path": tmp_path} if "tmp_path" in inspect.signature(check).parameters else {}
+    values = {"tmp_path": tmp_path, "steps": 20}
+    places = {name: values[name] for name in values.keys() & inspect.signature(check).parameters.keys()}
     options = {"options": {"temperature": 0.11}} if case == "another trajectory" else {}
     with pytest.raises(error):
         check(suite(broken, "byol" if issubclass(broken, BYOL) else "simclr", **options), **places)
