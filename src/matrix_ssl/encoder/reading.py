@@ -91,8 +91,8 @@ def read_tensors(path: Path) -> Contents:
     """
     head = _head(path)
     if path.suffix == ".safetensors" or head[8:9] == b"{":
-        tensors, metadata = read_safetensors(path)
-        return Contents(tensors, metadata if metadata.keys() >= _OURS else {}, lightning=False, sha256=_sha256(path))
+        stored, metadata = read_safetensors(path)
+        return Contents(stored, metadata if metadata.keys() >= _OURS else {}, lightning=False, sha256=_sha256(path))
     loaded = _load(path)
     tensors: dict[str, Tensor] = {}
     for number, (name, tensor) in enumerate(_walk(loaded, "", _DEEPEST), 1):

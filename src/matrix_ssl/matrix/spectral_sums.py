@@ -113,7 +113,7 @@ class _SpectralSums(Parts):
         slopes = [
             _slope(*weights, a, *spectrum, ctx.order, ctx.ridge, ctx.scaled) for weights in ((one, zero), (zero, one))
         ]
-        return *((slope * tangent).sum((-2, -1)) for slope in slopes), None, None, None, None  # type: ignore[return-value]
+        return *((slope * tangent).sum((-2, -1)) for slope in slopes), None, None, None, None
 
 
 _spectral_sums = differentiable(_SpectralSums)

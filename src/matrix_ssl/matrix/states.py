@@ -103,7 +103,7 @@ def schatten_divergence(p: Tensor, q: Tensor, *, order: float = 1.0, validate: b
     return scale.squeeze(-1) * torch.where(total > 0, torch.where(total > 0, total, 1.0).pow(1 / order), 0.0)
 
 
-def mixture_weights(weights: Weights, k: int) -> list[float] | list[Tensor]:
+def mixture_weights(weights: Weights, k: int) -> list[float]:
     """k weights of sum one; ValueError if their number differs, one is negative, or none is above zero."""
     if weights is None:
         return [1 / k] * k

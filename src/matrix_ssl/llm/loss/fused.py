@@ -83,7 +83,7 @@ class _Sum(torch.autograd.Function):
         hidden, rows, bias = ctx.saved_tensors
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:  # given away by an earlier backward of a graph that was retained
-            _, gradients = _values_and_gradients(hidden, rows, bias, ctx.request, ctx.dtype)
+            gradients = _values_and_gradients(hidden, rows, bias, ctx.request, ctx.dtype)[1]
         scaled = (
             full_precision(gradient).mul_(scale).to(x.dtype) if needed else None
             for gradient, x, needed in zip(gradients, (hidden, rows, bias), ctx.request.needed, strict=True)
@@ -111,7 +111,7 @@ class _Each(torch.autograd.Function):
     def backward(ctx: Any, factors: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         (hidden, rows, bias), request = ctx.saved_tensors, ctx.request
         factors = factors if request.factors is None else factors * request.factors
-        _, gradients = _values_and_gradients(hidden, rows, bias, request._replace(factors=factors), ctx.dtype)
+        gradients = _values_and_gradients(hidden, rows, bias, request._replace(factors=factors), ctx.dtype)[1]
         pairs = zip(gradients, (hidden, rows, bias), strict=True)
         return *(None if g is None else g.to(x.dtype) for g, x in pairs), None, None
 
