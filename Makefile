@@ -9,9 +9,12 @@ PYTHON := .venv/bin/python
 TEST_ENVIRONMENT := env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 \
 	MALLOC_MMAP_THRESHOLD_=33554432 MALLOC_TRIM_THRESHOLD_=2147483647 MALLOC_TOP_PAD_=16777216
 SEED := 0
+FUZZ := 100000
+FAULTS := tests/faults tests/*/test_*faults.py tests/*/test_hostile*.py tests/training/test_resume.py \
+	tests/runs/test_first_write.py
 DEMO := runs/demo$(if $(filter-out 0,$(SEED)),-$(SEED))
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-floor check bench docs clean
+.PHONY: help demo test test-slow test-faults test-floor check bench docs clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' "$(ROOT)/Makefile"
@@ -28,6 +31,10 @@ test:  ## install what the tests need and run them
 test-slow:  ## the tests that take minutes
 	@cd "$(ROOT)" && tools/install test
 	@cd "$(ROOT)" && $(PYTHON) -m pytest -m slow
+
+test-faults:  ## kills, signals, full disks, hostile folders, and FUZZ=100000 damaged inputs of every parser
+	@cd "$(ROOT)" && tools/install test
+	@cd "$(ROOT)" && MATRIX_SSL_FUZZ=$(FUZZ) $(TEST_ENVIRONMENT) $(PYTHON) -m pytest -n auto --dist worksteal $(FAULTS)
 
 test-floor:  ## test the losses with the oldest PyTorch and nothing else, in an environment of its own that is removed
 	@cd "$(ROOT)" && tools/test-floor
