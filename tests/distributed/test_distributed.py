@@ -18,7 +18,18 @@ from matrix_ssl.distributed import batch_norm
 from matrix_ssl.distributed import losses as parallel
 from matrix_ssl.runs import checkpoint
 from tests.support import process_checks, runs
-from tests.support.runs import BARE, PATIENCE, Command, Ended, start_processes, succeed, timeless, tiny
+from tests.support.runs import (
+    BARE,
+    PATIENCE,
+    Command,
+    Ended,
+    check_failure,
+    make_images,
+    start_processes,
+    succeed,
+    timeless,
+    tiny,
+)
 
 SHORT = ("precision=float64", "log_every=1", "batch_size=66", "checkpoint_every=4", "data.subset=528")  # 8 steps
 SHORTEST = (*SHORT, "data.subset=198", "views.2.image_size=4")  # 3 steps of two views and a small one
@@ -253,3 +264,22 @@ def test_a_complete_run_is_complete_for_all(tmp_path: Path, pair: Path) -> None:
     assert (first.code, second.code) == (0, 0)
     assert first.err.startswith("r is complete. Use --fresh to start over.\n") and second.err == ""
     assert (pair / "encoder.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("second", "words"),
+    [
+        pytest.param("sys.argv += ['--set', 'seed=7']", "on their settings or data, seed: 0 and 7.", id="settings"),
+        pytest.param("sys.argv[sys.argv.index('a/photos')] = 'b/photos'", "on their settings or data, ", id="data"),
+        pytest.param("session.versions = lambda names: {'torch': '1.0'}", "on their versions, ", id="versions"),
+    ],
+)
+def test_processes_that_disagree_refuse_together(tmp_path: Path, second: str, words: str) -> None:
+    """The second one has a different seed, an image less in a folder of the same name, or a different version."""
+    for folder, count in (("a", 12), ("b", 11)):
+        make_images(tmp_path / folder / "photos", count)
+    arguments = ["pretrain", "demo", "--data", "a/photos", "--out", "r", "--device", "cpu", "--no-report"]
+    before = f"{BARE}\nimport os, sys\nfrom matrix_ssl.runs import session\nif os.environ['RANK'] == '1':\n    {second}"
+    first, other = end(start_processes(tmp_path, arguments, count=2, before=before))
+    assert first.code > 0 and words in check_failure(first) and other.code != 0
+    assert not (tmp_path / "r" / "config.json").exists()
