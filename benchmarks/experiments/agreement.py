@@ -264,7 +264,6 @@ def timed_pairs(n: int) -> dict[str, Pair]:
         "Vendi score of features; vendi-score's score_dual": (
             lambda x, y: of_features.vendi_score(x), lambda x, y: vendi.score_dual(x.numpy()),
         ),
-        "linear CKA of features; hsic0 of ckatorch": (matrix.linear_cka, cka_of_ckatorch("hsic0")),
         "effective rank of features; reptrix": (
             lambda x, y: of_features.effective_rank(x), lambda x, y: entropies()[1][
                 "effective rank of the covariance"][3](x, y),
@@ -273,6 +272,7 @@ def timed_pairs(n: int) -> dict[str, Pair]:
     if n > 2000:
         return pairs
     return pairs | {
+        "linear CKA of features; hsic0 of ckatorch": (matrix.linear_cka, cka_of_ckatorch("hsic0")),
         "Vendi score of features; vendi-score's score_X": (
             lambda x, y: of_features.vendi_score(x), lambda x, y: vendi.score_X(x.numpy()),
         ),

@@ -234,8 +234,8 @@ class TestVendiScore:
             assert of_features.vendi_score(x, order=order, weights=w).item() == pytest.approx(expected, rel=1e-9)
 
     def test_ends_and_copies(self):
-        assert matrix.vendi_score(torch.eye(5)).item() == pytest.approx(5, rel=1e-6)
-        assert matrix.vendi_score(torch.ones(5, 5)).item() == pytest.approx(1, rel=1e-6)
+        assert matrix.vendi_score(torch.eye(5)).item() == pytest.approx(5, rel=1e-5)
+        assert matrix.vendi_score(torch.ones(5, 5)).item() == pytest.approx(1, rel=1e-5)
         x, weights = rows(4, 3), torch.tensor([1.0, 2, 3, 4], dtype=torch.float64)
         twice = of_features.vendi_score(
             torch.cat([x, x[:1]]), weights=torch.cat([weights, weights[:1]]) * torch.tensor([0.25, 1, 1, 1, 0.75])
