@@ -1,4 +1,4 @@
-"""Values of the toolbox beside public implementations of the same quantities, and time and memory beside theirs.
+"""Values of the toolbox beside public implementations of the same quantities, and time beside theirs.
 
     python -m benchmarks.experiments.agreement           (writes benchmarks/results/agreement.json; minutes)
     python -m benchmarks.experiments.agreement --quick   (tiny sizes)
@@ -6,13 +6,11 @@
 Each row is one quantity of the same random features in float64: the value here, that of the other, their difference.
 Others are the packages vendi-score, reptrix, torch-cka and ckatorch, where they are installed, NumPy or SciPy, or the
 formulas of a repository that is no package (repitl), rewritten. Times are CPU seconds of one thread, value without
-gradient, float32, both taking turns; memory is what the process grows by at its peak, each in a process of its own.
+gradient, float32, both taking turns.
 """
 
 import importlib.metadata
 import math
-import multiprocessing
-import resource
 from collections.abc import Callable
 from typing import Any
 
@@ -287,7 +285,7 @@ def timed_pairs(n: int) -> dict[str, Pair]:
 
 
 def timings(n: int, d: int, *, rounds: int) -> list[dict[str, Any]]:
-    """Seconds and memory of both, and how many times faster this package is."""
+    """Seconds of both, and how many times faster this package is."""
     x, y = features(n, d, torch.float32)
     rows = []
     for name, (ours, theirs) in timed_pairs(n).items():
@@ -298,24 +296,8 @@ def timings(n: int, d: int, *, rounds: int) -> list[dict[str, Any]]:
         rows.append({
             "quantity": name, "n": n, "d": d, "seconds": {key: spread(value) for key, value in seconds.items()},
             "times_faster": spread(ratios),
-            "memory": {"ours": peak(name, 0, n, d), "theirs": peak(name, 1, n, d)},
         })  # fmt: skip
     return rows
-
-
-def peak(name: str, which: int, n: int, d: int) -> int:
-    """Bytes by which one call raises the resident memory of a new process."""
-    with multiprocessing.get_context("fork").Pool(1) as pool:
-        return pool.apply(_growth, (name, which, n, d))
-
-
-def _growth(name: str, which: int, n: int, d: int) -> int:
-    torch.set_num_threads(1)
-    timed_pairs(n)[name][which](*features(8, 4, torch.float32))  # what is loaded at the first call
-    x, y = features(n, d, torch.float32)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    timed_pairs(n)[name][which](x, y)
-    return 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ def agreement(results: dict[str, Any], family: str) -> str:
     head = table(["quantity", "other", "here", "there", "difference"], rows)
     return (
         f"One pair of representations of 60 samples and 6 columns that share three, float64; a Gaussian kernel has the "
-        f"width 4.\nMeasured at commit {where['commit']} with {packages}; repitl's formulas are of fd0da54.\n\n"
+        f"width 4.\nMeasured at commit {where['commit']} with {packages};\nrepitl's formulas are of fd0da54.\n\n"
         f"{head}"
     )
 
@@ -42,20 +42,17 @@ def _theirs(row: dict[str, Any]) -> list[str]:
 
 
 def times(results: dict[str, Any]) -> str:
-    """Seconds and memory beside them."""
+    """Seconds beside them."""
     rows = [
         [
             row["quantity"], f"{row['n']}, {row['d']}",
             *(f"{1e3 * row['seconds'][side]['median']:.3g}" for side in ("ours", "theirs")),
             f"{row['times_faster']['median']:.1f}",
-            *(f"{row['memory'][side] / 2**20:.0f}" for side in ("ours", "theirs")),
         ]
         for row in results["timings"]
     ]  # fmt: skip
-    head = ["quantity; the other", "n, d", "here, ms", "there, ms", "times faster", "here, MiB", "there, MiB"]
-    return (
-        f"\nCPU milliseconds of one thread, float32, value alone, and what a process grows by:\n\n{table(head, rows)}"
-    )
+    head = ["quantity; the other", "n, d", "here, ms", "there, ms", "times faster"]
+    return f"\nCPU milliseconds of one thread, float32, value alone:\n\n{table(head, rows)}"
 
 
 if __name__ == "__main__":
