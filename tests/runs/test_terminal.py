@@ -44,7 +44,15 @@ def test_secrets_are_not_shown(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["max_new_tokens=512", "eos_token=<eos>", "12 tokens: 3", "https://host/a:b", "secrets of the deep"]
+    "text",
+    [
+        "max_new_tokens=512",
+        "eos_token=<eos>",
+        "12 tokens: 3",
+        "https://host/a:b",
+        "secrets of the deep",
+        '"use_mask_token": false, "hub_token": null',
+    ],
 )
 def test_other_text_stays(text: str) -> None:
     assert redact(text) == text

@@ -20,7 +20,7 @@ _ADDRESS = re.compile(r"(?P<before>[a-z][a-z0-9+.-]*://[^\s/@:]*:)[^\s/]*@", re.
 _NAME = r"(?:token|password|passwd|passphrase|secret|api[_-]?key|access[_-]?key|credentials?)"
 _SETTING = re.compile(
     rf"(?P<before>(?<![\w.-])(?!(?:bos|eos|pad|cls|sep|unk|mask)_)[\w.-]*{_NAME}[\"']?\s*[=:]\s*[\"']?)"
-    r"(?P<secret>[^\s\"'&,;]+)",
+    r"(?!(?:true|false|null|none)\b)(?P<secret>[^\s\"'&,;]+)",  # "use_mask_token": false is none
     re.IGNORECASE,
 )
 _KNOWN = re.compile(r"\b(?:hf_[A-Za-z0-9]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|AKIA[A-Z0-9]{16})\b")
