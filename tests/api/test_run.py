@@ -26,7 +26,7 @@ def features_of(run: matrix_ssl.Run, images: object) -> np.ndarray:
 def test_preprocess_of_files_is_that_of_evaluation() -> None:
     run = matrix_ssl.open("of_folder")
     embedded = run.embed(quiet=True)
-    assert embedded.paths == sorted(map(str, Path("photos").glob("*/*.png"))) and len(embedded) == 40
+    assert embedded.paths == sorted(map(str, Path("photos").absolute().glob("*/*.png"))) and len(embedded) == 40
     for images in (embedded.paths, list(map(Path, embedded.paths)), [Image.open(path) for path in embedded.paths]):
         assert np.array_equal(features_of(run, images), embedded.features)
     assert np.array_equal(embedded.labels, np.sort(LABELS)) and embedded.classes == ["a", "b"]

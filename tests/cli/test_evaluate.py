@@ -13,9 +13,9 @@ from matrix_ssl.data import open_source
 from matrix_ssl.encoder import load_encoder
 from matrix_ssl.evaluate.features import extract
 from matrix_ssl.evaluate.probes.knn import knn_predict
-from matrix_ssl.runs.checkpoint import digest
+from matrix_ssl.runs.checkpoint import digest, encode, read_safetensors
 from matrix_ssl.runs.files import read_json, write_json
-from matrix_ssl.runs.folder import read_config
+from matrix_ssl.runs.folder import identity, read_config
 from tests.support import runs
 from tests.support.runs import BARE, fail, from_files, make_images, succeed, tiny
 
@@ -117,6 +117,10 @@ def test_public_encoders_beside_that_of_the_run(run: Path) -> None:
         config = read_json(run / "config.json")
         config["data"]["image_size"] = size
         write_json(run.parent / name / "config.json", config)
+        tensors, metadata = read_safetensors(run / "encoder.safetensors")
+        kept = {key: value for key, value in metadata.items() if key != "sha256"}
+        owner = {**kept, "run": identity(run.parent / name)}
+        (run.parent / name / "encoder.safetensors").write_bytes(encode(tensors, owner))
     public = ["--baseline", "same", "--baseline", "large", "--baseline-size", "both"]
     ended = succeed(run.parent, [*evaluate("knn", "linear"), *public])
     assert "Baseline large, 12 px: " in ended.err and "This encoder minus public encoders on digits" in ended.out

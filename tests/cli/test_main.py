@@ -1,5 +1,6 @@
 """The command line from the first command to the last, as a user runs it."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -70,7 +71,7 @@ def test_the_run_folder_is_complete(done: Path) -> None:
     summary = read_json(done / "r" / "summary.json")
     assert summary.keys() == {
         "recipe", "finished", "steps", "epochs", "parameters", "seconds", "seconds_training", "skipped", "bad_steps",
-        "negative_determinants", "data",
+        "negative_determinants", "data", "run",
     }  # fmt: skip
     assert (summary["recipe"], summary["finished"], summary["steps"], summary["skipped"]) == ("demo", True, 22, 0)
     assert summary["seconds"] == summary["seconds_training"] > 0
@@ -117,7 +118,7 @@ def test_the_images_of_the_report_have_their_documented_form(done: Path) -> None
     assert 100 <= points <= 360
     del found["classes"]
     assert found == {
-        "map": ("f4", (points, 2)), "map_labels": ("i8", (points,)),
+        "run": ("U16", ()), "map": ("f4", (points, 2)), "map_labels": ("i8", (points,)),
         "gallery_query": ("u1", (queries, 8, 8, 1)), "gallery_neighbours": ("u1", (queries, neighbours, 8, 8, 1)),
         "gallery_query_label": ("i8", (queries,)), "gallery_neighbour_label": ("i8", (queries, neighbours)),
         "gallery_similarity": ("f4", (queries, neighbours)),
@@ -294,7 +295,9 @@ def test_the_settings_that_a_recipe_shows_can_be_given_back(tmp_path: Path, name
     assert f"recipe={name}" in shown
     complete = setup.complete(find_recipe(name))
     assert setup.complete(config.override(find_recipe(name), shown)) == complete
-    assert setup.complete(config.override(config.RunConfig(), shown)) == complete
+    default = config.RunConfig()
+    as_many_views = dataclasses.replace(default, views=default.views[: len(complete.views)])
+    assert setup.complete(config.override(as_many_views, shown)) == complete
 
 
 def test_recipes_are_listed_with_their_first_sentence(tmp_path: Path) -> None:

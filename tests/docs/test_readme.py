@@ -37,6 +37,7 @@ README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 SMALLEST = ["data.subset=16", "data.workers=0", "batch_size=8", "epochs=1", "network.width=8", "method.hidden_dim=16",
             "method.output_dim=16"]  # fmt: skip
+NOT_RUN = {"--download", "DATA", "mae"}  # what needs a network, data of the reader, or a vision transformer
 SMALL_COLOUR = ["network.encoder=shufflenet_v2_x0_5", "data.image_size=32"]  # an encoder that torchvision knows, too
 CONTINUED = ("maximum-entropy.md", "matrix-entropy.md", "python.md", "ranks.md")  # the blocks of each are one program
 OTHER_TOOLS = {"--nproc-per-node", "--help", "--durations"}  # torchrun, every command, pytest
@@ -122,16 +123,26 @@ def run_line(words: list[str], done: list[list[str]]) -> None:
     program, *arguments = words
     if program == "matrix-ssl":
         check_command(arguments)
-        if "--download" not in arguments and not any(word.startswith("hf:") for word in arguments):
+        if not NOT_RUN & set(arguments) and not any(word.startswith("hf:") for word in arguments):
             run_command(arguments)
     elif program == "torchrun":
         check_command(arguments[arguments.index("matrix_ssl") + 1 :])
+    elif words[:2] == ["python", "-m"]:
+        check_script(*arguments[1:])
     elif program == "make":
         check_target(arguments[0])
     elif program == "pip":
         check_pip(arguments)
     else:
         pytest.fail(f"no check for {words}")
+
+
+def check_script(name: str, *words: str) -> None:
+    """The module and its options exist."""
+    specification = importlib.util.find_spec(name)
+    assert specification is not None and specification.origin is not None, name
+    text = Path(specification.origin).read_text("utf-8")
+    assert all(f'"{word}"' in text for word in words if word.startswith("--")), words
 
 
 def check_target(target: str) -> None:

@@ -360,7 +360,8 @@ class TestCards:
         (run / "evaluation" / "birds").mkdir(parents=True)
         score = {"accuracy": 0.8125, "interval": [0.75, 0.875], "mean_per_class": 0.8}
         results = {
-            "weights": "student", "set": {"test": {"images": 20, "classes": 4}}, "training_images": 80,
+            "weights": "student", "training_images": 80,
+            "set": {"train": {"images": 80, "classes": 4}, "test": {"images": 20, "classes": 4}},
             "measures": {"linear": score},
             "baselines": {"raw_pixels": {"linear": score | {"accuracy": 0.25}}, "random_network": {}},
         }  # fmt: skip

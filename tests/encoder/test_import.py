@@ -225,9 +225,9 @@ class TestStrictness:
 
     def test_something_that_no_rule_explains_beside_the_encoder(self, student) -> None:
         tensors = {f"encoder.{name}": tensor for name, tensor in body(student).items()}
-        tensors |= {"decoder.weight": torch.ones(2), "predictor.0.weight": torch.ones(2)}
+        tensors |= {"critic.weight": torch.ones(2), "predictor.0.weight": torch.ones(2)}
         message = refused(tensors)
-        assert "1 tensors that no rule explains, such as decoder.weight; save the state dict of the encoder" in message
+        assert "1 tensors that no rule explains, such as critic.weight; save the state dict of the encoder" in message
 
     def test_two_different_encoders(self, student) -> None:
         two = {f"left.{name}": t for name, t in body(student).items()}

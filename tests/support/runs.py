@@ -17,7 +17,7 @@ from types import MappingProxyType
 from PIL import Image
 
 from matrix_ssl.data import open_source
-from matrix_ssl.runs.checkpoint import load_newest, read_safetensors
+from matrix_ssl.runs.checkpoint import encode, list_checkpoints, load_newest, read_safetensors
 
 TINY = ["batch_size=64", "network.width=8", "method.hidden_dim=32", "method.output_dim=16", "optimizer.warmup_epochs=0"]
 PATIENCE = 120.0  # seconds that any run may take on a busy machine
@@ -140,7 +140,23 @@ def lines(run_folder: Path) -> list[dict]:
 
 def timeless(run_folder: Path) -> list[dict]:
     """The lines of ``metrics.jsonl`` without what the clock decides."""
-    return [{k: v for k, v in line.items() if k not in ("seconds", "images_per_second")} for line in lines(run_folder)]
+    return [
+        {k: v for k, v in line.items() if k not in ("seconds", "images_per_second", "run")}
+        for line in lines(run_folder)
+    ]
+
+
+def without_identity(run_folder: Path) -> None:
+    """Makes the files of a run those of an earlier version, which did not carry the identity of their run."""
+    for path in (run_folder / "summary.json", *(run_folder / "evaluation").glob("*/*.json")):
+        path.write_text(
+            json.dumps({k: v for k, v in json.loads(path.read_text("utf-8")).items() if k != "run"}), "utf-8"
+        )
+    rows = [{k: v for k, v in line.items() if k != "run"} for line in lines(run_folder)]
+    (run_folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    for path in (run_folder / "encoder.safetensors", *list_checkpoints(run_folder)):
+        stored, metadata = read_safetensors(path)
+        path.write_bytes(encode(stored, {k: v for k, v in metadata.items() if k not in ("sha256", "run")}))
 
 
 def tensors(run_folder: Path) -> dict[str, bytes]:

@@ -235,7 +235,9 @@ def test_a_batch_of_many_files_needs_few_open_files(tmp_path: Path) -> None:
         succeed(folder, from_files("photos", *words, epochs=3), before=before + BARE)
         succeed(folder, ["embed", "r", "--out", "x.npz", "--device", "cpu"], before=before)
     assert runs.tensors(tmp_path / "limited" / "r") == runs.tensors(tmp_path / "plain" / "r")
-    assert (tmp_path / "limited" / "x.npz").read_bytes() == (tmp_path / "plain" / "x.npz").read_bytes()
+    with np.load(tmp_path / "limited" / "x.npz") as limited, np.load(tmp_path / "plain" / "x.npz") as plain:
+        for name in ("features", "data_digest"):  # the images lie in two places
+            np.testing.assert_array_equal(limited[name], plain[name])
 
 
 @pytest.mark.parametrize("limit", [12, 30, 48])
@@ -332,7 +334,7 @@ def test_the_data_of_a_run_has_moved(tmp_path: Path) -> None:
     make_images(tmp_path / "photos", 20)
     succeed(tmp_path, from_files("photos"), before=BARE)
     (tmp_path / "photos").rename(tmp_path / "images")
-    assert "'photos' is not a file or folder here" in fail(tmp_path, ["evaluate", "r"])
+    assert f"'{tmp_path / 'photos'}' is not a file or folder here" in fail(tmp_path, ["evaluate", "r"])
     assert "'photos' is not a file or folder here" in fail(tmp_path, from_files("photos"))
     assert "is complete" in succeed(tmp_path, from_files("images"), before=BARE).err  # the same run, elsewhere
     succeed(tmp_path, ["evaluate", "r", "--data", "images", "--device", "cpu"], before=BARE)
