@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from matrix_ssl.errors import DataError
 from matrix_ssl.evaluate.feature_rows import FeatureRows
-from matrix_ssl.matrix import Moments, RankStatistics, joint_entropy, von_neumann_entropy
+from matrix_ssl.matrix import Moments, RankStatistics, of_features
 from matrix_ssl.matrix.rank_report import MEANINGS
 
 RULE = "rank_me"  # the measure that chooses among encoders
@@ -142,15 +142,11 @@ def _cka(covariance: Tensor, width: int) -> float:
 
 
 def _kernels(x: Tensor, y: Tensor) -> dict[str, float]:
-    """MIR and HDR of the cosine kernels; 0 where an entropy is."""
+    """MIR and HDR of the cosine kernels; none where a row is zero, which has no direction."""
     unit = [F.normalize(rows, dim=1) for rows in (x, y) if not (rows == 0).all(1).any()]
     if len(unit) < 2:
         return {}
-    grams = [rows @ rows.mT for rows in unit]
-    s1, s2 = (von_neumann_entropy(gram, validate=False) for gram in grams)
-    both = joint_entropy(*grams, validate=False)
-    smaller, larger = torch.minimum(s1, s2), torch.maximum(s1, s2)
     return {
-        "mir": ((s1 + s2 - both) / smaller).item() if smaller > 0 else 0.0,
-        "hdr": ((s1 - s2).abs() / larger).item() if larger > 0 else 0.0,
+        "mir": of_features.matrix_mutual_information_ratio(*unit, validate=False).item(),
+        "hdr": of_features.entropy_difference_ratio(*unit, validate=False).item(),
     }
