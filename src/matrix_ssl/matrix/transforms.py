@@ -39,7 +39,8 @@ def differentiable(parts: Any) -> Callable[..., Any]:
     def run(*inputs: Any) -> Any:
         if not torch.compiler.is_compiling():
             return eager.apply(*inputs)
-        if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in inputs):
+        # torch.is_tensor, since the compiler of PyTorch 2.4 cannot tell by isinstance what a function is not
+        if torch.is_grad_enabled() and any(torch.is_tensor(x) and x.requires_grad for x in inputs):
             return compiled.apply(*inputs)
         return parts.forward(*inputs)
 
