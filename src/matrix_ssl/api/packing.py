@@ -18,7 +18,6 @@ from matrix_ssl.training.engine import check_unreadable
 PLAN = "pack.json"  # what the folder is for
 FILES = "checksums.json"  # the files that are done
 Progress = Callable[[str, int, int], None]  # split, images done, of all
-_CHUNK = 2**20  # bytes
 
 
 @dataclass(frozen=True)
@@ -132,8 +131,5 @@ def _write(path: Path, split: str, shard: Shard, source: Source) -> Packed:
 
 
 def _checksum(path: Path) -> str:
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while part := file.read(_CHUNK):
-            digest.update(part)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
