@@ -1,0 +1,81 @@
+"""Clusters of images with the images that represent them."""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from matrix_ssl.data.randomness import permutation
+from matrix_ssl.errors import ConfigError
+from matrix_ssl.evaluate.explore.inputs import Matrix, unit_rows
+
+REPRESENTATIVES = 9  # images of a cluster
+_SAMPLE = 2000  # images that the number of clusters is chosen on, at most
+_COUNTS = (2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 20, 24, 28, 32, 40, 50)
+_STREAM = 0xC1A5  # coordinate of their choice
+
+
+class Clusters(NamedTuple):
+    """A cluster for every image.
+
+    Attributes:
+        assignments: int64 (n,), the cluster of every image, from 0, the largest first; -1 for none.
+        representatives: for every cluster the indices of up to nine of its images, int64, the most central first.
+    """
+
+    assignments: NDArray[np.int64]
+    representatives: list[NDArray[np.int64]]
+
+
+def cluster(features: Matrix, *, count: int | None = None, seed: int = 0) -> Clusters:
+    """k-means of the features at length one.
+
+    Without a count, the number among 2 to 50 with the highest mean silhouette is taken, on at most 2,000 images.
+
+    Args:
+        features: (n, d), finite.
+        count: number of clusters, from 1 to n; None: chosen.
+        seed: of the starting centres and of the images on which the number is chosen.
+
+    Raises:
+        ConfigError: the count is not from 1 to n.
+        DataError: a value is not finite.
+
+    Reference: Lloyd, IEEE Transactions on Information Theory 1982; Arthur and Vassilvitskii, SODA 2007 (k-means++);
+    Rousseeuw, Journal of Computational and Applied Mathematics 1987 (silhouette).
+    """
+    from sklearn.cluster import KMeans  # slow to import
+
+    rows = unit_rows(features).cpu().numpy()
+    if count is None:
+        count = choose_count(rows[np.sort(permutation(len(rows), seed, _STREAM)[:_SAMPLE])], seed=seed)
+    if not 1 <= count <= len(rows):
+        raise ConfigError(f"count={count}: expected 1 to {len(rows)} clusters, as many as there are images.")
+    fitted = KMeans(count, n_init=1, random_state=seed).fit(rows)
+    distances = np.linalg.norm(rows - fitted.cluster_centers_[fitted.labels_], axis=1)
+    return in_order(fitted.labels_, distances)
+
+
+def choose_count(rows: NDArray[np.float32], *, seed: int = 0) -> int:
+    """The number of clusters of k-means with the highest mean silhouette; 1 for fewer than three different rows."""
+    from sklearn.cluster import KMeans  # slow to import
+    from sklearn.metrics import silhouette_score
+
+    different = len(np.unique(rows, axis=0))
+    scores = {}
+    for count in (count for count in _COUNTS if count < different):
+        labels = KMeans(count, n_init=1, random_state=seed).fit_predict(rows)
+        scores[count] = silhouette_score(rows, labels)
+    return max(scores, key=lambda count: scores[count], default=1)
+
+
+def in_order(labels: NDArray[np.integer], distances: NDArray[np.floating]) -> Clusters:
+    """Clusters numbered by size, with the images of the smallest ``distances`` (n,) as representatives; -1 stays."""
+    names, sizes = np.unique(labels[labels >= 0], return_counts=True)
+    assignments = np.full(len(labels), -1, dtype=np.int64)
+    representatives = []
+    for new, old in enumerate(names[np.argsort(-sizes, kind="stable")]):
+        members = np.flatnonzero(labels == old)
+        assignments[members] = new
+        representatives.append(members[np.argsort(distances[members], kind="stable")[:REPRESENTATIVES]])
+    return Clusters(assignments, representatives)

@@ -1,0 +1,62 @@
+"""Groups of images that are nearly the same: connected through similarities above a threshold."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from matrix_ssl.errors import ConfigError
+from matrix_ssl.evaluate.explore.inputs import Matrix, unit_rows
+
+THRESHOLD = 0.95
+_BLOCK = 2048  # rows that are compared at a time
+
+
+def near_duplicates(features: Matrix, *, threshold: float = THRESHOLD) -> list[NDArray[np.int64]]:
+    """Groups of images that are connected by pairs with a cosine similarity of at least ``threshold``.
+
+    Two images of a group may be less similar than that where others stand between them. All pairs are compared, in
+    blocks; memory does not grow with the number of pairs.
+
+    Args:
+        features: (n, d), finite.
+        threshold: in (-1, 1].
+
+    Returns:
+        Increasing indices of each group of two or more, int64; the largest groups first, of equal ones that of the
+        lowest index.
+
+    Raises:
+        ConfigError: the threshold is out of its range.
+        DataError: a value is not finite.
+    """
+    from scipy.sparse import coo_array  # slow to import
+    from scipy.sparse.csgraph import connected_components
+
+    if not -1.0 < threshold <= 1.0:
+        raise ConfigError(f"threshold={threshold}: expected a cosine similarity above -1 and at most 1.")
+    rows = unit_rows(features)
+    groups = np.arange(len(rows))
+    for first, second in _pairs(rows, threshold):
+        ends = groups[first], groups[second]
+        graph = coo_array((np.ones(len(first), dtype=bool), ends), shape=(len(rows), len(rows)))
+        groups = connected_components(graph, directed=False)[1][groups]
+    order = np.argsort(groups, kind="stable")
+    members = np.split(order, np.flatnonzero(np.diff(groups[order])) + 1)
+    return sorted((group for group in members if len(group) > 1), key=lambda group: (-len(group), int(group[0])))
+
+
+def _pairs(rows: Tensor, threshold: float) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Indices of pairs i < j above the threshold, block by block, where there are any."""
+    bound = threshold - 1e-6  # equal images have a product of one but for rounding
+    for start in range(0, len(rows), _BLOCK):
+        block = rows[start : start + _BLOCK]
+        for other in range(start, len(rows), _BLOCK):
+            close = block @ rows[other : other + _BLOCK].T >= bound
+            if other == start:
+                close = close.triu(1)
+            i, j = torch.nonzero(close, as_tuple=True)
+            if len(i):
+                yield i.cpu().numpy() + start, j.cpu().numpy() + other

@@ -1,0 +1,62 @@
+"""Checks of what the functions on features take: matrices of NumPy or PyTorch, indices and labels."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from matrix_ssl.errors import ConfigError, DataError
+from matrix_ssl.evaluate.probes.inputs import check_features
+
+Matrix = NDArray[np.floating] | Tensor  # features (n, d)
+
+
+def as_features(features: Matrix, name: str = "features") -> Tensor:
+    """Finite features (n, d), n and d at least 1, as a tensor that shares the memory of an array.
+
+    Raises:
+        DataError: they are not such a matrix.
+    """
+    tensor = features if isinstance(features, Tensor) else torch.from_numpy(np.asarray(features))
+    check_features(tensor, name)
+    return tensor.detach()
+
+
+def unit_rows(features: Matrix, name: str = "features") -> Tensor:
+    """``as_features`` with rows of length one, float32 (n, d); rows of zeros stay."""
+    tensor = as_features(features, name)
+    return torch.cat([F.normalize(rows.double(), dim=1).float() for rows in tensor.split(8192)])
+
+
+def as_indices(indices: Sequence[int] | ArrayLike, count: int, name: str) -> NDArray[np.int64]:
+    """Different indices from 0 to count - 1, int64 (m,), in their order.
+
+    Raises:
+        ConfigError: one is no integer of this range, or is named twice.
+    """
+    rows = np.asarray(indices)
+    if rows.size == 0:
+        return np.zeros(0, dtype=np.int64)
+    if rows.ndim != 1 or rows.dtype.kind not in "iu" or rows.min() < 0 or rows.max() >= count:
+        raise ConfigError(f"{name}: expected a list of integers from 0 to {count - 1}, got {rows.tolist()!r:.80}.")
+    values, counts = np.unique(rows, return_counts=True)
+    if (counts > 1).any():
+        raise ConfigError(f"{name}: image {values[counts > 1][0]} is named twice.")
+    return rows.astype(np.int64)
+
+
+def as_labels(labels: ArrayLike, count: int) -> NDArray[np.int64]:
+    """Labels int64 (n,) from 0, one for each of ``count`` images.
+
+    Raises:
+        DataError: their number is a different one, or one is not an integer from 0.
+    """
+    values = np.asarray(labels)
+    if values.shape != (count,):
+        raise DataError(f"{count} images but labels of shape {values.shape}: pass one label for each.")
+    if values.dtype.kind not in "iu" or values.min() < 0:
+        raise DataError("Labels must be integers from 0: leave unlabelled images out.")
+    return values.astype(np.int64)

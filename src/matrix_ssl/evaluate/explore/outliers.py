@@ -1,0 +1,30 @@
+"""Outliers: images that are far from their nearest neighbours."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from matrix_ssl.evaluate.explore.inputs import Matrix
+from matrix_ssl.evaluate.explore.neighbours import nearest
+
+
+def outlier_scores(features: Matrix, *, k: int = 10) -> NDArray[np.float64]:
+    """The mean cosine distance, 1 - similarity, of every image to its k nearest neighbours: the higher, the odder.
+
+    Args:
+        features: (n, d), finite.
+        k: number of neighbours; of fewer other images all are used. A group of at most k images that resemble each
+            other alone still has high scores.
+
+    Returns:
+        float64 (n,) in [0, 2].
+
+    Raises:
+        ConfigError: ``k`` is not positive.
+        DataError: there are not two images, or a value is not finite.
+
+    Reference: Angiulli and Pizzuti, "Fast outlier detection in high dimensional spaces", PKDD 2002, definition 1, with
+    the mean for the sum.
+    """
+    k = k if len(features) < 2 else min(k, len(features) - 1)
+    distances: NDArray[np.float64] = 1.0 - nearest(features, k=k).similarities.astype(np.float64)
+    return distances.mean(axis=1)

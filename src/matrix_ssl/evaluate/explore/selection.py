@@ -1,0 +1,150 @@
+"""Diverse subsets of images, by greedy rules with a known bound: which images to label, or to keep.
+
+All rules work on features at length one. Images that are chosen already, such as those with labels, count as chosen.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from matrix_ssl.errors import ConfigError, did_you_mean
+from matrix_ssl.evaluate.explore.inputs import Matrix, as_indices, unit_rows
+
+Rule = Literal["k-centre", "facility-location", "log-determinant"]
+DISTORTION = 0.5  # ε², the squared error of the code in ``log-determinant``
+_BATCH = 64  # candidates of the facility location that are evaluated together
+
+Pick = tuple[int, float]  # an image and its gain
+
+
+class Selection(NamedTuple):
+    """Chosen images in the order of their choice, those of ``start`` left out.
+
+    Attributes:
+        indices: int64 (count,).
+        gains: float64 (count,), what each added when it was chosen; never increasing.
+    """
+
+    indices: NDArray[np.int64]
+    gains: NDArray[np.float64]
+
+
+def select(
+    features: Matrix, *, count: int, rule: Rule = "log-determinant", start: Sequence[int] | ArrayLike = ()
+) -> Selection:
+    """``count`` images that are different from each other, and from those of ``start``.
+
+    The rules:
+
+    - ``k-centre``: the image farthest from all chosen ones, in Euclidean distance. The largest distance of an image to
+      its nearest chosen one is at most twice the smallest possible. Gains are these distances; the first of none is
+      the most central image, with the gain 2. Prefers odd images.
+    - ``facility-location``: maximises mean_i max_{j in S} (1 + cos_ij) / 2, how well every image is represented.
+      Prefers typical images.
+    - ``log-determinant``: maximises log det(I + λ G_S) / 2 with the Gram matrix G_S of the chosen rows and
+      λ = d / (count ε²), ε² = 0.5: the coding length of the chosen features in nats. Prefers new directions.
+
+    The last two objectives are monotone and submodular, so that greedy choice reaches at least 1 - 1/e (63 %) of the
+    optimum; with ``start`` this holds for the increase. All distances are computed on the fly: memory is one copy of
+    the features in float32 and, for ``log-determinant``, float64 (count, d).
+
+    Args:
+        features: (n, d), finite.
+        count: images to choose, from 1 to n - len(start).
+        rule: see above.
+        start: different indices of images that are chosen already.
+
+    Raises:
+        ConfigError: the count, the rule or an index of ``start`` is not as above.
+        DataError: a value is not finite.
+
+    Reference: Gonzalez, Theoretical Computer Science 1985, and Sener and Savarese, ICLR 2018 (k-centre); Nemhauser,
+    Wolsey and Fisher, Mathematical Programming 1978 (the bound); Minoux, 1978 (lazy evaluation); Chen, Zhang and Zhou,
+    "Fast greedy MAP inference for determinantal point process", NeurIPS 2018, algorithm 1 (incremental Cholesky); Ma,
+    Derksen, Hong and Wright, TPAMI 2007 (coding length).
+    """
+    rows = unit_rows(features)
+    if rule not in RULES:
+        raise ConfigError(f"rule={rule!r} does not exist.{did_you_mean(rule, RULES)}")
+    chosen = as_indices(start, len(rows), "start")
+    if not 1 <= count <= len(rows) - len(chosen):
+        already = f", {len(chosen)} of them chosen already" if len(chosen) else ""
+        raise ConfigError(
+            f"count={count}: there are {len(rows)} images{already}; choose 1 to {len(rows) - len(chosen)}."
+        )
+    picks = list(RULES[rule](rows, chosen.tolist(), count))
+    indices, gains = zip(*picks, strict=True)
+    return Selection(np.array(indices, dtype=np.int64), np.array(gains, dtype=np.float64))
+
+
+def _k_centre(rows: Tensor, start: list[int], count: int) -> Iterator[Pick]:
+    squared = torch.full((len(rows),), 4.0)
+    for index in start:
+        squared = torch.minimum(squared, _squared_distances(rows, index))
+    squared[start] = -1.0
+    for number in range(count):
+        first = number == 0 and not start
+        pick = int((rows @ rows.mean(dim=0)).argmax()) if first else int(squared.argmax())
+        yield pick, float(squared[pick].clamp(min=0.0).sqrt())
+        squared = torch.minimum(squared, _squared_distances(rows, pick))
+        squared[pick] = -1.0
+
+
+def _squared_distances(rows: Tensor, index: int) -> Tensor:
+    return (2.0 - 2.0 * (rows @ rows[index])).clamp_(min=0.0)
+
+
+def _facility_location(rows: Tensor, start: list[int], count: int) -> Iterator[Pick]:
+    best = torch.zeros(len(rows))  # of every image: the similarity of the chosen image nearest to it
+    for index in start:
+        best = torch.maximum(best, (1.0 + rows @ rows[index]) / 2.0)
+    # a bound of every gain: that of an empty selection, in closed form; later the gain when it was last computed
+    bounds = (1.0 + rows.double() @ rows.double().mean(dim=0)) / 2.0
+    bounds[start] = -1.0
+    for _ in range(count):
+        fresh = torch.zeros(len(rows), dtype=torch.bool)
+        while True:
+            top = int(bounds.argmax())
+            if fresh[top]:
+                break
+            stale = bounds.masked_fill(fresh, -2.0).topk(min(_BATCH, int((~fresh).sum()))).indices
+            gains = (
+                ((1.0 + rows @ rows[stale].T) / 2.0 - best[:, None]).clamp_(min=0.0).mean(dim=0, dtype=torch.float64)
+            )
+            bounds[stale] = torch.where(bounds[stale] < 0, bounds[stale], gains)
+            fresh[stale] = True
+        yield top, float(bounds[top])
+        best = torch.maximum(best, (1.0 + rows @ rows[top]) / 2.0)
+        bounds[top] = -1.0
+
+
+def _log_determinant(rows: Tensor, start: list[int], count: int) -> Iterator[Pick]:
+    """Chen et al.'s Cholesky of M = I + λ G, with its columns as products of the rows with vectors ``basis``.
+
+    The pivots of the images that are not chosen, d_i² = 1 + λ r_i, shrink by e_i² with every choice j; e = √λ X u for
+    the vector u = √λ (x_j - Uᵀ U x_j) / d_j. So no column of length n is kept.
+    """
+    scale = rows.shape[1] / ((len(start) + count) * DISTORTION)
+    basis = torch.zeros(len(start) + count, rows.shape[1], dtype=torch.float64)
+    pivots = 1.0 + scale * rows.double().square().sum(dim=1)
+    left = torch.ones(len(rows), dtype=torch.bool)
+    for number in range(len(start) + count):
+        pick = start[number] if number < len(start) else int(pivots.masked_fill(~left, 0.0).argmax())
+        if number >= len(start):
+            yield pick, float(pivots[pick].log() / 2.0)
+        row = rows[pick].double()
+        seen = basis[:number]
+        basis[number] = scale**0.5 * (row - seen.T @ (seen @ row)) / pivots[pick].sqrt()
+        pivots = (pivots - scale * (rows @ basis[number].float()).double().square()).clamp_(min=1.0)
+        left[pick] = False
+
+
+RULES: dict[str, Callable[[Tensor, list[int], int], Iterator[Pick]]] = {
+    "k-centre": _k_centre,
+    "facility-location": _facility_location,
+    "log-determinant": _log_determinant,
+}
