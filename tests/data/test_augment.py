@@ -17,6 +17,7 @@ from matrix_ssl.data.augment import Keys, centre_box, crop, crop_batch, normalis
 EVERYTHING = ViewConfig(
     crop_scale=(0.2, 1.0), flip=0.5, jitter=0.8, brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, grayscale=0.2,
     blur=0.5, solarize=0.2, rotation=15.0, zoom=0.1, shear=0.1, translation=0.1, elastic=0.5, gamma=0.3, noise=0.05,
+    quarter_turns=0.5, channel_jitter=0.5, channel_brightness=0.3, channel_contrast=0.3,
 )  # fmt: skip
 SAMPLES = np.arange(4000)
 
@@ -134,7 +135,7 @@ class TestIndependenceOfTheBatch:
         boxes = random_boxes(EVERYTHING, coordinates, *images.shape[-2:])
         return random_view(crop_batch(images[samples], boxes, 24) / 255, EVERYTHING, coordinates)
 
-    @pytest.mark.parametrize("channels", [1, 3])
+    @pytest.mark.parametrize("channels", [1, 3, 5])
     @pytest.mark.parametrize("chosen", [range(39, -1, -1), range(20), [17], [5, 39, 2], range(3, 10)])
     def test_bit_for_bit(self, chosen, channels):
         images = (photographs(40, channels=channels) * 255).to(torch.uint8)
@@ -214,6 +215,33 @@ class TestColours:
         colour = random_view(pixels.expand(50, 3, 32, 32), view, keys(range(50)))
         torch.testing.assert_close(found.expand(50, 3, 32, 32), colour, rtol=0, atol=1e-5)
 
+    @pytest.mark.parametrize("channels", [1, 2, 5])
+    def test_what_is_for_colours_leaves_other_channels_alone(self, channels):
+        pixels = photographs(20, channels=channels)
+        view = ViewConfig(jitter=1.0, saturation=0.9, hue=0.5, grayscale=1.0, solarize=1.0)
+        assert torch.equal(random_view(pixels, view, keys(range(20))), pixels)
+
+    def test_jitter_of_many_channels_changes_all_alike(self):
+        pixels = photographs(30, channels=4) * 0.5 + 0.2
+        found = random_view(pixels, ViewConfig(jitter=1.0, brightness=0.2), keys(range(30)))
+        ratios = (found / pixels).double().flatten(1)
+        assert (ratios.amax(1) - ratios.amin(1)).max() < 1e-6
+        assert ratios[:, 0].std() > 0.05
+        contrast = random_view(pixels, ViewConfig(jitter=1.0, contrast=0.2), keys(range(30)))
+        torch.testing.assert_close(contrast.mean((1, 2, 3)), pixels.mean((1, 2, 3)), rtol=0, atol=1e-6)
+
+    def test_channel_jitter_is_torchvisions_for_every_channel_alone(self):
+        pixels, view = photographs(20, channels=4), ViewConfig(
+            channel_jitter=1.0, channel_brightness=0.4, channel_contrast=0.3
+        )  # fmt: skip
+        found = random_view(pixels, view, keys(range(20)))
+        u = keys(range(20)).draw(augment._CHANNELS, 9)[:, 1:]
+        for image in range(20):
+            for channel in range(4):
+                alone = TV.adjust_contrast(pixels[image, channel][None], 0.7 + 0.6 * u[image, 4 + channel])
+                expected = TV.adjust_brightness(alone, 0.6 + 0.8 * u[image, channel])
+                torch.testing.assert_close(found[image, channel][None], expected, rtol=0, atol=1e-6)
+
     def test_gamma(self):
         pixels = photographs(50)
         found = random_view(pixels, ViewConfig(gamma=0.5), keys(range(50)))
@@ -251,10 +279,11 @@ class TestBlur:
 
 
 class TestProbabilities:
-    @pytest.mark.parametrize("name", ["flip", "solarize", "grayscale", "blur", "jitter"])
+    @pytest.mark.parametrize("name", ["flip", "quarter_turns", "solarize", "grayscale", "blur", "jitter",
+                                      "channel_jitter"])  # fmt: skip
     @pytest.mark.parametrize("probability", [0.0, 0.2, 0.8, 1.0])
     def test_of_every_change(self, name, probability):
-        strengths = {"brightness": 0.9 if name == "jitter" else 0.0, "blur_sigma": (1.0, 2.0)}
+        strengths = {"brightness": 0.9, "channel_brightness": 0.9, "blur_sigma": (1.0, 2.0)}
         view = ViewConfig(**{name: probability}, **strengths)
         pixels = photographs(1, side=6).expand(4000, 3, 6, 6)
         changed = (random_view(pixels, view, keys()) != pixels).flatten(1).any(1).double().mean().item()
@@ -264,9 +293,17 @@ class TestProbabilities:
         pixels = photographs(4)
         assert torch.equal(random_view(pixels, ViewConfig(flip=1.0), keys(range(4))), pixels.flip(-1))
 
+    def test_quarter_turns_and_flips_give_all_eight_positions(self):
+        pixels = torch.rand(1, 2, 5, 5, generator=torch.Generator().manual_seed(0)).expand(4000, 2, 5, 5)
+        turned = random_view(pixels, ViewConfig(flip=0.5, quarter_turns=0.75), keys())
+        positions = [side.rot90(n, (-2, -1)) for side in (pixels[0], pixels[0].flip(-1)) for n in range(4)]
+        counts = [int((turned == position).flatten(1).all(1).sum()) for position in positions]
+        assert sum(counts) == 4000
+        assert scipy.stats.chisquare(counts).pvalue > 0.01
+
     def test_changes_are_drawn_independently(self):
-        table = np.stack([keys().draw(purpose, 1)[:, 0] for purpose in range(10)])
-        assert np.abs(np.corrcoef(table) - np.eye(10)).max() < 5 / np.sqrt(4000)
+        table = np.stack([keys().draw(purpose, 1)[:, 0] for purpose in range(12)])
+        assert np.abs(np.corrcoef(table) - np.eye(12)).max() < 5 / np.sqrt(4000)
 
 
 class TestWarp:
@@ -314,7 +351,7 @@ class TestWarp:
         assert corner.mean().item() == pytest.approx(0.0, abs=0.2)
 
 
-@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("channels", [1, 2, 3, 16])
 def test_everything_together_stays_in_range(channels):
     extreme = dataclasses.replace(
         EVERYTHING, brightness=2.0, contrast=2.0, saturation=2.0, hue=0.5, noise=0.5, gamma=2.0

@@ -76,12 +76,16 @@ class ViewConfig:
     crop_scale: Part = (1.0, 1.0)  # area of the crop over the area of the image
     crop_ratio: Interval = (3 / 4, 4 / 3)  # width over height of the crop
     flip: Fraction = 0.0  # probability of a left-right flip
+    quarter_turns: Fraction = 0.0  # probability of a turn by one, two or three right angles
     jitter: Fraction = 0.0  # probability of the colour jitter
     brightness: float = 0.0
     contrast: float = 0.0
-    saturation: float = 0.0
+    saturation: float = 0.0  # three channels only, as hue, grayscale and solarize
     hue: float = 0.0
     grayscale: Fraction = 0.0  # probability
+    channel_jitter: Fraction = 0.0  # probability of a change of brightness and contrast of every channel on its own
+    channel_brightness: float = 0.0
+    channel_contrast: float = 0.0
     blur: Fraction = 0.0  # probability
     blur_sigma: Interval = (0.1, 2.0)  # pixels of the view
     solarize: Fraction = 0.0  # probability of inverting every pixel above one half

@@ -25,7 +25,7 @@ from matrix_ssl.data.randomness import uniform
 Array = NDArray[Any]
 
 # purposes: the last coordinate of the random numbers, so that adding a change to a view moves no other number
-_CROP, _FLIP, _JITTER, _GRAYSCALE, _BLUR, _SOLARIZE, _AFFINE, _ELASTIC, _GAMMA, _NOISE = range(10)
+_CROP, _FLIP, _JITTER, _GRAYSCALE, _BLUR, _SOLARIZE, _AFFINE, _ELASTIC, _GAMMA, _NOISE, _TURN, _CHANNELS = range(12)
 _CROP_ATTEMPTS = 10
 _LUMA = (0.299, 0.587, 0.114)
 _ELASTIC_GRID = 4
@@ -109,18 +109,26 @@ def crop_batch(images: Tensor, boxes: Array, size: int) -> Tensor:
 
 
 def random_view(pixels: Tensor, view: ViewConfig, keys: Keys) -> Tensor:
-    """Applies every change of a view but the crop to pixels (n, c, s, s), floating point in [0, 1]."""
+    """Applies every change of a view but the crop to pixels (n, c, s, s), floating point in [0, 1].
+
+    Saturation, hue, grey and solarisation change colours: they are for three channels, and others stay without them.
+    """
     pixels = _masked(pixels, keys.draw(_FLIP, 1)[:, 0] < view.flip, lambda x, _: x.flip(-1))
+    if view.quarter_turns:
+        pixels = _turn(pixels, view, keys)
     if view.rotation or view.zoom or view.shear or view.translation or view.elastic:
         pixels = _warp(pixels, view, keys)
     if view.jitter:
         pixels = _jitter(pixels, view, keys)
+    if view.channel_jitter:
+        pixels = _channel_jitter(pixels, view, keys)
     if pixels.shape[1] == 3:
         pixels = _masked(pixels, keys.draw(_GRAYSCALE, 1)[:, 0] < view.grayscale, lambda x, _: _gray(x).expand_as(x))
     if view.blur:
         pixels = _blur(pixels, view, keys)
-    solarize = keys.draw(_SOLARIZE, 1)[:, 0] < view.solarize
-    pixels = _masked(pixels, solarize, lambda x, _: torch.where(x >= 0.5, 1 - x, x))
+    if pixels.shape[1] == 3:
+        solarize = keys.draw(_SOLARIZE, 1)[:, 0] < view.solarize
+        pixels = _masked(pixels, solarize, lambda x, _: torch.where(x >= 0.5, 1 - x, x))
     if view.gamma:
         exponent = np.exp(view.gamma * (2 * keys.draw(_GAMMA, 1)[:, 0] - 1))
         pixels = pixels.clamp(0, 1) ** _column(exponent, pixels)
@@ -166,9 +174,21 @@ def _normal(keys: Keys, purpose: int, like: Tensor) -> Tensor:
     return torch.special.ndtri(u.clamp(1e-12, 1 - 1e-12)).to(like.device, like.dtype).view_as(like)
 
 
+def _turn(pixels: Tensor, view: ViewConfig, keys: Keys) -> Tensor:
+    """Turns an image by one, two or three right angles, each as likely; together with a flip, all eight positions."""
+    u = keys.draw(_TURN, 2)
+    turns = np.where(u[:, 0] < view.quarter_turns, 1 + np.floor(3 * u[:, 1]).astype(np.int64), 0)
+    for number in (1, 2, 3):
+        pixels = _masked(pixels, turns == number, lambda x, _, number=number: x.rot90(number, (-2, -1)))
+    return pixels
+
+
 def _gray(x: Tensor) -> Tensor:
+    """The luma of colours, the mean of any other number of channels."""
     if x.shape[1] == 1:
         return x
+    if x.shape[1] != 3:
+        return x.mean(1, keepdim=True)
     weights = torch.tensor(_LUMA, dtype=x.dtype, device=x.device).view(1, 3, 1, 1)
     return (x * weights).sum(1, keepdim=True)
 
@@ -189,6 +209,22 @@ def _jitter(pixels: Tensor, view: ViewConfig, keys: Keys) -> Tensor:
                 factor = _column(factors[mask, number], pixels)
                 pixels = _masked(pixels, mask, lambda x, _, change=change, factor=factor: change(x, factor))
     return pixels
+
+
+def _channel_jitter(pixels: Tensor, view: ViewConfig, keys: Keys) -> Tensor:
+    """Contrast and then brightness of every channel on its own: x -> clamp(b · clamp(c · (x - m) + m)), m its mean."""
+    channels = pixels.shape[1]
+    u = keys.draw(_CHANNELS, 1 + 2 * channels)
+    strength = np.repeat([view.channel_brightness, view.channel_contrast], channels)
+    lowest = np.maximum(0.0, 1 - strength)
+    factors = torch.from_numpy(lowest + u[:, 1:] * (1 + strength - lowest)).to(pixels.device, pixels.dtype)
+    brightness, contrast = factors[:, :, None, None].split(channels, 1)
+
+    def change(x: Tensor, rows: Any) -> Tensor:
+        mean = x.mean((2, 3), keepdim=True)
+        return (brightness[rows] * (mean + contrast[rows] * (x - mean)).clamp(0, 1)).clamp(0, 1)
+
+    return _masked(pixels, u[:, 0] < view.channel_jitter, change)
 
 
 def _brightness(x: Tensor, factor: Tensor) -> Tensor:
