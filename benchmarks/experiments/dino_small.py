@@ -1,8 +1,8 @@
 """DINO with the head that a short training of a small network can learn: a method for ``matrix-ssl compare --methods``.
 
 The published head has 65,536 prototypes and no normalisation. With 256 images a batch it costs twenty times the small
-encoders that a comparison on one core trains, and its outputs become alike (``LOG.md``, SwAV and DINO). This file changes
-the two defaults, and the variants around them; everything else is ``matrix_ssl.methods.dino``.
+encoders that a comparison on one core trains, and its outputs become alike (``LOG.md``, SwAV and DINO). This file
+changes the two defaults, and the variants around them; everything else is ``matrix_ssl.methods.dino``.
 """
 
 from torch import nn
