@@ -2,7 +2,8 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,10 +21,12 @@ from matrix_ssl.errors import ConfigError, DataError, MatrixSSLError
 from matrix_ssl.evaluate import features
 from matrix_ssl.evaluate import protocols as every
 from matrix_ssl.evaluate.baselines import Sizes, open_baselines
-from matrix_ssl.evaluate.features import Embedding
+from matrix_ssl.evaluate.feature_files import FeatureFiles
+from matrix_ssl.evaluate.features import Embedding, image_digests
+from matrix_ssl.evaluate.results import fingerprint
 from matrix_ssl.evaluate.subject import Subject
 from matrix_ssl.evaluate.trained.protocols import SEMI_SUPERVISED, EvaluationSettings
-from matrix_ssl.runs import devices
+from matrix_ssl.runs import checkpoint, devices
 from matrix_ssl.runs.display import Display
 from matrix_ssl.runs.folder import lock, read_config
 from matrix_ssl.runs.session import session
@@ -146,7 +149,8 @@ def evaluate(
 
 def embed(
     encoder: nn.Module, images: DataConfig, data: Data, *, split: Split = "train", device: str = "auto",
-    quiet: bool = False, data_root: Path | None = None, download: bool = False,
+    quiet: bool = False, data_root: Path | None = None, download: bool = False, keep: Path | None = None,
+    digests: bool = False,
 ) -> Embedding:  # fmt: skip
     """The features of a dataset; unreadable images are skipped.
 
@@ -157,6 +161,8 @@ def embed(
         split: ``train``, the whole dataset where it has no test split, or ``test``.
         quiet: show no progress.
         device, data_root, download: as for ``pretraining.train``.
+        keep: a folder for the features, from which they are mapped, and from which the same call resumes; None: memory.
+        digests: read every image once more for its SHA-256.
 
     Raises:
         MatrixSSLError: the data are at fault.
@@ -165,8 +171,33 @@ def embed(
     display = Display(quiet=quiet)
     for remark in source.remarks:
         display.say(remark)
-    with display.bar("features") as show:
-        return features.embed(encoder, source, images, device=devices.choose_device(device), on_progress=show)
+    identity = encoder_digest(encoder, images)
+    with ExitStack() as stack:
+        files = None
+        if keep is not None:
+            stack.enter_context(lock(keep))
+            files = FeatureFiles(keep / "rows", fingerprint=fingerprint(identity, source.name, source.digest))
+            if 0 < files.seen < len(source):
+                display.say(f"Resuming after {files.seen:,} of {len(source):,} images.")
+        show = stack.enter_context(display.bar("features"))
+        try:
+            embedding = features.embed(
+                encoder, source, images, device=devices.choose_device(device), on_progress=show, files=files
+            )
+        except BaseException:
+            if files is not None and files.seen:
+                files.save()
+            raise
+    return replace(
+        embedding, encoder_digest=identity, digests=image_digests(source, embedding.paths) if digests else None
+    )
+
+
+def encoder_digest(encoder: nn.Module, images: DataConfig) -> str:
+    """A digest of all that decides the features of an image: weights, layer, and how images are prepared."""
+    form = [type(encoder).__name__, *(getattr(encoder, name, None) for name in ("layer", "grid"))]
+    prepared = [images.image_size, images.crop_fraction, images.mean, images.std, images.white_level]
+    return fingerprint(checkpoint.digest(encoder.state_dict()), prepared, form)
 
 
 def open_images(data: Data, images: DataConfig, *, split: Split, data_root: Path | None, download: bool) -> Source:

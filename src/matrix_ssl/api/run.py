@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from html import escape
 from pathlib import Path
@@ -19,8 +20,9 @@ from matrix_ssl.data.objects import as_data
 from matrix_ssl.data.sources import Split
 from matrix_ssl.encoder import Weights, load_encoder
 from matrix_ssl.encoder.opening import Opened, open_encoder
-from matrix_ssl.encoder.where import PATH, read_where
+from matrix_ssl.encoder.where import PATH, absolute, read_where
 from matrix_ssl.evaluate.baselines import Sizes
+from matrix_ssl.evaluate.dense import BlockFeatures, MirrorMean
 from matrix_ssl.evaluate.features import Embedding
 from matrix_ssl.evaluate.protocols import PROTOCOLS
 from matrix_ssl.evaluate.trained.protocols import EvaluationSettings
@@ -96,7 +98,8 @@ class Run:
 
     def embed(
         self, data: Any = None, *, split: Split = "train", weights: Weights = "student", device: str = "auto",
-        quiet: bool = False, data_root: str | Path | None = None, download: bool = False,
+        quiet: bool = False, data_root: str | Path | None = None, download: bool = False, layer: str | None = None,
+        patches: bool = False, tta: bool = False, keep: str | Path | None = None,
     ) -> Embedding:  # fmt: skip
         """The features of images; unreadable ones are skipped and listed.
 
@@ -105,6 +108,10 @@ class Run:
             split: ``train``, the whole dataset where it has no test split, or ``test``.
             weights: ``student``, or ``teacher``, its moving average.
             device, quiet, data_root, download: as for ``pretrain``.
+            layer: the block whose output is taken instead of the features, such as ``blocks.5``.
+            patches: the output of the block, the last if ``layer`` is None, at every patch: features (n, patches, k).
+            tta: the mean over an image and its mirror image.
+            keep: a folder for the features of large datasets: they are mapped from it, and the same call resumes there.
 
         Raises:
             MatrixSSLError: the data or the run are at fault.
@@ -112,10 +119,14 @@ class Run:
         images = self._chosen(data) or self.config.data.source
         if not images:
             raise evaluation.no_dataset(self.where)
-        return evaluation.embed(
-            self.encoder(weights=weights), self.config.data, images, split=split, device=device, quiet=quiet,
-            data_root=_path(data_root), download=download,
+        encoder: nn.Module = self.encoder(weights=weights)
+        if layer is not None or patches:
+            encoder = BlockFeatures(encoder, self.config.data, layer=layer, patches=patches)
+        embedding = evaluation.embed(
+            MirrorMean(encoder) if tta else encoder, self.config.data, images, split=split, device=device, quiet=quiet,
+            data_root=_path(data_root), download=download, keep=_path(keep), digests=True,
         )  # fmt: skip
+        return replace(embedding, encoder=absolute(str(self.where)))
 
     def evaluate(
         self,

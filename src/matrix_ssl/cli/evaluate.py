@@ -1,5 +1,6 @@
 """The commands ``matrix-ssl evaluate`` and ``matrix-ssl embed``."""
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,36 +62,57 @@ def evaluate(
 @click.command()
 @options.where
 @options.data
-@click.option("--out", type=options.PATH, required=True, metavar="FILE", help="The .npz file to write.")
+@click.option("--out", type=options.PATH, required=True, metavar="FILE", help="File to write: .npz, .npy, .csv, "
+              ".parquet or .safetensors.")  # fmt: skip
 @click.option("--split", type=click.Choice(["train", "test"]), default="train", show_default=True, help="Split of the "
               "dataset.")  # fmt: skip
+@click.option("--layer", metavar="NAME", help="Block of the encoder whose output is taken, such as blocks.5.  "
+              "[default: the features]")  # fmt: skip
+@click.option("--patches", is_flag=True, help="Features of every patch, with their grid, of --layer or the last "
+              "block.")  # fmt: skip
+@click.option("--tta", is_flag=True, help="Take the mean over every image and its mirror image.")
 @options.weights
 @options.device
 @options.data_root
 @options.download
 def embed(
-    where: str, data: Any, out: Path, split: Any, weights: Any, device: str, data_root: Path | None,
-    download: bool,
+    where: str, data: Any, out: Path, split: Any, layer: str | None, patches: bool, tta: bool, weights: Any,
+    device: str, data_root: Path | None, download: bool,
 ) -> None:  # fmt: skip
-    """Write the features of images by the encoder WHERE to an .npz file.
+    """Write the features of images by the encoder WHERE to a file.
 
     WHERE is a run folder, a checkpoint file, torchvision/NAME[:WEIGHTS], timm/NAME[.TAG], hf:NAME or random/NAME. The
-    file holds `features` float32 (n, k), `where` (the path of every image), `data_digest` (which dataset it was) and,
-    for labelled images, `labels` and `classes`. Unreadable images are skipped and listed.
+    file holds the features, float32, and the path, SHA-256 and, where there are labels, class of every image; a .npy
+    file the features alone, with the rest in FILE.csv. Unreadable images are skipped and listed. Run the same command
+    to resume.
     """
     from matrix_ssl.api.run import Run
     from matrix_ssl.data.sources import check_outside
+    from matrix_ssl.errors import MatrixSSLError
+    from matrix_ssl.evaluate.embedding_files import check_format
     from matrix_ssl.runs.files import check_writable
 
+    check_format(out, patches=patches)
     run = Run(where, download=download)
     check_outside(out, data or run.config.data.source)
     check_writable(out)
-    embedding = run.embed(data, split=split, weights=weights, device=device, data_root=data_root, download=download)
-    embedding.save(out)
+    rows = out.with_name(f".{out.name}.rows")
+    try:
+        embedding = run.embed(
+            data, split=split, weights=weights, device=device, data_root=data_root, download=download, layer=layer,
+            patches=patches, tta=tta, keep=rows,
+        )  # fmt: skip
+        embedding.save(out)
+    except MatrixSSLError:
+        shutil.rmtree(rows, ignore_errors=True)
+        raise
     for image, why in embedding.unreadable:
         options.say(f"Skipped {image}: {why}.")
-    n, k = embedding.features.shape
-    options.stdout.print(f"{out}: {n} images, {k} features each.", markup=False)
+    n, k = len(embedding), embedding.features.shape[-1]
+    grid = f" in {embedding.grid[0]} x {embedding.grid[1]} patches" if embedding.grid else ""
+    options.stdout.print(f"{out}: {n} images, {k} features each{grid}.", markup=False)
+    del embedding  # which is mapped from the rows
+    shutil.rmtree(rows, ignore_errors=True)
 
 
 def _terminal(table: "ResultTable") -> Table:

@@ -1,9 +1,9 @@
 """Frozen features: one pass over the images for any number of encoders."""
 
-from collections.abc import Callable, Mapping
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +17,6 @@ from matrix_ssl.data.base import Source
 from matrix_ssl.data.loading import evaluation_batches
 from matrix_ssl.errors import ConfigError, DataError
 from matrix_ssl.evaluate.feature_files import FeatureFiles
-from matrix_ssl.runs.files import write_atomically
 
 RAW_PIXELS_SIDE = 32  # raw pixels of larger images are averaged down to this side
 
@@ -118,49 +117,69 @@ class _InMemory:
 class Embedding:
     """The features of the readable images of a dataset, with what is needed to use them."""
 
-    features: NDArray[np.float32]  # (n, k)
+    features: NDArray[np.float32]  # (n, k); (n, patches, k) with a grid
     paths: list[str]  # n: files, or places such as ``packed.npz[12]``
     labels: NDArray[np.int64] | None  # (n,); None for unlabelled images
     classes: list[str] | None  # the name of every label
     digest: str  # of the dataset
     unreadable: list[tuple[str, str]]  # the images that were skipped: where, why
+    digests: list[str] | None = None  # n: SHA-256 of every file, or of the pixels of images that are in no file
+    grid: tuple[int, int] | None = None  # rows and columns of the patches
+    encoder: str = ""  # WHERE it is; empty where it is not known
+    encoder_digest: str = ""  # SHA-256 of its weights
 
     def __len__(self) -> int:
         return len(self.features)
 
     def __repr__(self) -> str:
-        n, k = self.features.shape
+        n, k = len(self), self.features.shape[-1]
         classes = f", {len(self.classes)} classes" if self.classes is not None else ""
         skipped = f", {len(self.unreadable)} unreadable" if self.unreadable else ""
-        return f"Embedding({n} images, {k} features each{classes}{skipped})"
+        patches = f" in {self.grid[0]} x {self.grid[1]} patches" if self.grid else ""
+        return f"Embedding({n} images, {k} features each{patches}{classes}{skipped})"
 
     def save(self, path: str | Path) -> None:
-        """Writes an .npz file with ``features``, ``where``, ``data_digest`` and, with labels, ``labels``, ``classes``.
+        """Writes a .npz, .npy, .csv, .parquet or .safetensors file; ``embedding_files`` says what is in it.
 
         Raises:
             RunFolderError: it cannot be written.
+            ConfigError: the ending is a different one.
         """
-        arrays: dict[str, Any] = {
-            "features": self.features,
-            "where": np.array(self.paths, dtype=np.str_),
-            "data_digest": np.array(self.digest),
-        }
-        if self.labels is not None:
-            arrays |= {"labels": self.labels, "classes": np.array(self.classes, dtype=np.str_)}
-        write_atomically(Path(path), lambda file: np.savez(file, **arrays))
+        from matrix_ssl.evaluate.embedding_files import write_embedding
+
+        write_embedding(Path(path), self)
 
 
 def embed(
     encoder: nn.Module, source: Source, data: DataConfig, *, device: torch.device,
-    on_progress: Callable[[int, int], None],
+    on_progress: Callable[[int, int], None], files: FeatureFiles | None = None,
 ) -> Embedding:  # fmt: skip
     """The features of a dataset by one encoder; arguments and errors as in ``extract``."""
-    features = extract({"encoder": encoder}, source, data, device=device, on_progress=on_progress)
+    features = extract({"encoder": encoder}, source, data, device=device, on_progress=on_progress, files=files)
+    vectors, grid = features.vectors["encoder"].numpy(), getattr(encoder, "grid", None)
     return Embedding(
-        features=features.vectors["encoder"].numpy(),
+        features=vectors if grid is None else vectors.reshape(len(vectors), grid[0] * grid[1], -1),
         paths=[source.where(int(i)) for i in features.indices],
         labels=None if source.labels is None else features.labels.numpy(),
         classes=source.classes,
         digest=source.digest,
         unreadable=features.unreadable,
+        grid=grid,
     )
+
+
+def image_digests(source: Source, paths: Sequence[str]) -> list[str]:
+    """SHA-256 of the images at these places, in the order of the dataset: of files as they are, else of the pixels.
+
+    Raises:
+        DataError: an image cannot be read any more.
+    """
+    chosen, digests = set(paths), []
+    for index in range(len(source)):
+        if source.where(index) in chosen:
+            content = source.encoded(index)
+            if content is None:
+                pixels = source.read(index)
+                content = f"{tuple(pixels.shape)}".encode() + pixels.numpy().tobytes()
+            digests.append(hashlib.sha256(content).hexdigest())
+    return digests

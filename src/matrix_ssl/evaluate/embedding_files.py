@@ -1,0 +1,260 @@
+"""The features of a dataset as files, with the place, label and digest of every image.
+
+    .npz          arrays features, where, digests, data_digest, encoder, encoder_digest, labels, classes and grid
+    .npy          the features alone; the other columns are in NAME.npy.csv
+    .csv          columns path, label, digest, and f0, f1, ... for the features
+    .parquet      columns path, label, digest, and features, a list
+    .safetensors  the tensors features and labels; the rest as JSON in the metadata
+
+Rows are written in pieces, so that features that are mapped from a file may be larger than the memory.
+"""
+
+import contextlib
+import csv
+import io
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+from matrix_ssl.config.arrays import read_arrays
+from matrix_ssl.config.untrusted import why
+from matrix_ssl.errors import ConfigError, DataError, import_extra
+from matrix_ssl.evaluate.feature_rows import KEY, open_features
+from matrix_ssl.evaluate.features import Embedding
+from matrix_ssl.runs.files import write_atomically
+
+ENDINGS = (".npz", ".npy", ".csv", ".parquet", ".safetensors")
+_ROWS = 4096  # that are written at a time
+_FACTS = ("data_digest", "encoder", "encoder_digest")
+_COLUMNS = ("path", "label", "digest")
+
+
+def check_format(path: Path, *, patches: bool = False) -> None:
+    """Raises ConfigError for a file whose ending is none of ``ENDINGS`` or, with patches, a table's."""
+    if path.suffix.lower() not in ENDINGS:
+        raise ConfigError(f"{path}: features are written to {', '.join(ENDINGS)} files.")
+    if patches and path.suffix.lower() in (".csv", ".parquet"):
+        raise ConfigError(f"{path}: a table has one row an image; write patches to a .npz, .npy or .safetensors file.")
+    if path.suffix.lower() == ".parquet":
+        import_extra("pyarrow", extra="datasets")
+
+
+def write_embedding(path: Path, embedding: Embedding) -> None:
+    """Writes a file of the format that its ending names, completely or not at all.
+
+    Raises:
+        ConfigError: there is no such format, or it has no place for patches.
+        MissingExtra: pyarrow, for Parquet, is not installed.
+        RunFolderError: the file cannot be written.
+    """
+    check_format(path, patches=embedding.grid is not None)
+    kind = path.suffix.lower()
+    if kind == ".npz":
+        write_atomically(path, lambda file: np.savez(file, **_arrays(embedding)))
+    elif kind == ".npy":
+        write_atomically(_beside(path), lambda file: _write_csv(file, embedding, features=False))
+        write_atomically(path, lambda file: np.save(file, embedding.features))
+    elif kind == ".csv":
+        write_atomically(path, lambda file: _write_csv(file, embedding))
+    elif kind == ".parquet":
+        write_atomically(path, lambda file: _write_parquet(file, embedding))
+    else:
+        write_atomically(path, lambda file: _write_safetensors(file, embedding))
+
+
+def read_embedding(path: Path, *, key: str | None = None) -> Embedding:
+    """Features from a file of this package, or of any program: then without what the file lacks.
+
+    Images without a place are called by their row, ``features.npy[12]``.
+
+    Args:
+        key: as for ``feature_rows.open_features``.
+
+    Raises:
+        DataError: the file is missing or damaged, its parts do not fit together, or an element is not finite.
+    """
+    if path.suffix.lower() == ".csv":
+        return _fitting(path, *_read_csv(path))
+    rows = open_features(path, key=key)
+    features = torch.cat(list(rows.batches())).float().numpy()
+    try:
+        return _fitting(path, features, _read_facts(path))
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise DataError(f"{path} cannot be read: {why(error)}.") from error
+
+
+def _arrays(embedding: Embedding) -> dict[str, Any]:
+    """What a .npz file holds; absent facts are left out."""
+    arrays: dict[str, Any] = {
+        KEY: embedding.features,
+        "where": np.array(embedding.paths, dtype=np.str_),
+        "data_digest": np.array(embedding.digest),
+        "encoder": np.array(embedding.encoder),
+        "encoder_digest": np.array(embedding.encoder_digest),
+    }
+    if embedding.digests is not None:
+        arrays["digests"] = np.array(embedding.digests, dtype=np.bytes_)
+    if embedding.labels is not None:
+        arrays |= {"labels": embedding.labels, "classes": np.array(embedding.classes, dtype=np.str_)}
+    if embedding.grid is not None:
+        arrays["grid"] = np.array(embedding.grid)
+    return arrays
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f"{path.name}.csv")
+
+
+def _rows(embedding: Embedding) -> Iterator[tuple[str, str, str]]:
+    """Path, name of the class and digest of every image; empty where there is none."""
+    for row, path in enumerate(embedding.paths):
+        label = "" if embedding.labels is None else (embedding.classes or [])[embedding.labels[row]]
+        yield path, label, "" if embedding.digests is None else embedding.digests[row]
+
+
+def _write_csv(file: IO[bytes], embedding: Embedding, *, features: bool = True) -> None:
+    text = io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    names = [f"f{column}" for column in range(embedding.features.shape[1])] if features else []
+    writer.writerow([*_COLUMNS, *names])
+    for row, columns in enumerate(_rows(embedding)):
+        writer.writerow([*columns, *(embedding.features[row].tolist() if features else ())])
+    text.flush()
+    text.detach()
+
+
+def _write_parquet(file: IO[bytes], embedding: Embedding) -> None:
+    pyarrow = import_extra("pyarrow", extra="datasets")
+    from pyarrow import parquet
+
+    facts = {"data_digest": embedding.digest, "encoder": embedding.encoder, "encoder_digest": embedding.encoder_digest}
+    text = pyarrow.string()
+    schema = pyarrow.schema(
+        [(name, text) for name in _COLUMNS] + [(KEY, pyarrow.list_(pyarrow.float32()))],
+        metadata={**facts, "classes": json.dumps(embedding.classes)},
+    )
+    rows, width = _rows(embedding), embedding.features.shape[1]
+    with parquet.ParquetWriter(file, schema) as writer:
+        for start in range(0, len(embedding), _ROWS):
+            piece = np.ascontiguousarray(embedding.features[start : start + _ROWS], dtype=np.float32)
+            columns = [next(rows) for _ in piece]
+            # a name that is not Unicode gets escapes: Parquet has no other text
+            texts = [pyarrow.array([one.encode(errors="backslashreplace").decode() for one in column], text)
+                     for column in zip(*columns, strict=True)]  # fmt: skip
+            ends = pyarrow.array(np.arange(0, piece.size + 1, width, dtype=np.int32))
+            lists = pyarrow.ListArray.from_arrays(ends, pyarrow.array(piece.ravel()))
+            writer.write_batch(pyarrow.record_batch([*texts, lists], schema=schema))
+
+
+def _write_safetensors(file: IO[bytes], embedding: Embedding) -> None:
+    """The format's 8 bytes of length, JSON header and plain numbers: the library's own writer wants all in memory."""
+    facts = {name: array.tolist() for name, array in _arrays(embedding).items() if name not in (KEY, "labels")}
+    if "digests" in facts:
+        facts["digests"] = embedding.digests
+    tensors: dict[str, NDArray[Any]] = {KEY: embedding.features}
+    if embedding.labels is not None:
+        tensors["labels"] = embedding.labels
+    header: dict[str, Any] = {"__metadata__": {name: json.dumps(value) for name, value in facts.items()}}
+    end = 0
+    for name, array in tensors.items():
+        header[name] = {"dtype": {4: "F32", 8: "I64"}[array.itemsize], "shape": array.shape,
+                        "data_offsets": [end, end := end + array.nbytes]}  # fmt: skip
+    content = json.dumps(header).encode()
+    content += b" " * (-len(content) % 8)
+    file.write(len(content).to_bytes(8, "little") + content)
+    for array in tensors.values():
+        for start in range(0, len(array), _ROWS):
+            file.write(np.ascontiguousarray(array[start : start + _ROWS]).tobytes())
+
+
+def _read_facts(path: Path) -> dict[str, Any]:
+    """What a file says beside the features: lists and texts by the names of a .npz file."""
+    kind = path.suffix.lower()
+    if kind == ".npz":
+        names = ("where", "digests", "labels", "classes", *_FACTS)
+        facts = {name: array.tolist() for name, array in read_arrays(path, names).items()}
+        if "digests" in facts:
+            facts["digests"] = [digest.decode() for digest in facts["digests"]]
+        return facts
+    if kind == ".npy":
+        return _read_csv(_beside(path), features=False)[1] if _beside(path).exists() else {}
+    if kind == ".parquet":
+        return _read_parquet(path)
+    with safe_open(path, framework="np") as file:
+        metadata = file.metadata() or {}
+        facts = {
+            name: json.loads(metadata[name]) for name in ("where", "digests", "classes", *_FACTS) if name in metadata
+        }
+        return facts | ({"labels": file.get_tensor("labels").tolist()} if "labels" in file.keys() else {})  # noqa: SIM118
+
+
+def _read_parquet(path: Path) -> dict[str, Any]:
+    from pyarrow import parquet
+
+    file = parquet.ParquetFile(path)
+    names = [name for name in _COLUMNS if name in file.schema_arrow.names]
+    columns = file.read(names).to_pydict() if names else {}
+    metadata = {name.decode(): text.decode() for name, text in (file.schema_arrow.metadata or {}).items()}
+    facts: dict[str, Any] = {name: metadata[name] for name in _FACTS if name in metadata}
+    return facts | _of_columns(columns, json.loads(metadata.get("classes", "null")))
+
+
+def _read_csv(path: Path, *, features: bool = True) -> tuple[NDArray[np.float32], dict[str, Any]]:
+    try:
+        with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+            reader = csv.reader(file)
+            names = next(reader, [])
+            chosen = {name: names.index(name) for name in _COLUMNS if name in names}
+            numbers = [i for i, name in enumerate(names) if i not in chosen.values()] if features else []
+            columns: dict[str, list[str]] = {name: [] for name in chosen}
+            rows = []
+            for line in reader:
+                for name, place in chosen.items():
+                    columns[name].append(line[place])
+                rows.append(np.array([line[i] for i in numbers], dtype=np.float32))
+    except (OSError, ValueError, IndexError, csv.Error) as error:
+        raise DataError(f"{path} cannot be read as a table of features: {why(error)}.") from error
+    matrix = np.stack(rows) if rows else np.zeros((0, len(numbers)), dtype=np.float32)
+    if features and (0 in matrix.shape or not np.isfinite(matrix).all()):
+        raise DataError(f"{path}: expected at least one row of finite numbers in columns f0, f1 and so on.")
+    return matrix, _of_columns(columns, None)
+
+
+def _of_columns(columns: dict[str, list[str]], classes: list[str] | None) -> dict[str, Any]:
+    facts: dict[str, Any] = {}
+    if "path" in columns:
+        facts["where"] = columns["path"]
+    if any(columns.get("digest", ())):
+        facts["digests"] = columns["digest"]
+    if any(columns.get("label", ())):
+        facts["classes"] = classes or sorted(set(columns["label"]))
+        number = {name: label for label, name in enumerate(facts["classes"])}
+        facts["labels"] = [number[name] for name in columns["label"]]
+    return facts
+
+
+def _fitting(path: Path, features: NDArray[np.float32], facts: dict[str, Any]) -> Embedding:
+    """The parts of a file as one, checked to be of equally many images."""
+    count, classes = len(features), facts.get("classes")
+    for name in ("where", "digests", "labels"):
+        values: Sequence[Any] = facts.get(name, ())
+        if name in facts and len(values) != count:
+            raise DataError(f"{path} has {count} rows of features and {len(values)} of {name}: write it again.")
+    labels = None
+    if "labels" in facts:
+        with contextlib.suppress(TypeError, ValueError):
+            labels = np.array(facts["labels"], dtype=np.int64)
+        if labels is None or labels.min() < 0 or (classes is not None and labels.max() >= len(classes)):
+            raise DataError(f"{path} has labels that are no numbers of its classes: write it again.")
+        classes = [str(label) for label in range(int(labels.max()) + 1)] if classes is None else classes
+    return Embedding(
+        features, [str(one) for one in facts.get("where", [f"{path.name}[{row}]" for row in range(count)])],
+        labels, None if labels is None else [str(name) for name in classes or ()], str(facts.get("data_digest", "")),
+        [], facts.get("digests"), None, str(facts.get("encoder", "")), str(facts.get("encoder_digest", "")),
+    )  # fmt: skip
