@@ -55,6 +55,31 @@ def test_similarity():
     assert pair["hdr"] == pytest.approx(abs(single[0] - single[1]) / max(single), rel=1e-4)
     same = compare_rows(rows_of(X, "x"), rows_of(-3 * X, "y"))
     assert (same["linear_cka"], same["hdr"]) == (pytest.approx(1), pytest.approx(0, abs=1e-9))
+    assert [same[name] for name in ("cca", "svcca", "pwcca", "rsa")] == pytest.approx([1] * 4)
+    assert same["procrustes"] == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("rank", [None, 3])
+def test_similarities_from_a_covariance_are_those_of_the_features(rank):
+    x = rows(90, 7, rank=rank) * torch.arange(1, 8) ** -1.5 + 2
+    y = x[:, :5] @ rows(5, 5, seed=1) + rows(90, 5, seed=2) * torch.arange(5)  # no two correlations alike
+    pair = compare_rows(rows_of(x, "x"), rows_of(y, "y"))
+    expected = {
+        "cca": matrix.cca(x, y, power=2), "svcca": matrix.svcca(x, y), "pwcca": matrix.pwcca(x, y),
+        "procrustes": matrix.procrustes_distance(x, y), "rsa": matrix.rsa(x, y), "linear_cka": matrix.linear_cka(x, y),
+    }  # fmt: skip
+    assert {name: pair[name] for name in expected} == pytest.approx(
+        {name: value.item() for name, value in expected.items()}, rel=1e-7
+    )
+
+
+def test_similarities_that_mean_nothing_are_absent():
+    x, y = rows(12, 7), rows(12, 6, seed=1)  # with as many columns as images every correlation is one
+    few = compare_rows(rows_of(x, "x"), rows_of(y, "y"))
+    assert not few.keys() & {"cca", "pwcca", "svcca"} and few.keys() >= {"linear_cka", "procrustes", "rsa", "mir"}
+    constant = compare_rows(rows_of(X, "x"), rows_of(torch.ones(80, 2), "y"))
+    assert (constant["linear_cka"], constant["procrustes"]) == (0, 2)
+    assert not constant.keys() & {"cca", "pwcca", "svcca", "rsa"}
 
 
 def test_the_rule_says_when_it_cannot_tell():
@@ -72,7 +97,17 @@ def test_features_against_features(files):
     result = measuring.measure(files / "x.npy", against=[files / "y.npz"], out=out)
     assert json.loads((out / "measure.json").read_text()) == result
     page = (out / "measure.html").read_text()
-    for text in ("linear CKA", "Participation ratio", "LiDAR", "x.npy", "y.npz", "Garrido et al."):
+    for text in (
+        "linear CKA",
+        "SVCCA",
+        "Procrustes distance",
+        "RSA",
+        "Participation ratio",
+        "LiDAR",
+        "x.npy",
+        "y.npz",
+        "Garrido et al.",
+    ):
         assert text in page
 
 

@@ -10,13 +10,13 @@ from torch.nn import functional as F
 
 from matrix_ssl.errors import DataError
 from matrix_ssl.evaluate.feature_rows import FeatureRows
+from matrix_ssl.evaluate.similarities import SIMILARITIES, rank_correlation, similarities
 from matrix_ssl.matrix import Moments, RankStatistics, of_features
 from matrix_ssl.matrix.rank_report import MEANINGS
 
 RULE = "rank_me"  # the measure that chooses among encoders
 COMPARISONS = {
-    "linear_cka": "squared inner product of the two centred linear kernels over their norms: 1 where they are equal up "
-    "to rotation and scale, 0 where no direction of one predicts one of the other (Kornblith et al., ICML 2019)",
+    **SIMILARITIES,
     "mir": "matrix mutual information ratio of the cosine kernels, (S₁ + S₂ − S₁₂) / min(S₁, S₂): how much of the "
     "smaller entropy is shared (Song et al., ICML 2024)",
     "hdr": "matrix entropy difference ratio, |S₁ − S₂| / max(S₁, S₂): 0 where both spread as far (Song et al., ICML "
@@ -81,7 +81,7 @@ def compare_rows(first: FeatureRows, second: FeatureRows) -> dict[str, Any]:
     """How alike the features of the same images by two encoders are.
 
     Returns:
-        ``linear_cka`` of all rows; ``mir`` and ``hdr`` of the cosine kernels of ``sample`` rows.
+        The ``COMPARISONS`` that are defined: ``rsa``, ``mir`` and ``hdr`` of ``sample`` rows, the others of all.
 
     Raises:
         DataError: the numbers of rows differ, or the files know that the images do; or as ``FeatureRows.batches``.
@@ -100,9 +100,10 @@ def compare_rows(first: FeatureRows, second: FeatureRows) -> dict[str, Any]:
         if sum(map(len, sample)) < SAMPLE:
             sample.append(torch.cat([x.double(), y.double()], dim=1))
     rows = torch.cat(sample)[:SAMPLE]
+    x, y = rows[:, : first.width], rows[:, first.width :]
     return {"first": first.name, "second": second.name, "samples": first.count, "sample": len(rows),
-            "linear_cka": _cka(both.covariance(), first.width),
-            **_kernels(rows[:, : first.width], rows[:, first.width :])}  # fmt: skip
+            **similarities(both.covariance(), first.width, samples=first.count), **rank_correlation(x, y),
+            **_kernels(x, y)}  # fmt: skip
 
 
 def choose(measured: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -132,13 +133,6 @@ def _aligned(first: FeatureRows, second: FeatureRows) -> Iterator[tuple[Tensor, 
         yield x[:size], y[:size]
         x = x[size:] if len(x) > size else next(left, None)
         y = y[size:] if len(y) > size else next(right, None)
-
-
-def _cka(covariance: Tensor, width: int) -> float:
-    """Linear CKA from the covariance of both features side by side."""
-    own, cross, other = covariance[:width, :width], covariance[:width, width:], covariance[width:, width:]
-    norms = own.norm() * other.norm()
-    return (cross.square().sum() / norms).item() if norms > 0 else 0.0
 
 
 def _kernels(x: Tensor, y: Tensor) -> dict[str, float]:

@@ -13,7 +13,10 @@ from matrix_ssl.report.formats import ABSENT, Cell, number, settings, whole
 from matrix_ssl.report.run.figures import spectrum
 
 RESULT, PAGE = "measure.json", "measure.html"
-_COMPARISONS = {"linear_cka": "linear CKA", "mir": "MIR", "hdr": "HDR"}
+_COMPARISONS = {
+    "linear_cka": "linear CKA", "cca": "CCA", "svcca": "SVCCA", "pwcca": "PWCCA", "procrustes": "Procrustes distance",
+    "rsa": "RSA", "mir": "MIR", "hdr": "HDR",
+}  # fmt: skip
 _CAPTION = (
     "Eigenvalues of the trace-one covariance of the features, in descending order, both axes logarithmic. The flatter "
     "the curve, the more directions the features use; a curve that drops steeply after a few eigenvalues means "
@@ -37,10 +40,11 @@ def terminal(result: Mapping[str, Any]) -> list[Any]:
     tables = [table]
     if result["comparisons"]:
         table = Table(box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
-        for heading in ("", *_COMPARISONS.values()):
-            table.add_column(heading, justify="right" if heading else "left")
+        table.add_column("")
         for pair in result["comparisons"]:
-            table.add_row(f"{pair['first']} – {pair['second']}", *_similarities(pair))
+            table.add_column(f"{pair['first']} –\n{pair['second']}", justify="right")
+        for heading, *cells in zip(_COMPARISONS.values(), *map(_similarities, result["comparisons"]), strict=True):
+            table.add_row(heading, *cells)
         tables.append(table)
     return [*tables, _note(result), *_verdict(result)]
 
