@@ -2,6 +2,7 @@
 
 import errno
 import gzip
+import hashlib
 import json
 import os
 import zlib
@@ -15,10 +16,12 @@ from matrix_ssl.config.untrusted import (
     DEEPEST_JSON,
     append,
     decompress,
+    file_sha256,
     open_file,
     open_lock,
     open_to_append,
     parse_json,
+    read_end,
     read_file,
 )
 
@@ -41,8 +44,17 @@ def place(folder: Path, what: str) -> Path:
 
 @pytest.mark.parametrize("what", NOT_FILES)
 def test_only_regular_files_are_read(tmp_path: Path, what: str) -> None:
-    with pytest.raises(OSError, match="pipe, a device or a socket"):
-        open_file(place(tmp_path, what))
+    path = place(tmp_path, what)
+    for read in (open_file, file_sha256, lambda path: read_end(path, most=9)):
+        with pytest.raises(OSError, match="pipe, a device or a socket"):
+            read(path)
+
+
+def test_the_digest_and_the_end_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(bytes(range(100)))
+    assert file_sha256(path) == hashlib.sha256(bytes(range(100))).hexdigest()
+    assert read_end(path, most=3) == bytes([97, 98, 99]) and len(read_end(path, most=1000)) == 100
 
 
 @pytest.mark.parametrize("what", NOT_FILES)

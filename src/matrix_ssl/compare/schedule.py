@@ -11,12 +11,15 @@ from matrix_ssl import config as configuration
 from matrix_ssl.compare.job import JOB, OUTPUT, RESULT
 from matrix_ssl.compare.plan import Job
 from matrix_ssl.config import system
+from matrix_ssl.config.untrusted import read_end
 from matrix_ssl.errors import ConfigError
 from matrix_ssl.runs import signals
 from matrix_ssl.runs.files import read_object, write_json
 from matrix_ssl.runs.folder import set_aside
 from matrix_ssl.runs.processes import Processes
 from matrix_ssl.runs.signals import Interrupted
+
+_MOST_OUTPUT = 2**16  # bytes of a job's output that are read for its last line
 
 
 @dataclass(frozen=True, eq=False)  # two cores are two places, though all their values are equal
@@ -125,6 +128,6 @@ def _start(processes: Processes[tuple[Job, Place]], out: Path, job: Job, place: 
 
 def _reason(folder: Path, code: int) -> str:
     """Why a process ended without a result, from what it wrote last."""
-    lines = (folder / OUTPUT).read_text(errors="replace").strip().splitlines()
+    lines = read_end(folder / OUTPUT, most=_MOST_OUTPUT).decode(errors="replace").strip().splitlines()
     how = f"signal {-code}" if code < 0 else f"exit code {code}"
     return f"The process ended with {how}: {lines[-1] if lines else 'no output'} (see {folder / OUTPUT})"

@@ -2,6 +2,7 @@
 
 import zipfile
 from collections.abc import Collection
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +21,22 @@ def read_arrays(path: Path, names: Collection[str] | None = None) -> dict[str, N
         ValueError: it is no such archive, is damaged, or unpacks to more than the free memory.
     """
     with open_file(path) as file:
-        try:
-            with zipfile.ZipFile(file) as archive:
-                members = [one for one in archive.infolist() if names is None or one.filename[:-4] in names]
-                needed, (_, free) = sum(one.file_size for one in members), system.memory()
-                if needed > free:
-                    raise ValueError(f"it unpacks to {needed / GIB:.1f} GiB, and {free / GIB:.1f} GiB are free")
-                return {one.filename.removesuffix(".npy"): _read(archive, one) for one in members}
-        except OSError:
-            raise
-        except Exception as error:  # damaged bytes make the readers of zip, its compressions and NumPy fail in any way
-            raise ValueError(why(error)) from error
+        return read_open_arrays(file, names)
+
+
+def read_open_arrays(file: FileIO, names: Collection[str] | None = None) -> dict[str, NDArray[Any]]:
+    """As ``read_arrays``, of a file that is open."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            members = [one for one in archive.infolist() if names is None or one.filename[:-4] in names]
+            needed, (_, free) = sum(one.file_size for one in members), system.memory()
+            if needed > free:
+                raise ValueError(f"it unpacks to {needed / GIB:.1f} GiB, and {free / GIB:.1f} GiB are free")
+            return {one.filename.removesuffix(".npy"): _read(archive, one) for one in members}
+    except OSError:
+        raise
+    except Exception as error:  # damaged bytes make the readers of zip, its compressions and NumPy fail in any way
+        raise ValueError(why(error)) from error
 
 
 def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[Any]:

@@ -7,6 +7,7 @@ of a file is then an error of the system, ``OSError``, at once; text that no pro
 
 import codecs
 import errno
+import hashlib
 import json
 import os
 import stat
@@ -64,6 +65,19 @@ def read_file(path: str | Path, *, most: int = MOST_JSON) -> bytes:
         if os.fstat(file.fileno()).st_size > most:
             raise _too_large(most)
         return read_at_most(file, most)
+
+
+def file_sha256(path: str | Path) -> str:
+    """The SHA-256 of a regular file, 64 hexadecimal digits; OSError as ``open_file``."""
+    with open_file(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_end(path: str | Path, *, most: int) -> bytes:
+    """The last ``most`` bytes of a regular file, all of a smaller one; OSError as ``open_file``."""
+    with open_file(path) as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - most))
+        return file.read(most) or b""
 
 
 def read_at_most(file: IO[bytes] | FileIO, most: int) -> bytes:

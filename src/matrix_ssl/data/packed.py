@@ -10,18 +10,20 @@ import struct
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from matrix_ssl.config.arrays import read_arrays
+from matrix_ssl.config.arrays import read_open_arrays
 from matrix_ssl.config.untrusted import open_file, why
 from matrix_ssl.data.base import Classes, Labels, PlacedSource, Places, as_labels, in_memory
 from matrix_ssl.data.images import decode_image, highest_level
 from matrix_ssl.errors import DataError
 
+_OTHERS = ("offs", "y", "classes")  # arrays beside the images
 MAPPED_FROM = 2**26  # bytes of images, 64 MiB: those of a larger file are not read at once
 _NAME_LENGTH = 26  # place in the header of an entry of a zip archive (PKWARE, APPNOTE 4.3.7)
 _TEST_WORDS = ("test", "val", "dev")  # in the order of preference; "val" is in "eval" and "validation" as well
@@ -147,8 +149,9 @@ def _names(classes: np.ndarray, path: Path) -> list[str]:
 def _load(path: Path) -> dict[str, np.ndarray]:
     """The arrays of a file. The images of a large one are mapped: what is read of them is read when it is needed."""
     try:
-        mapped = _mapped_images(path)
-        arrays = read_arrays(path, ("offs", "y", "classes") if mapped is not None else ("jpeg", "offs", "y", "classes"))
+        with open_file(path) as file:
+            mapped = _mapped_images(file)
+            arrays = read_open_arrays(file, _OTHERS if mapped is not None else ("jpeg", *_OTHERS))
         if mapped is not None:
             arrays["jpeg"] = mapped
     except PermissionError:
@@ -158,32 +161,31 @@ def _load(path: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _mapped_images(path: Path) -> np.ndarray | None:
-    """The images of a file without reading them; None for one that is small, compressed or has no row of bytes.
+def _mapped_images(file: FileIO) -> np.ndarray | None:
+    """The images of an open file without reading them; None for one that is small, compressed or has no row of bytes.
 
     Raises:
-        OSError: the file cannot be opened.
+        OSError: the file cannot be read.
         ValueError: it is damaged.
     """
-    with open_file(path) as file:
-        try:
-            with zipfile.ZipFile(file) as archive:
-                info = archive.NameToInfo.get("jpeg.npy")
-            if info is None or info.file_size < MAPPED_FROM or info.compress_type != zipfile.ZIP_STORED:
-                return None
-            file.seek(info.header_offset + _NAME_LENGTH)
-            name, extra = struct.unpack("<HH", file.read(4))
-            file.seek(name + extra, os.SEEK_CUR)
-            version = np.lib.format.read_magic(file)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, _, dtype = read(file)
-            if dtype != np.uint8 or len(shape) != 1:
-                return None
-            return np.memmap(path, np.uint8, mode="c", offset=file.tell(), shape=shape)  # a private copy where written
-        except OSError:
-            raise
-        except Exception as error:  # damaged bytes make the readers of zip and NumPy fail in any way
-            raise ValueError(why(error)) from error
+    try:
+        with zipfile.ZipFile(file) as archive:
+            info = archive.NameToInfo.get("jpeg.npy")
+        if info is None or info.file_size < MAPPED_FROM or info.compress_type != zipfile.ZIP_STORED:
+            return None
+        file.seek(info.header_offset + _NAME_LENGTH)
+        name, extra = struct.unpack("<HH", file.read(4))
+        file.seek(name + extra, os.SEEK_CUR)
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(file)
+        if dtype != np.uint8 or len(shape) != 1:
+            return None
+        return np.memmap(file, np.uint8, mode="c", offset=file.tell(), shape=shape)  # a private copy where written
+    except OSError:
+        raise
+    except Exception as error:  # damaged bytes make the readers of zip and NumPy fail in any way
+        raise ValueError(why(error)) from error
 
 
 def _named(paths: Sequence[Path], *words: str) -> list[Path]:

@@ -4,7 +4,6 @@ What a cache holds is used as it is, without asking whether the hub has a newer 
 PyTorch's in the name of a file and Hugging Face's in that of the file that its cache links to, the file must have it.
 """
 
-import hashlib
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -13,6 +12,7 @@ from typing import Any
 
 import torch
 
+from matrix_ssl.config.untrusted import file_sha256, why
 from matrix_ssl.errors import CheckpointError, import_extra
 
 _DIGEST = re.compile(r"-([0-9a-f]{8,})\.")
@@ -112,8 +112,10 @@ def _fetched(fetch: Callable[[], Any], *, what: str, source: str) -> Any:
 
 def _checked(path: Path, published: str) -> Path:
     if published:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        try:
+            digest = file_sha256(path)
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read: {why(error)}; remove it and download it again.") from error
         if not digest.startswith(published):
             raise CheckpointError(
                 f"{path} is damaged, perhaps by an interrupted download: its SHA-256 does not begin with "

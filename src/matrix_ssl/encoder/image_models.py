@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from matrix_ssl.config import DataConfig, NetworkConfig
-from matrix_ssl.config.untrusted import open_file, parse_json, read_file
+from matrix_ssl.config.untrusted import file_sha256, parse_json, read_file
 from matrix_ssl.data.hub import open_pretrained, quiet_transformers
 from matrix_ssl.encoder import names
 from matrix_ssl.encoder.caches import absent, fetch_from_hub, find_in_hub, hub_place
@@ -96,10 +96,7 @@ def _beside(keys: Iterable[str], place: str) -> dict[str, list[str]]:
 
 def _sha256(files: Sequence[Path]) -> str:
     """The digest of a file, or of the digests of several."""
-    digests = []
-    for path in files:
-        with open_file(path) as file:
-            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+    digests = [file_sha256(path) for path in files]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 

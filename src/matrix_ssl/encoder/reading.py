@@ -6,7 +6,6 @@ training programs put beside the tensors, such as a NumPy scalar or the argument
 ``INERT`` and become empty objects: no class or function of that name is looked up or called.
 """
 
-import hashlib
 import pickle
 import re
 import warnings
@@ -21,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from matrix_ssl.config.untrusted import open_file
+from matrix_ssl.config.untrusted import file_sha256, open_file
 from matrix_ssl.data.open_files import why_unreadable
 from matrix_ssl.errors import CheckpointError
 from matrix_ssl.runs.checkpoint import read_safetensors
@@ -92,7 +91,7 @@ def read_tensors(path: Path) -> Contents:
     head = _head(path)
     if path.suffix == ".safetensors" or head[8:9] == b"{":
         stored, metadata = read_safetensors(path)
-        return Contents(stored, metadata if metadata.keys() >= _OURS else {}, lightning=False, sha256=_sha256(path))
+        return Contents(stored, metadata if metadata.keys() >= _OURS else {}, lightning=False, sha256=file_sha256(path))
     loaded = _load(path)
     tensors: dict[str, Tensor] = {}
     for number, (name, tensor) in enumerate(_walk(loaded, "", _DEEPEST), 1):
@@ -109,7 +108,7 @@ def read_tensors(path: Path) -> Contents:
     if not tensors:
         raise CheckpointError(f"{path} holds no tensors with names; import a checkpoint of a network.")
     lightning = isinstance(loaded, Mapping) and "pytorch-lightning_version" in loaded
-    return Contents(tensors, {}, lightning, _sha256(path))
+    return Contents(tensors, {}, lightning, file_sha256(path))
 
 
 def _head(path: Path) -> bytes:
@@ -211,8 +210,3 @@ def _walk(group: Any, prefix: str, depth: int) -> Iterator[tuple[str, Tensor | N
             continue
         if prefix or not TRAINING_STATE.match(key):
             yield from _walk(value, f"{prefix}{key}.", depth - 1)
-
-
-def _sha256(path: Path) -> str:
-    with open_file(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

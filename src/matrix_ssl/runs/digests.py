@@ -1,10 +1,9 @@
 """Digests of all files of a folder that a library writes, with the identity of the run that it belongs to."""
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
-from matrix_ssl.config.untrusted import open_file, why
+from matrix_ssl.config.untrusted import file_sha256, why
 from matrix_ssl.errors import CheckpointError, RunFolderError
 from matrix_ssl.runs.files import read_object, write_json
 from matrix_ssl.runs.folder import check_owner, identity
@@ -17,8 +16,7 @@ def file_digests(folder: Path) -> dict[str, str]:
     digests = {}
     for path in sorted(folder.rglob("*")):
         if path.name != DIGESTS and not path.is_dir():
-            with open_file(path) as file:
-                digests[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+            digests[path.relative_to(folder).as_posix()] = file_sha256(path)
     return digests
 
 

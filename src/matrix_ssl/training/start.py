@@ -1,7 +1,6 @@
 """Weights that a pre-training starts from: the settings that follow from them, and the networks that they fill."""
 
 import dataclasses
-import hashlib
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from matrix_ssl import config as configuration
 from matrix_ssl import networks
 from matrix_ssl.config import NetworkConfig, RunConfig, StartConfig
-from matrix_ssl.config.untrusted import open_file
+from matrix_ssl.config.untrusted import file_sha256
 from matrix_ssl.encoder import architectures
 from matrix_ssl.encoder.opening import Opened, open_checkpoint, open_encoder
 from matrix_ssl.encoder.where import PATH, RANDOM, absolute, read_where
@@ -178,5 +177,4 @@ def _sha256(opened: Opened) -> str:
     run = _run(opened)
     if opened.sha256 is not None or run is None:
         return opened.sha256 or ""
-    with open_file(run / ENCODER) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_sha256(run / ENCODER)
