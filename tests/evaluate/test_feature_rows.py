@@ -1,5 +1,7 @@
 """Files of features: what is read is what was written, and what cannot be read says why in one sentence."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -134,3 +136,29 @@ def test_tensors_in_memory():
     np.testing.assert_array_equal(content(rows), X)
     with pytest.raises(DataError, match="memory has elements of type complex64"):
         rows_of(torch.ones(2, 2, dtype=torch.complex64), "memory")
+
+
+@pytest.mark.parametrize("ending", feature_rows.ENDINGS)
+def test_a_pipe_or_a_device_is_not_waited_for(tmp_path, ending):
+    os.mkfifo(tmp_path / "pipe")
+    for number, target in enumerate((tmp_path / "pipe", "/dev/zero")):
+        path = tmp_path / f"{number}{ending}"
+        path.symlink_to(target)
+        with pytest.raises(DataError, match="it is a pipe, a device or a socket, not a file"):
+            open_features(path)
+
+
+def test_rows_and_columns_that_do_not_fit_into_memory_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(feature_rows.system, "memory", lambda: (1 << 30, 100))
+    content(open_features(write(tmp_path / "rows.npy")))  # a row has 20 bytes
+    for x in (np.asfortranarray(X), X.reshape(1, -1)):
+        with pytest.raises(DataError, match=r"have to be read at once and .* are free"):
+            content(open_features(write(tmp_path / "x.npy", x)))
+
+
+def test_a_header_that_promises_more_than_the_file_holds_is_an_error(tmp_path):
+    header = {"descr": "<f4", "fortran_order": False, "shape": (1, 1 << 58)}
+    with (tmp_path / "x.npy").open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+    with pytest.raises(DataError, match="have to be read at once"):
+        content(open_features(tmp_path / "x.npy"))

@@ -1,7 +1,8 @@
 """Features of any program, read in batches: .npy, .npz, .safetensors and .parquet files, and tensors in memory.
 
 A file holds one matrix (n, d), one row an image. Nothing in it is executed, and memory does not grow with the number of
-rows, except for arrays in the order of columns, which NumPy calls Fortran's.
+rows, except for arrays in the order of columns, which NumPy calls Fortran's. What does not fit into the free memory is
+refused before it is read.
 """
 
 import zipfile
@@ -17,11 +18,14 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from matrix_ssl.config import system
+from matrix_ssl.config.untrusted import GIB, open_file, why
 from matrix_ssl.errors import DataError, did_you_mean, import_extra
 
 ENDINGS = (".npy", ".npz", ".safetensors", ".parquet")
 KEY = "features"  # the name of the matrix in a file of several, as ``embed`` writes it
 _NUMBERS = 1 << 21  # of a batch
+_LONGEST_WORD = 1024  # bytes
 _DAMAGED = (OSError, ValueError, EOFError, KeyError, SyntaxError, zipfile.BadZipFile, zlib.error, SafetensorError)
 _HEADERS: Mapping[Any, Callable[[IO[bytes]], Any]] = {
     (1, 0): np.lib.format.read_array_header_1_0,
@@ -70,7 +74,7 @@ class FeatureRows:
         try:
             yield from self.read()
         except _DAMAGED as error:
-            raise DataError(f"{self.name} cannot be read: {str(error) or type(error).__name__}.") from error
+            raise DataError(f"{self.name} cannot be read: {why(error)}.") from error
 
 
 def rows_of(features: Tensor, name: str, *, digest: str | None = None) -> FeatureRows:
@@ -95,14 +99,15 @@ def open_features(path: Path, *, key: str | None = None) -> FeatureRows:
     readers = {".npy": _open_npy, ".npz": _open_npz, ".safetensors": _open_safetensors, ".parquet": _open_parquet}
     if path.suffix.lower() not in readers:
         raise DataError(f"{path}: features are read from {', '.join(ENDINGS)} files.")
-    if not path.is_file():
-        raise DataError(f"{path} does not exist: pass a file of features, or a run.")
     if key is not None and path.suffix.lower() == ".npy":
         raise DataError(f"{path} holds a single array: remove --key.")
     try:
+        open_file(path).close()  # a pipe or a device is no file, for any reader
         return readers[path.suffix.lower()](path, key)
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist: pass a file of features, or a run.") from None
     except _DAMAGED as error:
-        raise DataError(f"{path} cannot be read: {str(error) or type(error).__name__}.") from error
+        raise DataError(f"{path} cannot be read: {why(error)}.") from error
 
 
 def rows_per_batch(width: int) -> int:
@@ -111,15 +116,15 @@ def rows_per_batch(width: int) -> int:
 
 
 def _open_npy(path: Path, _key: str | None) -> FeatureRows:
-    with path.open("rb") as file:
+    with open_file(path) as file:
         shape, _, dtype = _header(file, str(path))
     _check_array(str(path), shape, dtype)
     count, width = shape
-    return FeatureRows(path.name, count, width, lambda: _read_array(lambda: path.open("rb"), str(path)))
+    return FeatureRows(path.name, count, width, lambda: _read_array(lambda: open_file(path), str(path)))
 
 
 def _open_npz(path: Path, key: str | None) -> FeatureRows:
-    with zipfile.ZipFile(path) as archive:
+    with open_file(path) as content, zipfile.ZipFile(content) as archive:
         headers = {}
         for member in archive.namelist():
             if member.endswith(".npy"):
@@ -129,14 +134,14 @@ def _open_npz(path: Path, key: str | None) -> FeatureRows:
         name = _choose(path, key, list(headers), matrices)
         shape, _, dtype = headers[name]
         digest = None
-        if "data_digest" in headers and not headers["data_digest"][2].hasobject:
+        if "data_digest" in headers and _is_word(*headers["data_digest"]):
             with archive.open("data_digest.npy") as file:
                 digest = str(np.lib.format.read_array(file, allow_pickle=False))
     _check_array(f"{path}, array {name!r}", shape, dtype)
     count, width = shape
 
     def read() -> Iterator[Tensor]:
-        with zipfile.ZipFile(path) as archive:
+        with open_file(path) as content, zipfile.ZipFile(content) as archive:
             yield from _read_array(lambda: archive.open(f"{name}.npy"), str(path))
 
     return FeatureRows(path.name, count, width, read, digest)
@@ -164,8 +169,9 @@ def _open_parquet(path: Path, key: str | None) -> FeatureRows:
     pyarrow = import_extra("pyarrow", extra="datasets")
     from pyarrow import parquet
 
-    file = parquet.ParquetFile(path)
-    types = dict(zip(file.schema_arrow.names, file.schema_arrow.types, strict=True))
+    with open_file(path) as content:
+        file = parquet.ParquetFile(content)
+        types = dict(zip(file.schema_arrow.names, file.schema_arrow.types, strict=True))
     lists = [name for name, kind in types.items() if hasattr(kind, "value_type")]
     numbers = [name for name, kind in types.items() if pyarrow.types.is_floating(kind)]
     columns = [_choose(path, key, list(types), lists)] if lists or key else numbers
@@ -184,10 +190,12 @@ def _open_parquet(path: Path, key: str | None) -> FeatureRows:
 
     def read() -> Iterator[Tensor]:
         size = rows_per_batch(len(columns) if columns == numbers else 2048)
-        for batch in parquet.ParquetFile(path).iter_batches(batch_size=size, columns=columns):
-            yield torch.from_numpy(np.ascontiguousarray(matrix(batch)))
+        with open_file(path) as content:
+            for batch in parquet.ParquetFile(content).iter_batches(batch_size=size, columns=columns):
+                yield torch.from_numpy(np.ascontiguousarray(matrix(batch)))
 
-    first = next(parquet.ParquetFile(path).iter_batches(batch_size=1, columns=columns), None)
+    with open_file(path) as content:
+        first = next(parquet.ParquetFile(content).iter_batches(batch_size=1, columns=columns), None)
     if first is None:
         raise DataError(f"{path} has no rows.")
     row = matrix(first)
@@ -221,6 +229,7 @@ def _header(file: IO[bytes], name: str) -> tuple[tuple[int, ...], bool, np.dtype
 def _read_array(begin: Callable[[], IO[bytes]], name: str) -> Iterator[Tensor]:
     with begin() as file:
         (count, width), columns_first, dtype = _header(file, name)
+        _check_memory(name, (count if columns_first else 1) * width * dtype.itemsize)
         if columns_first:
             content = file.read(count * width * dtype.itemsize)
             if len(content) == count * width * dtype.itemsize:
@@ -239,6 +248,21 @@ def _tensor(rows: NDArray[Any]) -> Tensor:
     """Half precision as it is; integers, which may be larger than those that PyTorch has, as float64."""
     kind = np.dtype(np.float64) if rows.dtype.kind in "iu" else rows.dtype.newbyteorder("=")
     return torch.from_numpy(np.array(rows, dtype=kind, order="C"))
+
+
+def _is_word(shape: tuple[int, ...], _: bool, dtype: np.dtype[Any]) -> bool:
+    """Whether an array is a single short text."""
+    return shape == () and dtype.kind == "U" and dtype.itemsize <= _LONGEST_WORD
+
+
+def _check_memory(name: str, size: int) -> None:
+    """Raises DataError for bytes that have to be read at once and do not fit into the free memory."""
+    _, free = system.memory()
+    if size > free:
+        raise DataError(
+            f"{name}: {size / GIB:.1f} GiB have to be read at once and {free / GIB:.1f} GiB are free; save the "
+            f"features in the order of rows, with fewer columns."
+        )
 
 
 def _check_array(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
