@@ -52,6 +52,7 @@ def test_secrets_are_not_shown(text: str) -> None:
         "https://host/a:b",
         "secrets of the deep",
         '"use_mask_token": false, "hub_token": null',
+        '"image_token": "<image>", "pad_token": "<pad>", "model.cls_token": "[CLS]", "tokenizer": "a/b"',
     ],
 )
 def test_other_text_stays(text: str) -> None:
@@ -72,4 +73,6 @@ def test_nested_values_and_words_are_redacted() -> None:
 
 def test_names_of_secrets() -> None:
     assert all(map(is_secret, ("WANDB_API_KEY", "token", "hub_token", "PASSWORD")))
-    assert not any(map(is_secret, ("max_tokens", "pad_token", "monkey", "epochs")))
+    assert all(map(is_secret, ("hf_token", "access_token", "db.password", "bot-token", "auth.token")))
+    assert not any(map(is_secret, ("max_tokens", "pad_token", "monkey", "epochs", "tokenizer", "imageToken")))
+    assert not any(map(is_secret, ("image_token", "model.pad_token", "use_mask_token", "boi_token", "end-token")))

@@ -18,13 +18,17 @@ from rich.text import Text
 _HIDDEN = "***"
 _ADDRESS = re.compile(r"(?P<before>[a-z][a-z0-9+.-]*://[^\s/@:]*:)[^\s/]*@", re.IGNORECASE)
 _NAME = r"(?:token|password|passwd|passphrase|secret|api[_-]?key|access[_-]?key|credentials?)"
+_WORD = (  # before "token": that of a text or a model, not of a service
+    r"(?:bos|eos|pad|padding|cls|class|sep|unk|mask|image|img|video|audio|speech|vision|bo[ivas]|eo[ivas]|start|end|stop"
+    r"|begin|special|soft|dist|distillation|register|fim|prefix|suffix|middle|newline|patch|prompt|system|per|next|last"
+    r"|first|new|max|min|num|each|every)"
+)
 _SETTING = re.compile(
-    rf"(?P<before>(?<![\w.-])(?!(?:bos|eos|pad|cls|sep|unk|mask)_)[\w.-]*{_NAME}[\"']?\s*[=:]\s*[\"']?)"
+    rf"(?P<before>(?<![\w.-])(?!(?:[\w.-]*[_.-])?{_WORD}[_-]?token\b)[\w.-]*{_NAME}[\"']?\s*[=:]\s*[\"']?)"
     r"(?!(?:true|false|null|none)\b)(?P<secret>[^\s\"'&,;]+)",  # "use_mask_token": false is none
     re.IGNORECASE,
 )
 _KNOWN = re.compile(r"\b(?:hf_[A-Za-z0-9]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|AKIA[A-Z0-9]{16})\b")
-_SECRET_VARIABLE = re.compile(rf"{_NAME}$", re.IGNORECASE)
 _SHORTEST = 6  # characters of a variable's value that is looked for in texts
 
 
@@ -47,7 +51,7 @@ def redact(text: str) -> str:
     What a variable of the environment with such a name holds is a token, too.
     """
     for name, value in os.environ.items():
-        if len(value) >= _SHORTEST and value in text and _SECRET_VARIABLE.search(name):
+        if len(value) >= _SHORTEST and value in text and is_secret(name):
             text = text.replace(value, _HIDDEN)
     text = _ADDRESS.sub(rf"\g<before>{_HIDDEN}@", text)
     text = _SETTING.sub(rf"\g<before>{_HIDDEN}", text)
