@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from matrix_ssl.errors import ConfigError
+from matrix_ssl.errors import ConfigError, RunFolderError
 
 if TYPE_CHECKING:
     from matrix_ssl.config import Assignment, Locations, RunConfig
@@ -74,14 +74,46 @@ def run_folder(recipe: str, data: "Locations | None", method: str | None, start:
 def default_run(recipe: str, data: "Locations | None", *, unnamed: str, suffix: str | None = None) -> Path:
     """The folder ``runs/RECIPE-DATA-SUFFIX``, without the recipe if it is ``unnamed`` and there is data.
 
-    Of several datasets it has the first three names, and the number of the others.
+    Of several datasets it has the first three names, and the number of the others. A name is that of the folder of the
+    images, with those of as many folders above it as are needed to differ from runs on other images: ``fold2-train``.
     """
-    names = [_name(one) for one in ((data,) if isinstance(data, str) else data or ()) if one]
-    name = "-".join([*names[:3], *([f"{len(names) - 3}-more"] if len(names) > 3 else [])])
-    name = name.encode(errors="replace").decode()  # a run folder's name is Unicode
-    parts = [recipe] if recipe != unnamed or not name else []
-    return Path("runs") / "-".join([*parts, *([name] if name else []), *([suffix] if suffix else [])])
+    locations = [one for one in ((data,) if isinstance(data, str) else data or ()) if one]
+    choices = []
+    for depth in range(1, 1 + max([len(_path(one).parts) for one in locations], default=1)):
+        names = ["-".join(_path(one).parts[-depth:]).replace(os.sep, "").removesuffix(".npz") for one in locations]
+        name = "-".join([*names[:3], *([f"{len(names) - 3}-more"] if len(names) > 3 else [])])
+        name = name.encode(errors="replace").decode()  # a run folder's name is Unicode
+        parts = [recipe] if recipe != unnamed or not name else []
+        choices.append(Path("runs") / "-".join([*parts, *([name] if name else []), *([suffix] if suffix else [])]))
+    recorded = [_recorded_data(folder) for folder in choices]
+    own = [locations, ["hf:" * one.startswith("hf:") + _absolute(one) for one in locations]]
+    same = (folder for folder, theirs in zip(choices, recorded, strict=True) if theirs in own)
+    free = (folder for folder, theirs in zip(choices, recorded, strict=True) if not all(map(_exists, theirs)))
+    return next(same, None) or next(free, choices[0])
 
 
-def _name(location: str) -> str:
-    return Path(location.removeprefix("hf:").removeprefix("memory:")).resolve().name.removesuffix(".npz")
+def _recorded_data(folder: Path) -> list[str]:
+    """The places of the images of the run, the comparison or the chain in a folder; ``[""]``: there is none."""
+    from matrix_ssl.runs.files import read_json
+
+    for name, *keys in (("config.json", "data", "source"), ("plan.json", "base", "data", "source")):
+        try:
+            value = read_json(folder / name)
+            for key in keys:
+                value = value[key]
+            return [value] if isinstance(value, str) else [str(one) for one in value]
+        except (RunFolderError, LookupError, TypeError):  # the command that uses the folder says what is wrong
+            continue
+    return [""]
+
+
+def _exists(location: str) -> bool:
+    return bool(location) and os.path.exists(_absolute(location))  # noqa: PTH110, False without permission
+
+
+def _absolute(location: str) -> str:
+    return os.path.abspath(os.path.expanduser(location.removeprefix("hf:")))  # noqa: PTH100, PTH111, ~nobody is no error
+
+
+def _path(location: str) -> Path:
+    return Path(location.removeprefix("hf:").removeprefix("memory:")).resolve()
