@@ -143,4 +143,4 @@ def test_the_command(photos: Path, whole: Path, tmp_path: Path) -> None:
     result = succeed(tmp_path, ["pack", str(photos), "p", "--shard-mib", "1", "--workers", "0"])
     assert "train: 5 images in 3 files" in result.out and "next    matrix-ssl pretrain --data" in result.out
     assert "Left out" in result.err and contents(tmp_path / "p") == contents(whole)
-    assert "is not empty" in fail(tmp_path, ["pack", str(photos), str(photos)])
+    assert "is inside the images' folder" in fail(tmp_path, ["pack", str(photos), str(photos)])

@@ -43,7 +43,17 @@ def test_an_output_inside_the_images_is_refused(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "photos/cat").mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / "photos")
     for out, data in (("photos/r", "photos"), ("photos/cat/f.npz", ("photos", "digits")), ("photos", "link")):
-        with pytest.raises(DataError, match=r"is inside the images' folder .*: name another place with --out"):
+        with pytest.raises(DataError, match=r"is inside the images' folder .*: choose another place for it"):
             check_outside(Path(out), data)
     for out, data in (("r", "photos"), ("photos2", "photos"), ("r", "digits"), ("r", "hf:a/b"), ("r", "absent")):
         check_outside(Path(out), data)
+
+
+def test_an_output_inside_a_named_dataset_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "root/photos").mkdir(parents=True)
+    with pytest.raises(DataError, match="is inside the images' folder"):
+        check_outside(tmp_path / "root/photos/r", "photos", data_root=tmp_path / "root")
+    monkeypatch.setenv("MATRIX_SSL_DATA", str(tmp_path / "root"))
+    with pytest.raises(DataError, match="is inside the images' folder"):
+        check_outside(tmp_path / "root/photos/r", "photos")
+    check_outside(tmp_path / "root/r", "photos")

@@ -10,7 +10,7 @@ from matrix_ssl.api import evaluation
 from matrix_ssl.api.caller import undisturbed
 from matrix_ssl.api.run import Run
 from matrix_ssl.data.augment import each_view
-from matrix_ssl.data.sources import Data, Split
+from matrix_ssl.data.sources import Data, Split, check_outside
 from matrix_ssl.encoder import Weights
 from matrix_ssl.errors import ConfigError
 from matrix_ssl.evaluate.diagnose import Progress, diagnose_blocks
@@ -58,6 +58,7 @@ def diagnose(
     location = data or config.data.source
     if not location:
         raise evaluation.no_dataset(where)
+    check_outside(out, location, data_root=data_root)
     with lock(out):
         for name in (RESULT, PAGE):
             check_writable(out / name)

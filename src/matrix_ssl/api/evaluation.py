@@ -13,7 +13,7 @@ from matrix_ssl import distributed
 from matrix_ssl.config import DataConfig
 from matrix_ssl.data import Source, has_test_split, open_source, split_source
 from matrix_ssl.data.objects import in_colour
-from matrix_ssl.data.sources import Data, Split, Splits
+from matrix_ssl.data.sources import Data, Split, Splits, check_outside
 from matrix_ssl.encoder import Weights
 from matrix_ssl.encoder.opening import nothing_at
 from matrix_ssl.encoder.where import PATH, is_folder, read_where
@@ -60,6 +60,7 @@ def evaluate(
     weights: Weights = "student",
     fresh: bool = False,
     needs_labels: bool = False,
+    max_unreadable: float | None = None,
     report: bool = True,
     quiet: bool = False,
     device: str = "auto",
@@ -81,6 +82,7 @@ def evaluate(
         weights: the network of the run.
         fresh: repeat protocols that already have results.
         needs_labels: refuse images without labels.
+        max_unreadable: part of the images, in [0, 1], that may be unreadable, ten in any case; None: that of the run.
         report: write the page.
         quiet: show no messages and no progress.
         device, data_root, download: as for ``pretraining.train``.
@@ -93,12 +95,21 @@ def evaluate(
         raise ConfigError(f"--label-list is for --protocol {SEMI_SUPERVISED}.")
     if not data and not is_folder(where):
         raise no_dataset(where)
-    from matrix_ssl.encoder.importing import as_run  # takes a second to import
+    from matrix_ssl.encoder.importing import as_run, default_run  # takes a second to import
 
+    if data and not is_folder(where):
+        check_outside(out or default_run(read_where(where), branch=weights), data, data_root=data_root)
     with session(device, quiet=quiet) as s:
         chosen = dataclasses.asdict(settings)
         distributed.check_equal(
-            {"protocols": list(protocols), "baselines": list(baselines), "fresh": fresh, "weights": weights, **chosen},
+            {
+                "protocols": list(protocols),
+                "baselines": list(baselines),
+                "fresh": fresh,
+                "weights": weights,
+                "max_unreadable": max_unreadable,
+                **chosen,
+            },
             "settings",
         )
         prepared = None
@@ -134,7 +145,7 @@ def evaluate(
             with s.display.bar("features") as show:
                 every.describe_images(run, train, weights=weights, device=s.device, on_progress=show)
         else:
-            subject = Subject(run, train, test, weights, s.device, drawn_from)
+            subject = Subject(run, train, test, weights, s.device, drawn_from, max_unreadable)
             every.run_protocols(
                 subject, protocols=protocols, settings=settings, baselines=public, label_list=label_list,
                 fresh=fresh, say=s.display.say, display=s.display, bar=s.display.bar,

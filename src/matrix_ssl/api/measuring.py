@@ -12,7 +12,7 @@ from matrix_ssl.api import evaluation
 from matrix_ssl.api.caller import undisturbed
 from matrix_ssl.api.run import Run
 from matrix_ssl.config import DataConfig
-from matrix_ssl.data.sources import Data, Split
+from matrix_ssl.data.sources import Data, Split, check_outside
 from matrix_ssl.encoder import Weights
 from matrix_ssl.errors import ConfigError
 from matrix_ssl.evaluate.feature_rows import ENDINGS, FeatureRows, open_features, rows_of
@@ -64,6 +64,8 @@ def measure(
         MatrixSSLError: a file, an encoder or the images are at fault.
     """
     if out is not None:
+        if data:
+            check_outside(out, data, data_root=data_root)
         with lock(out):
             for name in (RESULT, PAGE):
                 check_writable(out / name)

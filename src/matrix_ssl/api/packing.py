@@ -1,15 +1,15 @@
 """Packs a dataset: a folder of files that hold all images, resumable and with checksums."""
 
 import dataclasses
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from matrix_ssl.config.untrusted import file_sha256
 from matrix_ssl.data.base import Source
 from matrix_ssl.data.packing import PackSettings, Shard, shards
-from matrix_ssl.data.sources import Data, describe, find_splits
+from matrix_ssl.data.sources import Data, check_outside, describe, find_splits
 from matrix_ssl.errors import DataError, RunFolderError
 from matrix_ssl.runs.files import read_json, write_atomically, write_json
 from matrix_ssl.runs.folder import claim, held
@@ -67,6 +67,7 @@ def pack(
         RunFolderError: the folder is for something else, or cannot be written.
     """
     how = settings or PackSettings()
+    check_outside(out, data, data_root=data_root)
     splits = find_splits(data, data_root=data_root, download=download)
     sources = {"train": splits.train()} | ({} if splits.test is None else {"test": splits.test()})
     for split, source in sources.items():
@@ -80,8 +81,8 @@ def pack(
         for split, source in sources.items():
             files += _pack_split(out, split, source, how, files, workers=workers, on_progress=on_progress)
             count = sum(len(one.unreadable) for one in files if one.split == split)
-            where = f"All are in {out / FILES}; --max-unreadable accepts the loss"
-            check_unreadable(count, len(source), where, part=max_unreadable, setting="")
+            where = f"All are in {out / FILES}"
+            check_unreadable(count, len(source), where, part=max_unreadable, option="--max-unreadable ")
     return files
 
 
@@ -100,7 +101,7 @@ def _done(out: Path) -> list[Packed]:
         raise RunFolderError(f"{out / FILES} is damaged: use --fresh to start over.") from None
     for number, one in enumerate(files):
         path = out / Path(one.name).name
-        if not path.is_file() or path.stat().st_size != one.size or _checksum(path) != one.sha256:
+        if not path.is_file() or path.stat().st_size != one.size or file_sha256(path) != one.sha256:
             return files[:number]
     return files
 
@@ -127,9 +128,4 @@ def _write(path: Path, split: str, shard: Shard, source: Source) -> Packed:
     write_atomically(path, write)
     unreadable = [list(one) for one in shard.unreadable]
     size, images = path.stat().st_size, len(shard.images)
-    return Packed(path.name, split, shard.start, shard.stop, images, size, _checksum(path), unreadable)
-
-
-def _checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return Packed(path.name, split, shard.start, shard.stop, images, size, file_sha256(path), unreadable)

@@ -153,7 +153,7 @@ def train(
     """
     check_loggers(loggers)
     if not (run / CONFIG).exists():
-        check_outside(run, data or config.data.source)
+        check_outside(run, data or config.data.source, data_root=data_root)
     with session(device, quiet=quiet) as s:
         values = dict(configuration.flatten(configuration.to_dict(config)))
         values = {key: value for key, value in values.items() if key not in ("data.source", "data.workers")}

@@ -140,6 +140,7 @@ class Run:
         label_list: str | Path | None = None,
         weights: Weights = "student",
         fresh: bool = False,
+        max_unreadable: float | None = None,
         report: bool = True,
         device: str = "auto",
         quiet: bool = False,
@@ -158,6 +159,8 @@ class Run:
             label_list: file that names the labelled images of ``semi-supervised``.
             weights: ``student``, or ``teacher``, its moving average.
             fresh: repeat protocols that already have results.
+            max_unreadable: part of the images, in [0, 1], that may be unreadable, ten in any case; None: that of the
+                run.
             report: write the page of the run.
             device, quiet, data_root, download: as for ``pretrain``.
 
@@ -174,8 +177,8 @@ class Run:
                 test_data=None if test_data is None else as_data(test_data), protocols=list(protocols),
                 baselines=baselines, baseline_sizes=baseline_sizes,
                 settings=configuration.override(EvaluationSettings(), assignments), label_list=_path(label_list),
-                weights=weights, fresh=fresh, report=report, needs_labels=True, quiet=quiet, device=device,
-                data_root=_path(data_root), download=download,
+                weights=weights, fresh=fresh, max_unreadable=max_unreadable, report=report, needs_labels=True,
+                quiet=quiet, device=device, data_root=_path(data_root), download=download,
             )  # fmt: skip
         assert evaluated.results is not None  # the images have labels
         return Results(evaluated.results, evaluated.report)

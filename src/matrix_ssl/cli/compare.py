@@ -86,7 +86,7 @@ def compare(
     public = open_baselines(baseline, base.data, sizes=baseline_size, download=download)
     comparison = ComparisonRun(plan, out, command=shlex.join(command()), public=public)
     if not out.exists():
-        check_outside(out, base.data.source)
+        check_outside(out, base.data.source, data_root=data_root)
     if not fresh:
         comparison.check()
     for remark in comparison.open_data(data_root=data_root, download=download, fresh=fresh):

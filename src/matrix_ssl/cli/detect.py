@@ -49,15 +49,19 @@ def detect(
     words = [*(f"{key}={value}" for key, value in named.items()), *(["masks=false"] if no_masks else [])]
     settings = override(DetectionSettings(), [*words, *assignments])
     from matrix_ssl import distributed
+    from matrix_ssl.data.sources import check_outside
     from matrix_ssl.evaluate.detection import run as runs
     from matrix_ssl.evaluate.detection.scoring import classes_table, scores_table
     from matrix_ssl.runs.files import read_object
+    from matrix_ssl.runs.folder import CONFIG
     from matrix_ssl.runs.session import session
 
     inputs = runs.Inputs(
         train_images, train_annotations, val_images, val_annotations,
         encoder=encoder, backbone=backbone, weights=weights, download=download,
     )  # fmt: skip
+    if not (out / CONFIG).exists():
+        check_outside(out, (str(train_images), str(val_images)))
     with session(device) as s:
         with distributed.together():
             prepared = runs.prepare(inputs, settings, device=s.device)

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 @options.assignments("Change a setting of a protocol that trains, such as linear_sgd.epochs=10")
 @click.option("--label-list", type=options.PATH, help="File that names the labelled images of "
               "semi-supervised, one a line.  [default: 1 % and 10 % of every class]")  # fmt: skip
+@click.option("--max-unreadable", type=click.FloatRange(0, 1), metavar="FRACTION", help="Part of the images that may "
+              "be unreadable, from 0 to 1; ten may in any case.  [default: that of the run, 0.01]")  # fmt: skip
 @click.option("--fresh", is_flag=True, help="Re-run protocols that already have results.")
 @options.no_report
 @options.device
@@ -35,8 +37,8 @@ if TYPE_CHECKING:
 @options.download
 def evaluate(
     where: str, data: Any, out: Path | None, test_data: str | None, protocol: str, baseline: tuple[str, ...],
-    baseline_size: Any, weights: Any, assignments: tuple[str, ...], label_list: Path | None, fresh: bool,
-    no_report: bool, device: str, data_root: Path | None, download: bool,
+    baseline_size: Any, weights: Any, assignments: tuple[str, ...], label_list: Path | None,
+    max_unreadable: float | None, fresh: bool, no_report: bool, device: str, data_root: Path | None, download: bool,
 ) -> None:  # fmt: skip
     """Measure an encoder on labelled images, beside raw pixels, the untrained network and public encoders.
 
@@ -51,8 +53,8 @@ def evaluate(
     evaluated = evaluation.evaluate(
         where, data, out=out, test_data=test_data, protocols=options.names(protocol), baselines=baseline,
         baseline_sizes=baseline_size, settings=config.override(EvaluationSettings(), assignments),
-        label_list=label_list, weights=weights, fresh=fresh, report=not no_report, device=device,
-        data_root=data_root, download=download,
+        label_list=label_list, weights=weights, fresh=fresh, max_unreadable=max_unreadable,
+        report=not no_report, device=device, data_root=data_root, download=download,
     )  # fmt: skip
     if evaluated.is_main and (results := evaluated.results):
         options.stdout.print(*map(_terminal, results.tables()), *results.remarks, sep="\n", markup=False)
@@ -94,7 +96,7 @@ def embed(
 
     check_format(out, patches=patches)
     run = Run(where, download=download)
-    check_outside(out, data or run.config.data.source)
+    check_outside(out, data or run.config.data.source, data_root=data_root)
     check_writable(out)
     rows = out.with_name(f".{out.name}.rows")
     try:

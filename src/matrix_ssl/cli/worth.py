@@ -82,7 +82,7 @@ def worth(
     )  # fmt: skip
     out = out or default_run(f"worth-{recipe}", data, unnamed="")
     if not out.exists():
-        check_outside(out, config.data.source)
+        check_outside(out, config.data.source, data_root=data_root)
     if not fresh:
         check(plan, out)
     images = Images.open(plan, data_root=data_root, download=download)

@@ -172,12 +172,15 @@ def absolute(data: str | tuple[str, ...]) -> str | tuple[str, ...]:
     return f"{prefix}{path.absolute()}" if _exists(path) else data
 
 
-def check_outside(path: Path, data: Data) -> None:
+def check_outside(path: Path, data: Data, *, data_root: Path | None = None) -> None:
     """Raises DataError for an output inside a folder of images, where it would count as data."""
+    root = _root(data_root)
     for name in (data,) if isinstance(data, str) else () if isinstance(data, Splits) else data:
-        folder = Path(name).expanduser() if name and name not in NAMED_SETS else None
+        folder = _expanded(name) if name and name not in NAMED_SETS else None
+        if folder is not None and root is not None and len(folder.parts) == 1 and not _exists(folder):
+            folder = root / name
         if folder is not None and folder.is_dir() and path.resolve().is_relative_to(folder.resolve()):
-            raise DataError(f"{path} is inside the images' folder {folder}: name another place with --out.")
+            raise DataError(f"{path} is inside the images' folder {folder}: choose another place for it.")
 
 
 def find_splits(data: Data, *, data_root: Path | None, download: bool = False) -> Splits:
@@ -219,9 +222,7 @@ def _find(name_or_path: str, *, data_root: Path | None, download: bool) -> Split
         return _hugging_face(name_or_path.removeprefix(HUGGING_FACE))
     if name_or_path == "digits":
         return Splits(partial(_open_digits, "train"), partial(_open_digits, "test"))
-    root = data_root
-    if root is None and (variable := os.environ.get(DATA_ROOT_VARIABLE)):
-        root = Path(variable).expanduser()
+    root = _root(data_root)
     if name_or_path in TORCHVISION_SETS:
         return _torchvision(name_or_path, root, download=download)
     path = _expanded(name_or_path)
@@ -231,6 +232,13 @@ def _find(name_or_path: str, *, data_root: Path | None, download: bool) -> Split
     if bare and root is not None and _exists(root / name_or_path):
         return _at(root / name_or_path)
     raise DataError(_missing(name_or_path, path, root if bare else None))
+
+
+def _root(data_root: Path | None) -> Path | None:
+    """The folder of named datasets, of the option or of the environment."""
+    if data_root is None and (variable := os.environ.get(DATA_ROOT_VARIABLE)):
+        return Path(variable).expanduser()
+    return data_root
 
 
 def _at(path: Path) -> Splits:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from matrix_ssl.data.sources import check_outside
 from matrix_ssl.encoder import Weights, formats, load_encoder
 from matrix_ssl.encoder.card import CARD, IMPORTED, model_card
 from matrix_ssl.encoder.formats import Exported, Model
@@ -75,6 +76,8 @@ def export(run: Path, target: Path | None = None, *, form: str, weights: Weights
         raise ConfigError(f"--out {target}: a file for {form} must end in {chosen.ending}.")
     if target.is_relative_to(run):
         refuse_links(run)
+    else:
+        check_outside(target, model.config.data.source)
     if not chosen.is_folder:
         check_writable(target)
     with tempfile.TemporaryDirectory() as folder:

@@ -48,6 +48,7 @@ def extract(
     device: torch.device,
     on_progress: Callable[[int, int], None] | None = None,
     files: FeatureFiles | None = None,
+    on_unreadable: Callable[[list[tuple[str, str]]], None] | None = None,
 ) -> Features:
     """Runs encoders in evaluation mode over the central squares of the images; unreadable ones are skipped and listed.
 
@@ -55,6 +56,8 @@ def extract(
         encoders: by name, images (n, c, s, s) to features (n, k).
         on_progress: called with (images done, number of images).
         files: of the features, from which an earlier call is resumed; None: in memory.
+        on_unreadable: called after every batch with all images that cannot be read so far, if there are any: where,
+            why. What it raises ends the call.
 
     Raises:
         DataError: no image can be read.
@@ -76,6 +79,8 @@ def extract(
             pixels = normalise(pixels, data.mean, data.std)
             vectors = {name: encoder(pixels.to(_dtype(encoder))).float().cpu() for name, encoder in encoders.items()}
         store.add(chosen + start, vectors, problems)
+        if on_unreadable and store.unreadable:
+            on_unreadable(store.unreadable)
         if on_progress:
             on_progress(store.seen, len(source))
     if len(store.unreadable) == len(source):

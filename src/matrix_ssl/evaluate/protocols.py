@@ -4,6 +4,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from matrix_ssl.config import DataConfig
 from matrix_ssl.data.base import Source
 from matrix_ssl.data.randomness import permutation
 from matrix_ssl.errors import ConfigError, DataError, did_you_mean
-from matrix_ssl.evaluate import results
+from matrix_ssl.evaluate import results, unreadable
 from matrix_ssl.evaluate.baselines import Baseline
 from matrix_ssl.evaluate.feature_files import FeatureFiles
 from matrix_ssl.evaluate.features import Features, RawPixels, extract
@@ -122,11 +123,13 @@ def _run_frozen(
         "encoder": subject.encoder, "raw_pixels": RawPixels(), "random_network": subject.untrained[0]
     }  # fmt: skip
     files = subject.folder / "features"
-    train, test = _features(subject, networks, subject.config.data, files, bar=bar)
+    train, test = _features(subject, networks, subject.config.data, files, say=say, bar=bar)
     for split, features in (("training", train), ("test", test)):
         if features.unreadable:
             where, why = features.unreadable[0]
             say(f"Skipping {len(features.unreadable)} unreadable {split} images, the first is {where}: {why}.")
+    if train.unreadable or test.unreadable:
+        unreadable.write_list(subject.folder, [*train.unreadable, *test.unreadable])
     requested = [name for name in frozen.PROTOCOLS if name in protocols or (name == "linear" and TRANSFER in protocols)]
     predictions = {}
     with bar("probes", "networks") as show:
@@ -164,14 +167,20 @@ def _run_frozen(
 
 
 def _features(
-    subject: Subject, networks: Mapping[str, nn.Module], data: DataConfig, folder: Path, *question: Any, bar: Bar
-) -> tuple[Features, Features]:
+    subject: Subject, networks: Mapping[str, nn.Module], data: DataConfig, folder: Path, *question: Any,
+    say: Say, bar: Bar,
+) -> tuple[Features, Features]:  # fmt: skip
     """Features of the training and of the test images; a call with the same question resumes."""
+    own = subject.config.data
     with bar("features") as show:
         train, test = (
             extract(
                 networks, source, data, device=subject.device, on_progress=show,
                 files=FeatureFiles(folder / split, fingerprint=subject.fingerprint(split, *question)),
+                on_unreadable=partial(
+                    unreadable.refuse_many, source=source, folder=subject.folder, part=own.max_unreadable,
+                    workers=own.workers, say=say,
+                ),
             )
             for split, source in (("train", subject.train), ("test", subject.test))
         )  # fmt: skip
@@ -199,7 +208,7 @@ def _measure(
     say(f"Baseline {baseline.name}: {baseline.tensors}")
     started, description = time.monotonic(), baseline.describe()
     where = folder / results.fingerprint(description)
-    train, test = _features(subject, {"encoder": baseline.encoder}, baseline.data, where, description, bar=bar)
+    train, test = _features(subject, {"encoder": baseline.encoder}, baseline.data, where, description, say=say, bar=bar)
     seconds = time.monotonic() - started
     if not np.array_equal(Answers.of(subject.test, test.indices).where, answers.where):
         raise DataError(f"The test images changed during the evaluation of {baseline.name}. Evaluate again.")

@@ -1,5 +1,6 @@
 """What is evaluated on what: the encoder of a run, training images for classifiers, and test images."""
 
+import dataclasses
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,11 +28,14 @@ class Subject:
     weights: encoders.Weights
     device: torch.device  # of the computation
     drawn_from: str | None = None  # digest of the dataset that ``train`` is a split of; None where it is the whole
+    max_unreadable: float | None = None  # part of the images that may be unreadable; None: that of the run
 
     @cached_property
     def config(self) -> RunConfig:
-        """The settings of the run."""
-        return read_config(self.run)
+        """The settings of the run, with this part of unreadable images."""
+        config = read_config(self.run)
+        part = config.data.max_unreadable if self.max_unreadable is None else self.max_unreadable
+        return dataclasses.replace(config, data=dataclasses.replace(config.data, max_unreadable=part))
 
     @cached_property
     def encoder(self) -> nn.Module:

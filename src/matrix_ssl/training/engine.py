@@ -163,7 +163,7 @@ class Engine(Generic[Batch, Output]):
         self.list_skipped(task.find_unreadable())
         check_unreadable(
             len(task.skipped), plan.images, f"All are in {self.folder / SKIPPED}", part=plan.max_unreadable,
-            setting=plan.unreadable_setting,
+            option=plan.unreadable_option,
         )  # fmt: skip
 
     def list_skipped(self, images: Iterable[tuple[str, str]]) -> None:
@@ -306,13 +306,11 @@ def most_unreadable(images: int, part: float) -> int:
     return max(_FEW_SKIPPED, int(part * images))
 
 
-def check_unreadable(count: int, images: int, where: str, *, part: float, setting: str) -> None:
-    """Raises DataError if more images are unreadable than ``most_unreadable``; ``setting`` accepts the loss."""
+def check_unreadable(count: int, images: int, where: str, *, part: float, option: str) -> None:
+    """Raises DataError if more images are unreadable than ``most_unreadable``; ``option`` accepts the loss."""
     most = most_unreadable(images, part)
     if count > most:
-        accept = (
-            f", or accept the loss with --set {setting}={math.ceil(100 * count / images) / 100:g}" if setting else ""
-        )
+        accept = f", or accept the loss with {option}{math.ceil(100 * count / images) / 100:g}" if option else ""
         raise DataError(
             f"{count} of {images} images cannot be read, and at most {most} may be unreadable. {where}; fix or remove "
             f"those files{accept}."

@@ -63,7 +63,7 @@ class PreTraining(Task[Batch, StepOutput]):
             max_bad_steps=config.max_bad_steps,
             advice=_ADVICE,
             max_unreadable=config.data.max_unreadable,
-            unreadable_setting="data.max_unreadable",
+            unreadable_option="--set data.max_unreadable=",
         )
         super().__init__(method, optimizer, plan, display=display)
         self.config, self.method, self.loader, self.source, self.precision = config, method, loader, source, precision

@@ -52,7 +52,7 @@ class TrainingPlan:
     max_bad_steps: int  # steps in a row with a loss or gradient that is not finite before the training stops
     advice: str  # what the user can do against them
     max_unreadable: float = 0.01  # part of the images that may be unreadable, beyond a few
-    unreadable_setting: str = ""  # the setting of it; empty: there is none
+    unreadable_option: str = ""  # the option of it, up to its value; empty: there is none
 
 
 class Observer:

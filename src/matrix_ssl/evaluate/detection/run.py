@@ -176,7 +176,7 @@ def _write(
     settings, val = prepared.settings, prepared.val
     check_unreadable(
         len(predictions.unreadable), len(val.images), "They are listed above",
-        part=settings.max_unreadable, setting="max_unreadable",
+        part=settings.max_unreadable, option="--set max_unreadable=",
     )  # fmt: skip
     checkpoint.save_weights(out / DETECTOR, prepared.detector, {"architecture": settings.architecture})
     write_text(out / PREDICTIONS, json.dumps(predictions.detections, separators=(",", ":")))

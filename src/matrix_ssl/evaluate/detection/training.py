@@ -45,7 +45,7 @@ class DetectorTraining(Task[DetectionBatch, Step]):
             max_bad_steps=settings.max_bad_steps,
             advice=_ADVICE,
             max_unreadable=settings.max_unreadable,
-            unreadable_setting="max_unreadable",
+            unreadable_option="--set max_unreadable=",
         )
         super().__init__(detector, optimizer, limits, display=display)
         self.images, self.settings, self.rates = images, settings, plan

@@ -20,6 +20,7 @@ from matrix_ssl.evaluate.trained.classifier import Outcome
 from matrix_ssl.evaluate.trained.fine_tune import ALL_LABELS, PUBLISHED_RATES, FineTune, fine_tune
 from matrix_ssl.evaluate.trained.label_subsets import from_list, list_names, store, stratified
 from matrix_ssl.evaluate.trained.linear_sgd import LinearSGD, linear_sgd
+from matrix_ssl.evaluate.unreadable import refuse_many
 from matrix_ssl.runs import devices
 from matrix_ssl.runs.display import Display
 from matrix_ssl.runs.files import read_lines
@@ -72,6 +73,13 @@ def run_trained(
         if protocol == LINEAR_SGD:
             _warn_of_few_steps(chosen, len(source), say)
         outcome = _train(subject, source, protocol, chosen, folder, say, display)
+        with distributed.together():
+            if distributed.is_main():
+                data = subject.config.data
+                refuse_many(
+                    outcome.unreadable, subject.test, subject.folder, part=data.max_unreadable, workers=data.workers,
+                    say=say,
+                )  # fmt: skip
         answers = Answers.of(subject.test, outcome.indices)
         used = ("batch_size", "rates", "held_out", "train_accuracy", "seconds")
         predictions[measure] = Predictions(

@@ -141,6 +141,7 @@ class ClassifierTraining(Task[Batch, Step]):
             advice=f"Lower the learning rate ({rates}) or evaluate in float32; an encoder whose features are not "
             "finite has diverged itself.",
             max_unreadable=data.max_unreadable,
+            unreadable_option="--max-unreadable ",
         )
         super().__init__(classifier.learner, optimizer, plan, display=display)
         self.labels = torch.from_numpy(source.labelled()[0]).to(device)

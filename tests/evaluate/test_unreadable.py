@@ -1,0 +1,57 @@
+"""Images that an evaluation cannot read: all are listed at once, and an option accepts the loss."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from matrix_ssl.api import evaluation
+from matrix_ssl.errors import DataError
+from matrix_ssl.evaluate.trained.protocols import EvaluationSettings
+from tests.support.runs import make_images
+
+DAMAGED = 24  # of 60 test images, of which ten may be unreadable
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A labelled dataset, in whose test split files are damaged throughout."""
+    for split, count in (("train", 8), ("test", 30)):
+        for name in ("ant", "bee"):
+            paths = make_images(tmp_path / "photos" / split / name, count)
+            for path in paths[: DAMAGED // 2] if split == "test" else ():
+                path.write_text("<html>404</html>")
+    return tmp_path / "photos"
+
+
+def evaluate(data: Path, protocol: str, **options: float) -> evaluation.Evaluated:
+    settings = EvaluationSettings()
+    return evaluation.evaluate(
+        "random/tiny_resnet", str(data), out=data.parent / "r", protocols=[protocol], settings=settings, quiet=True,
+        report=False, device="cpu", **options,
+    )  # fmt: skip
+
+
+def listed(data: Path) -> list[str]:
+    (path,) = (data.parent / "r" / "evaluation").glob("*/skipped.jsonl")
+    return [json.loads(line)["where"] for line in path.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("protocol", ["knn", "linear-sgd"])
+def test_all_are_listed_at_once_and_an_option_accepts_the_loss(data: Path, protocol: str) -> None:
+    with pytest.raises(DataError) as error:
+        evaluate(data, protocol)
+    assert str(error.value).startswith(f"{DAMAGED} of 60 images cannot be read, and at most 10 may be unreadable. All ")
+    assert "skipped.jsonl; fix or remove those files, or accept the loss with --max-unreadable 0.4." in str(error.value)
+    assert len(set(listed(data))) == DAMAGED and all("/test/" in where for where in listed(data))
+    results = evaluate(data, protocol, max_unreadable=0.4).results
+    assert results is not None and results.tables()
+    assert len(listed(data)) == DAMAGED
+
+
+def test_an_output_inside_the_images_is_refused_before_the_work(data: Path) -> None:
+    with pytest.raises(DataError, match="is inside the images' folder"):
+        evaluation.evaluate(
+            "random/tiny_resnet", str(data), out=data / "r", protocols=["knn"], settings=EvaluationSettings()
+        )
+    assert not (data / "r").exists()
