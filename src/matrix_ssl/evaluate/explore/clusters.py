@@ -56,6 +56,31 @@ def cluster(features: Matrix, *, count: int | None = None, seed: int = 0) -> Clu
     return in_order(fitted.labels_, distances)
 
 
+def dense_clusters(features: Matrix, *, smallest: int = 10) -> Clusters:
+    """HDBSCAN of the features at length one: clusters are dense regions, and images between them are in none, -1.
+
+    Compares all pairs: for up to some ten thousand images.
+
+    Args:
+        features: (n, d), finite.
+        smallest: images of a cluster, at least 2.
+
+    Raises:
+        ConfigError: ``smallest`` is below 2 or above n.
+        DataError: a value is not finite.
+
+    Reference: Campello, Moulavi and Sander, "Density-based clustering based on hierarchical density estimates", PAKDD
+    2013.
+    """
+    from sklearn.cluster import HDBSCAN  # slow to import
+
+    rows = unit_rows(features).cpu().numpy()
+    if not 2 <= smallest <= len(rows):
+        raise ConfigError(f"smallest={smallest}: expected 2 to {len(rows)} images of a cluster.")
+    fitted = HDBSCAN(min_cluster_size=smallest, copy=True).fit(rows)
+    return in_order(fitted.labels_, 1.0 - fitted.probabilities_)
+
+
 def choose_count(rows: NDArray[np.float32], *, seed: int = 0) -> int:
     """The number of clusters of k-means with the highest mean silhouette; 1 for fewer than three different rows."""
     from sklearn.cluster import KMeans  # slow to import

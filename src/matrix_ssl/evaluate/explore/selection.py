@@ -46,7 +46,8 @@ def select(
     - ``facility-location``: maximises mean_i max_{j in S} (1 + cos_ij) / 2, how well every image is represented.
       Prefers typical images.
     - ``log-determinant``: maximises log det(I + λ G_S) / 2 with the Gram matrix G_S of the chosen rows and
-      λ = d / (count ε²), ε² = 0.5: the coding length of the chosen features in nats. Prefers new directions.
+      λ = d / (count ε²), ε² = 0.5: the coding length of the chosen features in nats. The first of none, where all
+      images are equal, is the most central one. Prefers new directions.
 
     The last two objectives are monotone and submodular, so that greedy choice reaches at least 1 - 1/e (63 %) of the
     optimum; with ``start`` this holds for the increase. All distances are computed on the fly: memory is one copy of
@@ -88,10 +89,14 @@ def _k_centre(rows: Tensor, start: list[int], count: int) -> Iterator[Pick]:
     squared[start] = -1.0
     for number in range(count):
         first = number == 0 and not start
-        pick = int((rows @ rows.mean(dim=0)).argmax()) if first else int(squared.argmax())
+        pick = _most_central(rows) if first else int(squared.argmax())
         yield pick, float(squared[pick].clamp(min=0.0).sqrt())
         squared = torch.minimum(squared, _squared_distances(rows, pick))
         squared[pick] = -1.0
+
+
+def _most_central(rows: Tensor) -> int:
+    return int((rows @ rows.mean(dim=0)).argmax())
 
 
 def _squared_distances(rows: Tensor, index: int) -> Tensor:
@@ -133,7 +138,10 @@ def _log_determinant(rows: Tensor, start: list[int], count: int) -> Iterator[Pic
     pivots = 1.0 + scale * rows.double().square().sum(dim=1)
     left = torch.ones(len(rows), dtype=torch.bool)
     for number in range(len(start) + count):
-        pick = start[number] if number < len(start) else int(pivots.masked_fill(~left, 0.0).argmax())
+        if number < len(start):
+            pick = start[number]
+        else:
+            pick = int(pivots.masked_fill(~left, 0.0).argmax()) if number else _most_central(rows)
         if number >= len(start):
             yield pick, float(pivots[pick].log() / 2.0)
         row = rows[pick].double()

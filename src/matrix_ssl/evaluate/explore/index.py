@@ -1,0 +1,67 @@
+"""An exact index for many searches in the same features: half precision finds the candidates, float64 decides."""
+
+import torch
+from torch import Tensor
+
+from matrix_ssl.errors import ConfigError, DataError
+from matrix_ssl.evaluate.explore.inputs import Matrix, unit_rows
+from matrix_ssl.evaluate.explore.neighbours import Neighbours
+
+_ROUNDING = 2.0**-11  # relative, of a number in half precision
+_SMALLEST = 2.0**-25  # absolute, of a number below the normal ones of half precision
+
+
+class ExactIndex:
+    """Features at length one, kept in half precision for a first look at all of them and in float32 for the answer.
+
+    A product of two rounded rows of length one, rounded itself, differs from the exact one by at most
+    3 · 2⁻¹¹ + √d · 2⁻²⁴ and the rounding of its sum, of which d · 2⁻²⁴ is a bound. So all neighbours are among the
+    rows whose rounded product is at most twice this below the k-th largest; they are compared again, in float64.
+
+    Args:
+        features: (n, d), finite.
+
+    Attributes:
+        nbytes: bytes of the two copies, 6 n d.
+
+    Raises:
+        DataError: the features are no such matrix.
+    """
+
+    def __init__(self, features: Matrix):
+        self._rows = unit_rows(features)
+        self._half = self._rows.half()
+        width = self._rows.shape[1]
+        self._bound = 3.1 * _ROUNDING + 2 * width**0.5 * _SMALLEST + width * 2.0**-24
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the index."""
+        return self._rows.nbytes + self._half.nbytes
+
+    def nearest(self, queries: Matrix, *, k: int) -> Neighbours:
+        """The k rows with the highest cosine similarity to each query (m, d), of equal ones the lower index first.
+
+        Raises:
+            ConfigError: ``k`` is not from 1 to the number of images.
+            DataError: the widths differ, or a value is not finite.
+        """
+        if not 1 <= k <= len(self._rows):
+            raise ConfigError(f"k={k}: expected 1 to {len(self._rows)} neighbours, as many as there are images.")
+        units = unit_rows(queries, "queries")
+        if units.shape[1] != self._rows.shape[1]:
+            raise DataError(
+                f"The queries have {units.shape[1]} features, the images {self._rows.shape[1]}: use one encoder for "
+                "both."
+            )
+        answers = [self._search(unit, k) for unit in units]
+        indices, similarities = (torch.stack(parts).numpy() for parts in zip(*answers, strict=True))
+        return Neighbours(indices, similarities)
+
+    def _search(self, unit: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        products = (self._half @ unit.half()).float()
+        least = products.topk(k).values[-1] - 2 * self._bound
+        candidates = (products >= least).nonzero()[:, 0]
+        exact = (self._rows[candidates].double() @ unit.double()).float().clamp(-1.0, 1.0)
+        similarities, order = exact.sort(descending=True, stable=True)
+        return candidates[order[:k]], similarities[:k]
