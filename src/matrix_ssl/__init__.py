@@ -1,14 +1,15 @@
 """Matrix-information self-supervised learning on PyTorch.
 
-``pretrain``, ``open``, ``Run`` and ``EncoderTransformer`` are the whole pipeline; losses and the rest are imported from
-their modules, for example ``from matrix_ssl.losses import matrix_ssl_loss``. Importing the package itself does no work
-and loads no torch.
+``pretrain``, ``open``, ``Run``, ``Collection`` and ``EncoderTransformer`` are the whole pipeline; losses and the rest
+are imported from their modules, for example ``from matrix_ssl.losses import matrix_ssl_loss``. Importing the package
+itself does no work and loads no torch.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from matrix_ssl.api.collection import Collection
     from matrix_ssl.api.estimator import EncoderTransformer
     from matrix_ssl.api.opening import open
     from matrix_ssl.api.pretraining import pretrain
@@ -16,9 +17,12 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__all__ = ["EncoderTransformer", "Run", "__version__", "open", "pretrain"]
+__all__ = ["Collection", "EncoderTransformer", "Run", "__version__", "open", "pretrain"]
 
-_MODULES = {"EncoderTransformer": "estimator", "Run": "run", "open": "opening", "pretrain": "pretraining"}
+_MODULES = {
+    "Collection": "collection", "EncoderTransformer": "estimator", "Run": "run", "open": "opening",
+    "pretrain": "pretraining",
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

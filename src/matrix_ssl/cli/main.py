@@ -15,6 +15,7 @@ from matrix_ssl.cli.compare import compare
 from matrix_ssl.cli.detect import detect
 from matrix_ssl.cli.doctor import doctor
 from matrix_ssl.cli.evaluate import embed, evaluate
+from matrix_ssl.cli.find import cluster, duplicates, mislabels, outliers, search, select
 from matrix_ssl.cli.lists import methods, recipes, report
 from matrix_ssl.cli.llm import llm
 from matrix_ssl.cli.measure import diagnose, measure
@@ -58,10 +59,12 @@ def commands(context: click.Context) -> None:
 
 for command in (
     chain,
+    cluster,
     compare,
     detect,
     diagnose,
     doctor,
+    duplicates,
     embed,
     evaluate,
     export,
@@ -69,10 +72,14 @@ for command in (
     llm,
     measure,
     methods,
+    mislabels,
+    outliers,
     pack,
     pretrain,
     recipes,
     report,
+    search,
+    select,
     worth,
 ):
     commands.add_command(command)

@@ -21,6 +21,7 @@ def describe_caches() -> dict[str, dict[str, Any]]:
         "torch hub": Path(torch.hub.get_dir()) / "checkpoints",
         "Hugging Face hub": hub,
         "Hugging Face datasets": _huggingface("HF_DATASETS_CACHE", "datasets"),
+        "features of images": features_cache(),
     }
     if root := os.environ.get("MATRIX_SSL_DATA"):
         places["named datasets"] = Path(root)
@@ -30,6 +31,12 @@ def describe_caches() -> dict[str, dict[str, Any]]:
         weights = {"torch hub": _files, "Hugging Face hub": _models}.get(name, lambda path: [])(path)
         caches[name] = describe_folder(path) | {"size": size, "complete": complete, "weights": weights}
     return caches
+
+
+def features_cache() -> Path:
+    """Where ``search`` and others keep features: in MATRIX_SSL_CACHE, else the user's cache; nothing empties it."""
+    user = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "matrix-ssl"
+    return Path(os.environ.get("MATRIX_SSL_CACHE") or user).expanduser() / "features"
 
 
 def _huggingface(variable: str, name: str) -> Path:

@@ -63,33 +63,50 @@ def from_list(source: Source, path: Path) -> NDArray[np.int64]:
             image, or several, or occur twice; a class has no image in the list.
     """
     labels, classes = source.labelled()
-    names = _read_names(path)
+    wheres = [source.where(index) for index in range(len(source))]
+    chosen = match_names(wheres, read_names(path), where=str(path), dataset=source.name)
+    _check_classes(labels[chosen], classes, str(path))
+    return chosen
+
+
+def match_names(wheres: Sequence[str], names: Sequence[str], *, where: str, dataset: str) -> NDArray[np.int64]:
+    """The images at places that names match: a file name, or as much of the end of its path as is unique.
+
+    Args:
+        wheres: the places of all images.
+        where, dataset: what holds the names, and what the images, for messages.
+
+    Returns:
+        Indices into the places, in the order of the names.
+
+    Raises:
+        DataError: names match no image, or several, or occur twice.
+    """
     if twice := [name for name, count in Counter(names).items() if count > 1]:
-        raise DataError(f"{path}: {len(twice)} names occur twice ({_first(twice)}): list every image once.")
-    by_end = _by_last_part(source.where(index) for index in range(len(source)))
+        raise DataError(f"{where}: {len(twice)} names occur twice ({_first(twice)}): list every image once.")
+    by_end = _by_last_part(wheres)
     indices: list[int] = []
     absent, several = [], []
     for name in names:
-        matches = [i for i, where in by_end.get(_last_part(name), ()) if where == name or where.endswith(f"/{name}")]
+        matches = [i for i, one in by_end.get(_last_part(name), ()) if one == name or one.endswith(f"/{name}")]
         indices += matches
         absent += [name] * (not matches)
         several += [name] * (len(matches) > 1)
     if absent:
         raise DataError(
-            f"{path}: {len(absent)} of its {len(names)} names match no image of {source.name!r} ({_first(absent)}): "
-            "is it the list of another set?"
+            f"{where}: {len(absent)} of its {len(names)} names match no image of {dataset!r} ({_first(absent)}): "
+            "is it the list of another dataset?"
         )
     if several:
         raise DataError(
-            f"{path}: {len(several)} names match several images ({_first(several)}): "
+            f"{where}: {len(several)} names match several images ({_first(several)}): "
             "write more of their paths, as in cat/1.jpg."
         )
     chosen = np.array(indices, dtype=np.int64)
-    if again := [source.where(int(i)) for i in np.flatnonzero(np.bincount(chosen) > 1)]:
+    if again := [wheres[i] for i in np.flatnonzero(np.bincount(chosen) > 1)]:
         raise DataError(
-            f"{path}: {len(again)} images are named twice in different words ({_first(again)}): list every image once."
+            f"{where}: {len(again)} images are named twice in different words ({_first(again)}): list every image once."
         )
-    _check_classes(labels[chosen], classes, str(path))
     return chosen
 
 
@@ -118,7 +135,8 @@ def _check_classes(labels: NDArray[np.int64], classes: list[str], where: str) ->
         )
 
 
-def _read_names(path: Path) -> list[str]:
+def read_names(path: Path) -> list[str]:
+    """The names of a list; DataError where the file cannot be read, is empty or is not UTF-8 text."""
     try:
         text = read_file(path).decode("utf-8-sig")
     except FileNotFoundError:

@@ -1,0 +1,134 @@
+"""The commands ``search``, ``duplicates``, ``outliers``, ``cluster``, ``mislabels`` and ``select`` on images."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from matrix_ssl.cli import options
+
+if TYPE_CHECKING:
+    from matrix_ssl.api.collection import Collection
+    from matrix_ssl.report.listing import Listing
+
+_RULES = ("log-determinant", "facility-location", "k-centre")  # the first is the default
+_OPTIONS = (
+    click.argument("where", metavar="WHERE_OR_FEATURES"),
+    options.data,
+    click.option("--features", type=options.PATH, metavar="FILE", help="File that keeps the features of the encoder: "
+                 "read if it exists, else written.  [default: a cache]"),
+    click.option("--split", type=click.Choice(["train", "test"]), default="train", show_default=True,
+                 help="Split of the dataset."),
+    click.option("--out", type=options.PATH, metavar="FILE", help="CSV file for all rows."),
+    click.option("--page", type=options.PATH, metavar="FILE", help="HTML page with thumbnails, which opens offline."),
+    options.weights, options.device, options.data_root, options.download,
+)  # fmt: skip
+
+
+def _on_images(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Argument and options that all commands on a collection have."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+@click.command()
+@_on_images
+@click.option("--query", metavar="IMAGE", multiple=True, required=True, help="Image file, folder of images, or place "
+              "or number of an image of the dataset; may be repeated.")  # fmt: skip
+@click.option("-k", "k", type=click.IntRange(1), default=20, show_default=True, help="Images for each query.")
+def search(query: tuple[str, ...], k: int, **common: Any) -> None:
+    """Find the images that are most similar to a query.
+
+    WHERE is a run folder, a checkpoint file, torchvision/NAME[:WEIGHTS], timm/NAME[.TAG], hf:NAME or random/NAME;
+    FEATURES a file that `embed` wrote. All images are compared, by the cosine similarity of their features.
+    """
+    _answer(common, lambda images: images.search(query, k=k))
+
+
+@click.command()
+@_on_images
+@click.option("--threshold", type=float, metavar="COSINE", help="Similarity from which two images are nearly the same, "
+              "above -1 and at most 1.  [default: 0.95]")  # fmt: skip
+def duplicates(threshold: float | None, **common: Any) -> None:
+    """Find groups of images that are nearly the same.
+
+    WHERE and FEATURES are as for `matrix-ssl search`.
+    """
+    _answer(common, lambda images: images.duplicates(**options.given(threshold=threshold)))
+
+
+@click.command()
+@_on_images
+@click.option("--count", type=click.IntRange(1), default=100, show_default=True, help="Images to list.")
+@click.option("-k", "k", type=click.IntRange(1), default=10, show_default=True, help="Neighbours that decide how odd "
+              "an image is.")  # fmt: skip
+def outliers(count: int, k: int, **common: Any) -> None:
+    """Find images that resemble no others.
+
+    WHERE and FEATURES are as for `matrix-ssl search`.
+    """
+    _answer(common, lambda images: images.outliers(count=count, k=k))
+
+
+@click.command()
+@_on_images
+@click.option("--count", type=click.IntRange(1), metavar="CLUSTERS", help="Number of clusters.  [default: chosen by "
+              "the silhouette, 2 to 50]")  # fmt: skip
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the starting centres.")
+def cluster(count: int | None, seed: int, **common: Any) -> None:
+    """Sort images into clusters, each with the images that represent it.
+
+    WHERE and FEATURES are as for `matrix-ssl search`.
+    """
+    _answer(common, lambda images: images.clusters(count=count, seed=seed))
+
+
+@click.command()
+@_on_images
+@click.option("--count", type=click.IntRange(1), required=True, help="Images to choose.")
+@click.option("--rule", type=click.Choice(_RULES), default=_RULES[0], show_default=True, help="log-determinant: new "
+              "directions; facility-location: typical images; k-centre: even the odd ones.")  # fmt: skip
+@click.option("--labelled", type=options.PATH, metavar="FILE", help="Text file with the names of images that are "
+              "chosen already, one a line.")  # fmt: skip
+def select(count: int, rule: Any, labelled: Path | None, **common: Any) -> None:
+    """Choose a diverse subset of images, such as those to label first.
+
+    WHERE and FEATURES are as for `matrix-ssl search`.
+    """
+    _answer(common, lambda images: images.select(count, rule=rule, **options.given(labelled=labelled)))
+
+
+@click.command()
+@_on_images
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the folds.")
+def mislabels(seed: int, **common: Any) -> None:
+    """Find images whose label is probably wrong, by confident learning.
+
+    WHERE and FEATURES are as for `matrix-ssl search`.
+    """
+    _answer(common, lambda images: images.label_issues(seed=seed))
+
+
+def _answer(common: dict[str, Any], ask: "Callable[[Collection], Listing]") -> None:
+    """Opens the collection, asks it, and shows and writes what it answers."""
+    from matrix_ssl.api.collection import Collection
+    from matrix_ssl.data.sources import check_outside
+    from matrix_ssl.runs.files import check_writable
+
+    out, page = common.pop("out"), common.pop("page")
+    written = [path for path in (out, page) if path is not None]
+    for path in written:
+        check_writable(path)
+    images = Collection(**common)
+    for path in written:
+        check_outside(path, images.data or ())
+    with options.stderr.status("comparing images"):
+        listing = ask(images)
+    options.stdout.print(*listing.terminal(), sep="\n", markup=False)
+    if out is not None:
+        listing.save(out)
+    if page is not None:
+        listing.page(page)
+    options.show(rows=out, page=page)

@@ -1,0 +1,155 @@
+"""Images in a table: what a search in a dataset returns, for terminals, as CSV and as a page with thumbnails."""
+
+import base64
+import csv
+import io
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE
+from rich.table import Table
+
+from matrix_ssl.report import template
+from matrix_ssl.report.formats import number
+from matrix_ssl.runs.files import write_atomically
+from matrix_ssl.runs.terminal import printable
+
+MOST_ROWS = 20  # on a terminal
+MOST_IMAGES = 500  # on a page
+
+Cell = str | int | float
+Thumbnail = Callable[[str], bytes]  # the JPEG file of a small copy of the image at a place
+
+
+@dataclass(frozen=True, eq=False)
+class Listing:
+    """Images in the order of an answer, with what is said about each.
+
+    Attributes:
+        title: what it lists.
+        sentences: about the whole.
+        columns: the names of the columns; one is ``path``.
+        rows: a cell for every column, a row an image.
+        group: the column whose equal values belong together; empty for none.
+        shown: images of each group on the page, at most.
+        thumbnail: reads an image for the page.
+        facts: names and values for the page, such as the encoder.
+    """
+
+    title: str
+    sentences: tuple[str, ...]
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    group: str = ""
+    shown: int = MOST_IMAGES
+    thumbnail: Thumbnail | None = None
+    facts: tuple[tuple[str, str], ...] = field(default=())
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def column(self, name: str) -> list[Cell]:
+        """The cells of a column; ValueError if there is none of that name."""
+        place = self.columns.index(name)
+        return [row[place] for row in self.rows]
+
+    @property
+    def paths(self) -> list[str]:
+        """The places of the images."""
+        return [str(cell) for cell in self.column("path")]
+
+    def save(self, path: str | Path) -> None:
+        """Writes a CSV file in UTF-8, with a header; bytes of file names that are no text stay as they are.
+
+        Raises:
+            RunFolderError: it cannot be written.
+        """
+        buffer = io.StringIO(newline="")
+        csv.writer(buffer, lineterminator="\n").writerows([self.columns, *self.rows])
+        content = buffer.getvalue().encode(errors="surrogateescape")
+        write_atomically(Path(path), lambda file: file.write(content))
+
+    def page(self, path: str | Path) -> Path:
+        """Writes a page that opens offline: thumbnails with what the table says, by group, of at most 500 images.
+
+        Raises:
+            RunFolderError: it cannot be written.
+            DataError: an image cannot be read.
+        """
+        shown = self._first_of_groups(self.shown)[:MOST_IMAGES]
+        notes = [*self.sentences[1:]]
+        if len(self.rows) > len(shown):
+            each = " of the groups" if self.group else ""
+            notes.append(f"The page shows the first {len(shown):,} of {len(self.rows):,} images{each}.")
+        groups: dict[str, list[dict[str, Any]]] = {}
+        for row in shown:
+            cells = dict(zip(self.columns, row, strict=True))
+            heading = f"{self.group} {cells.pop(self.group)}" if self.group else ""
+            groups.setdefault(heading, []).append(self._card(cells))
+        values = {
+            "title": f"{self.title} – matrix-ssl", "heading": self.title, "kind": "matrix-ssl",
+            "verdict": self.sentences[:1], "notes": [(text, "") for text in notes],
+            "facts": [("Images", f"{len(self.rows):,}"), *self.facts], "groups": list(groups.items()),
+        }  # fmt: skip
+        return template.write_page(Path(path), "listing.html", values)
+
+    def terminal(self) -> list[Any]:
+        """A table of about 20 rows, some of every group, and the sentences, for a console of rich."""
+        shown = self._first_of_groups(max(2, MOST_ROWS // max(1, self._groups())))[:MOST_ROWS]
+        table = Table(box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
+        for name in self.columns:
+            values = self.column(name)
+            table.add_column(name, justify="left" if any(isinstance(cell, str) for cell in values) else "right",
+                             overflow="fold", no_wrap=name != "path")  # fmt: skip
+        for row in shown:
+            table.add_row(*map(_text, row))
+        more = len(self.rows) - len(shown)
+        rest = [f"{more:,} more: --out FILE.csv writes all, --page FILE.html shows them."] if more > 0 else []
+        return [*([table] if self.rows else []), *self.sentences, *rest]
+
+    def __repr__(self) -> str:
+        lines = ["  ".join(map(_text, row)) for row in (self.columns, *self.rows[:MOST_ROWS])]
+        return "\n".join([f"{self.title}: {len(self)} images", *map(printable, lines)])
+
+    def _repr_html_(self) -> str:
+        head = "".join(f"<th>{escape(name)}</th>" for name in self.columns)
+        rows = ("".join(f"<td>{escape(printable(_text(cell)))}</td>" for cell in row) for row in self.rows[:MOST_ROWS])
+        body = "".join(f"<tr>{row}</tr>" for row in rows)
+        caption = escape(f"{self.title}: {len(self)} images")
+        return f"<table><caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+    def _groups(self) -> int:
+        return len(set(self.column(self.group))) if self.group else 1
+
+    def _first_of_groups(self, most: int) -> list[tuple[Cell, ...]]:
+        """The rows, of every group the first ``most``; all of a listing without groups."""
+        if not self.group:
+            return list(self.rows)
+        counts: Counter[Cell] = Counter()
+        kept = []
+        for name, row in zip(self.column(self.group), self.rows, strict=True):
+            counts[name] += 1
+            kept += [row] if counts[name] <= most else []
+        return kept
+
+    def _card(self, cells: dict[str, Cell]) -> dict[str, Any]:
+        place = str(cells.pop("path"))
+        image = "" if self.thumbnail is None else base64.b64encode(self.thumbnail(place)).decode("ascii")
+        return {
+            "place": printable(place),
+            "image": f"data:image/jpeg;base64,{image}" if image else "",
+            "lines": [(name, printable(_text(cell))) for name, cell in cells.items() if cell != ""],
+        }
+
+
+def numbered(rows: Sequence[Sequence[Cell]]) -> tuple[tuple[Cell, ...], ...]:
+    """Rows with their rank, from 1, before them."""
+    return tuple((rank, *row) for rank, row in enumerate(rows, 1))
+
+
+def _text(cell: Cell) -> str:
+    return number(cell) if isinstance(cell, float) else str(cell)

@@ -1,0 +1,229 @@
+"""Images with their features, in Python and by the commands: answers, files, pages, caches and mistakes."""
+
+import csv
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+import matrix_ssl
+from matrix_ssl.api import collection, evaluation
+from matrix_ssl.cli.main import commands
+from matrix_ssl.errors import ConfigError, DataError, MatrixSSLError
+from matrix_ssl.evaluate.explore.neighbours import nearest
+from matrix_ssl.evaluate.explore.selection import select
+from matrix_ssl.report.listing import Listing
+from tests.api.conftest import PIXELS
+
+QUIET: dict[str, Any] = {"device": "cpu", "quiet": True}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MATRIX_SSL_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "features"
+
+
+@pytest.fixture
+def images() -> matrix_ssl.Collection:
+    return matrix_ssl.Collection("of_folder", **QUIET)
+
+
+def command(*words: str) -> Result:
+    result = CliRunner().invoke(commands, list(words))
+    if result.exception is not None:
+        raise result.exception
+    return result
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_search_by_images_of_the_dataset_and_by_others(images: matrix_ssl.Collection, tmp_path: Path) -> None:
+    embedding = images.embedding
+    shutil.copy(embedding.paths[5], tmp_path / "query.png")
+    expected = nearest(embedding.features, k=4)
+    for query in (embedding.paths[5], "photos/" + "/".join(embedding.paths[5].split("/")[-2:]), 5, "5"):
+        listing = images.search(query, k=4)
+        assert listing.paths == [embedding.paths[i] for i in expected.indices[5]]
+        np.testing.assert_allclose(listing.column("similarity"), expected.similarities[5], atol=1e-6)
+        assert listing.column("rank") == [1, 2, 3, 4] and listing.column("query") == [embedding.paths[5]] * 4
+    other = images.search(tmp_path / "query.png", k=5)
+    assert other.paths == [embedding.paths[5], *listing.paths] and other.column("similarity")[0] == pytest.approx(1)
+    several = images.search([str(tmp_path), 7], k=2)
+    assert several.column("query") == [str(tmp_path / "query.png")] * 2 + [embedding.paths[7]] * 2
+
+
+def test_every_answer_names_images_of_the_dataset(images: matrix_ssl.Collection) -> None:
+    paths = set(images.embedding.paths)
+    for listing in (images.duplicates(threshold=0.5), images.outliers(count=7), images.clusters(count=3),
+                    images.clusters(), images.label_issues(), images.select(4)):  # fmt: skip
+        assert isinstance(listing, Listing) and set(listing.paths) <= paths
+        assert set(listing.column("label")) <= {"a", "b"} and listing.title in repr(listing)
+    assert sorted(images.clusters(count=3).paths) == sorted(paths)
+    assert len(images.outliers(count=7)) == 7 and len(images.outliers(count=900)) == 40
+    distances = images.outliers(count=40).column("distance")
+    assert distances == sorted(distances, reverse=True)
+
+
+def test_selection_beside_labelled_images(images: matrix_ssl.Collection, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("a/00.png\n05.png\n")
+    places = images.embedding.paths
+    start = [i for i, path in enumerate(places) if path.endswith(("a/00.png", "b/05.png"))]
+    for rule in ("k-centre", "facility-location", "log-determinant"):
+        chosen = images.select(6, rule=rule, labelled=tmp_path / "list.txt").paths
+        expected = select(images.embedding.features, count=6, rule=rule, start=start).indices
+        assert chosen == [places[i] for i in expected]
+        assert chosen == images.select(6, rule=rule, labelled=["a/00.png", "05.png"]).paths
+    with pytest.raises(DataError, match=r"1 of its 1 names match no image of 'of_folder' \('99.png'\)"):
+        images.select(3, labelled=["99.png"])
+
+
+def test_features_are_computed_once(cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    read, batches = [], evaluation.features.evaluation_batches
+
+    def counted(source: Any, *arguments: Any, **options: Any) -> Any:
+        read.append(len(source))
+        return batches(source, *arguments, **options)
+
+    monkeypatch.setattr(evaluation.features, "evaluation_batches", counted)
+    first = matrix_ssl.Collection("of_folder", **QUIET)
+    assert read == [40] and len(list(cache.iterdir())) == 1
+    second = matrix_ssl.Collection("of_folder", **QUIET)
+    assert read == [40] and np.array_equal(first.embedding.features, second.embedding.features)
+    assert first.embedding.paths == second.embedding.paths
+    kept = tmp_path / "kept.parquet"
+    pytest.importorskip("pyarrow")
+    for _ in range(2):
+        third = matrix_ssl.Collection("of_folder", features=kept, **QUIET)
+        assert np.array_equal(third.embedding.features, first.embedding.features) and kept.exists()
+    assert read == [40]
+    Image.fromarray(PIXELS[0, :8]).save(Path("photos/a/00.png"))
+    try:
+        assert not np.array_equal(matrix_ssl.Collection("of_folder", **QUIET).embedding.features[0],
+                                  first.embedding.features[0])  # fmt: skip
+        assert read == [40, 40]
+        with pytest.raises(DataError, match=r"kept.parquet holds features of other images than 'photos'"):
+            matrix_ssl.Collection("of_folder", features=kept, **QUIET)
+    finally:
+        Image.fromarray(PIXELS[0]).save(Path("photos/a/00.png"))
+    with pytest.raises(DataError, match="holds features of a different encoder than of_array"):
+        matrix_ssl.Collection("of_array", "photos", features=kept, **QUIET)
+
+
+def test_a_file_of_features_answers_alone(tmp_path: Path) -> None:
+    matrix_ssl.open("of_folder").embed(quiet=True).save(tmp_path / "f.safetensors")
+    images = matrix_ssl.Collection("of_folder", **QUIET)
+    from_file = matrix_ssl.Collection(tmp_path / "f.safetensors")
+    assert from_file.outliers().rows == images.outliers().rows
+    shutil.copy(images.embedding.paths[3], tmp_path / "q.png")
+    assert from_file.search(tmp_path / "q.png", k=3).rows == images.search(tmp_path / "q.png", k=3).rows
+    assert "data:image/jpeg" in from_file.outliers(count=2).page(tmp_path / "page.html").read_text()
+    np.save(tmp_path / "plain.npy", images.embedding.features)
+    plain = matrix_ssl.Collection(tmp_path / "plain.npy")
+    assert plain.search(3, k=2).paths == [f"plain.npy[{i}]" for i in nearest(images.embedding.features, k=2).indices[3]]
+    with pytest.raises(DataError, match="does not say which encoder its features are of"):
+        plain.search(tmp_path / "q.png")
+    with pytest.raises(DataError, match="is not here, so the page cannot show it"):
+        plain.outliers().page(tmp_path / "page.html")
+    with pytest.raises(DataError, match="the images have no labels"):
+        plain.label_issues()
+    matrix_ssl.open("of_folder").embed(quiet=True, tta=True).save(tmp_path / "tta.npz")
+    with pytest.raises(DataError, match="a different encoder or block"):
+        matrix_ssl.Collection(tmp_path / "tta.npz").search(tmp_path / "q.png")
+
+
+def test_data_of_a_program_leave_no_cache(cache: Path) -> None:
+    images = matrix_ssl.Collection("of_array", PIXELS, **QUIET)
+    assert images.search(4, k=1).paths[0].startswith("array[") and not cache.exists()
+    assert images._thumbnail("array[4]").startswith(b"\xff\xd8")
+
+
+def test_commands_write_tables_and_pages(tmp_path: Path) -> None:
+    out, page, kept = tmp_path / "x.csv", tmp_path / "x.html", tmp_path / "f.npz"
+    written = ["--out", str(out), "--page", str(page), "--features", str(kept), "--device", "cpu"]
+    for words, columns, text in (
+        (["search", "--query", "photos/a/00.png", "-k", "3"], ["query", "rank", "similarity", "path", "label"],
+         "The 3 nearest of 40 images for 1 query."),
+        (["duplicates", "--threshold", "0.9"], ["group", "similarity", "path", "label"], "Groups of near-duplicates"),
+        (["outliers", "--count", "5"], ["rank", "distance", "path", "label"], "The 5 oddest of 40 images"),
+        (["cluster", "--count", "4"], ["cluster", "representative", "path", "label"], "Clusters of"),
+        (["mislabels"], ["rank", "suggested", "probability", "path", "label"], "label is wrong"),
+        (["select", "--count", "5"], ["rank", "gain", "path", "label"], "5 of 40 images by log-determinant"),
+    ):  # fmt: skip
+        result = command(words[0], "of_folder", *words[1:], *written)
+        assert text in result.stdout and f"page    {page}" in result.stdout
+        with out.open(newline="") as file:
+            assert next(csv.reader(file)) == columns
+        html = page.read_text()
+        table = rows(out)
+        assert html.count('src="data:image/jpeg;base64,') == html.count("<li>") <= len(table)
+        assert words[0] == "mislabels" or table
+        assert re.findall(r'(?:src|href)="(?!data:|#)[^"]', html) == []
+
+
+def test_names_stay_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    for index, name in enumerate(("<img src=x onerror=alert(1)>", "=1+1", "\x1b[31mred", "a,b\n\"c'")):
+        Image.fromarray(PIXELS[index]).save(folder / f"{name.replace('/', '')}.png")
+    words = ["outliers", "random/tiny_resnet", "--data", "odd", "--out", "x.csv", "--page", "x.html", "--device", "cpu"]
+    result = command(*words)
+    assert "\x1b" not in result.stdout and "\\x1b[31mred.png" in result.stdout
+    html = Path("x.html").read_text()
+    assert "<img src=x" not in html and "&lt;img src=x onerror" in html and "\x1b" not in html
+    assert {row["path"] for row in rows(Path("x.csv"))} == {f"odd/{path.name}" for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["search", "of_folder", "--query", "absent.jpg"], "--query 'absent.jpg' is no file or folder, nor the place"),
+        (["search", "of_folder", "--query", "40"], "--query 40: the images have the numbers 0 to 39."),
+        (["search", "of_folder", "--query", "0", "-k", "40"], "k=40 neighbours beside the query need 41 images"),
+        (["duplicates", "of_folder", "--threshold", "2"], "threshold=2.0: expected a cosine similarity"),
+        (["select", "of_folder", "--count", "41"], "count=41: there are 40 images; choose 1 to 40."),
+        (["cluster", "of_folder", "--count", "41"], "count=41: expected 1 to 40 clusters"),
+        (["outliers", "absent"], "absent"),
+        (["outliers", "random/tiny_resnet"], "random/tiny_resnet does not name a dataset: give --data FOLDER."),
+        (["outliers", "absent.npz"], "absent.npz does not exist"),
+        (["outliers", "of_folder", "--page", "photos/x.html"], "photos/x.html is inside the images' folder"),
+        (["outliers", "of_folder", "--features", "photos/x.npz"], "photos/x.npz is inside the images' folder"),
+        (["outliers", "of_folder", "--out", "absent/x.csv"], "Cannot write absent/x.csv"),
+        (["outliers", "of_folder", "--features", "x.txt"], "features are written to .npz"),
+    ],
+)
+def test_mistakes(words: list[str], message: str) -> None:
+    before = sorted(Path().rglob("*"))
+    with pytest.raises(MatrixSSLError) as error:
+        command(*words)
+    assert message in str(error.value) and str(error.value).endswith(".")
+    assert sorted(Path().rglob("*")) == before
+
+
+def test_a_query_that_cannot_be_read_and_features_of_patches(images: matrix_ssl.Collection, tmp_path: Path) -> None:
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"bad\.png"):
+        images.search(tmp_path / "bad.png")
+    with pytest.raises(ConfigError, match="There is no query"):
+        images.search([])
+    matrix_ssl.open("of_folder").embed(quiet=True, patches=True).save(tmp_path / "p.npz")
+    with pytest.raises(DataError, match=r"p\.npz"):
+        matrix_ssl.Collection(tmp_path / "p.npz")
+    assert not collection.is_features("of_folder/encoder.safetensors")
+
+
+def test_a_page_of_many_images_says_what_it_shows(tmp_path: Path) -> None:
+    many = Listing("Many", ("One.", "Two."), ("group", "path"), tuple((i % 3, f"{i}.png") for i in range(900)), "group",
+                   shown=4)  # fmt: skip
+    html = many.page(tmp_path / "x.html").read_text()
+    assert html.count("<li>") == 12 and "The page shows the first 12 of 900 images of the groups." in html
+    assert len(many.terminal()[0].rows) == 18 and "882 more" in many.terminal()[-1]
