@@ -25,6 +25,13 @@ def pytest_collection_finish() -> None:
         gc.freeze()
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop() -> None:
+    """Forks the process that tests fork others from, where no warning, handler or patch of a test is in force."""
+    if runs := sys.modules.get("tests.support.runs"):
+        runs.Server.get()
+
+
 def pytest_configure() -> None:
     """Hypothesis fails an example that takes 200 ms, unless it is told that no test bounds time."""
     hypothesis.settings.register_profile("untimed", deadline=None)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.support.runs import Server
+from tests.support.runs import succeed
 from tests.test_architecture import IMPORTS
 
 ROOT = Path(__file__).parents[2]
@@ -62,15 +62,13 @@ def house(tmp_path_factory):
 @pytest.fixture(scope="module")
 def matrix_ssl(house):
     """Runs a command of the copy in its folder and returns what it printed."""
-    server = Server(PYTHONPATH=str(house / "src"))
-
-    def run(*words):
-        ended = server.start(house, list(words)).wait()
-        assert ended.code == 0, ended.err
-        return ended.out
-
-    yield run
-    server.stop()
+    source = str(house / "src")
+    copy = (
+        f"import sys; sys.path.insert(0, {source!r})\n"
+        "for name in [name for name in sys.modules if name.partition('.')[0] == 'matrix_ssl']: del sys.modules[name]\n"
+        f"import matrix_ssl; assert matrix_ssl.__file__.startswith({source!r})"
+    )
+    return lambda *words: succeed(house, list(words), before=copy).out
 
 
 @pytest.fixture(scope="module")

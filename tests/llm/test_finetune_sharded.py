@@ -23,7 +23,7 @@ from matrix_ssl.llm.finetune.settings import FineTuneSettings, training_argument
 from matrix_ssl.runs.files import read_json, read_lines
 from tests.llm import test_trainer
 from tests.support import llm_toys
-from tests.support.runs import Server, start_processes
+from tests.support.runs import start_processes
 
 SPREAD = """
 from accelerate.state import AcceleratorState, PartialState
@@ -118,15 +118,14 @@ def test_two_processes_train_as_one(tmp_path):
     one = test_trainer.train(model, tmp_path)
     torch.save({"weights": llm_toys.weights(model), "lines": test_trainer.lines(one)}, tmp_path / "expected.pt")
     code = f"import tests.llm.test_trainer as t; t.check({str(tmp_path)!r}); raise SystemExit(0)"
-    for command in start_processes(tmp_path, [], count=2, before=code, server=Server.of_language_models()):
+    for command in start_processes(tmp_path, [], count=2, before=code):
         ended = command.wait()
         assert ended.code == 0, ended.err[-3000:]
 
 
 def test_fsdp_gives_the_run_of_one_process(base):
     """Forked processes; those of the slow tests are programs that torchrun starts."""
-    arguments, server = words(base, "fsdp", "fsdp=true"), Server.of_language_models()
-    for command in start_processes(base, arguments, count=2, before=SPREAD + HALVES, server=server):
+    for command in start_processes(base, words(base, "fsdp", "fsdp=true"), count=2, before=SPREAD + HALVES):
         ended = command.wait()
         assert ended.code == 0, ended.err[-4000:]
     check(base / "fsdp", base / "one")

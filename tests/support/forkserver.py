@@ -1,24 +1,33 @@
-"""Runs the command line in forked children of a process that has imported PyTorch once; see ``runs.py``.
+"""Runs the command line in forked children of a process that is itself forked from pytest, which has imported all that
+the tests need; see ``runs.py``.
 
-Requests and answers are JSON lines on standard input and output. A child may first execute Python code given with the
+Requests and answers are JSON lines through two pipes. A child may first execute Python code that comes with the
 request, for example to give up a permission or to die inside a system call.
 """
 
 import codecs
+import faulthandler
 import functools
 import gc
 import importlib
 import json
+import logging
 import os
+import signal
+import subprocess
 import sys
+import threading
 import time
 import traceback
+import warnings
+from pathlib import Path
 
 import jinja2  # noqa: F401, this and some of the next the commands import when they need it
 import numpy as np
 import scipy.optimize
 import sklearn.datasets
 import sklearn.manifold
+import threadpoolctl
 import torch
 
 import matrix_ssl.cli.main
@@ -28,8 +37,18 @@ import matrix_ssl.encoder
 import matrix_ssl.evaluate.protocols
 import matrix_ssl.methods.matrix_ssl
 import matrix_ssl.report
-import matrix_ssl.training.setup
+import matrix_ssl.training.setup  # noqa: F401
 from matrix_ssl.report.svg import drawing, inline_svg, new_figure
+from matrix_ssl.runs import processes
+
+SEED = 67280421310721  # PyTorch's own, of a program that has not chosen one
+
+
+def redirect(number: int, path: str) -> None:
+    """Opens a file under a number of a descriptor."""
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND)
+    os.dup2(descriptor, number)
+    os.close(descriptor)
 
 
 def child(request: dict) -> int:
@@ -37,14 +56,12 @@ def child(request: dict) -> int:
     os.setpgid(0, 0)
     os.chdir(request["folder"])
     for number, path in ((0, os.devnull), (1, request["stdout"]), (2, request["stderr"])):
-        descriptor = os.open(path, os.O_RDWR | os.O_APPEND)
-        os.dup2(descriptor, number)
-        os.close(descriptor)
+        redirect(number, path)
     os.environ.update(request["environment"])
     sys.argv = ["matrix-ssl", *request["arguments"]]
     try:
         exec(request["before"], {})
-        matrix_ssl.cli.main.main()
+        importlib.import_module("matrix_ssl.cli.main").main()
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 1
     except BaseException:
@@ -56,7 +73,6 @@ def child(request: dict) -> int:
 def answer(request: dict, ended: dict[int, int]) -> object:
     """Starts a child, or waits for one."""
     if "arguments" in request:
-        sys.stdout.flush()
         pid = os.fork()
         if pid == 0:
             code = child(request)
@@ -87,23 +103,71 @@ def draw() -> None:
     scipy.optimize.minimize(lambda x: (x @ x, 2 * x), np.ones(2), jac=True, method="L-BFGS-B")
 
 
-def main() -> None:
-    """Serves until standard input closes."""
+def forget_pytest(requests: int, replies: int) -> None:
+    """Gives the process the signals, streams and warnings of a program that was executed; its pipes become 0 and 3."""
+    faulthandler.disable()
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.dup2(requests, 0)
+    os.dup2(os.dup(replies), 3)  # a copy, since the number may be the 3 that is replaced
+    os.dup2(2, 1)
+    os.closerange(4, os.sysconf("SC_OPEN_MAX"))  # channels to other processes of pytest among them
+    for name, number, mode in (("stdin", 0, "r"), ("stdout", 1, "w"), ("stderr", 2, "w")):
+        stream = open(number, mode, encoding="utf-8", closefd=False, buffering=1 if name == "stderr" else -1)  # noqa: SIM115
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
+    sys.excepthook, sys.unraisablehook, threading.excepthook = (
+        sys.__excepthook__, sys.__unraisablehook__, threading.__excepthook__
+    )  # fmt: skip
+    logging.root.handlers.clear()
+    warnings.simplefilter("error")
+    sys.warnoptions[:] = ["error"]  # for processes that the children start
+    processes.subprocess = subprocess  # instead of what forked_jobs puts there
+    for name in [name for name in os.environ if name == "MATRIX_SSL_DATA" or name.startswith("PYTEST_")]:
+        del os.environ[name]
+    os.environ.update(OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="", PYTORCH_NVML_BASED_CUDA_CHECK="1")
+    sys.path.insert(0, str(Path(__file__).parent))
+
+
+def serve(requests: int, replies: int) -> None:
+    """Answers requests until the pipe that they come from closes."""
+    forget_pytest(requests, replies)
     torch.set_num_threads(1)
-    sklearn.datasets.load_digits = functools.cache(sklearn.datasets.load_digits)  # parsed for all children at once
+    threadpoolctl.threadpool_limits(1)  # what OMP_NUM_THREADS says to libraries that are still to be loaded
+    if not hasattr(sklearn.datasets.load_digits, "cache_info"):  # parsed for all children at once
+        sklearn.datasets.load_digits = functools.cache(sklearn.datasets.load_digits)
     sklearn.datasets.load_digits()  # this and the next import what children without permissions could not
     codecs.lookup("unicode-escape")
     draw()
-    for name in os.environ.get("PRELOAD", "").split():
-        importlib.import_module(name)
+    torch.manual_seed(SEED)
+    gc.collect()
     gc.freeze()  # a collection in a child would write to, and so copy, all that it shares
-    replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
     ended: dict[int, int] = {}
-    print("ready", file=replies, flush=True)
-    for line in sys.stdin:
-        print(json.dumps(answer(json.loads(line), ended)), file=replies, flush=True)
+    with os.fdopen(3, "w") as stream:
+        for line in sys.stdin:
+            print(json.dumps(answer(json.loads(line), ended)), file=stream, flush=True)
 
 
-if __name__ == "__main__":
-    main()
+def fork_server() -> tuple[int, int, int]:
+    """Forks a process that serves; returns its number and the pipes for requests to it and replies from it."""
+    requests, ask = os.pipe()
+    hear, replies = os.pipe()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
+        pid = os.fork()
+    if pid == 0:
+        try:
+            serve(requests, replies)
+        except KeyboardInterrupt:
+            pass
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(0)
+    os.close(requests)
+    os.close(replies)
+    return pid, ask, hear

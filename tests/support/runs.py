@@ -1,23 +1,21 @@
-"""Whole runs of the command line for tests: real processes, forked from one that has imported PyTorch already."""
+"""Whole runs of the command line for tests: real processes, forked from one that has imported everything already."""
 
 import atexit
 import functools
 import json
 import os
 import shutil
+import signal
 import socket
-import subprocess
-import sys
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 
 from PIL import Image
 
 from matrix_ssl.data import open_source
 from matrix_ssl.runs.checkpoint import encode, list_checkpoints, load_newest, read_safetensors
+from tests.support.forkserver import fork_server
 
 TINY = ["batch_size=64", "network.width=8", "method.hidden_dim=32", "method.output_dim=16", "optimizer.warmup_epochs=0"]
 PATIENCE = 120.0  # seconds that any run may take on a busy machine
@@ -120,17 +118,17 @@ def check_failure(ended: Ended, *, code: int | None = None) -> str:
     return last.removeprefix("error: ")
 
 
-def start_processes(
-    folder: Path, arguments: list[str], *, count: int, before: str = BARE, server: "Server | None" = None
-) -> list[Command]:
+def start_processes(folder: Path, arguments: list[str], *, count: int, before: str = BARE) -> list[Command]:
     """Starts ``matrix-ssl`` as ``torchrun`` does: processes that find each other by the environment."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     common = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     environments = [{**common, "RANK": rank, "LOCAL_RANK": rank} for rank in range(count)]
-    server = server or Server.get()
-    return [server.start(folder, arguments, before, {k: str(v) for k, v in each.items()}) for each in environments]
+    return [
+        start(folder, arguments, before=before, environment={k: str(v) for k, v in each.items()})
+        for each in environments
+    ]
 
 
 def lines(run_folder: Path) -> list[dict]:
@@ -177,21 +175,13 @@ def _scratch() -> Path:
 
 
 class Server:
-    """The process that forks the others, with additions to the environment; one is shared by all tests."""
+    """The process that forks the others; one is shared by all tests of a process of pytest."""
 
-    def __init__(self, **additions: str) -> None:
-        environment = {k: v for k, v in os.environ.items() if k != "MATRIX_SSL_DATA"} | additions
-        self._process = subprocess.Popen(
-            [sys.executable, "-W", "error", str(Path(__file__).with_name("forkserver.py"))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        )
-        assert self._process.stdout is not None
-        assert self._process.stdout.readline() == "ready\n"
+    def __init__(self) -> None:
+        self._pid, ask, hear = fork_server()
+        self._requests, self._replies = os.fdopen(ask, "w"), os.fdopen(hear)
         self._started = 0
-        atexit.register(self._process.terminate)
+        atexit.register(self._stop, os.getpid())
 
     @staticmethod
     @functools.cache
@@ -199,40 +189,25 @@ class Server:
         """The one that all tests share."""
         return Server()
 
-    @staticmethod
-    @functools.cache
-    def of_language_models() -> "Server":
-        """One that has also imported transformers and the modules of tests that need it."""
-        root = str(Path(__file__).parents[2])
-        path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
-        return Server(PYTHONPATH=path, PRELOAD="tests.support.llm_toys matrix_ssl.llm.finetune.run")
-
-    def stop(self) -> None:
-        """Ends the process."""
-        self._process.communicate()
+    def _stop(self, owner: int) -> None:
+        if os.getpid() == owner:  # and not a process that was forked from it
+            os.kill(self._pid, signal.SIGTERM)
+            os.waitpid(self._pid, 0)
 
     def ask(self, request: dict) -> int | None:
         """Sends a request and returns the answer."""
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        return json.loads(self._process.stdout.readline())
+        print(json.dumps(request), file=self._requests, flush=True)
+        return json.loads(self._replies.readline())
 
-    def start(
-        self,
-        folder: Path,
-        arguments: list[str],
-        before: str = "",
-        environment: Mapping[str, str] = MappingProxyType({}),
-    ) -> Command:
+    def start(self, folder: Path, arguments: list[str], before: str, environment: dict[str, str]) -> Command:
         """Starts ``matrix-ssl`` in a folder, after executing the Python code ``before`` in the new process."""
         self._started += 1
-        out, err = (_scratch() / f"{self._process.pid}-{self._started}.{end}" for end in ("out", "err"))
+        out, err = (_scratch() / f"{self._pid}-{self._started}.{end}" for end in ("out", "err"))
         for path in (out, err):
             path.touch()
         request = {
             "arguments": arguments, "folder": str(folder), "stdout": str(out), "stderr": str(err),
-            "before": before, "environment": dict(environment),
+            "before": before, "environment": environment,
         }  # fmt: skip
         pid = self.ask(request)
         assert pid is not None
