@@ -7,19 +7,22 @@ import pytest
 import torch
 
 from matrix_ssl.training import diagnostics
-from matrix_ssl.training.pretraining import _describe
+from matrix_ssl.training.pretraining import _read
 
 
 def test_a_diagnostic_that_fails_is_null() -> None:
     rows = torch.full((4, 3), math.nan)
-    values, eigenvalues, failure = _describe(rows, rows, rows)
+    values, eigenvalues, failure = _read({"loss": torch.tensor(0.1)}, (rows, rows, rows))
+    assert values.pop("loss") == torch.tensor(0.1).item()
     assert set(values) == set(diagnostics.NAMES) and set(values.values()) == {None}
     assert eigenvalues == [] and failure
 
 
 def test_a_diagnostic_that_succeeds_has_the_same_names() -> None:
     rows = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
-    values, eigenvalues, failure = _describe(rows, rows, rows)
+    values, eigenvalues, failure = _read({}, (rows, rows, rows))
+    expected, spectrum = diagnostics.describe(rows, rows, rows)
+    assert values == {name: value.item() for name, value in expected.items()} and eigenvalues == spectrum.tolist()
     assert tuple(values) == diagnostics.NAMES and len(eigenvalues) == 3 and failure == ""
 
 

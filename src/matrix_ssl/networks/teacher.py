@@ -32,15 +32,15 @@ def update_teacher(teacher: nn.Module, student: nn.Module, momentum: float) -> N
     statistics; integer counters are copied.
     """
     averaged: tuple[list[Tensor], list[Tensor]] = ([], [])
+    copied: tuple[list[Tensor], list[Tensor]] = ([], [])
     targets = [*teacher.parameters(), *teacher.buffers()]
     sources = [*student.parameters(), *student.buffers()]
     for target, source in zip(targets, sources, strict=True):
-        if target.is_floating_point():
-            averaged[0].append(target)
-            averaged[1].append(source)
-        else:
-            target.copy_(source)
+        for tensors, tensor in zip(averaged if target.is_floating_point() else copied, (target, source), strict=True):
+            tensors.append(tensor)
     torch._foreach_lerp_(*averaged, weight=1 - momentum)
+    if copied[0]:
+        torch._foreach_copy_(*copied)
 
 
 def cosine_momentum(progress: float, start: float) -> float:

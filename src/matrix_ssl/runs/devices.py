@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from matrix_ssl import distributed
 from matrix_ssl.errors import ConfigError
@@ -44,6 +44,25 @@ def environment(device: torch.device) -> dict[str, Any]:
         threads=torch.get_num_threads(),
         processes=distributed.world_size(),
     )
+
+
+class Transfer:
+    """Numbers on their way from a device to the host, which goes on until it needs them."""
+
+    def __init__(self, values: Tensor):
+        self._values, self._event = values, None
+        if values.device.type == "cuda":
+            self._values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+            self._values.copy_(values, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record(torch.cuda.current_stream(values.device))
+
+    def numbers(self) -> list[Any]:
+        """The elements of a vector, once they have arrived."""
+        if self._event is not None:
+            self._event.synchronize()
+        numbers: list[Any] = self._values.tolist()
+        return numbers
 
 
 @dataclass(frozen=True)

@@ -99,3 +99,10 @@ def _is_number(value: Any) -> bool:
 def is_finite(*values: Tensor) -> Tensor:
     """A boolean scalar: every element of every tensor is finite."""
     return torch.stack([torch.isfinite(value).all() for value in values]).all()
+
+
+def is_bad(loss: Tensor, gradients: Sequence[Tensor]) -> Tensor:
+    """A boolean scalar: the loss, or the norm of a gradient, is not finite. Few operations, and none waits."""
+    norms = torch._foreach_norm(list(gradients))
+    values = torch.stack([loss.detach().to(norms[0].dtype), *norms]) if norms else loss.detach()
+    return (values - values).ne(0).any()  # infinity and NaN minus themselves are NaN

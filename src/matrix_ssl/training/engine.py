@@ -8,7 +8,7 @@ same number of processes). All processes decide alike, and a step whose loss or 
 import contextlib
 import math
 import time
-from collections.abc import Collection, Generator, Iterable, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Generic
 
@@ -19,11 +19,12 @@ from matrix_ssl.data.randomness import hash_integers
 from matrix_ssl.errors import CheckpointError, DataError, Diverged, TrainingError
 from matrix_ssl.runs import checkpoint as checkpoints
 from matrix_ssl.runs import signals
+from matrix_ssl.runs.devices import Transfer
 from matrix_ssl.runs.files import append_line, read_lines
 from matrix_ssl.runs.folder import SKIPPED, tidy
 from matrix_ssl.runs.metrics import MetricsWriter
 from matrix_ssl.runs.signals import Interrupted
-from matrix_ssl.training.diagnostics import is_finite
+from matrix_ssl.training.diagnostics import is_bad, is_finite
 from matrix_ssl.training.optim import drop_encoder_gradients, set_learning_rate
 from matrix_ssl.training.task import Batch, Line, Output, Task
 
@@ -49,6 +50,8 @@ class Engine(Generic[Batch, Output]):
         self.bad_in_a_row = 0
         self.saved = 0.0  # when, by the monotonic clock
         self.is_fresh = True  # there was no checkpoint
+        self.ahead: Ahead[Batch] | None = None  # the batches, where the next one is begun before a step has ended
+        self.reads_ahead = task.device.type != "cpu"
 
     def run(self) -> None:
         """Resumes, and trains to the last step.
@@ -76,9 +79,10 @@ class Engine(Generic[Batch, Output]):
         with (
             signals.collected() as received,
             task.display.training(done=task.step, total=total) as display,
-            contextlib.closing(self.read(task.step, total)) as batches,
+            contextlib.closing(self.read(task.step, total)) as read,
         ):
             task.clock.restart()
+            batches = self.ahead = Ahead(read)
             for batch in batches:
                 output = self.update(batch, received)
                 task.step += 1
@@ -204,15 +208,28 @@ class Engine(Generic[Batch, Output]):
         return output
 
     def agree(self, output: Output | None, received: Sequence[int]) -> bool:
-        """Whether the step is finite in all processes; notes a signal that any of them has received."""
-        finite = torch.zeros((), dtype=torch.bool, device=self.task.device)
+        """Whether the step is finite in all processes; notes a signal that any of them has received.
+
+        A GPU gets the views of the next step to compute before the answer is waited for: when it comes, there is work
+        in the queue, and the optimizer and the next forward are queued behind it.
+        """
+        number = received[0] if received else 0
+        answer = Transfer(self.flags(output, number))
+        if self.reads_ahead and self.ahead is not None:
+            self.ahead.begin()
+        bad, *signal = answer.numbers()
+        self.signal = int(signal[0]) if signal else number
+        self.bad_in_a_row = self.bad_in_a_row + 1 if bad else 0
+        return not bad
+
+    def flags(self, output: Output | None, number: int) -> torch.Tensor:
+        """On the device: whether the step is bad in any process, and, of several, the number of a signal."""
+        bad = torch.ones((), dtype=torch.bool, device=self.task.device)
         if output is not None:
-            gradients = [p.grad for p in self.task.module.parameters() if p.grad is not None]
-            finite = is_finite(output.loss.detach(), torch.stack(torch._foreach_norm(gradients)))
-        number = torch.tensor(received[0] if received else 0, device=self.task.device)
-        is_bad, self.signal = distributed.maximum(torch.stack([(~finite).to(torch.int64), number])).tolist()
-        self.bad_in_a_row = self.bad_in_a_row + 1 if is_bad else 0
-        return not is_bad
+            bad = is_bad(output.loss, [p.grad for p in self.task.module.parameters() if p.grad is not None])
+        if distributed.world_size() == 1:
+            return bad.view(1)
+        return distributed.maximum(torch.stack([bad.to(torch.int64), bad.new_full((), number, dtype=torch.int64)]))
 
     def count_bad_step(self) -> None:
         """Warns that the step just done has been undone, or ends the training."""
@@ -268,6 +285,34 @@ class Engine(Generic[Batch, Output]):
             checkpoints.save_checkpoint(self.folder, checkpoints.Checkpoint(task.step, *state, counters, observer))
         distributed.barrier()
         self.saved = time.monotonic()
+
+
+class Ahead(Generic[Batch]):
+    """Batches in order, of which the next one may be begun early; an error of it comes when it is asked for."""
+
+    def __init__(self, batches: Iterator[Batch]):
+        self._batches = batches
+        self._begun: list[Batch] = []
+        self._error: BaseException | None = None
+
+    def begin(self) -> None:
+        """Computes the next batch, so far as a device needs to be told."""
+        if self._begun or self._error is not None:
+            return
+        try:
+            self._begun.append(next(self._batches))
+        except BaseException as error:  # the end of the batches is one, too
+            self._error = error
+
+    def __iter__(self) -> "Ahead[Batch]":
+        return self
+
+    def __next__(self) -> Batch:
+        self.begin()
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+        return self._begun.pop()
 
 
 class KeptBuffers:

@@ -19,6 +19,7 @@ def build_optimizer(
     """An optimizer over the trainable parameters.
 
     Weight decay reaches all parameters with SGD and AdamW, as in the published code; LARS exempts biases and BatchNorm.
+    On a GPU a step is a few operations over all parameters, whatever their number.
 
     Args:
         momentum: of SGD and LARS; AdamW has its own.
@@ -26,11 +27,13 @@ def build_optimizer(
     """
     trainable: list[dict[str, Any]] = [{"params": [p for p in module.parameters() if p.requires_grad]}]
     kept = [group for group in (trainable if groups is None else groups) if group["params"]]
-    if name == "sgd":
-        return torch.optim.SGD(kept, lr=0.0, momentum=momentum, weight_decay=weight_decay)
     if name == "lars":
         return LARS(kept, lr=0.0, momentum=momentum, weight_decay=weight_decay)
-    return torch.optim.AdamW(kept, lr=0.0, weight_decay=weight_decay)
+    device = kept[0]["params"][0].device.type
+    together: dict[str, bool] = {"fused": True} if device == "cuda" else {"foreach": device != "cpu"}
+    if name == "sgd":
+        return torch.optim.SGD(kept, lr=0.0, momentum=momentum, weight_decay=weight_decay, **together)
+    return torch.optim.AdamW(kept, lr=0.0, weight_decay=weight_decay, **together)
 
 
 class LARS(torch.optim.Optimizer):

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from matrix_ssl import distributed
@@ -149,17 +149,17 @@ class PreTraining(Task[Batch, StepOutput]):
             )
             if not distributed.is_main():
                 return None
-            values, eigenvalues, failure = _describe(features, student, teacher)
+            named = {"loss": output.loss.detach(), **{name: output.terms[name] for name in self.terms(output)}}
+            numbers, eigenvalues, failure = _read({**named, **self.events}, (features, student, teacher))
         line: Line = {
             "step": self.step,
             "epoch": self.step / self.plan.steps_per_epoch,
             "seconds": round(self.counters["seconds"], 3),
-            "loss": float(output.loss.detach()),
-            **{name: float(output.terms[name]) for name in self.terms(output)},
+            **{name: numbers[name] for name in named},
             "learning_rate": self.learning_rate(self.step - 1),
             **self.method.schedule(self.step / self.plan.total_steps),
-            **values,
-            **{name: int(count) for name, count in self.events.items()},
+            **{name: numbers[name] for name in diagnostics.NAMES},
+            **{name: int(numbers[name]) for name in self.events},
             "bad_steps": int(self.counters["bad_steps"]),
             "images_per_second": self.images_per_second(),
         }
@@ -222,10 +222,18 @@ def _kind(alarm: str) -> str:
     return alarm.partition(":")[0]
 
 
-def _describe(*rows: torch.Tensor) -> tuple[dict[str, float | None], list[float], str]:
-    """The numbers and eigenvalues of ``diagnostics.describe``, or None for each and why it failed."""
+def _read(
+    named: dict[str, Tensor], rows: tuple[Tensor, Tensor, Tensor]
+) -> tuple[dict[str, Any], list[float], str]:
+    """Scalars as numbers with those of ``diagnostics.describe``, its eigenvalues and why it failed, read at once.
+
+    Where it failed, its numbers are None.
+    """
+    eigenvalues, failure = rows[0].new_zeros(0), ""
     try:
         values, eigenvalues = diagnostics.describe(*rows)
-        return {name: float(value) for name, value in values.items()}, eigenvalues.tolist(), ""
+        named = {**named, **values}
     except _FAILURES as error:
-        return dict.fromkeys(diagnostics.NAMES), [], str(error) or type(error).__name__
+        failure = str(error) or type(error).__name__
+    read = torch.cat([*(value.reshape(1) for value in named.values()), eigenvalues]).tolist()
+    return dict.fromkeys(diagnostics.NAMES) | dict(zip(named, read, strict=False)), read[len(named) :], failure
