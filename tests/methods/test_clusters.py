@@ -75,6 +75,7 @@ class TestSwAV:
         criterion = lightly.SwaVLoss()
         for position, step, used in ((ROWS, 6, True), (ROWS - 1, 6, False), (ROWS, 4, False)):
             method.position.fill_(position)
+            method.load_state_dict(method.state_dict())  # as where a run is resumed
             method.before_step(step, 10)
             given = views(0)
             z = [unit_rows(method.projector(method.encoder(view))) for view in given]

@@ -15,7 +15,7 @@ from torch import nn
 from matrix_ssl.config import DataConfig, ViewConfig, override
 from matrix_ssl.config.recipes import find_recipe
 from matrix_ssl.data import open_source
-from matrix_ssl.errors import Diverged
+from matrix_ssl.errors import DataError, Diverged
 from matrix_ssl.evaluate.detection.annotations import read_annotations
 from matrix_ssl.evaluate.detection.files import ImageFiles
 from matrix_ssl.evaluate.detection.images import TrainingImages
@@ -29,7 +29,7 @@ from matrix_ssl.runs import checkpoint
 from matrix_ssl.runs.display import Display
 from matrix_ssl.runs.signals import Interrupted
 from matrix_ssl.training import setup
-from matrix_ssl.training.engine import Engine, KeptBuffers
+from matrix_ssl.training.engine import Ahead, Engine, KeptBuffers
 from tests.support.drawn_coco import TINY as TINY_DETECTION
 from tests.support.drawn_coco import draw_set, thin_backbone, write_json
 from tests.support.runs import TINY, timeless
@@ -152,6 +152,59 @@ def test_bad_steps_are_undone_and_too_many_in_a_row_end_the_training(tmp_path: P
     assert task.counters["bad_steps"] == 1 + most
     assert [line["step"] for line in timeless(tmp_path / "r")] == [1, 3]
     assert all(buffer.isfinite().all() for buffer in task.module.buffers())
+
+
+def test_views_that_are_begun_early_change_nothing(tmp_path: Path, build: Any) -> None:
+    """As on a GPU: the batch of the next step is computed before it is known whether this one was bad."""
+    orders: dict[bool, list[str]] = {}
+    for early in (False, True):
+        task = build()
+        if task.plan.max_bad_steps > 1:
+            spoil(task, (1, 3))
+        order = orders.setdefault(early, [])
+        record(task, order)
+        folder = tmp_path / f"early-{early}"
+        folder.mkdir()
+        engine = Engine(task, folder)
+        engine.reads_ahead = early
+        engine.run()
+    assert_same(tmp_path / "early-True", tmp_path / "early-False")
+    assert orders[False] == ["batch", "compute", "end"] * STEPS
+    assert orders[True] == ["batch", *["compute", "batch", "end"] * (STEPS - 1), "compute", "end"]
+
+
+def record(task: Any, order: list[str]) -> None:
+    """Notes when a batch is there, when a step computes and when it ends."""
+    batches, compute, tick = task.batches, task.compute, task.clock.tick
+
+    def noted_batches(start: int, stop: int) -> Any:
+        for batch in batches(start, stop):
+            order.append("batch")
+            yield batch
+
+    def noted_compute(forward: Any, batch: Any) -> Any:
+        order.append("compute")
+        return compute(forward, batch)
+
+    def noted_end() -> None:
+        order.append("end")
+        tick()
+
+    task.batches, task.compute, task.clock.tick = noted_batches, noted_compute, noted_end
+
+
+def test_an_error_of_a_batch_that_is_begun_early_comes_after_the_step() -> None:
+    def read() -> Any:
+        yield 1
+        raise DataError("damaged")
+
+    batches = Ahead(read())
+    assert next(batches) == 1
+    batches.begin()
+    batches.begin()
+    with pytest.raises(DataError, match="damaged"):
+        next(batches)
+    assert list(batches) == [] == list(Ahead(iter(())))
 
 
 def test_when_a_checkpoint_is_due(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

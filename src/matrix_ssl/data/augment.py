@@ -27,7 +27,7 @@ Array = NDArray[Any]
 # purposes: the last coordinate of the random numbers, so that adding a change to a view moves no other number
 _CROP, _FLIP, _JITTER, _GRAYSCALE, _BLUR, _SOLARIZE, _AFFINE, _ELASTIC, _GAMMA, _NOISE, _TURN, _CHANNELS = range(12)
 _CROP_ATTEMPTS = 10
-_LUMA = (0.299, 0.587, 0.114)
+LUMA = (0.299, 0.587, 0.114)  # weights of red, green and blue in grey
 _ELASTIC_GRID = 4
 
 
@@ -108,32 +108,99 @@ def crop_batch(images: Tensor, boxes: Array, size: int) -> Tensor:
     return vertical[:, None] @ images.float() @ horizontal[:, None].mT
 
 
+@dataclass(frozen=True)
+class Draws:
+    """What happens to every image of a batch in one view, its noise left to be drawn; None: a change is off."""
+
+    flip: Array  # (n,), bool, as all that say whether
+    turns: Array | None  # (n,), right angles
+    affine: Array | None  # (n, 2, 3), of coordinates from -1 to 1
+    nodes: Array | None  # (n, 2, 4, 4), uniform numbers of the elastic displacement
+    jitter: Array  # (n,)
+    factors: Array  # (n, 4), of brightness, contrast and saturation, and the turn of the hue
+    order: Array  # (n, 4), the numbers of these four in the order in which they are applied
+    channel_jitter: Array  # (n,)
+    channel_factors: Array | None  # (n, 2, c), of brightness and contrast of every channel
+    grayscale: Array  # (n,)
+    blur: Array  # (n,)
+    sigma: Array  # (n,), pixels
+    solarize: Array  # (n,)
+    exponent: Array | None  # (n,), gamma
+    keys: Keys
+
+    def image(self, row: int) -> "Draws":
+        """The numbers of one image."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "keys"}
+        keys = dataclasses.replace(self.keys, samples=self.keys.samples[row : row + 1])
+        rows = {name: None if value is None else value[row : row + 1] for name, value in values.items()}
+        return Draws(**rows, keys=keys)
+
+
+def draw_view(view: ViewConfig, keys: Keys, *, channels: int) -> Draws:
+    """The random numbers of a view of a batch."""
+    is_warped = bool(view.rotation or view.zoom or view.shear or view.translation or view.elastic)
+    jitter, blur = keys.draw(_JITTER, 9), keys.draw(_BLUR, 2)
+    strength = np.array([view.brightness, view.contrast, view.saturation, view.hue])
+    factors = np.maximum(0.0, 1 - strength) + jitter[:, :4] * (1 + strength - np.maximum(0.0, 1 - strength))
+    factors[:, 3] = view.hue * (2 * jitter[:, 3] - 1)
+    turn, channel = keys.draw(_TURN, 2), keys.draw(_CHANNELS, 1 + 2 * channels)
+    return Draws(
+        flip=keys.draw(_FLIP, 1)[:, 0] < view.flip,
+        turns=np.where(turn[:, 0] < view.quarter_turns, 1 + np.floor(3 * turn[:, 1]).astype(np.int64), 0)
+        if view.quarter_turns else None,
+        affine=_affine(view, keys) if is_warped else None,
+        nodes=keys.draw(_ELASTIC, 2 * _ELASTIC_GRID**2).reshape(-1, 2, _ELASTIC_GRID, _ELASTIC_GRID)
+        if view.elastic else None,
+        jitter=jitter[:, 8] < view.jitter,
+        factors=factors,
+        order=np.argsort(jitter[:, 4:8], 1),
+        channel_jitter=channel[:, 0] < view.channel_jitter,
+        channel_factors=_channel_factors(view, channel[:, 1:]) if view.channel_jitter else None,
+        grayscale=keys.draw(_GRAYSCALE, 1)[:, 0] < view.grayscale,
+        blur=blur[:, 0] < view.blur,
+        sigma=view.blur_sigma[0] + (view.blur_sigma[1] - view.blur_sigma[0]) * blur[:, 1],
+        solarize=keys.draw(_SOLARIZE, 1)[:, 0] < view.solarize,
+        exponent=np.exp(view.gamma * (2 * keys.draw(_GAMMA, 1)[:, 0] - 1)) if view.gamma else None,
+        keys=keys,
+    )  # fmt: skip
+
+
+def crop_exactly(image: Tensor, box: Array, size: int) -> Tensor:
+    """``crop_batch`` of one image (c, h, w), to a few units in the last place, in the cache: (1, c, size, size)."""
+    top, left, height, width = box.tolist()
+    part = image[None, :, top : top + height, left : left + width].float()
+    return F.interpolate(part, (size, size), mode="bilinear", antialias=True)
+
+
 def random_view(pixels: Tensor, view: ViewConfig, keys: Keys) -> Tensor:
     """Applies every change of a view but the crop to pixels (n, c, s, s), floating point in [0, 1].
 
     Saturation, hue, grey and solarisation change colours: they are for three channels, and others stay without them.
     """
-    pixels = _masked(pixels, keys.draw(_FLIP, 1)[:, 0] < view.flip, lambda x, _: x.flip(-1))
-    if view.quarter_turns:
-        pixels = _turn(pixels, view, keys)
-    if view.rotation or view.zoom or view.shear or view.translation or view.elastic:
-        pixels = _warp(pixels, view, keys)
+    return change(pixels, view, draw_view(view, keys, channels=pixels.shape[1]))
+
+
+def change(pixels: Tensor, view: ViewConfig, draws: Draws) -> Tensor:
+    """``random_view`` from its random numbers."""
+    pixels = _masked(pixels, draws.flip, lambda x, _: x.flip(-1))
+    for number in (1, 2, 3) if draws.turns is not None else ():
+        pixels = _masked(pixels, draws.turns == number, lambda x, _, number=number: x.rot90(number, (-2, -1)))
+    if draws.affine is not None:
+        pixels = _warp(pixels, view, draws)
     if view.jitter:
-        pixels = _jitter(pixels, view, keys)
-    if view.channel_jitter:
-        pixels = _channel_jitter(pixels, view, keys)
+        pixels = _jitter(pixels, view, draws)
+    if draws.channel_factors is not None:
+        pixels = _channel_jitter(pixels, draws)
     if pixels.shape[1] == 3:
-        pixels = _masked(pixels, keys.draw(_GRAYSCALE, 1)[:, 0] < view.grayscale, lambda x, _: _gray(x).expand_as(x))
+        pixels = _masked(pixels, draws.grayscale, lambda x, _: _gray(x).expand_as(x))
     if view.blur:
-        pixels = _blur(pixels, view, keys)
+        pixels = _blur(pixels, draws)
     if pixels.shape[1] == 3:
-        solarize = keys.draw(_SOLARIZE, 1)[:, 0] < view.solarize
-        pixels = _masked(pixels, solarize, lambda x, _: torch.where(x >= 0.5, 1 - x, x))
-    if view.gamma:
-        exponent = np.exp(view.gamma * (2 * keys.draw(_GAMMA, 1)[:, 0] - 1))
-        pixels = pixels.clamp(0, 1) ** _column(exponent, pixels)
+        pixels = _masked(pixels, draws.solarize, lambda x, _: torch.where(x >= 0.5, 1 - x, x))
+    if draws.exponent is not None:
+        pixels = pixels.clamp(0, 1) ** _column(draws.exponent, pixels)
     if view.noise:
-        pixels = pixels + view.noise * _normal(keys, _NOISE, pixels)
+        pixels = pixels + view.noise * noise(draws.keys, pixels)
     return pixels.clamp(0, 1)
 
 
@@ -168,19 +235,14 @@ def _column(values: Array, like: Tensor) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(values)).to(like.device, like.dtype).view(-1, 1, 1, 1)
 
 
-def _normal(keys: Keys, purpose: int, like: Tensor) -> Tensor:
-    """Standard normal numbers of the shape of ``like``, each from one uniform number by the inverse distribution."""
-    u = torch.from_numpy(keys.draw(purpose, like[0].numel()))  # float64, which not every device has
-    return torch.special.ndtri(u.clamp(1e-12, 1 - 1e-12)).to(like.device, like.dtype).view_as(like)
+def normal(uniform: Array) -> Tensor:
+    """Standard normal numbers, float64, each from one uniform number by the inverse distribution."""
+    return torch.special.ndtri(torch.from_numpy(uniform).clamp(1e-12, 1 - 1e-12))
 
 
-def _turn(pixels: Tensor, view: ViewConfig, keys: Keys) -> Tensor:
-    """Turns an image by one, two or three right angles, each as likely; together with a flip, all eight positions."""
-    u = keys.draw(_TURN, 2)
-    turns = np.where(u[:, 0] < view.quarter_turns, 1 + np.floor(3 * u[:, 1]).astype(np.int64), 0)
-    for number in (1, 2, 3):
-        pixels = _masked(pixels, turns == number, lambda x, _, number=number: x.rot90(number, (-2, -1)))
-    return pixels
+def noise(keys: Keys, like: Tensor) -> Tensor:
+    """Standard normal numbers of the shape of ``like``."""
+    return normal(keys.draw(_NOISE, like[0].numel())).to(like.device, like.dtype).view_as(like)
 
 
 def _gray(x: Tensor) -> Tensor:
@@ -189,42 +251,40 @@ def _gray(x: Tensor) -> Tensor:
         return x
     if x.shape[1] != 3:
         return x.mean(1, keepdim=True)
-    weights = torch.tensor(_LUMA, dtype=x.dtype, device=x.device).view(1, 3, 1, 1)
+    weights = torch.tensor(LUMA, dtype=x.dtype, device=x.device).view(1, 3, 1, 1)
     return (x * weights).sum(1, keepdim=True)
 
 
-def _jitter(pixels: Tensor, view: ViewConfig, keys: Keys) -> Tensor:
+def _jitter(pixels: Tensor, view: ViewConfig, draws: Draws) -> Tensor:
     """Brightness, contrast, saturation and hue in each image's own random order, as torchvision's ``ColorJitter``."""
-    u = keys.draw(_JITTER, 9)
-    strength = np.array([view.brightness, view.contrast, view.saturation, view.hue])
-    factors = np.maximum(0.0, 1 - strength) + u[:, :4] * (1 + strength - np.maximum(0.0, 1 - strength))
-    factors[:, 3] = view.hue * (2 * u[:, 3] - 1)
-    order = np.argsort(u[:, 4:8], 1)
-    applied = u[:, 8] < view.jitter
+    strength = (view.brightness, view.contrast, view.saturation, view.hue)
     changes = (_brightness, _contrast, _saturation, _hue) if pixels.shape[1] == 3 else (_brightness, _contrast)
     for position in range(4):
         for number, change in enumerate(changes):
             if strength[number]:
-                mask = applied & (order[:, position] == number)
-                factor = _column(factors[mask, number], pixels)
+                mask = draws.jitter & (draws.order[:, position] == number)
+                factor = _column(draws.factors[mask, number], pixels)
                 pixels = _masked(pixels, mask, lambda x, _, change=change, factor=factor: change(x, factor))
     return pixels
 
 
-def _channel_jitter(pixels: Tensor, view: ViewConfig, keys: Keys) -> Tensor:
-    """Contrast and then brightness of every channel on its own: x -> clamp(b · clamp(c · (x - m) + m)), m its mean."""
-    channels = pixels.shape[1]
-    u = keys.draw(_CHANNELS, 1 + 2 * channels)
-    strength = np.repeat([view.channel_brightness, view.channel_contrast], channels)
+def _channel_factors(view: ViewConfig, u: Array) -> Array:
+    """(n, 2, c), of brightness and contrast, from as many uniform numbers."""
+    strength = np.repeat([view.channel_brightness, view.channel_contrast], u.shape[1] // 2)
     lowest = np.maximum(0.0, 1 - strength)
-    factors = torch.from_numpy(lowest + u[:, 1:] * (1 + strength - lowest)).to(pixels.device, pixels.dtype)
-    brightness, contrast = factors[:, :, None, None].split(channels, 1)
+    return (lowest + u * (1 + strength - lowest)).reshape(len(u), 2, -1)
 
-    def change(x: Tensor, rows: Any) -> Tensor:
-        mean = x.mean((2, 3), keepdim=True)
-        return (brightness[rows] * (mean + contrast[rows] * (x - mean)).clamp(0, 1)).clamp(0, 1)
 
-    return _masked(pixels, u[:, 0] < view.channel_jitter, change)
+def _channel_jitter(pixels: Tensor, draws: Draws) -> Tensor:
+    factors = torch.from_numpy(draws.channel_factors).to(pixels.device, pixels.dtype)
+    return _masked(pixels, draws.channel_jitter, lambda x, rows: jitter_channels(x, factors[rows]))
+
+
+def jitter_channels(x: Tensor, factors: Tensor) -> Tensor:
+    """Contrast and then brightness of every channel on its own: x -> clamp(b · clamp(c · (x - m) + m)), m its mean."""
+    brightness, contrast = factors[..., None, None].unbind(1)
+    mean = x.mean((2, 3), keepdim=True)
+    return (brightness * (mean + contrast * (x - mean)).clamp(0, 1)).clamp(0, 1)
 
 
 def _brightness(x: Tensor, factor: Tensor) -> Tensor:
@@ -240,29 +300,37 @@ def _saturation(x: Tensor, factor: Tensor) -> Tensor:
 
 
 def _hue(x: Tensor, shift: Tensor) -> Tensor:
-    """Turns the hue of HSV by ``shift`` of a full circle.
+    """Turns the hue of HSV by ``shift`` of a full circle, at most half of one.
 
-    With value v and chroma c, the channel at offset o (5, 3, 1 for red, green, blue) of hue h (in sixths) is
-    v - c · clamp(min(k, 4 - k), 0, 1), k = (o + h) mod 6.
+    With the largest value v, chroma c and a hue h in sixths, the channels are v - c + c · clamp(2 - |h|, 0, 1) for red,
+    clamp(2 - |h - 2|, 0, 1) for green and clamp(2 - |h - 4|, 0, 1) for blue, distances taken around the circle of six.
+    What is compared and chosen from is written with signs and extremes: on a CPU these are many times as fast as
+    ``where``, ``remainder`` and an extreme with its place.
     """
-    value, brightest = x.max(1, keepdim=True)
-    chroma = value - x.min(1, keepdim=True).values
     red, green, blue = x.split(1, 1)
-    sector = torch.where(brightest == 0, green - blue, torch.where(brightest == 1, blue - red, red - green))
-    hue = 2.0 * brightest + sector / torch.where(chroma == 0, 1.0, chroma) + 6 * shift
-    offsets = torch.tensor([5.0, 3.0, 1.0], dtype=x.dtype, device=x.device).view(1, 3, 1, 1)
-    k = (offsets + hue).remainder(6)
-    return value - chroma * torch.minimum(k, 4 - k).clamp(0, 1)
+    difference = blue - green
+    is_blue = difference.sign().clamp_min_(0)  # 1 where blue exceeds green
+    high, low = torch.maximum(green, blue), torch.minimum(green, blue)
+    is_high = torch.sub(high, red, out=difference).sign_().clamp_min_(0)  # 1 where red is not the largest
+    middle = torch.minimum(red, high)
+    value, least = torch.maximum(red, high), torch.minimum(middle, low)
+    chroma = value.sub_(least)
+    # |offset + (middle - low) / chroma|, by which two are largest: 0 red and green, -6 red and blue, -2 green, 4 blue
+    hue = middle.sub_(low).div_(chroma.clamp_min(1e-20))
+    hue.add_(is_blue.mul(12).sub_(2).mul_(is_high)).sub_(is_blue, alpha=6).abs_().add_(6 * shift)
+    turned = torch.empty_like(x)
+    for channel, place in ((1, 2.0), (2, 4.0)):
+        torch.sub(hue, place, out=turned[:, channel : channel + 1]).abs_().sub_(3).abs_().sub_(1)
+    torch.sub(hue, 3, out=turned[:, :1]).abs_().sub_(3).abs_().neg_().add_(2)
+    return turned.clamp_(0, 1).mul_(chroma).add_(least)
 
 
-def _blur(pixels: Tensor, view: ViewConfig, keys: Keys) -> Tensor:
-    u = keys.draw(_BLUR, 2)
-    mask = u[:, 0] < view.blur
-    sigma = (view.blur_sigma[0] + (view.blur_sigma[1] - view.blur_sigma[0]) * u[:, 1])[mask]
-    if not mask.any():
+def _blur(pixels: Tensor, draws: Draws) -> Tensor:
+    if not draws.blur.any():
         return pixels
-    matrices = torch.from_numpy(_blur_matrices(sigma, pixels.shape[-1])).to(pixels.device, pixels.dtype)[:, None]
-    return _masked(pixels, mask, lambda x, _: matrices @ x @ matrices.mT)
+    filters = _blur_matrices(draws.sigma[draws.blur], pixels.shape[-1])
+    matrices = torch.from_numpy(filters).to(pixels.device, pixels.dtype)[:, None]
+    return _masked(pixels, draws.blur, lambda x, _: matrices @ x @ matrices.mT)
 
 
 def _blur_matrices(sigma: Array, size: int) -> NDArray[np.float64]:
@@ -279,21 +347,31 @@ def _blur_matrices(sigma: Array, size: int) -> NDArray[np.float64]:
     return matrices
 
 
-def _warp(pixels: Tensor, view: ViewConfig, keys: Keys) -> Tensor:
-    """Rotation, zoom, shear and shift about the centre, plus a smooth random displacement; borders repeat."""
-    n, _, height, width = pixels.shape
+def _affine(view: ViewConfig, keys: Keys) -> Array:
+    """(n, 2, 3): rotation, zoom, shear and shift about the centre, of coordinates from -1 to 1."""
     u = 2 * keys.draw(_AFFINE, 6) - 1
     angle = np.deg2rad(view.rotation) * u[:, 0]
     cos, sin = np.cos(angle), np.sin(angle)
     turn = np.stack([np.stack([cos, -sin], 1), np.stack([sin, cos], 1)], 1)
-    stretch = np.tile(np.eye(2), (n, 1, 1))
+    stretch = np.tile(np.eye(2), (len(u), 1, 1))
     stretch[:, 0, 0], stretch[:, 1, 1] = np.exp(view.zoom * u[:, 1]), np.exp(view.zoom * u[:, 2])
     stretch[:, 0, 1] = view.shear * u[:, 3]
-    shift = 2 * view.translation * u[:, 4:, None]  # grid_sample's coordinates run from -1 to 1
-    matrices = torch.from_numpy(np.concatenate([turn @ stretch, shift], 2)).to(pixels.device, pixels.dtype)
+    shift = 2 * view.translation * u[:, 4:, None]
+    return np.concatenate([turn @ stretch, shift], 2)
+
+
+def _warp(pixels: Tensor, view: ViewConfig, draws: Draws) -> Tensor:
+    """The affine change, plus a smooth random displacement; borders repeat."""
+    matrices = torch.from_numpy(draws.affine).to(pixels.device, pixels.dtype)
+    nodes = None if draws.nodes is None else normal(draws.nodes).to(pixels.device, pixels.dtype)
+    return warp(pixels, matrices, nodes, elastic=view.elastic)
+
+
+def warp(pixels: Tensor, matrices: Tensor, nodes: Tensor | None, *, elastic: float) -> Tensor:
+    """Pixels (n, c, h, w) at coordinates changed by matrices (n, 2, 3) and, by nodes (n, 2, 4, 4), displaced."""
+    n, _, height, width = pixels.shape
     grid = F.affine_grid(matrices, [n, 1, height, width], align_corners=False)
-    if view.elastic:
-        nodes = _normal(keys, _ELASTIC, pixels.new_empty(n, 2, _ELASTIC_GRID, _ELASTIC_GRID))
-        field = F.interpolate(nodes, (height, width), mode="bicubic", align_corners=True).permute(0, 2, 3, 1)
-        grid = grid + field * pixels.new_tensor([2 * view.elastic / width, 2 * view.elastic / height])
+    if nodes is not None:
+        field = F.interpolate(nodes, (height, width), mode="bicubic", align_corners=True)
+        grid = grid + torch.stack([field[:, 0] * (2 * elastic / width), field[:, 1] * (2 * elastic / height)], -1)
     return F.grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=False)

@@ -16,11 +16,13 @@ from torch import Tensor
 from matrix_ssl.config import DataConfig, ViewConfig
 from matrix_ssl.data import augment
 from matrix_ssl.data.base import Source
+from matrix_ssl.data.device_views import DeviceViews
 from matrix_ssl.data.images import Unreadable
 from matrix_ssl.data.randomness import permutation
 from matrix_ssl.data.workers import CentralSquares, Crops, RandomCrops, Reader, read_batches
 from matrix_ssl.errors import ConfigError, UnreadableImage
 
+_LARGE = 64  # pixels of a side from which views are made one by one on a CPU
 _LOOKED_AT = 64  # images that are looked at together
 _ORDER = 0x0DE2  # coordinate that keeps the sample order apart from the views
 
@@ -66,6 +68,9 @@ class TrainingBatches:
         self._batch_size, self._seed = batch_size, seed
         self._rank, self._world_size = rank, world_size
         self._device, self._dtype = device, dtype
+        self._on_device: DeviceViews | None = None
+        if device.type != "cpu":
+            self._on_device = DeviceViews(self._views, mean=data.mean, std=data.std, device=device, dtype=dtype)
         self._order = (-1, np.zeros(0, np.int64))  # of the newest epoch: half a second of work for a million images
 
     def samples(self, step: int) -> tuple[int, NDArray[np.int64]]:
@@ -87,29 +92,46 @@ class TrainingBatches:
         height, width = images.shape[-2:]
         for step in range(start, stop):
             epoch, samples = self.samples(step)
-            batch = images[torch.from_numpy(samples).to(self._device)]
-            views = []
+            if self._on_device is not None:
+                views = self._on_device.of_images(images, samples, seed=self._seed, epoch=epoch)
+                yield Batch(step, views, samples, [])
+                continue
+            batch, finished = images[torch.from_numpy(samples)], []
             for number, view in enumerate(self._views, 1):
                 keys = augment.Keys(self._seed, epoch, samples, number)
                 boxes = augment.random_boxes(view, keys, height, width)
-                crops = augment.crop_batch(batch, boxes, view.image_size)
-                views.append(self._finish(crops, view, keys))
-            yield Batch(step, tuple(views), samples, [])
+                finished.append(self._finish(batch, view, keys, boxes))
+            yield Batch(step, tuple(finished), samples, [])
 
     def _from_files(self, start: int, stop: int) -> Iterator[Batch]:
         reader = RandomCrops(self._source, self._views, self._seed)
         keys = (self.samples(step) for step in range(start, stop))
-        for step, crops in enumerate(read_batches(reader, keys, workers=self._data.workers), start):
-            epoch = step // self.steps_per_epoch
-            views = []
-            for number, (view, part) in enumerate(zip(self._views, crops.views(self._device), strict=True), 1):
-                views.append(self._finish(part.float(), view, augment.Keys(self._seed, epoch, crops.samples, number)))
-            yield Batch(step, tuple(views), crops.indices, crops.unreadable)
+        read = read_batches(reader, keys, workers=self._data.workers, device=self._device)
+        for step, crops in enumerate(read, start):
+            epoch, parts = step // self.steps_per_epoch, crops.views(self._device)
+            if self._on_device is not None:
+                views = self._on_device.of_crops(parts, crops.samples, seed=self._seed, epoch=epoch)
+            else:
+                keys = (augment.Keys(self._seed, epoch, crops.samples, v) for v in range(1, len(parts) + 1))
+                views = tuple(map(self._finish, parts, self._views, keys))
+            yield Batch(step, views, crops.indices, crops.unreadable)
 
-    def _finish(self, crops: Tensor, view: ViewConfig, keys: augment.Keys) -> Tensor:
-        pixels = augment.random_view(crops / 255, view, keys)
-        pixels = augment.normalise(pixels, self._data.mean, self._data.std)
-        return pixels.to(self._dtype, memory_format=torch.channels_last)
+    def _finish(
+        self, images: Tensor, view: ViewConfig, keys: augment.Keys, boxes: augment.Array | None = None
+    ) -> Tensor:
+        """A view of images or, without boxes, of their crops; of large ones by parts of one, which fit the cache."""
+        n, channels, size = len(images), images.shape[1], view.image_size
+        draws = augment.draw_view(view, keys, channels=channels)
+        result = torch.empty((n, channels, size, size), dtype=self._dtype, memory_format=torch.channels_last)
+        if size < _LARGE:
+            crops = images.float() if boxes is None else augment.crop_batch(images, boxes, size)
+            pixels = augment.change(crops / 255, view, draws)
+            return result.copy_(augment.normalise(pixels, self._data.mean, self._data.std))
+        for i, image in enumerate(images):
+            crop = image[None].float() if boxes is None else augment.crop_exactly(image, boxes[i], size)
+            pixels = augment.change(crop.div_(255), view, draws.image(i))
+            result[i] = augment.normalise(pixels, self._data.mean, self._data.std)[0]
+        return result
 
 
 def evaluation_batches(

@@ -7,7 +7,7 @@ import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -46,6 +46,10 @@ class Crops:
     def views(self, device: torch.device | str = "cpu") -> list[Tensor]:
         """The crops of each view, moved together."""
         return unpack(self.pixels.to(device, non_blocking=True), self.shapes)
+
+    def pin_memory(self) -> "Crops":
+        """The same in memory from which a GPU copies while the host goes on; PyTorch's loader calls it."""
+        return replace(self, pixels=self.pixels.pin_memory())
 
 
 def unpack(pixels: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
@@ -151,15 +155,20 @@ def _start_worker(_: int) -> None:
     system.outlive_signals(30)  # the save of the main process, but not by much
 
 
-def read_batches(reader: Reader[Content], keys: Iterable[Any], *, workers: int) -> Iterator[Content]:
-    """What the reader makes of every key, in order, read ahead by worker processes.
+def read_batches(
+    reader: Reader[Content], keys: Iterable[Any], *, workers: int, device: torch.device | str = "cpu"
+) -> Iterator[Content]:
+    """What the reader makes of every key, in order, read ahead by worker processes, for a device to copy.
 
     With 0 workers this process reads; a negative number means one a core, 8 at most. TrainingError where a worker dies.
     """
     count = _worker_count(workers)
     if count:
         check_open_files(_FILES_OF_THE_LOADER + count * _FILES_OF_A_WORKER)
-    loader = DataLoader(reader, batch_size=None, sampler=keys, num_workers=count, worker_init_fn=_start_worker)
+    loader = DataLoader(
+        reader, batch_size=None, sampler=keys, num_workers=count, worker_init_fn=_start_worker,
+        pin_memory=torch.device(device).type == "cuda",
+    )  # fmt: skip
     try:
         # PyTorch's handler raises wherever the main thread is, in the middle of a training step; without it the next
         # batch finds the dead worker, within five seconds

@@ -94,7 +94,7 @@ class _EppsPulley(torch.autograd.Function):
         # at each frequency t: the mean of exp(itx), its distance from exp(-t²/2), and the gradient of that by x
         for k in range(knots):
             t, weight = step * k, step if k in (0, knots - 1) else 2 * step
-            target = torch.exp(torch.tensor(-t * t / 2, dtype=x.dtype, device=x.device))
+            target = torch.exp(x.new_full((), -t * t / 2))
             error = power.mean(-2, keepdim=True) - target
             value = value + weight * target * (error.real.square() + error.imag.square()).sum()
             if gradient is not None:

@@ -21,6 +21,7 @@ NeurIPS 2013.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -146,6 +147,8 @@ class SwAV(Method):
         self.frozen = frozen
         self.queue_start = queue_start
         self._progress = 1.0
+        self._through = 0  # ``position`` on the host, which then never waits for it
+        self.register_load_state_dict_post_hook(_read_position)
         self._newest: Tensor | None = None  # outputs that ``after_step`` puts into the queue
         self._normalise()
 
@@ -176,7 +179,7 @@ class SwAV(Method):
     def codes(self, scores: Tensor, local: int, prototypes: Tensor) -> Tensor:
         """Codes of this process's rows, from the scores of one view for all processes, and the queue."""
         n = len(scores)
-        if self._progress >= self.queue_start and 0 < len(self.queue) <= int(self.position):
+        if self._progress >= self.queue_start and 0 < len(self.queue) <= self._through:
             scores = torch.cat([scores, self.queue.to(scores) @ prototypes.mT])
         codes = sinkhorn(scores, regularisation=self.regularisation, iterations=self.iterations)[:n]
         return codes[distributed.rank() * local :][:local]
@@ -190,6 +193,7 @@ class SwAV(Method):
             places = (self.position + torch.arange(len(newest), device=newest.device)) % len(self.queue)
             self.queue[places] = newest
             self.position.add_(len(newest))
+            self._through += len(newest)
         self._newest = None
 
     @torch.no_grad()
@@ -211,3 +215,8 @@ class SwAV(Method):
         )
         # epochs and batch: the code's README
         return dataclasses.replace(base, views=(whole, local), optimizer=optimizer, epochs=100, batch_size=4096)
+
+
+def _read_position(method: SwAV, _: Any) -> None:
+    """Brings the host's count up to date after tensors were loaded."""
+    method._through = int(method.position)

@@ -1,5 +1,6 @@
 """The device of a computation, its precision, and what to record about it."""
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,6 +86,8 @@ class MixedPrecision:
         module.to(self.device, self.weights)
         module.to(memory_format=torch.channels_last)
 
-    def autocast(self) -> torch.autocast:
+    def autocast(self) -> AbstractContextManager[Any]:
         """The context of a forward."""
-        return torch.autocast(self.device.type, dtype=self.forward, enabled=self.forward is not None)
+        if self.forward is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.forward)

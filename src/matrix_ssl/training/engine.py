@@ -224,8 +224,9 @@ class Engine(Generic[Batch, Output]):
 
     def flags(self, output: Output | None, number: int) -> torch.Tensor:
         """On the device: whether the step is bad in any process, and, of several, the number of a signal."""
-        bad = torch.ones((), dtype=torch.bool, device=self.task.device)
-        if output is not None:
+        if output is None:
+            bad = torch.ones((), dtype=torch.bool, device=self.task.device)
+        else:
             bad = is_bad(output.loss, [p.grad for p in self.task.module.parameters() if p.grad is not None])
         if distributed.world_size() == 1:
             return bad.view(1)

@@ -222,9 +222,7 @@ def _kind(alarm: str) -> str:
     return alarm.partition(":")[0]
 
 
-def _read(
-    named: dict[str, Tensor], rows: tuple[Tensor, Tensor, Tensor]
-) -> tuple[dict[str, Any], list[float], str]:
+def _read(named: dict[str, Tensor], rows: tuple[Tensor, Tensor, Tensor]) -> tuple[dict[str, Any], list[float], str]:
     """Scalars as numbers with those of ``diagnostics.describe``, its eigenvalues and why it failed, read at once.
 
     Where it failed, its numbers are None.
