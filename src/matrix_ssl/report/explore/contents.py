@@ -1,0 +1,96 @@
+"""What the page of ``matrix-ssl explore`` shows, as plain arrays."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Categories:
+    """A column of text: which of a few values every image has.
+
+    Attributes:
+        name: the heading of the column.
+        codes: integers (n,), positions in ``values``; -1 for none.
+        values: the different values.
+    """
+
+    name: str
+    codes: NDArray[np.integer]
+    values: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """A column of numbers (n,); NaN for none."""
+
+    name: str
+    values: NDArray[np.floating]
+
+
+Column = Categories | Numbers
+
+
+@dataclass(frozen=True)
+class Issue:
+    """An image whose label is probably wrong.
+
+    Attributes:
+        image: its row.
+        label: the label that it has.
+        suggested: the label that its neighbours suggest.
+        confidence: the probability of ``label``, between 0 and 1.
+    """
+
+    image: int
+    label: str
+    suggested: str
+    confidence: float
+
+
+@dataclass(frozen=True)
+class Contents:
+    """Everything on the page about n images.
+
+    Attributes:
+        title: what was explored.
+        facts: short answers below the title.
+        notes: sentences that the reader must know: how the map was made, what was left out.
+        places: the path, or other place, of every image.
+        folder: the address of the folder that all places start with, relative to the page; empty where images are not
+            in files of their own.
+        points: the map, float (n, 2).
+        neighbours: rows of the most similar images, int (n, k), the most similar first.
+        similarities: their cosine similarities, float (n, k).
+        labels: the classes; None for images without labels.
+        clusters: the cluster of every image.
+        representatives: rows of the most typical images of every cluster, in the order of ``clusters.values``.
+        duplicates: rows of every group of near-duplicates.
+        outliers: rows, the least typical image first.
+        outlier_scores: float (n,), larger for less typical images.
+        issues: the most suspicious label first; None for images without labels.
+        columns: further columns that can colour the map.
+        thumbnail: side of a thumbnail in pixels.
+        sheets: names of the files of thumbnails, relative to the page.
+    """
+
+    title: str
+    facts: Sequence[tuple[str, str]]
+    places: Sequence[str]
+    points: NDArray[np.floating]
+    neighbours: NDArray[np.integer]
+    similarities: NDArray[np.floating]
+    clusters: Categories
+    representatives: Sequence[NDArray[np.integer]]
+    outliers: NDArray[np.integer]
+    outlier_scores: NDArray[np.floating]
+    thumbnail: int
+    sheets: Sequence[str]
+    duplicates: Sequence[NDArray[np.integer]] = ()
+    labels: Categories | None = None
+    issues: Sequence[Issue] | None = None
+    columns: Sequence[Column] = ()
+    folder: str = ""
+    notes: Sequence[str] = field(default_factory=list)

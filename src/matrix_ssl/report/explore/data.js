@@ -1,0 +1,54 @@
+// The data of the page: text, and arrays as bytes in base64.
+
+const KINDS = { "<f4": Float32Array, "<i4": Int32Array, "<i2": Int16Array };
+
+function decode({ kind, bytes }) {
+  const text = atob(bytes);
+  const content = new Uint8Array(text.length);
+  for (let i = 0; i < text.length; i++) content[i] = text.charCodeAt(i);
+  return new KINDS[kind](content.buffer);
+}
+
+const data = JSON.parse(document.getElementById("data").textContent);
+const points = decode(data.points); // x and y of an image after those of the one before
+const neighbours = decode(data.neighbours.images);
+const similarities = decode(data.neighbours.similarities);
+const outliers = decode(data.outliers.images);
+const scores = decode(data.outliers.scores);
+const columns = data.columns.map((one) => ({
+  name: one.name,
+  values: one.values,
+  codes: one.codes && decode(one.codes),
+  numbers: one.numbers && decode(one.numbers),
+}));
+const COUNT = data.places.ends.length;
+const clusters = columns[data.labelled ? 1 : 0];
+const duplicateOf = new Int32Array(COUNT).fill(-1); // the group of every image
+data.duplicates.forEach((group, number) => group.forEach((image) => { duplicateOf[image] = number; }));
+
+const whole = (value) => value.toLocaleString("en");
+const place = (image) => data.places.start + data.places.ends[image];
+const imagesOf = (column, code) => allWhere((image) => column.codes[image] === code);
+
+function allWhere(holds) {
+  const result = [];
+  for (let image = 0; image < COUNT; image++) if (holds(image)) result.push(image);
+  return result;
+}
+
+// Control characters, and those that change the direction of writing, as escapes: a name must not look like another.
+function shown(text) {
+  return text.replace(/[\u0000-\u001f\u007f-\u009f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]/g,
+    (letter) => "\\u" + letter.charCodeAt(0).toString(16).padStart(4, "0"));
+}
+
+function fileName(image) {
+  return shown(data.places.ends[image].split(/[/\\]/).pop() || place(image));
+}
+
+// What a column says about an image; empty for nothing.
+function valueOf(column, image) {
+  if (column.codes) return column.codes[image] < 0 ? "" : column.values[column.codes[image]];
+  const value = column.numbers[image];
+  return Number.isNaN(value) ? "" : String(Number(value.toPrecision(4)));
+}

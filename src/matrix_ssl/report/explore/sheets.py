@@ -1,0 +1,68 @@
+"""Thumbnails of many images in few files: sheets of 16 by 16 squares."""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from matrix_ssl.runs.files import cannot_write, write_atomically
+
+FOLDER = "sheets"
+ACROSS = 16  # thumbnails in a row of a sheet, and rows
+EACH = ACROSS**2
+_QUALITY = 82  # of JPEG
+_PLAIN = 48  # pixels; smaller thumbnails keep the resolution of their colours
+
+
+class Sheets:
+    """Writes thumbnails in the order of the images; a sheet that an earlier process has written stays.
+
+    Args:
+        folder: of the page.
+        count: number of images.
+        side: of a thumbnail, in pixels.
+
+    Attributes:
+        start: the first image that no sheet has yet.
+        names: of all sheets, relative to the page.
+    """
+
+    def __init__(self, folder: Path, *, count: int, side: int):
+        self._folder, self._count, self._side = folder, count, side
+        self.names = [f"{FOLDER}/{number:04d}.jpg" for number in range(-(-count // EACH))]
+        complete = next((i for i, name in enumerate(self.names) if not (folder / name).is_file()), len(self.names))
+        self.start = min(complete * EACH, count)
+        self._sheet = complete
+        self._pixels = self._empty(complete)
+        try:
+            (folder / FOLDER).mkdir(exist_ok=True)
+        except OSError as error:
+            raise cannot_write(folder / FOLDER, error) from error
+
+    def add(self, images: NDArray[np.integer], squares: NDArray[np.uint8]) -> None:
+        """Adds squares (m, side, side, 1 or 3) of images (m,), whose numbers rise; those left out stay blank."""
+        for image, square in zip(images.tolist(), squares, strict=True):
+            while image // EACH > self._sheet:
+                self._write()
+            down, across = divmod(image % EACH, ACROSS)
+            top, left = down * self._side, across * self._side
+            self._pixels[top : top + self._side, left : left + self._side] = square
+
+    def finish(self) -> None:
+        """Writes what is left."""
+        while self._sheet < len(self.names):
+            self._write()
+
+    def _write(self) -> None:
+        image, colours = Image.fromarray(self._pixels), 0 if self._side < _PLAIN else 2
+        write_atomically(
+            self._folder / self.names[self._sheet],
+            lambda file: image.save(file, "JPEG", quality=_QUALITY, subsampling=colours),
+        )
+        self._sheet += 1
+        self._pixels = self._empty(self._sheet)
+
+    def _empty(self, sheet: int) -> NDArray[np.uint8]:
+        rows = -(-min(EACH, max(self._count - sheet * EACH, 0)) // ACROSS)
+        return np.full((rows * self._side, ACROSS * self._side, 3), 128, dtype=np.uint8)

@@ -1,0 +1,70 @@
+// Elements, thumbnails and grids of them.
+
+const { side, across, each, sheets } = data.thumbnails;
+const FIRST = 48; // thumbnails of a grid before the reader asks for more
+
+// An element with attributes; texts among the children are shown as text.
+function element(name, attributes, ...children) {
+  const result = document.createElement(name);
+  for (const [key, value] of Object.entries(attributes)) {
+    if (key === "click") result.addEventListener("click", value);
+    else if (value !== null && value !== false) result.setAttribute(key, value === true ? "" : value);
+  }
+  result.append(...children);
+  return result;
+}
+
+// The thumbnail of an image, of so many pixels on the screen.
+function thumbnail(image, size) {
+  const at = image % each;
+  const result = element("span", { class: side < 64 ? "thumbnail pixelated" : "thumbnail", "aria-hidden": "true" });
+  Object.assign(result.style, {
+    width: `${size}px`, height: `${size}px`,
+    backgroundImage: `url("${sheets[Math.floor(image / each)]}")`, backgroundSize: `${across * size}px auto`,
+    backgroundPosition: `${-(at % across) * size}px ${-Math.floor(at / across) * size}px`,
+  });
+  return result;
+}
+
+function caption(column, image) {
+  const value = valueOf(column, image);
+  return value === "" ? "" : `${shown(column.name)} ${shown(value)}`;
+}
+
+// A list of thumbnails that are buttons. lines(image): texts below the thumbnail.
+function grid(images, lines, label, size = 76) {
+  const list = element("ul", { class: "grid", "aria-label": label });
+  list.style.setProperty("--size", `${size}px`);
+  const more = element("button", { class: "more", click: () => add(4 * FIRST) });
+  let count = 0;
+  function add(most) {
+    const next = images.slice(count, count + most);
+    count += next.length;
+    list.append(...next.map((image) => element("li", {}, element("button", {
+      class: "cell", "data-image": image, title: shown(place(image)),
+    }, thumbnail(image, size), ...lines(image).filter(Boolean).map((text) => element("span", {}, text))))));
+    more.textContent = `Show more of ${whole(images.length)}`;
+    more.hidden = count >= images.length;
+  }
+  add(FIRST);
+  return element("div", {}, list, more);
+}
+
+function download(name, text, type) {
+  const link = element("a", { href: URL.createObjectURL(new Blob([text], { type })), download: name });
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+}
+
+function csvField(text) {
+  return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+}
+
+// A CSV file of images with all columns.
+function table(images) {
+  const header = ["path", ...columns.map((column) => column.name), "outlier score"];
+  const rows = images.map((image) => [
+    place(image), ...columns.map((column) => valueOf(column, image)), String(scores[image]),
+  ]);
+  return [header, ...rows].map((row) => row.map(csvField).join(",") + "\n").join("");
+}
