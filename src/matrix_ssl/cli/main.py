@@ -15,6 +15,7 @@ from matrix_ssl.cli.compare import compare
 from matrix_ssl.cli.detect import detect
 from matrix_ssl.cli.doctor import doctor
 from matrix_ssl.cli.evaluate import embed, evaluate
+from matrix_ssl.cli.explore import explore
 from matrix_ssl.cli.find import cluster, duplicates, mislabels, outliers, search, select
 from matrix_ssl.cli.lists import methods, recipes, report
 from matrix_ssl.cli.llm import llm
@@ -67,6 +68,7 @@ for command in (
     duplicates,
     embed,
     evaluate,
+    explore,
     export,
     import_,
     llm,

@@ -60,7 +60,7 @@ def embedding_map(
     check_features(features, "features")
     chosen = np.sort(permutation(len(features), seed, _STREAM)[:most])
     points = F.normalize(features[torch.from_numpy(chosen).to(features.device)].double(), dim=1).cpu().numpy()
-    plane = _principal_components(points)
+    plane = principal_components(points)
     spread = plane[:, 0].std()
     if len(points) < 5 or spread < 1e-9:
         return chosen, plane.astype(np.float32)
@@ -120,7 +120,7 @@ def gallery(
     }
 
 
-def _principal_components(points: NDArray[np.float64]) -> NDArray[np.float64]:
+def principal_components(points: NDArray[np.float64]) -> NDArray[np.float64]:
     """(m, d) -> (m, 2): scores on the first two principal axes, zeros where there is no such axis."""
     left, singular, _ = np.linalg.svd(points - points.mean(axis=0), full_matrices=False)
     scores = left[:, :2] * singular[:2]

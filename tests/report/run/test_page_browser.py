@@ -1,35 +1,27 @@
 """The report in a real browser: it draws, fits a phone, follows dark mode and asks the network for nothing."""
 
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from matrix_ssl.report import write_report
+from tests.support.browser import CHROMIUM, DRIVER, contrast, open_browser, requested, show
 from tests.support.synthetic_run import make_run
 
-webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver")
+if TYPE_CHECKING:
+    from selenium import webdriver
 
-FLAGS = (
-    "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-)
+pytest.importorskip("selenium", reason="selenium is not installed")
+pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver")
 
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory) -> Iterator["webdriver.Chrome"]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in [*FLAGS.split(), f"--user-data-dir={tmp_path_factory.mktemp('profile')}"]:
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=DRIVER))
-    yield driver
-    driver.quit()
+    with open_browser(tmp_path_factory.mktemp("profile")) as driver:
+        yield driver
 
 
 @pytest.fixture(scope="module", params=["labelled", "many", "alarmed"])
@@ -47,20 +39,11 @@ def page(request, tmp_path_factory) -> Path:
     return write_report(run)
 
 
-def show(browser, page: Path, *, width: int = 1280, mode: str = "light") -> None:
-    screen = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 600}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
-    features = [{"name": "prefers-color-scheme", "value": mode}]
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-    browser.get(page.as_uri())
-
-
 def test_console_is_quiet_and_the_network_unused(browser, page):
     browser.get_log("performance")
     show(browser, page)
     assert browser.get_log("browser") == []
-    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    sent = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
+    sent = requested(browser)
     assert page.as_uri() in sent
     own = ("data:", "chrome:")  # the latter: of the browser, as it starts
     assert [url for url in sent if url != page.as_uri() and not url.startswith(own)] == []
@@ -137,7 +120,7 @@ def test_text_stands_out_in_both_modes(browser, page):
             })""")
         assert len(pairs) > 100
         for text, ground in {tuple(pair) for pair in pairs}:
-            assert _contrast(text, ground) >= 4.5, (mode, text, ground)
+            assert contrast(text, ground) >= 4.5, (mode, text, ground)
 
 
 def test_all_images_load(browser, tmp_path):
@@ -145,15 +128,3 @@ def test_all_images_load(browser, tmp_path):
     sizes = browser.execute_script("return [...document.images].map(i => [i.complete, i.naturalWidth, i.alt.length])")
     assert len(sizes) == 48
     assert all(complete and width == 32 and alt for complete, width, alt in sizes)
-
-
-def _contrast(first: str, second: str) -> float:
-    """Ratio of WCAG 2.2 for two colours written ``rgb(r, g, b)``."""
-
-    def luminance(colour: str) -> float:
-        rgb = [int(part) / 255 for part in colour.removeprefix("rgb(").removesuffix(")").split(",")]
-        linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in rgb]
-        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-    low, high = sorted((luminance(first), luminance(second)))
-    return (high + 0.05) / (low + 0.05)

@@ -8,9 +8,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from matrix_ssl.errors import DataError
 from matrix_ssl.evaluate.explore.inputs import Matrix, as_features, as_labels
-from matrix_ssl.evaluate.explore.neighbours import nearest
+from matrix_ssl.evaluate.explore.neighbours import Neighbours, nearest
 
-_NEIGHBOURS = 20
+VOTERS = 20  # neighbours of an image
 _TEMPERATURE = 0.07  # of the votes, that of the kNN protocol
 
 
@@ -48,12 +48,16 @@ def label_issues(features: Matrix, labels: ArrayLike, *, seed: int = 0) -> Label
 
 def neighbour_probabilities(features: Matrix, labels: ArrayLike) -> NDArray[np.float64]:
     """The weighted votes of the 20 nearest other images for each label, (n, classes): no image votes for itself."""
-    y = as_labels(labels, len(features))
-    neighbours = nearest(features, k=min(_NEIGHBOURS, len(features) - 1))
+    return votes(nearest(features, k=min(VOTERS, len(features) - 1)), labels)
+
+
+def votes(neighbours: Neighbours, labels: ArrayLike) -> NDArray[np.float64]:
+    """The same from the neighbours (n, k) of all images, where they are known."""
+    y = as_labels(labels, len(neighbours.indices))
     weights = np.exp((neighbours.similarities.astype(np.float64) - 1.0) / _TEMPERATURE)
-    votes = torch.zeros(len(y), int(y.max()) + 1, dtype=torch.float64)
-    votes.scatter_add_(1, torch.from_numpy(y[neighbours.indices]), torch.from_numpy(weights))
-    return (votes / votes.sum(dim=1, keepdim=True)).numpy()
+    sums = torch.zeros(len(y), int(y.max()) + 1, dtype=torch.float64)
+    sums.scatter_add_(1, torch.from_numpy(y[neighbours.indices]), torch.from_numpy(weights))
+    return (sums / sums.sum(dim=1, keepdim=True)).numpy()
 
 
 def confident_learning(probabilities: NDArray[np.floating], labels: ArrayLike) -> LabelIssues:

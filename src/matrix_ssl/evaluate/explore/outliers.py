@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from matrix_ssl.evaluate.explore.inputs import Matrix
-from matrix_ssl.evaluate.explore.neighbours import nearest
+from matrix_ssl.evaluate.explore.neighbours import Neighbours, nearest
 
 
 def outlier_scores(features: Matrix, *, k: int = 10) -> NDArray[np.float64]:
@@ -25,6 +25,10 @@ def outlier_scores(features: Matrix, *, k: int = 10) -> NDArray[np.float64]:
     Reference: Angiulli and Pizzuti, "Fast outlier detection in high dimensional spaces", PKDD 2002, definition 1, with
     the mean for the sum.
     """
-    k = k if len(features) < 2 else min(k, len(features) - 1)
-    distances: NDArray[np.float64] = 1.0 - nearest(features, k=k).similarities.astype(np.float64)
+    return mean_distances(nearest(features, k=k if len(features) < 2 else min(k, len(features) - 1)))
+
+
+def mean_distances(neighbours: Neighbours) -> NDArray[np.float64]:
+    """The same from the neighbours (n, k) of all images, where they are known."""
+    distances: NDArray[np.float64] = 1.0 - neighbours.similarities.astype(np.float64)
     return distances.mean(axis=1)

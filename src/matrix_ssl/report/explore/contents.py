@@ -41,7 +41,7 @@ class Issue:
         image: its row.
         label: the label that it has.
         suggested: the label that its neighbours suggest.
-        confidence: the probability of ``label``, between 0 and 1.
+        confidence: the probability of the suggested label, between 0 and 1.
     """
 
     image: int
@@ -59,8 +59,7 @@ class Contents:
         facts: short answers below the title.
         notes: sentences that the reader must know: how the map was made, what was left out.
         places: the path, or other place, of every image.
-        folder: the address of the folder that all places start with, relative to the page; empty where images are not
-            in files of their own.
+        files: whether the places are files of one image each, which the page links to.
         points: the map, float (n, 2).
         neighbours: rows of the most similar images, int (n, k), the most similar first.
         similarities: their cosine similarities, float (n, k).
@@ -92,5 +91,5 @@ class Contents:
     labels: Categories | None = None
     issues: Sequence[Issue] | None = None
     columns: Sequence[Column] = ()
-    folder: str = ""
+    files: bool = False
     notes: Sequence[str] = field(default_factory=list)

@@ -163,6 +163,8 @@ async function start() {
   listen();
   card(byId("image"), -1);
   show("clusters");
+  await new Promise(requestAnimationFrame); // the lists are on the screen before the map is made
+  await new Promise((resume) => { setTimeout(resume); });
   try {
     map = makeMap({
       choose: actions.choose,

@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 from markupsafe import Markup
@@ -36,7 +37,7 @@ def write_page(out: Path, contents: Contents) -> Path:
         "facts": contents.facts,
         "notes": contents.notes,
         "labelled": contents.labels is not None,
-        "data": Markup(_script_safe(as_json(contents))),
+        "data": Markup(_script_safe(as_json(contents, out))),
         "scripts": [Markup(script) for script in scripts],
         "policy": f"default-src 'none'; img-src 'self' file: data:; style-src 'unsafe-inline'; "
         f"script-src {hashes} 'unsafe-eval'",  # the library compiles its drawing commands
@@ -45,14 +46,14 @@ def write_page(out: Path, contents: Contents) -> Path:
     return template.write_page(out / PAGE, "explore.html", values)
 
 
-def as_json(contents: Contents) -> dict[str, Any]:
-    """What the scripts of the page read; arrays are little-endian bytes in base64, by ``data.js``."""
+def as_json(contents: Contents, out: Path) -> dict[str, Any]:
+    """What the scripts of a page in ``out`` read; arrays are little-endian bytes in base64, by ``data.js``."""
     columns: list[Column] = [contents.labels] if contents.labels is not None else []
     columns += [contents.clusters, *contents.columns]
     start = _common_start(contents.places)
     return {
         "places": {"start": _text(start), "ends": [_text(place[len(start) :]) for place in contents.places]},
-        "folder": contents.folder,
+        "folder": _address(Path(start), out) if contents.files else "",
         "points": _array(square(contents.points), "<f4"),
         "neighbours": {
             "images": _array(contents.neighbours, "<i4"),
@@ -101,6 +102,11 @@ def _common_start(places: Sequence[str]) -> str:
         while not place.startswith(common):
             common = os.path.commonprefix([place, common])
     return common[: max(common.rfind(separator) for separator in {"/", os.sep}) + 1]
+
+
+def _address(folder: Path, out: Path) -> str:
+    """The address of a folder, relative to the page, with a slash at its end."""
+    return quote(Path(os.path.relpath(folder.resolve(), out.resolve())).as_posix()) + "/"
 
 
 def _text(text: str) -> str:

@@ -72,7 +72,7 @@ const panels = {
     const issueOf = new Map(issues.map((issue) => [issue.image, issue]));
     target.replaceChildren(
       element("p", {}, `${whole(issues.length)} labels contradict the images' neighbours, the most suspicious first. `
-        + "Below each: its label, what the neighbours suggest, and how probable its label is."),
+        + "Below each: its label, what the neighbours suggest, and how sure they are."),
       element("p", { class: "bar" }, element("button", {
         click: () => actions.select(issues.map((issue) => issue.image), "labels to check"),
       }, "Select all")),

@@ -1,0 +1,73 @@
+"""A map of any number of images in the plane."""
+
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from matrix_ssl.errors import ConfigError, did_you_mean, import_extra
+from matrix_ssl.evaluate.explore.inputs import Matrix, unit_rows
+from matrix_ssl.evaluate.explore.neighbours import nearest
+from matrix_ssl.evaluate.map import embedding_map, principal_components
+
+MapRule = Literal["tsne", "umap", "pca"]
+MOST = 5000  # images that t-SNE places
+_ANCHORS = 5  # placed images between which a further one is put
+_TEMPERATURE = 0.02  # of their weights: the nearest decides
+_SPREAD = 0.5  # of the images that are put, in median distances of placed images
+_STREAM = 0x9A7  # coordinate of that spread
+MAPS: dict[MapRule, str] = {
+    "tsne": "t-SNE of the features",
+    "umap": "UMAP of the features",
+    "pca": "the first two principal components of the features",
+}
+
+
+def plane(features: Matrix, *, rule: MapRule = "tsne", seed: int = 0, most: int = MOST) -> NDArray[np.float32]:
+    """Coordinates float32 (n, 2), in arbitrary units, of features (n, d) at length one.
+
+    - ``tsne``: ``evaluate.map.embedding_map`` of at most ``most`` images. Each further one is put at the mean of its
+      five most similar images among these, weighted by exp(cosine / 0.02), and moved at random by up to half the
+      median distance of a placed image to the next, so that no two points coincide.
+    - ``umap``: of all images, with the cosine distance and 15 neighbours; needs the extra ``umap``.
+    - ``pca``: the first two principal components of all images.
+
+    Raises:
+        ConfigError: there is no such rule.
+        MissingExtra: ``umap`` is not installed.
+        DataError: a value is not finite.
+
+    Reference: van der Maaten and Hinton, JMLR 2008 (t-SNE); McInnes, Healy and Melville, 2018, arXiv:1802.03426 (UMAP).
+    """
+    if rule not in MAPS:
+        raise ConfigError(f"map={rule!r} does not exist.{did_you_mean(rule, MAPS)}")
+    rows = unit_rows(features)
+    if rule == "pca" or (rule == "umap" and len(rows) < _ANCHORS):
+        return principal_components(rows.double().numpy()).astype(np.float32)
+    if rule == "umap":
+        umap = import_extra("umap", extra="umap")
+        return np.asarray(umap.UMAP(metric="cosine", random_state=seed, n_jobs=1).fit_transform(rows.numpy()))
+    chosen, coordinates = embedding_map(rows, seed=seed, most=most)
+    result = np.empty((len(rows), 2), dtype=np.float32)
+    result[chosen] = coordinates
+    others = np.setdiff1d(np.arange(len(rows)), chosen)
+    if len(others):
+        result[others] = _between(rows, chosen, coordinates, others, seed)
+    return result
+
+
+def _between(
+    rows: torch.Tensor, chosen: NDArray[np.int64], coordinates: NDArray[np.float32], others: NDArray[np.int64], seed: int
+) -> NDArray[np.float64]:
+    from sklearn.neighbors import NearestNeighbors  # slow to import
+
+    anchors = nearest(rows[torch.from_numpy(chosen)], rows[torch.from_numpy(others)], k=min(_ANCHORS, len(chosen)))
+    best = anchors.similarities[:, :1].astype(np.float64)
+    weights = np.exp((anchors.similarities - best) / _TEMPERATURE)
+    middles = (weights[..., None] * coordinates[anchors.indices]).sum(axis=1) / weights.sum(axis=1, keepdims=True)
+    gaps = NearestNeighbors(n_neighbors=min(2, len(chosen))).fit(coordinates).kneighbors(coordinates)[0][:, -1]
+    generator = np.random.default_rng((seed, _STREAM))
+    angle, radius = generator.uniform(0, 2 * np.pi, len(others)), np.sqrt(generator.uniform(0, 1, len(others)))
+    moves = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
+    return middles + _SPREAD * float(np.median(gaps)) * moves

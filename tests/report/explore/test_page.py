@@ -1,0 +1,173 @@
+"""The page of explore without a browser: its data, its scripts, thumbnails, and columns of CSV files."""
+
+import base64
+import dataclasses
+import hashlib
+import json
+import re
+from pathlib import Path
+from urllib.parse import unquote
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from matrix_ssl.errors import DataError
+from matrix_ssl.report.explore.columns import read_columns
+from matrix_ssl.report.explore.contents import Categories, Numbers
+from matrix_ssl.report.explore.page import as_json, square, write_page
+from matrix_ssl.report.explore.sheets import ACROSS, EACH, Sheets
+from tests.support.explored import BACKWARDS, MARKUP, make_contents
+
+PLACES = ["photos/a/1.jpg", "photos/a/2.jpg", "photos/b/1.jpg"]
+
+
+def decoded(array):
+    return np.frombuffer(base64.b64decode(array["bytes"]), array["kind"])
+
+
+def pixels(path):
+    with Image.open(path) as image:
+        return np.asarray(image).astype(int)
+
+
+def test_every_byte_of_the_data_is_read_back(tmp_path):
+    contents = make_contents(tmp_path, 30)
+    text = write_page(tmp_path, contents).read_text(encoding="utf-8")
+    (embedded,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)
+    data = json.loads(embedded)
+    assert data == json.loads(json.dumps(as_json(contents, tmp_path)))
+    assert [data["places"]["start"] + end for end in data["places"]["ends"]] == contents.places
+    assert np.array_equal(decoded(data["neighbours"]["images"]).reshape(30, 6), contents.neighbours)
+    similarities = decoded(data["neighbours"]["similarities"]) / data["neighbours"]["steps"]
+    assert np.abs(similarities.reshape(30, 6) - contents.similarities).max() <= 0.5e-4
+    assert np.array_equal(decoded(data["points"]).reshape(30, 2), square(contents.points).astype(np.float32))
+    label, cluster, confidence, last = data["columns"]
+    assert (label["name"], cluster["name"], last["name"]) == ("label", "cluster", MARKUP)
+    assert np.array_equal(decoded(confidence["numbers"]), contents.columns[0].values.astype(np.float32), equal_nan=True)
+    assert (tmp_path / unquote(data["folder"])).resolve() == Path("photos").resolve()
+
+
+def test_names_stay_text_and_only_our_scripts_may_run(tmp_path):
+    text = write_page(tmp_path, make_contents(tmp_path, 30)).read_text(encoding="utf-8")
+    assert "<img src=x" not in text and "<i>one" not in text
+    assert MARKUP.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026") in text
+    (policy,) = re.findall(r'http-equiv="Content-Security-Policy" content="([^"]*)"', text)
+    scripts = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
+    assert len(scripts) == 2
+    for script in scripts:
+        assert base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() in policy
+    assert "default-src &#39;none&#39;" in policy and "http" not in policy
+    assert not re.search(r"\son\w+=", text.split("<script", 1)[0].replace("onerror=alert(1)", ""))
+
+
+def test_the_same_contents_give_the_same_bytes(tmp_path):
+    contents = make_contents(tmp_path, 30)
+    first = write_page(tmp_path, contents).read_bytes()
+    assert write_page(tmp_path, contents).read_bytes() == first
+
+
+def test_a_name_that_is_not_unicode_becomes_escapes(tmp_path):
+    contents = make_contents(tmp_path, 10)
+    places = ["photos/\udcff.jpg", *contents.places[1:]]
+    data = as_json(dataclasses.replace(contents, places=places), tmp_path)
+    assert data["places"]["ends"][0] == "\\udcff.jpg"
+    json.dumps(data, ensure_ascii=False).encode()
+
+
+def test_images_that_are_not_files_have_no_address(tmp_path):
+    contents = dataclasses.replace(make_contents(tmp_path, 3), files=False, places=["a.npz[0]", "a.npz[1]", "b.npz[0]"])
+    data = as_json(contents, tmp_path)
+    assert (data["folder"], data["places"]["start"]) == ("", "")
+
+
+def test_a_map_without_extent_is_in_the_middle():
+    assert square(np.zeros((3, 2))).tolist() == [[0, 0]] * 3
+    wide = square(np.array([[0.0, 0.0], [10.0, 1.0]]))
+    assert wide[:, 0].tolist() == [-0.96, 0.96] and np.allclose(wide[:, 1], [-0.096, 0.096])
+
+
+def test_thumbnails_lie_where_the_page_looks_for_them(tmp_path):
+    count, side = EACH + 20, 16
+    colours = np.random.default_rng(0).integers(0, 256, (count, 3), dtype=np.uint8)
+    squares = np.broadcast_to(colours[:, None, None], (count, side, side, 3))
+    sheets = Sheets(tmp_path, count=count, side=side)
+    sheets.add(np.arange(100), squares[:100])
+    sheets.add(np.arange(101, count), squares[101:])  # one image could not be read
+    sheets.finish()
+    assert sheets.names == ["sheets/0000.jpg", "sheets/0001.jpg"]
+    drawn = [pixels(tmp_path / name) for name in sheets.names]
+    assert [one.shape[:2] for one in drawn] == [(ACROSS * side, ACROSS * side), (2 * side, ACROSS * side)]
+    for image in (0, 17, 99, 255, EACH + 19):
+        down, across = divmod(image % EACH, ACROSS)
+        middle = drawn[image // EACH][down * side + side // 2, across * side + side // 2]
+        assert np.abs(middle - colours[image]).max() <= 6, image
+    assert np.abs(drawn[0][6 * side + 8, 4 * side + 8] - 128).max() < 3
+
+
+def test_complete_sheets_stay_when_a_writer_was_stopped(tmp_path):
+    grey = np.full((EACH, 8, 8, 1), 50, np.uint8)
+    first = Sheets(tmp_path, count=2 * EACH, side=8)
+    first.add(np.arange(EACH), grey)
+    first.add(np.array([EACH]), grey[:1])  # starts the second sheet, which is lost
+    before = (tmp_path / first.names[0]).read_bytes()
+    second = Sheets(tmp_path, count=2 * EACH, side=8)
+    assert second.start == EACH
+    second.add(np.arange(EACH, 2 * EACH), 2 * grey)
+    second.finish()
+    assert (tmp_path / first.names[0]).read_bytes() == before
+    assert Sheets(tmp_path, count=2 * EACH, side=8).start == 2 * EACH
+
+
+def test_columns_of_a_csv_file(tmp_path):
+    path = tmp_path / "more.csv"
+    path.write_text("site;path;age\nnorth;a/2.jpg;1.5\n<b>;photos/b/1.jpg;\n", encoding="utf-8-sig")
+    (site, age), sentence = read_columns(path, PLACES)
+    assert isinstance(site, Categories) and isinstance(age, Numbers)
+    assert (site.name, site.values, site.codes.tolist()) == ("site", ["<b>", "north"], [-1, 1, 0])
+    assert np.array_equal(age.values, [np.nan, 1.5, np.nan], equal_nan=True)
+    assert sentence == "more.csv has a row for 2 of the 3 images."
+
+
+def test_paths_beside_the_csv_file_and_few_whole_numbers(tmp_path):
+    places = [str(tmp_path / "x" / f"{i}.png") for i in range(3)]
+    path = tmp_path / "more.csv"
+    path.write_text("file,fold\nx/0.png,1\nx/1.png,2\nx/2.png,1\n")
+    (fold,), _ = read_columns(path, places)
+    assert isinstance(fold, Categories) and fold.values == ["1", "2"] and fold.codes.tolist() == [0, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("path\na/1.jpg\n", "one column more"),
+        ("path,x,x\na/1.jpg,1,2\n", "the heading 'x' is repeated"),
+        ("path,x\na/1.jpg\n", "row 2 has 1 values and the headings are 2"),
+        ("path,x\n1.jpg,1\n", "none of its 1 paths is one of the images. The first is '1.jpg'"),
+        ("path,x\na/1.jpg,1\nphotos/a/1.jpg,2\n", "rows 2 and 3 are about the same image"),
+        (b"path,x\n\xff,1\n", "cannot be read as a CSV file in UTF-8"),
+    ],
+)
+def test_bad_csv_files_are_named_with_what_is_wrong(tmp_path, text, message):
+    path = tmp_path / "more.csv"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(DataError, match=re.escape(message)) as error:
+        read_columns(path, PLACES)
+    assert "more.csv" in str(error.value)
+
+
+def test_the_licences_are_in_the_package():
+    from matrix_ssl.report.explore import page
+
+    folder = page._HERE / "vendor"
+    (first, *_) = (folder / "regl-scatterplot.js").read_text().splitlines()
+    licences = (folder / "LICENSES.txt").read_text()
+    parts = re.findall(r"[\w@/-]+@[\d.]+", first)
+    assert len(parts) >= 9
+    for part in parts:
+        assert f"---- {part} ----" in licences
+
+
+def test_names_that_change_the_direction_are_raw_in_the_data(tmp_path):
+    data = as_json(make_contents(tmp_path, 10), tmp_path)
+    assert data["places"]["ends"][1].endswith(BACKWARDS)  # what is downloaded; the page shows it escaped
