@@ -12,8 +12,8 @@ from matrix_ssl.cli import options
 @click.argument("where", metavar="FEATURES_OR_WHERE")
 @options.data
 @options.out(None, what="Folder of the page")
-@click.option("--columns", type=options.PATH, multiple=True, metavar="FILE.csv", help="Columns that colour the map, of a "
-              "CSV file with the path of an image in every row; may be repeated.")  # fmt: skip
+@click.option("--columns", type=options.PATH, multiple=True, metavar="FILE.csv", help="Columns that colour the map, of "
+              "a CSV file with the path of an image in every row; may be repeated.")  # fmt: skip
 @click.option("--clusters", type=click.IntRange(1), metavar="NUMBER", help="Number of clusters.  [default: 2 to 50, "
               "chosen by the silhouette]")  # fmt: skip
 @click.option("--threshold", type=click.FloatRange(0, 1), metavar="COSINE", help="Similarity from which two images are "
@@ -35,9 +35,9 @@ def explore(
 ) -> None:  # fmt: skip
     """Write a page that shows a folder of images: an interactive map, neighbours, clusters, duplicates, outliers.
 
-    FEATURES is an .npz file that `matrix-ssl embed` wrote for the same --data. WHERE is a run folder, a checkpoint file,
-    torchvision/NAME[:WEIGHTS], timm/NAME[.TAG], hf:NAME or random/NAME. Open OUT/index.html in a browser: it needs no
-    server and no network. Run the same command to resume.
+    FEATURES is an .npz file that `matrix-ssl embed` wrote for the same --data. WHERE is a run folder, a checkpoint
+    file, torchvision/NAME[:WEIGHTS], timm/NAME[.TAG], hf:NAME or random/NAME. Open OUT/index.html in a browser: it needs
+    no server and no network. Run the same command to resume.
     """
     from matrix_ssl.api import exploring
 

@@ -58,7 +58,11 @@ def plane(features: Matrix, *, rule: MapRule = "tsne", seed: int = 0, most: int 
 
 
 def _between(
-    rows: torch.Tensor, chosen: NDArray[np.int64], coordinates: NDArray[np.float32], others: NDArray[np.int64], seed: int
+    rows: torch.Tensor,
+    chosen: NDArray[np.int64],
+    coordinates: NDArray[np.float32],
+    others: NDArray[np.int64],
+    seed: int,
 ) -> NDArray[np.float64]:
     from sklearn.neighbors import NearestNeighbors  # slow to import
 

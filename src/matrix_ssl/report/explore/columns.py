@@ -47,7 +47,9 @@ def choose(columns: Sequence[Column], name: str) -> Column:
         if column.name == name:
             return column
     names = [column.name for column in columns]
-    raise DataError(f"There is no column {name!r} to colour by; there are {', '.join(names)}.{did_you_mean(name, names)}")
+    raise DataError(
+        f"There is no column {name!r} to colour by; there are {', '.join(names)}.{did_you_mean(name, names)}"
+    )
 
 
 def _read(path: Path) -> tuple[list[str], list[list[str]]]:

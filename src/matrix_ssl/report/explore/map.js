@@ -22,13 +22,18 @@ function makeMap(handlers) {
   plot.subscribe("pointover", (image) => { hovered = image; showTip(image); });
   plot.subscribe("pointout", () => { hovered = -1; tip.hidden = true; });
   plot.subscribe("view", () => { tip.hidden = true; });
-  plot.subscribe("lassoEnd", () => { handlers.select(plot.get("selectedPoints")); lassoed = true; });
-  let lassoed = false; // the selection that follows is that of a lasso
-  plot.subscribe("select", ({ points: images }) => {
-    if (silent || lassoed) lassoed = false;
-    else if (images.length) handlers.choose(images[images.length - 1]);
+  let lasso = ""; // "drawn" from its start to its end, "ended" until the next press of the button
+  plot.subscribe("lassoStart", () => { lasso = "drawn"; });
+  plot.subscribe("lassoEnd", () => {
+    lasso = "ended";
+    handlers.select([...plot.get("selectedPoints")]);
   });
-  plot.subscribe("deselect", () => { if (!silent) handlers.clear(); });
+  plot.subscribe("select", ({ points: images }) => {
+    if (!silent && lasso !== "drawn" && images.length) handlers.choose(images[images.length - 1]);
+  });
+  plot.subscribe("deselect", () => { if (!silent && lasso !== "drawn") handlers.clear(); });
+  frame.addEventListener("mousedown", () => { lasso = ""; }, true);
+  frame.addEventListener("click", (event) => { if (lasso) event.stopPropagation(); }, true); // it ends the lasso alone
 
   function showTip(image) {
     const [left, top] = plot.getScreenPosition(image);
@@ -106,37 +111,40 @@ function makeMap(handlers) {
 // The library knows a mouse alone: one finger becomes its button, two fingers become its wheel.
 function touch() {
   let apart = 0;
-  const send = (name, finger, buttons) => canvas.dispatchEvent(new MouseEvent(name, {
-    bubbles: true, cancelable: true, view: window, clientX: finger.clientX, clientY: finger.clientY, buttons,
-  }));
+  let queue = Promise.resolve(); // what fingers did is sent in order
+  const frameDrawn = () => new Promise(requestAnimationFrame);
+  const send = (finger, buttons, ...names) => {
+    const { clientX, clientY } = finger;
+    queue = queue.then(() => names.forEach((name) => canvas.dispatchEvent(new MouseEvent(name, {
+      bubbles: true, cancelable: true, view: window, clientX, clientY, buttons,
+    }))));
+  };
   const spread = ([a, b]) => Math.hypot(a.clientX - b.clientX, a.clientY - b.clientY);
   canvas.addEventListener("touchstart", (event) => {
     event.preventDefault();
     const [finger] = event.touches;
     if (event.touches.length === 2) {
-      send("mouseup", finger, 0);
+      send(finger, 0, "mouseup");
       apart = spread(event.touches);
     } else {
-      send("mouseenter", finger, 0);
-      send("mousemove", finger, 0);
-      send("mousedown", finger, 1);
+      send(finger, 0, "mouseenter", "mousemove");
+      queue = queue.then(frameDrawn).then(frameDrawn); // the way to the finger must not count as dragging
+      send(finger, 1, "mousedown");
     }
   }, { passive: false });
   canvas.addEventListener("touchmove", (event) => {
     event.preventDefault();
     const [a, b] = event.touches;
     if (b) {
-      const now = spread(event.touches);
-      wheel((a.clientX + b.clientX) / 2, (a.clientY + b.clientY) / 2, now / apart);
+      const [now, before] = [spread(event.touches), apart];
+      const [x, y] = [(a.clientX + b.clientX) / 2, (a.clientY + b.clientY) / 2];
+      queue = queue.then(() => wheel(x, y, now / before));
       apart = now;
-    } else send("mousemove", a, 1);
+    } else send(a, 1, "mousemove");
   }, { passive: false });
   canvas.addEventListener("touchend", (event) => {
     event.preventDefault();
-    if (event.touches.length) return;
-    const [finger] = event.changedTouches;
-    send("mouseup", finger, 0);
-    send("click", finger, 0);
+    if (!event.touches.length) send(event.changedTouches[0], 0, "mouseup", "click");
   }, { passive: false });
 }
 

@@ -169,7 +169,7 @@ async function start() {
     map = makeMap({
       choose: actions.choose,
       select(images) {
-        actions.select([...images], "lasso");
+        actions.select(images, "lasso");
         performance.measure("lasso", "mouse up");
       },
       clear: actions.clear,

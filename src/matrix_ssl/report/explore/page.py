@@ -97,11 +97,9 @@ def _array(values: NDArray[Any], kind: str) -> dict[str, str]:
 
 def _common_start(places: Sequence[str]) -> str:
     """The folder, with its separator, that all places start with."""
-    common = os.path.commonprefix([places[0], places[-1]]) if len(places) > 1 else ""
-    for place in places:
-        while not place.startswith(common):
-            common = os.path.commonprefix([place, common])
-    return common[: max(common.rfind(separator) for separator in {"/", os.sep}) + 1]
+    first, last = min(places), max(places)  # all others share what these share
+    length = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
+    return first[: max(first.rfind("/", 0, length), first.rfind(os.sep, 0, length)) + 1]
 
 
 def _address(folder: Path, out: Path) -> str:

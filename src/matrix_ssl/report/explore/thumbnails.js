@@ -40,10 +40,14 @@ function grid(images, lines, label, size = 76) {
   function add(most) {
     const next = images.slice(count, count + most);
     count += next.length;
-    list.append(...next.map((image) => element("li", {}, element("button", {
-      class: "cell", "data-image": image, title: shown(place(image)),
-    }, thumbnail(image, size), ...lines(image).filter(Boolean).map((text) => element("span", {}, text))))));
-    more.textContent = `Show more of ${whole(images.length)}`;
+    list.append(...next.map((image) => {
+      const texts = lines(image).filter(Boolean);
+      return element("li", {}, element("button", {
+        class: "cell", "data-image": image, title: shown(place(image)),
+        "aria-label": [fileName(image), ...texts].join(", "),
+      }, thumbnail(image, size), ...texts.map((text) => element("span", {}, text))));
+    }));
+    more.textContent = `Show more: ${whole(count)} of ${whole(images.length)}`;
     more.hidden = count >= images.length;
   }
   add(FIRST);
