@@ -33,10 +33,9 @@ def test_a_run_explores_its_own_images(tmp_path, monkeypatch):
     assert explored.page == tmp_path / "page" / "index.html"
     assert files(tmp_path / "page") == {
         ".lock", "explore.json", "index.html", "map.npz", "sheets/0000.jpg",
-        "features/encoder.f32", "features/indices.i64", "features/progress.json",
     }  # fmt: skip
     data = data_of(explored.page)
-    assert data["places"]["start"] + data["places"]["ends"][0] == "photos/a/00.png"
+    assert data["places"]["start"] + data["places"]["ends"][0] == str(Path("photos/a/00.png").resolve())
     assert [column["name"] for column in data["columns"]] == ["label", "cluster", "confidence", "outlier score"]
     assert data["columns"][0]["values"] == ["a", "b"] and data["columns"][1]["values"] == ["1", "2", "3"]
     assert (explored.page.parent / data["folder"] / "a/00.png").resolve() == Path("photos/a/00.png").resolve()
@@ -49,8 +48,6 @@ def test_a_run_explores_its_own_images(tmp_path, monkeypatch):
         assert sheet.size == (256, 48)
 
     before = explored.page.read_bytes()
-    for name in ("extract", "plane"):
-        monkeypatch.setattr(exploring, name, getattr(exploring, name))
     monkeypatch.setattr(exploring, "plane", None)  # the map is there already
     again = exploring.explore("of_folder", out=tmp_path / "page", choices=THREE, **QUIET)
     assert again.page.read_bytes() == before
@@ -68,18 +65,20 @@ def test_columns_and_a_map_by_other_choices(tmp_path):
 def test_features_of_a_file(tmp_path):
     embedding = matrix_ssl.Run("of_folder").embed(**QUIET)
     embedding.save(tmp_path / "features.npz")
-    explored = exploring.explore(tmp_path / "features.npz", "photos", out=tmp_path / "page", choices=THREE, **QUIET)
+    np.save(tmp_path / "bare.npy", embedding.features)
     other = exploring.explore("of_folder", out=tmp_path / "other", choices=THREE, **QUIET)
-    assert np.array_equal(explored.contents.neighbours, other.contents.neighbours)
-    with pytest.raises(DataError, match="does not name a dataset"):
-        exploring.explore(tmp_path / "features.npz", out=tmp_path / "page", **QUIET)
+    for data, folder in ((None, "first"), ("photos", "second")):
+        explored = exploring.explore(tmp_path / "features.npz", data, out=tmp_path / folder, choices=THREE, **QUIET)
+        assert np.array_equal(explored.contents.neighbours, other.contents.neighbours)
+        assert explored.contents.places == other.contents.places
+    sheet = "sheets/0000.jpg"
+    assert (tmp_path / "first" / sheet).read_bytes() == (tmp_path / "other" / sheet).read_bytes()
     shutil.copytree("photos", tmp_path / "fewer")
-    next((tmp_path / "fewer" / "a").iterdir()).unlink()
-    with pytest.raises(DataError, match="features of other images"):
+    with pytest.raises(DataError, match="is not among the images of 'fewer'"):
         exploring.explore(tmp_path / "features.npz", str(tmp_path / "fewer"), out=tmp_path / "third", **QUIET)
-    np.savez(tmp_path / "bare.npz", features=embedding.features)
-    with pytest.raises(DataError, match="has no 'where': write it with matrix-ssl embed"):
-        exploring.explore(tmp_path / "bare.npz", "photos", out=tmp_path / "fourth", **QUIET)
+    with pytest.raises(DataError, match=re.escape("bare.npy[0] is not here: name the images")):
+        exploring.explore(tmp_path / "bare.npy", out=tmp_path / "fourth", **QUIET)
+    assert not (tmp_path / "third").exists() and not (tmp_path / "fourth").exists()
 
 
 def test_images_without_labels_and_one_that_cannot_be_read(tmp_path):
@@ -96,7 +95,8 @@ def test_images_without_labels_and_one_that_cannot_be_read(tmp_path):
     assert contents.notes[1].startswith("There are no labels") and contents.notes[2].startswith("1 images cannot")
     with Image.open(tmp_path / "page" / "sheets" / "0000.jpg") as sheet:
         last = np.asarray(sheet).astype(int)[:16, 5 * 16 : 6 * 16]  # the sixth image is 6.png, not 5.png
-    expected = np.asarray(Image.open(tmp_path / "photos" / "6.png").convert("RGB").resize((16, 16))).astype(int)
+    with Image.open(tmp_path / "photos" / "6.png") as image:
+        expected = np.asarray(image.convert("RGB").resize((16, 16))).astype(int)
     assert abs(last.mean() - expected.mean()) < 4
 
 
@@ -132,13 +132,14 @@ def test_a_stop_loses_nothing_and_leaves_no_half_file(tmp_path, monkeypatch):
 
 
 def test_the_method_of_a_run_and_the_command(tmp_path):
-    explored = matrix_ssl.Run("of_folder").explore(out=tmp_path / "a", clusters=3, map="pca", thumbnail=16, **QUIET)
-    words = ["explore", "of_folder", "--out", str(tmp_path / "b"), "--clusters", "3", "--map", "pca", "--thumbnail", "16",
-             "--device", "cpu"]  # fmt: skip
-    ended = run(Path.cwd(), words)
+    chosen = {"clusters": 3, "map": "pca", "thumbnail": 16}
+    page = matrix_ssl.Run("of_folder").explore(out=tmp_path / "a", settings=chosen, **QUIET)
+    assert matrix_ssl.Collection("of_folder", **QUIET).explore(tmp_path / "a", settings=chosen) == page
+    options = ["--clusters", "3", "--map", "pca", "--thumbnail", "16", "--device", "cpu"]
+    ended = run(Path.cwd(), ["explore", "of_folder", "--out", str(tmp_path / "b"), *options])
     assert ended.code == 0, ended.err
     assert ended.out == f"page    {tmp_path / 'b' / 'index.html'}\n"
     assert "The map is the first two principal components of the features." in ended.err
-    assert data_of(tmp_path / "b" / "index.html") == data_of(explored.page)
+    assert data_of(tmp_path / "b" / "index.html") == data_of(page)
     with pytest.raises(MatrixSSLError, match="Unknown setting 'cluster'"):
-        matrix_ssl.Run("of_folder").explore(out=tmp_path / "c", cluster=3, **QUIET)
+        matrix_ssl.Run("of_folder").explore(out=tmp_path / "c", settings={"cluster": 3}, **QUIET)

@@ -1,7 +1,7 @@
 """Images with their features: search, duplicates, outliers, clusters, suspicious labels and diverse subsets."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 
+from matrix_ssl import config as configuration
 from matrix_ssl.api import evaluation
 from matrix_ssl.api.run import Run
 from matrix_ssl.config import DataConfig
@@ -195,6 +196,47 @@ class Collection:
         text = f"{len(rows):,} of {len(self):,} images by {rule}{beside}, in the order of choice."
         return self._listing("A diverse subset", [text], ("rank", "gain"), rows)
 
+    def explore(self, out: str | Path, *, settings: Mapping[str, Any] | None = None) -> Path:
+        """Writes the page with an interactive map into a folder, and returns its place.
+
+        Args:
+            out: the folder; the same one again resumes.
+            settings: of ``exploring.ExploreSettings``, such as ``{"clusters": 12, "map": "umap"}``.
+
+        Raises:
+            MatrixSSLError: the images, a setting, a CSV file or the folder are at fault.
+        """
+        from matrix_ssl.api.exploring import ExploreSettings, explore_collection
+
+        choices = configuration.override(ExploreSettings(), (settings or {}).items())
+        return explore_collection(self, Path(out).expanduser(), choices, quiet=self._quiet).page
+
+    @property
+    def encoder(self) -> str:
+        """The encoder, or the file of features that does not say which it is, by a short name."""
+        return places.read_where(self.embedding.encoder or str(self._where)).label
+
+    def source(self) -> Source:
+        """The images themselves, in the order of the features.
+
+        Raises:
+            DataError: some are not where they were, or not known.
+        """
+        paths = self.embedding.paths
+        if self.data is None:
+            missing = next((path for path in paths if not Path(path).is_file()), "")
+            if missing:
+                raise DataError(f"{missing} is not here: name the images of {self._where} with --data.")
+            name, labels, classes = Path(paths[0]).parent.name, self.embedding.labels, self.embedding.classes
+            return FolderSource(name, Path(), paths, labels=labels, classes=classes)
+        source, indices = self._source
+        whole = {str(Path(path).absolute()): index for path, index in indices.items()}
+        rows = [whole.get(str(Path(path).absolute()), -1) for path in paths]
+        if -1 in rows:
+            missing = paths[rows.index(-1)]
+            raise DataError(f"{missing} of {self._where} is not among the images of {source.name!r}: name its --data.")
+        return source.subset(rows)
+
     @cached_property
     def _rows(self) -> dict[str, int]:
         """The row of every place, also by the whole path."""
@@ -311,7 +353,7 @@ class Collection:
         image = ("path",) if self.embedding.labels is None else ("path", "label")
         facts = [
             ("Of", f"{len(self):,}"),
-            ("Encoder", places.read_where(self.embedding.encoder or str(self._where)).label),
+            ("Encoder", self.encoder),
         ]
         return Listing(
             title, tuple(sentences), (*columns, *image), tuple(map(tuple, rows)), group, shown, self._thumbnail,

@@ -183,6 +183,31 @@ class Run:
         assert evaluated.results is not None  # the images have labels
         return Results(evaluated.results, evaluated.report)
 
+    def explore(
+        self, data: Any = None, *, out: str | Path, settings: Mapping[str, Any] | None = None,
+        features: str | Path | None = None, split: Split = "train", weights: Weights = "student", device: str = "auto",
+        quiet: bool = False, data_root: str | Path | None = None, download: bool = False,
+    ) -> Path:  # fmt: skip
+        """Writes a page with an interactive map of images into a folder, and returns its place.
+
+        Args:
+            data: as for ``embed``.
+            out: the folder; the same one again resumes.
+            settings: as for ``Collection.explore``.
+            features: file that keeps the features; None: a cache.
+            split, weights, device, quiet, data_root, download: as for ``embed``.
+
+        Raises:
+            MatrixSSLError: the images, a setting, a CSV file or the folder are at fault.
+        """
+        from matrix_ssl.api import exploring  # which imports this module
+
+        choices = configuration.override(exploring.ExploreSettings(), (settings or {}).items())
+        return exploring.explore(
+            self.where, self._chosen(data), out=Path(out).expanduser(), choices=choices, features=_path(features),
+            split=split, weights=weights, device=device, quiet=quiet, data_root=_path(data_root), download=download,
+        ).page  # fmt: skip
+
     def __repr__(self) -> str:
         return f"Run({str(self.where)!r}: {', '.join(f'{name.lower()} {text}' for name, text in self._facts())})"
 

@@ -9,9 +9,11 @@ from matrix_ssl.cli import options
 
 
 @click.command()
-@click.argument("where", metavar="FEATURES_OR_WHERE")
+@click.argument("where", metavar="WHERE_OR_FEATURES")
 @options.data
 @options.out(None, what="Folder of the page")
+@click.option("--features", type=options.PATH, metavar="FILE", help="File that keeps the features of the encoder: "
+              "read if it exists, else written.  [default: a cache]")  # fmt: skip
 @click.option("--columns", type=options.PATH, multiple=True, metavar="FILE.csv", help="Columns that colour the map, of "
               "a CSV file with the path of an image in every row; may be repeated.")  # fmt: skip
 @click.option("--clusters", type=click.IntRange(1), metavar="NUMBER", help="Number of clusters.  [default: 2 to 50, "
@@ -29,15 +31,15 @@ from matrix_ssl.cli import options
 @options.data_root
 @options.download
 def explore(
-    where: str, data: Any, out: Path, columns: tuple[Path, ...], clusters: int | None, threshold: float | None,
-    map_rule: Any, thumbnail: int | None, split: Any, weights: Any, device: str, data_root: Path | None,
-    download: bool,
+    where: str, data: Any, out: Path, features: Path | None, columns: tuple[Path, ...], clusters: int | None,
+    threshold: float | None, map_rule: Any, thumbnail: int | None, split: Any, weights: Any, device: str,
+    data_root: Path | None, download: bool,
 ) -> None:  # fmt: skip
     """Write a page that shows a folder of images: an interactive map, neighbours, clusters, duplicates, outliers.
 
-    FEATURES is an .npz file that `matrix-ssl embed` wrote for the same --data. WHERE is a run folder, a checkpoint
-    file, torchvision/NAME[:WEIGHTS], timm/NAME[.TAG], hf:NAME or random/NAME. Open OUT/index.html in a browser: it needs
-    no server and no network. Run the same command to resume.
+    WHERE is a run folder, a checkpoint file, torchvision/NAME[:WEIGHTS], timm/NAME[.TAG], hf:NAME or random/NAME;
+    FEATURES a file that `embed` wrote. Open OUT/index.html in a browser: it needs no server and no network. Run the
+    same command to resume.
     """
     from matrix_ssl.api import exploring
 
@@ -46,7 +48,7 @@ def explore(
         **options.given(clusters=clusters, threshold=threshold, map=map_rule, thumbnail=thumbnail),
     )
     explored = exploring.explore(
-        where, data, out=out, choices=choices, split=split, weights=weights, device=device, data_root=data_root,
-        download=download,
+        where, data, out=out, choices=choices, features=features, split=split, weights=weights, device=device,
+        data_root=data_root, download=download,
     )  # fmt: skip
     options.show(page=explored.page)

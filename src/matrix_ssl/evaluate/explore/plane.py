@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from matrix_ssl.errors import ConfigError, did_you_mean, import_extra
-from matrix_ssl.evaluate.explore.inputs import Matrix, unit_rows
+from matrix_ssl.evaluate.explore.inputs import Matrix, as_features, unit_rows
 from matrix_ssl.evaluate.explore.neighbours import nearest
 from matrix_ssl.evaluate.map import embedding_map, principal_components
 
@@ -48,7 +48,7 @@ def plane(features: Matrix, *, rule: MapRule = "tsne", seed: int = 0, most: int 
     if rule == "umap":
         umap = import_extra("umap", extra="umap")
         return np.asarray(umap.UMAP(metric="cosine", random_state=seed, n_jobs=1).fit_transform(rows.numpy()))
-    chosen, coordinates = embedding_map(rows, seed=seed, most=most)
+    chosen, coordinates = embedding_map(as_features(features), seed=seed, most=most)
     result = np.empty((len(rows), 2), dtype=np.float32)
     result[chosen] = coordinates
     others = np.setdiff1d(np.arange(len(rows)), chosen)
