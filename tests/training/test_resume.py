@@ -282,3 +282,16 @@ def flip_a_bit(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 4
     path.write_bytes(content)
+
+
+def test_a_run_that_stops_itself_at_its_limit_of_time_goes_on_by_the_same_command(tmp_path: Path, whole: Path) -> None:
+    command = [*tiny(*SETTINGS, epochs=2), "--max-hours", "1e-9"]
+    stops = 0
+    while (ended := runs.run(tmp_path, command, before=BARE)).code == 75 and stops < 3:
+        stops += 1
+        assert ended.err.endswith(
+            f"error: Stopped at the limit of --max-hours after step {stops}. Run the same command to resume.\n"
+        )
+    succeed(tmp_path, tiny(*SETTINGS, epochs=2), before=BARE)
+    assert stops == 3
+    assert_same(tmp_path / "r", whole)

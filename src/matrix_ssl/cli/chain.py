@@ -17,6 +17,7 @@ from matrix_ssl.training.configure import configure, run_folder
 @options.assignments()
 @options.out("as for pretrain")
 @options.fresh
+@options.max_hours
 @click.option("--encoder", metavar="WHERE", help="An encoder that is trained already, instead of pre-training: a "
               "run folder, a checkpoint file, torchvision/NAME[:WEIGHTS], timm/NAME[.TAG] or hf:NAME.")  # fmt: skip
 @click.option("--protocol", default=",".join(name for name in options.PROTOCOLS if name != "transfer"),

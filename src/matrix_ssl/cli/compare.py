@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 @options.assignments()
 @options.out("runs/compare-RECIPE or runs/compare-RECIPE-DATA", what="Folder of the comparison")
 @options.fresh
+@options.max_hours
 @click.option("--jobs", type=click.IntRange(0), default=0, help="Number of parallel jobs.  [default: one for "
               "each GPU, or for each core]")  # fmt: skip
 @options.device

@@ -31,6 +31,7 @@ from matrix_ssl.evaluate.detection.settings import MAY_CHANGE, DetectionSettings
 @options.assignments()
 @options.out(None)
 @options.fresh
+@options.max_hours
 @options.device
 @options.fetch
 def detect(

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 @click.option("--max-unreadable", type=click.FloatRange(0, 1), metavar="FRACTION", help="Part of the images that may "
               "be unreadable, from 0 to 1; ten may in any case.  [default: that of the run, 0.01]")  # fmt: skip
 @click.option("--fresh", is_flag=True, help="Re-run protocols that already have results.")
+@options.max_hours
 @options.no_report
 @options.device
 @options.data_root

@@ -45,6 +45,7 @@ def _names(columns: str | None) -> tuple[str, ...]:
 @options.assignments("Change a setting, or an argument of transformers' TrainingArguments")
 @options.out(None)
 @options.fresh
+@options.max_hours
 @options.device
 def finetune(
     model: str, data: str, eval_data: str, template: TemplateName, columns: str | None, load_in_4bit: bool,

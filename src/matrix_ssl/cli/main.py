@@ -25,6 +25,7 @@ from matrix_ssl.cli.pretrain import pretrain
 from matrix_ssl.cli.weights import export, import_
 from matrix_ssl.cli.worth import worth
 from matrix_ssl.errors import ConfigError, MatrixSSLError, ProcessError, did_you_mean
+from matrix_ssl.runs.signals import Interrupted
 
 _SECONDS_FOR_THE_FIRST = 10.0
 _MOVED = {  # options of earlier versions
@@ -111,11 +112,11 @@ def main() -> None:
 def _report(text: str, error: MatrixSSLError | click.ClickException) -> None:
     """Prints an error; of several processes that meet the same one, the first alone.
 
-    As soon as one process has ended, ``torchrun`` kills the others. So those that print nothing wait some seconds: the
-    first has time to print the error that all of them met. This is why ``torchrun`` seems to hang after an error.
+    As soon as one process has ended, ``torchrun`` kills the others. So those that print nothing wait some seconds under
+    it: the first has time to print the error that all of them met. This is why it seems to hang after an error.
     """
     first = "WORLD_SIZE" not in os.environ or os.environ.get("RANK", "0") == "0"
     if first or isinstance(error, ProcessError):
         options.stderr.print(f"error: {text}", markup=False)
-    elif error.exit_code < 128:  # not after a signal, which torchrun has received, too
+    elif "TORCHELASTIC_RUN_ID" in os.environ and not isinstance(error, Interrupted):  # a signal reaches torchrun, too
         time.sleep(_SECONDS_FOR_THE_FIRST)

@@ -9,6 +9,7 @@ import click
 
 from matrix_ssl.cli import completion
 from matrix_ssl.errors import ConfigError
+from matrix_ssl.runs.signals import limit_time
 from matrix_ssl.runs.terminal import Terminal
 from matrix_ssl.training.configure import DEFAULT_RECIPE
 
@@ -49,6 +50,10 @@ def _one_or_several(_: click.Context, __: click.Parameter, values: tuple[str, ..
     return values if len(values) > 1 else values[0] if values else None
 
 
+def _limit_time(_: click.Context, __: click.Parameter, hours: float | None) -> None:
+    limit_time(hours)
+
+
 data = click.option("--data", metavar="PATH_OR_NAME", multiple=True, callback=_one_or_several,
                     shell_complete=completion.datasets, help="A folder of images, a packed .npz file, hf:NAME, or a "
                     "dataset: digits, cifar10, cifar100, stl10; may be repeated, for several as one.")  # fmt: skip
@@ -70,6 +75,9 @@ baseline_size = click.option("--baseline-size", type=click.Choice(["own", "run",
                              show_default=True, help="Size of the images of public encoders: that of their own "
                              "training, that of the run, or each in turn.")  # fmt: skip
 fresh = click.option("--fresh", is_flag=True, help="Start over; an existing run is kept as NAME.1, NAME.2 and so on.")
+max_hours = click.option("--max-hours", type=click.FloatRange(0, min_open=True), metavar="HOURS", expose_value=False,
+                         callback=_limit_time, help="Stop after a checkpoint when so many hours have passed, with exit "
+                         "code 75; the same command resumes.  [default: no limit]")  # fmt: skip
 no_report = click.option("--no-report", is_flag=True, help="Do not write the report.html of the run.")
 
 

@@ -21,6 +21,7 @@ _LOGGERS = ("csv", "tensorboard", "wandb", "mlflow")  # equal to the keys of run
 @click.option("--from", "where", metavar="WHERE", help="Weights that the encoder starts from, as for matrix-ssl "
               "import; architecture, image size and normalisation follow from them.")  # fmt: skip
 @options.fresh
+@options.max_hours
 @click.option("--online", is_flag=True, help="Also measure accuracy during training, on a held-out fifth of the "
               "labels; the encoder stays the same bit for bit.")  # fmt: skip
 @click.option("--logger", "loggers", type=click.Choice(_LOGGERS), multiple=True, help="Program that also gets the "

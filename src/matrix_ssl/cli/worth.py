@@ -32,6 +32,7 @@ _QUICK_IMAGES = 1000
               "images, and short trainings, where nothing else is set.")  # fmt: skip
 @options.out("runs/worth-RECIPE or runs/worth-RECIPE-DATA", what="Folder of the results")
 @options.fresh
+@options.max_hours
 @options.device
 @options.data_root
 @options.download

@@ -1,6 +1,7 @@
 """Commands in processes of their own, which get every signal that this process gets."""
 
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,7 @@ from typing import Generic, TypeVar
 
 from matrix_ssl.config import system
 from matrix_ssl.config.untrusted import open_to_append
+from matrix_ssl.runs.signals import TIME_LIMIT
 
 _POLL = 0.1  # seconds between two looks at the processes
 Key = TypeVar("Key")
@@ -50,7 +52,7 @@ class Processes(Generic[Key]):
         while True:
             for number in self._received[self._forwarded :]:
                 for _, process in self._active:
-                    system.forward(number, process)
+                    system.forward(signal.SIGTERM if number == TIME_LIMIT else number, process)
                 self._forwarded += 1
             codes = [(key, process, process.poll()) for key, process in self._active]
             self._active = [(key, process) for key, process, code in codes if code is None]

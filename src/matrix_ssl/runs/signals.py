@@ -1,4 +1,4 @@
-"""Signals that are collected, so that a program can write a checkpoint before it stops."""
+"""Signals and the limit of time, collected, so that a program can write a checkpoint before it stops."""
 
 import signal
 import threading
@@ -9,16 +9,37 @@ from types import FrameType
 from matrix_ssl.config.system import STOPPING
 from matrix_ssl.errors import MatrixSSLError
 
+TIME_LIMIT = 75  # among the numbers of signals, none of which is that large; the exit code EX_TEMPFAIL: try again
 received_by_blocks: list[int] = []  # the numbers of all signals that blocks of ``collected`` have taken for themselves
+_open_blocks: list[list[int]] = []  # what the blocks that have not ended have received
+_timers: list[threading.Timer] = []  # of the limit of time, at most one
+_time_is_up = threading.Event()
 
 
 class Interrupted(MatrixSSLError):
-    """A signal stopped the program after a checkpoint; the exit code is 128 plus the number of the signal."""
+    """A signal, or the limit of time, stopped the program after a checkpoint.
+
+    The exit code is 128 plus the number of the signal, or ``TIME_LIMIT``.
+    """
 
     def __init__(self, number: int, *, after: str = ""):
-        super().__init__(f"Stopped by {signal.Signals(number).name}{after}. Run the same command to resume.")
+        how = "at the limit of --max-hours" if number == TIME_LIMIT else f"by {signal.Signals(number).name}"
+        super().__init__(f"Stopped {how}{after}. Run the same command to resume.")
         self.number = number
-        self.exit_code = 128 + number
+        self.exit_code = TIME_LIMIT if number == TIME_LIMIT else 128 + number
+
+
+def limit_time(hours: float | None) -> None:
+    """Lets every block of ``collected`` receive ``TIME_LIMIT`` when so many hours have passed; None: no limit."""
+    for timer in _timers:
+        timer.cancel()
+    _timers.clear()
+    _time_is_up.clear()
+    if hours is not None:
+        timer = threading.Timer(min(3600 * hours, threading.TIMEOUT_MAX), _end_of_time)
+        timer.daemon = True
+        timer.start()
+        _timers.append(timer)
 
 
 @contextmanager
@@ -26,22 +47,31 @@ def collected() -> Iterator[list[int]]:
     """Collects the numbers of received signals in a list, for the program to read between two steps.
 
     After a first signal, SIGINT (Ctrl-C) raises KeyboardInterrupt: the program stops at once, its last checkpoint
-    remains. Outside the main thread, which alone may handle signals, the list stays empty.
+    remains. Outside the main thread, which alone may handle signals, the list holds at most ``TIME_LIMIT``.
     """
     received: list[int] = []
+    _open_blocks.append(received)
+    if _time_is_up.is_set():
+        received.append(TIME_LIMIT)
 
     def note(number: int, _: FrameType | None) -> None:
         if received and number == signal.SIGINT:
             raise KeyboardInterrupt
         received.append(number)
 
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-    before = {number: signal.signal(number, note) for number in STOPPING}
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.signal(number, note) for number in STOPPING}
     try:
         yield received
     finally:
-        received_by_blocks.extend(received)
+        _open_blocks[:] = [block for block in _open_blocks if block is not received]
+        received_by_blocks.extend(number for number in received if number != TIME_LIMIT)
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: of a program in C
+
+
+def _end_of_time() -> None:
+    _time_is_up.set()
+    for received in list(_open_blocks):
+        received.append(TIME_LIMIT)
