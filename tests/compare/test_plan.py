@@ -400,7 +400,7 @@ class TestParts:
     def test_what_no_method_could_learn_from_is_known_at_the_start(self) -> None:
         for setting, message in (
             ("batch_size=1300", "batch_size=1300 is larger than the 1150 images"),  # a trial has four fifths
-            ("network.encoder=resnet18", "takes colour images"),
+            ("network.encoder=alexnet", "does not accept images of 8 pixels"),
         ):
             comparison = ComparisonRun(make_plan(setting), Path("absent"), command="")
             with pytest.raises(ConfigError, match=message):

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from matrix_ssl.config.reading import Reading
 from matrix_ssl.data import open_source
 from matrix_ssl.data.images import decode_image, highest_level, read_image
 from matrix_ssl.errors import UnreadableImage
@@ -55,7 +56,7 @@ def png(pixels: np.ndarray) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
-def decoded(content: bytes, **options: int) -> np.ndarray:
+def decoded(content: bytes, **options: Reading) -> np.ndarray:
     return decode_image(content, "x", **options).numpy().transpose(1, 2, 0)
 
 
@@ -116,7 +117,11 @@ def test_inverted_grey_levels(colours: np.ndarray, order: str) -> None:
 @pytest.mark.parametrize(
     ("bands", "type_", "reason"),
     [
-        (13, np.uint16, "a TIFF of 13 bands, and images have 1 or 3 colours: choose three bands"),
+        (
+            13,
+            np.uint16,
+            "a TIFF of 13 bands, and images have 1 or 3 colours: keep all bands by --set data.channels=13, or",
+        ),
         (5, np.uint8, "a TIFF of 5 bands"),
         (2, np.uint16, "a TIFF of 2 x 16-bit unsigned integers, grey"),
         (1, np.int8, "a TIFF of 8-bit signed integers"),
@@ -146,18 +151,24 @@ def test_12_bits_in_16(colours: np.ndarray) -> None:
         levels = few if content in (tiff(few, photometric=2), png(few)) else few[..., :1]
         assert highest_level(content) == levels.max()
         assert decoded(content).max() == 16
-        np.testing.assert_array_equal(decoded(content, white_level=4095)[..., : levels.shape[2]], rounded(levels, 4095))
-        assert "of data.white_level" in refused(content, white_level=1023)
+        np.testing.assert_array_equal(
+            decoded(content, reading=Reading(white_level=4095))[..., : levels.shape[2]], rounded(levels, 4095)
+        )
+        assert "of data.white_level" in refused(content, reading=Reading(white_level=1023))
     small = (colours >> 8).astype(np.uint8)
     assert highest_level(tiff(small, photometric=2)) == 0
-    np.testing.assert_array_equal(decoded(tiff(small, photometric=2), white_level=4095), small)
+    np.testing.assert_array_equal(decoded(tiff(small, photometric=2), reading=Reading(white_level=4095)), small)
     assert highest_level(b"") == 0
 
 
 def test_a_file_that_says_its_white_needs_no_setting() -> None:
     levels = np.array([[0, 2048, 4095]], ">u2")
     content = b"P5 3 1 4095\n" + levels.tobytes()
-    assert decoded(content)[0, :, 0].tolist() == decoded(content, white_level=1023)[0, :, 0].tolist() == [0, 128, 255]
+    assert (
+        decoded(content)[0, :, 0].tolist()
+        == decoded(content, reading=Reading(white_level=1023))[0, :, 0].tolist()
+        == [0, 128, 255]
+    )
     assert highest_level(content) == 0
 
 
@@ -172,9 +183,11 @@ def test_dark_datasets_are_a_warning_with_the_setting(tmp_path: Path, colours: n
         f"Warning: the highest level of its images of 16 bits is {highest}, of 65535, so they are dark. If their "
         "levels have 10 bits, use --set data.white_level=1023.",
     )
-    bright = open_source(str(tmp_path / "dark"), split="train", data_root=None, white_level=1023)
+    bright = open_source(str(tmp_path / "dark"), split="train", data_root=None, reading=Reading(white_level=1023))
     assert bright.remarks == ()
-    np.testing.assert_array_equal(bright.subset([2]).read(0), read_image(tmp_path / "dark/2.png", white_level=1023))
+    np.testing.assert_array_equal(
+        bright.subset([2]).read(0), read_image(tmp_path / "dark/2.png", reading=Reading(white_level=1023))
+    )
     assert bright.read(0).max() == 255
     assert open_source(str(tmp_path / "full"), split="train", data_root=None).remarks == ()
 
@@ -189,7 +202,7 @@ def test_the_level_of_white_reaches_packed_and_joined_datasets(tmp_path: Path, c
     expected = rounded((colours >> 4)[..., 0], 4095)
     for data in (str(tmp_path / "p.npz"), (str(tmp_path / "p.npz"), str(tmp_path / "f"))):
         assert "data.white_level=4095" in open_source(data, split="train", data_root=None).remarks[0]
-        source = open_source(data, split="train", data_root=None, white_level=4095)
+        source = open_source(data, split="train", data_root=None, reading=Reading(white_level=4095))
         np.testing.assert_array_equal(source.read(len(source) - 1)[0], expected)
         if source.images is not None:
             np.testing.assert_array_equal(source.subset([1]).images[0, 0], expected)  # type: ignore[index]
@@ -197,8 +210,8 @@ def test_the_level_of_white_reaches_packed_and_joined_datasets(tmp_path: Path, c
 
 @pytest.mark.parametrize(
     ("content", "kind"),
-    [(b"\0\0\0\x18ftypheic\0\0\0\0", "an HEIC image"), (b"\0\0\0\x18ftypavif\0\0\0\0", "an AVIF image"),
-     (b"\0" * 128 + b"DICM", "a DICOM file"), (b"PK\x03\x04zip", "a zip archive")],
+    [(b"\0\0\0\x18ftypcrx \0\0\0\0", "a raw image of a camera"), (b"8BPS\0\1", "a Photoshop image"),
+     (b"PK\x03\x04zip", "a zip archive")],
 )  # fmt: skip
 def test_a_different_kind_under_the_name_of_an_image_is_named(content: bytes, kind: str) -> None:
     assert refused(content) == f"{kind}; save it as JPEG or PNG"

@@ -63,7 +63,7 @@ def test_test_splits(tmp_path: Path) -> None:
 
 def test_datasets_that_do_not_go_together(tmp_path: Path) -> None:
     write(tmp_path / "a", "1.png")
-    with pytest.raises(DataError, match="'digits' has 1 channels and 'a' has 3"):
+    with pytest.raises(DataError, match="'digits' has 1 channels of 8 bits and 'a' has 3 of 8 bits"):
         open_source(("digits", str(tmp_path / "a")), split="train", data_root=None)
     with pytest.raises(DataError, match="a is named twice"):
         opened(tmp_path / "a", tmp_path / "a")

@@ -76,19 +76,19 @@ def test_thumbnails_and_system_folders_are_no_images(make: Callable[..., Path]) 
 
 def test_other_extensions_are_counted_with_a_remedy(make: Callable[..., Path]) -> None:
     folder = make("1.png", "2.jfif")
-    for name in ("3.HEIC", "4.avif", "5.CR2", "6.zip", "notes.txt"):
+    for name in ("3.JXL", "4.jp2", "5.CR2", "6.zip", "notes.txt"):
         (folder / name).write_text("x")
     source = opened(folder)
     assert len(source) == 2
     assert source.read(1).shape == (3, 4, 4)
     assert source.remarks == (
-        f"Left out of {folder}: 5 of 7 files have other extensions: .heic (1), .avif (1), .cr2 (1), .zip (1), "
+        f"Left out of {folder}: 5 of 7 files have other extensions: .jxl (1), .jp2 (1), .cr2 (1), .zip (1), "
         ".txt (1). Convert these images to JPEG or PNG. Develop raw images into TIFF or JPEG. Unpack archives.",
     )
     (folder / "1.png").unlink()
     (folder / "2.jfif").unlink()
     with pytest.raises(
-        DataError, match=r"no image among 5 files .*\.heic \(1\).* Convert these images to JPEG or PNG\."
+        DataError, match=r"no image among 5 files .*\.jxl \(1\).* Convert these images to JPEG or PNG\."
     ):
         opened(folder)
 

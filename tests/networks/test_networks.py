@@ -66,6 +66,21 @@ class TestTorchvision:
         assert width == 512
 
     @pytest.mark.parametrize(
+        ("name", "channels", "size", "kernel"),
+        [("resnet18", 5, 32, 3), ("resnet18", 13, 96, 7), ("vit_b_32", 1, 64, 32), ("convnext_tiny", 4, 64, 4)],
+    )
+    def test_other_channels_than_colours_change_the_first_convolution_alone(self, name, channels, size, kernel):
+        with torch.device("meta"):
+            own, width = build_encoder(name, channels=channels, image_size=size)
+            colours, _ = build_encoder(name, channels=3, image_size=size)
+        shapes = [{key: t.shape for key, t in each.state_dict().items()} for each in (own, colours)]
+        changed = [key for key in shapes[0] if shapes[0][key] != shapes[1][key]]
+        assert list(shapes[0]) == list(shapes[1])
+        assert len(changed) == 1
+        assert shapes[0][changed[0]][1:] == (channels, kernel, kernel)
+        assert own(torch.zeros(2, channels, size, size, device="meta")).shape == (2, width)
+
+    @pytest.mark.parametrize(
         ("name", "channels", "size", "stem", "sentence"),
         [
             (
@@ -76,7 +91,6 @@ class TestTorchvision:
                 r"network.encoder='resnet19' is not an architecture\. Did you mean 'resnet18'\?",
             ),
             ("tiny_resnett", 3, 32, "auto", r"Did you mean 'tiny_resnet'\?"),
-            ("resnet18", 1, 32, "auto", r"takes colour images, the data has 1 channel: use .*tiny_resnet\."),
             ("convnext_tiny", 3, 64, "small", r"network.stem='small' is for ResNets.*network.stem=standard"),
             ("squeezenet1_1", 3, 64, "auto", r"has no single linear classifier"),
             ("googlenet", 3, 64, "auto", r"has no single linear classifier"),

@@ -244,7 +244,7 @@ def test_nothing_is_written_before_training(tmp_path: Path, digits: Source, monk
     ("settings", "message"),
     [
         (("batch_size=2000", "data.subset=0"), "batch_size=2000 is larger than the 1437 images of 'digits'"),
-        (("network.encoder=resnet18",), "takes colour images, the data has 1 channel"),
+        (("network.encoder=alexnet",), "does not accept images of 8 pixels"),
         (("network.encoder=resnet19",), "is not an architecture"),
     ],
 )

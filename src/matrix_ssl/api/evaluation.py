@@ -213,7 +213,7 @@ def encoder_digest(encoder: nn.Module, images: DataConfig) -> str:
 
 def open_images(data: Data, images: DataConfig, *, split: Split, data_root: Path | None, download: bool) -> Source:
     """A dataset, as an encoder of images of these settings takes it."""
-    source = open_source(data, split=split, data_root=data_root, download=download, white_level=images.white_level)
+    source = open_source(data, split=split, data_root=data_root, download=download, reading=images.reading)
     return _fitting(source, data, images)
 
 
@@ -243,7 +243,7 @@ def _open_splits(
 
     def open_split(data: Data, split: Split) -> Source:
         source = open_source(
-            data, split=split, data_root=data_root, download=download, white_level=images.white_level
+            data, split=split, data_root=data_root, download=download, reading=images.reading
         )  # fmt: skip
         return _fitting(source, data, images)
 

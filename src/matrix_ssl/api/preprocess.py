@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from matrix_ssl.config import DataConfig
+from matrix_ssl.config.reading import COLOURS, Reading
 from matrix_ssl.data import Source
 from matrix_ssl.data.augment import normalise
 from matrix_ssl.data.base import MemorySource, Places
@@ -41,7 +42,7 @@ class Preprocess:
         Raises:
             DataError: something is no image, cannot be read or has other channels than the encoder takes.
         """
-        source = in_colour(_open(images, self.data.white_level), len(self.data.mean))
+        source = in_colour(_open(images, self.data.reading), len(self.data.mean))
         if source.channels != len(self.data.mean):
             raise DataError(f"The images have {source.channels} channels, the encoder takes {len(self.data.mean)}.")
         batches = []
@@ -81,20 +82,20 @@ class _Images(Source):
         return _Images([self._images[int(index)] for index in indices])
 
 
-def _open(images: Any, white_level: int = 0) -> Source:
+def _open(images: Any, reading: Reading = COLOURS) -> Source:
     if isinstance(images, (np.ndarray, Tensor)):
         pixels = as_images(images, "The array")
         return MemorySource("images", pixels, Places.whole(["array"], [len(pixels)]), labels=None, classes=None)
     several = images if isinstance(images, (list, tuple)) else [images]
     if not several:
         raise DataError("There are no images.")
-    read = [_read(image, f"Image {number}", white_level) for number, image in enumerate(several)]
+    read = [_read(image, f"Image {number}", reading) for number, image in enumerate(several)]
     if isinstance(several[0], (np.ndarray, Tensor)) and len({image.shape for image in read}) == 1:
         return _open(torch.stack(read))
     return _Images(read)
 
 
-def _read(image: Any, what: str, white_level: int) -> Tensor:
+def _read(image: Any, what: str, reading: Reading) -> Tensor:
     if isinstance(image, (str, os.PathLike)):
-        return read_image(Path(image).expanduser(), white_level=white_level)
+        return read_image(Path(image).expanduser(), reading=reading)
     return as_image(image, what)

@@ -31,6 +31,7 @@ from matrix_ssl.runs.loggers import check_loggers
 from matrix_ssl.runs.session import session
 from matrix_ssl.training import fitting, setup
 from matrix_ssl.training.configure import DEFAULT_RECIPE, configure, run_folder
+from matrix_ssl.training.measured import with_statistics
 from matrix_ssl.training.start import Start, start_from
 from matrix_ssl.training.task import Line
 
@@ -180,6 +181,7 @@ def train(
                         start = start_from(config, chosen=chosen, run=None if fresh else run, download=download)
             assert start is not None  # every process has its turn
             config = start.config
+        config, source = with_statistics(config, source, run=None if fresh else run, say=s.display.say)
         with distributed.together():
             tensors = start.tensors if start else None
             training = setup.prepare(config, source=source, device=s.device, display=s.display, start=tensors)
@@ -247,7 +249,7 @@ def _open(config: RunConfig, data: Data | None, data_root: Path | None, download
     """The images of a run, grey ones of a program in three channels where the encoder takes three."""
     source = open_source(
         data or config.data.source, split="train", data_root=data_root, download=download,
-        white_level=config.data.white_level,
+        reading=config.data.reading,
     )  # fmt: skip
     return in_colour(source, len(config.data.mean)) if isinstance(data, Splits) else source
 

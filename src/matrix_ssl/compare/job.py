@@ -71,7 +71,7 @@ def open_test_part(data: DataConfig, *, data_root: Path | None, download: bool =
 
 def _open(data: DataConfig, split: Split, *, data_root: Path | None, download: bool) -> Source:
     return open_source(
-        data.source, split=split, data_root=data_root, download=download, white_level=data.white_level
+        data.source, split=split, data_root=data_root, download=download, reading=data.reading
     )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from annotated_types import Ge, Gt, Le, Predicate
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from matrix_ssl.config.assignments import build, changes, flatten
+from matrix_ssl.config.reading import MOST_CHANNELS, Pages, Reading
 from matrix_ssl.config.validation import Fraction, Seed, settings
 from matrix_ssl.errors import ConfigError
 
@@ -53,18 +54,38 @@ class DataConfig:
     digest: str = ""  # of their content, ``Source.digest``: filled in when a run starts; empty in older runs
     subset: NonNegativeInt = 0  # use only this many images, a random choice fixed by the seed; 0: all
     image_size: Annotated[int, Ge(1), Le(MOST_SIDE)] = 224  # side of the square views, in pixels
-    mean: tuple[float, ...] = IMAGENET_MEAN  # per channel, of pixels in [0, 1]
-    std: tuple[float, ...] = IMAGENET_STD
+    mean: tuple[float, ...] = IMAGENET_MEAN  # per channel, of pixels in [0, 1]; empty: measured when a run starts
+    std: tuple[float, ...] = IMAGENET_STD  # empty: measured
     crop_fraction: Annotated[float, Ge(0.01), Le(1)] = 0.875  # evaluation: the central part of the image that is kept
     max_unreadable: Fraction = 0.01  # part of the images that may be unreadable before a run ends; ten always may
     white_level: NonNegativeInt = 0  # level of white in images of more than 8 bits, such as 4095; 0: their format's
+    # 1 to 16: channels of an image, which keeps all of its bits; 0: three colours of 8 bits, whatever the file has; -1:
+    # as many as the first image has, filled in when a run starts
+    channels: Annotated[int, Ge(-1), Le(MOST_CHANNELS)] = 0
+    value_range: tuple[float, ...] = ()  # with channels: the values that become 0 and 1; empty: measured
+    pages: Pages = "first"  # of files with several: the first is the image, each one is, or they are its channels
     workers: Annotated[int, Ge(-1)] = -1  # processes that decode files; -1: one for each core of this process, up to 8
 
     def __post_init__(self) -> None:
-        """Raises ConfigError unless mean and deviation have as many channels."""
-        if len(self.mean) not in (1, 3) or len(self.std) != len(self.mean) or min(self.std) <= 0:
+        """Raises ConfigError unless mean and deviation have as many channels, and the range two increasing numbers."""
+        count = len(self.mean)
+        if count > MOST_CHANNELS or len(self.std) != count or min(self.std, default=1.0) <= 0:
             pair = f"data.mean={self.mean}, data.std={self.std}"
-            raise ConfigError(f"{pair}: expected 1 or 3 numbers each, and std above 0.")
+            raise ConfigError(f"{pair}: expected 1 to {MOST_CHANNELS} numbers each, or none, and std above 0.")
+        if self.channels > 0 and count not in (0, self.channels):
+            raise ConfigError(
+                f"data.channels={self.channels}, and data.mean has {count} numbers: expected one for each."
+            )
+        if self.value_range and not (len(self.value_range) == 2 and self.value_range[0] < self.value_range[1]):
+            raise ConfigError(f"data.value_range={self.value_range}: expected two increasing numbers.")
+        if self.pages == "channels" and not self.channels:
+            raise ConfigError("data.pages=channels needs the number of channels: add --set data.channels=-1.")
+
+    @property
+    def reading(self) -> Reading:
+        """How files become pixels."""
+        low_high = (self.value_range[0], self.value_range[1]) if self.value_range else None
+        return Reading(self.channels, self.white_level, low_high, self.pages)
 
 
 @settings

@@ -11,11 +11,13 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from matrix_ssl.config.reading import COLOURS, Reading
 from matrix_ssl.data.identity import ABSENT, content_digest
-from matrix_ssl.errors import DataError, UnreadableImage
+from matrix_ssl.errors import ConfigError, DataError, UnreadableImage
 
 Labels = NDArray[np.int64] | None  # (n,)
 Classes = list[str] | None  # the name of every label
+_COLOURS = 3
 MEMORY_LIMIT = 2 * 2**30  # bytes of decoded pixels up to which a dataset is kept in memory
 
 
@@ -24,19 +26,19 @@ class Source(ABC):
 
     Attributes:
         name: short, for messages and the default name of a run.
-        channels: 3, or 1 for grey images.
+        channels: 3, 1 for grey images, up to 16 where files keep what they have.
         labels: int64 (n,), or None when unlabelled.
         classes: the name of every label, or None when unlabelled.
-        images: the whole dataset, uint8 (n, channels, h, w), when it is in memory; else None.
+        images: the whole dataset (n, channels, h, w), of the type ``dtype``, when it is in memory; else None.
         crops_are_rounded: evaluation rounds the crops of such a dataset to 8 bits, as it does those of files.
-        white_level: the level of white in images of more than 8 bits; 0: that of their format.
+        reading: how files become pixels.
         remarks: sentences on what was taken for what, and on what is left out, for the user.
         unlabelled_because: the reason why there are no labels, with the remedy.
     """
 
     images: torch.Tensor | None = None
     crops_are_rounded = False
-    white_level = 0
+    reading: Reading = COLOURS
     remarks: tuple[str, ...] = ()
     unlabelled_because = "put each class in a folder of its own"
 
@@ -51,7 +53,21 @@ class Source(ABC):
 
     @abstractmethod
     def read(self, index: int) -> torch.Tensor:
-        """One image, uint8 (channels, h, w), or UnreadableImage."""
+        """One image (channels, h, w) of the type ``dtype``, or UnreadableImage."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of pixels: uint8, or float32 in [0, 1] where files keep all of their bits."""
+        return torch.float32 if self.reading.channels else torch.uint8
+
+    @property
+    def white(self) -> float:
+        """The highest number that a pixel can be."""
+        return 1.0 if self.dtype.is_floating_point else 255.0
+
+    def values(self, index: int) -> NDArray[np.generic]:
+        """The numbers (h, w, channels) of an image as they are stored, or UnreadableImage."""
+        return self.read(index).permute(1, 2, 0).numpy()
 
     def encoded(self, index: int) -> bytes | None:
         """The bytes of one image's file, or UnreadableImage; None for images that are not in files."""
@@ -68,14 +84,17 @@ class Source(ABC):
     def copy(self) -> Self:
         """A shallow copy, to become a different dataset: what was computed of this one is dropped."""
         other = copy.copy(self)
-        vars(other).pop("digest", None)
+        for computed in ("digest", "_memory"):
+            vars(other).pop(computed, None)
         return other
 
-    def with_white_level(self, level: int) -> "Source":
-        """The dataset with a different level of white in its images of more than 8 bits."""
-        other = self.copy()
-        other.white_level = level
-        return other
+    def with_reading(self, reading: Reading) -> "Source":
+        """The dataset with its files read in a different way; itself where it has no files."""
+        return self
+
+    def loaded(self) -> "Source":
+        """The dataset with its images decoded and in memory, where there is room and it pays; else itself."""
+        return self
 
     def highest_level(self, index: int) -> int:
         """The highest level of an image of more than 8 bits; 0 for any other image."""
@@ -157,11 +176,33 @@ class PlacedSource(Source):
         return subset
 
 
+class EncodedSource(PlacedSource):
+    """Image files at places in larger files, decoded when they are read, or all at once by ``loaded``."""
+
+    def with_reading(self, reading: Reading) -> Source:
+        if reading == self.reading:
+            return self
+        if reading.pages == "all":
+            raise ConfigError(
+                "data.pages=all is for folders of image files; use data.pages=first, or unpack the images."
+            )
+        other = self.copy()
+        other.reading, other.channels = reading, reading.channels or _COLOURS
+        return other
+
+    def loaded(self) -> Source:
+        return self._memory
+
+    @cached_property
+    def _memory(self) -> PlacedSource:
+        return in_memory(self)
+
+
 class MemorySource(PlacedSource):
     """Images of one shape, decoded and in memory."""
 
     images: torch.Tensor  # narrower than in Source: always there
-    origin: PlacedSource | None = None  # what it was decoded from, where that has more than 8 bits
+    origin: PlacedSource | None = None  # what it was decoded from
 
     def __init__(self, name: str, images: torch.Tensor, places: Places, *, labels: Labels, classes: Classes):
         super().__init__(name, places, channels=images.shape[1], labels=labels, classes=classes)
@@ -179,12 +220,15 @@ class MemorySource(PlacedSource):
         subset.origin = None if self.origin is None else self.origin.subset(indices)
         return subset
 
-    def with_white_level(self, level: int) -> Source:
-        if self.origin is None:
-            return self
-        origin = self.origin.with_white_level(level)
-        assert isinstance(origin, PlacedSource)  # the same one with a different level
-        return in_memory(origin)
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.images.dtype
+
+    def values(self, index: int) -> NDArray[np.generic]:
+        return super().values(index) if self.origin is None else self.origin.values(index)
+
+    def with_reading(self, reading: Reading) -> Source:
+        return self if self.origin is None else self.origin.with_reading(reading).loaded()
 
     def highest_level(self, index: int) -> int:
         return 0 if self.origin is None else self.origin.highest_level(index)
@@ -223,9 +267,9 @@ def in_memory(source: PlacedSource) -> PlacedSource:
     """
     try:
         first = source.read(0)
-        if len(source) * first.numel() > MEMORY_LIMIT:
+        if len(source) * first.nbytes > MEMORY_LIMIT:
             return source
-        images = torch.empty((len(source), *first.shape), dtype=torch.uint8)
+        images = torch.empty((len(source), *first.shape), dtype=first.dtype)
         for index in range(len(source)):
             image = source.read(index)
             if image.shape != first.shape:
@@ -234,6 +278,6 @@ def in_memory(source: PlacedSource) -> PlacedSource:
     except UnreadableImage:
         return source
     memory = MemorySource(source.name, images, source.places, labels=source.labels, classes=source.classes)
-    memory.origin = source if source.highest_level(0) else None
-    memory.remarks = source.remarks
+    memory.origin, memory.reading, memory.remarks = source, source.reading, source.remarks
+    memory.crops_are_rounded = source.crops_are_rounded
     return memory

@@ -34,6 +34,7 @@ class Levels:
     top: float  # the level of white by the format
     inverted: bool = False  # 0 is white
     is_declared: bool = False  # the file itself says which level is white
+    is_exact: bool = True  # no bit is lost
 
     @property
     def is_whole(self) -> bool:
@@ -93,10 +94,9 @@ def read_levels(
         return None
     upright(image)
     high = np.asarray(image).astype(np.uint16)
-    low = high if again is None else _lower_bytes(again, raw, upright)
-    if low is None:  # no such order for grey with alpha: the upper byte twice, at most one level of 256 beside it
-        low = high
-    return Levels(high << 8 | low, image.mode, float(_TOP))
+    low = None if again is None else _lower_bytes(again, raw, upright)
+    # no such order for grey with alpha: the upper byte twice, at most one level of 256 beside it
+    return Levels(high << 8 | (high if low is None else low), image.mode, float(_TOP), is_exact=low is not None)
 
 
 def _lower_bytes(image: Image.Image, raw: str, upright: Callable[[Image.Image], None]) -> NDArray[np.uint16] | None:

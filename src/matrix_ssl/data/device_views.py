@@ -25,6 +25,11 @@ _SLOTS = 3  # changes of colour before the turn of the hue, and after it
 _IDENTITY = 1e30  # what exponents of the Gaussian are multiplied by where nothing is blurred
 
 
+def _white(pixels: Tensor) -> float:
+    """The highest number that a pixel can be."""
+    return 1.0 if pixels.is_floating_point() else 255.0
+
+
 class DeviceViews:
     """Makes the views of a run.
 
@@ -55,7 +60,7 @@ class DeviceViews:
         self._constants: dict[tuple[str, int], Tensor] = {}
 
     def of_images(self, images: Tensor, samples: Array, *, seed: int, epoch: int) -> tuple[Tensor, ...]:
-        """The views of some images of a dataset uint8 (m, c, h, w) that is on the device."""
+        """The views of some images of a dataset (m, c, h, w), uint8 or float32 in [0, 1], that is on the device."""
         height, width = images.shape[-2:]
         table = _Table()
         drawn = self._draw(table, seed, epoch, samples, channels=images.shape[1], flips=False)
@@ -74,14 +79,14 @@ class DeviceViews:
         return tuple(results[number] for number in range(len(self._views)))
 
     def of_crops(self, crops: Sequence[Tensor], samples: Array, *, seed: int, epoch: int) -> tuple[Tensor, ...]:
-        """The views from their crops uint8 (n, c, s, s) on the device, which lie one after the other in memory."""
+        """The views from their crops (n, c, s, s), uint8 or float32, on the device, which lie one after the other in memory."""
         table = _Table()
         drawn = self._draw(table, seed, epoch, samples, channels=crops[0].shape[1], flips=True)
         numbers = table.move(self._device)
         results: dict[int, Tensor] = {}
         for group, draws in zip(self._groups, drawn, strict=True):
             parts = [crops[v] for v in group.views]
-            pixels = (parts[0] if len(parts) == 1 else torch.cat(parts)) / 255
+            pixels = (parts[0] if len(parts) == 1 else torch.cat(parts)) / _white(parts[0])
             flip = numbers[f"flip {group.size}"].view(-1, 1, 1, 1) > 0
             results |= self._finish(torch.where(flip, pixels.flip(-1), pixels), group, draws, numbers)
         return tuple(results[number] for number in range(len(self._views)))
@@ -119,7 +124,7 @@ class DeviceViews:
         rows = images.transpose(1, 2).to(torch.float32, memory_format=torch.contiguous_format)  # (n, h, c, w)
         rows = torch.bmm(vertical, rows.view(n, height, channels * width)).view(n, size * channels, width)
         zero = self._constant("zero", 1).view(1, 1, 1)
-        crops = torch.baddbmm(zero, rows, horizontal.mT, beta=0, alpha=1 / 255)
+        crops = torch.baddbmm(zero, rows, horizontal.mT, beta=0, alpha=1 / _white(images))
         return crops.view(n, size, channels, size).transpose(1, 2)
 
     def _filters(self, columns: list[Tensor], side: int, size: int) -> Tensor:

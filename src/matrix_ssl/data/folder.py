@@ -9,14 +9,18 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from matrix_ssl.config.reading import Reading
 from matrix_ssl.config.untrusted import open_file
 from matrix_ssl.data.base import Classes, Labels, Source, as_indices
 from matrix_ssl.data.identity import ABSENT
-from matrix_ssl.data.images import EXTENSIONS, highest_level, read_content, read_image
+from matrix_ssl.data.images import decode_image, decode_values, highest_level, read_content
 from matrix_ssl.data.layout import Listing, describe_classes, list_images
-from matrix_ssl.errors import DataError
+from matrix_ssl.data.opening import ARRAY_EXTENSION, EXTENSIONS
+from matrix_ssl.data.values import pages_of
+from matrix_ssl.errors import DataError, UnreadableImage
 
 _SHOWN = 3  # files that a sentence lists
+_PAGED = frozenset([".gif", ".png", ".webp", ".tif", ".tiff", ".avif", ".heic", ".heif", ".hif", ".dcm", ".dicom"])
 
 
 class FolderSource(Source):
@@ -26,24 +30,58 @@ class FolderSource(Source):
         super().__init__(name, channels=3, labels=labels, classes=classes)
         self._folder = folder
         self._files = files  # relative to the folder: short to pickle
+        self._pages: NDArray[np.int64] | None = None  # the page of every image in its file; None: the first
 
     def __len__(self) -> int:
         return len(self._files)
 
     def read(self, index: int) -> torch.Tensor:
-        return read_image(self._folder / self._files[index], white_level=self.white_level)
+        content = read_content(self._folder / self._files[index])
+        return decode_image(content, self.where(index), reading=self.reading, page=self._page(index))
 
-    def encoded(self, index: int) -> bytes:
-        return read_content(self._folder / self._files[index])
+    def values(self, index: int) -> NDArray[np.generic]:
+        content = read_content(self._folder / self._files[index])
+        return decode_values(content, self.where(index), reading=self.reading, page=self._page(index)).array
+
+    def encoded(self, index: int) -> bytes | None:
+        return read_content(self._folder / self._files[index]) if self._page(index) == 0 else None
 
     def highest_level(self, index: int) -> int:
         return highest_level(self._folder / self._files[index])
 
     def where(self, index: int) -> str:
-        return str(self._folder / self._files[index])
+        page = f"[{page}]" if (page := self._page(index)) else ""
+        return f"{self._folder / self._files[index]}{page}"
+
+    def with_reading(self, reading: Reading) -> "FolderSource":
+        """The same files; with ``pages`` "all" every one is opened, and those of several pages repeat."""
+        if reading == self.reading:
+            return self
+        other = self.copy()
+        other.reading, other.channels = reading, reading.channels or 3
+        if reading.pages == "all" and self._pages is None:
+            numbers = [self._page_numbers(file) for file in self._files]
+            rows = np.repeat(np.arange(len(numbers)), list(map(len, numbers)))
+            other = other.subset(rows)
+            other._pages = np.concatenate(numbers).astype(np.int64)
+        return other
+
+    def _page(self, index: int) -> int:
+        return 0 if self._pages is None else int(self._pages[index])
+
+    def _page_numbers(self, file: str) -> list[int]:
+        if Path(file).suffix.lower() not in _PAGED:
+            return [0]
+        try:
+            return pages_of(read_content(self._folder / file))
+        except UnreadableImage:  # it is reported when it is read
+            return [0]
 
     def _stored(self) -> tuple[Sequence[str], NDArray[np.int64]]:
-        return self._files, file_sizes(self._folder, self._files)
+        names = self._files
+        if self._pages is not None:
+            names = [f"{file}[{page}]" if page else file for file, page in zip(names, self._pages, strict=True)]
+        return names, file_sizes(self._folder, self._files)
 
     def _read_start(self, index: int, count: int) -> bytes:
         return read_start(os.path.join(self._folder, self._files[index]), count)  # noqa: PTH118, as in file_sizes
@@ -54,6 +92,7 @@ class FolderSource(Source):
         subset = self.copy()
         subset.labels = None if self.labels is None else self.labels[rows]
         subset._files = files
+        subset._pages = None if self._pages is None else self._pages[rows]
         return subset
 
 
@@ -127,7 +166,7 @@ def _why_unlabelled(folders: Sequence[str], stray: Sequence[str], images: int) -
 
 
 def _no_images(folder: Path, listing: Listing) -> str:
-    known = " ".join(sorted(EXTENSIONS))
+    known = " ".join(sorted([*EXTENSIONS, ARRAY_EXTENSION]))
     if not listing.others:
         empty = "there are only thumbnails" if listing.thumbnails else "the folder is empty"
         return f"{folder}: {empty}; choose one with images ({known})."

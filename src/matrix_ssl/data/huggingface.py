@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from matrix_ssl.data.base import Classes, Labels, PlacedSource, Places, as_labels, in_memory
+from matrix_ssl.data.base import Classes, EncodedSource, Labels, PlacedSource, Places, as_labels
 from matrix_ssl.data.folder import file_sizes, read_start
 from matrix_ssl.data.hub import check_pretrained, open_dataset
 from matrix_ssl.data.identity import ABSENT
-from matrix_ssl.data.images import decode_image, highest_level, read_image
+from matrix_ssl.data.images import decode_image, decode_values, highest_level, read_content
 from matrix_ssl.data.layout import TEST_NAMES, TRAIN_NAMES
 from matrix_ssl.errors import DataError, import_extra
 
@@ -26,22 +26,29 @@ if TYPE_CHECKING:
 _SAVED_TO_DISK = ("dataset_dict.json", "dataset_info.json")
 
 
-class HuggingFaceSource(PlacedSource):
-    """Encoded images in Arrow files, decoded when they are read."""
+class HuggingFaceSource(EncodedSource):
+    """Encoded images in Arrow files."""
 
     def __init__(self, name: str, column: "Dataset", places: Places, *, labels: Labels, classes: Classes):
         super().__init__(name, places, labels=labels, classes=classes)
         self._column = column  # one column "image" of undecoded files
 
     def read(self, index: int) -> torch.Tensor:
-        file = self._file(index)
-        if file.get("path") and file["bytes"] is None:
-            return read_image(Path(file["path"]), white_level=self.white_level)
-        return decode_image(file.get("bytes") or b"", self.where(index), white_level=self.white_level)
+        return decode_image(*self._content(index), reading=self.reading)
+
+    def values(self, index: int) -> NDArray[np.generic]:
+        return decode_values(*self._content(index), reading=self.reading).array
 
     def highest_level(self, index: int) -> int:
         file = self._file(index)
         return highest_level(Path(file["path"]) if file.get("path") and file["bytes"] is None else file["bytes"] or b"")
+
+    def _content(self, index: int) -> tuple[bytes, str]:
+        """The bytes of an image, and its place."""
+        file = self._file(index)
+        if file.get("path") and file["bytes"] is None:
+            return read_content(Path(file["path"])), file["path"]
+        return file.get("bytes") or b"", self.where(index)
 
     def _file(self, index: int) -> dict[str, Any]:
         """``bytes`` and ``path`` of an image, one of which is None; nothing where there is no image."""
@@ -115,4 +122,4 @@ def open_split(split: "Dataset", *, where: str, name: str) -> PlacedSource:
         names = getattr(features[labelled[0]], "names", None)
         labels, classes = as_labels(values, names, len(split), where=where)
     places = Places.whole([where], [len(split)])
-    return in_memory(HuggingFaceSource(name, column, places, labels=labels, classes=classes))
+    return HuggingFaceSource(name, column, places, labels=labels, classes=classes)

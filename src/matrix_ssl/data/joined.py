@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from matrix_ssl.config.reading import Reading
 from matrix_ssl.data.base import MEMORY_LIMIT, Classes, Labels, Source, as_indices
 from matrix_ssl.errors import DataError
 
@@ -18,15 +19,11 @@ class JoinedSource(Source):
     """
 
     def __init__(self, parts: Sequence[Source], *, classes: Classes = None):
-        first = parts[0]
-        for part in parts[1:]:
-            if part.channels != first.channels:
-                raise DataError(
-                    f"{first.name!r} has {first.channels} channels and {part.name!r} has {part.channels}: "
-                    f"name datasets of one kind together."
-                )
+        _check_kinds(parts)
         labels, classes = _labels(parts, classes)
-        super().__init__(joined_name([p.name for p in parts]), channels=first.channels, labels=labels, classes=classes)
+        super().__init__(
+            joined_name([p.name for p in parts]), channels=parts[0].channels, labels=labels, classes=classes
+        )
         self._parts = parts
         self.remarks = tuple(dict.fromkeys(remark for part in parts for remark in part.remarks))
         if bare := [part for part in parts if part.labels is None]:
@@ -44,13 +41,33 @@ class JoinedSource(Source):
     def encoded(self, index: int) -> bytes | None:
         return self._parts[self._part[index]].encoded(int(self._row[index]))
 
-    def with_white_level(self, level: int) -> "JoinedSource":
-        other = super().with_white_level(level)
-        assert isinstance(other, JoinedSource)
-        other._parts = [part.with_white_level(level) for part in self._parts]
-        if self.images is not None and (images := _together([part.images for part in other._parts])) is not None:
-            start = np.cumsum([0, *map(len, self._parts)])[self._part] + self._row
-            other.images = images[torch.from_numpy(start)]
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._parts[0].dtype
+
+    def values(self, index: int) -> NDArray[np.generic]:
+        return self._parts[self._part[index]].values(int(self._row[index]))
+
+    def with_reading(self, reading: Reading) -> "JoinedSource":
+        return self._of([part.with_reading(reading) for part in self._parts])
+
+    def loaded(self) -> "JoinedSource":
+        return self._of([part.loaded() for part in self._parts])
+
+    def _of(self, parts: Sequence[Source]) -> "JoinedSource":
+        """The same images in other parts; all of them where files have several pages."""
+        if all(part is own for part, own in zip(parts, self._parts, strict=True)):
+            return self
+        _check_kinds(parts)
+        if list(map(len, parts)) != list(map(len, self._parts)):
+            other = JoinedSource(parts, classes=self.classes)
+        else:
+            other = self.copy()
+            start = np.cumsum([0, *map(len, parts)])[self._part] + self._row
+            images = _together([part.images for part in parts])
+            other.images = None if images is None else images[torch.from_numpy(start)]
+            other._parts, other.channels = parts, parts[0].channels
+        other.remarks, other.reading = self.remarks, parts[0].reading
         return other
 
     def highest_level(self, index: int) -> int:
@@ -75,6 +92,21 @@ class JoinedSource(Source):
 
     def _read_start(self, index: int, count: int) -> bytes:
         return self._parts[self._part[index]]._read_start(int(self._row[index]), count)
+
+
+def _check_kinds(parts: Sequence[Source]) -> None:
+    """Raises DataError unless all datasets have pixels of one kind."""
+    first = parts[0]
+    for part in parts[1:]:
+        if (part.channels, part.dtype) != (first.channels, first.dtype):
+            raise DataError(
+                f"{first.name!r} has {first.channels} channels of {_bits(first)} and {part.name!r} has "
+                f"{part.channels} of {_bits(part)}: name datasets of one kind together."
+            )
+
+
+def _bits(source: Source) -> str:
+    return "all bits" if source.dtype.is_floating_point else "8 bits"
 
 
 def joined_name(names: Sequence[str]) -> str:

@@ -10,8 +10,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from matrix_ssl.data.images import EXTENSIONS
-from matrix_ssl.errors import DataError
+from matrix_ssl.data.opening import (
+    ARRAY_EXTENSION,
+    AVIF_EXTENSIONS,
+    DICOM_EXTENSIONS,
+    EXTENSIONS,
+    HEIF_EXTENSIONS,
+)
+from matrix_ssl.errors import DataError, install_command
 
 TRAIN_NAMES = ("train", "training")
 TEST_NAMES = ("test", "testing", "eval", "evaluation", "val", "valid", "validation", "dev")  # in order of preference
@@ -27,13 +33,15 @@ _SYSTEM_FILES = frozenset(["thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"])
 # files that are no images here but may be for the user: what to do with them
 _REMEDIES = {
     "Convert these images to JPEG or PNG": (
-        ".heic", ".heif", ".hif", ".avif", ".jxl", ".jp2", ".j2k", ".jpx", ".psd", ".svg", ".ico", ".tga", ".exr",
-        ".pnm", ".apng",
+        ".jxl", ".jp2", ".j2k", ".jpx", ".psd", ".svg", ".ico", ".tga", ".exr", ".pnm", ".apng",
     ),
+    f"To read HEIC images, run {install_command('heic')}": HEIF_EXTENSIONS,
+    "To read AVIF images, install Pillow 11.3 or newer": AVIF_EXTENSIONS,
+    f"To read DICOM files, run {install_command('dicom')}": DICOM_EXTENSIONS,
     "Develop raw images into TIFF or JPEG": (
         ".dng", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw", ".raw",
     ),
-    "Export scans as 16-bit PNG or TIFF": (".dcm", ".dicom", ".nii", ".mha", ".mhd", ".svs", ".ndpi", ".czi", ".nd2"),
+    "Export scans as 16-bit PNG or TIFF": (".nii", ".mha", ".mhd", ".svs", ".ndpi", ".czi", ".nd2"),
     "Extract the frames of videos": (".mp4", ".mov", ".avi", ".mkv", ".webm"),
     "Unpack archives": (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar"),
 }  # fmt: skip
@@ -109,16 +117,24 @@ def find_split_folders(folder: Path) -> SplitFolders:
 
 
 def list_images(folder: Path) -> Listing:
-    """The files below a folder, at any depth; hidden and system files are no images."""
-    listing = Listing()
+    """The files below a folder, at any depth; hidden and system files are no images.
+
+    Arrays of NumPy are images where there are no others: beside images they are labels, features or the like.
+    """
+    listing, arrays = Listing(), list[str]()
     for path, is_kept in _walk(folder):
         if not is_kept:
             if is_image(path):
                 listing.thumbnails[_place(path)] += 1
         elif is_image(path):
             listing.images.append(path)
+        elif path.lower().endswith(ARRAY_EXTENSION):
+            arrays.append(path)
         else:
             listing.others[Path(path).suffix.lower() or "none"] += 1
+    if listing.images and arrays:
+        listing.others[ARRAY_EXTENSION] = len(arrays)
+    listing.images = listing.images or arrays
     listing.images.sort(key=lambda file: Path(file).parts)
     return listing
 

@@ -125,11 +125,11 @@ class TrainingBatches:
         result = torch.empty((n, channels, size, size), dtype=self._dtype, memory_format=torch.channels_last)
         if size < _LARGE:
             crops = images.float() if boxes is None else augment.crop_batch(images, boxes, size)
-            pixels = augment.change(crops / 255, view, draws)
+            pixels = augment.change(crops / self._source.white, view, draws)
             return result.copy_(augment.normalise(pixels, self._data.mean, self._data.std))
         for i, image in enumerate(images):
             crop = image[None].float() if boxes is None else augment.crop_exactly(image, boxes[i], size)
-            pixels = augment.change(crop.div_(255), view, draws.image(i))
+            pixels = augment.change(crop.div_(self._source.white), view, draws.image(i))
             result[i] = augment.normalise(pixels, self._data.mean, self._data.std)[0]
         return result
 
@@ -146,12 +146,13 @@ def evaluation_batches(
         for start in range(0, len(source), batch_size):
             images = source.images[start : start + batch_size].to(device)
             boxes = np.tile(np.array(box), (len(images), 1))
-            yield np.arange(start, start + len(images)), augment.crop_batch(images, boxes, data.image_size) / 255, []
+            squares = augment.crop_batch(images, boxes, data.image_size)
+            yield np.arange(start, start + len(images)), squares / source.white, []
         return
     keys = [range(i, min(i + batch_size, len(source))) for i in range(0, len(source), batch_size)]
     for crops in read_batches(CentralSquares(source, data), keys, workers=data.workers):
         (squares,) = crops.views(device)
-        yield crops.indices, squares.float() / 255, crops.unreadable
+        yield crops.indices, squares.float() / source.white, crops.unreadable
 
 
 class _Readable(Reader[Crops]):

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from matrix_ssl.config.arrays import read_open_arrays
 from matrix_ssl.config.untrusted import open_file, why
-from matrix_ssl.data.base import Classes, Labels, PlacedSource, Places, as_labels, in_memory
-from matrix_ssl.data.images import decode_image, highest_level
+from matrix_ssl.data.base import Classes, EncodedSource, Labels, PlacedSource, Places, as_labels
+from matrix_ssl.data.images import decode_image, decode_values, highest_level
 from matrix_ssl.errors import DataError
 
 _OTHERS = ("offs", "y", "classes")  # arrays beside the images
@@ -43,15 +43,18 @@ class Shard:
         return len(self.offsets) - 1
 
 
-class PackedSource(PlacedSource):
-    """Encoded images in memory, decoded when they are read."""
+class PackedSource(EncodedSource):
+    """Encoded images in memory."""
 
     def __init__(self, name: str, shards: Sequence[Shard], places: Places, *, labels: Labels, classes: Classes):
         super().__init__(name, places, labels=labels, classes=classes)
         self._shards = shards
 
     def read(self, index: int) -> torch.Tensor:
-        return decode_image(self._bytes(index), self.where(index), white_level=self.white_level)
+        return decode_image(self._bytes(index), self.where(index), reading=self.reading)
+
+    def values(self, index: int) -> NDArray[np.generic]:
+        return decode_values(self._bytes(index), self.where(index), reading=self.reading).array
 
     def encoded(self, index: int) -> bytes:
         return self._bytes(index)
@@ -89,7 +92,7 @@ def open_packed(paths: Sequence[Path], *, name: str) -> PlacedSource:
         labels = np.concatenate([shard.labels for shard in shards if shard.labels is not None])
         labels, classes = as_labels(labels, first.classes, len(labels), where=str(first.path))
     places = Places.whole([str(path) for path in paths], [len(shard) for shard in shards])
-    return in_memory(PackedSource(name, shards, places, labels=labels, classes=classes))
+    return PackedSource(name, shards, places, labels=labels, classes=classes)
 
 
 def split_packed(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:

@@ -69,7 +69,7 @@ def encode(source: Source, index: int, how: PackSettings) -> bytes:
     if how.short_side and min(pixels.shape[-2:]) > how.short_side:
         reduced = TV.resize(pixels, [how.short_side], antialias=True)
         return _file(reduced, "JPEG", quality=how.quality)
-    levels_change = source.white_level and source.highest_level(index)
+    levels_change = source.reading.white_level and source.highest_level(index)
     content = None if levels_change else source.encoded(index)
     return _file(pixels, "PNG") if content is None else content
 

@@ -57,6 +57,21 @@ def as_image(image: Any, what: str) -> Tensor:
     return as_images(image[None], what)[0]
 
 
+def viewable(pixels: Tensor) -> Tensor:
+    """An image as a person sees it, uint8 with 1 or 3 channels, from one of a dataset, (c, h, w).
+
+    Of more channels the first three are red, green and blue, of two red and green. Where an image keeps all of its
+    bits, its own highest number is white.
+    """
+    channels = len(pixels)
+    if channels == 2:
+        pixels = torch.cat([pixels, torch.zeros_like(pixels[:1])])
+    pixels = pixels[:3] if channels > 1 else pixels
+    if pixels.dtype == torch.uint8:
+        return pixels
+    return (pixels * (255 / pixels.max().clamp_min(1e-6))).round().to(torch.uint8)
+
+
 def _as_tensor(images: NDArray[Any] | Tensor) -> Tensor | None:
     if isinstance(images, Tensor):
         return images.detach().cpu()

@@ -1,5 +1,6 @@
 """Finds a dataset by name or path and opens its training or test split."""
 
+import dataclasses
 import difflib
 import os
 import warnings
@@ -12,9 +13,11 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import torch
 
+from matrix_ssl.config.reading import COLOURS, Reading
 from matrix_ssl.data import huggingface
 from matrix_ssl.data.base import MemorySource, Places, Source, as_labels
 from matrix_ssl.data.folder import open_folder
+from matrix_ssl.data.images import read_or_replace
 from matrix_ssl.data.joined import JoinedSource
 from matrix_ssl.data.layout import TEST_NAMES, find_split_folders, holds_images, is_image, packed_files
 from matrix_ssl.data.packed import is_packed, open_packed, split_packed
@@ -50,7 +53,7 @@ Data = str | tuple[str, ...] | Splits  # a name or path, several of them, or a d
 
 
 def open_source(
-    data: Data, *, split: Split, data_root: Path | None, download: bool = False, white_level: int = 0
+    data: Data, *, split: Split, data_root: Path | None, download: bool = False, reading: Reading = COLOURS
 ) -> Source:
     """Opens one split of a dataset.
 
@@ -62,7 +65,7 @@ def open_source(
         split: ``"train"`` or ``"test"``. Without a test split, the training split is the whole dataset.
         data_root: the folder that holds named datasets; None: the environment variable MATRIX_SSL_DATA.
         download: let torchvision fetch a named dataset that is absent.
-        white_level: the level of white in images of more than 8 bits; 0: that of their format.
+        reading: how files become pixels.
 
     Raises:
         DataError: the dataset is absent, empty or damaged, or has no such split.
@@ -70,22 +73,29 @@ def open_source(
     """
     splits = find_splits(data, data_root=data_root, download=download)
     if split == "train":
-        return _with_levels(splits.train(), white_level)
+        return _as_read(splits.train(), reading)
     if splits.test is None:
         raise DataError(
             f"{describe(data)} has no test split: no folder or .npz file is named {' or '.join(TEST_NAMES)}; "
             f"add one, or hold out some of the training images."
         )
-    return _with_levels(splits.test(), white_level)
+    return _as_read(splits.test(), reading)
 
 
-def _with_levels(source: Source, white_level: int) -> Source:
-    """A dataset with the level of white, or with a warning where its images of more than 8 bits are nearly black."""
-    if white_level:
-        return source.with_white_level(white_level)
-    if remark := _dark(source):
+def _as_read(source: Source, reading: Reading) -> Source:
+    """A dataset as it is to be read, with a warning where its images of more than 8 bits become nearly black."""
+    if reading.channels == -1:
+        reading = dataclasses.replace(reading, channels=_channels(source.with_reading(reading)))
+    source = source.with_reading(reading).loaded()
+    if not (reading.white_level or reading.channels) and (remark := _dark(source)):
         source.remarks = (*source.remarks, remark) if remark not in source.remarks else source.remarks
     return source
+
+
+def _channels(source: Source) -> int:
+    """How many channels the first image has that can be read."""
+    values, _, _ = read_or_replace(source.values, 0, len(source))
+    return int(values.shape[2])
 
 
 def _dark(source: Source) -> str:

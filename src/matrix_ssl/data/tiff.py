@@ -15,6 +15,8 @@ from typing import Any
 
 from PIL import TiffImagePlugin
 
+from matrix_ssl.config.reading import MOST_CHANNELS
+
 _SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PHOTOMETRIC, _SAMPLES, _BITS, _PLANES, _FORMAT, _EXTRA, _ORDER = 262, 277, 258, 284, 339, 338, 266
 _WHITE_IS_ZERO, _CIELAB = 0, 8
@@ -42,15 +44,24 @@ class Tiff:
         """Whether the highest level is black."""
         return self.photometric == _WHITE_IS_ZERO
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the decoder gives all bits of all channels."""
+        interleaved = len(self.bits) == 1 or max(self.bits) <= 8 or not self.planes
+        whole = self.kind == 1 and max(self.bits) <= 16 and len(self.bits) in (1, 3) and interleaved and not self.extra
+        single = (self.kind, self.bits) in ((2, (16,)), (3, (32,)))
+        return (whole or single) and self.photometric in _COLOUR_NAMES and self.why_unknown() is None
+
     def why_misread(self) -> str | None:
         """The reason why pixels that the decoder gives would not be those of the file; None where they are."""
         bits, samples = self._bits(), len(self.bits)
         if self.photometric == _CIELAB:
             return "a TIFF with CIELAB colours: save it as RGB"
         if samples > _COLOURS.get(self.photometric, 1) + 1:
+            keep = f"keep all bands by --set data.channels={samples}, or " if samples <= MOST_CHANNELS else ""
             return (
-                f"a TIFF of {samples} bands, and images have 1 or 3 colours: choose three bands and save them as RGB "
-                "with 8 or 16 bits"
+                f"a TIFF of {samples} bands, and images have 1 or 3 colours: {keep}choose three bands and save them as "
+                "RGB with 8 or 16 bits"
             )
         if self.kind not in (1, 3) and not (self.kind == 2 and self.bits in ((16,), (32,))):
             kind = _KINDS.get(self.kind, "complex numbers, or several types of them")
@@ -74,21 +85,27 @@ class Tiff:
         return "/".join(map(str, dict.fromkeys(self.bits)))
 
 
-def read_tags(content: bytes) -> Tiff | None:
-    """The tags of the first image of a file; None for any other file, and for tags that cannot be read."""
-    if not content.startswith(_SIGNATURES):
+def is_tiff(content: bytes) -> bool:
+    """Whether the bytes begin as those of a TIFF file do."""
+    return content.startswith(_SIGNATURES)
+
+
+def read_tags(content: bytes, page: int = 0) -> Tiff | None:
+    """The tags of an image of a file; None for any other file, and for tags that cannot be read."""
+    if not is_tiff(content):
         return None
     with contextlib.suppress(Exception):  # damaged tags can fail in any way, and the decoder reports them
-        return _describe(_first_directory(content), content[:2])
+        return _describe(_directory(content, page), content[:2])
     return None
 
 
-def _first_directory(content: bytes) -> Mapping[int, Any]:
+def _directory(content: bytes, page: int) -> Mapping[int, Any]:
     is_big = content[2] == 43 or content[3] == 43
     directory = TiffImagePlugin.ImageFileDirectory_v2(content[: 16 if is_big else 8])
     file = io.BytesIO(content)
-    file.seek(directory.next)
-    directory.load(file)
+    for _ in range(page + 1):
+        file.seek(directory.next)
+        directory.load(file)
     return directory
 
 

@@ -37,7 +37,7 @@ Content = TypeVar("Content")  # what a worker makes of the images of a batch
 class Crops:
     """The crops of one batch, in a single tensor: each tensor that a worker sends holds a file open."""
 
-    pixels: Tensor  # (p,), uint8, those of the first view of all images, of the second, and so on
+    pixels: Tensor  # (p,) as ``Source.dtype``, those of the first view of all images, of the second, and so on
     shapes: Sequence[tuple[int, ...]]  # (n, c, s, s) for each view
     samples: NDArray[np.int64]  # (n,), the images of the batch
     indices: NDArray[np.int64]  # (n,), the images that were read for them
@@ -79,7 +79,7 @@ class Reader(ABC, Dataset[Content | MatrixSSLError], Generic[Content]):
 
     def _empty(self, shapes: Sequence[tuple[int, ...]]) -> Tensor:
         """Pixels of crops to be filled in, in the memory of a worker that the main process sees."""
-        pixels = torch.empty(sum(map(math.prod, shapes)), dtype=torch.uint8)
+        pixels = torch.empty(sum(map(math.prod, shapes)), dtype=self._source.dtype)
         return pixels if get_worker_info() is None else pixels.share_memory_()
 
 
@@ -103,7 +103,7 @@ class RandomCrops(Reader[Crops]):
             image, indices[position], problems = read_or_replace(self._source.read, int(sample), len(self._source))
             unreadable += problems
             waiting.append(image)
-            held += image.numel()
+            held += image.nbytes
             if position == len(samples) - 1 or held >= _WAITING_BYTES:
                 part = slice(position + 1 - len(waiting), position + 1)
                 self._crop(waiting, epoch, samples[part], [view[part] for view in crops])

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from matrix_ssl import networks
 from matrix_ssl.config import RunConfig
+from matrix_ssl.config.reading import MOST_CHANNELS
 from matrix_ssl.data.hub import open_pretrained, quiet_transformers
 from matrix_ssl.encoder import architectures, names
 from matrix_ssl.errors import CheckpointError, import_extra
@@ -77,13 +78,19 @@ def not_in_torchvision(model: Model) -> str | None:
 
 def not_in_timm(model: Model) -> str | None:
     """Why timm cannot load an encoder; None where it can."""
-    return None if model.name.startswith("timm/") else not_a_resnet("timm", model, known=architectures.RESNETS)
+    return None if model.name.startswith("timm/") else not_a_resnet(
+        "timm", model, known=architectures.RESNETS, channels=range(1, MOST_CHANNELS + 1)
+    )  # fmt: skip
 
 
-def not_a_resnet(program: str, model: Model, *, known: Sequence[str] = tuple(_RESNETS)) -> str | None:
+def not_a_resnet(
+    program: str, model: Model, *, known: Sequence[str] = tuple(_RESNETS), channels: Sequence[int] = (3,)
+) -> str | None:
     """Why a program with torchvision's ResNets cannot load an encoder; None where it can."""
     if model.name not in known:
         return f"{model.name!r} is not a ResNet that {program} has under the same name"
+    if (count := len(model.config.data.mean)) not in channels:
+        return f"{program} takes colours, and this encoder takes {count} channel{'s' * (count > 1)}"
     return f"{program} has no {model.name} with the stem for small images" if model.has_small_stem else None
 
 
@@ -98,16 +105,19 @@ def write_safetensors(model: Model, folder: Path, name: str) -> Exported:
 def write_torchvision(model: Model, folder: Path, name: str) -> Exported:
     """A state dict for ``torch.load`` with torchvision's names, without the classifier."""
     torch.save(dict(model.tensors), folder / name)
-    size = model.config.data.image_size
+    size, channels = model.config.data.image_size, len(model.config.data.mean)
     sized = {"image_size": size} if model.name.startswith("vit_") else {}
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore", FutureWarning)  # some architectures announce another initialisation
         plain: Any = torchvision.models.get_model(model.name, weights=None, **sized)
     lines = [f"model = torchvision.models.{model.name}({f'image_size={size}' if sized else ''})"]
     if model.has_small_stem:
-        plain.conv1, plain.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
-        lines += ["model.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)",
+        plain.conv1, plain.maxpool = nn.Conv2d(channels, 64, 3, padding=1, bias=False), nn.Identity()
+        lines += [f"model.conv1 = torch.nn.Conv2d({channels}, 64, 3, padding=1, bias=False)",
                   "model.maxpool = torch.nn.Identity()"]  # fmt: skip
+    elif channels != 3:
+        first, convolution = networks.take_channels(plain, channels)
+        lines.append(f"model.set_submodule({first!r}, torch.nn.{convolution})")
     missing, _ = plain.load_state_dict(torch.load(folder / name, weights_only=True), strict=False)
     classifiers = sorted({key.rpartition(".")[0] for key in missing})
     lines.append(f"model.load_state_dict(torch.load({name!r}), strict=False)  # all but {', '.join(classifiers)}")

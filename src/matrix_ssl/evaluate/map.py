@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from matrix_ssl.data.base import Source
+from matrix_ssl.data.pixels import viewable
 from matrix_ssl.data.randomness import permutation
 from matrix_ssl.errors import ConfigError, DataError
 from matrix_ssl.evaluate.features import Features
@@ -36,7 +37,7 @@ def write_map(path: Path, source: Source, features: Features) -> None:
     if len(vectors) > 1:
         queries = torch.from_numpy(permutation(len(vectors), _QUERIES)[:_GALLERY])
         arrays |= gallery(
-            vectors, features.labels, lambda i: source.read(int(features.indices[i])),
+            vectors, features.labels, lambda i: viewable(source.read(int(features.indices[i]))),
             queries=queries, k=min(_NEIGHBOURS, len(vectors) - 1),
         )  # fmt: skip
     write_atomically(path, lambda file: np.savez_compressed(file, **arrays))

@@ -61,7 +61,8 @@ class Subject:
             "encoder_sha256": checkpoint.digest(self.encoder.state_dict()),
             "set": {"train": _describe(self.train), "test": _describe(self.test)},
             "images": [data.image_size, data.crop_fraction, data.mean, data.std]
-            + ([data.white_level] if data.white_level else []),  # not in results of earlier versions
+            + ([data.white_level] if data.white_level else [])  # not in results of earlier versions, as the next ones
+            + ([data.channels, data.value_range, data.pages] if data.channels or data.pages != "first" else []),
         }
 
     @cached_property

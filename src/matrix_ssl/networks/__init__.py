@@ -1,6 +1,6 @@
 """Encoders, heads and the teacher."""
 
-from matrix_ssl.networks.encoders import SMALL_IMAGE, TINY_RESNET, TinyResNet, build_encoder
+from matrix_ssl.networks.encoders import SMALL_IMAGE, TINY_RESNET, TinyResNet, build_encoder, take_channels
 from matrix_ssl.networks.heads import mlp, predictor, projector
 from matrix_ssl.networks.modules import MODULE, forget_encoder, register_encoder, registered_encoder
 from matrix_ssl.networks.patches import PixelDecoder, encode_visible, has_tokens, patch_pixels
@@ -24,5 +24,6 @@ __all__ = [
     "projector",
     "register_encoder",
     "registered_encoder",
+    "take_channels",
     "update_teacher",
 ]

@@ -14,6 +14,7 @@ from matrix_ssl.networks.modules import MODULE, registered_encoder
 
 SMALL_IMAGE = 64  # up to this side, in pixels, stem "auto" keeps the resolution
 TINY_RESNET = "tiny_resnet"
+_COLOURS = 3
 
 
 def build_encoder(
@@ -32,7 +33,8 @@ def build_encoder(
     Args:
         name: ``"tiny_resnet"``, an architecture of torchvision such as ``"resnet50"``, ``"timm/NAME"``, for a model
             of transformers ``"hf:NAME"``, or a name of ``modules.register_encoder``.
-        channels: 1 or 3.
+        channels: 1 to 16. Architectures of torchvision take colours: for another number their first convolution is a
+            new one of the same size.
         image_size: side of the square input, in pixels.
         stem: torchvision ResNets only. ``"small"`` replaces the 7x7 stride-2 convolution by a 3x3 one and removes the
             max-pooling; ``"auto"`` does so for images of at most 64 pixels.
@@ -64,16 +66,11 @@ def build_encoder(
             )
         encoder = ImageModel(configuration, place=name)
     else:
-        encoder = _torchvision_encoder(name, image_size, stem)
-        if channels != 3:
-            raise ConfigError(
-                f"network.encoder={name!r} takes colour images, the data has {channels} channel: "
-                f"use --set network.encoder={TINY_RESNET}."
-            )
+        encoder = _torchvision_encoder(name, image_size, stem, channels)
     return encoder, _feature_dim(encoder, name, channels, image_size)
 
 
-def _torchvision_encoder(name: str, image_size: int, stem: str) -> nn.Module:
+def _torchvision_encoder(name: str, image_size: int, stem: str, channels: int) -> nn.Module:
     torchvision = import_package("torchvision")
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
@@ -90,17 +87,36 @@ def _torchvision_encoder(name: str, image_size: int, stem: str) -> nn.Module:
     if name.startswith(("resnet", "resnext", "wide_resnet")) and (
         stem == "small" or (stem == "auto" and image_size <= SMALL_IMAGE)
     ):
-        encoder.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+        encoder.conv1 = nn.Conv2d(channels, 64, 3, padding=1, bias=False)
         nn.init.kaiming_normal_(encoder.conv1.weight, mode="fan_out", nonlinearity="relu")
         encoder.maxpool = nn.Identity()
     elif stem == "small":
         raise ConfigError(f"network.stem='small' is for ResNets, not for {name!r}: use --set network.stem=standard.")
+    elif channels != _COLOURS:
+        take_channels(encoder, channels)
     linear = [path for path, module in encoder.named_modules() if isinstance(module, nn.Linear)]
     if not linear or hasattr(encoder, "aux_logits"):
         raise ConfigError(f"network.encoder={name!r} has no single linear classifier: choose a different encoder.")
     parent, _, last = linear[-1].rpartition(".")
     setattr(encoder.get_submodule(parent), last, nn.Identity())
     return encoder
+
+
+def take_channels(encoder: nn.Module, channels: int) -> tuple[str, nn.Module]:
+    """Gives the first convolution of an encoder so many channels, with the weights of a new layer, by He's rule.
+
+    Returns:
+        Its name in the encoder, and the new layer.
+    """
+    name, old = next((name, one) for name, one in encoder.named_modules() if isinstance(one, nn.Conv2d))
+    new = nn.Conv2d(
+        channels, old.out_channels, old.kernel_size, old.stride, old.padding, old.dilation,  # type: ignore[arg-type]
+        bias=old.bias is not None,
+    )  # fmt: skip
+    nn.init.kaiming_normal_(new.weight, mode="fan_out", nonlinearity="relu")
+    parent, _, last = name.rpartition(".")
+    setattr(encoder.get_submodule(parent), last, new)
+    return name, new
 
 
 def _timm_encoder(name: str, channels: int, image_size: int, patch_size: int, any_size: bool) -> nn.Module:

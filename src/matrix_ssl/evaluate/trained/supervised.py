@@ -30,6 +30,7 @@ from matrix_ssl.training.engine import Engine
 from matrix_ssl.training.task import Line, Task, TrainingPlan
 
 _TRAINING = "training.json"
+_READING = ("white_level", "channels", "value_range", "pages")  # recorded where they are not at their defaults
 
 
 class Fitted(NamedTuple):
@@ -212,7 +213,7 @@ def _claim(
         "seed": seed,
         "images": {"classes": source.classes, "digest": source.digest},
         "data": {name: getattr(data, name) for name in ("image_size", "mean", "std")}
-        | ({"white_level": data.white_level} if data.white_level else {}),
+        | {name: value for name in _READING if (value := getattr(data, name)) not in (0, (), "first")},
         "weights": {part: digest(getattr(classifier, part).state_dict()) for part in ("frozen", "learner")},
     }
     folders.claim(folder, description, first=_TRAINING)

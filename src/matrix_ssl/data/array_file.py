@@ -1,0 +1,62 @@
+"""An image that is an array of NumPy, in a .npy file: (h, w), (h, w, c) or (c, h, w)."""
+
+import io
+
+import numpy as np
+from numpy.typing import NDArray
+
+from matrix_ssl.config.reading import MOST_CHANNELS
+from matrix_ssl.data.opening import check_size, reported
+from matrix_ssl.errors import UnreadableImage
+
+_MAGIC = b"\x93NUMPY"
+_KINDS = "buif"
+
+
+def is_array(content: bytes) -> bool:
+    """Whether the bytes begin as those of a .npy file do."""
+    return content.startswith(_MAGIC)
+
+
+def read_array(content: bytes, where: str, *, channels: int = 0) -> NDArray[np.generic]:
+    """The numbers of a .npy file, (h, w, c) in the order of bytes of this machine.
+
+    Which axis the channels are is seen from their number, ``channels`` or, where that is 0, at most 16, when only one
+    of the first and the last axis has it.
+
+    Raises:
+        UnreadableImage: at ``where``, the file is damaged, holds no real numbers, or has a shape that is no image or
+            leaves the channels open. Pickled objects are never read.
+    """
+    with reported(content, where):
+        file = io.BytesIO(content)
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(file)
+        if dtype.kind not in _KINDS or dtype.itemsize > 8:
+            raise UnreadableImage(where, f"an array of {dtype}: save it as integers or floating-point numbers")
+        axis = _channel_axis(shape, channels, where)
+        count = 1 if axis is None else shape[axis]
+        height, width = shape if axis is None else [side for place, side in enumerate(shape) if place != axis]
+        check_size(width, height, where, channels=count)
+        file.seek(0)
+        array: NDArray[np.generic] = np.lib.format.read_array(file, allow_pickle=False)
+    array = array[..., None] if axis is None else np.moveaxis(array, axis, -1)
+    return np.ascontiguousarray(array, dtype=dtype.newbyteorder("="))
+
+
+def _channel_axis(shape: tuple[int, ...], channels: int, where: str) -> int | None:
+    """The place of the channels; None for an array (h, w)."""
+    if len(shape) == 2:
+        return None
+    fits = [axis for axis in (0, 2) if len(shape) == 3 and _may_be(shape[axis], channels)]
+    if len(fits) != 1:
+        which = f"of {channels}" if channels else f"of at most {MOST_CHANNELS}"
+        reason = f"both ends have a size {which} channels: save it as (h, w, c) with larger sides, or set data.channels"
+        shapes = f"expected (h, w), (h, w, c) or (c, h, w) with c {which}"
+        raise UnreadableImage(where, f"an array of shape {shape}: {reason if fits else shapes}")
+    return fits[0]
+
+
+def _may_be(size: int, channels: int) -> bool:
+    return size == channels if channels else 1 <= size <= MOST_CHANNELS

@@ -1,0 +1,168 @@
+"""Opens image files with Pillow: only known formats, silently, bounded in size, damage as one kind of error.
+
+Only the formats below are tried: Pillow has more, some of which start other programs. HEIC is read by the package
+pillow-heif (the extra ``heic``), AVIF by Pillow itself where it was built with it, as from version 11.3 on.
+"""
+
+import contextlib
+import importlib.util
+import io
+import logging
+import struct
+import warnings
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+from PIL import Image, ImageOps, UnidentifiedImageError, features
+
+from matrix_ssl.data.tiff import Tiff, read_tags
+from matrix_ssl.errors import MissingExtra, UnreadableImage, import_extra
+
+_AVIF = "avif" in features.modules and features.check("avif") is True
+HEIF_EXTENSIONS, AVIF_EXTENSIONS, DICOM_EXTENSIONS = (".heic", ".heif", ".hif"), (".avif",), (".dcm", ".dicom")
+EXTENSIONS = frozenset([
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".pbm",
+    *(AVIF_EXTENSIONS if _AVIF else ()),
+    *(HEIF_EXTENSIONS if importlib.util.find_spec("pillow_heif") else ()),
+    *(DICOM_EXTENSIONS if importlib.util.find_spec("pydicom") else ()),
+])  # fmt: skip
+ARRAY_EXTENSION = ".npy"
+_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", *(("AVIF",) if _AVIF else ()))
+_PAGED = ("PNG", "WEBP", "TIFF", "GIF", "AVIF", "HEIF")  # a JPEG may hold thumbnails and depths, which are no pages
+MOST_PAGES = 10_000
+_REDUCED, _MASK = 1, 4  # bits of the tag NewSubfileType of TIFF
+_SUBFILE_TYPE = 254
+Result = TypeVar("Result")
+
+# kinds of images under the name of another one: place and beginning of their bytes
+_OTHER_KINDS = (
+    *(() if _AVIF else ((4, b"ftypavif", "an AVIF image"),)), (4, b"ftypcrx", "a raw image of a camera"),
+    (0, b"\0\0\0\x0cjP  ", "a JPEG 2000 image"), (0, b"\xff\x4f\xff\x51", "a JPEG 2000 image"),
+    (0, b"\xff\x0a", "a JPEG XL image"), (0, b"\0\0\0\x0cJXL ", "a JPEG XL image"),
+    (0, b"8BPS", "a Photoshop image"), (0, b"%PDF", "a PDF file"), (0, b"<svg", "an SVG drawing"),
+    (0, b"PK\x03\x04", "a zip archive"),
+)  # fmt: skip
+_HEIF = (b"ftyphei", b"ftyphev", b"ftypmif1", b"ftypmsf1")
+
+# what decoders raise, or once raised, on damaged bytes; a hundred thousand damaged files raised nothing else of Pillow
+DECODER_ERRORS = (OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError,
+                  RuntimeError, MemoryError, EOFError, struct.error)  # fmt: skip
+
+
+def decode(
+    content: bytes, where: str, convert: Callable[[Image.Image, Tiff | None, Image.Image], Result], *, page: int = 0
+) -> Result:
+    """What ``convert`` makes of the opened image, the tags of a TIFF file, and the image opened again.
+
+    UnreadableImage, at ``where``, if the bytes are not an image, are damaged or would decode to an absurd size.
+    """
+    if not content:
+        raise UnreadableImage(where, "the file is empty")
+    with quiet_pillow():
+        tags = read_tags(content, page)
+    if tags is not None and (reason := tags.why_misread()):
+        raise UnreadableImage(where, reason)
+    with reported(content, where, tags), _open(content, where) as image, _open(content, where) as again:
+        for one in (image, again) if page else ():
+            one.seek(page)
+        check_size(image.width, image.height, where)
+        return convert(image, tags, again)
+
+
+@contextlib.contextmanager
+def reported(content: bytes, where: str, tags: Tiff | None = None) -> Iterator[None]:
+    """What a decoder raises in the block as UnreadableImage, at ``where``, and its warnings and log hidden."""
+    try:
+        with quiet_pillow():
+            yield
+    except (UnreadableImage, MissingExtra):
+        raise
+    except UnidentifiedImageError:
+        reason = (tags.why_unknown() if tags is not None else None) or _other_kind(content)
+        raise UnreadableImage(where, reason) from None
+    except Image.DecompressionBombError:
+        raise UnreadableImage(where, _too_large()) from None
+    except DECODER_ERRORS as error:
+        raise UnreadableImage(where, f"damaged image ({str(error) or type(error).__name__})") from None
+
+
+def check_size(width: int, height: int, where: str, *, channels: int = 1) -> None:
+    """Raises UnreadableImage for an image without pixels, or with more numbers than Pillow's limit of pixels."""
+    if not (width > 0 and height > 0 and channels > 0):
+        raise UnreadableImage(where, "the image has no pixels")
+    if width * height * channels > 2 * (Image.MAX_IMAGE_PIXELS or 0):
+        raise UnreadableImage(where, _too_large())
+
+
+def page_numbers(content: bytes) -> list[int]:
+    """The pages or frames of a file that are images of their own: not the previews and masks of a TIFF.
+
+    A file that cannot be read has one page; ``MOST_PAGES`` are counted at most.
+    """
+    with contextlib.suppress(UnreadableImage, MissingExtra), reported(content, ""), _open(content, "") as image:
+        if image.format not in _PAGED or image.tell():  # an HEIC file whose main image is not the first: that one
+            return [0]
+        numbers = []
+        for page in range(MOST_PAGES):
+            try:
+                image.seek(page)
+            except EOFError:
+                break
+            kind = int(getattr(image, "tag_v2", {}).get(_SUBFILE_TYPE, 0))
+            if page == 0 or not kind & (_REDUCED | _MASK):
+                numbers.append(page)
+        return numbers
+    return [0]
+
+
+def is_heif(content: bytes) -> bool:
+    """Whether the bytes begin as those of an HEIC image do."""
+    return content[4:].startswith(_HEIF)
+
+
+def turn_upright(image: Image.Image) -> None:
+    """Loads an image and turns it as its EXIF data say."""
+    image.load()  # outside: damaged pixels are an error, a damaged EXIF block is not
+    with contextlib.suppress(*DECODER_ERRORS):
+        ImageOps.exif_transpose(image, in_place=True)  # turns the pixels before it rewrites the block, which may fail
+
+
+@contextlib.contextmanager
+def quiet_pillow() -> Iterator[None]:
+    """Hides Pillow's warnings and log about large images and odd metadata, about which a user can do nothing.
+
+    Python keeps one list of warning filters for all threads, so decode in processes, or enter this once around a pool
+    of threads: then the nested uses in its threads cannot leave a wrong list behind.
+    """
+    loggers = [logging.getLogger(name) for name in ("PIL", "tifffile", "pydicom")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL + 1)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+def _open(content: bytes, where: str) -> Image.Image:
+    if is_heif(content):
+        try:
+            pillow_heif = import_extra("pillow_heif", extra="heic")
+        except MissingExtra as error:
+            raise UnreadableImage(where, f"an HEIC image: {error}") from None
+        image: Image.Image = pillow_heif.HeifImageFile(io.BytesIO(content))
+        return image
+    return Image.open(io.BytesIO(content), formats=_FORMATS)
+
+
+def _other_kind(content: bytes) -> str:
+    """The reason for bytes that are of no known format: that of a format whose beginning is known."""
+    kind = next((kind for at, start, kind in _OTHER_KINDS if content[at:].startswith(start)), "")
+    return f"{kind}; save it as JPEG or PNG" if kind else "not an image, or its first bytes are damaged"
+
+
+def _too_large() -> str:
+    return f"the image is larger than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels (decompression-bomb limit)"
