@@ -43,9 +43,7 @@ def value_range(source: Source, *, workers: int) -> tuple[float, float] | None:
         return None
     low, high = min(0.0, *(low for low, _, _ in rows)), max(high for _, high, _ in rows)
     if not np.isfinite([low, high]).all():
-        raise DataError(
-            f"{source.name!r}: some values are not finite (NaN or infinity), which nothing can be learnt from: fill them."
-        )
+        raise DataError(f"{source.name!r}: some values are not finite (NaN or infinity): fill them.")
     if high <= low:
         raise DataError(
             f"{source.name!r}: all values are {high:g}: name other images, or --set data.value_range=LOW,HIGH."
