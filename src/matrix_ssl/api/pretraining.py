@@ -31,7 +31,7 @@ from matrix_ssl.runs.loggers import check_loggers
 from matrix_ssl.runs.session import session
 from matrix_ssl.training import fitting, setup
 from matrix_ssl.training.configure import DEFAULT_RECIPE, configure, run_folder
-from matrix_ssl.training.measured import with_statistics
+from matrix_ssl.training.measured import views_remark, with_statistics
 from matrix_ssl.training.start import Start, start_from
 from matrix_ssl.training.task import Line
 
@@ -198,6 +198,8 @@ def train(
                 s.display.say(fitting.describe(config, fitted, fitting.expected_seconds(config, s.device)))
                 if remark:
                     s.display.say(remark)
+            if colours := views_remark(config):
+                s.display.say(colours)
             s.display.say(setup.headline(config, training.source, s.device))
             training.train(run, loggers=loggers)
         page = None

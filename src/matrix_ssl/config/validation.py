@@ -136,7 +136,8 @@ def _parse(value: Any, plain: Any, origin: Any) -> Any:
         return value
     if origin in (tuple, list):
         inner = get_args(plain)[0]
-        parts = value.strip("()[] ").split(";" if get_origin(inner) is tuple else ",")
+        text = value.strip("()[] ")
+        parts = text.split(";" if get_origin(inner) is tuple else ",") if text else []
         return [_parse(part.strip(), _plain(inner), get_origin(inner)) for part in parts]
     return value
 

@@ -1,8 +1,8 @@
-"""The policies of random views that papers share."""
+"""The policies of random views that papers share, and images of which everything is measured."""
 
 import dataclasses
 
-from matrix_ssl.config import ViewConfig
+from matrix_ssl.config import DataConfig, ViewConfig
 
 
 def asymmetric_views(*, smallest_crop: float = 0.2) -> tuple[ViewConfig, ViewConfig]:
@@ -46,3 +46,8 @@ def symmetric_view(*, smallest_crop: float = 0.2, strength: float = 0.5) -> View
         grayscale=0.2,
         blur=0.5,
     )
+
+
+def measured_images(data: DataConfig) -> DataConfig:
+    """Images that keep all of their channels and bits, whose channels, range, mean and deviation are measured."""
+    return dataclasses.replace(data, channels=-1, mean=(), std=())

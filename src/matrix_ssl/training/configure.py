@@ -51,8 +51,8 @@ def _configure(
 
     if recipe not in list_recipes() and (os.sep in recipe or Path(recipe).exists()):
         raise ConfigError(f"{recipe!r} is a path, not a recipe: write --data {shlex.quote(recipe)}.")
-    base = find_recipe(recipe)
     settings = [*assignments, *([("data.source", data)] if data else [])]
+    base = _measuring(find_recipe(recipe), settings)
     name = config.override(base, [*settings, *([("method.name", method)] if method else [])]).method.name
     from matrix_ssl.training import setup  # takes seconds to import: the mistakes above are reported without it
 
@@ -61,6 +61,16 @@ def _configure(
     if not run.data.source:
         raise ConfigError(f"recipe {recipe!r} has no dataset of its own: give --data FOLDER.")
     return run, complete
+
+
+def _measuring(base: "RunConfig", settings: "Sequence[Assignment]") -> "RunConfig":
+    """A recipe whose mean and deviation are measured, where other channels are chosen than those that it is for."""
+    from matrix_ssl.config import split_assignment
+
+    keys = [split_assignment(one)[0] if isinstance(one, str) else one[0] for one in settings]
+    if "data.channels" not in keys or "data.mean" in keys:
+        return base
+    return dataclasses.replace(base, data=dataclasses.replace(base.data, mean=(), std=()))
 
 
 def run_folder(recipe: str, data: "Locations | None", method: str | None, start: str | None = None) -> Path:

@@ -199,7 +199,11 @@ def _folder(source: Source, config: RunConfig) -> Folder:
             sides.append(min(source.read(int(index)).shape[-2:]))
         except UnreadableImage:
             continue
-    return Folder(count, int(np.median(sides)) if sides else config.data.image_size, source.channels == 3)
+    return Folder(
+        count,
+        int(np.median(sides)) if sides else config.data.image_size,
+        source.channels == 3 and not config.data.channels,
+    )
 
 
 def _machine(device: torch.device) -> Machine:

@@ -10,6 +10,7 @@ from matrix_ssl.data.base import Source
 from matrix_ssl.data.statistics import Statistics, mean_and_deviation, value_range
 from matrix_ssl.runs.folder import CONFIG, read_config
 
+_COLOUR_CHANGES = ("saturation", "hue", "grayscale", "solarize")  # of views
 _MEASURED = ("value_range", "mean", "std")  # settings of the data; empty: measured
 
 
@@ -49,6 +50,17 @@ def with_statistics(
         say(_measured(measured))
         data = dataclasses.replace(data, mean=measured.mean, std=measured.std)
     return dataclasses.replace(config, data=data), source
+
+
+def views_remark(config: RunConfig) -> str:
+    """Which changes of the views are for colours and so left out, in words; empty where none is."""
+    changes = [name for name in _COLOUR_CHANGES if any(getattr(view, name) for view in config.views)]
+    if len(config.data.mean) == 3 or not changes:
+        return ""
+    return (
+        f"Left out of the views of {len(config.data.mean)} channels, as they are for colours: {', '.join(changes)}. "
+        "The recipes microscopy, satellite and medical have views for such images."
+    )
 
 
 def _measured(statistics: Statistics) -> str:
