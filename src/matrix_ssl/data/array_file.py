@@ -11,6 +11,7 @@ from matrix_ssl.errors import UnreadableImage
 
 _MAGIC = b"\x93NUMPY"
 _KINDS = "buif"
+_COLOURS = (1, 3)
 
 
 def is_array(content: bytes) -> bool:
@@ -18,11 +19,11 @@ def is_array(content: bytes) -> bool:
     return content.startswith(_MAGIC)
 
 
-def read_array(content: bytes, where: str, *, channels: int = 0) -> NDArray[np.generic]:
+def read_array(content: bytes, where: str, *, channels: int) -> NDArray[np.generic]:
     """The numbers of a .npy file, (h, w, c) in the order of bytes of this machine.
 
-    Which axis the channels are is seen from their number, ``channels`` or, where that is 0, at most 16, when only one
-    of the first and the last axis has it.
+    Which axis the channels are is seen from their number, when only one of the first and the last axis has it: it is
+    ``channels``; 1 or 3, as of colours, where that is 0; or at most 16 where it is -1.
 
     Raises:
         UnreadableImage: at ``where``, the file is damaged, holds no real numbers, or has a shape that is no image or
@@ -49,14 +50,12 @@ def _channel_axis(shape: tuple[int, ...], channels: int, where: str) -> int | No
     """The place of the channels; None for an array (h, w)."""
     if len(shape) == 2:
         return None
-    fits = [axis for axis in (0, 2) if len(shape) == 3 and _may_be(shape[axis], channels)]
+    ends = (0, 2) if len(shape) == 3 else ()
+    fits = [axis for axis in ends if channels == 0 and shape[axis] in _COLOURS]
+    fits = fits or [axis for axis in ends if shape[axis] == channels or (channels < 1 <= shape[axis] <= MOST_CHANNELS)]
     if len(fits) != 1:
-        which = f"of {channels}" if channels else f"of at most {MOST_CHANNELS}"
+        which = f"of {channels}" if channels > 0 else f"of at most {MOST_CHANNELS}"
         reason = f"both ends have a size {which} channels: save it as (h, w, c) with larger sides, or set data.channels"
         shapes = f"expected (h, w), (h, w, c) or (c, h, w) with c {which}"
         raise UnreadableImage(where, f"an array of shape {shape}: {reason if fits else shapes}")
     return fits[0]
-
-
-def _may_be(size: int, channels: int) -> bool:
-    return size == channels if channels else 1 <= size <= MOST_CHANNELS

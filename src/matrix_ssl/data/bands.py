@@ -4,6 +4,9 @@ Reference: TIFF, revision 6.0, Aldus, 1992, sections 3 to 8 and 18 to 19; the or
 """
 
 import io
+import lzma
+import math
+import zlib
 from typing import Any
 
 import numpy as np
@@ -16,6 +19,9 @@ from matrix_ssl.errors import MissingExtra, UnreadableImage, import_extra
 _ORIENTATION = 274
 _WHITE_IS_ZERO, _GREY, _RGB = 0, 1, 2
 _KINDS = "uif"
+_DEFLATE, _LZMA = (8, 32946), 34925  # compressions
+_HIGHEST_RATIO = 1032  # of deflate
+_UNCHECKED = 2**26  # bytes that may be unpacked in any case
 
 
 def read_bands(content: bytes, where: str, *, page: int = 0) -> NDArray[np.generic]:
@@ -35,14 +41,17 @@ def read_bands(content: bytes, where: str, *, page: int = 0) -> NDArray[np.gener
             raise UnreadableImage(where, "a TIFF of numbers of unknown type: save it with 8, 16 or 32 bits")
         check_size(image.imagewidth, image.imagelength, where, channels=image.samplesperpixel * image.imagedepth)
         _check(image, where)
+        _check_unpacked(image, content, where)
         try:
             array = image.asarray(maxworkers=1)
-        except ValueError as error:
-            if "imagecodecs" not in str(error):
+        except (ValueError, KeyError, ImportError) as error:
+            if "imagecodecs" not in str(error) and not isinstance(error, ImportError):
                 raise
             name = getattr(image.compression, "name", image.compression)
             raise UnreadableImage(
-                where, f"a TIFF with the compression {name}, which needs the package imagecodecs: install it"
+                where,
+                f"a TIFF with the compression {name} and the predictor {image.predictor}, which tifffile reads "
+                "with the package imagecodecs: install it, or save the image with deflate",
             ) from None
         array = np.moveaxis(array, 0, -1) if image.axes == "SYX" else array
         array = array if array.ndim == 3 else array[..., None]
@@ -65,6 +74,18 @@ def _check(image: Any, where: str) -> None:
         raise UnreadableImage(where, f"a TIFF with colours of type {name}: save it as grey, RGB or plain bands")
     if image.photometric == _WHITE_IS_ZERO and image.dtype.kind != "u":
         raise UnreadableImage(where, f"a TIFF of inverted {image.dtype}: save it with 0 as black")
+
+
+def _check_unpacked(image: Any, content: bytes, where: str) -> None:
+    """Raises UnreadableImage where a part of the file unpacks to more than it says; tifffile would fill the memory."""
+    if image.compression not in (*_DEFLATE, _LZMA):
+        return
+    expected = max(math.prod(image.chunks) * image.dtype.itemsize, 1)
+    for start, size in zip(image.dataoffsets, image.databytecounts, strict=True):
+        if image.compression == _LZMA or size * _HIGHEST_RATIO > max(_UNCHECKED, 2 * expected):
+            unpacker = lzma.LZMADecompressor() if image.compression == _LZMA else zlib.decompressobj()
+            if len(unpacker.decompress(content[start : start + size], expected + 1)) > expected:
+                raise UnreadableImage(where, "damaged image (a part of it unpacks to more than its size)")
 
 
 def _upright(array: NDArray[np.generic], orientation: int) -> NDArray[np.generic]:

@@ -15,8 +15,9 @@ from typing import TypeVar
 
 from PIL import Image, ImageOps, UnidentifiedImageError, features
 
+from matrix_ssl.data import tiff
 from matrix_ssl.data.tiff import Tiff, read_tags
-from matrix_ssl.errors import MissingExtra, UnreadableImage, import_extra
+from matrix_ssl.errors import MatrixSSLError, MissingExtra, UnreadableImage, import_extra
 
 _AVIF = "avif" in features.modules and features.check("avif") is True
 HEIF_EXTENSIONS, AVIF_EXTENSIONS, DICOM_EXTENSIONS = (".heic", ".heif", ".hif"), (".avif",), (".dcm", ".dicom")
@@ -28,10 +29,8 @@ EXTENSIONS = frozenset([
 ])  # fmt: skip
 ARRAY_EXTENSION = ".npy"
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", *(("AVIF",) if _AVIF else ()))
-_PAGED = ("PNG", "WEBP", "TIFF", "GIF", "AVIF", "HEIF")  # a JPEG may hold thumbnails and depths, which are no pages
+_PAGED = ("PNG", "WEBP", "GIF", "AVIF", "HEIF")  # a JPEG may hold thumbnails and depths, which are no pages
 MOST_PAGES = 10_000
-_REDUCED, _MASK = 1, 4  # bits of the tag NewSubfileType of TIFF
-_SUBFILE_TYPE = 254
 Result = TypeVar("Result")
 
 # kinds of images under the name of another one: place and beginning of their bytes
@@ -75,14 +74,14 @@ def reported(content: bytes, where: str, tags: Tiff | None = None) -> Iterator[N
     try:
         with quiet_pillow():
             yield
-    except (UnreadableImage, MissingExtra):
+    except MatrixSSLError:
         raise
     except UnidentifiedImageError:
         reason = (tags.why_unknown() if tags is not None else None) or _other_kind(content)
         raise UnreadableImage(where, reason) from None
     except Image.DecompressionBombError:
         raise UnreadableImage(where, _too_large()) from None
-    except DECODER_ERRORS as error:
+    except Exception as error:  # damaged bytes make decoders fail in any way
         raise UnreadableImage(where, f"damaged image ({str(error) or type(error).__name__})") from None
 
 
@@ -99,7 +98,9 @@ def page_numbers(content: bytes) -> list[int]:
 
     A file that cannot be read has one page; ``MOST_PAGES`` are counted at most.
     """
-    with contextlib.suppress(UnreadableImage, MissingExtra), reported(content, ""), _open(content, "") as image:
+    if tiff.is_tiff(content):
+        return tiff.page_numbers(content, most=MOST_PAGES)
+    with contextlib.suppress(UnreadableImage), reported(content, ""), _open(content, "") as image:
         if image.format not in _PAGED or image.tell():  # an HEIC file whose main image is not the first: that one
             return [0]
         numbers = []
@@ -108,9 +109,7 @@ def page_numbers(content: bytes) -> list[int]:
                 image.seek(page)
             except EOFError:
                 break
-            kind = int(getattr(image, "tag_v2", {}).get(_SUBFILE_TYPE, 0))
-            if page == 0 or not kind & (_REDUCED | _MASK):
-                numbers.append(page)
+            numbers.append(page)
         return numbers
     return [0]
 

@@ -9,7 +9,8 @@ Reference: TIFF, revision 6.0, Aldus, 1992, sections 3 to 8 and 18 to 19.
 
 import contextlib
 import io
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from PIL import TiffImagePlugin
 from matrix_ssl.config.reading import MOST_CHANNELS
 
 _SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_SUBFILE_TYPE, _REDUCED, _MASK = 254, 1, 4  # the tag, and its bits
 _PHOTOMETRIC, _SAMPLES, _BITS, _PLANES, _FORMAT, _EXTRA, _ORDER = 262, 277, 258, 284, 339, 338, 266
 _WHITE_IS_ZERO, _CIELAB = 0, 8
 _COLOURS = {2: 3, 5: 4, 6: 3}  # samples of a pixel, by the photometric interpretation; grey and palettes have one
@@ -95,18 +97,30 @@ def read_tags(content: bytes, page: int = 0) -> Tiff | None:
     if not is_tiff(content):
         return None
     with contextlib.suppress(Exception):  # damaged tags can fail in any way, and the decoder reports them
-        return _describe(_directory(content, page), content[:2])
+        return _describe(next(itertools.islice(_directories(content), page, None)), content[:2])
     return None
 
 
-def _directory(content: bytes, page: int) -> Mapping[int, Any]:
+def page_numbers(content: bytes, *, most: int) -> list[int]:
+    """The pages that are images of their own, not previews and masks, of the first ``most``; the first in any case."""
+    numbers = [0]
+    with contextlib.suppress(Exception):  # damaged tags end the list
+        for page, tags in enumerate(itertools.islice(_directories(content), most)):
+            if page and not int(tags.get(_SUBFILE_TYPE, 0)) & (_REDUCED | _MASK):
+                numbers.append(page)
+    return numbers
+
+
+def _directories(content: bytes) -> Iterator[Mapping[int, Any]]:
+    """The tags of every page; a page that follows itself ends the file."""
     is_big = content[2] == 43 or content[3] == 43
     directory = TiffImagePlugin.ImageFileDirectory_v2(content[: 16 if is_big else 8])
-    file = io.BytesIO(content)
-    for _ in range(page + 1):
+    file, seen = io.BytesIO(content), set[int]()
+    while directory.next and directory.next not in seen:
+        seen.add(directory.next)
         file.seek(directory.next)
         directory.load(file)
-    return directory
+        yield directory
 
 
 def _describe(tags: Mapping[int, Any], byte_order: bytes) -> Tiff:

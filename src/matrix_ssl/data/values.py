@@ -24,7 +24,7 @@ from matrix_ssl.data.tiff import Tiff, is_tiff, read_tags
 from matrix_ssl.errors import UnreadableImage, import_extra
 
 _COLOUR_MODES = ("L", "LA", "RGB", "RGBA")
-_TOP = 65535
+_SIGNED = 2  # kind of numbers of a TIFF
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def read_values(
     Args:
         page: the page or frame to read.
         together: read all pages as the channels of one image instead.
-        channels: how many an array has, where its shape leaves that open; 0 or -1: unknown.
+        channels: how many an array has, where its shape leaves that open; 0: 1 or 3; -1: unknown.
         windowed: DICOM only: apply the window of the file, and give its grey levels in [0, 1].
 
     Raises:
@@ -112,7 +112,7 @@ def read_values(
             raise UnreadableImage(where, "its pages have different sizes or types, so they are no channels of an image")
         return _checked(Values(np.concatenate([part.array for part in parts], axis=2), parts[0].white), where)
     if array_file.is_array(content):
-        return _checked(Values(array_file.read_array(content, where, channels=max(channels, 0))), where)
+        return _checked(Values(array_file.read_array(content, where, channels=channels)), where)
     if dicom.is_dicom(content):
         return _checked(Values(*dicom.read_dicom(content, where, frame=page, windowed=windowed)), where)
     if is_heif(content):
@@ -133,8 +133,8 @@ def _of_picture(image: Image.Image, tags: Tiff | None, again: Image.Image, *, wh
         if not levels.is_exact:
             raise UnreadableImage(where, "grey of 16 bits with transparency cannot be read exactly: save it without")
         values = levels.values if levels.values.ndim == 3 else levels.values[..., None]
-        if values.dtype == np.int32 and values.min() >= 0:  # Pillow's type for 16 bits of PNG and PPM
-            values = values.astype(np.uint32)
+        if values.dtype == np.int32:  # Pillow's type for 16 bits of some formats
+            values = values.astype(np.int16 if tags is not None and tags.kind == _SIGNED else np.uint16)
         values = (int(levels.top) - values).astype(values.dtype) if levels.inverted else values
         return Values(values, levels.top if values.dtype.kind == "u" else 0.0)
     turn_upright(image)
@@ -161,7 +161,8 @@ def _read_heif(content: bytes, where: str, page: int) -> Values:
 def _checked(values: Values, where: str) -> Values:
     if not 1 <= values.channels <= MOST_CHANNELS:
         raise UnreadableImage(where, f"{values.channels} channels, and an image has at most {MOST_CHANNELS}")
-    return values
+    native = values.array.dtype.newbyteorder("=")
+    return Values(values.array.astype(native, copy=False), values.white)
 
 
 def _highest(array: NDArray[np.generic]) -> float:
