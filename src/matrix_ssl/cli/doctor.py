@@ -14,7 +14,14 @@ from matrix_ssl.errors import install_command
 EVERY = "every command"
 # the extra that a part of a command needs, by command; "": all of it
 NEEDS = {
-    EVERY: {"--data hf:NAME": "datasets", "encoders timm/NAME": "timm", "encoders hf:NAME": "huggingface"},
+    EVERY: {
+        "--data hf:NAME": "datasets",
+        "encoders timm/NAME": "timm",
+        "encoders hf:NAME": "huggingface",
+        "--data with TIFF files of many bands": "tiff",
+        "--data with DICOM files": "dicom",
+        "--data with HEIC images": "heic",
+    },
     "chain": {"--coco": "detection"},
     "detect": {"": "detection"},
     "export": {"--format timm": "timm", "--format huggingface": "huggingface", "--format onnx": "onnx"},
