@@ -79,7 +79,7 @@ class DeviceViews:
         return tuple(results[number] for number in range(len(self._views)))
 
     def of_crops(self, crops: Sequence[Tensor], samples: Array, *, seed: int, epoch: int) -> tuple[Tensor, ...]:
-        """The views from their crops (n, c, s, s), uint8 or float32, on the device, which lie one after the other in memory."""
+        """The views from their crops (n, c, s, s), uint8 or float32 in [0, 1], on the device, one after the other."""
         table = _Table()
         drawn = self._draw(table, seed, epoch, samples, channels=crops[0].shape[1], flips=True)
         numbers = table.move(self._device)
