@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from matrix_ssl.errors import MatrixShapeError
 from matrix_ssl.matrix.precision import without_autocast
-from matrix_ssl.matrix.validation import checked_matrix
+from matrix_ssl.matrix.validation import checked_matrix, looks_at_values
 
 About = Literal["mean", "origin"]
 
@@ -82,10 +82,15 @@ def near_one(rows: Tensor, dimensions: tuple[int, ...] = (-2, -1)) -> Tensor:
 
     The factor has no gradient: for what does not depend on the scale the gradient is right all the same.
     """
-    _, exponent = torch.frexp(rows.detach().abs().amax(dimensions, keepdim=True))
-    return torch.ldexp(rows, -exponent.clamp_min(-120))
+    largest = rows.detach().abs().amax(dimensions, keepdim=True)
+    exponent = torch.frexp(largest).exponent
+    return rows * torch.ldexp(torch.ones_like(largest), -exponent.clamp_min(-120))
 
 
 def unit_length(rows: Tensor) -> Tensor:
     """Rows of length one at every scale; a row of zeros stays one."""
+    if looks_at_values(rows, None) and rows.numel():
+        least, most = torch.linalg.vector_norm(rows.detach(), dim=-1).aminmax()
+        if 1e-6 < least and most < 1e15:  # squares are in range: the same digits as below, in half the time
+            return F.normalize(rows, dim=-1)
     return F.normalize(near_one(rows, (-1,)), dim=-1)

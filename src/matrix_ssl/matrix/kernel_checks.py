@@ -44,7 +44,9 @@ def check_unit_diagonal(full: Tensor, a: Tensor, name: str, validate: bool | Non
 
 def check_rows(rows: Tensor, x: Tensor, name: str, validate: bool | None) -> None:
     """Raises where a row of samples (..., n, d) has length zero."""
-    if looks_at_values(x, validate) and (zero := (rows.detach() == 0).all(-1)).any():
+    if not looks_at_values(x, validate) or torch.linalg.vector_norm(rows.detach(), dim=-1).all():
+        return
+    if (zero := (rows.detach() == 0).all(-1)).any():
         first = tuple(zero.nonzero()[0].tolist())
         raise errors.MatrixError(
             f"{label(x, name)} has {int(zero.sum())} rows of length zero, the first at {first}: they have no "

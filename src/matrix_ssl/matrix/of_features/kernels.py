@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from matrix_ssl.matrix import information, kernel_checks, spectral_entropies, validation
-from matrix_ssl.matrix.covariances import small_gram, unit_length
+from matrix_ssl.matrix.covariances import unit_length
 from matrix_ssl.matrix.diversity import root_weights
 from matrix_ssl.matrix.entropy import collision_entropy, norm_and_trace
+from matrix_ssl.matrix.plain import smaller_product
 from matrix_ssl.matrix.precision import without_autocast
 
 
@@ -101,7 +102,7 @@ def vendi_score(
     unit = unit_length(rows)
     if weights is not None:
         unit = unit * root_weights(weights, rows, "x", validate).unsqueeze(-1)
-    return _gram_entropy(small_gram(unit), order).exp()
+    return _gram_entropy(smaller_product(unit), order).exp()
 
 
 def two_unit_rows(x: Tensor, y: Tensor, validate: bool | None) -> tuple[Tensor, Tensor]:
@@ -134,7 +135,7 @@ def _joint(rows: Sequence[Tensor], alpha: float) -> Tensor:
     """The entropy of the elementwise product of linear kernels, on the smaller side."""
     if math.prod(x.shape[-1] for x in rows) < rows[0].shape[-2]:
         product = functools.reduce(lambda a, b: (a.unsqueeze(-1) * b.unsqueeze(-2)).flatten(-2), rows)
-        return _gram_entropy(small_gram(product), alpha)
+        return _gram_entropy(smaller_product(product), alpha)
     with without_autocast(rows[0]):
         return _gram_entropy(functools.reduce(operator.mul, (x @ x.mT for x in rows)), alpha)
 

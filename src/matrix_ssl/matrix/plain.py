@@ -1,0 +1,42 @@
+"""Products and eigenvalues that nobody differentiates, by NumPy, whose BLAS computes half of a symmetric product.
+
+A tensor is plain if it is on the CPU, in float32 or float64, and neither autograd, ``torch.func`` nor ``torch.compile``
+follows what becomes of it. For all others the functions are those of PyTorch, with the same values up to rounding.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from matrix_ssl.matrix.covariances import small_gram
+from matrix_ssl.matrix.precision import without_autocast
+from matrix_ssl.matrix.transforms import is_transformed
+
+
+def is_plain(x: Tensor) -> bool:
+    """Whether NumPy may compute with a tensor."""
+    if torch.compiler.is_compiling() or is_transformed(x) or x.device.type != "cpu":
+        return False
+    followed = torch.is_grad_enabled() and x.requires_grad
+    followed |= torch.autograd.forward_ad.unpack_dual(x).tangent is not None
+    return not followed and x.dtype in (torch.float32, torch.float64)
+
+
+def smaller_product(rows: Tensor) -> Tensor:
+    """``small_gram``: BᵀB or BBᵀ of rows B (..., n, d), whichever is smaller."""
+    if not is_plain(rows):
+        return small_gram(rows)
+    b = rows.detach().numpy()
+    transposed = b.swapaxes(-1, -2)
+    return torch.from_numpy(np.matmul(transposed, b) if b.shape[-1] <= b.shape[-2] else np.matmul(b, transposed))
+
+
+def eigenvalues(a: Tensor) -> Tensor:
+    """Eigenvalues (..., d) of a symmetric matrix in ascending order, without gradient."""
+    if is_plain(a):
+        try:
+            return torch.from_numpy(np.linalg.eigvalsh(a.detach().numpy()))
+        except np.linalg.LinAlgError as error:
+            raise torch.linalg.LinAlgError(str(error)) from error
+    with without_autocast(a):
+        return torch.linalg.eigvalsh(a.detach())

@@ -1,0 +1,67 @@
+"""Products and eigenvalues by NumPy are those of PyTorch, and what somebody differentiates stays with PyTorch."""
+
+import pytest
+import torch
+
+from matrix_ssl.errors import MatrixError, NotFiniteError
+from matrix_ssl.matrix import of_features, plain, vendi_score
+from matrix_ssl.matrix.covariances import near_one, small_gram, unit_length
+from tests.support.matrix_samples import positive, rows
+
+
+@pytest.mark.parametrize("shape", [(9, 4), (4, 9), (3, 9, 4), (2, 3, 4, 4)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_plain_tensors(shape, dtype):
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    product = plain.smaller_product(x)
+    torch.testing.assert_close(product, small_gram(x))
+    assert torch.equal(product, product.mT) and product.dtype == dtype
+    torch.testing.assert_close(plain.eigenvalues(product), torch.linalg.eigvalsh(product), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # of PyTorch about itself
+def test_what_is_followed_is_not_plain():
+    x = rows(4, 3)
+    assert plain.is_plain(x) and not plain.is_plain(x.half()) and not plain.is_plain(x.clone().requires_grad_())
+    seen = []
+
+    def look(a):
+        seen.append(plain.is_plain(a))
+        return plain.smaller_product(a).sum()
+
+    torch.func.vmap(look)(x[None])
+    torch.func.grad(look)(x)
+    with torch.autograd.forward_ad.dual_level():
+        look(torch.autograd.forward_ad.make_dual(x, x))
+    assert seen == [False] * 3
+    with torch.no_grad():
+        assert plain.is_plain(x.clone().requires_grad_())
+    assert torch.compile(plain.smaller_product, fullgraph=True, backend="eager")(x).shape == (3, 3)
+
+
+def test_values_with_and_without_a_gradient_agree():
+    x = rows(12, 5)
+    for function in (of_features.vendi_score, of_features.gram_entropy, of_features.min_entropy):
+        torch.testing.assert_close(function(x), function(x.clone().requires_grad_()).detach(), rtol=1e-12, atol=0)
+    gram = positive([0.4, 0.4, 1.2, 2.0])
+    gram = gram / gram.diagonal().sqrt().outer(gram.diagonal().sqrt())
+    leaf = gram.clone().requires_grad_()
+    torch.testing.assert_close(vendi_score(gram), vendi_score(leaf).detach(), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-5, 1.0, 1e14, 1e300])
+def test_rows_of_length_one_at_every_scale(scale):
+    x = rows(6, 4)
+    unit = unit_length(x * scale)
+    assert torch.equal(unit, torch.nn.functional.normalize(near_one(x * scale, (-1,)), dim=-1))
+    torch.testing.assert_close(unit, unit_length(x), rtol=1e-12, atol=0)
+
+
+def test_a_sum_beyond_the_range_is_no_error_but_a_value_is():
+    large = torch.full((2, 2), 1e308, dtype=torch.float64) * torch.tensor([[1.0, 1], [1, 0.5]])
+    of_features.vendi_score(large)
+    large[1, 0] = -torch.inf
+    with pytest.raises(NotFiniteError, match="1 infinite of 4 elements, the first at"):
+        of_features.vendi_score(large)
+    with pytest.raises(MatrixError, match="1 rows of length zero, the first at"):
+        of_features.vendi_score(torch.tensor([[1e-200, 0], [0, 0]], dtype=torch.float64))
