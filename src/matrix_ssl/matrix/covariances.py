@@ -83,14 +83,14 @@ def near_one(rows: Tensor, dimensions: tuple[int, ...] = (-2, -1)) -> Tensor:
     The factor has no gradient: for what does not depend on the scale the gradient is right all the same.
     """
     largest = rows.detach().abs().amax(dimensions, keepdim=True)
-    exponent = torch.frexp(largest).exponent
-    return rows * torch.ldexp(torch.ones_like(largest), -exponent.clamp_min(-120))
+    exponent = torch.frexp(largest).exponent.clamp_min(-1000 if rows.dtype == torch.float64 else -120)
+    return rows * torch.ldexp(torch.ones_like(largest), -exponent)
 
 
 def unit_length(rows: Tensor) -> Tensor:
     """Rows of length one at every scale; a row of zeros stays one."""
     if looks_at_values(rows, None) and rows.numel():
         least, most = torch.linalg.vector_norm(rows.detach(), dim=-1).aminmax()
-        if 1e-6 < least and most < 1e15:  # squares are in range: the same digits as below, in half the time
+        if least > 1e-6 and most < 1e15:  # squares are in range: the same digits as below, in half the time
             return F.normalize(rows, dim=-1)
     return F.normalize(near_one(rows, (-1,)), dim=-1)
