@@ -80,7 +80,16 @@ def test_measures_are_those_of_the_features():
     assert row["matrix_entropy"] == pytest.approx(np.log(report.effective_rank), rel=1e-4)
     scaled = x.double() / x.double().var(0, correction=0).mean().sqrt()
     assert row["lidar"] == pytest.approx(matrix.lidar(torch.stack([scaled] * 2, 1)).item(), rel=1e-3)  # equal views
-    assert row["token_entropy"] is None and 0 < result["rows"][0]["token_entropy"] < np.log(64)
+    assert row["normalised_matrix_entropy"] == pytest.approx(row["matrix_entropy"] / np.log(row["width"]), rel=1e-9)
+    # of equal views DiME is the entropy with permuted images less that without
+    views = matrix.gaussian_kernel(x[:256].double(), width="median")
+    expected = matrix.difference_of_entropies(views, views, generator=torch.Generator().manual_seed(0)).item()
+    assert row["dime"] == pytest.approx(expected, rel=1e-3)
+    tokens = result["rows"][0]
+    assert tokens["normalised_token_entropy"] == pytest.approx(tokens["token_entropy"] / np.log(8), rel=1e-9)
+    assert row["token_entropy"] is row["normalised_token_entropy"] is None and 0 < result["rows"][0][
+        "token_entropy"
+    ] < np.log(64)
 
 
 def test_an_output_that_is_not_finite_names_its_block():
@@ -109,7 +118,7 @@ def test_the_command(tmp_path):
     result = json.loads((out / "diagnose.json").read_text())
     assert result["rows"][-1]["reference"]["effective_rank"] != result["rows"][-1]["effective_rank"]
     page = (out / "diagnose.html").read_text()
-    for text in ("LiDAR", "Token entropy", "reference effective rank", "blocks.1"):
+    for text in ("LiDAR", "DiME", "Token entropy", "Normalised matrix entropy", "reference effective rank", "blocks.1"):
         assert text in page
     with pytest.raises(ConfigError, match=r"--reference .*other has other blocks than"):
         other, _ = make_run(tmp_path / "other", "network.width=8", "data.image_size=16", base=find_recipe("demo"))

@@ -262,9 +262,14 @@ class TestMeasuring:
         others, _ = expected_rows(fresh, llama, text, window=20, before=[0])
         assert [row["layer"] for row in result["rows"]] == [0, 1, 2, 3]
         for found, row, other in zip(result["rows"], rows, others, strict=True):
-            own = {key: value for key, value in found.items() if key not in ("reference", "diff_erank")}
-            assert own == pytest.approx(row, rel=1e-5)
-            assert found["reference"] | {"layer": row["layer"]} == pytest.approx(other, rel=1e-5)
+            assert {key: found[key] for key in row} == pytest.approx(row, rel=1e-5)
+            compared = found["reference"] | {"layer": row["layer"]}
+            assert {key: compared[key] for key in other} == pytest.approx(other, rel=1e-5)
+            assert (
+                found.keys() - {"diff_erank", "reference", "layer"}
+                == found["reference"].keys()
+                > other.keys() - {"layer"}
+            )
             assert found["diff_erank"] == pytest.approx(other["erank"] - row["erank"], rel=1e-3)
 
     def test_the_batch_size_changes_nothing(self, llama, text, tmp_path):
@@ -334,13 +339,17 @@ class TestMeasuring:
         path, alive = tmp_path / "t", {}
         path.write_text(sentences(90), encoding="utf-8")
 
-        def look(name, count):
+        shares = []
+
+        def look(name, count, share):
+            shares.append(share)
             if count % 5 == 0:
                 alive[name, count] = sum(type(x) is torch.Tensor for x in gc.get_objects())
 
         settings = DiagnoseSettings(str(llama), path, window=32, batch_size=1)
         diagnose(settings, tmp_path / "out", device=CPU, on_progress=look)
         assert len(alive) > 4 and len(set(alive.values())) == 1, alive
+        assert shares == sorted(shares) and shares[0] >= 0 and shares[-1] <= 1
 
 
 class TestWriting:
@@ -360,7 +369,7 @@ class TestWriting:
             last = result["rows"][-1]
             assert f"{last['erank']:.4g}" in shown and f"{last['reference']['erank']:.4g}" in shown
         assert "layer 3" in printed and max(map(len, printed.partition("results")[0].splitlines())) <= 80
-        assert page.count("<svg") == 5 and "<script" not in page and "http" not in page.split("</head>")[1]
+        assert page.count("<svg") == 11 and "<script" not in page and "http" not in page.split("</head>")[1]
         assert "&lt;s&gt;" in page  # special tokens are text
         assert result["reference"]["seed"] == 0 and result["environment"]["transformers"]
 
@@ -382,7 +391,7 @@ class TestWriting:
         child = os.fork()
         if child == 0:
             settings = DiagnoseSettings(str(llama), text, window=20)
-            diagnose(settings, out, device=CPU, on_progress=lambda name, n: os.kill(os.getpid(), signal.SIGKILL))
+            diagnose(settings, out, device=CPU, on_progress=lambda name, n, share: os.kill(os.getpid(), signal.SIGKILL))
             os._exit(0)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
         assert {path.name: path.read_bytes() for path in out.iterdir()} == first

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from matrix_ssl.errors import MatrixError, MatrixShapeError, NotFiniteError
-from matrix_ssl.llm.diagnose.measures import TokenStatistics, diff_erank, erank, matrix_nuclear_norm
-from matrix_ssl.matrix import matrix_entropy
+from matrix_ssl.llm.diagnose.measures import TokenStatistics, curvature, diff_erank, erank, matrix_nuclear_norm
+from matrix_ssl.matrix import lidar, matrix_entropy
+from matrix_ssl.matrix.comparison.entropies import VIEWS
 from matrix_ssl.training.diagnostics import describe
 
 
@@ -149,6 +150,53 @@ class TestErrors:
             TokenStatistics().measures()
 
 
+class TestCurvature:
+    def test_against_a_loop(self):
+        x = tokens(6, 4).numpy()
+        angles = []
+        for before, here, after in zip(x, x[1:], x[2:], strict=False):
+            u, v = here - before, after - here
+            angles.append(math.acos(u @ v / math.sqrt(u @ u) / math.sqrt(v @ v)))
+        assert curvature(tokens(6, 4)).item() == pytest.approx(np.mean(angles), rel=1e-12)
+        assert curvature(2 * tokens(6, 4) @ rotation(4) + 1).item() == pytest.approx(np.mean(angles), rel=1e-9)
+
+    def test_known_angles(self):
+        line = torch.tensor([[0.0, 1], [1, 2], [3, 4], [4, 5]])
+        assert curvature(line).item() == pytest.approx(0, abs=1e-3)
+        assert curvature(torch.eye(3).repeat(2, 1)).item() == pytest.approx(2 * math.pi / 3, rel=1e-6)
+        back = torch.tensor([[0.0], [1], [0], [1]])
+        assert curvature(back).item() == pytest.approx(math.pi)
+        assert curvature(torch.zeros(3, 2)).item() == pytest.approx(math.pi / 2)  # no direction
+        with pytest.raises(MatrixShapeError, match="an angle needs three tokens"):
+            curvature(tokens(2, 3))
+
+
+class TestViews:
+    def test_normalised_entropies_and_halves(self):
+        statistics, x = TokenStatistics(), torch.stack([tokens(8, 5, seed=i, mean=i) for i in range(6)])
+        statistics.add(x)
+        found = statistics.measures()
+        assert found.normalised_matrix_entropy == pytest.approx(found.matrix_entropy / math.log(5), rel=1e-12)
+        assert found.token_entropy == pytest.approx(math.log(found.erank), rel=1e-12)
+        assert found.normalised_token_entropy == pytest.approx(found.token_entropy / math.log(5), rel=1e-12)
+        assert found.curvature == pytest.approx(curvature(x).mean().item(), rel=1e-12)
+        halves = torch.stack([x[:, :4].mean(1), x[:, 4:].mean(1)], 1)
+        scale = halves.flatten(0, 1).std(0, correction=0).square().mean().sqrt()
+        assert found.lidar == pytest.approx(lidar(halves / scale).item(), rel=1e-9)
+        assert found.dime > 0  # windows of different means are told apart by either half
+
+    def test_halves_that_share_nothing(self):
+        statistics = TokenStatistics()
+        statistics.add(torch.stack([tokens(8, 40, seed=i, mean=0) for i in range(30)]))
+        assert abs(statistics.measures().dime) < 0.05
+
+    def test_what_is_not_defined_is_none(self):
+        statistics = TokenStatistics()
+        statistics.add(tokens(2, 3)[None])
+        found = statistics.measures()
+        assert [found.normalised_token_entropy, found.curvature, found.dime, found.lidar] == [None] * 4
+
+
 class TestStream:
     def windows(self, count=5, n=12, d=7):
         """Windows whose means differ, so that one mean for all would be another measure."""
@@ -190,8 +238,10 @@ class TestStream:
         for part in (x[:1], x[1:4], x[4:]):
             parts.add(part)
         turned.add(x.flip(0))
-        for other in (parts, turned):
-            assert vars(other.measures()) == pytest.approx(vars(whole.measures()), rel=1e-12)
+        expected = vars(whole.measures())
+        assert vars(parts.measures()) == pytest.approx(expected, rel=1e-12)
+        permuted = {"dime": expected["dime"]}  # by the same permutations of a different order
+        assert vars(turned.measures()) | permuted == pytest.approx(expected, rel=1e-12)
 
     def test_windows_of_other_lengths(self):
         long, short, found = tokens(30), tokens(4, seed=1, mean=-2), TokenStatistics()
@@ -234,7 +284,7 @@ class TestStream:
         few.add(self.windows(2))
         for _ in range(50):
             many.add(self.windows(2))
-        assert kept(few) == kept(many) == 7 * 7 + 7 + 4
+        assert kept(few) == kept(many) == 7 * 7 + 7 + VIEWS * 2 * 7 + 7
 
     def test_a_bad_window_leaves_the_others(self):
         x, found, expected = self.windows(3), TokenStatistics(), TokenStatistics()

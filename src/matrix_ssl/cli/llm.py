@@ -239,8 +239,9 @@ def diagnose(
 ) -> None:  # fmt: skip
     """Measure the token representations of a language model, layer by layer: entropies and ranks.
 
-    Matrix entropy, effective rank, eRank, Diff-eRank against a reference, and matrix nuclear norm, over a text of any
-    length. Running the same command overwrites the results. Definitions: docs/llm-diagnose.md.
+    Matrix entropy, effective rank, eRank, Diff-eRank against a reference, matrix nuclear norm, curvature, DiME and
+    LiDAR, over a text of any length. Running the same command overwrites the results. Definitions:
+    docs/llm-diagnose.md.
     """
     from matrix_ssl.llm.diagnose import run as diagnosis
     from matrix_ssl.report.diagnosis import PAGE, RESULT, terminal
@@ -250,10 +251,10 @@ def diagnose(
         reference=reference, layers=layers, max_tokens=max_tokens, window=window, batch_size=batch_size, seed=seed
     )
     settings = diagnosis.DiagnoseSettings(model, text, **given)
-    with options.stderr.status("opening") as status:
+    with options.progress("opening") as update:
         result = diagnosis.diagnose(
             settings, out, device=devices.choose_device(device),
-            on_progress=lambda name, windows: status.update(f"{name}: {windows} windows"),
+            on_progress=lambda name, windows, share: update(f"{name}: {windows} windows", share),
         )  # fmt: skip
     options.stdout.print(terminal(result))
     options.show(results=out / RESULT, page=out / PAGE)

@@ -1,11 +1,13 @@
 """Arguments, options and consoles that several commands share."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from matrix_ssl.cli import completion
 from matrix_ssl.errors import ConfigError
@@ -111,6 +113,15 @@ def given(**values: Any) -> dict[str, Any]:
 def say(text: str) -> None:
     """Prints a sentence on standard error."""
     stderr.print(text, markup=False)
+
+
+@contextmanager
+def progress(what: str) -> Iterator[Callable[[str, float], None]]:
+    """A bar on a terminal; the function that it gives takes a text and the share that is done, in [0, 1]."""
+    columns = TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as bar:
+        task = bar.add_task(what, total=1.0)
+        yield lambda text, share: bar.update(task, description=text, completed=share)
 
 
 def show(**paths: Path | None) -> None:

@@ -3,12 +3,14 @@
 Every image is seen three times: as evaluation sees it, and as two random views. The output of a block is averaged over
 its positions, one vector an image; ranks and entropy are those of these vectors. Within an image, the token entropy is
 that of the cosine kernel of its positions. LiDAR compares images with their views, of features scaled to a mean
-variance of one, so that its constant means the same at every block. Memory is that of a batch and d² numbers a block.
+variance of one, so that its constant means the same at every block. DiME compares Gaussian kernels of the views.
+Memory is that of a batch, d² numbers a block and the views of 256 images.
 
-Reference for entropies of tokens and of means by layer: Skean, Arefin, Zhao, Patel, Naghiyev, LeCun and Shwartz-Ziv,
+Reference for entropies, DiME and LiDAR by layer: Skean, Arefin, Zhao, Patel, Naghiyev, LeCun and Shwartz-Ziv,
 "Layer by layer: uncovering hidden representations in language models", ICML 2025, https://arxiv.org/abs/2502.02013.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -27,10 +29,14 @@ from matrix_ssl.data.randomness import permutation
 from matrix_ssl.errors import DataError
 from matrix_ssl.evaluate.blocks import BlockOutputs
 from matrix_ssl.matrix import Moments, RankStatistics, von_neumann_entropy
-from matrix_ssl.matrix.covariances import small_gram
+from matrix_ssl.matrix.comparison.entropies import VIEWS, dime_of_views
+from matrix_ssl.matrix.plain import smaller_product
 from matrix_ssl.matrix.ranks import RIDGE, lidar_of
 
-MEASURES = ("matrix_entropy", "effective_rank", "participation_ratio", "rank_me", "token_entropy", "lidar")
+MEASURES = (
+    "matrix_entropy", "normalised_matrix_entropy", "effective_rank", "participation_ratio", "rank_me", "token_entropy",
+    "normalised_token_entropy", "lidar", "dime",
+)  # fmt: skip
 _POSITIONS = 64  # of an output whose entropy is computed
 _STREAM = 0xD1A6  # coordinate of the choice of images
 
@@ -45,6 +51,7 @@ class _Block:
         self.ranks = RankStatistics(width, groups=0)
         self.images = Moments(width)  # means of two views
         self.within = torch.zeros(width, width, dtype=torch.float64)
+        self.views: list[tuple[Tensor, Tensor]] = []  # of the first images
 
     def add(self, plain: tuple[Tensor, Tensor, int], first: Tensor, second: Tensor) -> None:
         self.ranks.add(plain[0])
@@ -52,16 +59,22 @@ class _Block:
         half = (first.double() - second.double()) / 2
         self.images.add((first.double() + second.double()) / 2)
         self.within += half.mT @ half
+        if sum(len(one) for one, _ in self.views) < VIEWS:
+            self.views.append((first, second))
 
     def measures(self) -> dict[str, Any]:
         report, n = self.ranks.report(), self.ranks.count
         between, within = self.images.covariance(), self.within / n
         scale = (between.trace() + within.trace()) / len(within)
         lidar = lidar_of(between / scale, within / scale, RIDGE).item() if scale > 0 else 1.0
+        entropy, tokens = math.log(report.effective_rank), self.tokens / n if self.positions > 1 else None
         return {
-            "width": report.width, "positions": self.positions, "matrix_entropy": float(np.log(report.effective_rank)),
+            "width": report.width, "positions": self.positions, "matrix_entropy": entropy,
+            "normalised_matrix_entropy": _over_bound(entropy, n - 1, report.width),
             "effective_rank": report.effective_rank, "participation_ratio": report.participation_ratio,
-            "rank_me": report.rank_me, "token_entropy": self.tokens / n if self.positions > 1 else None, "lidar": lidar,
+            "rank_me": report.rank_me, "token_entropy": tokens,
+            "normalised_token_entropy": _over_bound(tokens, _looked_at(self.positions), report.width),
+            "lidar": lidar, "dime": dime_of_views(*map(torch.cat, zip(*self.views, strict=True))),
         }  # fmt: skip
 
 
@@ -116,10 +129,25 @@ def _plain(output: Tensor) -> tuple[Tensor, Tensor, int]:
     """Mean over positions (n, k), entropy of the kernel of positions (n,), and the number of positions."""
     output = output.float().cpu()
     count = output.shape[1]
-    some = output[:, :: -(-count // _POSITIONS)]
+    some = output[:, :: _step(count)]
     unit = F.normalize(some.double(), dim=-1)
-    entropies = von_neumann_entropy(small_gram(unit), validate=False) if count > 1 else torch.zeros(len(output))
+    entropies = von_neumann_entropy(smaller_product(unit), validate=False) if count > 1 else torch.zeros(len(output))
     return output.mean(1), entropies, count
+
+
+def _step(positions: int) -> int:
+    return -(-positions // _POSITIONS)
+
+
+def _looked_at(positions: int) -> int:
+    """How many of the positions of an output the token entropy is of."""
+    return -(-positions // _step(positions))
+
+
+def _over_bound(entropy: float | None, rows: int, width: int) -> float | None:
+    """An entropy over the logarithm of the largest number of directions; None where that is one."""
+    directions = min(rows, width)
+    return entropy / math.log(directions) if entropy is not None and directions > 1 else None
 
 
 def _two_views(pixels: Tensor, views: tuple[ViewConfig, ViewConfig], indices: NDArray[np.int64]) -> Iterator[Tensor]:

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from matrix_ssl.matrix.covariances import small_gram
 from matrix_ssl.matrix.precision import without_autocast
 from matrix_ssl.matrix.transforms import is_transformed
 
@@ -22,13 +21,18 @@ def is_plain(x: Tensor) -> bool:
     return not followed and x.dtype in (torch.float32, torch.float64)
 
 
+def product(rows: Tensor) -> Tensor:
+    """BᵀB of rows B (..., n, d)."""
+    if is_plain(rows):
+        b = rows.detach().numpy()
+        return torch.from_numpy(np.matmul(b.swapaxes(-1, -2), b))
+    with without_autocast(rows):
+        return rows.mT @ rows
+
+
 def smaller_product(rows: Tensor) -> Tensor:
-    """``small_gram``: BᵀB or BBᵀ of rows B (..., n, d), whichever is smaller."""
-    if not is_plain(rows):
-        return small_gram(rows)
-    b = rows.detach().numpy()
-    transposed = b.swapaxes(-1, -2)
-    return torch.from_numpy(np.matmul(transposed, b) if b.shape[-1] <= b.shape[-2] else np.matmul(b, transposed))
+    """BᵀB or BBᵀ of rows B (..., n, d), whichever is smaller."""
+    return product(rows if rows.shape[-1] <= rows.shape[-2] else rows.mT)
 
 
 def eigenvalues(a: Tensor) -> Tensor:

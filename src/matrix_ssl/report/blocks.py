@@ -16,15 +16,25 @@ RESULT, PAGE = "diagnose.json", "diagnose.html"
 MEASURES = {
     "matrix_entropy": ("matrix entropy", "Entropy, in nats, of the covariance of the images' mean outputs, scaled to "
                        "trace one: 0 where they lie on a line."),
+    "normalised_matrix_entropy": ("normalised matrix entropy", "The matrix entropy over the logarithm of its bound, "
+                                  "the smaller of the width and of the images less one (Skean et al., ICML 2025)."),
     "effective_rank": ("effective rank", "The exponential of the matrix entropy: between 1 and the width."),
     "participation_ratio": ("participation ratio", "(Σ λ)² / Σ λ² of the same covariance: strong directions decide."),
     "rank_me": ("RankMe", "The exponential of the entropy of the singular values of the mean outputs, not centred: "
                 "weak directions count."),
     "token_entropy": ("token entropy", "Entropy, in nats, of the cosine kernel of the positions of an image, mean over "
                       "images: 0 where all positions point the same way. Absent behind a pooling."),
+    "normalised_token_entropy": ("normalised token entropy", "The token entropy over the logarithm of its bound, the "
+                                 "smaller of the width and the number of positions."),
     "lidar": ("LiDAR", "Directions in which images differ more than two random views of one image do, of outputs "
-              "scaled to a mean variance of one."),
+              "scaled to a mean variance of one (Thilak et al., ICLR 2024)."),
+    "dime": ("DiME", "What the Gaussian kernels of two random views share beyond what views of different images share, "
+             "in nats, of up to 256 images (Skean et al., 2023)."),
 }  # fmt: skip
+
+_ON_THE_PAGE = (
+    "width", "normalised matrix entropy", "participation ratio", "RankMe", "normalised token entropy", "DiME",
+)  # fmt: skip
 
 
 def terminal(result: Mapping[str, Any]) -> Table:
@@ -32,7 +42,7 @@ def terminal(result: Mapping[str, Any]) -> Table:
     title = f"{whole(result['images'])} images of {result['data']}"
     table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
     names, *rows = _table(result)
-    shown = [i for i, name in enumerate(names) if name not in ("width", "participation ratio", "RankMe")]
+    shown = [i for i, name in enumerate(names) if name not in _ON_THE_PAGE]
     for i in shown:
         table.add_column(names[i], justify="right" if i else "left", no_wrap=not i)
     for row in rows:
@@ -77,7 +87,7 @@ def _table(result: Mapping[str, Any]) -> list[list[str]]:
     extra = ["reference effective rank", "reference LiDAR"] if compared else []
     table = [["block", "width", *(name for name, _ in MEASURES.values()), *extra]]
     for row in result["rows"]:
-        values = [row[key] for key in MEASURES]
+        values = [row.get(key) for key in MEASURES]  # a result of an earlier version has fewer
         values += [row["reference"]["effective_rank"], row["reference"]["lidar"]] if compared else []
         cells = (ABSENT if value is None else number(value) for value in values)
         table.append([row["block"], whole(row["width"]), *cells])

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from matrix_ssl.report import template
 from matrix_ssl.report.figures import Curve, Figurine, Panel, stacked
-from matrix_ssl.report.formats import Cell, number, settings, whole
+from matrix_ssl.report.formats import ABSENT, Cell, number, settings, whole
 
 RESULT, PAGE = "diagnose.json", "diagnose.html"
 MEASURES = {
@@ -18,7 +18,14 @@ MEASURES = {
     "effective_rank": "effective rank",
     "erank": "eRank",
     "matrix_nuclear_norm": "nuclear norm",
+    "normalised_matrix_entropy": "normalised matrix entropy",
+    "token_entropy": "token entropy",
+    "normalised_token_entropy": "normalised token entropy",
+    "curvature": "curvature",
+    "dime": "DiME",
+    "lidar": "LiDAR",
 }
+_ON_THE_PAGE = ("normalised matrix entropy", "token entropy", "normalised token entropy", "curvature", "DiME", "LiDAR")
 
 
 def layer_name(layer: int) -> str:
@@ -27,15 +34,16 @@ def layer_name(layer: int) -> str:
 
 
 def terminal(result: Mapping[str, Any]) -> Table:
-    """A row a layer, for a terminal of 80 columns."""
+    """A row a layer, for a terminal of 80 columns: without the measures that only the page has."""
     title = f"{whole(result['tokens'])} tokens in {whole(result['windows'])} windows"
     table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
     names, *rows = _table(result)
-    for name in names:
-        longest = max(map(len, name.split()))
-        table.add_column(name, justify="left" if name == "layer" else "right", min_width=longest)
+    shown = [i for i, name in enumerate(names) if name not in _ON_THE_PAGE]
+    for i in shown:
+        longest = max(map(len, names[i].split()))
+        table.add_column(names[i], justify="right" if i else "left", min_width=longest)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(row[i] for i in shown))
     return table
 
 
@@ -82,9 +90,10 @@ def _table(result: Mapping[str, Any]) -> list[list[str]]:
     compared = result["reference"] is not None
     table = [["layer", *MEASURES.values(), *(["reference eRank", "Diff-eRank"] if compared else [])]]
     for row in result["rows"]:
-        values = [row[key] for key in MEASURES]
+        values = [row.get(key) for key in MEASURES]  # a result of an earlier version has fewer
         values += [row["reference"]["erank"], row["diff_erank"]] if compared else []
-        table.append([layer_name(row["layer"]), *map(number, values)])
+        cells = (ABSENT if value is None else number(value) for value in values)
+        table.append([layer_name(row["layer"]), *cells])
     return table
 
 
@@ -98,12 +107,26 @@ def _figures(result: Mapping[str, Any]) -> list[Figurine]:
         "exponential of the mean entropy over windows.",
         "matrix_nuclear_norm": "Sum of the largest column norms of a window's centred tokens of length one, over their "
         "number; mean over windows. It depends on the axes.",
+        "normalised_matrix_entropy": "The matrix entropy over the logarithm of its bound, the smaller of the width and "
+        "of the number of tokens less one: 1 where every direction carries as much.",
+        "token_entropy": "Entropy, in nats, of a window's centred tokens of length one, mean over windows: the "
+        "logarithm of the eRank.",
+        "normalised_token_entropy": "The token entropy over the logarithm of its bound in each window, as in Skean et "
+        "al., ICML 2025.",
+        "curvature": "Mean angle, in radians, between successive steps from token to token (Hosseini and Fedorenko, "
+        "NeurIPS 2023): 0 on a line, about 2.1 for tokens that have nothing to do with each other.",
+        "dime": "DiME (Skean et al., 2023), in nats, of the means of the first and the second half of each window: "
+        "what they share beyond what halves of different windows share.",
+        "lidar": "LiDAR (Thilak et al., ICLR 2024) of the same means: directions in which windows differ more than the "
+        "halves of one.",
     }
     layers = np.array([row["layer"] for row in rows])
     figures = []
     for key, title in MEASURES.items():
+        if any(row.get(key) is None for row in rows):
+            continue
         curves = [Curve("model", layers, np.array([row[key] for row in rows], np.float64))]
-        if compared:
+        if compared and all(row["reference"].get(key) is not None for row in rows):
             reference = np.array([row["reference"][key] for row in rows], np.float64)
             curves.append(Curve("reference", layers, reference))
         figures.append(_over_layers(key, title, captions[key], curves))
@@ -118,7 +141,7 @@ def _figures(result: Mapping[str, Any]) -> list[Figurine]:
 
 
 def _over_layers(name: str, title: str, caption: str, curves: list[Curve]) -> Figurine | None:
-    heading = title if title == "eRank" else title[0].upper() + title[1:]
+    heading = title if title.startswith("eRank") else title[0].upper() + title[1:]
     panel = Panel(title, curves)
     return stacked(
         name, heading, [panel], caption, axis="layer, 0: embeddings",

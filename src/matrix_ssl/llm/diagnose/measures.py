@@ -1,4 +1,4 @@
-"""How many directions the token representations of a language model use: eRank, Diff-eRank, matrix nuclear norm.
+"""How many directions the token representations of a language model use, how straight their path is, what they share.
 
 A window is what the model sees at once: n tokens, of which one layer makes n rows x_i of width d. Two published
 measures look at windows one by one:
@@ -10,6 +10,11 @@ and a text of several windows has exp(mean H) and the mean nuclear norm. Mean an
 the published code of both, so one pass over a text is exact. Centring by the mean of all tokens would be a different
 measure, and take two.
 
+Curvature is the mean angle between successive steps x_{i+1} - x_i of a window. DiME and LiDAR compare views: those of a
+window are the means of its first and of its second half, as contrastive learning on text crops documents (Izacard et
+al.). They need no further pass, unlike the perturbed prompts of Skean et al.; a causal model has read the first half
+when it reads the second.
+
 Matrix entropy and effective rank of the whole text are those of the covariance of all tokens, rows not scaled: what
 ``training.diagnostics`` shows of encoders.
 
@@ -20,6 +25,12 @@ References:
     Wei, Tan, Li, Wang and Huang, "Diff-eRank: A Novel Rank-Based Metric for Evaluating Large Language Models",
     NeurIPS 2024. Formula and average after its published code; of its two averages this is algorithm (a), the other is
     the mean of eranks. Numbers of equations: not verified.
+    Hosseini and Fedorenko, "Large language models implicitly learn to straighten neural sentence trajectories to
+    construct a predictive representation of natural language", NeurIPS 2023: curvature.
+    Skean, Arefin, Zhao, Patel, Naghiyev, LeCun and Shwartz-Ziv, "Layer by layer: uncovering hidden representations in
+    language models", ICML 2025: curvature, DiME, LiDAR and entropies over log of their bound, by layer.
+    Izacard, Caron, Hosseini, Riedel, Bojanowski, Joulin and Grave, "Unsupervised dense information retrieval with
+    contrastive learning", TMLR 2022: cropping.
     Li, Xia, Chang and Wu, "Large Language Model Evaluation via Matrix Nuclear-Norm", Findings of EMNLP 2025. Formula,
     division by n and average after its published code; numbers of equations: not verified.
 """
@@ -30,10 +41,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from matrix_ssl.errors import MatrixError, MatrixShapeError
-from matrix_ssl.matrix import von_neumann_entropy
-from matrix_ssl.matrix.covariances import small_gram
+from matrix_ssl.matrix import lidar, von_neumann_entropy
+from matrix_ssl.matrix.comparison.entropies import VIEWS, dime_of_views
+from matrix_ssl.matrix.plain import product, smaller_product
 from matrix_ssl.matrix.precision import full_precision
 from matrix_ssl.matrix.validation import checked_matrix, looks_at_values, tolerance
 
@@ -101,6 +114,35 @@ def matrix_nuclear_norm(representations: Tensor, *, validate: bool | None = None
     return _nuclear_norm(_Window.of(representations, validate).unit).to(full_precision(representations).dtype)
 
 
+def curvature(representations: Tensor, *, validate: bool | None = None) -> Tensor:
+    """Mean angle arccos(⟨v_i, v_{i+1}⟩ / (‖v_i‖ ‖v_{i+1}‖)) between successive steps v_i = x_{i+1} - x_i, in radians.
+
+    0 where the tokens of a window lie on a line in their order, π/2 where steps are orthogonal, and 2π/3 expected for
+    independent rows of many columns. A step of length zero has no direction: its two angles count as π/2. Shifts,
+    rotations and a common scale do not change it.
+
+    Args:
+        representations: (..., n, d), one row per token in their order, n ≥ 3, without padding.
+        validate: as in ``erank``.
+
+    Returns:
+        (...), 0 to π.
+
+    Raises:
+        MatrixError: not a matrix, fewer than three rows, or not finite.
+
+    References: Hosseini and Fedorenko, NeurIPS 2023; Skean et al., ICML 2025.
+    """
+    rows = checked_matrix(representations, "representations", validate).double()
+    if rows.shape[-2] < 3:
+        raise MatrixShapeError(
+            f"Argument 'representations' (shape {tuple(representations.shape)}): an angle needs three tokens."
+        )
+    steps = F.normalize(rows.diff(dim=-2), dim=-1, eps=torch.finfo(torch.float64).tiny)
+    cosines = (steps[..., 1:, :] * steps[..., :-1, :]).sum(-1).clamp(-1, 1)
+    return cosines.acos().mean(-1).to(full_precision(representations).dtype)
+
+
 @dataclass(frozen=True)
 class Measures:
     """What the tokens of a text look like at one layer."""
@@ -111,13 +153,21 @@ class Measures:
     effective_rank: float  # exp of it, 1 to d
     erank: float  # exp of the mean over windows of H(A), 1 to min(n - 1, d)
     matrix_nuclear_norm: float  # mean over windows, 0 to 1
+    normalised_matrix_entropy: float  # matrix_entropy over log min(tokens - 1, d), 0 to 1
+    token_entropy: float  # nats, mean over windows of H(A)
+    # None where it is not defined, for windows of two tokens or fewer than three windows
+    normalised_token_entropy: float | None  # mean over windows of H(A) / log min(n - 1, d), 0 to 1
+    curvature: float | None  # radians, mean over windows
+    dime: float | None  # nats, of the halves of windows
+    lidar: float | None  # of the halves of windows, 1 to min(windows - 1, d)
 
 
 class TokenStatistics:
     """``Measures`` of a stream of windows, in memory that does not grow with it: (d, d) and (d,) in float64.
 
-    Order and grouping of windows matter only to rounding. The covariance is merged window by window about the running
-    mean, not as E[xxᵀ] - E[x]E[x]ᵀ, which cancels where the mean is large, as in language models.
+    Order and grouping of windows matter only to rounding, and the order to the permutations of DiME. Of the first
+    windows it also keeps the means of their halves. The covariance is merged window by window about the running mean,
+    not as E[xxᵀ] - E[x]E[x]ᵀ, which cancels where the mean is large, as in language models.
 
     Reference for the merging: Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing
     sample variances", COMPSTAT 1982.
@@ -125,7 +175,9 @@ class TokenStatistics:
 
     def __init__(self) -> None:
         self.windows = self.tokens = 0
-        self._entropy = self._nuclear_norm = 0.0  # sums over windows
+        self._entropy = self._nuclear_norm = self._normalised = self._curvature = 0.0  # sums over windows
+        self._short = False  # whether a window was of two tokens
+        self._halves = torch.zeros(())  # (VIEWS, 2, d) of the first windows
         self._mean = self._scatter = torch.zeros(())  # of all tokens; the shapes follow from the first window
 
     def add(self, representations: Tensor, *, mask: Tensor | None = None) -> None:
@@ -148,10 +200,21 @@ class TokenStatistics:
         n, total = len(rows), self.tokens + len(rows)
         shift = window.mean.squeeze(0) - self._mean.to(window.mean)
         outer = shift.outer(shift) * (n * self.tokens / total)  # zero for the first window
-        self._scatter = self._scatter.to(outer) + window.centred.mT @ window.centred + outer
+        self._scatter = self._scatter.to(outer) + product(window.centred) + outer
         self._mean = self._mean.to(shift) + shift * (n / total)
-        self._entropy += _entropy(window.unit).item()
+        entropy, directions = _entropy(window.unit).item(), min(n - 1, rows.shape[1])
+        self._entropy += entropy
+        self._normalised += entropy / math.log(directions) if directions > 1 else 0.0
         self._nuclear_norm += _nuclear_norm(window.unit).item()
+        self._short |= n < 3
+        if n > 2:
+            self._curvature += curvature(rows, validate=False).item()
+        if self.windows < VIEWS:
+            if not self.windows:
+                dtype = full_precision(rows).dtype
+                self._halves = torch.zeros(VIEWS, 2, rows.shape[1], dtype=dtype, device=rows.device)
+            for half, part in zip(self._halves[self.windows], rows.detach().tensor_split(2), strict=True):
+                half.copy_(part.mean(0))
         self.windows, self.tokens = self.windows + 1, total
 
     def measures(self) -> Measures:
@@ -163,6 +226,8 @@ class TokenStatistics:
         if not self.windows:
             raise MatrixError("No window was added: there are no representations to measure.")
         entropy = von_neumann_entropy(self._scatter, validate=False)
+        halves = self._halves[: self.windows].double()
+        directions = min(self.tokens - 1, len(self._mean))
         return Measures(
             windows=self.windows,
             tokens=self.tokens,
@@ -170,6 +235,12 @@ class TokenStatistics:
             effective_rank=entropy.exp().item(),
             erank=math.exp(self._entropy / self.windows),
             matrix_nuclear_norm=self._nuclear_norm / self.windows,
+            normalised_matrix_entropy=entropy.item() / math.log(directions) if directions > 1 else 0.0,
+            token_entropy=self._entropy / self.windows,
+            normalised_token_entropy=None if self._short else self._normalised / self.windows,
+            curvature=None if self._short else self._curvature / self.windows,
+            dime=dime_of_views(*halves.unbind(1)),
+            lidar=_lidar(halves),
         )
 
 
@@ -201,7 +272,15 @@ class _Window(NamedTuple):
 
 def _entropy(unit: Tensor) -> Tensor:
     """H of the trace-one ZᵀZ, from the smaller Gram matrix."""
-    return von_neumann_entropy(small_gram(unit), validate=False)
+    return von_neumann_entropy(smaller_product(unit), validate=False)
+
+
+def _lidar(halves: Tensor) -> float | None:
+    """LiDAR of views (n, 2, d), scaled to a mean variance of one as its ridge asks."""
+    if len(halves) < 3:
+        return None
+    scale = halves.flatten(0, 1).var(0, correction=0).mean().sqrt()
+    return lidar(halves / scale).item() if scale > 0 else 1.0
 
 
 def _nuclear_norm(unit: Tensor) -> Tensor:

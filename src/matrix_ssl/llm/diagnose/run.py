@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 UNTRAINED = "untrained"
 _WINDOW = 512  # tokens, unless the model has a lower limit
 
-Progress = Callable[[str, int], None]  # name of the model, windows that it has read
+Progress = Callable[[str, int, float], None]  # name of the model, windows that it has read, share of all the reading
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,11 @@ class DiagnoseSettings:
 
 
 def diagnose(
-    settings: DiagnoseSettings, out: Path, *, device: torch.device, on_progress: Progress = lambda name, windows: None
+    settings: DiagnoseSettings,
+    out: Path,
+    *,
+    device: torch.device,
+    on_progress: Progress = lambda name, windows, share: None,
 ) -> dict[str, Any]:
     """Measures the model and the reference, writes ``diagnose.json`` and ``diagnose.html``, and returns the former.
 
@@ -72,8 +76,9 @@ def diagnose(
 
 
 def measure(
-    model: "PreTrainedModel", batches: Iterable[list[list[int]]], layers: list[int], *, name: str, on_progress: Progress
-) -> list[Measures]:
+    model: "PreTrainedModel", batches: Iterable[list[list[int]]], layers: list[int], *, name: str,
+    on_windows: Callable[[int], None],
+) -> list[Measures]:  # fmt: skip
     """The measures of layers of a model, over batches of windows of one length; layer 0 is the embeddings."""
     statistics = [TokenStatistics() for _ in layers]
     for batch in batches:
@@ -86,7 +91,7 @@ def measure(
             except MatrixError as error:
                 where = f"{name}, {layer_name(layer)}, window {one.windows + 1}"
                 raise type(error)(f"{where}: {error}") from None
-        on_progress(name, statistics[0].windows)
+        on_windows(statistics[0].windows)
     return [one.measures() for one in statistics]
 
 
@@ -113,17 +118,36 @@ def _measure_both(settings: DiagnoseSettings, device: torch.device, on_progress:
     length = _window_length(settings.window, [model] if reference is None else [model, reference])
     before, after = special_tokens(tokenizer)
 
+    size, passes, read = settings.text.stat().st_size, 1 if reference is None else 2, 0
+
+    def blocks() -> Iterator[str]:
+        nonlocal read
+        read = 0
+        for block in reading.read_blocks(settings.text):
+            yield block  # and what comes back for the next one has measured it
+            read += len(block.encode())
+
     def batches() -> Iterator[list[list[int]]]:
         windows = reading.token_windows(
-            reading.read_blocks(settings.text),
+            blocks(),
             lambda block: tokenizer(block, add_special_tokens=False, verbose=False).input_ids,
             length=length, before=before, after=after, max_tokens=settings.max_tokens,
         )  # fmt: skip
         while batch := list(itertools.islice(windows, settings.batch_size)):
             yield batch
 
+    def follow(name: str, earlier: int) -> Callable[[int], None]:
+        """Tells ``on_progress`` of a pass after ``earlier`` ones."""
+
+        def on_windows(windows: int) -> None:
+            tokens = windows * length
+            share = max(read / max(size, 1), min(1.0, tokens / settings.max_tokens) if settings.max_tokens else 0.0)
+            on_progress(name, windows, (earlier + min(share, 1.0)) / passes)
+
+        return on_windows
+
     about = _about(settings.model, model)
-    measures = measure(model.to(device), batches(), layers, name=settings.model, on_progress=on_progress)
+    measures = measure(model.to(device), batches(), layers, name=settings.model, on_windows=follow(settings.model, 0))
     del model  # the device is for the reference now
     rows = [{"layer": layer, **_values(own)} for layer, own in zip(layers, measures, strict=True)]
     about_reference = None
@@ -132,7 +156,7 @@ def _measure_both(settings: DiagnoseSettings, device: torch.device, on_progress:
         about_reference = _about(name, reference) | (
             {"seed": settings.seed} if name == UNTRAINED or name.startswith(models.FROM_CONFIG) else {}
         )
-        others = measure(reference.to(device), batches(), layers, name=name, on_progress=on_progress)
+        others = measure(reference.to(device), batches(), layers, name=name, on_windows=follow(name, 1))
         for row, own, other in zip(rows, measures, others, strict=True):
             row |= {"reference": _values(other), "diff_erank": other.erank - own.erank}
     return {

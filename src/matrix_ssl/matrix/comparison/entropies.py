@@ -5,6 +5,9 @@ from torch import Tensor
 
 from matrix_ssl.matrix import validation
 from matrix_ssl.matrix.entropy import renyi_entropy_of
+from matrix_ssl.matrix.kernels import gaussian_kernel
+
+VIEWS = 256  # samples that ``dime_of_views`` compares
 
 
 def difference_of_entropies(
@@ -53,6 +56,20 @@ def difference_of_entropies(
         )
     )
     return sum(shuffled) / permutations - joint
+
+
+def dime_of_views(x: Tensor, y: Tensor) -> float | None:
+    """DiME of the Gaussian kernels of two views x and y (n, d) of the same samples, at most the first ``VIEWS``.
+
+    Each kernel has the median distance of its view as its width; the permutations are always the same. None for fewer
+    than three samples, and where most samples of a view are equal, which leaves no width.
+    """
+    first, second = (z.detach()[:VIEWS].double() for z in (x, y))
+    if len(first) < 3 or any(torch.pdist(z).median() == 0 for z in (first, second)):
+        return None
+    kernels = (gaussian_kernel(z, width="median") for z in (first, second))
+    generator = torch.Generator().manual_seed(0)
+    return difference_of_entropies(*(k.cpu() for k in kernels), generator=generator).item()
 
 
 def _products(first: Tensor, second: Tensor, orders: list[Tensor]) -> list[Tensor]:
