@@ -7,7 +7,7 @@ import click
 from click.shell_completion import CompletionItem
 
 DATASETS = ("digits", "cifar10", "cifar100", "stl10", "stl10-unlabeled")
-_METHODS = Path(__file__).parents[1] / "methods"
+METHODS = Path(__file__).parents[1] / "methods"
 
 
 def recipes(context: click.Context, parameter: click.Parameter, text: str) -> list[CompletionItem]:
@@ -17,9 +17,9 @@ def recipes(context: click.Context, parameter: click.Parameter, text: str) -> li
     return [CompletionItem(name, help=words) for name, words in list_recipes().items() if name.startswith(text)]
 
 
-def methods(context: click.Context, parameter: click.Parameter, text: str) -> list[CompletionItem]:
+def methods(context: click.Context | None, parameter: click.Parameter | None, text: str) -> list[CompletionItem]:
     """Methods of this package."""
-    names = (module.name for module in pkgutil.iter_modules([str(_METHODS)]))
+    names = (module.name for module in pkgutil.iter_modules([str(METHODS)]))
     return [CompletionItem(name) for name in sorted(names) if name.startswith(text) and not name.startswith("_")]
 
 

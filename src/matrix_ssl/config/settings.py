@@ -183,6 +183,7 @@ class RunConfig:
     batch_size: Annotated[int, Ge(2)] = 256  # over all processes
     seed: Seed = 0
     precision: Precision = "auto"
+    compile: bool = False  # encoder and projector by torch.compile: faster steps after a slow start
     deterministic: bool = False  # on CUDA: only deterministic kernels, slower
     log_every: PositiveInt = 10  # steps between two lines of metrics.jsonl
     checkpoint_every: NonNegativeInt = 0  # steps between checkpoints; 0: at the end of an epoch, at most once a minute

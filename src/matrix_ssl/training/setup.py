@@ -17,7 +17,7 @@ from matrix_ssl.data.sources import absolute, choose_subset
 from matrix_ssl.distributed import batch_norm
 from matrix_ssl.encoder import initialise_encoder
 from matrix_ssl.errors import ConfigError
-from matrix_ssl.methods import Method, complete_options, find_method
+from matrix_ssl.methods import Method, TeacherMethod, complete_options, find_method
 from matrix_ssl.runs import devices
 from matrix_ssl.runs.checkpoint import load_strictly
 from matrix_ssl.runs.display import Display
@@ -107,6 +107,8 @@ def prepare(
         method.load_state_dict(dict(start))
     batch_norm.synchronise_batch_norm(method, device.type)
     precision.place(method)
+    if config.compile:
+        compile_networks(method)
     settings = config.optimizer
     groups = method.parameter_groups()
     if settings.layer_decay < 1 or settings.frozen_epochs > 0:
@@ -139,6 +141,18 @@ def build_method(config: RunConfig, *, weights: Mapping[str, Tensor] | None = No
     method.seed = config.seed
     _check_views(method, config)
     return method
+
+
+def compile_networks(method: Method, *, backend: str = "inductor") -> None:
+    """Compiles encoder and projector, those of a teacher as well, at their first forward; names of tensors stay.
+
+    Args:
+        backend: of ``torch.compile``.
+    """
+    teacher = method.teacher.values() if isinstance(method, TeacherMethod) else ()
+    for network in (method.encoder, getattr(method, "projector", None), *teacher):
+        if isinstance(network, nn.Module):
+            network.compile(backend=backend)
 
 
 def check_tokens(method: type[Method], encoder: nn.Module, config: RunConfig) -> None:
