@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from matrix_ssl.errors import ConfigError, DataError
-from matrix_ssl.evaluate.probes.inputs import check_features
+from matrix_ssl.evaluate.probes.inputs import ROWS, check_features
 
 Matrix = NDArray[np.floating] | Tensor  # features (n, d)
 
@@ -28,7 +28,10 @@ def as_features(features: Matrix, name: str = "features") -> Tensor:
 def unit_rows(features: Matrix, name: str = "features") -> Tensor:
     """``as_features`` with rows of length one, float32 (n, d); rows of zeros stay."""
     tensor = as_features(features, name)
-    return torch.cat([F.normalize(rows.double(), dim=1).float() for rows in tensor.split(8192)])
+    units = torch.empty(tensor.shape, dtype=torch.float32, device=tensor.device)
+    for unit, rows in zip(units.split(ROWS), tensor.split(ROWS), strict=True):
+        unit.copy_(F.normalize(rows.double(), dim=1))
+    return units
 
 
 def as_indices(indices: Sequence[int] | ArrayLike, count: int, name: str) -> NDArray[np.int64]:
