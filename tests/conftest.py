@@ -3,6 +3,7 @@
 import functools
 import gc
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -33,9 +34,15 @@ def pytest_runtestloop() -> None:
 
 
 def pytest_configure() -> None:
-    """Hypothesis fails an example that takes 200 ms, unless it is told that no test bounds time."""
+    """A cache of features for the tests; hypothesis fails an example of 200 ms, unless told that no test bounds time."""
+    os.environ["MATRIX_SSL_CACHE"] = tempfile.mkdtemp(prefix="matrix-ssl-cache-")
     hypothesis.settings.register_profile("untimed", deadline=None)
     hypothesis.settings.load_profile("untimed")
+
+
+def pytest_unconfigure() -> None:
+    """Removes that cache."""
+    shutil.rmtree(os.environ["MATRIX_SSL_CACHE"], ignore_errors=True)
 
 
 @pytest.fixture

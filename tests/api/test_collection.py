@@ -3,6 +3,7 @@
 import csv
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from PIL import Image
 import matrix_ssl
 from matrix_ssl.api import collection, evaluation
 from matrix_ssl.cli.main import commands
-from matrix_ssl.errors import ConfigError, DataError, MatrixSSLError
+from matrix_ssl.errors import ConfigError, DataError, MatrixSSLError, MissingExtra
 from matrix_ssl.evaluate.explore.neighbours import nearest
 from matrix_ssl.evaluate.explore.selection import select
 from matrix_ssl.report.listing import Listing
@@ -59,6 +60,19 @@ def test_search_by_images_of_the_dataset_and_by_others(images: matrix_ssl.Collec
     assert other.paths == [embedding.paths[5], *listing.paths] and other.column("similarity")[0] == pytest.approx(1)
     several = images.search([str(tmp_path), 7], k=2)
     assert several.column("query") == [str(tmp_path / "query.png")] * 2 + [embedding.paths[7]] * 2
+
+
+def test_an_approximate_search_states_its_recall(images: matrix_ssl.Collection) -> None:
+    pytest.importorskip("faiss")
+    listing = images.search([2, 5], k=3, approximate=True)
+    assert listing.rows == images.search([2, 5], k=3).rows
+    assert listing.sentences[1] == "The search was approximate: it finds 100.0 % of the neighbours of 40 images."
+
+
+def test_an_approximate_search_names_its_extra(images: matrix_ssl.Collection, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(MissingExtra, match=r"The package 'faiss' is not installed: .*\[search\]"):
+        images.search(2, approximate=True)
 
 
 def test_every_answer_names_images_of_the_dataset(images: matrix_ssl.Collection) -> None:
@@ -188,7 +202,10 @@ def test_names_stay_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     [
         (["search", "of_folder", "--query", "absent.jpg"], "--query 'absent.jpg' is no file or folder, nor the place"),
         (["search", "of_folder", "--query", "40"], "--query 40: the images have the numbers 0 to 39."),
-        (["search", "of_folder", "--query", "0", "-k", "40"], "k=40 neighbours beside the query need 41 images"),
+        (
+            ["search", "of_folder", "--query", "0", "-k", "40"],
+            "k=40: expected 1 to 39 images, as many as there are beside",
+        ),
         (["duplicates", "of_folder", "--threshold", "2"], "threshold=2.0: expected a cosine similarity"),
         (["select", "of_folder", "--count", "41"], "count=41: there are 40 images; choose 1 to 40."),
         (["cluster", "of_folder", "--count", "41"], "count=41: expected 1 to 40 clusters"),

@@ -41,7 +41,7 @@ def as_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for extra in PROJECT["optional-dependencies"]:
         message["Provides-Extra"] = extra
     monkeypatch.setattr(importlib.metadata, "metadata", lambda name: message)
-    for variable in ("HF_HOME", "TORCH_HOME"):
+    for variable in ("HF_HOME", "TORCH_HOME", "MATRIX_SSL_CACHE"):
         monkeypatch.setenv(variable, str(tmp_path / variable))
     for variable in ("HF_HUB_CACHE", "HF_DATASETS_CACHE", "MATRIX_SSL_DATA"):
         monkeypatch.delenv(variable, raising=False)
@@ -140,6 +140,7 @@ def test_caches_have_their_size_and_their_weights(tmp_path: Path, monkeypatch: p
         "HF_HOME/hub/models--timm--resnet18.a1_in1k/blobs/abc": 1000,
         "HF_HOME/hub/models--openai-community--gpt2/snapshots/1/config.json": 20,  # its weights are not there
         "HF_HOME/datasets/x/train.arrow": 5000,
+        "MATRIX_SSL_CACHE/features/0123/rows/indices.i64": 300,
     }
     for name, size in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -153,10 +154,11 @@ def test_caches_have_their_size_and_their_weights(tmp_path: Path, monkeypatch: p
         "torch hub": ["resnet50-0676ba61.pth"],
         "Hugging Face hub": ["timm/resnet18.a1_in1k"],
         "Hugging Face datasets": [],
+        "features of images": [],
         "named datasets": [],
     }
     link = len("../../blobs/abc")
-    assert [cache["size"] for cache in found.values()] == [110, 1020 + link, 5000, 0]
+    assert [cache["size"] for cache in found.values()] == [110, 1020 + link, 5000, 300, 0]
     monkeypatch.setattr(caches, "_SECONDS", -1.0)  # no time to look at all files
     assert not examine()["caches"]["torch hub"]["complete"]
     assert "torch hub over " in show()

@@ -22,6 +22,7 @@ from matrix_ssl.data.folder import FolderSource, open_folder
 from matrix_ssl.data.images import read_image
 from matrix_ssl.data.loading import unreadable_images
 from matrix_ssl.data.objects import as_data
+from matrix_ssl.data.randomness import permutation
 from matrix_ssl.data.sources import Split, Splits, absolute, check_outside
 from matrix_ssl.encoder import Weights
 from matrix_ssl.encoder import where as places
@@ -30,12 +31,11 @@ from matrix_ssl.evaluate.embedding_files import ENDINGS, check_format, read_embe
 from matrix_ssl.evaluate.explore.clusters import REPRESENTATIVES, cluster
 from matrix_ssl.evaluate.explore.duplicates import THRESHOLD, near_duplicates
 from matrix_ssl.evaluate.explore.mislabels import label_issues
-from matrix_ssl.evaluate.explore.neighbours import nearest
+from matrix_ssl.evaluate.explore.neighbours import ApproximateIndex, Neighbours, nearest, recall
 from matrix_ssl.evaluate.explore.outliers import outlier_scores
 from matrix_ssl.evaluate.explore.selection import Rule, select
 from matrix_ssl.evaluate.feature_rows import KEY
 from matrix_ssl.evaluate.features import Embedding
-from matrix_ssl.evaluate.map import nearest_neighbours
 from matrix_ssl.evaluate.results import fingerprint
 from matrix_ssl.evaluate.trained.label_subsets import match_names, read_names
 from matrix_ssl.report.listing import MOST_IMAGES, Listing, numbered
@@ -44,6 +44,7 @@ from matrix_ssl.runs.display import Display
 from matrix_ssl.runs.files import check_writable
 
 _SIDE = 160  # of a thumbnail, in pixels
+_TRIED, _STREAM = 200, 0x5EA  # images on which the recall of an approximate search is measured, and their choice
 
 
 class Collection:
@@ -96,13 +97,16 @@ class Collection:
     def __repr__(self) -> str:
         return f"Collection({str(self._where)!r}: {self.embedding!r})"
 
-    def search(self, queries: str | Path | int | Sequence[str | Path | int], *, k: int = 20) -> Listing:
+    def search(
+        self, queries: str | Path | int | Sequence[str | Path | int], *, k: int = 20, approximate: bool = False
+    ) -> Listing:
         """The k images most similar to each query, by the cosine similarity of the features.
 
         Args:
             queries: image files, folders of them, places of images of the dataset, or their numbers from 0. An image of
                 the dataset is not among its own neighbours.
             k: number of images.
+            approximate: search by an index of faiss, the extra ``search``, and state its recall.
 
         Raises:
             MatrixSSLError: a query is neither, the encoder for it is not known, or there are fewer than k images.
@@ -110,13 +114,15 @@ class Collection:
         asked = [queries] if isinstance(queries, (str, Path, int)) else list(queries)
         if not asked:
             raise ConfigError("There is no query: name an image, a folder or the number of an image.")
+        names, vectors, own = self._queries(asked)
+        answers, note = self._neighbours(vectors, own, k, approximate=approximate)
         rows: list[tuple[str | int | float, ...]] = []
-        for name, indices, similarities in self._neighbours(asked, k):
+        for name, indices, similarities in zip(names, answers.indices, answers.similarities, strict=True):
             chosen = zip(indices.tolist(), similarities.tolist(), strict=True)
-            rows += [(name, rank, round(s, 6), *self._image(i)) for rank, (i, s) in enumerate(chosen, 1)]
-        queried = len(rows) // k
-        text = f"The {k} nearest of {len(self):,} images for {queried} {'query' if queried == 1 else 'queries'}."
-        return self._listing("Search", [text], ("query", "rank", "similarity"), rows, group="query")
+            rows += [(name, rank, round(s, 6), *self._image(i)) for rank, (i, s) in enumerate(chosen, 1) if i >= 0]
+        what = "query" if len(names) == 1 else "queries"
+        text = f"The {k} nearest of {len(self):,} images for {len(names)} {what}."
+        return self._listing("Search", [text, *note], ("query", "rank", "similarity"), rows, group="query")
 
     def duplicates(self, *, threshold: float = THRESHOLD) -> Listing:
         """Groups of images that are connected by cosine similarities of at least ``threshold``, the largest first."""
@@ -285,22 +291,34 @@ class Collection:
             raise DataError(f"{file} holds features of other images than {source.name!r}: name another file.")
         return embedding
 
-    def _neighbours(
-        self, asked: Sequence[str | Path | int], k: int
-    ) -> list[tuple[str, NDArray[np.int64], NDArray[np.float32]]]:
-        """Name, neighbours and similarities of every query, in order."""
-        answers: list[tuple[str, NDArray[np.int64], NDArray[np.float32]]] = []
-        features = torch.from_numpy(self.embedding.features)
+    def _queries(self, asked: Sequence[str | Path | int]) -> tuple[list[str], NDArray[np.float32], NDArray[np.int64]]:
+        """Names and features of all queries, and which row of the collection each is; -2 for images of elsewhere."""
+        names: list[str] = []
+        vectors, own = [], []
         for query in asked:
             row = self._row(query)
-            if row is not None:
-                near, similarities = nearest_neighbours(features, torch.tensor([row]), k=k)
-                answers.append((self.embedding.paths[row], near[0].numpy(), similarities[0].numpy()))
-                continue
-            embedded = self._embed(Path(query))
-            found = nearest(self.embedding.features, embedded.features, k=k)
-            answers += list(zip(embedded.paths, found.indices, found.similarities, strict=True))
-        return answers
+            embedded = self._embed(Path(query)) if row is None else None  # type: ignore[arg-type]
+            names += [self.embedding.paths[row]] if embedded is None else embedded.paths  # type: ignore[index]
+            vectors.append(self.embedding.features[[row]] if embedded is None else embedded.features)
+            own += [-2 if row is None else row] * len(vectors[-1])
+        return names, np.concatenate(vectors), np.array(own)
+
+    def _neighbours(
+        self, vectors: NDArray[np.float32], own: NDArray[np.int64], k: int, *, approximate: bool
+    ) -> tuple[Neighbours, list[str]]:
+        """The k nearest images of queries (m, d) but themselves, and of an approximate search a sentence on its recall."""
+        features = self.embedding.features
+        if not 1 <= k <= (most := len(self) - bool((own >= 0).any())):
+            raise ConfigError(f"k={k}: expected 1 to {most} images, as many as there are beside the query.")
+        if not approximate:
+            return _without(nearest(features, vectors, k=min(k + 1, len(self))), own, k), []
+        index = ApproximateIndex(features)
+        tried = features[permutation(len(self), _STREAM)[:_TRIED]]
+        share = recall(index.nearest(tried, k=k), nearest(features, tried, k=k))
+        note = (
+            f"The search was approximate: it finds {100 * share:.1f} % of the neighbours of {len(tried)} of the images."
+        )
+        return _without(index.nearest(vectors, k=min(k + 1, len(self))), own, k), [note]
 
     def _row(self, query: str | Path | int) -> int | None:
         """The image of the dataset that a query names; None for files of elsewhere."""
@@ -392,6 +410,13 @@ def is_features(where: str | Path) -> bool:
             return KEY in file.keys()  # noqa: SIM118, is no mapping
     except (OSError, SafetensorError):
         return False
+
+
+def _without(near: Neighbours, own: NDArray[np.int64], k: int) -> Neighbours:
+    """The first k neighbours of each query that are not the query itself."""
+    keep = near.indices != own[:, None]
+    keep &= np.cumsum(keep, axis=1) <= k
+    return Neighbours(near.indices[keep].reshape(-1, k), near.similarities[keep].reshape(-1, k))
 
 
 def _unit(rows: NDArray[np.float32]) -> NDArray[np.float64]:

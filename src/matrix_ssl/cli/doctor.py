@@ -27,6 +27,7 @@ NEEDS = {
     "export": {"--format timm": "timm", "--format huggingface": "huggingface", "--format onnx": "onnx"},
     "llm": {"": "llm", "finetune --load-in-4bit": "qlora"},
     "pretrain": {f"--logger {name}": name for name in ("tensorboard", "wandb", "mlflow")},
+    "search": {"--approximate": "search"},
 }
 Row = tuple[str, ...]
 

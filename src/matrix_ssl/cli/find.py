@@ -38,13 +38,16 @@ def _on_images(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--query", metavar="IMAGE", multiple=True, required=True, help="Image file, folder of images, or place "
               "or number of an image of the dataset; may be repeated.")  # fmt: skip
 @click.option("-k", "k", type=click.IntRange(1), default=20, show_default=True, help="Images for each query.")
-def search(query: tuple[str, ...], k: int, **common: Any) -> None:
+@click.option(
+    "--approximate", is_flag=True, help="Search by an index of faiss, the extra search, and state its recall."
+)
+def search(query: tuple[str, ...], k: int, approximate: bool, **common: Any) -> None:
     """Find the images that are most similar to a query.
 
     WHERE is a run folder, a checkpoint file, torchvision/NAME[:WEIGHTS], timm/NAME[.TAG], hf:NAME or random/NAME;
     FEATURES a file that `embed` wrote. All images are compared, by the cosine similarity of their features.
     """
-    _answer(common, lambda images: images.search(query, k=k))
+    _answer(common, lambda images: images.search(query, k=k, approximate=approximate))
 
 
 @click.command()
