@@ -34,7 +34,7 @@ def pytest_runtestloop() -> None:
 
 
 def pytest_configure() -> None:
-    """A cache of features for the tests; hypothesis fails an example of 200 ms, unless told that no test bounds time."""
+    """A cache of features for tests; hypothesis fails an example of 200 ms, unless told that no test bounds time."""
     os.environ["MATRIX_SSL_CACHE"] = tempfile.mkdtemp(prefix="matrix-ssl-cache-")
     hypothesis.settings.register_profile("untimed", deadline=None)
     hypothesis.settings.load_profile("untimed")

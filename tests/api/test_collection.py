@@ -13,7 +13,8 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 import matrix_ssl
-from matrix_ssl.api import collection, evaluation
+from matrix_ssl.api import evaluation
+from matrix_ssl.api.gathered import is_features
 from matrix_ssl.cli.main import commands
 from matrix_ssl.errors import ConfigError, DataError, MatrixSSLError, MissingExtra
 from matrix_ssl.evaluate.explore.neighbours import nearest
@@ -157,7 +158,7 @@ def test_a_file_of_features_answers_alone(tmp_path: Path) -> None:
 def test_data_of_a_program_leave_no_cache(cache: Path) -> None:
     images = matrix_ssl.Collection("of_array", PIXELS, **QUIET)
     assert images.search(4, k=1).paths[0].startswith("array[") and not cache.exists()
-    assert images._thumbnail("array[4]").startswith(b"\xff\xd8")
+    assert images.thumbnail("array[4]").startswith(b"\xff\xd8")
 
 
 def test_commands_write_tables_and_pages(tmp_path: Path) -> None:
@@ -235,7 +236,7 @@ def test_a_query_that_cannot_be_read_and_features_of_patches(images: matrix_ssl.
     matrix_ssl.open("of_folder").embed(quiet=True, patches=True).save(tmp_path / "p.npz")
     with pytest.raises(DataError, match=r"p\.npz"):
         matrix_ssl.Collection(tmp_path / "p.npz")
-    assert not collection.is_features("of_folder/encoder.safetensors")
+    assert not is_features("of_folder/encoder.safetensors")
 
 
 def test_a_page_of_many_images_says_what_it_shows(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ import torch
 from annotated_types import Ge, Le
 from numpy.typing import NDArray
 
-from matrix_ssl.api.collection import Collection, is_features
+from matrix_ssl.api.collection import Collection
+from matrix_ssl.api.gathered import is_features
 from matrix_ssl.api.run import Run
 from matrix_ssl.config import DataConfig
 from matrix_ssl.config.arrays import read_arrays

@@ -1,0 +1,229 @@
+"""Images gathered with their features: computed once and kept, or read from a file, and looked up by their places."""
+
+import io
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+
+from matrix_ssl.api import evaluation
+from matrix_ssl.api.run import Run
+from matrix_ssl.config import DataConfig
+from matrix_ssl.data.base import Source
+from matrix_ssl.data.folder import FolderSource, open_folder
+from matrix_ssl.data.images import read_image
+from matrix_ssl.data.loading import unreadable_images
+from matrix_ssl.data.objects import as_data
+from matrix_ssl.data.sources import Split, Splits, absolute, check_outside
+from matrix_ssl.encoder import Weights
+from matrix_ssl.encoder import where as places
+from matrix_ssl.errors import ConfigError, DataError
+from matrix_ssl.evaluate.embedding_files import ENDINGS, check_format, read_embedding
+from matrix_ssl.evaluate.feature_rows import KEY
+from matrix_ssl.evaluate.features import Embedding
+from matrix_ssl.evaluate.results import fingerprint
+from matrix_ssl.runs.caches import features_cache
+from matrix_ssl.runs.display import Display
+from matrix_ssl.runs.files import check_writable
+
+_SIDE = 160  # of a thumbnail, in pixels
+
+
+class Gathered:
+    """Images and their features, computed once and kept.
+
+    Args:
+        where: an encoder, in any of the forms that ``open`` takes; or a file of features that ``embed`` or a different
+            program wrote.
+        data: the images, as for ``pretrain``; None: those of the run. With a file of features only thumbnails need
+            them, and only where the file does not say where the images are.
+        features: the file that keeps the features of the encoder, written if it does not exist; None: a cache.
+        split: ``train``, the whole dataset where it has no test split, or ``test``.
+        weights: ``student``, or ``teacher``, its moving average.
+        device, quiet, data_root, download: as for ``pretrain``.
+
+    Attributes:
+        embedding: the features with the place and the label of every image.
+        data: the images; None where they are not known.
+
+    Raises:
+        MatrixSSLError: the encoder, the images or the file are at fault.
+    """
+
+    def __init__(
+        self, where: str | Path, data: Any = None, *, features: str | Path | None = None, split: Split = "train",
+        weights: Weights = "student", device: str = "auto", quiet: bool = False, data_root: str | Path | None = None,
+        download: bool = False,
+    ):  # fmt: skip
+        self._where, self._weights, self._device, self._quiet, self._split = where, weights, device, quiet, split
+        self._data_root, self._download = None if data_root is None else Path(data_root).expanduser(), download
+        self.data = None if data is None else as_data(data)
+        if is_features(where):
+            if features is not None:
+                raise ConfigError(f"{where} is a file of features: remove --features {features}.")
+            self.embedding = read_embedding(Path(where))
+        else:
+            run = Run(where, download=download)
+            self.data = self.data or run.config.data.source or None
+            if self.data is None:
+                raise evaluation.no_dataset(where)
+            self.embedding = self._of_encoder(run, None if features is None else Path(features).expanduser())
+        if self.embedding.features.ndim != 2:
+            raise DataError(f"{where} holds the features of patches: compute those of whole images.")
+        for place, why in self.embedding.unreadable:
+            Display(quiet=quiet).say(f"Skipped {place}: {why}.")
+
+    def __len__(self) -> int:
+        return len(self.embedding)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self._where)!r}: {self.embedding!r})"
+
+    @property
+    def encoder(self) -> str:
+        """The encoder, or the file of features that does not say which it is, by a short name."""
+        return places.read_where(self.embedding.encoder or str(self._where)).label
+
+    def source(self) -> Source:
+        """The images themselves, in the order of the features.
+
+        Raises:
+            DataError: some are not where they were, or not known.
+        """
+        paths = self.embedding.paths
+        if self.data is None:
+            missing = next((path for path in paths if not Path(path).is_file()), "")
+            if missing:
+                raise DataError(f"{missing} is not here: name the images of {self._where} with --data.")
+            name, labels, classes = Path(paths[0]).parent.name, self.embedding.labels, self.embedding.classes
+            return FolderSource(name, Path(), paths, labels=labels, classes=classes)
+        source, indices = self._source
+        whole = {str(Path(path).absolute()): index for path, index in indices.items()}
+        rows = [whole.get(str(Path(path).absolute()), -1) for path in paths]
+        if -1 in rows:
+            missing = paths[rows.index(-1)]
+            raise DataError(f"{missing} of {self._where} is not among the images of {source.name!r}: name its --data.")
+        return source.subset(rows)
+
+    @cached_property
+    def _rows(self) -> dict[str, int]:
+        """The row of every place, also by the whole path."""
+        rows = {str(Path(path).absolute()): row for row, path in enumerate(self.embedding.paths)}
+        return rows | {path: row for row, path in enumerate(self.embedding.paths)}
+
+    @cached_property
+    def _source(self) -> tuple[Source, dict[str, int]]:
+        """The dataset, and the index of every place in it."""
+        assert self.data is not None
+        images = Run(self._where).config.data if not is_features(self._where) else DataConfig()
+        source = evaluation.open_images(
+            self.data, images, split=self._split, data_root=self._data_root, download=self._download
+        )
+        return source, {source.where(index): index for index in range(len(source))}
+
+    def _of_encoder(self, run: Run, file: Path | None) -> Embedding:
+        """The features of the images by an encoder: from the file, or computed and kept in it or in the cache."""
+        encoder, images = run.encoder(weights=self._weights), run.config.data
+        assert self.data is not None
+        identity = evaluation.encoder_digest(encoder, images)
+        if file is not None:
+            check_format(file)
+            if file.exists():
+                return self._checked(read_embedding(file), file, identity)
+            check_outside(file, self.data)
+            check_writable(file)
+        keep = None
+        if not isinstance(self.data, Splits):
+            keep = features_cache() / fingerprint(identity, absolute(self.data), self._split)
+        embedding = evaluation.embed(
+            encoder, images, self.data, split=self._split, device=self._device, quiet=self._quiet,
+            data_root=self._data_root, download=self._download, keep=keep, digests=file is not None,
+        )  # fmt: skip
+        embedding = replace(embedding, encoder=places.absolute(str(self._where)))
+        if file is not None:
+            embedding.save(file)
+        return embedding
+
+    def _checked(self, embedding: Embedding, file: Path, identity: str) -> Embedding:
+        if embedding.encoder_digest != identity:
+            raise DataError(f"{file} holds features of a different encoder than {self._where}: name another file.")
+        assert self.data is not None
+        source, _ = self._source
+        if embedding.digest != source.digest:
+            raise DataError(f"{file} holds features of other images than {source.name!r}: name another file.")
+        return embedding
+
+    def row(self, query: str | Path | int) -> int | None:
+        """The image of the dataset that a query names; None for files of elsewhere."""
+        text = str(query)
+        for name in (text, str(Path(text).expanduser().absolute())):
+            if name in self._rows:
+                return self._rows[name]
+        if Path(text).expanduser().exists():
+            return None
+        if text.isdecimal():
+            if int(text) >= len(self):
+                raise ConfigError(f"--query {text}: the images have the numbers 0 to {len(self) - 1}.")
+            return int(text)
+        raise DataError(f"--query {text!r} is no file or folder, nor the place or the number of one of the images.")
+
+    def embed(self, path: Path) -> Embedding:
+        """The features of a file, or of the images in a folder, by the encoder of the collection."""
+        file = is_features(self._where)
+        if file and not self.embedding.encoder:
+            raise DataError(
+                f"{self._where} does not say which encoder its features are of: query by one of its images, or name "
+                f"the encoder in its place."
+            )
+        run = Run(self.embedding.encoder if file else self._where, download=self._download)
+        encoder, images = run.encoder(weights=self._weights), run.config.data
+        if self.embedding.encoder_digest not in ("", evaluation.encoder_digest(encoder, images)):
+            raise DataError(
+                f"{self._where} holds features of a different encoder or block than {run.where}: query by one of its "
+                f"images."
+            )
+        path = path.expanduser()
+        source = FolderSource("queries", path.parent, [path.name], labels=None, classes=None)
+        if path.is_dir():
+            source = open_folder(path, name=path.name)
+        for place, why in unreadable_images(source, workers=0):
+            raise DataError(f"--query {place} cannot be read: {why}.")
+        return evaluation.embed(encoder, images, as_data(source), device=self._device, quiet=True)
+
+    def thumbnail(self, place: str) -> bytes:
+        """A JPEG file of an image at most 160 pixels wide and high."""
+        pixels = self._read(place)
+        array = pixels.permute(1, 2, 0).numpy() if len(pixels) != 1 else pixels[0].numpy()
+        image = Image.fromarray(np.ascontiguousarray(array)).convert("RGB")
+        image.thumbnail((_SIDE, _SIDE))
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=80)
+        return buffer.getvalue()
+
+    def _read(self, place: str) -> torch.Tensor:
+        if self.data is not None:
+            source, indices = self._source
+            if place in indices:
+                return source.read(indices[place])
+        if not Path(place).is_file():
+            raise DataError(f"{place} is not here, so the page cannot show it: name its images with --data.")
+        return read_image(Path(place))
+
+
+def is_features(where: str | Path) -> bool:
+    """Whether WHERE is a file of features, not an encoder: of a safetensors file its tensors decide."""
+    path = Path(where).expanduser()
+    if path.suffix.lower() not in ENDINGS or path.is_dir():
+        return False
+    if path.suffix.lower() != ".safetensors" or not path.exists():
+        return path.suffix.lower() != ".safetensors"
+    try:
+        with safe_open(path, framework="np") as file:
+            return KEY in file.keys()  # noqa: SIM118, is no mapping
+    except (OSError, SafetensorError):
+        return False
