@@ -1,5 +1,6 @@
 """``matrix-ssl worth``: what it compares, that it compares it fairly, and that it resumes wherever it was killed."""
 
+import dataclasses
 import json
 import shutil
 import signal
@@ -43,7 +44,11 @@ def worth(*more: str, data: str = "digits", seeds: int = 2) -> list[str]:
     """Arguments on 8-pixel digits enlarged to 12, whose public encoder was trained at 8."""
     settings = [*TINY, "data.subset=150", "data.image_size=12", "batch_size=32"]
     words = [word for setting in settings if "width" not in setting for word in ("--set", setting)]
-    tuning = [word for one in ("steps=2", "batch_size=16", "rates=0.02,0.1") for word in ("--tune-set", one)]
+    tuning = [
+        word
+        for one in ("steps=2", "batch_size=16", "gentle_rates=0.001,2", "rates=none")
+        for word in ("--tune-set", one)
+    ]
     return ["worth", "demo", "--data", data, "--from", "public.safetensors", "--seeds", str(seeds), "--epochs", "1",
             "--test-images", "90", "--out", "w", "--device", "cpu", *words, *tuning, *more]  # fmt: skip
 
@@ -100,12 +105,22 @@ def test_labels_are_the_same_for_all_and_balanced(images: tuple[Source, Source])
 
 @pytest.mark.parametrize("count", [10, 64, 100, 2000])
 def test_trainings_with_labels_have_one_rate_and_enough_steps(count: int) -> None:
-    settings = TuningSettings(steps=50, rates=((0.02, 0.1), (0.1, 0.1))).for_labels(count, 2)
-    steps = settings.epochs * (count // settings.batch_size)
-    assert 50 <= steps < 50 + count // settings.batch_size
-    for (encoder, head), rate in zip(settings.rates, (0.02, 0.1), strict=True):
-        assert (encoder * settings.batch_size / 256, head * settings.batch_size / 256) == pytest.approx((rate, 0.1))
-    assert TuningSettings().for_labels(count, 1).rates == settings.rates[:1]  # nothing can be held out
+    tuning = TuningSettings(steps=50, gentle_rates=((0.001, 2.0), (0.01, 2.0)), rates=((0.02, 40.0),))
+    gentle, plain = tuning.for_labels(count, 2)
+    for settings in (gentle, plain):
+        steps = settings.epochs * (count // settings.batch_size)
+        assert 50 <= steps < 50 + count // settings.batch_size
+        assert (settings.scale, settings.decay) == ("unit", "step")
+    assert (gentle.head, gentle.statistics, plain.head, plain.statistics) == ("regression", "kept", "random", "batch")
+    for rates, expected in ((gentle.rates, tuning.gentle_rates), (plain.rates, tuning.rates)):
+        scale = gentle.batch_size / 256
+        assert [pytest.approx((scale * encoder, scale * head)) for encoder, head in rates] == list(expected)
+    (first,) = tuning.for_labels(count, 1)  # nothing can be held out
+    assert first == dataclasses.replace(gentle, rates=gentle.rates[:1])
+    (only,) = dataclasses.replace(tuning, gentle_rates=None).for_labels(count, 2)
+    assert only == plain
+    with pytest.raises(ConfigError, match="give the rates of one candidate or more"):
+        dataclasses.replace(tuning, gentle_rates=None, rates=None)
 
 
 def test_every_arm_has_results(done: Path) -> None:
@@ -266,7 +281,7 @@ def test_a_quick_look_is_smaller_where_nothing_else_is_set(public: Path, monkeyp
     sizes = [(p.seeds, p.base.epochs, p.base.data.subset, p.test_images, p.tuning.steps) for p in plans]
     usual = (3, find_recipe("demo").epochs, 0, 0, TuningSettings().steps)
     assert sizes == [usual, (1, 2, 1000, 1000, 40), (2, 2, 99, 1000, 7)]
-    assert plans[1].tuning.view.flip == 0 and len(plans[1].tuning.rates) == 1  # digits are not flipped
+    assert plans[1].tuning.view.flip == 0 and len(plans[1].tuning.gentle_rates or ()) == 1  # digits are not flipped
 
 
 def test_a_damaged_answer_is_named(done: Path, tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from matrix_ssl import distributed
 from matrix_ssl.config import RunConfig
@@ -20,7 +19,7 @@ from matrix_ssl.runs.devices import MixedPrecision
 from matrix_ssl.runs.display import Display
 from matrix_ssl.runs.files import read_lines, write_json
 from matrix_ssl.runs.folder import SKIPPED, SUMMARY, identity
-from matrix_ssl.training import diagnostics, optim
+from matrix_ssl.training import batch_norm, diagnostics, optim
 from matrix_ssl.training.engine import Engine
 from matrix_ssl.training.task import Line, Task, TrainingPlan
 
@@ -101,9 +100,7 @@ class PreTraining(Task[Batch, StepOutput]):
         super().train_mode()
         if self.config.optimizer.frozen_statistics:
             for encoder in filter(None, (self.method.encoder, self.method.teacher_encoder())):
-                for module in encoder.modules():
-                    if isinstance(module, _BatchNorm):
-                        module.eval()
+                batch_norm.keep_statistics(encoder)
 
     def find_unreadable(self) -> Iterable[tuple[str, str]]:
         return unreadable_images(self.source, workers=self.config.data.workers)

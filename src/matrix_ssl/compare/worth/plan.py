@@ -13,8 +13,10 @@ from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
 from matrix_ssl.config import Fraction, RunConfig, StartConfig, ViewConfig
 from matrix_ssl.config.validation import settings
+from matrix_ssl.errors import ConfigError
 from matrix_ssl.evaluate.trained.fine_tune import FineTune
 
+Pairs = Annotated[tuple[tuple[PositiveFloat, PositiveFloat], ...], MinLen(1)] | None
 Use = Literal["frozen", "tuned"]
 Network = Literal["pixels", "random", "public", "public_small", "adapted", "scratch"]
 PRETRAINED: tuple[Network, ...] = ("adapted", "scratch")  # trained here without labels
@@ -25,26 +27,39 @@ STARTS: tuple[Network, ...] = ("random", "public", "adapted", "scratch")  # of f
 class TuningSettings:
     """How a network is trained with labels: the same for every start and every number of labels.
 
-    In epoch e, from 0, a rate is its first value times (1 + cos(π e / epochs)) / 2.
+    In step t of T, from 0, a rate is its first value times (1 + cos(π t / T)) / 2.
     """
 
     steps: PositiveInt = 300  # at least, and rounded up to whole epochs
     batch_size: PositiveInt = 64  # all labelled images where they are fewer
-    # candidates (encoder, head), whatever the batch; of several, the best on a held-out fifth of the labelled images,
-    # or the first where a class has a single one
-    rates: Annotated[tuple[tuple[PositiveFloat, PositiveFloat], ...], MinLen(1)] = ((0.02, 0.1), (0.1, 0.1))
+    # candidates (encoder, head), whatever the batch, the head's for features whose mean square norm is 1. Gentle ones
+    # begin at a logistic regression on the frozen features and keep BatchNorm's statistics, the others begin with a
+    # random head and normalise by the batch. The best on a held-out fifth of the labelled images is used, or the first
+    # gentle one where a class has a single image
+    gentle_rates: Pairs = ((0.0005, 2.0), (0.002, 2.0))
+    rates: Pairs = ((0.02, 40.0),)
     momentum: Fraction = 0.9
     weight_decay: NonNegativeFloat = 1e-4
     view: ViewConfig = ViewConfig(crop_scale=(0.5, 1.0), flip=0.5)
 
-    def for_labels(self, count: int, fewest: int) -> FineTune:
-        """The training on ``count`` labelled images, of which a class has at least ``fewest``."""
+    def __post_init__(self) -> None:
+        """Raises ConfigError where there is no candidate."""
+        if not (self.gentle_rates or self.rates):
+            raise ConfigError("gentle_rates=none, rates=none: give the rates of one candidate or more.")
+
+    def for_labels(self, count: int, fewest: int) -> list[FineTune]:
+        """The trainings to choose from on ``count`` labelled images, of which a class has at least ``fewest``."""
         size = min(self.batch_size, count)
-        rates = tuple((256 / size * encoder, 256 / size * head) for encoder, head in self.rates)
-        return FineTune(
+        one = FineTune(
             optimizer="sgd", epochs=-(-self.steps // (count // size)), batch_size=size, momentum=self.momentum,
-            weight_decay=self.weight_decay, view=self.view, rates=rates if fewest > 1 else rates[:1],
+            weight_decay=self.weight_decay, view=self.view, decay="step", scale="unit",
         )  # fmt: skip
+        kinds = [(self.gentle_rates, dataclasses.replace(one, head="regression", statistics="kept")), (self.rates, one)]
+        candidates = [
+            dataclasses.replace(kind, rates=tuple((256 / size * encoder, 256 / size * head) for encoder, head in pairs))
+            for pairs, kind in kinds if pairs
+        ]  # fmt: skip
+        return candidates if fewest > 1 else [dataclasses.replace(candidates[0], rates=candidates[0].rates[:1])]
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,7 @@ def pretrain(
 
 def train_with_labels(
     encoder: nn.Module, width: int, labelled: Source, data: DataConfig, folder: Path,
-    *, settings: FineTune, device: torch.device, seed: int,
+    *, settings: Sequence[FineTune], device: torch.device, seed: int,
 ) -> dict[str, Any]:  # fmt: skip
     """Does or resumes a training with labels, keeps the classifier, and returns its cost, or ``error``."""
     work = folder / "training"
@@ -78,7 +78,7 @@ def train_with_labels(
         result: dict[str, Any] = {"error": str(error)}
     else:
         save_weights(folder / _CLASSIFIER, tuned.classifier.learner, {})
-        result = {**tuned.fitted._asdict(), "held_out": tuned.held_out, "settings": dataclasses.asdict(settings)}
+        result = {**tuned.fitted._asdict(), "held_out": tuned.held_out, "settings": dataclasses.asdict(tuned.settings)}
     write_json(folder / RESULT, result)
     shutil.rmtree(work, ignore_errors=True)
     return result

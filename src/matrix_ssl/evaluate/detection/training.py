@@ -7,13 +7,13 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from matrix_ssl import distributed
 from matrix_ssl.evaluate.detection.images import DetectionBatch, TrainingImages
 from matrix_ssl.evaluate.detection.network import parameter_groups
 from matrix_ssl.evaluate.detection.settings import DetectionSettings, Plan
 from matrix_ssl.runs.display import Display
+from matrix_ssl.training import batch_norm
 from matrix_ssl.training.engine import Engine, seed_torch
 from matrix_ssl.training.task import Line, Task, TrainingPlan
 
@@ -53,24 +53,19 @@ class DetectorTraining(Task[DetectionBatch, Step]):
     def refine_batch_norm(self, run: Path, steps: int, on_progress: Callable[[int, int], None]) -> None:
         """Replaces BatchNorm's running statistics, which lag behind changing weights, by averages over further steps.
 
-        Those steps learn nothing ("precise BatchNorm"). Reference: Wu and Johnson, "Rethinking 'Batch' in BatchNorm",
-        arXiv 2105.07576, 2021, section 3.
+        Those steps learn nothing ("precise BatchNorm", ``training.batch_norm``).
         """
-        layers = [module for module in self.module.modules() if isinstance(module, _BatchNorm)]
-        momenta = [layer.momentum for layer in layers]
-        for layer in layers:
-            layer.reset_running_stats()
-            layer.momentum = None  # an average in which every batch counts the same
-        self.module.train()
         first = self.plan.total_steps
-        with contextlib.closing(Engine(self, run).read(first, first + steps)) as batches:
+        self.module.train()
+        with (
+            batch_norm.averaged(self.module),
+            contextlib.closing(Engine(self, run).read(first, first + steps)) as batches,
+        ):
             for done, batch in enumerate(batches, start=1):
                 seed_torch(self.plan.seed, batch.iteration)
                 with torch.no_grad():
                     self.module(batch.images, batch.targets)
                 on_progress(done, steps)
-        for layer, momentum in zip(layers, momenta, strict=True):
-            layer.momentum = momentum
 
     def find_unreadable(self) -> Iterable[tuple[str, str]]:
         return self.images.unreadable()

@@ -27,7 +27,8 @@ class Settings:
 
     Rates are for a batch of 256 and follow the batch linearly. In epoch e, from 0, a rate is its peak times
     (1 + cos(π e / epochs)) / 2: it changes between epochs only, without a warm-up, as in the published code of
-    SimSiam (main_lincls.py), Barlow Twins and VICReg (evaluate.py). What is left over of an epoch after its last
+    SimSiam (main_lincls.py), Barlow Twins and VICReg (evaluate.py). A training of a few epochs should change it between
+    steps (``decay``): in a single epoch it would not decrease at all. What is left over of an epoch after its last
     whole batch is not seen in it; the published code makes a smaller batch of it.
     """
 
@@ -37,6 +38,7 @@ class Settings:
     batch_size: PositiveInt  # over all processes; of a smaller dataset, the whole of it
     momentum: Fraction = 0.9
     weight_decay: NonNegativeFloat = 0.0
+    decay: Literal["epoch", "step"] = "epoch"  # after which a rate decreases
     view: ViewConfig = CROP_AND_FLIP
     precision: Precision = "auto"
 
@@ -48,6 +50,8 @@ class Classifier:
     frozen: nn.Module
     learner: nn.Module
     groups: list[dict[str, Any]]  # the learner's parameters, each group with its ``rate``, that of the head last
+    keeps_statistics: bool = False  # BatchNorm of the learner normalises by its running statistics in training, too
+    fitted_head: bool = False  # weights and rate of the head, the learner's last part, are fitted to the images
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,6 +2,8 @@
 
 import copy
 import dataclasses
+import functools
+from collections.abc import Sequence
 from dataclasses import KW_ONLY
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
@@ -19,6 +21,7 @@ from matrix_ssl.data.sources import split_source
 from matrix_ssl.errors import Diverged
 from matrix_ssl.evaluate.probes.accuracy import accuracy
 from matrix_ssl.evaluate.trained.classifier import Classifier, Outcome, Settings, check_splits, linear_head
+from matrix_ssl.evaluate.trained.first_head import FrozenFeatures, frozen_features
 from matrix_ssl.evaluate.trained.supervised import Fitted, fit, score
 from matrix_ssl.runs.display import Display
 
@@ -43,6 +46,14 @@ class FineTune(Settings):
     batch_size: PositiveInt = 256
     # candidates (encoder, head); of several, the one that is best on a held-out fifth of the labelled images is used
     rates: Annotated[tuple[tuple[PositiveFloat, PositiveFloat], ...], MinLen(1)] = PUBLISHED_RATES[:1]
+    # what the head's rates are for: features as they are, or "unit": such whose mean square norm is 1; that of the
+    # weights is divided by the one before the first step, and that of the biases by the number of features, so that a
+    # rate fits encoders of any scale and width
+    scale: Literal["as_it_is", "unit"] = "as_it_is"
+    # the weights of the head before the first step: "regression": of a logistic regression on the frozen features
+    head: Literal["random", "regression"] = "random"
+    # what BatchNorm normalises by in training: the batch, or "kept": the running statistics, which stay as they are
+    statistics: Literal["batch", "kept"] = "batch"
 
 
 # with all labels; 30 epochs, no decay and 0.16 for a batch of 1024 as in Chen et al., "Big Self-Supervised Models are
@@ -55,6 +66,7 @@ class Tuned(NamedTuple):
 
     classifier: Classifier
     fitted: Fitted  # its seconds are those of all trainings, the tried candidates included
+    settings: FineTune  # those used, with one pair of rates
     held_out: tuple[float, ...] = ()  # accuracies that the rates were chosen by, one a candidate; 0 if it diverged
 
 
@@ -69,7 +81,7 @@ def fine_tune(
     """
     check_splits(train, test, data)
     tuned = tune(
-        encoder, feature_dim, train, data, settings=settings, folder=folder, device=device, display=display, seed=seed
+        encoder, feature_dim, train, data, settings=[settings], folder=folder, device=device, display=display, seed=seed
     )
     outcome = score(tuned.classifier, tuned.fitted, test, data, device=device)
     return dataclasses.replace(outcome, held_out=tuned.held_out)
@@ -77,13 +89,13 @@ def fine_tune(
 
 def tune(
     encoder: nn.Module, feature_dim: int, train: Source, data: DataConfig,
-    *, settings: FineTune, folder: Path, device: torch.device, display: Display, seed: int = 0,
+    *, settings: Sequence[FineTune], folder: Path, device: torch.device, display: Display, seed: int = 0,
 ) -> Tuned:  # fmt: skip
     """Trains a copy of the encoder and a linear head on ``train``.
 
-    BatchNorm is in training mode, over the batch of all processes. With several candidates for the rates every one is
-    tried on four fifths of ``train`` first, each in a folder of its own inside ``folder``, and judged on the others; a
-    candidate that diverges is out.
+    The statistics of the batch, where BatchNorm uses them, are those of the batch of all processes. Every pair of rates
+    of every one of the settings is a candidate. Several are tried on four fifths of ``train`` first, each in a folder
+    of its own inside ``folder``, and judged on the others; one that diverges is out.
 
     Args:
         encoder: images (n, c, s, s) to features (n, feature_dim); it is left as it is.
@@ -92,23 +104,30 @@ def tune(
     Raises:
         DataError: there are several candidates, and every class has a single image.
     """
+    candidates = [dataclasses.replace(one, rates=(pair,)) for one in settings for pair in one.rates]
+    features = functools.cache(functools.partial(frozen_features, encoder, data=data, device=device))
 
-    def attempt(rates: tuple[float, float], learn: Source, where: Path) -> tuple[Classifier, Fitted]:
-        classifier = attach_head(encoder, feature_dim, len(train.labelled()[1]), rates=rates, seed=seed)
+    def attempt(candidate: FineTune, learn: Source, where: Path) -> tuple[Classifier, Fitted]:
+        classifier = attach_head(encoder, feature_dim, len(train.labelled()[1]), rates=candidate.rates[0], seed=seed)
+        if candidate.scale == "unit" or candidate.head == "regression":
+            classifier = _adjust_head(classifier, features(learn, statistics=candidate.statistics), candidate)
+        if candidate.statistics == "kept":
+            classifier = dataclasses.replace(classifier, keeps_statistics=True)
         return classifier, fit(
-            classifier, learn, data, settings=settings, folder=where, device=device, display=display, seed=seed
+            classifier, learn, data, settings=candidate, folder=where, device=device, display=display, seed=seed
         )
 
-    if len(settings.rates) == 1:
-        return Tuned(*attempt(settings.rates[0], train, folder))
+    if len(candidates) == 1:
+        return Tuned(*attempt(candidates[0], train, folder), candidates[0])
     learn, judge = split_source(train, _HELD_OUT, seed)
     accuracies: list[float] = []
     usable: list[int] = []  # candidates that did not diverge; one that is never right is usable
     seconds = cpu_seconds = 0.0
-    for number, rates in enumerate(settings.rates):
-        display.say(f"trying the learning rates {rates[0]:g} (encoder) and {rates[1]:g} (head)")
+    for number, candidate in enumerate(candidates):
+        ((encoder_rate, head_rate),) = candidate.rates
+        display.say(f"trying the learning rates {encoder_rate:g} (encoder) and {head_rate:g} (head)")
         try:
-            classifier, fitted = attempt(rates, learn, folder / f"candidate-{number}")
+            classifier, fitted = attempt(candidate, learn, folder / f"candidate-{number}")
         except Diverged as error:
             display.say(f"left out: {error}")
             accuracies.append(0.0)
@@ -121,9 +140,9 @@ def tune(
         raise Diverged("none of the pairs of learning rates can be used: try lower ones.")
     accuracies = distributed.broadcast_object(accuracies)  # one choice, whatever rounding does
     best = max(usable, key=lambda number: accuracies[number])
-    classifier, fitted = attempt(settings.rates[best], train, folder)
+    classifier, fitted = attempt(candidates[best], train, folder)
     fitted = fitted._replace(seconds=fitted.seconds + seconds, cpu_seconds=fitted.cpu_seconds + cpu_seconds)
-    return Tuned(classifier, fitted, tuple(accuracies))
+    return Tuned(classifier, fitted, candidates[best], tuple(accuracies))
 
 
 def attach_head(
@@ -133,3 +152,18 @@ def attach_head(
     learner = nn.Sequential(copy.deepcopy(encoder), linear_head(feature_dim, classes, seed=seed))
     groups = [{"params": list(part.parameters()), "rate": r} for part, r in zip(learner, rates, strict=True)]
     return Classifier(nn.Identity(), learner, groups)
+
+
+def _adjust_head(classifier: Classifier, features: FrozenFeatures, settings: FineTune) -> Classifier:
+    """The classifier with the head, changed in place, and its rate as the settings want them for these features."""
+    head, groups = classifier.learner[1], classifier.groups
+    if settings.scale == "unit":  # features that are a times as large make weights and their steps a times smaller
+        *others, own = groups
+        weight = {"params": [head.weight], "rate": own["rate"] / features.square_norm}
+        bias = {"params": [head.bias], "rate": own["rate"] / head.in_features}
+        groups = [*others, bias, weight]
+    if settings.head == "regression":
+        with torch.no_grad():
+            for parameter, value in zip((head.weight, head.bias), features.regression(), strict=True):
+                parameter.copy_(value)
+    return dataclasses.replace(classifier, groups=groups, fitted_head=True)

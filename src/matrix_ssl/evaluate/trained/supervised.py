@@ -4,6 +4,7 @@ Scores are ``learner(frozen(image))``: the frozen part runs in evaluation mode w
 trained with cross-entropy on one random view of every image.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from matrix_ssl import distributed
 from matrix_ssl.config import DataConfig
 from matrix_ssl.data.base import Source
 from matrix_ssl.data.loading import Batch, TrainingBatches, unreadable_images
-from matrix_ssl.distributed import batch_norm
+from matrix_ssl.distributed.batch_norm import synchronise_batch_norm
 from matrix_ssl.errors import ConfigError
 from matrix_ssl.evaluate.trained.classifier import Classifier, Outcome, Settings, score_images
 from matrix_ssl.runs import folder as folders
@@ -25,7 +26,7 @@ from matrix_ssl.runs.checkpoint import digest
 from matrix_ssl.runs.devices import MixedPrecision
 from matrix_ssl.runs.display import Display
 from matrix_ssl.runs.files import cannot_write
-from matrix_ssl.training import optim
+from matrix_ssl.training import batch_norm, optim
 from matrix_ssl.training.engine import Engine
 from matrix_ssl.training.task import Line, Task, TrainingPlan
 
@@ -61,7 +62,9 @@ def fit(
     training = ClassifierTraining(classifier, train, data, settings=settings, device=device, display=display, seed=seed)
     with distributed.together():
         _claim(folder, train, data, settings=settings, seed=seed, classifier=classifier)
-    Engine(training, folder).run()
+    engine = Engine(training, folder)
+    engine.run()
+    training.renew_statistics(engine)
     if training.skipped:
         where, why = next(iter(training.skipped.items()))
         display.say(f"Replaced {len(training.skipped)} unreadable training images, the first one {where}: {why}.")
@@ -124,7 +127,7 @@ class ClassifierTraining(Task[Batch, Step]):
             world_size=distributed.world_size(), device=device, dtype=self.precision.weights,
         )  # fmt: skip
         # in place, but for a learner that is a single layer
-        batch_norm.synchronise_batch_norm(classifier.learner, device.type)
+        synchronise_batch_norm(classifier.learner, device.type)
         for module in (classifier.frozen.eval(), classifier.learner):
             self.precision.place(module)
         optimizer = optim.build_optimizer(
@@ -149,6 +152,29 @@ class ClassifierTraining(Task[Batch, Step]):
         # sums over the steps of the epoch so far, and the accuracy of the last whole one
         self.counters |= {"loss": 0.0, "right": 0.0, "train_accuracy": 0.0}
 
+    def train_mode(self) -> None:
+        super().train_mode()
+        if self.classifier.keeps_statistics:
+            batch_norm.keep_statistics(self.module)
+
+    def renew_statistics(self, engine: Engine[Batch, Step]) -> None:
+        """Computes BatchNorm's statistics anew, over random views of the training images, where the training was too
+        short for the running ones. The result is a function of the trained weights alone."""
+        if self.classifier.keeps_statistics or not batch_norm.are_stale(self.module, self.plan.total_steps):
+            return
+        first, steps = self.plan.total_steps, -(-batch_norm.VIEWS // self.plan.batch_size)
+        self.module.eval()
+        for layer in batch_norm.layers(self.module):
+            layer.train()
+        with (
+            torch.no_grad(),
+            batch_norm.averaged(self.module),
+            contextlib.closing(engine.read(first, first + steps)) as batches,
+        ):
+            for batch in batches:
+                with self.precision.autocast():
+                    self.module(self.classifier.frozen(batch.views[0]))
+
     def find_unreadable(self) -> Iterable[tuple[str, str]]:
         return unreadable_images(self.source, workers=self.workers)
 
@@ -156,9 +182,11 @@ class ClassifierTraining(Task[Batch, Step]):
         yield from self.loader.iterate(start, stop)
 
     def learning_rate(self, step: int) -> float:
-        """What the rate of every group is multiplied with: half a cosine that changes between epochs."""
-        epoch, peak = step // self.plan.steps_per_epoch, self.plan.batch_size / 256
-        return optim.learning_rate(epoch, total_steps=self.settings.epochs, warmup_steps=0, peak=peak)
+        """What the rate of every group is multiplied with: half a cosine over the epochs, or over the steps."""
+        peak, total, done = self.plan.batch_size / 256, self.settings.epochs, step // self.plan.steps_per_epoch
+        if self.settings.decay == "step":
+            total, done = self.plan.total_steps, step
+        return optim.learning_rate(done, total_steps=total, warmup_steps=0, peak=peak)
 
     def compute(self, forward: nn.Module, batch: Batch) -> Step:
         labels = self.labels[torch.from_numpy(batch.indices).to(self.device)]
@@ -208,13 +236,16 @@ def _claim(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise cannot_write(folder, error) from error
+    learner, rates = classifier.learner, {"rates": [group["rate"] for group in classifier.groups]}
+    if classifier.fitted_head:  # settings and images say what it is, to the last digits, in which machines differ
+        learner, rates = learner[0], {}
     description = {
-        "settings": dataclasses.asdict(settings) | {"rates": [group["rate"] for group in classifier.groups]},
+        "settings": dataclasses.asdict(settings) | rates,
         "seed": seed,
         "images": {"classes": source.classes, "digest": source.digest},
         "data": {name: getattr(data, name) for name in ("image_size", "mean", "std")}
         | {name: value for name in _READING if (value := getattr(data, name)) not in (0, (), "first")},
-        "weights": {part: digest(getattr(classifier, part).state_dict()) for part in ("frozen", "learner")},
+        "weights": {"frozen": digest(classifier.frozen.state_dict()), "learner": digest(learner.state_dict())},
     }
     folders.claim(folder, description, first=_TRAINING)
 
