@@ -58,11 +58,10 @@ def test_the_rest_says_in_one_sentence_what_is_missing() -> None:
         "from matrix_ssl.networks import build_encoder\n    build_encoder('resnet18', channels=3, image_size=32)",
     ]
     blocks = "".join(f"try:\n    {use}\nexcept MissingPackage as error: print(error)\n" for use in uses)
-    result = python(f"from matrix_ssl.errors import MissingPackage\n{blocks}")
-    assert result.returncode == 0, result.stderr
+    command = "sys.argv = ['matrix-ssl', 'recipes']; from matrix_ssl.__main__ import main; main()"
+    result = python(f"from matrix_ssl.errors import MissingPackage\n{blocks}{command}")
+    assert (result.stderr, result.returncode) == (f"error: {sentence.format('click')}\n", 1)
     lines = result.stdout.splitlines()
     packages = [line.split("'")[1] for line in lines]
     assert lines == [sentence.format(package) for package in packages]
     assert packages[0] in ("pydantic", "annotated_types") and packages[3] == "torchvision"
-    result = python("sys.argv = ['matrix-ssl', 'recipes']; from matrix_ssl.__main__ import main; main()")
-    assert (result.stderr, result.returncode) == (f"error: {sentence.format('click')}\n", 1)

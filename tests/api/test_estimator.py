@@ -114,8 +114,11 @@ class OnRows(EncoderTransformer):
 
 
 @pytest.mark.parametrize("name", [
-    "check_estimators_overwrite_params", "check_dict_unchanged", "check_estimators_pickle", "check_fit_idempotent",
-    "check_fit_check_is_fitted", "check_n_features_in", "check_transformer_preserve_dtypes",
+    "check_estimators_pickle", "check_fit_check_is_fitted", "check_n_features_in",
+    *(pytest.param(name, marks=pytest.mark.slow) for name in (
+        "check_estimators_overwrite_params", "check_dict_unchanged", "check_fit_idempotent",
+        "check_transformer_preserve_dtypes",
+    )),
 ])  # fmt: skip
 def test_some_checks_of_scikit_learn_on_rows(name: str) -> None:
     with warnings.catch_warnings():

@@ -122,7 +122,7 @@ def test_public_encoders_beside_that_of_the_run(run: Path) -> None:
         owner = {**kept, "run": identity(run.parent / name)}
         (run.parent / name / "encoder.safetensors").write_bytes(encode(tensors, owner))
     public = ["--baseline", "same", "--baseline", "large", "--baseline-size", "both"]
-    ended = succeed(run.parent, [*evaluate("knn", "linear"), *public])
+    ended = succeed(run.parent, [*evaluate("knn"), *public])
     assert "Baseline large, 12 px: " in ended.err and "This encoder minus public encoders on digits" in ended.out
     values = read_json(run / "evaluation" / "digits" / "knn.json")
     assert list(values["public"]) == ["same, 8 px", "large, 12 px", "large, 8 px"]

@@ -153,7 +153,7 @@ def test_fresh_keeps_the_old_folder(done: Path, tmp_path: Path) -> None:
     old = {name: (done / "r" / name).read_bytes() for name in FILES}
     copy_run(done, tmp_path)
     for number in (1, 2):
-        ended = succeed(tmp_path, [*tiny("seed=5"), "--fresh"], before=BARE)
+        ended = succeed(tmp_path, [*tiny("seed=5", "data.subset=128"), "--fresh"], before=BARE)
         assert f"Kept the previous run as r.{number}" in ended.err
         assert "resuming" not in ended.err
     assert {name: (tmp_path / "r.1" / name).read_bytes() for name in FILES} == old
@@ -248,7 +248,7 @@ def test_of_labelled_folders_a_fifth_is_held_out(tmp_path: Path) -> None:
     for name in ("ant", "bee"):
         make_images(tmp_path / "insects" / name, 20)
     succeed(tmp_path, from_files("insects"), before=BARE)
-    evaluated = succeed(tmp_path, ["evaluate", "r", "--protocol", "knn,low-shot", "--device", "cpu"])
+    evaluated = succeed(tmp_path, ["evaluate", "r", "--protocol", "knn,low-shot", "--device", "cpu"], before=BARE)
     assert "holding out 20% of each class" in evaluated.err
     folder = tmp_path / "r" / "evaluation"
     results = read_json(folder / "insects" / "low-shot.json")
@@ -274,7 +274,7 @@ def test_of_labelled_folders_a_fifth_is_held_out(tmp_path: Path) -> None:
 
 
 def test_tensorboard_events_hold_the_metrics(tmp_path: Path) -> None:
-    succeed(tmp_path, [*tiny("log_every=2"), "--logger", "tensorboard"], before=BARE)
+    succeed(tmp_path, [*tiny("log_every=2", "data.subset=512"), "--logger", "tensorboard"], before=BARE)
     reader = (
         "import json, sys; from tensorboard.backend.event_processing.event_accumulator import EventAccumulator\n"
         "events = EventAccumulator('r/tensorboard'); events.Reload()\n"

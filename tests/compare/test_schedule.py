@@ -202,6 +202,7 @@ def test_as_many_run_side_by_side_as_there_are_places(
     assert len(found) == 2 and max(result["running"] for result in found.values()) == count
 
 
+@pytest.mark.slow  # test_peak_memory_counts_this_process_alone shows it without PyTorch
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the kernel says nothing of the parent")
 def test_the_memory_of_a_job_is_its_own() -> None:
     """Linux counts what the process that starts a program has taken as memory of the program."""

@@ -47,10 +47,10 @@ UNEVEN = ("gather_uneven", "all_reduce_sum", "uneven_batch_norm", "agreement")  
     [
         *((check, 2) for check in CHECKS),
         *(pytest.param(check, 3, marks=[] if check in UNEVEN else pytest.mark.slow) for check in CHECKS),
-        *(pytest.param(check, 4, marks=pytest.mark.slow) for check in CHECKS if check != "matrix_ssl_loss"),
-        ("matrix_ssl_loss", 4),  # two processes share each order of the loss
+        *(pytest.param(check, 4, marks=pytest.mark.slow) for check in CHECKS),
+        ("every_order_shared", 4),  # two processes share each
         ("metric_objects", 2),
-        ("methods_by_default", 2),
+        ("different_methods", 2),
         *(pytest.param("methods", count, marks=pytest.mark.slow) for count in (2, 3)),
     ],
 )
@@ -196,7 +196,7 @@ def test_the_death_of_one_process_ends_the_other_and_the_run_resumes(tmp_path: P
     assert runs.tensors(tmp_path / "r") == runs.tensors(pair)
 
 
-@pytest.mark.parametrize("receivers", [(0,), (1,), (0, 1)])
+@pytest.mark.parametrize("receivers", [pytest.param((0,), marks=pytest.mark.slow), (1,), (0, 1)])
 def test_a_signal_to_any_process_stops_all_at_the_same_step(tmp_path: Path, receivers: tuple[int, ...]) -> None:
     commands = start_processes(tmp_path, tiny(*SHORT, epochs=50), count=2)
     wait_for_step(tmp_path / "r", 2, commands[0])

@@ -185,9 +185,7 @@ class TestHuggingFace:
         monkeypatch.setattr(transformers.AutoModel, "from_pretrained", altered)
         with pytest.raises(CheckpointError, match="transformers computes features that differ"):
             export(run, form="huggingface")
-        monkeypatch.undo()
-        assert not (run / "export-huggingface").exists()
-        assert "318 of 318 tensors of resnet50" in export(run, form="huggingface")
+        assert not (run / "export-huggingface").exists()  # unaltered it is exported: test_every_depth
 
     def test_a_folder_with_other_files(self, resnet, tmp_path) -> None:
         pytest.importorskip("transformers")

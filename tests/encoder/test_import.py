@@ -16,6 +16,7 @@ from matrix_ssl.encoder.reading import Contents, read_tensors
 from matrix_ssl.errors import CheckpointError, ConfigError, MatrixSSLError
 from tests.support import published_layouts as published
 from tests.support.published_layouts import PUBLISHED
+from tests.support.quick import some
 
 COUNTERS = 20  # BatchNorm layers of a ResNet-18
 
@@ -147,7 +148,7 @@ class TestPublishedFormats:
 
 
 class TestArchitectures:
-    @pytest.mark.parametrize("name", architectures.RESNETS)
+    @pytest.mark.parametrize("name", some(architectures.RESNETS, "resnet34", "resnet50", "resnext50_32x4d"))
     def test_resnets_by_their_shapes(self, name) -> None:
         tensors = outline(name)
         found = find(tensors)
@@ -162,7 +163,9 @@ class TestArchitectures:
             name for name in torchvision.models.list_models(module=torchvision.models) if "resne" in name
         }
 
-    @pytest.mark.parametrize(("name", "size"), [("vit_b_16", 224), ("vit_b_32", 384), ("vit_l_16", 64)])
+    @pytest.mark.parametrize(
+        ("name", "size"), [("vit_b_16", 224), ("vit_b_32", 384), pytest.param("vit_l_16", 64, marks=pytest.mark.slow)]
+    )
     def test_vision_transformers_of_torchvision_and_their_size(self, name, size) -> None:
         tensors = outline(name, image_size=size)
         found = find(tensors)

@@ -14,6 +14,7 @@ from matrix_ssl import matrix
 from matrix_ssl.errors import MatrixError, MatrixShapeError
 from tests.matrix.test_features import LargestTensor
 from tests.support.matrix_samples import quick_gradcheck, quick_gradgradcheck, rows
+from tests.support.quick import some
 
 SHAPES = [(20, 4, 6), (30, 6, 3), (7, 9, 12), (8, 3, 20)]
 BY_FEATURES = {
@@ -315,13 +316,6 @@ class TestEveryOne:
             (slope,) = torch.autograd.grad(value.sum(), x)
             assert torch.isfinite(slope).all()
 
-    @pytest.mark.filterwarnings("ignore")
-    def test_compiled_without_breaks(self, name):
-        torch._dynamo.reset()
-        function, (x, y) = BY_FEATURES[name], pair(12, 3, 4)
-        found = torch.compile(function, fullgraph=True, backend="aot_eager")(x, y)
-        np.testing.assert_allclose(found, function(x, y), atol=1e-12)
-
     def test_shapes(self, name):
         with pytest.raises(MatrixShapeError, match=r"x and y have the shapes \(6, 3\) and \(7, 3\).*same samples"):
             BY_FEATURES[name](rows(6, 3), rows(7, 3))
@@ -329,6 +323,17 @@ class TestEveryOne:
         x[1, 2] = math.nan
         with pytest.raises(MatrixError, match=r"'y'.* 1 NaN"):
             BY_FEATURES[name](rows(6, 3), x)
+
+
+@pytest.mark.parametrize(
+    "name", some(BY_FEATURES, "linear_cka", "canonical_correlations", "procrustes_distance", "rsa")
+)
+@pytest.mark.filterwarnings("ignore")
+def test_compiled_without_breaks(name):
+    torch._dynamo.reset()
+    function, (x, y) = BY_FEATURES[name], pair(12, 3, 4)
+    found = torch.compile(function, fullgraph=True, backend="aot_eager")(x, y)
+    np.testing.assert_allclose(found, function(x, y), atol=1e-12)
 
 
 @pytest.mark.parametrize("power", [1, 2])

@@ -21,6 +21,7 @@ from matrix_ssl.errors import (
     NotSymmetricError,
 )
 from tests.support.matrix_samples import positive, rows, unit_kernel
+from tests.support.quick import some_of
 
 GOOD = positive([0.5, 1.0, 2.0])
 INDEFINITE = positive([-0.1, 1.0, 2.0])
@@ -102,16 +103,21 @@ class TestEveryMatrix:
         with pytest.raises(NotFiniteError, match=rf"'{name}'.* 1 NaN and 2 infinite of 18 .* first at \(1, 0, 2\)"):
             function(a)
 
-    @pytest.mark.filterwarnings("ignore")
-    def test_compiled_code_does_not_look(self, function, name):
-        torch._dynamo.reset()
-        compiled = torch.compile(function, fullgraph=True, backend="eager")
-        compiled(GOOD)
-        if name in SQUARE:
-            skewed = GOOD + torch.triu(torch.ones_like(GOOD))
-            with pytest.raises(NotSymmetricError):
-                function(skewed)
-            assert compiled(skewed) is not None
+
+@pytest.mark.parametrize(
+    ("function", "name"),
+    some_of(SQUARE | ANY, "matrix_log", "renyi_entropy", "matrix_kl, q", "joint_entropy, k1", "covariance"),
+)
+@pytest.mark.filterwarnings("ignore")
+def test_compiled_code_does_not_look(function, name):
+    torch._dynamo.reset()
+    compiled = torch.compile(function, fullgraph=True, backend="eager")
+    compiled(GOOD)
+    if name in SQUARE:
+        skewed = GOOD + torch.triu(torch.ones_like(GOOD))
+        with pytest.raises(NotSymmetricError):
+            function(skewed)
+        assert compiled(skewed) is not None
 
 
 @pytest.mark.parametrize("name", [key for key in SQUARE if key not in ("matrix_cross_entropy, p", "renyi_entropy 2")])

@@ -21,6 +21,7 @@ from matrix_ssl.matrix import (
     von_neumann_entropy,
 )
 from tests.support.matrix_samples import positive, rows, symmetric_part, unit_kernel
+from tests.support.quick import some_of
 
 ORDERS = [0.0, 0.3, 0.9, 0.999, 1.0, 1.001, 1.1, 2.0, 3.0, 50.0, math.inf]
 ONE = {
@@ -43,6 +44,8 @@ TWO = {
     "joint_entropy 2": functools.partial(joint_entropy, alpha=2.0),
 }
 ALL = {name: (f, 1) for name, f in ONE.items()} | {name: (f, 2) for name, f in TWO.items()}
+COMPILED = ("matrix_log", "log_det", "effective_rank", "spectrum", "renyi_entropy 0.3", "renyi_entropy 1.0",
+            "matrix_kl", "mutual_information")  # fmt: skip
 every_function = pytest.mark.parametrize(("function", "count"), ALL.values(), ids=ALL)
 
 
@@ -248,7 +251,7 @@ class TestExecution:
         with torch.inference_mode():
             assert torch.allclose(function(*arguments), expected)
 
-    @every_function
+    @pytest.mark.parametrize(("function", "count"), some_of(ALL, *COMPILED))
     @pytest.mark.filterwarnings("ignore")
     def test_compiled_without_breaks(self, function, count):
         torch._dynamo.reset()

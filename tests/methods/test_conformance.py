@@ -52,6 +52,9 @@ class TestMatrixSSL(EntropyConformance):
     def without_safeguard(self) -> type[Method]:
         return symmetric(MatrixSSL)
 
+    def test_collapse_is_noticed_where_the_safeguard_is_taken_away(self, tmp_path, monkeypatch):
+        self.check_that_collapse_is_noticed(tmp_path, monkeypatch)
+
 
 class TestMatrixEntropy(MethodConformance):
     name = "matrix_entropy"
@@ -73,6 +76,10 @@ class TestMEC(EntropyConformance):
     def without_safeguard(self) -> type[Method]:
         return symmetric(MEC)
 
+    @pytest.mark.slow  # as that of Matrix-SSL
+    def test_it_needs_no_predictor(self, tmp_path, monkeypatch):
+        super().test_it_needs_no_predictor(tmp_path, monkeypatch)
+
 
 class TestBYOL(MethodConformance):
     name = "byol"
@@ -80,6 +87,9 @@ class TestBYOL(MethodConformance):
 
     def without_safeguard(self) -> type[Method]:
         return symmetric(BYOL)
+
+    def test_collapse_is_noticed_where_the_safeguard_is_taken_away(self, tmp_path, monkeypatch):
+        self.check_that_collapse_is_noticed(tmp_path, monkeypatch)
 
 
 class TestSimSiam(MethodConformance):
@@ -119,6 +129,9 @@ class TestSimCLR(MethodConformance):
                 return output._replace(loss=-(z1 * z2).sum(1).mean() / self.temperature)
 
         return WithoutNegatives
+
+    def test_collapse_is_noticed_where_the_safeguard_is_taken_away(self, tmp_path, monkeypatch):
+        self.check_that_collapse_is_noticed(tmp_path, monkeypatch)
 
 
 class TestMoCoV2(MethodConformance):

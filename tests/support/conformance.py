@@ -339,9 +339,14 @@ class MethodConformance:
             assert torch.equal(features, encoder.eval()(one))
             torch.testing.assert_close(fresh(one[:3]), features[:3])  # an image's features are its own
 
+    @pytest.mark.slow  # but for some classes that have it as a test of their own
     def test_collapse_is_noticed_where_the_safeguard_is_taken_away(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        self.check_that_collapse_is_noticed(tmp_path, monkeypatch)
+
+    def check_that_collapse_is_noticed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A short training raises no alarm, and one without the safeguard does."""
         careless = self.without_safeguard()
         if careless is None:
             pytest.skip("no variant without a safeguard is given")

@@ -1,6 +1,6 @@
 """What several processes check together; ``test_distributed`` runs these functions in real processes over gloo."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from unittest import mock
 
@@ -257,6 +257,13 @@ def matrix_ssl_loss() -> None:
                 compare_losses(d, uneven_, exchange, losses.Objective(**settings))
 
 
+def every_order_shared() -> None:
+    """Uneven parts where several processes share each order of the loss."""
+    for d in (3, 40):
+        for exchange in ("rows", "covariances"):
+            compare_losses(d, [3 + 2 * i for i in range(distributed.world_size())], exchange, losses.Objective())
+
+
 def compare_losses(d: int, sizes: list[int], exchange: str, objective: losses.Objective) -> None:
     """The terms and gradients of one process and of this one's part of the rows."""
     rank = distributed.rank()
@@ -386,14 +393,18 @@ VARIANTS: dict[str, list[dict]] = {
 }
 
 
-def methods_by_default() -> None:
-    """The first variant of every method."""
-    methods(variants=1)
+# a loss in parts, a teacher, a queue, codes of the whole batch, a centre, statistics of groups, and rows alone
+DIFFERENT = ("matrix_ssl", "moco_v2", "swav", "dino", "w_mse", "vicreg")
 
 
-def methods(*, variants: int | None = None) -> None:
+def different_methods() -> None:
+    """The first variant of methods that communicate in different ways; the others gather rows, as VICReg does."""
+    methods(DIFFERENT, variants=1)
+
+
+def methods(names: Iterable[str] | None = None, *, variants: int | None = None) -> None:
     """Loss, gradients, weights, teacher and queue of every method over two steps, as in one process."""
-    for name in list_methods():
+    for name in names or list_methods():
         for variant in VARIANTS.get(name, [{}])[:variants]:
             try:
                 compare_methods(name, variant)

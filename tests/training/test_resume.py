@@ -28,8 +28,8 @@ from tests.support.runs import (
     tiny,
 )
 
-SETTINGS = ("log_every=1", "checkpoint_every=3")
-STEPS = 44
+SETTINGS = ("log_every=1", "checkpoint_every=3", "data.subset=1024")
+STEPS = 32
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +145,10 @@ def interrupt_after(step: int, number: int) -> str:
     )
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGINT, *(pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIGTERM, signal.SIGUSR1))],
+)  # the tests around it send the other two
 def test_a_signal_saves_at_the_step_boundary(tmp_path: Path, whole: Path, number: int) -> None:
     ended = runs.run(tmp_path, tiny(*SETTINGS, epochs=2), before=BARE + "; " + interrupt_after(10, number))
     assert ended.code == 128 + number
@@ -164,7 +167,7 @@ def test_a_signal_saves_at_the_step_boundary(tmp_path: Path, whole: Path, number
 
 def test_sgd_and_small_views_resume_as_well(tmp_path: Path) -> None:
     small = ("views.2.count=2", "views.2.image_size=4")
-    settings = ("log_every=1", "optimizer.name=sgd", "optimizer.learning_rate=0.2", *small)
+    settings = ("log_every=1", "data.subset=768", "optimizer.name=sgd", "optimizer.learning_rate=0.2", *small)
     for folder in (alone := tmp_path / "alone", stopped := tmp_path / "stopped"):
         folder.mkdir()
     succeed(alone, tiny(*settings), before=BARE)
