@@ -94,4 +94,8 @@ def test_damaged_files_are_left_out(run: Path, content: str) -> None:
     cats, dogs = read_tables(run)
     assert [row[0] for row in cats.rows] == ["20-NN", "fine-tuned, 1 %", "fine-tuned, 10 %"] and dogs.rows
     assert "cats/linear.json is damaged and skipped." in cats.note
-    write_report(run)
+
+
+def test_the_page_is_written_without_a_damaged_file(run: Path) -> None:
+    (run / "evaluation/cats/linear.json").write_text('{"measures": {"linear": {"accuracy": "x"}}}')
+    assert "cats/linear.json is damaged and skipped." in write_report(run).read_text()

@@ -17,7 +17,7 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     return {
         "pretrain": tiny("data.subset=128"),
         "import": ["import", "random", "--architecture", "resnet18", "--image-size", "32", "--out", "r"],
-        "compare": comparisons.words("--seeds", "1", "--trials", "1", "--budget", "1", out="r"),
+        "compare": comparisons.words("--seeds", "1", "--trials", "1", "--budget", "1", methods="simsiam", out="r"),
         "detect": drawn_coco.arguments(drawn_coco.write_set(tmp_path_factory.mktemp("data")), "epochs=1"),
     }
 

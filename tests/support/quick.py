@@ -13,9 +13,7 @@ def some(names: Iterable[str], *quick: str) -> list[Any]:
     return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
-def some_of(cases: Mapping[str, Any], *quick: str) -> list[Any]:
-    """The values of a table as parameters with their names, all but the quick ones marked as slow."""
+def some_of(cases: Mapping[str, tuple[Any, ...]], *quick: str) -> list[Any]:
+    """The rows of a table as parameters with their names, all but the quick ones marked as slow."""
     assert set(quick) <= set(cases), quick
-    values = ((name, value if isinstance(value, tuple) and not hasattr(value, "_fields") else (value,))
-              for name, value in cases.items())  # fmt: skip
-    return [pytest.param(*value, id=name, marks=[] if name in quick else pytest.mark.slow) for name, value in values]
+    return [pytest.param(*row, id=name, marks=[] if name in quick else pytest.mark.slow) for name, row in cases.items()]
