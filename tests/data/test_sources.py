@@ -160,7 +160,7 @@ def test_folder_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / name).write_text("x")
     with pytest.raises(DataError, match=r"no image among 4 files with the extensions \.txt \(2\), .*none \(1\)"):
         opened(tmp_path)
-    with pytest.raises(DataError, match=r"c\.tar\.gz is a file of type \.gz; .*unpack"):
+    with pytest.raises(DataError, match=r"c\.tar\.gz is compressed, .* decompress it to a \.tar file"):
         opened("sub/c.tar.gz")
     with pytest.raises(DataError, match="Did you mean 'sub'"):
         opened("subb/deeper/still")

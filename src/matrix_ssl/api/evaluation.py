@@ -11,6 +11,7 @@ from torch import nn
 
 from matrix_ssl import distributed
 from matrix_ssl.config import DataConfig
+from matrix_ssl.config.reading import Reading
 from matrix_ssl.data import Source, has_test_split, open_source, split_source
 from matrix_ssl.data.objects import in_colour
 from matrix_ssl.data.sources import Data, Split, Splits, check_outside
@@ -208,6 +209,7 @@ def encoder_digest(encoder: nn.Module, images: DataConfig) -> str:
     """A digest of all that decides the features of an image: weights, layer, and how images are prepared."""
     form = [type(encoder).__name__, *(getattr(encoder, name, None) for name in ("layer", "grid"))]
     prepared = [images.image_size, images.crop_fraction, images.mean, images.std, images.white_level]
+    prepared += [images.channels, images.value_range, images.pages] if images.reading != Reading() else []
     return fingerprint(checkpoint.digest(encoder.state_dict()), prepared, form)
 
 

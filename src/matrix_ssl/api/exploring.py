@@ -19,6 +19,7 @@ from matrix_ssl.config.arrays import read_arrays
 from matrix_ssl.config.validation import Seed, settings
 from matrix_ssl.data import Source
 from matrix_ssl.data.loading import evaluation_batches
+from matrix_ssl.data.pixels import viewable
 from matrix_ssl.data.sources import Data, Split, check_outside
 from matrix_ssl.encoder import Weights
 from matrix_ssl.errors import DataError
@@ -141,7 +142,9 @@ def _write_sheets(out: Path, source: Source, side: int, on_progress: Callable[[i
         rest = source.subset(np.arange(start, len(source)))
         squares = DataConfig(image_size=side, crop_fraction=1.0)
         for chosen, pixels, _ in evaluation_batches(rest, squares, device=torch.device("cpu")):
-            sheets.add(chosen + start, (pixels * 255).round().byte().permute(0, 2, 3, 1).numpy())
+            plain = source.dtype == torch.uint8
+            colours = (pixels * 255).round().byte() if plain else torch.stack([viewable(one) for one in pixels])
+            sheets.add(chosen + start, colours.permute(0, 2, 3, 1).numpy())
             on_progress(start + int(chosen.max(initial=0)) + 1, len(source))
         sheets.finish()
     return sheets.names

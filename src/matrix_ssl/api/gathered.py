@@ -19,6 +19,7 @@ from matrix_ssl.data.folder import FolderSource, open_folder
 from matrix_ssl.data.images import read_image
 from matrix_ssl.data.loading import unreadable_images
 from matrix_ssl.data.objects import as_data
+from matrix_ssl.data.pixels import viewable
 from matrix_ssl.data.sources import Split, Splits, absolute, check_outside
 from matrix_ssl.encoder import Weights
 from matrix_ssl.encoder import where as places
@@ -197,7 +198,7 @@ class Gathered:
 
     def thumbnail(self, place: str) -> bytes:
         """A JPEG file of an image at most 160 pixels wide and high."""
-        pixels = self._read(place)
+        pixels = viewable(self._read(place))
         array = pixels.permute(1, 2, 0).numpy() if len(pixels) != 1 else pixels[0].numpy()
         image = Image.fromarray(np.ascontiguousarray(array)).convert("RGB")
         image.thumbnail((_SIDE, _SIDE))

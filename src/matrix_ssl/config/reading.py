@@ -5,6 +5,7 @@ from typing import Literal
 
 Pages = Literal["first", "all", "channels"]
 MOST_CHANNELS = 16
+READING = ("white_level", "channels", "value_range", "pages")  # settings of the data that are in a ``Reading``
 
 
 @dataclass(frozen=True)

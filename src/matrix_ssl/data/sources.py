@@ -3,23 +3,33 @@
 import dataclasses
 import difflib
 import os
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from matrix_ssl.config.reading import COLOURS, Reading
 from matrix_ssl.data import huggingface
-from matrix_ssl.data.base import MemorySource, Places, Source, as_labels
+from matrix_ssl.data.archives import ENDING, is_archive, open_archives
+from matrix_ssl.data.base import Source
 from matrix_ssl.data.folder import open_folder
 from matrix_ssl.data.images import read_or_replace
 from matrix_ssl.data.joined import JoinedSource
-from matrix_ssl.data.layout import TEST_NAMES, find_split_folders, holds_images, is_image, packed_files
+from matrix_ssl.data.layout import TEST_NAMES, find_split_folders, holds_images, is_image, list_folder, packed_files
+from matrix_ssl.data.lists import listed
+from matrix_ssl.data.named import (
+    DATA_ROOT_VARIABLE,
+    HUGGING_FACE,
+    IN_MEMORY,
+    NAMED_SETS,
+    TORCHVISION_SETS,
+    Split,
+    open_digits,
+    open_torchvision,
+)
 from matrix_ssl.data.packed import is_packed, open_packed, split_packed
 from matrix_ssl.data.randomness import permutation
 from matrix_ssl.errors import ConfigError, DataError
@@ -27,17 +37,10 @@ from matrix_ssl.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from datasets import Dataset
 
-TORCHVISION_SETS = ("cifar10", "cifar100", "stl10", "stl10-unlabeled")
-NAMED_SETS = ("digits", *TORCHVISION_SETS)
-Split = Literal["train", "test"]
 
-_DIGITS_TEST = 360
 _SHOWN = 8  # classes that a sentence lists
 _LOOKED_AT = 256  # images of more than 8 bits, for their highest level
 _FULL_BITS = 16  # of levels
-DATA_ROOT_VARIABLE = "MATRIX_SSL_DATA"
-HUGGING_FACE = "hf:"  # how the name or the folder of a dataset of Hugging Face begins
-IN_MEMORY = "memory:"  # how ``data.source`` begins where the images were in the memory of a program
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,8 @@ def open_source(
     """Opens one split of a dataset.
 
     Args:
-        data: a folder (``layout.find_split_folders`` describes the layouts), a packed .npz file or a folder of them,
+        data: a folder (``layout.find_split_folders`` describes the layouts), a packed .npz file or a folder of them, a
+            .tar file or a folder of them, a .txt file that lists datasets (``listed``),
             ``hf:NAME``, or the name of a dataset. The names in ``NAMED_SETS`` always mean these datasets; for a folder
             of that name write ``./cifar10``. Any other name may also be a folder in the data root. Several of them are
             one dataset. An object of Python becomes a dataset by ``objects.as_data``.
@@ -185,7 +189,8 @@ def absolute(data: str | tuple[str, ...]) -> str | tuple[str, ...]:
 def check_outside(path: Path, data: Data, *, data_root: Path | None = None) -> None:
     """Raises DataError for an output inside a folder of images, where it would count as data."""
     root = _root(data_root)
-    for name in (data,) if isinstance(data, str) else () if isinstance(data, Splits) else data:
+    names = () if isinstance(data, Splits) else listed(data)
+    for name in (names,) if isinstance(names, str) else names:
         folder = _expanded(name) if name and name not in NAMED_SETS else None
         if folder is not None and root is not None and len(folder.parts) == 1 and not _exists(folder):
             folder = root / name
@@ -197,6 +202,7 @@ def find_splits(data: Data, *, data_root: Path | None, download: bool = False) -
     """Finds a dataset without reading its images; arguments and errors as in ``open_source``."""
     if isinstance(data, Splits):
         return data
+    data = listed(data)
     if isinstance(data, tuple) and len(data) != 1:
         return _several(data, data_root, download)
     return _find(data if isinstance(data, str) else data[0], data_root=data_root, download=download)
@@ -231,7 +237,7 @@ def _find(name_or_path: str, *, data_root: Path | None, download: bool) -> Split
     if name_or_path.startswith(HUGGING_FACE):
         return _hugging_face(name_or_path.removeprefix(HUGGING_FACE))
     if name_or_path == "digits":
-        return Splits(partial(_open_digits, "train"), partial(_open_digits, "test"))
+        return Splits(partial(open_digits, "train"), partial(open_digits, "test"))
     root = _root(data_root)
     if name_or_path in TORCHVISION_SETS:
         return _torchvision(name_or_path, root, download=download)
@@ -255,6 +261,8 @@ def _at(path: Path) -> Splits:
     if path.is_file():
         if path.suffix.lower() == ".npz":
             return Splits(partial(open_packed, [path], name=path.stem), None)
+        if is_archive(path):
+            return Splits(partial(open_archives, [path], name=path.stem), None)
         kind = "a single image" if is_image(path.name) else f"a file of type {path.suffix or 'unknown'}"
         raise DataError(f"{path} is {kind}; name a folder of images (unpack archives first) or a packed .npz file.")
     name = path.resolve().name
@@ -267,9 +275,26 @@ def _at(path: Path) -> Splits:
         packed_test = partial(open_packed, test_files, name=name) if test_files else None
         remark = f"{path} has packed files, so its image files are not used." if has_images else ""
         return Splits(partial(_remarked, partial(open_packed, train_files, name=name), remark), packed_test)
+    archives = [Path(entry.path) for entry in list_folder(path) if entry.name.lower().endswith(ENDING)]
+    if archives and not holds_images(path):
+        return _of_archives(archives, name)
     folders = find_split_folders(path)
     test = partial(_open_test_folder, folders.train, folders.test, name=name) if folders.test else None
     return Splits(partial(_remarked, partial(open_folder, folders.train, name=name), folders.remark), test)
+
+
+def _of_archives(paths: list[Path], name: str) -> Splits:
+    """The splits of archives by their names, as those of packed files."""
+    train, test = split_packed(paths)
+    if not train:
+        raise DataError(
+            f"{paths[0].parent}: every archive is named as a test split; name the training split with 'train'."
+        )
+
+    def open_test() -> Source:
+        return open_archives(test, name=name, classes=open_archives(train, name=name).classes)
+
+    return Splits(partial(open_archives, train, name=name), open_test if test else None)
 
 
 def _remarked(opener: Callable[[], Source], remark: str) -> Source:
@@ -294,8 +319,8 @@ def _torchvision(name: str, root: Path | None, *, download: bool) -> Splits:
     own = root / name
     if own.is_dir() and (packed_files(own) or holds_images(own)):
         return _at(own)
-    train = partial(_open_torchvision, name, "train", folder=root, download=download)
-    test = partial(_open_torchvision, name, "test", folder=root, download=download)
+    train = partial(open_torchvision, name, "train", folder=root, download=download)
+    test = partial(open_torchvision, name, "test", folder=root, download=download)
     return Splits(train, None if name == "stl10-unlabeled" else test)
 
 
@@ -341,49 +366,3 @@ def _missing(name: str, path: Path, root: Path | None) -> str:
 def _names_in(folder: Path) -> list[str]:
     readable = folder.is_dir() and os.access(folder, os.R_OK)
     return [entry.name for entry in folder.iterdir()] if readable else []
-
-
-def _open_digits(split: Split) -> MemorySource:
-    """The 8x8 digits of scikit-learn, grey levels scaled to 0 to 255, in a fixed stratified split of 1437 and 360."""
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
-
-    digits = load_digits()
-    images = torch.from_numpy(np.rint(digits.images * (255 / 16)).astype(np.uint8)).unsqueeze(1)
-    labels = digits.target.astype(np.int64)
-    places = Places.whole(["digits"], [len(labels)])
-    everything = MemorySource("digits", images, places, labels=labels, classes=[str(digit) for digit in range(10)])
-    rows = train_test_split(np.arange(len(labels)), test_size=_DIGITS_TEST, stratify=labels, random_state=0)
-    return everything.subset(np.sort(rows[("train", "test").index(split)]))
-
-
-def _open_torchvision(name: str, split: Split, *, folder: Path, download: bool) -> MemorySource:
-    """A dataset in torchvision's layout, whose pickles (CIFAR) it opens only if their checksums are the published."""
-    from torchvision import datasets
-
-    try:
-        with warnings.catch_warnings():  # the CIFAR files were written by a NumPy of Python 2
-            warnings.simplefilter("ignore", np.exceptions.VisibleDeprecationWarning)
-            if name.startswith("cifar"):
-                reader = datasets.CIFAR10 if name == "cifar10" else datasets.CIFAR100
-                loaded = reader(folder, train=split == "train", download=download)
-                pixels, targets = loaded.data.transpose(0, 3, 1, 2), loaded.targets  # from (n, h, w, c)
-            else:
-                labelled = name == "stl10"
-                loaded = datasets.STL10(folder, split=split if labelled else "unlabeled", download=download)
-                pixels, targets = loaded.data, loaded.labels if labelled else None  # (n, c, h, w)
-    except (OSError, RuntimeError) as error:
-        if download:
-            raise DataError(
-                f"{name}: the download to {folder} failed ({error}); try again or copy the files there."
-            ) from None
-        raise DataError(
-            f"{name} is not in {folder}, neither as a folder {name!r} of images or packed files nor as torchvision "
-            f"downloads it; name the right folder (--data-root or {DATA_ROOT_VARIABLE}) or fetch it with --download."
-        ) from None
-    images = torch.from_numpy(np.ascontiguousarray(pixels))
-    places = Places.whole([f"{name}/{split}"], [len(images)])
-    if targets is None:
-        return MemorySource(name, images, places, labels=None, classes=None)
-    labels, classes = as_labels(targets, loaded.classes, len(images), where=name)
-    return MemorySource(name, images, places, labels=labels, classes=classes)

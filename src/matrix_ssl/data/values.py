@@ -69,7 +69,7 @@ class Values:
             top = self.white or (_highest(array) if array.dtype.kind == "u" else 1.0 if array.max() <= 1 else 255.0)
             levels = Levels(array if self.channels == 3 else array[..., 0], "RGB" if self.channels == 3 else "L", top)
             array = np.asarray(levels.to_8_bit(where, white_level=white_level)).reshape(array.shape)
-        return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1))).expand(3, -1, -1).contiguous()
+        return torch.from_numpy(array.transpose(2, 0, 1).copy()).expand(3, -1, -1).contiguous()
 
     def _range(self, where: str, white_level: int) -> tuple[float, float]:
         kind = self.array.dtype.kind

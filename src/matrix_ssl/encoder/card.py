@@ -44,9 +44,10 @@ def model_card(
 def _origin(config: RunConfig, summary: Mapping[str, Any], weights: str) -> dict[str, str]:
     data = config.data
     numbers = {name: ", ".join(f"{value:g}" for value in getattr(data, name)) for name in ("mean", "std")}
+    low_high = f" ({data.value_range[0]:g} to {data.value_range[1]:g} as stored)" if data.value_range else ""
     rows = {
         "Architecture": config.network.encoder,
-        "Images": f"{len(data.mean)} channels, {data.image_size} x {data.image_size} pixels in [0, 1], minus "
+        "Images": f"{len(data.mean)} channels, {data.image_size} x {data.image_size} pixels in [0, 1]{low_high}, minus "
         f"{numbers['mean']}, divided by {numbers['std']}",
     }
     imported, images = (_group(summary, name) for name in ("imported", "data"))

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from matrix_ssl.config import DataConfig
+from matrix_ssl.config.reading import READING
 from matrix_ssl.data.sources import check_outside
 from matrix_ssl.encoder import Weights, formats, load_encoder
 from matrix_ssl.encoder.card import CARD, IMPORTED, model_card
@@ -110,6 +112,7 @@ def _model(run: Path, weights: Weights) -> Model:
     metadata = {"architecture": network.encoder, "weights": weights, "method": method}
     saved = {"image_size": data.image_size, "mean": data.mean, "std": data.std, "crop_fraction": data.crop_fraction,
              "stem": network.stem}  # fmt: skip
+    saved |= {name: getattr(data, name) for name in READING if getattr(data, name) != getattr(DataConfig(), name)}
     if network.patch_size:
         saved["patch_size"] = network.patch_size
     if network.configuration:

@@ -74,6 +74,11 @@ def _check_size(config: RunConfig) -> None:
 
 
 def _build(config: RunConfig) -> tuple[nn.Module, int]:
+    if not config.data.mean:
+        raise ConfigError(
+            "data.mean is empty, and matrix-ssl pretrain alone measures it: take data.channels, data.value_range, "
+            "data.mean and data.std from the config.json of a run."
+        )
     _check_size(config)
     return networks.build_encoder(
         config.network.encoder,

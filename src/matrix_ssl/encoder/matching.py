@@ -121,7 +121,7 @@ def find_encoder(
     if requested:
         own = architectures.first_convolution(requested, contents.metadata, channels=channels)
         layouts = _Layout(own), *_LAYOUTS
-    layout, prefixes = _prefixes(contents.tensors, layouts, source, requested)
+    layout, prefixes = _prefixes(contents.tensors, layouts, source, requested, channels)
     prefix = _choose(prefixes, contents.tensors, branch, source)
     inside = _under(prefix, contents.tensors)
     architectures.refuse_lookalikes(prefix, inside, lightning=contents.lightning, source=source)
@@ -152,14 +152,14 @@ def find_encoder(
 
 
 def _prefixes(
-    tensors: Mapping[str, Tensor], layouts: tuple[_Layout, ...], source: str, requested: str | None
+    tensors: Mapping[str, Tensor], layouts: tuple[_Layout, ...], source: str, requested: str | None, channels: int
 ) -> tuple[_Layout, list[str]]:
     """The layout, and the prefix of each encoder of the file."""
     for layout in layouts:
         prefixes = [
             name.removesuffix(layout.first)
             for name, tensor in tensors.items()
-            if f".{name}".endswith(f".{layout.first}") and tensor.ndim == 4 and tensor.shape[1] in (1, 3)
+            if f".{name}".endswith(f".{layout.first}") and tensor.ndim == 4 and tensor.shape[1] in (1, 3, channels)
         ]
         if prefixes:
             return layout, prefixes

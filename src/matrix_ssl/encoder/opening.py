@@ -12,6 +12,7 @@ from torch import nn
 from matrix_ssl import config as configuration
 from matrix_ssl import encoder as encoders
 from matrix_ssl.config import DataConfig, NetworkConfig, RunConfig
+from matrix_ssl.config.reading import READING
 from matrix_ssl.encoder import Weights, architectures
 from matrix_ssl.encoder.card import IMPORTED
 from matrix_ssl.encoder.image_models import read_image_model
@@ -132,7 +133,8 @@ def _data(
     metadata: Mapping[str, str], mean: Sequence[float] | None, std: Sequence[float] | None, crop_fraction: float | None
 ) -> DataConfig:
     options = {"mean": mean, "std": std, "crop_fraction": crop_fraction}
-    values = {name: architectures.saved(metadata, name, Any, None) for name in options if name in metadata}
+    names = (*options, *READING)
+    values = {name: architectures.saved(metadata, name, Any, None) for name in names if name in metadata}
     values |= {name: value for name, value in options.items() if value is not None}
     return configuration.from_dict({"data": values}).data
 

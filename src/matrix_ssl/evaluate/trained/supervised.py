@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from matrix_ssl import distributed
 from matrix_ssl.config import DataConfig
+from matrix_ssl.config.reading import READING
 from matrix_ssl.data.base import Source
 from matrix_ssl.data.loading import Batch, TrainingBatches, unreadable_images
 from matrix_ssl.distributed.batch_norm import synchronise_batch_norm
@@ -31,7 +32,6 @@ from matrix_ssl.training.engine import Engine
 from matrix_ssl.training.task import Line, Task, TrainingPlan
 
 _TRAINING = "training.json"
-_READING = ("white_level", "channels", "value_range", "pages")  # recorded where they are not at their defaults
 
 
 class Fitted(NamedTuple):
@@ -244,7 +244,7 @@ def _claim(
         "seed": seed,
         "images": {"classes": source.classes, "digest": source.digest},
         "data": {name: getattr(data, name) for name in ("image_size", "mean", "std")}
-        | {name: value for name in _READING if (value := getattr(data, name)) not in (0, (), "first")},
+        | {name: value for name in READING if (value := getattr(data, name)) not in (0, (), "first")},
         "weights": {"frozen": digest(classifier.frozen.state_dict()), "learner": digest(learner.state_dict())},
     }
     folders.claim(folder, description, first=_TRAINING)

@@ -1,0 +1,164 @@
+"""Images in .tar files, such as the shards of WebDataset, read where they are, without unpacking.
+
+In a shard of WebDataset the files of a sample have one name up to the first dot: beside ``0001.jpg``, the text of
+``0001.cls`` is its class, as a number or a name. Without such files the first-level folders are the classes, as in a
+folder. Only regular files count: links and devices in an archive are nothing, and nothing is written anywhere.
+"""
+
+import os
+import tarfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from matrix_ssl.config.untrusted import open_file, why
+from matrix_ssl.data.base import Classes, EncodedSource, Labels, Places, as_labels
+from matrix_ssl.data.images import decode_image, decode_values, highest_level
+from matrix_ssl.data.layout import is_image
+from matrix_ssl.data.open_files import why_unreadable
+from matrix_ssl.errors import DataError, UnreadableImage
+
+ENDING = ".tar"
+COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
+_CLASS = ".cls"
+_LONGEST_CLASS = 256  # bytes
+
+
+@dataclass(frozen=True)
+class Archive:
+    """The images of one file."""
+
+    path: Path
+    names: list[str]
+    spans: NDArray[np.int64]  # (n, 2): where each begins, and its size, in bytes
+    labels: list[str | None]  # as in the file; None: there is none
+
+
+class TarSource(EncodedSource):
+    """Image files inside of archives."""
+
+    def __init__(self, name: str, archives: Sequence[Archive], *, labels: Labels, classes: Classes):
+        places = Places.whole([str(one.path) for one in archives], [len(one.names) for one in archives])
+        super().__init__(name, places, labels=labels, classes=classes)
+        self._archives = archives
+
+    def read(self, index: int) -> torch.Tensor:
+        return decode_image(self.encoded(index), self.where(index), reading=self.reading)
+
+    def values(self, index: int) -> NDArray[np.generic]:
+        return decode_values(self.encoded(index), self.where(index), reading=self.reading).array
+
+    def encoded(self, index: int) -> bytes:
+        _, (_, size) = self._place(index)
+        content = self._read_start(index, size)
+        if len(content) < size:
+            raise UnreadableImage(self.where(index), "the archive is cut off")
+        return content
+
+    def loaded(self) -> "TarSource":
+        return self  # images in memory have lost their names
+
+    def highest_level(self, index: int) -> int:
+        return highest_level(self.encoded(index))
+
+    def where(self, index: int) -> str:
+        archive, _ = self._place(index)
+        return f"{archive.path}/{archive.names[self.places.entry[index]]}"
+
+    def _place(self, index: int) -> tuple[Archive, tuple[int, int]]:
+        archive = self._archives[self.places.file[index]]
+        start, size = archive.spans[self.places.entry[index]].tolist()
+        return archive, (start, size)
+
+    def _stored(self) -> tuple[Sequence[str], NDArray[np.int64]]:
+        rows = [self._place(index) for index in range(len(self))]
+        names = [archive.names[entry] for (archive, _), entry in zip(rows, self.places.entry.tolist(), strict=True)]
+        return names, np.array([size for _, (_, size) in rows], dtype=np.int64)
+
+    def _read_start(self, index: int, count: int) -> bytes:
+        archive, (start, size) = self._place(index)
+        try:
+            with open_file(archive.path) as file:
+                file.seek(start)
+                return file.read(min(count, size))
+        except OSError as error:
+            raise UnreadableImage(self.where(index), why_unreadable(error)) from None
+
+
+def open_archives(paths: Sequence[Path], *, name: str, classes: list[str] | None = None) -> TarSource:
+    """Opens archives as one dataset, their images in the order of the files; they are not read.
+
+    Args:
+        classes: those of the training split, in which the labels of a test split are numbered.
+
+    Raises:
+        DataError: an archive is compressed, damaged or has no images, or a class is not in ``classes``.
+    """
+    archives = [_list(path) for path in paths]
+    texts = [text for archive in archives for text in archive.labels]
+    if None in texts or len(set(texts)) < (1 if classes else 2):
+        source = TarSource(name, archives, labels=None, classes=None)
+        source.unlabelled_because = f"not every image has a {_CLASS} file beside it or a first-level folder of its own"
+        return source
+    known = [text for text in texts if text is not None]
+    if all(text.isdecimal() for text in known):
+        labels, names = as_labels(np.array(known, dtype=np.int64), classes, len(known), where=str(paths[0]))
+        return TarSource(name, archives, labels=labels, classes=names)
+    names = classes or sorted(set(known))
+    number = {label: k for k, label in enumerate(names)}
+    if unknown := sorted(set(known) - set(names)):
+        raise DataError(f"{paths[0]}: the class {unknown[0]!r} is not in the training split; remove its images.")
+    return TarSource(name, archives, labels=np.array([number[text] for text in known], np.int64), classes=names)
+
+
+def is_archive(path: Path) -> bool:
+    """Whether a file is an archive by its name; DataError for one that is compressed as a whole."""
+    name = path.name.lower()
+    if name.endswith(COMPRESSED):
+        raise DataError(f"{path} is compressed, so its images cannot be read one by one: decompress it to a .tar file.")
+    return name.endswith(ENDING)
+
+
+def _list(path: Path) -> Archive:
+    names, spans, classes = list[str](), list[tuple[int, int]](), dict[str, str]()
+    try:
+        with open_file(path) as file:
+            whole = os.fstat(file.fileno()).st_size
+            with tarfile.open(fileobj=file, mode="r:") as archive:
+                for member in archive:
+                    archive.members = []  # else all of them stay in memory
+                    if not member.isreg() or member.issparse() or Path(member.name).name.startswith("."):
+                        continue
+                    if member.offset_data + member.size > whole:
+                        raise tarfile.ReadError("it is cut off")
+                    if is_image(member.name):
+                        names.append(member.name)
+                        spans.append((member.offset_data, member.size))
+                    elif member.name.endswith(_CLASS) and member.size <= _LONGEST_CLASS:
+                        content = os.pread(file.fileno(), member.size, member.offset_data)
+                        classes[_sample(member.name)] = content.decode().strip()
+                if os.pread(file.fileno(), tarfile.BLOCKSIZE, archive.offset) != bytes(tarfile.BLOCKSIZE):
+                    raise tarfile.ReadError("its end is missing")  # which tarfile takes for the end in silence
+    except PermissionError:
+        raise DataError(f"{path}: no permission to read the file; allow it.") from None
+    except (OSError, ValueError, tarfile.TarError) as error:
+        raise DataError(f"{path}: not a .tar file, or a damaged one ({why(error)}); fetch it again.") from None
+    if not names:
+        raise DataError(f"{path}: there are no images in it; name an archive that has some.")
+    labels = [classes.get(_sample(name)) if classes else _folder(name) for name in names]
+    return Archive(path, names, np.array(spans, dtype=np.int64), labels)
+
+
+def _sample(name: str) -> str:
+    """The name of a file up to the first dot after its folders, by which WebDataset joins files."""
+    folder, slash, file = name.rpartition("/")
+    return folder + slash + file.partition(".")[0]
+
+
+def _folder(name: str) -> str | None:
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    return parts[0] if len(parts) > 1 else None

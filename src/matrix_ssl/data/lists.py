@@ -1,0 +1,41 @@
+"""Text files that list datasets, one on each line."""
+
+from pathlib import Path
+
+from matrix_ssl.config.untrusted import read_file, why
+from matrix_ssl.data.named import is_name
+from matrix_ssl.errors import DataError
+
+_ENDING = ".txt"
+_LONGEST = 2**24  # bytes
+
+
+def listed(data: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    """The same data with every text file that lists datasets replaced by what it lists.
+
+    A line is a dataset; its path is relative to the folder of the file. Empty lines, and those that begin with #, are
+    nothing.
+
+    Raises:
+        DataError: a file lists nothing or is no text in UTF-8.
+    """
+    names: list[str] = []
+    for name in (data,) if isinstance(data, str) else data:
+        path = Path(name)
+        if path.suffix.lower() == _ENDING and path.is_file():
+            names += _lines(path)
+        else:
+            names.append(name)
+    return names[0] if isinstance(data, str) and len(names) == 1 else tuple(names)
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        text = read_file(path, most=_LONGEST).decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: expected a list of datasets, one on each line, in UTF-8 ({why(error)}).") from None
+    lines = [line.strip() for line in text.splitlines()]
+    names = [line for line in lines if line and not line.startswith("#")]
+    if not names:
+        raise DataError(f"{path}: it lists nothing; write a folder on each line.")
+    return [name if is_name(name) else str(path.parent / Path(name).expanduser()) for name in names]

@@ -1,0 +1,119 @@
+"""A folder of images with five bands of 16 bits, from the first command to embeddings and exported weights."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import matrix_ssl
+from matrix_ssl.data import open_source
+from matrix_ssl.encoder import load_encoder
+from matrix_ssl.encoder.exporting import export
+from matrix_ssl.encoder.opening import open_checkpoint
+from matrix_ssl.errors import ConfigError
+from matrix_ssl.report import write_report
+from matrix_ssl.runs.folder import read_config
+
+tifffile = pytest.importorskip("tifffile")
+SETTINGS = {"data.image_size": 8, "data.workers": 0, "network.encoder": "tiny_resnet", "network.width": 8,
+            "method.hidden_dim": 16, "method.output_dim": 8, "epochs": 2, "batch_size": 16}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes of 20 tiles each, which differ in the ratio of two bands."""
+    folder, r = tmp_path_factory.mktemp("tiles"), np.random.default_rng(0)
+    for number in range(40):
+        kind = number % 2
+        tile = r.integers(200, 3000, (12, 12, 5)).astype(np.uint16)
+        tile[..., 3] = tile[..., 2] // (1 + kind)
+        path = folder / ("field", "water")[kind] / f"{number}.tif"
+        path.parent.mkdir(exist_ok=True)
+        tifffile.imwrite(path, tile, photometric="minisblack", planarconfig="contig")
+    return folder
+
+
+def values(tiles: Path) -> np.ndarray:
+    return np.stack([tifffile.imread(path) for path in sorted(tiles.glob("*/*.tif"))]).astype(np.float64)
+
+
+@pytest.fixture(scope="module")
+def run(tiles: Path, tmp_path_factory: pytest.TempPathFactory) -> matrix_ssl.Run:
+    out = tmp_path_factory.mktemp("runs") / "run"
+    return matrix_ssl.pretrain(tiles, recipe="satellite", out=out, settings=SETTINGS, quiet=True, report=False)
+
+
+def test_channels_range_mean_and_deviation_are_measured_and_recorded(tiles: Path, run: matrix_ssl.Run) -> None:
+    data, pixels = read_config(run.folder).data, values(tiles)
+    assert (data.channels, data.value_range) == (5, (0.0, pixels.max()))
+    unit = pixels / pixels.max()
+    np.testing.assert_allclose(data.mean, unit.mean((0, 1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(data.std, unit.std((0, 1, 2)), rtol=1e-5)
+    source = open_source(str(tiles), split="train", data_root=None, reading=data.reading)
+    np.testing.assert_allclose(source.read(7).permute(1, 2, 0), unit[7], rtol=0, atol=1e-6)
+
+
+def test_what_was_measured_stays_when_the_run_is_called_again(
+    tiles: Path, run: matrix_ssl.Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = (run.folder / "config.json").read_bytes()
+    monkeypatch.setattr("matrix_ssl.training.measured.mean_and_deviation", None)
+    monkeypatch.setattr("matrix_ssl.training.measured.value_range", None)
+    matrix_ssl.pretrain(tiles, recipe="satellite", out=run.folder, settings=SETTINGS, quiet=True, report=False)
+    assert (run.folder / "config.json").read_bytes() == before
+
+
+def test_workers_and_an_interruption_change_no_bit(tiles: Path, run: matrix_ssl.Run, tmp_path: Path) -> None:
+    def stop(line: dict) -> None:
+        raise KeyboardInterrupt
+
+    again = SETTINGS | {"data.workers": 2, "log_every": 1}
+    with pytest.raises(KeyboardInterrupt):
+        matrix_ssl.pretrain(tiles, recipe="satellite", out=tmp_path / "run", settings=again, callback=stop, quiet=True)
+    stopped = matrix_ssl.pretrain(
+        tiles, recipe="satellite", out=tmp_path / "run", settings=again, quiet=True, report=False
+    )
+    one, two = (load_encoder(each.folder).state_dict() for each in (run, stopped))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_evaluate_embed_and_page(run: matrix_ssl.Run, tiles: Path) -> None:
+    assert run.evaluate(protocols=["knn"], quiet=True)
+    features = run.embed(tiles, quiet=True).features
+    assert features.shape[0] == 40
+    assert np.isfinite(features).all()
+    assert write_report(run.folder).stat().st_size > 1000
+
+
+@pytest.mark.parametrize(("form", "encoder"), [("torchvision", "resnet18"), ("onnx", "tiny_resnet")])
+def test_export(tiles: Path, tmp_path: Path, form: str, encoder: str) -> None:
+    if form == "onnx":
+        pytest.importorskip("onnxruntime")
+        pytest.importorskip("onnxscript")
+    settings = SETTINGS | {"network.encoder": encoder, "network.stem": "standard", "epochs": 1, "data.image_size": 16}
+    run = matrix_ssl.pretrain(
+        tiles, recipe="satellite", out=tmp_path / "r", settings=settings, quiet=True, report=False
+    )
+    said = export(run.folder, form=form)  # its own program has read it back
+    assert ("set_submodule('conv1', torch.nn.Conv2d(5, 64" in said) == (form == "torchvision")
+    export(run.folder, form="safetensors")
+    opened = open_checkpoint(run.folder / "export.safetensors")
+    assert opened.config.data.reading == read_config(run.folder).data.reading
+    with pytest.raises(ConfigError, match="takes colours, and this encoder takes 5 channels"):
+        export(run.folder, form="huggingface") if encoder == "resnet18" else pytest.skip("not a ResNet")
+
+
+def test_a_number_of_channels_leaves_the_mean_to_be_measured(tiles: Path, tmp_path: Path) -> None:
+    run = matrix_ssl.pretrain(
+        tiles, recipe="images_small", out=tmp_path / "r", report=False, quiet=True,
+        settings=SETTINGS | {"data.channels": 5, "data.value_range": (0, 10_000), "epochs": 1},
+    )  # fmt: skip
+    data = read_config(run.folder).data
+    assert data.value_range == (0, 10_000)
+    np.testing.assert_allclose(data.mean, values(tiles).mean((0, 1, 2)) / 10_000, rtol=1e-5)
+    with pytest.raises(ConfigError, match=r"data\.channels=5, and data\.mean has 3 numbers"):
+        dataclasses.replace(data, mean=(0.5,) * 3, std=(0.5,) * 3)
+    assert json.loads((run.folder / "config.json").read_text())["data"]["pages"] == "first"
