@@ -68,8 +68,11 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     package = {name for name in names if not name.startswith(info)}
     assert package == files_of_the_package()
     assert {"matrix_ssl/py.typed", "matrix_ssl/report/run.html", "matrix_ssl/llm/tasks/gsm8k.yaml"} <= package
+    explore = {"page.css", "page.js", "vendor/regl-scatterplot.js", "vendor/LICENSES.txt"}
+    assert {f"matrix_ssl/report/explore/{name}" for name in explore} <= package
     assert {name.removeprefix(info) for name in names - package} == {
-        "METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE", "top_level.txt",
+        "METADATA", "RECORD", "WHEEL", "entry_points.txt", "top_level.txt", "licenses/LICENSE", "licenses/NOTICE",
+        "licenses/src/matrix_ssl/report/explore/vendor/LICENSES.txt",
     }  # fmt: skip
     assert wheel.name == f"matrix_ssl-{matrix_ssl.__version__}-py3-none-any.whl"
 

@@ -171,6 +171,7 @@ async function start() {
       select(images) {
         actions.select(images, "lasso");
         performance.measure("lasso", "mouse up");
+        requestAnimationFrame(() => setTimeout(() => performance.measure("lasso drawn", "mouse up")));
       },
       clear: actions.clear,
     });

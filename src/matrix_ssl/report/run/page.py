@@ -21,6 +21,7 @@ from matrix_ssl.runs.folder import SKIPPED
 
 COMMANDS = {  # for the reader to type in the folder that contains the run
     "evaluate": "matrix-ssl evaluate {run}",
+    "explore": "matrix-ssl explore {run} --data FOLDER --out explored",
     "embed": "matrix-ssl embed {run} --data FOLDER --out features.npz",
     "export": "matrix-ssl export {run} --format torchvision",
 }
