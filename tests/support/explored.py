@@ -50,6 +50,7 @@ def make_contents(out: Path, n: int = 300, *, classes: int = 5, side: int = 32, 
         outlier_scores=scores,
         issues=[Issue(7, names[2], MARKUP, 0.04), Issue(8, names[3], names[1], 0.2)],
         columns=[
+            Numbers("outlier score", scores),
             Numbers("confidence", np.where(np.arange(n) % 7 == 0, np.nan, generator.random(n))),
             Categories(MARKUP, np.where(np.arange(n) % 3, codes % 2, -1), ["<i>one</i>", "two"]),
         ],

@@ -42,9 +42,9 @@ def test_every_byte_of_the_data_is_read_back(tmp_path):
     similarities = decoded(data["neighbours"]["similarities"]) / data["neighbours"]["steps"]
     assert np.abs(similarities.reshape(30, 6) - contents.similarities).max() <= 0.5e-4
     assert np.array_equal(decoded(data["points"]).reshape(30, 2), square(contents.points).astype(np.float32))
-    label, cluster, confidence, last = data["columns"]
+    label, cluster, _, confidence, last = data["columns"]
     assert (label["name"], cluster["name"], last["name"]) == ("label", "cluster", MARKUP)
-    assert np.array_equal(decoded(confidence["numbers"]), contents.columns[0].values.astype(np.float32), equal_nan=True)
+    assert np.array_equal(decoded(confidence["numbers"]), contents.columns[1].values.astype(np.float32), equal_nan=True)
     assert (tmp_path / unquote(data["folder"])).resolve() == Path("photos").resolve()
 
 

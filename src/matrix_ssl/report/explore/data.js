@@ -30,6 +30,11 @@ const whole = (value) => value.toLocaleString("en");
 const place = (image) => data.places.start + data.places.ends[image];
 const imagesOf = (column, code) => allWhere((image) => column.codes[image] === code);
 
+function neighboursOf(image) {
+  const { count } = data.neighbours;
+  return [...neighbours.subarray(image * count, (image + 1) * count)];
+}
+
 function allWhere(holds) {
   const result = [];
   for (let image = 0; image < COUNT; image++) if (holds(image)) result.push(image);

@@ -9,11 +9,11 @@ const LISTS = [...document.querySelectorAll("[role=tab]")].map((tab) => tab.id.s
 let map = null;
 
 const actions = {
-  // Shows an image and its neighbours.
+  // Shows an image and its neighbours, on the map too.
   choose(image) {
     state.image = image;
     card(byId("image"), image);
-    map?.select([image]);
+    map?.select([image, ...neighboursOf(image)]);
     say([fileName(image), ...columns.map((column) => caption(column, image))].filter(Boolean).join(", "));
   },
   // Makes these images the selection; "what" says how they were chosen.

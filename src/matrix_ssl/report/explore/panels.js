@@ -144,12 +144,10 @@ function card(target, image) {
     target.replaceChildren(element("p", { class: "soft" }, "Click a point or a thumbnail to see its neighbours."));
     return;
   }
-  const facts = [
-    ...columns.map((column) => [shown(column.name), shown(valueOf(column, image))]),
-    ["outlier score", scores[image].toFixed(3)],
-  ].filter(([, text]) => text !== "");
+  const facts = columns.map((column) => [shown(column.name), shown(valueOf(column, image))])
+    .filter(([, text]) => text !== "");
+  const near = neighboursOf(image);
   const { count, steps } = data.neighbours;
-  const near = [...neighbours.subarray(image * count, (image + 1) * count)];
   const similarity = new Map(near.map((other, i) => [other, similarities[image * count + i] / steps]));
   const group = duplicateOf[image];
   target.replaceChildren(

@@ -66,9 +66,7 @@ function csvField(text) {
 
 // A CSV file of images with all columns.
 function table(images) {
-  const header = ["path", ...columns.map((column) => column.name), "outlier score"];
-  const rows = images.map((image) => [
-    place(image), ...columns.map((column) => valueOf(column, image)), String(scores[image]),
-  ]);
+  const header = ["path", ...columns.map((column) => column.name)];
+  const rows = images.map((image) => [place(image), ...columns.map((column) => valueOf(column, image))]);
   return [header, ...rows].map((row) => row.map(csvField).join(",") + "\n").join("");
 }
