@@ -4,11 +4,11 @@
     python -m benchmarks.speed.explore_page --page runs/page [--points 50000]
 
 Two pages: that of real images, which ``explore`` wrote, and one of made-up points. Each is opened once to warm the
-browser up and then ``--rounds`` times, in a window of 1280 by 900 pixels. Measured by the page itself: from the start of
-navigation until the map is drawn, from the release of the mouse until the list of the selection is built, and until the
-next frame is drawn. Where other programs run on the machine, CPU time says more: of all processes of the browser until
-the map is drawn, and of the scripts of the page for the list. The load average is recorded. Without a graphics card the
-browser draws by software, on the CPU.
+browser up and then ``--rounds`` times, in a window of 1280 by 900 pixels. Measured by the page itself: from the start
+of navigation until the map is drawn, from the release of the mouse until the list of the selection is built, and until
+the next frame is drawn. Where other programs run on the machine, CPU time says more: of all processes of the browser
+until the map is drawn, and of the scripts of the page for the list. The load average is recorded. Without a graphics
+card the browser draws by software, on the CPU.
 """
 
 import os
