@@ -64,6 +64,33 @@ def test_verdict_does_not_flatter(tmp_path, mean, words):
     assert words in verdict(read_run(run))
 
 
+def test_classes_by_accuracy_with_what_they_are_mistaken_for(tmp_path):
+    run = make_run(tmp_path / "r", lines=2, classes=["cat", "dog", "<b>ship</b>"])
+    labels = np.repeat([0, 1, 2], [4, 5, 2])
+    predicted = np.array([[0, 0, 0, 0, 1, 1, 0, 2, 0, 2, 2]])
+    arrays = {"labels": labels, "classes": np.array(["cat", "dog", "<b>ship</b>"]), "linear": predicted}
+    np.savez(run / "evaluation" / "cifar10" / "linear.npz", **arrays)
+    made = report(run)
+    cells = made.those("tr", "th") + made.those("tr", "td")
+    at = cells.index("dog")
+    assert cells[at : at + 3] == ["dog", "cat", "<b>ship</b>"]
+    first = made.those("tr", "td").index("40.0%")
+    assert made.those("tr", "td")[first - 1 : first + 8] == [
+        "5", "40.0%", "cat, 40.0%", "4", "100.0%", "–", "2", "100.0%", "–",
+    ]  # fmt: skip
+    np.savez(run / "evaluation" / "cifar10" / "linear.npz", **(arrays | {"labels": labels + 9}))
+    assert "By class" not in report(run).those("h2")
+
+
+def test_few_images_or_steps_are_named_with_what_to_do(tmp_path, page):
+    assert "teach an encoder little" not in page.text()
+    run = make_run(tmp_path / "r", lines=2)
+    summary = json.loads((run / "summary.json").read_text())
+    (run / "summary.json").write_text(json.dumps(summary | {"steps": 80, "data": {"name": "mine", "images": 300}}))
+    text = report(run).text()
+    assert "80 steps on 300 images teach an encoder little." in text and "matrix-ssl worth --data FOLDER" in text
+
+
 def test_table_has_accuracies_intervals_and_baselines(page):
     cells = page.those("tr", "td")
     assert cells[:6] == ["77.1", "76.1 to 78.1", "77.0", "35.3", "30.2", "50,000"]

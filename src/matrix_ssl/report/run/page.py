@@ -13,18 +13,21 @@ from matrix_ssl.report.figures import Curve, Figurine, Panel, stacked
 from matrix_ssl.report.formats import duration, number, percent, present, settings, whole
 from matrix_ssl.report.measures import BASELINES, MEASURES, measure_name
 from matrix_ssl.report.run import figures
-from matrix_ssl.report.run.data import RunData, read_run
+from matrix_ssl.report.run.classes import ByClass, by_class
+from matrix_ssl.report.run.data import Note, RunData, read_run
 from matrix_ssl.report.run.gallery import agreement, gallery
-from matrix_ssl.report.tables import ProtocolResult, read_tables
+from matrix_ssl.report.tables import ProtocolResult, Score, read_tables
 from matrix_ssl.report.template import write_page
 from matrix_ssl.runs.folder import SKIPPED
 
 COMMANDS = {  # for the reader to type in the folder that contains the run
     "evaluate": "matrix-ssl evaluate {run}",
     "explore": "matrix-ssl explore {run} --data FOLDER --out explored",
+    "worth": "matrix-ssl worth --data FOLDER --from torchvision/resnet18",
     "embed": "matrix-ssl embed {run} --data FOLDER --out features.npz",
     "export": "matrix-ssl export {run} --format torchvision",
 }
+_FEW_IMAGES, _FEW_STEPS = 500, 500
 DRAWN = (
     "loss", "effective_rank", "effective_rank_projection", "matrix_entropy", "teacher_similarity", "spectrum",
     "learning_rate", "teacher_momentum",
@@ -43,10 +46,11 @@ def write_report(run: Path) -> Path:
         "heading": data.name,
         "kind": f"{data.config.recipe} recipe · {data.config.method.name} · {_source_name(data)}",
         "verdict": [verdict(data)],
-        "notes": [(note.text, commands.get(note.command, "")) for note in data.notes],
+        "notes": [(note.text, commands.get(note.command, "")) for note in [*data.notes, *_few(data)]],
         "facts": _facts(data),
         "commands": commands,
         "tables": read_tables(run),
+        "classes": _classes(run, data),
         "training": _training_figures(data),
         "representation": _representation_figures(data),
         "schedule": _schedule_figures(data),
@@ -60,12 +64,13 @@ def write_report(run: Path) -> Path:
 
 
 def verdict(data: RunData) -> str:
-    """One or two sentences with the numbers that matter most."""
+    """Sentences with the numbers that matter most: the measure that gains least over the baselines, and the best."""
     own = [result for evaluation in data.evaluations if evaluation.is_own for result in evaluation.results]
-    for measure in MEASURES:
-        for result in own:
-            if measure.key in result.measures:
-                return _verdict_on(measure.key, result)
+    judged = [(measure.key, result) for measure in MEASURES for result in own if measure.key in result.measures]
+    if judged:
+        compared = [one for one in judged if _against(*one)] if _against(*judged[0]) else []
+        ranked = sorted(compared, key=lambda one: _gain(*one)) or judged
+        return _verdict_on(*ranked[0]) + (_best(*ranked[-1]) if len(compared) > 1 else "")
     rank = data.curve("effective_rank", "effective rank")
     if rank is None:
         return "Nothing has been measured yet."
@@ -84,15 +89,56 @@ def _verdict_on(key: str, result: ProtocolResult) -> str:
     name = measure_name(key) + (" per class" if key.startswith("low_shot") else "")
     score, images = result.measures[key], whole(result.set["test"].images)
     text = f"{name}: the frozen encoder classifies {percent(score.accuracy)}% of the {images} test images correctly"
-    baselines = {name: result.baselines[b][key] for b, name in BASELINES.items() if key in result.baselines.get(b, {})}
+    baselines = _against(key, result)
     if not baselines:
         return f"{text}; there are no baselines to compare it with."
     others = ", ".join(f"{name} {percent(other.accuracy)}%" for name, other in baselines.items())
     best = max(baselines, key=lambda name: baselines[name].accuracy)
-    gain = score.accuracy - baselines[best].accuracy
+    gain = _gain(key, result)
     spread = max(score.sd_over_draws, baselines[best].sd_over_draws)
     worth = "no clear gain: within the spread over draws" if abs(gain) <= spread else "a gain" if gain > 0 else "a loss"
     return f"{text} ({others}). That is {percent(gain, sign='+')} points against {best}, {worth}."
+
+
+def _best(key: str, result: ProtocolResult) -> str:
+    gain = percent(_gain(key, result), sign="+")
+    return f" It gains most in {measure_name(key)}: {percent(result.measures[key].accuracy)}%, {gain} points."
+
+
+def _against(key: str, result: ProtocolResult) -> dict[str, Score]:
+    """The baselines of a measure, by their names."""
+    return {name: result.baselines[b][key] for b, name in BASELINES.items() if key in result.baselines.get(b, {})}
+
+
+def _gain(key: str, result: ProtocolResult) -> float:
+    """The accuracy above the best baseline."""
+    return result.measures[key].accuracy - max(other.accuracy for other in _against(key, result).values())
+
+
+def _few(data: RunData) -> list[Note]:
+    """A note where so few images or steps cannot teach an encoder much."""
+    images, steps = data.summary.data.images, data.summary.steps
+    if not data.summary.finished or data.summary.imported or not images or not steps:
+        return []
+    if images >= _FEW_IMAGES and steps >= _FEW_STEPS:
+        return []
+    return [
+        Note(
+            f"{whole(steps)} steps on {whole(images)} images teach an encoder little. Add images, train for more "
+            "epochs (--set epochs=...), or start from published weights. Whether pre-training is worth it here:",
+            "worth",
+        )
+    ]
+
+
+def _classes(run: Path, data: RunData) -> ByClass | None:
+    for evaluation in data.evaluations:
+        if evaluation.is_own:
+            try:
+                return by_class(run / "evaluation" / evaluation.name)
+            except (OSError, ValueError):
+                return None  # the table of accuracies has the note
+    return None
 
 
 def _facts(data: RunData) -> list[tuple[str, str]]:
