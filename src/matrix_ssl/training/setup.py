@@ -109,6 +109,7 @@ def prepare(
     precision.place(method)
     if config.compile:
         compile_networks(method)
+    _save_memory(method, config)
     settings = config.optimizer
     groups = method.parameter_groups()
     if settings.layer_decay < 1 or settings.frozen_epochs > 0:
@@ -153,6 +154,33 @@ def compile_networks(method: Method, *, backend: str = "inductor") -> None:
     for network in (method.encoder, getattr(method, "projector", None), *teacher):
         if isinstance(network, nn.Module):
             network.compile(backend=backend)
+
+
+def _save_memory(method: Method, config: RunConfig) -> None:
+    """Lets encoders compute a batch in parts, or their blocks again; ConfigError where that is not the same step."""
+    parts = f"batch_parts={config.batch_parts}"
+    if config.compile and (config.batch_parts > 1 or config.recompute_blocks):
+        saving = parts if config.batch_parts > 1 else "recompute_blocks=true"
+        raise ConfigError(f"{saving} does not go together with compile=true: choose one of them.")
+    encoder = f"network.encoder={config.network.encoder!r}"
+    if config.recompute_blocks and (
+        networks.mixes_rows(method.encoder) or not networks.recompute_blocks(method.encoder)
+    ):
+        raise ConfigError(
+            f"recompute_blocks=true is for vision transformers, which {encoder} is not: remove it, or see batch_parts."
+        )
+    if config.batch_parts == 1:
+        return
+    if method.needs_tokens:
+        raise ConfigError(f"{parts}: method.name={config.method.name!r} does not support it; use batch_parts=1.")
+    if not config.optimizer.frozen_statistics and networks.mixes_rows(method.encoder):
+        raise ConfigError(
+            f"{parts}: {encoder} has BatchNorm, whose statistics of a part are not "
+            f"those of the batch. Use --set optimizer.frozen_statistics=true, an encoder without BatchNorm or "
+            f"batch_parts=1."
+        )
+    for network in filter(None, (method.encoder, method.teacher_encoder())):
+        networks.compute_in_parts(network, config.batch_parts)
 
 
 def check_tokens(method: type[Method], encoder: nn.Module, config: RunConfig) -> None:

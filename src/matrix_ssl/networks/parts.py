@@ -1,0 +1,119 @@
+"""A large batch in little memory: a network computes it in parts or blocks, and once more for the gradient.
+
+The outputs of a batch are those of its parts, computed without a graph. When the gradient by the outputs has come from
+a loss that sees all of them, every part is computed again with its graph, and the gradients by the parameters are
+summed. Value and gradient are those of the whole batch to rounding, for any loss, at the price of one more forward; the
+activations of one part at a time are in memory.
+
+That holds for networks whose rows do not depend on each other: without BatchNorm, or with BatchNorm by running
+statistics that stay.
+
+Reference: Gao, Zhang, Han and Callan, "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup",
+RepL4NLP 2021, section 3.
+"""
+
+import functools
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+Forward = Callable[[Tensor], Tensor]
+
+
+def compute_in_parts(network: nn.Module, parts: int) -> None:
+    """Makes the forward of a network (n, ...) to (n, k) work in ``parts`` parts while it is trained; at least one."""
+    forward: Forward = network.forward
+
+    def in_parts(x: Tensor) -> Tensor:
+        chunks = x.chunk(parts)
+        if not network.training or len(chunks) == 1:
+            return forward(x)
+        parameters = [p for p in network.parameters() if p.requires_grad]
+        if not torch.is_grad_enabled() or not parameters:
+            return torch.cat([forward(chunk) for chunk in chunks])
+        result: Tensor = _Parts.apply(forward, chunks, *parameters)
+        return result
+
+    network.forward = in_parts
+
+
+def recompute_blocks(network: nn.Module) -> int:
+    """Makes the blocks of a network keep their inputs alone and compute again what the gradient needs; their number.
+
+    Blocks are the members of a sequence or list of modules of one class, such as those of a vision transformer; of
+    blocks inside blocks the outer ones. The gradient is the same bits, for one more forward.
+    """
+    for module in network.modules():
+        blocks = list(module.children()) if isinstance(module, (nn.Sequential, nn.ModuleList)) else []
+        if len(blocks) > 1 and len({type(block) for block in blocks}) == 1 and list(blocks[0].children()):
+            for block in blocks:
+                block.forward = functools.partial(_again, block, block.forward)
+            return len(blocks)
+    return 0
+
+
+def _again(block: nn.Module, forward: Callable[..., Any], *inputs: Any, **settings: Any) -> Any:
+    if not (block.training and torch.is_grad_enabled()):
+        return forward(*inputs, **settings)
+    return checkpoint(forward, *inputs, use_reentrant=False, **settings)
+
+
+def mixes_rows(network: nn.Module) -> bool:
+    """Whether a row of the outputs depends on other rows of the batch: a BatchNorm is in training mode."""
+    return any(isinstance(module, _BatchNorm) and module.training for module in network.modules())
+
+
+class _Parts(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, function: Forward, chunks: tuple[Tensor, ...], *parameters: Tensor) -> Tensor:
+        ctx.function, ctx.chunks, ctx.parameters = function, chunks, parameters
+        ctx.autocast, ctx.random, outputs = _autocast(chunks[0]), [], []
+        for chunk in chunks:
+            ctx.random.append(_random_state(chunk))
+            outputs.append(function(chunk))
+        return torch.cat(outputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        total: list[Tensor | None] = [None] * len(ctx.parameters)
+        after = _random_state(gradient)
+        sizes = [len(chunk) for chunk in ctx.chunks]
+        for chunk, state, part in zip(ctx.chunks, ctx.random, gradient.split(sizes), strict=True):
+            _restore(chunk, state)
+            with torch.enable_grad(), ctx.autocast():
+                output = ctx.function(chunk)
+            found = torch.autograd.grad(output, ctx.parameters, part, allow_unused=True)
+            for i, one in enumerate(found):
+                if one is not None:
+                    before = total[i]
+                    total[i] = one if before is None else before.add_(one)
+        _restore(gradient, after)
+        return None, None, *total
+
+
+def _autocast(x: Tensor) -> Callable[[], AbstractContextManager[Any]]:
+    """Makes the context of autocast that is open now."""
+    device = x.device.type
+    if x.is_meta or not torch.is_autocast_enabled(device):
+        return nullcontext
+    dtype = torch.get_autocast_dtype(device)
+    return lambda: torch.autocast(device, dtype=dtype)
+
+
+def _random_state(x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Of the generators that layers such as dropout draw from."""
+    on_device = torch.cuda.get_rng_state(x.device) if x.device.type == "cuda" else None
+    return torch.get_rng_state(), on_device
+
+
+def _restore(x: Tensor, state: tuple[Tensor, Tensor | None]) -> None:
+    torch.set_rng_state(state[0])
+    if state[1] is not None:
+        torch.cuda.set_rng_state(state[1], x.device)
