@@ -126,7 +126,7 @@ def train(
                 return {"error": str(error)}
             finally:
                 ClassifierTraining.renew_statistics = renew  # type: ignore[method-assign]
-            outcome = supervised.score(tuned.classifier, tuned.fitted, judge, data, device=CPU, statistics="kept")
+            outcome = supervised.score(tuned.classifier, tuned.fitted, judge, data, device=CPU)
             accuracies[kind] = float((outcome.scores.argmax(1) == outcome.labels).double().mean())
     return {"accuracy": accuracies["anew"], "running": accuracies["running"], "train": tuned.fitted.train_accuracy}
 
