@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__all__ = ["Collection", "EncoderTransformer", "Run", "__version__", "open", "pretrain"]
+__all__ = ["Collection", "EncoderTransformer", "Run", "__version__", "diagnose", "measure", "open", "pretrain"]
 
 _MODULES = {
-    "Collection": "collection", "EncoderTransformer": "estimator", "Run": "run", "open": "opening",
-    "pretrain": "pretraining",
+    "Collection": "collection", "EncoderTransformer": "estimator", "Run": "run", "diagnose": "diagnosing",
+    "measure": "measuring", "open": "opening", "pretrain": "pretraining",
 }  # fmt: skip
 
 

@@ -14,7 +14,7 @@ import matrix_ssl
 from matrix_ssl.cli.main import commands
 from matrix_ssl.encoder import load_encoder
 from matrix_ssl.errors import CheckpointError, ConfigError, DataError, RunFolderError
-from tests.api.conftest import LABELS, PIXELS
+from tests.api.conftest import LABELS, PIXELS, TINY
 
 
 def features_of(run: matrix_ssl.Run, images: object) -> np.ndarray:
@@ -89,6 +89,33 @@ def test_evaluation_is_what_the_files_hold() -> None:
     html = table._repr_html_()
     assert html.count("<tr>") == 1 + len(table) and html.startswith("<table><caption>Accuracy in % on photos")
     assert "<caption>of_folder" in run._repr_html_() and "1-NN" in run._repr_html_()
+
+
+def test_a_single_name_needs_no_list() -> None:
+    """A text is not taken for a list of its letters."""
+    run = matrix_ssl.open("of_folder")
+    table = run.evaluate(protocols="knn", report=False, quiet=True, device="cpu")
+    assert table.accuracies == run.evaluate(protocols=["knn"], report=False, quiet=True, device="cpu").accuracies
+    with pytest.raises(ConfigError, match="no logger 'csvv'"):
+        matrix_ssl.pretrain("photos", out="x", loggers="csvv", **TINY)
+    with pytest.raises(ConfigError, match="Unknown setting 'epoch'"):
+        matrix_ssl.pretrain("photos", out="x", settings="epoch=3", **TINY)
+    with pytest.raises(ConfigError, match=r"Unknown setting 'linear_sgd\.epoch'"):
+        run.evaluate(protocols="linear-sgd", settings="linear_sgd.epoch=3", quiet=True)
+    assert not Path("x").exists()
+
+
+def test_measure_and_diagnose_are_functions_of_the_package(tmp_path: Path) -> None:
+    for data in ("photos", PIXELS):
+        measured = matrix_ssl.measure("of_folder", data, quiet=True, device="cpu", against="of_array")
+        assert len(measured["features"]) == 2 and len(measured["comparisons"]) == 1
+        diagnosed = matrix_ssl.diagnose("of_folder", data, device="cpu", images=20)
+        assert diagnosed["rows"][-1]["block"] and diagnosed["encoder"] == "of_folder"
+    assert not list(Path().glob("*.json"))
+    matrix_ssl.diagnose("of_folder", out=str(tmp_path / "d"), device="cpu", images=20)
+    assert {path.name for path in (tmp_path / "d").iterdir()} >= {"diagnose.json", "diagnose.html"}
+    with pytest.raises(DataError, match="absent"):
+        matrix_ssl.measure("of_folder", "absent")
 
 
 def test_evaluation_on_other_images() -> None:

@@ -1,5 +1,6 @@
 """The diagnosis of an image encoder, block by block, beside a reference."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ from matrix_ssl.api import evaluation
 from matrix_ssl.api.caller import undisturbed
 from matrix_ssl.api.run import Run
 from matrix_ssl.data.augment import each_view
-from matrix_ssl.data.sources import Data, Split, check_outside
+from matrix_ssl.data.objects import as_data
+from matrix_ssl.data.sources import Split, check_outside
 from matrix_ssl.encoder import Weights
 from matrix_ssl.errors import ConfigError
 from matrix_ssl.evaluate.diagnose import Progress, diagnose_blocks
@@ -25,24 +27,24 @@ IMAGES = 2048  # at most, by default
 
 def diagnose(
     where: str | Path,
-    data: Data | None = None,
+    data: Any = None,
     *,
-    out: Path,
+    out: str | Path | None = None,
     reference: str | None = None,
     images: int = IMAGES,
     split: Split = "train",
     weights: Weights = "student",
     device: str = "auto",
-    data_root: Path | None = None,
+    data_root: str | Path | None = None,
     download: bool = False,
     on_progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Measures every block, writes ``diagnose.json`` and ``diagnose.html``, and returns the former.
+    """Measures every block of an encoder.
 
     Args:
         where: the encoder, in any of the forms of ``encoder.where``.
-        data: the images; None: those of the run.
-        out: the folder.
+        data: the images, as for ``pretraining.pretrain``; None: those of the run.
+        out: folder for ``diagnose.json`` and ``diagnose.html``; None: nothing is written.
         reference: an encoder with the same blocks, or ``untrained``, the same network at its initialisation.
         images: at most so many, chosen at random but always the same.
         split: of the dataset.
@@ -50,19 +52,25 @@ def diagnose(
         device, data_root, download: as for ``evaluation.evaluate``.
         on_progress: called with (images done, number of images).
 
+    Returns:
+        What ``diagnose.json`` holds.
+
     Raises:
         MatrixSSLError: the encoder, the images or the folder are at fault, or the reference has different blocks.
     """
     run = Run(where, download=download)
     config, chosen = run.config, devices.choose_device(device)
-    location = data or config.data.source
+    location = config.data.source if data is None else as_data(data)
     if not location:
         raise evaluation.no_dataset(where)
-    check_outside(out, location, data_root=data_root)
-    with lock(out):
-        for name in (RESULT, PAGE):
-            check_writable(out / name)
-        source = evaluation.open_images(location, config.data, split=split, data_root=data_root, download=download)
+    root, folder = (None if path is None else Path(path).expanduser() for path in (data_root, out))
+    with contextlib.ExitStack() as stack:
+        if folder is not None:
+            check_outside(folder, location, data_root=root)
+            stack.enter_context(lock(folder))
+            for name in (RESULT, PAGE):
+                check_writable(folder / name)
+        source = evaluation.open_images(location, config.data, split=split, data_root=root, download=download)
         first, second, *_ = [*each_view(config.views, config.data.image_size)] * 2
 
         def measure(encoder: nn.Module) -> dict[str, Any]:
@@ -87,6 +95,7 @@ def diagnose(
             "encoder": str(where), "architecture": config.network.encoder, "reference": reference,
             "data": source.name, "rows": rows, "environment": devices.environment(chosen),
         }  # fmt: skip
-        write_json(out / RESULT, result)
-        write_page(out, result)
+        if folder is not None:
+            write_json(folder / RESULT, result)
+            write_page(folder, result)
     return result

@@ -1,12 +1,15 @@
 """Settings as keyword arguments of Python, by the last part of their names."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
 from matrix_ssl.config import Assignment
 from matrix_ssl.errors import ConfigError
+
+Name = TypeVar("Name", bound=str | Path)
 
 
 def assign(
@@ -25,7 +28,12 @@ def assign(
     assignments: list[Assignment] = [(_whole(key, known), _plain(value)) for key, value in keywords.items()]
     if isinstance(settings, Mapping):
         return [*assignments, *((key, _plain(value)) for key, value in settings.items())]
-    return [*assignments, *settings]
+    return [*assignments, *listed(settings)]
+
+
+def listed(names: Name | Iterable[Name]) -> list[Name]:
+    """Names as a list, a single one too: a text is a sequence of letters otherwise."""
+    return [names] if isinstance(names, (str, Path)) else list(names)
 
 
 def _whole(name: str, known: Sequence[str]) -> str:

@@ -10,9 +10,11 @@ from torch import from_numpy, nn
 from matrix_ssl import encoder as encoders
 from matrix_ssl.api import evaluation
 from matrix_ssl.api.caller import undisturbed
+from matrix_ssl.api.keywords import listed
 from matrix_ssl.api.run import Run
 from matrix_ssl.config import DataConfig
-from matrix_ssl.data.sources import Data, Split, check_outside
+from matrix_ssl.data.objects import as_data
+from matrix_ssl.data.sources import Split, check_outside
 from matrix_ssl.encoder import Weights
 from matrix_ssl.errors import ConfigError
 from matrix_ssl.evaluate.feature_rows import ENDINGS, FeatureRows, open_features, rows_of
@@ -27,18 +29,18 @@ UNTRAINED = "untrained network"
 
 def measure(
     where: str | Path,
-    data: Data | None = None,
+    data: Any = None,
     *,
-    against: Sequence[str | Path] = (),
+    against: str | Path | Sequence[str | Path] = (),
     checkpoints: bool = False,
     key: str | None = None,
     population: int | None = None,
     split: Split = "train",
     weights: Weights = "student",
-    out: Path | None = None,
+    out: str | Path | None = None,
     device: str = "auto",
     quiet: bool = False,
-    data_root: Path | None = None,
+    data_root: str | Path | None = None,
     download: bool = False,
     on_progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -46,7 +48,7 @@ def measure(
 
     Args:
         where: a file of features, or an encoder in any of the forms of ``encoder.where``.
-        data: the images of the encoders; None: those of the run.
+        data: the images of the encoders, as for ``pretraining.pretrain``; None: those of the run.
         against: further files or encoders, each compared with the first.
         checkpoints: measure every checkpoint of the run and its untrained network, and choose one.
         key: the name of the matrix in the files.
@@ -63,12 +65,14 @@ def measure(
     Raises:
         MatrixSSLError: a file, an encoder or the images are at fault.
     """
-    if out is not None:
+    data = None if data is None else as_data(data)
+    root, folder = (None if path is None else Path(path).expanduser() for path in (data_root, out))
+    if folder is not None:
         if data:
-            check_outside(out, data, data_root=data_root)
-        with lock(out):
+            check_outside(folder, data, data_root=root)
+        with lock(folder):
             for name in (RESULT, PAGE):
-                check_writable(out / name)
+                check_writable(folder / name)
     if checkpoints and (is_features(where) or not Path(where).is_dir()):
         raise ConfigError(f"--checkpoints is for a run; {where} is none.")
 
@@ -83,7 +87,7 @@ def measure(
         if not location:
             raise evaluation.no_dataset(where)
         embedding = evaluation.embed(
-            encoder, images, location, split=split, device=device, quiet=quiet, data_root=data_root, download=download
+            encoder, images, location, split=split, device=device, quiet=quiet, data_root=root, download=download
         )
         return rows_of(from_numpy(embedding.features), name, digest=embedding.digest)
 
@@ -92,7 +96,7 @@ def measure(
         images = read_config(Path(where)).data
         subjects = [embed(encoder, images, name) for name, encoder in _checkpoints(Path(where), weights)]
     else:
-        subjects = [rows(one) for one in (where, *against)]
+        subjects = [rows(one) for one in (where, *listed(against))]
     measured = [measure_rows(one, population=population, on_progress=on_progress) for one in subjects]
     trained = [one for one in measured if one["name"] != UNTRAINED]
     result = {
@@ -103,9 +107,9 @@ def measure(
         "meanings": {"ranks": meanings(), "comparisons": COMPARISONS},
         "environment": devices.environment(devices.choose_device(device)),
     }
-    if out is not None:
-        write_json(out / RESULT, result)
-        write_page(out, result)
+    if folder is not None:
+        write_json(folder / RESULT, result)
+        write_page(folder, result)
     return result
 
 

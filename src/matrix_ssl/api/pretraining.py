@@ -11,7 +11,7 @@ from torch import nn
 from matrix_ssl import config as configuration
 from matrix_ssl import distributed, networks
 from matrix_ssl.api.caller import undisturbed
-from matrix_ssl.api.keywords import assign
+from matrix_ssl.api.keywords import assign, listed
 from matrix_ssl.api.records import keep_own_parts
 from matrix_ssl.api.run import Run
 from matrix_ssl.config import RunConfig, split_assignment
@@ -48,7 +48,7 @@ def pretrain(
     settings: Mapping[str, Any] | Iterable[str] = (),
     callback: Callable[[Line], object] | None = None,
     online: bool = False,
-    loggers: Collection[str] = (),
+    loggers: str | Collection[str] = (),
     report: bool = True,
     quiet: bool = False,
     device: str = "auto",
@@ -103,7 +103,7 @@ def pretrain(
     with undisturbed():
         train(
             config, run, data=data, chosen=chosen, fit=recipe is None, callback=callback, fresh=fresh, online=online,
-            loggers=loggers, report=report, quiet=quiet, device=device,
+            loggers=listed(loggers), report=report, quiet=quiet, device=device,
             data_root=None if data_root is None else Path(data_root), download=download,
         )  # fmt: skip
     return Run(run, data=data)

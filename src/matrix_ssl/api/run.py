@@ -13,6 +13,7 @@ from torch import nn
 from matrix_ssl import config as configuration
 from matrix_ssl.api import evaluation
 from matrix_ssl.api.caller import undisturbed
+from matrix_ssl.api.keywords import listed
 from matrix_ssl.api.preprocess import Preprocess
 from matrix_ssl.api.results import Results, table_html
 from matrix_ssl.config import RunConfig
@@ -133,8 +134,8 @@ class Run:
         data: Any = None,
         *,
         test_data: Any = None,
-        protocols: Sequence[str] = _DEFAULT_PROTOCOLS,
-        baselines: Sequence[str] = (),
+        protocols: str | Sequence[str] = _DEFAULT_PROTOCOLS,
+        baselines: str | Sequence[str] = (),
         baseline_sizes: Sizes = "own",
         settings: Mapping[str, Any] | Iterable[str] = (),
         label_list: str | Path | None = None,
@@ -170,12 +171,12 @@ class Run:
         Raises:
             MatrixSSLError: the data, the run or a setting is at fault; among others, the images have no labels.
         """
-        assignments = settings.items() if isinstance(settings, Mapping) else settings
+        assignments = settings.items() if isinstance(settings, Mapping) else listed(settings)
         with undisturbed():
             evaluated = evaluation.evaluate(
                 self.where, self._chosen(data), out=self._out,
-                test_data=None if test_data is None else as_data(test_data), protocols=list(protocols),
-                baselines=baselines, baseline_sizes=baseline_sizes,
+                test_data=None if test_data is None else as_data(test_data), protocols=listed(protocols),
+                baselines=listed(baselines), baseline_sizes=baseline_sizes,
                 settings=configuration.override(EvaluationSettings(), assignments), label_list=_path(label_list),
                 weights=weights, fresh=fresh, max_unreadable=max_unreadable, report=report, needs_labels=True,
                 quiet=quiet, device=device, data_root=_path(data_root), download=download,
