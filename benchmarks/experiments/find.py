@@ -46,6 +46,7 @@ from matrix_ssl.evaluate.probes.linear import fit_path
 
 ORDER, COPIES, LABELS, SUBSETS = 0xF1, 0xC0, 0x1A, 0x5B  # coordinates of the random choices
 DRAWS = 5
+_SIZES = (1000, 120, 4500, 500)  # images and copies to choose thresholds on, and to measure on
 WRONG, TENTH, POOL = 0.05, 0.1, 0.8
 Pairs = set[tuple[int, int]]
 
@@ -221,6 +222,7 @@ def main() -> None:
     parser.add_argument("--encoder", default="random/tiny_resnet", help="WHERE the encoder is.")
     parser.add_argument("--image-size", type=int, default=None, help="Side of its images; None: its own.")
     parser.add_argument("--work", type=Path, required=True, help="Folder for images and features.")
+    parser.add_argument("--share", type=float, default=1.0, help="Of the images that are used, for a shorter run.")
     options = parser.parse_args()
     result = run(options)
     save(options.out, result)
@@ -231,7 +233,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     """The three measurements."""
     name = "digits" if options.quick else str(options.data_root / "imagenette128")
     train, test = (open_source(name, split=split, data_root=None) for split in ("train", "test"))
-    sizes = (100, 8, 300, 40) if options.quick else (1000, 120, 4500, 500)
+    sizes = (100, 8, 300, 40) if options.quick else tuple(round(options.share * size) for size in _SIZES)
     order = permutation(len(train), ORDER)
     rows = {"choice": order[: sizes[0]], "measured": order[sizes[0] : sizes[0] + sizes[2]]}
     opened = open_encoder(options.encoder, image_size=options.image_size)
