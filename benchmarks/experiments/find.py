@@ -11,7 +11,8 @@ resumes.
   cropped (5 % of each side) and mirrored, in 5,000 images. A pair of image and copy is right; any other pair above the
   threshold counts as wrong, though a dataset may hold real duplicates of its own. Thresholds of the cosine similarity
   and of the perceptual hash (the package imagehash, phash of 64 bits) are those of the highest F1 on the first part,
-  with copies of its own; beside them stands the default of ``near_duplicates``.
+  with copies of its own, where wrong pairs count as often as there are more pairs for a copy in the second part; beside
+  them stands the default of ``near_duplicates``.
 - Wrong labels: 5 % of the 4,500 labels are replaced by random others, five draws; how many of the first hundred that
   ``label_issues`` lists are replaced, and how many of all it lists.
 - Subsets: of a random 80 % of the 4,500, five draws, each rule chooses a tenth; accuracy on 1,000 validation images of
@@ -131,13 +132,18 @@ def hash_pairs(files: list[Path], most: int) -> tuple[NDArray[np.int64], NDArray
     return table[:, :2].astype(np.int64), table[:, 2]
 
 
-def score(scored: tuple[NDArray[np.int64], NDArray[np.float64]], planted: dict[str, Pairs], threshold: float) -> dict:
-    """Precision and recall of the pairs at a threshold, and the recall by kind."""
+def score(
+    scored: tuple[NDArray[np.int64], NDArray[np.float64]],
+    planted: dict[str, Pairs],
+    threshold: float,
+    growth: float = 1.0,
+) -> dict:
+    """Precision and recall of the pairs at a threshold, and the recall by kind; wrong pairs count ``growth`` times."""
     pairs, values = scored
     found = set(map(tuple, pairs[values >= threshold].tolist()))
     right = set().union(*planted.values())
     hits = len(found & right)
-    precision, recall = hits / max(1, len(found)), hits / len(right)
+    precision, recall = hits / max(1, hits + growth * (len(found) - hits)), hits / len(right)
     return {
         "threshold": threshold, "pairs": len(found), "precision": precision, "recall": recall,
         "f1": 2 * precision * recall / max(1e-12, precision + recall),
@@ -145,21 +151,28 @@ def score(scored: tuple[NDArray[np.int64], NDArray[np.float64]], planted: dict[s
     }  # fmt: skip
 
 
-def best(scored: tuple[NDArray[np.int64], NDArray[np.float64]], planted: dict[str, Pairs], tried: list[float]) -> float:
-    """The threshold of the highest F1."""
-    return max(tried, key=lambda threshold: score(scored, planted, threshold)["f1"])
+def best(
+    scored: tuple[NDArray[np.int64], NDArray[np.float64]], planted: dict[str, Pairs], tried: list[float], growth: float
+) -> float:
+    """The threshold of the highest F1, of equal ones the highest."""
+    return max(tried, key=lambda threshold: (score(scored, planted, threshold, growth)["f1"], threshold))
 
 
 def duplicates(opened: Opened, parts: dict[str, tuple], work: Path) -> dict[str, Any]:
     """Both detectors on the second part, at thresholds of the first, and the features of the second part."""
-    cosines, bits = [round(x, 4) for x in np.arange(0.5, 1.0, 0.0025)], [-float(x) for x in range(17)]
+    cosines, bits = [round(float(x), 4) for x in np.arange(0.5, 1.0, 0.0025)], [-float(x) for x in range(17)]
     scored = {
         name: (similar_pairs(embed(opened, list(map(str, files)), work / f"features-{name}"), cosines[0]),
                hash_pairs(files, 16), planted)
         for name, (files, planted) in parts.items()
     }  # fmt: skip
     first, second = scored["choice"], scored["measured"]
-    chosen = best(first[0], first[2], cosines), best(first[1], first[2], bits)
+    images, copies = (
+        [len(parts[part][0]) for part in ("choice", "measured")],
+        [sum(map(len, parts[part][1].values())) for part in ("choice", "measured")],
+    )
+    growth = (images[1] / images[0]) ** 2 * copies[0] / copies[1]
+    chosen = best(first[0], first[2], cosines, growth), best(first[1], first[2], bits, growth)
     return {
         "features": score(second[0], second[2], chosen[0]),
         "features_at_the_default": score(second[0], second[2], THRESHOLD),

@@ -13,7 +13,7 @@ from matrix_ssl.data.randomness import permutation
 from matrix_ssl.errors import ConfigError, DataError
 from matrix_ssl.evaluate.explore.clusters import REPRESENTATIVES, cluster
 from matrix_ssl.evaluate.explore.duplicates import THRESHOLD, near_duplicates
-from matrix_ssl.evaluate.explore.mislabels import label_issues
+from matrix_ssl.evaluate.explore.mislabels import Judge, label_issues
 from matrix_ssl.evaluate.explore.neighbours import ApproximateIndex, Neighbours, nearest, recall
 from matrix_ssl.evaluate.explore.outliers import outlier_scores
 from matrix_ssl.evaluate.explore.selection import Rule, select
@@ -95,8 +95,12 @@ class Collection(Gathered):
         columns = ("cluster", "representative")
         return self._listing("Clusters", [text], columns, rows, group="cluster", shown=REPRESENTATIVES)
 
-    def label_issues(self, *, seed: int = 0) -> Listing:
+    def label_issues(self, *, by: Judge = "neighbours", seed: int = 0) -> Listing:
         """Images whose label is probably wrong, by confident learning, the most suspicious first.
+
+        Args:
+            by: ``neighbours`` or ``linear``, see ``evaluate.explore.mislabels``.
+            seed: of the folds of the linear probes.
 
         Raises:
             DataError: the images have no labels.
@@ -104,7 +108,7 @@ class Collection(Gathered):
         labels, classes = self.embedding.labels, self.embedding.classes
         if labels is None or classes is None:
             raise DataError(f"{self._where}: the images have no labels; put each class in a folder of its own.")
-        issues = label_issues(self.embedding.features, labels, seed=seed)
+        issues = label_issues(self.embedding.features, labels, by=by, seed=seed)
         found = zip(issues.indices, issues.suggested, issues.confidence, strict=True)
         rows = numbered([(classes[s], round(float(p), 4), *self._image(i)) for i, s, p in found])
         text = f"Images that look as if their label is wrong: {len(rows):,} of {len(self):,}."

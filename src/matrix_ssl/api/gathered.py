@@ -221,7 +221,7 @@ def is_features(where: str | Path) -> bool:
     path = Path(where).expanduser()
     if path.suffix.lower() not in ENDINGS or path.is_dir():
         return False
-    if path.suffix.lower() != ".safetensors" or not path.exists():
+    if path.suffix.lower() != ".safetensors" or not path.is_file():
         return path.suffix.lower() != ".safetensors"
     try:
         with safe_open(path, framework="np") as file:

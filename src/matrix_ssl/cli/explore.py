@@ -19,7 +19,7 @@ from matrix_ssl.cli import options
 @click.option("--clusters", type=click.IntRange(1), metavar="NUMBER", help="Number of clusters.  [default: 2 to 50, "
               "chosen by the silhouette]")  # fmt: skip
 @click.option("--threshold", type=click.FloatRange(0, 1), metavar="COSINE", help="Similarity from which two images are "
-              "near-duplicates.  [default: 0.95]")  # fmt: skip
+              "near-duplicates.  [default: 0.9]")  # fmt: skip
 @click.option("--map", "map_rule", type=click.Choice(["tsne", "umap", "pca"]), help="How the images are placed: t-SNE, "
               "UMAP by the extra umap, or principal components.  [default: tsne]")  # fmt: skip
 @click.option("--thumbnail", type=click.IntRange(16, 256), metavar="PIXELS", help="Side of a thumbnail; smaller images "

@@ -53,7 +53,7 @@ def search(query: tuple[str, ...], k: int, approximate: bool, **common: Any) -> 
 @click.command()
 @_on_images
 @click.option("--threshold", type=float, metavar="COSINE", help="Similarity from which two images are nearly the same, "
-              "above -1 and at most 1.  [default: 0.95]")  # fmt: skip
+              "above -1 and at most 1.  [default: 0.9]")  # fmt: skip
 def duplicates(threshold: float | None, **common: Any) -> None:
     """Find groups of images that are nearly the same.
 
@@ -91,8 +91,8 @@ def cluster(count: int | None, seed: int, **common: Any) -> None:
 @click.command()
 @_on_images
 @click.option("--count", type=click.IntRange(1), required=True, help="Images to choose.")
-@click.option("--rule", type=click.Choice(_RULES), default=_RULES[0], show_default=True, help="log-determinant: new "
-              "directions; facility-location: typical images; k-centre: even the odd ones.")  # fmt: skip
+@click.option("--rule", type=click.Choice(_RULES), default=_RULES[0], show_default=True, help="Rule; "
+              "log-determinant: new directions; facility-location: typical images; k-centre: odd ones.")  # fmt: skip
 @click.option("--labelled", type=options.PATH, metavar="FILE", help="Text file with the names of images that are "
               "chosen already, one a line.")  # fmt: skip
 def select(count: int, rule: Any, labelled: Path | None, **common: Any) -> None:
@@ -105,13 +105,15 @@ def select(count: int, rule: Any, labelled: Path | None, **common: Any) -> None:
 
 @click.command()
 @_on_images
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the folds.")
-def mislabels(seed: int, **common: Any) -> None:
+@click.option("--by", type=click.Choice(["neighbours", "linear"]), default="neighbours", show_default=True,
+              help="Who judges a label: the votes of neighbours, or linear probes fitted without it.")  # fmt: skip
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the folds of the probes.")
+def mislabels(by: Any, seed: int, **common: Any) -> None:
     """Find images whose label is probably wrong, by confident learning.
 
     WHERE and FEATURES are as for `matrix-ssl search`.
     """
-    _answer(common, lambda images: images.label_issues(seed=seed))
+    _answer(common, lambda images: images.label_issues(by=by, seed=seed))
 
 
 def _answer(common: dict[str, Any], ask: "Callable[[Collection], Listing]") -> None:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from matrix_ssl.config.arrays import read_arrays
-from matrix_ssl.config.untrusted import why
+from matrix_ssl.config.untrusted import open_file, parse_json, why
 from matrix_ssl.errors import ConfigError, DataError, import_extra
 from matrix_ssl.evaluate.feature_rows import KEY, open_features
 from matrix_ssl.evaluate.features import Embedding
@@ -202,13 +202,13 @@ def _read_parquet(path: Path) -> dict[str, Any]:
     columns = file.read(names).to_pydict() if names else {}
     metadata = {name.decode(): text.decode() for name, text in (file.schema_arrow.metadata or {}).items()}
     facts: dict[str, Any] = {name: metadata[name] for name in _FACTS if name in metadata}
-    return facts | _of_columns(columns, json.loads(metadata.get("classes", "null")))
+    return facts | _of_columns(columns, parse_json(metadata.get("classes", "null")))
 
 
 def _read_csv(path: Path, *, features: bool = True) -> tuple[NDArray[np.float32], dict[str, Any]]:
     try:
-        with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-            reader = csv.reader(file)
+        with open_file(path) as content:
+            reader = csv.reader(io.TextIOWrapper(content, encoding="utf-8", errors="surrogateescape", newline=""))
             names = next(reader, [])
             chosen = {name: names.index(name) for name in _COLUMNS if name in names}
             numbers = [i for i, name in enumerate(names) if i not in chosen.values()] if features else []

@@ -2,11 +2,20 @@
 
 import numpy as np
 import pytest
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import adjusted_rand_score
+from sklearn.model_selection import StratifiedKFold, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from matrix_ssl.errors import ConfigError, DataError
 from matrix_ssl.evaluate.explore.clusters import REPRESENTATIVES, choose_count, cluster, dense_clusters, in_order
-from matrix_ssl.evaluate.explore.mislabels import confident_learning, label_issues, neighbour_probabilities
+from matrix_ssl.evaluate.explore.mislabels import (
+    confident_learning,
+    label_issues,
+    neighbour_probabilities,
+    probe_probabilities,
+)
 
 DRAW = np.random.default_rng(0)
 CENTRES = np.eye(8)[:5]
@@ -85,15 +94,38 @@ def test_votes_are_out_of_fold() -> None:
     np.testing.assert_allclose(probabilities[7], votes / votes.sum(), atol=1e-5)
 
 
+def test_probes_are_out_of_fold() -> None:
+    """As scikit-learn's cross-validation: no label decides its own probability, and one class is absent from a fold."""
+    labels = LABELS.copy()
+    labels[0] = 5
+    probabilities = probe_probabilities(X, labels)
+    assert probabilities.shape == (150, 6) and probabilities[0, 5] == 0
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1)
+    changed = labels.copy()
+    changed[10] = 4  # of the fold of image 10 all others are judged alike but for the folds of class 4
+    assert probe_probabilities(X, labels)[10].argmax() == probe_probabilities(X, changed)[10].argmax() == 0
+    scaled = make_pipeline(StandardScaler(), LogisticRegression(C=1.0, max_iter=5000, tol=1e-8))
+    theirs = cross_val_predict(scaled, X, LABELS, cv=StratifiedKFold(5), method="predict_proba")
+    ours = probe_probabilities(X, LABELS)
+    assert np.abs(ours - theirs).max() < 0.2 and np.abs(ours - theirs).mean() < 0.02  # the folds differ
+    assert not np.array_equal(probe_probabilities(X, LABELS, seed=1), ours)
+
+
 def test_planted_wrong_labels_are_listed_first() -> None:
-    labels, wrong = LABELS.copy(), DRAW.choice(150, size=12, replace=False)
-    labels[wrong] = (labels[wrong] + 1 + DRAW.integers(0, 4, size=12)) % 5
+    draw, labels = np.random.default_rng(2), LABELS.copy()
+    wrong = draw.choice(150, size=12, replace=False)
+    labels[wrong] = (labels[wrong] + 1 + draw.integers(0, 4, size=12)) % 5
     issues = label_issues(X, labels)
     assert set(issues.indices[:12]) == set(wrong) and np.array_equal(issues.suggested[:12], LABELS[issues.indices[:12]])
     assert (issues.confidence[:12] > 0.8).all()
+    probed = label_issues(X, labels, by="linear")  # fitted to wrong labels as well
+    first = probed.indices[:8]
+    assert set(first) <= set(wrong) and np.array_equal(probed.suggested[:8], LABELS[first])
 
 
 def test_mistakes() -> None:
+    with pytest.raises(ConfigError, match="by='knn' does not exist"):
+        label_issues(X, LABELS, by="knn")
     for labels, message in (
         (np.zeros(150, int), "at least two classes"), (LABELS[:9], "150 images but labels of shape"),
         (LABELS - 1, "integers from 0"), (LABELS / 2, "integers from 0"),

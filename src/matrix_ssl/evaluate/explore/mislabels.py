@@ -1,17 +1,23 @@
 """Images whose label is probably wrong, by confident learning."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from matrix_ssl.errors import DataError
+from matrix_ssl.data.randomness import permutation
+from matrix_ssl.errors import ConfigError, DataError, did_you_mean
 from matrix_ssl.evaluate.explore.inputs import Matrix, as_features, as_labels
 from matrix_ssl.evaluate.explore.neighbours import Neighbours, nearest
+from matrix_ssl.evaluate.probes.linear import fit_path
 
 VOTERS = 20  # neighbours of an image
 _TEMPERATURE = 0.07  # of the votes, that of the kNN protocol
+_TOLERANCE = 1e-5  # of the fits of the linear probes
+_STREAM = 0xF01D  # coordinate of the folds
+
+Judge = Literal["neighbours", "linear"]
 
 
 class LabelIssues(NamedTuple):
@@ -28,22 +34,56 @@ class LabelIssues(NamedTuple):
     confidence: NDArray[np.float64]
 
 
-def label_issues(features: Matrix, labels: ArrayLike, *, seed: int = 0) -> LabelIssues:
-    """Images that confident learning counts for a label other than their own, by the votes of their neighbours.
+def label_issues(features: Matrix, labels: ArrayLike, *, by: Judge = "neighbours", seed: int = 0) -> LabelIssues:
+    """Images that confident learning counts for a label other than their own.
 
     Args:
         features: (n, d), finite.
         labels: integers (n,) from 0.
-        seed: of the folds.
+        by: whose probabilities count: ``neighbours``, the votes of the 20 nearest other images, or ``linear``, linear
+            probes that are fitted without the image.
+        seed: of the folds of the linear probes.
 
     Raises:
+        ConfigError: there is no such judge.
         DataError: features or labels cannot be used, or all labels are the same.
 
     Reference: Northcutt, Jiang and Chuang, "Confident learning: estimating uncertainty in dataset labels", JAIR 2021,
     equations 1 to 3 and section 3.2.
     """
-    rows = as_features(features)
-    return confident_learning(neighbour_probabilities(rows.cpu().numpy(), labels), labels)
+    if by not in ("neighbours", "linear"):
+        raise ConfigError(f"by={by!r} does not exist.{did_you_mean(by, ('neighbours', 'linear'))}")
+    rows = as_features(features).cpu().numpy()
+    _check_classes(as_labels(labels, len(rows)))
+    judged = (
+        neighbour_probabilities(rows, labels) if by == "neighbours" else probe_probabilities(rows, labels, seed=seed)
+    )
+    return confident_learning(judged, labels)
+
+
+def probe_probabilities(features: Matrix, labels: ArrayLike, *, seed: int = 0) -> NDArray[np.float64]:
+    """Probabilities (n, classes) of linear probes with the penalty 1, each fitted on four fifths of every class.
+
+    A class with fewer than five images is absent from some fits, which give it the probability 0.
+
+    Args:
+        features: (n, d), finite.
+        labels: integers (n,) from 0, of at least two classes.
+        seed: of the folds.
+    """
+    x, y = as_features(features), torch.from_numpy(as_labels(labels, len(features)))
+    fold = torch.empty(len(y), dtype=torch.int64)
+    for label in y.unique().tolist():
+        members = (y == label).nonzero()[:, 0]
+        fold[members[torch.from_numpy(permutation(len(members), seed, _STREAM, label))]] = (
+            torch.arange(len(members)) % 5
+        )
+    probabilities = torch.zeros(len(y), int(y.max()) + 1, dtype=torch.float64)
+    for number in fold.unique():
+        rows = (fold != number).nonzero()[:, 0]
+        fitted = next(fit_path(x, y, classes=probabilities.shape[1], penalties=(1.0,), rows=rows, tolerance=_TOLERANCE))
+        probabilities[fold == number] = fitted.scores(x[fold == number]).softmax(dim=1).double()
+    return probabilities.numpy()
 
 
 def neighbour_probabilities(features: Matrix, labels: ArrayLike) -> NDArray[np.float64]:
@@ -71,9 +111,7 @@ def confident_learning(probabilities: NDArray[np.floating], labels: ArrayLike) -
         labels: integers (n,) from 0 to classes - 1.
     """
     y = as_labels(labels, len(probabilities))
-    classes = np.unique(y)
-    if len(classes) < 2:
-        raise DataError("All images have one label: wrong labels need at least two classes.")
+    classes = _check_classes(y)
     thresholds = np.full(probabilities.shape[1], np.inf)
     thresholds[classes] = [probabilities[y == label, label].mean() for label in classes]
     confident = np.where(probabilities >= thresholds, probabilities, -1.0)
@@ -82,3 +120,11 @@ def confident_learning(probabilities: NDArray[np.floating], labels: ArrayLike) -
     margins = probabilities[issues, y[issues]] - probabilities[issues, suggested[issues]]
     order = issues[np.argsort(margins, kind="stable")]
     return LabelIssues(order, suggested[order], probabilities[order, suggested[order]].astype(np.float64))
+
+
+def _check_classes(labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The labels that occur; DataError unless there are two."""
+    classes = np.unique(labels)
+    if len(classes) < 2:
+        raise DataError("All images have one label: wrong labels need at least two classes.")
+    return classes
