@@ -2,12 +2,14 @@
 
 import io
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from matrix_ssl.config.reading import Reading
+from matrix_ssl.data.dicom import is_dicom
 from matrix_ssl.data.images import decode_image, decode_values
 from matrix_ssl.data.values import pages_of
 from matrix_ssl.errors import UnreadableImage
@@ -165,3 +167,28 @@ def test_what_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pydicom", None)
     assert "a DICOM file: " in refused(content)
     assert "pip install -e '.[dicom]'" in refused(content, Reading())
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:pydicom")  # of the oracle, on padding and the like
+def test_every_sample_of_pydicom_is_its_array_or_refused() -> None:
+    folder = Path(get_testdata_file("CT_small.dcm", download=False)).parent
+    read = 0
+    for path in sorted(folder.glob("*.dcm")):
+        content = path.read_bytes()
+        try:
+            found = values(content) if is_dicom(content) else None
+        except UnreadableImage as error:
+            assert error.reason, path.name
+            continue
+        if found is None:
+            continue
+        dataset = pydicom.dcmread(path)
+        expected = processing.pixel_array(dataset, index=0)
+        if dataset.PhotometricInterpretation == "PALETTE COLOR":
+            expected = processing.apply_color_lut(expected, dataset)
+        expected = processing.apply_modality_lut(expected, dataset)
+        np.testing.assert_array_equal(found.squeeze(), expected.squeeze(), err_msg=path.name)
+        for reading in (Reading(), Reading(channels=-1, value_range=(0.0, 1000.0))):
+            decode_image(content, path.name, reading=reading)
+        read += 1
+    assert read >= 20

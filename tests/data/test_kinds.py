@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from matrix_ssl.api.packing import pack
 from matrix_ssl.config.reading import Reading
 from matrix_ssl.data import open_source
 from matrix_ssl.data.images import decode_image, decode_values
 from matrix_ssl.data.opening import page_numbers
-from matrix_ssl.errors import UnreadableImage
+from matrix_ssl.data.packing import PackSettings
+from matrix_ssl.errors import ConfigError, UnreadableImage
 from tests.data.test_deep import png
 from tests.data.test_deep import tiff as plain_tiff
 
@@ -336,3 +338,30 @@ def test_packed_and_joined_datasets_keep_all_bits(tmp_path: Path) -> None:
         np.testing.assert_allclose(source.read(1).numpy().transpose(1, 2, 0), pixels[1] / 65535, rtol=0, atol=1e-7)
         np.testing.assert_array_equal(source.values(1), pixels[1])
         assert len(source.subset([1, 3])) == 2
+
+
+def test_pack_keeps_channels_bits_and_pages(tmp_path: Path) -> None:
+    pixels = [numbers("u2", 5, side=20, seed=k) for k in range(3)]
+    (tmp_path / "x").mkdir()
+    for k, one in enumerate(pixels):
+        (tmp_path / f"x/{k}.tif").write_bytes(tiff(one))
+    pack(str(tmp_path / "x"), tmp_path / "same", settings=PackSettings(channels=-1), workers=0)
+    pack(str(tmp_path / "x"), tmp_path / "small", settings=PackSettings(channels=5, short_side=8), workers=0)
+    same, small = (
+        open_source(str(tmp_path / name), split="train", data_root=None, reading=Reading(channels=5))
+        for name in ("same", "small")
+    )
+    for k, one in enumerate(pixels):
+        np.testing.assert_array_equal(same.values(k), one)
+        bands = (Image.fromarray(band.astype(np.float32)) for band in one.transpose(2, 0, 1))
+        expected = np.stack([np.asarray(band.resize((9, 8), Image.Resampling.BILINEAR)) for band in bands], -1)
+        assert small.values(k).dtype == np.uint16
+        np.testing.assert_allclose(small.values(k), expected, rtol=0, atol=1.0)
+    (tmp_path / "pages").mkdir()
+    (tmp_path / "pages/1.tif").write_bytes(TestPages.pages(*pixels[0].transpose(2, 0, 1)))
+    together = PackSettings(channels=-1, pages="channels")
+    pack(str(tmp_path / "pages"), tmp_path / "together", settings=together, workers=0)
+    packed = open_source(str(tmp_path / "together"), split="train", data_root=None, reading=Reading(channels=5))
+    np.testing.assert_array_equal(packed.values(0), pixels[0])
+    with pytest.raises(ConfigError, match="--pages channels needs the number of channels"):
+        PackSettings(pages="channels")

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from matrix_ssl.config.reading import Reading
 from matrix_ssl.config.untrusted import file_sha256
 from matrix_ssl.data.base import Source
 from matrix_ssl.data.packing import PackSettings, Shard, shards
-from matrix_ssl.data.sources import Data, check_outside, describe, find_splits
+from matrix_ssl.data.sources import Data, check_outside, describe, find_splits, read_as
 from matrix_ssl.errors import DataError, RunFolderError
 from matrix_ssl.runs.files import read_json, write_atomically, write_json
 from matrix_ssl.runs.folder import claim, held
@@ -53,7 +54,7 @@ def pack(
     depend on that, nor on the number of workers.
 
     Args:
-        data, data_root, download: as for ``data.open_source``; colour images.
+        data, data_root, download: as for ``data.open_source``; colour images, or any by ``settings.channels``.
         out: a new folder, or one of an earlier call with the same settings and images.
         settings: sizes and quality; None: the defaults.
         workers: processes that read and encode; 0: this one; negative: one a core, 8 at most.
@@ -69,9 +70,11 @@ def pack(
     how = settings or PackSettings()
     check_outside(out, data, data_root=data_root)
     splits = find_splits(data, data_root=data_root, download=download)
-    sources = {"train": splits.train()} | ({} if splits.test is None else {"test": splits.test()})
+    reading = Reading(channels=how.channels, pages=how.pages)
+    sources = {"train": read_as(splits.train(), reading)}
+    sources |= {} if splits.test is None else {"test": read_as(splits.test(), sources["train"].reading)}
     for split, source in sources.items():
-        if source.channels != 3:
+        if source.channels != 3 and not source.reading.channels:
             raise DataError(f"The images of {source.name!r} are grey, and packed files hold colour images.")
         for remark in source.remarks:
             say(f"{split}: {remark}")
@@ -88,7 +91,10 @@ def pack(
 
 def _plan(data: Data, sources: dict[str, Source], how: PackSettings) -> dict[str, Any]:
     images = {split: {"images": len(source), "digest": source.digest} for split, source in sources.items()}
-    return {"places": {"data": describe(data)}, "settings": dataclasses.asdict(how), **images}
+    settings, reading = dataclasses.asdict(how), Reading(channels=how.channels, pages=how.pages)
+    kept = {name: settings.pop(name) for name in ("channels", "pages")}
+    reads = {} if reading == Reading() else {"reading": kept}  # not in plans of earlier versions
+    return {"places": {"data": describe(data)}, "settings": settings, **reads, **images}
 
 
 def _done(out: Path) -> list[Packed]:

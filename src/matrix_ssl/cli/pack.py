@@ -1,10 +1,14 @@
 """The command ``matrix-ssl pack``."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from matrix_ssl.cli import options
+
+if TYPE_CHECKING:
+    from matrix_ssl.config.reading import Pages
 
 
 @click.command()
@@ -16,6 +20,11 @@ from matrix_ssl.cli import options
               "of images that are made smaller.  [default: 90]")  # fmt: skip
 @click.option("--shard-mib", type=click.IntRange(1), default=256, metavar="MIB", help="Mebibytes of images in one file."
               "  [default: 256]")  # fmt: skip
+@click.option("--channels", type=click.IntRange(-1, 16), default=0, metavar="N", help="Keep N channels with all bits; "
+              "-1: as many as the first image has; 0: three colours of 8 bits.  [default: 0]")  # fmt: skip
+@click.option("--pages", type=click.Choice(["first", "all", "channels"]), default="first", show_default=True,
+              help="Of files with several pages or frames: the first is the image, each one is, or they are its "
+              "channels.")  # fmt: skip
 @click.option("--workers", type=click.IntRange(0), metavar="N", help="Processes that read and encode; 0: the main one."
               "  [default: one a core, 8 at most]")  # fmt: skip
 @click.option("--max-unreadable", type=click.FloatRange(0, 1), default=0.01, metavar="FRACTION", help="Part of the "
@@ -24,8 +33,8 @@ from matrix_ssl.cli import options
 @options.data_root
 @options.download
 def pack(
-    data: str, out: Path, short_side: int, quality: int, shard_mib: int, workers: int | None,
-    max_unreadable: float, fresh: bool, data_root: Path | None, download: bool,
+    data: str, out: Path, short_side: int, quality: int, shard_mib: int, channels: int, pages: "Pages",
+    workers: int | None, max_unreadable: float, fresh: bool, data_root: Path | None, download: bool,
 ) -> None:  # fmt: skip
     """Pack the images of DATA into few large files in the folder OUT. Run the same command to resume.
 
@@ -37,7 +46,9 @@ def pack(
     from matrix_ssl.data.packing import PackSettings
     from matrix_ssl.runs.display import Display
 
-    settings = PackSettings(short_side=short_side, quality=quality, shard_mib=shard_mib)
+    settings = PackSettings(
+        short_side=short_side, quality=quality, shard_mib=shard_mib, channels=channels, pages=pages
+    )  # fmt: skip
     with Display(options.stderr).bar("packing") as bar:
         files = write(
             data, out, settings=settings, workers=-1 if workers is None else workers,

@@ -12,11 +12,12 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as TV
 
 from matrix_ssl.config import NonNegativeInt, PositiveInt
+from matrix_ssl.config.reading import MOST_CHANNELS, Pages
 from matrix_ssl.config.validation import settings
 from matrix_ssl.data.base import Source
 from matrix_ssl.data.images import Unreadable
 from matrix_ssl.data.workers import Reader, read_batches
-from matrix_ssl.errors import UnreadableImage
+from matrix_ssl.errors import ConfigError, UnreadableImage
 
 _IMAGES = 32  # that a worker encodes at a time
 
@@ -29,11 +30,20 @@ class PackSettings:
         short_side: images whose shorter side has more pixels are made as small; 0: none is.
         quality: of JPEG, for images that are made smaller; 95 keeps more, 75 less.
         shard_mib: mebibytes of images in one file, or a single image that is larger.
+        channels: 1 to 16, which images keep with all of their bits; -1: those of the first image; 0: colours.
+        pages: which pages or frames of a file are images, as ``data.pages``.
     """
 
     short_side: NonNegativeInt = 0
     quality: Annotated[int, Ge(1), Le(100)] = 90
     shard_mib: PositiveInt = 256
+    channels: Annotated[int, Ge(-1), Le(MOST_CHANNELS)] = 0
+    pages: Pages = "first"
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for pages as channels without a number of channels."""
+        if self.pages == "channels" and not self.channels:
+            raise ConfigError("--pages channels needs the number of channels: add --channels -1.")
 
 
 @dataclass
@@ -64,7 +74,12 @@ def encode(source: Source, index: int, how: PackSettings) -> bytes:
     An image that is in a file and small enough keeps the bytes of its file. One that is larger becomes a JPEG of the
     settings' short side, reduced with antialiasing. One that is in no file, or whose levels a level of white changes,
     becomes a PNG.
+
+    Where images keep all of their channels and bits, one that is larger, or that is not a whole file, becomes an array
+    of NumPy, with numbers of the same type.
     """
+    if source.reading.channels:
+        return _encode_values(source, index, how)
     pixels = source.read(index)
     if how.short_side and min(pixels.shape[-2:]) > how.short_side:
         reduced = TV.resize(pixels, [how.short_side], antialias=True)
@@ -72,6 +87,21 @@ def encode(source: Source, index: int, how: PackSettings) -> bytes:
     levels_change = source.reading.white_level and source.highest_level(index)
     content = None if levels_change else source.encoded(index)
     return _file(pixels, "PNG") if content is None else content
+
+
+def _encode_values(source: Source, index: int, how: PackSettings) -> bytes:
+    source.read(index)  # so that what cannot be read later is not stored
+    values, content = source.values(index), source.encoded(index)
+    is_large = bool(how.short_side) and min(values.shape[:2]) > how.short_side
+    if not is_large and content is not None and source.reading.pages != "channels":
+        return content
+    if is_large:
+        exact = torch.from_numpy(values.transpose(2, 0, 1).astype(np.float64))
+        reduced = TV.resize(exact, [how.short_side], antialias=True).numpy().transpose(1, 2, 0)
+        values = (np.rint(reduced) if values.dtype.kind in "iu" else reduced).astype(values.dtype)
+    buffer = io.BytesIO()
+    np.save(buffer, values, allow_pickle=False)
+    return buffer.getvalue()
 
 
 def shards(source: Source, how: PackSettings, *, start: int = 0, workers: int = -1) -> Iterator[Shard]:

@@ -88,12 +88,17 @@ def open_source(
 
 def _as_read(source: Source, reading: Reading) -> Source:
     """A dataset as it is to be read, with a warning where its images of more than 8 bits become nearly black."""
-    if reading.channels == -1:
-        reading = dataclasses.replace(reading, channels=_channels(source.with_reading(reading)))
-    source = source.with_reading(reading).loaded()
+    source = read_as(source, reading).loaded()
     if not (reading.white_level or reading.channels) and (remark := _dark(source)):
         source.remarks = (*source.remarks, remark) if remark not in source.remarks else source.remarks
     return source
+
+
+def read_as(source: Source, reading: Reading) -> Source:
+    """A dataset with its files read in a way, and with the number of channels of the first image where that is -1."""
+    if reading.channels == -1:
+        reading = dataclasses.replace(reading, channels=_channels(source.with_reading(reading)))
+    return source.with_reading(reading)
 
 
 def _channels(source: Source) -> int:
