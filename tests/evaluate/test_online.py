@@ -22,7 +22,7 @@ from tests.support import runs
 from tests.support.runs import BARE, fail, from_files, lines, make_images, succeed, tensors, tiny
 
 CPU = torch.device("cpu")
-ONLINE = {"online_train", "online_linear", "online_knn"}
+ONLINE = {"online_train", "online_linear", "online_knn", "online_mir", "online_hdr"}
 
 
 def without_online(folder: Path) -> list[dict]:
@@ -52,6 +52,8 @@ def test_what_is_measured(observed: Path) -> None:
     first, last = found[0], found[-1]
     assert last["online_linear"] > first["online_linear"] + 0.1
     assert 0.15 < last["online_train"] <= 1
+    # features of held-out images come to share more with the rows of the classifier of their classes
+    assert 0 <= first["online_mir"] < last["online_mir"] <= 1 and 0 <= last["online_hdr"] <= 1
 
     source, data = open_source("digits", split="train", data_root=None), read_config(observed).data
     learned = stratified(source, 0.8)

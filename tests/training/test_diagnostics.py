@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from matrix_ssl.losses import Objective, matrix_ssl_terms
-from matrix_ssl.training.diagnostics import alarms, describe, is_finite
+from matrix_ssl.matrix import von_neumann_entropy
+from matrix_ssl.training.diagnostics import alarms, describe, information, is_finite
 
 
 def line(*, rank=40.0, projection=30.0, spread=0.6, similarity=0.9, negative=0, entropy=None):
@@ -117,3 +118,15 @@ def test_is_finite(bad):
     assert is_finite(torch.ones(2), torch.zeros(()))
     assert not is_finite(torch.ones(2), torch.tensor([[1.0, bad]]))
     assert not is_finite(torch.tensor(bad), torch.ones(2))
+
+
+def test_what_two_branches_share():
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(2, 600, 6, generator=generator)
+    found = information(x, y)
+    kernels = [torch.nn.functional.normalize(rows[:512].double(), dim=1) for rows in (x, y)]
+    single = [von_neumann_entropy(rows @ rows.mT).item() for rows in kernels]
+    joint = von_neumann_entropy((kernels[0] @ kernels[0].mT) * (kernels[1] @ kernels[1].mT)).item()
+    assert found["mir"] == pytest.approx((sum(single) - joint) / min(single), rel=1e-9)
+    assert found["hdr"] == pytest.approx(abs(single[0] - single[1]) / max(single), abs=1e-12)
+    assert information(x, -3 * x)["hdr"] == pytest.approx(0, abs=1e-12)

@@ -48,6 +48,7 @@ def pretrain(
     settings: Mapping[str, Any] | Iterable[str] = (),
     callback: Callable[[Line], object] | None = None,
     online: bool = False,
+    information: bool = False,
     loggers: str | Collection[str] = (),
     report: bool = True,
     quiet: bool = False,
@@ -77,7 +78,9 @@ def pretrain(
         settings: values by the whole names of settings, ``{"views.0.blur": 0.5}``, or texts ``"views.0.blur=0.5"``.
         callback: called with every new line of metrics, a dictionary. What it raises ends the training after a
             checkpoint.
-        online: also measure accuracy during training, on a held-out fifth of the labels.
+        online: also measure accuracy during training, on a held-out fifth of the labels, and MIR and HDR of its
+            features and the rows of the classifier.
+        information: also measure MIR and HDR of the outputs of the two branches.
         loggers: what also gets the lines of metrics: ``"csv"``, ``"tensorboard"``, ``"wandb"``, ``"mlflow"``.
         report: write the page of the run.
         quiet: show no messages and no progress.
@@ -103,7 +106,7 @@ def pretrain(
     with undisturbed():
         train(
             config, run, data=data, chosen=chosen, fit=recipe is None, callback=callback, fresh=fresh, online=online,
-            loggers=listed(loggers), report=report, quiet=quiet, device=device,
+            information=information, loggers=listed(loggers), report=report, quiet=quiet, device=device,
             data_root=None if data_root is None else Path(data_root), download=download,
         )  # fmt: skip
     return Run(run, data=data)
@@ -129,6 +132,7 @@ def train(
     callback: Callable[[Line], object] | None = None,
     fresh: bool = False,
     online: bool = False,
+    information: bool = False,
     loggers: Collection[str] = (),
     report: bool = True,
     quiet: bool = False,
@@ -145,8 +149,8 @@ def train(
         chosen: dotted keys of settings that stay as they are where ``start.reference`` names weights; network, images
             and defaults of the optimizer follow from those otherwise.
         fit: choose start, network, image size, batch and epochs for images and machine, but for ``chosen``.
-        callback, fresh, online, loggers, report, quiet, device, data_root, download: as for ``pretrain``; for
-            images without labels the page includes a map and a gallery.
+        callback, fresh, online, information, loggers, report, quiet, device, data_root, download: as for ``pretrain``;
+            for images without labels the page includes a map and a gallery.
 
     Raises:
         Interrupted: a signal came; a checkpoint has been written.
@@ -185,7 +189,7 @@ def train(
         with distributed.together():
             tensors = start.tensors if start else None
             training = setup.prepare(config, source=source, device=s.device, display=s.display, start=tensors)
-            training.callback = callback
+            training.callback, training.measures_information = callback, information
             if online:
                 training.observer = OnlineEvaluation(training.source, config.data, device=s.device)
         is_done = s.claim(run, lambda: config, is_complete=lambda: _is_complete(run, s.display.say), fresh=fresh)

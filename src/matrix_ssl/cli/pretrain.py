@@ -24,6 +24,8 @@ _LOGGERS = ("csv", "tensorboard", "wandb", "mlflow")  # equal to the keys of run
 @options.max_hours
 @click.option("--online", is_flag=True, help="Also measure accuracy during training, on a held-out fifth of the "
               "labels; the encoder stays the same bit for bit.")  # fmt: skip
+@click.option("--information", is_flag=True, help="Also measure MIR and HDR of the outputs of the two branches (Song "
+              "et al., ICML 2024).")  # fmt: skip
 @click.option("--logger", "loggers", type=click.Choice(_LOGGERS), multiple=True, help="Program that also gets the "
               "metrics; wandb stays offline unless WANDB_MODE says otherwise; may be repeated.")  # fmt: skip
 @click.option("--deterministic", is_flag=True, help="Use only deterministic CUDA kernels (slower).")
@@ -33,8 +35,8 @@ _LOGGERS = ("csv", "tensorboard", "wandb", "mlflow")  # equal to the keys of run
 @options.download
 def pretrain(
     recipe: str | None, data: Any, method: str | None, assignments: tuple[str, ...], out: Path | None,
-    where: str | None, fresh: bool, online: bool, loggers: tuple[str, ...], deterministic: bool, no_report: bool,
-    device: str, data_root: Path | None, download: bool,
+    where: str | None, fresh: bool, online: bool, information: bool, loggers: tuple[str, ...], deterministic: bool,
+    no_report: bool, device: str, data_root: Path | None, download: bool,
 ) -> None:  # fmt: skip
     """Pre-train an encoder. Run the same command to resume.
 
@@ -53,8 +55,8 @@ def pretrain(
     run = run or run_folder(recipe or DEFAULT_RECIPE, data, method, where)
     chosen = [split_assignment(setting)[0] for setting in assignments]
     trained = train(
-        config, run, chosen=chosen, fit=recipe is None, fresh=fresh, online=online, loggers=loggers,
-        report=not no_report, device=device, data_root=data_root, download=download,
+        config, run, chosen=chosen, fit=recipe is None, fresh=fresh, online=online, information=information,
+        loggers=loggers, report=not no_report, device=device, data_root=data_root, download=download,
     )  # fmt: skip
     if trained.is_main:
         if trained.source.labels is not None:

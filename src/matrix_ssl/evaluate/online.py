@@ -22,6 +22,7 @@ from matrix_ssl.evaluate.probes.accuracy import accuracy
 from matrix_ssl.evaluate.probes.knn import knn_predict
 from matrix_ssl.evaluate.trained.classifier import linear_head
 from matrix_ssl.evaluate.trained.label_subsets import stratified
+from matrix_ssl.training.diagnostics import information
 from matrix_ssl.training.task import Observer
 
 _LEARNED_FROM = 0.8
@@ -45,7 +46,9 @@ class OnlineEvaluation(Observer):
 
     ``online_train`` is the accuracy of the classifier on training images just before it is trained on them; the others
     are measured at some twenty moments on held-out images as evaluation sees them. The features are scaled by a
-    BatchNorm without parameters, so that one rate of Adam fits all encoders.
+    BatchNorm without parameters, so that one rate of Adam fits all encoders. At the same moments ``online_mir`` and
+    ``online_hdr``, in [0, 1], say what these features of held-out images share with the rows of the classifier of their
+    classes (Song et al., ICML 2024).
 
     Of weights that are trained further, the nearest neighbours are measured before the first step as well, and an alarm
     at the end says whether they became worse on the same images: whether the lost ones exceed the gained ones by more
@@ -111,8 +114,12 @@ class OnlineEvaluation(Observer):
         self._right, knn = nearest == test.labels, accuracy(nearest, test.labels)
         if self._probe is None:
             return {"online_knn": knn}
-        predicted = self._probe.eval()(test.vectors[""].to(self._device)).argmax(1).cpu()
-        return {"online_knn": knn, "online_linear": accuracy(predicted, test.labels)}
+        scaled = self._probe.eval()[0](test.vectors[""].to(self._device))
+        head = self._probe[1]
+        assert isinstance(head, nn.Linear)
+        shared = information(scaled, head.weight[test.labels.to(self._device)])
+        linear = accuracy(head(scaled).argmax(1).cpu(), test.labels)
+        return {"online_knn": knn, "online_linear": linear} | {f"online_{name}": x for name, x in shared.items()}
 
     def verdict(self) -> list[str]:
         if self._start_right is None or self._right is None:

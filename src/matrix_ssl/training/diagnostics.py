@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from matrix_ssl.matrix import shannon_entropy, spectrum
+from matrix_ssl.matrix import of_features, shannon_entropy, spectrum
 
 # of ``describe``
 NAMES = (
     "effective_rank", "matrix_entropy", "effective_rank_projection", "spread_projection", "teacher_similarity",
 )  # fmt: skip
 _FEW_DIRECTIONS = 3.0
+_ROWS = 512  # of a batch whose kernels ``information`` compares: they are n x n
 _SHRUNK = 0.1  # of the spread in the first line
 WINDOW = 5  # lines of metrics that must agree
 
@@ -42,6 +43,26 @@ def describe(features: Tensor, student: Tensor, teacher: Tensor) -> tuple[dict[s
         "teacher_similarity": F.cosine_similarity(student, teacher, dim=1).mean(),
     }
     return values, eigenvalues
+
+
+def information(x: Tensor, y: Tensor) -> dict[str, float]:
+    """What the cosine kernels of two sets of vectors (n, d) and (n, e) of the same images share.
+
+    Returns:
+        ``mir``, the matrix mutual information ratio (S₁ + S₂ - S₁₂) / min(S₁, S₂), and ``hdr``, the matrix entropy
+        difference ratio |S₁ - S₂| / max(S₁, S₂), in [0, 1], of at most 512 rows.
+
+    Raises:
+        MatrixError: an element is not finite, or the numbers of rows differ.
+
+    Reference: Song, Tan, Zou, Ma and Huang, "Unveiling the Dynamics of Information Interplay in Supervised Learning",
+        ICML 2024, https://arxiv.org/abs/2406.03999.
+    """
+    first, second = (rows.detach()[:_ROWS].double() for rows in (x, y))
+    return {
+        "mir": of_features.matrix_mutual_information_ratio(first, second).item(),
+        "hdr": of_features.entropy_difference_ratio(first, second).item(),
+    }
 
 
 def alarms(history: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -67,6 +67,7 @@ class PreTraining(Task[Batch, StepOutput]):
         super().__init__(method, optimizer, plan, display=display)
         self.config, self.method, self.loader, self.source, self.precision = config, method, loader, source, precision
         self.events = {name: torch.zeros((), device=self.device) for name in method.counters}
+        self.measures_information = False  # whether lines have MIR and HDR of the two branches
         self._alarmed: set[str] | None = None  # kinds of alarms that the user knows
 
     def train(self, run: Path, *, loggers: Collection[str] = ()) -> dict[str, Any]:
@@ -162,6 +163,8 @@ class PreTraining(Task[Batch, StepOutput]):
         }
         failures = [f"Failed diagnostic: {failure}."] if failure else []
         try:
+            if self.measures_information:
+                line |= diagnostics.information(student, teacher)
             line |= self.observer.recent()
             if self._is_moment(self.observer.moments):
                 line |= self._look(self.observer.observe)

@@ -26,6 +26,7 @@ KNOWN_KEYS = frozenset({
     "step", "epoch", "seconds", "loss", "learning_rate", "teacher_momentum", "effective_rank", "matrix_entropy",
     "effective_rank_projection", "spread_projection", "teacher_similarity", "negative_determinants", "bad_steps",
     "images_per_second", "spectrum", "alarm", "online_train", "online_linear", "online_knn", "knn_20_held_out",
+    "online_mir", "online_hdr", "mir", "hdr",
 })  # fmt: skip
 _MAP = ("map", "map_labels")
 _GALLERY = (

@@ -193,6 +193,7 @@ def _training_figures(data: RunData) -> list[Figurine]:
             "neighbours. The held-out images are a fifth of the training images, whose labels neither has seen. "
             "The encoder does not notice any of this.",
         ),
+        _information_figure(data),
         stacked(
             "teacher", "Teacher-student similarity",
             [Panel("mean cosine", _curves(data, teacher_similarity="teacher and student"), top=1.0)],
@@ -200,6 +201,18 @@ def _training_figures(data: RunData) -> list[Figurine]:
             "the network itself, for the other. A healthy run stays below 1 and rises slowly; 1 from the start means "
             "that the views hardly differ or that all embeddings coincide.",
         ),
+    )  # fmt: skip
+
+
+def _information_figure(data: RunData) -> Figurine | None:
+    branches, rows = _curves(data, mir="MIR", hdr="HDR"), _curves(data, online_mir="MIR", online_hdr="HDR")
+    return stacked(
+        "information", "Shared information",
+        [Panel("two branches", branches, bottom=0.0), Panel("features and classifier", rows, bottom=0.0)],
+        "Of the cosine kernels of two sets of vectors of the same images: MIR is the share of the smaller entropy that "
+        "both have, HDR the difference of the entropies over the larger one (Song et al., ICML 2024). Branches that "
+        "agree have a high MIR and a low HDR; below, held-out features and the rows of a linear classifier of their "
+        "classes.",
     )  # fmt: skip
 
 
