@@ -8,11 +8,13 @@ import torch
 
 from matrix_ssl import matrix
 from matrix_ssl.api import measuring
+from matrix_ssl.api.pretraining import pretrain
 from matrix_ssl.config.recipes import find_recipe
 from matrix_ssl.errors import ConfigError, DataError
 from matrix_ssl.evaluate.feature_rows import rows_of
 from matrix_ssl.evaluate.measure import choose, compare_rows, measure_rows
 from matrix_ssl.matrix import of_features
+from matrix_ssl.runs.checkpoint import list_checkpoints
 from tests.support.encoder_runs import make_run
 from tests.support.matrix_samples import rows
 from tests.support.runs import run
@@ -132,6 +134,18 @@ def test_the_checkpoints_of_a_run(tmp_path):
     assert second["ranks"] == third["ranks"] and first["ranks"] != second["ranks"]  # the same weights
     assert result["choice"]["chosen"] in names[1:] and not result["choice"]["distinct"]
     assert result["comparisons"][0]["linear_cka"] < 1
+
+
+def test_checkpoints_that_stay_are_measured(tmp_path):
+    pretrain(
+        "digits", recipe="demo", out=tmp_path / "run", report=False, quiet=True, device="cpu", epochs=6, width=8,
+        batch_size=32, settings={"data.subset": 64, "keep_checkpoints": 3, "checkpoint_every": 11},
+    )  # fmt: skip
+    steps = [path.stem for path in list_checkpoints(tmp_path / "run")]
+    assert steps == [f"step-{step:09d}" for step in (4, 8, 11, 12)]  # thirds of 12 steps, and the newest two
+    result = measuring.measure(tmp_path / "run", checkpoints=True, split="test", quiet=True)
+    assert [one["name"] for one in result["features"]][1:4] == ["step 4", "step 8", "step 11"]
+    assert result["choice"]["chosen"] in ("step 4", "step 8", "step 11", "step 12", "finished encoder")
 
 
 def test_the_command(files):

@@ -129,4 +129,4 @@ def test_what_two_branches_share():
     joint = von_neumann_entropy((kernels[0] @ kernels[0].mT) * (kernels[1] @ kernels[1].mT)).item()
     assert found["mir"] == pytest.approx((sum(single) - joint) / min(single), rel=1e-9)
     assert found["hdr"] == pytest.approx(abs(single[0] - single[1]) / max(single), abs=1e-12)
-    assert information(x, -3 * x)["hdr"] == pytest.approx(0, abs=1e-12)
+    assert information(x, -2 * x)["hdr"] == pytest.approx(0, abs=1e-12)

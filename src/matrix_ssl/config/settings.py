@@ -25,7 +25,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 # settings that do not decide what a run computes: moved data or weights make the same run, as their digests say
 MAY_CHANGE = (
     "data.source", "data.workers", "data.max_unreadable", "start.reference", "start.origin", "log_every",
-    "checkpoint_every", "max_bad_steps",
+    "checkpoint_every", "keep_checkpoints", "max_bad_steps",
 )  # fmt: skip
 
 # names of earlier versions, which their run folders keep: counts in JSON files, and recipes
@@ -189,6 +189,8 @@ class RunConfig:
     deterministic: bool = False  # on CUDA: only deterministic kernels, slower
     log_every: PositiveInt = 10  # steps between two lines of metrics.jsonl
     checkpoint_every: NonNegativeInt = 0  # steps between checkpoints; 0: at the end of an epoch, at most once a minute
+    # how many checkpoints, spread evenly over the training, stay beside the newest two, to be measured
+    keep_checkpoints: Annotated[int, Ge(0), Le(100)] = 0
     max_bad_steps: PositiveInt = 3  # steps in a row with a loss or gradient that is not finite before the run stops
 
     def __post_init__(self) -> None:

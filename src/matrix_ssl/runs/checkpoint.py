@@ -8,7 +8,7 @@ nothing else is needed to resume exactly. The metadata of every file also holds 
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,8 +38,14 @@ class Checkpoint:
     observer: dict[str, Tensor] = field(default_factory=dict)  # of what looks at the training
 
 
-def save_checkpoint(run: Path, checkpoint: Checkpoint) -> Path:
-    """Writes ``checkpoints/step-N.safetensors`` and removes all but it and the newest one before it."""
+def save_checkpoint(run: Path, checkpoint: Checkpoint, *, kept: Collection[int] = ()) -> Path:
+    """Writes ``checkpoints/step-N.safetensors`` and removes all but it, the newest one before it and those of ``kept``.
+
+    Args:
+        run: the folder of the run.
+        checkpoint: what to write.
+        kept: steps up to this one whose checkpoints stay.
+    """
     folder = run / CHECKPOINTS
     try:
         folder.mkdir(exist_ok=True)
@@ -54,6 +60,7 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint) -> Path:
     path = folder / _name(checkpoint.step)
     _write(path, tensors, {"values": json.dumps(values)})
     keep = [p for p in list_checkpoints(run) if p.name <= path.name][-KEEP:]  # later ones are damaged or superseded
+    keep += [folder / _name(step) for step in kept if step <= checkpoint.step]
     for other in set(list_checkpoints(run)) - set(keep):
         other.unlink(missing_ok=True)
     return path

@@ -265,6 +265,8 @@ class Engine(Generic[Batch, Output]):
     def is_checkpoint_due(self) -> bool:
         """Whether the plan asks for a checkpoint after the step just done."""
         plan = self.task.plan
+        if self.task.step in plan.kept_steps():
+            return True
         if plan.checkpoint_every:
             return self.task.step % plan.checkpoint_every == 0
         if self.task.step % plan.steps_per_epoch:
@@ -283,7 +285,8 @@ class Engine(Generic[Batch, Output]):
         if distributed.is_main():
             state = task.module.state_dict(), task.optimizer.state_dict()
             counters, observer = task.saved_counters(), task.observer.state_dict()
-            checkpoints.save_checkpoint(self.folder, checkpoints.Checkpoint(task.step, *state, counters, observer))
+            checkpoint = checkpoints.Checkpoint(task.step, *state, counters, observer)
+            checkpoints.save_checkpoint(self.folder, checkpoint, kept=task.plan.kept_steps())
         distributed.barrier()
         self.saved = time.monotonic()
 

@@ -57,6 +57,7 @@ class PreTraining(Task[Batch, StepOutput]):
             total_steps=total,
             warmup_steps=min(round(config.optimizer.warmup_epochs * loader.steps_per_epoch), total // 2),
             checkpoint_every=config.checkpoint_every,
+            keep_checkpoints=config.keep_checkpoints,
             steps_per_epoch=loader.steps_per_epoch,
             saves_start=bool(config.start.reference),
             max_bad_steps=config.max_bad_steps,

@@ -1,5 +1,6 @@
 """What the engine asks of a training: what is trained, what a step computes, what a line of metrics holds."""
 
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -47,12 +48,17 @@ class TrainingPlan:
     total_steps: int
     warmup_steps: int = 0  # after them, parameter groups marked ``constant`` keep their learning rate
     checkpoint_every: int = 0  # steps; 0: at the end of an epoch, at most once a minute
+    keep_checkpoints: int = 0  # how many, spread evenly over the training, stay beside the newest two
     steps_per_epoch: int = 1
     saves_start: bool = False  # a checkpoint before the first step, of weights that came from elsewhere
     max_bad_steps: int  # steps in a row with a loss or gradient that is not finite before the training stops
     advice: str  # what the user can do against them
     max_unreadable: float = 0.01  # part of the images that may be unreadable, beyond a few
     unreadable_option: str = ""  # the option of it, up to its value; empty: there is none
+
+    def kept_steps(self) -> set[int]:
+        """The steps after which a checkpoint is written that stays."""
+        return {math.ceil(self.total_steps * i / self.keep_checkpoints) for i in range(1, self.keep_checkpoints + 1)}
 
 
 class Observer:
