@@ -181,10 +181,6 @@ ONCE = {
     "matrix_log": matrix.matrix_log,
     "matrix_cross_entropy": lambda a: matrix.matrix_cross_entropy(a, a + torch.eye(3, dtype=a.dtype)),
     "matrix_kl of features": lambda a: of_features.matrix_kl(a, 2 * a, ridge=0.1),
-    "min_entropy": matrix.min_entropy,
-    "truncated_entropy": functools.partial(matrix.truncated_entropy, k=2),
-    "low_rank_entropy": functools.partial(matrix.low_rank_entropy, k=2, alpha=2.0),
-    "schatten_divergence": lambda a: matrix.schatten_divergence(a, torch.eye(3, dtype=a.dtype), order=3),
     "procrustes_distance": lambda a: matrix.procrustes_distance(a, rows(3, 2)),
     "cca": lambda a: matrix.cca(a[:, :1], rows(3, 1)),
 }

@@ -79,7 +79,7 @@ def min_entropy(a: Tensor, *, ridge: float = 0.0, validate: bool | None = None) 
     """Min-entropy -log of the largest eigenvalue of ρ = A' / tr A', A' = A + ridge·I, in nats: (...).
 
     The Rényi entropy of order ∞ and so the smallest of all orders, and at least half of that of order 2. Where the
-    largest eigenvalue is repeated its gradient is that of one of them. It can be differentiated once.
+    largest eigenvalue is repeated its gradient is that of one of them, and a second derivative is an error.
 
     Args, returns, raises as in ``matrix_entropy``.
     """
@@ -90,8 +90,8 @@ def truncated_entropy(a: Tensor, *, k: int, validate: bool | None = None) -> Ten
     """-Σ pᵢ log pᵢ over the k largest eigenvalues p of A / tr A, in nats: (...).
 
     p is not scaled to sum to one again, so that it grows with k up to the von Neumann entropy at k = d. Zero
-    eigenvalues contribute no gradient. It can be differentiated once; where eigenvalue k equals eigenvalue k + 1 the
-    gradient is that of one choice among them.
+    eigenvalues contribute no gradient. Where eigenvalue k equals eigenvalue k + 1 the gradient is that of one choice
+    among them. A second derivative is an error where one of the k largest equals another eigenvalue.
 
     Args:
         a: (..., d, d), symmetric positive semi-definite.
@@ -111,7 +111,8 @@ def low_rank_entropy(a: Tensor, *, k: int, alpha: float, validate: bool | None =
     """Rényi entropy of the k largest eigenvalues p of A / tr A and of a flat rest, in nats: (...).
 
     The d - k others are replaced by their mean r = (1 - Σ pᵢ) / (d - k): log(Σ pᵢ^alpha + (d - k) r^alpha) / (1 -
-    alpha). It is not below the Rényi entropy, and equal at k = d. It can be differentiated once.
+    alpha). It is not below the Rényi entropy, and equal at k = d. Of
+    second derivatives see ``truncated_entropy``.
 
     Args:
         a: (..., d, d), symmetric positive semi-definite.
@@ -197,6 +198,6 @@ def _largest(a: Tensor, k: int, validate: bool | None) -> Tensor:
     """The k largest eigenvalues of A / tr A, not below zero."""
     full = validation.checked_symmetric(a, "a", validate)
     check_number_of_eigenvalues(k, full.shape[-1])
-    eigenvalues = eigenvalues_of(full)
+    eigenvalues = eigenvalues_of(full, used=k)
     validation.check_positive_semidefinite(eigenvalues, a, "a", validate)
     return largest_of(_eigenvalues.without_gradient_at_zero(eigenvalues, 0.0), k)

@@ -7,6 +7,8 @@ from matrix_ssl.matrix import _eigenvalues
 from matrix_ssl.matrix.calculus import log_determinant
 from matrix_ssl.matrix.covariances import centred_rows, small_gram
 from matrix_ssl.matrix.precision import full_precision
+from matrix_ssl.matrix.singular_sums import entropy_of_singular_values
+from matrix_ssl.matrix.spectral_sums import eigenvalues_of, needs_vectors
 from matrix_ssl.matrix.validation import check_positive, checked_matrix
 
 
@@ -27,13 +29,9 @@ def effective_rank(x: Tensor, *, validate: bool | None = None) -> Tensor:
         Garrido, Balestriero, Najman and LeCun, "RankMe", ICML 2023, https://arxiv.org/abs/2210.02885.
     """
     full = checked_matrix(x, "x", validate)
-    if full.dtype == torch.float64:
-        return _eigenvalues.shannon_entropy(torch.linalg.svdvals(full)).exp()
     # in float64 the square root of the rounding of an eigenvalue stays below that of float32
-    eigenvalues = torch.linalg.eigvalsh(small_gram(full.double()))
-    nonzero = eigenvalues > _eigenvalues.zero_level(eigenvalues)
-    singular_values = torch.where(nonzero, torch.where(nonzero, eigenvalues, 1.0).sqrt(), 0.0)
-    return _eigenvalues.shannon_entropy(singular_values).exp().to(full.dtype)
+    entropy = entropy_of_singular_values(full.double(), squared=full.dtype != torch.float64)
+    return entropy.exp().to(full.dtype)
 
 
 def coding_rate(features: Tensor, *, distortion: float = 0.5, validate: bool | None = None) -> Tensor:
@@ -76,7 +74,9 @@ def spectrum(features: Tensor, *, validate: bool | None = None) -> Tensor:
     rows = centred_rows(features, "features", validate)
     tiny = torch.finfo(rows.dtype).tiny
     rows = rows / rows.detach().abs().amax((-2, -1), keepdim=True).clamp_min(tiny)  # squares of large ones overflow
-    eigenvalues = torch.linalg.eigvalsh(small_gram(rows)).flip(-1).clamp_min(0)
+    gram = small_gram(rows)
+    eigenvalues = eigenvalues_of(gram, used=gram.shape[-1]) if needs_vectors(gram) else torch.linalg.eigvalsh(gram)
+    eigenvalues = eigenvalues.flip(-1).clamp_min(0)
     return eigenvalues / eigenvalues.sum(-1, keepdim=True).clamp_min(tiny)
 
 

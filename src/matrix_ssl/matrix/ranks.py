@@ -8,8 +8,10 @@ To subtract it, pass ``x - x.mean(-2, keepdim=True)``. ``rank_report`` gives all
 Every function computes in float64 and returns the dtype of the features, half precision in float32: float64 is exact
 to 1e-10, float32 to the rounding of the result. Decompositions are of the smaller of n x n and d x d, and gradients
 are right where eigenvalues coincide and at rank deficiency, except for the corners that are named. A scale of
-the features changes nothing but ``lidar``, whose ridge is absolute. Second derivatives exist where no decomposition is
-needed: participation ratio and self-cluster.
+the features changes nothing but ``lidar``, whose ridge is absolute. All but the counts can be differentiated twice:
+RankMe and LiDAR where singular values coincide, too, the stable rank where the largest is simple, α-ReQ where those
+that are fitted differ from all; elsewhere a second derivative is an error. At a deficient rank, where it may be
+infinite, directions beyond the rank are left out of it.
 """
 
 import torch
@@ -21,6 +23,8 @@ from matrix_ssl.matrix import _eigenvalues, _spectra
 from matrix_ssl.matrix.covariances import centred_rows, small_gram
 from matrix_ssl.matrix.precision import full_precision, without_autocast
 from matrix_ssl.matrix.rank import effective_rank
+from matrix_ssl.matrix.spectral_entropies import renyi_of
+from matrix_ssl.matrix.spectral_sums import eigenvalues_of
 from matrix_ssl.matrix.validation import check_not_negative, checked_matrix, looks_at_values
 
 FIRST, LAST = 4, 100  # ranks of the eigenvalues that ``alpha_req`` fits
@@ -78,8 +82,8 @@ def stable_rank(features: Tensor, *, validate: bool | None = None) -> Tensor:
         He and Ozay, "Exploring the gap between collapsed & whitened features in self-supervised learning", ICML 2022.
     """
     rows = _scaled(_double(features, validate))
-    squares = torch.linalg.eigvalsh(small_gram(rows))
-    return _spectra.ratio(rows.square().sum((-2, -1)), squares.amax(-1)).to(full_precision(features).dtype)
+    squares = eigenvalues_of(small_gram(rows), used=1)
+    return _spectra.ratio(rows.square().sum((-2, -1)), squares[..., -1]).to(full_precision(features).dtype)
 
 
 def numerical_rank(features: Tensor, *, threshold: float | None = None, validate: bool | None = None) -> Tensor:
@@ -195,8 +199,8 @@ def lidar(features: Tensor, *, ridge: float = RIDGE, validate: bool | None = Non
                 f"covariance of the views; scale the features down or pass a larger ridge."
             )
         discriminant = torch.linalg.solve_triangular(factor, between.mT, upper=False)
-        eigenvalues = torch.linalg.eigvalsh(small_gram(discriminant))
-    return _eigenvalues.shannon_entropy(eigenvalues).exp().to(full_precision(features).dtype)
+        entropy, _ = renyi_of(small_gram(discriminant), 1.0)
+    return entropy.exp().to(full_precision(features).dtype)
 
 
 def lidar_of(between: Tensor, within: Tensor, ridge: float) -> Tensor:
@@ -245,7 +249,8 @@ def default_threshold(features: Tensor) -> float:
 
 def covariance_eigenvalues(features: Tensor) -> Tensor:
     """Eigenvalues (..., min(n, d)), ascending, of the covariance of features (..., n, d) times a constant."""
-    return torch.linalg.eigvalsh(small_gram(_scaled(centred_rows(features, "features", False)))).clamp_min(0)
+    gram = small_gram(_scaled(centred_rows(features, "features", False)))
+    return eigenvalues_of(gram, used=gram.shape[-1]).clamp_min(0)
 
 
 def _double(features: Tensor, validate: bool | None) -> Tensor:

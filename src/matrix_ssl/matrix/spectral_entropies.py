@@ -25,7 +25,7 @@ def renyi_of(a: Tensor, order: float, ridge: float = 0.0, *, zeros: int = 0) -> 
         count, eigenvalues = _rank(a, ridge, zeros)
         return count.log(), eigenvalues
     if order == math.inf:
-        eigenvalues = eigenvalues_of(a)
+        eigenvalues = eigenvalues_of(a, used=1)
         x = eigenvalues + ridge
         total = x.clamp_min(0).sum(-1) + zeros * ridge
         return _log(total) - _log(x[..., -1].clamp_min(0)), eigenvalues.detach()

@@ -73,8 +73,8 @@ def schatten_divergence(p: Tensor, q: Tensor, *, order: float = 1.0, validate: b
 
     A distance: zero for equal states only. From 0 to 2^(1 / order), which orthogonal pure states reach; at order 1
     twice the trace distance, at order 2 the Frobenius norm, which takes no eigenvalues, at order ∞ the spectral norm.
-    Equal states and, at order 1, zero eigenvalues contribute no gradient. It can be differentiated once, at order 2
-    twice.
+    Equal states and, at order 1, zero eigenvalues contribute no gradient. It can be differentiated twice, but for
+    orders other than 2 a second derivative is an error where eigenvalues of ρ - σ coincide.
 
     Args:
         p, q: (..., d, d), symmetric positive semi-definite, which is not checked; leading dimensions are broadcast.
@@ -94,7 +94,7 @@ def schatten_divergence(p: Tensor, q: Tensor, *, order: float = 1.0, validate: b
     if order == 2:
         square = (rho - sigma).square().sum((-2, -1))
         return torch.where(square > 0, torch.where(square > 0, square, 1.0).sqrt(), 0.0)
-    size = eigenvalues_of(rho - sigma).abs()
+    size = eigenvalues_of(rho - sigma, used=rho.shape[-1]).abs()
     largest = size.amax(-1, keepdim=True).detach()
     if order == torch.inf:
         return size.amax(-1)

@@ -109,5 +109,7 @@ def _largest(x: Tensor, k: int, about: About, validate: bool | None) -> Tensor:
     """The k largest eigenvalues of the covariance over their sum; zeros where it has fewer."""
     gram, zeros = _small(x, 0.0, about, validate)
     entropy.check_number_of_eigenvalues(k, x.shape[-1])
-    eigenvalues = torch.nn.functional.pad(eigenvalues_of(gram), (zeros, 0))  # which are in ascending order
+    eigenvalues = torch.nn.functional.pad(
+        eigenvalues_of(gram, used=min(k, gram.shape[-1])), (zeros, 0)
+    )  # which are in ascending order
     return entropy.largest_of(_eigenvalues.without_gradient_at_zero(eigenvalues, 0.0), k)
