@@ -1,0 +1,56 @@
+"""Whole steps beside other loops: what is counted, and that the scripts run."""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.speed import gpu, step
+from benchmarks.speed.loops import Case
+
+
+def test_a_block_counts_its_steps_after_the_first_and_ratios_are_those_of_a_round(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(step.time, "monotonic", lambda: now)
+    monkeypatch.setattr(step, "cpu_seconds", lambda: 2 * now)
+
+    def loop(first: float, each: float) -> Iterator[None]:
+        nonlocal now
+        for number in range(100):
+            now += first if number < 3 else each
+            yield
+
+    case = Case("tiny_resnet", 32, 8, workers=1)
+    loops = {"ours": lambda: loop(50.0, 1.0), "published": lambda: loop(90.0, 4.0)}
+    rates = step.measure(loops, case, rounds=2, seconds=8.0)
+    assert rates == {"ours": [(8.0, 4.0)] * 2, "published": [(2.0, 1.0)] * 2}
+    ours, published = step.summarise(rates)
+    assert ours["over"] == "published" and ours["times_per_cpu_second"]["median"] == 4.0
+    assert published["images_per_second"]["median"] == 2.0 and "over" not in published
+
+
+def test_cpu_seconds_grow_with_work() -> None:
+    before = step.cpu_seconds()
+    x = torch.randn(300, 300)
+    for _ in range(20):
+        x = x @ x / x.abs().max()
+    assert step.cpu_seconds() > before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("module", "words"), [(step, []), (gpu, ["--device", "cpu", "--eager"])])
+def test_the_scripts_run(module: object, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("lightly")
+    monkeypatch.setattr(sys, "argv", ["script", "--quick", "--out", str(tmp_path / "out.json"), *words])
+    module.main()  # type: ignore[attr-defined]
+    content = json.loads((tmp_path / "out.json").read_text())
+    assert content["environment"]["processor"]
+    if module is step:
+        assert [row["loop"] for row in content["cases"][0]["rows"]][-2:] == ["lightly, BYOL", "published"]
+    else:
+        assert content["not_begun"] == [] and {"losses", "views", "language head"} < content["rows"].keys()
