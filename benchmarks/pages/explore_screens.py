@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from selenium import webdriver
 
 FIGURES = ROOT / "docs" / "figures"
-_COLOURS = 128  # of the palette, which keeps the files small
 _READY = "return performance.getEntriesByName('ready').map(e => e.startTime)[0]"
 
 
@@ -32,7 +31,7 @@ def save(browser: "webdriver.Chrome", name: str) -> None:
     time.sleep(2)  # sheets are loaded, the map is drawn
     content = base64.b64decode(browser.execute_cdp_cmd("Page.captureScreenshot", {"format": "png"})["data"])
     with Image.open(io.BytesIO(content)) as image:
-        image.convert("RGB").quantize(_COLOURS).save(FIGURES / name, optimize=True)
+        image.convert("RGB").save(FIGURES / name, optimize=True)
 
 
 def main() -> None:

@@ -50,6 +50,7 @@ def cpu_seconds(browser: "webdriver.Chrome") -> float:
 
 def script_ms(browser: "webdriver.Chrome") -> float:
     """CPU time of the scripts of the page so far."""
+    browser.execute_cdp_cmd("Performance.enable", {"timeDomain": "threadTicks"})
     metrics = browser.execute_cdp_cmd("Performance.getMetrics", {})["metrics"]
     return 1000 * float(next(one["value"] for one in metrics if one["name"] == "ScriptDuration"))
 
@@ -78,7 +79,6 @@ def measure(browser: "webdriver.Chrome", page: Path, *, rounds: int) -> dict[str
     names = ("ready_ms", "ready_cpu_ms", "lasso_ms", "lasso_cpu_ms", "lasso_drawn_ms")
     values: dict[str, list[float]] = {name: [] for name in names}
     selected = 0.0
-    browser.execute_cdp_cmd("Performance.enable", {"timeDomain": "threadTicks"})
     for turn in range(rounds + 1):
         browser.get("about:blank")
         before = cpu_seconds(browser)

@@ -92,7 +92,7 @@ def test_images_without_labels_and_one_that_cannot_be_read(tmp_path):
     contents = explored.contents
     assert contents.labels is None and contents.issues is None and len(contents.places) == 6
     assert not any(place.endswith("/3.png") for place in contents.places)
-    assert contents.notes[1].startswith("There are no labels") and contents.notes[2].startswith("1 images cannot")
+    assert contents.notes[1].startswith("There are no labels") and contents.notes[2].endswith("cannot be read: 1.")
     with Image.open(tmp_path / "page" / "sheets" / "0000.jpg") as sheet:
         last = np.asarray(sheet).astype(int)[:16, 5 * 16 : 6 * 16]  # the sixth image is 6.png, not 5.png
     with Image.open(tmp_path / "photos" / "6.png") as image:

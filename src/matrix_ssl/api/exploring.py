@@ -235,7 +235,7 @@ def _notes(source: Source, embedding: Embedding, analysis: Analysis, choices: Ex
     if embedding.labels is None:
         notes.append(f"There are no labels: {source.unlabelled_because}.")
     if embedding.unreadable:
-        notes.append(f"{len(embedding.unreadable):,} images cannot be read and are left out.")
+        notes.append(f"Images left out because they cannot be read: {len(embedding.unreadable):,}.")
     if sum(map(len, analysis.duplicates)) > count / 2:
         notes.append(
             f"More than half of the images count as near-duplicates at a similarity of {choices.threshold:g}: choose a "

@@ -74,14 +74,15 @@ def _read(path: Path) -> tuple[list[str], list[list[str]]]:
 
 def _match(path: Path, names: Sequence[str], places: Sequence[str]) -> list[int | None]:
     """The image of every row."""
-    whole = {place: image for image, place in enumerate(places)}
+    whole: dict[str, int | None] = {place: image for image, place in enumerate(places)}
     ends: dict[tuple[str, ...], int | None] = {}
     for image, place in enumerate(places):
         parts = PurePath(place).parts
         for start in range(1, len(parts)):
             end = parts[start:]
             ends[end] = None if end in ends else image
-    images, rows = [], {}
+    images: list[int | None] = []
+    rows: dict[int, int] = {}
     for number, name in enumerate(names, 2):
         image = whole.get(name, whole.get(str(path.parent / name), ends.get(PurePath(name).parts)))
         if image is not None and image in rows:
