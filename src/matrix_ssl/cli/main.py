@@ -28,6 +28,10 @@ from matrix_ssl.errors import ConfigError, MatrixSSLError, ProcessError, did_you
 from matrix_ssl.runs.signals import Interrupted
 
 _SECONDS_FOR_THE_FIRST = 10.0
+_OUT_OF_MEMORY = (
+    "The memory is not enough. Use smaller batches (--set batch_size=...), smaller images, fewer workers "
+    "(--set data.workers=0) or a machine with more; what has been saved stays, and the same command resumes."
+)
 _MOVED = {  # options of earlier versions
     "--run": "The folder of a run is now --out.",
     "--run-folder": "The folder of a run is now --out.",
@@ -103,13 +107,24 @@ def main() -> None:
         hint = _MOVED.get(unknown, "See matrix-ssl --help.")
         _report(f"{error.format_message()} {hint}", error)
         code = error.exit_code
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        _report(_OUT_OF_MEMORY, error)
+        code = 1
     except (KeyboardInterrupt, click.Abort):
         options.say("Stopped.")
         code = 130
     sys.exit(code or 0)
 
 
-def _report(text: str, error: MatrixSSLError | click.ClickException) -> None:
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Whether the system, PyTorch or CUDA has refused memory."""
+    sentences = ("can't allocate memory", "out of memory", "not enough memory", "Cannot allocate memory")
+    return isinstance(error, MemoryError) or any(sentence in str(error) for sentence in sentences)
+
+
+def _report(text: str, error: Exception) -> None:
     """Prints an error; of several processes that meet the same one, the first alone.
 
     As soon as one process has ended, ``torchrun`` kills the others. So those that print nothing wait some seconds under

@@ -5,16 +5,21 @@ standard input whether to run them, and take a ``y`` that happens to be there fo
 """
 
 import os
+import socket
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from matrix_ssl.config.untrusted import open_file, parse_json, read_file, why
 from matrix_ssl.errors import CheckpointError, DataError, MatrixSSLError, import_extra
 
 _DIGITS = 40  # of an integer: transformers writes 1e30 as one
+_PATIENCE = 5.0  # seconds for a connection to the hub
 _SMALL_JSON = 2**20  # bytes; vocabularies are larger, and read by libraries that bound their depth
 _REFUSALS = ("trust_remote_code", "Dataset scripts are no longer supported")  # in the libraries' messages
 
@@ -84,9 +89,54 @@ def open_dataset(opener: Callable[..., Any], source: str, *, place: str, **optio
 
 
 def _open(opener: Callable[..., Any], source: Any, options: dict[str, Any], refusal: MatrixSSLError) -> Any:
+    with _at_once(source) as is_reachable:
+        try:
+            return opener(source, trust_remote_code=False, **options)
+        except (ValueError, RuntimeError, OSError) as error:
+            if any(sentence in str(error) for sentence in _REFUSALS):
+                raise refusal from error
+            if not is_reachable:
+                raise type(refusal)(
+                    f"{source} is not in the local cache, and the hub, {_endpoint()}, cannot be reached: name a local "
+                    f"folder, or fetch it where there is a network."
+                ) from error
+            raise
+
+
+@contextmanager
+def _at_once(source: Any) -> Iterator[bool]:
+    """Lets the libraries use their caches alone where their hub cannot be reached: otherwise they try for a minute.
+
+    Gives whether it can be reached; a local folder, a proxy and HF_HUB_OFFLINE are reasons not to look.
+    """
+    hub = sys.modules.get("huggingface_hub.constants")
+    is_local = not isinstance(source, (str, Path)) or Path(source).exists()
+    if hub is None or is_local or hub.HF_HUB_OFFLINE or getproxies() or _answers(_endpoint()):
+        yield True
+        return
+    settings = [
+        (module, "HF_HUB_OFFLINE") for module in (hub, sys.modules.get("datasets.config")) if module is not None
+    ]
+    before = [getattr(module, name) for module, name in settings]
     try:
-        return opener(source, trust_remote_code=False, **options)
-    except (ValueError, RuntimeError) as error:
-        if any(sentence in str(error) for sentence in _REFUSALS):
-            raise refusal from error
-        raise
+        for module, name in settings:
+            setattr(module, name, True)
+        yield False
+    finally:
+        for (module, name), value in zip(settings, before, strict=True):
+            setattr(module, name, value)
+
+
+def _endpoint() -> str:
+    return str(getattr(sys.modules.get("huggingface_hub.constants"), "ENDPOINT", "https://huggingface.co"))
+
+
+def _answers(address: str) -> bool:
+    """Whether a server takes a connection within some seconds."""
+    parts = urlsplit(address)
+    try:
+        place = (parts.hostname or "", parts.port or (80 if parts.scheme == "http" else 443))
+        with socket.create_connection(place, timeout=_PATIENCE):
+            return True
+    except OSError:
+        return False

@@ -1,0 +1,52 @@
+"""Commands under a limit of their address space: what is promised fits, and what does not fit is one sentence."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from matrix_ssl.runs import checkpoint
+from tests.support.runs import BARE, fail, run, succeed, tiny
+
+LIMITED = """
+import psutil, resource
+size = psutil.Process().memory_info().vms + {mib} * 2**20
+resource.setrlimit(resource.RLIMIT_AS, (size, size))
+"""
+ROWS, WIDTH = 500_000, 64  # 122 MiB
+MEASURE = 96  # MiB that \"measure\" may take
+
+
+@pytest.fixture
+def features(tmp_path: Path) -> Path:
+    """A file of features that is larger than the limit."""
+    rows = np.random.default_rng(0).standard_normal((1000, WIDTH), dtype=np.float32)
+    file = np.lib.format.open_memmap(tmp_path / "x.npy", "w+", np.float32, (ROWS, WIDTH))
+    for start in range(0, ROWS, len(rows)):
+        file[start : start + len(rows)] = rows
+    file.flush()
+    return tmp_path / "x.npy"
+
+
+def test_measuring_needs_no_more_memory_for_more_rows(features: Path) -> None:
+    ended = run(features.parent, ["measure", "x.npy"], before=LIMITED.format(mib=MEASURE))
+    assert ended.code == 0, ended.err
+    np.save(features, np.asfortranarray(np.load(features)))  # the order of columns has to be read at once
+    message = fail(features.parent, ["measure", "x.npy"], before=LIMITED.format(mib=MEASURE))
+    assert "memory" in message.lower()
+
+
+def test_a_training_that_does_not_fit_is_one_sentence_and_resumes(tmp_path: Path) -> None:
+    stop = (
+        "\nimport matrix_ssl.training.engine as e; real = e.Engine.update\n"
+        "def update(self, *rest):\n"
+        "    if self.task.step == 4: import torch; torch.empty(2**44)\n"
+        "    return real(self, *rest)\n"
+        "e.Engine.update = update\n"
+    )
+    words = tiny("checkpoint_every=3", "log_every=1")
+    message = fail(tmp_path, words, before=BARE + stop, code=1)
+    assert message.startswith("The memory is not enough. Use smaller batches (--set batch_size=...)")
+    newest, problems = checkpoint.load_newest(tmp_path / "r")
+    assert newest is not None and newest.step == 3 and not problems
+    assert "Resuming after step 3" in succeed(tmp_path, words, before=BARE).err
