@@ -16,8 +16,10 @@ from matrix_ssl.errors import ConfigError, MatrixSSLError, ProcessError, Trainin
 MEETING = (
     "MATRIX_SSL_MEETING_SECONDS"  # variable of the environment: how long processes wait for each other at the start
 )
+SILENCE = "MATRIX_SSL_SILENCE_SECONDS"  # likewise: how long they wait for each other after it; 1800 by default
 # how the errors of gloo, which have no class of their own, report a lost connection
-_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket closed", "Connection refused")
+_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket closed", "Connection refused",
+         "Timed out waiting", "No route to host", "Connection timed out")  # fmt: skip
 
 
 def start(device_type: str) -> bool:
@@ -37,8 +39,23 @@ def start(device_type: str) -> bool:
         torch.cuda.set_device(local_rank())
     store = _meet()
     number, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    dist.init_process_group("nccl" if device_type == "cuda" else "gloo", store=store, rank=number, world_size=count)
+    backend, silence = "nccl" if device_type == "cuda" else "gloo", datetime.timedelta(seconds=_seconds(SILENCE, 1800))
+    store.set_timeout(silence)
+    dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=silence)
     return True
+
+
+def _seconds(variable: str, usual: float) -> float:
+    """A number of seconds above zero from the environment; raises ConfigError where it is none."""
+    text = os.environ.get(variable, "")
+    try:
+        seconds = float(text or usual)
+        datetime.timedelta(seconds=seconds)
+    except (ValueError, OverflowError):
+        seconds = 0.0
+    if not seconds > 0:
+        raise ConfigError(f"{variable}={text}: expected a number of seconds above 0.")
+    return seconds
 
 
 def _meet() -> dist.Store:
@@ -49,11 +66,11 @@ def _meet() -> dist.Store:
         TrainingError: they do not meet in time.
     """
     try:
-        seconds = float(os.environ.get(MEETING, "300"))
+        seconds = _seconds(MEETING, 300)
         number, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         patience = datetime.timedelta(seconds=seconds)
     except (ValueError, OverflowError) as error:
-        raise ConfigError(f"RANK, WORLD_SIZE and {MEETING} of the launcher must be numbers: {error}.") from None
+        raise ConfigError(f"RANK and WORLD_SIZE of the launcher must be numbers: {error}.") from None
     if not 0 <= number < count:
         raise ConfigError(f"RANK={number} and WORLD_SIZE={count}: ranks count from 0 to {count - 1}.")
     place = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
@@ -68,7 +85,6 @@ def _meet() -> dist.Store:
             f"The {count} processes have not met at {place} within {seconds:g} seconds ({reason}): start all of them, "
             f"and see that the address is reachable. {MEETING} sets the number of seconds."
         ) from error
-    store.set_timeout(dist.default_pg_timeout)
     return store
 
 
