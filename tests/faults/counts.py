@@ -53,7 +53,7 @@ ROWS = (
         "the second writer is refused; the rest resumes", (_COUNTS.format("kills"),), "writers_moves_and_clocks"),
     Row(15, "stored losses of 100 steps, one list a method", 1, 1, "equal within 1e-8, in float64",
         ("tests/methods/test_conformance.py",), "test_stored_trajectory"),
-    Row(16, "steps of a tiny model", 300, 10_000, "memory grows under 2 %, file handles stay flat",
+    Row(16, "steps of a tiny model", 110, 10_000, "memory grows under 2 %, file handles stay flat",
         (_COUNTS.format("numbers"),), "many_steps"),
 )  # fmt: skip
 

@@ -63,7 +63,7 @@ def spoil(task: Any, step: int, kind: str, value: float) -> None:
             return output
         for buffer in task.module.buffers() if kind == "loss and buffers" else ():
             if buffer.is_floating_point():
-                buffer.fill_(value)
+                buffer.data.fill_(value)  # past the graph, which needs the old numbers
         return output._replace(loss=output.loss * value)
 
     task.compute = compute
