@@ -43,6 +43,7 @@ def finish(folder: Path, whole: Path) -> None:
     shutil.rmtree(folder)
 
 
+@pytest.mark.slow  # test_resume and test_distributed have a few of these
 def test_kills_at_random_moments(tmp_path: Path, whole: Path) -> None:
     draw = random.Random(1)
     for first in range(0, count(1), FEW):
@@ -52,6 +53,7 @@ def test_kills_at_random_moments(tmp_path: Path, whole: Path) -> None:
         finish(folder, whole)
 
 
+@pytest.mark.slow  # test_resume and test_distributed have a few of these
 def test_kills_before_each_system_call_of_saves(tmp_path: Path, whole: Path, begun: Path) -> None:
     calls = range(1, count(2) + 1) if count(2) > 3 else (11, 14, 16)
     for call in calls:
@@ -72,6 +74,7 @@ def end(commands: list[Command]) -> list[int]:
     return [command.wait().code for command in commands]
 
 
+@pytest.mark.slow  # test_resume and test_distributed have a few of these
 def test_kills_of_one_of_two_processes(tmp_path: Path) -> None:
     (tmp_path / "pair").mkdir()
     assert end(start_processes(tmp_path / "pair", tiny(*PAIR), count=2)) == [0, 0]
@@ -113,6 +116,7 @@ def moment(draw: random.Random, number: int) -> str:
     )
 
 
+@pytest.mark.slow  # test_resume and test_distributed have a few of these
 def test_signals_at_any_moment(tmp_path: Path, whole: Path) -> None:
     draw = random.Random(5)
     for first in range(0, count(5), FEW):
@@ -181,6 +185,7 @@ def _start(folder: Path, processes: int, code: str) -> list[Command]:
 JUMP = "import time; real = time.time; time.time = lambda: real() + {seconds}"
 
 
+@pytest.mark.slow  # test_resume and test_distributed have a few of these
 def test_writers_moves_and_clocks(tmp_path: Path, whole: Path, begun: Path) -> None:
     for number in range(count(14)):
         shutil.copytree(begun, folder := tmp_path / f"{number}")
