@@ -13,8 +13,8 @@ import psutil, resource
 size = psutil.Process().memory_info().vms + {mib} * 2**20
 resource.setrlimit(resource.RLIMIT_AS, (size, size))
 """
-ROWS, WIDTH = 500_000, 64  # 122 MiB
-MEASURE = 96  # MiB that \"measure\" may take
+ROWS, WIDTH = 1_200_000, 64  # 293 MiB
+MEASURE = 256  # MiB that "measure" may take, most of it address space that each thread reserves
 
 
 @pytest.fixture
