@@ -9,6 +9,7 @@ from matrix_ssl.errors import load_on_use
 from matrix_ssl.llm.objective import Objective
 
 if TYPE_CHECKING:
+    from matrix_ssl.llm.finetune.information import InformationCallback
     from matrix_ssl.llm.finetune.sft import MatrixSFTTrainer
     from matrix_ssl.llm.finetune.trainer import MatrixTrainer
     from matrix_ssl.llm.loss.loss import (
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "InformationCallback",
     "MatrixCrossEntropyTerms",
     "MatrixSFTTrainer",
     "MatrixTrainer",
@@ -29,5 +31,12 @@ __all__ = [
 ]
 
 __getattr__ = load_on_use(
-    __name__, __all__, ("matrix_ssl.llm.loss.loss", "matrix_ssl.llm.finetune.trainer", "matrix_ssl.llm.finetune.sft")
+    __name__,
+    __all__,
+    (
+        "matrix_ssl.llm.loss.loss",
+        "matrix_ssl.llm.finetune.trainer",
+        "matrix_ssl.llm.finetune.information",
+        "matrix_ssl.llm.finetune.sft",
+    ),
 )
