@@ -15,11 +15,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import harness
-from benchmarks.experiments import splits
+from benchmarks.experiments import find, splits
 from benchmarks.pages import plots
 from benchmarks.pages import tables as pages
 from benchmarks.speed import loss_variants, losses, method_losses, processes, published, spectra
 from benchmarks.speed import views as speed
+from matrix_ssl.data import open_source
+from matrix_ssl.data.images import read_image
 from matrix_ssl.data.packed import read_shard
 from matrix_ssl.data.randomness import permutation
 from matrix_ssl.errors import DataError
@@ -445,3 +447,41 @@ def test_page_of_speed_is_of_the_results():
     }  # fmt: skip
     for name, section in sections.items():
         assert section(json.loads((RESULTS / f"{name}.json").read_text())).strip() in text
+
+
+class TestPlantedAnswers:
+    def test_pairs_are_scored_by_precision_and_recall(self):
+        scored = np.array([[0, 1], [0, 2], [1, 3], [2, 4]]), np.array([0.9, 0.8, 0.7, 0.6])
+        planted = {"cropped": {(0, 1), (2, 4)}, "mirrored": {(1, 3)}}
+        result = find.score(scored, planted, 0.7)
+        assert (result["precision"], result["recall"], result["pairs"]) == (2 / 3, 2 / 3, 3)
+        assert result["recall_by_kind"] == {"cropped": 0.5, "mirrored": 1.0}
+        assert find.score(scored, planted, 0.7, 10.0)["precision"] == 2 / 12
+        assert find.best(scored, planted, [0.6, 0.7, 0.85, 0.95], 1.0) == 0.6
+        assert find.best(scored, planted, [0.6, 0.7, 0.85, 0.95], 10.0) == 0.85
+
+    def test_copies_are_what_they_are_called(self, tmp_path):
+        train = open_source("digits", split="train", data_root=None)
+        files, planted = find.plant(train, np.arange(20), 8, tmp_path / "images")
+        assert len(files) == 28 and {kind: len(pairs) for kind, pairs in planted.items()} == dict.fromkeys(
+            find.KINDS, 2
+        )
+        assert find.plant(train, np.arange(20), 8, tmp_path / "images") == (files, planted)
+        ((original, copy), *_) = planted["mirrored"]
+        first, second = (read_image(files[i]).float() for i in (original, copy))
+        assert (first - second.flip(2)).abs().mean() < 10 < (first - second).abs().mean()
+        assert read_image(files[next(iter(planted["resized"]))[1]]).shape == (3, 5, 5)
+
+    @pytest.mark.slow
+    def test_the_quick_run(self, tmp_path):
+        pytest.importorskip("imagehash")
+        words = ["--image-size", "16", "--work", tmp_path / "work", "--out", tmp_path / "find.json"]
+        run("experiments.find", "--quick", *words)
+        result = json.loads((tmp_path / "find.json").read_text())
+        assert result["subsets"].keys() == {"random", "k-centre", "facility-location", "log-determinant"}
+        assert len(result["mislabels"]) == 5 and result["duplicates"]["perceptual_hash"]["pairs"] >= 0
+
+    def test_search_is_exact(self, tmp_path):
+        run("speed.search", "--quick", "--widths", "8", "32", "--out", tmp_path / "search.json")
+        for one in json.loads((tmp_path / "search.json").read_text())["searches"]:
+            assert one["equal_answers"] == one["queries"] == 3 and one["index_bytes"] == 6 * 5000 * one["width"]

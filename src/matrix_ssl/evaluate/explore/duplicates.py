@@ -10,7 +10,7 @@ from torch import Tensor
 from matrix_ssl.errors import ConfigError
 from matrix_ssl.evaluate.explore.inputs import Matrix, unit_rows
 
-THRESHOLD = 0.9  # the best F1 on planted copies was at 0.88 and below, in benchmarks/experiments/find.py: be strict
+THRESHOLD = 0.9  # above 0.86, the best on planted copies: benchmarks/experiments/find.py
 _BLOCK = 2048  # rows that are compared at a time
 
 

@@ -103,7 +103,7 @@ def match_names(wheres: Sequence[str], names: Sequence[str], *, where: str, data
             "write more of their paths, as in cat/1.jpg."
         )
     chosen = np.array(indices, dtype=np.int64)
-    if again := [wheres[i] for i in np.flatnonzero(np.bincount(chosen) > 1)]:
+    if again := [wheres[int(i)] for i in np.flatnonzero(np.bincount(chosen) > 1)]:
         raise DataError(
             f"{where}: {len(again)} images are named twice in different words ({_first(again)}): list every image once."
         )
