@@ -106,6 +106,21 @@ def test_export(tiles: Path, tmp_path: Path, form: str, encoder: str) -> None:
         export(run.folder, form="huggingface") if encoder == "resnet18" else pytest.skip("not a ResNet")
 
 
+def test_without_a_recipe_signed_values_are_measured_and_the_size_is_that_of_the_images(tmp_path: Path) -> None:
+    for k in range(8):
+        tile = np.random.default_rng(k).integers(-1000, 2000, (40, 60)).astype(np.int16)
+        np.save(tmp_path / f"{k}.npy", tile)
+    run = matrix_ssl.pretrain(
+        tmp_path, out=tmp_path.parent / "signed", report=False, quiet=True, device="cpu",
+        settings={"data.channels": -1, "network.width": 8, "epochs": 1, "data.workers": 0},
+    )  # fmt: skip
+    data = read_config(run.folder).data
+    assert data.channels == 1
+    assert data.image_size == 32
+    low, high = data.value_range
+    assert -1000 <= low < -900 and 1900 < high <= 2000
+
+
 def test_a_number_of_channels_leaves_the_mean_to_be_measured(tiles: Path, tmp_path: Path) -> None:
     run = matrix_ssl.pretrain(
         tiles, recipe="images_small", out=tmp_path / "r", report=False, quiet=True,

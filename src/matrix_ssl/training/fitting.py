@@ -197,7 +197,10 @@ def _folder(source: Source, config: RunConfig) -> Folder:
     sides = []
     for index in np.unique(np.linspace(0, len(source) - 1, min(_SAMPLED, len(source))).astype(int)):
         try:
-            sides.append(min(source.read(int(index)).shape[-2:]))
+            if source.reading.channels:  # whose range is still unknown
+                sides.append(min(source.values(int(index)).shape[:2]))
+            else:
+                sides.append(min(source.read(int(index)).shape[-2:]))
         except UnreadableImage:
             continue
     return Folder(
