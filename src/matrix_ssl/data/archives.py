@@ -130,7 +130,7 @@ def _list(path: Path) -> Archive:
             whole = os.fstat(file.fileno()).st_size
             with tarfile.open(fileobj=file, mode="r:") as archive:
                 for member in archive:
-                    archive.members = []  # else all of them stay in memory
+                    archive.members = []  # type: ignore[attr-defined]  # else all of them stay in memory
                     if not member.isreg() or member.issparse() or Path(member.name).name.startswith("."):
                         continue
                     if member.offset_data + member.size > whole:

@@ -1,6 +1,7 @@
 """An image that is an array of NumPy, in a .npy file: (h, w), (h, w, c) or (c, h, w)."""
 
 import io
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,7 @@ def is_array(content: bytes) -> bool:
     return content.startswith(_MAGIC)
 
 
-def read_array(content: bytes, where: str, *, channels: int) -> NDArray[np.generic]:
+def read_array(content: bytes, where: str, *, channels: int) -> NDArray[Any]:
     """The numbers of a .npy file, (h, w, c) in the order of bytes of this machine.
 
     Which axis the channels are is seen from their number, when only one of the first and the last axis has it: it is
@@ -41,7 +42,7 @@ def read_array(content: bytes, where: str, *, channels: int) -> NDArray[np.gener
         height, width = shape if axis is None else [side for place, side in enumerate(shape) if place != axis]
         check_size(width, height, where, channels=count)
         file.seek(0)
-        array: NDArray[np.generic] = np.lib.format.read_array(file, allow_pickle=False)
+        array: NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
     array = array[..., None] if axis is None else np.moveaxis(array, axis, -1)
     return np.ascontiguousarray(array, dtype=dtype.newbyteorder("="))
 

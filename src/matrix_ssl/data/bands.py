@@ -24,7 +24,7 @@ _HIGHEST_RATIO = 1032  # of deflate
 _UNCHECKED = 2**26  # bytes that may be unpacked in any case
 
 
-def read_bands(content: bytes, where: str, *, page: int = 0) -> NDArray[np.generic]:
+def read_bands(content: bytes, where: str, *, page: int = 0) -> NDArray[Any]:
     """The numbers of an image of a TIFF file, (h, w, c), turned upright; inverted grey levels as usual ones.
 
     Raises:
@@ -88,7 +88,7 @@ def _check_unpacked(image: Any, content: bytes, where: str) -> None:
                 raise UnreadableImage(where, "damaged image (a part of it unpacks to more than its size)")
 
 
-def _upright(array: NDArray[np.generic], orientation: int) -> NDArray[np.generic]:
+def _upright(array: NDArray[Any], orientation: int) -> NDArray[Any]:
     """An array (h, w, c) whose first row and column are where the tag says, as it is to be seen."""
     if orientation in (5, 6, 7, 8):
         array = array.swapaxes(0, 1)

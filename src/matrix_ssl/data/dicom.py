@@ -43,9 +43,7 @@ def frame_numbers(content: bytes) -> list[int]:
     return [0]
 
 
-def read_dicom(
-    content: bytes, where: str, *, frame: int = 0, windowed: bool = False
-) -> tuple[NDArray[np.generic], float]:
+def read_dicom(content: bytes, where: str, *, frame: int = 0, windowed: bool = False) -> tuple[NDArray[Any], float]:
     """The values of a frame (h, w, c), and that of white; 0 where the file does not say it.
 
     Args:
@@ -93,11 +91,11 @@ def _read(content: bytes, where: str) -> Any:
     return pydicom.dcmread(io.BytesIO(content))
 
 
-def _stored(dataset: Any, frame: int, where: str) -> NDArray[np.generic]:
+def _stored(dataset: Any, frame: int, where: str) -> NDArray[Any]:
     """The numbers of a frame, (h, w, c); YBR colours as RGB."""
     pixels = import_extra("pydicom.pixels", extra="dicom")
     try:
-        array: NDArray[np.generic] = pixels.pixel_array(dataset, index=frame)
+        array: NDArray[Any] = pixels.pixel_array(dataset, index=frame)
     except RuntimeError as error:
         if "missing dependencies" not in str(error) and "plugin" not in str(error):
             raise
@@ -117,16 +115,16 @@ def _groups(dataset: Any, frame: int) -> Iterator[Any]:
         yield from group.get("FrameVOILUTSequence") or []
 
 
-def _values(stored: NDArray[np.generic], dataset: Any, groups: list[Any]) -> NDArray[np.generic]:
+def _values(stored: NDArray[Any], dataset: Any, groups: list[Any]) -> NDArray[Any]:
     if dataset.get("ModalityLUTSequence"):
-        table: NDArray[np.generic] = import_extra("pydicom.pixels", extra="dicom").apply_modality_lut(stored, dataset)
+        table: NDArray[Any] = import_extra("pydicom.pixels", extra="dicom").apply_modality_lut(stored, dataset)
         return table
     group = next((one for one in groups if one.get("RescaleSlope") is not None), None)
     slope, intercept = (1.0, 0.0) if group is None else (float(group.RescaleSlope), float(group.RescaleIntercept))
     return stored if (slope, intercept) == (1.0, 0.0) else stored * slope + intercept
 
 
-def _windowed(values: NDArray[np.generic], dataset: Any, groups: list[Any]) -> NDArray[np.float64]:
+def _windowed(values: NDArray[Any], dataset: Any, groups: list[Any]) -> NDArray[np.float64]:
     x = values.astype(np.float64)
     group = next((one for one in groups if one.get("WindowCenter") is not None), None)
     if group is None and dataset.get("VOILUTSequence"):

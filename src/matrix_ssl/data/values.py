@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ _SIGNED = 2  # kind of numbers of a TIFF
 class Values:
     """The numbers of an image."""
 
-    array: NDArray[np.generic]  # (h, w, c), whole numbers or floating point
+    array: NDArray[Any]  # (h, w, c), whole numbers or floating point
     white: float = 0.0  # the value of white by the file; 0: by the type of the numbers
 
     @property
@@ -165,5 +166,5 @@ def _checked(values: Values, where: str) -> Values:
     return Values(values.array.astype(native, copy=False), values.white)
 
 
-def _highest(array: NDArray[np.generic]) -> float:
+def _highest(array: NDArray[Any]) -> float:
     return 1.0 if array.dtype.kind == "b" else float(np.iinfo(array.dtype).max)
