@@ -51,8 +51,8 @@ class Values:
                 where, f"{self.channels} channel{'s' * (self.channels > 1)}, and data.channels={reading.channels}"
             )
         low, high = reading.value_range or self._range(where, reading.white_level)
-        kind = np.float32 if self.array.dtype.itemsize <= 2 else np.float64
-        values = (self.array.astype(kind) - kind(low)) / kind(high - low)
+        kind: Any = np.float32 if self.array.dtype.itemsize <= 2 else np.float64
+        values: NDArray[Any] = (self.array.astype(kind) - kind(low)) / kind(high - low)
         if self.array.dtype.kind == "f" and not np.isfinite(values).all():
             raise UnreadableImage(where, "some of its values are not finite (NaN or infinity): fill them")
         unit = np.clip(values, 0, 1).astype(np.float32)
