@@ -38,7 +38,7 @@ PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 SMALLEST = ["data.subset=16", "data.workers=0", "batch_size=8", "epochs=1", "network.width=8", "method.hidden_dim=16",
             "method.output_dim=16"]  # fmt: skip
 NOT_RUN = {"--download", "DATA", "mae"}  # what needs a network, data of the reader, or a vision transformer
-SMALL_COLOUR = ["network.encoder=shufflenet_v2_x0_5", "data.image_size=32"]  # an encoder that torchvision knows, too
+SMALL_COLOUR = ["network.encoder=regnet_y_400mf", "data.image_size=32"]  # torchvision has it; 440 features
 CONTINUED = ("maximum-entropy.md", "matrix-entropy.md", "python.md", "ranks.md")  # the blocks of each are one program
 OTHER_TOOLS = {"--nproc-per-node", "--help", "--durations"}  # torchrun, every command, pytest
 GROUPS = ("data", "network", "method", "optimizer")

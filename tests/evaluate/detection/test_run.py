@@ -56,7 +56,8 @@ def content(run: Path) -> dict[str, Any]:
     }
 
 
-def test_boxes_alone(tmp_path: Path, data: Path) -> None:
+@pytest.mark.parametrize("architecture", ["c4", pytest.param("fpn", marks=pytest.mark.slow)])
+def test_boxes_alone(tmp_path: Path, data: Path, architecture: str) -> None:
     """Annotations without masks are learned from and scored."""
     for name in ("train", "val"):
         value = json.loads((data / f"{name}.json").read_text())
@@ -64,10 +65,9 @@ def test_boxes_alone(tmp_path: Path, data: Path) -> None:
         (tmp_path / f"{name}.json").write_text(json.dumps(value))
     (tmp_path / "train").symlink_to(data / "train")
     (tmp_path / "val.tar").symlink_to(data / "val.tar")
-    ended = succeed(
-        tmp_path, [*arguments(tmp_path, "epochs=1", *SMALL, architecture="fpn"), "--no-masks"], before=THINLY
-    )
-    assert "Faster R-CNN fpn" in ended.err and "mask" not in ended.out
+    words = arguments(tmp_path, "epochs=1", *SMALL, architecture=architecture)
+    ended = succeed(tmp_path, [*words, "--no-masks"], before=THINLY)
+    assert f"Faster R-CNN {architecture}" in ended.err and "mask" not in ended.out
     found = result(tmp_path / "r")
     assert "mask" not in found and set(found["interval_95"]) == {"box"} and found["box"]["AR_100"] is not None
     assert "segmentation" not in (tmp_path / "r/predictions.json").read_text()
