@@ -155,8 +155,9 @@ def generate(
 
 @llm.command()
 @_model
-@click.option("--task", type=click.Choice(["gsm8k", "exact"]), default="gsm8k", show_default=True, help="Benchmark: "
-              "numbers as in GSM8K, or whole answers that match exactly.")  # fmt: skip
+@click.option("--task", type=click.Choice(["gsm8k", "math", "exact"]), default="gsm8k", show_default=True,
+              help="Benchmark: numbers as in GSM8K, answers in \\boxed{} as in MATH, or whole answers that match "
+              "exactly.")  # fmt: skip
 @click.option("--data", required=True, metavar="FILE|hf:NAME", help="Questions with answers, for gsm8k such "
               "that end in #### and a number.")  # fmt: skip
 @_columns
@@ -175,15 +176,18 @@ def score(
     model: str, task: str, data: str, columns: str | None, template: TemplateName | None, extraction: Extraction | None,
     limit: int | None, batch_size: int, max_new_tokens: int, out: Path | None, device: str,
 ) -> None:  # fmt: skip
-    """Let a language model answer questions and count the right answers: GSM8K by lm-evaluation-harness."""
-    from matrix_ssl.llm import exact, models, writing
+    """Let a language model answer questions and count the right answers.
+
+    GSM8K is scored by lm-evaluation-harness, MATH with its comparison of answers.
+    """
+    from matrix_ssl.llm import exact, mathematics, models, writing
     from matrix_ssl.llm import score as scoring
     from matrix_ssl.llm.data import question_files
     from matrix_ssl.runs import devices
     from matrix_ssl.runs.files import check_writable, write_json
 
-    if extraction is not None and task == exact.EXACT:
-        raise ConfigError(f"--extract {extraction} finds numbers: remove it with --task exact.")
+    if extraction is not None and task != "gsm8k":
+        raise ConfigError(f"--extract {extraction} finds numbers: remove it with --task {task}.")
     models.find_model(model)  # an incomplete run is an error before anything is opened
     out = out or (Path(model) if models.is_folder(model) else Path()) / f"{task}.jsonl"
     for path in (out, summary := out.with_suffix(".json")):
@@ -192,9 +196,10 @@ def score(
     network, tokenizer, chosen = _open(model, template, device)
     common: dict[str, Any] = {"template": chosen, "columns": _names(columns), "limit": limit, "batch_size": batch_size,
                               "max_new_tokens": max_new_tokens}  # fmt: skip
-    if task == exact.EXACT:
+    if task in (exact.EXACT, mathematics.MATH):
+        count_right = exact.score_exact if task == exact.EXACT else mathematics.score_math
         with options.stderr.status("answering") as status:
-            scores = exact.score_exact(
+            scores = count_right(
                 network, tokenizer, rows, **common,
                 on_progress=lambda done, total, rate: status.update(f"{done}/{total} answers, {rate:.0f} tokens/s"),
             )  # fmt: skip
