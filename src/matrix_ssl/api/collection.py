@@ -156,13 +156,19 @@ class Collection(Gathered):
     def _queries(self, asked: Sequence[str | Path | int]) -> tuple[list[str], NDArray[np.float32], NDArray[np.int64]]:
         """Names and features of all queries, and which row of the collection each is; -2 for images of elsewhere."""
         names: list[str] = []
-        vectors, own = [], []
+        own: list[int] = []
+        vectors = []
         for query in asked:
             row = self.row(query)
-            embedded = self.embed(Path(query)) if row is None else None  # type: ignore[arg-type]
-            names += [self.embedding.paths[row]] if embedded is None else embedded.paths  # type: ignore[index]
-            vectors.append(self.embedding.features[[row]] if embedded is None else embedded.features)
-            own += [-2 if row is None else row] * len(vectors[-1])
+            if row is None:
+                embedded = self.embed(Path(str(query)))
+                names += embedded.paths
+                vectors.append(embedded.features)
+                own += [-2] * len(embedded)
+            else:
+                names.append(self.embedding.paths[row])
+                vectors.append(self.embedding.features[row : row + 1])
+                own.append(row)
         return names, np.concatenate(vectors), np.array(own)
 
     def _neighbours(
