@@ -362,6 +362,7 @@ def test_without_webgl_the_lists_work(desk):
             return kind.startsWith('webgl') ? null : original.call(this, kind, ...rest);
         };"""
     added = desk.browser.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": script})
+    desk.browser.get_log("browser")  # of what other tests did to the canvas
     try:
         desk.open()
         assert desk.run("return document.getElementById('no-map').offsetHeight") > 0
