@@ -15,7 +15,9 @@ import re
 import resource
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -88,20 +90,24 @@ def pieces(options: Any) -> list[tuple[str, list[str], dict[str, str], dict[str,
 
 def measure(words: list[str], variables: dict[str, str]) -> dict[str, Any]:
     """Runs pytest: whether all passed, how many tests, and how long they took."""
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *words]
     began, used = time.monotonic(), _cpu_seconds()
     environment = {**os.environ, **variables, "OMP_NUM_THREADS": "1"}
-    try:
-        ended = subprocess.run(
-            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=4 * _SECONDS
-        )  # fmt: skip
-        code, output = ended.returncode, ended.stdout
-    except subprocess.TimeoutExpired as error:
-        code, output = 1, f"not done after {error.timeout:.0f} s"
-    passed = re.search(r"(\d+) passed", output)
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.xml"
+        command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", f"--junitxml={report}", *words]
+        try:
+            ended = subprocess.run(
+                command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=4 * _SECONDS
+            )  # fmt: skip
+            code, output = ended.returncode, ended.stdout
+        except subprocess.TimeoutExpired as error:
+            code, output = 1, f"not done after {error.timeout:.0f} s"
+        text = report.read_text() if report.exists() else ""
+    counts = {name: int(number) for name, number in re.findall(r' (tests|skipped|failures|errors)="(\d+)"', text)}
+    tests = 2 * counts.get("tests", 0) - sum(counts.values())
     return {
-        "passed": code == 0 and passed is not None,
-        "tests": int(passed[1]) if passed else 0,
+        "passed": code == 0 and tests > 0,
+        "tests": tests,
         "seconds": round(time.monotonic() - began, 1),
         "cpu_seconds": round(_cpu_seconds() - used, 1),
         **({} if code == 0 else {"output": output[-2000:]}),

@@ -91,7 +91,8 @@ def test_no_command_tries_a_network(tmp_path: Path, names: tuple[str, ...]) -> N
         if name == "detect":
             words[words.index("--out") + 1] = "det"
         environment = {"ATTEMPTS": str(attempts), "HF_HUB_OFFLINE": "0"}
-        ended = runs.run(tmp_path, words, before=f"{_MORE.get(name, '')}\n{BLOCKED}", environment=environment)
+        code = f"{_MORE.get(name, '')}\n{BLOCKED}"
+        ended = runs.start(tmp_path, words, before=code, environment=environment).wait(900)  # worth has 23 parts
         assert ended.code == 0, (name, ended.err)
         assert not attempts.exists(), (name, attempts.read_text())
 
