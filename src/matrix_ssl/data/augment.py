@@ -132,7 +132,7 @@ class Draws:
         """The numbers of one image."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "keys"}
         keys = dataclasses.replace(self.keys, samples=self.keys.samples[row : row + 1])
-        rows = {name: None if value is None else value[row : row + 1] for name, value in values.items()}
+        rows: dict[str, Any] = {n: None if value is None else value[row : row + 1] for n, value in values.items()}
         return Draws(**rows, keys=keys)
 
 
@@ -183,8 +183,10 @@ def random_view(pixels: Tensor, view: ViewConfig, keys: Keys) -> Tensor:
 def change(pixels: Tensor, view: ViewConfig, draws: Draws) -> Tensor:
     """``random_view`` from its random numbers."""
     pixels = _masked(pixels, draws.flip, lambda x, _: x.flip(-1))
-    for number in (1, 2, 3) if draws.turns is not None else ():
-        pixels = _masked(pixels, draws.turns == number, lambda x, _, number=number: x.rot90(number, (-2, -1)))
+    if draws.turns is not None:
+        for number in (1, 2, 3):
+            turned = np.equal(draws.turns, number)
+            pixels = _masked(pixels, turned, lambda x, _, number=number: x.rot90(number, (-2, -1)))
     if draws.affine is not None:
         pixels = _warp(pixels, view, draws)
     if view.jitter:

@@ -10,7 +10,7 @@ Each is y = clamp(M x + B mean(x), 0, 1) with matrices of the channels: brightne
 (1 - f) 1 lᵀ, contrast M = f I and B = (1 - f) 1 lᵀ, where l are the weights of grey.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -194,14 +194,14 @@ class DeviceViews:
     def _constant(self, name: str, size: int) -> Tensor:
         """A tensor that depends on a size only, made once."""
         if (name, size) not in self._constants:
-            make = {
+            makers: dict[str, Callable[[int], Tensor]] = {
                 "centres": _centres,
                 "offsets": _offsets,
                 "one": torch.ones,
                 "zero": torch.zeros,
                 "differences": _differences,
-            }[name]
-            self._constants[name, size] = make(size).to(self._device)
+            }
+            self._constants[name, size] = makers[name](size).to(self._device)
         return self._constants[name, size]
 
 

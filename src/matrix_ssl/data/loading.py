@@ -105,8 +105,8 @@ class TrainingBatches:
 
     def _from_files(self, start: int, stop: int) -> Iterator[Batch]:
         reader = RandomCrops(self._source, self._views, self._seed)
-        keys = (self.samples(step) for step in range(start, stop))
-        read = read_batches(reader, keys, workers=self._data.workers, device=self._device)
+        samples = (self.samples(step) for step in range(start, stop))
+        read = read_batches(reader, samples, workers=self._data.workers, device=self._device)
         for step, crops in enumerate(read, start):
             epoch, parts = step // self.steps_per_epoch, crops.views(self._device)
             if self._on_device is not None:

@@ -119,7 +119,7 @@ def _curvature(
     a, b = s.unsqueeze(-1), s.unsqueeze(-2)
     counted = support.unsqueeze(-1) & support.unsqueeze(-2)
     both = torch.where(counted, a + b, 1.0)
-    minus = -power[..., None, None] * power_difference(*torch.broadcast_tensors(a, b), 0.0)
+    minus = -power[..., None, None] * power_difference(a, b, 0.0)
     plus = (g.unsqueeze(-1) + g.unsqueeze(-2)) / both
     symmetric, skew = (inner + inner.mT) / 2, (inner - inner.mT) / 2
     core = torch.where(counted, minus * symmetric + plus * skew, 0.0)

@@ -30,7 +30,7 @@ def build_optimizer(
     if name == "lars":
         return LARS(kept, lr=0.0, momentum=momentum, weight_decay=weight_decay)
     device = kept[0]["params"][0].device.type
-    together: dict[str, bool] = {"fused": True} if device == "cuda" else {"foreach": device != "cpu"}
+    together: dict[str, Any] = {"fused": True} if device == "cuda" else {"foreach": device != "cpu"}
     if name == "sgd":
         return torch.optim.SGD(kept, lr=0.0, momentum=momentum, weight_decay=weight_decay, **together)
     return torch.optim.AdamW(kept, lr=0.0, weight_decay=weight_decay, **together)

@@ -156,7 +156,9 @@ def attach_head(
 
 def _adjust_head(classifier: Classifier, features: FrozenFeatures, settings: FineTune) -> Classifier:
     """The classifier with the head, changed in place, and its rate as the settings want them for these features."""
-    head, groups = classifier.learner[1], classifier.groups
+    _, head = classifier.learner.children()
+    assert isinstance(head, nn.Linear)
+    groups = classifier.groups
     if settings.scale == "unit":  # features that are a times as large make weights and their steps a times smaller
         *others, own = groups
         weight = {"params": [head.weight], "rate": own["rate"] / features.square_norm}

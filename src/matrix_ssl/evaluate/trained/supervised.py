@@ -238,7 +238,7 @@ def _claim(
         raise cannot_write(folder, error) from error
     learner, rates = classifier.learner, {"rates": [group["rate"] for group in classifier.groups]}
     if classifier.fitted_head:  # settings and images say what it is, to the last digits, in which machines differ
-        learner, rates = learner[0], {}
+        learner, rates = next(learner.children()), {}
     description = {
         "settings": dataclasses.asdict(settings) | rates,
         "seed": seed,

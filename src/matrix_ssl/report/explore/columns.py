@@ -76,11 +76,11 @@ def _match(path: Path, names: Sequence[str], places: Sequence[str]) -> list[int 
     """The image of every row."""
     whole: dict[str, int | None] = {place: image for image, place in enumerate(places)}
     ends: dict[tuple[str, ...], int | None] = {}
-    for image, place in enumerate(places):
+    for number, place in enumerate(places):
         parts = PurePath(place).parts
         for start in range(1, len(parts)):
             end = parts[start:]
-            ends[end] = None if end in ends else image
+            ends[end] = None if end in ends else number
     images: list[int | None] = []
     rows: dict[int, int] = {}
     for number, name in enumerate(names, 2):
