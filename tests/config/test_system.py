@@ -19,6 +19,7 @@ from matrix_ssl.config import system
 from matrix_ssl.data.open_files import check_open_files
 from matrix_ssl.errors import OpenFilesError
 from matrix_ssl.runs.folder import CONFIG, held
+from tests.support import runs
 
 ROOT = Path(matrix_ssl.__file__).parent
 WITHOUT_POSIX = "import psutil, sys; sys.modules['fcntl'] = sys.modules['resource'] = None\n"
@@ -135,11 +136,40 @@ def test_peak_memory_counts_this_process_alone() -> None:
     assert int(own) > 200 * 2**20 > int(child) > 5 * 2**20
 
 
+def test_a_block_that_computes_too_long_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(TimeoutError, match=r"it takes longer than 0\.05 seconds"), system.limited(0.05):
+        while True:
+            pass
+    assert signal.getsignal(signal.SIGPROF) == signal.SIG_DFL
+    monkeypatch.delattr(signal, "setitimer")  # as on Windows
+    with system.limited(0.0):
+        sum(range(1000))
+
+
+AS_ON_WINDOWS = """import os, signal, matrix_ssl.config.system as system
+system.fcntl = system.resource = None
+system.MOVES_HELD_FOLDERS = False
+for module, names in (
+    (os, "fork forkpty killpg setsid sched_getaffinity fchmod getuid geteuid"),
+    (signal, "SIGUSR1 SIGUSR2 SIGALRM SIGPROF SIGCHLD SIGHUP SIGKILL setitimer alarm pthread_sigmask"),
+):
+    for name in names.split():
+        delattr(module, name)
+"""
+
+
+def test_a_run_is_made_evaluated_and_made_again_without_the_calls_of_posix(tmp_path: Path) -> None:
+    runs.succeed(tmp_path, runs.tiny(), before=AS_ON_WINDOWS)
+    runs.succeed(tmp_path, ["evaluate", "r", "--protocol", "knn", "--device", "cpu"], before=AS_ON_WINDOWS)
+    runs.succeed(tmp_path, [*runs.tiny(), "--fresh"], before=AS_ON_WINDOWS)
+    assert (tmp_path / "r.1" / "evaluation").exists() and (tmp_path / "r" / CONFIG).exists()
+
+
 def test_posix_modules_are_imported_in_one_place() -> None:
     """No other module would fail to load on Windows."""
     missing_there = {"fcntl", "resource", "pwd", "grp", "termios", "tty", "pty", "syslog"}
     attributes = r"\b(os\.(fork|fchmod|getuid|geteuid|statvfs|killpg|setsid|umask|sched_\w+)|" + (
-        r"signal\.(alarm|SIGALRM|SIGCHLD|SIGUSR1|SIGKILL|SIGHUP|pthread_\w+))\b|/proc/|/dev/shm"
+        r"signal\.(alarm|SIGALRM|SIGCHLD|SIGUSR1|SIGKILL|SIGHUP|SIGPROF|ITIMER_\w+|setitimer|pthread_\w+))\b|/proc/|/dev/shm"
     )
     users = set()
     for path in ROOT.rglob("*.py"):

@@ -4,11 +4,7 @@ transformers runs them in Jinja's sandbox, which keeps them from files but not f
 tried once in a process of its own with little memory, and every use of it has a limit of time.
 """
 
-import contextlib
-import signal
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import FrameType
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from matrix_ssl.config import system
@@ -43,7 +39,7 @@ def render(
     if tried[template]:
         raise _refused(tried[template])
     try:
-        with _limited():
+        with system.limited(SECONDS):
             result = text()
     except Exception as error:  # whatever its expressions raise
         raise _refused(_reason(error)) from error
@@ -76,22 +72,3 @@ def _try_apart(text: Callable[[], str]) -> str:
     if answer is None or answer.startswith(_GOOD):
         return ""
     return answer[1:].decode(errors="replace") if answer else f"it takes longer than {SECONDS:g} seconds"
-
-
-@contextlib.contextmanager
-def _limited() -> Iterator[None]:
-    """Raises TimeoutError in a block that takes too long, in the main thread of systems with timers."""
-    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
-        yield
-        return
-
-    def end(_: int, __: FrameType | None) -> None:
-        raise TimeoutError(f"it takes longer than {SECONDS:g} seconds")
-
-    before = signal.signal(signal.SIGPROF, end)
-    signal.setitimer(signal.ITIMER_PROF, SECONDS)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.signal(signal.SIGPROF, before)
