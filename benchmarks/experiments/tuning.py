@@ -1,6 +1,7 @@
-"""Trainings with few labels from public weights, way by way: which of them are better than a linear classifier?
+r"""Trainings with few labels from public weights, way by way: which of them are better than a linear classifier?
 
-    python -m benchmarks.experiments.tuning --from WEIGHTS --data cifar10 --data-root DATA --out tuning.json
+    python -m benchmarks.experiments.tuning --from WEIGHTS --data cifar10 --data-root DATA --labelled 300 --judge 600 \
+        --out tuning.json --way "public:as before:0.02,0.1" --way "public:regression, kept:0.002,2"
 
 Training images alone are read: some are labelled, others judge. Every way is trained by ``fine_tune.tune`` with one
 pair of rates; "linear" is a logistic regression on the frozen features of the labelled ones, with the penalty that the
@@ -101,11 +102,17 @@ def main() -> None:
 
 
 def linear(encoder: nn.Module, labelled: Source, judge: Source, data: DataConfig) -> dict[str, Any]:
-    """Accuracy of a logistic regression on frozen features."""
-    weight, bias = frozen_features(encoder, labelled, data, device=CPU, statistics="kept").regression()
+    """Accuracy of a logistic regression on frozen features, and their scale, which bounds the rate of a head."""
+    frozen = frozen_features(encoder, labelled, data, device=CPU, statistics="kept")
+    weight, bias = frozen.regression()
     features = frozen_features(encoder, judge, data, device=CPU, statistics="kept").features
     answers = (features.vectors[""].double() @ weight.double().mT + bias).argmax(1)
-    return {"accuracy": float((answers == features.labels).double().mean())}
+    x = frozen.features.vectors[""].double()
+    return {
+        "accuracy": float((answers == features.labels).double().mean()),
+        "square_norm": frozen.square_norm,
+        "largest_eigenvalue": float(torch.linalg.matrix_norm(x, 2) ** 2 / len(x)),  # of the second moment
+    }
 
 
 def train(
