@@ -20,7 +20,7 @@ from matrix_ssl.api.pretraining import pretrain
 from matrix_ssl.methods import find_method, list_methods
 from matrix_ssl.runs.metrics import read_metrics
 
-SETTINGS = {"network.width": 8, "epochs": 40, "log_every": 6, "optimizer.warmup_epochs": 4}
+SETTINGS = {"network.width": 8, "epochs": 40, "log_every": 20, "optimizer.warmup_epochs": 4}
 TOKENS = {"network.encoder": "timm/test_vit", "network.patch_size": 2}
 KEPT = ("effective_rank", "effective_rank_projection", "matrix_entropy", "mir", "hdr", "online_knn")
 SEEDS = (0, 1)

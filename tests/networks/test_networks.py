@@ -14,6 +14,7 @@ from matrix_ssl.distributed.batch_norm import SynchronisedBatchNorm
 from matrix_ssl.encoder import initialise_encoder
 from matrix_ssl.errors import ConfigError, MissingExtra
 from matrix_ssl.networks import TinyResNet, build_encoder, predictor, projector
+from tests.support.quick import some
 
 FAMILIES = {
     "alexnet": 4096, "convnext_tiny": 768, "densenet121": 1024, "efficientnet_b0": 1280, "efficientnet_v2_s": 1280,
@@ -28,12 +29,12 @@ def parameters(module):
 
 
 class TestTorchvision:
-    @pytest.mark.parametrize(("name", "width"), FAMILIES.items())
-    def test_shape_of_every_family(self, name, width):
+    @pytest.mark.parametrize("name", some(FAMILIES, "alexnet", "convnext_tiny", "resnet50", "swin_t", "vit_b_32"))
+    def test_shape_of_every_family(self, name):
         with torch.device("meta"):  # shapes without numbers
             encoder, found = build_encoder(name, channels=3, image_size=224)
-            assert encoder(torch.zeros(3, 3, 224, 224)).shape == (3, width)
-        assert found == width
+            assert encoder(torch.zeros(3, 3, 224, 224)).shape == (3, FAMILIES[name])
+        assert found == FAMILIES[name]
 
     @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "regnet_y_400mf"])
     def test_features_are_the_input_of_the_classifier(self, name):

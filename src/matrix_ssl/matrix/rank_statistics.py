@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from matrix_ssl.errors import MatrixShapeError
 from matrix_ssl.matrix import ranks
 from matrix_ssl.matrix.moments import Moments, checked_rows, merged
+from matrix_ssl.matrix.plain import eigenvalues
 from matrix_ssl.matrix.precision import without_autocast
 from matrix_ssl.matrix.rank_report import MEANINGS, RankReport, report_of_spectra
 from matrix_ssl.matrix.sampling import GROUPS, LEVEL, Estimate, check_groups, combine
@@ -143,12 +144,12 @@ class RankStatistics:
 
     def _report(self, chosen: Sequence[int]) -> RankReport:
         moments = merged([self._groups[i] for i in chosen])
-        squares = torch.linalg.eigvalsh(moments.second_moment()).clamp_min(0)
+        squares = eigenvalues(moments.second_moment()).clamp_min(0)
         zero = 2 * torch.finfo(torch.float64).eps * self.width**0.5
         squares = torch.where(squares > zero * squares.amax(), squares, 0.0)
         everything = len(chosen) == len(self._groups) and min(moments.count, self.width) > 1
         return report_of_spectra(
-            torch.linalg.eigvalsh(moments.covariance()).clamp_min(0), squares.sqrt(), samples=moments.count,
+            eigenvalues(moments.covariance()).clamp_min(0), squares.sqrt(), samples=moments.count,
             width=self.width, threshold=self._threshold, self_cluster=self._self_cluster() if everything else None,
         )  # fmt: skip
 
