@@ -107,14 +107,14 @@ def main() -> None:
         hint = _MOVED.get(unknown, "See matrix-ssl --help.")
         _report(f"{error.format_message()} {hint}", error)
         code = error.exit_code
+    except (KeyboardInterrupt, click.Abort):  # the latter is a RuntimeError, too
+        options.say("Stopped.")
+        code = 130
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
         _report(_OUT_OF_MEMORY, error)
         code = 1
-    except (KeyboardInterrupt, click.Abort):
-        options.say("Stopped.")
-        code = 130
     sys.exit(code or 0)
 
 
