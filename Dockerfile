@@ -6,7 +6,7 @@ FROM docker.io/library/python:3.11-slim
 
 ARG EXTRAS=""
 WORKDIR /opt/matrix-ssl
-COPY pyproject.toml constraints.txt README.md LICENSE ./
+COPY pyproject.toml constraints.txt README.md LICENSE NOTICE ./
 COPY src ./src
 RUN pip install --no-cache-dir --constraint constraints.txt ".${EXTRAS:+[$EXTRAS]}"
 

@@ -168,14 +168,15 @@ def section(result: dict[str, Any]) -> str:
         [name, *(percent(row["extractions"][way]) for way in ("strict-match", "flexible-extract"))]
         for name, row in result["scores"].items()
     ]
+    measures = {key: name for key, name in MEASURES.items() if key in result["diagnosis"]["rows"][0]}
     layers = [
         [
             layer_name(row["layer"]),
-            *(cell for key in MEASURES for cell in (f"{row['reference'][key]:.4g}", f"{row[key]:.4g}")),
+            *(cell for key in measures for cell in (f"{row['reference'][key]:.4g}", f"{row[key]:.4g}")),
         ]
         for row in result["diagnosis"]["rows"]
     ]
-    names = [f"{measure}, {which}" for measure in MEASURES.values() for which in ("untrained", "trained")]
+    names = [f"{measure}, {which}" for measure in measures.values() for which in ("untrained", "trained")]
     return "\n".join([
         f"{t['parameters']:,} parameters, {s['problems']} problems to learn, {t['steps']} steps of batch "
         f"{s['batch_size']}, CE + MCE closed; cross-entropy {first['ce']:.2f} at the first step, {last['ce']:.2f} at "

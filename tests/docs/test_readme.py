@@ -324,6 +324,7 @@ def test_pages_name_only_known_commands():
         "mislabels",
         "select",
         "diagnose",
+        "explore",
         "pack",
         "export",
         "recipes",

@@ -7,6 +7,7 @@ import pytest
 
 from matrix_ssl.api import evaluation
 from matrix_ssl.errors import DataError
+from matrix_ssl.evaluate.trained.linear_sgd import LinearSGD
 from matrix_ssl.evaluate.trained.protocols import EvaluationSettings
 from tests.support.runs import make_images
 
@@ -25,7 +26,7 @@ def data(tmp_path: Path) -> Path:
 
 
 def evaluate(data: Path, protocol: str, **options: float) -> evaluation.Evaluated:
-    settings = EvaluationSettings()
+    settings = EvaluationSettings(linear_sgd=LinearSGD(epochs=1))
     return evaluation.evaluate(
         "random/tiny_resnet", str(data), out=data.parent / "r", protocols=[protocol], settings=settings, quiet=True,
         report=False, device="cpu", **options,

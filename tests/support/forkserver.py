@@ -51,6 +51,14 @@ def redirect(number: int, path: str) -> None:
     os.close(descriptor)
 
 
+def open_streams() -> None:
+    """Puts new streams over the descriptors 0, 1 and 2."""
+    for name, number, mode in (("stdin", 0, "r"), ("stdout", 1, "w"), ("stderr", 2, "w")):
+        stream = open(number, mode, encoding="utf-8", closefd=False, buffering=1 if name == "stderr" else -1)  # noqa: SIM115
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
+
+
 def child(request: dict) -> int:
     """What the forked process does. Returns its exit code."""
     os.setpgid(0, 0)
@@ -61,6 +69,7 @@ def child(request: dict) -> int:
     sys.argv = ["matrix-ssl", *request["arguments"]]
     try:
         exec(request["before"], {})
+        open_streams()  # of what the descriptors are now
         importlib.import_module("matrix_ssl.cli.main").main()
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 1
@@ -113,10 +122,7 @@ def forget_pytest(requests: int, replies: int) -> None:
     os.dup2(os.dup(replies), 3)  # a copy, since the number may be the 3 that is replaced
     os.dup2(2, 1)
     os.closerange(4, os.sysconf("SC_OPEN_MAX"))  # channels to other processes of pytest among them
-    for name, number, mode in (("stdin", 0, "r"), ("stdout", 1, "w"), ("stderr", 2, "w")):
-        stream = open(number, mode, encoding="utf-8", closefd=False, buffering=1 if name == "stderr" else -1)  # noqa: SIM115
-        setattr(sys, name, stream)
-        setattr(sys, f"__{name}__", stream)
+    open_streams()
     sys.excepthook, sys.unraisablehook, threading.excepthook = (
         sys.__excepthook__, sys.__unraisablehook__, threading.__excepthook__
     )  # fmt: skip

@@ -184,10 +184,11 @@ def test_a_run_folder_that_cannot_be_written(open_folder: Path, run: Path) -> No
     assert contents(open_folder) == before
 
 
-@pytest.mark.parametrize("out", ["absent/x.npz", "forbidden/x.npz", "r"])
+@pytest.mark.parametrize("out", ["absent/x.npz", "forbidden/x.npz", "folder.npz"])
 def test_features_that_cannot_be_written(open_folder: Path, run: Path, out: str) -> None:
     shutil.copytree(run, open_folder / "r")
     (open_folder / "forbidden").mkdir(mode=0o555)
+    (open_folder / "folder.npz").mkdir()
     before = contents(open_folder)
     message = fail(open_folder, ["embed", "r", "--out", out, "--device", "cpu"], before=AS_NOBODY)
     assert message.startswith(f"Cannot write {out}: ") and "choose another place" in message

@@ -24,6 +24,7 @@ NEEDS = {
     },
     "chain": {"--coco": "detection"},
     "detect": {"": "detection"},
+    "explore": {"--map umap": "umap"},
     "export": {"--format timm": "timm", "--format huggingface": "huggingface", "--format onnx": "onnx"},
     "llm": {"": "llm", "finetune --load-in-4bit": "qlora"},
     "pretrain": {f"--logger {name}": name for name in ("tensorboard", "wandb", "mlflow")},
