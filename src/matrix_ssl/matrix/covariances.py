@@ -83,8 +83,9 @@ def near_one(rows: Tensor, dimensions: tuple[int, ...] = (-2, -1)) -> Tensor:
     The factor has no gradient: for what does not depend on the scale the gradient is right all the same.
     """
     largest = rows.detach().abs().amax(dimensions, keepdim=True)
-    exponent = torch.frexp(largest).exponent.clamp_min(-1000 if rows.dtype == torch.float64 else -120)
-    return rows * torch.ldexp(torch.ones_like(largest), -exponent)
+    smallest = 2.0**-1001 if rows.dtype == torch.float64 else 2.0**-121  # below it the factor would be infinite
+    power = torch.frexp(largest).mantissa / largest  # exact; ldexp of PyTorch 2.4 ends at the powers of float32
+    return rows * torch.where(largest >= smallest, power, 1 / (2 * smallest))
 
 
 def unit_length(rows: Tensor) -> Tensor:
