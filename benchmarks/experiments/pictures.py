@@ -4,7 +4,7 @@
     python -m benchmarks.experiments.pictures --quick   (two methods, two epochs)
 
 Every method with its default settings under the recipe ``demo``, with a narrow encoder and fewer epochs; masked methods
-get a small vision transformer, since they need tokens. Nothing is tuned, and no two methods are compared. The command
+get a small vision transformer, since they need tokens, and DINO a small head. Nothing is tuned, and no two methods are compared. The command
 continues where it was stopped, and ``benchmarks.pages.publish_pictures`` draws the figures and writes the page.
 """
 
@@ -21,6 +21,7 @@ from matrix_ssl.methods import find_method, list_methods
 from matrix_ssl.runs.metrics import read_metrics
 
 SETTINGS = {"network.width": 8, "epochs": 40, "log_every": 20, "optimizer.warmup_epochs": 4}
+SMALL_HEADS: dict[str, dict[str, Any]] = {"dino": {"method.prototypes": 1024, "method.head_norm": True}}  # else minutes
 TOKENS = {"network.encoder": "timm/test_vit", "network.patch_size": 2}
 KEPT = ("effective_rank", "effective_rank_projection", "matrix_entropy", "mir", "hdr", "online_knn")
 SEEDS = (0, 1)
@@ -48,11 +49,11 @@ def read_rows(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
 
 def train(method: str, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
     """The curves of one training."""
-    tokens = TOKENS if find_method(method).needs_tokens else {}
+    own = (TOKENS if find_method(method).needs_tokens else {}) | SMALL_HEADS.get(method, {})
     with tempfile.TemporaryDirectory() as folder:
         torch.set_num_threads(1)
         pretrain(
-            recipe="demo", method=method, out=Path(folder) / "run", settings=settings | tokens | {"seed": seed},
+            recipe="demo", method=method, out=Path(folder) / "run", settings=settings | own | {"seed": seed},
             online=True, information=True, report=False, quiet=True, device="cpu",
         )  # fmt: skip
         lines = read_metrics(Path(folder) / "run")

@@ -2,8 +2,8 @@
 
     python -m benchmarks.pages.publish_pictures
 
-Writes ``docs/figures/training_ranks.svg``, ``docs/figures/training_information.svg`` and the table of
-``docs/results/training.md``; what stands around the markers of the page stays.
+Writes ``docs/figures/training_ranks.svg``, ``docs/figures/training_information.svg`` and the table between the markers
+``training`` of ``docs/results/training.md``, a page that is written by hand first.
 """
 
 import statistics
