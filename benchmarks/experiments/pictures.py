@@ -4,8 +4,9 @@
     python -m benchmarks.experiments.pictures --quick   (two methods, two epochs)
 
 Every method with its default settings under the recipe ``demo``, with a narrow encoder and fewer epochs; masked methods
-get a small vision transformer, since they need tokens, and DINO a small head. Nothing is tuned, and no two methods are compared. The command
-continues where it was stopped, and ``benchmarks.pages.publish_pictures`` draws the figures and writes the page.
+get a small vision transformer, since they need tokens, and DINO a small head. Nothing is tuned, and no two methods are
+compared. The command continues where it was stopped, and ``benchmarks.pages.publish_pictures`` draws the figures and
+fills the page.
 """
 
 import json
