@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.distributed.test_distributed import assert_close, wait_for_step
-from tests.support.runs import BARE, Command, check_failure, start, succeed, tiny
+from tests.support.runs import BARE, Command, check_failure, slow_steps, start, succeed, tiny
 
 SETTINGS = ("precision=float64", "log_every=1", "batch_size=60", "checkpoint_every=2", "data.subset=480")  # 8 steps
 NAMES = [f"ssl{os.getpid()}{letter}" for letter in "ab"]
@@ -18,14 +18,6 @@ import ctypes, os
 with open({place!r}) as space:
     if ctypes.CDLL(None, use_errno=True).setns(space.fileno(), 0x40000000):  # CLONE_NEWNET
         raise OSError(ctypes.get_errno(), "setns")
-"""
-SLOW = """
-import time, matrix_ssl.training.engine as e
-update = e.Engine.update
-def slow(self, *rest):
-    time.sleep(0.5)
-    return update(self, *rest)
-e.Engine.update = slow
 """
 
 
@@ -67,7 +59,7 @@ def launch(folder: Path, hosts: list[str], *, silence: float, before: str = "") 
 def test_two_hosts_train_as_one_process_and_go_on_after_a_cut(tmp_path: Path, hosts: list[str]) -> None:
     (alone := tmp_path / "alone").mkdir()
     succeed(alone, tiny(*SETTINGS), before=BARE)
-    first, second = launch(tmp_path, hosts, silence=5, before=SLOW)
+    first, second = launch(tmp_path, hosts, silence=5, before=slow_steps(0.5))
     wait_for_step(tmp_path / "r", 3, first)
     ip("-n", hosts[1], "link", "set", hosts[1], "down")
     ended = first.wait(60)

@@ -12,7 +12,7 @@ from matrix_ssl.runs import checkpoint
 from tests.distributed.test_distributed import assert_close, wait_for_step
 from tests.faults.counts import count
 from tests.support import runs
-from tests.support.runs import BARE, Command, check_failure, start, start_processes, succeed, timeless, tiny
+from tests.support.runs import BARE, Command, check_failure, slow_steps, start, start_processes, succeed, timeless, tiny
 from tests.training.test_resume import DIE_AT_CALL, SETTINGS, assert_same, interrupt_after, run_and_kill
 
 WORDS = tiny(*SETTINGS, epochs=2)
@@ -190,7 +190,7 @@ def test_writers_moves_and_clocks(tmp_path: Path, whole: Path, begun: Path) -> N
     for number in range(count(14)):
         shutil.copytree(begun, folder := tmp_path / f"{number}")
         if number % 3 == 0:
-            first = start(folder, WORDS, before=f"{BARE}\n{SLOW}")
+            first = start(folder, WORDS, before=BARE + slow_steps(0.2))
             wait_for_step(folder / "r", 7, first)
             second = runs.fail(folder, WORDS, before=BARE)
             assert second == "r is being written by another process: wait for it or choose another folder."
@@ -202,13 +202,3 @@ def test_writers_moves_and_clocks(tmp_path: Path, whole: Path, begun: Path) -> N
             jump = JUMP.format(seconds=(-(10**8), 10**8)[number % 2])
             assert runs.run(folder, WORDS, before=f"{BARE}; {jump}\n{interrupt_after(9, signal.SIGTERM)}").code == 143
         finish(folder, whole)
-
-
-SLOW = """
-import time, matrix_ssl.training.engine as e
-update = e.Engine.update
-def slow(self, *rest):
-    time.sleep(0.2)
-    return update(self, *rest)
-e.Engine.update = slow
-"""

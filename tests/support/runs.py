@@ -212,3 +212,15 @@ class Server:
         pid = self.ask(request)
         assert pid is not None
         return Command(pid, self, out, err)
+
+
+def slow_steps(seconds: float) -> str:
+    """Code for ``before``: every step of a training takes that much longer."""
+    return f"""
+import time, matrix_ssl.training.engine as e
+update = e.Engine.update
+def slow(self, *rest):
+    time.sleep({seconds})
+    return update(self, *rest)
+e.Engine.update = slow
+"""
