@@ -1,6 +1,7 @@
 """What every benchmark shares: the command line, variants that take turns, and a result with its environment."""
 
 import argparse
+import os
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +13,7 @@ import torch
 from rich.console import Console
 
 from matrix_ssl.runs.environment import environment
-from matrix_ssl.runs.files import write_json
+from matrix_ssl.runs.files import read_json, write_json
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -30,11 +31,25 @@ def command_line(description: str | None, result: str) -> argparse.ArgumentParse
 def save(
     path: Path, content: Mapping[str, Any], *, processes: int = 1, versions: Mapping[str, str] | None = None
 ) -> None:
-    """Writes a result measured on one CPU thread per process, with its environment."""
+    """Writes a result measured on one CPU thread per process, with its environment and the load of the machine."""
     where = environment(device="cpu", device_name="cpu", threads=1, processes=processes)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, {**content, "environment": {**where, **(versions or {})}})
+    load = [round(value, 1) for value in os.getloadavg()]
+    write_json(path, {"load_average": load, **content, "environment": {**where, **(versions or {})}})
     Console().print(f"written: {path}", markup=False)
+
+
+def resume(path: Path) -> dict[str, Any]:
+    """What an earlier call of the same commit has saved, to go on from; empty where there is none."""
+    if not path.exists():
+        return {}
+    content: dict[str, Any] = read_json(path)
+    then, now = content["environment"]["commit"], environment(device="cpu", device_name="cpu", threads=1, processes=1)
+    if then != now["commit"]:
+        raise SystemExit(
+            f"{path}: measured at commit {then}, and this is {now['commit']}. Remove it or use that commit."
+        )
+    return content
 
 
 def take_turns(

@@ -179,16 +179,19 @@ def profile_table(rows: list[Row]) -> str:
 
 
 def view_section(results: Row) -> str:
-    """Times of both forms of the views."""
+    """Times of ours and of torchvision's views, and how many times as fast ours are."""
     rows: dict[str, dict[str, Row]] = {}
     for row in results["rows"]:
         if row["what"].startswith("views"):
             rows.setdefault(row["size"], {})[row["what"].removeprefix("views, ")] = row
-    lines = [
-        [name, *(f"{found[what]['median']:.2g}" for what in ("batched", "torchvision on PIL"))]
-        for name, found in rows.items()
-    ]
-    return made_on(results["environment"]) + "\n" + table(["CPU seconds", "batched", "torchvision on PIL"], lines)
+    names = list(dict.fromkeys(name for found in rows.values() for name in found))
+    lines = [[size, *(f"{found[name]['median']:.2g}" for name in names)] for size, found in rows.items()]
+    head = ["CPU seconds", *names]
+    if "times_ours" in results["rows"][0]:
+        head.append("times as fast")
+        for line, found in zip(lines, rows.values(), strict=True):
+            line.append(times_published({"ratio": found[names[-1]]["times_ours"]}))
+    return made_on(results["environment"]) + "\n" + table(head, lines)
 
 
 def entropy_section(results: Row) -> str:

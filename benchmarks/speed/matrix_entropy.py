@@ -9,7 +9,6 @@ teachers are constants. Errors are those of the float32 gradient, relative, agai
 """
 
 import functools
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -80,8 +79,7 @@ def main() -> None:
         {"n": n, "d": d, "spectrum": spectrum, "algorithm": algorithm, "error": error(n, d, spectrum, algorithm)}
         for n, d in sizes for spectrum in SPECTRA for algorithm in ("eigh", "resolvents")
     ]  # fmt: skip
-    load = [round(value, 1) for value in os.getloadavg()]
-    content = {"unit": "CPU seconds", "quick": arguments.quick, "load_average": load, "rows": rows, "errors": errors}
+    content = {"unit": "CPU seconds", "quick": arguments.quick, "rows": rows, "errors": errors}
     save(arguments.out, content)
     table = Table("n, d", *(f"{name}, ms" for name in rows[0]["seconds"]), *(f"order 1 : {name}" for name in OTHERS))
     for row in rows:

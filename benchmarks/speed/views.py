@@ -1,15 +1,13 @@
-"""Speed of the views beside their alternative, alternating in one run, in CPU seconds of one thread.
+"""Speed of the views beside torchvision's on PIL images, alternating in one run, in CPU seconds of one thread.
 
-    python -m benchmarks.speed.views            (writes benchmarks/results/views.json)
+    python -m benchmarks.speed.views            (writes benchmarks/results/views.json; minutes)
 
-Both views of MoCo v3 for images in memory, ours in batches against torchvision's transforms on PIL images one by
-one, as the published code does it.
+Both views of MoCo v3 for images in memory, normalised: ours as a training makes them, in batches for small images and
+one by one for large ones, and torchvision's transforms on PIL images one by one, as the published code does it.
 """
 
-from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 import torchvision
 from rich.console import Console
@@ -17,51 +15,53 @@ from rich.table import Table
 from torchvision.transforms import v2
 
 from benchmarks.harness import command_line, save, spread, take_turns
+from matrix_ssl.config import DataConfig
 from matrix_ssl.config.views import asymmetric_views
-from matrix_ssl.data import augment
+from matrix_ssl.data.base import MemorySource, Places
+from matrix_ssl.data.loading import TrainingBatches
 
-REPEATS = 3
+ROUNDS, IMAGES = 7, 64
+SIZES = ((32, 32), (64, 128), (128, 128), (224, 256))  # pixels of a view, and of the image it is cut from
 
 
 def main() -> None:
     arguments = command_line(__doc__, "views.json").parse_args()
     torch.manual_seed(0)
-    sizes = ((32, 32),) if arguments.quick else ((32, 32), (64, 128), (224, 256))
-    rows = [row for size, source in sizes for row in measure_views(size, source)]
-    save(arguments.out, {"unit": "CPU seconds, one thread", "repeats": REPEATS, "rows": rows})
+    sizes, rounds = (SIZES[:1], 1) if arguments.quick else (SIZES, ROUNDS)
+    rows = [row for size, source in sizes for row in measure_views(size, source, rounds=rounds)]
+    save(arguments.out, {"unit": "CPU seconds, one thread", "rounds": rounds, "rows": rows})
     table = Table("what", "size", "CPU seconds (median)", "least", "most")
     for row in rows:
         table.add_row(row["what"], row["size"], *(f"{row[key]:.4f}" for key in ("median", "least", "most")))
     Console().print(table)
 
 
-def alternate(variants: Mapping[str, Callable[[], object]], size: str) -> list[dict[str, Any]]:
-    """CPU seconds of every variant, the variants taking turns so that noise meets all of them."""
-    seconds = take_turns(variants, rounds=REPEATS)
-    return [{"what": name, "size": size, **spread(values)} for name, values in seconds.items()]
-
-
-def measure_views(size: int, source: int) -> list[dict[str, Any]]:
-    """Both views of 64 images of ``source`` pixels, at ``size`` pixels."""
-    n = 64
-    images = (torch.rand(n, 3, 8, 8).repeat_interleave(source // 8, 2).repeat_interleave(source // 8, 3) * 255).byte()
+def measure_views(size: int, source: int, *, rounds: int) -> list[dict[str, Any]]:
+    """Both views of images of ``source`` pixels, at ``size`` pixels."""
+    images = (
+        torch.rand(IMAGES, 3, 8, 8).repeat_interleave(source // 8, 2).repeat_interleave(source // 8, 3) * 255
+    ).byte()
     decoded = [torchvision.transforms.functional.to_pil_image(image) for image in images]
-    views = asymmetric_views()
-
-    def ours() -> None:
-        for number, view in enumerate(views, 1):
-            keys = augment.Keys(0, 0, np.arange(n), number)
-            crops = augment.crop_batch(images, augment.random_boxes(view, keys, source, source), size)
-            augment.normalise(augment.random_view(crops / 255, view, keys), (0.5,) * 3, (0.5,) * 3)
-
-    one_by_one = [_torchvision_view(size, view.blur, view.solarize) for view in views]
+    memory = MemorySource("benchmark", images, Places.whole(["benchmark"], [IMAGES]), labels=None, classes=None)
+    data = DataConfig(image_size=size, mean=(0.5,) * 3, std=(0.5,) * 3)
+    batches = TrainingBatches(
+        memory, data, asymmetric_views(), batch_size=IMAGES, seed=0, rank=0, world_size=1,
+        device=torch.device("cpu"), dtype=torch.float32,
+    ).iterate(0, 10**6)  # fmt: skip
+    one_by_one = [_torchvision_view(size, view.blur, view.solarize) for view in asymmetric_views()]
 
     def torchvision_on_pil() -> None:
         for transform in one_by_one:
             torch.stack([transform(image) for image in decoded])
 
-    variants = {"views, batched": ours, "views, torchvision on PIL": torchvision_on_pil}
-    return alternate(variants, f"{n} images, {source} to {size} px")
+    seconds = take_turns({"ours": lambda: next(batches), "torchvision on PIL": torchvision_on_pil}, rounds=rounds)
+    return [
+        {
+            "what": f"views, {name}", "size": f"{IMAGES} images, {source} to {size} px", **spread(values),
+            "times_ours": spread([other / own for own, other in zip(seconds["ours"], values, strict=True)]),
+        }
+        for name, values in seconds.items()
+    ]  # fmt: skip
 
 
 def _torchvision_view(size: int, blur: float, solarize: float) -> v2.Compose:

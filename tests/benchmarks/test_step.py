@@ -27,9 +27,9 @@ def test_a_block_counts_its_steps_after_the_first_and_ratios_are_those_of_a_roun
 
     case = Case("tiny_resnet", 32, 8, workers=1)
     loops = {"ours": lambda: loop(50.0, 1.0), "published": lambda: loop(90.0, 4.0)}
-    rates = step.measure(loops, case, rounds=2, seconds=8.0)
-    assert rates == {"ours": [(8.0, 4.0)] * 2, "published": [(2.0, 1.0)] * 2}
-    ours, published = step.summarise(rates)
+    rounds = [step.measure(loops, case, turn=turn, seconds=16.0) for turn in range(2)]
+    assert rounds == [{"ours": (8.0, 4.0), "published": (2.0, 1.0)}] * 2
+    ours, published = sorted(step.summarise(rounds), key=lambda row: row["loop"])
     assert ours["over"] == "published" and ours["times_per_cpu_second"]["median"] == 4.0
     assert published["images_per_second"]["median"] == 2.0 and "over" not in published
 
@@ -51,6 +51,6 @@ def test_the_scripts_run(module: object, words: list[str], tmp_path: Path, monke
     content = json.loads((tmp_path / "out.json").read_text())
     assert content["environment"]["processor"]
     if module is step:
-        assert [row["loop"] for row in content["cases"][0]["rows"]][-2:] == ["lightly, BYOL", "published"]
+        assert {row["loop"] for row in content["cases"][0]["rows"]} > {"lightly, BYOL", "published"}
     else:
         assert content["not_begun"] == [] and {"losses", "views", "language head"} < content["rows"].keys()
