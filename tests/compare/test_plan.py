@@ -214,7 +214,6 @@ class TestTrials:
 
     def test_a_variant_that_the_recipe_has_already_is_no_trial(self) -> None:
         plan = make_plan(recipe="images_small", data="digits")
-        assert plan.base.method.options["predictor"] is False
         for method in ("matrix_ssl", "mec"):
             assert most_trials(plan, method) == 5 + len(find_method(method).variants) - 1
             settings = [job.settings for job in search(plan, method, [0] * 7)]

@@ -15,7 +15,7 @@ from torch import nn
 
 from matrix_ssl import config, networks
 from matrix_ssl.config import MethodConfig, RunConfig
-from matrix_ssl.config.recipes import find_recipe, list_recipes
+from matrix_ssl.config.recipes import find_recipe, list_recipes, other_methods
 from matrix_ssl.encoder import load_encoder
 from matrix_ssl.errors import ConfigError
 from matrix_ssl.methods import complete_options, describe_method, find_method, list_methods
@@ -83,7 +83,8 @@ class TestUseMethod:
         found = setup.use_method(base, name)
         known = complete_options(find_method(name), {})
         assert found.method.name == name
-        assert found.method.options == {k: v for k, v in base.method.options.items() if k in known}
+        offered = ({} if found is base else other_methods(recipe)) | dict(base.method.options)
+        assert found.method.options == {k: v for k, v in offered.items() if k in known}
         one_view = "views" if found.views != base.views else "method."  # those that need a single one
         assert one_view == "method." or (name in MASKED and found.views == find_method(name).choose_views(base.views))
         assert all(line.startswith(("method.", one_view)) for line in config.differences(base, found))
@@ -96,6 +97,13 @@ class TestUseMethod:
         assert options == {"hidden_dim": 256, "output_dim": 128, "constant_predictor_rate": True}
         momentum = setup.use_method(find_recipe("demo"), "byol").method.options["teacher_momentum"]
         assert momentum == find_recipe("demo").method.options["teacher_momentum"]
+
+    def test_the_method_of_the_paper_for_own_images(self) -> None:
+        widths = {"hidden_dim": 512, "output_dim": 256}
+        assert find_recipe("images_small").method == MethodConfig("matrix_entropy", widths)
+        found = setup.use_method(find_recipe("images_small"), "matrix_ssl").method
+        assert found.options == {**widths, "teacher_momentum": 0.95, "predictor": False}
+        assert setup.use_method(find_recipe("medical"), "byol").method.options["teacher_momentum"] == 0.99
 
     def test_the_same_method_changes_nothing(self) -> None:
         for recipe in list_recipes():

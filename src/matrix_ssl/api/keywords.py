@@ -18,7 +18,8 @@ def assign(
     """Assignments for ``config.override``; keywords that no setting has stay as they are, so that it refuses them.
 
     Args:
-        keywords: values by a whole name, or by the last part of one where no other setting has the same.
+        keywords: values by a whole name, or by the last part of one where no other setting has the same; ``width`` is
+            ``network.width``, whatever option of this name a method has.
         settings: values by whole names with dots, or texts ``key=value``.
         known: the whole names of all settings.
 
@@ -37,11 +38,15 @@ def listed(names: Name | Iterable[Name]) -> list[Name]:
 
 
 def _whole(name: str, known: Sequence[str]) -> str:
-    """The name of a setting by its last part; those of views only where no other setting has it."""
+    """The name of a setting by its last part; an option of the method only where no other setting of the run has it.
+
+    One of views comes last.
+    """
     if name in known:
         return name
     same = [key for key in known if key.rpartition(".")[2] == name]
-    same = [key for key in same if not key.startswith("views.")] or same
+    for special in ("views.", "method."):
+        same = [key for key in same if not key.startswith(special)] or same
     if len(same) > 1:
         raise ConfigError(f"{name} is a setting of {' and '.join(same)}: write settings={{{same[0]!r}: ...}}.")
     return same[0] if same else name

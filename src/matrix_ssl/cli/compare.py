@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 @click.option("--measure", type=click.Choice(["linear", "knn_1", "knn_20"]), default="linear", show_default=True,
               help="Measure that selects the best trial.")  # fmt: skip
 @click.option("--reference", metavar="NAME", help="Method that the others are compared with.  "
-              "[default: matrix_ssl, or the first]")  # fmt: skip
+              "[default: the recipe's, or the first]")  # fmt: skip
 @options.baseline("gets a row without training")
 @options.baseline_size
 @options.assignments()
@@ -78,7 +78,7 @@ def compare(
 
     names = choose_methods(methods, base)
     plan = Plan(
-        base=dataclasses.replace(base, seed=0), methods=names, reference=_reference(names, reference), seeds=seeds,
+        base=dataclasses.replace(base, seed=0), methods=names, reference=_reference(names, reference, base.method.name), seeds=seeds,
         budget=budget, rivals_budget=rivals_budget or 0, trials=trials, tuning_budget=tuning_budget or budget,
         tuning_settings=tuning_set, measure=measure, trial_seeds=trial_seeds,
     )  # fmt: skip
@@ -111,10 +111,10 @@ def compare(
         )
 
 
-def _reference(names: tuple[str, ...], name: str | None) -> str:
+def _reference(names: tuple[str, ...], name: str | None, recommended: str) -> str:
     stems = {Path(name).stem: name for name in names}
     if name is None:
-        return stems.get("matrix_ssl", names[0])
+        return stems.get(recommended, names[0])
     if Path(name).stem not in stems:
         raise ConfigError(f"--reference {name!r} is not among the methods.{did_you_mean(name, stems)}")
     return stems[Path(name).stem]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from matrix_ssl import distributed, networks
 from matrix_ssl.config import MethodConfig, RunConfig
-from matrix_ssl.config.recipes import follows_papers
+from matrix_ssl.config.recipes import follows_papers, other_methods
 from matrix_ssl.data.base import Source
 from matrix_ssl.data.loading import TrainingBatches
 from matrix_ssl.data.sources import absolute, choose_subset
@@ -35,7 +35,8 @@ def complete(config: RunConfig) -> RunConfig:
 def use_method(config: RunConfig, name: str, *, papers: bool = True) -> RunConfig:
     """The run with a different method, a name or the path of a Python file.
 
-    Of the recipe's options, those that the new method has as well are kept, such as the widths of the projector. A
+    Of the recipe's options, those that the new method has as well are kept, such as the widths of the projector, and it
+    gets those that the recipe has for other methods, such as the momentum of a teacher. A
     recipe that follows papers, such as ``imagenet``, gets the values of the new method's paper instead, unless
     ``papers`` is false, as where methods are compared. The views are those that ``Method.choose_views`` makes of them.
     """
@@ -45,7 +46,8 @@ def use_method(config: RunConfig, name: str, *, papers: bool = True) -> RunConfi
     if papers and follows_papers(config.recipe):
         return method.recipe(dataclasses.replace(config, method=MethodConfig(name)))
     known = complete_options(method, {})
-    options = {key: value for key, value in config.method.options.items() if key in known}
+    recommended = {**other_methods(config.recipe), **config.method.options}
+    options = {key: value for key, value in recommended.items() if key in known}
     return dataclasses.replace(config, method=MethodConfig(name, options), views=method.choose_views(config.views))
 
 

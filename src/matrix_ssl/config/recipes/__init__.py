@@ -6,6 +6,7 @@ A file here needs no registration; its function is called ``recipe`` and takes n
 import importlib
 import pkgutil
 from types import ModuleType
+from typing import Any
 
 from matrix_ssl.config import RunConfig
 from matrix_ssl.config.settings import RENAMED_RECIPES
@@ -25,6 +26,11 @@ def find_recipe(name: str) -> RunConfig:
         raise ConfigError(f"There is no recipe {name!r}.{near}")
     config: RunConfig = _module(name).recipe()
     return config
+
+
+def other_methods(name: str) -> dict[str, Any]:
+    """The options that a recipe, by ``OTHER_METHODS``, gives to methods other than its own, where they have them."""
+    return dict(getattr(_module(name), "OTHER_METHODS", {})) if name in _names() else {}
 
 
 def follows_papers(name: str) -> bool:

@@ -12,6 +12,8 @@ import dataclasses
 from matrix_ssl.config import MethodConfig, NetworkConfig, OptimizerConfig, RunConfig
 from matrix_ssl.config.recipes import cifar10
 
+OTHER_METHODS = {"teacher_momentum": 0.95}
+
 
 def recipe() -> RunConfig:
     base = cifar10.recipe()
@@ -20,7 +22,7 @@ def recipe() -> RunConfig:
         recipe="cifar10_small",
         data=dataclasses.replace(base.data, subset=10_000),
         network=NetworkConfig(encoder="tiny_resnet", width=24),
-        method=MethodConfig("matrix_ssl", {"hidden_dim": 512, "output_dim": 256, "teacher_momentum": 0.95}),
+        method=MethodConfig("matrix_entropy", {"hidden_dim": 512, "output_dim": 256}),
         optimizer=OptimizerConfig(name="adamw", learning_rate=0.004, warmup_epochs=1),
         epochs=12,
     )

@@ -13,6 +13,8 @@ from matrix_ssl.config import RunConfig, ViewConfig
 from matrix_ssl.config.recipes import images
 from matrix_ssl.config.views import measured_images
 
+OTHER_METHODS = images.OTHER_METHODS
+
 
 def recipe() -> RunConfig:
     view = ViewConfig(
