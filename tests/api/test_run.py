@@ -141,7 +141,8 @@ def test_images_of_another_program_are_asked_for() -> None:
 
 def test_what_a_run_says_about_itself() -> None:
     run = matrix_ssl.open("of_folder")
-    assert repr(run).startswith("Run('of_folder': encoder tiny_resnet, 16 px, method matrix_entropy, images 40, training 2")
+    text = "Run('of_folder': encoder tiny_resnet, 16 px, method matrix_entropy, images 40, training 2"
+    assert repr(run).startswith(text) and run.config.network.width == 8  # not the method's option of this name
     assert run.config.epochs == 2 and run.summary["steps"] == 4
     assert [line["step"] for line in run.metrics] == [1, 2, 3, 4]
 

@@ -78,8 +78,9 @@ def compare(
 
     names = choose_methods(methods, base)
     plan = Plan(
-        base=dataclasses.replace(base, seed=0), methods=names, reference=_reference(names, reference, base.method.name), seeds=seeds,
-        budget=budget, rivals_budget=rivals_budget or 0, trials=trials, tuning_budget=tuning_budget or budget,
+        base=dataclasses.replace(base, seed=0), methods=names,
+        reference=_reference(names, reference, base.method.name), seeds=seeds, budget=budget,
+        rivals_budget=rivals_budget or 0, trials=trials, tuning_budget=tuning_budget or budget,
         tuning_settings=tuning_set, measure=measure, trial_seeds=trial_seeds,
     )  # fmt: skip
     out = out or default_run(f"compare-{recipe}", data, unnamed="")
