@@ -4,9 +4,9 @@
     python -m benchmarks.experiments.pictures --quick   (two methods, two epochs)
 
 Every method with its default settings under the recipe ``demo``, with a narrow encoder and fewer epochs; masked methods
-get a small vision transformer, since they need tokens, and DINO a small head. Nothing is tuned, and no two methods are
-compared. The command continues where it was stopped, and ``benchmarks.pages.publish_pictures`` draws the figures and
-fills the page.
+get a small vision transformer and decoder, since they need tokens, and DINO a small head. Nothing is tuned, and no two
+methods are compared. The command continues where it was stopped, and ``benchmarks.pages.publish_pictures`` draws the
+figures and fills the page.
 """
 
 import json
@@ -23,7 +23,8 @@ from matrix_ssl.runs.metrics import read_metrics
 
 SETTINGS = {"network.width": 8, "epochs": 40, "log_every": 20, "optimizer.warmup_epochs": 4}
 SMALL_HEADS: dict[str, dict[str, Any]] = {"dino": {"method.prototypes": 1024, "method.head_norm": True}}  # else minutes
-TOKENS = {"network.encoder": "timm/test_vit", "network.patch_size": 2}
+TOKENS = {"network.encoder": "timm/test_vit", "network.patch_size": 2, "method.decoder_dim": 64,
+          "method.decoder_depth": 2, "method.decoder_heads": 2}  # fmt: skip
 KEPT = ("effective_rank", "effective_rank_projection", "matrix_entropy", "mir", "hdr", "online_knn")
 SEEDS = (0, 1)
 
