@@ -16,7 +16,8 @@ import transformers
 from PIL import Image
 from torch import Tensor, nn
 
-from matrix_ssl.data.augment import centre_box, crop, normalise
+from matrix_ssl.data.augment import crop, normalise
+from matrix_ssl.data.squares import centre_box
 from matrix_ssl.encoder.importing import import_run
 from matrix_ssl.encoder.loading import load_encoder
 from matrix_ssl.encoder.opening import Opened, open_checkpoint, open_encoder

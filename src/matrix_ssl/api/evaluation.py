@@ -11,11 +11,11 @@ from torch import nn
 
 from matrix_ssl import distributed
 from matrix_ssl.config import DataConfig
-from matrix_ssl.config.reading import Reading
 from matrix_ssl.data import Source, has_test_split, open_source, split_source
 from matrix_ssl.data.objects import in_colour
 from matrix_ssl.data.sources import Data, Split, Splits, check_outside
 from matrix_ssl.encoder import Weights
+from matrix_ssl.encoder.identity import encoder_digest
 from matrix_ssl.encoder.opening import nothing_at
 from matrix_ssl.encoder.where import PATH, is_folder, read_where
 from matrix_ssl.errors import ConfigError, DataError, MatrixSSLError
@@ -24,11 +24,11 @@ from matrix_ssl.evaluate import protocols as every
 from matrix_ssl.evaluate.baselines import Sizes, open_baselines
 from matrix_ssl.evaluate.feature_files import FeatureFiles
 from matrix_ssl.evaluate.features import Embedding, image_digests
-from matrix_ssl.evaluate.results import fingerprint
 from matrix_ssl.evaluate.subject import Subject
 from matrix_ssl.evaluate.trained.protocols import SEMI_SUPERVISED, EvaluationSettings
-from matrix_ssl.runs import checkpoint, devices
+from matrix_ssl.runs import devices
 from matrix_ssl.runs.display import Display
+from matrix_ssl.runs.files import fingerprint
 from matrix_ssl.runs.folder import lock, read_config
 from matrix_ssl.runs.session import session
 
@@ -203,14 +203,6 @@ def embed(
     return replace(
         embedding, encoder_digest=identity, digests=image_digests(source, embedding.paths) if digests else None
     )
-
-
-def encoder_digest(encoder: nn.Module, images: DataConfig) -> str:
-    """A digest of all that decides the features of an image: weights, layer, and how images are prepared."""
-    form = [type(encoder).__name__, *(getattr(encoder, name, None) for name in ("layer", "grid"))]
-    prepared = [images.image_size, images.crop_fraction, images.mean, images.std, images.white_level]
-    prepared += [images.channels, images.value_range, images.pages] if images.reading != Reading() else []
-    return fingerprint(checkpoint.digest(encoder.state_dict()), prepared, form)
 
 
 def open_images(data: Data, images: DataConfig, *, split: Split, data_root: Path | None, download: bool) -> Source:

@@ -23,14 +23,14 @@ from matrix_ssl.data.pixels import viewable
 from matrix_ssl.data.sources import Split, Splits, absolute, check_outside
 from matrix_ssl.encoder import Weights
 from matrix_ssl.encoder import where as places
+from matrix_ssl.encoder.identity import encoder_digest
 from matrix_ssl.errors import ConfigError, DataError
 from matrix_ssl.evaluate.embedding_files import ENDINGS, check_format, read_embedding
 from matrix_ssl.evaluate.feature_rows import KEY
 from matrix_ssl.evaluate.features import Embedding
-from matrix_ssl.evaluate.results import fingerprint
 from matrix_ssl.runs.caches import features_cache
 from matrix_ssl.runs.display import Display
-from matrix_ssl.runs.files import check_writable
+from matrix_ssl.runs.files import check_writable, fingerprint
 
 _SIDE = 160  # of a thumbnail, in pixels
 
@@ -131,7 +131,7 @@ class Gathered:
         """The features of the images by an encoder: from the file, or computed and kept in it or in the cache."""
         encoder, images = run.encoder(weights=self._weights), run.config.data
         assert self.data is not None
-        identity = evaluation.encoder_digest(encoder, images)
+        identity = encoder_digest(encoder, images)
         if file is not None:
             check_format(file)
             if file.exists():
@@ -183,7 +183,7 @@ class Gathered:
             )
         run = Run(self.embedding.encoder if file else self._where, download=self._download)
         encoder, images = run.encoder(weights=self._weights), run.config.data
-        if self.embedding.encoder_digest not in ("", evaluation.encoder_digest(encoder, images)):
+        if self.embedding.encoder_digest not in ("", encoder_digest(encoder, images)):
             raise DataError(
                 f"{self._where} holds features of a different encoder or block than {run.where}: query by one of its "
                 f"images."

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from matrix_ssl.config.untrusted import open_file, why
 from matrix_ssl.data.base import Classes, EncodedSource, Labels, Places, as_labels
-from matrix_ssl.data.images import decode_image, decode_values, highest_level
+from matrix_ssl.data.decoding import decode_values
+from matrix_ssl.data.images import decode_image, highest_level
 from matrix_ssl.data.layout import is_image
 from matrix_ssl.data.open_files import why_unreadable
 from matrix_ssl.errors import DataError, UnreadableImage

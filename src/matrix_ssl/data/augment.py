@@ -86,12 +86,6 @@ def _central_crop(height: int, width: int, ratio: tuple[float, float]) -> tuple[
     return (height - h) // 2, (width - w) // 2, h, w
 
 
-def centre_box(fraction: float, height: int, width: int) -> tuple[int, int, int, int]:
-    """The central square that evaluation uses, with ``fraction`` of the shorter side, as top, left, height, width."""
-    side = max(1, round(fraction * min(height, width)))
-    return (height - side) // 2, (width - side) // 2, side, side
-
-
 def crop(image: Tensor, box: tuple[int, int, int, int] | Array, size: int) -> Tensor:
     """The crop of one image, resized with antialiasing: uint8 (c, h, w) to uint8 (c, size, size)."""
     top, left, height, width = (int(v) for v in box)

@@ -13,10 +13,11 @@ import torch
 from numpy.typing import NDArray
 
 from matrix_ssl.data.base import Classes, EncodedSource, Labels, PlacedSource, Places, as_labels
+from matrix_ssl.data.decoding import decode_values
 from matrix_ssl.data.folder import file_sizes, read_start
 from matrix_ssl.data.hub import check_pretrained, open_dataset
 from matrix_ssl.data.identity import ABSENT
-from matrix_ssl.data.images import decode_image, decode_values, highest_level, read_content
+from matrix_ssl.data.images import decode_image, highest_level, read_content
 from matrix_ssl.data.layout import TEST_NAMES, TRAIN_NAMES
 from matrix_ssl.errors import DataError, import_extra
 

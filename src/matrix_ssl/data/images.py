@@ -1,25 +1,20 @@
-"""Turns the bytes of an image file into a tensor, or reports why that is impossible.
-
-Decoding is exact or refused: no reduced-size JPEG decoding, no clipping of 16-bit images, EXIF orientation applied.
-By default an image becomes three colours of 8 bits, transparency blended with white; with ``Reading.channels`` it keeps
-all of its channels and bits, by ``values``.
-"""
+"""Turns an image file into a tensor, as ``decoding`` does, or reports why that is impossible."""
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
 import torch
 from PIL import Image
 
 from matrix_ssl.config.reading import COLOURS, Reading
 from matrix_ssl.config.untrusted import GIB, read_file
+from matrix_ssl.data.decoding import decode_pixels, to_pixels
 from matrix_ssl.data.deep import read_levels
 from matrix_ssl.data.open_files import why_unreadable
 from matrix_ssl.data.opening import decode, quiet_pillow, turn_upright
 from matrix_ssl.data.tiff import Tiff
-from matrix_ssl.data.values import Values, is_other_kind, read_values
+from matrix_ssl.data.values import is_other_kind
 from matrix_ssl.errors import DataError, UnreadableImage
 
 _MOST_BYTES = 2 * GIB  # of an image file
@@ -36,26 +31,9 @@ def read_image(path: Path, *, reading: Reading = COLOURS, page: int = 0) -> torc
 def decode_image(content: bytes, where: str, *, reading: Reading = COLOURS, page: int = 0) -> torch.Tensor:
     """The image of a file's bytes: uint8 (3, h, w), or float32 (channels, h, w) in [0, 1] by ``reading``.
 
-    UnreadableImage, at ``where``, if they are not an image, are damaged, would decode to an absurd size, have other
-    channels, or pixels that cannot be read exactly.
+    UnreadableImage, at ``where``, as in ``decode_pixels``.
     """
-    if reading.channels:
-        return decode_values(content, where, reading=reading, page=page).to_unit(where, reading)
-    if is_other_kind(content):
-        return read_values(content, where, page=page, windowed=True).to_colours(where, reading.white_level)
-
-    def convert(image: Image.Image, tags: Tiff | None, again: Image.Image) -> torch.Tensor:
-        levels = read_levels(image, turn_upright, again=again, tags=tags)
-        if levels is None:
-            turn_upright(image)
-        return _to_pixels(image if levels is None else levels.to_8_bit(where, white_level=reading.white_level))
-
-    return decode(content, where, convert, page=page)
-
-
-def decode_values(content: bytes, where: str, *, reading: Reading, page: int = 0) -> Values:
-    """The numbers of a file's bytes as they are stored; errors as in ``decode_image``."""
-    return read_values(content, where, page=page, together=reading.pages == "channels", channels=reading.channels)
+    return torch.from_numpy(decode_pixels(content, where, reading=reading, page=page))
 
 
 def highest_level(path_or_content: Path | bytes) -> int:
@@ -79,7 +57,7 @@ def to_tensor(image: Image.Image, where: str) -> torch.Tensor:
         levels = read_levels(copied, turn_upright, again=None, tags=None)
         if levels is None:
             turn_upright(copied)
-        return _to_pixels(copied if levels is None else levels.to_8_bit(where))
+        return torch.from_numpy(to_pixels(copied if levels is None else levels.to_8_bit(where)))
 
 
 def read_content(path: Path) -> bytes:
@@ -106,17 +84,3 @@ def read_or_replace(read: Callable[[int], Pixels], index: int, count: int) -> tu
     raise DataError(
         f"{len(unreadable)} images in a row cannot be read, the last one {where}: {why}; fix or remove them."
     )
-
-
-def _to_pixels(image: Image.Image) -> torch.Tensor:
-    """uint8 (3, h, w) of an upright image."""
-    return torch.from_numpy(np.asarray(_to_rgb(image)).transpose(2, 0, 1).copy())
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    mode = image.mode
-    if mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        transparent = image.convert("RGBA")
-        white = Image.new("RGBA", transparent.size, "white")
-        return Image.alpha_composite(white, transparent).convert("RGB")
-    return image if mode == "RGB" else image.convert("RGB")

@@ -19,6 +19,7 @@ from matrix_ssl.data.base import Source
 from matrix_ssl.data.device_views import DeviceViews
 from matrix_ssl.data.images import Unreadable
 from matrix_ssl.data.randomness import permutation
+from matrix_ssl.data.squares import centre_box
 from matrix_ssl.data.workers import CentralSquares, Crops, RandomCrops, Reader, read_batches
 from matrix_ssl.errors import ConfigError, UnreadableImage
 
@@ -142,7 +143,7 @@ def evaluation_batches(
     Each batch is the indices (m,) of readable images, their pixels (m, c, s, s) in [0, 1], and the unreadable images.
     """
     if source.images is not None and not source.crops_are_rounded:
-        box = augment.centre_box(data.crop_fraction, *source.images.shape[-2:])
+        box = centre_box(data.crop_fraction, *source.images.shape[-2:])
         for start in range(0, len(source), batch_size):
             images = source.images[start : start + batch_size].to(device)
             boxes = np.tile(np.array(box), (len(images), 1))

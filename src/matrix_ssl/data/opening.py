@@ -11,6 +11,7 @@ import logging
 import struct
 import warnings
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import TypeVar
 
 from PIL import Image, ImageOps, UnidentifiedImageError, features
@@ -32,6 +33,7 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", *(("AVIF",) if _
 _PAGED = ("PNG", "WEBP", "GIF", "AVIF", "HEIF")  # a JPEG may hold thumbnails and depths, which are no pages
 MOST_PAGES = 10_000
 Result = TypeVar("Result")
+_most_pixels: ContextVar[int | None] = ContextVar("most_pixels", default=None)
 
 # kinds of images under the name of another one: place and beginning of their bytes
 _OTHER_KINDS = (
@@ -89,8 +91,18 @@ def check_size(width: int, height: int, where: str, *, channels: int = 1) -> Non
     """Raises UnreadableImage for an image without pixels, or with more numbers than Pillow's limit of pixels."""
     if not (width > 0 and height > 0 and channels > 0):
         raise UnreadableImage(where, "the image has no pixels")
-    if width * height * channels > 2 * (Image.MAX_IMAGE_PIXELS or 0):
+    if width * height * channels > _limit():
         raise UnreadableImage(where, _too_large())
+
+
+@contextlib.contextmanager
+def at_most(pixels: int) -> Iterator[None]:
+    """A block in whose thread no image of more pixels is decoded; Pillow's own limit stays the highest."""
+    before = _most_pixels.set(pixels)
+    try:
+        yield
+    finally:
+        _most_pixels.reset(before)
 
 
 def page_numbers(content: bytes) -> list[int]:
@@ -163,5 +175,11 @@ def _other_kind(content: bytes) -> str:
     return f"{kind}; save it as JPEG or PNG" if kind else "not an image, or its first bytes are damaged"
 
 
+def _limit() -> int:
+    highest = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+    chosen = _most_pixels.get()
+    return highest if chosen is None else min(chosen, highest)
+
+
 def _too_large() -> str:
-    return f"the image is larger than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels (decompression-bomb limit)"
+    return f"the image is larger than {_limit():,} pixels (decompression-bomb limit)"

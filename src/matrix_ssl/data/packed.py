@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from matrix_ssl.config.arrays import read_open_arrays
 from matrix_ssl.config.untrusted import open_file, why
 from matrix_ssl.data.base import Classes, EncodedSource, Labels, PlacedSource, Places, as_labels
-from matrix_ssl.data.images import decode_image, decode_values, highest_level
+from matrix_ssl.data.decoding import decode_values
+from matrix_ssl.data.images import decode_image, highest_level
 from matrix_ssl.errors import DataError
 
 _OTHERS = ("offs", "y", "classes")  # arrays beside the images

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -40,7 +39,7 @@ class Values:
         """How many numbers a pixel has."""
         return int(self.array.shape[2])
 
-    def to_unit(self, where: str, reading: Reading) -> torch.Tensor:
+    def to_unit(self, where: str, reading: Reading) -> NDArray[np.float32]:
         """float32 (c, h, w) in [0, 1].
 
         UnreadableImage, at ``where``, for other channels than ``reading.channels`` (-1: any), for NaN and infinity, and
@@ -56,9 +55,9 @@ class Values:
         if self.array.dtype.kind == "f" and not np.isfinite(values).all():
             raise UnreadableImage(where, "some of its values are not finite (NaN or infinity): fill them")
         unit = np.clip(values, 0, 1).astype(np.float32)
-        return torch.from_numpy(np.ascontiguousarray(unit.transpose(2, 0, 1)))
+        return np.ascontiguousarray(unit.transpose(2, 0, 1))
 
-    def to_colours(self, where: str, white_level: int = 0) -> torch.Tensor:
+    def to_colours(self, where: str, white_level: int = 0) -> NDArray[np.uint8]:
         """uint8 (3, h, w) of one or three channels; UnreadableImage for any other, and as ``Levels.to_8_bit``."""
         if self.channels not in (1, 3):
             raise UnreadableImage(
@@ -70,7 +69,7 @@ class Values:
             top = self.white or (_highest(array) if array.dtype.kind == "u" else 1.0 if array.max() <= 1 else 255.0)
             levels = Levels(array if self.channels == 3 else array[..., 0], "RGB" if self.channels == 3 else "L", top)
             array = np.asarray(levels.to_8_bit(where, white_level=white_level)).reshape(array.shape)
-        return torch.from_numpy(array.transpose(2, 0, 1).copy()).expand(3, -1, -1).contiguous()
+        return np.array(np.broadcast_to(array.transpose(2, 0, 1), (3, *array.shape[:2])), order="C")
 
     def _range(self, where: str, white_level: int) -> tuple[float, float]:
         kind = self.array.dtype.kind

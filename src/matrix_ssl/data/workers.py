@@ -21,6 +21,7 @@ from matrix_ssl.data import augment
 from matrix_ssl.data.base import Source
 from matrix_ssl.data.images import Unreadable, read_or_replace
 from matrix_ssl.data.open_files import check_open_files, open_files_error
+from matrix_ssl.data.squares import centre_box
 from matrix_ssl.errors import MatrixSSLError, TrainingError, UnreadableImage
 
 _MOST_WORKERS = 8
@@ -134,7 +135,7 @@ class CentralSquares(Reader[Crops]):
             except UnreadableImage as error:
                 unreadable.append((error.where, error.reason))
                 continue
-            box = augment.centre_box(self._fraction, *image.shape[-2:])
+            box = centre_box(self._fraction, *image.shape[-2:])
             crops.append(augment.crop(image, box, self._size))
             readable.append(index)
         indices = np.array(readable, dtype=np.int64)

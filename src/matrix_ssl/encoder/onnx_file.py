@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from matrix_ssl.config import DataConfig
 from matrix_ssl.data.augment import normalise
 from matrix_ssl.encoder.formats import Exported, Model, check_features
+from matrix_ssl.encoder.identity import encoder_digest
 from matrix_ssl.errors import CheckpointError, import_extra
 
 _BATCHES = (1, 3)  # sizes that the graph is checked with; it was traced with 2
@@ -49,7 +50,7 @@ def write_onnx(model: Model, folder: Path, name: str) -> Exported:
             f"{model.name} cannot be written as ONNX ({reason}); use --format safetensors."
         ) from error
     assert program is not None
-    program.model.metadata_props.update(model.metadata)
+    program.model.metadata_props.update(model.metadata | {"encoder_digest": encoder_digest(model.encoder, data)})
     program.save(folder / name)
     checked = f"ONNX graph of {model.name} ({model.metadata['weights']})"
     code = "\n".join([

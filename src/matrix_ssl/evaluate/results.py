@@ -6,8 +6,6 @@ the accuracy, its interval, the mean per class, the accuracy of each class and t
 the predicted label of every test image.
 """
 
-import hashlib
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,7 +23,7 @@ from matrix_ssl.data.base import Source
 from matrix_ssl.errors import RunFolderError
 from matrix_ssl.evaluate.probes.accuracy import mean_interval, mean_per_class_interval
 from matrix_ssl.evaluate.probes.protocols import Predictions
-from matrix_ssl.runs.files import cannot_write, read_json, write_atomically, write_json
+from matrix_ssl.runs.files import cannot_write, fingerprint, read_json, write_atomically, write_json
 from matrix_ssl.runs.folder import identity
 
 FOLDER = "evaluation"
@@ -67,11 +65,6 @@ def _digests(path: Path) -> dict[str, str] | None:
         return {split: read_json(path)["set"][split]["digest"] for split in ("train", "test")}
     except (RunFolderError, KeyError, TypeError):  # damaged, no result, or of an earlier version
         return None
-
-
-def fingerprint(*values: Any) -> str:
-    """A short digest of values that JSON can hold: results with the same digest answer the same question."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def describe(predictions: Predictions, answers: Answers, *, by_class: bool = True) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Files that are written completely or not at all, JSON and JSON lines."""
 
 import errno
+import hashlib
 import json
 import math
 import os
@@ -15,6 +16,11 @@ from matrix_ssl.config.untrusted import MOST_TEXT, open_to_append, parse_json, r
 from matrix_ssl.errors import RunFolderError
 
 TEMPORARY = ".tmp"
+
+
+def fingerprint(*values: Any) -> str:
+    """A short digest of values that JSON can hold: results with the same digest answer the same question."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:

@@ -1,0 +1,57 @@
+"""Turns the bytes of an image file into an array, or reports why that is impossible. Imports no torch.
+
+Decoding is exact or refused: no reduced-size JPEG decoding, no clipping of 16-bit images, EXIF orientation applied.
+By default an image becomes three colours of 8 bits, transparency blended with white; with ``Reading.channels`` it keeps
+all of its channels and bits, by ``values``.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from matrix_ssl.config.reading import COLOURS, Reading
+from matrix_ssl.data.deep import read_levels
+from matrix_ssl.data.opening import decode, turn_upright
+from matrix_ssl.data.tiff import Tiff
+from matrix_ssl.data.values import Values, is_other_kind, read_values
+
+
+def decode_pixels(content: bytes, where: str, *, reading: Reading = COLOURS, page: int = 0) -> NDArray[Any]:
+    """The image of a file's bytes: uint8 (3, h, w), or float32 (channels, h, w) in [0, 1] by ``reading``.
+
+    UnreadableImage, at ``where``, if they are not an image, are damaged, would decode to an absurd size, have other
+    channels, or pixels that cannot be read exactly.
+    """
+    if reading.channels:
+        return decode_values(content, where, reading=reading, page=page).to_unit(where, reading)
+    if is_other_kind(content):
+        return read_values(content, where, page=page, windowed=True).to_colours(where, reading.white_level)
+
+    def convert(image: Image.Image, tags: Tiff | None, again: Image.Image) -> NDArray[np.uint8]:
+        levels = read_levels(image, turn_upright, again=again, tags=tags)
+        if levels is None:
+            turn_upright(image)
+        return to_pixels(image if levels is None else levels.to_8_bit(where, white_level=reading.white_level))
+
+    return decode(content, where, convert, page=page)
+
+
+def decode_values(content: bytes, where: str, *, reading: Reading, page: int = 0) -> Values:
+    """The numbers of a file's bytes as they are stored; errors as in ``decode_pixels``."""
+    return read_values(content, where, page=page, together=reading.pages == "channels", channels=reading.channels)
+
+
+def to_pixels(image: Image.Image) -> NDArray[np.uint8]:
+    """uint8 (3, h, w) of an upright image."""
+    return np.asarray(_to_rgb(image)).transpose(2, 0, 1).copy()
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    mode = image.mode
+    if mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        transparent = image.convert("RGBA")
+        white = Image.new("RGBA", transparent.size, "white")
+        return Image.alpha_composite(white, transparent).convert("RGB")
+    return image if mode == "RGB" else image.convert("RGB")

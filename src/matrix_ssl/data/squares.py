@@ -1,0 +1,74 @@
+"""Central squares of images as evaluation takes them, by NumPy and Pillow alone. Imports no torch.
+
+Pixels of 8 bits are resized as PyTorch does it on processors with AVX2, bit for bit: the antialiased triangle filter of
+Pillow, first along the rows and then along the columns, each rounded to 8 bits, with weights of 16 bits and as many
+binary places as the largest one leaves. On other machines PyTorch computes in floating point, and its pixels differ by
+one level at most. Pixels in floating point are resized by Pillow, which differs from PyTorch by rounding.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+_MOST_PLACES = 22  # binary places of a weight
+_ROWS = 16  # of the result that are computed together
+
+
+def centre_box(fraction: float, height: int, width: int) -> tuple[int, int, int, int]:
+    """The central square that evaluation uses, with ``fraction`` of the shorter side, as top, left, height, width."""
+    side = max(1, round(fraction * min(height, width)))
+    return (height - side) // 2, (width - side) // 2, side, side
+
+
+def central_square(pixels: NDArray[Any], *, fraction: float, size: int) -> NDArray[Any]:
+    """The central square of an image (c, h, w), uint8 or float32, with antialiasing, of the same type (c, size, size).
+
+    Args:
+        fraction: of the shorter side, in (0, 1].
+        size: side of the result in pixels.
+    """
+    top, left, height, width = centre_box(fraction, *pixels.shape[-2:])
+    square = pixels[:, top : top + height, left : left + width]
+    if height == size:
+        return square.copy()
+    if pixels.dtype != np.uint8:
+        channels = (Image.fromarray(np.ascontiguousarray(channel)) for channel in square)
+        sides = (size, size)
+        return np.stack([np.asarray(channel.resize(sides, Image.Resampling.BILINEAR)) for channel in channels])
+    return _resize(_resize(square, size).swapaxes(1, 2), size).swapaxes(1, 2).copy()
+
+
+def _resize(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """The last axis of an image resized, rounded half up."""
+    length = pixels.shape[-1]
+    starts, weights, places = _weights(length, size)
+    result = np.empty((*pixels.shape[:-1], size), dtype=np.uint8)
+    for first in range(0, size, _ROWS):
+        rows = range(first, min(first + _ROWS, size))
+        low, high = starts[first], min(starts[rows[-1]] + weights.shape[1], length)
+        matrix = np.zeros((high - low, len(rows)))
+        for row in rows:
+            taps = weights[row, : high - starts[row]]
+            matrix[starts[row] - low : starts[row] - low + len(taps), row - first] = taps
+        sums = pixels[..., low:high].astype(np.float64) @ matrix  # whole numbers below 2**53: exact
+        result[..., first : first + len(rows)] = np.clip(np.floor((sums + 2 ** (places - 1)) / 2**places), 0, 255)
+    return result
+
+
+def _weights(length: int, size: int) -> tuple[NDArray[np.int64], NDArray[np.float64], int]:
+    """First pixel (size,) and weights (size, taps) of every pixel of the result, whole numbers, and their places."""
+    scale = length / size
+    support = max(scale, 1.0)
+    centres = scale * (np.arange(size) + 0.5)
+    starts = np.maximum((centres - support + 0.5).astype(np.int64), 0)
+    ends = np.minimum((centres + support + 0.5).astype(np.int64), length)
+    taps = np.arange(int((ends - starts).max()))
+    distances = np.abs((starts[:, None] + taps - centres[:, None] + 0.5) / support)
+    exact = np.where(taps < (ends - starts)[:, None], np.maximum(1 - distances, 0), 0)
+    exact /= exact.sum(1, keepdims=True)
+    places, largest = 0, float(exact.max())
+    while places < _MOST_PLACES and int(0.5 + largest * 2 ** (places + 1)) < 2**15:
+        places += 1
+    return starts, np.floor(exact * 2**places + 0.5), places
