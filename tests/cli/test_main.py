@@ -36,7 +36,7 @@ EVALUATION = {
 FILES = {
     *EVALUATION,
     "config.json", "environment.json", "metrics.jsonl", "summary.json", "encoder.safetensors", "evaluation.npz",
-    "report.html", "checkpoints/step-000000022.safetensors", ".lock",
+    "report.html", "views.npz", "checkpoints/step-000000022.safetensors", ".lock",
 }  # fmt: skip
 
 

@@ -454,6 +454,7 @@ class TestGallery:
             lambda i: torch.full((3, 8, 6), i, dtype=torch.uint8),
             queries=torch.tensor([2, 0]),
             k=1,
+            where="abcd".__getitem__,
         )
         assert {name: (array.dtype, array.shape) for name, array in made.items()} == {
             "gallery_query": (np.uint8, (2, 8, 6, 3)),
@@ -461,7 +462,11 @@ class TestGallery:
             "gallery_query_label": (np.int64, (2,)),
             "gallery_neighbour_label": (np.int64, (2, 1)),
             "gallery_similarity": (np.float32, (2, 1)),
+            "gallery_query_where": (np.dtype("<U1"), (2,)),
+            "gallery_neighbour_where": (np.dtype("<U1"), (2, 1)),
         }
+        assert made["gallery_query_where"].tolist() == ["c", "a"]
+        assert made["gallery_neighbour_where"].tolist() == [["d"], ["b"]]
         assert made["gallery_query"][:, 0, 0, 0].tolist() == [2, 0]
         assert made["gallery_neighbours"][:, 0, 7, 5, 2].tolist() == [3, 1]
         assert made["gallery_query_label"].tolist() == [5, 3]
@@ -476,6 +481,7 @@ class TestGallery:
             lambda i: torch.full(shapes[i], 7, dtype=torch.uint8),
             queries=torch.tensor([0]),
             k=1,
+            where=str,
         )
         tall, wide = made["gallery_query"][0, :, :, 0], made["gallery_neighbours"][0, 0, :, :, 0]
         assert tall.shape == wide.shape == (64, 40)

@@ -133,6 +133,10 @@ def make_arrays(classes: list[str], *, side: int = 32, channels: int = 3) -> dic
         "gallery_neighbours": generator.integers(0, 256, (queries, neighbours, side, side, channels)).astype(np.uint8),
         "gallery_query_label": query_label.astype(np.int64),
         "gallery_neighbour_label": neighbour_label.astype(np.int64),
+        "gallery_query_where": np.array([f"photos/{i}.png" for i in range(queries)]),
+        "gallery_neighbour_where": np.array(
+            [[f"photos/{i}-{j}.png" for j in range(neighbours)] for i in range(queries)]
+        ),
         "gallery_similarity": np.linspace(0.98, 0.6, queries * neighbours, dtype=np.float32).reshape(queries, -1),
     }
 

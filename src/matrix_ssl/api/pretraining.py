@@ -12,7 +12,7 @@ from matrix_ssl import config as configuration
 from matrix_ssl import distributed, networks
 from matrix_ssl.api.caller import undisturbed
 from matrix_ssl.api.keywords import assign, listed
-from matrix_ssl.api.records import keep_own_parts
+from matrix_ssl.api.records import keep_own_parts, keep_views
 from matrix_ssl.api.run import Run
 from matrix_ssl.config import RunConfig, split_assignment
 from matrix_ssl.config.recipes import find_recipe
@@ -21,6 +21,7 @@ from matrix_ssl.data.objects import as_data, in_colour
 from matrix_ssl.data.sources import Data, Splits, check_outside, describe
 from matrix_ssl.encoder.where import PATH, RANDOM, TIMM, read_where
 from matrix_ssl.errors import CheckpointError, ConfigError, RunFolderError
+from matrix_ssl.evaluate.followed import followed
 from matrix_ssl.evaluate.online import OnlineEvaluation
 from matrix_ssl.evaluate.protocols import describe_images
 from matrix_ssl.methods import Method, find_method, option_defaults, register_method
@@ -190,6 +191,9 @@ def train(
             tensors = start.tensors if start else None
             training = setup.prepare(config, source=source, device=s.device, display=s.display, start=tensors)
             training.callback, training.measures_information = callback, information
+            seen = training.plan.total_steps * config.batch_size
+            if near := followed(run, config, training.source, device=s.device, seen=seen):
+                training.follow = near.see
             if online:
                 training.observer = OnlineEvaluation(training.source, config.data, device=s.device)
         is_done = s.claim(run, lambda: config, is_complete=lambda: _is_complete(run, s.display.say), fresh=fresh)
@@ -206,6 +210,8 @@ def train(
                 s.display.say(colours)
             s.display.say(setup.headline(config, training.source, s.device))
             training.train(run, loggers=loggers)
+        if s.main:
+            keep_views(run, config, training.source)
         page = None
         if s.main and report:
             from matrix_ssl.report import write_report  # takes a second to import

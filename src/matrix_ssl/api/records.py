@@ -1,15 +1,19 @@
-"""What a run keeps of a method or an encoder that is not of this package."""
+"""What a run keeps beside its weights: a method or an encoder that is not of this package, and a few views."""
 
 import inspect
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
 from matrix_ssl import networks
 from matrix_ssl.config import RunConfig
+from matrix_ssl.data.base import Source
+from matrix_ssl.data.first_views import first_views
 from matrix_ssl.methods import find_method
 from matrix_ssl.runs.checkpoint import digest
-from matrix_ssl.runs.files import read_object, write_json, write_text
-from matrix_ssl.runs.folder import METHOD, MODULE
+from matrix_ssl.runs.files import read_object, write_atomically, write_json, write_text
+from matrix_ssl.runs.folder import METHOD, MODULE, VIEWS, identity
 
 
 def keep_own_parts(run: Path, config: RunConfig, say: Callable[[str], None]) -> None:
@@ -19,6 +23,13 @@ def keep_own_parts(run: Path, config: RunConfig, say: Callable[[str], None]) -> 
     """
     _keep_method(run, config.method.name, say)
     _keep_module(run, config.network.encoder, say)
+
+
+def keep_views(run: Path, config: RunConfig, source: Source) -> None:
+    """Writes ``views.npz``, a few images of a training with their views, for its page; what is there stays."""
+    if not (run / VIEWS).exists():
+        arrays = {**first_views(config, source), "run": np.array(identity(run))}
+        write_atomically(run / VIEWS, lambda file: np.savez_compressed(file, **arrays))
 
 
 def _keep_method(run: Path, name: str, say: Callable[[str], None]) -> None:

@@ -39,6 +39,7 @@ def write_map(path: Path, source: Source, features: Features) -> None:
         arrays |= gallery(
             vectors, features.labels, lambda i: viewable(source.read(int(features.indices[i]))),
             queries=queries, k=min(_NEIGHBOURS, len(vectors) - 1),
+            where=lambda i: source.where(int(features.indices[i])),
         )  # fmt: skip
     write_atomically(path, lambda file: np.savez_compressed(file, **arrays))
 
@@ -93,24 +94,34 @@ def nearest_neighbours(features: Tensor, queries: Tensor, *, k: int) -> tuple[Te
 
 
 def gallery(
-    features: Tensor, labels: Tensor, read: Callable[[int], Tensor], *, queries: Tensor, k: int, side: int = 64
+    features: Tensor,
+    labels: Tensor,
+    read: Callable[[int], Tensor],
+    *,
+    queries: Tensor,
+    k: int,
+    where: Callable[[int], str],
+    side: int = 64,
 ) -> dict[str, NDArray]:
     """Thumbnails of some images and of their nearest neighbours, as arrays ready for an .npz file.
 
     Args:
         labels: integers (n,), -1 for unlabelled images.
         read: the image of an index, uint8 (c, h, w) with the same c for all.
+        where: the place of the image of an index.
         side: longest side of a thumbnail, in pixels. Smaller images are not enlarged; if shapes differ, each image is
             in the middle of a white canvas.
 
     Returns:
         ``gallery_query`` uint8 (q, h, w, c), ``gallery_neighbours`` uint8 (q, k, h, w, c), ``gallery_query_label``
-        int64 (q,) and ``gallery_neighbour_label`` int64 (q, k) with -1 for none, ``gallery_similarity`` float32 (q, k).
+        int64 (q,) and ``gallery_neighbour_label`` int64 (q, k) with -1 for none, ``gallery_similarity`` float32 (q, k),
+        ``gallery_query_where`` str (q,) and ``gallery_neighbour_where`` str (q, k).
     """
     indices, similarities = nearest_neighbours(features, queries, k=k)
     chosen = torch.cat([queries.to(indices.device)[:, None], indices], dim=1).cpu()  # (q, 1 + k)
-    images = _same_canvas([_thumbnail(read(index), side) for index in chosen.flatten().tolist()])
+    images = same_canvas([thumbnail(read(index), side) for index in chosen.flatten().tolist()])
     grid = images.permute(0, 2, 3, 1).unflatten(0, chosen.shape).numpy()
+    places = np.array([where(index) for index in chosen.flatten().tolist()]).reshape(chosen.shape)
     labels_chosen = labels.cpu().long()[chosen]
     return {
         "gallery_query": np.ascontiguousarray(grid[:, 0]),
@@ -118,6 +129,8 @@ def gallery(
         "gallery_query_label": labels_chosen[:, 0].numpy().copy(),
         "gallery_neighbour_label": labels_chosen[:, 1:].numpy().copy(),
         "gallery_similarity": similarities.cpu().numpy(),
+        "gallery_query_where": places[:, 0],
+        "gallery_neighbour_where": places[:, 1:],
     }
 
 
@@ -130,7 +143,8 @@ def principal_components(points: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.pad(scores, ((0, 0), (0, 2 - scores.shape[1])))
 
 
-def _thumbnail(image: Tensor, side: int) -> Tensor:
+def thumbnail(image: Tensor, side: int) -> Tensor:
+    """An image uint8 (c, h, w) with a longest side of at most ``side`` pixels."""
     height, width = image.shape[1:]
     if max(height, width) <= side:
         return image
@@ -139,7 +153,8 @@ def _thumbnail(image: Tensor, side: int) -> Tensor:
     return small[0].round().clamp(0, 255).to(torch.uint8)
 
 
-def _same_canvas(images: list[Tensor]) -> Tensor:
+def same_canvas(images: list[Tensor]) -> Tensor:
+    """Images uint8 (c, h, w) of one c, each in the middle of a white canvas that fits all: (n, c, h', w')."""
     height, width = (max(image.shape[axis] for image in images) for axis in (1, 2))
     canvas = torch.full((len(images), images[0].shape[0], height, width), 255, dtype=torch.uint8)
     for area, image in zip(canvas, images, strict=True):

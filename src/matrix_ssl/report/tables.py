@@ -16,6 +16,7 @@ from matrix_ssl.runs.files import read_json
 from matrix_ssl.runs.folder import identity
 
 _ORDER = ("knn", "linear", "low-shot", "transfer", "linear-sgd", "semi-supervised", "fine-tune")
+LABELLED = "labelled images"  # the last column of accuracies
 _PRECISIONS = ("AP", "AP50", "AP75")
 _SHOWN = 8  # classes that a sentence lists
 
@@ -160,7 +161,7 @@ class Evaluation:
             f"gives {percent(1 / self.test.classes)}. Untrained network: same architecture, random weights. "
             "±: standard deviation over random draws of the labelled images."
         )
-        columns = ["", "this encoder", "95 %", "by class", *BASELINES.values(), *public, "labelled images"]
+        columns = ["", "this encoder", "95 %", "by class", *BASELINES.values(), *public, LABELLED]
         rows = [
             [
                 measure_name(key),

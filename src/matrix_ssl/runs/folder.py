@@ -16,6 +16,7 @@ from matrix_ssl.runs.terminal import redact_values
 
 CONFIG, ENVIRONMENT, METRICS, SUMMARY = "config.json", "environment.json", "metrics.jsonl", "summary.json"
 CHECKPOINTS, ENCODER, EVALUATION, SKIPPED = "checkpoints", "encoder.safetensors", "evaluation.npz", "skipped.jsonl"
+VIEWS, FOLLOWED = "views.npz", "followed.npz"  # what the page of a run shows of the training
 METHOD, MODULE = "own-method.py", "own-encoder.json"  # of a method and an encoder that are not of this package
 _LOCK = ".lock"
 _FOREIGN = "wandb"  # folder of W&B

@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Callable, Collection, Generator, Iterable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,8 @@ from matrix_ssl.runs.folder import SKIPPED, SUMMARY, identity
 from matrix_ssl.training import batch_norm, diagnostics, optim
 from matrix_ssl.training.engine import Engine
 from matrix_ssl.training.task import Line, Task, TrainingPlan
+
+T = TypeVar("T")
 
 _FAILURES = (MatrixSSLError, RuntimeError, ValueError, ArithmeticError)  # of what only looks at a training
 _SPECTRA = 6  # moments of a run at which the whole spectrum is kept
@@ -69,6 +72,7 @@ class PreTraining(Task[Batch, StepOutput]):
         self.config, self.method, self.loader, self.source, self.precision = config, method, loader, source, precision
         self.events = {name: torch.zeros((), device=self.device) for name in method.counters}
         self.measures_information = False  # whether lines have MIR and HDR of the two branches
+        self.follow: Callable[[nn.Module, int], None] | None = None  # called with the encoder where a spectrum is kept
         self._alarmed: set[str] | None = None  # kinds of alarms that the user knows
 
     def train(self, run: Path, *, loggers: Collection[str] = ()) -> dict[str, Any]:
@@ -169,6 +173,8 @@ class PreTraining(Task[Batch, StepOutput]):
             line |= self.observer.recent()
             if self._is_moment(self.observer.moments):
                 line |= self._look(self.observer.observe)
+            if self.follow and self._is_moment(_SPECTRA - 1):
+                self._look(partial(self.follow, step=self.step))
         except _FAILURES as error:  # what only looks at a training does not end it
             failures.append(f"Failed observation: {str(error) or type(error).__name__}.")
         line |= self._alarms(line, history, failures)
@@ -206,7 +212,7 @@ class PreTraining(Task[Batch, StepOutput]):
         self._alarmed |= set(map(_kind, alarms))
         return {"alarm": alarms} if alarms else {}
 
-    def _look(self, observe: Callable[[nn.Module], dict[str, float]]) -> dict[str, float]:
+    def _look(self, observe: Callable[[nn.Module], T]) -> T:
         self.method.encoder.eval()
         try:
             with self.clock.stopped(), torch.no_grad():

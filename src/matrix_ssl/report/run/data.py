@@ -32,6 +32,7 @@ _MAP = ("map", "map_labels")
 _GALLERY = (
     "gallery_query", "gallery_neighbours", "gallery_query_label", "gallery_neighbour_label", "gallery_similarity",
 )  # fmt: skip
+_NAMES = ("gallery_query_where", "gallery_neighbour_where")  # absent from files of earlier versions
 
 T = TypeVar("T")
 
@@ -239,6 +240,7 @@ def _read_arrays(path: Path, notes: list[Note]) -> Mapping[str, NDArray[Any]]:
     for what, names, fits in (("map", _MAP, _map_fits), ("gallery of neighbours", _GALLERY, _gallery_fits)):
         if all(name in arrays for name in names) and fits(arrays):
             kept.update({name: arrays[name] for name in names})
+            kept.update({name: arrays[name] for name in _NAMES if name in arrays and what != "map"})
         else:
             text = f"evaluation.npz has no complete {what}, so the page has none. Write the file again with:"
             notes.append(Note(text, "evaluate"))
@@ -259,4 +261,6 @@ def _gallery_fits(arrays: Mapping[str, NDArray[Any]]) -> bool:
         and neighbours.shape == (*query.shape[:1], *neighbours.shape[1:2], *query.shape[1:])
         and arrays["gallery_query_label"].shape == neighbours.shape[:1]
         and arrays["gallery_neighbour_label"].shape == arrays["gallery_similarity"].shape == neighbours.shape[:2]
+        and arrays.get("gallery_query_where", query).shape[:1] == neighbours.shape[:1]
+        and arrays.get("gallery_neighbour_where", neighbours).shape[:2] == neighbours.shape[:2]
     )

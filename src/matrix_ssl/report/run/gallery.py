@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from matrix_ssl.report.run.data import RunData
+from matrix_ssl.runs.terminal import printable
 
 MAX_QUERIES, MAX_NEIGHBOURS = 10, 8
 THUMBNAIL = 96  # pixels; larger images are reduced, which bounds the page
@@ -25,6 +26,7 @@ class Thumbnail(NamedTuple):
     similarity: str
     other_class: bool
     pixelated: bool
+    name: str  # of its file; empty where that was not kept
 
 
 def gallery(data: RunData) -> list[tuple[Thumbnail, list[Thumbnail]]]:
@@ -33,15 +35,19 @@ def gallery(data: RunData) -> list[tuple[Thumbnail, list[Thumbnail]]]:
         return []
     names = ("query", "neighbours", "query_label", "neighbour_label", "similarity")
     query, near, query_label, near_label, similarity = (data.arrays[f"gallery_{name}"] for name in names)
+    absent = np.full((len(near), 1 + near.shape[1]), "")  # earlier versions kept no names
+    query_name = data.arrays.get("gallery_query_where", absent[:, 0])
+    near_name = data.arrays.get("gallery_neighbour_where", absent[:, 1:])
     rows = []
     for i in range(min(len(query), MAX_QUERIES)):
         label = _class_name(data.classes, query_label[i])
-        first = _thumbnail(query[i], f"query image {i + 1}{_of(label)}", label, "", False)
+        first = _thumbnail(query[i], f"query image {i + 1}{_of(label)}", label, "", False, str(query_name[i]))
         others = []
         for j in range(min(near.shape[1], MAX_NEIGHBOURS)):
             other, cosine = _class_name(data.classes, near_label[i, j]), f"{similarity[i, j]:.2f}".replace("-", "−")
             alt = f"neighbour {j + 1} of query {i + 1}{_of(other)}, similarity {cosine}"
-            others.append(_thumbnail(near[i, j], alt, other, cosine, bool(label) and other != label))
+            is_other, name = bool(label) and other != label, str(near_name[i, j])
+            others.append(_thumbnail(near[i, j], alt, other, cosine, is_other, name))
         rows.append((first, others))
     return rows
 
@@ -66,13 +72,19 @@ def _of(label: str) -> str:
     return f", class {label}" if label else ""
 
 
-def _thumbnail(pixels: NDArray[np.uint8], alt: str, label: str, similarity: str, other_class: bool) -> Thumbnail:
+def _thumbnail(
+    pixels: NDArray[np.uint8], alt: str, label: str, similarity: str, other_class: bool, name: str
+) -> Thumbnail:
+    pixelated = max(pixels.shape[:2]) < 64
+    return Thumbnail(image_uri(pixels), alt, label, similarity, other_class, pixelated, printable(name))
+
+
+def image_uri(pixels: NDArray[np.uint8]) -> str:
+    """An image (h, w, c), c of 1 or 3, as the data URI of a PNG file."""
     image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
-    pixelated = max(image.size) < 64
     image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
     if max(image.size) > PLAIN_PNG and image.mode == "RGB":
         image = image.quantize(256)
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", optimize=True)
-    uri = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
-    return Thumbnail(uri, alt, label, similarity, other_class, pixelated)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -10,13 +10,15 @@ import numpy as np
 
 from matrix_ssl.config import to_dict
 from matrix_ssl.report.figures import Curve, Figurine, Panel, stacked
-from matrix_ssl.report.formats import duration, number, percent, present, settings, whole
+from matrix_ssl.report.formats import ABSENT, duration, number, percent, present, settings, whole
 from matrix_ssl.report.measures import BASELINES, MEASURES, measure_name
 from matrix_ssl.report.run import figures
 from matrix_ssl.report.run.classes import ByClass, by_class
 from matrix_ssl.report.run.data import Note, RunData, read_run
+from matrix_ssl.report.run.followed import read_followed
 from matrix_ssl.report.run.gallery import agreement, gallery
-from matrix_ssl.report.tables import ProtocolResult, Score, read_tables
+from matrix_ssl.report.run.views import strip
+from matrix_ssl.report.tables import LABELLED, ProtocolResult, ResultTable, Score, read_tables
 from matrix_ssl.report.template import write_page
 from matrix_ssl.runs.folder import SKIPPED
 
@@ -49,13 +51,15 @@ def write_report(run: Path) -> Path:
         "notes": [(note.text, commands.get(note.command, "")) for note in [*data.notes, *_few(data)]],
         "facts": _facts(data),
         "commands": commands,
-        "tables": read_tables(run),
+        "tables": [_labelled_once(table, data) for table in read_tables(run)],
         "classes": _classes(run, data),
         "training": _training_figures(data),
         "representation": _representation_figures(data),
         "schedule": _schedule_figures(data),
         "absent": _absent(data),
+        "strip": strip(run, data.config),
         "gallery": gallery(data),
+        "followed": read_followed(run),
         "agreement": agreement(data),
         "settings": settings(to_dict(data.config)),
         "environment": settings(data.environment),
@@ -71,38 +75,31 @@ def verdict(data: RunData) -> str:
         compared = [one for one in judged if _against(*one)] if _against(*judged[0]) else []
         ranked = sorted(compared, key=lambda one: _gain(*one)) or judged
         return _verdict_on(*ranked[0]) + (_best(*ranked[-1]) if len(compared) > 1 else "")
-    rank = data.curve("effective_rank", "effective rank")
+    rank, spectra = data.curve("effective_rank", "effective rank"), data.spectra()
     if rank is None:
         return "Nothing has been measured yet."
-    spectra = data.spectra()
     labels = data.arrays.get("map_labels")
     labelled = labels is None or bool((labels >= 0).any())
     why = "Not evaluated yet." if labelled else "These images have no labels to measure accuracy with."
-    of = f" of at most {len(spectra[-1][1])}" if spectra else ""
-    return (
-        f"{why} The effective rank of the features went from {rank.y[0]:.3g} to {rank.y[-1]:.3g}{of} "
-        f"between steps {whole(rank.x[0])} and {whole(rank.x[-1])}."
-    )
+    growth = rank.y[-1] / max(rank.y[0], 1.0)
+    of = f", and {percent(rank.y[-1] / len(spectra[-1][1]))}% of its bound" if spectra else ""
+    return f"{why} The effective rank of the features at the end is {growth:.2g} times that at the start{of}."
 
 
 def _verdict_on(key: str, result: ProtocolResult) -> str:
     name = measure_name(key) + (" per class" if key.startswith("low_shot") else "")
-    score, images = result.measures[key], whole(result.set["test"].images)
-    text = f"{name}: the frozen encoder classifies {percent(score.accuracy)}% of the {images} test images correctly"
-    baselines = _against(key, result)
+    score, baselines = result.measures[key], _against(key, result)
     if not baselines:
-        return f"{text}; there are no baselines to compare it with."
-    others = ", ".join(f"{name} {percent(other.accuracy)}%" for name, other in baselines.items())
+        return f"{name}: there are no baselines to compare the accuracy of the frozen encoder with."
     best = max(baselines, key=lambda name: baselines[name].accuracy)
     gain = _gain(key, result)
     spread = max(score.sd_over_draws, baselines[best].sd_over_draws)
     worth = "no clear gain: within the spread over draws" if abs(gain) <= spread else "a gain" if gain > 0 else "a loss"
-    return f"{text} ({others}). That is {percent(gain, sign='+')} points against {best}, {worth}."
+    return f"{name}: the accuracy of the frozen encoder is {percent(gain, sign='+')} points against {best}, {worth}."
 
 
 def _best(key: str, result: ProtocolResult) -> str:
-    gain = percent(_gain(key, result), sign="+")
-    return f" It gains most in {measure_name(key)}: {percent(result.measures[key].accuracy)}%, {gain} points."
+    return f" It gains most in {measure_name(key)}: {percent(_gain(key, result), sign='+')} points."
 
 
 def _against(key: str, result: ProtocolResult) -> dict[str, Score]:
@@ -115,6 +112,17 @@ def _gain(key: str, result: ProtocolResult) -> float:
     return result.measures[key].accuracy - max(other.accuracy for other in _against(key, result).values())
 
 
+def _labelled_once(table: ResultTable, data: RunData) -> ResultTable:
+    """A table whose rows have one number of labelled images says it once, below."""
+    counts = {row[-1] for row in table.rows} - {ABSENT}
+    if table.columns[-1] != LABELLED or len(counts) > 1:
+        return table
+    of = {f"{whole(data.summary.data.images)}": "all images of the pre-training"}
+    text = "".join(f" Labelled images, but in draws: {of.get(count, count)}." for count in counts)
+    rows = [row[:-1] for row in table.rows]
+    return replace(table, columns=table.columns[:-1], rows=rows, note=table.note + text)
+
+
 def _few(data: RunData) -> list[Note]:
     """A note where so few images or steps cannot teach an encoder much."""
     images, steps = data.summary.data.images, data.summary.steps
@@ -122,10 +130,11 @@ def _few(data: RunData) -> list[Note]:
         return []
     if images >= _FEW_IMAGES and steps >= _FEW_STEPS:
         return []
+    few = " on ".join(["so few steps"] * (steps < _FEW_STEPS) + ["so few images"] * (images < _FEW_IMAGES))
     return [
         Note(
-            f"{whole(steps)} steps on {whole(images)} images teach an encoder little. Add images, train for more "
-            "epochs (--set epochs=...), or start from published weights. Whether pre-training is worth it here:",
+            f"{few.capitalize()} teach an encoder little. Add images, train for more epochs (--set epochs=...), or "
+            "start from published weights. Whether pre-training is worth it here:",
             "worth",
         )
     ]

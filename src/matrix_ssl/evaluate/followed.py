@@ -1,0 +1,78 @@
+"""The nearest neighbours of the same few images at moments of a training, for the page of the run."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from matrix_ssl.config import RunConfig
+from matrix_ssl.config.arrays import read_arrays
+from matrix_ssl.data.base import Source
+from matrix_ssl.data.pixels import viewable
+from matrix_ssl.data.randomness import permutation
+from matrix_ssl.evaluate.features import extract
+from matrix_ssl.evaluate.map import nearest_neighbours, same_canvas, thumbnail
+from matrix_ssl.runs.files import write_atomically
+from matrix_ssl.runs.folder import FOLLOWED, identity
+
+_STREAM = 0xF0110  # coordinate of the choice of images
+_QUERIES, _NEIGHBOURS, _SIDE = 4, 5, 48
+_MOST, _LEAST = 300, 50  # images among which neighbours are looked for
+_SHARE = 200  # of the images that a training sees, one for each image among which neighbours are looked for
+
+
+class Followed:
+    """Writes ``followed.npz`` into a run: the neighbours of four images among at most 300 of its dataset.
+
+    ``step`` int64 (m,), ``query`` uint8 (q, h, w, c), ``query_where`` str (q,), ``neighbours`` uint8 (m, q, k, h, w, c)
+    and ``neighbours_where`` str (m, q, k). The queries are the first of the images; all are a random choice.
+    """
+
+    def __init__(self, run: Path, config: RunConfig, source: Source, *, device: torch.device, images: int):
+        chosen = permutation(len(source), _STREAM)[:images]
+        self._run, self._source, self._data, self._device = run, source.subset(chosen), config.data, device
+
+    def see(self, encoder: nn.Module, step: int) -> None:
+        """Adds the neighbours after a step; what the file has of later steps, before a training resumed, is dropped.
+
+        Raises:
+            MatrixSSLError: no image can be read, or the file cannot be written.
+        """
+        features = extract({"": encoder}, self._source, self._data, device=self._device)
+        queries = torch.arange(min(_QUERIES, len(features.indices) - 1))
+        k = min(_NEIGHBOURS, len(features.indices) - 1)
+        indices, _ = nearest_neighbours(features.vectors[""], queries, k=k)
+        rows = features.indices[torch.cat([queries[:, None], indices.cpu()], dim=1).numpy()]  # (q, 1 + k)
+        small = [thumbnail(viewable(self._source.read(int(i))), _SIDE) for i in rows.flatten()]
+        images = same_canvas(small).permute(0, 2, 3, 1).unflatten(0, rows.shape).numpy()
+        where = np.array([[self._source.where(int(i)) for i in row] for row in rows])
+        new = {"step": np.array([step]), "neighbours": images[None, :, 1:], "neighbours_where": where[None, :, 1:]}
+        earlier = self._earlier(step)
+        arrays: dict[str, NDArray[Any]] = {
+            **{name: np.concatenate([earlier[name], new[name]]) if earlier else new[name] for name in new},
+            "query": images[:, 0], "query_where": where[:, 0], "run": np.array(identity(self._run)),
+        }  # fmt: skip
+        write_atomically(self._run / FOLLOWED, lambda file: np.savez_compressed(file, **arrays))
+
+    def _earlier(self, step: int) -> dict[str, NDArray[Any]]:
+        """What the file holds of the steps before; empty without one, and of a different run or a damaged one."""
+        try:
+            arrays = read_arrays(self._run / FOLLOWED) if (self._run / FOLLOWED).is_file() else {}
+            if not arrays or str(arrays["run"]) != identity(self._run):
+                return {}
+            kept = arrays["step"] < step
+            return {name: arrays[name][kept] for name in ("step", "neighbours", "neighbours_where")}
+        except (OSError, ValueError, KeyError, IndexError):
+            return {}
+
+
+def followed(run: Path, config: RunConfig, source: Source, *, device: torch.device, seen: int) -> Followed | None:
+    """The neighbours to follow in a training that sees ``seen`` images; None where that would be a cost that counts.
+
+    A look costs a forward of each of its images: six looks less than a thirtieth of the forwards of the training.
+    """
+    images = min(_MOST, len(source), seen // _SHARE)
+    return Followed(run, config, source, device=device, images=images) if images >= _LEAST else None
