@@ -128,6 +128,17 @@ def test_coverage_is_the_share_of_balls_with_an_image() -> None:
     assert coverage(target, target, k=3).share == 1.0 and coverage(-np.abs(target), np.abs(target), k=3).share < 0.1
 
 
+def test_a_part_covers_what_it_has_and_what_has_it_among_five_neighbours() -> None:
+    """What the page of explore counts for a selection."""
+    draw = np.random.default_rng(4)
+    x, chosen = draw.normal(size=(80, 4)), np.arange(0, 80, 9)
+    near = nearest(x, k=5).indices
+    counted = np.isin(np.arange(80), chosen) | np.isin(near, chosen).any(axis=1)
+    assert coverage(x[chosen], x).covered.tolist() == counted.tolist()
+    random = [coverage(x[draw.permutation(80)[:9]], x).share for _ in range(200)]
+    assert np.mean(random) == pytest.approx(1 - np.prod([(71 - i) / (80 - i) for i in range(6)]), abs=0.03)
+
+
 def test_the_expected_coverage_is_that_of_one_distribution() -> None:
     """The mean over draws; the closed form of the paper holds for any dimension and distribution."""
     draw = np.random.default_rng(1)

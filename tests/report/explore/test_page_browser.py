@@ -190,6 +190,13 @@ def test_hostile_names_are_text_that_shows_what_it_is(desk):
     assert desk.run("return window.called") is None
 
 
+def coverage_in_words(contents, chosen):
+    """The sentence about images of which one, or one of its five nearest, is chosen."""
+    rows = np.flatnonzero(np.isin(contents.places, chosen))
+    covered = np.isin(np.arange(len(contents.places)), rows) | np.isin(contents.neighbours[:, :5], rows).any(axis=1)
+    return f"The selection covers {100 * covered.mean():.1f}% of all images"
+
+
 @pytest.mark.parametrize("button", [False, True], ids=["shift", "button"])
 def test_lasso_selects_what_is_inside_and_downloads_it(desk, button):
     desk.open()
@@ -210,6 +217,7 @@ def test_lasso_selects_what_is_inside_and_downloads_it(desk, button):
     assert len(expected) > 20
     assert set(chosen) ^ expected <= unsure
     assert len(chosen) == len(set(chosen))
+    assert desk.text("#coverage").startswith(coverage_in_words(desk.contents, chosen))
     duration = desk.run("return performance.getEntriesByName('lasso').map(e => e.duration)")
     assert len(duration) == 1
     if button:

@@ -1,6 +1,7 @@
 // The lists beside the map. Each function fills one; state and actions are those of page.js.
 
 const MOST_LISTED = 200; // clusters, groups or rows that a list shows
+const COVERED_BY = 5; // an image is covered where it, or one of as many nearest neighbours, is selected
 
 const panels = {
   selection(target) {
@@ -13,6 +14,7 @@ const panels = {
     const folded = images.filter((image) => /[\r\n]/.test(place(image))).length;
     target.replaceChildren(
       element("p", { class: "count" }, `${whole(images.length)} of ${whole(COUNT)} images`),
+      element("p", { id: "coverage", class: "soft small" }, coverage(images)),
       element("p", { class: "bar" },
         element("button", { id: "paths", click: () => download("paths.txt",
           images.map(place).filter((path) => !/[\r\n]/.test(path)).join("\n") + "\n", "text/plain") }, "Download paths"),
@@ -108,6 +110,24 @@ const panels = {
       rest(order.length, "values"));
   },
 };
+
+// How much of all images a selection covers (Naeem et al., ICML 2020, equation 5, with all images as the target).
+function coverage(images) {
+  const { count } = data.neighbours;
+  const near = Math.min(COVERED_BY, count);
+  const chosen = new Uint8Array(COUNT);
+  for (const image of images) chosen[image] = 1;
+  let covered = 0;
+  for (let image = 0; image < COUNT; image++) {
+    let is = chosen[image];
+    for (let i = 0; i < near && !is; i++) is = chosen[neighbours[image * count + i]];
+    covered += is;
+  }
+  let missed = 1; // the chance that neither an image nor one of its neighbours is among as many random ones
+  for (let i = 0; i <= near; i++) missed *= Math.max(0, COUNT - images.length - i) / (COUNT - i);
+  return `The selection covers ${percent(covered / COUNT)} of all images: it has them or one of their ${near} nearest `
+    + `neighbours. As many random images would cover ${percent(1 - missed)}.`;
+}
 
 function rest(count, what) {
   return count > MOST_LISTED ? element("p", { class: "soft small" }, `${whole(count - MOST_LISTED)} more ${what}.`) : "";
