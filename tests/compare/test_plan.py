@@ -24,6 +24,7 @@ from matrix_ssl.compare.plan import (
 )
 from matrix_ssl.config.recipes import list_recipes
 from matrix_ssl.data import open_source
+from matrix_ssl.data.statistics import mean_and_deviation
 from matrix_ssl.errors import ConfigError, RunFolderError
 from matrix_ssl.methods import complete_options, find_method, list_methods
 from matrix_ssl.training.configure import configure, outline
@@ -462,3 +463,23 @@ class TestFolder:
 def test_a_plan_is_plain_values() -> None:
     values = dataclasses.asdict(make_plan())
     assert config.from_dict(values["base"]) == make_plan().base and values["trials"] == 4
+
+
+def test_statistics_that_are_not_given_are_measured_once_for_all_runs():
+    images = mean_and_deviation(jobs.open_training_part(demo().data, data_root=None), workers=0)
+    said: list[str] = []
+    base = dataclasses.replace(demo(), data=dataclasses.replace(demo().data, mean=(), std=()))
+    measured = jobs.with_measured(base, data_root=None, download=False, say=said.append)
+    assert (measured.data.mean, measured.data.std) == (images.mean, images.std)
+    assert len(said) == 1 and said[0].startswith(f"Measured on {images.images} images: mean ")
+    assert dataclasses.replace(measured, data=base.data) == base
+    plan = dataclasses.replace(make_plan(), base=measured)
+    every = [plan.base, *(job.config for method in plan.methods for job in runs(plan, method, {}))]
+    assert {run.data.mean for run in every} == {images.mean}
+    assert plan.describe()["base"]["data"]["mean"] == images.mean
+
+
+@pytest.mark.parametrize("recipe", ["demo", "cifar10"])
+def test_statistics_of_a_recipe_stay_as_they_are(recipe):
+    base = outline(recipe, "nowhere", ())
+    assert jobs.with_measured(base, data_root=None, download=False, say=pytest.fail) is base

@@ -66,6 +66,7 @@ def compare(
     if rivals_budget == budget:
         raise ConfigError("--rivals-budget equals --budget; omit it or choose a different value.")
     from matrix_ssl.compare.comparison import PLAN, ComparisonRun
+    from matrix_ssl.compare.job import with_measured
     from matrix_ssl.compare.plan import Plan, choose_methods
     from matrix_ssl.compare.schedule import places
     from matrix_ssl.data.sources import check_outside
@@ -76,6 +77,7 @@ def compare(
     from matrix_ssl.runs.environment import command
     from matrix_ssl.runs.folder import held
 
+    base = with_measured(base, data_root=data_root, download=download, say=options.say)
     names = choose_methods(methods, base)
     plan = Plan(
         base=dataclasses.replace(base, seed=0), methods=names,

@@ -56,6 +56,7 @@ def worth(
         assignments = (*assignments, f"epochs={epochs}")
     config = configure(recipe, data, assignments)
     from matrix_ssl import config as configuration
+    from matrix_ssl.compare.job import with_measured
     from matrix_ssl.compare.worth.plan import TuningSettings, make_plan
     from matrix_ssl.compare.worth.run import PLAN, Images, WorthRun, check
     from matrix_ssl.data.sources import check_outside
@@ -76,9 +77,10 @@ def worth(
     )
     begun = start_from(started, chosen=chosen, run=None, download=download)
     options.say(begun.text)
-    (public,) = open_baselines([reference], begun.config.data, download=download)
+    adapted = with_measured(begun.config, data_root=data_root, download=download, say=options.say)
+    (public,) = open_baselines([reference], adapted.data, download=download)
     plan = make_plan(
-        config, begun.config, sha256=public.sha256, own_size=public.data.image_size,
+        config, adapted, sha256=public.sha256, own_size=public.data.image_size,
         seeds=seeds or 3, test_images=test_images or 0, tuning=tuning,
     )  # fmt: skip
     out = out or default_run(f"worth-{recipe}", data, unnamed="")

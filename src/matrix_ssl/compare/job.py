@@ -34,6 +34,7 @@ from matrix_ssl.runs.display import Display
 from matrix_ssl.runs.files import read_json, read_lines, read_object, write_json
 from matrix_ssl.runs.folder import CONFIG, ENVIRONMENT, METRICS, lock, tidy
 from matrix_ssl.training import setup
+from matrix_ssl.training.measured import with_statistics
 from matrix_ssl.training.task import Observer
 
 JOB, RESULT, OUTPUT = "job.json", "result.json", "output.txt"
@@ -60,6 +61,24 @@ def open_training_part(data: DataConfig, *, data_root: Path | None, download: bo
     if not has_test_split(data.source, data_root=data_root, download=download):
         learn, _ = split_source(learn, HELD_OUT, _SPLIT)
     return choose_subset(learn, data.subset, seed=_SPLIT)
+
+
+def with_measured(
+    config: RunConfig, *, data_root: Path | None, download: bool, say: Callable[[str], None]
+) -> RunConfig:
+    """A run with channels, range, mean and deviation measured on the training images where they are not given.
+
+    Args:
+        say: called with a sentence on what was measured.
+
+    Raises:
+        DataError, ConfigError: as ``open_training_part`` and ``with_statistics``.
+    """
+    data = config.data
+    if data.mean and data.channels != -1 and (data.value_range or not data.channels):
+        return config
+    learn = open_training_part(data, data_root=data_root, download=download)
+    return with_statistics(config, learn, run=None, say=say)[0]
 
 
 def open_test_part(data: DataConfig, *, data_root: Path | None, download: bool = False) -> Source:
