@@ -117,6 +117,8 @@ def test_the_images_of_the_report_have_their_documented_form(done: Path) -> None
     points, (queries, neighbours) = found["map"][1][0], found["gallery_similarity"][1]
     assert 100 <= points <= 360
     del found["classes"]
+    places = [found.pop(name)[1] for name in ("gallery_query_where", "gallery_neighbour_where")]
+    assert places == [(queries,), (queries, neighbours)]
     assert found == {
         "run": ("U16", ()), "map": ("f4", (points, 2)), "map_labels": ("i8", (points,)),
         "gallery_query": ("u1", (queries, 8, 8, 1)), "gallery_neighbours": ("u1", (queries, neighbours, 8, 8, 1)),

@@ -43,6 +43,8 @@ _OTHER_KINDS = (
     (0, b"8BPS", "a Photoshop image"), (0, b"%PDF", "a PDF file"), (0, b"<svg", "an SVG drawing"),
     (0, b"PK\x03\x04", "a zip archive"),
 )  # fmt: skip
+_AVIFS = (b"ftypavif", b"ftypavis")
+_AV1_HEADER, _ABOVE_8, _TWELVE = b"av1C\x81", 0x40, 0x20  # its beginning, and bits of the second byte after it
 _HEIF = (b"ftyphei", b"ftyphev", b"ftypmif1", b"ftypmsf1")
 
 # what decoders raise, or once raised, on damaged bytes; a hundred thousand damaged files raised nothing else of Pillow
@@ -129,6 +131,26 @@ def page_numbers(content: bytes) -> list[int]:
 def is_heif(content: bytes) -> bool:
     """Whether the bytes begin as those of an HEIC image do."""
     return content[4:].startswith(_HEIF)
+
+
+def avif_bits(content: bytes) -> int:
+    """Bits of a channel of an AVIF image by its headers, the most of any of its parts; 0 for bytes of other formats.
+
+    Reference: AV1 Codec ISO Media File Format Binding 1.2.0, section 2.3, the box av1C.
+    """
+    if not content[4:].startswith(_AVIFS):
+        return 0
+    bits, start = 8, 0
+    while start + 8 <= len(content):
+        size, kind = int.from_bytes(content[start : start + 4], "big"), content[start + 4 : start + 8]
+        if size == 1:
+            size = int.from_bytes(content[start + 8 : start + 16], "big")
+        end = start + size if size >= 8 else len(content)
+        for part in content[start:end].split(_AV1_HEADER)[1:] if kind != b"mdat" else ():
+            depth = part[1] if len(part) > 1 else 0
+            bits = max(bits, (12 if depth & _TWELVE else 10) if depth & _ABOVE_8 else 8)
+        start = end
+    return bits
 
 
 def turn_upright(image: Image.Image) -> None:

@@ -19,11 +19,12 @@ from PIL import Image
 from matrix_ssl.config.reading import MOST_CHANNELS, Reading
 from matrix_ssl.data import array_file, bands, dicom
 from matrix_ssl.data.deep import Levels, read_levels
-from matrix_ssl.data.opening import decode, is_heif, page_numbers, reported, turn_upright
+from matrix_ssl.data.opening import avif_bits, decode, is_heif, page_numbers, reported, turn_upright
 from matrix_ssl.data.tiff import Tiff, is_tiff, read_tags
 from matrix_ssl.errors import UnreadableImage, import_extra
 
 _COLOUR_MODES = ("L", "LA", "RGB", "RGBA")
+_BYTE = 8
 _SIGNED = 2  # kind of numbers of a TIFF
 
 
@@ -117,6 +118,9 @@ def read_values(
         return _checked(Values(*dicom.read_dicom(content, where, frame=page, windowed=windowed)), where)
     if is_heif(content):
         return _checked(_read_heif(content, where, page), where)
+    if (bits := avif_bits(content)) > _BYTE:
+        kept = f"of which Pillow keeps {_BYTE}: save it as TIFF, PNG or HEIC, or read colours without data.channels"
+        raise UnreadableImage(where, f"an AVIF image of {bits} bits, {kept}")
     if is_tiff(content) and (tags := read_tags(content, page)) is not None and not tags.is_whole:
         return _checked(Values(bands.read_bands(content, where, page=page)), where)
     return _checked(decode(content, where, lambda *image: _of_picture(*image, where=where), page=page), where)
