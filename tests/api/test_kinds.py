@@ -13,7 +13,7 @@ from matrix_ssl.data import open_source
 from matrix_ssl.encoder import load_encoder
 from matrix_ssl.encoder.exporting import export
 from matrix_ssl.encoder.opening import open_checkpoint
-from matrix_ssl.errors import ConfigError
+from matrix_ssl.errors import ConfigError, DataError
 from matrix_ssl.report import write_report
 from matrix_ssl.runs.folder import read_config
 
@@ -132,3 +132,24 @@ def test_a_number_of_channels_leaves_the_mean_to_be_measured(tiles: Path, tmp_pa
     with pytest.raises(ConfigError, match=r"data\.channels=5, and data\.mean has 3 numbers"):
         dataclasses.replace(data, mean=(0.5,) * 3, std=(0.5,) * 3)
     assert json.loads((run.folder / "config.json").read_text())["data"]["pages"] == "first"
+
+
+def test_an_array_of_any_channels_is_for_every_function_as_files_of_its_numbers(tmp_path: Path) -> None:
+    array = np.random.default_rng(0).integers(0, 4096, (24, 20, 18, 5), dtype=np.uint16)
+    array[12:, ..., 3] //= 2
+    labels = np.repeat([0, 1], 12)
+    settings = {**SETTINGS, "epochs": 1, "batch_size": 8}
+    run = matrix_ssl.pretrain(array, out=tmp_path / "run", settings=settings, quiet=True, report=False)
+    data = read_config(run.folder).data
+    assert (data.channels, data.value_range) == (5, (0.0, float(array.max())))
+    np.testing.assert_allclose(data.mean, (array / array.max()).mean((0, 1, 2)), rtol=1e-5)
+    features = run.embed(array.transpose(0, 3, 1, 2), quiet=True).features
+    for row, image in enumerate(array):
+        (tmp_path / "files").mkdir(exist_ok=True)
+        np.save(tmp_path / "files" / f"{row:02d}.npy", image)
+    np.testing.assert_allclose(run.embed(tmp_path / "files", quiet=True).features, features, rtol=1e-4, atol=1e-5)
+    assert run.evaluate((array, labels), protocols=["knn"], quiet=True)
+    run.explore(array, out=tmp_path / "page", settings={"clusters": 2, "map": "pca"}, quiet=True)
+    assert (tmp_path / "page" / "index.html").is_file()
+    with pytest.raises(DataError, match="The array has 4 channels, and what they are for takes 5"):
+        run.embed(array[..., :4], quiet=True)

@@ -16,7 +16,7 @@ from matrix_ssl.config.reading import Reading
 from matrix_ssl.data import open_source
 from matrix_ssl.data.decoding import decode_values
 from matrix_ssl.data.images import decode_image
-from matrix_ssl.data.opening import page_numbers
+from matrix_ssl.data.opening import avif_bits, page_numbers
 from matrix_ssl.data.packing import PackSettings
 from matrix_ssl.errors import ConfigError, UnreadableImage
 from tests.data.test_deep import png
@@ -185,6 +185,22 @@ class TestPictures:
         exif[274] = 6
         image.save(buffer, "PNG", exif=exif)
         np.testing.assert_array_equal(values(buffer.getvalue()), np.rot90(numbers("u1", 3), -1))
+
+    def test_avif_keeps_8_bits_and_more_are_refused(self) -> None:
+        buffer = io.BytesIO()
+        try:
+            Image.fromarray(numbers("u1", 3)).save(buffer, "AVIF", quality=100)
+        except (KeyError, OSError):
+            pytest.skip("Pillow was built without AVIF")
+        content = buffer.getvalue()
+        with Image.open(io.BytesIO(content)) as image:
+            np.testing.assert_array_equal(values(content), np.asarray(image))
+        header = content.index(b"av1C") + 6  # as of an image of 10 bits, and of 12
+        for depth, bits in ((0x40, 10), (0x60, 12)):
+            deep = content[:header] + bytes([content[header] | depth]) + content[header + 1 :]
+            assert f"an AVIF image of {bits} bits, of which Pillow keeps 8" in refused(deep)
+        start = content.index(b"mdat") - 4  # what looks like a header among the pixels is none
+        assert avif_bits(content[: start + 8] + b"av1C\x81\x00\xff" + content[start + 8 :]) == 8
 
     def test_heic_in_colours_and_with_its_bits(self) -> None:
         pillow_heif = pytest.importorskip("pillow_heif")

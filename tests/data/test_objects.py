@@ -1,5 +1,6 @@
 """Datasets that are objects of Python: what is accepted, what it becomes, that the same content is the same data."""
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,10 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset, IterableDataset, Subset
 
+from matrix_ssl.config.reading import COLOURS, Reading
 from matrix_ssl.data import has_test_split, open_source
 from matrix_ssl.data.base import Source
+from matrix_ssl.data.images import decode_image
 from matrix_ssl.data.objects import as_data, in_colour
 from matrix_ssl.errors import DataError
 
@@ -82,6 +85,34 @@ def test_grey_arrays_have_one_channel_and_three_where_an_encoder_takes_three() -
     assert torch.equal(colour.subset([4]).read(0), colour.read(4))
     mixed = opened(Items([PIXELS[0, ..., 0], PIXELS[1]]))
     assert mixed.channels == 3 and mixed.read(0).shape == mixed.read(1).shape
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+@pytest.mark.parametrize("channels", [2, 4, 16])
+def test_arrays_of_other_channels_are_read_as_files_of_the_same_numbers(channels: int, dtype: type) -> None:
+    array = (np.random.default_rng(0).random((5, 17, 19, channels)) * 200).astype(dtype)
+    reading = Reading(channels=-1, value_range=(0.0, 210.0))
+    for form in (array, array.transpose(0, 3, 1, 2), torch.from_numpy(array), array[..., ::-1][..., ::-1]):
+        source = open_source(as_data(form), split="train", data_root=None, reading=reading)
+        assert (source.channels, source.dtype, source.where(2)) == (channels, torch.float32, "array[2]")
+        file = io.BytesIO()
+        np.save(file, array[2])
+        assert torch.equal(source.read(2), decode_image(file.getvalue(), "x", reading=source.reading))
+        assert np.array_equal(source.values(2), array[2])
+        assert source.digest == as_data(array).train().digest  # type: ignore[union-attr]
+    assert torch.equal(source.subset([2]).read(0), source.read(2))
+    for other, words in ((COLOURS, "takes three colours"), (Reading(channels=3), "takes 3")):
+        with pytest.raises(DataError, match=f"The array has {channels} channels, and what they are for {words}"):
+            open_source(as_data(array), split="train", data_root=None, reading=other)
+
+
+@pytest.mark.parametrize("shape", [(4, 6, 7), (4, 6, 7, 1), (4, 3, 6, 7), (4, 6, 7, 3)])
+def test_arrays_of_16_bits_keep_them(shape: tuple[int, ...]) -> None:
+    array = np.random.default_rng(0).integers(0, 65536, shape, dtype=np.uint16)
+    source = open_source(as_data(array), split="train", data_root=None, reading=Reading(channels=-1))
+    assert source.channels == (1 if 3 not in shape else 3)
+    levels = (source.read(1) * 65535).round().numpy().astype(np.uint16)
+    assert np.array_equal(np.sort(levels, axis=None), np.sort(array[1], axis=None))
 
 
 @pytest.mark.parametrize(("labels", "classes", "expected", "names"), [

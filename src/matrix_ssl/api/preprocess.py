@@ -13,6 +13,7 @@ from torch import Tensor
 from matrix_ssl.config import DataConfig
 from matrix_ssl.config.reading import COLOURS, Reading
 from matrix_ssl.data import Source
+from matrix_ssl.data.array_source import ArraySource, channels_last
 from matrix_ssl.data.augment import normalise
 from matrix_ssl.data.base import MemorySource, Places
 from matrix_ssl.data.images import read_image
@@ -84,6 +85,8 @@ class _Images(Source):
 
 def _open(images: Any, reading: Reading = COLOURS) -> Source:
     if isinstance(images, (np.ndarray, Tensor)):
+        if reading.channels and (array := channels_last(images)) is not None:
+            return ArraySource(array, labels=None, classes=None).with_reading(reading)
         pixels = as_images(images, "The array")
         return MemorySource("images", pixels, Places.whole(["array"], [len(pixels)]), labels=None, classes=None)
     several = images if isinstance(images, (list, tuple)) else [images]

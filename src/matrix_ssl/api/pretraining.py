@@ -32,7 +32,7 @@ from matrix_ssl.runs.loggers import check_loggers
 from matrix_ssl.runs.session import session
 from matrix_ssl.training import fitting, setup
 from matrix_ssl.training.configure import DEFAULT_RECIPE, configure, run_folder
-from matrix_ssl.training.measured import views_remark, with_statistics
+from matrix_ssl.training.measured import keeping_channels, views_remark, with_statistics
 from matrix_ssl.training.start import Start, start_from
 from matrix_ssl.training.task import Line
 
@@ -161,6 +161,7 @@ def train(
     if not (run / CONFIG).exists():
         check_outside(run, data or config.data.source, data_root=data_root)
     with session(device, quiet=quiet) as s:
+        config = keeping_channels(config, data, chosen=chosen)
         values = dict(configuration.flatten(configuration.to_dict(config)))
         values = {key: value for key, value in values.items() if key not in ("data.source", "data.workers")}
         distributed.check_equal(values | {"fit": fit, "fresh": fresh, "online": online}, "settings")

@@ -260,7 +260,7 @@ def as_labels(
     return labels.astype(np.int64), names
 
 
-def in_memory(source: PlacedSource) -> PlacedSource:
+def in_memory(source: PlacedSource, *, kind: type[MemorySource] = MemorySource) -> PlacedSource:
     """The dataset with its images decoded in one thread: for images of 32 to 128 pixels two measured slower.
 
     It stays as it is where shapes differ, an image cannot be read or the pixels would exceed ``MEMORY_LIMIT``.
@@ -277,7 +277,7 @@ def in_memory(source: PlacedSource) -> PlacedSource:
             images[index] = image
     except UnreadableImage:
         return source
-    memory = MemorySource(source.name, images, source.places, labels=source.labels, classes=source.classes)
+    memory = kind(source.name, images, source.places, labels=source.labels, classes=source.classes)
     memory.origin, memory.reading, memory.remarks = source, source.reading, source.remarks
     memory.crops_are_rounded = source.crops_are_rounded
     return memory

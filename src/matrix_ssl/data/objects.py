@@ -1,7 +1,7 @@
 """Datasets that are objects of Python: arrays, datasets of PyTorch and of Hugging Face, sequences of images.
 
-Their identity is their content, as that of files. Pixels are uint8, or floating point in [0, 1], which is rounded to
-8 bits.
+Their identity is their content, as that of files. Pixels of colours are uint8, or floating point in [0, 1], which is
+rounded to 8 bits; arrays of other channels, and of 16 bits, keep all of their numbers.
 """
 
 import os
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch.utils.data import IterableDataset
 
 from matrix_ssl.data import huggingface
+from matrix_ssl.data.array_source import ArraySource, channels_last
 from matrix_ssl.data.base import Classes, Labels, MemorySource, Places, Source, as_labels
 from matrix_ssl.data.folder import FolderSource
 from matrix_ssl.data.items import open_items
@@ -36,9 +37,9 @@ def as_data(data: object) -> Data:
 
     Args:
         data: a path or a name, or a list of them; a list of image files; an array or tensor of images, as
-            ``pixels.as_images`` takes it; a pair of images, as one of the last two, and their labels; a map-style
-            dataset of PyTorch or a sequence, of images, of pairs (image, label) or of dictionaries; a ``Dataset`` or
-            ``DatasetDict`` of Hugging Face.
+            ``pixels.as_images`` or ``array_source.channels_last`` takes it; a pair of images, as one of the last two,
+            and their labels; a map-style dataset of PyTorch or a sequence, of images, of pairs (image, label) or of
+            dictionaries; a ``Dataset`` or ``DatasetDict`` of Hugging Face.
 
     Raises:
         DataError: it is none of these.
@@ -108,6 +109,9 @@ def _in_memory(opener: Callable[[], Source], what: str) -> Splits:
 
 
 def _open_array(images: NDArray[Any] | torch.Tensor, labels: Any) -> Source:
+    if (array := channels_last(images)) is not None:
+        values, classes = _labels(labels, len(array))
+        return ArraySource(array, labels=values, classes=classes)
     pixels = as_images(images, "The array")
     values, classes = _labels(labels, len(pixels))
     return MemorySource("array", pixels, Places.whole(["array"], [len(pixels)]), labels=values, classes=classes)

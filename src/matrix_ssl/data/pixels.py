@@ -88,5 +88,6 @@ def _is_known(dtype: torch.dtype) -> bool:
 def _refused(images: NDArray[Any] | Tensor, what: str, values: str = "") -> DataError:
     return DataError(
         f"{what} is {str(images.dtype).removeprefix('torch.')} of shape {tuple(images.shape)}{values}: expected images "
-        "(n, h, w), (n, h, w, 3) or (n, 3, h, w), uint8 or floating point in [0, 1]."
+        "(n, h, w), (n, h, w, 3) or (n, 3, h, w), uint8 or floating point in [0, 1]. With 2 to 16 other channels "
+        "both sides must be above 16 pixels; 16 bits are kept, too."
     )

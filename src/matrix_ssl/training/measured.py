@@ -1,12 +1,14 @@
 """Settings of the images that are measured when a run starts: channels, range of values, mean and deviation."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from matrix_ssl import distributed
 from matrix_ssl.config import RunConfig
+from matrix_ssl.data.array_source import ArraySource
 from matrix_ssl.data.base import Source
+from matrix_ssl.data.sources import Data, Splits
 from matrix_ssl.data.statistics import Statistics, mean_and_deviation, value_range
 from matrix_ssl.runs.folder import CONFIG, read_config
 
@@ -50,6 +52,20 @@ def with_statistics(
         say(_measured(measured))
         data = dataclasses.replace(data, mean=measured.mean, std=measured.std)
     return dataclasses.replace(config, data=data), source
+
+
+def keeping_channels(config: RunConfig, data: Data | None, *, chosen: Collection[str]) -> RunConfig:
+    """A run on an array of other images than colours of 8 bits keeps its channels, with mean and deviation measured.
+
+    Args:
+        chosen: dotted keys of settings that stay as they are.
+    """
+    source = data.train() if isinstance(data, Splits) else None
+    if not isinstance(source, ArraySource) or config.data.channels:
+        return config
+    own = {name: getattr(config.data, name) for name in ("mean", "std") if f"data.{name}" in chosen}
+    values = {"channels": source.stored_channels, "mean": (), "std": ()} | own
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, **values))
 
 
 def views_remark(config: RunConfig) -> str:

@@ -1,0 +1,104 @@
+"""An array of images that are no colours of 8 bits: 1 to 16 channels, 8 or 16 bits or floating point, as in files."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from matrix_ssl.config.reading import MOST_CHANNELS, Reading
+from matrix_ssl.data.base import Classes, EncodedSource, Labels, MemorySource, PlacedSource, Places, Source, in_memory
+from matrix_ssl.data.values import Values
+from matrix_ssl.errors import DataError
+
+_COLOURS = (1, 3)
+_WORDS = np.dtype(np.uint16)
+
+
+class _Converted(MemorySource):
+    """The images of an array as they are read, whose identity is that of the array."""
+
+    origin: "ArraySource"  # narrower: always there
+
+    def _stored(self) -> tuple[Sequence[str], NDArray[np.int64]]:
+        return self.origin._stored()
+
+    def _read_start(self, index: int, count: int) -> bytes:
+        return self.origin._read_start(index, count)
+
+
+class ArraySource(EncodedSource):
+    """Images (n, h, w, c) of numbers, each read as a .npy file of the same numbers would be."""
+
+    def __init__(self, array: NDArray[Any], *, labels: Labels, classes: Classes):
+        places = Places.whole(["array"], [len(array)])
+        super().__init__("array", places, labels=labels, classes=classes)
+        self._array = array
+
+    @property
+    def stored_channels(self) -> int:
+        """The channels of the array, whatever its images are read as."""
+        return int(self._array.shape[3])
+
+    def with_reading(self, reading: Reading) -> Source:
+        """Raises DataError where the array has other channels than are to be read."""
+        stored = self.stored_channels
+        if not reading.channels and stored not in _COLOURS:
+            raise DataError(f"The array has {stored} channels, and what they are for takes three colours.")
+        if reading.channels not in (0, -1, stored):
+            raise DataError(f"The array has {stored} channels, and what they are for takes {reading.channels}.")
+        return super().with_reading(reading)
+
+    @cached_property
+    def _memory(self) -> PlacedSource:
+        return in_memory(self, kind=_Converted)
+
+    def values(self, index: int) -> NDArray[Any]:
+        image: NDArray[Any] = self._array[self.places.entry[index]]
+        return image
+
+    def read(self, index: int) -> torch.Tensor:
+        values, where = Values(self.values(index)), self.where(index)
+        if self.reading.channels:
+            return values.to_unit(where, self.reading)
+        return values.to_colours(where, self.reading.white_level)
+
+    def _stored(self) -> tuple[Sequence[str], NDArray[np.int64]]:
+        return [], np.full(len(self), self._array[:1].size, dtype=np.int64)
+
+    def _read_start(self, index: int, count: int) -> bytes:
+        image = self.values(index)
+        return f"{image.dtype.str} {image.shape}".encode() + np.ascontiguousarray(image).tobytes()[:count]
+
+
+def channels_last(images: NDArray[Any] | torch.Tensor) -> NDArray[Any] | None:
+    """The images (n, h, w, c) of an array that is not one of colours of 8 bits; None for any other array.
+
+    It has 16 bits and 1 or 3 channels, or 2 to 16 channels of 8 or 16 bits or floating point. The channels are the
+    second or the last axis, whichever of them alone has 1 or 3, or else at most 16.
+    """
+    array = _as_array(images)
+    if array is None or not array.size:
+        return None
+    if array.ndim == 3:
+        return array[..., None] if array.dtype == _WORDS and array.shape[2] not in _COLOURS else None
+    if array.ndim != 4:
+        return None
+    ends = (1, 3)
+    fits = [axis for axis in ends if array.shape[axis] in _COLOURS]
+    if fits and array.dtype != _WORDS:
+        return None
+    fits = fits or [axis for axis in ends if array.shape[axis] <= MOST_CHANNELS]
+    return np.moveaxis(array, fits[0], -1) if len(fits) == 1 else None
+
+
+def _as_array(images: NDArray[Any] | torch.Tensor) -> NDArray[Any] | None:
+    """An array of unsigned numbers of 8 or 16 bits, or of floating point, in the order of bytes of this machine."""
+    if isinstance(images, torch.Tensor):
+        images = images.detach().cpu()
+        images = (images.float() if images.dtype == torch.bfloat16 else images).numpy()
+    if not (images.dtype.kind == "f" and images.dtype.itemsize <= 8) and images.dtype.str[1:] not in ("u1", "u2"):
+        return None
+    return images.astype(images.dtype.newbyteorder("="), copy=False)
