@@ -87,8 +87,8 @@ def alarms(history: Sequence[Mapping[str, Any]]) -> list[str]:
         elif max(line["effective_rank_projection"] for line in recent) < _FEW_DIRECTIONS:
             found.append(
                 f"Collapse of the projections: they span {recent[-1]['effective_rank_projection']:.1f} directions "
-                f"while the features still span {ranks[-1]:.1f}. Try a lower optimizer.learning_rate or another "
-                f"method.ridge or weight of the term that keeps outputs apart."
+                f"while the features still span {ranks[-1]:.1f}. Try a lower optimizer.learning_rate or a "
+                f"larger weight of the term that keeps outputs apart, with Matrix-SSL a different method.ridge."
             )
         elif max(shrunk) < _SHRUNK:
             found.append(
@@ -97,9 +97,9 @@ def alarms(history: Sequence[Mapping[str, Any]]) -> list[str]:
             )
         if max(line["teacher_similarity"] for line in recent) < 0:
             found.append(
-                f"Teacher and student point apart: their mean cosine is {recent[-1]['teacher_similarity']:.2f}, one "
-                f"branch does not follow the other. Try a lower optimizer.learning_rate or method.teacher_momentum "
-                f"nearer to 1."
+                f"The two branches point apart: their mean cosine is {recent[-1]['teacher_similarity']:.2f}, one "
+                f"does not follow the other. Try a lower optimizer.learning_rate or, with a teacher, "
+                f"method.teacher_momentum nearer to 1."
             )
     counts = [0, *(line.get("negative_determinants", 0) for line in history[-2:])]
     new = counts[-1] - counts[-2] if history else 0

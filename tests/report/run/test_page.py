@@ -394,7 +394,7 @@ def test_a_method_without_teacher_says_what_is_absent(tmp_path):
     page = report(write_lines(make_run(tmp_path / "run"), lines))
     assert "invariance" in page.text("svg")
     assert "Not logged in this run: effective rank," in page.text()
-    assert "Teacher-student similarity" not in page.text("h3")
+    assert "Similarity of the two branches" not in page.text("h3")
 
 
 @pytest.mark.parametrize("spectrum", [[1.0], [1.0, 0.0, -1e-18], [0.25] * 4, [0.0, 0.0]])

@@ -204,11 +204,11 @@ def _training_figures(data: RunData) -> list[Figurine]:
         ),
         _information_figure(data),
         stacked(
-            "teacher", "Teacher-student similarity",
-            [Panel("mean cosine", _curves(data, teacher_similarity="teacher and student"), top=1.0)],
-            "Mean cosine between the embeddings of the student for one view and of the slow teacher, or without one of "
-            "the network itself, for the other. A healthy run stays below 1 and rises slowly; 1 from the start means "
-            "that the views hardly differ or that all embeddings coincide.",
+            "teacher", "Similarity of the two branches",
+            [Panel("mean cosine", _curves(data, teacher_similarity="branches"), top=1.0)],
+            "Mean cosine between the outputs for the two views of an image, those of the student and of the teacher "
+            "where there is one. A healthy run stays below 1 and rises slowly; 1 from the start means that the views "
+            "hardly differ or that all outputs coincide.",
         ),
     )  # fmt: skip
 
