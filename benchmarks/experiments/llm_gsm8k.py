@@ -25,6 +25,7 @@ from rich.markdown import Markdown
 from benchmarks.experiments.llm_arms import claim
 from benchmarks.harness import RESULTS, ROOT
 from benchmarks.pages.tables import fill, table
+from matrix_ssl.data.hub import quiet_transformers
 from matrix_ssl.errors import DataError
 from matrix_ssl.llm import models, score
 from matrix_ssl.llm.data.question_files import Rows, read_rows
@@ -34,9 +35,12 @@ from matrix_ssl.llm.finetune.settings import MODEL, FineTuneSettings
 from matrix_ssl.llm.finetune.settings import RESULT as RESULT_OF_RUN
 from matrix_ssl.llm.tiny import tiny_llama, tiny_tokenizer
 from matrix_ssl.report.diagnosis import MEASURES, layer_name
+from matrix_ssl.runs import devices
 from matrix_ssl.runs.display import Display
+from matrix_ssl.runs.environment import versions
 from matrix_ssl.runs.files import read_json, write_atomically, write_json
-from matrix_ssl.runs.folder import lock
+from matrix_ssl.runs.folder import ENVIRONMENT, lock
+from matrix_ssl.runs.folder import claim as claim_run
 
 RESULT = "llm_gsm8k.json"
 CPU = torch.device("cpu")
@@ -77,7 +81,7 @@ def main() -> None:
     given = {key: getattr(arguments, key) for key in ("problems", "test") if getattr(arguments, key)}
     settings = dataclasses.replace(QUICK if arguments.quick else Settings(), **given)
     work = arguments.work or ROOT / "runs" / f"llm_gsm8k{'_quick' * arguments.quick}"
-    with models.without_bars():
+    with quiet_transformers():
         result = chain(settings, *gsm8k(settings), work)
     write_json((work if arguments.quick else RESULTS) / RESULT, result)
     if not arguments.quick:
@@ -127,8 +131,11 @@ def chain(settings: Settings, learn: Rows, answer: Rows, work: Path) -> dict[str
         run, device=CPU,
     )  # fmt: skip
     with lock(run):
-        complete = finetune.claim(prepared, run)
-        trained = read_json(run / RESULT_OF_RUN) if complete else finetune.run(prepared, run, display=Display())
+        claim_run(run, prepared.description())
+        if not (run / RESULT_OF_RUN).exists():
+            write_json(run / ENVIRONMENT, devices.environment(CPU) | versions(finetune.PACKAGES))
+            finetune.run(prepared, run, display=Display())
+    trained = read_json(run / RESULT_OF_RUN)
     scores = {name: scored(place, answer, settings) for name, place in (("untrained", base), ("trained", run / MODEL))}
     found = diagnose(
         DiagnoseSettings(model=str(run), text=work / "exam.txt", reference=str(base), max_tokens=settings.diagnosed),
