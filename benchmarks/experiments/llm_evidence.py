@@ -91,6 +91,7 @@ def main() -> None:
         stage(f"pair-{i:02d}", lambda i=i: pair(model, held_out, first=first + 2 * PER_BATCH * i))
         for i in range(arguments.pairs)
     ]
+    ranks = counts.argsort(descending=True, stable=True).argsort()
     versions = {name: importlib.metadata.version(name) for name in ("transformers", "tokenizers")}
     result = {
         "model": Path(arguments.model).name,
@@ -101,7 +102,7 @@ def main() -> None:
         "objectives": {name: dataclasses.asdict(objective) for name, objective in FORMS.items()},
         "head": head,
         "answers": len(rows),
-        "bands": summarise_positions(rows, counts.argsort(descending=True, stable=True).argsort().tolist()),
+        "bands": summarise_positions(rows, ranks.tolist(), digits=head["digits"]["tokens"]),
         "answers_per_batch": PER_BATCH,
         "pairs": pairs,
         "environment": where | versions,
@@ -161,7 +162,7 @@ def rows_of_the_head(weight: Tensor, tokenizer: Any, counts: Tensor, spelling: T
         "used": spread_of_cosines(unit, used, spelling),
         "length_of_the_mean": unit.mean(0).norm().item(),
         "effective_rank": effective_rank(unit.mT @ unit).item(),
-        "digits": {"tokens": len(digits), "cosine": off_diagonal(among), "squared_cosine": off_diagonal(among**2)},
+        "digits": {"tokens": digits.tolist(), "cosine": off_diagonal(among), "squared_cosine": off_diagonal(among**2)},
         "neighbours": neighbours(unit, tokenizer),
     }
 
@@ -276,7 +277,7 @@ def gradients(hidden: Tensor, weight: Tensor, labels: Tensor, kept: Tensor) -> R
     return rows
 
 
-def pair(model: Any, examples: Examples, *, first: int) -> Row:
+def pair(model: Any, examples: Any, *, first: int) -> Row:
     """Gradients by all weights on one batch of answers, and the cross-entropy's on the next one."""
     model.requires_grad_(True)
     plain, *terms = weight_gradients(model, examples, range(first, first + PER_BATCH), [PLAIN, *FORMS.values()])
@@ -294,7 +295,7 @@ def pair(model: Any, examples: Examples, *, first: int) -> Row:
     return rows
 
 
-def weight_gradients(model: Any, examples: Examples, batch: Sequence[int], objectives: list[Objective]) -> list[Tensor]:
+def weight_gradients(model: Any, examples: Any, batch: Sequence[int], objectives: list[Objective]) -> list[Tensor]:
     """For every objective the gradient of its mean over the learned tokens, all weights in one vector."""
     parameters = list(model.parameters())
     totals = [torch.zeros(sum(p.numel() for p in parameters)) for _ in objectives]

@@ -38,12 +38,17 @@ def main() -> None:
     Console().print("written: docs/results/llm-evidence.md", markup=False)
 
 
-def summarise_positions(rows: Sequence[Row], ranks: Sequence[int]) -> dict[str, Row]:
-    """Means over the positions of all answers, by how frequent the target is; ``ranks`` of all tokens, from 0.
+def summarise_positions(rows: Sequence[Row], ranks: Sequence[int], *, digits: Sequence[int]) -> dict[str, Row]:
+    """Means over the positions of all answers, by the target: how frequent it is, and whether it is a digit.
+
+    ``ranks`` are those of all tokens by frequency, from 0.
 
     The cosine of a band is that of the gradients of all its positions, one long vector: Σ<g, h> / √(Σ‖g‖² Σ‖h‖²).
     """
-    place = np.array([ranks[token] for row in rows for token in row["targets"]])
+    targets = np.array([token for row in rows for token in row["targets"]])
+    place, digit = np.asarray(ranks)[targets], np.isin(targets, digits)
+    chosen = {name: (place >= low) & (place < high) for name, (low, high) in BANDS.items()}
+    chosen |= {"digits": digit, "all but digits": ~digit}
     values = {
         "q": join(rows, lambda row: row["q"]),
         "spellings": join(rows, lambda row: row["spellings"]),
@@ -53,8 +58,7 @@ def summarise_positions(rows: Sequence[Row], ranks: Sequence[int]) -> dict[str, 
     }  # fmt: skip
     plain = join(rows, lambda row: row["gradients"]["ce_ce"])
     bands: dict[str, Row] = {}
-    for name, (low, high) in BANDS.items():
-        mine = (place >= low) & (place < high)
+    for name, mine in chosen.items():
         if mine.any():
             means = {key: float(x[mine].mean()) for key, x in values.items()}
             terms = {form: compare(rows, form, plain, mine) for form in FORMS}
@@ -182,8 +186,8 @@ def head_table(result: Row) -> str:
     )
     if digits["cosine"] is not None:
         about += (
-            f"Two of the {digits['tokens']} digits have a mean cosine of {digits['cosine']:.2f} and a mean cosine² of "
-            f"{digits['squared_cosine']:.2f}. "
+            f"Two of the {len(digits['tokens'])} digits have a mean cosine of {digits['cosine']:.2f}, and a mean "
+            f"cosine² of {digits['squared_cosine']:.2f}. "
         )
     near = [f"`{word}`: " + ", ".join(f"`{text}` {value:.2f}" for text, value in rows)
             for word, rows in head["neighbours"].items()]  # fmt: skip

@@ -139,6 +139,22 @@ def test_writing_is_greedy_whatever_the_folder_says_and_the_same_in_every_batch(
         assert text == tokenizer.decode(new, skip_special_tokens=True)
 
 
+def test_the_cache_is_static_where_the_model_has_one_and_changes_no_answer(monkeypatch: pytest.MonkeyPatch):
+    model, tokenizer, caches = llm_toys.llama().eval(), llm_toys.tokenizer(), set()
+    model.register_forward_pre_hook(lambda _, args, kwargs: caches.add(type(kwargs["past_key_values"]).__name__),
+                                    with_kwargs=True)  # fmt: skip
+    prompts = [f"{row['question']}\n" for row in llm_toys.questions(5)] + ["a\n"]
+
+    def texts() -> list[str]:
+        caches.clear()
+        return write(model, tokenizer, prompts, template="plain", batch_size=4, max_new_tokens=6).texts
+
+    static = texts()
+    assert caches == {"StaticCache"}
+    monkeypatch.setattr(type(model), "_can_compile_fullgraph", False)
+    assert texts() == static and caches == {"DynamicCache"}
+
+
 def test_questions_without_answers(tmp_path: Path):
     (tmp_path / "a.txt").write_text("one?\n\ntwo?\n")
     assert question_files.read_questions(str(tmp_path / "a.txt")) == ["one?", "two?"]

@@ -208,6 +208,7 @@ def score(
     scoring.write_answers(out, scores)
     origin = {"model": model, "task": task, "data": {"name": data, "sha256": rows.sha256}, "template": chosen,
               "max_new_tokens": max_new_tokens, "ignored_generation_settings": writing.ignored_settings(network),
+              "cache": "static" if writing.has_static_cache(network) else "dynamic",
               "environment": devices.environment(network.device)}  # fmt: skip
     write_json(summary, scores.to_dict() | origin)
     for name, value in scores.accuracies.items():

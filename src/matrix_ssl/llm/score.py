@@ -102,11 +102,9 @@ def score_model(
     extraction = extraction or default_extraction(template)
     with greedy(model):
         writer = _writer(model, tokenizer, batch_size=batch_size, max_length=positions, special=special)
-        started = time.monotonic()
         score = score_with(writer, docs, stops=STOPS[template], max_new_tokens=max_new_tokens, extraction=extraction)
-        seconds = time.monotonic() - started
     written = tokenizer([answer.completion for answer in score.answers], add_special_tokens=False)["input_ids"]
-    return dataclasses.replace(score, tokens_per_second=sum(map(len, written)) / seconds)
+    return dataclasses.replace(score, tokens_per_second=sum(map(len, written)) / writer.seconds)
 
 
 def _writer(
@@ -120,6 +118,14 @@ def _writer(
     ending = len(special_tokens(tokenizer)[1]) if special else 0
 
     class Writer(HFLM):
+        seconds = 0.0  # of generation, without what the harness does before and after
+
+        def generate_until(self, *args: Any, **options: Any) -> list[str]:
+            started = time.monotonic()
+            texts: list[str] = super().generate_until(*args, **options)  # sorted by length, the longest first
+            self.seconds += time.monotonic() - started
+            return texts
+
         def tok_encode(self, string: str, *args: Any, **options: Any) -> list[int]:
             ids: list[int] = super().tok_encode(string, *args, **options)
             return ids[: len(ids) - ending]

@@ -35,15 +35,24 @@ def ignored_settings(model: "PreTrainedModel") -> dict[str, Any]:
     }
 
 
+def has_static_cache(model: "PreTrainedModel") -> bool:
+    """Whether keys and values go into memory of a fixed length, which no token has to move; transformers' own mark."""
+    return bool(getattr(model, "_can_compile_fullgraph", False)) and not model.config.is_encoder_decoder
+
+
 @contextmanager
 def greedy(model: "PreTrainedModel") -> Iterator[None]:
-    """Within the block a model generates greedily, whatever its folder says; its end tokens stay."""
+    """Within the block a model generates greedily, whatever its folder says; its end tokens stay.
+
+    The cache is static where the model has one. Its forward is not compiled, which would take a minute for each shape.
+    """
     own: Any = getattr(model, "generation_config", None)
     kept = {key: getattr(own, key, None) for key in _KEPT}
     model.eval()
     model.generation_config = import_extra("transformers", extra="llm").GenerationConfig(
-        do_sample=False, num_beams=1, **kept
-    )
+        do_sample=False, num_beams=1, cache_implementation="static" if has_static_cache(model) else None,
+        disable_compile=True, **kept,
+    )  # fmt: skip
     try:
         yield
     finally:
