@@ -95,7 +95,8 @@ def arms_table(rows: Sequence[Row], base: Row) -> str:
     note = (
         "Mean ± standard deviation over the seeds; paired differences with their 95 % t intervals, p values by the "
         "paired t test on token CE, adjusted for both arms. Token CE, MCE and the share of right answers are those of "
-        "test problems, each read once for each row; MCE is in the form of the arm, for CE closed. Seconds are those of training and likelihood.\n"
+        "test problems, each read once for each row; MCE is in the form of the arm, for CE closed. Seconds are those "
+        "of training and likelihood.\n"
     )
     return f"{table(head, lines)}\n{note}"
 
