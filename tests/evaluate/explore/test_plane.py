@@ -1,5 +1,7 @@
 """The map of any number of images, and what the page says from one search for neighbours."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -52,11 +54,19 @@ def test_few_or_equal_images_have_a_map(features):
     assert points.shape == (len(features), 2) and np.isfinite(points).all()
 
 
-def test_umap_places_clusters_or_names_its_extra():
-    try:
-        assert purity(plane(clusters(), rule="umap")) > 0.9
-    except MissingExtra as error:
-        assert "umap" in str(error)
+@pytest.mark.slow  # numba compiles for half a minute
+def test_umap_places_clusters_and_the_same_seed_gives_the_same_map():
+    pytest.importorskip("umap", reason="umap-learn is not installed: the extra umap")
+    points = plane(clusters(), rule="umap")
+    assert (points.dtype, points.shape) == (np.float32, (90, 2)) and np.isfinite(points).all()
+    assert purity(points) > 0.9
+    assert np.array_equal(plane(clusters(), rule="umap"), points)
+
+
+def test_umap_names_its_extra_where_it_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "umap", None)
+    with pytest.raises(MissingExtra, match=r"umap"):
+        plane(clusters(), rule="umap")
 
 
 def test_an_unknown_map_is_refused():

@@ -168,6 +168,8 @@ def test_hover_shows_the_image_and_click_its_neighbours(desk):
     desk.until(f"return document.querySelector('#image h2')?.textContent === {name!r}")
     near = desk.run("return [...document.querySelectorAll('#image .grid [data-image]')].map(e => +e.dataset.image)")
     assert near == desk.contents.neighbours[image].tolist()
+    names = desk.run("return [...document.querySelectorAll('#image .grid .name')].map(e => e.textContent)")
+    assert names == [desk.contents.places[other].rpartition("/")[2] for other in near]
     href = desk.run("return document.querySelector('#image a').href")
     assert href.endswith("/" + desk.contents.places[image].replace(" ", "%20"))
     desk.run("document.querySelector('#image .grid [data-image]').click()")

@@ -97,6 +97,17 @@ def test_neighbours_are_followed_and_shown_with_their_names(tmp_path):
     assert sum(name.startswith("photos/") for name in names) == 6 * 8
 
 
+def test_pages_of_explore_in_the_run_folder_are_linked(tmp_path):
+    run = make_run(tmp_path / "first", lines=2)
+    for name, files in (("my <map>", ("explore.json", "index.html")), ("begun", ("explore.json",))):
+        (run / name).mkdir()
+        for file in files:
+            (run / name / file).write_text("{}")
+    page = read_page(write_report(run))
+    assert [link["href"] for link in page.all("a")] == ["my%20%3Cmap%3E/index.html"]
+    assert "The map of images in my <map>" in page.those("a")
+
+
 def test_files_of_a_different_run_or_damaged_ones_are_not_shown(tmp_path):
     run = make_run(tmp_path / "first", lines=2)
     np.savez(run / "views.npz", where=np.array(["a"]), run=np.array("other"))

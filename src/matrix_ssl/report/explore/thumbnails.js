@@ -31,7 +31,7 @@ function caption(column, image) {
   return value === "" ? "" : `${shown(column.name)} ${shown(value)}`;
 }
 
-// A list of thumbnails that are buttons. lines(image): texts below the thumbnail.
+// A list of thumbnails that are buttons. lines(image): texts below the thumbnail, after the name of its file.
 function grid(images, lines, label, size = 76) {
   const list = element("ul", { class: "grid", "aria-label": label });
   list.style.setProperty("--size", `${size}px`);
@@ -45,7 +45,8 @@ function grid(images, lines, label, size = 76) {
       return element("li", {}, element("button", {
         class: "cell", "data-image": image, title: shown(place(image)),
         "aria-label": [fileName(image), ...texts].join(", "),
-      }, thumbnail(image, size), ...texts.map((text) => element("span", {}, text))));
+      }, thumbnail(image, size), element("span", { class: "name" }, fileName(image)),
+      ...texts.map((text) => element("span", {}, text))));
     }));
     more.textContent = `Show more: ${whole(count)} of ${whole(images.length)}`;
     more.hidden = count >= images.length;

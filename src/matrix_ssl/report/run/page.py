@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 
@@ -21,10 +22,11 @@ from matrix_ssl.report.run.views import strip
 from matrix_ssl.report.tables import LABELLED, ProtocolResult, ResultTable, Score, read_tables
 from matrix_ssl.report.template import write_page
 from matrix_ssl.runs.folder import SKIPPED
+from matrix_ssl.runs.terminal import printable
 
 COMMANDS = {  # for the reader to type in the folder that contains the run
     "evaluate": "matrix-ssl evaluate {run}",
-    "explore": "matrix-ssl explore {run} --data FOLDER --out explored",
+    "explore": "matrix-ssl explore {run} --data FOLDER --out {run}/explored",
     "worth": "matrix-ssl worth --data FOLDER --from torchvision/resnet18",
     "embed": "matrix-ssl embed {run} --data FOLDER --out features.npz",
     "export": "matrix-ssl export {run} --format torchvision",
@@ -60,6 +62,7 @@ def write_report(run: Path) -> Path:
         "strip": strip(run, data.config),
         "gallery": gallery(data),
         "followed": read_followed(run),
+        "explored": _explored(run),
         "agreement": agreement(data),
         "settings": settings(to_dict(data.config)),
         "environment": settings(data.environment),
@@ -148,6 +151,12 @@ def _classes(run: Path, data: RunData) -> ByClass | None:
             except (OSError, ValueError):
                 return None  # the table of accuracies has the note
     return None
+
+
+def _explored(run: Path) -> list[tuple[str, str]]:
+    """The pages of ``explore`` in folders of the run: the name of each folder, and its address relative to the run."""
+    folders = sorted(path.parent.name for path in run.glob("*/explore.json") if (path.parent / "index.html").is_file())
+    return [(printable(name), f"{quote(name, errors='surrogateescape')}/index.html") for name in folders]
 
 
 def _facts(data: RunData) -> list[tuple[str, str]]:
