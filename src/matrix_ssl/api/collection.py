@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from matrix_ssl import config as configuration
 from matrix_ssl.api.gathered import Gathered
+from matrix_ssl.config.untrusted import expanded
 from matrix_ssl.data.randomness import permutation
 from matrix_ssl.errors import ConfigError, DataError
 from matrix_ssl.evaluate.explore.clusters import REPRESENTATIVES, cluster
@@ -128,7 +129,7 @@ class Collection(Gathered):
         Raises:
             MatrixSSLError: the count is out of range, or a name matches no image or several.
         """
-        names = read_names(Path(labelled)) if isinstance(labelled, (str, Path)) else list(labelled)
+        names = read_names(expanded(labelled)) if isinstance(labelled, (str, Path)) else list(labelled)
         where = str(labelled) if isinstance(labelled, (str, Path)) else "labelled"
         start = match_names(self.embedding.paths, names, where=where, dataset=str(self._where)) if names else ()
         chosen = select(self.embedding.features, count=count, rule=rule, start=start)
@@ -151,7 +152,7 @@ class Collection(Gathered):
         from matrix_ssl.api.exploring import ExploreSettings, explore_collection
 
         choices = configuration.override(ExploreSettings(), (settings or {}).items())
-        return explore_collection(self, Path(out).expanduser(), choices, quiet=self._quiet).page
+        return explore_collection(self, expanded(out), choices, quiet=self._quiet).page
 
     def _queries(self, asked: Sequence[str | Path | int]) -> tuple[list[str], NDArray[np.float32], NDArray[np.int64]]:
         """Names and features of all queries, and which row of the collection each is; -2 for images of elsewhere."""

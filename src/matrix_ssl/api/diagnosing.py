@@ -10,6 +10,7 @@ from matrix_ssl import encoder as encoders
 from matrix_ssl.api import evaluation
 from matrix_ssl.api.caller import undisturbed
 from matrix_ssl.api.run import Run
+from matrix_ssl.config.untrusted import expanded
 from matrix_ssl.data.augment import each_view
 from matrix_ssl.data.objects import as_data
 from matrix_ssl.data.sources import Split, check_outside
@@ -63,7 +64,7 @@ def diagnose(
     location = config.data.source if data is None else as_data(data)
     if not location:
         raise evaluation.no_dataset(where)
-    root, folder = (None if path is None else Path(path).expanduser() for path in (data_root, out))
+    root, folder = (None if path is None else expanded(path) for path in (data_root, out))
     with contextlib.ExitStack() as stack:
         if folder is not None:
             check_outside(folder, location, data_root=root)

@@ -12,15 +12,15 @@ from annotated_types import Ge, Le
 from numpy.typing import NDArray
 
 from matrix_ssl.api.collection import Collection
-from matrix_ssl.api.gathered import is_features
-from matrix_ssl.api.run import Run
+from matrix_ssl.api.gathered import check_outputs
 from matrix_ssl.config import DataConfig
 from matrix_ssl.config.arrays import read_arrays
+from matrix_ssl.config.untrusted import expanded
 from matrix_ssl.config.validation import Seed, settings
 from matrix_ssl.data import Source
 from matrix_ssl.data.loading import evaluation_batches
 from matrix_ssl.data.pixels import viewable
-from matrix_ssl.data.sources import Data, Split, check_outside
+from matrix_ssl.data.sources import Data, Split
 from matrix_ssl.encoder import Weights
 from matrix_ssl.errors import DataError
 from matrix_ssl.evaluate.explore.analysis import Analysis, analyse
@@ -94,7 +94,7 @@ def explore(
         MatrixSSLError: the encoder, the images, a CSV file or the folder are at fault.
     """
     check_folder(out, first=CLAIM)
-    check_outside(out, data or ("" if is_features(where) else Run(where, download=download).config.data.source))
+    check_outputs([out], where, data, data_root=data_root, download=download)
     images = Collection(
         where, data, features=features, split=split, weights=weights, device=device, quiet=quiet, data_root=data_root,
         download=download,
@@ -105,8 +105,7 @@ def explore(
 def explore_collection(images: Collection, out: Path, choices: ExploreSettings, *, quiet: bool = False) -> Explored:
     """The same of images whose features are known."""
     display, embedding, source = Display(quiet=quiet), images.embedding, images.source()
-    if images.data is not None:
-        check_outside(out, images.data)
+    images.check_outside(out)
     if len(embedding) < 2:
         raise DataError(f"{source.name!r} has {len(embedding)} readable image: a map needs two.")
     side = choices.thumbnail if source.images is None else min(choices.thumbnail, max(source.images.shape[-2:]))
@@ -190,7 +189,7 @@ def _contents(
     columns.append(Numbers("outlier score", analysis.outlier_scores))
     notes = _notes(source, embedding, analysis, choices)
     for path in choices.columns:
-        more, sentence = read_columns(Path(path).expanduser(), places)
+        more, sentence = read_columns(expanded(path), places)
         columns += more
         notes.append(sentence)
     names = [str(number) for number in range(1, len(clusters.representatives) + 1)]

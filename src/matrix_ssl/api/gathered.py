@@ -1,6 +1,7 @@
 """Images gathered with their features: computed once and kept, or read from a file, and looked up by their places."""
 
 import io
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -14,13 +15,14 @@ from safetensors import SafetensorError, safe_open
 from matrix_ssl.api import evaluation
 from matrix_ssl.api.run import Run
 from matrix_ssl.config import DataConfig
+from matrix_ssl.config.untrusted import expanded
 from matrix_ssl.data.base import Source
 from matrix_ssl.data.folder import FolderSource, open_folder
 from matrix_ssl.data.images import read_image
 from matrix_ssl.data.loading import unreadable_images
 from matrix_ssl.data.objects import as_data
 from matrix_ssl.data.pixels import viewable
-from matrix_ssl.data.sources import Split, Splits, absolute, check_outside
+from matrix_ssl.data.sources import Data, Split, Splits, absolute, check_outside
 from matrix_ssl.encoder import Weights
 from matrix_ssl.encoder import where as places
 from matrix_ssl.encoder.identity import encoder_digest
@@ -30,7 +32,8 @@ from matrix_ssl.evaluate.feature_rows import KEY
 from matrix_ssl.evaluate.features import Embedding
 from matrix_ssl.runs.caches import features_cache
 from matrix_ssl.runs.display import Display
-from matrix_ssl.runs.files import check_writable, fingerprint
+from matrix_ssl.runs.files import fingerprint
+from matrix_ssl.runs.folder import check_output
 
 _SIDE = 160  # of a thumbnail, in pixels
 
@@ -62,18 +65,18 @@ class Gathered:
         download: bool = False,
     ):  # fmt: skip
         self._where, self._weights, self._device, self._quiet, self._split = where, weights, device, quiet, split
-        self._data_root, self._download = None if data_root is None else Path(data_root).expanduser(), download
+        self._data_root, self._download = None if data_root is None else expanded(data_root), download
         self.data = None if data is None else as_data(data)
         if is_features(where):
             if features is not None:
                 raise ConfigError(f"{where} is a file of features: remove --features {features}.")
-            self.embedding = read_embedding(Path(where))
+            self.embedding = read_embedding(expanded(where))
         else:
             run = Run(where, download=download)
             self.data = self.data or run.config.data.source or None
             if self.data is None:
                 raise evaluation.no_dataset(where)
-            self.embedding = self._of_encoder(run, None if features is None else Path(features).expanduser())
+            self.embedding = self._of_encoder(run, None if features is None else expanded(features))
         if self.embedding.features.ndim != 2:
             raise DataError(f"{where} holds the features of patches: compute those of whole images.")
         for place, why in self.embedding.unreadable:
@@ -136,8 +139,8 @@ class Gathered:
             check_format(file)
             if file.exists():
                 return self._checked(read_embedding(file), file, identity)
-            check_outside(file, self.data)
-            check_writable(file)
+            check_outside(file, self.data, data_root=self._data_root)
+            check_output(file, self._where)
         keep = None
         if not isinstance(self.data, Splits):
             keep = features_cache() / fingerprint(identity, absolute(self.data), self._split)
@@ -159,13 +162,23 @@ class Gathered:
             raise DataError(f"{file} holds features of other images than {source.name!r}: name another file.")
         return embedding
 
+    def check_outside(self, path: Path) -> None:
+        """Raises DataError for an output among the images, also of a file of features that says where they are."""
+        check_outside(path, self.data or (), data_root=self._data_root)
+        places = self.embedding.paths
+        folders = {Path(place).parent for place in places} if self.data is None and Path(places[0]).is_file() else set()
+        if len(folders) > 1 and self.embedding.classes is not None:
+            folders |= {folder.parent for folder in folders}  # of folders of classes
+        for folder in folders:
+            check_outside(path, str(folder))
+
     def row(self, query: str | Path | int) -> int | None:
         """The image of the dataset that a query names; None for files of elsewhere."""
         text = str(query)
-        for name in (text, str(Path(text).expanduser().absolute())):
+        for name in (text, str(expanded(text).absolute())):
             if name in self._rows:
                 return self._rows[name]
-        if Path(text).expanduser().exists():
+        if expanded(text).exists():
             return None
         if text.isdecimal():
             if int(text) >= len(self):
@@ -188,7 +201,7 @@ class Gathered:
                 f"{self._where} holds features of a different encoder or block than {run.where}: query by one of its "
                 f"images."
             )
-        path = path.expanduser()
+        path = expanded(path)
         source = FolderSource("queries", path.parent, [path.name], labels=None, classes=None)
         if path.is_dir():
             source = open_folder(path, name=path.name)
@@ -216,9 +229,19 @@ class Gathered:
         return read_image(Path(place))
 
 
+def check_outputs(
+    paths: Sequence[Path], where: str | Path, data: Data | None, *, data_root: Path | None, download: bool
+) -> None:
+    """Raises DataError for an output among the images of a collection, before their features are computed."""
+    if data is None and not is_features(where):
+        data = Run(where, download=download).config.data.source
+    for path in paths:
+        check_outside(path, data or (), data_root=data_root)
+
+
 def is_features(where: str | Path) -> bool:
     """Whether WHERE is a file of features, not an encoder: of a safetensors file its tensors decide."""
-    path = Path(where).expanduser()
+    path = expanded(where)
     if path.suffix.lower() not in ENDINGS or path.is_dir():
         return False
     if path.suffix.lower() != ".safetensors" or not path.is_file():

@@ -13,6 +13,7 @@ from matrix_ssl.api.caller import undisturbed
 from matrix_ssl.api.keywords import listed
 from matrix_ssl.api.run import Run
 from matrix_ssl.config import DataConfig
+from matrix_ssl.config.untrusted import expanded
 from matrix_ssl.data.objects import as_data
 from matrix_ssl.data.sources import Split, check_outside
 from matrix_ssl.encoder import Weights
@@ -66,7 +67,7 @@ def measure(
         MatrixSSLError: a file, an encoder or the images are at fault.
     """
     data = None if data is None else as_data(data)
-    root, folder = (None if path is None else Path(path).expanduser() for path in (data_root, out))
+    root, folder = (None if path is None else expanded(path) for path in (data_root, out))
     if folder is not None:
         if data:
             check_outside(folder, data, data_root=root)

@@ -3,7 +3,6 @@
 import dataclasses
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from matrix_ssl.config import DataConfig
 from matrix_ssl.config.reading import COLOURS, Reading
+from matrix_ssl.config.untrusted import expanded
 from matrix_ssl.data import Source
 from matrix_ssl.data.array_source import ArraySource, channels_last
 from matrix_ssl.data.augment import normalise
@@ -100,5 +100,5 @@ def _open(images: Any, reading: Reading = COLOURS) -> Source:
 
 def _read(image: Any, what: str, reading: Reading) -> Tensor:
     if isinstance(image, (str, os.PathLike)):
-        return read_image(Path(image).expanduser(), reading=reading)
+        return read_image(expanded(image), reading=reading)
     return as_image(image, what)

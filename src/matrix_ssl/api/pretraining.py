@@ -16,6 +16,7 @@ from matrix_ssl.api.records import keep_own_parts, keep_views
 from matrix_ssl.api.run import Run
 from matrix_ssl.config import RunConfig, split_assignment
 from matrix_ssl.config.recipes import find_recipe
+from matrix_ssl.config.untrusted import expanded
 from matrix_ssl.data import Source, open_source
 from matrix_ssl.data.objects import as_data, in_colour
 from matrix_ssl.data.sources import Data, Splits, check_outside, describe
@@ -101,14 +102,14 @@ def pretrain(
     assignments += [("network.encoder", architecture)] if architecture else []
     assignments += [("start.reference", start)] if start else []
     label = method.__name__ if isinstance(method, type) else method
-    run = run_folder(recipe or DEFAULT_RECIPE, location, label, start) if out is None else Path(out).expanduser()
+    run = run_folder(recipe or DEFAULT_RECIPE, location, label, start) if out is None else expanded(out)
     config = configure(recipe, location, assignments, method=name, device=device, run=None if fresh else run)
     chosen = [split_assignment(one)[0] if isinstance(one, str) else one[0] for one in assignments]
     with undisturbed():
         train(
             config, run, data=data, chosen=chosen, fit=recipe is None, callback=callback, fresh=fresh, online=online,
             information=information, loggers=listed(loggers), report=report, quiet=quiet, device=device,
-            data_root=None if data_root is None else Path(data_root), download=download,
+            data_root=None if data_root is None else expanded(data_root), download=download,
         )  # fmt: skip
     return Run(run, data=data)
 

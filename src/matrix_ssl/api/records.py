@@ -8,6 +8,7 @@ import numpy as np
 
 from matrix_ssl import networks
 from matrix_ssl.config import RunConfig
+from matrix_ssl.config.untrusted import expanded
 from matrix_ssl.data.base import Source
 from matrix_ssl.data.first_views import first_views
 from matrix_ssl.methods import find_method
@@ -36,9 +37,7 @@ def _keep_method(run: Path, name: str, say: Callable[[str], None]) -> None:
     if not name.endswith(".py") and ":" not in name:
         return
     try:
-        text = (
-            Path(name).expanduser().read_text("utf-8") if name.endswith(".py") else inspect.getsource(find_method(name))
-        )
+        text = expanded(name).read_text("utf-8") if name.endswith(".py") else inspect.getsource(find_method(name))
     except (OSError, TypeError):  # a class without source, as of a program on standard input
         return
     path = run / METHOD

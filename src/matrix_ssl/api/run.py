@@ -17,6 +17,7 @@ from matrix_ssl.api.keywords import listed
 from matrix_ssl.api.preprocess import Preprocess
 from matrix_ssl.api.results import Results, table_html
 from matrix_ssl.config import RunConfig
+from matrix_ssl.config.untrusted import expanded
 from matrix_ssl.data.objects import as_data
 from matrix_ssl.data.sources import Split
 from matrix_ssl.encoder import Weights, load_encoder
@@ -205,7 +206,7 @@ class Run:
 
         choices = configuration.override(exploring.ExploreSettings(), (settings or {}).items())
         return exploring.explore(
-            self.where, self._chosen(data), out=Path(out).expanduser(), choices=choices, features=_path(features),
+            self.where, self._chosen(data), out=expanded(out), choices=choices, features=_path(features),
             split=split, weights=weights, device=device, quiet=quiet, data_root=_path(data_root), download=download,
         ).page  # fmt: skip
 
@@ -241,4 +242,4 @@ class Run:
 
 
 def _path(path: str | Path | None) -> Path | None:
-    return None if path is None else Path(path).expanduser()
+    return None if path is None else expanded(path)

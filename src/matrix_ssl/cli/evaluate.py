@@ -91,14 +91,14 @@ def embed(
     """
     from matrix_ssl.api.run import Run
     from matrix_ssl.data.sources import check_outside
-    from matrix_ssl.errors import MatrixSSLError
+    from matrix_ssl.errors import CheckpointError, ConfigError, DataError
     from matrix_ssl.evaluate.embedding_files import check_format
-    from matrix_ssl.runs.files import check_writable
+    from matrix_ssl.runs.folder import check_output
 
     check_format(out, patches=patches)
     run = Run(where, download=download)
     check_outside(out, data or run.config.data.source, data_root=data_root)
-    check_writable(out)
+    check_output(out, where)
     rows = out.with_name(f".{out.name}.rows")
     try:
         embedding = run.embed(
@@ -106,7 +106,7 @@ def embed(
             patches=patches, tta=tta, keep=rows,
         )  # fmt: skip
         embedding.save(out)
-    except MatrixSSLError:
+    except (ConfigError, DataError, CheckpointError):  # after any other the same command resumes
         shutil.rmtree(rows, ignore_errors=True)
         raise
     for image, why in embedding.unreadable:

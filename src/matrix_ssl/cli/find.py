@@ -100,7 +100,7 @@ def select(count: int, rule: Any, labelled: Path | None, **common: Any) -> None:
 
     WHERE and FEATURES are as for `matrix-ssl search`.
     """
-    _answer(common, lambda images: images.select(count, rule=rule, **options.given(labelled=labelled)))
+    _answer(common, lambda images: images.select(count, rule=rule, **options.given(labelled=labelled)), reads=labelled)
 
 
 @click.command()
@@ -116,19 +116,23 @@ def mislabels(by: Any, seed: int, **common: Any) -> None:
     _answer(common, lambda images: images.label_issues(by=by, seed=seed))
 
 
-def _answer(common: dict[str, Any], ask: "Callable[[Collection], Listing]") -> None:
+def _answer(common: dict[str, Any], ask: "Callable[[Collection], Listing]", *, reads: Path | None = None) -> None:
     """Opens the collection, asks it, and shows and writes what it answers."""
     from matrix_ssl.api.collection import Collection
-    from matrix_ssl.data.sources import check_outside
-    from matrix_ssl.runs.files import check_writable
+    from matrix_ssl.api.gathered import check_outputs
+    from matrix_ssl.errors import ConfigError
+    from matrix_ssl.runs.folder import check_output
 
     out, page = common.pop("out"), common.pop("page")
+    if out is not None and out == page:
+        raise ConfigError(f"--out and --page are both {out}: name two files.")
     written = [path for path in (out, page) if path is not None]
     for path in written:
-        check_writable(path)
+        check_output(path, common["where"], common["features"], reads)
+    check_outputs(written, **{name: common[name] for name in ("where", "data", "data_root", "download")})
     images = Collection(**common)
     for path in written:
-        check_outside(path, images.data or ())
+        images.check_outside(path)
     with options.stderr.status("comparing images"):
         listing = ask(images)
     options.stdout.print(*listing.terminal(), sep="\n", markup=False)

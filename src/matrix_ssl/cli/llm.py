@@ -128,10 +128,11 @@ def generate(
         raise ConfigError("Name the questions by --prompt TEXT, or a file of them by --data FILE.")
     from matrix_ssl.llm import writing
     from matrix_ssl.llm.data import question_files, templates
-    from matrix_ssl.runs.files import check_writable, write_text
+    from matrix_ssl.runs.files import write_text
+    from matrix_ssl.runs.folder import check_output
 
     if out is not None:
-        check_writable(out)
+        check_output(out, data)
     questions = [*prompts] if data is None else question_files.read_questions(data, _names(columns))
     network, tokenizer, chosen = _open(model, template, device)
     templates.check_template(chosen, tokenizer)
@@ -184,14 +185,17 @@ def score(
     from matrix_ssl.llm import score as scoring
     from matrix_ssl.llm.data import question_files
     from matrix_ssl.runs import devices
-    from matrix_ssl.runs.files import check_writable, write_json
+    from matrix_ssl.runs.files import write_json
+    from matrix_ssl.runs.folder import check_output
 
     if extraction is not None and task != "gsm8k":
         raise ConfigError(f"--extract {extraction} finds numbers: remove it with --task {task}.")
     models.find_model(model)  # an incomplete run is an error before anything is opened
     out = out or (Path(model) if models.is_folder(model) else Path()) / f"{task}.jsonl"
-    for path in (out, summary := out.with_suffix(".json")):
-        check_writable(path)
+    if out == (summary := out.with_suffix(".json")):
+        raise ConfigError(f"--out {out}: the accuracies are written there; end the name in .jsonl.")
+    for path in (out, summary):
+        check_output(path, data)
     rows = question_files.read_rows(data)
     network, tokenizer, chosen = _open(model, template, device)
     common: dict[str, Any] = {"template": chosen, "columns": _names(columns), "limit": limit, "batch_size": batch_size,

@@ -31,6 +31,11 @@ class NestingError(ValueError):
     """JSON is nested too deeply."""
 
 
+def expanded(path: str | Path) -> Path:
+    """A path with the home folder for ``~``; a ``~name`` that is no user's stays, as in a shell."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111, which fails for ~nobody
+
+
 def open_file(path: str | Path) -> FileIO:
     """Opens a regular file for reading, and nothing else: it waits for no pipe and touches no device.
 

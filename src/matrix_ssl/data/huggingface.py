@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from matrix_ssl.config.untrusted import expanded
 from matrix_ssl.data.base import Classes, EncodedSource, Labels, PlacedSource, Places, as_labels
 from matrix_ssl.data.decoding import decode_values
 from matrix_ssl.data.folder import file_sizes, read_start
@@ -74,7 +75,7 @@ class HuggingFaceSource(EncodedSource):
 def load_splits(location: str) -> "tuple[Dataset, Dataset | None]":
     """The training split and, where there is one, the test split (see ``layout``)."""
     datasets = import_extra("datasets", extra="datasets")
-    folder = Path(location).expanduser()
+    folder = expanded(location)
     if not folder.exists() and (location.startswith((".", "/", "~")) or location.count("/") > 1):
         raise DataError(f"hf:{location}: the folder {folder} does not exist; check the path.")
     try:

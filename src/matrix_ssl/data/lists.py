@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from matrix_ssl.config.untrusted import read_file, why
+from matrix_ssl.config.untrusted import expanded, read_file, why
 from matrix_ssl.data.named import is_name
 from matrix_ssl.errors import DataError
 
@@ -38,4 +38,4 @@ def _lines(path: Path) -> list[str]:
     names = [line for line in lines if line and not line.startswith("#")]
     if not names:
         raise DataError(f"{path}: it lists nothing; write a folder on each line.")
-    return [name if is_name(name) else str(path.parent / Path(name).expanduser()) for name in names]
+    return [name if is_name(name) else str(path.parent / expanded(name)) for name in names]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from matrix_ssl.config.reading import COLOURS, Reading
+from matrix_ssl.config.untrusted import expanded
 from matrix_ssl.data import huggingface
 from matrix_ssl.data.archives import ENDING, is_archive, open_archives
 from matrix_ssl.data.base import Source
@@ -192,7 +193,7 @@ def absolute(data: str | tuple[str, ...]) -> str | tuple[str, ...]:
 
 
 def check_outside(path: Path, data: Data, *, data_root: Path | None = None) -> None:
-    """Raises DataError for an output inside a folder of images, where it would count as data."""
+    """Raises DataError for an output inside a folder of images, where it would count as data, or over a packed file."""
     root = _root(data_root)
     names = () if isinstance(data, Splits) else listed(data)
     for name in (names,) if isinstance(names, str) else names:
@@ -201,6 +202,8 @@ def check_outside(path: Path, data: Data, *, data_root: Path | None = None) -> N
             folder = root / name
         if folder is not None and folder.is_dir() and path.resolve().is_relative_to(folder.resolve()):
             raise DataError(f"{path} is inside the images' folder {folder}: choose another place for it.")
+        if folder is not None and folder.is_file() and path.resolve() == folder.resolve():
+            raise DataError(f"{path} is the dataset itself: choose another place for what is written.")
 
 
 def find_splits(data: Data, *, data_root: Path | None, download: bool = False) -> Splits:
@@ -258,7 +261,7 @@ def _find(name_or_path: str, *, data_root: Path | None, download: bool) -> Split
 def _root(data_root: Path | None) -> Path | None:
     """The folder of named datasets, of the option or of the environment."""
     if data_root is None and (variable := os.environ.get(DATA_ROOT_VARIABLE)):
-        return Path(variable).expanduser()
+        return expanded(variable)
     return data_root
 
 

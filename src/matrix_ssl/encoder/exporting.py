@@ -20,8 +20,8 @@ from matrix_ssl.encoder.card import CARD, IMPORTED, model_card
 from matrix_ssl.encoder.formats import Exported, Model
 from matrix_ssl.encoder.onnx_file import write_onnx
 from matrix_ssl.errors import ConfigError, RunFolderError
-from matrix_ssl.runs.files import cannot_write, check_writable, read_object, write_atomically
-from matrix_ssl.runs.folder import SUMMARY, read_config, refuse_links, unfinished
+from matrix_ssl.runs.files import cannot_write, read_object, write_atomically
+from matrix_ssl.runs.folder import SUMMARY, check_output, read_config, refuse_links, unfinished
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def export(run: Path, target: Path | None = None, *, form: str, weights: Weights
     else:
         check_outside(target, model.config.data.source)
     if not chosen.is_folder:
-        check_writable(target)
+        check_output(target)
     with tempfile.TemporaryDirectory() as folder:
         exported = chosen.write(model, Path(folder), target.name)
         files = {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}

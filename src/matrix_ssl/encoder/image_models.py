@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from matrix_ssl.config import DataConfig, NetworkConfig
-from matrix_ssl.config.untrusted import file_sha256, parse_json, read_file
+from matrix_ssl.config.untrusted import expanded, file_sha256, parse_json, read_file
 from matrix_ssl.data.hub import open_pretrained, quiet_transformers
 from matrix_ssl.encoder import names
 from matrix_ssl.encoder.caches import absent, fetch_from_hub, find_in_hub, hub_place
@@ -120,7 +120,7 @@ def _check(info: dict[str, Any], tensors: dict[str, Tensor], place: str) -> None
 
 def _folder(name: str, place: str, *, download: bool) -> tuple[Path, list[Path]]:
     """The folder of a model, with all its files, and those of its weights."""
-    local = Path(name).expanduser()
+    local = expanded(name)
     if local.is_dir():
         files = {each: local / each for each in (_CONFIG, _PREPROCESSING, _WEIGHTS, _SHARDS) if (local / each).exists()}
         for needed in (_CONFIG, _PREPROCESSING, _WEIGHTS):

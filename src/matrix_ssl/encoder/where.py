@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from matrix_ssl.config.untrusted import expanded
 from matrix_ssl.errors import ConfigError
 
 RANDOM, TORCHVISION, TIMM, HF, PATH = "random", "torchvision", "timm", "hf", "path"
@@ -94,8 +95,8 @@ def absolute(where: str) -> str:
     place = read_where(where)
     if place.kind == PATH:
         return str(place.path.absolute()) if place.path.exists() else where
-    if place.kind == HF and Path(place.name).expanduser().exists():
-        return f"{HF}:{Path(place.name).expanduser().absolute()}"
+    if place.kind == HF and expanded(place.name).exists():
+        return f"{HF}:{expanded(place.name).absolute()}"
     return where
 
 

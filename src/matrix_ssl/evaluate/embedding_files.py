@@ -13,7 +13,7 @@ import contextlib
 import csv
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -179,8 +179,8 @@ def _read_facts(path: Path) -> dict[str, Any]:
     if kind == ".npz":
         names = ("where", "digests", "labels", "classes", *_FACTS)
         facts = {name: array.tolist() for name, array in read_arrays(path, names).items()}
-        if "digests" in facts:
-            facts["digests"] = [digest.decode() for digest in facts["digests"]]
+        if isinstance(digests := facts.get("digests"), list):
+            facts["digests"] = [one.decode("ascii") if isinstance(one, bytes) else one for one in digests]
         return facts
     if kind == ".npy":
         return _read_csv(_beside(path), features=False)[1] if _beside(path).exists() else {}
@@ -189,7 +189,7 @@ def _read_facts(path: Path) -> dict[str, Any]:
     with safe_open(path, framework="np") as file:
         metadata = file.metadata() or {}
         facts = {
-            name: json.loads(metadata[name]) for name in ("where", "digests", "classes", *_FACTS) if name in metadata
+            name: parse_json(metadata[name]) for name in ("where", "digests", "classes", *_FACTS) if name in metadata
         }
         return facts | ({"labels": file.get_tensor("labels").tolist()} if "labels" in file.keys() else {})  # noqa: SIM118
 
@@ -208,7 +208,8 @@ def _read_parquet(path: Path) -> dict[str, Any]:
 def _read_csv(path: Path, *, features: bool = True) -> tuple[NDArray[np.float32], dict[str, Any]]:
     try:
         with open_file(path) as content:
-            reader = csv.reader(io.TextIOWrapper(content, encoding="utf-8", errors="surrogateescape", newline=""))
+            text = io.TextIOWrapper(content, encoding="utf-8-sig", errors="surrogateescape", newline="")
+            reader = csv.reader(text)
             names = next(reader, [])
             chosen = {name: names.index(name) for name in _COLUMNS if name in names}
             numbers = [i for i, name in enumerate(names) if i not in chosen.values()] if features else []
@@ -218,43 +219,71 @@ def _read_csv(path: Path, *, features: bool = True) -> tuple[NDArray[np.float32]
                 for name, place in chosen.items():
                     columns[name].append(line[place])
                 rows.append(np.array([line[i] for i in numbers], dtype=np.float32))
+        facts = _of_columns(columns, None)
     except (OSError, ValueError, IndexError, csv.Error) as error:
         raise DataError(f"{path} cannot be read as a table of features: {why(error)}.") from error
     matrix = np.stack(rows) if rows else np.zeros((0, len(numbers)), dtype=np.float32)
     if features and (0 in matrix.shape or not np.isfinite(matrix).all()):
         raise DataError(f"{path}: expected at least one row of finite numbers in columns f0, f1 and so on.")
-    return matrix, _of_columns(columns, None)
+    return matrix, facts
 
 
-def _of_columns(columns: dict[str, list[str]], classes: list[str] | None) -> dict[str, Any]:
+def _of_columns(columns: dict[str, list[Any]], classes: Any) -> dict[str, Any]:
     facts: dict[str, Any] = {}
     if "path" in columns:
         facts["where"] = columns["path"]
     if any(columns.get("digest", ())):
         facts["digests"] = columns["digest"]
-    if any(columns.get("label", ())):
-        facts["classes"] = classes or sorted(set(columns["label"]))
-        number = {name: label for label, name in enumerate(facts["classes"])}
-        facts["labels"] = [number[name] for name in columns["label"]]
+    if any(label not in ("", None) for label in columns.get("label", ())):
+        labels = ["" if label is None else str(label) for label in columns["label"]]
+        if "" in labels:
+            raise ValueError(f"row {labels.index('') + 1} has no label and others have: fill it, or leave them all out")
+        if not isinstance(classes, (list, type(None))):
+            raise ValueError("its classes are no list")
+        facts["classes"] = classes or sorted(set(labels))
+        number = {str(name): label for label, name in enumerate(facts["classes"])}
+        facts["labels"] = [number.get(name, -1) for name in labels]
     return facts
 
 
 def _fitting(path: Path, features: NDArray[np.float32], facts: dict[str, Any]) -> Embedding:
     """The parts of a file as one, checked to be of equally many images."""
-    count, classes = len(features), facts.get("classes")
-    for name in ("where", "digests", "labels"):
-        values: Sequence[Any] = facts.get(name, ())
-        if name in facts and len(values) != count:
+    count = len(features)
+    lists = {name: _texts(path, name, facts[name]) for name in ("where", "digests", "classes") if name in facts}
+    words = {name: facts.get(name, "") for name in _FACTS}
+    for name, word in words.items():
+        _texts(path, name, [word])
+    labels, classes = _labels(path, facts["labels"], lists.get("classes")) if "labels" in facts else (None, None)
+    for name, values in (("where", lists.get("where")), ("digests", lists.get("digests")), ("labels", labels)):
+        if values is not None and len(values) != count:
             raise DataError(f"{path} has {count} rows of features and {len(values)} of {name}: write it again.")
-    labels = None
-    if "labels" in facts:
-        with contextlib.suppress(TypeError, ValueError):
-            labels = np.array(facts["labels"], dtype=np.int64)
-        if labels is None or labels.min() < 0 or (classes is not None and labels.max() >= len(classes)):
-            raise DataError(f"{path} has labels that are no numbers of its classes: write it again.")
-        classes = [str(label) for label in range(int(labels.max()) + 1)] if classes is None else classes
+    places = lists.get("where") or [f"{path.name}[{row}]" for row in range(count)]
     return Embedding(
-        features, [str(one) for one in facts.get("where", [f"{path.name}[{row}]" for row in range(count)])],
-        labels, None if labels is None else [str(name) for name in classes or ()], str(facts.get("data_digest", "")),
-        [], facts.get("digests"), None, str(facts.get("encoder", "")), str(facts.get("encoder_digest", "")),
+        features, places, labels, classes, words["data_digest"], [], lists.get("digests"), None, words["encoder"],
+        words["encoder_digest"],
     )  # fmt: skip
+
+
+def _texts(path: Path, name: str, values: Any) -> list[str]:
+    """A list of texts that can be written again; numbers become text."""
+    with contextlib.suppress(UnicodeEncodeError):
+        if isinstance(values, list) and all(isinstance(one, (str, int, float)) for one in values):
+            texts = [str(one) for one in values]
+            "".join(texts).encode(errors="surrogateescape")  # bytes of a file name that are no text, and nothing else
+            return texts
+    raise DataError(f"{path}: {name} holds something else than text: write it again.")
+
+
+def _labels(path: Path, values: Any, classes: list[str] | None) -> tuple[NDArray[np.int64], list[str]]:
+    """Labels (n,) and the name of each; labels without names are called by their numbers."""
+    labels = None
+    with contextlib.suppress(TypeError, ValueError, OverflowError):
+        labels = np.array(values)
+    if labels is None or labels.ndim != 1 or labels.dtype.kind not in "iu" or labels.min() < 0:
+        raise DataError(f"{path} has labels that are no whole numbers from 0: write it again.")
+    if classes is None:
+        numbers, labels = np.unique(labels, return_inverse=True)
+        classes = [str(number) for number in numbers]
+    if labels.max() >= len(classes):
+        raise DataError(f"{path} has labels that are no numbers of its classes: write it again.")
+    return labels.astype(np.int64), classes

@@ -10,8 +10,17 @@ from typing import Any
 
 from matrix_ssl import config as configuration
 from matrix_ssl.config import RunConfig, system
+from matrix_ssl.config.untrusted import expanded
 from matrix_ssl.errors import ConfigError, RunFolderError
-from matrix_ssl.runs.files import cannot_write, read_json, read_lines, unfinished, write_json, write_lines
+from matrix_ssl.runs.files import (
+    cannot_write,
+    check_writable,
+    read_json,
+    read_lines,
+    unfinished,
+    write_json,
+    write_lines,
+)
 from matrix_ssl.runs.terminal import redact_values
 
 CONFIG, ENVIRONMENT, METRICS, SUMMARY = "config.json", "environment.json", "metrics.jsonl", "summary.json"
@@ -19,6 +28,7 @@ CHECKPOINTS, ENCODER, EVALUATION, SKIPPED = "checkpoints", "encoder.safetensors"
 VIEWS, FOLLOWED = "views.npz", "followed.npz"  # what the page of a run shows of the training
 METHOD, MODULE = "own-method.py", "own-encoder.json"  # of a method and an encoder that are not of this package
 _LOCK = ".lock"
+_OWN = {CONFIG, ENVIRONMENT, METRICS, SUMMARY, ENCODER, EVALUATION, SKIPPED, METHOD, MODULE, _LOCK}
 _FOREIGN = "wandb"  # folder of W&B
 
 
@@ -65,6 +75,20 @@ def check_owner(path: Path, owner: Any, run: Path) -> None:
     """
     if owner is not None and owner != identity(run):
         raise RunFolderError(f"{path} belongs to a different run than {run / CONFIG}: put the run's own file back.")
+
+
+def check_output(path: Path, *inputs: str | Path | None) -> None:
+    """Raises RunFolderError for a file that cannot be written, that the command reads, or that a run has as its own.
+
+    So nothing is lost, and the work is not done in vain: it is called before the work.
+    """
+    check_writable(path)
+    target = path.resolve()
+    if any(target == expanded(one).resolve() for one in inputs if one is not None):
+        raise RunFolderError(f"{path} is read by this command: choose another place for what it writes.")
+    of_run = path.name in _OWN and (path.parent / CONFIG).exists()
+    if of_run or (path.parent.name == CHECKPOINTS and (path.parent.parent / CONFIG).exists()):
+        raise RunFolderError(f"{path} is a file of the run itself: choose another name for what is written.")
 
 
 def check_folder(folder: Path, *, first: str = CONFIG) -> None:

@@ -20,8 +20,8 @@ from matrix_ssl.llm.diagnose import windows as reading
 from matrix_ssl.llm.diagnose.measures import Measures, TokenStatistics
 from matrix_ssl.report.diagnosis import PAGE, RESULT, layer_name, write_page
 from matrix_ssl.runs import devices
-from matrix_ssl.runs.files import check_writable, write_json
-from matrix_ssl.runs.folder import lock, unfinished
+from matrix_ssl.runs.files import write_json
+from matrix_ssl.runs.folder import check_output, lock, unfinished
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -66,7 +66,7 @@ def diagnose(
     """
     with lock(out):
         for name in (RESULT, PAGE):
-            check_writable(out / name)
+            check_output(out / name, settings.text)
             for left in unfinished(out, name):
                 left.unlink(missing_ok=True)
         result = _measure_both(settings, device, on_progress)
