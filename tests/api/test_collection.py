@@ -16,7 +16,8 @@ import matrix_ssl
 from matrix_ssl.api import evaluation
 from matrix_ssl.api.gathered import is_features
 from matrix_ssl.cli.main import commands
-from matrix_ssl.errors import ConfigError, DataError, MatrixSSLError, MissingExtra
+from matrix_ssl.errors import ConfigError, DataError, MatrixSSLError, MissingExtra, RunFolderError
+from matrix_ssl.evaluate.explore.clusters import cluster
 from matrix_ssl.evaluate.explore.neighbours import nearest
 from matrix_ssl.evaluate.explore.selection import select
 from matrix_ssl.report.listing import Listing
@@ -198,6 +199,30 @@ def test_names_stay_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert {row["path"] for row in rows(Path("x.csv"))} == {f"odd/{path.name}" for path in folder.iterdir()}
 
 
+def test_a_file_of_features_is_not_written_over_and_notices_new_images(tmp_path: Path) -> None:
+    shutil.copytree("photos", tmp_path / "photos")
+    file = tmp_path / "f.csv"
+    matrix_ssl.open("of_folder").embed(str(tmp_path / "photos"), quiet=True).save(file)
+    before = file.read_bytes()
+    with pytest.raises(RunFolderError, match=r"f\.csv is read by this command"):
+        command("outliers", str(file), "--out", str(file))
+    for out in (tmp_path / "photos" / "x.csv", tmp_path / "photos" / "a" / "x.csv"):
+        with pytest.raises(DataError, match="is inside the images' folder"):
+            command("outliers", str(file), "--out", str(out))
+        assert not out.exists()
+    assert file.read_bytes() == before
+    images = matrix_ssl.Collection(file, quiet=True)
+    assert len(images.source()) == 40
+    shutil.copy(images.embedding.paths[1], images.embedding.paths[0])
+    with pytest.raises(DataError, match=r"00\.png has changed since .*f\.csv was written"):
+        images.source()
+
+
+def test_features_of_no_length_are_one_cluster() -> None:
+    rows = np.random.default_rng(0).random((20, 8)).astype(np.float32) * np.float32(1e-42)
+    assert len(np.unique(rows, axis=0)) > 3 and len(cluster(rows).representatives) == 1
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -217,6 +242,15 @@ def test_names_stay_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         (["outliers", "of_folder", "--features", "photos/x.npz"], "photos/x.npz is inside the images' folder"),
         (["outliers", "of_folder", "--out", "absent/x.csv"], "Cannot write absent/x.csv"),
         (["outliers", "of_folder", "--features", "x.txt"], "features are written to .npz"),
+        (["outliers", "of_folder", "--features", "x.csv"], "x.csv: such a file does not say which encoder"),
+        (["search", "of_folder", "--query", "~nobody-here/x"], "--query '~nobody-here/x' is no file or folder"),
+        (["search", "of_folder", "--query", "x" * 5000], "is no file or folder, nor the place"),
+        (["outliers", "of_folder", "--out", "x.csv", "--page", "x.csv"], "--out and --page are both x.csv"),
+        (
+            ["select", "of_folder", "--count", "2", "--labelled", "list.txt", "--out", "list.txt"],
+            "list.txt is read by this command: choose another place",
+        ),
+        (["outliers", "of_folder", "--page", "of_folder/config.json"], "of_folder/config.json is a file of the run"),
     ],
 )
 def test_mistakes(words: list[str], message: str) -> None:

@@ -82,6 +82,46 @@ def test_files_of_other_programs_and_damaged_ones(tmp_path: Path) -> None:
             write_embedding(tmp_path / name, SMALL)
 
 
+@pytest.mark.parametrize(("facts", "message"), [
+    ({"where": np.array(5)}, "where holds something else than text"),
+    ({"where": np.array([["a"], ["b"], ["c"]])}, "where holds something else than text"),
+    ({"labels": np.zeros((3, 1), int)}, "labels that are no whole numbers"),
+    ({"labels": np.array([0, 0.5, 1])}, "labels that are no whole numbers"),
+    ({"labels": np.array([0, 0, 2**63], np.uint64), "classes": np.array(["a"])}, "labels that are no whole numbers"),
+    ({"labels": np.array([0, 0, 0]), "classes": np.array(3)}, "classes holds something else than text"),
+    ({"encoder": np.array(["a", "b"])}, "encoder holds something else than text"),
+])  # fmt: skip
+def test_facts_of_other_kinds(tmp_path: Path, facts: dict[str, np.ndarray], message: str) -> None:
+    np.savez(tmp_path / "x.npz", features=SMALL.features, **facts)
+    with pytest.raises(DataError, match=message):
+        read_embedding(tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize(("where", "message"), [
+    ("[" * 100_000, "nested too deeply"), ("5", "something else than text"),
+    ('["\\ud800", "a", "b"]', "else than text"),
+    ('{"0": 1}', "something else than text"), ("9" * 5000, "5000 digits"), ("[", "cannot be read"),
+])  # fmt: skip
+def test_metadata_of_other_kinds(tmp_path: Path, where: str, message: str) -> None:
+    safetensors.numpy.save_file({"features": SMALL.features}, tmp_path / "x.safetensors", metadata={"where": where})
+    with pytest.raises(DataError, match=message):
+        read_embedding(tmp_path / "x.safetensors")
+
+
+def test_labels_without_names_and_tables_of_spreadsheets(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", features=SMALL.features, labels=np.array([7, 2**40, 7]))
+    read = read_embedding(tmp_path / "x.npz")
+    assert read.labels.tolist() == [0, 1, 0] and read.classes == ["7", f"{2**40}"]
+    (tmp_path / "x.csv").write_text("\ufeffpath,label,f0\na,p,1\nb,q,2\n")
+    assert read_embedding(tmp_path / "x.csv").paths == ["a", "b"]
+    (tmp_path / "x.csv").write_text("path,label,f0\na,p,1\nb,,2\n")
+    with pytest.raises(DataError, match="row 2 has no label and others have"):
+        read_embedding(tmp_path / "x.csv")
+    np.savez(tmp_path / "x.npz", features=SMALL.features.astype(np.float64) * 1e300)
+    with pytest.raises(DataError, match=r"row 0, column 1 is 1\.4\d+e\+299; leave such rows out"):
+        read_embedding(tmp_path / "x.npz")
+
+
 def test_digests_are_those_of_the_files() -> None:
     embedded = matrix_ssl.open("of_folder").embed(quiet=True)
     assert embedded.digests == [hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in embedded.paths]

@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from matrix_ssl.api import diagnosing, measuring, packing
+from matrix_ssl.api import diagnosing, exploring, measuring, packing
 from matrix_ssl.cli.detect import detect
 from matrix_ssl.cli.evaluate import embed
+from matrix_ssl.cli.find import search
+from matrix_ssl.cli.llm import generate, score
 from matrix_ssl.encoder.exporting import export
 from matrix_ssl.encoder.importing import as_run
-from matrix_ssl.errors import DataError
+from matrix_ssl.errors import ConfigError, DataError, RunFolderError
+from matrix_ssl.runs.folder import check_output
 from tests.support.runs import make_images
 
 WHERE = "random/tiny_resnet"
@@ -40,6 +43,10 @@ COMMANDS: dict[str, Callable[[Path, Path], object]] = {
     ),
     "export": _export,
     "detect": _detect,
+    "search": lambda data, out: search.main(
+        [WHERE, "--data", str(data), "--query", "0", "--out", str(out.parent / "x.csv")], standalone_mode=False
+    ),
+    "explore": lambda data, out: exploring.explore(WHERE, str(data), out=out),
 }
 
 
@@ -51,3 +58,40 @@ def test_an_output_among_the_images_is_refused(tmp_path: Path, command: str) -> 
     with pytest.raises(DataError, match=r"is inside the images' folder .*: choose another place for it\.$"):
         COMMANDS[command](data, data / "out")
     assert sorted(data.rglob("*")) == before
+
+
+def test_a_packed_dataset_is_not_written_over(tmp_path: Path) -> None:
+    (tmp_path / "set.npz").write_bytes(b"precious")
+    with pytest.raises(DataError, match="is the dataset itself"):
+        embed.main([WHERE, "--data", f"{tmp_path}/set.npz", "--out", f"{tmp_path}/set.npz"], standalone_mode=False)
+    assert (tmp_path / "set.npz").read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize("name", ["config.json", "encoder.safetensors", "checkpoints/step-1.safetensors"])
+def test_an_output_is_no_file_of_a_run(tmp_path: Path, name: str) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / name).write_text("precious")
+    with pytest.raises(RunFolderError, match="is a file of the run itself: choose another name"):
+        check_output(tmp_path / name)
+    check_output(tmp_path / "export.safetensors", tmp_path / name)
+    assert (tmp_path / name).read_text() == "precious"
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (["--data", "q.jsonl", "--out", "q.jsonl"], "q.jsonl is read by this command"),
+    (["--data", "q.json", "--out", "q.jsonl"], "q.json is read by this command"),
+    (["--data", "q.jsonl", "--out", "x.json"], "the accuracies are written there"),
+])  # fmt: skip
+def test_questions_are_not_written_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("q.jsonl").write_text("precious")
+    Path("q.json").write_text("precious")
+    with pytest.raises((ConfigError, RunFolderError), match=message):
+        score.main(["--model", "m", *words], standalone_mode=False)
+    if words[-1] == words[1]:
+        with pytest.raises(RunFolderError, match=message):
+            generate.main(["--model", "m", *words], standalone_mode=False)
+    assert Path("q.jsonl").read_text() == Path("q.json").read_text() == "precious"

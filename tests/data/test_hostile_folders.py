@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from matrix_ssl.data import open_source
 from matrix_ssl.data.folder import open_folder
 from matrix_ssl.data.hub import check_pretrained
 from matrix_ssl.data.packed import read_shard
@@ -38,6 +39,13 @@ def test_links_to_anything_but_files_are_unreadable_images(images: Path) -> None
         with pytest.raises(UnreadableImage):
             source.read(index)
     assert len(source.digest) == 16
+
+
+@pytest.mark.parametrize("name", ["pipe", "pipe.npz", "pipe.tar"])
+def test_a_pipe_in_the_place_of_a_dataset_is_not_waited_for(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(DataError, match=r"is a pipe, a device or a socket; name a folder of images"):
+        open_source(f"{tmp_path / name}", split="train", data_root=None)
 
 
 GOOD = {

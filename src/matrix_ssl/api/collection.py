@@ -177,6 +177,8 @@ class Collection(Gathered):
     ) -> tuple[Neighbours, list[str]]:
         """The k nearest images of queries (m, d) but themselves, and a sentence on an approximate search's recall."""
         features = self.embedding.features
+        if len(self) < 2 and (own >= 0).any():
+            raise DataError(f"{self._where} has a single image: there is none to compare it with.")
         if not 1 <= k <= (most := len(self) - bool((own >= 0).any())):
             raise ConfigError(f"k={k}: expected 1 to {most} images, as many as there are beside the query.")
         if not approximate:

@@ -144,7 +144,10 @@ def evaluate(
                 "nearest-neighbour gallery."
             )
             with s.display.bar("features") as show:
-                every.describe_images(run, train, weights=weights, device=s.device, on_progress=show)
+                every.describe_images(
+                    run, train, weights=weights, device=s.device, on_progress=show, say=s.display.say,
+                    max_unreadable=max_unreadable,
+                )  # fmt: skip
         else:
             subject = Subject(run, train, test, weights, s.device, drawn_from, max_unreadable)
             every.run_protocols(

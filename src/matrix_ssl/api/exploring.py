@@ -15,7 +15,7 @@ from matrix_ssl.api.collection import Collection
 from matrix_ssl.api.gathered import check_outputs
 from matrix_ssl.config import DataConfig
 from matrix_ssl.config.arrays import read_arrays
-from matrix_ssl.config.untrusted import expanded
+from matrix_ssl.config.untrusted import expanded, is_file
 from matrix_ssl.config.validation import Seed, settings
 from matrix_ssl.data import Source
 from matrix_ssl.data.loading import evaluation_batches
@@ -156,8 +156,10 @@ def _points(
     question = f"{choices.map} {choices.seed} {MOST} {len(vectors)}"
     try:
         earlier = read_arrays(out / _MAP)
-        if str(earlier["question"]) == question and earlier["points"].shape == (len(vectors), 2):
-            return earlier["points"]
+        points = earlier["points"]
+        fits = points.shape == (len(vectors), 2) and points.dtype.kind == "f" and np.isfinite(points).all()
+        if str(earlier["question"]) == question and fits:
+            return points
     except (OSError, ValueError, KeyError):
         pass  # there is none, or it is damaged: it is made again
     say("Placing the images on the map.")
@@ -198,7 +200,7 @@ def _contents(
         facts=_facts(images, analysis),
         notes=notes,
         places=places,
-        files=Path(places[0]).is_file(),
+        files=is_file(places[0]),
         points=points,
         neighbours=near.indices[:, :_NEIGHBOURS],
         similarities=near.similarities[:, :_NEIGHBOURS],

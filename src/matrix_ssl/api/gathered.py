@@ -1,5 +1,6 @@
 """Images gathered with their features: computed once and kept, or read from a file, and looked up by their places."""
 
+import hashlib
 import io
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from matrix_ssl.api import evaluation
 from matrix_ssl.api.run import Run
 from matrix_ssl.config import DataConfig
-from matrix_ssl.config.untrusted import expanded
+from matrix_ssl.config.untrusted import expanded, is_file, is_there
 from matrix_ssl.data.base import Source
 from matrix_ssl.data.folder import FolderSource, open_folder
 from matrix_ssl.data.images import read_image
@@ -27,7 +28,7 @@ from matrix_ssl.encoder import Weights
 from matrix_ssl.encoder import where as places
 from matrix_ssl.encoder.identity import encoder_digest
 from matrix_ssl.errors import ConfigError, DataError
-from matrix_ssl.evaluate.embedding_files import ENDINGS, check_format, read_embedding
+from matrix_ssl.evaluate.embedding_files import ENDINGS, SELF_DESCRIBING, check_format, read_embedding
 from matrix_ssl.evaluate.feature_rows import KEY
 from matrix_ssl.evaluate.features import Embedding
 from matrix_ssl.runs.caches import features_cache
@@ -36,6 +37,7 @@ from matrix_ssl.runs.files import fingerprint
 from matrix_ssl.runs.folder import check_output
 
 _SIDE = 160  # of a thumbnail, in pixels
+_LOOKED_AT = 20  # images that are compared with the digests of a file of features
 
 
 class Gathered:
@@ -101,18 +103,29 @@ class Gathered:
         """
         paths = self.embedding.paths
         if self.data is None:
-            missing = next((path for path in paths if not Path(path).is_file()), "")
+            missing = next((path for path in paths if not is_file(path)), "")
             if missing:
                 raise DataError(f"{missing} is not here: name the images of {self._where} with --data.")
             name, labels, classes = Path(paths[0]).parent.name, self.embedding.labels, self.embedding.classes
-            return FolderSource(name, Path(), paths, labels=labels, classes=classes)
+            return self._unchanged(FolderSource(name, Path(), paths, labels=labels, classes=classes))
         source, indices = self._source
         whole = {str(Path(path).absolute()): index for path, index in indices.items()}
         rows = [whole.get(str(Path(path).absolute()), -1) for path in paths]
         if -1 in rows:
             missing = paths[rows.index(-1)]
             raise DataError(f"{missing} of {self._where} is not among the images of {source.name!r}: name its --data.")
-        return source.subset(rows)
+        return self._unchanged(source.subset(rows))
+
+    def _unchanged(self, source: Source) -> Source:
+        """The images in the order of the features; DataError where one of some is not that of its features any more."""
+        digests = self.embedding.digests or ()
+        for row in np.unique(np.linspace(0, len(digests) - 1, _LOOKED_AT).astype(int)) if digests else ():
+            content = source.encoded(int(row))  # None for pixels: how they are read may be a different choice
+            if content is not None and digests[row] not in ("", hashlib.sha256(content).hexdigest()):
+                raise DataError(
+                    f"{source.where(int(row))} has changed since {self._where} was written: compute the features again."
+                )
+        return source
 
     @cached_property
     def _rows(self) -> dict[str, int]:
@@ -137,6 +150,11 @@ class Gathered:
         identity = encoder_digest(encoder, images)
         if file is not None:
             check_format(file)
+            if file.suffix.lower() not in SELF_DESCRIBING:
+                raise ConfigError(
+                    f"--features {file}: such a file does not say which encoder and images its features are of; name "
+                    f"one that ends in {', '.join(SELF_DESCRIBING)}."
+                )
             if file.exists():
                 return self._checked(read_embedding(file), file, identity)
             check_outside(file, self.data, data_root=self._data_root)
@@ -166,7 +184,7 @@ class Gathered:
         """Raises DataError for an output among the images, also of a file of features that says where they are."""
         check_outside(path, self.data or (), data_root=self._data_root)
         places = self.embedding.paths
-        folders = {Path(place).parent for place in places} if self.data is None and Path(places[0]).is_file() else set()
+        folders = {Path(place).parent for place in places} if self.data is None and is_file(places[0]) else set()
         if len(folders) > 1 and self.embedding.classes is not None:
             folders |= {folder.parent for folder in folders}  # of folders of classes
         for folder in folders:
@@ -178,7 +196,7 @@ class Gathered:
         for name in (text, str(expanded(text).absolute())):
             if name in self._rows:
                 return self._rows[name]
-        if expanded(text).exists():
+        if is_there(expanded(text)):
             return None
         if text.isdecimal():
             if int(text) >= len(self):
@@ -206,7 +224,7 @@ class Gathered:
         if path.is_dir():
             source = open_folder(path, name=path.name)
         for place, why in unreadable_images(source, workers=0):
-            raise DataError(f"--query {place} cannot be read: {why}.")
+            raise DataError(f"--query {place}: {why}.")
         return evaluation.embed(encoder, images, as_data(source), device=self._device, quiet=True)
 
     def thumbnail(self, place: str) -> bytes:
@@ -224,7 +242,7 @@ class Gathered:
             source, indices = self._source
             if place in indices:
                 return source.read(indices[place])
-        if not Path(place).is_file():
+        if not is_file(place):
             raise DataError(f"{place} is not here, so the page cannot show it: name its images with --data.")
         return read_image(Path(place))
 

@@ -11,7 +11,8 @@ from matrix_ssl.config.untrusted import file_sha256
 from matrix_ssl.data.base import Source
 from matrix_ssl.data.packing import PackSettings, Shard, shards
 from matrix_ssl.data.sources import Data, check_outside, describe, find_splits, read_as
-from matrix_ssl.errors import DataError, RunFolderError
+from matrix_ssl.errors import DataError
+from matrix_ssl.report.records import Text, parse
 from matrix_ssl.runs.files import read_json, write_atomically, write_json
 from matrix_ssl.runs.folder import claim, held
 from matrix_ssl.training.engine import check_unreadable
@@ -25,14 +26,14 @@ Progress = Callable[[str, int, int], None]  # split, images done, of all
 class Packed:
     """One file: which images of the split it holds, and what its bytes must be."""
 
-    name: str
-    split: str
+    name: Text
+    split: Text
     start: int  # the first image, by its place in the split
     stop: int  # the one after the last
     images: int
     size: int  # bytes
     sha256: str
-    unreadable: list[list[str]]  # place and reason of what was left out
+    unreadable: list[list[Text]]  # place and reason of what was left out
 
 
 def pack(
@@ -101,10 +102,7 @@ def _done(out: Path) -> list[Packed]:
     """The files of an earlier call, up to the first one that is not as it was written."""
     if not (out / FILES).exists():
         return []
-    try:
-        files = [Packed(**values) for values in read_json(out / FILES)]
-    except TypeError:
-        raise RunFolderError(f"{out / FILES} is damaged: use --fresh to start over.") from None
+    files = parse(list[Packed], read_json(out / FILES), out / FILES, remedy="use --fresh to start over")
     for number, one in enumerate(files):
         path = out / Path(one.name).name
         if not path.is_file() or path.stat().st_size != one.size or file_sha256(path) != one.sha256:

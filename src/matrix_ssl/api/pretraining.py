@@ -31,6 +31,7 @@ from matrix_ssl.runs.files import read_object
 from matrix_ssl.runs.folder import CONFIG, EVALUATION, SUMMARY, check_owner
 from matrix_ssl.runs.loggers import check_loggers
 from matrix_ssl.runs.session import session
+from matrix_ssl.runs.signals import limited_time
 from matrix_ssl.training import fitting, setup
 from matrix_ssl.training.configure import DEFAULT_RECIPE, configure, run_folder
 from matrix_ssl.training.measured import keeping_channels, views_remark, with_statistics
@@ -54,6 +55,7 @@ def pretrain(
     loggers: str | Collection[str] = (),
     report: bool = True,
     quiet: bool = False,
+    max_hours: float | None = None,
     device: str = "auto",
     data_root: str | Path | None = None,
     download: bool = False,
@@ -86,6 +88,8 @@ def pretrain(
         loggers: what also gets the lines of metrics: ``"csv"``, ``"tensorboard"``, ``"wandb"``, ``"mlflow"``.
         report: write the page of the run.
         quiet: show no messages and no progress.
+        max_hours: after so many hours the training stops with ``Interrupted``, and a checkpoint from which the same
+            call resumes; None: no limit.
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"mps"``.
         data_root: the folder of named datasets; None: the environment variable MATRIX_SSL_DATA.
         download: let torchvision fetch a named dataset, and fetch published weights that the local cache lacks.
@@ -105,7 +109,7 @@ def pretrain(
     run = run_folder(recipe or DEFAULT_RECIPE, location, label, start) if out is None else expanded(out)
     config = configure(recipe, location, assignments, method=name, device=device, run=None if fresh else run)
     chosen = [split_assignment(one)[0] if isinstance(one, str) else one[0] for one in assignments]
-    with undisturbed():
+    with undisturbed(), limited_time(max_hours):
         train(
             config, run, data=data, chosen=chosen, fit=recipe is None, callback=callback, fresh=fresh, online=online,
             information=information, loggers=listed(loggers), report=report, quiet=quiet, device=device,
@@ -220,7 +224,10 @@ def train(
 
             if source.labels is None and not (run / EVALUATION).exists():
                 with s.display.bar("features") as show:
-                    describe_images(run, source, weights="student", device=s.device, on_progress=show)
+                    describe_images(
+                        run, source, weights="student", device=s.device, on_progress=show, say=s.display.say,
+                        max_unreadable=1.0,  # the training has accepted the loss
+                    )  # fmt: skip
             page = write_report(run)
         return Trained(run, source, s.main, page)
 

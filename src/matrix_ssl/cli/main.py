@@ -1,5 +1,6 @@
 """The command line: its commands, and how it ends."""
 
+import errno
 import io
 import os
 import sys
@@ -32,6 +33,15 @@ _OUT_OF_MEMORY = (
     "The memory is not enough. Use smaller batches (--set batch_size=...), smaller images, fewer workers "
     "(--set data.workers=0) or a machine with more; what has been saved stays, and the same command resumes."
 )
+_CLOSED_PIPE = 141  # the exit code of a program that SIGPIPE ends, in a shell
+_REFUSALS = {  # of the system, wherever they are met
+    errno.ENAMETOOLONG: "Use a shorter name.",
+    errno.ENOSPC: "Free space there or choose another place.",
+    errno.EDQUOT: "Free space there or choose another place.",
+    errno.EROFS: "Choose another place.",
+    errno.EMFILE: "Raise the limit of open files (ulimit -n).",
+    errno.ENFILE: "The machine has too many files open: end other programs.",
+}
 _MOVED = {  # options of earlier versions
     "--run": "The folder of a run is now --out.",
     "--run-folder": "The folder of a run is now --out.",
@@ -99,6 +109,7 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")  # a file name may hold what the terminal cannot show
     try:
         code = commands.main(standalone_mode=False)
+        sys.stdout.flush()
     except MatrixSSLError as error:
         _report(str(error), error)
         code = error.exit_code
@@ -110,7 +121,14 @@ def main() -> None:
     except (KeyboardInterrupt, click.Abort):  # the latter is a RuntimeError, too
         options.say("Stopped.")
         code = 130
-    except (MemoryError, RuntimeError) as error:
+    except BrokenPipeError:  # what reads the output has ended, such as head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = _CLOSED_PIPE
+    except (MemoryError, RuntimeError, OSError) as error:
+        if isinstance(error, OSError) and error.errno in _REFUSALS:
+            place = f"{error.filename!s:.200}: " if error.filename else ""
+            _report(f"{place}{error.strerror}. {_REFUSALS[error.errno]}", error)
+            sys.exit(1)
         if not _is_out_of_memory(error):
             raise
         _report(_OUT_OF_MEMORY, error)

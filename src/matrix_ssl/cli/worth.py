@@ -30,6 +30,8 @@ _QUICK_IMAGES = 1000
               "[default: 0]")  # fmt: skip
 @click.option("--quick", is_flag=True, help=f"A first look: one seed, two epochs, {_QUICK_IMAGES} training and test "
               "images, and short trainings, where nothing else is set.")  # fmt: skip
+@click.option("--max-unreadable", type=click.FloatRange(0, 1), metavar="FRACTION", help="Part of the images that may "
+              "be unreadable, from 0 to 1; ten may in any case.  [default: 0.01]")  # fmt: skip
 @options.out("runs/worth-RECIPE or runs/worth-RECIPE-DATA", what="Folder of the results")
 @options.fresh
 @options.max_hours
@@ -38,8 +40,8 @@ _QUICK_IMAGES = 1000
 @options.download
 def worth(
     recipe: str, data: str | None, reference: str, seeds: int | None, epochs: int | None, assignments: tuple[str, ...],
-    adapt_set: tuple[str, ...], tune_set: tuple[str, ...], test_images: int | None, quick: bool, out: Path | None,
-    fresh: bool, device: str, data_root: Path | None, download: bool,
+    adapt_set: tuple[str, ...], tune_set: tuple[str, ...], test_images: int | None, quick: bool,
+    max_unreadable: float | None, out: Path | None, fresh: bool, device: str, data_root: Path | None, download: bool,
 ) -> None:  # fmt: skip
     """Find out whether pre-training is worth it on labelled images. Run the same command to resume.
 
@@ -54,6 +56,8 @@ def worth(
         seeds, test_images = seeds or 1, _QUICK_IMAGES if test_images is None else test_images
     if epochs:
         assignments = (*assignments, f"epochs={epochs}")
+    if max_unreadable is not None:
+        assignments = (*assignments, f"data.max_unreadable={max_unreadable}")
     config = configure(recipe, data, assignments)
     from matrix_ssl import config as configuration
     from matrix_ssl.compare.job import with_measured

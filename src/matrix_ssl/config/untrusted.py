@@ -36,6 +36,16 @@ def expanded(path: str | Path) -> Path:
     return Path(os.path.expanduser(path))  # noqa: PTH111, which fails for ~nobody
 
 
+def is_there(path: str | Path) -> bool:
+    """Whether there is a file or a folder; never for what is no name, as it is too long or holds a zero byte."""
+    return os.path.exists(path)  # noqa: PTH110, which fails for such a name
+
+
+def is_file(path: str | Path) -> bool:
+    """Whether there is a regular file; for what is no name as ``is_there``."""
+    return os.path.isfile(path)  # noqa: PTH113, as above
+
+
 def open_file(path: str | Path) -> FileIO:
     """Opens a regular file for reading, and nothing else: it waits for no pipe and touches no device.
 

@@ -273,6 +273,8 @@ def _at(path: Path) -> Splits:
             return Splits(partial(open_archives, [path], name=path.stem), None)
         kind = "a single image" if is_image(path.name) else f"a file of type {path.suffix or 'unknown'}"
         raise DataError(f"{path} is {kind}; name a folder of images (unpack archives first) or a packed .npz file.")
+    if not path.is_dir():
+        raise DataError(f"{path} is a pipe, a device or a socket; name a folder of images or a packed .npz file.")
     name = path.resolve().name
     packed = packed_files(path)
     has_images = bool(packed) and holds_images(path)

@@ -30,6 +30,7 @@ from matrix_ssl.evaluate.features import Embedding
 from matrix_ssl.runs.files import write_atomically
 
 ENDINGS = (".npz", ".npy", ".csv", ".parquet", ".safetensors")
+SELF_DESCRIBING = (".npz", ".parquet", ".safetensors")  # with the digests of encoder and images
 _ROWS = 4096  # that are written at a time
 _FACTS = ("data_digest", "encoder", "encoder_digest")
 _COLUMNS = ("path", "label", "digest")

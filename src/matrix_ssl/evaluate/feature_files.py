@@ -128,6 +128,8 @@ def _is_whole(folder: Path, progress: Any, fingerprint: str) -> bool:
             return False
         rows, widths, _ = progress["rows"], progress["widths"], [(where, why) for where, why in progress["unreadable"]]
         sizes = {_INDICES: 8 * rows} | {_file(name): 4 * width * rows for name, width in widths.items()} if rows else {}
+        if any(type(number) is not int for number in (rows, progress["seen"], *widths.values())):
+            return False
         names_are_plain = all(Path(name).name == name for name in sizes)
         return (
             names_are_plain

@@ -55,12 +55,13 @@ class FeatureRows:
         """The rows in order, in batches (m, width).
 
         Raises:
-            DataError: an element is not finite, or the file ends early.
+            DataError: an element is not finite in float32, or the file ends early.
         """
         seen = 0
         for batch in self._readable():
-            if not torch.isfinite(batch).all():
-                row, column = (~torch.isfinite(batch)).nonzero()[0].tolist()
+            finite = torch.isfinite(batch.float())  # larger numbers have no squares
+            if not finite.all():
+                row, column = (~finite).nonzero()[0].tolist()
                 raise DataError(
                     f"{self.name}: row {seen + row}, column {column} is {batch[row, column].item()}; leave such rows "
                     f"out or compute the features again."

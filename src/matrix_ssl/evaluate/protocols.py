@@ -101,13 +101,26 @@ def run_protocols(
 
 
 def describe_images(
-    run: Path, source: Source, *, weights: encoders.Weights, device: torch.device, on_progress: OnProgress
-) -> None:
-    """Writes ``evaluation.npz``, the map and the gallery of nearest neighbours, for at most 2000 of the images."""
+    run: Path, source: Source, *, weights: encoders.Weights, device: torch.device, on_progress: OnProgress, say: Say,
+    max_unreadable: float | None = None,
+) -> None:  # fmt: skip
+    """Writes ``evaluation.npz``, the map and the gallery of nearest neighbours, for at most 2000 of the images.
+
+    Those that cannot be read are listed in the folder of the results; more of them than ``max_unreadable``, by default
+    that of the run, are an error.
+    """
+    data, folder = read_config(run).data, run / "evaluation"
+    part = data.max_unreadable if max_unreadable is None else max_unreadable
     if len(source) > _MAPPED:
         source = source.subset(np.sort(permutation(len(source), _STREAM)[:_MAPPED]))
     network = {"encoder": encoders.load_encoder(run, weights=weights)}
-    features = extract(network, source, read_config(run).data, device=device, on_progress=on_progress)
+    features = extract(
+        network, source, data, device=device, on_progress=on_progress,
+        on_unreadable=partial(
+            unreadable.refuse_many, source=source, folder=folder, part=part, workers=data.workers, say=say
+        ),
+    )  # fmt: skip
+    unreadable.report(features.unreadable, folder, what="images", say=say)
     write_map(run / EVALUATION, source, features)
 
 
@@ -124,10 +137,7 @@ def _run_frozen(
     }  # fmt: skip
     files = subject.folder / "features"
     train, test = _features(subject, networks, subject.config.data, files, say=say, bar=bar)
-    for split, features in (("training", train), ("test", test)):
-        if features.unreadable:
-            where, why = features.unreadable[0]
-            say(f"Skipping {len(features.unreadable)} unreadable {split} images, the first is {where}: {why}.")
+    unreadable.report([*train.unreadable, *test.unreadable], subject.folder, what="training and test images", say=say)
     if train.unreadable or test.unreadable:
         unreadable.write_list(subject.folder, [*train.unreadable, *test.unreadable])
     requested = [name for name in frozen.PROTOCOLS if name in protocols or (name == "linear" and TRANSFER in protocols)]

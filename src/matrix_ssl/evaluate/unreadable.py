@@ -36,6 +36,16 @@ def refuse_many(
     )  # fmt: skip
 
 
+def report(unreadable: list[Unreadable], folder: Path, *, what: str, say: Callable[[str], None]) -> None:
+    """Lists the images that are left out in the folder of the results, and says how many they are."""
+    if unreadable:
+        where, why = unreadable[0]
+        write_list(folder, unreadable)
+        say(
+            f"Skipping {len(unreadable)} unreadable {what}, the first is {where}: {why}. All are in {folder / SKIPPED}."
+        )
+
+
 def write_list(folder: Path, images: Iterable[Unreadable]) -> None:
     """Writes the list of unreadable images, where and why, a line each."""
     try:

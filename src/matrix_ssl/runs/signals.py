@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from matrix_ssl.config.system import STOPPING
-from matrix_ssl.errors import MatrixSSLError
+from matrix_ssl.errors import ConfigError, MatrixSSLError
 
 TIME_LIMIT = 75  # among the numbers of signals, none of which is that large; the exit code EX_TEMPFAIL: try again
 received_by_blocks: list[int] = []  # the numbers of all signals that blocks of ``collected`` have taken for themselves
@@ -40,6 +40,25 @@ def limit_time(hours: float | None) -> None:
         timer.daemon = True
         timer.start()
         _timers.append(timer)
+
+
+@contextmanager
+def limited_time(hours: float | None) -> Iterator[None]:
+    """``limit_time`` until the block ends; None leaves a limit that there may be.
+
+    Raises:
+        ConfigError: the limit is not above 0.
+    """
+    if hours is None:
+        yield
+        return
+    if not hours > 0:
+        raise ConfigError(f"max_hours={hours}: expected a number above 0.")
+    limit_time(hours)
+    try:
+        yield
+    finally:
+        limit_time(None)
 
 
 @contextmanager

@@ -1,8 +1,9 @@
 """The one evaluation on the test images: what every arm predicts, at every number of labels and for every seed."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,14 +66,21 @@ def path_of(folder: Path, arm: Arm, seed: int) -> Path:
 
 def features(
     network: nn.Module, train: Source, test: Source, data: DataConfig, folder: Path,
-    *, fingerprint: str, device: torch.device,
+    *, fingerprint: str, device: torch.device, refuse: Callable[..., None],
 ) -> tuple[Features, Features, dict[str, float]]:  # fmt: skip
-    """Features of the training and of the test images and the seconds they took; the same call resumes."""
+    """Features of the training and of the test images and the seconds they took; the same call resumes.
+
+    ``refuse`` is ``evaluate.unreadable.refuse_many`` with all but its first two arguments.
+    """
     taken, seconds = [], {}
     for split, source in (("train", train), ("test", test)):
         started = time.monotonic()
         files = FeatureFiles(folder / split, fingerprint=f"{fingerprint} {split}")
-        taken.append(extract({"": network}, source, data, device=device, files=files))
+        taken.append(
+            extract(
+                {"": network}, source, data, device=device, files=files, on_unreadable=partial(refuse, source=source)
+            )
+        )
         seconds[f"{split}_feature_seconds"] = time.monotonic() - started
     return taken[0], taken[1], seconds
 

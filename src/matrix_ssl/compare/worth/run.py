@@ -5,7 +5,7 @@ import dataclasses
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from matrix_ssl.errors import RunFolderError
 from matrix_ssl.evaluate.baselines import Baseline
 from matrix_ssl.evaluate.features import RawPixels
 from matrix_ssl.evaluate.trained.classifier import check_splits, score_images
+from matrix_ssl.evaluate.unreadable import refuse_many
 from matrix_ssl.report.comparison.statistics import crossed_mean
 from matrix_ssl.report.worth.data import RESULTS
 from matrix_ssl.report.worth.page import write_worth
@@ -204,7 +205,7 @@ class WorthRun:
 
     def _evaluate_frozen(self, arm: Arm) -> None:
         fixed = arm.network in ("pixels", "public", "public_small")  # features that no seed changes
-        folder, taken = self.out / "features" / arm.key, None
+        folder, taken, base = self.out / "features" / arm.key, None, self.plan.base.data
         for seed in range(self.plan.seeds):
             if self._answers(arm, seed) is None and (network := self._network(arm.network, seed)) is not None:
                 if taken is None or not fixed:
@@ -213,6 +214,9 @@ class WorthRun:
                     taken = measuring.features(
                         network, self.images.train, self.images.test, data, folder,
                         fingerprint=question, device=self.device,
+                        refuse=partial(
+                            refuse_many, folder=self.out, part=base.max_unreadable, workers=base.workers, say=self.say
+                        ),
                     )  # fmt: skip
                 train, test, costs = taken
                 known = self._answers(arm, 0) if fixed else None

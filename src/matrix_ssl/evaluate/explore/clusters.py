@@ -1,5 +1,8 @@
 """Clusters of images with the images that represent them."""
 
+import contextlib
+import warnings
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -51,7 +54,8 @@ def cluster(features: Matrix, *, count: int | None = None, seed: int = 0) -> Clu
         count = choose_count(rows[np.sort(permutation(len(rows), seed, _STREAM)[:_SAMPLE])], seed=seed)
     if not 1 <= count <= len(rows):
         raise ConfigError(f"count={count}: expected 1 to {len(rows)} clusters, as many as there are images.")
-    fitted = KMeans(count, n_init=1, random_state=seed).fit(rows)
+    with _quiet():
+        fitted = KMeans(count, n_init=1, random_state=seed).fit(rows)
     distances = np.linalg.norm(rows - fitted.cluster_centers_[fitted.labels_], axis=1)
     return in_order(fitted.labels_, distances)
 
@@ -89,9 +93,21 @@ def choose_count(rows: NDArray[np.float32], *, seed: int = 0) -> int:
     different = len(np.unique(rows, axis=0))
     scores = {}
     for count in (count for count in _COUNTS if count < different):
-        labels = KMeans(count, n_init=1, random_state=seed).fit_predict(rows)
-        scores[count] = silhouette_score(rows, labels)
+        with _quiet():
+            labels = KMeans(count, n_init=1, random_state=seed).fit_predict(rows)
+        if 1 < len(np.unique(labels)) < len(rows):  # features that differ in their last bits are in one
+            scores[count] = silhouette_score(rows, labels)
     return max(scores, key=lambda count: scores[count], default=1)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without scikit-learn's warning that fewer clusters than asked for are different."""
+    from sklearn.exceptions import ConvergenceWarning  # slow to import
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        yield
 
 
 def in_order(labels: NDArray[np.integer], distances: NDArray[np.floating]) -> Clusters:
