@@ -28,7 +28,9 @@ CHECKPOINTS, ENCODER, EVALUATION, SKIPPED = "checkpoints", "encoder.safetensors"
 VIEWS, FOLLOWED = "views.npz", "followed.npz"  # what the page of a run shows of the training
 METHOD, MODULE = "own-method.py", "own-encoder.json"  # of a method and an encoder that are not of this package
 _LOCK = ".lock"
-_OWN = {CONFIG, ENVIRONMENT, METRICS, SUMMARY, ENCODER, EVALUATION, SKIPPED, METHOD, MODULE, _LOCK}
+_OWN = {
+    CONFIG, ENVIRONMENT, METRICS, SUMMARY, ENCODER, EVALUATION, VIEWS, FOLLOWED, SKIPPED, METHOD, MODULE, _LOCK,
+}  # fmt: skip
 _FOREIGN = "wandb"  # folder of W&B
 
 
