@@ -33,7 +33,7 @@ IMPORTS = {
     "llm": {"config", "data", "distributed", "matrix", "report", "runs"},
     "evaluate": {"config", "data", "distributed", "encoder", "matrix", "runs", "training"},
     "compare": {"config", "data", "encoder", "evaluate", "methods", "report", "runs", "training"},
-    "api": {"config", "data", "distributed", "encoder", "evaluate", "methods", "networks", "report", "runs",
+    "api": {"__init__", "config", "data", "distributed", "encoder", "evaluate", "methods", "networks", "report", "runs",
             "training"},
     "cli": {"__init__", "api", "compare", "config", "data", "distributed", "encoder", "evaluate", "llm", "methods",
             "report", "runs", "training"},

@@ -45,6 +45,7 @@ WORDS = {
     "mislabels": ["mislabels", "f.npz"],
     "select": ["select", "f.npz", "--count", "3"],
     "explore": ["explore", "f.npz", "--data", "photos", "--out", "page", "--map", "pca"],
+    "serve": ["serve", "r", "--index", "f.npz", "--check", "--device", "cpu"],
     "diagnose": ["diagnose", "r", "--data", "photos", "--out", "d", "--images", "8", "--device", "cpu"],
     "chain": ["chain", "images", "--data", "photos", "--out", "c", "--dry-run"],
     "compare": comparisons.words("--seeds", "1", "--trials", "1", "--budget", "1", out="cmp"),

@@ -73,6 +73,10 @@ class Command:
         """What it has written to standard error so far."""
         return self._err.read_text()
 
+    def out(self) -> str:
+        """What it has written to standard output so far."""
+        return self._out.read_text()
+
     def wait(self, seconds: float = PATIENCE) -> Ended:
         """Waits for the end; a process that does not end is killed and fails the test."""
         code = self._server.ask({"wait": self.pid, "seconds": seconds})

@@ -29,6 +29,7 @@ NEEDS = {
     "llm": {"": "llm", "finetune --load-in-4bit": "qlora"},
     "pretrain": {f"--logger {name}": name for name in ("tensorboard", "wandb", "mlflow")},
     "search": {"--approximate": "search"},
+    "serve": {"": "serve"},
 }
 Row = tuple[str, ...]
 

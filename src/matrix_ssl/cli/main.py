@@ -23,6 +23,7 @@ from matrix_ssl.cli.llm import llm
 from matrix_ssl.cli.measure import diagnose, measure
 from matrix_ssl.cli.pack import pack
 from matrix_ssl.cli.pretrain import pretrain
+from matrix_ssl.cli.serve import serve
 from matrix_ssl.cli.weights import export, import_
 from matrix_ssl.cli.worth import worth
 from matrix_ssl.errors import ConfigError, MatrixSSLError, ProcessError, did_you_mean
@@ -97,6 +98,7 @@ for command in (
     report,
     search,
     select,
+    serve,
     worth,
 ):
     commands.add_command(command)

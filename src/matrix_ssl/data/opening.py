@@ -52,6 +52,10 @@ DECODER_ERRORS = (OSError, SyntaxError, ValueError, TypeError, LookupError, Arit
                   RuntimeError, MemoryError, EOFError, struct.error)  # fmt: skip
 
 
+class TooManyPixels(UnreadableImage):
+    """An image has more pixels than the limit."""
+
+
 def decode(
     content: bytes, where: str, convert: Callable[[Image.Image, Tiff | None, Image.Image], Result], *, page: int = 0
 ) -> Result:
@@ -84,7 +88,7 @@ def reported(content: bytes, where: str, tags: Tiff | None = None) -> Iterator[N
         reason = (tags.why_unknown() if tags is not None else None) or _other_kind(content)
         raise UnreadableImage(where, reason) from None
     except Image.DecompressionBombError:
-        raise UnreadableImage(where, _too_large()) from None
+        raise TooManyPixels(where, _too_large()) from None
     except Exception as error:  # damaged bytes make decoders fail in any way
         raise UnreadableImage(where, f"damaged image ({str(error) or type(error).__name__})") from None
 
@@ -94,7 +98,7 @@ def check_size(width: int, height: int, where: str, *, channels: int = 1) -> Non
     if not (width > 0 and height > 0 and channels > 0):
         raise UnreadableImage(where, "the image has no pixels")
     if width * height * channels > _limit():
-        raise UnreadableImage(where, _too_large())
+        raise TooManyPixels(where, _too_large())
 
 
 @contextlib.contextmanager

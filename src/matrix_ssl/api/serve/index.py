@@ -1,0 +1,129 @@
+"""Features of an indexed dataset, and the images in it that are most similar to others. Imports no torch."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from matrix_ssl.api.serve.served import ServedEncoder
+from matrix_ssl.config.arrays import read_arrays
+from matrix_ssl.config.untrusted import read_file, why
+from matrix_ssl.data.layout import list_images
+from matrix_ssl.errors import DataError, UnreadableImage
+
+_AT_ONCE = 32  # images that are embedded together
+_MOST_BYTES = 2**31  # of an image file
+
+
+@dataclass(frozen=True)
+class Index:
+    """Features (n, k) with the place of each image, and the name of its class where there is one.
+
+    Raises:
+        DataError: they are of different numbers of images, there is none, or a feature is not finite.
+    """
+
+    features: NDArray[np.float32]
+    paths: Sequence[str]
+    labels: Sequence[str] | None = None
+    digest: str = ""  # of the encoder, as ``encoder.identity`` has it; empty: not known
+    name: str = ""  # for the user
+    _units: NDArray[np.float32] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        features = np.asarray(self.features, dtype=np.float32)
+        if features.ndim != 2 or not len(features) or not np.isfinite(features).all():
+            raise DataError(f"{self.name}: expected finite features (n, k) of images, not {features.shape}.")
+        if {len(features), len(self.paths), len(self.paths if self.labels is None else self.labels)} != {len(features)}:
+            raise DataError(f"{self.name} has features and places of different numbers of images: write it again.")
+        object.__setattr__(self, "_units", _unit(features))
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def check(self, encoder: ServedEncoder) -> None:
+        """Raises DataError for features that are not of this encoder."""
+        width = self._units.shape[1]
+        if width != encoder.width:
+            raise DataError(f"{self.name} holds {width} features an image, the encoder gives {encoder.width}.")
+        if self.digest and encoder.digest and self.digest != encoder.digest:
+            raise DataError(
+                f"{self.name} holds features of a different encoder than the one that is served: write them again with "
+                "matrix-ssl embed."
+            )
+
+    def search(self, queries: NDArray[np.float32], *, k: int) -> list[list[dict[str, Any]]]:
+        """The k images of highest cosine similarity for each query (m, d): rank, path, similarity and label.
+
+        All images are compared. Of equal similarities the lower index comes first.
+        """
+        answers = []
+        for similarities in (_unit(np.asarray(queries, dtype=np.float32)) @ self._units.T).clip(-1.0, 1.0):
+            least = np.partition(similarities, len(similarities) - k)[len(similarities) - k]
+            candidates = np.flatnonzero(similarities >= least)
+            chosen = candidates[np.argsort(-similarities[candidates], kind="stable")[:k]].tolist()
+            answers.append([self._row(rank, row, float(similarities[row])) for rank, row in enumerate(chosen, 1)])
+        return answers
+
+    def _row(self, rank: int, row: int, similarity: float) -> dict[str, Any]:
+        label = {} if self.labels is None else {"label": self.labels[row]}
+        return {"rank": rank, "path": self.paths[row], "similarity": round(similarity, 6), **label}
+
+
+def read_index(path: Path) -> Index:
+    """The index of a .npz file of ``matrix-ssl embed``; DataError where it is damaged or is none."""
+    try:
+        arrays = read_arrays(path, ("features", "where", "labels", "classes", "encoder_digest"))
+        features = arrays["features"]
+        rows = [f"{path.name}[{row}]" for row in range(len(features))]
+        paths = [str(one) for one in arrays["where"].tolist()] if "where" in arrays else rows
+        labels = None
+        if "labels" in arrays:
+            classes = [str(one) for one in arrays["classes"].tolist()] if "classes" in arrays else None
+            labels = [str(one) if classes is None else classes[one] for one in arrays["labels"].tolist()]
+        digest = str(arrays.get("encoder_digest", ""))
+    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+        raise DataError(f"{path} cannot be read as features of matrix-ssl embed: {why(error)}.") from None
+    return Index(features, paths, labels, digest, path.name)
+
+
+def index_folders(
+    encoder: ServedEncoder, folders: Sequence[Path], *, say: Callable[[str], None], show: Callable[[int, int], None]
+) -> Index:
+    """The index of all images below folders; those that cannot be read are left out and named.
+
+    Args:
+        say: gets a sentence for each image that cannot be read.
+        show: gets the images done, and how many there are.
+
+    Raises:
+        DataError: there is no image that can be read.
+    """
+    places = [str(folder / name) for folder in folders for name in list_images(folder).images]
+    paths: list[str] = []
+    features: list[NDArray[np.float32]] = []
+    for start in range(0, len(places), _AT_ONCE):
+        squares = []
+        for place in places[start : start + _AT_ONCE]:
+            try:
+                squares.append(encoder.square(read_file(place, most=_MOST_BYTES), place))
+                paths.append(place)
+            except UnreadableImage as error:
+                say(f"Skipped {error}.")
+            except OSError as error:
+                say(f"Skipped {place}: {why(error)}.")
+        if squares:
+            features.append(encoder.features(np.stack(squares)))
+        show(min(start + _AT_ONCE, len(places)), len(places))
+    name = ", ".join(folder.name for folder in folders)
+    if not features:
+        raise DataError(f"{name}: there is no image that can be read.")
+    return Index(np.concatenate(features), paths, None, encoder.digest, name)
+
+
+def _unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    lengths = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
+    return (rows / np.where(lengths == 0, 1.0, lengths)).astype(np.float32)

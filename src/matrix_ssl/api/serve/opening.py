@@ -1,0 +1,85 @@
+"""The encoder and the index of a service, by where they are."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matrix_ssl.api.serve.index import Index, index_folders, read_index
+from matrix_ssl.api.serve.served import ServedEncoder
+from matrix_ssl.errors import ConfigError
+from matrix_ssl.runs.display import Display
+
+ONNX = ".onnx"
+
+
+def open_served(
+    where: str | Path, *, weights: Any = "student", device: str = "auto", download: bool = False
+) -> ServedEncoder:
+    """The encoder WHERE, ready for requests.
+
+    Args:
+        where: an ONNX file that ``matrix-ssl export`` wrote, which needs no torch; or a run folder, a checkpoint file,
+            ``torchvision/NAME[:WEIGHTS]``, ``timm/NAME[.TAG]``, ``hf:NAME`` or ``random/NAME``.
+        weights: ``student``, or ``teacher``, its moving average; an ONNX file has one of them.
+        device: ``auto``, ``cpu``, ``cuda`` or ``mps``; an ONNX file is computed on the CPU unless it is ``cuda``.
+        download: fetch published weights that the local cache lacks.
+
+    Raises:
+        MatrixSSLError: the encoder is absent or damaged, or takes no images that files can be.
+    """
+    path = Path(where).expanduser()
+    if path.suffix.lower() == ONNX and not path.is_dir():
+        from matrix_ssl.api.serve.onnx_encoder import OnnxEncoder
+
+        encoder: ServedEncoder = OnnxEncoder(path, device=device)
+        if weights not in ("student", encoder.weights):
+            raise ConfigError(f"{path} holds the {encoder.weights}: export it again with --weights {weights}.")
+        return encoder
+    from matrix_ssl.api.serve.torch_encoder import TorchEncoder
+
+    return TorchEncoder(where, weights=weights, device=device, download=download)
+
+
+def open_index(
+    encoder: ServedEncoder, features: str | Path | None = None, *, data: str | Sequence[str] | None = None,
+    quiet: bool = False,
+) -> Index:  # fmt: skip
+    """The images to search in.
+
+    Args:
+        encoder: the encoder of the service.
+        features: a file of features that ``matrix-ssl embed`` wrote; kinds other than .npz need PyTorch.
+        data: folders of images instead, which are embedded now.
+        quiet: show no progress.
+
+    Raises:
+        MatrixSSLError: the file or the images are at fault, or are of a different encoder.
+    """
+    if (features is None) == (not data):
+        raise ConfigError("Give either a file of features or folders of images to search in.")
+    if features is not None:
+        index = _read(Path(features).expanduser())
+    else:
+        folders = [Path(one).expanduser() for one in ([data] if isinstance(data, str) else data or ())]
+        for folder in folders:
+            if not folder.is_dir():
+                raise ConfigError(
+                    f"--data {folder} is no folder of images: write its features with matrix-ssl embed and name them "
+                    "with --index."
+                )
+        display = Display(quiet=quiet)
+        with display.bar("features") as show:
+            index = index_folders(encoder, folders, say=display.say, show=show)
+    index.check(encoder)
+    return index
+
+
+def _read(path: Path) -> Index:
+    if path.suffix.lower() == ".npz":
+        return read_index(path)
+    from matrix_ssl.evaluate.embedding_files import read_embedding
+
+    embedding = read_embedding(path)
+    names = embedding.classes or []
+    labels = None if embedding.labels is None else [names[label] for label in embedding.labels]
+    return Index(embedding.features, embedding.paths, labels, embedding.encoder_digest, path.name)

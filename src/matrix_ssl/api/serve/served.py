@@ -1,0 +1,74 @@
+"""What the service asks of an encoder: the central square of an image's bytes, and the features of many squares."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from matrix_ssl.config.reading import COLOURS, Reading
+from matrix_ssl.errors import ConfigError
+
+_COLOURS = 3
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How images are prepared for an encoder.
+
+    Attributes:
+        image_size: side in pixels.
+        crop_fraction: the part of the shorter side that is kept, in the centre.
+        mean, std: of pixels in [0, 1], one number a channel.
+        reading: how files become pixels.
+    """
+
+    image_size: int
+    crop_fraction: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    reading: Reading = COLOURS
+
+    def __post_init__(self) -> None:
+        if self.reading.channels in (0, -1) and len(self.mean) != _COLOURS:
+            raise ConfigError(
+                f"The encoder takes images of {len(self.mean)} channel{'s' * (len(self.mean) > 1)}, and files are read "
+                f"in {_COLOURS} colours: serve an encoder that was trained on files, in colour or with data.channels."
+            )
+
+
+class ServedEncoder(ABC):
+    """An encoder that is ready for requests. Any thread may call its methods, ``features`` one at a time.
+
+    Attributes:
+        name: the architecture.
+        weights: ``student`` or ``teacher``.
+        width: of the features.
+        preparation: of the images.
+        runtime: the library that computes, with its version, and the device.
+        sha256: of the file that the weights come from; None: they come from none.
+        digest: what distinguishes the encoder from others, as ``encoder.identity`` has it; empty: not known.
+    """
+
+    name: str
+    weights: str
+    width: int
+    preparation: Preparation
+    runtime: str
+    sha256: str | None
+    digest: str
+
+    @abstractmethod
+    def square(self, content: bytes, where: str) -> NDArray[Any]:
+        """The central square (c, s, s) of an image file's bytes, uint8 or float32; UnreadableImage, at ``where``."""
+
+    @abstractmethod
+    def features(self, squares: NDArray[Any]) -> NDArray[np.float32]:
+        """The features (n, k) of squares (n, c, s, s)."""
+
+    def zeros(self, count: int) -> NDArray[Any]:
+        """Black squares (n, c, s, s), of the type that ``square`` gives."""
+        size = self.preparation.image_size
+        kind = np.float32 if self.preparation.reading.channels else np.uint8
+        return np.zeros((count, len(self.preparation.mean), size, size), dtype=kind)

@@ -1,0 +1,122 @@
+"""Runs the application behind a socket until a signal, then answers what was accepted."""
+
+import ipaddress
+import logging
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from matrix_ssl.errors import ConfigError, MatrixSSLError, import_extra
+from matrix_ssl.runs.signals import collected
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_MOST_CONNECTIONS = 1000
+_IDLE_SECONDS = 5  # that a connection stays open for a next request
+_POLL_SECONDS = 0.1
+
+
+class Stopped(MatrixSSLError):
+    """A signal stopped the service; the exit code is 128 plus its number."""
+
+    def __init__(self, number: int):
+        super().__init__(f"Stopped by {signal.Signals(number).name}, after the last answer.")
+        self.exit_code = 128 + number
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket that is bound to an address and a port, 0 for a free one; ConfigError where that is impossible."""
+    try:
+        if host == "localhost":
+            host = LOOPBACK[0]
+        try:
+            family = socket.AF_INET6 if ipaddress.ip_address(host).version == 6 else socket.AF_INET
+        except ValueError:
+            family, host = _look_up(host)
+        bound = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.bind((host, port))
+        except BaseException:
+            bound.close()
+            raise
+    except OSError as error:
+        raise ConfigError(
+            f"--host {host} --port {port} cannot be bound ({error.strerror}): choose a different port, or --port 0 for "
+            "a free one."
+        ) from None
+    return bound
+
+
+def is_loopback(bound: socket.socket) -> bool:
+    """Whether only this machine reaches the socket."""
+    return ipaddress.ip_address(bound.getsockname()[0]).is_loopback
+
+
+def address(bound: socket.socket) -> str:
+    """The address of a bound socket for a browser."""
+    host, port = bound.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def run(
+    app: Any, bound: socket.socket, *, seconds: float, ready: Callable[[], None], say: Callable[[str], None]
+) -> None:
+    """Serves until a signal, and then until all requests that were accepted are answered.
+
+    Args:
+        app: the application.
+        bound: the socket.
+        seconds: that a request may take, also after the signal.
+        ready: called when requests are answered.
+        say: gets what the server has to say: requests that are no HTTP, and defects with their traceback.
+
+    Raises:
+        Stopped: after a signal. A second SIGINT is KeyboardInterrupt, at once.
+        MissingExtra: uvicorn is not installed.
+    """
+    uvicorn = import_extra("uvicorn", extra="serve")
+    config = uvicorn.Config(
+        app, loop="asyncio", http="h11", ws="none", lifespan="on", log_config=None, access_log=False,
+        server_header=False, limit_concurrency=_MOST_CONNECTIONS, timeout_keep_alive=_IDLE_SECONDS,
+        timeout_graceful_shutdown=int(seconds) + 1,
+    )  # fmt: skip
+    server = uvicorn.Server(config)
+    handlers = {"uvicorn": _Saying(say), "python_multipart": logging.NullHandler()}  # the latter quotes requests
+    for name, handler in handlers.items():
+        logging.getLogger(name).addHandler(handler)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, name="server", daemon=True)
+    try:
+        with collected() as received:
+            thread.start()
+            while thread.is_alive() and not server.started and not received:
+                thread.join(_POLL_SECONDS)
+            if server.started and not received:
+                ready()
+            while thread.is_alive() and not received:
+                thread.join(_POLL_SECONDS)
+            server.should_exit = True
+            while thread.is_alive():
+                thread.join(_POLL_SECONDS)
+    finally:
+        for name, handler in handlers.items():
+            logging.getLogger(name).removeHandler(handler)
+        bound.close()
+    if not received:
+        raise MatrixSSLError("The service could not start; what it said before is why.")
+    raise Stopped(received[0])
+
+
+class _Saying(logging.Handler):
+    def __init__(self, say: Callable[[str], None]):
+        super().__init__(logging.WARNING)
+        self._say = say
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._say(self.format(record))
+
+
+def _look_up(host: str) -> tuple[socket.AddressFamily, str]:
+    family, *_, place = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0]
+    return family, str(place[0])

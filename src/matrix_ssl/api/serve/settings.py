@@ -1,0 +1,24 @@
+"""The limits of the service, and how it gathers images into batches."""
+
+from typing import Annotated
+
+from annotated_types import Ge, Gt, Le
+
+from matrix_ssl.config.untrusted import MIB
+from matrix_ssl.config.validation import settings
+
+
+@settings
+class ServeSettings:
+    """What a service accepts, how long it waits, and how large its batches are."""
+
+    batch: Annotated[int, Ge(1), Le(4096)] = 32  # images that the encoder gets at once, at most; 1: no batching
+    wait: Annotated[float, Ge(0.0), Le(1000.0)] = 2.0  # milliseconds that the first image of a batch waits for others
+    request_bytes: Annotated[int, Ge(1)] = 64 * MIB  # of the body of a request
+    pixels: Annotated[int, Ge(1)] = 50_000_000  # of an image
+    images: Annotated[int, Ge(1)] = 64  # of a request
+    queue: Annotated[int, Ge(1)] = 256  # images that wait at a time, of all requests
+    held_bytes: Annotated[int, Ge(1)] = 256 * MIB  # of the bodies of all requests together
+    seconds: Annotated[float, Gt(0.0)] = 60.0  # for a request to arrive, and again for its answer
+    decoders: Annotated[int, Ge(1), Le(64)] = 4  # threads that decode images
+    neighbours: Annotated[int, Ge(1)] = 1000  # that a search may ask for

@@ -1,0 +1,120 @@
+"""An encoder in an ONNX file: without torch, with the features of PyTorch, and what files of others end in."""
+
+import io
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from starlette.testclient import TestClient
+from torch.nn import functional as F
+
+from matrix_ssl.api.serve import create_app, open_index, open_served
+from matrix_ssl.data.augment import crop
+from matrix_ssl.data.squares import centre_box
+from matrix_ssl.encoder.exporting import export
+from matrix_ssl.errors import CheckpointError, ConfigError, DataError
+from tests.support.encoder_runs import make_run
+from tests.support.served import SETTINGS, SIZE, encoded, pixels, write_onnx
+
+# what the container of docker/serve.Dockerfile does not install cannot be imported
+WITHOUT_TORCH = """
+import io, json, runpy, sys
+MISSING = {"torch", "torchvision", "scipy", "sklearn", "matplotlib", "jinja2", "safetensors", "filelock", "pandas"}
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in MISSING:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Refuse())
+"""
+ASKED = """
+from starlette.testclient import TestClient
+from matrix_ssl.api.serve import create_app, open_index, open_served
+encoder = open_served(sys.argv[1])
+index = open_index(encoder, sys.argv[2]), open_index(encoder, data=sys.argv[3], quiet=True)
+with TestClient(create_app(encoder, index=index[0])) as client:
+    content = open(sys.argv[4], "rb").read()
+    answers = [client.post(path, content=content).json() for path in ("/embed", "/search")]
+sys.argv = ["matrix-ssl", "serve", sys.argv[1], "--index", sys.argv[2], "--check"]
+try:
+    runpy.run_module("matrix_ssl", run_name="__main__")
+except SystemExit as end:
+    assert not end.code
+assert not MISSING & set(sys.modules)
+print(json.dumps([*answers, index[1].features.tolist()]), file=sys.stderr)
+"""
+
+
+def test_needs_no_torch(tmp_path):
+    file = write_onnx(tmp_path / "small.onnx")
+    for seed in range(3):
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        (tmp_path / "photos" / f"{seed}.png").write_bytes(encoded(pixels(seed)))
+    encoder = open_served(file)
+    squares = np.stack([encoder.square(encoded(pixels(seed)), "x") for seed in range(3)])
+    features = encoder.features(squares)
+    np.savez(tmp_path / "f.npz", features=features, where=np.array(list("abc")), encoder_digest=np.array("abc"))
+    places = [str(tmp_path / name) for name in ("small.onnx", "f.npz", "photos", "photos/1.png")]
+    code = f"{WITHOUT_TORCH}\n{ASKED}"
+    ended = subprocess.run([sys.executable, "-c", code, *places], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    embedded, near, of_folder = json.loads(ended.stderr.splitlines()[-1])
+    np.testing.assert_allclose(embedded["features"], features[1:2], rtol=1e-6)
+    np.testing.assert_allclose(of_folder, features, rtol=1e-6)
+    assert near["neighbours"][0][0] == {"rank": 1, "path": "b", "similarity": 1.0}
+    info = json.loads(ended.stdout)
+    assert (info["encoder"], info["width"], info["index"]["images"]) == ("small", 5, 3)
+    assert info["runtime"].startswith("onnxruntime")
+
+
+def test_gives_the_features_of_its_graph(tmp_path):
+    encoder = open_served(write_onnx(tmp_path / "small.onnx"))
+    image = pixels(5, 50, 40)
+    square = crop(torch.from_numpy(image.transpose(2, 0, 1).copy()), centre_box(0.875, 50, 40), SIZE) / 255
+    weights = torch.from_numpy(np.random.default_rng(0).normal(size=(5, 3, 3, 3)).astype(np.float32))
+    expected = F.conv2d(square[None], weights, stride=2).relu().mean((2, 3)).numpy()
+    with TestClient(create_app(encoder)) as client:
+        answer = client.post("/embed", content=encoded(image), headers={"Accept": "application/x-npy"})
+    np.testing.assert_allclose(np.load(io.BytesIO(answer.content)), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_of_an_export_gives_the_features_of_pytorch(tmp_path):
+    run, _ = make_run(tmp_path / "r", *SETTINGS)
+    export(run, tmp_path / "e.onnx", form="onnx")
+    ours, exported = open_served(run, device="cpu"), open_served(tmp_path / "e.onnx")
+    assert (exported.digest, exported.preparation, exported.name) == (ours.digest, ours.preparation, ours.name)
+    files = [encoded(pixels(seed, 30 + seed, 41)) for seed in range(20)]
+    features = [one.features(np.stack([one.square(file, "x") for file in files])) for one in (ours, exported)]
+    np.testing.assert_allclose(features[1], features[0], rtol=0, atol=1e-4)
+    other, _ = make_run(tmp_path / "other", *SETTINGS, "seed=1")
+    np.savez(tmp_path / "f.npz", features=features[0], encoder_digest=np.array(open_served(other).digest))
+    with pytest.raises(DataError, match="different encoder"):
+        open_index(exported, tmp_path / "f.npz")
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [({"mean": None, "std": None}, "does not say how images are prepared: mean, std missing; write it with"),
+     ({"mean": "nothing"}, "makes no sense"), ({"mean": [0.5], "std": [0.1, 0.2]}, "makes no sense"),
+     ({"image_size": 1e9}, "makes no sense"), ({"crop_fraction": 7}, "makes no sense"),
+     ({"value_range": [1]}, "makes no sense"), ({"std": "[" * 999}, "makes no sense"),
+     ({"image_size": SIZE + 1}, rf"does not compute features \(n, k\) from pixels \(n, 3, {SIZE + 1}, {SIZE + 1}\)")],
+)  # fmt: skip
+def test_without_what_the_service_needs_is_refused(tmp_path, changes, reason):
+    with pytest.raises(CheckpointError, match=reason):
+        open_served(write_onnx(tmp_path / "small.onnx", **changes))
+
+
+def test_that_is_none_is_refused(tmp_path):
+    (tmp_path / "bad.onnx").write_bytes(b"\x08\x07\x12nonsense")
+    for name, reason in (("bad", "no ONNX file that onnxruntime can run"), ("absent", "cannot be read: No such file")):
+        with pytest.raises(CheckpointError, match=reason):
+            open_served(tmp_path / f"{name}.onnx")
+    file = write_onnx(tmp_path / "small.onnx")
+    with pytest.raises(ConfigError, match="--device mps: the installed onnxruntime does not compute on it"):
+        open_served(file, device="mps")
+    with pytest.raises(ConfigError, match="holds the student: export it again with --weights teacher"):
+        open_served(file, weights="teacher")
