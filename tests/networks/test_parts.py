@@ -133,3 +133,19 @@ def test_networks_whose_rows_depend_on_each_other() -> None:
     network = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     assert networks.mixes_rows(network) and not networks.mixes_rows(network.eval())
     assert networks.recompute_blocks(network) == 0
+
+
+@pytest.mark.parametrize("name", ["tiny_resnet", "resnet18"])
+def test_statistics_of_a_batch_whose_blocks_are_computed_again(name: str) -> None:
+    plain, _ = networks.build_encoder(name, channels=1, image_size=16, width=4)
+    again = copy.deepcopy(plain)
+    assert networks.recompute_blocks(again) == (3 if name == "tiny_resnet" else 8)
+    x = torch.randn(4, 1, 16, 16)
+    for network in (plain, again):
+        for _ in range(2):
+            network(x).square().sum().backward()
+    assert all(torch.equal(a.grad, b.grad) for a, b in zip(plain.parameters(), again.parameters(), strict=True))
+    assert networks.mixes_rows(again) and all(
+        torch.equal(value, again.state_dict()[name]) for name, value in plain.state_dict().items()
+    )
+    assert kept(again, x) < 0.6 * kept(plain, x)

@@ -30,10 +30,13 @@ def prepare(*settings: str) -> Any:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (["batch_parts=2", "optimizer.frozen_statistics=false"], "has BatchNorm, whose statistics of a part"),
+        (
+            ["batch_parts=2", "optimizer.frozen_statistics=false"],
+            "has BatchNorm, whose .* Use --set recompute_blocks=true instead",
+        ),
         (["batch_parts=2", "compile=true"], "batch_parts=2 does not go together with compile=true"),
         (["recompute_blocks=true", "compile=true"], "recompute_blocks=true does not go together with compile=true"),
-        (["recompute_blocks=true"], "recompute_blocks=true is for vision transformers"),
+        (["recompute_blocks=true", "data.image_size=4"], "has no sequence of blocks of one kind"),
     ],
 )
 def test_mistakes(settings: list[str], message: str) -> None:

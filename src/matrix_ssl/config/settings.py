@@ -184,7 +184,7 @@ class RunConfig:
     seed: Seed = 0
     precision: Precision = "auto"
     batch_parts: PositiveInt = 1  # in which the encoder computes a batch, one after the other: the loss sees all of it
-    recompute_blocks: bool = False  # of vision transformers: their activations are computed again instead of kept
+    recompute_blocks: bool = False  # activations in blocks of the encoder are computed again instead of kept
     compile: bool = False  # encoder and projector by torch.compile: faster steps after a slow start
     deterministic: bool = False  # on CUDA: only deterministic kernels, slower
     log_every: PositiveInt = 10  # steps between two lines of metrics.jsonl

@@ -6,15 +6,17 @@ summed. Value and gradient are those of the whole batch to rounding, for any los
 activations of one part at a time are in memory.
 
 That holds for networks whose rows do not depend on each other: without BatchNorm, or with BatchNorm by running
-statistics that stay.
+statistics that stay. The statistics of a whole batch cannot be had in parts with less memory: their gradient needs, at
+every such layer, sums over all parts, so that the graphs of all parts are in memory at a time. With them blocks are
+computed again on the whole batch instead, which keeps what goes into a block and not what is inside.
 
 Reference: Gao, Zhang, Han and Callan, "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup",
 RepL4NLP 2021, section 3.
 """
 
 import functools
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -46,22 +48,42 @@ def compute_in_parts(network: nn.Module, parts: int) -> None:
 def recompute_blocks(network: nn.Module) -> int:
     """Makes the blocks of a network keep their inputs alone and compute again what the gradient needs; their number.
 
-    Blocks are the members of a sequence or list of modules of one class, such as those of a vision transformer; of
-    blocks inside blocks the outer ones. The gradient is the same bits, for one more forward.
+    Blocks are the members of a sequence or list of modules of one class, such as those of a vision transformer or of a
+    stage of a ResNet; of blocks inside blocks the outer ones. The gradient is the same bits, for one more forward, and
+    running statistics of BatchNorm move once.
     """
-    for module in network.modules():
-        blocks = list(module.children()) if isinstance(module, (nn.Sequential, nn.ModuleList)) else []
-        if len(blocks) > 1 and len({type(block) for block in blocks}) == 1 and list(blocks[0].children()):
-            for block in blocks:
-                block.forward = functools.partial(_again, block, block.forward)
-            return len(blocks)
-    return 0
+    blocks = list(network.children()) if isinstance(network, (nn.Sequential, nn.ModuleList)) else []
+    if len(blocks) > 1 and len({type(block) for block in blocks}) == 1 and list(blocks[0].children()):
+        for block in blocks:
+            block.forward = functools.partial(_again, block, block.forward)
+        return len(blocks)
+    return sum(map(recompute_blocks, network.children()))
 
 
 def _again(block: nn.Module, forward: Callable[..., Any], *inputs: Any, **settings: Any) -> Any:
     if not (block.training and torch.is_grad_enabled()):
         return forward(*inputs, **settings)
-    return checkpoint(forward, *inputs, use_reentrant=False, **settings)
+    contexts = functools.partial(_contexts, block)
+    return checkpoint(forward, *inputs, use_reentrant=False, context_fn=contexts, **settings)
+
+
+def _contexts(block: nn.Module) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+    """Of the forward of a block, and of that which computes it again."""
+    return nullcontext(), _without_running_statistics(block)
+
+
+@contextmanager
+def _without_running_statistics(block: nn.Module) -> Iterator[None]:
+    """BatchNorm in training mode leaves its running statistics as they are; a gradient keeps the same tensors."""
+    layers = [m for m in block.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
+    settings = [(layer.momentum, layer.num_batches_tracked) for layer in layers]
+    for layer in layers:
+        layer.momentum, layer.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for layer, (momentum, count) in zip(layers, settings, strict=True):
+            layer.momentum, layer.num_batches_tracked = momentum, count
 
 
 def mixes_rows(network: nn.Module) -> bool:

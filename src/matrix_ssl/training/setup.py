@@ -165,11 +165,9 @@ def _save_memory(method: Method, config: RunConfig) -> None:
         saving = parts if config.batch_parts > 1 else "recompute_blocks=true"
         raise ConfigError(f"{saving} does not go together with compile=true: choose one of them.")
     encoder = f"network.encoder={config.network.encoder!r}"
-    if config.recompute_blocks and (
-        networks.mixes_rows(method.encoder) or not networks.recompute_blocks(method.encoder)
-    ):
+    if config.recompute_blocks and not networks.recompute_blocks(method.encoder):
         raise ConfigError(
-            f"recompute_blocks=true is for vision transformers, which {encoder} is not: remove it, or see batch_parts."
+            f"recompute_blocks=true: {encoder} has no sequence of blocks of one kind. Remove it, or see batch_parts."
         )
     if config.batch_parts == 1:
         return
@@ -177,9 +175,8 @@ def _save_memory(method: Method, config: RunConfig) -> None:
         raise ConfigError(f"{parts}: method.name={config.method.name!r} does not support it; use batch_parts=1.")
     if not config.optimizer.frozen_statistics and networks.mixes_rows(method.encoder):
         raise ConfigError(
-            f"{parts}: {encoder} has BatchNorm, whose statistics of a part are not "
-            f"those of the batch. Use --set optimizer.frozen_statistics=true, an encoder without BatchNorm or "
-            f"batch_parts=1."
+            f"{parts}: {encoder} has BatchNorm, whose statistics of a part are not those of the batch. Use --set "
+            f"recompute_blocks=true instead, with which they are, or --set optimizer.frozen_statistics=true as well."
         )
     for network in filter(None, (method.encoder, method.teacher_encoder())):
         networks.compute_in_parts(network, config.batch_parts)
