@@ -200,7 +200,7 @@ def test_the_metrics_writer_drops_what_came_after_the_checkpoint(tmp_path: Path)
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 8, "lo')  # a kill in the middle of a line
     again = MetricsWriter(tmp_path, after_step=5)
-    assert [line["step"] for line in again.history] == [1, 2, 3, 4, 5]
+    assert [line["step"] for line in again.lines] == [1, 2, 3, 4, 5]
     again.write({"step": 6, "loss": 0.1})
     assert [(line["step"], line["loss"]) for line in read_lines(tmp_path / "metrics.jsonl")][-2:] == [
         (5, 5 / 3),

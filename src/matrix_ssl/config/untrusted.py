@@ -13,8 +13,8 @@ import os
 import stat
 import zlib
 from collections import Counter
-from collections.abc import Callable
-from io import FileIO
+from collections.abc import Callable, Iterator
+from io import BufferedReader, FileIO
 from pathlib import Path
 from typing import IO, Any
 
@@ -80,6 +80,14 @@ def read_file(path: str | Path, *, most: int = MOST_JSON) -> bytes:
         if os.fstat(file.fileno()).st_size > most:
             raise _too_large(most)
         return read_at_most(file, most)
+
+
+def each_line(path: str | Path, *, most: int = MOST_TEXT) -> Iterator[bytes]:
+    """The lines of a regular file with their ends, one at a time; OSError as ``read_file``."""
+    with open_file(path) as file, BufferedReader(file) as lines:
+        if os.fstat(file.fileno()).st_size > most:
+            raise _too_large(most)
+        yield from lines
 
 
 def file_sha256(path: str | Path) -> str:

@@ -40,6 +40,7 @@ class Curve:
 
     ``style`` has arguments of matplotlib's ``plot``; without them the curves of a panel take turns with the series
     colours. ``legend`` is its name there, where that is not the label. ``missing`` counts values that were not finite.
+    A point stands for ``each`` neighbouring values, their mean, of which ``low`` and ``high`` are the extremes.
     """
 
     label: str
@@ -50,6 +51,7 @@ class Curve:
     style: Mapping[str, Any] = field(default_factory=dict)
     legend: str = ""
     missing: int = 0
+    each: int = 1
 
 
 @dataclass(frozen=True)
@@ -236,7 +238,7 @@ def _bounds(curve: Curve) -> tuple[Numbers, Numbers]:
 
 def _remarks(curves: Sequence[Curve], hidden: int) -> str:
     text = ""
-    group = max(-(-len(curve.y) // MAX_POINTS) for curve in curves)
+    group = max(curve.each * -(-len(curve.y) // MAX_POINTS) for curve in curves)
     if group > 1:
         text += f" The line is the mean of up to {group} neighbouring values, the band spans all of them."
     if missing := sum(curve.missing for curve in curves):

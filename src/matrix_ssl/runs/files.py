@@ -7,12 +7,12 @@ import math
 import os
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from matrix_ssl.config import current_names, system
-from matrix_ssl.config.untrusted import MOST_TEXT, open_to_append, parse_json, read_file, why
+from matrix_ssl.config.untrusted import each_line, open_to_append, parse_json, read_file, why
 from matrix_ssl.errors import RunFolderError
 
 TEMPORARY = ".tmp"
@@ -109,18 +109,23 @@ def read_object(path: Path, *keys: str) -> dict[str, Any]:
     return values
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a JSON-lines file, none if it does not exist; a last line cut by a kill is skipped."""
+def iterate_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a JSON-lines file one at a time, as ``read_lines`` has them."""
     try:
-        lines = read_file(path, most=MOST_TEXT).splitlines(keepends=True) if path.exists() else []
-        if lines and not lines[-1].endswith(b"\n"):
-            lines.pop()
-        values = [parse_json(line) for line in lines]
-        if number := next((n for n, value in enumerate(values, 1) if not isinstance(value, dict)), None):
-            raise ValueError(f"line {number} is not an object")
+        for number, line in enumerate(each_line(path) if path.exists() else (), 1):
+            if not line.endswith(b"\n"):
+                return
+            value = parse_json(line)
+            if not isinstance(value, dict):
+                raise ValueError(f"line {number} is not an object")
+            yield value
     except (OSError, ValueError) as error:
         raise RunFolderError(f"{path} is damaged: {why(error)}.") from error
-    return values
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a JSON-lines file, none if it does not exist; a last line cut by a kill is skipped."""
+    return list(iterate_lines(path))
 
 
 def append_line(path: Path, line: dict[str, Any]) -> None:
@@ -134,9 +139,9 @@ def append_line(path: Path, line: dict[str, Any]) -> None:
         raise cannot_write(path, error) from error
 
 
-def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
-    """Writes JSON lines atomically; numbers that are not finite become null."""
-    write_text(path, "".join(_json_line(line) for line in lines))
+def write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
+    """Writes JSON lines atomically, one at a time; numbers that are not finite become null."""
+    write_atomically(path, lambda file: file.writelines(_json_line(line).encode() for line in lines))
 
 
 def _json_line(line: dict[str, Any]) -> str:

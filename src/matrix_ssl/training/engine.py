@@ -22,7 +22,7 @@ from matrix_ssl.runs import signals
 from matrix_ssl.runs.devices import Transfer
 from matrix_ssl.runs.files import append_line, read_lines
 from matrix_ssl.runs.folder import SKIPPED, tidy
-from matrix_ssl.runs.metrics import MetricsWriter
+from matrix_ssl.runs.metrics import History, MetricsWriter
 from matrix_ssl.runs.signals import Interrupted
 from matrix_ssl.training.diagnostics import is_bad, is_finite
 from matrix_ssl.training.optim import drop_encoder_gradients, set_learning_rate
@@ -245,7 +245,7 @@ class Engine(Generic[Batch, Output]):
 
     def write_line(self, output: Output) -> Line | None:
         """Writes the line of metrics of the step just done."""
-        line = self.task.describe(output, self.metrics.history if self.metrics is not None else ())
+        line = self.task.describe(output, self.metrics.history if self.metrics is not None else History())
         if line is not None and self.metrics is not None:
             self.metrics.write(line)
         return line

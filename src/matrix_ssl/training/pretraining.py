@@ -20,6 +20,7 @@ from matrix_ssl.runs.devices import MixedPrecision
 from matrix_ssl.runs.display import Display
 from matrix_ssl.runs.files import read_lines, write_json
 from matrix_ssl.runs.folder import SKIPPED, SUMMARY, identity
+from matrix_ssl.runs.metrics import History, kind_of_alarm
 from matrix_ssl.training import batch_norm, diagnostics, optim
 from matrix_ssl.training.engine import Engine
 from matrix_ssl.training.task import Line, Task, TrainingPlan
@@ -144,7 +145,7 @@ class PreTraining(Task[Batch, StepOutput]):
         regular = self.step % self.config.log_every == 0 or self.is_last
         return regular or self._is_moment(_SPECTRA - 1) or self._is_moment(self.observer.moments)
 
-    def describe(self, output: StepOutput, history: Sequence[Line]) -> Line | None:
+    def describe(self, output: StepOutput, history: History) -> Line | None:
         """Loss, rates, counts, spectral summaries of the batch of all processes, alarms and observations."""
         with torch.no_grad():
             features, student, teacher = (
@@ -199,17 +200,17 @@ class PreTraining(Task[Batch, StepOutput]):
         self.events = {name: torch.tensor(counters[name], device=self.device) for name in self.events}
         self.counters |= {name: count for name, count in counters.items() if name not in self.events}
 
-    def _alarms(self, line: Line, history: Sequence[Line], failures: Sequence[str]) -> Line:
+    def _alarms(self, line: Line, history: History, failures: Sequence[str]) -> Line:
         """Alarms, reported to the user the first time that one of their kind is raised."""
         if self._alarmed is None:
-            self._alarmed = {_kind(text) for earlier in history for text in earlier.get("alarm", [])}
-        start = 1 if history and history[0]["step"] == 0 else 0
-        lines = [*history[start : start + 1], *history[max(start + 1, len(history) - diagnostics.WINDOW) :], line]
+            self._alarmed = set(history.alarms)
+        start = 1 if history and history.first[0]["step"] == 0 else 0
+        lines = [*history.ends(diagnostics.WINDOW, start=start), line]
         alarms = [*failures, *diagnostics.alarms(lines)] + (self.observer.verdict() if self.is_last else [])
         for text in alarms:
-            if _kind(text) not in self._alarmed:
+            if kind_of_alarm(text) not in self._alarmed:
                 self.display.say(f"Alarm at step {self.step}: {text}")
-        self._alarmed |= set(map(_kind, alarms))
+        self._alarmed |= set(map(kind_of_alarm, alarms))
         return {"alarm": alarms} if alarms else {}
 
     def _look(self, observe: Callable[[nn.Module], T]) -> T:
@@ -223,10 +224,6 @@ class PreTraining(Task[Batch, StepOutput]):
     def _is_moment(self, count: int) -> bool:
         """Whether the step is the first or one of ``count`` that are spread evenly over the training up to its end."""
         return self.step in {math.ceil(self.plan.total_steps * i / count) for i in range(1, count + 1)} | {1}
-
-
-def _kind(alarm: str) -> str:
-    return alarm.partition(":")[0]
 
 
 def _read(named: dict[str, Tensor], rows: tuple[Tensor, Tensor, Tensor]) -> tuple[dict[str, Any], list[float], str]:

@@ -3,7 +3,7 @@
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from matrix_ssl.runs.display import Display
+from matrix_ssl.runs.metrics import History
 
 Line = dict[str, Any]  # of ``metrics.jsonl``
 
@@ -156,11 +157,11 @@ class Task(ABC, Generic[Batch, Output]):
         """Whether the step just done gets a line of metrics."""
 
     @abstractmethod
-    def describe(self, output: Output, history: Sequence[Line]) -> Line | None:
+    def describe(self, output: Output, history: History) -> Line | None:
         """The line of metrics of the step just done; every process calls it, and that of the main one counts.
 
         Args:
-            history: earlier lines, on the main process.
+            history: what is remembered of the earlier lines, on the main process.
         """
 
     def describe_start(self) -> Line | None:

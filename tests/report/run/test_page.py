@@ -278,7 +278,7 @@ def test_a_missing_or_damaged_piece_leaves_the_rest(tmp_path, name, content):
         (run / name).write_bytes(whole[: len(whole) // 3] if content == b"half" else content)
     data = read_run(run)
     notes = " ".join(note.text for note in data.notes)
-    assert len(data.lines) == (5 if name != "metrics.jsonl" else 1 if content == b"half" else 0)
+    assert data.log.lines == (5 if name != "metrics.jsonl" else 1 if content == b"half" else 0)
     assert ("gallery_query" in data.arrays) == (name != "evaluation.npz")
     assert (data.summary.steps is not None) == (name != "summary.json") and len(data.evaluations) == 1
     assert bool(data.environment) == (name != "environment.json")
@@ -369,7 +369,7 @@ def test_an_outlier_does_not_flatten_the_curve(tmp_path):
     assert "0.5" in ticks
 
 
-@pytest.mark.parametrize(("count", "neighbours"), [(10_000, 25), pytest.param(100_000, 250, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("count", "neighbours"), [(10_000, 25), pytest.param(100_000, 256, marks=pytest.mark.slow)])
 def test_many_lines(tmp_path, count, neighbours):
     noise = np.random.default_rng(0).normal(size=count)
     lines = [{"step": s, "loss": v, "one": v, "two": -v, "effective_rank": 5 + v} for s, v in enumerate(noise.tolist())]
@@ -407,7 +407,7 @@ def test_degenerate_spectra(tmp_path, spectrum):
 def test_alarms_of_one_wording_are_one_alarm(tmp_path):
     lines = [{"step": s, "alarm": [f"rank {s / 7:.2f}"]} for s in (10, 20)] + [{"step": 30, "alarm": ["other"]}]
     run = write_lines(make_run(tmp_path / "run"), lines)
-    assert read_run(run).alarms() == [("rank 2.86", 2, 10, 20), ("other", 1, 30, 30)]
+    assert read_run(run).log.alarms() == [("rank 2.86", 2, 10, 20), ("other", 1, 30, 30)]
     page = report(run)
     assert [e["role"] for _, e in page.elements if e.get("class") == "alarms"] == ["alert"]
     assert "rank 2.86 (2 times, steps 10 to 20)" in page.text("section")

@@ -1,7 +1,7 @@
 """The training of a detector, then BatchNorm's final statistics."""
 
 import contextlib
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +13,7 @@ from matrix_ssl.evaluate.detection.images import DetectionBatch, TrainingImages
 from matrix_ssl.evaluate.detection.network import parameter_groups
 from matrix_ssl.evaluate.detection.settings import DetectionSettings, Plan
 from matrix_ssl.runs.display import Display
+from matrix_ssl.runs.metrics import History
 from matrix_ssl.training import batch_norm
 from matrix_ssl.training.engine import Engine, seed_torch
 from matrix_ssl.training.task import Line, Task, TrainingPlan
@@ -86,7 +87,7 @@ class DetectorTraining(Task[DetectionBatch, Step]):
     def is_logged(self) -> bool:
         return self.step % self.settings.log_every == 0 or self.is_last
 
-    def describe(self, output: Step, history: Sequence[Line]) -> Line:
+    def describe(self, output: Step, history: History) -> Line:
         """The means of the losses over the processes."""
         names = self.terms(output)
         values = torch.stack([output.parts[name].detach() for name in names])

@@ -6,7 +6,7 @@ trained with cross-entropy on one random view of every image.
 
 import contextlib
 import dataclasses
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +27,7 @@ from matrix_ssl.runs.checkpoint import digest
 from matrix_ssl.runs.devices import MixedPrecision
 from matrix_ssl.runs.display import Display
 from matrix_ssl.runs.files import cannot_write
+from matrix_ssl.runs.metrics import History
 from matrix_ssl.training import batch_norm, optim
 from matrix_ssl.training.engine import Engine
 from matrix_ssl.training.task import Line, Task, TrainingPlan
@@ -208,7 +209,7 @@ class ClassifierTraining(Task[Batch, Step]):
     def is_logged(self) -> bool:
         return self.step % self.plan.steps_per_epoch == 0
 
-    def describe(self, output: Step, history: Sequence[Line]) -> Line:
+    def describe(self, output: Step, history: History) -> Line:
         """Means over the epoch."""
         steps = self.plan.steps_per_epoch
         loss, accuracy = self.counters["loss"] / steps, self.counters["right"] / steps

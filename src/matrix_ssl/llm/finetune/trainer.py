@@ -245,35 +245,41 @@ class Recorder(TrainerCallback):
         self._run = run
         self.stopped_by = 0  # number of a signal, 0 for none
         self._writer = MetricsWriter(run, after_step=after_step) if distributed.is_main() else None
+        self._lines = list(self._writer.lines) if self._writer is not None else []
         self._received, self._display, self._last_line = received, display, 0.0
 
     @property
     def lines(self) -> list[dict[str, Any]]:
         """All lines of the training; empty except on the main process."""
-        return [line for line in self._writer.history if "loss" in line] if self._writer is not None else []
+        return [line for line in self._lines if "loss" in line]
 
     @property
     def evaluations(self) -> list[dict[str, Any]]:
         """All lines of held-out rows; empty except on the main process."""
-        return [line for line in self._writer.history if "eval_loss" in line] if self._writer is not None else []
+        return [line for line in self._lines if "eval_loss" in line]
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **_: Any) -> None:
         """Writes a line of held-out rows, unless a resumed run repeats one."""
         if self._writer is None or any(line["step"] == state.global_step for line in self.evaluations):
             return
         names = [f"eval_{key}" for key in ("loss", *_MEASURES)]
-        self._writer.write({"step": state.global_step, **{key: metrics[key] for key in names if key in metrics}})
+        self._write({"step": state.global_step, **{key: metrics[key] for key in names if key in metrics}})
         self._display.say(f"step {state.global_step}/{state.max_steps}  held out: loss {metrics['eval_loss']:.4g}")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         """Writes a line of the training."""
         if self._writer is None or "loss" not in logs:
             return
-        self._writer.write({"step": state.global_step, **{key: logs[key] for key in _KEYS if key in logs}})
+        self._write({"step": state.global_step, **{key: logs[key] for key in _KEYS if key in logs}})
         if time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES or state.global_step == state.max_steps:
             self._last_line = time.monotonic()
             text = "  ".join(f"{key} {logs[key]:.4g}" for key in ("loss", "ce", "mce"))
             self._display.say(f"step {state.global_step}/{state.max_steps}  {text}")
+
+    def _write(self, line: dict[str, Any]) -> None:
+        if self._writer is not None:
+            self._writer.write(line)
+            self._lines.append(line)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Writes the digests of the files of a checkpoint when all processes have written theirs."""

@@ -1,8 +1,5 @@
 """Reads a run folder for its page: what is missing is empty, what is damaged becomes a note instead of an error."""
 
-import math
-import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,10 +10,10 @@ from numpy.typing import NDArray
 
 from matrix_ssl.config import RunConfig
 from matrix_ssl.config.arrays import read_arrays
-from matrix_ssl.config.untrusted import MOST_DIGITS, MOST_TEXT, parse_json, read_file, why
+from matrix_ssl.config.untrusted import why
 from matrix_ssl.errors import RunFolderError
-from matrix_ssl.report.figures import Curve
 from matrix_ssl.report.records import Number, Text, parse
+from matrix_ssl.report.run.log import Log, read_log
 from matrix_ssl.report.tables import Evaluation, read_evaluations
 from matrix_ssl.runs.files import read_json
 from matrix_ssl.runs.folder import ENVIRONMENT, EVALUATION, METRICS, SUMMARY, identity, read_config
@@ -42,25 +39,6 @@ class Note(NamedTuple):
 
     text: str
     command: str = ""
-
-
-class Alarm(NamedTuple):
-    """Alarms of one wording: the text of the last, their number, and the steps of the first and the last."""
-
-    text: str
-    times: int
-    first: int
-    last: int
-
-
-class Line(NamedTuple):
-    """A line of ``metrics.jsonl``; values that are not finite numbers are NaN."""
-
-    step: int
-    values: Mapping[str, float]
-    spectrum: Sequence[float]
-    alarms: Sequence[str]
-    run: str = ""  # its identity, on the first line
 
 
 @dataclass(frozen=True)
@@ -100,7 +78,7 @@ class RunData:
     name: str
     config: RunConfig
     environment: Mapping[str, Any]
-    lines: Sequence[Line]  # one for each logged step, ascending
+    log: Log
     summary: Summary
     arrays: Mapping[str, NDArray[Any]]  # of evaluation.npz
     evaluations: Sequence[Evaluation]
@@ -111,46 +89,21 @@ class RunData:
         """Names of the classes by label."""
         return [str(name) for name in self.arrays["classes"].ravel()] if "classes" in self.arrays else []
 
-    def curve(self, key: str, label: str) -> Curve | None:
-        """The finite values logged under ``key``; None when there is none."""
-        logged = [(line.step, line.values[key]) for line in self.lines if key in line.values]
-        finite = [(step, value) for step, value in logged if math.isfinite(value)]
-        if not finite:
-            return None
-        steps, values = zip(*finite, strict=True)
-        return Curve(label, np.array(steps, np.int64), np.array(values, np.float64), missing=len(logged) - len(finite))
-
     def loss_terms(self) -> list[str]:
         """Names of all logged numbers without a different meaning, in the order of their first appearance."""
-        logged = ((key, value) for line in self.lines for key, value in line.values.items())
-        return list(dict.fromkeys(k for k, v in logged if k not in KNOWN_KEYS and math.isfinite(v)))
-
-    def spectra(self) -> list[tuple[int, NDArray[np.float64]]]:
-        """(step, descending eigenvalues) of every line that has a spectrum."""
-        finite = [(line.step, [v for v in line.spectrum if math.isfinite(v)]) for line in self.lines if line.spectrum]
-        return [(step, np.sort(np.array(values))[::-1]) for step, values in finite if values]
+        return [name for name in self.log.finite_names() if name not in KNOWN_KEYS]
 
     def last(self, key: str) -> float | None:
         """The last finite value logged under ``key``."""
-        curve = self.curve(key, key)
+        curve = self.log.curve(key, key)
         return None if curve is None else float(curve.y[-1])
-
-    def alarms(self) -> list[Alarm]:
-        """Alarms of the log; sentences that differ only in their numbers are one alarm."""
-        alarms: dict[str, Alarm] = {}
-        for line in self.lines:
-            for text in line.alarms:
-                wording = re.sub(r"\d[\d.,e+-]*", "0", text)
-                first, times = (old.first, old.times) if (old := alarms.get(wording)) else (line.step, 0)
-                alarms[wording] = Alarm(text, times + 1, first, line.step)
-        return list(alarms.values())
 
 
 def read_run(run: Path) -> RunData:
     """Reads everything that the page shows; raises RunFolderError without a valid ``config.json``."""
     config = read_config(run)
     notes: list[Note] = []
-    lines = _read_lines(run / METRICS, notes)
+    log = _read_log(run / METRICS, notes)
     summary = _read(Summary, run / SUMMARY, notes)
     if summary.run not in (None, identity(run)):
         notes.append(Note("summary.json belongs to a different run and is skipped."))
@@ -159,59 +112,35 @@ def read_run(run: Path) -> RunData:
         notes.append(
             Note(f"The encoder was imported from {summary.imported.file}; there are no curves of its training.")
         )
-    elif not lines:
+    elif not log.lines:
         notes.append(Note("No training metrics yet. Start or resume training with the command of the run:", "resume"))
-    if lines and not summary.finished:
+    if log.lines and not summary.finished:
         notes.append(Note("This run is not finished. To resume, run the same command in the same folder:", "resume"))
     environment = _read(dict, run / ENVIRONMENT, notes)
     arrays = _read_arrays(run / EVALUATION, notes)
     evaluations = read_evaluations(run)
     if not evaluations and not arrays:
         notes.append(Note("Not evaluated yet: no accuracies, no map and no neighbours. Compute them with:", "evaluate"))
-    return RunData(run.resolve().name, config, environment, lines, summary, arrays, evaluations, notes)
+    return RunData(run.resolve().name, config, environment, log, summary, arrays, evaluations, notes)
 
 
-def _read_lines(path: Path, notes: list[Note]) -> list[Line]:
-    """The lines by ascending step. A resumed run may repeat steps: the later line counts."""
+def _read_log(path: Path, notes: list[Note]) -> Log:
+    """The lines by ascending step, none where they are of a different run."""
+    if not path.is_file():
+        return Log()
     try:
-        raw = read_file(path, most=MOST_TEXT).split(b"\n") if path.is_file() else []
+        reading = read_log(path)
     except OSError as error:
         notes.append(Note(f"{path.name} cannot be read ({why(error)}) and is skipped."))
-        raw = []
-    lines = {i: _parse_line(text) for i, text in enumerate(raw, start=1) if text.strip()}
-    if damaged := [i for i, line in lines.items() if line is None]:
-        where = f"Line {damaged[0]}" if len(damaged) == 1 else f"{len(damaged)} lines (the first is line {damaged[0]})"
+        return Log()
+    if count := reading.damaged:
+        first = reading.first_damaged
+        where = f"Line {first}" if count == 1 else f"{count} lines (the first is line {first})"
         notes.append(Note(f"{where} of metrics.jsonl cannot be read, as happens when a run is killed; skipped."))
-    owners = [line.run for line in lines.values() if line is not None and line.run]
-    if owners and owners[0] != identity(path.parent):
+    if reading.owner and reading.owner != identity(path.parent):
         notes.append(Note(f"{path.name} belongs to a different run and is skipped."))
-        return []
-    by_step = {line.step: line for line in lines.values() if line is not None}
-    return [by_step[step] for step in sorted(by_step)]
-
-
-def _parse_line(raw: bytes) -> Line | None:
-    try:
-        line = parse_json(raw, digits=MOST_DIGITS)
-    except ValueError:
-        return None
-    if not isinstance(line, dict) or not isinstance(line.get("step"), int) or not 0 <= line["step"] < 2**62:
-        return None
-    owner = line.pop("run", "")
-    alarms = [str(text) for text in _listed(line.pop("alarm", None))]
-    spectrum = [_number(value) for value in _listed(line.pop("spectrum", None))]
-    return Line(line["step"], {key: _number(value) for key, value in line.items()}, spectrum, alarms, str(owner))
-
-
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [] if value is None else [value]
-
-
-def _number(value: Any) -> float:
-    """The value if it is a finite number of JSON (a Boolean is none), else NaN."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= sys.float_info.max:
-        return math.nan
-    return float(value)
+        return Log()
+    return reading.log
 
 
 def _read(kind: type[T], path: Path, notes: list[Note]) -> T:

@@ -78,7 +78,7 @@ def verdict(data: RunData) -> str:
         compared = [one for one in judged if _against(*one)] if _against(*judged[0]) else []
         ranked = sorted(compared, key=lambda one: _gain(*one)) or judged
         return _verdict_on(*ranked[0]) + (_best(*ranked[-1]) if len(compared) > 1 else "")
-    rank, spectra = data.curve("effective_rank", "effective rank"), data.spectra()
+    rank, spectra = data.log.curve("effective_rank", "effective rank"), data.log.spectra()
     if rank is None:
         return "Nothing has been measured yet."
     labels = data.arrays.get("map_labels")
@@ -162,7 +162,7 @@ def _explored(run: Path) -> list[tuple[str, str]]:
 def _facts(data: RunData) -> list[tuple[str, str]]:
     """Short answers below the headline."""
     summary, config = data.summary, data.config
-    steps = summary.steps or (data.lines[-1].step if data.lines else None)
+    steps = summary.steps or data.log.last_step
     skipped = f"{whole(summary.skipped)}, see {SKIPPED}" if summary.skipped else "none"
     return present({
         "Encoder": config.network.encoder,
@@ -237,7 +237,7 @@ def _information_figure(data: RunData) -> Figurine | None:
 def _rank_figure(data: RunData) -> Figurine | None:
     ranks = _curves(data, effective_rank="features", effective_rank_projection="projection")
     entropies = _curves(data, matrix_entropy="features")
-    entropies += [replace(c, y=np.log(np.maximum(c.y, 1))) for c in ranks if c.label == "projection"]
+    entropies += [_logarithm(c) for c in ranks if c.label == "projection"]
     return stacked(
         "rank", "Effective rank and matrix entropy",
         [
@@ -253,7 +253,7 @@ def _rank_figure(data: RunData) -> Figurine | None:
 
 def _representation_figures(data: RunData) -> list[Figurine]:
     drawn = []
-    if spectra := data.spectra():
+    if spectra := data.log.spectra():
         drawn.append(figures.spectrum([(f"step {whole(step)}", values) for step, values in spectra]))
     if "map" in data.arrays and np.isfinite(data.arrays["map"]).all(axis=1).any():
         drawn.append(figures.embedding_map(data.arrays["map"], data.arrays["map_labels"], data.classes))
@@ -279,11 +279,19 @@ def _present(*drawn: Figurine | None) -> list[Figurine]:
 
 
 def _curves(data: RunData, **labels: str) -> list[Curve]:
-    curves: Iterable[Curve | None] = (data.curve(key, label) for key, label in labels.items())
+    curves: Iterable[Curve | None] = (data.log.curve(key, label) for key, label in labels.items())
     return [curve for curve in curves if curve is not None]
+
+
+def _logarithm(curve: Curve) -> Curve:
+    """The entropies of effective ranks."""
+    y, low, high = (None if v is None else np.log(np.maximum(v, 1)) for v in (curve.y, curve.low, curve.high))
+    assert y is not None
+    return replace(curve, y=y, low=low, high=high)
 
 
 def _absent(data: RunData) -> list[str]:
     """Quantities that a figure would have shown."""
-    logged = {key for line in data.lines for key in line.values} | {"spectrum" for line in data.lines if line.spectrum}
-    return [key.replace("_", " ") for key in DRAWN if key not in logged] if data.lines else []
+    log = data.log
+    logged = log.names() | ({"spectrum"} if log.spectra() else set())
+    return [key.replace("_", " ") for key in DRAWN if key not in logged] if log.lines else []

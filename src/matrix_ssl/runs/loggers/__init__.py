@@ -5,7 +5,7 @@ goes on in the same place, and no step is logged twice. Nothing tries the networ
 """
 
 import importlib.util
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from matrix_ssl.errors import ConfigError, MatrixSSLError, MissingExtra, did_you_mean
@@ -31,12 +31,12 @@ def check_loggers(names: Collection[str]) -> None:
                 raise MissingExtra(package, name)
 
 
-def open_loggers(names: Collection[str], run: Path, history: Collection[Line]) -> list[Logger]:
+def open_loggers(names: Collection[str], run: Path, history: Iterable[Line]) -> list[Logger]:
     """Starts or resumes loggers for a claimed run folder.
 
     Args:
         names: keys of ``LOGGERS``.
-        history: the lines so far, for what a logger has not seen of them.
+        history: the lines so far, for what a logger has not seen of them; they can be gone through again and again.
 
     Raises:
         ConfigError: a logger does not start, for example because its server does not answer.
@@ -44,7 +44,7 @@ def open_loggers(names: Collection[str], run: Path, history: Collection[Line]) -
     loggers: list[Logger] = []
     for name in dict.fromkeys(names):
         try:
-            loggers.append(LOGGERS[name](run, list(history)))
+            loggers.append(LOGGERS[name](run, history))
         except Exception as error:
             for logger in loggers:
                 logger.close(finished=False)

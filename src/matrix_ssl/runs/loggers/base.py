@@ -2,6 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,7 +14,7 @@ class Logger(ABC):
 
     Args:
         run: the run folder, claimed and locked.
-        history: the lines up to the step from which the run goes on.
+        history: the lines up to the step from which the run goes on; later it has those that were written since.
 
     Attributes:
         name: what the user calls it.
@@ -26,7 +27,7 @@ class Logger(ABC):
     place: str
 
     @abstractmethod
-    def __init__(self, run: Path, history: list[Line]):
+    def __init__(self, run: Path, history: Iterable[Line]):
         """Starts, or goes on where an earlier logger of this run stopped."""
 
     @abstractmethod

@@ -2,10 +2,12 @@
 
 import csv
 import io
+from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 
 from matrix_ssl.config.untrusted import append
-from matrix_ssl.runs.files import cannot_write, write_text
+from matrix_ssl.runs.files import cannot_write, write_atomically
 from matrix_ssl.runs.loggers.base import Line, Logger, numbers
 
 
@@ -14,35 +16,35 @@ class CSVLogger(Logger):
 
     name = "csv"
 
-    def __init__(self, run: Path, history: list[Line]):
+    def __init__(self, run: Path, history: Iterable[Line]):
         self.path = run / "metrics.csv"
         self.place = f"Metrics as a table: {self.path}."
-        self._lines = history
-        self._columns = ["step"]
+        self._history = history
+        self._columns: list[str] = []
         self._write_all()
 
     def write(self, line: Line) -> None:
-        self._lines.append(line)
         if numbers(line).keys() <= set(self._columns):
             try:
-                append(self.path, self._rows([line]).encode())
+                append(self.path, self._row(line))
             except OSError as error:
                 raise cannot_write(self.path, error) from error
         else:
-            self._write_all()
+            self._write_all()  # the history has the line already
 
     def close(self, *, finished: bool) -> None:
         """Every row is written already."""
 
     def _write_all(self) -> None:
-        self._columns = ["step", *dict.fromkeys(key for line in self._lines for key in numbers(line))]
-        write_text(self.path, ",".join(self._columns) + "\n" + self._rows(self._lines))
+        self._columns = ["step", *dict.fromkeys(key for line in self._history for key in numbers(line))]
+        head = ",".join(self._columns) + "\n"
+        rows = (self._row(line) for line in self._history)
+        write_atomically(self.path, lambda file: file.writelines(chain([head.encode()], rows)))
 
-    def _rows(self, lines: list[Line]) -> str:
+    def _row(self, line: Line) -> bytes:
         text = io.StringIO()
-        writer = csv.DictWriter(text, self._columns, lineterminator="\n")
-        writer.writerows({"step": line["step"], **numbers(line)} for line in lines)
-        return text.getvalue()
+        csv.DictWriter(text, self._columns, lineterminator="\n").writerow({"step": line["step"], **numbers(line)})
+        return text.getvalue().encode()
 
 
 class TensorBoardLogger(Logger):
@@ -51,13 +53,15 @@ class TensorBoardLogger(Logger):
     name = "tensorboard"
     packages = ("tensorboard",)
 
-    def __init__(self, run: Path, history: list[Line]):
+    def __init__(self, run: Path, history: Iterable[Line]):
         from torch.utils.tensorboard import SummaryWriter
 
         folder = run / "tensorboard"
         self.place = f"TensorBoard events: tensorboard --logdir {folder}"
         is_new = not any(folder.glob("events.*"))
-        after = history[-1]["step"] if history else -1
+        after = -1
+        for line in () if is_new else history:
+            after = line["step"]
         self._writer = SummaryWriter(folder, purge_step=None if is_new else after + 1)
         for line in history if is_new else ():
             self._add(line)

@@ -10,6 +10,7 @@ import shutil
 import time
 import uuid
 from abc import abstractmethod
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ class TrackedLogger(Logger):
         last: the newest step that the tracker has, -1 for none.
     """
 
-    def __init__(self, run: Path, history: list[Line]):
+    def __init__(self, run: Path, history: Iterable[Line]):
         self.run, self.last = run, -1
         records = read_lines(run / RECORD)
         write_lines(run / RECORD, records)  # without a last line that a kill has cut
