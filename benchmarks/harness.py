@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
+from threadpoolctl import threadpool_limits
 
 from matrix_ssl.runs.environment import environment
 from matrix_ssl.runs.files import read_json, write_json
@@ -20,8 +21,12 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 
 def command_line(description: str | None, result: str) -> argparse.ArgumentParser:
-    """A parser with ``--quick`` and ``--out``, by default ``benchmarks/results/RESULT``. PyTorch gets one thread."""
+    """A parser with ``--quick`` and ``--out``, by default ``benchmarks/results/RESULT``.
+
+    PyTorch and the BLAS of NumPy and SciPy get one thread.
+    """
     torch.set_num_threads(1)
+    threadpool_limits(1)
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="Tiny sizes: whether it runs, not how fast.")
     parser.add_argument("--out", type=Path, default=RESULTS / result, help="The JSON file to write.")

@@ -58,31 +58,46 @@ def second_moment(x: Tensor, *, validate: bool | None = None) -> Tensor:
 
 def rows_about(x: Tensor, name: str, about: About, validate: bool | None) -> Tensor:
     """B = (x - mean row) / √n, or x / √n about the origin, in full precision: BᵀB is the (second) moment."""
-    if about == "mean":
-        return centred_rows(x, name, validate)
-    if about != "origin":
+    return centre(x, name, about, validate) / math.sqrt(x.shape[-2])
+
+
+def centre(x: Tensor, name: str, about: About, validate: bool | None) -> Tensor:
+    """x - mean row, or x about the origin, in full precision."""
+    if about not in ("mean", "origin"):
         raise ValueError(f"about must be 'mean' or 'origin', got {about!r}.")
-    return checked_matrix(x, name, validate) / math.sqrt(x.shape[-2])
+    rows = checked_matrix(x, name, validate)
+    return deviations(rows) if about == "mean" else rows
 
 
 def centred_rows(x: Tensor, name: str, validate: bool | None) -> Tensor:
     """B = (x - mean row) / √n in full precision, so that BᵀB is the covariance."""
-    rows = checked_matrix(x, name, validate)
-    return (rows - rows.mean(-2, keepdim=True)) / math.sqrt(rows.shape[-2])
+    return deviations(checked_matrix(x, name, validate)) / math.sqrt(x.shape[-2])
 
 
-def small_gram(rows: Tensor) -> Tensor:
-    """BᵀB or BBᵀ, whichever is smaller: they share all eigenvalues but zeros."""
-    with without_autocast(rows):
-        return rows.mT @ rows if rows.shape[-1] <= rows.shape[-2] else rows @ rows.mT
+def deviations(rows: Tensor) -> Tensor:
+    """Rows less their mean."""
+    return rows - rows.mean(-2, keepdim=True)
 
 
-def near_one(rows: Tensor, dimensions: tuple[int, ...] = (-2, -1)) -> Tensor:
-    """Rows times a power of two, so that the largest is 0.5 to 1: squares stay in range, and no digit changes.
+def largest_element(x: Tensor, dimensions: tuple[int, ...] = (-2, -1)) -> Tensor:
+    """The largest |x| over the dimensions, which are kept, without gradient."""
+    x = x.detach()
+    return torch.maximum(x.amax(dimensions, keepdim=True), -x.amin(dimensions, keepdim=True))
+
+
+def in_range(x: Tensor, largest: Tensor) -> bool:
+    """Whether sums of squares of squares keep their digits as they are, where values can be read."""
+    return looks_at_values(x, None) and bool(((largest > 2.0**-10) & (largest < 2.0**10)).all())
+
+
+def rescaled(rows: Tensor, dimensions: tuple[int, ...] = (-2, -1)) -> Tensor:
+    """Rows, times a power of two where squares could leave the range: no digit changes.
 
     The factor has no gradient: for what does not depend on the scale the gradient is right all the same.
     """
-    largest = rows.detach().abs().amax(dimensions, keepdim=True)
+    largest = largest_element(rows, dimensions)
+    if in_range(rows, largest):
+        return rows
     smallest = 2.0**-1001 if rows.dtype == torch.float64 else 2.0**-121  # below it the factor would be infinite
     power = torch.frexp(largest).mantissa / largest  # exact; ldexp of PyTorch 2.4 ends at the powers of float32
     return rows * torch.where(largest >= smallest, power, 1 / (2 * smallest))
@@ -91,7 +106,8 @@ def near_one(rows: Tensor, dimensions: tuple[int, ...] = (-2, -1)) -> Tensor:
 def unit_length(rows: Tensor) -> Tensor:
     """Rows of length one at every scale; a row of zeros stays one."""
     if looks_at_values(rows, None) and rows.numel():
-        least, most = torch.linalg.vector_norm(rows.detach(), dim=-1).aminmax()
+        lengths = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+        least, most = lengths.detach().aminmax()
         if least > 1e-6 and most < 1e15:  # squares are in range: the same digits as below, in half the time
-            return F.normalize(rows, dim=-1)
-    return F.normalize(near_one(rows, (-1,)), dim=-1)
+            return rows / lengths
+    return F.normalize(rescaled(rows, (-1,)), dim=-1)

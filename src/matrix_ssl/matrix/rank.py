@@ -5,10 +5,11 @@ from torch import Tensor
 
 from matrix_ssl.matrix import _eigenvalues
 from matrix_ssl.matrix.calculus import log_determinant
-from matrix_ssl.matrix.covariances import centred_rows, small_gram
+from matrix_ssl.matrix.covariances import deviations, rescaled
+from matrix_ssl.matrix.plain import smaller_product
 from matrix_ssl.matrix.precision import full_precision
 from matrix_ssl.matrix.singular_sums import entropy_of_singular_values
-from matrix_ssl.matrix.spectral_sums import eigenvalues_of, needs_vectors
+from matrix_ssl.matrix.spectral_sums import eigenvalues_of
 from matrix_ssl.matrix.validation import check_positive, checked_matrix
 
 
@@ -57,7 +58,7 @@ def coding_rate(features: Tensor, *, distortion: float = 0.5, validate: bool | N
     check_positive(distortion=distortion)
     rows = checked_matrix(features, "features", validate)
     n, d = rows.shape[-2:]
-    gram = small_gram(rows) * (d / (n * distortion**2))
+    gram = smaller_product(rows) * (d / (n * distortion**2))
     return log_determinant(gram + torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)) / 2
 
 
@@ -71,13 +72,9 @@ def spectrum(features: Tensor, *, validate: bool | None = None) -> Tensor:
     Raises:
         MatrixError: ``features`` is not a matrix, empty, or not finite.
     """
-    rows = centred_rows(features, "features", validate)
-    tiny = torch.finfo(rows.dtype).tiny
-    rows = rows / rows.detach().abs().amax((-2, -1), keepdim=True).clamp_min(tiny)  # squares of large ones overflow
-    gram = small_gram(rows)
-    eigenvalues = eigenvalues_of(gram, used=gram.shape[-1]) if needs_vectors(gram) else torch.linalg.eigvalsh(gram)
-    eigenvalues = eigenvalues.flip(-1).clamp_min(0)
-    return eigenvalues / eigenvalues.sum(-1, keepdim=True).clamp_min(tiny)
+    gram = smaller_product(rescaled(deviations(checked_matrix(features, "features", validate))))
+    eigenvalues = eigenvalues_of(gram, used=gram.shape[-1]).flip(-1).clamp_min(0)
+    return eigenvalues / eigenvalues.sum(-1, keepdim=True).clamp_min(torch.finfo(gram.dtype).tiny)
 
 
 def shannon_entropy(weights: Tensor) -> Tensor:

@@ -20,7 +20,8 @@ from torch.nn import functional as F
 
 from matrix_ssl.errors import MatrixError, MatrixShapeError, NotPositiveDefiniteError
 from matrix_ssl.matrix import _eigenvalues, _spectra
-from matrix_ssl.matrix.covariances import centred_rows, small_gram
+from matrix_ssl.matrix.covariances import centred_rows, deviations, rescaled
+from matrix_ssl.matrix.plain import smaller_product
 from matrix_ssl.matrix.precision import full_precision, without_autocast
 from matrix_ssl.matrix.rank import effective_rank
 from matrix_ssl.matrix.spectral_entropies import renyi_of
@@ -61,9 +62,9 @@ def participation_ratio(features: Tensor, *, validate: bool | None = None) -> Te
         Gao, Trautmann, Yu, Santhanam, Ryu, Shenoy and Ganguli, "A theory of multineuronal dimensionality, dynamics and
         measurement", bioRxiv 214262, 2017.
     """
-    rows = _scaled(centred_rows(_double(features, validate), "features", False))
+    rows = rescaled(deviations(_double(features, validate)))
     with without_autocast(rows):
-        value = _spectra.ratio(rows.square().sum((-2, -1)).square(), small_gram(rows).square().sum((-2, -1)))
+        value = _spectra.ratio(rows.square().sum((-2, -1)).square(), smaller_product(rows).square().sum((-2, -1)))
     return value.to(full_precision(features).dtype)
 
 
@@ -81,8 +82,8 @@ def stable_rank(features: Tensor, *, validate: bool | None = None) -> Tensor:
         Journal of the ACM 54(4), 2007 (there "numerical rank").
         He and Ozay, "Exploring the gap between collapsed & whitened features in self-supervised learning", ICML 2022.
     """
-    rows = _scaled(_double(features, validate))
-    squares = eigenvalues_of(small_gram(rows), used=1)
+    rows = rescaled(_double(features, validate))
+    squares = eigenvalues_of(smaller_product(rows), used=1)
     return _spectra.ratio(rows.square().sum((-2, -1)), squares[..., -1]).to(full_precision(features).dtype)
 
 
@@ -97,7 +98,7 @@ def numerical_rank(features: Tensor, *, threshold: float | None = None, validate
         ValueError: the threshold is below zero or not finite.
     """
     check_not_negative(threshold=threshold or 0.0)
-    rows = _scaled(_double(features, validate).detach())
+    rows = rescaled(_double(features, validate).detach())
     level = default_threshold(features) if threshold is None else threshold
     return _spectra.count_above(torch.linalg.svdvals(rows), level)
 
@@ -199,7 +200,7 @@ def lidar(features: Tensor, *, ridge: float = RIDGE, validate: bool | None = Non
                 f"covariance of the views; scale the features down or pass a larger ridge."
             )
         discriminant = torch.linalg.solve_triangular(factor, between.mT, upper=False)
-        entropy, _ = renyi_of(small_gram(discriminant), 1.0)
+        entropy, _ = renyi_of(smaller_product(discriminant), 1.0)
     return entropy.exp().to(full_precision(features).dtype)
 
 
@@ -230,9 +231,9 @@ def self_cluster(features: Tensor, *, validate: bool | None = None) -> Tensor:
         raise MatrixShapeError(
             f"Argument 'features' (shape {tuple(features.shape)}) needs at least two rows and two columns."
         )
-    unit = F.normalize(_scaled(_double(features, validate)), dim=-1, eps=0.5 * torch.finfo(torch.float64).tiny)
+    unit = F.normalize(rescaled(_double(features, validate)), dim=-1, eps=0.5 * torch.finfo(torch.float64).tiny)
     with without_autocast(unit):
-        squares = small_gram(unit).square().sum((-2, -1)) - unit.square().sum(-1).square().sum(-1)
+        squares = smaller_product(unit).square().sum((-2, -1)) - unit.square().sum(-1).square().sum(-1)
     return mean_cosine_score(squares, *features.shape[-2:]).to(full_precision(features).dtype)
 
 
@@ -249,15 +250,9 @@ def default_threshold(features: Tensor) -> float:
 
 def covariance_eigenvalues(features: Tensor) -> Tensor:
     """Eigenvalues (..., min(n, d)), ascending, of the covariance of features (..., n, d) times a constant."""
-    gram = small_gram(_scaled(centred_rows(features, "features", False)))
+    gram = smaller_product(rescaled(deviations(features)))
     return eigenvalues_of(gram, used=gram.shape[-1]).clamp_min(0)
 
 
 def _double(features: Tensor, validate: bool | None) -> Tensor:
     return checked_matrix(features, "features", validate).double()
-
-
-def _scaled(rows: Tensor) -> Tensor:
-    """Rows over their largest element, a constant: squares of squares neither overflow nor vanish."""
-    largest = rows.detach().abs().amax((-2, -1), keepdim=True)
-    return rows / torch.where(largest > 0, largest, 1.0)

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from matrix_ssl.matrix import plain
 from matrix_ssl.matrix._eigenvalues import zero_level
-from matrix_ssl.matrix.covariances import small_gram
 from matrix_ssl.matrix.precision import without_autocast
 from matrix_ssl.matrix.spectral_sums import needs_vectors, power_difference
 from matrix_ssl.matrix.transforms import Parts, differentiable, once
@@ -135,14 +134,14 @@ def _weights(power: Tensor, total: Tensor, s: Tensor, support: Tensor) -> Tensor
 
 
 def _values(x: Tensor, squared: bool) -> Tensor:
-    return _roots(plain.eigenvalues(small_gram(x))) if squared else torch.linalg.svdvals(x)
+    return _roots(plain.eigenvalues(plain.smaller_product(x))) if squared else torch.linalg.svdvals(x)
 
 
 def _decomposition(x: Tensor, squared: bool) -> tuple[Tensor, Tensor, Tensor]:
     """U (..., m, k), σ (..., k) and Vᵀ (..., k, n), k the smaller side."""
     if not squared:
         return torch.linalg.svd(x, full_matrices=False)
-    eigenvalues, vectors = torch.linalg.eigh(small_gram(x))
+    eigenvalues, vectors = torch.linalg.eigh(plain.smaller_product(x))
     values = _roots(eigenvalues)
     inverse = torch.where(values > 0, 1 / torch.where(values > 0, values, 1.0), 0.0).unsqueeze(-2)
     if x.shape[-1] <= x.shape[-2]:

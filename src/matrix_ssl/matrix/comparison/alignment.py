@@ -8,6 +8,7 @@ from torch import Tensor
 from matrix_ssl.matrix import kernel_checks, validation
 from matrix_ssl.matrix.comparison.rows import scaled_rows
 from matrix_ssl.matrix.kernels import centred
+from matrix_ssl.matrix.plain import product
 from matrix_ssl.matrix.precision import without_autocast
 
 Estimator = Literal["biased", "unbiased"]
@@ -48,7 +49,7 @@ def linear_cka(x: Tensor, y: Tensor, *, estimator: Estimator = "biased", validat
     n, d, e = a.shape[-2], a.shape[-1], b.shape[-1]
     with without_autocast(a):
         if d * e + d * d + e * e > n * (d + e):
-            return _alignment(a @ a.mT, b @ b.mT, estimator)
+            return _alignment(product(a.mT), product(b.mT), estimator)
         return _of_moments(a, b, estimator)
 
 
@@ -123,7 +124,7 @@ def _of_moments(a: Tensor, b: Tensor, estimator: Estimator) -> Tensor:
 
 def _squared(a: Tensor, b: Tensor) -> Tensor:
     """‖AᵀB‖²_F."""
-    return (a.mT @ b).square().sum((-2, -1))
+    return (product(a) if a is b else a.mT @ b).square().sum((-2, -1))
 
 
 def _cosine(product: Tensor, first: Tensor, second: Tensor) -> Tensor:

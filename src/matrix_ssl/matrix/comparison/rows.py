@@ -4,16 +4,20 @@ import torch
 from torch import Tensor
 
 from matrix_ssl.matrix import validation
+from matrix_ssl.matrix.covariances import deviations, in_range, largest_element
 
 
 def scaled_rows(x: Tensor, name: str, validate: bool | None, *, dtype: torch.dtype | None = None) -> Tensor:
-    """Rows about their mean over the largest element of each matrix (..., n, d), in full precision or ``dtype``.
+    """Rows about their mean up to a factor for each matrix (..., n, d), in full precision or ``dtype``.
 
-    Elements of less than 16 ε of the largest of x, all that the mean of equal rows leaves, count as zero together.
+    The factor is one, or one over the largest element where fourth powers could leave the range. Elements of less than
+    16 ε of the largest of x, all that the mean of equal rows leaves, count as zero together.
     """
     full = validation.checked_matrix(x, name, validate)
     full = full if dtype is None else full.to(dtype)
-    rows = full - full.mean(-2, keepdim=True)
-    largest = rows.detach().abs().amax((-2, -1), keepdim=True)
-    constant = largest <= 16 * torch.finfo(full.dtype).eps * full.detach().abs().amax((-2, -1), keepdim=True)
+    rows = deviations(full)
+    largest = largest_element(rows)
+    constant = largest <= 16 * torch.finfo(full.dtype).eps * largest_element(full)
+    if in_range(rows, largest) and not constant.any():
+        return rows
     return torch.where(constant, 0.0, rows / torch.where(constant, 1.0, largest))

@@ -8,7 +8,8 @@ from torch import Tensor
 from matrix_ssl.errors import NotFiniteError, NotPositiveDefiniteError
 from matrix_ssl.matrix import _eigenvalues, entropy, logarithm, spectral_entropies, validation
 from matrix_ssl.matrix.calculus import log_determinant
-from matrix_ssl.matrix.covariances import About, near_one, rows_about, small_gram
+from matrix_ssl.matrix.covariances import About, centre, rescaled, rows_about
+from matrix_ssl.matrix.plain import smaller_product
 from matrix_ssl.matrix.spectral_sums import eigenvalues_of
 
 
@@ -95,14 +96,16 @@ def _small(x: Tensor, ridge: float, about: About, validate: bool | None, *, scal
     Without a ridge it is up to a factor, unless it ``scales`` the result.
     """
     validation.check_not_negative(ridge=ridge)
-    rows = rows_about(x, "x", about, validate)
-    gram = small_gram(rows if ridge or scales else near_one(rows))
+    if ridge or scales:
+        gram = smaller_product(rows_about(x, "x", about, validate))
+    else:
+        gram = smaller_product(rescaled(centre(x, "x", about, validate)))
     if validation.looks_at_values(x, validate) and not gram.isfinite().all():
         raise NotFiniteError(
             f"Argument 'x' (shape {tuple(x.shape)}) has values up to {float(x.detach().abs().max()):.3g}, whose "
             f"squares are beyond {gram.dtype}: divide it by a constant, or pass float64."
         )
-    return gram, rows.shape[-1] - gram.shape[-1]
+    return gram, x.shape[-1] - gram.shape[-1]
 
 
 def _largest(x: Tensor, k: int, about: About, validate: bool | None) -> Tensor:

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from matrix_ssl.matrix import divergence, kernel_checks, logarithm, spectral_entropies, states, validation
-from matrix_ssl.matrix.covariances import About, near_one, rows_about, small_gram
+from matrix_ssl.matrix.covariances import About, rescaled, rows_about
 from matrix_ssl.matrix.entropy import collision_entropy, norm_and_trace
 from matrix_ssl.matrix.of_features.kernels import two_unit_rows
+from matrix_ssl.matrix.plain import product, smaller_product
 from matrix_ssl.matrix.precision import without_autocast
 
 
@@ -75,7 +76,7 @@ def jensen_renyi_divergence(
     w = states.mixture_weights(weights, len(features))
     parts = []
     for x, name in zip(features, names, strict=True):
-        rows = near_one(rows_about(x, name, about, validate))
+        rows = rescaled(rows_about(x, name, about, validate))
         validation.check_same_width(features[0], x, f"{names[0]} and {name}")
         trace = _trace(rows)
         kernel_checks.check_trace(trace, x, f"covariance of {name}", validate)
@@ -103,14 +104,14 @@ def schatten_divergence(
     On the side of the features: the difference of two covariances has no smaller one that is symmetric.
     """
     a, b = _two_rows(x, y, 0.0, about, validate)
-    return states.schatten_divergence(_dense(a), _dense(b), order=order, validate=validate)
+    return states.schatten_divergence(product(a), product(b), order=order, validate=validate)
 
 
 def _cross_entropy(a: Tensor, b: Tensor, ridge: float) -> Tensor:
     """MCE of AᵀA and BᵀB."""
     d = b.shape[-1]
     if ridge == 0 or b.shape[-2] >= d:
-        return divergence.cross_entropy_of(_dense(a), _dense(b), ridge, b.dtype)[0]
+        return divergence.cross_entropy_of(product(a), product(b), ridge, b.dtype)[0]
     constant = math.log(ridge) * (_trace(a) + d * ridge)
     return _trace(b) + d * ridge - constant - _trace_of_log1p(a, b, ridge)
 
@@ -118,9 +119,9 @@ def _cross_entropy(a: Tensor, b: Tensor, ridge: float) -> Tensor:
 def _kl(a: Tensor, b: Tensor, ridge: float) -> Tensor:
     """MKL of AᵀA and BᵀB."""
     if ridge == 0 or b.shape[-2] >= b.shape[-1]:
-        return divergence.kl_of(_dense(a), _dense(b), ridge, b.dtype)[0]
+        return divergence.kl_of(product(a), product(b), ridge, b.dtype)[0]
     # log(ridge)·(tr P + d·ridge) is part of both logarithms and would cancel digits: omitted from both
-    eigenvalues = torch.linalg.eigvalsh(small_gram(a)).clamp_min(0)
+    eigenvalues = torch.linalg.eigvalsh(smaller_product(a)).clamp_min(0)
     own = ((eigenvalues + ridge) * torch.log1p(eigenvalues / ridge)).sum(-1)
     return own - _trace_of_log1p(a, b, ridge) - _trace(a) + _trace(b)
 
@@ -135,15 +136,10 @@ def _two_rows(x: Tensor, y: Tensor, ridge: float, about: About, validate: bool |
 
 def _entropy(rows: Tensor, alpha: float) -> Tensor:
     """The Rényi entropy of BᵀB over its trace."""
-    gram = small_gram(rows)
+    gram = smaller_product(rows)
     if alpha == 2:
         return collision_entropy(*norm_and_trace(gram, 0.0, rows.shape[-1]))
     return spectral_entropies.renyi_of(gram, alpha)[0]
-
-
-def _dense(rows: Tensor) -> Tensor:
-    with without_autocast(rows):
-        return rows.mT @ rows
 
 
 def _trace(rows: Tensor) -> Tensor:
