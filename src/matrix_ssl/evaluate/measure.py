@@ -58,15 +58,14 @@ def measure_rows(
         state.add(batch, validate=False)
         if on_progress:
             on_progress(state.count, rows.count)
-    ranks: dict[str, dict[str, float | None]] = {
-        name: {"value": value} for name, value in state.report().values().items()
-    }
+    spectra = state.spectra()
+    report = state.report(spectra=spectra)
+    ranks: dict[str, dict[str, float | None]] = {name: {"value": value} for name, value in report.values().items()}
     if state.count >= 16:
-        for name, one in state.estimates(population=population).items():
+        for name, one in state.estimates(population=population, report=report).items():
             ranks[name] = {key: value for key, value in asdict(one).items() if key not in ("samples", "population")}
-    moments = state.moments()
-    eigenvalues = torch.linalg.eigvalsh(moments.covariance()).flip(0).clamp_min(0)
-    total, mean = eigenvalues.sum(), moments.mean.square().sum()
+    eigenvalues = spectra.eigenvalues.flip(0)
+    total, mean = eigenvalues.sum(), state.moments().mean.square().sum()
     return {
         "name": rows.name,
         "samples": rows.count,

@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from matrix_ssl.errors import MatrixShapeError
 from matrix_ssl.matrix import _eigenvalues, _spectra, ranks
 from matrix_ssl.matrix.moments import Moments, checked_rows
+from matrix_ssl.matrix.plain import eigenvalues
 from matrix_ssl.matrix.precision import without_autocast
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ class RankMe(_OfMoments):
     """``rank_me`` of a stream of features; singular values below 1e-7 of the largest are lost."""
 
     def _measure(self, moments: Moments) -> Tensor:
-        squares = torch.linalg.eigvalsh(moments.second_moment())
+        squares = eigenvalues(moments.second_moment())
         squares = torch.where(squares > _eigenvalues.zero_level(squares), squares, 0.0)
         return _eigenvalues.shannon_entropy(squares.sqrt()).exp()
 
@@ -111,7 +112,7 @@ class StableRank(_OfMoments):
     """``stable_rank`` of a stream of features."""
 
     def _measure(self, moments: Moments) -> Tensor:
-        return _spectra.stable_rank(torch.linalg.eigvalsh(moments.second_moment()))
+        return _spectra.stable_rank(eigenvalues(moments.second_moment()))
 
 
 class PCARank(_OfMoments):
@@ -201,7 +202,7 @@ class LiDAR(_Stream):
 
 
 def _eigenvalues_of(moments: Moments) -> Tensor:
-    return torch.linalg.eigvalsh(moments.covariance()).clamp_min(0)
+    return eigenvalues(moments.covariance()).clamp_min(0)
 
 
 def _merge(stack: Tensor) -> Tensor:

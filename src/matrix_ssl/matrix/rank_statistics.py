@@ -6,6 +6,7 @@ The memory is (groups + 1) d² numbers in float64 while features are added: 300 
 import functools
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,11 +14,24 @@ from torch.nn import functional as F
 
 from matrix_ssl.errors import MatrixShapeError
 from matrix_ssl.matrix import ranks
+from matrix_ssl.matrix._eigenvalues import zero_level
 from matrix_ssl.matrix.moments import Moments, checked_rows, merged
 from matrix_ssl.matrix.plain import eigenvalues
 from matrix_ssl.matrix.precision import without_autocast
 from matrix_ssl.matrix.rank_report import MEANINGS, RankReport, report_of_spectra
 from matrix_ssl.matrix.sampling import GROUPS, LEVEL, Estimate, check_groups, combine
+
+
+class Spectra(NamedTuple):
+    """Of samples of width d: what all ranks but the self-cluster score are functions of.
+
+    Attributes:
+        eigenvalues: (d,) of the covariance, in ascending order.
+        singular_values: (d,) of the features over √n, in ascending order; what rounding leaves of a zero is one.
+    """
+
+    eigenvalues: Tensor
+    singular_values: Tensor
 
 
 class RankStatistics:
@@ -107,14 +121,25 @@ class RankStatistics:
         """Number, mean and covariance of all samples; MatrixError without any."""
         return merged(self._groups)
 
-    def report(self) -> RankReport:
-        """All ranks of all samples; MatrixError without any."""
-        return self._report(range(len(self._groups)))
+    def spectra(self) -> Spectra:
+        """The two decompositions of all samples; MatrixError without any."""
+        return self._spectra(range(len(self._groups)))
 
-    def estimates(self, *, population: int | None = None, level: float = LEVEL) -> dict[str, Estimate]:
+    def report(self, *, spectra: Spectra | None = None) -> RankReport:
+        """All ranks of all samples, from their spectra where these are known; MatrixError without samples."""
+        return self._report(spectra or self.spectra(), self.count, everything=True)
+
+    def estimates(
+        self, *, population: int | None = None, level: float = LEVEL, report: RankReport | None = None
+    ) -> dict[str, Estimate]:
         """The ranks with intervals, values at fewer samples and expectations at ``population``, by name.
 
         Without ``self_cluster``, a mean over pairs that has no bias, and what is not defined for so few samples.
+
+        Args:
+            population: a larger number of samples.
+            level: of the intervals, in (0, 1).
+            report: that of all samples, where it is known: one decomposition of each matrix less.
 
         Raises:
             MatrixError: there are fewer than two samples a group, or no groups.
@@ -124,12 +149,13 @@ class RankStatistics:
             raise MatrixShapeError(
                 f"{self.count} samples in {groups} groups are too few for an interval: add at least two a group."
             )
-        reports: dict[tuple[int, ...], dict[str, float]] = {}
+        reports = {tuple(range(groups)): (report or self.report()).values()}
 
         def of(name: str, chosen: Sequence[int]) -> float:
             key = tuple(chosen)
             if key not in reports:
-                reports[key] = self._report(key).values()
+                count = sum(self._groups[i].count for i in key)
+                reports[key] = self._report(self._spectra(key), count, everything=False).values()
             return reports[key].get(name, float("nan"))
 
         result = {}
@@ -142,15 +168,17 @@ class RankStatistics:
                 result[name] = one
         return result
 
-    def _report(self, chosen: Sequence[int]) -> RankReport:
+    def _spectra(self, chosen: Sequence[int]) -> Spectra:
         moments = merged([self._groups[i] for i in chosen])
         squares = eigenvalues(moments.second_moment()).clamp_min(0)
-        zero = 2 * torch.finfo(torch.float64).eps * self.width**0.5
-        squares = torch.where(squares > zero * squares.amax(), squares, 0.0)
-        everything = len(chosen) == len(self._groups) and min(moments.count, self.width) > 1
+        squares = torch.where(squares > zero_level(squares), squares, 0.0)
+        return Spectra(eigenvalues(moments.covariance()).clamp_min(0), squares.sqrt())
+
+    def _report(self, spectra: Spectra, samples: int, *, everything: bool) -> RankReport:
+        cosines = everything and min(samples, self.width) > 1
         return report_of_spectra(
-            eigenvalues(moments.covariance()).clamp_min(0), squares.sqrt(), samples=moments.count,
-            width=self.width, threshold=self._threshold, self_cluster=self._self_cluster() if everything else None,
+            *spectra, samples=samples, width=self.width, threshold=self._threshold,
+            self_cluster=self._self_cluster() if cosines else None,
         )  # fmt: skip
 
     def _self_cluster(self) -> float:

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from matrix_ssl.errors import MatrixError, MatrixShapeError, NotPositiveDefiniteError
-from matrix_ssl.matrix import _eigenvalues, _spectra
+from matrix_ssl.matrix import _eigenvalues, _spectra, plain
 from matrix_ssl.matrix.covariances import centred_rows, deviations, rescaled
 from matrix_ssl.matrix.plain import smaller_product
 from matrix_ssl.matrix.precision import full_precision, without_autocast
@@ -209,8 +209,8 @@ def lidar_of(between: Tensor, within: Tensor, ridge: float) -> Tensor:
     identity = torch.eye(len(within), dtype=within.dtype, device=within.device)
     factor = torch.linalg.cholesky(within + ridge * identity)
     half = torch.linalg.solve_triangular(factor, between, upper=False)
-    eigenvalues = torch.linalg.eigvalsh(torch.linalg.solve_triangular(factor, half.mT, upper=False))
-    return _eigenvalues.shannon_entropy(eigenvalues).exp()
+    discriminant = torch.linalg.solve_triangular(factor, half.mT, upper=False)
+    return _eigenvalues.shannon_entropy(plain.eigenvalues(discriminant)).exp()
 
 
 def self_cluster(features: Tensor, *, validate: bool | None = None) -> Tensor:
