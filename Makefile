@@ -45,7 +45,7 @@ check:  ## formatting, lint and types
 
 bench:  ## measure losses, entropies, processes, views and neighbours: an hour
 	@cd "$(ROOT)" && tools/install
-	@cd "$(ROOT)" && for name in speed.views speed.losses speed.method_losses speed.matrix_entropy experiments.taylor_gradients speed.entropies speed.toolbox speed.processes speed.knn_memory speed.rank_memory speed.llm_loss pages.tables; do $(PYTHON) -m benchmarks.$$name; done
+	@cd "$(ROOT)" && for name in speed.views speed.losses speed.method_losses speed.matrix_entropy experiments.taylor_gradients speed.entropies speed.toolbox speed.processes speed.knn_memory speed.rank_memory speed.llm_loss pages.tables pages.publish_toolbox; do $(PYTHON) -m benchmarks.$$name; done
 
 docs:  ## build the documentation into site/
 	@cd "$(ROOT)" && tools/install docs

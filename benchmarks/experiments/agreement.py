@@ -1,12 +1,10 @@
-"""Values of the toolbox beside public implementations of the same quantities, and time beside theirs.
+"""Values of the toolbox beside public implementations of the same quantities.
 
-    python -m benchmarks.experiments.agreement           (writes benchmarks/results/agreement.json; minutes)
-    python -m benchmarks.experiments.agreement --quick   (tiny sizes)
+    python -m benchmarks.experiments.agreement           (writes benchmarks/results/agreement.json; seconds)
 
 Each row is one quantity of the same random features in float64: the value here, that of the other, their difference.
 Others are the packages vendi-score, reptrix, torch-cka and ckatorch, where they are installed, NumPy or SciPy, or the
-formulas of a repository that is no package (repitl), rewritten. Times are CPU seconds of one thread, value without
-gradient, float32, both taking turns.
+formulas of a paper or of a repository that is no package, rewritten. ``benchmarks.speed.toolbox`` has times.
 """
 
 import importlib.metadata
@@ -19,27 +17,26 @@ import scipy.linalg
 import scipy.stats
 import torch
 from scipy.spatial.distance import pdist
+from sklearn.decomposition import PCA
 from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity, normalize
 from torch.utils.data import DataLoader, TensorDataset
 
-from benchmarks.harness import command_line, save, spread, take_turns
+from benchmarks.harness import command_line, save
 from matrix_ssl import matrix
+from matrix_ssl.losses import mec_loss
 from matrix_ssl.matrix import of_features
 
 PACKAGES = ("vendi-score", "reptrix", "torch-cka", "ckatorch")
 WIDTH = 4.0
-Pair = tuple[Callable[[Tensor, Tensor], object], Callable[[Tensor, Tensor], object]]
 
 
 def main() -> None:
     options = command_line(__doc__, "agreement.json").parse_args()
     versions = {name: version for name in PACKAGES if (version := installed(name))}
-    sizes = [(100, 8)] if options.quick else [(1000, 128), (1000, 2048), (10_000, 128)]
-    rows = [
-        row for quantities in (entropies(), information(), comparison()) for row in values(quantities, *features(60, 6))
-    ]
-    timed = [row for n, d in sizes for row in timings(n, d, rounds=1 if options.quick else 3)]
-    save(options.out, {"rows": rows, "timings": timed, "unit": "CPU seconds, one thread"}, versions=versions)
+    shapes = {name: (200, 40) if name == "ranks" else (60, 6) for name in FAMILIES}  # 40 for the fit of a decay
+    rows = [row for name, family in FAMILIES.items() for row in values(family(), *features(*shapes[name]))]
+    save(options.out, {"rows": rows, "shapes": shapes}, versions=versions)
 
 
 def installed(name: str) -> str | None:
@@ -236,9 +233,9 @@ def torch_cka(x: Tensor, y: Tensor) -> float:
 
     names = {"model1_layers": ["0"], "model2_layers": ["0"], "device": "cpu"}
     loaders = [DataLoader(TensorDataset(z.float()), batch_size=len(z)) for z in (x, y)]
-    found = CKA(nn.Sequential(nn.Identity()), nn.Sequential(nn.Identity()), **names)
-    found.compare(*loaders)
-    return float(found.export()["CKA"])
+    package = CKA(nn.Sequential(nn.Identity()), nn.Sequential(nn.Identity()), **names)
+    package.compare(*loaders)
+    return float(package.export()["CKA"])
 
 
 def cka_of_ckatorch(name: str) -> Callable[[Tensor, Tensor], float]:
@@ -254,51 +251,148 @@ def cka_of_ckatorch(name: str) -> Callable[[Tensor, Tensor], float]:
     return value
 
 
-def timed_pairs(n: int) -> dict[str, Pair]:
-    """What is here, and the other; what is n x n only for n that take seconds."""
-    import vendi_score.vendi as vendi
+def ranks() -> tuple[str, dict[str, Any]]:
+    def alpha_of_reptrix(x: Tensor, _: Tensor) -> float:
+        import reptrix.alpha
 
-    pairs: dict[str, Pair] = {
-        "Vendi score of features; vendi-score's score_dual": (
-            lambda x, y: of_features.vendi_score(x), lambda x, y: vendi.score_dual(x.numpy()),
+        return reptrix.alpha.get_alpha(x, fit_range=np.arange(3, 40))[0]
+
+    def lidar_of_reptrix(x: Tensor, y: Tensor) -> float:
+        import reptrix.lidar
+
+        return reptrix.lidar.get_lidar(torch.stack([x, y], 1), len(x), 2, del_sigma_augs=2e-4)
+
+    return "ranks", {
+        "RankMe": (
+            "RankMe's paper", "formula rewritten, which adds 1e-7 to every p", lambda x, y: matrix.rank_me(x),
+            lambda x, y: np.exp(entropy_of(1e-7 + shares(np.linalg.svd(x.numpy(), compute_uv=False)))),
         ),
-        "effective rank of features; reptrix": (
-            lambda x, y: of_features.effective_rank(x), lambda x, y: entropies()[1][
-                "effective rank of the covariance"][3](x, y),
+        "participation ratio": (
+            "NumPy", "cov", lambda x, y: matrix.participation_ratio(x),
+            lambda x, y: np.trace(np.cov(x.T)) ** 2 / np.square(np.cov(x.T)).sum(),
+        ),
+        "stable rank": (
+            "SciPy", "norm", lambda x, y: matrix.stable_rank(x),
+            lambda x, y: (scipy.linalg.norm(x.numpy()) / scipy.linalg.norm(x.numpy(), 2)) ** 2,
+        ),
+        "numerical rank": (
+            "NumPy", "matrix_rank", lambda x, y: matrix.numerical_rank(x), lambda x, y: np.linalg.matrix_rank(x.numpy())
+        ),
+        "PCA rank": (
+            "scikit-learn", "PCA(0.95)", lambda x, y: matrix.pca_rank(x),
+            lambda x, y: PCA(0.95, svd_solver="full").fit(x.numpy()).n_components_,
+        ),
+        "α-ReQ": ("reptrix", "get_alpha, of the ranks 4 to 40", lambda x, y: matrix.alpha_req(x), alpha_of_reptrix),
+        "self-cluster": (
+            "Tsitsulin et al.", "formula rewritten", lambda x, y: matrix.self_cluster(x),
+            lambda x, y: mean_square_of_cosines(x.numpy()),
+        ),
+        "LiDAR": (
+            "LiDAR's paper", "formula rewritten, with SciPy's sqrtm", lambda x, y: matrix.lidar(torch.stack([x, y], 1)),
+            lambda x, y: np.exp(entropy_of(shares(np.linalg.eigvalsh(discriminant(x.numpy(), y.numpy()))))),
+        ),
+        "LiDAR of reptrix": (
+            "reptrix", "get_lidar, which takes the variances of the discriminant's rows for its eigenvalues",
+            lambda x, y: matrix.lidar(torch.stack([x, y], 1)), lidar_of_reptrix,
         ),
     }  # fmt: skip
-    if n > 2000:
-        return pairs
-    return pairs | {
-        "linear CKA of features; hsic0 of ckatorch": (matrix.linear_cka, cka_of_ckatorch("hsic0")),
-        "Vendi score of features; vendi-score's score_X": (
-            lambda x, y: of_features.vendi_score(x), lambda x, y: vendi.score_X(x.numpy()),
+
+
+def shares(values: np.ndarray) -> np.ndarray:
+    return values[values > 0] / values[values > 0].sum()
+
+
+def entropy_of(p: np.ndarray) -> float:
+    return float(-(p * np.log(p)).sum())
+
+
+def mean_square_of_cosines(x: np.ndarray) -> float:
+    """The score from all pairs of different rows."""
+    (n, d), unit = x.shape, x / np.linalg.norm(x, axis=1, keepdims=True)
+    squares = [(unit[i] @ unit[j]) ** 2 for i in range(n) for j in range(n) if i != j]
+    return float((d * np.mean(squares) - 1) / (d - 1))
+
+
+def discriminant(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Σ_w^-½ Σ_b Σ_w^-½ of two views, with the ridge 1e-4."""
+    means = (x + y) / 2
+    away = np.concatenate([x - means, y - means])
+    root = scipy.linalg.sqrtm(scipy.linalg.inv(away.T @ away / len(away) + 1e-4 * np.eye(x.shape[1]))).real
+    product = root @ np.cov(means.T, bias=True) @ root
+    return (product + product.T) / 2
+
+
+def divergences() -> tuple[str, dict[str, Any]]:
+    def two(x: Tensor, y: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        return rho(x), rho(y)
+
+    def states(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.from_numpy(rho(x)), torch.from_numpy(rho(y))
+
+    def kl(p: np.ndarray, q: np.ndarray) -> float:
+        log = scipy.linalg.logm
+        return float(np.trace(p @ log(p) - p @ log(q) - p + q).real)
+
+    def grams(x: Tensor, y: Tensor) -> list[np.ndarray]:
+        unit = [z.numpy() / np.linalg.norm(z, axis=1, keepdims=True) for z in (x, y)]
+        return [z @ z.T / len(z) + np.eye(len(z)) / len(z) for z in unit]
+
+    return "divergences", {
+        "matrix cross-entropy": (
+            "SciPy", "logm", lambda x, y: matrix.matrix_cross_entropy(*states(x, y)),
+            lambda x, y: np.trace(-rho(x) @ scipy.linalg.logm(rho(y)) + rho(y)).real,
         ),
-        "unbiased linear CKA of features; torch-cka": (
-            lambda x, y: matrix.linear_cka(x, y, estimator="unbiased"), torch_cka,
+        "matrix KL": ("SciPy", "logm", lambda x, y: matrix.matrix_kl(*states(x, y)), lambda x, y: kl(*two(x, y))),
+        "matrix KL of two encoders": (
+            "SciPy", "logm", lambda x, y: of_features.gram_kl(x, y, ridge=1 / len(x)), lambda x, y: kl(*grams(x, y)),
         ),
-        "mutual information of Gaussian kernels, order 1.01; repitl": (
-            lambda x, y: matrix.mutual_information(gram(x), gram(y), alpha=1.01),
-            lambda x, y: repitl_information(x, y, 1.01),
+        "log-determinant": (
+            "NumPy", "slogdet", lambda x, y: of_features.log_det(x),
+            lambda x, y: np.linalg.slogdet(np.cov(x.T, bias=True))[1],
+        ),
+        "Schatten divergence of order 1": (
+            "NumPy", "norm(·, 'nuc')", lambda x, y: matrix.schatten_divergence(*states(x, y)),
+            lambda x, y: np.linalg.norm(rho(x) - rho(y), "nuc"),
         ),
     }  # fmt: skip
 
 
-def timings(n: int, d: int, *, rounds: int) -> list[dict[str, Any]]:
-    """Seconds of both, and how many times faster this package is."""
-    x, y = features(n, d, torch.float32)
-    rows = []
-    for name, (ours, theirs) in timed_pairs(n).items():
-        if "repitl" in name and n * n * d > 2e8:
-            continue  # its tiled differences take n²d numbers
-        seconds = take_turns({"ours": lambda f=ours: f(x, y), "theirs": lambda f=theirs: f(x, y)}, rounds=rounds)
-        ratios = [b / a for a, b in zip(seconds["ours"], seconds["theirs"], strict=True)]
-        rows.append({
-            "quantity": name, "n": n, "d": d, "seconds": {key: spread(value) for key, value in seconds.items()},
-            "times_faster": spread(ratios),
-        })  # fmt: skip
-    return rows
+def maximum_entropy() -> tuple[str, dict[str, Any]]:
+    def published(x: Tensor, y: Tensor) -> Tensor:
+        """Both orders of one pair are the same; d = 6, s = n ε / d with ε = 64."""
+        a, b = normalize(x, dim=1), normalize(y, dim=1)
+        scale = len(x) * 64 / x.shape[1]
+        c = a @ b.mT / scale
+        powers = [torch.linalg.matrix_power(c, k).trace() * (-1) ** (k + 1) / k for k in range(1, 5)]
+        return -scale / len(x) * torch.stack(powers).sum()
 
+    def determinant(x: Tensor, y: Tensor) -> float:
+        a, b = (normalize(z, dim=1).numpy() for z in (x, y))
+        scale = len(x) * 64 / x.shape[1]
+        return float(-scale / len(x) * np.linalg.slogdet(np.eye(len(a)) + a @ b.T / scale)[1])
+
+    return "maximum-entropy", {
+        "MEC, four terms": (
+            "MEC", "formula rewritten, powers of n x n", lambda x, y: mec_loss(x, x, y, y), published
+        ),
+        "MEC, one term": (
+            "PyTorch", "cosine_similarity, as SimSiam has it", lambda x, y: mec_loss(x, x, y, y, order=1),
+            lambda x, y: -cosine_similarity(x, y).mean(),
+        ),
+        "MEC, exact": (
+            "NumPy", "slogdet", lambda x, y: mec_loss(x, x, y, y, logarithm="exact"), determinant,
+        ),
+        "coding rate": (
+            "MCR²", "formula rewritten", lambda x, y: matrix.coding_rate(x),
+            lambda x, y: np.linalg.slogdet(np.eye(x.shape[1]) + x.shape[1] / len(x) / 0.25 * (x.mT @ x).numpy())[1] / 2,
+        ),
+    }  # fmt: skip
+
+
+FAMILIES = {
+    "entropies": entropies, "information": information, "comparison": comparison, "ranks": ranks,
+    "divergences": divergences, "maximum-entropy": maximum_entropy,
+}  # fmt: skip
 
 if __name__ == "__main__":
     main()

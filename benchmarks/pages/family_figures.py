@@ -1,19 +1,20 @@
-"""Figures of the pages on ranks, kernels and information: what the definitions do, by computing them.
+"""Figures of the pages on families of measures: what the definitions do, by computing them.
 
 python -m benchmarks.pages.family_figures   (writes docs/figures/family_*.svg)
 """
 
 import math
-from pathlib import Path
 
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.console import Console
+from torch.nn.functional import normalize
 
 from benchmarks.harness import ROOT
 from benchmarks.pages.plots import STYLE, matplotlib, save
 from matrix_ssl import matrix
+from matrix_ssl.losses import mec_loss
 from matrix_ssl.matrix import of_features
 
 FIGURES = ROOT / "docs" / "figures"
@@ -22,8 +23,8 @@ D = 32  # width of the features
 
 def main() -> None:
     torch.set_num_threads(1)
-    for name, draw in (("ranks", ranks), ("kernels", kernels), ("information", information)):
-        path = Path(FIGURES / f"family_{name}.svg")
+    for draw in (ranks, kernels, information, comparing, divergences, maximum_entropy):
+        path = FIGURES / f"family_{draw.__name__}.svg"
         save(path, draw())
         Console().print(f"written: {path}", markup=False)
 
@@ -91,6 +92,71 @@ def information() -> Figure:
         right.semilogx(widths, shared, label=f"mutual information, {label}")
         right.semilogx(widths, dime, "--", label=f"DiME, {label}")
     right.set(xlabel="width of both kernels", ylabel="nats", title="what a small width does")
+    right.legend(fontsize=7)
+    return figure
+
+
+def comparing() -> Figure:
+    """Similarities of features and a noisy copy, and of unrelated features of more and more columns."""
+    x, noise = normal(200, 8, 0) * torch.arange(1, 9) ** -1.0, normal(200, 8, 1)
+    levels, columns = torch.linspace(0, 1, 25).tolist(), list(range(2, 61, 2))
+    names = {
+        "linear CKA": matrix.linear_cka, "mean CCA": matrix.cca, "SVCCA": matrix.svcca, "PWCCA": matrix.pwcca,
+        "1 − Procrustes / 2": lambda a, b: 1 - matrix.procrustes_distance(a, b) / 2, "RSA": matrix.rsa,
+    }  # fmt: skip
+    figure, (left, right) = two_axes()
+    for name, function in names.items():
+        left.plot(levels, [function(x, x + level * noise).item() for level in levels], label=name)
+    left.set(xlabel="noise added to a copy of a decaying spectrum", ylabel="similarity", title="a noisy copy")
+    left.legend(fontsize=7)
+    unrelated = [(normal(50, d, 2), normal(50, d, 3)) for d in columns]
+    for function in names.values():
+        right.plot(columns, [function(*pair).item() for pair in unrelated])
+    unbiased = [matrix.linear_cka(*pair, estimator="unbiased").item() for pair in unrelated]
+    right.plot(columns, unbiased, "--", color="black", label="unbiased CKA")
+    right.set(xlabel="columns", title="50 unrelated samples")
+    right.legend(fontsize=7)
+    return figure
+
+
+def divergences() -> Figure:
+    """Divergences of two matrices of trace one as one loses its rank, and as one is rotated."""
+    shifts, angles = torch.linspace(0, 0.998, 60).double(), torch.linspace(0, math.pi / 2, 40).double()
+    collapsing = torch.diag_embed(torch.stack([1 + shifts, 1 - shifts], -1) / 2)
+    turn = torch.stack([angles.cos(), -angles.sin(), angles.sin(), angles.cos()], -1).view(-1, 2, 2)
+    fixed = torch.diag(torch.tensor([0.9, 0.1]).double())
+    figure, (left, right) = two_axes()
+    pairs = ((left, shifts, collapsing, torch.eye(2).double() / 2), (right, angles, turn @ fixed @ turn.mT, fixed))
+    for axes, values, moving, other in pairs:
+        still = other.expand_as(moving)
+        axes.plot(values, matrix.matrix_kl(moving, still), label="MKL(P ‖ Q)")
+        axes.plot(values, matrix.matrix_kl(still, moving), "--", label="MKL(Q ‖ P)")
+        axes.plot(values, matrix.jensen_renyi_divergence(moving, still, alpha=1.0), label="Jensen-Rényi, order 1")
+        axes.plot(values, matrix.schatten_divergence(moving, still) / 2, label="trace distance")
+    left.set(xlabel="t", ylabel="nats; trace distance", title="P = diag(½ + t/2, ½ − t/2), Q = I/2", ylim=(0, 2.5))
+    right.set(xlabel="angle of the rotation of P, radians", title="P is Q = diag(0.9, 0.1) rotated")
+    left.legend(fontsize=7)
+    return figure
+
+
+def maximum_entropy() -> Figure:
+    """The logarithm and its series, and losses of them against the decay of the spectrum of unit rows."""
+    x, exponents = torch.linspace(0, 1.6, 60).double(), torch.linspace(0, 4, 25).tolist()
+    orthogonal = torch.linalg.qr(centred(normal(256, D, 0)))[0]
+    decaying = [normalize(orthogonal * torch.arange(1, D + 1).double() ** (-a / 2), dim=1) for a in exponents]
+    figure, (left, right) = two_axes()
+    for order in (1, 2, 3, 4):
+        left.plot(
+            x, sum((-1) ** (k + 1) * x**k / k for k in range(1, order + 1)), label=f"{order} term{'s' * (order > 1)}"
+        )
+        losses = [mec_loss(z, z, z, z, distortion=1.0 * D, order=order).item() for z in decaying]
+        right.plot(exponents, losses)
+    left.plot(x, x.log1p(), color="black", label="log(1 + x)")
+    exact = [mec_loss(z, z, z, z, distortion=1.0 * D, logarithm="exact").item() for z in decaying]
+    right.plot(exponents, exact, color="black", label="log det")
+    left.set(xlabel="eigenvalue x of p zᵀ / s", title="the series")
+    right.set(xlabel="exponent α of the decay of the spectrum", ylabel="loss", title="from spread out to collapsed")
+    left.legend(fontsize=7)
     right.legend(fontsize=7)
     return figure
 
