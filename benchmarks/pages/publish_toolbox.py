@@ -55,9 +55,9 @@ def pair_table(pairs: list[tuple[Row, Row]], measured: dict[Any, Row]) -> str:
     for here, there in sorted(pairs, key=lambda pair: (pair[1]["quantity"], pair[1]["form"])):
         floor = measured.get((here["quantity"], "floor", here["n"], here["d"]))
         rows.append([
-            here["quantity"], there["form"], f"{here['n']}, {here['d']}", _ms(here),
-            "" if floor is None else _ms(floor), _ms(there), f"{there['seconds'] / here['seconds']:.1f}", f"{here['peak_mib']:.0f}",
-            f"{there['peak_mib']:.0f}",
+            here["quantity"], there["form"], f"{here['n']}, {here['d']}",
+            _ms(here), "" if floor is None else _ms(floor), _ms(there), f"{there['seconds'] / here['seconds']:.1f}",
+            f"{here['peak_mib']:.0f}", f"{there['peak_mib']:.0f}",
         ])  # fmt: skip
     head = [
         "quantity",
