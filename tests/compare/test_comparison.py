@@ -24,7 +24,7 @@ from matrix_ssl.runs.folder import read_config
 from matrix_ssl.training import setup
 from matrix_ssl.training.task import Observer
 from tests.support import runs
-from tests.support.comparisons import TWO_DRAWS, compare, job_folders, moments, results, words
+from tests.support.comparisons import FEW, TWO_DRAWS, compare, job_folders, moments, results, words
 from tests.support.runs import BARE, TINY, make_images, succeed
 
 MEASURES = {"knn_1", "knn_20", "linear", "low_shot_1", "low_shot_5", "low_shot_10"}
@@ -296,3 +296,15 @@ def test_trials_never_open_the_test_images(tmp_path: Path) -> None:
     found = results(tmp_path)["data"]
     assert found.items() >= {"name": "set", "train": 60, "test": 30, "classes": 2}.items()
     assert found["train_digest"] != found["test_digest"]
+
+
+@pytest.mark.slow
+def test_statistics_are_measured_once_and_every_run_has_them(tmp_path: Path) -> None:
+    ended = compare(tmp_path, words("--seeds", "1", "--budget", "1", settings=(*FEW, "data.mean=", "data.std=")))
+    assert ended.err.count("Measured on ") == 1
+    measured = read_json(tmp_path / "c" / "plan.json")["base"]["data"]
+    assert len(measured["mean"]) == len(measured["std"]) == 1
+    runs_of = [tmp_path / folder for folder in job_folders(tmp_path) if (tmp_path / folder / "config.json").exists()]
+    assert len(runs_of) == 2
+    for folder in runs_of:
+        assert read_config(folder).data.mean == tuple(measured["mean"])

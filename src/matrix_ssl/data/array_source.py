@@ -62,8 +62,8 @@ class ArraySource(EncodedSource):
     def read(self, index: int) -> torch.Tensor:
         values, where = Values(self.values(index)), self.where(index)
         if self.reading.channels:
-            return values.to_unit(where, self.reading)
-        return values.to_colours(where, self.reading.white_level)
+            return torch.from_numpy(values.to_unit(where, self.reading))
+        return torch.from_numpy(values.to_colours(where, self.reading.white_level))
 
     def _stored(self) -> tuple[Sequence[str], NDArray[np.int64]]:
         return [], np.full(len(self), self._array[:1].size, dtype=np.int64)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+import matrix_ssl
 from matrix_ssl.api.records import keep_views
 from matrix_ssl.config import DataConfig, RunConfig, ViewConfig, to_dict
 from matrix_ssl.data.base import MemorySource, Places
@@ -123,3 +124,26 @@ def test_a_short_training_is_not_followed(tmp_path):
     for images, expected in seen.items():
         near = followed(tmp_path, CONFIG, drawn(), device=torch.device("cpu"), seen=images)
         assert (None if near is None else len(near._source)) == expected
+
+
+def test_a_training_is_followed_and_its_weights_stay_the_same_bits(tmp_path, monkeypatch):
+    images = drawn(40).images.numpy()
+    settings = {
+        "network.encoder": "tiny_resnet", "network.width": 8, "data.image_size": 12, "method.hidden_dim": 8,
+        "method.output_dim": 8, "epochs": 3, "batch_size": 10, "data.workers": 0,
+    }  # fmt: skip
+    weights = []
+    for name, least in (("without", 50), ("with", 20)):
+        monkeypatch.setattr("matrix_ssl.evaluate.followed._LEAST", least)
+        monkeypatch.setattr("matrix_ssl.evaluate.followed._SHARE", 6)
+        run = matrix_ssl.pretrain(
+            images, recipe="images_small", out=tmp_path / name, settings=settings, report=name == "with", quiet=True,
+            device="cpu",
+        )  # fmt: skip
+        assert (run.folder / "followed.npz").exists() == (name == "with")
+        weights.append(run.encoder().state_dict())
+    assert all(torch.equal(value, weights[1][key]) for key, value in weights[0].items())
+    with np.load(run.folder / "followed.npz") as arrays:
+        assert arrays["step"].tolist() == [1, 3, 5, 8, 10, 12]
+        assert arrays["neighbours_where"].shape == (6, 4, 5)
+    assert {"Neighbours over the training"} <= set(read_page(run.folder / "report.html").those("h2"))
