@@ -36,30 +36,56 @@ class Term(NamedTuple):
     tokens: Tensor | None = None  # (n, m), which i; None where m is the whole vocabulary in its order
 
 
-def matrix_term(q: Tensor, targets: Tensor, head: Head, objective: Objective) -> Term:
-    """The matrix cross-entropy at n positions, q (n, vocabulary) and targets (n,), in the form of the objective."""
+def matrix_term(
+    q: Tensor, targets: Tensor, head: Head, objective: Objective, *, squares: Tensor | None = None
+) -> Term:  # fmt: skip
+    """The matrix cross-entropy at n positions, q (n, vocabulary) and targets (n,), in the form of the objective.
+
+    ``squares`` (n, vocabulary) are those of the closed form where they are known; they are overwritten.
+    """
+    if objective.form == "closed":
+        squares = Squares.of(targets, head).take(slice(None)) if squares is None else squares
+        return closed(q, squares, head.has_direction(targets), objective.ridge)
     if objective.form == "lanczos":
         return lanczos(q, targets, head, objective.ridge, objective.steps)
     if objective.form == "top":
         return top(q, targets, head, objective.ridge, objective.top)
-    return (closed if objective.form == "closed" else dense)(q, targets, head, objective.ridge)
+    return dense(q, targets, head, objective.ridge)
 
 
-def closed(q: Tensor, targets: Tensor, head: Head, ridge: float) -> Term:
-    """One direction, the target's own; one product with the head, on the CPU for each token that is a target.
+class Squares(NamedTuple):
+    """<y_i, y>² of every token i and the y of n targets, by one product with the head.
+
+    On the CPU each token that is a target has one row, however often it is.
+    """
+
+    rows: Tensor  # (m, vocabulary)
+    place: Tensor | None  # (n,), the row of each target; None: they are in order
+
+    @classmethod
+    def of(cls, targets: Tensor, head: Head) -> "Squares":
+        """Those of targets (n,)."""
+        if not looks_at_values(targets, None):
+            return cls(head.cosines(targets).square_(), None)
+        tokens, place = targets.unique(return_inverse=True)
+        return cls(head.cosines(tokens).square_(), place)
+
+    def take(self, part: slice) -> Tensor:
+        """A copy of the squares of some targets: (k, vocabulary); all of them may be given away."""
+        return self.rows[part] if self.place is None else self.rows[self.place[part]]
+
+
+def closed(q: Tensor, squares: Tensor, direction: Tensor, ridge: float) -> Term:
+    """One direction, the target's own; from squares (n, vocabulary), which it overwrites, and the length of y (n,).
 
     -log(Σ_i q_i <y_i, y>² + ridge)  ≤  -yᵀ log(Q + ridge·I) y
 
     by Jensen: the right side is the mean of the convex function -log(λ + ridge) over the eigenvalues λ of Q, with
     weights <u_λ, y>², and the left side the function of their mean yᵀQy.
     """
-    if looks_at_values(targets, None):
-        tokens, place = targets.unique(return_inverse=True)
-        weighted = head.cosines(tokens).square_()[place].mul_(q)
-    else:
-        weighted = head.cosines(targets).square_().mul_(q)
+    weighted = squares.mul_(q)
     shifted = weighted.sum(1) + ridge
-    return Term(-shifted.log() * head.has_direction(targets), weighted.div_(-shifted.unsqueeze(1)))
+    return Term(-shifted.log() * direction, weighted.div_(-shifted.unsqueeze(1)))
 
 
 def lanczos(q: Tensor, targets: Tensor, head: Head, ridge: float, steps: int) -> Term:

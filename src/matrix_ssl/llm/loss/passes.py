@@ -1,7 +1,8 @@
 """One pass over the positions: cross-entropy, matrix term, entropy and accuracy of every one, and gradients by logits.
 
 A chunk of positions needs a few (chunk, vocabulary) matrices. On the CPU, positions with one target stand side by side:
-the closed form then needs the products of that target's row with the head once.
+the closed form then needs the products of that target's row with the head once. And all that is no product with the
+head is computed of a few positions at a time there, which stay in the cache meanwhile: a chunk does not fit.
 """
 
 import importlib.util
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from matrix_ssl.errors import NotFiniteError
 from matrix_ssl.llm.head import Head
-from matrix_ssl.llm.loss.forms import Term, matrix_term
+from matrix_ssl.llm.loss.forms import Squares, Term, matrix_term
 from matrix_ssl.llm.loss.positions import Positions
 from matrix_ssl.llm.objective import Objective
 from matrix_ssl.matrix.validation import looks_at_values
@@ -21,6 +22,8 @@ from matrix_ssl.matrix.validation import looks_at_values
 MEASURES = ("ce", "mce", "entropy", "correct")
 
 _HAS_TRITON = importlib.util.find_spec("triton") is not None  # comes with PyTorch on Linux
+
+_IN_CACHE = 1 << 17  # numbers of a block of rows, for each core: half a megabyte in float32
 
 Collect = Callable[[Positions, Tensor], None]  # gets the gradient by the raw products of a chunk; may overwrite it
 
@@ -47,10 +50,8 @@ def one_pass(
         if uses_kernels(z, objective):
             slope = _by_kernels(z, part, own, head, objective, with_gradient=collect is not None)
         else:
-            q = _softmax(z, part, own)
-            term = matrix_term(q, part.targets, head, objective)
-            own[1] = term.value
-            slope = q if collect is None else _slope(q, term, part.targets, objective.weight)
+            slope = z  # which is overwritten
+            _by_rows(z, part, own, head, objective, with_gradient=collect is not None)
         part.mask(own.T)
         if collect is not None:
             if bend is not None:
@@ -82,13 +83,38 @@ def _by_kernels(
     return z
 
 
-def _softmax(z: Tensor, part: Positions, own: Tensor) -> Tensor:
+def _by_rows(
+    z: Tensor, part: Positions, own: Tensor, head: Head, objective: Objective, *, with_gradient: bool
+) -> None:  # fmt: skip
+    """Overwrites logits (n, vocabulary), by their gradient if it is asked for, and writes all measures."""
+    targets = part.targets
+    squares = Squares.of(targets, head) if objective.form == "closed" else None
+    rows = _rows_in_cache(z) if objective.form in ("closed", "top") else len(z)  # the others multiply by the head
+    for start in range(0, len(z), rows):
+        few = slice(start, start + rows)
+        q, asked = _softmax(z[few], targets[few], own[:, few]), targets[few]
+        if looks_at_values(z, None) and not own[0, few].isfinite().all():
+            rest = slice(start + rows, None)
+            _softmax(z[rest], targets[rest], own[:, rest])
+            raise _not_finite(own[0], part)
+        term = matrix_term(q, asked, head, objective, squares=None if squares is None else squares.take(few))
+        own[1, few] = term.value
+        if with_gradient:
+            _slope(q, term, asked, objective.weight)
+
+
+def _rows_in_cache(z: Tensor) -> int:
+    """How many rows of a chunk (n, vocabulary) are computed at a time: on the CPU as many as stay in its caches."""
+    if not looks_at_values(z, None):
+        return len(z)
+    return max(1, _IN_CACHE * torch.get_num_threads() // z.shape[1])
+
+
+def _softmax(z: Tensor, targets: Tensor, own: Tensor) -> Tensor:
     """The probabilities of logits, which they overwrite; writes all measures but mce."""
-    own[3] = z.argmax(1) == part.targets
+    own[3] = z.argmax(1) == targets
     log_q = torch.log_softmax(z, 1)
-    own[0] = -log_q.gather(1, part.targets.unsqueeze(1)).squeeze(1)
-    if looks_at_values(z, None) and not own[0].isfinite().all():
-        raise _not_finite(own[0], part)
+    own[0] = -log_q.gather(1, targets.unsqueeze(1)).squeeze(1)
     q = torch.exp(log_q, out=z)
     own[2] = -log_q.clamp_(min=torch.finfo(z.dtype).min).mul_(q).sum(1)  # a logit of -inf has no part in it
     return q
