@@ -58,6 +58,7 @@ def small_multiples(rows: Sequence[Row], curves: dict[str, str], unit: str) -> F
             axis.set_title(name, fontsize=8)
             axis.tick_params(labelsize=7)
             axis.set_ylim(bottom=0)
+        figure.supxlabel("step", fontsize=8)
         for axis in axes[len(names) :]:
             axis.set_axis_off()
         for axis in axes[::COLUMNS]:
