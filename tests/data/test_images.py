@@ -1,6 +1,7 @@
 """Every kind of image file that a user may bring, and every kind of damage."""
 
 import io
+import logging
 import os
 import struct
 import subprocess
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from matrix_ssl.data import opening
 from matrix_ssl.data.images import decode_image, read_image
 from matrix_ssl.data.opening import DICOM_EXTENSIONS, EXTENSIONS, HEIF_EXTENSIONS
 from matrix_ssl.errors import UnreadableImage
@@ -283,3 +285,14 @@ def png_header(width: int, height: int) -> bytes:
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
+
+
+def test_to_decode_opens_once_and_clears_no_cache_of_loggers(rgb: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = encode(Image.fromarray(rgb), "JPEG")
+    expected, opened = decode(content), []
+    real = opening._open
+    monkeypatch.setattr(opening, "_open", lambda *words: opened.append(1) or real(*words))
+    monkeypatch.setattr(logging.Logger, "setLevel", None)  # took half of the time of a small image
+    np.testing.assert_array_equal(decode(content), expected)
+    assert opened == [1]
+    assert all(logging.getLogger(name).propagate for name in ("PIL", "tifffile", "pydicom"))

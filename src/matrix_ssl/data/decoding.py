@@ -13,7 +13,7 @@ from PIL import Image
 
 from matrix_ssl.config.reading import COLOURS, Reading
 from matrix_ssl.data.deep import read_levels
-from matrix_ssl.data.opening import decode, turn_upright
+from matrix_ssl.data.opening import Again, decode, turn_upright
 from matrix_ssl.data.tiff import Tiff
 from matrix_ssl.data.values import Values, is_other_kind, read_values
 
@@ -29,7 +29,7 @@ def decode_pixels(content: bytes, where: str, *, reading: Reading = COLOURS, pag
     if is_other_kind(content):
         return read_values(content, where, page=page, windowed=True).to_colours(where, reading.white_level)
 
-    def convert(image: Image.Image, tags: Tiff | None, again: Image.Image) -> NDArray[np.uint8]:
+    def convert(image: Image.Image, tags: Tiff | None, again: Again) -> NDArray[np.uint8]:
         levels = read_levels(image, turn_upright, again=again, tags=tags)
         if levels is None:
             turn_upright(image)

@@ -71,13 +71,17 @@ class Levels:
 
 
 def read_levels(
-    image: Image.Image, upright: Callable[[Image.Image], None], *, again: Image.Image | None, tags: Tiff | None
+    image: Image.Image,
+    upright: Callable[[Image.Image], None],
+    *,
+    again: Callable[[], Image.Image] | None,
+    tags: Tiff | None,
 ) -> Levels | None:
     """The levels of an image that is opened and not yet loaded; None where it has 8 bits a channel or fewer.
 
     Args:
         upright: loads an image and turns it.
-        again: the same image, opened a second time; None: there is no file.
+        again: opens the same image a second time; None: there is no file.
         tags: of a TIFF file.
     """
     tile: Any = next(iter(getattr(image, "tile", [])), None)  # none where an image does not come from a file
@@ -94,7 +98,7 @@ def read_levels(
         return None
     upright(image)
     high = np.asarray(image).astype(np.uint16)
-    low = None if again is None else _lower_bytes(again, raw, upright)
+    low = None if again is None else _lower_bytes(again(), raw, upright)
     # no such order for grey with alpha: the upper byte twice, at most one level of 256 beside it
     return Levels(high << 8 | (high if low is None else low), image.mode, float(_TOP), is_exact=low is not None)
 

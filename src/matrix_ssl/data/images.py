@@ -12,7 +12,7 @@ from matrix_ssl.config.untrusted import GIB, read_file
 from matrix_ssl.data.decoding import decode_pixels, to_pixels
 from matrix_ssl.data.deep import read_levels
 from matrix_ssl.data.open_files import why_unreadable
-from matrix_ssl.data.opening import decode, quiet_pillow, turn_upright
+from matrix_ssl.data.opening import Again, decode, quiet_pillow, turn_upright
 from matrix_ssl.data.tiff import Tiff
 from matrix_ssl.data.values import is_other_kind
 from matrix_ssl.errors import DataError, UnreadableImage
@@ -39,7 +39,7 @@ def decode_image(content: bytes, where: str, *, reading: Reading = COLOURS, page
 def highest_level(path_or_content: Path | bytes) -> int:
     """The highest level of an image of more than 8 bits; 0 for any other image, and for one that cannot be read."""
 
-    def look(image: Image.Image, tags: Tiff | None, again: Image.Image) -> int:
+    def look(image: Image.Image, tags: Tiff | None, again: Again) -> int:
         levels = read_levels(image, turn_upright, again=again, tags=tags)
         return 0 if levels is None else levels.highest()
 

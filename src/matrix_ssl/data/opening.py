@@ -33,6 +33,10 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", *(("AVIF",) if _
 _PAGED = ("PNG", "WEBP", "GIF", "AVIF", "HEIF")  # a JPEG may hold thumbnails and depths, which are no pages
 MOST_PAGES = 10_000
 Result = TypeVar("Result")
+Again = Callable[[], Image.Image]  # opens an image again, which takes as long as the first time
+_LOGGERS = [logging.getLogger(name) for name in ("PIL", "tifffile", "pydicom")]
+for _logger in _LOGGERS:
+    _logger.addHandler(logging.NullHandler())  # a logger with no handler at all writes to the terminal
 _most_pixels: ContextVar[int | None] = ContextVar("most_pixels", default=None)
 
 # kinds of images under the name of another one: place and beginning of their bytes
@@ -57,23 +61,31 @@ class TooManyPixels(UnreadableImage):
 
 
 def decode(
-    content: bytes, where: str, convert: Callable[[Image.Image, Tiff | None, Image.Image], Result], *, page: int = 0
+    content: bytes, where: str, convert: Callable[[Image.Image, Tiff | None, Again], Result], *, page: int = 0
 ) -> Result:
-    """What ``convert`` makes of the opened image, the tags of a TIFF file, and the image opened again.
+    """What ``convert`` makes of the opened image, the tags of a TIFF file, and a call that opens the image again.
 
     UnreadableImage, at ``where``, if the bytes are not an image, are damaged or would decode to an absurd size.
     """
     if not content:
         raise UnreadableImage(where, "the file is empty")
-    with quiet_pillow():
-        tags = read_tags(content, page)
+    tags = None
+    if tiff.is_tiff(content):
+        with quiet_pillow():
+            tags = read_tags(content, page)
     if tags is not None and (reason := tags.why_misread()):
         raise UnreadableImage(where, reason)
-    with reported(content, where, tags), _open(content, where) as image, _open(content, where) as again:
-        for one in (image, again) if page else ():
-            one.seek(page)
+    with reported(content, where, tags), contextlib.ExitStack() as opened:
+
+        def open_page() -> Image.Image:
+            image = opened.enter_context(_open(content, where))
+            if page:
+                image.seek(page)
+            return image
+
+        image = open_page()
         check_size(image.width, image.height, where)
-        return convert(image, tags, again)
+        return convert(image, tags, open_page)
 
 
 @contextlib.contextmanager
@@ -171,17 +183,16 @@ def quiet_pillow() -> Iterator[None]:
     Python keeps one list of warning filters for all threads, so decode in processes, or enter this once around a pool
     of threads: then the nested uses in its threads cannot leave a wrong list behind.
     """
-    loggers = [logging.getLogger(name) for name in ("PIL", "tifffile", "pydicom")]
-    levels = [logger.level for logger in loggers]
+    before = [logger.propagate for logger in _LOGGERS]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL + 1)
+        for logger in _LOGGERS:  # not by their levels: to set one clears the caches of all loggers of the program
+            logger.propagate = False
         try:
             yield
         finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
+            for logger, propagate in zip(_LOGGERS, before, strict=True):
+                logger.propagate = propagate
 
 
 def _open(content: bytes, where: str) -> Image.Image:

@@ -19,7 +19,7 @@ from PIL import Image
 from matrix_ssl.config.reading import MOST_CHANNELS, Reading
 from matrix_ssl.data import array_file, bands, dicom
 from matrix_ssl.data.deep import Levels, read_levels
-from matrix_ssl.data.opening import avif_bits, decode, is_heif, page_numbers, reported, turn_upright
+from matrix_ssl.data.opening import Again, avif_bits, decode, is_heif, page_numbers, reported, turn_upright
 from matrix_ssl.data.tiff import Tiff, is_tiff, read_tags
 from matrix_ssl.errors import UnreadableImage, import_extra
 
@@ -131,7 +131,7 @@ def pages_of(content: bytes) -> list[int]:
     return dicom.frame_numbers(content) if dicom.is_dicom(content) else page_numbers(content)
 
 
-def _of_picture(image: Image.Image, tags: Tiff | None, again: Image.Image, *, where: str) -> Values:
+def _of_picture(image: Image.Image, tags: Tiff | None, again: Again, *, where: str) -> Values:
     levels = read_levels(image, turn_upright, again=again, tags=tags)
     if levels is not None:
         if not levels.is_exact:
