@@ -57,8 +57,10 @@ def variants(x: Tensor, y: Tensor, fitted: dict[str, np.ndarray]) -> dict[str, C
 
 
 def main() -> None:
-    arguments = command_line(__doc__, "linear_probe.json").parse_args()
-    (n, d), rounds = ((400, 8), 1) if arguments.quick else (SIZE, ROUNDS)
+    parser = command_line(__doc__, "linear_probe.json")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="Rounds that count, after one that does not.")
+    arguments = parser.parse_args()
+    (n, d), rounds = ((400, 8), 1) if arguments.quick else (SIZE, arguments.rounds)
     rows = []
     for name, distance in DISTANCES.items():
         fitted: dict[str, np.ndarray] = {}
@@ -72,7 +74,7 @@ def main() -> None:
             })  # fmt: skip
             text = f"{name}: {variant} {np.median(values):.2f} s, {np.median(ratios):.2f} times ours, {apart:.1e} apart"
             Console().print(text, markup=False)
-    save(arguments.out, {"n": n, "d": d, "classes": CLASSES, "rows": rows})
+        save(arguments.out, {"n": n, "d": d, "classes": CLASSES, "rounds": rounds, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -1,0 +1,151 @@
+"""Writes what was measured of whole steps, loader, probe and report into docs/speed.md, and draws how costs grow.
+
+python -m benchmarks.pages.steps             (reads benchmarks/results/; takes seconds)
+"""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from benchmarks.harness import RESULTS, ROOT
+from benchmarks.pages.plots import STYLE, save
+from benchmarks.pages.tables import fill, made_on, table, times_published
+from matrix_ssl.runs.files import read_json
+
+Row = dict[str, Any]
+AXES = {
+    "batch": "images of a batch", "width": "width of the network", "side": "side of the images, pixels",
+    "images": "images of the dataset", "processes": "processes",
+}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--docs", type=Path, default=ROOT / "docs")
+    arguments = parser.parse_args()
+    for name, section in SECTIONS.items():
+        fill(arguments.docs / "speed.md", name, section(read_json(arguments.results / f"{name}.json")))
+    save(arguments.docs / "figures" / "growth.svg", growth(read_json(arguments.results / "growth.json")))
+
+
+def machine(results: Row) -> str:
+    """The sentences on the machine, which was shared."""
+    load = results["load_average"][0]
+    return f"{made_on(results['environment'])}The machine was shared, load average {load:g}: times are CPU seconds.\n\n"
+
+
+def step_section(results: Row) -> str:
+    """Images per CPU second of every loop, and how many times as fast ours is as the loop that it stands beside."""
+    lines = []
+    for case in results["cases"]:
+        rows = {row["loop"]: row for row in case["rows"]}
+        names = ("published", "ours", "ours, bfloat16", "lightly, BYOL", "ours, BYOL", "ours, BYOL, bfloat16")
+        rates = [f"{rows[name]['images_per_cpu_second']['median']:.3g}" for name in names]
+        ratios = [
+            f"{rows[name]['times_per_cpu_second']['median']:.2f}" if "over" in rows[name] else "" for name in names
+        ]
+        cells = [f"{rate} ({ratio})" if ratio else rate for rate, ratio in zip(rates, ratios, strict=True)]
+        settings = case["case"]
+        place = "memory" if case["images"] == "memory" else f"files, {settings['workers']} workers"
+        network = f"{settings['encoder']}, {settings['side']} px, batch {settings['batch']}"
+        lines.append([network, place, str(len(case["rounds"])), *cells])
+    head = [
+        "network",
+        "images from",
+        "rounds",
+        "published",
+        "ours",
+        "ours, bfloat16",
+        "lightly",
+        "ours",
+        "ours, bfloat16",
+    ]
+    return f"{machine(results)}lightly {results['environment']['lightly']}.\n\n{table(head, lines)}"
+
+
+def loader_section(results: Row) -> str:
+    """Milliseconds of a worker and of the main process for an image, and the ratios."""
+    lines = []
+    for row in results["rows"]:
+        others = [row.get(f"times {name}") for name in ("an image at a time", "torchvision on PIL")]
+        ratios = [times_published({"ratio": ratio}) if ratio else "" for ratio in others]
+        spent = [f"{row[name]['median']:.3f}" for name in ("worker_milliseconds", "main_process_milliseconds")]
+        lines.append([f"{row['side']} px", row["from"], *spent, *ratios])
+    head = ["images", "read from", "worker, ms", "main process, ms", "times as fast as an image at a time", "as PIL"]
+    return machine(results) + table(head, lines)
+
+
+def probe_section(results: Row) -> str:
+    """Seconds of a fit."""
+    lines = [
+        [
+            row["problem"], row["variant"], f"{row['seconds']['median']:.3g}", f"{row['times_ours']['median']:.2f}",
+            f"{row['largest_difference_of_log_probabilities']:.0e}",
+        ]
+        for row in results["rows"]
+    ]  # fmt: skip
+    head = ["classes", "fit", "CPU seconds", "times ours", "largest difference of log-probabilities"]
+    return machine(results) + table(head, lines)
+
+
+def report_section(results: Row) -> str:
+    """Seconds and memory by the number of lines."""
+    lines = [
+        [f"{row['lines']:,}", row["what"], f"{row['seconds']:.3g}", f"{row['mib']:.0f}", f"{row['file_mib']:.3g}"]
+        for row in results["rows"]
+    ]
+    return machine(results) + table(["lines", "work", "CPU seconds", "memory, MiB", "file, MiB"], lines)
+
+
+def growth_section(results: Row) -> str:
+    """The ends of every curve."""
+    lines = []
+    for along in AXES:
+        for row in (row for row in results["rows"] if row["along"] == along):
+            step, floor = row["step"]["median"], row["floor"]["median"]
+            first = f"{row['first']:.3g}"
+            lines.append([AXES[along], f"{row['size']:,}", f"{step:.3g}", f"{floor:.3g}", f"{step / floor:.2f}", first])
+    head = ["what grows", "to", "step", "floor", "step over floor", "first step"]
+    base = results["base"]
+    text = (
+        f"Else {base['encoder']} of width {base['width']}, {base['batch']} images of {base['side']} px; the number of "
+        "images grows with images of 8 px. The first step has the order of the epoch in it.\n\n"
+    )
+    return machine(results) + text + table(head, lines)
+
+
+def growth(results: Row) -> Figure:
+    """CPU seconds of a step and of its floor against everything that grows."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(9, 5.2), layout="constrained")
+        axes = figure.subplots(2, 3).ravel()
+        for axis, (along, label) in zip(axes, AXES.items(), strict=False):
+            rows = [row for row in results["rows"] if row["along"] == along]
+            sizes = [row["size"] for row in rows]
+            for name, line in (("step", "o-"), ("floor", "k--")):
+                axis.loglog(sizes, [row[name]["median"] for row in rows], line, label=name, markersize=4)
+            if along == "images":
+                axis.loglog(sizes, [row["first"] for row in rows], "^-", label="first step", markersize=4)
+                axis.legend()
+            axis.set(xlabel=label)
+            axis.set_xticks(sizes, [f"{size:,}" if size < 10_000 else f"{size // 1000:,}k" for size in sizes])
+            axis.minorticks_off()
+        axes[0].set_ylabel("CPU seconds")
+        axes[3].set_ylabel("CPU seconds")
+        axes[0].legend()
+        axes[-1].set_visible(False)
+    return figure
+
+
+SECTIONS: dict[str, Callable[[Row], str]] = {
+    "step": step_section, "loader": loader_section, "linear_probe": probe_section, "report": report_section,
+    "growth": growth_section,
+}  # fmt: skip
+
+if __name__ == "__main__":
+    main()
