@@ -300,7 +300,9 @@ def test_trials_never_open_the_test_images(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_statistics_are_measured_once_and_every_run_has_them(tmp_path: Path) -> None:
-    ended = compare(tmp_path, words("--seeds", "1", "--budget", "1", settings=(*FEW, "data.mean=", "data.std=")))
+    ended = compare(
+        tmp_path, words("--seeds", "1", "--trials", "1", "--budget", "1", settings=(*FEW, "data.mean=", "data.std="))
+    )
     assert ended.err.count("Measured on ") == 1
     measured = read_json(tmp_path / "c" / "plan.json")["base"]["data"]
     assert len(measured["mean"]) == len(measured["std"]) == 1

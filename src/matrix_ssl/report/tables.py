@@ -16,7 +16,8 @@ from matrix_ssl.runs.files import read_json
 from matrix_ssl.runs.folder import identity
 
 _ORDER = ("knn", "linear", "low-shot", "transfer", "linear-sgd", "semi-supervised", "fine-tune")
-LABELLED = "labelled images"  # the last column of accuracies
+OWN, BY_CLASS, LABELLED = "this encoder", "by class", "labelled images"  # columns of the table of accuracies
+MEAN_OF_CLASSES = "By class: mean of the accuracies of the classes; guessing"
 _PRECISIONS = ("AP", "AP50", "AP75")
 _SHOWN = 8  # classes that a sentence lists
 
@@ -157,11 +158,11 @@ class Evaluation:
         judged = self.judged
         title = f"Accuracy in % on {self.name}, {whole(judged.images)} test images of {judged.classes} classes"
         note = (
-            "95 %: bootstrap interval over test images. By class: mean of the accuracies of the classes; guessing "
-            f"gives {percent(1 / self.test.classes)}. Untrained network: same architecture, random weights. "
-            "±: standard deviation over random draws of the labelled images."
+            f"95 %: bootstrap interval over test images. {MEAN_OF_CLASSES} gives {percent(1 / self.test.classes)}. "
+            "Untrained network: same architecture, random weights. ±: standard deviation over random draws of the "
+            "labelled images."
         )
-        columns = ["", "this encoder", "95 %", "by class", *BASELINES.values(), *public, LABELLED]
+        columns = ["", OWN, "95 %", BY_CLASS, *BASELINES.values(), *public, LABELLED]
         rows = [
             [
                 measure_name(key),

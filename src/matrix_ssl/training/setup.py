@@ -64,15 +64,20 @@ def identify_data(config: RunConfig, source: Source) -> RunConfig:
 def headline(config: RunConfig, source: Source, device: torch.device) -> str:
     """One line on what is about to run and where."""
     processes = distributed.world_size()
-    where = devices.device_name(device) + (f", {torch.get_num_threads()} threads" if device.type == "cpu" else "")
+    threads = _counted(torch.get_num_threads(), "thread")
+    where = devices.device_name(device) + (f", {threads}" if device.type == "cpu" else "")
     precision = devices.choose_precision(config.precision, device)
     size = f"{config.data.image_size} px"
     views = ", ".join([size, *(f"{view.count} views of {view.image_size}" for view in config.views if view.image_size)])
     return (
         f"{config.method.name} on {len(source)} images of {source.name!r}: {config.network.encoder}, "
-        f"{views}, {config.epochs} epochs of batch {config.batch_size}, seed {config.seed}; "
+        f"{views}, {_counted(config.epochs, 'epoch')} of batch {config.batch_size}, seed {config.seed}; "
         f"{where}, {precision}, {processes} process{'es' if processes > 1 else ''}"
     )
+
+
+def _counted(count: int, thing: str) -> str:
+    return f"{count} {thing}{'s' * (count != 1)}"
 
 
 def prepare(

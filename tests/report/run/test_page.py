@@ -106,6 +106,23 @@ def test_no_figure_stands_twice(tmp_path):
     assert not repeated
 
 
+def test_columns_and_classes_that_say_nothing_new_are_left_out(tmp_path, page):
+    assert "by class" in page.those("tr", "th")
+    run = make_run(tmp_path / "r", lines=2, classes=["cat", "dog"])
+    for path in (run / "evaluation" / "cifar10").glob("*.json"):
+        result = json.loads(path.read_text())
+        for score in result["measures"].values():
+            score["mean_per_class"] = score["accuracy"]
+        path.write_text(json.dumps(result))
+    arrays = {"labels": np.array([0, 1, 1]), "classes": np.array(["cat", "dog"])}
+    np.savez(run / "evaluation" / "cifar10" / "linear.npz", **arrays, linear=arrays["labels"][None])
+    made = report(run)
+    assert "by class" not in made.those("tr", "th") and "By class" not in made.those("h2")
+    assert "The mean of the accuracies of the classes is the same; guessing gives 10.0." in made.text("p")
+    np.savez(run / "evaluation" / "cifar10" / "knn.npz", **arrays, knn_20=np.array([[0, 1, 0]]))
+    assert "By 20-NN on the frozen features, the hardest class first." in report(run).text("p")
+
+
 def test_few_images_or_steps_are_named_with_what_to_do(tmp_path, page):
     assert "teach an encoder little" not in page.text()
     run = make_run(tmp_path / "r", lines=2)

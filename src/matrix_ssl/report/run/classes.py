@@ -23,7 +23,7 @@ class ByClass(NamedTuple):
 
 
 def by_class(folder: Path) -> ByClass | None:
-    """The classes by accuracy, the hardest first, of the results in a folder; None where it has no predictions.
+    """The classes by accuracy, the hardest first, of the first results in a folder that have a mistake; else None.
 
     Raises:
         OSError, ValueError: a file cannot be read, or is damaged.
@@ -32,7 +32,7 @@ def by_class(folder: Path) -> ByClass | None:
         path = folder / f"{protocol}.npz"
         if path.is_file():
             arrays = read_arrays(path, ("labels", "classes", measure))
-            if measure in arrays:
+            if measure in arrays and not np.array_equal(np.atleast_2d(arrays[measure])[0], arrays["labels"]):
                 return _table(arrays, measure)
     return None
 

@@ -19,7 +19,16 @@ from matrix_ssl.report.run.data import Note, RunData, read_run
 from matrix_ssl.report.run.followed import read_followed
 from matrix_ssl.report.run.gallery import agreement, gallery
 from matrix_ssl.report.run.views import strip
-from matrix_ssl.report.tables import LABELLED, ProtocolResult, ResultTable, Score, read_tables
+from matrix_ssl.report.tables import (
+    BY_CLASS,
+    LABELLED,
+    MEAN_OF_CLASSES,
+    OWN,
+    ProtocolResult,
+    ResultTable,
+    Score,
+    read_tables,
+)
 from matrix_ssl.report.template import write_page
 from matrix_ssl.runs.folder import SKIPPED
 from matrix_ssl.runs.terminal import printable
@@ -31,6 +40,7 @@ COMMANDS = {  # for the reader to type in the folder that contains the run
     "embed": "matrix-ssl embed {run} --data FOLDER --out features.npz",
     "export": "matrix-ssl export {run} --format torchvision",
 }
+_EQUAL_CLASSES = "The mean of the accuracies of the classes is the same; guessing"
 _FEW_IMAGES, _FEW_STEPS = 500, 500
 DRAWN = (
     "loss", "effective_rank", "effective_rank_projection", "matrix_entropy", "teacher_similarity", "spectrum",
@@ -53,7 +63,7 @@ def write_report(run: Path) -> Path:
         "notes": [(note.text, commands.get(note.command, "")) for note in [*data.notes, *_few(data)]],
         "facts": _facts(data),
         "commands": commands,
-        "tables": [_labelled_once(table, data) for table in read_tables(run)],
+        "tables": [_without_repeats(table, data) for table in read_tables(run)],
         "classes": _classes(run, data),
         "training": _training_figures(data),
         "representation": _representation_figures(data),
@@ -115,15 +125,25 @@ def _gain(key: str, result: ProtocolResult) -> float:
     return result.measures[key].accuracy - max(other.accuracy for other in _against(key, result).values())
 
 
-def _labelled_once(table: ResultTable, data: RunData) -> ResultTable:
-    """A table whose rows have one number of labelled images says it once, below."""
-    counts = {row[-1] for row in table.rows} - {ABSENT}
-    if table.columns[-1] != LABELLED or len(counts) > 1:
+def _without_repeats(table: ResultTable, data: RunData) -> ResultTable:
+    """A table without columns that say in every row what is said already, which a sentence says once below.
+
+    These are one number of labelled images, and means of the classes that are the accuracies, as of equal classes.
+    """
+    if table.columns[-1] != LABELLED:
         return table
-    of = {f"{whole(data.summary.data.images)}": "all images of the pre-training"}
-    text = "".join(f" Labelled images, but in draws: {of.get(count, count)}." for count in counts)
-    rows = [row[:-1] for row in table.rows]
-    return replace(table, columns=table.columns[:-1], rows=rows, note=table.note + text)
+    kept, note = list(range(len(table.columns))), table.note
+    own, by_class = table.columns.index(OWN), table.columns.index(BY_CLASS)
+    if all(row[own].split(" ")[0] == row[by_class] for row in table.rows):
+        kept.remove(by_class)
+        note = note.replace(MEAN_OF_CLASSES, _EQUAL_CLASSES)
+    counts = {row[-1] for row in table.rows} - {ABSENT}
+    if len(counts) <= 1:
+        kept.remove(len(table.columns) - 1)
+        of = {whole(data.summary.data.images): "all images of the pre-training"}
+        note += "".join(f" Labelled images, but in draws: {of.get(count, count)}." for count in counts)
+    rows = [[row[i] for i in kept] for row in table.rows]
+    return replace(table, columns=[table.columns[i] for i in kept], rows=rows, note=note)
 
 
 def _few(data: RunData) -> list[Note]:

@@ -14,7 +14,8 @@ from matrix_ssl.runs.terminal import printable
 
 _CHANGES = {  # what the strength or probability of a change switches on
     "flip": "mirrored", "quarter_turns": "turned by right angles", "rotation": "rotated", "zoom": "zoomed",
-    "shear": "sheared", "translation": "shifted", "elastic": "bent", "jitter": "changed in colour",
+    "shear": "sheared", "translation": "shifted", "elastic": "bent",
+    "jitter": "changed in brightness, contrast or colour",
     "channel_jitter": "changed channel by channel", "grayscale": "made grey", "blur": "blurred",
     "solarize": "solarised", "gamma": "changed in gamma", "noise": "made noisy",
 }  # fmt: skip
@@ -66,10 +67,13 @@ def _caption(config: RunConfig) -> str:
     groups = [group for group in config.views for _ in range(group.count)]
     colours = len(config.data.mean) == 3
     made = [describe(view, colours=colours) for view in groups[:2]]
-    text = f"Each is {made[0]}." if len(set(made)) == 1 else f"The first is {made[0]}; the second {made[1]}."
+    if len(groups) == 1:
+        return f"Images of the first step, each with its view: {made[0]}."
+    text = "Images of the first step, each with two of its views, whose outputs are to agree. "
+    text += f"Each is {made[0]}." if len(set(made)) == 1 else f"The first is {made[0]}; the second {made[1]}."
     if len(groups) > 2:
         text += f" There are {len(groups)} views of every image, these are the first two."
-    return text
+    return f"{text} What differs between the views of an image, the encoder learns to ignore."
 
 
 def describe(view: ViewConfig, *, colours: bool) -> str:
