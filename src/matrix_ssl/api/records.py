@@ -8,7 +8,7 @@ import numpy as np
 
 from matrix_ssl import networks
 from matrix_ssl.config import RunConfig
-from matrix_ssl.config.untrusted import expanded
+from matrix_ssl.config.untrusted import expanded, read_file
 from matrix_ssl.data.base import Source
 from matrix_ssl.data.first_views import first_views
 from matrix_ssl.methods import find_method
@@ -43,7 +43,7 @@ def _keep_method(run: Path, name: str, say: Callable[[str], None]) -> None:
     path = run / METHOD
     if not path.exists():
         write_text(path, text)
-    elif path.read_text("utf-8") != text:
+    elif read_file(path).decode(errors="replace") != text:
         say(f"Warning: the source of the method differs from {path}, with which this run began.")
 
 

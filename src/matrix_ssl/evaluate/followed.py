@@ -1,5 +1,6 @@
 """The nearest neighbours of the same few images at moments of a training, for the page of the run."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,23 +51,43 @@ class Followed:
         images = same_canvas(small).permute(0, 2, 3, 1).unflatten(0, rows.shape).numpy()
         where = np.array([[self._source.where(int(i)) for i in row] for row in rows])
         new = {"step": np.array([step]), "neighbours": images[None, :, 1:], "neighbours_where": where[None, :, 1:]}
-        earlier = self._earlier(step)
+        queries_now = images[:, 0]
+        if earlier := self._earlier(step, like=new):
+            height, width = np.maximum(earlier["neighbours"].shape[3:5], images.shape[2:4])
+            queries_now, *near = (
+                _on_canvas(one, height, width) for one in (queries_now, earlier["neighbours"], new["neighbours"])
+            )
+            new = {name: np.concatenate([earlier[name], new[name]]) for name in ("step", "neighbours_where")}
+            new["neighbours"] = np.concatenate(near)
         arrays: dict[str, NDArray[Any]] = {
-            **{name: np.concatenate([earlier[name], new[name]]) if earlier else new[name] for name in new},
-            "query": images[:, 0], "query_where": where[:, 0], "run": np.array(identity(self._run)),
+            **new, "query": queries_now, "query_where": where[:, 0], "run": np.array(identity(self._run)),
         }  # fmt: skip
         write_atomically(self._run / FOLLOWED, lambda file: np.savez_compressed(file, **arrays))
 
-    def _earlier(self, step: int) -> dict[str, NDArray[Any]]:
-        """What the file holds of the steps before; empty without one, and of a different run or a damaged one."""
+    def _earlier(self, step: int, *, like: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """What the file holds of the steps before; empty without one, and of a different run or a damaged one.
+
+        The sizes of its thumbnails may differ from those in ``like``.
+        """
         try:
             arrays = read_arrays(self._run / FOLLOWED) if (self._run / FOLLOWED).is_file() else {}
             if not arrays or str(arrays["run"]) != identity(self._run):
                 return {}
+            for name, one in like.items():
+                fits = arrays[name].ndim == one.ndim and arrays[name].dtype.kind == one.dtype.kind
+                if not fits or arrays[name].shape[1:3] + arrays[name].shape[5:] != one.shape[1:3] + one.shape[5:]:
+                    return {}
             kept = arrays["step"] < step
-            return {name: arrays[name][kept] for name in ("step", "neighbours", "neighbours_where")}
+            return {name: arrays[name][kept] for name in like}
         except (OSError, ValueError, KeyError, IndexError):
             return {}
+
+
+def _on_canvas(images: NDArray[Any], height: int, width: int) -> NDArray[Any]:
+    """Images (..., h, w, c) in the middle of white ones that are as high and wide, or as they are where larger."""
+    missing = [max(0, size - now) for size, now in zip((height, width), images.shape[-3:-1], strict=True)]
+    margins = [(gap // 2, gap - gap // 2) for gap in missing]
+    return np.pad(images, [(0, 0)] * (images.ndim - 3) + margins + [(0, 0)], constant_values=255)
 
 
 def followed(run: Path, config: RunConfig, source: Source, *, device: torch.device, seen: int) -> Followed | None:

@@ -18,6 +18,7 @@ from matrix_ssl.evaluate.followed import Followed, followed
 from matrix_ssl.report import write_report
 from matrix_ssl.report.run.followed import read_followed
 from matrix_ssl.report.run.views import describe, strip
+from matrix_ssl.runs.folder import identity
 from tests.support.pages import check_page, read_page
 from tests.support.synthetic_run import make_run
 
@@ -98,6 +99,37 @@ def test_neighbours_are_followed_and_shown_with_their_names(tmp_path):
     assert sum(name.startswith("photos/") for name in names) == 6 * 8
 
 
+class Turning(MemorySource):
+    """Images of which those whose first pixel is white lie on their sides."""
+
+    def read(self, index):
+        image = super().read(index)
+        return image.mT.contiguous() if image[0, 0, 0] == 255 else image
+
+
+def test_images_of_several_shapes_are_followed(tmp_path):
+    run = make_run(tmp_path / "first", lines=2)
+    (run / "config.json").write_text(json.dumps(to_dict(CONFIG)))
+    flat = drawn(12)
+    flat.images[::2, 0, 0, 0], flat.images[1::2, 0, 0, 0] = 0, 255
+    source = Turning("drawn", flat.images, flat.places, labels=None, classes=None)
+    near = Followed(run, CONFIG, source, device=torch.device("cpu"), images=12)
+    for step, chosen in ((1, [0, 2, 4, 6, 8, 10]), (2, [1, 3, 5, 7, 9, 11]), (3, [0, 1, 2, 3, 4, 5])):
+        near._source = source.subset(chosen)
+        near.see(Moving(), step)
+    with np.load(run / "followed.npz") as arrays:
+        assert arrays["neighbours"].shape[:1] + arrays["neighbours"].shape[3:5] == (3, 20, 20)
+        assert (arrays["neighbours"][1, ..., :2, :, :] == 255).all()  # lower than the canvas
+    assert [moment for moment, _ in read_followed(run)[0].moments] == ["step 1", "step 2", "step 3"]
+    for wrong in ({"step": np.array(["a", "b", "c"])}, {"neighbours": np.zeros((3, 4), np.uint8)}, {"step": 3}):
+        with np.load(run / "followed.npz") as arrays:
+            np.savez(tmp_path / "w.npz", **{**arrays, **wrong})
+        (tmp_path / "w.npz").replace(run / "followed.npz")
+        assert read_followed(run) == []
+        near.see(Moving(), 4)
+        assert len(read_followed(run)[0].moments) == 1
+
+
 def test_pages_of_explore_in_the_run_folder_are_linked(tmp_path):
     run = make_run(tmp_path / "first", lines=2)
     for name, files in (("my <map>", ("explore.json", "index.html")), ("begun", ("explore.json",))):
@@ -114,6 +146,9 @@ def test_files_of_a_different_run_or_damaged_ones_are_not_shown(tmp_path):
     np.savez(run / "views.npz", where=np.array(["a"]), run=np.array("other"))
     np.savez(run / "followed.npz", run=np.array("other"))
     assert strip(run, CONFIG) is None and read_followed(run) == []
+    for where in (np.array("a"), np.array(["a"] * 101)):
+        np.savez(run / "views.npz", where=where, run=np.array(identity(run)))
+        assert strip(run, CONFIG) is None
     for name in ("views.npz", "followed.npz"):
         (run / name).write_bytes(b"PK\3\4")
     assert strip(run, CONFIG) is None and read_followed(run) == []

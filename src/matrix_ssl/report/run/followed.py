@@ -7,10 +7,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from matrix_ssl.config.arrays import read_arrays
+from matrix_ssl.config.untrusted import MIB
 from matrix_ssl.report.formats import whole
 from matrix_ssl.report.run.gallery import image_uri
 from matrix_ssl.runs.folder import FOLLOWED, identity
 from matrix_ssl.runs.terminal import printable
+
+_MOST = 16 * MIB  # of all thumbnails
 
 
 class Small(NamedTuple):
@@ -46,6 +49,9 @@ def _check(arrays: dict[str, NDArray[Any]]) -> None:
     fits = (
         query.dtype == near.dtype == np.uint8
         and query.ndim == 4
+        and arrays["step"].ndim == 1
+        and arrays["step"].dtype.kind == "i"
+        and near.nbytes <= _MOST
         and query.shape[3] in (1, 3)
         and near.shape == (len(arrays["step"]), len(query), *near.shape[2:3], *query.shape[1:])
         and arrays["query_where"].shape == query.shape[:1]

@@ -19,6 +19,7 @@ _CHANGES = {  # what the strength or probability of a change switches on
     "channel_jitter": "changed channel by channel", "grayscale": "made grey", "blur": "blurred",
     "solarize": "solarised", "gamma": "changed in gamma", "noise": "made noisy",
 }  # fmt: skip
+_MOST_IMAGES, _MOST_PIXELS = 100, 1 << 20  # of the strip, and numbers of one of its images
 _COLOUR_ONLY = ("grayscale", "solarize")
 
 
@@ -43,6 +44,8 @@ def strip(run: Path, config: RunConfig) -> Strip | None:
         arrays = read_arrays(path) if path.is_file() else {}
         if not arrays or str(arrays["run"]) != identity(run):
             return None
+        if arrays["where"].ndim != 1 or len(arrays["where"]) > _MOST_IMAGES:
+            return None
         pairs = [_pair(arrays, row, str(where)) for row, where in enumerate(arrays["where"])]
     except (OSError, ValueError, KeyError):
         return None
@@ -58,7 +61,7 @@ def _pair(arrays: dict[str, NDArray[Any]], row: int, where: str) -> Pair:
 
 
 def _pixels(image: NDArray[Any]) -> NDArray[np.uint8]:
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3) or not image.size:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3) or not 0 < image.size <= _MOST_PIXELS:
         raise ValueError(f"An image is {image.dtype} of shape {image.shape}.")
     return image
 
