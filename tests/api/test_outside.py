@@ -1,5 +1,6 @@
 """No command writes its results among the images that it reads: each refuses before the work."""
 
+import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +12,11 @@ from matrix_ssl.cli.detect import detect
 from matrix_ssl.cli.evaluate import embed
 from matrix_ssl.cli.find import search
 from matrix_ssl.cli.llm import generate, score
-from matrix_ssl.encoder.exporting import export
+from matrix_ssl.encoder.exporting import Format, export
 from matrix_ssl.encoder.importing import as_run
 from matrix_ssl.errors import ConfigError, DataError, RunFolderError
 from matrix_ssl.runs.folder import check_output
+from tests.support.encoder_runs import make_run
 from tests.support.runs import make_images
 
 WHERE = "random/tiny_resnet"
@@ -65,6 +67,17 @@ def test_a_packed_dataset_is_not_written_over(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is the dataset itself"):
         embed.main([WHERE, "--data", f"{tmp_path}/set.npz", "--out", f"{tmp_path}/set.npz"], standalone_mode=False)
     assert (tmp_path / "set.npz").read_bytes() == b"precious"
+
+
+def test_an_export_without_room_for_its_work_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    run, _ = make_run(tmp_path / "r", "network.encoder=tiny_resnet", "network.width=8", "data.image_size=8")
+    monkeypatch.setattr("matrix_ssl.encoder.exporting.FORMATS", {"safetensors": Format(full, "x.safetensors", "")})
+    with pytest.raises(RunFolderError, match=r"^Cannot write .*x\.safetensors: No space left on device; free space"):
+        export(run, form="safetensors")
+    assert not (run / "x.safetensors").exists()
 
 
 @pytest.mark.parametrize("name", ["config.json", "encoder.safetensors", "checkpoints/step-1.safetensors"])

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import os
+import shutil
 import subprocess
 import sys
 import types
@@ -12,8 +13,10 @@ import pytest
 import torch
 
 from matrix_ssl import config as configuration
+from matrix_ssl.compare.job import identify
 from matrix_ssl.compare.plan import Job, Plan, baselines, runs
 from matrix_ssl.compare.schedule import Place, places, read_result, run_jobs
+from matrix_ssl.errors import RunFolderError
 from matrix_ssl.runs import processes
 from matrix_ssl.runs.files import read_json, write_json
 from matrix_ssl.training.configure import outline
@@ -114,6 +117,17 @@ def test_a_result_counts_for_its_own_settings_only(tmp_path: Path) -> None:
     assert read_result(tmp_path, job) == {"accuracy": 1}
     assert read_result(tmp_path, runs(make_plan("log_every=3"), "simsiam", {})[0]) == {"accuracy": 1}
     assert read_result(tmp_path, runs(make_plan("batch_size=64"), "simsiam", {})[0]) is None
+
+
+def test_a_result_of_a_different_job_is_noticed(tmp_path: Path) -> None:
+    first, second = runs(make_plan(), "simsiam", {})[:2]
+    for job in (first, second):
+        folder = old_job(tmp_path, job)
+        write_json(folder / "result.json", {"accuracy": 1, "job": identify(job.stage, job.method, job.config)})
+        assert read_result(tmp_path, job) == {"accuracy": 1}
+    shutil.copy(tmp_path / first.folder / "result.json", tmp_path / second.folder)
+    with pytest.raises(RunFolderError, match=r"result\.json belongs to a different job: put its own file back"):
+        read_result(tmp_path, second)
 
 
 def test_a_job_of_another_version_is_no_result(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from matrix_ssl.cli.main import commands
 from matrix_ssl.compare.worth import labels
 from matrix_ssl.compare.worth.measuring import Answers
 from matrix_ssl.compare.worth.plan import Plan, TuningSettings, make_plan
+from matrix_ssl.compare.worth.training import read_result
 from matrix_ssl.config import RunConfig, to_dict
 from matrix_ssl.config.recipes import find_recipe
 from matrix_ssl.data import Source, open_source
@@ -30,7 +31,7 @@ from matrix_ssl.report.comparison.statistics import crossed_mean
 from matrix_ssl.report.worth.data import read_worth
 from matrix_ssl.report.worth.words import sentence
 from matrix_ssl.runs.display import Display
-from matrix_ssl.runs.files import read_json
+from matrix_ssl.runs.files import read_json, write_json
 from matrix_ssl.runs.folder import read_config
 from tests.support import runs
 from tests.support.runs import BARE, TINY, fail, make_images, succeed, tiny
@@ -250,8 +251,8 @@ def test_a_killed_command_resumes_and_ends_alike(done: Path, public: Path, tmp_p
         f"def stop(path, *rest):\n    if 'public_small' in str(path): {kill}\n"
         "    return real(path, *rest)\nm.write_json = stop",
         "import matrix_ssl.compare.worth.training as t; real = t.load_classifier\n"
-        f"def stop(folder, *rest):\n    if 'adapted' in str(folder) and 'all' in str(folder): {kill}\n"
-        "    return real(folder, *rest)\nt.load_classifier = stop",
+        f"def stop(folder, *rest, **words):\n    if 'adapted' in str(folder) and 'all' in str(folder): {kill}\n"
+        "    return real(folder, *rest, **words)\nt.load_classifier = stop",
     ]  # fmt: skip
     for number in kills:
         assert runs.run(tmp_path, worth(seeds=1), before=f"import os; {stops[number]}").code == -signal.SIGKILL
@@ -290,7 +291,26 @@ def test_a_damaged_answer_is_named(done: Path, tmp_path: Path) -> None:
         shutil.copy(done / "answers" / f"public_frozen-seed-0{ending}", tmp_path)
     path.with_suffix(".npz").write_bytes(b"PK")
     with pytest.raises(RunFolderError, match=r"seed-0\.npz is damaged .* Remove it and public_frozen-seed-0.json, and"):
-        Answers.read(path)
+        Answers.read(path, question="")
+
+
+def test_results_of_a_different_training_are_noticed(tmp_path: Path) -> None:
+    write_json(tmp_path / "result.json", {"seconds": 1.0, "question": "a seed-0"})
+    assert read_result(tmp_path, question="a seed-0") == {"seconds": 1.0}
+    with pytest.raises(RunFolderError, match=r"result\.json belongs to a different training: put its own file back"):
+        read_result(tmp_path, question="a seed-1")
+    write_json(tmp_path / "result.json", {"seconds": "long"})
+    with pytest.raises(RunFolderError, match=r"is damaged at seconds: .*; remove it to train again"):
+        read_result(tmp_path, question="a seed-0")
+    for seed in (0, 1):
+        answers = Answers({"all": np.array([seed])}, np.array([0]), {"cost": seed})
+        answers.write(tmp_path / f"{seed}", question=f"seed {seed}")
+    read = Answers.read(tmp_path / "1", question="seed 1")
+    assert read is not None and read.facts == {"cost": 1} and list(read.predicted) == ["all"]
+    for ending in (".npz", ".json"):
+        shutil.copy(tmp_path / f"0{ending}", tmp_path / f"1{ending}")
+        with pytest.raises(RunFolderError, match="belongs to a different training"):
+            Answers.read(tmp_path / "1", question="seed 1")
 
 
 def test_a_folder_belongs_to_its_plan(done: Path) -> None:

@@ -37,6 +37,7 @@ _OUT_OF_MEMORY = (
 _CLOSED_PIPE = 141  # the exit code of a program that SIGPIPE ends, in a shell
 _REFUSALS = {  # of the system, wherever they are met
     errno.ENAMETOOLONG: "Use a shorter name.",
+    errno.EFBIG: "Free space there or choose another place.",
     errno.ENOSPC: "Free space there or choose another place.",
     errno.EDQUOT: "Free space there or choose another place.",
     errno.EROFS: "Choose another place.",

@@ -31,7 +31,7 @@ from matrix_ssl.evaluate.probes.accuracy import accuracy
 from matrix_ssl.evaluate.probes.protocols import PROTOCOLS, measure
 from matrix_ssl.runs import devices
 from matrix_ssl.runs.display import Display
-from matrix_ssl.runs.files import read_json, read_lines, read_object, write_json
+from matrix_ssl.runs.files import fingerprint, read_json, read_lines, read_object, write_json
 from matrix_ssl.runs.folder import CONFIG, ENVIRONMENT, METRICS, lock, tidy
 from matrix_ssl.training import setup
 from matrix_ssl.training.measured import with_statistics
@@ -126,8 +126,13 @@ def run_job(folder: Path) -> dict[str, Any]:
         else:
             test = None if job["stage"] == "tuning" else open_test
             result = _train_and_evaluate(config, folder, learn, test, device=device)
-        write_json(folder / RESULT, result)
+        write_json(folder / RESULT, result | {"job": identify(job["stage"], job["method"], config)})
     return result
+
+
+def identify(stage: str, method: str, config: RunConfig) -> str:
+    """What distinguishes the result of a job from those of others."""
+    return fingerprint(stage, method, configuration.identifying(config))
 
 
 def _train_and_evaluate(

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from matrix_ssl import config as configuration
-from matrix_ssl.compare.job import JOB, OUTPUT, RESULT
+from matrix_ssl.compare.job import JOB, OUTPUT, RESULT, identify
 from matrix_ssl.compare.plan import Job
 from matrix_ssl.config import system
 from matrix_ssl.config.untrusted import read_end
-from matrix_ssl.errors import ConfigError
+from matrix_ssl.errors import ConfigError, RunFolderError
 from matrix_ssl.runs import signals
 from matrix_ssl.runs.files import read_object, write_json
 from matrix_ssl.runs.folder import set_aside
@@ -46,9 +46,18 @@ def places(device_type: str, *, jobs: int) -> list[Place]:
 
 
 def read_result(out: Path, job: Job) -> dict[str, Any] | None:
-    """The result of a job; None while it has not ended, and for the result of other settings."""
+    """The result of a job; None while it has not ended, and for the result of other settings.
+
+    Raises:
+        RunFolderError: the result is damaged, or that of a different job.
+    """
     path = out / job.folder / RESULT
-    return read_object(path) if path.exists() and not _is_outdated(out / job.folder, job) else None
+    if not path.exists() or _is_outdated(out / job.folder, job):
+        return None
+    values = read_object(path)
+    if values.pop("job", None) not in (None, identify(job.stage, job.method, job.config)):
+        raise RunFolderError(f"{path} belongs to a different job: put its own file back, or remove it to run it again.")
+    return values
 
 
 def _is_outdated(folder: Path, job: Job) -> bool:

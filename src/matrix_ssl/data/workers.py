@@ -31,6 +31,8 @@ _FILES_OF_A_WORKER = 8  # descriptors of a worker's pipes and batches in the mai
 _FILES_OF_THE_LOADER = 32  # descriptors that all workers share, and what else the main process opens meanwhile
 
 
+_NO_SHARED_MEMORY = ("unable to allocate shared memory", "unable to resize file </torch_")  # PyTorch's words
+
 Content = TypeVar("Content")  # what a worker makes of the images of a batch
 
 
@@ -182,6 +184,12 @@ def read_batches(
     except (RuntimeError, OSError) as error:
         if "Too many open files" in str(error):
             raise open_files_error() from error
+        if any(words in str(error) for words in _NO_SHARED_MEMORY):
+            raise TrainingError(
+                f"The shared memory ({system.SHARED_MEMORY}), through which workers send batches, is full. Use no "
+                "workers (--set data.workers=0) or smaller batches, or start the container with --shm-size 8g; the "
+                "same command resumes."
+            ) from error
         if "DataLoader worker (pid" not in str(error):  # an error raised inside a worker says "worker process"
             raise
         raise TrainingError(

@@ -83,7 +83,10 @@ def export(run: Path, target: Path | None = None, *, form: str, weights: Weights
     if not chosen.is_folder:
         check_output(target)
     with tempfile.TemporaryDirectory() as folder:
-        exported = chosen.write(model, Path(folder), target.name)
+        try:
+            exported = chosen.write(model, Path(folder), target.name)
+        except OSError as error:
+            raise cannot_write(Path(folder) / target.name, error) from error
         files = {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
     digest = hashlib.sha256(files[exported.weights]).hexdigest()
     from matrix_ssl.report.tables import read_evaluations  # slow to import, and only cards need it

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from matrix_ssl.compare.worth.labels import Budget
 from matrix_ssl.compare.worth.plan import Arm
+from matrix_ssl.compare.worth.training import check_question
 from matrix_ssl.config import DataConfig
 from matrix_ssl.config.arrays import read_arrays
 from matrix_ssl.config.untrusted import why
@@ -37,22 +38,28 @@ class Answers:
     images: NDArray[np.int64]  # (m,), which test images
     facts: Mapping[str, Any] = field(default_factory=dict)
 
-    def write(self, path: Path) -> None:
-        """Writes the predictions, and then the facts beside them, which say that they are complete."""
-        arrays: dict[str, Any] = {**self.predicted, "_images": self.images}
+    def write(self, path: Path, *, question: str) -> None:
+        """Writes the predictions, and then the facts beside them, which say that they are complete.
+
+        Both carry the question, what distinguishes these answers from others.
+        """
+        arrays: dict[str, Any] = {**self.predicted, "_images": self.images, "_question": np.array(question)}
         write_atomically(path.with_suffix(".npz"), lambda file: np.savez_compressed(file, **arrays))
-        write_json(path.with_suffix(".json"), dict(self.facts))
+        write_json(path.with_suffix(".json"), {**self.facts, "question": question})
 
     @staticmethod
-    def read(path: Path) -> "Answers | None":
-        """What ``write`` wrote; None where it did not end, and RunFolderError where it is damaged."""
+    def read(path: Path, *, question: str) -> "Answers | None":
+        """What ``write`` wrote; None where it did not end, and RunFolderError where it is damaged or of others."""
         facts, file = path.with_suffix(".json"), path.with_suffix(".npz")
         if not facts.exists():
             return None
         try:
             arrays = read_arrays(file)
-            images = arrays.pop("_images")
-            return Answers(arrays, images, read_object(facts))
+            images, asked = arrays.pop("_images"), arrays.pop("_question", None)
+            values = read_object(facts)
+            check_question(file, None if asked is None else str(asked), question)
+            check_question(facts, values.pop("question", None), question)
+            return Answers(arrays, images, values)
         except (OSError, ValueError, KeyError) as error:
             raise RunFolderError(
                 f"{file} is damaged ({why(error)}). Remove it and {facts.name}, and run the same command again."

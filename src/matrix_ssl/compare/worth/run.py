@@ -34,7 +34,7 @@ from matrix_ssl.report.worth.data import RESULTS
 from matrix_ssl.report.worth.page import write_worth
 from matrix_ssl.runs import devices
 from matrix_ssl.runs.display import Display
-from matrix_ssl.runs.files import read_object, write_json
+from matrix_ssl.runs.files import fingerprint, read_object, write_json
 from matrix_ssl.runs.folder import check_claim, check_folder, claim
 from matrix_ssl.training.start import start_from
 
@@ -173,7 +173,8 @@ class WorthRun:
 
     def _pretrain(self, network: Network, seed: int) -> None:
         folder = self._folder(network, seed)
-        result = training.read_result(folder)
+        question = self._question(network, seed)
+        result = training.read_result(folder, question=question)
         if result is None:
             config, start = self.plan.pretraining(network, seed), None
             if network == "adapted":
@@ -181,8 +182,9 @@ class WorthRun:
                 config, start = begun.config, begun.tensors
             self.say(f"{network}, seed {seed}: {config.epochs} epochs of {len(self.images.train)} images.")
             result = training.pretrain(
-                config, folder, self.images.train, start=start, device=self.device, display=Display()
-            )
+                config, folder, self.images.train, start=start, device=self.device, display=Display(),
+                question=question,
+            )  # fmt: skip
             self.write()
         self._note(f"{network}, pre-trained, seed {seed}", result)
 
@@ -193,13 +195,14 @@ class WorthRun:
         network, width = encoder
         for budget in self.budgets:
             folder = self._tuned_folder(start, budget, seed)
-            result = training.read_result(folder)
+            question = self._question(start, budget.key, seed)
+            result = training.read_result(folder, question=question)
             if result is None:
                 labelled = self.images.train.subset(budget.images[seed])
                 settings = self.plan.tuning.for_labels(len(labelled), training.fewest(labelled))
                 result = training.train_with_labels(
                     network, width, labelled, self.plan.base.data, folder,
-                    settings=settings, device=self.device, seed=seed,
+                    settings=settings, device=self.device, seed=seed, question=question,
                 )  # fmt: skip
             self._note(f"{start}, trained with {budget.text}, seed {seed}", result)
 
@@ -234,11 +237,12 @@ class WorthRun:
                 costs: dict[str, Any] = {}
                 for budget in self.budgets:
                     folder = self._tuned_folder(arm.network, budget, seed)
-                    result = training.read_result(folder) or {"error": "it did not run"}
+                    question = self._question(arm.network, budget.key, seed)
+                    result = training.read_result(folder, question=question) or {"error": "it did not run"}
                     costs[budget.key] = result
                     if "error" in result:
                         continue
-                    classifier = training.load_classifier(folder, *encoder, self.classes)
+                    classifier = training.load_classifier(folder, *encoder, self.classes, question=question)
                     devices.MixedPrecision.choose("float32", self.device).place(classifier.learner)
                     scores, images, _ = score_images(
                         classifier, self.images.test, self.plan.base.data, device=self.device
@@ -251,10 +255,11 @@ class WorthRun:
 
     def _keep(self, arm: Arm, seed: int, answers: Answers) -> None:
         (self.out / "answers").mkdir(exist_ok=True)
-        answers.write(measuring.path_of(self.out / "answers", arm, seed))
+        answers.write(measuring.path_of(self.out / "answers", arm, seed), question=self._question(arm.key, seed))
 
     def _answers(self, arm: Arm, seed: int) -> Answers | None:
-        return Answers.read(measuring.path_of(self.out / "answers", arm, seed))
+        path = measuring.path_of(self.out / "answers", arm, seed)
+        return Answers.read(path, question=self._question(arm.key, seed))
 
     def _describe(self, arm: Arm, right: dict[Any, Any]) -> dict[str, Any]:
         """What ``worth.json`` holds of an arm: accuracies over seeds and images, and the seconds that it took."""
@@ -264,7 +269,7 @@ class WorthRun:
             if rows:
                 accuracy[budget.key] = {**crossed_mean(np.stack(rows))._asdict(), "seeds": [r.mean() for r in rows]}
         pretraining = [
-            training.read_result(self._folder(arm.network, seed)) if arm.network in PRETRAINED else None
+            self._pretrained(arm.network, seed) if arm.network in PRETRAINED else None
             for seed in range(self.plan.seeds)
         ]
         answers = [self._answers(arm, seed) for seed in range(self.plan.seeds)]
@@ -304,8 +309,16 @@ class WorthRun:
             return initial, width
         if network in ("public", "public_small"):
             return self.public.encoder, width
-        result = training.read_result(self._folder(network, seed))
+        result = self._pretrained(network, seed)
         return None if result is None or "error" in result else (load_encoder(self._folder(network, seed)), width)
+
+    def _pretrained(self, network: Network, seed: int) -> dict[str, Any] | None:
+        return training.read_result(self._folder(network, seed), question=self._question(network, seed))
+
+    def _question(self, *parts: Any) -> str:
+        """What distinguishes a training or an evaluation of this plan from all others."""
+        runs = [configuration.identifying(one) for one in (self.plan.base, self.plan.adapted)]
+        return fingerprint(*parts, *runs, self.plan.sha256, dataclasses.asdict(self.plan.tuning))
 
     def _folder(self, network: Network, seed: int) -> Path:
         return self.out / "runs" / network / f"seed-{seed}"

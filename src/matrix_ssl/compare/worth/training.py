@@ -3,6 +3,7 @@
 import dataclasses
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from torch import Tensor, nn
 from matrix_ssl import config as configuration
 from matrix_ssl.config import DataConfig, RunConfig
 from matrix_ssl.data import Source
-from matrix_ssl.errors import Diverged
+from matrix_ssl.errors import Diverged, RunFolderError
 from matrix_ssl.evaluate.trained.classifier import Classifier
 from matrix_ssl.evaluate.trained.fine_tune import FineTune, attach_head, tune
+from matrix_ssl.report.records import Number, Text, parse
 from matrix_ssl.runs import devices
 from matrix_ssl.runs.checkpoint import load_strictly, read_safetensors, save_weights
 from matrix_ssl.runs.display import Display
@@ -27,14 +29,37 @@ RESULT = "result.json"
 _CLASSIFIER = "classifier.safetensors"
 
 
-def read_result(folder: Path) -> dict[str, Any] | None:
-    """What a training that has ended reports; None before."""
-    return read_object(folder / RESULT) if (folder / RESULT).exists() else None
+def read_result(folder: Path, *, question: str) -> dict[str, Any] | None:
+    """What a training that has ended reports; None before.
+
+    Raises:
+        RunFolderError: it is damaged, or that of a different training than the one of this ``question``.
+    """
+    if not (path := folder / RESULT).exists():
+        return None
+    values = read_object(path)
+    check_question(path, values.pop("question", None), question)
+    parse(_Result, values, path, remedy="remove it to train again")
+    return values
+
+
+@dataclass(frozen=True)
+class _Result:
+    """What every result has, as far as it is read here."""
+
+    seconds: Number | None = None
+    error: Text | None = None
+
+
+def check_question(path: Path, asked: Any, question: str) -> None:
+    """Raises RunFolderError for a file of a different training or evaluation; None, of an earlier version, is any."""
+    if asked not in (None, question):
+        raise RunFolderError(f"{path} belongs to a different training: put its own file back, or remove it.")
 
 
 def pretrain(
     config: RunConfig, folder: Path, source: Source,
-    *, start: Mapping[str, Tensor] | None, device: torch.device, display: Display,
+    *, start: Mapping[str, Tensor] | None, device: torch.device, display: Display, question: str,
 ) -> dict[str, Any]:  # fmt: skip
     """Does or resumes a pre-training and returns its cost, or ``error`` if it diverged.
 
@@ -42,6 +67,7 @@ def pretrain(
         folder: becomes a run folder.
         source: the training images; their labels are not used.
         start: tensors of the method before the first step; None: its initialisation.
+        question: what distinguishes this training from all others; the result carries it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tidy(folder)
@@ -58,16 +84,19 @@ def pretrain(
             "seconds": summary["seconds_training"], "cpu_seconds": training.counters["cpu_seconds"],
             "steps": summary["steps"], "parameters": summary["parameters"], "bad_steps": summary["bad_steps"],
         }  # fmt: skip
-    write_json(folder / RESULT, result)
+    write_json(folder / RESULT, result | {"question": question})
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     return result
 
 
 def train_with_labels(
     encoder: nn.Module, width: int, labelled: Source, data: DataConfig, folder: Path,
-    *, settings: Sequence[FineTune], device: torch.device, seed: int,
+    *, settings: Sequence[FineTune], device: torch.device, seed: int, question: str,
 ) -> dict[str, Any]:  # fmt: skip
-    """Does or resumes a training with labels, keeps the classifier, and returns its cost, or ``error``."""
+    """Does or resumes a training with labels, keeps the classifier, and returns its cost, or ``error``.
+
+    Result and classifier carry the ``question``.
+    """
     work = folder / "training"
     try:
         tuned = tune(
@@ -77,18 +106,20 @@ def train_with_labels(
     except Diverged as error:
         result: dict[str, Any] = {"error": str(error)}
     else:
-        save_weights(folder / _CLASSIFIER, tuned.classifier.learner, {})
+        save_weights(folder / _CLASSIFIER, tuned.classifier.learner, {"question": question})
         result = {**tuned.fitted._asdict(), "held_out": tuned.held_out, "settings": dataclasses.asdict(tuned.settings)}
-    write_json(folder / RESULT, result)
+    write_json(folder / RESULT, result | {"question": question})
     shutil.rmtree(work, ignore_errors=True)
     return result
 
 
-def load_classifier(folder: Path, encoder: nn.Module, width: int, classes: int) -> Classifier:
+def load_classifier(folder: Path, encoder: nn.Module, width: int, classes: int, *, question: str) -> Classifier:
     """The classifier that ``train_with_labels`` kept."""
     classifier = attach_head(encoder, width, classes, rates=(1.0, 1.0), seed=0)
     path = folder / _CLASSIFIER
-    load_strictly(classifier.learner, read_safetensors(path)[0], str(path))
+    tensors, facts = read_safetensors(path)
+    check_question(path, facts.get("question"), question)
+    load_strictly(classifier.learner, tensors, str(path))
     return classifier
 
 
