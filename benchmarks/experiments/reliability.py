@@ -31,7 +31,6 @@ from tests.faults.test_fuzzing import NAMES
 INPUTS = 100_000  # of every parser
 PIECES = 4
 _TESTS = "tests/faults/test_fuzzing.py::test_every_answer_is_a_result_or_a_named_error"
-_SECONDS = 540  # of a row or a piece, at most
 
 
 def main() -> None:
@@ -95,13 +94,9 @@ def measure(words: list[str], variables: dict[str, str]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", f"--junitxml={report}", *words]
-        try:
-            ended = subprocess.run(
-                command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=4 * _SECONDS
-            )  # fmt: skip
-            code, output = ended.returncode, ended.stdout
-        except subprocess.TimeoutExpired as error:
-            code, output = 1, f"not done after {error.timeout:.0f} s"
+        # no limit of time: on a busy machine a row takes hours, and the tests have limits of their own for what hangs
+        ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        code, output = ended.returncode, ended.stdout
         text = report.read_text() if report.exists() else ""
     counts = {name: int(number) for name, number in re.findall(r' (tests|skipped|failures|errors)="(\d+)"', text)}
     tests = 2 * counts.get("tests", 0) - sum(counts.values())
