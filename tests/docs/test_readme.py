@@ -328,6 +328,7 @@ def test_pages_name_only_known_commands():
         "explore",
         "pack",
         "export",
+        "serve",
         "recipes",
         "methods",
         "compare",

@@ -130,6 +130,23 @@ def test_a_container_is_built_from_files_that_exist() -> None:
     assert "matrix-ssl" in PROJECT["scripts"]
 
 
+def test_the_container_of_the_service_is_built_from_files_that_exist_and_runs_as_nobody() -> None:
+    """``tests/api/serve/test_onnx.py`` compares the packages that it installs with what the service imports."""
+    text = (ROOT / "docker" / "serve.Dockerfile").read_text("utf-8").replace("\\\n", " ")
+    instructions = [line.split() for line in text.splitlines() if line and not line.startswith("#")]
+    order = [words[0] for words in instructions]
+    assert order == ["FROM", "WORKDIR", "COPY", "RUN", "COPY", "RUN", "USER", "ENV", "WORKDIR", "EXPOSE", "HEALTHCHECK",
+                     "ENTRYPOINT", "CMD"]  # fmt: skip
+    own = (ROOT / "Dockerfile").read_text("utf-8").splitlines()
+    assert " ".join(instructions[0]) in own
+    copied = {name.removeprefix("./") for words in instructions if words[0] == "COPY" for name in words[1:-1]}
+    assert copied == {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    assert instructions[order.index("USER")][1] == "65534:65534"
+    pinned = {line.partition("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines()}
+    packages = instructions[order.index("RUN")][6:]
+    assert "fastapi" in packages and "torch" not in packages and set(packages) <= pinned
+
+
 @pytest.mark.slow
 def test_the_wheel_works_in_a_clean_environment(wheel: Path, tmp_path: Path) -> None:
     """Dependencies are those of this environment, by a path that has neither the source nor its metadata."""

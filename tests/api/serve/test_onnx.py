@@ -1,13 +1,17 @@
 """An encoder in an ONNX file: without torch, with the features of PyTorch, and what files of others end in."""
 
+import importlib.metadata
 import io
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from packaging.requirements import Requirement
 from starlette.testclient import TestClient
 from torch.nn import functional as F
 
@@ -19,32 +23,53 @@ from matrix_ssl.errors import CheckpointError, ConfigError, DataError
 from tests.support.encoder_runs import make_run
 from tests.support.served import SETTINGS, SIZE, encoded, pixels, write_onnx
 
-# what the container of docker/serve.Dockerfile does not install cannot be imported
+# first everything that the container of docker/serve.Dockerfile does not install cannot be imported, then torch
 WITHOUT_TORCH = """
-import io, json, runpy, sys
-MISSING = {"torch", "torchvision", "scipy", "sklearn", "matplotlib", "jinja2", "safetensors", "filelock", "pandas"}
-class Refuse:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in MISSING:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-sys.meta_path.insert(0, Refuse())
+import json, runpy, sys
+MISSING = set(json.loads(sys.argv[-1]))
+from importlib.machinery import PathFinder
+find = PathFinder.find_spec
+def find_installed(cls, name, path=None, target=None):
+    return None if name.partition(".")[0] in MISSING else find(name, path, target)
+PathFinder.find_spec = classmethod(find_installed)
 """
 ASKED = """
-from starlette.testclient import TestClient
-from matrix_ssl.api.serve import create_app, open_index, open_served
-encoder = open_served(sys.argv[1])
-index = open_index(encoder, sys.argv[2]), open_index(encoder, data=sys.argv[3], quiet=True)
-with TestClient(create_app(encoder, index=index[0])) as client:
-    content = open(sys.argv[4], "rb").read()
-    answers = [client.post(path, content=content).json() for path in ("/embed", "/search")]
-sys.argv = ["matrix-ssl", "serve", sys.argv[1], "--index", sys.argv[2], "--check"]
+places = sys.argv[1:-1]
+sys.argv = ["matrix-ssl", "serve", places[0], "--index", places[1], "--check"]
 try:
     runpy.run_module("matrix_ssl", run_name="__main__")
 except SystemExit as end:
     assert not end.code
+MISSING = {"torch", "torchvision"}
+from starlette.testclient import TestClient
+from matrix_ssl.api.serve import create_app, open_index, open_served
+encoder = open_served(places[0])
+index = open_index(encoder, places[1]), open_index(encoder, data=places[2], quiet=True)
+with TestClient(create_app(encoder, index=index[0])) as client:
+    content = open(places[3], "rb").read()
+    answers = [client.post(path, content=content).json() for path in ("/embed", "/search")]
 assert not MISSING & set(sys.modules)
 print(json.dumps([*answers, index[1].features.tolist()]), file=sys.stderr)
 """
+
+
+def normal(name):
+    """The name of a package, as indexes compare it."""
+    return name.lower().replace("_", "-")
+
+
+def in_container():
+    """The packages of the container: those of its file, and what these require."""
+    text = (Path(__file__).parents[3] / "docker" / "serve.Dockerfile").read_text().replace("\\\n", " ")
+    (line,) = re.findall(r"^RUN pip install .*constraints\.txt +(.*)$", text, re.MULTILINE)
+    packages, left = set(), line.split()
+    while left:
+        name = normal(left.pop())
+        if name not in packages:
+            packages.add(name)
+            each = map(Requirement, importlib.metadata.requires(name) or ())
+            left += [one.name for one in each if one.marker is None or one.marker.evaluate({"extra": ""})]
+    return packages
 
 
 def test_needs_no_torch(tmp_path):
@@ -57,8 +82,12 @@ def test_needs_no_torch(tmp_path):
     features = encoder.features(squares)
     np.savez(tmp_path / "f.npz", features=features, where=np.array(list("abc")), encoder_digest=np.array("abc"))
     places = [str(tmp_path / name) for name in ("small.onnx", "f.npz", "photos", "photos/1.png")]
-    code = f"{WITHOUT_TORCH}\n{ASKED}"
-    ended = subprocess.run([sys.executable, "-c", code, *places], capture_output=True, text=True)
+    installed = in_container() | {"matrix-ssl"}
+    distributions = importlib.metadata.packages_distributions()
+    missing = [module for module, names in distributions.items() if installed.isdisjoint(map(normal, names))]
+    assert {"torch", "scipy", "safetensors"} <= set(missing) and not {"numpy", "PIL", "rich"} & set(missing)
+    words = [sys.executable, "-c", f"{WITHOUT_TORCH}\n{ASKED}", *places, json.dumps(missing)]
+    ended = subprocess.run(words, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     embedded, near, of_folder = json.loads(ended.stderr.splitlines()[-1])
     np.testing.assert_allclose(embedded["features"], features[1:2], rtol=1e-6)
