@@ -1,7 +1,6 @@
 """Features of an indexed dataset, and the images in it that are most similar to others. Imports no torch."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,35 +17,46 @@ _AT_ONCE = 32  # images that are embedded together
 _MOST_BYTES = 2**31  # of an image file
 
 
-@dataclass(frozen=True)
 class Index:
-    """Features (n, k) with the place of each image, and the name of its class where there is one.
+    """Features with the place of each image, and the name of its class where there is one.
+
+    Args:
+        features: (n, k), finite.
+        paths: the places.
+        labels: names of classes.
+        digest: of the encoder, as ``encoder.identity`` has it; empty: not known.
+        name: for the user.
+
+    Attributes:
+        units: the features at length one, float32 (n, k); a row of zeros stays one.
 
     Raises:
         DataError: they are of different numbers of images, there is none, or a feature is not finite.
     """
 
-    features: NDArray[np.float32]
-    paths: Sequence[str]
-    labels: Sequence[str] | None = None
-    digest: str = ""  # of the encoder, as ``encoder.identity`` has it; empty: not known
-    name: str = ""  # for the user
-    _units: NDArray[np.float32] = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        features = np.asarray(self.features, dtype=np.float32)
-        if features.ndim != 2 or not len(features) or not np.isfinite(features).all():
-            raise DataError(f"{self.name}: expected finite features (n, k) of images, not {features.shape}.")
-        if {len(features), len(self.paths), len(self.paths if self.labels is None else self.labels)} != {len(features)}:
-            raise DataError(f"{self.name} has features and places of different numbers of images: write it again.")
-        object.__setattr__(self, "_units", _unit(features))
+    def __init__(
+        self,
+        features: NDArray[np.float32],
+        paths: Sequence[str],
+        *,
+        labels: Sequence[str] | None = None,
+        digest: str = "",
+        name: str = "",
+    ):
+        rows = np.asarray(features, dtype=np.float32)
+        if rows.ndim != 2 or not len(rows) or not np.isfinite(rows).all():
+            raise DataError(f"{name}: expected finite features (n, k) of images, not {rows.shape}.")
+        if len(paths) != len(rows) or (labels is not None and len(labels) != len(rows)):
+            raise DataError(f"{name} has features and places of different numbers of images: write it again.")
+        self.paths, self.labels, self.digest, self.name = paths, labels, digest, name
+        self.units = _unit(rows)
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def check(self, encoder: ServedEncoder) -> None:
         """Raises DataError for features that are not of this encoder."""
-        width = self._units.shape[1]
+        width = self.units.shape[1]
         if width != encoder.width:
             raise DataError(f"{self.name} holds {width} features an image, the encoder gives {encoder.width}.")
         if self.digest and encoder.digest and self.digest != encoder.digest:
@@ -61,7 +71,8 @@ class Index:
         All images are compared. Of equal similarities the lower index comes first.
         """
         answers = []
-        for similarities in (_unit(np.asarray(queries, dtype=np.float32)) @ self._units.T).clip(-1.0, 1.0):
+        for query in _unit(np.asarray(queries, dtype=np.float32)):
+            similarities = (self.units @ query).clip(-1.0, 1.0)
             least = np.partition(similarities, len(similarities) - k)[len(similarities) - k]
             candidates = np.flatnonzero(similarities >= least)
             chosen = candidates[np.argsort(-similarities[candidates], kind="stable")[:k]].tolist()
@@ -83,11 +94,14 @@ def read_index(path: Path) -> Index:
         labels = None
         if "labels" in arrays:
             classes = [str(one) for one in arrays["classes"].tolist()] if "classes" in arrays else None
-            labels = [str(one) if classes is None else classes[one] for one in arrays["labels"].tolist()]
+            numbers = arrays["labels"].astype(np.int64, casting="safe").tolist()
+            if min(numbers, default=0) < 0:
+                raise ValueError("a label is below zero")
+            labels = [str(one) if classes is None else classes[one] for one in numbers]
         digest = str(arrays.get("encoder_digest", ""))
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
         raise DataError(f"{path} cannot be read as features of matrix-ssl embed: {why(error)}.") from None
-    return Index(features, paths, labels, digest, path.name)
+    return Index(features, paths, labels=labels, digest=digest, name=path.name)
 
 
 def index_folders(
@@ -121,9 +135,9 @@ def index_folders(
     name = ", ".join(folder.name for folder in folders)
     if not features:
         raise DataError(f"{name}: there is no image that can be read.")
-    return Index(np.concatenate(features), paths, None, encoder.digest, name)
+    return Index(np.concatenate(features), paths, digest=encoder.digest, name=name)
 
 
 def _unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:
-    lengths = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
-    return (rows / np.where(lengths == 0, 1.0, lengths)).astype(np.float32)
+    lengths = np.sqrt(np.einsum("nk,nk->n", rows, rows, dtype=np.float64))[:, None]
+    return rows / np.where(lengths == 0, 1.0, lengths).astype(np.float32)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,8 @@ class OnnxEncoder(ServedEncoder):
             raise CheckpointError(f"{path} cannot be read: {why(error)}.") from None
         options = runtime.SessionOptions()
         options.log_severity_level = _SILENT
+        threads = os.environ.get("OMP_NUM_THREADS", "")  # which onnxruntime does not look at
+        options.intra_op_num_threads = int(threads) if threads.isdecimal() else 0
         try:
             self._session = runtime.InferenceSession(content, options, providers=[provider])
         except Exception as error:  # of many types, which onnxruntime does not name

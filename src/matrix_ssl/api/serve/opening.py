@@ -82,4 +82,4 @@ def _read(path: Path) -> Index:
     embedding = read_embedding(path)
     names = embedding.classes or []
     labels = None if embedding.labels is None else [names[label] for label in embedding.labels]
-    return Index(embedding.features, embedding.paths, labels, embedding.encoder_digest, path.name)
+    return Index(embedding.features, embedding.paths, labels=labels, digest=embedding.encoder_digest, name=path.name)

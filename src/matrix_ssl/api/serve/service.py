@@ -7,6 +7,7 @@ of other requests, and the encoder computes batches of them.
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -108,7 +109,7 @@ class Service:
         if not 1 <= k <= most:
             raise Refused(422, f"k={k}: expected 1 to {most}.")
         queries = await self.embed(request)
-        return await self._in_time(self._in_thread(lambda: index.search(queries, k=k)))
+        return await self._in_time(self._in_thread(partial(index.search, queries, k=k)))
 
     def close(self) -> None:
         """Ends the threads; another request starts new ones."""
@@ -121,7 +122,7 @@ class Service:
         if len(uploads) > self.settings.images:
             raise Refused(413, f"The request holds more than {self.settings.images} images.")
         with self._line.taken(len(uploads)):
-            squares = await asyncio.gather(*(self._in_thread(lambda one=one: self._square(one)) for one in uploads))
+            squares = await asyncio.gather(*(self._in_thread(partial(self._square, one)) for one in uploads))
             answers = [asyncio.wrap_future(self._batcher.submit(square)) for square in squares]
             try:
                 features = np.stack(await asyncio.gather(*answers))
