@@ -56,14 +56,22 @@ def service(where: Path, batch: int) -> Iterator[tuple[str, int]]:
     """Host and port of a service in a process of its own."""
     words = [sys.executable, "-m", "matrix_ssl", "serve", str(where), "--device", "cpu", "--port", "0"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([*words, "--set", f"batch={batch}"], stdout=subprocess.PIPE, env=environment, text=True)
-    assert process.stdout is not None
-    try:
-        host, _, port = process.stdout.readline().split()[1].removeprefix("http://").rpartition(":")
-        yield host, int(port)
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait()
+    with tempfile.TemporaryFile("w+") as said:
+        process = subprocess.Popen(
+            [*words, "--set", f"batch={batch}"], stdout=subprocess.PIPE, stderr=said, env=environment, text=True
+        )
+        assert process.stdout is not None
+        try:
+            line = process.stdout.readline()
+            if not line:
+                said.seek(0)
+                raise SystemExit(f"The service did not start: {said.read()}")
+            host, _, port = line.split()[1].removeprefix("http://").rpartition(":")
+            yield host, int(port)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait()
+            process.stdout.close()
 
 
 def ask(address: tuple[str, int], files: Sequence[bytes]) -> tuple[list[float], list[NDArray[np.float32]]]:

@@ -481,6 +481,16 @@ class TestPlantedAnswers:
         assert result["subsets"].keys() == {"random", "k-centre", "facility-location", "log-determinant"}
         assert len(result["mislabels"]) == 5 and result["duplicates"]["perceptual_hash"]["pairs"] >= 0
 
+    @pytest.mark.slow
+    def test_the_service_gives_the_same_features_in_batches_and_by_onnx(self, tmp_path):
+        run("speed.serve", "--quick", "--encoder", "tiny_resnet", "--out", tmp_path / "serve.json")
+        result = json.loads((tmp_path / "serve.json").read_text())
+        variants = {(one["runtime"], one["batches"], one["clients"]) for one in result["results"]}
+        assert variants == {(a, b, c) for a in ("torch", "onnx") for b in ("batched", "single") for c in (1, 4)}
+        differences = result["relative_differences"]
+        assert differences.pop("onnx from torch") < 1e-4
+        assert len(differences) == 4 and max(differences.values()) < 1e-5
+
     def test_search_is_exact(self, tmp_path):
         run("speed.search", "--quick", "--widths", "8", "32", "--out", tmp_path / "search.json")
         for one in json.loads((tmp_path / "search.json").read_text())["searches"]:

@@ -139,5 +139,6 @@ def index_folders(
 
 
 def _unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:
-    lengths = np.sqrt(np.einsum("nk,nk->n", rows, rows, dtype=np.float64))[:, None]
-    return rows / np.where(lengths == 0, 1.0, lengths).astype(np.float32)
+    squares: NDArray[np.float64] = np.einsum("nk,nk->n", rows, rows, dtype=np.float64)
+    lengths = np.sqrt(squares).astype(np.float32)[:, None]
+    return rows / np.where(lengths == 0, np.float32(1), lengths)
