@@ -16,6 +16,7 @@ from matrix_ssl.encoder.opening import open_checkpoint
 from matrix_ssl.errors import ConfigError, DataError
 from matrix_ssl.report import write_report
 from matrix_ssl.runs.folder import read_config
+from tests.support.encoder_runs import make_run
 
 tifffile = pytest.importorskip("tifffile")
 SETTINGS = {"data.image_size": 8, "data.workers": 0, "network.encoder": "tiny_resnet", "network.width": 8,
@@ -89,21 +90,19 @@ def test_evaluate_embed_and_page(run: matrix_ssl.Run, tiles: Path) -> None:
 
 
 @pytest.mark.parametrize(("form", "encoder"), [("torchvision", "resnet18"), ("onnx", "tiny_resnet")])
-def test_export(tiles: Path, tmp_path: Path, form: str, encoder: str) -> None:
+def test_export(run: matrix_ssl.Run, tmp_path: Path, form: str, encoder: str) -> None:
     if form == "onnx":
         pytest.importorskip("onnxruntime")
         pytest.importorskip("onnxscript")
-    settings = SETTINGS | {"network.encoder": encoder, "network.stem": "standard", "epochs": 1, "data.image_size": 16}
-    run = matrix_ssl.pretrain(
-        tiles, recipe="satellite", out=tmp_path / "r", settings=settings, quiet=True, report=False
-    )
-    said = export(run.folder, form=form)  # its own program has read it back
+    settings = f"network.encoder={encoder}", "network.stem=standard", "data.image_size=16"
+    folder, _ = make_run(tmp_path / "r", *settings, base=read_config(run.folder))
+    said = export(folder, form=form)  # its own program has read it back
     assert ("set_submodule('conv1', torch.nn.Conv2d(5, 64" in said) == (form == "torchvision")
-    export(run.folder, form="safetensors")
-    opened = open_checkpoint(run.folder / "export.safetensors")
-    assert opened.config.data.reading == read_config(run.folder).data.reading
+    export(folder, form="safetensors")
+    opened = open_checkpoint(folder / "export.safetensors")
+    assert opened.config.data.reading == read_config(folder).data.reading
     with pytest.raises(ConfigError, match="takes colours, and this encoder takes 5 channels"):
-        export(run.folder, form="huggingface") if encoder == "resnet18" else pytest.skip("not a ResNet")
+        export(folder, form="huggingface") if encoder == "resnet18" else pytest.skip("not a ResNet")
 
 
 def test_without_a_recipe_signed_values_are_measured_and_the_size_is_that_of_the_images(tmp_path: Path) -> None:

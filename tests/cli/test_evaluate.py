@@ -74,7 +74,7 @@ def test_protocols_that_train(run: Path) -> None:
     assert by_list["labelled"] == 142 and by_list["accuracy"] == few["semi_supervised_10"]["accuracy"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
 def test_a_stopped_training_goes_on_and_ends_alike(run: Path, done: Path, number: int) -> None:
     stop = (
         "import os, matrix_ssl.training.engine as e; step = e.Engine.update\n"

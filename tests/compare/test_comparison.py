@@ -163,7 +163,9 @@ def test_the_curve_has_held_out_accuracy_at_the_kept_moments(done: Path) -> None
         assert seconds == sorted(seconds) and seconds[-1] == pytest.approx(row["seconds"], abs=0.01)
 
 
-@pytest.mark.parametrize(("method", "epochs", "seed"), [("matrix_ssl", 1, 0), ("simsiam", 2, 1)])
+@pytest.mark.parametrize(
+    ("method", "epochs", "seed"), [pytest.param("matrix_ssl", 1, 0, marks=pytest.mark.slow), ("simsiam", 2, 1)]
+)
 def test_the_weights_are_those_of_a_plain_pre_training(
     done: Path, tmp_path: Path, method: str, epochs: int, seed: int
 ) -> None:

@@ -47,11 +47,29 @@ def copy(whole: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def partly(copy: Path) -> Path:
+    """A folder with a comparison of which the job ``RUN`` is still to be done."""
+    shutil.rmtree(copy / "c" / RUN)
+    return copy
+
+
+@pytest.fixture
+def tuned(copy: Path) -> Path:
+    """A folder with a comparison of which the baselines alone are done."""
+    for name in ("runs", "tuning"):
+        shutil.rmtree(copy / "c" / name)
+    return copy
+
+
 @pytest.mark.parametrize(
     ("job", "label"),
     [pytest.param(TRIAL, "simsiam, trial 1", marks=pytest.mark.slow), (RUN, "simsiam, 2 epochs, seed 0")],
 )
-def test_a_job_that_was_killed_is_reported_and_done_again(tmp_path: Path, whole: Path, job: str, label: str) -> None:
+def test_a_job_that_was_killed_is_reported_and_done_again(
+    request: pytest.FixtureRequest, whole: Path, job: str, label: str
+) -> None:
+    tmp_path: Path = request.getfixturevalue("partly" if job == RUN else "tuned")
     kill = at_step(job, 2, "os.kill(os.getpid(), signal.SIGKILL)")
     ended = runs.run(tmp_path, SMALL, before=FORKED + kill)
     last = check_failure(ended)
@@ -102,7 +120,10 @@ def test_a_signal_stops_all_jobs_after_a_checkpoint(tmp_path: Path, whole: Path,
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has died")
 @pytest.mark.parametrize("job", [TRIAL, pytest.param(RUN, marks=pytest.mark.slow)])
-def test_a_comparison_that_was_killed_leaves_no_job_behind(tmp_path: Path, whole: Path, job: str) -> None:
+def test_a_comparison_that_was_killed_leaves_no_job_behind(
+    request: pytest.FixtureRequest, whole: Path, job: str
+) -> None:
+    tmp_path: Path = request.getfixturevalue("partly" if job == RUN else "tuned")
     note = f"open('pid', 'w').write(str(os.getpid())); {signal_comparison(signal.SIGKILL)}"
     ended = runs.run(tmp_path, SMALL, before=FORKED + at_step(job, 1, note))
     assert ended.code == -signal.SIGKILL and "failed" not in ended.err
@@ -197,18 +218,18 @@ def test_a_job_whose_comparison_is_gone_does_not_start(copy: Path) -> None:
     assert not (copy / "c" / RUN / "result.json").exists()
 
 
-def test_a_second_comparison_in_the_folder_is_refused(tmp_path: Path, whole: Path) -> None:
+def test_a_second_comparison_in_the_folder_is_refused(partly: Path, whole: Path) -> None:
     wait = at_step(RUN, 1, "[time.sleep(0.01) for _ in iter(lambda: not os.path.exists('go'), False)]")
-    first = runs.start(tmp_path, SMALL, before=FORKED + wait)
+    first = runs.start(partly, SMALL, before=FORKED + wait)
     deadline = time.monotonic() + PATIENCE
-    while not (tmp_path / "c" / RUN / "metrics.jsonl").exists():
+    while not (partly / "c" / RUN / "metrics.jsonl").exists():
         assert time.monotonic() < deadline, first.err()
         time.sleep(0.01)
-    message = fail(tmp_path, SMALL)
-    (tmp_path / "go").touch()
+    message = fail(partly, SMALL)
+    (partly / "go").touch()
     assert message.startswith("c is being written by another process: wait for it or choose another folder.")
     assert first.wait().code == 0
-    assert_same(tmp_path, whole)
+    assert_same(partly, whole)
 
 
 def test_other_settings_in_the_folder_are_refused_by_name(copy: Path) -> None:

@@ -159,9 +159,10 @@ for module, names in (
 
 
 def test_a_run_is_made_evaluated_and_made_again_without_the_calls_of_posix(tmp_path: Path) -> None:
-    runs.succeed(tmp_path, runs.tiny(), before=AS_ON_WINDOWS)
+    words = runs.tiny("data.subset=128")
+    runs.succeed(tmp_path, words, before=f"{AS_ON_WINDOWS}{runs.BARE}")
     runs.succeed(tmp_path, ["evaluate", "r", "--protocol", "knn", "--device", "cpu"], before=AS_ON_WINDOWS)
-    runs.succeed(tmp_path, [*runs.tiny(), "--fresh"], before=AS_ON_WINDOWS)
+    runs.succeed(tmp_path, [*words, "--fresh"], before=f"{AS_ON_WINDOWS}{runs.BARE}")
     assert (tmp_path / "r.1" / "evaluation").exists() and (tmp_path / "r" / CONFIG).exists()
 
 

@@ -134,11 +134,11 @@ def torchrun(folder: Path, arguments: list[str]) -> subprocess.CompletedProcess[
 
 @pytest.mark.slow  # the processes of the next test are forked
 def test_torchrun_gives_the_losses_gradients_and_weights_of_one_process(tmp_path: Path, single: Path) -> None:
-    ended = torchrun(tmp_path, [*tiny(*SHORTEST), "--no-report"])
+    ended = torchrun(tmp_path, tiny(*SHORTEST))
     assert ended.returncode == 0, ended.stderr
     assert_close(tmp_path / "r", single, 1e-8)
     assert ended.stderr.count("matrix_ssl on 198 images") == 1 and "2 processes" in ended.stderr
-    assert ended.stdout == "encoder r/encoder.safetensors\n"
+    assert ended.stdout == "encoder r/encoder.safetensors\nreport  r/report.html\n"
     assert "Warning" not in ended.stderr
     (encoder, _), (expected, _) = (
         checkpoint.read_safetensors(r / "encoder.safetensors") for r in (tmp_path / "r", single)
@@ -147,6 +147,7 @@ def test_torchrun_gives_the_losses_gradients_and_weights_of_one_process(tmp_path
         torch.testing.assert_close(encoder[name], tensor, rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.slow  # four starts of Python; quick: a_mistake_is_told_by_the_first_process_alone
 def test_torchrun_shows_a_mistake_once_and_leaves_nothing_behind(tmp_path: Path) -> None:
     ended = torchrun(tmp_path, ["pretrain", "dmeo"])
     assert ended.returncode != 0
@@ -173,8 +174,8 @@ def test_three_processes_agree_with_one(tmp_path: Path, single: Path) -> None:
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An uninterrupted run of two processes."""
     folder = tmp_path_factory.mktemp("pair")
-    ended = end(start_processes(folder, tiny(*SHORT), count=2, before=""))
-    assert [(e.code, e.out) for e in ended] == [(0, "encoder r/encoder.safetensors\nreport  r/report.html\n"), (0, "")]
+    ended = end(start_processes(folder, tiny(*SHORT), count=2))
+    assert [(e.code, e.out) for e in ended] == [(0, "encoder r/encoder.safetensors\n"), (0, "")]
     return folder / "r"
 
 
@@ -196,7 +197,7 @@ def test_the_death_of_one_process_ends_the_other_and_the_run_resumes(tmp_path: P
     assert runs.tensors(tmp_path / "r") == runs.tensors(pair)
 
 
-@pytest.mark.parametrize("receivers", [pytest.param((0,), marks=pytest.mark.slow), (1,), (0, 1)])
+@pytest.mark.parametrize("receivers", [*(pytest.param((one,), marks=pytest.mark.slow) for one in (0, 1)), (0, 1)])
 def test_a_signal_to_any_process_stops_all_at_the_same_step(tmp_path: Path, receivers: tuple[int, ...]) -> None:
     commands = start_processes(tmp_path, tiny(*SHORT, epochs=50), count=2)
     wait_for_step(tmp_path / "r", 2, commands[0])

@@ -4,6 +4,7 @@ Lines of ``matrix-ssl`` are executed with the smallest settings on generated ima
 like those of ``torchrun``, they are only parsed, settings included.
 """
 
+import functools
 import importlib
 import importlib.util
 import json
@@ -14,6 +15,7 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -26,11 +28,13 @@ import matrix_ssl
 from matrix_ssl import config, methods
 from matrix_ssl.cli import main
 from matrix_ssl.config import recipes
+from matrix_ssl.encoder import architectures
 from matrix_ssl.evaluate.trained.protocols import EvaluationSettings
 from matrix_ssl.llm.finetune.settings import FineTuneSettings, parse_assignments
 from matrix_ssl.runs.folder import METHOD
 from matrix_ssl.training import setup
 from tests.support.comparisons import compare
+from tests.support.quick import some
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -38,9 +42,12 @@ PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 SMALLEST = ["data.subset=16", "data.workers=0", "batch_size=8", "epochs=1", "network.width=8", "method.hidden_dim=16",
             "method.output_dim=16"]  # fmt: skip
 NOT_RUN = {"--download", "DATA", "mae"}  # what needs a network, data of the reader, or a vision transformer
+TINY_COLOUR = ["network.encoder=tiny_resnet", "data.image_size=32"]
 SMALL_COLOUR = ["network.encoder=regnet_y_400mf", "data.image_size=32"]  # torchvision has it; 440 features
+EXPORTED = ["pretrain", "--data", "photos"]  # begins the run ``runs/photos``, which pages export for torchvision
 CONTINUED = ("maximum-entropy.md", "matrix-entropy.md", "python.md", "ranks.md")  # the blocks of each are one program
 OTHER_TOOLS = {"--nproc-per-node", "--help", "--durations"}  # torchrun, every command, pytest
+SLOW = ("compare.md", "settings.md")  # their commands are variants of those of other pages
 GROUPS = ("data", "network", "method", "optimizer")
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
@@ -82,13 +89,18 @@ def check_command(words: list[str]) -> None:
         methods.find_method(context.params["method"])
 
 
+def is_exported(words: list[str]) -> bool:
+    return words[:3] == EXPORTED and ("--out" not in words or "runs/photos" in words)
+
+
 def run_command(words: list[str]) -> None:
     """Executes one line of matrix-ssl in the current folder, with the smallest settings and the quickest protocol."""
     if words[0] == "pretrain":
-        small = SMALLEST if "demo" in words else SMALLEST + SMALL_COLOUR
+        colour = SMALL_COLOUR if is_exported(words) else TINY_COLOUR
+        small = SMALLEST if "demo" in words else SMALLEST + colour
         words = [*words, *(part for setting in small for part in ("--set", setting))]
     if words[0] == "compare":
-        colour = [] if "demo" in words else SMALL_COLOUR
+        colour = [] if "demo" in words else TINY_COLOUR
         few = "matrix_ssl,simsiam" if "--rivals-budget" in words else "simsiam"
         shorter = {"--methods": few, "--seeds": "1", "--trials": "1", "--budget": "1"}
         longer = ["--rivals-budget", "2"] * ("--rivals-budget" in words)
@@ -109,6 +121,17 @@ def run_command(words: list[str]) -> None:
         with pytest.raises(SystemExit) as end:
             main.main()
     assert end.value.code == 0, words
+
+
+def with_small_network(pretrain: Any) -> Any:
+    """``matrix_ssl.pretrain`` with the networks of the smallest settings, where a call names no others."""
+    small = {"network.width": 8, "method.hidden_dim": 16, "method.output_dim": 16}
+
+    @functools.wraps(pretrain)
+    def call(*arguments: Any, settings: Any = (), **keywords: Any) -> Any:
+        return pretrain(*arguments, settings=small | dict(settings), **keywords)
+
+    return call
 
 
 def uses_device(command: str) -> bool:
@@ -160,6 +183,14 @@ def check_pip(arguments: list[str]) -> None:
     assert (ROOT / arguments[arguments.index("-c") + 1]).is_file()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def small_images() -> Iterator[None]:
+    """Encoders that take images of any size take small ones."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(architectures, "IMAGE_SIZE", 32)
+        yield
+
+
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory) -> Path:
     """A folder with ``photos`` in class folders, in which the pages are executed in turn."""
@@ -184,14 +215,24 @@ def done(workspace) -> list[list[str]]:
 
 
 @each_page
+def test_commands_parse(page):
+    """For the pages whose commands run in ``make test-slow`` alone."""
+    for words in shell_lines(page):
+        if words[0] == "matrix-ssl":
+            check_command(words[1:])
+
+
+@pytest.mark.parametrize("page", some([page.name for page in PAGES], *(p.name for p in PAGES if p.name not in SLOW)))
 def test_code_blocks_run(page, workspace, done, monkeypatch):
     """Each block by itself, but for the pages that are read from top to bottom.
 
     The blocks of the page of the architecture are changes of the source: ``test_architecture_page.py`` applies them.
     """
+    page = next(path for path in PAGES if path.name == page)
     monkeypatch.chdir(workspace)
     for function in (matrix_ssl.pretrain, matrix_ssl.Run.evaluate):
         monkeypatch.setitem(function.__kwdefaults__, "report", False)
+    monkeypatch.setattr(matrix_ssl, "pretrain", with_small_network(matrix_ssl.pretrain))
     names = {"__name__": "__main__"}
     for number, (language, code) in enumerate(blocks(page)):
         if language == "sh":

@@ -171,6 +171,7 @@ class TestHuggingFace:
         total = len(load_encoder(run).state_dict())
         assert f"{total} of {total} tensors of {name}" in export(run, form="huggingface")
 
+    @pytest.mark.slow
     def test_a_stride_in_another_layer_is_noticed(self, tmp_path, monkeypatch) -> None:
         """The names and shapes of the two variants of a block with three convolutions are equal."""
         transformers = pytest.importorskip("transformers")

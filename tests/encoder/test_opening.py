@@ -35,6 +35,14 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of which one tensor is missing."""
+    path = tmp_path_factory.mktemp("few") / "few.pth"
+    torch.save({n: t for n, t in published.resnet().state_dict().items() if n != "layer4.1.bn2.bias"}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
 def folder(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the imported run ``runs/moco_v2_200ep`` and ``photos`` of two classes."""
     folder = tmp_path_factory.mktemp("imported")
@@ -181,10 +189,9 @@ class TestImportedRuns:
                                                        "Did you mean 'resnet18'?"),
     ])  # fmt: skip
     def test_a_mistake_is_one_sentence_and_leaves_nothing(
-        self, tmp_path: Path, arguments: list[str], code: int, message: str
+        self, tmp_path: Path, few: Path, arguments: list[str], code: int, message: str
     ) -> None:
-        tensors = {n: t for n, t in published.resnet().state_dict().items() if n != "layer4.1.bn2.bias"}
-        torch.save(tensors, tmp_path / "few.pth")
+        (tmp_path / "few.pth").symlink_to(few)
         (tmp_path / "page.pth").write_text("<!doctype html>")
         before = sorted(tmp_path.rglob("*"))
         assert fail(tmp_path, ["import", *arguments], code=code) == message

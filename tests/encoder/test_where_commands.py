@@ -50,6 +50,7 @@ def test_evaluate(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (folder / "runs" / "tiny" / "encoder.safetensors").stat().st_mtime_ns == written
 
 
+@pytest.mark.slow  # quick: test_opening.py
 def test_the_teacher_of_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save(published.moco_v2(published.resnet()), "moco.pth.tar")

@@ -34,12 +34,12 @@ def without_online(folder: Path) -> list[dict]:
 def observed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that was observed."""
     folder = tmp_path_factory.mktemp("observed")
-    succeed(folder, [*tiny("log_every=1", "checkpoint_every=9", epochs=3), "--online"], before=BARE)
+    succeed(folder, [*tiny("log_every=1", "checkpoint_every=9", epochs=2), "--online"], before=BARE)
     return folder / "r"
 
 
 def test_the_training_is_the_same_to_the_bit(observed: Path, tmp_path: Path) -> None:
-    succeed(tmp_path, tiny("log_every=1", "checkpoint_every=9", epochs=3), before=BARE)
+    succeed(tmp_path, tiny("log_every=1", "checkpoint_every=9", epochs=2), before=BARE)
     assert tensors(tmp_path / "r") == tensors(observed)
     assert without_online(tmp_path / "r") == without_online(observed)
 
@@ -48,7 +48,7 @@ def test_what_is_measured(observed: Path) -> None:
     found = lines(observed)
     assert all("online_train" in line for line in found)
     moments = [line["step"] for line in found if "online_knn" in line]
-    assert moments[0] == 1 and moments[-1] == 66 and len(moments) == 21
+    assert moments[0] == 1 and moments[-1] == 44 and len(moments) == 21
     first, last = found[0], found[-1]
     assert last["online_linear"] > first["online_linear"] + 0.1
     assert 0.15 < last["online_train"] <= 1
@@ -66,7 +66,7 @@ def test_what_is_measured(observed: Path) -> None:
 
 
 def test_a_killed_run_goes_on_with_the_same_numbers(observed: Path, tmp_path: Path) -> None:
-    command = [*tiny("log_every=1", "checkpoint_every=9", epochs=3), "--online"]
+    command = [*tiny("log_every=1", "checkpoint_every=9", epochs=2), "--online"]
     kill = (
         "import os, matrix_ssl.training.engine as e; step = e.Engine.update\n"
         "def stop(self, *rest):\n"
@@ -80,7 +80,7 @@ def test_a_killed_run_goes_on_with_the_same_numbers(observed: Path, tmp_path: Pa
 
 
 def test_it_can_be_switched_on_and_off_between_parts_of_a_run(observed: Path, tmp_path: Path) -> None:
-    plain = tiny("log_every=1", "checkpoint_every=9", epochs=3)
+    plain = tiny("log_every=1", "checkpoint_every=9", epochs=2)
     stop = (
         "import os, matrix_ssl.training.engine as e; step = e.Engine.update\n"
         "def stop(self, *rest):\n"

@@ -8,6 +8,7 @@ import torch
 
 from matrix_ssl.api import evaluation
 from matrix_ssl.data import open_source
+from matrix_ssl.encoder import architectures
 from matrix_ssl.errors import DataError
 from matrix_ssl.evaluate import protocols
 from matrix_ssl.evaluate.trained.linear_sgd import LinearSGD
@@ -20,8 +21,9 @@ DAMAGED = 24  # of 60 test images, of which ten may be unreadable
 
 
 @pytest.fixture
-def data(tmp_path: Path) -> Path:
-    """A labelled dataset, in whose test split files are damaged throughout."""
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A labelled dataset, in whose test split files are damaged throughout; encoders take small images."""
+    monkeypatch.setattr(architectures, "IMAGE_SIZE", 24)
     for split, count in (("train", 8), ("test", 30)):
         for name in ("ant", "bee"):
             paths = make_images(tmp_path / "photos" / split / name, count)

@@ -147,6 +147,7 @@ os.fsync, os.replace, tempfile.mkstemp = (
 REASONS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO, errno.EMFILE)
 
 
+@pytest.mark.slow  # test_faults has a full disk and a limit of the size of files
 def test_refused_writes(tmp_path: Path, whole: Path, begun: Path) -> None:
     draw = random.Random(6)
     for number in range(count(6)):
@@ -159,6 +160,7 @@ def test_refused_writes(tmp_path: Path, whole: Path, begun: Path) -> None:
         finish(folder, whole) if number % 5 == 0 else shutil.rmtree(folder)
 
 
+@pytest.mark.slow  # test_distributed has three processes and one
 def test_changing_numbers_of_processes(tmp_path: Path) -> None:
     (alone := tmp_path / "alone").mkdir()
     succeed(alone, tiny(*PAIR), before=BARE)

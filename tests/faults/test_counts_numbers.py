@@ -111,6 +111,7 @@ e.Engine.update = update
 """
 
 
+@pytest.mark.slow  # training/test_setup.py has some steps
 def test_many_steps_need_no_more_memory_nor_handles(tmp_path: Path) -> None:
     steps = count(16)
     epochs = -(-steps // 22)

@@ -31,7 +31,8 @@ def features(tmp_path: Path) -> Path:
 def test_measuring_needs_no_more_memory_for_more_rows(features: Path) -> None:
     ended = run(features.parent, ["measure", "x.npy"], before=LIMITED.format(mib=MEASURE))
     assert ended.code == 0, ended.err
-    np.save(features, np.asfortranarray(np.load(features)))  # the order of columns has to be read at once
+    features.unlink()  # the order of columns has to be read at once
+    np.lib.format.open_memmap(features, "w+", np.float32, (ROWS, WIDTH), fortran_order=True).flush()
     message = fail(features.parent, ["measure", "x.npy"], before=LIMITED.format(mib=MEASURE))
     assert "memory" in message.lower()
 

@@ -120,7 +120,7 @@ class TestOfTwo:
         np.testing.assert_allclose(function(y, x), [function(y, a) for a in x], rtol=1e-12)
 
     @pytest.mark.filterwarnings("ignore")
-    @pytest.mark.parametrize("shape", [(4, 6), (6, 4)])
+    @pytest.mark.parametrize("shape", [(4, 6), pytest.param((6, 4), marks=pytest.mark.slow)])
     def test_compiled_without_breaks(self, name, shape):
         torch._dynamo.reset()
         function = functools.partial(getattr(of_features, name), ridge=0.1)

@@ -35,8 +35,13 @@ def test_a_kill_in_the_first_write(tmp_path: Path, commands: dict[str, list[str]
     assert (tmp_path / "r" / first).exists() and not list((tmp_path / "r").rglob("*.tmp"))
 
 
-@pytest.mark.parametrize("name", BEFORE)
-@pytest.mark.parametrize("hidden", [".notes.tmp", ".config.json.tmp", ".plan.json.tmp", ".notes.txt.ab12cd34.tmp"])
+@pytest.mark.parametrize(
+    ("name", "hidden"),
+    [
+        pytest.param(name, hidden, marks=[] if hidden == ".notes.tmp" or name == "pretrain" else pytest.mark.slow)
+        for name in BEFORE for hidden in (".notes.tmp", ".config.json.tmp", ".plan.json.tmp", ".notes.txt.ab12cd34.tmp")
+    ],
+)  # fmt: skip
 def test_a_hidden_file_of_the_user_is_no_temporary_file(
     tmp_path: Path, commands: dict[str, list[str]], name: str, hidden: str
 ) -> None:

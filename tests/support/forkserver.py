@@ -10,6 +10,7 @@ import faulthandler
 import functools
 import gc
 import importlib
+import importlib.metadata
 import json
 import logging
 import os
@@ -27,6 +28,7 @@ import numpy as np
 import scipy.optimize
 import sklearn.datasets
 import sklearn.manifold
+import sklearn.model_selection
 import threadpoolctl
 import torch
 
@@ -39,9 +41,11 @@ import matrix_ssl.methods.matrix_ssl
 import matrix_ssl.report
 import matrix_ssl.training.setup  # noqa: F401
 from matrix_ssl.report.svg import drawing, inline_svg, new_figure
+from matrix_ssl.report.template import templates
 from matrix_ssl.runs import processes
 
 SEED = 67280421310721  # PyTorch's own, of a program that has not chosen one
+MAP_STEPS = 250  # of a t-SNE map, the fewest that scikit-learn takes, which most of a small evaluation would go into
 
 
 def redirect(number: int, path: str) -> None:
@@ -100,16 +104,21 @@ def answer(request: dict, ended: dict[int, int]) -> object:
 
 
 def draw() -> None:
-    """Draws a figure and steps an optimizer: what every child would otherwise import and look up again."""
+    """Draws a figure, splits rows and steps an optimizer: what every child would otherwise import and look up again."""
     with drawing():
         figure = new_figure(100)
         figure.add_subplot().plot([0, 1], label="line")
         inline_svg(figure, "first", title="", description="")
+    for page in ("run.html", "comparison.html"):
+        templates().get_template(page)
     weight = torch.zeros(2, requires_grad=True)
     optimizer = torch.optim.SGD([weight], lr=0.1, momentum=0.9)
     weight.sum().backward()
     optimizer.step()
     scipy.optimize.minimize(lambda x: (x @ x, 2 * x), np.ones(2), jac=True, method="L-BFGS-B")
+    sklearn.model_selection.train_test_split(np.arange(4), stratify=[0, 0, 1, 1], test_size=2)
+    importlib.metadata.version = functools.cache(importlib.metadata.version)
+    sklearn.manifold.TSNE = functools.partial(sklearn.manifold.TSNE, max_iter=MAP_STEPS)
 
 
 def forget_pytest(requests: int, replies: int) -> None:

@@ -21,7 +21,7 @@ NETWORKS = {
     "tiny_resnet": {"width": 8}, "resnet18": {}, "timm/test_vit": {"patch_size": 4},
     "resnet50": {}, "mobilenet_v3_small": {}, "vit_b_16": {},
 }  # fmt: skip
-SLOW = ("resnet18", "timm/test_vit", "resnet50", "mobilenet_v3_small", "vit_b_16")
+SLOW = ("tiny_resnet", "resnet18", "timm/test_vit", "resnet50", "mobilenet_v3_small", "vit_b_16")
 
 
 @pytest.fixture(autouse=True)

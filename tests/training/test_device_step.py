@@ -92,16 +92,14 @@ def count_steps(task: Any, folder: Path, steps: int = 2) -> dict[str, Operators]
     return asked
 
 
-@pytest.mark.parametrize(
-    "method", some(list_methods(), "byol", "dino", "mae", "matrix_entropy", "matrix_ssl", "simclr", "swav", "w_mse")
-)
+@pytest.mark.parametrize("method", some(list_methods(), "mae", "matrix_ssl", "w_mse"))
 def test_every_method_trains_without_a_look_at_a_value(method: str, tmp_path: Path) -> None:
     asked = count_steps(prepare(method), tmp_path)
     assert asked["compute"].copies == OWN_COPIES.get(method, 0), asked["compute"].counts
     assert asked["whole"].copies == 1 + OWN_COPIES.get(method, 0)
 
 
-@pytest.mark.parametrize("name", ["sgd", "adamw", "lars"])
+@pytest.mark.parametrize("name", some(["sgd", "adamw", "lars"], "lars"))
 def test_a_step_of_resnet18_asks_little_of_the_device(name: str, tmp_path: Path) -> None:
     task = prepare("matrix_ssl", "network.encoder=resnet18", f"optimizer.name={name}", side=32)
     asked = count_steps(task, tmp_path)

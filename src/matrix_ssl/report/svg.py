@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import matplotlib
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
@@ -101,6 +102,7 @@ def plain_axes(axes: Axes, *, values: Literal["x", "y"] = "y") -> None:
 
 def inline_svg(figure: Figure, name: str, *, title: str, description: str) -> str:
     """The figure as an ``<svg>``; ``name``, unique on the page, prefixes every id, because inline SVGs share ids."""
+    arrange(figure)
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
     text = buffer.getvalue()
@@ -116,6 +118,15 @@ def inline_svg(figure: Figure, name: str, *, title: str, description: str) -> st
     body = re.sub(r"\n\s*", "\n", body)
     head = f'<title id="{name}-title">{escape(title)}</title><desc id="{name}-desc">{escape(description)}</desc>'
     return f'<svg {view_box.group()} role="img" aria-labelledby="{name}-title {name}-desc">{head}{body}</svg>'
+
+
+def arrange(figure: Figure) -> None:
+    """Lays out a figure for an SVG once and for all; ``savefig`` would draw all of it a second time for that."""
+    if engine := figure.get_layout_engine():
+        figure.dpi = 72  # an SVG's
+        FigureCanvasSVG(figure)  # in whose units text is measured
+        engine.execute(figure)
+        figure.set_layout_engine(None)
 
 
 def _shorten(match: re.Match[str]) -> str:

@@ -163,6 +163,7 @@ class TestResuming:
             del each["scores"]["settings"]["workers"]
         assert mine == expected
 
+    @pytest.mark.slow  # quick: one kill, after the training; in the middle: training/test_engine.py
     def test_kills_leave_no_trace(self, tmp_path: Path, whole: Path, data: Path) -> None:
         resumed = []
         for count in (1, 4, 7, 9):
@@ -177,7 +178,8 @@ class TestResuming:
         assert content(tmp_path / "r") == content(whole)
         assert not list((tmp_path / "r").rglob("*.tmp"))
 
-    @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+    @pytest.mark.slow  # quick: training/test_engine.py
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
     def test_a_signal_ends_after_a_checkpoint(self, tmp_path: Path, whole: Path, data: Path, number: int) -> None:
         command = start(tmp_path, arguments(data, EPOCHS, "checkpoint_every=100"), before=SLOWLY)
         wait_for_lines(tmp_path / "r", 3)

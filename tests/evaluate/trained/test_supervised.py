@@ -267,7 +267,7 @@ class TestLearning:
         assert right > 0.8 > 0.4 > baseline > 0.1
         assert lines(tmp_path / "tuned")[-1]["loss"] < 0.5 * lines(tmp_path / "tuned")[0]["loss"]
 
-    @pytest.mark.parametrize("precision", ["bfloat16", "float64"])
+    @pytest.mark.parametrize("precision", ["bfloat16", pytest.param("float64", marks=pytest.mark.slow)])
     def test_in_other_precisions(self, tmp_path, precision):
         full = evaluate(tmp_path / "float32", TUNE)
         other = evaluate(tmp_path / precision, dataclasses.replace(TUNE, precision=precision))
@@ -423,7 +423,7 @@ def spread(kind):
 
 
 class TestSeveralProcesses:
-    @pytest.mark.parametrize("kind", ["linear", "tune"])
+    @pytest.mark.parametrize("kind", ["tune", pytest.param("linear", marks=pytest.mark.slow)])
     def test_do_what_one_does(self, tmp_path, kind):
         settings = dataclasses.replace(SETTINGS[kind], precision="float64")
         single = evaluate(tmp_path / "one", settings, train=Some(bad=(3, 4)), test=Some(30, split="test"))

@@ -10,7 +10,7 @@ from matrix_ssl.report.comparison.page import write_comparison
 from tests.report.run import test_page_browser as of_report
 from tests.support.synthetic_comparison import METHODS, failed, make_comparison
 
-pytestmark = of_report.pytestmark
+pytestmark = [of_report.pytestmark, pytest.mark.slow]  # quick: a page of report/run/test_page_browser.py
 browser = of_report.browser
 
 

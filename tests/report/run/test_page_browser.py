@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from matrix_ssl.report import write_report
+from matrix_ssl.report.comparison.page import write_comparison
 from tests.support.browser import CHROMIUM, DRIVER, contrast, open_browser, requested, show
+from tests.support.quick import some
+from tests.support.synthetic_comparison import make_comparison
 from tests.support.synthetic_run import make_run
 
 if TYPE_CHECKING:
@@ -24,7 +27,17 @@ def browser(tmp_path_factory) -> Iterator["webdriver.Chrome"]:
         yield driver
 
 
-@pytest.fixture(scope="module", params=["labelled", "many", "alarmed"])
+@pytest.fixture(scope="module", params=["run", "comparison"])
+def any_page(request, tmp_path_factory) -> Path:
+    """A page of a run, and that of a comparison, which has more kinds in tests of its own."""
+    out = tmp_path_factory.mktemp("any")
+    if request.param == "run":
+        return write_report(make_run(out / "run"))
+    (out / "compare.json").write_text(json.dumps(make_comparison()), encoding="utf-8")
+    return write_comparison(out)
+
+
+@pytest.fixture(scope="module", params=some(["labelled", "many", "alarmed"], "labelled"))
 def page(request, tmp_path_factory) -> Path:
     """Pages of the kinds of run that look different."""
     run = tmp_path_factory.mktemp("runs") / f"{request.param}-with-a-long-name-without-any-space_{'x' * 60}"
@@ -128,3 +141,10 @@ def test_all_images_load(browser, tmp_path):
     sizes = browser.execute_script("return [...document.images].map(i => [i.complete, i.naturalWidth, i.alt.length])")
     assert len(sizes) == 48
     assert all(complete and width == 32 and alt for complete, width, alt in sizes)
+
+
+def test_any_page_is_quiet_fits_a_phone_and_can_be_read(browser, any_page):
+    test_console_is_quiet_and_the_network_unused(browser, any_page)
+    test_nothing_runs_over_the_side(browser, any_page, 360)
+    test_figure_text_is_legible_on_a_phone(browser, any_page)
+    test_text_stands_out_in_both_modes(browser, any_page)
