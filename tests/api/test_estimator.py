@@ -114,8 +114,9 @@ class OnRows(EncoderTransformer):
 
 
 @pytest.mark.parametrize("name", [
-    "check_estimators_pickle", "check_fit_check_is_fitted", "check_n_features_in",
+    "check_estimators_pickle", "check_n_features_in",
     *(pytest.param(name, marks=pytest.mark.slow) for name in (
+        "check_fit_check_is_fitted",
         "check_estimators_overwrite_params", "check_dict_unchanged", "check_fit_idempotent",
         "check_transformer_preserve_dtypes",
     )),

@@ -131,7 +131,13 @@ class TestResuming:
         pretrain(PIXELS, out=tmp_path / "r", fresh=True, **TINY)
         assert read_config(tmp_path / "r").data.images == 40 and read_config(tmp_path / "r.1").data.images == 32
 
-    @pytest.mark.parametrize("data", [PIXELS, "photos", list(PIXELS)], ids=["array", "folder", "items"])
+    @pytest.mark.parametrize(
+        "data",
+        [
+            pytest.param(PIXELS, id="array"), pytest.param("photos", id="folder", marks=pytest.mark.slow),
+            pytest.param(list(PIXELS), id="items", marks=pytest.mark.slow),
+        ],
+    )  # fmt: skip
     def test_a_run_that_was_stopped_ends_with_the_same_bits(self, data: Any, tmp_path: Path) -> None:
         with pytest.raises(RuntimeError, match="of the user"):
             pretrain(data, out=tmp_path / "r", callback=stop_at(1, fail), **TINY)

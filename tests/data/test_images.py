@@ -4,8 +4,6 @@ import io
 import logging
 import os
 import struct
-import subprocess
-import sys
 import tempfile
 import warnings
 import zlib
@@ -19,6 +17,7 @@ from matrix_ssl.data import opening
 from matrix_ssl.data.images import decode_image, read_image
 from matrix_ssl.data.opening import DICOM_EXTENSIONS, EXTENSIONS, HEIF_EXTENSIONS
 from matrix_ssl.errors import UnreadableImage
+from tests.support.runs import run
 
 
 @pytest.fixture
@@ -255,6 +254,8 @@ for action in (lambda: read_image(folder / "secret.png"), lambda: read_shard(fol
         action()
     except Exception as error:
         print(type(error).__name__, error)
+sys.stdout.flush()
+raise SystemExit(0)
 """
 
 
@@ -268,8 +269,7 @@ def test_what_may_not_be_read_is_named() -> None:
             secret.write_bytes(b"x")
             secret.chmod(0)
         (folder / "closed").mkdir(mode=0)
-        command = [sys.executable, "-c", _AS_NOBODY, name]
-        lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+        lines = run(folder, [name], before=_AS_NOBODY).out.splitlines()
     assert lines == [
         f"UnreadableImage {folder / 'secret.png'}: no permission to read the file",
         f"DataError {folder / 'secret.npz'}: no permission to read the file; allow it.",

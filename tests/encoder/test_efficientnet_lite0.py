@@ -113,7 +113,7 @@ def check_features(path: Path, weights: dict[str, Tensor], side: int) -> None:
     assert (features - expected).abs().max() < 1e-11 * expected.abs().max()
 
 
-@pytest.mark.parametrize("side", [64, 75])
+@pytest.mark.parametrize("side", [pytest.param(64, marks=pytest.mark.slow), 75])
 def test_random_weights_in_the_layout(tmp_path: Path, side: int) -> None:
     weights = random_weights()
     torch.save(weights, tmp_path / "x.pth")

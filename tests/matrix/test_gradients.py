@@ -46,7 +46,7 @@ class TestOfOneMatrix:
     def test_at_a_matrix(self, function, eigenvalues):
         check(lambda a: function(symmetric_part(a)), positive(eigenvalues))
 
-    @pytest.mark.parametrize("ridge", [0.01, 1.0])
+    @pytest.mark.parametrize("ridge", [0.01, pytest.param(1.0, marks=pytest.mark.slow)])
     @every_feature
     def test_through_features(self, function, x, ridge):
         check(lambda x: function(covariance(x), ridge=ridge), x, atol=1e-4 * ridge)
@@ -54,7 +54,7 @@ class TestOfOneMatrix:
 
 @pytest.mark.parametrize("function", single_functions(of_features).values(), ids=single_functions(of_features))
 class TestOfFeatures:
-    @pytest.mark.parametrize("ridge", [0.01, 1.0])
+    @pytest.mark.parametrize("ridge", [0.01, pytest.param(1.0, marks=pytest.mark.slow)])
     @every_feature
     def test_with_a_ridge(self, function, x, ridge):
         check(lambda x: function(x, ridge=ridge), x, atol=1e-4 * ridge)
@@ -85,7 +85,7 @@ class TestOfTwo:
         check(lambda p, q: function(symmetric_part(p), symmetric_part(q), ridge=0.1), *inputs)
 
     @pytest.mark.parametrize("at", FEATURES)
-    @pytest.mark.parametrize("ridge", [0.01, 1.0])
+    @pytest.mark.parametrize("ridge", [0.01, pytest.param(1.0, marks=pytest.mark.slow)])
     def test_through_features(self, name, at, ridge):
         x = FEATURES[at]
         y = x if at in ("collapse", "covariance a multiple of the identity") else x.flip(0) + rows(*x.shape, rank=1)

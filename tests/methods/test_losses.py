@@ -102,7 +102,7 @@ CASES = {
     ),
 }  # fmt: skip
 every = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-COMPILED = ("simclr", "byol", "vicreg", "sigreg")
+COMPILED = ("simclr", "sigreg")
 
 
 def value_and_gradients(loss: Loss, tensors: list[Tensor], **settings: Any) -> tuple[Tensor, ...]:
@@ -112,7 +112,7 @@ def value_and_gradients(loss: Loss, tensors: list[Tensor], **settings: Any) -> t
 
 
 @every
-@pytest.mark.parametrize(("n", "d"), SHAPES)
+@pytest.mark.parametrize(("n", "d"), [(4, 6), pytest.param(5, 5, marks=pytest.mark.slow), (6, 4)])
 def test_value_and_gradient_are_those_of_the_formula(case: Case, n: int, d: int) -> None:
     for settings in case.settings:
         tensors = case.tensors(n, d)

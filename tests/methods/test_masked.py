@@ -237,8 +237,8 @@ class TestPatches:
 
 
 def digits(name: str) -> list[str]:
-    """Arguments of ``pretrain`` on handwritten digits, 22 steps."""
-    settings = ["network.encoder=timm/test_vit", "network.patch_size=2", "batch_size=64", "epochs=1",
+    """Arguments of ``pretrain`` on handwritten digits, 20 steps."""
+    settings = ["network.encoder=timm/test_vit", "network.patch_size=2", "batch_size=32", "epochs=2", "data.subset=320",
                 "optimizer.warmup_epochs=0", "method.decoder_dim=16", "method.decoder_depth=1",
                 "method.decoder_heads=2"]  # fmt: skip
     words = [word for setting in settings for word in ("--set", setting)]

@@ -248,8 +248,7 @@ class TestCommandLine:
         settings = ["method.weight=2.5", *(s for s in TINY if not s.startswith("method."))] if kind == "file" else TINY
         words = [word for setting in [*settings, "epochs=1", "data.subset=320"] for word in ("--set", setting)]
         arguments = ["pretrain", "demo", "--out", "r", "--device", "cpu", "--method", method, *words]
-        before = "" if kind == "file" else BARE  # one page for three
-        ended = succeed(tmp_path, arguments, before=before)
+        ended = succeed(tmp_path, arguments, before=BARE)
         assert f"{method} on 320 images" in ended.err
         written: RunConfig = read_config(tmp_path / "r")
         assert written.method.name == method
@@ -258,8 +257,9 @@ class TestCommandLine:
         lines = runs.lines(tmp_path / "r")
         assert lines[-1]["step"] == 5 and np.isfinite([line["loss"] for line in lines]).all()
         assert ("teacher_momentum" in lines[-1]) == (kind == "moco_v2")
-        assert succeed(tmp_path, arguments).err.startswith("r is complete. Use --fresh to start over.\n")
+        assert succeed(tmp_path, arguments, before=BARE).err.startswith("r is complete. Use --fresh to start over.\n")
 
+        before = "" if kind == "file" else BARE  # one page for three
         evaluated = succeed(tmp_path, ["evaluate", "r", "--device", "cpu", "--protocol", "knn"], before=before)
         assert "20-NN" in evaluated.out and "untrained" in evaluated.out
         embedded = succeed(tmp_path, ["embed", "r", "--out", "f.npz", "--split", "test", "--device", "cpu"])

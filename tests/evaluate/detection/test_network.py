@@ -60,7 +60,7 @@ def from_encoder(detector: nn.Module, architecture: str) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+@pytest.mark.parametrize("name", ["resnet18", pytest.param("resnet50", marks=pytest.mark.slow)])
 def test_every_tensor_of_the_encoder_is_in_the_detector_bit_by_bit(architecture: str, name: str) -> None:
     backbone = open_backbone("random", architecture=name, seed=4)
     expected = {key: value.clone() for key, value in backbone.encoder.state_dict().items()}
