@@ -40,14 +40,15 @@ CHECKS = ("gather", "gather_uneven", "all_reduce_sum", "sum_of_parts", "batch_no
           "whole_network", "agreement", "streams", "matrix_ssl_loss", "matrix_entropy_loss", "loss_scale",
           "teacher_gradient")  # fmt: skip
 UNEVEN = ("gather_uneven", "all_reduce_sum", "uneven_batch_norm", "agreement")  # what three processes show in seconds
+TOGETHER = {"all": CHECKS, "uneven": UNEVEN}  # one after another in the same processes
 
 
 @pytest.mark.parametrize(
     ("check", "count"),
     [
-        *((check, 2) for check in CHECKS),
-        *(pytest.param(check, 3, marks=[] if check in UNEVEN else pytest.mark.slow) for check in CHECKS),
-        *(pytest.param(check, 4, marks=pytest.mark.slow) for check in CHECKS),
+        ("all", 2),
+        ("uneven", 3),
+        *(pytest.param(check, count, marks=pytest.mark.slow) for count in (2, 3, 4) for check in CHECKS),
         ("every_order_shared", 4),  # two processes share each
         ("metric_objects", 2),
         ("different_methods", 2),
@@ -58,9 +59,11 @@ def test_together_they_compute_what_one_process_computes(tmp_path: Path, check: 
     folder = str(Path(process_checks.__file__).parent)
     code = (
         f"import sys; sys.path.insert(0, {folder!r}); import torch, process_checks\n"
-        f"from matrix_ssl import distributed; distributed.start('cpu'); torch.manual_seed(0)\n"
+        f"from matrix_ssl import distributed; distributed.start('cpu')\n"
         f"assert distributed.world_size() == {count}\n"
-        f"process_checks.{check}(); distributed.stop(); raise SystemExit(0)"
+        f"for check in {TOGETHER.get(check, (check,))}:\n"
+        f"    torch.manual_seed(0); getattr(process_checks, check)()\n"
+        f"distributed.stop(); raise SystemExit(0)"
     )
     for command in start_processes(tmp_path, [], count=count, before=code):
         ended = command.wait()

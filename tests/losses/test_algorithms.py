@@ -16,6 +16,7 @@ from matrix_ssl.losses.logarithm import series as polynomials
 from matrix_ssl.losses.logarithm.trace import log_det_one_plus, trace_polynomial
 from matrix_ssl.losses.rows import add_symmetric_product, symmetric_product
 from tests.losses.test_losses import covariance, rows_of
+from tests.support.quick import cross
 
 ALGORITHMS = ("eigh", "quadrature", "polynomial", "auto")
 SPECTRA = {
@@ -59,8 +60,7 @@ def value_and_gradients(p, z, side="auto", **constants):
 
 
 class TestExact:
-    @pytest.mark.parametrize("spectrum", SPECTRA)
-    @pytest.mark.parametrize("ridge", [0.01, 0.1, 1.0, 10.0])
+    @pytest.mark.parametrize(("spectrum", "ridge"), cross(SPECTRA, [0.01, 0.1, 1.0, 10.0], row="1/k", column=0.1))
     @pytest.mark.parametrize("side", ["samples", "features"])
     @pytest.mark.parametrize("algorithm", ALGORITHMS)
     def test_is_scipys_logarithm(self, algorithm, side, ridge, spectrum):
@@ -90,8 +90,8 @@ class TestExact:
             loss = functools.partial(matrix_ssl_order_terms, objective=objective, side=side)
             assert torch.autograd.gradcheck(lambda *x: loss(*x).loss, inputs)  # noqa: B023
 
-    @pytest.mark.parametrize("spectrum", SPECTRA)
-    @pytest.mark.parametrize("ridge", [1e-2, 0.1, 1.0])  # condition numbers up to 100
+    # condition numbers up to 100
+    @pytest.mark.parametrize(("spectrum", "ridge"), cross(SPECTRA, [1e-2, 0.1, 1.0], row="1/k", column=1e-2))
     @pytest.mark.parametrize("algorithm", ALGORITHMS)
     def test_float32_keeps_five_digits(self, algorithm, ridge, spectrum):
         for n, d in ((96, 160), (160, 96), (64, 64)):

@@ -20,6 +20,7 @@ from matrix_ssl.losses import (
     view_entropy,
 )
 from matrix_ssl.losses.logarithm import resolvents
+from tests.support.quick import cross
 
 ORDERS = (0.3, 0.5, 0.9, 0.999999, 1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 5.0, 12.0)
 SHAPES = {"n<d": (4, 7), "n=d": (5, 5), "n>d": (7, 4)}
@@ -151,8 +152,9 @@ class TestGradient:
         batch = [x.requires_grad_() for x in views(*shape)]
         assert torch.autograd.gradcheck(lambda *z: matrix_entropy_loss(*z, **constants), batch)
 
-    @settings
-    @pytest.mark.parametrize("algorithm", ["eigh", "resolvents"])
+    @pytest.mark.parametrize(
+        ("algorithm", "constants"), cross(["eigh", "resolvents"], SETTINGS, row="eigh", column=SETTINGS[0])
+    )
     def test_where_eigenvalues_repeat_or_vanish(self, monkeypatch, constants, algorithm):
         if algorithm == "resolvents":
             if constants.get("order", 1.0) != 1.0:

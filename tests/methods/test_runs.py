@@ -23,7 +23,7 @@ from matrix_ssl.runs.folder import read_config
 from matrix_ssl.training import setup
 from tests.methods.test_methods import OWN_METHOD, own
 from tests.support import runs
-from tests.support.quick import some
+from tests.support.quick import cross, some
 from tests.support.runs import BARE, TINY, succeed
 
 MASKED = ("mae", "m_mae")
@@ -76,8 +76,10 @@ OPTIONS = {
 
 
 class TestUseMethod:
-    @pytest.mark.parametrize("name", list_methods())
-    @pytest.mark.parametrize("recipe", [name for name in list_recipes() if name != "imagenet"])
+    @pytest.mark.parametrize(
+        ("recipe", "name"),
+        cross(sorted(set(list_recipes()) - {"imagenet"}), list_methods(), row="cifar10", column="byol"),
+    )
     def test_options_that_both_have_are_carried_over(self, recipe: str, name: str) -> None:
         base = find_recipe(recipe)
         found = setup.use_method(base, name)
