@@ -24,6 +24,7 @@ from matrix_ssl.runs.files import read_json
 from matrix_ssl.runs.folder import read_config
 from matrix_ssl.training import setup
 from tests.support import runs
+from tests.support.comparisons import TWO_DRAWS
 from tests.support.runs import BARE, from_files, make_images, succeed, tiny
 
 DIGITS = open_source("digits", split="train", data_root=None)
@@ -250,7 +251,8 @@ def test_of_labelled_folders_a_fifth_is_held_out(tmp_path: Path) -> None:
     for name in ("ant", "bee"):
         make_images(tmp_path / "insects" / name, 20)
     succeed(tmp_path, from_files("insects"), before=BARE)
-    evaluated = succeed(tmp_path, ["evaluate", "r", "--protocol", "knn,low-shot", "--device", "cpu"], before=BARE)
+    command = ["evaluate", "r", "--protocol", "knn,low-shot", "--device", "cpu"]
+    evaluated = succeed(tmp_path, command, before=f"{BARE}\n{TWO_DRAWS}")
     assert "holding out 20% of each class" in evaluated.err
     folder = tmp_path / "r" / "evaluation"
     results = read_json(folder / "insects" / "low-shot.json")

@@ -204,6 +204,7 @@ def test_the_page_and_the_terminal(done: Path) -> None:
     assert "src=" not in page and "http" not in page.replace("http-equiv", "").replace("http://www.w3.org", "")
 
 
+@pytest.mark.slow  # quick: test_faults
 def test_a_diverged_training_is_a_result(public: Path, tmp_path: Path) -> None:
     shutil.copy(public / "public.safetensors", tmp_path)
     message = fail(tmp_path, worth("--set", "optimizer.learning_rate=1e30", seeds=1))

@@ -272,6 +272,7 @@ class TestMeasuring:
             )
             assert found["diff_erank"] == pytest.approx(other["erank"] - row["erank"], rel=1e-3)
 
+    @pytest.mark.slow  # quick: batches of three against the textbook
     def test_the_batch_size_changes_nothing(self, llama, text, tmp_path):
         found = [
             diagnose(DiagnoseSettings(str(llama), text, window=16, batch_size=size), tmp_path / str(size), device=CPU)[

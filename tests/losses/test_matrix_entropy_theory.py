@@ -17,6 +17,7 @@ from matrix_ssl.losses import (
     view_entropy,
 )
 from matrix_ssl.matrix import coding_rate, matrix_cross_entropy, matrix_kl, renyi_entropy, von_neumann_entropy
+from tests.support.quick import cross
 
 shapes = pytest.mark.parametrize("shape", [(30, 5), (12, 5), (9, 9), (6, 20)])
 
@@ -206,8 +207,10 @@ class TestMatrixSSLVariants:
         return [rows(n, d, seed) * (seed + 1) for seed in range(4)]
 
     @pytest.mark.parametrize("shape", [(12, 5), (5, 12)])
-    @pytest.mark.parametrize("alignment", ["covariances", "images"])
-    @pytest.mark.parametrize("uniformity", ["cross", "own", "entropy"])
+    @pytest.mark.parametrize(
+        ("uniformity", "alignment"),
+        cross(["cross", "own", "entropy"], ["covariances", "images"], row="own", column="covariances"),
+    )
     def test_terms_and_gradients(self, uniformity, alignment, shape):
         def expected(z1, z2, p1, p2):
             published = matrix_ssl_terms(z1, z2, p1, p2, objective=self.SETTINGS)

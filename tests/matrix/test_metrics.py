@@ -1,14 +1,12 @@
 """Metric objects: equal to the functions on all samples, with torchmetrics and Lightning where they are installed."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 
 from matrix_ssl import errors, matrix
 from matrix_ssl.matrix import metrics, of_features
 from tests.support.matrix_samples import rows
+from tests.support.runs import run
 
 FUNCTIONS = {
     metrics.RankMe: matrix.rank_me,
@@ -102,7 +100,8 @@ def test_lightning_logs_an_epoch():
 
 _WITHOUT = """
 import sys; sys.modules["torchmetrics"] = None
-import torch
+import torch, matrix_ssl.matrix
+del sys.modules["matrix_ssl.matrix.metrics"], matrix_ssl.matrix.metrics
 from matrix_ssl.matrix import metrics, rank_me
 from matrix_ssl.matrix.accumulating import Metric
 assert issubclass(metrics.RankMe, Metric)
@@ -117,9 +116,10 @@ except ValueError as error: assert str(error) == "A RankMe can be merged with it
 else: raise SystemExit(1)
 other.reset(); other.update(x)
 torch.testing.assert_close(other.compute(), rank_me(x))
+raise SystemExit(0)
 """
 
 
-def test_without_torchmetrics():
-    result = subprocess.run([sys.executable, "-c", _WITHOUT], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
+def test_without_torchmetrics(tmp_path):
+    ended = run(tmp_path, [], before=_WITHOUT)
+    assert ended.code == 0, ended.err

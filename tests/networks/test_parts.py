@@ -48,7 +48,7 @@ def step(name: str, encoder: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
 @pytest.mark.parametrize("name", ["matrix_ssl", "matrix_entropy", "simclr", "vicreg", "dino"])
-@pytest.mark.parametrize("parts", [2, 3, 20])
+@pytest.mark.parametrize("parts", [3, *(pytest.param(parts, marks=pytest.mark.slow) for parts in (2, 20))])
 def test_a_step_in_parts_is_the_plain_one(name: str, parts: int, dtype: torch.dtype, tolerance: float) -> None:
     plain, in_parts = transformer(), transformer()
     networks.compute_in_parts(in_parts, parts)

@@ -29,8 +29,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished and evaluated run, with its files in the old form."""
     folder = tmp_path_factory.mktemp("old")
     succeed(folder, tiny("batch_size=256"), before=BARE)
-    succeed(folder, ["evaluate", "r", "--protocol", "linear"], before=BARE)
-    files = [folder / "r" / name for name in ("config.json", "summary.json", "evaluation/digits/linear.json")]
+    succeed(folder, ["evaluate", "r", "--protocol", "knn"], before=BARE)
+    files = [folder / "r" / name for name in ("config.json", "summary.json", "evaluation/digits/knn.json")]
     for path in files:
         path.write_text(json.dumps(old(json.loads(path.read_text("utf-8")))), "utf-8")
         assert '"pictures"' in path.read_text("utf-8") and "digest" not in path.read_text("utf-8")
@@ -46,8 +46,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_counts_have_their_names_of_today(folder: Path) -> None:
     assert read_config(folder / "r").data.images == 1437
     assert read_json(folder / "r" / "summary.json")["data"]["images"] == 1437
-    measures = read_json(folder / "r" / "evaluation" / "digits" / "linear.json")["measures"]
-    assert measures["linear"]["images"] == 360
+    measures = read_json(folder / "r" / "evaluation" / "digits" / "knn.json")["measures"]
+    assert measures["knn_20"]["images"] == 360
 
 
 def test_a_class_called_like_an_old_key_keeps_its_name(tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_the_same_command_says_that_the_run_is_complete(folder: Path) -> None:
         (["report", "r"], "r/report.html"),
         (["export", "r", "--out", "x.safetensors"], "x.safetensors"),
         (["embed", "r", "--data", "digits", "--out", "e.npz"], "e.npz"),
-        (["evaluate", "r", "--protocol", "linear"], "r/evaluation/digits/linear.json"),
+        (["evaluate", "r", "--protocol", "knn"], "r/evaluation/digits/knn.json"),
     ],
 )
 def test_every_command_reads_it(words: list[str], file: str, folder: Path) -> None:

@@ -9,10 +9,11 @@ line is deleted first.
 """
 
 import copy
+import functools
 import inspect
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -72,6 +73,16 @@ def views(step: int, n: int = ROWS, dtype: torch.dtype = torch.float64) -> tuple
     return one, two
 
 
+def in_class(test: Callable[..., None]) -> Callable[..., None]:
+    """A test by itself, so that a mark of one class is not one of all."""
+
+    @functools.wraps(test)
+    def call(*arguments: Any, **keywords: Any) -> None:
+        test(*arguments, **keywords)
+
+    return call
+
+
 def assert_same(found: Mapping[Any, Any], expected: Mapping[Any, Any]) -> None:
     """Equal bit for bit, through nested mappings."""
     assert found.keys() == expected.keys()
@@ -84,8 +95,24 @@ def assert_same(found: Mapping[Any, Any], expected: Mapping[Any, Any]) -> None:
             assert found[key] == value, key
 
 
+# of these methods the tests of REPEATED are slow; others have teacher, queue, prototypes, masks or a covariance as well
+BRIEF = {
+    "barlow_twins", "byol", "dino", "emp_ssl", "kernel_infonce", "lejepa", "m_mae", "matrix_entropy", "mec", "mmcr",
+    "simsiam", "vicreg", "w_mse",
+}  # fmt: skip
+REPEATED = (
+    "test_the_seed_decides_everything", "test_a_resumed_run_goes_on_bit_for_bit", "test_a_skipped_step_leaves_no_trace",
+    "test_a_last_batch_of_half_the_size", "test_exports_its_encoders", "test_precision_and_memory_format_do_not_matter",
+)  # fmt: skip
+
+
 class MethodConformance:
     """The suite. A subclass says which method, and what cannot be seen from outside."""
+
+    def __init_subclass__(cls, **keywords: Any):
+        super().__init_subclass__(**keywords)
+        for name in REPEATED if getattr(cls, "name", None) in BRIEF else ():
+            setattr(cls, name, pytest.mark.slow(in_class(getattr(cls, name))))
 
     name: ClassVar[str]  # as --method takes it
     options: ClassVar[dict[str, Any]] = {}

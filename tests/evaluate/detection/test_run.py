@@ -156,6 +156,7 @@ SLOWLY = (
 
 
 class TestResuming:
+    @pytest.mark.slow  # quick: a kill after the training, whose resumed run has the bits of another
     def test_the_same_seed_gives_the_same_bits(self, tmp_path: Path, whole: Path, data: Path) -> None:
         succeed(tmp_path, arguments(data, EPOCHS, "workers=0"), before=THINLY)
         mine, expected = content(tmp_path / "r"), content(whole)

@@ -453,6 +453,7 @@ def test_damaged_configuration(tmp_path, content):
         write_report(tmp_path)
 
 
+@pytest.mark.slow  # quick: test_architecture.py
 def test_no_torch_is_loaded():
     code = "import sys, matrix_ssl.report; sys.exit('torch' in sys.modules or 'matplotlib.pyplot' in sys.modules)"
     ended = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONWARNINGS": "ignore"})
