@@ -180,6 +180,7 @@ class TestScripts:
         assert (tmp_path / "chain.md").read_text("utf-8") == (ROOT / "docs/results/chain.md").read_text("utf-8")
         assert (tmp_path / "chain.json").read_bytes() == (RESULTS / "chain.json").read_bytes()
 
+    @pytest.mark.slow  # five benchmarks in small
     def test_losses(self, results):
         found = json.loads((results / "losses.json").read_text())
         for case in found["cases"]:
@@ -208,6 +209,7 @@ class TestScripts:
         assert [(row["n"], "published" in row["seconds"]) for row in found["curves"]["d"]] == [(32, True), (32, False)]
         assert [row["variant"] for row in found["memory"]] == ["exact, auto"]
 
+    @pytest.mark.slow
     def test_pages(self, results, tmp_path, monkeypatch):
         docs = tmp_path / "docs"
         shutil.copytree(ROOT / "docs", docs)

@@ -136,7 +136,7 @@ def test_a_comparison_knows_its_data_by_content(tmp_path: Path) -> None:
     comparisons.compare(tmp_path, command)
 
 
-@pytest.mark.parametrize("part", ["train", "val"])
+@pytest.mark.parametrize("part", [pytest.param("train", marks=pytest.mark.slow), "val"])
 def test_a_detection_run_knows_its_images_by_content(tmp_path: Path, part: str) -> None:
     data = write_set(tmp_path / "data")
     command = arguments(data, "epochs=0.4", "precise_bn=0")
@@ -148,6 +148,7 @@ def test_a_detection_run_knows_its_images_by_content(tmp_path: Path, part: str) 
     assert f"{part}.images_digest: " in fail(tmp_path, command, before=THINLY)
 
 
+@pytest.mark.slow  # quick: the run that its first stage is
 def test_a_finished_stage_of_a_chain_is_done_again_for_other_data(tmp_path: Path) -> None:
     make_classes(tmp_path / "set")
     words = from_files("set")[1:]

@@ -47,7 +47,13 @@ SMALL_COLOUR = ["network.encoder=regnet_y_400mf", "data.image_size=32"]  # torch
 EXPORTED = ["pretrain", "--data", "photos"]  # begins the run ``runs/photos``, which pages export for torchvision
 CONTINUED = ("maximum-entropy.md", "matrix-entropy.md", "python.md", "ranks.md")  # the blocks of each are one program
 OTHER_TOOLS = {"--nproc-per-node", "--help", "--durations"}  # torchrun, every command, pytest
-SLOW = ("compare.md", "measure.md", "settings.md")  # their commands are variants of those of other pages
+SLOW = (
+    "compare.md",
+    "find.md",
+    "images.md",
+    "measure.md",
+    "settings.md",
+)  # their commands are variants of those of other pages
 GROUPS = ("data", "network", "method", "optimizer")
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])

@@ -27,6 +27,7 @@ from matrix_ssl.methods.matrix_ssl import MatrixSSL
 from matrix_ssl.runs.files import write_json
 from matrix_ssl.runs.folder import SUMMARY, read_config
 from tests.support.encoder_runs import make_run
+from tests.support.quick import some
 
 Run = tuple[Path, MatrixSSL]
 READ_AGAIN = ("safetensors", "torchvision", "timm", "huggingface")  # by `matrix-ssl import`
@@ -86,7 +87,7 @@ class TestSafetensors:
 
 
 class TestTorchvision:
-    @pytest.mark.parametrize("weights", ["student", "teacher"])
+    @pytest.mark.parametrize("weights", some(["student", "teacher"], "student"))
     def test_a_model_loads_it_bit_by_bit(self, resnet, tmp_path, weights, monkeypatch) -> None:
         run, method = resnet
         target = tmp_path / "encoder.pth"
@@ -389,7 +390,7 @@ class TestCards:
 
 
 class TestRoundTrips:
-    @pytest.mark.parametrize("form", READ_AGAIN)
+    @pytest.mark.parametrize("form", some(READ_AGAIN, "torchvision", "huggingface"))
     def test_an_export_is_imported_bit_by_bit(self, resnet, tmp_path, form) -> None:
         if form in ("timm", "huggingface"):
             pytest.importorskip({"huggingface": "transformers"}.get(form, form))

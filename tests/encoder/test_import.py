@@ -61,7 +61,9 @@ def outline(name: str, **options: int) -> dict[str, Tensor]:
 
 
 class TestPublishedFormats:
-    @pytest.mark.parametrize("program", PUBLISHED)
+    @pytest.mark.parametrize(
+        "program", some(PUBLISHED, "Matrix-SSL, MEC", "BYOL, lucidrains", "solo-learn", "DINO", "torchvision")
+    )
     def test_every_tensor_of_the_encoder_and_the_number_of_others(self, student, tmp_path, program) -> None:
         build, aside, has_teacher = PUBLISHED[program]
         torch.save(build(student), tmp_path / "x.pth.tar")

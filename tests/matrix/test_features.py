@@ -12,6 +12,7 @@ from matrix_ssl import matrix
 from matrix_ssl.errors import MatrixError, MatrixShapeError, NotPositiveDefiniteError
 from matrix_ssl.matrix import covariance, of_features
 from tests.support.matrix_samples import positive, rows
+from tests.support.quick import cross
 
 ORDERS = [0.0, 0.5, 0.9, 1.0, 1.1, 2.0, 3.0, math.inf]
 SINGLE = {name: getattr(of_features, name) for name in ("matrix_entropy", "von_neumann_entropy", "log_det")}
@@ -30,8 +31,7 @@ def linear_kernel(x):
 
 @pytest.mark.parametrize("name", SINGLE)
 class TestOfOne:
-    @pytest.mark.parametrize("shape", SHAPES)
-    @pytest.mark.parametrize("ridge", [0.0, 1e-3, 0.5])
+    @pytest.mark.parametrize(("shape", "ridge"), cross(SHAPES, [0.0, 1e-3, 0.5], row=(20, 6), column=0.0))
     def test_is_that_of_the_covariance(self, name, shape, ridge):
         x = rows(*shape) + 3
         if name == "log_det" and ridge == 0 and shape[0] <= shape[1]:
@@ -45,8 +45,13 @@ class TestOfOne:
         assert found.shape == (2, 3)
         assert found[1, 2].item() == pytest.approx(SINGLE[name](x[5], ridge=0.1).item(), abs=1e-12)
 
-    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-    @pytest.mark.parametrize("shape", [(64, 16), (16, 64), (300, 100)])
+    @pytest.mark.parametrize(
+        ("dtype", "shape"),
+        cross(
+            [torch.bfloat16, torch.float16, torch.float32], [(64, 16), (16, 64), (300, 100)],
+            row=torch.float32, column=(16, 64),
+        ),
+    )  # fmt: skip
     def test_float32_half_precision_and_autocast(self, name, dtype, shape):
         """To 1e-5 at a ridge that makes the condition number 1e3."""
         x = rows(*shape).to(dtype)
@@ -143,10 +148,13 @@ class TestOfTwo:
 
 
 class TestKernels:
-    @pytest.mark.parametrize("alpha", ORDERS)
-    @pytest.mark.parametrize(("n", "d", "e"), [(5, 8, 9), (5, 2, 9), (20, 3, 2), (6, 3, 2), (7, 3, 2)])
+    @pytest.mark.parametrize(
+        ("shape", "alpha"),
+        cross([(5, 8, 9), (5, 2, 9), (20, 3, 2), (6, 3, 2), (7, 3, 2)], ORDERS, row=(20, 3, 2), column=1.0),
+    )
     @pytest.mark.parametrize("name", ["joint_entropy", "mutual_information"])
-    def test_is_that_of_the_kernels(self, name, n, d, e, alpha):
+    def test_is_that_of_the_kernels(self, name, shape, alpha):
+        n, d, e = shape
         x, y = rows(n, d) + 0.3, rows(n, e, seed=1)
         expected = getattr(matrix, name)(linear_kernel(x), linear_kernel(y), alpha=alpha).item()
         assert getattr(of_features, name)(x, y, alpha=alpha).item() == pytest.approx(expected, abs=1e-9)

@@ -193,7 +193,7 @@ class TestExecution:
                 np.testing.assert_allclose(x, y, atol=1e-12)
 
     @every_function
-    @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+    @pytest.mark.parametrize("half", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)])
     def test_half_precision_is_computed_in_float32(self, function, count, half):
         arguments = [x.to(half) for x in samples(count, condition=5, d=4)]
         found = function(*arguments)
@@ -201,7 +201,9 @@ class TestExecution:
         assert torch.equal(found, function(*(x.float() for x in arguments)))
 
     @every_function
-    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+    @pytest.mark.parametrize(
+        "dtype", [torch.bfloat16, torch.float32, pytest.param(torch.float64, marks=pytest.mark.slow)]
+    )
     def test_autocast_changes_nothing(self, function, count, dtype):
         results = []
         for enabled in (False, True):
@@ -215,7 +217,7 @@ class TestExecution:
         assert all(torch.equal(x, y) for x, y in zip(*results, strict=True))
 
     @every_function
-    @pytest.mark.parametrize("d", [4, 32, 200])
+    @pytest.mark.parametrize("d", [4, pytest.param(32, marks=pytest.mark.slow), 200])
     def test_float32(self, function, count, d):
         """To 1e-5 of the sum of the sizes of the terms, at condition 1e3."""
         arguments = samples(count, torch.float32, d=d)

@@ -88,6 +88,7 @@ class TestBYOL(MethodConformance):
     def without_safeguard(self) -> type[Method]:
         return symmetric(BYOL)
 
+    @pytest.mark.slow  # as that of Matrix-SSL
     def test_collapse_is_noticed_where_the_safeguard_is_taken_away(self, tmp_path, monkeypatch):
         self.check_that_collapse_is_noticed(tmp_path, monkeypatch)
 
@@ -130,6 +131,7 @@ class TestSimCLR(MethodConformance):
 
         return WithoutNegatives
 
+    @pytest.mark.slow  # as that of Matrix-SSL
     def test_collapse_is_noticed_where_the_safeguard_is_taken_away(self, tmp_path, monkeypatch):
         self.check_that_collapse_is_noticed(tmp_path, monkeypatch)
 

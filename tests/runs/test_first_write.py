@@ -22,14 +22,16 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     }
 
 
-@pytest.mark.parametrize("name", BEFORE)
-def test_a_kill_in_the_first_write(tmp_path: Path, commands: dict[str, list[str]], name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "fresh"), [*((name, False) for name in BEFORE), pytest.param("compare", True, marks=pytest.mark.slow)]
+)
+def test_a_kill_in_the_first_write(tmp_path: Path, commands: dict[str, list[str]], name: str, fresh: bool) -> None:
     first = "plan.json" if name == "compare" else "config.json"
     assert run(tmp_path, commands[name], before=f"{BEFORE[name]}\n{KILLED}").code == -9
     left = [path.name for path in (tmp_path / "r").iterdir() if path.name != ".lock"]
     assert len(left) == 1 and left[0].startswith(f".{first}.") and left[0].endswith(".tmp")
     succeed(tmp_path, commands[name], before=BEFORE[name])
-    if name == "compare":
+    if name == "compare" and fresh:
         succeed(tmp_path, [*commands[name], "--fresh"], before=BEFORE[name])
         assert (tmp_path / "r.1" / "compare.json").exists() and (tmp_path / "r" / "compare.json").exists()
     assert (tmp_path / "r" / first).exists() and not list((tmp_path / "r").rglob("*.tmp"))

@@ -69,7 +69,7 @@ def detector(folder: Path) -> Any:
     return DetectorTraining(network, images, settings, make_plan(settings, images=len(images)), display=QUIET)
 
 
-@pytest.fixture(params=[pretraining, classifier, detector])
+@pytest.fixture(params=[pretraining, pytest.param(classifier, marks=pytest.mark.slow), detector])
 def build(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Any]:
     """Makes the task of one of the users at its initialisation."""
     (tmp_path / "data").mkdir()

@@ -72,8 +72,9 @@ def run_and_kill(folder: Path, draw: random.Random) -> Ended:
 
 @pytest.mark.parametrize(
     ("kills", "seed"),
-    [(2, 282), pytest.param(5, 282, marks=pytest.mark.slow), pytest.param(20, 20, marks=pytest.mark.slow)],
+    [(5, 282), (20, 20)],
 )  # of the five, the third falls into a start
+@pytest.mark.slow  # quick: test_engine.py, and the kills below
 def test_kills_at_random_moments_leave_no_trace(tmp_path: Path, whole: Path, kills: int, seed: int) -> None:
     draw = random.Random(seed)
     began = []
@@ -150,7 +151,7 @@ def interrupt_after(step: int, number: int) -> str:
     "number",
     [signal.SIGINT, *(pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIGTERM, signal.SIGUSR1))],
 )  # the tests around it send the other two
-def test_a_signal_saves_at_the_step_boundary(tmp_path: Path, whole: Path, number: int) -> None:
+def test_a_signal_saves_at_the_step_boundary_and_a_moved_run_resumes(tmp_path: Path, whole: Path, number: int) -> None:
     ended = runs.run(tmp_path, tiny(*SETTINGS, epochs=2), before=BARE + "; " + interrupt_after(10, number))
     assert ended.code == 128 + number
     name = signal.Signals(number).name
@@ -161,11 +162,15 @@ def test_a_signal_saves_at_the_step_boundary(tmp_path: Path, whole: Path, number
         "step-000000010.safetensors",
     ]
     assert not (tmp_path / "r" / "summary.json").exists()
-    again = succeed(tmp_path, tiny(*SETTINGS, epochs=2), before=BARE)
+    elsewhere = tmp_path / "another place"  # a moved run resumes
+    elsewhere.mkdir()
+    (tmp_path / "r").rename(elsewhere / "r")
+    again = succeed(elsewhere, tiny(*SETTINGS, epochs=2), before=BARE)
     assert f"Resuming after step 10 of {STEPS}" in again.err
-    assert_same(tmp_path / "r", whole)
+    assert_same(elsewhere / "r", whole)
 
 
+@pytest.mark.slow  # quick: methods/test_conformance.py
 def test_sgd_and_small_views_resume_as_well(tmp_path: Path) -> None:
     small = ("views.2.count=2", "views.2.image_size=4")
     settings = ("log_every=1", "data.subset=768", "optimizer.name=sgd", "optimizer.learning_rate=0.2", *small)
@@ -175,16 +180,6 @@ def test_sgd_and_small_views_resume_as_well(tmp_path: Path) -> None:
     assert runs.run(stopped, tiny(*settings), before=BARE + "; " + interrupt_after(9, signal.SIGTERM)).code == 143
     succeed(stopped, tiny(*settings), before=BARE)
     assert_same(stopped / "r", alone / "r")
-
-
-def test_a_moved_run_resumes(tmp_path: Path, whole: Path) -> None:
-    ended = runs.run(tmp_path, tiny(*SETTINGS, epochs=2), before=BARE + "; " + interrupt_after(7, signal.SIGTERM))
-    assert ended.code == 143
-    elsewhere = tmp_path / "another place"
-    elsewhere.mkdir()
-    (tmp_path / "r").rename(elsewhere / "r")
-    assert "Resuming after step 7" in succeed(elsewhere, tiny(*SETTINGS, epochs=2), before=BARE).err
-    assert_same(elsewhere / "r", whole)
 
 
 @pytest.mark.parametrize("arguments", [tiny(*SETTINGS, epochs=2), ["evaluate", "r"]])

@@ -140,7 +140,7 @@ def test_the_source_is_recorded(first: Path, tmp_path: Path) -> None:
                      "origin": f"36 of 36 tensors of tiny_resnet (student) from {first}."}  # fmt: skip
 
 
-@pytest.mark.parametrize("steps", [1, 4])
+@pytest.mark.parametrize("steps", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_a_killed_run_resumes_without_the_source(
     first: Path, tmp_path: Path, steps: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

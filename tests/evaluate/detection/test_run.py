@@ -128,12 +128,14 @@ class TestAgain:
         error = fail(whole.parent, arguments(other, EPOCHS), before=THINLY)
         assert "val.annotations_sha256" in error
 
+    @pytest.mark.slow  # quick: cli/test_main.py
     def test_a_fresh_start_keeps_the_old_run(self, tmp_path: Path, data: Path) -> None:
         succeed(tmp_path, arguments(data, "epochs=0.4", "precise_bn=0"), before=THINLY)
         ended = succeed(tmp_path, [*arguments(data, "epochs=0.7", "precise_bn=0"), "--fresh"], before=THINLY)
         assert "Kept the previous run as r.1" in ended.err
         assert (result(tmp_path / "r.1")["iterations"], result(tmp_path / "r")["iterations"]) == (1, 2)
 
+    @pytest.mark.slow
     def test_another_seed_is_another_run(self, tmp_path: Path, whole: Path, data: Path) -> None:
         succeed(tmp_path, [*arguments(data, "epochs=0.4", "precise_bn=0"), "--seed", "1"], before=THINLY)
         assert lines(tmp_path / "r")[0]["loss"] != lines(whole)[0]["loss"]
@@ -202,6 +204,7 @@ class TestResuming:
         assert "Resuming after step 12 of 12" in ended.err
         assert content(tmp_path / "r") == content(whole)
 
+    @pytest.mark.slow  # quick: training/test_resume.py
     def test_one_at_a_time(self, tmp_path: Path, data: Path) -> None:
         command = start(tmp_path, arguments(data, EPOCHS), before=SLOWLY)
         wait_for_lines(tmp_path / "r", 1)

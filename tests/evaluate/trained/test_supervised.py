@@ -352,7 +352,9 @@ def whole(request, tmp_path_factory):
 
 
 class TestStopping:
-    @pytest.mark.parametrize(("moment", "kept", "written"), [("step", 6, 2), ("save", 6, 3)])
+    @pytest.mark.parametrize(
+        ("moment", "kept", "written"), [pytest.param("step", 6, 2, marks=pytest.mark.slow), ("save", 6, 3)]
+    )
     def test_a_killed_process_goes_on_to_the_same_bits(self, tmp_path, whole, moment, kept, written):
         kind, folder, expected = whole
         call = f"t.evaluate('e', t.SETTINGS[{kind!r}]); raise SystemExit(0)"
@@ -363,7 +365,7 @@ class TestStopping:
         assert_same_training(tmp_path / "e", folder)
         assert torch.equal(found.scores, expected.scores) and found.train_accuracy == expected.train_accuracy
 
-    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
     def test_a_signal_saves_at_the_step_boundary(self, tmp_path, whole, number):
         kind, folder, expected = whole
         real = Engine.update
