@@ -19,6 +19,7 @@ Every answer and every pair is a file in ``--work``, and the same command goes o
 import argparse
 import dataclasses
 import importlib.metadata
+import math
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -62,7 +63,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="Folder of a causal model and its tokenizer.")
     parser.add_argument("--rows", type=int, default=64, help="Answers to read  [default: 64].")
-    parser.add_argument("--pairs", type=int, default=4, help="Pairs of batches for gradients by all weights.")
+    parser.add_argument("--pairs", type=int, default=3, help="Pairs of batches for gradients by all weights.")
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "llm_evidence", help="Folder of what is done.")
     parser.add_argument("--out", type=Path, default=RESULTS / "llm_evidence.json", help="The JSON file to write.")
     arguments = parser.parse_args()
@@ -280,18 +281,22 @@ def gradients(hidden: Tensor, weight: Tensor, labels: Tensor, kept: Tensor) -> R
 def pair(model: Any, examples: Any, *, first: int) -> Row:
     """Gradients by all weights on one batch of answers, and the cross-entropy's on the next one."""
     model.requires_grad_(True)
-    plain, *terms = weight_gradients(model, examples, range(first, first + PER_BATCH), [PLAIN, *FORMS.values()])
-    other = weight_gradients(model, examples, range(first + PER_BATCH, first + 2 * PER_BATCH), [PLAIN])[0]
+    plain, *wholes = weight_gradients(model, examples, range(first, first + PER_BATCH), [PLAIN, *FORMS.values()])
+    (other,) = weight_gradients(model, examples, range(first + PER_BATCH, first + 2 * PER_BATCH), [PLAIN])
     model.requires_grad_(False)
-    rows: Row = {"other_answers": {"cosine": cosine(plain, other)}}
-    for name, whole in zip(FORMS, terms, strict=True):
-        term = whole - plain
+    length = inner(plain, plain)
+    rows: Row = {"other_answers": {"cosine": inner(plain, other) / math.sqrt(length * inner(other, other))}}
+    for name, whole in zip(FORMS, wholes, strict=True):
+        differ = ((plain > 0) != (whole > 0)).count_nonzero().item() / len(plain)
+        term = whole.sub_(plain)
+        both, own = inner(plain, term), inner(term, term)
         rows[name] = {
-            "cosine": cosine(plain, term),
-            "norm": (term.norm() / plain.norm()).item(),
-            "sum": {str(w): cosine(plain, plain + w * term) for w in WEIGHTS},
-            "signs_that_differ": ((plain > 0) != (whole > 0)).count_nonzero().item() / len(plain),
-        }
+            "cosine": both / math.sqrt(length * own),
+            "norm": math.sqrt(own / length),
+            "sum": {str(w): (length + w * both) / math.sqrt(length * (length + 2 * w * both + w * w * own))
+                    for w in WEIGHTS},
+            "signs_that_differ": differ,
+        }  # fmt: skip
     return rows
 
 
@@ -307,14 +312,17 @@ def weight_gradients(model: Any, examples: Any, batch: Sequence[int], objectives
             loss = matrix_cross_entropy_terms(
                 hidden, model.lm_head.weight, labels, objective=objective, num_items_in_batch=count
             ).loss
-            parts = torch.autograd.grad(loss, parameters, retain_graph=True)
-            total += torch.cat([part.flatten() for part in parts])
+            places = total.split([p.numel() for p in parameters])
+            for place, part in zip(places, torch.autograd.grad(loss, parameters, retain_graph=True), strict=True):
+                place += part.flatten()
     return totals
 
 
-def cosine(a: Tensor, b: Tensor) -> float:
-    """Of two vectors, summed in float64."""
-    return F.cosine_similarity(a.double(), b.double(), dim=0).item()
+def inner(a: Tensor, b: Tensor) -> float:
+    """The inner product of two vectors, summed in float64, a part of them at a time."""
+    return sum(
+        torch.dot(x.double(), y.double()).item() for x, y in zip(a.split(1 << 22), b.split(1 << 22), strict=True)
+    )
 
 
 if __name__ == "__main__":

@@ -138,7 +138,7 @@ def gradient_figure(bands: Mapping[str, Row]) -> Figure:
                                                 for name in names], fontsize=7)  # fmt: skip
         axes[0].set(ylabel="cosine with the gradient of CE\n(median and quartiles of positions)")
         axes[1].set(ylabel="length, relative to CE")
-        axes[1].legend(title="matrix term")
+        axes[0].legend(title="matrix term", loc="lower left")
     return figure
 
 
@@ -196,11 +196,13 @@ def head_table(result: Row) -> str:
 
 def mass_table(bands: Mapping[str, Row]) -> str:
     """Where the probability lies that is not on the target."""
-    head = ["target", "positions", "CE, nats", "on the target", "on its spellings", *(f"cosine ≥ {n:g}" for n in NEAR),
-            "Σ q cos²", "the same, control"]  # fmt: skip
+    near = [f"cosine ≥ {n:g}" for n in NEAR]
+    head = ["target", "positions", "CE, nats", "on the target", "on its spellings", *near, "≥ 0.5, control"]
+    head += ["Σ q cos²", "Σ q cos², control"]
     lines = [
         [name, f"{row['positions']:,}", f"{row['ce']:.3f}", percent(row["q"]), percent(row["spellings"]),
-         *(percent(row[f"near {near}"]) for near in NEAR), percent(row["near credit"]),
+         *(percent(row[f"near {near}"]) for near in NEAR),
+         percent(row["near_another 0.5"]), percent(row["near credit"]),
          percent(row["near_another credit"])]
         for name, row in bands.items()
     ]  # fmt: skip
