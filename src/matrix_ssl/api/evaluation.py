@@ -126,14 +126,9 @@ def evaluate(
         with distributed.together():
             if s.main:
                 s.stack.enter_context(lock(run))
-        with distributed.together():
-            train, test, drawn_from = _open_splits(
-                location, test_data, images, data_root=data_root, download=download, say=s.display.say
-            )
-        for remark in dict.fromkeys((*train.remarks, *test.remarks)):
-            s.display.say(remark)
-        if distributed.world_size() > 1:
-            distributed.check_equal({"training images": train.digest, "test images": test.digest}, "images")
+        train, test, drawn_from = _open_everywhere(
+            location, test_data, images, data_root=data_root, download=download, say=s.display.say
+        )
         if needs_labels:
             train.labelled()
         if train.labels is None and public:
@@ -225,6 +220,27 @@ def no_dataset(where: str | Path) -> MatrixSSLError:
 def _fitting(source: Source, data: Data, images: DataConfig) -> Source:
     """Grey images of a program in three channels, where the encoder takes three."""
     return in_colour(source, len(images.mean)) if isinstance(data, Splits) else source
+
+
+def _open_everywhere(
+    location: Data,
+    test_data: Data | None,
+    images: DataConfig,
+    *,
+    data_root: Path | None,
+    download: bool,
+    say: Callable[[str], None],
+) -> tuple[Source, Source, str | None]:
+    """``_open_splits`` in every process, whose images must be the same; their remarks are said."""
+    with distributed.together():
+        train, test, drawn_from = _open_splits(
+            location, test_data, images, data_root=data_root, download=download, say=say
+        )
+    for remark in dict.fromkeys((*train.remarks, *test.remarks)):
+        say(remark)
+    if distributed.world_size() > 1:
+        distributed.check_equal({"training images": train.digest, "test images": test.digest}, "images")
+    return train, test, drawn_from
 
 
 def _open_splits(

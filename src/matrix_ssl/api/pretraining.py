@@ -3,8 +3,9 @@
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -30,13 +31,15 @@ from matrix_ssl.runs.checkpoint import read_encoder
 from matrix_ssl.runs.files import read_object
 from matrix_ssl.runs.folder import CONFIG, EVALUATION, SUMMARY, check_owner
 from matrix_ssl.runs.loggers import check_loggers
-from matrix_ssl.runs.session import session
+from matrix_ssl.runs.session import Session, session
 from matrix_ssl.runs.signals import limited_time
 from matrix_ssl.training import fitting, setup
 from matrix_ssl.training.configure import DEFAULT_RECIPE, configure, run_folder
 from matrix_ssl.training.measured import keeping_channels, views_remark, with_statistics
 from matrix_ssl.training.start import Start, start_from
 from matrix_ssl.training.task import Line
+
+T = TypeVar("T")
 
 
 def pretrain(
@@ -170,10 +173,7 @@ def train(
         values = dict(configuration.flatten(configuration.to_dict(config)))
         values = {key: value for key, value in values.items() if key not in ("data.source", "data.workers")}
         distributed.check_equal(values | {"fit": fit, "fresh": fresh, "online": online}, "settings")
-        for turn in (True, False):  # the main process first: it may download
-            with distributed.together():
-                if s.main == turn:
-                    source = _open(config, data, data_root, download)
+        source = _main_first(s, partial(_open, config, data, data_root, download))
         for remark in source.remarks:
             s.display.say(remark)
         fitted: list[str] = []
@@ -186,11 +186,8 @@ def train(
         config = setup.identify_data(config, source)
         start: Start | None = None
         if config.start.reference:
-            for turn in (True, False):
-                with distributed.together():
-                    if s.main == turn:
-                        start = start_from(config, chosen=chosen, run=None if fresh else run, download=download)
-            assert start is not None  # every process has its turn
+            earlier = None if fresh else run
+            start = _main_first(s, partial(start_from, config, chosen=chosen, run=earlier, download=download))
             config = start.config
         config, source = with_statistics(config, source, run=None if fresh else run, say=s.display.say)
         with distributed.together():
@@ -273,6 +270,16 @@ def _open(config: RunConfig, data: Data | None, data_root: Path | None, download
         reading=config.data.reading,
     )  # fmt: skip
     return in_colour(source, len(config.data.mean)) if isinstance(data, Splits) else source
+
+
+def _main_first(s: Session, function: Callable[[], T]) -> T:
+    """The value of a function in every process, in the main one first: it may download."""
+    values: list[T] = []
+    for turn in (True, False):
+        with distributed.together():
+            if s.main == turn:
+                values.append(function())
+    return values[0]
 
 
 def _is_complete(run: Path, say: Callable[[str], None]) -> bool:

@@ -12,13 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from matrix_ssl.config.untrusted import open_file, why
-from matrix_ssl.data.base import Classes, EncodedSource, Labels, Places, as_labels
-from matrix_ssl.data.decoding import decode_values
-from matrix_ssl.data.images import decode_image, highest_level
+from matrix_ssl.data.base import Classes, Labels, Places, as_labels
+from matrix_ssl.data.encoded import EncodedSource
 from matrix_ssl.data.layout import is_image
 from matrix_ssl.data.open_files import why_unreadable
 from matrix_ssl.errors import DataError, UnreadableImage
@@ -47,12 +45,6 @@ class TarSource(EncodedSource):
         super().__init__(name, places, labels=labels, classes=classes)
         self._archives = archives
 
-    def read(self, index: int) -> torch.Tensor:
-        return decode_image(self.encoded(index), self.where(index), reading=self.reading)
-
-    def values(self, index: int) -> NDArray[np.generic]:
-        return decode_values(self.encoded(index), self.where(index), reading=self.reading).array
-
     def encoded(self, index: int) -> bytes:
         _, (_, size) = self._place(index)
         content = self._read_start(index, size)
@@ -62,9 +54,6 @@ class TarSource(EncodedSource):
 
     def loaded(self) -> "TarSource":
         return self  # images in memory have lost their names
-
-    def highest_level(self, index: int) -> int:
-        return highest_level(self.encoded(index))
 
     def where(self, index: int) -> str:
         archive, _ = self._place(index)

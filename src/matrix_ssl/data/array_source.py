@@ -9,7 +9,8 @@ import torch
 from numpy.typing import NDArray
 
 from matrix_ssl.config.reading import MOST_CHANNELS, Reading
-from matrix_ssl.data.base import Classes, EncodedSource, Labels, MemorySource, PlacedSource, Places, Source, in_memory
+from matrix_ssl.data.base import Classes, Labels, MemorySource, PlacedSource, Places, Source, in_memory
+from matrix_ssl.data.encoded import EncodedSource
 from matrix_ssl.data.values import Values
 from matrix_ssl.errors import DataError
 

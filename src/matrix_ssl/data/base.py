@@ -13,11 +13,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from matrix_ssl.config.reading import COLOURS, Reading
 from matrix_ssl.data.identity import ABSENT, content_digest
-from matrix_ssl.errors import ConfigError, DataError, UnreadableImage
+from matrix_ssl.errors import DataError, UnreadableImage
 
 Labels = NDArray[np.int64] | None  # (n,)
 Classes = list[str] | None  # the name of every label
-_COLOURS = 3
 MEMORY_LIMIT = 2 * 2**30  # bytes of decoded pixels up to which a dataset is kept in memory
 
 
@@ -174,28 +173,6 @@ class PlacedSource(Source):
         subset.labels = None if self.labels is None else self.labels[rows]
         subset.places = self.places.take(rows)
         return subset
-
-
-class EncodedSource(PlacedSource):
-    """Image files at places in larger files, decoded when they are read, or all at once by ``loaded``."""
-
-    def with_reading(self, reading: Reading) -> Source:
-        if reading == self.reading:
-            return self
-        if reading.pages == "all":
-            raise ConfigError(
-                "data.pages=all is for folders of image files; use data.pages=first, or unpack the images."
-            )
-        other = self.copy()
-        other.reading, other.channels = reading, reading.channels or _COLOURS
-        return other
-
-    def loaded(self) -> Source:
-        return self._memory
-
-    @cached_property
-    def _memory(self) -> PlacedSource:
-        return in_memory(self)
 
 
 class MemorySource(PlacedSource):

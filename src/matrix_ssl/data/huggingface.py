@@ -9,16 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from matrix_ssl.config.untrusted import expanded
-from matrix_ssl.data.base import Classes, EncodedSource, Labels, PlacedSource, Places, as_labels
-from matrix_ssl.data.decoding import decode_values
+from matrix_ssl.data.base import Classes, Labels, PlacedSource, Places, as_labels
+from matrix_ssl.data.encoded import EncodedSource
 from matrix_ssl.data.folder import file_sizes, read_start
 from matrix_ssl.data.hub import check_pretrained, open_dataset
 from matrix_ssl.data.identity import ABSENT
-from matrix_ssl.data.images import decode_image, highest_level, read_content
+from matrix_ssl.data.images import highest_level, read_content
 from matrix_ssl.data.layout import TEST_NAMES, TRAIN_NAMES
 from matrix_ssl.errors import DataError, import_extra
 
@@ -35,18 +34,11 @@ class HuggingFaceSource(EncodedSource):
         super().__init__(name, places, labels=labels, classes=classes)
         self._column = column  # one column "image" of undecoded files
 
-    def read(self, index: int) -> torch.Tensor:
-        return decode_image(*self._content(index), reading=self.reading)
-
-    def values(self, index: int) -> NDArray[np.generic]:
-        return decode_values(*self._content(index), reading=self.reading).array
-
     def highest_level(self, index: int) -> int:
         file = self._file(index)
         return highest_level(Path(file["path"]) if file.get("path") and file["bytes"] is None else file["bytes"] or b"")
 
     def _content(self, index: int) -> tuple[bytes, str]:
-        """The bytes of an image, and its place."""
         file = self._file(index)
         if file.get("path") and file["bytes"] is None:
             return read_content(Path(file["path"])), file["path"]

@@ -19,9 +19,8 @@ from numpy.typing import NDArray
 
 from matrix_ssl.config.arrays import read_open_arrays
 from matrix_ssl.config.untrusted import open_file, why
-from matrix_ssl.data.base import Classes, EncodedSource, Labels, PlacedSource, Places, as_labels
-from matrix_ssl.data.decoding import decode_values
-from matrix_ssl.data.images import decode_image, highest_level
+from matrix_ssl.data.base import Classes, Labels, PlacedSource, Places, as_labels
+from matrix_ssl.data.encoded import EncodedSource
 from matrix_ssl.errors import DataError
 
 _OTHERS = ("offs", "y", "classes")  # arrays beside the images
@@ -51,22 +50,14 @@ class PackedSource(EncodedSource):
         super().__init__(name, places, labels=labels, classes=classes)
         self._shards = shards
 
-    def read(self, index: int) -> torch.Tensor:
-        return decode_image(self._bytes(index), self.where(index), reading=self.reading)
-
-    def values(self, index: int) -> NDArray[np.generic]:
-        return decode_values(self._bytes(index), self.where(index), reading=self.reading).array
-
     def encoded(self, index: int) -> bytes:
-        return self._bytes(index)
+        return self._span(index).numpy().tobytes()
 
-    def highest_level(self, index: int) -> int:
-        return highest_level(self._bytes(index))
-
-    def _bytes(self, index: int, most: int | None = None) -> bytes:
+    def _span(self, index: int) -> torch.Tensor:
+        """The bytes of an image, not copied."""
         shard = self._shards[self.places.file[index]]
         start, end = shard.offsets[self.places.entry[index] :][:2]
-        return shard.content[start : end if most is None else min(end, start + most)].numpy().tobytes()
+        return shard.content[start:end]
 
     def _stored(self) -> tuple[Sequence[str], NDArray[np.int64]]:
         sizes = np.zeros(len(self), dtype=np.int64)
@@ -76,7 +67,7 @@ class PackedSource(EncodedSource):
         return [], sizes
 
     def _read_start(self, index: int, count: int) -> bytes:
-        return self._bytes(index, count)
+        return self._span(index)[:count].numpy().tobytes()
 
 
 def open_packed(paths: Sequence[Path], *, name: str) -> PlacedSource:

@@ -1,0 +1,55 @@
+"""The dataset whose images are encoded files, wherever the bytes of these are."""
+
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from matrix_ssl.config.reading import Reading
+from matrix_ssl.data.base import PlacedSource, Source, in_memory
+from matrix_ssl.data.decoding import decode_values
+from matrix_ssl.data.images import decode_image, highest_level
+from matrix_ssl.errors import ConfigError
+
+_COLOURS = 3
+
+
+class EncodedSource(PlacedSource):
+    """Image files at places in larger files, decoded when they are read, or all at once by ``loaded``.
+
+    A subclass has ``encoded``, the bytes of an image.
+    """
+
+    def read(self, index: int) -> torch.Tensor:
+        content, where = self._content(index)
+        return decode_image(content, where, reading=self.reading)
+
+    def values(self, index: int) -> NDArray[np.generic]:
+        content, where = self._content(index)
+        return decode_values(content, where, reading=self.reading).array
+
+    def highest_level(self, index: int) -> int:
+        return highest_level(self._content(index)[0])
+
+    def _content(self, index: int) -> tuple[bytes, str]:
+        """The bytes of an image, none where there is no image, and its place."""
+        return self.encoded(index) or b"", self.where(index)
+
+    def with_reading(self, reading: Reading) -> Source:
+        if reading == self.reading:
+            return self
+        if reading.pages == "all":
+            raise ConfigError(
+                "data.pages=all is for folders of image files; use data.pages=first, or unpack the images."
+            )
+        other = self.copy()
+        other.reading, other.channels = reading, reading.channels or _COLOURS
+        return other
+
+    def loaded(self) -> Source:
+        return self._memory
+
+    @cached_property
+    def _memory(self) -> PlacedSource:
+        return in_memory(self)
