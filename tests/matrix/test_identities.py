@@ -132,6 +132,13 @@ class TestEntropy:
         assert abs(found - limit) <= 40 * step + 1e-12  # half the variance of log p, at most log(5000)² / 2
         assert (found - limit) * sign <= 1e-12
 
+    @given(eigenvalue_lists, seeds, st.floats(1.5, 300))
+    @often
+    def test_renyi_tends_to_the_min_entropy(self, eigenvalues, seed, alpha):
+        a = positive(eigenvalues, seed=seed)
+        least = min_entropy(a).item()
+        assert least - 1e-10 <= renyi_entropy(a, alpha=alpha).item() <= alpha / (alpha - 1) * least + 1e-10
+
     @given(eigenvalue_lists, st.sampled_from([0.75, 1.25]))
     @often
     def test_renyi_is_continuous_where_the_formula_changes(self, eigenvalues, border):

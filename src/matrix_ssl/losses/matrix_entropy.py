@@ -142,8 +142,8 @@ def _matrix_entropy(
     a, b = unit_rows(z1), unit_rows(z2)
     cosine = torch.linalg.vecdot(a, b).mean()
     entropies, gradients = [], []
-    for rows, partner, z, wanted in ((a, b, z1, needed[0]), (b, a, z2, needed[1])):
-        value, by_rows = _entropy_of_rows(rows, order, width, wanted)
+    for rows, partner, z, is_needed in ((a, b, z1, needed[0]), (b, a, z2, needed[1])):
+        value, by_rows = _entropy_of_rows(rows, order, width, is_needed)
         entropies.append(value)
         if by_rows is None:
             gradients.append(nothing(z))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from matrix_ssl.errors import MatrixShapeError
+from matrix_ssl.matrix import kernel_checks
 from matrix_ssl.matrix.precision import without_autocast
 from matrix_ssl.matrix.validation import checked_matrix, looks_at_values
 
@@ -32,17 +32,9 @@ def cross_covariance(x: Tensor, y: Tensor, *, validate: bool | None = None) -> T
         MatrixError: an argument is not a matrix, empty, or not finite, or the numbers of rows differ.
     """
     a, b = centred_rows(x, "x", validate), centred_rows(y, "y", validate)
-    check_same_samples(a, b)
+    kernel_checks.check_same_samples(x, y, "x and y")
     with without_autocast(a):
         return a.mT @ b
-
-
-def check_same_samples(x: Tensor, y: Tensor) -> None:
-    """Raises MatrixShapeError unless both have the same number of rows."""
-    if x.shape[-2] != y.shape[-2]:
-        raise MatrixShapeError(
-            f"Arguments x and y have the shapes {tuple(x.shape)} and {tuple(y.shape)}: they must have the same samples."
-        )
 
 
 def second_moment(x: Tensor, *, validate: bool | None = None) -> Tensor:

@@ -60,7 +60,7 @@ def gaussian_kernel(x: Tensor, *, width: float | Tensor | WidthRule, validate: b
         MatrixError: ``x`` is not a matrix, empty, or not finite, or a rule gives a width of zero.
         ValueError: the width is not above zero or an unknown rule.
     """
-    squares = _squared_distances(validation.checked_matrix(x, "x", validate))
+    squares = squared_distances(validation.checked_matrix(x, "x", validate))
     sigma = _width(x, squares, width, validate)
     return torch.exp(squares / (-2 * sigma**2))
 
@@ -70,9 +70,9 @@ def laplace_kernel(x: Tensor, *, width: float | Tensor | WidthRule, validate: bo
 
     It has a kink where two samples are equal, which contribute no gradient. Args, raises as in ``gaussian_kernel``.
     """
-    squares = _squared_distances(validation.checked_matrix(x, "x", validate))
+    squares = squared_distances(validation.checked_matrix(x, "x", validate))
     sigma = _width(x, squares, width, validate)
-    return torch.exp(-_root(squares) / sigma)
+    return torch.exp(-square_root(squares) / sigma)
 
 
 def angular_kernel(x: Tensor, *, validate: bool | None = None) -> Tensor:
@@ -118,7 +118,7 @@ def kernel_width(x: Tensor, rule: WidthRule, *, validate: bool | None = None) ->
         Silverman, "Density Estimation for Statistics and Data Analysis", 1986, section 4.3.2.
     """
     rows = validation.checked_matrix(x, "x", validate)
-    squares = _squared_distances(rows.detach()) if rule == "median" else rows
+    squares = squared_distances(rows.detach()) if rule == "median" else rows
     return _width(x, squares, rule, validate)[..., 0, 0]
 
 
@@ -166,7 +166,7 @@ def _products(rows: Tensor) -> Tensor:
         return rows @ rows.mT
 
 
-def _squared_distances(rows: Tensor) -> Tensor:
+def squared_distances(rows: Tensor) -> Tensor:
     """‖xᵢ - xⱼ‖², zero on the diagonal; of centred rows, so that an offset costs no digits."""
     gram = _products(rows - rows.mean(-2, keepdim=True))
     lengths = gram.diagonal(dim1=-2, dim2=-1)
@@ -175,7 +175,7 @@ def _squared_distances(rows: Tensor) -> Tensor:
     return torch.where(own, 0.0, squares.clamp_min(0))
 
 
-def _root(x: Tensor) -> Tensor:
+def square_root(x: Tensor) -> Tensor:
     """√x without gradient at zero."""
     positive = x > 0
     return torch.where(positive, torch.where(positive, x, 1.0).sqrt(), 0.0)

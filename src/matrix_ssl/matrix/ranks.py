@@ -104,9 +104,10 @@ def numerical_rank(features: Tensor, *, threshold: float | None = None, validate
 
 
 def pca_rank(features: Tensor, *, share: float = SHARE, validate: bool | None = None) -> Tensor:
-    """The fewest principal components that have a share of the variance of features (..., n, d), int64: 1 to min(n, d).
+    """The fewest principal components that have a share of the variance of features (..., n, d), int64.
 
-    Σ over the k largest eigenvalues of the covariance ≥ share · tr C. 0 for equal rows; no gradient.
+    The least k with Σ over the k largest eigenvalues of the covariance ≥ share · tr C: 1 to min(n - 1, d), and 0 for
+    equal rows; no gradient.
 
     Args:
         features: (..., n, d), one row a sample.
@@ -136,7 +137,7 @@ def alpha_req(features: Tensor, *, first: int = FIRST, last: int = LAST, validat
         first, last: the ranks r of the fit, from 1; what lies beyond min(n, d) is left out.
 
     Returns:
-        (...), unbounded; NaN where fewer than two eigenvalues can be fitted and values are not checked.
+        (...), from 0 without an upper bound; NaN where fewer than two eigenvalues can be fitted and values are not checked.
 
     Raises:
         MatrixError: ``features`` is not a matrix, empty, or not finite, or has fewer than two eigenvalues to fit.

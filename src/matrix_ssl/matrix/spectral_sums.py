@@ -254,9 +254,9 @@ class _Curvature(Parts):
             inner = power[..., None, None] * _differences(eigenvalues, support, scale, ctx.order, ctx.ridge)
             inner = inner * (vectors.mT @ (by_matrix + by_matrix.mT).mul(0.5) @ vectors)
             inner = inner + torch.diag_embed(by_power.unsqueeze(-1) * slope + by_total.unsqueeze(-1) * flat)
-            found = vectors @ inner @ vectors.mT
+            result = vectors @ inner @ vectors.mT
         dependencies = (power, total, a, by_power, by_total, by_matrix)
-        return once("An entropy's gradient", found, *dependencies), *(None,) * 9
+        return once("An entropy's gradient", result, *dependencies), *(None,) * 9
 
 
 _curvature = differentiable(_Curvature)
@@ -324,8 +324,8 @@ def power_difference(a: Tensor, b: Tensor, exponent: float) -> Tensor:
     apart = t < 0
     log = torch.where(apart, t, -1.0)
     ratio = (log if exponent == 0 else torch.expm1(exponent * log) / exponent) / torch.expm1(log)
-    found = safe.pow(exponent - 1) * torch.where(apart, ratio, 1.0)
+    value = safe.pow(exponent - 1) * torch.where(apart, ratio, 1.0)
     if exponent <= 0:
-        return torch.where(inside, found, 0.0)
+        return torch.where(inside, value, 0.0)
     at_one_zero = torch.where(large > 0, safe.pow(exponent - 1) / exponent, float(exponent == 1))
-    return torch.where(inside, found, at_one_zero)
+    return torch.where(inside, value, at_one_zero)

@@ -48,8 +48,8 @@ def node_count(floor: float, tolerance: float) -> int:
     y = np.geomspace(floor, 1, 600)
     for count in range(2, _MOST_NODES):
         weights, shifts = (np.array(v) for v in nodes(floor, count))
-        found = (weights * (y[:, None] - 1) / ((1 + shifts) * (y[:, None] + shifts))).sum(1)
-        if np.abs((found - np.log(y)) * np.sqrt(y)).max() <= tolerance:
+        values = (weights * (y[:, None] - 1) / ((1 + shifts) * (y[:, None] + shifts))).sum(1)
+        if np.abs((values - np.log(y)) * np.sqrt(y)).max() <= tolerance:
             return count
     raise ValueError(f"No quadrature of fewer than {_MOST_NODES} nodes reaches {tolerance:g} above {floor:g}.")
 

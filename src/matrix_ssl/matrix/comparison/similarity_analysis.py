@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from matrix_ssl.matrix import kernel_checks, validation
+from matrix_ssl.matrix.kernels import square_root, squared_distances
 from matrix_ssl.matrix.precision import without_autocast
 from matrix_ssl.matrix.transforms import Parts, differentiable
 
@@ -73,15 +74,8 @@ def _dissimilarities(rows: Tensor, x: Tensor, name: str, kind: Dissimilarity, va
         raise ValueError(
             f"dissimilarity must be 'correlation', 'cosine', 'euclidean' or 'squared_euclidean', got {kind!r}."
         )
-    rows = rows - rows.mean(-2, keepdim=True)
-    with without_autocast(rows):
-        gram = rows @ rows.mT
-    lengths = gram.diagonal(dim1=-2, dim2=-1)
-    squares = (lengths.unsqueeze(-1) + lengths.unsqueeze(-2) - 2 * gram).clamp_min(0)
-    if kind == "squared_euclidean":
-        return squares
-    apart = squares > 0
-    return torch.where(apart, torch.where(apart, squares, 1.0).sqrt(), 0.0)
+    squares = squared_distances(rows)
+    return squares if kind == "squared_euclidean" else square_root(squares)
 
 
 def _unit(x: Tensor) -> Tensor:
