@@ -34,9 +34,9 @@ def agreement(results: dict[str, Any], family: str) -> str:
     head = table(["quantity", "other", "here", "there", "difference"], rows)
     n, d = results["shapes"][family]
     return (
-        f"One pair of representations of {n} samples and {d} columns that share half of them, float64; a Gaussian "
-        f"kernel has the width 4.\nMeasured at commit {where['commit']} with {packages};\nrepitl's formulas are of "
-        f"fd0da54, MEC's of 35045dc.\n\n{head}"
+        f"One pair of representations of {n} samples and {d} columns that share half of them, float64.\n"
+        f"A Gaussian kernel has the width 4. Measured at commit {where['commit']} with\n{packages};\n"
+        f"repitl's formulas are of fd0da54, MEC's of 35045dc.\n\n{head}"
     )
 
 

@@ -137,7 +137,7 @@ def alpha_req(features: Tensor, *, first: int = FIRST, last: int = LAST, validat
         first, last: the ranks r of the fit, from 1; what lies beyond min(n, d) is left out.
 
     Returns:
-        (...), from 0 without an upper bound; NaN where fewer than two eigenvalues can be fitted and values are not checked.
+        (...), 0 and above; NaN where fewer than two eigenvalues can be fitted and values are not checked.
 
     Raises:
         MatrixError: ``features`` is not a matrix, empty, or not finite, or has fewer than two eigenvalues to fit.

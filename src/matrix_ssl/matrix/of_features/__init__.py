@@ -2,8 +2,8 @@
 
 Entropies, divergences, ``effective_rank`` and ``log_det`` are those of C + ridge·I, C = (x - mean)ᵀ (x - mean) / n the
 covariance, or with ``about="origin"`` the second moment xᵀx / n. Joint entropies and what follows from them,
-``vendi_score``, ``gram_entropy``, ``gram_kl`` and ``dime`` are those of linear kernels, the inner products of rows
-scaled to length one; a row of zeros stays one. With m = min(n, d) the eigenvalues of C are those of an m x m matrix and
+``vendi_score``, ``gram_entropy`` and ``gram_kl`` are those of linear kernels, the inner products of rows scaled to
+length one; a row of zeros stays one. With m = min(n, d) the eigenvalues of C are those of an m x m matrix and
 d - m zeros, and a logarithm is carried to the side of the samples by ψ(x) = log(1 + x / μ) / x: log(BᵀB + μI) = log(μ)
 I + Bᵀ ψ(BBᵀ) B. The elementwise product of kernels is the kernel of the products of features: its side is the smaller
 one of n and the product of the widths.
