@@ -97,9 +97,14 @@ def rescaled(rows: Tensor, dimensions: tuple[int, ...] = (-2, -1)) -> Tensor:
 
 def unit_length(rows: Tensor) -> Tensor:
     """Rows of length one at every scale; a row of zeros stays one."""
-    if looks_at_values(rows, None) and rows.numel():
-        lengths = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
-        least, most = lengths.detach().aminmax()
-        if least > 1e-6 and most < 1e15:  # squares are in range: the same digits as below, in half the time
-            return rows / lengths
-    return F.normalize(rescaled(rows, (-1,)), dim=-1)
+    lengths = lengths_in_range(rows)
+    return F.normalize(rescaled(rows, (-1,)), dim=-1) if lengths is None else rows / lengths
+
+
+def lengths_in_range(rows: Tensor) -> Tensor | None:
+    """Lengths (..., n, 1) of rows whose squares are in range, none of them zero; None elsewhere, and unless read."""
+    if not looks_at_values(rows, None) or not rows.numel():
+        return None
+    lengths = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+    least, most = lengths.detach().aminmax()
+    return lengths if least > 1e-6 and most < 1e15 else None

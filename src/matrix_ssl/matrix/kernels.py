@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from matrix_ssl.matrix import kernel_checks, validation
-from matrix_ssl.matrix.covariances import unit_length
+from matrix_ssl.matrix.covariances import lengths_in_range, unit_length
 from matrix_ssl.matrix.precision import without_autocast
 
 WidthRule = Literal["median", "silverman"]
@@ -157,6 +157,9 @@ def centred(gram: Tensor) -> Tensor:
 def unit_rows(x: Tensor, name: str, validate: bool | None) -> Tensor:
     """Rows scaled to length one, in full precision; raises where one has length zero."""
     rows = validation.checked_matrix(x, name, validate)
+    lengths = lengths_in_range(rows)
+    if lengths is not None:
+        return rows / lengths
     kernel_checks.check_rows(rows, x, name, validate)
     return unit_length(rows)
 

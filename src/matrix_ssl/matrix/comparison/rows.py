@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from matrix_ssl.matrix import validation
-from matrix_ssl.matrix.covariances import deviations, in_range, largest_element
+from matrix_ssl.matrix.covariances import in_range, largest_element
 
 
 def scaled_rows(x: Tensor, name: str, validate: bool | None, *, dtype: torch.dtype | None = None) -> Tensor:
@@ -15,9 +15,10 @@ def scaled_rows(x: Tensor, name: str, validate: bool | None, *, dtype: torch.dty
     """
     full = validation.checked_matrix(x, name, validate)
     full = full if dtype is None else full.to(dtype)
-    rows = deviations(full)
-    largest = largest_element(rows)
-    constant = largest <= 16 * torch.finfo(full.dtype).eps * largest_element(full)
-    if in_range(rows, largest) and not constant.any():
+    mean = full.mean(-2, keepdim=True)
+    rows = full - mean
+    largest, level = largest_element(rows), 16 * torch.finfo(full.dtype).eps
+    if in_range(rows, largest) and (largest > level * (largest + largest_element(mean))).all():
         return rows
+    constant = largest <= level * largest_element(full)
     return torch.where(constant, 0.0, rows / torch.where(constant, 1.0, largest))

@@ -11,8 +11,8 @@ from matrix_ssl.matrix import information, kernel_checks, spectral_entropies, va
 from matrix_ssl.matrix.covariances import unit_length
 from matrix_ssl.matrix.diversity import root_weights
 from matrix_ssl.matrix.entropy import collision_entropy, norm_and_trace
-from matrix_ssl.matrix.plain import smaller_product
-from matrix_ssl.matrix.precision import without_autocast
+from matrix_ssl.matrix.kernels import unit_rows
+from matrix_ssl.matrix.plain import product, smaller_product
 
 
 def gram_entropy(x: Tensor, *, alpha: float = 1.0, validate: bool | None = None) -> Tensor:
@@ -97,11 +97,9 @@ def vendi_score(
     The side is the smaller one of n and d. ``weights`` (..., n) are those of the samples. Raises for a row of zeros.
     """
     validation.check_entropy_order(order)
-    rows = validation.checked_matrix(x, "x", validate)
-    kernel_checks.check_rows(rows, x, "x", validate)
-    unit = unit_length(rows)
+    unit = unit_rows(x, "x", validate)
     if weights is not None:
-        unit = unit * root_weights(weights, rows, "x", validate).unsqueeze(-1)
+        unit = unit * root_weights(weights, unit, "x", validate).unsqueeze(-1)
     return _gram_entropy(smaller_product(unit), order).exp()
 
 
@@ -124,20 +122,19 @@ def _entropies(
     for other, name in zip(features[1:], names[1:], strict=True):
         kernel_checks.check_same_samples(features[0], other, f"{names[0]} and {name}")
 
-    return information.Entropies(functools.partial(_joint_of, rows, alpha))
+    return information.Entropies(functools.partial(_joint, rows, {}, alpha))
 
 
-def _joint_of(rows: Sequence[Tensor], alpha: float, numbers: tuple[int, ...]) -> Tensor:
-    return _joint([rows[number] for number in numbers], alpha)
-
-
-def _joint(rows: Sequence[Tensor], alpha: float) -> Tensor:
-    """The entropy of the elementwise product of linear kernels, on the smaller side."""
-    if math.prod(x.shape[-1] for x in rows) < rows[0].shape[-2]:
-        product = functools.reduce(lambda a, b: (a.unsqueeze(-1) * b.unsqueeze(-2)).flatten(-2), rows)
-        return _gram_entropy(smaller_product(product), alpha)
-    with without_autocast(rows[0]):
-        return _gram_entropy(functools.reduce(operator.mul, (x @ x.mT for x in rows)), alpha)
+def _joint(rows: Sequence[Tensor], grams: dict[int, Tensor], alpha: float, numbers: tuple[int, ...]) -> Tensor:
+    """The entropy of the elementwise product of linear kernels, on the smaller side; ``grams`` keeps those of n x n."""
+    factors = [rows[number] for number in numbers]
+    if math.prod(x.shape[-1] for x in factors) < factors[0].shape[-2]:
+        columns = functools.reduce(lambda a, b: (a.unsqueeze(-1) * b.unsqueeze(-2)).flatten(-2), factors)
+        return _gram_entropy(smaller_product(columns), alpha)
+    for number in numbers:
+        if number not in grams:
+            grams[number] = product(rows[number].mT)
+    return _gram_entropy(functools.reduce(operator.mul, (grams[number] for number in numbers)), alpha)
 
 
 def _gram_entropy(gram: Tensor, alpha: float) -> Tensor:
