@@ -21,6 +21,7 @@ from matrix_ssl.evaluate.explore.clusters import cluster
 from matrix_ssl.evaluate.explore.neighbours import nearest
 from matrix_ssl.evaluate.explore.selection import select
 from matrix_ssl.report.listing import Listing
+from matrix_ssl.runs.caches import features_cache
 from tests.api.conftest import PIXELS
 
 QUIET: dict[str, Any] = {"device": "cpu", "quiet": True}
@@ -156,6 +157,15 @@ def test_a_file_of_features_answers_alone(tmp_path: Path) -> None:
         matrix_ssl.Collection(tmp_path / "tta.npz").search(tmp_path / "q.png")
 
 
+def test_a_cache_that_cannot_be_written_names_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    for place, message in (("/dev/null/x", "Cannot write /dev/null/x/features/"), ("~nobody-here", "")):
+        monkeypatch.setenv("MATRIX_SSL_CACHE", place)
+        assert features_cache() == Path(place) / "features"
+        if message:
+            with pytest.raises(RunFolderError, match=rf"{message}.*the variable MATRIX_SSL_CACHE names another folder"):
+                matrix_ssl.Collection("of_folder", **QUIET)
+
+
 def test_data_of_a_program_leave_no_cache(cache: Path) -> None:
     images = matrix_ssl.Collection("of_array", PIXELS, **QUIET)
     assert images.search(4, k=1).paths[0].startswith("array[") and not cache.exists()
@@ -189,7 +199,7 @@ def test_names_stay_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "odd"
     folder.mkdir()
-    for index, name in enumerate(("<img src=x onerror=alert(1)>", "=1+1", "\x1b[31mred", "a,b\n\"c'")):
+    for index, name in enumerate(("<img src=x onerror=alert(1)>", "=1+1\r", "\x1b[31mred", "a,b\n\"c'")):
         Image.fromarray(PIXELS[index]).save(folder / f"{name.replace('/', '')}.png")
     words = ["outliers", "random/tiny_resnet", "--data", "odd", "--out", "x.csv", "--page", "x.html", "--device", "cpu"]
     result = command(*words)

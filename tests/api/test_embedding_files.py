@@ -43,6 +43,17 @@ def test_what_is_written_is_read(tmp_path: Path, ending: str) -> None:
         assert (read.digest, read.encoder, read.encoder_digest) == ("0123", "random/resnet18", "4567")
 
 
+@pytest.mark.parametrize("ending", [".csv", ".npy", ".parquet"])
+def test_names_with_line_ends_and_other_bytes_are_read(tmp_path: Path, ending: str) -> None:
+    odd = replace(SMALL, paths=["a\r.png", "a\n.png", "a\r\n,.png"], classes=["\rx", "\udcff"])
+    if ending == ".parquet":
+        pytest.importorskip("pyarrow")
+    write_embedding(tmp_path / f"x{ending}", odd)
+    read = read_embedding(tmp_path / f"x{ending}")
+    assert read.paths == odd.paths and read.labels.tolist() == [0, 0, 1]
+    assert read.classes == (["\rx", "\\udcff"] if ending == ".parquet" else odd.classes)
+
+
 def test_other_libraries_read_the_files(tmp_path: Path) -> None:
     pandas = pytest.importorskip("pandas")
     pytest.importorskip("pyarrow")

@@ -27,7 +27,7 @@ from matrix_ssl.data.sources import Data, Split, Splits, absolute, check_outside
 from matrix_ssl.encoder import Weights
 from matrix_ssl.encoder import where as places
 from matrix_ssl.encoder.identity import encoder_digest
-from matrix_ssl.errors import ConfigError, DataError
+from matrix_ssl.errors import ConfigError, DataError, RunFolderError
 from matrix_ssl.evaluate.embedding_files import ENDINGS, SELF_DESCRIBING, check_format, read_embedding
 from matrix_ssl.evaluate.feature_rows import KEY
 from matrix_ssl.evaluate.features import Embedding
@@ -162,10 +162,15 @@ class Gathered:
         keep = None
         if not isinstance(self.data, Splits):
             keep = features_cache() / fingerprint(identity, absolute(self.data), self._split)
-        embedding = evaluation.embed(
-            encoder, images, self.data, split=self._split, device=self._device, quiet=self._quiet,
-            data_root=self._data_root, download=self._download, keep=keep, digests=file is not None,
-        )  # fmt: skip
+        try:
+            embedding = evaluation.embed(
+                encoder, images, self.data, split=self._split, device=self._device, quiet=self._quiet,
+                data_root=self._data_root, download=self._download, keep=keep, digests=file is not None,
+            )  # fmt: skip
+        except RunFolderError as error:
+            raise RunFolderError(
+                f"{error} Features are kept there: the variable MATRIX_SSL_CACHE names another folder."
+            ) from error
         embedding = replace(embedding, encoder=places.absolute(str(self._where)))
         if file is not None:
             embedding.save(file)

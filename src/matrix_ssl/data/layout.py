@@ -243,4 +243,4 @@ def _named_as_splits(folder: Path, inside: dict[str, Path]) -> str:
 
 def _list(names: Sequence[str]) -> str:
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
+    return ", ".join(name.replace("\n", "\\n") for name in names[:_SHOWN]) + more  # one line, whatever a name holds

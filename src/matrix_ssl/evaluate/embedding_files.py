@@ -12,6 +12,7 @@ Rows are written in pieces, so that features that are mapped from a file may be 
 import contextlib
 import csv
 import io
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,7 +28,7 @@ from matrix_ssl.config.untrusted import open_file, parse_json, why
 from matrix_ssl.errors import ConfigError, DataError, import_extra
 from matrix_ssl.evaluate.feature_rows import KEY, open_features
 from matrix_ssl.evaluate.features import Embedding
-from matrix_ssl.runs.files import write_atomically
+from matrix_ssl.runs.files import csv_lines, write_atomically
 
 ENDINGS = (".npz", ".npy", ".csv", ".parquet", ".safetensors")
 SELF_DESCRIBING = (".npz", ".parquet", ".safetensors")  # with the digests of encoder and images
@@ -120,14 +121,13 @@ def _rows(embedding: Embedding) -> Iterator[tuple[str, str, str]]:
 
 
 def _write_csv(file: IO[bytes], embedding: Embedding, *, features: bool = True) -> None:
-    text = io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="")
-    writer = csv.writer(text, lineterminator="\n")
     names = [f"f{column}" for column in range(embedding.features.shape[1])] if features else []
-    writer.writerow([*_COLUMNS, *names])
-    for row, columns in enumerate(_rows(embedding)):
-        writer.writerow([*columns, *(embedding.features[row].tolist() if features else ())])
-    text.flush()
-    text.detach()
+    rows = (
+        [*columns, *(embedding.features[row].tolist() if features else ())]
+        for row, columns in enumerate(_rows(embedding))
+    )
+    for line in csv_lines(itertools.chain([[*_COLUMNS, *names]], rows)):
+        file.write(line.encode(errors="surrogateescape"))
 
 
 def _write_parquet(file: IO[bytes], embedding: Embedding) -> None:
@@ -138,19 +138,22 @@ def _write_parquet(file: IO[bytes], embedding: Embedding) -> None:
     text = pyarrow.string()
     schema = pyarrow.schema(
         [(name, text) for name in _COLUMNS] + [(KEY, pyarrow.list_(pyarrow.float32()))],
-        metadata={**facts, "classes": json.dumps(embedding.classes)},
+        metadata={**facts, "classes": json.dumps(embedding.classes and list(map(_unicode, embedding.classes)))},
     )
     rows, width = _rows(embedding), embedding.features.shape[1]
     with parquet.ParquetWriter(file, schema) as writer:
         for start in range(0, len(embedding), _ROWS):
             piece = np.ascontiguousarray(embedding.features[start : start + _ROWS], dtype=np.float32)
             columns = [next(rows) for _ in piece]
-            # a name that is not Unicode gets escapes: Parquet has no other text
-            texts = [pyarrow.array([one.encode(errors="backslashreplace").decode() for one in column], text)
-                     for column in zip(*columns, strict=True)]  # fmt: skip
+            texts = [pyarrow.array(map(_unicode, column), text) for column in zip(*columns, strict=True)]
             ends = pyarrow.array(np.arange(0, piece.size + 1, width, dtype=np.int32))
             lists = pyarrow.ListArray.from_arrays(ends, pyarrow.array(piece.ravel()))
             writer.write_batch(pyarrow.record_batch([*texts, lists], schema=schema))
+
+
+def _unicode(name: str) -> str:
+    """A name with escapes for bytes that are not Unicode: Parquet has no other text."""
+    return name.encode(errors="backslashreplace").decode()
 
 
 def _write_safetensors(file: IO[bytes], embedding: Embedding) -> None:

@@ -1,8 +1,6 @@
 """Images in a table: what a search in a dataset returns, for terminals, as CSV and as a page with thumbnails."""
 
 import base64
-import csv
-import io
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +13,7 @@ from rich.table import Table
 
 from matrix_ssl.report import template
 from matrix_ssl.report.formats import number
-from matrix_ssl.runs.files import write_atomically
+from matrix_ssl.runs.files import csv_lines, write_atomically
 from matrix_ssl.runs.terminal import printable
 
 MOST_ROWS = 20  # on a terminal
@@ -68,10 +66,8 @@ class Listing:
         Raises:
             RunFolderError: it cannot be written.
         """
-        buffer = io.StringIO(newline="")
-        csv.writer(buffer, lineterminator="\n").writerows([self.columns, *self.rows])
-        content = buffer.getvalue().encode(errors="surrogateescape")
-        write_atomically(Path(path), lambda file: file.write(content))
+        lines = (line.encode(errors="surrogateescape") for line in csv_lines([self.columns, *self.rows]))
+        write_atomically(Path(path), lambda file: file.writelines(lines))
 
     def page(self, path: str | Path) -> Path:
         """Writes a page that opens offline: thumbnails with what the table says, by group, of at most 500 images.

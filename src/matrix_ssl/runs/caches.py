@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from matrix_ssl.config.untrusted import expanded
 from matrix_ssl.runs.machine import describe_folder
 
 WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
@@ -36,14 +37,14 @@ def describe_caches() -> dict[str, dict[str, Any]]:
 def features_cache() -> Path:
     """Where ``search`` and others keep features: in MATRIX_SSL_CACHE, else the user's cache; nothing empties it."""
     user = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "matrix-ssl"
-    return Path(os.environ.get("MATRIX_SSL_CACHE") or user).expanduser() / "features"
+    return expanded(os.environ.get("MATRIX_SSL_CACHE") or user) / "features"
 
 
 def _huggingface(variable: str, name: str) -> Path:
     """A folder of Hugging Face's libraries, by their rules: its own variable, else inside of HF_HOME."""
     caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
     home = Path(os.environ.get("HF_HOME") or caches / "huggingface")
-    return Path(os.environ.get(variable) or home / name).expanduser()
+    return expanded(os.environ.get(variable) or home / name)
 
 
 def _files(folder: Path) -> list[str]:

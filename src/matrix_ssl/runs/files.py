@@ -1,13 +1,15 @@
 """Files that are written completely or not at all, JSON and JSON lines."""
 
+import csv
 import errno
 import hashlib
+import io
 import json
 import math
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -142,6 +144,21 @@ def append_line(path: Path, line: dict[str, Any]) -> None:
 def write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
     """Writes JSON lines atomically, one at a time; numbers that are not finite become null."""
     write_atomically(path, lambda file: file.writelines(_json_line(line).encode() for line in lines))
+
+
+def csv_lines(rows: Iterable[Sequence[Any]]) -> Iterator[str]:
+    """Rows as the lines of a CSV file, which end in line feeds.
+
+    A value with a carriage return gets quotation marks, as one with a line feed: where lines end in line feeds alone,
+    Python's writer forgets them, and its reader takes the value for two lines.
+    """
+    buffer = io.StringIO(newline="")
+    writer = csv.writer(buffer, lineterminator="\r\n")
+    for row in rows:
+        writer.writerow(row)
+        yield buffer.getvalue().removesuffix("\r\n") + "\n"
+        buffer.seek(0)
+        buffer.truncate()
 
 
 def _json_line(line: dict[str, Any]) -> str:
