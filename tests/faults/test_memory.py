@@ -4,7 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from matrix_ssl.api.measuring import measure
+from matrix_ssl.errors import DataError
+from matrix_ssl.evaluate.feature_rows import rows_of
+from matrix_ssl.evaluate.measure import compare_rows
 from matrix_ssl.runs import checkpoint
 from tests.support.runs import BARE, fail, run, succeed, tiny
 
@@ -35,6 +40,15 @@ def test_measuring_needs_no_more_memory_for_more_rows(features: Path) -> None:
     np.lib.format.open_memmap(features, "w+", np.float32, (ROWS, WIDTH), fortran_order=True).flush()
     message = fail(features.parent, ["measure", "x.npy"], before=LIMITED.format(mib=MEASURE))
     assert "memory" in message.lower()
+
+
+def test_features_of_too_many_columns_are_refused_before_they_are_read(tmp_path: Path) -> None:
+    np.save(tmp_path / "wide.npy", np.zeros((2, 200_000), np.float32))
+    with pytest.raises(DataError, match=r"wide\.npy: the products of 200,000 columns take 3874\.3 GiB and .* are free"):
+        measure(tmp_path / "wide.npy")
+    wide = rows_of(torch.zeros(2, 200_000), "a")
+    with pytest.raises(DataError, match="a and a: the products of 400,000 columns take"):
+        compare_rows(wide, wide)
 
 
 def test_a_training_that_does_not_fit_is_one_sentence_and_resumes(tmp_path: Path) -> None:

@@ -8,11 +8,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from matrix_ssl.config import system
+from matrix_ssl.config.untrusted import GIB
 from matrix_ssl.errors import DataError
 from matrix_ssl.evaluate.feature_rows import FeatureRows
 from matrix_ssl.evaluate.similarities import SIMILARITIES, rank_correlation, similarities
 from matrix_ssl.matrix import Moments, RankStatistics, of_features
 from matrix_ssl.matrix.rank_report import MEANINGS
+from matrix_ssl.matrix.sampling import GROUPS
 
 RULE = "rank_me"  # the measure that chooses among encoders
 COMPARISONS = {
@@ -32,6 +35,7 @@ FAILURES = (
 )
 SAMPLE = 1000  # rows whose kernels are compared
 _SPECTRUM = 1000  # eigenvalues that are kept
+_MORE = 5  # matrices of all pairs of columns beside those of the groups: of the cosines, of all, and for their spectra
 
 Progress = Callable[[int, int], None]  # rows that are done, rows
 
@@ -51,8 +55,9 @@ def measure_rows(
         largest eigenvalues of the covariance over their sum, and ``mean_share``, that of the mean in Σ ‖x‖².
 
     Raises:
-        DataError: a row is not finite, or the file ends early.
+        DataError: a row is not finite, the file ends early, or the products of all columns do not fit into memory.
     """
+    _check_room(rows.name, rows.width, GROUPS + _MORE)
     state = RankStatistics(rows.width)
     for batch in rows.batches():
         state.add(batch, validate=False)
@@ -83,8 +88,9 @@ def compare_rows(first: FeatureRows, second: FeatureRows) -> dict[str, Any]:
         The ``COMPARISONS`` that are defined: ``rsa``, ``mir`` and ``hdr`` of ``sample`` rows, the others of all.
 
     Raises:
-        DataError: the numbers of rows differ, or the files know that the images do; or as ``FeatureRows.batches``.
+        DataError: the numbers of rows differ, or the files know that the images do; or as ``measure_rows``.
     """
+    _check_room(f"{first.name} and {second.name}", first.width + second.width, _MORE)
     if first.count != second.count:
         raise DataError(
             f"{first.name} has {first.count} rows and {second.name} {second.count}: --against compares the features of "
@@ -103,6 +109,16 @@ def compare_rows(first: FeatureRows, second: FeatureRows) -> dict[str, Any]:
     return {"first": first.name, "second": second.name, "samples": first.count, "sample": len(rows),
             **similarities(both.covariance(), first.width, samples=first.count), **rank_correlation(x, y),
             **_kernels(x, y)}  # fmt: skip
+
+
+def _check_room(name: str, width: int, matrices: int) -> None:
+    """Raises DataError where so many float64 matrices of all pairs of columns do not fit into the free memory."""
+    size, (_, free) = 8 * matrices * width**2, system.memory()
+    if size > free:
+        raise DataError(
+            f"{name}: the products of {width:,} columns take {size / GIB:.1f} GiB and {free / GIB:.1f} GiB are free; "
+            f"measure features with fewer columns, or on a larger machine."
+        )
 
 
 def choose(measured: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
