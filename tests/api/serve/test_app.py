@@ -146,7 +146,10 @@ class TestIndex:
         np.savez(folder / "g.npz", **{**arrays, "encoder_digest": np.array("other")})
         np.savez(folder / "h.npz", **{**arrays, "features": embedding.features[:, :5]})
         np.savez(folder / "i.npz", **{**arrays, "where": arrays["where"][:3]})
-        for name, reason in (("g", "different encoder"), ("h", "5 features an image"), ("i", "different numbers")):
+        np.savez(folder / "j.npz", features=np.array([["a", "b"]]))
+        np.savez(folder / "k.npz", **{**arrays, "labels": arrays["labels"] - 1})
+        for name, reason in (("g", "different encoder"), ("h", "5 features an image"), ("i", "different numbers"),
+                             ("j", "cannot be read as features"), ("k", "a label is below zero")):  # fmt: skip
             with pytest.raises(DataError, match=reason):
                 open_index(encoder, folder / f"{name}.npz")
         with pytest.raises(DataError, match=r"absent\.npz cannot be read"):

@@ -62,6 +62,7 @@ def create_app(
 
     Raises:
         MissingExtra: the extra ``serve`` is not installed.
+        DataError: the index is of a different encoder.
     """
     import_extra("fastapi", extra="serve")
     import_extra("python_multipart", extra="serve")

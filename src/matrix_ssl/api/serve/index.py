@@ -88,7 +88,7 @@ def read_index(path: Path) -> Index:
     """The index of a .npz file of ``matrix-ssl embed``; DataError where it is damaged or is none."""
     try:
         arrays = read_arrays(path, ("features", "where", "labels", "classes", "encoder_digest"))
-        features = arrays["features"]
+        features = arrays["features"].astype(np.float32, casting="same_kind", copy=False)
         rows = [f"{path.name}[{row}]" for row in range(len(features))]
         paths = [str(one) for one in arrays["where"].tolist()] if "where" in arrays else rows
         labels = None

@@ -38,9 +38,14 @@ class Service:
         encoder: gives the features.
         index: the images to search in; None: there are none.
         settings: limits and batches.
+
+    Raises:
+        DataError: the index is of a different encoder.
     """
 
     def __init__(self, encoder: ServedEncoder, index: Index | None, settings: ServeSettings):
+        if index is not None:
+            index.check(encoder)
         self.encoder, self.index, self.settings = encoder, index, settings
         self._batcher = Batcher(encoder.features, most=settings.batch, wait=settings.wait / 1000)
         self._pool: ThreadPoolExecutor | None = None
