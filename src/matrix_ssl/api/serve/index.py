@@ -139,6 +139,7 @@ def index_folders(
 
 
 def _unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:
-    squares: NDArray[np.float64] = np.einsum("nk,nk->n", rows, rows, dtype=np.float64)
-    lengths = np.sqrt(squares).astype(np.float32)[:, None]
-    return rows / np.where(lengths == 0, np.float32(1), lengths)
+    squares: Any = np.einsum("nk,nk->n", rows, rows, dtype=np.float64)  # without a copy of the rows in float64
+    lengths: NDArray[np.float32] = np.sqrt(squares).astype(np.float32)
+    lengths[lengths == 0] = 1
+    return rows / lengths[:, None]
