@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,7 +30,7 @@ def keep_own_parts(run: Path, config: RunConfig, say: Callable[[str], None]) -> 
 def keep_views(run: Path, config: RunConfig, source: Source) -> None:
     """Writes ``views.npz``, a few images of a training with their views, for its page; what is there stays."""
     if not (run / VIEWS).exists():
-        arrays = {**first_views(config, source), "run": np.array(identity(run))}
+        arrays: dict[str, Any] = {**first_views(config, source), "run": np.array(identity(run))}
         write_atomically(run / VIEWS, lambda file: np.savez_compressed(file, **arrays))
 
 

@@ -59,7 +59,7 @@ class Followed:
             )
             new = {name: np.concatenate([earlier[name], new[name]]) for name in ("step", "neighbours_where")}
             new["neighbours"] = np.concatenate(near)
-        arrays: dict[str, NDArray[Any]] = {
+        arrays: dict[str, Any] = {
             **new, "query": queries_now, "query_where": where[:, 0], "run": np.array(identity(self._run)),
         }  # fmt: skip
         write_atomically(self._run / FOLLOWED, lambda file: np.savez_compressed(file, **arrays))

@@ -2,8 +2,9 @@
 
 import html
 import json
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,6 +62,13 @@ def duration(seconds: float) -> str:
 def settings(values: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Nested settings as pairs of a dotted key and its value."""
     return [(key, value if isinstance(value, str) else json.dumps(value)) for key, value in flatten(values)]
+
+
+def common_folder(places: Sequence[str]) -> str:
+    """The folder, with its separator, that all of one or more places start with; empty where there is none."""
+    first, last = min(places), max(places)  # all others share what these share
+    length = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
+    return first[: max(first.rfind("/", 0, length), first.rfind(os.sep, 0, length)) + 1]
 
 
 def present(facts: Mapping[str, str]) -> list[tuple[str, str]]:

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import Any
 
 from matrix_ssl import distributed
 from matrix_ssl.config import RunConfig
@@ -64,7 +65,7 @@ def keeping_channels(config: RunConfig, data: Data | None, *, chosen: Collection
     if not isinstance(source, ArraySource) or config.data.channels:
         return config
     own = {name: getattr(config.data, name) for name in ("mean", "std") if f"data.{name}" in chosen}
-    values = {"channels": source.stored_channels, "mean": (), "std": ()} | own
+    values: dict[str, Any] = {"channels": source.stored_channels, "mean": (), "std": ()} | own
     return dataclasses.replace(config, data=dataclasses.replace(config.data, **values))
 
 

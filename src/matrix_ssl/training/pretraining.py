@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Collection, Generator, Iterable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -174,8 +173,8 @@ class PreTraining(Task[Batch, StepOutput]):
             line |= self.observer.recent()
             if self._is_moment(self.observer.moments):
                 line |= self._look(self.observer.observe)
-            if self.follow and self._is_moment(_SPECTRA - 1):
-                self._look(partial(self.follow, step=self.step))
+            if (follow := self.follow) and self._is_moment(_SPECTRA - 1):
+                self._look(lambda encoder: follow(encoder, self.step))
         except _FAILURES as error:  # what only looks at a training does not end it
             failures.append(f"Failed observation: {str(error) or type(error).__name__}.")
         line |= self._alarms(line, history, failures)

@@ -4,7 +4,6 @@ import base64
 import hashlib
 import json
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from matrix_ssl.report import template
 from matrix_ssl.report.explore.contents import Categories, Column, Contents
 from matrix_ssl.report.explore.sheets import ACROSS, EACH
+from matrix_ssl.report.formats import common_folder
 from matrix_ssl.runs.terminal import printable
 
 PAGE = "index.html"
@@ -50,7 +50,7 @@ def as_json(contents: Contents, out: Path) -> dict[str, Any]:
     """What the scripts of a page in ``out`` read; arrays are little-endian bytes in base64, by ``data.js``."""
     columns: list[Column] = [contents.labels] if contents.labels is not None else []
     columns += [contents.clusters, *contents.columns]
-    start = _common_start(contents.places)
+    start = common_folder(contents.places)
     return {
         "places": {"start": _text(start), "ends": [_text(place[len(start) :]) for place in contents.places]},
         "folder": _address(Path(start), out) if contents.files else "",
@@ -93,13 +93,6 @@ def _column(column: Column) -> dict[str, Any]:
 def _array(values: NDArray[Any], kind: str) -> dict[str, str]:
     content = np.ascontiguousarray(values.astype(kind)).tobytes()
     return {"kind": kind, "bytes": base64.b64encode(content).decode("ascii")}
-
-
-def _common_start(places: Sequence[str]) -> str:
-    """The folder, with its separator, that all places start with."""
-    first, last = min(places), max(places)  # all others share what these share
-    length = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
-    return first[: max(first.rfind("/", 0, length), first.rfind(os.sep, 0, length)) + 1]
 
 
 def _address(folder: Path, out: Path) -> str:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from matrix_ssl.config.arrays import read_arrays
 from matrix_ssl.config.untrusted import MIB
-from matrix_ssl.report.formats import whole
+from matrix_ssl.report.formats import common_folder, whole
 from matrix_ssl.report.run.gallery import image_uri
 from matrix_ssl.runs.folder import FOLLOWED, identity
 from matrix_ssl.runs.terminal import printable
@@ -62,14 +62,14 @@ def _check(arrays: dict[str, NDArray[Any]]) -> None:
 
 
 def _query(arrays: dict[str, NDArray[Any]], row: int) -> Query:
-    name = printable(str(arrays["query_where"][row]))
+    folder = len(common_folder([*arrays["query_where"].tolist(), *arrays["neighbours_where"].ravel().tolist()]))
+    name = printable(str(arrays["query_where"][row])[folder:])
     moments = []
     for i, step in enumerate(arrays["step"].tolist()):
-        near = [
-            Small(image_uri(pixels), f"neighbour {j} of {name} after step {whole(step)}", printable(str(where)))
-            for j, (pixels, where) in enumerate(
-                zip(arrays["neighbours"][i, row], arrays["neighbours_where"][i, row], strict=True), 1
-            )
-        ]
-        moments.append((f"step {whole(step)}", near))
+        when, near = f"step {whole(step)}", []
+        pairs = zip(arrays["neighbours"][i, row], arrays["neighbours_where"][i, row], strict=True)
+        for j, (pixels, where) in enumerate(pairs, 1):
+            alt = f"neighbour {j} of {name} after {when}"
+            near.append(Small(image_uri(pixels), alt, printable(str(where)[folder:])))
+        moments.append((when, near))
     return Query(Small(image_uri(arrays["query"][row]), f"query {name}", name), moments)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from matrix_ssl.report.formats import common_folder
 from matrix_ssl.report.run.data import RunData
 from matrix_ssl.runs.terminal import printable
 
@@ -31,22 +32,23 @@ class Thumbnail(NamedTuple):
 
 def gallery(data: RunData) -> list[tuple[Thumbnail, list[Thumbnail]]]:
     """A query and its neighbours, the most similar first, in each row; empty without a gallery."""
-    if "gallery_query" not in data.arrays:
+    if "gallery_query" not in data.arrays or not len(data.arrays["gallery_query"]):
         return []
     names = ("query", "neighbours", "query_label", "neighbour_label", "similarity")
     query, near, query_label, near_label, similarity = (data.arrays[f"gallery_{name}"] for name in names)
     absent = np.full((len(near), 1 + near.shape[1]), "")  # earlier versions kept no names
     query_name = data.arrays.get("gallery_query_where", absent[:, 0])
     near_name = data.arrays.get("gallery_neighbour_where", absent[:, 1:])
+    folder = len(common_folder([*query_name.tolist(), *near_name.ravel().tolist()]))
     rows = []
     for i in range(min(len(query), MAX_QUERIES)):
         label = _class_name(data.classes, query_label[i])
-        first = _thumbnail(query[i], f"query image {i + 1}{_of(label)}", label, "", False, str(query_name[i]))
+        first = _thumbnail(query[i], f"query image {i + 1}{_of(label)}", label, "", False, str(query_name[i])[folder:])
         others = []
         for j in range(min(near.shape[1], MAX_NEIGHBOURS)):
             other, cosine = _class_name(data.classes, near_label[i, j]), f"{similarity[i, j]:.2f}".replace("-", "−")
             alt = f"neighbour {j + 1} of query {i + 1}{_of(other)}, similarity {cosine}"
-            is_other, name = bool(label) and other != label, str(near_name[i, j])
+            is_other, name = bool(label) and other != label, str(near_name[i, j])[folder:]
             others.append(_thumbnail(near[i, j], alt, other, cosine, is_other, name))
         rows.append((first, others))
     return rows

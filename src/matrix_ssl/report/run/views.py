@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from matrix_ssl.config import RunConfig, ViewConfig
 from matrix_ssl.config.arrays import read_arrays
+from matrix_ssl.report.formats import common_folder
 from matrix_ssl.report.run.gallery import image_uri
 from matrix_ssl.runs.folder import VIEWS, identity
 from matrix_ssl.runs.terminal import printable
@@ -46,7 +47,8 @@ def strip(run: Path, config: RunConfig) -> Strip | None:
             return None
         if arrays["where"].ndim != 1 or len(arrays["where"]) > _MOST_IMAGES:
             return None
-        pairs = [_pair(arrays, row, str(where)) for row, where in enumerate(arrays["where"])]
+        places = arrays["where"].tolist()
+        pairs = [_pair(arrays, row, where[len(common_folder(places)) :]) for row, where in enumerate(places)]
     except (OSError, ValueError, KeyError):
         return None
     return Strip(pairs, _caption(config)) if pairs else None
