@@ -62,7 +62,8 @@ def _check(arrays: dict[str, NDArray[Any]]) -> None:
 
 
 def _query(arrays: dict[str, NDArray[Any]], row: int) -> Query:
-    folder = len(common_folder([*arrays["query_where"].tolist(), *arrays["neighbours_where"].ravel().tolist()]))
+    places = [*arrays["query_where"].tolist(), *arrays["neighbours_where"].ravel().tolist()]
+    folder = len(common_folder(list(map(str, places))))
     name = printable(str(arrays["query_where"][row])[folder:])
     moments = []
     for i, step in enumerate(arrays["step"].tolist()):

@@ -39,7 +39,8 @@ def gallery(data: RunData) -> list[tuple[Thumbnail, list[Thumbnail]]]:
     absent = np.full((len(near), 1 + near.shape[1]), "")  # earlier versions kept no names
     query_name = data.arrays.get("gallery_query_where", absent[:, 0])
     near_name = data.arrays.get("gallery_neighbour_where", absent[:, 1:])
-    folder = len(common_folder([*query_name.tolist(), *near_name.ravel().tolist()]))
+    places = [*query_name.ravel().tolist(), *near_name.ravel().tolist()]
+    folder = len(common_folder(list(map(str, places))))
     rows = []
     for i in range(min(len(query), MAX_QUERIES)):
         label = _class_name(data.classes, query_label[i])

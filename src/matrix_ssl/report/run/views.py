@@ -47,7 +47,7 @@ def strip(run: Path, config: RunConfig) -> Strip | None:
             return None
         if arrays["where"].ndim != 1 or len(arrays["where"]) > _MOST_IMAGES:
             return None
-        places = arrays["where"].tolist()
+        places = list(map(str, arrays["where"].tolist()))
         pairs = [_pair(arrays, row, where[len(common_folder(places)) :]) for row, where in enumerate(places)]
     except (OSError, ValueError, KeyError):
         return None
