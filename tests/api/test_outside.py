@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import click
 import pytest
 
 from matrix_ssl.api import diagnosing, exploring, measuring, packing
@@ -14,7 +15,7 @@ from matrix_ssl.cli.find import search
 from matrix_ssl.cli.llm import generate, score
 from matrix_ssl.encoder.exporting import Format, export
 from matrix_ssl.encoder.importing import as_run
-from matrix_ssl.errors import ConfigError, DataError, RunFolderError
+from matrix_ssl.errors import ConfigError, DataError, MatrixSSLError, RunFolderError
 from matrix_ssl.runs.folder import check_output
 from tests.support.encoder_runs import make_run
 from tests.support.runs import make_images
@@ -89,6 +90,22 @@ def test_an_output_is_no_file_of_a_run(tmp_path: Path, name: str) -> None:
         check_output(tmp_path / name)
     check_output(tmp_path / "export.safetensors", tmp_path / name)
     assert (tmp_path / name).read_text() == "precious"
+
+
+@pytest.mark.parametrize(("command", "words"), [
+    (generate, ["--model=~/m", "--data=~/absent.jsonl"]), (score, ["--model=~/m", "--data=~/absent.jsonl"]),
+    (score, ["--model=~/absent.jsonl", "--data=~/q.jsonl"]),
+])  # fmt: skip
+def test_a_tilde_is_the_home_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: click.Command, words: list[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "m").mkdir()
+    (tmp_path / "q.jsonl").write_text('{"question": "a", "answer": "#### 1"}\n')
+    with pytest.raises(MatrixSSLError, match=f"{tmp_path}/absent.jsonl"):
+        command.main(
+            [*words, "--template", "plain", "--device", "cpu", f"--out={tmp_path}/x.jsonl"], standalone_mode=False
+        )
 
 
 @pytest.mark.parametrize(("words", "message"), [

@@ -5,13 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from matrix_ssl.api.measuring import measure
 from matrix_ssl.errors import DataError
 from matrix_ssl.evaluate.feature_rows import rows_of
 from matrix_ssl.evaluate.measure import compare_rows
 from matrix_ssl.runs import checkpoint
-from tests.support.runs import BARE, fail, run, succeed, tiny
+from tests.support.runs import BARE, fail, from_files, run, succeed, tiny
 
 LIMITED = """
 import psutil, resource
@@ -40,6 +41,63 @@ def test_measuring_needs_no_more_memory_for_more_rows(features: Path) -> None:
     np.lib.format.open_memmap(features, "w+", np.float32, (ROWS, WIDTH), fortran_order=True).flush()
     message = fail(features.parent, ["measure", "x.npy"], before=LIMITED.format(mib=MEASURE))
     assert "memory" in message.lower()
+
+
+IMAGES = 512  # MiB that any command on a folder of images may take, for any number of images of 6 megapixels
+OF_IMAGES = {
+    "pretrain": [*from_files("photos"), "--no-report"],
+    "embed": ["embed", "r", "--data", "photos", "--out", "f.npz", "--device", "cpu"],
+    "pack": ["pack", "photos", "p", "--workers", "0"],
+    "evaluate": ["evaluate", "r", "--data", "photos", "--protocol", "knn", "--device", "cpu", "--no-report"],
+    "diagnose": ["diagnose", "r", "--data", "photos", "--out", "d", "--device", "cpu"],
+    "outliers": ["outliers", "r", "--data", "photos", "-k", "2", "--page", "o.html", "--device", "cpu"],
+    "explore": ["explore", "r", "--data", "photos", "--out", "page", "--map", "pca", "--device", "cpu"],
+}
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with 60 images of two shapes, 1,029 MiB of pixels, and a run whose encoder is untrained."""
+    folder = tmp_path_factory.mktemp("large")
+    for name, height in (("ant", 2000), ("bee", 1996)):
+        (folder / "photos" / name).mkdir(parents=True)
+        first = folder / "photos" / name / "0.jpg"
+        Image.new("RGB", (3000, height), (99, 5, 30)).save(first)
+        for number in range(1, 30):
+            first.with_name(f"{number}.jpg").hardlink_to(first)
+    succeed(folder, ["import", "random/tiny_resnet", "--out", "r"])
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OF_IMAGES)
+def test_more_images_need_no_more_memory(photos: Path, tmp_path: Path, name: str) -> None:
+    for path in photos.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    if name == "pretrain":
+        (tmp_path / "r").unlink()
+    environment = {"MATRIX_SSL_CACHE": str(tmp_path / "cache")}
+    ended = run(tmp_path, OF_IMAGES[name], before=LIMITED.format(mib=IMAGES), environment=environment)
+    assert ended.code == 0, ended.err
+
+
+TIMES, BESIDE = 8, 128  # of the size of the features, and MiB, that a command on a file of them may take
+OF_FEATURES = {
+    "search": ["--query", "0"], "duplicates": [], "outliers": [], "cluster": ["--count", "4"], "mislabels": [],
+    "select": ["--count", "5"],
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OF_FEATURES)
+def test_questions_to_features_need_so_many_times_their_size(tmp_path: Path, name: str) -> None:
+    rows = np.random.default_rng(0).standard_normal((1200, 16384), dtype=np.float32)
+    np.savez(tmp_path / "x.npz", features=rows, labels=np.arange(1200) % 3)
+    limit = LIMITED.format(mib=TIMES * rows.nbytes // 2**20 + BESIDE)
+    ended = run(tmp_path, [name, "x.npz", *OF_FEATURES[name]], before=limit)
+    assert ended.code == 0, ended.err
+    message = fail(tmp_path, [name, "x.npz", *OF_FEATURES[name]], before=LIMITED.format(mib=rows.nbytes // 2**20))
+    assert "memory" in message
 
 
 def test_features_of_too_many_columns_are_refused_before_they_are_read(tmp_path: Path) -> None:

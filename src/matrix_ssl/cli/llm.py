@@ -30,12 +30,15 @@ def _names(columns: str | None) -> tuple[str, ...]:
 
 
 @llm.command()
-@click.option("--model", required=True, metavar="FOLDER|NAME|config:PATH", help="Model: a folder in safetensors "
+@click.option("--model", type=options.PLACE, required=True, metavar="FOLDER|NAME|config:PATH",
+              help="Model: a folder in safetensors "
               "with its tokenizer, a name of the Hugging Face hub, or a configuration for random "
               "weights.")  # fmt: skip
-@click.option("--data", required=True, metavar="FILE|hf:NAME", help="Questions and answers: .jsonl, .json, .csv or "
+@click.option("--data", type=options.PLACE, required=True, metavar="FILE|hf:NAME",
+              help="Questions and answers: .jsonl, .json, .csv or "
               ".parquet, or hf:NAME:CONFIGURATION:SPLIT of the hub.")  # fmt: skip
-@click.option("--eval-data", default="", metavar="FILE|hf:NAME", help="Questions and answers that are measured and not "
+@click.option("--eval-data", type=options.PLACE, default="", metavar="FILE|hf:NAME",
+              help="Questions and answers that are measured and not "
               "learned; the checkpoint with their lowest loss is kept.  [default: none; --set held_out=0.1 takes a "
               "tenth of --data]")  # fmt: skip
 @click.option("--template", type=_template, required=True, help="Template that turns a question into a prompt.")
@@ -82,7 +85,8 @@ def finetune(
             options.show(model=out / MODEL, result=result)
 
 
-_model = click.option("--model", required=True, metavar="FOLDER|NAME", help="Model: a run of finetune, a folder, or a "
+_model = click.option("--model", type=options.PLACE, required=True, metavar="FOLDER|NAME",
+                       help="Model: a run of finetune, a folder, or a "
                       "name of the Hugging Face hub.")  # fmt: skip
 _template_of_run = click.option("--template", type=_template, help="Template that turns a question into a prompt.  "
                                 "[default: that of the run]")  # fmt: skip
@@ -107,7 +111,8 @@ def _open(model: str, template: TemplateName | None, device: str) -> tuple[Any, 
 @llm.command()
 @_model
 @click.option("--prompt", "prompts", multiple=True, metavar="TEXT", help="A question; may be repeated.")
-@click.option("--data", metavar="FILE|hf:NAME", help="A file of questions: .txt with one a line, or as for "
+@click.option("--data", type=options.PLACE, metavar="FILE|hf:NAME",
+              help="A file of questions: .txt with one a line, or as for "
               "finetune.")  # fmt: skip
 @_columns
 @_template_of_run
@@ -159,7 +164,8 @@ def generate(
 @click.option("--task", type=click.Choice(["gsm8k", "math", "exact"]), default="gsm8k", show_default=True,
               help="Benchmark: numbers as in GSM8K, answers in \\boxed{} as in MATH, or whole answers that match "
               "exactly.")  # fmt: skip
-@click.option("--data", required=True, metavar="FILE|hf:NAME", help="Questions with answers, for gsm8k such "
+@click.option("--data", type=options.PLACE, required=True, metavar="FILE|hf:NAME",
+              help="Questions with answers, for gsm8k such "
               "that end in #### and a number.")  # fmt: skip
 @_columns
 @_template_of_run
@@ -227,9 +233,11 @@ def score(
 
 
 @llm.command()
-@click.option("--model", required=True, metavar="FOLDER|NAME", help="A run of finetune, the folder of a model, or a "
+@click.option("--model", type=options.PLACE, required=True, metavar="FOLDER|NAME",
+              help="A run of finetune, the folder of a model, or a "
               "name of the Hugging Face hub.")  # fmt: skip
-@click.option("--reference", metavar="FOLDER|NAME|config:PATH|untrained", help="Model of the same depth and width "
+@click.option("--reference", type=options.PLACE, metavar="FOLDER|NAME|config:PATH|untrained",
+              help="Model of the same depth and width "
               "to compare with; config: and untrained are random weights.")  # fmt: skip
 @click.option("--text", type=options.PATH, required=True, metavar="FILE", help="UTF-8 text file.")
 @click.option("--layers", metavar="all|last|NUMBERS", help="Layers, with commas between; 0: the embeddings.  "

@@ -36,7 +36,20 @@ class _Path(click.Path):
             ) from None
 
 
+class _Place(click.ParamType):
+    """A path or a name, maybe with a prefix such as ``config:``; ``~`` is the home folder, as in ``_Path``."""
+
+    name = "text"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> str:
+        """The text with the whole path; raises ConfigError where there is no such home folder."""
+        start, mark, rest = str(value).partition("~")
+        is_home = mark and start in ("", "config:", "hf:")
+        return f"{start}{PATH.convert(mark + rest, parameter, context)}" if is_home else str(value)
+
+
 PATH = _Path()
+PLACE = _Place()
 PROTOCOLS = ("knn", "linear", "low-shot", "transfer", "linear-sgd", "semi-supervised", "fine-tune")
 
 stdout = Terminal(soft_wrap=True)
