@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from benchmarks.experiments import llm_evidence, llm_real
-from benchmarks.pages import llm_evidence_page, llm_real_page
+from benchmarks.pages import llm_evidence_page, llm_loss_page, llm_real_page
 from matrix_ssl.errors import DataError
 from tests.benchmarks.test_llm_arms import run
 from tests.support import llm_toys
@@ -138,3 +138,15 @@ def test_the_page_is_of_the_results():
         shown = text.partition(f"<!-- {marker}:begin -->")[2].partition(f"<!-- {marker}:end -->")[0].strip()
         path = ROOT / "benchmarks" / "results" / f"{name}.json"
         assert shown == (page.section(json.loads(path.read_text())).strip() if path.exists() else "Not run yet.")
+
+
+@pytest.mark.slow
+def test_benchmarks_of_time_run(tmp_path):
+    pytest.importorskip("tokenizers")
+    run("speed.llm_head", "--quick", "--out", tmp_path / "head.json")
+    text = llm_loss_page.head_section(json.loads((tmp_path / "head.json").read_text()))
+    assert text.count("| 64, 8, 16 |") == 2 and "zipf" in text and "uniform" in text
+    run("speed.llm_diagnose", "--quick", "--out", tmp_path / "diagnose.json")
+    result = json.loads((tmp_path / "diagnose.json").read_text())
+    assert result["layers"] == 2 and result["tokens"] == 1024
+    assert all(value > 0 for value in result["seconds"].values())
