@@ -10,9 +10,10 @@ import click
 import pytest
 
 from matrix_ssl.cli.main import commands
+from matrix_ssl.errors import ConfigError
 from matrix_ssl.runs import signals
 from matrix_ssl.runs.processes import Processes
-from matrix_ssl.runs.signals import TIME_LIMIT, Interrupted, collected, limit_time
+from matrix_ssl.runs.signals import TIME_LIMIT, Interrupted, collected, limit_time, limited_time
 
 LIMITED = ("chain", "compare", "detect", "evaluate", "pretrain", "worth")
 
@@ -40,6 +41,17 @@ def test_the_limit_of_time_reaches_blocks_that_are_open_and_those_that_follow() 
     limit_time(None)
     with collected() as later:
         assert later == []
+
+
+def test_a_limit_of_a_block_ends_with_it() -> None:
+    with limited_time(1e-6), collected() as received:
+        wait_for(received, 1)
+        assert received == [TIME_LIMIT]
+    with limited_time(None), collected() as later:
+        assert later == []
+    for hours in (0.0, -1.0, float("nan")):
+        with pytest.raises(ConfigError, match="expected a number above 0"), limited_time(hours):
+            raise AssertionError("the block was entered")
 
 
 def test_a_long_limit_does_nothing() -> None:
