@@ -8,6 +8,7 @@ from typing import Any
 
 from benchmarks.harness import RESULTS, ROOT
 from benchmarks.pages.tables import fill, table
+from benchmarks.speed.toolbox import is_kernel, jobs
 from matrix_ssl.runs.files import read_json
 
 Row = dict[str, Any]
@@ -30,7 +31,7 @@ def section(results: Row) -> str:
     return (
         f"Measured at commit {where['commit']} with PyTorch {where['torch']} and NumPy {where['numpy']}, "
         f"{where['processor']}, one thread, float32.\n\n{summary(pairs)}\n\n{pair_table(pairs, measured)}"
-        f"\n\n{left_out(rows)}"
+        f"\n\n{left_out(rows)}{not_measured(results)}"
     )
 
 
@@ -84,6 +85,15 @@ def left_out(rows: list[Row]) -> str:
     if not reasons:
         return ""
     return "Left out: " + " ".join(f"{'; '.join(what)}: {why}." for why, what in reasons.items())
+
+
+def not_measured(results: Row) -> str:
+    """How many measurements the command has not come to."""
+    keys = ("quantity", "form", "n", "d")
+    done = {tuple(row[key] for key in keys) for row in results["rows"]}
+    missing = [job for job in jobs(results["sizes"]) if tuple(job[key] for key in keys) not in done]
+    sizes = dict.fromkeys(f"{job['n']}, {job['d']} ({'n x n kernels' if is_kernel(job) else 'all'})" for job in missing)
+    return f"\n\nNot measured yet, {len(missing)} rows: {'; '.join(sizes)}." if missing else ""
 
 
 def _ms(row: Row) -> str:
