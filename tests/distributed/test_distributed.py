@@ -51,6 +51,7 @@ TOGETHER = {"all": CHECKS, "uneven": UNEVEN}  # one after another in the same pr
         *(pytest.param(check, count, marks=pytest.mark.slow) for count in (2, 3, 4) for check in CHECKS),
         ("every_order_shared", 4),  # two processes share each
         ("metric_objects", 2),
+        *(pytest.param("sharded_encoder", count, marks=pytest.mark.slow) for count in (2, 3)),
         ("different_methods", 2),
         *(pytest.param("methods", count, marks=pytest.mark.slow) for count in (2, 3)),
     ],

@@ -475,3 +475,53 @@ def compare_methods(name: str, variant: dict) -> None:
             torch.testing.assert_close(state[key], value, rtol=1e-9, atol=1e-9, msg=lambda m, key=key: f"{key}: {m}")
             distributed_copy = distributed.gather(state[key].unsqueeze(0))
             assert all(torch.equal(copy, distributed_copy[0]) for copy in distributed_copy), key
+
+
+def sharded_encoder() -> None:
+    """A loop of one's own, student and teacher under fully_shard (FSDP2): steps and checkpoint of one process."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    size, rank = distributed.world_size(), distributed.rank()
+    mesh = init_device_mesh("cpu", (size,))
+    torch.manual_seed(0)
+    single = small_encoder().double()
+    ours = run_batch_norm.synchronise_batch_norm(small_encoder().double(), "cpu")
+    ours.load_state_dict(single.state_dict())
+    networks_of = [(network, networks.make_teacher(network)) for network in (single, ours)]
+    for network in networks_of[1]:
+        for layer in network:
+            if isinstance(layer, nn.Conv2d):
+                fully_shard(layer, mesh=mesh)
+        fully_shard(network, mesh=mesh, reshard_after_forward=True)
+    try:
+        distributed.wrap(ours)
+    except ProcessError as error:
+        assert "in a loop of your own" in str(error)
+    else:
+        raise AssertionError("nothing was raised")
+    optimizers = [torch.optim.AdamW(network.parameters(), lr=0.01) for network, _ in networks_of]
+    for step in range(3):
+        torch.manual_seed(step)
+        whole = torch.randn(2, 4 * size, 1, 8, 8, dtype=torch.float64)
+        part = whole.chunk(size, 1)[rank]
+        values = []
+        for (student, teacher), optimizer, (view1, view2) in zip(networks_of, optimizers, (whole, part), strict=True):
+            terms = losses.matrix_ssl_terms if student is single else parallel.matrix_ssl_terms
+            with alone() if student is single else nullcontext():
+                optimizer.zero_grad()
+                loss = terms(student(view1), student(view2), teacher(view1).detach(), teacher(view2).detach()).loss
+                loss.backward()
+                optimizer.step()
+                networks.update_teacher(teacher, student, 0.9)
+            values.append(loss.detach())
+        torch.testing.assert_close(values[1], values[0], rtol=1e-10, atol=1e-10)
+    for reference, network in zip(*networks_of, strict=True):
+        sharded = [parameter for parameter in network.parameters() if hasattr(parameter, "full_tensor")]
+        assert sharded and sum(p.to_local().numel() for p in sharded) < sum(p.numel() for p in sharded)
+        state = get_model_state_dict(network, options=StateDictOptions(full_state_dict=True, cpu_offload=False))
+        alone_again = small_encoder().double()
+        alone_again.load_state_dict(state)  # as one process does
+        for key, value in reference.state_dict().items():
+            torch.testing.assert_close(alone_again.state_dict()[key], value, rtol=1e-9, atol=1e-9)

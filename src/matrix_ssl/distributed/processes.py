@@ -203,9 +203,18 @@ def connected() -> Iterator[None]:
 
 
 def wrap(module: nn.Module) -> nn.Module:
-    """The module under DistributedDataParallel, or itself in a single process."""
+    """The module under DistributedDataParallel, or itself in a single process.
+
+    Raises:
+        ProcessError: fully_shard (FSDP2) has spread its parameters over the processes.
+    """
     if world_size() == 1:
         return module
+    if any(hasattr(parameter, "full_tensor") for parameter in module.parameters()):
+        raise ProcessError(
+            "The parameters are spread over processes by fully_shard, which averages gradients itself, and a run "
+            "copies, checks and saves whole tensors. Use the module as it is, in a loop of your own: docs/own-loop.md."
+        )
     wrapped = DistributedDataParallel(module, gradient_as_bucket_view=True)
     # buffers are equal already: BatchNorm is synchronised and the teacher follows the same average everywhere; set
     # here because the constructor's argument has different names in different releases

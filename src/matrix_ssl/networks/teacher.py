@@ -29,18 +29,35 @@ def update_teacher(teacher: nn.Module, student: nn.Module, momentum: float) -> N
     """teacher ← momentum · teacher + (1 - momentum) · student, two modules of the same structure.
 
     Floating-point buffers follow the same average, so that the teacher can be evaluated with its own running
-    statistics; integer counters are copied.
+    statistics; integer counters are copied. Of parameters that fully_shard (FSDP2) spreads over processes, each process
+    moves its part.
+
+    Raises:
+        ValueError: one of the two has its parameters spread over processes now, and the other has not.
     """
     averaged: tuple[list[Tensor], list[Tensor]] = ([], [])
     copied: tuple[list[Tensor], list[Tensor]] = ([], [])
     targets = [*teacher.parameters(), *teacher.buffers()]
     sources = [*student.parameters(), *student.buffers()]
     for target, source in zip(targets, sources, strict=True):
+        target, source = _local(target), _local(source)
+        if target.shape != source.shape:
+            raise ValueError(
+                f"Teacher and student differ: a tensor has the shape {tuple(target.shape)} in one and "
+                f"{tuple(source.shape)} in the other. Where processes share them, call fully_shard on both with "
+                "reshard_after_forward=True."
+            )
         for tensors, tensor in zip(averaged if target.is_floating_point() else copied, (target, source), strict=True):
             tensors.append(tensor)
     torch._foreach_lerp_(*averaged, weight=1 - momentum)
     if copied[0]:
         torch._foreach_copy_(*copied)
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """The tensor, or this process's part of a DTensor."""
+    local: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return local
 
 
 def cosine_momentum(progress: float, start: float) -> float:
