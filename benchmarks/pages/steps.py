@@ -1,4 +1,4 @@
-"""Writes what was measured of whole steps, loader, probe and report into docs/speed.md, and draws how costs grow.
+"""Writes what was measured of whole steps, the loader and the report into docs/speed.md, and draws how costs grow.
 
 python -m benchmarks.pages.steps             (reads benchmarks/results/; takes seconds)
 """
@@ -17,6 +17,7 @@ from benchmarks.pages.tables import fill, made_on, table, times_published
 from matrix_ssl.runs.files import read_json
 
 Row = dict[str, Any]
+LOOPS = ("published", "ours", "ours, bfloat16", "lightly, BYOL", "ours, BYOL", "ours, BYOL, bfloat16")
 AXES = {
     "batch": "images of a batch", "width": "width of the network", "side": "side of the images, pixels",
     "images": "images of the dataset", "processes": "processes",
@@ -44,27 +45,16 @@ def step_section(results: Row) -> str:
     lines = []
     for case in results["cases"]:
         rows = {row["loop"]: row for row in case["rows"]}
-        names = ("published", "ours", "ours, bfloat16", "lightly, BYOL", "ours, BYOL", "ours, BYOL, bfloat16")
-        rates = [f"{rows[name]['images_per_cpu_second']['median']:.3g}" for name in names]
+        rates = [f"{rows[name]['images_per_cpu_second']['median']:.3g}" for name in LOOPS]
         ratios = [
-            f"{rows[name]['times_per_cpu_second']['median']:.2f}" if "over" in rows[name] else "" for name in names
+            f"{rows[name]['times_per_cpu_second']['median']:.2f}" if "over" in rows[name] else "" for name in LOOPS
         ]
         cells = [f"{rate} ({ratio})" if ratio else rate for rate, ratio in zip(rates, ratios, strict=True)]
         settings = case["case"]
         place = "memory" if case["images"] == "memory" else f"files, {settings['workers']} workers"
         network = f"{settings['encoder']}, {settings['side']} px, batch {settings['batch']}"
         lines.append([network, place, str(len(case["rounds"])), *cells])
-    head = [
-        "network",
-        "images from",
-        "rounds",
-        "published",
-        "ours",
-        "ours, bfloat16",
-        "lightly",
-        "ours",
-        "ours, bfloat16",
-    ]
+    head = ["network", "images from", "rounds", *(name.replace("lightly, BYOL", "lightly's BYOL") for name in LOOPS)]
     return f"{machine(results)}lightly {results['environment']['lightly']}.\n\n{table(head, lines)}"
 
 
@@ -77,19 +67,6 @@ def loader_section(results: Row) -> str:
         spent = [f"{row[name]['median']:.3f}" for name in ("worker_milliseconds", "main_process_milliseconds")]
         lines.append([f"{row['side']} px", row["from"], *spent, *ratios])
     head = ["images", "read from", "worker, ms", "main process, ms", "times as fast as an image at a time", "as PIL"]
-    return machine(results) + table(head, lines)
-
-
-def probe_section(results: Row) -> str:
-    """Seconds of a fit."""
-    lines = [
-        [
-            row["problem"], row["variant"], f"{row['seconds']['median']:.3g}", f"{row['times_ours']['median']:.2f}",
-            f"{row['largest_difference_of_log_probabilities']:.0e}",
-        ]
-        for row in results["rows"]
-    ]  # fmt: skip
-    head = ["classes", "fit", "CPU seconds", "times ours", "largest difference of log-probabilities"]
     return machine(results) + table(head, lines)
 
 
@@ -114,7 +91,7 @@ def growth_section(results: Row) -> str:
     base = results["base"]
     text = (
         f"Else {base['encoder']} of width {base['width']}, {base['batch']} images of {base['side']} px; the number of "
-        "images grows with images of 8 px. The first step has the order of the epoch in it.\n\n"
+        "images\ngrows with images of 8 px. The first step has the order of the epoch in it.\n\n"
     )
     return machine(results) + text + table(head, lines)
 
@@ -143,8 +120,7 @@ def growth(results: Row) -> Figure:
 
 
 SECTIONS: dict[str, Callable[[Row], str]] = {
-    "step": step_section, "loader": loader_section, "linear_probe": probe_section, "report": report_section,
-    "growth": growth_section,
+    "step": step_section, "growth": growth_section, "loader": loader_section, "report": report_section,
 }  # fmt: skip
 
 if __name__ == "__main__":

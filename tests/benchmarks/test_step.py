@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import harness
+from benchmarks.harness import ROOT
+from benchmarks.pages import steps
 from benchmarks.speed import gpu, step
 from benchmarks.speed.loops import Case
 
@@ -54,3 +57,20 @@ def test_the_scripts_run(module: object, words: list[str], tmp_path: Path, monke
         assert {row["loop"] for row in content["cases"][0]["rows"]} > {"lightly, BYOL", "published"}
     else:
         assert content["not_begun"] == [] and {"losses", "views", "language head"} < content["rows"].keys()
+
+
+def test_a_file_of_a_different_commit_is_not_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "out.json"
+    assert harness.resume(path) == {}
+    monkeypatch.setattr(harness, "environment", lambda **_: {"commit": "aaa"})
+    harness.save(path, {"rows": [1]})
+    assert harness.resume(path)["rows"] == [1] and len(harness.resume(path)["load_average"]) == 3
+    monkeypatch.setattr(harness, "environment", lambda **_: {"commit": "bbb"})
+    with pytest.raises(SystemExit, match="measured at commit aaa, and this is bbb"):
+        harness.resume(path)
+
+
+def test_the_page_has_the_results() -> None:
+    text = (ROOT / "docs" / "speed.md").read_text("utf-8")
+    for name, section in steps.SECTIONS.items():
+        assert section(json.loads((harness.RESULTS / f"{name}.json").read_text())).strip() in text

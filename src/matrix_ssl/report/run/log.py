@@ -97,8 +97,9 @@ class Log:
     def spectra(self) -> list[tuple[int, Values]]:
         """(step, descending eigenvalues) of every line with a spectrum, of evenly chosen ones where they are many."""
         newest = self._newest_spectrum
-        is_in = newest is None or self._spectra[-1][0] == newest[0]
-        return self._spectra if is_in else [*self._spectra, newest]
+        if newest is None or self._spectra[-1][0] == newest[0]:
+            return self._spectra
+        return [*self._spectra, newest]
 
     def alarms(self) -> list[Alarm]:
         """Alarms of the lines; sentences that differ only in their numbers are one alarm."""
@@ -162,7 +163,7 @@ class Series:
         steps, (mean, least, largest) = self._steps[: self._count], self._points[:, : self._count]
         if self.each == 1:
             return Curve(label, steps.copy(), mean.copy(), missing=missing)
-        rest = [_together(*(row[None] for row in self._rest))] if len(self._rest[0]) else []
+        rest = [_together(self._rest[0][None], self._rest[1][None])] if len(self._rest[0]) else []
         parts = [
             (np.array([self._ends[0][0]]), *[np.array([self._ends[0][1]])] * 3),
             (steps, mean, least, largest),
