@@ -3,6 +3,7 @@
 python -m benchmarks.pages.publish_toolbox      (reads benchmarks/results/toolbox.json)
 """
 
+import textwrap
 from statistics import median
 from typing import Any
 
@@ -30,8 +31,8 @@ def section(results: Row) -> str:
     where = results["environment"]
     return (
         f"Measured at commit {where['commit']} with PyTorch {where['torch']} and NumPy {where['numpy']}, "
-        f"{where['processor']}, one thread, float32.\n\n{summary(pairs)}\n\n{pair_table(pairs, measured)}"
-        f"\n\n{left_out(rows)}{not_measured(results)}"
+        f"{where['processor']}, one thread, float32.\n\n{wrap(summary(pairs))}\n\n{pair_table(pairs, measured)}\n"
+        f"{wrap(left_out(rows))}\n\n{wrap(not_measured(results))}"
     )
 
 
@@ -93,7 +94,11 @@ def not_measured(results: Row) -> str:
     done = {tuple(row[key] for key in keys) for row in results["rows"]}
     missing = [job for job in jobs(results["sizes"]) if tuple(job[key] for key in keys) not in done]
     sizes = dict.fromkeys(f"{job['n']}, {job['d']} ({'n x n kernels' if is_kernel(job) else 'all'})" for job in missing)
-    return f"\n\nNot measured yet, {len(missing)} rows: {'; '.join(sizes)}." if missing else ""
+    return f"Not measured yet, {len(missing)} rows: {'; '.join(sizes)}." if missing else ""
+
+
+def wrap(text: str) -> str:
+    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
 
 
 def _ms(row: Row) -> str:
