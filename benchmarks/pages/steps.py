@@ -1,4 +1,4 @@
-"""Writes what was measured of whole steps, the loader and the report into docs/speed.md, and draws how costs grow.
+"""Writes what was measured of whole steps, loader, probe and report into docs/speed.md, and draws how costs grow.
 
 python -m benchmarks.pages.steps             (reads benchmarks/results/; takes seconds)
 """
@@ -70,6 +70,19 @@ def loader_section(results: Row) -> str:
     return machine(results) + table(head, lines)
 
 
+def probe_section(results: Row) -> str:
+    """Seconds of a fit."""
+    lines = [
+        [
+            row["problem"], row["variant"], f"{row['seconds']['median']:.3g}", f"{row['times_ours']['median']:.2f}",
+            f"{row['largest_difference_of_log_probabilities']:.0e}",
+        ]
+        for row in results["rows"]
+    ]  # fmt: skip
+    head = ["classes", "fit", "CPU seconds", "times ours", "largest difference of log-probabilities"]
+    return machine(results) + table(head, lines)
+
+
 def report_section(results: Row) -> str:
     """Seconds and memory by the number of lines."""
     lines = [
@@ -120,7 +133,8 @@ def growth(results: Row) -> Figure:
 
 
 SECTIONS: dict[str, Callable[[Row], str]] = {
-    "step": step_section, "growth": growth_section, "loader": loader_section, "report": report_section,
+    "step": step_section, "growth": growth_section, "loader": loader_section,
+    "linear_probe": probe_section, "report": report_section,
 }  # fmt: skip
 
 if __name__ == "__main__":
