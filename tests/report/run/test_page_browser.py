@@ -27,12 +27,10 @@ def browser(tmp_path_factory) -> Iterator["webdriver.Chrome"]:
         yield driver
 
 
-@pytest.fixture(scope="module", params=["run", "comparison"])
-def any_page(request, tmp_path_factory) -> Path:
-    """A page of a run, and that of a comparison, which has more kinds in tests of its own."""
-    out = tmp_path_factory.mktemp("any")
-    if request.param == "run":
-        return write_report(make_run(out / "run"))
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory) -> Path:
+    """The page of a comparison, of which more kinds have slow tests of their own."""
+    out = tmp_path_factory.mktemp("comparison")
     (out / "compare.json").write_text(json.dumps(make_comparison()), encoding="utf-8")
     return write_comparison(out)
 
@@ -143,8 +141,8 @@ def test_all_images_load(browser, tmp_path):
     assert all(complete and width == 32 and alt for complete, width, alt in sizes)
 
 
-def test_any_page_is_quiet_fits_a_phone_and_can_be_read(browser, any_page):
-    test_console_is_quiet_and_the_network_unused(browser, any_page)
-    test_nothing_runs_over_the_side(browser, any_page, 360)
-    test_figure_text_is_legible_on_a_phone(browser, any_page)
-    test_text_stands_out_in_both_modes(browser, any_page)
+def test_the_page_of_a_comparison_is_quiet_fits_a_phone_and_can_be_read(browser, comparison):
+    test_console_is_quiet_and_the_network_unused(browser, comparison)
+    test_nothing_runs_over_the_side(browser, comparison, 360)
+    test_figure_text_is_legible_on_a_phone(browser, comparison)
+    test_text_stands_out_in_both_modes(browser, comparison)
