@@ -100,5 +100,5 @@ def _open(images: Any, reading: Reading = COLOURS) -> Source:
 
 def _read(image: Any, what: str, reading: Reading) -> Tensor:
     if isinstance(image, (str, os.PathLike)):
-        return read_image(expanded(image), reading=reading)
+        return read_image(expanded(os.fspath(image)), reading=reading)
     return as_image(image, what)
