@@ -65,7 +65,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Image.new("RGB", (3000, height), (99, 5, 30)).save(first)
         for number in range(1, 30):
             first.with_name(f"{number}.jpg").hardlink_to(first)
-    succeed(folder, ["import", "random/tiny_resnet", "--out", "r"])
+    succeed(folder, ["import", "random/tiny_resnet", "--image-size", "32", "--out", "r"])
     return folder
 
 
