@@ -205,7 +205,7 @@ def _run_files(run: Path) -> Iterator[Target]:
             try:
                 data = read_run(run)
                 tables = [table.markdown() for one in data.evaluations for table in one.tables()]
-                return tables, data.alarms(), data.curve("loss", "loss"), read_metrics(run)
+                return tables, data.log.alarms(), data.log.curve("loss", "loss"), read_metrics(run)
             finally:
                 path.write_bytes(good)
 

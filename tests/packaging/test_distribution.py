@@ -21,7 +21,7 @@ import matrix_ssl
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 BUILD = "import sys; from setuptools import build_meta; print(getattr(build_meta, sys.argv[1])(sys.argv[2]))"
-PACKED = ("src", "tests", "docs", "examples", "benchmarks", "tools")  # a clone has others beside them
+PACKED = ("src", "tests", "docs", "docker", "examples", "benchmarks", "tools")  # a clone has others beside them
 
 
 def build(what: str, source: Path, target: Path) -> Path:

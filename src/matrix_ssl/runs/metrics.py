@@ -107,8 +107,8 @@ class MetricsWriter:
                 self.history.add(line)
                 yield line
 
-    def write(self, line: dict[str, Any]) -> None:
-        """Adds a line; numbers that are not finite become null."""
+    def write(self, line: dict[str, Any]) -> dict[str, Any]:
+        """Adds a line, whose numbers become null where they are not finite; returns it, with the identity in the first."""
         if not self.history and self._identity:
             line = {**line, "run": self._identity}
         self.history.add(line)
@@ -119,6 +119,7 @@ class MetricsWriter:
             except Exception as error:
                 self._say(failure(logger, error))
                 self._loggers.remove(logger)
+        return line
 
     def close(self, *, finished: bool) -> None:
         """Ends the loggers; ``finished`` is false where the training stopped before its last step."""

@@ -285,7 +285,6 @@ def test_dark_mode_follows_at_once_and_text_stands_out(desk):
         desk.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
         dark = json.dumps(mode == "dark")
         desk.until(f"return matchMedia('(prefers-color-scheme: dark)').matches === {dark}")
-        time.sleep(0.5)  # the map is drawn again
         pairs = desk.run("""
             const ground = e => {
                 for (; e; e = e.parentElement) {
@@ -300,15 +299,20 @@ def test_dark_mode_follows_at_once_and_text_stands_out(desk):
         for text, behind in {tuple(pair) for pair in pairs}:
             assert contrast(text, behind) >= 4.5, (mode, text, behind)
         left, top = (desk.places()[image] - desk.box[:2]).round().tolist()
-        colours[mode] = desk.run(f"""
+        read = f"""
             const copy = document.createElement('canvas').getContext('2d');
             copy.drawImage(document.getElementById('canvas'), {left}, {top}, 1, 1, 0, 0, 1, 1);
             const expected = getComputedStyle(document.documentElement).getPropertyValue('--class-{label}');
             const drawn = [...copy.getImageData(0, 0, 1, 1).data];
             copy.fillStyle = expected;
             copy.fillRect(0, 0, 1, 1);
-            return [drawn, [...copy.getImageData(0, 0, 1, 1).data]]""")
-        drawn, expected = np.array(colours[mode])
+            return [drawn, [...copy.getImageData(0, 0, 1, 1).data]]"""
+        for _ in range(20):  # the map is drawn again, later on a busy machine
+            colours[mode] = desk.run(read)
+            drawn, expected = np.array(colours[mode])
+            if np.abs(drawn[:3] - expected[:3]).max() < 40:
+                break
+            time.sleep(0.5)
         assert drawn[3] > 200
         assert np.abs(drawn[:3] - expected[:3]).max() < 40, colours  # points are a little transparent
     assert colours["light"] != colours["dark"]
@@ -331,8 +335,8 @@ def test_legend_colours_and_lists_select(desk):
     desk.run("document.getElementById('tab-issues').click()")
     suspects = desk.run("return [...document.querySelectorAll('#list-issues [data-image]')].map(e => e.innerText)")
     assert [text.split("\n") for text in suspects] == [
-        ["class 2", f"→ {MARKUP}", "4.0%"],
-        ["class 3", "→ class 1", "20.0%"],
+        ["00007.jpg", "class 2", f"→ {MARKUP}", "4.0%"],
+        ["00008.jpg", "class 3", "→ class 1", "20.0%"],
     ]
     desk.run("document.getElementById('tab-balance').click()")
     assert "5 are as uneven as 5.0 of equal size" in desk.text("#list-balance")

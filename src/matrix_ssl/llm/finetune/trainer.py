@@ -278,8 +278,7 @@ class Recorder(TrainerCallback):
 
     def _write(self, line: dict[str, Any]) -> None:
         if self._writer is not None:
-            self._writer.write(line)
-            self._lines.append(line)
+            self._lines.append(self._writer.write(line))
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Writes the digests of the files of a checkpoint when all processes have written theirs."""
