@@ -108,7 +108,7 @@ class MetricsWriter:
                 yield line
 
     def write(self, line: dict[str, Any]) -> dict[str, Any]:
-        """Adds a line, whose numbers become null where they are not finite; returns it, with the identity in the first."""
+        """Adds a line and returns it, the first with the identity; numbers that are not finite become null in the file."""
         if not self.history and self._identity:
             line = {**line, "run": self._identity}
         self.history.add(line)
