@@ -108,7 +108,7 @@ class MetricsWriter:
                 yield line
 
     def write(self, line: dict[str, Any]) -> dict[str, Any]:
-        """Adds a line and returns it, the first with the identity; numbers that are not finite become null in the file."""
+        """Adds a line and returns it, the first with the identity; in the file, numbers not finite are null."""
         if not self.history and self._identity:
             line = {**line, "run": self._identity}
         self.history.add(line)
