@@ -175,6 +175,7 @@ def check_script(name: str, *words: str) -> None:
     assert all(f'"{word}"' in text for word in words if word.startswith("--")), words
 
 
+@functools.cache  # many pages name the same
 def check_target(target: str) -> None:
     result = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
@@ -262,16 +263,19 @@ def test_options_settings_and_names_exist(page):
     for text in inline_code(page):
         assert set(re.findall(r"(?<!\S)--[a-z][a-z0-9-]*", text)) <= options | OTHER_TOOLS, text
         assignments = re.findall(r"--set \"?([a-z][\w.]*=[^\s\"]+)", text)
+        check_mention(text)
+        if not assignments:
+            continue
         if page.name.startswith("llm"):  # settings of a fine-tuning
             settings = FineTuneSettings(model="tiny", data="sums.jsonl", template="plain").override(assignments)
             parse_assignments(settings.arguments)
-            assignments = []
+            continue
         of_protocols = [a for a in assignments if a.partition(".")[0] in dir(EvaluationSettings())]
         config.override(EvaluationSettings(), of_protocols)
         check_settings("images", [a for a in assignments if a not in of_protocols], "matrix_ssl")
-        check_mention(text)
 
 
+@functools.cache
 def check_mention(text: str) -> None:
     """An inline setting, object, command or make target exists."""
     group, _, leaf = text.partition("=")[0].partition(".")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import functools
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, TypeVar, get_args, get_type_hints
 
@@ -47,7 +48,7 @@ def build(cls: type[Settings], values: Mapping[str, Any], prefix: str = "") -> S
     Raises:
         ConfigError: a key is unknown, or a value has the wrong type or is out of range.
     """
-    hints = get_type_hints(cls, include_extras=True)
+    hints = _hints(cls)
     if not isinstance(values, Mapping):
         raise ConfigError(f"{prefix.rstrip('.')}={values!r}: expected a group of settings: {', '.join(hints)}.")
     arguments = {}
@@ -57,6 +58,11 @@ def build(cls: type[Settings], values: Mapping[str, Any], prefix: str = "") -> S
             raise ConfigError(f"Unknown setting {key!r}.{did_you_mean(key, [prefix + hint for hint in hints])}")
         arguments[name] = _value(hints[name], value, key)
     return cls(**arguments)
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    return get_type_hints(cls, include_extras=True)
 
 
 def _value(hint: Any, value: Any, key: str) -> Any:

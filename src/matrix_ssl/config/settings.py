@@ -5,6 +5,7 @@ its class (``method.ridge`` is ``ridge``), and ``matrix_ssl.methods`` checks the
 """
 
 import dataclasses
+import functools
 import json
 from collections.abc import Mapping
 from dataclasses import field
@@ -220,11 +221,21 @@ def differences(old: RunConfig, new: RunConfig) -> list[str]:
 def identifying(config: RunConfig) -> dict[str, Any]:
     """The settings by which a run differs from every other: those that are not at their defaults, by dotted key."""
     config = dataclasses.replace(config, recipe=RENAMED_RECIPES.get(config.recipe, config.recipe))
-    defaults, plain = (dict(flatten(json.loads(json.dumps(to_dict(each))))) for each in (RunConfig(), config))
+    defaults = _defaults()
     return {
-        key: value for key, value in plain.items()
+        key: value for key, value in _plain(config).items()
         if key not in MAY_CHANGE and (key not in defaults or defaults[key] != value)
     }  # fmt: skip
+
+
+def _plain(config: RunConfig) -> dict[str, Any]:
+    """The settings by dotted key, as JSON gives them back."""
+    return dict(flatten(json.loads(json.dumps(to_dict(config)))))
+
+
+@functools.cache
+def _defaults() -> dict[str, Any]:
+    return _plain(RunConfig())
 
 
 def current_names(values: dict[str, Any]) -> dict[str, Any]:
