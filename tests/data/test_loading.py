@@ -51,9 +51,32 @@ class Lethal(Set):
         return super().read(index)
 
 
+class LostOnArrival(workers.Reader):
+    """Opening its batches fails in the main process, as where a worker dies that is not yet known to be dead."""
+
+    def __init__(self, kind):
+        super().__init__(Set())
+        self.kind = kind
+
+    def batch(self, key):
+        return Lost(self.kind)
+
+
+class Lost:
+    def __init__(self, kind):
+        self.kind = kind
+
+    def __setstate__(self, state):
+        raise state["kind"]("reset by peer")
+
+
 class Defective(Set):
+    def __init__(self, kind=RuntimeError):
+        super().__init__()
+        self.kind = kind
+
     def read(self, index):
-        raise RuntimeError("a defect of this source")
+        raise self.kind("a defect of this source")
 
 
 def batches(source, config=CONFIG, *, rank=0, world_size=1, dtype=torch.float32):
@@ -287,10 +310,16 @@ class TestWorkers:
         with pytest.raises(TrainingError, match="A data-loading worker died"):
             list(evaluation_batches(Lethal(), configured(workers=2).data, device=CPU, batch_size=4))
 
+    @pytest.mark.parametrize("kind", [ConnectionResetError, EOFError, FileNotFoundError])
+    def test_a_worker_killed_between_message_and_memory_is_a_sentence(self, kind):
+        with pytest.raises(TrainingError, match=self.sentence):
+            list(workers.read_batches(LostOnArrival(kind), range(3), workers=1))
+
+    @pytest.mark.parametrize("kind", [RuntimeError, FileNotFoundError, ConnectionResetError, EOFError])
     @pytest.mark.parametrize("workers", [0, 1])
-    def test_a_defect_in_a_source_keeps_its_name(self, workers):
-        with pytest.raises(RuntimeError, match="a defect of this source"):
-            list(batches(Defective(), configured(workers=workers)).iterate(0, 1))
+    def test_a_defect_in_a_source_keeps_its_name(self, workers, kind):
+        with pytest.raises(kind, match="a defect of this source"):
+            list(batches(Defective(kind), configured(workers=workers)).iterate(0, 1))
 
     def test_leave_the_signal_handlers_of_the_process(self):
         list(batches(Set(), configured(workers=1)).iterate(0, 1))

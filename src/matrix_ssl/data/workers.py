@@ -181,7 +181,7 @@ def read_batches(
             if isinstance(content, MatrixSSLError):
                 raise content
             yield content
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, OSError, EOFError) as error:
         if "Too many open files" in str(error):
             raise open_files_error() from error
         if any(words in str(error) for words in _NO_SHARED_MEMORY):
@@ -190,9 +190,22 @@ def read_batches(
                 "workers (--set data.workers=0) or smaller batches, or start the container with --shm-size 8g; the "
                 "same command resumes."
             ) from error
-        if "DataLoader worker (pid" not in str(error):  # an error raised inside a worker says "worker process"
+        if not _tells_of_a_death(error, workers=count):
             raise
         raise TrainingError(
             "A data-loading worker died, possibly out of memory. Run the same command to resume; if it happens again, "
             "use fewer workers (--set data.workers=1)."
         ) from error
+
+
+def _tells_of_a_death(error: Exception, *, workers: int) -> bool:
+    """Whether an error of the loader is that of a dead worker.
+
+    PyTorch says so where it misses the next batch. A worker that dies between the message about a batch and the file of
+    its memory leaves a connection that ends or that nobody answers. An error raised inside a worker says "in DataLoader
+    worker process".
+    """
+    lost = isinstance(error, (ConnectionError, EOFError, FileNotFoundError))
+    return "DataLoader worker (pid" in str(error) or (
+        workers > 0 and lost and "in DataLoader worker process" not in str(error)
+    )
