@@ -269,7 +269,10 @@ class TestRuns:
         assert lines[-1]["loss"] < lines[0]["loss"] and {"reconstruction", "rate"} <= lines[-1].keys()
         text = runs.succeed(tmp_path, ["evaluate", "r", "--device", "cpu", "--protocol", "knn"], before=runs.BARE).out
         assert "20-NN" in text
-        assert "64 features each" in runs.succeed(tmp_path, ["embed", "r", "--out", "f.npz", "--device", "cpu"]).out
+        assert (
+            "64 features each"
+            in runs.succeed(tmp_path, ["embed", "r", "--out", "f.npz", "--split", "test", "--device", "cpu"]).out
+        )
         assert "patch_size=2" in runs.succeed(tmp_path, ["export", "r", "--format", "timm"]).out
         runs.succeed(tmp_path, ["export", "r"])
         runs.succeed(tmp_path, ["import", "r/export.safetensors", "--out", "again"])

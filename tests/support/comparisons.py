@@ -10,7 +10,9 @@ TWO_DRAWS = (  # of labelled images instead of ten, which take most of the time 
     "import functools, matrix_ssl.evaluate.probes.protocols as probes\n"
     "probes.low_shot = functools.partial(probes.low_shot, draws=2)\n"
 )
-FORKED = f"import forked_jobs\n{TWO_DRAWS}"
+# a thread a job on any machine, since those of several jobs and tests would wait for each other
+ONE_THREAD = "import matrix_ssl.config.system as system; system.cores = lambda: 1\n"
+FORKED = f"import forked_jobs\n{ONE_THREAD}{TWO_DRAWS}"
 FEW = ("data.subset=300",)  # 4 steps an epoch, 3 in a trial
 CLOCK = ("seconds", "cpu_seconds", "images_per_second", "peak_memory_mib")
 
