@@ -89,7 +89,9 @@ def test_evaluate_embed_and_page(run: matrix_ssl.Run, tiles: Path) -> None:
     assert write_report(run.folder).stat().st_size > 1000
 
 
-@pytest.mark.parametrize(("form", "encoder"), [("torchvision", "resnet18"), ("onnx", "tiny_resnet")])
+@pytest.mark.parametrize(
+    ("form", "encoder"), [pytest.param("torchvision", "resnet18", marks=pytest.mark.slow), ("onnx", "tiny_resnet")]
+)
 def test_export(run: matrix_ssl.Run, tmp_path: Path, form: str, encoder: str) -> None:
     if form == "onnx":
         pytest.importorskip("onnxruntime")

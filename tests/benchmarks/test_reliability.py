@@ -66,6 +66,7 @@ def test_pieces_have_seeds_of_their_own() -> None:
     assert sum(facts["count"] for *_, facts in pieces) == reliability.INPUTS * len(reliability.NAMES)
 
 
+@pytest.mark.slow
 def test_a_failed_test_is_a_failed_row(tmp_path: Path) -> None:
     path = tmp_path / "test_x.py"
     path.write_text("import os\ndef test_x():\n    assert os.environ['X'] == '1'\n")

@@ -119,7 +119,8 @@ def test_a_signal_stops_all_jobs_after_a_checkpoint(tmp_path: Path, whole: Path,
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has died")
-@pytest.mark.parametrize("job", [TRIAL, pytest.param(RUN, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("job", [TRIAL, RUN])
 def test_a_comparison_that_was_killed_leaves_no_job_behind(
     request: pytest.FixtureRequest, whole: Path, job: str
 ) -> None:

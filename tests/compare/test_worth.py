@@ -236,7 +236,8 @@ def test_what_is_published_has_the_weights_by_their_name() -> None:
     assert publish_worth.without_folder(hub) == hub
 
 
-@pytest.mark.parametrize("kills", [[2], pytest.param([0, 1, 2, 3], marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [[2], [0, 1, 2, 3]])
 def test_a_killed_command_resumes_and_ends_alike(done: Path, public: Path, tmp_path: Path, kills: list[int]) -> None:
     """Killed in a pre-training, in a training with labels, between the files of an answer, and in a second answer."""
     shutil.copy(public / "public.safetensors", tmp_path)

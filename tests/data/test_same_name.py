@@ -118,6 +118,7 @@ def test_features_say_which_dataset_they_are_of(run: Path) -> None:
             assert str(found["data_digest"]) == digest(run.parent / name / "set")
 
 
+@pytest.mark.slow
 def test_a_comparison_knows_its_data_by_content(tmp_path: Path) -> None:
     make_classes(tmp_path / "set")
     settings = ("network.encoder=tiny_resnet", "data.image_size=16", "data.workers=0", "batch_size=8")

@@ -50,7 +50,7 @@ TOGETHER = {"all": CHECKS, "uneven": UNEVEN}  # one after another in the same pr
         ("uneven", 3),
         *(pytest.param(check, count, marks=pytest.mark.slow) for count in (2, 3, 4) for check in CHECKS),
         ("every_order_shared", 4),  # two processes share each
-        ("metric_objects", 2),
+        pytest.param("metric_objects", 2, marks=pytest.mark.slow),
         *(pytest.param("sharded_encoder", count, marks=pytest.mark.slow) for count in (2, 3)),
         ("different_methods", 2),
         *(pytest.param("methods", count, marks=pytest.mark.slow) for count in (2, 3)),
@@ -160,6 +160,7 @@ def test_torchrun_shows_a_mistake_once_and_leaves_nothing_behind(tmp_path: Path)
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_three_processes_agree_with_one(tmp_path: Path, single: Path) -> None:
     first, *others = end(start_processes(tmp_path, tiny(*SHORTEST), count=3))
     assert [(e.code, e.out, e.err) for e in others] == [(0, "", "")] * 2 and first.code == 0

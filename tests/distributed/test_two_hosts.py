@@ -56,6 +56,7 @@ def launch(folder: Path, hosts: list[str], *, silence: float, before: str = "") 
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_two_hosts_train_as_one_process_and_go_on_after_a_cut(tmp_path: Path, hosts: list[str]) -> None:
     (alone := tmp_path / "alone").mkdir()
     succeed(alone, tiny(*SETTINGS), before=BARE)

@@ -144,6 +144,7 @@ class TestImportedRuns:
         assert summary["imported"]["sha256"] in (run / "README.md").read_text()
         assert equal(load_encoder(run), open_checkpoint(checkpoint).encoder)
 
+    @pytest.mark.slow
     def test_every_command_takes_it(self, folder: Path) -> None:
         run = "runs/moco_v2_200ep"
         assert "give --data FOLDER" in fail(folder, ["evaluate", run])

@@ -65,6 +65,7 @@ def test_what_is_measured(observed: Path) -> None:
     assert last["online_knn"] == expected
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_with_the_same_numbers(observed: Path, tmp_path: Path) -> None:
     command = [*tiny("log_every=1", "checkpoint_every=9", epochs=2), "--online"]
     kill = (

@@ -283,6 +283,7 @@ def test_precisions(tmp_path: Path, digits: Source) -> None:
     assert losses[0] != losses[1] and losses[0] == pytest.approx(losses[1], rel=0.02)
 
 
+@pytest.mark.slow
 def test_a_longer_run_keeps_no_file_open_and_no_tensor(tmp_path: Path, digits: Source) -> None:
     """A hundred steps with twenty-five checkpoints."""
     forward = f"""

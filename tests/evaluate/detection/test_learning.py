@@ -67,6 +67,7 @@ BY_HEART = (*TINY, "batch_size=1", "train_sizes=80", "flip=0", "learning_rate=0.
             "workers=0", "regions=32")  # fmt: skip
 
 
+@pytest.mark.slow
 def test_every_loss_of_a_drawn_image_falls(tmp_path: Path) -> None:
     settings = override(DetectionSettings(), [*BY_HEART, "epochs=90", "log_every=1"])
     Engine(make_training(*drawn(tmp_path, images=1), thin_backbone(), settings), tmp_path).run()

@@ -195,6 +195,7 @@ class TestResuming:
         succeed(tmp_path, arguments(data, EPOCHS), before=THINLY)
         assert content(tmp_path / "r") == content(whole)
 
+    @pytest.mark.slow
     def test_a_kill_after_the_training_scores_again(self, tmp_path: Path, whole: Path, data: Path) -> None:
         killed = "import os, matrix_ssl.evaluate.detection.run as r; r.score = lambda *_, **__: os.kill(os.getpid(), 9)"
         dying = f"{THINLY}\n{killed}"
@@ -256,6 +257,7 @@ class TestProcesses:
         assert result(two)["environment"]["processes"] == 2
         assert result(two)["box"]["AP"] == pytest.approx(result(one)["box"]["AP"], abs=0.02)
 
+    @pytest.mark.slow
     def test_images_to_score_are_shared_out_and_the_results_gathered(self, tmp_path: Path, even: Path) -> None:
         """An untrained detector finds the same on two processes as on one."""
         frozen = f"{THINLY}\nimport matrix_ssl.training.engine as e; e.Engine.run = lambda *_: None"

@@ -74,6 +74,7 @@ def predictions(folder: Path, protocol: str, measure: str, names: list[str]) -> 
         return arrays[measure][:, [order[name] for name in names]]
 
 
+@pytest.mark.slow
 def test_the_stem_is_that_for_small_images(folder: Path) -> None:
     assert read_config(folder / "e").network.stem == "auto" and SIDE <= 64
 

@@ -256,6 +256,7 @@ class TestLearning:
         assert np.abs(probabilities - probe.predict_proba(x_test)).mean() < 0.005
         assert found.train_accuracy == pytest.approx(probe.score(x, train.labels), abs=0.01)
 
+    @pytest.mark.slow
     def test_fine_tuning_learns_from_two_hundred_digits_what_a_frozen_network_cannot(self, tmp_path):
         train, test = small(200), digits("test")
         view = ViewConfig(crop_scale=(0.7, 1.0))
@@ -425,7 +426,8 @@ def spread(kind):
 
 
 class TestSeveralProcesses:
-    @pytest.mark.parametrize("kind", ["tune", pytest.param("linear", marks=pytest.mark.slow)])
+    @pytest.mark.slow
+    @pytest.mark.parametrize("kind", ["tune", "linear"])
     def test_do_what_one_does(self, tmp_path, kind):
         settings = dataclasses.replace(SETTINGS[kind], precision="float64")
         single = evaluate(tmp_path / "one", settings, train=Some(bad=(3, 4)), test=Some(30, split="test"))
