@@ -48,7 +48,8 @@ def build(cls: type[Settings], values: Mapping[str, Any], prefix: str = "") -> S
     Raises:
         ConfigError: a key is unknown, or a value has the wrong type or is out of range.
     """
-    hints = _hints(cls)
+    kind: Any = cls  # mypy takes a class whose instances have no hash for one without
+    hints = _hints(kind)
     if not isinstance(values, Mapping):
         raise ConfigError(f"{prefix.rstrip('.')}={values!r}: expected a group of settings: {', '.join(hints)}.")
     arguments = {}
