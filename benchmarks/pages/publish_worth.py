@@ -38,11 +38,12 @@ def main() -> None:
 
 def without_folder(values: dict[str, Any]) -> dict[str, Any]:
     """The results with the public encoder's file by its name: where it lies on this machine tells a reader nothing."""
-    reference = values["public"]["reference"]
-    folder, separator, _ = reference.rpartition("/")
-    if not Path(reference).is_absolute():
-        return values
-    return json.loads(json.dumps(values).replace(json.dumps(folder + separator)[1:-1], ""))
+    started = values.get("adapted_settings", {}).get("start", {}).get("reference", "")  # absolute, however it was given
+    for reference in (values["public"]["reference"], started):
+        folder, separator, _ = reference.rpartition("/")
+        if Path(reference).is_absolute():
+            values = json.loads(json.dumps(values).replace(json.dumps(folder + separator)[1:-1], ""))
+    return values
 
 
 def section(r: Results) -> str:

@@ -232,6 +232,8 @@ def test_what_is_published_has_the_weights_by_their_name() -> None:
     assert publish_worth.without_folder(values) == {
         "command": "matrix-ssl worth --from 'w.pth' --out x", "public": {"reference": "w.pth"}
     }  # fmt: skip
+    relative = {"public": {"reference": "w.pth"}, "adapted_settings": {"start": {"reference": "/a b/c/w.pth"}}}
+    assert publish_worth.without_folder(relative)["adapted_settings"] == {"start": {"reference": "w.pth"}}
     hub = {"command": "matrix-ssl worth --from timm/x", "public": {"reference": "timm/x"}}
     assert publish_worth.without_folder(hub) == hub
 
