@@ -1,6 +1,7 @@
 """The engine with each of its users: kills, signals, bad steps, resuming, checkpoints that are due."""
 
 import dataclasses
+import functools
 import os
 import signal
 from collections.abc import Callable
@@ -32,7 +33,7 @@ from matrix_ssl.training import setup
 from matrix_ssl.training.engine import Ahead, Engine, KeptBuffers
 from tests.support.drawn_coco import TINY as TINY_DETECTION
 from tests.support.drawn_coco import draw_set, thin_backbone, write_json
-from tests.support.runs import TINY, timeless
+from tests.support.runs import TINY, run, timeless
 
 STEPS = 6
 QUIET = Display(quiet=True)
@@ -70,10 +71,10 @@ def detector(folder: Path) -> Any:
 
 
 @pytest.fixture(params=[pretraining, pytest.param(classifier, marks=pytest.mark.slow), detector])
-def build(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Any]:
+def build(request: pytest.FixtureRequest, tmp_path: Path) -> functools.partial[Any]:
     """Makes the task of one of the users at its initialisation."""
     (tmp_path / "data").mkdir()
-    return lambda: request.param(tmp_path / "data")
+    return functools.partial(request.param, tmp_path / "data")
 
 
 def train(task: Any, folder: Path) -> None:
@@ -111,14 +112,22 @@ def assert_same(folder: Path, expected: Path) -> None:
     assert timeless(folder) == timeless(expected)
 
 
+HERE = f"import sys; sys.path.insert(0, {str(Path(__file__).parents[2])!r}); import tests.training.test_engine as t\n"
+
+
+def train_and_die(make: str, data: str, folder: str) -> None:
+    """In a process of its own: trains a task and kills itself before the step 5."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("matrix_ssl.training.engine._SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+        before_step(patch, 5, lambda: os.kill(os.getpid(), signal.SIGKILL))
+        train(globals()[make](Path(data)), Path(folder))
+
+
 def test_a_kill_leaves_no_trace(tmp_path: Path, build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("matrix_ssl.training.engine._SECONDS_BETWEEN_CHECKPOINTS", 0.0)
-    child = os.fork()
-    if child == 0:
-        before_step(monkeypatch, 5, lambda: os.kill(os.getpid(), signal.SIGKILL))
-        train(build(), tmp_path / "killed")
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    arguments = (build.func.__name__, str(build.args[0]), str(tmp_path / "killed"))
+    ended = run(tmp_path, [], before=f"{HERE}t.train_and_die(*{arguments})")
+    assert ended.code == -signal.SIGKILL, ended.err
     kept = [path.name for path in checkpoint.list_checkpoints(tmp_path / "killed")]
     assert kept == ["step-000000002.safetensors", "step-000000004.safetensors"]
     train(build(), tmp_path / "killed")
