@@ -24,7 +24,9 @@ from matrix_ssl.matrix import (
     stable_rank,
 )
 from matrix_ssl.matrix.covariances import covariance
+from matrix_ssl.matrix.decomposition import both_spectra
 from matrix_ssl.matrix.rank_report import MEANINGS
+from tests.support.decompositions import Decompositions
 from tests.support.matrix_samples import rows
 
 SHAPES = [(40, 7), (7, 40), (12, 12)]
@@ -246,6 +248,34 @@ class TestReport:
         expected["lidar"] = lidar(x.view(-1, 2, 40)).item()
         assert report.values() == pytest.approx(expected, rel=1e-10)
         assert set(report.values()) == set(MEANINGS)
+
+    @pytest.mark.parametrize("shape", [(40, 6), (6, 40), (6, 6)])
+    def test_takes_one_decomposition(self, shape):
+        with Decompositions() as taken:
+            rank_report(skewed(*shape))
+        assert taken.names == ["aten._linalg_svd.default"]
+        with Decompositions() as taken:
+            rank_me(skewed(*shape)), of_features.effective_rank(skewed(*shape))
+        assert taken.names == ["aten._linalg_svd.default", "numpy.eigvalsh"]  # none escapes
+
+    @pytest.mark.parametrize("mean", [0.0, 1e-12, 1.0, 1e5])
+    @pytest.mark.parametrize(("shape", "rank"), [((40, 6), None), ((6, 40), None), ((40, 6), 3), ((9, 30), 3)])
+    def test_both_spectra_are_those_of_two_decompositions(self, shape, rank, mean):
+        x = rows(*shape, rank=rank)
+        x = x - x.mean(0) + mean * rows(1, shape[1], seed=1)
+        spectra = both_spectra(x)
+        expected = np.linalg.svd(x.numpy(), compute_uv=False)[::-1]
+        np.testing.assert_allclose(spectra.singular_values, expected, rtol=0, atol=1e-14 * expected[-1])
+        centred = np.linalg.svd((x - x.mean(0)).numpy(), compute_uv=False)[::-1]
+        np.testing.assert_allclose(spectra.eigenvalues.sqrt(), centred, rtol=0, atol=1e-14 * centred[-1])
+
+    @pytest.mark.parametrize(
+        "x", [torch.ones(5, 3), torch.eye(4), torch.zeros(2, 3), torch.tensor([[1.0, 5], [-1, 5]])]
+    )
+    def test_both_spectra_where_values_coincide(self, x):
+        spectra = both_spectra(x.double())
+        expected = np.linalg.svd(x.double().numpy(), compute_uv=False)[::-1]
+        np.testing.assert_allclose(spectra.singular_values, expected, rtol=1e-14, atol=1e-14)
 
     def test_says_what_each_means(self):
         x = skewed(30, 6)

@@ -4,11 +4,12 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from matrix_ssl.errors import MatrixShapeError
 from matrix_ssl.matrix import _eigenvalues, _spectra, ranks
+from matrix_ssl.matrix.covariances import rescaled
+from matrix_ssl.matrix.decomposition import both_spectra
 from matrix_ssl.matrix.validation import checked_matrix
 
 
@@ -78,7 +79,11 @@ class RankReport:
 
 
 def rank_report(features: Tensor, *, views: Tensor | None = None, validate: bool | None = None) -> RankReport:
-    """All ranks of features (n, d) with one decomposition of the centred and one of the given features.
+    """All ranks of features (n, d) with one decomposition, and how they differ: print the report.
+
+    The singular value decomposition is that of the rows about their mean, in float64, of the smaller side. It gives the
+    eigenvalues of the covariance; the singular values of the rows as they are follow from it and the mean without a
+    second one. LiDAR, of ``views``, takes the eigenvalues of a matrix of its own.
 
     Args:
         features: (n, d), one row a sample.
@@ -93,10 +98,9 @@ def rank_report(features: Tensor, *, views: Tensor | None = None, validate: bool
             f"Argument 'features' has the shape {tuple(features.shape)}: a report is of one matrix (n, d)."
         )
     x = checked_matrix(features.detach(), "features", validate).double()
-    singular_values = torch.linalg.svdvals(x)
     cosine = ranks.self_cluster(x, validate=False).item() if min(x.shape) > 1 else None
     return report_of_spectra(
-        ranks.covariance_eigenvalues(x), singular_values, samples=len(x), width=x.shape[1], self_cluster=cosine,
+        *both_spectra(rescaled(x)), samples=len(x), width=x.shape[1], self_cluster=cosine,
         threshold=ranks.default_threshold(features),
         lidar=None if views is None else ranks.lidar(views.double(), validate=validate).item(),
     )  # fmt: skip

@@ -6,7 +6,6 @@ The memory is (groups + 1) d² numbers in float64 while features are added: 300 
 import functools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,23 +14,12 @@ from torch.nn import functional as F
 from matrix_ssl.errors import MatrixShapeError
 from matrix_ssl.matrix import ranks
 from matrix_ssl.matrix._eigenvalues import zero_level
+from matrix_ssl.matrix.decomposition import Spectra
 from matrix_ssl.matrix.moments import Moments, checked_rows, merged
 from matrix_ssl.matrix.plain import eigenvalues
 from matrix_ssl.matrix.precision import without_autocast
 from matrix_ssl.matrix.rank_report import MEANINGS, RankReport, report_of_spectra
 from matrix_ssl.matrix.sampling import GROUPS, LEVEL, Estimate, check_groups, combine
-
-
-class Spectra(NamedTuple):
-    """Of samples of width d: what all ranks but the self-cluster score are functions of.
-
-    Attributes:
-        eigenvalues: (d,) of the covariance, in ascending order.
-        singular_values: (d,) of the features over √n, in ascending order; what rounding leaves of a zero is one.
-    """
-
-    eigenvalues: Tensor
-    singular_values: Tensor
 
 
 class RankStatistics:
@@ -122,7 +110,7 @@ class RankStatistics:
         return merged(self._groups)
 
     def spectra(self) -> Spectra:
-        """The two decompositions of all samples; MatrixError without any."""
+        """Both spectra of all samples, with d values each; MatrixError without any."""
         return self._spectra(range(len(self._groups)))
 
     def report(self, *, spectra: Spectra | None = None) -> RankReport:
