@@ -6,9 +6,12 @@ this package and keeps its traceback.
 
 import difflib
 import importlib
+import re
 import sys
 from collections.abc import Callable, Iterable
 from typing import Any
+
+_OPTION = re.compile(r"--set ([\w.]+)=|(--[a-z][a-z-]+)")
 
 
 class MatrixSSLError(Exception):
@@ -169,3 +172,25 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     if close := difflib.get_close_matches(word, names, n=1, cutoff=0.6):
         return f" Did you mean {close[0]!r}?"
     return f" Known: {', '.join(names)}." if names else ""
+
+
+class Offered:
+    """What the running command lets the user change, so that no remedy names what it does not have."""
+
+    def __init__(self) -> None:
+        self._has: Callable[[str], bool] = lambda _: True  # in Python, where options are arguments
+
+    def ask(self, has: Callable[[str], bool]) -> None:
+        """Lets a function say whether the command has an option, ``--fresh``, or a setting, ``data.workers``."""
+        self._has = has
+
+    def first(self, *remedies: str, otherwise: str = "") -> str:
+        """The first remedy whose option or setting, ``--option`` or ``--set key=``, the running command has."""
+        for remedy in remedies:
+            match = _OPTION.search(remedy)
+            if match is None or self._has(match[1] or match[2]):
+                return remedy
+        return otherwise
+
+
+OFFERED = Offered()

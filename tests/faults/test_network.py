@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import click
 import pytest
 
 from matrix_ssl.cli.main import commands
@@ -54,7 +53,7 @@ WORDS = {
               "--device", "cpu", *from_files("photos", "batch_size=8")[8:], "--tune-set", "steps=2",
               "--tune-set", "batch_size=4", "--tune-set", "rates=0.02,0.1"],
     "llm finetune": ["llm", "finetune", "--model", "m", "--data", "q.jsonl", "--out", "ft", "--template", "plain",
-                     "--epochs", "1", "--batch-size", "4", "--device", "cpu"],
+                     "--set", "epochs=1", "--set", "batch_size=4", "--device", "cpu"],
     "llm generate": ["llm", "generate", "--model", "m", "--prompt", "1 + 1?", "--template", "plain",
                      "--max-new-tokens", "2", "--device", "cpu"],
     "llm score": ["llm", "score", "--model", "m", "--data", "q.jsonl", "--out", "s.jsonl", "--template", "plain",
@@ -65,16 +64,8 @@ QUICK = ("pretrain", "embed", "import", "measure", "methods", "doctor")  # in th
 _MORE = {"compare": comparisons.FORKED, "detect": drawn_coco.THINLY, "pretrain": BARE, "evaluate": BARE}
 
 
-def leaves(group: click.Group, prefix: str = "") -> list[str]:
-    """The names of all commands."""
-    names: list[str] = []
-    for name, command in group.commands.items():
-        names += leaves(command, f"{prefix}{name} ") if isinstance(command, click.Group) else [prefix + name]
-    return names
-
-
 def test_every_command_is_tried() -> None:
-    assert sorted(WORDS) == sorted(leaves(commands))
+    assert sorted(WORDS) == sorted(runs.leaves(commands))
 
 
 @pytest.mark.parametrize("names", [QUICK, pytest.param(tuple(WORDS), marks=pytest.mark.slow)], ids=["quick", "all"])

@@ -4,6 +4,7 @@ import atexit
 import functools
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -11,8 +12,11 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import click
 from PIL import Image
 
+from matrix_ssl.cli.main import commands
+from matrix_ssl.cli.offered import find_command, has
 from matrix_ssl.data import open_source
 from matrix_ssl.runs.checkpoint import encode, list_checkpoints, load_newest, read_safetensors
 from tests.support.forkserver import fork_server
@@ -21,6 +25,7 @@ TINY = ["batch_size=64", "network.width=8", "method.hidden_dim=32", "method.outp
 PATIENCE = 600.0  # seconds that any run may take on a very busy machine; what takes longer hangs
 # the pages after a training cost more than these trainings and have tests of their own
 BARE = "import sys; sys.argv.append('--no-report')"
+_NAMED = re.compile(r"(matrix-ssl (?:llm )?[a-z]+)|--set ([\w.]+)=|(--[a-z][a-z-]+)")
 UNPRIVILEGED = "import os; os.setgroups([]); os.setgid(65534); os.setuid(65534)"  # what root must become to be refused
 
 
@@ -62,8 +67,8 @@ class Ended:
 class Command:
     """A running command line."""
 
-    def __init__(self, pid: int, server: "Server", out: Path, err: Path):
-        self.pid, self._server, self._out, self._err = pid, server, out, err
+    def __init__(self, pid: int, server: "Server", out: Path, err: Path, arguments: list[str]):
+        self.pid, self._server, self._out, self._err, self._arguments = pid, server, out, err, arguments
 
     def send(self, number: int) -> None:
         """Sends a signal."""
@@ -84,6 +89,7 @@ class Command:
             os.killpg(self.pid, 9)
             raise AssertionError(f"still running after {seconds} s: {self.err()}")
         result = Ended(code, self._out.read_text(), self.err())
+        check_remedies(self._arguments, result.err)
         self._out.unlink()
         self._err.unlink()
         return result
@@ -120,6 +126,29 @@ def check_failure(ended: Ended, *, code: int | None = None) -> str:
     *_, last = ended.err.splitlines()
     assert last.startswith("error: ") and ended.err.count("error: ") == 1, ended.err
     return last.removeprefix("error: ")
+
+
+def check_remedies(arguments: list[str], text: str) -> None:
+    """Demands that the options and settings that a command names are its own, or those of a command named with them."""
+    own = find_command(commands, arguments)
+    if own is None or own[0] == "chain":  # which shows what other commands say
+        return
+    others = [find_command(commands, name.split()) for name in leaves(commands)]
+    for line in text.splitlines():
+        command = own
+        for other, setting, option in _NAMED.findall(line):
+            if other:
+                command = find_command(commands, other.split()[1:]) or command
+            elif any(one and has(*one, setting or option) for one in others):
+                assert has(*command, setting or option), f"{command[0]} has no {setting or option}: {line}"
+
+
+def leaves(group: click.Group, prefix: str = "") -> list[str]:
+    """The names of all commands."""
+    names: list[str] = []
+    for name, command in group.commands.items():
+        names += leaves(command, f"{prefix}{name} ") if isinstance(command, click.Group) else [prefix + name]
+    return names
 
 
 def start_processes(folder: Path, arguments: list[str], *, count: int, before: str = BARE) -> list[Command]:
@@ -215,7 +244,7 @@ class Server:
         }  # fmt: skip
         pid = self.ask(request)
         assert pid is not None
-        return Command(pid, self, out, err)
+        return Command(pid, self, out, err, arguments)
 
 
 def slow_steps(seconds: float) -> str:

@@ -5,12 +5,13 @@ import io
 import os
 import sys
 import time
+from functools import partial
 from typing import Any
 
 import click
 
 from matrix_ssl import __version__
-from matrix_ssl.cli import options
+from matrix_ssl.cli import offered, options
 from matrix_ssl.cli.chain import chain
 from matrix_ssl.cli.compare import compare
 from matrix_ssl.cli.detect import detect
@@ -26,14 +27,10 @@ from matrix_ssl.cli.pretrain import pretrain
 from matrix_ssl.cli.serve import serve
 from matrix_ssl.cli.weights import export, import_
 from matrix_ssl.cli.worth import worth
-from matrix_ssl.errors import ConfigError, MatrixSSLError, ProcessError, did_you_mean
+from matrix_ssl.errors import OFFERED, ConfigError, MatrixSSLError, ProcessError, did_you_mean
 from matrix_ssl.runs.signals import Interrupted
 
 _SECONDS_FOR_THE_FIRST = 10.0
-_OUT_OF_MEMORY = (
-    "The memory is not enough. Use smaller batches (--set batch_size=...), smaller images, fewer workers "
-    "(--set data.workers=0) or a machine with more; what has been saved stays, and the same command resumes."
-)
 _CLOSED_PIPE = 141  # the exit code of a program that SIGPIPE ends, in a shell
 _REFUSALS = {  # of the system, wherever they are met
     errno.ENAMETOOLONG: "Use a shorter name.",
@@ -110,9 +107,11 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a file name may hold what the terminal cannot show
+    OFFERED.ask(partial(offered.running_has, commands))
     try:
         code = commands.main(standalone_mode=False)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # the shell may have closed it, >&-
+            sys.stdout.flush()
     except MatrixSSLError as error:
         _report(str(error), error)
         code = error.exit_code
@@ -134,9 +133,21 @@ def main() -> None:
             sys.exit(1)
         if not _is_out_of_memory(error):
             raise
-        _report(_OUT_OF_MEMORY, error)
+        _report(_out_of_memory(), error)
         code = 1
     sys.exit(code or 0)
+
+
+def _out_of_memory() -> str:
+    """The sentence where the memory is not enough, with the remedies that the running command has."""
+    batches = OFFERED.first("--set batch_size=...", "--set batch=...", "--batch-size N")
+    workers = OFFERED.first("--set data.workers=0", "--set workers=0", "--workers 0")
+    ways = [f"smaller batches ({batches}), "] if batches else []
+    ways += ["smaller inputs", *([f", fewer workers ({workers})"] if workers else [])]
+    return (
+        f"The memory is not enough. Use {''.join(ways)} or a machine with more; what has been "
+        "saved stays, and the same command resumes."
+    )
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

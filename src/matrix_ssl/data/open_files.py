@@ -8,7 +8,7 @@ import errno
 import os
 
 from matrix_ssl.config import system
-from matrix_ssl.errors import OpenFilesError
+from matrix_ssl.errors import OFFERED, OpenFilesError
 
 
 def check_open_files(more: int) -> None:
@@ -40,7 +40,8 @@ def why_unreadable(error: OSError, *, setting: str = "data.workers") -> str:
 def open_files_error(setting: str = "data.workers") -> OpenFilesError:
     """The error to raise at the limit; ``setting`` is that of the number of workers, 0 open the fewest files."""
     limit = system.open_file_limit() or 0
+    option = OFFERED.first(f"--set {setting}=0", "--set workers=0", "--workers 0")
     return OpenFilesError(
-        f"The limit of {limit} open files is too low: raise it with 'ulimit -n {max(1024, 2 * limit)}' "
-        f"or read the images without workers (--set {setting}=0)."
+        f"The limit of {limit} open files is too low: raise it with 'ulimit -n {max(1024, 2 * limit)}'"
+        + (f" or read the images without workers ({option})." if option else ".")
     )

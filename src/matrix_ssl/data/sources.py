@@ -33,7 +33,7 @@ from matrix_ssl.data.named import (
 )
 from matrix_ssl.data.packed import is_packed, open_packed, split_packed
 from matrix_ssl.data.randomness import permutation
-from matrix_ssl.errors import ConfigError, DataError
+from matrix_ssl.errors import OFFERED, ConfigError, DataError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -121,9 +121,10 @@ def _dark(source: Source) -> str:
     if bits >= _FULL_BITS:
         return ""
     which = "its" if len(rows) == len(source) else f"{len(rows)} of its {len(source)}"
+    use = OFFERED.first(f"use --set data.white_level={2**bits - 1}", otherwise="scale them to 16 bits")
     return (
         f"Warning: the highest level of {which} images of 16 bits is {highest}, of {2**16 - 1}, so they are dark. If "
-        f"their levels have {bits} bits, use --set data.white_level={2**bits - 1}."
+        f"their levels have {bits} bits, {use}."
     )
 
 

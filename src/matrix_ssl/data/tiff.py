@@ -17,6 +17,7 @@ from typing import Any
 from PIL import TiffImagePlugin
 
 from matrix_ssl.config.reading import MOST_CHANNELS
+from matrix_ssl.errors import OFFERED
 
 _SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _SUBFILE_TYPE, _REDUCED, _MASK = 254, 1, 4  # the tag, and its bits
@@ -60,7 +61,9 @@ class Tiff:
         if self.photometric == _CIELAB:
             return "a TIFF with CIELAB colours: save it as RGB"
         if samples > _COLOURS.get(self.photometric, 1) + 1:
-            keep = f"keep all bands by --set data.channels={samples}, or " if samples <= MOST_CHANNELS else ""
+            options = f"--set data.channels={samples}", f"--channels {samples}"
+            keep = OFFERED.first(*(f"keep all bands by {option}, or " for option in options))
+            keep = keep if samples <= MOST_CHANNELS else ""
             return (
                 f"a TIFF of {samples} bands, and images have 1 or 3 colours: {keep}choose three bands and save them as "
                 "RGB with 8 or 16 bits"

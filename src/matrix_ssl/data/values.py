@@ -21,7 +21,7 @@ from matrix_ssl.data import array_file, bands, dicom
 from matrix_ssl.data.deep import Levels, read_levels
 from matrix_ssl.data.opening import Again, avif_bits, decode, is_heif, page_numbers, reported, turn_upright
 from matrix_ssl.data.tiff import Tiff, is_tiff, read_tags
-from matrix_ssl.errors import UnreadableImage, import_extra
+from matrix_ssl.errors import OFFERED, UnreadableImage, import_extra
 
 _COLOUR_MODES = ("L", "LA", "RGB", "RGBA")
 _BYTE = 8
@@ -62,8 +62,10 @@ class Values:
         """uint8 (3, h, w) of one or three channels; UnreadableImage for any other, and as ``Levels.to_8_bit``."""
         if self.channels not in (1, 3):
             raise UnreadableImage(
-                where, f"{self.channels} channels, and colours are 1 or 3: keep all by "
-                f"--set data.channels={self.channels}",
+                where, f"{self.channels} channels, and colours are 1 or 3: " + OFFERED.first(
+                    f"keep all by --set data.channels={self.channels}", f"keep all by --channels {self.channels}",
+                    otherwise="choose three of them",
+                ),
             )  # fmt: skip
         array = self.array
         if array.dtype != np.uint8 or self.white not in (0, 255):
@@ -80,10 +82,11 @@ class Values:
         low, high = float(self.array.min()), float(self.array.max())
         if kind == "f" and low >= 0 and high <= 1:
             return 0.0, 1.0
-        raise UnreadableImage(
-            where, f"values from {low:g} to {high:g} have no known range: use --set data.value_range={low:g},{high:g}, "
-            "or that of all images",
-        )  # fmt: skip
+        use = OFFERED.first(
+            f"use --set data.value_range={low:g},{high:g}, or that of all images",
+            otherwise="save them with values from 0 to 1",
+        )
+        raise UnreadableImage(where, f"values from {low:g} to {high:g} have no known range: {use}")
 
 
 def is_other_kind(content: bytes) -> bool:

@@ -22,7 +22,7 @@ from matrix_ssl.data.base import Source
 from matrix_ssl.data.images import Unreadable, read_or_replace
 from matrix_ssl.data.open_files import check_open_files, open_files_error
 from matrix_ssl.data.squares import centre_box
-from matrix_ssl.errors import MatrixSSLError, TrainingError, UnreadableImage
+from matrix_ssl.errors import OFFERED, MatrixSSLError, TrainingError, UnreadableImage
 
 _MOST_WORKERS = 8
 _WAITING_BYTES = 2**25  # of decoded images that a worker holds, so that photographs do not fill its memory
@@ -185,17 +185,23 @@ def read_batches(
         if "Too many open files" in str(error):
             raise open_files_error() from error
         if any(words in str(error) for words in _NO_SHARED_MEMORY):
-            raise TrainingError(
-                f"The shared memory ({system.SHARED_MEMORY}), through which workers send batches, is full. Use no "
-                "workers (--set data.workers=0) or smaller batches, or start the container with --shm-size 8g; the "
-                "same command resumes."
-            ) from error
+            raise _no_shared_memory() from error
         if not _tells_of_a_death(error, workers=count):
             raise
+        fewer = OFFERED.first("--set data.workers=1", "--workers 1")
         raise TrainingError(
             "A data-loading worker died, possibly out of memory. Run the same command to resume; if it happens again, "
-            "use fewer workers (--set data.workers=1)."
+            f"use {f'fewer workers ({fewer})' if fewer else 'a machine with more memory'}."
         ) from error
+
+
+def _no_shared_memory() -> TrainingError:
+    none = OFFERED.first("--set data.workers=0", "--workers 0")
+    ways = f"Use no workers ({none}) or smaller batches, or start" if none else "Start"
+    return TrainingError(
+        f"The shared memory ({system.SHARED_MEMORY}), through which workers send batches, is full. {ways} the "
+        "container with --shm-size 8g; the same command resumes."
+    )
 
 
 def _tells_of_a_death(error: Exception, *, workers: int) -> bool:

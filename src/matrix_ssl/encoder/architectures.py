@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from matrix_ssl import networks
 from matrix_ssl.config import NetworkConfig, check_type
 from matrix_ssl.config.untrusted import parse_json
-from matrix_ssl.errors import CheckpointError, ConfigError
+from matrix_ssl.errors import OFFERED, CheckpointError, ConfigError
 
 IMAGE_SIZE = 224  # of encoders that take any size and do not record that of their training
 RESNETS = ("resnet50", "resnet18", "resnet34", "resnet101", "resnet152", "resnext50_32x4d", "wide_resnet50_2",
@@ -103,9 +103,8 @@ def choose_image_size(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
             patches = math.isqrt(tensors[positions].shape[1])  # its square, and one token for the class
             size = patches * tensors[first].shape[3]
             if requested not in (None, size):
-                raise ConfigError(
-                    f"--image-size {requested}: this encoder takes {size} pixels; use --image-size {size}."
-                )
+                use = OFFERED.first(f"use --image-size {size}", otherwise="use images of that size")
+                raise ConfigError(f"--image-size {requested}: this encoder takes {size} pixels; {use}.")
             return size
     return requested or saved(metadata, "image_size", int, IMAGE_SIZE)
 

@@ -9,6 +9,7 @@ conversions from JAX have none, and features do not depend on them. They are set
 """
 
 import dataclasses
+import shlex
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from matrix_ssl.config import NetworkConfig
 from matrix_ssl.encoder import Weights, architectures, names
 from matrix_ssl.encoder.reading import Contents
-from matrix_ssl.errors import CheckpointError, ConfigError
+from matrix_ssl.errors import OFFERED, CheckpointError, ConfigError
 from matrix_ssl.runs.checkpoint import load_strictly
 
 _COUNTER = "num_batches_tracked"
@@ -115,7 +116,7 @@ def find_encoder(
     """
     saved = contents.metadata.get("architecture")
     if saved and architecture not in (None, saved):
-        raise ConfigError(f"{source} holds {saved}, not {architecture}; use --architecture {saved}.")
+        raise ConfigError(f"{source} holds {saved}, not {architecture}; use {_named(source, saved)}.")
     requested = architecture or saved
     layouts = _LAYOUTS
     if requested:
@@ -136,12 +137,12 @@ def find_encoder(
 
     best = _best(compare(name) for name in ([requested] if requested else candidates))
     if best is None:
-        raise CheckpointError(f"{source} has an encoder of unknown architecture; name it with --architecture.")
+        raise CheckpointError(f"{source} has an encoder of unknown architecture; name it with {_named(source)}.")
     if not best.fits:
         other = _best(compare(name) for name in candidates if name != requested) if requested else None
         if other is not None and other.fits:
             name = other.network.encoder
-            raise ConfigError(f"{source} holds {name}, not {requested}; use --architecture {name}.")
+            raise ConfigError(f"{source} holds {name}, not {requested}; use {_named(source, name)}.")
         _explain(best, inside, source)
     others = [name for name in contents.tensors if not name.startswith(prefix)] + [prefix + name for name in best.over]
     tensors, types = _take(best, inside, source)
@@ -167,7 +168,7 @@ def _prefixes(
         raise CheckpointError(f"{source} {foreign}.")
     known = " or ".join(dict.fromkeys(layout.first for layout in layouts))
     which = f"{requested}, which was named, begins with {layouts[0].first}; save" if requested else (
-        "Name it with --architecture, or save"
+        f"Name it with {_named(source)}, or save"
     )  # fmt: skip
     raise CheckpointError(
         f"{source} has no known encoder: none of its {len(tensors)} tensors ({', '.join(list(tensors)[:4])}, ...) "
@@ -181,7 +182,8 @@ def _choose(prefixes: list[str], tensors: Mapping[str, Tensor], branch: Weights,
     listed = ", ".join(repr(prefix.rstrip(".")) if prefix else "the whole file" for prefix in prefixes)
     if not matching:
         other = "student" if branch == "teacher" else "teacher"
-        raise CheckpointError(f"{source} has no {branch}, its encoder is {listed}; use --branch {other}.")
+        use = OFFERED.first(f"use --branch {other}", f"use --weights {other}", otherwise="save its state dict alone")
+        raise CheckpointError(f"{source} has no {branch}, its encoder is {listed}; {use}.")
     first, *more = (_under(prefix, tensors) for prefix in matching)
     for again in more:  # some programs save one encoder under two names
         if not all(name in again and torch.equal(first[name], again[name]) for name in first):
@@ -260,6 +262,12 @@ def _group(others: list[str], prefixes: list[str], source: str) -> dict[str, lis
             "save the state dict of the encoder alone and import that."
         )
     return dict(groups)
+
+
+def _named(source: str, architecture: str = "") -> str:
+    """The option that names an architecture, of the command that has it."""
+    option = f"--architecture {architecture}".rstrip()
+    return OFFERED.first(option, otherwise=f"matrix-ssl import {shlex.quote(source)} {option}")
 
 
 def _some(places: list[str]) -> str:

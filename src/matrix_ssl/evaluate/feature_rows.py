@@ -20,7 +20,7 @@ from torch import Tensor
 
 from matrix_ssl.config import system
 from matrix_ssl.config.untrusted import GIB, open_file, why
-from matrix_ssl.errors import DataError, did_you_mean, import_extra
+from matrix_ssl.errors import OFFERED, DataError, did_you_mean, import_extra
 
 ENDINGS = (".npy", ".npz", ".safetensors", ".parquet")
 KEY = "features"  # the name of the matrix in a file of several, as ``embed`` writes it
@@ -214,7 +214,8 @@ def _choose(path: Path, key: str | None, names: list[str], matrices: list[str]) 
         return KEY
     if len(matrices) != 1:
         held = f"{len(matrices)} matrices ({', '.join(matrices)})" if matrices else "no matrix"
-        raise DataError(f"{path} has {held}: name one of {', '.join(names) or 'its arrays'} with --key.")
+        use = f"name one of {', '.join(names) or 'its arrays'} with --key"
+        raise DataError(f"{path} has {held}: {OFFERED.first(use, otherwise=f'save the features as {KEY!r}')}.")
     return matrices[0]
 
 

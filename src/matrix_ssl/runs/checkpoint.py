@@ -19,7 +19,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from matrix_ssl.config.untrusted import open_file, parse_json, why
-from matrix_ssl.errors import CheckpointError, RunFolderError, did_you_mean
+from matrix_ssl.errors import OFFERED, CheckpointError, RunFolderError, did_you_mean
 from matrix_ssl.runs.files import cannot_write, write_atomically
 from matrix_ssl.runs.folder import CHECKPOINTS, ENCODER, check_owner, identity
 
@@ -84,7 +84,8 @@ def load_newest(run: Path) -> tuple[Checkpoint | None, list[str]]:
         except CheckpointError as error:
             problems.append(str(error))
     if problems:
-        raise CheckpointError(f"no checkpoint can be read: {' '.join(problems)} Use --fresh to start over.")
+        remedy = OFFERED.first("Use --fresh to start over.", otherwise="Put an undamaged copy back.")
+        raise CheckpointError(f"no checkpoint can be read: {' '.join(problems)} {remedy}")
     return None, []
 
 

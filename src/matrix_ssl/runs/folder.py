@@ -11,7 +11,7 @@ from typing import Any
 from matrix_ssl import config as configuration
 from matrix_ssl.config import RunConfig, system
 from matrix_ssl.config.untrusted import expanded
-from matrix_ssl.errors import ConfigError, RunFolderError
+from matrix_ssl.errors import OFFERED, ConfigError, RunFolderError
 from matrix_ssl.runs.files import (
     cannot_write,
     check_writable,
@@ -205,8 +205,8 @@ def check_claim(
         different = configuration.changes(*values, but=may_change)
     if different:
         raise RunFolderError(
-            f"{folder} was started with other settings ({'; '.join(different[:5])}): choose another folder, or use "
-            "--fresh to start over."
+            f"{folder} was started with other settings ({'; '.join(different[:5])}): choose another folder"
+            f"{OFFERED.first(', or use --fresh to start over')}."
         )
 
 

@@ -86,7 +86,8 @@ def _open(config: RunConfig, chosen: Collection[str], *, download: bool) -> Open
             return open_checkpoint(place.path, architecture=architecture, mean=mean, std=std)
         return open_encoder(reference, architecture=architecture, download=download)
     except MatrixSSLError as error:
-        text = re.sub(r"--architecture (?=\w)", "--set network.encoder=", str(error))
+        text = re.sub(r"matrix-ssl import .+ (?=--architecture)", "", str(error))
+        text = re.sub(r"--architecture (?=\w)", "--set network.encoder=", text)
         text = text.replace("--architecture", "--set network.encoder").replace("architecture=", "network.encoder=")
         raise type(error)(text) from error
 

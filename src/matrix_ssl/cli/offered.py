@@ -1,0 +1,48 @@
+"""Which options and settings the running command has, so that a remedy names no others."""
+
+import dataclasses
+import importlib
+import sys
+from collections.abc import Sequence
+
+import click
+
+_RUN = ("matrix_ssl.config", "RunConfig")
+_SETTINGS = {  # what --set changes, by command
+    "pretrain": _RUN, "chain": _RUN, "compare": _RUN, "worth": _RUN,
+    "evaluate": ("matrix_ssl.evaluate.trained.protocols", "EvaluationSettings"),
+    "detect": ("matrix_ssl.evaluate.detection.settings", "DetectionSettings"),
+    "serve": ("matrix_ssl.api.serve.settings", "ServeSettings"),
+    "llm finetune": ("matrix_ssl.llm.finetune.settings", "FineTuneSettings"),
+}  # fmt: skip
+
+
+def find_command(group: click.Group, words: Sequence[str]) -> tuple[str, click.Command] | None:
+    """Name and command of the words of a command line; None where they name none."""
+    names: list[str] = []
+    command: click.Command | None = group
+    for word in words:
+        command = command.commands.get(word) if isinstance(command, click.Group) else None
+        if command is None:
+            return None
+        names.append(word)
+        if not isinstance(command, click.Group):
+            return " ".join(names), command
+    return None
+
+
+def has(name: str, command: click.Command, remedy: str) -> bool:
+    """Whether a command has an option, ``--fresh``, or a setting, ``data.workers``, of its ``--set``."""
+    if remedy.startswith("--"):
+        return any(remedy in parameter.opts for parameter in command.params)
+    if name not in _SETTINGS:
+        return False
+    module, settings = _SETTINGS[name]
+    fields = dataclasses.fields(getattr(importlib.import_module(module), settings))
+    return remedy.partition(".")[0] in {field.name for field in fields}
+
+
+def running_has(group: click.Group, remedy: str) -> bool:
+    """Whether the command of this process has an option or a setting; any, where a program runs it without words."""
+    running = find_command(group, sys.argv[1:])
+    return running is None or has(*running, remedy)
