@@ -11,6 +11,7 @@ from matrix_ssl import config
 from matrix_ssl.cli.compare import compare
 from matrix_ssl.compare import job as jobs
 from matrix_ssl.compare.comparison import ComparisonRun
+from matrix_ssl.compare.options import divide, lacking, read_options, with_options
 from matrix_ssl.compare.plan import (
     RATE,
     Job,
@@ -409,6 +410,44 @@ class TestParts:
             comparison = ComparisonRun(make_plan(setting), Path("absent"), command="")
             with pytest.raises(ConfigError, match=message):
                 comparison.open_data(data_root=None, download=False)
+
+
+class TestOptionsOfMethods:
+    METHODS = ("simclr", "barlow_twins", "simsiam")
+
+    def test_each_is_for_the_methods_that_have_it(self) -> None:
+        shared, texts = divide(["batch_size=64", "method.temperature=0.3", " method.hidden_dim = 48", "method.name=mec"])
+        assert shared == ["batch_size=64", "method.name=mec"]
+        values = read_options(texts, self.METHODS)
+        assert values == {"temperature": 0.3, "hidden_dim": 48}
+        base, others = with_options(demo(), values)  # Matrix-SSL has the width alone
+        assert (base.method.options["hidden_dim"], others) == (48, {"temperature": 0.3})
+        plan = dataclasses.replace(make_plan(methods=self.METHODS, reference="simclr"), base=base, options=others)
+        options = {name: runs(plan, name, {})[0].config.method.options for name in self.METHODS}
+        assert [options[name]["hidden_dim"] for name in self.METHODS] == [48, 48, 48]
+        assert options["simclr"]["temperature"] == next_trial(plan, "simclr", {}, 0).config.method.options["temperature"]
+        assert options["simclr"]["temperature"] == 0.3 and "temperature" not in options["simsiam"]
+        assert list(lacking(values, self.METHODS)) == [
+            "method.temperature=0.3 is for simclr: the other methods have no such option."
+        ]
+
+    def test_a_plan_without_them_is_that_of_earlier_versions(self) -> None:
+        plan = make_plan()
+        assert "options" not in plan.describe()
+        assert dataclasses.replace(plan, options={"temperature": 0.3}).describe()["options"] == {"temperature": 0.3}
+
+    @pytest.mark.parametrize(
+        ("setting", "message"),
+        [
+            ("method.temprature=1", "none of the methods has this option. Did you mean 'temperature'?"),
+            ("method.order=2", "Unknown setting 'method.order': none of the methods has this option."),
+            ("method.temperature=warm", "method.temperature=warm: expected a finite number above 0."),
+        ],
+    )
+    def test_one_that_no_method_takes_is_refused(self, setting: str, message: str) -> None:
+        with pytest.raises(ConfigError) as caught:
+            read_options(divide([setting])[1], self.METHODS)
+        assert message in str(caught.value)
 
 
 class TestFolder:

@@ -61,7 +61,10 @@ def compare(
     Every method gets the same encoder, images, order, views, epochs, evaluation and number of tuning trials. Trials
     are evaluated on a held-out fifth of the training images; the test images are read once, at the end of every run.
     """
-    base = outline(recipe, data, assignments)
+    from matrix_ssl.compare import options as method_options
+
+    shared, chosen = method_options.divide(assignments)
+    base = outline(recipe, data, shared)
     budget = budget or base.epochs
     if rivals_budget == budget:
         raise ConfigError("--rivals-budget equals --budget; omit it or choose a different value.")
@@ -79,11 +82,14 @@ def compare(
 
     base = with_measured(base, data_root=data_root, download=download, say=options.say)
     names = choose_methods(methods, base)
+    chosen = method_options.read_options(chosen, names)
+    base, others = method_options.with_options(base, chosen)
     plan = Plan(
         base=dataclasses.replace(base, seed=0), methods=names,
         reference=_reference(names, reference, base.method.name), seeds=seeds, budget=budget,
         rivals_budget=rivals_budget or 0, trials=trials, tuning_budget=tuning_budget or budget,
         tuning_settings=tuning_set, measure=measure, trial_seeds=trial_seeds,
+        options=others,
     )  # fmt: skip
     out = out or default_run(f"compare-{recipe}", data, unnamed="")
     where = places(devices.choose_device(device).type, jobs=jobs)
@@ -93,7 +99,8 @@ def compare(
         check_outside(out, base.data.source, data_root=data_root)
     if not fresh:
         comparison.check()
-    for remark in comparison.open_data(data_root=data_root, download=download, fresh=fresh):
+    remarks = comparison.open_data(data_root=data_root, download=download, fresh=fresh)
+    for remark in (*method_options.lacking(chosen, names), *remarks):
         options.say(remark)
     with held(out, fresh=fresh, say=options.say, first=PLAN):
         comparison.claim()

@@ -9,7 +9,7 @@ the rate with the best of these. With several seeds a trial is judged by their m
 import dataclasses
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ from matrix_ssl.config import RunConfig
 from matrix_ssl.encoder import architectures
 from matrix_ssl.errors import ConfigError
 from matrix_ssl.evaluate.baselines import Baseline
-from matrix_ssl.methods import complete_options, find_method, list_methods
+from matrix_ssl.methods import complete_options, find_method, list_methods, option_defaults
 from matrix_ssl.training import setup
 
 RATE = "optimizer.learning_rate"
@@ -42,11 +42,12 @@ class Plan:
     tuning_settings: tuple[str, ...]  # key=value, changes for the trials only
     measure: str  # selects the best trial and ranks the methods
     trial_seeds: int = 1  # of every trial, whose accuracy is their mean
+    options: dict[str, Any] = field(default_factory=dict)  # that the recipe's method lacks, for those that have them
 
     def describe(self) -> dict[str, Any]:
-        """The content of ``plan.json``; a plan with one seed a trial is that of earlier versions."""
-        values = dataclasses.asdict(self)
-        return values if self.trial_seeds > 1 else {k: v for k, v in values.items() if k != "trial_seeds"}
+        """The content of ``plan.json``, where one seed a trial and no such options are that of earlier versions."""
+        usual = {"trial_seeds": 1, "options": {}}
+        return {key: value for key, value in dataclasses.asdict(self).items() if usual.get(key) != value}
 
 
 @dataclass(frozen=True)
@@ -190,4 +191,6 @@ def _variants(plan: Plan, method: str) -> list[dict[str, Any]]:
 
 def _with_method(plan: Plan, method: str) -> RunConfig:
     """The base run with a different method and nothing else changed, whatever the paper of the method recommends."""
-    return setup.use_method(plan.base, method, papers=False)
+    run, known = setup.use_method(plan.base, method, papers=False), option_defaults(find_method(method))
+    options = {name: value for name, value in plan.options.items() if name in known}
+    return dataclasses.replace(run, method=dataclasses.replace(run.method, options={**run.method.options, **options}))
