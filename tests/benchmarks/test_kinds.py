@@ -35,4 +35,13 @@ def test_a_tile_whose_nearest_is_around_it_counts():
 def test_a_package_that_is_missing_is_named(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(SystemExit, match="scikit-image is not installed: pip install --no-deps scikit-image"):
-        kinds.read_sample(kinds.SAMPLES["retina"])
+        kinds.locate(kinds.SAMPLES["retina"])
+
+
+def test_tiles_of_a_dicom_file_are_dicom_files_of_the_same_numbers(tmp_path):
+    files = kinds.locate(kinds.SAMPLES["abdomen"])
+    image, _ = kinds.read_bands(files)
+    assert (image.shape, image.dtype, image.max()) == ((300, 484, 1), np.uint16, 1123)
+    assert kinds.cut(image[:64, :96], tmp_path, header=files[0].read_bytes()) == (2, 3)
+    tile, _ = kinds.read_bands([tmp_path / "01-02.dcm"])
+    assert np.array_equal(tile, image[32:64, 64:96])
