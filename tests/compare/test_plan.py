@@ -416,7 +416,9 @@ class TestOptionsOfMethods:
     METHODS = ("simclr", "barlow_twins", "simsiam")
 
     def test_each_is_for_the_methods_that_have_it(self) -> None:
-        shared, texts = divide(["batch_size=64", "method.temperature=0.3", " method.hidden_dim = 48", "method.name=mec"])
+        shared, texts = divide(
+            ["batch_size=64", "method.temperature=0.3", " method.hidden_dim = 48", "method.name=mec"]
+        )
         assert shared == ["batch_size=64", "method.name=mec"]
         values = read_options(texts, self.METHODS)
         assert values == {"temperature": 0.3, "hidden_dim": 48}
@@ -425,7 +427,9 @@ class TestOptionsOfMethods:
         plan = dataclasses.replace(make_plan(methods=self.METHODS, reference="simclr"), base=base, options=others)
         options = {name: runs(plan, name, {})[0].config.method.options for name in self.METHODS}
         assert [options[name]["hidden_dim"] for name in self.METHODS] == [48, 48, 48]
-        assert options["simclr"]["temperature"] == next_trial(plan, "simclr", {}, 0).config.method.options["temperature"]
+        assert (
+            options["simclr"]["temperature"] == next_trial(plan, "simclr", {}, 0).config.method.options["temperature"]
+        )
         assert options["simclr"]["temperature"] == 0.3 and "temperature" not in options["simsiam"]
         assert list(lacking(values, self.METHODS)) == [
             "method.temperature=0.3 is for simclr: the other methods have no such option."
