@@ -36,7 +36,7 @@ graph = faiss.IndexHNSWFlat(features.shape[1], 32, faiss.METRIC_INNER_PRODUCT)
 graph.hnsw.efConstruction, graph.hnsw.efSearch = 200, 64
 graph.add(features)
 asked = features[:1000]
-true, found = (index.search(asked, options.k)[1] for index in (exact, graph))
-print(f"recall: {np.mean([np.isin(a, b).mean() for a, b in zip(true, found, strict=True)]):.3f}")
+exactly, nearly = (index.search(asked, options.k)[1] for index in (exact, graph))
+print(f"recall: {np.mean([np.isin(a, b).mean() for a, b in zip(exactly, nearly, strict=True)]):.3f}")
 faiss.write_index(graph, options.out)
 print(f"written: {options.out}")

@@ -498,3 +498,10 @@ class TestPlantedAnswers:
         run("speed.search", "--quick", "--widths", "8", "32", "--out", tmp_path / "search.json")
         for one in json.loads((tmp_path / "search.json").read_text())["searches"]:
             assert one["equal_answers"] == one["queries"] == 3 and one["index_bytes"] == 6 * 5000 * one["width"]
+
+    def test_passes_over_an_index_read_all_of_its_bytes(self, tmp_path):
+        run("speed.search_passes", "--quick", "--out", tmp_path / "passes.json")
+        passes = json.loads((tmp_path / "passes.json").read_text())["passes"]
+        assert {name: one["bytes"] // (2000 * 512) for name, one in passes.items()} == {
+            "reading": 2, "half": 2, "bfloat16": 2, "int8, torch._int_mm": 1, "int8, torch._weight_int8pack_mm": 1,
+        }  # fmt: skip
