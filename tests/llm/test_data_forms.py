@@ -54,6 +54,9 @@ def test_parquet(tmp_path):
     parquet.write_table(arrow.Table.from_pylist([ROW]), path)
     rows = question_files.read_rows(str(path))
     assert question_files.exchanges(rows, question_files.find_columns(rows)) == EXPECTED
+    parquet.write_table(arrow.table([["q"], ["a"], ["b"]], names=["question", "answer", "answer"]), path)
+    with pytest.raises(DataError, match="has the column 'answer' twice: rename one"):
+        question_files.read_rows(str(path))
     path.write_text("PAR1")
     with pytest.raises(DataError, match=r"is not a Parquet file: .* save its rows as \.jsonl"):
         question_files.read_rows(str(path))
@@ -70,6 +73,7 @@ def test_parquet(tmp_path):
         ("deep.json", "[" * 100_000 + "]" * 100_000, "nested too"),
         ("more.csv", "question,answer\na,b,c\n", "line 2: more values than the 2 names"),
         ("open.csv", 'question,answer\n"a,b\n', "quotes in a text are doubled"),
+        ("twice.csv", "question,answer,answer\na,b,c\n", "has the column 'answer' twice: rename one"),
         ("text.md", "# a\n", r"the ending \.md: expected JSON lines"),
         ("share.jsonl", '{"conversations": [{"from": "human", "value": "a"}]}', "is not a list of messages"),
     ],
@@ -79,6 +83,13 @@ def test_what_cannot_be_read_is_one_sentence_with_the_place(name, text, words, t
     with pytest.raises(DataError, match=words):
         rows = question_files.read_rows(str(tmp_path / name))
         question_files.exchanges(rows, question_files.find_columns(rows))
+
+
+def test_a_question_is_not_its_own_answer(tmp_path):
+    (tmp_path / "x.jsonl").write_text(LINE)
+    rows = question_files.read_rows(str(tmp_path / "x.jsonl"))
+    with pytest.raises(DataError, match="--columns answer,answer: question and answer are the same column"):
+        question_files.find_columns(rows, ("answer", "answer"))
 
 
 def test_datasets_with_configurations_and_splits(tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from matrix_ssl.cli import main
-from matrix_ssl.errors import ConfigError
+from matrix_ssl.errors import ConfigError, RunFolderError
 from matrix_ssl.llm.exact import normalised
 from matrix_ssl.runs.files import read_json, read_lines
 from tests.llm.test_finetune import sets, short, weights, write
@@ -83,12 +83,18 @@ def test_held_out_rows_choose_the_checkpoint_and_the_model_answers(base, data, t
     assert normalised("  Two\nwords. ") == "two words"
 
 
-def test_rows_of_a_file_of_their_own_are_held_out(base, data, tmp_path):
-    out = tmp_path / "run"
-    words = short(base, data, out, "--eval-data", data, *sets("max_steps=2"))
+def test_rows_of_a_file_of_their_own_are_held_out(base, data, tmp_path, capfd):
+    """Of its 20 rows 8 are learned, too; the run belongs to what the file holds, not to its name."""
+    out, others = tmp_path / "run", tmp_path / "others.jsonl"
+    write(others, [*llm_toys.questions(8), *({"question": f"{i}?", "answer": "4"} for i in range(12))])
+    words = short(base, data, out, "--eval-data", others, *sets("max_steps=2"))
     command("finetune", "--device", "cpu", *words)
-    assert read_json(out / "finetune.json")["counts"]["held_out"] == 24
+    assert read_json(out / "finetune.json")["counts"]["held_out"] == 20
+    assert "Warning: 8 of the 20 held-out rows are also learned" in capfd.readouterr().err
     assert weights(out)
+    write(others, llm_toys.questions(9))
+    with pytest.raises(RunFolderError, match="eval_data_sha256"):
+        command("finetune", "--device", "cpu", *words)
     with pytest.raises(ConfigError, match=r"held_out=0\.5 beside --eval-data"):
         command("finetune", "--device", "cpu", *words, *sets("held_out=0.5"))
 

@@ -74,11 +74,8 @@ def finetune(
         result = out / RESULT
         if not s.claim(out, prepared.description, is_complete=result.exists, fresh=fresh, packages=runs.PACKAGES):
             s.display.say(prepared.headline())
-            if prepared.examples.cut or prepared.examples.dropped:
-                s.display.say(
-                    f"max_length={settings.max_length} truncates {prepared.examples.cut} sequences and skips "
-                    f"{prepared.examples.dropped} rows whose answer would be cut off entirely."
-                )
+            for remark in prepared.remarks():
+                s.display.say(remark)
             runs.run(prepared, out, display=s.display)
         if s.main:
             options.say(f"Ask it: matrix-ssl llm generate --model {out} --prompt TEXT")

@@ -215,6 +215,8 @@ def _read_csv(path: Path, *, features: bool = True) -> tuple[NDArray[np.float32]
             text = io.TextIOWrapper(content, encoding="utf-8-sig", errors="surrogateescape", newline="")
             reader = csv.reader(text)
             names = next(reader, [])
+            if repeated := next((name for name in names if names.count(name) > 1), None):
+                raise ValueError(f"the column {repeated!r} is there twice; rename one")
             chosen = {name: names.index(name) for name in _COLUMNS if name in names}
             numbers = [i for i, name in enumerate(names) if i not in chosen.values()] if features else []
             columns: dict[str, list[str]] = {name: [] for name in chosen}

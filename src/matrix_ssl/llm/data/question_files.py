@@ -65,6 +65,8 @@ def find_columns(rows: Rows, columns: Sequence[str] = ()) -> tuple[str, ...]:
     present = list(rows.rows[0])
     if len(columns) > 2:
         raise DataError(f"--columns {','.join(columns)}: name a question and an answer, or one column of messages.")
+    if len(set(columns)) < len(columns):
+        raise DataError(f"--columns {','.join(columns)}: question and answer are the same column; name two.")
     for name in columns:
         if name not in present:
             raise DataError(f"{rows.name} has no column {name!r}.{did_you_mean(name, present)}")

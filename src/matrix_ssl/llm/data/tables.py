@@ -3,7 +3,7 @@
 import csv
 import io
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +124,7 @@ def _separated(path: Path, content: bytes, separator: str) -> Table:
     reader = csv.DictReader(io.StringIO(_text(content, str(path)), newline=""), delimiter=separator, strict=True)
     rows = []
     try:
+        _check_names(path, reader.fieldnames or ())
         for row in reader:
             if None in row:
                 raise DataError(
@@ -139,9 +140,18 @@ def _separated(path: Path, content: bytes, separator: str) -> Table:
 def _parquet(path: Path, content: bytes) -> Table:
     parquet = import_extra("pyarrow.parquet", extra="llm")
     try:
-        return list(parquet.read_table(io.BytesIO(content)).to_pylist())
+        file = parquet.ParquetFile(io.BytesIO(content))
+        _check_names(path, file.schema_arrow.names)
+        return list(file.read().to_pylist())
     except (OSError, ValueError) as error:  # the errors of Arrow are subclasses
         reason = str(error).partition("\n")[0].rstrip(".")
         raise DataError(
             f"{path} is not a Parquet file: {reason}. Copy it again, or save its rows as .jsonl."
         ) from error
+
+
+def _check_names(path: Path, names: Sequence[str]) -> None:
+    """Raises DataError for two columns of one name, of which a row could keep only the last."""
+    repeated = next((name for name in names if names.count(name) > 1), None)
+    if repeated is not None:
+        raise DataError(f"{path} has the column {repeated!r} twice: rename one.")

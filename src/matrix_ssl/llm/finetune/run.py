@@ -5,6 +5,7 @@ The folder: ``config.json``, ``environment.json`` and ``metrics.jsonl`` as in ev
 """
 
 import dataclasses
+import json
 import shutil
 import tempfile
 import time
@@ -19,7 +20,7 @@ from matrix_ssl import distributed
 from matrix_ssl.errors import CheckpointError, ConfigError
 from matrix_ssl.llm.data.examples import Examples, collator, make_examples
 from matrix_ssl.llm.data.question_files import Rows, exchanges, find_columns, read_rows
-from matrix_ssl.llm.data.templates import check_template
+from matrix_ssl.llm.data.templates import Exchange, check_template
 from matrix_ssl.llm.finetune.settings import MODEL, RESULT, FineTuneSettings, one_sentence, training_arguments
 from matrix_ssl.llm.finetune.trainer import MatrixTrainer, Recorder, check_trainable
 from matrix_ssl.llm.models import FROM_CONFIG, add_lora, check_tokens, open_model, open_tokenizer
@@ -40,6 +41,15 @@ _FEW_STEPS = 10
 
 
 @dataclass(frozen=True)
+class HeldOut:
+    """What is measured and not learned."""
+
+    examples: Examples
+    sha256: str  # of the file, where it has one of its own
+    learned_too: int  # rows that are among those to learn, question and answer
+
+
+@dataclass(frozen=True)
 class Prepared:
     """Everything that a run needs, checked and opened; nothing is written yet."""
 
@@ -48,7 +58,7 @@ class Prepared:
     arguments: "TrainingArguments"
     rows: Rows
     examples: Examples
-    held_out: Examples | None  # measured and not learned
+    held_out: "HeldOut | None"
     tokenizer: "PreTrainedTokenizerBase"
     model: Any  # a PreTrainedModel, or one that peft has wrapped
     trainer: MatrixTrainer
@@ -60,7 +70,7 @@ class Prepared:
         kind = f"LoRA of rank {s.lora}{' in 4 bits' if s.load_in_4bit else ''}" if s.lora else "all weights"
         return (
             f"{s.model}, {kind}; {len(self.examples)} examples, {self.examples.learned} tokens to learn"
-            f"{f', {len(self.held_out)} held out' if self.held_out is not None else ''}; {loss}; "
+            f"{f', {len(self.held_out.examples)} held out' if self.held_out is not None else ''}; {loss}; "
             f"{s.epochs:g} epochs of batch {s.batch_size}, seed {s.seed}; {devices.device_name(self.device)}, "
             f"{processes} process{'es' if processes > 1 else ''}"
         )
@@ -68,7 +78,7 @@ class Prepared:
     def counts(self) -> dict[str, int]:
         """Numbers of rows, examples and tokens."""
         e = self.examples
-        held_out = {} if self.held_out is None else {"held_out": len(self.held_out)}
+        held_out = {} if self.held_out is None else {"held_out": len(self.held_out.examples)}
         return {"rows": len(self.rows.rows), "examples": len(e), "cut": e.cut, "dropped": e.dropped,
                 "tokens": len(e.tokens), "tokens_learned": e.learned} | held_out  # fmt: skip
 
@@ -80,7 +90,24 @@ class Prepared:
             places["eval_data"] = eval_data
         if not settings["held_out"]:
             del settings["held_out"]  # runs of earlier versions have none
-        return {"places": places, "settings": settings, "data_sha256": self.rows.sha256}
+        own = {} if self.held_out is None or not self.held_out.sha256 else {"eval_data_sha256": self.held_out.sha256}
+        return {"places": places, "settings": settings, "data_sha256": self.rows.sha256} | own
+
+    def remarks(self) -> list[str]:
+        """Sentences on what a user may not expect of the data."""
+        sentences, e = [], self.examples
+        if e.cut or e.dropped:
+            sentences.append(
+                f"max_length={self.settings.max_length} truncates {e.cut} sequences and skips {e.dropped} rows whose "
+                f"answer would be cut off entirely."
+            )
+        if self.held_out is not None and self.held_out.learned_too:
+            sentences.append(
+                f"Warning: {self.held_out.learned_too} of the {len(self.held_out.examples)} held-out rows are also "
+                f"learned, question and answer, so the held-out loss says less about new ones: remove them from one "
+                f"side."
+            )
+        return sentences
 
 
 def prepare(settings: FineTuneSettings, out: Path, *, device: torch.device) -> Prepared:
@@ -102,13 +129,12 @@ def prepare(settings: FineTuneSettings, out: Path, *, device: torch.device) -> P
             f"The weights of {settings.model} are quantized, which cannot be trained: set lora, such as lora=16, or "
             f"use the model before quantization."
         )
-    for part in (examples, held_out):
-        if part is not None:
-            _check_tokens(part, model, settings)
+    for part in (examples, *([held_out.examples] if held_out is not None else ())):
+        _check_tokens(part, model, settings)
     check_trainable(model, arguments, settings.objective)
     if settings.lora:
         model = add_lora(model, rank=settings.lora, seed=settings.seed)
-    trainer = _make_trainer(model, tokenizer, (examples, held_out), arguments, settings.objective)
+    trainer = _make_trainer(model, tokenizer, (examples, held_out.examples if held_out else None), arguments, settings.objective)
     return Prepared(settings, device, arguments, rows, examples, held_out, tokenizer, model, trainer)
 
 
@@ -182,13 +208,14 @@ def newest_checkpoint(out: Path, say: Callable[[str], None]) -> tuple[int, str |
 
 def _examples(
     settings: FineTuneSettings, rows: Rows, tokenizer: "PreTrainedTokenizerBase"
-) -> tuple[Examples, Examples | None]:
+) -> tuple[Examples, HeldOut | None]:
     """What is learned, and what is measured and not learned."""
     asked = exchanges(rows, find_columns(rows, settings.columns))
-    kept: list[Any] = []
+    kept: list[Exchange] = []
+    sha256 = ""
     if settings.eval_data:
         others = read_rows(settings.eval_data)
-        kept = exchanges(others, find_columns(others, settings.columns))
+        kept, sha256 = exchanges(others, find_columns(others, settings.columns)), others.sha256
     elif settings.held_out:
         number = round(settings.held_out * len(asked))
         if not 0 < number < len(asked):
@@ -198,12 +225,15 @@ def _examples(
         order = torch.randperm(len(asked), generator=torch.Generator().manual_seed(settings.seed)).tolist()
         kept, asked = [asked[i] for i in sorted(order[:number])], [asked[i] for i in sorted(order[number:])]
 
-    def make(some: list[Any]) -> Examples:
+    def make(some: list[Exchange]) -> Examples:
         return make_examples(
             some, template=settings.template, tokenizer=tokenizer, max_length=settings.max_length
         )  # fmt: skip
 
-    return make(asked), make(kept) if kept else None
+    if not kept:
+        return make(asked), None
+    learned = {json.dumps(exchange) for exchange in asked}
+    return make(asked), HeldOut(make(kept), sha256, sum(json.dumps(exchange) in learned for exchange in kept))
 
 
 def _held_out(trainer: MatrixTrainer, recorder: Recorder) -> dict[str, Any]:
