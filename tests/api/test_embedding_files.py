@@ -79,12 +79,13 @@ def test_files_of_other_programs_and_damaged_ones(tmp_path: Path) -> None:
     np.savez(tmp_path / "short.npz", features=SMALL.features, where=np.array(["a"]))
     np.savez(tmp_path / "wrong.npz", features=SMALL.features, labels=np.array([0, 1, 9]), classes=np.array(["a"]))
     (tmp_path / "text.csv").write_text("path,f0\na,1\nb,one\n")
+    (tmp_path / "twice.csv").write_text("path,f0,f0\na,1,2\n")
     (tmp_path / "nan.csv").write_text("path,f0\na,1\nb,nan\n")
     (tmp_path / "cut.safetensors").write_bytes(b"\x10")
     for name, message in (
         ("short.npz", "3 rows of features and 1 of where"), ("wrong.npz", "labels that are no numbers of its classes"),
         ("text.csv", "cannot be read as a table"), ("nan.csv", "finite numbers"), ("cut.safetensors", "cannot be read"),
-        ("absent.csv", "cannot be read"),
+        ("absent.csv", "cannot be read"), ("twice.csv", "the column 'f0' is there twice"),
     ):  # fmt: skip
         with pytest.raises(DataError, match=message):
             read_embedding(tmp_path / name)

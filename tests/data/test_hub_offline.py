@@ -60,3 +60,16 @@ def test_a_local_folder_is_no_reason_to_look(attempts: list[Any], tmp_path: Path
     llm_toys.tokenizer().save_pretrained(tmp_path / "m")
     open_tokenizer(str(tmp_path / "m"))
     assert attempts == []
+
+
+def test_the_setting_that_forbids_the_hub_is_named(attempts: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(CheckpointError, match=r"^nothing is not in the local cache, and HF_HUB_OFFLINE keeps [^\n]*$"):
+        open_tokenizer("nothing")
+    assert attempts == []
+
+
+def test_a_file_is_no_folder_of_a_model(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    with pytest.raises(CheckpointError, match=r"model\.gguf is not a folder: --model takes the folder of a model"):
+        open_tokenizer(str(tmp_path / "model.gguf"))

@@ -100,9 +100,9 @@ def moment(draw: random.Random, number: int) -> str:
     if kind == "save":
         return (
             "import os, matrix_ssl.runs.checkpoint as c; real = c.save_checkpoint\n"
-            "def save(*rest):\n"
+            "def save(*rest, **named):\n"
             f"    os.kill(os.getpid(), {int(number)})\n"
-            "    return real(*rest)\n"
+            "    return real(*rest, **named)\n"
             "c.save_checkpoint = save\n"
         )
     step = 1 if kind == "first step" else draw.randrange(2, 5)

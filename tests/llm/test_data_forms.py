@@ -92,6 +92,12 @@ def test_a_question_is_not_its_own_answer(tmp_path):
         question_files.find_columns(rows, ("answer", "answer"))
 
 
+@pytest.mark.parametrize(("prompt", "words"), [(" \n", "--prompt is empty"), ("caf\udce9", "--prompt has half of a")])
+def test_prompts_that_are_no_text(prompt, words):
+    with pytest.raises(DataError, match=words):
+        question_files.check_prompts(["a", prompt])
+
+
 def test_datasets_with_configurations_and_splits(tmp_path, monkeypatch):
     pytest.importorskip("datasets")
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))

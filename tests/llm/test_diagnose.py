@@ -205,7 +205,7 @@ class TestReading:
         assert windows("abcdefghijk", 4, max_tokens=8) == ["abcd", "efgh"]
         assert windows("abcdefghijk", 100, before=[60]) == ["<abcdefghijk"]
         assert windows("abcdefghijk", 100, max_tokens=2) == ["ab"]
-        with pytest.raises(DataError, match="The text has 1 token: pass at least two"):
+        with pytest.raises(DataError, match="The text has 1 token; pass at least two"):
             windows("a", 4, before=[60])
         with pytest.raises(ConfigError, match="window=2: the tokenizer's special tokens fill the window"):
             windows("abc", 2, before=[60], after=[62])

@@ -8,10 +8,11 @@ import signal
 import stat
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from matrix_ssl.config import RunConfig, to_dict
+from matrix_ssl.config import RunConfig, system, to_dict
 from matrix_ssl.errors import RunFolderError
 from matrix_ssl.runs.environment import environment
 from matrix_ssl.runs.files import append_line, check_writable, read_json, read_lines, write_atomically, write_json
@@ -250,6 +251,35 @@ def test_a_lock_makes_the_folders_above_and_can_be_taken_again(tmp_path: Path) -
     for _ in range(2):
         with lock(tmp_path / "a" / "b"):
             assert (tmp_path / "a" / "b").is_dir()
+
+
+def test_a_folder_made_for_what_fails_before_it_writes_is_removed(tmp_path: Path) -> None:
+    """With those above it; what was there before, or has been written, stays."""
+    (tmp_path / "mine").mkdir()
+    for name, left in (("a/b", set()), ("mine", {".lock"}), ("mine/c", {".lock"})):
+        with pytest.raises(ZeroDivisionError), lock(tmp_path / name):
+            raise ZeroDivisionError
+        assert {path.name for path in (tmp_path / "mine").iterdir()} == (left if name != "a/b" else set())
+        assert not (tmp_path / "a").exists()
+    with pytest.raises(ZeroDivisionError), lock(tmp_path / "a" / "b"):
+        (tmp_path / "a" / "b" / "x").touch()
+        raise ZeroDivisionError
+    assert (tmp_path / "a" / "b" / "x").exists()
+
+
+def test_a_lock_of_a_folder_that_was_removed_meanwhile_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process removed the file between its opening and its locking here."""
+    path = tmp_path / ".lock"
+    opened = system.open_lock
+
+    def open_and_remove(place: Path) -> Any:
+        file = opened(place)
+        path.unlink()
+        return file
+
+    monkeypatch.setattr(system, "open_lock", open_and_remove)
+    with pytest.raises(BlockingIOError), system.locked(path):
+        raise AssertionError("not reached")
 
 
 def test_a_file_in_the_place_of_the_folder_is_named(tmp_path: Path) -> None:

@@ -49,6 +49,7 @@ def test_secrets_are_not_shown(text: str) -> None:
         "max_new_tokens=512",
         "eos_token=<eos>",
         "12 tokens: 3",
+        "The text has 1 token: more is needed",
         "https://host/a:b",
         "secrets of the deep",
         '"use_mask_token": false, "hub_token": null',

@@ -135,7 +135,8 @@ def generate(
 
     if out is not None:
         check_output(out, data)
-    questions = [*prompts] if data is None else question_files.read_questions(data, _names(columns))
+    read = question_files.read_questions
+    questions = question_files.check_prompts(prompts) if data is None else read(data, _names(columns))
     network, tokenizer, chosen = _open(model, template, device)
     templates.check_template(chosen, tokenizer)
     texts = [templates.prompt(templates.Exchange.of(text, ""), chosen, tokenizer) for text in questions[:limit]]

@@ -66,8 +66,11 @@ def locked(path: Path) -> Iterator[None]:
             try:
                 # not flock: worker processes would inherit it and hold it for seconds after the main one was killed
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                is_there = os.path.samestat(os.fstat(file.fileno()), path.stat())
             except OSError:
-                raise BlockingIOError(f"{path} is locked.") from None
+                is_there = False
+            if not is_there:  # or another process has removed it since it was opened here
+                raise BlockingIOError(f"{path} is locked.")
         yield
 
 

@@ -89,30 +89,33 @@ def open_dataset(opener: Callable[..., Any], source: str, *, place: str, **optio
 
 
 def _open(opener: Callable[..., Any], source: Any, options: dict[str, Any], refusal: MatrixSSLError) -> Any:
-    with _at_once(source) as is_reachable:
+    with _at_once(source) as obstacle:
         try:
             return opener(source, trust_remote_code=False, **options)
         except (ValueError, RuntimeError, OSError) as error:
             if any(sentence in str(error) for sentence in _REFUSALS):
                 raise refusal from error
-            if not is_reachable:
+            if obstacle:
                 raise type(refusal)(
-                    f"{source} is not in the local cache, and the hub, {_endpoint()}, cannot be reached: name a local "
-                    f"folder, or fetch it where there is a network."
+                    f"{source} is not in the local cache, and {obstacle}: name a local folder, or fetch it where there "
+                    f"is a network."
                 ) from error
             raise
 
 
 @contextmanager
-def _at_once(source: Any) -> Iterator[bool]:
+def _at_once(source: Any) -> Iterator[str]:
     """Lets the libraries use their caches alone where their hub cannot be reached: otherwise they try for a minute.
 
-    Gives whether it can be reached; a local folder, a proxy and HF_HUB_OFFLINE are reasons not to look.
+    Gives what keeps it from being asked, or nothing; a local folder and a proxy are reasons not to look.
     """
     hub = sys.modules.get("huggingface_hub.constants")
     is_local = not isinstance(source, (str, Path)) or Path(source).exists()
-    if hub is None or is_local or hub.HF_HUB_OFFLINE or getproxies() or _answers(_endpoint()):
-        yield True
+    if hub is not None and not is_local and hub.HF_HUB_OFFLINE:
+        yield "HF_HUB_OFFLINE keeps the hub from being asked"
+        return
+    if hub is None or is_local or getproxies() or _answers(_endpoint()):
+        yield ""
         return
     settings = [
         (module, "HF_HUB_OFFLINE") for module in (hub, sys.modules.get("datasets.config")) if module is not None
@@ -121,7 +124,7 @@ def _at_once(source: Any) -> Iterator[bool]:
     try:
         for module, name in settings:
             setattr(module, name, True)
-        yield False
+        yield f"the hub, {_endpoint()}, cannot be reached"
     finally:
         for (module, name), value in zip(settings, before, strict=True):
             setattr(module, name, value)

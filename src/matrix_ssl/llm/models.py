@@ -50,7 +50,7 @@ def open_tokenizer(model: str) -> "PreTrainedTokenizerBase":
     transformers = import_extra("transformers", extra="llm")
     place = model.removeprefix(FROM_CONFIG)
     if is_folder(place):
-        folder = Path(place).parent if Path(place).is_file() else Path(place)
+        folder = Path(place).parent if place != model and Path(place).is_file() else Path(place)
         _check_exists(folder)
         if not (folder / _TOKENIZER).is_file():
             raise CheckpointError(f"{folder} has no tokenizer ({_TOKENIZER}): save it there with save_pretrained.")
@@ -189,7 +189,8 @@ def _check_complete(model: str, missing: Iterable[str]) -> None:
 
 def _check_exists(folder: Path) -> None:
     if not folder.is_dir():
-        raise CheckpointError(f"{folder} does not exist: --model takes the folder of a model or a name of the hub.")
+        state = "is not a folder" if folder.exists() else "does not exist"
+        raise CheckpointError(f"{folder} {state}: --model takes the folder of a model or a name of the hub.")
 
 
 def _check_folder(folder: Path, *, adapter: bool) -> None:

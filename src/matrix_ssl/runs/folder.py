@@ -3,8 +3,8 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +143,11 @@ def refuse_links(folder: Path) -> None:
 
 @contextmanager
 def lock(run: Path) -> Iterator[None]:
-    """Holds a run folder against a second writer until the block ends or the process dies."""
+    """Holds a run folder against a second writer until the block ends or the process dies.
+
+    A folder that is made for a block which then fails before it has written anything is removed again.
+    """
+    made = [folder for folder in (run, *run.parents) if not folder.exists()]
     with ExitStack() as stack:
         try:
             run.mkdir(parents=True, exist_ok=True)
@@ -155,7 +159,20 @@ def lock(run: Path) -> Iterator[None]:
             ) from None
         except OSError as error:
             raise cannot_write(run, error) from error
-        yield
+        try:
+            yield
+        except BaseException:
+            _remove_unused(made)
+            raise
+
+
+def _remove_unused(folders: Sequence[Path]) -> None:
+    """Removes folders, the innermost first, as long as they hold nothing but a lock."""
+    with suppress(OSError):
+        for folder in folders:
+            if [path.name for path in folder.iterdir()] == [_LOCK]:
+                (folder / _LOCK).unlink()
+            folder.rmdir()
 
 
 @contextmanager

@@ -24,7 +24,7 @@ _WORD = (  # before "token": that of a text or a model, not of a service
     r"|first|new|max|min|num|each|every)"
 )
 _SETTING = re.compile(
-    rf"(?P<before>(?<![\w.-])(?!(?:[\w.-]*[_.-])?{_WORD}[_-]?token\b)[\w.-]*{_NAME}[\"']?\s*[=:]\s*[\"']?)"
+    rf"(?P<before>(?<![\w.-])(?<!\d\s)(?!(?:[\w.-]*[_.-])?{_WORD}[_-]?token\b)[\w.-]*{_NAME}[\"']?\s*[=:]\s*[\"']?)"
     r"(?!(?:true|false|null|none)\b)(?P<secret>[^\s\"'&,;]+)",  # "use_mask_token": false is none
     re.IGNORECASE,
 )

@@ -60,6 +60,13 @@ def read_questions(data: str, columns: Sequence[str] = ()) -> list[str]:
     return questions
 
 
+def check_prompts(prompts: Sequence[str]) -> list[str]:
+    """Questions of a command line; DataError for one without text, or with bytes that are none."""
+    if any(not text.strip() for text in prompts):
+        raise DataError("--prompt is empty: write a question.")
+    return [_encodable(text, "--prompt") for text in prompts]
+
+
 def find_columns(rows: Rows, columns: Sequence[str] = ()) -> tuple[str, ...]:
     """The columns with questions and answers, or messages: those named, or the first of ``KNOWN`` in the first row."""
     present = list(rows.rows[0])

@@ -69,7 +69,7 @@ def token_windows(
         if total == max_tokens:
             break
     if total < 2:
-        raise DataError(f"The text has {total} {'token' if total == 1 else 'tokens'}: pass at least two.")
+        raise DataError(f"The text has {total} {'token' if total == 1 else 'tokens'}; pass at least two.")
     if not any_whole:
         yield [*before, *waiting, *after]
 

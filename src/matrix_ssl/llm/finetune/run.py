@@ -134,7 +134,9 @@ def prepare(settings: FineTuneSettings, out: Path, *, device: torch.device) -> P
     check_trainable(model, arguments, settings.objective)
     if settings.lora:
         model = add_lora(model, rank=settings.lora, seed=settings.seed)
-    trainer = _make_trainer(model, tokenizer, (examples, held_out.examples if held_out else None), arguments, settings.objective)
+    trainer = _make_trainer(
+        model, tokenizer, (examples, held_out.examples if held_out else None), arguments, settings.objective
+    )
     return Prepared(settings, device, arguments, rows, examples, held_out, tokenizer, model, trainer)
 
 
