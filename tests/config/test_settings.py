@@ -132,6 +132,7 @@ class TestOverride:
             ("views.0.flip=1.2", r"views.0.flip=1.2: expected a number from 0 to 1\."),
             ("views.0.crop_ratio=2,1", r"views.0.crop_ratio=2,1: expected two increasing numbers above 0\."),
             ("views.0.crop_scale=0.5,1.5", r"expected two increasing numbers above 0 and at most 1\."),
+            ("epochs=" + "9" * 400, r"epochs=9{40}: expected an integer of at most 9223372036854775807\."),
             ("epochs=" + "9" * 5000, r"expected an integer of at least 1\."),
             ("optimizer.learning_rate=nan", r"optimizer.learning_rate=nan: expected a finite number of at least 0\."),
             ("optimizer.learning_rate=inf", r"expected a finite number of at least 0\."),
@@ -185,6 +186,7 @@ class TestConstructor:
         ("values", "sentence"),
         [
             ({"epochs": 0}, r"^epochs=0: expected an integer of at least 1\.$"),
+            ({"views": (ViewConfig(count=900), ViewConfig(count=101))}, r"^views: 1001 views .* more than 1000: lower"),
             ({"epoch": 1}, r"^Unknown setting 'epoch'\. Did you mean 'epochs'\?$"),
             ({"optimizer": 1}, r"^optimizer=1: expected a group of settings\.$"),
             ({"precision": "float16"}, r"^precision=float16: expected one of auto, .* Did you mean 'bfloat16'\?$"),

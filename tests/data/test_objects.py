@@ -1,6 +1,7 @@
 """Datasets that are objects of Python: what is accepted, what it becomes, that the same content is the same data."""
 
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -166,8 +167,62 @@ def test_images_of_pillow_stay_as_they_are(tmp_path: Path) -> None:
     assert turned.size == (12, 10) and turned.getexif()[0x0112] == 6
 
 
+class Odd(Items):
+    """Six images, one of which raises an error, of a length that may be wrong."""
+
+    def __init__(self, length: Any = 6, failing: int = -1):
+        super().__init__([(image, 0) for image in IMAGES])
+        self.length, self.failing = length, failing
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> Any:
+        return super().__getitem__(index // (index != self.failing))
+
+
+@pytest.mark.parametrize(
+    ("length", "failing", "message"),
+    [
+        (7, -1, r"^Odd\[6\] cannot be read \(IndexError: list index out of range\); remove it from the dataset\.$"),
+        (6, 4, r"^Odd\[4\] cannot be read \(ZeroDivisionError: "),
+        (-1, -1, r"^Odd: its __len__ is not the number of its images \(__len__\(\) should return >= 0\)\.$"),
+        (2.5, -1, r"^Odd: its __len__ is not the number of its images \('float' object cannot"),
+        (2**61, -1, r"^Odd: its __len__ is not the number of its images \("),
+    ],
+)
+def test_datasets_that_break_their_promises(length: Any, failing: int, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        opened(Odd(length, failing))
+
+
+@pytest.mark.parametrize(("labels", "why"), [
+    ([0, 1, "a", 1, 1, 1], r"the label of Items\[2\] is 'a', and all have to be whole numbers from 0 on, or all texts"),
+    ([0, 1, 2, -1, 1, 1], r"the label of Items\[3\] is -1"),
+    (["a", "b", "c", "d", 1, "e"], r"the label of Items\[4\] is 1"),
+    ([2**70] * 6, r"the label of Items\[0\] is 1180591620717411303424"),
+    ([None] * 6, ""),
+])  # fmt: skip
+def test_labels_that_are_left_out_are_named(labels: list, why: str) -> None:
+    source = opened(Items(list(zip(IMAGES, labels, strict=True))))
+    assert source.labels is None
+    assert [bool(re.match(f"Items is taken without labels: {why}", remark)) for remark in source.remarks] == [
+        True
+    ] * bool(why)
+
+
+@pytest.mark.parametrize("tensor", [
+    torch.zeros(6, 3, 8, 8).to_sparse(), torch.zeros(6, 3, 8, 8, device="meta"),
+    torch.zeros(6, 3, 8, 8, dtype=torch.complex64).conj(),
+])  # fmt: skip
+def test_tensors_without_numbers_to_read(tensor: torch.Tensor) -> None:
+    with pytest.raises(DataError, match=r"The array is .* of shape \(6, 3, 8, 8\): expected images"):
+        opened(tensor)
+
+
 @pytest.mark.parametrize(("data", "message"), [
     (3, "Images of type int: expected a folder"),
+    ((PIXELS, np.array([{}] * 6)), "The labels: expected 6 whole numbers or texts, got objects of other types"),
     ({"a": 1}, "Images of type dict: expected a folder"),
     ([], "list: there are no images"),
     (Items([]), "Items: there are no images"),

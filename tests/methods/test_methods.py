@@ -134,7 +134,8 @@ class TestFinding:
     @pytest.mark.parametrize(
         ("name", "sentence"),
         [("matrix_sll", r"'matrix_sll' is not a method\. Did you mean 'matrix_ssl'\?"), ("_base", "is not a method"),
-         ("nowhere/mine.py", r"method.name='nowhere/mine.py': there is no such file\.")],
+         ("nowhere/mine.py", r"method.name='nowhere/mine.py': there is no such file\."),
+         ("m" * 300 + ".py", r"m\.py': there is no such file\.")],
     )  # fmt: skip
     def test_mistakes(self, name, sentence):
         with pytest.raises(ConfigError, match=sentence):

@@ -102,6 +102,13 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
         write_atomically(tmp_path / "absent" / "file", lambda file: file.write(b"x"))
 
 
+def test_a_link_of_the_system_is_not_replaced(tmp_path: Path) -> None:
+    with (tmp_path / "file").open("wb") as file:  # to which the shell may have sent the output
+        for place in (Path(f"/dev/fd/{file.fileno()}"), Path(f"/proc/self/fd/{file.fileno()}")):
+            with pytest.raises(RunFolderError, match=r"Cannot write .*fd/\d+: it exists and is not a file; choose"):
+                check_writable(place)
+
+
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
 def test_what_is_not_a_file_is_not_replaced(tmp_path: Path, make: Callable[[Path], None]) -> None:
     make(tmp_path / "place")

@@ -28,7 +28,7 @@ from matrix_ssl.config import RunConfig
 from matrix_ssl.config.recipes import find_recipe
 from matrix_ssl.data import open_source
 from matrix_ssl.data.loading import Batch
-from matrix_ssl.methods import Method, StepOutput, complete_options, find_method, list_methods
+from matrix_ssl.methods import Method, StepOutput, check_output, complete_options, find_method, list_methods
 from matrix_ssl.runs import checkpoint
 from matrix_ssl.runs.display import Display
 from matrix_ssl.runs.files import read_lines
@@ -185,7 +185,7 @@ class MethodConformance:
         method = self.build()
         one, two = views(0)
         output = self.forward(method, one, two)
-        assert isinstance(output, StepOutput)
+        check_output(output, self.name, ROWS)
         assert output.loss.shape == () and output.loss.requires_grad and output.loss.isfinite()
         for value in output.terms.values():
             assert value.shape == () and not value.requires_grad and value.isfinite()

@@ -101,6 +101,8 @@ def pretrain(
         MatrixSSLError: the data, a setting, the folder or the training is at fault.
         KeyboardInterrupt: Ctrl-C; a checkpoint has been written.
     """
+    if callback is not None and not callable(callback):
+        raise ConfigError(f"callback={callback!r}: expected a function that takes a line of metrics.")
     data = None if data is None else as_data(data)
     location = describe(data) if isinstance(data, Splits) else data
     name = method if isinstance(method, str) or method is None else register_method(method)

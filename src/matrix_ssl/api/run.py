@@ -227,14 +227,14 @@ class Run:
             return facts
         facts += [("Method", config.method.name), ("Images", f"{data.images:,}")]
         lines, summary = self.metrics, self.summary
-        if lines and "loss" in lines[-1]:  # not step 0 of a run that starts from weights
+        last = lines[-1] if lines else {}
+        if "loss" in last:  # not at step 0 of a run that starts from weights
             done = (
-                f"{config.epochs} epoch{'s' * (config.epochs > 1)}"
-                if summary
-                else f"step {lines[-1]['step']}, not finished"
+                f"{config.epochs} epoch{'s' * (config.epochs > 1)}" if summary else f"step {last['step']}, not finished"
             )
-            facts += [("Training", done), ("Loss", f"{lines[-1]['loss']:.4g}")]
-            facts += [("Effective rank", f"{lines[-1]['effective_rank']:.4g}")]
+            facts += [("Training", done)]
+            numbers = {"Loss": last["loss"], "Effective rank": last.get("effective_rank")}
+            facts += [(name, f"{value:.4g}") for name, value in numbers.items() if value is not None]
         return facts
 
     def _chosen(self, data: Any) -> Any:

@@ -113,6 +113,8 @@ def _holds_groups(value: Any) -> bool:
 
 
 def _assign(values: dict[str, Any], key: str, value: Any) -> None:
+    if not isinstance(key, str):
+        raise ConfigError(f"Unknown setting {key!r}: a setting is named by text, such as 'epochs'.")
     first, dot, rest = key.partition(".")
     if first not in values and first in _RENAMED_GROUPS:
         key = _RENAMED_GROUPS[first] + dot + rest

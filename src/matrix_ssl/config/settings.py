@@ -29,6 +29,7 @@ MAY_CHANGE = (
     "checkpoint_every", "keep_checkpoints", "max_bad_steps",
 )  # fmt: skip
 
+_MOST_VIEWS = 1000  # of an image
 # names of earlier versions, which their run folders keep: counts in JSON files, and recipes
 RENAMED_COUNTS = {
     "pictures": "images", "pictures_without_instances": "images_without_instances",
@@ -195,9 +196,11 @@ class RunConfig:
     max_bad_steps: PositiveInt = 3  # steps in a row with a loss or gradient that is not finite before the run stops
 
     def __post_init__(self) -> None:
-        """Raises ConfigError unless there is a view; how many a method needs is for ``training.setup``."""
+        """Raises ConfigError unless there are views; how many a method needs is for ``training.setup``."""
         if not self.views:
             raise ConfigError("views: an image needs one view or more. Use --set views.0.count=2.")
+        if (count := sum(view.count for view in self.views)) > _MOST_VIEWS:
+            raise ConfigError(f"views: {count} views of an image are more than {_MOST_VIEWS}: lower views.0.count.")
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:

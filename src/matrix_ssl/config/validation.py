@@ -74,6 +74,8 @@ def check_type(value: Any, expected: Any, key: str) -> Any:
         raise _refused(value, expected, key) from None
     if isinstance(result, bool) != isinstance(value, bool) and value not in _BOOLEANS:
         raise _refused(value, expected, key)  # pydantic takes true for 1, and "yes" for true
+    if isinstance(result, int) and not -(2**63) <= result < 2**63:  # which a run folder could not be read back with
+        raise ConfigError(f"{key}={value!s:.40}: expected an integer of at most {2**63 - 1}.")
     return result
 
 

@@ -98,6 +98,8 @@ def channels_last(images: NDArray[Any] | torch.Tensor) -> NDArray[Any] | None:
 def _as_array(images: NDArray[Any] | torch.Tensor) -> NDArray[Any] | None:
     """An array of unsigned numbers of 8 or 16 bits, or of floating point, in the order of bytes of this machine."""
     if isinstance(images, torch.Tensor):
+        if images.is_meta or images.is_complex() or images.layout != torch.strided:
+            return None
         images = images.detach().cpu()
         images = (images.float() if images.dtype == torch.bfloat16 else images).numpy()
     if not (images.dtype.kind == "f" and images.dtype.itemsize <= 8) and images.dtype.str[1:] not in ("u1", "u2"):

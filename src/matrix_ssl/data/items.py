@@ -10,7 +10,7 @@ from PIL import Image, UnidentifiedImageError
 
 from matrix_ssl.data.base import MEMORY_LIMIT, Classes, Labels, MemorySource, PlacedSource, Places, as_labels
 from matrix_ssl.data.pixels import as_image
-from matrix_ssl.errors import DataError, UnreadableImage
+from matrix_ssl.errors import DataError, MatrixSSLError, UnreadableImage
 
 _IMAGE_KEYS = ("image", "img", "pixel_values", "images")  # of dictionaries, in the order of preference
 _LABEL_KEYS = ("label", "labels", "target", "fine_label")
@@ -42,9 +42,8 @@ def open_items(items: Any) -> PlacedSource:
     Raises:
         DataError: it is empty, an item is no image or cannot be read, or the first is a different image each time.
     """
-    name, count = type(items).__name__, len(items)
-    if not count:
-        raise DataError(f"{name}: there are no images; choose a dataset that has some.")
+    name = type(items).__name__
+    count = _count(items, name)
     sizes = np.empty(count, dtype=np.int64)
     labels: list[Any] = []
     together: torch.Tensor | None = None
@@ -65,25 +64,45 @@ def open_items(items: Any) -> PlacedSource:
         rendered, channels = rendered or is_rendered, max(channels, len(image))
     _check_repeats(items, name)
     values, classes = _labels(labels, items, name)
-    if together is None:
-        return ItemSource(name, items, sizes, channels=channels, labels=values, classes=classes)
-    source = MemorySource(name, together, Places.whole([name], [count]), labels=values, classes=classes)
-    source.crops_are_rounded = rendered
+    source: PlacedSource = ItemSource(name, items, sizes, channels=channels, labels=values, classes=classes)
+    if together is not None:
+        source = MemorySource(name, together, Places.whole([name], [count]), labels=values, classes=classes)
+        source.crops_are_rounded = rendered
+    if values is None and (why := _why_unlabelled(labels, name)):
+        source.unlabelled_because = why
+        source.remarks = (f"{name} is taken without labels: {why}.",)
     return source
+
+
+def _count(items: Any, name: str) -> int:
+    """The number of items, each of which has to fit into memory as one number at least."""
+    try:
+        count = len(items)
+        np.empty(count, dtype=np.int64)
+    except Exception as error:  # of a program
+        reason = str(error) or type(error).__name__
+        raise DataError(f"{name}: its __len__ is not the number of its images ({reason}).") from error
+    if not count:
+        raise DataError(f"{name}: there are no images; choose a dataset that has some.")
+    return count
 
 
 def read_item(items: Any, index: int, where: str) -> tuple[torch.Tensor, Any, bool]:
     """The pixels uint8 (c, h, w) and the label of an item, and whether it is an image of Pillow, as of a file.
 
     Raises:
-        UnreadableImage: it cannot be opened.
+        UnreadableImage: it cannot be opened, or the dataset raises an error.
         DataError: it is no image.
     """
     try:
         image, label = _split(items[index], where)
         return as_image(image, where), label, isinstance(image, Image.Image)
+    except (MatrixSSLError, MemoryError):
+        raise
     except (OSError, UnidentifiedImageError) as error:
         raise UnreadableImage(where, str(error) or type(error).__name__) from error
+    except Exception as error:  # of a program
+        raise UnreadableImage(where, f"{type(error).__name__}: {error}") from error
 
 
 def _split(item: Any, where: str) -> tuple[Any, Any]:
@@ -114,11 +133,28 @@ def _labels(labels: Sequence[Any], items: Any, name: str) -> tuple[Labels, Class
     if all(isinstance(value, str) for value in values):
         classes = sorted(set(values))
         return np.array([classes.index(value) for value in values], dtype=np.int64), classes
-    if not all(isinstance(value, int) and value >= 0 for value in values):
+    if not all(map(_is_number, values)):
         return None, None
     known = getattr(items, "classes", None) or getattr(getattr(items, "dataset", None), "classes", None)
     named = isinstance(known, Sequence) and not isinstance(known, str) and len(known) > max(values)
     return as_labels(np.array(values, dtype=np.int64), known if named else None, len(values), where=name)
+
+
+def _is_number(label: Any) -> bool:
+    return isinstance(label, int) and 0 <= label < 2**63
+
+
+def _why_unlabelled(labels: Sequence[Any], name: str) -> str:
+    """The first label for which a dataset is unlabelled; empty where no item has one."""
+    values = [_plain(label) for label in labels]
+    if all(label is None for label in labels):
+        return ""
+    usable = _is_number if _is_number(values[0]) else lambda value: isinstance(value, str)
+    place = next(index for index, value in enumerate(values) if not usable(value))
+    return (
+        f"the label of {name}[{place}] is {labels[place]!r:.60}, and all have to be whole numbers from 0 on, or all "
+        "texts"
+    )
 
 
 def _plain(label: Any) -> Any:

@@ -127,6 +127,8 @@ def _labels(labels: Any, count: int) -> tuple[Labels, Classes]:
     if labels is None:
         return None, None
     values = np.asarray(labels)
+    if values.dtype == object and not all(isinstance(value, (str, int)) for value in values.flat):
+        raise DataError(f"The labels: expected {count} whole numbers or texts, got objects of other types.")
     if values.dtype.kind not in "UO":
         return as_labels(values, None, count, where="The labels")
     classes, numbers = np.unique(values.astype(str), return_inverse=True)

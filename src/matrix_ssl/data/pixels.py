@@ -74,7 +74,7 @@ def viewable(pixels: Tensor) -> Tensor:
 
 def _as_tensor(images: NDArray[Any] | Tensor) -> Tensor | None:
     if isinstance(images, Tensor):
-        return images.detach().cpu()
+        return None if images.is_meta or images.layout != torch.strided else images.detach().cpu()
     if images.dtype.kind not in "uf" or images.dtype.itemsize > 8:
         return None
     usable = images.flags.writeable and images.dtype.isnative and min(images.strides, default=0) >= 0

@@ -12,14 +12,18 @@ from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from typing import Any
 
+from matrix_ssl.config.untrusted import is_file
 from matrix_ssl.errors import ConfigError, did_you_mean
 from matrix_ssl.methods._base import Method, StepOutput, TeacherMethod, check_options
+from matrix_ssl.methods._contract import check_output, check_storable, create_method
 
 __all__ = [
     "Method",
     "StepOutput",
     "TeacherMethod",
+    "check_output",
     "complete_options",
+    "create_method",
     "describe_method",
     "find_method",
     "list_methods",
@@ -70,7 +74,7 @@ def find_method(name: str) -> type[Method]:
         return _CLASSES[name]
     if name.endswith(".py"):
         file = os.path.expanduser(name)  # noqa: PTH111, which fails where there is no such home folder
-        if not Path(file).is_file():
+        if not is_file(file):
             raise ConfigError(f"method.name={name!r}: there is no such file.")
         title = f"matrix_ssl_method_{Path(name).stem}"
         spec = importlib.util.spec_from_file_location(title, file, loader=_Loader(title, file))
@@ -127,4 +131,6 @@ def complete_options(method: type[Method], options: Mapping[str, Any]) -> dict[s
         if name not in options and default is inspect.Parameter.empty:
             raise ConfigError(f"method.{name} has no default: give it with --set method.{name}=VALUE.")
     checked = check_options(method.__init__, options)
-    return {k: checked.get(k, default) for k, default in keywords.items()}
+    complete = {k: checked.get(k, default) for k, default in keywords.items()}
+    check_storable(complete)
+    return complete

@@ -18,6 +18,7 @@ from matrix_ssl.config.untrusted import each_line, open_to_append, parse_json, r
 from matrix_ssl.errors import RunFolderError
 
 TEMPORARY = ".tmp"
+_OF_SYSTEM = ("/dev", "/proc")
 
 
 def fingerprint(*values: Any) -> str:
@@ -175,6 +176,10 @@ def _finite(value: Any) -> Any:
 
 
 def _refuse_to_replace(path: Path) -> None:
-    """Raises FileExistsError for a device such as /dev/null, which a rename would replace with a file."""
-    if path.exists() and not path.is_file():
+    """Raises FileExistsError for a device such as /dev/null, which a rename would replace with a file.
+
+    /dev/stdout is a link of the system, also where it leads to a file.
+    """
+    of_system = path.is_symlink() and any(path.parent.resolve().is_relative_to(folder) for folder in _OF_SYSTEM)
+    if of_system or (path.exists() and not path.is_file()):
         raise FileExistsError(errno.EEXIST, "it exists and is not a file")

@@ -13,7 +13,7 @@ from matrix_ssl.config import RunConfig
 from matrix_ssl.data.base import Source
 from matrix_ssl.data.loading import Batch, TrainingBatches, unreadable_images
 from matrix_ssl.errors import MatrixSSLError
-from matrix_ssl.methods import Method, StepOutput
+from matrix_ssl.methods import Method, StepOutput, check_output
 from matrix_ssl.runs import checkpoint as checkpoints
 from matrix_ssl.runs.devices import MixedPrecision
 from matrix_ssl.runs.display import Display
@@ -129,6 +129,7 @@ class PreTraining(Task[Batch, StepOutput]):
         self.method.before_step(self.step, self.plan.total_steps)
         with self.precision.autocast():
             output: StepOutput = forward(*batch.views)
+        check_output(output, self.config.method.name, len(batch.indices))
         return output
 
     def after_step(self, batch: Batch, output: StepOutput) -> None:

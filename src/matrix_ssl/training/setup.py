@@ -17,7 +17,7 @@ from matrix_ssl.data.sources import absolute, choose_subset
 from matrix_ssl.distributed import batch_norm
 from matrix_ssl.encoder import initialise_encoder
 from matrix_ssl.errors import ConfigError
-from matrix_ssl.methods import Method, TeacherMethod, complete_options, find_method
+from matrix_ssl.methods import Method, TeacherMethod, complete_options, create_method, find_method
 from matrix_ssl.runs import devices
 from matrix_ssl.runs.checkpoint import load_strictly
 from matrix_ssl.runs.display import Display
@@ -145,7 +145,7 @@ def build_method(config: RunConfig, *, weights: Mapping[str, Tensor] | None = No
         load_strictly(encoder, weights, "The start")
     kind = find_method(config.method.name)
     check_tokens(kind, encoder, config)
-    method = kind(encoder, feature_dim, **config.method.options)
+    method = create_method(kind, config.method.name, encoder, feature_dim, config.method.options)
     method.seed = config.seed
     _check_views(method, config)
     return method
