@@ -125,9 +125,13 @@ def add_lora(model: "PreTrainedModel", *, rank: int, seed: int) -> Any:
     """The model with low-rank adapters on all linear layers but the head; nothing else is trained.
 
     Reference: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022. The scale is 2, alpha being
-    twice the rank, and there is no dropout.
+    twice the rank, and there is no dropout. Raises ConfigError for a rank that no layer has room for.
     """
     peft = import_extra("peft", extra="llm")
+    layers = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear)]
+    largest = max((min(layer.in_features, layer.out_features) for layer in layers), default=rank)
+    if rank > largest:
+        raise ConfigError(f"lora={rank}: no linear layer of the model has a rank above {largest}; choose at most that.")
     import_extra("transformers", extra="llm").set_seed(seed)
     config = peft.LoraConfig(task_type="CAUSAL_LM", r=rank, lora_alpha=2 * rank, target_modules="all-linear")
     return peft.get_peft_model(model, config)

@@ -37,6 +37,7 @@ _ARGUMENTS: dict[str, Any] = {
 }
 # those that a setting, an option or this package decides
 _TAKEN = {
+    "push_to_hub": "upload the folder model yourself, for example by hf upload",
     "hub_token": "log in with hf auth login, or set HF_TOKEN",
     "push_to_hub_token": "log in with hf auth login, or set HF_TOKEN",
     "output_dir": "use --out",
@@ -139,6 +140,9 @@ def training_arguments(settings: FineTuneSettings, *, output: Path, processes: i
         raise _refused(values, error) from error
     except (ValueError, TypeError, KeyError, OSError) as error:
         raise _refused(values, error) from error
+    for key in ("weight_decay", "max_grad_norm", "warmup_steps"):
+        if not (getattr(arguments, key) or 0) >= 0:
+            raise ConfigError(f"{key}={getattr(arguments, key)}: expected a number of at least 0.")
     config, key = getattr(arguments, "hf_deepspeed_config", None), "stage3_gather_16bit_weights_on_model_save"
     if config is not None and config.is_zero3() and not config.is_true(f"zero_optimization.{key}"):
         raise ConfigError(
