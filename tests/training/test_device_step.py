@@ -105,7 +105,7 @@ def test_a_step_of_resnet18_asks_little_of_the_device(name: str, tmp_path: Path)
     asked = count_steps(task, tmp_path)
     counts = {part: operators.total for part, operators in asked.items()}
     optimizer = {"sgd": 4, "adamw": 8, "lars": 16}[name]
-    expected = {"views": 67, "keep": 2, "flags": 5, "step": optimizer, "after_step": 2 + 1}
+    expected = {"views": 59, "keep": 2, "flags": 5, "step": optimizer, "after_step": 2 + 1}
     assert {part: counts[part] for part in expected} == expected, counts
     assert counts["keep"] + counts["flags"] <= 10 and counts["step"] + counts["after_step"] <= 20
     assert asked["whole"].copies == 1

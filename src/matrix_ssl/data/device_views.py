@@ -5,9 +5,15 @@ every change, with the numbers of the identity where it is not chosen, and that 
 batch. The numbers of a step travel together, in one copy from pinned memory; matrices for crops and blur are computed
 where they are used. Results agree with ``augment`` to about 1e-6.
 
-The colour jitter is a turn of the hue between three changes before and three after it, of which an image uses three.
-Each is y = clamp(M x + B mean(x), 0, 1) with matrices of the channels: brightness has M = f I, saturation M = f I +
-(1 - f) 1 lᵀ, contrast M = f I and B = (1 - f) 1 lᵀ, where l are the weights of grey.
+The colour jitter is a turn of the hue between two changes before and two after it, of which an image uses two. Each is
+y = clamp(M x + B mean(x), 0, 1) with matrices of the channels: saturation has M = f I + (1 - f) 1 lᵀ, contrast M = f I
+and B = (1 - f) 1 lᵀ, where l are the weights of grey. Brightness, y = clamp(b x, 0, 1), needs no change of its own but
+at the very beginning: because b ≥ 0,
+
+    clamp(b clamp(y, 0, 1), 0, 1) = clamp(b y, 0, min(b, 1)),
+
+and the turn of the hue T has T(b x) = b T(x), so that brightness after T is clamp(b y, 0, b) before it and a bound of
+one behind it.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,8 +27,7 @@ from matrix_ssl.config import ViewConfig
 from matrix_ssl.data import augment
 from matrix_ssl.data.augment import Array, Draws
 
-_SLOTS = 3  # changes of colour before the turn of the hue, and after it
-_IDENTITY = 1e30  # what exponents of the Gaussian are multiplied by where nothing is blurred
+_SLOTS = 2  # changes of colour before the turn of the hue, and after it
 
 
 def _white(pixels: Tensor) -> float:
@@ -150,14 +155,15 @@ class DeviceViews:
             nodes = of["nodes"].view(n, 2, 4, 4) if "nodes" in of else None
             pixels = augment.warp(pixels, of["affine"].view(n, 2, 3), nodes, elastic=1.0)
         if "colours" in of:
-            pixels = self._jitter(pixels, of["colours"].view(n, -1, 2, channels, channels), of.get("turn"))
+            matrices = of["colours"].view(n, -1, 2, channels, channels)
+            pixels = self._jitter(pixels, matrices, of["lights"].view(n, -1), of.get("turn"))
         if "channels" in of:
             pixels = augment.jitter_channels(pixels, of["channels"].view(n, 2, channels))
         if "grey" in of:
             flat = torch.bmm(of["grey"].view(n, channels, channels), pixels.reshape(n, channels, -1))
             pixels = flat.view(n, channels, size, size)
-        if "decay" in of:
-            pixels = self._blur(pixels, of["decay"], of["peak"], of["reach"])
+        if "filter" in of:
+            pixels = self._blur(pixels, of["filter"].view(n, -1))
         if "white" in of:  # x from one half on becomes 1 - x
             pixels = torch.minimum(pixels, of["white"].view(-1, 1, 1, 1) - pixels)
         if "exponent" in of:
@@ -169,24 +175,29 @@ class DeviceViews:
         pixels = pixels.to(self._dtype, memory_format=torch.channels_last)
         return dict(zip(group.views, pixels.chunk(len(views)), strict=True))
 
-    def _jitter(self, pixels: Tensor, colours: Tensor, turn: Tensor | None) -> Tensor:
-        """Changes of colour with matrices (n, 3 or 6, 2, c, c), and between them turns (n · 3,) of the hue."""
+    def _jitter(self, pixels: Tensor, colours: Tensor, lights: Tensor, turn: Tensor | None) -> Tensor:
+        """Changes of colour with matrices (n, 1 or 4, 2, c, c), and between them turns (n · 3,) of the hue.
+
+        ``lights`` (n, 3 or 6) has the brightness at the beginning, then the bounds after it and after every change.
+        """
         n, channels, size, _ = pixels.shape
-        flat = pixels.reshape(n, channels, size * size)
-        for slot, pair in enumerate(colours.unbind(1)):
-            if slot == _SLOTS and turn is not None:
-                flat = _hue(flat, turn.view(n, 3, 1), self._constant("differences", 3).expand(n, 3, 3))
+        zero = self._constant("zero", 1)
+        first, bound, *bounds = lights.view(n, -1, 1, 1).unbind(1)
+        flat = (pixels.reshape(n, channels, size * size) * first).clamp_(zero, bound)
+        for slot, (pair, bound) in enumerate(zip(colours.unbind(1), bounds, strict=True)):
+            if slot == _SLOTS:
+                if turn is not None:
+                    flat = _hue(flat, turn.view(n, 3, 1), self._constant("differences", 3).expand(n, 3, 3))
+                flat = flat.clamp_max_(1)
             matrix, of_mean = pair.unbind(1)
             bias = torch.bmm(of_mean, flat.mean(-1, keepdim=True))
-            flat = torch.baddbmm(bias, matrix, flat).clamp_(0, 1)
+            flat = torch.baddbmm(bias, matrix, flat).clamp_(zero, bound)
         return flat.view(n, channels, size, size)
 
-    def _blur(self, pixels: Tensor, decay: Tensor, peak: Tensor, reach: Tensor) -> Tensor:
-        """Filters exp(peak + decay · offset²) up to ``reach`` with mirrored borders, as matrices of each image."""
+    def _blur(self, pixels: Tensor, filters: Tensor) -> Tensor:
+        """Filters (n, size + 1) with mirrored borders, as matrices of each image; the last number is zero."""
         n, channels, size, _ = pixels.shape
-        offsets = self._constant("offsets", size)  # (3, size, size), squared
-        weights = torch.addcmul(peak.view(-1, 1, 1, 1), offsets, decay.view(-1, 1, 1, 1)).exp_()
-        weights = weights.mul_(offsets <= reach.view(-1, 1, 1, 1)).sum(1)
+        weights = filters.index_select(1, self._constant("offsets", size)).view(n, 3, size, size).sum(1)
         rows = weights @ pixels.transpose(1, 2).reshape(n, size, channels * size)
         rows = rows.view(n, size * channels, size) @ weights.mT
         return rows.view(n, size, channels, size).transpose(1, 2)
@@ -261,7 +272,7 @@ def _numbers(view: ViewConfig, draws: Draws, channels: int) -> dict[str, Array]:
     if draws.nodes is not None:
         columns["nodes"] = view.elastic * augment.normal(draws.nodes).numpy()
     if view.jitter:
-        columns["colours"] = _colours(view, draws, channels)
+        columns["colours"], columns["lights"] = _colours(draws, channels)
         if channels == 3 and view.hue:
             turn = 6 * np.where(draws.jitter, draws.factors[:, 3], 0.0)
             columns["turn"] = turn[:, None] + np.array([5.0, 3.0, 1.0])  # of red, green and blue
@@ -270,12 +281,7 @@ def _numbers(view: ViewConfig, draws: Draws, channels: int) -> dict[str, Array]:
     if view.grayscale and channels == 3:
         columns["grey"] = np.where(draws.grayscale[:, None, None], _luma(channels), np.eye(channels))
     if view.blur:
-        reach = np.minimum(view.image_size - 1, np.maximum(1, np.ceil(4 * draws.sigma)))
-        offsets = np.arange(-view.image_size, view.image_size + 1)
-        weights = np.exp(-0.5 * (offsets / draws.sigma[:, None]) ** 2) * (np.abs(offsets) <= reach[:, None])
-        columns["decay"] = np.where(draws.blur, -0.5 / draws.sigma**2, -_IDENTITY)
-        columns["peak"] = np.where(draws.blur, -np.log(weights.sum(1)), 0.0)
-        columns["reach"] = np.where(draws.blur, reach**2 + 0.5, 0.5)
+        columns["filter"] = _blur_filters(draws, view.image_size)
     if view.solarize and channels == 3:
         columns["white"] = np.where(draws.solarize, 1.0, 3.0)
     if draws.exponent is not None:
@@ -283,28 +289,43 @@ def _numbers(view: ViewConfig, draws: Draws, channels: int) -> dict[str, Array]:
     return columns
 
 
-def _colours(view: ViewConfig, draws: Draws, channels: int) -> Array:
-    """M and B of every change of colour, (n, 6, 2, c, c), of other than three channels (n, 3, 2, c, c)."""
-    n = len(draws.jitter)
-    strength = (view.brightness, view.contrast, view.saturation)
-    luma = _luma(channels)
-    slots = 2 * _SLOTS if channels == 3 else _SLOTS
+def _colours(draws: Draws, channels: int) -> tuple[Array, Array]:
+    """M and B of every change of colour, (n, 4, 2, c, c), and ``lights`` (n, 6): see ``DeviceViews._jitter``.
+
+    Of other than three channels only brightness and contrast change: (n, 1, 2, c, c) and (n, 3).
+    """
+    n, luma = len(draws.jitter), _luma(channels)
+    changes, slots = ((1, 2), 2 * _SLOTS) if channels == 3 else ((1,), 1)
+    factors = np.where(draws.jitter[:, None], draws.factors, 1.0)
+    rank = np.argsort(draws.order, 1)  # at which position brightness, contrast, saturation and the hue come
+    hue = rank[:, 3] if channels == 3 else np.full(n, 4)
     matrices = np.zeros((n, slots, 2, channels, channels))
     matrices[:, :, 0] = np.eye(channels)
-    rank = np.argsort(draws.order, 1)  # at which position each change comes
-    rows = np.arange(n)
-    for number in range(3 if channels == 3 else 2):
-        if strength[number]:
-            factor = np.where(draws.jitter, draws.factors[:, number], 1.0)[:, None, None]
-            place = np.zeros(n, dtype=np.int64)  # among the changes but the hue, on its side of the hue
-            for other in set(range(3)) - {number}:
-                same_side = (rank[:, other] < rank[:, 3]) == (rank[:, number] < rank[:, 3])
-                place += (rank[:, other] < rank[:, number]) & (same_side | (slots == _SLOTS))
-            if slots > _SLOTS:
-                place += _SLOTS * (rank[:, number] > rank[:, 3])
-            matrices[rows, place, 0] = factor * np.eye(channels) + (number == 2) * (1 - factor) * luma
-            matrices[rows, place, 1] = (number == 1) * (1 - factor) * luma
-    return matrices
+    joined = np.zeros(n, dtype=np.int64)  # the change, from 1, that brightness follows; 0: it is at the beginning
+    for number in changes:
+        factor, own = factors[:, number, None, None], rank[:, number]
+        earlier = [(rank[:, other] < own) & ((rank[:, other] > hue) == (own > hue)) for other in changes]
+        place = _SLOTS * (own > hue) + np.sum(earlier, 0)
+        matrices[np.arange(n), place, 0] = factor * np.eye(channels) + (number == 2) * (1 - factor) * luma
+        matrices[np.arange(n), place, 1] = (number == 1) * (1 - factor) * luma
+        joined = np.where(own < rank[:, 0], np.maximum(joined, place + 1), joined)
+    brightness, stages = factors[:, :1], np.arange(1 + slots)
+    is_here = stages == joined[:, None]
+    is_turned = ((hue < rank[:, 0]) & (joined <= _SLOTS))[:, None]  # the hue comes in between
+    is_behind = (stages >= joined[:, None]) & (stages <= _SLOTS)
+    bounds = np.where(is_here, np.minimum(brightness, 1.0), 1.0)
+    bounds = np.where(is_turned & is_behind, brightness, bounds)
+    factor = np.where(is_here, brightness, 1.0)
+    return matrices * factor[:, 1:, None, None, None], np.concatenate([factor[:, :1], bounds], 1)
+
+
+def _blur_filters(draws: Draws, size: int) -> Array:
+    """(n, size + 1), the Gaussian's weights at distances from 0 as ``augment`` has them; the last number is zero."""
+    sigma, distance = draws.sigma[:, None], np.arange(size + 1)
+    reach = np.minimum(size - 1, np.maximum(1, np.ceil(4 * sigma)))
+    weights = np.exp(-0.5 * (distance / sigma) ** 2) * (distance <= reach)
+    weights /= 2 * weights.sum(1, keepdims=True) - weights[:, :1]  # both sides of the middle
+    return np.where(draws.blur[:, None], weights, distance == 0)
 
 
 def _luma(channels: int) -> Array:
@@ -320,15 +341,15 @@ def _identity(name: str, like: Array) -> Array:
         return np.broadcast_to(np.eye(2, 3), like.shape)
     if name == "grey":
         return np.broadcast_to(np.eye(like.shape[-1]), like.shape)
+    if name == "filter":
+        return np.broadcast_to(np.eye(like.shape[-1])[0], like.shape)
     if name == "colours":
         identity = np.zeros_like(like)
         identity[:, :, 0] = np.eye(like.shape[-1])
         return identity
     values = {
         "nodes": 0.0,
-        "decay": -_IDENTITY,
-        "peak": 0.0,
-        "reach": 0.5,
+        "lights": 1.0,
         "white": 3.0,
         "exponent": 1.0,
         "quarters": 0.0,
@@ -361,8 +382,8 @@ def _differences(size: int) -> Tensor:
 
 
 def _offsets(size: int) -> Tensor:
-    """(3, s, s), squared distances of a pixel from another one and from its two mirror images; infinite: no image."""
-    to, by = torch.arange(size, dtype=torch.float32).view(-1, 1), torch.arange(size, dtype=torch.float32)
-    before = torch.where(by > 0, to + by, torch.inf)
-    behind = torch.where(by < size - 1, 2 * (size - 1) - to - by, torch.inf)
-    return torch.stack([to - by, before, behind]).square()
+    """(3 · s · s,), how far a pixel is from another one and from its two mirror images; s: too far, or no image."""
+    to, by = torch.arange(size).view(-1, 1), torch.arange(size)
+    before = torch.where(by > 0, to + by, size)
+    behind = torch.where(by < size - 1, 2 * (size - 1) - to - by, size)
+    return torch.stack([(to - by).abs(), before, behind]).clamp_max(size).flatten()
