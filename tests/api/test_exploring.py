@@ -59,7 +59,7 @@ def test_columns_and_a_map_by_other_choices(tmp_path):
     explored = exploring.explore("of_folder", out=tmp_path / "page", choices=choices, **QUIET)
     assert explored.contents.columns[-1].name == "night"
     assert any("more.csv has a row for 2 of the 40 images." in note for note in explored.contents.notes)
-    assert any("higher threshold" in note for note in explored.contents.notes)
+    assert any("higher threshold" in doubt for doubt in explored.contents.doubts)
 
 
 def test_features_of_a_file(tmp_path):

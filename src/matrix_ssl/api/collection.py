@@ -21,6 +21,7 @@ from matrix_ssl.evaluate.explore.selection import Rule, select
 from matrix_ssl.evaluate.trained.label_subsets import match_names, read_names
 from matrix_ssl.report.listing import MOST_IMAGES, Listing, numbered
 
+_MOST_ISSUES = 0.2  # share of the labels that may look wrong before the encoder is to blame
 _TRIED, _STREAM = 200, 0x5EA  # images on which the recall of an approximate search is measured, and their choice
 
 
@@ -69,7 +70,8 @@ class Collection(Gathered):
             f"Groups of near-duplicates at a similarity of {threshold:g}: {len(groups):,}. Images that repeat another "
             f"one: {extra:,} of {len(self):,}."
         )
-        return self._listing("Near-duplicates", [text], ("group", "similarity"), rows, group="group", shown=12)
+        sentences = [text, *too_alike(groups, len(self), threshold)]
+        return self._listing("Near-duplicates", sentences, ("group", "similarity"), rows, group="group", shown=12)
 
     def outliers(self, *, count: int = 100, k: int = 10) -> Listing:
         """The ``count`` images that are farthest from their k nearest neighbours, the oddest first."""
@@ -113,7 +115,8 @@ class Collection(Gathered):
         found = zip(issues.indices, issues.suggested, issues.confidence, strict=True)
         rows = numbered([(classes[s], round(float(p), 4), *self._image(i)) for i, s, p in found])
         text = f"Images that look as if their label is wrong: {len(rows):,} of {len(self):,}."
-        return self._listing("Labels to check", [text], ("rank", "suggested", "probability"), rows)
+        sentences = [text, *too_many_issues(len(rows), len(self))]
+        return self._listing("Labels to check", sentences, ("rank", "suggested", "probability"), rows)
 
     def select(
         self, count: int, *, rule: Rule = "log-determinant", labelled: str | Path | Sequence[str] = ()
@@ -201,11 +204,31 @@ class Collection(Gathered):
         *, group: str = "", shown: int = MOST_IMAGES,
     ) -> Listing:  # fmt: skip
         image = ("path",) if self.embedding.labels is None else ("path", "label")
-        facts = [("Of", f"{len(self):,}"), ("Encoder", self.encoder)]
+        facts = [("Images", f"{len(self):,}"), ("Encoder", self.encoder)]
         return Listing(
             title, tuple(sentences), (*columns, *image), tuple(map(tuple, rows)), group, shown, self.thumbnail,
             tuple(facts),
         )  # fmt: skip
+
+
+def too_alike(groups: Sequence[Sequence[int]], count: int, threshold: float) -> list[str]:
+    """A sentence where most of ``count`` images are in groups of near-duplicates; else none."""
+    if sum(map(len, groups)) <= count / 2:
+        return []
+    return [
+        f"More than half of the images count as near-duplicates at a similarity of {threshold:g}: choose a higher "
+        "threshold. An encoder that learned little, or collapsed in training, finds all images alike."
+    ]
+
+
+def too_many_issues(issues: int, count: int) -> list[str]:
+    """A sentence where more labels are suspicious than can be wrong; else none."""
+    if issues <= count * _MOST_ISSUES:
+        return []
+    return [
+        f"These are more than {100 * _MOST_ISSUES:.0f} % of the images: an encoder that cannot tell the classes apart "
+        "fills the list with right labels."
+    ]
 
 
 def _without(near: Neighbours, own: NDArray[np.int64], k: int) -> Neighbours:

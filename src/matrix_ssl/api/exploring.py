@@ -11,7 +11,7 @@ import torch
 from annotated_types import Ge, Le
 from numpy.typing import NDArray
 
-from matrix_ssl.api.collection import Collection
+from matrix_ssl.api.collection import Collection, too_alike, too_many_issues
 from matrix_ssl.api.gathered import check_outputs
 from matrix_ssl.config import DataConfig
 from matrix_ssl.config.arrays import read_arrays
@@ -120,7 +120,7 @@ def explore_collection(images: Collection, out: Path, choices: ExploreSettings, 
         )  # fmt: skip
         points = _points(out, embedding.features, choices, display.say)
         contents = _contents(source, images, analysis, choices, points=points, sheets=sheets, side=side)
-        for note in contents.notes:
+        for note in (*contents.notes, *contents.doubts):
             display.say(note)
         return Explored(write_page(out, contents), contents)
 
@@ -199,6 +199,7 @@ def _contents(
         title=source.name,
         facts=_facts(images, analysis),
         notes=notes,
+        doubts=_doubts(len(embedding), analysis, choices),
         places=places,
         files=is_file(places[0]),
         points=points,
@@ -237,9 +238,11 @@ def _notes(source: Source, embedding: Embedding, analysis: Analysis, choices: Ex
         notes.append(f"There are no labels: {source.unlabelled_because}.")
     if embedding.unreadable:
         notes.append(f"Images left out because they cannot be read: {len(embedding.unreadable):,}.")
-    if sum(map(len, analysis.duplicates)) > count / 2:
-        notes.append(
-            f"More than half of the images count as near-duplicates at a similarity of {choices.threshold:g}: choose a "
-            "higher threshold. An encoder that collapsed in training finds all images alike."
-        )
     return notes
+
+
+def _doubts(count: int, analysis: Analysis, choices: ExploreSettings) -> list[str]:
+    """Sentences where the lists say more about the encoder than about the ``count`` images."""
+    issues = 0 if analysis.issues is None else len(analysis.issues.indices)
+    about = [f"Labels to check: {issues:,}. {doubt}" for doubt in too_many_issues(issues, count)]
+    return [*too_alike(analysis.duplicates, count, choices.threshold), *about]

@@ -105,7 +105,8 @@ def export(run: Path, target: Path | None = None, *, form: str, weights: Weights
         _write(target, files[target.name])
         _write(target.with_name(f"{target.name}.md"), card)
     code = "\n".join(f"    {line}".rstrip() for line in exported.code.splitlines())
-    return "\n".join([f"{target}: {exported.checked}, sha256 {digest[:12]}. To load it:", code, *exported.notes])
+    place = "" if target.parent == Path() else f" in {target.parent}"
+    return "\n".join([f"{target}: {exported.checked}, sha256 {digest[:12]}. To load it{place}:", code, *exported.notes])
 
 
 def _model(run: Path, weights: Weights) -> Model:

@@ -1,6 +1,7 @@
 """Images in a table: what a search in a dataset returns, for terminals, as CSV and as a page with thumbnails."""
 
 import base64
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from matrix_ssl.report import template
-from matrix_ssl.report.formats import number
+from matrix_ssl.report.formats import common_folder, number
 from matrix_ssl.runs.files import csv_lines, write_atomically
 from matrix_ssl.runs.terminal import printable
 
@@ -82,30 +83,38 @@ class Listing:
             each = " of the groups" if self.group else ""
             notes.append(f"The page shows the first {len(shown):,} of {len(self.rows):,} images{each}.")
         groups: dict[str, list[dict[str, Any]]] = {}
+        folder = common_folder(self.paths) if self.rows else ""
         for row in shown:
             cells = dict(zip(self.columns, row, strict=True))
-            heading = f"{self.group} {cells.pop(self.group)}" if self.group else ""
-            groups.setdefault(heading, []).append(self._card(cells))
+            heading = f"{self.group} {str(cells.pop(self.group)).removeprefix(folder)}" if self.group else ""
+            groups.setdefault(heading, []).append(self._card(cells, folder))
         values = {
             "title": f"{self.title} – matrix-ssl", "heading": self.title, "kind": "matrix-ssl",
             "verdict": self.sentences[:1], "notes": [(text, "") for text in notes],
-            "facts": [("Images", f"{len(self.rows):,}"), *self.facts], "groups": list(groups.items()),
+            "facts": [("Listed", f"{len(self.rows):,}"), *self.facts], "groups": list(groups.items()),
         }  # fmt: skip
         return template.write_page(Path(path), "listing.html", values)
 
     def terminal(self) -> list[Any]:
-        """A table of about 20 rows, some of every group, and the sentences, for a console of rich."""
+        """A table of about 20 rows, some of every group, and the sentences, for a console of rich.
+
+        Places below the current folder are relative to it, and a single query stands above the table.
+        """
         shown = self._first_of_groups(max(2, MOST_ROWS // max(1, self._groups())))[:MOST_ROWS]
+        single = self.group if self.group == "query" and self._groups() == 1 else ""
         table = Table(box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
-        for name in self.columns:
+        columns = [place for place, name in enumerate(self.columns) if name != single]
+        for name in (self.columns[place] for place in columns):
             values = self.column(name)
             table.add_column(name, justify="left" if any(isinstance(cell, str) for cell in values) else "right",
-                             overflow="fold", no_wrap=name != "path")  # fmt: skip
+                             overflow="fold", no_wrap=name not in ("path", "query"))  # fmt: skip
+        here = str(Path.cwd()) + os.sep
         for row in shown:
-            table.add_row(*map(_text, row))
+            table.add_row(*(_text(row[place]).removeprefix(here) for place in columns))
         more = len(self.rows) - len(shown)
         rest = [f"{more:,} more: --out FILE.csv writes all, --page FILE.html shows them."] if more > 0 else []
-        return [*([table] if self.rows else []), *self.sentences, *rest]
+        above = [f"{single}: {str(self.column(single)[0]).removeprefix(here)}"] if single else []
+        return [*above, *([table] if self.rows else []), *self.sentences, *rest]
 
     def __repr__(self) -> str:
         lines = ["  ".join(map(_text, row)) for row in (self.columns, *self.rows[:MOST_ROWS])]
@@ -132,11 +141,12 @@ class Listing:
             kept += [row] if counts[name] <= most else []
         return kept
 
-    def _card(self, cells: dict[str, Cell]) -> dict[str, Any]:
+    def _card(self, cells: dict[str, Cell], folder: str) -> dict[str, Any]:
+        """What the page shows of an image, with its place in the folder of all."""
         place = str(cells.pop("path"))
         image = "" if self.thumbnail is None else base64.b64encode(self.thumbnail(place)).decode("ascii")
         return {
-            "place": printable(place),
+            "place": printable(place.removeprefix(folder)),
             "image": f"data:image/jpeg;base64,{image}" if image else "",
             "lines": [(name, printable(_text(cell))) for name, cell in cells.items() if cell != ""],
         }

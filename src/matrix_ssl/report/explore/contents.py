@@ -58,6 +58,7 @@ class Contents:
         title: what was explored.
         facts: short answers below the title.
         notes: sentences that the reader must know: how the map was made, what was left out.
+        doubts: sentences on lists that are not to be believed, which stand at the top.
         places: the path, or other place, of every image.
         files: whether the places are files of one image each, which the page links to.
         points: the map, float (n, 2).
@@ -93,3 +94,4 @@ class Contents:
     columns: Sequence[Column] = ()
     files: bool = False
     notes: Sequence[str] = field(default_factory=list)
+    doubts: Sequence[str] = ()

@@ -36,6 +36,7 @@ def write_page(out: Path, contents: Contents) -> Path:
         "heading": printable(contents.title),
         "facts": contents.facts,
         "notes": contents.notes,
+        "doubts": contents.doubts,
         "labelled": contents.labels is not None,
         "data": Markup(_script_safe(as_json(contents, out))),
         "scripts": [Markup(script) for script in scripts],

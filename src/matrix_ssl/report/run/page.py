@@ -38,7 +38,7 @@ COMMANDS = {  # for the reader to type in the folder that contains the run
     "explore": "matrix-ssl explore {run} --data FOLDER --out {run}/explored",
     "worth": "matrix-ssl worth --data FOLDER --from torchvision/resnet18",
     "embed": "matrix-ssl embed {run} --data FOLDER --out features.npz",
-    "export": "matrix-ssl export {run} --format torchvision",
+    "export": "matrix-ssl export {run}{form}",
 }
 _EQUAL_CLASSES = "The mean of the accuracies of the classes is the same; guessing"
 _FEW_IMAGES, _FEW_STEPS = 500, 500
@@ -51,7 +51,8 @@ DRAWN = (
 def write_report(run: Path) -> Path:
     """Writes ``report.html`` into a run folder from the files that are there; the same files give the same bytes."""
     data = read_run(run)
-    commands = {name: command.format(run=shlex.quote(data.name)) for name, command in COMMANDS.items()}
+    form = " --format torchvision" if re.fullmatch(r"(?!tiny_)\w+", data.config.network.encoder) else ""
+    commands = {name: command.format(run=shlex.quote(data.name), form=form) for name, command in COMMANDS.items()}
     words = data.environment.get("command")  # runs of earlier versions did not record it
     commands["resume"] = shlex.join(map(str, words)) if isinstance(words, list) else ""
     values = {
@@ -101,18 +102,28 @@ def verdict(data: RunData) -> str:
 
 def _verdict_on(key: str, result: ProtocolResult) -> str:
     name = measure_name(key) + (" per class" if key.startswith("low_shot") else "")
-    score, baselines = result.measures[key], _against(key, result)
+    baselines = _against(key, result)
     if not baselines:
         return f"{name}: there are no baselines to compare the accuracy of the frozen encoder with."
     best = max(baselines, key=lambda name: baselines[name].accuracy)
-    gain = _gain(key, result)
-    spread = max(score.sd_over_draws, baselines[best].sd_over_draws)
-    worth = "no clear gain: within the spread over draws" if abs(gain) <= spread else "a gain" if gain > 0 else "a loss"
+    gain, doubt = _gain(key, result), _doubt(key, result)
+    worth = f"no clear gain: {doubt}" if doubt else "a gain" if gain > 0 else "a loss"
     return f"{name}: the accuracy of the frozen encoder is {percent(gain, sign='+')} points against {best}, {worth}."
 
 
 def _best(key: str, result: ProtocolResult) -> str:
-    return f" It gains most in {measure_name(key)}: {percent(_gain(key, result), sign='+')} points."
+    doubt = _doubt(key, result)
+    points = percent(_gain(key, result), sign="+")
+    return f" It gains most in {measure_name(key)}: {points} points{doubt and ', '}{doubt}."
+
+
+def _doubt(key: str, result: ProtocolResult) -> str:
+    """Why the gain over the best baseline may be chance; empty where it is not."""
+    score, best = result.measures[key], max(_against(key, result).values(), key=lambda other: other.accuracy)
+    if spread := max(score.sd_over_draws, best.sd_over_draws):
+        return "within the spread over draws" if abs(score.accuracy - best.accuracy) <= spread else ""
+    low, high = score.interval
+    return "within the interval of the test images" if low <= best.accuracy <= high else ""
 
 
 def _against(key: str, result: ProtocolResult) -> dict[str, Score]:
