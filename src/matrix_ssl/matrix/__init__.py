@@ -28,14 +28,17 @@ References:
 """
 
 from matrix_ssl.matrix.comparison import (
+    CKAStatistics,
     canonical_correlations,
     cca,
     cka,
     difference_of_entropies,
     linear_cka,
+    linear_cka_matrix,
     procrustes_distance,
     pwcca,
     rsa,
+    rsa_matrix,
     svcca,
 )
 from matrix_ssl.matrix.covariances import (
@@ -129,6 +132,7 @@ from matrix_ssl.matrix.states import (
 )
 
 __all__ = [
+    "CKAStatistics",
     "Estimate",
     "Moments",
     "RankReport",
@@ -159,6 +163,7 @@ __all__ = [
     "laplace_kernel",
     "lidar",
     "linear_cka",
+    "linear_cka_matrix",
     "linear_kernel",
     "log1p_ratio",
     "log_det",
@@ -184,6 +189,7 @@ __all__ = [
     "rank_report",
     "renyi_entropy",
     "rsa",
+    "rsa_matrix",
     "schatten_divergence",
     "second_moment",
     "self_cluster",

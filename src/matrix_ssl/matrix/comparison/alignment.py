@@ -43,7 +43,7 @@ def linear_cka(x: Tensor, y: Tensor, *, estimator: Estimator = "biased", validat
     """
     a, b = scaled_rows(x, "x", validate), scaled_rows(y, "y", validate)
     kernel_checks.check_same_samples(x, y, "x and y")
-    _check_estimator(estimator, x, "x")
+    check_estimator(estimator, x, "x")
     dtype = torch.promote_types(a.dtype, b.dtype)
     a, b = a.to(dtype), b.to(dtype)
     n, d, e = a.shape[-2], a.shape[-1], b.shape[-1]
@@ -71,11 +71,12 @@ def cka(gram_x: Tensor, gram_y: Tensor, *, estimator: Estimator = "biased", vali
     k = validation.checked_symmetric(gram_x, "gram_x", validate)
     l = validation.checked_symmetric(gram_y, "gram_y", validate)  # noqa: E741
     validation.check_same_width(gram_x, gram_y, "gram_x and gram_y")
-    _check_estimator(estimator, gram_x, "gram_x")
+    check_estimator(estimator, gram_x, "gram_x")
     return _alignment(k, l, estimator)
 
 
-def _check_estimator(estimator: Estimator, x: Tensor, name: str) -> None:
+def check_estimator(estimator: Estimator, x: Tensor, name: str) -> None:
+    """Raises for an unknown estimator, or too few samples for the unbiased one."""
     if estimator == "unbiased":
         kernel_checks.check_sample_count(x.shape[-2], 4, x, name, "the unbiased estimator")
     elif estimator != "biased":
@@ -85,8 +86,8 @@ def _check_estimator(estimator: Estimator, x: Tensor, name: str) -> None:
 def _alignment(k: Tensor, l: Tensor, estimator: Estimator) -> Tensor:  # noqa: E741
     k, l = _scaled(k), _scaled(l)  # noqa: E741
     if estimator == "biased":
-        return _cosine((k * l).sum((-2, -1)), k.square().sum((-2, -1)), l.square().sum((-2, -1)))
-    return _cosine(_unbiased(k, l), _unbiased(k, k), _unbiased(l, l))
+        return cosine((k * l).sum((-2, -1)), k.square().sum((-2, -1)), l.square().sum((-2, -1)))
+    return cosine(_unbiased(k, l), _unbiased(k, k), _unbiased(l, l))
 
 
 def _scaled(gram: Tensor) -> Tensor:
@@ -101,25 +102,28 @@ def _unbiased(k: Tensor, l: Tensor) -> Tensor:  # noqa: E741
     """n (n - 3) times the unbiased HSIC."""
     own = torch.eye(k.shape[-1], dtype=torch.bool, device=k.device)
     k, l = torch.where(own, 0.0, k), torch.where(own, 0.0, l)  # noqa: E741
-    return _from_sums((k * l).sum((-2, -1)), k.sum(-1), l.sum(-1))
+    a, b = k.sum(-1), l.sum(-1)
+    return unbiased((k * l).sum((-2, -1)), (a * b).sum(-1), a.sum(-1) * b.sum(-1), k.shape[-1])
 
 
-def _from_sums(products: Tensor, k: Tensor, l: Tensor) -> Tensor:  # noqa: E741
-    """The same from Σ KᵢⱼLᵢⱼ without the diagonals and the sums (..., n) of their rows."""
-    n = k.shape[-1]
-    return products + k.sum(-1) * l.sum(-1) / ((n - 1) * (n - 2)) - 2 / (n - 2) * (k * l).sum(-1)
+def unbiased(products: Tensor, shared: Tensor, totals: Tensor, n: int) -> Tensor:
+    """n (n - 3) times the unbiased HSIC of n samples, from sums over kernels without their diagonals.
+
+    ``products`` are Σ KᵢⱼLᵢⱼ, ``shared`` Σ kᵢ lᵢ of the sums k and l of rows, ``totals`` Σ kᵢ · Σ lᵢ.
+    """
+    return products + totals / ((n - 1) * (n - 2)) - 2 / (n - 2) * shared
 
 
 def _of_moments(a: Tensor, b: Tensor, estimator: Estimator) -> Tensor:
     """The alignment of the kernels AAᵀ and BBᵀ of centred rows, without an n x n matrix."""
     if estimator == "biased":
-        return _cosine(_squared(a, b), _squared(a, a), _squared(b, b))
+        return cosine(_squared(a, b), _squared(a, a), _squared(b, b))
     p, q = a.square().sum(-1), b.square().sum(-1)  # the diagonals, and less the sums of the other elements of a row
     values = [
-        _from_sums(_squared(x, y) - (s * t).sum(-1), -s, -t)
+        unbiased(_squared(x, y) - (s * t).sum(-1), (s * t).sum(-1), s.sum(-1) * t.sum(-1), a.shape[-2])
         for x, y, s, t in ((a, b, p, q), (a, a, p, p), (b, b, q, q))
     ]
-    return _cosine(*values)
+    return cosine(*values)
 
 
 def _squared(a: Tensor, b: Tensor) -> Tensor:
@@ -127,7 +131,7 @@ def _squared(a: Tensor, b: Tensor) -> Tensor:
     return (product(a) if a is b else a.mT @ b).square().sum((-2, -1))
 
 
-def _cosine(product: Tensor, first: Tensor, second: Tensor) -> Tensor:
+def cosine(product: Tensor, first: Tensor, second: Tensor) -> Tensor:
     """product / √(first · second), 0 where one is not above zero."""
     defined = (first > 0) & (second > 0)
     root = torch.where(defined, first, 1.0).sqrt() * torch.where(defined, second, 1.0).sqrt()

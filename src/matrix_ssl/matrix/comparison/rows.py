@@ -1,9 +1,11 @@
-"""Centred rows whose fourth powers neither overflow nor vanish, and exactly zero for features that are constant."""
+"""Rows of representations: centred, in a range that fourth powers do not leave, zero where constant; their names."""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from matrix_ssl.matrix import validation
+from matrix_ssl.matrix import kernel_checks, validation
 from matrix_ssl.matrix.covariances import in_range, largest_element
 
 
@@ -22,3 +24,18 @@ def scaled_rows(x: Tensor, name: str, validate: bool | None, *, dtype: torch.dty
         return rows
     constant = largest <= level * largest_element(full)
     return torch.where(constant, 0.0, rows / torch.where(constant, 1.0, largest))
+
+
+def named_representations(
+    xs: Sequence[Tensor], ys: Sequence[Tensor] | None
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Representations of the same samples by the names that errors give them; no second ones against itself."""
+    if len(xs) == 0 or (ys is not None and len(ys) == 0):
+        raise ValueError("There is no representation: pass a list of at least one.")
+    first = {f"xs[{i}]": x for i, x in enumerate(xs)}
+    second = {f"ys[{j}]": y for j, y in enumerate(ys or ())}
+    for name, x in (first | second).items():
+        if x.ndim < 2:
+            validation.checked_matrix(x, name, False)
+        kernel_checks.check_same_samples(xs[0], x, f"xs[0] and {name}")
+    return first, second

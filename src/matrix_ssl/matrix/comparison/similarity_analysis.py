@@ -45,21 +45,23 @@ def rsa(
     Reference: Kriegeskorte, Mur and Bandettini, "Representational similarity analysis: connecting the branches of
         systems neuroscience", Frontiers in Systems Neuroscience 2:4, 2008.
     """
-    a, b = validation.checked_matrix(x, "x", validate), validation.checked_matrix(y, "y", validate)
+    p = profile(x, "x", dissimilarity, correlation, validate)
     kernel_checks.check_same_samples(x, y, "x and y")
-    kernel_checks.check_sample_count(x.shape[-2], 3, x, "x", "a correlation of pairs")
+    return (p * profile(y, "y", dissimilarity, correlation, validate)).sum(-1)
+
+
+def profile(
+    x: Tensor, name: str, dissimilarity: Dissimilarity, correlation: Correlation, validate: bool | None
+) -> Tensor:
+    """What correlates, of length one: the dissimilarities of all pairs of samples, centred or ranked: (..., pairs)."""
+    rows, n = validation.checked_matrix(x, name, validate), x.shape[-2]
+    kernel_checks.check_sample_count(n, 3, x, name, "a correlation of pairs")
     if correlation not in ("spearman", "pearson", "cosine"):
         raise ValueError(f"correlation must be 'spearman', 'pearson' or 'cosine', got {correlation!r}.")
-    i, j = torch.triu_indices(x.shape[-2], x.shape[-2], 1, device=x.device)
-    p, q = (
-        _dissimilarities(rows, z, name, dissimilarity, validate)[..., i, j]
-        for rows, z, name in ((a, x, "x"), (b, y, "y"))
-    )
-    if correlation == "spearman":
-        p, q = average_ranks(p), average_ranks(q)
-    if correlation != "cosine":
-        p, q = p - p.mean(-1, keepdim=True), q - q.mean(-1, keepdim=True)
-    return (_unit(p) * _unit(q)).sum(-1)
+    i, j = torch.triu_indices(n, n, 1, device=x.device)
+    p = _dissimilarities(rows, x, name, dissimilarity, validate)[..., i, j]
+    p = average_ranks(p) if correlation == "spearman" else p
+    return _unit(p if correlation == "cosine" else p - p.mean(-1, keepdim=True))
 
 
 def _dissimilarities(rows: Tensor, x: Tensor, name: str, kind: Dissimilarity, validate: bool | None) -> Tensor:

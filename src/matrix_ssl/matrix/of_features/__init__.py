@@ -28,6 +28,7 @@ from matrix_ssl.matrix.of_features.covariances import (
 )
 from matrix_ssl.matrix.of_features.divergences import (
     gram_kl,
+    gram_kl_matrix,
     holevo_information,
     jensen_renyi_divergence,
     matrix_cross_entropy,
@@ -55,6 +56,7 @@ __all__ = [
     "entropy_difference_ratio",
     "gram_entropy",
     "gram_kl",
+    "gram_kl_matrix",
     "holevo_information",
     "interaction_information",
     "jensen_renyi_divergence",

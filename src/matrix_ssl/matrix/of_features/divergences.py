@@ -1,12 +1,16 @@
 """Divergences of the covariances of features, or of the Gram matrices of two encoders."""
 
+import functools
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from matrix_ssl.matrix import divergence, kernel_checks, logarithm, spectral_entropies, states, validation
-from matrix_ssl.matrix.covariances import About, rescaled, rows_about
+from matrix_ssl.matrix.calculus import log_difference, spectral_function
+from matrix_ssl.matrix.comparison.rows import named_representations
+from matrix_ssl.matrix.covariances import About, rescaled, rows_about, unit_length
 from matrix_ssl.matrix.entropy import collision_entropy, norm_and_trace
 from matrix_ssl.matrix.of_features.kernels import two_unit_rows
 from matrix_ssl.matrix.plain import product, smaller_product
@@ -56,6 +60,43 @@ def gram_kl(x: Tensor, y: Tensor, *, ridge: float = 0.0, validate: bool | None =
     return _kl(
         (a.mT / root).to(dtype), (b.mT / root).to(dtype), ridge
     )  # rows of length n, whose moment is the Gram matrix
+
+
+def gram_kl_matrix(
+    xs: Sequence[Tensor], ys: Sequence[Tensor] | None = None, *, ridge: float, validate: bool | None = None
+) -> Tensor:
+    """``gram_kl`` of every representation of ``xs``, P, with every one of ``ys``, Q: (..., L, M), in float64 inside.
+
+    Each n x n Gram matrix is computed and decomposed once, and all pairs are inner products of those and of their
+    logarithms. Not symmetric, and zero on the diagonal of ``xs`` with itself.
+
+    Args:
+        xs: L representations (..., n, dᵢ).
+        ys: M representations (..., n, eⱼ) of the same samples; by default ``xs``.
+        ridge: μ > 0, such as 1 / n.
+        validate: see ``matrix_ssl.matrix``.
+
+    Raises:
+        MatrixError: as in ``gram_kl``; the errors name ``xs[i]`` or ``ys[j]``.
+        ValueError: there is no representation, or the ridge is not above zero.
+    """
+    validation.check_positive(ridge=ridge)
+    first, second = named_representations(xs, ys)
+    everything = [validation.checked_matrix(x, name, validate) for name, x in (first | second).items()]
+    grams = [product(unit_length(x.double()).mT) / x.shape[-2] for x in everything]
+    k = torch.stack(torch.broadcast_tensors(*grams), -3)
+    # log(ridge) (tr P + n ridge) is part of both logarithms and would cancel digits: omitted from both
+    logarithms, *_ = spectral_function(
+        k, lambda x: torch.log1p(x.clamp_min(0) / ridge), lambda x, y: log_difference(x + ridge, y + ridge)
+    )
+    shifted, traces = k + ridge * torch.eye(k.shape[-1], dtype=k.dtype, device=k.device), _traces(k)
+    own = (shifted * logarithms).sum((-2, -1)) - traces
+    count, others = len(first), len(second or first)
+    with without_autocast(k):
+        crossed = shifted[..., :count, :, :].flatten(-2) @ logarithms[..., -others:, :, :].flatten(-2).mT
+    value = own[..., :count].unsqueeze(-1) - crossed + traces[..., -others:].unsqueeze(-2)
+    dtype = functools.reduce(torch.promote_types, (x.dtype for x in everything))
+    return value.to(dtype)
 
 
 def jensen_renyi_divergence(
@@ -140,6 +181,10 @@ def _entropy(rows: Tensor, alpha: float) -> Tensor:
     if alpha == 2:
         return collision_entropy(*norm_and_trace(gram, 0.0, rows.shape[-1]))
     return spectral_entropies.renyi_of(gram, alpha)[0]
+
+
+def _traces(a: Tensor) -> Tensor:
+    return a.diagonal(dim1=-2, dim2=-1).sum(-1)
 
 
 def _trace(rows: Tensor) -> Tensor:
