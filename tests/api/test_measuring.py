@@ -135,13 +135,18 @@ def test_errors(files):
 
 def test_the_checkpoints_of_a_run(tmp_path):
     folder, _ = make_run(tmp_path / "run", "network.width=8", base=find_recipe("demo"))
-    result = measuring.measure(folder, "digits", checkpoints=True, split="test", quiet=True)
+    out = tmp_path / "out"
+    result = measuring.measure(folder, "digits", checkpoints=True, split="test", quiet=True, out=out)
     names = [one["name"] for one in result["features"]]
     assert names == [measuring.UNTRAINED, "step 2", "finished encoder"]
     first, second, third = result["features"]
     assert second["ranks"] == third["ranks"] and first["ranks"] != second["ranks"]  # the same weights
     assert result["choice"]["chosen"] in names[1:] and not result["choice"]["distinct"]
-    assert result["comparisons"][0]["linear_cka"] < 1
+    among = result["checkpoints"]
+    assert among["names"] == names and among["linear_cka"][1] == pytest.approx(among["linear_cka"][2])
+    assert among["linear_cka"][0][1] < 1 and among["matrix_kl"][1][2] == pytest.approx(0, abs=1e-6)
+    page = (out / "measure.html").read_text()
+    assert "Checkpoint against checkpoint" in page and "Matrix KL, checkpoints" in page
 
 
 def test_checkpoints_that_stay_are_measured(tmp_path):

@@ -111,13 +111,27 @@ def _zero(module):
 def test_the_command(tmp_path):
     folder, _ = make_run(tmp_path / "run", "network.width=8", base=find_recipe("demo"))
     out = tmp_path / "out"
-    words = ["diagnose", str(folder), "--data", "digits", "--reference", "untrained", "--images", "60"]
+    words = [
+        "diagnose",
+        str(folder),
+        "--data",
+        "digits",
+        "--reference",
+        "untrained",
+        "--against",
+        "untrained",
+        "--images",
+        "60",
+    ]
     ended = run(tmp_path, [*words, "--out", str(out)])
     assert ended.code == 0, ended.err
-    assert "blocks.0" in ended.out and "diagnose.html" in ended.out
+    assert "blocks.0" in ended.out and "diagnose.html" in ended.out and "Linear CKA of" in ended.out
     result = json.loads((out / "diagnose.json").read_text())
     assert result["rows"][-1]["reference"]["effective_rank"] != result["rows"][-1]["effective_rank"]
+    between = result["similarity"]["tables"][0]
+    assert between["columns"] == "untrained" and between["linear_cka"][0][0] < 1
     page = (out / "diagnose.html").read_text()
+    assert page.count("Linear CKA, ") >= 3 and "Matrix KL, untrained" in page and "in random batches" in page
     for text in ("LiDAR", "DiME", "Token entropy", "Normalised matrix entropy", "reference effective rank", "blocks.1"):
         assert text in page
     with pytest.raises(ConfigError, match=r"--reference .*other has other blocks than"):

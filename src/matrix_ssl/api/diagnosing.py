@@ -2,7 +2,7 @@
 
 import contextlib
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -10,19 +10,22 @@ from matrix_ssl import encoder as encoders
 from matrix_ssl.api import evaluation
 from matrix_ssl.api.caller import undisturbed
 from matrix_ssl.api.run import Run
+from matrix_ssl.config import DataConfig
 from matrix_ssl.config.untrusted import expanded
 from matrix_ssl.data.augment import each_view
+from matrix_ssl.data.base import Source
 from matrix_ssl.data.objects import as_data
 from matrix_ssl.data.sources import Split, check_outside
 from matrix_ssl.encoder import Weights
 from matrix_ssl.errors import ConfigError
 from matrix_ssl.evaluate.diagnose import Progress, diagnose_blocks
+from matrix_ssl.evaluate.similarity_matrices import Network, compare_blocks
 from matrix_ssl.report.blocks import PAGE, RESULT, write_page
 from matrix_ssl.runs import devices
 from matrix_ssl.runs.files import check_writable, write_json
 from matrix_ssl.runs.folder import lock
 
-UNTRAINED = "untrained"
+UNTRAINED, ITSELF = "untrained", "itself"
 IMAGES = 2048  # at most, by default
 
 
@@ -32,6 +35,7 @@ def diagnose(
     *,
     out: str | Path | None = None,
     reference: str | None = None,
+    against: str | None = None,
     images: int = IMAGES,
     split: Split = "train",
     weights: Weights = "student",
@@ -40,13 +44,14 @@ def diagnose(
     download: bool = False,
     on_progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Measures every block of an encoder.
+    """Measures every block of an encoder, and compares it with every block of a different one.
 
     Args:
         where: the encoder, in any of the forms of ``encoder.where``.
         data: the images, as for ``pretraining.pretrain``; None: those of the run.
         out: folder for ``diagnose.json`` and ``diagnose.html``; None: nothing is written.
         reference: an encoder with the same blocks, or ``untrained``, the same network at its initialisation.
+        against: an encoder of any architecture, or ``untrained``, whose blocks are compared with these, or ``itself``.
         images: at most so many, chosen at random but always the same.
         split: of the dataset.
         weights: the network of a run.
@@ -71,7 +76,11 @@ def diagnose(
             stack.enter_context(lock(folder))
             for name in (RESULT, PAGE):
                 check_writable(folder / name)
-        source = evaluation.open_images(location, config.data, split=split, data_root=root, download=download)
+
+        def images_for(data: DataConfig) -> Source:
+            return evaluation.open_images(location, data, split=split, data_root=root, download=download)
+
+        source = images_for(config.data)
         first, second, *_ = [*each_view(config.views, config.data.image_size)] * 2
 
         def measure(encoder: nn.Module) -> dict[str, Any]:
@@ -79,19 +88,25 @@ def diagnose(
                 encoder, source, config.data, (first, second), images=images, device=chosen, on_progress=on_progress
             )
 
-        result = measure(run.encoder(weights=weights))
+        encoder = run.encoder(weights=weights)
+        result = measure(encoder)
         rows = result["rows"]
         if reference is not None:
             with undisturbed():
-                other = measure(
-                    encoders.initialise_encoder(config)[0] if reference == UNTRAINED
-                    else Run(reference, download=download).encoder()
-                )["rows"]  # fmt: skip
+                other = measure(_opened(reference, run, download=download).encoder)["rows"]
             if [row["block"] for row in other] != [row["block"] for row in rows]:
                 raise ConfigError(
                     f"--reference {reference} has other blocks than {where}: pass an encoder of the same architecture."
                 )
             rows = [{**row, "reference": theirs} for row, theirs in zip(rows, other, strict=True)]
+        if against is not None:
+            with undisturbed():
+                network = None if against == ITSELF else _opened(against, run, download=download)
+            result["similarity"] = compare_blocks(
+                Network(str(where), encoder, source, config.data),
+                network and Network(against, network.encoder, images_for(network.data), network.data),
+                images=images, device=chosen, on_progress=on_progress,
+            )  # fmt: skip
         result |= {
             "encoder": str(where), "architecture": config.network.encoder, "reference": reference,
             "data": source.name, "rows": rows, "environment": devices.environment(chosen),
@@ -100,3 +115,16 @@ def diagnose(
             write_json(folder / RESULT, result)
             write_page(folder, result)
     return result
+
+
+class _Opened(NamedTuple):
+    encoder: nn.Module
+    data: DataConfig
+
+
+def _opened(where: str, run: Run, *, download: bool) -> _Opened:
+    """An encoder by WHERE, or the untrained network of a run."""
+    if where == UNTRAINED:
+        return _Opened(encoders.initialise_encoder(run.config)[0], run.config.data)
+    other = Run(where, download=download)
+    return _Opened(other.encoder(), other.config.data)

@@ -20,6 +20,7 @@ from matrix_ssl.encoder import Weights
 from matrix_ssl.errors import ConfigError
 from matrix_ssl.evaluate.feature_rows import ENDINGS, FeatureRows, open_features, rows_of
 from matrix_ssl.evaluate.measure import COMPARISONS, Progress, choose, compare_rows, meanings, measure_rows
+from matrix_ssl.evaluate.similarity_matrices import MATRICES, compare_checkpoints
 from matrix_ssl.report.measure import PAGE, RESULT, write_page
 from matrix_ssl.runs import checkpoint, devices
 from matrix_ssl.runs.files import check_writable, write_json
@@ -51,7 +52,7 @@ def measure(
         where: a file of features, or an encoder in any of the forms of ``encoder.where``.
         data: the images of the encoders, as for ``pretraining.pretrain``; None: those of the run.
         against: further files or encoders, each compared with the first.
-        checkpoints: measure every checkpoint of the run and its untrained network, and choose one.
+        checkpoints: measure every checkpoint of the run and its untrained network, compare each with each, choose one.
         key: the name of the matrix in the files.
         population: a larger number of images, for what to expect of it.
         split: of the dataset.
@@ -103,9 +104,10 @@ def measure(
     result = {
         "features": measured,
         "comparisons": [compare_rows(subjects[0], other) for other in subjects[1:]],
+        "checkpoints": compare_checkpoints(subjects) if checkpoints and len(subjects) > 1 else None,
         "choice": choose(trained) if checkpoints and len(trained) > 1 else None,
         "population": population,
-        "meanings": {"ranks": meanings(), "comparisons": COMPARISONS},
+        "meanings": {"ranks": meanings(), "comparisons": COMPARISONS, "checkpoints": MATRICES},
         "environment": devices.environment(devices.choose_device(device)),
     }
     if folder is not None:

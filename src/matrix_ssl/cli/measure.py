@@ -55,6 +55,8 @@ def measure(
 @options.data
 @click.option("--reference", metavar="WHERE|untrained", help="Encoder of the same architecture to compare with; "
               "untrained: the same network at its initialisation.")  # fmt: skip
+@click.option("--against", metavar="WHERE|untrained|itself", help="Encoder of any architecture whose blocks are "
+              "compared with these, each with each; itself: the blocks with each other.")  # fmt: skip
 @click.option("--images", type=click.IntRange(2), metavar="IMAGES", help="Measure at most so many images, chosen at "
               "random.  [default: 2048]")  # fmt: skip
 @click.option("--split", type=click.Choice(["train", "test"]), default="train", show_default=True, help="Split of the "
@@ -65,10 +67,10 @@ def measure(
 @options.data_root
 @options.download
 def diagnose(
-    where: str, data: Any, reference: str | None, images: int | None, split: Any, out: Path, weights: Any, device: str,
-    data_root: Path | None, download: bool,
+    where: str, data: Any, reference: str | None, against: str | None, images: int | None, split: Any, out: Path,
+    weights: Any, device: str, data_root: Path | None, download: bool,
 ) -> None:  # fmt: skip
-    """Measure the encoder WHERE block by block, without labels: entropies, ranks and LiDAR.
+    """Measure the encoder WHERE block by block, without labels: entropies, ranks, LiDAR, similarity.
 
     WHERE is a run folder, a checkpoint file, torchvision/NAME[:WEIGHTS], timm/NAME[.TAG], hf:NAME or random/NAME. Every
     image is seen as in evaluation and as two random views. Definitions: docs/measure.md.
@@ -78,9 +80,9 @@ def diagnose(
 
     with options.stderr.status("opening") as status:
         result = diagnosing.diagnose(
-            where, data, out=out, reference=reference, split=split, weights=weights, device=device,
+            where, data, out=out, reference=reference, against=against, split=split, weights=weights, device=device,
             data_root=data_root, download=download, **options.given(images=images),
             on_progress=lambda done, total: status.update(f"{done:,} of {total:,} images"),
         )  # fmt: skip
-    options.stdout.print(terminal(result))
+    options.stdout.print(*terminal(result), sep="\n")
     options.show(results=out / RESULT, page=out / PAGE)

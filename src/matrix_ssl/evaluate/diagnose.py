@@ -38,7 +38,7 @@ MEASURES = (
     "normalised_token_entropy", "lidar", "dime",
 )  # fmt: skip
 _POSITIONS = 64  # of an output whose entropy is computed
-_STREAM = 0xD1A6  # coordinate of the choice of images
+STREAM = 0xD1A6  # coordinate of the choice of images
 
 Progress = Callable[[int, int], None]  # images that are done, images
 
@@ -101,7 +101,7 @@ def diagnose_blocks(
         DataError: fewer than two images can be read.
         NotFiniteError: an output is not finite; the error names the block.
     """
-    chosen = source.subset(np.sort(permutation(len(source), 0, _STREAM)[:images]))
+    chosen = source.subset(np.sort(permutation(len(source), 0, STREAM)[:images]))
     encoder = encoder.eval().to(device)
     dtype = next((parameter.dtype for parameter in encoder.parameters()), torch.float32)
     blocks: dict[str, _Block] = {}

@@ -11,6 +11,7 @@ from rich.table import Table
 from matrix_ssl.report import template
 from matrix_ssl.report.figures import Curve, Figurine, Panel, shortened, stacked
 from matrix_ssl.report.formats import ABSENT, Cell, number, settings, whole
+from matrix_ssl.report.similarity import heat_maps, matrix_table
 
 RESULT, PAGE = "diagnose.json", "diagnose.html"
 MEASURES = {
@@ -37,8 +38,8 @@ _ON_THE_PAGE = (
 )  # fmt: skip
 
 
-def terminal(result: Mapping[str, Any]) -> Table:
-    """A row a block, for a terminal of 80 columns: without the measures that only the page has."""
+def terminal(result: Mapping[str, Any]) -> list[Table]:
+    """A row a block, for a terminal of 80 columns: without what only the page has; and CKA, where there is a matrix."""
     title = f"{whole(result['images'])} images of {result['data']}"
     table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
     names, *rows = _table(result)
@@ -47,7 +48,11 @@ def terminal(result: Mapping[str, Any]) -> Table:
         table.add_column(names[i], justify="right" if i else "left", no_wrap=not i)
     for row in rows:
         table.add_row(*(row[i] if i else shortened(row[i]) for i in shown))
-    return table
+    if "similarity" not in result:
+        return [table]
+    pair = result["similarity"]["tables"][0]
+    title = f"Linear CKA of {shortened(pair['rows'])}, rows, with {shortened(pair['columns'])}, columns"
+    return [table, matrix_table(pair["linear_cka"], pair["row_blocks"], pair["column_blocks"], title)]
 
 
 def write_page(out: Path, result: Mapping[str, Any]) -> Path:
@@ -76,6 +81,8 @@ def write_page(out: Path, result: Mapping[str, Any]) -> Path:
         ],
         "rows": [(row[0], "", list(map(Cell, names[1:], row[1:]))) for row in rows],
         "figures": _figures(result),
+        "heat_maps": _heat_maps(result["similarity"]) if "similarity" in result else [],
+        "similarity_note": _note(result["similarity"]) if "similarity" in result else "",
         "environment": settings(result["environment"]),
     }
     return template.write_page(out / PAGE, "blocks.html", values)
@@ -92,6 +99,23 @@ def _table(result: Mapping[str, Any]) -> list[list[str]]:
         cells = (ABSENT if value is None else number(value) for value in values)
         table.append([row["block"], whole(row["width"]), *cells])
     return table
+
+
+def _heat_maps(similarity: Mapping[str, Any]) -> list[Figurine]:
+    """Every matrix of blocks with blocks: of the two networks with each other, and of each with itself."""
+    figures = []
+    for i, table in enumerate(similarity["tables"]):
+        title = table["rows"] if table["rows"] == table["columns"] else f"{table['rows']} with {table['columns']}"
+        figures += heat_maps(table, table["row_blocks"], table["column_blocks"], name=f"blocks-{i}", title=title)
+    return figures
+
+
+def _note(similarity: Mapping[str, Any]) -> str:
+    return (
+        f"The outputs of blocks for the same images, averaged over their positions. CKA is that of "
+        f"{whole(similarity['images'])} images, in random batches; RSA and matrix KL are those of "
+        f"{whole(similarity['sample'])}."
+    )
 
 
 def _figures(result: Mapping[str, Any]) -> list[Figurine]:

@@ -11,6 +11,7 @@ from rich.table import Table
 from matrix_ssl.report import template
 from matrix_ssl.report.formats import ABSENT, Cell, number, settings, whole
 from matrix_ssl.report.run.figures import spectrum
+from matrix_ssl.report.similarity import heat_maps, matrix_table
 
 RESULT, PAGE = "measure.json", "measure.html"
 _COMPARISONS = {
@@ -46,6 +47,9 @@ def terminal(result: Mapping[str, Any]) -> list[Any]:
         for heading, *cells in zip(_COMPARISONS.values(), *map(_similarities, result["comparisons"]), strict=True):
             table.add_row(heading, *cells)
         tables.append(table)
+    among = result.get("checkpoints") or {}
+    if "linear_cka" in among:
+        tables.append(matrix_table(among["linear_cka"], among["names"], among["names"], "Linear CKA of checkpoints"))
     return [*tables, _note(result), *_verdict(result)]
 
 
@@ -85,6 +89,9 @@ def write_page(out: Path, result: Mapping[str, Any]) -> Path:
         ],
         "similarities": [(_COMPARISONS[name], text) for name, text in meanings["comparisons"].items()],
         "explained": explained,
+        "heat_maps": heat_maps(among, among["names"], among["names"], name="checkpoints", title="checkpoints")
+        if (among := result.get("checkpoints")) else [],
+        "sample": whole(among["sample"]) if among else "",
         "figures": [
             spectrum([(one["name"], np.array(one["spectrum"])) for one in features if sum(one["spectrum"]) > 0],
                      caption=_CAPTION)
