@@ -14,8 +14,10 @@ import torch
 from torch import nn
 
 from matrix_ssl import distributed, losses
+from matrix_ssl.config import system
 from matrix_ssl.distributed import batch_norm
 from matrix_ssl.distributed import losses as parallel
+from matrix_ssl.errors import ConfigError
 from matrix_ssl.runs import checkpoint
 from tests.support import process_checks, runs
 from tests.support.runs import (
@@ -69,6 +71,34 @@ def test_together_they_compute_what_one_process_computes(tmp_path: Path, check: 
     for command in start_processes(tmp_path, [], count=count, before=code):
         ended = command.wait()
         assert ended.code == 0, ended.err
+
+
+@pytest.mark.parametrize(("variables", "message"), [
+    ({"WORLD_SIZE": "2"}, r"^WORLD_SIZE=2 without RANK: start all processes by torchrun, or unset WORLD_SIZE\.$"),
+    ({"RANK": "1"}, r"^RANK=1 without WORLD_SIZE: start all"),
+    ({"RANK": "x", "WORLD_SIZE": "2"}, r"^RANK and WORLD_SIZE of the launcher must be numbers"),
+    ({"RANK": "2", "WORLD_SIZE": "2"}, r"^RANK=2 and WORLD_SIZE=2: ranks count from 0 to 1\.$"),
+])  # fmt: skip
+def test_a_launcher_that_says_half_of_it(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], message: str
+) -> None:
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    assert not distributed.start("cpu")
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=message):
+        distributed.start("cpu")
+
+
+def test_numbers_of_a_launcher_that_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "x")
+    with pytest.raises(ConfigError, match=r"^LOCAL_RANK=x: expected the number of a process on its machine"):
+        distributed.local_rank()
+    for text in ("0", "x"):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", text)
+        with pytest.raises(ConfigError, match=rf"^LOCAL_WORLD_SIZE={text}: expected a number of processes"):
+            system.local_processes()
 
 
 def test_in_a_single_process_everything_is_the_identity() -> None:

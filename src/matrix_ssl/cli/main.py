@@ -162,7 +162,8 @@ def _report(text: str, error: Exception) -> None:
     As soon as one process has ended, ``torchrun`` kills the others. So those that print nothing wait some seconds under
     it: the first has time to print the error that all of them met. This is why it seems to hang after an error.
     """
-    first = "WORLD_SIZE" not in os.environ or os.environ.get("RANK", "0") == "0"
+    rank = os.environ.get("RANK", "0")
+    first = "WORLD_SIZE" not in os.environ or not rank.isdecimal() or int(rank) == 0
     if first or isinstance(error, ProcessError):
         options.stderr.print(f"error: {text}", markup=False)
     elif "TORCHELASTIC_RUN_ID" in os.environ and not isinstance(error, Interrupted):  # a signal reaches torchrun, too

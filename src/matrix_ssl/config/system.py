@@ -23,6 +23,7 @@ from typing import Any
 import psutil
 
 from matrix_ssl.config.untrusted import open_lock
+from matrix_ssl.errors import ConfigError
 
 try:
     import fcntl
@@ -123,6 +124,14 @@ def open_file_limit() -> int | None:
 def cores() -> int:
     """Number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS has none
+
+
+def local_processes() -> int:
+    """How many processes a launcher such as ``torchrun`` has started on this machine; ConfigError for no number."""
+    text = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    if not text.isdecimal() or int(text) < 1:
+        raise ConfigError(f"LOCAL_WORLD_SIZE={text}: expected a number of processes; start them by torchrun.")
+    return int(text)
 
 
 def processor() -> str:

@@ -4,7 +4,6 @@ An image that cannot be read is replaced by the next one of the dataset that can
 """
 
 import math
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -151,7 +150,7 @@ class CentralSquares(Reader[Crops]):
 def _worker_count(workers: int) -> int:
     if workers >= 0:
         return workers
-    return min(_MOST_WORKERS, system.cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return min(_MOST_WORKERS, system.cores() // system.local_processes())
 
 
 def _start_worker(_: int) -> None:

@@ -26,9 +26,9 @@ def start(device_type: str) -> bool:
     """Joins the process group that ``torchrun`` describes, and returns whether this call did; does nothing without it.
 
     Raises:
-        ConfigError: the machine has fewer GPUs than processes were started on it.
+        ConfigError: the machine has fewer GPUs than processes were started on it, or a variable of it is missing.
     """
-    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ or dist.is_initialized():
+    if not _is_launched() or dist.is_initialized():
         return False
     if device_type == "cuda":
         if local_rank() >= torch.cuda.device_count():
@@ -43,6 +43,17 @@ def start(device_type: str) -> bool:
     store.set_timeout(silence)
     dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=silence)
     return True
+
+
+def _is_launched() -> bool:
+    """Whether a launcher has started this process; ConfigError where it says so by one of its variables alone."""
+    variables = {name: os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE")}
+    if all(variables.values()):
+        return True
+    for (name, value), other, harmless in zip(variables.items(), ("WORLD_SIZE", "RANK"), ("0", "1"), strict=True):
+        if value not in ("", harmless):
+            raise ConfigError(f"{name}={value} without {other}: start all processes by torchrun, or unset {name}.")
+    return False
 
 
 def _seconds(variable: str, usual: float) -> float:
@@ -111,7 +122,10 @@ def rank() -> int:
 
 def local_rank() -> int:
     """Number of this process on its machine, from 0."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
+    text = os.environ.get("LOCAL_RANK", "0")
+    if not text.isdecimal():
+        raise ConfigError(f"LOCAL_RANK={text}: expected the number of a process on its machine; start it by torchrun.")
+    return int(text)
 
 
 def is_main() -> bool:
