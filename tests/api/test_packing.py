@@ -1,5 +1,6 @@
 """Packing: what is stored, the same bytes however it was interrupted, and reading without loading."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from matrix_ssl.data.base import MemorySource, Places
 from matrix_ssl.data.packing import PackSettings
 from matrix_ssl.data.sources import Splits
 from matrix_ssl.errors import ConfigError, DataError, RunFolderError
-from matrix_ssl.runs.files import read_json
+from matrix_ssl.runs.files import read_json, write_json
 from tests.support.runs import fail, succeed
 
 SMALL = PackSettings(shard_mib=1)
@@ -121,6 +122,37 @@ def test_a_large_file_is_mapped_and_read_alike(whole: Path, monkeypatch: pytest.
     np.savez_compressed(compressed, jpeg=loaded.content.numpy(), offs=loaded.offsets)
     assert torch.equal(packed.read_shard(compressed).content, loaded.content)
     compressed.unlink()
+
+
+def test_files_that_were_not_packed_together_are_noticed(whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(whole, folder)
+    first, second, *_ = sorted(folder.glob("train_*.npz"))
+
+    def refused() -> str:
+        with pytest.raises(DataError) as error:
+            open_source(str(folder), split="train", data_root=None)
+        return str(error.value).removeprefix(str(folder))
+
+    more = folder / "train_00009.npz"
+    more.write_bytes(first.read_bytes())
+    assert refused().startswith(
+        "/train_00009.npz is not among the files that checksums.json lists; put the right files"
+    )
+    more.unlink()
+    again = second.read_bytes()
+    second.write_bytes(again + b"more")
+    assert f"train_00001.npz has {len(again) + 4:,} bytes, and checksums.json says {len(again):,}; put" in refused()
+    second.unlink()
+    assert refused().startswith(" lacks train_00001.npz, which checksums.json lists; put the right files there, or run")
+    second.write_bytes(again)
+    listed = read_json(folder / "checksums.json")
+    last = max((one for one in listed if one["split"] == "train"), key=lambda one: one["stop"])
+    write_json(folder / "checksums.json", [one for one in listed if one is not last])
+    (folder / last["name"]).unlink()
+    assert f" has {last['start']} of the {last['stop']} images of the split 'train'; put" in refused()
+    (folder / "pack.json").write_text("{")
+    assert refused().startswith(": pack.json or checksums.json cannot be read (")
 
 
 def test_mistakes_are_named(photos: Path, whole: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import IO, Any
 from matrix_ssl.config.reading import Reading
 from matrix_ssl.config.untrusted import file_sha256
 from matrix_ssl.data.base import Source
+from matrix_ssl.data.packed import FILES, PLAN
 from matrix_ssl.data.packing import PackSettings, Shard, shards
 from matrix_ssl.data.sources import Data, check_outside, describe, find_splits, read_as
 from matrix_ssl.errors import DataError
@@ -17,8 +18,6 @@ from matrix_ssl.runs.files import read_json, write_atomically, write_json
 from matrix_ssl.runs.folder import claim, held
 from matrix_ssl.training.engine import check_unreadable
 
-PLAN = "pack.json"  # what the folder is for
-FILES = "checksums.json"  # the files that are done
 Progress = Callable[[str, int, int], None]  # split, images done, of all
 
 

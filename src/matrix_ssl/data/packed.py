@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from matrix_ssl.config.arrays import read_open_arrays
-from matrix_ssl.config.untrusted import open_file, why
+from matrix_ssl.config.untrusted import open_file, parse_json, read_file, why
 from matrix_ssl.data.base import Classes, Labels, PlacedSource, Places, as_labels
 from matrix_ssl.data.encoded import EncodedSource
 from matrix_ssl.errors import DataError
@@ -27,6 +27,10 @@ _OTHERS = ("offs", "y", "classes")  # arrays beside the images
 MAPPED_FROM = 2**26  # bytes of images, 64 MiB: those of a larger file are not read at once
 _NAME_LENGTH = 26  # place in the header of an entry of a zip archive (PKWARE, APPNOTE 4.3.7)
 _TEST_WORDS = ("test", "val", "dev")  # in the order of preference; "val" is in "eval" and "validation" as well
+
+
+PLAN = "pack.json"  # in a folder that ``matrix-ssl pack`` wrote: what it is for
+FILES = "checksums.json"  # likewise: the files that are done
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,38 @@ def open_packed(paths: Sequence[Path], *, name: str) -> PlacedSource:
         labels, classes = as_labels(labels, first.classes, len(labels), where=str(first.path))
     places = Places.whole([str(path) for path in paths], [len(shard) for shard in shards])
     return PackedSource(name, shards, places, labels=labels, classes=classes)
+
+
+def check_folder(folder: Path, paths: Sequence[Path]) -> None:
+    """Raises DataError where the packed files of a folder are not all those that were packed into it, and no others.
+
+    Other programs leave no list of their files: then any are right.
+    """
+    if not (folder / FILES).exists():
+        return
+    again = "put the right files there, or run the command that packed them again"
+    try:
+        plan, listed = (parse_json(read_file(folder / name)) for name in (PLAN, FILES))
+        sizes = {str(one["name"]): int(one["size"]) for one in listed}
+        done = {split: max(one["stop"] for one in listed if one["split"] == split) for split in _splits(listed)}
+        images = {split: plan[split]["images"] for split in ("train", "test") if split in plan}
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise DataError(f"{folder}: {PLAN} or {FILES} cannot be read ({why(error)}); {again}.") from None
+    here = {path.name: path.stat().st_size for path in paths}
+    for name in sorted(sizes.keys() | here.keys()):
+        if name not in here:
+            raise DataError(f"{folder} lacks {name}, which {FILES} lists; {again}.")
+        if name not in sizes:
+            raise DataError(f"{folder / name} is not among the files that {FILES} lists; {again}.")
+        if here[name] != sizes[name]:
+            raise DataError(f"{folder / name} has {here[name]:,} bytes, and {FILES} says {sizes[name]:,}; {again}.")
+    for split, count in images.items():
+        if (packed := done.get(split, 0)) != count:
+            raise DataError(f"{folder} has {packed:,} of the {count:,} images of the split {split!r}; {again}.")
+
+
+def _splits(listed: Sequence[dict[str, str]]) -> set[str]:
+    return {one["split"] for one in listed}
 
 
 def split_packed(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:

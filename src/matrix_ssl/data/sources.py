@@ -31,7 +31,7 @@ from matrix_ssl.data.named import (
     open_digits,
     open_torchvision,
 )
-from matrix_ssl.data.packed import is_packed, open_packed, split_packed
+from matrix_ssl.data.packed import check_folder, is_packed, open_packed, split_packed
 from matrix_ssl.data.randomness import permutation
 from matrix_ssl.errors import OFFERED, ConfigError, DataError
 
@@ -280,6 +280,7 @@ def _at(path: Path) -> Splits:
     packed = packed_files(path)
     has_images = bool(packed) and holds_images(path)
     if packed and not (has_images and not any(map(is_packed, packed))):  # else they are other files beside images
+        check_folder(path, packed)
         train_files, test_files = split_packed(packed)
         if not train_files:
             raise DataError(f"{path}: every .npz file is named as a test split; name the training split with 'train'.")
