@@ -6,11 +6,14 @@ this package and keeps its traceback.
 
 import difflib
 import importlib
+import mmap
 import re
 import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
+_OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "not enough memory", "Cannot allocate memory")
+_LEAST = 2**24  # bytes that any reader needs
 _OPTION = re.compile(r"--set ([\w.]+)=|(--[a-z][a-z-]+)")
 
 
@@ -119,6 +122,22 @@ class MissingExtra(MatrixSSLError):
         super().__init__(
             f"The package {package!r} is not installed: in the clone of matrix-ssl, run {install_command(extra)}"
         )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the system, PyTorch or CUDA has refused memory."""
+    return isinstance(error, MemoryError) or any(sentence in str(error) for sentence in _OUT_OF_MEMORY)
+
+
+def memory_is_short(error: BaseException, *, size: int) -> bool:
+    """Whether a reader failed since ``size`` bytes are not to be had, and not since a damaged file asked for more."""
+    if not is_out_of_memory(error):
+        return False
+    try:
+        mmap.mmap(-1, max(size, _LEAST)).close()
+    except (OSError, MemoryError, OverflowError):
+        return True
+    return False
 
 
 def install_command(extra: str = "") -> str:

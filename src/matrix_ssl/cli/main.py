@@ -27,7 +27,7 @@ from matrix_ssl.cli.pretrain import pretrain
 from matrix_ssl.cli.serve import serve
 from matrix_ssl.cli.weights import export, import_
 from matrix_ssl.cli.worth import worth
-from matrix_ssl.errors import OFFERED, ConfigError, MatrixSSLError, ProcessError, did_you_mean
+from matrix_ssl.errors import OFFERED, ConfigError, MatrixSSLError, ProcessError, did_you_mean, is_out_of_memory
 from matrix_ssl.runs.signals import Interrupted
 
 _SECONDS_FOR_THE_FIRST = 10.0
@@ -131,7 +131,7 @@ def main() -> None:
             place = f"{error.filename!s:.200}: " if error.filename else ""
             _report(f"{place}{error.strerror}. {_REFUSALS[error.errno]}", error)
             sys.exit(1)
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         _report(_out_of_memory(), error)
         code = 1
@@ -148,12 +148,6 @@ def _out_of_memory() -> str:
         f"The memory is not enough. Use {''.join(ways)} or a machine with more; what has been "
         "saved stays, and the same command resumes."
     )
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """Whether the system, PyTorch or CUDA has refused memory."""
-    sentences = ("can't allocate memory", "out of memory", "not enough memory", "Cannot allocate memory")
-    return isinstance(error, MemoryError) or any(sentence in str(error) for sentence in sentences)
 
 
 def _report(text: str, error: Exception) -> None:

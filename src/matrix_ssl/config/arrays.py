@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from matrix_ssl.config import system
 from matrix_ssl.config.untrusted import GIB, open_file, why
+from matrix_ssl.errors import memory_is_short
 
 
 def read_arrays(path: Path, names: Collection[str] | None = None) -> dict[str, NDArray[Any]]:
@@ -26,6 +27,7 @@ def read_arrays(path: Path, names: Collection[str] | None = None) -> dict[str, N
 
 def read_open_arrays(file: FileIO, names: Collection[str] | None = None) -> dict[str, NDArray[Any]]:
     """As ``read_arrays``, of a file that is open."""
+    needed = 0
     try:
         with zipfile.ZipFile(file) as archive:
             members = [one for one in archive.infolist() if names is None or one.filename[:-4] in names]
@@ -36,6 +38,8 @@ def read_open_arrays(file: FileIO, names: Collection[str] | None = None) -> dict
     except OSError:
         raise
     except Exception as error:  # damaged bytes make the readers of zip, its compressions and NumPy fail in any way
+        if memory_is_short(error, size=needed):
+            raise MemoryError from error
         raise ValueError(why(error)) from error
 
 

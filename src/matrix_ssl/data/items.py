@@ -10,7 +10,7 @@ from PIL import Image, UnidentifiedImageError
 
 from matrix_ssl.data.base import MEMORY_LIMIT, Classes, Labels, MemorySource, PlacedSource, Places, as_labels
 from matrix_ssl.data.pixels import as_image
-from matrix_ssl.errors import DataError, MatrixSSLError, UnreadableImage
+from matrix_ssl.errors import DataError, MatrixSSLError, UnreadableImage, is_out_of_memory
 
 _IMAGE_KEYS = ("image", "img", "pixel_values", "images")  # of dictionaries, in the order of preference
 _LABEL_KEYS = ("label", "labels", "target", "fine_label")
@@ -102,6 +102,8 @@ def read_item(items: Any, index: int, where: str) -> tuple[torch.Tensor, Any, bo
     except (OSError, UnidentifiedImageError) as error:
         raise UnreadableImage(where, str(error) or type(error).__name__) from error
     except Exception as error:  # of a program
+        if is_out_of_memory(error):
+            raise
         raise UnreadableImage(where, f"{type(error).__name__}: {error}") from error
 
 

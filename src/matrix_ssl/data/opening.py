@@ -18,7 +18,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from matrix_ssl.data import tiff
 from matrix_ssl.data.tiff import Tiff, read_tags
-from matrix_ssl.errors import MatrixSSLError, MissingExtra, UnreadableImage, import_extra
+from matrix_ssl.errors import MatrixSSLError, MissingExtra, UnreadableImage, import_extra, memory_is_short
 
 _AVIF = "avif" in features.modules and features.check("avif") is True
 HEIF_EXTENSIONS, AVIF_EXTENSIONS, DICOM_EXTENSIONS = (".heic", ".heif", ".hif"), (".avif",), (".dcm", ".dicom")
@@ -47,6 +47,7 @@ _OTHER_KINDS = (
     (0, b"8BPS", "a Photoshop image"), (0, b"%PDF", "a PDF file"), (0, b"<svg", "an SVG drawing"),
     (0, b"PK\x03\x04", "a zip archive"),
 )  # fmt: skip
+_DECODED = 2**28  # bytes of memory that the decoder of an image may need
 _AVIFS = (b"ftypavif", b"ftypavis")
 _AV1_HEADER, _ABOVE_8, _TWELVE = b"av1C\x81", 0x40, 0x20  # its beginning, and bits of the second byte after it
 _HEIF = (b"ftyphei", b"ftyphev", b"ftypmif1", b"ftypmsf1")
@@ -102,6 +103,8 @@ def reported(content: bytes, where: str, tags: Tiff | None = None) -> Iterator[N
     except Image.DecompressionBombError:
         raise TooManyPixels(where, _too_large()) from None
     except Exception as error:  # damaged bytes make decoders fail in any way
+        if memory_is_short(error, size=_DECODED):
+            raise MemoryError from error
         raise UnreadableImage(where, f"damaged image ({str(error) or type(error).__name__})") from None
 
 

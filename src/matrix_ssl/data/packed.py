@@ -21,7 +21,7 @@ from matrix_ssl.config.arrays import read_open_arrays
 from matrix_ssl.config.untrusted import open_file, parse_json, read_file, why
 from matrix_ssl.data.base import Classes, Labels, PlacedSource, Places, as_labels
 from matrix_ssl.data.encoded import EncodedSource
-from matrix_ssl.errors import DataError
+from matrix_ssl.errors import DataError, memory_is_short
 
 _OTHERS = ("offs", "y", "classes")  # arrays beside the images
 MAPPED_FROM = 2**26  # bytes of images, 64 MiB: those of a larger file are not read at once
@@ -188,6 +188,8 @@ def _load(path: Path) -> dict[str, np.ndarray]:
     except PermissionError:
         raise DataError(f"{path}: no permission to read the file; allow it.") from None
     except (OSError, ValueError) as error:
+        if memory_is_short(error, size=path.stat().st_size):
+            raise MemoryError from error
         raise DataError(f"{path}: not an .npz file, or a damaged one ({why(error)}); fetch or pack it again.") from None
     return arrays
 

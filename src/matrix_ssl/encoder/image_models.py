@@ -18,7 +18,7 @@ from matrix_ssl.data.hub import open_pretrained, quiet_transformers
 from matrix_ssl.encoder import names
 from matrix_ssl.encoder.caches import absent, fetch_from_hub, find_in_hub, hub_place
 from matrix_ssl.encoder.matching import Counts
-from matrix_ssl.errors import CheckpointError
+from matrix_ssl.errors import CheckpointError, is_out_of_memory
 
 _CONFIG, _PREPROCESSING = "config.json", "preprocessor_config.json"
 _WEIGHTS, _SHARDS = "model.safetensors", "model.safetensors.index.json"
@@ -78,6 +78,8 @@ def _load(folder: Path, place: str) -> tuple[Any, Any, dict[str, Any]]:
                 ignore_mismatched_sizes=True,  # they are an error of ``_check``, with their names
             )  # fmt: skip
         except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+            if is_out_of_memory(error):
+                raise
             reason = str(error).strip().partition("\n")[0].rstrip(".")
             raise CheckpointError(f"{place}: transformers cannot open it ({reason}).") from error
     return processor, model, info

@@ -10,7 +10,7 @@ from matrix_ssl import networks
 from matrix_ssl.config import RunConfig, system
 from matrix_ssl.config.untrusted import GIB
 from matrix_ssl.encoder.architectures import outline
-from matrix_ssl.errors import CheckpointError, ConfigError
+from matrix_ssl.errors import CheckpointError, ConfigError, is_out_of_memory
 from matrix_ssl.runs import checkpoint
 from matrix_ssl.runs.folder import ENCODER, read_config
 
@@ -61,6 +61,8 @@ def _check_size(config: RunConfig) -> None:
     try:
         shapes = outline(network, image_size=config.data.image_size, channels=len(config.data.mean)).state_dict()
     except (RuntimeError, ArithmeticError, TypeError) as error:
+        if is_out_of_memory(error):
+            raise
         reason = str(error).partition("\n")[0]
         raise ConfigError(
             f"network.encoder={network.encoder} cannot be built ({reason}): change network.width."

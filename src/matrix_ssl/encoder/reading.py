@@ -22,7 +22,7 @@ from torch import Tensor
 
 from matrix_ssl.config.untrusted import file_sha256, open_file
 from matrix_ssl.data.open_files import why_unreadable
-from matrix_ssl.errors import CheckpointError
+from matrix_ssl.errors import CheckpointError, memory_is_short
 from matrix_ssl.runs.checkpoint import read_safetensors
 
 TRAINING_STATE = re.compile(r"(optimizer|scaler|lr_scheduler|callbacks|loops|hyper_parameters|args)\w*$")
@@ -175,6 +175,8 @@ def _load(path: Path) -> Any:
             ) from None
         raise _damaged(path) from error
     except Exception as error:  # the bytes of a damaged file can make the reader fail in any way
+        if memory_is_short(error, size=path.stat().st_size):
+            raise MemoryError from error
         raise _damaged(path) from error
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from matrix_ssl.config import DataConfig
 from matrix_ssl.encoder.opening import open_encoder
-from matrix_ssl.errors import ConfigError
+from matrix_ssl.errors import ConfigError, is_out_of_memory
 from matrix_ssl.runs import checkpoint
 
 Sizes = Literal["own", "run", "both"]
@@ -91,7 +91,9 @@ def _check_size(reference: str, encoder: nn.Module, data: DataConfig, own: int) 
     try:
         with torch.no_grad():
             encoder(torch.zeros(1, len(data.mean), data.image_size, data.image_size))
-    except (RuntimeError, AssertionError, ValueError):
+    except (RuntimeError, AssertionError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise
         raise ConfigError(
             f"--baseline {reference} takes images of {own} pixels, not of {data.image_size}; use --baseline-size own."
         ) from None

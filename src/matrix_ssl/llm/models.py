@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from matrix_ssl.data.hub import open_pretrained, quiet_transformers
-from matrix_ssl.errors import CheckpointError, ConfigError, MissingExtra, RunFolderError, import_extra
+from matrix_ssl.errors import CheckpointError, ConfigError, MissingExtra, RunFolderError, import_extra, is_out_of_memory
 from matrix_ssl.llm.finetune.settings import MODEL, RESULT
 from matrix_ssl.runs import devices
 from matrix_ssl.runs.digests import compare_digests
@@ -166,6 +166,8 @@ def _load(auto: Any, model: str, **options: Any) -> tuple[Any, list[str]]:
     except CheckpointError:
         raise
     except Exception as error:  # damaged files raise errors of all kinds
+        if is_out_of_memory(error):
+            raise
         reason = (str(error).strip() or type(error).__name__).partition("\n")[0]
         raise CheckpointError(f"{model} cannot be loaded: {reason}") from error
     return opened, loading["missing_keys"]

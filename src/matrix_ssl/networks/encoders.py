@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from matrix_ssl.errors import ConfigError, did_you_mean, import_extra, import_package
+from matrix_ssl.errors import ConfigError, did_you_mean, import_extra, import_package, is_out_of_memory
 from matrix_ssl.networks.image_models import PREFIX, ImageModel
 from matrix_ssl.networks.modules import MODULE, registered_encoder
 
@@ -143,6 +143,8 @@ def _feature_dim(encoder: nn.Module, name: str, channels: int, image_size: int) 
         with torch.no_grad():
             features = encoder.eval()(torch.zeros(2, channels, image_size, image_size))
     except (RuntimeError, AssertionError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise
         raise _wrong_size(name, image_size, error) from error
     encoder.train(was_training)
     if not isinstance(features, Tensor):

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from matrix_ssl.errors import ConfigError, import_extra
+from matrix_ssl.errors import ConfigError, import_extra, is_out_of_memory
 
 PREFIX = "hf:"  # of their names, as on the Hugging Face hub
 
@@ -41,6 +41,8 @@ class ImageModel(nn.Module):
         except ValueError as error:
             raise ConfigError(f"{place}: transformers has no AutoModel of type {kind!r}.") from error
         except (TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise
             raise ConfigError(
                 f"{place}: transformers cannot build the model of its configuration ({error})."
             ) from error

@@ -5,7 +5,7 @@ import hashlib
 
 from torch import nn
 
-from matrix_ssl.errors import ConfigError
+from matrix_ssl.errors import ConfigError, is_out_of_memory
 
 MODULE = "module:"  # how their names begin
 _MODULES: dict[str, nn.Module] = {}  # by name
@@ -28,6 +28,8 @@ def register_encoder(module: nn.Module, *, name: str | None = None) -> str:
         own = copy.deepcopy(module).cpu()
         tensors = sorted((key, tuple(tensor.shape)) for key, tensor in own.state_dict().items())
     except (RuntimeError, TypeError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise
         reason = str(error).partition("\n")[0]
         raise ConfigError(f"The encoder {type(module).__name__} cannot be copied ({reason}).") from error
     digest = hashlib.sha256(repr(tensors).encode()).hexdigest()[:8]

@@ -19,7 +19,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from matrix_ssl.config.untrusted import open_file, parse_json, why
-from matrix_ssl.errors import OFFERED, CheckpointError, RunFolderError, did_you_mean
+from matrix_ssl.errors import OFFERED, CheckpointError, RunFolderError, did_you_mean, memory_is_short
 from matrix_ssl.runs.files import cannot_write, write_atomically
 from matrix_ssl.runs.folder import CHECKPOINTS, ENCODER, check_owner, identity
 
@@ -178,6 +178,8 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     except PermissionError:
         raise CheckpointError(f"{path} cannot be read: no permission.") from None
     except (SafetensorError, OSError, ValueError, MemoryError) as error:
+        if memory_is_short(error, size=path.stat().st_size):
+            raise MemoryError from error
         raise CheckpointError(f"{path} is damaged: {why(error)}.") from error
     rest = {key: value for key, value in metadata.items() if key != "sha256"}
     if "sha256" in metadata and metadata["sha256"] != digest(tensors, rest):

@@ -16,7 +16,7 @@ import torch
 
 from matrix_ssl import distributed
 from matrix_ssl.data.randomness import hash_integers
-from matrix_ssl.errors import CheckpointError, DataError, Diverged, TrainingError
+from matrix_ssl.errors import CheckpointError, DataError, Diverged, TrainingError, is_out_of_memory
 from matrix_ssl.runs import checkpoint as checkpoints
 from matrix_ssl.runs import signals
 from matrix_ssl.runs.devices import Transfer
@@ -122,6 +122,8 @@ class Engine(Generic[Batch, Output]):
                 if checkpoint.observer:
                     task.observer.load_state_dict(checkpoint.observer)
             except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+                if is_out_of_memory(error):
+                    raise
                 raise CheckpointError(
                     f"The checkpoint of step {checkpoint.step} does not fit this training ({error!r}). Use --fresh to "
                     f"start over."

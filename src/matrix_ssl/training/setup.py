@@ -16,7 +16,7 @@ from matrix_ssl.data.loading import TrainingBatches
 from matrix_ssl.data.sources import absolute, choose_subset
 from matrix_ssl.distributed import batch_norm
 from matrix_ssl.encoder import initialise_encoder
-from matrix_ssl.errors import ConfigError
+from matrix_ssl.errors import ConfigError, is_out_of_memory
 from matrix_ssl.methods import Method, TeacherMethod, complete_options, create_method, find_method
 from matrix_ssl.runs import devices
 from matrix_ssl.runs.checkpoint import load_strictly
@@ -220,6 +220,8 @@ def _check_views(method: Method, config: RunConfig) -> None:
             with torch.no_grad():
                 method.encoder.eval()(torch.zeros(2, len(config.data.mean), size, size))
         except (RuntimeError, AssertionError, ValueError) as error:
+            if is_out_of_memory(error):
+                raise
             reason = str(error).partition("\n")[0]
             raise ConfigError(
                 f"network.encoder={config.network.encoder!r} does not accept views of {size} pixels ({reason}): change "

@@ -14,7 +14,7 @@ from matrix_ssl.config.reading import READING, Reading
 from matrix_ssl.config.untrusted import MOST_TEXT, parse_json, read_file, why
 from matrix_ssl.data.decoding import decode_pixels
 from matrix_ssl.data.squares import central_square
-from matrix_ssl.errors import CheckpointError, ConfigError, import_extra
+from matrix_ssl.errors import CheckpointError, ConfigError, import_extra, is_out_of_memory
 
 _NEEDED = ("image_size", "crop_fraction", "mean", "std")
 _PROVIDERS = {"auto": "CPUExecutionProvider", "cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -52,6 +52,8 @@ class OnnxEncoder(ServedEncoder):
         try:
             self._session = runtime.InferenceSession(content, options, providers=[provider])
         except Exception as error:  # of many types, which onnxruntime does not name
+            if is_out_of_memory(error):
+                raise
             reason = str(error).strip().partition("\n")[0]
             raise CheckpointError(f"{path} is no ONNX file that onnxruntime can run ({reason}).") from None
         metadata = self._session.get_modelmeta().custom_metadata_map
@@ -62,6 +64,8 @@ class OnnxEncoder(ServedEncoder):
         try:
             self.width = self.features(self.zeros(1)).shape[1]
         except Exception as error:
+            if is_out_of_memory(error):
+                raise
             reason = str(error).strip().partition("\n")[0]
             raise CheckpointError(
                 f"{path} does not compute features (n, k) from pixels (n, {len(self.preparation.mean)}, "
