@@ -1,10 +1,12 @@
 """What a message tells the user to change is an option of the command that prints it."""
 
+import os
 import sys
+from pathlib import Path
 
 import pytest
 
-from matrix_ssl.cli.main import commands, main
+from matrix_ssl.cli.main import _open_descriptors, commands, main
 from matrix_ssl.cli.offered import find_command, has, running_has
 from matrix_ssl.data.open_files import open_files_error
 from matrix_ssl.errors import OFFERED
@@ -68,6 +70,18 @@ def test_standard_output_may_be_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", None)  # as Python has it after >&-
     with pytest.raises(SystemExit, match="0"):
         main()
+
+
+def test_no_file_gets_the_number_of_a_closed_stream(tmp_path: Path) -> None:
+    child = os.fork()
+    if child == 0:
+        for number in range(3):
+            os.close(number)
+        _open_descriptors()
+        with (tmp_path / "file").open("wb") as file:
+            are_nothing = all(os.fstat(number).st_rdev == os.stat(os.devnull).st_rdev for number in range(3))  # noqa: PTH116
+            os._exit(0 if are_nothing and file.fileno() > 2 else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_a_named_option_that_the_command_lacks_is_noticed() -> None:

@@ -104,6 +104,7 @@ for command in (
 
 def main() -> None:
     """Runs the command line; every mistake of the user ends in one sentence and a non-zero exit code."""
+    _open_descriptors()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a file name may hold what the terminal cannot show
@@ -136,6 +137,18 @@ def main() -> None:
         _report(_out_of_memory(), error)
         code = 1
     sys.exit(code or 0)
+
+
+def _open_descriptors() -> None:
+    """Opens the standard streams that the shell has closed, ``>&-``, on nothing.
+
+    Else the first file that is opened, maybe a checkpoint, gets the number, and with it what libraries print.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
 
 
 def _out_of_memory() -> str:
