@@ -102,7 +102,8 @@ def test_images_without_labels_and_one_that_cannot_be_read(tmp_path):
 
 def test_what_the_folder_is_for_does_not_change(tmp_path):
     exploring.explore("of_folder", out=tmp_path / "page", choices=THREE, **QUIET)
-    with pytest.raises(RunFolderError, match="other settings"):
+    exploring.explore("of_folder", "photos", out=tmp_path / "page", choices=THREE, **QUIET)  # the same by another path
+    with pytest.raises(RunFolderError, match=r"page is the page of other features, .* or remove this one\."):
         exploring.explore("random/tiny_resnet", "photos", out=tmp_path / "page", choices=THREE, **QUIET)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("x")

@@ -22,7 +22,7 @@ from matrix_ssl.data.loading import evaluation_batches
 from matrix_ssl.data.pixels import viewable
 from matrix_ssl.data.sources import Data, Split
 from matrix_ssl.encoder import Weights
-from matrix_ssl.errors import DataError
+from matrix_ssl.errors import DataError, RunFolderError
 from matrix_ssl.evaluate.explore.analysis import Analysis, analyse
 from matrix_ssl.evaluate.explore.duplicates import THRESHOLD
 from matrix_ssl.evaluate.explore.plane import MAPS, MOST, MapRule, plane
@@ -31,8 +31,9 @@ from matrix_ssl.report.explore.columns import read_columns
 from matrix_ssl.report.explore.contents import Categories, Column, Contents, Issue, Numbers
 from matrix_ssl.report.explore.page import write_page
 from matrix_ssl.report.explore.sheets import Sheets
+from matrix_ssl.report.formats import common_folder
 from matrix_ssl.runs.display import Display
-from matrix_ssl.runs.files import write_atomically
+from matrix_ssl.runs.files import read_object, write_atomically
 from matrix_ssl.runs.folder import check_folder, claim, held
 
 CLAIM = "explore.json"  # says what the folder is for
@@ -110,7 +111,13 @@ def explore_collection(images: Collection, out: Path, choices: ExploreSettings, 
         raise DataError(f"{source.name!r} has {len(embedding)} readable image: a map needs two.")
     side = choices.thumbnail if source.images is None else min(choices.thumbnail, max(source.images.shape[-2:]))
     with held(out, fresh=False, say=display.say, first=CLAIM):
-        claim(out, {"features": _identity(embedding), "data": source.digest, "thumbnail": side}, first=CLAIM)
+        identity = _identity(embedding)
+        if (out / CLAIM).exists() and read_object(out / CLAIM).get("features", identity) != identity:
+            raise RunFolderError(
+                f"{out} is the page of other features, of a different encoder or of one that was trained since: choose "
+                "another folder with --out, or remove this one."
+            )
+        claim(out, {"features": identity, "data": source.digest, "thumbnail": side}, first=CLAIM)
         with display.bar("thumbnails") as show:
             sheets = _write_sheets(out, source, side, show)
         display.say("Searching neighbours, duplicates, clusters and outliers.")
@@ -126,8 +133,9 @@ def explore_collection(images: Collection, out: Path, choices: ExploreSettings, 
 
 
 def _identity(embedding: Embedding) -> str:
-    """What distinguishes features from others."""
-    digest = hashlib.sha256("\0".join(embedding.paths).encode(errors="surrogateescape"))
+    """What distinguishes features from others, wherever the folder of their images is."""
+    start = len(common_folder(embedding.paths))
+    digest = hashlib.sha256("\0".join(path[start:] for path in embedding.paths).encode(errors="surrogateescape"))
     for rows in np.array_split(embedding.features, max(1, len(embedding) // 4096)):
         digest.update(np.ascontiguousarray(rows).tobytes())
     return digest.hexdigest()

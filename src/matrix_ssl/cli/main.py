@@ -102,6 +102,15 @@ for command in (
     commands.add_command(command)
 
 
+def _place(context: click.Context | None) -> str:
+    """The command of a context, ``matrix-ssl llm score``, whatever the program was started as."""
+    names: list[str] = []
+    while context is not None and context.parent is not None:
+        names.insert(0, str(context.info_name))
+        context = context.parent
+    return " ".join(["matrix-ssl", *names])
+
+
 def main() -> None:
     """Runs the command line; every mistake of the user ends in one sentence and a non-zero exit code."""
     _open_descriptors()
@@ -118,7 +127,7 @@ def main() -> None:
         code = error.exit_code
     except click.ClickException as error:
         unknown = error.option_name if isinstance(error, click.NoSuchOption) else ""
-        hint = _MOVED.get(unknown, "See matrix-ssl --help.")
+        hint = _MOVED.get(unknown, f"See {_place(getattr(error, 'ctx', None))} --help.")
         _report(f"{error.format_message()} {hint}", error)
         code = error.exit_code
     except (KeyboardInterrupt, click.Abort):  # the latter is a RuntimeError, too
