@@ -1,6 +1,6 @@
 """Images with their features: search, duplicates, outliers, clusters, suspicious labels and diverse subsets."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -211,7 +211,7 @@ class Collection(Gathered):
         )  # fmt: skip
 
 
-def too_alike(groups: Sequence[Sequence[int]], count: int, threshold: float) -> list[str]:
+def too_alike(groups: Iterable[Sized], count: int, threshold: float) -> list[str]:
     """A sentence where most of ``count`` images are in groups of near-duplicates; else none."""
     if sum(map(len, groups)) <= count / 2:
         return []
