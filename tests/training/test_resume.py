@@ -70,19 +70,15 @@ def run_and_kill(folder: Path, draw: random.Random) -> Ended:
     return command.wait()
 
 
-@pytest.mark.parametrize(
-    ("kills", "seed"),
-    [(5, 282), (20, 20)],
-)  # of the five, the third falls into a start
-@pytest.mark.slow  # quick: test_engine.py, and the kills below
-def test_kills_at_random_moments_leave_no_trace(tmp_path: Path, whole: Path, kills: int, seed: int) -> None:
-    draw = random.Random(seed)
+@pytest.mark.slow  # quick: test_engine.py, and the kills below; more of them: tests/faults/test_counts_kills.py
+def test_kills_at_random_moments_leave_no_trace(tmp_path: Path, whole: Path) -> None:
+    draw = random.Random(282)  # of the five, the third falls into a start
     began = []
-    for _ in range(kills):
+    for _ in range(5):
         ended = run_and_kill(tmp_path, draw)
         assert ended.code == -signal.SIGKILL, ended.err
         began += re.findall(r"Resuming after step (\d+)", ended.err)
-    assert len(set(began)) >= kills // 4, began  # the kills were spread over the run
+    assert began  # some came after the first checkpoint
     succeed(tmp_path, tiny(*SETTINGS, epochs=2), before=BARE)
     assert_same(tmp_path / "r", whole)
     assert not list((tmp_path / "r").rglob("*.tmp"))
