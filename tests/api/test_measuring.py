@@ -129,7 +129,7 @@ def test_errors(files):
     with pytest.raises(DataError, match=r"y\.npz and other\.npz are features of different datasets"):
         measuring.measure(files / "y.npz", against=[files / "other.npz"])
     with pytest.raises(ConfigError, match=r"--checkpoints is for a run; .*x\.npy is none"):
-        measuring.measure(files / "x.npy", checkpoints=True)
+        measuring.measure(files / "x.npy", checkpoints=True, out=files / "out")
     assert not (files / "out").exists()
 
 

@@ -1,5 +1,6 @@
 """Measures of features without labels: of files, of encoders on images, and of the checkpoints of a run."""
 
+import contextlib
 import copy
 from collections.abc import Sequence
 from pathlib import Path
@@ -69,51 +70,52 @@ def measure(
     """
     data = None if data is None else as_data(data)
     root, folder = (None if path is None else expanded(path) for path in (data_root, out))
-    if folder is not None:
-        if data:
-            check_outside(folder, data, data_root=root)
-        with lock(folder):
+    with contextlib.ExitStack() as stack:
+        if folder is not None:
+            if data:
+                check_outside(folder, data, data_root=root)
+            stack.enter_context(lock(folder))
             for name in (RESULT, PAGE):
                 check_writable(folder / name)
-    if checkpoints and (is_features(where) or not Path(where).is_dir()):
-        raise ConfigError(f"--checkpoints is for a run; {where} is none.")
+        if checkpoints and (is_features(where) or not Path(where).is_dir()):
+            raise ConfigError(f"--checkpoints is for a run; {where} is none.")
 
-    def rows(one: str | Path) -> FeatureRows:
-        if is_features(one) and not (data and Path(one).suffix == ".safetensors"):
-            return open_features(Path(one), key=key)
-        run = Run(one, download=download)
-        return embed(run.encoder(weights=weights), run.config.data, str(one))
+        def rows(one: str | Path) -> FeatureRows:
+            if is_features(one) and not (data and Path(one).suffix == ".safetensors"):
+                return open_features(Path(one), key=key)
+            run = Run(one, download=download)
+            return embed(run.encoder(weights=weights), run.config.data, str(one))
 
-    def embed(encoder: nn.Module, images: DataConfig, name: str) -> FeatureRows:
-        location = data or images.source
-        if not location:
-            raise evaluation.no_dataset(where)
-        embedding = evaluation.embed(
-            encoder, images, location, split=split, device=device, quiet=quiet, data_root=root, download=download
-        )
-        return rows_of(from_numpy(embedding.features), name, digest=embedding.digest)
+        def embed(encoder: nn.Module, images: DataConfig, name: str) -> FeatureRows:
+            location = data or images.source
+            if not location:
+                raise evaluation.no_dataset(where)
+            embedding = evaluation.embed(
+                encoder, images, location, split=split, device=device, quiet=quiet, data_root=root, download=download
+            )
+            return rows_of(from_numpy(embedding.features), name, digest=embedding.digest)
 
-    subjects = []
-    if checkpoints:
-        images = read_config(Path(where)).data
-        subjects = [embed(encoder, images, name) for name, encoder in _checkpoints(Path(where), weights)]
-    else:
-        subjects = [rows(one) for one in (where, *listed(against))]
-    measured = [measure_rows(one, population=population, on_progress=on_progress) for one in subjects]
-    trained = [one for one in measured if one["name"] != UNTRAINED]
-    result = {
-        "features": measured,
-        "comparisons": [compare_rows(subjects[0], other) for other in subjects[1:]],
-        "checkpoints": compare_checkpoints(subjects) if checkpoints and len(subjects) > 1 else None,
-        "choice": choose(trained) if checkpoints and len(trained) > 1 else None,
-        "population": population,
-        "meanings": {"ranks": meanings(), "comparisons": COMPARISONS, "checkpoints": MATRICES},
-        "environment": devices.environment(devices.choose_device(device)),
-    }
-    if folder is not None:
-        write_json(folder / RESULT, result)
-        write_page(folder, result)
-    return result
+        subjects = []
+        if checkpoints:
+            images = read_config(Path(where)).data
+            subjects = [embed(encoder, images, name) for name, encoder in _checkpoints(Path(where), weights)]
+        else:
+            subjects = [rows(one) for one in (where, *listed(against))]
+        measured = [measure_rows(one, population=population, on_progress=on_progress) for one in subjects]
+        trained = [one for one in measured if one["name"] != UNTRAINED]
+        result = {
+            "features": measured,
+            "comparisons": [compare_rows(subjects[0], other) for other in subjects[1:]],
+            "checkpoints": compare_checkpoints(subjects) if checkpoints and len(subjects) > 1 else None,
+            "choice": choose(trained) if checkpoints and len(trained) > 1 else None,
+            "population": population,
+            "meanings": {"ranks": meanings(), "comparisons": COMPARISONS, "checkpoints": MATRICES},
+            "environment": devices.environment(devices.choose_device(device)),
+        }
+        if folder is not None:
+            write_json(folder / RESULT, result)
+            write_page(folder, result)
+        return result
 
 
 def is_features(where: str | Path) -> bool:
