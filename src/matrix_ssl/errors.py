@@ -74,7 +74,7 @@ class MatrixError(MatrixSSLError, ValueError):
 
 
 class MatrixTypeError(MatrixError):
-    """The elements are not real numbers."""
+    """The argument is not a dense tensor of real numbers."""
 
 
 class MatrixShapeError(MatrixError):

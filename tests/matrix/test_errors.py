@@ -20,6 +20,7 @@ from matrix_ssl.errors import (
     NotSquareError,
     NotSymmetricError,
 )
+from matrix_ssl.matrix import Moments, metrics, of_features
 from tests.support.matrix_samples import positive, rows, unit_kernel
 from tests.support.quick import some_of
 
@@ -225,3 +226,87 @@ def test_compiled_code_looks_when_asked():
     torch.compile(matrix.matrix_entropy, backend="eager")(GOOD, validate=True)
     with pytest.raises(NotPositiveSemidefiniteError):
         torch.compile(matrix.matrix_entropy, backend="eager")(INDEFINITE, validate=True)
+
+
+FEATURES = {
+    "linear_cka": lambda x: matrix.linear_cka(GOOD, x), "pwcca": lambda x: matrix.pwcca(x, GOOD),
+    "rsa_matrix": lambda x: matrix.rsa_matrix([GOOD, x]), "gaussian": lambda x: matrix.gaussian_kernel(x, width=1.0),
+    "lidar": matrix.lidar, "self_cluster": matrix.self_cluster, "rank_report": matrix.rank_report,
+    "estimate": lambda x: matrix.estimate(matrix.rank_me, x),
+    "vendi_score": of_features.vendi_score, "given": lambda x: of_features.conditional_entropy(GOOD, x),
+    "stream": lambda x: Moments(3).add(x),
+    "metric": lambda x: metrics.RankMe(3).update(x), "lidar metric": lambda x: metrics.LiDAR(3).update(x),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*SQUARE, *ANY, *FEATURES])
+def test_what_is_no_dense_tensor(name):
+    function = FEATURES[name] if name in FEATURES else (SQUARE | ANY)[name][0]
+    for wrong, text in (
+        (GOOD.numpy(), r"Argument '.*' is of type numpy\.ndarray: pass torch\.from_numpy\("),
+        (None, r"Argument '.*' is of type builtins\.NoneType: pass a torch\.Tensor\.$"),
+        (
+            GOOD.to_sparse(),
+            r"Argument '.*' \(shape \(3, 3\)\) has the layout torch\.sparse_coo: pass .*\.to_dense\(\)\.$",
+        ),
+    ):
+        with pytest.raises(MatrixTypeError, match=text):
+            function(wrong)
+
+
+@pytest.mark.parametrize("value", [None, "1", [1.0]])
+def test_what_is_no_number(value):
+    x, k = rows(8, 3), unit_kernel(4, 3)
+    for function, name in (
+        (lambda: matrix.renyi_entropy(GOOD, alpha=value), "alpha"),
+        (lambda: matrix.joint_entropy(k, alpha=value), "alpha"),
+        (lambda: matrix.vendi_score(k, order=value), "order"),
+        (lambda: of_features.vendi_score(x, order=value), "order"),
+        (lambda: matrix.schatten_divergence(GOOD, GOOD, order=value), "order"),
+        (lambda: matrix.low_rank_entropy(GOOD, k=1, alpha=value), "alpha"),
+        (lambda: matrix.truncated_entropy(GOOD, k=value), "k"), (lambda: matrix.log_det(GOOD, ridge=value), "ridge"),
+        (lambda: matrix.svcca(x, x, variance=value), "variance"), (lambda: matrix.pca_rank(x, share=value), "share"),
+        (lambda: matrix.polynomial_kernel(x, degree=value), "degree"),
+        (lambda: matrix.random_fourier_features(x, count=value, width=1.0), "count"),
+        (lambda: matrix.lidar(x.view(4, 2, 3), ridge=value), "ridge"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=rf"^{name} must be .*, got {re.escape(repr(value))}\.$"):
+            function()
+
+
+def test_orders_have_the_name_of_their_argument():
+    for function in (matrix.vendi_score, of_features.vendi_score):
+        with pytest.raises(ValueError, match=r"order must be zero or above, got -1"):
+            function(torch.eye(3), order=-1)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        matrix.covariance, matrix.second_moment, lambda x: matrix.cross_covariance(x, x), matrix.coding_rate,
+        matrix.linear_kernel, lambda x: matrix.polynomial_kernel(x, degree=2),
+        lambda x: matrix.gaussian_kernel(x, width=1.0), lambda x: matrix.laplace_kernel(x, width="median"),
+        lambda x: matrix.kernel_width(x, "median"), lambda x: matrix.rsa(x, x.flip(0), dissimilarity="euclidean"),
+        lambda x: of_features.matrix_kl(x, x.flip(1), ridge=0.1),
+        lambda x: of_features.matrix_cross_entropy(x, x.flip(1)), of_features.matrix_entropy,
+    ],
+)  # fmt: skip
+def test_squares_beyond_the_dtype_are_no_silent_nan(function):
+    x = 1e25 * rows(8, 3).float()
+    with pytest.raises(NotFiniteError, match=r"values up to .*e\+25, whose .* beyond torch\.float32: divide it"):
+        function(x)
+
+
+def test_what_does_not_depend_on_the_scale_of_a_kernel_is_the_same_at_every_one():
+    k1, k2 = (unit_kernel(6, 3, seed=s).float() for s in range(2))
+    for function in (matrix.joint_entropy, matrix.mutual_information, matrix.difference_of_entropies):
+        torch.manual_seed(0)
+        expected = function(k1, k2)
+        torch.manual_seed(0)
+        torch.testing.assert_close(function(1e25 * k1, 1e25 * k2), expected, rtol=1e-4, atol=1e-5)
+    state = matrix.RankStatistics(3, groups=0)
+    state.add(1e150 * rows(9, 3))
+    assert state.report().participation_ratio == pytest.approx(matrix.participation_ratio(rows(9, 3)).item(), rel=1e-6)
+    metric = metrics.ParticipationRatio(3)
+    metric.update(1e150 * rows(9, 3))
+    assert metric.compute().item() == pytest.approx(matrix.participation_ratio(rows(9, 3)).item(), rel=1e-6)

@@ -19,6 +19,30 @@ def test_plain_tensors(shape, dtype):
     torch.testing.assert_close(plain.eigenvalues(product), torch.linalg.eigvalsh(product), rtol=1e-4, atol=1e-5)
 
 
+def test_large_matrices_of_float32_go_to_scipy():
+    x = rows(320, 310).float()
+    gram = plain.smaller_product(x)
+    values = plain.eigenvalues(gram)
+    assert values.dtype == torch.float32 and plain._scipy() is not None
+    torch.testing.assert_close(values, torch.linalg.eigvalsh(gram), rtol=1e-4, atol=1e-4)
+    gram[3, 3] = torch.nan
+    with pytest.raises(torch.linalg.LinAlgError, match="infs or NaNs"):
+        plain.eigenvalues(gram)
+
+
+@pytest.mark.parametrize("shape", [(2500, 3), (3, 2500), (2, 30, 3)])
+@pytest.mark.parametrize("mean", [0.0, 1e4])
+def test_products_of_deviations_are_in_float64(shape, mean):
+    x = (torch.randn(shape, generator=torch.Generator().manual_seed(0)) + mean).float()
+    result = plain.product_of_deviations(x)
+    centred = x.double() - x.double().mean(-2, keepdim=True)
+    expected = plain.smaller_product(centred)
+    for product in (result, plain.product_of_deviations(x.double().requires_grad_()).detach()):
+        scale = product.diagonal(dim1=-2, dim2=-1).sum(-1) / expected.diagonal(dim1=-2, dim2=-1).sum(-1)
+        torch.testing.assert_close(product / scale[..., None, None], expected, rtol=1e-12, atol=1e-10)
+    assert not plain.product_of_deviations(torch.full((2500, 2), 0.1)).any()
+
+
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # of PyTorch about itself
 def test_what_is_followed_is_not_plain():
     x = rows(4, 3)

@@ -7,9 +7,12 @@ a count.
 import torch
 from torch import Tensor
 
+from matrix_ssl.matrix.covariances import rescaled
+
 
 def participation_ratio(eigenvalues: Tensor) -> Tensor:
     """(Σ λ)² / Σ λ²."""
+    eigenvalues = rescaled(eigenvalues, (-1,))
     return ratio(eigenvalues.sum(-1).square(), eigenvalues.square().sum(-1))
 
 

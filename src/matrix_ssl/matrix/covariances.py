@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from matrix_ssl.matrix import kernel_checks
 from matrix_ssl.matrix.precision import without_autocast
-from matrix_ssl.matrix.validation import checked_matrix, looks_at_values
+from matrix_ssl.matrix.validation import check_representable, checked_matrix, looks_at_values
 
 About = Literal["mean", "origin"]
 
@@ -22,7 +22,9 @@ def covariance(x: Tensor, *, validate: bool | None = None) -> Tensor:
     """
     rows = centred_rows(x, "x", validate)
     with without_autocast(rows):
-        return rows.mT @ rows
+        result = rows.mT @ rows
+    check_representable(result, x, "x", validate)
+    return result
 
 
 def cross_covariance(x: Tensor, y: Tensor, *, validate: bool | None = None) -> Tensor:
@@ -34,7 +36,9 @@ def cross_covariance(x: Tensor, y: Tensor, *, validate: bool | None = None) -> T
     a, b = centred_rows(x, "x", validate), centred_rows(y, "y", validate)
     kernel_checks.check_same_samples(x, y, "x and y")
     with without_autocast(a):
-        return a.mT @ b
+        result = a.mT @ b
+    check_representable(result, x, "x", validate, "products with y")
+    return result
 
 
 def second_moment(x: Tensor, *, validate: bool | None = None) -> Tensor:
@@ -45,7 +49,9 @@ def second_moment(x: Tensor, *, validate: bool | None = None) -> Tensor:
     """
     rows = rows_about(x, "x", "origin", validate)
     with without_autocast(rows):
-        return rows.mT @ rows
+        result = rows.mT @ rows
+    check_representable(result, x, "x", validate)
+    return result
 
 
 def rows_about(x: Tensor, name: str, about: About, validate: bool | None) -> Tensor:

@@ -33,6 +33,7 @@ def vendi_score(
         https://arxiv.org/abs/2210.02410; of order q Pasarkar and Dieng, "Cousins of the Vendi Score", AISTATS 2024,
         https://arxiv.org/abs/2310.12952.
     """
+    validation.check_entropy_order(order, "order")
     full = validation.checked_symmetric(gram, "gram", validate)
     kernel_checks.check_unit_diagonal(full, gram, "gram", validate)
     if weights is not None:

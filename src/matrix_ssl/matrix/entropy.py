@@ -175,8 +175,8 @@ def check_tsallis_order(alpha: float) -> None:
 
 def check_number_of_eigenvalues(k: int, d: int) -> None:
     """Raises ValueError unless k is from 1 to d."""
-    if not 1 <= k <= d:
-        raise ValueError(f"k must be a number of eigenvalues between 1 and {d}, got {k}.")
+    if not hasattr(k, "__index__") or not 1 <= k <= d:
+        raise ValueError(f"k must be a number of eigenvalues between 1 and {d}, got {k!r}.")
 
 
 def largest_of(x: Tensor, k: int) -> Tensor:

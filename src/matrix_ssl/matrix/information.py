@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from matrix_ssl.matrix import validation
+from matrix_ssl.matrix.covariances import rescaled
 from matrix_ssl.matrix.entropy import renyi_entropy_of
 
 Normaliser = Literal["min", "max", "mean", "geometric_mean", "joint"]
@@ -86,8 +87,8 @@ def conditional_entropy(
 
     Reference: Giraldo, Rao and Principe, 2015, equation 27.
     """
-    conditions = (given,) if isinstance(given, Tensor) else tuple(given)
-    entropy = entropies_of_grams((gram, *conditions), alpha, validate)
+    conditions, names = conditions_of(given)
+    entropy = entropies_of_grams((gram, *conditions), alpha, validate, ["gram", *names])
     known = tuple(range(1, len(conditions) + 1))
     return entropy(0, *known) - entropy(*known)
 
@@ -194,6 +195,15 @@ def interaction_information(*grams: Tensor, alpha: float = 1.0, validate: bool |
     return interaction_information_of(entropies_of_grams(grams, alpha, validate, least=2), len(grams))
 
 
+def conditions_of(given: Tensor | Sequence[Tensor]) -> tuple[list[Tensor], list[str]]:
+    """One condition or several, at least one, and the names that errors give them."""
+    if not isinstance(given, (tuple, list)):
+        return [given], ["given"]
+    if not given:
+        raise ValueError("given has no kernel: pass one at least, or take the entropy itself.")
+    return list(given), [f"given[{i}]" for i in range(len(given))]
+
+
 def entropies_of_grams(
     grams: Sequence[Tensor], alpha: float, validate: bool | None, names: Sequence[str] = (), *, least: int = 1
 ) -> Entropies:
@@ -202,7 +212,9 @@ def entropies_of_grams(
     if len(grams) < least:
         raise ValueError(f"At least {least} kernels are needed, got {len(grams)}: pass one Gram matrix for each.")
     names = names or [f"k{number}" for number in range(1, len(grams) + 1)]
-    full = [validation.checked_symmetric(gram, name, validate) for gram, name in zip(grams, names, strict=True)]
+    full = [
+        rescaled(validation.checked_symmetric(gram, name, validate)) for gram, name in zip(grams, names, strict=True)
+    ]
     for other, name in zip(grams[1:], names[1:], strict=True):
         validation.check_same_width(grams[0], other, f"{names[0]} and {name}")
 

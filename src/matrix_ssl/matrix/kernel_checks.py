@@ -5,7 +5,7 @@ from torch import Tensor
 
 from matrix_ssl import errors
 from matrix_ssl.matrix.precision import full_precision
-from matrix_ssl.matrix.validation import label, looks_at_values, place, tolerance
+from matrix_ssl.matrix.validation import check_tensor, label, looks_at_values, place, tolerance
 
 
 def check_trace(trace: Tensor, a: Tensor, name: str, validate: bool | None) -> None:
@@ -57,6 +57,7 @@ def check_rows(rows: Tensor, x: Tensor, name: str, validate: bool | None) -> Non
 def checked_weights(weights: Tensor, samples: Tensor, name: str, validate: bool | None) -> Tensor:
     """Weights (..., n) in full precision, one for each of the samples (..., n, k)."""
     n = samples.shape[-2]
+    check_tensor(weights, "weights")
     if weights.ndim < 1 or weights.shape[-1] != n:
         raise errors.MatrixShapeError(
             f"Argument 'weights' has the shape {tuple(weights.shape)} for {n} samples in {name}: pass one weight a "
@@ -98,8 +99,8 @@ def check_width_of_rule(width: Tensor, x: Tensor, rule: str, validate: bool | No
     if looks_at_values(x, validate) and (width == 0).any():
         at = width.argmin()
         raise errors.MatrixError(
-            f"{label(x, 'x')}: the width by the rule {rule!r} is zero{place(at, width)}, since samples are equal. "
-            f"Pass a number as width=."
+            f"{label(x, 'x')}: the width by the rule {rule!r} is zero{place(at, width)}, since samples are equal "
+            f"or squares of their distances below the range of {width.dtype}. Pass a number as width=."
         )
 
 

@@ -24,8 +24,9 @@ def linear_kernel(x: Tensor, *, validate: bool | None = None) -> Tensor:
     Raises:
         MatrixError: ``x`` is not a matrix, empty, or not finite.
     """
-    rows = validation.checked_matrix(x, "x", validate)
-    return _products(rows)
+    gram = _products(validation.checked_matrix(x, "x", validate))
+    validation.check_representable(gram, x, "x", validate)
+    return gram
 
 
 def cosine_kernel(x: Tensor, *, validate: bool | None = None) -> Tensor:
@@ -42,9 +43,11 @@ def polynomial_kernel(
     """(scale ⟨xᵢ, xⱼ⟩ + offset)^degree: (..., n, n); degree 1 or above, scale above zero, offset zero or above."""
     validation.check_positive(scale=scale)
     validation.check_not_negative(offset=offset)
-    if degree != int(degree) or degree < 1:
-        raise ValueError(f"degree must be a whole number, 1 or above, got {degree}.")
-    return (scale * linear_kernel(x, validate=validate) + offset) ** int(degree)
+    if not validation.is_number(degree) or not 1 <= degree < math.inf or degree != int(degree):
+        raise ValueError(f"degree must be a whole number, 1 or above, got {degree!r}.")
+    gram = (scale * linear_kernel(x, validate=validate) + offset) ** int(degree)
+    validation.check_representable(gram, x, "x", validate, "powers")
+    return gram
 
 
 def gaussian_kernel(x: Tensor, *, width: float | Tensor | WidthRule, validate: bool | None = None) -> Tensor:
@@ -60,7 +63,7 @@ def gaussian_kernel(x: Tensor, *, width: float | Tensor | WidthRule, validate: b
         MatrixError: ``x`` is not a matrix, empty, or not finite, or a rule gives a width of zero.
         ValueError: the width is not above zero or an unknown rule.
     """
-    squares = squared_distances(validation.checked_matrix(x, "x", validate))
+    squares = _checked_distances(x, validate)
     sigma = _width(x, squares, width, validate)
     return torch.exp(squares / (-2 * sigma**2))
 
@@ -70,7 +73,7 @@ def laplace_kernel(x: Tensor, *, width: float | Tensor | WidthRule, validate: bo
 
     It has a kink where two samples are equal, which contribute no gradient. Args, raises as in ``gaussian_kernel``.
     """
-    squares = squared_distances(validation.checked_matrix(x, "x", validate))
+    squares = _checked_distances(x, validate)
     sigma = _width(x, squares, width, validate)
     return torch.exp(-square_root(squares) / sigma)
 
@@ -118,7 +121,7 @@ def kernel_width(x: Tensor, rule: WidthRule, *, validate: bool | None = None) ->
         Silverman, "Density Estimation for Statistics and Data Analysis", 1986, section 4.3.2.
     """
     rows = validation.checked_matrix(x, "x", validate)
-    squares = squared_distances(rows.detach()) if rule == "median" else rows
+    squares = _checked_distances(x.detach(), validate) if rule == "median" else rows
     return _width(x, squares, rule, validate)[..., 0, 0]
 
 
@@ -176,6 +179,12 @@ def squared_distances(rows: Tensor) -> Tensor:
     squares = lengths.unsqueeze(-1) + lengths.unsqueeze(-2) - 2 * gram
     own = torch.eye(rows.shape[-2], dtype=torch.bool, device=rows.device)
     return torch.where(own, 0.0, squares.clamp_min(0))
+
+
+def _checked_distances(x: Tensor, validate: bool | None) -> Tensor:
+    squares = squared_distances(validation.checked_matrix(x, "x", validate))
+    validation.check_representable(squares, x, "x", validate)
+    return squares
 
 
 def square_root(x: Tensor) -> Tensor:

@@ -24,9 +24,11 @@ from torch.nn import functional as F
 
 from matrix_ssl.errors import MatrixShapeError
 from matrix_ssl.matrix import _eigenvalues, _spectra, ranks
+from matrix_ssl.matrix.covariances import rescaled
 from matrix_ssl.matrix.moments import Moments, checked_rows
 from matrix_ssl.matrix.plain import eigenvalues
 from matrix_ssl.matrix.precision import without_autocast
+from matrix_ssl.matrix.validation import check_tensor
 
 if TYPE_CHECKING:
     from matrix_ssl.matrix.accumulating import Metric
@@ -104,7 +106,7 @@ class ParticipationRatio(_OfMoments):
     """``participation_ratio`` of a stream of features."""
 
     def _measure(self, moments: Moments) -> Tensor:
-        covariance = moments.covariance()
+        covariance = rescaled(moments.covariance())
         return _spectra.ratio(covariance.trace().square(), covariance.square().sum())
 
 
@@ -180,6 +182,7 @@ class LiDAR(_Stream):
 
     def update(self, features: Tensor) -> None:
         """Adds features (n, v, d) of v ≥ 2 views of each image; MatrixError if they are not, or not finite."""
+        check_tensor(features, "features")
         if features.ndim != 3 or features.shape[1] < 2:
             raise MatrixShapeError(
                 f"Argument 'features' has the shape {tuple(features.shape)}: expected (n, v, {self.width}) with v ≥ 2."

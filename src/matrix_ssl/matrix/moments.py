@@ -18,7 +18,7 @@ from torch import Tensor
 
 from matrix_ssl.errors import MatrixError, MatrixShapeError
 from matrix_ssl.matrix.precision import without_autocast
-from matrix_ssl.matrix.validation import checked_matrix
+from matrix_ssl.matrix.validation import check_tensor, checked_matrix
 
 
 class Moments:
@@ -107,6 +107,7 @@ class Moments:
 
 def checked_rows(features: Tensor, width: int, validate: bool | None) -> Tensor:
     """Finite features (n, width), n ≥ 0, in full precision without gradient."""
+    check_tensor(features, "features")
     if features.ndim != 2 or features.shape[1] != width:
         raise MatrixShapeError(f"Argument 'features' has the shape {tuple(features.shape)}: expected (n, {width}).")
     return checked_matrix(features.detach(), "features", validate) if len(features) else features.detach()

@@ -48,8 +48,8 @@ def random_fourier_features(
         Features", UAI 2015, https://arxiv.org/abs/1506.02785.
     """
     validation.check_positive(width=width)
-    if count != int(count) or count < 2 or count % 2:
-        raise ValueError(f"count must be an even number of features, 2 or above, got {count}.")
+    if not validation.is_number(count) or not 2 <= count < math.inf or count % 2:
+        raise ValueError(f"count must be an even number of features, 2 or above, got {count!r}.")
     rows = validation.checked_matrix(x, "x", validate)
     shape, device = (rows.shape[-1], int(count) // 2), "cpu" if generator is None else generator.device
     frequencies = torch.randn(shape, generator=generator, dtype=rows.dtype, device=device)

@@ -10,7 +10,7 @@ from matrix_ssl.matrix.plain import smaller_product
 from matrix_ssl.matrix.precision import full_precision
 from matrix_ssl.matrix.singular_sums import entropy_of_singular_values
 from matrix_ssl.matrix.spectral_sums import eigenvalues_of
-from matrix_ssl.matrix.validation import check_positive, checked_matrix
+from matrix_ssl.matrix.validation import check_positive, check_representable, checked_matrix
 
 
 def effective_rank(x: Tensor, *, validate: bool | None = None) -> Tensor:
@@ -59,6 +59,7 @@ def coding_rate(features: Tensor, *, distortion: float = 0.5, validate: bool | N
     rows = checked_matrix(features, "features", validate)
     n, d = rows.shape[-2:]
     gram = smaller_product(rows) * (d / (n * distortion**2))
+    check_representable(gram, features, "features", validate)
     return log_determinant(gram + torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)) / 2
 
 

@@ -10,7 +10,7 @@ from matrix_ssl.errors import MatrixShapeError
 from matrix_ssl.matrix import _eigenvalues, _spectra, ranks
 from matrix_ssl.matrix.covariances import rescaled
 from matrix_ssl.matrix.decomposition import both_spectra
-from matrix_ssl.matrix.validation import checked_matrix
+from matrix_ssl.matrix.validation import check_tensor, checked_matrix
 
 
 class Meaning(NamedTuple):
@@ -93,10 +93,13 @@ def rank_report(features: Tensor, *, views: Tensor | None = None, validate: bool
     Raises:
         MatrixError: ``features`` is not a single matrix, empty, or not finite.
     """
+    check_tensor(features, "features")
     if features.ndim != 2:
         raise MatrixShapeError(
             f"Argument 'features' has the shape {tuple(features.shape)}: a report is of one matrix (n, d)."
         )
+    if views is not None:
+        check_tensor(views, "views")
     x = checked_matrix(features.detach(), "features", validate).double()
     cosine = ranks.self_cluster(x, validate=False).item() if min(x.shape) > 1 else None
     return report_of_spectra(

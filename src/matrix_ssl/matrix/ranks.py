@@ -20,13 +20,20 @@ from torch.nn import functional as F
 
 from matrix_ssl.errors import MatrixError, MatrixShapeError, NotPositiveDefiniteError
 from matrix_ssl.matrix import _eigenvalues, _spectra, plain
-from matrix_ssl.matrix.covariances import centred_rows, deviations, rescaled
+from matrix_ssl.matrix.covariances import centred_rows, rescaled
 from matrix_ssl.matrix.plain import smaller_product
 from matrix_ssl.matrix.precision import full_precision, without_autocast
 from matrix_ssl.matrix.rank import effective_rank
 from matrix_ssl.matrix.spectral_entropies import renyi_of
 from matrix_ssl.matrix.spectral_sums import eigenvalues_of
-from matrix_ssl.matrix.validation import check_not_negative, checked_matrix, looks_at_values
+from matrix_ssl.matrix.validation import (
+    check_not_negative,
+    check_positive,
+    check_tensor,
+    checked_matrix,
+    is_number,
+    looks_at_values,
+)
 
 FIRST, LAST = 4, 100  # ranks of the eigenvalues that ``alpha_req`` fits
 SHARE = 0.95  # of the variance, for ``pca_rank``
@@ -62,9 +69,9 @@ def participation_ratio(features: Tensor, *, validate: bool | None = None) -> Te
         Gao, Trautmann, Yu, Santhanam, Ryu, Shenoy and Ganguli, "A theory of multineuronal dimensionality, dynamics and
         measurement", bioRxiv 214262, 2017.
     """
-    rows = rescaled(deviations(_double(features, validate)))
-    with without_autocast(rows):
-        value = _spectra.ratio(rows.square().sum((-2, -1)).square(), smaller_product(rows).square().sum((-2, -1)))
+    gram = plain.product_of_deviations(checked_matrix(features, "features", validate))
+    trace = gram.diagonal(dim1=-2, dim2=-1).sum(-1)
+    value = _spectra.ratio(trace.square(), gram.square().sum((-2, -1)))
     return value.to(full_precision(features).dtype)
 
 
@@ -97,7 +104,7 @@ def numerical_rank(features: Tensor, *, threshold: float | None = None, validate
         MatrixError: ``features`` is not a matrix, empty, or not finite.
         ValueError: the threshold is below zero or not finite.
     """
-    check_not_negative(threshold=threshold or 0.0)
+    check_not_negative(threshold=0.0 if threshold is None else threshold)
     rows = rescaled(_double(features, validate).detach())
     level = default_threshold(features) if threshold is None else threshold
     return _spectra.count_above(torch.linalg.svdvals(rows), level)
@@ -119,9 +126,11 @@ def pca_rank(features: Tensor, *, share: float = SHARE, validate: bool | None = 
 
     Reference: Jolliffe, "Principal Component Analysis", Springer, 2nd edition 2002, section 6.1.1.
     """
-    if not 0 < share <= 1:
-        raise ValueError(f"share must be in (0, 1], got {share}.")
-    return _spectra.count_of_share(covariance_eigenvalues(_double(features, validate).detach()), share)
+    if not is_number(share) or not 0 < share <= 1:
+        raise ValueError(f"share must be in (0, 1], got {share!r}.")
+    return _spectra.count_of_share(
+        covariance_eigenvalues(checked_matrix(features, "features", validate).detach()), share
+    )
 
 
 def alpha_req(features: Tensor, *, first: int = FIRST, last: int = LAST, validate: bool | None = None) -> Tensor:
@@ -149,7 +158,7 @@ def alpha_req(features: Tensor, *, first: int = FIRST, last: int = LAST, validat
     """
     if not 1 <= first < last:
         raise ValueError(f"The ranks must be 1 ≤ first < last, got first={first} and last={last}.")
-    eigenvalues = covariance_eigenvalues(_double(features, validate))
+    eigenvalues = covariance_eigenvalues(checked_matrix(features, "features", validate))
     alpha, fitted = _spectra.power_law(eigenvalues, _eigenvalues.zero_level(eigenvalues), first=first, last=last)
     if looks_at_values(features, validate) and (fitted < 2).any():
         raise MatrixError(
@@ -180,8 +189,8 @@ def lidar(features: Tensor, *, ridge: float = RIDGE, validate: bool | None = Non
         joint embedding SSL architectures", ICLR 2024, https://arxiv.org/abs/2312.04000, equations 1 to 4; without the
         1e-7 that it adds to every share.
     """
-    if not 0 < ridge < float("inf"):
-        raise ValueError(f"ridge must be a finite number above zero, got {ridge}.")
+    check_positive(ridge=ridge)
+    check_tensor(features, "features")
     if features.ndim < 3 or min(features.shape[-3:-1], default=0) < 2:
         raise MatrixShapeError(
             f"Argument 'features' has the shape {tuple(features.shape)}: expected (..., n, v, d) with at least two "
@@ -228,6 +237,7 @@ def self_cluster(features: Tensor, *, validate: bool | None = None) -> Tensor:
         Tsitsulin, Munkhoeva and Perozzi, "Unsupervised embedding quality evaluation", TAG-ML workshop at ICML 2023,
         https://arxiv.org/abs/2305.16562, definition 3.5, of the squared norm as in its published code.
     """
+    check_tensor(features, "features")
     if features.ndim >= 2 and 1 in features.shape[-2:]:
         raise MatrixShapeError(
             f"Argument 'features' (shape {tuple(features.shape)}) needs at least two rows and two columns."
@@ -250,8 +260,8 @@ def default_threshold(features: Tensor) -> float:
 
 
 def covariance_eigenvalues(features: Tensor) -> Tensor:
-    """Eigenvalues (..., min(n, d)), ascending, of the covariance of features (..., n, d) times a constant."""
-    gram = smaller_product(rescaled(deviations(features)))
+    """Eigenvalues (..., min(n, d)), ascending, in float64, of the covariance of features (..., n, d) up to a factor."""
+    gram = plain.product_of_deviations(features)
     return eigenvalues_of(gram, used=gram.shape[-1]).clamp_min(0)
 
 

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from matrix_ssl.errors import MatrixShapeError
-from matrix_ssl.matrix.validation import checked_matrix
+from matrix_ssl.matrix.validation import check_tensor, checked_matrix
 
 GROUPS = 8
 LEVEL = 0.95  # of the intervals
@@ -80,6 +80,7 @@ def estimate(
         ValueError: ``groups`` or ``level`` is out of range.
     """
     check_groups(groups)
+    check_tensor(features, "features")
     x = checked_matrix(features.detach(), "features", validate)
     if x.ndim != 2 or len(x) < 2 * groups:
         raise MatrixShapeError(

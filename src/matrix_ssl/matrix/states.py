@@ -87,8 +87,8 @@ def schatten_divergence(p: Tensor, q: Tensor, *, order: float = 1.0, validate: b
 
     Reference: Bhatia, "Matrix Analysis", Springer 1997, chapter IV.
     """
-    if not order >= 1:
-        raise ValueError(f"order must be 1 or above, got {order}.")
+    if not validation.is_number(order) or not order >= 1:
+        raise ValueError(f"order must be 1 or above, got {order!r}.")
     rho, sigma = _state(p, "p", validate), _state(q, "q", validate)
     validation.check_same_width(p, q, "p and q")
     if order == 2:

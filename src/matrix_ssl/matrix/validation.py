@@ -55,25 +55,52 @@ def coarsest(*dtypes: torch.dtype) -> torch.dtype:
 def check_positive(**numbers: float) -> None:
     """Raises ValueError unless every number is finite and above zero."""
     for name, value in numbers.items():
-        if not 0 < value < math.inf:
-            raise ValueError(f"{name} must be a finite number above zero, got {value}.")
+        if not is_number(value) or not 0 < value < math.inf:
+            raise ValueError(f"{name} must be a finite number above zero, got {value!r}.")
 
 
 def check_not_negative(**numbers: float) -> None:
     """Raises ValueError unless every number is finite and zero or above."""
     for name, value in numbers.items():
-        if not 0 <= value < math.inf:
-            raise ValueError(f"{name} must be a finite number, zero or above, got {value}.")
+        if not is_number(value) or not 0 <= value < math.inf:
+            raise ValueError(f"{name} must be a finite number, zero or above, got {value!r}.")
 
 
-def check_entropy_order(alpha: float) -> None:
+def check_entropy_order(order: float, name: str = "alpha") -> None:
     """Raises ValueError unless the order of a Rényi entropy is zero or above; infinity is an order."""
-    if not alpha >= 0:
-        raise ValueError(f"alpha must be zero or above, got {alpha}.")
+    if not is_number(order) or not order >= 0:
+        raise ValueError(f"{name} must be zero or above, got {order!r}.")
+
+
+def is_number(value: object) -> bool:
+    """Whether a value can be compared with numbers: not None, a text or a list."""
+    return hasattr(value, "__float__")
+
+
+def check_tensor(x: object, name: str) -> None:
+    """Raises unless ``x`` is a tensor whose elements are all stored."""
+    if not torch.is_tensor(x):
+        kind = type(x)
+        hint = f"torch.from_numpy({name})" if kind.__module__ == "numpy" else "a torch.Tensor"
+        raise errors.MatrixTypeError(
+            f"Argument {name!r} is of type {kind.__module__}.{kind.__qualname__}: pass {hint}."
+        )
+    if x.layout != torch.strided:
+        raise errors.MatrixTypeError(f"{label(x, name)} has the layout {x.layout}: pass {name}.to_dense().")
+
+
+def check_representable(result: Tensor, x: Tensor, name: str, validate: bool | None, what: str = "squares") -> None:
+    """Raises unless what was computed from a finite ``x`` is finite, too; ``what`` it is made of."""
+    if looks_at_values(x, validate) and not torch.isfinite(result.detach().sum()) and not result.isfinite().all():
+        raise errors.NotFiniteError(
+            f"{label(x, name)} has values up to {float(x.detach().abs().max()):.3g}, whose {what} are beyond "
+            f"{full_precision(result).dtype}: divide it by a constant, or pass float64."
+        )
 
 
 def checked_matrix(x: Tensor, name: str, validate: bool | None) -> Tensor:
     """A real, finite, non-empty matrix (..., m, n) in full precision."""
+    check_tensor(x, name)
     if x.ndim < 2:
         raise errors.MatrixShapeError(
             f"{label(x, name)} has too few dimensions: expected a matrix (..., rows, columns)."
@@ -96,6 +123,7 @@ def checked_matrix(x: Tensor, name: str, validate: bool | None) -> Tensor:
 
 def checked_symmetric(a: Tensor, name: str, validate: bool | None) -> Tensor:
     """The symmetric part of a (..., d, d) that is symmetric up to rounding, in full precision."""
+    check_tensor(a, name)
     if a.ndim < 2 or a.shape[-1] != a.shape[-2]:
         raise errors.NotSquareError(f"{label(a, name)} is not square: expected (..., d, d).")
     full = checked_matrix(a, name, validate)

@@ -13,6 +13,7 @@ from matrix_ssl.matrix import kernel_checks
 from matrix_ssl.matrix.comparison.rows import scaled_rows
 from matrix_ssl.matrix.precision import full_precision, without_autocast
 from matrix_ssl.matrix.transforms import Parts, differentiable, once
+from matrix_ssl.matrix.validation import is_number
 
 
 def canonical_correlations(x: Tensor, y: Tensor, *, validate: bool | None = None) -> Tensor:
@@ -73,8 +74,8 @@ def svcca(x: Tensor, y: Tensor, *, variance: float = 0.99, validate: bool | None
     Reference: Raghu, Gilmer, Yosinski and Sohl-Dickstein, "SVCCA: Singular Vector Canonical Correlation Analysis for
         Deep Learning Dynamics and Interpretability", NeurIPS 2017, https://arxiv.org/abs/1706.05806.
     """
-    if not 0 < variance <= 1:
-        raise ValueError(f"variance must be a share above 0 and at most 1, got {variance}.")
+    if not is_number(variance) or not 0 < variance <= 1:
+        raise ValueError(f"variance must be a share above 0 and at most 1, got {variance!r}.")
     correlations, count = _correlations(x, y, variance, validate)
     return correlations.sum(-1) / count.clamp_min(1)
 

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from matrix_ssl.matrix import validation
+from matrix_ssl.matrix.covariances import rescaled
 from matrix_ssl.matrix.entropy import renyi_entropy_of
 from matrix_ssl.matrix.kernels import gaussian_kernel
 
@@ -43,7 +44,7 @@ def difference_of_entropies(
     validation.check_entropy_order(alpha)
     if permutations < 1:
         raise ValueError(f"permutations must be 1 or above, got {permutations}.")
-    first, second = validation.checked_symmetric(k1, "k1", validate), validation.checked_symmetric(k2, "k2", validate)
+    first, second = (rescaled(validation.checked_symmetric(k, name, validate)) for k, name in ((k1, "k1"), (k2, "k2")))
     validation.check_same_width(k1, k2, "k1 and k2")
     n, device = first.shape[-1], "cpu" if generator is None else generator.device
     dtype = validation.coarser(k1, k2)

@@ -35,6 +35,7 @@ def named_representations(
     first = {f"xs[{i}]": x for i, x in enumerate(xs)}
     second = {f"ys[{j}]": y for j, y in enumerate(ys or ())}
     for name, x in (first | second).items():
+        validation.check_tensor(x, name)
         if x.ndim < 2:
             validation.checked_matrix(x, name, False)
         kernel_checks.check_same_samples(xs[0], x, f"xs[0] and {name}")

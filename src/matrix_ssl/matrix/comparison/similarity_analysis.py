@@ -77,6 +77,7 @@ def _dissimilarities(rows: Tensor, x: Tensor, name: str, kind: Dissimilarity, va
             f"dissimilarity must be 'correlation', 'cosine', 'euclidean' or 'squared_euclidean', got {kind!r}."
         )
     squares = squared_distances(rows)
+    validation.check_representable(squares, x, name, validate)
     return squares if kind == "squared_euclidean" else square_root(squares)
 
 

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from matrix_ssl.errors import NotFiniteError, NotPositiveDefiniteError
+from matrix_ssl.errors import NotPositiveDefiniteError
 from matrix_ssl.matrix import _eigenvalues, entropy, logarithm, spectral_entropies, validation
 from matrix_ssl.matrix.calculus import log_determinant
 from matrix_ssl.matrix.covariances import About, centre, rescaled, rows_about
@@ -100,11 +100,7 @@ def _small(x: Tensor, ridge: float, about: About, validate: bool | None, *, scal
         gram = smaller_product(rows_about(x, "x", about, validate))
     else:
         gram = smaller_product(rescaled(centre(x, "x", about, validate)))
-    if validation.looks_at_values(x, validate) and not gram.isfinite().all():
-        raise NotFiniteError(
-            f"Argument 'x' (shape {tuple(x.shape)}) has values up to {float(x.detach().abs().max()):.3g}, whose "
-            f"squares are beyond {gram.dtype}: divide it by a constant, or pass float64."
-        )
+    validation.check_representable(gram, x, "x", validate)
     return gram, x.shape[-1] - gram.shape[-1]
 
 

@@ -24,14 +24,18 @@ def matrix_cross_entropy(
 
     With a ridge the side is the smaller one of y; without, that of the features. Leading dimensions are broadcast.
     """
-    return _cross_entropy(*_two_rows(x, y, ridge, about, validate), ridge)
+    value = _cross_entropy(*_two_rows(x, y, ridge, about, validate), ridge)
+    validation.check_representable(torch.where(value.isnan(), value, 0.0), x, "x", validate, "fourth powers")
+    return value
 
 
 def matrix_kl(
     x: Tensor, y: Tensor, *, ridge: float = 0.0, about: About = "mean", validate: bool | None = None
 ) -> Tensor:
     """``matrix_ssl.matrix.matrix_kl`` of the covariances of x and y plus ridge·I; as ``matrix_cross_entropy``."""
-    return _kl(*_two_rows(x, y, ridge, about, validate), ridge)
+    value = _kl(*_two_rows(x, y, ridge, about, validate), ridge)
+    validation.check_representable(torch.where(value.isnan(), value, 0.0), x, "x", validate, "fourth powers")
+    return value
 
 
 def gram_kl(x: Tensor, y: Tensor, *, ridge: float = 0.0, validate: bool | None = None) -> Tensor:
@@ -171,6 +175,8 @@ def _two_rows(x: Tensor, y: Tensor, ridge: float, about: About, validate: bool |
     validation.check_not_negative(ridge=ridge)
     a, b = rows_about(x, "x", about, validate), rows_about(y, "y", about, validate)
     validation.check_same_width(x, y, "x and y")
+    for rows, features, name in ((a, x, "x"), (b, y, "y")):
+        validation.check_representable(_trace(rows), features, name, validate)
     dtype = torch.promote_types(a.dtype, b.dtype)
     return a.to(dtype), b.to(dtype)
 

@@ -37,8 +37,8 @@ def conditional_entropy(
     x: Tensor, given: Tensor | Sequence[Tensor], *, alpha: float = 1.0, validate: bool | None = None
 ) -> Tensor:
     """``matrix_ssl.matrix.conditional_entropy`` of the linear kernels of x and others; as ``joint_entropy``."""
-    conditions = (given,) if isinstance(given, Tensor) else tuple(given)
-    entropy = _entropies((x, *conditions), alpha, validate)
+    conditions, names = information.conditions_of(given)
+    entropy = _entropies((x, *conditions), alpha, validate, ["x", *names])
     known = tuple(range(1, len(conditions) + 1))
     return entropy(0, *known) - entropy(*known)
 
@@ -96,7 +96,7 @@ def vendi_score(
 
     The side is the smaller one of n and d. ``weights`` (..., n) are those of the samples. Raises for a row of zeros.
     """
-    validation.check_entropy_order(order)
+    validation.check_entropy_order(order, "order")
     unit = unit_rows(x, "x", validate)
     if weights is not None:
         unit = unit * root_weights(weights, unit, "x", validate).unsqueeze(-1)
