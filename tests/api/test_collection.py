@@ -14,6 +14,7 @@ from PIL import Image
 
 import matrix_ssl
 from matrix_ssl.api import evaluation
+from matrix_ssl.api.collection import too_alike, too_many_issues
 from matrix_ssl.api.gathered import is_features
 from matrix_ssl.cli.main import commands
 from matrix_ssl.errors import ConfigError, DataError, MatrixSSLError, MissingExtra, RunFolderError
@@ -289,3 +290,19 @@ def test_a_page_of_many_images_says_what_it_shows(tmp_path: Path) -> None:
     html = many.page(tmp_path / "x.html").read_text()
     assert html.count("<li>") == 12 and "The page shows the first 12 of 900 images of the groups." in html
     assert len(many.terminal()[0].rows) == 18 and "882 more" in many.terminal()[-1]
+
+
+def test_a_table_has_places_below_the_current_folder_and_a_single_query_above(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = tuple((str(tmp_path / "q.png"), i, str(tmp_path / "photos" / f"{i}.png")) for i in range(2))
+    above, table, *rest = Listing("Search", ("One.",), ("query", "rank", "path"), rows, "query").terminal()
+    assert above == "query: q.png" and [column.header for column in table.columns] == ["rank", "path"]
+    assert list(table.columns[1].cells) == ["photos/0.png", "photos/1.png"] and rest == ["One."]
+
+
+def test_lists_that_are_not_to_be_believed_say_so() -> None:
+    assert too_alike([[0, 1], [2, 3]], 8, 0.9) == [] and too_many_issues(2, 10) == []
+    assert "at a similarity of 0.9: choose a higher threshold." in too_alike([[0, 1, 2], [3, 4]], 8, 0.9)[0]
+    assert too_many_issues(3, 10)[0].startswith("These are more than 20 % of the images: an encoder that cannot tell")

@@ -77,7 +77,7 @@ MISTAKES = [
     (["pretrain", "demo", "--set", "network.encoder=alexnet"], "does not accept images of 8 pixels"),
     (["pretrain", "demo", "--set", "data.channels=17"], "data.channels=17: expected an integer from -1 to 16."),
     (["pretrain", "demo", "--set", "network.width=4"], "network.width=4: expected an integer from 8 to 4096."),
-    (["pretrain", "demo", "--sett", "epochs=1"], "No such option"),
+    (["pretrain", "demo", "--sett", "epochs=1"], "See matrix-ssl pretrain --help."),
     (["pretrain", "demo", "--run", "r"], "The folder of a run is now --out."),
     (["pretrian", "demo"], "There is no command 'pretrian'. Did you mean 'pretrain'?"),
     (["pretrain", "demo", "extra"], "Got unexpected extra argument (extra)"),

@@ -64,6 +64,15 @@ def test_verdict_does_not_flatter(tmp_path, mean, words):
     assert words in verdict(read_run(run))
 
 
+def test_a_difference_inside_the_interval_is_no_clear_gain(tmp_path):
+    run = make_run(tmp_path / "r", lines=2)
+    path = run / "evaluation" / "cifar10" / "knn.json"
+    results = json.loads(path.read_text())
+    results["measures"]["knn_1"] |= {"accuracy": 0.0, "interval": [0.0, 1.0]}
+    path.write_text(json.dumps(results))
+    assert "no clear gain: within the interval of the test images. It gains most" in verdict(read_run(run))
+
+
 def test_classes_by_accuracy_with_what_they_are_mistaken_for(tmp_path):
     run = make_run(tmp_path / "r", lines=2, classes=["cat", "dog", "<b>ship</b>"])
     labels = np.repeat([0, 1, 2], [4, 5, 2])
