@@ -256,7 +256,7 @@ class TestLinear:
     def test_rows_are_summed_in_parts(self, digits, monkeypatch):
         train, train_labels, test = digits[0][:250], digits[1][:250], digits[2]
         whole = fit_logistic_regression(train, train_labels, classes=10)
-        monkeypatch.setattr(linear, "ROWS", 100)
+        monkeypatch.setattr(linear, "_BLOCK", 100 * train.shape[1])
         parts = fit_logistic_regression(train, train_labels, classes=10)
         torch.testing.assert_close(parts.weight, whole.weight, atol=1e-4, rtol=0)
         torch.testing.assert_close(parts.scores(test), whole.scores(test), atol=1e-3, rtol=0)
