@@ -12,8 +12,10 @@ from matrix_ssl import networks
 from matrix_ssl.config import asymmetric_views, override
 from matrix_ssl.config.recipes import find_recipe
 from matrix_ssl.data import open_source
+from matrix_ssl.errors import ConfigError
 from matrix_ssl.runs.display import Display
 from matrix_ssl.training import setup
+from matrix_ssl.training.pretraining import compilation
 from tests.data.test_device_views import images, on_device
 from tests.support.runs import TINY, timeless
 
@@ -84,3 +86,14 @@ def test_the_setting_trains_the_same_to_rounding(tmp_path: Path, monkeypatch: py
     assert [line["loss"] for line in lines[1]] == pytest.approx([line["loss"] for line in lines[0]], rel=1e-4)
     names = {name for name, _ in training.method.named_parameters()}
     assert not any("_orig_mod" in name for name in names)
+
+
+def test_a_compiler_that_fails_is_one_sentence() -> None:
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("No working C++ compiler found:\n(None, 'g++')")
+
+    sentence = r"^compile=true: .* \(No working C\+\+ compiler found\)\. .*compile=false\.$"
+    with pytest.raises(ConfigError, match=sentence), compilation():
+        torch.compile(lambda x: x + 1, backend=broken)(torch.ones(1))
+    with pytest.raises(ZeroDivisionError), compilation():
+        1 / 0  # noqa: B018

@@ -105,7 +105,8 @@ def _order_loss(
     p: Tensor, z: Tensor, ridge: float, uniformity_weight: float, alignment_weight: float, logarithm: str, order: int,
     algorithm: str, trace_weight: float, samples_side: bool, needed: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    objective = _objective(ridge, uniformity_weight, alignment_weight, logarithm, order, algorithm, trace_weight)
+    constants: list[Any] = [ridge, uniformity_weight, alignment_weight, logarithm, order, algorithm, trace_weight]
+    objective = Objective(*constants)
     values, by_a, by_b = (_samples if samples_side else _features)(p, z, objective, needed)
     scale = 1 / math.sqrt(len(p))
     by_p = nothing(p) if by_a is None else pull_back(by_a, p, scale)
@@ -118,17 +119,13 @@ def _covariance_loss(
     cross: Tensor, teacher: Tensor, student: Tensor, ridge: float, uniformity_weight: float, alignment_weight: float,
     logarithm: str, order: int, algorithm: str, trace_weight: float, needed: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    objective = _objective(ridge, uniformity_weight, alignment_weight, logarithm, order, algorithm, trace_weight)
+    constants: list[Any] = [ridge, uniformity_weight, alignment_weight, logarithm, order, algorithm, trace_weight]
+    objective = Objective(*constants)
     c, p, s = (full_precision(x) for x in (cross, teacher, student))
     values, *gradients = _covariances(c, (p + p.mT) / 2, (s + s.mT) / 2, objective)
     matrices = zip((cross, teacher, student), gradients, needed, strict=True)
     by_cross, by_teacher, by_student = (g if n else nothing(x) for x, g, n in matrices)
     return *values, by_cross, by_teacher, by_student
-
-
-def _objective(*constants: Any) -> Objective:
-    """The objective from what an operator of PyTorch accepts, numbers and text."""
-    return Objective(*constants)
 
 
 def _samples(

@@ -1,7 +1,8 @@
 """Pre-training: the loss of a self-supervised method, and what its metrics, summary and encoder hold."""
 
 import math
-from collections.abc import Callable, Collection, Generator, Iterable, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,7 +13,7 @@ from matrix_ssl import distributed
 from matrix_ssl.config import RunConfig
 from matrix_ssl.data.base import Source
 from matrix_ssl.data.loading import Batch, TrainingBatches, unreadable_images
-from matrix_ssl.errors import MatrixSSLError
+from matrix_ssl.errors import ConfigError, MatrixSSLError
 from matrix_ssl.methods import Method, StepOutput, check_output
 from matrix_ssl.runs import checkpoint as checkpoints
 from matrix_ssl.runs.devices import MixedPrecision
@@ -127,7 +128,7 @@ class PreTraining(Task[Batch, StepOutput]):
 
     def compute(self, forward: torch.nn.Module, batch: Batch) -> StepOutput:
         self.method.before_step(self.step, self.plan.total_steps)
-        with self.precision.autocast():
+        with self.precision.autocast(), compilation() if self.config.compile else nullcontext():
             output: StepOutput = forward(*batch.views)
         check_output(output, self.config.method.name, len(batch.indices))
         return output
@@ -224,6 +225,21 @@ class PreTraining(Task[Batch, StepOutput]):
     def _is_moment(self, count: int) -> bool:
         """Whether the step is the first or one of ``count`` that are spread evenly over the training up to its end."""
         return self.step in {math.ceil(self.plan.total_steps * i / count) for i in range(1, count + 1)} | {1}
+
+
+@contextmanager
+def compilation() -> Iterator[None]:
+    """A block in which ``torch.compile`` may fail: then ConfigError says so, and why."""
+    from torch._dynamo.exc import TorchDynamoException  # slow to import, and only compiled runs need it
+
+    try:
+        yield
+    except TorchDynamoException as error:
+        reason = str(getattr(error, "inner_exception", error)).strip().partition("\n")[0].rstrip(".:")
+        raise ConfigError(
+            f"compile=true: PyTorch cannot compile the networks here ({reason}). Install a C++ compiler, name yours in "
+            "the environment variable CXX, or use compile=false."
+        ) from error
 
 
 def _read(named: dict[str, Tensor], rows: tuple[Tensor, Tensor, Tensor]) -> tuple[dict[str, Any], list[float], str]:
