@@ -274,6 +274,12 @@ def test_what_is_no_number(value):
             function()
 
 
+def test_a_zero_covariance_has_the_name_of_its_features():
+    for function in (of_features.schatten_divergence, of_features.holevo_information):
+        with pytest.raises(MatrixError, match=r"'covariance of (y|features 2)' \(shape \(4, 3\)\) has the trace 0"):
+            function(rows(5, 3), torch.ones(4, 3))
+
+
 def test_orders_have_the_name_of_their_argument():
     for function in (matrix.vendi_score, of_features.vendi_score):
         with pytest.raises(ValueError, match=r"order must be zero or above, got -1"):

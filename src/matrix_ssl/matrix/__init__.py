@@ -13,11 +13,12 @@ Without a ridge 0 log 0 counts as 0 and a zero eigenvalue, one below 2 ε √d o
 where the true one is infinite. ``ridge``, μ ≥ 0, adds μI and is the remedy; it is never added implicitly.
 
 An invalid argument raises a ``MatrixError`` (``matrix_ssl.errors``), a ValueError that says by how much it is wrong:
-a matrix that is empty, not finite, not square or not symmetric, or shapes that do not fit, besides what a function
-lists. Shapes are always checked, values on the CPU outside of ``torch.compile``; ``validate=True`` checks them
-everywhere, at the price of waiting for the device, and ``validate=False`` nowhere. Rounding is tolerated: a matrix may
-differ from its transpose by 100 ε √d (half precision: ε √d) of its largest element, and have eigenvalues below zero by
-as much of its largest, with the ε of the dtype that was passed.
+what is no dense tensor of real numbers, a matrix that is empty, not finite, not square or not symmetric, values whose
+squares leave the range of the dtype, or shapes that do not fit, besides what a function lists. Shapes are always
+checked, values on the CPU outside of ``torch.compile``; ``validate=True`` checks them everywhere, at the price of
+waiting for the device, and ``validate=False`` nowhere. Rounding is tolerated: a matrix may differ from its transpose by
+100 ε √d (half precision: ε √d) of its largest element, and have eigenvalues below zero by as much of its largest, with
+the ε of the dtype that was passed.
 
 References:
     Zhang, Tan, Yang, Huang and Yuan, "Matrix Information Theory for Self-Supervised Learning", ICML 2024, section 2,
@@ -27,6 +28,7 @@ References:
     Roy and Vetterli, "The effective rank", EUSIPCO 2007.
 """
 
+from matrix_ssl.matrix import of_features
 from matrix_ssl.matrix.comparison import (
     CKAStatistics,
     canonical_correlations,
@@ -178,6 +180,7 @@ __all__ = [
     "normalised_gram",
     "normalised_mutual_information",
     "numerical_rank",
+    "of_features",
     "participation_ratio",
     "pca_rank",
     "polynomial_kernel",

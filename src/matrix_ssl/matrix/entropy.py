@@ -111,8 +111,7 @@ def low_rank_entropy(a: Tensor, *, k: int, alpha: float, validate: bool | None =
     """Rényi entropy of the k largest eigenvalues p of A / tr A and of a flat rest, in nats: (...).
 
     The d - k others are replaced by their mean r = (1 - Σ pᵢ) / (d - k): log(Σ pᵢ^alpha + (d - k) r^alpha) / (1 -
-    alpha). It is not below the Rényi entropy, and equal at k = d. Of
-    second derivatives see ``truncated_entropy``.
+    alpha). It is not below the Rényi entropy, and equal at k = d. Of second derivatives see ``truncated_entropy``.
 
     Args:
         a: (..., d, d), symmetric positive semi-definite.

@@ -56,8 +56,8 @@ def log1p_ratio(a: Tensor, scale: float, *, validate: bool | None = None) -> Ten
 def log_det(a: Tensor, *, ridge: float = 0.0, validate: bool | None = None) -> Tensor:
     """log det(A + ridge·I) = tr log(A + ridge·I) of a symmetric positive definite matrix, by Cholesky, in nats: (...).
 
-    Its gradient is the inverse of A + ridge·I. Args, raises as in ``matrix_log``; where
-    values are not checked, NaN if the matrix is not positive definite.
+    Its gradient is the inverse of A + ridge·I. Args, raises as in ``matrix_log``; where values are not checked, NaN if
+    the matrix is not positive definite.
     """
     validation.check_not_negative(ridge=ridge)
     full = validation.checked_symmetric(a, "a", validate)

@@ -1,8 +1,9 @@
 """Comparing representations: of two encoders, layers, checkpoints or modalities for the same n samples.
 
 Arguments are features x (..., n, d) and y (..., n, e), one row a sample, or Gram matrices (..., n, n); leading
-dimensions are broadcast. All values are invariant to a shift, a rotation and a common scale of either; canonical
-correlations to every invertible linear map. Numerics, checks and errors are those of ``matrix_ssl.matrix``.
+dimensions are broadcast. ``matrices`` takes lists of features and compares every one with every other one. All values
+are invariant to a shift, a rotation and a common scale of either; canonical correlations to every invertible linear
+map. Numerics, checks and errors are those of ``matrix_ssl.matrix``.
 """
 
 from matrix_ssl.matrix.comparison.alignment import cka, linear_cka

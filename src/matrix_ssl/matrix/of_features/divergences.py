@@ -149,6 +149,8 @@ def schatten_divergence(
     On the side of the features: the difference of two covariances has no smaller one that is symmetric.
     """
     a, b = _two_rows(x, y, 0.0, about, validate)
+    for rows, features, name in ((a, x, "x"), (b, y, "y")):
+        kernel_checks.check_trace(_trace(rows), features, f"covariance of {name}", validate)
     return states.schatten_divergence(product(a), product(b), order=order, validate=validate)
 
 
