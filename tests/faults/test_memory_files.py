@@ -11,7 +11,7 @@ import torch
 from matrix_ssl.report.run import log
 from tests.faults.test_memory import LIMITED
 from tests.support import comparisons
-from tests.support.runs import BARE, check_failure, fail, from_files, make_images, run, succeed, tiny
+from tests.support.runs import BARE, check_failure, fail, from_files, make_images, run, start, succeed, tiny
 
 READ = "from pathlib import Path\n{imports}\n{call}\nraise SystemExit(0)"  # instead of a whole command that reads it
 REPORT = 128  # MiB that "report" may take for any number of lines
@@ -156,7 +156,7 @@ def test_worth_under_the_limit_of_a_folder_of_images(tmp_path: Path) -> None:
     words = ["worth", "images", "--data", "photos", "--from", "r", "--seeds", "1", "--epochs", "1", "--out", "w",
              "--device", "cpu", *from_files("photos", "batch_size=8")[8:],
              "--tune-set", "steps=2", "--tune-set", "batch_size=4", "--tune-set", "rates=0.02,0.1"]  # fmt: skip
-    ended = run(tmp_path, words, before=under(512))
+    ended = start(tmp_path, words, before=under(512)).wait(1800)  # it has 23 parts
     assert ended.code == 0, ended.err
 
 
