@@ -169,6 +169,13 @@ class TestKNN:
             knn_predict(y, y, x, k=1)
 
 
+def _gradient(point: torch.Tensor, x: torch.Tensor, labels: torch.Tensor, *, l2: float) -> torch.Tensor:
+    """Of the mean objective of logistic regression, written down once more."""
+    scores = x.double() @ point[:, :-1].T + point[:, -1]
+    error = scores.softmax(1) - torch.nn.functional.one_hot(labels, len(point))
+    return torch.cat([error.T @ x.double() + l2 * point[:, :-1], error.sum(0)[:, None]], 1) / len(x)
+
+
 class TestLinear:
     def test_coefficients_of_sklearn_on_digits(self, digits):
         train, train_labels, test, test_labels = digits
@@ -269,6 +276,24 @@ class TestLinear:
         assert model.converged
         assert torch.equal(model.predict(test), expected.predict(test))
         torch.testing.assert_close(model.weight, expected.weight, atol=1e-4, rtol=0)
+
+    @pytest.mark.parametrize("l2", [1.0, 1e-14])
+    def test_features_that_repeat_share_their_weight(self, l2):
+        x, labels = clusters(80, 5, 3, spread=6.0)
+        twice = fit_logistic_regression(torch.cat([x, x], 1), labels, classes=3, l2=2 * l2)
+        once = fit_logistic_regression(x, labels, classes=3, l2=l2)
+        torch.testing.assert_close(twice.weight, once.weight.repeat(1, 2) / 2, atol=1e-4, rtol=0)
+
+    def test_the_curvature_is_that_of_the_objective_where_classes_are_alike(self):
+        x, labels = clusters(20, 4, 3)
+        start = torch.zeros(3, 5, dtype=torch.float64)
+        hessian = torch.autograd.functional.jacobian(lambda point: _gradient(point, x, labels, l2=0.7), start)
+        step = torch.randn(3, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        step -= step.mean(0)  # a change of all classes alike changes nothing but the penalty
+        expected = torch.einsum("kdle,le->kd", hessian, step)
+        found = step @ linear._curvature(x, start, l2=0.7)
+        torch.testing.assert_close(found[:, :-1], expected[:, :-1])
+        torch.testing.assert_close(found[:, -1], expected[:, -1] + 0.7 / 20 * step[:, -1])  # of the bias as well
 
     def test_half_precision_is_only_storage(self, digits):
         train, train_labels, test, _ = digits

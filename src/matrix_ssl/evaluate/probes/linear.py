@@ -24,6 +24,7 @@ _DEVICE_BLOCK = 2**26  # and on other devices
 _TOLERANCE = 1e-8  # the search continues until no entry of the gradient of the mean objective is larger
 _CONVERGED = 1e-6  # and counts as converged from here: no accuracy changes below
 _ROUGH = 1e-4  # largest entry of the gradient from which values in float32 are too rough to compare
+_LEAST_CURVATURE = 1e-12  # over the trace: what is below is rounding, of which a factorisation may fail
 _ONE_THREAD = 2**21  # numbers below which waking other threads costs more than they give, twenty-fold on a busy machine
 
 
@@ -250,8 +251,8 @@ def _curvature(x: Tensor, parameters: Tensor, *, l2: float) -> Tensor:
 
     With probabilities p of k classes M = mean of w x̃ x̃ᵀ + l2 / n I, where x̃ is x and a one for the bias, and
     w = Σ p (1 - p) / (k - 1): this is exact where all classes are equally probable, as at the start of a path. The
-    mean is over a part of the images that costs no more than five steps, drawn towards a multiple of I as far as it
-    has to be because the others are not in it.
+    mean is over a part of the images that costs no more than five steps, and drawn towards a multiple of I by as much
+    as it errs because the others are not in it. A penalty of rounding is replaced by a multiple of the trace.
 
     Reference: Ledoit and Wolf, "A well-conditioned estimator for large-dimensional covariance matrices", Journal of
         Multivariate Analysis 88, 2004, section 3.2, for the shrinkage.
@@ -268,7 +269,7 @@ def _curvature(x: Tensor, parameters: Tensor, *, l2: float) -> Tensor:
     distance = (mean - middle * torch.eye(d + 1).to(mean)).square().sum()
     share = (variance / distance).nan_to_num(0.0).clamp(0, 1)
     mean *= 1 - share
-    mean.diagonal().add_(share * middle + l2 / n)
+    mean.diagonal().add_(share * middle + (_LEAST_CURVATURE * d * middle).clamp_min(l2 / n))
     return mean
 
 
