@@ -22,7 +22,7 @@ Reference: Giraldo, Rao and Principe, "Measures of Entropy From Data Using Infin
 import functools
 import operator
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
@@ -198,7 +198,7 @@ def interaction_information(*grams: Tensor, alpha: float = 1.0, validate: bool |
 def conditions_of(given: Tensor | Sequence[Tensor]) -> tuple[list[Tensor], list[str]]:
     """One condition or several, at least one, and the names that errors give them."""
     if not isinstance(given, (tuple, list)):
-        return [given], ["given"]
+        return [cast(Tensor, given)], ["given"]
     if not given:
         raise ValueError("given has no kernel: pass one at least, or take the entropy itself.")
     return list(given), [f"given[{i}]" for i in range(len(given))]

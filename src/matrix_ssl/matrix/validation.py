@@ -5,6 +5,7 @@ elsewhere reading would make the device wait or break the graph. ``validate`` ov
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -77,7 +78,7 @@ def is_number(value: object) -> bool:
     return hasattr(value, "__float__")
 
 
-def check_tensor(x: object, name: str) -> None:
+def check_tensor(x: Any, name: str) -> None:
     """Raises unless ``x`` is a tensor whose elements are all stored."""
     if not torch.is_tensor(x):
         kind = type(x)

@@ -79,7 +79,7 @@ def _describe(values: Any, rows: Sequence[str], columns: Sequence[str]) -> str:
     places = (("lowest", np.nanargmin(values)), ("highest", np.nanargmax(values)))
     texts = []
     for word, place in places:
-        i, j = np.unravel_index(place, values.shape)
+        i, j = divmod(int(place), len(columns))
         texts.append(f"{word} {number(values[i, j])}, {rows[i]} and {columns[j]}")
     return f"{len(rows)} rows, {len(columns)} columns; {'; '.join(texts)}."
 
