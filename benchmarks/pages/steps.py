@@ -75,11 +75,11 @@ def probe_section(results: Row) -> str:
     lines = [
         [
             row["problem"], row["variant"], f"{row['seconds']['median']:.3g}", f"{row['times_ours']['median']:.2f}",
-            f"{row['largest_difference_of_log_probabilities']:.0e}",
+            f"{row['largest_gradient']:.0e}", f"{row['largest_difference_of_log_probabilities']:.0e}",
         ]
         for row in results["rows"]
     ]  # fmt: skip
-    head = ["classes", "fit", "CPU seconds", "times ours", "largest difference of log-probabilities"]
+    head = ["classes", "fit", "CPU seconds", "times ours", "largest gradient", "log-probabilities differ from ours by"]
     return machine(results) + table(head, lines)
 
 
