@@ -7,15 +7,15 @@ r"""Trains and evaluates arms of settings on a split of the training set; the te
 Four fifths of the training images, stratified, serve for pre-training and for the probes, one fifth for accuracy. An
 arm and seed that is already in the output is not run again, so the command resumes. Prints mean ± sd over seeds. With
 --from, the arms start from weights, with exactly the settings of recipe, --set and arm, and the arm "start" is measured
-without any training. These arms would decide the defaults of a training that starts from weights and have not run:
+without any training. These arms decided the defaults of a training that starts from weights:
 
     python -m benchmarks.experiments.sweep --recipe images_small --data cifar10 --data-root DATA --from WEIGHTS \
-        --images 3000 --protocol knn --seeds 0 1 --out from_weights_lite0.json --set data.image_size=64 \
+        --images 3000 --protocol knn --seeds 0 1 --out from_weights_arms.json --set data.image_size=64 \
         --set data.crop_fraction=1 --set data.workers=0 --set epochs=1 --set batch_size=32 \
         --set optimizer.warmup_epochs=0.1 --set optimizer.frozen_statistics=true --set optimizer.learning_rate=4e-4 \
         --arm "rate 0.1, statistics stay:" --arm "rate 1, statistics stay: optimizer.learning_rate=4e-3" \
         --arm "layer decay 0.8: optimizer.layer_decay=0.8" --arm "heads first: optimizer.frozen_epochs=0.25" \
-        --arm "teacher 0.99: method.teacher_momentum=0.99" --arm "warm-up 0.5: optimizer.warmup_epochs=0.5"
+        --arm "warm-up 0.5: optimizer.warmup_epochs=0.5"
 """
 
 import argparse
