@@ -95,7 +95,7 @@ def _open(opener: Callable[..., Any], source: Any, options: dict[str, Any], refu
         except (ValueError, RuntimeError, OSError) as error:
             if any(sentence in str(error) for sentence in _REFUSALS):
                 raise refusal from error
-            if obstacle:
+            if obstacle and isinstance(error, OSError):  # others say what is wrong with what the cache holds
                 raise type(refusal)(
                     f"{source} is not in the local cache, and {obstacle}: name a local folder, or fetch it where there "
                     f"is a network."
