@@ -86,7 +86,7 @@ def measure(step: Callable[[], object], images: int, device: torch.device, round
 
 def autocast(device: torch.device) -> torch.autocast:
     """bfloat16 on a GPU that has it."""
-    half = devices.choose_precision("auto", device) == "bfloat16"
+    half = device.type == "cuda" and devices.has_bfloat16(device)
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=half)
 
 

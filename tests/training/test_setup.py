@@ -270,6 +270,28 @@ def test_a_device_that_is_not_there_is_an_error(name: str) -> None:
         devices.choose_device(name)
 
 
+@pytest.mark.parametrize(
+    ("processor", "capabilities", "expected"),
+    [
+        ("Intel, Sapphire Rapids", {"avx512_f": True, "avx512_bf16": True, "amx_bf16": True, "amx_tile": True}, True),
+        ("Intel, Cooper Lake", {"avx512_f": True, "avx512_bf16": True, "amx_bf16": False, "amx_tile": False}, True),
+        ("Intel, Ice Lake", {"avx512_f": True, "avx512_bf16": False, "amx_bf16": False, "amx_tile": False}, False),
+        ("AMD, Zen 4", {"avx2": True, "avx512_f": True, "avx512_bf16": True}, True),
+        ("AMD, Zen 3", {"avx2": True, "avx512_f": False, "avx512_bf16": False}, False),
+        ("ARM, Neoverse V1", {"neon": True, "bf16": True, "sve": True, "sve_bf16": True}, True),
+        ("ARM, Neoverse N1", {"neon": True, "bf16": False, "sve": False}, False),
+    ],
+)
+def test_processors_with_bfloat16(
+    processor: str, capabilities: dict[str, bool], expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    assert devices.has_bfloat16(CPU) is expected
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)  # macOS
+    assert devices.has_bfloat16(CPU) is False
+
+
 def test_precisions(tmp_path: Path, digits: Source) -> None:
     assert devices.choose_precision("auto", CPU) == "float32"
     for precision, dtype in (("float64", torch.float64), ("float32", torch.float32)):

@@ -148,14 +148,6 @@ def processor() -> str:
     return name or platform.processor()
 
 
-def has_bfloat16() -> bool | None:
-    """Whether the CPU multiplies bfloat16 by itself; None where the system does not say."""
-    if sys.platform != "linux":
-        return None
-    flags = re.search(r"^(?:flags|Features)\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    return None if flags is None else not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags[1].split())
-
-
 def memory() -> tuple[int, int]:
     """Bytes of memory that this process may have, and how many of them are free; a container may limit both."""
     total, free = psutil.virtual_memory()[:2]

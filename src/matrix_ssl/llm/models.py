@@ -177,7 +177,7 @@ def _four_bits(device: torch.device) -> dict[str, Any]:
     """The options of ``from_pretrained`` for a quantized model."""
     if importlib.util.find_spec("bitsandbytes") is None:
         raise MissingExtra("bitsandbytes", "qlora")
-    bfloat16 = devices.choose_precision("auto", device) == "bfloat16"
+    bfloat16 = device.type == "cuda" and devices.has_bfloat16(device)
     config = import_extra("transformers", extra="llm").BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16 if bfloat16 else torch.float32,

@@ -11,6 +11,8 @@ from matrix_ssl import distributed
 from matrix_ssl.errors import ConfigError
 from matrix_ssl.runs import environment as run_environment
 
+_CPU_BFLOAT16 = ("amx_bf16", "avx512_bf16", "bf16")  # as torch.cpu.get_capabilities calls them; the last one is ARM's
+
 
 def choose_device(name: str) -> torch.device:
     """The device of that name; ``auto`` is CUDA, then Apple's MPS, then the CPU. ConfigError where it is absent."""
@@ -34,7 +36,21 @@ def choose_precision(name: str, device: torch.device) -> str:
     """The precision of networks: ``auto`` is bfloat16 on a CUDA device that has it, else float32."""
     if name != "auto":
         return name
-    return "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+    return "bfloat16" if device.type == "cuda" and has_bfloat16(device) else "float32"
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether PyTorch multiplies bfloat16 there by instructions that the device has for it.
+
+    Those of a CPU are AMX, AVX-512 BF16 and ARM's, which PyTorch uses by way of oneDNN. Without them, or in a build
+    without oneDNN as that for macOS is, bfloat16 takes longer than float32.
+    """
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # older PyTorch has none
+    return any(capabilities.get(name, False) for name in _CPU_BFLOAT16)
 
 
 def environment(device: torch.device) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from matrix_ssl.config import system
+from matrix_ssl.runs.devices import has_bfloat16
 
 
 def describe_machine() -> dict[str, Any]:
@@ -32,7 +33,7 @@ def describe_devices() -> list[dict[str, Any]]:
         "name": system.processor(),
         "cores": system.cores(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
-        "bfloat16": system.has_bfloat16(),
+        "bfloat16": has_bfloat16(torch.device("cpu")),
     }
     devices: list[dict[str, Any]] = [cpu]
     if torch.backends.mps.is_available():

@@ -118,7 +118,7 @@ def training_arguments(settings: FineTuneSettings, *, output: Path, processes: i
     assigned = parse_assignments(settings.arguments)
     values = {
         **_ARGUMENTS,
-        "bf16": devices.choose_precision("auto", device) == "bfloat16",
+        "bf16": device.type == "cuda" and devices.has_bfloat16(device),
         **(_evaluation(settings, processes, _ARGUMENTS | assigned) if settings.evaluates else {}),
         **assigned,
         "output_dir": str(output),
