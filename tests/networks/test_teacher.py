@@ -1,12 +1,14 @@
 """The moving-average teacher against a loop written by hand."""
 
+import contextlib
 import copy
 
 import pytest
 import torch
 from torch import nn
 
-from matrix_ssl.networks.teacher import cosine_momentum, make_teacher, update_teacher
+from matrix_ssl.networks.teacher import cosine_momentum, make_teacher, update_teacher, weights_cast_once
+from tests.support.counted import counted
 
 
 @pytest.fixture
@@ -78,6 +80,25 @@ def test_takes_no_gradient(student):
     (student(batch()) * teacher(batch())).sum().backward()
     assert all(p.grad is None for p in teacher.parameters())
     assert all(p.grad is not None for p in student.parameters())
+
+
+def test_its_weights_are_cast_once_for_all_views(student):
+    """Two weights and two biases; the outputs are those of a teacher that casts them for every view."""
+    teacher = make_teacher(student).float()
+
+    def teach(context):
+        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+            outputs = []
+            for seed in (1, 2):
+                with context(teacher, batch(seed)):
+                    outputs.append(teacher(batch(seed).float()))
+        return outputs
+
+    plain, casts = counted("cpu", teach, lambda *_: contextlib.nullcontext())
+    shared, fewer = counted("cpu", teach, weights_cast_once)
+    assert casts.counts["_to_copy"] - fewer.counts["_to_copy"] == 4
+    assert all(torch.equal(a, b) and not a.requires_grad for a, b in zip(shared, plain, strict=True))
+    assert not any(p.requires_grad for p in teacher.parameters())
 
 
 @pytest.mark.parametrize("start", [0.0, 0.99, 0.996])

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from matrix_ssl import config, distributed
 from matrix_ssl.losses import check_rows
-from matrix_ssl.networks.teacher import cosine_momentum, make_teacher, update_teacher
+from matrix_ssl.networks.teacher import cosine_momentum, make_teacher, update_teacher, weights_cast_once
 
 
 class StepOutput(NamedTuple):
@@ -102,7 +102,8 @@ class TeacherMethod(Method):
     @torch.no_grad()
     def teach(self, view: Tensor) -> Tensor:
         """The teacher's projections of a view, without gradient."""
-        return self.teacher["projector"](self.teacher["encoder"](view))
+        with weights_cast_once(self.teacher, view):
+            return self.teacher["projector"](self.teacher["encoder"](view))
 
     def after_step(self, progress: float) -> None:
         update_teacher(self.teacher, self._student(), self.schedule(progress)["teacher_momentum"])

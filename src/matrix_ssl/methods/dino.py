@@ -29,6 +29,7 @@ from matrix_ssl import config, distributed
 from matrix_ssl.losses import check_positive, in_full_precision, unit_rows
 from matrix_ssl.matrix.precision import without_autocast
 from matrix_ssl.methods._base import StepOutput, TeacherMethod, global_views, mean_over_processes
+from matrix_ssl.networks.teacher import weights_cast_once
 
 STUDENT_TEMPERATURE = 0.1  # the code
 TEACHER_TEMPERATURE = 0.04  # the code
@@ -169,7 +170,7 @@ class DINO(TeacherMethod):
         features = [self.encoder(view) for view in views]
         z, outputs = zip(*(self.projector(feature) for feature in features), strict=True)
         places = global_views(views)
-        with torch.no_grad():
+        with torch.no_grad(), weights_cast_once(self.teacher, views[0]):
             encode, head = self.teacher["encoder"], self.teacher["projector"]
             p, targets = zip(*(head(encode(views[place])) for place in places), strict=True)
         order = [*places, *(place for place in range(len(views)) if place not in places)]

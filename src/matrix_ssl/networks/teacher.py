@@ -2,6 +2,8 @@
 
 import copy
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -52,6 +54,26 @@ def update_teacher(teacher: nn.Module, student: nn.Module, momentum: float) -> N
     torch._foreach_lerp_(*averaged, weight=1 - momentum)
     if copied[0]:
         torch._foreach_copy_(*copied)
+
+
+@contextmanager
+def weights_cast_once(teacher: nn.Module, view: Tensor) -> Iterator[None]:
+    """A block in which autocast keeps the teacher's weights that it has cast, so that all views of a step share them.
+
+    Autocast keeps, until it ends, what it has cast of leaves that ask for a gradient. Under ``torch.no_grad`` that is
+    all they do with it: outputs are the same bits, without a graph. Without autocast nothing changes.
+    """
+    if view.is_meta or torch.compiler.is_compiling() or not torch.is_autocast_enabled(view.device.type):
+        yield
+        return
+    parameters = [parameter for parameter in teacher.parameters() if not parameter.requires_grad]
+    try:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(False)
 
 
 def _local(tensor: Tensor) -> Tensor:
