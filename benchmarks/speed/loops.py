@@ -19,13 +19,11 @@ from lightly.loss import NegativeCosineSimilarity
 from lightly.models.modules import BYOLPredictionHead, BYOLProjectionHead
 from lightly.models.utils import deactivate_requires_grad, update_momentum
 from lightly.transforms.byol_transform import BYOLTransform, BYOLView1Transform, BYOLView2Transform
-from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
-from torchvision import transforms
-from torchvision.transforms import functional as TF
+from torch.utils.data import DataLoader
 
 from benchmarks.speed import published
+from benchmarks.speed.pil_views import Images, published_views
 from matrix_ssl import config, networks
 from matrix_ssl.data.base import MemorySource, Places, Source
 from matrix_ssl.data.sources import open_source
@@ -60,23 +58,6 @@ class Case:
         """The encoder and the width of its features."""
         torch.manual_seed(0)
         return networks.build_encoder(self.encoder, channels=3, image_size=self.side, width=self.width)
-
-
-class Images(Dataset[tuple[Any, int]]):
-    """Images in memory or files, changed by a transform."""
-
-    def __init__(self, images: Sequence[Any], transform: Any):
-        self.images, self.transform = images, transform
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> Any:
-        image = self.images[index]
-        if isinstance(image, Path):
-            with Image.open(image) as file:
-                image = file.convert("RGB")
-        return self.transform(image)
 
 
 def ours(
@@ -154,7 +135,7 @@ def published_loop(case: Case, images: Sequence[Any], *, device: torch.device, p
     predictor = networks.predictor(case.output).to(device)
     teacher = copy.deepcopy(student).requires_grad_(False)
     optimizer = torch.optim.SGD([*student.parameters(), *predictor.parameters()], lr=0.06, momentum=0.9)
-    for x1, x2 in _endless(Images(images, _published_views(case.side)), case, device):
+    for x1, x2 in _endless(Images(images, published_views(case.side)), case, device):
         with _autocast(device, precision):
             z1, z2 = predictor(student(x1)), predictor(student(x2))
             with torch.no_grad():
@@ -167,31 +148,6 @@ def published_loop(case: Case, images: Sequence[Any], *, device: torch.device, p
             for mine, theirs in zip(student.parameters(), teacher.parameters(), strict=True):
                 theirs.data = theirs.data * 0.996 + mine.data * 0.004
         yield
-
-
-def _published_views(side: int) -> Any:
-    """Two views of a PIL image by torchvision's transforms, as the published code composes them."""
-
-    def view(blur: float, solarize: float) -> Any:
-        return transforms.Compose(
-            [
-                transforms.RandomResizedCrop(side, scale=(0.2, 1.0)),
-                transforms.RandomApply([transforms.ColorJitter(0.4, 0.4, 0.2, 0.1)], p=0.8),
-                transforms.RandomGrayscale(p=0.2),
-                transforms.RandomApply([transforms.GaussianBlur(9, (0.1, 2.0))], p=blur),
-                transforms.RandomApply([transforms.Lambda(_solarize)], p=solarize),
-                transforms.RandomHorizontalFlip(),
-                transforms.ToTensor(),
-                transforms.Normalize(config.IMAGENET_MEAN, config.IMAGENET_STD),
-            ]
-        )
-
-    first, second = view(1.0, 0.0), view(0.1, 0.2)
-    return lambda image: (first(image), second(image))
-
-
-def _solarize(image: Any) -> Any:
-    return TF.solarize(image, 128)
 
 
 def _endless(dataset: Images, case: Case, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
