@@ -30,11 +30,19 @@ FORMS = {
     "lines": (LINE, EXPECTED),
     "x.csv": (TABLE, EXPECTED),
     "x.CSV.gz": (TABLE, EXPECTED),
+    "europe.csv": ("\ufeff" + TABLE.replace("question,answer", "question;answer").replace('","', '";"'), EXPECTED),
+    "tabs.csv": (TABLE.replace("question,answer", "question\tanswer").replace('","', '"\t"'), EXPECTED),
+    "number.jsonl": (json.dumps(ROW | {"answer": 7}), [Exchange.of("a, b", "7")]),
     "x.tsv": (TABLE.replace("question,answer", "question\tanswer").replace('","', '"\t"'), EXPECTED),
     "share.jsonl": (json.dumps(CHAT), CHAT_EXPECTED),
     "alpaca.json": (
         json.dumps([{"instruction": "i", "input": x, "output": "o"} for x in ("", "j")]),
         [Exchange.of("i", "o"), Exchange.of("i\n\nj", "o")],
+    ),
+    # what is empty may be missing, in the first row, too
+    "some.json": (
+        json.dumps([{"instruction": "i", "output": "o", **more} for more in ({}, {"input": "j"}, {"input": None})]),
+        [Exchange.of("i", "o"), Exchange.of("i\n\nj", "o"), Exchange.of("i", "o")],
     ),
 }
 
@@ -76,10 +84,20 @@ def test_parquet(tmp_path):
         ("twice.csv", "question,answer,answer\na,b,c\n", "has the column 'answer' twice: rename one"),
         ("text.md", "# a\n", r"the ending \.md: expected JSON lines"),
         ("share.jsonl", '{"conversations": [{"from": "human", "value": "a"}]}', "is not a list of messages"),
+        ("wide.csv", TABLE.encode("utf-16"), "not UTF-8 but UTF-16 .* iconv -f UTF-16 -t UTF-8"),
+        ("wide.jsonl", LINE.encode("utf-16"), "line 1: not UTF-8 but UTF-16"),
+        ("little.csv", TABLE.encode("utf-16-le"), "not UTF-8 but UTF-16"),
+        ("latin.csv", "question,answer\nWie groß?,b\n".encode("latin-1"),
+         "byte 23, perhaps Latin-1 .* WINDOWS-1252 -t"),
+        ("names.csv", "a, answer\nb,c\n", "the columns a, ' answer', but .* The first line of a table holds"),
+        ("empty.csv", "question,answer\na,b\nc,\n,d\n", r"row 2: answer is ''; .* 2 of 3 rows cannot be used"),
+        ("column.json", json.dumps([{"question": ["a"] * 999, "answer": "b"}]), r"question is \[.{79}…; expected"),
+        ("input.jsonl", '{"instruction": "a", "input": ""}', "but none of question/answer"),
+        ("truth.jsonl", '{"question": "a", "answer": true}', "answer is True; expected a non-empty string"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_read_is_one_sentence_with_the_place(name, text, words, tmp_path):
-    (tmp_path / name).write_text(text)
+    (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(DataError, match=words):
         rows = question_files.read_rows(str(tmp_path / name))
         question_files.exchanges(rows, question_files.find_columns(rows))
@@ -173,11 +191,24 @@ def test_the_cache_is_static_where_the_model_has_one_and_changes_no_answer(monke
 
 
 def test_questions_without_answers(tmp_path: Path):
+    expected = [Exchange.of("one?", ""), Exchange.of("two?", "")]
     (tmp_path / "a.txt").write_text("one?\n\ntwo?\n")
-    assert question_files.read_questions(str(tmp_path / "a.txt")) == ["one?", "two?"]
+    assert question_files.read_questions(str(tmp_path / "a.txt")) == expected
     (tmp_path / "a.jsonl").write_text('{"prompt": "one?"}\n{"prompt": "two?"}\n')
-    assert question_files.read_questions(str(tmp_path / "a.jsonl")) == ["one?", "two?"]
+    assert question_files.read_questions(str(tmp_path / "a.jsonl")) == expected
     (tmp_path / "b.csv").write_text("text\none?\n")
-    assert question_files.read_questions(str(tmp_path / "b.csv"), ("text",)) == ["one?"]
+    assert question_files.read_questions(str(tmp_path / "b.csv"), ("text",)) == expected[:1]
     with pytest.raises(DataError, match="has the columns text, of which none"):
         question_files.read_questions(str(tmp_path / "b.csv"))
+    (tmp_path / "c.jsonl").write_text('{"instruction": "one?"}\n{"instruction": "one?", "input": "x"}\n')
+    assert question_files.read_questions(str(tmp_path / "c.jsonl")) == [expected[0], Exchange.of("one?\n\nx", "")]
+    (tmp_path / "d.txt").write_text("\n \n")
+    with pytest.raises(DataError, match="is empty: it needs at least one question"):
+        question_files.read_questions(str(tmp_path / "d.txt"))
+    messages = CHAT_EXPECTED[0].messages
+    for whole in (CHAT, {"messages": messages}):  # with and without an answer
+        (tmp_path / "e.jsonl").write_text(json.dumps(whole))
+        assert question_files.read_questions(str(tmp_path / "e.jsonl")) == [Exchange(messages, "")]
+    (tmp_path / "e.jsonl").write_text('{"messages": [{"role": "assistant", "content": "a"}]}')
+    with pytest.raises(DataError, match=r"row 1: messages is not a list of messages, .* holds a question"):
+        question_files.read_questions(str(tmp_path / "e.jsonl"))

@@ -63,6 +63,8 @@ def test_held_out_rows_choose_the_checkpoint_and_the_model_answers(base, data, t
     assert trainer.evaluate(held_out)["eval_ce"] == pytest.approx(measured[best]["eval_ce"], rel=1e-5)
     said = capfd.readouterr().err
     assert f"held out {measured[0]['eval_loss']:.3g} at step 0" in said and "the model that is kept" in said
+    repeats = 18 - len({str(rows[i]) for i in order[6:]})
+    assert repeats and f"{repeats} of the 18 rows to learn repeat an earlier one" in said
     assert "The training had only 10 steps" in said and "llm generate --model" in said
 
     command("generate", "--device", "cpu", "--model", out, "--prompt", "How many?", "--max-new-tokens", 4)

@@ -25,6 +25,10 @@ from tests.support import llm_toys
 pytestmark = pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing` is deprecated:FutureWarning")
 CLOSE = {"rtol": 1e-9, "atol": 1e-11}
 MATRIX = Objective(weight=0.7, ridge=0.02)
+GENERATION = (
+    "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}</s>{% endgeneration %}"
+    "{% else %}{{ m.content }}{% endif %}{% endfor %}"
+)
 
 
 def train(
@@ -161,6 +165,21 @@ def test_gradients_are_those_of_the_definition(kind, tmp_path, monkeypatch):
         torch.testing.assert_close(found[name], gradient, rtol=1e-6, atol=1e-9, msg=name)
 
 
+def test_sequences_without_padding_are_learned_as_each_alone(tmp_path):
+    """As transformers' collator puts them for flash attention, with positions and ``cu_seq_lens``."""
+    model, rows = llm_toys.llama().double().eval(), llm_toys.sequences(5)
+    trainer = MatrixTrainer(model=model, args=llm_toys.arguments(tmp_path), matrix=MATRIX)
+    batch = transformers.DataCollatorWithFlattening(return_flash_attn_kwargs=True, return_seq_idx=True)(rows)
+    assert batch["input_ids"].shape[0] == 1 and len(batch["cu_seq_lens_q"]) == len(rows) + 1
+    trainer.compute_loss(model, batch).backward()
+    found = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    ce, mce = textbook(model, rows, MATRIX)
+    (ce + MATRIX.weight * mce).backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(found[name], parameter.grad, rtol=1e-6, atol=1e-9, msg=name)
+
+
 def test_adapters_alone_are_trained(tmp_path):
     model = peft.get_peft_model(llm_toys.llama(), peft.LoraConfig(r=2, target_modules="all-linear"))
     before = llm_toys.weights(model)
@@ -205,11 +224,16 @@ def sft(model: Any, folder: Path, *, changes: dict[str, Any] | None = None, **gi
         "lr_scheduler_type": "constant", "max_grad_norm": 0.0,
     } | (changes or {})  # fmt: skip
     config = trl.SFTConfig(**settings)
-    rows = [{"prompt": row["question"], "completion": row["answer"]} for row in llm_toys.questions(16)]
+    rows: list[Any] = [{"prompt": row["question"], "completion": row["answer"]} for row in llm_toys.questions(16)]
+    tokenizer = copy.deepcopy(llm_toys.tokenizer())
+    if settings.get("assistant_only_loss"):
+        tokenizer.chat_template = GENERATION
+        rows = [{"messages": [{"role": "user", "content": row["prompt"]},
+                              {"role": "assistant", "content": row["completion"]}]} for row in rows]  # fmt: skip
     from datasets import Dataset
 
     trainer = given.pop("kind", MatrixSFTTrainer)(
-        model=model, args=config, train_dataset=Dataset.from_list(rows), processing_class=llm_toys.tokenizer(),
+        model=model, args=config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer,
         eval_dataset=Dataset.from_list(rows[:8]) if "eval_strategy" in settings else None, **given,
     )  # fmt: skip
     trainer.train()
@@ -221,10 +245,10 @@ def sft(model: Any, folder: Path, *, changes: dict[str, Any] | None = None, **gi
     [
         {},
         {"gradient_accumulation_steps": 1, "eval_strategy": "steps", "eval_steps": 1, "per_device_eval_batch_size": 8},
-        # no padding: sequences stand one after the other, told apart by their positions
-        {"gradient_accumulation_steps": 1, "padding_free": True, "max_length": None},
+        # answers of conversations alone, several conversations in a sequence, told apart by their positions
+        {"gradient_accumulation_steps": 1, "packing": True, "assistant_only_loss": True, "max_length": 90},
     ],
-    ids=["micro-batches", "evaluation", "without padding"],
+    ids=["micro-batches", "evaluation", "packed, answers alone"],
 )
 def test_sft_without_matrix_term_trains_as_trl_does(changes, tmp_path):
     ours, theirs = llm_toys.llama(), llm_toys.llama()

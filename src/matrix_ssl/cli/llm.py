@@ -98,7 +98,8 @@ def _open(model: str, template: TemplateName | None, device: str) -> tuple[Any, 
     place, settings = models.find_model(model)
     chosen: TemplateName | None = template or settings.get("template")
     if chosen is None:
-        raise ConfigError(f"{model} does not record the template it was trained with: give --template.")
+        names = ", ".join(get_args(TemplateName))
+        raise ConfigError(f"{model} does not record the template it was trained with: give --template ({names}).")
     tokenizer = models.open_tokenizer(place)
     with quiet_transformers():
         network = models.open_model(place, adapter=True).to(devices.choose_device(device))
@@ -139,7 +140,8 @@ def generate(
     questions = question_files.check_prompts(prompts) if data is None else read(data, _names(columns))
     network, tokenizer, chosen = _open(model, template, device)
     templates.check_template(chosen, tokenizer)
-    texts = [templates.prompt(templates.Exchange.of(text, ""), chosen, tokenizer) for text in questions[:limit]]
+    questions = questions[:limit]
+    texts = [templates.prompt(question, chosen, tokenizer) for question in questions]
     with options.stderr.status("answering") as status:
         written = writing.write(
             network, tokenizer, texts, template=chosen, batch_size=batch_size, max_new_tokens=max_new_tokens,
@@ -147,12 +149,12 @@ def generate(
         )  # fmt: skip
     options.say(f"{written.tokens} tokens in {written.seconds:.1f} s, {written.tokens / written.seconds:.0f} tokens/s.")
     if out is None:
-        for question, answer in zip(questions, written.texts, strict=False):
-            heading = f"> {question}\n" if len(texts) > 1 else ""
+        for question, answer in zip(questions, written.texts, strict=True):
+            heading = f"> {question.asked}\n" if len(texts) > 1 else ""
             options.stdout.print(f"{heading}{answer}", markup=False)
         return
-    pairs = zip(questions, written.texts, strict=False)
-    lines = (json.dumps({"question": one, "answer": other}, ensure_ascii=False) for one, other in pairs)
+    pairs = zip(questions, written.texts, strict=True)
+    lines = (json.dumps({"question": one.asked, "answer": other}, ensure_ascii=False) for one, other in pairs)
     write_text(out, "".join(f"{line}\n" for line in lines))
     options.show(answers=out)
 

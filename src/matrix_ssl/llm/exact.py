@@ -30,7 +30,7 @@ def score_exact(
         on_progress=on_progress,
     )  # fmt: skip
     answers = [
-        Answered(one.messages[-1]["content"], text, completion, normalised(completion), one.answer,
+        Answered(one.asked, text, completion, normalised(completion), one.answer,
                  right=normalised(completion) == normalised(one.answer))
         for one, text, completion in zip(asked, prompts, written.texts, strict=True)
     ]  # fmt: skip

@@ -48,7 +48,7 @@ def score_math(
         extracted = answer_of(completion)
         right = extracted is not None and is_equal(extracted, gold)
         answers.append(
-            Answered(one.messages[-1]["content"], text, completion, _INVALID if extracted is None else extracted, gold,
+            Answered(one.asked, text, completion, _INVALID if extracted is None else extracted, gold,
                      right=right)
         )  # fmt: skip
     accuracy = sum(answer.right for answer in answers) / len(answers)

@@ -35,7 +35,9 @@ def is_folder(model: str) -> bool:
 def find_model(model: str) -> tuple[str, dict[str, Any]]:
     """The folder of a model, or its name on the hub, and the settings if ``model`` is the folder of a fine-tuning."""
     run = Path(model)
-    if not is_folder(model) or not (run / ENVIRONMENT).is_file():
+    if is_folder(model):
+        _check_exists(run)
+    if not (run / ENVIRONMENT).is_file():
         return model, {}
     if not (run / RESULT).is_file():
         raise RunFolderError(f"The fine-tuning in {run} is not complete: run its command again first.")

@@ -175,7 +175,7 @@ def make_docs(
 ) -> list[dict[str, str]]:
     """The rows that the task file reads: question, prompt, and the correct number as text."""
     return [
-        {"question": asked.messages[-1]["content"], "prompt": prompt(asked, template, tokenizer),
+        {"question": asked.asked, "prompt": prompt(asked, template, tokenizer),
          "answer": _gold(asked, number)}
         for number, asked in enumerate(questions, 1)
     ]  # fmt: skip
@@ -195,5 +195,8 @@ def write_answers(path: Path, score: Score) -> None:
 
 def _gold(question: Exchange, number: int) -> str:
     if not re.fullmatch(r"\S*\d\S*", gold := question.answer.rpartition(_MARK)[2].strip()):
-        raise DataError(f"The answer to question {number} ends in {gold[-40:]!r}, not in a number after {_MARK}.")
+        raise DataError(
+            f"The answer to question {number} ends in {gold[-40:]!r}, not in a number after {_MARK}: answers of other "
+            f"kinds are scored by --task exact."
+        )
     return gold

@@ -1,14 +1,15 @@
 """Questions and answers from files and datasets of the Hugging Face hub, in the forms that people have."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from matrix_ssl.data.hub import open_dataset
 from matrix_ssl.errors import DataError, did_you_mean, import_extra
-from matrix_ssl.llm.data.tables import read_lines, read_table
+from matrix_ssl.llm.data.tables import is_separated, read_lines, read_table
 from matrix_ssl.llm.data.templates import Exchange
 
 ALPACA = ("instruction", "input", "output")  # the input may be empty
@@ -18,6 +19,7 @@ KNOWN = (
 )  # fmt: skip
 _ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant"}
 _HUB = "hf:"
+_SHOWN = 80  # characters of a value in an error
 
 
 @dataclass(frozen=True)
@@ -39,37 +41,36 @@ def read_rows(data: str) -> Rows:
     return Rows(rows, data, hashlib.sha256(content).hexdigest())
 
 
-def read_questions(data: str, columns: Sequence[str] = ()) -> list[str]:
-    """The questions of a file or dataset, with or without answers, or the lines of a text file (.txt)."""
+def read_questions(data: str, columns: Sequence[str] = ()) -> list[Exchange]:
+    """The questions of a file or dataset, with or without answers, or the lines of a text file (.txt).
+
+    Of a conversation that is all but a last answer of the assistant. The answers are empty.
+    """
     if data.lower().endswith(".txt") and not data.startswith(_HUB):
-        lines = read_lines(Path(data))
-        return [_encodable(line, f"{data}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
+        texts = [(number, line) for number, line in enumerate(read_lines(Path(data)), 1) if line.strip()]
+        if not texts:
+            raise DataError(f"{data} is empty: it needs at least one question.")
+        return [Exchange.of(_encodable(line, f"{data}, line {number}"), "") for number, line in texts]
     rows = read_rows(data)
-    name = next(iter(columns), None) or next((names[0] for names in KNOWN if names[0] in rows.rows[0]), None)
-    if name is None or name not in rows.rows[0]:
-        present = ", ".join(rows.rows[0])
-        raise DataError(f"{rows.name} has the columns {present}, of which none is known to hold questions: name one "
-                        f"with --columns.")  # fmt: skip
-    questions = []
-    for number, row in enumerate(rows.rows, 1):
-        text, where = row.get(name), f"{rows.name}, row {number}"
-        if not isinstance(text, str) or not text.strip():
-            raise DataError(f"{where}: {name} is {text!r}; expected a non-empty string.")
-        extra = row.get(ALPACA[1]) if name == ALPACA[0] else None
-        questions.append(_encodable(f"{text}\n\n{extra}" if extra else text, where))
-    return questions
+    present = _names(rows)
+    known = [*columns[:1], *(names[0] for names in KNOWN if not columns)]
+    name = next((name for name in known if name in present), None)
+    if name is None:
+        raise DataError(f"{rows.name} has the columns {', '.join(present)}, of which none is known to hold questions: "
+                        f"name one with --columns.")  # fmt: skip
+    return _each_row(rows, partial(_question, name=name))
 
 
-def check_prompts(prompts: Sequence[str]) -> list[str]:
+def check_prompts(prompts: Sequence[str]) -> list[Exchange]:
     """Questions of a command line; DataError for one without text, or with bytes that are none."""
     if any(not text.strip() for text in prompts):
         raise DataError("--prompt is empty: write a question.")
-    return [_encodable(text, "--prompt") for text in prompts]
+    return [Exchange.of(_encodable(text, "--prompt"), "") for text in prompts]
 
 
 def find_columns(rows: Rows, columns: Sequence[str] = ()) -> tuple[str, ...]:
-    """The columns with questions and answers, or messages: those named, or the first of ``KNOWN`` in the first row."""
-    present = list(rows.rows[0])
+    """The columns with questions and answers, or messages: those named, or the first of ``KNOWN`` that there are."""
+    present = _names(rows)
     if len(columns) > 2:
         raise DataError(f"--columns {','.join(columns)}: name a question and an answer, or one column of messages.")
     if len(set(columns)) < len(columns):
@@ -83,42 +84,94 @@ def find_columns(rows: Rows, columns: Sequence[str] = ()) -> tuple[str, ...]:
         if set(names) <= set(present):
             return names
     known = ", ".join("/".join(names) for names in KNOWN)
-    raise DataError(f"{rows.name} has the columns {', '.join(present)}, but none of {known}: name them with --columns.")
+    shown = ", ".join(name if name == name.strip() else repr(name) for name in present)
+    first = " The first line of a table holds their names." if is_separated(Path(rows.name)) else ""
+    raise DataError(f"{rows.name} has the columns {shown}, but none of {known}: name them with --columns.{first}")
 
 
 def exchanges(rows: Rows, columns: tuple[str, ...]) -> list[Exchange]:
     """Every row as messages and the answer to them: the second column, or the last message."""
-    return [_exchange(row, columns, f"{rows.name}, row {number}") for number, row in enumerate(rows.rows, 1)]
+    return _each_row(rows, partial(_exchange, columns=columns))
 
 
-def _exchange(row: dict[str, Any], columns: tuple[str, ...], where: str) -> Exchange:
-    values: list[Any] = [row.get(name) for name in columns]
+def _names(rows: Rows) -> list[str]:
+    """All columns; a row of JSON may lack what is empty there, as the input of Alpaca's."""
+    return list(dict.fromkeys(name for row in rows.rows for name in row))
+
+
+def _each_row(rows: Rows, read: Callable[..., Exchange]) -> list[Exchange]:
+    """What ``read`` makes of every row and its place; DataError for the first row that it refuses and their number."""
+    result, refused = [], []
+    for number, row in enumerate(rows.rows, 1):
+        try:
+            result.append(read(row, where=f"{rows.name}, row {number}"))
+        except DataError as error:
+            refused.append(error)
+    if len(refused) > 1:
+        raise DataError(f"{refused[0]} {len(refused)} of {len(rows.rows)} rows cannot be used: correct or remove them.")
+    if refused:
+        raise refused[0]
+    return result
+
+
+def _exchange(row: dict[str, Any], *, columns: tuple[str, ...], where: str) -> Exchange:
     if len(columns) == 1:
-        return _conversation(values[0], columns[0], where)
-    texts = []
-    for name, value in zip(columns, values, strict=True):
-        if columns == ALPACA and name == "input" and (value is None or not str(value).strip()):
-            continue
-        if not isinstance(value, str) or not value.strip():
-            raise DataError(f"{where}: {name} is {value!r}; expected a non-empty string.")
-        texts.append(_encodable(value, f"{where}: {name}"))
+        messages = _messages(row.get(columns[0]), columns[0], where)
+        if not messages or messages[-1]["role"] != "assistant" or not messages[-1]["content"].strip():
+            messages = []
+        if len(messages) < 2:
+            raise _no_conversation(columns[0], where, "ends with a non-empty answer of the assistant (gpt)")
+        return Exchange(messages[:-1], messages[-1]["content"])
+    texts = _texts(row, columns, where)
     return Exchange.of("\n\n".join(texts[:-1]), texts[-1])
 
 
-def _conversation(value: Any, name: str, where: str) -> Exchange:
-    """Messages, with role and content, or as of ShareGPT with from and value."""
+def _question(row: dict[str, Any], *, name: str, where: str) -> Exchange:
+    if isinstance(row.get(name), list | dict):
+        messages = _messages(row[name], name, where)
+        if messages and messages[-1]["role"] == "assistant":
+            messages = messages[:-1]
+        if not messages:
+            raise _no_conversation(name, where, "holds a question of the user (human)")
+        return Exchange(messages, "")
+    return Exchange.of("\n\n".join(_texts(row, ALPACA[:2] if name == ALPACA[0] else (name,), where)), "")
+
+
+def _texts(row: dict[str, Any], columns: tuple[str, ...], where: str) -> list[str]:
+    """The texts in columns. Where there is an input as Alpaca's, the middle of three, it may be empty."""
+    extra = row.get(ALPACA[1])
+    if columns in (ALPACA, ALPACA[:2]) and (extra is None or not str(extra).strip()):
+        columns = tuple(name for name in columns if name != ALPACA[1])
+    return [_text(row, name, where) for name in columns]
+
+
+def _text(row: dict[str, Any], name: str, where: str) -> str:
+    """The text in a column; a whole number is one, too."""
+    value = row.get(name)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str) or not value.strip():
+        shown = repr(value)
+        shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}…"
+        raise DataError(f"{where}: {name} is {shown}; expected a non-empty string.")
+    return _encodable(value, f"{where}: {name}")
+
+
+def _messages(value: Any, name: str, where: str) -> list[dict[str, str]]:
+    """Messages, with role and content, or as of ShareGPT with from and value; none where there is something else."""
     if isinstance(value, dict) and all(isinstance(x, list) for x in value.values()):  # as some versions of datasets
         value = [dict(zip(value, parts, strict=False)) for parts in zip(*value.values(), strict=False)]
     read = [_message(one) for one in value] if isinstance(value, list) else []
     messages = [one for one in read if one is not None]
-    whole = len(messages) == len(read) >= 2 and messages[-1]["role"] == "assistant"
-    if not whole or not messages[-1]["content"].strip():
-        raise DataError(
-            f"{where}: {name} is not a list of messages, each with role and content (or from and value), that ends "
-            f"with a non-empty answer of the assistant (gpt)."
-        )
-    checked = [{key: _encodable(text, f"{where}: {name}") for key, text in one.items()} for one in messages]
-    return Exchange(checked[:-1], checked[-1]["content"])
+    if len(messages) < len(read):
+        return []
+    return [{key: _encodable(text, f"{where}: {name}") for key, text in one.items()} for one in messages]
+
+
+def _no_conversation(name: str, where: str, end: str) -> DataError:
+    return DataError(
+        f"{where}: {name} is not a list of messages, each with role and content (or from and value), that {end}."
+    )
 
 
 def _message(one: Any) -> dict[str, str] | None:

@@ -1,5 +1,6 @@
 """Files as rows of named values: JSON lines, a JSON list, CSV, TSV and Parquet; text also compressed by gzip."""
 
+import codecs
 import csv
 import io
 import zlib
@@ -12,8 +13,10 @@ from matrix_ssl.errors import DataError, import_extra
 
 Table = list[dict[str, Any]]
 
-_SEPARATORS = {".csv": ",", ".tsv": "\t"}
+_SEPARATORS = {".csv": ",;\t", ".tsv": "\t"}  # the first that is in the line of names
 _JSON = (".jsonl", ".json", ".ndjson")
+_WIDE = 4  # bytes, of which one is zero where a character takes two or four
+_CONVERT = "save the file as UTF-8, for example by iconv -f {} -t UTF-8"
 _LARGEST_FIELD = 1 << 27  # characters of a cell; the library's default is 131072
 
 
@@ -42,6 +45,11 @@ def read_table(path: Path) -> tuple[Table, bytes]:
         f"{path} has the ending {kind or 'of no kind'}: expected JSON lines (.jsonl), a JSON list (.json), .csv, .tsv "
         f"or .parquet; text may be compressed (.gz)."
     )
+
+
+def is_separated(path: Path) -> bool:
+    """Whether a file is a table whose first line holds the names of its columns, as its ending says."""
+    return any(suffix.lower() in _SEPARATORS for suffix in path.suffixes)
 
 
 def read_lines(path: Path) -> list[str]:
@@ -112,16 +120,25 @@ def _json(content: bytes, where: str) -> Any:
 
 
 def _text(content: bytes, where: str) -> str:
+    wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in content[:_WIDE]
+    if wide:
+        raise DataError(f"{where}: not UTF-8 but UTF-16 or UTF-32; {_CONVERT.format('UTF-16')}.")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(f"{where}: not UTF-8 at byte {error.start}; save the file as UTF-8.") from error
+        remedy = _CONVERT.format("WINDOWS-1252")
+        raise DataError(
+            f"{where}: not UTF-8 at byte {error.start}, perhaps Latin-1 or Windows-1252; {remedy}."
+        ) from error
 
 
-def _separated(path: Path, content: bytes, separator: str) -> Table:
+def _separated(path: Path, content: bytes, separators: str) -> Table:
     """Rows below a line of names. A row that is shorter lacks values, one that is longer is an error."""
     csv.field_size_limit(_LARGEST_FIELD)
-    reader = csv.DictReader(io.StringIO(_text(content, str(path)), newline=""), delimiter=separator, strict=True)
+    text = _text(content, str(path))
+    names = text.lstrip().partition("\n")[0]
+    separator = next((one for one in separators if one in names), separators[0])  # programs of Europe write ;
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     rows = []
     try:
         _check_names(path, reader.fieldnames or ())

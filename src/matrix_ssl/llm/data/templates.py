@@ -38,6 +38,11 @@ class Exchange(NamedTuple):
         """A question of the user and its answer."""
         return cls([{"role": "user", "content": question}], answer)
 
+    @property
+    def asked(self) -> str:
+        """The text of the last message before the answer."""
+        return self.messages[-1]["content"]
+
 
 def check_template(name: str, tokenizer: "PreTrainedTokenizerBase") -> None:
     """Raises ConfigError for an unknown template, and for ``chat`` if the tokenizer has no chat template."""

@@ -1,5 +1,6 @@
 """A text file as windows of tokens, read piece by piece: memory does not grow with the file."""
 
+import codecs
 from collections.abc import Callable, Iterable, Iterator
 from io import BufferedReader, TextIOWrapper
 from pathlib import Path
@@ -17,7 +18,7 @@ def read_blocks(path: Path) -> Iterator[str]:
     """
     rest, characters = "", 0
     try:
-        with TextIOWrapper(BufferedReader(open_file(path)), encoding="utf-8", newline="") as file:
+        with TextIOWrapper(BufferedReader(open_file(path)), encoding="utf-8-sig", newline="") as file:
             while piece := file.read(BLOCK):
                 rest += piece
                 characters += len(piece)
@@ -80,7 +81,8 @@ def _not_utf8(path: Path) -> DataError:
         read_file(path, most=MOST_TEXT).decode()
     except UnicodeDecodeError as error:
         place = f"byte 0x{error.object[error.start]:02x} at offset {error.start} ({error.reason})"
-        return DataError(f"{path} is not UTF-8: {place}. Convert the file, for example with iconv -t UTF-8.")
+        kind = "UTF-16" if error.object.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "WINDOWS-1252"
+        return DataError(f"{path} is not UTF-8: {place}. Convert the file, for example with iconv -f {kind} -t UTF-8.")
     return DataError(f"{path} changed while it was read: run the command again.")
 
 

@@ -58,6 +58,7 @@ class Prepared:
     arguments: "TrainingArguments"
     rows: Rows
     examples: Examples
+    repeated: int  # rows to learn that repeat an earlier one, question and answer
     held_out: "HeldOut | None"
     tokenizer: "PreTrainedTokenizerBase"
     model: Any  # a PreTrainedModel, or one that peft has wrapped
@@ -69,10 +70,10 @@ class Prepared:
         loss = f"ce + {o.weight:g} mce ({o.form}, ridge {o.ridge:g})" if o.weight else "ce"
         kind = f"LoRA of rank {s.lora}{' in 4 bits' if s.load_in_4bit else ''}" if s.lora else "all weights"
         return (
-            f"{s.model}, {kind}; {len(self.examples)} examples, {self.examples.learned} tokens to learn"
+            f"{s.model}, {kind}; {_several(len(self.examples), 'example')}, {self.examples.learned} tokens to learn"
             f"{f', {len(self.held_out.examples)} held out' if self.held_out is not None else ''}; {loss}; "
-            f"{s.epochs:g} epochs of batch {s.batch_size}, seed {s.seed}; {devices.device_name(self.device)}, "
-            f"{processes} process{'es' if processes > 1 else ''}"
+            f"{_several(s.epochs, 'epoch')} of batch {s.batch_size}, seed {s.seed}; "
+            f"{devices.device_name(self.device)}, {processes} process{'es' if processes > 1 else ''}"
         )
 
     def counts(self) -> dict[str, int]:
@@ -101,6 +102,10 @@ class Prepared:
                 f"max_length={self.settings.max_length} truncates {e.cut} sequences and skips {e.dropped} rows whose "
                 f"answer would be cut off entirely."
             )
+        if self.repeated:
+            sentences.append(
+                f"{self.repeated} of the {len(e) + e.dropped} rows to learn repeat an earlier one, question and answer."
+            )
         if self.held_out is not None and self.held_out.learned_too:
             sentences.append(
                 f"Warning: {self.held_out.learned_too} of the {len(self.held_out.examples)} held-out rows are also "
@@ -117,7 +122,7 @@ def prepare(settings: FineTuneSettings, out: Path, *, device: torch.device) -> P
     rows = read_rows(settings.data)
     tokenizer = open_tokenizer(settings.model)
     check_template(settings.template, tokenizer)
-    examples, held_out = _examples(settings, rows, tokenizer)
+    examples, repeated, held_out = _examples(settings, rows, tokenizer)
     if settings.lora and settings.model.startswith(FROM_CONFIG):
         raise ConfigError(
             f"lora={settings.lora} on random weights saves an adapter without its model: train the whole model first."
@@ -137,7 +142,7 @@ def prepare(settings: FineTuneSettings, out: Path, *, device: torch.device) -> P
     trainer = _make_trainer(
         model, tokenizer, (examples, held_out.examples if held_out else None), arguments, settings.objective
     )
-    return Prepared(settings, device, arguments, rows, examples, held_out, tokenizer, model, trainer)
+    return Prepared(settings, device, arguments, rows, examples, repeated, held_out, tokenizer, model, trainer)
 
 
 def run(prepared: Prepared, out: Path, *, display: Display) -> dict[str, Any]:
@@ -210,8 +215,8 @@ def newest_checkpoint(out: Path, say: Callable[[str], None]) -> tuple[int, str |
 
 def _examples(
     settings: FineTuneSettings, rows: Rows, tokenizer: "PreTrainedTokenizerBase"
-) -> tuple[Examples, HeldOut | None]:
-    """What is learned, and what is measured and not learned."""
+) -> tuple[Examples, int, HeldOut | None]:
+    """What is learned, how many of its rows repeat an earlier one, and what is measured and not learned."""
     asked = exchanges(rows, find_columns(rows, settings.columns))
     kept: list[Exchange] = []
     sha256 = ""
@@ -232,10 +237,18 @@ def _examples(
             some, template=settings.template, tokenizer=tokenizer, max_length=settings.max_length
         )  # fmt: skip
 
+    learned = {hash(json.dumps(exchange)) for exchange in asked}
+    examples, repeated = make(asked), len(asked) - len(learned)
     if not kept:
-        return make(asked), None
-    learned = {json.dumps(exchange) for exchange in asked}
-    return make(asked), HeldOut(make(kept), sha256, sum(json.dumps(exchange) in learned for exchange in kept))
+        return examples, repeated, None
+    learned_too = sum(hash(json.dumps(exchange)) in learned for exchange in kept)
+    return examples, repeated, HeldOut(make(kept), sha256, learned_too)
+
+
+def _several(number: float, what: str) -> str:
+    """A number and what there is of it."""
+    shown = f"{number:g}" if isinstance(number, float) else str(number)
+    return f"{shown} {what}{'s' * (number != 1)}"
 
 
 def _held_out(trainer: MatrixTrainer, recorder: Recorder) -> dict[str, Any]:
@@ -250,7 +263,9 @@ def _what_was_learnt(result: dict[str, Any], settings: FineTuneSettings) -> list
     sentences, steps = [], result["steps"]
     if losses := result["losses"]:
         first, last = losses["first"], losses["last"]
-        text = f"Loss {first['loss']:.3g} at step {first['step']}, {last['loss']:.3g} at step {last['step']}"
+        text = f"Loss {first['loss']:.3g} at step {first['step']}"
+        if last is not first:
+            text += f", {last['loss']:.3g} at step {last['step']}"
         if held_out := result.get("held_out"):
             first, kept = held_out["first"], held_out["kept"]
             text += f"; held out {first['eval_loss']:.3g} at step {first['step']}, {kept['eval_loss']:.3g} at step "
@@ -258,7 +273,7 @@ def _what_was_learnt(result: dict[str, Any], settings: FineTuneSettings) -> list
         sentences.append(f"{text}.")
     if steps <= _FEW_STEPS:
         sentences.append(
-            f"The training had only {steps} step{'s' * (steps > 1)}: with few data, lower batch_size (it is "
+            f"The training had only {_several(steps, 'step')}: with few data, lower batch_size (it is "
             f"{settings.batch_size}) or raise epochs ({settings.epochs:g})."
         )
     return sentences
