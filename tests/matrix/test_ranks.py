@@ -283,6 +283,17 @@ class TestReport:
         assert text.startswith("30 samples, 6 features each")
         assert all(meaning.heading in text and meaning.meaning in text for meaning in MEANINGS.values())
 
+    @pytest.mark.parametrize(
+        ("views", "what"),
+        [
+            (torch.ones(4, 1, 3), r"'views' has the shape \(4, 1, 3\)"),
+            (torch.full((2, 2, 3), torch.nan), "'views' .*not finite"),
+        ],
+    )
+    def test_errors_name_the_views(self, views, what):
+        with pytest.raises(errors.MatrixError, match=what):
+            rank_report(torch.eye(3), views=views)
+
     def test_of_few_samples_leaves_out_what_is_not_defined(self):
         report = rank_report(torch.ones(1, 3))
         assert (report.alpha_req, report.self_cluster, report.lidar) == (None, None, None)

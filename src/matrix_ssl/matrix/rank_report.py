@@ -91,21 +91,21 @@ def rank_report(features: Tensor, *, views: Tensor | None = None, validate: bool
         validate: whether to check values; by default on the CPU.
 
     Raises:
-        MatrixError: ``features`` is not a single matrix, empty, or not finite.
+        MatrixError: ``features`` is not a single matrix, ``views`` not of several images and views, or one of them is
+            empty or not finite.
     """
     check_tensor(features, "features")
     if features.ndim != 2:
         raise MatrixShapeError(
             f"Argument 'features' has the shape {tuple(features.shape)}: a report is of one matrix (n, d)."
         )
-    if views is not None:
-        check_tensor(views, "views")
+    seen = None if views is None else ranks.checked_views(views, "views", validate)
     x = checked_matrix(features.detach(), "features", validate).double()
     cosine = ranks.self_cluster(x, validate=False).item() if min(x.shape) > 1 else None
     return report_of_spectra(
         *both_spectra(rescaled(x)), samples=len(x), width=x.shape[1], self_cluster=cosine,
         threshold=ranks.default_threshold(features),
-        lidar=None if views is None else ranks.lidar(views.double(), validate=validate).item(),
+        lidar=None if seen is None else ranks.lidar(seen, validate=validate).item(),
     )  # fmt: skip
 
 

@@ -190,13 +190,7 @@ def lidar(features: Tensor, *, ridge: float = RIDGE, validate: bool | None = Non
         1e-7 that it adds to every share.
     """
     check_positive(ridge=ridge)
-    check_tensor(features, "features")
-    if features.ndim < 3 or min(features.shape[-3:-1], default=0) < 2:
-        raise MatrixShapeError(
-            f"Argument 'features' has the shape {tuple(features.shape)}: expected (..., n, v, d) with at least two "
-            f"images and two views of each."
-        )
-    x = _double(features, validate)
+    x = checked_views(features, "features", validate)
     n, v, d = x.shape[-3:]
     means = x.mean(-2)
     within = (x - means.unsqueeze(-2)).flatten(-3, -2) / (n * v) ** 0.5
@@ -206,12 +200,23 @@ def lidar(features: Tensor, *, ridge: float = RIDGE, validate: bool | None = Non
         factor, info = torch.linalg.cholesky_ex(spread)
         if looks_at_values(features, validate) and (info > 0).any():
             raise NotPositiveDefiniteError(
-                f"Argument 'features' (shape {tuple(features.shape)}): ridge={ridge} is lost in the rounding of the "
-                f"covariance of the views; scale the features down or pass a larger ridge."
+                f"ridge={ridge} is lost in the rounding of the covariance of the views, of shape "
+                f"{tuple(features.shape)}; scale the features down or pass a larger ridge."
             )
         discriminant = torch.linalg.solve_triangular(factor, between.mT, upper=False)
         entropy, _ = renyi_of(smaller_product(discriminant), 1.0)
     return entropy.exp().to(full_precision(features).dtype)
+
+
+def checked_views(features: Tensor, name: str, validate: bool | None) -> Tensor:
+    """Finite features (..., n, v, d) of v ≥ 2 views of each of n ≥ 2 images, in float64; else MatrixError."""
+    check_tensor(features, name)
+    if features.ndim < 3 or min(features.shape[-3:-1], default=0) < 2:
+        raise MatrixShapeError(
+            f"Argument {name!r} has the shape {tuple(features.shape)}: expected (..., n, v, d) with at least two "
+            f"images and two views of each."
+        )
+    return checked_matrix(features, name, validate).double()
 
 
 def lidar_of(between: Tensor, within: Tensor, ridge: float) -> Tensor:
