@@ -16,9 +16,23 @@ from matrix_ssl.config import RunConfig, system, to_dict
 from matrix_ssl.errors import RunFolderError
 from matrix_ssl.runs.environment import environment
 from matrix_ssl.runs.files import append_line, check_writable, read_json, read_lines, write_atomically, write_json
-from matrix_ssl.runs.folder import check_folder, is_unclaimed, lock, read_config, set_aside, tidy
+from matrix_ssl.runs.folder import check_folder, claim, is_unclaimed, lock, read_config, set_aside, tidy
 from matrix_ssl.runs.metrics import MetricsWriter
 from tests.conftest import unprivileged
+
+
+@pytest.mark.parametrize(("before", "now", "remedy"), [
+    ({"epochs": 8}, {"epochs": 9}, " To train its encoder further, start a second run from it: --from {} --set "
+                                   "epochs=1."),
+    ({"epochs": 9}, {"epochs": 8}, ""), ({"epochs": 8}, {"epochs": 9, "seed": 1}, ""), ({"seed": 8}, {"seed": 9}, ""),
+])  # fmt: skip
+def test_the_same_run_with_more_epochs_names_its_remedy(
+    tmp_path: Path, before: dict[str, int], now: dict[str, int], remedy: str
+) -> None:
+    claim(tmp_path, RunConfig(**before))
+    with pytest.raises(RunFolderError) as caught:
+        claim(tmp_path, RunConfig(**now))
+    assert str(caught.value).endswith(f"or use --fresh to start over.{remedy.format(tmp_path)}")
 
 
 def names(folder: Path) -> set[str]:

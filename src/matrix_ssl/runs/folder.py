@@ -3,6 +3,8 @@
 import hashlib
 import json
 import os
+import re
+import shlex
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -223,8 +225,19 @@ def check_claim(
     if different:
         raise RunFolderError(
             f"{folder} was started with other settings ({'; '.join(different[:5])}): choose another folder"
-            f"{OFFERED.first(', or use --fresh to start over')}."
+            f"{OFFERED.first(', or use --fresh to start over')}.{_train_longer(folder, different)}"
         )
+
+
+def _train_longer(run: Path, different: Sequence[str]) -> str:
+    """The remedy where nothing but the number of epochs is larger than that of a run, by which its rate decays."""
+    more = re.fullmatch(r"epochs: (\d+) -> (\d+)", different[0])
+    if len(different) > 1 or more is None or int(more[2]) < int(more[1]):
+        return ""
+    return OFFERED.first(
+        f" To train its encoder further, start a second run from it: --from {shlex.quote(str(run))} --set epochs="
+        f"{int(more[2]) - int(more[1])}."
+    )
 
 
 def set_aside(run: Path, *, first: str = CONFIG) -> Path | None:
