@@ -81,11 +81,13 @@ def test_files_of_other_programs_and_damaged_ones(tmp_path: Path) -> None:
     (tmp_path / "text.csv").write_text("path,f0\na,1\nb,one\n")
     (tmp_path / "twice.csv").write_text("path,f0,f0\na,1,2\n")
     (tmp_path / "nan.csv").write_text("path,f0\na,1\nb,nan\n")
+    (tmp_path / "outliers.csv").write_text("rank,distance,path\n1,0.5,a\n2,0.4,b\n")
     (tmp_path / "cut.safetensors").write_bytes(b"\x10")
     for name, message in (
         ("short.npz", "3 rows of features and 1 of where"), ("wrong.npz", "labels that are no numbers of its classes"),
         ("text.csv", "cannot be read as a table"), ("nan.csv", "finite numbers"), ("cut.safetensors", "cannot be read"),
         ("absent.csv", "cannot be read"), ("twice.csv", "the column 'f0' is there twice"),
+        ("outliers.csv", "it lists images by rank, distance; name a file that matrix-ssl embed wrote"),
     ):  # fmt: skip
         with pytest.raises(DataError, match=message):
             read_embedding(tmp_path / name)

@@ -35,6 +35,9 @@ SELF_DESCRIBING = (".npz", ".parquet", ".safetensors")  # with the digests of en
 _ROWS = 4096  # that are written at a time
 _FACTS = ("data_digest", "encoder", "encoder_digest")
 _COLUMNS = ("path", "label", "digest")
+_ANSWERS = {  # columns of the tables that commands such as ``matrix-ssl outliers`` write
+    "query", "rank", "similarity", "group", "distance", "cluster", "representative", "suggested", "probability", "gain",
+}  # fmt: skip
 
 
 def check_format(path: Path, *, patches: bool = False) -> None:
@@ -217,6 +220,8 @@ def _read_csv(path: Path, *, features: bool = True) -> tuple[NDArray[np.float32]
             names = next(reader, [])
             if repeated := next((name for name in names if names.count(name) > 1), None):
                 raise ValueError(f"the column {repeated!r} is there twice; rename one")
+            if features and (rest := [name for name in names if name not in _COLUMNS]) and _ANSWERS.issuperset(rest):
+                raise ValueError(f"it lists images by {', '.join(rest)}; name a file that matrix-ssl embed wrote")
             chosen = {name: names.index(name) for name in _COLUMNS if name in names}
             numbers = [i for i, name in enumerate(names) if i not in chosen.values()] if features else []
             columns: dict[str, list[str]] = {name: [] for name in chosen}
