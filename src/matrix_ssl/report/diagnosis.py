@@ -1,4 +1,4 @@
-"""The result of a diagnosis for a terminal, and its page ``diagnose.html``, which opens offline. Uses no torch."""
+"""The result of a diagnosis of a language model for a terminal, and its page, which opens offline. Uses no torch."""
 
 from collections.abc import Mapping
 from pathlib import Path
