@@ -104,6 +104,12 @@ def test_selection_beside_labelled_images(images: matrix_ssl.Collection, tmp_pat
         images.select(3, labelled=["99.png"])
 
 
+def test_what_was_taken_for_classes_is_said_where_images_are_read(capsys: pytest.CaptureFixture[str]) -> None:
+    for is_said in (True, False):
+        matrix_ssl.Collection("of_folder", device="cpu")
+        assert ("photos: 2 folders (a, b)." in capsys.readouterr().err) == is_said
+
+
 def test_features_are_computed_once(cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     read, batches = [], evaluation.features.evaluation_batches
 

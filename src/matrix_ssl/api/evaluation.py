@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,7 +31,7 @@ from matrix_ssl.runs import devices
 from matrix_ssl.runs.display import Display
 from matrix_ssl.runs.files import fingerprint
 from matrix_ssl.runs.folder import lock, read_config
-from matrix_ssl.runs.session import session
+from matrix_ssl.runs.session import Session, session
 
 if TYPE_CHECKING:
     from matrix_ssl.report.tables import Evaluation
@@ -94,30 +95,15 @@ def evaluate(
     every.check_protocols(protocols)
     if label_list is not None and SEMI_SUPERVISED not in protocols:
         raise ConfigError(f"--label-list is for --protocol {SEMI_SUPERVISED}.")
-    if not data and not is_folder(where):
-        raise no_dataset(where)
-    from matrix_ssl.encoder.importing import as_run, default_run  # takes a second to import
-
-    if data and not is_folder(where):
-        check_outside(out or default_run(read_where(where), branch=weights), data, data_root=data_root)
+    if not is_folder(where):
+        _check_place(where, data, out=out, weights=weights, data_root=data_root)
     with session(device, quiet=quiet) as s:
-        chosen = dataclasses.asdict(settings)
-        distributed.check_equal(
-            {
-                "protocols": list(protocols),
-                "baselines": list(baselines),
-                "fresh": fresh,
-                "weights": weights,
-                "max_unreadable": max_unreadable,
-                **chosen,
-            },
-            "settings",
-        )
-        prepared = None
-        with distributed.together():
-            if s.main:
-                prepared = as_run(where, out=out, weights=weights, download=download, say=s.display.say)
-        run, weights = distributed.broadcast_object(prepared)
+        chosen = {
+            "protocols": list(protocols), "baselines": list(baselines), "fresh": fresh, "weights": weights,
+            "max_unreadable": max_unreadable,
+        }  # fmt: skip
+        distributed.check_equal(chosen | dataclasses.asdict(settings), "settings")
+        run, weights = _run_of(s, where, out=out, weights=weights, download=download)
         images = read_config(run).data
         location = data or images.source
         if not location:
@@ -133,28 +119,16 @@ def evaluate(
             train.labelled()
         if train.labels is None and public:
             raise DataError(f"{train.name!r} has no labels; --baseline compares accuracies, which need them.")
+        subject = Subject(run, train, test, weights, s.device, drawn_from, max_unreadable)
         if train.labels is None:
-            s.display.say(
-                f"{train.name!r} has no labels: {train.unlabelled_because}. Writing only the embedding map and the "
-                "nearest-neighbour gallery."
-            )
-            with s.display.bar("features") as show:
-                every.describe_images(
-                    run, train, weights=weights, device=s.device, on_progress=show, say=s.display.say,
-                    max_unreadable=max_unreadable,
-                )  # fmt: skip
+            _describe(subject, s.display)
         else:
-            subject = Subject(run, train, test, weights, s.device, drawn_from, max_unreadable)
             every.run_protocols(
                 subject, protocols=protocols, settings=settings, baselines=public, label_list=label_list,
                 fresh=fresh, say=s.display.say, display=s.display, bar=s.display.bar,
             )  # fmt: skip
         distributed.barrier()  # all files are written
-        from matrix_ssl.report import write_report  # takes a second to import
-        from matrix_ssl.report.tables import read_evaluation
-
-        results = None if train.labels is None else read_evaluation(subject.folder)
-        return Evaluated(results, s.main, write_report(run) if s.main and report else None)
+        return _read_results(subject, is_main=s.main, report=report)
 
 
 def embed(
@@ -179,8 +153,6 @@ def embed(
     """
     source = open_images(data, images, split=split, data_root=data_root, download=download)
     display = Display(quiet=quiet)
-    for remark in source.remarks:
-        display.say(remark)
     identity = encoder_digest(encoder, images)
     with ExitStack() as stack:
         files = None
@@ -189,6 +161,8 @@ def embed(
             files = FeatureFiles(keep / "rows", fingerprint=fingerprint(identity, source.name, source.digest))
             if 0 < files.seen < len(source):
                 display.say(f"Resuming after {files.seen:,} of {len(source):,} images.")
+        for remark in () if files and files.seen == len(source) else source.remarks:  # all is known: nothing is read
+            display.say(remark)
         show = stack.enter_context(display.bar("features"))
         try:
             embedding = features.embed(
@@ -204,9 +178,9 @@ def embed(
 
 
 def open_images(data: Data, images: DataConfig, *, split: Split, data_root: Path | None, download: bool) -> Source:
-    """A dataset, as an encoder of images of these settings takes it."""
+    """A dataset as an encoder of such images takes it: grey ones of a program in three channels where it has three."""
     source = open_source(data, split=split, data_root=data_root, download=download, reading=images.reading)
-    return _fitting(source, data, images)
+    return in_colour(source, len(images.mean)) if isinstance(data, Splits) else source
 
 
 def no_dataset(where: str | Path) -> MatrixSSLError:
@@ -217,9 +191,52 @@ def no_dataset(where: str | Path) -> MatrixSSLError:
     return DataError(f"{where} does not name a dataset: give --data FOLDER.")
 
 
-def _fitting(source: Source, data: Data, images: DataConfig) -> Source:
-    """Grey images of a program in three channels, where the encoder takes three."""
-    return in_colour(source, len(images.mean)) if isinstance(data, Splits) else source
+def _check_place(
+    where: str | Path, data: Data | None, *, out: Path | None, weights: Weights, data_root: Path | None
+) -> None:
+    """Raises where an encoder that is not a run comes without images, or its results would lie among them."""
+    from matrix_ssl.encoder.importing import default_run  # takes a second to import
+
+    if not data:
+        raise no_dataset(where)
+    check_outside(out or default_run(read_where(where), branch=weights), data, data_root=data_root)
+
+
+def _run_of(
+    s: Session, where: str | Path, *, out: Path | None, weights: Weights, download: bool
+) -> tuple[Path, Weights]:
+    """The run with the encoder WHERE, which the main process imports where it is none, and its network."""
+    from matrix_ssl.encoder.importing import as_run  # takes a second to import
+
+    run = None
+    with distributed.together():
+        if s.main:
+            run = as_run(where, out=out, weights=weights, download=download, say=s.display.say)
+    result: tuple[Path, Weights] = distributed.broadcast_object(run)
+    return result
+
+
+def _describe(subject: Subject, display: Display) -> None:
+    """Writes what the page shows of images without labels."""
+    train = subject.train
+    display.say(
+        f"{train.name!r} has no labels: {train.unlabelled_because}. Writing only the embedding map and the "
+        "nearest-neighbour gallery."
+    )
+    with display.bar("features") as show:
+        every.describe_images(
+            subject.run, train, weights=subject.weights, device=subject.device, on_progress=show, say=display.say,
+            max_unreadable=subject.max_unreadable,
+        )  # fmt: skip
+
+
+def _read_results(subject: Subject, *, is_main: bool, report: bool) -> Evaluated:
+    """All results on the dataset so far, and the page that shows them."""
+    from matrix_ssl.report import write_report  # takes a second to import
+    from matrix_ssl.report.tables import read_evaluation
+
+    results = None if subject.train.labels is None else read_evaluation(subject.folder)
+    return Evaluated(results, is_main, write_report(subject.run) if is_main and report else None)
 
 
 def _open_everywhere(
@@ -253,19 +270,13 @@ def _open_splits(
     say: Callable[[str], None],
 ) -> tuple[Source, Source, str | None]:
     """Training and test images, and the digest of the dataset that both are splits of; None if each is whole."""
-
-    def open_split(data: Data, split: Split) -> Source:
-        source = open_source(
-            data, split=split, data_root=data_root, download=download, reading=images.reading
-        )  # fmt: skip
-        return _fitting(source, data, images)
-
-    train = open_split(location, "train")
+    open_split = partial(open_images, images=images, data_root=data_root, download=download)
+    train = open_split(location, split="train")
     if test_data:
         is_split = has_test_split(test_data, data_root=data_root, download=download)
-        return train, open_split(test_data, "test" if is_split else "train"), None
+        return train, open_split(test_data, split="test" if is_split else "train"), None
     if has_test_split(location, data_root=data_root, download=download):
-        return train, open_split(location, "test"), None
+        return train, open_split(location, split="test"), None
     if train.labels is None:
         return train, train, None
     say("No test split: holding out 20% of each class. The encoder may have seen these images during pre-training.")

@@ -1,12 +1,13 @@
 """A whole pre-training: settings, data, run folder, training, page."""
 
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 
 from matrix_ssl import config as configuration
@@ -36,6 +37,7 @@ from matrix_ssl.runs.signals import limited_time
 from matrix_ssl.training import fitting, setup
 from matrix_ssl.training.configure import DEFAULT_RECIPE, configure, run_folder
 from matrix_ssl.training.measured import keeping_channels, views_remark, with_statistics
+from matrix_ssl.training.pretraining import PreTraining
 from matrix_ssl.training.start import Start, start_from
 from matrix_ssl.training.task import Line
 
@@ -170,65 +172,103 @@ def train(
     check_loggers(loggers)
     if not (run / CONFIG).exists():
         check_outside(run, data or config.data.source, data_root=data_root)
+    earlier = None if fresh else run
     with session(device, quiet=quiet) as s:
         config = keeping_channels(config, data, chosen=chosen)
-        values = dict(configuration.flatten(configuration.to_dict(config)))
-        values = {key: value for key, value in values.items() if key not in ("data.source", "data.workers")}
-        distributed.check_equal(values | {"fit": fit, "fresh": fresh, "online": online}, "settings")
+        _check_equal(config, {"fit": fit, "fresh": fresh, "online": online})
         source = _main_first(s, partial(_open, config, data, data_root, download))
         for remark in source.remarks:
             s.display.say(remark)
-        fitted: list[str] = []
-        if fit:
-            earlier = None if fresh else run
-            config, fitted, remark = fitting.fitted(
-                config, source, s.device, chosen=chosen, run=earlier, download=download
-            )
-            chosen = [*chosen, *fitted]
-        config = setup.identify_data(config, source)
-        start: Start | None = None
-        if config.start.reference:
-            earlier = None if fresh else run
-            start = _main_first(s, partial(start_from, config, chosen=chosen, run=earlier, download=download))
-            config = start.config
-        config, source = with_statistics(config, source, run=None if fresh else run, say=s.display.say)
+        plan = _complete(s, config, source, chosen=chosen, fit=fit, earlier=earlier, download=download)
         with distributed.together():
-            tensors = start.tensors if start else None
-            training = setup.prepare(config, source=source, device=s.device, display=s.display, start=tensors)
+            tensors = plan.start.tensors if plan.start else None
+            training = setup.prepare(plan.config, source=plan.source, device=s.device, display=s.display, start=tensors)
             training.callback, training.measures_information = callback, information
-            seen = training.plan.total_steps * config.batch_size
-            if near := followed(run, config, training.source, device=s.device, seen=seen):
-                training.follow = near.see
-            if online:
-                training.observer = OnlineEvaluation(training.source, config.data, device=s.device)
-        is_done = s.claim(run, lambda: config, is_complete=lambda: _is_complete(run, s.display.say), fresh=fresh)
+            _observe(training, run, plan.config, s.device, online=online)
+        is_done = s.claim(run, lambda: plan.config, is_complete=lambda: _is_complete(run, s.display.say), fresh=fresh)
         if s.main:
-            keep_own_parts(run, config, s.display.say)
+            keep_own_parts(run, plan.config, s.display.say)
         if not is_done:
-            if start:
-                s.display.say(start.text)
-            if fit:
-                s.display.say(fitting.describe(config, fitted, fitting.expected_seconds(config, s.device)))
-                if remark:
-                    s.display.say(remark)
-            if colours := views_remark(config):
-                s.display.say(colours)
-            s.display.say(setup.headline(config, training.source, s.device))
+            for sentence in _beginning(plan, training.source, s.device):
+                s.display.say(sentence)
             training.train(run, loggers=loggers)
         if s.main:
-            keep_views(run, config, training.source)
-        page = None
-        if s.main and report:
-            from matrix_ssl.report import write_report  # takes a second to import
+            keep_views(run, plan.config, training.source)
+        page = _write_page(s, run, plan.source) if s.main and report else None
+        return Trained(run, plan.source, s.main, page)
 
-            if source.labels is None and not (run / EVALUATION).exists():
-                with s.display.bar("features") as show:
-                    describe_images(
-                        run, source, weights="student", device=s.device, on_progress=show, say=s.display.say,
-                        max_unreadable=1.0,  # the training has accepted the loss
-                    )  # fmt: skip
-            page = write_report(run)
-        return Trained(run, source, s.main, page)
+
+@dataclass(frozen=True)
+class _Plan:
+    """A run whose settings are complete."""
+
+    config: RunConfig
+    source: Source
+    start: Start | None  # weights to train further
+    fitted: list[str] | None  # the settings that were chosen for images and machine; None: a recipe has them
+    remark: str  # a warning about that choice; empty: none
+
+
+def _check_equal(config: RunConfig, arguments: dict[str, bool]) -> None:
+    """Raises where processes of a launcher have different settings, but for where the images are and how they are read.
+
+    It comes before they look for the images, in which processes with different settings would wait for each other.
+    """
+    values = dict(configuration.flatten(configuration.to_dict(config)))
+    values = {key: value for key, value in values.items() if key not in ("data.source", "data.workers")}
+    distributed.check_equal(values | arguments, "settings")
+
+
+def _complete(
+    s: Session, config: RunConfig, source: Source, *, chosen: Collection[str], fit: bool, earlier: Path | None,
+    download: bool,
+) -> _Plan:  # fmt: skip
+    """The settings that follow from the images, the machine and the weights of the start, in this order."""
+    fitted, remark, start = None, "", None
+    if fit:
+        config, fitted, remark = fitting.fitted(config, source, s.device, chosen=chosen, run=earlier, download=download)
+        chosen = [*chosen, *fitted]
+    config = setup.identify_data(config, source)
+    if config.start.reference:
+        start = _main_first(s, partial(start_from, config, chosen=chosen, run=earlier, download=download))
+        config = start.config
+    config, source = with_statistics(config, source, run=earlier, say=s.display.say)
+    return _Plan(config, source, start, fitted, remark)
+
+
+def _observe(training: PreTraining, run: Path, config: RunConfig, device: torch.device, *, online: bool) -> None:
+    """Lets a training follow the neighbours of a few images for its page and, where asked, measure accuracy."""
+    seen = training.plan.total_steps * config.batch_size
+    if near := followed(run, config, training.source, device=device, seen=seen):
+        training.follow = near.see
+    if online:
+        training.observer = OnlineEvaluation(training.source, config.data, device=device)
+
+
+def _beginning(plan: _Plan, source: Source, device: torch.device) -> Iterator[str]:
+    """What the user should know before the first step."""
+    if plan.start:
+        yield plan.start.text
+    if plan.fitted is not None:
+        yield fitting.describe(plan.config, plan.fitted, fitting.expected_seconds(plan.config, device))
+    if plan.remark:
+        yield plan.remark
+    if colours := views_remark(plan.config):
+        yield colours
+    yield setup.headline(plan.config, source, device)
+
+
+def _write_page(s: Session, run: Path, source: Source) -> Path:
+    """The page of the run, with a map and a gallery of images without labels; those of others are of ``evaluate``."""
+    from matrix_ssl.report import write_report  # takes a second to import
+
+    if source.labels is None and not (run / EVALUATION).exists():
+        with s.display.bar("features") as show:
+            describe_images(
+                run, source, weights="student", device=s.device, on_progress=show, say=s.display.say,
+                max_unreadable=1.0,  # the training has accepted the loss
+            )  # fmt: skip
+    return write_report(run)
 
 
 def _known(recipe: str, method: str | None) -> list[str]:
