@@ -4,6 +4,7 @@ import gc
 import os
 import resource
 from collections.abc import Callable, Iterator
+from multiprocessing import process
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from matrix_ssl.config import DataConfig
 from matrix_ssl.data.images import read_image
 from matrix_ssl.data.loading import evaluation_batches
 from matrix_ssl.data.open_files import check_open_files
-from matrix_ssl.errors import OpenFilesError
+from matrix_ssl.errors import OpenFilesError, TrainingError
 from matrix_ssl.evaluate.detection.files import ImageFiles
 from tests.data.test_loading import Set
 from tests.support.runs import make_images
@@ -82,3 +83,12 @@ def test_a_source_that_leaves_files_open_in_a_worker_is_an_error(leave: Callable
     with pytest.raises(OpenFilesError):
         for _ in evaluation_batches(Leaking(400), data, device=torch.device("cpu"), batch_size=4):
             pass
+
+
+def test_workers_that_cannot_hand_over_batches_are_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder, reason in ((tmp_path / "absent", "No such file"), (tmp_path / ("x" * 108), "AF_UNIX path too long")):
+        monkeypatch.setitem(process.current_process()._config, "tempdir", str(folder))  # of sockets, once it is made
+        with pytest.raises(TrainingError, match=rf"a socket .* cannot be made \({reason}.*TMPDIR .*a short path, or"):
+            next(evaluation_batches(Set(), DataConfig(workers=1), device=torch.device("cpu"), batch_size=2))

@@ -6,6 +6,7 @@ import os
 import resource
 import signal
 import stat
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,15 @@ import pytest
 from matrix_ssl.config import RunConfig, system, to_dict
 from matrix_ssl.errors import RunFolderError
 from matrix_ssl.runs.environment import environment
-from matrix_ssl.runs.files import append_line, check_writable, read_json, read_lines, write_atomically, write_json
+from matrix_ssl.runs.files import (
+    append_line,
+    check_writable,
+    read_json,
+    read_lines,
+    temporary_folder,
+    write_atomically,
+    write_json,
+)
 from matrix_ssl.runs.folder import check_folder, claim, is_unclaimed, lock, read_config, set_aside, tidy
 from matrix_ssl.runs.metrics import MetricsWriter
 from tests.conftest import unprivileged
@@ -88,6 +97,22 @@ def test_a_line_that_does_not_fit_is_an_error_and_the_lines_before_it_stay(small
             written += 1
     assert [line["step"] for line in read_lines(path)] == list(range(written))
     assert written > 100
+
+
+def test_temporary_files_that_cannot_be_written_are_told(
+    small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remedy = r"Let the variable TMPDIR name a folder with free space in which files can be written\.$"
+    monkeypatch.setattr(tempfile, "tempdir", str(small_disk))
+    full = pytest.raises(RunFolderError, match=rf"written in .*disk: No space left on device\. {remedy}")
+    with full, temporary_folder() as folder:
+        (folder / "file").write_bytes(bytes(2_000_000))
+    with pytest.raises(FileNotFoundError), temporary_folder():
+        (tmp_path / "absent").read_bytes()  # something else
+    assert names(small_disk) == set()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "absent"))
+    with pytest.raises(RunFolderError, match=rf"absent: No such file or directory\. {remedy}"), temporary_folder():
+        raise AssertionError("there is no folder")
 
 
 def test_a_file_size_limit_is_reported_like_a_full_disk(tmp_path: Path) -> None:

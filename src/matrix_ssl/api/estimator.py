@@ -1,6 +1,5 @@
 """Pre-training as a transformer of scikit-learn: images to features."""
 
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -20,6 +19,7 @@ from matrix_ssl.data import open_source
 from matrix_ssl.data.loading import largest_batch
 from matrix_ssl.data.objects import as_data
 from matrix_ssl.methods import Method
+from matrix_ssl.runs.files import temporary_folder
 
 _MOST = 2**31 - 1
 
@@ -83,10 +83,10 @@ class EncoderTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
             "batch_size": self._batch_size(len(source)),
             "seed": self._seed(),
         }
-        with tempfile.TemporaryDirectory() as temporary:
+        with temporary_folder() as temporary:
             run = pretrain(
                 data, recipe=self.recipe, encoder=self.encoder, method=self.method,
-                out=Path(temporary) / "run" if self.out is None else self.out, settings=self.settings or {},
+                out=temporary / "run" if self.out is None else self.out, settings=self.settings or {},
                 report=self.out is not None, quiet=not self.verbose, device=self.device,
                 **{name: value for name, value in keywords.items() if value is not None},
             )  # fmt: skip

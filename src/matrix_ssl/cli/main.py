@@ -1,6 +1,5 @@
 """The command line: its commands, and how it ends."""
 
-import errno
 import io
 import os
 import sys
@@ -24,6 +23,7 @@ from matrix_ssl.cli.llm import llm
 from matrix_ssl.cli.measure import diagnose, measure
 from matrix_ssl.cli.pack import pack
 from matrix_ssl.cli.pretrain import pretrain
+from matrix_ssl.cli.refusals import refusal
 from matrix_ssl.cli.serve import serve
 from matrix_ssl.cli.weights import export, import_
 from matrix_ssl.cli.worth import worth
@@ -32,15 +32,6 @@ from matrix_ssl.runs.signals import Interrupted
 
 _SECONDS_FOR_THE_FIRST = 10.0
 _CLOSED_PIPE = 141  # the exit code of a program that SIGPIPE ends, in a shell
-_REFUSALS = {  # of the system, wherever they are met
-    errno.ENAMETOOLONG: "Use a shorter name.",
-    errno.EFBIG: "Free space there or choose another place.",
-    errno.ENOSPC: "Free space there or choose another place.",
-    errno.EDQUOT: "Free space there or choose another place.",
-    errno.EROFS: "Choose another place.",
-    errno.EMFILE: "Raise the limit of open files (ulimit -n).",
-    errno.ENFILE: "The machine has too many files open: end other programs.",
-}
 _MOVED = {  # options of earlier versions
     "--run": "The folder of a run is now --out.",
     "--run-folder": "The folder of a run is now --out.",
@@ -136,14 +127,11 @@ def main() -> None:
     except BrokenPipeError:  # what reads the output has ended, such as head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = _CLOSED_PIPE
-    except (MemoryError, RuntimeError, OSError) as error:
-        if isinstance(error, OSError) and error.errno in _REFUSALS:
-            place = f"{error.filename!s:.200}: " if error.filename else ""
-            _report(f"{place}{error.strerror}. {_REFUSALS[error.errno]}", error)
-            sys.exit(1)
-        if not is_out_of_memory(error):
+    except Exception as error:
+        sentence = _out_of_memory() if is_out_of_memory(error) else refusal(error)
+        if sentence is None:
             raise
-        _report(_out_of_memory(), error)
+        _report(sentence, error)
         code = 1
     sys.exit(code or 0)
 

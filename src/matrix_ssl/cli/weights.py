@@ -2,13 +2,13 @@
 
 import shlex
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import click
 
 from matrix_ssl.cli import options
 from matrix_ssl.errors import ConfigError
+from matrix_ssl.runs.files import temporary_folder
 
 # equal to exporting.FORMATS, which a test compares: importing that file takes seconds
 _FORMATS = ("safetensors", "torchvision", "timm", "huggingface", "detectron2", "onnx")
@@ -85,10 +85,10 @@ def export(where: str, form: Any, out: Path | None, weights: Any, download: bool
     from matrix_ssl.encoder.importing import as_run
     from matrix_ssl.encoder.where import is_folder
 
-    with TemporaryDirectory() as scratch:
+    with temporary_folder() as scratch:
         is_run = is_folder(where)
         run, weights = as_run(
-            where, out=None if is_run or out is None else Path(scratch) / "run", weights=weights, download=download,
+            where, out=None if is_run or out is None else scratch / "run", weights=weights, download=download,
             say=_silent if is_run or out else options.say,
         )  # fmt: skip
         options.stdout.print(write(run, out, form=form, weights=weights), markup=False)

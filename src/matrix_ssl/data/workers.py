@@ -7,6 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from multiprocessing.connection import Listener
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from matrix_ssl.config import DataConfig, ViewConfig, system
+from matrix_ssl.config.untrusted import why
 from matrix_ssl.data import augment
 from matrix_ssl.data.base import Source
 from matrix_ssl.data.images import Unreadable, read_or_replace
@@ -167,6 +169,7 @@ def read_batches(
     count = _worker_count(workers)
     if count:
         check_open_files(_FILES_OF_THE_LOADER + count * _FILES_OF_A_WORKER)
+        _check_sockets()
     loader = DataLoader(
         reader, batch_size=None, sampler=keys, num_workers=count, worker_init_fn=_start_worker,
         pin_memory=torch.device(device).type == "cuda",
@@ -191,6 +194,24 @@ def read_batches(
         raise TrainingError(
             "A data-loading worker died, possibly out of memory. Run the same command to resume; if it happens again, "
             f"use {f'fewer workers ({fewer})' if fewer else 'a machine with more memory'}."
+        ) from error
+
+
+def _check_sockets() -> None:
+    """Raises TrainingError where workers cannot hand over batches.
+
+    They do so through sockets in the folder of temporary files, in a thread whose errors nobody hears: this process
+    would wait without end. The folder of the sockets, which is made here, is that of the workers, too.
+    """
+    if torch.multiprocessing.get_sharing_strategy() != "file_descriptor":
+        return
+    try:
+        Listener().close()
+    except OSError as error:
+        none = OFFERED.first("--set data.workers=0", "--workers 0")
+        raise TrainingError(
+            f"Workers need a socket in the folder of temporary files, which cannot be made ({why(error)}). Let the "
+            f"variable TMPDIR name a folder that can be written, with a short path{f', or use {none}' if none else ''}."
         ) from error
 
 

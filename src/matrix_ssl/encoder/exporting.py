@@ -6,7 +6,6 @@ the options of the command.
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +19,7 @@ from matrix_ssl.encoder.card import CARD, IMPORTED, model_card
 from matrix_ssl.encoder.formats import Exported, Model
 from matrix_ssl.encoder.onnx_file import write_onnx
 from matrix_ssl.errors import ConfigError, RunFolderError
-from matrix_ssl.runs.files import cannot_write, read_object, write_atomically
+from matrix_ssl.runs.files import cannot_write, read_object, temporary_folder, write_atomically
 from matrix_ssl.runs.folder import SUMMARY, check_output, read_config, refuse_links, unfinished
 
 
@@ -82,12 +81,9 @@ def export(run: Path, target: Path | None = None, *, form: str, weights: Weights
         check_outside(target, model.config.data.source)
     if not chosen.is_folder:
         check_output(target)
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            exported = chosen.write(model, Path(folder), target.name)
-        except OSError as error:
-            raise cannot_write(Path(folder) / target.name, error) from error
-        files = {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
+    with temporary_folder() as folder:
+        exported = chosen.write(model, folder, target.name)
+        files = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
     digest = hashlib.sha256(files[exported.weights]).hexdigest()
     from matrix_ssl.report.tables import read_evaluations  # slow to import, and only cards need it
 

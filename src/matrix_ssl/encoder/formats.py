@@ -4,6 +4,7 @@ A format is a function that writes an encoder into a folder, checks what its pro
 ``Exported``, and, where it cannot hold every encoder, a function that says why; ``exporting.FORMATS`` lists both.
 """
 
+import io
 import json
 import warnings
 from collections.abc import Sequence
@@ -104,7 +105,7 @@ def write_safetensors(model: Model, folder: Path, name: str) -> Exported:
 
 def write_torchvision(model: Model, folder: Path, name: str) -> Exported:
     """A state dict for ``torch.load`` with torchvision's names, without the classifier."""
-    torch.save(dict(model.tensors), folder / name)
+    _save(dict(model.tensors), folder / name)
     size, channels = model.config.data.image_size, len(model.config.data.mean)
     sized = {"image_size": size} if model.name.startswith("vit_") else {}
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
@@ -198,7 +199,7 @@ def write_detectron2(model: Model, folder: Path, name: str) -> Exported:
     from the package index: the names were compared with its source code, and here the file is read back by PyTorch.
     """
     renamed = {names.detectron2(key): key for key in model.tensors if not key.endswith(_COUNTER)}
-    torch.save({theirs: model.tensors[key] for theirs, key in renamed.items()}, folder / name)
+    _save({theirs: model.tensors[key] for theirs, key in renamed.items()}, folder / name)
     loaded = torch.load(folder / name, weights_only=True)
     counters = {key: tensor for key, tensor in model.tensors.items() if key.endswith(_COUNTER)}
     checked = _compare(
@@ -228,6 +229,13 @@ def check_features(features: Tensor, expected: Tensor, program: str) -> float:
     if not difference <= _TOLERANCE or features.shape != expected.shape:
         raise CheckpointError(f"{program} computes features that differ by {difference:.1e}; no file was written.")
     return difference
+
+
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
+    """A file of ``torch.save``, whose own writer answers a full disk with an error that does not name it."""
+    content = io.BytesIO()
+    torch.save(tensors, content)
+    path.write_bytes(content.getbuffer())
 
 
 def _compare(model: Model, back: dict[str, Tensor], *, total: int | None = None, omitted: int = 0) -> str:

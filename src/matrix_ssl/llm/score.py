@@ -12,7 +12,6 @@ import importlib.resources
 import json
 import operator
 import re
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,7 +33,7 @@ from matrix_ssl.llm.data.templates import (
     prompt,
 )
 from matrix_ssl.llm.writing import check_room, greedy
-from matrix_ssl.runs.files import write_text
+from matrix_ssl.runs.files import temporary_folder, write_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -150,10 +149,10 @@ def score_with(
     lm_eval = import_extra("lm_eval", extra="llm")
     from lm_eval.tasks import TaskManager
 
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "questions.jsonl"
+    with temporary_folder() as folder:
+        file = folder / "questions.jsonl"
         file.write_text("".join(json.dumps(doc) + "\n" for doc in docs), encoding="utf-8")
-        task = read_task() | {"dataset_kwargs": {"data_files": {"test": str(file)}, "cache_dir": folder}}
+        task = read_task() | {"dataset_kwargs": {"data_files": {"test": str(file)}, "cache_dir": str(folder)}}
         task["generation_kwargs"] |= {"until": list(stops), "max_gen_toks": max_new_tokens}
         tasks = TaskManager(include_defaults=False).load([task])  # reading the harness's own tasks takes long
         output = lm_eval.evaluate(writer, tasks, bootstrap_iters=0, log_samples=True)  # sets no seeds, asks no git

@@ -10,6 +10,7 @@ import os
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,6 +19,7 @@ from matrix_ssl.config.untrusted import each_line, open_to_append, parse_json, r
 from matrix_ssl.errors import RunFolderError
 
 TEMPORARY = ".tmp"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _OF_SYSTEM = ("/dev", "/proc")
 
 
@@ -78,9 +80,31 @@ def check_writable(path: Path) -> None:
 
 def cannot_write(path: Path, error: OSError) -> RunFolderError:
     """The error for a file that could not be written."""
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    remedy = "free space there or choose another place" if full else "choose another place"
+    remedy = "free space there or choose another place" if error.errno in _FULL else "choose another place"
     return RunFolderError(f"Cannot write {path}: {error.strerror or error}; {remedy}.")
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder of the system for files that are read again in the block, after which it is removed.
+
+    Raises:
+        RunFolderError: there is none that can be written, or it takes no more files.
+    """
+    place, folder = "", None
+    try:
+        place = tempfile.gettempdir()
+        folder = tempfile.TemporaryDirectory(prefix="matrix-ssl-", ignore_cleanup_errors=True)
+        with folder as name:
+            yield Path(name)
+    except OSError as error:
+        inside = folder is not None and str(error.filename or "").startswith(folder.name)
+        if folder is not None and not inside and error.errno not in _FULL:
+            raise  # of something else that is done in the block
+        reason = f"Temporary files cannot be written{f' in {place}' if place else ''}: {error.strerror or error}"
+        raise RunFolderError(
+            f"{reason}. Let the variable TMPDIR name a folder with free space in which files can be written."
+        ) from error
 
 
 def write_text(path: Path, text: str) -> None:

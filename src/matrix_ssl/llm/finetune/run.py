@@ -7,7 +7,6 @@ The folder: ``config.json``, ``environment.json`` and ``metrics.jsonl`` as in ev
 import dataclasses
 import json
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ from matrix_ssl.llm.objective import Objective
 from matrix_ssl.runs import devices
 from matrix_ssl.runs.digests import DIGESTS, check_digests, file_digests
 from matrix_ssl.runs.display import Display
-from matrix_ssl.runs.files import cannot_write, read_json, write_json
+from matrix_ssl.runs.files import cannot_write, read_json, temporary_folder, write_json
 from matrix_ssl.runs.folder import CHECKPOINTS, ENVIRONMENT, identity
 from matrix_ssl.runs.signals import Interrupted, collected
 
@@ -288,7 +287,8 @@ def _make_trainer(
 
     output = arguments.output_dir
     try:
-        with tempfile.TemporaryDirectory() as arguments.output_dir:  # the library makes the folder at once
+        with temporary_folder() as folder:
+            arguments.output_dir = str(folder)  # the library makes it at once
             trainer = MatrixTrainer(
                 model=model, args=arguments, train_dataset=data[0], eval_dataset=data[1],
                 data_collator=collator(tokenizer), processing_class=tokenizer, matrix=matrix,

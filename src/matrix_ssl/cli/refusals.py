@@ -1,0 +1,74 @@
+"""What the system refuses, wherever it is met, as one sentence that names the place and the remedy."""
+
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from matrix_ssl.config.untrusted import expanded
+
+_ANOTHER, _SPACE = "Choose another place", "Free space there or choose another place"
+_THREADS = "Raise the limit of processes and threads (ulimit -u), or use fewer"
+_REFUSALS = {
+    errno.ENAMETOOLONG: "Use a shorter name",
+    errno.EFBIG: _SPACE,
+    errno.ENOSPC: _SPACE,
+    errno.EDQUOT: _SPACE,
+    errno.EROFS: _ANOTHER,
+    errno.EACCES: "Choose another place, or change its permissions",
+    errno.EPERM: "Choose another place, or change its permissions",
+    errno.EIO: "The disk or its connection fails: look at the log of the system, and save what is there",
+    errno.ESTALE: "The folder of the network was replaced: mount it again",
+    errno.EMFILE: "Raise the limit of open files (ulimit -n)",
+    errno.EAGAIN: _THREADS,
+    errno.ENFILE: "The machine has too many files open: end other programs",
+}
+_OF_PLACES = (errno.ENOENT, errno.ENOTDIR, errno.EEXIST)  # refusals of folders that a variable names
+_VARIABLES = {  # that name folders in which this package and its libraries keep files, and what they are without
+    **dict.fromkeys(("TMPDIR", "MATRIX_SSL_CACHE", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "TORCH_HOME"), ""),
+    **dict.fromkeys(("HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_HOME", "MPLCONFIGDIR", "NUMBA_CACHE_DIR"), ""),
+    "XDG_CACHE_HOME": "~/.cache",
+    "XDG_CONFIG_HOME": "~/.config",
+}
+_NO_THREAD = ("can't start new thread", "can't allocate lock")  # Python's own RuntimeErrors
+_NO_TEMPORARY = "No usable temporary directory"  # of Python's own error, with ENOENT and no place
+
+
+def refusal(error: BaseException) -> str | None:
+    """The sentence for an error that the system has caused, also below one of a library; None for any other."""
+    for one in _causes(error):
+        if str(one) in _NO_THREAD:
+            return f"A thread cannot be started. {_THREADS}."
+        if not isinstance(one, OSError):
+            continue
+        reason = str(one.strerror or one)
+        if _NO_TEMPORARY in reason:
+            places = reason.partition("[")[2].rstrip("]").replace("'", "")
+            return f"No folder takes temporary files ({places}). Let the variable TMPDIR name one that does."
+        place = os.fsdecode(one.filename) if isinstance(one.filename, str | bytes) else ""
+        variable = _variable(place, above=one.errno in _OF_PLACES)
+        if one.errno in _REFUSALS or (variable and one.errno in _OF_PLACES):
+            remedy = _REFUSALS.get(one.errno or 0, _ANOTHER)
+            decided = f" (the variable {variable} decides where that is)" if variable else ""
+            return f"{f'{place:.200}: ' if place else ''}{reason}. {remedy}{decided}."
+    return None
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An error, what it was raised from, and so on."""
+    seen: set[int] = set()
+    one: BaseException | None = error
+    while one is not None and id(one) not in seen:
+        seen.add(id(one))
+        yield one
+        one = one.__cause__ or one.__context__
+
+
+def _variable(place: str, *, above: bool) -> str:
+    """The variable in whose folder a place is, or also which that folder is in; empty where there is none."""
+    for name, usual in _VARIABLES.items():
+        if place and (folder := os.environ.get(name) or usual):
+            inner, outer = Path(place).absolute(), expanded(folder).absolute()
+            if inner.is_relative_to(outer) or (above and outer.is_relative_to(inner)):
+                return name
+    return ""
