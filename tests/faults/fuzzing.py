@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.torch
 import torch
 
 from matrix_ssl.config import RunConfig, override, to_dict
@@ -17,6 +18,7 @@ from matrix_ssl.data.packed import read_shard
 from matrix_ssl.encoder.reading import read_tensors
 from matrix_ssl.errors import MatrixSSLError
 from matrix_ssl.evaluate.detection.annotations import read_annotations
+from matrix_ssl.evaluate.feature_rows import open_features
 from matrix_ssl.llm.data import chat
 from matrix_ssl.llm.data.question_files import exchanges, find_columns, read_rows
 from matrix_ssl.llm.data.templates import Exchange, prompt
@@ -101,6 +103,8 @@ def targets(folder: Path) -> Iterator[Target]:
         "checkpoint", _checkpoints(), file("r/checkpoints/step-000000003.safetensors", checkpoint.load_checkpoint)
     )
     yield Target("weights", _weights(), file("a.pth", read_tensors))
+    for ending, contents in _features():
+        yield Target(f"features, {ending}", contents, file(f"a.{ending}", _read_features))
     yield Target("questions", _questions(), file("q.jsonl", _read_questions))
     yield Target("templates", _templates(), _render)
     yield from _run_files(folder / "run")
@@ -149,6 +153,26 @@ def _weights() -> list[bytes]:
         torch.save({"state_dict": {"a": torch.zeros(2), "b": {"c": torch.ones(3)}}, "epoch": 3}, file, **options)
         contents.append(file.getvalue())
     return contents
+
+
+def _features() -> Iterator[tuple[str, list[bytes]]]:
+    x, archives = np.arange(12, dtype=np.float32).reshape(4, 3), []
+    for write in (np.savez, np.savez_compressed):
+        file = io.BytesIO()
+        write(file, features=x, data_digest=np.array("a"))
+        archives.append(file.getvalue())
+    yield "npz", archives
+    arrays = []
+    for array in (x, np.asfortranarray(x)):
+        file = io.BytesIO()
+        np.save(file, array)
+        arrays.append(file.getvalue())
+    yield "npy", arrays
+    yield "safetensors", [safetensors.torch.save({"features": torch.from_numpy(x)})]
+
+
+def _read_features(path: Path) -> object:
+    return [len(batch) for batch in open_features(path).batches()]
 
 
 def _questions() -> list[bytes]:

@@ -6,8 +6,8 @@ refused before it is read.
 """
 
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -15,18 +15,17 @@ from typing import IO, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from matrix_ssl.config import system
 from matrix_ssl.config.untrusted import GIB, open_file, why
-from matrix_ssl.errors import OFFERED, DataError, did_you_mean, import_extra
+from matrix_ssl.errors import OFFERED, DataError, MatrixSSLError, did_you_mean, import_extra
 
 ENDINGS = (".npy", ".npz", ".safetensors", ".parquet")
 KEY = "features"  # the name of the matrix in a file of several, as ``embed`` writes it
 _NUMBERS = 1 << 21  # of a batch
 _LONGEST_WORD = 1024  # bytes
-_DAMAGED = (OSError, ValueError, EOFError, KeyError, SyntaxError, zipfile.BadZipFile, zlib.error, SafetensorError)
 _HEADERS: Mapping[Any, Callable[[IO[bytes]], Any]] = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
@@ -72,10 +71,8 @@ class FeatureRows:
             raise DataError(f"{self.name} ends after {seen} of {self.count} rows: write the file again.")
 
     def _readable(self) -> Iterator[Tensor]:
-        try:
+        with _named(self.name):
             yield from self.read()
-        except _DAMAGED as error:
-            raise DataError(f"{self.name} cannot be read: {why(error)}.") from error
 
 
 def rows_of(features: Tensor, name: str, *, digest: str | None = None) -> FeatureRows:
@@ -102,13 +99,22 @@ def open_features(path: Path, *, key: str | None = None) -> FeatureRows:
         raise DataError(f"{path}: features are read from {', '.join(ENDINGS)} files.")
     if key is not None and path.suffix.lower() == ".npy":
         raise DataError(f"{path} holds a single array: remove --key.")
-    try:
+    if not path.exists():
+        raise DataError(f"{path} does not exist: pass a file of features, or a run.")
+    with _named(str(path)):
         open_file(path).close()  # a pipe or a device is no file, for any reader
         return readers[path.suffix.lower()](path, key)
-    except FileNotFoundError:
-        raise DataError(f"{path} does not exist: pass a file of features, or a run.") from None
-    except _DAMAGED as error:
-        raise DataError(f"{path} cannot be read: {why(error)}.") from error
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Damaged bytes make the readers of zip, its compressions, NumPy and Parquet fail in any way: here by name."""
+    try:
+        yield
+    except (MatrixSSLError, MemoryError):
+        raise
+    except Exception as error:
+        raise DataError(f"{name} cannot be read: {why(error)}.") from error
 
 
 def rows_per_batch(width: int) -> int:
