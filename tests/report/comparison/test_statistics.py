@@ -156,24 +156,25 @@ def test_pairs_are_adjusted_over_all_unordered_pairs():
     order = [("a", "b"), ("a", "c"), ("b", "c")]
     assert [pairs[o].adjusted_p for o in order] == holm([pairs[o].difference.p for o in order])
     assert all(pairs[a, b].adjusted_p == pairs[b, a].adjusted_p for a, b in order)
+    assert {pair.tests for pair in pairs.values()} == {3}
 
 
 def test_against_a_reference_holm_counts_the_pairs_with_it_alone():
     r = np.random.default_rng(3)
     scores = {name: dict(enumerate(r.normal(i / 2, 1, 6))) for i, name in enumerate("abcd")}
     scores["d"] = {4: 0.1, 5: 0.3, 9: 0.2}  # two seeds in common
-    found, all_pairs = against(scores, "b"), pairwise(scores)
-    assert list(found) == ["a", "c", "d"]
+    pairs, all_pairs = against(scores, "b"), pairwise(scores)
+    assert list(pairs) == ["a", "c", "d"]
     raw = {}
-    for name, pair in found.items():
+    for name, pair in pairs.items():
         assert pair.difference == all_pairs[name, "b"].difference
         common = sorted(scores[name].keys() & scores["b"].keys())
         raw[name] = stats.ttest_rel([scores[name][s] for s in common], [scores["b"][s] for s in common]).pvalue
     for rank, name in enumerate(sorted(raw, key=raw.get)):  # three pairs, not the six of all
         smaller = sorted(raw.values())[: rank + 1]
         expected = max(min(1.0, (3 - i) * p) for i, p in enumerate(smaller))
-        assert found[name].adjusted_p == pytest.approx(expected)
-        assert found[name].adjusted_p <= all_pairs[name, "b"].adjusted_p
+        assert pairs[name].adjusted_p == pytest.approx(expected)
+        assert pairs[name].adjusted_p <= all_pairs[name, "b"].adjusted_p
     assert against({"a": {0: 0.5}, "b": {0: 0.4}}, "b")["a"].adjusted_p is None
     assert against({"a": {0: 0.5}, "b": {1: 0.4}}, "b") == {}
 

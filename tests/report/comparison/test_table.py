@@ -4,8 +4,10 @@ import math
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
+from scipy import stats
 
 from matrix_ssl.errors import RunFolderError
 from matrix_ssl.report.comparison import table
@@ -196,23 +198,43 @@ def test_what_is_wrong_is_an_error_that_names_file_and_place(tmp_path, change, p
         read_comparison(tmp_path)
 
 
+@pytest.mark.parametrize(("reference", "pairs"), [("a", 3), ("b", 3), ("c", 6)])
+def test_the_best_two_are_tested_with_the_pairs_of_the_reference_where_one_is_it(reference, pairs):
+    generator = np.random.default_rng(0)
+    scores = {name: (mean + generator.normal(0, 0.02, 5)).tolist() for name, mean in
+              (("a", 0.6), ("b", 0.57), ("c", 0.5), ("d", 0.45))}  # fmt: skip
+    comparison = read(small(scores, reference=reference))
+    a_minus_b = stats.ttest_rel(scores["a"], scores["b"]).pvalue
+    (sentence,) = verdict(comparison)
+    assert f"then b with {100 * np.mean(scores['b']):.1f}%" in sentence
+    assert f", adjusted by Holm's method over {pairs} pairs)." in sentence
+    shown = float(sentence.split(" p = ")[1].split(",")[0])
+    if pairs == 3:
+        other, sign = (
+            (comparison.against_reference["b"], -1) if reference == "a" else (comparison.against_reference["a"], 1)
+        )
+        assert f"difference {100 * sign * other.difference.mean:.2f} points" in sentence
+        assert shown == pytest.approx(other.adjusted_p, abs=6e-4)
+    assert shown >= a_minus_b - 6e-4
+
+
 @pytest.mark.parametrize(
     ("accuracies", "sentence"),
     [
         (
             {"a": [0.5, 0.6, 0.7], "b": [0.7, 0.81, 0.9]},
             "b with 80.3% of 1,234 test images, then a with 60.0% (difference 20.33 points, 95% interval 18.90 to "
-            "21.77, Holm-adjusted p < 0.001).",
+            "21.77, p < 0.001).",
         ),
         (
             {"a": [0.5, 0.6, 0.7], "b": [0.4, 0.7, 0.8]},  # t = 0.5, two degrees of freedom
             "b with 63.3% of 1,234 test images, then a with 60.0% (difference 3.33 points, 95% interval −25.35 to "
-            "32.02, Holm-adjusted p = 0.67).",
+            "32.02, p = 0.67).",
         ),
         (  # one test image more with every seed: a t test without spread would give p = 0
             {"a": [0.5, 0.6, 0.7], "b": [0.51, 0.61, 0.71]},
             "b with 61.0% of 1,234 test images, then a with 60.0% (difference 1.00 points, 95% interval 1.00 to 1.00, "
-            "Holm-adjusted p = 0.25).",
+            "p = 0.25).",
         ),
         (
             {"a": [0.5, 0.6], "b": [0.9]},

@@ -222,11 +222,23 @@ class Comparison:
         """Every other entry minus the reference in the main measure, by labels; tested together within each group."""
         if self.reference is None:
             return {}
-        found: dict[str, Pair] = {}
+        pairs: dict[str, Pair] = {}
         for group in self.groups():
             scores = {entry.label: entry.scores(self.main.key) for entry in group.entries}
-            found |= against(scores, self.reference.label)
-        return found
+            pairs |= against(scores, self.reference.label)
+        return pairs
+
+    def pair(self, group: Group, one: Entry, other: Entry) -> Pair | None:
+        """One entry minus another of a group in the main measure; None without a common seed.
+
+        A pair with the reference is tested with the pairs of the reference, any other with all pairs of the group.
+        """
+        if one is self.reference:
+            pair = self.against_reference.get(other.label)
+            return pair and pair.reversed()
+        if other is self.reference:
+            return self.against_reference.get(one.label)
+        return self.pairs(group).get((one.label, other.label))
 
     def groups(self) -> list[Group]:
         """The entries of each number of epochs with the reference, the budget of the comparison first."""

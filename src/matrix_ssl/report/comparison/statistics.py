@@ -4,9 +4,9 @@ Two runs with one seed share what the seed decides, the order of the images and 
 comparison is paired: only differences within a seed count, and what makes a seed easy or hard for all methods cancels.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from itertools import combinations
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from matrix_ssl.errors import ConfigError, DataError
 
 SIGNIFICANT = 0.05  # an adjusted p value below counts as a difference
+Name = TypeVar("Name", bound=Hashable)
 
 
 class PairedDifference(NamedTuple):
@@ -28,12 +29,22 @@ class PairedDifference(NamedTuple):
     p: float | None
     n: int
 
+    def reversed(self) -> "PairedDifference":
+        """That of b - a."""
+        low, high = (None if self.high is None else -self.high), (None if self.low is None else -self.low)
+        return PairedDifference(-self.mean, low, high, self.p, self.n)
+
 
 class Pair(NamedTuple):
     """One entry against another; ``adjusted_p`` allows for the number of pairs and is None for n = 1."""
 
     difference: PairedDifference
     adjusted_p: float | None
+    tests: int  # the pairs that it allows for
+
+    def reversed(self) -> "Pair":
+        """The other against the one."""
+        return Pair(self.difference.reversed(), self.adjusted_p, self.tests)
 
     @property
     def significant(self) -> bool:
@@ -181,12 +192,8 @@ def pairwise(scores: Mapping[str, Mapping[int, float]], *, confidence: float = 0
         if seeds := sorted(scores[a].keys() & scores[b].keys()):
             values = [scores[a][s] for s in seeds], [scores[b][s] for s in seeds]
             differences[a, b] = paired_difference(*values, confidence=confidence)
-    adjusted = holm([difference.p for difference in differences.values()])
-    pairs = {}
-    for ((a, b), difference), p in zip(differences.items(), adjusted, strict=True):
-        pairs[a, b] = Pair(difference, p)
-        pairs[b, a] = Pair(_reverse(difference), p)
-    return pairs
+    pairs = _adjusted(differences)
+    return pairs | {(b, a): pair.reversed() for (a, b), pair in pairs.items()}
 
 
 def against(scores: Mapping[str, Mapping[int, float]], reference: str) -> dict[str, Pair]:
@@ -198,10 +205,10 @@ def against(scores: Mapping[str, Mapping[int, float]], reference: str) -> dict[s
     for name, values in scores.items():
         if name != reference and (seeds := sorted(values.keys() & scores[reference].keys())):
             differences[name] = paired_difference([values[s] for s in seeds], [scores[reference][s] for s in seeds])
+    return _adjusted(differences)
+
+
+def _adjusted(differences: Mapping[Name, PairedDifference]) -> dict[Name, Pair]:
     adjusted = holm([difference.p for difference in differences.values()])
-    return {name: Pair(d, p) for (name, d), p in zip(differences.items(), adjusted, strict=True)}
-
-
-def _reverse(d: PairedDifference) -> PairedDifference:
-    low, high = (None if d.high is None else -d.high), (None if d.low is None else -d.low)
-    return PairedDifference(-d.mean, low, high, d.p, d.n)
+    tests = sum(p is not None for p in adjusted)
+    return {name: Pair(d, p, tests) for (name, d), p in zip(differences.items(), adjusted, strict=True)}

@@ -55,8 +55,8 @@ def _best(c: Comparison, group: Group) -> str:
     if not others:
         return f"{text}; no other method has been measured yet."
     second, score = others[0]
-    pair = c.pairs(group).get((first.label, second.label))
-    return f"{text}, then {second.label} with {percent(score.mean)}% ({', '.join(_certainty(pair))})."
+    certainty = ", ".join(_certainty(c.pair(group, first, second)))
+    return f"{text}, then {second.label} with {percent(score.mean)}% ({certainty})."
 
 
 def _certainty(pair: Pair | None) -> Sequence[str]:
@@ -67,11 +67,8 @@ def _certainty(pair: Pair | None) -> Sequence[str]:
     difference = f"difference {points(d.mean)} points"
     if d.low is None or d.high is None or pair.adjusted_p is None:
         return [difference, "one common seed"]
-    return [
-        difference,
-        f"95% interval {points(d.low)} to {points(d.high)}",
-        f"Holm-adjusted {p_value(pair.adjusted_p)}",
-    ]
+    adjusted = f", adjusted by Holm's method over {pair.tests} pairs" if pair.tests > 1 else ""
+    return [difference, f"95% interval {points(d.low)} to {points(d.high)}", p_value(pair.adjusted_p) + adjusted]
 
 
 def _counts(counts: dict[str, int]) -> str:
