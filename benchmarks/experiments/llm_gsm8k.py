@@ -166,6 +166,11 @@ def scored(place: Path, answer: Rows, settings: Settings) -> dict[str, Any]:
     return found.to_dict() | {"first": {"completion": first.completion, "gold": first.gold}}
 
 
+def number(value: float | None) -> str:
+    """Four digits; a dash for a measure that a layer does not have."""
+    return "–" if value is None else f"{value:.4g}"
+
+
 def section(result: dict[str, Any]) -> str:
     """The numbers, for the page."""
     e, s, t = result["environment"], result["settings"], result["training"]
@@ -179,7 +184,7 @@ def section(result: dict[str, Any]) -> str:
     layers = [
         [
             layer_name(row["layer"]),
-            *(cell for key in measures for cell in (f"{row['reference'][key]:.4g}", f"{row[key]:.4g}")),
+            *(number(values[key]) for key in measures for values in (row["reference"], row)),
         ]
         for row in result["diagnosis"]["rows"]
     ]
