@@ -1,5 +1,6 @@
 """Detectors learn: one image by heart, drawn or real, and BatchNorm's statistics after the training."""
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Callable
@@ -77,11 +78,31 @@ def test_every_loss_of_a_drawn_image_falls(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_drawn_image_is_learnt_by_heart(tmp_path: Path) -> None:
-    settings = override(DetectionSettings(), [*BY_HEART, "epochs=250"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_drawn_image_is_learnt_by_heart(tmp_path: Path, precision: str) -> None:
+    settings = override(DetectionSettings(), [*BY_HEART, "epochs=250", f"precision={precision}"])
     annotations, files = drawn(tmp_path, images=1)
     result = learn(tmp_path, annotations, files, thin_backbone(), settings)
     assert result["box"]["AP50"] >= 0.9 and result["mask"]["AP50"] >= 0.9, result
+
+
+def test_in_bfloat16_weights_gradients_and_losses_are_float32(tmp_path: Path) -> None:
+    steps = {}
+    for precision in ("float32", "bfloat16"):
+        settings = override(DetectionSettings(), [*TINY, "epochs=1", "workers=0", f"precision={precision}"])
+        training = make_training(*drawn(tmp_path, images=2), thin_backbone(), settings)
+        with contextlib.closing(training.batches(0, 1)) as batches:
+            torch.manual_seed(0)
+            training.module.train()
+            steps[precision] = training.compute(training.module, next(batches))
+        steps[precision].loss.backward()
+        assert {p.grad.dtype for p in training.module.parameters() if p.grad is not None} == {torch.float32}
+        assert {value.dtype for value in steps[precision].parts.values()} == {torch.float32}
+    exact, rounded = steps["float32"].parts, steps["bfloat16"].parts
+    assert any(not exact[name].equal(rounded[name]) for name in LOSSES)
+    for name in LOSSES:  # the proposals, which rounding reorders, decide which regions are judged
+        assert rounded[name].item() == pytest.approx(exact[name].item(), rel=0.3, abs=0.02), name
+    assert steps["bfloat16"].loss.item() == pytest.approx(steps["float32"].loss.item(), rel=0.05)
 
 
 REAL = (

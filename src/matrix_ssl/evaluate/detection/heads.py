@@ -175,7 +175,7 @@ def mask_cross_entropy(
     truth = []
     for box, number, target in zip(boxes, objects, targets, strict=True):
         regions = torch.cat([number[:, None].to(box), box], dim=1)
-        masks = target["masks"][:, None].to(logits)
+        masks = target["masks"][:, None].to(box)  # exact, also where logits are bfloat16
         truth.append(roi_align(masks, regions, side, 1.0, sampling_ratio=0, aligned=True)[:, 0])
     expected = torch.cat(truth)
     if not len(expected):

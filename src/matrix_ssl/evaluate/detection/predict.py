@@ -18,6 +18,7 @@ from matrix_ssl.evaluate.detection.files import ImageFiles
 from matrix_ssl.evaluate.detection.images import fit, read_ahead, read_pixels, resize
 from matrix_ssl.evaluate.detection.settings import DetectionSettings
 from matrix_ssl.evaluate.detection.shapes import encode_pixels, paste
+from matrix_ssl.runs.devices import MixedPrecision
 
 
 @dataclass(frozen=True)
@@ -57,10 +58,11 @@ def predict(
         except UnreadableImage as error:
             return error.where, error.reason
 
+    precision = MixedPrecision.choose(settings.precision, device)
     decoded = read_ahead(read, mine, threads=settings.workers)
     for done, (image, pixels) in enumerate(zip(mine, decoded, strict=True), start=1):
         if isinstance(pixels, Tensor):
-            with torch.no_grad():
+            with torch.no_grad(), precision.autocast():
                 (result,) = detector([pixels.to(device)])
             detections += _to_coco(result, image, pixels.shape[1:], categories)
         else:
@@ -77,6 +79,7 @@ def _to_coco(
     result: dict[str, Tensor], image: AnnotatedImage, size: Sequence[int], categories: Sequence[int]
 ) -> list[dict[str, Any]]:
     """Detections at the network's size as those of the image at its own."""
+    result = {name: value.float() if value.is_floating_point() else value for name, value in result.items()}
     scale = torch.tensor([image.width / size[1], image.height / size[0]] * 2, device=result["boxes"].device)
     boxes = (result["boxes"] * scale).cpu()
     rows = zip(boxes, result["scores"].tolist(), result["labels"].tolist(), strict=True)

@@ -74,6 +74,7 @@ class DetectionSettings:
     # iterations over which BatchNorm's statistics are averaged after training; 0: the running averages stay
     precise_bn: NonNegativeInt = 200
     bootstrap: NonNegativeInt = 200  # resamples of the images for the intervals of AP; 0: none
+    precision: Literal["float32", "bfloat16"] = "float32"  # of the layers' forward; weights and losses are float32
     workers: Annotated[int, Ge(0), Le(64)] = 4  # threads of each process that read images; 0: none
     max_unreadable: Fraction = 0.01  # part of the images that may be unreadable before a run ends; ten always may
     log_every: PositiveInt = 20  # iterations between two lines of metrics.jsonl

@@ -12,6 +12,7 @@ from matrix_ssl import distributed
 from matrix_ssl.evaluate.detection.images import DetectionBatch, TrainingImages
 from matrix_ssl.evaluate.detection.network import parameter_groups
 from matrix_ssl.evaluate.detection.settings import DetectionSettings, Plan
+from matrix_ssl.runs.devices import MixedPrecision
 from matrix_ssl.runs.display import Display
 from matrix_ssl.runs.metrics import History
 from matrix_ssl.training import batch_norm
@@ -50,6 +51,7 @@ class DetectorTraining(Task[DetectionBatch, Step]):
         )
         super().__init__(detector, optimizer, limits, display=display)
         self.images, self.settings, self.rates = images, settings, plan
+        self.precision = MixedPrecision.choose(settings.precision, self.device)
 
     def refine_batch_norm(self, run: Path, steps: int, on_progress: Callable[[int, int], None]) -> None:
         """Replaces BatchNorm's running statistics, which lag behind changing weights, by averages over further steps.
@@ -64,7 +66,7 @@ class DetectorTraining(Task[DetectionBatch, Step]):
         ):
             for done, batch in enumerate(batches, start=1):
                 seed_torch(self.plan.seed, batch.iteration)
-                with torch.no_grad():
+                with torch.no_grad(), self.precision.autocast():
                     self.module(batch.images, batch.targets)
                 on_progress(done, steps)
 
@@ -81,7 +83,8 @@ class DetectorTraining(Task[DetectionBatch, Step]):
 
     def compute(self, forward: nn.Module, batch: DetectionBatch) -> Step:
         """The sum of the five losses; the sampling of anchors and regions draws from PyTorch's generator."""
-        losses: dict[str, Tensor] = forward(batch.images, batch.targets)
+        with self.precision.autocast():
+            losses: dict[str, Tensor] = forward(batch.images, batch.targets)
         return Step(torch.stack(list(losses.values())).sum(), losses)
 
     def is_logged(self) -> bool:
