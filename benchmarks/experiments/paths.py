@@ -1,7 +1,7 @@
 """Whether the fast path costs accuracy: the published loop, rewritten, beside trainings of this package.
 
     python -m benchmarks.experiments.paths                                        (digits; three CPU minutes)
-    python -m benchmarks.experiments.paths --only imagenette --data-root DATA       (an hour of a CPU core)
+    python -m benchmarks.experiments.paths --only imagenette --data-root DATA     (half an hour of a CPU core)
 
 *plain* has torchvision's views of PIL images, one at a time, the published loss of dense matrices by automatic
 differentiation, and a loop of Python over the tensors of the teacher. *fast* is a run of this package, in float32 and
@@ -39,7 +39,7 @@ from matrix_ssl.training import optim, setup
 SEEDS = (0, 1, 2)
 ARMS = {"plain": "float32", "fast": "float32", "fast, bfloat16": "bfloat16"}
 LOSS = {"ridge": 0.5, "uniformity_weight": 0.5, "order": 4}  # the published script's
-# so many images and epochs that an encoder learns and a core is busy for minutes and for an hour
+# so many images and epochs that an encoder learns and a core is busy for minutes and for half an hour
 DATASETS: dict[str, dict[str, Any]] = {
     "digits": {"image_size": 8, "images": 0, "epochs": 12, "batch_size": 64},
     "imagenette": {"image_size": 64, "images": 3000, "epochs": 8, "batch_size": 64},

@@ -161,6 +161,12 @@ class TestViews:
         many = list(batches(Set(bad=[3]), configured(workers=2)).iterate(0, 7))
         assert_same(few, many)
 
+    @pytest.mark.parametrize(("cores", "processes", "expected"), [(16, 1, 16), (16, 4, 4), (64, 1, 32), (1, 2, 0)])
+    def test_are_read_by_a_worker_a_core(self, cores, processes, expected, monkeypatch):
+        monkeypatch.setattr(workers.system, "cores", lambda: cores)
+        monkeypatch.setattr(workers.system, "local_processes", lambda: processes)
+        assert workers._worker_count(-1) == expected and workers._worker_count(40) == 40
+
     def test_are_the_same_however_many_images_a_worker_holds(self, monkeypatch):
         whole = list(batches(Set(bad=[3])).iterate(0, 3))
         monkeypatch.setattr(workers, "_WAITING_BYTES", 3 * 24 * 24 * 3)  # three of eight images

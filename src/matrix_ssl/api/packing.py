@@ -57,7 +57,7 @@ def pack(
         data, data_root, download: as for ``data.open_source``; colour images, or any by ``settings.channels``.
         out: a new folder, or one of an earlier call with the same settings and images.
         settings: sizes and quality; None: the defaults.
-        workers: processes that read and encode; 0: this one; negative: one a core, 8 at most.
+        workers: processes that read and encode; 0: this one; negative: one a core, 32 at most.
         max_unreadable: part of a split's images, in [0, 1], that may be unreadable; ten may in any case.
         fresh: keep what is in the folder under another name and start over.
         say: called with what the user should know.

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
               help="Of files with several pages or frames: the first is the image, each one is, or they are its "
               "channels.")  # fmt: skip
 @click.option("--workers", type=click.IntRange(0), metavar="N", help="Processes that read and encode; 0: the main one."
-              "  [default: one a core, 8 at most]")  # fmt: skip
+              "  [default: one a core, 32 at most]")  # fmt: skip
 @click.option("--max-unreadable", type=click.FloatRange(0, 1), default=0.01, metavar="FRACTION", help="Part of the "
               "images that may be unreadable, from 0 to 1; ten may in any case.  [default: 0.01]")  # fmt: skip
 @options.fresh

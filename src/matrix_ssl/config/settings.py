@@ -66,7 +66,7 @@ class DataConfig:
     channels: Annotated[int, Ge(-1), Le(MOST_CHANNELS)] = 0
     value_range: tuple[float, ...] = ()  # with channels: the values that become 0 and 1; empty: measured
     pages: Pages = "first"  # of files with several: the first is the image, each one is, or they are its channels
-    workers: Annotated[int, Ge(-1)] = -1  # processes that decode files; -1: one for each core of this process, up to 8
+    workers: Annotated[int, Ge(-1)] = -1  # processes that decode files; -1: one for each core of this process, up to 32
 
     def __post_init__(self) -> None:
         """Raises ConfigError unless mean and deviation have as many channels, and the range two increasing numbers."""

@@ -25,7 +25,7 @@ from matrix_ssl.data.open_files import check_open_files, open_files_error
 from matrix_ssl.data.squares import centre_box
 from matrix_ssl.errors import OFFERED, MatrixSSLError, TrainingError, UnreadableImage
 
-_MOST_WORKERS = 8
+_MOST_WORKERS = 32  # two batches a worker wait: of 256 images at 224 px 5 GB of shared memory
 _WAITING_BYTES = 2**25  # of decoded images that a worker holds, so that photographs do not fill its memory
 _FILES_OF_A_BATCH = 16  # descriptors that a worker may need to send the batches in flight and to read the next one
 _FILES_OF_A_WORKER = 8  # descriptors of a worker's pipes and batches in the main process: measured five
@@ -164,7 +164,7 @@ def read_batches(
 ) -> Iterator[Content]:
     """What the reader makes of every key, in order, read ahead by worker processes, for a device to copy.
 
-    With 0 workers this process reads; a negative number means one a core, 8 at most. TrainingError where a worker dies.
+    With 0 workers this process reads; a negative number means one a core, 32 at most. TrainingError if a worker dies.
     """
     count = _worker_count(workers)
     if count:
