@@ -11,9 +11,10 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
+from benchmarks.experiments import precision
 from benchmarks.harness import RESULTS, ROOT
 from benchmarks.pages.plots import STYLE, save
-from benchmarks.pages.tables import fill, made_on, table, times_published
+from benchmarks.pages.tables import fill, made_on, percent, table, times_published
 from matrix_ssl.runs.files import read_json
 
 Row = dict[str, Any]
@@ -31,6 +32,7 @@ def main() -> None:
     arguments = parser.parse_args()
     for name, section in SECTIONS.items():
         fill(arguments.docs / "speed.md", name, section(read_json(arguments.results / f"{name}.json")))
+    fill(arguments.docs / "speed.md", "precision", precision_section(arguments.results))
     save(arguments.docs / "figures" / "growth.svg", growth(read_json(arguments.results / "growth.json")))
 
 
@@ -109,6 +111,43 @@ def growth_section(results: Row) -> str:
     return machine(results) + text + table(head, lines)
 
 
+def compiled_section(results: Row) -> str:
+    """A step with and without the compiler, and the first one."""
+    lines = []
+    for plain, fast in zip(results["rows"][::2], results["rows"][1::2], strict=True):
+        steps = [f"{row['seconds']['median']:.3g}" for row in (plain, fast)]
+        ratio = times_published({"ratio": fast["times_as_fast"]})
+        first = [f"{row['first']['cpu_seconds']:.3g}" for row in (plain, fast)]
+        lines.append([plain["precision"], *steps, ratio, *first])
+    head = ["precision", "step", "compiled", "times as fast", "first step", "first step, compiled"]
+    return machine(results) + table(head, lines)
+
+
+def peak_section(results: Row) -> str:
+    """The peak of every phase of the loss, and what is in memory at the highest one."""
+    phases = list(dict.fromkeys(phase for row in results["rows"] for phase in row["phases"]))
+    lines = [
+        [
+            f"{row['n']}, {row['d']}",
+            *(f"{row['phases'][phase]['mib']:.3g}" for phase in phases),
+            ", ".join(f"`{held['function']}` {held['count']}" for held in row["highest"]),
+        ]
+        for row in results["rows"]
+    ]
+    return made_on(results["environment"]) + "\n" + table(["n, d", *phases, "matrices at the highest"], lines)
+
+
+def precision_section(results: Path) -> str:
+    """Accuracy in float32 and in bfloat16 on a CPU, and what the rule says of it; of what has been measured."""
+    lines = []
+    for name in precision.DATASETS:
+        path = results / f"precision_{name}.json"
+        rows = [row for row in read_json(path)["rows"] if "accuracy" in row] if path.exists() else []
+        arms = [[row for row in rows if row["arm"] == arm.partition(":")[0]] for arm in precision.ARMS]
+        lines.append([name, *(percent(arm, "linear") if arm else "" for arm in arms), precision.verdict(rows)])
+    return table(["dataset", *(arm.partition(":")[0] for arm in precision.ARMS), "by the rule"], lines)
+
+
 def growth(results: Row) -> Figure:
     """CPU seconds of a step and of its floor against everything that grows."""
     with matplotlib.rc_context(STYLE):
@@ -134,7 +173,8 @@ def growth(results: Row) -> Figure:
 
 SECTIONS: dict[str, Callable[[Row], str]] = {
     "step": step_section, "growth": growth_section, "loader": loader_section,
-    "linear_probe": probe_section, "report": report_section,
+    "linear_probe": probe_section, "report": report_section, "compiled": compiled_section,
+    "loss_peak": peak_section,
 }  # fmt: skip
 
 if __name__ == "__main__":

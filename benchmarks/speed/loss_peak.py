@@ -50,8 +50,10 @@ class Live(TorchDispatchMode):
         result = function(*arguments, **(keywords or {}))
         frames = [frame for frame in traceback.extract_stack() if frame.filename.startswith(PACKAGE)]
         inside = [PHASES[frame.name] for frame in frames if frame.name in PHASES]
-        if inside or self.phase != FIRST:
-            self.phase = inside[0] if inside else LAST
+        if inside:
+            self.phase = inside[0]
+        elif self.phase == PHASES["_uniformity"]:
+            self.phase = LAST
         maker = next(frame.name for frame in reversed(frames) if Path(frame.filename).name not in HELPERS)
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor):

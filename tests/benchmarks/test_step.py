@@ -11,7 +11,7 @@ import torch
 from benchmarks import harness
 from benchmarks.harness import ROOT
 from benchmarks.pages import steps
-from benchmarks.speed import gpu, step
+from benchmarks.speed import gpu, loss_peak, step
 from benchmarks.speed.loops import Case
 
 
@@ -70,7 +70,23 @@ def test_a_file_of_a_different_commit_is_not_gone_on_with(tmp_path: Path, monkey
         harness.resume(path)
 
 
+def test_the_peak_of_the_loss_is_that_of_the_resident_memory() -> None:
+    """Two ways to measure it: tensors that are followed, and what the system says."""
+    followed, resident = (
+        json.loads((harness.RESULTS / f"{name}.json").read_text()) for name in ("loss_peak", "losses")
+    )
+    row = followed["rows"][0]
+    peak = next(
+        row["mib"] for row in resident["memory"] if (row["variant"], row["n"], row["d"]) == ("exact, auto", 1024, 2048)
+    )
+    assert max(phase["mib"] for phase in row["phases"].values()) == pytest.approx(peak, rel=0.05)
+    row = loss_peak.measure(128, 256)
+    assert list(row["phases"]) == ["products of the rows", "logarithm", "uniformity", "gradient by the rows"]
+    assert {held["shape"] for held in row["highest"]} == {"128 x 128"}
+
+
 def test_the_page_has_the_results() -> None:
     text = (ROOT / "docs" / "speed.md").read_text("utf-8")
     for name, section in steps.SECTIONS.items():
         assert section(json.loads((harness.RESULTS / f"{name}.json").read_text())).strip() in text
+    assert steps.precision_section(harness.RESULTS).strip() in text
