@@ -49,7 +49,7 @@ def has_bfloat16(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported()
     if device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # older PyTorch has none
+    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # older PyTorch has none
     return any(capabilities.get(name, False) for name in _CPU_BFLOAT16)
 
 
