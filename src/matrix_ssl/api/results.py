@@ -35,11 +35,18 @@ class Results(Mapping[str, "Score"]):
         """The accuracy of every measure, in [0, 1]."""
         return {name: score.accuracy for name, score in self.items()}
 
+    @property
+    def verdict(self) -> str:
+        """Whether the accuracies are a gain over raw pixels and the untrained network, in words."""
+        from matrix_ssl.report.verdict import accuracy_verdict  # as above
+
+        return accuracy_verdict(self.evaluation.results)
+
     def __repr__(self) -> str:
-        return "\n\n".join([*map(_text, self.evaluation.tables()), *self.evaluation.remarks])
+        return "\n\n".join([*map(_text, self.evaluation.tables()), self.verdict, *self.evaluation.remarks])
 
     def _repr_html_(self) -> str:
-        return "".join(map(table_html, self.evaluation.tables()))
+        return "".join(map(table_html, self.evaluation.tables())) + f"<p>{escape(self.verdict)}</p>"
 
 
 def table_html(table: "ResultTable") -> str:

@@ -58,7 +58,10 @@ def evaluate(
         report=not no_report, device=device, data_root=data_root, download=download,
     )  # fmt: skip
     if evaluated.is_main and (results := evaluated.results):
-        options.stdout.print(*map(_terminal, results.tables()), *results.remarks, sep="\n", markup=False)
+        from matrix_ssl.report.verdict import accuracy_verdict
+
+        sentences = [*filter(None, [accuracy_verdict(results.results)]), *results.remarks]
+        options.stdout.print(*map(_terminal, results.tables()), *sentences, sep="\n", markup=False)
     options.show(report=evaluated.report)
 
 

@@ -12,7 +12,6 @@ import numpy as np
 from matrix_ssl.config import to_dict
 from matrix_ssl.report.figures import Curve, Figurine, Panel, stacked
 from matrix_ssl.report.formats import ABSENT, duration, number, percent, present, settings, whole
-from matrix_ssl.report.measures import BASELINES, MEASURES, measure_name
 from matrix_ssl.report.run import figures
 from matrix_ssl.report.run.classes import ByClass, by_class
 from matrix_ssl.report.run.data import Note, RunData, read_run
@@ -24,12 +23,11 @@ from matrix_ssl.report.tables import (
     LABELLED,
     MEAN_OF_CLASSES,
     OWN,
-    ProtocolResult,
     ResultTable,
-    Score,
     read_tables,
 )
 from matrix_ssl.report.template import write_page
+from matrix_ssl.report.verdict import accuracy_verdict
 from matrix_ssl.runs.folder import SKIPPED
 from matrix_ssl.runs.terminal import printable
 
@@ -84,11 +82,8 @@ def write_report(run: Path) -> Path:
 def verdict(data: RunData) -> str:
     """Sentences with the numbers that matter most: the measure that gains least over the baselines, and the best."""
     own = [result for evaluation in data.evaluations if evaluation.is_own for result in evaluation.results]
-    judged = [(measure.key, result) for measure in MEASURES for result in own if measure.key in result.measures]
-    if judged:
-        compared = [one for one in judged if _against(*one)] if _against(*judged[0]) else []
-        ranked = sorted(compared, key=lambda one: _gain(*one)) or judged
-        return _verdict_on(*ranked[0]) + (_best(*ranked[-1]) if len(compared) > 1 else "")
+    if text := accuracy_verdict(own):
+        return text
     rank, spectra = data.log.curve("effective_rank", "effective rank"), data.log.spectra()
     if rank is None:
         return "Nothing has been measured yet."
@@ -98,42 +93,6 @@ def verdict(data: RunData) -> str:
     growth = rank.y[-1] / max(rank.y[0], 1.0)
     of = f", and {percent(rank.y[-1] / len(spectra[-1][1]))}% of its bound" if spectra else ""
     return f"{why} The effective rank of the features at the end is {growth:.2g} times that at the start{of}."
-
-
-def _verdict_on(key: str, result: ProtocolResult) -> str:
-    name = measure_name(key) + (" per class" if key.startswith("low_shot") else "")
-    baselines = _against(key, result)
-    if not baselines:
-        return f"{name}: there are no baselines to compare the accuracy of the frozen encoder with."
-    best = max(baselines, key=lambda name: baselines[name].accuracy)
-    gain, doubt = _gain(key, result), _doubt(key, result)
-    worth = f"no clear gain: {doubt}" if doubt else "a gain" if gain > 0 else "a loss"
-    return f"{name}: the accuracy of the frozen encoder is {percent(gain, sign='+')} points against {best}, {worth}."
-
-
-def _best(key: str, result: ProtocolResult) -> str:
-    doubt = _doubt(key, result)
-    points = percent(_gain(key, result), sign="+")
-    return f" It gains most in {measure_name(key)}: {points} points{doubt and ', '}{doubt}."
-
-
-def _doubt(key: str, result: ProtocolResult) -> str:
-    """Why the gain over the best baseline may be chance; empty where it is not."""
-    score, best = result.measures[key], max(_against(key, result).values(), key=lambda other: other.accuracy)
-    if spread := max(score.sd_over_draws, best.sd_over_draws):
-        return "within the spread over draws" if abs(score.accuracy - best.accuracy) <= spread else ""
-    low, high = score.interval
-    return "within the interval of the test images" if low <= best.accuracy <= high else ""
-
-
-def _against(key: str, result: ProtocolResult) -> dict[str, Score]:
-    """The baselines of a measure, by their names."""
-    return {name: result.baselines[b][key] for b, name in BASELINES.items() if key in result.baselines.get(b, {})}
-
-
-def _gain(key: str, result: ProtocolResult) -> float:
-    """The accuracy above the best baseline."""
-    return result.measures[key].accuracy - max(other.accuracy for other in _against(key, result).values())
 
 
 def _without_repeats(table: ResultTable, data: RunData) -> ResultTable:
