@@ -48,9 +48,10 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pretrained = succeed(folder, tiny())
     assert pretrained.out == "encoder r/encoder.safetensors\nreport  r/report.html\n"
     assert "This dataset has labels. To measure accuracy: matrix-ssl evaluate r" in pretrained.err
+    assert "matrix-ssl explore r --out r/explored" in pretrained.err
     assert files(folder / "r") == FILES - {"evaluation.npz", *EVALUATION}
     evaluated = succeed(folder, ["evaluate", "r", "--device", "cpu"])
-    for word in ("encoder", "raw", "untrained", "linear", "20-NN", "report  r/report.html"):
+    for word in ("encoder", "raw", "untrained", "linear", "20-NN", "points against", "report  r/report.html"):
         assert word in evaluated.out
     assert evaluated.err == ""
     return folder

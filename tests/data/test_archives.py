@@ -115,7 +115,11 @@ def test_a_text_file_lists_datasets(tmp_path: Path) -> None:
     assert [source.where(k) for k in range(2)] == [f"{tmp_path}/a/x.tar/1.png", f"{tmp_path}/b c/x.tar/1.png"]
     both = open_source((str(tmp_path / "a"), str(tmp_path / "b c")), split="train", data_root=None)
     assert both.digest == source.digest
-    for content, message in ((b"# nothing\n", "it lists nothing"), (b"\xff\xfe", "expected a list of datasets")):
+    for content, message in (
+        (b"# nothing\n", "it lists nothing"),
+        (b"#\nabsent\n", "line 2: .*absent does not exist"),
+        (b"\xff\xfe", "expected a list of datasets"),
+    ):
         (tmp_path / "list.txt").write_bytes(content)
         with pytest.raises(DataError, match=message):
             opened(tmp_path / "list.txt")

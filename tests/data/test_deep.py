@@ -180,7 +180,7 @@ def test_dark_datasets_are_a_warning_with_the_setting(tmp_path: Path, colours: n
     dark = open_source(str(tmp_path / "dark"), split="train", data_root=None)
     highest = int(colours[..., 0].max()) >> 6
     assert dark.remarks == (
-        f"Warning: the highest level of its images of 16 bits is {highest}, of 65535, so they are dark. If their "
+        f"Warning: the highest level of the images of 16 bits is {highest}, of 65535, so they are dark. If their "
         "levels have 10 bits, use --set data.white_level=1023.",
     )
     bright = open_source(str(tmp_path / "dark"), split="train", data_root=None, reading=Reading(white_level=1023))

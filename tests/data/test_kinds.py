@@ -339,7 +339,7 @@ def test_a_folder_of_arrays_is_a_dataset_and_arrays_beside_images_are_none(tmp_p
     Image.new("RGB", (4, 4)).save(tmp_path / "a/3.png")
     beside = open_source(str(tmp_path), split="train", data_root=None)
     assert len(beside) == 1
-    assert any("2 of 3 files have other extensions: .npy (2)" in remark for remark in beside.remarks)
+    assert any("2 of 3 files, by their extensions: .npy (2)" in remark for remark in beside.remarks)
 
 
 def test_packed_and_joined_datasets_keep_all_bits(tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def test_other_extensions_are_counted_with_a_remedy(make: Callable[..., Path]) -
     assert len(source) == 2
     assert source.read(1).shape == (3, 4, 4)
     assert source.remarks == (
-        f"Left out of {folder}: 5 of 7 files have other extensions: .jxl (1), .jp2 (1), .cr2 (1), .zip (1), "
+        f"Left out of {folder}: 5 of 7 files, by their extensions: .jxl (1), .jp2 (1), .cr2 (1), .zip (1), "
         ".txt (1). Convert these images to JPEG or PNG. Develop raw images into TIFF or JPEG. Unpack archives.",
     )
     (folder / "1.png").unlink()

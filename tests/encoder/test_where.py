@@ -80,11 +80,14 @@ class TestNotation:
                 read_where(where)
         assert read_where("random", architecture="resnet18") == Where("random", "resnet18")
 
-    def test_a_path_that_does_not_exist(self) -> None:
+    def test_a_path_that_does_not_exist(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
         assert refused("runs/phtos") == (
             "runs/phtos does not exist; name a run folder, a checkpoint file, torchvision/NAME[:WEIGHTS], "
             "timm/NAME[.TAG], hf:NAME or random/NAME."
         )
+        (tmp_path / "runs" / "photos").mkdir(parents=True)
+        assert refused("runs/phtos").endswith("or random/NAME. Did you mean 'runs/photos'?")
 
     def test_the_architecture_may_only_confirm(self) -> None:
         opened = open_encoder("random/resnet18", architecture="resnet18", image_size=SIDE)

@@ -85,7 +85,10 @@ def test_images_without_labels_are_listed_too(unlabelled: Path, monkeypatch: pyt
     (unlabelled / "000.jpg").unlink()
     describe(0.3)
     assert len(skipped.read_text().splitlines()) == 11
-    assert said[-1].startswith("Skipping 11 unreadable images, the first is") and f"All are in {skipped}." in said[-1]
+    assert (
+        said[-1].startswith("Left out because they cannot be read: 11 of the images. The first is")
+        and f"All are in {skipped}." in said[-1]
+    )
 
 
 @pytest.mark.slow

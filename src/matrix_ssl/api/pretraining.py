@@ -30,7 +30,7 @@ from matrix_ssl.evaluate.protocols import describe_images
 from matrix_ssl.methods import Method, find_method, option_defaults, register_method
 from matrix_ssl.runs.checkpoint import read_encoder
 from matrix_ssl.runs.files import read_object
-from matrix_ssl.runs.folder import CONFIG, EVALUATION, SUMMARY, check_owner
+from matrix_ssl.runs.folder import CONFIG, EVALUATION, SKIPPED, SUMMARY, check_owner
 from matrix_ssl.runs.loggers import check_loggers
 from matrix_ssl.runs.session import Session, session
 from matrix_ssl.runs.signals import limited_time
@@ -191,7 +191,12 @@ def train(
         if not is_done:
             for sentence in _beginning(plan, training.source, s.device):
                 s.display.say(sentence)
-            training.train(run, loggers=loggers)
+            skipped = training.train(run, loggers=loggers)["skipped"]
+            if skipped:
+                s.display.say(
+                    f"Images left out because they cannot be read: {skipped:,} of {len(training.source):,}. They are "
+                    f"listed in {run / SKIPPED}."
+                )
         if s.main:
             keep_views(run, plan.config, training.source)
         page = _write_page(s, run, plan.source) if s.main and report else None

@@ -59,6 +59,8 @@ def pretrain(
         loggers=loggers, report=not no_report, device=device, data_root=data_root, download=download,
     )  # fmt: skip
     if trained.is_main:
+        name = shlex.quote(str(run))
         if trained.source.labels is not None:
-            options.say(f"This dataset has labels. To measure accuracy: matrix-ssl evaluate {shlex.quote(str(run))}")
+            options.say(f"This dataset has labels. To measure accuracy: matrix-ssl evaluate {name}")
+        options.say(f"To see the images on a map: matrix-ssl explore {name} --out {shlex.quote(str(run / 'explored'))}")
         options.show(encoder=run / ENCODER, report=trained.report)

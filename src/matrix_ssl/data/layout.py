@@ -69,7 +69,7 @@ class Listing:
         parts = []
         if self.others:
             total = sum(self.others.values())
-            parts.append(f"{total} of {total + len(self.images)} files have other extensions: {self.extensions()}")
+            parts.append(f"{total} of {total + len(self.images)} files, by their extensions: {self.extensions()}")
         if self.thumbnails:
             total = sum(self.thumbnails.values())
             parts.append(f"{total} thumbnails or copies of the system ({_list(sorted(self.thumbnails))})")

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from matrix_ssl.config.untrusted import expanded, read_file, why
+from matrix_ssl.config.untrusted import expanded, is_there, read_file, why
 from matrix_ssl.data.named import is_name
 from matrix_ssl.errors import DataError
 
@@ -34,8 +34,15 @@ def _lines(path: Path) -> list[str]:
         text = read_file(path, most=_LONGEST).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: expected a list of datasets, one on each line, in UTF-8 ({why(error)}).") from None
-    lines = [line.strip() for line in text.splitlines()]
-    names = [line for line in lines if line and not line.startswith("#")]
+    names: list[str] = []
+    for number, line in enumerate(map(str.strip, text.splitlines()), 1):
+        if not line or line.startswith("#"):
+            continue
+        names.append(line if is_name(line) else str(path.parent / expanded(line)))
+        if not is_name(line) and not is_there(Path(names[-1])):
+            raise DataError(
+                f"{path}, line {number}: {names[-1]} does not exist; write a folder or dataset on each line."
+            )
     if not names:
         raise DataError(f"{path}: it lists nothing; write a folder on each line.")
-    return [name if is_name(name) else str(path.parent / expanded(name)) for name in names]
+    return names

@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -120,7 +120,7 @@ def _dark(source: Source) -> str:
     bits = max(highest.bit_length(), 8)
     if bits >= _FULL_BITS:
         return ""
-    which = "its" if len(rows) == len(source) else f"{len(rows)} of its {len(source)}"
+    which = "the" if len(rows) == len(source) else f"{len(rows)} of the {len(source)}"
     use = OFFERED.first(f"use --set data.white_level={2**bits - 1}", otherwise="scale them to 16 bits")
     return (
         f"Warning: the highest level of {which} images of 16 bits is {highest}, of {2**16 - 1}, so they are dark. If "
@@ -360,14 +360,22 @@ def _exists(path: Path) -> bool:
         raise DataError(f"{path}: no permission to read the folder above it; allow it.") from None
 
 
-def _missing(name: str, path: Path, root: Path | None) -> str:
-    """The places searched, and the existing name nearest to the first component of the path that is missing."""
+def did_you_mean_path(path: Path, known: Iterable[str] = ()) -> str:
+    """``" Did you mean 'x'?"`` for the name nearest to the first part of a path that is missing; empty for none.
+
+    ``known`` are names that would do as well.
+    """
     absent = next(part for part in [*reversed(path.parents), path] if not part.exists())
     near = {sibling: str(absent.parent / sibling) for sibling in _names_in(absent.parent)}
-    if len(path.parts) == 1:
-        near |= {known: known for known in (*NAMED_SETS, *(_names_in(root) if root else ()))}
+    near |= {name: name for name in known}
     close = difflib.get_close_matches(absent.name, near, n=1)
-    hint = f" Did you mean {near[close[0]]!r}?" if close else ""
+    return f" Did you mean {near[close[0]]!r}?" if close else ""
+
+
+def _missing(name: str, path: Path, root: Path | None) -> str:
+    """The places searched, and what was meant."""
+    known = (*NAMED_SETS, *(_names_in(root) if root else ())) if len(path.parts) == 1 else ()
+    hint = did_you_mean_path(path, known)
     searched = f" or in {root}" if root else ""
     return (
         f"{name!r} is not a file or folder here{searched}, nor a named dataset ({', '.join(NAMED_SETS)}).{hint} "

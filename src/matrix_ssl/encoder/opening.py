@@ -13,6 +13,7 @@ from matrix_ssl import config as configuration
 from matrix_ssl import encoder as encoders
 from matrix_ssl.config import DataConfig, NetworkConfig, RunConfig
 from matrix_ssl.config.reading import READING
+from matrix_ssl.data.sources import did_you_mean_path
 from matrix_ssl.encoder import Weights, architectures
 from matrix_ssl.encoder.card import IMPORTED
 from matrix_ssl.encoder.image_models import read_image_model
@@ -86,7 +87,7 @@ def open_encoder(
 
 def nothing_at(where: str | Path) -> CheckpointError:
     """The error where WHERE is a path at which there is nothing."""
-    return CheckpointError(f"{where} does not exist; name {FORMS}.")
+    return CheckpointError(f"{where} does not exist; name {FORMS}.{did_you_mean_path(read_where(where).path)}")
 
 
 def open_checkpoint(

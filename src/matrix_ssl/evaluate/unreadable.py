@@ -42,7 +42,8 @@ def report(unreadable: list[Unreadable], folder: Path, *, what: str, say: Callab
         where, why = unreadable[0]
         write_list(folder, unreadable)
         say(
-            f"Skipping {len(unreadable)} unreadable {what}, the first is {where}: {why}. All are in {folder / SKIPPED}."
+            f"Left out because they cannot be read: {len(unreadable):,} of the {what}. The first is {where}: {why}. "
+            f"All are in {folder / SKIPPED}."
         )
 
 

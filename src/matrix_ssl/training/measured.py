@@ -74,8 +74,9 @@ def views_remark(config: RunConfig) -> str:
     changes = [name for name in _COLOUR_CHANGES if any(getattr(view, name) for view in config.views)]
     if len(config.data.mean) == 3 or not changes:
         return ""
+    count = len(config.data.mean)
     return (
-        f"Left out of the views of {len(config.data.mean)} channels, as they are for colours: {', '.join(changes)}. "
+        f"Left out of the views of {count} channel{'s' * (count > 1)}, as they are for colours: {', '.join(changes)}. "
         "The recipes microscopy, satellite and medical have views for such images."
     )
 
