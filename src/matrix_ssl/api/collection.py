@@ -70,7 +70,9 @@ class Collection(Gathered):
             f"Groups of near-duplicates at a similarity of {threshold:g}: {len(groups):,}. Images that repeat another "
             f"one: {extra:,} of {len(self):,}."
         )
-        sentences = [text, *too_alike(groups, len(self), threshold)]
+        below = any(float(row[1]) < threshold for row in rows)
+        chains = ["Similarities are to the first image of a group, which others are connected with by way of the rest."]
+        sentences = [text, *(chains if below else ()), *too_alike(groups, len(self), threshold)]
         return self._listing("Near-duplicates", sentences, ("group", "similarity"), rows, group="group", shown=12)
 
     def outliers(self, *, count: int = 100, k: int = 10) -> Listing:

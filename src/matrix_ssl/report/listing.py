@@ -86,7 +86,9 @@ class Listing:
         folder = common_folder(self.paths) if self.rows else ""
         for row in shown:
             cells = dict(zip(self.columns, row, strict=True))
-            heading = f"{self.group} {str(cells.pop(self.group)).removeprefix(folder)}" if self.group else ""
+            heading = (
+                f"{self.group.capitalize()} {str(cells.pop(self.group)).removeprefix(folder)}" if self.group else ""
+            )
             groups.setdefault(heading, []).append(self._card(cells, folder))
         values = {
             "title": f"{self.title} – matrix-ssl", "heading": self.title, "kind": "matrix-ssl",

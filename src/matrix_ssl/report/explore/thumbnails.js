@@ -14,6 +14,11 @@ function element(name, attributes, ...children) {
   return result;
 }
 
+// The name of a file, which may break into lines after the marks in it.
+function breakable(name) {
+  return name.split(/(?<=[_.-])/).flatMap((part) => [part, element("wbr", {})]);
+}
+
 // The thumbnail of an image, of so many pixels on the screen.
 function thumbnail(image, size) {
   const at = image % each;
@@ -45,7 +50,7 @@ function grid(images, lines, label, size = 76) {
       return element("li", {}, element("button", {
         class: "cell", "data-image": image, title: shown(place(image)),
         "aria-label": [fileName(image), ...texts].join(", "),
-      }, thumbnail(image, size), element("span", { class: "name" }, fileName(image)),
+      }, thumbnail(image, size), element("span", { class: "name" }, ...breakable(fileName(image))),
       ...texts.map((text) => element("span", {}, text))));
     }));
     more.textContent = `Show more: ${whole(count)} of ${whole(images.length)}`;
