@@ -36,7 +36,8 @@ def test_a_run_explores_its_own_images(tmp_path, monkeypatch):
     }  # fmt: skip
     data = data_of(explored.page)
     assert data["places"]["start"] + data["places"]["ends"][0] == str(Path("photos/a/00.png").resolve())
-    assert [column["name"] for column in data["columns"]] == ["label", "cluster", "confidence", "outlier score"]
+    names = [column["name"] for column in data["columns"]]
+    assert names == ["label", "cluster", "confidence", "outlier score", "brightness", "sharpness"]
     assert data["columns"][0]["values"] == ["a", "b"] and data["columns"][1]["values"] == ["1", "2", "3"]
     assert (explored.page.parent / data["folder"] / "a/00.png").resolve() == Path("photos/a/00.png").resolve()
     assert dict(explored.contents.facts)["Images"] == "40"
@@ -51,6 +52,12 @@ def test_a_run_explores_its_own_images(tmp_path, monkeypatch):
     monkeypatch.setattr(exploring, "plane", None)  # the map is there already
     again = exploring.explore("of_folder", out=tmp_path / "page", choices=THREE, **QUIET)
     assert again.page.read_bytes() == before
+
+
+def test_columns_that_are_absent_are_refused_before_the_work(tmp_path):
+    with pytest.raises(DataError, match=r"--columns absent\.csv is no file"):
+        exploring.explore("of_folder", out=tmp_path / "page", choices=ExploreSettings(columns=("absent.csv",)), **QUIET)
+    assert not (tmp_path / "page").exists()
 
 
 def test_columns_and_a_map_by_other_choices(tmp_path):

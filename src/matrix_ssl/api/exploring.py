@@ -24,6 +24,7 @@ from matrix_ssl.data.sources import Data, Split
 from matrix_ssl.encoder import Weights
 from matrix_ssl.errors import DataError, RunFolderError
 from matrix_ssl.evaluate.explore.analysis import Analysis, analyse
+from matrix_ssl.evaluate.explore.appearance import Appearance, appearance
 from matrix_ssl.evaluate.explore.duplicates import THRESHOLD
 from matrix_ssl.evaluate.explore.plane import MAPS, MOST, MapRule, plane
 from matrix_ssl.evaluate.features import Embedding
@@ -94,6 +95,9 @@ def explore(
     Raises:
         MatrixSSLError: the encoder, the images, a CSV file or the folder are at fault.
     """
+    for file in choices.columns if choices else ():
+        if not is_file(expanded(file)):
+            raise DataError(f"--columns {file} is no file: name a CSV file with the path of an image in every row.")
     check_folder(out, first=CLAIM)
     check_outputs([out], where, data, data_root=data_root, download=download)
     images = Collection(
@@ -141,8 +145,8 @@ def _identity(embedding: Embedding) -> str:
     return digest.hexdigest()
 
 
-def _write_sheets(out: Path, source: Source, side: int, on_progress: Callable[[int, int], None]) -> list[str]:
-    """The names of the sheets of the central squares of all images; sheets that are there already stay."""
+def _write_sheets(out: Path, source: Source, side: int, on_progress: Callable[[int, int], None]) -> Sheets:
+    """The sheets of the central squares of all images; those that are there already stay."""
     sheets = Sheets(out, count=len(source), side=side)
     start = sheets.start
     if start < len(source):
@@ -154,7 +158,13 @@ def _write_sheets(out: Path, source: Source, side: int, on_progress: Callable[[i
             sheets.add(chosen + start, colours.permute(0, 2, 3, 1).numpy())
             on_progress(start + int(chosen.max(initial=0)) + 1, len(source))
         sheets.finish()
-    return sheets.names
+    return sheets
+
+
+def _appearance(sheets: Sheets) -> list[Column]:
+    """Brightness and sharpness of the thumbnails as columns."""
+    measured = zip(*(appearance(squares) for squares in sheets.read()), strict=True)
+    return [Numbers(name, np.concatenate(values)) for name, values in zip(Appearance._fields, measured, strict=True)]
 
 
 def _points(
@@ -183,7 +193,7 @@ def _contents(
     choices: ExploreSettings,
     *,
     points: NDArray[np.float32],
-    sheets: list[str],
+    sheets: Sheets,
     side: int,
 ) -> Contents:
     embedding, near, clusters = images.embedding, analysis.neighbours, analysis.clusters
@@ -196,7 +206,7 @@ def _contents(
             Issue(int(image), classes[labels[image]], classes[other], float(confidence))
             for image, other, confidence in zip(*analysis.issues, strict=True)
         ]
-    columns.append(Numbers("outlier score", analysis.outlier_scores))
+    columns += [Numbers("outlier score", analysis.outlier_scores), *_appearance(sheets)]
     notes = _notes(source, embedding, analysis, choices)
     for path in choices.columns:
         more, sentence = read_columns(expanded(path), places)
@@ -222,7 +232,7 @@ def _contents(
         issues=issues,
         columns=columns,
         thumbnail=side,
-        sheets=sheets,
+        sheets=sheets.names,
     )
 
 

@@ -339,6 +339,14 @@ def test_legend_colours_and_lists_select(desk):
         ["00008.jpg", "class 3", "→ class 1", "20.0%"],
     ]
     desk.run("document.getElementById('tab-balance').click()")
+    assert desk.text("#tab-balance") == "Lowest, highest"
+    (low, high) = desk.run("""return [...document.querySelectorAll('#list-balance ul')].map(
+        list => Number(list.querySelector('[data-image]').dataset.image))""")
+    assert [numbers[low], numbers[high]] == [np.nanmin(numbers), np.nanmax(numbers)]
+    desk.run("""
+        const choice = document.getElementById('colour-by');
+        choice.value = 0;
+        choice.dispatchEvent(new Event('change'))""")
     assert "5 are as uneven as 5.0 of equal size" in desk.text("#list-balance")
 
 

@@ -116,6 +116,7 @@ function listen() {
     state.column = Number(choice.value);
     state.only.clear();
     colour();
+    byId("tab-balance").textContent = columns[state.column].numbers ? "Lowest, highest" : "Balance";
     if (state.list === "balance") refresh();
   });
   byId("find").addEventListener("change", (event) => {

@@ -85,7 +85,11 @@ const panels = {
   },
 
   balance(target) {
-    const column = columns[state.column].codes ? columns[state.column] : columns[0];
+    const column = columns[state.column];
+    if (column.numbers) {
+      extremes(target, column);
+      return;
+    }
     const counts = countsOf(column);
     const order = [...counts.keys()].filter((code) => counts[code]).sort((a, b) => counts[b] - counts[a]);
     const total = order.reduce((sum, code) => sum + counts[code], 0);
@@ -110,6 +114,16 @@ const panels = {
       rest(order.length, "values"));
   },
 };
+
+// The images with the lowest and with the highest numbers of a column.
+function extremes(target, column) {
+  const order = allWhere((image) => !Number.isNaN(column.numbers[image]))
+    .sort((a, b) => column.numbers[a] - column.numbers[b]);
+  const part = (heading, images) => [
+    element("h3", {}, heading), grid(images, (image) => [valueOf(column, image)], heading)];
+  const name = shown(column.name);
+  target.replaceChildren(...part(`Lowest ${name}`, order), ...part(`Highest ${name}`, [...order].reverse()));
+}
 
 // How much of all images a selection covers (Naeem et al., ICML 2020, equation 5, with all images as the target).
 function coverage(images) {

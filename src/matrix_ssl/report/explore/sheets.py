@@ -1,11 +1,14 @@
 """Thumbnails of many images in few files: sheets of 16 by 16 squares."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from matrix_ssl.config.untrusted import why
+from matrix_ssl.errors import RunFolderError
 from matrix_ssl.runs.files import cannot_write, write_atomically
 
 FOLDER = "sheets"
@@ -48,6 +51,23 @@ class Sheets:
             down, across = divmod(image % EACH, ACROSS)
             top, left = down * self._side, across * self._side
             self._pixels[top : top + self._side, left : left + self._side] = square
+
+    def read(self) -> Iterator[NDArray[np.uint8]]:
+        """The thumbnails (m, side, side, 3) of every sheet as they were written.
+
+        Raises:
+            RunFolderError: a sheet is damaged.
+        """
+        for number, name in enumerate(self.names):
+            try:
+                with Image.open(self._folder / name) as image:
+                    pixels = np.asarray(image.convert("RGB"))
+                    squares = pixels.reshape(-1, self._side, ACROSS, self._side, 3).swapaxes(1, 2)
+            except (OSError, ValueError) as error:
+                raise RunFolderError(
+                    f"{self._folder / name} cannot be read: {why(error)}; remove it and run the same command again."
+                ) from error
+            yield squares.reshape(-1, self._side, self._side, 3)[: self._count - number * EACH]
 
     def finish(self) -> None:
         """Writes what is left."""
