@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 
-from matrix_ssl.errors import DataError
+from matrix_ssl.errors import ConfigError, DataError
 from matrix_ssl.llm.data import examples, question_files
 from matrix_ssl.llm.data.templates import Exchange
-from matrix_ssl.llm.writing import write
+from matrix_ssl.llm.writing import ignored_settings, write
 from tests.support import llm_toys
 
 ROW = {"question": "a, b", "answer": 'say "c"'}
@@ -172,6 +173,20 @@ def test_writing_is_greedy_whatever_the_folder_says_and_the_same_in_every_batch(
         while len(new) < 6 and tokenizer.eos_token_id not in new:
             new.append(int(model(input_ids=torch.tensor([ids + new])).logits[0, -1].argmax()))
         assert text == tokenizer.decode(new, skip_special_tokens=True)
+
+
+def test_ignored_settings_of_all_kinds_are_recorded_as_json():
+    model = llm_toys.llama()
+    model.generation_config.update(num_beams=3, watermarking_config=transformers.WatermarkingConfig(bias=9.0))
+    ignored = json.loads(json.dumps(ignored_settings(model)))
+    assert ignored["num_beams"] == 3 and ignored["watermarking_config"]["bias"] == 9.0
+
+
+def test_a_prompt_with_a_token_that_the_model_has_no_embedding_of_is_refused():
+    model = llm_toys.llama()
+    model.resize_token_embeddings(260)
+    with pytest.raises(ConfigError, match="exceeds the 260 embeddings of the model; tokenizer and model do not match"):
+        write(model, llm_toys.tokenizer(), ["How many?\n"], template="plain", batch_size=1, max_new_tokens=1)
 
 
 def test_the_cache_is_static_where_the_model_has_one_and_changes_no_answer(monkeypatch: pytest.MonkeyPatch):

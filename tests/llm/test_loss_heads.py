@@ -5,13 +5,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from matrix_ssl.errors import ConfigError, MatrixShapeError
+from matrix_ssl.errors import ConfigError, DataError, MatrixShapeError
 from matrix_ssl.llm import (
     Objective,
     matrix_cross_entropy_loss,
     matrix_cross_entropy_terms,
     matrix_cross_entropy_terms_from_logits,
 )
+from matrix_ssl.llm.loss import forms, loss, passes, positions
 from tests.support.llm_samples import IGNORED, sample
 
 OBJECTIVE = Objective(weight=0.7, ridge=0.02, chunk=3)
@@ -86,6 +87,15 @@ def test_weights_of_tokens_are_factors_of_their_loss(count):
         torch.testing.assert_close(ours, theirs)
 
 
+def test_weights_that_are_zero_everywhere_give_zero_where_nothing_is_looked_at(monkeypatch):
+    """As on devices other than the CPU, where a look at the sum would wait."""
+    for module in (positions, passes, forms, loss):
+        monkeypatch.setattr(module, "looks_at_values", lambda *_: False)
+    hidden, head, labels = sample()
+    terms = matrix_cross_entropy_terms(hidden.requires_grad_(), head, labels, token_weights=torch.zeros(2, 6))
+    assert terms.loss == 0 and torch.autograd.grad(terms.loss, hidden)[0].eq(0).all()
+
+
 def test_a_step_in_which_nothing_counts_gives_zero():
     hidden, head, labels = sample()
     hidden.requires_grad_()
@@ -121,6 +131,36 @@ def test_a_logit_of_minus_infinity_has_no_part_in_the_entropy():
     torch.testing.assert_close(terms.entropy[:, :-1], expected)
 
 
+def test_it_compiles_in_one_graph():
+    """The trainers of transformers give the number of labels as a tensor."""
+    hidden, head, labels = sample()
+
+    def value(hidden: Tensor) -> Tensor:
+        return matrix_cross_entropy_loss(hidden, head, labels, num_items_in_batch=torch.tensor(16))
+
+    torch.testing.assert_close(torch.compile(value, fullgraph=True, backend="eager")(hidden), value(hidden))
+
+
+@pytest.mark.slow  # traces the gradients, too
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"num_items_in_batch": 16}, {"num_items_in_batch": torch.tensor(16)}, {"token_weights": torch.ones(2, 6)},
+     {"reduction": "none", "softcap": 2.0}],
+    ids=["mean", "counted", "counted on the device", "weights", "positions"],
+)  # fmt: skip
+def test_its_gradients_compile_in_one_graph(options):
+    hidden, head, labels = sample()
+    hidden.requires_grad_(), head.requires_grad_()
+
+    def values(hidden: Tensor, head: Tensor) -> Tensor:
+        return matrix_cross_entropy_loss(hidden, head, labels, objective=OBJECTIVE, **options).sum()
+
+    losses = values(hidden, head), torch.compile(values, fullgraph=True, backend="aot_eager")(hidden, head)
+    torch.testing.assert_close(*losses)
+    for ours, theirs in zip(*(torch.autograd.grad(x, (hidden, head)) for x in losses), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
@@ -128,6 +168,8 @@ def test_a_logit_of_minus_infinity_has_no_part_in_the_entropy():
         ({"logit_scale": 0.0}, ConfigError, "logit_scale=0.0: expected a finite number that is not zero"),
         ({"softcap": -1.0}, ConfigError, "softcap=-1.0: expected a finite number above 0"),
         ({"token_weights": torch.zeros(2, 5)}, MatrixShapeError, r"token_weights has the shape \(2, 5\)"),
+        ({"token_weights": torch.zeros(2, 6)}, DataError, "of the labels that count sum to 0, so there is no mean"),
+        ({"token_weights": torch.full((2, 6), torch.nan)}, DataError, "token_weights contain NaN or infinite values"),
         ({"reduction": "sum"}, ConfigError, "reduction=sum: expected mean or none"),
         ({"reduction": "none", "num_items_in_batch": 3}, ConfigError, "remove num_items_in_batch"),
     ],

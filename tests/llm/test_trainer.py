@@ -1,6 +1,7 @@
 """The trainers against transformers' own, textbook losses, finite differences of processes and resumed runs."""
 
 import copy
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -276,6 +277,8 @@ def test_sft_trains_adapters_with_the_matrix_term(tmp_path):
 VIRTUAL = {
     "prompt tuning": peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
     "p-tuning": peft.PromptEncoderConfig(task_type="CAUSAL_LM", num_virtual_tokens=3, encoder_hidden_size=8),
+    # which keeps the model's forward, so that the trainer takes the logits
+    "adaption prompts": peft.AdaptionPromptConfig(task_type="CAUSAL_LM", adapter_len=3, adapter_layers=1),
 }
 
 
@@ -283,8 +286,9 @@ VIRTUAL = {
 def test_virtual_tokens_before_a_sequence_are_not_learned(kind, tmp_path):
     found = []
     for matrix in (Objective(weight=0.0), None):
+        base = llm_toys.llama()
         torch.manual_seed(0)
-        model = peft.get_peft_model(llm_toys.llama(), VIRTUAL[kind])
+        model = peft.get_peft_model(base, VIRTUAL[kind])
         trainer = train(model, tmp_path, matrix=matrix, max_steps=1, per_device_train_batch_size=2)
         found.append((lines(trainer)[0]["loss"], llm_toys.weights(model)))
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-6)
@@ -376,8 +380,8 @@ def test_a_forward_that_the_loss_cannot_use_is_refused(outputs, batch, error, wo
         trainer.compute_loss(model, batch)
 
 
-def adapted_head() -> Any:
-    return peft.get_peft_model(llm_toys.llama(), peft.IA3Config(target_modules=["lm_head"], feedforward_modules=[]))
+def adapted_head(config: Any) -> Any:
+    return peft.get_peft_model(llm_toys.llama(), config)
 
 
 def small_head() -> Any:
@@ -391,7 +395,13 @@ def small_head() -> Any:
     [
         (lambda: Forward(head=None), {}, "no head for tokens"),
         (lambda: Forward(head=nn.Linear(4, 11).requires_grad_(False).to("meta").weight), {}, "no head for tokens"),
-        (adapted_head, {}, "The head has an adapter, Linear, that adds nothing"),
+        (
+            partial(adapted_head, peft.IA3Config(target_modules=["lm_head"], feedforward_modules=[])),
+            {},
+            r"an adapter, peft\.tuners\.ia3\.layer\.Linear, that is not of low rank",
+        ),
+        (partial(adapted_head, peft.OFTConfig(target_modules=["lm_head"])), {}, r"peft\.tuners\.oft\.layer\.Linear"),
+        (partial(adapted_head, peft.LoHaConfig(target_modules=["lm_head"])), {}, r"peft\.tuners\.loha\.layer\.Linear"),
         (llm_toys.llama, {"compute_loss_func": lambda *_, **__: None}, "compute_loss_func would replace"),
         (llm_toys.llama, {"label_smoothing_factor": 0.1}, "label_smoothing_factor=0.1"),
         (llm_toys.llama, {"matrix": Objective(form="lanczos", steps=33)}, "1 to 32 Lanczos steps"),

@@ -86,10 +86,11 @@ def find_head(model: Any) -> Any:
             f"{type(model).__name__} has no head for tokens: load it with AutoModelForCausalLM, or let its "
             f"get_output_embeddings return the layer that computes the logits."
         )
-    if hasattr(head, "base_layer") and not hasattr(head, "get_delta_weight"):
+    if hasattr(head, "base_layer") and not hasattr(head, "lora_A"):
         raise ConfigError(
-            f"The head has an adapter, {type(head).__name__}, that adds nothing to its weight, so there are no rows "
-            f"for the matrix term: remove the head from target_modules, or train it whole with modules_to_save."
+            f"The head has an adapter, {type(head).__module__}.{type(head).__name__}, that is not of low rank (LoRA), "
+            f"so the rows for the matrix term are not known: remove the head from target_modules, or train it whole "
+            f"with modules_to_save."
         )
     return head
 
@@ -112,7 +113,7 @@ def mergeable(head: Any) -> bool:
     """Whether the logits of a head are products with ``effective_rows``, as far as its adapters go."""
     if not hasattr(head, "base_layer"):
         return True
-    if not hasattr(head, "lora_A") or hasattr(head.base_layer.weight, "ds_id"):
+    if hasattr(head.base_layer.weight, "ds_id"):
         return False
     return not any(getattr(dropout, "p", 0) for dropout in head.lora_dropout.values())
 

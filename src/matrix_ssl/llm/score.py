@@ -32,7 +32,7 @@ from matrix_ssl.llm.data.templates import (
     check_template,
     prompt,
 )
-from matrix_ssl.llm.writing import check_room, greedy
+from matrix_ssl.llm.writing import check_prompts, greedy
 from matrix_ssl.runs.files import temporary_folder, write_text
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def score_model(
     docs = make_docs(exchanges(rows, find_columns(rows, columns))[:limit], template=template, tokenizer=tokenizer)
     special = adds_special_tokens(template)
     prompts = tokenizer([doc["prompt"] for doc in docs], add_special_tokens=special)
-    check_room(model, max(len(ids) for ids in prompts["input_ids"]), max_new_tokens)
+    check_prompts(model, prompts["input_ids"], max_new_tokens)
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     extraction = extraction or default_extraction(template)
     with greedy(model):

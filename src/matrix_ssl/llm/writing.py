@@ -1,5 +1,6 @@
 """Answers of a causal language model to prompts, greedy, in batches of similar length."""
 
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ import torch
 from matrix_ssl.errors import ConfigError, import_extra
 from matrix_ssl.llm.data.examples import check_end, special_tokens
 from matrix_ssl.llm.data.templates import STOPS, TemplateName, adds_special_tokens
+from matrix_ssl.llm.models import check_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -27,12 +29,19 @@ class Written(NamedTuple):
 
 
 def ignored_settings(model: "PreTrainedModel") -> dict[str, Any]:
-    """What a model's folder asks of generation (sampling, beams, penalties) and greedy decoding leaves out."""
+    """What a model's folder asks of generation (sampling, beams, penalties) and greedy decoding leaves out, as JSON."""
     own: Any = getattr(model, "generation_config", None)
     values = own.to_diff_dict() if own is not None else {}
-    return {
+    ignored = {
         key: x for key, x in values.items() if key not in (*_KEPT, "transformers_version") and not key.startswith("_")
     }
+    whole: dict[str, Any] = json.loads(json.dumps(ignored, default=_plain))
+    return whole
+
+
+def _plain(value: Any) -> Any:
+    """What stands for a setting that JSON has no type for, such as a configuration of watermarks."""
+    return value.to_dict() if hasattr(value, "to_dict") else repr(value)
 
 
 def has_static_cache(model: "PreTrainedModel") -> bool:
@@ -72,7 +81,7 @@ def write(
     special, end = adds_special_tokens(template), check_end(tokenizer)
     ending = len(special_tokens(tokenizer)[1]) if special else 0
     encoded = [ids[: len(ids) - ending] for ids in tokenizer(list(prompts), add_special_tokens=special)["input_ids"]]
-    check_room(model, max(map(len, encoded)), max_new_tokens)
+    check_prompts(model, encoded, max_new_tokens)
     order = sorted(range(len(encoded)), key=lambda i: -len(encoded[i]))
     texts, tokens, started = [""] * len(encoded), 0, time.monotonic()
     filler = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end
@@ -95,8 +104,14 @@ def write(
     return Written(texts, tokens, time.monotonic() - started)
 
 
-def check_room(model: "PreTrainedModel", longest: int, max_new_tokens: int) -> None:
-    """Raises ConfigError where the longest prompt and its answer have more tokens than the model has positions."""
+def check_prompts(model: "PreTrainedModel", prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+    """Checks that a model can answer prompts, as tokens.
+
+    Raises:
+        ConfigError: a token has no embedding, or the longest prompt and its answer exceed the model's positions.
+    """
+    check_tokens(model, max(max(ids, default=0) for ids in prompts), model.config.name_or_path or "the model")
+    longest = max(map(len, prompts))
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if positions is not None and longest + max_new_tokens > positions:
         raise ConfigError(

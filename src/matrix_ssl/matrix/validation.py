@@ -22,7 +22,12 @@ def looks_at_values(x: Tensor, validate: bool | None) -> bool:
 
 
 def is_mapped(x: Tensor) -> bool:
-    """Whether ``torch.func.vmap`` holds a tensor: then it stands for many, and no branch can depend on its values."""
+    """Whether ``torch.func.vmap`` holds a tensor: then it stands for many, and no branch can depend on its values.
+
+    False while ``torch.compile`` traces, which cannot ask.
+    """
+    if torch.compiler.is_compiling():
+        return False
     func = torch._C._functorch
     while func.is_functorch_wrapped_tensor(x):
         if func.is_batchedtensor(x):

@@ -96,12 +96,20 @@ def find_form(model: Any, wrapped: Any, inputs: dict[str, Any]) -> tuple[HeadFor
         {"logits_to_keep": _POSITIONS} if "logits_to_keep" in inspect.signature(type(owner).forward).parameters else {}
     )
     devices = [x.device for x in inputs.values() if isinstance(x, Tensor) and x.is_cuda][:1]
+    forward, calls = owner.forward, []
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        calls.append(args)
+        return forward(*args, **kwargs)
+
     hook = head.register_forward_hook(compare, prepend=True)  # before the weight is spread over processes again
     try:
-        with torch.random.fork_rng(devices=devices):
+        with _replaced(owner, counted), torch.random.fork_rng(devices=devices):
             outputs = wrapped(**inputs, **few)
     finally:
         hook.remove()
+    if not calls:  # as of peft's adaption prompts
+        return None, "its forward is kept elsewhere and cannot be replaced"
     logits = getattr(outputs, "logits", None)
     if not hasattr(outputs, "items") or not isinstance(logits, Tensor):
         return None, "its forward returns no logits by name"

@@ -109,7 +109,7 @@ def matrix_cross_entropy_terms(
 
     Raises:
         ConfigError: a number is out of its range, or a name is unknown.
-        DataError: a label is out of range, or all are ignored.
+        DataError: a label is out of range, all are ignored, or weights are not finite or sum to 0.
         MatrixShapeError: shapes do not fit.
         MatrixTypeError: hidden states or head are no real floating-point numbers, or labels no integers.
         NotFiniteError: the cross-entropy is NaN or infinite at some position.
@@ -192,7 +192,10 @@ def _factors(token_weights: Tensor | None, labels: Tensor, positions: Positions)
             f"weight for each label."
         )
     following = F.pad(token_weights.detach()[:, 1:], (0, 1)).flatten()[positions.rows]
-    return positions.mask(following.to(torch.float64 if following.dtype == torch.float64 else torch.float32))
+    factors = positions.mask(following.to(torch.float64 if following.dtype == torch.float64 else torch.float32))
+    if looks_at_values(factors, None) and not factors.isfinite().all():
+        raise DataError("token_weights contain NaN or infinite values: pass finite numbers.")
+    return factors
 
 
 def _spread(loss: Tensor, measures: Tensor, positions: Positions, labels: Tensor) -> MatrixCrossEntropyTerms:
@@ -214,7 +217,7 @@ def _divide(
                 "less of the sequences or make them longer. With num_items_in_batch such a batch gives 0."
             )
         number: int | Tensor = count.clamp_min(1) if isinstance(count, Tensor) else count
-        weighted = number if factors is None else factors.sum()
+        weighted = number if factors is None else _total(factors)
         return MatrixCrossEntropyTerms(loss / weighted, *(measures[:2] / weighted), *(measures[2:] / number))
     if isinstance(num_items, Tensor):
         looks = looks_at_values(num_items, None)
@@ -226,6 +229,17 @@ def _divide(
             raise _wrong_number(num_items)
         num_items = 1
     return MatrixCrossEntropyTerms(loss / num_items, *(measures / num_items))
+
+
+def _total(factors: Tensor) -> Tensor:
+    """The sum of weights (n,), 1 where it is 0: on devices whose values are not looked at, such a batch gives 0."""
+    total = factors.sum()
+    if looks_at_values(total, None) and total == 0:
+        raise DataError(
+            "The token_weights of the labels that count sum to 0, so there is no mean: pass num_items_in_batch, or "
+            "reduction='none'."
+        )
+    return torch.where(total == 0, 1, total)
 
 
 def _wrong_number(number: int | Tensor) -> ConfigError:
