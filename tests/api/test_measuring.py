@@ -9,6 +9,7 @@ import torch
 from matrix_ssl import matrix
 from matrix_ssl.api import measuring
 from matrix_ssl.api.pretraining import pretrain
+from matrix_ssl.cli import measure as commands
 from matrix_ssl.config.recipes import find_recipe
 from matrix_ssl.errors import ConfigError, DataError
 from matrix_ssl.evaluate.feature_rows import rows_of
@@ -17,7 +18,7 @@ from matrix_ssl.matrix import of_features, plain, rank_statistics
 from matrix_ssl.runs.checkpoint import list_checkpoints
 from tests.support.encoder_runs import make_run
 from tests.support.matrix_samples import rows
-from tests.support.runs import run
+from tests.support.runs import make_images, run
 
 X = rows(80, 6).float()
 Y = (X @ rows(6, 6, seed=1).float())[:, :4] + 0.1 * rows(80, 4, seed=2).float()
@@ -167,3 +168,14 @@ def test_the_command(files):
     assert "RankMe" in ended.out and "linear CKA" in ended.out and "out/measure.html" in ended.out
     ended = run(files, ["measure", "x.csv"])
     assert ended.code != 0 and "Traceback" not in ended.err
+
+
+@pytest.mark.parametrize("command", [commands.measure, commands.diagnose])
+def test_images_that_cannot_be_read_are_named(tmp_path, capfd, command):
+    images = make_images(tmp_path / "photos" / "ant", 4)
+    images[2].write_bytes(b"")
+    words = ["random/tiny_resnet", "--data", f"{tmp_path}/photos", "--out", f"{tmp_path}/out", "--device", "cpu"]
+    command.main(words, standalone_mode=False)
+    assert f"Skipped {images[2]}: the file is empty.\n" in capfd.readouterr().err
+    (result,) = (tmp_path / "out").glob("*.json")
+    assert json.loads(result.read_text())["unreadable"] == [[str(images[2]), "the file is empty"]]

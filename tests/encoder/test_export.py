@@ -3,6 +3,7 @@
 import builtins
 import importlib.util
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -17,9 +18,10 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from matrix_ssl.cli import weights as command
+from matrix_ssl.config import system
 from matrix_ssl.config.recipes import find_recipe
 from matrix_ssl.data.augment import normalise
-from matrix_ssl.encoder import formats, load_encoder
+from matrix_ssl.encoder import exporting, formats, load_encoder
 from matrix_ssl.encoder.exporting import FORMATS, export
 from matrix_ssl.encoder.opening import open_checkpoint
 from matrix_ssl.errors import CheckpointError, ConfigError, MissingExtra, RunFolderError
@@ -197,6 +199,17 @@ class TestHuggingFace:
             (tmp_path / f".{name}.ab12cd34.tmp").touch()
         export(resnet[0], tmp_path, form="huggingface")
         assert not list(tmp_path.glob(".*"))
+        with system.locked(tmp_path / ".lock"):
+            pid = os.fork()  # a lock is one between processes
+            if pid == 0:
+                said = ""
+                try:
+                    exporting._write_folder(tmp_path, {path.name: b"" for path in tmp_path.iterdir()})
+                except RunFolderError as error:
+                    said = str(error)
+                finally:
+                    os._exit("is being written by another process" not in said)
+            assert os.waitpid(pid, 0)[1] == 0
         (tmp_path / "notes.txt").touch()
         with pytest.raises(RunFolderError, match=r"holds other files, such as notes.txt; choose a different --out"):
             export(resnet[0], tmp_path, form="huggingface")

@@ -155,8 +155,8 @@ def test_worth_under_the_limit_of_a_folder_of_images(tmp_path: Path) -> None:
     succeed(tmp_path, from_files("photos"), before=BARE)
     words = ["worth", "images", "--data", "photos", "--from", "r", "--seeds", "1", "--epochs", "1", "--out", "w",
              "--device", "cpu", *from_files("photos", "batch_size=8")[8:],
-             "--tune-set", "steps=2", "--tune-set", "batch_size=4", "--tune-set", "rates=0.02,0.1"]  # fmt: skip
-    ended = start(tmp_path, words, before=under(512)).wait(1800)  # it has 23 parts
+             "--tune-set", "steps=2", "--tune-set", "batch_size=4", "--tune-set", "rates=none"]  # fmt: skip
+    ended = start(tmp_path, words, before=under(512)).wait(3600)  # it has 23 parts
     assert ended.code == 0, ended.err
 
 

@@ -80,6 +80,8 @@ def measure(
         if checkpoints and (is_features(where) or not Path(where).is_dir()):
             raise ConfigError(f"--checkpoints is for a run; {where} is none.")
 
+        unreadable: dict[str, str] = {}  # place and reason
+
         def rows(one: str | Path) -> FeatureRows:
             if is_features(one) and not (data and Path(one).suffix == ".safetensors"):
                 return open_features(Path(one), key=key)
@@ -93,6 +95,7 @@ def measure(
             embedding = evaluation.embed(
                 encoder, images, location, split=split, device=device, quiet=quiet, data_root=root, download=download
             )
+            unreadable.update(embedding.unreadable)
             return rows_of(from_numpy(embedding.features), name, digest=embedding.digest)
 
         subjects = []
@@ -109,6 +112,7 @@ def measure(
             "checkpoints": compare_checkpoints(subjects) if checkpoints and len(subjects) > 1 else None,
             "choice": choose(trained) if checkpoints and len(trained) > 1 else None,
             "population": population,
+            "unreadable": list(unreadable.items()),
             "meanings": {"ranks": meanings(), "comparisons": COMPARISONS, "checkpoints": MATRICES},
             "environment": devices.environment(devices.choose_device(device)),
         }

@@ -77,6 +77,8 @@ def finetune(
             for remark in prepared.remarks():
                 s.display.say(remark)
             runs.run(prepared, out, display=s.display)
+        elif s.main:
+            runs.remove_checkpoints(out)
         if s.main:
             options.say(f"Ask it: matrix-ssl llm generate --model {out} --prompt TEXT")
             options.show(model=out / MODEL, result=result)

@@ -45,6 +45,7 @@ def measure(
             weights=weights, out=out, device=device, quiet=True, data_root=data_root, download=download,
             on_progress=lambda done, total: status.update(f"{done:,} of {total:,} rows"),
         )  # fmt: skip
+    _say_unreadable(result)
     options.stdout.print(*terminal(result), sep="\n", markup=False)
     if out is not None:
         options.show(results=out / RESULT, page=out / PAGE)
@@ -84,5 +85,11 @@ def diagnose(
             data_root=data_root, download=download, **options.given(images=images),
             on_progress=lambda done, total: status.update(f"{done:,} of {total:,} images"),
         )  # fmt: skip
+    _say_unreadable(result)
     options.stdout.print(*terminal(result), sep="\n")
     options.show(results=out / RESULT, page=out / PAGE)
+
+
+def _say_unreadable(result: dict[str, Any]) -> None:
+    for place, why in result["unreadable"]:
+        options.say(f"Skipped {place}: {why}.")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from matrix_ssl.config import DataConfig
+from matrix_ssl.config import DataConfig, system
 from matrix_ssl.config.reading import READING
 from matrix_ssl.data.sources import check_outside
 from matrix_ssl.encoder import Weights, formats, load_encoder
@@ -21,6 +21,8 @@ from matrix_ssl.encoder.onnx_file import write_onnx
 from matrix_ssl.errors import ConfigError, RunFolderError
 from matrix_ssl.runs.files import cannot_write, read_object, temporary_folder, write_atomically
 from matrix_ssl.runs.folder import SUMMARY, check_output, read_config, refuse_links, unfinished
+
+_LOCK = ".lock"  # of a folder that is being written
 
 
 @dataclass(frozen=True)
@@ -126,17 +128,29 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _write_folder(target: Path, files: dict[str, bytes]) -> None:
-    """Writes ``config.json`` last, into a folder that holds nothing but files that a killed export left there."""
+    """Writes ``config.json`` last, into a folder that holds nothing but files that a killed export left there.
+
+    The folder is locked meanwhile: two exports at a time would mix their files.
+    """
+    lock = target / _LOCK
     try:
         left = [path for name in files for path in unfinished(target, name)]
-        known = {*files, *(path.name for path in left)}
+        known = {*files, _LOCK, *(path.name for path in left)}
         foreign = sorted(path.name for path in target.iterdir() if path.name not in known) if target.exists() else []
         if foreign:
             raise RunFolderError(f"{target} holds other files, such as {foreign[0]}; choose a different --out.")
         target.mkdir(exist_ok=True)
-        for path in left:
-            path.unlink(missing_ok=True)
+        with system.locked(lock):
+            try:
+                for path in left:
+                    path.unlink(missing_ok=True)
+                for name in sorted(files, key=lambda name: name == "config.json"):
+                    _write(target / name, files[name])
+            finally:
+                lock.unlink()
+    except BlockingIOError:
+        raise RunFolderError(
+            f"{target} is being written by another process: wait for it or choose a different --out."
+        ) from None
     except OSError as error:
         raise cannot_write(target, error) from error
-    for name in sorted(files, key=lambda name: name == "config.json"):
-        _write(target / name, files[name])

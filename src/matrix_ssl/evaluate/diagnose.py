@@ -95,7 +95,8 @@ def diagnose_blocks(
         on_progress: called with (images done, number of images).
 
     Returns:
-        ``images``, how many could be read, and ``rows``, by block ``MEASURES``, ``width`` and ``positions``.
+        ``images``, how many could be read, ``unreadable``, place and reason of the others, and ``rows``, by block
+        ``MEASURES``, ``width`` and ``positions``.
 
     Raises:
         DataError: fewer than two images can be read.
@@ -105,10 +106,11 @@ def diagnose_blocks(
     encoder = encoder.eval().to(device)
     dtype = next((parameter.dtype for parameter in encoder.parameters()), torch.float32)
     blocks: dict[str, _Block] = {}
-    done = 0
+    done, unreadable = 0, []
     with BlockOutputs(encoder, _plain) as plain:
         for indices, pixels, problems in evaluation_batches(chosen, data, device=device, batch_size=64):
             done += len(indices) + len(problems)
+            unreadable += problems
             if len(indices):
                 passes = []
                 for batch in (pixels, *_two_views(pixels, views, indices)):
@@ -122,7 +124,8 @@ def diagnose_blocks(
     count = next((block.ranks.count for block in blocks.values()), 0)
     if count < 2:
         raise DataError(f"{count} of {len(chosen)} images of {source.name!r} can be read: two are needed.")
-    return {"images": count, "rows": [{"block": name, **block.measures()} for name, block in blocks.items()]}
+    rows = [{"block": name, **block.measures()} for name, block in blocks.items()]
+    return {"images": count, "unreadable": unreadable, "rows": rows}
 
 
 def _plain(output: Tensor) -> tuple[Tensor, Tensor, int]:

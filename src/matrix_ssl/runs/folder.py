@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shlex
+import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -98,7 +99,9 @@ def check_output(path: Path, *inputs: str | Path | None) -> None:
 def check_folder(folder: Path, *, first: str = CONFIG) -> None:
     """Raises RunFolderError for a folder that neither has the file ``first`` nor ``is_unclaimed``."""
     if any("\ud800" <= letter <= "\udfff" for letter in str(folder)):
-        raise RunFolderError(f"{folder} is not Unicode, which safetensors files need: choose another folder.")
+        other = sys.getfilesystemencoding() != "utf-8"  # in which a name of others may well be none
+        remedy = "set the variable PYTHONUTF8=1 or choose another folder" if other else "choose another folder"
+        raise RunFolderError(f"{folder} is not Unicode, which safetensors files need: {remedy}.")
     try:
         foreign = not (folder / first).exists() and not is_unclaimed(folder, first=first)
     except OSError as error:

@@ -8,11 +8,15 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from matrix_ssl.api.serve.connections import make_protocol
+from matrix_ssl.config.system import open_file_limit
 from matrix_ssl.errors import ConfigError, MatrixSSLError, import_extra
 from matrix_ssl.runs.signals import collected
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _MOST_CONNECTIONS = 1000
+_REFUSALS = 16  # connections beyond these that are open to be told so
+_FILES_BESIDE = 64 + _REFUSALS  # open files beside those of the connections
 _IDLE_SECONDS = 5  # that a connection stays open for a next request
 _POLL_SECONDS = 0.1
 
@@ -68,7 +72,7 @@ def run(
     Args:
         app: the application.
         bound: the socket.
-        seconds: that a request may take, also after the signal.
+        seconds: that a request may take, its head and its body each, also after the signal.
         ready: called when requests are answered.
         say: gets what the server has to say: requests that are no HTTP, and defects with their traceback.
 
@@ -77,10 +81,12 @@ def run(
         MissingExtra: uvicorn is not installed.
     """
     uvicorn = import_extra("uvicorn", extra="serve")
+    limit = open_file_limit()
+    most = _MOST_CONNECTIONS if limit is None else max(1, min(_MOST_CONNECTIONS, limit - _FILES_BESIDE))
     config = uvicorn.Config(
-        app, loop="asyncio", http="h11", ws="none", lifespan="on", log_config=None, access_log=False,
-        server_header=False, limit_concurrency=_MOST_CONNECTIONS, timeout_keep_alive=_IDLE_SECONDS,
-        timeout_graceful_shutdown=int(seconds) + 1,
+        app, loop="asyncio", http=make_protocol(seconds=seconds, most=most + _REFUSALS), ws="none", lifespan="on",
+        log_config=None, access_log=False, server_header=False, limit_concurrency=most,
+        timeout_keep_alive=_IDLE_SECONDS, timeout_graceful_shutdown=int(seconds) + 1,
     )  # fmt: skip
     server = uvicorn.Server(config)
     handlers = {"uvicorn": _Saying(say), "python_multipart": logging.NullHandler()}  # the latter quotes requests

@@ -185,8 +185,13 @@ def run(prepared: Prepared, out: Path, *, display: Display) -> dict[str, Any]:
     for sentence in _what_was_learnt(result, prepared.settings):
         display.say(sentence)
     write_json(out / RESULT, result)  # last: it marks the run complete
-    shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)  # several times as large as the model
+    remove_checkpoints(out)
     return result
+
+
+def remove_checkpoints(out: Path) -> None:
+    """Removes what a complete run no longer needs, several times as large as the model; also after a kill meanwhile."""
+    shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
 
 
 def newest_checkpoint(out: Path, say: Callable[[str], None]) -> tuple[int, str | None]:
