@@ -172,10 +172,11 @@ def test_the_command(files):
 
 @pytest.mark.parametrize("command", [commands.measure, commands.diagnose])
 def test_images_that_cannot_be_read_are_named(tmp_path, capfd, command):
-    images = make_images(tmp_path / "photos" / "ant", 4)
-    images[2].write_bytes(b"")
-    words = ["random/tiny_resnet", "--data", f"{tmp_path}/photos", "--out", f"{tmp_path}/out", "--device", "cpu"]
+    files = make_images(tmp_path / "photos" / "ant", 4)
+    files[2].write_bytes(b"")
+    run, _ = make_run(tmp_path / "run", "network.encoder=tiny_resnet", "network.width=8", "data.image_size=16")
+    words = [str(run), "--data", f"{tmp_path}/photos", "--out", f"{tmp_path}/out", "--device", "cpu"]
     command.main(words, standalone_mode=False)
-    assert f"Skipped {images[2]}: the file is empty.\n" in capfd.readouterr().err
+    assert f"Skipped {files[2]}: the file is empty.\n" in capfd.readouterr().err
     (result,) = (tmp_path / "out").glob("*.json")
-    assert json.loads(result.read_text())["unreadable"] == [[str(images[2]), "the file is empty"]]
+    assert json.loads(result.read_text())["unreadable"] == [[str(files[2]), "the file is empty"]]

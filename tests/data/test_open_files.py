@@ -3,8 +3,8 @@
 import gc
 import os
 import resource
+import tempfile
 from collections.abc import Callable, Iterator
-from multiprocessing import process
 from pathlib import Path
 
 import pytest
@@ -88,7 +88,9 @@ def test_a_source_that_leaves_files_open_in_a_worker_is_an_error(leave: Callable
 def test_workers_that_cannot_hand_over_batches_are_not_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for folder, reason in ((tmp_path / "absent", "No such file"), (tmp_path / ("x" * 108), "AF_UNIX path too long")):
-        monkeypatch.setitem(process.current_process()._config, "tempdir", str(folder))  # of sockets, once it is made
+    long = tmp_path / ("x" * 99)
+    long.mkdir()
+    for folder, reason in ((tmp_path / "absent", "No such file"), (long, "AF_UNIX path too long")):
+        monkeypatch.setattr(tempfile, "tempdir", str(folder))
         with pytest.raises(TrainingError, match=rf"a socket .* cannot be made \({reason}.*TMPDIR .*a short path, or"):
             next(evaluation_batches(Set(), DataConfig(workers=1), device=torch.device("cpu"), batch_size=2))

@@ -4,10 +4,12 @@ An image that cannot be read is replaced by the next one of the dataset that can
 """
 
 import math
+import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Listener
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -201,12 +203,13 @@ def _check_sockets() -> None:
     """Raises TrainingError where workers cannot hand over batches.
 
     They do so through sockets in the folder of temporary files, in a thread whose errors nobody hears: this process
-    would wait without end. The folder of the sockets, which is made here, is that of the workers, too.
+    would wait without end. The names here are as long as those that ``multiprocessing`` gives.
     """
     if torch.multiprocessing.get_sharing_strategy() != "file_descriptor":
         return
     try:
-        Listener().close()
+        with tempfile.TemporaryDirectory(prefix="pymp-") as folder:
+            Listener(str(Path(folder) / "listener-abcdefgh"), "AF_UNIX").close()
     except OSError as error:
         none = OFFERED.first("--set data.workers=0", "--workers 0")
         raise TrainingError(
