@@ -87,7 +87,9 @@ class TestNotation:
             "timm/NAME[.TAG], hf:NAME or random/NAME."
         )
         (tmp_path / "runs" / "photos").mkdir(parents=True)
-        assert refused("runs/phtos").endswith("or random/NAME. Did you mean 'runs/photos'?")
+        assert refused("runs/phtos").startswith(
+            "runs/phtos does not exist. Did you mean 'runs/photos'? Otherwise name a run folder, "
+        )
 
     def test_the_architecture_may_only_confirm(self) -> None:
         opened = open_encoder("random/resnet18", architecture="resnet18", image_size=SIDE)

@@ -87,7 +87,8 @@ def open_encoder(
 
 def nothing_at(where: str | Path) -> CheckpointError:
     """The error where WHERE is a path at which there is nothing."""
-    return CheckpointError(f"{where} does not exist; name {FORMS}.{did_you_mean_path(read_where(where).path)}")
+    hint = did_you_mean_path(read_where(where).path)
+    return CheckpointError(f"{where} does not exist{f'.{hint} Otherwise' if hint else ';'} name {FORMS}.")
 
 
 def open_checkpoint(
