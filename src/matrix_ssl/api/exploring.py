@@ -163,7 +163,7 @@ def _write_sheets(out: Path, source: Source, side: int, on_progress: Callable[[i
 
 def _appearance(sheets: Sheets) -> list[Column]:
     """Brightness and sharpness of the thumbnails as columns."""
-    measured = zip(*(appearance(squares) for squares in sheets.read()), strict=True)
+    measured = zip(*(appearance(luma) for luma in sheets.read_luma()), strict=True)
     return [Numbers(name, np.concatenate(values)) for name, values in zip(Appearance._fields, measured, strict=True)]
 
 

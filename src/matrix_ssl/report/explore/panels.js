@@ -120,7 +120,7 @@ function extremes(target, column) {
   const order = allWhere((image) => !Number.isNaN(column.numbers[image]))
     .sort((a, b) => column.numbers[a] - column.numbers[b]);
   const part = (heading, images) => [
-    element("h3", {}, heading), grid(images, (image) => [valueOf(column, image)], heading)];
+    element("h3", {}, heading), grid(images, (image) => [valueOf(column, image)], heading, 76, FIRST / 3)];
   const name = shown(column.name);
   target.replaceChildren(...part(`Lowest ${name}`, order), ...part(`Highest ${name}`, [...order].reverse()));
 }

@@ -52,8 +52,8 @@ class Sheets:
             top, left = down * self._side, across * self._side
             self._pixels[top : top + self._side, left : left + self._side] = square
 
-    def read(self) -> Iterator[NDArray[np.uint8]]:
-        """The thumbnails (m, side, side, 3) of every sheet as they were written.
+    def read_luma(self) -> Iterator[NDArray[np.uint8]]:
+        """The luma (m, side, side), by ITU-R BT.601, of the thumbnails of every sheet as they were written.
 
         Raises:
             RunFolderError: a sheet is damaged.
@@ -61,13 +61,13 @@ class Sheets:
         for number, name in enumerate(self.names):
             try:
                 with Image.open(self._folder / name) as image:
-                    pixels = np.asarray(image.convert("RGB"))
-                    squares = pixels.reshape(-1, self._side, ACROSS, self._side, 3).swapaxes(1, 2)
+                    image.draft("L", None)  # the colours of the JPEG file are not decoded
+                    squares = np.asarray(image.convert("L")).reshape(-1, self._side, ACROSS, self._side).swapaxes(1, 2)
             except (OSError, ValueError) as error:
                 raise RunFolderError(
                     f"{self._folder / name} cannot be read: {why(error)}; remove it and run the same command again."
                 ) from error
-            yield squares.reshape(-1, self._side, self._side, 3)[: self._count - number * EACH]
+            yield squares.reshape(-1, self._side, self._side)[: self._count - number * EACH]
 
     def finish(self) -> None:
         """Writes what is left."""

@@ -37,7 +37,7 @@ function caption(column, image) {
 }
 
 // A list of thumbnails that are buttons. lines(image): texts below the thumbnail, after the name of its file.
-function grid(images, lines, label, size = 76) {
+function grid(images, lines, label, size = 76, first = FIRST) {
   const list = element("ul", { class: "grid", "aria-label": label });
   list.style.setProperty("--size", `${size}px`);
   const more = element("button", { class: "more", click: () => add(4 * FIRST) });
@@ -56,7 +56,7 @@ function grid(images, lines, label, size = 76) {
     more.textContent = `Show more: ${whole(count)} of ${whole(images.length)}`;
     more.hidden = count >= images.length;
   }
-  add(FIRST);
+  add(first);
   return element("div", {}, list, more);
 }
 
