@@ -19,6 +19,6 @@ class ServeSettings:
     images: Annotated[int, Ge(1)] = 64  # of a request
     queue: Annotated[int, Ge(1)] = 256  # images that wait at a time, of all requests
     held_bytes: Annotated[int, Ge(1)] = 256 * MIB  # of the bodies of all requests together
-    seconds: Annotated[float, Gt(0.0)] = 60.0  # for a request to arrive, and again for its answer
+    seconds: Annotated[float, Gt(0.0)] = 60.0  # for the head of a request, its body and its answer, each
     decoders: Annotated[int, Ge(1), Le(64)] = 4  # threads that decode images
     neighbours: Annotated[int, Ge(1)] = 1000  # that a search may ask for
