@@ -40,6 +40,10 @@ def refused(number: int, place: str | None = None) -> OSError:
             caused_by(FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp', '/']")),
             "No folder takes temporary files (/tmp, /). Let the variable TMPDIR name one that does.",
         ),
+        (
+            RuntimeError("cannot cache function 'f': no locator available for file 'umap.py'"),
+            "UMAP cannot keep its compiled code. Let the variable NUMBA_CACHE_DIR name a folder that takes files.",
+        ),
         (refused(errno.ENOENT, "/a"), None),
         (ValueError("a defect"), None),
     ],
@@ -60,3 +64,5 @@ def test_the_variable_that_names_the_place_is_named(tmp_path: Path, monkeypatch:
     assert inside is not None and "another place (the variable XDG_CACHE_HOME decides" in inside
     elsewhere = refusal(refused(errno.EDQUOT, f"{tmp_path}/home/images"))
     assert elsewhere is not None and "the variable" not in elsewhere
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    assert refusal(refused(errno.ENOENT, f"{tmp_path}/file")) is None  # the folder is there: a defect

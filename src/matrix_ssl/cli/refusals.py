@@ -31,6 +31,7 @@ _VARIABLES = {  # that name folders in which this package and its libraries keep
     "XDG_CONFIG_HOME": "~/.config",
 }
 _NO_THREAD = ("can't start new thread", "can't allocate lock")  # Python's own RuntimeErrors
+_NO_CACHE = "cannot cache function"  # numba's RuntimeError where neither its package nor the user's cache takes files
 _NO_TEMPORARY = "No usable temporary directory"  # of Python's own error, with ENOENT and no place
 
 
@@ -39,6 +40,10 @@ def refusal(error: BaseException) -> str | None:
     for one in _causes(error):
         if str(one) in _NO_THREAD:
             return f"A thread cannot be started. {_THREADS}."
+        if _NO_CACHE in str(one):
+            return (
+                "UMAP cannot keep its compiled code. Let the variable NUMBA_CACHE_DIR name a folder that takes files."
+            )
         if not isinstance(one, OSError):
             continue
         reason = str(one.strerror or one)
@@ -46,7 +51,7 @@ def refusal(error: BaseException) -> str | None:
             places = reason.partition("[")[2].rstrip("]").replace("'", "")
             return f"No folder takes temporary files ({places}). Let the variable TMPDIR name one that does."
         place = os.fsdecode(one.filename) if isinstance(one.filename, str | bytes) else ""
-        variable = _variable(place, above=one.errno in _OF_PLACES)
+        variable = _variable(place, missing=one.errno in _OF_PLACES)
         if one.errno in _REFUSALS or (variable and one.errno in _OF_PLACES):
             remedy = _REFUSALS.get(one.errno or 0, _ANOTHER)
             decided = f" (the variable {variable} decides where that is)" if variable else ""
@@ -64,11 +69,15 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         one = one.__cause__ or (None if one.__suppress_context__ else one.__context__)
 
 
-def _variable(place: str, *, above: bool) -> str:
-    """The variable in whose folder a place is, or also which that folder is in; empty where there is none."""
+def _variable(place: str, *, missing: bool) -> str:
+    """The variable whose folder a place is in, empty where there is none; ``missing``: a folder that does not exist,
+    so that the place may also be above it.
+    """
     for name, usual in _VARIABLES.items():
         if place and (folder := os.environ.get(name) or usual):
             inner, outer = Path(place).absolute(), expanded(folder).absolute()
-            if inner.is_relative_to(outer) or (above and outer.is_relative_to(inner)):
+            if missing and not outer.is_dir() and outer.is_relative_to(inner):
+                return name
+            if inner.is_relative_to(outer) and not (missing and outer.is_dir()):
                 return name
     return ""
