@@ -11,7 +11,7 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from benchmarks.experiments import precision
+from benchmarks.experiments import paths, precision
 from benchmarks.harness import RESULTS, ROOT
 from benchmarks.pages.plots import STYLE, save
 from benchmarks.pages.tables import fill, made_on, percent, table, times_published
@@ -148,6 +148,22 @@ def precision_section(results: Path) -> str:
     return table(["dataset", *(arm.partition(":")[0] for arm in precision.ARMS), "by the rule"], lines)
 
 
+def paths_section(results: Row) -> str:
+    """Accuracy of the plain path and of the fast ones, and whether they agree."""
+    lines = []
+    for arm in paths.ARMS:
+        rows = [row for row in results["rows"] if row["arm"] == arm]
+        decided = None if arm == "plain" else paths.agreement(results["rows"], arm, "plain")
+        verdict = ["", ""]
+        if decided is not None:
+            verdict = [f"{100 * decided['difference']:+.2f} of {100 * decided['spread']:.2f}"]
+            verdict.append("yes" if decided["agree"] else "no")
+        seconds = sum(row["cpu_seconds"] for row in rows) / len(rows)
+        lines.append([arm, str(len(rows)), percent(rows, "linear"), *verdict, f"{seconds:.0f}"])
+    head = ["path", "seeds", "linear", "difference of the spread", "agree", "CPU seconds of a seed"]
+    return machine(results) + table(head, lines)
+
+
 def growth(results: Row) -> Figure:
     """CPU seconds of a step and of its floor against everything that grows."""
     with matplotlib.rc_context(STYLE):
@@ -174,7 +190,7 @@ def growth(results: Row) -> Figure:
 SECTIONS: dict[str, Callable[[Row], str]] = {
     "step": step_section, "growth": growth_section, "loader": loader_section,
     "linear_probe": probe_section, "report": report_section, "compiled": compiled_section,
-    "loss_peak": peak_section,
+    "loss_peak": peak_section, "paths_digits": paths_section,
 }  # fmt: skip
 
 if __name__ == "__main__":
