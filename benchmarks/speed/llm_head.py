@@ -2,6 +2,7 @@
 
     python -m benchmarks.speed.llm_head            (writes benchmarks/results/llm_head.json; some minutes)
     python -m benchmarks.speed.llm_head --quick    (tiny sizes)
+    python -m benchmarks.speed.llm_head --products (what of uniform labels is products; llm_head_products.json)
 
 One call is value and gradients, by hidden states and head, in float32 with one thread. ``chunked`` is a cross-entropy
 in the manner of Liger's fused linear cross-entropy (Hsu et al., arXiv 2410.10989, 2024), written here by PyTorch's
@@ -13,6 +14,7 @@ in one process; a ratio is that of the same round. Memory is the growth of the p
 import multiprocessing
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -23,13 +25,14 @@ from rich.console import Console
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.harness import command_line, save, spread, take_turns
+from benchmarks.harness import RESULTS, command_line, save, spread, take_turns
 from benchmarks.speed.loss_memory import resident
 from matrix_ssl.llm import matrix_cross_entropy_loss
 
 PLAIN, CHUNKED, CLOSED = "cross-entropy", "chunked", "closed"
 CHUNK = 256  # positions, as of the closed form
 SIZES = ((32_000, 512, 512), (32_000, 512, 2048), (32_000, 1024, 2048))  # vocabulary, d, positions
+PRODUCTS = ((32_000, 512, 512), (32_000, 1024, 512))
 ROUNDS = 3
 
 Row = dict[str, Any]
@@ -121,11 +124,44 @@ def measure(size: tuple[int, int, int], labels: str, rounds: int) -> Row:
     }  # fmt: skip
 
 
+def products(size: tuple[int, int, int], rounds: int) -> Row:
+    """CPU seconds of both losses at labels drawn alike, and of their three and four products with the head alone."""
+    vocabulary, d, positions = size
+    hidden, head, drawn = (x.detach() for x in inputs(*size, "uniform"))
+    rows, slope = head[drawn[0, 1:]], torch.randn(CHUNK, vocabulary)
+    by_head = torch.zeros_like(head)
+
+    def multiply(*, with_rows: bool) -> None:
+        for start in range(0, positions, CHUNK):
+            part = hidden[0, start : start + CHUNK]
+            torch.mm(part, head.mT)
+            torch.mm(slope[: len(part)], head)
+            by_head.addmm_(slope[: len(part)].mT, part)
+            if with_rows:
+                torch.mm(rows[start : start + CHUNK], head.mT)
+
+    both = {name: call for name, call in calls(*size, "uniform").items() if name in (PLAIN, CLOSED)}
+    alone = {"three products": partial(multiply, with_rows=False), "four products": partial(multiply, with_rows=True)}
+    seconds = take_turns({**both, **alone}, rounds=rounds)
+    return {"vocabulary": vocabulary, "d": d, "positions": positions,
+            "seconds": {name: spread(values) for name, values in seconds.items()},
+            "ratio": {name: spread(np.divide(values, seconds[PLAIN]).tolist()) for name, values in seconds.items()}}  # fmt: skip
+
+
 def main() -> None:
     """Measures, prints and saves."""
     parser = command_line(__doc__, "llm_head.json")
+    parser.add_argument("--products", action="store_true", help="The losses beside their products with the head alone.")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    if arguments.products:
+        default = arguments.out == RESULTS / "llm_head.json"
+        place = arguments.out.with_name("llm_head_products.json") if default else arguments.out
+        rows = [products(size, ROUNDS) for size in (((64, 8, 16),) if arguments.quick else PRODUCTS)]
+        save(place, {"rows": rows})
+        for row in rows:
+            Console().print(row["d"], {name: round(value["median"], 3) for name, value in row["ratio"].items()})
+        return
     sizes = ((64, 8, 16),) if arguments.quick else SIZES
     rows = [measure(size, labels, 1 if arguments.quick else ROUNDS) for size in sizes for labels in ("zipf", "uniform")]
     result = {"rows": rows, "memory": [dict(zip(("vocabulary", "d", "positions"), size, strict=True),

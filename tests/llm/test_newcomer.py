@@ -108,6 +108,7 @@ def test_rows_of_a_file_of_their_own_are_held_out(base, data, tmp_path, capfd):
         (["optim=galore_adamw"], "transformers refuses this training"),
         (["lr_scheduler_type=cosine_with_min_lr"], "transformers refuses this training"),
         (["optim=adamw_torch", "optim_args=a"], "transformers refuses this training"),
+        (["use_liger_kernel=true"], "needs the package 'liger-kernel'"),
         (["lora=100000"], "lora=100000: no linear layer of the model has a rank above"),
         (["push_to_hub=true"], "push_to_hub=true cannot be set: upload the folder model yourself"),
         (["weight_decay=-1"], r"weight_decay=-1\.0: expected a number of at least 0"),

@@ -34,9 +34,7 @@ class Objective:
         if not 0 < self.ridge < math.inf:
             raise ConfigError(f"ridge={self.ridge}: expected a finite number above 0.")
         if self.form not in get_args(Form):
-            near = did_you_mean(str(self.form), get_args(Form)).partition(" Known:")[
-                0
-            ]  # all of them are named before it
+            near, *_ = did_you_mean(str(self.form), get_args(Form)).split(" Known:")  # all are named before it
             raise ConfigError(f"form={self.form}: expected one of {', '.join(get_args(Form))}.{near}")
         for name in ("steps", "top", "chunk"):
             if not isinstance(number := getattr(self, name), int) or number < 1:

@@ -129,10 +129,10 @@ def _match(products: Tensor, logits: Tensor, config: Any, *, allowed: float) -> 
     norm = expected.norm().clamp_min(torch.finfo(expected.dtype).tiny)
     errors = {}
     for form in (HeadForm(scale, cap) for scale in scales for cap in caps):
-        found = products * form.scale
+        z = products * form.scale
         if form.softcap is not None:
-            found = form.softcap * torch.tanh(found / form.softcap)
-        errors[form] = float((found - expected).norm() / norm)
+            z = form.softcap * torch.tanh(z / form.softcap)
+        errors[form] = float((z - expected).norm() / norm)
     best = min(errors, key=lambda form: errors[form])
     if not errors[best] <= allowed:  # a NaN is no proof
         return None, f"its logits differ from scaled and capped products with its head by {errors[best]:.1g}"

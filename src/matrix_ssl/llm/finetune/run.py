@@ -298,7 +298,7 @@ def _make_trainer(
                 model=model, args=arguments, train_dataset=data[0], eval_dataset=data[1],
                 data_collator=collator(tokenizer), processing_class=tokenizer, matrix=matrix,
             )  # fmt: skip
-        _try_optimizer(trainer)
+        _try_libraries(trainer)
     except (ValueError, ImportError, TypeError, KeyError) as error:
         raise ConfigError(f"transformers refuses this training: {one_sentence(error)}") from error
     finally:
@@ -307,11 +307,14 @@ def _make_trainer(
     return trainer
 
 
-def _try_optimizer(trainer: MatrixTrainer) -> None:
+def _try_libraries(trainer: MatrixTrainer) -> None:
     """Makes an optimizer's settings and a schedule, as the training will: packages and arguments may be missing."""
     from transformers import get_scheduler
+    from transformers.utils import is_liger_kernel_available
 
     arguments: Any = trainer.args
+    if arguments.use_liger_kernel and not is_liger_kernel_available():
+        raise ImportError("use_liger_kernel=true needs the package 'liger-kernel'; run pip install liger-kernel.")
     if trainer.is_deepspeed_enabled:
         return  # its own
     model: Any = trainer.model

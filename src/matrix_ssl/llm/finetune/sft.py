@@ -1,8 +1,7 @@
 """trl's ``SFTTrainer`` with cross-entropy plus matrix cross-entropy.
 
-Datasets, chat templates, packing and adapters are those of trl. Its loss, from a head that is fused with the
-cross-entropy and never returns the logits, is replaced by that of ``MatrixTrainer``; its metrics of entropy and
-accuracy come from that head and are not available.
+Datasets, chat templates, packing, masks of answers and adapters are those of trl. Its loss, from a head that is fused
+with the cross-entropy, is replaced by that of ``MatrixTrainer``, which logs entropy and accuracy under trl's names.
 """
 
 from typing import Any

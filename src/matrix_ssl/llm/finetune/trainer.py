@@ -220,20 +220,7 @@ class MatrixTrainer(Trainer):
         if self._sums is None:
             self._sums, self._since = torch.zeros_like(measures), self.state.global_step
         self._sums += measures * scale
-        mask = inputs.get("attention_mask")
-        tokens = (
-            mask.sum()
-            if mask is not None and mask.ndim == 2
-            else next(
-                (
-                    torch.tensor(x.shape[0] * x.shape[1])
-                    for key in ("input_ids", "inputs_embeds")
-                    if (x := inputs.get(key)) is not None
-                ),
-                torch.tensor(0),
-            )
-        )
-        tokens = tokens.to(measures.device)
+        tokens = _tokens_seen(inputs).to(measures.device)
         self._tokens = tokens if self._tokens is None else self._tokens + tokens
 
 
@@ -293,6 +280,17 @@ class Recorder(TrainerCallback):
         self.stopped_by = int(distributed.maximum(mine))
         if self.stopped_by:
             control.should_save = control.should_training_stop = True
+
+
+def _tokens_seen(inputs: dict[str, Any]) -> Tensor:
+    """How many tokens of a batch are no filling, as trl counts them: (), 0 where it has none of the usual names."""
+    mask = inputs.get("attention_mask")
+    if mask is not None and mask.ndim == 2:
+        total: Tensor = mask.sum()
+        return total
+    shapes = (inputs[key].shape for key in ("input_ids", "inputs_embeds") if inputs.get(key) is not None)
+    batch, length, *_ = next(shapes, (0, 0))
+    return torch.tensor(batch * length)
 
 
 def _extended(labels: Tensor, length: int) -> Tensor:
