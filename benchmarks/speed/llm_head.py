@@ -117,16 +117,20 @@ def memory(size: tuple[int, int, int]) -> dict[str, float]:
 def measure(size: tuple[int, int, int], labels: str, rounds: int) -> Row:
     """Seconds of every variant, and their ratio to the plain one in the same round."""
     seconds = take_turns(calls(*size, labels), rounds=rounds)
+    return {"vocabulary": size[0], "d": size[1], "positions": size[2], "labels": labels} | ratios(seconds)
+
+
+def ratios(seconds: dict[str, list[float]]) -> Row:
+    """The spread of seconds, and of their ratio to the plain one in the same round."""
     return {
-        "vocabulary": size[0], "d": size[1], "positions": size[2], "labels": labels,
         "seconds": {name: spread(values) for name, values in seconds.items()},
         "ratio": {name: spread(np.divide(values, seconds[PLAIN]).tolist()) for name, values in seconds.items()},
-    }  # fmt: skip
+    }
 
 
 def products(size: tuple[int, int, int], rounds: int) -> Row:
     """CPU seconds of both losses at labels drawn alike, and of their three and four products with the head alone."""
-    vocabulary, d, positions = size
+    vocabulary, _, positions = size
     hidden, head, drawn = (x.detach() for x in inputs(*size, "uniform"))
     rows, slope = head[drawn[0, 1:]], torch.randn(CHUNK, vocabulary)
     by_head = torch.zeros_like(head)
@@ -143,9 +147,7 @@ def products(size: tuple[int, int, int], rounds: int) -> Row:
     both = {name: call for name, call in calls(*size, "uniform").items() if name in (PLAIN, CLOSED)}
     alone = {"three products": partial(multiply, with_rows=False), "four products": partial(multiply, with_rows=True)}
     seconds = take_turns({**both, **alone}, rounds=rounds)
-    return {"vocabulary": vocabulary, "d": d, "positions": positions,
-            "seconds": {name: spread(values) for name, values in seconds.items()},
-            "ratio": {name: spread(np.divide(values, seconds[PLAIN]).tolist()) for name, values in seconds.items()}}  # fmt: skip
+    return dict(zip(("vocabulary", "d", "positions"), size, strict=True)) | ratios(seconds)
 
 
 def main() -> None:
