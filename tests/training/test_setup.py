@@ -1,5 +1,6 @@
 """What a training logs, keeps and leaves out; whole runs in this process."""
 
+import copy
 import dataclasses
 import math
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from matrix_ssl import config
 from matrix_ssl.config import RunConfig
@@ -26,6 +28,7 @@ QUIET = Display(quiet=True)
 CPU = torch.device("cpu")
 CHANGED_METHOD = """
 import torch
+from torch import nn
 from matrix_ssl.methods.matrix_ssl import MatrixSSL
 
 class Changed(MatrixSSL):
@@ -290,6 +293,21 @@ def test_processors_with_bfloat16(
     assert devices.has_bfloat16(CPU) is expected
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)  # macOS
     assert devices.has_bfloat16(CPU) is False
+
+
+@pytest.mark.parametrize("channels", [4, 8, 12, 16])
+def test_narrow_shortcuts_have_the_right_gradients_on_a_cpu(channels: int) -> None:
+    """Of 48 pixels and more, those of fewer than 16 channels crash in channels last (oneDNN, issue 6035)."""
+    torch.manual_seed(0)
+    shortcut = nn.Conv2d(channels, 2 * channels, 1, stride=2, bias=False)
+    exact = copy.deepcopy(shortcut).double()
+    devices.MixedPrecision.choose("float32", torch.device("cpu")).place(shortcut)
+    x = torch.randn(8, channels, 48, 48)
+    y = shortcut(x.to(memory_format=torch.channels_last).requires_grad_())
+    assert y.is_contiguous() == (channels < 16)  # else the next line would end the process
+    y.square().mean().backward()
+    exact(x.double()).square().mean().backward()
+    torch.testing.assert_close(shortcut.weight.grad.double(), exact.weight.grad, rtol=1e-4, atol=1e-7)
 
 
 def test_precisions(tmp_path: Path, digits: Source) -> None:

@@ -127,9 +127,7 @@ class NetworkConfig:
 
     encoder: str = "resnet18"  # tiny_resnet, a torchvision architecture, timm/NAME, or hf:NAME (with its weights only)
     stem: Literal["auto", "standard", "small"] = "auto"  # small: 3x3 convolution, no max-pool; auto: small up to 64 px
-    # channels of the first stage, of tiny_resnet only; at least 8, because PyTorch 2.14 crashes in the backward of
-    # narrower 1x1 convolutions in channels_last
-    width: Annotated[int, Ge(8), Le(4096)] = 32
+    width: Annotated[int, Ge(8), Le(4096)] = 32  # channels of the first stage, of tiny_resnet only
     # side of the patches in pixels, of vision transformers of timm only; 0: that of the architecture
     patch_size: NonNegativeInt = 0
     configuration: str = ""  # of hf:NAME: the config.json of its model as JSON, filled in from its weights

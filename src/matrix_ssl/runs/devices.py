@@ -12,6 +12,7 @@ from matrix_ssl.errors import ConfigError
 from matrix_ssl.runs import environment as run_environment
 
 _CPU_BFLOAT16 = ("amx_bf16", "avx512_bf16", "bf16")  # as torch.cpu.get_capabilities calls them; the last one is ARM's
+_ONEDNN_BLOCK = 16  # channels that its kernels for AVX-512 take at once; 8 for AVX2
 
 
 def choose_device(name: str) -> torch.device:
@@ -98,12 +99,30 @@ class MixedPrecision:
         return cls(device, weights, torch.bfloat16 if chosen == "bfloat16" else None)
 
     def place(self, module: nn.Module) -> None:
-        """Moves a module to the device and type, with its convolutions channels last: faster, on CPUs too."""
+        """Moves a module to the device and type, with its convolutions channels last: faster, on CPUs too.
+
+        On a CPU, strided 1x1 convolutions of fewer than 16 channels, the shortcuts of narrow residual networks, stay
+        channels first. oneDNN (3.14 and before, PyTorch 2.14) writes past the end of a buffer in the gradient of their
+        weights otherwise, which is a crash or a wrong gradient (uxlfoundation/oneDNN, issue 6035).
+        """
         module.to(self.device, self.weights)
         module.to(memory_format=torch.channels_last)
+        for layer in module.modules() if self.device.type == "cpu" else ():
+            if isinstance(layer, nn.Conv2d) and _is_narrow_and_strided(layer):
+                layer.weight.data = layer.weight.data.clone(memory_format=torch.contiguous_format)
+                layer.register_forward_pre_hook(_channels_first)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The context of a forward."""
         if self.forward is None:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.forward)
+
+
+def _is_narrow_and_strided(layer: nn.Conv2d) -> bool:
+    narrow = layer.in_channels // layer.groups < _ONEDNN_BLOCK
+    return narrow and layer.kernel_size == (1, 1) and layer.stride != (1, 1)
+
+
+def _channels_first(layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (inputs[0].contiguous(), *inputs[1:])
