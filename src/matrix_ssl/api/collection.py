@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from matrix_ssl import config as configuration
 from matrix_ssl.api.gathered import Gathered
+from matrix_ssl.api.questions import check_neighbours
 from matrix_ssl.config.untrusted import expanded
 from matrix_ssl.data.randomness import permutation
 from matrix_ssl.errors import ConfigError, DataError
@@ -182,10 +183,7 @@ class Collection(Gathered):
     ) -> tuple[Neighbours, list[str]]:
         """The k nearest images of queries (m, d) but themselves, and a sentence on an approximate search's recall."""
         features = self.embedding.features
-        if len(self) < 2 and (own >= 0).any():
-            raise DataError(f"{self._where} has a single image: there is none to compare it with.")
-        if not 1 <= k <= (most := len(self) - bool((own >= 0).any())):
-            raise ConfigError(f"k={k}: expected 1 to {most} images, as many as there are beside the query.")
+        check_neighbours(k, len(self), own=bool((own >= 0).any()), where=str(self._where))
         if not approximate:
             return _without(nearest(features, vectors, k=min(k + 1, len(self))), own, k), []
         index = ApproximateIndex(features)

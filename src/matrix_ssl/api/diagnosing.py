@@ -17,7 +17,8 @@ from matrix_ssl.data.base import Source
 from matrix_ssl.data.objects import as_data
 from matrix_ssl.data.sources import Split, check_outside
 from matrix_ssl.encoder import Weights
-from matrix_ssl.errors import ConfigError
+from matrix_ssl.errors import ConfigError, DataError
+from matrix_ssl.evaluate.blocks import find_blocks
 from matrix_ssl.evaluate.diagnose import Progress, diagnose_blocks
 from matrix_ssl.evaluate.similarity_matrices import Network, compare_blocks
 from matrix_ssl.report.blocks import PAGE, RESULT, write_page
@@ -27,6 +28,7 @@ from matrix_ssl.runs.folder import lock
 
 UNTRAINED, ITSELF = "untrained", "itself"
 IMAGES = 2048  # at most, by default
+_COMPARED = 4  # images that a comparison of blocks needs
 
 
 def diagnose(
@@ -81,6 +83,7 @@ def diagnose(
             return evaluation.open_images(location, data, split=split, data_root=root, download=download)
 
         source = images_for(config.data)
+        _check_count(min(images, len(source)), 2 if against is None else _COMPARED, source.name)
         first, second, *_ = [*each_view(config.views, config.data.image_size)] * 2
 
         def measure(encoder: nn.Module) -> dict[str, Any]:
@@ -89,19 +92,20 @@ def diagnose(
             )
 
         encoder = run.encoder(weights=weights)
+        with undisturbed():  # all of them before the work
+            other = None if reference is None else _opened(reference, run, download=download).encoder
+            network = None if against is None or against == ITSELF else _opened(against, run, download=download)
+        if other is not None and list(find_blocks(other)) != list(find_blocks(encoder)):
+            raise ConfigError(
+                f"--reference {reference} has other blocks than {where}: pass an encoder of the same architecture."
+            )
         result = measure(encoder)
         rows = result["rows"]
-        if reference is not None:
+        if other is not None:
             with undisturbed():
-                other = measure(_opened(reference, run, download=download).encoder)["rows"]
-            if [row["block"] for row in other] != [row["block"] for row in rows]:
-                raise ConfigError(
-                    f"--reference {reference} has other blocks than {where}: pass an encoder of the same architecture."
-                )
-            rows = [{**row, "reference": theirs} for row, theirs in zip(rows, other, strict=True)]
+                theirs = measure(other)["rows"]
+            rows = [{**row, "reference": their} for row, their in zip(rows, theirs, strict=True)]
         if against is not None:
-            with undisturbed():
-                network = None if against == ITSELF else _opened(against, run, download=download)
             result["similarity"] = compare_blocks(
                 Network(str(where), encoder, source, config.data),
                 network and Network(against, network.encoder, images_for(network.data), network.data),
@@ -115,6 +119,12 @@ def diagnose(
             write_json(folder / RESULT, result)
             write_page(folder, result)
     return result
+
+
+def _check_count(count: int, needed: int, name: str) -> None:
+    """Raises DataError for fewer images than the measures need."""
+    if count < needed:
+        raise DataError(f"{name!r}: {count} of its images would be measured, and {needed} are needed: raise --images.")
 
 
 class _Opened(NamedTuple):

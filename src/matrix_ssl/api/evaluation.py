@@ -26,6 +26,7 @@ from matrix_ssl.evaluate.baselines import Sizes, open_baselines
 from matrix_ssl.evaluate.feature_files import FeatureFiles
 from matrix_ssl.evaluate.features import Embedding, image_digests
 from matrix_ssl.evaluate.subject import Subject
+from matrix_ssl.evaluate.trained.label_subsets import read_names
 from matrix_ssl.evaluate.trained.protocols import SEMI_SUPERVISED, EvaluationSettings
 from matrix_ssl.runs import devices
 from matrix_ssl.runs.display import Display
@@ -95,8 +96,10 @@ def evaluate(
     every.check_protocols(protocols)
     if label_list is not None and SEMI_SUPERVISED not in protocols:
         raise ConfigError(f"--label-list is for --protocol {SEMI_SUPERVISED}.")
+    if label_list is not None:
+        read_names(label_list)
     if not is_folder(where):
-        _check_place(where, data, out=out, weights=weights, data_root=data_root)
+        _check_place(where, data, test_data, out=out, weights=weights, data_root=data_root)
     with session(device, quiet=quiet) as s:
         chosen = {
             "protocols": list(protocols), "baselines": list(baselines), "fresh": fresh, "weights": weights,
@@ -192,14 +195,17 @@ def no_dataset(where: str | Path) -> MatrixSSLError:
 
 
 def _check_place(
-    where: str | Path, data: Data | None, *, out: Path | None, weights: Weights, data_root: Path | None
-) -> None:
+    where: str | Path, data: Data | None, test_data: Data | None, *, out: Path | None, weights: Weights,
+    data_root: Path | None,
+) -> None:  # fmt: skip
     """Raises where an encoder that is not a run comes without images, or its results would lie among them."""
     from matrix_ssl.encoder.importing import default_run  # takes a second to import
 
     if not data:
         raise no_dataset(where)
-    check_outside(out or default_run(read_where(where), branch=weights), data, data_root=data_root)
+    place = out or default_run(read_where(where), branch=weights)
+    for images in (data, test_data or ()):
+        check_outside(place, images, data_root=data_root)
 
 
 def _run_of(

@@ -1,7 +1,7 @@
 """The page of a folder of images: their features, what these say, thumbnails, and the page itself."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +12,7 @@ from annotated_types import Ge, Le
 from numpy.typing import NDArray
 
 from matrix_ssl.api.collection import Collection, too_alike, too_many_issues
-from matrix_ssl.api.gathered import check_outputs
+from matrix_ssl.api.gathered import check_outputs, list_images
 from matrix_ssl.config import DataConfig
 from matrix_ssl.config.arrays import read_arrays
 from matrix_ssl.config.untrusted import expanded, is_file
@@ -25,8 +25,9 @@ from matrix_ssl.encoder import Weights
 from matrix_ssl.errors import DataError, RunFolderError
 from matrix_ssl.evaluate.explore.analysis import Analysis, analyse
 from matrix_ssl.evaluate.explore.appearance import Appearance, appearance
+from matrix_ssl.evaluate.explore.clusters import check_count
 from matrix_ssl.evaluate.explore.duplicates import THRESHOLD
-from matrix_ssl.evaluate.explore.plane import MAPS, MOST, MapRule, plane
+from matrix_ssl.evaluate.explore.plane import MAPS, MOST, MapRule, check_rule, plane
 from matrix_ssl.evaluate.features import Embedding
 from matrix_ssl.report.explore.columns import read_columns
 from matrix_ssl.report.explore.contents import Categories, Column, Contents, Issue, Numbers
@@ -95,24 +96,29 @@ def explore(
     Raises:
         MatrixSSLError: the encoder, the images, a CSV file or the folder are at fault.
     """
-    for file in choices.columns if choices else ():
+    choices = choices or ExploreSettings()
+    check_rule(choices.map)
+    for file in choices.columns:
         if not is_file(expanded(file)):
             raise DataError(f"--columns {file} is no file: name a CSV file with the path of an image in every row.")
     check_folder(out, first=CLAIM)
     check_outputs([out], where, data, data_root=data_root, download=download)
+    listed = list_images(where, data, split=split, data_root=data_root, download=download)
+    if listed is not None:  # before their features are computed
+        _check(choices, [listed.where(index) for index in range(len(listed))], listed.name)
     images = Collection(
         where, data, features=features, split=split, weights=weights, device=device, quiet=quiet, data_root=data_root,
         download=download,
     )  # fmt: skip
-    return explore_collection(images, out, choices or ExploreSettings(), quiet=quiet)
+    return explore_collection(images, out, choices, quiet=quiet)
 
 
 def explore_collection(images: Collection, out: Path, choices: ExploreSettings, *, quiet: bool = False) -> Explored:
     """The same of images whose features are known."""
     display, embedding, source = Display(quiet=quiet), images.embedding, images.source()
     images.check_outside(out)
-    if len(embedding) < 2:
-        raise DataError(f"{source.name!r} has {len(embedding)} readable image: a map needs two.")
+    check_rule(choices.map)
+    columns, sentences = _check(choices, embedding.paths, source.name)
     side = choices.thumbnail if source.images is None else min(choices.thumbnail, max(source.images.shape[-2:]))
     with held(out, fresh=False, say=display.say, first=CLAIM):
         identity = _identity(embedding)
@@ -130,10 +136,33 @@ def explore_collection(images: Collection, out: Path, choices: ExploreSettings, 
             seed=choices.seed,
         )  # fmt: skip
         points = _points(out, embedding.features, choices, display.say)
-        contents = _contents(source, images, analysis, choices, points=points, sheets=sheets, side=side)
+        contents = _contents(
+            source, images, analysis, choices, points=points, sheets=sheets, side=side, columns=columns,
+            notes=[*_notes(source, embedding, analysis, choices), *sentences],
+        )  # fmt: skip
         for note in (*contents.notes, *contents.doubts):
             display.say(note)
         return Explored(write_page(out, contents), contents)
+
+
+def _check(choices: ExploreSettings, places: Sequence[str], name: str) -> tuple[list[Column], list[str]]:
+    """The columns of all CSV files for images, with a sentence on each file.
+
+    Raises:
+        DataError: there are too few images for a map, or a file is at fault.
+        ConfigError: there are to be more clusters than images.
+    """
+    if len(places) < 2:
+        raise DataError(f"{name!r} has {len(places)} readable image: a map needs two.")
+    if choices.clusters:
+        check_count(choices.clusters, len(places))
+    columns: list[Column] = []
+    sentences = []
+    for path in choices.columns:
+        more, sentence = read_columns(expanded(path), places)
+        columns += more
+        sentences.append(sentence)
+    return columns, sentences
 
 
 def _identity(embedding: Embedding) -> str:
@@ -195,23 +224,20 @@ def _contents(
     points: NDArray[np.float32],
     sheets: Sheets,
     side: int,
+    columns: Sequence[Column],
+    notes: list[str],
 ) -> Contents:
     embedding, near, clusters = images.embedding, analysis.neighbours, analysis.clusters
     places, labels, classes = embedding.paths, embedding.labels, embedding.classes
-    columns: list[Column] = []
+    computed: list[Column] = []
     issues = None
     if labels is not None and classes is not None and analysis.confidence is not None and analysis.issues is not None:
-        columns.append(Numbers("confidence", analysis.confidence))
+        computed.append(Numbers("confidence", analysis.confidence))
         issues = [
             Issue(int(image), classes[labels[image]], classes[other], float(confidence))
             for image, other, confidence in zip(*analysis.issues, strict=True)
         ]
-    columns += [Numbers("outlier score", analysis.outlier_scores), *_appearance(sheets)]
-    notes = _notes(source, embedding, analysis, choices)
-    for path in choices.columns:
-        more, sentence = read_columns(expanded(path), places)
-        columns += more
-        notes.append(sentence)
+    computed += [Numbers("outlier score", analysis.outlier_scores), *_appearance(sheets)]
     names = [str(number) for number in range(1, len(clusters.representatives) + 1)]
     return Contents(
         title=source.name,
@@ -230,7 +256,7 @@ def _contents(
         outliers=np.argsort(-analysis.outlier_scores, kind="stable")[:_OUTLIERS],
         outlier_scores=analysis.outlier_scores,
         issues=issues,
-        columns=columns,
+        columns=[*computed, *columns],
         thumbnail=side,
         sheets=sheets.names,
     )

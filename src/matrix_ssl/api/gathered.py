@@ -14,13 +14,13 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 
 from matrix_ssl.api import evaluation
+from matrix_ssl.api.questions import Places, query_images
 from matrix_ssl.api.run import Run
 from matrix_ssl.config import DataConfig
 from matrix_ssl.config.untrusted import expanded, is_file, is_there
 from matrix_ssl.data.base import Source
-from matrix_ssl.data.folder import FolderSource, open_folder
+from matrix_ssl.data.folder import FolderSource
 from matrix_ssl.data.images import read_image
-from matrix_ssl.data.loading import unreadable_images
 from matrix_ssl.data.objects import as_data
 from matrix_ssl.data.pixels import viewable
 from matrix_ssl.data.sources import Data, Split, Splits, absolute, check_outside
@@ -128,10 +128,8 @@ class Gathered:
         return source
 
     @cached_property
-    def _rows(self) -> dict[str, int]:
-        """The row of every place, also by the whole path."""
-        rows = {str(Path(path).absolute()): row for row, path in enumerate(self.embedding.paths)}
-        return rows | {path: row for row, path in enumerate(self.embedding.paths)}
+    def _places(self) -> Places:
+        return Places(self.embedding.paths)
 
     @cached_property
     def _source(self) -> tuple[Source, dict[str, int]]:
@@ -197,17 +195,7 @@ class Gathered:
 
     def row(self, query: str | Path | int) -> int | None:
         """The image of the dataset that a query names; None for files of elsewhere."""
-        text = str(query)
-        for name in (text, str(expanded(text).absolute())):
-            if name in self._rows:
-                return self._rows[name]
-        if is_there(expanded(text)):
-            return None
-        if text.isdecimal():
-            if int(text) >= len(self):
-                raise ConfigError(f"--query {text}: the images have the numbers 0 to {len(self) - 1}.")
-            return int(text)
-        raise DataError(f"--query {text!r} is no file or folder, nor the place or the number of one of the images.")
+        return self._places.row(query)
 
     def embed(self, path: Path) -> Embedding:
         """The features of a file, or of the images in a folder, by the encoder of the collection."""
@@ -224,12 +212,7 @@ class Gathered:
                 f"{self._where} holds features of a different encoder or block than {run.where}: query by one of its "
                 f"images."
             )
-        path = expanded(path)
-        source = FolderSource("queries", path.parent, [path.name], labels=None, classes=None)
-        if path.is_dir():
-            source = open_folder(path, name=path.name)
-        for place, why in unreadable_images(source, workers=0):
-            raise DataError(f"--query {place}: {why}.")
+        source = query_images(expanded(path))
         return evaluation.embed(encoder, images, as_data(source), device=self._device, quiet=True)
 
     def thumbnail(self, place: str) -> bytes:
@@ -253,13 +236,33 @@ class Gathered:
 
 
 def check_outputs(
-    paths: Sequence[Path], where: str | Path, data: Data | None, *, data_root: Path | None, download: bool
-) -> None:
-    """Raises DataError for an output among the images of a collection, before their features are computed."""
+    paths: Sequence[Path], where: str | Path, data: Data | None, *, data_root: Path | None, download: bool,
+    reads: Sequence[str | Path] = (),
+) -> None:  # fmt: skip
+    """Raises DataError for an output among the images of a collection, before their features are computed.
+
+    Args:
+        reads: files and folders of further images.
+    """
+    folders = tuple(str(expanded(one)) for one in reads if is_there(expanded(one)))
     if data is None and not is_features(where):
         data = Run(where, download=download).config.data.source
     for path in paths:
         check_outside(path, data or (), data_root=data_root)
+        check_outside(path, folders)
+
+
+def list_images(
+    where: str | Path, data: Data | None, *, split: Split, data_root: Path | None, download: bool
+) -> Source | None:
+    """The images of a collection before their features are computed; None where they come with a file of features."""
+    if is_features(where):
+        return None
+    images = Run(where, download=download).config.data
+    location = data or images.source
+    if not location:
+        raise evaluation.no_dataset(where)
+    return evaluation.open_images(location, images, split=split, data_root=data_root, download=download)
 
 
 def is_features(where: str | Path) -> bool:

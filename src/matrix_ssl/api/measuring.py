@@ -20,7 +20,15 @@ from matrix_ssl.data.sources import Split, check_outside
 from matrix_ssl.encoder import Weights
 from matrix_ssl.errors import ConfigError
 from matrix_ssl.evaluate.feature_rows import ENDINGS, FeatureRows, open_features, rows_of
-from matrix_ssl.evaluate.measure import COMPARISONS, Progress, choose, compare_rows, meanings, measure_rows
+from matrix_ssl.evaluate.measure import (
+    COMPARISONS,
+    Progress,
+    check_comparable,
+    choose,
+    compare_rows,
+    meanings,
+    measure_rows,
+)
 from matrix_ssl.evaluate.similarity_matrices import MATRICES, compare_checkpoints
 from matrix_ssl.report.measure import PAGE, RESULT, write_page
 from matrix_ssl.runs import checkpoint, devices
@@ -70,30 +78,38 @@ def measure(
     """
     data = None if data is None else as_data(data)
     root, folder = (None if path is None else expanded(path) for path in (data_root, out))
+    others = listed(against)
+    if checkpoints and (is_features(where) or not Path(where).is_dir()):
+        raise ConfigError(f"--checkpoints is for a run; {where} is none.")
+    if checkpoints and others:
+        raise ConfigError(f"--checkpoints compares those of {where} alone: remove --against {others[0]}.")
+    opened = [_open(one, data, key=key, download=download) for one in (where, *others)]
     with contextlib.ExitStack() as stack:
         if folder is not None:
-            if data:
-                check_outside(folder, data, data_root=root)
+            for one in opened:
+                if isinstance(one, Run):
+                    check_outside(folder, data or one.config.data.source, data_root=root)
             stack.enter_context(lock(folder))
             for name in (RESULT, PAGE):
                 check_writable(folder / name)
-        if checkpoints and (is_features(where) or not Path(where).is_dir()):
-            raise ConfigError(f"--checkpoints is for a run; {where} is none.")
 
         unreadable: dict[str, str] = {}  # place and reason
 
-        def rows(one: str | Path) -> FeatureRows:
-            if is_features(one) and not (data and Path(one).suffix == ".safetensors"):
-                return open_features(Path(one), key=key)
-            run = Run(one, download=download)
-            return embed(run.encoder(weights=weights), run.config.data, str(one))
+        def rows(one: FeatureRows | Run) -> FeatureRows:
+            if isinstance(one, FeatureRows):
+                return one
+            return embed(one.encoder(weights=weights), one.config.data, str(one.where))
 
         def embed(encoder: nn.Module, images: DataConfig, name: str) -> FeatureRows:
-            location = data or images.source
-            if not location:
-                raise evaluation.no_dataset(where)
             embedding = evaluation.embed(
-                encoder, images, location, split=split, device=device, quiet=quiet, data_root=root, download=download
+                encoder,
+                images,
+                data or images.source,
+                split=split,
+                device=device,
+                quiet=quiet,
+                data_root=root,
+                download=download,
             )
             unreadable.update(embedding.unreadable)
             return rows_of(from_numpy(embedding.features), name, digest=embedding.digest)
@@ -103,7 +119,9 @@ def measure(
             images = read_config(Path(where)).data
             subjects = [embed(encoder, images, name) for name, encoder in _checkpoints(Path(where), weights)]
         else:
-            subjects = [rows(one) for one in (where, *listed(against))]
+            subjects = [rows(one) for one in opened]
+        for other in subjects[1:]:
+            check_comparable(subjects[0], other)
         measured = [measure_rows(one, population=population, on_progress=on_progress) for one in subjects]
         trained = [one for one in measured if one["name"] != UNTRAINED]
         result = {
@@ -120,6 +138,16 @@ def measure(
             write_json(folder / RESULT, result)
             write_page(folder, result)
         return result
+
+
+def _open(where: str | Path, data: Any, *, key: str | None, download: bool) -> FeatureRows | Run:
+    """A file of features, or an encoder for which there are images; DataError where there are none."""
+    if is_features(where) and not (data and Path(where).suffix == ".safetensors"):
+        return open_features(Path(where), key=key)
+    run = Run(where, download=download)
+    if not (data or run.config.data.source):
+        raise evaluation.no_dataset(where)
+    return run
 
 
 def is_features(where: str | Path) -> bool:

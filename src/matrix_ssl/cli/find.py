@@ -1,6 +1,6 @@
 """The commands ``search``, ``duplicates``, ``outliers``, ``cluster``, ``mislabels`` and ``select`` on images."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,7 @@ from matrix_ssl.cli import options
 
 if TYPE_CHECKING:
     from matrix_ssl.api.collection import Collection
+    from matrix_ssl.data.base import Source
     from matrix_ssl.report.listing import Listing
 
 _RULES = ("log-determinant", "facility-location", "k-centre")  # the first is the default
@@ -47,7 +48,12 @@ def search(query: tuple[str, ...], k: int, approximate: bool, **common: Any) -> 
     WHERE is a run folder, a checkpoint file, torchvision/NAME[:WEIGHTS], timm/NAME[.TAG], hf:NAME or random/NAME;
     FEATURES a file that `embed` wrote. All images are compared, by the cosine similarity of their features.
     """
-    _answer(common, lambda images: images.search(query, k=k, approximate=approximate))
+    from matrix_ssl.api.questions import check_search
+
+    def check(source: "Source") -> None:
+        check_search(source, query, k=k, approximate=approximate)
+
+    _answer(common, lambda images: images.search(query, k=k, approximate=approximate), check=check, reads=query)
 
 
 @click.command()
@@ -59,6 +65,10 @@ def duplicates(threshold: float | None, **common: Any) -> None:
 
     WHERE and FEATURES are as for `matrix-ssl search`.
     """
+    from matrix_ssl.evaluate.explore.duplicates import check_threshold
+
+    if threshold is not None:
+        check_threshold(threshold)
     _answer(common, lambda images: images.duplicates(**options.given(threshold=threshold)))
 
 
@@ -85,7 +95,13 @@ def cluster(count: int | None, seed: int, **common: Any) -> None:
 
     WHERE and FEATURES are as for `matrix-ssl search`.
     """
-    _answer(common, lambda images: images.clusters(count=count, seed=seed))
+    from matrix_ssl.api.questions import check_clusters
+
+    _answer(
+        common,
+        lambda images: images.clusters(count=count, seed=seed),
+        check=lambda source: check_clusters(source, count),
+    )
 
 
 @click.command()
@@ -100,7 +116,12 @@ def select(count: int, rule: Any, labelled: Path | None, **common: Any) -> None:
 
     WHERE and FEATURES are as for `matrix-ssl search`.
     """
-    _answer(common, lambda images: images.select(count, rule=rule, **options.given(labelled=labelled)), reads=labelled)
+    from matrix_ssl.api.questions import check_selection
+
+    _answer(
+        common, lambda images: images.select(count, rule=rule, **options.given(labelled=labelled)),
+        check=lambda source: check_selection(source, count, labelled=labelled), reads=[labelled] if labelled else [],
+    )  # fmt: skip
 
 
 @click.command()
@@ -113,13 +134,23 @@ def mislabels(by: Any, seed: int, **common: Any) -> None:
 
     WHERE and FEATURES are as for `matrix-ssl search`.
     """
-    _answer(common, lambda images: images.label_issues(by=by, seed=seed))
+    from matrix_ssl.api.questions import check_labels
+
+    _answer(common, lambda images: images.label_issues(by=by, seed=seed), check=check_labels)
 
 
-def _answer(common: dict[str, Any], ask: "Callable[[Collection], Listing]", *, reads: Path | None = None) -> None:
-    """Opens the collection, asks it, and shows and writes what it answers."""
+def _answer(
+    common: dict[str, Any], ask: "Callable[[Collection], Listing]", *, check: "Callable[[Source], None] | None" = None,
+    reads: Sequence[str | Path] = (),
+) -> None:  # fmt: skip
+    """Opens the collection, asks it, and shows and writes what it answers.
+
+    Args:
+        check: called with the images before their features are computed; raises where they cannot answer.
+        reads: files and folders that the command reads beside those of the collection.
+    """
     from matrix_ssl.api.collection import Collection
-    from matrix_ssl.api.gathered import check_outputs
+    from matrix_ssl.api.gathered import check_outputs, list_images
     from matrix_ssl.errors import ConfigError
     from matrix_ssl.runs.folder import check_output
 
@@ -128,8 +159,12 @@ def _answer(common: dict[str, Any], ask: "Callable[[Collection], Listing]", *, r
         raise ConfigError(f"--out and --page are both {out}: name two files.")
     written = [path for path in (out, page) if path is not None]
     for path in written:
-        check_output(path, common["where"], common["features"], reads)
-    check_outputs(written, **{name: common[name] for name in ("where", "data", "data_root", "download")})
+        check_output(path, common["where"], common["features"], *reads)
+    check_outputs(written, reads=reads, **{name: common[name] for name in ("where", "data", "data_root", "download")})
+    if check is not None:
+        places = {name: common[name] for name in ("where", "data", "split", "data_root", "download")}
+        if (source := list_images(**places)) is not None:
+            check(source)
     images = Collection(**common)
     for path in written:
         images.check_outside(path)

@@ -90,14 +90,7 @@ def compare_rows(first: FeatureRows, second: FeatureRows) -> dict[str, Any]:
     Raises:
         DataError: the numbers of rows differ, or the files know that the images do; or as ``measure_rows``.
     """
-    _check_room(f"{first.name} and {second.name}", first.width + second.width, _MORE)
-    if first.count != second.count:
-        raise DataError(
-            f"{first.name} has {first.count} rows and {second.name} {second.count}: --against compares the features of "
-            f"the same images in the same order."
-        )
-    if first.digest and second.digest and first.digest != second.digest:
-        raise DataError(f"{first.name} and {second.name} are features of different datasets: pass those of one.")
+    check_comparable(first, second)
     both = Moments(first.width + second.width)
     sample: list[Tensor] = []
     for x, y in _aligned(first, second):
@@ -109,6 +102,18 @@ def compare_rows(first: FeatureRows, second: FeatureRows) -> dict[str, Any]:
     return {"first": first.name, "second": second.name, "samples": first.count, "sample": len(rows),
             **similarities(both.covariance(), first.width, samples=first.count), **rank_correlation(x, y),
             **_kernels(x, y)}  # fmt: skip
+
+
+def check_comparable(first: FeatureRows, second: FeatureRows) -> None:
+    """Raises DataError as ``compare_rows`` does, before a row is read."""
+    _check_room(f"{first.name} and {second.name}", first.width + second.width, _MORE)
+    if first.count != second.count:
+        raise DataError(
+            f"{first.name} has {first.count} rows and {second.name} {second.count}: --against compares the features of "
+            f"the same images in the same order."
+        )
+    if first.digest and second.digest and first.digest != second.digest:
+        raise DataError(f"{first.name} and {second.name} are features of different datasets: pass those of one.")
 
 
 def _check_room(name: str, width: int, matrices: int) -> None:

@@ -87,6 +87,8 @@ def run_protocols(
             f"{', '.join(on_features)}: these protocols run in one process. Give torchrun only "
             f"--protocol {','.join(trained.PROTOCOLS)}."
         )
+    if trained.SEMI_SUPERVISED in protocols:
+        trained.check_parts(subject, label_list)
     if on_features:
         _run_frozen(subject, on_features, baselines, say=say, bar=bar)
     elif baselines:

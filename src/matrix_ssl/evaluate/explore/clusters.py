@@ -52,12 +52,17 @@ def cluster(features: Matrix, *, count: int | None = None, seed: int = 0) -> Clu
     rows = unit_rows(features).cpu().numpy()
     if count is None:
         count = choose_count(rows[np.sort(permutation(len(rows), seed, _STREAM)[:_SAMPLE])], seed=seed)
-    if not 1 <= count <= len(rows):
-        raise ConfigError(f"count={count}: expected 1 to {len(rows)} clusters, as many as there are images.")
+    check_count(count, len(rows))
     with _quiet():
         fitted = KMeans(count, n_init=1, random_state=seed).fit(rows)
     distances = np.linalg.norm(rows - fitted.cluster_centers_[fitted.labels_], axis=1)
     return in_order(fitted.labels_, distances)
+
+
+def check_count(count: int, images: int) -> None:
+    """Raises ConfigError unless the number of clusters is from 1 to that of the images."""
+    if not 1 <= count <= images:
+        raise ConfigError(f"count={count}: expected 1 to {images} clusters, as many as there are images.")
 
 
 def dense_clusters(features: Matrix, *, smallest: int = 10) -> Clusters:

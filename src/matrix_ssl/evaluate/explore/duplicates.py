@@ -35,8 +35,7 @@ def near_duplicates(features: Matrix, *, threshold: float = THRESHOLD) -> list[N
     from scipy.sparse import coo_array  # slow to import
     from scipy.sparse.csgraph import connected_components
 
-    if not -1.0 < threshold <= 1.0:
-        raise ConfigError(f"threshold={threshold}: expected a cosine similarity above -1 and at most 1.")
+    check_threshold(threshold)
     rows = unit_rows(features)
     groups = np.arange(len(rows))
     for first, second in _pairs(rows, threshold):
@@ -46,6 +45,12 @@ def near_duplicates(features: Matrix, *, threshold: float = THRESHOLD) -> list[N
     order = np.argsort(groups, kind="stable")
     members = np.split(order, np.flatnonzero(np.diff(groups[order])) + 1)
     return sorted((group for group in members if len(group) > 1), key=lambda group: (-len(group), int(group[0])))
+
+
+def check_threshold(threshold: float) -> None:
+    """Raises ConfigError unless it is in (-1, 1]."""
+    if not -1.0 < threshold <= 1.0:
+        raise ConfigError(f"threshold={threshold}: expected a cosine similarity above -1 and at most 1.")
 
 
 def _pairs(rows: Tensor, threshold: float) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:

@@ -54,7 +54,7 @@ def label_issues(features: Matrix, labels: ArrayLike, *, by: Judge = "neighbours
     if by not in ("neighbours", "linear"):
         raise ConfigError(f"by={by!r} does not exist.{did_you_mean(by, ('neighbours', 'linear'))}")
     rows = as_features(features).cpu().numpy()
-    _check_classes(as_labels(labels, len(rows)))
+    check_classes(as_labels(labels, len(rows)))
     judged = (
         neighbour_probabilities(rows, labels) if by == "neighbours" else probe_probabilities(rows, labels, seed=seed)
     )
@@ -111,7 +111,7 @@ def confident_learning(probabilities: NDArray[np.floating], labels: ArrayLike) -
         labels: integers (n,) from 0 to classes - 1.
     """
     y = as_labels(labels, len(probabilities))
-    classes = _check_classes(y)
+    classes = check_classes(y)
     thresholds = np.full(probabilities.shape[1], np.inf)
     thresholds[classes] = [probabilities[y == label, label].mean() for label in classes]
     confident = np.where(probabilities >= thresholds, probabilities, -1.0)
@@ -122,7 +122,7 @@ def confident_learning(probabilities: NDArray[np.floating], labels: ArrayLike) -
     return LabelIssues(order, suggested[order], probabilities[order, suggested[order]].astype(np.float64))
 
 
-def _check_classes(labels: NDArray[np.int64]) -> NDArray[np.int64]:
+def check_classes(labels: NDArray[np.int64]) -> NDArray[np.int64]:
     """The labels that occur; DataError unless there are two."""
     classes = np.unique(labels)
     if len(classes) < 2:

@@ -53,6 +53,11 @@ def nearest(features: Matrix, queries: Matrix | None = None, *, k: int) -> Neigh
     return Neighbours(indices.cpu().numpy(), similarities.cpu().numpy())
 
 
+def import_faiss() -> Any:
+    """The library of approximate searches; MissingExtra where it is not installed."""
+    return import_extra("faiss", extra="search")
+
+
 class ApproximateIndex:
     """An index that finds most of the nearest neighbours without comparing all pairs, by the extra ``search``.
 
@@ -68,7 +73,7 @@ class ApproximateIndex:
     """
 
     def __init__(self, features: Matrix):
-        faiss = import_extra("faiss", extra="search")
+        faiss = import_faiss()
         self._rows = unit_rows(features)
         self._index: Any = faiss.IndexHNSWFlat(self._rows.shape[1], _LINKS, faiss.METRIC_INNER_PRODUCT)
         self._index.hnsw.efConstruction = self._index.hnsw.efSearch = _CANDIDATES

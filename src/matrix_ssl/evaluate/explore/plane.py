@@ -40,8 +40,7 @@ def plane(features: Matrix, *, rule: MapRule = "tsne", seed: int = 0, most: int 
 
     Reference: van der Maaten and Hinton, JMLR 2008 (t-SNE); McInnes, Healy and Melville, 2018, arXiv:1802.03426 (UMAP).
     """
-    if rule not in MAPS:
-        raise ConfigError(f"map={rule!r} does not exist.{did_you_mean(rule, MAPS)}")
+    check_rule(rule)
     rows = unit_rows(features)
     if rule == "pca" or (rule == "umap" and len(rows) < _ANCHORS):
         return principal_components(rows.double().numpy()).astype(np.float32)
@@ -55,6 +54,14 @@ def plane(features: Matrix, *, rule: MapRule = "tsne", seed: int = 0, most: int 
     if len(others):
         result[others] = _between(rows, chosen, coordinates, others, seed)
     return result
+
+
+def check_rule(rule: str) -> None:
+    """Raises ConfigError for a rule that does not exist, MissingExtra where its library is not installed."""
+    if rule not in MAPS:
+        raise ConfigError(f"map={rule!r} does not exist.{did_you_mean(rule, MAPS)}")
+    if rule == "umap":
+        import_extra("umap", extra="umap")
 
 
 def _between(

@@ -72,14 +72,17 @@ def select(
     if rule not in RULES:
         raise ConfigError(f"rule={rule!r} does not exist.{did_you_mean(rule, RULES)}")
     chosen = as_indices(start, len(rows), "start")
-    if not 1 <= count <= len(rows) - len(chosen):
-        already = f", {len(chosen)} of them chosen already" if len(chosen) else ""
-        raise ConfigError(
-            f"count={count}: there are {len(rows)} images{already}; choose 1 to {len(rows) - len(chosen)}."
-        )
+    check_choice(count, len(rows), chosen=len(chosen))
     picks = list(RULES[rule](rows, chosen.tolist(), count))
     indices, gains = zip(*picks, strict=True)
     return Selection(np.array(indices, dtype=np.int64), np.array(gains, dtype=np.float64))
+
+
+def check_choice(count: int, images: int, *, chosen: int) -> None:
+    """Raises ConfigError unless so many images can be chosen beside those that are chosen already."""
+    if not 1 <= count <= images - chosen:
+        already = f", {chosen} of them chosen already" if chosen else ""
+        raise ConfigError(f"count={count}: there are {images} images{already}; choose 1 to {images - chosen}.")
 
 
 def _k_centre(rows: Tensor, start: list[int], count: int) -> Iterator[Pick]:

@@ -57,9 +57,6 @@ def run_trained(
     if distributed.broadcast_object(known is not None):
         say(f"{protocol} has been measured on {subject.test.name!r}: --fresh measures it again.")
         return known or {}
-    if protocol == SEMI_SUPERVISED:
-        for indices in parts.values():
-            list_names(subject.train, indices)  # what cannot be listed is refused before the training
     predictions: dict[str, Predictions] = {}
     values: dict[str, Any] = {"protocol": protocol, "measures": {}, "fingerprint": question} | subject.question
     answers = None
@@ -103,6 +100,12 @@ def run_trained(
         shutil.rmtree(subject.folder / "training", ignore_errors=True)
     distributed.barrier()
     return values
+
+
+def check_parts(subject: Subject, label_list: Path | None) -> None:
+    """Raises DataError where the labelled images of ``semi-supervised`` cannot be chosen, or not listed afterwards."""
+    for indices in _parts(subject, SEMI_SUPERVISED, label_list).values():
+        list_names(subject.train, indices)
 
 
 def _parts(subject: Subject, protocol: str, label_list: Path | None) -> dict[str, NDArray[np.int64]]:

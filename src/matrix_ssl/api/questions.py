@@ -1,0 +1,107 @@
+"""What can be known of a question about images before their features are computed: from the list of them alone."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from matrix_ssl.config.untrusted import expanded, is_there
+from matrix_ssl.data.base import Source
+from matrix_ssl.data.folder import FolderSource, open_folder
+from matrix_ssl.data.loading import unreadable_images
+from matrix_ssl.errors import ConfigError, DataError
+from matrix_ssl.evaluate.explore.clusters import check_count
+from matrix_ssl.evaluate.explore.mislabels import check_classes
+from matrix_ssl.evaluate.explore.neighbours import import_faiss
+from matrix_ssl.evaluate.explore.selection import check_choice
+from matrix_ssl.evaluate.trained.label_subsets import match_names, read_names
+
+
+class Places:
+    """The places of images, and which of these a query names."""
+
+    def __init__(self, places: Sequence[str]):
+        self._count = len(places)
+        self._rows = {str(Path(path).absolute()): row for row, path in enumerate(places)}
+        self._rows |= {path: row for row, path in enumerate(places)}
+
+    def row(self, query: str | Path | int) -> int | None:
+        """The image that a query names by its place or number; None for files of elsewhere.
+
+        Raises:
+            MatrixSSLError: it names neither.
+        """
+        text = str(query)
+        for name in (text, str(expanded(text).absolute())):
+            if name in self._rows:
+                return self._rows[name]
+        if is_there(expanded(text)):
+            return None
+        if text.isdecimal():
+            if int(text) >= self._count:
+                raise ConfigError(f"--query {text}: the images have the numbers 0 to {self._count - 1}.")
+            return int(text)
+        raise DataError(f"--query {text!r} is no file or folder, nor the place or the number of one of the images.")
+
+
+def query_images(path: Path) -> FolderSource:
+    """The images of a query that is a file or a folder of elsewhere; DataError where one of them is unreadable."""
+    source = FolderSource("queries", path.parent, [path.name], labels=None, classes=None)
+    if path.is_dir():
+        source = open_folder(path, name=path.name)
+    for place, why in unreadable_images(source, workers=0):
+        raise DataError(f"--query {place}: {why}.")
+    return source
+
+
+def check_neighbours(k: int, count: int, *, own: bool, where: str) -> None:
+    """Raises unless ``count`` images have k neighbours of each query.
+
+    Args:
+        own: whether a query is one of the images, which is not its own neighbour.
+        where: what holds the images, for messages.
+
+    Raises:
+        DataError: there is nothing to compare a query with.
+        ConfigError: k is not from 1 to the number of images.
+    """
+    if own and count < 2:
+        raise DataError(f"{where} has a single image: there is none to compare it with.")
+    if not 1 <= k <= (most := count - own):
+        raise ConfigError(f"k={k}: expected 1 to {most} images, as many as there are beside the query.")
+
+
+def check_search(source: Source, queries: Sequence[str], *, k: int, approximate: bool) -> None:
+    """Raises MatrixSSLError for a search that these images cannot answer; arguments as for ``Collection.search``."""
+    if approximate:
+        import_faiss()
+    places = Places(_places(source))
+    rows = [places.row(query) for query in queries]
+    own = any(row is not None for row in rows)
+    check_neighbours(k, len(source), own=own, where=source.name)
+    for query, row in zip(queries, rows, strict=True):
+        if row is None:
+            query_images(expanded(query))
+
+
+def check_clusters(source: Source, count: int | None) -> None:
+    """Raises ConfigError for more clusters than images."""
+    if count is not None:
+        check_count(count, len(source))
+
+
+def check_selection(source: Source, count: int, *, labelled: Path | None) -> None:
+    """Raises MatrixSSLError for a subset that these images do not have; arguments as for ``Collection.select``."""
+    names = [] if labelled is None else read_names(labelled)
+    start = match_names(_places(source), names, where=str(labelled), dataset=source.name) if names else ()
+    check_choice(count, len(source), chosen=len(start))
+
+
+def check_labels(source: Source) -> None:
+    """Raises DataError for images without labels, or with one label."""
+    labels, _ = source.labelled()
+    check_classes(np.asarray(labels))
+
+
+def _places(source: Source) -> list[str]:
+    return [source.where(index) for index in range(len(source))]
