@@ -7,6 +7,7 @@ import click
 
 from matrix_ssl.cli import options, stages
 from matrix_ssl.errors import ConfigError
+from matrix_ssl.runs.folder import CONFIG, read_config
 from matrix_ssl.training.configure import configure, run_folder
 
 
@@ -50,13 +51,18 @@ def chain(
     """
     if encoder is not None and (out is not None or method is not None or assignments or fresh):
         raise ConfigError(f"--encoder {encoder} is already trained; remove --out, --method, --set and --fresh.")
+    network = None
     if encoder is None:
-        configure(recipe, data, assignments, method=method)
+        config = configure(recipe, data, assignments, method=method)
+        network = None if config.start.reference else config.network.encoder
         words = [recipe, *options.data_words(data), *(["--method", method] if method else [])]
         words += [word for setting in assignments for word in ("--set", setting)]
     places = ["--device", device, *(["--data-root", str(data_root)] if data_root else [])]
     run = _encoder_run(encoder, download=download, dry_run=dry_run) if encoder else None
     run = run or out or run_folder(recipe, data, method)
+    annotated = stages.find_coco(coco) if coco else []
+    if encoder and (run / CONFIG).exists():
+        network = read_config(run).network.encoder
     plan = stages.plan(
         run,
         pretrain=[] if encoder else words,
@@ -64,14 +70,16 @@ def chain(
         places=places,
         protocols=stages.group_protocols(protocol, evaluate_set),
         transfer=transfer,
-        coco=stages.find_coco(coco) if coco else [],
-        architectures=stages.check_detection(architecture, detect_set),
+        coco=annotated,
+        architectures=stages.check_detection(architecture, detect_set, processes=processes),
         evaluate_settings=evaluate_set,
         detect_settings=detect_set,
     )
     if dry_run:
         options.stdout.print(stages.summary(plan), markup=False)
         return
+    if transfer or coco:
+        stages.check_stages(run, transfer=transfer, coco=annotated, encoder=network, data_root=data_root)
     if fresh:
         from matrix_ssl.runs.folder import held
 

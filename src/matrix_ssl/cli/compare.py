@@ -78,25 +78,27 @@ def compare(
     from matrix_ssl.report.comparison.table import terminal
     from matrix_ssl.runs import devices
     from matrix_ssl.runs.environment import command
-    from matrix_ssl.runs.folder import held
+    from matrix_ssl.runs.folder import check_folder, held
 
-    base = with_measured(base, data_root=data_root, download=download, say=options.say)
     names = choose_methods(methods, base)
     chosen = method_options.read_options(chosen, names)
     base, others = method_options.with_options(base, chosen)
+    compared = _reference(names, reference, base.method.name)
+    out = out or default_run(f"compare-{recipe}", data, unnamed="")
+    where = places(devices.choose_device(device).type, jobs=jobs)
+    check_folder(out, first=PLAN)
+    if not out.exists():
+        check_outside(out, base.data.source, data_root=data_root)
+    base = with_measured(base, data_root=data_root, download=download, say=options.say)
     plan = Plan(
         base=dataclasses.replace(base, seed=0), methods=names,
-        reference=_reference(names, reference, base.method.name), seeds=seeds, budget=budget,
+        reference=compared, seeds=seeds, budget=budget,
         rivals_budget=rivals_budget or 0, trials=trials, tuning_budget=tuning_budget or budget,
         tuning_settings=tuning_set, measure=measure, trial_seeds=trial_seeds,
         options=others,
     )  # fmt: skip
-    out = out or default_run(f"compare-{recipe}", data, unnamed="")
-    where = places(devices.choose_device(device).type, jobs=jobs)
     public = open_baselines(baseline, base.data, sizes=baseline_size, download=download)
     comparison = ComparisonRun(plan, out, command=shlex.join(command()), public=public)
-    if not out.exists():
-        check_outside(out, base.data.source, data_root=data_root)
     if not fresh:
         comparison.check()
     remarks = comparison.open_data(data_root=data_root, download=download, fresh=fresh)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @options.assignments("Change a setting of a protocol that trains, such as linear_sgd.epochs=10")
 @click.option("--label-list", type=options.PATH, help="File that names the labelled images of "
               "semi-supervised, one a line.  [default: 1 % and 10 % of every class]")  # fmt: skip
-@click.option("--max-unreadable", type=click.FloatRange(0, 1), metavar="FRACTION", help="Part of the images that may "
+@click.option("--max-unreadable", type=options.Number(0, 1), metavar="FRACTION", help="Part of the images that may "
               "be unreadable, from 0 to 1; ten may in any case.  [default: that of the run, 0.01]")  # fmt: skip
 @click.option("--fresh", is_flag=True, help="Re-run protocols that already have results.")
 @options.max_hours

@@ -18,7 +18,7 @@ from matrix_ssl.cli import options
               "a CSV file with the path of an image in every row; may be repeated.")  # fmt: skip
 @click.option("--clusters", type=click.IntRange(1), metavar="NUMBER", help="Number of clusters.  [default: 2 to 50, "
               "chosen by the silhouette]")  # fmt: skip
-@click.option("--threshold", type=click.FloatRange(0, 1), metavar="COSINE", help="Similarity from which two images are "
+@click.option("--threshold", type=options.Number(0, 1), metavar="COSINE", help="Similarity from which two images are "
               "near-duplicates.  [default: 0.9]")  # fmt: skip
 @click.option("--map", "map_rule", type=click.Choice(["tsne", "umap", "pca"]), help="How the images are placed: t-SNE, "
               "UMAP by the extra umap, or principal components.  [default: tsne]")  # fmt: skip

@@ -1,5 +1,6 @@
 """Arguments, options and consoles that several commands share."""
 
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -48,6 +49,17 @@ class _Place(click.ParamType):
         return f"{start}{PATH.convert(mark + rest, parameter, context)}" if is_home else str(value)
 
 
+class Number(click.FloatRange):
+    """A number in a range, which NaN is not."""
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
+        """The number; a usage error where it is none of the range."""
+        number = super().convert(value, parameter, context)
+        if math.isnan(number):
+            self.fail(f"{value} is not in the range {self._describe_range()}.", parameter, context)
+        return number
+
+
 PATH = _Path()
 PLACE = _Place()
 PROTOCOLS = ("knn", "linear", "low-shot", "transfer", "linear-sgd", "semi-supervised", "fine-tune")
@@ -90,7 +102,7 @@ baseline_size = click.option("--baseline-size", type=click.Choice(["own", "run",
                              show_default=True, help="Size of the images of public encoders: that of their own "
                              "training, that of the run, or each in turn.")  # fmt: skip
 fresh = click.option("--fresh", is_flag=True, help="Start over; an existing run is kept as NAME.1, NAME.2 and so on.")
-max_hours = click.option("--max-hours", type=click.FloatRange(0, min_open=True), metavar="HOURS", expose_value=False,
+max_hours = click.option("--max-hours", type=Number(0, min_open=True), metavar="HOURS", expose_value=False,
                          callback=_limit_time, help="Stop after a checkpoint when so many hours have passed, with exit "
                          "code 75; the same command resumes.  [default: no limit]")  # fmt: skip
 no_report = click.option("--no-report", is_flag=True, help="Do not write the report.html of the run.")

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
               "channels.")  # fmt: skip
 @click.option("--workers", type=click.IntRange(0), metavar="N", help="Processes that read and encode; 0: the main one."
               "  [default: one a core, 32 at most]")  # fmt: skip
-@click.option("--max-unreadable", type=click.FloatRange(0, 1), default=0.01, metavar="FRACTION", help="Part of the "
+@click.option("--max-unreadable", type=options.Number(0, 1), default=0.01, metavar="FRACTION", help="Part of the "
               "images that may be unreadable, from 0 to 1; ten may in any case.  [default: 0.01]")  # fmt: skip
 @options.fresh
 @options.data_root

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from matrix_ssl.cli import options
 from matrix_ssl.config import Locations, override
 from matrix_ssl.errors import DataError, MatrixSSLError
-from matrix_ssl.evaluate.detection.settings import DetectionSettings
+from matrix_ssl.evaluate.detection.settings import DetectionSettings, check_processes
 from matrix_ssl.runs import signals
 from matrix_ssl.runs.files import read_object, write_json
 from matrix_ssl.runs.folder import read_config
@@ -107,12 +107,44 @@ def group_protocols(text: str, settings: Sequence[str]) -> list[list[str]]:
     return [*([together] if together else []), *([name] for name in names if name in trained.PROTOCOLS)]
 
 
-def check_detection(text: str, settings: Sequence[str]) -> list[str]:
+def check_detection(text: str, settings: Sequence[str], *, processes: int = 1) -> list[str]:
     """The architectures of ``--architecture``; they and the settings are checked hours before they are used."""
     names = options.names(text)
     for name in names:
-        override(DetectionSettings(), [f"architecture={name}", *settings])
+        check_processes(override(DetectionSettings(), [f"architecture={name}", *settings]), processes)
     return names
+
+
+def check_stages(
+    run: Path, *, transfer: Sequence[str], coco: Sequence[str], encoder: str | None, data_root: Path | None
+) -> None:
+    """Checks hours before they are used what transfer and detection read, and that a new run is not among it.
+
+    Args:
+        run: the folder of the chain.
+        transfer: datasets for the protocol ``transfer``.
+        coco: options of ``detect`` for its dataset; none: no detection.
+        encoder: architecture of the encoder; None: not known yet.
+
+    Raises:
+        DataError: a dataset is not there, or the run would be among its images.
+        ConfigError: detection cannot use such an encoder.
+        MissingExtra: the package for detection is not installed.
+    """
+    from matrix_ssl.data.sources import check_outside, find_splits  # loads torch
+
+    for name in transfer:
+        find_splits(name, data_root=data_root)
+    images = (value for word, value in itertools.pairwise(coco) if word.endswith("-images"))
+    for place in (*transfer, *images) if not run.exists() else ():
+        check_outside(run, place, data_root=data_root)
+    if coco:
+        from matrix_ssl.evaluate.detection.network import check_backbone
+        from matrix_ssl.evaluate.detection.shapes import coco_masks
+
+        coco_masks()
+        if encoder is not None:
+            check_backbone(encoder)
 
 
 def plan(

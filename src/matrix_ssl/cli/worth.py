@@ -30,7 +30,7 @@ _QUICK_IMAGES = 1000
               "[default: 0]")  # fmt: skip
 @click.option("--quick", is_flag=True, help=f"A first look: one seed, two epochs, {_QUICK_IMAGES} training and test "
               "images, and short trainings, where nothing else is set.")  # fmt: skip
-@click.option("--max-unreadable", type=click.FloatRange(0, 1), metavar="FRACTION", help="Part of the images that may "
+@click.option("--max-unreadable", type=options.Number(0, 1), metavar="FRACTION", help="Part of the images that may "
               "be unreadable, from 0 to 1; ten may in any case.  [default: 0.01]")  # fmt: skip
 @options.out("runs/worth-RECIPE or runs/worth-RECIPE-DATA", what="Folder of the results")
 @options.fresh
@@ -69,12 +69,17 @@ def worth(
     from matrix_ssl.report.worth.page import PAGE, terminal
     from matrix_ssl.runs import devices
     from matrix_ssl.runs.environment import command
-    from matrix_ssl.runs.folder import held
+    from matrix_ssl.runs.folder import check_folder, held
     from matrix_ssl.training.start import start_from
 
     chosen = {configuration.split_assignment(one)[0] for one in (*assignments, *adapt_set)}
     view = dataclasses.replace(TuningSettings().view, flip=config.views[0].flip)
     tuning = configuration.override(TuningSettings(view=view), tune_set)
+    out = out or default_run(f"worth-{recipe}", data, unnamed="")
+    check_folder(out, first=PLAN)
+    if not out.exists():
+        check_outside(out, config.data.source, data_root=data_root)
+    chosen_device = devices.choose_device(device)
     config = dataclasses.replace(config, seed=0)
     started = dataclasses.replace(
         configure(recipe, data, (*assignments, *adapt_set)), start=configuration.StartConfig(reference), seed=0
@@ -87,9 +92,6 @@ def worth(
         config, adapted, sha256=public.sha256, own_size=public.data.image_size,
         seeds=seeds or 3, test_images=test_images or 0, tuning=tuning,
     )  # fmt: skip
-    out = out or default_run(f"worth-{recipe}", data, unnamed="")
-    if not out.exists():
-        check_outside(out, config.data.source, data_root=data_root)
     if not fresh:
         check(plan, out)
     images = Images.open(plan, data_root=data_root, download=download)
@@ -98,7 +100,7 @@ def worth(
     with held(out, fresh=fresh, say=options.say, first=PLAN):
         run = WorthRun(
             plan, out, images, public,
-            device=devices.choose_device(device), command=shlex.join(command()), say=options.say,
+            device=chosen_device, command=shlex.join(command()), say=options.say,
         )  # fmt: skip
         run.claim()
         run.run()

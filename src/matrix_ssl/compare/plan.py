@@ -116,7 +116,8 @@ def _refusal(method: str, base: RunConfig) -> ConfigError | None:
     kind, data = find_method(method), base.data
     if not kind.needs_tokens:
         return None
-    encoder = architectures.outline(base.network, image_size=data.image_size, channels=len(data.mean))
+    channels = len(data.mean) or 3  # any number where it is not measured yet: tokens do not depend on it
+    encoder = architectures.outline(base.network, image_size=data.image_size, channels=channels)
     named = dataclasses.replace(base, method=dataclasses.replace(base.method, name=method))
     try:
         setup.check_tokens(kind, encoder, named)

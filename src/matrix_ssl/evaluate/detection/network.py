@@ -57,10 +57,10 @@ def open_backbone(
     if architecture is None and where in (RANDOM, TORCHVISION):
         architecture = "resnet50"
     if architecture is not None:
-        _check_name(architecture)
+        check_backbone(architecture)
     opened = open_encoder(where, architecture=architecture, weights=weights, seed=seed, download=download)
     encoder, name, data = opened.encoder, opened.config.network.encoder, opened.config.data
-    _check_name(name)
+    check_backbone(name)
     assert isinstance(encoder, torchvision.models.ResNet)
     return Backbone(encoder, name, data.mean, data.std, opened.text, checkpoint.digest(encoder.state_dict()))
 
@@ -137,7 +137,8 @@ def _width(stage: nn.Sequential) -> int:
     return [module for module in stage[-1].modules() if isinstance(module, nn.BatchNorm2d)][-1].num_features
 
 
-def _check_name(name: str) -> None:
+def check_backbone(name: str) -> None:
+    """Raises ConfigError for an architecture on which no detector can be built."""
     known = torchvision.models.list_models(include=["resnet*", "resnext*", "wide_resnet*"], module=torchvision.models)
     if name not in known:
         raise ConfigError(
