@@ -65,7 +65,8 @@ def test_a_question_that_the_images_cannot_answer(photos: Path, command, words: 
 
 
 @pytest.mark.parametrize(("command", "words", "package"), [
-    (search, ["--query", "0", "-k", "1", "--approximate"], "faiss"), (explore, ["--out", "page", "--map", "umap"], "umap"),
+    (search, ["--query", "0", "-k", "1", "--approximate"], "faiss"),
+    (explore, ["--out", "page", "--map", "umap"], "umap"),
 ])  # fmt: skip
 def test_an_extra_that_is_missing(
     photos: Path, monkeypatch: pytest.MonkeyPatch, command, words: list[str], package: str
