@@ -1,5 +1,6 @@
 """What can be known before images are read is refused before, by the commands that work for hours."""
 
+import sys
 from pathlib import Path
 
 import click
@@ -9,6 +10,8 @@ from matrix_ssl.cli import stages
 from matrix_ssl.cli.chain import chain
 from matrix_ssl.cli.compare import compare
 from matrix_ssl.cli.evaluate import evaluate
+from matrix_ssl.cli.pretrain import pretrain
+from matrix_ssl.cli.serve import serve
 from matrix_ssl.cli.worth import worth
 from matrix_ssl.errors import ConfigError, DataError, MatrixSSLError, RunFolderError
 from tests.support.runs import make_images
@@ -21,7 +24,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def read(*_: object, **__: object) -> None:
         raise AssertionError("images are read")
 
-    for module in ("compare.job.with_measured", "training.start.start_from", "cli.stages.run_stages"):
+    for module in (
+        "compare.job.with_measured",
+        "training.start.start_from",
+        "cli.stages.run_stages",
+        "api.pretraining.with_statistics",
+    ):
         monkeypatch.setattr(f"matrix_ssl.{module}", read)
     monkeypatch.chdir(tmp_path)
     make_images(Path("photos"), 2)
@@ -65,6 +73,19 @@ def test_before_the_first_stage_of_a_chain(folder: Path) -> None:
     with pytest.raises(ConfigError, match="A detector cannot be built on the encoder 'tiny_resnet'"):
         stages.check_stages(Path("r"), transfer=[], coco=coco, encoder="tiny_resnet", data_root=None)
     assert sorted(folder.rglob("*")) == before
+
+
+def test_before_an_index_is_computed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    with pytest.raises(MatrixSSLError, match="The package 'uvicorn' is not installed"):
+        serve.main(["absent", "--data", "photos", "--check"], standalone_mode=False)
+
+
+def test_before_the_mean_is_measured(folder: Path) -> None:
+    with pytest.raises(DataError, match="'photos' has no labels"):
+        pretrain.main(["images", "--data", "photos", "--out", "r", "--online", "--device", "cpu",
+                       "--set", "data.mean=[]", "--set", "data.std=[]"], standalone_mode=False)  # fmt: skip
+    assert not Path("r").exists()
 
 
 @pytest.mark.parametrize("option", ["--max-unreadable", "--max-hours"])

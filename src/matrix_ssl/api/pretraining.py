@@ -179,6 +179,8 @@ def train(
         source = _main_first(s, partial(_open, config, data, data_root, download))
         for remark in source.remarks:
             s.display.say(remark)
+        if online:
+            source.labelled()  # before anything is measured
         plan = _complete(s, config, source, chosen=chosen, fit=fit, earlier=earlier, download=download)
         with distributed.together():
             tensors = plan.start.tensors if plan.start else None

@@ -43,6 +43,7 @@ def serve(
     settings = config.override(ServeSettings(), assignments)
     if index is not None and data:
         raise ConfigError(f"--index {index} and --data {data[0]} both say what to search in: give one of them.")
+    server.check_packages()
     bound = None if check else server.bind(host, port)  # before the minutes that a large index may take
     encoder = open_served(where, weights=weights, device=device, download=download)
     images = None

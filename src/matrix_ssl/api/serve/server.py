@@ -21,6 +21,12 @@ _IDLE_SECONDS = 5  # that a connection stays open for a next request
 _POLL_SECONDS = 0.1
 
 
+def check_packages() -> None:
+    """Raises MissingExtra where a package of the extra ``serve`` is not installed, before an index is computed."""
+    for package in ("fastapi", "python_multipart", "uvicorn"):
+        import_extra(package, extra="serve")
+
+
 class Stopped(MatrixSSLError):
     """A signal stopped the service; the exit code is 128 plus its number."""
 
