@@ -33,6 +33,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.setattr(f"matrix_ssl.{module}", read)
     monkeypatch.chdir(tmp_path)
     make_images(Path("photos"), 2)
+    for name in ("ant", "bee"):
+        make_images(Path("labelled", name), 1)
     Path("full").mkdir()
     Path("full", "precious").touch()
     return tmp_path
@@ -62,7 +64,8 @@ def test_before_the_first_stage_of_a_chain(folder: Path) -> None:
     words = ["demo", "--protocol", "knn"]
     for more, message in (
         (["--transfer", "absent"], "'absent' is not a file or folder here"),
-        (["--transfer", "photos", "--out", "photos/r"], "photos/r is inside the images' folder photos"),
+        (["--transfer", "photos"], "'photos' has no labels"),
+        (["--transfer", "labelled", "--out", "labelled/r"], "labelled/r is inside the images' folder labelled"),
         (["--architecture", "fpn", "--processes", "3"], "batch_size=16 does not divide by 3 processes"),
     ):  # fmt: skip
         with pytest.raises(MatrixSSLError, match=message):

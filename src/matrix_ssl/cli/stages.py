@@ -127,14 +127,14 @@ def check_stages(
         encoder: architecture of the encoder; None: not known yet.
 
     Raises:
-        DataError: a dataset is not there, or the run would be among its images.
+        DataError: a dataset is not there or has no labels, or the run would be among its images.
         ConfigError: detection cannot use such an encoder.
         MissingExtra: the package for detection is not installed.
     """
     from matrix_ssl.data.sources import check_outside, find_splits  # loads torch
 
     for name in transfer:
-        find_splits(name, data_root=data_root)
+        find_splits(name, data_root=data_root).train().labelled()
     images = (value for word, value in itertools.pairwise(coco) if word.endswith("-images"))
     for place in (*transfer, *images) if not run.exists() else ():
         check_outside(run, place, data_root=data_root)
