@@ -5,13 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from matrix_ssl.errors import CheckpointError, ConfigError
+from matrix_ssl.errors import CheckpointError, ConfigError, DataError
 
 pytest.importorskip("transformers")
 
+from matrix_ssl.llm import models
+from matrix_ssl.llm.data import question_files
+from matrix_ssl.llm.data.examples import make_examples
 from matrix_ssl.llm.finetune.run import newest_checkpoint
 from matrix_ssl.llm.finetune.settings import parse_assignments
 from matrix_ssl.runs.digests import write_digests
+from tests.support import llm_toys
 
 
 @pytest.fixture
@@ -25,6 +29,15 @@ def out(tmp_path: Path) -> Path:
             (folder / name).write_bytes(f"{name} of step {step}".encode())
         write_digests(folder, tmp_path)
     return tmp_path
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny Llama whose configuration tests change."""
+    folder = tmp_path_factory.mktemp("base")
+    llm_toys.llama().save_pretrained(folder)
+    llm_toys.tokenizer().save_pretrained(folder)
+    return folder
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "trainer_state.json", "new", "digests.json"])
@@ -63,3 +76,67 @@ def test_a_token_is_no_setting_and_is_not_shown(name: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_assignments([f"{name}=hunter2222"])
     assert "hunter2222" not in str(caught.value) and "HF_TOKEN" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("quantization", "words"),
+    [
+        ([1], r"config.json: quantization_config is \[1\]"),
+        ({"quant_method": "exl2"}, r"quantized \(exl2\), which transformers does not know"),
+        (
+            {"quant_method": "bitsandbytes", "load_in_4bit": True},
+            r"quantized \(bitsandbytes\), but its files hold plain",
+        ),
+        (
+            {"quant_method": "bitsandbytes", "load_in_8bit": True},
+            r"quantized \(bitsandbytes\), but its files hold plain",
+        ),
+        ({"quant_method": "gptq", "bits": 4}, r"Its weights are quantized \(gptq\): install what that needs"),
+        ({}, r"quantized \(by no named method\)"),
+    ],
+)
+def test_weights_that_are_not_quantized_as_the_configuration_says_are_named(quantization, words, base):
+    if quantization and "load_in_4bit" in quantization:
+        pytest.importorskip("bitsandbytes")
+    file = base / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"quantization_config": quantization}))
+    last = models.open_tokenizer if isinstance(quantization, list) else models.open_body
+    for opener in (models.open_model, last):
+        with pytest.raises(CheckpointError, match=words):
+            opener(str(base))
+
+
+def test_random_weights_are_not_quantized(base):
+    """Or the model that they are trained to could not be opened."""
+    file = base / "config.json"
+    gptq = {"quant_method": "gptq", "bits": 4}
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"quantization_config": gptq}))
+    assert "quantization_config" not in models.open_model(f"config:{base}").config.to_dict()
+
+
+def test_a_folder_of_save_to_disk_is_read_split_by_split(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    one, two = (datasets.Dataset.from_list(llm_toys.questions(n)) for n in (3, 2))
+    datasets.DatasetDict({"train_sft": one, "gold": two}).save_to_disk(tmp_path / "several")
+    one.save_to_disk(tmp_path / "one")
+    read = question_files.read_rows
+    assert read(f"hf:{tmp_path}/several::gold").rows == llm_toys.questions(2)
+    assert read(f"hf:{tmp_path}/several:default:train_sft").rows == read(f"hf:{tmp_path}/one").rows
+    for place, words in (
+        ("several", "has the splits train_sft, gold, but no 'train': name one as hf:.*several::train_sft"),
+        ("several:main:gold", "no configuration 'main'"),
+        ("one::gold", "saved as one dataset and has no split 'gold'"),
+    ):
+        with pytest.raises(DataError, match=words):
+            read(f"hf:{tmp_path}/{place}")
+    next((tmp_path / "one").glob("*.arrow")).write_bytes(b"cut")
+    with pytest.raises(DataError, match=r"cannot be loaded: .* empty or damaged"):
+        read(f"hf:{tmp_path}/one")
+
+
+def test_a_conversation_that_a_template_does_not_take_is_named_by_its_row():
+    turn = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    rows = question_files.Rows([{"messages": turn}, {"messages": turn * 2}], "x.jsonl", "")
+    asked = question_files.exchanges(rows, ("messages",))
+    with pytest.raises(DataError, match="row 2: A conversation of user, assistant, user before the answer needs"):
+        make_examples(asked, template="plain", tokenizer=llm_toys.tokenizer(), max_length=99)

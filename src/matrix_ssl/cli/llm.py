@@ -143,7 +143,7 @@ def generate(
     network, tokenizer, chosen = _open(model, template, device)
     templates.check_template(chosen, tokenizer)
     questions = questions[:limit]
-    texts = [templates.prompt(question, chosen, tokenizer) for question in questions]
+    texts = templates.each_text(templates.prompt, questions, chosen, tokenizer)
     with options.stderr.status("answering") as status:
         written = writing.write(
             network, tokenizer, texts, template=chosen, batch_size=batch_size, max_new_tokens=max_new_tokens,

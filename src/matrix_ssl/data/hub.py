@@ -21,6 +21,7 @@ from matrix_ssl.errors import CheckpointError, DataError, MatrixSSLError, import
 _DIGITS = 40  # of an integer: transformers writes 1e30 as one
 _PATIENCE = 5.0  # seconds for a connection to the hub
 _SMALL_JSON = 2**20  # bytes; vocabularies are larger, and read by libraries that bound their depth
+_SAVED = ("dataset_dict.json", "state.json")  # of several splits, and of one
 _REFUSALS = ("trust_remote_code", "Dataset scripts are no longer supported")  # in the libraries' messages
 
 
@@ -76,6 +77,11 @@ def quiet_transformers(*, least: int | None = None) -> Iterator[Any]:
         log.set_verbosity(level)
         if bars:
             log.enable_progress_bar()
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether ``save_to_disk`` of the package ``datasets`` has written a folder, which ``load_from_disk`` opens."""
+    return any((folder / name).is_file() for name in _SAVED)
 
 
 def open_dataset(opener: Callable[..., Any], source: str, *, place: str, **options: Any) -> Any:

@@ -6,7 +6,7 @@ Two texts match if they are equal up to white space, letter case and a full stop
 from typing import TYPE_CHECKING
 
 from matrix_ssl.llm.data.question_files import Rows, exchanges, find_columns
-from matrix_ssl.llm.data.templates import TemplateName, check_template, prompt
+from matrix_ssl.llm.data.templates import TemplateName, check_template, each_text, prompt
 from matrix_ssl.llm.score import Answered, Score
 from matrix_ssl.llm.writing import Progress, write
 
@@ -24,7 +24,7 @@ def score_exact(
     """The share of the first ``limit`` questions to which the model gives the answer of the file."""
     check_template(template, tokenizer)
     asked = exchanges(rows, find_columns(rows, columns))[:limit]
-    prompts = [prompt(one, template, tokenizer) for one in asked]
+    prompts = each_text(prompt, asked, template, tokenizer)
     written = write(
         model, tokenizer, prompts, template=template, batch_size=batch_size, max_new_tokens=max_new_tokens,
         on_progress=on_progress,

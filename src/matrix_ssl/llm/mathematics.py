@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from matrix_ssl.errors import DataError, import_extra
 from matrix_ssl.llm.data.question_files import Rows, exchanges, find_columns
-from matrix_ssl.llm.data.templates import TemplateName, check_template, prompt
+from matrix_ssl.llm.data.templates import TemplateName, check_template, each_text, prompt
 from matrix_ssl.llm.score import Answered, Score
 from matrix_ssl.llm.writing import Progress, write
 
@@ -38,7 +38,7 @@ def score_math(
     check_template(template, tokenizer)
     asked = exchanges(rows, find_columns(rows, columns))[:limit]
     golds = [_gold(one.answer, number) for number, one in enumerate(asked, 1)]
-    prompts = [prompt(one, template, tokenizer) for one in asked]
+    prompts = each_text(prompt, asked, template, tokenizer)
     written = write(
         model, tokenizer, prompts, template=template, batch_size=batch_size, max_new_tokens=max_new_tokens,
         on_progress=on_progress,

@@ -17,7 +17,7 @@ from matrix_ssl.errors import CheckpointError, ConfigError, MissingExtra, RunFol
 from matrix_ssl.llm.finetune.settings import MODEL, RESULT
 from matrix_ssl.runs import devices
 from matrix_ssl.runs.digests import compare_digests
-from matrix_ssl.runs.files import read_object
+from matrix_ssl.runs.files import read_json, read_object
 from matrix_ssl.runs.folder import ENVIRONMENT
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ def open_tokenizer(model: str) -> "PreTrainedTokenizerBase":
         _check_exists(folder)
         if not (folder / _TOKENIZER).is_file():
             raise CheckpointError(f"{folder} has no tokenizer ({_TOKENIZER}): save it there with save_pretrained.")
+        _check_config(folder)
         place = str(folder)
     try:
         return open_pretrained(transformers.AutoTokenizer.from_pretrained, place, place=place)
@@ -87,6 +88,7 @@ def open_model(model: str, *, seed: int = 0, adapter: bool = False, four_bits_on
         model = str(Path(model).resolve())  # an adapter stores the path of its model
     opened, missing = _load(transformers.AutoModelForCausalLM, model, dtype=torch.float32, **quantized)
     _check_complete(model, missing)
+    _check_quantized(model, opened)
     return opened
 
 
@@ -111,6 +113,7 @@ def open_body(model: str, *, seed: int = 0) -> Any:
     _check_complete(model, (name for name in missing if not name.startswith("pooler.")))
     if getattr(body.config, "is_encoder_decoder", False):
         raise ConfigError(f"{model} is an encoder with a decoder: use a model that reads one sequence.")
+    _check_quantized(model, body)
     body.config.use_cache = False
     return body.eval()
 
@@ -155,9 +158,12 @@ def _read_config(model: str) -> Any:
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist: {FROM_CONFIG}… takes a model's configuration.")
     try:
-        return open_pretrained(transformers.AutoConfig.from_pretrained, str(path), place=str(path))
+        config = open_pretrained(transformers.AutoConfig.from_pretrained, str(path), place=str(path))
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path} is not the configuration of a model: {error}") from error
+    for part in (config, config.get_text_config()):  # random weights are not quantized, and neither is what is saved
+        vars(part).pop("quantization_config", None)
+    return config
 
 
 def _load(auto: Any, model: str, **options: Any) -> tuple[Any, list[str]]:
@@ -170,9 +176,62 @@ def _load(auto: Any, model: str, **options: Any) -> tuple[Any, list[str]]:
     except Exception as error:  # damaged files raise errors of all kinds
         if is_out_of_memory(error):
             raise
-        reason = (str(error).strip() or type(error).__name__).partition("\n")[0]
-        raise CheckpointError(f"{model} cannot be loaded: {reason}") from error
+        reason = (str(error).strip() or type(error).__name__).partition("\n")[0].rstrip(".")
+        remedy = _quantized_remedy(model, in_four_bits="quantization_config" in options)
+        raise CheckpointError(f"{model} cannot be loaded: {reason}.{remedy}") from error
     return opened, loading["missing_keys"]
+
+
+def _quantized_remedy(model: str, *, in_four_bits: bool) -> str:
+    """A sentence for a model that its configuration says is quantized and that cannot be loaded; nothing for others."""
+    config = import_extra("transformers", extra="llm").PreTrainedConfig
+    try:
+        values, _ = config.get_config_dict(model)
+    except (OSError, ValueError):
+        return ""
+    inner = values.get("text_config")
+    quantization = values.get("quantization_config", inner and inner.get("quantization_config"))
+    if quantization is None:
+        return ""
+    way = "leave load_in_4bit out" if in_four_bits else "install what that needs"
+    return f" Its weights are quantized ({_method(quantization)}): {way}, or use the model before quantization."
+
+
+def _method(quantization: Any) -> str:
+    """What a configuration, as a dictionary or an object, calls its quantization."""
+    if isinstance(quantization, dict):
+        return str(quantization.get("quant_method", "by no named method"))
+    return str(getattr(quantization.quant_method, "value", quantization.quant_method))
+
+
+def _check_quantized(model: str, opened: Any) -> None:
+    """Raises CheckpointError for weights that are not quantized as the configuration says."""
+    quantization = getattr(opened.config, "quantization_config", None)
+    if not quantization:
+        return
+    if not getattr(opened, "is_quantized", False):
+        raise CheckpointError(
+            f"{model} says in {_CONFIG} that its weights are quantized ({_method(quantization)}), which transformers "
+            f"does not know: use the model before quantization, or remove quantization_config if they are not."
+        )
+    layers = (layer for layer in opened.modules() if type(layer).__module__.startswith("bitsandbytes."))
+    if any(type(getattr(layer, "weight", None)) is torch.nn.Parameter for layer in layers):
+        raise CheckpointError(
+            f"{model} says in {_CONFIG} that its weights are quantized ({_method(quantization)}), but its files hold "
+            f"plain ones: remove quantization_config there."
+        )
+
+
+def _check_config(folder: Path) -> None:
+    """Raises CheckpointError for a quantization that is no JSON object, at which libraries fail without naming it."""
+    path = folder / _CONFIG
+    config = read_json(path) if path.is_file() else {}
+    quantization = config.get("quantization_config") if isinstance(config, dict) else None
+    if quantization is not None and not isinstance(quantization, dict):
+        raise CheckpointError(
+            f"{path}: quantization_config is {quantization!r}; expected an object with quant_method: copy the file "
+            f"again, or remove the entry if the weights are not quantized."
+        )
 
 
 def _four_bits(device: torch.device) -> dict[str, Any]:
@@ -211,6 +270,7 @@ def _check_folder(folder: Path, *, adapter: bool) -> None:
         return
     if not (folder / _CONFIG).is_file():
         raise CheckpointError(f"{folder} is not the folder of a model: it has no {_CONFIG}.")
+    _check_config(folder)
     if not any(folder.glob("*.safetensors")):
         what = "only pickled ones (.bin), which are never loaded" if any(folder.glob("*.bin")) else f"only {_CONFIG}"
         raise CheckpointError(

@@ -30,6 +30,7 @@ from matrix_ssl.llm.data.templates import (
     TemplateName,
     adds_special_tokens,
     check_template,
+    each_text,
     prompt,
 )
 from matrix_ssl.llm.writing import check_prompts, greedy
@@ -173,11 +174,11 @@ def make_docs(
     questions: Sequence[Exchange], *, template: TemplateName, tokenizer: "PreTrainedTokenizerBase"
 ) -> list[dict[str, str]]:
     """The rows that the task file reads: question, prompt, and the correct number as text."""
+    prompts = each_text(prompt, questions, template, tokenizer)
     return [
-        {"question": asked.asked, "prompt": prompt(asked, template, tokenizer),
-         "answer": _gold(asked, number)}
-        for number, asked in enumerate(questions, 1)
-    ]  # fmt: skip
+        {"question": asked.asked, "prompt": text, "answer": _gold(asked, number)}
+        for number, (asked, text) in enumerate(zip(questions, prompts, strict=True), 1)
+    ]
 
 
 def read_task() -> dict[str, Any]:

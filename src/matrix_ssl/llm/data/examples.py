@@ -3,7 +3,7 @@
 import copy
 import sys
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from matrix_ssl.errors import DataError
-from matrix_ssl.llm.data.templates import Exchange, adds_special_tokens, answer, prompt
+from matrix_ssl.llm.data.templates import Exchange, adds_special_tokens, answer, each_text, prompt
 
 if TYPE_CHECKING:
     from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerBase
@@ -45,11 +45,12 @@ class Examples:
 
 
 def make_examples(
-    rows: Sequence[Exchange], *, template: str, tokenizer: "PreTrainedTokenizerBase", max_length: int
-) -> Examples:
+    rows: Sequence[Exchange], *, template: str, tokenizer: "PreTrainedTokenizerBase", max_length: int,
+    where: Callable[[int], str] = lambda index: f"row {index + 1}",
+) -> Examples:  # fmt: skip
     """Tokens of every row. Prompt and answer are encoded separately, so a prompt has the same tokens in scoring.
 
-    Sequences longer than ``max_length`` lose their end, and with it the end token.
+    Sequences longer than ``max_length`` lose their end, and with it the end token. ``where`` names a row in errors.
     """
     end = check_end(tokenizer)
     tokens, starts, prompts, cut, dropped = array("i"), array("q", [0]), array("q"), 0, 0
@@ -57,8 +58,12 @@ def make_examples(
     ending = len(special_tokens(tokenizer)[1]) if special else 0  # what the tokenizer puts after a text
     for first in range(0, len(rows), _TOGETHER):
         part = rows[first : first + _TOGETHER]
-        before = tokenizer([prompt(row, template, tokenizer) for row in part], add_special_tokens=special)
-        after = tokenizer([answer(row, template, tokenizer) for row in part], add_special_tokens=False)
+        prompt_texts, answer_texts = (
+            each_text(one, part, template, tokenizer, where=lambda i, first=first: where(first + i))
+            for one in (prompt, answer)
+        )
+        before = tokenizer(prompt_texts, add_special_tokens=special)
+        after = tokenizer(answer_texts, add_special_tokens=False)
         ends = _ends_inside(part, template, tokenizer, end)
         for whole, learned, inside in zip(before["input_ids"], after["input_ids"], ends, strict=True):
             start = whole[: len(whole) - ending]

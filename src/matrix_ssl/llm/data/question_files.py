@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from matrix_ssl.data.hub import open_dataset
+from matrix_ssl.data.hub import check_pretrained, is_saved, open_dataset
 from matrix_ssl.errors import DataError, did_you_mean, import_extra
 from matrix_ssl.llm.data.tables import is_separated, read_lines, read_table
 from matrix_ssl.llm.data.templates import Exchange
@@ -202,6 +202,8 @@ def _read_hub(data: str) -> Rows:
     if not name or len(parts) > 2:
         raise DataError(f"{data}: expected hf:NAME, hf:NAME:CONFIGURATION or hf:NAME:CONFIGURATION:SPLIT.")
     configuration, split = [*parts, "", ""][:2]
+    if is_saved(Path(name)):
+        return _read_saved(data, name, configuration, split)
     try:
         dataset = open_dataset(
             datasets.load_dataset, name, place=data, name=configuration or None, split=split or "train"
@@ -212,6 +214,34 @@ def _read_hub(data: str) -> Rows:
             f"{data} cannot be loaded: {reason}. A configuration and a split are named as hf:NAME:CONFIGURATION:SPLIT; "
             f"the split is train otherwise."
         ) from error
+    return _hub_rows(dataset, data)
+
+
+def _read_saved(data: str, folder: str, configuration: str, split: str) -> Rows:
+    """What ``save_to_disk`` has written: one split without a name, or several with."""
+    import datasets
+
+    check_pretrained(folder)
+    try:
+        saved = datasets.load_from_disk(folder)
+    except (OSError, ValueError, LookupError, TypeError, RuntimeError) as error:  # whatever its own files lack
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise DataError(f"{data} cannot be loaded: {reason}: it is empty or damaged; save it again.") from error
+    if configuration not in ("", "default"):
+        raise DataError(f"{data}: a folder of save_to_disk has no configuration {configuration!r}: use hf:{folder}.")
+    if not isinstance(saved, datasets.DatasetDict):
+        if split:
+            raise DataError(f"{data}: {folder} was saved as one dataset and has no split {split!r}: use hf:{folder}.")
+        return _hub_rows(saved, data)
+    if (split or "train") not in saved:
+        raise DataError(
+            f"{data}: {folder} has the splits {', '.join(saved)}, but no {split or 'train'!r}: name one as "
+            f"hf:{folder}::{next(iter(saved), 'SPLIT')}."
+        )
+    return _hub_rows(saved[split or "train"], data)
+
+
+def _hub_rows(dataset: Any, data: str) -> Rows:
     if not len(dataset):
         raise DataError(f"{data} is empty: it needs at least one question and its answer.")
-    return Rows(list(dataset), data, dataset._fingerprint)
+    return Rows(list(dataset.with_format(None)), data, dataset._fingerprint)

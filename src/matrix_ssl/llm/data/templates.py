@@ -5,7 +5,7 @@ Questions for Large Language Models", ICLR 2024; README of its repository). That
 not verified. ``plain`` is the question and a newline; ``chat`` is the tokenizer's own chat template.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 from matrix_ssl.errors import ConfigError, DataError, did_you_mean
@@ -50,6 +50,20 @@ def check_template(name: str, tokenizer: "PreTrainedTokenizerBase") -> None:
         raise ConfigError(f"template={name!r} is unknown.{did_you_mean(name, get_args(TemplateName))}")
     if name == "chat" and not tokenizer.chat_template:
         raise ConfigError("template=chat: the tokenizer has no chat template; use metamath or plain.")
+
+
+def each_text(
+    part: Callable[[Exchange, str, "PreTrainedTokenizerBase"], str], rows: Sequence[Exchange], template: str,
+    tokenizer: "PreTrainedTokenizerBase", *, where: Callable[[int], str] = lambda index: f"row {index + 1}",
+) -> list[str]:  # fmt: skip
+    """What ``part``, ``prompt`` or ``answer``, makes of every row; a DataError begins with the row's place."""
+    texts = []
+    for index, row in enumerate(rows):
+        try:
+            texts.append(part(row, template, tokenizer))
+        except DataError as error:
+            raise DataError(f"{where(index)}: {error}") from error
+    return texts
 
 
 def adds_special_tokens(name: str) -> bool:

@@ -223,10 +223,12 @@ def _examples(
     """What is learned, how many of its rows repeat an earlier one, and what is measured and not learned."""
     asked = exchanges(rows, find_columns(rows, settings.columns))
     kept: list[Exchange] = []
-    sha256 = ""
+    name, sha256 = settings.data, ""
+    learned_rows, kept_rows = list(range(len(asked))), list[int]()  # in their files, from 0
     if settings.eval_data:
         others = read_rows(settings.eval_data)
-        kept, sha256 = exchanges(others, find_columns(others, settings.columns)), others.sha256
+        kept, name, sha256 = exchanges(others, find_columns(others, settings.columns)), others.name, others.sha256
+        kept_rows = list(range(len(kept)))
     elif settings.held_out:
         number = round(settings.held_out * len(asked))
         if not 0 < number < len(asked):
@@ -234,19 +236,21 @@ def _examples(
                 f"held_out={settings.held_out:g} of {len(asked)} rows holds out {number}: leave rows on both sides."
             )
         order = torch.randperm(len(asked), generator=torch.Generator().manual_seed(settings.seed)).tolist()
-        kept, asked = [asked[i] for i in sorted(order[:number])], [asked[i] for i in sorted(order[number:])]
+        kept_rows, learned_rows = sorted(order[:number]), sorted(order[number:])
+        kept, asked = [asked[i] for i in kept_rows], [asked[i] for i in learned_rows]
 
-    def make(some: list[Exchange]) -> Examples:
+    def make(some: list[Exchange], file: str, numbers: list[int]) -> Examples:
         return make_examples(
-            some, template=settings.template, tokenizer=tokenizer, max_length=settings.max_length
+            some, template=settings.template, tokenizer=tokenizer, max_length=settings.max_length,
+            where=lambda index: f"{file}, row {numbers[index] + 1}",
         )  # fmt: skip
 
     learned = {hash(json.dumps(exchange)) for exchange in asked}
-    examples, repeated = make(asked), len(asked) - len(learned)
+    examples, repeated = make(asked, rows.name, learned_rows), len(asked) - len(learned)
     if not kept:
         return examples, repeated, None
     learned_too = sum(hash(json.dumps(exchange)) in learned for exchange in kept)
-    return examples, repeated, HeldOut(make(kept), sha256, learned_too)
+    return examples, repeated, HeldOut(make(kept, name, kept_rows), sha256, learned_too)
 
 
 def _several(number: float, what: str) -> str:
