@@ -186,6 +186,7 @@ class WorthRun:
                 question=question,
             )  # fmt: skip
             self.write()
+        training.remove_work(folder)
         self._note(f"{network}, pre-trained, seed {seed}", result)
 
     def _train_with_labels(self, start: Network, seed: int) -> None:
@@ -204,6 +205,7 @@ class WorthRun:
                     network, width, labelled, self.plan.base.data, folder,
                     settings=settings, device=self.device, seed=seed, question=question,
                 )  # fmt: skip
+            training.remove_work(folder)
             self._note(f"{start}, trained with {budget.text}, seed {seed}", result)
 
     def _evaluate_frozen(self, arm: Arm) -> None:

@@ -27,6 +27,7 @@ from matrix_ssl.training import setup
 
 RESULT = "result.json"
 _CLASSIFIER = "classifier.safetensors"
+_TRAINING = "training"  # the folder of a training with labels that has not ended
 
 
 def read_result(folder: Path, *, question: str) -> dict[str, Any] | None:
@@ -85,7 +86,6 @@ def pretrain(
             "steps": summary["steps"], "parameters": summary["parameters"], "bad_steps": summary["bad_steps"],
         }  # fmt: skip
     write_json(folder / RESULT, result | {"question": question})
-    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     return result
 
 
@@ -97,11 +97,10 @@ def train_with_labels(
 
     Result and classifier carry the ``question``.
     """
-    work = folder / "training"
     try:
         tuned = tune(
             encoder, width, labelled, data,
-            settings=settings, folder=work, device=device, display=Display(quiet=True), seed=seed,
+            settings=settings, folder=folder / _TRAINING, device=device, display=Display(quiet=True), seed=seed,
         )  # fmt: skip
     except Diverged as error:
         result: dict[str, Any] = {"error": str(error)}
@@ -109,8 +108,13 @@ def train_with_labels(
         save_weights(folder / _CLASSIFIER, tuned.classifier.learner, {"question": question})
         result = {**tuned.fitted._asdict(), "held_out": tuned.held_out, "settings": dataclasses.asdict(tuned.settings)}
     write_json(folder / RESULT, result | {"question": question})
-    shutil.rmtree(work, ignore_errors=True)
     return result
+
+
+def remove_work(folder: Path) -> None:
+    """Deletes what a training with a result needed to be resumed, also where it was killed before it could do so."""
+    for name in (CHECKPOINTS, _TRAINING):
+        shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def load_classifier(folder: Path, encoder: nn.Module, width: int, classes: int, *, question: str) -> Classifier:

@@ -58,9 +58,9 @@ def make_examples(
     ending = len(special_tokens(tokenizer)[1]) if special else 0  # what the tokenizer puts after a text
     for first in range(0, len(rows), _TOGETHER):
         part = rows[first : first + _TOGETHER]
+        names = [where(first + index) for index in range(len(part))]
         prompt_texts, answer_texts = (
-            each_text(one, part, template, tokenizer, where=lambda i, first=first: where(first + i))
-            for one in (prompt, answer)
+            each_text(one, part, template, tokenizer, where=names.__getitem__) for one in (prompt, answer)
         )
         before = tokenizer(prompt_texts, add_special_tokens=special)
         after = tokenizer(answer_texts, add_special_tokens=False)
