@@ -34,10 +34,7 @@ def out(tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a tiny Llama whose configuration tests change."""
-    folder = tmp_path_factory.mktemp("base")
-    llm_toys.llama().save_pretrained(folder)
-    llm_toys.tokenizer().save_pretrained(folder)
-    return folder
+    return llm_toys.save_llama(tmp_path_factory.mktemp("base"))
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "trainer_state.json", "new", "digests.json"])

@@ -24,10 +24,7 @@ def command(*words: Any) -> None:
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("base")
-    llm_toys.llama().save_pretrained(folder)
-    llm_toys.tokenizer().save_pretrained(folder)
-    return folder
+    return llm_toys.save_llama(tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture(scope="module")

@@ -93,3 +93,10 @@ def arguments(folder: Path, **changes: Any) -> Any:
 def weights(model: Any) -> dict[str, Tensor]:
     """A copy of all parameters."""
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def save_llama(folder: Path) -> Path:
+    """Writes a tiny Llama and its tokenizer as a folder of a model; returns the folder."""
+    llama().save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
