@@ -4,8 +4,9 @@
 
 DATA holds the packed copies of CIFAR-10 (``cifar10/cifar10_jpeg_train.npz``) and of Imagenette
 (``imagenette128/imagenette128_train_0.npz`` to ``_2``, ``imagenette128_val.npz``). Writes ``train.npz`` and
-``test.npz`` into ``FOLDER/cifar10_unseen`` and ``FOLDER/imagenette_unseen``, for ``matrix-ssl compare --data``. All
-experiments before took the first images of one random order, that of seed 0: 10,000 of CIFAR-10, 5,000 of Imagenette.
+``test.npz`` into ``FOLDER/cifar10_unseen``, ``FOLDER/cifar10_fresh`` and ``FOLDER/imagenette_unseen``, for
+``matrix-ssl compare --data``. All experiments before took the first images of one random order, that of seed 0:
+10,000 of CIFAR-10, 5,000 of Imagenette.
 
 ``benchmarks/results/splits.json`` has the rule and the SHA-256 of files, places and content. Where it exists the parts
 must agree with it, and nothing is written otherwise.
@@ -42,12 +43,15 @@ _IMAGENETTE = tuple(f"imagenette128/imagenette128_train_{i}.npz" for i in range(
 PARTS = {
     "cifar10_unseen/train": Part(("cifar10/cifar10_jpeg_train.npz",), 10_000, 30_000),
     "cifar10_unseen/test": Part(("cifar10/cifar10_jpeg_train.npz",), 30_000, 40_000),
+    "cifar10_fresh/train": Part(("cifar10/cifar10_jpeg_train.npz",), 20_000, 30_000),
+    "cifar10_fresh/test": Part(("cifar10/cifar10_jpeg_train.npz",), 40_000, 50_000),
     "imagenette_unseen/train": Part(_IMAGENETTE, 5_000),
     "imagenette_unseen/test": Part(("imagenette128/imagenette128_val.npz",), shuffled=False),
 }
 RULE = (
     "permutation(n, 0) of matrix_ssl.data.randomness orders the n training images. CIFAR-10: places 10,000 to 29,999 "
-    "train, 30,000 to 39,999 test, both from the training images of the dataset; Imagenette: places from 5,000 on "
+    "train, 30,000 to 39,999 test, both from the training images of the dataset; a second test at 24 epochs trains on "
+    "places 20,000 to 29,999 and tests on 40,000 to 49,999. Imagenette: places from 5,000 on "
     "train, the whole validation split tests. Within a part images are in the order of the files."
 )
 
