@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.ops import MultiScaleRoIAlign
 
 from matrix_ssl.config import RunConfig, override, to_dict
@@ -267,14 +269,17 @@ def unaligned(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("unaligned")
-def test_with_their_sampling_the_pyramid_computes_torchvisions_losses() -> None:
+@pytest.mark.parametrize("width", [16, pytest.param(256, marks=pytest.mark.slow)])
+def test_with_their_sampling_the_pyramid_computes_torchvisions_losses(width: int) -> None:
     """The same weights in torchvision's own Mask R-CNN, the same random numbers: the same losses to the bit."""
-    chosen = settings("architecture=fpn")
+    chosen = settings("architecture=fpn", f"head_width={width}")
     ours = build_detector(thin_backbone(), chosen, classes=2)
     encoder = thin_backbone().encoder
     names = {f"layer{level + 1}": str(level) for level in range(4)}
     theirs = MaskRCNN(
-        BackboneWithFPN(encoder, names, [8, 16, 32, 64], 256, norm_layer=nn.BatchNorm2d), 3,
+        BackboneWithFPN(encoder, names, [8, 16, 32, 64], width, norm_layer=nn.BatchNorm2d),
+        box_head=TwoMLPHead(width * 49, 4 * width), box_predictor=FastRCNNPredictor(4 * width, 3),
+        mask_head=MaskRCNNHeads(width, (width,) * 4, 1), mask_predictor=MaskRCNNPredictor(width, width, 3),
         rpn_anchor_generator=AnchorGenerator(tuple((s,) for s in chosen.anchor_sizes), ((0.5, 1.0, 2.0),) * 5),
         box_roi_pool=MultiScaleRoIAlign(["0", "1", "2", "3"], 7, 2),
         rpn_batch_size_per_image=32, box_batch_size_per_image=16, rpn_post_nms_top_n_train=1000, _skip_resize=True,

@@ -22,8 +22,6 @@ from torchvision.ops import box_area, roi_align
 
 from matrix_ssl.evaluate.detection.settings import DetectionSettings
 
-_MASK_WIDTH = 256  # channels of the layers that predict masks
-_BOX_WIDTH = 1024  # channels of the fully connected layers that describe a region, fpn
 Target = Mapping[str, Tensor]  # boxes (k, 4), labels (k,) from 1, masks (k, h, w) of 0 and 1
 
 
@@ -65,7 +63,7 @@ class Heads(RoIHeads):
             fg_iou_thresh=0.5, bg_iou_thresh=0.5, batch_size_per_image=settings.regions, positive_fraction=0.25,
             bbox_reg_weights=(10.0, 10.0, 5.0, 5.0), score_thresh=settings.score_threshold, nms_thresh=0.5,
             detections_per_img=settings.detections,
-            mask_predictor=MaskRCNNPredictor(mask_width, _MASK_WIDTH, labels) if settings.masks else None,
+            mask_predictor=MaskRCNNPredictor(mask_width, settings.head_width, labels) if settings.masks else None,
         )  # fmt: skip
         for layer, deviation in ((self.box_predictor.cls_score, 0.01), (self.box_predictor.bbox_pred, 0.001)):
             nn.init.normal_(layer.weight, std=deviation)  # Girshick, "Fast R-CNN", ICCV 2015, section 3.1
@@ -130,11 +128,12 @@ class Heads(RoIHeads):
 class PyramidHeads(Heads):
     """The heads of Mask R-CNN on a pyramid: two fully connected layers for boxes, four convolutions for masks."""
 
-    def __init__(self, settings: DetectionSettings, *, strides: Sequence[int], width: int, labels: int):
-        box_head = TwoMLPHead(width * 7 * 7, _BOX_WIDTH)
-        super().__init__(settings, box_head=box_head, box_width=_BOX_WIDTH, mask_width=_MASK_WIDTH, labels=labels)
+    def __init__(self, settings: DetectionSettings, *, strides: Sequence[int], labels: int):
+        width = settings.head_width  # of the pyramid, too
+        box_head = TwoMLPHead(width * 7 * 7, 4 * width)
+        super().__init__(settings, box_head=box_head, box_width=4 * width, mask_width=width, labels=labels)
         self.box_pool, self.mask_pool = RegionPool(strides, 7), RegionPool(strides, 14)
-        self.mask_head = MaskRCNNHeads(width, (_MASK_WIDTH,) * 4, 1) if settings.masks else nn.Identity()
+        self.mask_head = MaskRCNNHeads(width, (width,) * 4, 1) if settings.masks else nn.Identity()
 
     def box_regions(self, features: Mapping[str, Tensor], boxes: Sequence[Tensor]) -> Tensor:
         return self.box_pool(features, boxes)  # (regions, width, 7, 7)

@@ -22,7 +22,6 @@ from matrix_ssl.evaluate.detection.heads import Heads, LastStageHeads, PyramidHe
 from matrix_ssl.evaluate.detection.settings import DetectionSettings
 from matrix_ssl.runs import checkpoint
 
-_PYRAMID_WIDTH = 256
 _RATIOS = (0.5, 1.0, 2.0)  # height over width of the anchors
 # proposals kept before and after non-maximum suppression, of every level and of an image; Detectron2's values
 _BEFORE = {"fpn": {"training": 2000, "testing": 1000}, "c4": {"training": 12000, "testing": 6000}}
@@ -81,9 +80,9 @@ def build_detector(backbone: Backbone, settings: DetectionSettings, *, classes: 
         sizes: tuple[tuple[float, ...], ...]
         if settings.architecture == "fpn":
             names = {f"layer{level + 1}": str(level) for level in range(4)}
-            body: nn.Module = BackboneWithFPN(encoder, names, widths, _PYRAMID_WIDTH, norm_layer=nn.BatchNorm2d)
-            heads: Heads = PyramidHeads(settings, strides=strides, width=_PYRAMID_WIDTH, labels=classes + 1)
-            width, sizes = _PYRAMID_WIDTH, tuple((size,) for size in settings.anchor_sizes)
+            body: nn.Module = BackboneWithFPN(encoder, names, widths, settings.head_width, norm_layer=nn.BatchNorm2d)
+            heads: Heads = PyramidHeads(settings, strides=strides, labels=classes + 1)
+            width, sizes = settings.head_width, tuple((size,) for size in settings.anchor_sizes)
         else:
             first = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3")
             body = nn.Sequential(OrderedDict((name, getattr(encoder, name)) for name in first))

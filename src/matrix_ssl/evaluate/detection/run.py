@@ -29,7 +29,7 @@ from matrix_ssl.evaluate.detection.images import TrainingImages
 from matrix_ssl.evaluate.detection.network import Backbone, build_detector, open_backbone
 from matrix_ssl.evaluate.detection.predict import DetectionResults, predict
 from matrix_ssl.evaluate.detection.scoring import score
-from matrix_ssl.evaluate.detection.settings import DetectionSettings, Plan, check_processes, make_plan
+from matrix_ssl.evaluate.detection.settings import LATER, DetectionSettings, Plan, check_processes, make_plan
 from matrix_ssl.evaluate.detection.shapes import coco_masks
 from matrix_ssl.evaluate.detection.training import DetectorTraining
 from matrix_ssl.runs import checkpoint, devices
@@ -108,8 +108,10 @@ class Prepared:
     def description(self) -> dict[str, Any]:
         """The content of ``config.json``."""
         return {
-            "settings": {  # runs of earlier versions, all of them with masks, do not have the key
-                key: value for key, value in dataclasses.asdict(self.settings).items() if key != "masks" or not value
+            "settings": {  # runs of earlier versions lack some keys
+                key: value
+                for key, value in dataclasses.asdict(self.settings).items()
+                if key not in LATER or value != LATER[key]
             },
             **self.data,
             "encoder": {"architecture": self.backbone.architecture, "sha256": self.backbone.sha256,

@@ -67,6 +67,8 @@ class DetectionSettings:
     anchor_sizes: Annotated[
         tuple[float, float, float, float, float], AfterValidator(_increasing), "five increasing sides above 0"
     ] = (32, 64, 128, 256, 512)
+    # channels of the pyramid and of the layers that predict masks; fpn describes a box by four times as many
+    head_width: PositiveInt = 256
     anchors: Annotated[int, Ge(2)] = 256  # for each image in the loss of the proposals
     regions: Annotated[int, Ge(4)] = 512  # proposals for each image in the losses of boxes and masks
     score_threshold: Fraction = 0.05  # detections below it are dropped
@@ -95,6 +97,10 @@ def check_processes(settings: DetectionSettings, processes: int) -> None:
     """Raises ConfigError unless the batch divides by the number of processes."""
     if settings.batch_size % processes:
         raise ConfigError(f"batch_size={settings.batch_size} does not divide by {processes} processes.")
+
+
+# settings that earlier versions did not have, with the values that their runs were computed with
+LATER = {"masks": True, "head_width": 256, "precision": "float32"}
 
 
 @dataclass(frozen=True)
