@@ -327,11 +327,24 @@ def test_a_head_that_is_not_one_product_is_trained_by_its_logits_and_the_log_say
     model.lm_head.__class__ = Doubled
     trainer = train(model, tmp_path)
     (record,) = (record for record in caplog.records if "whole logits" in record.message)
-    assert "its logits differ from scaled and capped products" in record.message
+    assert "what its head gives differs from products with its weight" in record.message
     start = llm_toys.llama().double()
     start.lm_head.__class__ = Doubled
     ce, mce = textbook(start, llm_toys.sequences()[:8], MATRIX)
     assert lines(trainer)[0]["loss"] == pytest.approx((ce + MATRIX.weight * mce).item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["llama", "capped", "scaled"])
+def test_scale_and_cap_are_found_where_logits_are_too_small_to_show_them(kind):
+    model = models()[kind].bfloat16()
+    inputs = {"input_ids": torch.arange(12).view(1, -1)}
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(1e-4)
+    expected = {"llama": (1.0, None), "capped": (1.0, 2.0), "scaled": (2.0, None)}[kind]
+    assert find_form(model, model, inputs) == (expected, "")
+    model.register_forward_hook(lambda module, given, outputs: setattr(outputs, "logits", outputs.logits + 1))
+    form, reason = find_form(model, model, inputs)
+    assert form is None and "its logits differ from scaled and capped products" in reason
 
 
 def test_logits_are_computed_where_metrics_want_them(tmp_path):

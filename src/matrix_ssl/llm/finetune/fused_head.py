@@ -5,7 +5,9 @@ of logits. The loss is computed inside of the head's call and leaves through the
 DistributedDataParallel, FSDP and DeepSpeed gather its weight and see its gradient as ever.
 
 What turns products into logits is found from the model: the bias of the head, and numbers of the configuration that
-may be scale or cap. They are used only if they reproduce the model's own logits on a batch.
+may be scale or cap. They are used only if the head's results are those products on a batch, and the model makes of
+numbers of all sizes, put in the place of these results, the logits that scale and cap make of them. Logits of the batch
+alone would not tell: those of a model that has learned nothing are so small that no cap shows.
 """
 
 import inspect
@@ -21,9 +23,11 @@ from matrix_ssl.llm.head import Head, effective_rows, find_head, mergeable
 _POSITIONS = 8  # whose logits are compared, where the model can leave out the others
 _SCALES = ("logit", "lm_head", "output_multiplier")  # parts of names in a configuration
 _CAPS = ("cap",)
-# relative error of logits that counts as rounding, by their dtype: that of the products, and of TF32 on a GPU
+# relative error of products that counts as rounding, by their dtype: that of the products, and of TF32 on a GPU
 _ROUNDING = {torch.float64: 1e-10, torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
 _TF32 = 4e-3
+_SIZES = (-1.0, 2.0)  # powers of ten of the numbers that are put in the place of the head's results
+_ROUNDINGS = 4  # of a number, in what makes a logit of it
 
 
 class HeadForm(NamedTuple):
@@ -79,18 +83,19 @@ def find_form(model: Any, wrapped: Any, inputs: dict[str, Any]) -> tuple[HeadFor
     owner, head = owner_of_head(model), find_head(model)
     if not mergeable(head):
         return None, "its head has an adapter that is not a sum of products"
-    seen: list[tuple[Tensor, torch.dtype]] = []
+    seen: list[tuple[float, Tensor]] = []
 
-    def compare(module: Any, arguments: tuple[Any, ...], output: Tensor) -> None:
+    def compare(module: Any, arguments: tuple[Any, ...], output: Tensor) -> Tensor | None:
         rows, bias = effective_rows(head)
         if rows.ndim != 2 or not rows.is_floating_point() or arguments[0].shape[-1] != rows.shape[1]:
-            return
+            return None
         hidden, dtype = arguments[0].flatten(0, -2), output.dtype if output.dtype == torch.float64 else torch.float32
         if torch.is_autocast_enabled(hidden.device.type):
             hidden, rows = (x.to(torch.get_autocast_dtype(hidden.device.type)) for x in (hidden, rows))
         with torch.autocast(hidden.device.type, enabled=False):
             products = Head.of(rows, dtype, bias=bias).logits(hidden)
-        seen.append((products.view(*arguments[0].shape[:-1], -1), output.dtype))
+        seen.append((_error(products.view(output.shape), output), _numbers_of_all_sizes(output)))
+        return seen[-1][1]
 
     few = (
         {"logits_to_keep": _POSITIONS} if "logits_to_keep" in inspect.signature(type(owner).forward).parameters else {}
@@ -113,30 +118,45 @@ def find_form(model: Any, wrapped: Any, inputs: dict[str, Any]) -> tuple[HeadFor
     logits = getattr(outputs, "logits", None)
     if not hasattr(outputs, "items") or not isinstance(logits, Tensor):
         return None, "its forward returns no logits by name"
-    if len(seen) != 1 or seen[0][0].shape != logits.shape:
+    if len(seen) != 1 or seen[0][1].shape != logits.shape:
         return None, "its logits are not one product with the weight of its head"
-    products, dtype = seen[0]
-    allowed = _TF32 if logits.is_cuda else 0.0
-    return _match(products, logits, owner.config, allowed=max(allowed, _ROUNDING.get(dtype, 0.0)))
+    error, numbers = seen[0]
+    if not error <= max(_ROUNDING.get(numbers.dtype, 0.0), _TF32 if logits.is_cuda else 0.0):  # a NaN is no proof
+        return None, f"what its head gives differs from products with its weight by {error:.1g}"
+    form, error = _match(numbers, logits, owner.config)
+    if not error <= _ROUNDINGS * max(torch.finfo(dtype).eps for dtype in (numbers.dtype, logits.dtype)):
+        return None, f"its logits differ from scaled and capped products with its head by {error:.1g}"
+    return form, ""
 
 
-def _match(products: Tensor, logits: Tensor, config: Any, *, allowed: float) -> tuple[HeadForm | None, str]:
-    """The scale and the cap of the configuration that make logits of products."""
-    numbers = _numbers(config.get_text_config())
-    scales = {1.0} | {y for name, x in numbers if any(part in name for part in _SCALES) for y in (x, 1 / x)}
-    caps = {None} | {x for name, x in numbers if any(part in name for part in _CAPS) and x > 0}
-    expected = logits.to(products.dtype)
-    norm = expected.norm().clamp_min(torch.finfo(expected.dtype).tiny)
+def _numbers_of_all_sizes(results: Tensor) -> Tensor:
+    """Numbers of both signs in the shape of the head's results."""
+    sizes = torch.logspace(*_SIZES, results.shape[-1], device=results.device)
+    sizes[1::2] *= -1
+    return sizes.to(results.dtype).expand(results.shape).clone()
+
+
+def _error(values: Tensor, expected: Tensor) -> float:
+    """The relative error of values, all together."""
+    expected = expected.to(values.dtype)
+    norm = torch.linalg.vector_norm(expected).clamp_min(torch.finfo(values.dtype).tiny)
+    return float(torch.linalg.vector_norm(values - expected) / norm)
+
+
+def _match(numbers: Tensor, logits: Tensor, config: Any) -> tuple[HeadForm, float]:
+    """The scale and the cap of the configuration that make logits of numbers best, and their largest relative error."""
+    known = _numbers(config.get_text_config())
+    scales = {1.0} | {y for name, x in known if any(part in name for part in _SCALES) for y in (x, 1 / x)}
+    caps = {None} | {x for name, x in known if any(part in name for part in _CAPS) and x > 0}
+    numbers = numbers.to(torch.float64 if numbers.dtype == torch.float64 else torch.float32)
     errors = {}
     for form in (HeadForm(scale, cap) for scale in scales for cap in caps):
-        z = products * form.scale
+        z = numbers * form.scale
         if form.softcap is not None:
             z = form.softcap * torch.tanh(z / form.softcap)
-        errors[form] = float((z - expected).norm() / norm)
+        errors[form] = float(((z - logits) / z).abs().max())
     best = min(errors, key=lambda form: errors[form])
-    if not errors[best] <= allowed:  # a NaN is no proof
-        return None, f"its logits differ from scaled and capped products with its head by {errors[best]:.1g}"
-    return best, ""
+    return best, errors[best]
 
 
 def _numbers(config: Any) -> list[tuple[str, float]]:
