@@ -46,6 +46,7 @@ from matrix_ssl.report.template import templates
 from matrix_ssl.runs import processes
 
 SEED = 67280421310721  # PyTorch's own, of a program that has not chosen one
+FEW_CORES = "This DataLoader will create"  # of PyTorch, where a test has more workers than the machine has cores
 MAP_STEPS, MAP_IMAGES = 250, 100  # of a t-SNE map, which most of a small evaluation would go into
 
 
@@ -143,7 +144,8 @@ def forget_pytest(requests: int, replies: int) -> None:
     )  # fmt: skip
     logging.root.handlers.clear()
     warnings.simplefilter("error")
-    sys.warnoptions[:] = ["error"]  # for processes that the children start
+    warnings.filterwarnings("ignore", FEW_CORES, UserWarning)
+    sys.warnoptions[:] = ["error", f"ignore:{FEW_CORES}"]  # for processes that the children start
     processes.subprocess = subprocess  # instead of what forked_jobs puts there
     for name in [name for name in os.environ if name == "MATRIX_SSL_DATA" or name.startswith("PYTEST_")]:
         del os.environ[name]
