@@ -55,6 +55,7 @@ def test_refusals_are_told_from_defects(error: Exception, sentence: str | None) 
 def test_the_variable_that_names_the_place_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", f"{tmp_path}/cache/inductor")
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("TMPDIR", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert refusal(refused(errno.ENOENT, f"{tmp_path}/cache")) == (  # which could not be made
         f"{tmp_path}/cache: No such file or directory. Choose another place (the variable TORCHINDUCTOR_CACHE_DIR "
@@ -65,4 +66,10 @@ def test_the_variable_that_names_the_place_is_named(tmp_path: Path, monkeypatch:
     elsewhere = refusal(refused(errno.EDQUOT, f"{tmp_path}/home/images"))
     assert elsewhere is not None and "the variable" not in elsewhere
     monkeypatch.setenv("TMPDIR", str(tmp_path))
+    for place in (f"{tmp_path}/home/images/r/config.json", "a.npz"):
+        monkeypatch.setattr("sys.argv", ["matrix-ssl", "embed", f"--out={tmp_path}/home/images"])
+        chosen = refusal(refused(errno.ENOSPC, place))  # the user has chosen the place
+        assert chosen is not None and "the variable" not in chosen
+    inside = refusal(refused(errno.EDQUOT, f"{tmp_path}/home/.cache/huggingface/hub"))
+    assert inside is not None and "XDG_CACHE_HOME" in inside  # the nearest
     assert refusal(refused(errno.ENOENT, f"{tmp_path}/file")) is None  # the folder is there: a defect

@@ -84,6 +84,33 @@ def test_links_devices_and_hidden_files_of_an_archive_are_nothing(tmp_path: Path
     assert source.read(1).shape == (3, 6, 7)
 
 
+def test_what_was_taken_for_what_in_archives_is_said(tmp_path: Path) -> None:
+    files = {f"{kind}/{number}.png": picture(number) for kind in ("cat", "dog") for number in range(2)}
+    left_out = {"cat/@eaDir/0.png": b"x", "__MACOSX/a.png": b"x", ".hidden/b.png": b"x", "dog/c.jxl": b"x"}
+    for name in ("train", "val", "test", "extra"):
+        write(tmp_path / "x" / f"{name}.tar", files | left_out, a=tarfile.SYMTYPE)
+    path = tmp_path / "x" / "train.tar"
+    with tarfile.open(path, "a") as archive:
+        archive.add(__file__, "dog/1.png")  # the last file of a name counts
+    source = opened(tmp_path / "x")
+    assert source.remarks == (
+        f"{tmp_path}/x: training images from train.tar, test images from test.tar; not used: extra.tar, val.tar.",
+        f"Left out of {path}: 1 of 5 files, by their extensions: .jxl (1); 2 thumbnails or copies of the system "
+        "(@eaDir, __MACOSX); 1 earlier files of the same name; 1 links, devices or pipes. Convert these images to JPEG "
+        "or PNG.",
+        f"Classes of {path}: 2 (cat, dog).",
+    )
+    assert (len(source), source.encoded(3)) == (4, Path(__file__).read_bytes())
+    source = opened(write(tmp_path / "one.tar", {f"x/{name}": content for name, content in files.items()}))
+    assert (
+        source.unlabelled_because == "all images are of the class 'x', by their first-level folder or their .cls files"
+    )
+    for text in ("9" * 18, "9" * 40):
+        numbers = {"a.png": picture(0), "a.cls": b"0", "b.png": picture(1), "b.cls": text.encode()}
+        with pytest.raises(DataError, match=r"the label 9+ is too large; number"):
+            opened(write(tmp_path / "numbers.tar", numbers))
+
+
 def test_what_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "x.tar", {"1.png": picture(0), "2.png": picture(1)})
     source, content = opened(path), path.read_bytes()

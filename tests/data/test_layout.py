@@ -1,5 +1,6 @@
 """What a folder is taken for, and that the user is told: splits, classes, and what is left out."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -66,11 +67,12 @@ def test_thumbnails_and_system_folders_are_no_images(make: Callable[..., Path]) 
         "dog/.thumbnails/2.png", "#recycle/3.png", ".cache/4.png",
     )  # fmt: skip
     (folder / "cat/Thumbs.db").write_bytes(b"x")
+    os.mkfifo(folder / "cat/2.png")
     source = opened(folder)
     assert (len(source), source.classes) == (2, ["cat", "dog"])
     assert source.remarks[0] == (
         f"Left out of {folder}: 5 thumbnails or copies of the system (#recycle, .thumbnails, @eaDir, __MACOSX, "
-        "hidden files)."
+        "hidden files); 1 pipes, sockets or devices."
     )
 
 

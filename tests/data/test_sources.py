@@ -253,6 +253,8 @@ def test_mixed_sizes_and_damaged_images_are_read_one_by_one(tmp_path: Path) -> N
         ({"y": np.array([0.0, 1.0])}, "expected 2 integer labels, got float64"),
         ({"y": np.array([0, 2]), "classes": np.array(["a", "b"])}, "labels from 0 to 2 do not fit 2 classes"),
         ({"y": np.array([-1, 0])}, "labels from -1 to 0"),
+        ({"y": np.array([0, 10**17])}, "the label 1" + "0" * 17 + " is too large"),
+        ({"y": np.array([0, 1]), "classes": np.array(["a", "a"])}, "two classes have the name 'a'; rename one"),
         ({"y": np.array([{}, {}], dtype=object)}, "not an .npz file, or a damaged one"),  # a pickle
     ],
 )

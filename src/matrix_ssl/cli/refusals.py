@@ -2,6 +2,7 @@
 
 import errno
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -69,15 +70,23 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         one = one.__cause__ or (None if one.__suppress_context__ else one.__context__)
 
 
+def _is_of_user(place: Path) -> bool:
+    """Whether a place is one that an argument of the command names, or below it."""
+    words = (word.rpartition("=")[2] for word in sys.argv[1:])
+    return any(place.is_relative_to(expanded(word).absolute()) for word in words if word)
+
+
 def _variable(place: str, *, missing: bool) -> str:
     """The variable whose folder a place is in, empty where there is none; ``missing``: a folder that does not exist,
     so that the place may also be above it.
     """
+    if not Path(place).is_absolute() or _is_of_user(Path(place)):
+        return ""
+    inner, folders = Path(place), dict[Path, str]()
     for name, usual in _VARIABLES.items():
-        if place and (folder := os.environ.get(name) or usual):
-            inner, outer = Path(place).absolute(), expanded(folder).absolute()
-            if missing and not outer.is_dir() and outer.is_relative_to(inner):
-                return name
-            if inner.is_relative_to(outer) and not (missing and outer.is_dir()):
-                return name
-    return ""
+        if folder := os.environ.get(name) or usual:
+            outer = expanded(folder).absolute()
+            above = missing and not outer.is_dir() and outer.is_relative_to(inner)
+            if above or (inner.is_relative_to(outer) and not (missing and outer.is_dir())):
+                folders.setdefault(outer, name)
+    return folders[max(folders, key=lambda one: len(one.parts))] if folders else ""

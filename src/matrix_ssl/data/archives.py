@@ -2,7 +2,8 @@
 
 In a shard of WebDataset the files of a sample have one name up to the first dot: beside ``0001.jpg``, the text of
 ``0001.cls`` is its class, as a number or a name. Without such files the first-level folders are the classes, as in a
-folder. Only regular files count: links and devices in an archive are nothing, and nothing is written anywhere.
+folder. Only regular files count, those of the system and hidden ones do not: links and devices in an archive are
+nothing, and nothing is written anywhere. Of several files of one name the last counts, as where they are unpacked.
 """
 
 import os
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from matrix_ssl.config.untrusted import open_file, why
 from matrix_ssl.data.base import Classes, Labels, Places, as_labels
 from matrix_ssl.data.encoded import EncodedSource
-from matrix_ssl.data.layout import is_image
+from matrix_ssl.data.layout import Listing, describe_classes, is_image, sort_member
 from matrix_ssl.data.open_files import why_unreadable
 from matrix_ssl.errors import DataError, UnreadableImage
 
@@ -25,6 +26,7 @@ ENDING = ".tar"
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
 _CLASS = ".cls"
 _LONGEST_CLASS = 256  # bytes
+_MOST_DIGITS = 18  # of a label: those of 64 bits
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Archive:
     names: list[str]
     spans: NDArray[np.int64]  # (n, 2): where each begins, and its size, in bytes
     labels: list[str | None]  # as in the file; None: there is none
+    remark: str  # on what is left out; empty where nothing is
 
 
 class TarSource(EncodedSource):
@@ -90,19 +93,16 @@ def open_archives(paths: Sequence[Path], *, name: str, classes: list[str] | None
     """
     archives = [_list(path) for path in paths]
     texts = [text for archive in archives for text in archive.labels]
+    remarks = [archive.remark for archive in archives if archive.remark]
     if None in texts or len(set(texts)) < (1 if classes else 2):
         source = TarSource(name, archives, labels=None, classes=None)
-        source.unlabelled_because = f"not every image has a {_CLASS} file beside it or a first-level folder of its own"
-        return source
-    known = [text for text in texts if text is not None]
-    if all(text.isdecimal() for text in known):
-        labels, names = as_labels(np.array(known, dtype=np.int64), classes, len(known), where=str(paths[0]))
-        return TarSource(name, archives, labels=labels, classes=names)
-    names = classes or sorted(set(known))
-    number = {label: k for k, label in enumerate(names)}
-    if unknown := sorted(set(known) - set(names)):
-        raise DataError(f"{paths[0]}: the class {unknown[0]!r} is not in the training split; remove its images.")
-    return TarSource(name, archives, labels=np.array([number[text] for text in known], np.int64), classes=names)
+        source.unlabelled_because = _why_unlabelled(texts)
+    else:
+        labels, names = _labels([text for text in texts if text is not None], classes, str(paths[0]))
+        source = TarSource(name, archives, labels=labels, classes=names)
+        remarks += [describe_classes(paths[0], names, what="")] if classes is None else []
+    source.remarks = tuple(remarks)
+    return source
 
 
 def is_archive(path: Path) -> bool:
@@ -113,34 +113,61 @@ def is_archive(path: Path) -> bool:
     return name.endswith(ENDING)
 
 
+def _why_unlabelled(texts: Sequence[str | None]) -> str:
+    if None in texts:
+        return f"not every image has a {_CLASS} file beside it or a first-level folder of its own"
+    return f"all images are of the class {texts[0]!r}, by their first-level folder or their {_CLASS} files"
+
+
+def _labels(texts: list[str], classes: list[str] | None, where: str) -> tuple[NDArray[np.int64], list[str]]:
+    """Labels (n,) and the names of the classes; texts that are all numbers are labels themselves."""
+    if all(text.isdecimal() for text in texts):
+        if too_long := next((text for text in texts if len(text.lstrip("0")) > _MOST_DIGITS), ""):
+            raise DataError(f"{where}: the label {too_long:.40} is too large; number the classes from 0.")
+        return as_labels(np.array(texts, dtype=np.int64), classes, len(texts), where=where)
+    names = classes or sorted(set(texts))
+    number = {label: k for k, label in enumerate(names)}
+    if unknown := sorted(set(texts) - set(names)):
+        raise DataError(f"{where}: the class {unknown[0]!r} is not in the training split; remove its images.")
+    return np.array([number[text] for text in texts], np.int64), names
+
+
 def _list(path: Path) -> Archive:
-    names, spans, classes = list[str](), list[tuple[int, int]](), dict[str, str]()
+    spans, classes, listing = dict[str, tuple[int, int]](), dict[str, str](), Listing()
     try:
         with open_file(path) as file:
             whole = os.fstat(file.fileno()).st_size
             with tarfile.open(fileobj=file, mode="r:") as archive:
                 for member in archive:
                     archive.members = []  # type: ignore[attr-defined]  # else all of them stay in memory
-                    if not member.isreg() or member.issparse() or Path(member.name).name.startswith("."):
+                    if not sort_member(member.name, listing) or member.isdir():
+                        continue
+                    if not member.isreg() or member.issparse():
+                        listing.special["links, devices or pipes"] += 1
                         continue
                     if member.offset_data + member.size > whole:
                         raise tarfile.ReadError("it is cut off")
                     if is_image(member.name):
-                        names.append(member.name)
-                        spans.append((member.offset_data, member.size))
+                        listing.special["earlier files of the same name"] += member.name in spans
+                        spans[member.name] = member.offset_data, member.size
                     elif member.name.endswith(_CLASS) and member.size <= _LONGEST_CLASS:
                         content = os.pread(file.fileno(), member.size, member.offset_data)
                         classes[_sample(member.name)] = content.decode().strip()
+                    else:
+                        listing.leave_out(member.name)
                 if os.pread(file.fileno(), tarfile.BLOCKSIZE, archive.offset) != bytes(tarfile.BLOCKSIZE):
                     raise tarfile.ReadError("its end is missing")  # which tarfile takes for the end in silence
     except PermissionError:
         raise DataError(f"{path}: no permission to read the file; allow it.") from None
     except (OSError, ValueError, tarfile.TarError) as error:
         raise DataError(f"{path}: not a .tar file, or a damaged one ({why(error)}); fetch it again.") from None
+    names = list(spans)
     if not names:
-        raise DataError(f"{path}: there are no images in it; name an archive that has some.")
+        left_out = f" {remark}" if (remark := listing.remark(path)) else ""
+        raise DataError(f"{path}: there are no images in it; name an archive that has some.{left_out}")
     labels = [classes.get(_sample(name)) if classes else _folder(name) for name in names]
-    return Archive(path, names, np.array(spans, dtype=np.int64), labels)
+    listing.images = names
+    return Archive(path, names, np.array(list(spans.values()), dtype=np.int64), labels, listing.remark(path))
 
 
 def _sample(name: str) -> str:

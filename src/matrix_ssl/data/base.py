@@ -18,6 +18,7 @@ from matrix_ssl.errors import DataError, UnreadableImage
 Labels = NDArray[np.int64] | None  # (n,)
 Classes = list[str] | None  # the name of every label
 MEMORY_LIMIT = 2 * 2**30  # bytes of decoded pixels up to which a dataset is kept in memory
+_MOST_CLASSES = 2**20  # that numbers alone can name
 
 
 class Source(ABC):
@@ -227,9 +228,19 @@ def as_labels(
     """Labels, int64 (n,), checked to be ``count`` integers that ``classes`` names; None names them by number."""
     labels = np.asarray(values)
     if labels.shape != (count,) or labels.dtype.kind not in "iu":
-        raise DataError(f"{where}: expected {count} integer labels, got {labels.dtype} of shape {labels.shape}.")
+        raise DataError(
+            f"{where}: expected {count} integer labels, got {labels.dtype} of shape {labels.shape}; store a whole "
+            "number from 0 for each image."
+        )
     low, high = int(labels.min()), int(labels.max())
+    if classes is None and high >= _MOST_CLASSES:
+        raise DataError(
+            f"{where}: the label {high} is too large; number the classes from 0, {_MOST_CLASSES:,} at most."
+        )
     names = [str(k) for k in range(high + 1)] if classes is None else [str(c) for c in classes]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise DataError(f"{where}: two classes have the name {twice!r}; rename one.")
     if low < 0 or high >= len(names):
         raise DataError(
             f"{where}: labels from {low} to {high} do not fit {len(names)} classes (0 to {len(names) - 1})."

@@ -90,6 +90,8 @@ def read_levels(
     if image.mode.startswith("I") or image.mode == "F":
         upright(image)
         values = np.asarray(image)
+        if values.dtype == np.int32 and tags is not None and (tags.kind, tags.bits) == (1, (32,)):
+            values = values.view(np.uint32)  # Pillow has no type for it
         top = 4095.0 if tags is not None and tags.bits == (12,) else float(_TOP)
         if values.dtype.kind == "f":
             top = 1.0 if float(values.max()) <= 1.0 else 255.0

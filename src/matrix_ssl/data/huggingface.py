@@ -5,6 +5,7 @@ The package (the extra ``datasets``) downloads what its own cache lacks; its var
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from matrix_ssl.data.folder import file_sizes, read_start
 from matrix_ssl.data.hub import check_pretrained, open_dataset
 from matrix_ssl.data.identity import ABSENT
 from matrix_ssl.data.images import highest_level, read_content
-from matrix_ssl.data.layout import TEST_NAMES, TRAIN_NAMES
+from matrix_ssl.data.layout import TEST_NAMES, TRAIN_NAMES, describe_splits
 from matrix_ssl.errors import DataError, import_extra
 
 if TYPE_CHECKING:
@@ -64,8 +65,17 @@ class HuggingFaceSource(EncodedSource):
         return read_start(file["path"], count) if file["bytes"] is None else file["bytes"][:count]
 
 
-def load_splits(location: str) -> "tuple[Dataset, Dataset | None]":
-    """The training split and, where there is one, the test split (see ``layout``)."""
+@dataclass(frozen=True)
+class LoadedSplits:
+    """The training split and, where there is one, the test split, and in words what was taken for what."""
+
+    train: "Dataset"
+    test: "Dataset | None"
+    remark: str = ""
+
+
+def load_splits(location: str) -> LoadedSplits:
+    """The splits of a dataset by its name or folder (see ``layout``)."""
     datasets = import_extra("datasets", extra="datasets")
     folder = expanded(location)
     if not folder.exists() and (location.startswith((".", "/", "~")) or location.count("/") > 1):
@@ -82,17 +92,20 @@ def load_splits(location: str) -> "tuple[Dataset, Dataset | None]":
     return choose_splits(loaded, f"hf:{location}")
 
 
-def choose_splits(loaded: "Dataset | DatasetDict", place: str) -> "tuple[Dataset, Dataset | None]":
-    """The training split and, where there is one, the test split of what the package has opened."""
+def choose_splits(loaded: "Dataset | DatasetDict", place: str) -> LoadedSplits:
+    """The splits of what the package has opened."""
     import datasets
 
     if isinstance(loaded, datasets.Dataset):
-        return loaded, None
-    splits = {name.lower(): split for name, split in loaded.items()}
-    train = next((splits[name] for name in TRAIN_NAMES if name in splits), None)
+        return LoadedSplits(loaded, None)
+    names = {name.lower(): name for name in loaded}
+    train = next((names[name] for name in TRAIN_NAMES if name in names), None)
     if train is None:
         raise DataError(f"{place}: no split 'train', only {', '.join(loaded)}; save it as a single split.")
-    return train, next((splits[name] for name in TEST_NAMES if name in splits), None)
+    test = next((names[name] for name in TEST_NAMES if name in names), None)
+    unused = [name for name in loaded if name not in (train, test)]
+    remark = describe_splits(place, [train], [test] if test else [], unused)
+    return LoadedSplits(loaded[train], loaded[test] if test else None, remark)
 
 
 def open_split(split: "Dataset", *, where: str, name: str) -> PlacedSource:

@@ -63,6 +63,11 @@ class Listing:
     images: list[str] = field(default_factory=list)  # sorted by path
     others: Counter[str] = field(default_factory=Counter)  # visible files that are no images, by lower-case extension
     thumbnails: Counter[str] = field(default_factory=Counter)  # images of the system, by the name of their folder
+    special: Counter[str] = field(default_factory=Counter)  # what is no file, by its kind
+
+    def leave_out(self, path: str) -> None:
+        """Counts a visible file that is no image."""
+        self.others[Path(path).suffix.lower() or "none"] += 1
 
     def remark(self, folder: Path) -> str:
         """What is left out, in words; empty where nothing is."""
@@ -73,6 +78,7 @@ class Listing:
         if self.thumbnails:
             total = sum(self.thumbnails.values())
             parts.append(f"{total} thumbnails or copies of the system ({_list(sorted(self.thumbnails))})")
+        parts += [f"{count} {kind}" for kind, count in sorted(self.special.items()) if count]
         if not parts:
             return ""
         remedies = "".join(f" {remedy}." for remedy in self.remedies())
@@ -112,8 +118,8 @@ def find_split_folders(folder: Path) -> SplitFolders:
     unused += sorted(
         entry.name for entry in entries if is_image(entry.name) and not entry.is_symlink() and entry.is_file()
     )
-    remark = f"{folder}: training images from {train.name}" + (f", test images from {test.name}" if test else "")
-    return SplitFolders(train, test, remark + (f"; not used: {_list(unused)}." if unused else "."))
+    remark = describe_splits(str(folder), [train.name], [test.name] if test else [], unused)
+    return SplitFolders(train, test, remark or f"{folder}: training images from {train.name}.")
 
 
 def list_images(folder: Path) -> Listing:
@@ -122,7 +128,7 @@ def list_images(folder: Path) -> Listing:
     Arrays of NumPy are images where there are no others: beside images they are labels, features or the like.
     """
     listing, arrays = Listing(), list[str]()
-    for path, is_kept in _walk(folder):
+    for path, is_kept in _walk(folder, listing.special):
         if not is_kept:
             if is_image(path):
                 listing.thumbnails[_place(path)] += 1
@@ -131,7 +137,7 @@ def list_images(folder: Path) -> Listing:
         elif path.lower().endswith(ARRAY_EXTENSION):
             arrays.append(path)
         else:
-            listing.others[Path(path).suffix.lower() or "none"] += 1
+            listing.leave_out(path)
     if listing.images and arrays:
         listing.others[ARRAY_EXTENSION] = len(arrays)
     listing.images = listing.images or arrays
@@ -146,7 +152,24 @@ def packed_files(folder: Path) -> list[Path]:
 
 def holds_images(folder: Path) -> bool:
     """Whether any image is below the folder."""
-    return any(is_kept and is_image(path) for path, is_kept in _walk(folder))
+    return any(is_kept and is_image(path) for path, is_kept in _walk(folder, Counter()))
+
+
+def sort_member(name: str, listing: Listing) -> bool:
+    """Whether a file of an archive counts, by its name; a thumbnail is counted, what is hidden is nothing."""
+    parts = [part for part in name.split("/") if part not in ("", ".", "..")]
+    left_out = [part for part in parts if not _is_kept(part)]
+    if is_image(name) and left_out and all(part.lower() in _SYSTEM_FOLDERS for part in left_out):
+        listing.thumbnails[left_out[0]] += 1
+    return not left_out
+
+
+def describe_splits(place: str, train: Sequence[str], test: Sequence[str], unused: Sequence[str]) -> str:
+    """What is which split, in words; empty where all is the training split."""
+    if not (test or unused):
+        return ""
+    remark = f"{place}: training images from {_list(train)}" + (f", test images from {_list(test)}" if test else "")
+    return remark + (f"; not used: {_list(unused)}." if unused else ".")
 
 
 def is_image(file: str) -> bool:
@@ -159,9 +182,9 @@ def list_folder(folder: Path) -> list[os.DirEntry[str]]:
     return [entry for entry in _entries(folder) if _is_kept(entry.name)]
 
 
-def describe_classes(folder: Path, classes: Sequence[str]) -> str:
-    """Which folders became classes, in words."""
-    return f"Classes of {folder}: {len(classes)} folders ({_list(list(classes))})."
+def describe_classes(folder: Path, classes: Sequence[str], *, what: str = " folders") -> str:
+    """What became classes, in words."""
+    return f"Classes of {folder}: {len(classes)}{what} ({_list(list(classes))})."
 
 
 def _is_kept(name: str) -> bool:
@@ -174,9 +197,9 @@ def _place(path: str) -> str:
     return next((name for name in folders if not _is_kept(name)), "hidden files")
 
 
-def _walk(folder: Path) -> Iterator[tuple[str, bool]]:
+def _walk(folder: Path, special: Counter[str]) -> Iterator[tuple[str, bool]]:
     """Every file below the folder, relative to it, and whether it counts; links to folders are followed unless they
-    lead in circles. Of hidden folders only those of ``_SYSTEM_FOLDERS`` are entered.
+    lead in circles. Of hidden folders only those of ``_SYSTEM_FOLDERS`` are entered; ``special`` counts other things.
 
     torchvision's ImageFolder cannot do this: it needs class folders, never ends on a link to an ancestor, and stops at
     the first broken link, which here counts as a file, so that it is reported as unreadable.
@@ -197,6 +220,8 @@ def _walk(folder: Path) -> Iterator[tuple[str, bool]]:
                     pending.append((path, keeps, ancestors | {identity}))
             elif entry.is_symlink() or entry.is_file():
                 yield path, keeps
+            elif keeps:
+                special["pipes, sockets or devices"] += 1
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

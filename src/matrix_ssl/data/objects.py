@@ -136,17 +136,21 @@ def _labels(labels: Any, count: int) -> tuple[Labels, Classes]:
 
 
 def _hugging_face(data: Any) -> Splits:
-    train, test = huggingface.choose_splits(data, "The dataset")
-    name = train.info.dataset_name or "dataset"
+    splits = huggingface.choose_splits(data, "The dataset")
+    name = splits.train.info.dataset_name or "dataset"
 
     def open_split(split: Any) -> Source:
         source = huggingface.open_split(split, where=f"{name}/{split.split or 'train'}", name=name)
         source.crops_are_rounded = True
         return source
 
-    return Splits(
-        cache(partial(open_split, train)), None if test is None else cache(partial(open_split, test)), memory=name
-    )
+    def open_train() -> Source:
+        source = open_split(splits.train)
+        source.remarks = (splits.remark,) if splits.remark else ()
+        return source
+
+    test = None if splits.test is None else cache(partial(open_split, splits.test))
+    return Splits(cache(open_train), test, memory=name)
 
 
 def _streamed(name: str) -> DataError:

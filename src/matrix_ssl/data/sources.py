@@ -19,7 +19,15 @@ from matrix_ssl.data.base import Source
 from matrix_ssl.data.folder import open_folder
 from matrix_ssl.data.images import read_or_replace
 from matrix_ssl.data.joined import JoinedSource
-from matrix_ssl.data.layout import TEST_NAMES, find_split_folders, holds_images, is_image, list_folder, packed_files
+from matrix_ssl.data.layout import (
+    TEST_NAMES,
+    describe_splits,
+    find_split_folders,
+    holds_images,
+    is_image,
+    list_folder,
+    packed_files,
+)
 from matrix_ssl.data.lists import listed
 from matrix_ssl.data.named import (
     DATA_ROOT_VARIABLE,
@@ -285,8 +293,9 @@ def _at(path: Path) -> Splits:
         if not train_files:
             raise DataError(f"{path}: every .npz file is named as a test split; name the training split with 'train'.")
         packed_test = partial(open_packed, test_files, name=name) if test_files else None
-        remark = f"{path} has packed files, so its image files are not used." if has_images else ""
-        return Splits(partial(_remarked, partial(open_packed, train_files, name=name), remark), packed_test)
+        remarks = [_split_remark(path, packed, train_files, test_files)]
+        remarks += [f"{path} has packed files, so its image files are not used."] if has_images else []
+        return Splits(partial(_remarked, partial(open_packed, train_files, name=name), *remarks), packed_test)
     archives = [Path(entry.path) for entry in list_folder(path) if entry.name.lower().endswith(ENDING)]
     if archives and not holds_images(path):
         return _of_archives(archives, name)
@@ -306,13 +315,20 @@ def _of_archives(paths: list[Path], name: str) -> Splits:
     def open_test() -> Source:
         return open_archives(test, name=name, classes=open_archives(train, name=name).classes)
 
-    return Splits(partial(open_archives, train, name=name), open_test if test else None)
+    open_train = partial(open_archives, train, name=name)
+    remark = _split_remark(paths[0].parent, paths, train, test)
+    return Splits(partial(_remarked, open_train, remark), open_test if test else None)
 
 
-def _remarked(opener: Callable[[], Source], remark: str) -> Source:
-    """A dataset with a sentence on its layout before its own remarks."""
+def _split_remark(folder: Path, paths: list[Path], train: list[Path], test: list[Path]) -> str:
+    unused = [path.name for path in paths if path not in train + test]
+    return describe_splits(str(folder), [one.name for one in train], [one.name for one in test], unused)
+
+
+def _remarked(opener: Callable[[], Source], *remarks: str) -> Source:
+    """A dataset with sentences on its layout, those that are not empty, before its own remarks."""
     source = opener()
-    source.remarks = (remark, *source.remarks) if remark else source.remarks
+    source.remarks = (*filter(None, remarks), *source.remarks)
     return source
 
 
@@ -337,13 +353,14 @@ def _torchvision(name: str, root: Path | None, *, download: bool) -> Splits:
 
 
 def _hugging_face(location: str) -> Splits:
-    train, test = huggingface.load_splits(location)
+    splits = huggingface.load_splits(location)
 
     def open_split(split: "Dataset") -> Source:
         where = f"hf:{location}/{split.split or 'train'}"
         return huggingface.open_split(split, where=where, name=Path(location).name)
 
-    return Splits(partial(open_split, train), None if test is None else partial(open_split, test))
+    open_train = partial(_remarked, partial(open_split, splits.train), splits.remark)
+    return Splits(open_train, None if splits.test is None else partial(open_split, splits.test))
 
 
 def _expanded(name: str) -> Path:
