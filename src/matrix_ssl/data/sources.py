@@ -13,21 +13,13 @@ import numpy as np
 
 from matrix_ssl.config.reading import COLOURS, Reading
 from matrix_ssl.config.untrusted import expanded
-from matrix_ssl.data import huggingface
+from matrix_ssl.data import huggingface, layout
 from matrix_ssl.data.archives import ENDING, is_archive, open_archives
 from matrix_ssl.data.base import Source
 from matrix_ssl.data.folder import open_folder
 from matrix_ssl.data.images import read_or_replace
 from matrix_ssl.data.joined import JoinedSource
-from matrix_ssl.data.layout import (
-    TEST_NAMES,
-    describe_splits,
-    find_split_folders,
-    holds_images,
-    is_image,
-    list_folder,
-    packed_files,
-)
+from matrix_ssl.data.layout import find_split_folders, holds_images, is_image, list_folder, packed_files
 from matrix_ssl.data.lists import listed
 from matrix_ssl.data.named import (
     DATA_ROOT_VARIABLE,
@@ -89,7 +81,7 @@ def open_source(
         return _as_read(splits.train(), reading)
     if splits.test is None:
         raise DataError(
-            f"{describe(data)} has no test split: no folder or .npz file is named {' or '.join(TEST_NAMES)}; "
+            f"{describe(data)} has no test split: no folder or .npz file is named {' or '.join(layout.TEST_NAMES)}; "
             f"add one, or hold out some of the training images."
         )
     return _as_read(splits.test(), reading)
@@ -322,7 +314,7 @@ def _of_archives(paths: list[Path], name: str) -> Splits:
 
 def _split_remark(folder: Path, paths: list[Path], train: list[Path], test: list[Path]) -> str:
     unused = [path.name for path in paths if path not in train + test]
-    return describe_splits(str(folder), [one.name for one in train], [one.name for one in test], unused)
+    return layout.describe_splits(str(folder), [one.name for one in train], [one.name for one in test], unused)
 
 
 def _remarked(opener: Callable[[], Source], *remarks: str) -> Source:
