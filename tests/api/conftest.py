@@ -13,6 +13,7 @@ import matrix_ssl
 TINY: dict[str, Any] = {
     "encoder": "tiny_resnet", "image_size": 16, "batch_size": 16, "epochs": 2, "width": 8, "hidden_dim": 16,
     "output_dim": 16, "warmup_epochs": 0, "log_every": 1, "workers": 0, "device": "cpu", "quiet": True, "report": False,
+    "precision": "float32",
 }  # fmt: skip
 LABELS = np.arange(40) % 2
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 20, 24, 3), dtype=np.uint8)

@@ -18,9 +18,11 @@ from matrix_ssl.encoder import load_encoder
 from matrix_ssl.errors import CheckpointError, ConfigError, DataError, RunFolderError
 from matrix_ssl.methods.simclr import SimCLR
 from matrix_ssl.networks import forget_encoder
+from matrix_ssl.runs import devices
 from matrix_ssl.runs.files import read_json
 from matrix_ssl.runs.folder import read_config
 from matrix_ssl.runs.signals import Interrupted
+from matrix_ssl.training import setup
 from tests.api.conftest import LABELS, PIXELS, TINY
 from tests.support import runs
 
@@ -145,6 +147,31 @@ class TestResuming:
         pretrain(data, out=tmp_path / "r", **TINY)
         pretrain(data, out=tmp_path / "whole", **TINY)
         assert same(weights(tmp_path / "r"), weights(tmp_path / "whole"))
+
+    def test_a_run_goes_on_in_the_precision_that_auto_was(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        """By the processor, and where the run is of a version in which it was float32 on every processor."""
+        words = {key: value for key, value in TINY.items() if key not in ("precision", "quiet")}
+        for first, second, kept in (("AMX", "", "bfloat16"), ("", "AMX", "float32"), ("earlier", "AMX", "auto")):
+            run = tmp_path / kept
+            with monkeypatch.context() as patch:
+                patch.setattr(devices, "bfloat16_instructions", lambda device, name=first: name)
+                if first == "earlier":  # its config.json says auto
+                    patch.setattr(setup, "settle_precision", lambda config, device, recorded: config)
+                with pytest.raises(RuntimeError, match="of the user"):
+                    pretrain(PIXELS, out=run, callback=stop_at(1, fail), **words)
+            assert read_json(run / "config.json")["precision"] == kept
+            monkeypatch.setattr(devices, "bfloat16_instructions", lambda device, name=second: name)
+            shown = "bfloat16 (without instructions for it, slower than float32)" if kept == "bfloat16" else "float32"
+            capfd.readouterr()
+            assert pretrain(PIXELS, out=run, **words).config.precision == kept
+            assert f"thread, {shown}, 1 process\n" in capfd.readouterr().err.replace("threads", "thread")
+            whole = TINY | {"precision": "bfloat16" if kept == "bfloat16" else "float32"}
+            assert same(weights(run), weights(pretrain(PIXELS, out=tmp_path / f"{kept}-whole", **whole).folder))
+        assert not same(weights(tmp_path / "float32"), weights(tmp_path / "bfloat16"))
+        with pytest.raises(RunFolderError, match="precision: 'bfloat16' -> 'float32'"):
+            pretrain(PIXELS, out=tmp_path / "bfloat16", **words, precision="float32")
 
     def test_a_folder_by_default(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / "photos").symlink_to(Path("photos").resolve())

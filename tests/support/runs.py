@@ -21,7 +21,15 @@ from matrix_ssl.data import open_source
 from matrix_ssl.runs.checkpoint import encode, list_checkpoints, load_newest, read_safetensors
 from tests.support.forkserver import fork_server
 
-TINY = ["batch_size=64", "network.width=8", "method.hidden_dim=32", "method.output_dim=16", "optimizer.warmup_epochs=0"]
+# float32 on every machine, so that bits and tolerances do not depend on the processor
+TINY = [
+    "precision=float32",
+    "batch_size=64",
+    "network.width=8",
+    "method.hidden_dim=32",
+    "method.output_dim=16",
+    "optimizer.warmup_epochs=0",
+]
 PATIENCE = 600.0  # seconds that any run may take on a very busy machine; what takes longer hangs
 # the pages after a training cost more than these trainings and have tests of their own
 BARE = "import sys; sys.argv.append('--no-report')"

@@ -276,23 +276,48 @@ def test_a_device_that_is_not_there_is_an_error(name: str) -> None:
 @pytest.mark.parametrize(
     ("processor", "capabilities", "expected"),
     [
-        ("Intel, Sapphire Rapids", {"avx512_f": True, "avx512_bf16": True, "amx_bf16": True, "amx_tile": True}, True),
-        ("Intel, Cooper Lake", {"avx512_f": True, "avx512_bf16": True, "amx_bf16": False, "amx_tile": False}, True),
-        ("Intel, Ice Lake", {"avx512_f": True, "avx512_bf16": False, "amx_bf16": False, "amx_tile": False}, False),
-        ("AMD, Zen 4", {"avx2": True, "avx512_f": True, "avx512_bf16": True}, True),
-        ("AMD, Zen 3", {"avx2": True, "avx512_f": False, "avx512_bf16": False}, False),
-        ("ARM, Neoverse V1", {"neon": True, "bf16": True, "sve": True, "sve_bf16": True}, True),
-        ("ARM, Neoverse N1", {"neon": True, "bf16": False, "sve": False}, False),
+        ("Sapphire Rapids", {"avx512_f": True, "avx512_bf16": True, "amx_bf16": True, "amx_tile": True}, "AMX"),
+        ("Cooper Lake", {"avx512_f": True, "avx512_bf16": True, "amx_bf16": False}, "AVX-512 BF16"),
+        ("Ice Lake", {"avx512_f": True, "avx512_bf16": False, "amx_bf16": False, "amx_tile": False}, ""),
+        ("AMD, Zen 4", {"avx2": True, "avx512_f": True, "avx512_bf16": True}, "AVX-512 BF16"),
+        ("AMD, Zen 3", {"avx2": True, "avx512_f": False, "avx512_bf16": False}, ""),
+        ("ARM, Neoverse V1", {"neon": True, "bf16": True, "sve": True, "sve_bf16": True}, "ARM BF16"),
+        ("ARM, Neoverse N1", {"neon": True, "bf16": False, "sve": False}, ""),
     ],
 )
 def test_processors_with_bfloat16(
-    processor: str, capabilities: dict[str, bool], expected: bool, monkeypatch: pytest.MonkeyPatch
+    processor: str, capabilities: dict[str, bool], expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
-    assert devices.has_bfloat16(CPU) is expected
+    assert devices.bfloat16_instructions(CPU) == expected and devices.has_bfloat16(CPU) is bool(expected)
+    fresh = setup.settle_precision(RunConfig(), CPU, recorded=None)
+    assert fresh.precision == ("bfloat16" if expected else "float32")
+    words = f"bfloat16 ({expected or 'without instructions for it, slower than float32'})"
+    assert devices.describe_precision("bfloat16", CPU) == words
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)  # macOS
     assert devices.has_bfloat16(CPU) is False
+    assert setup.settle_precision(RunConfig(), CPU, recorded=None).precision == "float32"
+
+
+@pytest.mark.parametrize(
+    ("asked", "recorded", "expected"),
+    [
+        ("auto", None, "bfloat16"), ("float32", None, "float32"), ("float64", None, "float64"),
+        ("auto", "bfloat16", "bfloat16"), ("auto", "float32", "float32"), ("auto", "float64", "float64"),
+        ("float32", "bfloat16", "float32"),  # which claiming the folder refuses
+        # of an earlier version
+        ("auto", "auto", "auto"), ("float32", "auto", "auto"), ("bfloat16", "auto", "bfloat16"),
+    ],
+)  # fmt: skip
+def test_a_run_keeps_its_precision(
+    asked: str, recorded: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "bfloat16_instructions", lambda device: "AMX")
+    chosen = config.override(RunConfig(), [f"precision={asked}"])
+    assert setup.settle_precision(chosen, CPU, recorded=recorded).precision == expected
+    with pytest.raises(ConfigError, match=r"^precision=half: expected one of auto"):
+        setup.settle_precision(RunConfig(), CPU, recorded="half")
 
 
 @pytest.mark.parametrize("channels", [4, 8, 12, 16])

@@ -30,7 +30,7 @@ from matrix_ssl.evaluate.protocols import describe_images
 from matrix_ssl.methods import Method, find_method, option_defaults, register_method
 from matrix_ssl.runs.checkpoint import read_encoder
 from matrix_ssl.runs.files import read_object
-from matrix_ssl.runs.folder import CONFIG, EVALUATION, SKIPPED, SUMMARY, check_owner
+from matrix_ssl.runs.folder import CONFIG, EVALUATION, SKIPPED, SUMMARY, check_owner, read_config
 from matrix_ssl.runs.loggers import check_loggers
 from matrix_ssl.runs.session import Session, session
 from matrix_ssl.runs.signals import limited_time
@@ -240,6 +240,8 @@ def _complete(
         start = _main_first(s, partial(start_from, config, chosen=chosen, run=earlier, download=download))
         config = start.config
     config, source = with_statistics(config, source, run=earlier, say=s.display.say)
+    recorded = read_config(earlier).precision if earlier is not None and (earlier / CONFIG).exists() else None
+    config = setup.settle_precision(config, s.device, recorded=recorded)
     return _Plan(config, source, start, fitted, remark)
 
 

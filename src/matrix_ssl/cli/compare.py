@@ -69,7 +69,7 @@ def compare(
     if rivals_budget == budget:
         raise ConfigError("--rivals-budget equals --budget; omit it or choose a different value.")
     from matrix_ssl.compare.comparison import PLAN, ComparisonRun
-    from matrix_ssl.compare.job import with_measured
+    from matrix_ssl.compare.job import with_measured, with_precision
     from matrix_ssl.compare.plan import Plan, choose_methods
     from matrix_ssl.compare.schedule import places
     from matrix_ssl.data.sources import check_outside
@@ -90,6 +90,8 @@ def compare(
     if not out.exists():
         check_outside(out, base.data.source, data_root=data_root)
     base = with_measured(base, data_root=data_root, download=download, say=options.say)
+    earlier = None if fresh else out / PLAN
+    base = with_precision(base, devices.choose_device(device), plan=earlier, run="base")
     plan = Plan(
         base=dataclasses.replace(base, seed=0), methods=names,
         reference=compared, seeds=seeds, budget=budget,

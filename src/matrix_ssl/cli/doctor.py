@@ -123,7 +123,8 @@ def _device_rows(devices: list[dict[str, Any]]) -> list[Row]:
         words += [_size(device["memory"])] if "memory" in device else []
         words += [f"compute capability {device['capability']}"] if "capability" in device else []
         if device.get("bfloat16") is not None:
-            words.append("bfloat16" if device["bfloat16"] else "no bfloat16 in hardware")
+            by = f" ({device['bfloat16_instructions']})" if device.get("bfloat16_instructions") else ""
+            words.append(f"precision=auto is bfloat16{by}" if device["bfloat16"] else "precision=auto is float32")
         rows.append((device["device"], ", ".join(words)))
     return rows
 

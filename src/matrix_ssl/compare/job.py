@@ -81,6 +81,20 @@ def with_measured(
     return with_statistics(config, learn, run=None, say=say)[0]
 
 
+def with_precision(config: RunConfig, device: torch.device, *, plan: Path | None, run: str) -> RunConfig:
+    """A run in the precision of all trainings of a plan, which the plan has from its start on.
+
+    Args:
+        plan: ``plan.json`` of earlier calls, if it exists; None: start over.
+        run: its key in the plan.
+    """
+    recorded = None
+    if plan is not None and plan.exists():
+        before = read_object(plan, run)[run]
+        recorded = before.get("precision") if isinstance(before, dict) else None
+    return setup.settle_precision(config, device, recorded=recorded)
+
+
 def open_test_part(data: DataConfig, *, data_root: Path | None, download: bool = False) -> Source:
     """The test images of a comparison; without a test split, a fifth of every class."""
     if has_test_split(data.source, data_root=data_root, download=download):

@@ -42,7 +42,7 @@ _Increasing = Annotated[tuple[float, float], Predicate(lambda ends: 0 < ends[0] 
 Interval = Annotated[_Increasing, "two increasing numbers above 0"]
 Part = Annotated[_Increasing, Predicate(lambda ends: ends[1] <= 1), "two increasing numbers above 0 and at most 1"]
 Locations = str | tuple[str, ...]  # a dataset, or several that are used as one
-Precision = Literal["auto", "float32", "bfloat16", "float64"]  # auto: bfloat16 on CUDA that has it
+Precision = Literal["auto", "float32", "bfloat16", "float64"]
 
 
 @settings
@@ -182,6 +182,7 @@ class RunConfig:
     epochs: PositiveInt = 100
     batch_size: Annotated[int, Ge(2)] = 256  # over all processes
     seed: Seed = 0
+    # auto: bfloat16 where the device multiplies it itself, else float32; which of them is filled in when a run starts
     precision: Precision = "auto"
     batch_parts: PositiveInt = 1  # in which the encoder computes a batch, one after the other: the loss sees all of it
     recompute_blocks: bool = False  # activations in blocks of the encoder are computed again instead of kept

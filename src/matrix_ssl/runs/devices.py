@@ -11,7 +11,8 @@ from matrix_ssl import distributed
 from matrix_ssl.errors import ConfigError
 from matrix_ssl.runs import environment as run_environment
 
-_CPU_BFLOAT16 = ("amx_bf16", "avx512_bf16", "bf16")  # as torch.cpu.get_capabilities calls them; the last one is ARM's
+# instructions that multiply bfloat16, as torch.cpu.get_capabilities calls them, the fastest first
+_CPU_BFLOAT16 = {"amx_bf16": "AMX", "avx512_bf16": "AVX-512 BF16", "bf16": "ARM BF16"}
 _ONEDNN_BLOCK = 16  # channels that its kernels for AVX-512 take at once; 8 for AVX2
 
 
@@ -34,7 +35,10 @@ def device_name(device: torch.device) -> str:
 
 
 def choose_precision(name: str, device: torch.device) -> str:
-    """The precision of networks: ``auto`` is bfloat16 on a CUDA device that has it, else float32."""
+    """The precision of networks: ``auto`` is bfloat16 on a CUDA device that has it, else float32.
+
+    That is the rule of evaluations. A pre-training has that of ``training.setup.settle_precision`` from its start on.
+    """
     if name != "auto":
         return name
     return "bfloat16" if device.type == "cuda" and has_bfloat16(device) else "float32"
@@ -43,15 +47,27 @@ def choose_precision(name: str, device: torch.device) -> str:
 def has_bfloat16(device: torch.device) -> bool:
     """Whether PyTorch multiplies bfloat16 there by instructions that the device has for it.
 
-    Those of a CPU are AMX, AVX-512 BF16 and ARM's, which PyTorch uses by way of oneDNN. Without them, or in a build
-    without oneDNN as that for macOS is, bfloat16 takes longer than float32.
+    Without them, or in a build without oneDNN as that for macOS is, bfloat16 takes longer than float32 on a CPU.
     """
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+    return torch.cuda.is_bf16_supported() if device.type == "cuda" else bool(bfloat16_instructions(device))
+
+
+def bfloat16_instructions(device: torch.device) -> str:
+    """The instructions of a CPU that multiply bfloat16, which PyTorch uses by way of oneDNN; empty where it has none.
+
+    They are AMX, AVX-512 BF16 and ARM's.
+    """
     if device.type != "cpu" or not torch.backends.mkldnn.is_available():
-        return False
+        return ""
     capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # older PyTorch has none
-    return any(capabilities.get(name, False) for name in _CPU_BFLOAT16)
+    return next((words for name, words in _CPU_BFLOAT16.items() if capabilities.get(name, False)), "")
+
+
+def describe_precision(name: str, device: torch.device) -> str:
+    """A precision in words, for bfloat16 on a CPU with the instructions that multiply it."""
+    if name != "bfloat16" or device.type != "cpu":
+        return name
+    return f"bfloat16 ({bfloat16_instructions(device) or 'without instructions for it, slower than float32'})"
 
 
 def environment(device: torch.device) -> dict[str, Any]:

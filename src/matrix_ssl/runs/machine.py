@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from matrix_ssl.config import system
-from matrix_ssl.runs.devices import has_bfloat16
+from matrix_ssl.runs.devices import bfloat16_instructions
 
 
 def describe_machine() -> dict[str, Any]:
@@ -28,12 +28,14 @@ def describe_machine() -> dict[str, Any]:
 
 def describe_devices() -> list[dict[str, Any]]:
     """The devices that ``--device`` can name here, the one that ``auto`` takes first; memory in bytes."""
+    multiplied_by = bfloat16_instructions(torch.device("cpu"))
     cpu = {
         "device": "cpu",
         "name": system.processor(),
         "cores": system.cores(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
-        "bfloat16": has_bfloat16(torch.device("cpu")),
+        "bfloat16": bool(multiplied_by),
+        "bfloat16_instructions": multiplied_by,
     }
     devices: list[dict[str, Any]] = [cpu]
     if torch.backends.mps.is_available():

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from matrix_ssl import config as configuration
 from matrix_ssl import distributed, networks
 from matrix_ssl.config import MethodConfig, RunConfig
 from matrix_ssl.config.recipes import follows_papers, other_methods
@@ -61,12 +62,31 @@ def identify_data(config: RunConfig, source: Source) -> RunConfig:
     return dataclasses.replace(config, data=data)
 
 
+def settle_precision(config: RunConfig, device: torch.device, *, recorded: str | None) -> RunConfig:
+    """The run with the precision that ``auto`` becomes when it starts: bfloat16 where the device has it, else float32.
+
+    A run that exists keeps its own, whatever ``auto`` means here, so that it goes on with the same bits.
+
+    Args:
+        recorded: the precision in the folder of the run; None: there is none. ``auto`` is of an earlier version, in
+            which that was float32 on CPUs, and stays in the folder.
+    """
+    asked = config.precision
+    if recorded == "auto":
+        keeps = asked in ("auto", devices.choose_precision("auto", device))
+        return dataclasses.replace(config, precision="auto") if keeps else config
+    if asked != "auto":
+        return config
+    usual = "bfloat16" if devices.has_bfloat16(device) else "float32"
+    return configuration.override(config, [f"precision={recorded or usual}"])
+
+
 def headline(config: RunConfig, source: Source, device: torch.device) -> str:
     """One line on what is about to run and where."""
     processes = distributed.world_size()
     threads = _counted(torch.get_num_threads(), "thread")
     where = devices.device_name(device) + (f", {threads}" if device.type == "cpu" else "")
-    precision = devices.choose_precision(config.precision, device)
+    precision = devices.describe_precision(devices.choose_precision(config.precision, device), device)
     size = f"{config.data.image_size} px"
     views = ", ".join([size, *(f"{view.count} views of {view.image_size}" for view in config.views if view.image_size)])
     return (

@@ -40,7 +40,7 @@ class Settings:
     weight_decay: NonNegativeFloat = 0.0
     decay: Literal["epoch", "step"] = "epoch"  # after which a rate decreases
     view: ViewConfig = CROP_AND_FLIP
-    precision: Precision = "auto"
+    precision: Precision = "auto"  # bfloat16 on GPUs that have it, else float32, on CPUs always
 
 
 @dataclass(frozen=True, eq=False)
