@@ -2,9 +2,8 @@
 
     matrix-ssl compare cifar10_small --data-root DATA
 
-Twelve minutes a run on one core with AVX-512 BF16 and ``--set precision=bfloat16``, without it about twice as long. The
-widths and the teacher are those of ``images_small``; the learning rate is the one that most methods preferred on
-held-out images (``LOG.md``).
+Twelve minutes a run on one core with AVX-512 BF16, without it about twice as long. The widths and the teacher are those
+of ``images_small``; the learning rate is the one that most methods preferred on held-out images (``LOG.md``).
 """
 
 import dataclasses
