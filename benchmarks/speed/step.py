@@ -137,9 +137,10 @@ def main() -> None:
     parser.add_argument("--data-root", type=Path, help="Folder with the images of CIFAR-10 and Imagenette.")
     parser.add_argument("--sides", type=int, nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--places", nargs="+", choices=PLACES, default=list(PLACES))
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="Rounds of every case.")
     arguments = parser.parse_args()
     cases = QUICK if arguments.quick else {side: CASES[side] for side in arguments.sides}
-    rounds, seconds, count = (1, 0.0, 16) if arguments.quick else (ROUNDS, SECONDS, IMAGES)
+    rounds, seconds, count = (1, 0.0, 16) if arguments.quick else (arguments.rounds, SECONDS, IMAGES)
     done: list[dict[str, Any]] = resume(arguments.out).get("cases", [])
     versions = {"lightly": importlib.metadata.version("lightly")}
     with tempfile.TemporaryDirectory() as folder:
