@@ -184,14 +184,18 @@ def profile(n: int, d: int) -> dict[str, Any]:
     """Share of the CPU time that each kind of operation takes in ``exact, auto``."""
     function = calls(*case_inputs(n, d), 0.1)["exact, auto"]
     function()
+    return {"n": n, "d": d, "shares": shares(function)}
+
+
+def shares(function: Callable[[], object]) -> dict[str, float]:
+    """The share of the CPU time of each kind of operation, over three calls."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as recorded:
         for _ in range(3):
             function()
     seconds = dict.fromkeys([*STAGES, OTHER], 0.0)
     for event in recorded.key_averages():
         seconds[stage(event.key)] += event.self_cpu_time_total
-    whole = sum(seconds.values())
-    return {"n": n, "d": d, "shares": {name: value / whole for name, value in seconds.items()}}
+    return {name: value / sum(seconds.values()) for name, value in seconds.items()}
 
 
 def stage(operation: str) -> str:
