@@ -1,7 +1,9 @@
 """Fine-tunings with damaged, swapped or foreign files, and secrets among their settings."""
 
+import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,7 +14,8 @@ pytest.importorskip("transformers")
 from matrix_ssl.llm import models
 from matrix_ssl.llm.data import question_files
 from matrix_ssl.llm.data.examples import make_examples
-from matrix_ssl.llm.finetune.run import newest_checkpoint
+from matrix_ssl.llm.finetune.arguments import INSTEAD
+from matrix_ssl.llm.finetune.resume import newest_checkpoint, resuming, warn_of_missing_state
 from matrix_ssl.llm.finetune.settings import parse_assignments
 from matrix_ssl.runs.digests import write_digests
 from tests.support import llm_toys
@@ -25,8 +28,9 @@ def out(tmp_path: Path) -> Path:
     for step in (2, 4):
         folder = tmp_path / "checkpoints" / f"checkpoint-{step}"
         folder.mkdir(parents=True)
-        for name in ("model.safetensors", "optimizer.pt", "trainer_state.json"):
+        for name in ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"):
             (folder / name).write_bytes(f"{name} of step {step}".encode())
+        (folder / "trainer_state.json").write_text(json.dumps({"global_step": step, "train_batch_size": 8}))
         write_digests(folder, tmp_path)
     return tmp_path
 
@@ -64,8 +68,57 @@ def test_checkpoints_of_an_earlier_version_are_used(out: Path) -> None:
     assert newest_checkpoint(out, print)[0] == 4
 
 
+@pytest.mark.parametrize("state", ["{", "[]", "{}", '{"global_step": 3, "train_batch_size": 8}'])
+def test_a_state_of_a_different_training_is_not_used_without_digests_either(out: Path, state: str) -> None:
+    for path in out.glob("checkpoints/*/digests.json"):
+        path.unlink()
+    (out / "checkpoints" / "checkpoint-4" / "trainer_state.json").write_text(state)
+    said: list[str] = []
+    assert newest_checkpoint(out, said.append)[0] == 2
+    assert "trainer_state.json" in said[0] and "checkpoint before" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("optimizer.pt", "no state of the optimizer"),
+        ("scheduler.pt", "the learning rate start anew"),
+        ("rng_state.pth", "random numbers start anew"),
+        ("", None),
+    ],
+)
+def test_what_a_checkpoint_lacks_is_said(out: Path, name: str, words: str | None) -> None:
+    folder, said = out / "checkpoints" / "checkpoint-4", list[str]()
+    (folder / name).unlink() if name else None
+    warn_of_missing_state(folder, SimpleNamespace(say=said.append))
+    assert len(said) == (words is not None) and (words or "") in "".join(said)
+
+
+def test_what_a_library_cannot_read_of_a_checkpoint_is_one_sentence() -> None:
+    recorder = SimpleNamespace(has_begun=False)
+    words = r"c-4 cannot be resumed: Cut\. Remove that folder to resume from the checkpoint before it"
+    with pytest.raises(CheckpointError, match=words), resuming("c-4", recorder):
+        raise RuntimeError("Cut. And more.")
+    for place, begun in ((None, False), ("c-4", True)):  # errors of the training itself
+        recorder.has_begun = begun
+        with pytest.raises(RuntimeError), resuming(place, recorder):
+            raise RuntimeError("Cut.")
+
+
 def test_there_may_be_no_checkpoint(tmp_path: Path) -> None:
     assert newest_checkpoint(tmp_path, print) == (0, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("no_cuda", "use --device cpu"), ("evaluation_strategy", "set eval_strategy"), ("lr", "set learning_rate"),
+     ("ddp_backend", "nccl on CUDA"), ("foo_bar", "Known: .*, seed, .*TrainingArguments")],
+)  # fmt: skip
+def test_a_name_that_is_no_setting_here_comes_with_its_remedy(name: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        parse_assignments([f"{name}=1"])
+    removed = {field.name for field in dataclasses.fields(llm_toys.transformers.TrainingArguments)} & INSTEAD.keys()
+    assert not removed
 
 
 @pytest.mark.parametrize("name", ["hub_token", "push_to_hub_token"])

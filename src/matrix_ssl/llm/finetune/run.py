@@ -8,7 +8,7 @@ import dataclasses
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,16 +16,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from matrix_ssl import distributed
-from matrix_ssl.errors import CheckpointError, ConfigError
+from matrix_ssl.errors import ConfigError
 from matrix_ssl.llm.data.examples import Examples, collator, make_examples
 from matrix_ssl.llm.data.question_files import Rows, exchanges, find_columns, read_rows
 from matrix_ssl.llm.data.templates import Exchange, check_template
-from matrix_ssl.llm.finetune.settings import MODEL, RESULT, FineTuneSettings, one_sentence, training_arguments
+from matrix_ssl.llm.finetune.arguments import check_batches, one_sentence, try_libraries
+from matrix_ssl.llm.finetune.resume import newest_checkpoint, resuming, warn_of_missing_state
+from matrix_ssl.llm.finetune.settings import MODEL, RESULT, FineTuneSettings, training_arguments
 from matrix_ssl.llm.finetune.trainer import MatrixTrainer, Recorder, check_trainable
 from matrix_ssl.llm.models import FROM_CONFIG, add_lora, check_tokens, open_model, open_tokenizer
 from matrix_ssl.llm.objective import Objective
 from matrix_ssl.runs import devices
-from matrix_ssl.runs.digests import DIGESTS, check_digests, file_digests
+from matrix_ssl.runs.digests import file_digests
 from matrix_ssl.runs.display import Display
 from matrix_ssl.runs.files import cannot_write, read_json, temporary_folder, write_json
 from matrix_ssl.runs.folder import CHECKPOINTS, ENVIRONMENT, identity
@@ -35,7 +37,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 PACKAGES = ("transformers", "accelerate", "peft", "tokenizers", "bitsandbytes", "deepspeed")
-_STATE = "trainer_state.json"  # the Trainer writes it last
 _FEW_STEPS = 10
 
 
@@ -122,6 +123,7 @@ def prepare(settings: FineTuneSettings, out: Path, *, device: torch.device) -> P
     tokenizer = open_tokenizer(settings.model)
     check_template(settings.template, tokenizer)
     examples, repeated, held_out = _examples(settings, rows, tokenizer)
+    check_batches(arguments, len(examples))
     if settings.lora and settings.model.startswith(FROM_CONFIG):
         raise ConfigError(
             f"lora={settings.lora} on random weights saves an adapter without its model: train the whole model first."
@@ -160,8 +162,9 @@ def run(prepared: Prepared, out: Path, *, display: Display) -> dict[str, Any]:
         trainer.add_callback(recorder)
         if done:
             display.say(f"Resuming after step {done}.")
-            _warn_of_missing_state(Path(str(place)), display)
-        trainer.train(resume_from_checkpoint=place)
+            warn_of_missing_state(Path(str(place)), display)
+        with resuming(place, recorder):
+            trainer.train(resume_from_checkpoint=place)
     if recorder.stopped_by:
         raise Interrupted(recorder.stopped_by, after=f" after a checkpoint at step {trainer.state.global_step}")
     _save_model(trainer, out)
@@ -192,29 +195,6 @@ def run(prepared: Prepared, out: Path, *, display: Display) -> dict[str, Any]:
 def remove_checkpoints(out: Path) -> None:
     """Removes what a complete run no longer needs, several times as large as the model; also after a kill meanwhile."""
     shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
-
-
-def newest_checkpoint(out: Path, say: Callable[[str], None]) -> tuple[int, str | None]:
-    """The step and the folder of the newest checkpoint that is whole; 0 and None where there is none.
-
-    Raises:
-        CheckpointError: there are checkpoints and all of them are damaged.
-    """
-    complete = [state.parent for state in (out / CHECKPOINTS).glob(f"checkpoint-*/{_STATE}")]
-    by_step = {int(number): path for path in complete if (number := path.name.rpartition("-")[2]).isdecimal()}
-    recorded = {step: path for step, path in by_step.items() if (path / DIGESTS).exists()}
-    problems: list[str] = []
-    for step, path in sorted((recorded or by_step).items(), reverse=True):
-        try:
-            if recorded:  # those of earlier versions have no digests
-                check_digests(path, out)
-            return step, str(path)
-        except CheckpointError as error:
-            problems.append(str(error))
-            say(f"Warning: {error} Resuming from the checkpoint before it.")
-    if problems:
-        raise CheckpointError(f"No checkpoint can be read: {' '.join(problems)} Use --fresh to start over.")
-    return 0, None
 
 
 def _examples(
@@ -261,8 +241,10 @@ def _several(number: float, what: str) -> str:
 
 def _held_out(trainer: MatrixTrainer, recorder: Recorder) -> dict[str, Any]:
     """The measures of held-out rows at the start, and of the model that is kept."""
-    best = min((line for line in recorder.evaluations if line["step"]), key=lambda line: line["eval_loss"])
-    kept = best if trainer.args.load_best_model_at_end else recorder.evaluations[-1]
+    kept = recorder.evaluations[-1]
+    if trainer.args.load_best_model_at_end:
+        best = trainer.state.best_global_step
+        kept = next((line for line in recorder.evaluations if line["step"] == best), kept)
     return {"first": recorder.evaluations[0], "kept": kept}
 
 
@@ -302,40 +284,13 @@ def _make_trainer(
                 model=model, args=arguments, train_dataset=data[0], eval_dataset=data[1],
                 data_collator=collator(tokenizer), processing_class=tokenizer, matrix=matrix,
             )  # fmt: skip
-        _try_libraries(trainer)
+        try_libraries(trainer)
     except (ValueError, ImportError, TypeError, KeyError) as error:
         raise ConfigError(f"transformers refuses this training: {one_sentence(error)}") from error
     finally:
         arguments.output_dir = output
     trainer.remove_callback(PrinterCallback)
     return trainer
-
-
-def _try_libraries(trainer: MatrixTrainer) -> None:
-    """Makes an optimizer's settings and a schedule, as the training will: packages and arguments may be missing."""
-    from transformers import get_scheduler
-    from transformers.utils import is_liger_kernel_available
-
-    arguments: Any = trainer.args
-    if arguments.use_liger_kernel and not is_liger_kernel_available():
-        raise ImportError("use_liger_kernel=true needs the package 'liger-kernel'; run pip install liger-kernel.")
-    if trainer.is_deepspeed_enabled:
-        return  # its own
-    model: Any = trainer.model
-    trainer.get_optimizer_cls_and_kwargs(arguments, model)
-    get_scheduler(
-        arguments.lr_scheduler_type, optimizer=torch.optim.SGD([torch.zeros(1)], lr=1.0), num_warmup_steps=1,
-        num_training_steps=2, scheduler_specific_kwargs=arguments.lr_scheduler_kwargs,
-    )  # fmt: skip
-
-
-def _warn_of_missing_state(checkpoint: Path, display: Display) -> None:
-    """Says that the run goes on differently where a checkpoint has no state of the optimizer (save_only_model)."""
-    if not any(checkpoint.glob("*optim*")) and not any(checkpoint.glob("global_step*")):
-        display.say(
-            f"{checkpoint.name} has no state of the optimizer (save_only_model=true), which starts anew: the weights "
-            f"will differ from those of a run that was not interrupted."
-        )
 
 
 def _count(parameters: Iterable[torch.nn.Parameter]) -> int:

@@ -18,6 +18,7 @@ from matrix_ssl.config import check_type, override, split_assignment
 from matrix_ssl.config.validation import settings
 from matrix_ssl.errors import ConfigError, MissingExtra, did_you_mean, import_extra
 from matrix_ssl.llm.data.templates import TemplateName
+from matrix_ssl.llm.finetune import arguments
 from matrix_ssl.llm.objective import DEFAULTS, Objective
 from matrix_ssl.runs.terminal import redact
 
@@ -34,24 +35,6 @@ _ARGUMENTS: dict[str, Any] = {
     "logging_steps": 1,
     "save_strategy": "epoch",
     "save_total_limit": 2,  # the newest, and the one before in case the newest is damaged
-}
-# those that a setting, an option or this package decides
-_TAKEN = {
-    "push_to_hub": "upload the folder model yourself, for example by hf upload",
-    "hub_token": "log in with hf auth login, or set HF_TOKEN",
-    "push_to_hub_token": "log in with hf auth login, or set HF_TOKEN",
-    "output_dir": "use --out",
-    "num_train_epochs": "set epochs",
-    "per_device_train_batch_size": "set batch_size",
-    "gradient_accumulation_steps": "set gradient_accumulation",
-    "learning_rate": "it is a setting of its own",
-    "seed": "it is a setting of its own",
-    "data_seed": "set seed",
-    "use_cpu": "use --device",
-    "resume_from_checkpoint": "the same command again resumes",
-    "remove_unused_columns": "all columns are used",
-    "report_to": "metrics are in metrics.jsonl",
-    "disable_tqdm": "there is no tqdm",
 }
 
 
@@ -116,14 +99,17 @@ def training_arguments(settings: FineTuneSettings, *, output: Path, processes: i
 
     transformers = import_extra("transformers", extra="llm")
     assigned = parse_assignments(settings.arguments)
+    arguments.check_assigned(assigned, evaluates=settings.evaluates)
+    strategy, batch = assigned.get("save_strategy", _ARGUMENTS["save_strategy"]), settings.per_process(processes)
+    evaluation = arguments.evaluation_arguments(assigned, save_strategy=strategy, batch_size=batch)
     values = {
         **_ARGUMENTS,
         "bf16": device.type == "cuda" and devices.has_bfloat16(device),
-        **(_evaluation(settings, processes, _ARGUMENTS | assigned) if settings.evaluates else {}),
+        **(evaluation if settings.evaluates else {}),
         **assigned,
         "output_dir": str(output),
         "num_train_epochs": settings.epochs,
-        "per_device_train_batch_size": settings.per_process(processes),
+        "per_device_train_batch_size": batch,
         "gradient_accumulation_steps": settings.gradient_accumulation,
         "learning_rate": settings.learning_rate,
         "seed": settings.seed,
@@ -133,48 +119,28 @@ def training_arguments(settings: FineTuneSettings, *, output: Path, processes: i
         "disable_tqdm": True,
     }
     try:
-        arguments = transformers.TrainingArguments(**values)
+        result = transformers.TrainingArguments(**values)
     except ImportError as error:
         if importlib.util.find_spec("accelerate") is None:
             raise MissingExtra("accelerate", "llm") from error
         raise _refused(values, error) from error
     except (ValueError, TypeError, KeyError, OSError) as error:
         raise _refused(values, error) from error
-    for key in ("weight_decay", "max_grad_norm", "warmup_steps"):
-        if not (getattr(arguments, key) or 0) >= 0:
-            raise ConfigError(f"{key}={getattr(arguments, key)}: expected a number of at least 0.")
-    config, key = getattr(arguments, "hf_deepspeed_config", None), "stage3_gather_16bit_weights_on_model_save"
+    arguments.check_values(result)
+    config, key = getattr(result, "hf_deepspeed_config", None), "stage3_gather_16bit_weights_on_model_save"
     if config is not None and config.is_zero3() and not config.is_true(f"zero_optimization.{key}"):
         raise ConfigError(
             f"Under DeepSpeed's ZeRO-3 no model would be saved at the end: set {key} to true in zero_optimization. "
             f"They are saved in the precision that the model computes in."
         )
-    return arguments
-
-
-def _evaluation(settings: FineTuneSettings, processes: int, assigned: dict[str, Any]) -> dict[str, Any]:
-    """Arguments that measure held-out rows at the start and with every checkpoint, and keep the best one."""
-    saves = assigned["save_strategy"] in ("steps", "epoch")
-    return {
-        "eval_strategy": assigned["save_strategy"] if saves else "epoch",
-        "eval_steps": assigned.get("save_steps", 500),
-        "eval_on_start": True,
-        "per_device_eval_batch_size": settings.per_process(processes),
-        "load_best_model_at_end": saves,
-        "metric_for_best_model": "eval_loss",
-    }
+    return result
 
 
 def _refused(values: dict[str, Any], error: Exception) -> ConfigError:
     """The sentence for what transformers refuses; a library that one of the arguments needs is named first."""
     if values.get("deepspeed") and importlib.util.find_spec("deepspeed") is None:
         return ConfigError("deepspeed: the package 'deepspeed' is not installed; run pip install deepspeed.")
-    return ConfigError(f"transformers refuses these training arguments: {one_sentence(error)}")
-
-
-def one_sentence(error: Exception) -> str:
-    """What an error of a library says, on one line."""
-    return " ".join(str(error).split()) or type(error).__name__
+    return ConfigError(f"transformers refuses these training arguments: {arguments.one_sentence(error)}")
 
 
 def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
@@ -185,11 +151,15 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
     names = {field.name for field in dataclasses.fields(TrainingArguments) if field.init}
     values = {}
     for key, text in map(split_assignment, assignments):
-        if key in _TAKEN:
-            raise ConfigError(redact(f"{key}={text} cannot be set: {_TAKEN[key]}."))
+        if key in arguments.TAKEN:
+            raise ConfigError(redact(f"{key}={text} cannot be set: {arguments.TAKEN[key]}."))
+        if key not in names and key in arguments.INSTEAD:
+            raise ConfigError(f"Unknown setting {key!r}: {arguments.INSTEAD[key]}.")
         if key not in names:
-            known = {*names - _TAKEN.keys(), *(field.name for field in dataclasses.fields(FineTuneSettings))}
-            raise ConfigError(f"Unknown setting {key!r}.{did_you_mean(key, known)}")
+            own = {field.name for field in dataclasses.fields(FineTuneSettings)}
+            close = did_you_mean(key, {*names - arguments.TAKEN.keys(), *own})
+            listed = f" Known: {', '.join(sorted(own))}, and the arguments of transformers' TrainingArguments."
+            raise ConfigError(f"Unknown setting {key!r}.{close if 'Did you mean' in close else listed}")
         values[key] = _parse(text, hints[key], key)
     return values
 

@@ -231,6 +231,7 @@ class Recorder(TrainerCallback):
         """Drops the lines after ``after_step``; ``received`` collects the numbers of signals."""
         self._run = run
         self.stopped_by = 0  # number of a signal, 0 for none
+        self.has_begun = False  # a step, after everything of a checkpoint was read
         self._writer = MetricsWriter(run, after_step=after_step) if distributed.is_main() else None
         self._lines = list(self._writer.lines) if self._writer is not None else []
         self._received, self._display, self._last_line = received, display, 0.0
@@ -273,6 +274,10 @@ class Recorder(TrainerCallback):
         if self._writer is not None:
             write_digests(Path(args.output_dir) / f"checkpoint-{state.global_step}", self._run)
         distributed.barrier()
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Notes that the training has begun."""
+        self.has_begun = True
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Agrees with the other processes on whether to stop."""
