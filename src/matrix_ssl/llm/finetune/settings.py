@@ -156,7 +156,7 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
         if key not in names and key in arguments.INSTEAD:
             raise ConfigError(f"Unknown setting {key!r}: {arguments.INSTEAD[key]}.")
         if key not in names:
-            own = {field.name for field in dataclasses.fields(FineTuneSettings)}
+            own = {field.name for field in dataclasses.fields(FineTuneSettings)} - {"arguments"}
             close = did_you_mean(key, {*names - arguments.TAKEN.keys(), *own})
             listed = f" Known: {', '.join(sorted(own))}, and the arguments of transformers' TrainingArguments."
             raise ConfigError(f"Unknown setting {key!r}.{close if 'Did you mean' in close else listed}")
