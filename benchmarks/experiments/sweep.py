@@ -22,6 +22,7 @@ import argparse
 import dataclasses
 import json
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -134,7 +135,9 @@ def run_once(
         write_json(run / CONFIG, config.to_dict(run_config))
         try:
             training = setup.prepare(run_config, source=learn, device=device, display=Display(quiet=True), start=start)
+            started = time.process_time()
             summary = training.train(run)
+            seconds = time.process_time() - started
         except TrainingError as error:
             return {"error": str(error)}
         encoder = load_encoder(run)
@@ -145,6 +148,7 @@ def run_once(
         "negative_determinants": summary.get("negative_determinants", 0),
         "bad_steps": summary["bad_steps"],
         "seconds": round(summary["seconds_training"], 1),
+        "cpu_seconds": round(seconds, 1),
         "steps": summary["steps"],
     }
 

@@ -179,7 +179,7 @@ def profile_table(rows: list[Row]) -> str:
 
 
 def view_section(results: Row) -> str:
-    """Times of ours and of torchvision's views, and how many times as fast ours are."""
+    """Times of ours, by PyTorch and by OpenCV, and of torchvision's views, and how many times as fast ours are."""
     rows: dict[str, dict[str, Row]] = {}
     for row in results["rows"]:
         if row["what"].startswith("views"):
@@ -187,10 +187,12 @@ def view_section(results: Row) -> str:
     names = list(dict.fromkeys(name for found in rows.values() for name in found))
     lines = [[size, *(f"{found[name]['median']:.2g}" for name in names)] for size, found in rows.items()]
     head = ["CPU seconds", *names]
-    if "times_ours" in results["rows"][0]:
-        head.append("times as fast")
+    ours, _, pil = names
+    ratios = (("ours", pil, "times_ours"), ("OpenCV", pil, "times_opencv"), ("OpenCV over ours", ours, "times_opencv"))
+    for title, name, key in ratios:
+        head.append(title if name == ours else f"{title} over PIL")
         for line, found in zip(lines, rows.values(), strict=True):
-            line.append(times_published({"ratio": found[names[-1]]["times_ours"]}))
+            line.append(times_published({"ratio": found[name][key]}))
     return made_on(results["environment"]) + "\n" + table(head, lines)
 
 

@@ -3,7 +3,8 @@
     python -m benchmarks.speed.views            (writes benchmarks/results/views.json; minutes)
 
 Both views of MoCo v3 for images in memory, normalised: ours as a training makes them, in batches for small images and
-one by one for large ones, and torchvision's transforms on PIL images one by one, as the published code does it.
+one by one for large ones, the same by OpenCV (``data.view_backend=opencv``), and torchvision's transforms on PIL images
+one by one, as the published code does it. Ratios are of times of one round.
 """
 
 from typing import Any
@@ -43,22 +44,29 @@ def measure_views(size: int, source: int, *, rounds: int) -> list[dict[str, Any]
     ).byte()
     decoded = [torchvision.transforms.functional.to_pil_image(image) for image in images]
     memory = MemorySource("benchmark", images, Places.whole(["benchmark"], [IMAGES]), labels=None, classes=None)
-    data = DataConfig(image_size=size, mean=(0.5,) * 3, std=(0.5,) * 3)
-    batches = TrainingBatches(
-        memory, data, asymmetric_views(), batch_size=IMAGES, seed=0, rank=0, world_size=1,
-        device=torch.device("cpu"), dtype=torch.float32,
-    ).iterate(0, 10**6)  # fmt: skip
+    ours, by_opencv = (
+        TrainingBatches(
+            memory, DataConfig(image_size=size, mean=(0.5,) * 3, std=(0.5,) * 3, view_backend=backend),
+            asymmetric_views(), batch_size=IMAGES, seed=0, rank=0, world_size=1, device=torch.device("cpu"),
+            dtype=torch.float32,
+        ).iterate(0, 10**6)
+        for backend in ("torch", "opencv")
+    )  # fmt: skip
     one_by_one = [_torchvision_view(size, view.blur, view.solarize) for view in asymmetric_views()]
 
     def torchvision_on_pil() -> None:
         for transform in one_by_one:
             torch.stack([transform(image) for image in decoded])
 
-    seconds = take_turns({"ours": lambda: next(batches), "torchvision on PIL": torchvision_on_pil}, rounds=rounds)
+    variants = {"ours": lambda: next(ours), "ours by OpenCV": lambda: next(by_opencv)}
+    seconds = take_turns({**variants, "torchvision on PIL": torchvision_on_pil}, rounds=rounds)
     return [
         {
             "what": f"views, {name}", "size": f"{IMAGES} images, {source} to {size} px", **spread(values),
-            "times_ours": spread([other / own for own, other in zip(seconds["ours"], values, strict=True)]),
+            **{
+                key: spread([other / own for own, other in zip(seconds[own_name], values, strict=True)])
+                for key, own_name in (("times_ours", "ours"), ("times_opencv", "ours by OpenCV"))
+            },
         }
         for name, values in seconds.items()
     ]  # fmt: skip

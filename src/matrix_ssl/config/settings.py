@@ -67,6 +67,8 @@ class DataConfig:
     value_range: tuple[float, ...] = ()  # with channels: the values that become 0 and 1; empty: measured
     pages: Pages = "first"  # of files with several: the first is the image, each one is, or they are its channels
     workers: Annotated[int, Ge(-1)] = -1  # processes that decode files; -1: one for each core of this process, up to 32
+    # what makes random views: torch, in floating point, or opencv, in 8 bits, on a CPU and, of files, in the workers
+    view_backend: Literal["torch", "opencv"] = "torch"
 
     def __post_init__(self) -> None:
         """Raises ConfigError unless mean and deviation have as many channels, and the range two increasing numbers."""

@@ -365,9 +365,14 @@ def _warp(pixels: Tensor, view: ViewConfig, draws: Draws) -> Tensor:
 
 def warp(pixels: Tensor, matrices: Tensor, nodes: Tensor | None, *, elastic: float) -> Tensor:
     """Pixels (n, c, h, w) at coordinates changed by matrices (n, 2, 3) and, by nodes (n, 2, 4, 4), displaced."""
-    n, _, height, width = pixels.shape
-    grid = F.affine_grid(matrices, [n, 1, height, width], align_corners=False)
-    if nodes is not None:
-        field = F.interpolate(nodes, (height, width), mode="bicubic", align_corners=True)
-        grid = grid + torch.stack([field[:, 0] * (2 * elastic / width), field[:, 1] * (2 * elastic / height)], -1)
+    grid = warped_grid(matrices, nodes, *pixels.shape[-2:], elastic=elastic)
     return F.grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def warped_grid(matrices: Tensor, nodes: Tensor | None, height: int, width: int, *, elastic: float) -> Tensor:
+    """Where the pixels of ``warp`` come from, (n, h, w, 2), as coordinates from -1 to 1."""
+    grid = F.affine_grid(matrices, [len(matrices), 1, height, width], align_corners=False)
+    if nodes is None:
+        return grid
+    field = F.interpolate(nodes, (height, width), mode="bicubic", align_corners=True)
+    return grid + torch.stack([field[:, 0] * (2 * elastic / width), field[:, 1] * (2 * elastic / height)], -1)

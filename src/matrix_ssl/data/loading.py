@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from matrix_ssl.config import DataConfig, ViewConfig
-from matrix_ssl.data import augment
+from matrix_ssl.data import augment, opencv_views
 from matrix_ssl.data.base import Source
 from matrix_ssl.data.device_views import DeviceViews
 from matrix_ssl.data.images import Unreadable
 from matrix_ssl.data.randomness import permutation
 from matrix_ssl.data.squares import centre_box
-from matrix_ssl.data.workers import CentralSquares, Crops, RandomCrops, Reader, read_batches
+from matrix_ssl.data.workers import CentralSquares, Crops, FinishedViews, RandomCrops, Reader, read_batches
 from matrix_ssl.errors import ConfigError, UnreadableImage
 
 _LARGE = 64  # pixels of a side from which views are made one by one on a CPU
@@ -64,6 +64,8 @@ class TrainingBatches:
             )
         if batch_size % world_size:
             raise ConfigError(f"batch_size={batch_size} must be a multiple of the {world_size} processes.")
+        if data.view_backend == "opencv":
+            opencv_views.check(source, device)
         self.steps_per_epoch = len(source) // batch_size
         self._source, self._data, self._views = source, data, augment.each_view(views, data.image_size)
         self._batch_size, self._seed = batch_size, seed
@@ -85,6 +87,8 @@ class TrainingBatches:
 
     def iterate(self, start: int, stop: int) -> Iterator[Batch]:
         """Batches of the steps from ``start`` to ``stop`` - 1; errors as in ``workers.read_batches``."""
+        if self._data.view_backend == "opencv":
+            return self._by_opencv(start, stop)
         if self._source.images is None:
             return self._from_files(start, stop)
         return self._from_memory(self._source.images.to(self._device), start, stop)
@@ -116,6 +120,17 @@ class TrainingBatches:
                 keys = (augment.Keys(self._seed, epoch, crops.samples, v) for v in range(1, len(parts) + 1))
                 views = tuple(map(self._finish, parts, self._views, keys))
             yield Batch(step, views, crops.indices, crops.unreadable)
+
+    def _by_opencv(self, start: int, stop: int) -> Iterator[Batch]:
+        reader = FinishedViews(self._source, self._views, self._seed)
+        samples = (self.samples(step) for step in range(start, stop))
+        workers = self._data.workers if self._source.images is None else 0
+        for step, read in enumerate(read_batches(reader, samples, workers=workers), start):
+            views = (
+                opencv_views.normalise(levels.numpy(), self._data.mean, self._data.std, dtype=self._dtype)
+                for levels in read.views()
+            )
+            yield Batch(step, tuple(views), read.indices, read.unreadable)
 
     def _finish(
         self, images: Tensor, view: ViewConfig, keys: augment.Keys, boxes: augment.Array | None = None

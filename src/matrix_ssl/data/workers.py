@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from matrix_ssl.config import DataConfig, ViewConfig, system
 from matrix_ssl.config.untrusted import why
-from matrix_ssl.data import augment
+from matrix_ssl.data import augment, opencv_views
 from matrix_ssl.data.base import Source
 from matrix_ssl.data.images import Unreadable, read_or_replace
 from matrix_ssl.data.open_files import check_open_files, open_files_error
@@ -99,9 +99,12 @@ class RandomCrops(Reader[Crops]):
         super().__init__(source)
         self._views, self._seed = views, seed
 
+    def _shape(self, count: int, view: ViewConfig) -> tuple[int, ...]:
+        return count, self._source.channels, view.image_size, view.image_size
+
     def batch(self, key: tuple[int, NDArray[np.int64]]) -> Crops:
         epoch, samples = key
-        shapes = [(len(samples), self._source.channels, view.image_size, view.image_size) for view in self._views]
+        shapes = [self._shape(len(samples), view) for view in self._views]
         pixels = self._empty(shapes)
         crops = unpack(pixels, shapes)
         indices, unreadable, waiting, held = np.empty_like(samples), [], [], 0
@@ -120,9 +123,27 @@ class RandomCrops(Reader[Crops]):
         """Writes every view's crops (n, c, s, s) of some images: the boxes of all are drawn in one go."""
         heights, widths = (np.array([image.shape[axis] for image in images]) for axis in (-2, -1))
         for number, (view, places) in enumerate(zip(self._views, crops, strict=True), 1):
-            boxes = augment.random_boxes(view, augment.Keys(self._seed, epoch, samples, number), heights, widths)
-            for place, image, box in zip(places, images, boxes, strict=True):
-                place.copy_(augment.crop(image, box, view.image_size))
+            keys = augment.Keys(self._seed, epoch, samples, number)
+            self._write(images, augment.random_boxes(view, keys, heights, widths), view, keys, places)
+
+    def _write(
+        self, images: Sequence[Tensor], boxes: augment.Array, view: ViewConfig, keys: augment.Keys, places: Tensor
+    ) -> None:
+        for place, image, box in zip(places, images, boxes, strict=True):
+            place.copy_(augment.crop(image, box, view.image_size))
+
+
+class FinishedViews(RandomCrops):
+    """The same with every change of a view, by OpenCV, but the normalisation; channels are last, (n, s, s, c)."""
+
+    def _shape(self, count: int, view: ViewConfig) -> tuple[int, ...]:
+        return count, view.image_size, view.image_size, self._source.channels
+
+    def _write(
+        self, images: Sequence[Tensor], boxes: augment.Array, view: ViewConfig, keys: augment.Keys, places: Tensor
+    ) -> None:
+        draws = augment.draw_view(view, keys, channels=self._source.channels)
+        opencv_views.write_views(images, boxes, view, draws, places.numpy())
 
 
 class CentralSquares(Reader[Crops]):

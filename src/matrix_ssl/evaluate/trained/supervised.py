@@ -124,8 +124,8 @@ class ClassifierTraining(Task[Batch, Step]):
         self.precision = MixedPrecision.choose(settings.precision, device)
         size = _fitting_batch(settings, len(source), display)
         self.loader = TrainingBatches(
-            source, data, (settings.view,), batch_size=size, seed=seed, rank=distributed.rank(),
-            world_size=distributed.world_size(), device=device, dtype=self.precision.weights,
+            source, dataclasses.replace(data, view_backend="torch"), (settings.view,), batch_size=size, seed=seed,
+            rank=distributed.rank(), world_size=distributed.world_size(), device=device, dtype=self.precision.weights,
         )  # fmt: skip
         # in place, but for a learner that is a single layer
         synchronise_batch_norm(classifier.learner, device.type)
