@@ -11,7 +11,7 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from benchmarks.experiments import paths, precision
+from benchmarks.experiments import paths, precision, view_backends
 from benchmarks.harness import RESULTS, ROOT
 from benchmarks.pages.plots import STYLE, save
 from benchmarks.pages.tables import fill, made_on, percent, table, times_published
@@ -33,6 +33,7 @@ def main() -> None:
     for name, section in SECTIONS.items():
         fill(arguments.docs / "speed.md", name, section(read_json(arguments.results / f"{name}.json")))
     fill(arguments.docs / "speed.md", "precision", precision_section(arguments.results))
+    fill(arguments.docs / "speed.md", "view_backends", view_backends_section(arguments.results))
     save(arguments.docs / "figures" / "growth.svg", growth(read_json(arguments.results / "growth.json")))
 
 
@@ -146,6 +147,15 @@ def precision_section(results: Path) -> str:
         arms = [[row for row in rows if row["arm"] == arm.partition(":")[0]] for arm in precision.ARMS]
         lines.append([name, *(percent(arm, "linear") if arm else "" for arm in arms), precision.verdict(rows)])
     return table(["dataset", *(arm.partition(":")[0] for arm in precision.ARMS), "by the rule"], lines)
+
+
+def view_backends_section(results: Path) -> str:
+    """Accuracy with views by PyTorch and by OpenCV, and what the rule says of it; of what has been measured."""
+    lines = []
+    for name in precision.DATASETS:
+        arms = view_backends.both_arms(name, results)
+        lines.append([name, *(percent(arm, "linear") if arm else "" for arm in arms), view_backends.verdict(*arms)])
+    return table(["dataset", "views by PyTorch", "by OpenCV", "by the rule"], lines)
 
 
 def paths_section(results: Row) -> str:

@@ -90,3 +90,4 @@ def test_the_page_has_the_results() -> None:
     for name, section in steps.SECTIONS.items():
         assert section(json.loads((harness.RESULTS / f"{name}.json").read_text())).strip() in text
     assert steps.precision_section(harness.RESULTS).strip() in text
+    assert steps.view_backends_section(harness.RESULTS).strip() in text
