@@ -21,7 +21,7 @@ from matrix_ssl.cli import options
 from matrix_ssl.cli.doctor import EVERY, NEEDS
 from matrix_ssl.cli.main import commands
 from matrix_ssl.config import system
-from matrix_ssl.runs import caches
+from matrix_ssl.runs import caches, machine
 from matrix_ssl.runs.loggers import LOGGERS
 from matrix_ssl.runs.packages import DEVELOPMENT
 
@@ -101,6 +101,14 @@ def test_a_missing_or_old_package_that_everything_needs_is_an_error(versions: di
     assert (
         "packages torchvision is 0.2, needed is >=0.26; scipy is missing: run pip install -e . -c constraints.txt"
     ) in show(code=1)
+
+
+@pytest.mark.parametrize("instructions", ["AMX", ""])
+def test_it_says_what_precision_auto_is(instructions: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "bfloat16_instructions", lambda device: instructions)
+    (cpu,) = (device for device in examine()["devices"] if device["device"] == "cpu")
+    assert (cpu["bfloat16"], cpu["bfloat16_instructions"]) == (bool(instructions), instructions)
+    assert f"precision=auto is {'bfloat16 (AMX)' if instructions else 'float32'}" in show()
 
 
 def test_a_whole_environment_lacks_nothing(versions: dict[str, str | None]) -> None:

@@ -28,6 +28,8 @@ from matrix_ssl.data import open_source
 from matrix_ssl.data.statistics import mean_and_deviation
 from matrix_ssl.errors import ConfigError, RunFolderError
 from matrix_ssl.methods import complete_options, find_method, list_methods
+from matrix_ssl.runs import devices
+from matrix_ssl.runs.files import write_json
 from matrix_ssl.training.configure import configure, outline
 from tests.support.quick import cross, some
 from tests.support.runs import make_images
@@ -523,6 +525,24 @@ def test_statistics_that_are_not_given_are_measured_once_for_all_runs():
     every = [plan.base, *(job.config for method in plan.methods for job in runs(plan, method, {}))]
     assert {run.data.mean for run in every} == {images.mean}
     assert plan.describe()["base"]["data"]["mean"] == images.mean
+
+
+def test_all_runs_of_a_plan_have_the_precision_of_its_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "bfloat16_instructions", lambda device: "AMX")
+    cpu, path = torch.device("cpu"), tmp_path / "plan.json"
+    base = jobs.with_precision(demo(), cpu, plan=path, run="base")
+    plan = dataclasses.replace(make_plan(), base=base)
+    every = [plan.base, *(job.config for method in plan.methods for job in runs(plan, method, {}))]
+    assert {run.precision for run in every} == {"bfloat16"}
+    write_json(path, plan.describe())
+    monkeypatch.setattr(devices, "bfloat16_instructions", lambda device: "")
+    assert jobs.with_precision(demo(), cpu, plan=path, run="base").precision == "bfloat16"
+    assert jobs.with_precision(demo(), cpu, plan=None, run="base").precision == "float32"
+    write_json(path, make_plan().describe())  # of an earlier version
+    monkeypatch.setattr(devices, "bfloat16_instructions", lambda device: "AMX")
+    assert jobs.with_precision(demo(), cpu, plan=path, run="base") == demo()
+    write_json(path, {"base": "damaged"})  # claiming the folder refuses it
+    assert jobs.with_precision(demo(), cpu, plan=path, run="base").precision == "bfloat16"
 
 
 @pytest.mark.parametrize("recipe", ["demo", "cifar10"])
