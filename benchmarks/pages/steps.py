@@ -46,7 +46,7 @@ def machine(results: Row) -> str:
 def step_section(results: Row) -> str:
     """Images per CPU second of every loop, and how many times as fast ours is as the loop that it stands beside."""
     lines = []
-    for case in results["cases"]:
+    for case in sorted(results["cases"], key=_place):
         rows = {row["loop"]: row for row in case["rows"]}
         rates = [f"{rows[name]['images_per_cpu_second']['median']:.3g}" for name in LOOPS]
         ratios = [
@@ -59,6 +59,10 @@ def step_section(results: Row) -> str:
         lines.append([network, place, str(len(case["rounds"])), *cells])
     head = ["network", "images from", "rounds", *(name.replace("lightly, BYOL", "lightly's BYOL") for name in LOOPS)]
     return f"{machine(results)}lightly {results['environment']['lightly']}.\n\n{table(head, lines)}"
+
+
+def _place(case: Row) -> tuple[int, bool, int]:
+    return case["case"]["side"], case["images"] != "memory", case["case"]["workers"]
 
 
 def loader_section(results: Row) -> str:
@@ -138,6 +142,25 @@ def peak_section(results: Row) -> str:
     return made_on(results["environment"]) + "\n" + table(["n, d", *phases, "matrices at the highest"], lines)
 
 
+def profile_section(results: Row) -> str:
+    """Where the time of the loss goes, and the ratio that products alone would allow."""
+    lines = []
+    for row in results["rows"]:
+        spent = [_milliseconds(row["seconds"][name]["median"]) for name in ("published", row["variant"])]
+        kinds = ("products", "lu, inverse", "elementwise and the rest")
+        parts = [_milliseconds(row["parts"].get(kind, 0.0)) for kind in kinds]
+        pace = f"{row['square_products']:.1f} of {_milliseconds(row['seconds']['one product']['median'])}"
+        ratios = [times_published(row), f"{row['times']:g}", f"{row['products_alone']:.2f}"]
+        lines.append([f"{row['variant']} at {row['n']}, {row['d']}", *spent, *ratios, *parts, pace])
+    head = ["form at n, d", "published form, ms", "ours, ms", "times as fast", "aim", "products alone"]
+    head += ["products, ms", "LU and inverse, ms", "the rest, ms", "square products, ms"]
+    return machine(results) + table(head, lines)
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1e3 * seconds:.3g}" if seconds < 1 else f"{1e3 * seconds:,.0f}"
+
+
 def precision_section(results: Path) -> str:
     """Accuracy in float32 and in bfloat16 on a CPU, and what the rule says of it; of what has been measured."""
     lines = []
@@ -200,7 +223,7 @@ def growth(results: Row) -> Figure:
 SECTIONS: dict[str, Callable[[Row], str]] = {
     "step": step_section, "growth": growth_section, "loader": loader_section,
     "linear_probe": probe_section, "report": report_section, "compiled": compiled_section,
-    "loss_peak": peak_section, "paths_digits": paths_section,
+    "loss_peak": peak_section, "loss_profile": profile_section, "paths_digits": paths_section,
 }  # fmt: skip
 
 if __name__ == "__main__":
