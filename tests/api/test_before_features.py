@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from matrix_ssl.api import diagnosing, evaluation, measuring
+from matrix_ssl.api import diagnosing, evaluation, measuring, run
 from matrix_ssl.cli.explore import explore
 from matrix_ssl.cli.find import cluster, duplicates, mislabels, search, select
+from matrix_ssl.data import sources
 from matrix_ssl.errors import MatrixSSLError
 from tests.support.runs import make_images
 
@@ -62,6 +63,20 @@ def test_a_question_that_the_images_cannot_answer(photos: Path, command, words: 
         command.main([WHERE, "--data", "photos", *words], standalone_mode=False)
     assert message in str(error.value) and str(error.value)[-1] in ".?"
     assert sorted(photos.parent.rglob("*")) == before
+
+
+@pytest.mark.parametrize(("command", "words"), [(search, ["--query", "0", "-k", "1"]), (explore, ["--out", "page"])])
+def test_the_encoder_and_the_images_are_opened_once(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, command, words: list[str]
+) -> None:
+    opened = []
+    for module in (run, sources):
+        name = "open_encoder" if module is run else "open_folder"
+        real = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, real=real, **k: opened.append(real.__name__) or real(*a, **k))
+    with pytest.raises(AssertionError, match="features are computed"):
+        command.main([WHERE, "--data", "photos", *words], standalone_mode=False)
+    assert sorted(opened) == ["open_encoder", "open_folder"]
 
 
 @pytest.mark.parametrize(("command", "words", "package"), [

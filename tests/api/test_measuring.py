@@ -1,6 +1,7 @@
 """Measures of files, encoders and checkpoints, and the command with its page."""
 
 import json
+import weakref
 
 import numpy as np
 import pytest
@@ -8,11 +9,13 @@ import torch
 
 from matrix_ssl import matrix
 from matrix_ssl.api import measuring
+from matrix_ssl.api import run as run_module
 from matrix_ssl.api.pretraining import pretrain
 from matrix_ssl.cli import measure as commands
 from matrix_ssl.config.recipes import find_recipe
 from matrix_ssl.errors import ConfigError, DataError
 from matrix_ssl.evaluate.feature_rows import rows_of
+from matrix_ssl.evaluate.features import Embedding
 from matrix_ssl.evaluate.measure import choose, compare_rows, measure_rows
 from matrix_ssl.matrix import of_features, plain, rank_statistics
 from matrix_ssl.runs.checkpoint import list_checkpoints
@@ -132,6 +135,25 @@ def test_errors(files):
     with pytest.raises(ConfigError, match=r"--checkpoints is for a run; .*x\.npy is none"):
         measuring.measure(files / "x.npy", checkpoints=True, out=files / "out")
     assert not (files / "out").exists()
+
+
+def test_networks_of_elsewhere_are_in_memory_one_after_the_other(monkeypatch):
+    networks, alive, real = [], [], run_module.open_encoder
+
+    def opened(*args, **words):
+        result = real(*args, **words)
+        networks.append(weakref.ref(result.encoder))
+        return result
+
+    def embed(*args, **words):
+        alive.append(sum(network() is not None for network in networks))
+        return Embedding(X.numpy(), [], None, None, "a", [])
+
+    monkeypatch.setattr(run_module, "open_encoder", opened)
+    monkeypatch.setattr(measuring.evaluation, "embed", embed)
+    where = "random/tiny_resnet"
+    result = measuring.measure(where, "digits", against=[where, where], device="cpu", quiet=True)
+    assert len(result["features"]) == 3 and alive == [1, 1, 1]
 
 
 def test_the_checkpoints_of_a_run(tmp_path):

@@ -56,6 +56,8 @@ def test_before_statistics_are_measured(folder: Path, command: click.Command, wo
         ):  # fmt: skip
             with pytest.raises(ConfigError, match=message):
                 command.main([*words, *more], standalone_mode=False)
+        with pytest.raises(MatrixSSLError, match="absent"):
+            command.main([*words, "--methods", "simsiam", "--baseline", "./absent"], standalone_mode=False)
     assert sorted(folder.rglob("*")) == before
 
 

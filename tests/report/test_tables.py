@@ -1,6 +1,7 @@
 """Tables of what was measured: from files as evaluation and detection write them, and from damaged ones."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -99,3 +100,11 @@ def test_damaged_files_are_left_out(run: Path, content: str) -> None:
 def test_the_page_is_written_without_a_damaged_file(run: Path) -> None:
     (run / "evaluation/cats/linear.json").write_text('{"measures": {"linear": {"accuracy": "x"}}}')
     assert "cats/linear.json is damaged and skipped." in write_report(run).read_text()
+    files = [*(run / "evaluation").glob("*/*.json"), *(run / "detection").glob("*/*.json"), run / "metrics.jsonl"]
+    for path in files:  # so that no table is left
+        path.unlink(missing_ok=True)
+        os.mkfifo(path)
+    page = write_report(run).read_text()
+    for path in files[:-1]:
+        assert f"{path.parent.name}/{path.name} is damaged and skipped." in page
+    assert "metrics.jsonl cannot be read (it is a pipe, a device or a socket, not a file) and is skipped." in page

@@ -1,21 +1,22 @@
 """The diagnosis of an image encoder, block by block, beside a reference."""
 
-import contextlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 
 from matrix_ssl import encoder as encoders
 from matrix_ssl.api import evaluation
 from matrix_ssl.api.caller import undisturbed
 from matrix_ssl.api.run import Run
-from matrix_ssl.config import DataConfig
+from matrix_ssl.config import DataConfig, RunConfig
 from matrix_ssl.config.untrusted import expanded
 from matrix_ssl.data.augment import each_view
 from matrix_ssl.data.base import Source
 from matrix_ssl.data.objects import as_data
-from matrix_ssl.data.sources import Split, check_outside
+from matrix_ssl.data.sources import Data, Split
 from matrix_ssl.encoder import Weights
 from matrix_ssl.errors import ConfigError, DataError
 from matrix_ssl.evaluate.blocks import find_blocks
@@ -23,8 +24,7 @@ from matrix_ssl.evaluate.diagnose import Progress, diagnose_blocks
 from matrix_ssl.evaluate.similarity_matrices import Network, compare_blocks
 from matrix_ssl.report.blocks import PAGE, RESULT, write_page
 from matrix_ssl.runs import devices
-from matrix_ssl.runs.files import check_writable, write_json
-from matrix_ssl.runs.folder import lock
+from matrix_ssl.runs.files import write_json
 
 UNTRAINED, ITSELF = "untrained", "itself"
 IMAGES = 2048  # at most, by default
@@ -67,58 +67,72 @@ def diagnose(
         MatrixSSLError: the encoder, the images or the folder are at fault, or the reference has different blocks.
     """
     run = Run(where, download=download)
-    config, chosen = run.config, devices.choose_device(device)
-    location = config.data.source if data is None else as_data(data)
+    location = run.config.data.source if data is None else as_data(data)
     if not location:
         raise evaluation.no_dataset(where)
     root, folder = (None if path is None else expanded(path) for path in (data_root, out))
-    with contextlib.ExitStack() as stack:
-        if folder is not None:
-            check_outside(folder, location, data_root=root)
-            stack.enter_context(lock(folder))
-            for name in (RESULT, PAGE):
-                check_writable(folder / name)
-
-        def images_for(data: DataConfig) -> Source:
-            return evaluation.open_images(location, data, split=split, data_root=root, download=download)
-
-        source = images_for(config.data)
+    chosen = _Images(location, split, images, devices.choose_device(device), root, download, on_progress)
+    with evaluation.results_in(folder, (RESULT, PAGE), [location], data_root=root):
+        source = chosen.of(run.config.data)
         _check_count(min(images, len(source)), 2 if against is None else _COMPARED, source.name)
-        first, second, *_ = [*each_view(config.views, config.data.image_size)] * 2
-
-        def measure(encoder: nn.Module) -> dict[str, Any]:
-            return diagnose_blocks(
-                encoder, source, config.data, (first, second), images=images, device=chosen, on_progress=on_progress
-            )
-
         encoder = run.encoder(weights=weights)
         with undisturbed():  # all of them before the work
-            other = None if reference is None else _opened(reference, run, download=download).encoder
+            other = None if reference is None else _reference(reference, run, encoder, download=download)
             network = None if against is None or against == ITSELF else _opened(against, run, download=download)
-        if other is not None and list(find_blocks(other)) != list(find_blocks(encoder)):
-            raise ConfigError(
-                f"--reference {reference} has other blocks than {where}: pass an encoder of the same architecture."
-            )
-        result = measure(encoder)
-        rows = result["rows"]
+        result = chosen.diagnosis(encoder, source, run.config)
         if other is not None:
             with undisturbed():
-                theirs = measure(other)["rows"]
-            rows = [{**row, "reference": their} for row, their in zip(rows, theirs, strict=True)]
+                theirs = chosen.diagnosis(other, source, run.config)["rows"]
+            rows = zip(result["rows"], theirs, strict=True)
+            result["rows"] = [{**row, "reference": their} for row, their in rows]
         if against is not None:
-            result["similarity"] = compare_blocks(
-                Network(str(where), encoder, source, config.data),
-                network and Network(against, network.encoder, images_for(network.data), network.data),
-                images=images, device=chosen, on_progress=on_progress,
-            )  # fmt: skip
+            first = Network(str(where), encoder, source, run.config.data)
+            result["similarity"] = chosen.similarity(first, against, network)
         result |= {
-            "encoder": str(where), "architecture": config.network.encoder, "reference": reference,
-            "data": source.name, "rows": rows, "environment": devices.environment(chosen),
+            "encoder": str(where), "architecture": run.config.network.encoder, "reference": reference,
+            "data": source.name, "environment": devices.environment(chosen.device),
         }  # fmt: skip
         if folder is not None:
             write_json(folder / RESULT, result)
             write_page(folder, result)
     return result
+
+
+class _Opened(NamedTuple):
+    encoder: nn.Module
+    data: DataConfig
+
+
+@dataclass(frozen=True)
+class _Images:
+    """The images of a diagnosis, and what is measured on them."""
+
+    location: Data
+    split: Split
+    count: int  # of images, at most
+    device: torch.device
+    root: Path | None
+    download: bool
+    on_progress: Progress | None
+
+    def of(self, data: DataConfig) -> Source:
+        """The images as an encoder takes them."""
+        return evaluation.open_images(
+            self.location, data, split=self.split, data_root=self.root, download=self.download
+        )
+
+    def diagnosis(self, encoder: nn.Module, source: Source, config: RunConfig) -> dict[str, Any]:
+        """The measures of every block of a network, on images and two views of each."""
+        first, second, *_ = [*each_view(config.views, config.data.image_size)] * 2
+        return diagnose_blocks(
+            encoder, source, config.data, (first, second), images=self.count, device=self.device,
+            on_progress=self.on_progress,
+        )  # fmt: skip
+
+    def similarity(self, first: Network, name: str, other: _Opened | None) -> dict[str, Any]:
+        """Blocks against those of a different network; None: against those of the same one."""
+        second = None if other is None else Network(name, other.encoder, self.of(other.data), other.data)
+        return compare_blocks(first, second, images=self.count, device=self.device, on_progress=self.on_progress)
 
 
 def _check_count(count: int, needed: int, name: str) -> None:
@@ -127,9 +141,14 @@ def _check_count(count: int, needed: int, name: str) -> None:
         raise DataError(f"{name!r}: {count} of its images would be measured, and {needed} are needed: raise --images.")
 
 
-class _Opened(NamedTuple):
-    encoder: nn.Module
-    data: DataConfig
+def _reference(reference: str, run: Run, encoder: nn.Module, *, download: bool) -> nn.Module:
+    """The network of ``reference``; ConfigError where its blocks are others than those of the encoder."""
+    other = _opened(reference, run, download=download).encoder
+    if list(find_blocks(other)) != list(find_blocks(encoder)):
+        raise ConfigError(
+            f"--reference {reference} has other blocks than {run.where}: pass an encoder of the same architecture."
+        )
+    return other
 
 
 def _opened(where: str, run: Run, *, download: bool) -> _Opened:

@@ -1,8 +1,8 @@
 """A whole evaluation, and the features of a dataset."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,7 @@ from matrix_ssl.evaluate.trained.label_subsets import read_names
 from matrix_ssl.evaluate.trained.protocols import SEMI_SUPERVISED, EvaluationSettings
 from matrix_ssl.runs import devices
 from matrix_ssl.runs.display import Display
-from matrix_ssl.runs.files import fingerprint
+from matrix_ssl.runs.files import check_writable, fingerprint
 from matrix_ssl.runs.folder import lock, read_config
 from matrix_ssl.runs.session import Session, session
 
@@ -155,6 +155,14 @@ def embed(
         MatrixSSLError: the data are at fault.
     """
     source = open_images(data, images, split=split, data_root=data_root, download=download)
+    return embed_source(encoder, images, source, device=device, quiet=quiet, keep=keep, digests=digests)
+
+
+def embed_source(
+    encoder: nn.Module, images: DataConfig, source: Source, *, device: str, quiet: bool, keep: Path | None = None,
+    digests: bool = False,
+) -> Embedding:  # fmt: skip
+    """The features of images that are open; the rest as ``embed``."""
     display = Display(quiet=quiet)
     identity = encoder_digest(encoder, images)
     with ExitStack() as stack:
@@ -184,6 +192,27 @@ def open_images(data: Data, images: DataConfig, *, split: Split, data_root: Path
     """A dataset as an encoder of such images takes it: grey ones of a program in three channels where it has three."""
     source = open_source(data, split=split, data_root=data_root, download=download, reading=images.reading)
     return in_colour(source, len(images.mean)) if isinstance(data, Splits) else source
+
+
+@contextmanager
+def results_in(
+    folder: Path | None, names: Sequence[str], locations: Iterable[Data], *, data_root: Path | None
+) -> Iterator[None]:
+    """A block at whose end files are written into a folder, which is locked; None: nothing is.
+
+    Raises:
+        DataError: the folder is among the images of one of the locations.
+        RunFolderError: one of the files cannot be written.
+    """
+    if folder is None:
+        yield
+        return
+    for location in locations:
+        check_outside(folder, location, data_root=data_root)
+    with lock(folder):
+        for name in names:
+            check_writable(folder / name)
+        yield
 
 
 def no_dataset(where: str | Path) -> MatrixSSLError:

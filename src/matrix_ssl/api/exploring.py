@@ -12,7 +12,7 @@ from annotated_types import Ge, Le
 from numpy.typing import NDArray
 
 from matrix_ssl.api.collection import Collection, too_alike, too_many_issues
-from matrix_ssl.api.gathered import check_outputs, list_images
+from matrix_ssl.api.gathered import check_outputs
 from matrix_ssl.config import DataConfig
 from matrix_ssl.config.arrays import read_arrays
 from matrix_ssl.config.untrusted import expanded, is_file
@@ -102,13 +102,14 @@ def explore(
         if not is_file(expanded(file)):
             raise DataError(f"--columns {file} is no file: name a CSV file with the path of an image in every row.")
     check_folder(out, first=CLAIM)
-    check_outputs([out], where, data, data_root=data_root, download=download)
-    listed = list_images(where, data, split=split, data_root=data_root, download=download)
-    if listed is not None:  # before their features are computed
-        _check(choices, [listed.where(index) for index in range(len(listed))], listed.name)
+
+    def check(location: Data, source: Source) -> None:
+        check_outputs([out], location, data_root=data_root)
+        _check(choices, [source.where(index) for index in range(len(source))], source.name)
+
     images = Collection(
         where, data, features=features, split=split, weights=weights, device=device, quiet=quiet, data_root=data_root,
-        download=download,
+        download=download, check=check,
     )  # fmt: skip
     return explore_collection(images, out, choices, quiet=quiet)
 

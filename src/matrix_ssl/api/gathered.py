@@ -2,7 +2,7 @@
 
 import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -36,6 +36,7 @@ from matrix_ssl.runs.display import Display
 from matrix_ssl.runs.files import fingerprint
 from matrix_ssl.runs.folder import check_output
 
+Check = Callable[[Data, Source], None]
 _SIDE = 160  # of a thumbnail, in pixels
 _LOOKED_AT = 20  # images that are compared with the digests of a file of features
 
@@ -52,6 +53,8 @@ class Gathered:
         split: ``train``, the whole dataset where it has no test split, or ``test``.
         weights: ``student``, or ``teacher``, its moving average.
         device, quiet, data_root, download: as for ``pretrain``.
+        check: called with the place of the images and the images before their features are computed; what it raises
+            ends all. It is not called with a file of features.
 
     Attributes:
         embedding: the features with the place and the label of every image.
@@ -64,11 +67,12 @@ class Gathered:
     def __init__(
         self, where: str | Path, data: Any = None, *, features: str | Path | None = None, split: Split = "train",
         weights: Weights = "student", device: str = "auto", quiet: bool = False, data_root: str | Path | None = None,
-        download: bool = False,
+        download: bool = False, check: Check | None = None,
     ):  # fmt: skip
         self._where, self._weights, self._device, self._quiet, self._split = where, weights, device, quiet, split
         self._data_root, self._download = None if data_root is None else expanded(data_root), download
         self.data = None if data is None else as_data(data)
+        self._images: Source | None = None
         if is_features(where):
             if features is not None:
                 raise ConfigError(f"{where} is a file of features: remove --features {features}.")
@@ -78,6 +82,9 @@ class Gathered:
             self.data = self.data or run.config.data.source or None
             if self.data is None:
                 raise evaluation.no_dataset(where)
+            self._images = self._open(run.config.data)
+            if check is not None:
+                check(self.data, self._images)
             self.embedding = self._of_encoder(run, None if features is None else expanded(features))
         if self.embedding.features.ndim != 2:
             raise DataError(f"{where} holds the features of patches: compute those of whole images.")
@@ -134,17 +141,19 @@ class Gathered:
     @cached_property
     def _source(self) -> tuple[Source, dict[str, int]]:
         """The dataset, and the index of every place in it."""
+        source = self._open(DataConfig()) if self._images is None else self._images
+        return source, {source.where(index): index for index in range(len(source))}
+
+    def _open(self, images: DataConfig) -> Source:
         assert self.data is not None
-        images = Run(self._where).config.data if not is_features(self._where) else DataConfig()
-        source = evaluation.open_images(
+        return evaluation.open_images(
             self.data, images, split=self._split, data_root=self._data_root, download=self._download
         )
-        return source, {source.where(index): index for index in range(len(source))}
 
     def _of_encoder(self, run: Run, file: Path | None) -> Embedding:
         """The features of the images by an encoder: from the file, or computed and kept in it or in the cache."""
         encoder, images = run.encoder(weights=self._weights), run.config.data
-        assert self.data is not None
+        assert self.data is not None and self._images is not None
         identity = encoder_digest(encoder, images)
         if file is not None:
             check_format(file)
@@ -161,9 +170,9 @@ class Gathered:
         if not isinstance(self.data, Splits):
             keep = features_cache() / fingerprint(identity, absolute(self.data), self._split)
         try:
-            embedding = evaluation.embed(
-                encoder, images, self.data, split=self._split, device=self._device, quiet=self._quiet,
-                data_root=self._data_root, download=self._download, keep=keep, digests=file is not None,
+            embedding = evaluation.embed_source(
+                encoder, images, self._images, device=self._device, quiet=self._quiet, keep=keep,
+                digests=file is not None,
             )  # fmt: skip
         except RunFolderError as error:
             raise RunFolderError(
@@ -177,10 +186,9 @@ class Gathered:
     def _checked(self, embedding: Embedding, file: Path, identity: str) -> Embedding:
         if embedding.encoder_digest != identity:
             raise DataError(f"{file} holds features of a different encoder than {self._where}: name another file.")
-        assert self.data is not None
-        source, _ = self._source
-        if embedding.digest != source.digest:
-            raise DataError(f"{file} holds features of other images than {source.name!r}: name another file.")
+        assert self._images is not None
+        if embedding.digest != self._images.digest:
+            raise DataError(f"{file} holds features of other images than {self._images.name!r}: name another file.")
         return embedding
 
     def check_outside(self, path: Path) -> None:
@@ -236,33 +244,13 @@ class Gathered:
 
 
 def check_outputs(
-    paths: Sequence[Path], where: str | Path, data: Data | None, *, data_root: Path | None, download: bool,
-    reads: Sequence[str | Path] = (),
-) -> None:  # fmt: skip
-    """Raises DataError for an output among the images of a collection, before their features are computed.
-
-    Args:
-        reads: files and folders of further images.
-    """
+    paths: Sequence[Path], data: Data, *, data_root: Path | None, reads: Sequence[str | Path] = ()
+) -> None:
+    """Raises DataError for an output among images; ``reads`` are files and folders of further images."""
     folders = tuple(str(expanded(one)) for one in reads if is_there(expanded(one)))
-    if data is None and not is_features(where):
-        data = Run(where, download=download).config.data.source
     for path in paths:
-        check_outside(path, data or (), data_root=data_root)
+        check_outside(path, data, data_root=data_root)
         check_outside(path, folders)
-
-
-def list_images(
-    where: str | Path, data: Data | None, *, split: Split, data_root: Path | None, download: bool
-) -> Source | None:
-    """The images of a collection before their features are computed; None where they come with a file of features."""
-    if is_features(where):
-        return None
-    images = Run(where, download=download).config.data
-    location = data or images.source
-    if not location:
-        raise evaluation.no_dataset(where)
-    return evaluation.open_images(location, images, split=split, data_root=data_root, download=download)
 
 
 def is_features(where: str | Path) -> bool:

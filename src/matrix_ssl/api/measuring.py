@@ -1,8 +1,8 @@
 """Measures of features without labels: of files, of encoders on images, and of the checkpoints of a run."""
 
-import contextlib
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,9 @@ from matrix_ssl.api.run import Run
 from matrix_ssl.config import DataConfig
 from matrix_ssl.config.untrusted import expanded
 from matrix_ssl.data.objects import as_data
-from matrix_ssl.data.sources import Split, check_outside
+from matrix_ssl.data.sources import Data, Split
 from matrix_ssl.encoder import Weights
-from matrix_ssl.errors import ConfigError
+from matrix_ssl.errors import CheckpointError, ConfigError
 from matrix_ssl.evaluate.feature_rows import ENDINGS, FeatureRows, open_features, rows_of
 from matrix_ssl.evaluate.measure import (
     COMPARISONS,
@@ -32,8 +32,8 @@ from matrix_ssl.evaluate.measure import (
 from matrix_ssl.evaluate.similarity_matrices import MATRICES, compare_checkpoints
 from matrix_ssl.report.measure import PAGE, RESULT, write_page
 from matrix_ssl.runs import checkpoint, devices
-from matrix_ssl.runs.files import check_writable, write_json
-from matrix_ssl.runs.folder import ENCODER, lock, read_config
+from matrix_ssl.runs.files import write_json
+from matrix_ssl.runs.folder import ENCODER, read_config
 
 UNTRAINED = "untrained network"
 
@@ -76,62 +76,23 @@ def measure(
     Raises:
         MatrixSSLError: a file, an encoder or the images are at fault.
     """
-    data = None if data is None else as_data(data)
-    root, folder = (None if path is None else expanded(path) for path in (data_root, out))
     others = listed(against)
-    if checkpoints and (is_features(where) or not Path(where).is_dir()):
-        raise ConfigError(f"--checkpoints is for a run; {where} is none.")
-    if checkpoints and others:
-        raise ConfigError(f"--checkpoints compares those of {where} alone: remove --against {others[0]}.")
-    opened = [_open(one, data, key=key, download=download) for one in (where, *others)]
-    with contextlib.ExitStack() as stack:
-        if folder is not None:
-            for one in opened:
-                if isinstance(one, Run):
-                    check_outside(folder, data or one.config.data.source, data_root=root)
-            stack.enter_context(lock(folder))
-            for name in (RESULT, PAGE):
-                check_writable(folder / name)
-
-        unreadable: dict[str, str] = {}  # place and reason
-
-        def rows(one: FeatureRows | Run) -> FeatureRows:
-            if isinstance(one, FeatureRows):
-                return one
-            return embed(one.encoder(weights=weights), one.config.data, str(one.where))
-
-        def embed(encoder: nn.Module, images: DataConfig, name: str) -> FeatureRows:
-            embedding = evaluation.embed(
-                encoder,
-                images,
-                data or images.source,
-                split=split,
-                device=device,
-                quiet=quiet,
-                data_root=root,
-                download=download,
-            )
-            unreadable.update(embedding.unreadable)
-            return rows_of(from_numpy(embedding.features), name, digest=embedding.digest)
-
-        subjects = []
+    if checkpoints:
+        _check_run(where, others)
+    root = None if data_root is None else expanded(data_root)
+    options = {"split": split, "device": device, "quiet": quiet, "data_root": root, "download": download}
+    images = _Images(None if data is None else as_data(data), weights, key, options)
+    folder, first = None if out is None else expanded(out), [images.open(where)]
+    # all of them before the work, and one after the other: networks of elsewhere are in memory where they are open
+    locations = [*map(images.location, first), *(images.location(images.open(other)) for other in others)]
+    with evaluation.results_in(folder, (RESULT, PAGE), locations, data_root=root):
         if checkpoints:
-            images = read_config(Path(where)).data
-            subjects = [embed(encoder, images, name) for name, encoder in _checkpoints(Path(where), weights)]
+            subjects = [images.embed(*one) for one in _checkpoints(Path(where), weights)]
         else:
-            subjects = [rows(one) for one in opened]
-        for other in subjects[1:]:
-            check_comparable(subjects[0], other)
-        measured = [measure_rows(one, population=population, on_progress=on_progress) for one in subjects]
-        trained = [one for one in measured if one["name"] != UNTRAINED]
-        result = {
-            "features": measured,
-            "comparisons": [compare_rows(subjects[0], other) for other in subjects[1:]],
-            "checkpoints": compare_checkpoints(subjects) if checkpoints and len(subjects) > 1 else None,
-            "choice": choose(trained) if checkpoints and len(trained) > 1 else None,
-            "population": population,
-            "unreadable": list(unreadable.items()),
-            "meanings": {"ranks": meanings(), "comparisons": COMPARISONS, "checkpoints": MATRICES},
+            subjects = [images.rows(first.pop()), *(images.rows(images.open(other)) for other in others)]
+        result = _result(subjects, population=population, checkpoints=checkpoints, on_progress=on_progress)
+        result |= {
+            "unreadable": list(images.unreadable.items()),
             "environment": devices.environment(devices.choose_device(device)),
         }
         if folder is not None:
@@ -140,14 +101,67 @@ def measure(
         return result
 
 
-def _open(where: str | Path, data: Any, *, key: str | None, download: bool) -> FeatureRows | Run:
-    """A file of features, or an encoder for which there are images; DataError where there are none."""
-    if is_features(where) and not (data and Path(where).suffix == ".safetensors"):
-        return open_features(Path(where), key=key)
-    run = Run(where, download=download)
-    if not (data or run.config.data.source):
-        raise evaluation.no_dataset(where)
-    return run
+def _check_run(where: str | Path, others: Sequence[str | Path]) -> None:
+    """Raises ConfigError where checkpoints cannot be measured."""
+    if is_features(where) or not Path(where).is_dir():
+        raise ConfigError(f"--checkpoints is for a run; {where} is none.")
+    if others:
+        raise ConfigError(f"--checkpoints compares those of {where} alone: remove --against {others[0]}.")
+
+
+@dataclass(frozen=True)
+class _Images:
+    """The images of encoders, which of them cannot be read, and how they are opened."""
+
+    data: Data | None
+    weights: Weights
+    key: str | None
+    options: dict[str, Any]  # of ``evaluation.embed``
+    unreadable: dict[str, str] = field(default_factory=dict)  # place and reason
+
+    def open(self, where: str | Path) -> FeatureRows | Run:
+        """A file of features, or an encoder for which there are images; DataError where there are none."""
+        if is_features(where) and not (self.data and Path(where).suffix == ".safetensors"):
+            return open_features(Path(where), key=self.key)
+        run = Run(where, download=self.options["download"])
+        if not (self.data or run.config.data.source):
+            raise evaluation.no_dataset(where)
+        return run
+
+    def location(self, one: FeatureRows | Run) -> Data:
+        """Where its images are; nowhere for a file of features."""
+        return (self.data or one.config.data.source) if isinstance(one, Run) else ()
+
+    def rows(self, one: FeatureRows | Run) -> FeatureRows:
+        """The features of an encoder, or of a file."""
+        if isinstance(one, FeatureRows):
+            return one
+        return self.embed(str(one.where), one.encoder(weights=self.weights), one.config.data)
+
+    def embed(self, name: str, encoder: nn.Module, images: DataConfig) -> FeatureRows:
+        """The features of a network that takes such images."""
+        embedding = evaluation.embed(encoder, images, self.data or images.source, **self.options)
+        self.unreadable.update(embedding.unreadable)
+        return rows_of(from_numpy(embedding.features), name, digest=embedding.digest)
+
+
+def _result(
+    subjects: Sequence[FeatureRows], *, population: int | None, checkpoints: bool, on_progress: Progress | None
+) -> dict[str, Any]:
+    """Measures of all features, and comparisons of the first with the others or, of checkpoints, of each with each."""
+    for other in subjects[1:]:
+        check_comparable(subjects[0], other)
+    measured = [measure_rows(one, population=population, on_progress=on_progress) for one in subjects]
+    trained = [one for one in measured if one["name"] != UNTRAINED]
+    return {
+        "features": measured,
+        "comparisons": [compare_rows(subjects[0], other) for other in subjects[1:]],
+        "checkpoints": compare_checkpoints(subjects) if checkpoints and len(subjects) > 1 else None,
+        "choice": choose(trained) if checkpoints and len(trained) > 1 else None,
+        "population": population,
+        "unreadable": [],
+        "meanings": {"ranks": meanings(), "comparisons": COMPARISONS, "checkpoints": MATRICES},
+    }
 
 
 def is_features(where: str | Path) -> bool:
@@ -155,17 +169,27 @@ def is_features(where: str | Path) -> bool:
     return Path(where).suffix.lower() in ENDINGS and not Path(where).is_dir()
 
 
-def _checkpoints(run: Path, weights: Weights) -> list[tuple[str, nn.Module]]:
-    """The untrained network, the checkpoints of a run and its finished encoder, by name, in the order of training."""
+def _checkpoints(run: Path, weights: Weights) -> Iterator[tuple[str, nn.Module, DataConfig]]:
+    """Name, network and images of the untrained network, the checkpoints of a run and its finished encoder.
+
+    One after the other, in the order of training; CheckpointError for a damaged one before the first.
+    """
     config, prefix = read_config(run), {"student": "encoder.", "teacher": "teacher.encoder."}[weights]
+    paths, is_finished = checkpoint.list_checkpoints(run), (run / ENCODER).exists()
+    for path in paths:
+        try:
+            checkpoint.load_checkpoint(path)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error} Remove it, or put the right file back.") from error
+    finished = encoders.load_encoder(run, weights=weights) if is_finished else None
     with undisturbed():
-        result = [(UNTRAINED, encoders.initialise_encoder(config)[0])]
-    for path in checkpoint.list_checkpoints(run):
+        untrained = encoders.initialise_encoder(config)[0]
+    yield UNTRAINED, untrained, config.data
+    for path in paths:
         saved = checkpoint.load_checkpoint(path)
         tensors = {name.removeprefix(prefix): x for name, x in saved.model.items() if name.startswith(prefix)}
-        network = copy.deepcopy(result[0][1])
+        network = copy.deepcopy(untrained)
         checkpoint.load_strictly(network, tensors, str(path))
-        result.append((f"step {saved.step}", network.eval()))
-    if (run / ENCODER).exists():
-        result.append(("finished encoder", encoders.load_encoder(run, weights=weights)))
-    return result
+        yield f"step {saved.step}", network.eval(), config.data
+    if finished is not None:
+        yield "finished encoder", finished, config.data

@@ -89,6 +89,7 @@ def compare(
     check_folder(out, first=PLAN)
     if not out.exists():
         check_outside(out, base.data.source, data_root=data_root)
+    public = open_baselines(baseline, base.data, sizes=baseline_size, download=download)  # before images are read
     base = with_measured(base, data_root=data_root, download=download, say=options.say)
     earlier = None if fresh else out / PLAN
     base = with_precision(base, devices.choose_device(device), plan=earlier, run="base")
@@ -99,7 +100,7 @@ def compare(
         tuning_settings=tuning_set, measure=measure, trial_seeds=trial_seeds,
         options=others,
     )  # fmt: skip
-    public = open_baselines(baseline, base.data, sizes=baseline_size, download=download)
+    public = [one.beside(base.data) for one in public]
     comparison = ComparisonRun(plan, out, command=shlex.join(command()), public=public)
     if not fresh:
         comparison.check()

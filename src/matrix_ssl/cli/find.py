@@ -11,6 +11,7 @@ from matrix_ssl.cli import options
 if TYPE_CHECKING:
     from matrix_ssl.api.collection import Collection
     from matrix_ssl.data.base import Source
+    from matrix_ssl.data.sources import Data
     from matrix_ssl.report.listing import Listing
 
 _RULES = ("log-determinant", "facility-location", "k-centre")  # the first is the default
@@ -150,7 +151,7 @@ def _answer(
         reads: files and folders that the command reads beside those of the collection.
     """
     from matrix_ssl.api.collection import Collection
-    from matrix_ssl.api.gathered import check_outputs, list_images
+    from matrix_ssl.api.gathered import check_outputs
     from matrix_ssl.errors import ConfigError
     from matrix_ssl.runs.folder import check_output
 
@@ -160,12 +161,14 @@ def _answer(
     written = [path for path in (out, page) if path is not None]
     for path in written:
         check_output(path, common["where"], common["features"], *reads)
-    check_outputs(written, reads=reads, **{name: common[name] for name in ("where", "data", "data_root", "download")})
-    if check is not None:
-        places = {name: common[name] for name in ("where", "data", "split", "data_root", "download")}
-        if (source := list_images(**places)) is not None:
+    check_outputs(written, (), data_root=common["data_root"], reads=reads)
+
+    def check_all(location: "Data", source: "Source") -> None:
+        check_outputs(written, location, data_root=common["data_root"])
+        if check is not None:
             check(source)
-    images = Collection(**common)
+
+    images = Collection(**common, check=check_all)
     for path in written:
         images.check_outside(path)
     with options.stderr.status("comparing images"):

@@ -10,7 +10,7 @@ from matrix_ssl import networks
 from matrix_ssl.config import RunConfig, system
 from matrix_ssl.config.untrusted import GIB
 from matrix_ssl.encoder.architectures import outline
-from matrix_ssl.errors import CheckpointError, ConfigError, is_out_of_memory
+from matrix_ssl.errors import CheckpointError, ConfigError, RunFolderError, is_out_of_memory
 from matrix_ssl.runs import checkpoint
 from matrix_ssl.runs.folder import ENCODER, read_config
 
@@ -99,7 +99,12 @@ def _weights(run: Path, weights: Weights) -> tuple[dict[str, Tensor], str]:
         path = run / ENCODER
         if not path.exists():
             raise CheckpointError(f"{run} has no {ENCODER} yet; let its pre-training finish.")
-        return checkpoint.read_encoder(run), str(path)
+        try:
+            return checkpoint.read_encoder(run), str(path)
+        except CheckpointError as error:
+            if isinstance(error.__cause__, RunFolderError):  # it is of a different run, and says so
+                raise
+            raise CheckpointError(f"{error} Put the run's own file back, or run its command again.") from error
     newest, _ = checkpoint.load_newest(run)
     prefix = "teacher.encoder."
     tensors = {k.removeprefix(prefix): v for k, v in (newest.model if newest else {}).items() if k.startswith(prefix)}

@@ -29,6 +29,11 @@ class Baseline:
     sha256: str  # of the file that it was read from, or of its tensors if it is not one file
     tensors: str  # where they come from and how many there are, for people
 
+    def beside(self, run: DataConfig) -> "Baseline":
+        """The same encoder beside a run of other images, with its own size and normalisation."""
+        own = {name: getattr(self.data, name) for name in ("image_size", "mean", "std", "crop_fraction")}
+        return dataclasses.replace(self, data=dataclasses.replace(run, **own))
+
     def describe(self) -> dict[str, Any]:
         """What JSON holds of it."""
         return {

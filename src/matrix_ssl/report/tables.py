@@ -209,26 +209,36 @@ class Evaluation:
         return ResultTable(title, " ".join([note, *origins]), ["", *public], rows)
 
 
-def read_evaluations(run: Path) -> list[Evaluation]:
-    """What ``RUN/evaluation`` holds, a dataset each; damaged files are skipped and named in the remarks."""
-    return [one for folder in sorted((run / "evaluation").glob("*/")) if (one := read_evaluation(folder))]
+def read_evaluations(run: Path, skipped: list[str] | None = None) -> list[Evaluation]:
+    """What ``RUN/evaluation`` holds, a dataset each; damaged files are skipped and named in the remarks.
+
+    Args:
+        skipped: gets the remarks on datasets without any result.
+    """
+    folders = sorted((run / "evaluation").glob("*/"))
+    return [one for folder in folders if (one := read_evaluation(folder, skipped))]
 
 
-def read_evaluation(folder: Path) -> Evaluation | None:
-    """What the folder of a dataset holds; None without any result."""
+def read_evaluation(folder: Path, skipped: list[str] | None = None) -> Evaluation | None:
+    """What the folder of a dataset holds; None without any result, and its remarks in ``skipped``."""
     remarks: list[str] = []
     results = [_read(ProtocolResult, folder / f"{protocol}.json", remarks) for protocol in _ORDER]
     if gain := _read(Difference, folder / "linear-sgd-against-linear.json", remarks):
         remarks.append(f"linear-sgd minus linear: {gain}.")
     present = [result for result in results if result]
     if not present:
+        (skipped if skipped is not None else []).extend(remarks)
         return None
     evaluation = Evaluation(folder.name, present, [])
     return replace(evaluation, remarks=[*filter(None, [evaluation._of_all()]), *remarks])
 
 
-def read_tables(run: Path) -> list[ResultTable]:
-    """A table for every dataset that the encoder was evaluated on, and one for all detection runs."""
+def read_tables(run: Path, skipped: list[str] | None = None) -> list[ResultTable]:
+    """A table for every dataset that the encoder was evaluated on, and one for all detection runs.
+
+    Args:
+        skipped: gets the remarks on damaged files of which no table is left.
+    """
     remarks: list[str] = []
     rows = []
     for path in sorted((run / "detection").glob("*/result.json")):
@@ -239,7 +249,9 @@ def read_tables(run: Path) -> list[ResultTable]:
     columns = ["", *(f"{kind} {key}" for kind in ("box", "mask") for key in _PRECISIONS)]
     note = " ".join(["Average precision of COCO in percent.", *remarks])
     detection = [ResultTable("Detection and segmentation", note, columns, rows)] if rows else []
-    return [*(table for one in read_evaluations(run) for table in one.tables()), *detection]
+    if skipped is not None and not rows:
+        skipped += remarks
+    return [*(table for one in read_evaluations(run, skipped) for table in one.tables()), *detection]
 
 
 @dataclass(frozen=True)

@@ -124,7 +124,7 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError:
         raise RunFolderError(f"{path.parent} is not a run folder: it has no {path.name}.") from None
     except (OSError, ValueError) as error:
-        raise RunFolderError(f"{path} cannot be read: {why(error)}.") from error
+        raise RunFolderError(f"{path} cannot be read: {why(error)}. Put the right file back, or remove it.") from error
 
 
 def read_object(path: Path, *keys: str) -> dict[str, Any]:
@@ -147,7 +147,7 @@ def iterate_lines(path: Path) -> Iterator[dict[str, Any]]:
                 raise ValueError(f"line {number} is not an object")
             yield value
     except (OSError, ValueError) as error:
-        raise RunFolderError(f"{path} is damaged: {why(error)}.") from error
+        raise RunFolderError(f"{path} is damaged: {why(error)}. Put the right file back, or remove it.") from error
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

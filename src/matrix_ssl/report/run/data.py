@@ -126,7 +126,7 @@ def read_run(run: Path) -> RunData:
 
 def _read_log(path: Path, notes: list[Note]) -> Log:
     """The lines by ascending step, none where they are of a different run."""
-    if not path.is_file():
+    if not path.exists():
         return Log()
     try:
         reading = read_log(path)
@@ -145,7 +145,7 @@ def _read_log(path: Path, notes: list[Note]) -> Log:
 
 def _read(kind: type[T], path: Path, notes: list[Note]) -> T:
     """A JSON file as a record, which is empty for a missing or damaged file."""
-    if not path.is_file():
+    if not path.exists():
         return kind()
     try:
         return parse(kind, read_json(path), path, remedy="")
@@ -155,7 +155,7 @@ def _read(kind: type[T], path: Path, notes: list[Note]) -> T:
 
 
 def _read_arrays(path: Path, notes: list[Note]) -> Mapping[str, NDArray[Any]]:
-    if not path.is_file():
+    if not path.exists():
         return {}
     try:
         arrays = read_arrays(path)

@@ -53,16 +53,19 @@ def write_report(run: Path) -> Path:
     commands = {name: command.format(run=shlex.quote(data.name), form=form) for name, command in COMMANDS.items()}
     words = data.environment.get("command")  # runs of earlier versions did not record it
     commands["resume"] = shlex.join(map(str, words)) if isinstance(words, list) else ""
+    skipped: list[str] = []
+    tables = read_tables(run, skipped)
+    notes = [*data.notes, *map(Note, skipped), *_few(data)]
     values = {
         "data": data,
         "title": f"{data.name} – matrix-ssl report",
         "heading": data.name,
         "kind": f"{data.config.recipe} recipe · {data.config.method.name} · {_source_name(data)}",
         "verdict": [verdict(data)],
-        "notes": [(note.text, commands.get(note.command, "")) for note in [*data.notes, *_few(data)]],
+        "notes": [(note.text, commands.get(note.command, "")) for note in notes],
         "facts": _facts(data),
         "commands": commands,
-        "tables": [_without_repeats(table, data) for table in read_tables(run)],
+        "tables": [_without_repeats(table, data) for table in tables],
         "classes": _classes(run, data),
         "training": _training_figures(data),
         "representation": _representation_figures(data),
