@@ -21,7 +21,10 @@ from matrix_ssl import EncoderTransformer
 from matrix_ssl.errors import DataError
 from tests.api.conftest import LABELS, PIXELS
 
-SETTINGS = {"data.image_size": 8, "network.width": 8, "method.hidden_dim": 8, "method.output_dim": 8, "data.workers": 0}
+SETTINGS = {
+    "data.image_size": 8, "network.width": 8, "method.hidden_dim": 8, "method.output_dim": 8, "data.workers": 0,
+    "precision": "float32",
+}  # fmt: skip
 TINY: dict[str, Any] = {"epochs": 1, "device": "cpu", "random_state": 0, "settings": SETTINGS}
 
 

@@ -20,7 +20,8 @@ from tests.support.encoder_runs import make_run
 
 tifffile = pytest.importorskip("tifffile")
 SETTINGS = {"data.image_size": 8, "data.workers": 0, "network.encoder": "tiny_resnet", "network.width": 8,
-            "method.hidden_dim": 16, "method.output_dim": 8, "epochs": 2, "batch_size": 16}  # fmt: skip
+            "method.hidden_dim": 16, "method.output_dim": 8, "epochs": 2, "batch_size": 16,
+            "precision": "float32"}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

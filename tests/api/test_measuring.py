@@ -175,7 +175,7 @@ def test_the_checkpoints_of_a_run(tmp_path):
 def test_checkpoints_that_stay_are_measured(tmp_path):
     pretrain(
         "digits", recipe="demo", out=tmp_path / "run", report=False, quiet=True, device="cpu", epochs=6, width=8,
-        batch_size=32, settings={"data.subset": 64, "keep_checkpoints": 3, "checkpoint_every": 11},
+        precision="float32", batch_size=32, settings={"data.subset": 64, "keep_checkpoints": 3, "checkpoint_every": 11},
     )  # fmt: skip
     steps = [path.stem for path in list_checkpoints(tmp_path / "run")]
     assert steps == [f"step-{step:09d}" for step in (4, 8, 11, 12)]  # thirds of 12 steps, and the newest two

@@ -241,7 +241,9 @@ def _complete(
         config = start.config
     config, source = with_statistics(config, source, run=earlier, say=s.display.say)
     recorded = read_config(earlier).precision if earlier is not None and (earlier / CONFIG).exists() else None
-    config = setup.settle_precision(config, s.device, recorded=recorded)
+    settled = setup.settle_precision(config, s.device, recorded=recorded).precision
+    settled = distributed.broadcast_object(settled)  # processes may have different processors
+    config = configuration.override(config, [("precision", settled)])
     return _Plan(config, source, start, fitted, remark)
 
 
