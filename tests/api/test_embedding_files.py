@@ -104,11 +104,31 @@ def test_files_of_other_programs_and_damaged_ones(tmp_path: Path) -> None:
     ({"labels": np.array([0, 0, 2**63], np.uint64), "classes": np.array(["a"])}, "labels that are no whole numbers"),
     ({"labels": np.array([0, 0, 0]), "classes": np.array(3)}, "classes holds something else than text"),
     ({"encoder": np.array(["a", "b"])}, "encoder holds something else than text"),
+    ({"labels": np.array([0, 1, 0]), "classes": np.array(["a", "a"])}, "two classes have the name 'a'"),
 ])  # fmt: skip
 def test_facts_of_other_kinds(tmp_path: Path, facts: dict[str, np.ndarray], message: str) -> None:
     np.savez(tmp_path / "x.npz", features=SMALL.features, **facts)
     with pytest.raises(DataError, match=message):
         read_embedding(tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("path,f0\na,1,2\n", "row 1 has 3 cells and the heading 2"), ("path,f0\n\na\n", "row 2 has 1 cells"),
+    (",path,f0\n0,a,1\n", "column 1 has no name"), ("1,2\n3,4\n", "the first row holds numbers"),
+    ("path;f0\na;1\n", "its cells are separated by ';'"),
+])  # fmt: skip
+def test_tables_that_are_none(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "x.csv").write_text(text)
+    with pytest.raises(DataError, match=message):
+        read_embedding(tmp_path / "x.csv")
+
+
+def test_a_shape_below_zero(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", SMALL.features)
+    content = (tmp_path / "x.npy").read_bytes()
+    (tmp_path / "x.npy").write_bytes(content.replace(b"(3, ", b"(-3,"))
+    with pytest.raises(DataError, match="expected at least one row"):
+        read_embedding(tmp_path / "x.npy")
 
 
 @pytest.mark.parametrize(("where", "message"), [

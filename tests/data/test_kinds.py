@@ -279,6 +279,7 @@ class TestRange:
     def test_is_asked_for_where_there_is_none(self) -> None:
         assert "have no known range: use --set data.value_range=" in refused(tiff(numbers("i2", 2)))
         assert "have no known range" in refused(tiff(numbers("f4", 2)))
+        assert "are not finite" in refused(tiff(np.full_like(numbers("f4", 2), np.nan)))
         assert decode_image(tiff(np.full((4, 5, 2), 0.5, np.float32)), "x", reading=ALL).eq(0.5).all()
 
     def test_numbers_that_are_none_and_other_channels_are_refused(self) -> None:

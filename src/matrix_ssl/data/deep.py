@@ -10,6 +10,7 @@ camera or scanner fills only the lower 10, 12 or 14 of 16 bits, a setting (``dat
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
@@ -21,6 +22,7 @@ from PIL import Image, ImageFile
 from matrix_ssl.data.tiff import Tiff
 from matrix_ssl.errors import UnreadableImage
 
+NOT_FINITE = "some of its values are not finite (NaN or infinity): fill them"
 _TOP = 65535
 _OTHER_ORDER = {"B": "L", "L": "B", "N": "B" if np.little_endian else "L"}
 
@@ -49,7 +51,9 @@ class Levels:
         """The image with 8 bits a channel; UnreadableImage, at ``where``, for levels without a known meaning."""
         white = float(white_level) if white_level and self.is_whole else self.top
         low, high = float(self._colours().min()), float(self._colours().max())
-        if not (low >= 0.0 and high <= white):  # also true for NaN
+        if not math.isfinite(low + high):
+            raise UnreadableImage(where, NOT_FINITE)
+        if not (low >= 0.0 and high <= white):
             known = f"0 to {white:g}" if self.values.dtype.kind in "iu" else "0 to 1 or 0 to 255"
             why = ", the value of data.white_level" if white_level and self.is_whole else ""
             raise UnreadableImage(

@@ -9,6 +9,7 @@ floating-point numbers. Signed integers, and other floating-point numbers, have 
 from __future__ import annotations
 
 import io
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ from PIL import Image
 
 from matrix_ssl.config.reading import MOST_CHANNELS, Reading
 from matrix_ssl.data import array_file, bands, dicom
-from matrix_ssl.data.deep import Levels, read_levels
+from matrix_ssl.data.deep import NOT_FINITE, Levels, read_levels
 from matrix_ssl.data.opening import Again, avif_bits, decode, is_heif, page_numbers, reported, turn_upright
 from matrix_ssl.data.tiff import Tiff, is_tiff, read_tags
 from matrix_ssl.errors import OFFERED, UnreadableImage, import_extra
@@ -54,7 +55,7 @@ class Values:
         kind: Any = np.float32 if self.array.dtype.itemsize <= 2 else np.float64
         values: NDArray[Any] = (self.array.astype(kind) - kind(low)) / kind(high - low)
         if self.array.dtype.kind == "f" and not np.isfinite(values).all():
-            raise UnreadableImage(where, "some of its values are not finite (NaN or infinity): fill them")
+            raise UnreadableImage(where, NOT_FINITE)
         unit = np.clip(values, 0, 1).astype(np.float32)
         return np.ascontiguousarray(unit.transpose(2, 0, 1))
 
@@ -80,6 +81,8 @@ class Values:
             level = white_level if white_level and self.array.dtype.itemsize > 1 else 0
             return 0.0, float(level or self.white or _highest(self.array))
         low, high = float(self.array.min()), float(self.array.max())
+        if not math.isfinite(low + high):
+            raise UnreadableImage(where, NOT_FINITE)
         if kind == "f" and low >= 0 and high <= 1:
             return 0.0, 1.0
         use = OFFERED.first(

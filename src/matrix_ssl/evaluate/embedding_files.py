@@ -14,6 +14,7 @@ import csv
 import io
 import itertools
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -226,17 +227,45 @@ def _read_csv(path: Path, *, features: bool = True) -> tuple[NDArray[np.float32]
             numbers = [i for i, name in enumerate(names) if i not in chosen.values()] if features else []
             columns: dict[str, list[str]] = {name: [] for name in chosen}
             rows = []
-            for line in reader:
+            _check_names(names)
+            for number, line in enumerate(reader, 1):
+                if line and len(line) != len(names):
+                    raise ValueError(f"row {number} has {len(line)} cells and the heading {len(names)}")
+                if not line:
+                    continue
                 for name, place in chosen.items():
                     columns[name].append(line[place])
                 rows.append(np.array([line[i] for i in numbers], dtype=np.float32))
         facts = _of_columns(columns, None)
     except (OSError, ValueError, IndexError, csv.Error) as error:
-        raise DataError(f"{path} cannot be read as a table of features: {why(error)}.") from error
+        raise DataError(
+            f"{path} cannot be read as a table of features: {why(error)}. It needs a heading, commas, and a number in "
+            "every cell of the features."
+        ) from error
     matrix = np.stack(rows) if rows else np.zeros((0, len(numbers)), dtype=np.float32)
     if features and (0 in matrix.shape or not np.isfinite(matrix).all()):
         raise DataError(f"{path}: expected at least one row of finite numbers in columns f0, f1 and so on.")
     return matrix, facts
+
+
+def _check_names(names: list[str]) -> None:
+    """Raises ValueError for a heading that is none, or has a column without a name."""
+    if len(names) == 1 and (mark := next((one for one in ";\t" if one in names[0]), "")):
+        raise ValueError(f"its cells are separated by {mark!r}")
+    if "" in names:
+        raise ValueError(
+            f"column {names.index('') + 1} has no name; leave it out if it numbers the rows (index=False in pandas)"
+        )
+    if names and all(map(_is_number, names)):
+        raise ValueError("the first row holds numbers and no names of columns")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _of_columns(columns: dict[str, list[Any]], classes: Any) -> dict[str, Any]:
@@ -246,6 +275,8 @@ def _of_columns(columns: dict[str, list[Any]], classes: Any) -> dict[str, Any]:
     if any(columns.get("digest", ())):
         facts["digests"] = columns["digest"]
     if any(label not in ("", None) for label in columns.get("label", ())):
+        if not all(isinstance(label, (str, int, type(None))) for label in columns["label"]):
+            raise ValueError("its labels are neither text nor whole numbers")
         labels = ["" if label is None else str(label) for label in columns["label"]]
         if "" in labels:
             raise ValueError(f"row {labels.index('') + 1} has no label and others have: fill it, or leave them all out")
@@ -295,6 +326,8 @@ def _labels(path: Path, values: Any, classes: list[str] | None) -> tuple[NDArray
     if classes is None:
         numbers, labels = np.unique(labels, return_inverse=True)
         classes = [str(number) for number in numbers]
+    if twice := next((name for name, count in Counter(classes).items() if count > 1), ""):
+        raise DataError(f"{path}: two classes have the name {twice!r}; rename one and write it again.")
     if labels.max() >= len(classes):
         raise DataError(f"{path} has labels that are no numbers of its classes: write it again.")
     return labels.astype(np.int64), classes

@@ -285,5 +285,5 @@ def _check(name: str, shape: tuple[int, ...], dtype: str, wrong_type: bool) -> N
         raise DataError(f"{name} has elements of type {dtype}: expected real numbers of 64 bits or fewer.")
     if len(shape) != 2:
         raise DataError(f"{name} has the shape {shape}: expected (images, features).")
-    if 0 in shape:
+    if min(shape) < 1:
         raise DataError(f"{name} has the shape {shape}: expected at least one row and one column.")

@@ -153,9 +153,9 @@ def test_boxes_without_masks(tmp_path: Path) -> None:
 
 
 def test_an_area_that_is_missing_is_that_of_the_mask(tmp_path: Path) -> None:
-    value = content(extra(segmentation={"size": [80, 100], "counts": [100, 50, 7850]}))
-    for item in value["annotations"]:
-        del item["area"]
+    value = content(extra(segmentation={"size": [80.0, "100"], "counts": ["100", 50.0, 7850]}))
+    del value["annotations"][0]["area"]
+    value["annotations"][1]["area"] = None
     assert [i.area for i in read(tmp_path, value).images[0].instances] == [400.0, 50.0]
 
 
@@ -190,6 +190,8 @@ def broken(where: str, **changes: Any) -> dict[str, Any]:
         (broken("annotations", bbox=[1, 2, 3, "4"]), "annotation 2: bbox .* must be four numbers"),
         (broken("annotations", bbox=None), "annotation 2: bbox None must be four numbers"),
         (broken("annotations", area="big"), "annotation 2: area 'big' is not a number"),
+        (broken("annotations", area=-4), "annotation 2: area -4 is not a number of pixels"),
+        (content() | {"annotations": [extra(bbox=[0.1, 0.2, 0.5, 0.5])]}, "bbox seems to hold parts of the image"),
         (broken("annotations", iscrowd=2), "annotation 2: iscrowd 2 must be 0 or 1"),
         (broken("annotations", segmentation="x"), "annotation 2: segmentation must be a list of polygons"),
         (broken("annotations", segmentation=[1, 2, 3]), "annotation 2: segmentation must be a list of polygons"),

@@ -33,7 +33,7 @@ COUNTED = {
     "crowds": "crowd regions, ignored in training and in scoring",
     "crowds_unusable": "crowd regions without a usable mask, skipped",
     "degenerate_boxes": "instances skipped because their box has no area inside the image",
-    "empty_masks": "instances skipped because their mask is missing or has no area",
+    "empty_masks": "instances skipped because their mask is missing or cannot be read, or has no area",
     "short_polygons": "polygons of fewer than three points, skipped",
     "clipped_boxes": "instances whose box extends beyond the image, clipped in training",
     "rescaled_masks": "masks stored at a different size than the image's, rescaled",
@@ -241,9 +241,9 @@ def _instances(
         counts["clipped_boxes"] += out and not crowd
         counts["rescaled_masks"] += is_rescaled(shape, height, width)
         counts["crowds" if crowd else "instances"] += 1
-        area = item["area"] if "area" in item else shape.area()
-        if not _is_finite(area):
-            raise DataError(f"{here}: area {area!r} is not a number.")
+        area = shape.area() if item.get("area") is None else item["area"]
+        if not _is_finite(area) or area < 0:
+            raise DataError(f"{here}: area {area!r} is not a number of pixels; fix it or leave it out.")
         instances[image].append(Instance(number, category, box, float(area), shape, bool(crowd)))
     return instances
 
@@ -263,7 +263,7 @@ def _shape(value: Any, height: int, width: int, counts: Counter[str], where: str
     if value is None:
         return None
     if isinstance(value, dict):
-        runs = parse_run_lengths(value)
+        runs = parse_run_lengths({key: _wholes(value.get(key)) for key in ("size", "counts")})
         return runs if runs is not None and runs.area() > 0 and runs.fits(height, width) else None
     if isinstance(value, list) and len(value) >= 6 and all(map(_is_finite, value)):
         value = [value]  # a single polygon without the list around it
@@ -282,6 +282,11 @@ def _shape(value: Any, height: int, width: int, counts: Counter[str], where: str
             polygons.append(points)
     shape = Polygons(tuple(polygons))
     return shape if shape.touches(height, width) else None
+
+
+def _wholes(values: Any) -> Any:
+    """A list with its whole numbers as integers; anything else as it is."""
+    return list(map(whole, values)) if isinstance(values, list) else values
 
 
 def _points(numbers: list[Any]) -> NDArray[np.float64] | None:
@@ -319,9 +324,17 @@ def whole(value: Any) -> Any:
 
 def _refuse_corners(every: list[Instance], sizes: _Sizes, instances: dict[int, list[Instance]], where: str) -> None:
     """Raises DataError where boxes are x0, y0, x1, y1: more masks fill that box than the one by width and height, or
-    every box has corners in this order and most of many reach out of their image by width and height."""
+    every box has corners in this order and most of many reach out of their image by width and height; and where all
+    boxes are within the first pixel of images that have many."""
     if not every:
         return
+
+    largest = max(side for _, *sides in sizes.values() for side in sides)
+    if largest > _MANY and all(max(map(abs, one.box)) <= 1 for one in every):
+        raise DataError(
+            f"{where}: bbox seems to hold parts of the image's sides (annotation {every[0].id}: {list(every[0].box)}, "
+            "from corner to corner), but COCO's are pixels; multiply them by width and height."
+        )
 
     def corners(one: Instance) -> tuple[float, float, float, float]:
         x0, y0, x1, y1 = one.box
