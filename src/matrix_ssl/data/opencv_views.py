@@ -107,6 +107,9 @@ def change(pixels: Levels, view: ViewConfig, draws: Draws, row: int) -> Levels:
 
 
 def _channels_last(image: Tensor) -> Levels:
+    """An image (c, h, w) as OpenCV has them, without a copy where channels are last in memory."""
+    if len(image) == 3 and image.stride(0) == 1:
+        return image.permute(1, 2, 0).numpy()
     return library().merge(list(image.numpy()))
 
 
