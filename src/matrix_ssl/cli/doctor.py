@@ -21,6 +21,7 @@ NEEDS = {
         "--data with TIFF files of many bands": "tiff",
         "--data with DICOM files": "dicom",
         "--data with HEIC images": "heic",
+        "faster decoding of JPEG files": "jpeg",
         "--set data.view_backend=opencv": "opencv",
     },
     "chain": {"--coco": "detection"},

@@ -5,17 +5,21 @@ By default an image becomes three colours of 8 bits, transparency blended with w
 all of its channels and bits, by ``values``.
 """
 
+import importlib
+import importlib.util
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image
 
 from matrix_ssl.config.reading import COLOURS, Reading
 from matrix_ssl.data.deep import read_levels
-from matrix_ssl.data.opening import Again, decode, turn_upright
+from matrix_ssl.data.opening import DECODER_ERRORS, Again, decode, turn_upright
 from matrix_ssl.data.tiff import Tiff
 from matrix_ssl.data.values import Values, is_other_kind, read_values
+
+_HAS_SIMPLEJPEG = importlib.util.find_spec("simplejpeg") is not None
 
 
 def decode_pixels(content: bytes, where: str, *, reading: Reading = COLOURS, page: int = 0) -> NDArray[Any]:
@@ -30,6 +34,8 @@ def decode_pixels(content: bytes, where: str, *, reading: Reading = COLOURS, pag
         return read_values(content, where, page=page, windowed=True).to_colours(where, reading.white_level)
 
     def convert(image: Image.Image, tags: Tiff | None, again: Again) -> NDArray[np.uint8]:
+        if (pixels := _decode_jpeg(content, image)) is not None:
+            return pixels
         levels = read_levels(image, turn_upright, again=again, tags=tags)
         if levels is None:
             turn_upright(image)
@@ -46,6 +52,24 @@ def decode_values(content: bytes, where: str, *, reading: Reading, page: int = 0
 def to_pixels(image: Image.Image) -> NDArray[np.uint8]:
     """uint8 (3, h, w) of an upright image; in memory channels are last, as Pillow has them, which crops faster."""
     return np.array(_to_rgb(image)).transpose(2, 0, 1)
+
+
+def _decode_jpeg(content: bytes, image: Image.Image) -> NDArray[np.uint8] | None:
+    """The pixels of an upright JPEG image by simplejpeg where that is installed, which are those of Pillow, but faster.
+
+    None: the image is for Pillow, which also says what is wrong with one that simplejpeg refuses or warns of.
+    """
+    if not _HAS_SIMPLEJPEG or image.format != "JPEG" or image.mode not in ("L", "RGB"):
+        return None
+    simplejpeg = importlib.import_module("simplejpeg")
+    try:
+        upright = image.getexif().get(ExifTags.Base.Orientation, 1) == 1
+        if not upright or simplejpeg.decode_jpeg_header(content)[:2] != (image.height, image.width):
+            return None
+        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(content, "RGB").transpose(2, 0, 1)
+    except DECODER_ERRORS:
+        return None
+    return pixels
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
