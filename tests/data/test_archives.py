@@ -137,6 +137,8 @@ def test_what_is_refused(tmp_path: Path) -> None:
 def test_a_text_file_lists_datasets(tmp_path: Path) -> None:
     for name in ("a", "b c"):
         write(tmp_path / name / "x.tar", {"1.png": picture(len(name))})
+    with pytest.raises(DataError, match="File name too long; name a folder"):
+        opened(Path("x" * 300 + ".txt"))
     (tmp_path / "list.txt").write_text("﻿# two\na/x.tar\n\n  b c\n", encoding="utf-8")
     source = opened(tmp_path / "list.txt")
     assert [source.where(k) for k in range(2)] == [f"{tmp_path}/a/x.tar/1.png", f"{tmp_path}/b c/x.tar/1.png"]

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from matrix_ssl.config.untrusted import expanded, is_there, read_file, why
+from matrix_ssl.config.untrusted import expanded, is_file, is_there, read_file, why
 from matrix_ssl.data.named import is_name
 from matrix_ssl.errors import DataError
 
@@ -22,7 +22,7 @@ def listed(data: str | tuple[str, ...]) -> str | tuple[str, ...]:
     names: list[str] = []
     for name in (data,) if isinstance(data, str) else data:
         path = Path(name)
-        if path.suffix.lower() == _ENDING and path.is_file():
+        if path.suffix.lower() == _ENDING and is_file(path):
             names += _lines(path)
         else:
             names.append(name)
@@ -35,7 +35,7 @@ def _lines(path: Path) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: expected a list of datasets, one on each line, in UTF-8 ({why(error)}).") from None
     names: list[str] = []
-    for number, line in enumerate(map(str.strip, text.splitlines()), 1):
+    for number, line in enumerate(map(str.strip, text.split("\n")), 1):
         if not line or line.startswith("#"):
             continue
         names.append(line if is_name(line) else str(path.parent / expanded(line)))

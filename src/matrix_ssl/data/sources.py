@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from matrix_ssl.config.reading import COLOURS, Reading
-from matrix_ssl.config.untrusted import expanded
+from matrix_ssl.config.untrusted import expanded, why
 from matrix_ssl.data import huggingface, layout
 from matrix_ssl.data.archives import ENDING, is_archive, open_archives
 from matrix_ssl.data.base import Source
@@ -367,6 +367,8 @@ def _exists(path: Path) -> bool:
         return path.exists()
     except PermissionError:
         raise DataError(f"{path}: no permission to read the folder above it; allow it.") from None
+    except OSError as error:  # the name is too long
+        raise DataError(f"{path!s:.200}: {why(error)}; name a folder of images.") from None
 
 
 def did_you_mean_path(path: Path, known: Iterable[str] = ()) -> str:
