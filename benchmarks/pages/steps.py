@@ -54,11 +54,15 @@ def step_section(results: Row) -> str:
         ]
         cells = [f"{rate} ({ratio})" if ratio else rate for rate, ratio in zip(rates, ratios, strict=True)]
         settings = case["case"]
-        place = "memory" if case["images"] == "memory" else f"files, {settings['workers']} workers"
+        place = "memory" if case["images"] == "memory" else f"files, {_workers(settings['workers'])}"
         network = f"{settings['encoder']}, {settings['side']} px, batch {settings['batch']}"
         lines.append([network, place, str(len(case["rounds"])), *cells])
     head = ["network", "images from", "rounds", *(name.replace("lightly, BYOL", "lightly's BYOL") for name in LOOPS)]
     return f"{machine(results)}lightly {results['environment']['lightly']}.\n\n{table(head, lines)}"
+
+
+def _workers(count: int) -> str:
+    return f"{count} worker{'s' * (count != 1)}"
 
 
 def _place(case: Row) -> tuple[int, bool, int]:
