@@ -33,6 +33,16 @@ def test_a_tensor_that_repeats_few_numbers_is_refused(tmp_path: Path) -> None:
         read_tensors(tmp_path / "x.pth")
 
 
+@pytest.mark.parametrize(("tensor", "kind"), [
+    (torch.empty(3, device="meta"), "nothing but its shape"),
+    (torch.eye(3).to_sparse(), "sparse, quantised or nested numbers"),
+])  # fmt: skip
+def test_tensors_that_are_not_dense_are_refused(tmp_path: Path, tensor: torch.Tensor, kind: str) -> None:
+    torch.save({"w": torch.zeros(1), "v": tensor}, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match=f"v holds {kind}; save it as a dense tensor"):
+        read_tensors(tmp_path / "x.pth")
+
+
 def test_a_small_tensor_that_repeats_numbers_is_read(tmp_path: Path) -> None:
     torch.save({"w": torch.arange(3).expand(4, 3)}, tmp_path / "x.pth")
     assert read_tensors(tmp_path / "x.pth").tensors["w"].tolist() == [[0, 1, 2]] * 4

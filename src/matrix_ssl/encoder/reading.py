@@ -101,6 +101,9 @@ def read_tensors(path: Path) -> Contents:
             )
         if tensor is not None:
             tensors[name] = tensor
+            if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized or tensor.is_nested:
+                kind = "nothing but its shape" if tensor.is_meta else "sparse, quantised or nested numbers"
+                raise CheckpointError(f"{path}: {name} holds {kind}; save it as a dense tensor of floats.")
             if tensor.nbytes > max(_MOST_REPEATED, tensor.untyped_storage().nbytes()):  # an expanded one
                 raise CheckpointError(
                     f"{path}: {name} of shape {tuple(tensor.shape)} repeats few numbers; it was not read."
