@@ -176,12 +176,31 @@ def test_a_folder_of_save_to_disk_is_read_split_by_split(tmp_path):
         ("several", "has the splits train_sft, gold, but no 'train': name one as hf:.*several::train_sft"),
         ("several:main:gold", "no configuration 'main'"),
         ("one::gold", "saved as one dataset and has no split 'gold'"),
+        ("several::gold[:1]", "save that part"),
     ):
         with pytest.raises(DataError, match=words):
             read(f"hf:{tmp_path}/{place}")
     next((tmp_path / "one").glob("*.arrow")).write_bytes(b"cut")
     with pytest.raises(DataError, match=r"cannot be loaded: .* empty or damaged"):
         read(f"hf:{tmp_path}/one")
+
+
+def test_files_and_folders_say_how_they_are_named(tmp_path):
+    pytest.importorskip("datasets")
+    file = tmp_path / "sums.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in llm_toys.questions(3)))
+    for data, words in ((tmp_path, f"name a file in it, or write hf:{tmp_path}"), (f"hf:{file}", f"write {file}.$")):
+        with pytest.raises(DataError, match=words):
+            question_files.read_rows(str(data))
+
+
+def test_a_part_of_a_split_reaches_the_library(monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    called = []
+    monkeypatch.setattr(datasets, "load_dataset", lambda place, /, **options: called.append((place, options)) or [])
+    with pytest.raises(DataError, match="is empty"):
+        question_files.read_rows("hf:someone/something:main:train[:5]")
+    assert (called[0][0], called[0][1]["name"], called[0][1]["split"]) == ("someone/something", "main", "train[:5]")
 
 
 def test_a_conversation_that_a_template_does_not_take_is_named_by_its_row():

@@ -89,6 +89,11 @@ def open_model(model: str, *, seed: int = 0, adapter: bool = False, four_bits_on
     opened, missing = _load(transformers.AutoModelForCausalLM, model, dtype=torch.float32, **quantized)
     _check_complete(model, missing)
     _check_quantized(model, opened)
+    if quantized and not getattr(opened.config.quantization_config, "load_in_4bit", False):
+        method = _method(opened.config.quantization_config)
+        raise ConfigError(
+            f"The weights of {model} are quantized ({method}) but not in four bits: leave load_in_4bit out."
+        )
     return opened
 
 

@@ -1,6 +1,7 @@
 """Questions and answers from files and datasets of the Hugging Face hub, in the forms that people have."""
 
 import hashlib
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +20,7 @@ KNOWN = (
 )  # fmt: skip
 _ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant"}
 _HUB = "hf:"
+_COLON = re.compile(r":(?![^\[]*\])")  # not that of a part of a split, as in train[:5]
 _SHOWN = 80  # characters of a value in an error
 
 
@@ -35,6 +37,8 @@ def read_rows(data: str) -> Rows:
     """Reads a file of ``read_table``, or ``hf:NAME[:CONFIGURATION[:SPLIT]]``, by default the split train."""
     if data.startswith(_HUB):
         return _read_hub(data)
+    if Path(data).is_dir():
+        raise DataError(f"{data} is a folder: name a file in it, or write hf:{data} for a dataset of several files.")
     rows, content = read_table(Path(data))
     if not rows:
         raise DataError(f"{data} is empty: it needs at least one question and its answer.")
@@ -198,7 +202,9 @@ def _encodable(text: str, where: str) -> str:
 def _read_hub(data: str) -> Rows:
     datasets = import_extra("datasets", extra="llm")
     place = data.removeprefix(_HUB)
-    name, *parts = [place] if Path(place).exists() else place.split(":")
+    name, *parts = [place] if Path(place).exists() else _COLON.split(place)
+    if Path(name).is_file():
+        raise DataError(f"{data} is a file, not a dataset of the hub: write {name}.")
     if not name or len(parts) > 2:
         raise DataError(f"{data}: expected hf:NAME, hf:NAME:CONFIGURATION or hf:NAME:CONFIGURATION:SPLIT.")
     configuration, split = [*parts, "", ""][:2]
@@ -233,6 +239,8 @@ def _read_saved(data: str, folder: str, configuration: str, split: str) -> Rows:
         if split:
             raise DataError(f"{data}: {folder} was saved as one dataset and has no split {split!r}: use hf:{folder}.")
         return _hub_rows(saved, data)
+    if "[" in split:
+        raise DataError(f"{data}: a part of a split cannot be read from a folder of save_to_disk: save that part.")
     if (split or "train") not in saved:
         raise DataError(
             f"{data}: {folder} has the splits {', '.join(saved)}, but no {split or 'train'!r}: name one as "
