@@ -1,14 +1,16 @@
 """A run with held-out rows, what it says at the end, and its answers; what libraries refuse late is refused early."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from matrix_ssl.cli import main
-from matrix_ssl.errors import ConfigError, RunFolderError
+from matrix_ssl.errors import CheckpointError, ConfigError, RunFolderError
 from matrix_ssl.llm.exact import normalised
+from matrix_ssl.llm.models import check_causal, open_tokenizer
 from matrix_ssl.runs.files import read_json, read_lines
 from tests.llm.test_finetune import sets, short, weights, write
 from tests.support import llm_toys
@@ -103,7 +105,7 @@ def test_rows_of_a_file_of_their_own_are_held_out(base, data, tmp_path, capfd):
     [
         (["held_out=0.01"], "of 24 rows holds out 0"),
         (["optim=galore_adamw"], "transformers refuses this training"),
-        (["lr_scheduler_type=cosine_with_min_lr"], "transformers refuses this training"),
+        (["lr_scheduler_type=cosine_with_min_lr"], "cosine_with_min_lr: .* correct lr_scheduler_kwargs, which is null"),
         (["optim=adamw_torch", "optim_args=a"], "transformers refuses this training"),
         (["use_liger_kernel=true"], "needs the package 'liger-kernel'"),
         (["lora=100000"], "lora=100000: no linear layer of the model has a rank above"),
@@ -115,3 +117,28 @@ def test_what_the_library_refuses_late_leaves_no_folder(assignments, words, base
     with pytest.raises(ConfigError, match=words):
         command("finetune", "--device", "cpu", *short(base, data, tmp_path / "run", *sets(*assignments)))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_model_that_sees_what_it_predicts_is_refused():
+    """The loss of an encoder falls to zero, and it has learned nothing."""
+    sizes = {
+        "vocab_size": 40,
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 8,
+    }
+    encoder, decoder = (
+        llm_toys.transformers.BertLMHeadModel(llm_toys.transformers.BertConfig(**sizes, is_decoder=decoder))
+        for decoder in (False, True)
+    )
+    with pytest.raises(ConfigError, match=r"x \(BertLMHeadModel\) sees the tokens that it has to predict"):
+        check_causal(encoder, "x")
+    check_causal(decoder, "x")
+    assert decoder.training
+
+
+def test_a_fine_tuning_is_trained_further_by_the_name_of_its_model(base, tmp_path):
+    shutil.copytree(base, tmp_path / "run" / "model")
+    with pytest.raises(CheckpointError, match=f"name its model, {tmp_path}/run/model"):
+        open_tokenizer(str(tmp_path / "run"))

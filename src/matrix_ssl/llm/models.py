@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 FROM_CONFIG = "config:"
+_ROUNDING = 1e-5  # of logits in float32; where nothing later is seen, they are equal
 _CONFIG, _ADAPTER, _TOKENIZER = "config.json", "adapter_config.json", "tokenizer_config.json"
 
 
@@ -55,6 +56,8 @@ def open_tokenizer(model: str) -> "PreTrainedTokenizerBase":
         folder = Path(place).parent if place != model and Path(place).is_file() else Path(place)
         _check_exists(folder)
         if not (folder / _TOKENIZER).is_file():
+            if (folder / MODEL / _TOKENIZER).is_file():
+                raise CheckpointError(f"{folder} is the folder of a fine-tuning: name its model, {folder / MODEL}.")
             raise CheckpointError(f"{folder} has no tokenizer ({_TOKENIZER}): save it there with save_pretrained.")
         _check_config(folder)
         place = str(folder)
@@ -145,6 +148,26 @@ def add_lora(model: "PreTrainedModel", *, rank: int, seed: int) -> Any:
     import_extra("transformers", extra="llm").set_seed(seed)
     config = peft.LoraConfig(task_type="CAUSAL_LM", r=rank, lora_alpha=2 * rank, target_modules="all-linear")
     return peft.get_peft_model(model, config)
+
+
+@torch.no_grad()
+def check_causal(model: Any, name: str) -> None:
+    """Raises ConfigError for a model that sees the tokens it has to predict, as encoders do: its loss falls to zero.
+
+    What it predicts after one token may not depend on those that follow. Models that are quantized or sharded by ZeRO-3
+    are not asked.
+    """
+    if getattr(model, "is_quantized", False) or any(hasattr(p, "ds_id") for p in model.parameters()):
+        return
+    tokens = torch.tensor([[5, 6, 7, 8], [5, 9, 10, 11]], device=model.device)
+    was_training = model.training
+    first, second = model.eval()(input_ids=tokens % model.get_input_embeddings().num_embeddings).logits[:, 0].double()
+    model.train(was_training)
+    if (first - second).norm() > _ROUNDING * first.norm():
+        raise ConfigError(
+            f"{name} ({type(model).__name__}) sees the tokens that it has to predict: use a model that reads from left "
+            f"to right, or set is_decoder to true in its configuration if it is a decoder."
+        )
 
 
 def check_tokens(body: Any, largest: int, name: str) -> None:

@@ -90,7 +90,9 @@ def find_columns(rows: Rows, columns: Sequence[str] = ()) -> tuple[str, ...]:
     known = ", ".join("/".join(names) for names in KNOWN)
     shown = ", ".join(name if name == name.strip() else repr(name) for name in present)
     first = " The first line of a table holds their names." if is_separated(Path(rows.name)) else ""
-    raise DataError(f"{rows.name} has the columns {shown}, but none of {known}: name them with --columns.{first}")
+    raise DataError(
+        f"{rows.name} has the columns {shown}, but none of {known}: name them with --columns QUESTION,ANSWER.{first}"
+    )
 
 
 def exchanges(rows: Rows, columns: tuple[str, ...]) -> list[Exchange]:
@@ -157,7 +159,8 @@ def _text(row: dict[str, Any], name: str, where: str) -> str:
     if not isinstance(value, str) or not value.strip():
         shown = repr(value)
         shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}…"
-        raise DataError(f"{where}: {name} is {shown}; expected a non-empty string.")
+        remedy = f': write it in quotes, "{value}"' if isinstance(value, float) else ""
+        raise DataError(f"{where}: {name} is {shown}; expected a non-empty string{remedy}.")
     return _encodable(value, f"{where}: {name}")
 
 

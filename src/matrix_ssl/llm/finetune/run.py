@@ -24,7 +24,7 @@ from matrix_ssl.llm.finetune.arguments import check_batches, one_sentence, try_l
 from matrix_ssl.llm.finetune.resume import newest_checkpoint, resuming, warn_of_missing_state
 from matrix_ssl.llm.finetune.settings import MODEL, RESULT, FineTuneSettings, training_arguments
 from matrix_ssl.llm.finetune.trainer import MatrixTrainer, Recorder, check_trainable
-from matrix_ssl.llm.models import FROM_CONFIG, add_lora, check_tokens, open_model, open_tokenizer
+from matrix_ssl.llm.models import FROM_CONFIG, add_lora, check_causal, check_tokens, open_model, open_tokenizer
 from matrix_ssl.llm.objective import Objective
 from matrix_ssl.runs import devices
 from matrix_ssl.runs.digests import file_digests
@@ -138,6 +138,7 @@ def prepare(settings: FineTuneSettings, out: Path, *, device: torch.device) -> P
     for part in (examples, *([held_out.examples] if held_out is not None else ())):
         _check_tokens(part, model, settings)
     check_trainable(model, arguments, settings.objective)
+    check_causal(model, settings.model)
     if settings.lora:
         model = add_lora(model, rank=settings.lora, seed=settings.seed)
     trainer = _make_trainer(
