@@ -86,7 +86,8 @@ def change(pixels: Levels, view: ViewConfig, draws: Draws, row: int) -> Levels:
     if draws.turns is not None and draws.turns[row]:
         pixels = np.ascontiguousarray(np.rot90(pixels, draws.turns[row]))
     if draws.affine is not None:
-        pixels = _warp(pixels, view, draws, row)
+        nodes = None if draws.nodes is None else draws.nodes[row : row + 1]
+        pixels = _warp(pixels, draws.affine[row : row + 1], nodes, elastic=view.elastic)
     if draws.jitter[row]:
         pixels = _jitter(pixels, view, draws, row)
     if draws.channel_factors is not None and draws.channel_jitter[row]:
@@ -117,11 +118,10 @@ def _rounded(levels: NDArray[np.floating]) -> Levels:
     return np.rint(np.clip(levels, 0, 255)).astype(np.uint8)
 
 
-def _warp(pixels: Levels, view: ViewConfig, draws: Draws, row: int) -> Levels:
+def _warp(pixels: Levels, affine: augment.Array, nodes: augment.Array | None, *, elastic: float) -> Levels:
     cv2, (height, width) = library(), pixels.shape[:2]
-    matrices = torch.from_numpy(draws.affine[row : row + 1]).float()
-    nodes = None if draws.nodes is None else augment.normal(draws.nodes[row : row + 1]).float()
-    grid = augment.warped_grid(matrices, nodes, height, width, elastic=view.elastic)[0].numpy()
+    moves = None if nodes is None else augment.normal(nodes).float()
+    grid = augment.warped_grid(torch.from_numpy(affine).float(), moves, height, width, elastic=elastic)[0].numpy()
     x, y = ((grid[..., axis] + 1) * (side / 2) - 0.5 for axis, side in ((0, width), (1, height)))
     return cv2.remap(pixels, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
 
