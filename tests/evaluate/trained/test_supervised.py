@@ -519,7 +519,7 @@ class TestMistakes:
         no_sevens = whole.subset(np.flatnonzero(whole.labels != 7))
         for parts, sentence in (
             ((without, labelled), "'digits' has no labels"),
-            ((labelled, without), "'digits' has no labels"),
+            ((labelled, without), "the test images of 'digits' have no labels"),
             ((fewer, labelled), "training and test images have different classes: 9"),
             ((single, single), "'digits' has the single class 'zero': a classifier needs two or more"),
             ((no_sevens, labelled), r"1 of the 10 classes of 'digits' have no training image \('7'\)"),

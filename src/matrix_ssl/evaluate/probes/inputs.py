@@ -50,8 +50,13 @@ def check_labelled(features: Tensor, labels: Tensor) -> None:
 
 
 def check_datasets(train: Source, test: Source) -> None:
-    """Raises DataError for datasets without labels or with different classes."""
-    classes, others = train.labelled()[1], test.labelled()[1]
+    """Raises DataError for datasets without labels, with different classes or with a single one."""
+    classes = train.labelled()[1]
+    if test.labels is None or test.classes is None:
+        raise DataError(f"the test images of {test.name!r} have no labels: {test.unlabelled_because}.")
+    others = test.classes
     if classes != others:
         different = sorted(set(classes) ^ set(others)) or ["the same names in a different order"]
         raise DataError(f"training and test images have different classes: {', '.join(different[:8])}.")
+    if len(classes) < 2:
+        raise DataError(f"{train.name!r} has the single class {classes[0]!r}: a classifier needs two or more.")

@@ -84,8 +84,6 @@ def check_splits(train: Source, test: Source, data: DataConfig) -> None:
                 f"the encoder was trained on {len(data.mean)}."
             )
     labels, classes = train.labelled()
-    if len(classes) < 2:
-        raise DataError(f"{train.name!r} has the single class {classes[0]!r}: a classifier needs two or more.")
     if absent := [classes[i] for i in np.flatnonzero(np.bincount(labels, minlength=len(classes)) == 0)]:
         names = ", ".join(map(repr, absent[:8]))
         raise DataError(
