@@ -116,12 +116,14 @@ class MissingPackage(MatrixSSLError, ImportError):
 
 
 class MissingExtra(MatrixSSLError):
-    """An optional dependency is not installed."""
+    """An optional dependency is not installed, or cannot be imported."""
 
-    def __init__(self, package: str, extra: str):
-        super().__init__(
-            f"The package {package!r} is not installed: in the clone of matrix-ssl, run {install_command(extra)}"
-        )
+    def __init__(self, package: str, extra: str, *, cause: ImportError | None = None):
+        """``cause`` is what its import raised: that it is not there, or what it needs, or what it does not go with."""
+        absent = isinstance(cause, ModuleNotFoundError) and (cause.name or "").partition(".")[0].replace("_", "-")
+        reason = str(cause).partition("\n")[0].rstrip(".")
+        state = "is not installed" if cause is None or absent == package else f"cannot be imported ({reason})"
+        super().__init__(f"The package {package!r} {state}: in the clone of matrix-ssl, run {install_command(extra)}")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -177,12 +179,12 @@ def import_extra(module: str, *, extra: str) -> Any:
     """An optional dependency.
 
     Raises:
-        MissingExtra: it is not installed.
+        MissingExtra: it is not installed, or cannot be imported.
     """
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise MissingExtra(module.replace("_", "-"), extra) from error
+        raise MissingExtra(module.replace("_", "-"), extra, cause=error) from error
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

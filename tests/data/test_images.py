@@ -91,8 +91,8 @@ def test_float_images_in_either_usual_range() -> None:
     np.testing.assert_array_equal(decode(encode(Image.fromarray(unit), "TIFF"))[0, :, 0], [0, 128, 255])
     bytes_ = np.array([[0.0, 99.6, 255.0]], dtype=np.float32)
     np.testing.assert_array_equal(decode(encode(Image.fromarray(bytes_), "TIFF"))[0, :, 0], [0, 100, 255])
-    for wrong in (-0.5, 300.0, np.nan):
-        assert "known meaning" in refuse(encode(Image.fromarray(np.array([[0.0, wrong]], dtype=np.float32)), "TIFF"))
+    for wrong, reason in ((-0.5, "known meaning"), (300.0, "known meaning"), (np.nan, "not finite")):
+        assert reason in refuse(encode(Image.fromarray(np.array([[0.0, wrong]], dtype=np.float32)), "TIFF"))
 
 
 def test_transparency_is_shown_on_white(rgb: np.ndarray) -> None:

@@ -20,7 +20,15 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from matrix_ssl.cli import main
-from matrix_ssl.errors import CheckpointError, ConfigError, DataError, MatrixSSLError, MissingExtra, RunFolderError
+from matrix_ssl.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    MatrixSSLError,
+    MissingExtra,
+    RunFolderError,
+    import_extra,
+)
 from matrix_ssl.llm import Objective, models
 from matrix_ssl.llm.data import examples, question_files, templates
 from matrix_ssl.llm.data.templates import Exchange
@@ -261,6 +269,14 @@ def test_a_missing_package_is_named_with_its_extra(module, package, monkeypatch)
     monkeypatch.delitem(sys.modules, f"matrix_ssl.llm.finetune.{module}", raising=False)
     with pytest.raises(MissingExtra, match=rf"'{package}' is not installed: .*pip install -e '\.\[llm\]'"):
         importlib.import_module(f"matrix_ssl.llm.finetune.{module}")
+
+
+def test_a_package_that_lacks_its_own_dependency_is_not_called_missing(monkeypatch, tmp_path):
+    (tmp_path / "brokenpackage.py").write_text("import no_such_dependency")
+    monkeypatch.syspath_prepend(tmp_path)
+    expected = r"'brokenpackage' cannot be imported \(No module named 'no_such_dependency'\): .*'\.\[llm\]'"
+    with pytest.raises(MissingExtra, match=expected):
+        import_extra("brokenpackage", extra="llm")
 
 
 def test_random_weights_come_from_a_configuration_and_a_seed(base):

@@ -17,7 +17,7 @@ from matrix_ssl.matrix import of_features
 try:
     from transformers import TrainerCallback
 except ImportError as error:
-    raise MissingExtra("transformers", "llm") from error
+    raise MissingExtra("transformers", "llm", cause=error) from error
 
 _IGNORED = -100
 

@@ -13,7 +13,7 @@ from matrix_ssl.llm.objective import DEFAULTS, Objective
 try:
     from trl import SFTTrainer
 except ImportError as error:
-    raise MissingExtra("trl", "llm") from error
+    raise MissingExtra("trl", "llm", cause=error) from error
 
 
 class MatrixSFTTrainer(MatrixTrainer, SFTTrainer):

@@ -34,7 +34,7 @@ from matrix_ssl.runs.metrics import MetricsWriter
 try:
     from transformers import Trainer, TrainerCallback
 except ImportError as error:
-    raise MissingExtra("transformers", "llm") from error
+    raise MissingExtra("transformers", "llm", cause=error) from error
 
 _SECONDS_BETWEEN_LINES = 10.0
 _MEASURES = ("ce", "mce", "entropy", "mean_token_accuracy")  # in a line; the last two have trl's names
