@@ -32,6 +32,7 @@ from matrix_ssl.errors import (
 from matrix_ssl.llm import Objective, models
 from matrix_ssl.llm.data import examples, question_files, templates
 from matrix_ssl.llm.data.templates import Exchange
+from matrix_ssl.llm.finetune.arguments import evaluation_arguments
 from matrix_ssl.llm.finetune.settings import parse_assignments
 from matrix_ssl.runs.files import read_json, read_lines
 from matrix_ssl.runs.signals import Interrupted
@@ -269,6 +270,16 @@ def test_a_missing_package_is_named_with_its_extra(module, package, monkeypatch)
     monkeypatch.delitem(sys.modules, f"matrix_ssl.llm.finetune.{module}", raising=False)
     with pytest.raises(MissingExtra, match=rf"'{package}' is not installed: .*pip install -e '\.\[llm\]'"):
         importlib.import_module(f"matrix_ssl.llm.finetune.{module}")
+
+
+@pytest.mark.parametrize(
+    ("metric", "higher"), [(None, False), ("ce", False), ("eval_mce", False), ("mean_token_accuracy", True)]
+)
+def test_the_best_checkpoint_has_the_lowest_loss_or_the_highest_accuracy(metric, higher):
+    chosen = {} if metric is None else {"metric_for_best_model": metric}
+    values = evaluation_arguments(chosen, save_strategy="epoch", batch_size=2)
+    assert values["greater_is_better"] is higher
+    assert values["metric_for_best_model"] == (metric or "eval_loss")
 
 
 def test_a_package_that_lacks_its_own_dependency_is_not_called_missing(monkeypatch, tmp_path):
