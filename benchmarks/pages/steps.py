@@ -229,6 +229,7 @@ SECTIONS: dict[str, Callable[[Row], str]] = {
     "step": step_section, "growth": growth_section, "loader": loader_section,
     "linear_probe": probe_section, "report": report_section, "compiled": compiled_section,
     "loss_peak": peak_section, "loss_profile": profile_section, "paths_digits": paths_section,
+    "paths_imagenette": paths_section,
 }  # fmt: skip
 
 if __name__ == "__main__":
