@@ -185,7 +185,8 @@ class Comparison:
             cells = []
             for measure in ("linear", "knn_20", "knn_1"):
                 value = summarise([accuracy[measure] for accuracy in found]) if found else None
-                cells.append(f"{100 * value['mean']:.1f} ± {100 * (value['sd'] or 0):.1f}" if value else "–")
+                spread = f" ± {100 * value['sd']:.1f}" if value and value["n"] > 1 else ""
+                cells.append(f"{100 * value['mean']:.1f}{spread}" if value else "–")
             table.add_row(method, str(len(found)), *cells)
         Console().print(table)
         Console().print(f"{len(rows)} of {len(self.runs)} rows." + ("" if len(rows) == len(self.runs) else " Run the "
