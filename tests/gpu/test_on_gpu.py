@@ -1,8 +1,9 @@
 """What only a GPU can show: CUDA graphs of the losses, Triton's kernels, whole trainings, and the views of the CPU."""
 
-import dataclasses
+import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,9 @@ from matrix_ssl.runs import devices
 from matrix_ssl.runs.display import Display
 from matrix_ssl.runs.files import read_lines, write_json
 from matrix_ssl.runs.folder import CONFIG, METRICS
+from matrix_ssl.runs.signals import Interrupted
 from matrix_ssl.training import setup
+from matrix_ssl.training.pretraining import PreTraining
 from tests.data.test_augment import photographs
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch sees no CUDA device")
@@ -97,7 +100,7 @@ def test_views_are_those_of_the_cpu() -> None:
 def trained(folder: Path, device: torch.device, *settings: str) -> list[dict[str, float]]:
     run = setup.complete(config.override(find_recipe("demo"), [*SMALL, *settings]))
     source = open_source("digits", split="train", data_root=None)
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     write_json(folder / CONFIG, config.to_dict(run))
     setup.prepare(run, source=source, device=device, display=Display(quiet=True)).train(folder)
     lines: list[dict[str, float]] = read_lines(folder / METRICS)
@@ -106,8 +109,7 @@ def trained(folder: Path, device: torch.device, *settings: str) -> list[dict[str
 
 @pytest.mark.parametrize("method", ["matrix_ssl", "matrix_entropy", "simclr"])
 def test_a_training_follows_that_of_the_cpu(method: str, tmp_path: Path) -> None:
-    run = dataclasses.replace(setup.use_method(find_recipe("demo"), method, papers=False))
-    assert run.method.name == method
+    run = setup.use_method(find_recipe("demo"), method, papers=False)
     source = open_source("digits", split="train", data_root=None)
     losses = []
     for device in (torch.device("cpu"), GPU):
@@ -130,6 +132,32 @@ def test_two_deterministic_trainings_have_the_same_bits(tmp_path: Path) -> None:
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "lars"])
+def test_a_stopped_training_goes_on_with_the_same_bits(
+    optimizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ("deterministic=true", f"optimizer.name={optimizer}", "optimizer.learning_rate=0.01")
+    compute, stops = PreTraining.compute, [5]
+
+    def stopped(self: PreTraining, *given: Any) -> Any:
+        if stops and self.step == stops[0]:
+            stops.pop()
+            signal.raise_signal(signal.SIGTERM)
+        return compute(self, *given)
+
+    try:
+        trained(tmp_path / "whole", GPU, *settings)
+        monkeypatch.setattr(PreTraining, "compute", stopped)
+        with pytest.raises(Interrupted):
+            trained(tmp_path / "parts", GPU, *settings)
+        trained(tmp_path / "parts", GPU, *settings)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    whole, parts = (load_encoder(tmp_path / name).state_dict() for name in ("whole", "parts"))
+    assert all(torch.equal(whole[key], parts[key]) for key in whole)
+
+
+@pytest.mark.filterwarnings("ignore:.*script_method. is deprecated:DeprecationWarning")  # PyTorch's own, in 2.11
 def test_bfloat16_and_compiled_networks_learn(tmp_path: Path) -> None:
     """Where ``auto`` is bfloat16; the loss of a compiled training is near that of an eager one."""
     assert devices.choose_precision("auto", GPU) == "bfloat16"

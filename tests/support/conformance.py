@@ -343,7 +343,8 @@ class MethodConformance:
         one, two = views(0)
         expected = self.forward(self.build(), one, two)
         found = self.forward(self.build().cuda(), one.cuda(), two.cuda())
-        torch.testing.assert_close(found.loss.cpu(), expected.loss, rtol=1e-9, atol=1e-9)
+        # timm's vision transformer differs by 1.3e-8 there, all else by less than 1e-9
+        torch.testing.assert_close(found.loss.cpu(), expected.loss, rtol=1e-7, atol=1e-9)
         self.test_autocast("cuda")
 
     def test_exports_its_encoders(self, tmp_path: Path) -> None:

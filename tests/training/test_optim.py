@@ -12,7 +12,7 @@ from matrix_ssl.runs import checkpoint
 from matrix_ssl.runs.display import Display
 from matrix_ssl.training import setup
 from matrix_ssl.training.engine import Engine
-from matrix_ssl.training.optim import LARS, build_optimizer, learning_rate, set_learning_rate
+from matrix_ssl.training.optim import LARS, build_optimizer, learning_rate, load_state, set_learning_rate
 from tests.support.runs import TINY
 
 
@@ -57,6 +57,39 @@ def test_set_learning_rate_is_what_the_next_step_uses():
         module.weight.grad = torch.ones(1, 1)
         optimizer.step()
         assert module.weight.item() == pytest.approx(before - rate)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
+def test_loaded_moments_have_the_layout_of_their_parameters(kind, tmp_path):
+    """Fused, as on a GPU: where layouts differ it fails there, and on a CPU exchanges the numbers."""
+    constants = {"momentum": 0.9} if kind is torch.optim.SGD else {}
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(4, 3, 2, 2), (5,), (4, 3)]
+    gradients = [[torch.randn(shape, generator=generator) for shape in shapes] for _ in range(3)]
+
+    def step(optimizer, parameters, number):
+        for parameter, gradient in zip(parameters, gradients[number], strict=True):
+            parameter.grad = torch.empty_like(parameter).copy_(gradient)
+        optimizer.step()
+
+    def laid_out(tensor):
+        return nn.Parameter(
+            tensor.detach().to(memory_format=torch.channels_last, copy=True)
+            if tensor.ndim == 4
+            else tensor.detach().clone()
+        )
+
+    parameters = [laid_out(torch.randn(shape, generator=generator)) for shape in shapes]
+    whole = kind(parameters, lr=0.1, fused=True, **constants)
+    step(whole, parameters, 0)
+    file = checkpoint.save_checkpoint(tmp_path, checkpoint.Checkpoint(1, {}, whole.state_dict(), {}))
+    copies = [laid_out(parameter) for parameter in parameters]
+    again = kind(copies, lr=0.0, fused=True, **constants)
+    load_state(again, checkpoint.load_checkpoint(file).optimizer)
+    for number in (1, 2):
+        step(whole, parameters, number)
+        step(again, copies, number)
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(copies, parameters, strict=True))
 
 
 class TestLARS:
@@ -169,7 +202,7 @@ class TestLARS:
         found = checkpoint.load_checkpoint(checkpoint.save_checkpoint(tmp_path, saved))
         parameters = [nn.Parameter(p.detach().clone()) for p in expected]
         again = LARS([{"params": parameters[:2]}, {"params": parameters[2:]}], lr=0.0)
-        again.load_state_dict(found.optimizer)
+        load_state(again, found.optimizer)
         for optimizer, own in ((whole, expected), (again, parameters)):
             set_learning_rate(optimizer, 0.1, held=0.4)
             self.apply(optimizer, own, gradients[4:])

@@ -25,7 +25,7 @@ from matrix_ssl.runs.folder import SKIPPED, tidy
 from matrix_ssl.runs.metrics import History, MetricsWriter
 from matrix_ssl.runs.signals import Interrupted
 from matrix_ssl.training.diagnostics import is_bad, is_finite
-from matrix_ssl.training.optim import drop_encoder_gradients, set_learning_rate
+from matrix_ssl.training.optim import drop_encoder_gradients, load_state, set_learning_rate
 from matrix_ssl.training.task import Batch, Line, Output, Task
 
 _SECONDS_BETWEEN_CHECKPOINTS = 60.0  # at least, where checkpoints follow epochs
@@ -116,7 +116,7 @@ class Engine(Generic[Batch, Output]):
         if checkpoint is not None:  # it holds everything, those of the start included
             checkpoints.load_strictly(task.module, checkpoint.model, f"The checkpoint of step {checkpoint.step}")
             try:
-                task.optimizer.load_state_dict(checkpoint.optimizer)
+                load_state(task.optimizer, checkpoint.optimizer)
                 task.step = checkpoint.step
                 task.load_counters(checkpoint.counters)
                 if checkpoint.observer:

@@ -36,6 +36,22 @@ def build_optimizer(
     return torch.optim.AdamW(kept, lr=0.0, weight_decay=weight_decay, **together)
 
 
+def load_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Puts back what ``state_dict`` gave, with moments in the layout of their parameters in memory.
+
+    A file holds them in the order of their indices, and convolutions have their channels last. Fused optimizers
+    refuse different layouts on a GPU, and on a CPU take the numbers of one for those of the other.
+
+    Raises:
+        ValueError, LookupError, TypeError, RuntimeError: the state is not one of this optimizer.
+    """
+    optimizer.load_state_dict(state)
+    for parameter, moments in optimizer.state.items():
+        for name, moment in moments.items():
+            if isinstance(moment, Tensor) and moment.shape == parameter.shape and moment.ndim > 1:
+                moments[name] = torch.empty_like(parameter, dtype=moment.dtype).copy_(moment)
+
+
 class LARS(torch.optim.Optimizer):
     """Layer-wise adaptive rate scaling: SGD whose step of every weight is proportional to the norm of that weight.
 
