@@ -6,7 +6,8 @@
 One call is a part: it trains for ``--seconds`` at most, leaves everything that the next one needs in STATE, and ends.
 The same command goes on, here or on a different machine to which STATE was copied, until the table has all its rows;
 it ends with the bits that a single long call has (same machine, same versions). ``state.json`` has the rows as they
-arrive, and the digests of ``pieces``, files of 48 MiB at most: the run that was cut off. WORK is scratch.
+arrive, and the digests of ``pieces``, files of 15 MiB at most: the run that was cut off, or its encoder where only the
+evaluation is missing. WORK is scratch.
 
 The encoder is compiled and the images stay on the device. Seeds are the outer loop, so that every method gets its
 first row before any gets its second. Every method has the settings of the recipe; the test images are read once, at
@@ -43,11 +44,11 @@ from matrix_ssl.runs import checkpoint, devices
 from matrix_ssl.runs import environment as run_environment
 from matrix_ssl.runs.display import Display
 from matrix_ssl.runs.files import read_json, write_json
-from matrix_ssl.runs.folder import CONFIG
+from matrix_ssl.runs.folder import CHECKPOINTS, CONFIG, SUMMARY
 from matrix_ssl.runs.signals import Interrupted
 from matrix_ssl.training import setup
 
-PIECE = 48 * 2**20  # bytes
+PIECE = 15 * 2**20  # bytes
 SECONDS = 480
 METHODS = ("simclr", "matrix_entropy", "matrix_ssl")
 PROTOCOLS = ["knn", "linear"]
@@ -127,6 +128,7 @@ class Comparison:
             if left <= 0 or not self.train(name, run, learn, device=place, seconds=left):
                 return
             folder = self.work / name
+            self.save({name: pack(folder, self.state / PIECES)})  # the evaluation may be cut off, too
             row = {
                 "config": as_json(run),
                 "encoder_digest": checkpoint.digest(load_encoder(folder).state_dict()),
@@ -147,6 +149,8 @@ class Comparison:
             unpack(self.state / PIECES, self.content["pieces"][name], folder)
         if folder.exists() and (folder / CONFIG).exists() and read_json(folder / CONFIG) != as_json(run):
             raise ConfigError(f"{folder}: the run was begun with different settings; choose a different --state.")
+        if (folder / SUMMARY).exists():
+            return True
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / CONFIG, config.to_dict(run))
         training = setup.prepare(run, source=learn, device=device, display=Display(quiet=True))
@@ -164,6 +168,7 @@ class Comparison:
             return False
         finally:
             timer.cancel()
+        shutil.rmtree(folder / CHECKPOINTS)
         return True
 
     def save(self, pieces: dict[str, list[dict[str, str]]]) -> None:
@@ -217,12 +222,12 @@ def compile_encoders(method: Method) -> None:
 
 
 def pack(folder: Path, pieces: Path) -> list[dict[str, str]]:
-    """Writes a run folder with its newest checkpoint as files of ``PIECE`` bytes at most; their names and digests."""
-    newest = checkpoint.list_checkpoints(folder)[-1]
+    """Writes a run folder, of checkpoints the newest, as files of ``PIECE`` bytes at most; their names and digests."""
+    older = checkpoint.list_checkpoints(folder)[:-1]
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w") as archive:
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-            if path == newest or path.suffix != newest.suffix:
+            if path not in older:
                 archive.add(path, arcname=str(path.relative_to(folder)))
     content = stream.getvalue()
     pieces.mkdir(parents=True, exist_ok=True)
@@ -230,7 +235,7 @@ def pack(folder: Path, pieces: Path) -> list[dict[str, str]]:
     for start in range(0, len(content), PIECE):
         part = content[start : start + PIECE]
         digest = hashlib.sha256(part).hexdigest()
-        path = pieces / f"{folder.name}-{newest.stem}-{start // PIECE}-{digest[:8]}"
+        path = pieces / f"{folder.name}-{start // PIECE}-{digest[:8]}"
         path.write_bytes(part)
         listed.append({"file": path.name, "sha256": digest})
     return listed

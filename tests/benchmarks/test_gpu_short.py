@@ -68,5 +68,22 @@ def test_a_part_that_ends_and_goes_on_elsewhere_is_an_uninterrupted_one(
         advance(table(tmp_path / "parts"))
 
 
+def test_an_evaluation_that_was_cut_off_is_done_elsewhere_from_the_encoder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu_short, "PROTOCOLS", ["knn"])
+    methods = ("simclr",)
+    whole = advance(table(tmp_path / "whole", methods=methods)).content
+    with monkeypatch.context() as patched:
+        patched.setattr(gpu_short, "measure_encoder", lambda *_: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            advance(table(tmp_path / "parts", methods=methods))
+    moved = tmp_path / "moved"
+    shutil.copytree(tmp_path / "parts", moved, ignore=shutil.ignore_patterns("work"))
+    with monkeypatch.context() as patched:
+        patched.setattr(PreTraining, "compute", None)  # nothing is trained
+        assert advance(table(moved, methods=methods)).content == whole
+
+
 def test_no_time_changes_nothing(tmp_path: Path) -> None:
     assert advance(table(tmp_path), seconds=0).content == {"rows": {}, "pieces": {}}
