@@ -92,6 +92,24 @@ def test_loaded_moments_have_the_layout_of_their_parameters(kind, tmp_path):
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(copies, parameters, strict=True))
 
 
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
+def test_a_training_that_moves_to_a_different_device_computes_in_the_way_of_that_device(kind):
+    def optimizer(**way):
+        module.weight.grad = torch.ones_like(module.weight)
+        return kind(module.parameters(), lr=0.1, **way)
+
+    module = nn.Linear(3, 2, bias=False)
+    there = optimizer(fused=True)  # as on a GPU
+    there.step()
+    here = optimizer(foreach=False)
+    load_state(here, there.state_dict())
+    assert (here.param_groups[0]["fused"], here.param_groups[0]["foreach"]) == (None, False)
+    here.step()
+    load_state(there, here.state_dict())
+    assert (there.param_groups[0]["fused"], there.param_groups[0]["foreach"]) == (True, None)
+    there.step()
+
+
 class TestLARS:
     """Against the loop of the paper, in NumPy."""
 

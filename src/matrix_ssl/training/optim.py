@@ -7,6 +7,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+_WAYS = ("fused", "foreach", "capturable")  # of computing the same step; each optimizer has some
+
 
 def build_optimizer(
     module: nn.Module,
@@ -37,14 +39,18 @@ def build_optimizer(
 
 
 def load_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Puts back what ``state_dict`` gave, with moments in the layout of their parameters in memory.
+    """Puts back what ``state_dict`` gave, on this device or another, with moments in the layout of their parameters.
 
     A file holds them in the order of their indices, and convolutions have their channels last. Fused optimizers
-    refuse different layouts on a GPU, and on a CPU take the numbers of one for those of the other.
+    refuse different layouts on a GPU, and on a CPU take the numbers of one for those of the other. Which of its ways of
+    computing an optimizer takes is not loaded: that is a matter of the device.
 
     Raises:
         ValueError, LookupError, TypeError, RuntimeError: the state is not one of this optimizer.
     """
+    ways = [{name: group[name] for name in _WAYS if name in group} for group in optimizer.param_groups]
+    if len(ways) == len(state["param_groups"]):  # else the line below says what is wrong
+        state = state | {"param_groups": [group | way for group, way in zip(state["param_groups"], ways, strict=True)]}
     optimizer.load_state_dict(state)
     for parameter, moments in optimizer.state.items():
         for name, moment in moments.items():
