@@ -74,8 +74,12 @@ def test_an_evaluation_that_was_cut_off_is_done_elsewhere_from_the_encoder(
     monkeypatch.setattr(gpu_short, "PROTOCOLS", ["knn"])
     methods = ("simclr",)
     whole = advance(table(tmp_path / "whole", methods=methods)).content
+
+    def cut_off(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
     with monkeypatch.context() as patched:
-        patched.setattr(gpu_short, "measure_encoder", lambda *_: signal.raise_signal(signal.SIGINT))
+        patched.setattr(gpu_short, "measure_encoder", cut_off)
         with pytest.raises(KeyboardInterrupt):
             advance(table(tmp_path / "parts", methods=methods))
     moved = tmp_path / "moved"
