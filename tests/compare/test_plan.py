@@ -2,6 +2,8 @@
 
 import dataclasses
 import itertools
+import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -138,13 +140,18 @@ class TestChooseMethods:
         assert str(caught.value) == f"method.name='{tmp_path / 'broken.py'}': {message}"
 
 
-def search(plan: Plan, method: str, best_of: list[int]) -> list[Job]:
-    """All trials of a method; after each, the best so far is the trial of the number in ``best_of``."""
+def search(plan: Plan, method: str, best_of: Sequence[int], *, count: int = 0) -> list[Job]:
+    """All trials of a method, or ``count``; after each, the best so far is that of the number in ``best_of``."""
     trials: list[Job] = []
-    for number in range(most_trials(plan, method)):
-        best = trials[best_of[number - 1]].settings if trials else {}
-        trials.append(next_trial(plan, method, best, number))
+    for number in range(count or most_trials(plan, method)):
+        best = best_of[number - 1] if trials else 0
+        trials.append(next_trial(plan, method, [job.settings for job in trials], best))
     return trials
+
+
+def trial(plan: Plan, method: str, number: int) -> Job:
+    """The trial of a number where the unchanged recipe stays the best."""
+    return search(plan, method, [0] * number, count=number + 1)[-1]
 
 
 class TestTrials:
@@ -152,12 +159,12 @@ class TestTrials:
 
     def test_the_first_is_the_recipe_as_it_is(self) -> None:
         plan = make_plan()
-        job = next_trial(plan, "simsiam", {}, 0)
+        job = trial(plan, "simsiam", 0)
         assert (job.settings, job.stage, job.number, job.epochs) == ({}, "tuning", 0, 3)
         assert job.folder == Path("tuning/simsiam/trial-0") and job.label == "simsiam, trial 0"
         assert job.config == dataclasses.replace(configure("demo", None, (), method="simsiam"), epochs=3, seed=0)
 
-    def test_rates_near_the_recipe_then_variants_then_rates_far_from_it(self) -> None:
+    def test_rates_beside_that_of_the_recipe_then_variants_then_rates_in_between(self) -> None:
         """The recipe itself stays the best."""
         found = [job.settings for job in search(make_plan(), "matrix_ssl", [0] * 9)]
         assert found == [
@@ -167,29 +174,54 @@ class TestTrials:
             {"method.ridge": 1 / 32, "method.uniformity_weight": 1 / 32},
             {"method.ridge": 0.3, "method.uniformity_weight": 0.3},
             {"method.predictor": False},
-            {RATE: 4 * self.RATE},
-            {RATE: self.RATE / 4},
+            {RATE: pytest.approx(2**0.5 * self.RATE)},
+            {RATE: pytest.approx(self.RATE / 2**0.5)},
         ]
 
-    def test_variants_are_tried_at_the_best_rate_and_far_rates_with_the_best_variant(self) -> None:
-        found = [job.settings for job in search(make_plan(), "vicreg", [0, 1, 1, 3, 3, 5, 5, 5])]
+    @pytest.mark.parametrize("factor", [2.0, 0.5])
+    def test_the_best_rate_is_none_at_the_end_of_those_tried(self, factor: float) -> None:
+        far = 1 if factor > 1 else 2
+        found = [job.settings for job in search(make_plan(), "vicreg", [0, far, far, 3, 3, 5, 5, 5])]
+        assert found[3:] == [
+            {RATE: factor**2 * self.RATE},  # the best so far
+            {RATE: factor**3 * self.RATE},
+            {RATE: factor**2 * self.RATE, "method.covariance_weight": 4.0},  # the best so far
+            {RATE: factor**2 * self.RATE, "method.covariance_weight": 16.0},
+            {RATE: factor**2 * self.RATE, "method.covariance_weight": 0.25},
+        ]
+
+    def test_rates_go_on_as_long_as_they_help(self) -> None:
+        found = [job.settings.get(RATE, self.RATE) for job in search(make_plan(), "simsiam", [0, 1, 1, 3, 4])]
+        assert found == [self.RATE * factor for factor in (1, 2, 0.5, 4, 8, 16)]
+
+    @pytest.mark.parametrize("peak", [-4.0, -2.7, -0.3, 0.0, 0.4, 1.2, 3.5])
+    def test_six_trials_come_near_the_best_rate_wherever_it_is(self, peak: float) -> None:
+        """Accuracy falls on both sides of 2 to the power of ``peak`` times the rate of the recipe."""
+        plan, trials, powers = make_plan(), [], []
+        for _ in range(6):
+            best = min(range(len(powers)), key=lambda n: abs(powers[n] - peak), default=0)
+            trials.append(next_trial(plan, "simsiam", [job.settings for job in trials], best))
+            powers.append(math.log2(trials[-1].settings.get(RATE, self.RATE) / self.RATE))
+        assert min(abs(power - peak) for power in powers) <= 0.5
+
+    def test_variants_are_tried_at_the_best_rate_and_rates_in_between_with_the_best_variant(self) -> None:
+        best_of = [0, 1, 1, 1, 4, 4, 6, 7]
+        found = [job.settings for job in search(make_plan(), "vicreg", best_of, count=9)]
         double = 2 * self.RATE
-        assert found == [
-            {},
-            {RATE: double},
-            {RATE: self.RATE / 2},
+        assert found[3:] == [
+            {RATE: 4 * self.RATE},
             {RATE: double, "method.covariance_weight": 4.0},
             {RATE: double, "method.covariance_weight": 16.0},
             {RATE: double, "method.covariance_weight": 0.25},  # replaces the variant that was the best
-            {RATE: 4 * self.RATE, "method.covariance_weight": 0.25},
-            {RATE: self.RATE / 4, "method.covariance_weight": 0.25},
+            {RATE: pytest.approx(2**1.5 * self.RATE), "method.covariance_weight": 0.25},
+            {RATE: pytest.approx(2**1.75 * self.RATE), "method.covariance_weight": 0.25},
         ]
 
     def test_a_variant_replaces_another_one_whole(self) -> None:
         """MEC's third variant has no predictor, which the others must not inherit."""
-        plan = make_plan()
-        best = {"method.predictor": False, RATE: 0.1}
-        assert next_trial(plan, "mec", best, 4).settings == {RATE: 0.1, "method.distortion": 4.0}
+        earlier = [job.settings for job in search(make_plan(), "mec", [0] * 3, count=4)]
+        earlier.append({"method.predictor": False})
+        assert next_trial(make_plan(), "mec", earlier, 4).settings == {"method.distortion": 4.0}
 
     @pytest.mark.parametrize("method", some(list_methods(), "matrix_ssl", "mec", "vicreg", "simsiam"))
     def test_every_trial_is_different_whatever_is_found(self, method: str) -> None:
@@ -206,14 +238,14 @@ class TestTrials:
     def test_the_rate_is_that_of_the_recipe(self) -> None:
         """Also for the recipe that otherwise takes the rate of each method's paper."""
         plan = make_plan(recipe="imagenet", data="photos", methods=("matrix_ssl", "barlow_twins"))
-        job = next_trial(plan, "barlow_twins", {}, 1)
-        assert next_trial(plan, "barlow_twins", {}, 0).config.optimizer.learning_rate == 0.5
+        job = trial(plan, "barlow_twins", 1)
+        assert trial(plan, "barlow_twins", 0).config.optimizer.learning_rate == 0.5
         assert job.config.optimizer.learning_rate == job.settings[RATE] == 1.0
 
     def test_settings_of_trials_change_trials_only(self) -> None:
         plan = make_plan(tuning_settings=("network.width=16", "batch_size=128"))
-        trial, run = next_trial(plan, "simsiam", {}, 1), runs(plan, "simsiam", {})[0]
-        assert (trial.config.network.width, trial.config.batch_size) == (16, 128)
+        tried, run = trial(plan, "simsiam", 1), runs(plan, "simsiam", {})[0]
+        assert (tried.config.network.width, tried.config.batch_size) == (16, 128)
         assert (run.config.network.width, run.config.batch_size) == (32, 256)
 
     def test_a_variant_that_the_recipe_has_already_is_no_trial(self) -> None:
@@ -248,14 +280,14 @@ class TestTrials:
         assert tried[1][1]["seeds"] == [{"linear": 0.9, "knn_20": 0.1}, {"linear": 0.2, "knn_20": 0.1}]
         assert tried[1][1]["seconds"] == 4.0
         assert {job.stage for job in run.waiting()} == {"run", "baselines"}
-        job = next_trial(plan, "simsiam", {}, 2)
+        job = trial(plan, "simsiam", 2)
         run.failures[with_seeds(plan, job)[1].folder] = {"error": "it diverged"}
         assert run.tried("simsiam")[2][1] == {"error": "it diverged"} and run.best(run.tried("simsiam"))[0] == 1
 
     def test_a_plan_with_one_seed_a_trial_is_that_of_earlier_versions(self) -> None:
         assert "trial_seeds" not in make_plan().describe()
         assert make_plan(trial_seeds=2).describe()["trial_seeds"] == 2
-        job = next_trial(make_plan(), "simsiam", {}, 1)
+        job = trial(make_plan(), "simsiam", 1)
         assert with_seeds(make_plan(), job) == [job]
 
     def test_all_methods_get_the_same_number_or_an_error(self) -> None:
@@ -288,13 +320,13 @@ class TestBestTrial:
     )
     def test_is_the_most_accurate(self, results: list[dict], best: int) -> None:
         plan = make_plan()
-        tried = [(next_trial(plan, "simsiam", {}, number), found) for number, found in enumerate(results)]
+        tried = [(trial(plan, "simsiam", number), found) for number, found in enumerate(results)]
         number, settings = ComparisonRun(plan, Path("absent"), command="").best(tried)
-        assert number == best and settings == next_trial(plan, "simsiam", {}, best).settings
+        assert number == best and settings == trial(plan, "simsiam", best).settings
 
     def test_is_chosen_by_the_measure_that_was_asked_for(self) -> None:
         plan = make_plan(measure="knn_20")
-        tried = [(next_trial(plan, "simsiam", {}, i), result(*r)) for i, r in enumerate([(0.9, 0.1), (0.1, 0.9)])]
+        tried = [(trial(plan, "simsiam", i), result(*r)) for i, r in enumerate([(0.9, 0.1), (0.1, 0.9)])]
         assert ComparisonRun(plan, Path("absent"), command="").best(tried)[0] == 1
 
 
@@ -317,7 +349,7 @@ class TestRuns:
         data = None if options_of(recipe).data.source else "photos"
         plan = make_plan("data.subset=99", recipe=recipe, data=data, methods=tuple(list_methods()), rivals_budget=16)
         for number in range(2):
-            for make in (lambda m, n=number: next_trial(plan, m, {}, n), lambda m, n=number: runs(plan, m, {})[n]):
+            for make in (lambda m, n=number: trial(plan, m, n), lambda m, n=number: runs(plan, m, {})[n]):
                 configs = [flat(make(method).config) for method in CONVOLUTIONAL]
                 shared = [{k: v for k, v in c.items() if not k.startswith("method.")} for c in configs]
                 assert all(other == shared[0] for other in shared)
@@ -326,7 +358,7 @@ class TestRuns:
 
     def test_a_masked_autoencoder_takes_the_crops_of_one_view(self) -> None:
         plan = make_plan(recipe="cifar10_small", methods=("mae", "simclr"), reference="simclr")
-        ours, others = (next_trial(plan, name, {}, 0).config for name in ("mae", "simclr"))
+        ours, others = (trial(plan, name, 0).config for name in ("mae", "simclr"))
         assert ours.views == (config.ViewConfig(crop_scale=others.views[0].crop_scale, flip=0.5, **COLOUR),)
         assert dataclasses.replace(ours, views=others.views, method=others.method) == others
 
@@ -429,9 +461,7 @@ class TestOptionsOfMethods:
         plan = dataclasses.replace(make_plan(methods=self.METHODS, reference="simclr"), base=base, options=others)
         options = {name: runs(plan, name, {})[0].config.method.options for name in self.METHODS}
         assert [options[name]["hidden_dim"] for name in self.METHODS] == [48, 48, 48]
-        assert (
-            options["simclr"]["temperature"] == next_trial(plan, "simclr", {}, 0).config.method.options["temperature"]
-        )
+        assert options["simclr"]["temperature"] == trial(plan, "simclr", 0).config.method.options["temperature"]
         assert options["simclr"]["temperature"] == 0.3 and "temperature" not in options["simsiam"]
         assert list(lacking(values, self.METHODS)) == [
             "method.temperature=0.3 is for simclr: the other methods have no such option."

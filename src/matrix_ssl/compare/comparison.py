@@ -45,8 +45,9 @@ class ComparisonRun:
         for method in plan.methods:
             if plan.trials > most_trials(plan, method):
                 raise ConfigError(f"--trials {plan.trials}: {method!r} has {most_trials(plan, method)} different ones.")
-            for number in range(self.trials):
-                next_trial(plan, method, {}, number)
+            earlier: list[dict[str, Any]] = []
+            for _ in range(self.trials):
+                earlier.append(next_trial(plan, method, earlier, 0).settings)
             runs(plan, method, {})
 
     def open_data(self, *, data_root: Path | None, download: bool, fresh: bool = False) -> list[str]:
@@ -71,7 +72,7 @@ class ComparisonRun:
             )
         self.data = {"name": learn.name, **identity}
         part, _ = jobs.hold_out(learn)  # for the trials, and for the curves of the runs
-        trials = [(next_trial(plan, plan.reference, {}, 0), part)] if self.trials else []
+        trials = [(next_trial(plan, plan.reference, [], 0), part)] if self.trials else []
         for job, source in (*trials, (runs(plan, plan.reference, {})[0], learn)):
             config = configuration.override(job.config, ["data.subset=0"])
             setup.prepare(config, source=source, device=torch.device("cpu"), display=Display(quiet=True))
@@ -113,7 +114,7 @@ class ComparisonRun:
         for method in self.plan.methods:
             tried = self.tried(method)
             if len(tried) < self.trials:
-                trials += with_seeds(self.plan, next_trial(self.plan, method, self.best(tried)[1], len(tried)))
+                trials += with_seeds(self.plan, self._next_trial(method, tried))
             else:
                 ready += runs(self.plan, method, self.best(tried)[1])
         trials.sort(key=lambda job: (job.number, job.trial_seed))
@@ -124,13 +125,16 @@ class ComparisonRun:
     def tried(self, method: str) -> list[tuple[Job, dict[str, Any]]]:
         """The trials of a method that have ended with all their seeds, in their order, with their results."""
         tried: list[tuple[Job, dict[str, Any]]] = []
-        for number in range(self.trials):
-            job = next_trial(self.plan, method, self.best(tried)[1], number)
+        for _ in range(self.trials):
+            job = self._next_trial(method, tried)
             results = [self.result(each) for each in with_seeds(self.plan, job)]
             if any(result is None for result in results):
                 break
             tried.append((job, _together([result for result in results if result is not None])))
         return tried
+
+    def _next_trial(self, method: str, tried: list[tuple[Job, dict[str, Any]]]) -> Job:
+        return next_trial(self.plan, method, [job.settings for job, _ in tried], self.best(tried)[0])
 
     def best(self, tried: list[tuple[Job, dict[str, Any]]]) -> tuple[int, dict[str, Any]]:
         """Number and settings of the trial with the best accuracy on held-out images, of equal ones the first.
@@ -154,7 +158,7 @@ class ComparisonRun:
             ready = runs(self.plan, method, self.best(tried)[1])
             trials = [job for job, _ in tried]
             if len(tried) < self.trials:  # of the one that is running some seeds may have ended
-                trials.append(next_trial(self.plan, method, self.best(tried)[1], len(tried)))
+                trials.append(self._next_trial(method, tried))
             ready += [job for trial in trials for job in with_seeds(self.plan, trial)]
             done += sum(self.result(job) is not None for job in ready)
             total += self.trials * self.plan.trial_seeds + len(ready) - len(trials) * self.plan.trial_seeds

@@ -1,12 +1,14 @@
 """What a comparison consists of: the trials that tune every method, and the runs whose results are reported.
 
 Everything is equal for all methods: images, their order, views, encoder, epochs, evaluation and the number of trials.
-The trials of a method are a coordinate search: first the unchanged recipe, then twice and half its learning rate, then,
-at the best rate so far, the settings that the method proposes (``Method.variants``), then four times and a quarter of
-the rate with the best of these. With several seeds a trial is judged by their mean, so that no lucky one is chosen.
+The trials of a method are a coordinate search: first the unchanged recipe, then twice and half its learning rate, and
+on in steps of two as long as the best rate is the highest or the lowest of all; at the best rate the settings that the
+method proposes (``Method.variants``); and with the best of these rates between the best one and its neighbours. With
+several seeds a trial is judged by their mean, so that no lucky one is chosen.
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,7 +24,8 @@ from matrix_ssl.methods import complete_options, find_method, list_methods, opti
 from matrix_ssl.training import setup
 
 RATE = "optimizer.learning_rate"
-_NEAR, _FAR = (2.0, 0.5), (4.0, 0.25)  # factors of the recipe's learning rate, before and after the variants
+_FACTOR = 2.0  # between the rates that are tried first
+_FINER = 2  # trials of rates in between, when a method's variants have been tried
 
 Stage = Literal["tuning", "run", "baselines", "public"]
 
@@ -127,20 +130,38 @@ def _refusal(method: str, base: RunConfig) -> ConfigError | None:
 
 
 def most_trials(plan: Plan, method: str) -> int:
-    """How many different trials a method has."""
-    return 1 + len(_NEAR) + len(_variants(plan, method)) + len(_FAR)
+    """How many trials a method may have: the recipe, two other rates, its variants, and two rates in between."""
+    return 3 + len(_variants(plan, method)) + _FINER
 
 
-def next_trial(plan: Plan, method: str, best: dict[str, Any], number: int) -> Job:
-    """A trial of a method, by its number from 0 and the settings of the best trial so far, by dotted keys."""
-    variants = _variants(plan, method)
-    rates = [{RATE: plan.base.optimizer.learning_rate * factor} for factor in (*_NEAR, *_FAR)]
-    near = len(_NEAR)
-    move = [{}, *rates[:near], *variants, *rates[near:]][number]
-    is_variant = near < number <= near + len(variants)
-    # a variant replaces the one before it
-    kept = {key: value for key, value in best.items() if key == RATE or not is_variant}
-    return _job(plan, "tuning", method, number, plan.tuning_budget, kept | move, plan.tuning_settings)
+def next_trial(plan: Plan, method: str, earlier: Sequence[dict[str, Any]], best: int) -> Job:
+    """The next trial of a method.
+
+    Args:
+        earlier: the settings of the trials before it, by dotted keys, in their order.
+        best: the number of the best of them.
+    """
+    settings = _next_settings(earlier, best, plan.base.optimizer.learning_rate, _variants(plan, method))
+    return _job(plan, "tuning", method, len(earlier), plan.tuning_budget, settings, plan.tuning_settings)
+
+
+def _next_settings(
+    earlier: Sequence[dict[str, Any]], best: int, recipe: float, variants: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """The settings of the next trial; ``recipe`` is the recipe's learning rate."""
+    if len(earlier) < 3:
+        return ({}, {RATE: recipe * _FACTOR}, {RATE: recipe / _FACTOR})[len(earlier)]
+    kept, rates = earlier[best], sorted({settings.get(RATE, recipe) for settings in earlier})
+    rate = kept.get(RATE, recipe)
+    waiting = [variant for variant in variants if not any(variant.items() <= tried.items() for tried in earlier)]
+    if len(waiting) == len(variants) and rate in (rates[0], rates[-1]):
+        return {RATE: rate * _FACTOR if rate == rates[-1] else rate / _FACTOR}
+    if waiting:  # in the place of another variant
+        return {key: value for key, value in kept.items() if key == RATE} | waiting[0]
+    place = rates.index(rate)
+    neighbours = [rates[i] for i in (place + 1, place - 1) if 0 <= i < len(rates)]
+    widest = max(neighbours, key=lambda other: abs(math.log(other / rate)))  # of equal gaps the one above
+    return kept | {RATE: math.sqrt(rate * widest)}
 
 
 def with_seeds(plan: Plan, trial: Job) -> list[Job]:
