@@ -76,24 +76,39 @@ def kernel_infonce_loss(
         raise ValueError(f"exponent must be in (0, 2] and mixture in [0, 1], got {exponent} and {mixture}.")
     rows = unit_rows(torch.cat([z1, z2]))
     if kernel == "exponential":
-        return _infonce(rows, temperature, exponent)
+        return _infonce(_distances(rows), temperature, exponent)
     if kernel == "sum":
-        return mixture * _infonce(rows, temperature, exponent) + (1 - mixture) * _infonce(rows, temperature, 2.0)
+        distances = _distances(rows)
+        return mixture * _infonce(distances, temperature, exponent) + (1 - mixture) * _infonce(
+            distances, temperature, 2.0
+        )
     if kernel != "concatenation":
         raise ValueError(f"kernel must be one of {', '.join(get_args(Kernel))}, got {kernel!r}.")
     if rows.shape[1] % 2:
         raise ValueError(f"Concatenation halves the outputs: expected an even width, got {rows.shape[1]}.")
-    first, second = rows.chunk(2, dim=1)
+    first, second = (_distances(half) for half in rows.chunk(2, dim=1))
     return mixture * _infonce(first, temperature, exponent) + (1 - mixture) * _infonce(second, temperature, 2.0)
 
 
-def _infonce(rows: Tensor, temperature: float, exponent: float) -> Tensor:
-    """The loss of 2n rows, of which i and i + n are partners, with one kernel."""
-    # differences of rows instead of inner products, which would cancel digits of small distances
-    distances = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist").clamp_min(_NEAREST)
-    itself = torch.eye(len(rows), dtype=torch.bool, device=rows.device)
+def _distances(rows: Tensor) -> Tensor:
+    """‖x - y‖ of all pairs of rows (m, d), at least ``_NEAREST``: (m, m).
+
+    By inner products in float64: in float32 these would cancel the digits of small distances, and differences of all
+    pairs take a multiple of the time. MPS has no float64.
+    """
+    if rows.device.type == "mps":
+        return torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist").clamp_min(_NEAREST)
+    precise = rows.double()
+    squares = precise.square().sum(1)
+    squared = squares[:, None] + squares - 2 * precise @ precise.mT
+    return squared.clamp_min(_NEAREST**2).sqrt().to(rows.dtype)
+
+
+def _infonce(distances: Tensor, temperature: float, exponent: float) -> Tensor:
+    """The loss of the distances (2n, 2n) between rows, of which i and i + n are partners, with one kernel."""
+    itself = torch.eye(len(distances), dtype=torch.bool, device=distances.device)
     logits = (-(distances**exponent) / temperature).masked_fill(itself, -torch.inf)
-    partners = torch.arange(len(rows), device=rows.device).roll(len(rows) // 2)
+    partners = torch.arange(len(distances), device=distances.device).roll(len(distances) // 2)
     return F.cross_entropy(logits, partners)
 
 
