@@ -60,6 +60,15 @@ def test_equal_differences(shift, p):
     assert result.p == p
 
 
+def test_equal_differences_of_scores_with_seven_digits():
+    """One test image of 360 in each of five seeds, as a published file has it."""
+    right = np.array([358, 357, 358, 356, 359])
+    a, b = ([float(f"{value:.7g}") for value in count / 360] for count in (right, right - 1))
+    assert np.ptp(np.subtract(a, b)) > 0
+    result = paired_difference(a, b)
+    assert (result.low, result.high, result.p) == (result.mean, result.mean, 2 / 32)
+
+
 def test_rounding_is_no_difference():
     result = paired_difference([0.1 + 0.2, 0.3], [0.3, 0.1 + 0.2])
     assert (result.mean, result.p) == (0, 1)

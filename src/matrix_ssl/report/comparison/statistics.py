@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from matrix_ssl.errors import ConfigError, DataError
 
 SIGNIFICANT = 0.05  # an adjusted p value below counts as a difference
+_ROUNDING = 4e-7  # of the largest score: scores may have been written with seven digits
 Name = TypeVar("Name", bound=Hashable)
 
 
@@ -59,8 +60,8 @@ def paired_difference(a: Sequence[float], b: Sequence[float], *, confidence: flo
     quantile of Student's distribution with n - 1 degrees of freedom at (1 + confidence) / 2, and
     p = 2 P(T > |mean| √n / sd). Both are exact when the differences are independent and normal.
 
-    Differences that are all equal, up to the rounding of a and b, have sd = 0, which happens by chance where scores are
-    multiples of one test image. Then the interval has no width, and p, which the t test would put at 0, is that of the
+    Differences that are all equal, up to the rounding of a and b to seven digits, have sd = 0, which happens by chance
+    where scores are multiples of one test image. Then the interval has no width, and p, which the t test would put at 0, is that of the
     sign test, which needs no spread: 2 / 2ⁿ, the chance that n fair coins agree; and 1 when the mean is zero.
 
     Args:
@@ -84,7 +85,7 @@ def paired_difference(a: Sequence[float], b: Sequence[float], *, confidence: flo
         raise DataError("A paired difference needs finite scores.")
     differences = x - y
     mean, n = float(differences.mean()), len(x)
-    rounding = 4 * np.finfo(np.float64).eps * max(np.abs(x).max(), np.abs(y).max())
+    rounding = _ROUNDING * max(np.abs(x).max(), np.abs(y).max())
     mean = 0.0 if abs(mean) <= rounding else mean
     if n == 1:
         return PairedDifference(mean, None, None, None, n)
