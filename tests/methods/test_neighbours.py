@@ -1,6 +1,7 @@
 """The losses of CorInfoMax, EMP-SSL, MMCR, W-MSE and Kernel-InfoNCE: against lightly, and what they promise alone."""
 
 import math
+from typing import Any
 import warnings
 
 import pytest
@@ -182,6 +183,14 @@ class TestKernelInfoNCE:
         z[1][2] = z[0][2]
         found = value_and_gradients(kernel_infonce_loss, z, kernel="exponential", exponent=0.5)
         assert all(part.isfinite().all() for part in found)
+
+    def test_small_distances_keep_their_digits_in_float32(self) -> None:
+        """Inner products of float32 would be wrong by 0.005 here: 1 - <x, y> is smaller than their rounding."""
+        z1 = numbers(64, 32).float()
+        z2 = z1 + 1e-5 * numbers(64, 32).flip(0).float()
+        settings: dict[str, Any] = {"kernel": "exponential", "exponent": 0.5, "temperature": 1.0}
+        expected = kernel_infonce_loss(z1.double(), z2.double(), **settings)
+        torch.testing.assert_close(kernel_infonce_loss(z1, z2, **settings).double(), expected, rtol=0, atol=1e-5)
 
     def test_odd_widths(self) -> None:
         with pytest.raises(ValueError, match="Concatenation halves the outputs: expected an even width, got 3"):
