@@ -1,8 +1,8 @@
 """The losses of CorInfoMax, EMP-SSL, MMCR, W-MSE and Kernel-InfoNCE: against lightly, and what they promise alone."""
 
 import math
-from typing import Any
 import warnings
+from typing import Any
 
 import pytest
 import torch
