@@ -61,8 +61,9 @@ def paired_difference(a: Sequence[float], b: Sequence[float], *, confidence: flo
     p = 2 P(T > |mean| √n / sd). Both are exact when the differences are independent and normal.
 
     Differences that are all equal, up to the rounding of a and b to seven digits, have sd = 0, which happens by chance
-    where scores are multiples of one test image. Then the interval has no width, and p, which the t test would put at 0, is that of the
-    sign test, which needs no spread: 2 / 2ⁿ, the chance that n fair coins agree; and 1 when the mean is zero.
+    where scores are multiples of one test image. Then the interval has no width, and p, which the t test would put at
+    0, is that of the sign test, which needs no spread: 2 / 2ⁿ, the chance that n fair coins agree; and 1 when the mean
+    is zero.
 
     Args:
         a, b: (n,) scores, one for each seed, of the same seeds in the same order.
