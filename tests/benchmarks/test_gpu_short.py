@@ -1,7 +1,6 @@
 """The comparison in parts on a few digits: what is cut off goes on from its pieces with the bits of a whole run."""
 
 import shutil
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from benchmarks.experiments import gpu_short
 from benchmarks.experiments.gpu_short import Comparison
 from matrix_ssl.errors import ConfigError, DataError
 from matrix_ssl.training.pretraining import PreTraining
+from tests.support.stops import stop_once
 
 SETTINGS = ["data.subset=96", "batch_size=32", "epochs=2", "network.width=8", "method.hidden_dim=16",
             "method.output_dim=8", "optimizer.warmup_epochs=0"]  # fmt: skip
@@ -35,15 +35,7 @@ def test_a_part_that_ends_and_goes_on_elsewhere_is_an_uninterrupted_one(
     whole = advance(table(tmp_path / "whole")).content
     assert list(whole["rows"]) == ["matrix_ssl-0", "simclr-0"] and whole["pieces"] == {}
 
-    compute, stops = PreTraining.compute, [3]
-
-    def stopped(self: PreTraining, *given: Any) -> Any:
-        if stops and self.step == stops[0]:
-            stops.pop()
-            signal.raise_signal(signal.SIGTERM)  # what the timer of a part does
-        return compute(self, *given)
-
-    monkeypatch.setattr(PreTraining, "compute", stopped)
+    stop_once(monkeypatch, before=3)  # as the timer of a part does
     monkeypatch.setattr(gpu_short, "PIECE", 50_000)
     first = advance(table(tmp_path / "parts"))
     assert first.content["rows"] == {} and len(first.content["pieces"]["matrix_ssl-0"]) > 2

@@ -1,9 +1,7 @@
 """What only a GPU can show: CUDA graphs of the losses, Triton's kernels, whole trainings, and the views of the CPU."""
 
-import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -22,8 +20,8 @@ from matrix_ssl.runs.files import read_lines, write_json
 from matrix_ssl.runs.folder import CONFIG, METRICS
 from matrix_ssl.runs.signals import Interrupted
 from matrix_ssl.training import setup
-from matrix_ssl.training.pretraining import PreTraining
 from tests.data.test_augment import photographs
+from tests.support.stops import stop_once
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch sees no CUDA device")
 
@@ -88,17 +86,20 @@ def test_a_cuda_graph_holds_value_and_gradient_of_a_loss(name: str) -> None:
 def test_views_are_those_of_the_cpu() -> None:
     pixels = (photographs(48, channels=3, side=40) * 255).to(torch.uint8)
     views, samples = augment.each_view(config.asymmetric_views(), 32), np.arange(48)
-    make = [
-        DeviceViews(views, mean=config.IMAGENET_MEAN, std=config.IMAGENET_STD, device=device, dtype=torch.float32)
-        for device in (GPU, torch.device("cpu"))
-    ]
-    mine, theirs = (m.of_images(pixels.to(m._device), samples, seed=3, epoch=1) for m in make)
-    for one, other in zip(mine, theirs, strict=True):
+    made = []
+    for device in (GPU, torch.device("cpu")):
+        maker = DeviceViews(
+            views, mean=config.IMAGENET_MEAN, std=config.IMAGENET_STD, device=device, dtype=torch.float32
+        )
+        made.append(maker.of_images(pixels.to(device), samples, seed=3, epoch=1))
+    for one, other in zip(*made, strict=True):
         torch.testing.assert_close(one.cpu(), other, rtol=0, atol=1e-4)
 
 
-def trained(folder: Path, device: torch.device, *settings: str) -> list[dict[str, float]]:
-    run = setup.complete(config.override(find_recipe("demo"), [*SMALL, *settings]))
+def trained(folder: Path, device: torch.device, *settings: str, method: str = "matrix_ssl") -> list[dict[str, float]]:
+    """Trains on a few digits, on from a checkpoint that the folder has; the lines of metrics."""
+    base = setup.use_method(find_recipe("demo"), method, papers=False)
+    run = setup.complete(config.override(base, [*SMALL, *settings]))
     source = open_source("digits", split="train", data_root=None)
     folder.mkdir(exist_ok=True)
     write_json(folder / CONFIG, config.to_dict(run))
@@ -109,16 +110,10 @@ def trained(folder: Path, device: torch.device, *settings: str) -> list[dict[str
 
 @pytest.mark.parametrize("method", ["matrix_ssl", "matrix_entropy", "simclr"])
 def test_a_training_follows_that_of_the_cpu(method: str, tmp_path: Path) -> None:
-    run = setup.use_method(find_recipe("demo"), method, papers=False)
-    source = open_source("digits", split="train", data_root=None)
     losses = []
-    for device in (torch.device("cpu"), GPU):
-        folder = tmp_path / device.type
-        chosen = setup.complete(config.override(run, [*SMALL, "log_every=1", "epochs=1"]))
-        folder.mkdir()
-        write_json(folder / CONFIG, config.to_dict(chosen))
-        setup.prepare(chosen, source=source, device=device, display=Display(quiet=True)).train(folder)
-        losses.append([line["loss"] for line in read_lines(folder / METRICS)])
+    for name, device in (("cpu", torch.device("cpu")), ("gpu", GPU)):
+        lines = trained(tmp_path / name, device, "log_every=1", "epochs=1", method=method)
+        losses.append([line["loss"] for line in lines])
     np.testing.assert_allclose(losses[1], losses[0], rtol=5e-3)
 
 
@@ -137,17 +132,9 @@ def test_a_stopped_training_goes_on_with_the_same_bits(
     optimizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = ("deterministic=true", f"optimizer.name={optimizer}", "optimizer.learning_rate=0.01")
-    compute, stops = PreTraining.compute, [5]
-
-    def stopped(self: PreTraining, *given: Any) -> Any:
-        if stops and self.step == stops[0]:
-            stops.pop()
-            signal.raise_signal(signal.SIGTERM)
-        return compute(self, *given)
-
     try:
         trained(tmp_path / "whole", GPU, *settings)
-        monkeypatch.setattr(PreTraining, "compute", stopped)
+        stop_once(monkeypatch, before=5)
         with pytest.raises(Interrupted):
             trained(tmp_path / "parts", GPU, *settings)
         trained(tmp_path / "parts", GPU, *settings)

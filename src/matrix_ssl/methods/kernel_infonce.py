@@ -78,15 +78,13 @@ def kernel_infonce_loss(
     if kernel == "exponential":
         return _infonce(_distances(rows), temperature, exponent)
     if kernel == "sum":
-        distances = _distances(rows)
-        return mixture * _infonce(distances, temperature, exponent) + (1 - mixture) * _infonce(
-            distances, temperature, 2.0
-        )
-    if kernel != "concatenation":
+        first = second = _distances(rows)
+    elif kernel == "concatenation":
+        if rows.shape[1] % 2:
+            raise ValueError(f"Concatenation halves the outputs: expected an even width, got {rows.shape[1]}.")
+        first, second = (_distances(half) for half in rows.chunk(2, dim=1))
+    else:
         raise ValueError(f"kernel must be one of {', '.join(get_args(Kernel))}, got {kernel!r}.")
-    if rows.shape[1] % 2:
-        raise ValueError(f"Concatenation halves the outputs: expected an even width, got {rows.shape[1]}.")
-    first, second = (_distances(half) for half in rows.chunk(2, dim=1))
     return mixture * _infonce(first, temperature, exponent) + (1 - mixture) * _infonce(second, temperature, 2.0)
 
 
