@@ -26,6 +26,7 @@ from matrix_ssl.errors import ConfigError
 from matrix_ssl.evaluate.detection import run as detection
 from matrix_ssl.evaluate.detection.settings import DetectionSettings
 from matrix_ssl.evaluate.probes.accuracy import summarise
+from matrix_ssl.report.comparison.statistics import PairedDifference, paired_difference
 from matrix_ssl.runs.files import read_json, write_json
 from matrix_ssl.runs.session import session
 from matrix_ssl.training.configure import configure
@@ -108,16 +109,32 @@ def detect(arguments: argparse.Namespace, encoder: str, out: Path, seed: int) ->
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    """Prints mean and standard deviation over seeds."""
-    table = Table("pre-trained on", "method", "seeds", "box AP50", "mask AP50")
+    """Prints mean and standard deviation over seeds, and the paired difference from random weights, in points."""
+    table = Table("pre-trained on", "method", "seeds", "box AP50", "over random", "mask AP50", "over random")
     for recipe, method in dict.fromkeys((row["recipe"], row["method"]) for row in rows):
-        same = [row for row in rows if (row["recipe"], row["method"]) == (recipe, method)]
         cells = []
         for name in ("box_AP50", "mask_AP50"):
-            value = summarise([row[name] or 0.0 for row in same])
-            cells.append(f"{100 * value['mean']:.1f} ± {100 * (value['sd'] or 0):.1f}")
-        table.add_row(recipe, method, str(len(same)), *cells)
-    Console().print(table)
+            scores, random = of_seeds(rows, recipe, method, name), of_seeds(rows, "random", "", name)
+            value = summarise(list(scores.values()))
+            common = sorted(scores.keys() & random.keys()) if method else []
+            difference = paired_difference([scores[s] for s in common], [random[s] for s in common]) if common else None
+            spread = f" ± {value['sd']:.1f}" if len(scores) > 1 else ""
+            cells += [f"{value['mean']:.1f}{spread}", in_words(difference)]
+        table.add_row(recipe, method, str(len(scores)), *cells)
+    Console(width=120).print(table)
+
+
+def of_seeds(rows: list[dict[str, Any]], recipe: str, method: str, name: str) -> dict[int, float]:
+    """The scores of an arm in points, by seed; a detector that finds nothing has none and counts as 0."""
+    return {r["seed"]: 100 * (r[name] or 0.0) for r in rows if (r["recipe"], r["method"]) == (recipe, method)}
+
+
+def in_words(difference: PairedDifference | None) -> str:
+    """Mean and 95 % interval."""
+    if difference is None:
+        return ""
+    interval = "" if difference.low is None else f" [{difference.low:+.1f}, {difference.high:+.1f}]"
+    return f"{difference.mean:+.1f}{interval}"
 
 
 if __name__ == "__main__":

@@ -73,6 +73,25 @@ class TestConversion:
         assert sum(len(result["annotations"]) for result in results.values()) == 423
 
 
+def test_the_table_pairs_seeds_with_random_weights(capsys: pytest.CaptureFixture[str]) -> None:
+    scores = {
+        ("random", ""): [0.40, 0.44, 0.42],
+        ("cifar10", "simclr"): [0.43, 0.45, 0.48],
+        ("imagenette", "mec"): [0.5],
+    }
+    rows = [
+        {"recipe": recipe, "method": method, "seed": seed, "box_AP50": value, "mask_AP50": value if method else None}
+        for (recipe, method), values in scores.items()
+        for seed, value in enumerate(values)
+    ]
+    detection_small.show(rows)
+    lines = capsys.readouterr().out.splitlines()
+    assert any("random" in line and "42.0 ± 2.0" in line and "0.0 ± 0.0" in line for line in lines)
+    # differences 3, 1, 6: mean 3.33, sd 2.52, times 4.303 / sqrt(3)
+    assert any("simclr" in line and "45.3 ± 2.5" in line and "+3.3 [-2.9, +9.6]" in line for line in lines)
+    assert any("mec" in line and " 50.0 " in line and " +10.0 " in line and "+50.0" in line for line in lines)
+
+
 @pytest.mark.slow
 def test_from_pre_training_to_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("pycocotools")
