@@ -11,7 +11,7 @@ from annotated_types import Ge
 from torch import nn
 
 from matrix_ssl.errors import ConfigError
-from matrix_ssl.losses import matrix_ssl_loss, matrix_ssl_terms
+from matrix_ssl.losses import matrix_ssl_loss, matrix_ssl_terms, matrix_ssl_variant_terms
 from matrix_ssl.methods import Method, complete_options, find_method, list_methods
 from matrix_ssl.methods.matrix_ssl import MatrixSSL
 from matrix_ssl.networks import build_encoder
@@ -262,6 +262,27 @@ class TestMatrixSSL:
         p1, p2 = (method.projector(encoder(v)) for v in (one, two))  # the teacher is still a copy
         expected = matrix_ssl_loss(z1, z2, p1, p2, alignment_weight=2.5, **options)
         torch.testing.assert_close(method(one, two).loss, expected)
+
+    @pytest.mark.parametrize("uniformity", ["cross", "own", "entropy"])
+    def test_other_terms_reach_the_loss(self, uniformity):
+        torch.manual_seed(0)
+        encoder, width = build_encoder("tiny_resnet", channels=1, image_size=8, width=8)
+        terms = {"uniformity": uniformity, "alignment": "images"}
+        method = MatrixSSL(encoder, width, hidden_dim=8, output_dim=6, ridge=0.2, predictor=False, **terms)
+        one, two = views()
+        z1, z2 = (method.projector(encoder(v)) for v in (one, two))
+        p1, p2 = (method.projector(encoder(v)).detach() for v in (one, two))  # the teacher is still a copy
+        expected = matrix_ssl_variant_terms(z1, z2, p1, p2, objective=method.objective, **terms).loss
+        found = method(one, two).loss
+        torch.testing.assert_close(found, expected)
+        weights = list(method.projector.parameters())
+        for a, b in zip(*(torch.autograd.grad(loss, weights) for loss in (found, expected)), strict=True):
+            torch.testing.assert_close(a, b)
+
+    @pytest.mark.parametrize("uniformity", ["own", "entropy"])
+    def test_one_term_has_to_compare_the_views_of_an_image(self, uniformity):
+        with pytest.raises(ConfigError, match=f"method.uniformity={uniformity} with .*: add --set method.alignment"):
+            MatrixSSL(nn.Flatten(), 64, hidden_dim=8, output_dim=6, uniformity=uniformity)
 
     def test_gradient_reaches_all_of_the_student_and_none_of_the_teacher(self, method):
         method(*views()).loss.backward()

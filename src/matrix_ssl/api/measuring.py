@@ -159,7 +159,6 @@ def _result(
         "checkpoints": compare_checkpoints(subjects) if checkpoints and len(subjects) > 1 else None,
         "choice": choose(trained) if checkpoints and len(trained) > 1 else None,
         "population": population,
-        "unreadable": [],
         "meanings": {"ranks": meanings(), "comparisons": COMPARISONS, "checkpoints": MATRICES},
     }
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from matrix_ssl import config, networks
 from matrix_ssl.distributed import losses
+from matrix_ssl.errors import ConfigError
 from matrix_ssl.losses import (
     DEFAULTS,
     Alignment,
@@ -45,7 +46,11 @@ class MatrixSSL(TeacherMethod):
         teacher_momentum: at the start; it rises to 1 on a cosine.
         predictor: whether the student has one. Methods without a repelling term need it; matrix uniformity repels by
             itself, and in short trainings the features were better without (``LOG.md``).
-        uniformity, alignment: other than the published terms, see ``matrix_ssl.losses.matrix_ssl_variant_terms``.
+        uniformity, alignment: other than the published terms, see ``matrix_ssl.losses.matrix_ssl_variant_terms``. One
+            of the two has to compare the views of an image: the cross-covariance does, and the alignment of images.
+
+    Raises:
+        ConfigError: neither uniformity nor alignment compares the two views of an image.
     """
 
     counters = ("negative_determinants",)
@@ -73,6 +78,11 @@ class MatrixSSL(TeacherMethod):
         alignment: Alignment = "covariances",  # the paper
     ):
         super().__init__()
+        if uniformity != "cross" and alignment == "covariances":
+            raise ConfigError(
+                f"method.uniformity={uniformity} with method.alignment=covariances never compares the two views of an "
+                f"image, so that nothing about the images is learned: add --set method.alignment=images."
+            )
         self.encoder = encoder
         self.projector = networks.projector(feature_dim, hidden_dim, output_dim)
         self.predictor = networks.predictor(output_dim) if predictor else nn.Identity()
