@@ -224,6 +224,19 @@ def test_a_public_encoder_gets_a_row_without_training(done: Path, tmp_path: Path
     assert f"SHA-256 {public['sha256'][:12]}" in page and "a frozen public encoder, not trained here" in page
 
 
+def test_methods_and_seeds_can_be_added(done: Path, tmp_path: Path) -> None:
+    shutil.copytree(done / "c", tmp_path / "c")
+    before, rows = moments(tmp_path), results(tmp_path)["rows"]
+    settings = ("--seeds", "3", "--trials", "2", "--budget", "1", "--rivals-budget", "2")
+    ended = compare(tmp_path, words(*settings, methods="simclr,matrix_ssl,simsiam", settings=()))
+    assert ended.err.startswith("3 methods, 22 jobs (11 done), 2 at a time on cpu: c\n")
+    assert moments(tmp_path).items() >= before.items()
+    found = results(tmp_path)
+    assert found["methods"] == ["simclr", "matrix_ssl", "simsiam"] and found["reference"] == "matrix_ssl"
+    assert [row for row in found["rows"] if row["method"] != "simclr" and row["seed"] < 2] == rows
+    assert len(found["rows"]) == 3 + 2 * 6 and "simclr" in ended.out
+
+
 def test_observation_costs_no_time_and_changes_no_weight(tmp_path: Path) -> None:
     """An observer that sleeps, draws random numbers and leaves the encoder as it is given."""
     settings = [*TINY, "epochs=1"]

@@ -2,9 +2,11 @@
 
 import dataclasses
 import itertools
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -31,7 +33,7 @@ from matrix_ssl.data.statistics import mean_and_deviation
 from matrix_ssl.errors import ConfigError, RunFolderError
 from matrix_ssl.methods import complete_options, find_method, list_methods
 from matrix_ssl.runs import devices
-from matrix_ssl.runs.files import write_json
+from matrix_ssl.runs.files import read_json, write_json
 from matrix_ssl.training.configure import configure, outline
 from tests.support.quick import cross, some
 from tests.support.runs import make_images
@@ -492,8 +494,32 @@ class TestFolder:
         ComparisonRun(plan, tmp_path, command="").claim()
         ComparisonRun(plan, tmp_path, command="another spelling").claim()
         with pytest.raises(RunFolderError) as caught:
-            ComparisonRun(dataclasses.replace(plan, seeds=3, trials=2), tmp_path, command="").claim()
-        assert "(seeds: 2 -> 3; trials: 4 -> 2)" in str(caught.value)
+            ComparisonRun(dataclasses.replace(plan, seeds=1, trials=2), tmp_path, command="").claim()
+        assert "(seeds: 2 -> 1; trials: 4 -> 2)" in str(caught.value)
+
+    def test_it_may_get_more_methods_and_seeds_and_nothing_else(self, tmp_path: Path) -> None:
+        plan = make_plan(methods=("simsiam", "byol"), reference="simsiam", seeds=2)
+        larger = dataclasses.replace(plan, methods=("byol", "mec", "simsiam"), seeds=3)
+        ComparisonRun(plan, tmp_path, command="").claim()
+        with pytest.raises(RunFolderError, match="trials: 4 -> 2"):
+            ComparisonRun(dataclasses.replace(larger, trials=2), tmp_path, command="").claim()
+        ComparisonRun(larger, tmp_path, command="").check()
+        assert read_json(tmp_path / "plan.json") == json.loads(json.dumps(plan.describe()))  # it changes nothing
+        ComparisonRun(larger, tmp_path, command="").claim()
+        assert read_json(tmp_path / "plan.json") == json.loads(json.dumps(larger.describe()))
+        with pytest.raises(RunFolderError) as caught:
+            ComparisonRun(dataclasses.replace(larger, methods=("simsiam", "moco_v2")), tmp_path, command="").check()
+        assert str(caught.value) == (
+            f"{tmp_path} compares byol, mec as well: name all of its methods and those to add in --methods, or choose "
+            "a different folder with --out."
+        )
+
+    @pytest.mark.parametrize("damage", [{"methods": 5}, {"methods": [None]}, {"seeds": "2"}, {"seeds": True}])
+    def test_a_damaged_plan_does_not_grow(self, tmp_path: Path, damage: dict[str, Any]) -> None:
+        plan = make_plan()
+        write_json(tmp_path / "plan.json", plan.describe() | damage)
+        with pytest.raises(RunFolderError, match="was started with other settings"):
+            ComparisonRun(dataclasses.replace(plan, seeds=9), tmp_path, command="").claim()
 
     def test_settings_that_decide_nothing_may_change(self, tmp_path: Path) -> None:
         ComparisonRun(make_plan("log_every=3"), tmp_path, command="").claim()

@@ -21,6 +21,7 @@ from matrix_ssl.runs.display import Display
 from matrix_ssl.runs.environment import environment
 from matrix_ssl.runs.files import read_object, write_json
 from matrix_ssl.runs.folder import check_claim, check_folder, claim
+from matrix_ssl.runs.terminal import redact_values
 from matrix_ssl.training import setup
 
 PLAN = "plan.json"
@@ -81,11 +82,30 @@ class ComparisonRun:
     def check(self) -> None:
         """Raises RunFolderError for a folder that holds a different comparison or something else; changes nothing."""
         check_folder(self.out, first=PLAN)
-        check_claim(self.out, self.plan.describe(), may_change=_MAY_CHANGE, first=PLAN)
+        check_claim(self.out, self.plan.describe(), may_change=[*_MAY_CHANGE, *self._grown()], first=PLAN)
 
     def claim(self) -> None:
         """Makes the folder, whose lock this process holds, one of this plan; raises as ``check``."""
-        claim(self.out, self.plan.describe(), may_change=_MAY_CHANGE, first=PLAN)
+        grown = self._grown()
+        claim(self.out, self.plan.describe(), may_change=[*_MAY_CHANGE, *grown], first=PLAN)
+        if grown:
+            write_json(self.out / PLAN, redact_values(self.plan.describe()))
+
+    def _grown(self) -> list[str]:
+        """Of methods and seeds those that have become more than in the folder; RunFolderError for fewer methods."""
+        if not (self.out / PLAN).exists():
+            return []
+        methods, seeds = (read_object(self.out / PLAN, "methods", "seeds")[key] for key in ("methods", "seeds"))
+        if not (isinstance(methods, list) and all(isinstance(name, str) for name in methods) and type(seeds) is int):
+            return []  # damaged, and so a different comparison
+        named = {Path(name).stem for name in self.plan.methods}
+        if left_out := [stem for name in methods if (stem := Path(name).stem) not in named]:
+            raise RunFolderError(
+                f"{self.out} compares {', '.join(left_out)} as well: name all of its methods and those to add in "
+                "--methods, or choose a different folder with --out."
+            )
+        more = {"methods": set(methods) < set(self.plan.methods), "seeds": seeds < self.plan.seeds}
+        return [key for key, is_more in more.items() if is_more]
 
     def run(
         self, *, where: list[schedule.Place], data_root: Path | None,
