@@ -207,7 +207,7 @@ def test_the_cache_is_static_where_the_model_has_one_and_changes_no_answer(monke
 
 def test_questions_without_answers(tmp_path: Path):
     expected = [Exchange.of("one?", ""), Exchange.of("two?", "")]
-    (tmp_path / "a.txt").write_text("one?\n\ntwo?\n")
+    (tmp_path / "a.txt").write_bytes(b"one?\r\n\ntwo?\n")
     assert question_files.read_questions(str(tmp_path / "a.txt")) == expected
     (tmp_path / "a.jsonl").write_text('{"prompt": "one?"}\n{"prompt": "two?"}\n')
     assert question_files.read_questions(str(tmp_path / "a.jsonl")) == expected
@@ -217,6 +217,10 @@ def test_questions_without_answers(tmp_path: Path):
         question_files.read_questions(str(tmp_path / "b.csv"))
     (tmp_path / "c.jsonl").write_text('{"instruction": "one?"}\n{"instruction": "one?", "input": "x"}\n')
     assert question_files.read_questions(str(tmp_path / "c.jsonl")) == [expected[0], Exchange.of("one?\n\nx", "")]
+    (tmp_path / "c.txt").write_bytes("one\u2028or\x0cother?\rtwo?".encode())  # only ends of lines in files end a line
+    assert [one.messages[0]["content"] for one in question_files.read_questions(str(tmp_path / "c.txt"))] == [
+        "one\u2028or\x0cother?", "two?",
+    ]  # fmt: skip
     (tmp_path / "d.txt").write_text("\n \n")
     with pytest.raises(DataError, match="is empty: it needs at least one question"):
         question_files.read_questions(str(tmp_path / "d.txt"))

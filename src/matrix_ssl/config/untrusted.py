@@ -14,7 +14,7 @@ import stat
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
-from io import BufferedReader, FileIO
+from io import BufferedReader, FileIO, StringIO
 from pathlib import Path
 from typing import IO, Any
 
@@ -136,6 +136,11 @@ def decompress(content: bytes, *, most: int = MOST_TEXT) -> bytes:
             parts.append(part)
         rest = member.unused_data.lstrip(b"\0")  # some programs pad their files
     return b"".join(parts)
+
+
+def text_lines(text: str) -> list[str]:
+    """The lines of a text without their ends, which are those of files: form feeds and U+2028 are within a line."""
+    return [line.removesuffix("\n") for line in StringIO(text, newline=None)]
 
 
 def parse_json(

@@ -195,12 +195,24 @@ class TestStoring:
         assert from_list(moved, tmp_path / "list.txt").tolist() == indices
 
     @pytest.mark.parametrize(
-        "name", ["cat/1\n.jpg", "cat/ 1.jpg", os.fsdecode(b"cat/\xff.jpg"), "cat/1.jpg\u2028", 'cat/"1".jpg', '"', '""']
+        "name",
+        [
+            "cat/1\n.jpg",
+            "cat/ 1.jpg",
+            os.fsdecode(b"cat/\xff.jpg"),
+            "cat/1.jpg\u2028",
+            'cat/"1".jpg',
+            '"',
+            '""',
+            "1\u2028.jpg",
+            "1\f.jpg",
+            "1\r.jpg",
+        ],
     )
     def test_of_names_that_a_line_cannot_hold_as_they_are(self, tmp_path, name):
         path = tmp_path / "list.txt"
         self.assert_comes_back(path, Files(name, "cat/2.jpg"), [0, 1])
-        assert path.read_text().splitlines()[1] == "2.jpg"
+        assert path.read_text().split("\n")[1] == "2.jpg"
 
     def test_of_images_at_the_same_place(self, tmp_path):
         with pytest.raises(DataError, match=r"two images have the same place x/1\.jpg"):

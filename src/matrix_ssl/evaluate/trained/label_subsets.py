@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from matrix_ssl.config.untrusted import read_file, why
+from matrix_ssl.config.untrusted import read_file, text_lines, why
 from matrix_ssl.data.base import Source
 from matrix_ssl.data.randomness import permutation
 from matrix_ssl.errors import ConfigError, DataError
@@ -145,7 +145,7 @@ def read_names(path: Path) -> list[str]:
         raise DataError(f"{path} cannot be read: {why(error)}.") from None
     except UnicodeDecodeError:
         raise DataError(f"{path} is not UTF-8 text: give a list of file names, one a line.") from None
-    names = [_read_name(line.strip()) for line in text.splitlines() if line.strip()]
+    names = [_read_name(line.strip()) for line in text_lines(text) if line.strip()]
     if not names:
         raise DataError(f"{path} is empty: give a list of file names, one a line.")
     return names
@@ -175,7 +175,7 @@ def _shortest_name(where: str, rivals: list[str]) -> str:
 def _is_plain(name: str) -> bool:
     """Whether a line can hold a name as it is: it is Unicode, and neither cut nor taken for text of JSON."""
     is_text = not any("\ud800" <= letter <= "\udfff" for letter in name)
-    return is_text and name == name.strip() and name.splitlines() == [name] and not name.startswith(('"', "./"))
+    return is_text and name == name.strip() and text_lines(name) == [name] and not name.startswith(('"', "./"))
 
 
 def _read_name(line: str) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from matrix_ssl.config.untrusted import MOST_TEXT, NestingError, decompress, parse_json, read_file, why
+from matrix_ssl.config.untrusted import MOST_TEXT, NestingError, decompress, parse_json, read_file, text_lines, why
 from matrix_ssl.errors import DataError, import_extra
 
 Table = list[dict[str, Any]]
@@ -58,7 +58,7 @@ def read_lines(path: Path) -> list[str]:
         content = read_file(path, most=MOST_TEXT)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {why(error)}.") from error
-    return _text(content, str(path)).splitlines()
+    return text_lines(_text(content, str(path)))
 
 
 def _lines(path: Path, content: bytes) -> Table:
