@@ -241,9 +241,10 @@ def test_other_settings_in_the_folder_are_refused_by_name(copy: Path) -> None:
             "c was started with other settings (base.batch_size: 64 -> 32): choose another folder, or use --fresh to "
             "start over.",
         ),
-        (["--seeds", "3"], "(seeds: 2 -> 3)"),
+        (["--seeds", "1"], "(seeds: 2 -> 1)"),
         (["--set", "method.hidden_dim=64"], "(base.method.options.hidden_dim: 32 -> 64)"),
-        (["--methods", "matrix_ssl,byol"], "(methods: ['simsiam'] -> ['matrix_ssl', 'byol']; reference: "),
+        (["--methods", "byol,simsiam"], "(reference: 'simsiam' -> 'byol')"),
+        (["--methods", "matrix_ssl,byol"], "c compares simsiam as well: name all of its methods and those to add in "),
     ):
         assert message in fail(copy, [*SMALL, *options])
     assert contents(copy) == before
