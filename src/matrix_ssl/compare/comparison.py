@@ -95,7 +95,8 @@ class ComparisonRun:
         """Of methods and seeds those that have become more than in the folder; RunFolderError for fewer methods."""
         if not (self.out / PLAN).exists():
             return []
-        methods, seeds = (read_object(self.out / PLAN, "methods", "seeds")[key] for key in ("methods", "seeds"))
+        before = read_object(self.out / PLAN, "methods", "seeds")
+        methods, seeds = before["methods"], before["seeds"]
         if not (isinstance(methods, list) and all(isinstance(name, str) for name in methods) and type(seeds) is int):
             return []  # damaged, and so a different comparison
         named = {Path(name).stem for name in self.plan.methods}
