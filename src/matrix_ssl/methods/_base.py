@@ -10,6 +10,7 @@ from typing import Any, ClassVar, NamedTuple, get_type_hints
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from matrix_ssl import config, distributed
 from matrix_ssl.losses import check_rows
@@ -146,6 +147,22 @@ def check_views(outputs: Sequence[Tensor]) -> None:
     check_rows(**{f"z{number}": z for number, z in enumerate(outputs, 1)})
     if len(outputs) < 2:
         raise ValueError(f"Expected the outputs of two views or more, got {len(outputs)}.")
+
+
+def cross_entropy_of_views(logits: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
+    """-Σ_k q_gk log softmax(logits_v)_k, the mean over the n rows and over all views v and g ≠ v: a scalar in nats.
+
+    Args:
+        logits: (n, k) each, v of them, of which one at least has a target other than its own.
+        targets: (n, k) each, distributions q_g for the first of these views.
+    """
+    losses, pairs = [], 0
+    for place, view in enumerate(logits):
+        others = [target for number, target in enumerate(targets) if number != place]
+        if others:  # the logarithm is linear in the targets: one softmax a view, and none for a pair
+            losses.append(F.cross_entropy(view, sum(others[1:], others[0]), reduction="sum"))
+            pairs += len(others)
+    return torch.stack(losses).sum() / (pairs * len(logits[0]))
 
 
 def gather_outputs(*outputs: Tensor) -> tuple[Tensor, ...]:

@@ -28,7 +28,13 @@ from torch.nn import functional as F
 from matrix_ssl import config, distributed
 from matrix_ssl.losses import check_positive, in_full_precision, unit_rows
 from matrix_ssl.matrix.precision import without_autocast
-from matrix_ssl.methods._base import StepOutput, TeacherMethod, global_views, mean_over_processes
+from matrix_ssl.methods._base import (
+    StepOutput,
+    TeacherMethod,
+    cross_entropy_of_views,
+    global_views,
+    mean_over_processes,
+)
 from matrix_ssl.networks.teacher import weights_cast_once
 
 STUDENT_TEMPERATURE = 0.1  # the code
@@ -74,9 +80,7 @@ def dino_loss(
         shapes = [tuple(x.shape) for x in (z, p, centre)]
         raise ValueError(f"Expected z (v, n, K), p (g, n, K) and centre (K,) with v ≥ 2 and g ≤ v, got {shapes}.")
     targets = ((p - centre) / teacher_temperature).softmax(-1)
-    crosses = -torch.einsum("gnk,vnk->gv", targets, (z / student_temperature).log_softmax(-1)) / z.shape[1]
-    different = 1 - torch.eye(*crosses.shape, dtype=crosses.dtype, device=crosses.device)
-    return (crosses * different).sum() / different.sum()
+    return cross_entropy_of_views((z / student_temperature).unbind(), targets.unbind())
 
 
 class Head(nn.Module):

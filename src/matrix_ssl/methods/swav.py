@@ -9,9 +9,9 @@ Equal sums keep all images from falling into one cluster; the codes q are consta
 the batch where codes are computed, once a part of the training is done, for batches with fewer images than prototypes.
 The paper adds small views, which are predicted from but have no codes: see the setting ``views``.
 
-What differs from the published code: codes are computed over the batch of all processes and by logarithms; there is one
-queue, of the first view, instead of one for each global view; the gradient by a prototype has no part along it, which
-the normalisation after a step would take away.
+What differs from the published code: codes are computed over the batch of all processes and begin with logarithms,
+which no score makes overflow; there is one queue, of the first view, instead of one for each global view; the gradient
+by a prototype has no part along it, which the normalisation after a step would take away.
 
 Reference: Caron, Misra, Mairal, Goyal, Bojanowski and Joulin, "Unsupervised Learning of Visual Features by Contrasting
 Cluster Assignments", NeurIPS 2020, equations 1 to 5, https://arxiv.org/abs/2006.09882; Cuturi, "Sinkhorn Distances",
@@ -21,6 +21,7 @@ NeurIPS 2013.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -33,6 +34,7 @@ from matrix_ssl.methods._base import (
     Method,
     StepOutput,
     check_views,
+    cross_entropy_of_views,
     gather_outputs,
     global_views,
     mean_over_processes,
@@ -64,15 +66,19 @@ def sinkhorn(scores: Tensor, *, regularisation: float = REGULARISATION, iteratio
     if scores.ndim != 2 or iterations < 0:
         raise ValueError(f"Expected scores (m, K) and iterations ≥ 0, got {tuple(scores.shape)} and {iterations}.")
     logarithms = scores.detach() / regularisation
-    for _ in range(iterations):
-        logarithms = logarithms.log_softmax(0).log_softmax(1)
-    return logarithms.softmax(1)
+    if iterations == 0:
+        return logarithms.softmax(1)
+    codes = logarithms.log_softmax(0).softmax(1)  # from here on no column's sum is below 1/(mK), whatever the scores
+    for _ in range(iterations - 1):
+        codes /= codes.sum(0)
+        codes /= codes.sum(1, keepdim=True)
+    return codes
 
 
 @in_full_precision
 def swav_loss(
     *scores: Tensor,
-    codes: Tensor | None = None,
+    codes: Iterable[Tensor] | None = None,
     temperature: float = TEMPERATURE,
     regularisation: float = REGULARISATION,
 ) -> Tensor:
@@ -80,7 +86,7 @@ def swav_loss(
 
     Args:
         scores: (n, K) each, inner products of the rows of length one of every view with the prototypes.
-        codes: (g, n, K), codes of the first g views, by default those of ``sinkhorn`` for every view.
+        codes: (n, K) each, codes of the first views, by default those of ``sinkhorn`` for every view.
         temperature: τ > 0.
         regularisation: see ``sinkhorn``.
 
@@ -96,11 +102,8 @@ def swav_loss(
     check_views(scores)
     check_positive(temperature=temperature)
     if codes is None:
-        codes = torch.stack([sinkhorn(view, regularisation=regularisation) for view in scores])
-    predictions = (torch.stack(scores) / temperature).log_softmax(-1)
-    crosses = -torch.einsum("gnk,vnk->gv", codes, predictions) / len(scores[0])
-    different = 1 - torch.eye(*crosses.shape, dtype=crosses.dtype, device=crosses.device)
-    return (crosses * different).sum() / different.sum()
+        codes = (sinkhorn(view, regularisation=regularisation) for view in scores)
+    return cross_entropy_of_views([view / temperature for view in scores], list(codes))
 
 
 class SwAV(Method):
@@ -171,7 +174,7 @@ class SwAV(Method):
         with without_autocast(prototypes):
             with torch.no_grad():
                 whole = gather_outputs(*(rows.detach() for rows in z[:count]))
-                codes = torch.stack([self.codes(rows @ prototypes.mT, len(z[0]), prototypes) for rows in whole])
+                codes = [self.codes(rows @ prototypes.mT, len(z[0]), prototypes) for rows in whole]
             self._newest = whole[0]
             scores = [rows @ prototypes.mT for rows in z]
         return swav_loss(*scores, codes=codes, temperature=self.temperature)
