@@ -73,6 +73,15 @@ def test_are_those_of_the_cpu(policy: str, channels: int, width: int) -> None:
         torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-5 if policy != "papers" else 3e-6)
 
 
+@pytest.mark.parametrize("channels", [1, 2, 3, 5])
+def test_of_images_that_keep_all_their_bits_are_those_of_the_cpu(channels: int) -> None:
+    pixels = images(48, channels=channels, width=52) / 255
+    (batch,) = batches(pixels, POLICIES["papers"]).iterate(0, 1)
+    ours = on_device(POLICIES["papers"], channels=channels).of_images(pixels, batch.indices, seed=3, epoch=0)
+    for mine, theirs in zip(ours, batch.views, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=3e-6)
+
+
 @pytest.mark.parametrize("channels", [3, 4])
 @pytest.mark.parametrize("policy", POLICIES)
 def test_of_crops_are_those_of_the_cpu(policy: str, channels: int) -> None:

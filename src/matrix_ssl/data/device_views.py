@@ -126,7 +126,8 @@ class DeviceViews:
         else:
             vertical = self._filters([column[:n] for column in columns], height, size)
             horizontal = self._filters([column[n:] for column in columns], width, size)
-        rows = images.transpose(1, 2).to(torch.float32, memory_format=torch.contiguous_format)  # (n, h, c, w)
+        # (n, h, c, w): one copy of bytes, and one of numbers that are float32 already
+        rows = images.transpose(1, 2).to(torch.float32, memory_format=torch.contiguous_format).contiguous()
         rows = torch.bmm(vertical, rows.view(n, height, channels * width)).view(n, size * channels, width)
         zero = self._constant("zero", 1).view(1, 1, 1)
         crops = torch.baddbmm(zero, rows, horizontal.mT, beta=0, alpha=1 / _white(images))
