@@ -240,6 +240,26 @@ def test_saved_weights_load_elsewhere_and_damage_is_noticed(tmp_path: Path) -> N
         read_safetensors(tmp_path / "encoder.safetensors")
 
 
+def test_weights_that_share_memory_come_back_under_every_name(tmp_path: Path) -> None:
+    def tied() -> nn.Sequential:
+        module = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 3))
+        module[2].weight = module[0].weight
+        return module
+
+    flat = torch.arange(6.0)
+    module, again = tied(), tied()
+    optimizer = torch.optim.AdamW(module.parameters())
+    module(torch.randn(4, 3)).sum().backward()
+    optimizer.step()
+    saved = {**module.state_dict(), "first": flat[:3], "last": flat[3:]}
+    save_checkpoint(tmp_path, Checkpoint(1, saved, optimizer.state_dict(), {}, {}))
+    found, _ = load_newest(tmp_path)
+    assert found is not None and found.model.keys() == saved.keys()
+    assert all(torch.equal(found.model[name], saved[name]) for name in saved)
+    load_strictly(again, {name: found.model[name] for name in again.state_dict()}, "the checkpoint")
+    assert torch.equal(again[2].weight, module[0].weight) and again[2].weight is again[0].weight
+
+
 def test_the_same_tensors_give_the_same_bytes() -> None:
     tensors = {name: torch.arange(n + 1.0) for n, name in enumerate(("b", "ä", "a.weight"))}
     metadata = {key: key * 3 for key in "zyxwvut"}

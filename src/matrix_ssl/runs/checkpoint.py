@@ -141,7 +141,7 @@ def save_weights(path: Path, module: nn.Module, metadata: Mapping[str, str]) -> 
 
 def encode(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
     """The content of a safetensors file with a digest in its metadata; the same arguments give the same bytes."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    tensors = _apart({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
     content = save(tensors, metadata={**metadata, "sha256": digest(tensors, metadata)})
     # the library writes metadata in random order: the header (its length in 8 bytes, then JSON) is written again
     length = int.from_bytes(content[:8], "little")
@@ -150,6 +150,16 @@ def encode(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text + content[8 + length :]
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies of those that share memory with an earlier one, as tied weights do, which the format does not know."""
+    apart, seen = dict[str, Tensor](), set[int]()
+    for name, tensor in tensors.items():
+        place = tensor.untyped_storage().data_ptr()
+        apart[name] = tensor.clone() if place in seen else tensor
+        seen.add(place)
+    return apart
 
 
 def save_encoder(run: Path, encoder: nn.Module) -> None:
