@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
+from matrix_ssl.errors import DataError
 from matrix_ssl.runs import checkpoint
 from matrix_ssl.runs.files import read_json, read_lines
 from matrix_ssl.runs.folder import read_config
+from matrix_ssl.training.engine import check_unreadable, most_unreadable
 from tests.support import runs
-from tests.support.runs import BARE, UNPRIVILEGED, fail, from_files, make_images, succeed, tiny
+from tests.support.runs import BARE, UNPRIVILEGED, fail, from_files, make_images, start_processes, succeed, tiny
 
 AS_NOBODY = UNPRIVILEGED if os.getuid() == 0 else ""
 NO_FILES_ABOVE = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); " + (
@@ -151,6 +153,31 @@ def test_too_many_unreadable_images_end_the_run(tmp_path: Path) -> None:
     remedy = "data.max_unreadable=0.35"
     assert message.endswith(f"or accept the loss with --set {remedy}.")
     succeed(tmp_path, from_files("photos", remedy, epochs=5), before=BARE)
+
+
+def test_unreadable_images_of_all_processes_count_together(tmp_path: Path) -> None:
+    """Each of two processes meets six of twelve or about so many, of which ten may be unreadable."""
+    for path in make_images(tmp_path / "photos", 60)[::5]:
+        path.write_text("this is text")
+    words = from_files("photos", "batch_size=20", epochs=1)
+    ended = [each.wait() for each in start_processes(tmp_path, words, count=2)]
+    assert all(each.code for each in ended)
+    assert any("12 of 60 images cannot be read, and at most 10 may be unreadable." in each.err for each in ended)
+    listed = [line["where"] for line in read_lines(tmp_path / "r" / "skipped.jsonl")]
+    assert len(set(listed)) == 12
+    (tmp_path / "r" / "skipped.jsonl").unlink()
+    words = from_files("photos", "batch_size=20", "data.max_unreadable=0.2", epochs=3)
+    assert [each.wait().code for each in start_processes(tmp_path, [*words, "--fresh"], count=2)] == [0, 0]
+    assert len(read_lines(tmp_path / "r" / "skipped.jsonl")) == 12  # each once, whichever process meets it when
+
+
+@pytest.mark.parametrize("part", [0.29, 0.57, 0.58])
+def test_the_part_that_is_offered_is_accepted(part: float) -> None:
+    most = round(100 * part)
+    assert most_unreadable(100, part) == most
+    with pytest.raises(DataError, match=rf"{most + 1} of 100 .* at most {most} may .* part={(most + 1) / 100:g}\."):
+        check_unreadable(most + 1, 100, "All are here", part=part, option="part=")
+    check_unreadable(most + 1, 100, "All are here", part=(most + 1) / 100, option="part=")
 
 
 def test_no_readable_image_at_all(tmp_path: Path) -> None:

@@ -132,7 +132,7 @@ class Engine(Generic[Batch, Output]):
         if distributed.is_main():
             tidy(self.folder)
             self.metrics = MetricsWriter(self.folder, after_step=task.step, loggers=self.loggers, say=task.display.say)
-        task.skipped = {line["where"]: line["why"] for line in read_lines(self.folder / SKIPPED)}
+        task.skipped = self.read_skipped()
         self.is_fresh = checkpoint is None
 
     def save_start(self) -> None:
@@ -173,12 +173,21 @@ class Engine(Generic[Batch, Output]):
         )  # fmt: skip
 
     def list_skipped(self, images: Iterable[tuple[str, str]]) -> None:
-        """Adds images to ``skipped.jsonl``, each once."""
-        skipped = self.task.skipped
-        for where, why in images:
-            if where not in skipped:
-                skipped[where] = why
+        """Adds images to ``skipped.jsonl``, each once, and takes note of those that other processes have added."""
+        new = {where: why for where, why in images if where not in self.task.skipped}
+        shared = bool(new) and distributed.world_size() > 1
+        if shared:
+            self.task.skipped |= self.read_skipped()
+        for where, why in new.items():
+            if where not in self.task.skipped:
+                self.task.skipped[where] = why
                 append_line(self.folder / SKIPPED, {"where": where, "why": why})
+        if shared:  # whichever process is the last to add some has all
+            self.task.skipped |= self.read_skipped()
+
+    def read_skipped(self) -> dict[str, str]:
+        """All images in ``skipped.jsonl``: where, why."""
+        return {line["where"]: line["why"] for line in read_lines(self.folder / SKIPPED)}
 
     def update(self, batch: Batch, received: Sequence[int] = ()) -> Output | None:
         """One step, not counted; None if its loss or gradient was not finite in any process and it has been undone."""
@@ -354,7 +363,7 @@ def seed_torch(seed: int, step: int) -> None:
 
 def most_unreadable(images: int, part: float) -> int:
     """How many images may be unreadable: ten, which happens by accident, or a part of all."""
-    return max(_FEW_SKIPPED, int(part * images))
+    return max(_FEW_SKIPPED, math.floor(part * images + 1e-9))  # 0.29 * 100 is 28.999999999999996
 
 
 def check_unreadable(count: int, images: int, where: str, *, part: float, option: str) -> None:
