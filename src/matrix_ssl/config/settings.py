@@ -103,24 +103,24 @@ class ViewConfig:
     flip: Fraction = 0.0  # probability of a left-right flip
     quarter_turns: Fraction = 0.0  # probability of a turn by one, two or three right angles
     jitter: Fraction = 0.0  # probability of the colour jitter
-    brightness: float = 0.0
-    contrast: float = 0.0
-    saturation: float = 0.0  # three channels only, as hue, grayscale and solarize
-    hue: float = 0.0
+    brightness: NonNegativeFloat = 0.0
+    contrast: NonNegativeFloat = 0.0
+    saturation: NonNegativeFloat = 0.0  # three channels only, as hue, grayscale and solarize
+    hue: Annotated[float, Ge(0), Le(0.5)] = 0.0  # parts of the circle; half of one reaches every hue
     grayscale: Fraction = 0.0  # probability
     channel_jitter: Fraction = 0.0  # probability of a change of brightness and contrast of every channel on its own
-    channel_brightness: float = 0.0
-    channel_contrast: float = 0.0
+    channel_brightness: NonNegativeFloat = 0.0
+    channel_contrast: NonNegativeFloat = 0.0
     blur: Fraction = 0.0  # probability
     blur_sigma: Interval = (0.1, 2.0)  # pixels of the view
     solarize: Fraction = 0.0  # probability of inverting every pixel above one half
-    rotation: float = 0.0  # largest angle, degrees
-    zoom: float = 0.0  # largest relative change of size
-    shear: float = 0.0  # largest slope
-    translation: float = 0.0  # largest shift, as a part of the side
-    elastic: float = 0.0  # standard deviation of the smooth displacement, pixels
-    gamma: float = 0.0  # largest |log gamma|
-    noise: float = 0.0  # standard deviation of added Gaussian noise, pixels in [0, 1]
+    rotation: NonNegativeFloat = 0.0  # largest angle, degrees
+    zoom: NonNegativeFloat = 0.0  # largest relative change of size
+    shear: NonNegativeFloat = 0.0  # largest slope
+    translation: NonNegativeFloat = 0.0  # largest shift, as a part of the side
+    elastic: NonNegativeFloat = 0.0  # standard deviation of the smooth displacement, pixels
+    gamma: NonNegativeFloat = 0.0  # largest |log gamma|
+    noise: NonNegativeFloat = 0.0  # standard deviation of added Gaussian noise, pixels in [0, 1]
 
 
 @settings
