@@ -94,8 +94,10 @@ def test_tensorboard_shows_each_step_once(run: Path) -> None:
     train(run, "csv", resumed_after=0, until=2)
     train(run, "tensorboard", resumed_after=2, until=5)  # later than the table: it gets the earlier lines, too
     train(run, "tensorboard", resumed_after=3, until=6)
-    assert [step for step, _ in events(run)] == [1, 2, 3, 4, 5, 6]
-    assert [value for _, value in events(run)] == pytest.approx([1 / step for step in range(1, 7)])
+    train(run, "csv", resumed_after=5, until=8)  # a session without it leaves no gap
+    train(run, "tensorboard", resumed_after=8, until=9)
+    assert [step for step, _ in events(run)] == [*range(1, 10)]
+    assert [value for _, value in events(run)] == pytest.approx([1 / step for step in range(1, 10)])
 
 
 def wandb_records(path: Path) -> Iterator[bytes]:

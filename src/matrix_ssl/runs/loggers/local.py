@@ -48,7 +48,10 @@ class CSVLogger(Logger):
 
 
 class TensorBoardLogger(Logger):
-    """Events in ``tensorboard/``; those after the step from which a run goes on are hidden by the next ones."""
+    """Events in ``tensorboard/``; a session writes all lines so far and hides the events of those before it.
+
+    So steps that are trained again are there once, and steps without a logger, or with one that failed, are there.
+    """
 
     name = "tensorboard"
     packages = ("tensorboard",)
@@ -58,12 +61,8 @@ class TensorBoardLogger(Logger):
 
         folder = run / "tensorboard"
         self.place = f"TensorBoard events: tensorboard --logdir {folder}"
-        is_new = not any(folder.glob("events.*"))
-        after = -1
-        for line in () if is_new else history:
-            after = line["step"]
-        self._writer = SummaryWriter(folder, purge_step=None if is_new else after + 1)
-        for line in history if is_new else ():
+        self._writer = SummaryWriter(folder, purge_step=0 if any(folder.glob("events.*")) else None)
+        for line in history:
             self._add(line)
 
     def write(self, line: Line) -> None:
