@@ -243,7 +243,7 @@ def test_other_settings_in_the_folder_are_refused_by_name(copy: Path) -> None:
         ),
         (["--seeds", "1"], "(seeds: 2 -> 1)"),
         (["--set", "method.hidden_dim=64"], "(base.method.options.hidden_dim: 32 -> 64)"),
-        (["--methods", "byol,simsiam"], "(reference: 'simsiam' -> 'byol')"),
+        (["--methods", "byol,simsiam", "--reference", "byol"], "(reference: 'simsiam' -> 'byol')"),
         (["--methods", "matrix_ssl,byol"], "c compares simsiam as well: name all of its methods and those to add in "),
     ):
         assert message in fail(copy, [*SMALL, *options])

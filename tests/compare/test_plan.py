@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from matrix_ssl import config
-from matrix_ssl.cli.compare import compare
+from matrix_ssl.cli.compare import _reference, compare
 from matrix_ssl.compare import job as jobs
 from matrix_ssl.compare.comparison import ComparisonRun
 from matrix_ssl.compare.options import divide, lacking, read_options, with_options
@@ -513,6 +513,25 @@ class TestFolder:
             f"{tmp_path} compares byol, mec as well: name all of its methods and those to add in --methods, or choose "
             "a different folder with --out."
         )
+
+    def test_without_a_name_the_reference_stays(self, tmp_path: Path) -> None:
+        """The recipe's method, added later, does not become the one that the others are compared with."""
+        plan, names = make_plan(methods=("simsiam", "byol"), reference="simsiam"), ("byol", "mec", "simsiam")
+        assert _reference(names, None, "mec", plan=tmp_path / "plan.json") == "mec"
+        assert _reference(names[:1], None, "mec", plan=tmp_path / "plan.json") == "byol"
+        ComparisonRun(plan, tmp_path, command="").claim()
+        assert _reference(names, None, "mec", plan=tmp_path / "plan.json") == "simsiam"
+        assert _reference(names, None, "mec", plan=None) == "mec"  # --fresh
+        assert _reference(names, "byol", "mec", plan=tmp_path / "plan.json") == "byol"
+        own = str(tmp_path / "own.py")
+        write_json(tmp_path / "plan.json", plan.describe() | {"reference": own})
+        assert _reference(("byol", own), None, "byol", plan=tmp_path / "plan.json") == own
+
+    def test_another_order_of_the_methods_is_the_same_comparison(self, tmp_path: Path) -> None:
+        plan = make_plan(methods=("simsiam", "byol"), reference="simsiam")
+        ComparisonRun(plan, tmp_path, command="").claim()
+        ComparisonRun(dataclasses.replace(plan, methods=("byol", "simsiam")), tmp_path, command="").claim()
+        assert read_json(tmp_path / "plan.json")["methods"] == ["byol", "simsiam"]
 
     @pytest.mark.parametrize("damage", [{"methods": 5}, {"methods": [None]}, {"seeds": "2"}, {"seeds": True}])
     def test_a_damaged_plan_does_not_grow(self, tmp_path: Path, damage: dict[str, Any]) -> None:

@@ -83,15 +83,15 @@ def compare(
     names = choose_methods(methods, base)
     chosen = method_options.read_options(chosen, names)
     base, others = method_options.with_options(base, chosen)
-    compared = _reference(names, reference, base.method.name)
     out = out or default_run(f"compare-{recipe}", data, unnamed="")
     where = places(devices.choose_device(device).type, jobs=jobs)
     check_folder(out, first=PLAN)
+    earlier = None if fresh else out / PLAN
+    compared = _reference(names, reference, base.method.name, plan=earlier)
     if not out.exists():
         check_outside(out, base.data.source, data_root=data_root)
     public = open_baselines(baseline, base.data, sizes=baseline_size, download=download)  # before images are read
     base = with_measured(base, data_root=data_root, download=download, say=options.say)
-    earlier = None if fresh else out / PLAN
     base = with_precision(base, devices.choose_device(device), plan=earlier, run="base")
     plan = Plan(
         base=dataclasses.replace(base, seed=0), methods=names,
@@ -126,10 +126,14 @@ def compare(
         )
 
 
-def _reference(names: tuple[str, ...], name: str | None, recommended: str) -> str:
+def _reference(names: tuple[str, ...], name: str | None, recommended: str, *, plan: Path | None) -> str:
+    """The method that ``--reference`` names; else that of the comparison in the folder, the recipe's, or the first."""
+    from matrix_ssl.runs.files import read_object
+
     stems = {Path(name).stem: name for name in names}
     if name is None:
-        return stems.get(recommended, names[0])
+        recorded = read_object(plan, "reference")["reference"] if plan is not None and plan.exists() else ""
+        return stems.get(Path(str(recorded)).stem) or stems.get(recommended) or names[0]
     if Path(name).stem not in stems:
         raise ConfigError(f"--reference {name!r} is not among the methods.{did_you_mean(name, stems)}")
     return stems[Path(name).stem]

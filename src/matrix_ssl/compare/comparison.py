@@ -92,7 +92,7 @@ class ComparisonRun:
             write_json(self.out / PLAN, redact_values(self.plan.describe()))
 
     def _grown(self) -> list[str]:
-        """Of methods and seeds those that have become more than in the folder; RunFolderError for fewer methods."""
+        """Of methods and seeds those that have become more, or others in order; RunFolderError for fewer methods."""
         if not (self.out / PLAN).exists():
             return []
         before = read_object(self.out / PLAN, "methods", "seeds")
@@ -105,7 +105,8 @@ class ComparisonRun:
                 f"{self.out} compares {', '.join(left_out)} as well: name all of its methods and those to add in "
                 "--methods, or choose a different folder with --out."
             )
-        more = {"methods": set(methods) < set(self.plan.methods), "seeds": seeds < self.plan.seeds}
+        own = list(self.plan.methods)
+        more = {"methods": set(methods) <= set(own) and methods != own, "seeds": seeds < self.plan.seeds}
         return [key for key, is_more in more.items() if is_more]
 
     def run(
