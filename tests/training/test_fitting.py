@@ -128,9 +128,9 @@ def test_the_expected_time_is_that_of_whole_batches(
     monkeypatch.setattr("time.perf_counter", itertools.count().__next__)
     recipe = setup.use_method(find_recipe("images_small"), method)
     views = sum(view.count for view in recipe.views)
-    for images, epochs in ((2, 1), (3, 1), (4, 1), (5, 3)):
-        config = dataclasses.replace(
-            recipe, batch_size=2, epochs=epochs, data=dataclasses.replace(recipe.data, images=images)
-        )
+    for images, subset, epochs in ((2, 0, 1), (3, 0, 1), (4, 0, 1), (5, 0, 3), (600, 5, 3), (5, 600, 3)):
+        data = dataclasses.replace(recipe.data, images=images, subset=subset)
+        config = dataclasses.replace(recipe, batch_size=2, epochs=epochs, data=data)
         seconds = fitting.expected_seconds(setup.complete(config), torch.device("cpu"))
-        assert seconds == pytest.approx(images // 2 * epochs * views * 1.25 * passes)
+        batches = min(images, subset or images) // 2
+        assert seconds == pytest.approx(batches * epochs * views * 1.25 * passes)
