@@ -75,7 +75,7 @@ def with_measured(
         DataError, ConfigError: as ``open_training_part`` and ``with_statistics``.
     """
     data = config.data
-    if data.mean and data.channels != -1 and (data.value_range or not data.channels):
+    if data.mean and data.channels != -1 and (data.value_range or data.white_level or not data.channels):
         return config
     learn = open_training_part(data, data_root=data_root, download=download)
     return with_statistics(config, learn, run=None, say=say)[0]

@@ -37,7 +37,7 @@ def with_statistics(
         if (before.digest, before.channels, before.pages) == (data.digest, data.channels, data.pages):
             values = {name: getattr(data, name) or getattr(before, name) for name in _MEASURED}
             data = dataclasses.replace(data, **values)
-    if data.channels and not data.value_range:
+    if data.channels and not (data.value_range or data.white_level):
         with distributed.together():
             limits = value_range(source, workers=data.workers) if distributed.is_main() else None
         limits = distributed.broadcast_object(limits)
