@@ -9,12 +9,16 @@ import pytest
 import torch
 
 import matrix_ssl
+from matrix_ssl.api.packing import pack
+from matrix_ssl.config.reading import Reading
 from matrix_ssl.data import open_source
+from matrix_ssl.data.packing import PackSettings
 from matrix_ssl.encoder import load_encoder
 from matrix_ssl.encoder.exporting import export
 from matrix_ssl.encoder.opening import open_checkpoint
 from matrix_ssl.errors import ConfigError, DataError
 from matrix_ssl.report import write_report
+from matrix_ssl.runs.files import read_json
 from matrix_ssl.runs.folder import read_config
 from tests.support.encoder_runs import make_run
 
@@ -80,6 +84,37 @@ def test_workers_and_an_interruption_change_no_bit(tiles: Path, run: matrix_ssl.
     )
     one, two = (load_encoder(each.folder).state_dict() for each in (run, stopped))
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_level_that_is_named_white_is_not_measured(tiles: Path, tmp_path: Path) -> None:
+    settings = SETTINGS | {"data.white_level": 4095, "epochs": 1}
+    run = matrix_ssl.pretrain(
+        tiles, recipe="satellite", out=tmp_path / "r", settings=settings, quiet=True, report=False
+    )
+    data = read_config(run.folder).data
+    assert (data.white_level, data.value_range) == (4095, ())
+    np.testing.assert_allclose(data.mean, (values(tiles) / 4095).mean((0, 1, 2)), rtol=1e-5)
+
+
+def test_packed_images_of_many_bits_are_those_of_the_run(tiles: Path, tmp_path: Path) -> None:
+    """Their identity does not depend on the range that was measured: evaluation and resuming know them."""
+    packed = tmp_path / "tiles"
+    pack(str(tiles), packed, settings=PackSettings(channels=-1), workers=0)
+    settings = {**SETTINGS, "epochs": 1}
+    run = matrix_ssl.pretrain(
+        packed, recipe="satellite", out=tmp_path / "r", settings=settings, quiet=True, report=False
+    )
+    data = read_config(run.folder).data
+    assert data.value_range == (0.0, values(tiles).max())
+    digests = {
+        open_source(str(packed), split="train", data_root=None, reading=reading).loaded().digest
+        for reading in (Reading(channels=-1), data.reading)
+    }
+    assert digests == {data.digest}
+    run.evaluate(protocols=["knn"], quiet=True)
+    assert read_json(run.folder / "evaluation" / "tiles" / "knn.json")["pretraining_images"]
+    again = settings | {"data.value_range": f"{data.value_range[0]},{data.value_range[1]}"}
+    matrix_ssl.pretrain(packed, recipe="satellite", out=run.folder, settings=again, quiet=True, report=False)
 
 
 def test_evaluate_embed_and_page(run: matrix_ssl.Run, tiles: Path) -> None:

@@ -23,11 +23,8 @@ class _Converted(MemorySource):
 
     origin: "ArraySource"  # narrower: always there
 
-    def _stored(self) -> tuple[Sequence[str], NDArray[np.int64]]:
-        return self.origin._stored()
-
-    def _read_start(self, index: int, count: int) -> bytes:
-        return self.origin._read_start(index, count)
+    def _as_stored(self) -> PlacedSource:
+        return self.origin
 
 
 class ArraySource(EncodedSource):

@@ -190,7 +190,17 @@ class MemorySource(PlacedSource):
         return self.images[index]
 
     def _stored(self) -> tuple[Sequence[str], NDArray[np.int64]]:
+        if (stored := self._as_stored()) is not None:
+            return stored._stored()
         return [], np.full(len(self), self.images[:1].numel(), dtype=np.int64)
+
+    def _read_start(self, index: int, count: int) -> bytes:
+        stored = self._as_stored()
+        return super()._read_start(index, count) if stored is None else stored._read_start(index, count)
+
+    def _as_stored(self) -> PlacedSource | None:
+        """What the identity is of: the origin where numbers become pixels by a range, which may be measured later."""
+        return self.origin if self.reading.channels else None
 
     def subset(self, indices: ArrayLike) -> Self:
         subset = super().subset(indices)
