@@ -3,6 +3,7 @@
 import logging
 import struct
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -44,16 +45,18 @@ def tiff(
     return head + entries + struct.pack(f"{order}I", 0) + outside + b"".join(strips)
 
 
-def png(pixels: np.ndarray) -> bytes:
-    """A PNG file of 16 bits from (h, w, channels) of 1 to 4 channels."""
+def png(pixels: np.ndarray, *, bits: int = 16, transparent: Sequence[int] = ()) -> bytes:
+    """A PNG file of 8 or 16 bits from (h, w, channels) of 1 to 4 channels; ``transparent`` are levels of one pixel."""
     h, w, channels = pixels.shape
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
-    header = struct.pack(">IIBBBBB", w, h, 16, {1: 0, 2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    rows = b"".join(b"\0" + row.astype(">u2" if bits == 16 else "u1").tobytes() for row in pixels)
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", w, h, bits, {1: 0, 2: 4, 3: 2, 4: 6}[channels], 0, 0, 0))
+    if transparent:
+        header += chunk(b"tRNS", struct.pack(f">{channels}H", *transparent))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
 def decoded(content: bytes, **options: Reading) -> np.ndarray:

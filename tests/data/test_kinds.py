@@ -168,6 +168,39 @@ class TestPictures:
         unit = decode_image(png(pixels), "x", reading=Reading(channels=channels)).numpy().transpose(1, 2, 0)
         np.testing.assert_allclose(unit, pixels / 65535, rtol=0, atol=1e-7)
 
+    @pytest.mark.parametrize("highest", [1, 15, 100, 255, 256, 4095, 65535])
+    @pytest.mark.parametrize("channels", [1, 3])
+    def test_pgm_and_ppm_of_every_highest_level(self, channels: int, highest: int) -> None:
+        """In bytes and in text, with comments; Pillow keeps 8 bits of colours and rescales other levels of grey."""
+        pixels = np.random.default_rng(0).integers(0, highest + 1, (4, 3, channels)).astype(np.uint16)
+        pixels[0, 0], pixels[-1, -1] = 0, highest
+        head = f"# by a camera\n3 4 # wide, high\n{highest}\n".encode()
+        stored = pixels.astype("u1" if highest < 256 else ">u2").tobytes()
+        text = b"# levels\n" + b"\n".join(b" ".join(b"%d" % level for level in row) for row in pixels.reshape(4, -1))
+        for content in (b"P%d\n" % (5 if channels == 1 else 6) + head + stored,
+                        b"P%d\n" % (2 if channels == 1 else 3) + head + text + b"\n"):  # fmt: skip
+            np.testing.assert_array_equal(values(content), pixels)
+            unit = decode_image(content, "x", reading=Reading(channels=channels)).numpy().transpose(1, 2, 0)
+            np.testing.assert_allclose(unit, pixels / highest, rtol=0, atol=1e-6)
+            if highest not in (255, 65535):  # those are Pillow's
+                assert "damaged image" in refused(content[: 2 * len(content) // 3])
+
+    @pytest.mark.parametrize(
+        "content", [b"P5 2 1 70000 \0\1\0\2", b"P5 2 1 0 \0\0", b"P2 2 1 9 4 10", b"P2 2 1 9 4 x", b"P3 1 1 9 1 2 -3"]
+    )
+    def test_damaged_pgm_and_ppm_are_refused(self, content: bytes) -> None:
+        assert "damaged image" in refused(content)
+
+    @pytest.mark.parametrize("channels", [1, 3])
+    def test_a_transparent_level_is_white_with_16_bits_as_with_8(self, channels: int) -> None:
+        """The chunk tRNS names a level or a colour, to the last bit."""
+        pixels = np.full((2, 2, channels), 2570, np.uint16)
+        pixels[1, 1, -1] += 1
+        for bits, step in ((8, 257), (16, 1)):
+            levels = pixels // step
+            colours = decode_image(png(levels, bits=bits, transparent=levels[0, 0].tolist()), "x").numpy()
+            assert (colours[:, 0, 0] == 255).all() and (colours[:, 1, 1] == 255).all() == (bits == 8)
+
     def test_what_would_lose_bits_is_refused(self) -> None:
         assert "cannot be read exactly" in refused(png(numbers("u2", 2)))
 

@@ -37,6 +37,7 @@ class Levels:
     inverted: bool = False  # 0 is white
     is_declared: bool = False  # the file itself says which level is white
     is_exact: bool = True  # no bit is lost
+    transparent: int | tuple[int, ...] | None = None  # the level, or the levels of the bands, that stand for no colour
 
     @property
     def is_whole(self) -> bool:
@@ -65,6 +66,8 @@ class Levels:
         values = self.values.astype(np.float32)
         values = np.float32(white) - values if self.inverted else values
         pixels = np.rint(values * (np.float32(255) / (tops if values.ndim == 3 else tops[0]))).astype(np.uint8)
+        if self.transparent is not None:  # on white
+            pixels[np.atleast_3d(self.values == np.asarray(self.transparent)).all(2)] = 255
         return Image.frombytes(self.mode, pixels.shape[1::-1], np.ascontiguousarray(pixels).tobytes())
 
     def _bands(self) -> int:
@@ -91,6 +94,7 @@ def read_levels(
     tile: Any = next(iter(getattr(image, "tile", [])), None)  # none where an image does not come from a file
     raw = (tile.args if isinstance(tile.args, str) else tile.args[0]) if tile is not None and tile.args else ""
     is_declared = tile is not None and tile.codec_name.startswith("ppm")
+    transparent = image.info.get("transparency")  # of PNG
     if image.mode.startswith("I") or image.mode == "F":
         upright(image)
         values = np.asarray(image)
@@ -99,14 +103,16 @@ def read_levels(
         top = 4095.0 if tags is not None and tags.bits == (12,) else float(_TOP)
         if values.dtype.kind == "f":
             top = 1.0 if float(values.max()) <= 1.0 else 255.0
-        return Levels(values, "L", top, tags is not None and tags.inverted, is_declared)
+        inverted = tags is not None and tags.inverted
+        return Levels(values, "L", top, inverted, is_declared, transparent=transparent)
     if not isinstance(raw, str) or ";16" not in raw or image.mode not in ("RGB", "RGBA", "CMYK", "RGBa"):
         return None
     upright(image)
     high = np.asarray(image).astype(np.uint16)
     low = None if again is None else _lower_bytes(again(), raw, upright)
     # no such order for grey with alpha: the upper byte twice, at most one level of 256 beside it
-    return Levels(high << 8 | (high if low is None else low), image.mode, float(_TOP), is_exact=low is not None)
+    levels = high << 8 | (high if low is None else low)
+    return Levels(levels, image.mode, float(_TOP), is_exact=low is not None, transparent=transparent)
 
 
 def _lower_bytes(image: Image.Image, raw: str, upright: Callable[[Image.Image], None]) -> NDArray[np.uint16] | None:

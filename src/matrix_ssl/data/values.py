@@ -1,9 +1,10 @@
 """All channels and all bits of an image file, as they are stored, and their way to [0, 1].
 
 Each kind of file has one reader: Pillow for formats of pictures, tifffile for the TIFF files that Pillow would not read
-exactly, pydicom for DICOM, NumPy for its arrays. A value x becomes (x - low) / (high - low), cut to [0, 1], where low
-and high are ``Reading.value_range`` or, by the format: 0 and the highest level of unsigned integers, 0 and 1 of
-floating-point numbers. Signed integers, and other floating-point numbers, have no such range of their own.
+exactly, ``netpbm`` for PGM and PPM files of that kind, pydicom for DICOM, NumPy for its arrays. A value x becomes
+(x - low) / (high - low), cut to [0, 1], where low and high are ``Reading.value_range`` or, by the format: 0 and the
+highest level of unsigned integers, 0 and 1 of floating-point numbers. Signed integers, and other floating-point
+numbers, have no such range of their own.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from matrix_ssl.config.reading import MOST_CHANNELS, Reading
-from matrix_ssl.data import array_file, bands, dicom
+from matrix_ssl.data import array_file, bands, dicom, netpbm
 from matrix_ssl.data.deep import NOT_FINITE, Levels, read_levels
 from matrix_ssl.data.opening import Again, avif_bits, decode, is_heif, page_numbers, reported, turn_upright
 from matrix_ssl.data.tiff import Tiff, is_tiff, read_tags
@@ -124,6 +125,8 @@ def read_values(
         return _checked(Values(*dicom.read_dicom(content, where, frame=page, windowed=windowed)), where)
     if is_heif(content):
         return _checked(_read_heif(content, where, page), where)
+    if netpbm.is_changed(content):
+        return Values(*netpbm.read_netpbm(content, where))
     if (bits := avif_bits(content)) > _BYTE:
         kept = f"of which Pillow keeps {_BYTE}: save it as TIFF, PNG or HEIC, or read colours without data.channels"
         raise UnreadableImage(where, f"an AVIF image of {bits} bits, {kept}")
