@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from matrix_ssl import networks
 from matrix_ssl.methods import complete_options, find_method
@@ -60,6 +61,45 @@ def test_a_step_in_parts_is_the_plain_one(name: str, parts: int, dtype: torch.dt
         # the loss multiplies the rounding of the outputs, most in the gradient of the matrix logarithm in float32
         worst = 3 if key not in ("loss", "features", "student") and dtype == torch.float32 else 1
         torch.testing.assert_close(found[key], value, rtol=0, atol=worst * tolerance * scale)
+
+
+class Sum(nn.Module):
+    """Two weights whose gradients are one tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = (nn.Parameter(torch.randn(4, 6, dtype=torch.float64)) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.a + self.b).tanh()
+
+
+@pytest.mark.parametrize("parts", [2, 3, 7])
+def test_gradients_that_share_memory(parts: int) -> None:
+    """Of a sum, and of the class token of a vision transformer, which is a part of that of its positions."""
+    timm = pytest.importorskip("timm")
+    settings = {"img_size": 16, "patch_size": 8, "num_classes": 0, "embed_dim": 24, "depth": 1, "num_heads": 2}
+    for network, images in (
+        (Sum(), torch.randn(7, 6, dtype=torch.float64)),
+        (timm.models.VisionTransformer(**settings).double(), torch.randn(7, 3, 16, 16, dtype=torch.float64)),
+    ):
+        in_parts = copy.deepcopy(network)
+        networks.compute_in_parts(in_parts, parts)
+        for each in (network, in_parts):
+            each.train()(images).square().sum().backward()
+        for (name, plain), ours in zip(network.named_parameters(), in_parts.parameters(), strict=True):
+            torch.testing.assert_close(ours.grad, plain.grad, rtol=1e-9, atol=1e-9, msg=name)
+
+
+def test_a_copy_computes_with_its_own_weights() -> None:
+    network = Sum()
+    networks.compute_in_parts(network, 2)
+    other = copy.deepcopy(network)
+    with torch.no_grad():
+        other.a.zero_(), other.b.zero_()
+    assert other(torch.randn(4, 6, dtype=torch.float64)).abs().max() == 0
+    with pytest.raises(ValueError, match="gives no gradient by its input: detach it"):
+        network(torch.randn(4, 6, dtype=torch.float64, requires_grad=True))
 
 
 def test_what_layers_draw_is_drawn_again_alike() -> None:

@@ -29,20 +29,24 @@ Forward = Callable[[Tensor], Tensor]
 
 
 def compute_in_parts(network: nn.Module, parts: int) -> None:
-    """Makes the forward of a network (n, ...) to (n, k) work in ``parts`` parts while it is trained; at least one."""
-    forward: Forward = network.forward
+    """Makes the forward of a network (n, ...) to (n, k) work in ``parts`` parts while it is trained; at least one.
 
-    def in_parts(x: Tensor) -> Tensor:
-        chunks = x.chunk(parts)
-        if not network.training or len(chunks) == 1:
-            return forward(x)
-        parameters = [p for p in network.parameters() if p.requires_grad]
-        if not torch.is_grad_enabled() or not parameters:
-            return torch.cat([forward(chunk) for chunk in chunks])
-        result: Tensor = _Parts.apply(forward, chunks, *parameters)
-        return result
+    It then has no gradient by its input, and says so where one is asked for.
+    """
+    network.forward = functools.partial(_in_parts, network, network.forward, parts)
 
-    network.forward = in_parts
+
+def _in_parts(network: nn.Module, forward: Forward, parts: int, x: Tensor) -> Tensor:
+    chunks = x.chunk(parts)
+    if not network.training or len(chunks) == 1:
+        return forward(x)
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    if not torch.is_grad_enabled() or not parameters:
+        return torch.cat([forward(chunk) for chunk in chunks])
+    if x.requires_grad:
+        raise ValueError("A network that computes in parts gives no gradient by its input: detach it.")
+    result: Tensor = _Parts.apply(forward, chunks, *parameters)
+    return result
 
 
 def recompute_blocks(network: nn.Module) -> int:
@@ -115,7 +119,8 @@ class _Parts(torch.autograd.Function):
             for i, one in enumerate(found):
                 if one is not None:
                     before = total[i]
-                    total[i] = one if before is None else before.add_(one)
+                    # a copy at first: two gradients may share memory, as those of a sum do
+                    total[i] = one.clone() if before is None else before.add_(one)
         _restore(gradient, after)
         return None, None, *total
 
