@@ -24,6 +24,7 @@ from matrix_ssl.losses import (
 from tests.support.quick import some
 
 # what the published Matrix-SSL and MEC objectives give in float64
+LOGARITHMS = ("exact", "taylor")
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "published_losses.json").read_text())
 
 
@@ -513,6 +514,33 @@ class TestFusion:
             value = function(*batch)
             results.append((value.detach(), *torch.autograd.grad(value, batch)))
         torch.testing.assert_close(results[1], results[0], rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("shape", [(5, 8), (8, 5), (6, 6)])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_operators_have_the_strides_that_compilers_are_told(shape, transposed):
+    """Of every operator, for inputs of either layout: inductor relies on them."""
+    n, d = shape
+    ops, z1, z2 = torch.ops.matrix_ssl, *branches(n, d)[:2]
+    z1, z2 = (z.mT.contiguous().mT if transposed else z for z in (z1, z2))
+    square = [(a.mT @ a).mT if transposed else a.mT @ a for a in (z1, z2, z1 + z2)]
+    weights = 0.3, 0.3, 1.0
+    calls = [
+        (ops.matrix_entropy, z1, z2, 4.0, 1.0, 0.0, [True, True]),
+        (ops.matrix_entropy, z1, z2, 4.0, 2.0, 0.5, [True, False]),
+        (ops.view_entropy, z1, 1.0, 0.0, [True]),
+        (ops.covariance_entropy, square[0], 1.0, [True]),
+        (ops.mec_order_loss, z1, z2, 5.0, "exact", 4, [True, True]),
+        (ops.mec_moment_loss, square[0], n, 100.0, "taylor", 4, [True]),
+        *(
+            (ops.order_loss, z1, z2, *weights, logarithm, 4, "eigh", 0.0, n < d, [True, True])
+            for logarithm in LOGARITHMS
+        ),
+        *((ops.covariance_loss, *square, *weights, logarithm, 4, "eigh", 0.0, [True] * 3) for logarithm in LOGARITHMS),
+    ]
+    for operator, *arguments in calls:
+        inputs = [x.requires_grad_() if torch.is_tensor(x) and x.is_leaf else x for x in arguments]
+        torch.library.opcheck(operator.default, tuple(inputs), test_utils=("test_faketensor",))
 
 
 class TestCovariances:

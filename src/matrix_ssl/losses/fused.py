@@ -30,7 +30,7 @@ def fused(*, tensors: int, values: int) -> Callable[[Callable[..., Any]], Callab
         @functools.wraps(function)
         def in_own_precision(*arguments: Any) -> Any:
             with without_autocast(arguments[0]):
-                return function(*arguments)
+                return tuple(output.contiguous() for output in function(*arguments))
 
         in_own_precision.__signature__ = _signature(function)  # type: ignore[attr-defined]
         operator = torch.library.custom_op(
@@ -42,7 +42,7 @@ def fused(*, tensors: int, values: int) -> Callable[[Callable[..., Any]], Callab
             inputs, needed = arguments[:tensors], arguments[-1]
             scalar = full_precision(inputs[0]).new_empty(())
             gradients = (
-                torch.empty_like(full_precision(x)) if n else nothing(x) for x, n in zip(inputs, needed, strict=True)
+                full_precision(x).new_empty(x.shape) if n else nothing(x) for x, n in zip(inputs, needed, strict=True)
             )
             return *(torch.empty_like(scalar) for _ in range(values)), *gradients
 
