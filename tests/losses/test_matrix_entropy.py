@@ -260,6 +260,22 @@ class TestAlgorithms:
             density.entropy(rho, order, "powers"), density.entropy(rho, order, "eigh"), rtol=1e-11, atol=1e-13
         )
 
+    @pytest.mark.parametrize("order", [30.0, 64.0])
+    def test_high_powers_of_a_flat_spectrum_do_not_vanish(self, order):
+        """In float32, where the 30th power of 1/√1024 is zero."""
+        flat = torch.eye(1024) / 1024 + torch.diag(torch.linspace(0, 1e-4, 1024))
+        value, slope = density.entropy(flat, order, "powers")
+        exact, by_hand = density.entropy(flat.double(), order, "eigh")
+        assert value.item() == pytest.approx(exact.item(), rel=1e-4)
+        torch.testing.assert_close(slope.double(), by_hand, rtol=1e-3, atol=1e-3 * by_hand.abs().max().item())
+
+    def test_the_zero_matrix_has_a_gradient(self):
+        for order in (0.5, 1.0, 2.0):
+            c = torch.zeros(4, 4, requires_grad=True)
+            value = covariance_entropy(c, order=order)
+            value.backward()
+            assert value.item() == 0 and torch.isfinite(c.grad).all()
+
     @pytest.mark.parametrize("spectrum", SPECTRA)
     @pytest.mark.parametrize("shape", [(40, 60), (60, 40), (50, 50)])
     def test_resolvents_are_the_logarithm(self, spectrum, shape):

@@ -68,12 +68,17 @@ def entropy(a: Tensor, order: float, algorithm: Algorithm | None = None) -> tupl
 
 def _by_powers(rho: Tensor, order: int) -> tuple[Tensor, Tensor]:
     norm = torch.linalg.matrix_norm(rho)
-    scaled = rho / norm  # so that powers do not vanish
-    power = scaled.clone()
+    scaled = rho / norm
+    power, size = (
+        scaled.clone(),
+        torch.zeros_like(norm),
+    )  # of length one and times exp(size), so that it does not vanish
     for _ in range(order - 2):
         power = symmetric_product(power, scaled)
+        length = torch.linalg.matrix_norm(power)
+        power, size = power.div_(length), size + length.log()
     total = torch.linalg.vecdot(power, scaled).sum()
-    value = (order * norm.log() + total.log()) / (1 - order)
+    value = (order * norm.log() + size + total.log()) / (1 - order)
     return value, power.mul_(order / (1 - order) / (total * norm))
 
 

@@ -164,7 +164,8 @@ def _covariance_entropy(covariance: Tensor, order: float, needed: list[bool]) ->
     c = full_precision(covariance)
     c = (c + c.mT) / 2
     value, slope = density.entropy(c, order)
-    slope.diagonal().sub_(torch.linalg.vecdot(slope, c).sum() / c.trace())  # the entropy does not depend on the trace
+    trace = c.trace().clamp_min(torch.finfo(c.dtype).tiny)  # of the zero matrix, too
+    slope.diagonal().sub_(torch.linalg.vecdot(slope, c).sum() / trace)  # the entropy does not depend on the trace
     return value, slope if needed[0] else nothing(covariance)
 
 
