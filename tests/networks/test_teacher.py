@@ -108,3 +108,12 @@ def test_momentum_rises_on_half_a_cosine(start):
     assert cosine_momentum(1.0, start) == 1.0
     path = [cosine_momentum(i / 20, start) for i in range(21)]
     assert path == sorted(path)
+
+
+def test_masks_of_infinities_are_copied(student):
+    for network in (student, teacher := make_teacher(student)):
+        network.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+    student.mask = torch.tensor([-torch.inf, 0.0])
+    for momentum in (0.0, 0.9, 1.0):
+        update_teacher(teacher, student, momentum)
+        assert torch.equal(teacher.mask, student.mask)

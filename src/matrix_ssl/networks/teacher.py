@@ -30,8 +30,8 @@ def make_teacher(student: Network) -> Network:
 def update_teacher(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
     """teacher ← momentum · teacher + (1 - momentum) · student, two modules of the same structure.
 
-    Floating-point buffers follow the same average, so that the teacher can be evaluated with its own running
-    statistics; integer counters are copied. Of parameters that fully_shard (FSDP2) spreads over processes, each process
+    Running statistics follow the same average, so that the teacher can be evaluated with its own; other buffers, such
+    as counters and masks, are copied. Of parameters that fully_shard (FSDP2) spreads over processes, each process
     moves its part.
 
     Raises:
@@ -39,18 +39,21 @@ def update_teacher(teacher: nn.Module, student: nn.Module, momentum: float) -> N
     """
     averaged: tuple[list[Tensor], list[Tensor]] = ([], [])
     copied: tuple[list[Tensor], list[Tensor]] = ([], [])
+    norms = [module for module in teacher.modules() if isinstance(module, _BatchNorm)]
+    statistics = [one for norm in norms for one in (norm.running_mean, norm.running_var)]
+    followed = {id(tensor) for tensor in (*teacher.parameters(), *statistics)}
     targets = [*teacher.parameters(), *teacher.buffers()]
     sources = [*student.parameters(), *student.buffers()]
-    for target, source in zip(targets, sources, strict=True):
-        target, source = _local(target), _local(source)
+    for tensor, source in zip(targets, sources, strict=True):
+        target, source = _local(tensor), _local(source)
         if target.shape != source.shape:
             raise ValueError(
                 f"Teacher and student differ: a tensor has the shape {tuple(target.shape)} in one and "
                 f"{tuple(source.shape)} in the other. Where processes share them, call fully_shard on both with "
                 "reshard_after_forward=True."
             )
-        for tensors, tensor in zip(averaged if target.is_floating_point() else copied, (target, source), strict=True):
-            tensors.append(tensor)
+        for tensors, one in zip(averaged if id(tensor) in followed else copied, (target, source), strict=True):
+            tensors.append(one)
     torch._foreach_lerp_(*averaged, weight=1 - momentum)
     if copied[0]:
         torch._foreach_copy_(*copied)
