@@ -216,7 +216,7 @@ class DINO(TeacherMethod):
         local = dataclasses.replace(view1, count=8, image_size=96, crop_scale=(0.05, 0.14), blur=0.5)  # the code
         optimizer = config.OptimizerConfig(
             name="sgd",  # the code's README, for ResNet-50
-            learning_rate=5e-4,  # the code's default, which its command for ResNet-50 keeps; scaled by batch / 256
+            learning_rate=0.03,  # the code's README, for ResNet-50; scaled by batch / 256
             momentum=0.9,  # the code
             weight_decay=1e-4,  # the code's README, for ResNet-50
             warmup_epochs=10,  # the code

@@ -141,7 +141,7 @@ class WMSE(Method):
         method = dataclasses.replace(base.method, options=options)
         optimizer = config.OptimizerConfig(
             name="adamw",  # the code: Adam
-            learning_rate=2e-3,  # the code's README, for its batch
+            learning_rate=1e-3,  # the code's README: 2e-3 for its batch of 512
             weight_decay=1e-6,  # the code
             warmup_epochs=10,  # not verified
         )
