@@ -284,6 +284,12 @@ class TestMatrixSSL:
         with pytest.raises(ConfigError, match=f"method.uniformity={uniformity} with .*: add --set method.alignment"):
             MatrixSSL(nn.Flatten(), 64, hidden_dim=8, output_dim=6, uniformity=uniformity)
 
+    @pytest.mark.parametrize("uniformity", ["own", "entropy"])
+    def test_a_series_that_is_not_used_is_refused(self, uniformity):
+        settings = {"uniformity": uniformity, "alignment": "images", "logarithm": "taylor"}
+        with pytest.raises(ConfigError, match=f"logarithm=taylor changes nothing with method.uniformity={uniformity}"):
+            MatrixSSL(nn.Flatten(), 64, hidden_dim=8, output_dim=6, **settings)
+
     def test_gradient_reaches_all_of_the_student_and_none_of_the_teacher(self, method):
         method(*views()).loss.backward()
         gradients = {name: p.grad for name, p in method.named_parameters()}

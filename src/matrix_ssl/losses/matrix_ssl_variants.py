@@ -46,7 +46,8 @@ def matrix_ssl_variant_terms(
         p1, p2: (n, d), teacher outputs of the two views.
         uniformity: ``"cross"``, ``"own"`` or ``"entropy"``.
         alignment: ``"covariances"`` or ``"images"``.
-        objective: the constants; ``"entropy"`` uses its weight only, ``"images"`` the weight of the alignment.
+        objective: the constants; ``"own"`` uses ridge and weight, its logarithm being exact, ``"entropy"`` its weight
+            only, ``"images"`` the weight of the alignment.
 
     Raises:
         ValueError: as ``matrix_ssl_loss``; a name is unknown.

@@ -50,7 +50,7 @@ class MatrixSSL(TeacherMethod):
             of the two has to compare the views of an image: the cross-covariance does, and the alignment of images.
 
     Raises:
-        ConfigError: neither uniformity nor alignment compares the two views of an image.
+        ConfigError: neither uniformity nor alignment compares the two views of an image; a series that is not used.
     """
 
     counters = ("negative_determinants",)
@@ -82,6 +82,11 @@ class MatrixSSL(TeacherMethod):
             raise ConfigError(
                 f"method.uniformity={uniformity} with method.alignment=covariances never compares the two views of an "
                 f"image, so that nothing about the images is learned: add --set method.alignment=images."
+            )
+        if uniformity != "cross" and logarithm == "taylor":
+            raise ConfigError(
+                f"method.logarithm=taylor changes nothing with method.uniformity={uniformity}, which has no series: "
+                f"remove it."
             )
         self.encoder = encoder
         self.projector = networks.projector(feature_dim, hidden_dim, output_dim)
