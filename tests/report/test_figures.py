@@ -1,21 +1,22 @@
 """What figures share."""
 
+import numpy as np
 import pytest
 
 from matrix_ssl.report import svg
-from matrix_ssl.report.figures import legend
+from matrix_ssl.report.figures import Curve, Panel, legend, stacked
+from matrix_ssl.report.run.figures import embedding_map, spectrum
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 7, 10, 12])
 @pytest.mark.parametrize("width", [1, 9])
 def test_a_legend_reads_row_by_row(count: int, width: int) -> None:
-    names = [f"{place:0{width}d}" for place in range(count)]
+    names = [f"{'_' * (place % 2)}{place:0{width}d}" for place in range(count)]  # Matplotlib hides those with "_"
     with svg.drawing():
         figure = svg.new_figure(200)
         axes = figure.add_subplot()
-        for place, name in enumerate(names):
-            axes.plot([place, place], label=name)
-        legend(figure, names)
+        lines = [axes.plot([place, place])[0] for place in range(count)]
+        legend(figure, names, lines)
         figure.draw_without_rendering()
         drawn = figure.legends[0]
         boxes = {text.get_text(): text.get_window_extent() for text in drawn.get_texts()}
@@ -24,3 +25,19 @@ def test_a_legend_reads_row_by_row(count: int, width: int) -> None:
     rows = sorted(boxes, key=lambda name: (-round(boxes[name].y0), boxes[name].x0))
     assert rows == names
     assert marks == [colours[names.index(text.get_text())] for text in drawn.get_texts()]
+
+
+def test_names_that_begin_with_an_underscore() -> None:
+    classes = ["cat", "_background_", "_"]
+    points = np.random.default_rng(0).normal(size=(30, 2))
+    drawn = embedding_map(points, np.arange(30) % 3, classes).svg
+    assert all(f">{name}<" in drawn for name in classes)
+    assert "_features.npy" in spectrum([("_features.npy", np.array([0.6, 0.4])), ("x", np.array([0.9, 0.1]))]).svg
+
+
+def test_names_that_are_shortened_alike_have_a_line_each() -> None:
+    names = ["experiment_alpha_contrastive", "experiment_gamma_contrastive"]
+    x = np.arange(4.0)
+    curves = [Curve(name, x, x + i, x + i, x + i, style={"color": "red"}, legend=name) for i, name in enumerate(names)]
+    figurine = stacked("n", "Title", [Panel("p", curves)], axis="x", caption="")
+    assert figurine is not None and figurine.svg.count("experiment…ntrastive") >= 2

@@ -101,7 +101,7 @@ def stacked(
     }  # fmt: skip
     whole_numbers = all(np.issubdtype(curve.x.dtype, np.integer) for panel in panels for curve in panel.curves)
     with svg.drawing():
-        rows = -(-len(named) // legend_columns(list(named), handle=8)) if named else 0
+        rows = -(-len(named) // legend_columns([shortened(label) for label in named], handle=8)) if named else 0
         figure = svg.new_figure(45 + 17 * rows + (205 if len(panels) == 1 else 140 * len(panels)))
         all_axes = figure.subplots(len(panels), 1, sharex=shared, squeeze=False)[:, 0]
         hidden = sum(_draw(axes, panel, styles) for axes, panel in zip(all_axes, panels, strict=True))
@@ -116,7 +116,7 @@ def stacked(
         all_axes[-1].set_xlabel(axis, loc="right", color=colour("soft"))
         if named:
             handles = [Line2D([], [], linewidth=1.8, markersize=5, **style) for style in named.values()]
-            legend(figure, list(named), handles, handle=8)
+            legend(figure, [shortened(label) for label in named], handles, handle=8)
         lines = [(_name(panel, curve, panels), curve) for panel in panels for curve in panel.curves]
         description = " ".join(_describe(label, curve, point) for label, curve in lines)
         drawing = svg.inline_svg(figure, name, title=title, description=description)
@@ -142,9 +142,8 @@ def evenly(n: int, at_most: int) -> NDArray[np.int64]:
     return np.unique(np.linspace(0, n - 1, min(n, at_most)).round().astype(np.int64)) if n else np.zeros(0, np.int64)
 
 
-def legend(figure: Figure, names: Sequence[str], handles: Sequence[Any] = (), *, handle: int = 5) -> None:
-    """Names of ``handles`` (default: what was drawn) below the axes, row by row; ``handle``: width in letters."""
-    handles = handles or figure.axes[0].get_legend_handles_labels()[0]
+def legend(figure: Figure, names: Sequence[str], handles: Sequence[Any], *, handle: int = 5) -> None:
+    """Names of ``handles``, of what was drawn, below the axes, row by row; ``handle``: width in letters."""
     columns = legend_columns(names, handle=handle)
     order = [place for column in range(columns) for place in range(column, len(names), columns)]  # as Matplotlib fills
     below = figure.legend(

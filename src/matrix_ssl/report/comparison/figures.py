@@ -43,7 +43,7 @@ def curve(entry: Entry, x: str, y: str, *, scale: float = 1.0) -> Curve | None:
         return None
     values = np.array([[run[step] for step in steps] for run in curves], np.float64)  # (runs, points, 2)
     ys = values[..., 1]
-    name = shortened(entry.label.partition(", ")[0])
+    name = entry.label.partition(", ")[0]
     return Curve(entry.label, values[..., 0].mean(0), ys.mean(0), ys.min(0), ys.max(0), style=look(entry), legend=name)
 
 

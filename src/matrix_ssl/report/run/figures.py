@@ -4,7 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
@@ -35,14 +37,15 @@ def spectrum(curves: Sequence[tuple[str, NDArray[np.float64]]], *, caption: str 
         figure = svg.new_figure(270)
         axes = figure.add_subplot()
         svg.plain_axes(axes)
-        for i, (name, values) in zip(evenly(6, len(chosen)) if len(chosen) > 1 else [5], chosen, strict=True):
+        lines: list[Line2D] = []
+        for i, (_, values) in zip(evenly(6, len(chosen)) if len(chosen) > 1 else [5], chosen, strict=True):
             shown = np.where(values > floor, values, np.nan)
             marker = "o" if np.count_nonzero(values > floor) == 1 else ""
             index = np.arange(1, len(values) + 1)
-            axes.plot(index, shown, color=colour(f"ramp-{i}"), linewidth=1.8, marker=marker, label=shortened(name))
+            lines += axes.plot(index, shown, color=colour(f"ramp-{i}"), linewidth=1.8, marker=marker)
         smallest = min(float(values[values > floor].min(initial=1.0)) for _, values in chosen)
         _log_axes(axes, lowest=max(floor, smallest), highest=largest)
-        legend(figure, [shortened(name) for name, _ in chosen])
+        legend(figure, [shortened(name) for name, _ in chosen], lines)
         description = " ".join(_describe_spectrum(name, values) for name, values in chosen)
         drawing = svg.inline_svg(figure, "spectrum", title=title, description=description)
     if any(bool(np.any(values <= floor)) for _, values in chosen):
@@ -63,14 +66,15 @@ def embedding_map(points: NDArray[np.floating], labels: NDArray[np.integer], cla
         axes = figure.add_subplot(aspect="equal", adjustable="datalim")
         axes.set_axis_off()
         size = float(np.clip(12000 / max(len(points), 1), 7, 28))
-        _scatter(axes, points[labels < 0], colour("series-0"), "o", size, None)
+        _scatter(axes, points[labels < 0], colour("series-0"), "o", size)
+        drawn = []
         for c in present:
             named = len(present) <= MAX_NAMED_CLASSES
             fill = colour(f"class-{c % 10}" if named else f"hue-{7 * c % 24}")
             marker = MARKERS[c % len(MARKERS)] if named else "o"
-            _scatter(axes, points[labels == c], fill, marker, size, names[c] if named else None)
+            drawn.append(_scatter(axes, points[labels == c], fill, marker, size))
         if 0 < len(present) <= MAX_NAMED_CLASSES:
-            legend(figure, list(names.values()))
+            legend(figure, list(names.values()), drawn)
             _name_clusters(figure, axes, points, labels, names)
         groups = "" if not present else f" of {len(present)} classes"
         description = f"{whole(len(points))} images{groups} as points in a plane. {_count_classes(labels, names)}"
@@ -100,8 +104,8 @@ def _power_tick(value: float, _position: int | None = None) -> str:
     return "10" + str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
 
-def _scatter(axes: Axes, points: NDArray[np.floating], fill: str, marker: str, size: float, label: str | None) -> None:
-    axes.scatter(points[:, 0], points[:, 1], s=size, c=fill, marker=marker, linewidths=0, alpha=0.8, label=label)
+def _scatter(axes: Axes, points: NDArray[np.floating], fill: str, marker: str, size: float) -> PathCollection:
+    return axes.scatter(points[:, 0], points[:, 1], s=size, c=fill, marker=marker, linewidths=0, alpha=0.8)
 
 
 def _name_clusters(
