@@ -111,6 +111,17 @@ def test_probes_are_out_of_fold() -> None:
     assert not np.array_equal(probe_probabilities(X, LABELS, seed=1), ours)
 
 
+def test_classes_of_one_image_suggest_nothing() -> None:
+    """Nothing but the image itself is known of them, so no other image is taken for one."""
+    labels = np.append(LABELS, [5, 6])
+    rows = np.concatenate([X, DRAW.normal(size=(2, X.shape[1])).astype(X.dtype)])
+    for by in ("neighbours", "linear"):
+        assert not set(label_issues(rows, labels, by=by).suggested.tolist()) & {5, 6}
+        assert len(label_issues(rows[-2:], [0, 1], by=by).indices) == 0  # every class has one image
+        two = label_issues(np.concatenate([X[LABELS == 0], X[LABELS == 1][:1]]), [0] * sum(LABELS == 0) + [1], by=by)
+        assert two.suggested.tolist() in ([], [0])  # one of two classes has one image
+
+
 def test_planted_wrong_labels_are_listed_first() -> None:
     draw, labels = np.random.default_rng(2), LABELS.copy()
     wrong = draw.choice(150, size=12, replace=False)

@@ -64,7 +64,8 @@ def label_issues(features: Matrix, labels: ArrayLike, *, by: Judge = "neighbours
 def probe_probabilities(features: Matrix, labels: ArrayLike, *, seed: int = 0) -> NDArray[np.float64]:
     """Probabilities (n, classes) of linear probes with the penalty 1, each fitted on four fifths of every class.
 
-    A class with fewer than five images is absent from some fits, which give it the probability 0.
+    A class of one image is absent from the fit that judges this image, and has the probability 0 there. Where one class
+    is left, it is certain; where none is, all probabilities are 0.
 
     Args:
         features: (n, d), finite.
@@ -81,6 +82,9 @@ def probe_probabilities(features: Matrix, labels: ArrayLike, *, seed: int = 0) -
     probabilities = torch.zeros(len(y), int(y.max()) + 1, dtype=torch.float64)
     for number in fold.unique():
         rows = (fold != number).nonzero()[:, 0]
+        if len(known := y[rows].unique()) < 2:
+            probabilities[(fold == number).nonzero(), known] = 1.0
+            continue
         fitted = next(fit_path(x, y, classes=probabilities.shape[1], penalties=(1.0,), rows=rows, tolerance=_TOLERANCE))
         probabilities[fold == number] = fitted.scores(x[fold == number]).softmax(dim=1).double()
     return probabilities.numpy()
@@ -104,7 +108,7 @@ def confident_learning(probabilities: NDArray[np.floating], labels: ArrayLike) -
     """The off-diagonal images of the confident joint, those with the smallest margin of their own label first.
 
     An image counts for class j if its probability of j is at least t_j, the mean probability of j over the images that
-    are labelled j; of several such classes for the most probable.
+    are labelled j; of several such classes for the most probable. Where that mean is 0, nothing is known of j.
 
     Args:
         probabilities: (n, classes), out of fold: of models that have not seen the image's own label.
@@ -113,7 +117,8 @@ def confident_learning(probabilities: NDArray[np.floating], labels: ArrayLike) -
     y = as_labels(labels, len(probabilities))
     classes = check_classes(y)
     thresholds = np.full(probabilities.shape[1], np.inf)
-    thresholds[classes] = [probabilities[y == label, label].mean() for label in classes]
+    means = np.array([probabilities[y == label, label].mean() for label in classes])
+    thresholds[classes] = np.where(means > 0, means, np.inf)
     confident = np.where(probabilities >= thresholds, probabilities, -1.0)
     suggested = confident.argmax(axis=1)
     issues = np.flatnonzero((confident.max(axis=1) >= 0) & (suggested != y))
