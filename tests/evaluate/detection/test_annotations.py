@@ -152,6 +152,17 @@ def test_boxes_without_masks(tmp_path: Path) -> None:
     assert (one.box, one.shape.area()) == ((40, 30, 60, 50), 400)
 
 
+@pytest.mark.parametrize("masks", [False, True])
+def test_a_box_far_beyond_the_image_takes_no_memory(tmp_path: Path, masks: bool) -> None:
+    """pycocotools takes memory for every pixel of an outline, and ends the process where there is none."""
+    value = content(extra(bbox=[0, 0, 1e9, 1e9]))
+    found = read_annotations(write_json(tmp_path / "a.json", value), masks=masks)
+    image = found.images[0]
+    assert found.counts["clipped_boxes"] == 1 and image.instances[1].box == (0, 0, 1e9, 1e9)
+    if not masks:
+        assert image.instances[1].shape.area() <= 9 * image.height * image.width
+
+
 def test_an_area_that_is_missing_is_that_of_the_mask(tmp_path: Path) -> None:
     value = content(extra(segmentation={"size": [80.0, "100"], "counts": ["100", 50.0, 7850]}))
     del value["annotations"][0]["area"]

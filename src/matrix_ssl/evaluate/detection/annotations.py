@@ -230,7 +230,8 @@ def _instances(
         _, height, width = sizes[image]
         box = _box(item.get("bbox"), here)
         x0, y0, x1, y1 = box
-        shape: Shape | None = Polygons((np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]]),))
+        corners = np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]])
+        shape: Shape | None = Polygons((clip_far(corners, height, width),))
         if masks:
             shape = _shape(item.get("segmentation"), height, width, counts, here)
         inside = min(min(x1, width) - max(x0, 0), min(y1, height) - max(y0, 0)) >= _SMALLEST
