@@ -54,6 +54,18 @@ def test_names_with_line_ends_and_other_bytes_are_read(tmp_path: Path, ending: s
     assert read.classes == (["\rx", "\\udcff"] if ending == ".parquet" else odd.classes)
 
 
+def test_a_write_that_fails_leaves_features_and_facts_as_they_were(tmp_path: Path) -> None:
+    """A .npy file has its facts beside it; the second of the two cannot be written here."""
+    write_embedding(tmp_path / "x.npy", SMALL)
+    other = replace(SMALL, features=SMALL.features + 1, paths=["x", "y", "z"])
+    (tmp_path / "x.npy.csv").unlink()
+    (tmp_path / "x.npy.csv").mkdir()
+    with pytest.raises(MatrixSSLError, match="Cannot write"):
+        write_embedding(tmp_path / "x.npy", other)
+    assert np.array_equal(np.load(tmp_path / "x.npy"), SMALL.features)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.npy", "x.npy.csv"]
+
+
 def test_other_libraries_read_the_files(tmp_path: Path) -> None:
     pandas = pytest.importorskip("pandas")
     pytest.importorskip("pyarrow")

@@ -64,14 +64,24 @@ def write_embedding(path: Path, embedding: Embedding) -> None:
     if kind == ".npz":
         write_atomically(path, lambda file: np.savez(file, **_arrays(embedding)))
     elif kind == ".npy":
-        write_atomically(_beside(path), lambda file: _write_csv(file, embedding, features=False))
-        write_atomically(path, lambda file: np.save(file, embedding.features))
+        _write_npy(path, embedding)
     elif kind == ".csv":
         write_atomically(path, lambda file: _write_csv(file, embedding))
     elif kind == ".parquet":
         write_atomically(path, lambda file: _write_parquet(file, embedding))
     else:
         write_atomically(path, lambda file: _write_safetensors(file, embedding))
+
+
+def _write_npy(path: Path, embedding: Embedding) -> None:
+    """The features, and beside them what else is known: where one cannot be written, both stay as they were."""
+    staged = path.with_name(f"{path.name}.new")
+    write_atomically(staged, lambda file: np.save(file, embedding.features))
+    try:
+        write_atomically(_beside(path), lambda file: _write_csv(file, embedding, features=False))
+        staged.replace(path)
+    finally:
+        staged.unlink(missing_ok=True)
 
 
 def read_embedding(path: Path, *, key: str | None = None) -> Embedding:

@@ -51,6 +51,9 @@ class FeatureFiles:
         self._rows: int = progress["rows"]
         self._widths: dict[str, int] = progress["widths"]
         try:
+            for path in () if self._rows else folder.glob("*"):  # rows that came after the last save
+                if path.name != _PROGRESS:
+                    path.unlink()
             for name, size in self._sizes().items():
                 with open_to_append(folder / name) as file:
                     file.truncate(size)
