@@ -77,6 +77,25 @@ def test_a_difference_is_paired(answers: Answers) -> None:
     assert found["interval"][1] - found["interval"][0] < (apart.high - apart.low) / 2
 
 
+def test_a_difference_allows_for_the_draws(answers: Answers) -> None:
+    """Two encoders of equal expected accuracy, each with draws that suit it better and worse."""
+    generator = torch.Generator().manual_seed(0)
+    excluded = 0
+    for _ in range(100):
+        accuracies = 0.5 + 0.1 * torch.randn(2, 10, 1, generator=generator)
+        wrong = torch.rand(2, 10, 200, generator=generator) > accuracies
+        a, b = (Predictions((answers.labels + one.long()) % 3) for one in wrong)
+        low, high = results.difference(a, b, answers)["interval"]
+        excluded += low > 0 or high < 0
+    assert excluded <= 10
+
+
+def test_one_image_has_a_difference(answers: Answers) -> None:
+    one = Answers(answers.labels[:1], answers.where[:1], CLASSES)
+    right, wrong = Predictions(one.labels.expand(3, 1)), Predictions((one.labels + 1).expand(3, 1) % 3)
+    assert results.difference(right, wrong, one) == {"difference": 1.0, "interval": [1.0, 1.0], "draws": 3}
+
+
 def test_results_come_back(answers: Answers, tmp_path: Path) -> None:
     made = {"knn_5": guess(answers), "knn_7": guess(answers, draws=2)}
     values = {"measures": {"knn_5": results.describe(made["knn_5"], answers)}, "fingerprint": "abc"}

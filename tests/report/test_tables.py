@@ -71,6 +71,10 @@ def test_public_encoders_have_columns_and_differences(run: Path) -> None:
     assert differences.rows == [["linear", "+5.0 (+1.2 to +8.8)"]]
     assert "torchvision/resnet50, SHA-256 0123456789ab; 318 of 318 tensors; features in 35 s." in differences.note
     assert "minus public encoders on cats" in write_report(run).read_text()
+    assert "Satterthwaite" not in differences.note
+    public["differences"]["linear"]["draws"] = 10
+    put(path, json.loads(path.read_text()) | {"public": {"torchvision/resnet50, 224 px": public}})
+    assert "with Satterthwaite's interval for both" in read_tables(run)[1].note
 
 
 def test_the_page_shows_them(run: Path) -> None:

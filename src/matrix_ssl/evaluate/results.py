@@ -22,6 +22,7 @@ from matrix_ssl.config.untrusted import why
 from matrix_ssl.data.base import Source
 from matrix_ssl.errors import RunFolderError
 from matrix_ssl.evaluate.probes.accuracy import mean_interval, mean_per_class_interval
+from matrix_ssl.evaluate.probes.crossed import crossed_interval
 from matrix_ssl.evaluate.probes.protocols import Predictions
 from matrix_ssl.runs.files import cannot_write, fingerprint, read_json, write_atomically, write_json
 from matrix_ssl.runs.folder import identity
@@ -95,9 +96,17 @@ def describe(predictions: Predictions, answers: Answers, *, by_class: bool = Tru
 
 
 def difference(a: Predictions, b: Predictions, answers: Answers) -> dict[str, Any]:
-    """How much more often ``a`` is right than ``b`` on the same images, with the interval of the paired bootstrap."""
-    gain = a.right(answers.labels) - b.right(answers.labels)
-    return {"difference": float(gain.mean()), "interval": list(mean_interval(gain))}
+    """How much more often ``a`` is right than ``b`` on the same images and draws of labelled images, with its interval.
+
+    Without draws it is that of the paired bootstrap over images. Draws change the difference as well, and two encoders
+    react differently to the same one, so with several the interval is ``crossed_interval`` of draws and images; one
+    image says nothing about others, and that interval has no width.
+    """
+    gains = (a.labels == answers.labels).double() - (b.labels == answers.labels).double()
+    draws, images = gains.shape
+    crossed = draws > 1 and images > 1
+    interval = crossed_interval(gains.numpy()) if crossed else mean_interval(gains.mean(dim=0))
+    return {"difference": float(gains.mean()), "interval": list(interval), "draws": draws}
 
 
 def write(

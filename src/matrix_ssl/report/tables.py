@@ -71,6 +71,7 @@ class Difference:
 
     difference: Number
     interval: tuple[Number, Number]
+    draws: int = 1  # of labelled images, which the interval allows for
 
     def __str__(self) -> str:
         """In percentage points."""
@@ -189,10 +190,13 @@ class Evaluation:
             f"{duration(one.feature_seconds)}."
             for name, one in public.items()
         ]
+        crossed = any(d.draws > 1 for r in self.results for one in r.public.values() for d in one.differences.values())
+        draws = "; over draws of labelled images too where there are any, with Satterthwaite's interval for both"
         note = (
-            "Percentage points, paired over the same test images, with the 95 % interval of the bootstrap; an interval "
-            "that includes 0 supports no difference. Each public encoder is frozen and gets images of the size beside "
-            "its name in its own normalisation, enlarged where they are smaller."
+            "Percentage points, paired over the same test images, with the 95 % interval of the bootstrap"
+            f"{draws if crossed else ''}. An interval that includes 0 supports no difference. Each public encoder is "
+            "frozen and gets images of the size beside its name in its own normalisation, enlarged where they are "
+            "smaller."
         )
 
         def cell(result: ProtocolResult, name: str, key: str) -> str:

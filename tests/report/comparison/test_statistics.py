@@ -6,7 +6,6 @@ from matrix_ssl.errors import ConfigError, DataError
 from matrix_ssl.report.comparison.statistics import (
     PairedDifference,
     against,
-    crossed_mean,
     holm,
     paired_difference,
     pairwise,
@@ -186,42 +185,3 @@ def test_against_a_reference_holm_counts_the_pairs_with_it_alone():
         assert pairs[name].adjusted_p <= all_pairs[name, "b"].adjusted_p
     assert against({"a": {0: 0.5}, "b": {0: 0.4}}, "b")["a"].adjusted_p is None
     assert against({"a": {0: 0.5}, "b": {1: 0.4}}, "b") == {}
-
-
-def test_a_mean_over_seeds_and_images_covers_the_truth() -> None:
-    """Both effects are drawn anew; images alone, or seeds alone, would miss the truth too often."""
-    generator = np.random.default_rng(0)
-    for seeds, images, seed_effect, image_effect in ((3, 100, 0.05, 0.5), (3, 100, 0.0, 0.5), (5, 400, 0.05, 0.2)):
-        covered = 0
-        for _ in range(300):
-            values = 0.1 + seed_effect * generator.normal(size=(seeds, 1)) + generator.normal(size=(seeds, images))
-            values += image_effect * generator.normal(size=(1, images))
-            low, high = crossed_mean(values)[1:]
-            covered += low <= 0.1 <= high
-        assert covered >= 0.93 * 300
-
-
-def test_a_mean_of_one_seed_is_that_of_its_images() -> None:
-    values = np.random.default_rng(1).normal(size=(1, 50))
-    expected = stats.ttest_1samp(values[0], 0.0).confidence_interval(0.95)
-    mean, low, high = crossed_mean(values)
-    assert (mean, low, high) == (
-        pytest.approx(values.mean()),
-        pytest.approx(expected.low),
-        pytest.approx(expected.high),
-    )
-    by_seed = np.random.default_rng(2).normal(size=(4, 1)) + np.zeros((4, 9))  # images do not matter
-    expected = stats.ttest_1samp(by_seed[:, 0], 0.0).confidence_interval(0.95)
-    assert crossed_mean(by_seed)[1:] == (pytest.approx(expected.low), pytest.approx(expected.high))
-
-
-def test_a_mean_that_never_varies_has_no_width() -> None:
-    assert crossed_mean(np.zeros((3, 4))) == (0.0, 0.0, 0.0) and crossed_mean(np.zeros((3, 4))).sign == 0
-
-
-@pytest.mark.parametrize("values", [np.zeros(3), np.zeros((0, 3)), np.zeros((2, 1)), np.full((2, 2), np.nan)])
-def test_a_mean_of_other_shapes_is_refused(values: np.ndarray) -> None:
-    with pytest.raises(DataError, match="finite values of seeds on two images or more"):
-        crossed_mean(values)
-    with pytest.raises(ConfigError, match="between 0 and 1"):
-        crossed_mean(np.zeros((2, 2)), confidence=1.0)

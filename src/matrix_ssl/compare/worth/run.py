@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import combinations
@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from matrix_ssl import config as configuration
@@ -27,9 +28,9 @@ from matrix_ssl.encoder import initialise_encoder, load_encoder
 from matrix_ssl.errors import RunFolderError
 from matrix_ssl.evaluate.baselines import Baseline
 from matrix_ssl.evaluate.features import RawPixels
+from matrix_ssl.evaluate.probes.crossed import crossed_interval
 from matrix_ssl.evaluate.trained.classifier import check_splits, score_images
 from matrix_ssl.evaluate.unreadable import refuse_many
-from matrix_ssl.report.comparison.statistics import crossed_mean
 from matrix_ssl.report.worth.data import RESULTS
 from matrix_ssl.report.worth.page import write_worth
 from matrix_ssl.runs import devices
@@ -269,7 +270,7 @@ class WorthRun:
         for budget in self.budgets:
             rows = [right[key] for seed in range(self.plan.seeds) if (key := (arm, budget.key, seed)) in right]
             if rows:
-                accuracy[budget.key] = {**crossed_mean(np.stack(rows))._asdict(), "seeds": [r.mean() for r in rows]}
+                accuracy[budget.key] = {**_estimate(rows), "seeds": [r.mean() for r in rows]}
         pretraining = [
             self._pretrained(arm.network, seed) if arm.network in PRETRAINED else None
             for seed in range(self.plan.seeds)
@@ -290,7 +291,7 @@ class WorthRun:
             seeds = [s for s in range(self.plan.seeds) if {(a, budget.key, s), (b, budget.key, s)} <= right.keys()]
             gains = [right[a, budget.key, seed] - right[b, budget.key, seed] for seed in seeds]
             if gains and len({len(gain) for gain in gains}) == 1:
-                rows.append({"a": a.key, "b": b.key, "budget": budget.key, **crossed_mean(np.stack(gains))._asdict()})
+                rows.append({"a": a.key, "b": b.key, "budget": budget.key, **_estimate(gains)})
         return rows
 
     def _data(self, network: Network) -> DataConfig:
@@ -333,3 +334,9 @@ class WorthRun:
         state = f"failed: {result['error']}" if "error" in result else "done"
         seconds = f", {result['seconds']:.0f} s" if "seconds" in result else ""
         self.say(f"{self.done} of {self.total}: {what}: {state}{seconds}")
+
+
+def _estimate(rows: Sequence[NDArray[np.float64]]) -> dict[str, float]:
+    """The mean over seeds, a row each, and test images, with its interval."""
+    values = np.stack(rows)
+    return {"mean": float(values.mean()), **crossed_interval(values)._asdict()}

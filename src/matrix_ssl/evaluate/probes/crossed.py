@@ -1,0 +1,45 @@
+"""Confidence intervals of means over seeds, or draws of labelled images, and test images, both drawn at random."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from matrix_ssl.errors import ConfigError, DataError
+from matrix_ssl.evaluate.probes.accuracy import Interval
+
+
+def crossed_interval(values: NDArray[np.float64], *, confidence: float = 0.95) -> Interval:
+    """Interval of the mean of values of n seeds on the same m test images, such as differences of right answers.
+
+    A different draw of seeds and one of images both change the mean. Its variance is estimated by v = a + b: a is the
+    variance over images of their means over the seeds, over m; b that over seeds of their means over the images, over
+    n. What image and seed decide together is in both, so v is rather too large. The interval is mean ± t √v, where t
+    is the quantile of Student's distribution with v² / (a² / (m - 1) + b² / (n - 1)) degrees of freedom at
+    (1 + confidence) / 2. With one seed b is 0: the interval is about the images alone. Draws of labelled images count
+    like seeds.
+
+    Args:
+        values: (n, m), finite, m at least 2.
+        confidence: between 0 and 1, both excluded.
+
+    Raises:
+        DataError: the shape is a different one, or a value is not finite.
+        ConfigError: ``confidence`` is not between 0 and 1.
+
+    Reference: Satterthwaite, "An approximate distribution of estimates of variance components", Biometrics Bulletin 2
+    (1946).
+    """
+    if not 0 < confidence < 1:
+        raise ConfigError(f"The confidence must be between 0 and 1, got {confidence}.")
+    if values.ndim != 2 or values.shape[0] < 1 or values.shape[1] < 2 or not np.isfinite(values).all():
+        raise DataError(f"A mean needs finite values of seeds on two images or more, got shape {values.shape}.")
+    n, m = values.shape
+    images = float(values.mean(axis=0).var(ddof=1)) / m
+    seeds = float(values.mean(axis=1).var(ddof=1)) / n if n > 1 else 0.0
+    mean, variance = float(values.mean()), images + seeds
+    if variance == 0:
+        return Interval(mean, mean)
+    from scipy import stats  # slow to import
+
+    freedom = variance**2 / (images**2 / (m - 1) + (seeds**2 / (n - 1) if n > 1 else 0.0))
+    half = float(stats.t.ppf((1 + confidence) / 2, freedom)) * variance**0.5
+    return Interval(mean - half, mean + half)
