@@ -66,6 +66,16 @@ def test_a_class_without_test_images_is_left_out(answers: Answers) -> None:
     assert results.describe(made, few)["mean_per_class"] == 1.0
 
 
+def test_a_class_of_one_test_image_leaves_no_interval(answers: Answers, tmp_path: Path) -> None:
+    labels = torch.cat([torch.tensor([2]), answers.labels[1:].clamp_max(1)])
+    few = Answers(labels, answers.where, CLASSES)
+    made = Predictions(labels[None])
+    results.write(tmp_path / "new", "knn", {"measures": {"knn_1": results.describe(made, few)}}, {"knn_1": made}, few)
+    found = results.read(tmp_path / "new", "knn")
+    assert found is not None and found["measures"]["knn_1"]["mean_per_class_interval"] is None
+    assert found["measures"]["knn_1"]["interval"] == [1.0, 1.0]
+
+
 def test_a_difference_is_paired(answers: Answers) -> None:
     made = guess(answers)
     better = made.labels.clone()

@@ -72,6 +72,7 @@ def describe(predictions: Predictions, answers: Answers, *, by_class: bool = Tru
     """Accuracy, mean accuracy per class and their 95 % intervals, and the accuracy of every class if ``by_class``."""
     right = predictions.right(answers.labels)
     low, high = mean_interval(right)
+    by_class_interval = mean_per_class_interval(right, answers.labels)
     counts = torch.bincount(answers.labels, minlength=len(answers.classes))
     sums = torch.zeros(len(counts), dtype=torch.float64).index_add_(0, answers.labels, right)
     present = counts > 0
@@ -79,7 +80,7 @@ def describe(predictions: Predictions, answers: Answers, *, by_class: bool = Tru
         "accuracy": float(right.mean()),
         "interval": [low, high],
         "mean_per_class": float((sums[present] / counts[present]).mean()),
-        "mean_per_class_interval": list(mean_per_class_interval(right, answers.labels)),
+        "mean_per_class_interval": by_class_interval and list(by_class_interval),
         "images": len(right),
         "draws": len(predictions.labels),
         "settings": predictions.settings,

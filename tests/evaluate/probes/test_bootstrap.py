@@ -37,6 +37,29 @@ def test_classes_count_alike_whatever_their_sizes():
     np.testing.assert_allclose([low, high], [(1 + small.low) / 2, (1 + small.high) / 2], atol=0.015)
 
 
+@pytest.mark.parametrize("images", [2, 3, 5])
+def test_intervals_of_few_images_a_class_are_as_wide_as_the_mean_varies(images):
+    labels, widths = torch.arange(10).repeat(images), []
+    for seed in range(200):
+        low, high = mean_per_class_interval(right_or_wrong(10 * images, 0.6, seed), labels)
+        widths.append(high - low)
+    deviation = (0.6 * 0.4 / (10 * images)) ** 0.5
+    assert np.mean(np.square(widths)) ** 0.5 == pytest.approx(2 * 1.96 * deviation, rel=0.06)
+
+
+def test_a_class_of_one_image_leaves_no_interval():
+    labels = torch.cat([torch.zeros(10), torch.ones(1)]).long()
+    assert mean_per_class_interval(right_or_wrong(11, 0.5, 0), labels) is None
+    assert mean_per_class_interval(torch.ones(1), labels[:1]) is None
+    assert mean_interval(torch.ones(1)) == (1.0, 1.0)
+
+
+def test_no_bound_is_outside_the_range_of_the_values():
+    values = torch.tensor([1.0, 0.0, 1.0, 1.0])
+    assert mean_per_class_interval(values, torch.zeros(4).long()).high == 1.0
+    assert mean_per_class_interval(torch.ones(4), torch.tensor([0, 0, 1, 1])) == (1.0, 1.0)
+
+
 def test_the_same_values_have_the_same_interval_and_no_spread_no_width():
     values = right_or_wrong(100, 0.7, 0)
     assert mean_interval(values) == mean_interval(values.clone()) != mean_interval(1 - values)

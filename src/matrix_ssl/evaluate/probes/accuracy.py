@@ -69,13 +69,16 @@ def mean_interval(values: Tensor, *, confidence: float = 0.95) -> Interval:
         DataError: no values.
         ConfigError: ``confidence`` is out of range.
     """
-    return mean_per_class_interval(values, torch.zeros_like(values, dtype=torch.int64), confidence=confidence)
+    _check(values, values, confidence)
+    return _interval(_draw(values, np.random.default_rng(0)), confidence)
 
 
-def mean_per_class_interval(values: Tensor, labels: Tensor, *, confidence: float = 0.95) -> Interval:
-    """Interval of the mean over classes of the mean value of their images.
+def mean_per_class_interval(values: Tensor, labels: Tensor, *, confidence: float = 0.95) -> Interval | None:
+    """Interval of the mean over classes of the mean value of their images; None where a class has a single image.
 
-    Every class keeps its number of images, which are drawn among themselves.
+    Every class keeps its number n of images, which are drawn among themselves. Means of such draws vary (n - 1) / n
+    times as much as means of n other images of the class, and not at all for n = 1, so their deviations are multiplied
+    by √(n / (n - 1)). No bound is outside the range of the values.
 
     Args:
         values, labels: (m,).
@@ -84,14 +87,31 @@ def mean_per_class_interval(values: Tensor, labels: Tensor, *, confidence: float
         DataError: no values, or values and labels differ in number.
         ConfigError: ``confidence`` is out of range.
     """
+    _check(values, labels, confidence)
+    classes = [values[labels == label] for label in labels.unique()]
+    if min(map(len, classes)) == 1:
+        return None
+    generator = np.random.default_rng(0)  # the same values have the same interval
+    means = np.mean([_widened(one, _draw(one, generator)) for one in classes], axis=0)
+    return _interval(means.clip(float(values.min()), float(values.max())), confidence)
+
+
+def _check(values: Tensor, labels: Tensor, confidence: float) -> None:
     if not 0 < confidence < 1:
         raise ConfigError(f"confidence={confidence}: expected a number between 0 and 1, for example 0.95.")
     if not len(values) or values.shape != labels.shape:
         raise DataError(f"a bootstrap needs a value and a label for each image: got {len(values)} and {len(labels)}.")
-    generator = np.random.default_rng(0)  # the same values have the same interval
-    means = [_draw(values[labels == label], generator) for label in labels.unique()]
-    low, high = np.quantile(np.mean(means, axis=0), [(1 - confidence) / 2, (1 + confidence) / 2])
+
+
+def _interval(means: NDArray[np.float64], confidence: float) -> Interval:
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(float(low), float(high))
+
+
+def _widened(values: Tensor, means: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Means of draws that vary as much as those of other images."""
+    centre = float(values.double().mean())
+    return centre + (means - centre) * (len(values) / (len(values) - 1)) ** 0.5
 
 
 def _draw(values: Tensor, generator: np.random.Generator) -> NDArray[np.float64]:
