@@ -131,7 +131,7 @@ def test_public_encoders_beside_that_of_the_run(run: Path) -> None:
         assert "tensors of tiny_resnet" in one["tensors"] and one["measures"].keys() == values["measures"].keys()
     for name in ("same, 8 px", "large, 8 px"):
         assert all(
-            d == {"difference": 0, "interval": [0, 0], "draws": 1}
+            d == {"difference": 0, "interval": [0, 0], "draws": 1, "p": 1}
             for d in values["public"][name]["differences"].values()
         )
 
@@ -149,6 +149,11 @@ def test_public_encoders_beside_that_of_the_run(run: Path) -> None:
     assert difference["difference"] == pytest.approx(gain.mean()) and gain.any()
     half = 1.96 * gain.std() / len(gain) ** 0.5  # the normal approximation of the paired bootstrap
     assert difference["interval"] == pytest.approx([gain.mean() - half, gain.mean() + half], abs=0.2 * half)
+
+    for name, measures in values["baselines"].items():
+        for key, paired in values["differences"][name].items():
+            expected = values["measures"][key]["accuracy"] - measures[key]["accuracy"]
+            assert paired["difference"] == pytest.approx(expected) and 0 <= paired["p"] <= 1
 
     assert "large, 12 px" in (run / "report.html").read_text()
     succeed(run.parent, ["export", "r", "--format", "safetensors", "--out", "e.safetensors"])

@@ -1,6 +1,7 @@
 """What an evaluation writes: measures against scikit-learn, files that come back, features that survive a stop."""
 
 import json
+import math
 import signal
 from pathlib import Path
 
@@ -103,7 +104,18 @@ def test_a_difference_allows_for_the_draws(answers: Answers) -> None:
 def test_one_image_has_a_difference(answers: Answers) -> None:
     one = Answers(answers.labels[:1], answers.where[:1], CLASSES)
     right, wrong = Predictions(one.labels.expand(3, 1)), Predictions((one.labels + 1).expand(3, 1) % 3)
-    assert results.difference(right, wrong, one) == {"difference": 1.0, "interval": [1.0, 1.0], "draws": 3}
+    assert results.difference(right, wrong, one) == {"difference": 1.0, "interval": [1.0, 1.0], "draws": 3, "p": 1.0}
+
+
+@pytest.mark.parametrize(("alone", "other"), [(5, 0), (3, 9), (0, 0)])
+def test_a_difference_without_draws_has_the_exact_test(answers: Answers, alone: int, other: int) -> None:
+    a, b = answers.labels.clone(), answers.labels.clone()
+    b[:alone], a[alone : alone + other] = (b[:alone] + 1) % 3, (a[alone : alone + other] + 1) % 3
+    n = alone + other
+    expected = min(1.0, 2 * sum(math.comb(n, k) for k in range(min(alone, other) + 1)) / 2**n)
+    assert results.difference(Predictions(a[None]), Predictions(b[None]), answers)["p"] == pytest.approx(expected)
+    draws = results.difference(guess(answers, draws=3), guess(answers, draws=3, seed=2), answers)
+    assert "p" not in draws and draws["interval"][0] < draws["interval"][1]
 
 
 def test_results_come_back(answers: Answers, tmp_path: Path) -> None:

@@ -161,6 +161,11 @@ def _run_frozen(
                 for baseline, measures in chosen.items()
                 if baseline != "encoder"
             },
+            "differences": {
+                baseline: _differences(chosen["encoder"], measures, answers)
+                for baseline, measures in chosen.items()
+                if baseline != "encoder"
+            },
             "public": {
                 one.name: description | _against(_of_protocol(protocol, measures), chosen["encoder"], answers)
                 for one, (measures, description) in zip(baselines, public, strict=True)
@@ -234,8 +239,15 @@ def _against(
     """The measures of a public encoder, and those of the run's encoder minus them."""
     return {
         "measures": {name: results.describe(one, answers, by_class=False) for name, one in public.items()},
-        "differences": {name: results.difference(own[name], one, answers) for name, one in public.items()},
+        "differences": _differences(own, public, answers),
     }
+
+
+def _differences(
+    own: Mapping[str, Predictions], others: Mapping[str, Predictions], answers: Answers
+) -> dict[str, dict[str, Any]]:
+    """The measures of the run's encoder minus those of a different network."""
+    return {name: results.difference(own[name], one, answers) for name, one in others.items()}
 
 
 def _of_protocol(protocol: str, predictions: Mapping[str, Predictions]) -> dict[str, Predictions]:

@@ -72,6 +72,7 @@ class Difference:
     difference: Number
     interval: tuple[Number, Number]
     draws: int = 1  # of labelled images, which the interval allows for
+    p: Number | None = None  # of McNemar's exact test, where it applies
 
     def __str__(self) -> str:
         """In percentage points."""
@@ -99,6 +100,7 @@ class ProtocolResult:
     set: dict[str, Split]  # train and test
     measures: dict[str, Score]
     baselines: dict[str, dict[str, Score]] = field(default_factory=dict)
+    differences: dict[str, dict[str, Difference]] = field(default_factory=dict)  # this encoder minus the baselines
     public: dict[Text, Public] = field(default_factory=dict)  # by name
     weights: str = "student"
     training_images: int | None = None

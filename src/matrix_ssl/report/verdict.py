@@ -4,7 +4,9 @@ from collections.abc import Iterable
 
 from matrix_ssl.report.formats import percent
 from matrix_ssl.report.measures import BASELINES, MEASURES, measure_name
-from matrix_ssl.report.tables import ProtocolResult, Score
+from matrix_ssl.report.tables import Difference, ProtocolResult, Score
+
+_SIGNIFICANT = 0.05  # a p value below counts as a difference
 
 
 def accuracy_verdict(results: Iterable[ProtocolResult]) -> str:
@@ -39,12 +41,28 @@ def _best(key: str, result: ProtocolResult) -> str:
 
 
 def _doubt(key: str, result: ProtocolResult) -> str:
-    """Why the gain over the best baseline may be chance; empty where it is not."""
-    score, best = result.measures[key], max(_against(key, result).values(), key=lambda other: other.accuracy)
+    """Why the gain over the best baseline may be chance; empty where it is not.
+
+    Results of earlier versions have no paired difference from the baselines, and are judged by what they have.
+    """
+    baselines = _against(key, result)
+    name = max(baselines, key=lambda name: baselines[name].accuracy)
+    score, best = result.measures[key], baselines[name]
+    (baseline,) = (b for b, shown in BASELINES.items() if shown == name)
+    if paired := result.differences.get(baseline, {}).get(key):
+        return _doubt_paired(paired)
     if spread := max(score.sd_over_draws, best.sd_over_draws):
         return "within the spread over draws" if abs(score.accuracy - best.accuracy) <= spread else ""
     low, high = score.interval
     return "within the interval of the test images" if low <= best.accuracy <= high else ""
+
+
+def _doubt_paired(paired: Difference) -> str:
+    low, high = paired.interval
+    if low <= 0 <= high:
+        return "the 95 % interval of the difference includes 0"
+    chance = paired.p is not None and paired.p >= _SIGNIFICANT
+    return f"McNemar's exact test gives p = {paired.p:.2f}" if chance else ""
 
 
 def _against(key: str, result: ProtocolResult) -> dict[str, Score]:

@@ -73,6 +73,25 @@ def test_a_difference_inside_the_interval_is_no_clear_gain(tmp_path):
     assert "no clear gain: within the interval of the test images. It gains most" in verdict(read_run(run))
 
 
+@pytest.mark.parametrize(
+    ("paired", "words"),
+    [
+        ({"difference": 0.1, "interval": [0.0, 0.3], "p": 1.0}, "no clear gain: the 95 % interval of the difference"),
+        ({"difference": 0.1, "interval": [0.1, 0.1], "p": 0.25}, "no clear gain: McNemar's exact test gives p = 0.25"),
+        ({"difference": 0.1, "interval": [0.02, 0.18], "p": 0.01}, "points against raw pixels, a gain"),
+        ({"difference": 0.1, "interval": [0.02, 0.18], "draws": 10}, "points against raw pixels, a gain"),
+    ],
+)
+def test_a_paired_difference_decides(tmp_path, paired, words):
+    run = make_run(tmp_path / "r", lines=2)
+    path = run / "evaluation" / "cifar10" / "low-shot.json"
+    results = json.loads(path.read_text())
+    results["measures"]["low_shot_1"] |= {"accuracy": 0.165}  # within the spread over draws, which no longer matters
+    results["differences"] = {"raw_pixels": {"low_shot_1": paired}}
+    path.write_text(json.dumps(results))
+    assert words in verdict(read_run(run))
+
+
 def test_classes_by_accuracy_with_what_they_are_mistaken_for(tmp_path):
     run = make_run(tmp_path / "r", lines=2, classes=["cat", "dog", "<b>ship</b>"])
     labels = np.repeat([0, 1, 2], [4, 5, 2])
