@@ -161,8 +161,8 @@ def expected_seconds(config: RunConfig, device: torch.device) -> float:
     views = sum(view.count * ((view.image_size or size) / size) ** 2 for view in config.views)
     passes = 1 + (1 / 3 if issubclass(find_method(config.method.name), TeacherMethod) else 0)
     each = min(seconds) / count * views * passes * _OVERHEAD
-    images = min(config.data.images, config.data.subset or config.data.images)
-    seen = images // config.batch_size * config.batch_size  # the rest of an epoch is not seen in it
+    total = min(config.data.images, config.data.subset or config.data.images)
+    seen = total // config.batch_size * config.batch_size  # the rest of an epoch is not seen in it
     return each * seen * config.epochs / distributed.world_size()
 
 
