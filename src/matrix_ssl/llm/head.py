@@ -86,27 +86,43 @@ def find_head(model: Any) -> Any:
             f"{type(model).__name__} has no head for tokens: load it with AutoModelForCausalLM, or let its "
             f"get_output_embeddings return the layer that computes the logits."
         )
-    if hasattr(head, "base_layer") and not hasattr(head, "lora_A"):
+    if (other := _not_of_low_rank(head)) is not None:
         raise ConfigError(
-            f"The head has an adapter, {type(head).__module__}.{type(head).__name__}, that is not of low rank (LoRA), "
-            f"so the rows for the matrix term are not known: remove the head from target_modules, or train it whole "
-            f"with modules_to_save."
+            f"The head has an adapter, {type(other).__module__}.{type(other).__name__}, that is not of low rank "
+            f"(LoRA), so the rows for the matrix term are not known: remove the head from target_modules, or train it "
+            f"whole with modules_to_save."
         )
     return head
 
 
 def effective_rows(head: Any) -> tuple[Tensor, Tensor | None]:
-    """Rows (vocabulary, d) and bias of a head, with the product of a low-rank adapter added; with gradient.
+    """Rows (vocabulary, d) and bias of a head, with product and bias of a low-rank adapter added; with gradient.
 
     A head in half precision below an adapter becomes float32: a small difference would be lost in the sum.
     """
     base = getattr(head, "base_layer", head)
     rows, bias = base.weight, getattr(base, "bias", None)
-    if base is not head and not head.merged and not head.disable_adapters:
-        for adapter in head.active_adapters:
-            if adapter in head.lora_A:
-                rows = rows + head.get_delta_weight(adapter)
+    for adapter in _adapters(head):
+        rows = rows + head.get_delta_weight(adapter)
+        if (added := head.lora_B[adapter].bias) is not None:
+            added = head.scaling[adapter] * added
+            bias = added if bias is None else bias + added
     return rows, bias
+
+
+def _adapters(head: Any) -> list[str]:
+    """The names of the low-rank adapters that change what a head gives."""
+    if not hasattr(head, "base_layer") or head.merged or head.disable_adapters:
+        return []
+    return [adapter for adapter in head.active_adapters if adapter in head.lora_A]
+
+
+def _not_of_low_rank(head: Any) -> Any:
+    """An adapter of a head that does more than add a product to its weight, such as IA3's or DoRA's; None without."""
+    if hasattr(head, "base_layer") and not hasattr(head, "lora_A"):
+        return head
+    variants = (head.lora_variant.get(adapter) for adapter in _adapters(head))
+    return next((variant for variant in variants if variant is not None), None)
 
 
 def mergeable(head: Any) -> bool:
