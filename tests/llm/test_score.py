@@ -111,6 +111,21 @@ def test_completions_are_greedy_and_their_prompts_those_of_the_training(run, dat
         assert line["completion"] == tokenizer.decode(text, skip_special_tokens=True)
 
 
+def test_an_answer_ends_at_the_end_token_of_the_tokenizer(run, data):
+    """Also where the model has none, as one whose adapter was saved without settings of generation."""
+    from transformers import AutoModelForCausalLM
+
+    model, rows = AutoModelForCausalLM.from_pretrained(run / "model"), read_rows(str(data))
+    settings = {"template": "plain", "max_new_tokens": 40, "extraction": "flexible-extract"}
+    expected = scoring.score_model(model, llm_toys.tokenizer(), rows, batch_size=1, **settings)
+    assert expected.accuracies["flexible-extract"] > 0
+    for own in (None, llm_toys.tokenizer().pad_token_id):
+        model.generation_config.eos_token_id = own
+        found = scoring.score_model(model, llm_toys.tokenizer(), rows, batch_size=8, **settings)
+        assert found.answers == expected.answers
+        assert model.generation_config.eos_token_id == own
+
+
 class Recited:
     """Stands for the harness's model: the same answers whatever is asked."""
 

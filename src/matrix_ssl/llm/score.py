@@ -93,14 +93,14 @@ def score_model(
 ) -> Score:  # fmt: skip
     """Scores a causal model on the first ``limit`` questions, whose answers end in "####" and a number, or are one."""
     check_template(template, tokenizer)
-    check_end(tokenizer)
+    end = check_end(tokenizer)
     docs = make_docs(exchanges(rows, find_columns(rows, columns))[:limit], template=template, tokenizer=tokenizer)
     special = adds_special_tokens(template)
     prompts = tokenizer([doc["prompt"] for doc in docs], add_special_tokens=special)
     check_prompts(model, prompts["input_ids"], max_new_tokens)
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     extraction = extraction or default_extraction(template)
-    with greedy(model):
+    with greedy(model, end):
         writer = _writer(model, tokenizer, batch_size=batch_size, max_length=positions, special=special)
         score = score_with(writer, docs, stops=STOPS[template], max_new_tokens=max_new_tokens, extraction=extraction)
     written = tokenizer([answer.completion for answer in score.answers], add_special_tokens=False)["input_ids"]

@@ -50,13 +50,15 @@ def has_static_cache(model: "PreTrainedModel") -> bool:
 
 
 @contextmanager
-def greedy(model: "PreTrainedModel") -> Iterator[None]:
-    """Within the block a model generates greedily, whatever its folder says; its end tokens stay.
+def greedy(model: "PreTrainedModel", end: int) -> Iterator[None]:
+    """Within the block a model generates greedily, whatever its folder says, up to one of its end tokens or ``end``.
 
     The cache is static where the model has one. Its forward is not compiled, which would take a minute for each shape.
     """
     own: Any = getattr(model, "generation_config", None)
     kept = {key: getattr(own, key, None) for key in _KEPT}
+    ends = kept["eos_token_id"]
+    kept["eos_token_id"] = sorted({end, *(ends if isinstance(ends, list) else [] if ends is None else [ends])})
     model.eval()
     model.generation_config = import_extra("transformers", extra="llm").GenerationConfig(
         do_sample=False, num_beams=1, cache_implementation="static" if has_static_cache(model) else None,
@@ -86,7 +88,7 @@ def write(
     texts, tokens, started = [""] * len(encoded), 0, time.monotonic()
     filler = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end
     generate: Any = model.generate
-    with greedy(model), torch.inference_mode():
+    with greedy(model, end), torch.inference_mode():
         for first in range(0, len(order), batch_size):
             part = order[first : first + batch_size]
             longest = len(encoded[part[0]])
@@ -97,7 +99,7 @@ def write(
                 pad_token_id=filler, **_stopping(tokenizer, template),
             )[:, longest:].tolist()  # fmt: skip
             for i, answer in zip(part, new, strict=True):
-                answer = _until_end(answer, model, end)
+                answer = _until_end(answer, model)
                 tokens += len(answer)
                 texts[i] = _until_stop(str(tokenizer.decode(answer, skip_special_tokens=True)), template)
             on_progress(min(first + batch_size, len(order)), len(order), tokens / (time.monotonic() - started))
@@ -124,10 +126,9 @@ def _stopping(tokenizer: "PreTrainedTokenizerBase", template: TemplateName) -> d
     return {"stop_strings": list(STOPS[template]), "tokenizer": tokenizer} if STOPS[template] else {}
 
 
-def _until_end(answer: list[int], model: "PreTrainedModel", end: int) -> list[int]:
-    """The tokens up to the first end, which counts; filler follows it in a batch."""
-    ends = model.generation_config.eos_token_id
-    ends = {end, *(ends if isinstance(ends, list) else [ends])}
+def _until_end(answer: list[int], model: "PreTrainedModel") -> list[int]:
+    """The tokens up to the first end of ``greedy``, which counts; filler follows it in a batch."""
+    ends: Any = model.generation_config.eos_token_id
     place = next((i for i, token in enumerate(answer) if token in ends), len(answer))
     return answer[: place + 1]
 
