@@ -129,11 +129,18 @@ def models() -> dict[str, Any]:
     )
     with torch.no_grad():
         biased.lm_head.bias.normal_()
+    with_bias = peft.get_peft_model(
+        copy.deepcopy(biased), peft.LoraConfig(r=2, target_modules=["lm_head"], lora_bias=True)
+    )
+    for name, parameter in with_bias.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.1)
     return {
         "llama": llm_toys.llama(),
         "biased": biased,
         "cohere": cohere,
         "adapter on the head": on_head,
+        "adapter with a bias": with_bias,
         "head trained whole": peft.get_peft_model(llm_toys.llama(), whole_head),
         "tied": transformers.LlamaForCausalLM(transformers.LlamaConfig(**size, tie_word_embeddings=True)),
         "scaled": transformers.GraniteForCausalLM(transformers.GraniteConfig(**size, logits_scaling=0.5)),
@@ -144,7 +151,8 @@ def models() -> dict[str, Any]:
     }
 
 
-KINDS = ["llama", "biased", "cohere", "adapter on the head", "head trained whole", "tied", "scaled", "capped", "lora"]
+KINDS = ["llama", "biased", "cohere", "adapter on the head", "adapter with a bias", "head trained whole", "tied",
+         "scaled", "capped", "lora"]  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -412,6 +420,11 @@ def small_head() -> Any:
             partial(adapted_head, peft.IA3Config(target_modules=["lm_head"], feedforward_modules=[])),
             {},
             r"an adapter, peft\.tuners\.ia3\.layer\.Linear, that is not of low rank",
+        ),
+        (
+            partial(adapted_head, peft.LoraConfig(r=2, target_modules=["lm_head"], use_dora=True)),
+            {},
+            r"an adapter, peft\.tuners\.lora\.variants\.DoraLinearVariant, that is not of low rank",
         ),
         (partial(adapted_head, peft.OFTConfig(target_modules=["lm_head"])), {}, r"peft\.tuners\.oft\.layer\.Linear"),
         (partial(adapted_head, peft.LoHaConfig(target_modules=["lm_head"])), {}, r"peft\.tuners\.loha\.layer\.Linear"),
