@@ -1,7 +1,8 @@
 """Answers to the problems of MATH, compared as lm-evaluation-harness compares them, zero-shot and greedy.
 
-The answer of a solution is what its last \\boxed{} holds. An answer without one is what follows the last "The answer
-is" or "####", up to the end of its line. Two answers match if they are equal once the harness has removed what does not
+The answer of a solution is what its last \\boxed{} or \\fbox{} holds. Without braces, as in "\\boxed 5$", that is the
+text up to the dollar sign, or else up to white space. An answer without a box is what follows the last "The answer is"
+or "####", up to the end of its line. Two answers match if they are equal once the harness has removed what does not
 matter: units, spaces, dollar signs, sizes of brackets, and the forms of fractions and roots.
 
 Reference: Hendrycks, Burns, Kadavath, Arora, Basart, Tang, Song and Steinhardt, "Measuring Mathematical Problem Solving
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 MATH = "math"
 _INVALID = "[invalid]"
+_BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
+_WITHOUT_BRACES = re.compile(r"[^$\n]+(?=\$)|[^\s$]+")
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # or an escaped character, which is no brace of TeX
 _MARK = re.compile(r"(?:The answer is:?|####)\s*(.+)")
 
 
@@ -57,11 +61,24 @@ def score_math(
 
 def answer_of(solution: str) -> str | None:
     """The answer in a solution, None where there is none."""
-    boxed = _harness().last_boxed_only_string(solution)
-    if boxed is not None:
-        return str(_harness().remove_boxed(boxed))
+    boxed = [_boxed(solution[box.end() :]) for box in _BOX.finditer(solution)]
+    if readable := [answer for answer in boxed if answer is not None]:
+        return readable[-1]
     marked = _MARK.findall(solution)
     return marked[-1].strip().removesuffix(".") if marked else None
+
+
+def _boxed(text: str) -> str | None:
+    """What a box holds that stands before a text; None if it holds nothing, or its brace is not closed."""
+    if not text.startswith("{"):
+        found = _WITHOUT_BRACES.match(text)
+        return None if found is None else found[0].strip().removesuffix(".")
+    depth = 0
+    for brace in _BRACE.finditer(text):
+        depth += {"{": 1, "}": -1}.get(brace[0], 0)
+        if not depth:
+            return text[1 : brace.start()]
+    return None
 
 
 def is_equal(answer: str, gold: str) -> bool:
