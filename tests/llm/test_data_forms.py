@@ -29,6 +29,10 @@ FORMS = {
     "list.jsonl": (json.dumps([ROW], indent=1), EXPECTED),
     "flat.jsonl": (json.dumps([ROW]), EXPECTED),
     "lines": (LINE, EXPECTED),
+    # with a byte order mark, as editors of Windows write
+    "mark.json": (f"\ufeff{LINE}\n{LINE}", EXPECTED * 2),
+    "mark.jsonl": ("\ufeff" + json.dumps([ROW], indent=1), EXPECTED),
+    "mark": (f"\ufeff{LINE}", EXPECTED),
     "x.csv": (TABLE, EXPECTED),
     "x.CSV.gz": (TABLE, EXPECTED),
     "europe.csv": ("\ufeff" + TABLE.replace("question,answer", "question;answer").replace('","', '";"'), EXPECTED),

@@ -30,7 +30,7 @@ def read_table(path: Path) -> tuple[Table, bytes]:
     kind = next((suffix for suffix in reversed(suffixes) if suffix != ".gz"), "")
     try:
         content = read_file(path, most=MOST_TEXT)
-        plain = decompress(content) if suffixes[-1:] == [".gz"] else content
+        plain = (decompress(content) if suffixes[-1:] == [".gz"] else content).removeprefix(codecs.BOM_UTF8)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} cannot be read: {why(error)}.") from error
     except MemoryError:
