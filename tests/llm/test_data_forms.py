@@ -44,6 +44,10 @@ FORMS = {
         json.dumps([{"instruction": "i", "input": x, "output": "o"} for x in ("", "j")]),
         [Exchange.of("i", "o"), Exchange.of("i\n\nj", "o")],
     ),
+    "response.json": (
+        json.dumps([{"instruction": "i", "input": x, "response": "o"} for x in ("", "j")]),
+        [Exchange.of("i", "o"), Exchange.of("i\n\nj", "o")],
+    ),
     # what is empty may be missing, in the first row, too
     "some.json": (
         json.dumps([{"instruction": "i", "output": "o", **more} for more in ({}, {"input": "j"}, {"input": None})]),
@@ -59,6 +63,19 @@ def test_forms_of_files(name, tmp_path):
     (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
     rows = question_files.read_rows(str(tmp_path / name))
     assert question_files.exchanges(rows, question_files.find_columns(rows)) == expected
+
+
+@pytest.mark.parametrize(
+    ("columns", "asked"), [((), "i\n\nj"), (("instruction", "response"), "i"), (("input", "response"), "j")]
+)
+def test_prompts_are_the_same_with_and_without_answers(columns, asked, tmp_path):
+    """Columns that are named are all that is used."""
+    path = tmp_path / "x.jsonl"
+    path.write_text(json.dumps({"instruction": "i", "input": "j", "response": "o"}))
+    rows = question_files.read_rows(str(path))
+    (learned,) = question_files.exchanges(rows, question_files.find_columns(rows, columns))
+    (question,) = question_files.read_questions(str(path), columns)
+    assert (learned, question) == (Exchange.of(asked, "o"), Exchange.of(asked, ""))
 
 
 def test_parquet(tmp_path):

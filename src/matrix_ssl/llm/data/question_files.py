@@ -16,7 +16,7 @@ from matrix_ssl.llm.data.templates import Exchange
 ALPACA = ("instruction", "input", "output")  # the input may be empty
 KNOWN = (
     ("question", "answer"), ("query", "response"), ("prompt", "completion"), ALPACA, ("instruction", "output"),
-    ("instruction", "response"), ("messages",), ("conversations",),
+    ("instruction", "input", "response"), ("instruction", "response"), ("messages",), ("conversations",),
 )  # fmt: skip
 _ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant"}
 _HUB = "hf:"
@@ -62,7 +62,7 @@ def read_questions(data: str, columns: Sequence[str] = ()) -> list[Exchange]:
     if name is None:
         raise DataError(f"{rows.name} has the columns {', '.join(present)}, of which none is known to hold questions: "
                         f"name one with --columns.")  # fmt: skip
-    return _each_row(rows, partial(_question, name=name))
+    return _each_row(rows, partial(_question, columns=ALPACA[:2] if name == ALPACA[0] and not columns else (name,)))
 
 
 def check_prompts(prompts: Sequence[str]) -> list[Exchange]:
@@ -128,11 +128,11 @@ def _exchange(row: dict[str, Any], *, columns: tuple[str, ...], where: str) -> E
         if len(messages) < 2:
             raise _no_conversation(columns[0], where, "ends with a non-empty answer of the assistant (gpt)")
         return Exchange(messages[:-1], messages[-1]["content"])
-    texts = _texts(row, columns, where)
-    return Exchange.of("\n\n".join(texts[:-1]), texts[-1])
+    return Exchange.of(_asked(row, columns[:-1], where), _text(row, columns[-1], where))
 
 
-def _question(row: dict[str, Any], *, name: str, where: str) -> Exchange:
+def _question(row: dict[str, Any], *, columns: tuple[str, ...], where: str) -> Exchange:
+    name = columns[0]
     if isinstance(row.get(name), list | dict):
         messages = _messages(row[name], name, where)
         if messages and messages[-1]["role"] == "assistant":
@@ -140,15 +140,13 @@ def _question(row: dict[str, Any], *, name: str, where: str) -> Exchange:
         if not messages:
             raise _no_conversation(name, where, "holds a question of the user (human)")
         return Exchange(messages, "")
-    return Exchange.of("\n\n".join(_texts(row, ALPACA[:2] if name == ALPACA[0] else (name,), where)), "")
+    return Exchange.of(_asked(row, columns, where), "")
 
 
-def _texts(row: dict[str, Any], columns: tuple[str, ...], where: str) -> list[str]:
-    """The texts in columns. Where there is an input as Alpaca's, the middle of three, it may be empty."""
-    extra = row.get(ALPACA[1])
-    if columns in (ALPACA, ALPACA[:2]) and (extra is None or not str(extra).strip()):
-        columns = tuple(name for name in columns if name != ALPACA[1])
-    return [_text(row, name, where) for name in columns]
+def _asked(row: dict[str, Any], columns: tuple[str, ...], where: str) -> str:
+    """The question in the first column, and below it the input in a second one, Alpaca's, which may be empty."""
+    inputs = (name for name in columns[1:] if row.get(name) is not None and str(row[name]).strip())
+    return "\n\n".join(_text(row, name, where) for name in (columns[0], *inputs))
 
 
 def _text(row: dict[str, Any], name: str, where: str) -> str:
