@@ -215,14 +215,20 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path):
     assert [[line[k] for k in keys] for line in lines(again)] == [[line[k] for k in keys] for line in lines(through)]
 
 
-def test_the_loss_of_evaluation_is_the_mean_over_a_batch(tmp_path):
+@pytest.mark.parametrize("batch", [1, 3, 8])
+def test_the_loss_of_evaluation_is_the_mean_over_tokens_in_batches_of_any_size(batch, tmp_path):
     model = llm_toys.llama()
     trainer = MatrixTrainer(
-        model=model, args=llm_toys.arguments(tmp_path), data_collator=llm_toys.collate, matrix=MATRIX
-    )
+        model=model, args=llm_toys.arguments(tmp_path, per_device_eval_batch_size=batch),
+        data_collator=llm_toys.collate, matrix=MATRIX,
+    )  # fmt: skip
     rows = llm_toys.sequences(8)
     ce, mce = textbook(model, rows, MATRIX)
-    assert trainer.evaluate(rows)["eval_loss"] == pytest.approx((ce + MATRIX.weight * mce).item(), rel=1e-5)
+    expected = pytest.approx((ce + MATRIX.weight * mce).item(), rel=1e-5)
+    assert trainer.predict(rows[:2]).metrics["test_loss"] != expected
+    found = trainer.evaluate(rows)
+    assert (found["eval_loss"], found["eval_ce"]) == (expected, pytest.approx(ce.item(), rel=1e-5))
+    assert trainer.predict(rows).metrics["test_loss"] == expected
 
 
 def sft(model: Any, folder: Path, *, changes: dict[str, Any] | None = None, **given: Any) -> Any:

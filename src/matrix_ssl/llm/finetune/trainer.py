@@ -144,10 +144,24 @@ class MatrixTrainer(Trainer):
     ) -> Any:
         """That of the library; the logits are computed only where it wants more than the loss."""
         self._needs_logits = not prediction_loss_only
+        if inputs.get("labels") is not None:
+            inputs = {**inputs, "labels": self._without_repeats(inputs["labels"])}
         try:
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         finally:
             self._needs_logits = False
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
+        """That of the library, with the measures and the loss as means over tokens; its loss is a mean of batches."""
+        self._evaluated = []
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        if self._evaluated:
+            *sums, count = self.accelerator.gather(torch.stack(self._evaluated).sum(0).unsqueeze(0)).sum(0).tolist()
+            if count:
+                means = dict(zip(_MEASURES, (x / count for x in sums), strict=True))
+                means["loss"] = means["ce"] + self.matrix.weight * means["mce"]
+                output.metrics.update({f"{metric_key_prefix}_{name}": mean for name, mean in means.items()})
+        return output
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the measures to a line; raises TrainingError if ``ce`` of the training is NaN or infinite."""
@@ -163,13 +177,15 @@ class MatrixTrainer(Trainer):
                     f"the learning rate, or use bfloat16 instead of float16, and resume from the last checkpoint."
                 )
             self._sums = None
-        if self._evaluated and (prefix := next((key for key in logs if key.endswith("_loss")), "")):
-            *sums, count = self.accelerator.gather(torch.stack(self._evaluated).sum(0).unsqueeze(0)).sum(0).tolist()
-            if count:
-                names = (prefix.removesuffix("loss") + name for name in _MEASURES)
-                logs.update(zip(names, (x / count for x in sums), strict=True))
-            self._evaluated = []
         super().log(logs, start_time)
+
+    def _without_repeats(self, labels: Tensor) -> Tensor:
+        """Labels without those of rows that repeat others to fill the last batch of an evaluation."""
+        state, place = self.accelerator.gradient_state, self.accelerator.process_index // self.get_tp_size()
+        if not state.end_of_dataloader or state.remainder <= 0:
+            return labels
+        rows = torch.arange(len(labels), device=labels.device) + place * len(labels)
+        return labels.masked_fill((rows >= state.remainder).unsqueeze(1), _IGNORED)
 
     def _from_hidden(
         self, model: Any, inputs: dict[str, Any], labels: Tensor, items: int | Tensor
