@@ -14,7 +14,7 @@ import yaml
 from matrix_ssl.cli import main
 from matrix_ssl.errors import ConfigError, DataError, MatrixSSLError, RunFolderError
 from matrix_ssl.llm import score as scoring
-from matrix_ssl.llm.data.question_files import read_rows
+from matrix_ssl.llm.data.question_files import Rows, read_rows
 from matrix_ssl.llm.data.templates import Exchange, prompt
 from matrix_ssl.runs.files import read_json
 from tests.support import llm_toys
@@ -111,18 +111,23 @@ def test_completions_are_greedy_and_their_prompts_those_of_the_training(run, dat
         assert line["completion"] == tokenizer.decode(text, skip_special_tokens=True)
 
 
-def test_an_answer_ends_at_the_end_token_of_the_tokenizer(run, data):
-    """Also where the model has none, as one whose adapter was saved without settings of generation."""
-    from transformers import AutoModelForCausalLM
-
-    model, rows = AutoModelForCausalLM.from_pretrained(run / "model"), read_rows(str(data))
-    settings = {"template": "plain", "max_new_tokens": 40, "extraction": "flexible-extract"}
-    expected = scoring.score_model(model, llm_toys.tokenizer(), rows, batch_size=1, **settings)
-    assert expected.accuracies["flexible-extract"] > 0
-    for own in (None, llm_toys.tokenizer().pad_token_id):
+def test_an_answer_ends_at_the_end_token_of_the_tokenizer():
+    """Whatever the model's own is, and what the model would write after it while longer answers are not done."""
+    model, tokenizer = llm_toys.llama(), llm_toys.tokenizer()
+    end, longer = tokenizer.eos_token_id, "2 + 3 = 5 and 5 + 4 = 9 so\n#### 9"
+    one, many = ([*tokenizer(text)["input_ids"], end] for text in ("one?\n#### 1", f"many?\n{longer}"))
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    for _ in range(60):
+        losses = [model(input_ids=ids, labels=ids).loss for ids in (torch.tensor([one + many]), torch.tensor([many]))]
+        sum(losses).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    rows = Rows([{"question": "one?", "answer": "#### 1"}, {"question": "many?", "answer": longer}], "rows", "")
+    for own in (None, tokenizer.pad_token_id, [tokenizer.pad_token_id]):
         model.generation_config.eos_token_id = own
-        found = scoring.score_model(model, llm_toys.tokenizer(), rows, batch_size=8, **settings)
-        assert found.answers == expected.answers
+        for batch_size in (1, 2):
+            found = scoring.score_model(model, tokenizer, rows, template="plain", batch_size=batch_size, max_new_tokens=40)
+            assert [answer.completion for answer in found.answers] == ["#### 1", longer]
         assert model.generation_config.eos_token_id == own
 
 
