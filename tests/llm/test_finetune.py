@@ -337,6 +337,10 @@ def test_further_arguments_have_the_names_and_types_of_transformers():
         (sets("eval_strategy=epoch"), "eval_strategy=epoch needs rows that are not learned: give --eval-data"),
         (sets("held_out=0.2", "eval_strategy=no"), "eval_strategy=no would not measure"),
         (sets("held_out=0.2", "save_strategy=steps", "eval_strategy=epoch"), "set one of them, or both to the same"),
+        (
+            sets("held_out=0.2", "eval_steps=1"),
+            "save_steps=2 beside eval_steps=1: .* both to the same, or",
+        ),
         (sets("held_out=0.2", "metric_for_best_model=accuracy"), "expected one of loss, ce, mce"),
         (sets("adam_beta1=1.5"), "adam_beta1=1.5: expected a number of at least 0 and below 1"),
         (sets("max_steps=0"), "max_steps=0: expected at least one step"),

@@ -127,6 +127,14 @@ def check_assigned(assigned: Mapping[str, Any], *, evaluates: bool) -> None:
             f"eval_strategy={evaluation} beside save_strategy={saves}: every checkpoint is measured, so that the best "
             f"one can be kept; set one of them, or both to the same."
         )
+    by_steps = saves == "steps" or (not saves and evaluation == "steps")
+    saved, measured = (assigned.get(key) for key in ("save_steps", "eval_steps"))
+    keeps_best = assigned.get("load_best_model_at_end", True)
+    if by_steps and keeps_best and None not in (saved, measured) and saved != measured:
+        raise ConfigError(
+            f"save_steps={saved:g} beside eval_steps={measured:g}: every checkpoint is measured, and nothing else is, "
+            f"so that the best one can be kept; set one of them, both to the same, or load_best_model_at_end=false."
+        )
     if saves == "no" and assigned.get("load_best_model_at_end"):
         raise ConfigError("load_best_model_at_end=true needs checkpoints: remove save_strategy=no.")
     if (metric := assigned.get("metric_for_best_model")) and str(metric).removeprefix("eval_") not in MEASURES:

@@ -243,9 +243,8 @@ def _several(number: float, what: str) -> str:
 def _held_out(trainer: MatrixTrainer, recorder: Recorder) -> dict[str, Any]:
     """The measures of held-out rows at the start, and of the model that is kept."""
     kept = recorder.evaluations[-1]
-    if trainer.args.load_best_model_at_end:
-        best = trainer.state.best_global_step
-        kept = next((line for line in recorder.evaluations if line["step"] == best), kept)
+    if trainer.args.load_best_model_at_end and (loaded := trainer.state.best_model_checkpoint):
+        kept = next(line for line in recorder.evaluations if loaded.endswith(f"-{line['step']}"))
     return {"first": recorder.evaluations[0], "kept": kept}
 
 
