@@ -163,6 +163,7 @@ def run(prepared: Prepared, out: Path, *, display: Display) -> dict[str, Any]:
         trainer.add_callback(recorder)
         if done:
             display.say(f"Resuming after step {done}.")
+            trainer.args.eval_on_start = False  # the start is that of the run
             warn_of_missing_state(Path(str(place)), display)
         with resuming(place, recorder):
             trainer.train(resume_from_checkpoint=place)

@@ -139,6 +139,15 @@ class MatrixTrainer(Trainer):
         loss = terms.loss * scale
         return (loss, outputs) if return_outputs else loss
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """That of the library, which after a checkpoint of the last step would take another one."""
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*args, **kwargs)
+
+    def _determine_best_metric(self, *args: Any, **kwargs: Any) -> bool:
+        """Whether to save under ``save_strategy=best``: also where a stop has asked for a checkpoint."""
+        return bool(super()._determine_best_metric(*args, **kwargs)) or self.control.should_save
+
     def prediction_step(
         self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> Any:
@@ -263,8 +272,8 @@ class Recorder(TrainerCallback):
         return [line for line in self._lines if "eval_loss" in line]
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **_: Any) -> None:
-        """Writes a line of held-out rows, unless a resumed run repeats one."""
-        if self._writer is None or any(line["step"] == state.global_step for line in self.evaluations):
+        """Writes a line of held-out rows."""
+        if self._writer is None:
             return
         names = [f"eval_{key}" for key in ("loss", *_MEASURES)]
         self._write({"step": state.global_step, **{key: metrics[key] for key in names if key in metrics}})
@@ -296,11 +305,23 @@ class Recorder(TrainerCallback):
         self.has_begun = True
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Agrees with the other processes on whether to stop."""
+        """Agrees with the other processes on whether to stop, after a checkpoint of this step or of the whole epoch."""
         mine = torch.tensor(self._received[0] if self._received else 0, device=args.device)
         self.stopped_by = int(distributed.maximum(mine))
         if self.stopped_by:
-            control.should_save = control.should_training_stop = True
+            control.should_training_stop = True
+            control.should_save |= not _ends_epoch(state)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Where a signal stops the training: saves after a whole epoch is measured, and measures no part of one."""
+        if self.stopped_by:
+            control.should_save = _ends_epoch(state)
+            control.should_evaluate &= _ends_epoch(state)
+
+
+def _ends_epoch(state: Any) -> bool:
+    """Whether a step is the last of its epoch, or of the training."""
+    return bool(state.epoch.is_integer() or state.global_step >= state.max_steps)
 
 
 def _tokens_seen(inputs: dict[str, Any]) -> Tensor:
