@@ -126,7 +126,8 @@ def test_an_answer_ends_at_the_end_token_of_the_tokenizer():
     for own in (None, tokenizer.pad_token_id, [tokenizer.pad_token_id]):
         model.generation_config.eos_token_id = own
         for batch_size in (1, 2):
-            found = scoring.score_model(model, tokenizer, rows, template="plain", batch_size=batch_size, max_new_tokens=40)
+            settings = {"template": "plain", "batch_size": batch_size, "max_new_tokens": 40}
+            found = scoring.score_model(model, tokenizer, rows, **settings)
             assert [answer.completion for answer in found.answers] == ["#### 1", longer]
         assert model.generation_config.eos_token_id == own
 
