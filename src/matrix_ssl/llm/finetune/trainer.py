@@ -160,16 +160,17 @@ class MatrixTrainer(Trainer):
         finally:
             self._needs_logits = False
 
-    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """That of the library, with the measures and the loss as means over tokens; its loss is a mean of batches."""
         self._evaluated = []
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        output: Any = super().evaluation_loop(*args, **kwargs)
         if self._evaluated:
             *sums, count = self.accelerator.gather(torch.stack(self._evaluated).sum(0).unsqueeze(0)).sum(0).tolist()
             if count:
                 means = dict(zip(_MEASURES, (x / count for x in sums), strict=True))
                 means["loss"] = means["ce"] + self.matrix.weight * means["mce"]
-                output.metrics.update({f"{metric_key_prefix}_{name}": mean for name, mean in means.items()})
+                prefix = kwargs.get("metric_key_prefix", "eval")
+                output.metrics.update({f"{prefix}_{name}": mean for name, mean in means.items()})
         return output
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
