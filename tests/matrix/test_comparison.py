@@ -205,6 +205,48 @@ class TestRSA:
         found = matrix.rsa(x, y, dissimilarity="euclidean").item()
         assert found == pytest.approx(scipy.stats.spearmanr(p, q).statistic, abs=1e-12)
 
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    @pytest.mark.parametrize("dissimilarity", ["correlation", "cosine", "euclidean", "squared_euclidean"])
+    @pytest.mark.parametrize("correlation", ["spearman", "pearson"])
+    def test_against_classes(self, dtype, dissimilarity, correlation):
+        """Two samples of one-hot classes are of one class or not; SciPy ranks these two values, which have no error."""
+        classes = torch.arange(100) % 10
+        y = torch.nn.functional.one_hot(classes).to(dtype)
+        x = rows(100, 8).to(dtype) + 0.3 * y @ rows(10, 8, seed=1).to(dtype)
+        p = scipy.spatial.distance.pdist(x.double(), dissimilarity.replace("squared_", "sq"))
+        differ = (classes[:, None] != classes).numpy()[np.triu_indices(100, 1)]
+        expected = getattr(scipy.stats, f"{correlation}r")(p, differ).statistic
+        measures = {"dissimilarity": dissimilarity, "correlation": correlation}
+        assert matrix.rsa(x, y, **measures).item() == pytest.approx(expected, abs=1e-6)
+        assert matrix.rsa_matrix([x], [y], **measures).item() == pytest.approx(expected, abs=1e-6)
+        for other in (y[:, torch.randperm(10)], 3 * y, y[:, [*range(10), *range(10)]]):
+            assert matrix.rsa(y, other, **measures).item() == pytest.approx(1, abs=1e-6)
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    @pytest.mark.parametrize("n", [5, 7, 10, 13, 50])
+    def test_zero_where_all_dissimilarities_are_equal(self, dtype, n):
+        x, y = rows(n, 4).to(dtype), torch.eye(n, dtype=dtype)
+        for dissimilarity in ("correlation", "cosine", "euclidean", "squared_euclidean"):
+            for correlation in ("spearman", "pearson"):
+                assert matrix.rsa(x, y, dissimilarity=dissimilarity, correlation=correlation) == 0
+        assert matrix.rsa(x, torch.full_like(x, 0.1), dissimilarity="euclidean", correlation="cosine") == 0
+
+    @pytest.mark.parametrize("dissimilarity", ["euclidean", "squared_euclidean"])
+    def test_repeated_distances(self, dissimilarity):
+        """Of points of a grid, by whole numbers; some points are equal."""
+        x, y = (torch.randint(0, 3, (60, 6), generator=torch.Generator().manual_seed(s)) for s in range(2))
+        p, q = (scipy.spatial.distance.pdist(z, "sqeuclidean") for z in (x, y))
+        for other in (x.float(), x.double() + 0.1, x * 1e25):
+            found = matrix.rsa(other, y.float(), dissimilarity=dissimilarity)
+            assert found.item() == pytest.approx(scipy.stats.spearmanr(p, q).statistic, abs=1e-6)
+
+    def test_one_sample_far_away_ties_no_others(self):
+        x, y = rows(300, 4), rows(300, 4, seed=1)
+        x[0] *= 1e6
+        p, q = (scipy.spatial.distance.pdist(z) for z in (x, y))
+        found = matrix.rsa(x, y, dissimilarity="euclidean").item()
+        assert found == pytest.approx(scipy.stats.spearmanr(p, q).statistic, abs=1e-3)
+
     def test_errors(self):
         x = rows(5, 3)
         with pytest.raises(MatrixError, match="has 2 rows: a correlation of pairs needs at least 3"):

@@ -292,7 +292,7 @@ def test_orders_have_the_name_of_their_argument():
         matrix.covariance, matrix.second_moment, lambda x: matrix.cross_covariance(x, x), matrix.coding_rate,
         matrix.linear_kernel, lambda x: matrix.polynomial_kernel(x, degree=2),
         lambda x: matrix.gaussian_kernel(x, width=1.0), lambda x: matrix.laplace_kernel(x, width="median"),
-        lambda x: matrix.kernel_width(x, "median"), lambda x: matrix.rsa(x, x.flip(0), dissimilarity="euclidean"),
+        lambda x: matrix.kernel_width(x, "median"),
         lambda x: of_features.matrix_kl(x, x.flip(1), ridge=0.1),
         lambda x: of_features.matrix_cross_entropy(x, x.flip(1)), of_features.matrix_entropy,
     ],

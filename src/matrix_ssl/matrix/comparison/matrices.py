@@ -19,7 +19,7 @@ from matrix_ssl.matrix.comparison import alignment, similarity_analysis
 from matrix_ssl.matrix.comparison.rows import named_representations, scaled_rows
 from matrix_ssl.matrix.covariances import deviations, largest_element
 from matrix_ssl.matrix.plain import product
-from matrix_ssl.matrix.precision import without_autocast
+from matrix_ssl.matrix.precision import full_precision, without_autocast
 
 _BLOCK = 1 << 22  # numbers of the Gram matrices of a block of rows, all representations together
 
@@ -81,7 +81,8 @@ def rsa_matrix(
     ]
     p = torch.stack(torch.broadcast_tensors(*of_all), -2)
     with without_autocast(p):
-        return p[..., : len(first), :] @ p[..., -len(second) or None :, :].mT if second else p @ p.mT
+        values = p[..., : len(first), :] @ p[..., -len(second) or None :, :].mT if second else p @ p.mT
+    return values.to(functools.reduce(torch.promote_types, (full_precision(x).dtype for x in (*xs, *(ys or ())))))
 
 
 class CKAStatistics:

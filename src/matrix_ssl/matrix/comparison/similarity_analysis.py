@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from matrix_ssl.matrix import kernel_checks, validation
 from matrix_ssl.matrix.kernels import square_root, squared_distances
-from matrix_ssl.matrix.precision import without_autocast
+from matrix_ssl.matrix.precision import full_precision, without_autocast
 from matrix_ssl.matrix.transforms import Parts, differentiable
 
 Dissimilarity = Literal["correlation", "cosine", "euclidean", "squared_euclidean"]
@@ -29,6 +29,10 @@ def rsa(
     ranks with ties averaged, there is no gradient, and a backward pass is an error; the others are differentiable as
     often as one likes, with the Euclidean distance but for equal samples.
 
+    Computed in float64. Dissimilarities are equal up to 16 ε √d, ε that of float64; squared distances, of which the
+    Euclidean ones are roots, up to that times the squared distances of the two samples to the mean. float32 features
+    have the error of their own rounding.
+
     Args:
         x: (..., n, d).
         y: (..., n, e), of the same samples, three or more.
@@ -47,54 +51,74 @@ def rsa(
     """
     p = profile(x, "x", dissimilarity, correlation, validate)
     kernel_checks.check_same_samples(x, y, "x and y")
-    return (p * profile(y, "y", dissimilarity, correlation, validate)).sum(-1)
+    value = (p * profile(y, "y", dissimilarity, correlation, validate)).sum(-1)
+    return value.to(torch.promote_types(full_precision(x).dtype, full_precision(y).dtype))
 
 
 def profile(
     x: Tensor, name: str, dissimilarity: Dissimilarity, correlation: Correlation, validate: bool | None
 ) -> Tensor:
-    """What correlates, of length one: the dissimilarities of all pairs of samples, centred or ranked: (..., pairs)."""
-    rows, n = validation.checked_matrix(x, name, validate), x.shape[-2]
+    """What correlates, of length one: the dissimilarities of all pairs of samples, centred or ranked: (..., pairs).
+
+    In float64; zeros where they are equal up to rounding, or all zero for the cosine.
+    """
+    rows, n = validation.checked_matrix(x, name, validate).double(), x.shape[-2]
     kernel_checks.check_sample_count(n, 3, x, name, "a correlation of pairs")
     if correlation not in ("spearman", "pearson", "cosine"):
         raise ValueError(f"correlation must be 'spearman', 'pearson' or 'cosine', got {correlation!r}.")
     i, j = torch.triu_indices(n, n, 1, device=x.device)
-    p = _dissimilarities(rows, x, name, dissimilarity, validate)[..., i, j]
-    p = average_ranks(p) if correlation == "spearman" else p
-    return _unit(p if correlation == "cosine" else p - p.mean(-1, keepdim=True))
+    values, level = _dissimilarities(rows, x, name, dissimilarity, validate)
+    p, level = values[..., i, j], level[..., i, j]
+    least = 0.0 if correlation == "cosine" else p.amin(-1, keepdim=True)
+    differs = p.amax(-1, keepdim=True) - least > level.amax(-1, keepdim=True)
+    if correlation == "spearman":
+        p = average_ranks(p, level)
+    elif dissimilarity == "euclidean":
+        p = square_root(torch.where(p > level, p, 0.0))
+    return _unit(p if correlation == "cosine" else p - p.mean(-1, keepdim=True), differs)
 
 
-def _dissimilarities(rows: Tensor, x: Tensor, name: str, kind: Dissimilarity, validate: bool | None) -> Tensor:
+def _dissimilarities(
+    rows: Tensor, x: Tensor, name: str, kind: Dissimilarity, validate: bool | None
+) -> tuple[Tensor, Tensor]:
+    """Dissimilarities (..., n, n), squared for both of the distances, and what of them is rounding."""
+    rounding = 16 * torch.finfo(rows.dtype).eps * rows.shape[-1] ** 0.5
     if kind in ("correlation", "cosine"):
         if kind == "correlation":
             rows = rows - rows.mean(-1, keepdim=True)
         kernel_checks.check_rows(rows, x, name, validate)
         rows = F.normalize(rows, dim=-1, eps=torch.finfo(rows.dtype).tiny)
         with without_autocast(rows):
-            return 1 - rows @ rows.mT
+            cosines = rows @ rows.mT
+        return 1 - cosines, torch.full_like(cosines, rounding)
     if kind not in ("euclidean", "squared_euclidean"):
         raise ValueError(
             f"dissimilarity must be 'correlation', 'cosine', 'euclidean' or 'squared_euclidean', got {kind!r}."
         )
     squares = squared_distances(rows)
     validation.check_representable(squares, x, name, validate)
-    return squares if kind == "squared_euclidean" else square_root(squares)
+    lengths = (rows - rows.mean(-2, keepdim=True)).detach().square().sum(-1)
+    return squares, rounding * (lengths.unsqueeze(-1) + lengths.unsqueeze(-2))
 
 
-def _unit(x: Tensor) -> Tensor:
-    """Over its length; zeros where all are zero up to rounding."""
+def _unit(x: Tensor, differs: Tensor) -> Tensor:
+    """Over its length; zeros unless it ``differs`` from what has no correlation."""
+    x = torch.where(differs, x, 0.0)
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     return torch.where(length > 0, x / torch.where(length > 0, length, 1.0), 0.0)
 
 
 class AverageRanks(Parts):
-    """Ranks from 1 along the last dimension, the mean rank for equal values."""
+    """Ranks from 1 along the last dimension, the mean rank for values that follow one another within ``level``."""
 
     @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        order = x.sort(dim=-1).values
-        below, up_to = torch.searchsorted(order, x.contiguous()), torch.searchsorted(order, x.contiguous(), right=True)
-        return (below + up_to + 1).to(x.dtype) / 2
+    def forward(x: Tensor, level: Tensor) -> Tensor:
+        order, index = x.sort(dim=-1)
+        level = level.gather(-1, index)
+        differs = order.diff(dim=-1) > torch.maximum(level[..., 1:], level[..., :-1])
+        tie = torch.cat([torch.zeros_like(index[..., :1]), differs.cumsum(-1)], -1)
+        below, up_to = torch.searchsorted(tie, tie), torch.searchsorted(tie, tie, right=True)
+        return torch.zeros_like(x).scatter(-1, index, (below + up_to + 1).to(x.dtype) / 2)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
