@@ -12,6 +12,7 @@ import torch
 
 from matrix_ssl import matrix
 from matrix_ssl.errors import MatrixError, MatrixShapeError
+from matrix_ssl.evaluate.similarities import similarities
 from tests.matrix.test_features import LargestTensor
 from tests.support.matrix_samples import quick_gradcheck, quick_gradgradcheck, rows
 from tests.support.quick import some
@@ -135,6 +136,26 @@ class TestCanonicalCorrelations:
         found = matrix.canonical_correlations(x, y)
         np.testing.assert_allclose(found, [*expected, 0, 0], atol=1e-10)
         assert matrix.cca(x, y).item() == pytest.approx(expected.mean(), abs=1e-10)
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_directions_of_rounding_do_not_count(self, dtype):
+        """Of a product of rank 5 in float32, the other 15 directions are its rounding."""
+        generator = torch.Generator().manual_seed(0)
+        x, y = (
+            torch.randn(200, 5, dtype=dtype, generator=generator) @ torch.randn(5, 20, dtype=dtype, generator=generator)
+            for _ in range(2)
+        )
+        spaces = [scipy.linalg.svd(centred(z.double()), full_matrices=False)[0][:, :5] for z in (x, y)]
+        expected = np.cos(scipy.linalg.subspace_angles(*spaces))
+        tolerance = 1e-4 if dtype == torch.float32 else 1e-10
+        np.testing.assert_allclose(matrix.canonical_correlations(x, y)[:5].sort().values, expected, atol=tolerance)
+        assert matrix.canonical_correlations(x, y)[5:].amax() < 1e-10
+        assert matrix.cca(x, y).item() == pytest.approx(expected.mean(), abs=tolerance)
+        of_both = matrix.covariance(torch.cat([x, y], 1).double())
+        streamed = similarities(of_both, 20, samples=200)
+        assert matrix.cca(x, y, power=2).item() == pytest.approx(streamed["cca"], abs=tolerance)
+        assert matrix.svcca(x, y).item() == pytest.approx(streamed["svcca"], abs=tolerance)
+        assert matrix.pwcca(x, y).item() == pytest.approx(streamed["pwcca"], abs=tolerance)
 
     @pytest.mark.parametrize("variance", [0.5, 0.9, 0.99, 1.0])
     def test_svcca(self, variance):

@@ -21,7 +21,8 @@ def canonical_correlations(x: Tensor, y: Tensor, *, validate: bool | None = None
 
     The correlations of the pairs of linear combinations of columns that are correlated most. Invertible linear maps of
     either do not matter. Beyond the rank of x or y they are zero; with n ≤ d and n ≤ e all n - 1 are one, which says
-    nothing: use ``svcca``. A singular value of the features counts as zero below 2 ε √max(n, d) of the largest.
+    nothing: use ``svcca``. A singular value of the features counts as zero below 2 ε √max(n, d) of the largest, with
+    the ε of their dtype, for half precision that of float32.
 
     Computed in float64 from singular value decompositions of the features: they err by ε times their condition number,
     where a covariance would square it. float32 features have the error of their own rounding. It can be differentiated
@@ -94,14 +95,14 @@ def pwcca(x: Tensor, y: Tensor, *, validate: bool | None = None) -> Tensor:
         correlation", NeurIPS 2018, https://arxiv.org/abs/1806.05759: equations 3 and 4.
     """
     a, b, dtype = _two_rows(x, y, validate)
-    value: Tensor = _projection_weighted(a, b)
+    value: Tensor = _projection_weighted(a, b, _rounding(x), _rounding(y))
     return value.to(dtype)
 
 
 def _correlations(x: Tensor, y: Tensor, variance: float, validate: bool | None) -> tuple[Tensor, Tensor]:
     """Canonical correlations, and the smaller of the two ranks."""
     a, b, dtype = _two_rows(x, y, validate)
-    (p, of_p), (q, of_q) = orthonormal(a, variance)[:2], orthonormal(b, variance)[:2]
+    (p, of_p), (q, of_q) = (orthonormal(rows, variance, _rounding(z))[:2] for rows, z in ((a, x), (b, y)))
     n, d, e = a.shape[-2], a.shape[-1], b.shape[-1]
     with without_autocast(p):
         product = p.mT @ q if d * e <= n * n else (p @ p.mT) @ (q @ q.mT)
@@ -118,9 +119,14 @@ def _two_rows(x: Tensor, y: Tensor, validate: bool | None) -> tuple[Tensor, Tens
     return a, b, torch.promote_types(full_precision(x).dtype, full_precision(y).dtype)
 
 
-def _kept(values: Tensor, variance: float, n: int, d: int) -> Tensor:
+def _rounding(x: Tensor) -> float:
+    """ε of features in full precision."""
+    return torch.finfo(full_precision(x).dtype).eps
+
+
+def _kept(values: Tensor, variance: float, eps: float, n: int, d: int) -> Tensor:
     """Which singular values (..., k), in descending order, are not zero and among those with this share of variance."""
-    level = 2 * max(n, d) ** 0.5 * torch.finfo(values.dtype).eps * values.amax(-1, keepdim=True)
+    level = 2 * max(n, d) ** 0.5 * eps * values.amax(-1, keepdim=True)
     kept = values > level
     if variance < 1:
         square = values.square()
@@ -133,10 +139,10 @@ class Orthonormal(Parts):
     """U Vᵀ of the singular values of x (..., n, d) that are kept, their number, and the decomposition."""
 
     @staticmethod
-    def forward(x: Tensor, variance: float) -> tuple[Tensor, ...]:
+    def forward(x: Tensor, variance: float, eps: float) -> tuple[Tensor, ...]:
         with without_autocast(x):
             u, s, v = torch.linalg.svd(x, full_matrices=False)
-            kept = _kept(s, variance, *x.shape[-2:])
+            kept = _kept(s, variance, eps, *x.shape[-2:])
             return (u * kept.to(u.dtype).unsqueeze(-2)) @ v, kept.sum(-1), u, s, v, kept
 
     @staticmethod
@@ -145,11 +151,11 @@ class Orthonormal(Parts):
         ctx.save_for_backward(inputs[0], *output[2:])
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor, None, None]:
         x, u, s, v, kept = ctx.saved_tensors
         with torch.no_grad(), without_autocast(x):
             slope = _slope_of_orthonormal(gradient, u, s, v, kept.to(u.dtype))
-        return once("A canonical correlation", slope, x, gradient), None
+        return once("A canonical correlation", slope, x, gradient), None, None
 
 
 def _slope_of_orthonormal(gradient: Tensor, u: Tensor, s: Tensor, v: Tensor, kept: Tensor) -> Tensor:
@@ -179,12 +185,12 @@ class ProjectionWeighted(Parts):
     """PWCCA of centred rows."""
 
     @staticmethod
-    def forward(a: Tensor, b: Tensor) -> Tensor:
+    def forward(a: Tensor, b: Tensor, eps_a: float, eps_b: float) -> Tensor:
         with without_autocast(a):
             decompositions = [torch.linalg.svd(z, full_matrices=False) for z in (a, b)]
             p, q = (
-                z.U * _kept(z.S, 1.0, *rows.shape[-2:]).to(z.U.dtype).unsqueeze(-2)
-                for z, rows in zip(decompositions, (a, b), strict=True)
+                z.U * _kept(z.S, 1.0, eps, *rows.shape[-2:]).to(z.U.dtype).unsqueeze(-2)
+                for z, rows, eps in zip(decompositions, (a, b), (eps_a, eps_b), strict=True)
             )
             left, values, _ = torch.linalg.svd(p.mT @ q, full_matrices=False)
             weights = ((p @ left).mT @ a).abs().sum(-1)
