@@ -109,6 +109,23 @@ class TestRankStatistics:
         assert estimates["rank_me"].quarter < estimates["rank_me"].half < estimates["rank_me"].value
         assert estimates["rank_me"].value < estimates["rank_me"].expected
 
+    def test_intervals_stay_within_the_range(self):
+        """Of one state, and of three of unequal groups that are merged."""
+        merged_state = streamed(rows(19, 64), 19)
+        for count in (20, 21):
+            merged_state.merge(streamed(rows(count, 64, seed=count), count))
+        full = streamed(rows(5000, 20), 5000)
+        for state, most in ((streamed(rows(60, 64), 60), 60), (merged_state, 60), (full, 20)):
+            estimates = state.estimates()
+            assert estimates["numerical_rank"].low == pytest.approx(most)
+            for name in ("rank_me", "effective_rank", "participation_ratio", "stable_rank", "numerical_rank"):
+                one = estimates[name]
+                assert 1 <= one.low <= one.value <= one.high <= most
+
+    def test_one_direction_has_no_rank_below_one(self):
+        state = streamed(torch.linspace(1, 3, 61).outer(torch.ones(4)) + 1e-3 * rows(61, 4), 61)
+        assert all(state.estimates()[name].low >= 1 for name in ("rank_me", "effective_rank", "stable_rank"))
+
     def test_the_state_does_not_grow(self):
         state = RankStatistics(6)
         sizes = set()
@@ -148,6 +165,21 @@ class TestSampling:
         intervals = [estimate(rank_me, skewed(64, 10, seed=1000 + seed)) for seed in range(60)]
         inside = sum(one.low <= truth <= one.high for one in intervals)
         assert 50 <= inside <= 60
+
+    @pytest.mark.parametrize("n", [96, 97, 100, 103])
+    def test_groups_of_unequal_size_do_not_widen_intervals(self, n):
+        """Of fewer samples than columns, where a rank grows with every sample."""
+
+        def fresh(seed):
+            return torch.randn(n, 256, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+        honest = 1.96 * np.std([rank_me(fresh(seed)).item() for seed in range(40)])
+        intervals = [estimate(rank_me, fresh(100 + seed)) for seed in range(6)]
+        assert 0.5 * honest < np.mean([(one.high - one.low) / 2 for one in intervals]) < 3 * honest
+
+    def test_a_number_of_samples_has_no_error(self):
+        one = estimate(lambda x: torch.tensor(len(x)), rows(61, 3))
+        assert one.low == pytest.approx(61) and one.high == pytest.approx(61)
 
     def test_the_expectation_is_nearer_to_the_truth_than_the_value(self):
         """Independent columns: the participation ratio of infinitely many samples is known."""

@@ -4,7 +4,6 @@ The memory is (groups + 1) d² numbers in float64 while features are added: 300 
 """
 
 import functools
-import math
 from collections.abc import Sequence
 
 import torch
@@ -149,8 +148,8 @@ class RankStatistics:
         result = {}
         for name in MEANINGS:
             one = combine(
-                functools.partial(of, name), groups, self.count, population=population, level=level,
-                most=math.inf if name == "alpha_req" else self.width,
+                functools.partial(of, name), [group.count for group in self._groups], population=population,
+                level=level, directions=None if name in ("alpha_req", "self_cluster") else self.width,
             )  # fmt: skip
             if name != "self_cluster" and one.low == one.low and one.quarter == one.quarter:  # not NaN
                 result[name] = one

@@ -8,7 +8,9 @@ The samples are divided at random into groups. The interval is the delete-a-grou
 
     s² = (g - 1) / g Σ (θ_i - mean θ)²,    θ_i without group i,    θ ± t s,
 
-t of Student's distribution with g - 1 degrees of freedom: it is for the value that different samples of the same size
+t of Student's distribution with g - 1 degrees of freedom. Groups of unequal sizes m_i leave different numbers of
+samples, which is no uncertainty: θ_i + c (m_i - mean m) takes the place of θ_i, with the growth per sample c =
+(θ - mean θ_i) / mean m. The interval is for the value that different samples of the same size
 would give, bias included. A bootstrap would draw samples twice, which lowers every rank.
 
 The expectation at N continues the last doubling: with a = θ(n/2) - θ(n/4), b = θ(n) - θ(n/2), q = b/a, every further
@@ -90,16 +92,25 @@ def estimate(
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed)).to(x.device)
     parts = x[order].tensor_split(groups)
     return combine(
-        lambda chosen: float(measure(torch.cat([parts[i] for i in chosen]))), groups, len(x), population=population,
-        level=level,
+        lambda chosen: float(measure(torch.cat([parts[i] for i in chosen]))), [len(part) for part in parts],
+        population=population, level=level,
     )  # fmt: skip
 
 
 def combine(
-    of_groups: Callable[[Sequence[int]], float], groups: int, samples: int, *, population: int | None, level: float,
-    most: float = math.inf,
+    of_groups: Callable[[Sequence[int]], float], sizes: Sequence[int], *, population: int | None, level: float,
+    directions: int | None = None,
 ) -> Estimate:  # fmt: skip
-    """The estimate, from the measure of any of the groups together; an expectation is ``most`` at most."""
+    """The estimate, from the measure of any of the groups together.
+
+    Args:
+        of_groups: the measure of the groups of these numbers.
+        sizes: numbers of samples of the groups.
+        population: N, for the expectation.
+        level: of the interval.
+        directions: of a rank, the most there are: limits the expectation and, as do the samples and 1, the interval.
+    """
+    groups, samples = len(sizes), sum(sizes)
     everything = range(groups)
     value = of_groups(everything)
     left_out = [of_groups([i for i in everything if i != one]) for one in everything]
@@ -107,12 +118,19 @@ def combine(
         fmean(of_groups(range(start, start + size)) for start in range(0, groups, size))
         for size in (groups // 4, groups // 2)
     )
-    mean = fmean(left_out)
-    error = math.sqrt((groups - 1) / groups * sum((one - mean) ** 2 for one in left_out))
+    mean, size = fmean(left_out), samples / groups
+    growth = (value - mean) / size
+    error = math.sqrt(
+        (groups - 1) / groups
+        * sum((one + growth * (own - size) - mean) ** 2 for one, own in zip(left_out, sizes, strict=True))
+    )  # fmt: skip
     margin = student(level, groups - 1) * error
     expected = None if population is None else expectation(quarters, halves, value, population / samples)
-    expected = None if expected is None else min(expected, most)
-    return Estimate(samples, value, value - margin, value + margin, halves, quarters, population, expected)
+    low, high = value - margin, value + margin
+    if directions is not None:
+        expected = None if expected is None else min(expected, directions)
+        low, high = max(low, min(value, 1.0)), min(high, max(value, min(directions, samples)))
+    return Estimate(samples, value, low, high, halves, quarters, population, expected)
 
 
 def expectation(quarter: float, half: float, value: float, ratio: float) -> float | None:
