@@ -86,7 +86,7 @@ class NotSquareError(MatrixShapeError):
 
 
 class EmptyMatrixError(MatrixShapeError):
-    """One of the last two dimensions is zero."""
+    """The last dimension, or of a matrix one of the last two, is zero."""
 
 
 class NotFiniteError(MatrixError):

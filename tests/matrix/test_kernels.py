@@ -154,6 +154,9 @@ class TestRandomFeatures:
             for _ in range(400)
         ])  # fmt: skip
         stated = matrix.random_feature_error(exact, count=8, kernel=name)
+        for wrong, message in ((exact.tolist(), "of type"), (exact + 0j, "complex"), (exact / 0, "not finite")):
+            with pytest.raises(MatrixError, match=message):
+                matrix.random_feature_error(wrong, count=8, kernel=name)
         assert ((draws.mean(0) - exact).abs() <= 4 * stated / 20 + 1e-12).all()
         off = ~torch.eye(4, dtype=torch.bool)
         np.testing.assert_allclose(draws.std(0)[off], stated[off], rtol=0.15)

@@ -4,8 +4,10 @@ import math
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 
+from matrix_ssl import errors
 from matrix_ssl.matrix import coding_rate, covariance, effective_rank, of_features, shannon_entropy, spectrum
 from tests.support.matrix_samples import positive, rows
 
@@ -105,3 +107,29 @@ class TestSpectrum:
         flat = torch.cat([torch.full((k,), 1 / k), torch.zeros(5)])
         assert shannon_entropy(flat).item() == pytest.approx(math.log(k), abs=1e-6)
         assert shannon_entropy(7 * flat).item() == pytest.approx(math.log(k), abs=1e-6)
+
+
+class TestShannonEntropy:
+    @pytest.mark.parametrize("weights", [[0.5, 0.25, 0.25], [3.0, 0, 1, 7], [0.0, 0]])
+    def test_with_scipy(self, weights):
+        expected = scipy.stats.entropy(weights) if sum(weights) else 0
+        assert shannon_entropy(torch.tensor(weights)).item() == pytest.approx(expected, abs=1e-6)
+
+    @pytest.mark.parametrize(
+        ("weights", "error", "message"),
+        [
+            (torch.tensor([0.5, math.nan]), errors.NotFiniteError, "1 NaN and 0 infinite of 2 elements"),
+            (torch.tensor([0.5, math.inf]), errors.NotFiniteError, "0 NaN and 1 infinite of 2 elements"),
+            (torch.tensor([[1.0, 2], [1.5, -0.5]]), errors.MatrixError, r"has -0\.5 at \(1, 1\)"),
+            (torch.tensor([1 + 1j, 2]), errors.MatrixTypeError, "complex"),
+            ([0.5, 0.5], errors.MatrixTypeError, "of type builtins.list"),
+            (torch.ones(4, 0), errors.EmptyMatrixError, "is empty"),
+            (torch.tensor(1.0), errors.MatrixShapeError, "has no dimension"),
+        ],
+    )
+    def test_what_are_no_weights(self, weights, error, message):
+        with pytest.raises(error, match=message):
+            shannon_entropy(weights)
+
+    def test_values_are_not_read_on_demand(self):
+        assert shannon_entropy(torch.tensor([1.0, -0.5]), validate=False).isfinite()

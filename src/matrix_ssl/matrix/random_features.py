@@ -62,7 +62,9 @@ def random_fourier_features(
     return torch.cat([phase.cos(), phase.sin()], -1) * math.sqrt(2 / count)
 
 
-def random_feature_error(gram: Tensor, *, count: int, kernel: KernelName = "gaussian") -> Tensor:
+def random_feature_error(
+    gram: Tensor, *, count: int, kernel: KernelName = "gaussian", validate: bool | None = None
+) -> Tensor:
     """Standard deviation of ⟨zᵢ, zⱼ⟩ over draws of ``random_fourier_features``, for elements k of a kernel.
 
     √((1 + k(2δ) - 2 k(δ)²) / count) at the difference δ of two samples: (1 - k²) / √count for the Gaussian kernel,
@@ -72,12 +74,18 @@ def random_feature_error(gram: Tensor, *, count: int, kernel: KernelName = "gaus
         gram: elements of the exact kernel, from 0 to 1, any shape.
         count: the number of features.
         kernel: ``"gaussian"`` or ``"laplace"``.
+        validate: see ``matrix_ssl.matrix``.
+
+    Raises:
+        MatrixError: ``gram`` is not a tensor of real numbers, or not finite.
+        ValueError: ``count`` is not above zero, or an unknown kernel.
 
     Reference: Sutherland and Schneider, UAI 2015, https://arxiv.org/abs/1506.02785, section 2.1.
     """
     validation.check_positive(count=count)
+    k = validation.checked_real(gram, "gram", validate)
     if kernel == "gaussian":
-        return (1 - gram**2) / math.sqrt(count)
+        return (1 - k**2) / math.sqrt(count)
     if kernel == "laplace":
-        return (1 - gram**2).clamp_min(0).sqrt() / math.sqrt(count)
+        return (1 - k**2).clamp_min(0).sqrt() / math.sqrt(count)
     raise ValueError(f"kernel must be 'gaussian' or 'laplace', got {kernel!r}.")

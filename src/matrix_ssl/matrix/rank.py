@@ -7,10 +7,9 @@ from matrix_ssl.matrix import _eigenvalues
 from matrix_ssl.matrix.calculus import log_determinant
 from matrix_ssl.matrix.covariances import deviations, rescaled
 from matrix_ssl.matrix.plain import smaller_product
-from matrix_ssl.matrix.precision import full_precision
 from matrix_ssl.matrix.singular_sums import entropy_of_singular_values
 from matrix_ssl.matrix.spectral_sums import eigenvalues_of
-from matrix_ssl.matrix.validation import check_positive, check_representable, checked_matrix
+from matrix_ssl.matrix.validation import check_positive, check_representable, checked_matrix, checked_not_negative
 
 
 def effective_rank(x: Tensor, *, validate: bool | None = None) -> Tensor:
@@ -78,9 +77,12 @@ def spectrum(features: Tensor, *, validate: bool | None = None) -> Tensor:
     return eigenvalues / eigenvalues.sum(-1, keepdim=True).clamp_min(torch.finfo(gram.dtype).tiny)
 
 
-def shannon_entropy(weights: Tensor) -> Tensor:
+def shannon_entropy(weights: Tensor, *, validate: bool | None = None) -> Tensor:
     """Shannon entropy -Σ pᵢ log pᵢ, in nats, of p = weights / their sum, weights (..., k) not negative: (...).
 
     Between 0 and the log of the number of weights above zero; 0 if all are zero. ``spectrum`` returns such weights.
+
+    Raises:
+        MatrixError: ``weights`` is not a tensor of real numbers, empty, not finite, or negative by more than rounding.
     """
-    return _eigenvalues.shannon_entropy(full_precision(weights))
+    return _eigenvalues.shannon_entropy(checked_not_negative(weights, "weights", validate))

@@ -113,8 +113,14 @@ def checked_matrix(x: Tensor, name: str, validate: bool | None) -> Tensor:
         )
     if 0 in x.shape[-2:]:
         raise errors.EmptyMatrixError(f"{label(x, name)} is empty: at least one row and one column are needed.")
+    return checked_real(x, name, validate)
+
+
+def checked_real(x: Tensor, name: str, validate: bool | None) -> Tensor:
+    """A real, finite tensor of any shape in full precision."""
+    check_tensor(x, name)
     if x.is_complex():
-        raise errors.MatrixTypeError(f"{label(x, name)} has complex elements, dtype {x.dtype}: pass a real matrix.")
+        raise errors.MatrixTypeError(f"{label(x, name)} has complex elements, dtype {x.dtype}: pass real ones.")
     # a finite sum has finite terms only, and is read ten times as fast
     if looks_at_values(x, validate) and not torch.isfinite(x.detach().sum()) and not torch.isfinite(x).all():
         bad = ~torch.isfinite(x)
@@ -125,6 +131,26 @@ def checked_matrix(x: Tensor, name: str, validate: bool | None) -> Tensor:
             f"zero or an overflow in half precision."
         )
     return full_precision(x)
+
+
+def checked_not_negative(x: Tensor, name: str, validate: bool | None) -> Tensor:
+    """Real, finite numbers (..., k) in full precision, at least one, that are zero or above up to rounding."""
+    check_tensor(x, name)
+    if x.ndim < 1:
+        raise errors.MatrixShapeError(f"{label(x, name)} has no dimension: expected (..., k).")
+    if x.shape[-1] == 0:
+        raise errors.EmptyMatrixError(f"{label(x, name)} is empty: at least one number is needed.")
+    full = checked_real(x, name, validate)
+    if looks_at_values(x, validate):
+        allowed = tolerance(x.dtype, x.shape[-1])
+        wrong = full < -allowed * full.amax(-1, keepdim=True).clamp_min(0)
+        if wrong.any():
+            first = tuple(wrong.nonzero()[0].tolist())
+            raise errors.MatrixError(
+                f"{label(x, name)} has {full[first].item():.3g} at {first}: expected numbers of zero or above; down to "
+                f"-{allowed:.2g} of the largest counts as rounding."
+            )
+    return full
 
 
 def checked_symmetric(a: Tensor, name: str, validate: bool | None) -> Tensor:
