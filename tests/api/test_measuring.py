@@ -184,6 +184,12 @@ def test_checkpoints_that_stay_are_measured(tmp_path):
     assert result["choice"]["chosen"] in ("step 4", "step 8", "step 11", "step 12", "finished encoder")
 
 
+@pytest.mark.parametrize("population", [79, 0, -5])
+def test_a_population_smaller_than_the_sample(files, population):
+    with pytest.raises(ConfigError, match=rf"--population {population} is less than the 80 rows of .*x\.npy"):
+        measuring.measure(files / "x.npy", population=population, quiet=True)
+
+
 def test_the_command(files):
     ended = run(files, ["measure", "x.npy", "--against", "y.npz", "--population", "1000", "--out", "out"])
     assert ended.code == 0, ended.err

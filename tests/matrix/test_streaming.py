@@ -217,3 +217,9 @@ class TestSampling:
             estimate(rank_me, skewed(50, 3), groups=5)
         with pytest.raises(ValueError, match=r"level must be in \(0, 1\), got 95"):
             estimate(rank_me, skewed(50, 3), level=95)
+        for population in (49, 0, -5):
+            with pytest.raises(ValueError, match=f"population must be 50, .* or larger, got {population}"):
+                estimate(rank_me, skewed(50, 3), population=population)
+            with pytest.raises(ValueError, match="population must be 50"):
+                streamed(skewed(50, 3), 50).estimates(population=population)
+        assert estimate(rank_me, skewed(50, 3), population=50).expected is not None

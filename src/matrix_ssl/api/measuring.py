@@ -151,6 +151,12 @@ def _result(
     """Measures of all features, and comparisons of the first with the others or, of checkpoints, of each with each."""
     for other in subjects[1:]:
         check_comparable(subjects[0], other)
+    for one in subjects:
+        if population is not None and population < one.count:
+            raise ConfigError(
+                f"--population {population} is less than the {one.count} rows of {one.name}: it is a larger number of "
+                f"images to extrapolate to."
+            )
     measured = [measure_rows(one, population=population, on_progress=on_progress) for one in subjects]
     trained = [one for one in measured if one["name"] != UNTRAINED]
     return {

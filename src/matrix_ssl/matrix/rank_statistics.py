@@ -130,6 +130,7 @@ class RankStatistics:
 
         Raises:
             MatrixError: there are fewer than two samples a group, or no groups.
+            ValueError: the population is smaller than the number of samples, or the level is out of range.
         """
         groups = len(self._groups)
         if groups == 1 or self.count < 2 * groups:

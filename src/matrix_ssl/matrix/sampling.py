@@ -71,7 +71,7 @@ def estimate(
     Args:
         measure: of features (m, d), to a number, such as ``rank_me``.
         features: (n, d), independent rows, n ≥ 2 · groups.
-        population: N, for the expectation.
+        population: N ≥ n, for the expectation.
         groups: 4, 8, 12, ...: a measure is computed groups + 7 times.
         level: of the interval, in (0, 1).
         seed: of the division into groups.
@@ -79,7 +79,7 @@ def estimate(
 
     Raises:
         MatrixError: ``features`` is not one matrix, has too few rows, or is not finite.
-        ValueError: ``groups`` or ``level`` is out of range.
+        ValueError: ``groups``, ``level`` or ``population`` is out of range.
     """
     check_groups(groups)
     check_tensor(features, "features")
@@ -111,6 +111,8 @@ def combine(
         directions: of a rank, the most there are: limits the expectation and, as do the samples and 1, the interval.
     """
     groups, samples = len(sizes), sum(sizes)
+    if population is not None and population < samples:
+        raise ValueError(f"population must be {samples}, the number of samples, or larger, got {population}.")
     everything = range(groups)
     value = of_groups(everything)
     left_out = [of_groups([i for i in everything if i != one]) for one in everything]
