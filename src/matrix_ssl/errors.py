@@ -195,6 +195,13 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f" Known: {', '.join(names)}." if names else ""
 
 
+def check_known(name: str, value: object, known: Iterable[str]) -> None:
+    """Raises ConfigError unless the value of the argument ``name`` is one of ``known``."""
+    choices = list(known)
+    if value not in choices:
+        raise ConfigError(f"{name}={value!r} does not exist.{did_you_mean(str(value), choices)}")
+
+
 class Offered:
     """What the running command lets the user change, so that no remedy names what it does not have."""
 

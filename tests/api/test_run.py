@@ -165,6 +165,26 @@ def test_an_encoder_of_elsewhere_is_evaluated_in_a_run_of_its_own(tmp_path: Path
     assert len(matrix_ssl.open(tmp_path / "imported").embed(PIXELS, quiet=True)) == 40
 
 
+def test_a_mistyped_name_is_refused() -> None:
+    run = matrix_ssl.open("of_folder")
+    for split in ("validation", "Train", None):
+        for call in (run.embed, lambda **given: matrix_ssl.Collection("of_folder", **given),
+                     lambda **given: matrix_ssl.diagnose("of_folder", **given)):  # fmt: skip
+            with pytest.raises(ConfigError, match=f"split={split!r} does not exist"):
+                call(split=split)
+    for weights in ("ema", "Student", None, ""):
+        calls = (run.encoder, run.embed, run.evaluate, matrix_ssl.open("random/shufflenet_v2_x0_5").encoder,
+                 lambda **given: matrix_ssl.measure("of_folder", checkpoints=True, **given))  # fmt: skip
+        for call in calls:
+            with pytest.raises(ConfigError, match=f"weights={weights!r} does not exist"):
+                call(weights=weights)
+    assert not list(Path("of_folder").glob("evaluation/*-ema"))
+    with pytest.raises(ConfigError, match=r"baseline_sizes='huge' does not exist\. Known: both, own, run\."):
+        run.evaluate(baselines="random/shufflenet_v2_x0_5", baseline_sizes="huge")
+    with pytest.raises(ConfigError, match=r"rule=None does not exist\. Known: facility-location"):
+        matrix_ssl.Collection("of_folder", quiet=True).select(3, rule=None)
+
+
 def test_what_is_no_run() -> None:
     with pytest.raises(RunFolderError, match="photos is not a run folder"):
         matrix_ssl.open("photos")

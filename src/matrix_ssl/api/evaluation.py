@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from torch import nn
 
@@ -19,7 +19,7 @@ from matrix_ssl.encoder import Weights
 from matrix_ssl.encoder.identity import encoder_digest
 from matrix_ssl.encoder.opening import nothing_at
 from matrix_ssl.encoder.where import PATH, is_folder, read_where
-from matrix_ssl.errors import ConfigError, DataError, MatrixSSLError
+from matrix_ssl.errors import ConfigError, DataError, MatrixSSLError, check_known
 from matrix_ssl.evaluate import features
 from matrix_ssl.evaluate import protocols as every
 from matrix_ssl.evaluate.baselines import Sizes, open_baselines
@@ -94,6 +94,8 @@ def evaluate(
         MatrixSSLError: the data, the folder or a setting is at fault.
     """
     every.check_protocols(protocols)
+    check_known("weights", weights, get_args(Weights))
+    check_known("baseline_sizes", baseline_sizes, get_args(Sizes))
     if label_list is not None and SEMI_SUPERVISED not in protocols:
         raise ConfigError(f"--label-list is for --protocol {SEMI_SUPERVISED}.")
     if label_list is not None:

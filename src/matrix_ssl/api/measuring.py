@@ -4,7 +4,7 @@ import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from torch import from_numpy, nn
 
@@ -18,7 +18,7 @@ from matrix_ssl.config.untrusted import expanded
 from matrix_ssl.data.objects import as_data
 from matrix_ssl.data.sources import Data, Split
 from matrix_ssl.encoder import Weights
-from matrix_ssl.errors import CheckpointError, ConfigError
+from matrix_ssl.errors import CheckpointError, ConfigError, check_known
 from matrix_ssl.evaluate.feature_rows import ENDINGS, FeatureRows, open_features, rows_of
 from matrix_ssl.evaluate.measure import (
     COMPARISONS,
@@ -76,6 +76,7 @@ def measure(
     Raises:
         MatrixSSLError: a file, an encoder or the images are at fault.
     """
+    check_known("weights", weights, get_args(Weights))
     others = listed(against)
     if checkpoints:
         _check_run(where, others)

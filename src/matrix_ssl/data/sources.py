@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 
@@ -33,7 +33,7 @@ from matrix_ssl.data.named import (
 )
 from matrix_ssl.data.packed import check_folder, is_packed, open_packed, split_packed
 from matrix_ssl.data.randomness import permutation
-from matrix_ssl.errors import OFFERED, ConfigError, DataError
+from matrix_ssl.errors import OFFERED, ConfigError, DataError, check_known
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -73,9 +73,11 @@ def open_source(
         reading: how files become pixels.
 
     Raises:
+        ConfigError: the split is neither.
         DataError: the dataset is absent, empty or damaged, or has no such split.
         MissingExtra: ``hf:`` without the package ``datasets``.
     """
+    check_known("split", split, get_args(Split))
     splits = find_splits(data, data_root=data_root, download=download)
     if split == "train":
         return _as_read(splits.train(), reading)

@@ -1,7 +1,7 @@
 """Encoders of run folders: building, and loading strictly."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from matrix_ssl import networks
 from matrix_ssl.config import RunConfig, system
 from matrix_ssl.config.untrusted import GIB
 from matrix_ssl.encoder.architectures import outline
-from matrix_ssl.errors import CheckpointError, ConfigError, RunFolderError, is_out_of_memory
+from matrix_ssl.errors import CheckpointError, ConfigError, RunFolderError, check_known, is_out_of_memory
 from matrix_ssl.runs import checkpoint
 from matrix_ssl.runs.folder import ENCODER, read_config
 
@@ -40,9 +40,11 @@ def load_encoder(run: str | Path, *, weights: Weights = "student") -> nn.Module:
         weights: ``"student"``, the trained encoder, or ``"teacher"``, its moving average.
 
     Raises:
+        ConfigError: ``weights`` is neither.
         RunFolderError: it is not a run folder.
         CheckpointError: the run has no such weights yet, or they do not match the network.
     """
+    check_known("weights", weights, get_args(Weights))
     run = Path(run)
     with torch.random.fork_rng(devices=[]):  # leaves the caller's random numbers alone
         encoder, _ = _build(read_config(run))

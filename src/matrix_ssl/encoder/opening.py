@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import nn
@@ -21,7 +21,7 @@ from matrix_ssl.encoder.matching import Counts, Match, find_encoder
 from matrix_ssl.encoder.published import Published, timm_weights, torchvision_weights
 from matrix_ssl.encoder.reading import read_tensors
 from matrix_ssl.encoder.where import FORMS, HF, PATH, RANDOM, TORCHVISION, Where, read_where
-from matrix_ssl.errors import CheckpointError, ConfigError
+from matrix_ssl.errors import CheckpointError, ConfigError, check_known
 from matrix_ssl.runs.checkpoint import load_strictly
 from matrix_ssl.runs.folder import read_config
 
@@ -62,9 +62,10 @@ def open_encoder(
 
     Raises:
         CheckpointError: the weights are absent, damaged or do not match completely.
-        ConfigError: the architecture is missing, unknown or a different one.
+        ConfigError: the architecture is missing, unknown or a different one, or ``weights`` is neither.
         RunFolderError: a folder is not a run folder.
     """
+    check_known("weights", weights, get_args(Weights))
     place = read_where(where, architecture=architecture)
     if place.kind == PATH:
         if place.path.is_dir():
@@ -117,8 +118,9 @@ def open_checkpoint(
 
     Raises:
         CheckpointError: the file cannot be read, or its encoder does not match completely.
-        ConfigError: a setting does not fit the encoder.
+        ConfigError: a setting does not fit the encoder, or ``branch`` is neither.
     """
+    check_known("branch", branch, get_args(Weights))
     contents = read_tensors(path)
     data = _data(contents.metadata, mean, std, crop_fraction)
     channels = len(data.mean)

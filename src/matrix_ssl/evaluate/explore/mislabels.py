@@ -1,13 +1,13 @@
 """Images whose label is probably wrong, by confident learning."""
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
 from matrix_ssl.data.randomness import permutation
-from matrix_ssl.errors import ConfigError, DataError, did_you_mean
+from matrix_ssl.errors import DataError, check_known
 from matrix_ssl.evaluate.explore.inputs import Matrix, as_features, as_labels
 from matrix_ssl.evaluate.explore.neighbours import Neighbours, nearest
 from matrix_ssl.evaluate.probes.linear import fit_path
@@ -51,8 +51,7 @@ def label_issues(features: Matrix, labels: ArrayLike, *, by: Judge = "neighbours
     Reference: Northcutt, Jiang and Chuang, "Confident learning: estimating uncertainty in dataset labels", JAIR 2021,
     equations 1 to 3 and section 3.2.
     """
-    if by not in ("neighbours", "linear"):
-        raise ConfigError(f"by={by!r} does not exist.{did_you_mean(by, ('neighbours', 'linear'))}")
+    check_known("by", by, get_args(Judge))
     rows = as_features(features).cpu().numpy()
     check_classes(as_labels(labels, len(rows)))
     judged = (

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from matrix_ssl.errors import ConfigError, did_you_mean, import_extra
+from matrix_ssl.errors import check_known, import_extra
 from matrix_ssl.evaluate.explore.inputs import Matrix, as_features, unit_rows
 from matrix_ssl.evaluate.explore.neighbours import nearest
 from matrix_ssl.evaluate.map import embedding_map, principal_components
@@ -58,8 +58,7 @@ def plane(features: Matrix, *, rule: MapRule = "tsne", seed: int = 0, most: int 
 
 def check_rule(rule: str) -> None:
     """Raises ConfigError for a rule that does not exist, MissingExtra where its library is not installed."""
-    if rule not in MAPS:
-        raise ConfigError(f"map={rule!r} does not exist.{did_you_mean(rule, MAPS)}")
+    check_known("map", rule, MAPS)
     if rule == "umap":
         import_extra("umap", extra="umap")
 

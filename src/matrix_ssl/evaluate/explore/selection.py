@@ -11,7 +11,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from matrix_ssl.errors import ConfigError, did_you_mean
+from matrix_ssl.errors import ConfigError, check_known
 from matrix_ssl.evaluate.explore.inputs import Matrix, as_indices, unit_rows
 
 Rule = Literal["k-centre", "facility-location", "log-determinant"]
@@ -69,8 +69,7 @@ def select(
     Derksen, Hong and Wright, TPAMI 2007 (coding length).
     """
     rows = unit_rows(features)
-    if rule not in RULES:
-        raise ConfigError(f"rule={rule!r} does not exist.{did_you_mean(rule, RULES)}")
+    check_known("rule", rule, RULES)
     chosen = as_indices(start, len(rows), "start")
     check_choice(count, len(rows), chosen=len(chosen))
     picks = list(RULES[rule](rows, chosen.tolist(), count))
