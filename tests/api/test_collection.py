@@ -278,6 +278,19 @@ def test_mistakes(words: list[str], message: str) -> None:
     assert sorted(Path().rglob("*")) == before
 
 
+def test_queries_and_counts_of_the_wrong_kind(images: matrix_ssl.Collection, tmp_path: Path) -> None:
+    assert images.search(np.int64(3), k=2).paths == images.search(3, k=2).paths
+    assert images.search(np.arange(2), k=2).paths == images.search([0, 1], k=2).paths
+    for query, name in ((1.5, "float"), (None, "NoneType"), (Image.new("L", (9, 9)), "Image")):
+        for asked in (query, [0, query]):
+            with pytest.raises(ConfigError, match=f"A query of type {name}: name an image"):
+                images.search(asked)
+    matrix_ssl.open("of_folder").embed(quiet=True).save(tmp_path / "features.npz")
+    for k in (0, -1, 40):
+        with pytest.raises(ConfigError, match=f"k={k}: expected 1 to 39 images"):
+            matrix_ssl.Collection(tmp_path / "features.npz").search(0, k=k)
+
+
 def test_a_query_that_cannot_be_read_and_features_of_patches(images: matrix_ssl.Collection, tmp_path: Path) -> None:
     (tmp_path / "bad.png").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"bad\.png"):

@@ -190,5 +190,9 @@ def test_what_is_no_run() -> None:
         matrix_ssl.open("photos")
     with pytest.raises(CheckpointError, match="absent"):
         matrix_ssl.open("absent")
+    for where, name in ((None, "NoneType"), (3, "int"), (b"of_folder", "bytes")):
+        for call in (matrix_ssl.open, matrix_ssl.Collection, matrix_ssl.measure, matrix_ssl.diagnose):
+            with pytest.raises(ConfigError, match=f"An encoder of type {name}: name a run folder"):
+                call(where)
     with pytest.raises(ConfigError, match="encoder= is for a run that was trained with a module"):
         matrix_ssl.open("of_folder", encoder=torch.nn.Flatten())

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from matrix_ssl import config as configuration
 from matrix_ssl.api.gathered import Gathered
-from matrix_ssl.api.questions import check_neighbours
+from matrix_ssl.api.questions import as_queries, check_neighbours
 from matrix_ssl.config.untrusted import expanded
 from matrix_ssl.data.randomness import permutation
 from matrix_ssl.errors import ConfigError, DataError
@@ -46,10 +46,7 @@ class Collection(Gathered):
         Raises:
             MatrixSSLError: a query is neither, the encoder for it is not known, or there are fewer than k images.
         """
-        asked = [queries] if isinstance(queries, (str, Path, int)) else list(queries)
-        if not asked:
-            raise ConfigError("There is no query: name an image, a folder or the number of an image.")
-        names, vectors, own = self._queries(asked)
+        names, vectors, own = self._queries(as_queries(queries))
         answers, note = self._neighbours(vectors, own, k, approximate=approximate)
         rows: list[tuple[str | int | float, ...]] = []
         for name, indices, similarities in zip(names, answers.indices, answers.similarities, strict=True):

@@ -69,6 +69,7 @@ class Gathered:
         weights: Weights = "student", device: str = "auto", quiet: bool = False, data_root: str | Path | None = None,
         download: bool = False, check: Check | None = None,
     ):  # fmt: skip
+        places.check_where(where)
         self._where, self._weights, self._device, self._quiet, self._split = where, weights, device, quiet, split
         self._data_root, self._download = None if data_root is None else expanded(data_root), download
         self.data = None if data is None else as_data(data)

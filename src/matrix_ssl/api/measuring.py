@@ -18,6 +18,7 @@ from matrix_ssl.config.untrusted import expanded
 from matrix_ssl.data.objects import as_data
 from matrix_ssl.data.sources import Data, Split
 from matrix_ssl.encoder import Weights
+from matrix_ssl.encoder.where import check_where
 from matrix_ssl.errors import CheckpointError, ConfigError, check_known
 from matrix_ssl.evaluate.feature_rows import ENDINGS, FeatureRows, open_features, rows_of
 from matrix_ssl.evaluate.measure import (
@@ -78,6 +79,8 @@ def measure(
     """
     check_known("weights", weights, get_args(Weights))
     others = listed(against)
+    for one in (where, *others):
+        check_where(one)
     if checkpoints:
         _check_run(where, others)
     root = None if data_root is None else expanded(data_root)

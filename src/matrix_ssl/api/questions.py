@@ -1,6 +1,7 @@
 """What can be known of a question about images before their features are computed: from the list of them alone."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,20 @@ from matrix_ssl.evaluate.explore.mislabels import check_classes
 from matrix_ssl.evaluate.explore.neighbours import import_faiss
 from matrix_ssl.evaluate.explore.selection import check_choice
 from matrix_ssl.evaluate.trained.label_subsets import match_names, read_names
+
+
+def as_queries(queries: object) -> list[str | Path | int]:
+    """A query or several as a list; ConfigError for anything but places of images and their numbers."""
+    alone = (str, Path, Integral)
+    asked = [queries] if isinstance(queries, alone) or not isinstance(queries, Iterable) else list(queries)
+    if not asked:
+        raise ConfigError("There is no query: name an image, a folder or the number of an image.")
+    for query in asked:
+        if not isinstance(query, alone):
+            raise ConfigError(
+                f"A query of type {type(query).__name__}: name an image, a folder or the number of an image."
+            )
+    return asked
 
 
 class Places:
@@ -67,7 +82,8 @@ def check_neighbours(k: int, count: int, *, own: bool, where: str) -> None:
     """
     if own and count < 2:
         raise DataError(f"{where} has a single image: there is none to compare it with.")
-    if not 1 <= k <= (most := count - own):
+    most = count - own
+    if not 1 <= k <= most:
         raise ConfigError(f"k={k}: expected 1 to {most} images, as many as there are beside the query.")
 
 

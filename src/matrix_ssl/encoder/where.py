@@ -68,8 +68,9 @@ def read_where(where: str | Path, *, architecture: str | None = None) -> Where:
         architecture: the NAME of ``random`` and ``torchvision`` that stand alone.
 
     Raises:
-        ConfigError: a form lacks its name.
+        ConfigError: a form lacks its name, or ``where`` is neither text nor a ``Path``.
     """
+    check_where(where)
     if isinstance(where, Path):
         return Where("path", os.path.expanduser(where))  # noqa: PTH111, as below
     if where in (RANDOM, TORCHVISION) and architecture:
@@ -82,6 +83,12 @@ def read_where(where: str | Path, *, architecture: str | None = None) -> Where:
     if where.startswith(f"{HF}:"):
         return Where("hf", _named(where.removeprefix(f"{HF}:"), where, HF))
     return Where("path", os.path.expanduser(where))  # noqa: PTH111, a Path drops "./" and fails for ~nobody
+
+
+def check_where(where: object) -> None:
+    """Raises ConfigError for anything but text and a ``Path``."""
+    if not isinstance(where, (str, Path)):
+        raise ConfigError(f"An encoder of type {type(where).__name__}: name {FORMS}.")
 
 
 def is_folder(where: str | Path) -> bool:
