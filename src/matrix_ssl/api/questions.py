@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from numbers import Integral
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +22,7 @@ from matrix_ssl.evaluate.trained.label_subsets import match_names, read_names
 def as_queries(queries: object) -> list[str | Path | int]:
     """A query or several as a list; ConfigError for anything but places of images and their numbers."""
     alone = (str, Path, Integral)
-    asked = [queries] if isinstance(queries, alone) or not isinstance(queries, Iterable) else list(queries)
+    asked: list[Any] = [queries] if isinstance(queries, alone) or not isinstance(queries, Iterable) else list(queries)
     if not asked:
         raise ConfigError("There is no query: name an image, a folder or the number of an image.")
     for query in asked:
