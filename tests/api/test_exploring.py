@@ -119,6 +119,8 @@ def test_what_the_folder_is_for_does_not_change(tmp_path):
     assert files(tmp_path / "full") == {"mine.txt"}
     with pytest.raises(DataError, match="inside the images' folder"):
         exploring.explore("of_folder", out=Path("photos/page"), choices=THREE, **QUIET)
+    with pytest.raises(ConfigError, match="clusters=41: expected 1 to 40 clusters"):
+        exploring.explore("of_folder", out=tmp_path / "many", choices=ExploreSettings(clusters=41), **QUIET)
     with pytest.raises(ConfigError, match="threshold"):
         ExploreSettings(threshold=2.0)
 

@@ -134,6 +134,10 @@ def test_errors(files):
         measuring.measure(files / "y.npz", against=[files / "other.npz"])
     with pytest.raises(ConfigError, match=r"--checkpoints is for a run; .*x\.npy is none"):
         measuring.measure(files / "x.npy", checkpoints=True, out=files / "out")
+    (files / "x.csv").write_text("where,f0\na.png,1.0\n")
+    for words in ((files / "x.csv", ()), (files / "x.npy", [files / "x.csv"])):
+        with pytest.raises(DataError, match=r"x\.csv: features are read from \.npy, .* write them as"):
+            measuring.measure(words[0], against=words[1])
     assert not (files / "out").exists()
 
 

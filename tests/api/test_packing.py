@@ -176,3 +176,5 @@ def test_the_command(photos: Path, whole: Path, tmp_path: Path) -> None:
     assert "train: 5 images in 3 files" in result.out and "next    matrix-ssl pretrain --data" in result.out
     assert "Left out" in result.err and contents(tmp_path / "p") == contents(whole)
     assert "is inside the images' folder" in fail(tmp_path, ["pack", str(photos), str(photos)])
+    again = succeed(tmp_path, ["pack", str(photos), "my packed", "--workers", "0"])
+    assert "next    matrix-ssl pretrain --data 'my packed'" in again.out

@@ -108,6 +108,12 @@ def _zero(module):
         nn.init.zeros_(parameter)
 
 
+def test_the_remedy_for_too_few_images_can_help():
+    for images, remedy in ((np.zeros((1, 8, 8), np.uint8), "add images"), (np.zeros((5, 8, 8), np.uint8), "raise --i")):
+        with pytest.raises(DataError, match=f"1 of its images would be measured, and 2 are needed: {remedy}"):
+            diagnosing.diagnose("random/tiny_resnet", images, images=1, device="cpu")
+
+
 def test_the_command(tmp_path):
     folder, _ = make_run(tmp_path / "run", "network.width=8", base=find_recipe("demo"))
     out = tmp_path / "out"

@@ -74,7 +74,7 @@ def diagnose(
     chosen = _Images(location, split, images, devices.choose_device(device), root, download, on_progress)
     with evaluation.results_in(folder, (RESULT, PAGE), [location], data_root=root):
         source = chosen.of(run.config.data)
-        _check_count(min(images, len(source)), 2 if against is None else _COMPARED, source.name)
+        _check_count(source, images, 2 if against is None else _COMPARED)
         encoder = run.encoder(weights=weights)
         with undisturbed():  # all of them before the work
             other = None if reference is None else _reference(reference, run, encoder, download=download)
@@ -135,10 +135,12 @@ class _Images:
         return compare_blocks(first, second, images=self.count, device=self.device, on_progress=self.on_progress)
 
 
-def _check_count(count: int, needed: int, name: str) -> None:
-    """Raises DataError for fewer images than the measures need."""
+def _check_count(source: Source, most: int, needed: int) -> None:
+    """Raises DataError where ``most`` of the images are fewer than the measures need."""
+    count = min(most, len(source))
     if count < needed:
-        raise DataError(f"{name!r}: {count} of its images would be measured, and {needed} are needed: raise --images.")
+        remedy = "raise --images" if len(source) >= needed else "add images"
+        raise DataError(f"{source.name!r}: {count} of its images would be measured, and {needed} are needed: {remedy}.")
 
 
 def _reference(reference: str, run: Run, encoder: nn.Module, *, download: bool) -> nn.Module:

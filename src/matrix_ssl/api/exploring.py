@@ -156,7 +156,7 @@ def _check(choices: ExploreSettings, places: Sequence[str], name: str) -> tuple[
     if len(places) < 2:
         raise DataError(f"{name!r} has {len(places)} readable image: a map needs two.")
     if choices.clusters:
-        check_count(choices.clusters, len(places))
+        check_count(choices.clusters, len(places), name="clusters")
     columns: list[Column] = []
     sentences = []
     for path in choices.columns:

@@ -20,6 +20,7 @@ from matrix_ssl.data.sources import Data, Split
 from matrix_ssl.encoder import Weights
 from matrix_ssl.encoder.where import check_where
 from matrix_ssl.errors import CheckpointError, ConfigError, check_known
+from matrix_ssl.evaluate.embedding_files import ENDINGS as WRITTEN
 from matrix_ssl.evaluate.feature_rows import ENDINGS, FeatureRows, open_features, rows_of
 from matrix_ssl.evaluate.measure import (
     COMPARISONS,
@@ -174,8 +175,8 @@ def _result(
 
 
 def is_features(where: str | Path) -> bool:
-    """Whether WHERE names a file of features; a safetensors file may hold an encoder instead."""
-    return Path(where).suffix.lower() in ENDINGS and not Path(where).is_dir()
+    """Whether WHERE names a file of features, also of a form that is not read; safetensors may hold an encoder."""
+    return Path(where).suffix.lower() in {*ENDINGS, *WRITTEN} and not Path(where).is_dir()
 
 
 def _checkpoints(run: Path, weights: Weights) -> Iterator[tuple[str, nn.Module, DataConfig]]:

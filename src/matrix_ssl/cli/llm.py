@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shlex
 from pathlib import Path
 from typing import Any, get_args
 
@@ -80,7 +81,7 @@ def finetune(
         elif s.main:
             runs.remove_checkpoints(out)
         if s.main:
-            options.say(f"Ask it: matrix-ssl llm generate --model {out} --prompt TEXT")
+            options.say(f"Ask it: matrix-ssl llm generate --model {shlex.quote(str(out))} --prompt TEXT")
             options.show(model=out / MODEL, result=result)
 
 

@@ -1,5 +1,6 @@
 """The command ``matrix-ssl pack``."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,4 +63,4 @@ def pack(
         images, size = sum(file.images for file in own), sum(file.size for file in own) / 2**20
         count = f"{len(own)} file{'s' * (len(own) > 1)}"
         options.stdout.print(f"{split}: {images:,} images in {count}, {size:,.1f} MiB", markup=False)
-    options.stdout.print(f"next    matrix-ssl pretrain --data {out}", markup=False)
+    options.stdout.print(f"next    matrix-ssl pretrain --data {shlex.quote(str(out))}", markup=False)

@@ -96,7 +96,7 @@ def open_features(path: Path, *, key: str | None = None) -> FeatureRows:
     """
     readers = {".npy": _open_npy, ".npz": _open_npz, ".safetensors": _open_safetensors, ".parquet": _open_parquet}
     if path.suffix.lower() not in readers:
-        raise DataError(f"{path}: features are read from {', '.join(ENDINGS)} files.")
+        raise DataError(f"{path}: features are read from {', '.join(ENDINGS)} files; write them as one of these.")
     if key is not None and path.suffix.lower() == ".npy":
         raise DataError(f"{path} holds a single array: remove --key.")
     if not path.exists():

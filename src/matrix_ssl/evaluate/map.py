@@ -83,7 +83,8 @@ def nearest_neighbours(features: Tensor, queries: Tensor, *, k: int) -> tuple[Te
     if k < 1:
         raise ConfigError(f"k={k}: expected at least 1 neighbour.")
     if k >= len(features):
-        raise DataError(f"k={k} neighbours beside the query need {k + 1} images, there are {len(features)}: lower k.")
+        remedy = "lower k" if len(features) > 1 else "add images"
+        raise DataError(f"k={k} neighbours beside the query need {k + 1} images, there are {len(features)}: {remedy}.")
     if not len(queries) or int(queries.min()) < 0 or int(queries.max()) >= len(features):
         raise DataError(f"queries must be one or more indices from 0 to {len(features) - 1}, got {queries.tolist()}.")
     queries = queries.to(features.device)

@@ -14,6 +14,7 @@ import pytest
 
 pytest.importorskip("uvicorn")
 from matrix_ssl.api.serve import server
+from matrix_ssl.errors import ConfigError
 
 HEAD = b"GET / HTTP/1.1\r\nHost: a\r\n"
 
@@ -31,6 +32,13 @@ async def answering(scope: Any, receive: Any, send: Any) -> None:
         return
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
     await send({"type": "http.response.body"})
+
+
+@pytest.mark.parametrize("host", ["nohost.invalid", "a..b", "192.0.2.1"])
+def test_a_host_that_is_not_of_this_machine(host: str) -> None:
+    for port in (0, 8765):
+        with pytest.raises(ConfigError, match=rf"--host {host} --port {port} cannot be bound \(.+\): name an address"):
+            server.bind(host, port)
 
 
 def serve(client: Callable[[int], None], *, seconds: float) -> None:

@@ -16,6 +16,7 @@ from matrix_ssl.evaluate.explore.mislabels import (
     neighbour_probabilities,
     probe_probabilities,
 )
+from matrix_ssl.evaluate.explore.neighbours import nearest
 
 DRAW = np.random.default_rng(0)
 CENTRES = np.eye(8)[:5]
@@ -135,6 +136,8 @@ def test_planted_wrong_labels_are_listed_first() -> None:
 
 
 def test_mistakes() -> None:
+    with pytest.raises(DataError, match="there are 1: add images"):
+        nearest(X[:1], k=10)
     with pytest.raises(ConfigError, match="by='knn' does not exist"):
         label_issues(X, LABELS, by="knn")
     for labels, message in (

@@ -1,5 +1,6 @@
 """Runs the application behind a socket until a signal, then answers what was accepted."""
 
+import errno
 import ipaddress
 import logging
 import signal
@@ -52,10 +53,11 @@ def bind(host: str, port: int) -> socket.socket:
             bound.close()
             raise
     except OSError as error:
-        raise ConfigError(
-            f"--host {host} --port {port} cannot be bound ({error.strerror}): choose a different port, or --port 0 for "
-            "a free one."
-        ) from None
+        if port == 0 or isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+            remedy = f"name an address of this machine, such as {LOOPBACK[0]}"
+        else:
+            remedy = "choose a different port, or --port 0 for a free one"
+        raise ConfigError(f"--host {host} --port {port} cannot be bound ({error.strerror}): {remedy}.") from None
     return bound
 
 
@@ -130,5 +132,8 @@ class _Saying(logging.Handler):
 
 
 def _look_up(host: str) -> tuple[socket.AddressFamily, str]:
-    family, *_, place = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0]
+    try:
+        family, *_, place = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0]
+    except UnicodeError:  # a part between dots that is empty or too long
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known") from None
     return family, str(place[0])

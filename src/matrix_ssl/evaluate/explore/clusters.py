@@ -59,10 +59,10 @@ def cluster(features: Matrix, *, count: int | None = None, seed: int = 0) -> Clu
     return in_order(fitted.labels_, distances)
 
 
-def check_count(count: int, images: int) -> None:
-    """Raises ConfigError unless the number of clusters is from 1 to that of the images."""
+def check_count(count: int, images: int, *, name: str = "count") -> None:
+    """Raises ConfigError, with the name of the argument, unless the clusters are from 1 to as many as the images."""
     if not 1 <= count <= images:
-        raise ConfigError(f"count={count}: expected 1 to {images} clusters, as many as there are images.")
+        raise ConfigError(f"{name}={count}: expected 1 to {images} clusters, as many as there are images.")
 
 
 def dense_clusters(features: Matrix, *, smallest: int = 10) -> Clusters:
