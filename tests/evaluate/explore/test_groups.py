@@ -1,5 +1,8 @@
 """Clusters and wrong labels against scikit-learn, plain loops and planted answers."""
 
+import warnings
+from pathlib import Path
+
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
@@ -10,6 +13,7 @@ from sklearn.preprocessing import StandardScaler
 
 from matrix_ssl.errors import ConfigError, DataError
 from matrix_ssl.evaluate.explore.clusters import REPRESENTATIVES, choose_count, cluster, dense_clusters, in_order
+from matrix_ssl.evaluate.explore.inputs import as_features
 from matrix_ssl.evaluate.explore.mislabels import (
     confident_learning,
     label_issues,
@@ -133,6 +137,22 @@ def test_planted_wrong_labels_are_listed_first() -> None:
     probed = label_issues(X, labels, by="linear")  # fitted to wrong labels as well
     first = probed.indices[:8]
     assert set(first) <= set(wrong) and np.array_equal(probed.suggested[:8], LABELS[first])
+
+
+def test_arrays_of_any_layout_are_features(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", X)
+    packed = np.zeros(len(X), dtype=[("before", "u1"), ("row", np.float32, 8)])
+    packed["row"] = X
+    for array in (X[::-1][::-1], X[:, ::-1][:, ::-1], X.astype(">f4"), X.astype(np.longdouble), packed["row"],
+                  np.load(tmp_path / "x.npy", mmap_mode="r"), np.asfortranarray(X)):  # fmt: skip
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert np.array_equal(as_features(array), X)
+    flipped = X.copy()[::-1]
+    assert np.array_equal(as_features(flipped), np.ascontiguousarray(flipped))
+    for array in (X.astype(int), X.astype(complex), X.astype(str), X.astype(object)):
+        with pytest.raises(DataError, match="expected a floating-point matrix"):
+            as_features(array)
 
 
 def test_mistakes() -> None:

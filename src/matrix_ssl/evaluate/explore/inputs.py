@@ -1,5 +1,6 @@
 """Checks of what the functions on features take: matrices of NumPy or PyTorch, indices and labels."""
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,14 +16,28 @@ Matrix = NDArray[np.floating] | Tensor  # features (n, d)
 
 
 def as_features(features: Matrix, name: str = "features") -> Tensor:
-    """Finite features (n, d), n and d at least 1, as a tensor that shares the memory of an array.
+    """Finite features (n, d), n and d at least 1, as a tensor that shares the memory of an array where it can.
 
     Raises:
         DataError: they are not such a matrix.
     """
-    tensor = features if isinstance(features, Tensor) else torch.from_numpy(np.asarray(features))
+    tensor = features if isinstance(features, Tensor) else _as_tensor(np.asarray(features), name)
     check_features(tensor, name)
     return tensor.detach()
+
+
+def _as_tensor(array: NDArray[np.floating], name: str) -> Tensor:
+    """An array of floating-point numbers as a tensor; a copy where PyTorch has no such numbers, order or strides."""
+    if array.dtype.kind != "f":
+        raise DataError(
+            f"{name}: expected a floating-point matrix, one row an image, got {array.dtype} of shape {array.shape}."
+        )
+    array = array.astype(np.float64 if array.itemsize > 8 else array.dtype.newbyteorder("="), copy=False)
+    if any(stride < 0 or stride % array.itemsize for stride in array.strides):
+        array = np.ascontiguousarray(array)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writ")  # nothing is written into it
+        return torch.from_numpy(array)
 
 
 def unit_rows(features: Matrix, name: str = "features") -> Tensor:
