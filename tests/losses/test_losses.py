@@ -429,6 +429,10 @@ class TestErrors:
             matrix_ssl_loss(*batch, logarithm="taylor", order=0)
         with pytest.raises(ValueError, match="order must be at least 1, got 0"):
             mec_loss(*batch, order=0)
+        for order in (2.5, 4.0, None, "4"):
+            for loss in (matrix_ssl_loss, mec_loss):
+                with pytest.raises(ValueError, match=f"order must be an integer, got {order!r}"):
+                    loss(*batch, logarithm="taylor", order=order)
         with pytest.raises(ValueError, match="'exact' or 'taylor', got 'tailor'"):
             matrix_ssl_loss(*batch, logarithm="tailor")
 

@@ -121,6 +121,10 @@ class TestSwAV:
             swav_loss(*scores(2), temperature=-1.0)
         with pytest.raises(ValueError, match="Expected the outputs of two views or more, got 1"):
             swav_loss(*scores(1))
+        one, two = scores(2)
+        for codes in ([one[:-1], two], [one, two[:, :-1]], [one[0], two[0]], [one, two, one], []):
+            with pytest.raises(ValueError, match="Expected codes of 1 to 2 views"):
+                swav_loss(one, two, codes=codes)
 
 
 class TestDINO:

@@ -141,6 +141,12 @@ class TestFinding:
         with pytest.raises(ConfigError, match=sentence):
             find_method(name)
 
+    def test_an_error_in_a_file_of_the_home_folder_names_its_line(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("HOME", str(tmp_path))
+        own(tmp_path, "import math\n\nmath.absent\n", "bad.py")
+        with pytest.raises(ConfigError, match=r"method.name='~/bad.py': line 3: AttributeError"):
+            find_method("~/bad.py")
+
     @pytest.mark.parametrize(("text", "number"), [("x = 1", 0), (OWN_METHOD + "\n    class Other(Variance): ...", 2)])
     def test_a_file_without_exactly_one(self, tmp_path, text, number):
         with pytest.raises(ConfigError, match=f"expected one subclass of Method in the file, found {number}"):

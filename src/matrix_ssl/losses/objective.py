@@ -59,6 +59,8 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 def _check_logarithm(logarithm: str, order: int) -> None:
     check_choice("logarithm", logarithm, _LOGARITHMS)
+    if not hasattr(order, "__index__"):
+        raise ValueError(f"order must be an integer, got {order!r}.")
     if order < 1:
         raise ValueError(f"order must be at least 1, got {order}.")
 

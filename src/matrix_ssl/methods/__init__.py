@@ -84,7 +84,7 @@ def find_method(name: str) -> type[Method]:
         try:
             spec.loader.exec_module(module)
         except (Exception, SystemExit) as error:
-            raise ConfigError(f"method.name={name!r}: {_where(error, name)}{type(error).__name__}: {error}") from error
+            raise ConfigError(f"method.name={name!r}: {_where(error, file)}{type(error).__name__}: {error}") from error
     elif name in list_methods():
         module = importlib.import_module(f"{__name__}.{name}")
     elif ":" in name:

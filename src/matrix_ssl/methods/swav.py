@@ -103,7 +103,13 @@ def swav_loss(
     check_positive(temperature=temperature)
     if codes is None:
         codes = (sinkhorn(view, regularisation=regularisation) for view in scores)
-    return cross_entropy_of_views([view / temperature for view in scores], list(codes))
+    targets = list(codes)
+    if not 1 <= len(targets) <= len(scores) or any(target.shape != scores[0].shape for target in targets):
+        raise ValueError(
+            f"Expected codes of 1 to {len(scores)} views, {tuple(scores[0].shape)} each as the scores, "
+            f"got {[tuple(target.shape) for target in targets]}."
+        )
+    return cross_entropy_of_views([view / temperature for view in scores], targets)
 
 
 class SwAV(Method):
