@@ -1,8 +1,9 @@
 """Kernels: Gram matrices (..., n, n) of samples x (..., n, d), one row a sample, symmetric positive semi-definite.
 
 They compute in float64 or float32 (half precision in float32) and are differentiable as often as one likes. Distances
-come from ‖x - y‖² = ‖x‖² + ‖y‖² - 2⟨x, y⟩ of centred rows; in float32 a kernel errs by 1e-5 of its largest element,
-where the width is not below a tenth of the mean distance. Errors of the arguments are those of ``matrix_ssl.matrix``.
+come from ‖x - y‖² = ‖x‖² + ‖y‖² - 2⟨x, y⟩ of centred rows; in float32 a Gaussian kernel errs by less than 1e-4, where
+the width is not below a tenth of the mean distance. The Laplace kernel, of roots, errs by more where samples
+nearly coincide: pass float64. Errors of the arguments are those of ``matrix_ssl.matrix``.
 """
 
 import math
