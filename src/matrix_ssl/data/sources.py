@@ -63,10 +63,9 @@ def open_source(
 
     Args:
         data: a folder (``layout.find_split_folders`` describes the layouts), a packed .npz file or a folder of them, a
-            .tar file or a folder of them, a .txt file that lists datasets (``listed``),
-            ``hf:NAME``, or the name of a dataset. The names in ``NAMED_SETS`` always mean these datasets; for a folder
-            of that name write ``./cifar10``. Any other name may also be a folder in the data root. Several of them are
-            one dataset. An object of Python becomes a dataset by ``objects.as_data``.
+            .tar file or a folder of them, a .txt file that lists datasets (``listed``), ``hf:NAME``, or a name. Those
+            in ``NAMED_SETS`` always mean these datasets; for a folder of that name write ``./cifar10``. Any other may
+            be a folder in the data root. Several are one dataset. Objects of Python: see ``objects.as_data``.
         split: ``"train"`` or ``"test"``. Without a test split, the training split is the whole dataset.
         data_root: the folder that holds named datasets; None: the environment variable MATRIX_SSL_DATA.
         download: let torchvision fetch a named dataset that is absent.
