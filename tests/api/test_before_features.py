@@ -54,7 +54,7 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (select, ["--count", "1", "--labelled", "list.txt"], "list.txt: 1 of its 1 names match no image of 'photos'"),
     (select, ["--count", "1", "--labelled", "absent.txt"], "absent.txt does not exist."),
     (mislabels, ["--data", "plain"], "'photos-plain' has no labels"),
-    (explore, ["--out", "page", "--clusters", "5"], "count=5: expected 1 to 4 clusters"),
+    (explore, ["--out", "page", "--clusters", "5"], "clusters=5: expected 1 to 4 clusters"),
     (explore, ["--out", "page", "--columns", "a.csv"], "a.csv: none of its 1 paths is one of the images."),
 ])  # fmt: skip
 def test_a_question_that_the_images_cannot_answer(photos: Path, command, words: list[str], message: str) -> None:
