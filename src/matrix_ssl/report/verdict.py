@@ -35,8 +35,11 @@ def _verdict_on(key: str, result: ProtocolResult) -> str:
 
 
 def _best(key: str, result: ProtocolResult) -> str:
-    doubt = _doubt(key, result)
-    points = percent(_gain(key, result), sign="+")
+    """Where the encoder gains most; empty where it gains nowhere."""
+    gain, doubt = _gain(key, result), _doubt(key, result)
+    if gain <= 0:
+        return ""
+    points = percent(gain, sign="+")
     return f" It gains most in {measure_name(key)}: {points} points{doubt and ', '}{doubt}."
 
 

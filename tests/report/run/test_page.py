@@ -73,6 +73,17 @@ def test_a_difference_inside_the_interval_is_no_clear_gain(tmp_path):
     assert "no clear gain: within the interval of the test images. It gains most" in verdict(read_run(run))
 
 
+def test_an_encoder_that_gains_nowhere_gains_most_nowhere(tmp_path):
+    run = make_run(tmp_path / "r", lines=2)
+    for path in (run / "evaluation" / "cifar10").glob("*.json"):
+        results = json.loads(path.read_text())
+        for score in results["measures"].values():
+            score["accuracy"] = 0.01
+        path.write_text(json.dumps(results))
+    said = verdict(read_run(run))
+    assert "a loss" in said and "gains most" not in said
+
+
 @pytest.mark.parametrize(
     ("paired", "words"),
     [
