@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -105,6 +106,15 @@ def test_images_without_labels_and_one_that_cannot_be_read(tmp_path):
     with Image.open(tmp_path / "photos" / "6.png") as image:
         expected = np.asarray(image.convert("RGB").resize((16, 16))).astype(int)
     assert abs(last.mean() - expected.mean()) < 4
+
+
+def test_a_folder_whose_name_is_not_unicode(tmp_path):
+    folder = tmp_path / "photos\udce9 100%"
+    shutil.copytree("photos", folder)
+    explored = exploring.explore("of_folder", str(folder), out=tmp_path / "page", choices=THREE, **QUIET)
+    data = data_of(explored.page)
+    assert data["places"]["start"] + data["places"]["ends"][0] == f"{folder}/a/00.png"
+    assert (explored.page.parent / unquote(data["folder"], errors="surrogateescape")).resolve() == folder.resolve()
 
 
 def test_what_the_folder_is_for_does_not_change(tmp_path):

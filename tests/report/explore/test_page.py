@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import hashlib
 import json
+import os
 import re
 from pathlib import Path
 from urllib.parse import unquote
@@ -67,12 +68,24 @@ def test_the_same_contents_give_the_same_bytes(tmp_path):
     assert write_page(tmp_path, contents).read_bytes() == first
 
 
-def test_a_name_that_is_not_unicode_becomes_escapes(tmp_path):
-    contents = make_contents(tmp_path, 10)
-    places = ["photos/\udcff.jpg", *contents.places[1:]]
-    data = as_json(dataclasses.replace(contents, places=places), tmp_path)
-    assert data["places"]["ends"][0] == "\\udcff.jpg"
-    json.dumps(data, ensure_ascii=False).encode()
+def test_a_name_that_is_not_unicode_keeps_its_bytes(tmp_path):
+    folder = "caf\udce9 100%#"
+    places = [f"{folder}/{name}" for name in ("\udcff.jpg", "b.jpg", "c\\udcff.jpg")]
+    contents = dataclasses.replace(make_contents(tmp_path, 3), places=places, facts=[("Encoder", "\udce9\u202e")])
+    text = write_page(tmp_path, contents).read_bytes().decode()
+    (embedded,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)
+    data = json.loads(embedded)
+    assert [data["places"]["start"] + end for end in data["places"]["ends"]] == places
+    assert data["folder"].endswith("/caf%E9%20100%25%23/")
+    assert "\\udce9\\u202e</span>" in text and "\u202e" not in text.replace(embedded, "")
+
+
+def test_a_folder_on_a_different_drive_has_a_whole_address(tmp_path, monkeypatch):
+    def relpath(*_):
+        raise ValueError("path is on mount 'D:', start on mount 'C:'")
+
+    monkeypatch.setattr(os.path, "relpath", relpath)
+    assert as_json(make_contents(tmp_path, 3), tmp_path)["folder"] == f"{Path('photos').resolve().as_uri()}/"
 
 
 def test_images_that_are_not_files_have_no_address(tmp_path):

@@ -1,16 +1,20 @@
 """The page of explore in a real browser, by mouse, keyboard and finger, on a desk and on a phone."""
 
 import csv
+import dataclasses
+import io
 import itertools
 import json
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 import matplotlib.path
 import numpy as np
 import pytest
 
+from matrix_ssl.evaluate.trained.label_subsets import match_names, read_names
 from matrix_ssl.report.explore.page import square, write_page
 from tests.support.browser import CHROMIUM, DRIVER, contrast, open_browser, requested, show
 from tests.support.explored import MARKUP, make_contents
@@ -118,9 +122,9 @@ class Desk:
         while not path.exists():
             assert time.monotonic() < end, [one.name for one in self.downloads.iterdir()]
             time.sleep(0.05)
-        text = path.read_bytes().decode()
+        content = path.read_bytes()
         path.unlink()
-        return text
+        return content.decode(errors="surrogateescape")
 
     def lonely(self):
         """A point that no other is near, so that the mouse means it."""
@@ -190,6 +194,36 @@ def test_hostile_names_are_text_that_shows_what_it_is(desk):
     assert shown == ["script><b>&amp;.jpg", "photo\\u202egpj.exe"]
     assert desk.run("return document.querySelectorAll('#image b, #image img').length") == 0
     assert desk.run("return window.called") is None
+
+
+def test_names_of_any_bytes_are_linked_and_downloaded_as_they_are(browser, tmp_path):
+    names = [
+        "caf\udce9 100%#?.jpg", "a\\b.jpg", " edge.jpg ", '"quoted".jpg', "two\nlines.jpg", "./dot.jpg", "plain, x.jpg",
+        "caf\u00e9\U0001f600.jpg",
+    ]  # fmt: skip
+    contents = make_contents(tmp_path, len(names))
+    contents = dataclasses.replace(contents, places=[f"photos/{name}" for name in names], issues=[])
+    downloads = tmp_path / "downloads"
+    downloads.mkdir()
+    desk = Desk(browser, write_page(tmp_path, contents), contents, downloads).open()
+    links = []
+    for image in range(len(names)):
+        desk.run(f"document.querySelector('#list-clusters [data-image=\"{image}\"]').click()")
+        links.append(desk.run("return document.querySelector('#image a').getAttribute('href')"))
+    decoded = [unquote(link, errors="surrogateescape") for link in links]
+    assert [link.rpartition("photos/")[2] for link in decoded] == names
+    assert "caf%E9%20100%25%23%3F.jpg" in links[0].replace("%e9", "%E9") and "a%5Cb.jpg" in links[1]
+    desk.run("document.querySelectorAll('#legend button').forEach(e => e.click())")
+    assert desk.text("#list-selection .count") == "8 of 8 images"
+    desk.run("document.getElementById('paths').click()")
+    listed = tmp_path / "listed.txt"
+    listed.write_bytes(desk.downloaded("paths.txt").encode(errors="surrogateescape"))
+    places = list(contents.places)
+    assert read_names(listed) == places
+    assert match_names(places, read_names(listed), where="", dataset="").tolist() == list(range(len(names)))
+    desk.run("document.getElementById('table').click()")
+    rows = list(csv.reader(io.StringIO(desk.downloaded("selection.csv"), newline="")))
+    assert [row[0] for row in rows[1:]] == places
 
 
 def coverage_in_words(contents, chosen):

@@ -43,13 +43,22 @@ function allWhere(holds) {
 
 // Control characters, and those that change the direction of writing, as escapes: a name must not look like another.
 function shown(text) {
-  return text.replace(/[\u0000-\u001f\u007f-\u009f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]/g,
+  return text.replace(/[\u0000-\u001f\u007f-\u009f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]/gu,
     (letter) => "\\u" + letter.charCodeAt(0).toString(16).padStart(4, "0"));
 }
 
-function fileName(image) {
-  return shown(data.places.ends[image].split(/[/\\]/).pop() || place(image));
+// The names of the folders of an image, and of its file; on Windows both slashes separate.
+function parts(image) {
+  return data.places.ends[image].split(data.places.separator === "/" ? "/" : /[/\\]/);
 }
+
+function fileName(image) {
+  return shown(parts(image).pop() || place(image));
+}
+
+// The pieces of a text, of which every second is a byte: a lone surrogate stands for one of a name that is not Unicode.
+const pieces = (text) => text.split(/([\udc80-\udcff])/u);
+const byteOf = (letter) => letter.charCodeAt(0) - 0xdc00;
 
 // What a column says about an image; empty for nothing.
 function valueOf(column, image) {

@@ -34,9 +34,9 @@ def write_page(out: Path, contents: Contents) -> Path:
     values = {
         "title": f"{printable(contents.title)} – matrix-ssl explore",
         "heading": printable(contents.title),
-        "facts": contents.facts,
-        "notes": contents.notes,
-        "doubts": contents.doubts,
+        "facts": [(name, printable(text)) for name, text in contents.facts],
+        "notes": list(map(printable, contents.notes)),
+        "doubts": list(map(printable, contents.doubts)),
         "labelled": contents.labels is not None,
         "data": Markup(_script_safe(as_json(contents, out))),
         "scripts": [Markup(script) for script in scripts],
@@ -48,12 +48,15 @@ def write_page(out: Path, contents: Contents) -> Path:
 
 
 def as_json(contents: Contents, out: Path) -> dict[str, Any]:
-    """What the scripts of a page in ``out`` read; arrays are little-endian bytes in base64, by ``data.js``."""
+    """What the scripts of a page in ``out`` read; arrays are little-endian bytes in base64, by ``data.js``.
+
+    Surrogates, which stand for bytes of file names that are no text, stay: in the file they are escapes of JSON.
+    """
     columns: list[Column] = [contents.labels] if contents.labels is not None else []
     columns += [contents.clusters, *contents.columns]
     start = common_folder(contents.places)
     return {
-        "places": {"start": _text(start), "ends": [_text(place[len(start) :]) for place in contents.places]},
+        "places": {"start": start, "ends": [place[len(start) :] for place in contents.places], "separator": os.sep},
         "folder": _address(Path(start), out) if contents.files else "",
         "points": _array(square(contents.points), "<f4"),
         "neighbours": {
@@ -70,7 +73,7 @@ def as_json(contents: Contents, out: Path) -> dict[str, Any]:
             "images": _array(contents.outliers, "<i4"), "scores": _array(contents.outlier_scores, "<f4"),
         },
         "issues": None if contents.issues is None else [
-            {"image": one.image, "label": _text(one.label), "suggested": _text(one.suggested),
+            {"image": one.image, "label": one.label, "suggested": one.suggested,
              "confidence": round(one.confidence, 4)} for one in contents.issues
         ],
         "thumbnails": {"side": contents.thumbnail, "across": ACROSS, "each": EACH, "sheets": list(contents.sheets)},
@@ -86,9 +89,8 @@ def square(points: NDArray[np.floating]) -> NDArray[np.float64]:
 
 def _column(column: Column) -> dict[str, Any]:
     if isinstance(column, Categories):
-        values = [_text(value) for value in column.values]
-        return {"name": _text(column.name), "values": values, "codes": _array(column.codes, "<i4")}
-    return {"name": _text(column.name), "numbers": _array(column.values, "<f4")}
+        return {"name": column.name, "values": list(column.values), "codes": _array(column.codes, "<i4")}
+    return {"name": column.name, "numbers": _array(column.values, "<f4")}
 
 
 def _array(values: NDArray[Any], kind: str) -> dict[str, str]:
@@ -97,13 +99,13 @@ def _array(values: NDArray[Any], kind: str) -> dict[str, str]:
 
 
 def _address(folder: Path, out: Path) -> str:
-    """The address of a folder, relative to the page, with a slash at its end."""
-    return quote(Path(os.path.relpath(folder.resolve(), out.resolve())).as_posix()) + "/"
-
-
-def _text(text: str) -> str:
-    """Text that JSON and browsers can hold: the surrogates of a file name that is not Unicode become escapes."""
-    return text.encode(errors="backslashreplace").decode()
+    """The address of a folder with a slash at its end: relative to the page, unless it is on a different drive."""
+    place = folder.resolve()
+    try:
+        relative = os.path.relpath(place, out.resolve())
+    except ValueError:  # drives of Windows
+        return f"{place.as_uri()}/"
+    return quote(Path(relative).as_posix(), errors="surrogateescape") + "/"
 
 
 def _script_safe(values: dict[str, Any]) -> str:

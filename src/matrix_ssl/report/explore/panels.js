@@ -11,17 +11,15 @@ const panels = {
         + "a class in the legend, a cluster or a group; then download the paths."));
       return;
     }
-    const folded = images.filter((image) => /[\r\n]/.test(place(image))).length;
     target.replaceChildren(
       element("p", { class: "count" }, `${whole(images.length)} of ${whole(COUNT)} images`),
       element("p", { id: "coverage", class: "soft small" }, coverage(images)),
       element("p", { class: "bar" },
         element("button", { id: "paths", click: () => download("paths.txt",
-          images.map(place).filter((path) => !/[\r\n]/.test(path)).join("\n") + "\n", "text/plain") }, "Download paths"),
+          images.map((image) => line(place(image))).join(""), "text/plain") }, "Download paths"),
         element("button", { id: "table", click: () => download("selection.csv", table(images), "text/csv") },
           "Download table"),
         element("button", { click: actions.clear }, "Clear")),
-      folded ? element("p", { class: "small" }, `Paths leave out ${folded} with a line break; the table has them.`) : "",
       grid(images, (image) => columns.slice(0, 1).map((column) => shown(valueOf(column, image))), "Selected images"));
   },
 
@@ -201,5 +199,7 @@ function card(target, image) {
 
 // The file of an image, relative to the page; a name is never taken for the address of something else.
 function address(image) {
-  return data.folder + data.places.ends[image].split(/[/\\]/).map(encodeURIComponent).join("/");
+  const encoded = (name) => pieces(name).map((piece, at) => (at % 2 ? `%${byteOf(piece).toString(16)}`
+    : encodeURIComponent(piece.replace(/[\ud800-\udfff]/gu, "\ufffd")))).join("");
+  return data.folder + parts(image).map(encoded).join("/");
 }

@@ -61,13 +61,20 @@ function grid(images, lines, label, size = 76, first = FIRST) {
 }
 
 function download(name, text, type) {
-  const link = element("a", { href: URL.createObjectURL(new Blob([text], { type })), download: name });
+  const content = pieces(text).map((piece, at) => (at % 2 ? Uint8Array.of(byteOf(piece)) : piece));
+  const link = element("a", { href: URL.createObjectURL(new Blob(content, { type })), download: name });
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 10000);
 }
 
 function csvField(text) {
   return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+}
+
+// A line of a list of images; text of JSON where a line cannot hold the path as it is, as matrix-ssl select reads it.
+function line(path) {
+  const isPlain = !/^[\s\x1c-\x1f\x85"]|^\.\/|[\r\n]|[\s\x1c-\x1f\x85]$/.test(path) && pieces(path).length === 1;
+  return `${isPlain ? path : JSON.stringify(path)}\n`;
 }
 
 // A CSV file of images with all columns.
