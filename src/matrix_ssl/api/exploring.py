@@ -233,12 +233,12 @@ def _contents(
     computed: list[Column] = []
     issues = None
     if labels is not None and classes is not None and analysis.confidence is not None and analysis.issues is not None:
-        computed.append(Numbers("confidence", analysis.confidence))
+        computed.append(Numbers("confidence", analysis.confidence.astype(np.float32)))
         issues = [
             Issue(int(image), classes[labels[image]], classes[other], float(confidence))
             for image, other, confidence in zip(*analysis.issues, strict=True)
         ]
-    computed += [Numbers("outlier score", analysis.outlier_scores), *_appearance(sheets)]
+    computed += [Numbers("outlier score", analysis.outlier_scores.astype(np.float32)), *_appearance(sheets)]
     names = [str(number) for number in range(1, len(clusters.representatives) + 1)]
     return Contents(
         title=source.name,

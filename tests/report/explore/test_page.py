@@ -45,7 +45,7 @@ def test_every_byte_of_the_data_is_read_back(tmp_path):
     assert np.array_equal(decoded(data["points"]).reshape(30, 2), square(contents.points).astype(np.float32))
     label, cluster, _, confidence, last = data["columns"]
     assert (label["name"], cluster["name"], last["name"]) == ("label", "cluster", MARKUP)
-    assert np.array_equal(decoded(confidence["numbers"]), contents.columns[1].values.astype(np.float32), equal_nan=True)
+    assert np.array_equal(decoded(confidence["numbers"]), contents.columns[1].values, equal_nan=True)
     assert (tmp_path / unquote(data["folder"])).resolve() == Path("photos").resolve()
 
 
@@ -148,6 +148,34 @@ def test_paths_beside_the_csv_file_and_few_whole_numbers(tmp_path):
     path.write_text("file,fold\nx/0.png,1\nx/1.png,2\nx/2.png,1\n")
     (fold,), _ = read_columns(path, places)
     assert isinstance(fold, Categories) and fold.values == ["1", "2"] and fold.codes.tolist() == [0, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("texts", "is_number"),
+    [
+        ([f"{i:03d}" for i in range(20)], False),  # numbers of rooms
+        ([f"12_{i:02d}" for i in range(20)], False),
+        ([str(2**60 + i) for i in range(20)], False),
+        ([str(2**53 - i) for i in range(20)], True),
+        (["0", "-0.5", "+1e3", ".5", "7.", *map(str, range(20, 40))], True),
+    ],
+)
+def test_names_that_look_like_numbers_stay_names(tmp_path, texts, is_number):
+    places = [f"photos/{i}.jpg" for i in range(len(texts))]
+    path = tmp_path / "more.csv"
+    path.write_text("path,room\n" + "".join(f"{place},{text}\n" for place, text in zip(places, texts, strict=True)))
+    (room,), _ = read_columns(path, places)
+    if is_number:
+        assert isinstance(room, Numbers) and room.values.tolist() == [float(text) for text in texts]
+    else:
+        assert isinstance(room, Categories) and [room.values[code] for code in room.codes] == texts
+
+
+def test_labels_that_cannot_be_judged_have_no_list(tmp_path):
+    contents = make_contents(tmp_path, 10)
+    for issues, count in ((contents.issues, 1), (None, 0)):
+        text = write_page(tmp_path, dataclasses.replace(contents, issues=issues)).read_text(encoding="utf-8")
+        assert text.count('id="tab-issues"') == text.count('id="list-issues"') == count
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from matrix_ssl.evaluate.trained.label_subsets import match_names, read_names
+from matrix_ssl.report.explore.contents import Categories, Numbers
 from matrix_ssl.report.explore.page import square, write_page
 from tests.support.browser import CHROMIUM, DRIVER, contrast, open_browser, requested, show
 from tests.support.explored import MARKUP, make_contents
@@ -274,6 +275,53 @@ def test_the_table_has_every_column(desk):
     assert row[:3] == [desk.contents.places[0], MARKUP, "1"]
     assert float(row[3]) == pytest.approx(desk.contents.outlier_scores[0], rel=1e-3)
     assert row[4] == ""  # no number
+
+
+def test_numbers_and_sentences_are_exact(browser, tmp_path):
+    values = [2.0**53 - 1, 1234567.0, 0.123456789012, np.nan, 1e-12, 5e6]
+    contents = dataclasses.replace(
+        make_contents(tmp_path, 9),
+        labels=Categories("label", np.zeros(9, int), ["only"]),
+        issues=None,
+        columns=[
+            Numbers("id", np.array([*values, 1.0, 2.0, 3.0])),
+            Numbers("score", np.full(9, 0.1, np.float32)),
+            Categories("site", np.array([0] * 4 + [-1] * 5), ["north"]),
+            Categories("none", np.full(9, -1), []),
+            Categories("fold", np.array([0] * 8 + [1]), ["a", "b"]),
+        ],
+    )
+    downloads = tmp_path / "downloads"
+    downloads.mkdir()
+    desk = Desk(browser, write_page(tmp_path, contents), contents, downloads).open()
+    desk.browser.get_log("browser")
+    desk.run("document.getElementById('tab-balance').click()")
+    sentences = []
+    for number, name in enumerate(("label", "cluster", "id", "score", "site", "none", "fold")):
+        desk.run(f"""
+            const choice = document.getElementById('colour-by');
+            choice.value = {number};
+            choice.dispatchEvent(new Event('change'))""")
+        if name in ("label", "site", "none", "fold"):
+            sentences.append(desk.text("#list-balance p"))
+        if name == "id":
+            ends = desk.run("return [...document.querySelectorAll('#legend > span')].map(e => e.textContent)")
+            assert (ends[0], ends[-1]) == ("1e-12", "9007199254740991")
+    assert sentences == [
+        "All images have the same label.",
+        "All images with one have the same site. 5 images have none.",
+        "No image has a none.",
+        "The largest fold has 8 times the images of the smallest; 2 are as uneven as 1.4 of equal size.",
+    ]
+    desk.run("""
+        document.getElementById('colour-by').value = 0;
+        document.getElementById('colour-by').dispatchEvent(new Event('change'));
+        document.querySelector('#legend button').click();
+        document.getElementById('table').click()""")
+    rows = list(csv.DictReader(desk.downloaded("selection.csv").splitlines()))
+    assert [float(row["id"] or "nan") for row in rows[:6]] == pytest.approx(values, rel=0, abs=0, nan_ok=True)
+    assert {row["score"] for row in rows} == {"0.1"} and [row["site"] for row in rows[3:5]] == ["north", ""]
+    assert desk.browser.get_log("browser") == []
 
 
 def test_all_of_it_by_keyboard(desk):

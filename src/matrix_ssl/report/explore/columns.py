@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path, PurePath
 
@@ -15,6 +16,8 @@ from matrix_ssl.report.explore.contents import Categories, Column, Numbers
 _PATHS = ("path", "where", "file", "filename", "image")  # headings of the column of paths
 _SEPARATORS = ",;\t"
 _FEW = 12  # different whole numbers up to which a column is one of categories
+_NAMED = re.compile(r"[+-]?0\d|.*[^\d.eE+-]", re.ASCII)  # 007, 12_3: names, although Python reads them as numbers
+_EXACT = 2.0**53  # up to which floating point has every whole number
 
 
 def read_columns(path: Path, places: Sequence[str]) -> tuple[list[Column], str]:
@@ -109,8 +112,10 @@ def _column(name: str, texts: Sequence[str]) -> Column:
 
 
 def _number(text: str) -> float | None:
+    """The number that a text is; None for names, and for whole numbers that floating point would change."""
     try:
-        value = float(text)
+        value = math.nan if _NAMED.match(text) else float(text)
     except ValueError:
         return None
-    return value if math.isfinite(value) else None
+    is_changed = abs(value) > _EXACT and text.lstrip("+-").isdecimal()
+    return value if math.isfinite(value) and not is_changed else None

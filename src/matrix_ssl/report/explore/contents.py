@@ -24,7 +24,7 @@ class Categories:
 
 @dataclass(frozen=True)
 class Numbers:
-    """A column of numbers (n,); NaN for none."""
+    """A column of numbers (n,), of which the page keeps single precision, or double; NaN for none."""
 
     name: str
     values: NDArray[np.floating]
@@ -70,7 +70,7 @@ class Contents:
         duplicates: rows of every group of near-duplicates.
         outliers: rows, the least typical image first.
         outlier_scores: float (n,), larger for less typical images.
-        issues: the most suspicious label first; None for images without labels.
+        issues: the most suspicious label first; None where labels cannot be judged, as there are none or one.
         columns: further columns that can colour the map.
         thumbnail: side of a thumbnail in pixels.
         sheets: names of the files of thumbnails, relative to the page.

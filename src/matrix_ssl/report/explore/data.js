@@ -1,6 +1,6 @@
 // The data of the page: text, and arrays as bytes in base64.
 
-const KINDS = { "<f4": Float32Array, "<i4": Int32Array, "<i2": Int16Array };
+const KINDS = { "<f8": Float64Array, "<f4": Float32Array, "<i4": Int32Array, "<i2": Int16Array };
 
 function decode({ kind, bytes }) {
   const text = atob(bytes);
@@ -60,9 +60,18 @@ function fileName(image) {
 const pieces = (text) => text.split(/([\udc80-\udcff])/u);
 const byteOf = (letter) => letter.charCodeAt(0) - 0xdc00;
 
+// A number for readers: whole ones as they are, others with four significant digits.
+const short = (value) => String(Number.isInteger(value) ? value : Number(value.toPrecision(4)));
+
 // What a column says about an image; empty for nothing.
-function valueOf(column, image) {
+function valueOf(column, image, text = short) {
   if (column.codes) return column.codes[image] < 0 ? "" : column.values[column.codes[image]];
   const value = column.numbers[image];
-  return Number.isNaN(value) ? "" : String(Number(value.toPrecision(4)));
+  return Number.isNaN(value) ? "" : text(value);
+}
+
+// The same with all digits that there are, for programs.
+function exactValueOf(column, image) {
+  const single = column.numbers instanceof Float32Array;
+  return valueOf(column, image, (value) => String(single ? Number(value.toPrecision(8)) : value));
 }

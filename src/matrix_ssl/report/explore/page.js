@@ -7,6 +7,7 @@ const say = (text) => { byId("status").textContent = text; };
 const DIRECTIONS = { ArrowRight: [1, 0], ArrowLeft: [-1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] };
 const LISTS = [...document.querySelectorAll("[role=tab]")].map((tab) => tab.id.slice("tab-".length));
 let map = null;
+let drawn = Promise.resolve(); // the last drawing: the library leaves out one that begins before it has ended
 
 const actions = {
   // Shows an image and its neighbours, on the map too.
@@ -52,7 +53,7 @@ async function colour() {
   const column = columns[state.column];
   const look = appearance(column);
   if (look.range) {
-    const [low, high] = look.range.map((value) => String(Number(value.toPrecision(4))));
+    const [low, high] = look.range.map(short);
     legend.replaceChildren(element("span", {}, low), element("span", { class: "ramp" }), element("span", {}, high));
   } else {
     legend.replaceChildren(...look.entries.slice(0, MOST_LISTED).map((entry) => {
@@ -63,11 +64,13 @@ async function colour() {
       }, dot, `${shown(entry.text)} `, element("span", { class: "soft" }, whole(entry.count)));
     }), rest(look.entries.length, "values"));
   }
-  if (map) {
+  drawn = drawn.catch(() => {}).then(async () => {
+    if (!map || column !== columns[state.column]) return; // a different column was chosen since
     await map.colour(look);
     filter();
     map.select(state.selection);
-  }
+  });
+  await drawn;
 }
 
 // Shows a value of the legend alone, with those that are already alone, or no longer.

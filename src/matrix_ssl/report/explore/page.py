@@ -37,7 +37,7 @@ def write_page(out: Path, contents: Contents) -> Path:
         "facts": [(name, printable(text)) for name, text in contents.facts],
         "notes": list(map(printable, contents.notes)),
         "doubts": list(map(printable, contents.doubts)),
-        "labelled": contents.labels is not None,
+        "judged": contents.issues is not None,
         "data": Markup(_script_safe(as_json(contents, out))),
         "scripts": [Markup(script) for script in scripts],
         "policy": f"default-src 'none'; img-src 'self' file: data:; style-src 'unsafe-inline'; "
@@ -90,7 +90,7 @@ def square(points: NDArray[np.floating]) -> NDArray[np.float64]:
 def _column(column: Column) -> dict[str, Any]:
     if isinstance(column, Categories):
         return {"name": column.name, "values": list(column.values), "codes": _array(column.codes, "<i4")}
-    return {"name": column.name, "numbers": _array(column.values, "<f4")}
+    return {"name": column.name, "numbers": _array(column.values, "<f4" if column.values.itemsize <= 4 else "<f8")}
 
 
 def _array(values: NDArray[Any], kind: str) -> dict[str, str]:

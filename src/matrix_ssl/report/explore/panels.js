@@ -91,14 +91,9 @@ const panels = {
     const counts = countsOf(column);
     const order = [...counts.keys()].filter((code) => counts[code]).sort((a, b) => counts[b] - counts[a]);
     const total = order.reduce((sum, code) => sum + counts[code], 0);
-    const entropy = order.reduce((sum, code) => sum - counts[code] / total * Math.log(counts[code] / total), 0);
-    const [most, least] = [counts[order[0]], counts[order[order.length - 1]]];
-    const missing = COUNT - total;
+    const most = counts[order[0]];
     target.replaceChildren(
-      element("p", {}, order.length < 2 ? `All images have the same ${shown(column.name)}.`
-        : `The largest ${shown(column.name)} has ${(most / least).toPrecision(2)} times the images of the smallest; `
-        + `${whole(order.length)} are as uneven as ${Math.exp(entropy).toFixed(1)} of equal size.`
-        + (missing ? ` ${whole(missing)} images have none.` : "")),
+      element("p", {}, evenness(shown(column.name), order.map((code) => counts[code]))),
       element("table", { class: "balance" },
         element("thead", {}, element("tr", {}, ...[shown(column.name), "Images", "Share"].map((text) =>
           element("th", { scope: "col" }, text)))),
@@ -112,6 +107,18 @@ const panels = {
       rest(order.length, "values"));
   },
 };
+
+// How even the values of a column are, in words, from how many images have each, the most frequent first.
+function evenness(name, counts) {
+  const total = counts.reduce((sum, count) => sum + count, 0);
+  if (!total) return `No image has a ${name}.`;
+  const without = total < COUNT ? ` ${whole(COUNT - total)} images have none.` : "";
+  if (counts.length === 1) return `All images${without && " with one"} have the same ${name}.${without}`;
+  const entropy = counts.reduce((sum, count) => sum - count / total * Math.log(count / total), 0);
+  const ratio = Number((counts[0] / counts[counts.length - 1]).toPrecision(2));
+  return `The largest ${name} has ${whole(ratio)} times the images of the smallest; ${whole(counts.length)} are as `
+    + `uneven as ${Math.exp(entropy).toFixed(1)} of equal size.${without}`;
+}
 
 // The images with the lowest and with the highest numbers of a column.
 function extremes(target, column) {

@@ -80,6 +80,6 @@ function line(path) {
 // A CSV file of images with all columns.
 function table(images) {
   const header = ["path", ...columns.map((column) => column.name)];
-  const rows = images.map((image) => [place(image), ...columns.map((column) => valueOf(column, image))]);
+  const rows = images.map((image) => [place(image), ...columns.map((column) => exactValueOf(column, image))]);
   return [header, ...rows].map((row) => row.map(csvField).join(",") + "\n").join("");
 }
