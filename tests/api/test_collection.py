@@ -13,13 +13,13 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 import matrix_ssl
-from matrix_ssl.api import evaluation
+from matrix_ssl.api import collection, evaluation
 from matrix_ssl.api.collection import too_alike, too_many_issues
 from matrix_ssl.api.gathered import is_features
 from matrix_ssl.cli.main import commands
 from matrix_ssl.errors import ConfigError, DataError, MatrixSSLError, MissingExtra, RunFolderError
 from matrix_ssl.evaluate.explore.clusters import cluster
-from matrix_ssl.evaluate.explore.neighbours import nearest
+from matrix_ssl.evaluate.explore.neighbours import Neighbours, nearest
 from matrix_ssl.evaluate.explore.selection import select
 from matrix_ssl.report.listing import Listing
 from matrix_ssl.runs.caches import features_cache
@@ -71,6 +71,28 @@ def test_an_approximate_search_states_its_recall(images: matrix_ssl.Collection) 
     listing = images.search([2, 5], k=3, approximate=True)
     assert listing.rows == images.search([2, 5], k=3).rows
     assert listing.sentences[1] == "The search was approximate: it finds 100.0 % of the neighbours of 40 images."
+
+
+@pytest.mark.parametrize("k", [1, 3, 39])
+def test_the_recall_of_an_approximate_search_is_of_other_images(
+    images: matrix_ssl.Collection, monkeypatch: pytest.MonkeyPatch, k: int
+) -> None:
+    """With an index that finds every image itself and one of its neighbours."""
+    pytest.importorskip("faiss")
+    features = images.embedding.features
+
+    class Weak:
+        def __init__(self, _: np.ndarray):
+            pass
+
+        def nearest(self, queries: np.ndarray, *, k: int) -> Neighbours:
+            exact = nearest(features, queries, k=k)
+            exact.indices[:, 2:] = -1
+            return exact
+
+    monkeypatch.setattr(collection, "ApproximateIndex", Weak)
+    (_, note) = images.search(0, k=k, approximate=True).sentences
+    assert f"it finds {100 / k:.1f} % of the neighbours of 40 images" in note
 
 
 def test_an_approximate_search_names_its_extra(images: matrix_ssl.Collection, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -184,10 +184,17 @@ class Collection(Gathered):
         if not approximate:
             return _without(nearest(features, vectors, k=min(k + 1, len(self))), own, k), []
         index = ApproximateIndex(features)
-        tried = features[permutation(len(self), _STREAM)[:_TRIED]]
-        share = recall(index.nearest(tried, k=k), nearest(features, tried, k=k))
-        note = f"The search was approximate: it finds {100 * share:.1f} % of the neighbours of {len(tried)} images."
-        return _without(index.nearest(vectors, k=min(k + 1, len(self))), own, k), [note]
+        return _without(index.nearest(vectors, k=min(k + 1, len(self))), own, k), self._recall(index, k)
+
+    def _recall(self, index: ApproximateIndex, k: int) -> list[str]:
+        """A sentence on how many neighbours of some images, themselves left out, an approximate search finds."""
+        count, features = min(k, len(self) - 1), self.embedding.features
+        if not count:  # a single image has no neighbours
+            return []
+        tried = permutation(len(self), _STREAM)[:_TRIED]
+        found = _without(index.nearest(features[tried], k=count + 1), tried, count)
+        share = recall(found, _without(nearest(features, features[tried], k=count + 1), tried, count))
+        return [f"The search was approximate: it finds {100 * share:.1f} % of the neighbours of {len(tried)} images."]
 
     def _image(self, row: int) -> tuple[str, ...]:
         """The cells that every table has of an image: its place, and its class where it has one."""

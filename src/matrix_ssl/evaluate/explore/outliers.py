@@ -25,7 +25,7 @@ def outlier_scores(features: Matrix, *, k: int = 10) -> NDArray[np.float64]:
     Reference: Angiulli and Pizzuti, "Fast outlier detection in high dimensional spaces", PKDD 2002, definition 1, with
     the mean for the sum.
     """
-    return mean_distances(nearest(features, k=k if len(features) < 2 else min(k, len(features) - 1)))
+    return mean_distances(nearest(features, k=min(k, max(1, len(features) - 1))))
 
 
 def mean_distances(neighbours: Neighbours) -> NDArray[np.float64]:
