@@ -10,6 +10,7 @@ import mmap
 import re
 import sys
 from collections.abc import Callable, Iterable
+from numbers import Integral
 from typing import Any
 
 _OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "not enough memory", "Cannot allocate memory")
@@ -200,6 +201,12 @@ def check_known(name: str, value: object, known: Iterable[str]) -> None:
     choices = list(known)
     if value not in choices:
         raise ConfigError(f"{name}={value!r} does not exist.{did_you_mean(str(value), choices)}")
+
+
+def check_whole(name: str, value: object) -> None:
+    """Raises ConfigError unless the value of the argument ``name`` is a whole number, which a Boolean is not."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise ConfigError(f"{name}={value!r}: expected a whole number.")
 
 
 class Offered:

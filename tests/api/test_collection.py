@@ -313,6 +313,53 @@ def test_queries_and_counts_of_the_wrong_kind(images: matrix_ssl.Collection, tmp
             matrix_ssl.Collection(tmp_path / "features.npz").search(0, k=k)
 
 
+@pytest.mark.parametrize(("ask", "message"), [
+    (lambda images: images.search(0, k=2.5), "k=2.5: expected a whole number."),
+    (lambda images: images.search(0, k="3"), "k='3': expected a whole number."),
+    (lambda images: images.search(0, k=True), "k=True: expected a whole number."),
+    (lambda images: images.search(True), "A query of type bool: name an image"),
+    (lambda images: images.search(-1), "--query -1: the images have the numbers 0 to 39."),
+    (lambda images: images.outliers(count=2.5), "count=2.5: expected a whole number."),
+    (lambda images: images.outliers(k="5"), "k='5': expected a whole number."),
+    (lambda images: images.duplicates(threshold="0.9"), "threshold='0.9': expected a cosine similarity"),
+    (lambda images: images.clusters(count="3"), "count='3': expected a whole number."),
+    (lambda images: images.clusters(seed=-1), "seed=-1: expected a whole number from 0 to"),
+    (lambda images: images.clusters(seed=2**63), "expected a whole number from 0 to"),
+    (lambda images: images.label_issues(by="linear", seed=0.5), "seed=0.5: expected a whole number."),
+    (lambda images: images.select(2.5), "count=2.5: expected a whole number."),
+    (lambda images: images.select(3, labelled=[0, 1]), "labelled: an image of type int; name every image by its path."),
+])  # fmt: skip
+def test_numbers_of_the_wrong_kind(images: matrix_ssl.Collection, ask: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        ask(images)
+
+
+def test_seeds_of_all_sizes_and_images_as_paths(images: matrix_ssl.Collection) -> None:
+    for seed in (2**32 - 1, 2**32, 2**63 - 1):
+        assert images.clusters(count=3, seed=seed).rows == images.clusters(count=3, seed=seed).rows
+    assert images.outliers(k=np.int64(5), count=np.int64(3)).rows == images.outliers(k=5, count=3).rows
+    paths = images.embedding.paths[:2]
+    assert images.select(3, labelled=[Path(path) for path in paths]).rows == images.select(3, labelled=paths).rows
+
+
+def test_a_number_is_no_name_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = matrix_ssl.Collection(Path("of_folder").resolve(), **QUIET)
+    expected = images.search(5, k=2).rows
+    monkeypatch.chdir(tmp_path)
+    Path("5").mkdir()
+    shutil.copy(images.embedding.paths[7], "5/x.png")
+    assert images.search(5, k=2).rows == images.search([np.int64(5)], k=2).rows == expected
+    assert images.search("5", k=2).column("query") == ["5/x.png"] * 2
+
+
+def test_settings_of_a_page_are_also_texts(images: matrix_ssl.Collection, tmp_path: Path) -> None:
+    page = images.explore(tmp_path / "a", settings=["clusters=3", "map=pca", "thumbnail=16"])
+    assert page.read_text(encoding="utf-8").count('"representatives":[[') == 1
+    assert matrix_ssl.Run("of_folder").explore(
+        out=tmp_path / "a", settings=["clusters=3", "map=pca", "thumbnail=16"], **QUIET
+    ) == page  # fmt: skip
+
+
 def test_a_query_that_cannot_be_read_and_features_of_patches(images: matrix_ssl.Collection, tmp_path: Path) -> None:
     (tmp_path / "bad.png").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"bad\.png"):

@@ -9,10 +9,11 @@ from numpy.typing import NDArray
 
 from matrix_ssl import config as configuration
 from matrix_ssl.api.gathered import Gathered
+from matrix_ssl.api.keywords import assignments
 from matrix_ssl.api.questions import as_queries, check_neighbours
 from matrix_ssl.config.untrusted import expanded
 from matrix_ssl.data.randomness import permutation
-from matrix_ssl.errors import ConfigError, DataError
+from matrix_ssl.errors import ConfigError, DataError, check_whole
 from matrix_ssl.evaluate.explore.clusters import REPRESENTATIVES, cluster
 from matrix_ssl.evaluate.explore.duplicates import THRESHOLD, near_duplicates
 from matrix_ssl.evaluate.explore.mislabels import Judge, label_issues
@@ -75,6 +76,7 @@ class Collection(Gathered):
 
     def outliers(self, *, count: int = 100, k: int = 10) -> Listing:
         """The ``count`` images that are farthest from their k nearest neighbours, the oddest first."""
+        check_whole("count", count)
         if count < 1:
             raise ConfigError(f"count={count}: expected at least 1 image.")
         scores = outlier_scores(self.embedding.features, k=k)
@@ -119,7 +121,7 @@ class Collection(Gathered):
         return self._listing("Labels to check", sentences, ("rank", "suggested", "probability"), rows)
 
     def select(
-        self, count: int, *, rule: Rule = "log-determinant", labelled: str | Path | Sequence[str] = ()
+        self, count: int, *, rule: Rule = "log-determinant", labelled: str | Path | Sequence[str | Path] = ()
     ) -> Listing:
         """A diverse subset, in the order of choice: which images to label first.
 
@@ -132,7 +134,7 @@ class Collection(Gathered):
         Raises:
             MatrixSSLError: the count is out of range, or a name matches no image or several.
         """
-        names = read_names(expanded(labelled)) if isinstance(labelled, (str, Path)) else list(labelled)
+        names = read_names(expanded(labelled)) if isinstance(labelled, (str, Path)) else list(map(_name, labelled))
         where = str(labelled) if isinstance(labelled, (str, Path)) else "labelled"
         start = match_names(self.embedding.paths, names, where=where, dataset=str(self._where)) if names else ()
         chosen = select(self.embedding.features, count=count, rule=rule, start=start)
@@ -142,19 +144,20 @@ class Collection(Gathered):
         text = f"{len(rows):,} of {len(self):,} images by {rule}{beside}, in the order of choice."
         return self._listing("A diverse subset", [text], ("rank", "gain"), rows)
 
-    def explore(self, out: str | Path, *, settings: Mapping[str, Any] | None = None) -> Path:
+    def explore(self, out: str | Path, *, settings: Mapping[str, Any] | Iterable[str] | None = None) -> Path:
         """Writes the page with an interactive map into a folder, and returns its place.
 
         Args:
             out: the folder; the same one again resumes.
-            settings: of ``exploring.ExploreSettings``, such as ``{"clusters": 12, "map": "umap"}``.
+            settings: of ``exploring.ExploreSettings``, such as ``{"clusters": 12, "map": "umap"}`` or
+                ``["clusters=12", "map=umap"]``.
 
         Raises:
             MatrixSSLError: the images, a setting, a CSV file or the folder are at fault.
         """
         from matrix_ssl.api.exploring import ExploreSettings, explore_collection
 
-        choices = configuration.override(ExploreSettings(), (settings or {}).items())
+        choices = configuration.override(ExploreSettings(), assignments(settings))
         return explore_collection(self, expanded(out), choices, quiet=self._quiet).page
 
     def _queries(self, asked: Sequence[str | Path | int]) -> tuple[list[str], NDArray[np.float32], NDArray[np.int64]]:
@@ -213,6 +216,13 @@ class Collection(Gathered):
             title, tuple(sentences), (*columns, *image), tuple(map(tuple, rows)), group, shown, self.thumbnail,
             tuple(facts),
         )  # fmt: skip
+
+
+def _name(image: object) -> str:
+    """The path of an image as text; ConfigError for anything else."""
+    if not isinstance(image, (str, Path)):
+        raise ConfigError(f"labelled: an image of type {type(image).__name__}; name every image by its path.")
+    return str(image)
 
 
 def too_alike(groups: Iterable[Sized], count: int, threshold: float) -> list[str]:

@@ -32,6 +32,13 @@ def assign(
     return [*assignments, *listed(settings)]
 
 
+def assignments(settings: Mapping[str, Any] | Iterable[str] | None) -> Iterable[Assignment]:
+    """Values by the whole names of settings, or texts ``key=value``, for ``config.override``; None: none."""
+    if isinstance(settings, Mapping):
+        return settings.items()
+    return listed(settings or ())
+
+
 def listed(names: Name | Iterable[Name]) -> list[Name]:
     """Names as a list, a single one too: a text is a sequence of letters otherwise."""
     return [names] if isinstance(names, (str, Path)) else list(names)

@@ -11,7 +11,7 @@ from matrix_ssl.config.untrusted import expanded, is_there
 from matrix_ssl.data.base import Source
 from matrix_ssl.data.folder import FolderSource, open_folder
 from matrix_ssl.data.loading import unreadable_images
-from matrix_ssl.errors import ConfigError, DataError
+from matrix_ssl.errors import ConfigError, DataError, check_whole
 from matrix_ssl.evaluate.explore.clusters import check_count
 from matrix_ssl.evaluate.explore.mislabels import check_classes
 from matrix_ssl.evaluate.explore.neighbours import import_faiss
@@ -26,7 +26,7 @@ def as_queries(queries: object) -> list[str | Path | int]:
     if not asked:
         raise ConfigError("There is no query: name an image, a folder or the number of an image.")
     for query in asked:
-        if not isinstance(query, alone):
+        if not isinstance(query, alone) or isinstance(query, bool):
             raise ConfigError(
                 f"A query of type {type(query).__name__}: name an image, a folder or the number of an image."
             )
@@ -44,20 +44,27 @@ class Places:
     def row(self, query: str | Path | int) -> int | None:
         """The image that a query names by its place or number; None for files of elsewhere.
 
+        A text of digits is the name of a file or folder before it is a number.
+
         Raises:
             MatrixSSLError: it names neither.
         """
         text = str(query)
+        if isinstance(query, Integral):
+            return self._numbered(int(query))
         for name in (text, str(expanded(text).absolute())):
             if name in self._rows:
                 return self._rows[name]
         if is_there(expanded(text)):
             return None
         if text.isdecimal():
-            if int(text) >= self._count:
-                raise ConfigError(f"--query {text}: the images have the numbers 0 to {self._count - 1}.")
-            return int(text)
+            return self._numbered(int(text))
         raise DataError(f"--query {text!r} is no file or folder, nor the place or the number of one of the images.")
+
+    def _numbered(self, number: int) -> int:
+        if not 0 <= number < self._count:
+            raise ConfigError(f"--query {number}: the images have the numbers 0 to {self._count - 1}.")
+        return number
 
 
 def query_images(path: Path) -> FolderSource:
@@ -81,6 +88,7 @@ def check_neighbours(k: int, count: int, *, own: bool, where: str) -> None:
         DataError: there is nothing to compare a query with.
         ConfigError: k is not from 1 to the number of images.
     """
+    check_whole("k", k)
     if own and count < 2:
         raise DataError(f"{where} has a single image: there is none to compare it with.")
     most = count - own

@@ -13,7 +13,7 @@ from torch import nn
 from matrix_ssl import config as configuration
 from matrix_ssl.api import evaluation
 from matrix_ssl.api.caller import undisturbed
-from matrix_ssl.api.keywords import listed
+from matrix_ssl.api.keywords import assignments, listed
 from matrix_ssl.api.preprocess import Preprocess
 from matrix_ssl.api.results import Results, table_html
 from matrix_ssl.config import RunConfig
@@ -172,21 +172,21 @@ class Run:
         Raises:
             MatrixSSLError: the data, the run or a setting is at fault; among others, the images have no labels.
         """
-        assignments = settings.items() if isinstance(settings, Mapping) else listed(settings)
         with undisturbed():
             evaluated = evaluation.evaluate(
                 self.where, self._chosen(data), out=self._out,
                 test_data=None if test_data is None else as_data(test_data), protocols=listed(protocols),
                 baselines=listed(baselines), baseline_sizes=baseline_sizes,
-                settings=configuration.override(EvaluationSettings(), assignments), label_list=_path(label_list),
-                weights=weights, fresh=fresh, max_unreadable=max_unreadable, report=report, needs_labels=True,
-                quiet=quiet, device=device, data_root=_path(data_root), download=download,
+                settings=configuration.override(EvaluationSettings(), assignments(settings)),
+                label_list=_path(label_list), weights=weights, fresh=fresh, max_unreadable=max_unreadable,
+                report=report, needs_labels=True, quiet=quiet, device=device, data_root=_path(data_root),
+                download=download,
             )  # fmt: skip
         assert evaluated.results is not None  # the images have labels
         return Results(evaluated.results, evaluated.report)
 
     def explore(
-        self, data: Any = None, *, out: str | Path, settings: Mapping[str, Any] | None = None,
+        self, data: Any = None, *, out: str | Path, settings: Mapping[str, Any] | Iterable[str] | None = None,
         features: str | Path | None = None, split: Split = "train", weights: Weights = "student", device: str = "auto",
         quiet: bool = False, data_root: str | Path | None = None, download: bool = False,
     ) -> Path:  # fmt: skip
@@ -204,7 +204,7 @@ class Run:
         """
         from matrix_ssl.api import exploring  # which imports this module
 
-        choices = configuration.override(exploring.ExploreSettings(), (settings or {}).items())
+        choices = configuration.override(exploring.ExploreSettings(), assignments(settings))
         return exploring.explore(
             self.where, self._chosen(data), out=expanded(out), choices=choices, features=_path(features),
             split=split, weights=weights, device=device, quiet=quiet, data_root=_path(data_root), download=download,

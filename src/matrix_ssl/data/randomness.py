@@ -36,6 +36,11 @@ def uniform(*coordinates: int | NDArray[np.integer], draws: int) -> NDArray[np.f
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
+def short_seed(seed: int) -> int:
+    """A seed below 2³² for generators of other libraries: a smaller one itself, of a larger one a hash."""
+    return seed if seed < 2**32 else int(hash_integers(seed)) % 2**32
+
+
 def permutation(n: int, *coordinates: int) -> NDArray[np.int64]:
     """A random order of ``range(n)`` that depends on the coordinates only."""
     return np.argsort(hash_integers(*coordinates, np.arange(n)), kind="stable")

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from matrix_ssl.data.randomness import permutation
-from matrix_ssl.errors import ConfigError
-from matrix_ssl.evaluate.explore.inputs import Matrix, unit_rows
+from matrix_ssl.data.randomness import permutation, short_seed
+from matrix_ssl.errors import ConfigError, check_whole
+from matrix_ssl.evaluate.explore.inputs import Matrix, check_seed, unit_rows
 
 REPRESENTATIVES = 9  # images of a cluster
 _SAMPLE = 2000  # images that the number of clusters is chosen on, at most
@@ -41,7 +41,7 @@ def cluster(features: Matrix, *, count: int | None = None, seed: int = 0) -> Clu
         seed: of the starting centres and of the images on which the number is chosen.
 
     Raises:
-        ConfigError: the count is not from 1 to n.
+        ConfigError: the count is not from 1 to n, or the seed not from 0 to 2⁶³ - 1.
         DataError: a value is not finite.
 
     Reference: Lloyd, IEEE Transactions on Information Theory 1982; Arthur and Vassilvitskii, SODA 2007 (k-means++);
@@ -49,18 +49,20 @@ def cluster(features: Matrix, *, count: int | None = None, seed: int = 0) -> Clu
     """
     from sklearn.cluster import KMeans  # slow to import
 
+    check_seed(seed)
     rows = unit_rows(features).cpu().numpy()
     if count is None:
         count = choose_count(rows[np.sort(permutation(len(rows), seed, _STREAM)[:_SAMPLE])], seed=seed)
     check_count(count, len(rows))
     with _quiet():
-        fitted = KMeans(count, n_init=1, random_state=seed).fit(rows)
+        fitted = KMeans(count, n_init=1, random_state=short_seed(seed)).fit(rows)
     distances = np.linalg.norm(rows - fitted.cluster_centers_[fitted.labels_], axis=1)
     return in_order(fitted.labels_, distances)
 
 
 def check_count(count: int, images: int, *, name: str = "count") -> None:
     """Raises ConfigError, with the name of the argument, unless the clusters are from 1 to as many as the images."""
+    check_whole(name, count)
     if not 1 <= count <= images:
         raise ConfigError(f"{name}={count}: expected 1 to {images} clusters, as many as there are images.")
 
@@ -84,6 +86,7 @@ def dense_clusters(features: Matrix, *, smallest: int = 10) -> Clusters:
     from sklearn.cluster import HDBSCAN  # slow to import
 
     rows = unit_rows(features).cpu().numpy()
+    check_whole("smallest", smallest)
     if not 2 <= smallest <= len(rows):
         raise ConfigError(f"smallest={smallest}: expected 2 to {len(rows)} images of a cluster.")
     fitted = HDBSCAN(min_cluster_size=smallest, copy=True).fit(rows)
@@ -99,7 +102,7 @@ def choose_count(rows: NDArray[np.float32], *, seed: int = 0) -> int:
     scores = {}
     for count in (count for count in _COUNTS if count < different):
         with _quiet():
-            labels = KMeans(count, n_init=1, random_state=seed).fit_predict(rows)
+            labels = KMeans(count, n_init=1, random_state=short_seed(seed)).fit_predict(rows)
         if 1 < len(np.unique(labels)) < len(rows):  # features that differ in their last bits are in one
             scores[count] = silhouette_score(rows, labels)
     return max(scores, key=lambda count: scores[count], default=1)

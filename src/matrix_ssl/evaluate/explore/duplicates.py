@@ -1,6 +1,7 @@
 """Groups of images that are nearly the same: connected through similarities above a threshold."""
 
 from collections.abc import Iterator
+from numbers import Real
 
 import numpy as np
 import torch
@@ -49,8 +50,8 @@ def near_duplicates(features: Matrix, *, threshold: float = THRESHOLD) -> list[N
 
 def check_threshold(threshold: float) -> None:
     """Raises ConfigError unless it is in (-1, 1]."""
-    if not -1.0 < threshold <= 1.0:
-        raise ConfigError(f"threshold={threshold}: expected a cosine similarity above -1 and at most 1.")
+    if not isinstance(threshold, Real) or not -1.0 < threshold <= 1.0:
+        raise ConfigError(f"threshold={threshold!r}: expected a cosine similarity above -1 and at most 1.")
 
 
 def _pairs(rows: Tensor, threshold: float) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:

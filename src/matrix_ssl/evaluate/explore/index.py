@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from matrix_ssl.errors import ConfigError, DataError
+from matrix_ssl.errors import ConfigError, DataError, check_whole
 from matrix_ssl.evaluate.explore.inputs import Matrix, unit_rows
 from matrix_ssl.evaluate.explore.neighbours import Neighbours
 
@@ -46,6 +46,7 @@ class ExactIndex:
             ConfigError: ``k`` is not from 1 to the number of images.
             DataError: the widths differ, or a value is not finite.
         """
+        check_whole("k", k)
         if not 1 <= k <= len(self._rows):
             raise ConfigError(f"k={k}: expected 1 to {len(self._rows)} neighbours, as many as there are images.")
         units = unit_rows(queries, "queries")

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from matrix_ssl.errors import ConfigError, DataError
+from matrix_ssl.errors import ConfigError, DataError, check_whole
 from matrix_ssl.evaluate.probes.inputs import ROWS, check_features
 
 Matrix = NDArray[np.floating] | Tensor  # features (n, d)
@@ -64,6 +64,13 @@ def as_indices(indices: Sequence[int] | ArrayLike, count: int, name: str) -> NDA
     if (counts > 1).any():
         raise ConfigError(f"{name}: image {values[counts > 1][0]} is named twice.")
     return rows.astype(np.int64)
+
+
+def check_seed(seed: int) -> None:
+    """Raises ConfigError unless it is a whole number from 0 to 2⁶³ - 1."""
+    check_whole("seed", seed)
+    if not 0 <= seed < 2**63:
+        raise ConfigError(f"seed={seed}: expected a whole number from 0 to {2**63 - 1}.")
 
 
 def as_labels(labels: ArrayLike, count: int) -> NDArray[np.int64]:

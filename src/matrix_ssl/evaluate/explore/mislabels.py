@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from matrix_ssl.data.randomness import permutation
 from matrix_ssl.errors import DataError, check_known
-from matrix_ssl.evaluate.explore.inputs import Matrix, as_features, as_labels
+from matrix_ssl.evaluate.explore.inputs import Matrix, as_features, as_labels, check_seed
 from matrix_ssl.evaluate.explore.neighbours import Neighbours, nearest
 from matrix_ssl.evaluate.probes.linear import fit_path
 
@@ -45,13 +45,14 @@ def label_issues(features: Matrix, labels: ArrayLike, *, by: Judge = "neighbours
         seed: of the folds of the linear probes.
 
     Raises:
-        ConfigError: there is no such judge.
+        ConfigError: there is no such judge, or the seed is not from 0 to 2⁶³ - 1.
         DataError: features or labels cannot be used, or all labels are the same.
 
     Reference: Northcutt, Jiang and Chuang, "Confident learning: estimating uncertainty in dataset labels", JAIR 2021,
     equations 1 to 3 and section 3.2.
     """
     check_known("by", by, get_args(Judge))
+    check_seed(seed)
     rows = as_features(features).cpu().numpy()
     check_classes(as_labels(labels, len(rows)))
     judged = (

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from matrix_ssl.errors import ConfigError, DataError, import_extra
+from matrix_ssl.errors import ConfigError, DataError, check_whole, import_extra
 from matrix_ssl.evaluate.explore.inputs import Matrix, as_features, unit_rows
 from matrix_ssl.evaluate.map import nearest_neighbours
 from matrix_ssl.evaluate.probes import knn
@@ -42,9 +42,10 @@ def nearest(features: Matrix, queries: Matrix | None = None, *, k: int) -> Neigh
         k: number of neighbours, at most n, without queries n - 1.
 
     Raises:
-        ConfigError: ``k`` is not positive.
+        ConfigError: ``k`` is no whole number of at least 1.
         DataError: there are fewer than k images, the widths differ, or a value is not finite.
     """
+    check_whole("k", k)
     rows = as_features(features)
     if queries is None:
         indices, similarities = nearest_neighbours(rows, torch.arange(len(rows)), k=k)
@@ -85,6 +86,7 @@ class ApproximateIndex:
         Raises:
             ConfigError: ``k`` is not from 1 to the number of images.
         """
+        check_whole("k", k)
         if not 1 <= k <= len(self._rows):
             raise ConfigError(f"k={k}: expected 1 to {len(self._rows)} neighbours, as many as there are images.")
         self._index.hnsw.efSearch = max(_CANDIDATES, k)

@@ -3,6 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from matrix_ssl.errors import check_whole
 from matrix_ssl.evaluate.explore.inputs import Matrix
 from matrix_ssl.evaluate.explore.neighbours import Neighbours, nearest
 
@@ -19,12 +20,13 @@ def outlier_scores(features: Matrix, *, k: int = 10) -> NDArray[np.float64]:
         float64 (n,) in [0, 2].
 
     Raises:
-        ConfigError: ``k`` is not positive.
+        ConfigError: ``k`` is no whole number of at least 1.
         DataError: there are not two images, or a value is not finite.
 
     Reference: Angiulli and Pizzuti, "Fast outlier detection in high dimensional spaces", PKDD 2002, definition 1, with
     the mean for the sum.
     """
+    check_whole("k", k)
     return mean_distances(nearest(features, k=min(k, max(1, len(features) - 1))))
 
 

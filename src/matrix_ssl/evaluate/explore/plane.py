@@ -6,8 +6,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from matrix_ssl.data.randomness import short_seed
 from matrix_ssl.errors import check_known, import_extra
-from matrix_ssl.evaluate.explore.inputs import Matrix, as_features, unit_rows
+from matrix_ssl.evaluate.explore.inputs import Matrix, as_features, check_seed, unit_rows
 from matrix_ssl.evaluate.explore.neighbours import nearest
 from matrix_ssl.evaluate.map import embedding_map, principal_components
 
@@ -34,19 +35,21 @@ def plane(features: Matrix, *, rule: MapRule = "tsne", seed: int = 0, most: int 
     - ``pca``: the first two principal components of all images.
 
     Raises:
-        ConfigError: there is no such rule.
+        ConfigError: there is no such rule, or the seed is not from 0 to 2⁶³ - 1.
         MissingExtra: ``umap`` is not installed.
         DataError: a value is not finite.
 
     Reference: van der Maaten and Hinton, JMLR 2008 (t-SNE); McInnes, Healy and Melville, 2018, arXiv:1802.03426 (UMAP).
     """
     check_rule(rule)
+    check_seed(seed)
     rows = unit_rows(features)
     if rule == "pca" or (rule == "umap" and len(rows) < _ANCHORS):
         return principal_components(rows.double().numpy()).astype(np.float32)
     if rule == "umap":
         umap = import_extra("umap", extra="umap")
-        return np.asarray(umap.UMAP(metric="cosine", random_state=seed, n_jobs=1).fit_transform(rows.numpy()))
+        reducer = umap.UMAP(metric="cosine", random_state=short_seed(seed), n_jobs=1)
+        return np.asarray(reducer.fit_transform(rows.numpy()))
     chosen, coordinates = embedding_map(as_features(features), seed=seed, most=most)
     result = np.empty((len(rows), 2), dtype=np.float32)
     result[chosen] = coordinates

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from matrix_ssl.errors import ConfigError, check_known
+from matrix_ssl.errors import ConfigError, check_known, check_whole
 from matrix_ssl.evaluate.explore.inputs import Matrix, as_indices, unit_rows
 
 Rule = Literal["k-centre", "facility-location", "log-determinant"]
@@ -79,6 +79,7 @@ def select(
 
 def check_choice(count: int, images: int, *, chosen: int) -> None:
     """Raises ConfigError unless so many images can be chosen beside those that are chosen already."""
+    check_whole("count", count)
     if not 1 <= count <= images - chosen:
         already = f", {chosen} of them chosen already" if chosen else ""
         raise ConfigError(f"count={count}: there are {images} images{already}; choose 1 to {images - chosen}.")
