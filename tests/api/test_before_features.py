@@ -101,6 +101,9 @@ def test_files_and_encoders_that_do_not_fit(photos: Path) -> None:
             measuring.measure(
                 "f.npy" if against == WHERE else WHERE, None if against == WHERE else data, against=against
             )
+    for words in ({}, {"against": WHERE}):
+        with pytest.raises(MatrixSSLError, match="--population 3 is less than the 4 images of 'photos': it is a"):
+            measuring.measure("short.npy" if words else WHERE, data, population=3, **words)
     with pytest.raises(MatrixSSLError, match=r"f\.npy has 4 rows and short\.npy 3"):
         measuring.measure("f.npy", against="short.npy")
     with pytest.raises(MatrixSSLError, match="inside the images' folder"):

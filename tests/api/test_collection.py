@@ -313,6 +313,32 @@ def test_queries_and_counts_of_the_wrong_kind(images: matrix_ssl.Collection, tmp
             matrix_ssl.Collection(tmp_path / "features.npz").search(0, k=k)
 
 
+def test_names_are_refused_before_images_are_opened(tmp_path: Path) -> None:
+    matrix_ssl.open("of_folder").embed(quiet=True).save(tmp_path / "f.npz")
+    for words, message in (
+        ({"split": "val"}, "split='val' does not exist"), ({"weights": "best"}, "weights='best' does not exist"),
+        ({"device": "gpu"}, "device=gpu: expected auto, cpu, cuda or mps"),
+    ):  # fmt: skip
+        for where in (tmp_path / "f.npz", "of_folder"):
+            with pytest.raises(ConfigError, match=message):
+                matrix_ssl.Collection(where, **words)
+
+
+def test_answers_and_features_are_written_into_the_home_folder(
+    images: matrix_ssl.Collection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    listing = images.outliers(count=2)
+    listing.save("~/x.csv")
+    assert listing.page("~/x.html") == tmp_path / "x.html" and (tmp_path / "x.html").exists()
+    assert [row["path"] for row in rows(tmp_path / "x.csv")] == listing.paths
+    images.embedding.save("~/f.npz")
+    assert matrix_ssl.Collection("~/f.npz", quiet=True).outliers(count=2).rows == listing.rows
+    shutil.copy(listing.paths[0], tmp_path / "q.png")
+    files = matrix_ssl.open("of_folder").embed(["~/q.png"], **QUIET)
+    assert files.paths == [str(tmp_path / "q.png")]
+
+
 @pytest.mark.parametrize(("ask", "message"), [
     (lambda images: images.search(0, k=2.5), "k=2.5: expected a whole number."),
     (lambda images: images.search(0, k="3"), "k='3': expected a whole number."),

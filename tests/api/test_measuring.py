@@ -194,6 +194,26 @@ def test_a_population_smaller_than_the_sample(files, population):
         measuring.measure(files / "x.npy", population=population, quiet=True)
 
 
+def test_kinds_and_names_that_are_refused_at_once(files, monkeypatch):
+    monkeypatch.setattr(measuring, "measure_rows", None)
+    for words, message in (
+        ({"population": "100"}, "population='100': expected a whole number"), ({"split": "val"}, "split='val'"),
+        ({"population": 1e3}, "population=1000.0: expected a whole number"), ({"device": "gpu"}, "device=gpu"),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match=message):
+            measuring.measure(files / "x.npy", quiet=True, **words)
+
+
+def test_the_home_folder(files, monkeypatch):
+    monkeypatch.setenv("HOME", str(files))
+    result = measuring.measure("~/x.npy", against="~/y.npz", out="~/out", quiet=True)
+    assert [one["samples"] for one in result["features"]] == [80, 80] and (files / "out" / "measure.json").exists()
+    make_run(files / "run", "network.encoder=tiny_resnet", "network.width=8", "data.image_size=16")
+    make_images(files / "photos" / "ant", 4)
+    words = {"checkpoints": True, "quiet": True, "device": "cpu"}
+    assert len(measuring.measure("~/run", "~/photos", **words)["features"]) > 1
+
+
 def test_the_command(files):
     ended = run(files, ["measure", "x.npy", "--against", "y.npz", "--population", "1000", "--out", "out"])
     assert ended.code == 0, ended.err

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -27,10 +27,11 @@ from matrix_ssl.data.sources import Data, Split, Splits, absolute, check_outside
 from matrix_ssl.encoder import Weights
 from matrix_ssl.encoder import where as places
 from matrix_ssl.encoder.identity import encoder_digest
-from matrix_ssl.errors import ConfigError, DataError, RunFolderError
+from matrix_ssl.errors import ConfigError, DataError, RunFolderError, check_known
 from matrix_ssl.evaluate.embedding_files import ENDINGS, SELF_DESCRIBING, check_format, read_embedding
 from matrix_ssl.evaluate.feature_rows import KEY
 from matrix_ssl.evaluate.features import Embedding
+from matrix_ssl.runs import devices
 from matrix_ssl.runs.caches import features_cache
 from matrix_ssl.runs.display import Display
 from matrix_ssl.runs.files import fingerprint
@@ -70,6 +71,9 @@ class Gathered:
         download: bool = False, check: Check | None = None,
     ):  # fmt: skip
         places.check_where(where)
+        check_known("split", split, get_args(Split))
+        check_known("weights", weights, get_args(Weights))
+        devices.choose_device(device)
         self._where, self._weights, self._device, self._quiet, self._split = where, weights, device, quiet, split
         self._data_root, self._download = None if data_root is None else expanded(data_root), download
         self.data = None if data is None else as_data(data)

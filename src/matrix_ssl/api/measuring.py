@@ -19,7 +19,7 @@ from matrix_ssl.data.objects import as_data
 from matrix_ssl.data.sources import Data, Split
 from matrix_ssl.encoder import Weights
 from matrix_ssl.encoder.where import check_where
-from matrix_ssl.errors import CheckpointError, ConfigError, check_known
+from matrix_ssl.errors import CheckpointError, ConfigError, check_known, check_whole
 from matrix_ssl.evaluate.embedding_files import ENDINGS as WRITTEN
 from matrix_ssl.evaluate.feature_rows import ENDINGS, FeatureRows, open_features, rows_of
 from matrix_ssl.evaluate.measure import (
@@ -65,8 +65,8 @@ def measure(
         against: further files or encoders, each compared with the first.
         checkpoints: measure every checkpoint of the run and its untrained network, compare each with each, choose one.
         key: the name of the matrix in the files.
-        population: a larger number of images, for what to expect of it.
-        split: of the dataset.
+        population: a larger number of images, for what to expect of it; at least those that there are.
+        split: ``train`` or ``test``.
         weights: the network of a run.
         out: folder for ``measure.json`` and ``measure.html``; None: nothing is written.
         device, quiet, data_root, download: as for ``evaluation.evaluate``.
@@ -78,8 +78,11 @@ def measure(
     Raises:
         MatrixSSLError: a file, an encoder or the images are at fault.
     """
+    check_known("split", split, get_args(Split))
     check_known("weights", weights, get_args(Weights))
-    others = listed(against)
+    if population is not None:
+        check_whole("population", population)
+    processor, others = devices.choose_device(device), listed(against)
     for one in (where, *others):
         check_where(one)
     if checkpoints:
@@ -89,16 +92,17 @@ def measure(
     images = _Images(None if data is None else as_data(data), weights, key, options)
     folder, first = None if out is None else expanded(out), [images.open(where)]
     # all of them before the work, and one after the other: networks of elsewhere are in memory where they are open
-    locations = [*map(images.location, first), *(images.location(images.open(other)) for other in others)]
+    locations = [images.checked(one, population) for one in first]
+    locations += [images.checked(images.open(other), population) for other in others]
     with evaluation.results_in(folder, (RESULT, PAGE), locations, data_root=root):
         if checkpoints:
-            subjects = [images.embed(*one) for one in _checkpoints(Path(where), weights)]
+            subjects = [images.embed(*one) for one in _checkpoints(expanded(where), weights)]
         else:
             subjects = [images.rows(first.pop()), *(images.rows(images.open(other)) for other in others)]
         result = _result(subjects, population=population, checkpoints=checkpoints, on_progress=on_progress)
         result |= {
             "unreadable": list(images.unreadable.items()),
-            "environment": devices.environment(devices.choose_device(device)),
+            "environment": devices.environment(processor),
         }
         if folder is not None:
             write_json(folder / RESULT, result)
@@ -108,7 +112,7 @@ def measure(
 
 def _check_run(where: str | Path, others: Sequence[str | Path]) -> None:
     """Raises ConfigError where checkpoints cannot be measured."""
-    if is_features(where) or not Path(where).is_dir():
+    if is_features(where) or not expanded(where).is_dir():
         raise ConfigError(f"--checkpoints is for a run; {where} is none.")
     if others:
         raise ConfigError(f"--checkpoints compares those of {where} alone: remove --against {others[0]}.")
@@ -126,16 +130,29 @@ class _Images:
 
     def open(self, where: str | Path) -> FeatureRows | Run:
         """A file of features, or an encoder for which there are images; DataError where there are none."""
-        if is_features(where) and not (self.data and Path(where).suffix == ".safetensors"):
-            return open_features(Path(where), key=self.key)
+        if is_features(where) and not (self.data and expanded(where).suffix.lower() == ".safetensors"):
+            return open_features(expanded(where), key=self.key)
         run = Run(where, download=self.options["download"])
         if not (self.data or run.config.data.source):
             raise evaluation.no_dataset(where)
         return run
 
-    def location(self, one: FeatureRows | Run) -> Data:
-        """Where its images are; nowhere for a file of features."""
-        return (self.data or one.config.data.source) if isinstance(one, Run) else ()
+    def checked(self, one: FeatureRows | Run, population: int | None) -> Data:
+        """Where its images are, nowhere for a file of features; ConfigError where they are more than the population."""
+        location = (self.data or one.config.data.source) if isinstance(one, Run) else ()
+        if population is not None:
+            if isinstance(one, Run):
+                opening = {name: self.options[name] for name in ("split", "data_root", "download")}
+                source = evaluation.open_images(location, one.config.data, **opening)
+                count, what = len(source), f"images of {source.name!r}"
+            else:
+                count, what = one.count, f"rows of {one.name}"
+            if population < count:
+                raise ConfigError(
+                    f"--population {population} is less than the {count} {what}: it is a larger number of images to "
+                    "extrapolate to."
+                )
+        return location
 
     def rows(self, one: FeatureRows | Run) -> FeatureRows:
         """The features of an encoder, or of a file."""
@@ -156,12 +173,6 @@ def _result(
     """Measures of all features, and comparisons of the first with the others or, of checkpoints, of each with each."""
     for other in subjects[1:]:
         check_comparable(subjects[0], other)
-    for one in subjects:
-        if population is not None and population < one.count:
-            raise ConfigError(
-                f"--population {population} is less than the {one.count} rows of {one.name}: it is a larger number of "
-                f"images to extrapolate to."
-            )
     measured = [measure_rows(one, population=population, on_progress=on_progress) for one in subjects]
     trained = [one for one in measured if one["name"] != UNTRAINED]
     return {
@@ -176,7 +187,7 @@ def _result(
 
 def is_features(where: str | Path) -> bool:
     """Whether WHERE names a file of features, also of a form that is not read; safetensors may hold an encoder."""
-    return Path(where).suffix.lower() in {*ENDINGS, *WRITTEN} and not Path(where).is_dir()
+    return expanded(where).suffix.lower() in {*ENDINGS, *WRITTEN} and not expanded(where).is_dir()
 
 
 def _checkpoints(run: Path, weights: Weights) -> Iterator[tuple[str, nn.Module, DataConfig]]:

@@ -119,7 +119,7 @@ def _open_array(images: NDArray[Any] | torch.Tensor, labels: Any) -> Source:
 
 def _open_files(files: list[str], labels: Any) -> Source:
     values, classes = _labels(labels, len(files))
-    return FolderSource("files", Path(), files, labels=values, classes=classes)
+    return FolderSource("files", Path(), [os.path.expanduser(file) for file in files], labels=values, classes=classes)  # noqa: PTH111
 
 
 def _labels(labels: Any, count: int) -> tuple[Labels, Classes]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from matrix_ssl.config import DataConfig
+from matrix_ssl.config.untrusted import expanded
 from matrix_ssl.data.augment import normalise
 from matrix_ssl.data.base import Source
 from matrix_ssl.data.loading import evaluation_batches
@@ -152,7 +153,7 @@ class Embedding:
         """
         from matrix_ssl.evaluate.embedding_files import write_embedding
 
-        write_embedding(Path(path), self)
+        write_embedding(expanded(path), self)
 
 
 def embed(

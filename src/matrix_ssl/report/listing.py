@@ -12,6 +12,7 @@ from typing import Any
 from rich.box import SIMPLE
 from rich.table import Table
 
+from matrix_ssl.config.untrusted import expanded
 from matrix_ssl.report import template
 from matrix_ssl.report.formats import common_folder, number
 from matrix_ssl.runs.files import csv_lines, write_atomically
@@ -68,7 +69,7 @@ class Listing:
             RunFolderError: it cannot be written.
         """
         lines = (line.encode(errors="surrogateescape") for line in csv_lines([self.columns, *self.rows]))
-        write_atomically(Path(path), lambda file: file.writelines(lines))
+        write_atomically(expanded(path), lambda file: file.writelines(lines))
 
     def page(self, path: str | Path) -> Path:
         """Writes a page that opens offline: thumbnails with what the table says, by group, of at most 500 images.
@@ -95,7 +96,7 @@ class Listing:
             "verdict": self.sentences[:1], "notes": [(text, "") for text in notes],
             "facts": [("Listed", f"{len(self.rows):,}"), *self.facts], "groups": list(groups.items()),
         }  # fmt: skip
-        return template.write_page(Path(path), "listing.html", values)
+        return template.write_page(expanded(path), "listing.html", values)
 
     def terminal(self) -> list[Any]:
         """A table of about 20 rows, some of every group, and the sentences, for a console of rich.

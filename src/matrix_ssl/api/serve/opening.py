@@ -6,6 +6,7 @@ from typing import Any
 
 from matrix_ssl.api.serve.index import Index, index_folders, read_index
 from matrix_ssl.api.serve.served import ServedEncoder
+from matrix_ssl.config.untrusted import expanded
 from matrix_ssl.errors import ConfigError
 from matrix_ssl.runs.display import Display
 
@@ -27,7 +28,7 @@ def open_served(
     Raises:
         MatrixSSLError: the encoder is absent or damaged, or takes no images that files can be.
     """
-    path = Path(where).expanduser()
+    path = expanded(where)
     if path.suffix.lower() == ONNX and not path.is_dir():
         from matrix_ssl.api.serve.onnx_encoder import OnnxEncoder
 
@@ -41,8 +42,8 @@ def open_served(
 
 
 def open_index(
-    encoder: ServedEncoder, features: str | Path | None = None, *, data: str | Sequence[str] | None = None,
-    quiet: bool = False,
+    encoder: ServedEncoder, features: str | Path | None = None, *,
+    data: str | Path | Sequence[str | Path] | None = None, quiet: bool = False,
 ) -> Index:  # fmt: skip
     """The images to search in.
 
@@ -58,9 +59,9 @@ def open_index(
     if (features is None) == (not data):
         raise ConfigError("Give either a file of features or folders of images to search in.")
     if features is not None:
-        index = _read(Path(features).expanduser())
+        index = _read(expanded(features))
     else:
-        folders = [Path(one).expanduser() for one in ([data] if isinstance(data, str) else data or ())]
+        folders = [expanded(one) for one in ([data] if isinstance(data, (str, Path)) else data or ())]
         for folder in folders:
             if not folder.is_dir():
                 raise ConfigError(
