@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.base import clone
+from sklearn.compose import ColumnTransformer
 from sklearn.exceptions import NotFittedError, SkipTestWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
@@ -18,7 +19,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import nn
 
 from matrix_ssl import EncoderTransformer
-from matrix_ssl.errors import DataError
+from matrix_ssl.errors import DataError, UnreadableImage
 from tests.api.conftest import LABELS, PIXELS
 
 SETTINGS = {
@@ -55,6 +56,32 @@ def test_paths_of_files(tmp_path: Path) -> None:
     transformer = EncoderTransformer(**TINY, out=tmp_path / "run").fit(paths[:30])
     assert transformer.transform(paths[30:]).shape == (10, 16) and not hasattr(transformer, "n_features_in_")
     assert (tmp_path / "run" / "report.html").exists()
+
+
+def test_every_image_has_a_row_or_is_named(tmp_path: Path) -> None:
+    paths = sorted(map(str, Path("photos").glob("*/*.png")))
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    transformer = EncoderTransformer(**TINY).fit([*paths[:20], str(tmp_path / "broken.png")])  # as pretrain does
+    for lost in ("broken.png", "absent.png"):
+        with pytest.raises(UnreadableImage, match=lost):
+            transformer.transform([paths[0], str(tmp_path / lost), paths[1]])
+    assert transformer.transform([paths[0]] * 3).shape == (3, 16)
+    transformer.fit(PIXELS)
+    assert transformer.n_features_in_ == 20 * 24 * 3
+    assert not hasattr(transformer.fit(paths[:20]), "n_features_in_")
+
+
+def test_columns_of_tables() -> None:
+    pandas = pytest.importorskip("pandas")
+    table = pandas.DataFrame({"path": sorted(map(str, Path("photos").glob("*/*.png"))), "size": range(40)})
+    transformer = EncoderTransformer(**TINY).fit(table["path"])
+    expected = transformer.transform(table["path"])
+    for same in (table[["path"]], table["path"].astype("category"), table[["path"]].to_numpy()):
+        assert np.array_equal(transformer.transform(same), expected)
+    chosen = ColumnTransformer([("images", EncoderTransformer(**TINY), ["path"])], remainder="passthrough")
+    assert np.allclose(chosen.fit_transform(table)[:, :16], expected)
+    with pytest.raises(DataError, match="A table of 2 columns as images: pass the column that has their paths"):
+        transformer.transform(table)
 
 
 def test_a_module_as_encoder() -> None:

@@ -18,6 +18,7 @@ from matrix_ssl.config.recipes import find_recipe
 from matrix_ssl.data import open_source
 from matrix_ssl.data.loading import largest_batch
 from matrix_ssl.data.objects import as_data
+from matrix_ssl.errors import UnreadableImage
 from matrix_ssl.methods import Method
 from matrix_ssl.runs.files import temporary_folder
 
@@ -28,7 +29,8 @@ class EncoderTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
     """Learns an encoder from images without labels; ``transform`` gives their features.
 
     ``X`` is everything that ``pretrain`` takes as ``data``. Labels ``y`` are ignored, so that a pipeline may end in a
-    classifier.
+    classifier. ``fit`` leaves out images that cannot be read, as ``pretrain`` does; ``transform`` refuses them, since
+    every image has a row.
 
     Args:
         recipe: a name that ``matrix-ssl recipes`` lists; the default is for a CPU.
@@ -93,6 +95,8 @@ class EncoderTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
             self.encoder_ = run.encoder()
             self.config_ = run.config
             self.metrics_ = run.metrics
+        if hasattr(self, "n_features_in_"):  # of an earlier fit
+            del self.n_features_in_
         if source.images is not None:
             self.n_features_in_ = source.images[0].numel()
         images = self.config_.data
@@ -102,11 +106,18 @@ class EncoderTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
         return self
 
     def transform(self, X: Any) -> NDArray[np.float32]:
-        """The features (n, k) of images."""
+        """The features (n, k) of images, a row an image.
+
+        Raises:
+            DataError: ``X`` is no images.
+            UnreadableImage: one cannot be read, so that no row could be its own.
+        """
         check_is_fitted(self)
         embedding = evaluation.embed(
             self.encoder_, self.config_.data, as_data(X), device=self.device, quiet=not self.verbose
         )
+        if embedding.unreadable:
+            raise UnreadableImage(*embedding.unreadable[0])
         return embedding.features
 
     def __sklearn_tags__(self) -> Any:

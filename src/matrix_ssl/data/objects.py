@@ -36,7 +36,7 @@ def as_data(data: object) -> Data:
     """What ``open_source`` takes, for everything that a user may call images.
 
     Args:
-        data: a path or a name, or a list of them; a list of image files; an array or tensor of images, as
+        data: a path or a name, or a list or column of them; a list of image files; an array or tensor of images, as
             ``pixels.as_images`` or ``array_source.channels_last`` takes it; a pair of images, as one of the last two,
             and their labels; a map-style dataset of PyTorch or a sequence, of images, of pairs (image, label) or of
             dictionaries; a ``Dataset`` or ``DatasetDict`` of Hugging Face.
@@ -70,6 +70,8 @@ def as_data(data: object) -> Data:
         raise _streamed(name)
     if isinstance(data, Source):
         return _in_memory(lambda: data, data.name)
+    if hasattr(data, "columns") and hasattr(data, "to_numpy"):
+        raise DataError(f"A table of {len(data.columns)} columns as images: pass the column that has their paths.")
     if hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, (Mapping, bytes)):
         return _in_memory(partial(open_items, data), name)
     raise DataError(f"Images of type {name}: {_EXPECTED}.")
@@ -94,11 +96,14 @@ def _location(path: str | os.PathLike[str]) -> str:
 
 
 def _paths(data: object) -> list[str]:
-    """The paths or names of a list, an array of text or a column of pandas; none where it is something else."""
+    """The paths or names of a list, an array of text or a column of pandas; none where it is something else.
+
+    The column may be the only one of a table, as scikit-learn's ColumnTransformer passes it on.
+    """
     if hasattr(data, "to_numpy"):
         data = data.to_numpy()
-    if isinstance(data, np.ndarray) and data.ndim == 1 and data.dtype.kind in "UO":
-        data = data.tolist()
+    if isinstance(data, np.ndarray) and data.dtype.kind in "UO" and data.shape[1:] in ((), (1,)):
+        data = data.ravel().tolist()
     if isinstance(data, (list, tuple)) and all(isinstance(one, (str, os.PathLike)) for one in data):
         return [_location(one) for one in data]
     return []
