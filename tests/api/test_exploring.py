@@ -82,11 +82,37 @@ def test_features_of_a_file(tmp_path):
     sheet = "sheets/0000.jpg"
     assert (tmp_path / "first" / sheet).read_bytes() == (tmp_path / "other" / sheet).read_bytes()
     shutil.copytree("photos", tmp_path / "fewer")
+    (tmp_path / "fewer" / "b" / "01.png").unlink()
     with pytest.raises(DataError, match="is not among the images of 'fewer'"):
         exploring.explore(tmp_path / "features.npz", str(tmp_path / "fewer"), out=tmp_path / "third", **QUIET)
     with pytest.raises(DataError, match=re.escape("bare.npy[0] is not here: name the images")):
         exploring.explore(tmp_path / "bare.npy", out=tmp_path / "fourth", **QUIET)
     assert not (tmp_path / "third").exists() and not (tmp_path / "fourth").exists()
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_images_that_were_moved_are_found_in_their_new_folder(tmp_path, monkeypatch, lost):
+    old, new = tmp_path / "old" / "photos", tmp_path / "new" / "pictures"
+    shutil.copytree("photos", old)
+    if lost:  # all but one class is in a single folder of the features
+        for path in (old / "b").iterdir():
+            path.write_bytes(b"no image")
+    where = Path("of_folder").resolve()
+    monkeypatch.chdir(old.parent)
+    matrix_ssl.Run(where).embed("photos", **QUIET).save(tmp_path / "f.npz")  # with relative places
+    new.parent.mkdir()
+    old.rename(new)
+    with pytest.raises(DataError, match=r"photos/a/00\.png is not here: name the images of .* with --data"):
+        exploring.explore(tmp_path / "f.npz", out=tmp_path / "page", choices=THREE, **QUIET)
+    images = matrix_ssl.Collection(tmp_path / "f.npz", str(new), **QUIET)
+    assert [images.source().where(index) for index in range(len(images))] == [
+        str(new / path.removeprefix("photos/")) for path in images.embedding.paths
+    ]  # fmt: skip
+    assert "data:image/jpeg" in images.outliers(count=2).page(tmp_path / "x.html").read_text()
+    assert exploring.explore(tmp_path / "f.npz", str(new), out=tmp_path / "page", choices=THREE, **QUIET).page.exists()
+    shutil.copy(new / "a" / "02.png", new / "a" / "00.png")  # not the same images any more
+    with pytest.raises(DataError, match="is not among the images of 'pictures'"):
+        matrix_ssl.Collection(tmp_path / "f.npz", str(new), **QUIET).source()
 
 
 def test_images_without_labels_and_one_that_cannot_be_read(tmp_path):

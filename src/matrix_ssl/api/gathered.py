@@ -31,6 +31,7 @@ from matrix_ssl.errors import ConfigError, DataError, RunFolderError, check_know
 from matrix_ssl.evaluate.embedding_files import ENDINGS, SELF_DESCRIBING, check_format, read_embedding
 from matrix_ssl.evaluate.feature_rows import KEY
 from matrix_ssl.evaluate.features import Embedding
+from matrix_ssl.report.formats import common_folder
 from matrix_ssl.runs import devices
 from matrix_ssl.runs.caches import features_cache
 from matrix_ssl.runs.display import Display
@@ -49,7 +50,7 @@ class Gathered:
         where: an encoder, in any of the forms that ``open`` takes; or a file of features that ``embed`` or a different
             program wrote.
         data: the images, as for ``pretrain``; None: those of the run. With a file of features only thumbnails need
-            them, and only where the file does not say where the images are.
+            them, and only where the file does not say where the images are, or they have been moved since.
         features: the file that keeps the features of the encoder, written if it does not exist; None: a cache.
         split: ``train``, the whole dataset where it has no test split, or ``test``.
         weights: ``student``, or ``teacher``, its moving average.
@@ -121,12 +122,10 @@ class Gathered:
             name, labels, classes = Path(paths[0]).parent.name, self.embedding.labels, self.embedding.classes
             return self._unchanged(FolderSource(name, Path(), paths, labels=labels, classes=classes))
         source, indices = self._source
-        whole = {str(Path(path).absolute()): index for path, index in indices.items()}
-        rows = [whole.get(str(Path(path).absolute()), -1) for path in paths]
-        if -1 in rows:
-            missing = paths[rows.index(-1)]
+        missing = next((path for path in paths if path not in indices), "")
+        if missing:
             raise DataError(f"{missing} of {self._where} is not among the images of {source.name!r}: name its --data.")
-        return self._unchanged(source.subset(rows))
+        return self._unchanged(source.subset([indices[path] for path in paths]))
 
     def _unchanged(self, source: Source) -> Source:
         """The images in the order of the features; DataError where one of some is not that of its features any more."""
@@ -145,9 +144,15 @@ class Gathered:
 
     @cached_property
     def _source(self) -> tuple[Source, dict[str, int]]:
-        """The dataset, and the index of every place in it."""
+        """The dataset, and the index of every image of the features that is in it, by its place there."""
         source = self._open(DataConfig()) if self._images is None else self._images
-        return source, {source.where(index): index for index in range(len(source))}
+        paths, places = self.embedding.paths, [source.where(index) for index in range(len(source))]
+        whole = {str(Path(place).absolute()): index for index, place in enumerate(places)}
+        found = {path: whole.get(str(Path(path).absolute()), -1) for path in paths}
+        digest = self.embedding.digest
+        if digest and -1 in found.values() and digest == source.digest:
+            found = _elsewhere(paths, places) or found
+        return source, {path: index for path, index in found.items() if index >= 0}
 
     def _open(self, images: DataConfig) -> Source:
         assert self.data is not None
@@ -246,6 +251,17 @@ class Gathered:
         if not is_file(place):
             raise DataError(f"{place} is not here, so the page cannot show it: name its images with --data.")
         return read_image(Path(place))
+
+
+def _elsewhere(paths: Sequence[str], places: Sequence[str]) -> dict[str, int]:
+    """The index of every path among the places of the same dataset in a different folder; empty where one is none."""
+    start = len(common_folder(places))
+    ends = {place[start:]: index for index, place in enumerate(places)}
+    for end in (end for end in ends if paths[0].endswith(end)):
+        folder = paths[0].removesuffix(end)
+        if all(path.startswith(folder) and path[len(folder) :] in ends for path in paths):
+            return {path: ends[path[len(folder) :]] for path in paths}
+    return {}
 
 
 def check_outputs(
