@@ -1,5 +1,7 @@
 """What figures share."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -33,6 +35,20 @@ def test_names_that_begin_with_an_underscore() -> None:
     drawn = embedding_map(points, np.arange(30) % 3, classes).svg
     assert all(f">{name}<" in drawn for name in classes)
     assert "_features.npy" in spectrum([("_features.npy", np.array([0.6, 0.4])), ("x", np.array([0.9, 0.1]))]).svg
+
+
+def test_names_that_look_like_parts_of_a_drawing_stay_as_they_are() -> None:
+    points = np.random.default_rng(0).normal(size=(30, 2))
+    for classes in (
+        ['id="x', 'href="#y', "url(#z)"],
+        ['d="1.23456"', "font-family: x;", "#0a0b05"],
+        ["#0a0bff", "b", "c"],
+    ):
+        drawn = embedding_map(points, np.arange(30) % 3, classes).svg
+        texts = re.findall(r">([^<>\n]*)</text>", drawn)
+        assert set(texts) == set(classes)
+    drawn = embedding_map(points, np.arange(30) % 3, ["a\u202eb", "c\x1bd", "\udce9"]).svg
+    assert set(re.findall(r">([^<>\n]*)</text>", drawn)) == {"a\\u202eb", "c\\x1bd", "\\udce9"}
 
 
 def test_names_that_are_shortened_alike_have_a_line_each() -> None:

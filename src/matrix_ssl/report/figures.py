@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from matrix_ssl.report import svg
 from matrix_ssl.report.formats import number, whole
 from matrix_ssl.report.svg import colour
+from matrix_ssl.runs.terminal import printable
 
 MAX_POINTS = 400  # of one curve; more would not be seen at this width
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # 7 shapes against 10 colours: the pair is unique for 70 names
@@ -163,8 +164,8 @@ def legend_columns(names: Sequence[str], *, handle: int) -> int:
 
 
 def shortened(name: str) -> str:
-    """The name, without its middle where it is too long for a drawing, and escaped where it is not Unicode."""
-    name = name.encode(errors="backslashreplace").decode()
+    """The name, without its middle where it is too long for a drawing, and with escapes for what is not shown."""
+    name = printable(name)
     return name if len(name) <= 20 else f"{name[:10]}…{name[-9:]}"
 
 

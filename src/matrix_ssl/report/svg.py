@@ -110,11 +110,7 @@ def inline_svg(figure: Figure, name: str, *, title: str, description: str) -> st
     body = text[text.index("</defs>") + len("</defs>") : text.rindex("</svg>")]  # after the metadata and global style
     if view_box is None:
         raise AssertionError("matplotlib wrote an SVG without a viewBox")
-    body = re.sub(r' ?font-family: [^;"]*;?', "", body)
-    body = re.sub(r'\b(d|x|y)="([^"]*)"', _shorten, body)
-    body = re.sub(r'\bid="', f'id="{name}-', body)
-    body = body.replace('href="#', f'href="#{name}-').replace("url(#", f"url(#{name}-")
-    body = re.sub(r"#0a0b[0-9a-f]{2}", lambda match: f"var(--{_NAMES[match.group()]})", body)
+    body = re.sub(r"<[^<>]*>", lambda tag: _own_tag(tag.group(), name), body)  # texts, such as names, stay as they are
     body = re.sub(r"\n\s*", "\n", body)
     head = f'<title id="{name}-title">{escape(title)}</title><desc id="{name}-desc">{escape(description)}</desc>'
     return f'<svg {view_box.group()} role="img" aria-labelledby="{name}-title {name}-desc">{head}{body}</svg>'
@@ -127,6 +123,15 @@ def arrange(figure: Figure) -> None:
         FigureCanvasSVG(figure)  # in whose units text is measured
         engine.execute(figure)
         figure.set_layout_engine(None)
+
+
+def _own_tag(tag: str, name: str) -> str:
+    """A tag with the colours and the font of the page, short numbers, and ids with a name before them."""
+    tag = re.sub(r' ?font-family: [^;"]*;?', "", tag)
+    tag = re.sub(r'\b(d|x|y)="([^"]*)"', _shorten, tag)
+    tag = re.sub(r'\bid="', f'id="{name}-', tag)
+    tag = tag.replace('href="#', f'href="#{name}-').replace("url(#", f"url(#{name}-")
+    return re.sub(r"#0a0b[0-9a-f]{2}", lambda match: f"var(--{_NAMES[match.group()]})", tag)
 
 
 def _shorten(match: re.Match[str]) -> str:

@@ -34,9 +34,9 @@ def write_page(out: Path, contents: Contents) -> Path:
     values = {
         "title": f"{printable(contents.title)} – matrix-ssl explore",
         "heading": printable(contents.title),
-        "facts": [(name, printable(text)) for name, text in contents.facts],
-        "notes": list(map(printable, contents.notes)),
-        "doubts": list(map(printable, contents.doubts)),
+        "facts": contents.facts,
+        "notes": contents.notes,
+        "doubts": contents.doubts,
         "judged": contents.issues is not None,
         "data": Markup(_script_safe(as_json(contents, out))),
         "scripts": [Markup(script) for script in scripts],
