@@ -37,6 +37,7 @@ class Archive:
     names: list[str]
     spans: NDArray[np.int64]  # (n, 2): where each begins, and its size, in bytes
     labels: list[str | None]  # as in the file; None: there is none
+    has_classes: bool  # whether labels are those of .cls files, and not names of folders
     remark: str  # on what is left out; empty where nothing is
 
 
@@ -98,7 +99,8 @@ def open_archives(paths: Sequence[Path], *, name: str, classes: list[str] | None
         source = TarSource(name, archives, labels=None, classes=None)
         source.unlabelled_because = _why_unlabelled(texts)
     else:
-        labels, names = _labels([text for text in texts if text is not None], classes, str(paths[0]))
+        numbered = all(archive.has_classes for archive in archives)
+        labels, names = _labels([text for text in texts if text is not None], classes, str(paths[0]), numbered=numbered)
         source = TarSource(name, archives, labels=labels, classes=names)
         remarks += [describe_classes(paths[0], names, what="")] if classes is None else []
     source.remarks = tuple(remarks)
@@ -119,9 +121,14 @@ def _why_unlabelled(texts: Sequence[str | None]) -> str:
     return f"all images are of the class {texts[0]!r}, by their first-level folder or their {_CLASS} files"
 
 
-def _labels(texts: list[str], classes: list[str] | None, where: str) -> tuple[NDArray[np.int64], list[str]]:
-    """Labels (n,) and the names of the classes; texts that are all numbers are labels themselves."""
-    if all(text.isdecimal() for text in texts):
+def _labels(
+    texts: list[str], classes: list[str] | None, where: str, *, numbered: bool
+) -> tuple[NDArray[np.int64], list[str]]:
+    """Labels (n,) and the names of the classes; ``numbered``: texts that are all numbers are labels themselves.
+
+    Those of folders are not: a folder 2019 is one class, whatever others there are, as where it is unpacked.
+    """
+    if numbered and all(text.isdecimal() for text in texts):
         if too_long := next((text for text in texts if len(text.lstrip("0")) > _MOST_DIGITS), ""):
             raise DataError(f"{where}: the label {too_long:.40} is too large; number the classes from 0.")
         return as_labels(np.array(texts, dtype=np.int64), classes, len(texts), where=where)
@@ -167,7 +174,8 @@ def _list(path: Path) -> Archive:
         raise DataError(f"{path}: there are no images in it; name an archive that has some.{left_out}")
     labels = [classes.get(_sample(name)) if classes else _folder(name) for name in names]
     listing.images = names
-    return Archive(path, names, np.array(list(spans.values()), dtype=np.int64), labels, listing.remark(path))
+    places = np.array(list(spans.values()), dtype=np.int64)
+    return Archive(path, names, places, labels, bool(classes), listing.remark(path))
 
 
 def _sample(name: str) -> str:
