@@ -76,6 +76,17 @@ def test_shards_of_webdataset_with_numbers_and_names(tmp_path: Path) -> None:
     assert not has_test_split(str(tmp_path / "named.tar"), data_root=None)
 
 
+def test_folders_whose_names_are_numbers_are_classes_by_name(tmp_path: Path) -> None:
+    files = {f"{kind}/1.png": picture(number) for number, kind in enumerate(("007", "2019", "20230101", "7"))}
+    for name, content in files.items():
+        (tmp_path / "x" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "x" / name).write_bytes(content)
+    folder, archive = opened(tmp_path / "x"), opened(write(tmp_path / "x.tar", files))
+    assert archive.classes == folder.classes == ["007", "2019", "20230101", "7"]
+    np.testing.assert_array_equal(archive.labels, folder.labels)
+    assert archive.digest == folder.digest
+
+
 def test_links_devices_and_hidden_files_of_an_archive_are_nothing(tmp_path: Path) -> None:
     files = {"1.png": picture(0), "._2.png": b"x", "../../3.png": picture(1)}
     special = {"a": tarfile.SYMTYPE, "b": tarfile.LNKTYPE, "c": tarfile.CHRTYPE, "d": tarfile.FIFOTYPE}
@@ -152,3 +163,10 @@ def test_a_text_file_lists_datasets(tmp_path: Path) -> None:
         (tmp_path / "list.txt").write_bytes(content)
         with pytest.raises(DataError, match=message):
             opened(tmp_path / "list.txt")
+
+
+def test_a_list_may_be_named_by_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path / "x.tar", {"1.png": picture(0), "2.png": picture(1)})
+    (tmp_path / "list.txt").write_text("x.tar\n")
+    assert len(opened(Path("~/list.txt"))) == 2

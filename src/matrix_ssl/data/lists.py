@@ -21,7 +21,7 @@ def listed(data: str | tuple[str, ...]) -> str | tuple[str, ...]:
     """
     names: list[str] = []
     for name in (data,) if isinstance(data, str) else data:
-        path = Path(name)
+        path = expanded(name)
         if path.suffix.lower() == _ENDING and is_file(path):
             names += _lines(path)
         else:
