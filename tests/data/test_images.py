@@ -249,7 +249,8 @@ if os.getuid() == 0:
     os.setuid(65534)
 folder = Path(sys.argv[1])
 for action in (lambda: read_image(folder / "secret.png"), lambda: read_shard(folder / "secret.npz"),
-               lambda: open_folder(folder, name="x")):
+               lambda: open_folder(folder, name="x"),
+               lambda: print(len(open_folder(folder / "disk", name="x")), "image in the folder of a disk")):
     try:
         action()
     except Exception as error:
@@ -269,11 +270,15 @@ def test_what_may_not_be_read_is_named() -> None:
             secret.write_bytes(b"x")
             secret.chmod(0)
         (folder / "closed").mkdir(mode=0)
+        (folder / "disk" / "lost+found").mkdir(parents=True)
+        (folder / "disk" / "lost+found").chmod(0)
+        (folder / "disk" / "1.png").write_bytes(b"x")
         lines = run(folder, [name], before=_AS_NOBODY).out.splitlines()
     assert lines == [
         f"UnreadableImage {folder / 'secret.png'}: no permission to read the file",
         f"DataError {folder / 'secret.npz'}: no permission to read the file; allow it.",
         f"DataError {folder / 'closed'}: no permission to list the folder; allow it.",
+        "1 image in the folder of a disk",
     ]
 
 

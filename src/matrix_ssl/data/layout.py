@@ -208,7 +208,7 @@ def _walk(folder: Path, special: Counter[str]) -> Iterator[tuple[str, bool]]:
     pending = [("", True, frozenset([(root.st_dev, root.st_ino)]))]
     while pending:
         relative, is_kept, ancestors = pending.pop()
-        for entry in _entries(folder / relative):
+        for entry in _entries(folder / relative, may_refuse=not is_kept):
             path = os.path.join(relative, entry.name)  # noqa: PTH118, a Path for every file is slow
             keeps = is_kept and _is_kept(entry.name)
             if _is_folder(entry):
@@ -232,11 +232,14 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
+def _entries(folder: Path, *, may_refuse: bool = False) -> list[os.DirEntry[str]]:
+    """The entries sorted by name; none of a folder that ``may_refuse``, such as lost+found, which is for root alone."""
     try:
         with os.scandir(folder) as entries:
             return sorted(entries, key=lambda entry: entry.name)
     except PermissionError:
+        if may_refuse:
+            return []
         raise DataError(f"{folder}: no permission to list the folder; allow it.") from None
 
 
