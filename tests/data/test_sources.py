@@ -228,6 +228,8 @@ def test_mixed_sizes_and_damaged_images_are_read_one_by_one(tmp_path: Path) -> N
     mixed = opened(tmp_path / "mixed.npz")
     assert mixed.images is None
     assert mixed.labels is None
+    with pytest.raises(DataError, match="has no labels: its file has no array 'y' of whole numbers"):
+        mixed.labelled()
     assert [tuple(mixed.read(index).shape) for index in range(2)] == [(3, 4, 4), (3, 6, 6)]
     pack(tmp_path / "bad.npz", [png(1), png(2)[:48], b"", png(3)])
     bad = opened(tmp_path / "bad.npz")
@@ -294,6 +296,15 @@ def test_labels_without_names_are_called_by_number_over_all_shards(tmp_path: Pat
     pack(tmp_path / "train_0.npz", [png(1)], y=np.array([0]))
     pack(tmp_path / "train_1.npz", [png(1)], y=np.array([2]))
     assert opened(tmp_path).classes == ["0", "1", "2"]
+
+
+def test_a_test_split_without_names_has_the_classes_of_the_training_split(tmp_path: Path) -> None:
+    pack(tmp_path / "train.npz", [png(1), png(2)], y=np.array([0, 2]))
+    pack(tmp_path / "test.npz", [png(3)], y=np.array([1]))
+    assert opened(tmp_path).classes == opened(tmp_path, "test").classes == ["0", "1", "2"]
+    pack(tmp_path / "test.npz", [png(3)], y=np.array([3]))
+    with pytest.raises(DataError, match="labels from 3 to 3 do not fit 3 classes"):
+        opened(tmp_path, "test")
 
 
 # Named sets
@@ -462,6 +473,56 @@ def test_hugging_face_images_of_many_sizes_stay_encoded(saved: Callable[..., Pat
         assert levels(copy) == [5, 6, 8]
     assert levels(source.subset([2, 0])) == [8, 5]
     assert source.subset([2, 0]).where(0) == f"{location}/train[2]"
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "labels", "why"),
+    [
+        ("string", ["owl", "bee", "owl"], [1, 0, 1], ""),
+        ("string", ["owl", None, "owl"], None, "its column 'label' holds neither whole numbers nor texts alone"),
+        ("float32", [0.0, 1.0, 0.0], None, "its column 'label' holds neither whole numbers nor texts alone"),
+        ("int64", [0, None, 1], None, "its column 'label' holds neither whole numbers nor texts alone"),
+        ("int64", [0, -1, 1], None, "1 of the 3 labels of its column 'label' are below 0"),
+    ],
+)
+def test_hugging_face_labels_of_any_type_leave_the_images(
+    tmp_path: Path, kind: str, values: list[object], labels: list[int] | None, why: str
+) -> None:
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value(kind)})
+    files = [{"bytes": png(k), "path": None} for k in range(3)]
+    datasets.Dataset.from_dict({"image": files, "label": values}, features=features).save_to_disk(tmp_path / "x")
+    source = opened(f"hf:{tmp_path / 'x'}")
+    assert levels(source) == [0, 1, 2]
+    assert (None if source.labels is None else source.labels.tolist()) == labels
+    if labels is None:
+        assert source.remarks == (f"hf:{tmp_path / 'x'}/train is taken without labels: {why}.",)
+        with pytest.raises(DataError, match=why):
+            source.labelled()
+
+
+def test_hugging_face_splits_without_published_labels_are_not_judged(tmp_path: Path) -> None:
+    """As of ImageNet, whose test images have the label -1; a split that lacks a class keeps its numbers."""
+    datasets = pytest.importorskip("datasets")
+
+    def part(shown: list[int], labels: list[object], kind: object) -> object:
+        features = datasets.Features({"image": datasets.Image(), "label": kind})
+        files = [{"bytes": png(k), "path": None} for k in shown]
+        return datasets.Dataset.from_dict({"image": files, "label": labels}, features=features)
+
+    named = datasets.ClassLabel(names=["x", "y"])
+    parts = {"train": part([1, 2], [0, 1], named), "test": part([3], [-1], named), "validation": part([4], [1], named)}
+    datasets.DatasetDict(parts).save_to_disk(tmp_path / "hidden")
+    location = f"hf:{tmp_path / 'hidden'}"
+    assert levels(opened(location, "test")) == [4]
+    assert opened(location).remarks == (
+        f"{location}: training images from train, test images from validation; not used: test.",
+    )
+    text = datasets.Value("string")
+    parts = {"train": part([1, 2], ["a", "b"], text), "test": part([3], ["b"], text)}
+    datasets.DatasetDict(parts).save_to_disk(tmp_path / "texts")
+    test = opened(f"hf:{tmp_path / 'texts'}", "test")
+    assert (test.labels.tolist(), test.classes) == ([1], ["a", "b"])
 
 
 def test_hugging_face_errors(saved: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -277,5 +277,5 @@ def in_memory(source: PlacedSource, *, kind: type[MemorySource] = MemorySource) 
         return source
     memory = kind(source.name, images, source.places, labels=source.labels, classes=source.classes)
     memory.origin, memory.reading, memory.remarks = source, source.reading, source.remarks
-    memory.crops_are_rounded = source.crops_are_rounded
+    memory.crops_are_rounded, memory.unlabelled_because = source.crops_are_rounded, source.unlabelled_because
     return memory

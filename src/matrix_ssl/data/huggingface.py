@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
 _SAVED_TO_DISK = ("dataset_dict.json", "dataset_info.json")
+_TEXTS = "UTO"  # kinds of arrays that may hold them
 
 
 class HuggingFaceSource(EncodedSource):
@@ -102,14 +103,26 @@ def choose_splits(loaded: "Dataset | DatasetDict", place: str) -> LoadedSplits:
     train = next((names[name] for name in TRAIN_NAMES if name in names), None)
     if train is None:
         raise DataError(f"{place}: no split 'train', only {', '.join(loaded)}; save it as a single split.")
-    test = next((names[name] for name in TEST_NAMES if name in names), None)
+    tests = [names[name] for name in TEST_NAMES if name in names]
+    judged = [name for name in tests if len(tests) > 1 and _has_labels(loaded[name])]
+    test = next(iter(judged + tests), None)
     unused = [name for name in loaded if name not in (train, test)]
     remark = describe_splits(place, [train], [test] if test else [], unused)
     return LoadedSplits(loaded[train], loaded[test] if test else None, remark)
 
 
-def open_split(split: "Dataset", *, where: str, name: str) -> PlacedSource:
-    """Opens a split: images from its first image column, labels from its first class column, or one named "label"."""
+def open_split(split: "Dataset", *, where: str, name: str, classes: Classes = None) -> PlacedSource:
+    """Opens a split: images from its first image column, labels from its first class column, or one named "label".
+
+    Labels are whole numbers from 0, or texts, which become the numbers of the sorted classes; with any others, such as
+    the -1 of a split whose labels nobody has published, the images are taken without labels.
+
+    Args:
+        classes: those of the training split, in which the labels of a test split are numbered.
+
+    Raises:
+        DataError: there are no images, or labels are none of the classes.
+    """
     import datasets
 
     features = split.features
@@ -121,12 +134,51 @@ def open_split(split: "Dataset", *, where: str, name: str) -> PlacedSource:
     column = split.with_format(None).select_columns(images[0])
     column = column if images[0] == "image" else column.rename_column(images[0], "image")
     column = column.cast_column("image", datasets.Image(decode=False))
-    labelled = [key for key, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
-    labelled += [key for key in ("label",) if key in features]
-    labels = classes = None
-    if labelled:
-        values = split.with_format("numpy")[labelled[0]][:]
-        names = getattr(features[labelled[0]], "names", None)
-        labels, classes = as_labels(values, names, len(split), where=where)
     places = Places.whole([where], [len(split)])
-    return HuggingFaceSource(name, column, places, labels=labels, classes=classes)
+    labels, names, why = _labels(split, classes, where)
+    source = HuggingFaceSource(name, column, places, labels=labels, classes=names)
+    if why:
+        source.unlabelled_because = why
+        source.remarks = (f"{where} is taken without labels: {why}.",) if _label_column(split) else ()
+    return source
+
+
+def _labels(split: "Dataset", classes: Classes, where: str) -> tuple[Labels, Classes, str]:
+    """The labels and the names of all classes, or why there are none."""
+    label = _label_column(split)
+    if label is None:
+        return None, None, "it has no column of classes, nor one called 'label'"
+    values: NDArray[Any] = split.with_format("numpy")[label][:]
+    if why := _why_unlabelled(values, label):
+        return None, None, why
+    names = classes or getattr(split.features[label], "names", None)
+    if values.dtype.kind in _TEXTS:
+        names = classes or sorted(set(values.tolist()))
+        if unknown := sorted(set(values.tolist()) - set(names)):
+            raise DataError(f"{where}: the class {unknown[0]!r} is not in the training split; remove its images.")
+        number = {text: k for k, text in enumerate(names)}
+        values = np.array([number[text] for text in values.tolist()], dtype=np.int64)
+    return *as_labels(values, names, len(split), where=where), ""
+
+
+def _label_column(split: "Dataset") -> str | None:
+    """The first column of classes, or else the one called "label"; None where there is neither."""
+    import datasets
+
+    columns = [key for key, feature in split.features.items() if isinstance(feature, datasets.ClassLabel)]
+    return next(iter([*columns, *(key for key in ("label",) if key in split.features)]), None)
+
+
+def _has_labels(split: "Dataset") -> bool:
+    label = _label_column(split)
+    return label is not None and not _why_unlabelled(split.with_format("numpy")[label][:], label)
+
+
+def _why_unlabelled(values: NDArray[Any], column: str) -> str:
+    """Why the values of a column are no labels; empty where they are some."""
+    if values.dtype.kind in _TEXTS and all(isinstance(value, str) for value in values.tolist()):
+        return ""
+    if values.ndim != 1 or values.dtype.kind not in "iu":
+        return f"its column {column!r} holds neither whole numbers nor texts alone"
+    hidden = int((values < 0).sum())
+    return f"{hidden:,} of the {len(values):,} labels of its column {column!r} are below 0" if hidden else ""

@@ -144,18 +144,19 @@ def _hugging_face(data: Any) -> Splits:
     splits = huggingface.choose_splits(data, "The dataset")
     name = splits.train.info.dataset_name or "dataset"
 
-    def open_split(split: Any) -> Source:
-        source = huggingface.open_split(split, where=f"{name}/{split.split or 'train'}", name=name)
+    def open_split(split: Any, classes: Classes = None) -> Source:
+        source = huggingface.open_split(split, where=f"{name}/{split.split or 'train'}", name=name, classes=classes)
         source.crops_are_rounded = True
         return source
 
     def open_train() -> Source:
         source = open_split(splits.train)
-        source.remarks = (splits.remark,) if splits.remark else ()
+        source.remarks = (*filter(None, [splits.remark]), *source.remarks)
         return source
 
-    test = None if splits.test is None else cache(partial(open_split, splits.test))
-    return Splits(cache(open_train), test, memory=name)
+    train = cache(open_train)
+    test = None if splits.test is None else cache(lambda: open_split(splits.test, train().classes))
+    return Splits(train, test, memory=name)
 
 
 def _streamed(name: str) -> DataError:

@@ -74,8 +74,12 @@ class PackedSource(EncodedSource):
         return self._span(index)[:count].numpy().tobytes()
 
 
-def open_packed(paths: Sequence[Path], *, name: str) -> PlacedSource:
-    """Opens packed files as one dataset, in the order of ``paths``; they agree about labels and classes."""
+def open_packed(paths: Sequence[Path], *, name: str, training: Sequence[Path] = ()) -> PlacedSource:
+    """Opens packed files as one dataset, in the order of ``paths``; they agree about labels and classes.
+
+    Args:
+        training: files of the training split, whose classes labels without names of their own are among.
+    """
     shards = [read_shard(path) for path in paths]
     first = shards[0]
     for shard in shards[1:]:
@@ -86,9 +90,12 @@ def open_packed(paths: Sequence[Path], *, name: str) -> PlacedSource:
     labels = classes = None
     if first.labels is not None:
         labels = np.concatenate([shard.labels for shard in shards if shard.labels is not None])
-        labels, classes = as_labels(labels, first.classes, len(labels), where=str(first.path))
+        names = first.classes or (open_packed(training, name=name).classes if training else None)
+        labels, classes = as_labels(labels, names, len(labels), where=str(first.path))
     places = Places.whole([str(path) for path in paths], [len(shard) for shard in shards])
-    return PackedSource(name, shards, places, labels=labels, classes=classes)
+    source = PackedSource(name, shards, places, labels=labels, classes=classes)
+    source.unlabelled_because = "its file has no array 'y' of whole numbers from 0, one for each image"
+    return source
 
 
 def check_folder(folder: Path, paths: Sequence[Path]) -> None:

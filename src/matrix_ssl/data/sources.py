@@ -285,7 +285,7 @@ def _at(path: Path) -> Splits:
         train_files, test_files = split_packed(packed)
         if not train_files:
             raise DataError(f"{path}: every .npz file is named as a test split; name the training split with 'train'.")
-        packed_test = partial(open_packed, test_files, name=name) if test_files else None
+        packed_test = partial(open_packed, test_files, name=name, training=train_files) if test_files else None
         remarks = [_split_remark(path, packed, train_files, test_files)]
         remarks += [f"{path} has packed files, so its image files are not used."] if has_images else []
         return Splits(partial(_remarked, partial(open_packed, train_files, name=name), *remarks), packed_test)
@@ -348,12 +348,13 @@ def _torchvision(name: str, root: Path | None, *, download: bool) -> Splits:
 def _hugging_face(location: str) -> Splits:
     splits = huggingface.load_splits(location)
 
-    def open_split(split: "Dataset") -> Source:
+    def open_split(split: "Dataset", training: "Dataset | None" = None) -> Source:
         where = f"hf:{location}/{split.split or 'train'}"
-        return huggingface.open_split(split, where=where, name=Path(location).name)
+        classes = None if training is None else open_split(training).classes
+        return huggingface.open_split(split, where=where, name=Path(location).name, classes=classes)
 
     open_train = partial(_remarked, partial(open_split, splits.train), splits.remark)
-    return Splits(open_train, None if splits.test is None else partial(open_split, splits.test))
+    return Splits(open_train, None if splits.test is None else partial(open_split, splits.test, splits.train))
 
 
 def _expanded(name: str) -> Path:
