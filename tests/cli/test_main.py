@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -303,6 +304,22 @@ def test_the_settings_that_a_recipe_shows_can_be_given_back(tmp_path: Path, name
     default = config.RunConfig()
     as_many_views = dataclasses.replace(default, views=default.views[: len(complete.views)])
     assert setup.complete(config.override(as_many_views, shown)) == complete
+
+
+@pytest.mark.parametrize("words", [["recipes"], ["recipes", "images"], ["--help"]])
+def test_output_that_nobody_reads_ends_with_the_code_of_a_closed_pipe(words: list[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    ended = subprocess.run(
+        [sys.executable, "-m", "matrix_ssl", *words], stdout=writer, stderr=subprocess.PIPE, check=False
+    )
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (141, b"")
+
+
+def test_a_group_without_a_command_shows_its_help(tmp_path: Path) -> None:
+    ended = succeed(tmp_path, ["llm"])
+    assert "finetune" in ended.out and not ended.err
 
 
 def test_recipes_are_listed_with_their_first_sentence(tmp_path: Path) -> None:

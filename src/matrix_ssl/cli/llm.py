@@ -19,9 +19,12 @@ _columns = click.option("--columns", metavar="NAMES", help="Columns with questio
                         "messages]")  # fmt: skip
 
 
-@click.group()
-def llm() -> None:
+@click.group(invoke_without_command=True)
+@click.pass_context
+def llm(context: click.Context) -> None:
     """Language models: fine-tune with matrix cross-entropy, generate, score and diagnose."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
     for library in ("bitsandbytes", "lm_eval"):  # they warn of kernels and of a model that is passed as an object
         logging.getLogger(library).setLevel(logging.ERROR)
 

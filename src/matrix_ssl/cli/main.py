@@ -4,6 +4,8 @@ import io
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -39,8 +41,35 @@ _MOVED = {  # options of earlier versions
 }
 
 
+class NobodyReads(Exception):
+    """What reads the output has ended, such as head."""
+
+
+@contextmanager
+def _noticing_closed_pipes() -> Iterator[None]:
+    """Raises NobodyReads in a block whose output nobody reads, for which click and rich exit with 1."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise NobodyReads from None
+    except SystemExit as error:
+        if isinstance(error.__context__, BrokenPipeError):
+            raise NobodyReads from None
+        raise
+
+
 class Commands(click.Group):
     """A group that suggests the command that was meant."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        """The context; raises NobodyReads where it prints the help into a closed pipe."""
+        with _noticing_closed_pipes():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs a command; raises NobodyReads where it prints into a closed pipe."""
+        with _noticing_closed_pipes():
+            return super().invoke(ctx)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         """The command; raises ConfigError with the nearest name where there is none."""
@@ -124,9 +153,8 @@ def main() -> None:
     except (KeyboardInterrupt, click.Abort):  # the latter is a RuntimeError, too
         options.say("Stopped.")
         code = 130
-    except BrokenPipeError:  # what reads the output has ended, such as head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = _CLOSED_PIPE
+    except (NobodyReads, BrokenPipeError):
+        code = _end_silently()
     except Exception as error:
         sentence = _out_of_memory() if is_out_of_memory(error) else refusal(error)
         if sentence is None:
@@ -134,6 +162,14 @@ def main() -> None:
         _report(sentence, error)
         code = 1
     sys.exit(code or 0)
+
+
+def _end_silently() -> int:
+    """Lets what is still to be printed go nowhere; returns the exit code of a program whose output nobody reads."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for number in (1, 2):
+        os.dup2(nowhere, number)
+    return _CLOSED_PIPE
 
 
 def _open_descriptors() -> None:
