@@ -1,5 +1,6 @@
 """What can be known before images are read is refused before, by the commands that work for hours."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -9,10 +10,12 @@ import pytest
 from matrix_ssl.cli import stages
 from matrix_ssl.cli.chain import chain
 from matrix_ssl.cli.compare import compare
+from matrix_ssl.cli.detect import detect
 from matrix_ssl.cli.evaluate import evaluate
 from matrix_ssl.cli.pretrain import pretrain
 from matrix_ssl.cli.serve import serve
 from matrix_ssl.cli.worth import worth
+from matrix_ssl.config import check_agreement
 from matrix_ssl.errors import ConfigError, DataError, MatrixSSLError, RunFolderError
 from tests.support.runs import make_images
 
@@ -97,3 +100,56 @@ def test_before_the_mean_is_measured(folder: Path) -> None:
 def test_a_number_that_is_none(folder: Path, option: str) -> None:
     with pytest.raises(click.BadParameter, match="nan is not in the range"):
         evaluate.main(["random/tiny_resnet", "--data", "photos", option, "nan"], standalone_mode=False)
+
+
+COMPARE, WORTH = (compare, ["demo", "--methods", "simsiam"]), (worth, ["demo", "--from", "random/tiny_resnet"])
+COCO = ["--train-images", "t", "--train-annotations", "t.json", "--val-images", "v", "--val-annotations", "v.json"]
+DETECT = (detect, [*COCO, "--encoder", "random/resnet18", "--out", "d"])
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "message"),
+    [
+        (pretrain, ["demo", "--method", "simclr", "--set", "method.name=byol"],
+         "method.name=byol and --method simclr contradict each other"),
+        (pretrain, ["--data", "photos", "--set", "data.source=labelled"],
+         "data.source=labelled and --data photos contradict each other"),
+        (pretrain, ["demo", "--from", "a", "--set", "start.reference=b"], "start.reference=b and --from a contradict"),
+        (pretrain, ["demo", "--deterministic", "--set", "deterministic=false"],
+         "deterministic=false and --deterministic true contradict"),
+        (chain, ["demo", "--method", "simclr", "--set", "method.name=byol"], "contradict each other"),
+        (chain, ["demo", "--encoder", "runs/x"], "is already trained; remove the recipe 'demo'"),
+        (chain, ["demo", "--detect-set", "architecture=c4"], "architecture=c4 and --architecture fpn contradict"),
+        (DETECT[0], [*DETECT[1], "--seed", "1", "--set", "seed=2"], "seed=2 and --seed 1 contradict each other"),
+        (DETECT[0], [*DETECT[1], "--no-masks", "--set", "masks=true"], "masks=true and --no-masks false contradict"),
+        (WORTH[0], [*WORTH[1], "--epochs", "3", "--set", "epochs=4"], "epochs=4 and --epochs 3 contradict each other"),
+        (WORTH[0], [*WORTH[1], "--set", "seed=4"], "--set seed=4: this command trains with the seeds 0, 1, 2"),
+        (COMPARE[0], [*COMPARE[1], "--set", "seed=4"], "--set seed=4: this command trains with the seeds 0, 1, 2"),
+        (COMPARE[0], [*COMPARE[1], "--budget", "3", "--set", "epochs=4"], "epochs=4 and --budget 3 contradict"),
+        (COMPARE[0], [*COMPARE[1], "--trials", "1", "--tuning-set", "network.width=8"],
+         "--tuning-set is for trials, and --trials 1 makes none"),
+        (COMPARE[0], [*COMPARE[1], "--trials", "1", "--trial-seeds", "2"], "--trial-seeds is for trials"),
+        (COMPARE[0], [*COMPARE[1], "--trials", "1", "--tuning-budget", "2"], "--tuning-budget is for trials"),
+        (COMPARE[0], [*COMPARE[1], "--tuning-set", "epochs=3"], "epochs=3: the plan of the comparison decides it; use "
+         "--tuning-budget"),
+        (COMPARE[0], [*COMPARE[1], "--tuning-set", "seed=3"], "use --trial-seeds"),
+        (COMPARE[0], [*COMPARE[1], "--tuning-set", "optimizer.learning_rate=3"], "from which the trials start"),
+    ],
+)  # fmt: skip
+def test_what_contradicts_or_would_be_ignored(
+    folder: Path, command: click.Command, words: list[str], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        command.main(words, standalone_mode=False)
+
+
+def test_what_agrees_is_given_twice(folder: Path) -> None:
+    check_agreement(["epochs=3", "data.source=a,b", "masks=false"], {
+        "epochs": ("--epochs", 3), "data.source": ("--data", ("a", "b")), "masks": ("--no-masks", False),
+        "seed": ("--seed", None),
+    })  # fmt: skip
+
+
+def test_a_chain_downloads_what_its_pre_training_needs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    chain.main(["cifar10", "--data-root", "sets", "--download", "--dry-run"], standalone_mode=False)
+    assert "matrix-ssl pretrain cifar10 --download --out runs/cifar10" in capsys.readouterr().out

@@ -38,7 +38,7 @@ from matrix_ssl.training.configure import configure, run_folder
 @click.option("--dry-run", is_flag=True, help="Only print the commands.")
 @options.device
 @options.data_root
-@options.fetch
+@options.download
 def chain(
     recipe: str, data: Any, method: str | None, assignments: tuple[str, ...], out: Path | None, fresh: bool,
     encoder: str | None, protocol: str, evaluate_set: tuple[str, ...], transfer: tuple[str, ...], coco: Path | None,
@@ -51,12 +51,16 @@ def chain(
     """
     if encoder is not None and (out is not None or method is not None or assignments or fresh):
         raise ConfigError(f"--encoder {encoder} is already trained; remove --out, --method, --set and --fresh.")
+    source = click.get_current_context().get_parameter_source("recipe")
+    if encoder is not None and source is not click.core.ParameterSource.DEFAULT:
+        raise ConfigError(f"--encoder {encoder} is already trained; remove the recipe {recipe!r}.")
     network = None
     if encoder is None:
         config = configure(recipe, data, assignments, method=method)
         network = None if config.start.reference else config.network.encoder
         words = [recipe, *options.data_words(data), *(["--method", method] if method else [])]
         words += [word for setting in assignments for word in ("--set", setting)]
+        words += ["--download"] if download else []
     places = ["--device", device, *(["--data-root", str(data_root)] if data_root else [])]
     run = _encoder_run(encoder, download=download, dry_run=dry_run) if encoder else None
     run = run or out or run_folder(recipe, data, method)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from matrix_ssl.cli import options
-from matrix_ssl.errors import ConfigError, did_you_mean
+from matrix_ssl.errors import ConfigError, TrainingError, did_you_mean
 from matrix_ssl.training.configure import default_run, outline
 
 if TYPE_CHECKING:
@@ -62,7 +62,11 @@ def compare(
     are evaluated on a held-out fifth of the training images; the test images are read once, at the end of every run.
     """
     from matrix_ssl.compare import options as method_options
+    from matrix_ssl.config import check_agreement
 
+    check_agreement(assignments, {"epochs": ("--budget", budget)})
+    options.check_seeds(assignments)
+    _check_trials(trials, trial_seeds=trial_seeds, budget=tuning_budget, settings=tuning_set)
     shared, chosen = method_options.divide(assignments)
     base = outline(recipe, data, shared)
     budget = budget or base.epochs
@@ -119,11 +123,28 @@ def compare(
     options.show(results=out / "compare.json", page=out / "compare.html")
     failed = [row for row in results["rows"] if "error" in row]
     if failed:
-        raise ConfigError(f"{len(failed)} of {len(results['rows'])} runs failed; the page gives the reasons.")
+        raise TrainingError(f"{len(failed)} of {len(results['rows'])} runs failed; the page gives the reasons.")
     if comparison.failures:
-        raise ConfigError(
+        raise TrainingError(
             f"{len(comparison.failures)} of {total} jobs failed without a result. Run the same command to retry them."
         )
+
+
+def _check_trials(trials: int, *, trial_seeds: int, budget: int | None, settings: Sequence[str]) -> None:
+    """Raises ConfigError for options of trials where there are none, and for settings that the plan decides."""
+    from matrix_ssl.config import split_assignment
+
+    useless = [("--trial-seeds", trial_seeds > 1), ("--tuning-budget", budget), ("--tuning-set", settings)]
+    if trials == 1 and (named := [option for option, value in useless if value]):
+        raise ConfigError(f"{named[0]} is for trials, and --trials 1 makes none: remove it, or ask for more trials.")
+    remedies = {
+        "epochs": "use --tuning-budget", "seed": "use --trial-seeds", "method.name": "name methods by --methods",
+        "optimizer.learning_rate": "change that of all, from which the trials start, by --set",
+    }  # fmt: skip
+    for setting in settings:
+        key, _ = split_assignment(setting)
+        if key in remedies:
+            raise ConfigError(f"--tuning-set {setting}: the plan of the comparison decides it; {remedies[key]}.")
 
 
 def _reference(names: tuple[str, ...], name: str | None, recommended: str, *, plan: Path | None) -> str:

@@ -44,9 +44,11 @@ def detect(
 
     Images and annotations are in the format of COCO. Settings and their published defaults: docs/detection.md.
     """
-    from matrix_ssl.config import override
+    from matrix_ssl.config import check_agreement, override
 
     named = options.given(architecture=architecture, schedule=schedule, seed=seed)
+    check_agreement(assignments, {key: (f"--{key}", value) for key, value in named.items()})
+    check_agreement(assignments, {"masks": ("--no-masks", False if no_masks else None)})
     words = [*(f"{key}={value}" for key, value in named.items()), *(["masks=false"] if no_masks else [])]
     settings = override(DetectionSettings(), [*words, *assignments])
     from matrix_ssl import distributed

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -128,6 +128,16 @@ def baseline(what: str) -> Callable[[Any], Any]:
 def names(text: str) -> list[str]:
     """The different names of a list with commas between, in order."""
     return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+
+
+def check_seeds(assignments: Sequence[str]) -> None:
+    """Raises ConfigError for a setting ``seed`` of a command that trains with seeds of its own."""
+    from matrix_ssl.config import split_assignment
+
+    for assignment in assignments:
+        if split_assignment(assignment)[0] == "seed" and split_assignment(assignment)[1] != "0":
+            raise ConfigError(f"--set {assignment}: this command trains with the seeds 0, 1, 2 and so on, as many as "
+                              "--seeds says; remove it.")  # fmt: skip
 
 
 def given(**values: Any) -> dict[str, Any]:

@@ -43,9 +43,11 @@ def pretrain(
     RECIPE is a name that `matrix-ssl recipes` lists. Without one, start, network, image size, batch and epochs are
     chosen for the images and the machine.
     """
-    from matrix_ssl.config import split_assignment
+    from matrix_ssl.config import check_agreement, split_assignment
     from matrix_ssl.runs.folder import ENCODER
 
+    named = {"start.reference": ("--from", where), "deterministic": ("--deterministic", deterministic or None)}
+    check_agreement(assignments, named)
     assignments += ("deterministic=true",) if deterministic else ()
     assignments += (f"start.reference={where}",) if where else ()
     run = out or (None if recipe else run_folder(DEFAULT_RECIPE, data, method, where))

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from matrix_ssl.cli import options
-from matrix_ssl.config import Locations, override
+from matrix_ssl.config import Locations, check_agreement, override
 from matrix_ssl.errors import DataError, MatrixSSLError
 from matrix_ssl.evaluate.detection.settings import DetectionSettings, check_processes
 from matrix_ssl.runs import signals
@@ -111,6 +111,7 @@ def check_detection(text: str, settings: Sequence[str], *, processes: int = 1) -
     """The architectures of ``--architecture``; they and the settings are checked hours before they are used."""
     names = options.names(text)
     for name in names:
+        check_agreement(settings, {"architecture": ("--architecture", name)})
         check_processes(override(DetectionSettings(), [f"architecture={name}", *settings]), processes)
     return names
 

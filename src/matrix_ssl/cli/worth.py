@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from matrix_ssl.cli import options
-from matrix_ssl.errors import ConfigError
+from matrix_ssl.errors import TrainingError
 from matrix_ssl.training.configure import configure, default_run
 
 _QUICK = ("steps=40", "gentle_rates=0.001,2")  # of the trainings with labels
@@ -50,6 +50,11 @@ def worth(
     and, where it can be trained, fine-tuned. The test images are read once, at the end. One page shows curves with
     intervals, costs in minutes, and a sentence that says what the numbers support.
     """
+    from matrix_ssl import config as configuration
+
+    named = {"epochs": ("--epochs", epochs), "data.max_unreadable": ("--max-unreadable", max_unreadable)}
+    configuration.check_agreement(assignments, named)
+    options.check_seeds([*assignments, *adapt_set])
     if quick:
         usual = (f"data.subset={_QUICK_IMAGES}", *(() if epochs else ("epochs=2",)))
         assignments, tune_set = (*usual, *assignments), (*_QUICK, *tune_set)
@@ -59,7 +64,6 @@ def worth(
     if max_unreadable is not None:
         assignments = (*assignments, f"data.max_unreadable={max_unreadable}")
     config = configure(recipe, data, assignments)
-    from matrix_ssl import config as configuration
     from matrix_ssl.compare.job import with_measured, with_precision
     from matrix_ssl.compare.worth.plan import TuningSettings, make_plan
     from matrix_ssl.compare.worth.run import PLAN, Images, WorthRun, check
@@ -111,4 +115,4 @@ def worth(
     options.stdout.print(terminal(results))
     options.show(results=out / "worth.json", page=out / PAGE)
     if failed := sum(len(arm.errors) for arm in results.arms):
-        raise ConfigError(f"{failed} trainings failed; the page gives the reasons.")
+        raise TrainingError(f"{failed} trainings failed; the page gives the reasons.")

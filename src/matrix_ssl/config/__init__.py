@@ -11,7 +11,15 @@ if TYPE_CHECKING:
     from annotated_types import Ge, Gt, Le
     from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-    from matrix_ssl.config.assignments import Assignment, build, changes, flatten, override, split_assignment
+    from matrix_ssl.config.assignments import (
+        Assignment,
+        build,
+        changes,
+        check_agreement,
+        flatten,
+        override,
+        split_assignment,
+    )
     from matrix_ssl.config.settings import (
         IMAGENET_MEAN,
         IMAGENET_STD,
@@ -38,8 +46,8 @@ __all__ = [
     "IMAGENET_MEAN", "IMAGENET_STD", "MAY_CHANGE", "Assignment", "DataConfig", "Fraction", "Ge", "Gt", "Le",
     "Locations", "MethodConfig", "NetworkConfig", "NonNegativeFloat", "NonNegativeInt", "OpenFraction",
     "OptimizerConfig", "PositiveFloat", "PositiveInt", "Precision", "RunConfig", "Seed", "StartConfig", "ViewConfig",
-    "asymmetric_views", "build", "changes", "check_type", "current_names", "differences", "flatten", "from_dict",
-    "identifying", "override", "split_assignment", "symmetric_view", "to_dict",
+    "asymmetric_views", "build", "changes", "check_agreement", "check_type", "current_names", "differences",
+    "flatten", "from_dict", "identifying", "override", "split_assignment", "symmetric_view", "to_dict",
 ]  # fmt: skip
 
 __getattr__ = load_on_use(

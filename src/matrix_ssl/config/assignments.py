@@ -41,6 +41,30 @@ def split_assignment(assignment: str) -> tuple[str, str]:
     return key, text
 
 
+def check_agreement(assignments: Iterable[Assignment], options: Mapping[str, tuple[str, Any]]) -> None:
+    """Refuses an assignment that says something else than an option of the same meaning.
+
+    Args:
+        options: by the key of the setting, the option as the user knows it and its value; None: it was not given.
+
+    Raises:
+        ConfigError: both are given and differ.
+    """
+    for assignment in assignments:
+        key, value = split_assignment(assignment) if isinstance(assignment, str) else assignment
+        option, given = options.get(key, ("", None))
+        if given is not None and _text(value) != _text(given):
+            said = f"{key}={_text(value)} and {option} {_text(given)}"
+            raise ConfigError(f"{said} contradict each other: give one of them.")
+
+
+def _text(value: Any) -> str:
+    """A value as an assignment has it."""
+    if isinstance(value, (list, tuple)):
+        return ",".join(map(str, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def build(cls: type[Settings], values: Mapping[str, Any], prefix: str = "") -> Settings:
     """Builds a dataclass of settings from nested plain values by name; text is parsed, and what is missing takes its
     default. ``prefix`` is the dotted key of the group with a dot after it, for messages.

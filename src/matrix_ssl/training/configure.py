@@ -21,6 +21,8 @@ def configure(
 ) -> "RunConfig":  # fmt: skip
     """The run of a recipe with data, method and settings replaced and every option filled in; checked.
 
+    ConfigError where the settings name other data or another method than the arguments.
+
     Without a recipe it is that of the run, if the folder holds one, else the one for own images on the device.
     """
     if recipe is None:
@@ -51,6 +53,7 @@ def _configure(
 
     if recipe not in list_recipes() and (os.sep in recipe or Path(recipe).exists()):
         raise ConfigError(f"{recipe!r} is a path, not a recipe: write --data {shlex.quote(recipe)}.")
+    config.check_agreement(assignments, {"data.source": ("--data", data), "method.name": ("--method", method)})
     settings = [*assignments, *([("data.source", data)] if data else [])]
     base = _measuring(find_recipe(recipe), settings)
     name = config.override(base, [*settings, *([("method.name", method)] if method else [])]).method.name
