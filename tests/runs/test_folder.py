@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from matrix_ssl.config import RunConfig, system, to_dict
+from matrix_ssl.config import MethodConfig, RunConfig, system, to_dict
 from matrix_ssl.errors import RunFolderError
 from matrix_ssl.runs.environment import environment
 from matrix_ssl.runs.files import (
@@ -42,6 +42,22 @@ def test_the_same_run_with_more_epochs_names_its_remedy(
     with pytest.raises(RunFolderError) as caught:
         claim(tmp_path, RunConfig(**now))
     assert str(caught.value).endswith(f"or use --fresh to start over.{remedy.format(tmp_path)}")
+
+
+def test_the_file_of_a_method_may_be_moved_but_not_changed(tmp_path: Path) -> None:
+    run, old, new = (tmp_path / name for name in ("run", "old.py", "new.py"))
+    run.mkdir()
+    claim(run, RunConfig(method=MethodConfig(str(old))))
+    new.write_text("x = 1\n")
+    with pytest.raises(RunFolderError, match=r"method\.name: '.*old\.py' -> '.*new\.py'"):  # it has kept no source
+        claim(run, RunConfig(method=MethodConfig(str(new))))
+    (run / "own-method.py").write_text("x = 1\n")
+    claim(run, RunConfig(method=MethodConfig(str(new))))
+    assert read_config(run).method.name == str(old)
+    new.write_text("x = 2\n")
+    for name in (str(new), str(tmp_path / "absent.py"), "simclr"):
+        with pytest.raises(RunFolderError, match=r"method\.name"):
+            claim(run, RunConfig(method=MethodConfig(name)))
 
 
 def names(folder: Path) -> set[str]:

@@ -92,12 +92,16 @@ class ComparisonRun:
             write_json(self.out / PLAN, redact_values(self.plan.describe()))
 
     def _grown(self) -> list[str]:
-        """Of methods and seeds those that have become more, or others in order; RunFolderError for fewer methods."""
+        """Of methods and seeds those that have become more, or others in order; RunFolderError for fewer methods.
+
+        Also what an earlier version has written with the whole paths of methods' files.
+        """
         if not (self.out / PLAN).exists():
             return []
-        before = read_object(self.out / PLAN, "methods", "seeds")
-        methods, seeds = before["methods"], before["seeds"]
-        if not (isinstance(methods, list) and all(isinstance(name, str) for name in methods) and type(seeds) is int):
+        before = read_object(self.out / PLAN, "methods", "seeds", "reference")
+        methods, seeds, reference = before["methods"], before["seeds"], before["reference"]
+        names = [*methods, reference] if isinstance(methods, list) else [None]
+        if not (all(isinstance(name, str) for name in names) and type(seeds) is int):
             return []  # damaged, and so a different comparison
         named = {Path(name).stem for name in self.plan.methods}
         if left_out := [stem for name in methods if (stem := Path(name).stem) not in named]:
@@ -105,8 +109,13 @@ class ComparisonRun:
                 f"{self.out} compares {', '.join(left_out)} as well: name all of its methods and those to add in "
                 "--methods, or choose a different folder with --out."
             )
-        own = list(self.plan.methods)
-        more = {"methods": set(methods) <= set(own) and methods != own, "seeds": seeds < self.plan.seeds}
+        now = self.plan.describe()
+        own = list(now["methods"])
+        more = {
+            "methods": set(map(jobs.file_name, methods)) <= set(own) and methods != own,
+            "seeds": seeds < self.plan.seeds,
+            "reference": jobs.file_name(reference) == now["reference"] != reference,
+        }
         return [key for key, is_more in more.items() if is_more]
 
     def run(

@@ -7,6 +7,7 @@ it stops without the process of number PARENT, which started it. The test images
 run that is reported, and never by a trial.
 """
 
+import dataclasses
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -20,6 +21,7 @@ from torch import nn
 
 from matrix_ssl import config as configuration
 from matrix_ssl.config import DataConfig, RunConfig, system
+from matrix_ssl.config.untrusted import file_sha256
 from matrix_ssl.data import Source, has_test_split, open_source, split_source
 from matrix_ssl.data.sources import Split, choose_subset
 from matrix_ssl.encoder import initialise_encoder, load_encoder
@@ -32,7 +34,7 @@ from matrix_ssl.evaluate.probes.protocols import PROTOCOLS, measure
 from matrix_ssl.runs import devices
 from matrix_ssl.runs.display import Display
 from matrix_ssl.runs.files import fingerprint, read_json, read_lines, read_object, write_json
-from matrix_ssl.runs.folder import CONFIG, ENVIRONMENT, METRICS, lock, tidy
+from matrix_ssl.runs.folder import CONFIG, ENVIRONMENT, METRICS, lock, read_config, tidy
 from matrix_ssl.training import setup
 from matrix_ssl.training.measured import with_statistics
 from matrix_ssl.training.task import Observer
@@ -121,6 +123,8 @@ def run_job(folder: Path) -> dict[str, Any]:
     """
     job = read_object(folder / JOB, "config", "threads", "device", "data_root", "stage", "method")
     config = configuration.from_dict(job["config"])
+    if job.get("source") not in (None, source_digest(config.method.name)):
+        raise ConfigError(f"{config.method.name} has changed since the comparison was started: run the command again.")
     if job["threads"]:
         torch.set_num_threads(job["threads"])
     device = devices.choose_device(job["device"])
@@ -145,8 +149,23 @@ def run_job(folder: Path) -> dict[str, Any]:
 
 
 def identify(stage: str, method: str, config: RunConfig) -> str:
-    """What distinguishes the result of a job from those of others."""
-    return fingerprint(stage, method, configuration.identifying(config))
+    """What distinguishes the result of a job from those of others, wherever the file of a method is."""
+    return fingerprint(stage, file_name(method), configuration.identifying(with_method(config, file_name)))
+
+
+def file_name(method: str) -> str:
+    """A method without the folders of its file."""
+    return Path(method).name if method.endswith(".py") else method
+
+
+def with_method(config: RunConfig, rename: Callable[[str], str]) -> RunConfig:
+    """A run whose method has a different name."""
+    return dataclasses.replace(config, method=dataclasses.replace(config.method, name=rename(config.method.name)))
+
+
+def source_digest(method: str) -> str | None:
+    """The SHA-256 of the file of a method; None for a method of this package."""
+    return file_sha256(method) if method.endswith(".py") else None
 
 
 def _train_and_evaluate(
@@ -175,7 +194,7 @@ def _train(
         bank = choose_subset(part[0], _CURVE_BANK, seed=_SPLIT)
         queries = choose_subset(part[1], _CURVE_QUERIES, seed=_SPLIT)
         training.observer = _Curve(bank, queries, config.data, device)
-    write_json(folder / CONFIG, configuration.to_dict(config))
+    write_json(folder / CONFIG, configuration.to_dict(_as_begun(config, folder)))
     write_json(folder / ENVIRONMENT, devices.environment(device))
     summary = training.train(folder)
     kept = ("step", "epoch", "seconds", "loss", "effective_rank", "matrix_entropy", CURVE)
@@ -190,6 +209,12 @@ def _train(
         "curve": [{key: line[key] for key in kept if key in line} for line in read_lines(folder / METRICS)],
         "environment": read_json(folder / ENVIRONMENT),
     }
+
+
+def _as_begun(config: RunConfig, folder: Path) -> RunConfig:
+    """The run with the file of its method in the place where it began, by which its checkpoints know it."""
+    before = read_config(folder).method.name if (folder / CONFIG).exists() else config.method.name
+    return with_method(config, lambda name: before if file_name(before) == file_name(name) else name)
 
 
 def _accuracies(

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from matrix_ssl import config as configuration
+from matrix_ssl.compare.job import file_name
 from matrix_ssl.config import RunConfig
+from matrix_ssl.config.untrusted import expanded
 from matrix_ssl.encoder import architectures
 from matrix_ssl.errors import ConfigError
 from matrix_ssl.evaluate.baselines import Baseline
@@ -48,9 +50,13 @@ class Plan:
     options: dict[str, Any] = field(default_factory=dict)  # that the recipe's method lacks, for those that have them
 
     def describe(self) -> dict[str, Any]:
-        """The content of ``plan.json``, where one seed a trial and no such options are that of earlier versions."""
+        """The content of ``plan.json``, where one seed a trial and no such options are that of earlier versions.
+
+        Files of methods have no folders there: they may be moved, and a job knows their content.
+        """
         usual = {"trial_seeds": 1, "options": {}}
-        return {key: value for key, value in dataclasses.asdict(self).items() if usual.get(key) != value}
+        values = {key: value for key, value in dataclasses.asdict(self).items() if usual.get(key) != value}
+        return values | {"methods": tuple(map(file_name, self.methods)), "reference": file_name(self.reference)}
 
 
 @dataclass(frozen=True)
@@ -100,7 +106,7 @@ def choose_methods(text: str, base: RunConfig) -> tuple[str, ...]:
     methods: list[str] = []
     for name in filter(None, map(str.strip, text.split(","))):
         suitable = [known for known in list_methods() if name == "all" and _refusal(known, base) is None]
-        methods += suitable if name == "all" else [str(Path(name).resolve()) if name.endswith(".py") else name]
+        methods += suitable if name == "all" else [str(expanded(name).resolve()) if name.endswith(".py") else name]
     methods = list(dict.fromkeys(methods))
     if not methods:
         raise ConfigError(f"--methods {text!r}: list at least one method, or use 'all'.")

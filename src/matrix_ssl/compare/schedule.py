@@ -1,5 +1,6 @@
 """Runs the jobs of a comparison in processes of their own, one per place at a time, and resumes them."""
 
+import functools
 import os
 import sys
 from collections.abc import Callable
@@ -8,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from matrix_ssl import config as configuration
-from matrix_ssl.compare.job import JOB, OUTPUT, RESULT, identify
+from matrix_ssl.compare.job import JOB, OUTPUT, RESULT, file_name, identify, source_digest, with_method
 from matrix_ssl.compare.plan import Job
 from matrix_ssl.config import system
 from matrix_ssl.config.untrusted import read_end
 from matrix_ssl.errors import ConfigError, RunFolderError
 from matrix_ssl.runs import signals
-from matrix_ssl.runs.files import read_object, write_json
+from matrix_ssl.runs.files import fingerprint, read_object, write_json
 from matrix_ssl.runs.folder import set_aside
 from matrix_ssl.runs.processes import Processes
 from matrix_ssl.runs.signals import Interrupted
@@ -55,20 +56,43 @@ def read_result(out: Path, job: Job) -> dict[str, Any] | None:
     if not path.exists() or _is_outdated(out / job.folder, job):
         return None
     values = read_object(path)
-    if values.pop("job", None) not in (None, identify(job.stage, job.method, job.config)):
+    if values.pop("job", None) not in (None, identify(job.stage, job.method, job.config), _earlier_identity(out, job)):
         raise RunFolderError(f"{path} belongs to a different job: put its own file back, or remove it to run it again.")
     return values
 
 
 def _is_outdated(folder: Path, job: Job) -> bool:
-    """Whether a folder holds a job with other settings, as after a change of a method's defaults."""
+    """Whether a folder holds a job with other settings or source, as after a change of a method's defaults or file."""
     if not (folder / JOB).exists():
         return False
+    values = read_object(folder / JOB, "config")
     try:
-        before = configuration.from_dict(read_object(folder / JOB, "config")["config"])
+        before = configuration.from_dict(values["config"])
     except ConfigError:  # of another version of this package
         return True
-    return bool(configuration.differences(before, job.config))
+    if values.get("source") not in (None, _source(job)):  # None: of an earlier version, or a method of this package
+        return True
+    return bool(configuration.differences(with_method(before, file_name), with_method(job.config, file_name)))
+
+
+def _earlier_identity(out: Path, job: Job) -> str:
+    """The identity that an earlier version gave a job, which had the whole path of a method's file in it."""
+    values = read_object(out / job.folder / JOB) if (out / job.folder / JOB).exists() else {}
+    path = values.get("method")
+    if not isinstance(path, str) or path == job.method or file_name(path) != file_name(job.method):
+        path = job.method
+    config = with_method(job.config, lambda name: path if name.endswith(".py") else name)
+    return fingerprint(job.stage, path, configuration.identifying(config))
+
+
+@functools.cache
+def _digest(method: str) -> str | None:
+    return source_digest(method)  # once: the methods of a comparison are those that it was started with
+
+
+def _source(job: Job) -> str | None:
+    """The digest of the file of a method that a job trains with; None where it trains none or one of this package."""
+    return _digest(job.config.method.name) if job.stage in ("tuning", "run") else None
 
 
 def run_jobs(
@@ -125,6 +149,7 @@ def _start(processes: Processes[tuple[Job, Place]], out: Path, job: Job, place: 
         "config": configuration.to_dict(job.config),
         "device": place.device,
         "threads": place.threads,
+        "source": _source(job),
         "data_root": None if data_root is None else str(data_root.resolve()),
     }
     write_json(folder / JOB, values)

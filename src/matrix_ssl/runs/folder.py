@@ -1,5 +1,6 @@
 """The run folder: the names of its files, its lock, and the description that says what it is for."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -13,7 +14,7 @@ from typing import Any
 
 from matrix_ssl import config as configuration
 from matrix_ssl.config import RunConfig, system
-from matrix_ssl.config.untrusted import expanded
+from matrix_ssl.config.untrusted import expanded, read_file
 from matrix_ssl.errors import OFFERED, ConfigError, RunFolderError
 from matrix_ssl.runs.files import (
     cannot_write,
@@ -71,6 +72,21 @@ def identity(run: Path) -> str:
     except ConfigError:  # of a fine-tuning, a detection
         chosen = {key: value for key, value in configuration.flatten(values) if not key.startswith("places.")}
     return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def is_same_method(run: Path, recorded: str, name: str) -> bool:
+    """Whether a method is that of a run by its name or, of a Python file in another place, by the source that it kept.
+
+    Args:
+        recorded: the name in the settings of the run.
+        name: of the method, a name or a path.
+    """
+    if recorded == name or not (recorded.endswith(".py") and name.endswith(".py")):
+        return recorded == name
+    try:
+        return read_file(run / METHOD) == read_file(expanded(name))
+    except OSError:
+        return False
 
 
 def check_owner(path: Path, owner: Any, run: Path) -> None:
@@ -218,7 +234,11 @@ def check_claim(
     if not (folder / first).exists():
         return
     if isinstance(description, RunConfig):
-        different = configuration.differences(read_config(folder), description)
+        recorded = read_config(folder)
+        if is_same_method(folder, recorded.method.name, description.method.name):
+            method = dataclasses.replace(description.method, name=recorded.method.name)
+            description = dataclasses.replace(description, method=method)
+        different = configuration.differences(recorded, description)
     else:
         before, now = read_json(folder / first), json.loads(json.dumps(redact_values(description)))
         if not isinstance(before, dict):

@@ -19,7 +19,7 @@ from matrix_ssl.encoder.where import PATH, RANDOM, absolute, read_where
 from matrix_ssl.errors import ConfigError, MatrixSSLError
 from matrix_ssl.methods import Method, TeacherMethod
 from matrix_ssl.runs import checkpoint
-from matrix_ssl.runs.folder import CONFIG, ENCODER, read_config
+from matrix_ssl.runs.folder import CONFIG, ENCODER, is_same_method, read_config
 from matrix_ssl.training.setup import build_method
 
 # what follows from the weights, unless the user sets it
@@ -151,7 +151,7 @@ def _structure(encoder: nn.Module) -> tuple[str, list[tuple[str, torch.Size]]]:
 def _load_heads(method: Method, config: RunConfig, opened: Opened) -> bool:
     """Loads the heads of the run that the weights are from, if its method and widths are the same."""
     run = _run(opened)
-    if run is None or opened.config.method.name != config.method.name:
+    if run is None or not is_same_method(run, opened.config.method.name, config.method.name):
         return False
     newest, _ = checkpoint.load_newest(run)
     theirs, own = _heads(newest.model if newest else {}), _heads(method.state_dict())
