@@ -81,6 +81,12 @@ class TestChooseMethods:
         assert choose_methods("all", demo()) == CONVOLUTIONAL
         assert len(CONVOLUTIONAL) >= 17
 
+    def test_files_are_found_in_the_home_folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HOME", str(tmp_path))
+        source = "from matrix_ssl.methods.simsiam import SimSiam\nclass Own(SimSiam):\n    pass\n"
+        (tmp_path / "own.py").write_text(source)
+        assert choose_methods("simclr,~/own.py", demo()) == ("simclr", str(tmp_path / "own.py"))
+
     def test_those_that_need_tokens_are_among_all_for_an_encoder_that_has_them(self) -> None:
         pytest.importorskip("timm")
         base = options_of("cifar10_vit")

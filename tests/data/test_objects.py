@@ -148,6 +148,12 @@ def test_labels_of_arrays_and_files(tmp_path: Path) -> None:
         opened((PIXELS, [0, 1]))
 
 
+def test_files_may_be_named_by_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    IMAGES[0].save(tmp_path / "a.png")
+    assert opened(["~/a.png"]).read(0).shape == (3, 10, 12)
+
+
 def test_items_of_several_shapes_are_read_when_they_are_needed() -> None:
     items = Items([(IMAGES[0], 0), (IMAGES[1].resize((7, 9)), 0), (IMAGES[2], 1)])
     source = opened(items)

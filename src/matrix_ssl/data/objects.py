@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import IterableDataset
 
+from matrix_ssl.config.untrusted import expanded
 from matrix_ssl.data import huggingface
 from matrix_ssl.data.array_source import ArraySource, channels_last
 from matrix_ssl.data.base import Classes, Labels, MemorySource, Places, Source, as_labels
@@ -124,7 +125,8 @@ def _open_array(images: NDArray[Any] | torch.Tensor, labels: Any) -> Source:
 
 def _open_files(files: list[str], labels: Any) -> Source:
     values, classes = _labels(labels, len(files))
-    return FolderSource("files", Path(), [os.path.expanduser(file) for file in files], labels=values, classes=classes)  # noqa: PTH111
+    files = [str(expanded(file)) if file.startswith("~") else file for file in files]
+    return FolderSource("files", Path(), files, labels=values, classes=classes)
 
 
 def _labels(labels: Any, count: int) -> tuple[Labels, Classes]:

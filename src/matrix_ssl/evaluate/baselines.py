@@ -4,13 +4,13 @@ import dataclasses
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from matrix_ssl.config import DataConfig
+from matrix_ssl.config.untrusted import expanded
 from matrix_ssl.encoder.opening import open_encoder
 from matrix_ssl.errors import ConfigError, is_out_of_memory
 from matrix_ssl.runs import checkpoint
@@ -86,7 +86,7 @@ def open_baselines(
 
 def _short(reference: str) -> str:
     """The last part of a path that exists, else the reference."""
-    path = Path(reference)
+    path = expanded(reference)
     return path.resolve().name if path.exists() else reference
 
 
