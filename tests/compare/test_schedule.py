@@ -56,7 +56,10 @@ class TestPlaces:
     ) -> None:
         monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
         found = places("cpu", jobs=jobs_)
-        assert [(p.device, p.visible, p.threads) for p in found] == [("cpu", None, n) for n in expected]
+        assert [(p.device, p.visible, p.threads, p.workers) for p in found] == [("cpu", None, n, n) for n in expected]
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        assert [p.workers for p in places("cuda", jobs=0)] == [max(1, cores // 2)] * 2
 
     def test_an_apple_gpu_is_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
@@ -190,6 +193,17 @@ def test_places_and_folders_are_told_to_the_process(tmp_path: Path, instead: lis
     written = read_json(tmp_path / job.folder / "job.json")
     assert (written["stage"], written["device"], written["threads"]) == ("run", "cpu", 3)
     assert configuration.from_dict(written["config"]) == job.config
+
+
+@pytest.mark.parametrize(("setting", "expected"), [("data.workers=-1", 2), ("data.workers=5", 5)])
+def test_jobs_share_the_workers_that_decode_images(
+    tmp_path: Path, instead: list[str], setting: str, expected: int
+) -> None:
+    """Else as many jobs as there are cores would each start a process for every core."""
+    instead[0] = WRITE
+    job = runs(make_plan(setting), "simsiam", {})[0]
+    assert run(tmp_path, [job], [Place("cpu", None, 1, 2)]) == {job.label: {"new": 1}}
+    assert read_json(tmp_path / job.folder / "job.json")["config"]["data"]["workers"] == expected
 
 
 # a job that waits until as many have begun as ``TOGETHER`` says, and reports how many run then

@@ -13,6 +13,7 @@ from matrix_ssl.compare.job import JOB, OUTPUT, RESULT, file_name, identify, sou
 from matrix_ssl.compare.plan import Job
 from matrix_ssl.config import system
 from matrix_ssl.config.untrusted import read_end
+from matrix_ssl.data.workers import MOST_WORKERS
 from matrix_ssl.errors import ConfigError, RunFolderError
 from matrix_ssl.runs import signals
 from matrix_ssl.runs.files import fingerprint, read_object, write_json
@@ -30,6 +31,7 @@ class Place:
     device: str  # as ``--device`` takes it
     visible: str | None  # the value of CUDA_VISIBLE_DEVICES
     threads: int  # 0: PyTorch's own choice
+    workers: int = -1  # processes that decode its images, where ``data.workers`` is -1
 
 
 def places(device_type: str, *, jobs: int) -> list[Place]:
@@ -41,9 +43,15 @@ def places(device_type: str, *, jobs: int) -> list[Place]:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         # CUDA ignores a name that is no device, and all after it
         names = [name.strip() for name in visible.split(",")][:count] if visible else [str(i) for i in range(count)]
-        return [Place("cuda", names[i % len(names)], 0) for i in range(jobs or len(names))]
+        count = jobs or len(names)
+        return [Place("cuda", names[i % len(names)], 0, _share(count)) for i in range(count)]
     count = jobs or (system.cores() if device_type == "cpu" else 1)
-    return [Place(device_type, None, max(1, system.cores() // count)) for _ in range(count)]
+    return [Place(device_type, None, _share(count), _share(count)) for _ in range(count)]
+
+
+def _share(count: int) -> int:
+    """The cores for each of so many jobs."""
+    return max(1, system.cores() // count)
 
 
 def read_result(out: Path, job: Job) -> dict[str, Any] | None:
@@ -143,10 +151,13 @@ def _start(processes: Processes[tuple[Job, Place]], out: Path, job: Job, place: 
     if _is_outdated(folder, job) and set_aside(folder) is None:
         (folder / RESULT).unlink(missing_ok=True)  # that of the baselines: they are not a run
     folder.mkdir(parents=True, exist_ok=True)
+    config = job.config
+    if config.data.workers == -1:  # each of the jobs would have a worker for every core
+        config = configuration.override(config, [f"data.workers={min(place.workers, MOST_WORKERS)}"])
     values = {
         "stage": job.stage,
         "method": job.method,
-        "config": configuration.to_dict(job.config),
+        "config": configuration.to_dict(config),
         "device": place.device,
         "threads": place.threads,
         "source": _source(job),

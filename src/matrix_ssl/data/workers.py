@@ -27,7 +27,7 @@ from matrix_ssl.data.open_files import check_open_files, open_files_error
 from matrix_ssl.data.squares import centre_box
 from matrix_ssl.errors import OFFERED, MatrixSSLError, TrainingError, UnreadableImage
 
-_MOST_WORKERS = 32  # two batches a worker wait: of 256 images at 224 px 5 GB of shared memory
+MOST_WORKERS = 32  # two batches a worker wait: of 256 images at 224 px 5 GB of shared memory
 _WAITING_BYTES = 2**25  # of decoded images that a worker holds, so that photographs do not fill its memory
 _FILES_OF_A_BATCH = 16  # descriptors that a worker may need to send the batches in flight and to read the next one
 _FILES_OF_A_WORKER = 8  # descriptors of a worker's pipes and batches in the main process: measured five
@@ -175,7 +175,7 @@ class CentralSquares(Reader[Crops]):
 def _worker_count(workers: int) -> int:
     if workers >= 0:
         return workers
-    return min(_MOST_WORKERS, system.cores() // system.local_processes())
+    return min(MOST_WORKERS, system.cores() // system.local_processes())
 
 
 def _start_worker(_: int) -> None:
