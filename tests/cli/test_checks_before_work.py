@@ -143,6 +143,14 @@ def test_what_contradicts_or_would_be_ignored(
         command.main(words, standalone_mode=False)
 
 
+def test_a_setting_of_a_protocol_that_is_not_asked_for_is_said(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(MatrixSSLError):
+        evaluate.main(["absent", "--data", "photos", "--set", "fine_tune.epochs=3"], standalone_mode=False)
+    assert "--set fine_tune.epochs=3 changes nothing: it is for --protocol linear-sgd, semi" in capsys.readouterr().err
+
+
 def test_what_agrees_is_given_twice(folder: Path) -> None:
     check_agreement(["epochs=3", "data.source=a,b", "masks=false"], {
         "epochs": ("--epochs", 3), "data.source": ("--data", ("a", "b")), "masks": ("--no-masks", False),

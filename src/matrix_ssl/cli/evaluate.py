@@ -49,11 +49,16 @@ def evaluate(
     """
     from matrix_ssl import config
     from matrix_ssl.api import evaluation
+    from matrix_ssl.evaluate.trained.protocols import PROTOCOLS as TRAINED
     from matrix_ssl.evaluate.trained.protocols import EvaluationSettings
 
+    chosen = options.names(protocol)
+    settings = config.override(EvaluationSettings(), assignments)
+    if assignments and not any(name in TRAINED for name in chosen):
+        options.say(f"--set {assignments[0]} changes nothing: it is for --protocol {', '.join(TRAINED)}.")
     evaluated = evaluation.evaluate(
-        where, data, out=out, test_data=test_data, protocols=options.names(protocol), baselines=baseline,
-        baseline_sizes=baseline_size, settings=config.override(EvaluationSettings(), assignments),
+        where, data, out=out, test_data=test_data, protocols=chosen, baselines=baseline,
+        baseline_sizes=baseline_size, settings=settings,
         label_list=label_list, weights=weights, fresh=fresh, max_unreadable=max_unreadable,
         report=not no_report, device=device, data_root=data_root, download=download,
     )  # fmt: skip

@@ -7,6 +7,7 @@ it stops without the process of number PARENT, which started it. The test images
 run that is reported, and never by a trial.
 """
 
+import contextlib
 import dataclasses
 import sys
 import time
@@ -26,7 +27,7 @@ from matrix_ssl.data import Source, has_test_split, open_source, split_source
 from matrix_ssl.data.sources import Split, choose_subset
 from matrix_ssl.encoder import initialise_encoder, load_encoder
 from matrix_ssl.encoder.opening import open_encoder
-from matrix_ssl.errors import ConfigError, Diverged, MatrixSSLError
+from matrix_ssl.errors import ConfigError, Diverged, MatrixSSLError, RunFolderError
 from matrix_ssl.evaluate.features import RawPixels, extract
 from matrix_ssl.evaluate.online import ask_neighbours
 from matrix_ssl.evaluate.probes.accuracy import accuracy
@@ -213,7 +214,10 @@ def _train(
 
 def _as_begun(config: RunConfig, folder: Path) -> RunConfig:
     """The run with the file of its method in the place where it began, by which its checkpoints know it."""
-    before = read_config(folder).method.name if (folder / CONFIG).exists() else config.method.name
+    before = config.method.name
+    if (folder / CONFIG).exists():
+        with contextlib.suppress(RunFolderError):  # a damaged file is written again
+            before = read_config(folder).method.name
     return with_method(config, lambda name: before if file_name(before) == file_name(name) else name)
 
 

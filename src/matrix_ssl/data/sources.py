@@ -345,13 +345,12 @@ def _torchvision(name: str, root: Path | None, *, download: bool) -> Splits:
     return Splits(train, None if name == "stl10-unlabeled" else test)
 
 
-def _hugging_face(location: str) -> Splits:
-    splits = huggingface.load_splits(location)
+def _hugging_face(place: str) -> Splits:
+    splits, name = huggingface.load_splits(place), Path(place).name
 
     def open_split(split: "Dataset", training: "Dataset | None" = None) -> Source:
-        where = f"hf:{location}/{split.split or 'train'}"
         classes = None if training is None else open_split(training).classes
-        return huggingface.open_split(split, where=where, name=Path(location).name, classes=classes)
+        return huggingface.open_split(split, where=f"hf:{place}/{split.split or 'train'}", name=name, classes=classes)
 
     open_train = partial(_remarked, partial(open_split, splits.train), splits.remark)
     return Splits(open_train, None if splits.test is None else partial(open_split, splits.test, splits.train))
