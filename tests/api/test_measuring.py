@@ -125,13 +125,6 @@ def test_features_against_features(files):
         assert text in page
 
 
-def test_features_may_be_named_by_the_home_folder(files, monkeypatch):
-    monkeypatch.setenv("HOME", str(files))
-    assert measuring.measure("~/x.npy", against=["~/y.npz"]) == measuring.measure(
-        files / "x.npy", against=[files / "y.npz"]
-    )
-
-
 def test_errors(files):
     np.save(files / "short.npy", X[:50].numpy())
     np.savez(files / "other.npz", features=Y.numpy(), data_digest=np.array("b"))
