@@ -39,8 +39,8 @@ SHORTEST = (*SHORT, "data.subset=198", "views.2.image_size=4")  # 3 steps of two
 
 
 CHECKS = ("gather", "gather_uneven", "all_reduce_sum", "sum_of_parts", "batch_norm", "uneven_batch_norm",
-          "whole_network", "agreement", "streams", "matrix_ssl_loss", "matrix_entropy_loss", "loss_scale",
-          "teacher_gradient")  # fmt: skip
+          "half_precision", "whole_network", "agreement", "streams", "matrix_ssl_loss", "matrix_entropy_loss",
+          "loss_scale", "teacher_gradient")  # fmt: skip
 UNEVEN = ("gather_uneven", "all_reduce_sum", "uneven_batch_norm", "agreement")  # what three processes show in seconds
 TOGETHER = {"all": CHECKS, "uneven": UNEVEN}  # one after another in the same processes
 

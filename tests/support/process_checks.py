@@ -182,6 +182,36 @@ def compare_batch_norms(single: nn.Module, ours: nn.Module, shape: tuple[int, ..
         torch.testing.assert_close(ours.get_buffer(name), buffer, rtol=1e-12, atol=1e-12)
 
 
+def half_precision() -> None:
+    """Under autocast the losses are those of a single process, and BatchNorm normalises as PyTorch's own layer."""
+    size, rank = distributed.world_size(), distributed.rank()
+    spread = torch.logspace(0, -2, 16)
+    whole = (torch.randn(64 * size, 16)[None] + 0.1 * torch.randn(4, 64 * size, 16)) * spread
+    for exchange in ("rows", "covariances"):
+        single = whole.clone().requires_grad_()
+        ours = whole.chunk(size, 1)[rank].clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            pairs = (
+                (losses.matrix_ssl_terms(*single), parallel.matrix_ssl_terms(*ours, exchange=exchange)),
+                (losses.matrix_entropy_terms(*single[:2]), parallel.matrix_entropy_terms(*ours[:2], exchange=exchange)),
+            )
+        for expected, found in pairs:
+            torch.testing.assert_close(tuple(found), tuple(expected), rtol=1e-5, atol=1e-5)
+            (whole_gradient,) = torch.autograd.grad(expected.loss, single)
+            (gradient,) = torch.autograd.grad(found.loss, ours)
+            tolerance = 1e-4 * float(whole_gradient.abs().max())
+            torch.testing.assert_close(gradient / size, whole_gradient.chunk(size, 1)[rank], rtol=0, atol=tolerance)
+    for settings in ({}, {"affine": False}):
+        plain = nn.BatchNorm2d(4, **settings)
+        ours = run_batch_norm.SynchronisedBatchNorm.like(nn.BatchNorm2d(4, **settings))
+        whole = (torch.randn(45 * size, 4, 3, 3) + 20).bfloat16()  # 405 values a process are no number of bfloat16
+        expected, found = plain(whole), ours(whole.chunk(size)[rank])
+        assert found.dtype == expected.dtype == torch.bfloat16
+        torch.testing.assert_close(found, expected.chunk(size)[rank], rtol=2**-7, atol=1e-3)  # one step of bfloat16
+        torch.testing.assert_close(ours.running_mean, plain.running_mean, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(ours.running_var, plain.running_var, rtol=1e-4, atol=1e-5)
+
+
 def whole_network() -> None:
     """Conversion leaves names, values and the mode; a deep network then sees the whole batch."""
     torch.manual_seed(1)

@@ -25,7 +25,10 @@ def synchronise_batch_norm(module: nn.Module, device_type: str) -> nn.Module:
 
 
 class SynchronisedBatchNorm(_BatchNorm):
-    """BatchNorm over (n, c) or (n, c, h, w) whose training statistics are those of all processes together."""
+    """BatchNorm over (n, c) or (n, c, h, w) whose training statistics are those of all processes together.
+
+    Half precision is computed in float32, as PyTorch's own layers do, and the output has the dtype of the input.
+    """
 
     @classmethod
     def like(cls, other: _BatchNorm) -> "SynchronisedBatchNorm":
@@ -45,18 +48,19 @@ class SynchronisedBatchNorm(_BatchNorm):
         axes = [axis for axis in range(input.ndim) if axis != 1]
         shape = [1, -1] + [1] * (input.ndim - 2)
         # processes may have different numbers of rows, so the number of values is summed with the values
-        local = input.new_full((1,), input.numel() // input.shape[1])
-        total = distributed.all_reduce_sum(torch.cat([input.sum(axes), local]))
+        x = input if input.dtype in (torch.float32, torch.float64) else input.float()
+        local = x.new_full((1,), x.numel() // x.shape[1])
+        total = distributed.all_reduce_sum(torch.cat([x.sum(axes), local]))
         count = total[-1].detach()
         # two passes: the mean of squares about the mean keeps all digits, E[x²] - E[x]² does not
         mean = total[:-1] / count
-        centred = input - mean.view(shape)
+        centred = x - mean.view(shape)
         variance = distributed.all_reduce_sum(centred.square().sum(axes)) / count
         self._follow(mean.detach(), variance.detach() * (count / (count - 1).clamp_min(1)))
         output = centred * (variance + self.eps).rsqrt().view(shape)
         if self.affine:
             output = output * self.weight.view(shape) + self.bias.view(shape)
-        return output
+        return output.to(input.dtype)
 
     @torch.no_grad()
     def _follow(self, mean: Tensor, variance: Tensor) -> None:

@@ -7,7 +7,8 @@ which an all-reduce moves twice, for the matrix entropy 2nd or two of d².
 """
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from contextlib import AbstractContextManager
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -69,11 +70,12 @@ def covariances(teachers: Tensor, students: Tensor, *, samples: int) -> Tensor:
     Teachers and students are (k, n_local, d), ``samples`` is n of all processes. The result is the same on every
     process, for a loss of which every process computes a part.
     """
-    a, b = unit_rows(teachers), unit_rows(students)
-    # the means are treated as constants: the gradient by them is a sum of centred rows, which is zero
-    means = distributed.all_reduce_sum(torch.stack([a.detach().sum(-2), b.detach().sum(-2)])) / samples
-    a, b = a - means[0].unsqueeze(-2), b - means[1].unsqueeze(-2)
-    return distributed.all_reduce_sum(torch.stack([a.mT @ b, a.mT @ a, b.mT @ b]) / samples)
+    with _without_autocast(teachers):
+        a, b = unit_rows(teachers), unit_rows(students)
+        # the means are treated as constants: the gradient by them is a sum of centred rows, which is zero
+        means = distributed.all_reduce_sum(torch.stack([a.detach().sum(-2), b.detach().sum(-2)])) / samples
+        a, b = a - means[0].unsqueeze(-2), b - means[1].unsqueeze(-2)
+        return distributed.all_reduce_sum(torch.stack([a.mT @ b, a.mT @ a, b.mT @ b]) / samples)
 
 
 def matrix_entropy_terms(
@@ -112,14 +114,20 @@ def matrix_entropy_terms(
     sizes = distributed.row_counts(z1, sizes)
     samples = sum(sizes)
     own = distributed.rank() % 2  # the view that this process computes
-    a, b = unit_rows(z1), unit_rows(z2)
-    if exchange == "rows" or width > 0 or (exchange == "auto" and samples < 2 * z1.shape[1]):
-        views = distributed.gather_for_parts(torch.stack([z1, z2], 1), sizes=sizes)
-        entropy = losses.view_entropy(views[:, own], order=order, width=width)
-    else:
-        whole = distributed.all_reduce_sum(torch.stack([a.mT @ a, b.mT @ b]) / samples)
-        entropy = losses.covariance_entropy(whole[own], order=order)
-    sharing = (size + 1 - own) // 2  # processes that compute the same view
-    parts = torch.stack([entropy / sharing / 2, torch.linalg.vecdot(a, b).sum() / samples])
-    entropy, cosine = distributed.sum_of_parts(parts)
+    with _without_autocast(z1):
+        a, b = unit_rows(z1), unit_rows(z2)
+        if exchange == "rows" or width > 0 or (exchange == "auto" and samples < 2 * z1.shape[1]):
+            views = distributed.gather_for_parts(torch.stack([z1, z2], 1), sizes=sizes)
+            entropy = losses.view_entropy(views[:, own], order=order, width=width)
+        else:
+            whole = distributed.all_reduce_sum(torch.stack([a.mT @ a, b.mT @ b]) / samples)
+            entropy = losses.covariance_entropy(whole[own], order=order)
+        sharing = (size + 1 - own) // 2  # processes that compute the same view
+        parts = torch.stack([entropy / sharing / 2, torch.linalg.vecdot(a, b).sum() / samples])
+        entropy, cosine = distributed.sum_of_parts(parts)
     return MatrixEntropyTerms(-entropy - alignment_weight * cosine, entropy.detach(), cosine.detach())
+
+
+def _without_autocast(rows: Tensor) -> AbstractContextManager[Any]:
+    """A block in which products keep the dtype of their factors: those of bfloat16 are no covariances of a loss."""
+    return torch.autocast(rows.device.type, enabled=False)
