@@ -228,11 +228,32 @@ class TestStrictness:
         tensors = body(student) | {"layer1.2.conv1.weight": torch.ones(64, 64, 3, 3)}
         assert "1 not in the network: layer1.2.conv1.weight" in refused(tensors)
 
+    @pytest.mark.parametrize("prefix", ["", "module.encoder_q."])
+    def test_layers_within_blocks_that_are_named_like_a_head(self, student, prefix) -> None:
+        """Squeeze and excitation, as in moskomule/senet.pytorch, and a BatchNorm at the end: other functions."""
+        plain = {prefix + name: tensor for name, tensor in student.state_dict().items()}
+        for others in (
+            {"layer1.0.se.fc.0.weight": torch.ones(4, 64), "layer1.0.se.fc.2.weight": torch.ones(64, 4)},
+            {"layer4.1.linear.weight": torch.ones(512, 512), "layer4.1.projection.weight": torch.ones(2)},
+            {"bn.weight": torch.ones(512), "bn.bias": torch.ones(512)},
+        ):
+            message = refused(plain | {prefix + name: tensor for name, tensor in others.items()})
+            assert f"matches 120 of 120 tensors of the network; 2 not in the network: {sorted(others)[0]}" in message
+        assert "4 of the head" in find(plain | {f"{prefix}head_dist.{n}": torch.ones(2) for n in "ab"}).counts.text
+
     def test_something_that_no_rule_explains_beside_the_encoder(self, student) -> None:
         tensors = {f"encoder.{name}": tensor for name, tensor in body(student).items()}
         tensors |= {"critic.weight": torch.ones(2), "predictor.0.weight": torch.ones(2)}
         message = refused(tensors)
         assert "1 tensors that no rule explains, such as critic.weight; save the state dict of the encoder" in message
+
+    def test_a_moving_average_of_torchvisions_training(self, student) -> None:
+        """Its ``AveragedModel`` counts what it has averaged."""
+        both = {f"model.{name}": tensor for name, tensor in student.state_dict().items()}
+        both |= {f"model_ema.module.{n}": t for n, t in published.moved(student).state_dict().items()}
+        both["model_ema.n_averaged"] = torch.tensor(5)
+        assert "1 of the progress (model_ema.n_averaged)" in find(both).counts.text
+        assert torch.equal(find(both, branch="teacher").tensors["bn1.weight"], both["model_ema.module.bn1.weight"])
 
     def test_two_different_encoders(self, student) -> None:
         two = {f"left.{name}": t for name, t in body(student).items()}

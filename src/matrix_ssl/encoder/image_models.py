@@ -89,7 +89,9 @@ def _beside(keys: Iterable[str], place: str) -> dict[str, list[str]]:
     """The places of the tensors beside the encoder, by what they belong to."""
     groups: dict[str, list[str]] = defaultdict(list)
     for key in sorted(keys):
-        what, where = ("pooler", "pooler") if _is_pooler(key) else names.beside_an_encoder(key) or ("", key)
+        what, where = (
+            ("pooler", "pooler") if _is_pooler(key) else names.beside_an_encoder(key, inside=True) or ("", key)
+        )
         if not what:
             raise CheckpointError(f"{place} has tensors that no rule explains, such as {key}; it was not loaded.")
         groups[what].append(where)

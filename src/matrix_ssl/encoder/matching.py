@@ -102,7 +102,7 @@ class _Comparison:
 
     @property
     def faults(self) -> int:
-        return len(self.missing) + sum(names.beside_an_encoder(name) is None for name in self.over)
+        return len(self.missing) + sum(names.beside_an_encoder(name, inside=True) is None for name in self.over)
 
 
 def find_encoder(
@@ -202,7 +202,7 @@ def _compare(inside: Mapping[str, Tensor], network: NetworkConfig, outline: nn.M
     over = sorted(inside.keys() - theirs.values())
     counters = [own for own, name in theirs.items() if own.endswith(_COUNTER) and name not in inside]
     whole = not missing or (missing == counters and len(counters) == sum(own.endswith(_COUNTER) for own in expected))
-    known = all(names.beside_an_encoder(name) for name in over)
+    known = all(names.beside_an_encoder(name, inside=True) for name in over)
     return _Comparison(network, outline, theirs, missing, over, fits=whole and known)
 
 
@@ -220,7 +220,7 @@ def _best(compared: Iterable[_Comparison]) -> _Comparison | None:
 def _explain(best: _Comparison, inside: Mapping[str, Tensor], source: str) -> None:
     """Raises the error that lists every name that is missing, left over or of a different shape."""
     ours = {name: own for own, name in best.theirs.items()}
-    known = {name for name in best.over if names.beside_an_encoder(name)}
+    known = {name for name in best.over if names.beside_an_encoder(name, inside=True)}
     tensors = {ours.get(name, name): tensor for name, tensor in inside.items() if name not in known}
     load_strictly(best.outline, tensors, f"{source}, read as {best.network.encoder},")
 

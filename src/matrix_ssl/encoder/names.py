@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 # tensors that belong to no encoder: what they are, and a pattern of their names; any other left-over tensor is an error
 _BESIDE = (
-    ("head", r"(?:^|\.)(?:_?fc|heads?|linear|last_linear)\."),
+    ("head", r"(?:^|\.)(?:_?fc|heads?|head_dist|linear|last_linear)\."),
     ("classifier", r"(?:^|\.)\w*classifier\w*\."),
     ("projector", r"(?:^|\.)(?:\w*project\w*|projetion|expander|\w+_heads?|\w*head_momentum)\."),
     ("predictor", r"(?:^|\.)\w*predict\w*\."),
@@ -21,8 +21,9 @@ _BESIDE = (
     ("neck", r"(?:^|\.)\w*necks?\."),
     ("probe", r"(?:^|\.)(?:\w*probes?|callbacks_(?:modules|metrics))\."),  # stable-pretraining
     ("normalisation of images", r"(?:^|\.)(?:data_preprocessor|img_normalization)\."),
-    ("progress", r"(?:^|\.)(?:epoch|global_step|best_\w+)$"),
+    ("progress", r"(?:^|\.)(?:epoch|global_step|best_\w+|n_averaged)$"),
 )
+_ANYWHERE, _OUTSIDE = "mask token", "normalisation of the loss"  # where inside of an encoder: in any part, in none
 _TEACHER = re.compile(
     r"(?:^|\.)(?:encoder_k|momentum_\w+|\w+_momentum|teacher|teacher_\w+|\w+_teacher|target|target_\w+|\w+_ema|ema)\."
 )
@@ -53,10 +54,16 @@ _LITE0_DEPTHS = (1, 2, 2, 3, 3, 4, 1)  # blocks of each stage of EfficientNet-Li
 _IN_BLOCK = re.compile(r"layer(\d)\.(\d+)\.(?:(conv|bn)(\d)|downsample\.(\d))\.(\w+)")
 
 
-def beside_an_encoder(name: str) -> tuple[str, str] | None:
-    """What a tensor outside of an encoder belongs to, such as ``"queue"``, and its place; None if no rule matches."""
+def beside_an_encoder(name: str, *, inside: bool = False) -> tuple[str, str] | None:
+    """What a tensor outside of an encoder belongs to, such as ``"queue"``, and its place; None if no rule matches.
+
+    Args:
+        inside: the name begins inside of the encoder. There only a part of its own is known, such as ``fc.``: blocks
+            may hold layers of such names, as squeeze and excitation has ``layer1.0.se.fc.``, which change features.
+    """
     for what, pattern in _BESIDE:
-        if match := re.search(pattern, name):
+        match = re.search(pattern, name)
+        if match and (not inside or what == _ANYWHERE or (match.start() == 0 and what != _OUTSIDE)):
             return what, name[: match.end()].rstrip(".")
     return None
 
