@@ -135,6 +135,30 @@ class TestPublishedFormats:
         expected = model.resnet(images).pooler_output.flatten(1)
         torch.testing.assert_close(plain.eval()(images), expected, rtol=1e-5, atol=1e-5)
 
+    @pytest.mark.parametrize(("name", "size"), [
+        ("hiera_tiny_224", 224),  # positions four pixels apart under patches of seven
+        ("samvit_base_patch16", 1024), ("volo_d1_224", 224),  # positions in rows and columns
+        ("halonet26t", 256),  # takes no images of 224 pixels
+        ("pit_ti_224", 224),  # positions of four dimensions come before the convolution
+        ("deit_tiny_distilled_patch16_224", 224),  # two heads
+        ("tresnet_m", 224),  # pixels become channels before the first convolution
+    ])  # fmt: skip
+    def test_architectures_of_timm_by_name(self, name: str, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Every tensor of the whole model, with its classifier, is found as in a file of published weights."""
+        timm = pytest.importorskip("timm")
+        monkeypatch.setattr("matrix_ssl.encoder.matching._take", lambda *_: ({}, []))  # here they have no values
+        with torch.device("meta"):
+            model, plain = timm.create_model(name), timm.create_model(name, num_classes=0)
+        found = find(model.state_dict(), architecture=f"timm/{name}", image_size=size)
+        assert found.image_size == size
+        assert found.counts.tensors == len(plain.state_dict())
+        assert sum(map(len, found.counts.beside.values())) == len(model.state_dict()) - len(plain.state_dict())
+
+    def test_an_architecture_without_a_convolution(self) -> None:
+        pytest.importorskip("timm")
+        message = refused({"x": torch.ones(1)}, ConfigError, architecture="timm/gemma4_vit_167m")
+        assert "begins with no convolution, by which an encoder is found" in message
+
     def test_a_published_layout_of_a_vision_transformer(self) -> None:
         """MoCo v3's ViT-Base: timm's names under base_encoder, a projector as head."""
         timm = pytest.importorskip("timm")

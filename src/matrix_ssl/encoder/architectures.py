@@ -69,16 +69,28 @@ def describe(name: str, first: torch.Size, metadata: Mapping[str, str]) -> Netwo
     )
 
 
-def first_convolution(name: str, metadata: Mapping[str, str], *, channels: int) -> str:
-    """The name of the tensor that takes images: the first of four dimensions."""
+def first_convolution(
+    name: str, metadata: Mapping[str, str], *, image_size: int | None, channels: int
+) -> tuple[str, int]:
+    """The tensor that takes images, its name and number of input channels; arguments as ``choose_image_size``.
+
+    It is the first of four dimensions with the channels of the images, or, where pixels become channels before it, as
+    in TResNet, the first of four dimensions at all.
+
+    Raises:
+        ConfigError: the architecture has none, as where patches pass a linear layer.
+    """
     network = NetworkConfig(
         encoder=name,
         patch_size=saved(metadata, "patch_size", int, 0),
         configuration=saved(metadata, "configuration", str, ""),
     )
-    size = saved(metadata, "image_size", int, IMAGE_SIZE)
+    size = image_size or saved(metadata, "image_size", int, IMAGE_SIZE)
     tensors = outline(network, image_size=size, channels=channels).state_dict()
-    return next(own for own, tensor in tensors.items() if tensor.ndim == 4)
+    found = [(own, tensor.shape[1]) for own, tensor in tensors.items() if tensor.ndim == 4]
+    if not found:
+        raise ConfigError(f"{name} begins with no convolution, by which an encoder is found: choose a different one.")
+    return next(((own, inputs) for own, inputs in found if inputs == channels), found[0])
 
 
 @lru_cache(maxsize=16)
@@ -96,17 +108,41 @@ def outline(network: NetworkConfig, *, image_size: int, channels: int) -> nn.Mod
         )[0]
 
 
-def choose_image_size(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], requested: int | None) -> int:
-    """Side of the images, in pixels: the requested one, or that of the encoder, fixed in vision transformers."""
+def choose_image_size(
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    requested: int | None,
+    *,
+    named: NetworkConfig | None = None,
+    channels: int = 3,
+) -> int:
+    """Side of the images, in pixels: the requested one, or that of the encoder, fixed in vision transformers.
+
+    Args:
+        named: the architecture, where it is known. One that has positions and is no plain vision transformer, such as
+            Hiera, may have several of them in a patch.
+    """
+    usual = requested or saved(metadata, "image_size", int, IMAGE_SIZE)
     for first, positions in _POSITIONS.items():
         if first in tensors and positions in tensors:
+            if named and _shape(positions, named, image_size=usual, channels=channels) == tensors[positions].shape:
+                return usual
             patches = math.isqrt(tensors[positions].shape[1])  # its square, and one token for the class
             size = patches * tensors[first].shape[3]
             if requested not in (None, size):
                 use = OFFERED.first(f"use --image-size {size}", otherwise="use images of that size")
                 raise ConfigError(f"--image-size {requested}: this encoder takes {size} pixels; {use}.")
             return size
-    return requested or saved(metadata, "image_size", int, IMAGE_SIZE)
+    return usual
+
+
+def _shape(name: str, network: NetworkConfig, *, image_size: int, channels: int) -> torch.Size | None:
+    """The shape of a tensor of a network for images of a size; None where it has none, or takes no such images."""
+    try:
+        tensor = outline(network, image_size=image_size, channels=channels).state_dict().get(name)
+    except ConfigError:
+        return None
+    return None if tensor is None else tensor.shape
 
 
 def refuse_lookalikes(prefix: str, tensors: Mapping[str, Tensor], *, lightning: bool, source: str) -> None:

@@ -76,6 +76,7 @@ class _Layout:
 
     first: str
     rename: Rename = str  # the same name
+    inputs: int = 3  # channels that the first convolution may take, beside 1, 3 and those of the images
     normalisation: Normalisation | None = None  # of the images, where the program that has it uses one of its own
 
 
@@ -85,7 +86,7 @@ _LAYOUTS: tuple[_Layout, ...] = (
     _Layout("conv_proj.weight"),
     _Layout("embedder.embedder.convolution.weight", names.huggingface),
     _Layout("0.weight", names.sequential),
-    _Layout("_conv_stem.weight", names.efficientnet_lite0, _TPU),
+    _Layout("_conv_stem.weight", names.efficientnet_lite0, normalisation=_TPU),
 )
 
 
@@ -120,14 +121,17 @@ def find_encoder(
     requested = architecture or saved
     layouts = _LAYOUTS
     if requested:
-        own = architectures.first_convolution(requested, contents.metadata, channels=channels)
-        layouts = _Layout(own), *_LAYOUTS
+        own, inputs = architectures.first_convolution(
+            requested, contents.metadata, image_size=image_size, channels=channels
+        )
+        layouts = _Layout(own, inputs=inputs), *_LAYOUTS
     layout, prefixes = _prefixes(contents.tensors, layouts, source, requested, channels)
     prefix = _choose(prefixes, contents.tensors, branch, source)
     inside = _under(prefix, contents.tensors)
     architectures.refuse_lookalikes(prefix, inside, lightning=contents.lightning, source=source)
-    size = architectures.choose_image_size(inside, contents.metadata, image_size)
     first = inside[layout.first].shape
+    named = architectures.describe(requested, first, contents.metadata) if requested else None
+    size = architectures.choose_image_size(inside, contents.metadata, image_size, named=named, channels=channels)
     candidates = architectures.candidates(layout.first, first)
 
     def compare(name: str) -> _Comparison:
@@ -160,7 +164,9 @@ def _prefixes(
         prefixes = [
             name.removesuffix(layout.first)
             for name, tensor in tensors.items()
-            if f".{name}".endswith(f".{layout.first}") and tensor.ndim == 4 and tensor.shape[1] in (1, 3, channels)
+            if f".{name}".endswith(f".{layout.first}")
+            and tensor.ndim == 4
+            and tensor.shape[1] in (1, 3, channels, layout.inputs)
         ]
         if prefixes:
             return layout, prefixes
