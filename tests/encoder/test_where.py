@@ -140,6 +140,9 @@ class TestTorchvision:
         assert "has no weights 'V3'. Known: DEFAULT, IMAGENET1K_V1." in refused("torchvision/resnet18:V3", ConfigError)
         with pytest.raises(ConfigError, match=r"has no weights of 'resnet51'\. Did you mean 'resnet"):
             open_encoder("torchvision/resnet51")
+        for name in ("deeplabv3_resnet50", "raft_small", "quantized_resnet18", "r3d_18"):  # no encoders of images
+            with pytest.raises(ConfigError, match=f"^torchvision has no weights of '{name}'"):
+                open_encoder(f"torchvision/{name}")
 
 
 class TestTimm:

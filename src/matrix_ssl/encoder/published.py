@@ -29,11 +29,10 @@ def torchvision_weights(name: str, weights: str, *, download: bool) -> Published
         ConfigError: torchvision has no such weights.
         CheckpointError: the file is absent, cannot be fetched, or is damaged.
     """
-    try:
-        known = torchvision.models.get_model_weights(name)
-    except ValueError:
-        names = torchvision.models.list_models(module=torchvision.models)
-        raise ConfigError(f"torchvision has no weights of {name!r}.{_near(name, names)}") from None
+    names = torchvision.models.list_models(module=torchvision.models)  # without those of detection, video and others
+    if name not in names:
+        raise ConfigError(f"torchvision has no weights of {name!r}.{_near(name, names)}")
+    known = torchvision.models.get_model_weights(name)
     if weights and weights not in known.__members__:
         raise ConfigError(f"torchvision/{name} has no weights {weights!r}.{did_you_mean(weights, known.__members__)}")
     chosen: Any = known[weights] if weights else known.DEFAULT
