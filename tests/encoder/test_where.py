@@ -270,6 +270,34 @@ class TestTransformers:
             assert torch.allclose(opened.encoder(theirs), pooled, atol=1e-6)
         self.check_preprocessing(opened, image, theirs[0])
 
+    @pytest.mark.parametrize("processor", [
+        lambda: transformers.EfficientNetImageProcessor(size=square(), image_std=[0.4, 0.5, 0.6]),  # divides twice
+        lambda: transformers.LevitImageProcessor(size={"shortest_edge": SIDE}, crop_size=square()),  # resizes to 36
+        lambda: transformers.PoolFormerImageProcessor(size={"shortest_edge": SIDE}, crop_size=square(), crop_pct=0.8),
+        lambda: transformers.BitImageProcessor(size={"shortest_edge": 37}, crop_size=square()),
+    ])  # fmt: skip
+    def test_preprocessing_is_that_of_the_processor(self, caches: Caches, tmp_path: Path, processor: Any) -> None:
+        """Also where it is more than its settings say."""
+        caches.put("lab/vit", save_model(tmp_path / "saved", vit(), processor()))
+        image = torch.randint(0, 256, (3, 50, 50), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+        smooth = torch.nn.functional.interpolate(image[None, :, ::10, ::10].float(), 50, mode="bicubic").clamp(0, 255)
+        image = smooth[0].round().byte()  # so that ways to interpolate hardly differ
+        theirs = processor()(Image.fromarray(image.permute(1, 2, 0).numpy()), return_tensors="pt")["pixel_values"][0]
+        data = open_encoder("hf:lab/vit").config.data
+        ours = normalise(
+            crop(image, centre_box(data.crop_fraction, 50, 50), SIDE)[None].float() / 255, data.mean, data.std
+        )
+        assert (ours[0] - theirs).abs().max() < 0.1 / min(data.std)
+
+    @pytest.mark.parametrize("processor", [
+        lambda: transformers.MobileViTImageProcessor(size={"shortest_edge": 36}, crop_size=square()),  # BGR
+        lambda: transformers.BitImageProcessor(size={"shortest_edge": 24}, crop_size=square()),  # a margin of zeros
+    ])  # fmt: skip
+    def test_preprocessing_that_no_setting_expresses(self, caches: Caches, tmp_path: Path, processor: Any) -> None:
+        caches.put("lab/vit", save_model(tmp_path / "saved", vit(), processor()))
+        message = refused("hf:lab/vit")
+        assert f"{type(processor()).__name__} prepares images in a way that no setting here expresses" in message
+
     def check_preprocessing(self, opened: Opened, image: Tensor, theirs: Tensor) -> None:
         """Theirs interpolates differently, and rounds the side of a crop, so that single pixels may differ."""
         data = opened.config.data

@@ -1,5 +1,6 @@
 """Image models of transformers with their weights and their preprocessing, from the hub's cache or a folder."""
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from matrix_ssl.config import DataConfig, NetworkConfig
 from matrix_ssl.config.untrusted import expanded, file_sha256, parse_json, read_file
+from matrix_ssl.data.augment import normalise
 from matrix_ssl.data.hub import open_pretrained, quiet_transformers
 from matrix_ssl.encoder import names
 from matrix_ssl.encoder.caches import absent, fetch_from_hub, find_in_hub, hub_place
@@ -26,6 +28,8 @@ _WEIGHTS, _SHARDS = "model.safetensors", "model.safetensors.index.json"
 _UNUSED = {"transformers_version", "architectures", "dtype", "torch_dtype", "auto_map", "id2label", "label2id",
            "_name_or_path", "_attn_implementation", "problem_type"}  # fmt: skip
 _LISTED = 4  # names in an error
+_LEVIT = 256 / 224  # by which the processor of LeViT resizes to a larger side than its size says
+_CLOSE = 1e-3  # of normalised pixels: less than a tenth of a level of 8 bits
 
 
 @dataclass(frozen=True)
@@ -156,7 +160,14 @@ def _weight_files(first: Path, get: Any) -> list[Path]:
 
 
 def _data(processor: Any, place: str) -> DataConfig:
-    """Size, crop and normalisation as the preprocessing of a model does them, of pixels in [0, 1]."""
+    """Size, crop and normalisation as the preprocessing of a model does them, of pixels in [0, 1].
+
+    Its settings are read, and compared with what it makes of an image: some processors resize to another side than
+    their size says, swap colours or normalise twice.
+
+    Raises:
+        CheckpointError: it does something else with an image.
+    """
 
     def side(size: Any) -> int | None:
         values = [getattr(size, key, None) for key in ("height", "width", "shortest_edge")]
@@ -170,16 +181,39 @@ def _data(processor: Any, place: str) -> DataConfig:
     size = cropped or resized
     if size is None:
         raise CheckpointError(f"{place}: its {_PREPROCESSING} names no size of images.")
-    fraction = min(1.0, size / resized) if resized else 1.0
-    if cropped is None and size < 384:  # ConvNeXt's: above, it resizes without a crop
-        fraction = getattr(processor, "crop_pct", None) or 1.0
-    scale = 255 * (processor.rescale_factor if processor.do_rescale else 1)
     if getattr(processor, "rescale_offset", None):
         raise CheckpointError(f"{place} shifts its pixels (rescale_offset), which no setting here expresses.")
+    scale = 255 * (processor.rescale_factor if processor.do_rescale else 1)
     mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ((0.0,) * 3, (1.0,) * 3)
-    return DataConfig(
-        image_size=size,
-        mean=tuple(value / scale for value in mean),
-        std=tuple(value / scale for value in std),
-        crop_fraction=fraction,
+    if processor.do_normalize and getattr(processor, "include_top", False):  # EfficientNet's: divides by it once more
+        std = [value**2 for value in std]
+    data = DataConfig(
+        image_size=size, mean=tuple(value / scale for value in mean), std=tuple(value / scale for value in std)
     )
+    crop = getattr(processor, "crop_pct", None) or 1.0  # ConvNeXt's, below 384 pixels, and PoolFormer's
+    sides = (resized or size, int((resized or size) / crop), int((resized or size) * _LEVIT))
+    for larger in sides:
+        if larger >= size and _agrees(processor, data, larger, place):
+            return dataclasses.replace(data, crop_fraction=size / larger)
+    raise CheckpointError(
+        f"{place}: {type(processor).__name__} prepares images in a way that no setting here expresses, such as another "
+        "order of colours; choose a different encoder."
+    )
+
+
+def _agrees(processor: Any, data: DataConfig, side: int, place: str) -> bool:
+    """Whether a processor takes the central square of an image of this side, in pixels, and normalises it like us."""
+    levels = torch.randint(256, (len(data.mean), side, side), generator=torch.Generator().manual_seed(0))
+    try:
+        made = processor(
+            levels.to(torch.uint8).numpy(), input_data_format="channels_first", return_tensors="pt"
+        ).pixel_values  # fmt: skip
+    except (ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
+        reason = str(error).strip().partition("\n")[0].rstrip(".")
+        raise CheckpointError(f"{place}: {type(processor).__name__} fails on an image ({reason}).") from error
+    pixels = normalise(levels[None] / 255, data.mean, data.std)
+    edge, odd = divmod(side - data.image_size, 2)
+    squares = (pixels[:, :, a : a + data.image_size, a : a + data.image_size] for a in {edge, edge + odd})
+    return any(made.shape == square.shape and bool((made - square).abs().max() < _CLOSE) for square in squares)
