@@ -108,6 +108,22 @@ def test_a_save_after_a_fall_back_removes_the_damaged_one_and_not_the_good_one(t
     ]
 
 
+def test_copies_of_the_user_stay_and_are_no_checkpoints(tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path, make_checkpoint(3))
+    copies = [path.with_name(f"step-{name}.safetensors") for name in ("000000003 (copy)", "best", "3", "000000003.1")]
+    for copy in copies:
+        copy.write_bytes(path.read_bytes())
+    for step in (6, 9, 12):
+        save_checkpoint(tmp_path, make_checkpoint(step))
+    assert all(copy.exists() for copy in copies)
+    assert [one.name for one in list_checkpoints(tmp_path)] == [
+        "step-000000009.safetensors",
+        "step-000000012.safetensors",
+    ]
+    found, problems = load_newest(tmp_path)
+    assert found is not None and (found.step, problems) == (12, [])
+
+
 def test_a_run_without_checkpoints_has_none(tmp_path: Path) -> None:
     assert load_newest(tmp_path) == (None, [])
 

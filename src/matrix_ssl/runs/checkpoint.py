@@ -24,6 +24,7 @@ from matrix_ssl.runs.files import cannot_write, write_atomically
 from matrix_ssl.runs.folder import CHECKPOINTS, ENCODER, check_owner, identity
 
 _OPTIMIZER = re.compile(r"optimizer\.\d{1,9}\.[^.]+")
+_NAMED = re.compile(r"step-\d{9}\.safetensors")  # as ``_name`` writes it
 KEEP = 2  # the newest, and the one before in case the newest is damaged
 
 
@@ -67,8 +68,9 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint, *, kept: Collection[int] 
 
 
 def list_checkpoints(run: Path) -> list[Path]:
-    """The checkpoint files of a run, oldest first."""
-    return sorted((run / CHECKPOINTS).glob("step-*.safetensors"))
+    """The checkpoint files of a run, oldest first; a file of any other name, such as a copy, is the user's."""
+    found = (run / CHECKPOINTS).glob("step-*.safetensors")
+    return sorted(path for path in found if _NAMED.fullmatch(path.name))
 
 
 def load_newest(run: Path) -> tuple[Checkpoint | None, list[str]]:
