@@ -7,6 +7,7 @@ import resource
 import signal
 import stat
 import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -307,6 +308,31 @@ def test_a_second_lock_is_refused_until_the_first_process_dies(tmp_path: Path) -
         os.kill(orphan, signal.SIGKILL)
         os.close(ready)
         os.close(to_parent)
+
+
+def test_a_lock_outlives_a_block_within_that_takes_it_again(tmp_path: Path) -> None:
+    """As where a callback of a training evaluates its run; another thread is refused as another process is."""
+    found: list[str] = []
+
+    def take() -> None:
+        try:
+            with lock(tmp_path / "run"):
+                found.append("taken")
+        except RunFolderError:
+            found.append("refused")
+
+    with lock(tmp_path / "run"):
+        take()
+        other = threading.Thread(target=take)
+        other.start()
+        other.join()
+        process = os.fork()
+        if process == 0:
+            take()
+            os._exit(found[-1] == "taken")
+        assert os.waitpid(process, 0)[1] == 0
+    take()
+    assert found == ["taken", "refused", "taken"]
 
 
 def test_a_lock_makes_the_folders_above_and_can_be_taken_again(tmp_path: Path) -> None:

@@ -43,6 +43,8 @@ _CONTAINER_LIMITS = (
     (Path("/sys/fs/cgroup/memory"), ("memory.limit_in_bytes", "memory.usage_in_bytes")),
 )
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux
+_choosing = threading.Lock()  # while a lock is taken
+_holders: dict[tuple[int, int, int], int] = {}  # the thread of this process that holds a file
 _SECONDS_BETWEEN_LOOKS = 1.0  # at a parent, where the system does not report its end
 
 
@@ -50,29 +52,60 @@ _SECONDS_BETWEEN_LOOKS = 1.0  # at a parent, where the system does not report it
 def locked(path: Path) -> Iterator[None]:
     """Holds a lock file until the block ends or the process dies; by the package filelock where there is no ``fcntl``.
 
+    A thread that holds it already may hold it again in a block within.
+
     Raises:
-        BlockingIOError: another process holds it.
+        BlockingIOError: another process holds it, or another thread of this one.
         OSError: the file cannot be written.
     """
-    with contextlib.ExitStack() as stack:
-        if fcntl is None:
-            import filelock
-
-            try:
-                stack.enter_context(filelock.FileLock(path).acquire(blocking=False))
-            except filelock.Timeout:
-                raise BlockingIOError(f"{path} is locked.") from None
-        else:
-            file = stack.enter_context(open_lock(path))
-            try:
-                # not flock: worker processes would inherit it and hold it for seconds after the main one was killed
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                is_there = os.path.samestat(os.fstat(file.fileno()), path.stat())
-            except OSError:
-                is_there = False
-            if not is_there:  # or another process has removed it since it was opened here
-                raise BlockingIOError(f"{path} is locked.")
+    thread, taken = threading.get_ident(), contextlib.ExitStack()
+    with _choosing, taken:
+        # locks of fcntl are those of a process: a second one succeeds, and its end gives up the first one as well
+        place = _identity(path)
+        is_mine = _holders.get(place) == thread
+        if place in _holders and not is_mine:
+            raise BlockingIOError(f"{path} is locked.")
+        if not is_mine:
+            _take_lock(path, taken)
+            place = _identity(path)
+            _holders[place] = thread
+        release = taken.pop_all()
+    try:
         yield
+    finally:
+        if not is_mine:
+            with _choosing, release:
+                _holders.pop(place, None)
+
+
+def _take_lock(path: Path, stack: contextlib.ExitStack) -> None:
+    """Locks a file for this process until the stack ends."""
+    if fcntl is None:
+        import filelock
+
+        try:
+            stack.enter_context(filelock.FileLock(path).acquire(blocking=False))
+        except filelock.Timeout:
+            raise BlockingIOError(f"{path} is locked.") from None
+    else:
+        file = stack.enter_context(open_lock(path))
+        try:
+            # not flock: worker processes would inherit it and hold it for seconds after the main one was killed
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_there = os.path.samestat(os.fstat(file.fileno()), path.stat())
+        except OSError:
+            is_there = False
+        if not is_there:  # or another process has removed it since it was opened here
+            raise BlockingIOError(f"{path} is locked.")
+
+
+def _identity(path: Path) -> tuple[int, int, int]:
+    """The file of a path, for this process and not for one that was forked off; zeros where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return os.getpid(), 0, 0
+    return os.getpid(), status.st_dev, status.st_ino
 
 
 def claim(descriptor: int) -> None:
