@@ -186,7 +186,7 @@ def _data(processor: Any, place: str) -> DataConfig:
     scale = 255 * (processor.rescale_factor if processor.do_rescale else 1)
     mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ((0.0,) * 3, (1.0,) * 3)
     if processor.do_normalize and getattr(processor, "include_top", False):  # EfficientNet's: divides by it once more
-        std = [value**2 for value in std]
+        std = tuple(value**2 for value in std)
     data = DataConfig(
         image_size=size, mean=tuple(value / scale for value in mean), std=tuple(value / scale for value in std)
     )
