@@ -7,8 +7,7 @@ which an all-reduce moves twice, for the matrix entropy 2nd or two of d².
 """
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -17,6 +16,7 @@ from matrix_ssl import distributed, losses
 from matrix_ssl.losses import DEFAULTS, MatrixEntropyTerms, MatrixSSLTerms, Objective, unit_rows
 from matrix_ssl.losses.matrix_entropy import ALIGNMENT_WEIGHT, check_constants
 from matrix_ssl.losses.objective import check_choice
+from matrix_ssl.matrix.precision import without_autocast
 
 Exchange = Literal["auto", "rows", "covariances"]
 
@@ -70,7 +70,7 @@ def covariances(teachers: Tensor, students: Tensor, *, samples: int) -> Tensor:
     Teachers and students are (k, n_local, d), ``samples`` is n of all processes. The result is the same on every
     process, for a loss of which every process computes a part.
     """
-    with _without_autocast(teachers):
+    with without_autocast(teachers):
         a, b = unit_rows(teachers), unit_rows(students)
         # the means are treated as constants: the gradient by them is a sum of centred rows, which is zero
         means = distributed.all_reduce_sum(torch.stack([a.detach().sum(-2), b.detach().sum(-2)])) / samples
@@ -114,7 +114,7 @@ def matrix_entropy_terms(
     sizes = distributed.row_counts(z1, sizes)
     samples = sum(sizes)
     own = distributed.rank() % 2  # the view that this process computes
-    with _without_autocast(z1):
+    with without_autocast(z1):
         a, b = unit_rows(z1), unit_rows(z2)
         if exchange == "rows" or width > 0 or (exchange == "auto" and samples < 2 * z1.shape[1]):
             views = distributed.gather_for_parts(torch.stack([z1, z2], 1), sizes=sizes)
@@ -126,8 +126,3 @@ def matrix_entropy_terms(
         parts = torch.stack([entropy / sharing / 2, torch.linalg.vecdot(a, b).sum() / samples])
         entropy, cosine = distributed.sum_of_parts(parts)
     return MatrixEntropyTerms(-entropy - alignment_weight * cosine, entropy.detach(), cosine.detach())
-
-
-def _without_autocast(rows: Tensor) -> AbstractContextManager[Any]:
-    """A block in which products keep the dtype of their factors: those of bfloat16 are no covariances of a loss."""
-    return torch.autocast(rows.device.type, enabled=False)
