@@ -1,6 +1,7 @@
 """What differs between operating systems: the calls of Linux, and what takes their place without ``fcntl``."""
 
 import ast
+import os
 import re
 import resource
 import signal
@@ -182,3 +183,50 @@ def test_posix_modules_are_imported_in_one_place() -> None:
         if names & missing_there or re.search(attributes, ast.unparse(tree)):
             users.add(path.relative_to(ROOT).as_posix())
     assert users == {"config/system.py"}
+
+
+QUOTAS = {
+    "200000 100000": 2, "150000 100000": 2, "10000 100000": 1, "max 100000": None, "-1 100000": None, "": None,
+    "9900000 100000": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("text", QUOTAS)
+def test_the_cores_of_a_container_are_those_of_its_quota(monkeypatch, tmp_path, version, text) -> None:
+    names = (["cpu.max"], ["cpu.cfs_quota_us", "cpu.cfs_period_us"])[2 - version]
+    for name, content in zip(names, [text] if version == 2 else text.split(), strict=False):
+        (tmp_path / name).write_text(f"{content}\n")
+    monkeypatch.setattr(system, "_CPU_QUOTAS", ((tmp_path / "absent", names), (tmp_path, names)))
+    monkeypatch.setattr(system, "_visible_cores", lambda: 64)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    system.limit_threads()
+    assert system.cores() == (QUOTAS[text] or 64)
+    assert os.environ.get("OMP_NUM_THREADS") == (str(QUOTAS[text]) if QUOTAS[text] else None)
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    system.limit_threads()
+    assert os.environ["OMP_NUM_THREADS"] == "7"
+
+
+def test_commands_begin_as_many_threads_as_a_quota_allows(tmp_path) -> None:
+    (tmp_path / "cpu.max").write_text("100000 100000\n")
+    code = f"""
+import sys
+from pathlib import Path
+from matrix_ssl.cli import main
+from matrix_ssl.config import system
+system._CPU_QUOTAS, system._visible_cores = ((Path({str(tmp_path)!r}), ("cpu.max",)),), lambda: 64
+sys.argv[1:] = ["recipes"]
+try:
+    main.main()
+except SystemExit as end:
+    assert end.code in (0, None)
+import torch
+import os
+print(os.environ["OMP_NUM_THREADS"], torch.get_num_threads())
+"""
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+    }
+    ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert ended.stdout.split()[-2:] == ["1", "1"]

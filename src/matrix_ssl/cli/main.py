@@ -29,6 +29,7 @@ from matrix_ssl.cli.refusals import refusal
 from matrix_ssl.cli.serve import serve
 from matrix_ssl.cli.weights import export, import_
 from matrix_ssl.cli.worth import worth
+from matrix_ssl.config import system
 from matrix_ssl.errors import OFFERED, ConfigError, MatrixSSLError, ProcessError, did_you_mean, is_out_of_memory
 from matrix_ssl.runs.signals import Interrupted
 
@@ -138,6 +139,7 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a file name may hold what the terminal cannot show
     OFFERED.ask(partial(offered.running_has, commands))
+    system.limit_threads()  # before PyTorch is imported
     try:
         code = commands.main(standalone_mode=False)
         if sys.stdout is not None:  # the shell may have closed it, >&-

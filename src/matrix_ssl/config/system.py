@@ -6,6 +6,7 @@ Linux, where they take ``fcntl`` and ``resource`` away for the path of Windows.
 
 import contextlib
 import ctypes
+import math
 import os
 import platform
 import re
@@ -41,6 +42,10 @@ MOVES_HELD_FOLDERS = fcntl is not None  # Windows renames no folder while a file
 _CONTAINER_LIMITS = (
     (Path("/sys/fs/cgroup"), ("memory.max", "memory.current")),
     (Path("/sys/fs/cgroup/memory"), ("memory.limit_in_bytes", "memory.usage_in_bytes")),
+)
+_CPU_QUOTAS = (  # a quota and the period that it is for
+    (Path("/sys/fs/cgroup"), ("cpu.max",)),
+    (Path("/sys/fs/cgroup/cpu"), ("cpu.cfs_quota_us", "cpu.cfs_period_us")),
 )
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux
 _choosing = threading.Lock()  # while a lock is taken
@@ -155,8 +160,34 @@ def open_file_limit() -> int | None:
 
 
 def cores() -> int:
-    """Number of CPU cores that this process may use."""
+    """Number of CPU cores that this process may use; in a container those of its quota, rounded up."""
+    return min([_visible_cores(), *_quota()])
+
+
+def limit_threads() -> None:
+    """Lets libraries that are imported later begin as many threads as the quota of a container has cores.
+
+    They count the cores of the machine, and the system would halt them for most of the time. A number of threads that
+    the user has chosen stays.
+    """
+    if cores() < _visible_cores():
+        os.environ.setdefault("OMP_NUM_THREADS", str(cores()))
+
+
+def _visible_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS has none
+
+
+def _quota() -> list[int]:
+    """The cores of the quota of a container, if it has one."""
+    for folder, names in _CPU_QUOTAS:
+        try:
+            quota, period = (int(word) for name in names for word in (folder / name).read_text().split())
+        except (OSError, ValueError):  # no such limit, or "max"
+            continue
+        if quota > 0 and period > 0:  # -1 is none
+            return [math.ceil(quota / period)]
+    return []
 
 
 def local_processes() -> int:
