@@ -212,6 +212,12 @@ def test_heads_first(first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert "projector.0.weight" in names
 
 
+def test_the_encoder_learns_at_last(first: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"optimizer\.frozen_epochs=1 leaves none of the 1 epochs for the encoder"):
+        pretrain(tmp_path / "r", "epochs=1", "optimizer.frozen_epochs=1", start=first)
+    assert not (tmp_path / "r").exists()
+
+
 def test_statistics_that_stay(first: Path, tmp_path: Path) -> None:
     """Student and teacher normalise by the running statistics of the start; heads by the batch."""
     run = pretrain(tmp_path / "r", *WHOLE, start=first, online=True)

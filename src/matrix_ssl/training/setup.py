@@ -121,6 +121,7 @@ def prepare(
         raise ConfigError(
             f"start.reference={config.start.reference}: this command starts no training from weights; remove it."
         )
+    _check_frozen(config)
     _check_channels(source, config)
     source = choose_subset(source, config.data.subset, seed=config.seed)
     precision = devices.MixedPrecision.choose(config.precision, device)
@@ -248,6 +249,16 @@ def _check_views(method: Method, config: RunConfig) -> None:
                 f"the image_size of the views."
             ) from error
     method.encoder.train(training)
+
+
+def _check_frozen(config: RunConfig) -> None:
+    """Raises ConfigError where the encoder never learns."""
+    frozen, epochs = config.optimizer.frozen_epochs, config.epochs
+    if frozen > 0 and frozen >= epochs:
+        raise ConfigError(
+            f"optimizer.frozen_epochs={frozen:g} leaves none of the {epochs} epochs for the encoder: choose less, or "
+            "more epochs."
+        )
 
 
 def _check_channels(source: Source, config: RunConfig) -> None:
