@@ -1,15 +1,20 @@
 """The commands that take WHERE: an encoder that is not a run becomes one, and nothing is written elsewhere."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import matrix_ssl
+from matrix_ssl import pretrain
 from matrix_ssl.encoder import load_encoder
 from matrix_ssl.encoder.exporting import export
 from matrix_ssl.encoder.importing import as_run, import_run
 from matrix_ssl.encoder.opening import open_checkpoint, open_encoder
+from matrix_ssl.errors import CheckpointError, ConfigError
+from matrix_ssl.runs.checkpoint import list_checkpoints
 from matrix_ssl.runs.folder import read_config
 from tests.support import published_layouts as published
 from tests.support import runs
@@ -104,3 +109,40 @@ def test_chain_in_a_dry_run_imports_nothing(folder: Path, tmp_path: Path) -> Non
     words = ["chain", "--encoder", str(folder / "files" / "tiny.safetensors"), "--data", "photos", "--protocol", "knn"]
     assert "matrix-ssl evaluate runs/tiny --protocol knn" in succeed(tmp_path, [*words, "--dry-run"]).out
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    pretrain(
+        "digits", recipe="demo", method="matrix_ssl", out=tmp_path / "digits", report=False, quiet=True, device="cpu",
+        epochs=3, width=8, batch_size=32, settings={"data.subset": 64, "keep_checkpoints": 3},
+    )  # fmt: skip
+    run, steps = matrix_ssl.open("digits"), list_checkpoints(tmp_path / "digits")
+    assert [path.name for path in steps] == [f"step-{step:09d}.safetensors" for step in (2, 4, 6)]
+    images = torch.rand(3, 1, 8, 8)
+    earlier, last = (matrix_ssl.open(path) for path in (steps[0], steps[-1]))
+    for weights in ("student", "teacher"):
+        expected = load_encoder("digits", weights=weights)(images)  # type: ignore[arg-type]
+        assert last.encoder(weights=weights)(images).equal(expected)
+        assert not earlier.encoder(weights=weights)(images).equal(expected)
+    assert earlier.config.data == run.config.data  # the images of the run, and how it reads them
+    assert last.embed(split="test").features.tobytes() == run.embed(split="test").features.tobytes()
+
+    name = "digits/checkpoints/step-000000004.safetensors"
+    ended = succeed(
+        tmp_path, ["evaluate", name, "--data", "digits", "--protocol", "knn", "--device", "cpu", "--no-report"]
+    )
+    assert ended.err.startswith(f"{name} has its results in the run runs/digits-step-000000004. 36 of 36 tensors of ")
+    imported = matrix_ssl.open("runs/digits-step-000000004").encoder()
+    assert imported(images).equal(matrix_ssl.open(steps[1]).encoder()(images))
+    with pytest.raises(ConfigError, match=r"architecture='resnet18': the run .*digits has 'tiny_resnet'"):
+        open_encoder(steps[0], architecture="resnet18")
+    shutil.copy(steps[0], "alone.safetensors")
+    with pytest.raises(
+        CheckpointError, match=r"^alone\.safetensors is a checkpoint of a run, whose config\.json .*: name"
+    ):
+        open_encoder("alone.safetensors")
+    steps[0].write_bytes(steps[0].read_bytes()[:-4])
+    with pytest.raises(CheckpointError, match=r"step-000000002\.safetensors"):
+        open_encoder(steps[0])
+    load_encoder("digits")  # what is opened is not changed

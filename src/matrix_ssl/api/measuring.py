@@ -1,6 +1,5 @@
 """Measures of features without labels: of files, of encoders on images, and of the checkpoints of a run."""
 
-import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from matrix_ssl.config.untrusted import expanded
 from matrix_ssl.data.objects import as_data
 from matrix_ssl.data.sources import Data, Split
 from matrix_ssl.encoder import Weights
+from matrix_ssl.encoder.loading import load_step
 from matrix_ssl.encoder.where import check_where
 from matrix_ssl.errors import CheckpointError, ConfigError, check_known, check_whole
 from matrix_ssl.evaluate.embedding_files import ENDINGS as WRITTEN
@@ -195,7 +195,7 @@ def _checkpoints(run: Path, weights: Weights) -> Iterator[tuple[str, nn.Module, 
 
     One after the other, in the order of training; CheckpointError for a damaged one before the first.
     """
-    config, prefix = read_config(run), {"student": "encoder.", "teacher": "teacher.encoder."}[weights]
+    config = read_config(run)
     paths, is_finished = checkpoint.list_checkpoints(run), (run / ENCODER).exists()
     for path in paths:
         try:
@@ -207,10 +207,7 @@ def _checkpoints(run: Path, weights: Weights) -> Iterator[tuple[str, nn.Module, 
         untrained = encoders.initialise_encoder(config)[0]
     yield UNTRAINED, untrained, config.data
     for path in paths:
-        saved = checkpoint.load_checkpoint(path)
-        tensors = {name.removeprefix(prefix): x for name, x in saved.model.items() if name.startswith(prefix)}
-        network = copy.deepcopy(untrained)
-        checkpoint.load_strictly(network, tensors, str(path))
-        yield f"step {saved.step}", network.eval(), config.data
+        step = int(path.stem.removeprefix("step-"))
+        yield f"step {step}", load_step(path, weights=weights), config.data
     if finished is not None:
         yield "finished encoder", finished, config.data

@@ -16,6 +16,7 @@ from matrix_ssl.runs.folder import ENCODER, read_config
 
 _WIDE = 256  # channels of the first stage, from which tiny_resnet's size is looked at
 Weights = Literal["student", "teacher"]
+_PREFIXES: dict[Weights, str] = {"student": "encoder.", "teacher": "teacher.encoder."}  # of their tensors in a method
 
 
 def initialise_encoder(config: RunConfig) -> tuple[nn.Module, int]:
@@ -50,6 +51,23 @@ def load_encoder(run: str | Path, *, weights: Weights = "student") -> nn.Module:
         encoder, _ = _build(read_config(run))
     tensors, source = _weights(run, weights)
     checkpoint.load_strictly(encoder, tensors, source)
+    return encoder.eval()
+
+
+def load_step(path: Path, *, weights: Weights = "student") -> nn.Module:
+    """The encoder as it was after a step of a run, by a file in its ``checkpoints``; for the rest as ``load_encoder``.
+
+    Raises:
+        CheckpointError: the file is damaged or has no such weights, or they do not match the network.
+        RunFolderError: it is not in a run folder.
+    """
+    saved = checkpoint.load_checkpoint(path)
+    tensors = _under(_PREFIXES[weights], saved)
+    if not tensors:
+        raise CheckpointError(f"{path} has no {weights}: its method has none; use the student.")
+    with torch.random.fork_rng(devices=[]):
+        encoder, _ = _build(read_config(path.parent.parent))
+    checkpoint.load_strictly(encoder, tensors, str(path))
     return encoder.eval()
 
 
@@ -108,10 +126,13 @@ def _weights(run: Path, weights: Weights) -> tuple[dict[str, Tensor], str]:
                 raise
             raise CheckpointError(f"{error} Put the run's own file back, or run its command again.") from error
     newest, _ = checkpoint.load_newest(run)
-    prefix = "teacher.encoder."
-    tensors = {k.removeprefix(prefix): v for k, v in (newest.model if newest else {}).items() if k.startswith(prefix)}
+    tensors = _under(_PREFIXES[weights], newest) if newest else {}
     if newest is None or not tensors:
         raise CheckpointError(
             f"{run} has no teacher: its checkpoint is missing or its method has none; use the student."
         )
     return tensors, f"the teacher after step {newest.step}"
+
+
+def _under(prefix: str, saved: checkpoint.Checkpoint) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): x for name, x in saved.model.items() if name.startswith(prefix)}

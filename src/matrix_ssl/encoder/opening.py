@@ -13,17 +13,19 @@ from matrix_ssl import config as configuration
 from matrix_ssl import encoder as encoders
 from matrix_ssl.config import DataConfig, NetworkConfig, RunConfig
 from matrix_ssl.config.reading import READING
+from matrix_ssl.config.untrusted import file_sha256
 from matrix_ssl.data.sources import did_you_mean_path
 from matrix_ssl.encoder import Weights, architectures
 from matrix_ssl.encoder.card import IMPORTED
 from matrix_ssl.encoder.image_models import read_image_model
+from matrix_ssl.encoder.loading import load_step
 from matrix_ssl.encoder.matching import Counts, Match, find_encoder
 from matrix_ssl.encoder.published import Published, timm_weights, torchvision_weights
 from matrix_ssl.encoder.reading import read_tensors
 from matrix_ssl.encoder.where import FORMS, HF, PATH, RANDOM, TORCHVISION, Where, read_where
 from matrix_ssl.errors import CheckpointError, ConfigError, check_known
 from matrix_ssl.runs.checkpoint import load_strictly
-from matrix_ssl.runs.folder import read_config
+from matrix_ssl.runs.folder import CHECKPOINTS, CONFIG, STEP, read_config
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,8 @@ def open_encoder(
             return _open_run(place, architecture, image_size, weights)
         if not place.path.exists():
             raise nothing_at(where)
+        if _is_step(place.path):
+            return _open_step(place, architecture, image_size, weights)
         return open_checkpoint(place.path, architecture=architecture, branch=weights, image_size=image_size)
     if place.kind == RANDOM:
         opened = _open_random(place, image_size, seed)
@@ -144,16 +148,36 @@ def _data(
 
 
 def _open_run(place: Where, architecture: str | None, image_size: int | None, weights: Weights) -> Opened:
-    run = place.path
+    config = _config_of_run(place.path, architecture, image_size)
+    encoder = encoders.load_encoder(place.path, weights=weights)
+    return Opened(encoder, config, _all_tensors(encoder, config, weights, place), place)
+
+
+def _is_step(path: Path) -> bool:
+    """Whether a file is a checkpoint of a run in the run's folder, which knows the network and its images."""
+    return path.parent.name == CHECKPOINTS and bool(STEP.fullmatch(path.name)) and (path.parents[1] / CONFIG).is_file()
+
+
+def _open_step(place: Where, architecture: str | None, image_size: int | None, weights: Weights) -> Opened:
+    config = _config_of_run(place.path.parents[1], architecture, image_size)
+    encoder = load_step(place.path, weights=weights)
+    own = RunConfig(IMPORTED, config.data, network=config.network)
+    return Opened(encoder, own, _all_tensors(encoder, config, weights, place), place, file_sha256(place.path))
+
+
+def _config_of_run(run: Path, architecture: str | None, image_size: int | None) -> RunConfig:
+    """The configuration of a run, which the options may only confirm."""
     config = read_config(run)
     for key, value, own in (("architecture", architecture, config.network.encoder),
                             ("image_size", image_size, config.data.image_size)):  # fmt: skip
         if value not in (None, own):
             raise ConfigError(f"{key}={value!r}: the run {run} has {own!r}; remove the option.")
-    encoder = encoders.load_encoder(run, weights=weights)
+    return config
+
+
+def _all_tensors(encoder: nn.Module, config: RunConfig, weights: Weights, place: Where) -> str:
     total = len(encoder.state_dict())
-    text = f"{total} of {total} tensors of {config.network.encoder} ({weights}) from {run}."
-    return Opened(encoder, config, text, place)
+    return f"{total} of {total} tensors of {config.network.encoder} ({weights}) from {place.path}."
 
 
 def _open_random(place: Where, image_size: int | None, seed: int) -> Opened:

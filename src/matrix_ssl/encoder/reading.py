@@ -23,7 +23,8 @@ from torch import Tensor
 from matrix_ssl.config.untrusted import file_sha256, open_file
 from matrix_ssl.data.open_files import why_unreadable
 from matrix_ssl.errors import CheckpointError, memory_is_short
-from matrix_ssl.runs.checkpoint import read_safetensors
+from matrix_ssl.runs.checkpoint import is_of_a_training, read_safetensors
+from matrix_ssl.runs.folder import CHECKPOINTS
 
 TRAINING_STATE = re.compile(r"(optimizer|scaler|lr_scheduler|callbacks|loops|hyper_parameters|args)\w*$")
 _OURS = {"architecture", "weights", "method"}  # metadata of every file of this package
@@ -91,6 +92,11 @@ def read_tensors(path: Path) -> Contents:
     head = _head(path)
     if path.suffix == ".safetensors" or head[8:9] == b"{":
         stored, metadata = read_safetensors(path)
+        if is_of_a_training(metadata):
+            raise CheckpointError(
+                f"{path} is a checkpoint of a run, whose config.json describes it: name it in the folder of the run, "
+                f"RUN/{CHECKPOINTS}/{path.name}, without other options."
+            )
         return Contents(stored, metadata if metadata.keys() >= _OURS else {}, lightning=False, sha256=file_sha256(path))
     loaded = _load(path)
     tensors: dict[str, Tensor] = {}

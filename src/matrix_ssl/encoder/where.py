@@ -1,7 +1,7 @@
 """WHERE an encoder is: the one notation of all commands and functions that take an encoder.
 
     FOLDER                      a run folder
-    FILE                        a checkpoint of this package or of another program
+    FILE                        a checkpoint of another program, or of a run in its folder, RUN/checkpoints/step-...
     torchvision/NAME[:WEIGHTS]  weights of torchvision, such as torchvision/resnet50:IMAGENET1K_V1
     timm/NAME[.TAG]             weights of timm, such as timm/vit_small_patch14_dinov2.lvd142m
     hf:NAME                     an image model of transformers, by its name on the Hugging Face hub or its folder
@@ -18,6 +18,7 @@ from typing import Literal
 
 from matrix_ssl.config.untrusted import expanded
 from matrix_ssl.errors import ConfigError
+from matrix_ssl.runs.folder import CHECKPOINTS, STEP
 
 RANDOM, TORCHVISION, TIMM, HF, PATH = "random", "torchvision", "timm", "hf", "path"
 Kind = Literal["random", "torchvision", "timm", "hf", "path"]
@@ -51,11 +52,16 @@ class Where:
 
     @property
     def folder(self) -> str:
-        """A name for a run folder: that of the file without its ending, or the form with hyphens."""
+        """A name for a run folder: that of the file without its ending, or the form with hyphens.
+
+        The checkpoint of a run has the name of the run before it.
+        """
         if self.kind != PATH:
             parts = (self.kind, *re.split(r"[/:\\]+", self.name.lstrip("./~")), *re.split(r"[/:]", self.weights))
             return "-".join(part for part in parts if part)
         name = self.path.name
+        if self.path.parent.name == CHECKPOINTS and STEP.fullmatch(name):
+            name = f"{self.path.absolute().parents[1].name}-{name}"
         while name.endswith(_ENDINGS):
             name = name.rpartition(".")[0]
         return name.encode(errors="replace").decode()  # a run folder's name is Unicode

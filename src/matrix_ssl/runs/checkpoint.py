@@ -21,10 +21,9 @@ from torch import Tensor, nn
 from matrix_ssl.config.untrusted import open_file, parse_json, why
 from matrix_ssl.errors import OFFERED, CheckpointError, RunFolderError, did_you_mean, memory_is_short
 from matrix_ssl.runs.files import cannot_write, write_atomically
-from matrix_ssl.runs.folder import CHECKPOINTS, ENCODER, check_owner, identity
+from matrix_ssl.runs.folder import CHECKPOINTS, ENCODER, STEP, check_owner, identity
 
 _OPTIMIZER = re.compile(r"optimizer\.\d{1,9}\.[^.]+")
-_NAMED = re.compile(r"step-\d{9}\.safetensors")  # as ``_name`` writes it
 KEEP = 2  # the newest, and the one before in case the newest is damaged
 
 
@@ -70,7 +69,7 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint, *, kept: Collection[int] 
 def list_checkpoints(run: Path) -> list[Path]:
     """The checkpoint files of a run, oldest first; a file of any other name, such as a copy, is the user's."""
     found = (run / CHECKPOINTS).glob("step-*.safetensors")
-    return sorted(path for path in found if _NAMED.fullmatch(path.name))
+    return sorted(path for path in found if STEP.fullmatch(path.name))
 
 
 def load_newest(run: Path) -> tuple[Checkpoint | None, list[str]]:
@@ -94,7 +93,7 @@ def load_newest(run: Path) -> tuple[Checkpoint | None, list[str]]:
 def load_checkpoint(path: Path) -> Checkpoint:
     """Reads a checkpoint; raises CheckpointError where it is missing, cut, altered or not of this package."""
     tensors, metadata = read_safetensors(path)
-    if not metadata.keys() >= {"values", "sha256"}:
+    if not is_of_a_training(metadata):
         raise CheckpointError(f"{path} is not a checkpoint of this package.")
     plain = _plain_values(metadata["values"], path)
     if path.name != _name(plain["step"]):
@@ -116,6 +115,11 @@ def load_checkpoint(path: Path) -> Checkpoint:
             state.setdefault(int(index), {})[name] = tensor
     optimizer = {"state": state, "param_groups": plain["param_groups"]}
     return Checkpoint(plain["step"], model, optimizer, plain["counters"], observer)
+
+
+def is_of_a_training(metadata: Mapping[str, str]) -> bool:
+    """Whether a file with such metadata is one that ``save_checkpoint`` writes."""
+    return metadata.keys() >= {"values", "sha256"}
 
 
 def _plain_values(text: str, path: Path) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from matrix_ssl.runs.terminal import redact_values
 
 CONFIG, ENVIRONMENT, METRICS, SUMMARY = "config.json", "environment.json", "metrics.jsonl", "summary.json"
 CHECKPOINTS, ENCODER, EVALUATION, SKIPPED = "checkpoints", "encoder.safetensors", "evaluation.npz", "skipped.jsonl"
+STEP = re.compile(r"step-\d{9}\.safetensors")  # a file of CHECKPOINTS
 VIEWS, FOLLOWED = "views.npz", "followed.npz"  # what the page of a run shows of the training
 METHOD, MODULE = "own-method.py", "own-encoder.json"  # of a method and an encoder that are not of this package
 _LOCK = ".lock"
