@@ -83,6 +83,20 @@ class TestEntropies:
         ):
             assert quick_gradcheck(lambda x, f=function: f(symmetric_part(x)), a.clone().requires_grad_())
 
+    @pytest.mark.parametrize("k", [3, 4])
+    def test_truncated_gradient_at_a_deficient_rank(self, k):
+        """Zero eigenvalues contribute none: on the support it is that of the von Neumann entropy, at every scale."""
+        for values in (7 * P, [0.0, 0.0, 1.0, 1.0], [0.0] * 4):
+            a = torch.diag(torch.tensor(values, dtype=torch.float64)).requires_grad_()
+            (found,) = torch.autograd.grad(matrix.truncated_entropy(a, k=k), a)
+            (expected,) = torch.autograd.grad(matrix.von_neumann_entropy(a), a)
+            torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+        for x in (rows(4, 6), rows(9, 6, rank=2), torch.full((5, 6), 0.3, dtype=torch.float64)):
+            x.requires_grad_()
+            (found,) = torch.autograd.grad(of_features.truncated_entropy(x, k=k + 2), x)
+            (expected,) = torch.autograd.grad(of_features.von_neumann_entropy(x), x)
+            torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+
     def test_numbers(self):
         a = positive(P)
         for k in (0, 5):

@@ -28,8 +28,12 @@ def matrix_entropy(eigenvalues: Tensor, ridge: float, dtype: torch.dtype | None 
 def shannon_entropy(eigenvalues: Tensor, ridge: float = 0.0) -> Tensor:
     """-Σ p log p of p = (eigenvalue + ridge) / their sum; zero if all are zero."""
     scaled = _over_the_largest(without_gradient_at_zero(eigenvalues + ridge, ridge))
-    p = scaled / scaled.sum(-1, keepdim=True)
-    return torch.special.entr(torch.where(p > 0, p, 0.0)).sum(-1)  # infinity times zero would reach the sum in p
+    return entropy_of_shares(scaled / scaled.sum(-1, keepdim=True))
+
+
+def entropy_of_shares(p: Tensor) -> Tensor:
+    """-Σ p log p; a zero has no gradient, since infinity times zero would reach the sum in p."""
+    return torch.special.entr(torch.where(p > 0, p, 0.0)).sum(-1)
 
 
 def renyi_entropy(eigenvalues: Tensor, alpha: float, ridge: float = 0.0) -> Tensor:

@@ -104,7 +104,7 @@ def truncated_entropy(a: Tensor, *, k: int, validate: bool | None = None) -> Ten
     Reference: Xiong et al., "UNComp: Uncertainty-Aware Long-Context Compressor for Efficient Large Language Model
         Inference", 2024, https://arxiv.org/abs/2410.03090: truncated matrix entropy.
     """
-    return torch.special.entr(_largest(a, k, validate)).sum(-1)
+    return _eigenvalues.entropy_of_shares(_largest(a, k, validate))
 
 
 def low_rank_entropy(a: Tensor, *, k: int, alpha: float, validate: bool | None = None) -> Tensor:

@@ -55,7 +55,7 @@ def min_entropy(x: Tensor, *, ridge: float = 0.0, about: About = "mean", validat
 
 def truncated_entropy(x: Tensor, *, k: int, about: About = "mean", validate: bool | None = None) -> Tensor:
     """``matrix_ssl.matrix.truncated_entropy`` of the covariance of x (..., n, d); k from 1 to d: (...), in nats."""
-    return torch.special.entr(_largest(x, k, about, validate)).sum(-1)
+    return _eigenvalues.entropy_of_shares(_largest(x, k, about, validate))
 
 
 def low_rank_entropy(x: Tensor, *, k: int, alpha: float, about: About = "mean", validate: bool | None = None) -> Tensor:
