@@ -230,6 +230,18 @@ class TestErrors:
             of_features.log_det(torch.ones(6, 4))
         assert of_features.log_det(torch.ones(6, 4), validate=False).isnan()
 
+    @pytest.mark.parametrize("ridge", [1e-2, 1e-3, 1e-5])
+    @pytest.mark.parametrize("about", ["mean", "origin"])
+    @pytest.mark.parametrize("shape", [(20, 30), (50, 30)])
+    def test_log_det_of_large_collapsed_features_in_float32(self, shape, about, ridge):
+        """A ridge below the rounding of a large eigenvalue is not lost: NumPy in float64 says so."""
+        x = (100 * rows(*shape, rank=1)).float()
+        exact = x.double().numpy()
+        dense = np.cov(exact.T, bias=True) if about == "mean" else exact.T @ exact / len(exact)
+        expected = np.linalg.slogdet(dense + ridge * np.eye(shape[1]))[1]
+        found = of_features.log_det(x, ridge=ridge, about=about)
+        assert found.dtype == torch.float32 and found.item() == pytest.approx(expected, rel=1e-5)
+
     def test_two_of_different_shapes(self):
         for name in TWO:
             with pytest.raises(MatrixShapeError, match=r"\(4, 3\) and \(4, 2\)"):

@@ -74,6 +74,22 @@ class TestCodingRate:
         assert coding_rate(z, distortion=distortion).item() == pytest.approx(expected, rel=1e-11)
         assert coding_rate(z.float(), distortion=distortion).item() == pytest.approx(expected, rel=1e-5)
 
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    @pytest.mark.parametrize(("n", "d"), [(50, 30), (20, 30)])
+    def test_of_large_collapsed_features(self, n, d, dtype):
+        """Rounding of ZᵀZ is far beyond the I that is added, whose determinant no Cholesky factor then has."""
+        scale = 1e4 if dtype == torch.float32 else 1e9
+        z = (scale * rows(n, d, rank=1)).to(dtype).requires_grad_()
+        largest = np.linalg.norm(z.detach().double().numpy(), 2)
+        found = coding_rate(z)
+        assert found.dtype == dtype
+        assert found.item() == pytest.approx(np.log1p(d / (n * 0.25) * largest**2) / 2, rel=1e-2)
+        (gradient,) = torch.autograd.grad(found, z)
+        radial = (gradient * z).sum().item()  # the slope along the scale: one for each direction that is there
+        assert gradient.isfinite().all() and radial == pytest.approx(1, rel=0.1)
+        assert coding_rate(torch.stack([z, torch.eye(n, d, dtype=dtype)])).isfinite().all()
+        assert coding_rate(z * torch.nan, validate=False).isnan()
+
     def test_of_nothing(self):
         assert coding_rate(torch.zeros(4, 3)).item() == 0
 

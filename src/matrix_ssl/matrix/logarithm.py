@@ -4,6 +4,9 @@ import torch
 from torch import Tensor
 
 from matrix_ssl.matrix import calculus, validation
+from matrix_ssl.matrix._eigenvalues import zero_level
+from matrix_ssl.matrix.plain import smaller_product
+from matrix_ssl.matrix.spectral_sums import eigenvalues_of
 
 
 def matrix_log(a: Tensor, *, ridge: float = 0.0, validate: bool | None = None) -> Tensor:
@@ -71,3 +74,27 @@ def log_det_of(full: Tensor, ridge: float, name: str, look: bool) -> Tensor:
     if look and value.isnan().any():
         validation.check_positive_definite(torch.linalg.eigvalsh(full.detach()), value.isnan(), full, name)
     return value
+
+
+def log_det_of_rows(rows: Tensor, factor: float, shift: float, x: Tensor, name: str, validate: bool | None) -> Tensor:
+    """log det(factor · G + shift · I), shift above zero, G of BᵀB and BBᵀ the smaller one of rows B: (...).
+
+    Rounding of a large G can be beyond the shift, so that digits are lost, or the sum is not positive definite and has
+    no Cholesky factor. Where values can be read float32 then gives way to float64, and float64 to eigenvalues, which
+    count as zero below the zero level; elsewhere the value is NaN. Errors name ``x``.
+    """
+    gram = smaller_product(rows) * factor
+    validation.check_representable(gram, x, name, validate)
+    value = calculus.log_determinant(gram + shift * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device))
+    if not validation.looks_at_values(rows, None):
+        return value
+    lost, exact = value.isnan(), rows.dtype == torch.float64
+    if not exact:
+        rounding = torch.finfo(gram.dtype).eps * gram.detach().diagonal(dim1=-2, dim2=-1).sum(-1)
+        lost = lost | (rounding > 0.1 * shift)
+    if not lost.any() or not gram.isfinite().all():
+        return value
+    if not exact:
+        return log_det_of_rows(rows.double(), factor, shift, x, name, validate).to(rows.dtype)
+    eigenvalues = eigenvalues_of(gram, used=gram.shape[-1])
+    return (torch.where(eigenvalues > zero_level(eigenvalues), eigenvalues, 0.0) + shift).log().sum(-1)

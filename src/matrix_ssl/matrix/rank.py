@@ -4,12 +4,12 @@ import torch
 from torch import Tensor
 
 from matrix_ssl.matrix import _eigenvalues
-from matrix_ssl.matrix.calculus import log_determinant
 from matrix_ssl.matrix.covariances import deviations, rescaled
+from matrix_ssl.matrix.logarithm import log_det_of_rows
 from matrix_ssl.matrix.plain import smaller_product
 from matrix_ssl.matrix.singular_sums import entropy_of_singular_values
 from matrix_ssl.matrix.spectral_sums import eigenvalues_of
-from matrix_ssl.matrix.validation import check_positive, check_representable, checked_matrix, checked_not_negative
+from matrix_ssl.matrix.validation import check_positive, checked_matrix, checked_not_negative
 
 
 def effective_rank(x: Tensor, *, validate: bool | None = None) -> Tensor:
@@ -57,9 +57,7 @@ def coding_rate(features: Tensor, *, distortion: float = 0.5, validate: bool | N
     check_positive(distortion=distortion)
     rows = checked_matrix(features, "features", validate)
     n, d = rows.shape[-2:]
-    gram = smaller_product(rows) * (d / (n * distortion**2))
-    check_representable(gram, features, "features", validate)
-    return log_determinant(gram + torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)) / 2
+    return log_det_of_rows(rows, d / (n * distortion**2), 1.0, features, "features", validate) / 2
 
 
 def spectrum(features: Tensor, *, validate: bool | None = None) -> Tensor:

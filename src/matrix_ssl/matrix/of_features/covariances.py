@@ -7,7 +7,6 @@ from torch import Tensor
 
 from matrix_ssl.errors import NotPositiveDefiniteError
 from matrix_ssl.matrix import _eigenvalues, entropy, logarithm, spectral_entropies, validation
-from matrix_ssl.matrix.calculus import log_determinant
 from matrix_ssl.matrix.covariances import About, centre, rescaled, rows_about
 from matrix_ssl.matrix.plain import smaller_product
 from matrix_ssl.matrix.spectral_sums import eigenvalues_of
@@ -75,7 +74,8 @@ def log_det(x: Tensor, *, ridge: float = 0.0, about: About = "mean", validate: b
     Raises:
         MatrixError: without a ridge also if n ≤ d, where a covariance is singular; a second moment is below n < d.
     """
-    gram, _ = _small(x, ridge, about, validate, scales=True)
+    validation.check_not_negative(ridge=ridge)
+    rows = rows_about(x, "x", about, validate)
     n, d = x.shape[-2:]
     rank = n - 1 if about == "mean" else n
     if rank < d and ridge == 0:
@@ -83,11 +83,14 @@ def log_det(x: Tensor, *, ridge: float = 0.0, about: About = "mean", validate: b
             f"Argument 'x' (shape {tuple(x.shape)}): the covariance of {n} rows has rank {rank} at most, below {d}, "
             f"so its determinant is zero. Pass more rows or ridge=."
         )
+    if ridge == 0:
+        gram = smaller_product(rows)
+        validation.check_representable(gram, x, "x", validate)
+        return logarithm.log_det_of(gram, 0.0, "covariance of x", validation.looks_at_values(x, validate))
     if rank >= d:
-        return logarithm.log_det_of(gram, ridge, "covariance of x", validation.looks_at_values(x, validate))
+        return logarithm.log_det_of_rows(rows, 1.0, ridge, x, "x", validate)
     # d log(ridge) would cost float32 digits inside the factorisation: added at the end
-    identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    return log_determinant(identity + gram / ridge) + d * math.log(ridge)
+    return logarithm.log_det_of_rows(rows, 1 / ridge, 1.0, x, "x", validate) + d * math.log(ridge)
 
 
 def _small(x: Tensor, ridge: float, about: About, validate: bool | None, *, scales: bool = False) -> tuple[Tensor, int]:
