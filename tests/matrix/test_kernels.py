@@ -45,7 +45,7 @@ class TestEveryKernel:
     def test_by_its_pairs(self, name):
         x = rows(6, 3) + 0.5
         expected = [[PAIRS[name](a, b) for b in x.numpy()] for a in x.numpy()]
-        np.testing.assert_allclose(KERNELS[name](x), expected, atol=3e-8 if name == "angular" else 1e-12)
+        np.testing.assert_allclose(KERNELS[name](x), expected, atol=1e-12)
 
     def test_is_positive_semidefinite_and_symmetric(self, name):
         gram = KERNELS[name](rows(30, 2))
@@ -76,6 +76,16 @@ class TestEveryKernel:
         assert error <= (1e-3 if name == "angular" else 1e-5)
         half = x.bfloat16()
         assert torch.equal(KERNELS[name](half), KERNELS[name](half.float()))
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_the_diagonal_of_many_columns_is_one(self, name, dtype):
+        """Rounding of a cosine of one is no angle, and no temperature enlarges it."""
+        if name in ("linear", "polynomial"):
+            return
+        kernel = functools.partial(matrix.exponential_kernel, temperature=1e-3) if "exp" in name else KERNELS[name]
+        gram = kernel(rows(20, 20_000, dtype=dtype))
+        assert torch.equal(gram.diagonal(), torch.ones(20, dtype=dtype))
+        assert matrix.vendi_score(gram).item() <= 20 + 1e-4
 
     def test_equal_samples_have_finite_gradients(self, name):
         x = torch.ones(3, 2, dtype=torch.float64).requires_grad_()

@@ -35,7 +35,8 @@ def cosine_kernel(x: Tensor, *, validate: bool | None = None) -> Tensor:
 
     The kernel of the matrix information of Zhang et al. and Song et al., ICML 2024.
     """
-    return _products(unit_rows(x, "x", validate))
+    gram = _products(unit_rows(x, "x", validate))
+    return torch.where(_own(gram), 1.0, gram)  # an angle or a small temperature would enlarge rounding
 
 
 def polynomial_kernel(
@@ -178,8 +179,12 @@ def squared_distances(rows: Tensor) -> Tensor:
     gram = _products(rows - rows.mean(-2, keepdim=True))
     lengths = gram.diagonal(dim1=-2, dim2=-1)
     squares = lengths.unsqueeze(-1) + lengths.unsqueeze(-2) - 2 * gram
-    own = torch.eye(rows.shape[-2], dtype=torch.bool, device=rows.device)
-    return torch.where(own, 0.0, squares.clamp_min(0))
+    return torch.where(_own(gram), 0.0, squares.clamp_min(0))
+
+
+def _own(gram: Tensor) -> Tensor:
+    """Where a sample meets itself, (n, n)."""
+    return torch.eye(gram.shape[-1], dtype=torch.bool, device=gram.device)
 
 
 def _checked_distances(x: Tensor, validate: bool | None) -> Tensor:
