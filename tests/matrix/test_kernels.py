@@ -120,6 +120,20 @@ class TestWidths:
         expected = torch.autograd.grad(matrix.gaussian_kernel(x, width=width).sum(), x)[0]
         np.testing.assert_allclose(found, expected, atol=1e-12)
 
+    @pytest.mark.parametrize("kernel", [matrix.gaussian_kernel, matrix.laplace_kernel])
+    def test_a_width_whose_square_vanishes_tells_all_samples_apart(self, kernel):
+        for width in (1e-24, torch.tensor(1e-24)):
+            assert torch.equal(kernel(rows(4, 2, dtype=torch.float32), width=width), torch.eye(4))
+
+    def test_a_rule_that_is_none(self):
+        x = rows(5, 2)
+        for rule in ("scott", 1.0, torch.tensor(1.0)):
+            with pytest.raises(ValueError, match="rule must be 'median' or 'silverman', got"):
+                matrix.kernel_width(x, rule)
+        for rule in ("median", "silverman"):
+            with pytest.raises(MatrixError, match=r"beyond torch.float32: divide"):
+                matrix.kernel_width(1e25 * x.float(), rule)
+
     def test_a_width_can_be_learnt(self):
         width = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
         x = rows(5, 2)

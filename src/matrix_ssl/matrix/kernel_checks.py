@@ -95,12 +95,20 @@ def check_same_samples(first: Tensor, second: Tensor, names: str, axis: int = -2
 
 
 def check_width_of_rule(width: Tensor, x: Tensor, rule: str, validate: bool | None) -> None:
-    """Raises where a rule gives a width (...) of zero."""
-    if looks_at_values(x, validate) and (width == 0).any():
+    """Raises where a rule gives a width (...) that is zero or infinite."""
+    if not looks_at_values(x, validate):
+        return
+    if (width == 0).any():
         at = width.argmin()
         raise errors.MatrixError(
             f"{label(x, 'x')}: the width by the rule {rule!r} is zero{place(at, width)}, since samples are equal "
             f"or squares of their distances below the range of {width.dtype}. Pass a number as width=."
+        )
+    if not torch.isfinite(width).all():
+        at = width.argmax()
+        raise errors.NotFiniteError(
+            f"{label(x, 'x')}: the width by the rule {rule!r} is infinite{place(at, width)}, since squares of "
+            f"distances are beyond {width.dtype}: divide x by a constant, or pass float64."
         )
 
 

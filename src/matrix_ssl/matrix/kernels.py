@@ -7,7 +7,7 @@ nearly coincide: pass float64. Errors of the arguments are those of ``matrix_ssl
 """
 
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from matrix_ssl.matrix.covariances import lengths_in_range, unit_length
 from matrix_ssl.matrix.precision import without_autocast
 
 WidthRule = Literal["median", "silverman"]
+_RULES = get_args(WidthRule)
 
 
 def linear_kernel(x: Tensor, *, validate: bool | None = None) -> Tensor:
@@ -67,7 +68,7 @@ def gaussian_kernel(x: Tensor, *, width: float | Tensor | WidthRule, validate: b
     """
     squares = _checked_distances(x, validate)
     sigma = _width(x, squares, width, validate)
-    return torch.exp(squares / (-2 * sigma**2))
+    return torch.exp(squares / sigma / (-2 * sigma))  # σ² of a small one can vanish
 
 
 def laplace_kernel(x: Tensor, *, width: float | Tensor | WidthRule, validate: bool | None = None) -> Tensor:
@@ -123,6 +124,8 @@ def kernel_width(x: Tensor, rule: WidthRule, *, validate: bool | None = None) ->
         Silverman, "Density Estimation for Statistics and Data Analysis", 1986, section 4.3.2.
     """
     rows = validation.checked_matrix(x, "x", validate)
+    if not isinstance(rule, str) or rule not in _RULES:
+        raise ValueError(f"rule must be 'median' or 'silverman', got {rule!r}.")
     squares = _checked_distances(x.detach(), validate) if rule == "median" else rows
     return _width(x, squares, rule, validate)[..., 0, 0]
 
@@ -208,7 +211,7 @@ def _width(x: Tensor, squares: Tensor, width: float | Tensor | WidthRule, valida
         validation.check_positive(width=width)
         return squares.new_full((1, 1), width)
     n, d = x.shape[-2:]
-    if width not in ("median", "silverman"):
+    if width not in _RULES:
         raise ValueError(f"width must be a number above zero, 'median' or 'silverman', got {width!r}.")
     kernel_checks.check_sample_count(n, 2, x, "x", f"the width by the rule {width!r}")
     if width == "median":
