@@ -1,5 +1,6 @@
 """Several real processes on the CPU do what one process does."""
 
+import functools
 import os
 import re
 import signal
@@ -40,7 +41,7 @@ SHORTEST = (*SHORT, "data.subset=198", "views.2.image_size=4")  # 3 steps of two
 
 CHECKS = ("gather", "gather_uneven", "all_reduce_sum", "sum_of_parts", "batch_norm", "uneven_batch_norm",
           "half_precision", "whole_network", "agreement", "streams", "matrix_ssl_loss", "matrix_entropy_loss",
-          "loss_scale", "teacher_gradient")  # fmt: skip
+          "loss_shapes", "loss_scale", "teacher_gradient")  # fmt: skip
 UNEVEN = ("gather_uneven", "all_reduce_sum", "uneven_batch_norm", "agreement")  # what three processes show in seconds
 TOGETHER = {"all": CHECKS, "uneven": UNEVEN}  # one after another in the same processes
 
@@ -121,6 +122,20 @@ def test_in_a_single_process_everything_is_the_identity() -> None:
     assert distributed.broadcast_object(3) == 3
     with pytest.raises(RuntimeError, match="Connection closed by peer"), distributed.connected():
         raise RuntimeError("Connection closed by peer")  # alone, this is no lost process
+
+
+def test_many_processes_count_whole_determinants(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twelve twelfths in float32 are 1 - 1e-7, which is no determinant as an integer."""
+    z = torch.randn(64, 3)
+    for name, stub in {
+        "world_size": lambda: 24,
+        "rank": lambda: 0,
+        "row_counts": lambda rows, sizes: [len(rows)],
+        "gather_for_parts": lambda rows, sizes: rows,
+        "sum_of_parts": lambda x: functools.reduce(torch.add, [x] * 12),
+    }.items():
+        monkeypatch.setattr(distributed, name, stub)
+    assert int(parallel.matrix_ssl_terms(z, z, -z, -z, exchange="rows").negative_determinants) == 1
 
 
 @pytest.fixture(scope="module")

@@ -354,6 +354,22 @@ def matrix_entropy_loss() -> None:
                     single.load_state_dict(ours.module.state_dict())  # the running statistics, too
 
 
+def loss_shapes() -> None:
+    """Outputs that do not fit together are an error on every process before anything is sent."""
+    z, narrow = torch.randn(4, 8), torch.randn(4, 7)
+    for call in (
+        lambda: parallel.matrix_ssl_terms(z, z, narrow, narrow),
+        lambda: parallel.matrix_entropy_terms(z, narrow),
+        lambda: parallel.matrix_entropy_terms(z.unsqueeze(0), z.unsqueeze(0)),
+    ):
+        try:
+            call()
+        except ValueError as error:
+            assert "of one shape (n_local, d), got [(" in str(error), error
+            continue
+        raise AssertionError("nothing was raised")
+
+
 def loss_scale() -> None:
     """Half precision under the scale of a GradScaler is rounded after the scale: float64's gradient to its digits."""
     size, rank = distributed.world_size(), distributed.rank()

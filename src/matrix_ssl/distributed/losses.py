@@ -50,6 +50,7 @@ def matrix_ssl_terms(
     size = distributed.world_size()
     if size == 1:
         return losses.matrix_ssl_terms(z1, z2, p1, p2, objective=objective)
+    _check_own_rows(z1=z1, z2=z2, p1=p1, p2=p2)
     sizes = distributed.row_counts(z1, sizes)
     own = distributed.rank() % 2  # the order that this process computes
     if exchange == "rows" or (exchange == "auto" and sum(sizes) < 3 * z1.shape[1]):
@@ -61,7 +62,8 @@ def matrix_ssl_terms(
         terms = losses.matrix_ssl_covariance_terms(*whole[:, own], objective=objective)
     sharing = (size + 1 - own) // 2  # processes that compute the same order
     loss, uniformity, alignment, negative = distributed.sum_of_parts(torch.stack(terms) / sharing)
-    return MatrixSSLTerms(loss / 2, uniformity.detach() / 2, alignment.detach() / 2, negative.detach())
+    count = negative.detach().round()  # a sum of thirds can end below one
+    return MatrixSSLTerms(loss / 2, uniformity.detach() / 2, alignment.detach() / 2, count)
 
 
 def covariances(teachers: Tensor, students: Tensor, *, samples: int) -> Tensor:
@@ -111,6 +113,7 @@ def matrix_entropy_terms(
     size = distributed.world_size()
     if size == 1:
         return losses.matrix_entropy_terms(z1, z2, alignment_weight=alignment_weight, order=order, width=width)
+    _check_own_rows(z1=z1, z2=z2)
     sizes = distributed.row_counts(z1, sizes)
     samples = sum(sizes)
     own = distributed.rank() % 2  # the view that this process computes
@@ -126,3 +129,10 @@ def matrix_entropy_terms(
         parts = torch.stack([entropy / sharing / 2, torch.linalg.vecdot(a, b).sum() / samples])
         entropy, cosine = distributed.sum_of_parts(parts)
     return MatrixEntropyTerms(-entropy - alignment_weight * cosine, entropy.detach(), cosine.detach())
+
+
+def _check_own_rows(**outputs: Tensor) -> None:
+    """Raises ValueError unless all have one shape (n_local, d), n_local being 0 or above: before anything is sent."""
+    shapes = [tuple(x.shape) for x in outputs.values()]
+    if len(set(shapes)) > 1 or len(shapes[0]) != 2 or shapes[0][1] < 1:
+        raise ValueError(f"Expected {', '.join(outputs)} of one shape (n_local, d), got {shapes}.")
