@@ -10,9 +10,11 @@ import torch
 
 from matrix_ssl import errors
 from matrix_ssl.matrix import (
+    RankStatistics,
     alpha_req,
     effective_rank,
     lidar,
+    metrics,
     numerical_rank,
     of_features,
     participation_ratio,
@@ -112,6 +114,26 @@ def test_lidar_sees_only_what_views_share():
     noise[:, 0, 3:], noise[:, 1, 3:] = 5.0, -5.0
     assert lidar(image + noise).item() == pytest.approx(3, rel=1e-9)
     assert lidar(torch.ones(4, 2, 3)).item() == 1
+
+
+@pytest.mark.parametrize("mean", [0.0, 30.0])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize(("n", "d"), [(300, 64), (50, 80)])
+def test_alpha_req_does_not_fit_what_rounding_makes_of_zeros(n, d, dtype, mean):
+    """As in NumPy with the ranks that are there alone; the features themselves are of float64 and rank 12."""
+    exact = rows(n, d, rank=12) + mean
+    x = exact.to(dtype)
+    values, r = eigenvalues(exact)[3:12], np.arange(4, 13)
+    expected = -np.polyfit(np.log(r), np.log(values), 1, w=r**-0.5)[0]
+    state = RankStatistics(d)
+    for part in x.split(77):
+        state.add(part)
+    found = [alpha_req(x), alpha_req(x[None]), rank_report(x).alpha_req, state.report().alpha_req]
+    if dtype != torch.float16:  # the metric takes all features for float32
+        metric = metrics.AlphaReQ(d)
+        metric.update(x)
+        found.append(metric.compute())
+    assert [float(value) for value in found] == pytest.approx([expected] * len(found), rel=2e-2)
 
 
 @pytest.mark.parametrize("rank", [1, 4, 20])
@@ -218,6 +240,8 @@ class TestErrors:
             numerical_rank(x, threshold=-1.0)
         with pytest.raises(ValueError, match="got first=3 and last=3"):
             alpha_req(x, first=3, last=3)
+        with pytest.raises(ValueError, match=r"integers, 1 ≤ first < last, got first=1\.5 and last='a'"):
+            alpha_req(x, first=1.5, last="a")
         with pytest.raises(errors.MatrixError, match="has 0 eigenvalues above zero of the ranks 4 to 100"):
             alpha_req(x)
         with pytest.raises(ValueError, match="ridge must be a finite number above zero, got 0"):

@@ -125,11 +125,16 @@ class PCARank(_OfMoments):
 
 
 class AlphaReQ(_OfMoments):
-    """``alpha_req`` of a stream of features, of the ranks 4 to 100; NaN with fewer than two eigenvalues to fit."""
+    """``alpha_req`` of a stream of float32 features, of the ranks 4 to 100; NaN with fewer than two eigenvalues to fit.
+
+    Other dtypes count as float32, too: of half precision, what rounding makes of a zero eigenvalue is fitted.
+    """
 
     def _measure(self, moments: Moments) -> Tensor:
-        values = _eigenvalues_of(moments)
-        zero = _eigenvalues.zero_level(values)
+        values, mean = _eigenvalues_of(moments), moments.second_moment().trace() / min(moments.count, self.width)
+        zero = torch.maximum(
+            _eigenvalues.zero_level(values), ranks.rounding_level(mean, torch.finfo(torch.float32).eps)
+        )
         return _spectra.power_law(values, zero, first=ranks.FIRST, last=ranks.LAST)[0]
 
 

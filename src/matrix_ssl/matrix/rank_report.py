@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from matrix_ssl.errors import MatrixShapeError
@@ -104,24 +105,30 @@ def rank_report(features: Tensor, *, views: Tensor | None = None, validate: bool
     cosine = ranks.self_cluster(x, validate=False).item() if min(x.shape) > 1 else None
     return report_of_spectra(
         *both_spectra(rescaled(x)), samples=len(x), width=x.shape[1], self_cluster=cosine,
-        threshold=ranks.default_threshold(features),
+        threshold=ranks.default_threshold(features), eps=ranks.rounding_of(features),
         lidar=None if seen is None else ranks.lidar(seen, validate=validate).item(),
     )  # fmt: skip
 
 
 def report_of_spectra(
-    eigenvalues: Tensor, singular_values: Tensor, *, samples: int, width: int, threshold: float,
+    eigenvalues: Tensor, singular_values: Tensor, *, samples: int, width: int, threshold: float, eps: float,
     self_cluster: float | None, lidar: float | None = None,
 ) -> RankReport:  # fmt: skip
-    """The ranks from eigenvalues of the covariance and singular values of the features, up to a constant each."""
-    alpha, _ = _spectra.power_law(eigenvalues, _eigenvalues.zero_level(eigenvalues), first=ranks.FIRST, last=ranks.LAST)
+    """The ranks from eigenvalues of the covariance and singular values of the features, up to one constant.
+
+    ``eps`` is that of the features, for α-ReQ.
+    """
+    squares = singular_values.square()
+    rounding = ranks.rounding_level(squares.sum() / min(samples, width), eps)
+    zero = torch.maximum(_eigenvalues.zero_level(eigenvalues), rounding)
+    alpha, _ = _spectra.power_law(eigenvalues, zero, first=ranks.FIRST, last=ranks.LAST)
     return RankReport(
         samples=samples,
         width=width,
         rank_me=_eigenvalues.shannon_entropy(singular_values).exp().item(),
         effective_rank=_eigenvalues.shannon_entropy(eigenvalues).exp().item(),
         participation_ratio=_spectra.participation_ratio(eigenvalues).item(),
-        stable_rank=_spectra.stable_rank(singular_values.square()).item(),
+        stable_rank=_spectra.stable_rank(squares).item(),
         numerical_rank=_spectra.count_above(singular_values, threshold).item(),
         pca_rank=_spectra.count_of_share(eigenvalues, ranks.SHARE).item(),
         alpha_req=None if math.isnan(alpha.item()) else alpha.item(),

@@ -166,6 +166,7 @@ class RankStatistics:
         cosines = everything and min(samples, self.width) > 1
         return report_of_spectra(
             *spectra, samples=samples, width=self.width, threshold=self._threshold,
+            eps=self._threshold / (2 * self.width**0.5),
             self_cluster=self._self_cluster() if cosines else None,
         )  # fmt: skip
 

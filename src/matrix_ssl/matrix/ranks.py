@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from matrix_ssl.errors import MatrixError, MatrixShapeError, NotPositiveDefiniteError
 from matrix_ssl.matrix import _eigenvalues, _spectra, plain
-from matrix_ssl.matrix.covariances import centred_rows, rescaled
+from matrix_ssl.matrix.covariances import centred_rows, deviations, rescaled
 from matrix_ssl.matrix.plain import smaller_product
 from matrix_ssl.matrix.precision import full_precision, without_autocast
 from matrix_ssl.matrix.rank import effective_rank
@@ -139,7 +139,9 @@ def alpha_req(features: Tensor, *, first: int = FIRST, last: int = LAST, validat
     0 for a flat spectrum, large for few directions; its authors report the best features near 1. Fitted to log λ_r by
     least squares with weights 1/r, as in the code that the authors released; the paper does not fix the ranks, and
     published scripts begin at 4, 6 or 12 and end at 50 or 100, so compare values of one range only. Zero eigenvalues
-    are left out. Where eigenvalues coincide, their order decides and the gradient is one of many: there is a corner.
+    are left out, and so are those below (4 ε)² of the mean of all, those about the origin, with the ε of the dtype:
+    they are what rounding of the features makes of a zero. Where eigenvalues coincide, their order decides and the
+    gradient is one of many: there is a corner.
 
     Args:
         features: (..., n, d), one row a sample.
@@ -156,10 +158,11 @@ def alpha_req(features: Tensor, *, first: int = FIRST, last: int = LAST, validat
         Agrawal, Mondal, Ghosh and Richards, "α-ReQ: Assessing representation quality in self-supervised learning by
         measuring eigenspectrum decay", NeurIPS 2022.
     """
-    if not 1 <= first < last:
-        raise ValueError(f"The ranks must be 1 ≤ first < last, got first={first} and last={last}.")
+    if not (hasattr(first, "__index__") and hasattr(last, "__index__") and 1 <= first < last):
+        raise ValueError(f"The ranks must be integers, 1 ≤ first < last, got first={first!r} and last={last!r}.")
     eigenvalues = covariance_eigenvalues(checked_matrix(features, "features", validate))
-    alpha, fitted = _spectra.power_law(eigenvalues, _eigenvalues.zero_level(eigenvalues), first=first, last=last)
+    zero = torch.maximum(_eigenvalues.zero_level(eigenvalues), _level_of_rounding(eigenvalues, features))
+    alpha, fitted = _spectra.power_law(eigenvalues, zero, first=first, last=last)
     if looks_at_values(features, validate) and (fitted < 2).any():
         raise MatrixError(
             f"Argument 'features' (shape {tuple(features.shape)}) has {int(fitted.min())} eigenvalues above zero of "
@@ -260,8 +263,31 @@ def mean_cosine_score(squares: Tensor, n: int, d: int) -> Tensor:
 
 def default_threshold(features: Tensor) -> float:
     """The threshold of ``numerical_rank`` for features (..., n, d) of their dtype: 2 ε √min(n, d)."""
-    dtype = features.dtype if features.dtype.is_floating_point else torch.float64
-    return 2 * torch.finfo(dtype).eps * min(features.shape[-2:]) ** 0.5
+    return 2 * rounding_of(features) * min(features.shape[-2:]) ** 0.5
+
+
+def rounding_level(mean: Tensor, eps: float) -> Tensor:
+    """(4 ε)² times the mean (...) of the min(n, d) eigenvalues about the origin: (..., 1).
+
+    Rounding of every element by ε of its size leaves eigenvalues of less than ε² of the mean in the place of zeros,
+    and a product of float32, as a layer computes, one of up to 9 ε² of it.
+    """
+    return ((4 * eps) ** 2 * mean).unsqueeze(-1)
+
+
+def rounding_of(features: Tensor) -> float:
+    """ε of the dtype of features, that of float64 for integers, which are exact."""
+    return torch.finfo(features.dtype if features.dtype.is_floating_point else torch.float64).eps
+
+
+def _level_of_rounding(eigenvalues: Tensor, features: Tensor) -> Tensor:
+    """``rounding_level`` in the unit of eigenvalues of the covariance, which are known up to a factor."""
+    rows = rescaled(full_precision(features.detach()))
+    whole, spread = (
+        torch.linalg.vector_norm(x, dim=(-2, -1), dtype=torch.float64) for x in (rows, deviations(rows))
+    )  # the factor is that of ``spread``
+    ratio = torch.where(spread > 0, whole / torch.where(spread > 0, spread, 1.0), 1.0)
+    return rounding_level(eigenvalues.detach().mean(-1) * ratio.square(), rounding_of(features))
 
 
 def covariance_eigenvalues(features: Tensor) -> Tensor:
