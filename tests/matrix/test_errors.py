@@ -176,6 +176,18 @@ def test_singular_matrices_have_no_logarithm(function):
     assert torch.isfinite(function(singular, ridge=1e-3)).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("function", [matrix.matrix_log, matrix.log_det])
+def test_rounding_lifts_no_zero_eigenvalue_above_zero(function, dtype):
+    """A covariance of as many rows as columns is singular, whatever the sign that rounding gives its zero."""
+    for seed in range(40):
+        for d in (5, 30):
+            with pytest.raises(NotPositiveDefiniteError, match=r"pass ridge="):
+                function(matrix.covariance(rows(d, d, seed=seed, dtype=dtype)))
+        assert torch.isfinite(function(matrix.covariance(rows(40, 5, seed=seed, dtype=dtype)))).all()
+        assert torch.isfinite(function(positive([1e-4, 0.1, 1.0, 3.0], seed=seed, dtype=dtype))).all()
+
+
 def test_shapes_that_do_not_fit():
     for function in (matrix.matrix_kl, matrix.matrix_cross_entropy, matrix.joint_entropy):
         with pytest.raises(MatrixShapeError, match=r"\(2, 2\) and \(3, 3\)"):

@@ -125,8 +125,13 @@ _log_determinant = differentiable(LogDeterminant)
 
 def log_determinant(a: Tensor) -> Tensor:
     """log det of a symmetric positive definite matrix (..., d, d), NaN elsewhere: (...)."""
-    value: Tensor = _log_determinant(a)[0]
-    return value
+    return log_determinant_and_factor(a)[0]
+
+
+def log_determinant_and_factor(a: Tensor) -> tuple[Tensor, Tensor]:
+    """``log_determinant``, and the Cholesky factor without gradient."""
+    value, factor = _log_determinant(a)
+    return value, factor
 
 
 class Inverse(Parts):

@@ -13,8 +13,9 @@ def matrix_log(a: Tensor, *, ridge: float = 0.0, validate: bool | None = None) -
     """Natural logarithm of a symmetric positive definite matrix, log(A + ridge·I): (..., d, d), symmetric.
 
     By eigendecomposition in float64 (in float32 a logarithm errs by 1e-7 times the condition number), differentiated by
-    divided differences, which are exact where eigenvalues coincide. It can be differentiated once. Where values are not
-    checked, it is not finite if an eigenvalue is zero or below.
+    divided differences, which are exact where eigenvalues coincide. It can be differentiated once. Without a ridge an
+    eigenvalue below 2 ε √d of the largest, ε that of the dtype, is zero up to rounding and an error. Where values are
+    not checked, the logarithm is not finite if an eigenvalue is zero or below.
 
     Args:
         a: (..., d, d), symmetric, eigenvalues above -ridge.
@@ -30,7 +31,8 @@ def matrix_log(a: Tensor, *, ridge: float = 0.0, validate: bool | None = None) -
     )
     if validation.looks_at_values(a, validate):
         shifted = eigenvalues + ridge
-        validation.check_positive_definite(shifted, (shifted <= 0).any(-1), a, "a")
+        zero = zero_level(shifted, ridge, dtype=full.dtype)
+        validation.check_positive_definite(shifted, (shifted <= zero).any(-1), a, "a")
     return value.to(full.dtype)
 
 
@@ -70,10 +72,27 @@ def log_det(a: Tensor, *, ridge: float = 0.0, validate: bool | None = None) -> T
 def log_det_of(full: Tensor, ridge: float, name: str, look: bool) -> Tensor:
     """log det of a matrix in full precision plus ridge·I; ``look`` says whether to raise where it is not defined."""
     full = full + ridge * torch.eye(full.shape[-1], dtype=full.dtype, device=full.device)
-    value = calculus.log_determinant(full)
-    if look and value.isnan().any():
-        validation.check_positive_definite(torch.linalg.eigvalsh(full.detach()), value.isnan(), full, name)
+    value, factor = calculus.log_determinant_and_factor(full)
+    if look:
+        bad = value.isnan()
+        if ridge == 0:  # rounding can leave a singular matrix a factor
+            bad = bad | _nearly_singular(full.detach(), factor.detach())
+        if bad.any():
+            eigenvalues = torch.linalg.eigvalsh(full.detach())
+            bad = value.isnan() | (bad & (eigenvalues <= zero_level(eigenvalues, ridge)).any(-1))
+            validation.check_positive_definite(eigenvalues, bad, full, name)
     return value
+
+
+def _nearly_singular(a: Tensor, factor: Tensor) -> Tensor:
+    """Whether the least eigenvalue may be below the zero level, (...), by inverse iteration from a Cholesky factor."""
+    d = a.shape[-1]
+    x = torch.arange(1, d + 1, dtype=a.dtype, device=a.device).cos().unsqueeze(-1).expand(*a.shape[:-1], 1)
+    for _ in range(3):
+        x = torch.cholesky_solve(x / torch.linalg.vector_norm(x, dim=-2, keepdim=True), factor)
+    least = 1 / torch.linalg.vector_norm(x, dim=(-2, -1))  # not below the least eigenvalue, and near it
+    level = 4 * zero_level(torch.linalg.matrix_norm(a).unsqueeze(-1), d=d).squeeze(-1)
+    return ~(least > level)
 
 
 def log_det_of_rows(rows: Tensor, factor: float, shift: float, x: Tensor, name: str, validate: bool | None) -> Tensor:
