@@ -131,3 +131,20 @@ def test_hessian_vector_product_of_rank_me():
     slope = torch.func.grad(matrix.rank_me)(x)
     assert (slope * x).sum().item() == pytest.approx(0, abs=1e-12) and math.isfinite(value)
     torch.testing.assert_close(product, -slope, rtol=1e-9, atol=1e-12)
+
+
+def test_the_divergence_of_features_where_eigenvalues_coincide():
+    """On the side of fewer rows than columns, too: a second derivative by the first argument is right or an error."""
+    y = rows(3, 6)
+    check = functools.partial(of_features.matrix_kl, ridge=0.1)
+    x = rows(4, 6).requires_grad_()
+    assert quick_gradgradcheck(lambda x: check(x, y), x)
+    for x, function in (
+        (torch.eye(4, 6), lambda x: check(x, y)),
+        (torch.eye(4, 6), lambda x: of_features.gram_kl(x, y[:, :2][[0, 1, 2, 0]], ridge=0.1)),
+    ):
+        x = x.double().requires_grad_()
+        (gradient,) = torch.autograd.grad(function(x), x, create_graph=True)
+        assert gradient.isfinite().all()
+        with pytest.raises(RuntimeError, match="its second derivative is not defined there"):
+            gradient.square().sum().backward()

@@ -15,6 +15,7 @@ from matrix_ssl.matrix.entropy import collision_entropy, norm_and_trace
 from matrix_ssl.matrix.of_features.kernels import two_unit_rows
 from matrix_ssl.matrix.plain import product, smaller_product
 from matrix_ssl.matrix.precision import without_autocast
+from matrix_ssl.matrix.spectral_sums import eigenvalues_of
 
 
 def matrix_cross_entropy(
@@ -168,7 +169,8 @@ def _kl(a: Tensor, b: Tensor, ridge: float) -> Tensor:
     if ridge == 0 or b.shape[-2] >= b.shape[-1]:
         return divergence.kl_of(product(a), product(b), ridge, b.dtype)[0]
     # log(ridge)·(tr P + d·ridge) is part of both logarithms and would cancel digits: omitted from both
-    eigenvalues = torch.linalg.eigvalsh(smaller_product(a)).clamp_min(0)
+    gram = smaller_product(a)
+    eigenvalues = eigenvalues_of(gram, used=gram.shape[-1]).clamp_min(0)
     own = ((eigenvalues + ridge) * torch.log1p(eigenvalues / ridge)).sum(-1)
     return own - _trace_of_log1p(a, b, ridge) - _trace(a) + _trace(b)
 
