@@ -196,6 +196,22 @@ def test_shapes_that_do_not_fit():
             function(torch.eye(3).repeat(2, 1, 1), torch.eye(3).repeat(4, 1, 1))
     with pytest.raises(MatrixShapeError, match=r"\(4, 3\) and \(5, 3\)"):
         matrix.cross_covariance(rows(4, 3), rows(5, 3))
+    with pytest.raises(MatrixShapeError, match=r"'weights' has the leading dimensions \(2,\) and 'gram' has \(3,\)"):
+        matrix.vendi_score(torch.eye(4).repeat(3, 1, 1), weights=torch.ones(2, 4))
+    with pytest.raises(MatrixShapeError, match=r"'width' has the leading dimensions \(2,\) and 'x' has \(3,\)"):
+        matrix.gaussian_kernel(torch.randn(3, 4, 2), width=torch.ones(2))
+
+
+def test_leading_dimensions_of_which_the_first_argument_has_none():
+    kernels, samples = torch.eye(4).repeat(3, 1, 1), torch.randn(3, 4, 2)
+    for function, x in (
+        (matrix.joint_entropy, kernels), (lambda *a: matrix.jensen_renyi_divergence(*a, alpha=1.0), kernels),
+        (of_features.joint_entropy, samples), (of_features.holevo_information, samples),
+        (lambda *a: matrix.linear_cka_matrix(a), samples), (lambda *a: matrix.rsa_matrix(a), samples),
+        (lambda *a: of_features.gram_kl_matrix(a, ridge=0.1), samples),
+    ):  # fmt: skip
+        with pytest.raises(MatrixShapeError, match=r"\(2, 4, \d\) and \(3, 4, \d\)"):
+            function(x[:1], x[:2], x)
 
 
 def test_numbers():

@@ -20,6 +20,7 @@ Reference: Giraldo, Rao and Principe, "Measures of Entropy From Data Using Infin
 """
 
 import functools
+import itertools
 import operator
 from collections.abc import Callable, Sequence
 from typing import Literal, cast
@@ -215,8 +216,8 @@ def entropies_of_grams(
     full = [
         rescaled(validation.checked_symmetric(gram, name, validate)) for gram, name in zip(grams, names, strict=True)
     ]
-    for other, name in zip(grams[1:], names[1:], strict=True):
-        validation.check_same_width(grams[0], other, f"{names[0]} and {name}")
+    for (first, name), (second, other) in itertools.combinations(zip(grams, names, strict=True), 2):
+        validation.check_same_width(first, second, f"{name} and {other}")
 
     return Entropies(
         functools.partial(_entropy_of_product, full, [gram.dtype for gram in grams], names, alpha, validate)

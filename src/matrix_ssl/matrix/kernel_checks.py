@@ -1,5 +1,7 @@
 """Checks of samples, weights and kernels; what ``validation`` is for matrices, and by the same rule of when to look."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -63,6 +65,7 @@ def checked_weights(weights: Tensor, samples: Tensor, name: str, validate: bool 
             f"Argument 'weights' has the shape {tuple(weights.shape)} for {n} samples in {name}: pass one weight a "
             f"sample."
         )
+    check_leading(weights.shape[:-1], samples.shape[:-2], "weights", name)
     full = full_precision(weights)
     if looks_at_values(weights, validate):
         wrong = ~torch.isfinite(full) | (full < 0)
@@ -75,6 +78,15 @@ def checked_weights(weights: Tensor, samples: Tensor, name: str, validate: bool 
         if (full.sum(-1) == 0).any():
             raise errors.MatrixError("Argument 'weights' is zero for all samples: one must be above zero.")
     return full
+
+
+def check_leading(own: Sequence[int], other: Sequence[int], name: str, of: str) -> None:
+    """Raises unless leading sizes of an argument and of what it belongs to can be broadcast."""
+    if not all(m == n or 1 in (m, n) for m, n in zip(own[::-1], other[::-1], strict=False)):
+        raise errors.MatrixShapeError(
+            f"Argument {name!r} has the leading dimensions {tuple(own)} and {of!r} has {tuple(other)}: they must agree "
+            f"or be 1."
+        )
 
 
 def check_sample_count(n: int, least: int, x: Tensor, name: str, purpose: str) -> None:

@@ -63,7 +63,7 @@ def gaussian_kernel(x: Tensor, *, width: float | Tensor | WidthRule, validate: b
         validate: see ``matrix_ssl.matrix``.
 
     Raises:
-        MatrixError: ``x`` is not a matrix, empty, or not finite, or a rule gives a width of zero.
+        MatrixError: ``x`` is not a matrix, empty, or not finite, a rule gives a width of zero, or widths do not fit.
         ValueError: the width is not above zero or an unknown rule.
     """
     squares = _checked_distances(x, validate)
@@ -206,6 +206,7 @@ def _width(x: Tensor, squares: Tensor, width: float | Tensor | WidthRule, valida
     """σ as (..., 1, 1); ``squares`` are squared distances or, for Silverman's rule alone, rows are enough."""
     if isinstance(width, Tensor):
         kernel_checks.check_width(width, validate)
+        kernel_checks.check_leading(width.shape, x.shape[:-2], "width", "x")
         return width.to(squares.dtype)[..., None, None]
     if not isinstance(width, str):
         validation.check_positive(width=width)

@@ -3,6 +3,7 @@
 Every argument A (..., d, d) is symmetric positive semi-definite and stands for the state A / tr A.
 """
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -42,8 +43,8 @@ def jensen_renyi_divergence(
     if len(states) < 2:
         raise ValueError(f"At least 2 states are needed, got {len(states)}.")
     full = [_state(state, name, validate) for state, name in zip(states, names, strict=True)]
-    for other, name in zip(states[1:], names[1:], strict=True):
-        validation.check_same_width(states[0], other, f"{names[0]} and {name}")
+    for (first, name), (second, other) in itertools.combinations(zip(states, names, strict=True), 2):
+        validation.check_same_width(first, second, f"{name} and {other}")
     w = mixture_weights(weights, len(states))
     single = [
         renyi_entropy_of(rho, state, name, alpha=alpha, validate=validate)

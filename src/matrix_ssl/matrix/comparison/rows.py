@@ -1,5 +1,6 @@
 """Rows of representations: centred, in a range that fourth powers do not leave, zero where constant; their names."""
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -38,5 +39,6 @@ def named_representations(
         validation.check_tensor(x, name)
         if x.ndim < 2:
             validation.checked_matrix(x, name, False)
-        kernel_checks.check_same_samples(xs[0], x, f"xs[0] and {name}")
+    for (name, x), (other, y) in itertools.combinations((first | second).items(), 2):
+        kernel_checks.check_same_samples(x, y, f"{name} and {other}")
     return first, second

@@ -1,6 +1,7 @@
 """Divergences of the covariances of features, or of the Gram matrices of two encoders."""
 
 import functools
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -123,10 +124,11 @@ def jensen_renyi_divergence(
     parts = []
     for x, name in zip(features, names, strict=True):
         rows = rescaled(rows_about(x, name, about, validate))
-        validation.check_same_width(features[0], x, f"{names[0]} and {name}")
         trace = _trace(rows)
         kernel_checks.check_trace(trace, x, f"covariance of {name}", validate)
         parts.append(rows / trace[..., None, None].sqrt())
+    for (first, name), (second, other) in itertools.combinations(zip(features, names, strict=True), 2):
+        validation.check_same_width(first, second, f"{name} and {other}")
     lead = torch.broadcast_shapes(*(part.shape[:-2] for part in parts))
     mixture = torch.cat(
         [part.expand(*lead, *part.shape[-2:]) * math.sqrt(weight) for part, weight in zip(parts, w, strict=True)], -2

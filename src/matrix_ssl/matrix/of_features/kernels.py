@@ -1,6 +1,7 @@
 """Entropies of the linear kernels of features, rows scaled to length one, and what the kernels share."""
 
 import functools
+import itertools
 import math
 import operator
 from collections.abc import Sequence
@@ -119,8 +120,8 @@ def _entropies(
         raise ValueError(f"At least {least} sets of features are needed, got {len(features)}.")
     names = names or (["x", "y"] if len(features) == 2 else [f"x{number}" for number in range(1, len(features) + 1)])
     rows = [unit_length(validation.checked_matrix(x, name, validate)) for x, name in zip(features, names, strict=True)]
-    for other, name in zip(features[1:], names[1:], strict=True):
-        kernel_checks.check_same_samples(features[0], other, f"{names[0]} and {name}")
+    for (first, name), (second, other) in itertools.combinations(zip(features, names, strict=True), 2):
+        kernel_checks.check_same_samples(first, second, f"{name} and {other}")
 
     return information.Entropies(functools.partial(_joint, rows, {}, alpha))
 
