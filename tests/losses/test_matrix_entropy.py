@@ -404,7 +404,7 @@ class TestEdges:
         with pytest.raises(ValueError, match=r"Expected a covariance of shape \(d, d\), got \(4, 3\)"):
             covariance_entropy(torch.ones(4, 3))
 
-    @pytest.mark.parametrize("value", [-0.5, math.nan, math.inf])
+    @pytest.mark.parametrize("value", [-0.5, math.nan, math.inf, "1"])
     def test_constants(self, value):
         for name in ("alignment_weight", "width"):
             with pytest.raises(ValueError, match=f"{name} must be a finite number, zero or above, got"):

@@ -301,7 +301,7 @@ class TestDifferenceOfEntropies:
         identity = torch.eye(30, dtype=torch.float64)  # a width that tells all samples apart
         assert matrix.difference_of_entropies(identity, identity, generator=generator).item() == pytest.approx(0)
         assert matrix.mutual_information(identity, identity).item() == pytest.approx(math.log(30))
-        with pytest.raises(ValueError, match="permutations must be 1 or above, got 0"):
+        with pytest.raises(ValueError, match="permutations must be an integer, 1 or above, got 0"):
             matrix.difference_of_entropies(k1, k2, permutations=0)
 
     def test_gradients(self):

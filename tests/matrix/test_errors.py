@@ -230,6 +230,8 @@ def test_numbers():
             matrix.renyi_entropy(GOOD, alpha=alpha)
     with pytest.raises(ValueError, match="distortion must be a finite number above zero"):
         matrix.coding_rate(GOOD, distortion=0.0)
+    with pytest.raises(ValueError, match=r"permutations must be an integer, 1 or above, got 2\.5"):
+        matrix.difference_of_entropies(GOOD, GOOD, permutations=2.5)
     with pytest.raises(ValueError, match="scale must be a finite number above zero"):
         matrix.log1p_ratio(GOOD, 0.0)
 

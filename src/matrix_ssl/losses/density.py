@@ -18,7 +18,6 @@ resolvents under ``zero_level``, are rounding and have the derivative of that le
 would not vanish with them either, those under ``zero_level`` do not count at all.
 """
 
-import math
 from typing import Literal
 
 import torch
@@ -27,6 +26,7 @@ from torch import Tensor
 from matrix_ssl.losses.logarithm import resolvents
 from matrix_ssl.losses.logarithm.resolvents import zero_level
 from matrix_ssl.losses.rows import symmetric_product
+from matrix_ssl.matrix.validation import check_positive
 
 Algorithm = Literal["powers", "resolvents", "eigh"]
 
@@ -113,5 +113,4 @@ def _by_eigenvalues(rho: Tensor, order: float) -> tuple[Tensor, Tensor]:
 
 def check_order(order: float) -> None:
     """Raises ValueError unless the order is a finite number above zero."""
-    if not 0 < order < math.inf:
-        raise ValueError(f"order must be a finite number above zero, got {order}.")
+    check_positive(order=order)

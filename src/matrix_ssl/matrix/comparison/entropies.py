@@ -42,8 +42,8 @@ def difference_of_entropies(
         Matrix-Based Entropies", 2023, https://arxiv.org/abs/2301.08164.
     """
     validation.check_entropy_order(alpha)
-    if permutations < 1:
-        raise ValueError(f"permutations must be 1 or above, got {permutations}.")
+    if not hasattr(permutations, "__index__") or permutations < 1:
+        raise ValueError(f"permutations must be an integer, 1 or above, got {permutations!r}.")
     first, second = (rescaled(validation.checked_symmetric(k, name, validate)) for k, name in ((k1, "k1"), (k2, "k2")))
     validation.check_same_width(k1, k2, "k1 and k2")
     n, device = first.shape[-1], "cpu" if generator is None else generator.device
