@@ -147,7 +147,9 @@ def expectation(quarter: float, half: float, value: float, ratio: float) -> floa
 
 
 def student(level: float, freedom: int) -> float:
-    """The quantile of Student's distribution that ``level`` of it lies within, both signs; to 2 % from 3 degrees on.
+    """The quantile of Student's distribution that ``level`` of it lies within, both signs.
+
+    From 3 degrees on to 1 % up to a level of 0.99, and to 5 % up to 0.999.
 
     Reference: Abramowitz and Stegun, "Handbook of Mathematical Functions", 26.7.5.
     """
