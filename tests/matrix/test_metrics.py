@@ -1,5 +1,7 @@
 """Metric objects: equal to the functions on all samples, with torchmetrics and Lightning where they are installed."""
 
+import math
+
 import pytest
 import torch
 
@@ -123,3 +125,16 @@ def test_without_torchmetrics(tmp_path):
     runs = pytest.importorskip("tests.support.runs", reason="the command line is not here", exc_type=ImportError)
     ended = runs.run(tmp_path, [], before=_WITHOUT)
     assert ended.code == 0, ended.err
+
+
+def test_what_does_not_fit():
+    with pytest.raises(errors.MatrixShapeError, match="Metrics of the widths 3 and 4 cannot be merged"):
+        metrics.RankMe(3).merge_state(metrics.RankMe(4))
+    for ridge in (-1.0, 0.0, math.nan):
+        with pytest.raises(ValueError, match="ridge must be a finite number above zero"):
+            metrics.LiDAR(3, ridge=ridge)
+    metric = metrics.LiDAR(2)
+    far = torch.tensor([1e9, 1e9], dtype=torch.float64)
+    metric.update(torch.stack([torch.stack([k * far, -k * far]) for k in (1, 2, 3)]))
+    with pytest.raises(errors.MatrixError, match=r"ridge=0\.0001 is lost in the rounding .* of width 2; scale"):
+        metric.compute()

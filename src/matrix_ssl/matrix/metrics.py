@@ -28,7 +28,7 @@ from matrix_ssl.matrix.covariances import rescaled
 from matrix_ssl.matrix.moments import Moments, checked_rows
 from matrix_ssl.matrix.plain import eigenvalues
 from matrix_ssl.matrix.precision import without_autocast
-from matrix_ssl.matrix.validation import check_tensor
+from matrix_ssl.matrix.validation import check_positive, check_tensor
 
 if TYPE_CHECKING:
     from matrix_ssl.matrix.accumulating import Metric
@@ -40,11 +40,14 @@ else:
 
 
 class _Stream(Metric):
+    width: int
     is_differentiable = False
     full_state_update = False
 
     def merge_state(self, incoming_state: Any) -> None:
-        """Adds the samples of a different metric of the same class, which stays as it is."""
+        """Adds the samples of a different metric of the same class and width, which stays as it is."""
+        if isinstance(incoming_state, type(self)) and incoming_state.width != self.width:
+            raise MatrixShapeError(f"Metrics of the widths {self.width} and {incoming_state.width} cannot be merged.")
         super().merge_state(incoming_state)
         self._computed = None  # torchmetrics' ``compute`` would return the value from before
 
@@ -180,6 +183,7 @@ class LiDAR(_Stream):
 
     def __init__(self, width: int, *, ridge: float = ranks.RIDGE, **options: Any):
         super().__init__(**options)
+        check_positive(ridge=ridge)
         self.width, self.ridge = width, ridge
         self.add_state("images", Moments(width).packed(), dist_reduce_fx=_merge)
         self.add_state("within", torch.zeros(width, width, dtype=torch.float64), dist_reduce_fx=_sum)

@@ -38,6 +38,10 @@ from matrix_ssl.matrix.validation import (
 FIRST, LAST = 4, 100  # ranks of the eigenvalues that ``alpha_req`` fits
 SHARE = 0.95  # of the variance, for ``pca_rank``
 RIDGE = 1e-4  # δ of ``lidar``
+_LOST = (
+    "ridge={ridge} is lost in the rounding of the covariance of the views, {of}; scale the features down or pass a "
+    "larger ridge."
+)
 
 
 def rank_me(features: Tensor, *, validate: bool | None = None) -> Tensor:
@@ -202,10 +206,7 @@ def lidar(features: Tensor, *, ridge: float = RIDGE, validate: bool | None = Non
         spread = within.mT @ within + ridge * torch.eye(d, dtype=x.dtype, device=x.device)
         factor, info = torch.linalg.cholesky_ex(spread)
         if looks_at_values(features, validate) and (info > 0).any():
-            raise NotPositiveDefiniteError(
-                f"ridge={ridge} is lost in the rounding of the covariance of the views, of shape "
-                f"{tuple(features.shape)}; scale the features down or pass a larger ridge."
-            )
+            raise NotPositiveDefiniteError(_LOST.format(ridge=ridge, of=f"of shape {tuple(features.shape)}"))
         discriminant = torch.linalg.solve_triangular(factor, between.mT, upper=False)
         entropy, _ = renyi_of(smaller_product(discriminant), 1.0)
     return entropy.exp().to(full_precision(features).dtype)
@@ -225,7 +226,9 @@ def checked_views(features: Tensor, name: str, validate: bool | None) -> Tensor:
 def lidar_of(between: Tensor, within: Tensor, ridge: float) -> Tensor:
     """``lidar`` from Σ_b and Σ_w (d, d), the latter without its ridge."""
     identity = torch.eye(len(within), dtype=within.dtype, device=within.device)
-    factor = torch.linalg.cholesky(within + ridge * identity)
+    factor, info = torch.linalg.cholesky_ex(within + ridge * identity)
+    if info.item() > 0:
+        raise NotPositiveDefiniteError(_LOST.format(ridge=ridge, of=f"of width {len(within)}"))
     half = torch.linalg.solve_triangular(factor, between, upper=False)
     discriminant = torch.linalg.solve_triangular(factor, half.mT, upper=False)
     return _eigenvalues.shannon_entropy(plain.eigenvalues(discriminant)).exp()
