@@ -138,3 +138,17 @@ def test_what_does_not_fit():
     metric.update(torch.stack([torch.stack([k * far, -k * far]) for k in (1, 2, 3)]))
     with pytest.raises(errors.MatrixError, match=r"ridge=0\.0001 is lost in the rounding .* of width 2; scale"):
         metric.compute()
+
+
+def test_self_cluster_of_a_row_whose_square_vanishes():
+    """The length of a row does not matter, however small."""
+    x = rows(7, 3)
+    small = torch.cat([1e-170 * x[:1], x[1:]])
+    expected = matrix.self_cluster(x).item()
+    metric, state = metrics.SelfCluster(3), matrix.RankStatistics(3)
+    metric.update(small)
+    state.add(small)
+    for found in (matrix.self_cluster(small), state.report().self_cluster, metric.compute()):
+        assert float(found) == pytest.approx(expected, abs=1e-6)
+    found = matrix.rsa(small, x, dissimilarity="cosine", correlation="pearson")
+    assert found.item() == pytest.approx(1, abs=1e-12)

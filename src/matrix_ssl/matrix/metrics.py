@@ -20,11 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from matrix_ssl.errors import MatrixShapeError
 from matrix_ssl.matrix import _eigenvalues, _spectra, ranks
-from matrix_ssl.matrix.covariances import rescaled
+from matrix_ssl.matrix.covariances import rescaled, unit_length
 from matrix_ssl.matrix.moments import Moments, checked_rows
 from matrix_ssl.matrix.plain import eigenvalues
 from matrix_ssl.matrix.precision import without_autocast
@@ -157,7 +156,7 @@ class SelfCluster(_Stream):
     def update(self, features: Tensor) -> None:
         """Adds features (n, d); MatrixError if the width differs or an element is not finite."""
         rows = checked_rows(features, self.width, None).to(self.cosines.device).double()
-        unit = F.normalize(rows, dim=1, eps=torch.finfo(torch.float64).tiny)
+        unit = unit_length(rows) if len(rows) else rows
         with without_autocast(unit):
             self.cosines = self.cosines + unit.mT @ unit
         ones = unit.square().sum(1).square().sum()

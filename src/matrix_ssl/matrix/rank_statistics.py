@@ -8,11 +8,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from matrix_ssl.errors import MatrixShapeError
 from matrix_ssl.matrix import ranks
 from matrix_ssl.matrix._eigenvalues import zero_level
+from matrix_ssl.matrix.covariances import unit_length
 from matrix_ssl.matrix.decomposition import Spectra
 from matrix_ssl.matrix.moments import Moments, checked_rows, merged
 from matrix_ssl.matrix.plain import eigenvalues
@@ -61,7 +61,7 @@ class RankStatistics:
         order = torch.randperm(len(rows), generator=self._random).to(rows.device)
         for i, part in enumerate(rows[order].tensor_split(groups)):  # in turns, as the first parts are the larger ones
             self._groups[(start + i) % groups].add(part, validate=False)
-        unit = F.normalize(rows.double(), dim=1, eps=torch.finfo(torch.float64).tiny)
+        unit = unit_length(rows.double()) if len(rows) else rows.double()
         with without_autocast(unit):
             self._cosines.addmm_(unit.mT, unit)
         self._ones += unit.square().sum(1).square().sum().item()

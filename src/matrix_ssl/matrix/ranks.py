@@ -16,11 +16,10 @@ infinite, directions beyond the rank are left out of it.
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from matrix_ssl.errors import MatrixError, MatrixShapeError, NotPositiveDefiniteError
 from matrix_ssl.matrix import _eigenvalues, _spectra, plain
-from matrix_ssl.matrix.covariances import centred_rows, deviations, rescaled
+from matrix_ssl.matrix.covariances import centred_rows, deviations, rescaled, unit_length
 from matrix_ssl.matrix.plain import smaller_product
 from matrix_ssl.matrix.precision import full_precision, without_autocast
 from matrix_ssl.matrix.rank import effective_rank
@@ -253,7 +252,7 @@ def self_cluster(features: Tensor, *, validate: bool | None = None) -> Tensor:
         raise MatrixShapeError(
             f"Argument 'features' (shape {tuple(features.shape)}) needs at least two rows and two columns."
         )
-    unit = F.normalize(rescaled(_double(features, validate)), dim=-1, eps=0.5 * torch.finfo(torch.float64).tiny)
+    unit = unit_length(_double(features, validate))
     with without_autocast(unit):
         squares = smaller_product(unit).square().sum((-2, -1)) - unit.square().sum(-1).square().sum(-1)
     return mean_cosine_score(squares, *features.shape[-2:]).to(full_precision(features).dtype)

@@ -4,9 +4,9 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from matrix_ssl.matrix import kernel_checks, validation
+from matrix_ssl.matrix.covariances import unit_length
 from matrix_ssl.matrix.kernels import square_root, squared_distances
 from matrix_ssl.matrix.precision import full_precision, without_autocast
 from matrix_ssl.matrix.transforms import Parts, differentiable
@@ -87,7 +87,7 @@ def _dissimilarities(
         if kind == "correlation":
             rows = rows - rows.mean(-1, keepdim=True)
         kernel_checks.check_rows(rows, x, name, validate)
-        rows = F.normalize(rows, dim=-1, eps=torch.finfo(rows.dtype).tiny)
+        rows = unit_length(rows)
         with without_autocast(rows):
             cosines = rows @ rows.mT
         return 1 - cosines, torch.full_like(cosines, rounding)
