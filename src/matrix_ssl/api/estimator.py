@@ -95,7 +95,7 @@ class EncoderTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
             self.encoder_ = run.encoder()
             self.config_ = run.config
             self.metrics_ = run.metrics
-        vars(self).pop("n_features_in_", None)  # of an earlier fit
+        self.__dict__.pop("n_features_in_", None)  # of an earlier fit
         if source.images is not None:
             self.n_features_in_ = source.images[0].numel()
         images = self.config_.data

@@ -13,10 +13,16 @@ import torch
 from torch import Tensor
 
 from matrix_ssl import distributed, losses
-from matrix_ssl.losses import DEFAULTS, MatrixEntropyTerms, MatrixSSLTerms, Objective, unit_rows
+from matrix_ssl.losses import (
+    DEFAULTS,
+    MatrixEntropyTerms,
+    MatrixSSLTerms,
+    Objective,
+    unit_rows,
+    without_autocast,
+)
 from matrix_ssl.losses.matrix_entropy import ALIGNMENT_WEIGHT, check_constants
 from matrix_ssl.losses.objective import check_choice
-from matrix_ssl.matrix.precision import without_autocast
 
 Exchange = Literal["auto", "rows", "covariances"]
 

@@ -39,7 +39,7 @@ from matrix_ssl.losses.mec import mec_loss, mec_moment_loss
 from matrix_ssl.losses.objective import DEFAULTS, MEC_DEFAULTS, Algorithm, Logarithm, MECObjective, Objective
 from matrix_ssl.losses.order import MatrixSSLTerms, matrix_ssl_covariance_terms, matrix_ssl_order_terms
 from matrix_ssl.losses.rows import check_rows, cross_product_norm, unit_rows
-from matrix_ssl.matrix.precision import in_full_precision
+from matrix_ssl.matrix.precision import in_full_precision, without_autocast
 from matrix_ssl.matrix.validation import check_not_negative, check_positive
 
 __all__ = [
@@ -72,4 +72,5 @@ __all__ = [
     "mec_moment_loss",
     "unit_rows",
     "view_entropy",
+    "without_autocast",
 ]
