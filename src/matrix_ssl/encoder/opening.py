@@ -25,7 +25,7 @@ from matrix_ssl.encoder.reading import read_tensors
 from matrix_ssl.encoder.where import FORMS, HF, PATH, RANDOM, TORCHVISION, Where, read_where
 from matrix_ssl.errors import CheckpointError, ConfigError, check_known
 from matrix_ssl.runs.checkpoint import load_strictly
-from matrix_ssl.runs.folder import CHECKPOINTS, CONFIG, STEP, read_config
+from matrix_ssl.runs.folder import CONFIG, read_config
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def open_encoder(
             return _open_run(place, architecture, image_size, weights)
         if not place.path.exists():
             raise nothing_at(where)
-        if _is_step(place.path):
+        if place.is_step and (place.path.parents[1] / CONFIG).is_file():  # which knows the network and its images
             return _open_step(place, architecture, image_size, weights)
         return open_checkpoint(place.path, architecture=architecture, branch=weights, image_size=image_size)
     if place.kind == RANDOM:
@@ -151,11 +151,6 @@ def _open_run(place: Where, architecture: str | None, image_size: int | None, we
     config = _config_of_run(place.path, architecture, image_size)
     encoder = encoders.load_encoder(place.path, weights=weights)
     return Opened(encoder, config, _all_tensors(encoder, config, weights, place), place)
-
-
-def _is_step(path: Path) -> bool:
-    """Whether a file is a checkpoint of a run in the run's folder, which knows the network and its images."""
-    return path.parent.name == CHECKPOINTS and bool(STEP.fullmatch(path.name)) and (path.parents[1] / CONFIG).is_file()
 
 
 def _open_step(place: Where, architecture: str | None, image_size: int | None, weights: Weights) -> Opened:

@@ -1,7 +1,7 @@
 """WHERE an encoder is: the one notation of all commands and functions that take an encoder.
 
     FOLDER                      a run folder
-    FILE                        a checkpoint of another program, or of a run in its folder, RUN/checkpoints/step-...
+    FILE                        a checkpoint of this package or of another program; a run's in RUN/checkpoints
     torchvision/NAME[:WEIGHTS]  weights of torchvision, such as torchvision/resnet50:IMAGENET1K_V1
     timm/NAME[.TAG]             weights of timm, such as timm/vit_small_patch14_dinov2.lvd142m
     hf:NAME                     an image model of transformers, by its name on the Hugging Face hub or its folder
@@ -43,6 +43,11 @@ class Where:
         return Path(self.name)
 
     @property
+    def is_step(self) -> bool:
+        """Whether the path is that of a checkpoint in the folder of a run."""
+        return self.path.parent.name == CHECKPOINTS and bool(STEP.fullmatch(self.path.name))
+
+    @property
     def label(self) -> str:
         """The notation, or the name of a file or folder without its place."""
         if self.kind == PATH:
@@ -60,7 +65,7 @@ class Where:
             parts = (self.kind, *re.split(r"[/:\\]+", self.name.lstrip("./~")), *re.split(r"[/:]", self.weights))
             return "-".join(part for part in parts if part)
         name = self.path.name
-        if self.path.parent.name == CHECKPOINTS and STEP.fullmatch(name):
+        if self.is_step:
             name = f"{self.path.absolute().parents[1].name}-{name}"
         while name.endswith(_ENDINGS):
             name = name.rpartition(".")[0]
