@@ -1,10 +1,14 @@
 """Model cards: what an encoder is, in Markdown with the front matter that the Hugging Face hub reads."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from matrix_ssl.config import RunConfig
+from matrix_ssl.config.untrusted import MOST_TEXT, read_file
+from matrix_ssl.errors import RunFolderError
 from matrix_ssl.report.formats import markdown
+from matrix_ssl.runs.files import cannot_write
 
 if TYPE_CHECKING:
     from matrix_ssl.report.tables import ResultTable
@@ -12,6 +16,7 @@ if TYPE_CHECKING:
 CARD = "README.md"  # of a folder; a file NAME has NAME.md
 IMPORTED = "imported"  # the recipe of a run that was not trained here
 _LICENCE = "Not stated. Whoever publishes this file says here, and above, who may use it and how."
+_UNKNOWN = "license: unknown  # fill in: who may use these weights, and how"
 
 
 def model_card(
@@ -29,7 +34,7 @@ def model_card(
     rows = _origin(config, summary, weights) | dict(facts)
     return "\n".join([
         "---", f"library_name: {library}", "pipeline_tag: image-feature-extraction",
-        "license: unknown  # fill in: who may use these weights, and how",
+        _UNKNOWN,
         "tags:", "- matrix-ssl", "- self-supervised-learning", "---", "",
         f"# {markdown(config.network.encoder)}, an encoder of images", "",
         "| | |", "|---|---|", *(f"| {name} | {markdown(text)} |" for name, text in rows.items() if text), "",
@@ -39,6 +44,24 @@ def model_card(
         *(line for table in tables for line in ("", _heading(table), "", table.markdown())),
         "", "## Licence", "", _LICENCE, "",
     ])  # fmt: skip
+
+
+def check_card(path: Path) -> None:
+    """Raises RunFolderError for a file that a new card would replace and no command can write again.
+
+    That is one which is no card, or one in which somebody has filled in the licence.
+    """
+    try:
+        text = read_file(path, most=MOST_TEXT).decode(errors="replace")
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    if _UNKNOWN not in text or _LICENCE not in text:
+        raise RunFolderError(
+            f"{path} would be replaced by a model card, and is none or has a licence filled in: move it, or choose a "
+            "different --out."
+        )
 
 
 def _origin(config: RunConfig, summary: Mapping[str, Any], weights: str) -> dict[str, str]:

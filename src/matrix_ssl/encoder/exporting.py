@@ -15,7 +15,7 @@ from matrix_ssl.config import DataConfig, system
 from matrix_ssl.config.reading import READING
 from matrix_ssl.data.sources import check_outside
 from matrix_ssl.encoder import Weights, formats, load_encoder
-from matrix_ssl.encoder.card import CARD, IMPORTED, model_card
+from matrix_ssl.encoder.card import CARD, IMPORTED, check_card, model_card
 from matrix_ssl.encoder.formats import Exported, Model
 from matrix_ssl.encoder.onnx_file import write_onnx
 from matrix_ssl.errors import ConfigError, RunFolderError
@@ -81,8 +81,10 @@ def export(run: Path, target: Path | None = None, *, form: str, weights: Weights
         refuse_links(run)
     else:
         check_outside(target, model.config.data.source)
+    card_path = target / CARD if chosen.is_folder else target.with_name(f"{target.name}.md")
     if not chosen.is_folder:
         check_output(target)
+    check_card(card_path)
     with temporary_folder() as folder:
         exported = chosen.write(model, folder, target.name)
         files = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
@@ -101,7 +103,7 @@ def export(run: Path, target: Path | None = None, *, form: str, weights: Weights
         _write_folder(target, files | {CARD: card})
     else:
         _write(target, files[target.name])
-        _write(target.with_name(f"{target.name}.md"), card)
+        _write(card_path, card)
     code = "\n".join(f"    {line}".rstrip() for line in exported.code.splitlines())
     place = "" if target.parent == Path() else f" in {target.parent}"
     return "\n".join([f"{target}: {exported.checked}, sha256 {digest[:12]}. To load it{place}:", code, *exported.notes])
