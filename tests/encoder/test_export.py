@@ -82,6 +82,23 @@ class TestSafetensors:
             "mean": "[0.305]", "std": "[0.376]", "crop_fraction": "1.0", "stem": '"auto"',
         }  # fmt: skip
 
+    def test_a_card_that_somebody_has_written_is_not_replaced(self, demo, tmp_path) -> None:
+        target, card = tmp_path / "notes", tmp_path / "notes.md"
+        card.write_text("# My notes\n")
+        with pytest.raises(RunFolderError, match=r"notes\.md would be replaced by a model card, and is none or has a"):
+            export(demo[0], target, form="safetensors")
+        assert card.read_text() == "# My notes\n" and not target.exists()
+        card.unlink()
+        for weights in ("student", "teacher"):  # an untouched one is
+            export(demo[0], target, form="safetensors", weights=weights)
+        text = card.read_text()
+        assert "teacher" in text
+        card.write_text(text.replace("license: unknown", "license: mit"))
+        before = target.read_bytes()
+        with pytest.raises(RunFolderError, match=r"a licence filled in: move it, or choose a different --out"):
+            export(demo[0], target, form="safetensors")
+        assert "license: mit" in card.read_text() and target.read_bytes() == before
+
     def test_a_folder_that_does_not_exist(self, demo, tmp_path) -> None:
         with pytest.raises(RunFolderError, match="Cannot write"):
             export(demo[0], tmp_path / "nowhere" / "x.safetensors", form="safetensors")
@@ -239,6 +256,17 @@ def detectron2_resnet50() -> dict[str, tuple[int, ...]]:
 
 
 class TestDetectron2:
+    @pytest.mark.parametrize(
+        ("settings", "levels"),
+        [(["data.white_level=4095"], "0 as 0 and 4095 as 1"),
+         (["data.channels=3", "data.value_range=-1,2.5"], "-1 as 0 and 2.5 as 1"),
+         (["data.channels=3", "data.value_range=0,255"], None)],
+    )  # fmt: skip
+    def test_levels_that_are_not_of_8_bits_are_said(self, tmp_path, settings, levels) -> None:
+        run, _ = make_run(tmp_path / "run", "network.stem=standard", "data.image_size=32", *settings)
+        said = export(run, form="detectron2")
+        assert ("that of images of 8 bits" in said) is (levels is not None) and (levels or "") in said
+
     def test_names_and_shapes_of_a_resnet50(self) -> None:
         with torch.device("meta"):
             model = torchvision.models.resnet50(num_classes=1)

@@ -17,7 +17,7 @@ import torchvision
 from torch import Tensor, nn
 
 from matrix_ssl import networks
-from matrix_ssl.config import RunConfig
+from matrix_ssl.config import DataConfig, RunConfig
 from matrix_ssl.config.reading import MOST_CHANNELS
 from matrix_ssl.data.hub import open_pretrained, quiet_transformers
 from matrix_ssl.encoder import architectures, names
@@ -188,7 +188,7 @@ def write_huggingface(model: Model, folder: Path, name: str) -> Exported:
         f"model = AutoModel.from_pretrained({name!r})",
         'features = model(**processor(images, return_tensors="pt")).pooler_output.flatten(1)',
     ])  # fmt: skip
-    return Exported("model.safetensors", checked, code, "transformers")
+    return Exported("model.safetensors", checked, code, "transformers", _levels(data))
 
 
 def write_detectron2(model: Model, folder: Path, name: str) -> Exported:
@@ -217,7 +217,18 @@ def write_detectron2(model: Model, folder: Path, name: str) -> Exported:
         "same weights give different features. MoCo (He et al., CVPR 2020) fine-tunes such encoders with synchronised "
         'BatchNorm, cfg.MODEL.RESNETS.NORM = "SyncBN", and all stages, cfg.MODEL.BACKBONE.FREEZE_AT = 0.'
     )
-    return Exported(name, checked, "\n".join(lines), "detectron2", [note])
+    return Exported(name, checked, "\n".join(lines), "detectron2", [note, *_levels(data)])
+
+
+def _levels(data: DataConfig) -> list[str]:
+    """What a program that takes 8 bits needs to know of an encoder that was trained with other levels."""
+    low, high = data.value_range if data.channels and data.value_range else (0, data.white_level or 255)
+    if (low, high) == (0, 255):
+        return []
+    return [
+        "The preprocessing is that of images of 8 bits, and the encoder was trained with "
+        f"{low:g} as 0 and {high:g} as 1: scale such images to 0 to 255 first."
+    ]
 
 
 def check_features(features: Tensor, expected: Tensor, program: str) -> float:
