@@ -13,8 +13,9 @@ from torch.utils.data import get_worker_info
 
 from matrix_ssl.config import DataConfig, RunConfig, ViewConfig
 from matrix_ssl.data import workers
+from matrix_ssl.data.images import read_or_replace
 from matrix_ssl.data.loading import TrainingBatches, evaluation_batches, largest_batch
-from matrix_ssl.errors import ConfigError, DataError, TrainingError
+from matrix_ssl.errors import ConfigError, DataError, TrainingError, UnreadableImage
 from tests.support.unreadable import PartlyUnreadable
 
 CPU = torch.device("cpu")
@@ -262,9 +263,23 @@ class TestUnreadable:
 
     def test_without_a_readable_neighbour_is_an_error(self):
         with pytest.raises(
-            DataError, match=r"24 images in a row cannot be read, the last one set/\d+: cut short; fix or"
+            DataError, match=r"24 images tried in a row cannot be read, the last one set/\d+: cut short; fix or"
         ):
             list(batches(Set(bad=range(24))).iterate(0, 1))
+
+    def test_many_in_a_row_are_left_behind_in_ever_longer_strides(self):
+        tried: list[int] = []
+
+        def read(index: int) -> int:
+            tried.append(index)
+            if 50 <= index < 5_000:
+                raise UnreadableImage(f"set/{index}", "cut short")
+            return -index
+
+        pixels, substitute, unreadable = read_or_replace(read, 60, 10_000)
+        assert (pixels, substitute) == (-6_460, 6_460)
+        assert tried == [*range(60, 160), *(60 + 100 * 2**k for k in range(7))]
+        assert [where for where, _ in unreadable] == [f"set/{index}" for index in tried[:-1]]
 
     @pytest.mark.parametrize("workers", [0, 2])
     def test_is_left_out_of_an_evaluation_and_listed(self, workers):

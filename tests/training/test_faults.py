@@ -183,7 +183,7 @@ def test_the_part_that_is_offered_is_accepted(part: float) -> None:
 def test_no_readable_image_at_all(tmp_path: Path) -> None:
     for path in make_images(tmp_path / "photos", 20):
         path.write_text("this is text")
-    assert "images in a row cannot be read" in fail(tmp_path, from_files("photos"))
+    assert "images tried in a row cannot be read" in fail(tmp_path, from_files("photos"))
 
 
 def test_a_data_folder_without_permission(open_folder: Path) -> None:

@@ -1,6 +1,6 @@
 """Turns an image file into a tensor, as ``decoding`` does, or reports why that is impossible."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,7 +18,7 @@ from matrix_ssl.data.values import is_other_kind
 from matrix_ssl.errors import DataError, UnreadableImage
 
 _MOST_BYTES = 2 * GIB  # of an image file
-_MOST_SUBSTITUTES = 100  # images tried instead of one that cannot be read
+_IN_A_ROW = 100  # images tried one after the other instead of one that cannot be read
 Unreadable = tuple[str, str]  # where, why
 Pixels = TypeVar("Pixels")
 
@@ -71,10 +71,11 @@ def read_content(path: Path) -> bytes:
 def read_or_replace(read: Callable[[int], Pixels], index: int, count: int) -> tuple[Pixels, int, list[Unreadable]]:
     """The image at ``index`` of ``count``, or the next one that can be read, going round at the end.
 
-    Also its index, and the images before it that cannot be read; DataError for a hundred in a row, or all.
+    After a hundred in a row that cannot, as in a folder of damaged files, the distance doubles from one to the next.
+    Also its index, and the images that cannot be read; DataError where that is all that were tried.
     """
     unreadable: list[Unreadable] = []
-    for offset in range(min(count, _MOST_SUBSTITUTES)):
+    for offset in _offsets(count):
         substitute = (index + offset) % count
         try:
             return read(substitute), substitute, unreadable
@@ -82,5 +83,13 @@ def read_or_replace(read: Callable[[int], Pixels], index: int, count: int) -> tu
             unreadable.append((error.where, error.reason))
     where, why = unreadable[-1]
     raise DataError(
-        f"{len(unreadable)} images in a row cannot be read, the last one {where}: {why}; fix or remove them."
+        f"{len(unreadable)} images tried in a row cannot be read, the last one {where}: {why}; fix or remove them."
     )
+
+
+def _offsets(count: int) -> Iterator[int]:
+    yield from range(min(count, _IN_A_ROW))
+    offset = _IN_A_ROW
+    while offset < count:
+        yield offset
+        offset *= 2

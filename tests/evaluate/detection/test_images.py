@@ -246,7 +246,7 @@ class TestBatches:
         images = self.images(tmp_path, self.SETTINGS)
         for path in (tmp_path / "in").iterdir():
             path.write_bytes(b"")
-        with pytest.raises(DataError, match=r"7 images in a row cannot be read, the last one .*: the file is empty"):
+        with pytest.raises(DataError, match=r"7 images tried in a row cannot be read, .*: the file is empty"):
             next(images.batches([0]))
 
     def test_images_without_an_object_are_left_out(self, tmp_path: Path) -> None:
