@@ -142,6 +142,14 @@ def test_columns_of_a_csv_file(tmp_path):
     assert sentence == "more.csv has a row for 2 of the 3 images."
 
 
+def test_nan_is_no_value_in_a_column_of_numbers_and_a_name_among_names(tmp_path):
+    path = tmp_path / "more.csv"
+    path.write_text("path,age,site\na/1.jpg,0.0,nan\na/2.jpg,NaN,north\nb/1.jpg,1.5,nan\n")
+    (age, site), _ = read_columns(path, ["photos/a/1.jpg", "photos/a/2.jpg", "photos/b/1.jpg"])
+    assert isinstance(age, Numbers) and np.array_equal(age.values, [0.0, np.nan, 1.5], equal_nan=True)
+    assert isinstance(site, Categories) and site.values == ["nan", "north"]
+
+
 def test_paths_beside_the_csv_file_and_few_whole_numbers(tmp_path):
     places = [str(tmp_path / "x" / f"{i}.png") for i in range(3)]
     path = tmp_path / "more.csv"

@@ -17,6 +17,7 @@ _PATHS = ("path", "where", "file", "filename", "image")  # headings of the colum
 _SEPARATORS = ",;\t"
 _FEW = 12  # different whole numbers up to which a column is one of categories
 _NAMED = re.compile(r"[+-]?0\d|.*[^\d.eE+-]", re.ASCII)  # 007, 12_3: names, although Python reads them as numbers
+_MISSING = ("", "nan")  # no number, in a column of numbers
 _EXACT = 2.0**53  # up to which floating point has every whole number
 
 
@@ -102,13 +103,18 @@ def _match(path: Path, names: Sequence[str], places: Sequence[str]) -> list[int 
 
 
 def _column(name: str, texts: Sequence[str]) -> Column:
-    numbers = [_number(text) for text in texts if text]
+    numbers = [_number(text) for text in texts if text.lower() not in _MISSING]
     known = {value for value in numbers if value is not None}
     if None not in numbers and (len(known) > _FEW or any(value != round(value) for value in known)):
-        return Numbers(name, np.array([_number(text) if text else math.nan for text in texts], dtype=np.float64))
+        return Numbers(name, np.array([_number_or_nan(text) for text in texts]))
     values = sorted({text for text in texts if text})
     position = {value: code for code, value in enumerate(values)}
     return Categories(name, np.array([position.get(text, -1) for text in texts], dtype=np.int64), values)
+
+
+def _number_or_nan(text: str) -> float:
+    value = _number(text)
+    return math.nan if value is None else value
 
 
 def _number(text: str) -> float | None:
