@@ -105,11 +105,14 @@ def test_images_that_were_moved_are_found_in_their_new_folder(tmp_path, monkeypa
     with pytest.raises(DataError, match=r"photos/a/00\.png is not here: name the images of .* with --data"):
         exploring.explore(tmp_path / "f.npz", out=tmp_path / "page", choices=THREE, **QUIET)
     images = matrix_ssl.Collection(tmp_path / "f.npz", str(new), **QUIET)
-    assert [images.source().where(index) for index in range(len(images))] == [
-        str(new / path.removeprefix("photos/")) for path in images.embedding.paths
-    ]  # fmt: skip
-    assert "data:image/jpeg" in images.outliers(count=2).page(tmp_path / "x.html").read_text()
-    assert exploring.explore(tmp_path / "f.npz", str(new), out=tmp_path / "page", choices=THREE, **QUIET).page.exists()
+    earlier = matrix_ssl.Collection(tmp_path / "f.npz", **QUIET).embedding.paths
+    there = [str(new / path.removeprefix("photos/")) for path in earlier]
+    assert [images.source().where(index) for index in range(len(images))] == images.embedding.paths == there
+    listing = images.outliers(count=2)
+    assert set(listing.paths) < set(there) and images.search(there[3], k=1).rows[0][0] == there[3]
+    assert "data:image/jpeg" in listing.page(tmp_path / "x.html").read_text()
+    explored = exploring.explore(tmp_path / "f.npz", str(new), out=tmp_path / "page", choices=THREE, **QUIET)
+    assert explored.contents.places == there and explored.contents.files
     shutil.copy(new / "a" / "02.png", new / "a" / "00.png")  # not the same images any more
     with pytest.raises(DataError, match="is not among the images of 'pictures'"):
         matrix_ssl.Collection(tmp_path / "f.npz", str(new), **QUIET).source()

@@ -50,7 +50,8 @@ class Gathered:
         where: an encoder, in any of the forms that ``open`` takes; or a file of features that ``embed`` or a different
             program wrote.
         data: the images, as for ``pretrain``; None: those of the run. With a file of features only thumbnails need
-            them, and only where the file does not say where the images are, or they have been moved since.
+            them, and only where the file does not say where the images are, or they have been moved since: their places
+            are then the new ones.
         features: the file that keeps the features of the encoder, written if it does not exist; None: a cache.
         split: ``train``, the whole dataset where it has no test split, or ``test``.
         weights: ``student``, or ``teacher``, its moving average.
@@ -83,6 +84,8 @@ class Gathered:
             if features is not None:
                 raise ConfigError(f"{where} is a file of features: remove --features {features}.")
             self.embedding = read_embedding(expanded(where))
+            if self.data is not None:
+                self.embedding = replace(self.embedding, paths=self._paths_now())
         else:
             run = Run(where, download=download)
             self.data = self.data or run.config.data.source or None
@@ -121,11 +124,21 @@ class Gathered:
                 raise DataError(f"{missing} is not here: name the images of {self._where} with --data.")
             name, labels, classes = Path(paths[0]).parent.name, self.embedding.labels, self.embedding.classes
             return self._unchanged(FolderSource(name, Path(), paths, labels=labels, classes=classes))
-        source, indices = self._source
-        missing = next((path for path in paths if path not in indices), "")
-        if missing:
+        source, found = self._located
+        if -1 in found:
+            missing = paths[found.index(-1)]
             raise DataError(f"{missing} of {self._where} is not among the images of {source.name!r}: name its --data.")
-        return self._unchanged(source.subset([indices[path] for path in paths]))
+        return self._unchanged(source.subset(found))
+
+    def _paths_now(self) -> list[str]:
+        """The places of the images of a file of features, where they have been moved as the dataset has them."""
+        source, found = self._located
+        moved = {
+            row: place
+            for row, (path, index) in enumerate(zip(self.embedding.paths, found, strict=True))
+            if index >= 0 and Path(place := source.where(index)).absolute() != Path(path).absolute()
+        }
+        return [moved.get(row, path) for row, path in enumerate(self.embedding.paths)]
 
     def _unchanged(self, source: Source) -> Source:
         """The images in the order of the features; DataError where one of some is not that of its features any more."""
@@ -143,16 +156,16 @@ class Gathered:
         return Places(self.embedding.paths)
 
     @cached_property
-    def _source(self) -> tuple[Source, dict[str, int]]:
-        """The dataset, and the index of every image of the features that is in it, by its place there."""
+    def _located(self) -> tuple[Source, list[int]]:
+        """The dataset, and the index of every image of the features in it; -1 for one that is not."""
         source = self._open(DataConfig()) if self._images is None else self._images
         paths, places = self.embedding.paths, [source.where(index) for index in range(len(source))]
         whole = {str(Path(place).absolute()): index for index, place in enumerate(places)}
-        found = {path: whole.get(str(Path(path).absolute()), -1) for path in paths}
+        found = [whole.get(str(Path(path).absolute()), -1) for path in paths]
         digest = self.embedding.digest
-        if digest and -1 in found.values() and digest == source.digest:
+        if digest and -1 in found and digest == source.digest:
             found = _elsewhere(paths, places) or found
-        return source, {path: index for path, index in found.items() if index >= 0}
+        return source, found
 
     def _open(self, images: DataConfig) -> Source:
         assert self.data is not None
@@ -244,24 +257,25 @@ class Gathered:
         return buffer.getvalue()
 
     def _read(self, place: str) -> torch.Tensor:
-        if self.data is not None:
-            source, indices = self._source
-            if place in indices:
-                return source.read(indices[place])
+        row = None if self.data is None else self.row(place)
+        if row is not None:
+            source, found = self._located
+            if found[row] >= 0:
+                return source.read(found[row])
         if not is_file(place):
             raise DataError(f"{place} is not here, so the page cannot show it: name its images with --data.")
         return read_image(Path(place))
 
 
-def _elsewhere(paths: Sequence[str], places: Sequence[str]) -> dict[str, int]:
+def _elsewhere(paths: Sequence[str], places: Sequence[str]) -> list[int]:
     """The index of every path among the places of the same dataset in a different folder; empty where one is none."""
     start = len(common_folder(places))
     ends = {place[start:]: index for index, place in enumerate(places)}
     for end in (end for end in ends if paths[0].endswith(end)):
         folder = paths[0].removesuffix(end)
         if all(path.startswith(folder) and path[len(folder) :] in ends for path in paths):
-            return {path: ends[path[len(folder) :]] for path in paths}
-    return {}
+            return [ends[path[len(folder) :]] for path in paths]
+    return []
 
 
 def check_outputs(
