@@ -129,9 +129,7 @@ def test_a_checkpoint_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert last.embed(split="test").features.tobytes() == run.embed(split="test").features.tobytes()
 
     name = "digits/checkpoints/step-000000004.safetensors"
-    ended = succeed(
-        tmp_path, ["evaluate", name, "--data", "digits", "--protocol", "knn", "--device", "cpu", "--no-report"]
-    )
+    ended = succeed(tmp_path, ["evaluate", name, "--protocol", "knn", "--device", "cpu", "--no-report"])
     assert ended.err.startswith(f"{name} has its results in the run runs/digits-step-000000004. 36 of 36 tensors of ")
     imported = matrix_ssl.open("runs/digits-step-000000004").encoder()
     assert imported(images).equal(matrix_ssl.open(steps[1]).encoder()(images))

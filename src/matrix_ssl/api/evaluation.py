@@ -76,7 +76,7 @@ def evaluate(
 
     Args:
         where: the encoder, in any of the forms of ``encoder.where``.
-        data: training images of the classifiers; None: those of the run.
+        data: training images of the classifiers; None: those of the run, also for one of its checkpoints.
         out: folder of the results of an encoder that is not a run; None: in ``runs``, under its name.
         test_data: test images; None: the test split of the dataset, else a held-out fifth of each class.
         baselines: public encoders beside that of the run, as ``baselines.open_baselines`` takes them.
@@ -101,6 +101,8 @@ def evaluate(
     if label_list is not None:
         read_names(label_list)
     if not is_folder(where):
+        if not data and (own := read_where(where).run) is not None:
+            data = read_config(own).data.source
         _check_place(where, data, test_data, out=out, weights=weights, data_root=data_root)
     with session(device, quiet=quiet) as s:
         chosen = {

@@ -25,7 +25,7 @@ from matrix_ssl.encoder.reading import read_tensors
 from matrix_ssl.encoder.where import FORMS, HF, PATH, RANDOM, TORCHVISION, Where, read_where
 from matrix_ssl.errors import CheckpointError, ConfigError, check_known
 from matrix_ssl.runs.checkpoint import load_strictly
-from matrix_ssl.runs.folder import CONFIG, read_config
+from matrix_ssl.runs.folder import read_config
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,8 @@ def open_encoder(
             return _open_run(place, architecture, image_size, weights)
         if not place.path.exists():
             raise nothing_at(where)
-        if place.is_step and (place.path.parents[1] / CONFIG).is_file():  # which knows the network and its images
-            return _open_step(place, architecture, image_size, weights)
+        if place.run is not None:
+            return _open_step(place, place.run, architecture, image_size, weights)
         return open_checkpoint(place.path, architecture=architecture, branch=weights, image_size=image_size)
     if place.kind == RANDOM:
         opened = _open_random(place, image_size, seed)
@@ -153,8 +153,10 @@ def _open_run(place: Where, architecture: str | None, image_size: int | None, we
     return Opened(encoder, config, _all_tensors(encoder, config, weights, place), place)
 
 
-def _open_step(place: Where, architecture: str | None, image_size: int | None, weights: Weights) -> Opened:
-    config = _config_of_run(place.path.parents[1], architecture, image_size)
+def _open_step(
+    place: Where, run: Path, architecture: str | None, image_size: int | None, weights: Weights
+) -> Opened:  # fmt: skip
+    config = _config_of_run(run, architecture, image_size)
     encoder = load_step(place.path, weights=weights)
     own = RunConfig(IMPORTED, config.data, network=config.network)
     return Opened(encoder, own, _all_tensors(encoder, config, weights, place), place, file_sha256(place.path))

@@ -18,7 +18,7 @@ from typing import Literal
 
 from matrix_ssl.config.untrusted import expanded
 from matrix_ssl.errors import ConfigError
-from matrix_ssl.runs.folder import CHECKPOINTS, STEP
+from matrix_ssl.runs.folder import CHECKPOINTS, CONFIG, STEP
 
 RANDOM, TORCHVISION, TIMM, HF, PATH = "random", "torchvision", "timm", "hf", "path"
 Kind = Literal["random", "torchvision", "timm", "hf", "path"]
@@ -43,9 +43,12 @@ class Where:
         return Path(self.name)
 
     @property
-    def is_step(self) -> bool:
-        """Whether the path is that of a checkpoint in the folder of a run."""
-        return self.path.parent.name == CHECKPOINTS and bool(STEP.fullmatch(self.path.name))
+    def run(self) -> Path | None:
+        """The run that a checkpoint is of, which knows its network and its images; None for all other places."""
+        if self.kind != PATH or self.path.parent.name != CHECKPOINTS or not STEP.fullmatch(self.path.name):
+            return None
+        run = self.path.absolute().parents[1]
+        return run if (run / CONFIG).is_file() else None
 
     @property
     def label(self) -> str:
@@ -65,8 +68,8 @@ class Where:
             parts = (self.kind, *re.split(r"[/:\\]+", self.name.lstrip("./~")), *re.split(r"[/:]", self.weights))
             return "-".join(part for part in parts if part)
         name = self.path.name
-        if self.is_step:
-            name = f"{self.path.absolute().parents[1].name}-{name}"
+        if self.run is not None:
+            name = f"{self.run.name}-{name}"
         while name.endswith(_ENDINGS):
             name = name.rpartition(".")[0]
         return name.encode(errors="replace").decode()  # a run folder's name is Unicode
