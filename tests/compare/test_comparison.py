@@ -24,7 +24,7 @@ from matrix_ssl.runs.folder import read_config
 from matrix_ssl.training import setup
 from matrix_ssl.training.task import Observer
 from tests.support import runs
-from tests.support.comparisons import FEW, TWO_DRAWS, compare, job_folders, moments, results, words
+from tests.support.comparisons import FEW, TWO_DRAWS, compare, fail, job_folders, moments, results, words
 from tests.support.runs import BARE, TINY, make_images, succeed
 
 MEASURES = {"knn_1", "knn_20", "linear", "low_shot_1", "low_shot_5", "low_shot_10"}
@@ -222,6 +222,41 @@ def test_a_public_encoder_gets_a_row_without_training(done: Path, tmp_path: Path
     assert re.search(r"12 of 12: public, 8 px: linear \d+", ended.err) and "public" in ended.out
     page = (tmp_path / "c" / "compare.html").read_text()
     assert f"SHA-256 {public['sha256'][:12]}" in page and "a frozen public encoder, not trained here" in page
+
+
+def test_a_second_budget_takes_the_trials_of_the_first(done: Path, tmp_path: Path) -> None:
+    shutil.copytree(done / "c", tmp_path / "c")
+    longer = words("--seeds", "1", "--budget", "2", "--trials-from", "c", methods="matrix_ssl,simsiam,simclr", out="d",
+                   settings=())  # fmt: skip
+    ended = compare(tmp_path, longer)
+    assert ended.err.startswith("4 trials are those of c.\n3 methods, 10 jobs (4 done), 2 at a time on cpu: d\n")
+    trials = list((tmp_path / "d" / "tuning").rglob("result.json"))
+    before, after = results(tmp_path), results(tmp_path, "d")
+    assert [row for row in after["tuning"]["rows"] if row["method"] != "simclr"] == before["tuning"]["rows"]
+    assert len(trials) == 6 and {row["method"] for row in after["tuning"]["rows"]} == set(after["methods"])
+    assert {key: value for key, value in after["tuning"].items() if key != "rows"} == {
+        key: value for key, value in before["tuning"].items() if key != "rows"
+    }
+    for row in after["rows"]:  # with the settings that were chosen, and the weights that a run of two epochs gives
+        (same,) = [r for r in before["rows"] if (r["method"], r["seed"], r["epochs"]) == (row["method"], 0, 2)] or [row]
+        assert row["settings"] == same["settings"] and row["accuracy"] == same["accuracy"]
+    shutil.rmtree(tmp_path / "c")  # it is not needed any more
+    assert compare(tmp_path, longer).err.startswith("6 trials are those of c.\n3 methods, 10 jobs (10 done)")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--trials-from", "c", "--trials", "3"], "--trials-from takes trials as they were made: remove --trials."),
+        (["--trials-from", "c", "--set", "batch_size=32"],
+         "--trials-from c has trials with other settings (base.batch_size: 64 -> 32): choose the same ones"),
+        (["--trials-from", "nowhere"], "--trials-from nowhere is not the folder of a comparison: it has no plan.json."),
+    ],
+)  # fmt: skip
+def test_trials_that_do_not_fit(done: Path, tmp_path: Path, options: list[str], message: str) -> None:
+    (tmp_path / "c").symlink_to(done / "c")
+    said = fail(tmp_path, words("--seeds", "1", "--budget", "2", *options, out="d", settings=()))
+    assert message in said and not (tmp_path / "d").exists()
 
 
 def test_methods_and_seeds_can_be_added(done: Path, tmp_path: Path) -> None:

@@ -109,7 +109,9 @@ def run_command(words: list[str]) -> None:
     if words[0] == "compare":
         colour = [] if "demo" in words else TINY_COLOUR
         few = "matrix_ssl,simsiam" if "--rivals-budget" in words else "simsiam"
-        shorter = {"--methods": few, "--seeds": "1", "--trials": "1", "--budget": "1"}
+        shorter = {"--methods": few, "--seeds": "1", "--budget": "1"}
+        if "--trials-from" not in words:
+            shorter["--trials"] = "2" if "runs/short" in words else "1"
         longer = ["--rivals-budget", "2"] * ("--rivals-budget" in words)
         whole = "data.subset=200"  # every class has images to hold out
         settings = [part for setting in (*SMALLEST, *colour, whole) for part in ("--set", setting)]

@@ -57,9 +57,9 @@ def signal_comparison(number: int) -> str:
     )
 
 
-def results(folder: Path) -> dict[str, Any]:
+def results(folder: Path, out: str = "c") -> dict[str, Any]:
     """What ``compare.json`` holds."""
-    return read_json(folder / "c" / "compare.json")
+    return read_json(folder / out / "compare.json")
 
 
 def timeless(value: Any) -> Any:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,16 +27,18 @@ if TYPE_CHECKING:
 @click.option("--budget", type=click.IntRange(1), metavar="EPOCHS", help="Epochs per run.  [default: the recipe's]")
 @click.option("--rivals-budget", type=click.IntRange(1), metavar="EPOCHS", help="Also train all methods but "
               "the reference for this many epochs.")  # fmt: skip
-@click.option("--trials", type=click.IntRange(1), default=4, show_default=True, help="Tuning trials per method, on "
-              "held-out training images; 1: no tuning.")  # fmt: skip
-@click.option("--trial-seeds", type=click.IntRange(1), default=1, show_default=True, help="Seeds per trial, which is "
-              "judged by their mean.")  # fmt: skip
+@click.option("--trials", type=click.IntRange(1), metavar="NUMBER", help="Tuning trials per method, on held-out "
+              "training images; 1: no tuning.  [default: 4]")  # fmt: skip
+@click.option("--trial-seeds", type=click.IntRange(1), metavar="NUMBER", help="Seeds per trial, which is judged by "
+              "their mean.  [default: 1]")  # fmt: skip
 @click.option("--tuning-budget", type=click.IntRange(1), metavar="EPOCHS", help="Epochs per trial.  [default: the "
               "budget]")  # fmt: skip
 @click.option("--tuning-set", multiple=True, metavar="KEY=VALUE", help="Change a setting in the trials "
               "only, for example to a smaller network; may be repeated.")  # fmt: skip
-@click.option("--measure", type=click.Choice(["linear", "knn_1", "knn_20"]), default="linear", show_default=True,
-              help="Measure that selects the best trial.")  # fmt: skip
+@click.option("--measure", type=click.Choice(["linear", "knn_1", "knn_20"]), help="Measure that selects the best "
+              "trial.  [default: linear]")  # fmt: skip
+@click.option("--trials-from", type=options.PATH, metavar="FOLDER", help="Take the trials of an earlier comparison, as "
+              "for a second budget, instead of making them.")  # fmt: skip
 @click.option("--reference", metavar="NAME", help="Method that the others are compared with.  "
               "[default: the recipe's, or the first]")  # fmt: skip
 @options.baseline("gets a row without training")
@@ -51,10 +53,11 @@ if TYPE_CHECKING:
 @options.data_root
 @options.download
 def compare(
-    recipe: str, methods: str, data: Any, seeds: int, budget: int | None, rivals_budget: int | None, trials: int,
-    trial_seeds: int, tuning_budget: int | None, tuning_set: tuple[str, ...], measure: str, reference: str | None,
-    baseline: tuple[str, ...], baseline_size: Any, assignments: tuple[str, ...], out: Path | None, fresh: bool,
-    jobs: int, device: str, data_root: Path | None, download: bool,
+    recipe: str, methods: str, data: Any, seeds: int, budget: int | None, rivals_budget: int | None,
+    trials: int | None, trial_seeds: int | None, tuning_budget: int | None, tuning_set: tuple[str, ...],
+    measure: str | None, trials_from: Path | None, reference: str | None, baseline: tuple[str, ...],
+    baseline_size: Any, assignments: tuple[str, ...], out: Path | None, fresh: bool, jobs: int, device: str,
+    data_root: Path | None, download: bool,
 ) -> None:  # fmt: skip
     """Pre-train several methods under equal conditions and compare them. Run the same command to resume.
 
@@ -66,7 +69,11 @@ def compare(
 
     check_agreement(assignments, {"epochs": ("--budget", budget)})
     options.check_seeds(assignments)
-    _check_trials(trials, trial_seeds=trial_seeds, budget=tuning_budget, settings=tuning_set)
+    given = options.given(
+        trials=trials, trial_seeds=trial_seeds, tuning_budget=tuning_budget, tuning_settings=tuning_set or None,
+        measure=measure,
+    )  # fmt: skip
+    _check_trials(given, taken=trials_from is not None)
     shared, chosen = method_options.divide(assignments)
     base = outline(recipe, data, shared)
     budget = budget or base.epochs
@@ -76,6 +83,7 @@ def compare(
     from matrix_ssl.compare.job import with_measured, with_precision
     from matrix_ssl.compare.plan import Plan, choose_methods
     from matrix_ssl.compare.schedule import places
+    from matrix_ssl.compare.trials import adopt, check_fits, read_rules
     from matrix_ssl.data.sources import check_outside
     from matrix_ssl.evaluate.baselines import open_baselines
     from matrix_ssl.report.comparison.data import read_comparison
@@ -91,6 +99,9 @@ def compare(
     where = places(devices.choose_device(device).type, jobs=jobs)
     check_folder(out, first=PLAN)
     earlier = None if fresh else out / PLAN
+    rules: dict[str, Any] = {"trials": 4, "tuning_budget": budget, "tuning_settings": (), "measure": "linear"} | given
+    if trials_from is not None:
+        rules = read_rules(out if earlier is not None and earlier.exists() else trials_from)
     compared = _reference(names, reference, base.method.name, plan=earlier)
     if not out.exists():
         check_outside(out, base.data.source, data_root=data_root)
@@ -100,9 +111,7 @@ def compare(
     plan = Plan(
         base=dataclasses.replace(base, seed=0), methods=names,
         reference=compared, seeds=seeds, budget=budget,
-        rivals_budget=rivals_budget or 0, trials=trials, tuning_budget=tuning_budget or budget,
-        tuning_settings=tuning_set, measure=measure, trial_seeds=trial_seeds,
-        options=others,
+        rivals_budget=rivals_budget or 0, options=others, **rules,
     )  # fmt: skip
     public = [one.beside(base.data) for one in public]
     comparison = ComparisonRun(plan, out, command=shlex.join(command()), public=public)
@@ -112,7 +121,11 @@ def compare(
     for remark in (*method_options.lacking(chosen, names), *remarks):
         options.say(remark)
     with held(out, fresh=fresh, say=options.say, first=PLAN):
+        if trials_from is not None:
+            check_fits(comparison, trials_from)
         comparison.claim()
+        if trials_from is not None:
+            options.say(f"{adopt(comparison, trials_from)} trials are those of {trials_from}.")
         done, total = comparison.count()
         options.say(
             f"{len(names)} methods, {total} jobs ({done} done), {len(where)} at a time on {where[0].device}: {out}"
@@ -130,18 +143,24 @@ def compare(
         )
 
 
-def _check_trials(trials: int, *, trial_seeds: int, budget: int | None, settings: Sequence[str]) -> None:
-    """Raises ConfigError for options of trials where there are none, and for settings that the plan decides."""
+def _check_trials(given: dict[str, Any], *, taken: bool) -> None:
+    """Raises ConfigError for options of trials where none are made, and for settings that the plan decides."""
     from matrix_ssl.config import split_assignment
 
-    useless = [("--trial-seeds", trial_seeds > 1), ("--tuning-budget", budget), ("--tuning-set", settings)]
-    if trials == 1 and (named := [option for option, value in useless if value]):
-        raise ConfigError(f"{named[0]} is for trials, and --trials 1 makes none: remove it, or ask for more trials.")
+    names = {"trials": "--trials", "trial_seeds": "--trial-seeds", "tuning_budget": "--tuning-budget",
+             "tuning_settings": "--tuning-set", "measure": "--measure"}  # fmt: skip
+    if taken and given:
+        raise ConfigError(f"--trials-from takes trials as they were made: remove {names[next(iter(given))]}.")
+    useless = [key for key in ("trial_seeds", "tuning_budget", "tuning_settings") if key in given]
+    if given.get("trials") == 1 and useless:
+        raise ConfigError(
+            f"{names[useless[0]]} is for trials, and --trials 1 makes none: remove it, or ask for more trials."
+        )
     remedies = {
         "epochs": "use --tuning-budget", "seed": "use --trial-seeds", "method.name": "name methods by --methods",
         "optimizer.learning_rate": "change that of all, from which the trials start, by --set",
     }  # fmt: skip
-    for setting in settings:
+    for setting in given.get("tuning_settings", ()):
         key, _ = split_assignment(setting)
         if key in remedies:
             raise ConfigError(f"--tuning-set {setting}: the plan of the comparison decides it; {remedies[key]}.")

@@ -25,7 +25,7 @@ from matrix_ssl.runs.terminal import redact_values
 from matrix_ssl.training import setup
 
 PLAN = "plan.json"
-_MAY_CHANGE = [f"base.{key}" for key in configuration.MAY_CHANGE]
+MAY_CHANGE = [f"base.{key}" for key in configuration.MAY_CHANGE]  # of a plan, during a comparison
 
 
 class ComparisonRun:
@@ -82,12 +82,12 @@ class ComparisonRun:
     def check(self) -> None:
         """Raises RunFolderError for a folder that holds a different comparison or something else; changes nothing."""
         check_folder(self.out, first=PLAN)
-        check_claim(self.out, self.plan.describe(), may_change=[*_MAY_CHANGE, *self._grown()], first=PLAN)
+        check_claim(self.out, self.plan.describe(), may_change=[*MAY_CHANGE, *self._grown()], first=PLAN)
 
     def claim(self) -> None:
         """Makes the folder, whose lock this process holds, one of this plan; raises as ``check``."""
         grown = self._grown()
-        claim(self.out, self.plan.describe(), may_change=[*_MAY_CHANGE, *grown], first=PLAN)
+        claim(self.out, self.plan.describe(), may_change=[*MAY_CHANGE, *grown], first=PLAN)
         if grown:
             write_json(self.out / PLAN, redact_values(self.plan.describe()))
 
@@ -145,7 +145,7 @@ class ComparisonRun:
         for method in self.plan.methods:
             tried = self.tried(method)
             if len(tried) < self.trials:
-                trials += with_seeds(self.plan, self._next_trial(method, tried))
+                trials += with_seeds(self.plan, self.next_trial(method, tried))
             else:
                 ready += runs(self.plan, method, self.best(tried)[1])
         trials.sort(key=lambda job: (job.number, job.trial_seed))
@@ -157,14 +157,15 @@ class ComparisonRun:
         """The trials of a method that have ended with all their seeds, in their order, with their results."""
         tried: list[tuple[Job, dict[str, Any]]] = []
         for _ in range(self.trials):
-            job = self._next_trial(method, tried)
+            job = self.next_trial(method, tried)
             results = [self.result(each) for each in with_seeds(self.plan, job)]
             if any(result is None for result in results):
                 break
             tried.append((job, _together([result for result in results if result is not None])))
         return tried
 
-    def _next_trial(self, method: str, tried: list[tuple[Job, dict[str, Any]]]) -> Job:
+    def next_trial(self, method: str, tried: list[tuple[Job, dict[str, Any]]]) -> Job:
+        """The trial of a method that follows those that have ended."""
         return next_trial(self.plan, method, [job.settings for job, _ in tried], self.best(tried)[0])
 
     def best(self, tried: list[tuple[Job, dict[str, Any]]]) -> tuple[int, dict[str, Any]]:
@@ -189,7 +190,7 @@ class ComparisonRun:
             ready = runs(self.plan, method, self.best(tried)[1])
             trials = [job for job, _ in tried]
             if len(tried) < self.trials:  # of the one that is running some seeds may have ended
-                trials.append(self._next_trial(method, tried))
+                trials.append(self.next_trial(method, tried))
             ready += [job for trial in trials for job in with_seeds(self.plan, trial)]
             done += sum(self.result(job) is not None for job in ready)
             total += self.trials * self.plan.trial_seeds + len(ready) - len(trials) * self.plan.trial_seeds
