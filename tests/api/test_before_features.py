@@ -43,7 +43,7 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(("command", "words", "message"), [
     (duplicates, ["--threshold", "3"], "threshold=3.0: expected a cosine similarity above -1 and at most 1."),
     (duplicates, ["--threshold", "nan"], "threshold=nan: expected a cosine similarity"),
-    (search, ["--query", "absent.jpg"], "--query 'absent.jpg' is no file or folder"),
+    (search, ["--query", "absent.jpg"], "--query 'absent.jpg' is neither a file or folder"),
     (search, ["--query", "4"], "--query 4: the images have the numbers 0 to 3."),
     (search, ["--query", "0", "-k", "4"], "k=4: expected 1 to 3 images"),
     (search, ["--query", "bad.png", "-k", "4"], "--query bad.png: "),

@@ -265,7 +265,10 @@ def test_features_of_no_length_are_one_cluster() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["search", "of_folder", "--query", "absent.jpg"], "--query 'absent.jpg' is no file or folder, nor the place"),
+        (
+            ["search", "of_folder", "--query", "absent.jpg"],
+            "--query 'absent.jpg' is neither a file or folder nor the path",
+        ),
         (["search", "of_folder", "--query", "40"], "--query 40: the images have the numbers 0 to 39."),
         (
             ["search", "of_folder", "--query", "0", "-k", "40"],
@@ -282,8 +285,8 @@ def test_features_of_no_length_are_one_cluster() -> None:
         (["outliers", "of_folder", "--out", "absent/x.csv"], "Cannot write absent/x.csv"),
         (["outliers", "of_folder", "--features", "x.txt"], "features are written to .npz"),
         (["outliers", "of_folder", "--features", "x.csv"], "x.csv: such a file does not say which encoder"),
-        (["search", "of_folder", "--query", "~nobody-here/x"], "--query '~nobody-here/x' is no file or folder"),
-        (["search", "of_folder", "--query", "x" * 5000], "is no file or folder, nor the place"),
+        (["search", "of_folder", "--query", "~nobody-here/x"], "--query '~nobody-here/x' is neither a file or folder"),
+        (["search", "of_folder", "--query", "x" * 5000], "is neither a file or folder nor the path"),
         (["outliers", "of_folder", "--out", "x.csv", "--page", "x.csv"], "--out and --page are both x.csv"),
         (
             ["select", "of_folder", "--count", "2", "--labelled", "list.txt", "--out", "list.txt"],

@@ -96,7 +96,7 @@ def test_files_of_other_programs_and_damaged_ones(tmp_path: Path) -> None:
     (tmp_path / "outliers.csv").write_text("rank,distance,path\n1,0.5,a\n2,0.4,b\n")
     (tmp_path / "cut.safetensors").write_bytes(b"\x10")
     for name, message in (
-        ("short.npz", "3 rows of features and 1 of where"), ("wrong.npz", "labels that are no numbers of its classes"),
+        ("short.npz", "3 rows of features and 1 of where"), ("wrong.npz", "labels that are not indices of its classes"),
         ("text.csv", "cannot be read as a table"), ("nan.csv", "finite numbers"), ("cut.safetensors", "cannot be read"),
         ("absent.csv", "cannot be read"), ("twice.csv", "the column 'f0' is there twice"),
         ("outliers.csv", "it lists images by rank, distance; name a file that matrix-ssl embed wrote"),
@@ -111,9 +111,9 @@ def test_files_of_other_programs_and_damaged_ones(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("facts", "message"), [
     ({"where": np.array(5)}, "where holds something else than text"),
     ({"where": np.array([["a"], ["b"], ["c"]])}, "where holds something else than text"),
-    ({"labels": np.zeros((3, 1), int)}, "labels that are no whole numbers"),
-    ({"labels": np.array([0, 0.5, 1])}, "labels that are no whole numbers"),
-    ({"labels": np.array([0, 0, 2**63], np.uint64), "classes": np.array(["a"])}, "labels that are no whole numbers"),
+    ({"labels": np.zeros((3, 1), int)}, "labels that are not whole numbers"),
+    ({"labels": np.array([0, 0.5, 1])}, "labels that are not whole numbers"),
+    ({"labels": np.array([0, 0, 2**63], np.uint64), "classes": np.array(["a"])}, "labels that are not whole numbers"),
     ({"labels": np.array([0, 0, 0]), "classes": np.array(3)}, "classes holds something else than text"),
     ({"encoder": np.array(["a", "b"])}, "encoder holds something else than text"),
     ({"labels": np.array([0, 1, 0]), "classes": np.array(["a", "a"])}, "two classes have the name 'a'"),

@@ -56,7 +56,7 @@ def test_a_run_explores_its_own_images(tmp_path, monkeypatch):
 
 
 def test_columns_that_are_absent_are_refused_before_the_work(tmp_path):
-    with pytest.raises(DataError, match=r"--columns absent\.csv is no file"):
+    with pytest.raises(DataError, match=r"--columns absent\.csv is not a file"):
         exploring.explore("of_folder", out=tmp_path / "page", choices=ExploreSettings(columns=("absent.csv",)), **QUIET)
     assert not (tmp_path / "page").exists()
 

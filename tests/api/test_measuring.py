@@ -132,7 +132,7 @@ def test_errors(files):
         measuring.measure(files / "x.npy", against=[files / "short.npy"])
     with pytest.raises(DataError, match=r"y\.npz and other\.npz are features of different datasets"):
         measuring.measure(files / "y.npz", against=[files / "other.npz"])
-    with pytest.raises(ConfigError, match=r"--checkpoints is for a run; .*x\.npy is none"):
+    with pytest.raises(ConfigError, match=r"--checkpoints is for a run, and .*x\.npy is not one"):
         measuring.measure(files / "x.npy", checkpoints=True, out=files / "out")
     (files / "x.csv").write_text("where,f0\na.png,1.0\n")
     for words in ((files / "x.csv", ()), (files / "x.npy", [files / "x.csv"])):

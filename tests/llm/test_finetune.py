@@ -348,7 +348,7 @@ def test_further_arguments_have_the_names_and_types_of_transformers():
         (sets("dataloader_persistent_workers=true"), "set dataloader_num_workers=1 or more"),
         (sets("dataloader_drop_last=true", "batch_size=64"), "a batch has 64 sequences, and there are 24"),
         (sets("lr_scheduler_type=warmup_stable_decay"), "num_decay_steps'; correct lr_scheduler_kwargs"),
-        (sets('activation_checkpointing_kwargs={"foo":1}'), "foo is none of context_fn"),
+        (sets('activation_checkpointing_kwargs={"foo":1}'), "foo is not one of context_fn"),
         (sets("objective.ridge=0"), "objective.ridge=0: expected a finite number above 0"),
         (sets("objective.form=lanczos", "objective.steps=40"), "steps=40: expected 1 to 32 Lanczos steps"),
         (sets("batch_size=5", "gradient_accumulation=2"), "batch_size=5 does not divide"),

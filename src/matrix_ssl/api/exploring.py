@@ -100,7 +100,7 @@ def explore(
     check_rule(choices.map)
     for file in choices.columns:
         if not is_file(expanded(file)):
-            raise DataError(f"--columns {file} is no file: name a CSV file with the path of an image in every row.")
+            raise DataError(f"--columns {file} is not a file: name a CSV file with the path of an image in every row.")
     check_folder(out, first=CLAIM)
 
     def check(location: Data, source: Source) -> None:

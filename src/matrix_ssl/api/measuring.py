@@ -113,7 +113,7 @@ def measure(
 def _check_run(where: str | Path, others: Sequence[str | Path]) -> None:
     """Raises ConfigError where checkpoints cannot be measured."""
     if is_features(where) or not expanded(where).is_dir():
-        raise ConfigError(f"--checkpoints is for a run; {where} is none.")
+        raise ConfigError(f"--checkpoints is for a run, and {where} is not one.")
     if others:
         raise ConfigError(f"--checkpoints compares those of {where} alone: remove --against {others[0]}.")
 

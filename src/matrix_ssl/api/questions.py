@@ -59,7 +59,7 @@ class Places:
             return None
         if text.isdecimal():
             return self._numbered(int(text))
-        raise DataError(f"--query {text!r} is no file or folder, nor the place or the number of one of the images.")
+        raise DataError(f"--query {text!r} is neither a file or folder nor the path or number of one of the images.")
 
     def _numbered(self, number: int) -> int:
         if not 0 <= number < self._count:
@@ -90,7 +90,7 @@ def check_neighbours(k: int, count: int, *, own: bool, where: str) -> None:
     """
     check_whole("k", k)
     if own and count < 2:
-        raise DataError(f"{where} has a single image: there is none to compare it with.")
+        raise DataError(f"{where} has a single image and nothing to compare it with.")
     most = count - own
     if not 1 <= k <= most:
         raise ConfigError(f"k={k}: expected 1 to {most} images, as many as there are beside the query.")

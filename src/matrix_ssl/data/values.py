@@ -117,7 +117,9 @@ def read_values(
             raise UnreadableImage(where, f"{len(pages)} pages, and an image has at most {MOST_CHANNELS} channels")
         parts = [read_values(content, where, page=one, windowed=windowed) for one in pages]
         if len({(part.array.shape[:2], part.array.dtype, part.white) for part in parts}) > 1:
-            raise UnreadableImage(where, "its pages have different sizes or types, so they are no channels of an image")
+            raise UnreadableImage(
+                where, "its pages have different sizes or types, so they cannot be the channels of one image"
+            )
         return _checked(Values(np.concatenate([part.array for part in parts], axis=2), parts[0].white), where)
     if array_file.is_array(content):
         return _checked(Values(array_file.read_array(content, where, channels=channels)), where)

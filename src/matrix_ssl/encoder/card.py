@@ -59,7 +59,7 @@ def check_card(path: Path) -> None:
         raise cannot_write(path, error) from error
     if _UNKNOWN not in text or _LICENCE not in text:
         raise RunFolderError(
-            f"{path} would be replaced by a model card, and is none or has a licence filled in: move it, or choose a "
+            f"{path} is where the model card goes, and is not one or has its licence filled in: move it, or choose a "
             "different --out."
         )
 

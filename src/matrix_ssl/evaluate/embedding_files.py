@@ -291,7 +291,7 @@ def _of_columns(columns: dict[str, list[Any]], classes: Any) -> dict[str, Any]:
         if "" in labels:
             raise ValueError(f"row {labels.index('') + 1} has no label and others have: fill it, or leave them all out")
         if not isinstance(classes, (list, type(None))):
-            raise ValueError("its classes are no list")
+            raise ValueError("its classes are not a list")
         facts["classes"] = classes or sorted(set(labels))
         number = {str(name): label for label, name in enumerate(facts["classes"])}
         facts["labels"] = [number.get(name, -1) for name in labels]
@@ -332,12 +332,12 @@ def _labels(path: Path, values: Any, classes: list[str] | None) -> tuple[NDArray
     with contextlib.suppress(TypeError, ValueError, OverflowError):
         labels = np.array(values)
     if labels is None or labels.ndim != 1 or labels.dtype.kind not in "iu" or labels.min() < 0:
-        raise DataError(f"{path} has labels that are no whole numbers from 0: write it again.")
+        raise DataError(f"{path} has labels that are not whole numbers from 0: write it again.")
     if classes is None:
         numbers, labels = np.unique(labels, return_inverse=True)
         classes = [str(number) for number in numbers]
     if twice := next((name for name, count in Counter(classes).items() if count > 1), ""):
         raise DataError(f"{path}: two classes have the name {twice!r}; rename one and write it again.")
     if labels.max() >= len(classes):
-        raise DataError(f"{path} has labels that are no numbers of its classes: write it again.")
+        raise DataError(f"{path} has labels that are not indices of its classes: write it again.")
     return labels.astype(np.int64), classes

@@ -154,7 +154,7 @@ class TestIndex:
                 open_index(encoder, folder / f"{name}.npz")
         with pytest.raises(DataError, match=r"absent\.npz cannot be read"):
             open_index(encoder, folder / "absent.npz")
-        with pytest.raises(ConfigError, match=r"--data .*f\.npz is no folder"):
+        with pytest.raises(ConfigError, match=r"--data .*f\.npz is not a folder"):
             open_index(encoder, data=str(folder / "f.npz"))
 
     def test_is_needed_for_a_search(self, place):

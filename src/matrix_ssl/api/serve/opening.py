@@ -65,8 +65,8 @@ def open_index(
         for folder in folders:
             if not folder.is_dir():
                 raise ConfigError(
-                    f"--data {folder} is no folder of images: write its features with matrix-ssl embed and name them "
-                    "with --index."
+                    f"--data {folder} is not a folder of images: write its features with matrix-ssl embed and "
+                    "name them with --index."
                 )
         display = Display(quiet=quiet)
         with display.bar("features") as show:

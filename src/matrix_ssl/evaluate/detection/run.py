@@ -88,7 +88,7 @@ class Prepared:
         texts = []
         for one in (self.train, self.val):
             if one.unused:
-                texts.append(f"{one.path}: the category {one.unused[0]!r} has no object and is no class here.")
+                texts.append(f"{one.path}: the category {one.unused[0]!r} has no objects and is not a class here.")
             if lost := one.counts["empty_masks"]:
                 texts.append(f"{one.path}: {lost} {COUNTED['empty_masks']}; --no-masks uses boxes alone.")
         return texts

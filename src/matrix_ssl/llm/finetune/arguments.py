@@ -201,7 +201,7 @@ def try_libraries(trainer: Any) -> None:
         known = set(inspect.signature(checkpoint).parameters) - {"function", "args", "kwargs"}
         if unknown := recomputing.keys() - known:
             raise ConfigError(
-                f"activation_checkpointing_kwargs={_text(recomputing)}: {', '.join(sorted(unknown))} is none of "
+                f"activation_checkpointing_kwargs={_text(recomputing)}: {', '.join(sorted(unknown))} is not one of "
                 f"{', '.join(sorted(known))}."
             )
     if arguments.torch_compile and arguments.torch_compile_mode:
