@@ -19,11 +19,11 @@ from matrix_ssl.training.configure import configure, run_folder
 @options.out("as for pretrain")
 @options.fresh
 @options.max_hours
-@click.option("--encoder", metavar="WHERE", help="An encoder that is trained already, instead of pre-training: a "
+@click.option("--encoder", metavar="WHERE", help="Use this trained encoder instead of pre-training one: a "
               "run folder, a checkpoint file, torchvision/NAME[:WEIGHTS], timm/NAME[.TAG] or hf:NAME.")  # fmt: skip
 @click.option("--protocol", default=",".join(name for name in options.PROTOCOLS if name != "transfer"),
-              show_default=True, metavar="NAMES", help="Protocols of matrix-ssl evaluate, with commas "
-              "between.")  # fmt: skip
+              show_default=True, metavar="NAMES", help="Protocols of matrix-ssl evaluate, separated by "
+              "commas.")  # fmt: skip
 @click.option("--evaluate-set", metavar="KEY=VALUE", multiple=True, help="Change a setting of a protocol; may be "
               "repeated.")  # fmt: skip
 @click.option("--transfer", metavar="PATH_OR_NAME", multiple=True, help="Labelled dataset to transfer to; may be "
@@ -33,8 +33,8 @@ from matrix_ssl.training.configure import configure, run_folder
               "fpn,c4.")  # fmt: skip
 @click.option("--detect-set", metavar="KEY=VALUE", multiple=True, help="Change a setting of detection; may be "
               "repeated.")  # fmt: skip
-@click.option("--processes", type=click.IntRange(1), default=1, show_default=True, help="Number of processes of a "
-              "training, usually the number of GPUs.")  # fmt: skip
+@click.option("--processes", type=click.IntRange(1), default=1, show_default=True, help="Number of training "
+              "processes, usually the number of GPUs.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Only print the commands.")
 @options.device
 @options.data_root

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 @click.command()
 @options.recipe
-@click.option("--methods", default="all", show_default=True, metavar="NAMES", help="Names or Python files, with "
-              "commas between; all: every method of the package that the encoder suits.")  # fmt: skip
+@click.option("--methods", default="all", show_default=True, metavar="NAMES", help="Names or Python files, separated "
+              "by commas; all: every built-in method that suits the encoder.")  # fmt: skip
 @options.data
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Number of seeds per method.")
 @click.option("--budget", type=click.IntRange(1), metavar="EPOCHS", help="Epochs per run.  [default: the recipe's]")
@@ -29,16 +29,16 @@ if TYPE_CHECKING:
               "the reference for this many epochs.")  # fmt: skip
 @click.option("--trials", type=click.IntRange(1), metavar="NUMBER", help="Tuning trials per method, on held-out "
               "training images; 1: no tuning.  [default: 4]")  # fmt: skip
-@click.option("--trial-seeds", type=click.IntRange(1), metavar="NUMBER", help="Seeds per trial, which is judged by "
-              "their mean.  [default: 1]")  # fmt: skip
+@click.option("--trial-seeds", type=click.IntRange(1), metavar="NUMBER", help="Seeds per trial, which is "
+              "judged by their mean.  [default: 1]")  # fmt: skip
 @click.option("--tuning-budget", type=click.IntRange(1), metavar="EPOCHS", help="Epochs per trial.  [default: the "
               "budget]")  # fmt: skip
 @click.option("--tuning-set", multiple=True, metavar="KEY=VALUE", help="Change a setting in the trials "
-              "only, for example to a smaller network; may be repeated.")  # fmt: skip
+              "only, for example to use a smaller network; may be repeated.")  # fmt: skip
 @click.option("--measure", type=click.Choice(["linear", "knn_1", "knn_20"]), help="Measure that selects the best "
               "trial.  [default: linear]")  # fmt: skip
-@click.option("--trials-from", type=options.PATH, metavar="FOLDER", help="Take the trials of an earlier comparison, as "
-              "for a second budget, instead of making them.")  # fmt: skip
+@click.option("--trials-from", type=options.PATH, metavar="FOLDER", help="Reuse the trials of an earlier comparison, "
+              "for example for a second budget.")  # fmt: skip
 @click.option("--reference", metavar="NAME", help="Method that the others are compared with.  "
               "[default: the recipe's, or the first]")  # fmt: skip
 @options.baseline("gets a row without training")

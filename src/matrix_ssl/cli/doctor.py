@@ -43,7 +43,7 @@ _MOST_WEIGHTS = 6  # names of weights of one cache in the table; --json has all
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON, sizes in bytes.")
 def doctor(as_json: bool) -> None:
-    """Show devices, limits, packages, extras and caches, and what each command lacks. Nothing touches the network.
+    """Show devices, limits, packages, extras and caches, and what is missing for each command. Works offline.
 
     The exit code is 1 where a package that every command needs is missing or too old.
     """

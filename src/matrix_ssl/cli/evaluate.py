@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 @click.option("--test-data", metavar="PATH_OR_NAME", help="Test images.  [default: the test split of the "
               "dataset, or a held-out fifth of each class]")  # fmt: skip
 @click.option("--protocol", default=",".join(options.PROTOCOLS[:3]), show_default=True, metavar="NAMES",
-              help=f"Protocols, with commas between: {', '.join(options.PROTOCOLS)}.")  # fmt: skip
+              help=f"Protocols, separated by commas: {', '.join(options.PROTOCOLS)}.")  # fmt: skip
 @options.baseline("gets a column")
 @options.baseline_size
 @options.weights
 @options.assignments("Change a setting of a protocol that trains, such as linear_sgd.epochs=10")
-@click.option("--label-list", type=options.PATH, help="File that names the labelled images of "
-              "semi-supervised, one a line.  [default: 1 % and 10 % of every class]")  # fmt: skip
-@click.option("--max-unreadable", type=options.Number(0, 1), metavar="FRACTION", help="Part of the images that may "
-              "be unreadable, from 0 to 1; ten may in any case.  [default: that of the run, 0.01]")  # fmt: skip
+@click.option("--label-list", type=options.PATH, help="File with the names of the labelled images "
+              "for semi-supervised, one per line.  [default: 1 % and 10 % of every class]")  # fmt: skip
+@click.option("--max-unreadable", type=options.Number(0, 1), metavar="FRACTION", help="Fraction of the images that "
+              "may be unreadable, from 0 to 1; ten always may.  [default: that of the run, 0.01]")  # fmt: skip
 @click.option("--fresh", is_flag=True, help="Re-run protocols that already have results.")
 @options.max_hours
 @options.no_report
@@ -41,7 +41,7 @@ def evaluate(
     baseline_size: Any, weights: Any, assignments: tuple[str, ...], label_list: Path | None,
     max_unreadable: float | None, fresh: bool, no_report: bool, device: str, data_root: Path | None, download: bool,
 ) -> None:  # fmt: skip
-    """Measure an encoder on labelled images, beside raw pixels, the untrained network and public encoders.
+    """Measure an encoder on labelled images, against raw pixels, the untrained network and public encoders.
 
     WHERE is a run folder, a checkpoint file, torchvision/NAME[:WEIGHTS], timm/NAME[.TAG], hf:NAME or random/NAME.
     Results are in the folder `evaluation` of the run; any other encoder is imported as a run first, into --out. Run the
@@ -77,11 +77,11 @@ def evaluate(
               ".parquet or .safetensors.")  # fmt: skip
 @click.option("--split", type=click.Choice(["train", "test"]), default="train", show_default=True, help="Split of the "
               "dataset.")  # fmt: skip
-@click.option("--layer", metavar="NAME", help="Block of the encoder whose output is taken, such as blocks.5.  "
+@click.option("--layer", metavar="NAME", help="Take the output of this block of the encoder, such as blocks.5.  "
               "[default: the features]")  # fmt: skip
-@click.option("--patches", is_flag=True, help="Features of every patch, with their grid, of --layer or the last "
-              "block.")  # fmt: skip
-@click.option("--tta", is_flag=True, help="Take the mean over every image and its mirror image.")
+@click.option("--patches", is_flag=True, help="Write the features of every patch, with their grid, from --layer or "
+              "the last block.")  # fmt: skip
+@click.option("--tta", is_flag=True, help="Average the features of every image and its mirror image.")
 @options.weights
 @options.device
 @options.data_root
@@ -90,7 +90,7 @@ def embed(
     where: str, data: Any, out: Path, split: Any, layer: str | None, patches: bool, tta: bool, weights: Any,
     device: str, data_root: Path | None, download: bool,
 ) -> None:  # fmt: skip
-    """Write the features of images by the encoder WHERE to a file.
+    """Compute features of images with the encoder WHERE and write them to a file.
 
     WHERE is a run folder, a checkpoint file, torchvision/NAME[:WEIGHTS], timm/NAME[.TAG], hf:NAME or random/NAME. The
     file holds the features, float32, and the path, SHA-256 and, where there are labels, class of every image; a .npy

@@ -12,16 +12,16 @@ from matrix_ssl.cli import options
 @click.argument("where", metavar="WHERE_OR_FEATURES")
 @options.data
 @options.out(None, what="Folder of the page")
-@click.option("--features", type=options.PATH, metavar="FILE", help="File that keeps the features of the encoder: "
-              "read if it exists, else written.  [default: a cache]")  # fmt: skip
-@click.option("--columns", type=options.PATH, multiple=True, metavar="FILE.csv", help="Columns that colour the map, of "
-              "a CSV file with the path of an image in every row; may be repeated.")  # fmt: skip
+@click.option("--features", type=options.PATH, metavar="FILE", help="File for the features of the encoder: "
+              "read if it exists, otherwise written.  [default: a cache]")  # fmt: skip
+@click.option("--columns", type=options.PATH, multiple=True, metavar="FILE.csv", help="CSV file with the path of an "
+              "image in every row, whose columns can colour the map; may be repeated.")  # fmt: skip
 @click.option("--clusters", type=click.IntRange(1), metavar="NUMBER", help="Number of clusters.  [default: 2 to 50, "
-              "chosen by the silhouette]")  # fmt: skip
-@click.option("--threshold", type=options.Number(0, 1), metavar="COSINE", help="Similarity from which two images are "
+              "chosen by silhouette]")  # fmt: skip
+@click.option("--threshold", type=options.Number(0, 1), metavar="COSINE", help="Minimum similarity of "
               "near-duplicates.  [default: 0.9]")  # fmt: skip
-@click.option("--map", "map_rule", type=click.Choice(["tsne", "umap", "pca"]), help="How the images are placed: t-SNE, "
-              "UMAP by the extra umap, or principal components.  [default: tsne]")  # fmt: skip
+@click.option("--map", "map_rule", type=click.Choice(["tsne", "umap", "pca"]), help="Layout of the map: t-SNE, UMAP "
+              "(with the extra umap) or principal components.  [default: tsne]")  # fmt: skip
 @click.option("--thumbnail", type=click.IntRange(16, 256), metavar="PIXELS", help="Side of a thumbnail; smaller images "
               "are not enlarged.  [default: 96]")  # fmt: skip
 @click.option("--split", type=click.Choice(["train", "test"]), default="train", show_default=True, help="Split of the "

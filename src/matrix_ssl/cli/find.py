@@ -18,8 +18,8 @@ _RULES = ("log-determinant", "facility-location", "k-centre")  # the first is th
 _OPTIONS = (
     click.argument("where", metavar="WHERE_OR_FEATURES"),
     options.data,
-    click.option("--features", type=options.PATH, metavar="FILE", help="File that keeps the features of the encoder: "
-                 "read if it exists, else written.  [default: a cache]"),
+    click.option("--features", type=options.PATH, metavar="FILE", help="File for the features of the encoder: "
+                 "read if it exists, otherwise written.  [default: a cache]"),
     click.option("--split", type=click.Choice(["train", "test"]), default="train", show_default=True,
                  help="Split of the dataset."),
     click.option("--out", type=options.PATH, metavar="FILE", help="CSV file for all rows."),
@@ -37,12 +37,10 @@ def _on_images(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @click.command()
 @_on_images
-@click.option("--query", metavar="IMAGE", multiple=True, required=True, help="Image file, folder of images, or place "
+@click.option("--query", metavar="IMAGE", multiple=True, required=True, help="Image file, folder of images, or path "
               "or number of an image of the dataset; may be repeated.")  # fmt: skip
-@click.option("-k", "k", type=click.IntRange(1), default=20, show_default=True, help="Images for each query.")
-@click.option(
-    "--approximate", is_flag=True, help="Search by an index of faiss, the extra search, and state its recall."
-)
+@click.option("-k", "k", type=click.IntRange(1), default=20, show_default=True, help="Results per query.")
+@click.option("--approximate", is_flag=True, help="Search with a faiss index (the extra search) and report its recall.")
 def search(query: tuple[str, ...], k: int, approximate: bool, **common: Any) -> None:
     """Find the images that are most similar to a query.
 
@@ -59,8 +57,8 @@ def search(query: tuple[str, ...], k: int, approximate: bool, **common: Any) -> 
 
 @click.command()
 @_on_images
-@click.option("--threshold", type=float, metavar="COSINE", help="Similarity from which two images are nearly the same, "
-              "above -1 and at most 1.  [default: 0.9]")  # fmt: skip
+@click.option("--threshold", type=float, metavar="COSINE", help="Minimum similarity of two duplicates, above -1 and "
+              "at most 1.  [default: 0.9]")  # fmt: skip
 def duplicates(threshold: float | None, **common: Any) -> None:
     """Find groups of images that are nearly the same.
 
@@ -75,9 +73,9 @@ def duplicates(threshold: float | None, **common: Any) -> None:
 
 @click.command()
 @_on_images
-@click.option("--count", type=click.IntRange(1), default=100, show_default=True, help="Images to list.")
-@click.option("-k", "k", type=click.IntRange(1), default=10, show_default=True, help="Neighbours that decide how odd "
-              "an image is.")  # fmt: skip
+@click.option("--count", type=click.IntRange(1), default=100, show_default=True, help="Number of images to list.")
+@click.option("-k", "k", type=click.IntRange(1), default=10, show_default=True, help="Neighbours by which the outlier "
+              "score is computed.")  # fmt: skip
 def outliers(count: int, k: int, **common: Any) -> None:
     """Find images that resemble no others.
 
@@ -88,11 +86,11 @@ def outliers(count: int, k: int, **common: Any) -> None:
 
 @click.command()
 @_on_images
-@click.option("--count", type=click.IntRange(1), metavar="CLUSTERS", help="Number of clusters.  [default: chosen by "
-              "the silhouette, 2 to 50]")  # fmt: skip
+@click.option("--count", type=click.IntRange(1), metavar="CLUSTERS", help="Number of clusters.  [default: 2 to 50, "
+              "chosen by silhouette]")  # fmt: skip
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the starting centres.")
 def cluster(count: int | None, seed: int, **common: Any) -> None:
-    """Sort images into clusters, each with the images that represent it.
+    """Sort images into clusters, each with representative images.
 
     WHERE and FEATURES are as for `matrix-ssl search`.
     """
@@ -107,11 +105,11 @@ def cluster(count: int | None, seed: int, **common: Any) -> None:
 
 @click.command()
 @_on_images
-@click.option("--count", type=click.IntRange(1), required=True, help="Images to choose.")
+@click.option("--count", type=click.IntRange(1), required=True, help="Number of images to choose.")
 @click.option("--rule", type=click.Choice(_RULES), default=_RULES[0], show_default=True, help="Rule; "
               "log-determinant: new directions; facility-location: typical images; k-centre: odd ones.")  # fmt: skip
 @click.option("--labelled", type=options.PATH, metavar="FILE", help="Text file with the names of images that are "
-              "chosen already, one a line.")  # fmt: skip
+              "labelled already, one per line.")  # fmt: skip
 def select(count: int, rule: Any, labelled: Path | None, **common: Any) -> None:
     """Choose a diverse subset of images, such as those to label first.
 
@@ -128,7 +126,7 @@ def select(count: int, rule: Any, labelled: Path | None, **common: Any) -> None:
 @click.command()
 @_on_images
 @click.option("--by", type=click.Choice(["neighbours", "linear"]), default="neighbours", show_default=True,
-              help="Who judges a label: the votes of neighbours, or linear probes fitted without it.")  # fmt: skip
+              help="Judge labels by the votes of neighbours, or by linear probes fitted without them.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the folds of the probes.")
 def mislabels(by: Any, seed: int, **common: Any) -> None:
     """Find images whose label is probably wrong, by confident learning.

@@ -132,7 +132,7 @@ def generate(
     model: str, prompts: tuple[str, ...], data: str | None, columns: str | None, template: TemplateName | None,
     limit: int | None, batch_size: int, max_new_tokens: int, out: Path | None, device: str,
 ) -> None:  # fmt: skip
-    """Let a language model answer questions, greedily."""
+    """Answer questions with a language model, by greedy decoding."""
     if bool(prompts) == (data is not None):
         raise ConfigError("Name the questions by --prompt TEXT, or a file of them by --data FILE.")
     from matrix_ssl.llm import writing
@@ -189,7 +189,7 @@ def score(
     model: str, task: str, data: str, columns: str | None, template: TemplateName | None, extraction: Extraction | None,
     limit: int | None, batch_size: int, max_new_tokens: int, out: Path | None, device: str,
 ) -> None:  # fmt: skip
-    """Let a language model answer questions and count the right answers.
+    """Score a language model: answer questions greedily and count the correct answers.
 
     GSM8K is scored by lm-evaluation-harness, MATH with its comparison of answers.
     """
@@ -246,7 +246,7 @@ def score(
               help="Model of the same depth and width "
               "to compare with; config: and untrained are random weights.")  # fmt: skip
 @click.option("--text", type=options.PATH, required=True, metavar="FILE", help="UTF-8 text file.")
-@click.option("--layers", metavar="all|last|NUMBERS", help="Layers, with commas between; 0: the embeddings.  "
+@click.option("--layers", metavar="all|last|NUMBERS", help="Layers, separated by commas; 0: the embeddings.  "
               "[default: all]")  # fmt: skip
 @click.option("--max-tokens", type=click.IntRange(2), metavar="TOKENS", help="Stop after this many tokens.  "
               "[default: the whole text]")  # fmt: skip

@@ -11,8 +11,8 @@ from matrix_ssl.cli import options
 @click.command()
 @click.argument("where", metavar="FEATURES_OR_WHERE")
 @options.data
-@click.option("--against", metavar="FEATURES_OR_WHERE", multiple=True, help="Features of the same images by a "
-              "different encoder, or that encoder, to compare with; may be repeated.")  # fmt: skip
+@click.option("--against", metavar="FEATURES_OR_WHERE", multiple=True, help="Another encoder to compare with, or its "
+              "features of the same images; may be repeated.")  # fmt: skip
 @click.option("--checkpoints", is_flag=True, help="Measure all checkpoints of the run, and choose one by its rank.")
 @click.option("--key", metavar="NAME", help="Matrix in a file of several, or column of a Parquet file.  [default: "
               "features, or the only one]")  # fmt: skip
@@ -56,9 +56,9 @@ def measure(
 @options.data
 @click.option("--reference", metavar="WHERE|untrained", help="Encoder of the same architecture to compare with; "
               "untrained: the same network at its initialisation.")  # fmt: skip
-@click.option("--against", metavar="WHERE|untrained|itself", help="Encoder of any architecture whose blocks are "
-              "compared with these, each with each; itself: the blocks with each other.")  # fmt: skip
-@click.option("--images", type=click.IntRange(2), metavar="IMAGES", help="Measure at most so many images, chosen at "
+@click.option("--against", metavar="WHERE|untrained|itself", help="Encoder of any architecture; every pair of "
+              "blocks is compared. itself: the blocks with each other.")  # fmt: skip
+@click.option("--images", type=click.IntRange(2), metavar="IMAGES", help="Measure at most this many images, chosen at "
               "random.  [default: 2048]")  # fmt: skip
 @click.option("--split", type=click.Choice(["train", "test"]), default="train", show_default=True, help="Split of the "
               "dataset.")  # fmt: skip

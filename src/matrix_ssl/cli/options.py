@@ -83,7 +83,7 @@ def _limit_time(_: click.Context, __: click.Parameter, hours: float | None) -> N
 
 data = click.option("--data", metavar="PATH_OR_NAME", multiple=True, callback=_one_or_several,
                     shell_complete=completion.datasets, help="A folder of images, a packed .npz file, hf:NAME, or a "
-                    "dataset: digits, cifar10, cifar100, stl10; may be repeated, for several as one.")  # fmt: skip
+                    "dataset: digits, cifar10, cifar100, stl10; may be repeated, to use several as one.")  # fmt: skip
 data_root = click.option("--data-root", type=PATH, envvar="MATRIX_SSL_DATA", show_envvar=True,
                          help="Folder that contains the named datasets.")  # fmt: skip
 download = click.option("--download", is_flag=True, help="Download what is missing: a named dataset into "
@@ -94,17 +94,17 @@ fetch = click.option(
 device = click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True,
                       help="Device; auto: CUDA, then MPS, then the CPU.")  # fmt: skip
 method = click.option("--method", metavar="NAME_OR_FILE", shell_complete=completion.methods_or_files,
-                      help="Method: a name that `matrix-ssl methods` lists, or a Python file.  "
+                      help="Method: a name listed by `matrix-ssl methods`, or a Python file.  "
                       "[default: the recipe's]")  # fmt: skip
 weights = click.option("--weights", type=click.Choice(["student", "teacher"]), default="student", show_default=True,
                        help="Network of the run.")  # fmt: skip
 baseline_size = click.option("--baseline-size", type=click.Choice(["own", "run", "both"]), default="own",
-                             show_default=True, help="Size of the images of public encoders: that of their own "
-                             "training, that of the run, or each in turn.")  # fmt: skip
+                             show_default=True, help="Image size for public encoders: that of their own training, "
+                             "that of the run, or both in turn.")  # fmt: skip
 fresh = click.option("--fresh", is_flag=True, help="Start over; an existing run is kept as NAME.1, NAME.2 and so on.")
 max_hours = click.option("--max-hours", type=Number(0, min_open=True), metavar="HOURS", expose_value=False,
-                         callback=_limit_time, help="Stop after a checkpoint when so many hours have passed, with exit "
-                         "code 75; the same command resumes.  [default: no limit]")  # fmt: skip
+                         callback=_limit_time, help="Stop at a checkpoint after this many hours, with exit code 75; "
+                         "the same command resumes.  [default: no limit]")  # fmt: skip
 no_report = click.option("--no-report", is_flag=True, help="Do not write the report.html of the run.")
 
 

@@ -15,21 +15,21 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("data", metavar="DATA")
 @click.argument("out", type=options.PATH, metavar="OUT")
-@click.option("--short-side", type=click.IntRange(0), default=0, metavar="PIXELS", help="Make larger images as small "
-              "as this, by their shorter side; 0: none.  [default: 0]")  # fmt: skip
-@click.option("--quality", type=click.IntRange(1, 100), default=90, metavar="1-100", help="Quality of the JPEG files "
-              "of images that are made smaller.  [default: 90]")  # fmt: skip
-@click.option("--shard-mib", type=click.IntRange(1), default=256, metavar="MIB", help="Mebibytes of images in one file."
-              "  [default: 256]")  # fmt: skip
-@click.option("--channels", type=click.IntRange(-1, 16), default=0, metavar="N", help="Keep N channels with all bits; "
-              "-1: as many as the first image has; 0: three colours of 8 bits.  [default: 0]")  # fmt: skip
+@click.option("--short-side", type=click.IntRange(0), default=0, metavar="PIXELS", help="Shrink larger images to "
+              "this length of their shorter side; 0: keep their size.  [default: 0]")  # fmt: skip
+@click.option("--quality", type=click.IntRange(1, 100), default=90, metavar="1-100", help="JPEG quality of images "
+              "that are shrunk.  [default: 90]")  # fmt: skip
+@click.option("--shard-mib", type=click.IntRange(1), default=256, metavar="MIB", help="Size of one file, in MiB.  "
+              "[default: 256]")  # fmt: skip
+@click.option("--channels", type=click.IntRange(-1, 16), default=0, metavar="N", help="Keep N channels at full bit "
+              "depth; -1: as many as the first image has; 0: 8-bit RGB.  [default: 0]")  # fmt: skip
 @click.option("--pages", type=click.Choice(["first", "all", "channels"]), default="first", show_default=True,
-              help="Of files with several pages or frames: the first is the image, each one is, or they are its "
-              "channels.")  # fmt: skip
-@click.option("--workers", type=click.IntRange(0), metavar="N", help="Processes that read and encode; 0: the main one."
-              "  [default: one a core, 32 at most]")  # fmt: skip
-@click.option("--max-unreadable", type=options.Number(0, 1), default=0.01, metavar="FRACTION", help="Part of the "
-              "images that may be unreadable, from 0 to 1; ten may in any case.  [default: 0.01]")  # fmt: skip
+              help="Files with several pages or frames: use the first page, every page as an image, or all as the "
+              "channels of one image.")  # fmt: skip
+@click.option("--workers", type=click.IntRange(0), metavar="N", help="Processes that read and encode; 0: only the "
+              "main one.  [default: one per core, at most 32]")  # fmt: skip
+@click.option("--max-unreadable", type=options.Number(0, 1), default=0.01, metavar="FRACTION", help="Fraction of "
+              "the images that may be unreadable, from 0 to 1; ten always may.  [default: 0.01]")  # fmt: skip
 @options.fresh
 @options.data_root
 @options.download
@@ -37,7 +37,7 @@ def pack(
     data: str, out: Path, short_side: int, quality: int, shard_mib: int, channels: int, pages: "Pages",
     workers: int | None, max_unreadable: float, fresh: bool, data_root: Path | None, download: bool,
 ) -> None:  # fmt: skip
-    """Pack the images of DATA into few large files in the folder OUT. Run the same command to resume.
+    """Pack the images of DATA into a few large files in the folder OUT. Run the same command to resume.
 
     Training reads packed files faster than a folder of small ones, and one machine hands them to another in one go.
     Images keep the bytes of their files unless --short-side makes them smaller. Files have checksums: the same command

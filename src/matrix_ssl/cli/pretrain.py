@@ -22,12 +22,12 @@ _LOGGERS = ("csv", "tensorboard", "wandb", "mlflow")  # equal to the keys of run
               "import; architecture, image size and normalisation follow from them.")  # fmt: skip
 @options.fresh
 @options.max_hours
-@click.option("--online", is_flag=True, help="Also measure accuracy during training, on a held-out fifth of the "
-              "labels; the encoder stays the same bit for bit.")  # fmt: skip
+@click.option("--online", is_flag=True, help="Also measure accuracy during training, on a held-out 20 % of the "
+              "labelled images; the encoder stays the same bit for bit.")  # fmt: skip
 @click.option("--information", is_flag=True, help="Also measure MIR and HDR of the outputs of the two branches (Song "
               "et al., ICML 2024).")  # fmt: skip
-@click.option("--logger", "loggers", type=click.Choice(_LOGGERS), multiple=True, help="Program that also gets the "
-              "metrics; wandb stays offline unless WANDB_MODE says otherwise; may be repeated.")  # fmt: skip
+@click.option("--logger", "loggers", type=click.Choice(_LOGGERS), multiple=True, help="Also send the metrics to "
+              "this logger; wandb stays offline unless WANDB_MODE says otherwise; may be repeated.")  # fmt: skip
 @click.option("--deterministic", is_flag=True, help="Use only deterministic CUDA kernels (slower).")
 @options.no_report
 @options.device

@@ -12,16 +12,16 @@ from matrix_ssl.errors import ConfigError
 
 @click.command()
 @options.where
-@click.option("--index", type=options.PATH, metavar="FEATURES", help="File of features that `embed` wrote, for "
-              "/search to search in.")  # fmt: skip
-@click.option("--data", type=options.PATH, metavar="FOLDER", multiple=True, help="Folder of images to embed now and to "
-              "search in, instead of --index; may be repeated.")  # fmt: skip
+@click.option("--index", type=options.PATH, metavar="FEATURES", help="File of features written by `embed`, in which "
+              "/search searches.")  # fmt: skip
+@click.option("--data", type=options.PATH, metavar="FOLDER", multiple=True, help="Folder of images to embed at startup "
+              "and search in, instead of --index; may be repeated.")  # fmt: skip
 @click.option("--host", metavar="ADDRESS", default="127.0.0.1", show_default=True, help="Address to listen on; the "
-              "default is reached from this machine alone.")  # fmt: skip
+              "default can only be reached from this machine.")  # fmt: skip
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port; 0: a free one.")
 @options.assignments("Change a limit or the size of batches")
-@click.option("--check", is_flag=True, help="Open everything, compute the features of a black image, print what /info "
-              "says, and end.")  # fmt: skip
+@click.option("--check", is_flag=True, help="Open everything, embed a black image, print the answer of /info, and "
+              "exit.")  # fmt: skip
 @options.weights
 @options.device
 @options.fetch

@@ -24,9 +24,9 @@ _FORMATS = ("safetensors", "torchvision", "timm", "huggingface", "detectron2", "
               help="Encoder of a checkpoint with two; teacher: the moving average.")  # fmt: skip
 @click.option("--image-size", type=click.IntRange(1), metavar="PIXELS", help="Side of the images.  [default: that of "
               "the encoder, or 224]")  # fmt: skip
-@click.option("--mean", metavar="NUMBERS", help="Pixel mean per channel, in [0, 1], with commas between.  "
+@click.option("--mean", metavar="NUMBERS", help="Pixel mean per channel, in [0, 1], separated by commas.  "
               "[default: ImageNet's]")  # fmt: skip
-@click.option("--std", metavar="NUMBERS", help="Pixel standard deviation per channel, with commas between.  "
+@click.option("--std", metavar="NUMBERS", help="Pixel standard deviation per channel, separated by commas.  "
               "[default: ImageNet's]")  # fmt: skip
 @click.option("--crop-fraction", type=float, metavar="FRACTION", help="Side of the central crop, as a fraction of the "
               "image.  [default: 0.875]")  # fmt: skip
@@ -76,7 +76,7 @@ def import_(
 @options.weights
 @options.fetch
 def export(where: str, form: Any, out: Path | None, weights: Any, download: bool) -> None:
-    """Write the encoder WHERE for other programs, with a model card beside it.
+    """Export the encoder WHERE for other programs, with a model card.
 
     WHERE is a run folder, a checkpoint file, torchvision/NAME[:WEIGHTS], timm/NAME[.TAG], hf:NAME or random/NAME.
     Without --out, an encoder that is not a run is imported as one first, into runs/NAME.

@@ -22,16 +22,16 @@ _QUICK_IMAGES = 1000
 @click.option("--seeds", type=click.IntRange(1), help="Number of seeds.  [default: 3]")
 @click.option("--epochs", type=click.IntRange(1), help="Epochs of each pre-training.  [default: the recipe's]")
 @options.assignments("Change a setting of the pre-trainings; data.subset limits all training images")
-@click.option("--adapt-set", metavar="KEY=VALUE", multiple=True, help="Change a setting of the adaptation alone, such "
+@click.option("--adapt-set", metavar="KEY=VALUE", multiple=True, help="Change a setting of the adaptation only, such "
               "as optimizer.learning_rate; may be repeated.")  # fmt: skip
 @click.option("--tune-set", metavar="KEY=VALUE", multiple=True, help="Change a setting of the trainings with labels, "
               "such as steps=1000; may be repeated.")  # fmt: skip
-@click.option("--test-images", type=click.IntRange(0), help="Number of test images, a random choice; 0: all.  "
+@click.option("--test-images", type=click.IntRange(0), help="Number of test images, chosen at random; 0: all.  "
               "[default: 0]")  # fmt: skip
-@click.option("--quick", is_flag=True, help=f"A first look: one seed, two epochs, {_QUICK_IMAGES} training and test "
-              "images, and short trainings, where nothing else is set.")  # fmt: skip
-@click.option("--max-unreadable", type=options.Number(0, 1), metavar="FRACTION", help="Part of the images that may "
-              "be unreadable, from 0 to 1; ten may in any case.  [default: 0.01]")  # fmt: skip
+@click.option("--quick", is_flag=True, help=f"A first look: unless set otherwise, one seed, two epochs, "
+              f"{_QUICK_IMAGES} training and test images, and short trainings.")  # fmt: skip
+@click.option("--max-unreadable", type=options.Number(0, 1), metavar="FRACTION", help="Fraction of the images that "
+              "may be unreadable, from 0 to 1; ten always may.  [default: 0.01]")  # fmt: skip
 @options.out("runs/worth-RECIPE or runs/worth-RECIPE-DATA", what="Folder of the results")
 @options.fresh
 @options.max_hours
