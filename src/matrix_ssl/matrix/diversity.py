@@ -10,8 +10,7 @@ from matrix_ssl.matrix.entropy import renyi_entropy_of
 def vendi_score(
     gram: Tensor, *, order: float = 1.0, weights: Tensor | None = None, validate: bool | None = None
 ) -> Tensor:
-    """Vendi score exp S(D K D), the effective number of different samples, D² = diag(weights), S the Rényi entropy:
-    (...).
+    """Vendi score exp S(D K D), the effective number of distinct samples, D² = diag(weights), S a Rényi entropy: (...).
 
     Ranges from 1, where all samples are alike, to the number of positive weights, where all similarities are zero.
     Higher orders give less weight to rare samples: order 0 is the rank, order ∞ the inverse of the largest eigenvalue.

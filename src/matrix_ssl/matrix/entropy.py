@@ -113,9 +113,9 @@ def truncated_entropy(a: Tensor, *, k: int, validate: bool | None = None) -> Ten
 def low_rank_entropy(a: Tensor, *, k: int, alpha: float, validate: bool | None = None) -> Tensor:
     """Rényi entropy of the k largest eigenvalues p of A / tr A and of a flat remainder, in nats: (...).
 
-    The other d - k are replaced by their mean r = (1 - Σ pᵢ) / (d - k): log(Σ pᵢ^alpha + (d - k) r^alpha) / (1 -
-    alpha). The value is never below the Rényi entropy and equals it at k = d. For second derivatives see
-    ``truncated_entropy``.
+    The other d - k are replaced by their mean r = (1 - Σ pᵢ) / (d - k):
+    log(Σ pᵢ^alpha + (d - k) r^alpha) / (1 - alpha). The value is never below the Rényi entropy and equals it at k = d.
+    For second derivatives see ``truncated_entropy``.
 
     Args:
         a: (..., d, d), symmetric positive semi-definite.

@@ -117,7 +117,7 @@ def normalised_mutual_information(
     Args:
         k1, k2: (..., n, n), as in ``mutual_information``.
         by: the normaliser: ``"min"``, ``"max"``, ``"mean"`` or ``"geometric_mean"`` of S(K1) and S(K2), or ``"joint"``,
-                their joint entropy.
+            their joint entropy.
         alpha: the order of the entropy, zero or above.
 
     Raises:
@@ -176,8 +176,8 @@ def dual_total_correlation(*grams: Tensor, alpha: float = 1.0, validate: bool | 
     """Dual total correlation S(K₁, ..., Kₖ) - Σ S(Kᵢ | all others), what at least two of k kernels share: in nats.
 
     For two kernels it is their mutual information. For kernels with a constant diagonal it is non-negative at
-    alpha = 1, by strong subadditivity. Arguments, return value and errors are those of ``joint_entropy``, with at least two
-    kernels.
+    alpha = 1, by strong subadditivity. Arguments, return value and errors are those of ``joint_entropy``, with at least
+    two kernels.
 
     Reference: Han, "Nonnegative entropy measures of multivariate symmetric correlations", Information and Control 36,
         1978; of kernels Yu, Alesiani, Yu, Jenssen and Principe, "Measuring Dependence with Matrix-based Entropy

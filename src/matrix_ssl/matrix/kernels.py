@@ -62,8 +62,7 @@ def gaussian_kernel(x: Tensor, *, width: float | Tensor | WidthRule, validate: b
     Args:
         x: (..., n, d).
         width: σ above zero, as a number or a tensor (...), or a rule, ``"median"`` or ``"silverman"``: see
-        ``kernel_width``.
-                A width set by a rule is a constant without gradient.
+            ``kernel_width``. A width set by a rule is a constant without gradient.
         validate: see ``matrix_ssl.matrix``.
 
     Raises:

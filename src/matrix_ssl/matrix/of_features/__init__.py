@@ -1,9 +1,9 @@
 """The quantities of ``matrix_ssl.matrix`` directly from features (..., n, d), one row per sample, on the smaller side.
 
-Entropies, divergences, ``effective_rank`` and ``log_det`` are those of C + ridge·I, where C = (x - mean)ᵀ (x - mean) /
-n is the covariance or, with ``about="origin"``, the second moment xᵀx / n. Joint entropies and the measures derived
-from them, ``vendi_score``, ``gram_entropy`` and ``gram_kl`` are those of linear kernels, the inner products of rows
-scaled to length one; a row of zeros stays zero.
+Entropies, divergences, ``effective_rank`` and ``log_det`` are those of C + ridge·I, where C = (x - mean)ᵀ
+(x - mean) / n is the covariance or, with ``about="origin"``, the second moment xᵀx / n. Joint entropies and the
+measures derived from them, ``vendi_score``, ``gram_entropy`` and ``gram_kl`` are those of linear kernels, the inner
+products of rows scaled to length one; a row of zeros stays zero.
 
 The smaller side is that of the samples, with n x n matrices, or of the features, with d x d. With m = min(n, d), the
 eigenvalues of C are those of an m x m matrix and d - m zeros, and a logarithm is carried to the side of the samples by

@@ -47,9 +47,9 @@ def gram_kl(x: Tensor, y: Tensor, *, ridge: float = 0.0, validate: bool | None =
     The Gram matrices are those of rows scaled to length one, divided by n so that their trace is one, with ridge·I
     added to both: (...). The divergence, which is not symmetric, measures how far the second encoder's similarities
     between samples fail to describe the first's. Without a ridge it is infinite unless y separates all samples that x
-    separates (the range of x's matrix lies within that of y's), for which y in general needs n columns; a ridge of 1 /
-    n gives every sample as much additional weight as it already has. Computed on the smaller side: n or the number of
-    columns of y.
+    separates (the range of x's matrix lies within that of y's), for which y in general needs n columns; a ridge of
+    1 / n gives every sample as much additional weight as it already has. Computed on the smaller side: n or the number
+    of columns of y.
 
     Args:
         x: (..., n, d), P.
