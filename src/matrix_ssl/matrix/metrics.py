@@ -190,7 +190,7 @@ class LiDAR(_Stream):
         self.add_state("views", torch.zeros((), dtype=torch.float64), dist_reduce_fx=_sum)
 
     def update(self, features: Tensor) -> None:
-        """Adds features (n, v, d) of v ≥ 2 views of each image; MatrixError if they are not such, or not finite."""
+        """Adds features (n, v, d) of v ≥ 2 views of each image; MatrixError if they are not that, or not finite."""
         check_tensor(features, "features")
         if features.ndim != 3 or features.shape[1] < 2:
             raise MatrixShapeError(

@@ -14,8 +14,8 @@ growth per sample. The interval is for the value that different samples of the s
 bootstrap would draw samples twice, which lowers every rank.
 
 The expectation at N continues the last doubling: with a = θ(n/2) - θ(n/4), b = θ(n) - θ(n/2) and q = b/a, every further
-doubling adds q times the previous one, so that θ(N) = θ(n) + b q (1 - q^k) / (1 - q) with k = log₂(N/n). A bias of c
-n^-p is continued exactly. With q ≥ 1 growth is not slowing down, and there is no expectation; with q ≤ 0 there is no
+doubling adds q times the previous one, so that θ(N) = θ(n) + b q (1 - q^k) / (1 - q) with k = log₂(N/n). A bias of
+c n^-p is continued exactly. With q ≥ 1 growth is not slowing down, and there is no expectation; with q ≤ 0 there is no
 trend to continue.
 
 References:

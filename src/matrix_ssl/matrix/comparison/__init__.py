@@ -1,8 +1,8 @@
 """Comparing representations of the same n samples by two encoders, layers, checkpoints or modalities.
 
 Arguments are features x (..., n, d) and y (..., n, e), one row per sample, or Gram matrices (..., n, n); leading
-dimensions are broadcast. ``matrices`` takes lists of features and compares every one with every other. CKA, SVCCA and
-the Procrustes distance are invariant to a shift, a rotation and a common scale of either argument, canonical
+dimensions are broadcast. ``matrices`` takes lists of features and compares every one with every other. Linear CKA,
+SVCCA and the Procrustes distance are invariant to a shift, a rotation and a common scale of either argument, canonical
 correlations to every invertible linear map; RSA ignores what its dissimilarity ignores, and PWCCA linear maps of y.
 Numerics, checks and errors are those of ``matrix_ssl.matrix``.
 """

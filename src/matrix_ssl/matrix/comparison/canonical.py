@@ -1,8 +1,8 @@
 """Canonical correlations (CCA), SVCCA and PWCCA.
 
-All are computed from Z = U Vᵀ of the centred features X = U Σ Vᵀ, whose columns are orthonormal: canonical correlations
-are the singular values of Z_xᵀ Z_y. The derivative of Z comes from a formula that divides by sums of singular values,
-not by their differences.
+All are computed from the centred features X = U Σ Vᵀ through Z = U Vᵀ, whose columns are orthonormal: canonical
+correlations are the singular values of Z_xᵀ Z_y. The derivative of Z comes from a formula that divides by sums of
+singular values, not by their differences.
 """
 
 from typing import Any
@@ -22,8 +22,8 @@ def canonical_correlations(x: Tensor, y: Tensor, *, validate: bool | None = None
 
     These are the correlations of the most strongly correlated pairs of linear combinations of columns. Invertible
     linear maps of either argument do not change them. Beyond the rank of x or y they are zero; with n ≤ d and n ≤ e all
-    n - 1 are one, which says nothing: use ``svcca``. A singular value of the features counts as zero below 2 ε √max(n,
-    d) times the largest, with the ε of their dtype (for half precision, that of float32).
+    n - 1 are one, which says nothing: use ``svcca``. A singular value of the features counts as zero below
+    2 ε √max(n, d) times the largest, with the ε of their dtype (for half precision, that of float32).
 
     Computed in float64 from singular value decompositions of the features, so that the error is ε times their condition
     number, which a covariance would square. float32 features carry the error of their own rounding. It can be

@@ -22,10 +22,11 @@ def difference_of_entropies(
 ) -> Tensor:
     """DiME = mean over permutations Π of S(K1, Π K2 Πᵀ) - S(K1, K2), S the joint Rényi entropy: (...), in nats.
 
-    Since the single entropies do not depend on the order, this is the mutual information of the two views' kernels
-    minus that of the same kernels with views of different samples: positive where views of the same sample are alike.
-    Unlike mutual information, it is not largest for kernels of a width that tells all samples apart, for which the two
-    joint entropies are equal. Kernels of independent views give zero on average, with single values of either sign.
+    Since the single entropies do not depend on the order of the samples, this is the mutual information of the two
+    views' kernels minus that of the same kernels with views of different samples: positive where views of the same
+    sample are alike. Unlike mutual information, it is not largest for kernels of a width that tells all samples apart,
+    for which the two joint entropies are equal. Kernels of independent views give zero on average, with individual
+    values of either sign.
 
     Args:
         k1, k2: (..., n, n), symmetric positive semi-definite, of two views of the same n samples.
