@@ -1,4 +1,4 @@
-"""Communication between processes, all of it. Every function is also correct in a single process."""
+"""All communication between processes; every function is also correct in a single process."""
 
 from matrix_ssl.distributed.collectives import (
     all_reduce_sum,

@@ -1,4 +1,4 @@
-"""BatchNorm with the statistics of the batch of all processes, on CPUs too."""
+"""BatchNorm with the statistics of the batch of all processes, also on CPUs."""
 
 import torch
 from torch import Tensor, nn

@@ -1,14 +1,16 @@
-"""Collective operations with gradients. Every function is also correct in a single process.
+"""Collective operations with gradients; every function is also correct in a single process.
 
 DistributedDataParallel averages the gradients of parameters over the processes, and that average must be exactly the
-gradient of one process with the whole batch. There are two ways to compute a loss of the whole batch:
+gradient of a single process with the whole batch. There are two ways to compute a loss of the whole batch:
 
-- Every process computes the same loss from ``gather``ed rows. The backward of ``gather`` hands each process
-  ``world_size`` times its own rows of the gradient and needs no communication.
-- Every process computes a part of the loss, from ``gather_for_parts`` or ``all_reduce_sum``, whose backwards are plain
-  adjoints, sums over the processes; ``sum_of_parts`` adds the parts, and its backward multiplies by ``world_size``.
+- Every process computes the same loss from ``gather``ed rows. The backward pass of ``gather`` gives each
+  process ``world_size`` times its own rows of the gradient and needs no communication.
+- Every process computes a part of the loss, from ``gather_for_parts`` or ``all_reduce_sum``, whose backward passes are
+  plain adjoints, sums over the processes; ``sum_of_parts`` adds the parts, and its backward pass multiplies by
+  ``world_size``.
 
-``torch.distributed``'s raw ``all_reduce`` on a graph tensor would be silently wrong: right value, missing gradient.
+``torch.distributed``'s raw ``all_reduce`` on a tensor with a graph would be silently wrong: the value is right, but the
+gradient is missing.
 """
 
 from collections.abc import Sequence
@@ -30,8 +32,8 @@ def maximum(values: Tensor) -> Tensor:
 def gather(rows: Tensor, *, sizes: Sequence[int] | None = None) -> Tensor:
     """Concatenates every process's rows (n, ...) in the order of their ranks, for a loss that every process computes.
 
-    ``sizes`` are the numbers of rows of the processes, by default all equal. Sizes that do not fit are a ValueError;
-    without ``sizes``, unequal numbers only on the CPU: on a GPU the check would make it wait, and NCCL hangs.
+    ``sizes`` are the processes' numbers of rows, by default all equal. Sizes that do not fit are a ValueError. Without
+    ``sizes``, unequal numbers are an error only on the CPU: on a GPU the check would make it wait, and NCCL hangs.
     """
     return rows if world_size() == 1 else _Gather.apply(rows, row_counts(rows, sizes), False)
 
@@ -39,13 +41,13 @@ def gather(rows: Tensor, *, sizes: Sequence[int] | None = None) -> Tensor:
 def gather_for_parts(rows: Tensor, *, sizes: Sequence[int] | None = None) -> Tensor:
     """``gather`` for a loss of which every process computes a part; see the gradient convention of this module.
 
-    Its backward is a collective operation, so every process must use the result, or a piece of it.
+    Its backward pass is a collective operation, so every process must use the result, or a piece of it.
     """
     return rows if world_size() == 1 else _Gather.apply(rows, row_counts(rows, sizes), True)
 
 
 def row_counts(rows: Tensor, sizes: Sequence[int] | None = None) -> list[int]:
-    """``sizes``, checked; without them the number of these rows for every process. Raises as ``gather``."""
+    """``sizes``, checked; without them, the number of these rows for every process. Errors as in ``gather``."""
     if sizes is not None:
         if len(sizes) != world_size() or sizes[rank()] != len(rows):
             raise ValueError(f"sizes={list(sizes)}, but process {rank()} of {world_size()} has {len(rows)} rows.")

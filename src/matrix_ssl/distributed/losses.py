@@ -1,9 +1,9 @@
-"""Losses of a batch that is spread over processes: the value and gradient of one process with all rows.
+"""Losses of a batch spread over processes, with the value and gradient that one process with all rows would compute.
 
 The two orders of the Matrix-SSL loss, (p2, z1) and (p1, z2), are independent and cost the same, and so are the two
-views of the matrix entropy: half of the processes compute one and half the other. They exchange either outputs or
-covariances, whichever is less. For Matrix-SSL these are the 4nd numbers of student and teacher or six matrices of d²,
-which an all-reduce moves twice, for the matrix entropy 2nd or two of d².
+views of the matrix entropy: half of the processes compute one, and half the other. They exchange outputs or
+covariances, whichever is less. For Matrix-SSL these are the 4nd numbers of student and teacher, or six d x d matrices,
+which an all-reduce moves twice; for the matrix entropy, 2nd numbers or two d x d matrices.
 """
 
 from collections.abc import Sequence
@@ -39,14 +39,14 @@ def matrix_ssl_terms(
 ) -> MatrixSSLTerms:
     """``losses.matrix_ssl_terms`` of the batch of all processes, from each process's own rows.
 
-    Every process gets the same terms, and after the average over processes that DistributedDataParallel takes,
-    parameters get the gradient of the whole batch. In a single process it is ``losses.matrix_ssl_terms`` itself.
+    Every process gets the same terms, and once DistributedDataParallel has averaged over the processes, parameters have
+    the gradient of the whole batch. In a single process this is ``losses.matrix_ssl_terms`` itself.
 
     Args:
         z1, z2: (n_local, d), this process's student outputs of the two views.
         p1, p2: (n_local, d), this process's teacher outputs.
         objective: constants of the loss.
-        exchange: ``"rows"`` gathers outputs, ``"covariances"`` sums d x d matrices, ``"auto"`` takes what moves less.
+        exchange: ``"rows"`` gathers outputs, ``"covariances"`` sums d x d matrices, ``"auto"`` picks what moves less.
         sizes: n_local of every process; by default all are equal, as in ``distributed.gather``.
 
     Raises:
@@ -73,14 +73,14 @@ def matrix_ssl_terms(
 
 
 def covariances(teachers: Tensor, students: Tensor, *, samples: int) -> Tensor:
-    """C(p, z), C(p, p) and C(z, z) of unit rows of the batch of all processes, by its means: (3, k, d, d).
+    """C(p, z), C(p, p) and C(z, z) of unit rows of the batch of all processes, about its means: (3, k, d, d).
 
-    Teachers and students are (k, n_local, d), ``samples`` is n of all processes. The result is the same on every
+    Teachers and students are (k, n_local, d); ``samples`` is n over all processes. The result is the same on every
     process, for a loss of which every process computes a part.
     """
     with without_autocast(teachers):
         a, b = unit_rows(teachers), unit_rows(students)
-        # the means are treated as constants: the gradient by them is a sum of centred rows, which is zero
+        # the means are treated as constants: their gradient is a sum of centred rows, which is zero
         means = distributed.all_reduce_sum(torch.stack([a.detach().sum(-2), b.detach().sum(-2)])) / samples
         a, b = a - means[0].unsqueeze(-2), b - means[1].unsqueeze(-2)
         return distributed.all_reduce_sum(torch.stack([a.mT @ b, a.mT @ a, b.mT @ b]) / samples)
@@ -98,13 +98,13 @@ def matrix_entropy_terms(
 ) -> MatrixEntropyTerms:
     """``losses.matrix_entropy_terms`` of the batch of all processes, from each process's own rows.
 
-    Every process gets the same terms, and after the average over processes that DistributedDataParallel takes,
-    parameters get the gradient of the whole batch. In a single process it is ``losses.matrix_entropy_terms`` itself.
+    Every process gets the same terms, and once DistributedDataParallel has averaged over the processes, parameters have
+    the gradient of the whole batch. In a single process this is ``losses.matrix_entropy_terms`` itself.
 
     Args:
         z1, z2: (n_local, d), this process's outputs for the two views.
         alignment_weight, order, width: see ``losses.matrix_entropy_loss``.
-        exchange: ``"rows"`` gathers outputs, ``"covariances"`` sums d x d matrices, ``"auto"`` takes what moves less.
+        exchange: ``"rows"`` gathers outputs, ``"covariances"`` sums d x d matrices, ``"auto"`` picks what moves less.
             A kernel, ``width`` above zero, needs the rows.
         sizes: n_local of every process; by default all are equal, as in ``distributed.gather``.
 
@@ -138,7 +138,7 @@ def matrix_entropy_terms(
 
 
 def _check_own_rows(**outputs: Tensor) -> None:
-    """Raises ValueError unless all have one shape (n_local, d), n_local being 0 or above: before anything is sent."""
+    """Raises ValueError, before anything is sent, unless all have one shape (n_local, d) with n_local 0 or above."""
     shapes = [tuple(x.shape) for x in outputs.values()]
     if len(set(shapes)) > 1 or len(shapes[0]) != 2 or shapes[0][1] < 1:
         raise ValueError(f"Expected {', '.join(outputs)} of one shape (n_local, d), got {shapes}.")

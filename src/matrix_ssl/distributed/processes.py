@@ -14,19 +14,20 @@ from torch.nn.parallel import DistributedDataParallel
 from matrix_ssl.errors import ConfigError, MatrixSSLError, ProcessError, TrainingError
 
 MEETING = (
-    "MATRIX_SSL_MEETING_SECONDS"  # variable of the environment: how long processes wait for each other at the start
+    "MATRIX_SSL_MEETING_SECONDS"  # environment variable: how long processes wait for each other at the start
 )
-SILENCE = "MATRIX_SSL_SILENCE_SECONDS"  # likewise: how long they wait for each other after it; 1800 by default
+SILENCE = "MATRIX_SSL_SILENCE_SECONDS"  # likewise: how long they wait for each other afterwards; 1800 by default
 # how the errors of gloo, which have no class of their own, report a lost connection
 _LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket closed", "Connection refused",
          "Timed out waiting", "No route to host", "Connection timed out")  # fmt: skip
 
 
 def start(device_type: str) -> bool:
-    """Joins the process group that ``torchrun`` describes, and returns whether this call did; does nothing without it.
+    """Joins the process group that ``torchrun`` describes and returns whether it did; does nothing without it.
 
     Raises:
-        ConfigError: the machine has fewer GPUs than processes were started on it, or a variable of it is missing.
+        ConfigError: the machine has fewer GPUs than processes started on it, or a variable set by ``torchrun`` is
+            missing.
     """
     if not _is_launched() or dist.is_initialized():
         return False
@@ -46,7 +47,7 @@ def start(device_type: str) -> bool:
 
 
 def _is_launched() -> bool:
-    """Whether a launcher has started this process; ConfigError where it says so by one of its variables alone."""
+    """Whether a launcher has started this process; ConfigError if only one of its variables says so."""
     variables = {name: os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE")}
     if all(variables.values()):
         return True
@@ -57,7 +58,7 @@ def _is_launched() -> bool:
 
 
 def _seconds(variable: str, usual: float) -> float:
-    """A number of seconds above zero from the environment; raises ConfigError where it is none."""
+    """A number of seconds above zero from the environment; raises ConfigError if it is not one."""
     text = os.environ.get(variable, "")
     try:
         seconds = float(text or usual)
@@ -70,11 +71,11 @@ def _seconds(variable: str, usual: float) -> float:
 
 
 def _meet() -> dist.Store:
-    """The store through which all processes of a launcher have reported.
+    """The store at which all processes of a launcher have reported.
 
     Raises:
         ConfigError: the launcher's variables are not numbers.
-        TrainingError: they do not meet in time.
+        TrainingError: the processes do not meet in time.
     """
     try:
         seconds = _seconds(MEETING, 300)
@@ -100,7 +101,7 @@ def _meet() -> dist.Store:
 
 
 def launcher(processes: int) -> list[str]:
-    """The words after ``python -m`` that start a module in several processes of this machine with ``torchrun``."""
+    """The arguments after ``python -m`` that start a module in several processes of this machine with ``torchrun``."""
     return ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
 
 
@@ -171,8 +172,8 @@ def check_equal(values: Mapping[str, Any], what: str) -> None:
     """Raises ConfigError on every process unless all of them have the same values.
 
     Args:
-        values: small, by name; picklable.
-        what: such as "settings", for the message.
+        values: small, picklable values by name.
+        what: what they are, such as "settings", for the message.
     """
     if world_size() == 1:
         return
@@ -190,7 +191,7 @@ def check_equal(values: Mapping[str, Any], what: str) -> None:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Marks a block whose errors the other processes do not share: they name the process."""
+    """Marks a block whose errors the other processes do not share; the messages name the process."""
     try:
         yield
     except MatrixSSLError as error:
@@ -201,7 +202,7 @@ def alone() -> Iterator[None]:
 
 @contextmanager
 def connected() -> Iterator[None]:
-    """Reports the end of another process as a sentence.
+    """Reports the end of another process by a readable message.
 
     Raises:
         TrainingError: a collective operation failed because another process is gone.
@@ -220,7 +221,7 @@ def wrap(module: nn.Module) -> nn.Module:
     """The module under DistributedDataParallel, or itself in a single process.
 
     Raises:
-        ProcessError: fully_shard (FSDP2) has spread its parameters over the processes.
+        ProcessError: fully_shard (FSDP2) has sharded its parameters across the processes.
     """
     if world_size() == 1:
         return module

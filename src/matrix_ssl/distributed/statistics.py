@@ -1,4 +1,4 @@
-"""What every process has seen of a stream of features, together."""
+"""Merges what the processes have each seen of a stream of features."""
 
 from typing import Protocol, Self, TypeVar
 
@@ -18,17 +18,17 @@ class State(Protocol):
         """The state as one tensor."""
 
     def merge_packed(self, packed: Tensor) -> None:
-        """Adds the samples of a state that was packed."""
+        """Adds the samples of a packed state."""
 
 
 Mergeable = TypeVar("Mergeable", bound=State)
 
 
 def merge_over_processes(state: Mergeable) -> Mergeable:
-    """A new state with the samples of all processes, the same to the bit on each; a collective operation.
+    """A new state with the samples of all processes, identical bit for bit on each; a collective operation.
 
-    One state after another is sent to all, so that the memory does not grow with the number of processes. The states
-    must have one shape; a process without samples has an empty one.
+    The states are sent to all one after another, so memory does not grow with the number of processes. They must have
+    the same shape; a process without samples has an empty one.
     """
     result = state.empty()
     own = state.packed()

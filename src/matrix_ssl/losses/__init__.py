@@ -1,18 +1,18 @@
 """The Matrix-SSL, maximum-entropy-coding and matrix entropy losses as pure functions of a whole batch.
 
-Every loss takes raw outputs (n, d): student ``z1, z2`` (after the predictor) and, but for the matrix entropy, teacher
-``p1, p2``, and l2-normalises their rows itself. It never communicates: under several processes gather the batch first,
-or sum covariances (``matrix_ssl.distributed``). Half precision is computed in float32 with autocast off. The teacher
-may carry a gradient; detach it to stop it. Shapes that differ or are not (n, d) with n ≥ 2 and constants out of range
-are a ValueError.
+Every loss takes raw outputs (n, d): student ``z1, z2`` (after the predictor) and, except for the matrix entropy,
+teacher ``p1, p2``, and l2-normalises their rows itself. It never communicates: with several processes, gather the batch
+first, or sum covariances (``matrix_ssl.distributed``). Half precision is computed in float32 with autocast off. The
+teacher outputs may carry a gradient; detach them to stop it. Shapes that differ or are not (n, d) with n ≥ 2, and
+constants out of range, raise a ValueError.
 
-With J = I - 11ᵀ/n, C(a, b) = aᵀ J b / n and ridge μ the two terms of one order (p, z) are
+With J = I - 11ᵀ/n, C(a, b) = aᵀ J b / n and ridge μ, the two terms of one order (p, z) are
 
     uniformity(p, z) = -weight · tr log(C(p, z) + μI)              = matrix cross-entropy of weight·I, up to its trace
     alignment(p, z)  = -tr[(C(p, p) + μI) log(C(z, z) + μI)]       = matrix cross-entropy, up to its trace
 
-and a loss is the mean of the orders (p2, z1) and (p1, z2), alignment weighted. The matrix entropy has no teacher; its
-formula is with ``matrix_entropy_loss``.
+and a loss is the mean over the orders (p2, z1) and (p1, z2), with the alignment weighted. The matrix entropy has no
+teacher; ``matrix_entropy_loss`` gives its formula.
 
 References:
     Zhang, Tan, Yang, Huang and Yuan, "Matrix Information Theory for Self-Supervised Learning", ICML 2024, section 4,

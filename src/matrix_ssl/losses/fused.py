@@ -1,4 +1,4 @@
-"""Losses that compute their gradient together with their value, as operators of PyTorch.
+"""Losses that compute their gradient together with their value, as PyTorch operators.
 
 An operator is opaque to ``torch.compile``: it does not break the graph, and choices that depend on the data, such as
 the degree of a polynomial, are made at every call.
@@ -19,11 +19,11 @@ from matrix_ssl.matrix.validation import is_mapped
 def fused(*, tensors: int, values: int) -> Callable[[Callable[..., Any]], Callable[..., tuple[Tensor, ...]]]:
     """Decorates a function of ``tensors`` tensors and further arguments so that it is differentiable once.
 
-    It returns ``values`` scalars, the loss and others without gradient, and a gradient for each tensor, of its shape in
+    It returns ``values`` scalars, the loss and others without gradient, and for each tensor a gradient of its shape in
     float32 or better, or ``nothing`` where the last argument, ``needed``, which the caller omits, is false.
 
-    A gradient takes the dtype of its tensor only after the product with the incoming one: entries of 1/(nd) are below
-    the normal numbers of float16, and a loss scale cannot restore digits that are gone by then.
+    A gradient is cast to the dtype of its tensor only after the product with the incoming one: entries of 1/(nd) are
+    below float16's normal range, and a loss scale cannot restore digits that are gone by then.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., tuple[Tensor, ...]]:
@@ -61,7 +61,7 @@ def fused(*, tensors: int, values: int) -> Callable[[Callable[..., Any]], Callab
         operator.register_autograd(backward, setup_context=setup_context)
 
         class UnderFunc(torch.autograd.Function):
-            """The same for ``torch.func``, whose transforms do not know operators."""
+            """The same for ``torch.func``, whose transforms do not support these operators."""
 
         for name, method in (("forward", in_own_precision), ("setup_context", setup_context), ("backward", backward)):
             setattr(UnderFunc, name, staticmethod(method))
@@ -84,7 +84,7 @@ def fused(*, tensors: int, values: int) -> Callable[[Callable[..., Any]], Callab
 
 
 def _signature(function: Callable[..., Any]) -> inspect.Signature:
-    """The signature in the types that operators of PyTorch before 2.5 know: not ``list[bool]``."""
+    """The signature with types that operators support before PyTorch 2.5, which do not include ``list[bool]``."""
     signature = inspect.signature(function)
     flags = List[bool]  # noqa: UP006
     parameters = [

@@ -1,9 +1,9 @@
-"""The matrix entropy loss: every view's own covariance as uniform as possible, the two views of an image alike.
+"""The matrix entropy loss: make each view's own covariance as uniform as possible, and the views of an image alike.
 
 With unit rows, not centred, C = zᵀz / n has trace one, and MKL(C ‖ I/d) = log d - S(C): the entropy S is the uniformity
-of Matrix-SSL with its arguments exchanged. The eigenvalues of C other than zero are those of zzᵀ / n, so the smaller of
-the two is used. A kernel k takes the place of the inner product in the latter: S is then that of the covariance
-operator of the rows in the kernel's space.
+of Matrix-SSL with its arguments exchanged. The non-zero eigenvalues of C are those of zzᵀ / n, so the smaller of the
+two matrices is used. A kernel k can replace the inner product in the latter: S is then the entropy of the covariance
+operator of the rows in the kernel's feature space.
 """
 
 from typing import NamedTuple
@@ -38,25 +38,26 @@ def matrix_entropy_loss(
 ) -> Tensor:
     """Matrix entropy: -½ [S(C₁) + S(C₂)] - alignment_weight · mean cos(z₁, z₂), with C = zᵀz / n of unit rows.
 
-    S is the Rényi entropy of an order α, log(tr C^α) / (1 - α), at α = 1 the von Neumann entropy -tr(C log C). The
+    S is the Rényi entropy of order α, log(tr C^α) / (1 - α), and at α = 1 the von Neumann entropy -tr(C log C). The
     linear form at order 1 is the loss of VNE (Kim et al.); order 2, -log ‖C‖²_F, is the entropy of FroSSL (Skean et
-    al.), there of columns of length one.
+    al.), there for columns of length one.
 
-    Value and gradient are computed together with n x n or d x d matrices, whichever are smaller; no eigenvector is
-    differentiated, and each output saves one tensor of its size. Whole orders from 2 on take α - 2 matrix products, the
-    others an eigen-decomposition; order 1 takes a quadrature on devices other than the CPU, which then need not wait.
-    Where C is singular, the gradient, (2/n) C's slope along the rows, tends to zero in the missing directions for α >
-    ½; eigenvalues below ε of the largest are rounding and get the slope of that level. The gradient errs by about √ε of
-    its length where eigenvalues of that size matter, and by rounding else.
+    Value and gradient are computed together, with n x n or d x d matrices, whichever are smaller; no eigenvector is
+    differentiated, and for each output one tensor of its size is saved. Whole orders from 2 upwards (on the CPU, up to
+    8) take α - 2 matrix products, the others an eigendecomposition; order 1 uses a quadrature on devices other than the
+    CPU, which avoids waiting for them. Where C is singular, the gradient, 2/n times the rows times the slope of S at C,
+    tends to zero in the missing directions for α > ½; eigenvalues below ε of the largest are rounding and get the slope
+    of that level. The relative error of the gradient is about √ε where eigenvalues of that size matter, and rounding
+    otherwise.
 
     Args:
         z1, z2: (n, d), outputs for the two views; rows are scaled to length one here.
-        alignment_weight: w ≥ 0; with a kernel a smaller one serves, about 2 at a width of 0.5.
-        order: α > 0 of the entropy.
-        width: τ > 0 of the kernel exp((⟨a, b⟩ - 1) / τ) in the place of ⟨a, b⟩; 0 for ⟨a, b⟩ itself.
+        alignment_weight: w ≥ 0; with a kernel a smaller weight suffices, about 2 at a width of 0.5.
+        order: order α > 0 of the entropy.
+        width: width τ > 0 of the kernel exp((⟨a, b⟩ - 1) / τ) that replaces ⟨a, b⟩; 0 for ⟨a, b⟩ itself.
 
     Returns:
-        A scalar, in nats; it can be differentiated once, by both outputs.
+        A scalar, in nats; it can be differentiated once, with respect to both outputs.
 
     Raises:
         ValueError: shapes differ or are not (n, d) with n ≥ 2; a number is out of its range.
@@ -100,7 +101,7 @@ def matrix_entropy_terms(
 
 
 def view_entropy(z: Tensor, *, order: float = 1.0, width: float = 0.0) -> Tensor:
-    """The entropy of one view, for sharing views among processes; arguments are those of ``matrix_entropy_loss``."""
+    """The entropy of one view, for splitting views among processes; arguments are those of ``matrix_entropy_loss``."""
     check_rows(z=z)
     check_constants(0.0, order, width)
     return _view_entropy(z, order, width)[0]
@@ -164,7 +165,7 @@ def _covariance_entropy(covariance: Tensor, order: float, needed: list[bool]) ->
     c = full_precision(covariance)
     c = (c + c.mT) / 2
     value, slope = density.entropy(c, order)
-    trace = c.trace().clamp_min(torch.finfo(c.dtype).tiny)  # of the zero matrix, too
+    trace = c.trace().clamp_min(torch.finfo(c.dtype).tiny)  # for the zero matrix, too
     slope.diagonal().sub_(torch.linalg.vecdot(slope, c).sum() / trace)  # the entropy does not depend on the trace
     return value, slope if needed[0] else nothing(covariance)
 

@@ -11,7 +11,7 @@ from matrix_ssl.losses.rows import check_rows
 
 
 class NegativeDeterminantWarning(UserWarning):
-    """det(C(p, z) + ridge·I) < 0: the branches are anti-correlated beyond the ridge, tr log is not defined there."""
+    """det(C(p, z) + ridge·I) < 0: the branches are anti-correlated beyond the ridge, and tr log is undefined."""
 
 
 def matrix_ssl_loss(
@@ -28,34 +28,35 @@ def matrix_ssl_loss(
     algorithm: Algorithm = DEFAULTS.algorithm,
     side: Side = "auto",
 ) -> Tensor:
-    """Matrix-SSL: matrix uniformity plus ``alignment_weight`` times matrix alignment, the mean of both orders.
+    """Matrix-SSL: matrix uniformity plus ``alignment_weight`` times matrix alignment, averaged over both orders.
 
     ``logarithm="taylor"`` with ridge = uniformity_weight = 0.5 (the published script) or 1 (its README) is the
-    objective that the paper's models were trained with: log X is cut after ``order`` terms of its series about I.
+    objective that the paper's models were trained with: the series of log X about I is truncated after ``order`` terms.
     The series converges only for eigenvalues in (-ridge, 2 - ridge); ``"exact"`` needs no such condition.
 
-    From ridge 1 on the determinant inside the uniformity term is positive, since no singular value of C(p, z) exceeds
-    1. Below, it turns negative when the branches are anti-correlated beyond the ridge; the value is then log |det|,
-    whose gradient cannot be trusted. On the CPU that raises a warning; ``matrix_ssl_terms`` counts it everywhere.
+    From ridge 1 upwards the determinant inside the uniformity term is positive, since no singular value of C(p, z)
+    exceeds 1. Below, it becomes negative when the branches are anti-correlated beyond the ridge; the value is then log
+    |det|, whose gradient cannot be trusted. On the CPU this issues a warning; ``matrix_ssl_terms`` counts such cases on
+    every device.
 
-    Value and gradient are computed together; each student output saves one tensor of its size until the backward pass.
-    ``"exact"`` means up to rounding: a polynomial or a quadrature gets as many terms as a bound on its error requires.
-    ``algorithm="auto"`` takes the cheapest; on the CPU the bound uses the Frobenius norm of the covariance, on other
-    devices only what is known without waiting for them.
+    Value and gradient are computed together; for each student output, one tensor of its size is saved until the
+    backward pass. ``"exact"`` means exact up to rounding: a polynomial or a quadrature gets as many terms as a bound on
+    its error requires. ``algorithm="auto"`` picks the cheapest; on the CPU the bound uses the Frobenius norm of the
+    covariance, on other devices only what is known without waiting for them.
 
     Args:
         z1, z2: (n, d), student outputs of the two views.
         p1, p2: (n, d), teacher outputs of the two views.
         ridge: μ > 0, added to every covariance.
-        uniformity_weight: λ ≥ 0, the multiple of I whose cross-entropy the uniformity term is.
+        uniformity_weight: λ ≥ 0; the uniformity term is the cross-entropy of λ·I.
         alignment_weight: γ ≥ 0.
         logarithm: ``"exact"``, or ``"taylor"`` for the published approximation.
         order: number of Taylor terms, at least 1; used with ``"taylor"`` only.
-        algorithm: for the exact logarithm: ``"eigh"``, ``"quadrature"``, ``"polynomial"`` or ``"auto"``.
+        algorithm: of the exact logarithm: ``"eigh"``, ``"quadrature"``, ``"polynomial"`` or ``"auto"``.
         side: ``"samples"`` computes with n x n matrices, ``"features"`` with d x d, ``"auto"`` with the smaller.
 
     Returns:
-        A scalar, in nats; it can be differentiated once, by all four outputs.
+        A scalar, in nats; it can be differentiated once, with respect to all four outputs.
 
     Raises:
         ValueError: shapes differ or are not (n, d) with n ≥ 2; a number is out of its range; a name is unknown.
@@ -76,10 +77,10 @@ def matrix_ssl_loss(
 def matrix_ssl_terms(
     z1: Tensor, z2: Tensor, p1: Tensor, p2: Tensor, *, objective: Objective = DEFAULTS, side: Side = "auto"
 ) -> MatrixSSLTerms:
-    """``matrix_ssl_loss`` with its parts and the count of negative determinants, 0 to 2; no warning is raised.
+    """``matrix_ssl_loss`` with its parts and the count of negative determinants, 0 to 2; no warning is issued.
 
     ``objective`` holds the constants; other arguments and errors are those of ``matrix_ssl_loss``. The terms are means
-    of both orders; only the loss has a gradient.
+    over both orders; only the loss has a gradient.
 
     Example:
         >>> import torch
@@ -112,8 +113,8 @@ def matrix_ssl_paper_loss(
 
         MCE(I/d, C(p, z) + ridge·I) + alignment_weight · MCE(C(p, p) + ridge·I, C(z, z) + ridge·I)
 
-    where MCE(P, Q) = tr(-P log Q + Q). It differs from ``matrix_ssl_loss``, whose arguments, errors and warning it
-    shares, by uniformity_weight = 1/d and by the two traces, whose gradient the published code drops.
+    where MCE(P, Q) = tr(-P log Q + Q). It shares the arguments, errors and warning of ``matrix_ssl_loss`` and differs
+    from it by uniformity_weight = 1/d and by the two traces, whose gradient the published code drops.
 
     Reference: Zhang et al., ICML 2024, equations 12 to 14.
 
@@ -133,7 +134,7 @@ def matrix_ssl_paper_loss(
 
 def _loss_with_warning(terms: MatrixSSLTerms, ridge: float) -> Tensor:
     count = terms.negative_determinants
-    if count.device.type == "cpu" and not torch.compiler.is_compiling() and count > 0:  # free here, a wait elsewhere
+    if count.device.type == "cpu" and not torch.compiler.is_compiling() and count > 0:  # free here; elsewhere a wait
         warnings.warn(
             f"det(C(p, z) + {ridge:g}·I) is negative: student and teacher are anti-correlated beyond the ridge, and "
             f"the uniformity term cannot be trusted. Use a larger ridge.",

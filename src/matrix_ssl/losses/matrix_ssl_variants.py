@@ -1,14 +1,14 @@
-"""Matrix-SSL with other uniformity or alignment: what carries over from the matrix entropy, beside the published form.
+"""Matrix-SSL with other uniformity or alignment: what carries over from the matrix entropy, and the published form.
 
-The published terms compare student and teacher: the cross-covariance C(p, z) is spread, C(p, p) is the target of
-C(z, z). Instead,
+The published terms compare student and teacher: the cross-covariance C(p, z) is spread, and C(p, p) is the target of
+C(z, z). The alternatives are
 
-    uniformity "own"       -λ tr log(C(z, z) + μI)      each view's own covariance, a divergence without a sign
-    uniformity "entropy"   -λ S(zᵀz / n)                the arguments of its divergence exchanged, no ridge
+    uniformity "own"       -λ tr log(C(z, z) + μI)      each view's own covariance, whose determinant is never negative
+    uniformity "entropy"   -λ S(zᵀz / n)                the same with the divergence's arguments exchanged, no ridge
     alignment "images"     -mean cos(z, p)              each image with its own target, the teacher's other view
 
-of unit rows, S the von Neumann entropy. With "entropy" and "images" the loss is the matrix entropy with a teacher's
-outputs as targets.
+for unit rows, with S the von Neumann entropy. With "entropy" and "images" together, the loss is the matrix entropy with
+a teacher's outputs as targets.
 """
 
 import dataclasses
@@ -39,15 +39,15 @@ def matrix_ssl_variant_terms(
     alignment: Alignment,
     objective: Objective = DEFAULTS,
 ) -> MatrixSSLTerms:
-    """``matrix_ssl_terms`` with a uniformity and an alignment by name; ``"cross"`` and ``"covariances"`` are its own.
+    """``matrix_ssl_terms`` with a named uniformity and alignment; ``"cross"`` and ``"covariances"`` are its own.
 
     Args:
         z1, z2: (n, d), student outputs of the two views.
         p1, p2: (n, d), teacher outputs of the two views.
         uniformity: ``"cross"``, ``"own"`` or ``"entropy"``.
         alignment: ``"covariances"`` or ``"images"``.
-        objective: the constants; ``"own"`` uses ridge and weight, its logarithm being exact, ``"entropy"`` its weight
-            only, ``"images"`` the weight of the alignment.
+        objective: the constants; ``"own"`` uses the ridge and the uniformity weight, with an exact logarithm,
+            ``"entropy"`` only the uniformity weight, ``"images"`` the alignment weight.
 
     Raises:
         ValueError: as ``matrix_ssl_loss``; a name is unknown.

@@ -1,4 +1,4 @@
-"""Maximum entropy coding (MEC): the coding length of the batch, by its Taylor series as published, or exact."""
+"""Maximum entropy coding (MEC): the coding length of the batch, by its Taylor series as published or exactly."""
 
 from torch import Tensor
 
@@ -19,12 +19,13 @@ def mec_loss(
     logarithm: Logarithm = MEC_DEFAULTS.logarithm,
     order: int = MEC_DEFAULTS.order,
 ) -> Tensor:
-    """Maximum entropy coding (MEC): -s·log det(I + p zᵀ / s) / n, the mean of both orders, rows uncentred.
+    """Maximum entropy coding (MEC): -s·log det(I + p zᵀ / s) / n, averaged over both orders, with uncentred rows.
 
-    s = n · distortion / d is the paper's λ⁻¹, with n the size of the whole batch over all processes. The published
-    loss cuts log(I + X) after ``order`` terms of its Taylor series; at order 1 it is SimSiam's negative cosine
-    similarity. ``logarithm="exact"`` takes log |det|. It is computed with n x n or d x d matrices, whichever are
-    smaller, value and gradient together: a scalar in nats, differentiable once by all four outputs.
+    s = n · distortion / d is the paper's λ⁻¹, with n the size of the whole batch over all processes. The published loss
+    truncates log(I + X) after ``order`` terms of its Taylor series; at order 1 it is SimSiam's negative cosine
+    similarity. ``logarithm="exact"`` uses log |det|. Value and gradient are computed together, with n x n or d x d
+    matrices, whichever are smaller. The result is a scalar in nats that can be differentiated once, with respect to all
+    four outputs.
 
     Args:
         z1, z2: (n, d), student outputs of the two views.
@@ -58,7 +59,7 @@ def mec_moment_loss(moment: Tensor, *, samples: int, objective: MECObjective = M
     ``mec_loss`` is the mean over (p1, z2) and (p2, z1).
 
     Args:
-        moment: (d, d), pᵀz, a sum over the rows of the whole batch, rows scaled to length one.
+        moment: (d, d), pᵀz, summed over the rows of the whole batch, with rows scaled to length one.
         samples: n, the number of these rows.
         objective: constants of the loss, the keyword arguments of ``mec_loss``.
 

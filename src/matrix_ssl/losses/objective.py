@@ -1,4 +1,4 @@
-"""The constants of the losses. Their defaults and the checks of their ranges have their home here."""
+"""The constants of the losses, with their defaults and range checks."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -11,18 +11,18 @@ Algorithm = Literal["auto", "eigh", "quadrature", "polynomial"]
 _LOGARITHMS, _ALGORITHMS = (
     get_args(Logarithm),
     get_args(Algorithm),
-)  # not in a function: PyTorch 2.4 compiles no get_args
+)  # not in a function: PyTorch 2.4 cannot compile get_args
 
 
 @dataclass(frozen=True)
 class Objective:
-    """Constants of the Matrix-SSL loss, see ``matrix_ssl_loss``; out of range or unknown, they are a ValueError."""
+    """Constants of the Matrix-SSL loss, see ``matrix_ssl_loss``; a value out of range or unknown is a ValueError."""
 
     ridge: float = 0.1  # μ > 0, added to every covariance
     uniformity_weight: float = 0.1  # λ ≥ 0
     alignment_weight: float = 1.0  # γ ≥ 0
     logarithm: Logarithm = "exact"
-    order: int = 4  # terms of "taylor", at least 1
+    order: int = 4  # number of terms of "taylor", at least 1
     algorithm: Algorithm = "auto"  # of "exact"
     trace_weight: float = 0.0  # ≥ 0, of tr(C + μI) in the uniformity and tr(S + μI) in the alignment; 1 in the paper
 
@@ -39,11 +39,11 @@ class Objective:
 
 @dataclass(frozen=True)
 class MECObjective:
-    """Constants of maximum entropy coding, see ``mec_loss``; out of range or unknown, they are a ValueError."""
+    """Constants of maximum entropy coding, see ``mec_loss``; a value out of range or unknown is a ValueError."""
 
     distortion: float = 64.0  # ε > 0, the published value after warm-up
     logarithm: Logarithm = "taylor"  # as published
-    order: int = 4  # terms of "taylor", at least 1
+    order: int = 4  # number of terms of "taylor", at least 1
 
     def __post_init__(self) -> None:
         check_positive(distortion=self.distortion)

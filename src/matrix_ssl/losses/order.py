@@ -6,12 +6,12 @@ samples the n x n matrices H = BAᵀ and K = BBᵀ replace them, because
     log |det(C + μI)|           = d log μ + log |det(I + H/μ)|                              (Sylvester)
     tr[(P + μI) log(S + μI)]    = log μ · tr(P + μI) + <W, ψ(K)>,   W = HHᵀ + μK
 
-and ψ(x) = log(1 + x/μ)/x. The Taylor series has T(μ - 1) instead of log μ. The adjoint of the centring is the
-identity on these gradients, whose columns sum to zero already.
+and ψ(x) = log(1 + x/μ)/x. The Taylor series has T(μ - 1) instead of log μ. The adjoint of the centring is the identity
+on these gradients, whose columns already sum to zero.
 
-Of the gradient of the exact alignment the part for P = S is known, because the derivative of the logarithm at Q in the
+In the gradient of the exact alignment, the part for P = S is known, because the derivative of the logarithm at Q in the
 direction Q is I. Only the rest, L(Q, P - S), is left to an approximation. This matters: the known part pulls along the
-rows, where the unit length cancels it, and its error would be large beside the little that remains.
+rows, where the unit length cancels it, and an error in it would be large compared with the little that remains.
 """
 
 import math
@@ -40,16 +40,17 @@ class MatrixSSLTerms(NamedTuple):
     loss: Tensor  # (), uniformity plus alignment_weight times alignment
     uniformity: Tensor  # (), includes its own weight
     alignment: Tensor  # (), not multiplied by alignment_weight
-    negative_determinants: Tensor  # (), orders whose cross-covariance plus ridge has a negative determinant
+    negative_determinants: Tensor  # (), number of orders whose cross-covariance plus ridge has a negative determinant
 
 
 def matrix_ssl_order_terms(
     p: Tensor, z: Tensor, *, objective: Objective = DEFAULTS, side: Side = "auto"
 ) -> MatrixSSLTerms:
-    """One order of ``matrix_ssl_terms``, for methods with a single order and for sharing orders among processes.
+    """One order of ``matrix_ssl_terms``, for methods with a single order and for splitting orders among processes.
 
-    ``p`` (n, d) are teacher outputs of one view, ``z`` (n, d) student outputs of the other; the rest, and errors, are
-    those of ``matrix_ssl_terms``, the mean of (p2, z1) and (p1, z2). The loss can be differentiated once, by both.
+    ``p`` (n, d) are teacher outputs of one view, ``z`` (n, d) student outputs of the other; the other arguments and the
+    errors are those of ``matrix_ssl_terms``, which is the mean over (p2, z1) and (p1, z2). The loss can be
+    differentiated once, with respect to both.
 
     Example:
         >>> import torch
@@ -69,14 +70,14 @@ def matrix_ssl_covariance_terms(
 ) -> MatrixSSLTerms:
     """One order of ``matrix_ssl_terms`` from covariances, which several processes can sum instead of gathering rows.
 
-    The loss can be differentiated once, by all three.
+    The loss can be differentiated once, with respect to all three.
 
     Args:
         cross: (d, d), C(p, z) = pᵀ J z / n with rows scaled to length one and J = I - 11ᵀ/n.
         teacher: (d, d), C(p, p), symmetric positive semi-definite.
         student: (d, d), C(z, z), symmetric positive semi-definite. For rows of length one its trace is at most one;
-            where it is larger, use ``algorithm="eigh"`` on devices other than the CPU, because their bound on the
-            spectrum is that trace.
+            where it is larger, use ``algorithm="eigh"`` on devices other than the CPU, because the bound on the
+            spectrum there assumes a trace of at most one.
         objective: constants of the loss.
 
     Raises:
@@ -96,7 +97,7 @@ def matrix_ssl_covariance_terms(
 
 
 def _constants(objective: Objective) -> list[Any]:
-    """The arguments of the operators, by name because PyTorch 2.4 compiles no ``astuple``."""
+    """The arguments of the operators, by name because PyTorch 2.4 cannot compile ``astuple``."""
     return [getattr(objective, name) for name in _CONSTANTS]
 
 
@@ -131,7 +132,7 @@ def _covariance_loss(
 def _samples(
     p: Tensor, z: Tensor, objective: Objective, needed: list[bool]
 ) -> tuple[MatrixSSLTerms, Tensor | None, Tensor | None]:
-    """The loss from H and K, and its gradients by A and B, which are computed twice instead of kept."""
+    """The loss from H and K, and its gradients by A and B, which are recomputed instead of kept."""
     ridge, weight, d = objective.ridge, objective.alignment_weight, p.shape[1]
     a, b = centred_rows(p), centred_rows(z)
     cross, gram, trace = b @ a.mT, symmetric_product(b, b), _inner(a, a)
@@ -165,7 +166,7 @@ def _samples(
 def _features(
     p: Tensor, z: Tensor, objective: Objective, needed: list[bool]
 ) -> tuple[MatrixSSLTerms, Tensor | None, Tensor | None]:
-    """The loss from C, P and S, and its gradients by A and B, which are computed twice instead of kept."""
+    """The loss from C, P and S, and its gradients by A and B, which are recomputed instead of kept."""
     a, b = centred_rows(p), centred_rows(z)
     cross, teacher, student = a.mT @ b, symmetric_product(a.mT, a.mT), symmetric_product(b.mT, b.mT)
     del a, b
@@ -236,7 +237,7 @@ def _with_traces(
     uniformity: Tensor, alignment: Tensor, cross: Tensor, student: Tensor, by_cross: Tensor, by_student: Tensor, d: int,
     objective: Objective,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Adds tr(C + μI) and tr(S + μI), and their gradients in place; traces are the same on either side."""
+    """Adds tr(C + μI) and tr(S + μI), and their gradients in place; the traces are the same on both sides."""
     weight = objective.trace_weight
     by_cross.diagonal().add_(weight)
     by_student.diagonal().add_(weight * objective.alignment_weight)

@@ -18,22 +18,23 @@ def check_rows(**outputs: Tensor) -> None:
 
 
 def unit_rows(x: Tensor) -> Tensor:
-    """Rows (..., d) divided by their length, in float32 or better. A row of zeros, without a direction, stays zero."""
+    """Rows (..., d) divided by their length, in float32 or better; a row of zeros, having no direction, stays zero."""
     x = full_precision(x)
     return x * _inverse_lengths(x)
 
 
 def centred_rows(x: Tensor) -> Tensor:
-    """Unit rows minus their mean, over √n, so that the product of two of these is a covariance."""
+    """Unit rows minus their mean, over √n, so that the product of two such matrices is a covariance."""
     x = full_precision(x)
     rows = x * (_inverse_lengths(x) / math.sqrt(len(x)))
     return rows.sub_(rows.mean(0))
 
 
 def pull_back(gradient: Tensor, x: Tensor, scale: float = 1.0) -> Tensor:
-    """The gradient by raw rows x from that by unit rows over ``scale``, overwritten: what lies along a row is dropped.
+    """The gradient with respect to raw rows x from that with respect to ``scale`` times their unit rows, overwritten.
 
-    It stays in float32 or better, whatever the dtype of x. A row of zeros gets no gradient instead of an infinite one.
+    The component along each row is dropped. The result stays in float32 or better, whatever the dtype of x. A row of
+    zeros gets a gradient of zero instead of an infinite one.
     """
     rows = full_precision(x)
     inverse = _inverse_lengths(rows)
@@ -47,7 +48,7 @@ def _inverse_lengths(x: Tensor) -> Tensor:
 
 
 def symmetric_product(x: Tensor, y: Tensor) -> Tensor:
-    """``x @ y.mT`` where that is known to be symmetric."""
+    """``x @ y.mT`` where the product is known to be symmetric."""
     return add_symmetric_product(x.new_empty(len(x), len(x)), (x, y), beta=0)
 
 
@@ -56,8 +57,8 @@ def add_symmetric_product(
 ) -> Tensor:
     """``beta · total + alpha · Σ x @ y.mT`` in place, where ``total`` and the sum are known to be symmetric.
 
-    On the CPU only the blocks on and above the diagonal are multiplied, which takes 0.6 of the time for large
-    matrices; a GPU is better served by one large product.
+    On the CPU only the blocks on and above the diagonal are computed, which for large matrices takes 0.6 of the time; a
+    GPU is better served by one large product.
     """
     n = len(total)
     step = max(128, -(-n // 8)) if n >= 512 and total.device.type == "cpu" else n
@@ -72,7 +73,7 @@ def add_symmetric_product(
 
 
 def cross_product_norm(a: Tensor, b: Tensor) -> Tensor:
-    """‖aᵀb‖_F², (), of a, b (n, d): with d x d numbers, or, where n < d, with n x n, as <a aᵀ, b bᵀ>."""
+    """‖aᵀb‖_F², (), of a, b (n, d): from a d x d matrix or, where n < d, from n x n ones as <a aᵀ, b bᵀ>."""
     n, d = a.shape
     if n < d:
         return ((a @ a.mT) * (b @ b.mT)).sum()

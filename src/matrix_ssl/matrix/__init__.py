@@ -1,24 +1,24 @@
 """Matrix information theory on symmetric positive semi-definite tensors of shape (..., d, d).
 
-log is the natural logarithm of a matrix, so every entropy is in nats; λ are eigenvalues. The module
-``matrix_ssl.matrix.of_features`` computes the same quantities directly from features (..., n, d), one row a sample.
+log is the natural matrix logarithm, so every entropy is in nats; λ denotes eigenvalues. The module
+``matrix_ssl.matrix.of_features`` computes the same quantities directly from features (..., n, d), one row per sample.
 
 Functions accept any leading batch dimensions and compute in float64 or float32 (half precision in float32) with
-autocast off. float64 is exact to 1e-10; float32 to 1e-5, relative to the sum of the sizes of the terms, up to a
-condition number of 1e3. Gradients are finite and correct where eigenvalues coincide, and with ``ridge`` at every rank;
-entropies, determinants and kernels can be differentiated twice, and a second derivative that is not provided is an
-error. Run a backward pass outside of autocast, as PyTorch recommends. Under ``torch.func.vmap`` values are not checked.
+autocast off. float64 is accurate to 1e-10; float32 to 1e-5, relative to the sum of the magnitudes of the terms, up to a
+condition number of 1e3. Gradients are finite and correct where eigenvalues coincide and, with ``ridge``, at every rank.
+Entropies, determinants and kernels can be differentiated twice; a second derivative that is not provided raises an
+error. Run the backward pass outside autocast, as PyTorch recommends. Under ``torch.func.vmap`` values are not checked.
 
-Without a ridge 0 log 0 counts as 0 and a zero eigenvalue, one below 2 ε √d of the largest, contributes no gradient
-where the true one is infinite. ``ridge``, μ ≥ 0, adds μI and is the remedy; it is never added implicitly.
+Without a ridge, 0 log 0 is taken as 0, and a zero eigenvalue (one below 2 ε √d times the largest) contributes no
+gradient where the true one is infinite. ``ridge``, μ ≥ 0, adds μI and is the remedy; it is never added implicitly.
 
 An invalid argument raises a ``MatrixError`` (``matrix_ssl.errors``), a ValueError that says by how much it is wrong:
-what is no dense tensor of real numbers, a matrix that is empty, not finite, not square or not symmetric, values whose
-squares leave the range of the dtype, or shapes that do not fit, besides what a function lists. Shapes are always
-checked, values on the CPU outside of ``torch.compile``; ``validate=True`` checks them everywhere, at the price of
-waiting for the device, and ``validate=False`` nowhere. Rounding is tolerated: a matrix may differ from its transpose by
-100 ε √d (half precision: ε √d) of its largest element, and have eigenvalues below zero by as much of its largest, with
-the ε of the dtype that was passed.
+anything but a dense tensor of real numbers, a matrix that is empty, not finite, not square or not symmetric, values
+whose squares leave the range of the dtype, shapes that do not fit, and whatever else a function lists. Shapes are
+always checked; values are checked on the CPU outside ``torch.compile``. ``validate=True`` checks them everywhere, at
+the cost of waiting for the device, and ``validate=False`` nowhere. Rounding errors are tolerated: a matrix may differ
+from its transpose by 100 ε √d (half precision: ε √d) times its largest element, and its eigenvalues may be negative by
+the same fraction of its largest one, with the ε of the dtype that was passed.
 
 References:
     Zhang, Tan, Yang, Huang and Yuan, "Matrix Information Theory for Self-Supervised Learning", ICML 2024, section 2,

@@ -1,8 +1,8 @@
 """Entropies of the eigenvalues (..., d) of a positive semi-definite matrix, in any order, and how zeros are treated.
 
-Rounding turns a zero eigenvalue into a small one of either sign, by up to 0.3 ε √d of the largest where that was
-measured. Eigenvalues below ``zero_level``, 2 ε √d of the largest, count as zero: they contribute no gradient where it
-would be infinite at zero, and nothing at all to entropies of orders below 1; other values use every eigenvalue above
+Rounding turns a zero eigenvalue into a small one of either sign, in measurements by up to 0.3 ε √d of the largest.
+Eigenvalues below ``zero_level``, 2 ε √d of the largest, count as zero: they contribute no gradient where it would be
+infinite at zero, and nothing at all to entropies of orders below 1; other values use every eigenvalue above zero.
 zero.
 """
 
@@ -43,7 +43,7 @@ def renyi_entropy(eigenvalues: Tensor, alpha: float, ridge: float = 0.0) -> Tens
     shifted = eigenvalues + ridge
     if alpha == 0:
         return (shifted > zero_level(shifted, ridge)).sum(-1).clamp_min(1).to(shifted.dtype).log()
-    # below order 1 a power would raise rounding far, (1e-16)^0.3 = 2e-5; above, the derivative at zero is finite, kept
+    # below order 1 a power would amplify rounding, (1e-16)^0.3 = 2e-5; above it, the derivative at zero is finite: kept
     above_zero = torch.where(shifted > zero_level(shifted, ridge), shifted, 0.0)
     not_negative = shifted + (shifted.clamp_min(0) - shifted).detach()  # with the gradient of ``shifted``
     scaled = _over_the_largest(above_zero if alpha < 1 else not_negative)

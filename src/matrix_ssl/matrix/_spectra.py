@@ -1,7 +1,7 @@
 """Ranks as functions of a spectrum (..., m) in any order, eigenvalues of a covariance or singular values of features.
 
-Zeros are treated as in ``_eigenvalues``; a spectrum of zeros has the rank 1 where a rank is a ratio, and 0 where it is
-a count.
+Zeros are treated as in ``_eigenvalues``; a spectrum of zeros has rank 1 if the rank is a ratio, and 0 if it is a
+count.
 """
 
 import torch
@@ -27,7 +27,7 @@ def count_above(values: Tensor, threshold: float) -> Tensor:
 
 
 def count_of_share(eigenvalues: Tensor, share: float) -> Tensor:
-    """How many of the largest have at least ``share`` of the sum, up to rounding; 0 if all are zero."""
+    """How many of the largest make up at least ``share`` of the sum, up to rounding; 0 if all are zero."""
     descending = eigenvalues.sort(-1, descending=True).values
     cumulated = descending.cumsum(-1)
     target = share * (1 - 1e-12) * cumulated[..., -1:]

@@ -1,4 +1,4 @@
-"""The base of ``matrix_ssl.matrix.metrics`` where torchmetrics is not installed: the part of its interface they use."""
+"""The base of ``matrix_ssl.matrix.metrics`` without torchmetrics: the part of its interface that they use."""
 
 from collections.abc import Callable
 from typing import Any, Self
@@ -8,14 +8,14 @@ from torch import Tensor
 
 
 class Metric:
-    """A measure of a stream of batches: ``update`` with each, ``compute`` at the end, ``reset`` to begin again."""
+    """A measure of a stream of batches: ``update`` with each, ``compute`` at the end, ``reset`` to start over."""
 
     def __init__(self) -> None:
         self._defaults: dict[str, Tensor] = {}
         self._reductions: dict[str, Callable[[Tensor], Tensor]] = {}
 
     def add_state(self, name: str, default: Tensor, dist_reduce_fx: Callable[[Tensor], Tensor]) -> None:
-        """Adds a tensor that batches accumulate in; the function merges a stack of several."""
+        """Adds a tensor in which batches accumulate; the function merges a stack of several such tensors."""
         self._defaults[name], self._reductions[name] = default, dist_reduce_fx
         setattr(self, name, default.clone())
 
@@ -33,7 +33,7 @@ class Metric:
             setattr(self, name, default.to(getattr(self, name).device, copy=True))
 
     def merge_state(self, incoming_state: "Metric") -> None:
-        """Adds the batches of a different metric of the same class, which stays as it is."""
+        """Adds the batches of another metric of the same class, which is left unchanged."""
         if type(incoming_state) is not type(self):
             raise ValueError(
                 f"A {type(self).__name__} can be merged with its own kind, got {type(incoming_state).__name__}."

@@ -1,8 +1,8 @@
 """Functions of a symmetric matrix by its eigenvalues, and the divided differences that differentiate them.
 
-``eigh`` has a backward that divides by differences of eigenvalues and gives NaN where two coincide, which is where a
+The backward pass of ``eigh`` divides by differences of eigenvalues and gives NaN where two coincide, which is where a
 uniformity loss leads; the divided difference of the scalar function (Daleckii and Krein, 1965) stays finite there.
-Traces of functions need the eigenvalues alone, whose derivative has no such division: they go through ``eigvalsh``.
+Traces of functions need only the eigenvalues, whose derivative has no such division: they go through ``eigvalsh``.
 """
 
 from collections.abc import Callable
@@ -51,8 +51,8 @@ spectral_function = differentiable(SpectralFunction)
 class TraceOfLogarithm(Parts):
     """tr(P' log Q') with P' = P + ridge·I and Q' = Q + ridge·I, and the eigenvalues of Q without gradient.
 
-    An eigenvector of Q' of eigenvalue zero, by the rounding of ``dtype``, has no gradient and contributes nothing, but
-    -inf if P' is above zero along it.
+    An eigenvector of Q' whose eigenvalue is zero up to the rounding of ``dtype`` has no gradient and contributes
+    nothing, or -inf if P' is above zero along it.
     """
 
     @staticmethod

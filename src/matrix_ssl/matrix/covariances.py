@@ -1,4 +1,4 @@
-"""Covariances of features, and the smaller of the two matrices that have their spectrum."""
+"""Covariances and second moments of features, and the centring and scaling of rows behind them."""
 
 import math
 from typing import Literal
@@ -15,7 +15,7 @@ About = Literal["mean", "origin"]
 
 
 def covariance(x: Tensor, *, validate: bool | None = None) -> Tensor:
-    """Covariance (x - mean)ᵀ (x - mean) / n of x (..., n, d), one row a sample: (..., d, d), of rank below n.
+    """Covariance (x - mean)ᵀ (x - mean) / n of x (..., n, d), one row per sample: (..., d, d), of rank below n.
 
     Raises:
         MatrixError: ``x`` is not a matrix, empty, or not finite.
@@ -42,7 +42,7 @@ def cross_covariance(x: Tensor, y: Tensor, *, validate: bool | None = None) -> T
 
 
 def second_moment(x: Tensor, *, validate: bool | None = None) -> Tensor:
-    """Second moment xᵀx / n of x (..., n, d), one row a sample: (..., d, d), the covariance about the origin.
+    """Second moment xᵀx / n of x (..., n, d), one row per sample: (..., d, d), the covariance about the origin.
 
     Raises:
         MatrixError: ``x`` is not a matrix, empty, or not finite.
@@ -73,25 +73,25 @@ def centred_rows(x: Tensor, name: str, validate: bool | None) -> Tensor:
 
 
 def deviations(rows: Tensor) -> Tensor:
-    """Rows less their mean."""
+    """Rows minus their mean."""
     return rows - rows.mean(-2, keepdim=True)
 
 
 def largest_element(x: Tensor, dimensions: tuple[int, ...] = (-2, -1)) -> Tensor:
-    """The largest |x| over the dimensions, which are kept, without gradient."""
+    """The largest |x| over the dimensions, which are kept as size 1, without gradient."""
     x = x.detach()
     return torch.maximum(x.amax(dimensions, keepdim=True), -x.amin(dimensions, keepdim=True))
 
 
 def in_range(x: Tensor, largest: Tensor) -> bool:
-    """Whether sums of squares of squares keep their digits as they are, where values can be read."""
+    """Whether values can be read and sums of fourth powers keep their digits without rescaling."""
     return looks_at_values(x, None) and bool(((largest > 2.0**-10) & (largest < 2.0**10)).all())
 
 
 def rescaled(rows: Tensor, dimensions: tuple[int, ...] = (-2, -1)) -> Tensor:
-    """Rows, times a power of two where squares could leave the range: no digit changes.
+    """Rows, multiplied by a power of two where squares could leave the range; no digit changes.
 
-    The factor has no gradient: for what does not depend on the scale the gradient is right all the same.
+    The factor has no gradient; the gradient of anything that does not depend on the scale is still correct.
     """
     largest = largest_element(rows, dimensions)
     if in_range(rows, largest):
@@ -102,13 +102,13 @@ def rescaled(rows: Tensor, dimensions: tuple[int, ...] = (-2, -1)) -> Tensor:
 
 
 def unit_length(rows: Tensor) -> Tensor:
-    """Rows of length one at every scale; a row of zeros stays one."""
+    """Rows scaled to length one, whatever their scale; a row of zeros stays zero."""
     lengths = lengths_in_range(rows)
     return F.normalize(rescaled(rows, (-1,)), dim=-1) if lengths is None else rows / lengths
 
 
 def lengths_in_range(rows: Tensor) -> Tensor | None:
-    """Lengths (..., n, 1) of rows whose squares are in range, none of them zero; None elsewhere, and unless read."""
+    """Lengths (..., n, 1) of rows, if readable and non-zero, with squares in range; None otherwise."""
     if not looks_at_values(rows, None) or not rows.numel():
         return None
     lengths = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)

@@ -1,11 +1,11 @@
 """Both spectra of features, about the mean and about the origin, from one singular value decomposition.
 
 With x - mean = U S Vᵀ and z = √n V mean, xᵀx = V (S² + z zᵀ) Vᵀ: the singular values of x are those of diag(S) with the
-row z below it. Every one lies between two neighbours of S, √n ‖mean‖ above the last, where
+row z below it. Each lies between two neighbouring values of S, the largest at most √n ‖mean‖ above the last, where
 
     1 + Σⱼ zⱼ² / (Sⱼ² - σ²)
 
-has its only zero, found by bisection. Directions that V does not have, where n ≤ d, belong to a zero of S.
+has its only zero, which bisection finds. Directions missing from V, where n ≤ d, belong to a zero of S.
 
 Reference: Golub, "Some modified matrix eigenvalue problems", SIAM Review 15(2), 1973, section 5.
 """
@@ -20,7 +20,7 @@ _STEPS = 60  # of the bisection: rounding is reached after 53
 
 
 class Spectra(NamedTuple):
-    """What all ranks but the self-cluster score and LiDAR are functions of, up to a constant each.
+    """What all ranks except the self-cluster score and LiDAR are functions of, each up to a constant.
 
     Attributes:
         eigenvalues: (k,) of the covariance, in ascending order.
@@ -40,7 +40,7 @@ def both_spectra(rows: Tensor) -> Spectra:
         centred = torch.linalg.qr(centred, mode="r").R
     _, values, v = torch.linalg.svd(centred, full_matrices=False)
     along = v @ mean
-    if n <= d:  # the last value is zero, and its direction any other
+    if n <= d:  # the last value is zero, and its direction arbitrary
         along[-1] = torch.hypot(along[-1], torch.linalg.vector_norm(mean - v.mT @ along))
     values, along = values.flip(0), math.sqrt(n) * along.flip(0)
     return Spectra(values.square(), with_a_row(values, along))

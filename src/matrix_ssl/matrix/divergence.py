@@ -10,10 +10,11 @@ from matrix_ssl.matrix.calculus import trace_of_logarithm
 def matrix_cross_entropy(p: Tensor, q: Tensor, *, ridge: float = 0.0, validate: bool | None = None) -> Tensor:
     """Matrix cross-entropy MCE(P, Q) = tr(-P log Q + Q), of P + ridge·I and Q + ridge·I: (...).
 
-    For a fixed P it is smallest, ME(P), at Q = P. It is +inf where Q is singular and P is not zero on an eigenvector of
-    a zero eigenvalue of Q, and finite otherwise: an eigenvalue of Q counts as zero below 2 ε √d of its largest, P as
-    zero below 2 ε √d of its Frobenius norm, ε that of the dtype. Directions in which Q is zero contribute no gradient
-    but that of tr Q. It is computed in float64: in float32 a logarithm errs by 1e-7 times the condition number.
+    For a fixed P its minimum is ME(P), at Q = P. It is +inf where Q is singular and P does not vanish along an
+    eigenvector of a zero eigenvalue of Q, and finite otherwise. An eigenvalue of Q counts as zero below 2 ε √d times
+    the largest, and P as zero below 2 ε √d times its Frobenius norm, with the ε of the dtype. Directions in which Q is
+    zero contribute no gradient except that of tr Q. Computed in float64, because a logarithm in float32 is off by 1e-7
+    times the condition number.
 
     Args:
         p: (..., d, d), symmetric positive semi-definite, which is not checked: its eigenvalues are not computed.
@@ -36,9 +37,9 @@ def matrix_cross_entropy(p: Tensor, q: Tensor, *, ridge: float = 0.0, validate: 
 def matrix_kl(p: Tensor, q: Tensor, *, ridge: float = 0.0, validate: bool | None = None) -> Tensor:
     """Matrix Kullback-Leibler divergence MKL(P‖Q) = tr(P log P - P log Q - P + Q), of P + ridge·I and Q + ridge·I.
 
-    Equal to MCE(P, Q) - ME(P). Not negative but for rounding, and zero only at P = Q. Like the cross-entropy it is
-    +inf where the support of P does not lie in that of Q, by the same tolerance. Args, returns, raises as in
-    ``matrix_cross_entropy``; here ``p`` must be positive semi-definite, too.
+    Equals MCE(P, Q) - ME(P). It is non-negative up to rounding, and zero only at P = Q. Like the cross-entropy, it is
+    +inf where the support of P does not lie within that of Q, with the same tolerance. Arguments, return value and
+    errors are those of ``matrix_cross_entropy``, except that ``p`` must be positive semi-definite, too.
 
     Reference: Zhang et al., ICML 2024, definition 2.2.
     """

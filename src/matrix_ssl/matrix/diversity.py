@@ -1,4 +1,4 @@
-"""The Vendi score: how many different samples a kernel counts."""
+"""The Vendi score: the effective number of different samples according to a kernel."""
 
 import torch
 from torch import Tensor
@@ -10,23 +10,25 @@ from matrix_ssl.matrix.entropy import renyi_entropy_of
 def vendi_score(
     gram: Tensor, *, order: float = 1.0, weights: Tensor | None = None, validate: bool | None = None
 ) -> Tensor:
-    """Vendi score exp S(D K D), the effective number of different samples, D² = diag(weights), S of Rényi order: (...).
+    """Vendi score exp S(D K D), the effective number of distinct samples, D² = diag(weights), S a Rényi entropy: (...).
 
-    From 1, where all samples are alike, to the number of weights above zero, where all similarities are zero. Higher
-    orders count rare samples less: order 0 is the rank, order ∞ the inverse of the largest eigenvalue. It does not
-    increase with the order. Copies of a sample that share its weight leave it as it is.
+    Ranges from 1, where all samples are alike, to the number of positive weights, where all similarities are zero.
+    Higher orders give less weight to rare samples: order 0 is the rank, order ∞ the inverse of the largest eigenvalue.
+    The score does not increase with the order. Splitting a sample into copies that share its weight leaves it
+    unchanged.
 
-    Of n samples drawn from many more it is below that of all, since n is its largest value: compare scores of equal n.
+    The score of n samples drawn from many more is below that of all of them, since it is at most n: compare scores only
+    at equal n.
 
     Args:
-        gram: (..., n, n), symmetric positive semi-definite with a diagonal of one; ``unit_diagonal`` gives it one.
+        gram: (..., n, n), symmetric positive semi-definite with a diagonal of one, as ``unit_diagonal`` returns.
         order: the order q, zero or above.
-        weights: (..., n), zero or above, divided by their sum; equal ones by default. Probabilities of the samples.
+        weights: (..., n), probabilities of the samples: zero or above, divided by their sum; equal by default.
         validate: see ``matrix_ssl.matrix``.
 
     Raises:
-        MatrixError: the kernel is not symmetric, not positive semi-definite or has another diagonal than one; or the
-            weights do not fit.
+        MatrixError: the kernel is not symmetric, not positive semi-definite or its diagonal is not one; or the weights
+            do not fit.
         ValueError: the order is below zero.
 
     Reference: Friedman and Dieng, "The Vendi Score: A Diversity Evaluation Metric for Machine Learning", TMLR 2023,
@@ -43,7 +45,7 @@ def vendi_score(
 
 
 def root_weights(weights: Tensor, samples: Tensor, name: str, validate: bool | None) -> Tensor:
-    """Roots of the weights (..., n) over their sum, for samples (..., n, k); zero weights have no gradient."""
+    """Square roots of the normalised weights (..., n), for samples (..., n, k); zero weights have no gradient."""
     w = kernel_checks.checked_weights(weights, samples, name, validate)
     share = w / w.sum(-1, keepdim=True)
     return torch.where(share > 0, torch.where(share > 0, share, 1.0).sqrt(), 0.0)

@@ -1,4 +1,4 @@
-"""Entropies of a symmetric positive semi-definite matrix, a covariance or a Gram matrix, of every order."""
+"""Entropies of every order of a symmetric positive semi-definite matrix, such as a covariance or a Gram matrix."""
 
 import math
 
@@ -12,8 +12,9 @@ from matrix_ssl.matrix.spectral_sums import eigenvalues_of
 def matrix_entropy(a: Tensor, *, ridge: float = 0.0, validate: bool | None = None) -> Tensor:
     """Matrix entropy ME(A) = -tr(A log A) + tr A, of A + ridge·I: (...), in nats plus the trace.
 
-    Among matrices of trace one it is largest, log d + 1, at I/d and smallest, 1, at rank one. Its gradient, -log A, is
-    infinite at a zero eigenvalue, which contributes none; see ``matrix_ssl.matrix`` for this, rounding and checks.
+    Among matrices with trace one, its maximum is log d + 1, at I/d, and its minimum is 1, at rank one. Its gradient,
+    -log A, is infinite at a zero eigenvalue, which therefore contributes none; ``matrix_ssl.matrix`` describes this,
+    rounding and checks.
 
     Args:
         a: (..., d, d), symmetric positive semi-definite.
@@ -33,8 +34,8 @@ def matrix_entropy(a: Tensor, *, ridge: float = 0.0, validate: bool | None = Non
 def von_neumann_entropy(a: Tensor, *, ridge: float = 0.0, validate: bool | None = None) -> Tensor:
     """Von Neumann entropy -tr(ρ log ρ) of ρ = A' / tr A', A' = A + ridge·I, in nats.
 
-    Between 0 at rank one and log d at multiples of I, and ME(ρ) - 1. The zero matrix gives 0.
-    Args, returns, raises as in ``matrix_entropy``.
+    Ranges from 0, at rank one, to log d, at multiples of I, and equals ME(ρ) - 1. The zero matrix gives 0. Arguments,
+    return value and errors are those of ``matrix_entropy``.
     """
     full = _checked(a, ridge, validate)
     return renyi_entropy_of(full, a, "a", alpha=1.0, ridge=ridge, validate=validate)
@@ -43,14 +44,15 @@ def von_neumann_entropy(a: Tensor, *, ridge: float = 0.0, validate: bool | None 
 def renyi_entropy(a: Tensor, *, alpha: float, ridge: float = 0.0, validate: bool | None = None) -> Tensor:
     """Rényi entropy log(tr ρ^alpha) / (1 - alpha) of ρ = A' / tr A', A' = A + ridge·I, in nats.
 
-    Between 0 at rank one and log d at multiples of I; it does not increase with alpha. alpha = 1 is the limit, the
-    von Neumann entropy; alpha = 0 the logarithm of the rank, without gradient; alpha = 2 is -log ‖ρ‖²_F and takes no
-    eigenvalues; alpha = ∞ is -log of the largest eigenvalue of ρ. The zero matrix gives 0.
+    Ranges from 0, at rank one, to log d, at multiples of I, and does not increase with alpha. alpha = 1 is the limit,
+    the von Neumann entropy; alpha = 0 is the logarithm of the rank, without a gradient; alpha = 2 is -log ‖ρ‖²_F and
+    needs no eigenvalues; alpha = ∞ is -log of the largest eigenvalue of ρ. The zero matrix gives 0.
 
     Above alpha = 1 the derivative at a zero eigenvalue is finite and part of the gradient. Below, it is infinite and
     omitted. For alpha = 2 only ‖A‖_F ≤ tr A is checked, which positive semi-definiteness implies.
 
-    Args, returns, raises as in ``matrix_entropy``; a ValueError for an ``alpha`` below zero, ``math.inf`` is allowed.
+    Arguments, return value and errors are those of ``matrix_entropy``; an ``alpha`` below zero is a ValueError, too,
+    while ``math.inf`` is allowed.
 
     Reference: Giraldo, Rao and Principe, IEEE Transactions on Information Theory 61(1), 2015; here in nats.
     """
@@ -59,13 +61,14 @@ def renyi_entropy(a: Tensor, *, alpha: float, ridge: float = 0.0, validate: bool
 
 
 def tsallis_entropy(a: Tensor, *, alpha: float, ridge: float = 0.0, validate: bool | None = None) -> Tensor:
-    """Tsallis entropy (tr ρ^alpha - 1) / (1 - alpha) of ρ = A' / tr A', A' = A + ridge·I, without unit: (...).
+    """Tsallis entropy (tr ρ^alpha - 1) / (1 - alpha) of ρ = A' / tr A', A' = A + ridge·I, dimensionless: (...).
 
-    Between 0 at rank one and (d^(1 - alpha) - 1) / (1 - alpha) at multiples of I. With S the Rényi entropy of the same
-    order it is expm1((1 - alpha) S) / (1 - alpha); alpha = 1 is the von Neumann entropy, alpha = 2 the linear entropy
-    1 - tr ρ², alpha = 0 the rank less one. Not for alpha = ∞, where it is zero for every matrix.
+    Ranges from 0, at rank one, to (d^(1 - alpha) - 1) / (1 - alpha), at multiples of I. With S the Rényi entropy of the
+    same order, it equals expm1((1 - alpha) S) / (1 - alpha). alpha = 1 is the von Neumann entropy, alpha = 2 the linear
+    entropy 1 - tr ρ², and alpha = 0 the rank minus one. alpha = ∞ is not allowed, since it would give zero for every
+    matrix.
 
-    Args, returns, raises as in ``renyi_entropy``.
+    Arguments, return value and errors are those of ``renyi_entropy``.
 
     Reference: Tsallis, "Possible generalization of Boltzmann-Gibbs statistics", Journal of Statistical Physics 52,
         1988.
@@ -78,10 +81,10 @@ def tsallis_entropy(a: Tensor, *, alpha: float, ridge: float = 0.0, validate: bo
 def min_entropy(a: Tensor, *, ridge: float = 0.0, validate: bool | None = None) -> Tensor:
     """Min-entropy -log of the largest eigenvalue of ρ = A' / tr A', A' = A + ridge·I, in nats: (...).
 
-    The Rényi entropy of order ∞ and so the smallest of all orders, and at least half of that of order 2. Where the
-    largest eigenvalue is repeated its gradient is that of one of them, and a second derivative is an error.
+    This is the Rényi entropy of order ∞, hence the smallest of all orders, and at least half the one of order 2. Where
+    the largest eigenvalue is repeated, the gradient is that of one of the copies, and a second derivative is an error.
 
-    Args, returns, raises as in ``matrix_entropy``.
+    Arguments, return value and errors are those of ``matrix_entropy``.
     """
     return renyi_entropy(a, alpha=math.inf, ridge=ridge, validate=validate)
 
@@ -89,9 +92,9 @@ def min_entropy(a: Tensor, *, ridge: float = 0.0, validate: bool | None = None) 
 def truncated_entropy(a: Tensor, *, k: int, validate: bool | None = None) -> Tensor:
     """-Σ pᵢ log pᵢ over the k largest eigenvalues p of A / tr A, in nats: (...).
 
-    p is not scaled to sum to one again, so that it grows with k up to the von Neumann entropy at k = d. Zero
-    eigenvalues contribute no gradient. Where eigenvalue k equals eigenvalue k + 1 the gradient is that of one choice
-    among them. A second derivative is an error where one of the k largest equals another eigenvalue.
+    p is not rescaled to sum to one again, so the value grows with k, up to the von Neumann entropy at k = d. Zero
+    eigenvalues contribute no gradient. Where eigenvalue k equals eigenvalue k + 1, the gradient is that of one choice
+    between them. A second derivative is an error where one of the k largest equals another eigenvalue.
 
     Args:
         a: (..., d, d), symmetric positive semi-definite.
@@ -108,10 +111,11 @@ def truncated_entropy(a: Tensor, *, k: int, validate: bool | None = None) -> Ten
 
 
 def low_rank_entropy(a: Tensor, *, k: int, alpha: float, validate: bool | None = None) -> Tensor:
-    """Rényi entropy of the k largest eigenvalues p of A / tr A and of a flat rest, in nats: (...).
+    """Rényi entropy of the k largest eigenvalues p of A / tr A and of a flat remainder, in nats: (...).
 
-    The d - k others are replaced by their mean r = (1 - Σ pᵢ) / (d - k): log(Σ pᵢ^alpha + (d - k) r^alpha) / (1 -
-    alpha). It is not below the Rényi entropy, and equal at k = d. Of second derivatives see ``truncated_entropy``.
+    The other d - k are replaced by their mean r = (1 - Σ pᵢ) / (d - k):
+    log(Σ pᵢ^alpha + (d - k) r^alpha) / (1 - alpha). The value is never below the Rényi entropy and equals it at k = d.
+    For second derivatives see ``truncated_entropy``.
 
     Args:
         a: (..., d, d), symmetric positive semi-definite.
@@ -144,9 +148,10 @@ def renyi_entropy_of(
 
 
 def norm_and_trace(a: Tensor, ridge: float, d: int) -> tuple[Tensor, Tensor]:
-    """‖A'‖²_F and tr A', A' = A + μI of d x d, from ``a``, which is A or shares its eigenvalues but zeros.
+    """‖A'‖²_F and tr A' of A' = A + μI (d x d), from ``a``, which is A or shares its non-zero eigenvalues.
 
-    Both are of A' over the largest element of A or μ, a constant, so that squares neither overflow nor vanish.
+    Both are those of A' divided by the larger of μ and A's largest element, a constant, so that squares neither
+    overflow nor underflow.
     """
     largest = a.detach().abs().amax((-2, -1)).clamp_min(max(ridge, torch.finfo(a.dtype).tiny))
     mu, scaled = ridge / largest, a / largest[..., None, None]
@@ -179,13 +184,13 @@ def check_number_of_eigenvalues(k: int, d: int) -> None:
 
 
 def largest_of(x: Tensor, k: int) -> Tensor:
-    """The k last ones of x (..., d), in ascending order, over the sum of all; zeros of zeros."""
+    """The last k of x (..., d), which is in ascending order, divided by the sum of all; zeros if all are zero."""
     total = x.sum(-1, keepdim=True)
     return x[..., x.shape[-1] - k :] / torch.where(total > 0, total, 1.0)
 
 
 def low_rank_of(p: Tensor, d: int, alpha: float) -> Tensor:
-    """The Rényi entropy of p (..., k) and d - k equal ones that are the rest to a sum of one."""
+    """The Rényi entropy of p (..., k) and of d - k equal shares that bring the sum to one."""
     k = p.shape[-1]
     if k == d:
         return _eigenvalues.renyi_entropy(p, alpha)

@@ -1,19 +1,20 @@
-"""Information that Gram matrices of the same samples share: joint and conditional entropies, and what follows.
+"""Joint and conditional entropies of Gram matrices of the same samples, and the information measures built on them.
 
-A kernel of n samples is a Gram matrix (..., n, n), symmetric positive semi-definite; of ``matrix_ssl.matrix.kernels``
-or any other with a constant diagonal. S(K) is the Rényi entropy of K over its trace, S(K₁, ..., Kₖ) that of the
-elementwise product. Leading dimensions are broadcast, all values are in nats and differentiable twice, but for order ∞.
+A kernel of n samples is a symmetric positive semi-definite Gram matrix (..., n, n), from ``matrix_ssl.matrix.kernels``
+or any other with a constant diagonal. S(K) is the Rényi entropy of K / tr K, and S(K₁, ..., Kₖ) that of the elementwise
+product. Leading dimensions are broadcast. Values are in nats unless stated otherwise and can be differentiated twice,
+except at order ∞.
 
-For kernels with a constant diagonal, as those of unit vectors φᵢ, ψᵢ, ..., K₁/n has the eigenvalues of the state (1/n)
-Σ |φᵢ⟩⟨φᵢ|, the product of two those of (1/n) Σ |φᵢ⟩⟨φᵢ| ⊗ |ψᵢ⟩⟨ψᵢ|, and so on: of one separable state and its parts. At
-order 1 therefore all that holds for entropies of separable states holds: subadditivity, conditional entropies that are
-not negative, and strong subadditivity, S(K₁ | K₂, K₃) ≤ S(K₁ | K₂). For every order S(K₁, K₂) is not below S(K₁); at
-order 0 subadditivity holds, too, and at others it fails.
+If the kernels have a constant diagonal, as those of unit vectors φᵢ, ψᵢ, ... do, K₁/n has the eigenvalues of the state
+(1/n) Σ |φᵢ⟩⟨φᵢ|, the product of two kernels has those of (1/n) Σ |φᵢ⟩⟨φᵢ| ⊗ |ψᵢ⟩⟨ψᵢ|, and so on: those of one separable
+state and its parts. At order 1, therefore, everything that holds for entropies of separable states holds:
+subadditivity, non-negative conditional entropies, and strong subadditivity, S(K₁ | K₂, K₃) ≤ S(K₁ | K₂). At every order
+S(K₁, K₂) is at least S(K₁). Subadditivity also holds at order 0, and fails at other orders.
 
-Data processing holds at order 1 where the processed kernel is a factor of the other, K = K' ∘ M with a positive semi-
-definite M: a Gaussian kernel of fewer columns or of a larger width. It fails for a function of features in general: a
-linear kernel of a linear map of y can share more with x than that of y, since it may make rows orthogonal that were
-not.
+The data-processing inequality holds at order 1 if the processed kernel K' is a factor of the original, K = K' ∘ M with
+a positive semi-definite M, as for a Gaussian kernel of fewer columns or of a larger width. It fails for functions of
+features in general: the linear kernel of a linear map of y can share more with x than that of y itself, since the map
+may make rows orthogonal that were not.
 
 Reference: Giraldo, Rao and Principe, "Measures of Entropy From Data Using Infinitely Divisible Kernels", IEEE
     Transactions on Information Theory 61(1), 2015, https://arxiv.org/abs/1211.2459; here in nats.
@@ -36,7 +37,7 @@ Normaliser = Literal["min", "max", "mean", "geometric_mean", "joint"]
 
 
 class Entropies:
-    """The joint entropy of any of several kernels, by their numbers: ``entropies(0, 2)``; each is computed once."""
+    """Joint entropies of any of several kernels, by number as in ``entropies(0, 2)``; each is computed once."""
 
     def __init__(self, compute: Callable[[tuple[int, ...]], Tensor]):
         self._compute = compute
@@ -51,12 +52,12 @@ class Entropies:
 def joint_entropy(*grams: Tensor, alpha: float = 1.0, validate: bool | None = None) -> Tensor:
     """Joint entropy S(K₁, ..., Kₖ): the Rényi entropy of the Hadamard product, scaled to trace one: (...), in nats.
 
-    For kernels with a constant diagonal it is not below any of the entropies, for every alpha, and not above their sum
-    for alpha = 0 and alpha = 1. Of one kernel it is its entropy.
+    For kernels with a constant diagonal it is at least every single entropy, for every alpha, and at most their sum for
+    alpha = 0 and alpha = 1. For a single kernel it is that kernel's entropy.
 
     Args:
         grams: k1, k2, ... (..., n, n), symmetric positive semi-definite, of the same n samples.
-        alpha: the order of the entropy, zero or above; 1 is the von Neumann entropy, 2 takes no eigenvalues.
+        alpha: the order of the entropy, zero or above; 1 is the von Neumann entropy, 2 needs no eigenvalues.
 
     Raises:
         MatrixError: a kernel is not symmetric, their product not positive semi-definite, or the shapes do not fit.
@@ -73,10 +74,10 @@ def joint_entropy(*grams: Tensor, alpha: float = 1.0, validate: bool | None = No
 def conditional_entropy(
     gram: Tensor, given: Tensor | Sequence[Tensor], *, alpha: float = 1.0, validate: bool | None = None
 ) -> Tensor:
-    """Conditional entropy S(K | G) = S(K, G) - S(G) of a kernel if others are known: (...), in nats.
+    """Conditional entropy S(K | G) = S(K, G) - S(G) of a kernel given others: (...), in nats.
 
-    For kernels with a constant diagonal it is not negative, for every alpha, and at alpha = 0 and 1 not above S(K); at
-    alpha = 1 a further condition does not increase it.
+    For kernels with a constant diagonal it is non-negative for every alpha, and at most S(K) at alpha = 0 and 1. At
+    alpha = 1 conditioning on a further kernel does not increase it.
 
     Args:
         gram: (..., n, n), symmetric positive semi-definite.
@@ -97,10 +98,10 @@ def conditional_entropy(
 def mutual_information(k1: Tensor, k2: Tensor, *, alpha: float = 1.0, validate: bool | None = None) -> Tensor:
     """Mutual information S(K1) + S(K2) - S(K1, K2) of two kernels, S being the Rényi entropy: (...), in nats.
 
-    For kernels with a constant diagonal it is not above either entropy, for every alpha. It is not negative for alpha
-    = 1, by the subadditivity of the von Neumann entropy, and alpha = 0; for other orders it can be negative. Kernels of
-    independent factors, 11ᵀ ⊗ B and A ⊗ 11ᵀ, give zero. Args, returns, raises, reference as in ``joint_entropy``; and
-    Zhang et al., ICML 2024, section 2.
+    For kernels with a constant diagonal it exceeds neither entropy, for every alpha. It is non-negative at alpha = 1,
+    by the subadditivity of the von Neumann entropy, and at alpha = 0; at other orders it can be negative. Kernels of
+    independent factors, 11ᵀ ⊗ B and A ⊗ 11ᵀ, give zero. Arguments, return value, errors and reference are those of
+    ``joint_entropy``; see also Zhang et al., ICML 2024, section 2.
     """
     return mutual_information_of(entropies_of_grams((k1, k2), alpha, validate))
 
@@ -108,19 +109,19 @@ def mutual_information(k1: Tensor, k2: Tensor, *, alpha: float = 1.0, validate: 
 def normalised_mutual_information(
     k1: Tensor, k2: Tensor, *, by: Normaliser, alpha: float = 1.0, validate: bool | None = None
 ) -> Tensor:
-    """Mutual information over a size of the two entropies: (...), without unit; 0 where that size is zero.
+    """Mutual information over a normaliser from the two entropies: (...), dimensionless; 0 where that is zero.
 
-    For kernels with a constant diagonal it is at most 1, and for alpha = 0 and 1 at least 0. With itself a kernel whose
-    elements are 0 and 1, as that of labels, has 1; other kernels have less, since K ∘ K is not K.
+    For kernels with a constant diagonal it is at most 1, and at alpha = 0 and 1 at least 0. A kernel whose elements are
+    0 and 1, such as that of labels, has the value 1 with itself; other kernels have less, since K ∘ K is not K.
 
     Args:
         k1, k2: (..., n, n), as in ``mutual_information``.
-        by: the divisor, of S(K1) and S(K2) ``"min"``, ``"max"``, ``"mean"`` or ``"geometric_mean"``, or ``"joint"``,
+        by: the normaliser: ``"min"``, ``"max"``, ``"mean"`` or ``"geometric_mean"`` of S(K1) and S(K2), or ``"joint"``,
             their joint entropy.
         alpha: the order of the entropy, zero or above.
 
     Raises:
-        MatrixError, ValueError: as in ``joint_entropy``; ``by`` is none of the five.
+        MatrixError, ValueError: as in ``joint_entropy``; ``by`` is not one of the five.
 
     Reference: Vinh, Epps and Bailey, "Information Theoretic Measures for Clusterings Comparison", JMLR 11, 2010, table
         2, of partitions; here of kernels.
@@ -131,13 +132,13 @@ def normalised_mutual_information(
 def matrix_mutual_information_ratio(
     k1: Tensor, k2: Tensor, *, alpha: float = 1.0, validate: bool | None = None
 ) -> Tensor:
-    """MIR = I(K1; K2) / min(S(K1), S(K2)) of two kernels: (...), without unit, 0 where an entropy is zero.
+    """MIR = I(K1; K2) / min(S(K1), S(K2)) of two kernels: (...), dimensionless, 0 where an entropy is zero.
 
-    From 0 to 1 for alpha = 1 and kernels with a constant diagonal. Song et al. take the linear kernels of rows of
-    length one, those of ``matrix_ssl.matrix.of_features``: features of a batch and the rows of the classifier of their
-    classes, or two branches of a method.
+    Ranges from 0 to 1 for alpha = 1 and kernels with a constant diagonal. Song et al. use linear kernels of unit-length
+    rows, as ``matrix_ssl.matrix.of_features`` does: features of a batch and the classifier's rows for their classes, or
+    the two branches of a method.
 
-    Args, raises as in ``mutual_information``.
+    Arguments and errors are those of ``mutual_information``.
 
     Reference: Song, Tan, Zou, Ma, Huang, "Unveiling the Dynamics of Information Interplay in Supervised Learning",
         ICML 2024, https://arxiv.org/abs/2406.03999: definition of the matrix mutual information ratio.
@@ -149,7 +150,7 @@ def entropy_difference_ratio(k1: Tensor, k2: Tensor, *, alpha: float = 1.0, vali
     """HDR = |S(K1) - S(K2)| / max(S(K1), S(K2)) of two kernels: (...), from 0 to 1, 0 where both entropies are zero.
 
     The kernels may be of different samples, even of different sizes; leading dimensions are broadcast. Its gradient is
-    zero where the entropies are equal. Args, raises as in ``mutual_information``.
+    zero where the entropies are equal. Arguments and errors are those of ``mutual_information``.
 
     Reference: Song et al., ICML 2024, https://arxiv.org/abs/2406.03999: definition of the matrix entropy difference
         ratio.
@@ -159,10 +160,11 @@ def entropy_difference_ratio(k1: Tensor, k2: Tensor, *, alpha: float = 1.0, vali
 
 
 def total_correlation(*grams: Tensor, alpha: float = 1.0, validate: bool | None = None) -> Tensor:
-    """Total correlation Σ S(Kᵢ) - S(K₁, ..., Kₖ), how far k kernels are from independent: (...), in nats.
+    """Total correlation Σ S(Kᵢ) - S(K₁, ..., Kₖ), how far k kernels are from independence: (...), in nats.
 
-    Of two kernels it is their mutual information. For kernels with a constant diagonal it is not negative at alpha = 0
-    and 1, and at most the sum of all entropies but the largest. Args, raises as in ``joint_entropy``; at least two.
+    For two kernels it is their mutual information. For kernels with a constant diagonal it is non-negative at alpha = 0
+    and 1, and at most the sum of all entropies except the largest. Arguments and errors are those of ``joint_entropy``,
+    with at least two kernels.
 
     Reference: Yu et al., IEEE TPAMI 42(11), 2020, https://arxiv.org/abs/1808.07912; Watanabe, "Information theoretical
         analysis of multivariate correlation", IBM Journal of Research and Development 4(1), 1960.
@@ -173,8 +175,9 @@ def total_correlation(*grams: Tensor, alpha: float = 1.0, validate: bool | None 
 def dual_total_correlation(*grams: Tensor, alpha: float = 1.0, validate: bool | None = None) -> Tensor:
     """Dual total correlation S(K₁, ..., Kₖ) - Σ S(Kᵢ | all others), what at least two of k kernels share: in nats.
 
-    Of two kernels it is their mutual information. For kernels with a constant diagonal it is not negative at alpha = 1,
-    by strong subadditivity. Args, returns, raises as in ``joint_entropy``; at least two kernels.
+    For two kernels it is their mutual information. For kernels with a constant diagonal it is non-negative at
+    alpha = 1, by strong subadditivity. Arguments, return value and errors are those of ``joint_entropy``, with at least
+    two kernels.
 
     Reference: Han, "Nonnegative entropy measures of multivariate symmetric correlations", Information and Control 36,
         1978; of kernels Yu, Alesiani, Yu, Jenssen and Principe, "Measuring Dependence with Matrix-based Entropy
@@ -184,11 +187,11 @@ def dual_total_correlation(*grams: Tensor, alpha: float = 1.0, validate: bool | 
 
 
 def interaction_information(*grams: Tensor, alpha: float = 1.0, validate: bool | None = None) -> Tensor:
-    """Interaction information -Σ (-1)^(k - |T|) S(K_T) over all subsets T of k kernels: (...), in nats, of any sign.
+    """Interaction information -Σ (-1)^(k - |T|) S(K_T) over all subsets T of k kernels: (...), in nats, of either sign.
 
-    Of two kernels it is their mutual information, of three I(K₁; K₂ | K₃) - I(K₁; K₂): above zero where a third
-    kernel makes the others share more (synergy), below where it explains what they share (redundancy). 2^k - 1
-    entropies are computed, so k is at most 10. Args, raises as in ``joint_entropy``; at least two kernels.
+    For two kernels it is their mutual information, for three I(K₁; K₂ | K₃) - I(K₁; K₂): positive where a third kernel
+    makes the others share more (synergy), negative where it explains what they share (redundancy). It takes 2^k - 1
+    entropies, so k is at most 10. Arguments and errors are those of ``joint_entropy``, with at least two kernels.
 
     Reference: McGill, "Multivariate information transmission", Psychometrika 19(2), 1954; Jakulin and
         Bratko, "Quantifying and visualizing attribute interactions", 2003, https://arxiv.org/abs/cs/0308002.
@@ -197,7 +200,7 @@ def interaction_information(*grams: Tensor, alpha: float = 1.0, validate: bool |
 
 
 def conditions_of(given: Tensor | Sequence[Tensor]) -> tuple[list[Tensor], list[str]]:
-    """One condition or several, at least one, and the names that errors give them."""
+    """The conditions as a list of at least one, and the names that errors give them."""
     if not isinstance(given, (tuple, list)):
         return [cast(Tensor, given)], ["given"]
     if not given:
@@ -208,7 +211,7 @@ def conditions_of(given: Tensor | Sequence[Tensor]) -> tuple[list[Tensor], list[
 def entropies_of_grams(
     grams: Sequence[Tensor], alpha: float, validate: bool | None, names: Sequence[str] = (), *, least: int = 1
 ) -> Entropies:
-    """The joint entropy of any of the kernels by their numbers, each computed once; checks all arguments."""
+    """The joint entropies of the kernels by their numbers, each computed once; checks all arguments."""
     validation.check_entropy_order(alpha)
     if len(grams) < least:
         raise ValueError(f"At least {least} kernels are needed, got {len(grams)}: pass one Gram matrix for each.")
@@ -246,7 +249,7 @@ def mutual_information_of(entropy: Entropies) -> Tensor:
 
 
 def normalised_mutual_information_of(entropy: Entropies, by: Normaliser) -> Tensor:
-    """The mutual information of 0 and 1 over the size ``by``."""
+    """The mutual information of kernels 0 and 1 over the normaliser ``by``."""
     first, second = entropy(0), entropy(1)
     if by == "min":
         size = torch.minimum(first, second)
@@ -265,7 +268,7 @@ def normalised_mutual_information_of(entropy: Entropies, by: Normaliser) -> Tens
 
 
 def entropy_difference_ratio_of(first: Tensor, second: Tensor) -> Tensor:
-    """|first - second| over the larger one."""
+    """|first - second| over the larger of the two."""
     return _ratio((first - second).abs(), torch.maximum(first, second))
 
 
@@ -283,7 +286,7 @@ def dual_total_correlation_of(entropy: Entropies, k: int) -> Tensor:
 
 
 def interaction_information_of(entropy: Entropies, k: int) -> Tensor:
-    """-Σ (-1)^(k - |T|) S(T) over the subsets T that are not empty."""
+    """-Σ (-1)^(k - |T|) S(T) over the non-empty subsets T."""
     if k > 10:
         raise ValueError(f"The interaction information of {k} kernels takes 2^{k} - 1 entropies: pass 10 at most.")
     subsets = [[i for i in range(k) if mask >> i & 1] for mask in range(1, 2**k)]

@@ -1,4 +1,4 @@
-"""Checks of samples, weights and kernels; what ``validation`` is for matrices, and by the same rule of when to look."""
+"""Checks of samples, weights and kernels, as ``validation`` has for matrices, with the same rule on when to look."""
 
 from collections.abc import Sequence
 

@@ -1,9 +1,9 @@
-"""Kernels: Gram matrices (..., n, n) of samples x (..., n, d), one row a sample, symmetric positive semi-definite.
+"""Kernels: symmetric positive semi-definite Gram matrices (..., n, n) of samples x (..., n, d), one row per sample.
 
-They compute in float64 or float32 (half precision in float32) and are differentiable as often as one likes. Distances
-come from ‖x - y‖² = ‖x‖² + ‖y‖² - 2⟨x, y⟩ of centred rows; in float32 a Gaussian kernel errs by less than 1e-4, where
-the width is not below a tenth of the mean distance. The Laplace kernel, of roots, errs by more where samples
-nearly coincide: pass float64. Errors of the arguments are those of ``matrix_ssl.matrix``.
+They are computed in float64 or float32 (half precision in float32) and can be differentiated any number of times.
+Distances are ‖x - y‖² = ‖x‖² + ‖y‖² - 2⟨x, y⟩ of centred rows; in float32 a Gaussian kernel is off by less than 1e-4 if
+the width is at least a tenth of the mean distance. The Laplace kernel takes square roots and is less accurate where
+samples nearly coincide: pass float64. Invalid arguments raise the errors of ``matrix_ssl.matrix``.
 """
 
 import math
@@ -21,7 +21,9 @@ _RULES = get_args(WidthRule)
 
 
 def linear_kernel(x: Tensor, *, validate: bool | None = None) -> Tensor:
-    """⟨xᵢ, xⱼ⟩: (..., n, n). Its eigenvalues over n are those of the second moment xᵀx / n, and zeros.
+    """Linear kernel ⟨xᵢ, xⱼ⟩: (..., n, n).
+
+    Its eigenvalues over n are those of the second moment xᵀx / n, and zeros.
 
     Raises:
         MatrixError: ``x`` is not a matrix, empty, or not finite.
@@ -32,18 +34,19 @@ def linear_kernel(x: Tensor, *, validate: bool | None = None) -> Tensor:
 
 
 def cosine_kernel(x: Tensor, *, validate: bool | None = None) -> Tensor:
-    """⟨xᵢ, xⱼ⟩ / (‖xᵢ‖ ‖xⱼ‖), from -1 to 1, with a diagonal of one: (..., n, n). Raises also for a row of zero length.
+    """Cosine kernel ⟨xᵢ, xⱼ⟩ / (‖xᵢ‖ ‖xⱼ‖), from -1 to 1, with a diagonal of one: (..., n, n).
 
-    The kernel of the matrix information of Zhang et al. and Song et al., ICML 2024.
+    A row of zero length raises an error, too. Zhang et al. and Song et al., ICML 2024, base their matrix information on
+    this kernel.
     """
     gram = _products(unit_rows(x, "x", validate))
-    return torch.where(_own(gram), 1.0, gram)  # an angle or a small temperature would enlarge rounding
+    return torch.where(_own(gram), 1.0, gram)  # an angle or a small temperature would amplify rounding errors
 
 
 def polynomial_kernel(
     x: Tensor, *, degree: int, scale: float = 1.0, offset: float = 1.0, validate: bool | None = None
 ) -> Tensor:
-    """(scale ⟨xᵢ, xⱼ⟩ + offset)^degree: (..., n, n); degree 1 or above, scale above zero, offset zero or above."""
+    """Polynomial kernel (scale ⟨xᵢ, xⱼ⟩ + offset)^degree: (..., n, n); degree ≥ 1, scale > 0, offset ≥ 0."""
     validation.check_positive(scale=scale)
     validation.check_not_negative(offset=offset)
     if not validation.is_number(degree) or not 1 <= degree < math.inf or degree != int(degree):
@@ -54,27 +57,28 @@ def polynomial_kernel(
 
 
 def gaussian_kernel(x: Tensor, *, width: float | Tensor | WidthRule, validate: bool | None = None) -> Tensor:
-    """exp(-‖xᵢ - xⱼ‖² / 2σ²), from 0 to 1, with a diagonal of one: (..., n, n).
+    """Gaussian kernel exp(-‖xᵢ - xⱼ‖² / 2σ²), from 0 to 1, with a diagonal of one: (..., n, n).
 
     Args:
         x: (..., n, d).
-        width: σ above zero, a number or a tensor (...), or the rule ``"median"`` or ``"silverman"``: see
-            ``kernel_width``. A width by a rule is a constant: it has no gradient.
+        width: σ above zero, as a number or a tensor (...), or a rule, ``"median"`` or ``"silverman"``: see
+            ``kernel_width``. A width set by a rule is a constant without gradient.
         validate: see ``matrix_ssl.matrix``.
 
     Raises:
         MatrixError: ``x`` is not a matrix, empty, or not finite, a rule gives a width of zero, or widths do not fit.
-        ValueError: the width is not above zero or an unknown rule.
+        ValueError: the width is not above zero, or the rule is unknown.
     """
     squares = _checked_distances(x, validate)
     sigma = _width(x, squares, width, validate)
-    return torch.exp(squares / sigma / (-2 * sigma))  # σ² of a small one can vanish
+    return torch.exp(squares / sigma / (-2 * sigma))  # σ² could underflow
 
 
 def laplace_kernel(x: Tensor, *, width: float | Tensor | WidthRule, validate: bool | None = None) -> Tensor:
-    """exp(-‖xᵢ - xⱼ‖ / σ) with the Euclidean distance, from 0 to 1, with a diagonal of one: (..., n, n).
+    """Laplace kernel exp(-‖xᵢ - xⱼ‖ / σ) with the Euclidean distance, from 0 to 1, with a diagonal of one: (..., n, n).
 
-    It has a kink where two samples are equal, which contribute no gradient. Args, raises as in ``gaussian_kernel``.
+    It has a kink where two samples are equal; such pairs contribute no gradient. Arguments and errors are those of
+    ``gaussian_kernel``.
     """
     squares = _checked_distances(x, validate)
     sigma = _width(x, squares, width, validate)
@@ -82,10 +86,11 @@ def laplace_kernel(x: Tensor, *, width: float | Tensor | WidthRule, validate: bo
 
 
 def angular_kernel(x: Tensor, *, validate: bool | None = None) -> Tensor:
-    """1 - θᵢⱼ / π, θ the angle between two samples, from 0 to 1, with a diagonal of one: (..., n, n).
+    """Angular kernel 1 - θᵢⱼ / π, θ the angle between two samples, from 0 to 1, with a diagonal of one: (..., n, n).
 
-    Positive semi-definite: it is the probability that a random hyperplane does not separate the two. Samples of the
-    same or of opposite direction, where the angle has a kink, contribute no gradient. Raises also for a row of zero.
+    It is positive semi-definite, being the probability that a random hyperplane does not separate the two samples.
+    Samples in the same or in opposite directions, where the angle has a kink, contribute no gradient. A row of zeros
+    raises an error, too.
 
     Reference: Cho and Saul, "Kernel Methods for Deep Learning", NeurIPS 2009: the arc-cosine kernel of order 0.
     """
@@ -97,10 +102,11 @@ def angular_kernel(x: Tensor, *, validate: bool | None = None) -> Tensor:
 
 
 def exponential_kernel(x: Tensor, *, temperature: float, validate: bool | None = None) -> Tensor:
-    """exp((cos θᵢⱼ - 1) / τ), the exponential of the cosine, with a diagonal of one: (..., n, n).
+    """Exponential of the cosine, exp((cos θᵢⱼ - 1) / τ), with a diagonal of one: (..., n, n).
 
-    A Gaussian kernel of the samples scaled to length one, of width √τ; the kernel of the contrastive losses and, with
-    ``width`` = τ, of ``matrix_ssl.losses.view_entropy``. Raises also for a row of zero or a temperature not above zero.
+    It is the Gaussian kernel of width √τ for samples scaled to length one; the kernel of contrastive losses and, with
+    ``width`` = τ, of ``matrix_ssl.losses.view_entropy``. A row of zeros and a temperature that is not above zero raise
+    errors, too.
     """
     validation.check_positive(temperature=temperature)
     return torch.exp((cosine_kernel(x, validate=validate) - 1) / temperature)
@@ -109,14 +115,14 @@ def exponential_kernel(x: Tensor, *, temperature: float, validate: bool | None =
 def kernel_width(x: Tensor, rule: WidthRule, *, validate: bool | None = None) -> Tensor:
     """Width σ of a Gaussian kernel of x (..., n, d) by a rule: (...), without gradient.
 
-    ``"median"`` is the median Euclidean distance of pairs of different samples; of an even number of distances the
-    lower of the two in the middle. ``"silverman"`` is s (4 / (n (d + 2)))^(1 / (d + 4)), with s the root of the mean
-    variance of the columns, divided by n - 1.
+    ``"median"`` is the median Euclidean distance between different samples; for an even number of distances, the lower
+    of the two in the middle. ``"silverman"`` is s (4 / (n (d + 2)))^(1 / (d + 4)), where s is the square root of the
+    mean variance of the columns, computed with the divisor n - 1.
 
     Raises:
         MatrixError: ``x`` is not a matrix, empty, or not finite, or has fewer than two rows; or the width is zero,
             since (most) samples are equal.
-        ValueError: an unknown rule.
+        ValueError: the rule is unknown.
 
     References:
         Garreau, Jitkrittum and Kanagawa, "Large sample analysis of the median heuristic", 2017,
@@ -131,7 +137,7 @@ def kernel_width(x: Tensor, rule: WidthRule, *, validate: bool | None = None) ->
 
 
 def normalised_gram(gram: Tensor, *, validate: bool | None = None) -> Tensor:
-    """K / tr K, of trace one: (..., n, n). Raises MatrixError unless it is symmetric and its trace above zero."""
+    """K / tr K, with trace one: (..., n, n); MatrixError unless K is symmetric and its trace is above zero."""
     full = validation.checked_symmetric(gram, "gram", validate)
     trace = full.diagonal(dim1=-2, dim2=-1).sum(-1)
     kernel_checks.check_trace(trace, gram, "gram", validate)
@@ -139,7 +145,7 @@ def normalised_gram(gram: Tensor, *, validate: bool | None = None) -> Tensor:
 
 
 def unit_diagonal(gram: Tensor, *, validate: bool | None = None) -> Tensor:
-    """Kᵢⱼ / √(Kᵢᵢ Kⱼⱼ), with a diagonal of one: (..., n, n). Raises MatrixError unless the diagonal is above zero."""
+    """Kᵢⱼ / √(Kᵢᵢ Kⱼⱼ), with a diagonal of one: (..., n, n); MatrixError unless the diagonal is above zero."""
     full = validation.checked_symmetric(gram, "gram", validate)
     diagonal = full.diagonal(dim1=-2, dim2=-1)
     kernel_checks.check_diagonal(diagonal, gram, "gram", validate)
@@ -148,10 +154,10 @@ def unit_diagonal(gram: Tensor, *, validate: bool | None = None) -> Tensor:
 
 
 def centred_gram(gram: Tensor, *, validate: bool | None = None) -> Tensor:
-    """HKH, H = I - 11ᵀ/n: the kernel of samples whose mean in its space is subtracted: (..., n, n).
+    """HKH, H = I - 11ᵀ/n: the kernel after subtracting the samples' mean in its feature space: (..., n, n).
 
-    Its eigenvalues over n are those of the covariance in the space of the kernel. A constant diagonal is lost, and with
-    it what ``matrix_ssl.matrix.information`` says of such kernels.
+    Its eigenvalues over n are those of the covariance in the kernel's feature space. A constant diagonal is lost, and
+    with it the properties that ``matrix_ssl.matrix.information`` gives for such kernels.
     """
     return centred(validation.checked_symmetric(gram, "gram", validate))
 
@@ -178,7 +184,7 @@ def _products(rows: Tensor) -> Tensor:
 
 
 def squared_distances(rows: Tensor) -> Tensor:
-    """‖xᵢ - xⱼ‖², zero on the diagonal; of centred rows, so that an offset costs no digits."""
+    """‖xᵢ - xⱼ‖², zero on the diagonal; computed from centred rows, so that an offset costs no digits."""
     gram = _products(rows - rows.mean(-2, keepdim=True))
     lengths = gram.diagonal(dim1=-2, dim2=-1)
     squares = lengths.unsqueeze(-1) + lengths.unsqueeze(-2) - 2 * gram
@@ -203,7 +209,7 @@ def square_root(x: Tensor) -> Tensor:
 
 
 def _width(x: Tensor, squares: Tensor, width: float | Tensor | WidthRule, validate: bool | None) -> Tensor:
-    """σ as (..., 1, 1); ``squares`` are squared distances or, for Silverman's rule alone, rows are enough."""
+    """σ as (..., 1, 1); ``squares`` are the squared distances; for Silverman's rule alone, the rows will do."""
     if isinstance(width, Tensor):
         kernel_checks.check_width(width, validate)
         kernel_checks.check_leading(width.shape, x.shape[:-2], "width", "x")

@@ -1,4 +1,4 @@
-"""Logarithms of symmetric matrices and their trace, the logarithm of the determinant."""
+"""Logarithms of symmetric matrices, and their trace: the logarithm of the determinant."""
 
 import torch
 from torch import Tensor
@@ -12,13 +12,13 @@ from matrix_ssl.matrix.spectral_sums import eigenvalues_of
 def matrix_log(a: Tensor, *, ridge: float = 0.0, validate: bool | None = None) -> Tensor:
     """Natural logarithm of a symmetric positive definite matrix, log(A + ridge·I): (..., d, d), symmetric.
 
-    By eigendecomposition in float64 (in float32 a logarithm errs by 1e-7 times the condition number), differentiated by
-    divided differences, which are exact where eigenvalues coincide. It can be differentiated once. Without a ridge an
-    eigenvalue below 2 ε √d of the largest, ε that of the dtype, is zero up to rounding and an error. Where values are
-    not checked, the logarithm is not finite if an eigenvalue is zero or below.
+    Computed by eigendecomposition in float64 (a logarithm in float32 is off by 1e-7 times the condition number) and
+    differentiated by divided differences, which are exact where eigenvalues coincide. It can be differentiated once.
+    Without a ridge, an eigenvalue below 2 ε √d times the largest, with the ε of the dtype, is zero up to rounding and
+    raises an error. Where values are not checked, the logarithm is not finite if an eigenvalue is zero or below.
 
     Args:
-        a: (..., d, d), symmetric, eigenvalues above -ridge.
+        a: (..., d, d), symmetric with eigenvalues above -ridge.
         ridge: μ ≥ 0, added to every eigenvalue.
 
     Raises:
@@ -39,8 +39,8 @@ def matrix_log(a: Tensor, *, ridge: float = 0.0, validate: bool | None = None) -
 def log1p_ratio(a: Tensor, scale: float, *, validate: bool | None = None) -> Tensor:
     """The matrix function ψ(x) = log(1 + x / scale) / x of a symmetric positive semi-definite matrix; ψ(0) = 1 / scale.
 
-    It carries a logarithm to the smaller side: log(BᵀB + scale·I) = log(scale)·I + Bᵀ ψ(BBᵀ) B for any B. It is
-    symmetric, finite and differentiable, once, at rank deficiency.
+    It carries a logarithm to the smaller side: log(BᵀB + scale·I) = log(scale)·I + Bᵀ ψ(BBᵀ) B for any B. The result is
+    symmetric, finite and differentiable once, even at rank deficiency.
 
     Args:
         a: (..., n, n), symmetric positive semi-definite.
@@ -61,8 +61,8 @@ def log1p_ratio(a: Tensor, scale: float, *, validate: bool | None = None) -> Ten
 def log_det(a: Tensor, *, ridge: float = 0.0, validate: bool | None = None) -> Tensor:
     """log det(A + ridge·I) = tr log(A + ridge·I) of a symmetric positive definite matrix, by Cholesky, in nats: (...).
 
-    Its gradient is the inverse of A + ridge·I. Args, raises as in ``matrix_log``; where values are not checked, NaN if
-    the matrix is not positive definite.
+    Its gradient is the inverse of A + ridge·I. Arguments and errors are those of ``matrix_log``; where values are not
+    checked, the result is NaN if the matrix is not positive definite.
     """
     validation.check_not_negative(ridge=ridge)
     full = validation.checked_symmetric(a, "a", validate)
@@ -75,7 +75,7 @@ def log_det_of(full: Tensor, ridge: float, name: str, look: bool) -> Tensor:
     value, factor = calculus.log_determinant_and_factor(full)
     if look:
         bad = value.isnan()
-        if ridge == 0:  # rounding can leave a singular matrix a factor
+        if ridge == 0:  # rounding can leave a singular matrix with a factor
             bad = bad | _nearly_singular(full.detach(), factor.detach())
         if bad.any():
             eigenvalues = torch.linalg.eigvalsh(full.detach())
@@ -96,11 +96,11 @@ def _nearly_singular(a: Tensor, factor: Tensor) -> Tensor:
 
 
 def log_det_of_rows(rows: Tensor, factor: float, shift: float, x: Tensor, name: str, validate: bool | None) -> Tensor:
-    """log det(factor · G + shift · I), shift above zero, G of BᵀB and BBᵀ the smaller one of rows B: (...).
+    """log det(factor · G + shift · I), shift above zero, G the smaller of BᵀB and BBᵀ of rows B: (...).
 
-    Rounding of a large G can be beyond the shift, so that digits are lost, or the sum is not positive definite and has
-    no Cholesky factor. Where values can be read float32 then gives way to float64, and float64 to eigenvalues, which
-    count as zero below the zero level; elsewhere the value is NaN. Errors name ``x``.
+    The rounding error of a large G can exceed the shift, so that digits are lost, or the sum is not positive definite
+    and has no Cholesky factor. Where values can be read, float32 then falls back to float64, and float64 to
+    eigenvalues, which count as zero below the zero level; elsewhere the value is NaN. Errors name ``x``.
     """
     gram = smaller_product(rows) * factor
     validation.check_representable(gram, x, name, validate)

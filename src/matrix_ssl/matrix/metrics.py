@@ -1,11 +1,12 @@
 """Ranks as metric objects: ``update(features)`` with every batch, ``compute()``, ``reset()``, ``merge_state(other)``.
 
-Where torchmetrics is installed, they are its ``Metric``: ``MetricCollection`` takes them and lets those with equal
-states share one, Lightning logs and resets them, and ``compute`` merges the states of all processes. Without it they
-have the same methods; ``matrix_ssl.distributed.statistics.merge_over_processes`` then merges a ``RankStatistics``.
+If torchmetrics is installed, they are subclasses of its ``Metric``: ``MetricCollection`` takes them and lets those with
+equal states share one, Lightning logs and resets them, and ``compute`` merges the states of all processes. Without it
+they have the same methods, and ``matrix_ssl.distributed.statistics.merge_over_processes`` can merge a
+``RankStatistics``.
 
-A state is in float64, whatever the precision of the model, and has d² numbers, however many the samples: values are
-those of all samples at once, not means over batches. Results are float32, without gradient.
+A state is in float64, whatever the precision of the model, and has d² numbers, however many samples there are: values
+are those of all samples at once, not means over batches. Results are float32, without a gradient.
 
     >>> import torch
     >>> from matrix_ssl.matrix.metrics import RankMe
@@ -44,11 +45,11 @@ class _Stream(Metric):
     full_state_update = False
 
     def merge_state(self, incoming_state: Any) -> None:
-        """Adds the samples of a different metric of the same class and width, which stays as it is."""
+        """Adds the samples of another metric of the same class and width, which is left unchanged."""
         if isinstance(incoming_state, type(self)) and incoming_state.width != self.width:
             raise MatrixShapeError(f"Metrics of the widths {self.width} and {incoming_state.width} cannot be merged.")
         super().merge_state(incoming_state)
-        self._computed = None  # torchmetrics' ``compute`` would return the value from before
+        self._computed = None  # or torchmetrics' ``compute`` would return the old value
 
 
 class _OfMoments(_Stream):
@@ -56,7 +57,7 @@ class _OfMoments(_Stream):
 
     Args:
         width: d.
-        options: of torchmetrics' ``Metric``, such as ``sync_on_compute``; none without torchmetrics.
+        options: options of torchmetrics' ``Metric``, such as ``sync_on_compute``; none without torchmetrics.
     """
 
     higher_is_better = None
@@ -120,7 +121,7 @@ class StableRank(_OfMoments):
 
 
 class PCARank(_OfMoments):
-    """``pca_rank`` of a stream of features: components that have 95 % of the variance."""
+    """``pca_rank`` of a stream of features: components that explain 95 % of the variance."""
 
     def _measure(self, moments: Moments) -> Tensor:
         return _spectra.count_of_share(_eigenvalues_of(moments), ranks.SHARE)
@@ -129,7 +130,7 @@ class PCARank(_OfMoments):
 class AlphaReQ(_OfMoments):
     """``alpha_req`` of a stream of float32 features, of the ranks 4 to 100; NaN with fewer than two eigenvalues to fit.
 
-    Other dtypes count as float32, too: of half precision, what rounding makes of a zero eigenvalue is fitted.
+    Other dtypes are treated as float32, too: in half precision, zero eigenvalues that rounding has raised are fitted.
     """
 
     def _measure(self, moments: Moments) -> Tensor:
@@ -141,7 +142,7 @@ class AlphaReQ(_OfMoments):
 
 
 class SelfCluster(_Stream):
-    """``self_cluster`` of a stream of features; arguments as of ``RankMe``."""
+    """``self_cluster`` of a stream of features; arguments as for ``RankMe``."""
 
     higher_is_better = False
     cosines: Tensor
@@ -173,7 +174,7 @@ class SelfCluster(_Stream):
 
 
 class LiDAR(_Stream):
-    """``lidar`` of a stream of features of several views of each image; arguments as of ``RankMe``."""
+    """``lidar`` of a stream of features of several views of each image; arguments as for ``RankMe``."""
 
     higher_is_better = True
     images: Tensor
@@ -189,7 +190,7 @@ class LiDAR(_Stream):
         self.add_state("views", torch.zeros((), dtype=torch.float64), dist_reduce_fx=_sum)
 
     def update(self, features: Tensor) -> None:
-        """Adds features (n, v, d) of v ≥ 2 views of each image; MatrixError if they are not, or not finite."""
+        """Adds features (n, v, d) of v ≥ 2 views of each image; MatrixError if they are not that, or not finite."""
         check_tensor(features, "features")
         if features.ndim != 3 or features.shape[1] < 2:
             raise MatrixShapeError(
@@ -217,7 +218,7 @@ def _eigenvalues_of(moments: Moments) -> Tensor:
 
 
 def _merge(stack: Tensor) -> Tensor:
-    """The state of several packed ones."""
+    """The state that results from several packed ones."""
     result = Moments.unpacked(torch.zeros_like(stack[0]))
     for packed in stack:
         result.merge(Moments.unpacked(packed))

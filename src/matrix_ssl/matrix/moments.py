@@ -5,7 +5,8 @@ merged about their own means,
 
     scatter = scatter_a + scatter_b + δδᵀ n_a n_b / (n_a + n_b),    δ = mean_b - mean_a,
 
-not as E[xxᵀ] - E[x]E[x]ᵀ, which cancels where the mean is large. Order and grouping matter to rounding only.
+not as E[xxᵀ] - E[x]E[x]ᵀ, which suffers from cancellation where the mean is large. Order and grouping affect only
+rounding.
 
 Reference: Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances",
 COMPSTAT 1982.
@@ -22,7 +23,7 @@ from matrix_ssl.matrix.validation import check_tensor, checked_matrix
 
 
 class Moments:
-    """Number, mean and scatter of rows of width d.
+    """Count, mean and scatter of rows of width d.
 
     Attributes:
         count: number of rows.
@@ -41,7 +42,7 @@ class Moments:
         """Adds rows (n, d), n ≥ 0, without gradient.
 
         Raises:
-            MatrixError: the width differs, or an element is not finite; nothing is added then.
+            MatrixError: the width differs, or an element is not finite; in that case nothing is added.
         """
         rows = checked_rows(features, len(self.mean), validate).to(self.mean.device)
         if len(rows):
@@ -52,7 +53,7 @@ class Moments:
                 self._add(len(rows), mean, rows.mT @ rows)
 
     def merge(self, other: "Moments") -> None:
-        """Adds the rows of a different state, which stays as it is.
+        """Adds the rows of another state, which is left unchanged.
 
         Raises:
             MatrixShapeError: the widths differ.
@@ -63,7 +64,7 @@ class Moments:
             self._add(other.count, other.mean.to(self.mean.device), other.scatter.to(self.mean.device))
 
     def covariance(self) -> Tensor:
-        """Covariance (d, d) in float64, that of ``matrix_ssl.matrix.covariance``; MatrixError without rows."""
+        """Covariance (d, d) in float64, as ``matrix_ssl.matrix.covariance`` defines it; MatrixError without rows."""
         return self.scatter / self._any()
 
     def second_moment(self) -> Tensor:
@@ -71,7 +72,7 @@ class Moments:
         return (self.scatter / self._any()).addr_(self.mean, self.mean)
 
     def packed(self) -> Tensor:
-        """The state as one tensor (1 + d + d²,) in float64: what processes and checkpoints exchange."""
+        """The state as one tensor (1 + d + d²,) in float64, for exchange between processes and for checkpoints."""
         count = torch.tensor([self.count], dtype=torch.float64, device=self.mean.device)
         return torch.cat([count, self.mean, self.scatter.flatten()])
 
@@ -114,7 +115,7 @@ def checked_rows(features: Tensor, width: int, validate: bool | None) -> Tensor:
 
 
 def merged(states: Sequence[Moments]) -> Moments:
-    """A new state with the rows of all, at least one."""
+    """A new state with the rows of all states, at least one."""
     result = Moments(len(states[0].mean), device=states[0].mean.device)
     for state in states:
         result.merge(state)

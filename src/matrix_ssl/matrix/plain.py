@@ -1,10 +1,10 @@
-"""Products and eigenvalues that nobody differentiates, by NumPy, whose BLAS computes half of a symmetric product.
+"""Products and eigenvalues outside autograd, by NumPy, whose BLAS computes only half of a symmetric product.
 
-Its eigenvalues are those of float64, in half of the time of PyTorch's from 500 columns on. NumPy converts float32 to
-float64: large matrices of float32 go to SciPy where it is installed, in two thirds of the time of PyTorch.
+It computes eigenvalues in float64, from 500 columns on in half the time that PyTorch takes. NumPy converts float32 to
+float64, so large float32 matrices go to SciPy if that is installed, in two thirds of PyTorch's time.
 
-A tensor is plain if it is on the CPU, in float32 or float64, and neither autograd, ``torch.func`` nor ``torch.compile``
-follows what becomes of it. For all others the functions are those of PyTorch, with the same values up to rounding.
+A tensor is plain if it is on the CPU, in float32 or float64, and is tracked neither by autograd, nor by ``torch.func``,
+nor by ``torch.compile``. For all others the functions are those of PyTorch, with the same values up to rounding.
 """
 
 import functools
@@ -19,8 +19,8 @@ from matrix_ssl.matrix.covariances import deviations, rescaled
 from matrix_ssl.matrix.precision import without_autocast
 from matrix_ssl.matrix.transforms import is_transformed
 
-_ROWS = 1024  # that are converted to float64 at once
-_LARGE = 300  # columns from which SciPy's eigenvalues of float32 are worth their import
+_ROWS = 1024  # rows converted to float64 at a time
+_LARGE = 300  # number of columns from which SciPy's float32 eigenvalues are worth the import
 
 
 def is_plain(x: Tensor) -> bool:
@@ -36,7 +36,7 @@ def product(rows: Tensor) -> Tensor:
     """BᵀB of rows B (..., n, d)."""
     if is_plain(rows):
         b = rows.detach().numpy()
-        with np.errstate(over="ignore", invalid="ignore"):  # infinite values are the caller's to see
+        with np.errstate(over="ignore", invalid="ignore"):  # the caller checks for infinite values
             return torch.from_numpy(np.matmul(b.swapaxes(-1, -2), b))
     with without_autocast(rows):
         return rows.mT @ rows
@@ -74,7 +74,7 @@ def eigenvalues(a: Tensor) -> Tensor:
 
 
 def _eigenvalues_by(a: Tensor) -> Callable[[Any], Any] | None:
-    """The function of a different library that is faster than PyTorch's, if there is one."""
+    """Another library's function that is faster than PyTorch's, if there is one."""
     if a.dtype == torch.float64:
         return np.linalg.eigvalsh
     return _scipy() if a.ndim == 2 and len(a) >= _LARGE else None

@@ -1,4 +1,4 @@
-"""Every function computes in float32 or better with autocast off, and most can be differentiated only once."""
+"""Helpers to compute in float32 or better with autocast off, and for functions that can be differentiated only once."""
 
 import functools
 from collections.abc import Callable
@@ -14,7 +14,7 @@ Loss = TypeVar("Loss", bound=Callable[..., Tensor])
 
 
 def full_precision(x: Tensor) -> Tensor:
-    """float64 as it is, everything else real in float32."""
+    """float64 as it is, every other real dtype in float32."""
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
@@ -44,10 +44,10 @@ def _convert(value: Any) -> Any:
 def differentiable_once(backward: Callable[..., Any]) -> Callable[..., Any]:
     """Decorates a backward pass that has no derivative of its own: ``create_graph=True`` is an error.
 
-    ``torch.func.grad`` always asks for a graph: there the gradient gets one, and its derivative is the error.
+    ``torch.func.grad`` always asks for a graph: there the gradient gets one, and differentiating it is the error.
 
-    PyTorch's ``once_differentiable`` raises one only where the incoming gradient has a graph. A derivative by what was
-    saved, as in a Hessian or a penalty on the gradient, would silently be zero.
+    PyTorch's ``once_differentiable`` raises an error only where the incoming gradient has a graph. A derivative with
+    respect to saved tensors, as in a Hessian or a gradient penalty, would silently be zero.
     """
 
     @functools.wraps(backward)
@@ -67,7 +67,7 @@ def differentiable_once(backward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class _Last(torch.autograd.Function):
-    """A gradient that depends on tensors but cannot be differentiated by them."""
+    """A gradient that depends on tensors but cannot be differentiated with respect to them."""
 
     generate_vmap_rule = True
 

@@ -1,6 +1,6 @@
-"""Random Fourier features: rows whose inner products estimate a kernel, for more samples than n x n allows.
+"""Random Fourier features: rows whose inner products estimate a kernel, for samples too many for n x n matrices.
 
-With D of them every entropy of the kernel is one of a D x D matrix: ``matrix_ssl.matrix.of_features`` takes the
+With D features, every entropy of the kernel is one of a D x D matrix: ``matrix_ssl.matrix.of_features`` chooses the
 smaller side by itself.
 """
 
@@ -25,23 +25,24 @@ def random_fourier_features(
     generator: torch.Generator | None = None,
     validate: bool | None = None,
 ) -> Tensor:
-    """Features z (..., n, count) of length one with E⟨zᵢ, zⱼ⟩ = k(xᵢ, xⱼ), of the Gaussian or the Laplace kernel.
+    """Unit-length features z (..., n, count) with E⟨zᵢ, zⱼ⟩ = k(xᵢ, xⱼ), for the Gaussian or the Laplace kernel.
 
-    cos and sin of ⟨ω, x⟩ for count / 2 random frequencies ω, over √(count / 2). The diagonal is one without error; the
-    other elements have the standard deviation that ``random_feature_error`` returns, at most 1 / √count: 0.032 for
-    1000 features. They are differentiable in x as often as one likes.
+    They are cos and sin of ⟨ω, x⟩ for count / 2 random frequencies ω, over √(count / 2). The diagonal of the estimated
+    kernel is exactly one; the other elements have the standard deviation that ``random_feature_error`` returns, at most
+    1 / √count: 0.032 for 1000 features. They can be differentiated with respect to x any number of times.
 
     Args:
         x: (..., n, d).
         count: an even number of features, 2 or above.
         width: σ above zero, of exp(-‖·‖² / 2σ²) or exp(-‖·‖ / σ).
         kernel: ``"gaussian"`` or ``"laplace"``, whose frequencies are Gaussian or Cauchy distributed.
-        generator: of the frequencies, which are the same for all leading dimensions. The same seed gives the same ones.
+        generator: random generator of the frequencies, which all leading dimensions share. The same seed gives the same
+            frequencies.
         validate: see ``matrix_ssl.matrix``.
 
     Raises:
         MatrixError: ``x`` is not a matrix, empty, or not finite.
-        ValueError: ``count`` is not even, the width is not above zero, or an unknown kernel.
+        ValueError: ``count`` is not even, the width is not above zero, or the kernel is unknown.
 
     Reference: Rahimi and Recht, "Random Features for Large-Scale Kernel Machines", NeurIPS 2007; that pairs of cosine
         and sine err less than a cosine with a random phase: Sutherland and Schneider, "On the Error of Random Fourier
@@ -53,7 +54,7 @@ def random_fourier_features(
     rows = validation.checked_matrix(x, "x", validate)
     shape, device = (rows.shape[-1], int(count) // 2), "cpu" if generator is None else generator.device
     frequencies = torch.randn(shape, generator=generator, dtype=rows.dtype, device=device)
-    if kernel == "laplace":  # multivariate Cauchy: normal over the size of another normal
+    if kernel == "laplace":  # multivariate Cauchy: a normal over the absolute value of another normal
         frequencies = frequencies / torch.randn(shape[1], generator=generator, dtype=rows.dtype, device=device).abs()
     elif kernel != "gaussian":
         raise ValueError(f"kernel must be 'gaussian' or 'laplace', got {kernel!r}.")
@@ -78,7 +79,7 @@ def random_feature_error(
 
     Raises:
         MatrixError: ``gram`` is not a tensor of real numbers, or not finite.
-        ValueError: ``count`` is not above zero, or an unknown kernel.
+        ValueError: ``count`` is not above zero, or the kernel is unknown.
 
     Reference: Sutherland and Schneider, UAI 2015, https://arxiv.org/abs/1506.02785, section 2.1.
     """

@@ -15,11 +15,12 @@ from matrix_ssl.matrix.validation import check_positive, checked_matrix, checked
 def effective_rank(x: Tensor, *, validate: bool | None = None) -> Tensor:
     """Effective rank exp(-Σ pᵢ log pᵢ) of x (..., m, n), p its singular values over their sum: from 1 to the rank.
 
-    Of a matrix of features it is RankMe; of a covariance the effective rank that the Matrix-SSL paper reports. Nothing
-    is centred. Scale does not matter; the zero matrix gives 1. Singular values that are zero contribute no gradient.
+    Of a feature matrix this is RankMe; of a covariance, the effective rank that the Matrix-SSL paper reports. Nothing
+    is centred. Invariant to scale; the zero matrix gives 1. Singular values that are zero contribute no gradient.
 
-    float64 takes singular values. float32 and half precision take the eigenvalues of the smaller Gram matrix in
-    float64; singular values below about 1e-7 of the largest, lost to the rounding of float32, become zero.
+    In float64 the singular values are computed directly. For float32 and half precision they come from the eigenvalues
+    of the smaller Gram matrix in float64; singular values below about 1e-7 of the largest, lost to float32 rounding,
+    become zero.
 
     Raises:
         MatrixError: ``x`` is not a matrix, empty, or not finite.
@@ -29,19 +30,19 @@ def effective_rank(x: Tensor, *, validate: bool | None = None) -> Tensor:
         Garrido, Balestriero, Najman and LeCun, "RankMe", ICML 2023, https://arxiv.org/abs/2210.02885.
     """
     full = checked_matrix(x, "x", validate)
-    # in float64 the square root of the rounding of an eigenvalue stays below that of float32
+    # in float64, the square root of an eigenvalue's rounding error stays below float32 rounding
     entropy = entropy_of_singular_values(full.double(), squared=full.dtype != torch.float64)
     return entropy.exp().to(full.dtype)
 
 
 def coding_rate(features: Tensor, *, distortion: float = 0.5, validate: bool | None = None) -> Tensor:
-    """Total coding rate ½ log det(I + d / (n ε²) ZᵀZ): nats to code the rows Z up to the distortion ε: (...).
+    """Total coding rate ½ log det(I + d / (n ε²) ZᵀZ): nats to encode the rows Z up to the distortion ε: (...).
 
-    Zero for features that are all zero, and growing with every singular value. Rows are neither centred nor scaled;
-    usually they have length one. By Cholesky on the smaller of n x n and d x d.
+    It is zero if all features are zero, and grows with every singular value. Rows are neither centred nor scaled;
+    usually they have length one. Computed by Cholesky factorisation of the smaller of the n x n and d x d matrices.
 
     Args:
-        features: (..., n, d), one row a sample.
+        features: (..., n, d), one row per sample.
         distortion: ε > 0.
 
     Raises:
@@ -63,9 +64,9 @@ def coding_rate(features: Tensor, *, distortion: float = 0.5, validate: bool | N
 def spectrum(features: Tensor, *, validate: bool | None = None) -> Tensor:
     """Eigenvalues of the covariance of features (..., n, d) over their sum, in descending order: (..., min(n, d)).
 
-    The exponential of its ``shannon_entropy`` is the effective rank of the covariance. Scale and shift do not matter;
-    the smaller of the n x n and d x d matrices is decomposed. Equal rows give all zero, or a single one where rounding
-    leaves them off their mean: an entropy of 0 either way.
+    The exponential of its ``shannon_entropy`` is the effective rank of the covariance. Invariant to scale and shift;
+    the smaller of the n x n and d x d matrices is decomposed. Equal rows give all zeros, or a single 1 where rounding
+    leaves the rows off their mean: the entropy is 0 either way.
 
     Raises:
         MatrixError: ``features`` is not a matrix, empty, or not finite.
@@ -76,9 +77,9 @@ def spectrum(features: Tensor, *, validate: bool | None = None) -> Tensor:
 
 
 def shannon_entropy(weights: Tensor, *, validate: bool | None = None) -> Tensor:
-    """Shannon entropy -Σ pᵢ log pᵢ, in nats, of p = weights / their sum, weights (..., k) not negative: (...).
+    """Shannon entropy -Σ pᵢ log pᵢ, in nats, of p = weights / their sum, for non-negative weights (..., k): (...).
 
-    Between 0 and the log of the number of weights above zero; 0 if all are zero. ``spectrum`` returns such weights.
+    Between 0 and the log of the number of positive weights; 0 if all are zero. ``spectrum`` returns such weights.
 
     Raises:
         MatrixError: ``weights`` is not a tensor of real numbers, empty, not finite, or negative by more than rounding.

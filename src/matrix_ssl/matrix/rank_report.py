@@ -15,7 +15,7 @@ from matrix_ssl.matrix.validation import check_tensor, checked_matrix
 
 
 class Meaning(NamedTuple):
-    """What a measure is, for tables and pages."""
+    """Description of a measure, for tables and pages."""
 
     heading: str
     range: str
@@ -48,11 +48,11 @@ MEANINGS = {
 
 @dataclass(frozen=True)
 class RankReport:
-    """The ranks of features (n, d); ``str`` is a table that says what each means. None: not defined for the shape.
+    """The ranks of features (n, d); ``str`` is a table that explains each one. None: not defined for the shape.
 
-    The order of the four ranks with a formula of all eigenvalues is fixed on one spectrum (RankMe's singular values are
-    square roots, hence flatter): RankMe of centred features ≥ effective rank ≥ participation ratio ≥ stable rank of
-    centred features.
+    On any one spectrum, the four ranks that are formulas of all eigenvalues are always in the same order (RankMe's
+    singular values are square roots, hence flatter): RankMe of centred features ≥ effective rank ≥ participation
+    ratio ≥ stable rank of centred features.
     """
 
     samples: int
@@ -80,20 +80,20 @@ class RankReport:
 
 
 def rank_report(features: Tensor, *, views: Tensor | None = None, validate: bool | None = None) -> RankReport:
-    """All ranks of features (n, d) with one decomposition, and how they differ: print the report.
+    """All ranks of features (n, d) from one decomposition; print the report to see how they differ.
 
-    The singular value decomposition is that of the rows about their mean, in float64, of the smaller side. It gives the
-    eigenvalues of the covariance; the singular values of the rows as they are follow from it and the mean without a
-    second one. LiDAR, of ``views``, takes the eigenvalues of a matrix of its own.
+    The centred rows are decomposed into singular values in float64, on the smaller side. This gives the eigenvalues of
+    the covariance; the singular values of the uncentred rows follow from it and the mean without a second
+    decomposition. LiDAR, of ``views``, needs the eigenvalues of a separate matrix.
 
     Args:
-        features: (n, d), one row a sample.
+        features: (n, d), one row per sample.
         views: (m, v, d), features of several views of images, for LiDAR.
         validate: whether to check values; by default on the CPU.
 
     Raises:
-        MatrixError: ``features`` is not a single matrix, ``views`` not of several images and views, or one of them is
-            empty or not finite.
+        MatrixError: ``features`` is not a single matrix, ``views`` does not hold several views of several images, or
+            one of them is empty or not finite.
     """
     check_tensor(features, "features")
     if features.ndim != 2:

@@ -1,6 +1,6 @@
-"""All ranks of features that do not fit in memory, in one pass, with their intervals.
+"""All ranks of features that do not fit in memory, in one pass, with intervals.
 
-The memory is (groups + 1) d² numbers in float64 while features are added: 300 MB for width 2048 and eight groups.
+While features are added, this takes (groups + 1) d² numbers in float64: 300 MB for width 2048 and eight groups.
 """
 
 import functools
@@ -22,17 +22,17 @@ from matrix_ssl.matrix.sampling import GROUPS, LEVEL, Estimate, check_groups, co
 
 
 class RankStatistics:
-    """The ``rank_report`` of a stream of features, mergeable over processes.
+    """The ``rank_report`` of a stream of features, mergeable across processes.
 
     Singular values come from the eigenvalues of the second moment, so those below about 1e-7 of the largest are lost
-    (√(2 ε √d) in float64) and count as zero; rounding in float32 is of the same size. Order and grouping of features
-    matter to rounding, and the division into groups to the intervals only.
+    (√(2 ε √d) in float64) and count as zero; float32 rounding is of the same size. Order and grouping of the features
+    affect only rounding, and the division into groups only the intervals.
 
     Args:
         width: d.
-        groups: 4, 8, 12, ...: groups of samples for the intervals; 0 for none.
-        seed: of the division into groups.
-        device: of the state.
+        groups: number of groups of samples for the intervals: 4, 8, 12, ...; 0 for no intervals.
+        seed: random seed of the division into groups.
+        device: device of the state.
     """
 
     def __init__(self, width: int, *, groups: int = GROUPS, seed: int = 0, device: torch.device | str | None = None):
@@ -41,7 +41,7 @@ class RankStatistics:
         self.width = width
         self._groups = [Moments(width, device=device) for _ in range(groups or 1)]
         self._cosines = torch.zeros(width, width, dtype=torch.float64, device=device)  # ZᵀZ, rows of length one
-        self._ones = 0.0  # Σ ‖z‖⁴: rows that are not zero
+        self._ones = 0.0  # Σ ‖z‖⁴: the number of non-zero rows
         self._random = torch.Generator().manual_seed(seed)
         self._threshold = 0.0
 
@@ -54,12 +54,12 @@ class RankStatistics:
         """Adds samples (n, d), n ≥ 0, without gradient.
 
         Raises:
-            MatrixError: the width differs, or an element is not finite; nothing is added then.
+            MatrixError: the width differs, or an element is not finite; in that case nothing is added.
         """
         rows = checked_rows(features, self.width, validate).to(self._cosines.device)
         start, groups = self.count, len(self._groups)
         order = torch.randperm(len(rows), generator=self._random).to(rows.device)
-        for i, part in enumerate(rows[order].tensor_split(groups)):  # in turns, as the first parts are the larger ones
+        for i, part in enumerate(rows[order].tensor_split(groups)):  # rotating: the first parts are larger
             self._groups[(start + i) % groups].add(part, validate=False)
         unit = unit_length(rows.double()) if len(rows) else rows.double()
         with without_autocast(unit):
@@ -69,7 +69,7 @@ class RankStatistics:
             self._threshold = max(self._threshold, ranks.default_threshold(features[:1].expand(self.width, -1)))
 
     def merge(self, other: "RankStatistics") -> None:
-        """Adds the samples of a different state, which stays as it is.
+        """Adds the samples of another state, which is left unchanged.
 
         Raises:
             MatrixShapeError: the widths or the numbers of groups differ.
@@ -86,7 +86,7 @@ class RankStatistics:
         self._threshold = max(self._threshold, other._threshold)
 
     def packed(self) -> Tensor:
-        """The state as one tensor in float64, to be sent, saved and given to ``merge_packed``."""
+        """The state as one float64 tensor that can be sent, saved and passed to ``merge_packed``."""
         ends = torch.tensor([self._ones, self._threshold], dtype=torch.float64, device=self._cosines.device)
         return torch.cat([*(group.packed() for group in self._groups), self._cosines.flatten(), ends])
 
@@ -113,7 +113,7 @@ class RankStatistics:
         return self._spectra(range(len(self._groups)))
 
     def report(self, *, spectra: Spectra | None = None) -> RankReport:
-        """All ranks of all samples, from their spectra where these are known; MatrixError without samples."""
+        """All ranks of all samples, from their spectra if these are known; MatrixError without samples."""
         return self._report(spectra or self.spectra(), self.count, everything=True)
 
     def estimates(
@@ -121,15 +121,15 @@ class RankStatistics:
     ) -> dict[str, Estimate]:
         """The ranks with intervals, values at fewer samples and expectations at ``population``, by name.
 
-        Without ``self_cluster``, a mean over pairs that has no bias, and what is not defined for so few samples.
+        Leaves out ``self_cluster``, a mean over pairs that has no bias, and whatever is not defined for so few samples.
 
         Args:
-            population: a larger number of samples.
-            level: of the intervals, in (0, 1).
-            report: that of all samples, where it is known: one decomposition of each matrix less.
+            population: a larger number of samples, for the expectations.
+            level: level of the intervals, in (0, 1).
+            report: the report of all samples, if it is known; saves one decomposition of each matrix.
 
         Raises:
-            MatrixError: there are fewer than two samples a group, or no groups.
+            MatrixError: there are fewer than two samples per group, or no groups.
             ValueError: the population is smaller than the number of samples, or the level is out of range.
         """
         groups = len(self._groups)

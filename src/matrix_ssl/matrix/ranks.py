@@ -1,17 +1,17 @@
-"""How many directions features use: the ranks of the literature, each by its own name.
+"""How many directions features use: the ranks of the literature, each under its own name.
 
-Features (..., n, d) have one row a sample. What follows the mean and what does not differs by definition: ranks of the
+Features (..., n, d) have one row per sample. Whether the mean is subtracted depends on the definition: ranks of the
 covariance (participation ratio, PCA rank, α-ReQ, and ``of_features.effective_rank``) subtract the mean row; ranks of
-the feature matrix (RankMe, stable rank, numerical rank) and the self-cluster score do not, so a large mean lowers them.
-To subtract it, pass ``x - x.mean(-2, keepdim=True)``. ``rank_report`` gives all at once.
+the feature matrix (RankMe, stable rank, numerical rank) and the self-cluster score do not, so a large mean lowers these
+ranks and raises the score. To subtract it, pass ``x - x.mean(-2, keepdim=True)``. ``rank_report`` gives all at once.
 
-Every function computes in float64 and returns the dtype of the features, half precision in float32: float64 is exact
-to 1e-10, float32 to the rounding of the result. Decompositions are of the smaller of n x n and d x d, and gradients
-are right where eigenvalues coincide and at rank deficiency, except for the corners that are named. A scale of
-the features changes nothing but ``lidar``, whose ridge is absolute. All but the counts can be differentiated twice:
-RankMe and LiDAR where singular values coincide, too, the stable rank where the largest is simple, α-ReQ where those
-that are fitted differ from all; elsewhere a second derivative is an error. At a deficient rank, where it may be
-infinite, directions beyond the rank are left out of it.
+Every function computes in float64 and returns the dtype of the features (float32 for half precision): float64 is
+accurate to 1e-10, float32 to the rounding of the result. The smaller of the n x n and d x d matrices is decomposed, and
+gradients are correct where eigenvalues coincide and at rank deficiency, except for the corners named below. Rescaling
+the features changes nothing except ``lidar``, whose ridge is absolute. All measures except the counts can be
+differentiated twice: RankMe and LiDAR even where singular values coincide, the stable rank where the largest is simple,
+α-ReQ where the fitted eigenvalues differ from all others; elsewhere a second derivative is an error. At a deficient
+rank, where a second derivative may be infinite, directions beyond the rank are left out of it.
 """
 
 import torch
@@ -46,8 +46,8 @@ _LOST = (
 def rank_me(features: Tensor, *, validate: bool | None = None) -> Tensor:
     """RankMe exp(-Σ pᵢ log pᵢ) of features (..., n, d), p their singular values over the sum: 1 to min(n, d).
 
-    Not centred. It is ``effective_rank`` of the matrix of features. The paper adds 1e-7 to every pᵢ, against log 0;
-    here 0 log 0 is 0, which lowers the result of 2048 singular values by a relative 3e-3 at most.
+    Not centred. It is ``effective_rank`` of the feature matrix. The paper adds 1e-7 to every pᵢ to avoid log 0; here
+    0 log 0 is 0, which lowers the result for 2048 singular values by a relative 3e-3 at most.
 
     Raises:
         MatrixError: ``features`` is not a matrix, empty, or not finite.
@@ -62,8 +62,8 @@ def rank_me(features: Tensor, *, validate: bool | None = None) -> Tensor:
 def participation_ratio(features: Tensor, *, validate: bool | None = None) -> Tensor:
     """Participation ratio (tr C)² / tr C² of the covariance C of features (..., n, d): 1 to min(n - 1, d).
 
-    The exponential of the Rényi entropy of order 2 of C, never above the effective rank of C. Without a decomposition.
-    Equal rows give 1.
+    This is the exponential of the Rényi entropy of order 2 of C, and never above the effective rank of C. It needs no
+    decomposition. Equal rows give 1.
 
     Raises:
         MatrixError: ``features`` is not a matrix, empty, or not finite.
@@ -81,8 +81,8 @@ def participation_ratio(features: Tensor, *, validate: bool | None = None) -> Te
 def stable_rank(features: Tensor, *, validate: bool | None = None) -> Tensor:
     """Stable rank ‖X‖_F² / ‖X‖₂² of features X (..., n, d), Σ σ² / max σ²: 1 to the rank; zero features give 1.
 
-    Not centred. Of centred features it is the NESum of He and Ozay, Σ λ / max λ of the covariance. Where the largest
-    singular value is repeated, the gradient is one of many: there is a corner.
+    Not centred. For centred features it is the NESum of He and Ozay, Σ λ / max λ of the covariance. Where the largest
+    singular value is repeated there is a corner, and the gradient is one of many.
 
     Raises:
         MatrixError: ``features`` is not a matrix, empty, or not finite.
@@ -100,8 +100,9 @@ def stable_rank(features: Tensor, *, validate: bool | None = None) -> Tensor:
 def numerical_rank(features: Tensor, *, threshold: float | None = None, validate: bool | None = None) -> Tensor:
     """Numerical rank: how many singular values of features (..., n, d) are above threshold times the largest, int64.
 
-    Not centred. By default the threshold is 2 ε √min(n, d) with the ε of the dtype, above what rounding of the elements
-    makes of a zero. NumPy's default, ε max(n, d), is 0.1 for a million float32 rows. 0 for zero features; no gradient.
+    Not centred. The default threshold is 2 ε √min(n, d) with the ε of the dtype, above what rounding of the elements
+    turns a zero into. NumPy's default, ε max(n, d), is 0.1 for a million float32 rows. Zero features give 0; no
+    gradient.
 
     Raises:
         MatrixError: ``features`` is not a matrix, empty, or not finite.
@@ -114,13 +115,13 @@ def numerical_rank(features: Tensor, *, threshold: float | None = None, validate
 
 
 def pca_rank(features: Tensor, *, share: float = SHARE, validate: bool | None = None) -> Tensor:
-    """The fewest principal components that have a share of the variance of features (..., n, d), int64.
+    """The fewest principal components that explain a share of the variance of features (..., n, d), int64.
 
-    The least k with Σ over the k largest eigenvalues of the covariance ≥ share · tr C: 1 to min(n - 1, d), and 0 for
-    equal rows; no gradient.
+    The smallest k for which the k largest eigenvalues of the covariance sum to at least share · tr C: from 1 to
+    min(n - 1, d), and 0 for equal rows; no gradient.
 
     Args:
-        features: (..., n, d), one row a sample.
+        features: (..., n, d), one row per sample.
         share: in (0, 1].
 
     Raises:
@@ -139,16 +140,16 @@ def pca_rank(features: Tensor, *, share: float = SHARE, validate: bool | None = 
 def alpha_req(features: Tensor, *, first: int = FIRST, last: int = LAST, validate: bool | None = None) -> Tensor:
     """α-ReQ: the exponent α of λ_r ∝ r^-α, λ_r the r-th largest eigenvalue of the covariance of features (..., n, d).
 
-    0 for a flat spectrum, large for few directions; its authors report the best features near 1. Fitted to log λ_r by
-    least squares with weights 1/r, as in the code that the authors released; the paper does not fix the ranks, and
-    published scripts begin at 4, 6 or 12 and end at 50 or 100, so compare values of one range only. Zero eigenvalues
-    are left out, and so are those below (4 ε)² of the mean of all, those about the origin, with the ε of the dtype:
-    they are what rounding of the features makes of a zero. Where eigenvalues coincide, their order decides and the
-    gradient is one of many: there is a corner.
+    It is 0 for a flat spectrum and large if few directions dominate; its authors report the best features near 1.
+    Fitted to log λ_r by least squares with weights 1/r, as in the authors' released code. The paper does not fix the
+    range of ranks, and published scripts begin at 4, 6 or 12 and end at 50 or 100, so compare only values from the same
+    range. Zero eigenvalues are left out, and so are those below (4 ε)² times the mean of all eigenvalues about the
+    origin, with the ε of the dtype: these are what rounding of the features turns zeros into. Where eigenvalues
+    coincide there is a corner: their order decides, and the gradient is one of many.
 
     Args:
-        features: (..., n, d), one row a sample.
-        first, last: the ranks r of the fit, from 1; what lies beyond min(n, d) is left out.
+        features: (..., n, d), one row per sample.
+        first, last: the ranks r of the fit, counted from 1; those beyond min(n, d) are left out.
 
     Returns:
         (...), 0 and above; NaN where fewer than two eigenvalues can be fitted and values are not checked.
@@ -177,10 +178,10 @@ def alpha_req(features: Tensor, *, first: int = FIRST, last: int = LAST, validat
 def lidar(features: Tensor, *, ridge: float = RIDGE, validate: bool | None = None) -> Tensor:
     """LiDAR: effective rank of the discriminant of images against their views, 1 to min(n - 1, d).
 
-    Σ_w^-½ Σ_b Σ_w^-½, with Σ_b the covariance of the means over the views of an image and Σ_w that of the views about
-    these means plus δI; the exponential of the entropy of its eigenvalues over their sum. Directions count in which
-    images differ by more than their views do. Two views suffice; the paper has 10 to 50. Images without any difference
-    give 1.
+    The discriminant is Σ_w^-½ Σ_b Σ_w^-½, where Σ_b is the covariance of each image's mean over its views and Σ_w that
+    of the views about these means, plus δI; LiDAR is the exponential of the entropy of its eigenvalues over their sum.
+    It counts the directions in which images differ by more than their views do. Two views suffice; the paper uses 10 to
+    50. Images without any difference give 1.
 
     Args:
         features: (..., n, v, d), of v ≥ 2 views of each of n ≥ 2 images.
@@ -234,11 +235,12 @@ def lidar_of(between: Tensor, within: Tensor, ridge: float) -> Tensor:
 
 
 def self_cluster(features: Tensor, *, validate: bool | None = None) -> Tensor:
-    """Self-cluster score of features (..., n, d): how far rows of length one are from uniform on the sphere.
+    """Self-cluster score of features (..., n, d): how far rows scaled to length one are from uniform on the sphere.
 
-    (d m - 1) / (d - 1), m the mean squared cosine over pairs of different rows: 0 expected for uniform directions, 1 if
-    all rows are parallel, -1 / (n - 1) at least. Low is spread out, unlike a rank. Not centred. As a mean over pairs it
-    has no bias from the number of samples. A row of zeros has the cosine 0 to every other one.
+    It is (d m - 1) / (d - 1), with m the mean squared cosine over pairs of different rows: 0 in expectation for uniform
+    directions, 1 if all rows are parallel, and at least -1 / (n - 1). Unlike for a rank, low means spread out. Not
+    centred. As a mean over pairs, it is not biased by the number of samples. A row of zeros has cosine 0 with every
+    other row.
 
     Raises:
         MatrixError: ``features`` is not a matrix, has fewer than two rows or columns, or is not finite.
@@ -271,14 +273,14 @@ def default_threshold(features: Tensor) -> float:
 def rounding_level(mean: Tensor, eps: float) -> Tensor:
     """(4 ε)² times the mean (...) of the min(n, d) eigenvalues about the origin: (..., 1).
 
-    Rounding of every element by ε of its size leaves eigenvalues of less than ε² of the mean in the place of zeros,
-    and a product of float32, as a layer computes, one of up to 9 ε² of it.
+    Rounding every element by ε of its size turns zero eigenvalues into values below ε² of the mean; a float32 product,
+    as a layer computes, turns them into values of up to 9 ε² of it.
     """
     return ((4 * eps) ** 2 * mean).unsqueeze(-1)
 
 
 def rounding_of(features: Tensor) -> float:
-    """ε of the dtype of features, that of float64 for integers, which are exact."""
+    """ε of the dtype of the features; that of float64 for integers, which are exact."""
     return torch.finfo(features.dtype if features.dtype.is_floating_point else torch.float64).eps
 
 

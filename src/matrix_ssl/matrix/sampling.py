@@ -1,22 +1,22 @@
-"""What a measure of n samples says about the measure of more: its bias and its uncertainty.
+"""What a measure of n samples says about its value for more samples: bias and uncertainty.
 
-A rank of n samples is too low: some directions have not been seen yet. So a rank of 10,000 images must not be compared
-with that of a million. ``Estimate`` has the value at n, an interval for it, the values at n/2 and n/4, and what they
-let expect at a larger number.
+A rank measured on n samples is too low, because some directions have not been seen yet. The rank of 10,000 images must
+therefore not be compared with that of a million. ``Estimate`` holds the value at n, an interval for it, the values at
+n/2 and n/4, and what to expect from these at a larger number of samples.
 
 The samples are divided at random into groups. The interval is the delete-a-group jackknife,
 
     s² = (g - 1) / g Σ (θ_i - mean θ)²,    θ_i without group i,    θ ± t s,
 
-t of Student's distribution with g - 1 degrees of freedom. Groups of unequal sizes m_i leave different numbers of
-samples, which is no uncertainty: θ_i + c (m_i - mean m) takes the place of θ_i, with the growth per sample c =
-(θ - mean θ_i) / mean m. The interval is for the value that different samples of the same size
-would give, bias included. A bootstrap would draw samples twice, which lowers every rank.
+with t from Student's distribution with g - 1 degrees of freedom. Groups of unequal sizes m_i leave different numbers of
+samples, which is no uncertainty: θ_i is replaced by θ_i + c (m_i - mean m), where c = (θ - mean θ_i) / mean m is the
+growth per sample. The interval is for the value that different samples of the same size would give, bias included. A
+bootstrap would draw samples twice, which lowers every rank.
 
-The expectation at N continues the last doubling: with a = θ(n/2) - θ(n/4), b = θ(n) - θ(n/2), q = b/a, every further
-doubling adds q times the one before, θ(N) = θ(n) + b q (1 - q^k) / (1 - q), k = log₂(N/n). A bias of c n^-p is
-continued exactly. With q ≥ 1 growth is not slowing down, and there is no expectation; with q ≤ 0 there is no trend to
-continue.
+The expectation at N continues the last doubling: with a = θ(n/2) - θ(n/4), b = θ(n) - θ(n/2) and q = b/a, every further
+doubling adds q times the previous one, so that θ(N) = θ(n) + b q (1 - q^k) / (1 - q) with k = log₂(N/n). A bias of
+c n^-p is continued exactly. With q ≥ 1 growth is not slowing down, and there is no expectation; with q ≤ 0 there is no
+trend to continue.
 
 References:
     Quenouille, "Notes on bias in estimation", Biometrika 43, 1956. Shao and Wu, "A general theory for jackknife
@@ -46,10 +46,10 @@ class Estimate:
     Attributes:
         samples: n.
         value: at n samples.
-        low, high: of the interval.
-        half, quarter: mean value of disjoint halves and quarters of the samples.
+        low, high: bounds of the interval.
+        half, quarter: mean value over disjoint halves and quarters of the samples.
         population: the larger number of samples N that was asked for.
-        expected: at N; None without N, or where growth is not slowing down.
+        expected: the value to expect at N; None without N, or where growth is not slowing down.
     """
 
     samples: int
@@ -69,12 +69,12 @@ def estimate(
     """A measure of features (n, d) with its interval, its values at fewer samples and what to expect at more.
 
     Args:
-        measure: of features (m, d), to a number, such as ``rank_me``.
+        measure: a function of features (m, d) that returns a number, such as ``rank_me``.
         features: (n, d), independent rows, n ≥ 2 · groups.
         population: N ≥ n, for the expectation.
-        groups: 4, 8, 12, ...: a measure is computed groups + 7 times.
-        level: of the interval, in (0, 1).
-        seed: of the division into groups.
+        groups: number of groups: 4, 8, 12, ...; the measure is computed groups + 7 times.
+        level: level of the interval, in (0, 1).
+        seed: random seed of the division into groups.
         validate: whether to check values; by default on the CPU.
 
     Raises:
@@ -101,14 +101,15 @@ def combine(
     of_groups: Callable[[Sequence[int]], float], sizes: Sequence[int], *, population: int | None, level: float,
     directions: int | None = None,
 ) -> Estimate:  # fmt: skip
-    """The estimate, from the measure of any of the groups together.
+    """The estimate, from the measure of any of the groups taken together.
 
     Args:
-        of_groups: the measure of the groups of these numbers.
+        of_groups: the measure of the groups with these numbers, taken together.
         sizes: numbers of samples of the groups.
         population: N, for the expectation.
-        level: of the interval.
-        directions: of a rank, the most there are: limits the expectation and, as do the samples and 1, the interval.
+        level: level of the interval.
+        directions: for a rank, the largest possible value: limits the expectation and, together with the number of
+            samples and 1, the interval.
     """
     groups, samples = len(sizes), sum(sizes)
     if population is not None and population < samples:
@@ -147,9 +148,9 @@ def expectation(quarter: float, half: float, value: float, ratio: float) -> floa
 
 
 def student(level: float, freedom: int) -> float:
-    """The quantile of Student's distribution that ``level`` of it lies within, both signs.
+    """The two-sided quantile of Student's distribution: a share ``level`` of it lies between ± this value.
 
-    From 3 degrees on to 1 % up to a level of 0.99, and to 5 % up to 0.999.
+    From 3 degrees of freedom on, accurate to 1 % up to a level of 0.99, and to 5 % up to 0.999.
 
     Reference: Abramowitz and Stegun, "Handbook of Mathematical Functions", 26.7.5.
     """

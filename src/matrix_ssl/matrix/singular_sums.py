@@ -1,9 +1,10 @@
 """Sums over singular values from which RankMe follows, twice differentiable.
 
-The derivative of Σ f(σ) by x = U Σ Vᵀ is U f'(Σ) Vᵀ, an odd function of x in the sense of singular values. Its own has,
-with g = f' and inner = Uᵀ G V, the divided differences (g_i - g_j)/(σ_i - σ_j) of the symmetric part of inner, (g_i +
-g_j)/(σ_i + σ_j) of the skew one, and g_i/σ_i beyond the singular vectors (Noferini, SIAM Journal on Matrix Analysis and
-Applications 38(2), 2017). ``svd`` of PyTorch divides by differences of singular values: NaN where two coincide.
+The derivative of Σ f(σ) with respect to x = U Σ Vᵀ is U f'(Σ) Vᵀ, an odd function of x in the sense of singular values.
+Its own derivative has, with g = f' and inner = Uᵀ G V, the divided differences (g_i - g_j)/(σ_i - σ_j) of the symmetric
+part of inner, (g_i + g_j)/(σ_i + σ_j) of the skew one, and g_i/σ_i beyond the singular vectors (Noferini, SIAM Journal
+on Matrix Analysis and Applications 38(2), 2017). PyTorch's ``svd`` divides by differences of singular values, which
+gives NaN where two coincide.
 """
 
 from typing import Any
@@ -23,7 +24,8 @@ def entropy_of_singular_values(x: Tensor, *, squared: bool) -> Tensor:
 
     Args:
         x: (..., m, n).
-        squared: take them from the eigenvalues of the smaller Gram matrix, faster and with half of the digits.
+        squared: compute them from the eigenvalues of the smaller Gram matrix, which is faster but keeps half of the
+            digits.
     """
     sums = _singular_sums if (followed := needs_vectors(x)) else _SingularSums.forward
     power, total, *_ = sums(x, squared, followed)
@@ -83,7 +85,7 @@ _slope = differentiable(_Slope)
 
 
 class _Moved(Parts):
-    """The derivatives of ``_Slope`` by power, total and x, applied to a gradient: differentiable by that alone."""
+    """The derivatives of ``_Slope`` by power, total and x, applied to a gradient and differentiable only in it."""
 
     @staticmethod
     def forward(gradient: Tensor, power: Tensor, total: Tensor, x: Tensor, u: Tensor, s: Tensor, v: Tensor,
@@ -150,6 +152,6 @@ def _decomposition(x: Tensor, squared: bool) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _roots(eigenvalues: Tensor) -> Tensor:
-    """Singular values from their squares; what rounding leaves of a zero is one."""
+    """Singular values from their squares; what rounding leaves of a zero becomes zero."""
     nonzero = eigenvalues > zero_level(eigenvalues)
     return torch.where(nonzero, torch.where(nonzero, eigenvalues, 1.0).sqrt(), 0.0)

@@ -1,7 +1,7 @@
-"""Entropies of the eigenvalues λ + ridge of a symmetric matrix, of all orders: what matrices and features share.
+"""Entropies of all orders of the eigenvalues λ + ridge of a symmetric matrix, for matrices and features alike.
 
-Arguments are symmetric and unchecked, and every function returns the eigenvalues beside the entropy for the check.
-``zeros`` is the number of further eigenvalues of zero of a matrix that stands for a larger one.
+Matrices are symmetric and unchecked, and functions of them also return the eigenvalues, for the check. ``zeros`` is the
+number of additional zero eigenvalues of the larger matrix that a matrix stands for.
 """
 
 import math

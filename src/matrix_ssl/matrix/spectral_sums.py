@@ -1,8 +1,8 @@
 """Sums over the eigenvalues of a symmetric matrix from which entropies of any order follow, twice differentiable.
 
-``eigh`` divides by differences of eigenvalues in its derivative, ``eigvalsh`` in its second; both give NaN where two
-coincide. Here the first derivative is a function of the matrix and the second has the divided difference of that
-function (Daleckii and Krein, 1965), which stays finite.
+The derivative of ``eigh`` divides by differences of eigenvalues, as does the second derivative of ``eigvalsh``; both
+give NaN where two coincide. Here the first derivative is a function of the matrix, and the second uses the divided
+difference of that function (Daleckii and Krein, 1965), which stays finite.
 """
 
 from typing import Any
@@ -21,11 +21,11 @@ def spectral_sums(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Σ h(x) and Σ x over x = (λ + ridge) / c, and the eigenvalues λ of ``a`` (..., d, d) without gradient.
 
-    ``zeros`` is a number of further eigenvalues of zero that ``a``, on the smaller side of features, does not have.
+    ``zeros`` is the number of further zero eigenvalues that ``a``, on the smaller side of features, does not have.
 
-    c is the largest λ + ridge of each matrix, or 1 unless ``scaled``. For an order within 0.25 of one, h(x) =
-    (x^order - x) / (1 - order), and -x log x in the limit; else h(x) = x^order. Where x counts as zero (``zero_level``)
-    h has the value of max(x, 0), but zero below order one, and no slope up to order one.
+    c is the largest λ + ridge of each matrix, or 1 unless ``scaled``. For an order within 0.25 of one, h(x) is
+    (x^order - x) / (1 - order), and -x log x in the limit; otherwise h(x) = x^order. Where x counts as zero
+    (``zero_level``), h has the value at max(x, 0), but zero below order one, and no slope up to order one.
     """
     sums = _spectral_sums if (followed := needs_vectors(a)) else _SpectralSums.forward
     power, total, eigenvalues, _, _, scale = sums(a, order, ridge, scaled, followed)
@@ -36,7 +36,7 @@ def spectral_sums(
 
 
 def needs_vectors(a: Tensor) -> bool:
-    """Whether a derivative by ``a`` may be asked for."""
+    """Whether a derivative with respect to ``a`` may be requested."""
     if torch.compiler.is_compiling() or is_transformed(a):
         return True
     return (torch.is_grad_enabled() and a.requires_grad) or torch.autograd.forward_ad.unpack_dual(a).tangent is not None
@@ -88,7 +88,7 @@ _weighted = differentiable(Weighted)
 
 
 class Moved(Parts):
-    """The derivatives of ``Weighted`` by weights and matrix, applied to a gradient: differentiable by that alone."""
+    """The derivatives of ``Weighted`` by weights and matrix, applied to a gradient and differentiable only in it."""
 
     @staticmethod
     def forward(gradient: Tensor, weights: Tensor, a: Tensor, values: Tensor, vectors: Tensor, used: int
@@ -124,7 +124,7 @@ def _rotated(a: Tensor, vectors: Tensor) -> Tensor:
 def _apart(weights: Tensor, values: Tensor, used: int) -> Tensor:
     """(w_i - w_j) / (λ_i - λ_j) of all pairs, and zero on the diagonal and where neither is among the ``used`` largest.
 
-    Of two that coincide it is unknown: an error, and NaN where values cannot be read.
+    Where two coincide it is undefined: an error, or NaN where values cannot be read.
     """
     d = values.shape[-1]
     gap = values.unsqueeze(-1) - values.unsqueeze(-2)
@@ -145,8 +145,8 @@ def _apart(weights: Tensor, values: Tensor, used: int) -> Tensor:
 def eigenvalues_of(a: Tensor, *, used: int) -> Tensor:
     """Eigenvalues (..., d) of a symmetric matrix in ascending order, for functions of the largest and of their sum.
 
-    They can be differentiated twice where the ``used`` largest ones, on which a function depends singly, differ from
-    all others. The others matter by their sum alone, so that they may coincide.
+    They can be differentiated twice where the ``used`` largest ones, on which a function depends individually, differ
+    from all others. The others matter only through their sum, so they may coincide.
     """
     if not needs_vectors(a):
         return plain.eigenvalues(a)
@@ -226,8 +226,10 @@ _slope = differentiable(_Slope)
 
 
 class _Curvature(Parts):
-    """The derivatives of ``_Slope`` by power, total and a, applied to a gradient: linear in that, and by that alone
-    differentiable, as a Hessian-vector product by two backward passes asks. The other arguments refuse a derivative.
+    """The derivatives of ``_Slope`` by power, total and a, applied to a gradient, in which they are linear.
+
+    They can be differentiated only in that gradient, as a Hessian-vector product by two backward passes requires; the
+    other arguments refuse a derivative.
     """
 
     @staticmethod

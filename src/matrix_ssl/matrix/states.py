@@ -1,4 +1,4 @@
-"""Divergences between several matrices of trace one, as covariances of different samples or kernels of the same.
+"""Divergences between several matrices of trace one, such as covariances of different samples or kernels of the same.
 
 Every argument A (..., d, d) is symmetric positive semi-definite and stands for the state A / tr A.
 """
@@ -21,18 +21,18 @@ def jensen_renyi_divergence(
 ) -> Tensor:
     """Jensen-Rényi divergence S(Σ wᵢ ρᵢ) - Σ wᵢ S(ρᵢ) of k states, S the Rényi entropy: (...), in nats.
 
-    Zero for equal states. For alpha from 0 to 1, where S is concave, it is not negative; at alpha = 1 it is the quantum
+    Zero for equal states. For alpha from 0 to 1, where S is concave, it is non-negative; at alpha = 1 it is the quantum
     Jensen-Shannon divergence and at most the entropy of the weights. Above 1 it can be negative.
 
     Args:
         states: A₁, ..., Aₖ (..., d, d), symmetric positive semi-definite; leading dimensions are broadcast.
         alpha: the order of the entropy, zero or above.
-        weights: k numbers, zero or above, which are divided by their sum; equal ones by default.
+        weights: k numbers, zero or above, which are divided by their sum; equal by default.
         validate: see ``matrix_ssl.matrix``.
 
     Raises:
         MatrixError: a state is not symmetric, zero or not positive semi-definite, or the shapes do not fit.
-        ValueError: alpha is below zero, fewer than two states, or weights that do not fit.
+        ValueError: alpha is below zero, there are fewer than two states, or the weights do not fit.
 
     Reference: Hoyos-Osorio and Sanchez-Giraldo, "The Representation Jensen-Rényi Divergence", ICASSP 2022,
         https://arxiv.org/abs/2112.01583; for alpha = 1 Lin, "Divergence measures based on the Shannon entropy", IEEE
@@ -59,9 +59,10 @@ def jensen_renyi_divergence(
 def holevo_information(*states: Tensor, weights: Weights = None, validate: bool | None = None) -> Tensor:
     """Holevo information χ = S(Σ wᵢ ρᵢ) - Σ wᵢ S(ρᵢ) of an ensemble, S the von Neumann entropy: (...), in nats.
 
-    From 0, where all states are equal, to the Shannon entropy of the weights, where they are orthogonal: an upper bound
-    of what a measurement tells about which state it was. As classes with their covariances: how much the spectrum alone
-    says about the class. ``jensen_renyi_divergence`` of order 1; args, raises as there.
+    Ranges from 0, where all states are equal, to the Shannon entropy of the weights, where they are orthogonal. It is
+    an upper bound on what a measurement tells about which state it was. With classes given by their covariances, it is
+    how much the spectrum alone says about the class. This is ``jensen_renyi_divergence`` of order 1, with the same
+    arguments and errors.
 
     Reference: Holevo, "Bounds for the quantity of information transmitted by a quantum communication channel", Problems
         of Information Transmission 9(3), 1973.
@@ -70,12 +71,12 @@ def holevo_information(*states: Tensor, weights: Weights = None, validate: bool 
 
 
 def schatten_divergence(p: Tensor, q: Tensor, *, order: float = 1.0, validate: bool | None = None) -> Tensor:
-    """Schatten norm ‖ρ - σ‖ = (Σ |λᵢ|^order)^(1 / order) of the difference of two states: (...), without unit.
+    """Schatten norm ‖ρ - σ‖ = (Σ |λᵢ|^order)^(1 / order) of the difference of two states: (...), dimensionless.
 
-    A distance: zero for equal states only. From 0 to 2^(1 / order), which orthogonal pure states reach; at order 1
-    twice the trace distance, at order 2 the Frobenius norm, which takes no eigenvalues, at order ∞ the spectral norm.
-    Equal states and, at order 1, zero eigenvalues contribute no gradient. It can be differentiated twice, but for
-    orders other than 2 a second derivative is an error where eigenvalues of ρ - σ coincide.
+    A distance: zero only for equal states. Ranges from 0 to 2^(1 / order), which orthogonal pure states reach; at order
+    1 it is twice the trace distance, at order 2 the Frobenius norm, which needs no eigenvalues, and at order ∞ the
+    spectral norm. Equal states and, at order 1, zero eigenvalues contribute no gradient. It can be differentiated
+    twice, but at orders other than 2 a second derivative is an error where eigenvalues of ρ - σ coincide.
 
     Args:
         p, q: (..., d, d), symmetric positive semi-definite, which is not checked; leading dimensions are broadcast.

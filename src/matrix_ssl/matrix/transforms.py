@@ -1,7 +1,7 @@
-"""``torch.autograd.Function``s that ``torch.func`` and ``torch.compile`` both take, and that refuse what they lack.
+"""``torch.autograd.Function``s that work with both ``torch.func`` and ``torch.compile``, and refuse what they lack.
 
-``torch.func`` wants a ``setup_context`` beside ``forward``, which the compiler of PyTorch 2.4 does not take: a compiled
-program gets a twin of the function in the older style, made of the same parts.
+``torch.func`` requires a ``setup_context`` alongside ``forward``, which the compiler of PyTorch 2.4 does not accept: a
+compiled program gets a twin of the function in the older style, built from the same parts.
 """
 
 from collections.abc import Callable
@@ -12,11 +12,11 @@ from torch import Tensor
 
 
 class Parts:
-    """What ``differentiable`` makes a function of: ``forward(*inputs)``, ``setup_context``, ``backward``, ``jvp``."""
+    """What ``differentiable`` makes a function from: ``forward(*inputs)``, ``setup_context``, ``backward``, ``jvp``."""
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
-        """Refuses forward-mode differentiation, unless there is another one."""
+        """Refuses forward-mode differentiation, unless it is overridden."""
         raise RuntimeError(
             "This function has no forward-mode derivative: use torch.autograd, torch.func.grad or torch.func.jacrev."
         )
@@ -49,7 +49,7 @@ def differentiable(parts: Any) -> Callable[..., Any]:
 
 
 class NotTwice(Parts):
-    """A gradient as it is; its own derivative is an error that says so."""
+    """Passes a gradient on unchanged; its own derivative is an error that says so."""
 
     @staticmethod
     def forward(gradient: Tensor, name: str, *dependencies: Tensor) -> Tensor:

@@ -22,9 +22,9 @@ def looks_at_values(x: Tensor, validate: bool | None) -> bool:
 
 
 def is_mapped(x: Tensor) -> bool:
-    """Whether ``torch.func.vmap`` holds a tensor: then it stands for many, and no branch can depend on its values.
+    """Whether ``torch.func.vmap`` batches a tensor: it then stands for many, and no branch can depend on its values.
 
-    False while ``torch.compile`` traces, which cannot ask.
+    False while ``torch.compile`` traces, where this cannot be queried.
     """
     if torch.compiler.is_compiling():
         return False
@@ -79,7 +79,7 @@ def check_entropy_order(order: float, name: str = "alpha") -> None:
 
 
 def is_number(value: object) -> bool:
-    """Whether a value can be compared with numbers: not None, a text or a list."""
+    """Whether a value can be compared with numbers: not None, a string or a list."""
     return hasattr(value, "__float__")
 
 
@@ -96,7 +96,7 @@ def check_tensor(x: Any, name: str) -> None:
 
 
 def check_representable(result: Tensor, x: Tensor, name: str, validate: bool | None, what: str = "squares") -> None:
-    """Raises unless what was computed from a finite ``x`` is finite, too; ``what`` it is made of."""
+    """Raises unless what was computed from a finite ``x`` is finite, too; ``what`` names its terms."""
     if looks_at_values(x, validate) and not torch.isfinite(result.detach().sum()) and not result.isfinite().all():
         raise errors.NotFiniteError(
             f"{label(x, name)} has values up to {float(x.detach().abs().max()):.3g}, whose {what} are beyond "
@@ -121,7 +121,7 @@ def checked_real(x: Tensor, name: str, validate: bool | None) -> Tensor:
     check_tensor(x, name)
     if x.is_complex():
         raise errors.MatrixTypeError(f"{label(x, name)} has complex elements, dtype {x.dtype}: pass real ones.")
-    # a finite sum has finite terms only, and is read ten times as fast
+    # a finite sum has only finite terms, and is checked ten times as fast
     if looks_at_values(x, validate) and not torch.isfinite(x.detach().sum()) and not torch.isfinite(x).all():
         bad = ~torch.isfinite(x)
         first = tuple(bad.nonzero()[0].tolist())

@@ -1,4 +1,4 @@
-"""Encoders without their classifiers: the small one of this package, those of torchvision, timm and transformers."""
+"""Encoders without their classifiers: this package's own small one, and those of torchvision, timm and transformers."""
 
 import contextlib
 import itertools
@@ -12,7 +12,7 @@ from matrix_ssl.errors import ConfigError, did_you_mean, import_extra, import_pa
 from matrix_ssl.networks.image_models import PREFIX, ImageModel
 from matrix_ssl.networks.modules import MODULE, registered_encoder
 
-SMALL_IMAGE = 64  # up to this side, in pixels, stem "auto" keeps the resolution
+SMALL_IMAGE = 64  # stem "auto" keeps the resolution of images up to this side, in pixels
 TINY_RESNET = "tiny_resnet"
 _COLOURS = 3
 
@@ -28,25 +28,25 @@ def build_encoder(
     configuration: str = "",
     any_size: bool = False,
 ) -> tuple[nn.Module, int]:
-    """An encoder without its classifier, images (n, channels, image_size, image_size) to features (n, k), and k.
+    """Returns an encoder without classifier, images (n, channels, image_size, image_size) to features (n, k), and k.
 
     Args:
-        name: ``"tiny_resnet"``, an architecture of torchvision such as ``"resnet50"``, ``"timm/NAME"``, for a model
-            of transformers ``"hf:NAME"``, or a name of ``modules.register_encoder``.
-        channels: 1 to 16. Architectures of torchvision take colours: for another number their first convolution is a
-            new one of the same size.
+        name: ``"tiny_resnet"``, a torchvision architecture such as ``"resnet50"``, ``"timm/NAME"``, ``"hf:NAME"`` for a
+            model of transformers, or a name returned by ``modules.register_encoder``.
+        channels: 1 to 16. torchvision architectures take RGB images: for any other number their first convolution is
+            replaced by a new one of the same size.
         image_size: side of the square input, in pixels.
-        stem: torchvision ResNets only. ``"small"`` replaces the 7x7 stride-2 convolution by a 3x3 one and removes the
+        stem: torchvision ResNets only. ``"small"`` replaces the 7x7 stride-2 convolution with a 3x3 one and removes the
             max-pooling; ``"auto"`` does so for images of at most 64 pixels.
         width: channels of the first stage of ``tiny_resnet``.
-        patch_size: vision transformers of timm only: side of the patches, in pixels; 0: that of the architecture.
-        configuration: of ``"hf:NAME"``: the ``config.json`` of the model, as JSON.
-        any_size: whether a vision transformer of timm resamples its positions for images of other sizes. It has the
-            same parameters, and the same features at ``image_size``.
+        patch_size: timm vision transformers only: side of the patches, in pixels; 0 for that of the architecture.
+        configuration: for ``"hf:NAME"``: the model's ``config.json``, as JSON.
+        any_size: whether a timm vision transformer resamples its position embeddings for images of other sizes. Its
+            parameters, and its features at ``image_size``, are the same.
 
     Raises:
         ConfigError: the architecture is unknown or does not accept such images.
-        MissingExtra: an architecture of timm or transformers without that package.
+        MissingExtra: the architecture is one of timm or transformers and that package is not installed.
     """
     if patch_size and not name.startswith("timm/"):
         raise ConfigError(
@@ -103,7 +103,7 @@ def _torchvision_encoder(name: str, image_size: int, stem: str, channels: int) -
 
 
 def take_channels(encoder: nn.Module, channels: int) -> tuple[str, nn.Module]:
-    """Gives the first convolution of an encoder so many channels, with the weights of a new layer, by He's rule.
+    """Replaces an encoder's first convolution with one for this many channels, with new weights by He initialisation.
 
     Returns:
         Its name in the encoder, and the new layer.
@@ -127,7 +127,7 @@ def _timm_encoder(name: str, channels: int, image_size: int, patch_size: int, an
     patches = {"patch_size": patch_size} if patch_size else {}
     for sized in ({"img_size": image_size, "dynamic_img_size": True}, {"img_size": image_size}, {}):
         if any_size or "dynamic_img_size" not in sized:
-            # convolutional architectures take any size and refuse the arguments, some transformers the second one
+            # convolutional architectures take any size and reject both arguments, some transformers the second one
             with contextlib.suppress(TypeError):
                 return timm.create_model(name, pretrained=False, num_classes=0, in_chans=channels, **sized, **patches)
     if patches:
@@ -163,10 +163,10 @@ def _wrong_size(name: str, image_size: int, error: Exception) -> ConfigError:
 
 
 class TinyResNet(nn.Module):
-    """A small residual network: 3x3 stem, one basic block a stage, global average pooling.
+    """A small residual network: 3x3 stem, one basic block per stage, global average pooling.
 
-    Stages halve the resolution and double the channels until 4 pixels are left, four stages at most. The stem halves
-    the resolution of images above 32 pixels.
+    After the first stage, each one halves the resolution and doubles the channels until 4 pixels are left, with at most
+    four stages. The stem halves the resolution of images above 32 pixels.
     """
 
     def __init__(self, *, channels: int, image_size: int, width: int):
@@ -192,7 +192,7 @@ class TinyResNet(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions beside an identity, or a 1x1 convolution where the shape changes (He et al., CVPR 2016)."""
+    """Two 3x3 convolutions with an identity shortcut, or a 1x1 one where the shape changes (He et al., CVPR 2016)."""
 
     def __init__(self, channels_in: int, channels_out: int, *, stride: int):
         super().__init__()

@@ -14,8 +14,8 @@ def mlp(
 ) -> nn.Sequential:
     """Linear layers with ReLU between them, (n, widths[0]) -> (n, widths[-1]).
 
-    BatchNorm stands before every ReLU with ``hidden_norm``, and without affine parameters after the last layer with
-    ``output_norm``; ``hidden_bias`` and ``output_bias`` say whether hidden layers, and the last one, have a bias.
+    ``hidden_norm`` puts BatchNorm before every ReLU, and ``output_norm`` puts one without affine parameters after the
+    last layer; ``hidden_bias`` and ``output_bias`` say whether the hidden layers and the last one have a bias.
     """
     layers: list[nn.Module] = []
     for dim_in, dim_out in itertools.pairwise(widths[:-1]):
@@ -28,10 +28,10 @@ def mlp(
 
 
 def projector(dim_in: int, hidden: int, dim_out: int) -> nn.Sequential:
-    """SimSiam's: three linear layers with BatchNorm, the last without affine parameters (n, dim_in) -> (n, dim_out)."""
+    """SimSiam's projector: three linear layers with BatchNorm, the last not affine; (n, dim_in) -> (n, dim_out)."""
     return mlp(dim_in, hidden, hidden, dim_out, output_norm=True, output_bias=False)
 
 
 def predictor(dim: int, hidden: int | None = None) -> nn.Sequential:
-    """SimSiam's: two linear layers with BatchNorm between them, (n, dim) -> (n, dim); by default a quarter as wide."""
+    """SimSiam's predictor: two linear layers, BatchNorm between; (n, dim) -> (n, dim), hidden dim // 4 by default."""
     return mlp(dim, max(1, dim // 4) if hidden is None else hidden, dim)

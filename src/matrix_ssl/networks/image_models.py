@@ -1,4 +1,4 @@
-"""Image models of transformers as encoders: built from their configuration, with one vector for each image."""
+"""Image models of transformers as encoders: built from their configuration, with one feature vector per image."""
 
 import json
 from typing import Any
@@ -7,21 +7,21 @@ from torch import Tensor, nn
 
 from matrix_ssl.errors import ConfigError, import_extra, is_out_of_memory
 
-PREFIX = "hf:"  # of their names, as on the Hugging Face hub
+PREFIX = "hf:"  # stands before their names, which are those on the Hugging Face hub
 
 
 class ImageModel(nn.Module):
-    """A model of transformers with its features: its pooled output, or its first token where it pools nothing.
+    """A transformers model whose features are its pooled output, or its first token if it has none.
 
-    A pooler that is a dense layer with tanh, as BERT's, is left out and the first token is taken: published image
-    models do without it, or leave it at random. It is not part of ``model``.
+    A pooler that is a dense layer with tanh, like BERT's, is left out of ``model`` and the first token is used:
+    published image models come without one, or leave it randomly initialised.
 
     Args:
         configuration: JSON, the ``config.json`` of a model; only classes of transformers itself are built.
-        place: its name in messages.
+        place: the name of the model in messages.
 
     Raises:
-        ConfigError: it is not the configuration of a model that takes images alone.
+        ConfigError: it is not the configuration of a model that takes only images.
         MissingExtra: transformers is not installed.
     """
 

@@ -1,4 +1,4 @@
-"""Modules of programs as encoders: architectures of this process alone."""
+"""A program's own modules as encoders: architectures known to this process only."""
 
 import copy
 import hashlib
@@ -7,19 +7,19 @@ from torch import nn
 
 from matrix_ssl.errors import ConfigError, is_out_of_memory
 
-MODULE = "module:"  # how their names begin
+MODULE = "module:"  # prefix of their names
 _MODULES: dict[str, nn.Module] = {}  # by name
 
 
 def register_encoder(module: nn.Module, *, name: str | None = None) -> str:
-    """Makes a copy of a module an architecture of this process, with its weights as the initialisation.
+    """Registers a copy of a module as an architecture of this process, with its weights as the initialisation.
 
     Args:
-        module: images (n, c, s, s) to features (n, k).
-        name: one that an earlier call, perhaps in another process, returned; None: by the module.
+        module: maps images (n, c, s, s) to features (n, k).
+        name: one returned by an earlier call, perhaps in another process; None derives it from the module.
 
     Returns:
-        Its name: of the class, and of a digest of the names and shapes of its tensors.
+        Its name: the class name and a digest of the names and shapes of its tensors.
 
     Raises:
         ConfigError: it cannot be copied.
@@ -44,7 +44,7 @@ def forget_encoder(name: str) -> None:
 
 
 def registered_encoder(name: str) -> nn.Module:
-    """A copy of the module of that name; ConfigError where this process has none."""
+    """A copy of the module registered under this name; ConfigError if this process has none."""
     if name not in _MODULES:
         raise ConfigError(
             f"network.encoder={name!r} is a torch.nn.Module of a program: open the run in Python, with "

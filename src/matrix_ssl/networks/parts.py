@@ -1,14 +1,14 @@
-"""A large batch in little memory: a network computes it in parts or blocks, and once more for the gradient.
+"""A large batch in little memory: a network computes it in parts or blocks, and again for the gradient.
 
-The outputs of a batch are those of its parts, computed without a graph. When the gradient by the outputs has come from
-a loss that sees all of them, every part is computed again with its graph, and the gradients by the parameters are
-summed. Value and gradient are those of the whole batch to rounding, for any loss, at the price of one more forward; the
-activations of one part at a time are in memory.
+The outputs of a batch are first computed part by part, without a graph. Once a loss that sees all of them has returned
+the gradient with respect to the outputs, every part is computed again with its graph, and the parameter gradients are
+summed. Value and gradient are those of the whole batch up to rounding, for any loss, at the cost of one extra forward
+pass; only the activations of one part at a time are in memory.
 
-That holds for networks whose rows do not depend on each other: without BatchNorm, or with BatchNorm by running
-statistics that stay. The statistics of a whole batch cannot be had in parts with less memory: their gradient needs, at
-every such layer, sums over all parts, so that the graphs of all parts are in memory at a time. With them blocks are
-computed again on the whole batch instead, which keeps what goes into a block and not what is inside.
+This holds for networks whose rows do not depend on each other: those without BatchNorm, or with BatchNorm that uses
+fixed running statistics. The statistics of a whole batch cannot be computed in parts with less memory: at every such
+layer their gradient needs sums over all parts, so the graphs of all parts would be in memory. For such networks,
+blocks are recomputed on the whole batch instead, which keeps the input of a block but not what is inside it.
 
 Reference: Gao, Zhang, Han and Callan, "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup",
 RepL4NLP 2021, section 3.
@@ -29,9 +29,9 @@ Forward = Callable[[Tensor], Tensor]
 
 
 def compute_in_parts(network: nn.Module, parts: int) -> None:
-    """Makes the forward of a network (n, ...) to (n, k) work in ``parts`` parts while it is trained; at least one.
+    """Makes a network's forward pass, (n, ...) to (n, k), work in ``parts`` parts (at least one) in training mode.
 
-    It then has no gradient by its input, and says so where one is asked for.
+    It then has no gradient with respect to its input, and raises an error if one is requested.
     """
     network.forward = functools.partial(_in_parts, network, network.forward, parts)
 
@@ -50,11 +50,11 @@ def _in_parts(network: nn.Module, forward: Forward, parts: int, x: Tensor) -> Te
 
 
 def recompute_blocks(network: nn.Module) -> int:
-    """Makes the blocks of a network keep their inputs alone and compute again what the gradient needs; their number.
+    """Makes the blocks of a network keep only their inputs and recompute what the gradient needs; returns their number.
 
-    Blocks are the members of a sequence or list of modules of one class, such as those of a vision transformer or of a
-    stage of a ResNet; of blocks inside blocks the outer ones. The gradient is the same bits, for one more forward, and
-    running statistics of BatchNorm move once.
+    Blocks are the members of a sequence or list of modules of the same class, such as those of a vision transformer or
+    of a ResNet stage; of nested blocks, the outer ones. The gradient is identical bit for bit, at the cost of one extra
+    forward pass, and the running statistics of BatchNorm are updated only once.
     """
     blocks = list(network.children()) if isinstance(network, (nn.Sequential, nn.ModuleList)) else []
     if len(blocks) > 1 and len({type(block) for block in blocks}) == 1 and list(blocks[0].children()):
@@ -72,13 +72,13 @@ def _again(block: nn.Module, forward: Callable[..., Any], *inputs: Any, **settin
 
 
 def _contexts(block: nn.Module) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-    """Of the forward of a block, and of that which computes it again."""
+    """The contexts of a block's forward pass and of its recomputation."""
     return nullcontext(), _without_running_statistics(block)
 
 
 @contextmanager
 def _without_running_statistics(block: nn.Module) -> Iterator[None]:
-    """BatchNorm in training mode leaves its running statistics as they are; a gradient keeps the same tensors."""
+    """Keeps BatchNorm in training mode from changing its running statistics; autograd saves the same tensors."""
     layers = [m for m in block.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
     settings = [(layer.momentum, layer.num_batches_tracked) for layer in layers]
     for layer in layers:
@@ -91,7 +91,7 @@ def _without_running_statistics(block: nn.Module) -> Iterator[None]:
 
 
 def mixes_rows(network: nn.Module) -> bool:
-    """Whether a row of the outputs depends on other rows of the batch: a BatchNorm is in training mode."""
+    """Whether a row of the outputs depends on other rows of the batch, because a BatchNorm is in training mode."""
     return any(isinstance(module, _BatchNorm) and module.training for module in network.modules())
 
 
@@ -126,7 +126,7 @@ class _Parts(torch.autograd.Function):
 
 
 def _autocast(x: Tensor) -> Callable[[], AbstractContextManager[Any]]:
-    """Makes the context of autocast that is open now."""
+    """A function that makes the autocast context that is active now."""
     device = x.device.type
     if x.is_meta or not torch.is_autocast_enabled(device):
         return nullcontext
@@ -135,7 +135,7 @@ def _autocast(x: Tensor) -> Callable[[], AbstractContextManager[Any]]:
 
 
 def _random_state(x: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Of the generators that layers such as dropout draw from."""
+    """The state of the random generators that layers such as dropout draw from."""
     on_device = torch.cuda.get_rng_state(x.device) if x.device.type == "cuda" else None
     return torch.get_rng_state(), on_device
 

@@ -1,7 +1,7 @@
-"""Vision transformers that see some patches of an image alone, and a decoder that predicts the pixels of the others.
+"""Vision transformers that see only some patches of an image, and a decoder that predicts the pixels of the others.
 
-Patches are numbered row by row. The encoder is a plain vision transformer of timm; any of its variants with a class
-token, registers or neither will do, whether its features are the class token or the mean of the patches' tokens.
+Patches are numbered row by row. The encoder is a plain timm vision transformer; variants with a class token, with
+registers or with neither all work, whether their features are the class token or the mean of the patch tokens.
 
 Reference: He, Chen, Xie, Li, Dollár and Girshick, "Masked Autoencoders Are Scalable Vision Learners", CVPR 2022,
 section 3, https://arxiv.org/abs/2111.06377.
@@ -19,7 +19,7 @@ _LONGEST_WAVE = 10_000.0  # of the positions, in patches over 2π: that of Vaswa
 
 
 def has_tokens(encoder: nn.Module) -> bool:
-    """Whether ``encode_visible`` takes an encoder: a plain vision transformer of timm that pools without attention."""
+    """Whether ``encode_visible`` takes an encoder: a plain timm vision transformer without attention pooling."""
     kind = type(encoder)
     return f"{kind.__module__}.{kind.__qualname__}" == _VISION_TRANSFORMER and getattr(encoder, "attn_pool", 0) is None
 
@@ -34,14 +34,14 @@ def patch_pixels(images: Tensor, side: int) -> Tensor:
 
 
 def encode_visible(encoder: Any, images: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
-    """Tokens and features of an encoder that sees some patches of each image, at their places, and nothing else.
+    """Tokens and features of an encoder that sees only some patches of each image, at their positions.
 
     With all patches visible, in any order, the features are those of ``encoder(images)``.
 
     Args:
-        encoder: one with tokens, see ``has_tokens``.
+        encoder: one that ``has_tokens`` accepts.
         images: (n, c, s, s).
-        visible: (n, k) integers, the patches of each image that are seen.
+        visible: (n, k) integers, the visible patches of each image.
 
     Returns:
         Tokens after the last norm (n, prefix + k, width), with class token and registers first, and features
@@ -52,25 +52,25 @@ def encode_visible(encoder: Any, images: Tensor, visible: Tensor) -> tuple[Tenso
     patches = tokens[:, prefix:].take_along_dim(visible[..., None], 1)
     seen = torch.cat([tokens[:, :prefix], patches], 1)
     tokens = encoder.norm(encoder.blocks(encoder.norm_pre(seen)))
-    # where features are a mean, timm has its last norm behind it and nothing in the place of ``norm``
+    # where features are a mean, timm applies its last norm after it, and ``norm`` does nothing
     return encoder.fc_norm(tokens), encoder.forward_head(tokens)
 
 
 class PixelDecoder(nn.Module):
-    """A light transformer from the tokens of visible patches to the pixels of all patches.
+    """A small transformer from the tokens of visible patches to the pixels of all patches.
 
-    One learned vector stands in the place of every patch that was not seen; places have fixed sine and cosine
-    positions, so that any number of rows and columns is possible.
+    One learned vector stands in for every patch that was not seen; positions are encoded by fixed sines and cosines, so
+    any number of rows and columns is possible.
 
     Args:
         dim_in: width of the encoder's tokens.
-        dim_out: numbers of a patch.
-        width: of the decoder's tokens, a multiple of 4 and of ``heads``.
+        dim_out: number of values per patch.
+        width: width of the decoder's tokens, a multiple of 4 and of ``heads``.
         depth: number of blocks.
-        heads: of the attention.
+        heads: number of attention heads.
 
     Raises:
-        ConfigError: the width is no such multiple.
+        ConfigError: the width is not such a multiple.
         MissingExtra: timm is not installed.
     """
 
@@ -102,9 +102,9 @@ class PixelDecoder(nn.Module):
 
 
 def grid_positions(rows: int, columns: int, *, like: Tensor) -> Tensor:
-    """Positions (rows · columns, width) of a grid, as the sines and cosines of the row, then of the column.
+    """Position embeddings (rows · columns, width) of a grid: sines and cosines of the row, then of the column.
 
-    ``like`` (..., width) has the width, a multiple of 4, and device and type of the result.
+    ``like`` (..., width) gives the width, a multiple of 4, and the device and dtype of the result.
     """
     quarter = like.shape[-1] // 4
     steps = torch.arange(quarter, device=like.device, dtype=torch.float32) / quarter

@@ -14,10 +14,10 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def make_teacher(student: Network) -> Network:
-    """A copy without gradient, whose BatchNorm buffers only ``update_teacher`` changes.
+    """A copy of the student without gradient, whose BatchNorm buffers only ``update_teacher`` changes.
 
-    Its forward runs in training mode, on batch statistics; momentum zero in its BatchNorm layers leaves the running
-    statistics to the moving average.
+    Its forward pass runs in training mode, on batch statistics; a momentum of zero in its BatchNorm layers leaves the
+    running statistics to the moving average.
     """
     teacher = copy.deepcopy(student).requires_grad_(False)
     for module in teacher.modules():
@@ -28,14 +28,15 @@ def make_teacher(student: Network) -> Network:
 
 @torch.no_grad()
 def update_teacher(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
-    """teacher ← momentum · teacher + (1 - momentum) · student, two modules of the same structure.
+    """teacher ← momentum · teacher + (1 - momentum) · student, for two modules of the same structure.
 
-    Running statistics follow the same average, so that the teacher can be evaluated with its own; other buffers, such
-    as counters and masks, are copied. Of parameters that fully_shard (FSDP2) spreads over processes, each process
-    moves its part.
+    Running statistics follow the same average, so the teacher can be evaluated with its own; other buffers, such as
+    counters and masks, are copied. If fully_shard (FSDP2) has sharded the parameters across processes, each process
+    updates its own shard.
 
     Raises:
-        ValueError: one of the two has its parameters spread over processes now, and the other has not.
+        ValueError: the parameters of one of the two are sharded across processes at the moment, and those of the other
+            are not.
     """
     averaged: tuple[list[Tensor], list[Tensor]] = ([], [])
     copied: tuple[list[Tensor], list[Tensor]] = ([], [])
@@ -61,10 +62,11 @@ def update_teacher(teacher: nn.Module, student: nn.Module, momentum: float) -> N
 
 @contextmanager
 def weights_cast_once(teacher: nn.Module, view: Tensor) -> Iterator[None]:
-    """A block in which autocast keeps the teacher's weights that it has cast, so that all views of a step share them.
+    """A context in which autocast caches the teacher's cast weights, so that all views of a step share them.
 
-    Autocast keeps, until it ends, what it has cast of leaves that ask for a gradient. Under ``torch.no_grad`` that is
-    all they do with it: outputs are the same bits, without a graph. Without autocast nothing changes.
+    Until it ends, autocast caches the casts of leaves that require a gradient, so the weights are made to require one.
+    Under ``torch.no_grad`` this has no other effect: outputs are identical bit for bit, without a graph. Without
+    autocast nothing changes.
     """
     if view.is_meta or torch.compiler.is_compiling() or not torch.is_autocast_enabled(view.device.type):
         yield
@@ -86,5 +88,5 @@ def _local(tensor: Tensor) -> Tensor:
 
 
 def cosine_momentum(progress: float, start: float) -> float:
-    """Momentum on half a cosine from ``start`` at progress 0 to 1 at progress 1 (Grill et al., 2020, section 3.2)."""
+    """Momentum on a half cosine from ``start`` at progress 0 to 1 at progress 1 (Grill et al., 2020, section 3.2)."""
     return 1 - (1 - start) * (math.cos(math.pi * progress) + 1) / 2

@@ -1,4 +1,4 @@
-"""Which algorithm computes the logarithm: the cheapest, with its degree or number of nodes from an error bound."""
+"""The choice of the cheapest algorithm for the logarithm, with its degree or number of nodes from an error bound."""
 
 import functools
 import math
@@ -20,13 +20,14 @@ class Plan(NamedTuple):
 
     algorithm: Literal["eigh", "quadrature", "polynomial"]
     size: int  # degree of the polynomial or number of nodes; 0 for eigh
-    largest: float  # upper bound of the eigenvalues that it covers
+    largest: float  # upper bound on the eigenvalues that it covers
 
 
 def tolerance(dtype: torch.dtype) -> float:
     """Accepted bound on the relative error of the logarithm's derivative, 1.5e-5 in float32.
 
-    It affects only the difference of teacher and student (``losses.order``): the gradient errs by rounding, some 1e-6.
+    It affects only the difference of teacher and student (``losses.order``): the gradient's error is rounding, about
+    1e-6.
     """
     return max(128 * torch.finfo(dtype).eps, 1e-13)
 
@@ -34,9 +35,9 @@ def tolerance(dtype: torch.dtype) -> float:
 def choose(square: Tensor, ridge: float, algorithm: str = "auto") -> Plan:
     """The plan for log(A + ridge·I), A symmetric positive semi-definite with a trace of at most one, from A².
 
-    On the CPU ‖A²‖_F bounds the square of the largest eigenvalue, closely where one eigenvalue dominates. On other
-    devices reading it would make the device wait: there the bound is the trace's, 1, and ``"auto"`` never chooses the
-    eigen-decomposition, which is slow on a GPU.
+    On the CPU ‖A²‖_F bounds the square of the largest eigenvalue, tightly where one eigenvalue dominates. On other
+    devices reading it would make the device wait: there the bound is that on the trace, 1, and ``"auto"`` never chooses
+    the eigendecomposition, which is slow on a GPU.
     """
     adaptive = square.device.type == "cpu"
     largest = _round_up(max(float(torch.linalg.matrix_norm(square)) ** 0.5, 1e-3 * ridge)) if adaptive else 1.0
@@ -45,7 +46,7 @@ def choose(square: Tensor, ridge: float, algorithm: str = "auto") -> Plan:
 
 @functools.lru_cache(maxsize=256)
 def plan(ridge: float, largest: float, accepted: float, algorithm: str, *, may_decompose: bool) -> Plan:
-    """The cheapest plan for eigenvalues in [0, largest], or that of the algorithm of this name."""
+    """The cheapest plan for eigenvalues in [0, largest], or the plan of the named algorithm."""
     if not math.isfinite(largest):
         return Plan("polynomial", 1, 1.0)  # NaN in, NaN out; an eigen-decomposition would raise an error instead
     eigh = Plan("eigh", 0, largest)
@@ -59,12 +60,12 @@ def plan(ridge: float, largest: float, accepted: float, algorithm: str, *, may_d
         return polynomial if short and series.product_count(polynomial.size) < _EIGH_COST else eigh
     if algorithm == "auto" and short:
         return polynomial
-    # the error of a quadrature has one sign and adds up in the value, where that of a polynomial averages out
+    # the error of a quadrature has one sign and adds up in the value, while that of a polynomial averages out
     return Plan("quadrature", quadrature.node_count(ridge, largest, accepted / 10), largest)
 
 
 def _round_up(x: float) -> float:
-    """The next sixteenth of an octave, so that many steps share one plan."""
+    """x rounded up to the next sixteenth of an octave, so that many steps share one plan."""
     return 2 ** (math.ceil(16 * math.log2(x)) / 16) if math.isfinite(x) else x
 
 

@@ -1,12 +1,12 @@
-"""The logarithm as a sum of resolvents: Gauss-Legendre nodes, each one Cholesky factorisation.
+"""The logarithm as a sum of resolvents at Gauss-Legendre nodes, with one Cholesky factorisation per node.
 
-With c = √(ridge·(ridge + largest)) in the geometric middle of the spectrum of X = K + ridge·I,
+With c = √(ridge·(ridge + largest)), the geometric mean of the ends of the spectrum of X = K + ridge·I,
 
     log X - log c = ∫₀¹ (X - c)(c + t(X - c))⁻¹ dt,
 
-and m Gauss-Legendre nodes give the [m/m] Padé approximant. Its error on a matrix is never above its error on a scalar
-at the end of the spectrum (Kenney and Laub, 1989; Higham, "Functions of Matrices", 2008, theorem 11.6), so the number
-of nodes follows from two scalars. On the smaller side, ψ(x) = log(1 + x/ridge)/x becomes Σ α_j (β_j + x)⁻¹.
+and m Gauss-Legendre nodes give the [m/m] Padé approximant. Its error on a matrix never exceeds its error on a scalar at
+the end of the spectrum (Kenney and Laub, 1989; Higham, "Functions of Matrices", 2008, theorem 11.6), so the number of
+nodes follows from two scalars. On the smaller side, ψ(x) = log(1 + x/ridge)/x becomes Σ α_j (β_j + x)⁻¹.
 """
 
 import functools
@@ -35,11 +35,11 @@ def nodes(ridge: float, largest: float, count: int) -> Nodes:
 
 @functools.lru_cache(maxsize=256)
 def node_count(ridge: float, largest: float, tolerance: float) -> int:
-    """The least number of nodes at which the derivative's relative error is below ``tolerance``, or a ValueError.
+    """The smallest number of nodes at which the derivative's relative error is below ``tolerance``, or a ValueError.
 
     In u = (X - c)/(X + c) the logarithm and the sum are odd series with non-negative coefficients, and so is their
     difference E; the relative error of the derivative, X·dE/dX, is therefore largest at the ends of the spectrum.
-    Rounding in float64 limits it to a few ε, and no more is asked for. A ridge below a millionth of the spectrum fails.
+    Rounding in float64 limits it to a few ε, and no more is required. A ridge below a millionth of the spectrum fails.
     """
     x = np.array([0.0, largest])
     for count in range(1, _MOST_NODES):

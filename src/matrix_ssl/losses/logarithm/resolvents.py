@@ -2,12 +2,12 @@
 
     log y = ∫₀^∞ (y - 1) / ((1 + t)(y + t)) dt,     t = a (sn u / cn u)²,   u in (0, K')
 
-with elliptic functions of the complementary modulus 1 - a. In u the integrand is analytic, and Gauss and Legendre's
-nodes converge at a rate of about exp(-2π² m / log(16 / a)) for all y in [a, 1] (Hale, Higham and Trefethen, SIAM
+with elliptic functions of the complementary modulus 1 - a. In u the integrand is analytic, and Gauss-Legendre
+quadrature converges at a rate of about exp(-2π² m / log(16 / a)) for all y in [a, 1] (Hale, Higham and Trefethen, SIAM
 Journal on Numerical Analysis 46(5), 2008, for the substitution): 17 to 19 nodes for the eigenvalues that float32 holds,
-where those of ``quadrature`` would take more than a hundred.
+where ``quadrature`` would need more than a hundred.
 
-Nothing here reads a number back, so that no device has to wait.
+Nothing here reads a value back, so no device has to wait.
 """
 
 import functools
@@ -29,7 +29,7 @@ def nodes(floor: float, count: int) -> Nodes:
     period, other = _elliptic_integral(floor), _elliptic_integral(1 - floor)
     x, gauss = np.polynomial.legendre.leggauss(count)
     u = (x + 1) / 2 * period
-    # sums over periods in place of scipy's functions, whose argument 1 - floor would lose the digits of the floor
+    # sums over periods instead of scipy's functions, whose argument 1 - floor would lose the digits of the floor
     k = np.arange(-3, 4)[:, None]
     v = np.pi / (2 * other) * (u - 2 * k * period)
     factor = np.pi / (2 * other * (1 - floor) ** 0.5)
@@ -41,9 +41,9 @@ def nodes(floor: float, count: int) -> Nodes:
 
 @functools.lru_cache(maxsize=64)
 def node_count(floor: float, tolerance: float) -> int:
-    """The least number of nodes whose error, times √y, stays below ``tolerance`` on [floor, 1].
+    """The smallest number of nodes whose error, times √y, stays below ``tolerance`` on [floor, 1].
 
-    √y is the weight with which a direction of eigenvalue y enters the gradient by rows.
+    √y is the weight with which a direction of eigenvalue y enters the gradient with respect to the rows.
     """
     y = np.geomspace(floor, 1, 600)
     for count in range(2, _MOST_NODES):
@@ -55,7 +55,7 @@ def node_count(floor: float, tolerance: float) -> int:
 
 
 def zero_level(m: int, dtype: torch.dtype) -> float:
-    """2 ε √m: what rounding leaves of a zero eigenvalue of an m x m matrix, over its largest one, stays below this."""
+    """2 ε √m, a bound on what rounding leaves of a zero eigenvalue of an m x m matrix, relative to the largest one."""
     return 2 * torch.finfo(dtype).eps * math.sqrt(m)
 
 

@@ -1,8 +1,8 @@
-"""Polynomials instead of the logarithm: Taylor's, as published, and Chebyshev's, whose degree follows from a bound.
+"""Polynomials that replace the logarithm: Taylor's, as published, and Chebyshev's, whose degree follows from a bound.
 
 A ``LogSeries`` approximates log(x + ridge) on x ≥ 0 by ``at_zero`` + φ(y), y = scale·x + shift, where φ is a polynomial
-with φ = 0 at x = 0, given by its coefficients in Chebyshev polynomials T_k(y). Powers of y would work for a few terms
-only: their coefficients grow like 2.4 to the degree.
+with φ = 0 at x = 0, given by its coefficients in Chebyshev polynomials T_k(y). Powers of y would work only for a few
+terms, since their coefficients grow like 2.4 to the power of the degree.
 """
 
 import functools
@@ -55,7 +55,7 @@ def chebyshev_log(ridge: float, largest: float, degree: int) -> LogSeries:
 
 
 def chebyshev_degree(ridge: float, largest: float, tolerance: float) -> int:
-    """The least degree at which the relative error of the derivative, 1 / T_m(a), is below ``tolerance``."""
+    """The smallest degree at which the relative error of the derivative, 1 / T_m(a), is below ``tolerance``."""
     return max(1, math.ceil(math.acosh(1 / tolerance) / math.acosh(1 + 2 * ridge / largest)))
 
 
@@ -88,7 +88,7 @@ def symmetric_polynomial(y: Tensor, square: Tensor, w: Tensor, coefficients: Coe
 
     With T_0 to T_s of Y at hand and Z = T_s(Y), the sum is Σ_b B_b(Y) T_b(Z), because T_b(T_s) = T_bs: one product per
     block instead of one per degree (Paterson and Stockmeyer, 1973). It is summed by Clenshaw's recurrence,
-    U_b = B_b + 2 Z U_(b+1) - U_(b+2), and differentiated along.
+    U_b = B_b + 2 Z U_(b+1) - U_(b+2), and differentiated along the way.
     """
     step = _step(len(coefficients) - 1)
     matrices, derivatives = _chebyshev_matrices(y, square, w, step)

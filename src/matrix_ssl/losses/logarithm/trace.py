@@ -9,7 +9,7 @@ Coefficients = tuple[float, ...]
 def log_det_one_plus(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """log |det(I + X)|, its gradient (I + X)⁻ᵀ, and whether the determinant is negative (0 or 1).
 
-    A singular matrix, of logarithm -inf, raises no error: checking would stop a GPU's queue.
+    A singular matrix gives -inf instead of an error, since checking would stall a GPU's queue.
     """
     n = len(x)
     shifted = x.clone()
@@ -24,14 +24,14 @@ def log_det_one_plus(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def taylor_coefficients(order: int) -> Coefficients:
-    """Those of log(1 + y) in powers of y, up to ``order``."""
+    """The coefficients of log(1 + y) in powers of y, up to ``order``."""
     return 0.0, *((-1) ** (k + 1) / k for k in range(1, order + 1))
 
 
 def trace_polynomial(x: Tensor, coefficients: Coefficients) -> tuple[Tensor, Tensor]:
     """tr p(X) of any square matrix from coefficients of powers, and its gradient p'(X)ᵀ.
 
-    Powers up to half the degree suffice, traces of the others being inner products: two matrix products at degree four.
+    Powers up to half the degree suffice, since traces of the others are inner products: two products at degree four.
     """
     degree = len(coefficients) - 1
     half = -(-degree // 2)

@@ -1,9 +1,10 @@
-"""Comparing representations: of two encoders, layers, checkpoints or modalities for the same n samples.
+"""Comparing representations of the same n samples by two encoders, layers, checkpoints or modalities.
 
-Arguments are features x (..., n, d) and y (..., n, e), one row a sample, or Gram matrices (..., n, n); leading
-dimensions are broadcast. ``matrices`` takes lists of features and compares every one with every other one. All values
-are invariant to a shift, a rotation and a common scale of either; canonical correlations to every invertible linear
-map. Numerics, checks and errors are those of ``matrix_ssl.matrix``.
+Arguments are features x (..., n, d) and y (..., n, e), one row per sample, or Gram matrices (..., n, n); leading
+dimensions are broadcast. ``matrices`` takes lists of features and compares every one with every other. Linear CKA,
+SVCCA and the Procrustes distance are invariant to a shift, a rotation and a common scale of either argument, canonical
+correlations to every invertible linear map; RSA ignores what its dissimilarity ignores, and PWCCA linear maps of y.
+Numerics, checks and errors are those of ``matrix_ssl.matrix``.
 """
 
 from matrix_ssl.matrix.comparison.alignment import cka, linear_cka

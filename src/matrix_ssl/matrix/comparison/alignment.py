@@ -17,23 +17,24 @@ Estimator = Literal["biased", "unbiased"]
 def linear_cka(x: Tensor, y: Tensor, *, estimator: Estimator = "biased", validate: bool | None = None) -> Tensor:
     """Linear CKA ‖XᵀY‖²_F / (‖XᵀX‖_F ‖YᵀY‖_F) of centred features: (...), from 0 to 1.
 
-    1 if one is a rotated, shifted and scaled copy of the other. With few samples for their columns the biased estimator
-    is far above zero for unrelated features, about √(d e) / n and more; the unbiased one is zero on average, and
-    between -1 and 1. It is the ratio of HSIC(x, y) to the root of HSIC(x, x) HSIC(y, y), of linear kernels. The side is
-    the cheaper one of samples and features. Features that are constant give 0, without gradient.
+    It is 1 if one is a rotated, shifted and scaled copy of the other. With few samples for the number of columns, the
+    biased estimator is far above zero for unrelated features, about √(d e) / n and more; the unbiased one is zero on
+    average, and between -1 and 1. CKA is the ratio of HSIC(x, y) to the square root of HSIC(x, x) HSIC(y, y), for
+    linear kernels. It is computed on the side of the samples or of the features, whichever is cheaper. Constant
+    features give 0, without gradient.
 
-    float32 errs by 1e-5; half precision is computed in float32.
+    float32 is accurate to 1e-5; half precision is computed in float32.
 
     Args:
         x: (..., n, d).
         y: (..., n, e), of the same samples.
-        estimator: of the three HSIC, ``"biased"`` (Gretton et al., 2005) or ``"unbiased"`` (Song et al., 2012), from
-            which the debiased CKA follows and which needs four samples.
+        estimator: estimator of the three HSIC: ``"biased"`` (Gretton et al., 2005), or ``"unbiased"`` (Song et al.,
+            2012), which gives the debiased CKA and needs four samples.
         validate: see ``matrix_ssl.matrix``.
 
     Raises:
         MatrixError: an argument is not a matrix, empty, or not finite; the numbers of rows differ, or are too few.
-        ValueError: an unknown estimator.
+        ValueError: the estimator is unknown.
 
     References:
         Kornblith, Norouzi, Lee and Hinton, "Similarity of Neural Network Representations Revisited", ICML 2019,
@@ -56,11 +57,11 @@ def linear_cka(x: Tensor, y: Tensor, *, estimator: Estimator = "biased", validat
 def cka(gram_x: Tensor, gram_y: Tensor, *, estimator: Estimator = "biased", validate: bool | None = None) -> Tensor:
     """CKA HSIC(K, L) / √(HSIC(K, K) HSIC(L, L)) of two kernels of the same n samples: (...).
 
-    The kernels are centred; a shift in the space of a kernel and a factor do not matter. Constant kernels give 0. Args,
-    raises as in ``linear_cka``, which it is for linear kernels.
+    The kernels are centred; neither a shift in a kernel's feature space nor a factor changes the value. Constant
+    kernels give 0. For linear kernels it equals ``linear_cka``, whose errors it shares.
 
     Args:
-        gram_x, gram_y: (..., n, n), symmetric; of ``matrix_ssl.matrix.kernels`` or any other.
+        gram_x, gram_y: (..., n, n), symmetric; from ``matrix_ssl.matrix.kernels`` or any others.
         estimator: ``"biased"`` or ``"unbiased"``.
         validate: see ``matrix_ssl.matrix``.
 
@@ -91,7 +92,7 @@ def _alignment(k: Tensor, l: Tensor, estimator: Estimator) -> Tensor:  # noqa: E
 
 
 def _scaled(gram: Tensor) -> Tensor:
-    """The centred kernel over its largest element; zero where that is rounding."""
+    """The centred kernel over its largest element; zero where that is only rounding."""
     k = centred(gram)
     largest = k.detach().abs().amax((-2, -1), keepdim=True)
     constant = largest <= 16 * torch.finfo(k.dtype).eps * gram.detach().abs().amax((-2, -1), keepdim=True)
@@ -118,7 +119,7 @@ def _of_moments(a: Tensor, b: Tensor, estimator: Estimator) -> Tensor:
     """The alignment of the kernels AAᵀ and BBᵀ of centred rows, without an n x n matrix."""
     if estimator == "biased":
         return cosine(_squared(a, b), _squared(a, a), _squared(b, b))
-    p, q = a.square().sum(-1), b.square().sum(-1)  # the diagonals, and less the sums of the other elements of a row
+    p, q = a.square().sum(-1), b.square().sum(-1)  # the diagonals, and minus the sums of a row's other elements
     values = [
         unbiased(_squared(x, y) - (s * t).sum(-1), (s * t).sum(-1), s.sum(-1) * t.sum(-1), a.shape[-2])
         for x, y, s, t in ((a, b, p, q), (a, a, p, p), (b, b, q, q))

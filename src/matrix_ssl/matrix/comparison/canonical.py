@@ -1,7 +1,8 @@
 """Canonical correlations (CCA), SVCCA and PWCCA.
 
-All come from Z = U Vᵀ of the centred features X = U Σ Vᵀ, whose columns are orthonormal: they are the singular values
-of Z_xᵀ Z_y. Z is differentiated by a formula that divides by sums of singular values, and not by their differences.
+All are computed from the centred features X = U Σ Vᵀ through Z = U Vᵀ, whose columns are orthonormal: canonical
+correlations are the singular values of Z_xᵀ Z_y. The derivative of Z comes from a formula that divides by sums of
+singular values, not by their differences.
 """
 
 from typing import Any
@@ -19,14 +20,14 @@ from matrix_ssl.matrix.validation import is_number
 def canonical_correlations(x: Tensor, y: Tensor, *, validate: bool | None = None) -> Tensor:
     """Canonical correlations of x and y in descending order: (..., min(n, d, e)), from 0 to 1.
 
-    The correlations of the pairs of linear combinations of columns that are correlated most. Invertible linear maps of
-    either do not matter. Beyond the rank of x or y they are zero; with n ≤ d and n ≤ e all n - 1 are one, which says
-    nothing: use ``svcca``. A singular value of the features counts as zero below 2 ε √max(n, d) of the largest, with
-    the ε of their dtype, for half precision that of float32.
+    These are the correlations of the most strongly correlated pairs of linear combinations of columns. Invertible
+    linear maps of either argument do not change them. Beyond the rank of x or y they are zero; with n ≤ d and n ≤ e all
+    n - 1 are one, which says nothing: use ``svcca``. A singular value of the features counts as zero below
+    2 ε √max(n, d) times the largest, with the ε of their dtype (for half precision, that of float32).
 
-    Computed in float64 from singular value decompositions of the features: they err by ε times their condition number,
-    where a covariance would square it. float32 features have the error of their own rounding. It can be differentiated
-    once; the gradient is correct where correlations or singular values coincide.
+    Computed in float64 from singular value decompositions of the features, so that the error is ε times their condition
+    number, which a covariance would square. float32 features carry the error of their own rounding. It can be
+    differentiated once; the gradient is correct where correlations or singular values coincide.
 
     Args:
         x: (..., n, d).
@@ -44,9 +45,9 @@ def canonical_correlations(x: Tensor, y: Tensor, *, validate: bool | None = None
 def cca(x: Tensor, y: Tensor, *, power: int = 1, validate: bool | None = None) -> Tensor:
     """Mean over min(rank x, rank y) canonical correlations to a power: (...), from 0 to 1.
 
-    ``power`` = 1 is the mean correlation, 2 the mean squared one, R²_CCA: 1 if all that one represents is a linear map
-    of the other. With the mean correlation a correlation of zero, where it has a kink, contributes no gradient. Args,
-    raises as in ``canonical_correlations``; ValueError for another power.
+    ``power`` = 1 gives the mean correlation and 2 the mean squared one, R²_CCA: 1 if all that one represents is a
+    linear map of the other. With the mean correlation, a correlation of zero, where there is a kink, contributes no
+    gradient. Arguments and errors are those of ``canonical_correlations``; any other power is a ValueError.
 
     Reference: Kornblith et al., ICML 2019, https://arxiv.org/abs/1905.00414: table 1.
     """
@@ -59,9 +60,9 @@ def cca(x: Tensor, y: Tensor, *, power: int = 1, validate: bool | None = None) -
 def svcca(x: Tensor, y: Tensor, *, variance: float = 0.99, validate: bool | None = None) -> Tensor:
     """SVCCA: the mean canonical correlation of the directions with ``variance`` of the variance of each: (...), 0 to 1.
 
-    Each of x and y keeps its largest singular values, as few as have at least that share of the sum of squares. The
-    mean is over the smaller of the two numbers. Rotations and scales do not matter, linear maps do. Where the last
-    value that is kept equals the first that is not, it jumps and has no gradient.
+    x and y each keep their largest singular values, as few as account for at least that share of the sum of squares.
+    The mean is over the smaller of the two numbers. Rotations and scales do not change it, other linear maps do. Where
+    the last value kept equals the first one dropped, it jumps and has no gradient.
 
     Args:
         x, y: as in ``canonical_correlations``.
@@ -85,11 +86,11 @@ def pwcca(x: Tensor, y: Tensor, *, validate: bool | None = None) -> Tensor:
     """PWCCA: the mean canonical correlation, weighted by how much of x its canonical variates account for: (...).
 
     The weight of a variate h, a unit vector over samples, is Σⱼ |⟨h, xⱼ⟩| over the centred columns xⱼ of x. It is not
-    symmetric: the weights are those of x. From 0 to 1, in float64, invariant to invertible linear maps of y, and to a
-    shift and a factor of x. Where correlations coincide the variates, and so the weights, are one choice among many; it
-    therefore has no gradient, and a backward pass is an error.
+    symmetric: the weights are those of x. Ranges from 0 to 1; computed in float64; invariant to invertible linear maps
+    of y, and to a shift and a factor of x. Where correlations coincide, the variates, and so the weights, are one
+    choice among many; it therefore has no gradient, and a backward pass is an error.
 
-    Args, raises as in ``canonical_correlations``.
+    Arguments and errors are those of ``canonical_correlations``.
 
     Reference: Morcos, Raghu and Bengio, "Insights on representational similarity in neural networks with canonical
         correlation", NeurIPS 2018, https://arxiv.org/abs/1806.05759: equations 3 and 4.
@@ -109,7 +110,7 @@ def _correlations(x: Tensor, y: Tensor, variance: float, validate: bool | None) 
     count = min(n, d, e)
     values = torch.linalg.svdvals(product)[..., :count].clamp_max(1)
     level = 4 * max(n, d, e) ** 0.5 * torch.finfo(values.dtype).eps
-    values = torch.where(values > level, values, values.detach())  # a kink, by rounding
+    values = torch.where(values > level, values, values.detach())  # zero up to rounding: a kink
     return values.to(dtype), torch.minimum(of_p, of_q)
 
 

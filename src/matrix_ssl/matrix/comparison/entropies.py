@@ -22,21 +22,22 @@ def difference_of_entropies(
 ) -> Tensor:
     """DiME = mean over permutations Π of S(K1, Π K2 Πᵀ) - S(K1, K2), S the joint Rényi entropy: (...), in nats.
 
-    The mutual information of the kernels of two views less that of the same kernels where the views are of different
-    samples, since the single entropies do not depend on the order: above zero where views of the same sample are alike.
-    Unlike mutual information it is not largest for kernels of a width that tells all samples apart, whose two joint
-    entropies are equal. Kernels of independent views give zero on average, and single values of either sign.
+    Since the single entropies do not depend on the order of the samples, this is the mutual information of the two
+    views' kernels minus that of the same kernels with views of different samples: positive where views of the same
+    sample are alike. Unlike mutual information, it is not largest for kernels of a width that tells all samples apart,
+    for which the two joint entropies are equal. Kernels of independent views give zero on average, with individual
+    values of either sign.
 
     Args:
         k1, k2: (..., n, n), symmetric positive semi-definite, of two views of the same n samples.
-        alpha: the order of the entropy, zero or above; the reference takes 1.01.
-        permutations: how many random ones, 1 or above; the same ones for all leading dimensions.
-        generator: of the permutations. The same seed gives the same ones.
+        alpha: the order of the entropy, zero or above; the reference uses 1.01.
+        permutations: number of random permutations, 1 or above; shared by all leading dimensions.
+        generator: random generator of the permutations. The same seed gives the same ones.
         validate: see ``matrix_ssl.matrix``.
 
     Raises:
         MatrixError: a kernel is not symmetric, a product not positive semi-definite, or the shapes do not fit.
-        ValueError: alpha is below zero, or no permutation.
+        ValueError: alpha is below zero, or there is no permutation.
 
     Reference: Skean, Dhakal, Jacobs and Sanchez Giraldo, "DiME: Maximizing Mutual Information by a Difference of
         Matrix-Based Entropies", 2023, https://arxiv.org/abs/2301.08164.
@@ -62,8 +63,8 @@ def difference_of_entropies(
 def dime_of_views(x: Tensor, y: Tensor) -> float | None:
     """DiME of the Gaussian kernels of two views x and y (n, d) of the same samples, at most the first ``VIEWS``.
 
-    Each kernel has the median distance of its view as its width; the permutations are always the same. None for fewer
-    than three samples, and where most samples of a view are equal, which leaves no width.
+    The width of each kernel is the median distance of its view; the permutations are always the same. None for fewer
+    than three samples, and where most samples of a view are equal, so that there is no width.
     """
     first, second = (z.detach()[:VIEWS].double() for z in (x, y))
     if len(first) < 3 or any(torch.pdist(z).median() == 0 for z in (first, second)):

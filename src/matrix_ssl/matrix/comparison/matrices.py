@@ -1,9 +1,9 @@
-"""Every representation against every other one: tables of CKA and RSA, each kernel computed once.
+"""Every representation against every other: matrices of CKA and RSA, with each kernel computed once.
 
 For n samples, L representations of x and M of y, the squared norms ‖XᵢᵀYⱼ‖²_F of all pairs, from which linear CKA
-follows, are inner products ⟨Kᵢ, Lⱼ⟩ of Gram matrices. Those are computed a block of rows at a time, all L + M once, so
-that memory does not grow with n². Where features are few, n d_i e_j is less work than that, and products of pairs are
-taken. ``CKAStatistics`` adds up the unbiased HSIC of batches, for samples that do not fit in memory.
+follows, are inner products ⟨Kᵢ, Lⱼ⟩ of Gram matrices. These are computed one block of rows at a time, all L + M once,
+so memory does not grow with n². Where there are few features, n d_i e_j is less work, and the products of pairs are
+computed directly. ``CKAStatistics`` adds up the unbiased HSIC of batches, for samples that do not fit in memory.
 """
 
 import functools
@@ -21,11 +21,11 @@ from matrix_ssl.matrix.covariances import deviations, largest_element
 from matrix_ssl.matrix.plain import product
 from matrix_ssl.matrix.precision import full_precision, without_autocast
 
-_BLOCK = 1 << 22  # numbers of the Gram matrices of a block of rows, all representations together
+_BLOCK = 1 << 22  # elements of a block of rows of the Gram matrices, over all representations
 
 
 class Sums(NamedTuple):
-    """HSIC times a factor that all have, of all pairs (..., L, M) and of each with itself, (..., L) and (..., M)."""
+    """HSIC up to a common factor, of all pairs (..., L, M) and of each with itself, (..., L) and (..., M)."""
 
     pairs: Tensor
     first: Tensor
@@ -36,10 +36,10 @@ def linear_cka_matrix(
     xs: Sequence[Tensor], ys: Sequence[Tensor] | None = None, *, estimator: alignment.Estimator = "biased",
     validate: bool | None = None,
 ) -> Tensor:  # fmt: skip
-    """``linear_cka`` of every representation of ``xs`` with every one of ``ys``: (..., L, M).
+    """``linear_cka`` of every representation in ``xs`` with every one in ``ys``: (..., L, M).
 
-    Layers of two networks, checkpoints of a run, or image and text encoders; widths may differ. The kernel of each is
-    computed once. Prefer the unbiased estimator where widths differ: the bias grows with the width.
+    Use it for layers of two networks, checkpoints of a run, or image and text encoders; widths may differ. Each kernel
+    is computed once. Prefer the unbiased estimator where widths differ: the bias grows with the width.
 
     Args:
         xs: L representations (..., n, dᵢ).
@@ -49,7 +49,7 @@ def linear_cka_matrix(
 
     Raises:
         MatrixError: as in ``linear_cka``; the errors name ``xs[i]`` or ``ys[j]``.
-        ValueError: there is no representation, or an unknown estimator.
+        ValueError: there is no representation, or the estimator is unknown.
 
     Reference: Kornblith et al., ICML 2019, https://arxiv.org/abs/1905.00414; Nguyen, Raghu and Kornblith, ICLR 2021,
         https://arxiv.org/abs/2010.15327: layers against layers, unbiased.
@@ -69,10 +69,10 @@ def rsa_matrix(
     correlation: similarity_analysis.Correlation = "spearman",
     validate: bool | None = None,
 ) -> Tensor:
-    """``rsa`` of every representation of ``xs`` with every one of ``ys``: (..., L, M).
+    """``rsa`` of every representation in ``xs`` with every one in ``ys``: (..., L, M).
 
-    The dissimilarities of each, n (n - 1) / 2 numbers, are computed and ranked once. Args as in ``linear_cka_matrix``
-    and ``rsa``; raises as in ``rsa``, and ValueError where there is no representation.
+    The n (n - 1) / 2 dissimilarities of each are computed and ranked once. Arguments are those of ``linear_cka_matrix``
+    and ``rsa``; errors are those of ``rsa``, and a ValueError if there is no representation.
     """
     first, second = named_representations(xs, ys)
     of_all = [
@@ -86,15 +86,15 @@ def rsa_matrix(
 
 
 class CKAStatistics:
-    """The unbiased ``linear_cka_matrix`` of a stream of samples, mergeable over processes.
+    """The unbiased ``linear_cka_matrix`` of a stream of samples, mergeable across processes.
 
-    Adds up the unbiased HSIC of every batch, each on average that of the whole distribution, so batches have to be
-    drawn at random: a batch of one class measures that class. The values depend on the size of batches by noise alone;
-    a few hundred samples a batch are enough. The state has L M + L + M numbers.
+    Adds up the unbiased HSIC of every batch. Each is on average that of the whole distribution, so batches have to be
+    drawn at random: a batch from one class measures that class. The batch size affects the values only through noise; a
+    few hundred samples per batch are enough. The state has L M + L + M numbers.
 
     Args:
         first: L, the number of representations of x.
-        second: M, that of y; None: x against itself.
+        second: M, that of y; None compares x with itself.
 
     Reference: Nguyen, Raghu and Kornblith, ICLR 2021, https://arxiv.org/abs/2010.15327, equation 2: minibatch CKA.
     """
@@ -116,8 +116,8 @@ class CKAStatistics:
             validate: see ``matrix_ssl.matrix``.
 
         Raises:
-            MatrixError: the numbers of representations or samples do not fit, or an element is not finite; nothing is
-                added then.
+            MatrixError: the numbers of representations or samples do not fit, or an element is not finite; in that case
+                nothing is added.
         """
         if (len(xs), None if ys is None else len(ys)) != (self._first, self._second):
             raise MatrixShapeError(
@@ -129,7 +129,7 @@ class CKAStatistics:
             if x.ndim != 2:
                 raise MatrixShapeError(f"Argument {name!r} has the shape {tuple(x.shape)}: expected (samples, width).")
         alignment.check_estimator("unbiased", xs[0], "xs[0]")
-        with torch.no_grad():  # batches must have one scale, which float64 has room for
+        with torch.no_grad():  # batches must share one scale, which the range of float64 allows
             rows = [_centred(x, name, validate) for name, x in (first | second).items()]
             new = _sums(rows[: len(first)], rows[len(first) :], "unbiased")
         self._sums = Sums(*(old + one.cpu() for old, one in zip(self._sums, new, strict=True)))
@@ -140,7 +140,7 @@ class CKAStatistics:
         return _alignment(self._sums)
 
     def merge(self, other: "CKAStatistics") -> None:
-        """Adds the samples of a different state of as many representations, which stays as it is."""
+        """Adds the samples of another state with as many representations, which is left unchanged."""
         if (other._first, other._second) != (self._first, self._second):
             raise MatrixShapeError(
                 f"States of {self._first} and {self._second} and of {other._first} and {other._second} representations "
@@ -150,18 +150,18 @@ class CKAStatistics:
         self.count += other.count
 
     def packed(self) -> Tensor:
-        """The state as one tensor in float64, to be sent, saved and given to ``merge_packed``."""
+        """The state as one float64 tensor that can be sent, saved and passed to ``merge_packed``."""
         return torch.cat([torch.tensor([self.count], dtype=torch.float64), *(one.flatten() for one in self._sums)])
 
     def merge_packed(self, packed: Tensor) -> None:
-        """``merge`` with a state of as many representations that was ``packed``."""
+        """``merge`` with a ``packed`` state of as many representations."""
         other, parts = self.empty(), packed[1:].cpu().split([one.numel() for one in self._sums])
         other.count = int(packed[0])
         other._sums = Sums(*(part.view_as(one) for part, one in zip(parts, self._sums, strict=True)))
         self.merge(other)
 
     def empty(self) -> "CKAStatistics":
-        """A state of as many representations without samples."""
+        """A state with as many representations and no samples."""
         return CKAStatistics(self._first, self._second)
 
 
@@ -179,7 +179,7 @@ def _centred(x: Tensor, name: str, validate: bool | None) -> Tensor:
 
 
 def _sums(x: Sequence[Tensor], y: Sequence[Tensor], estimator: alignment.Estimator) -> Sums:
-    """Of centred rows, of x against itself without y."""
+    """The sums for centred rows; without y, x is compared with itself."""
     n = x[0].shape[-2]
     with without_autocast(x[0]):
         by_kernels = n * (sum(z.shape[-1] for z in (*x, *y)) + len(x) * len(y or x))
@@ -189,7 +189,7 @@ def _sums(x: Sequence[Tensor], y: Sequence[Tensor], estimator: alignment.Estimat
         if estimator == "biased":
             return Sums(pairs, of_x, of_y)
         p, q = (torch.stack(torch.broadcast_tensors(*(z.square().sum(-1) for z in one)), -2) for one in (x, y or x))
-        # p and q are the diagonals of the kernels and, but for the sign, the sums of the other elements of a row
+        # p and q are the diagonals of the kernels and, up to the sign, the sums of the other elements of each row
         a, b = p.sum(-1), q.sum(-1)
         return Sums(
             alignment.unbiased(pairs - p @ q.mT, p @ q.mT, a.unsqueeze(-1) * b.unsqueeze(-2), n),
@@ -199,7 +199,7 @@ def _sums(x: Sequence[Tensor], y: Sequence[Tensor], estimator: alignment.Estimat
 
 
 def _from_kernels(x: Sequence[Tensor], y: Sequence[Tensor]) -> Sums:
-    """⟨Kᵢ, Lⱼ⟩ from blocks of rows of all kernels, of which a symmetric one needs half."""
+    """⟨Kᵢ, Lⱼ⟩ from blocks of rows of all kernels, half of each because they are symmetric."""
     n = x[0].shape[-2]
     size = max(1, _BLOCK // (n * (len(x) + len(y))))
     pairs = of_x = of_y = x[0].new_zeros(())

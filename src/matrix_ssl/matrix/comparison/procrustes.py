@@ -14,11 +14,11 @@ from matrix_ssl.matrix.transforms import Parts, differentiable, once
 def procrustes_distance(x: Tensor, y: Tensor, *, validate: bool | None = None) -> Tensor:
     """min over rotations Q of ‖A - BQ‖²_F = 2 - 2 ‖AᵀB‖_*, A and B centred and of Frobenius norm one: (...), 0 to 2.
 
-    0 if one is a rotated, shifted and scaled copy of the other, 2 if no direction of one is correlated with one of the
-    other. Its root is a metric, and so is arccos(1 - distance / 2). The narrower one is padded by zero columns, which
-    changes nothing. The side is the smaller one of n and the columns; in float64 also for float32. It can be
-    differentiated once; a zero singular value of AᵀB, where the norm has a kink, contributes no gradient. Features that
-    are constant count as zero, at the distance 2 from all.
+    It is 0 if one is a rotated, shifted and scaled copy of the other, and 2 if no direction of one is correlated with
+    any of the other. Its square root is a metric, and so is arccos(1 - distance / 2). The narrower one is padded with
+    zero columns, which changes nothing. Computed on the smaller side, n or the number of columns, and in float64 even
+    for float32. It can be differentiated once; a zero singular value of AᵀB, where the norm has a kink, contributes no
+    gradient. Features that are constant count as zero, at distance 2 from all others.
 
     Args:
         x: (..., n, d).

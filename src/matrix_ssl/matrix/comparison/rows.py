@@ -1,4 +1,4 @@
-"""Rows of representations: centred, in a range that fourth powers do not leave, zero where constant; their names."""
+"""Rows of representations: centred, scaled so that fourth powers stay in range, zero where constant; their names."""
 
 import itertools
 from collections.abc import Sequence
@@ -11,10 +11,10 @@ from matrix_ssl.matrix.covariances import in_range, largest_element
 
 
 def scaled_rows(x: Tensor, name: str, validate: bool | None, *, dtype: torch.dtype | None = None) -> Tensor:
-    """Rows about their mean up to a factor for each matrix (..., n, d), in full precision or ``dtype``.
+    """Centred rows, up to one factor per matrix (..., n, d), in full precision or ``dtype``.
 
-    The factor is one, or one over the largest element where fourth powers could leave the range. Elements of less than
-    16 ε of the largest of x, all that the mean of equal rows leaves, count as zero together.
+    The factor is one, or one over the largest element where fourth powers could leave the range. If no centred element
+    exceeds 16 ε times the largest of x, which is all that the mean of equal rows leaves, all of them count as zero.
     """
     full = validation.checked_matrix(x, name, validate)
     full = full if dtype is None else full.to(dtype)
@@ -30,7 +30,7 @@ def scaled_rows(x: Tensor, name: str, validate: bool | None, *, dtype: torch.dty
 def named_representations(
     xs: Sequence[Tensor], ys: Sequence[Tensor] | None
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Representations of the same samples by the names that errors give them; no second ones against itself."""
+    """Representations of the same samples by the names that errors give them; the second are empty without ``ys``."""
     if len(xs) == 0 or (ys is not None and len(ys) == 0):
         raise ValueError("There is no representation: pass a list of at least one.")
     first = {f"xs[{i}]": x for i, x in enumerate(xs)}

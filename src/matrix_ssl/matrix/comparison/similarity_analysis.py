@@ -1,4 +1,4 @@
-"""Representational similarity analysis (RSA): the correlation of two matrices of dissimilarities."""
+"""Representational similarity analysis (RSA): the correlation of two dissimilarity matrices."""
 
 from typing import Any, Literal
 
@@ -25,26 +25,26 @@ def rsa(
 ) -> Tensor:
     """Correlation of the dissimilarities of all pairs of samples in x and in y: (...), from -1 to 1.
 
-    Every pair of different samples counts once. 0 where all dissimilarities are equal. With Spearman's correlation, of
-    ranks with ties averaged, there is no gradient, and a backward pass is an error; the others are differentiable as
-    often as one likes, with the Euclidean distance but for equal samples.
+    Every pair of different samples counts once. The value is 0 where all dissimilarities are equal. Spearman's
+    correlation, of ranks with ties averaged, has no gradient, and a backward pass is an error; the others can be
+    differentiated any number of times, with the Euclidean distance except where samples are equal.
 
-    Computed in float64. Dissimilarities are equal up to 16 ε √d, ε that of float64; squared distances, of which the
-    Euclidean ones are roots, up to that times the squared distances of the two samples to the mean. float32 features
-    have the error of their own rounding.
+    Computed in float64. Dissimilarities count as equal up to 16 ε √d, with the ε of float64; squared distances, of
+    which Euclidean distances are the roots, up to that times the squared distances of the two samples from the mean.
+    float32 features carry the error of their own rounding.
 
     Args:
         x: (..., n, d).
         y: (..., n, e), of the same samples, three or more.
-        dissimilarity: of two rows: ``"correlation"``, one less Pearson's, of the columns; ``"cosine"``, one less the
-            cosine; ``"euclidean"``; ``"squared_euclidean"``.
+        dissimilarity: of two rows: ``"correlation"``, one minus Pearson's across the columns; ``"cosine"``, one minus
+            the cosine; ``"euclidean"``; ``"squared_euclidean"``.
         correlation: ``"spearman"``, ``"pearson"`` or ``"cosine"``, which is Pearson's without centring.
         validate: see ``matrix_ssl.matrix``.
 
     Raises:
         MatrixError: an argument is not a matrix, empty, or not finite; the numbers of rows differ or are below three;
             or a row has no direction: length zero for the cosine, all columns equal for the correlation.
-        ValueError: an unknown dissimilarity or correlation.
+        ValueError: the dissimilarity or correlation is unknown.
 
     Reference: Kriegeskorte, Mur and Bandettini, "Representational similarity analysis: connecting the branches of
         systems neuroscience", Frontiers in Systems Neuroscience 2:4, 2008.
@@ -58,7 +58,7 @@ def rsa(
 def profile(
     x: Tensor, name: str, dissimilarity: Dissimilarity, correlation: Correlation, validate: bool | None
 ) -> Tensor:
-    """What correlates, of length one: the dissimilarities of all pairs of samples, centred or ranked: (..., pairs).
+    """The unit vector that is correlated: the dissimilarities of all pairs of samples, centred or ranked: (..., pairs).
 
     In float64; zeros where they are equal up to rounding, or all zero for the cosine.
     """
@@ -81,7 +81,7 @@ def profile(
 def _dissimilarities(
     rows: Tensor, x: Tensor, name: str, kind: Dissimilarity, validate: bool | None
 ) -> tuple[Tensor, Tensor]:
-    """Dissimilarities (..., n, n), squared for both of the distances, and what of them is rounding."""
+    """Dissimilarities (..., n, n), squared for both distances, and how much of them is rounding."""
     rounding = 16 * torch.finfo(rows.dtype).eps * rows.shape[-1] ** 0.5
     if kind in ("correlation", "cosine"):
         if kind == "correlation":
@@ -102,14 +102,14 @@ def _dissimilarities(
 
 
 def _unit(x: Tensor, differs: Tensor) -> Tensor:
-    """Over its length; zeros unless it ``differs`` from what has no correlation."""
+    """x over its length; zeros unless it ``differs`` from values without a correlation."""
     x = torch.where(differs, x, 0.0)
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     return torch.where(length > 0, x / torch.where(length > 0, length, 1.0), 0.0)
 
 
 class AverageRanks(Parts):
-    """Ranks from 1 along the last dimension, the mean rank for values that follow one another within ``level``."""
+    """Ranks from 1 along the last dimension, with the mean rank for values that follow one another within ``level``."""
 
     @staticmethod
     def forward(x: Tensor, level: Tensor) -> Tensor:

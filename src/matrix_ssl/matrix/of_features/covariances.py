@@ -1,4 +1,4 @@
-"""Entropies and the determinant of the covariance of features, or of their second moment."""
+"""Entropies and log-determinant of the covariance of features, or of their second moment."""
 
 import math
 
@@ -72,7 +72,7 @@ def log_det(x: Tensor, *, ridge: float = 0.0, about: About = "mean", validate: b
     """``matrix_ssl.matrix.log_det`` of the covariance of x (..., n, d) plus ridge·I: (...), in nats.
 
     Raises:
-        MatrixError: without a ridge also if n ≤ d, where a covariance is singular; a second moment is below n < d.
+        MatrixError: without a ridge, also if n ≤ d, where the covariance is singular (the second moment if n < d).
     """
     validation.check_not_negative(ridge=ridge)
     rows = rows_about(x, "x", about, validate)
@@ -89,14 +89,14 @@ def log_det(x: Tensor, *, ridge: float = 0.0, about: About = "mean", validate: b
         return logarithm.log_det_of(gram, 0.0, "covariance of x", validation.looks_at_values(x, validate))
     if rank >= d:
         return logarithm.log_det_of_rows(rows, 1.0, ridge, x, "x", validate)
-    # d log(ridge) would cost float32 digits inside the factorisation: added at the end
+    # d log(ridge) would cost float32 digits inside the factorisation, so it is added at the end
     return logarithm.log_det_of_rows(rows, 1 / ridge, 1.0, x, "x", validate) + d * math.log(ridge)
 
 
 def _small(x: Tensor, ridge: float, about: About, validate: bool | None, *, scales: bool = False) -> tuple[Tensor, int]:
-    """A matrix with the eigenvalues of the covariance of x, on the smaller side, and how many zeros it lacks.
+    """A matrix with the eigenvalues of x's covariance, on the smaller side, and how many zero eigenvalues it lacks.
 
-    Without a ridge it is up to a factor, unless it ``scales`` the result.
+    Without a ridge it is known only up to a factor, unless its scale matters to the result (``scales``).
     """
     validation.check_not_negative(ridge=ridge)
     if ridge or scales:
@@ -108,7 +108,7 @@ def _small(x: Tensor, ridge: float, about: About, validate: bool | None, *, scal
 
 
 def _largest(x: Tensor, k: int, about: About, validate: bool | None) -> Tensor:
-    """The k largest eigenvalues of the covariance over their sum; zeros where it has fewer."""
+    """The k largest eigenvalues of the covariance over the sum of all; zeros where it has fewer."""
     gram, zeros = _small(x, 0.0, about, validate)
     entropy.check_number_of_eigenvalues(k, x.shape[-1])
     eigenvalues = torch.nn.functional.pad(

@@ -1,4 +1,4 @@
-"""Divergences of the covariances of features, or of the Gram matrices of two encoders."""
+"""Divergences between covariances of features, or between the Gram matrices of two encoders."""
 
 import functools
 import itertools
@@ -24,7 +24,8 @@ def matrix_cross_entropy(
 ) -> Tensor:
     """``matrix_ssl.matrix.matrix_cross_entropy`` of the covariances of x (..., n, d), P, and y (..., k, d), Q: (...).
 
-    With a ridge the side is the smaller one of y; without, that of the features. Leading dimensions are broadcast.
+    Computed on the smaller side of y with a ridge, and on that of the features without. Leading dimensions are
+    broadcast.
     """
     value = _cross_entropy(*_two_rows(x, y, ridge, about, validate), ridge)
     validation.check_representable(torch.where(value.isnan(), value, 0.0), x, "x", validate, "fourth powers")
@@ -34,19 +35,21 @@ def matrix_cross_entropy(
 def matrix_kl(
     x: Tensor, y: Tensor, *, ridge: float = 0.0, about: About = "mean", validate: bool | None = None
 ) -> Tensor:
-    """``matrix_ssl.matrix.matrix_kl`` of the covariances of x and y plus ridge·I; as ``matrix_cross_entropy``."""
+    """``matrix_ssl.matrix.matrix_kl`` of the covariances of x and y plus ridge·I; see ``matrix_cross_entropy``."""
     value = _kl(*_two_rows(x, y, ridge, about, validate), ridge)
     validation.check_representable(torch.where(value.isnan(), value, 0.0), x, "x", validate, "fourth powers")
     return value
 
 
 def gram_kl(x: Tensor, y: Tensor, *, ridge: float = 0.0, validate: bool | None = None) -> Tensor:
-    """``matrix_ssl.matrix.matrix_kl`` of two encoders: of the Gram matrices of their outputs for the same samples.
+    """``matrix_ssl.matrix.matrix_kl`` of two encoders, between the Gram matrices of their outputs for the same samples.
 
-    The matrices are those of rows scaled to length one, over n, of trace one, with ridge·I added to both: (...). How
-    the second encoder's similarities of samples fail to describe the first's; not symmetric. Without a ridge it is
-    infinite unless the samples that y tells apart are all that x does, so never with fewer than n columns of y; a ridge
-    of 1 / n weighs every sample by as much as it has itself. The side is the smaller one of n and the columns of y.
+    The Gram matrices are those of rows scaled to length one, divided by n so that their trace is one, with ridge·I
+    added to both: (...). The divergence, which is not symmetric, measures how far the second encoder's similarities
+    between samples fail to describe the first's. Without a ridge it is infinite unless y separates all samples that x
+    separates (the range of x's matrix lies within that of y's), for which y in general needs n columns; a ridge of
+    1 / n gives every sample as much additional weight as it already has. Computed on the smaller side: n or the number
+    of columns of y.
 
     Args:
         x: (..., n, d), P.
@@ -71,10 +74,10 @@ def gram_kl(x: Tensor, y: Tensor, *, ridge: float = 0.0, validate: bool | None =
 def gram_kl_matrix(
     xs: Sequence[Tensor], ys: Sequence[Tensor] | None = None, *, ridge: float, validate: bool | None = None
 ) -> Tensor:
-    """``gram_kl`` of every representation of ``xs``, P, with every one of ``ys``, Q: (..., L, M), in float64 inside.
+    """``gram_kl`` of every representation in ``xs``, P, with every one in ``ys``, Q: (..., L, M), computed in float64.
 
-    Each n x n Gram matrix is computed and decomposed once, and all pairs are inner products of those and of their
-    logarithms. Not symmetric, and zero on the diagonal of ``xs`` with itself.
+    Each n x n Gram matrix is computed and decomposed only once; all pairs are then inner products of Gram matrices and
+    their logarithms. Not symmetric, and zero on the diagonal when ``xs`` is compared with itself.
 
     Args:
         xs: L representations (..., n, dᵢ).
@@ -91,7 +94,7 @@ def gram_kl_matrix(
     everything = [validation.checked_matrix(x, name, validate) for name, x in (first | second).items()]
     grams = [product(unit_length(x.double()).mT) / x.shape[-2] for x in everything]
     k = torch.stack(torch.broadcast_tensors(*grams), -3)
-    # log(ridge) (tr P + n ridge) is part of both logarithms and would cancel digits: omitted from both
+    # log(ridge) (tr P + n ridge) is part of both terms and would cost digits by cancellation: omitted from both
     logarithms, *_ = spectral_function(
         k, lambda x: torch.log1p(x.clamp_min(0) / ridge), lambda x, y: log_difference(x + ridge, y + ridge)
     )
@@ -112,9 +115,9 @@ def jensen_renyi_divergence(
     about: About = "mean",
     validate: bool | None = None,
 ) -> Tensor:
-    """``matrix_ssl.matrix.jensen_renyi_divergence`` of the covariances of features (..., nᵢ, d) of trace one: (...).
+    """``matrix_ssl.matrix.jensen_renyi_divergence`` of covariances of features (..., nᵢ, d) scaled to trace one: (...).
 
-    The numbers of rows may differ. The side is the smaller one of d and nᵢ for each, and of d and Σ nᵢ for the mixture.
+    The numbers of rows may differ. Computed on the smaller side: d or nᵢ for each, d or Σ nᵢ for the mixture.
     """
     validation.check_entropy_order(alpha)
     if len(features) < 2:
@@ -140,7 +143,7 @@ def jensen_renyi_divergence(
 def holevo_information(
     *features: Tensor, weights: states.Weights = None, about: About = "mean", validate: bool | None = None
 ) -> Tensor:
-    """``matrix_ssl.matrix.holevo_information`` of the covariances of features; as ``jensen_renyi_divergence``."""
+    """``matrix_ssl.matrix.holevo_information`` of the covariances of features; see ``jensen_renyi_divergence``."""
     return jensen_renyi_divergence(*features, alpha=1.0, weights=weights, about=about, validate=validate)
 
 
@@ -149,7 +152,7 @@ def schatten_divergence(
 ) -> Tensor:
     """``matrix_ssl.matrix.schatten_divergence`` of the covariances of x (..., n, d) and y (..., k, d): (...).
 
-    On the side of the features: the difference of two covariances has no smaller one that is symmetric.
+    Computed on the side of the features, since the difference of two covariances has no smaller symmetric counterpart.
     """
     a, b = _two_rows(x, y, 0.0, about, validate)
     for rows, features, name in ((a, x, "x"), (b, y, "y")):
@@ -170,7 +173,7 @@ def _kl(a: Tensor, b: Tensor, ridge: float) -> Tensor:
     """MKL of AᵀA and BᵀB."""
     if ridge == 0 or b.shape[-2] >= b.shape[-1]:
         return divergence.kl_of(product(a), product(b), ridge, b.dtype)[0]
-    # log(ridge)·(tr P + d·ridge) is part of both logarithms and would cancel digits: omitted from both
+    # log(ridge)·(tr P + d·ridge) is part of both terms and would cost digits by cancellation: omitted from both
     gram = smaller_product(a)
     eigenvalues = eigenvalues_of(gram, used=gram.shape[-1]).clamp_min(0)
     own = ((eigenvalues + ridge) * torch.log1p(eigenvalues / ridge)).sum(-1)

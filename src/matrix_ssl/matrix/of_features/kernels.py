@@ -1,4 +1,4 @@
-"""Entropies of the linear kernels of features, rows scaled to length one, and what the kernels share."""
+"""Entropies of linear kernels of features with rows scaled to length one, and the information the kernels share."""
 
 import functools
 import itertools
@@ -19,8 +19,8 @@ from matrix_ssl.matrix.plain import product, smaller_product
 def gram_entropy(x: Tensor, *, alpha: float = 1.0, validate: bool | None = None) -> Tensor:
     """``matrix_ssl.matrix.renyi_entropy`` of the linear kernel of x (..., n, d), rows of length one: (...), in nats.
 
-    The entropy of Song et al. and of VNE: that of the second moment of unit rows, not centred. The side is the smaller
-    one of n and d.
+    This is the entropy of Song et al. and of VNE: that of the second moment of unit-length rows, not centred. Computed
+    on the smaller side, n or d.
     """
     return _entropies((x,), alpha, validate)(0)
 
@@ -28,7 +28,7 @@ def gram_entropy(x: Tensor, *, alpha: float = 1.0, validate: bool | None = None)
 def joint_entropy(*features: Tensor, alpha: float = 1.0, validate: bool | None = None) -> Tensor:
     """``matrix_ssl.matrix.joint_entropy`` of the linear kernels of features (..., n, dᵢ): (...), in nats.
 
-    Rows are scaled to length one. The side is the smaller one of n and the product of the dᵢ.
+    Rows are scaled to length one. Computed on the smaller side: n or the product of the dᵢ.
     """
     everything = tuple(range(len(features)))
     return _entropies(features, alpha, validate)(*everything)
@@ -37,7 +37,7 @@ def joint_entropy(*features: Tensor, alpha: float = 1.0, validate: bool | None =
 def conditional_entropy(
     x: Tensor, given: Tensor | Sequence[Tensor], *, alpha: float = 1.0, validate: bool | None = None
 ) -> Tensor:
-    """``matrix_ssl.matrix.conditional_entropy`` of the linear kernels of x and others; as ``joint_entropy``."""
+    """``matrix_ssl.matrix.conditional_entropy`` of the linear kernels of x and others; see ``joint_entropy``."""
     conditions, names = information.conditions_of(given)
     entropy = _entropies((x, *conditions), alpha, validate, ["x", *names])
     known = tuple(range(1, len(conditions) + 1))
@@ -45,14 +45,14 @@ def conditional_entropy(
 
 
 def mutual_information(x: Tensor, y: Tensor, *, alpha: float = 1.0, validate: bool | None = None) -> Tensor:
-    """``matrix_ssl.matrix.mutual_information`` of the linear kernels of x and y; as ``joint_entropy``."""
+    """``matrix_ssl.matrix.mutual_information`` of the linear kernels of x and y; see ``joint_entropy``."""
     return information.mutual_information_of(_entropies((x, y), alpha, validate))
 
 
 def normalised_mutual_information(
     x: Tensor, y: Tensor, *, by: information.Normaliser, alpha: float = 1.0, validate: bool | None = None
 ) -> Tensor:
-    """``matrix_ssl.matrix.normalised_mutual_information`` of the linear kernels of x and y; as ``joint_entropy``."""
+    """``matrix_ssl.matrix.normalised_mutual_information`` of the linear kernels of x and y; see ``joint_entropy``."""
     return information.normalised_mutual_information_of(_entropies((x, y), alpha, validate), by)
 
 
@@ -61,7 +61,7 @@ def matrix_mutual_information_ratio(
 ) -> Tensor:
     """``matrix_ssl.matrix.matrix_mutual_information_ratio`` (MIR) of the linear kernels of x and y: (...).
 
-    x and y are two branches of a method, or features (n, d) and the rows of the classifier of their classes (n, d).
+    x and y are the two branches of a method, or features (n, d) and the classifier's rows for their classes (n, d).
     """
     return information.normalised_mutual_information_of(_entropies((x, y), alpha, validate), "min")
 
@@ -76,17 +76,17 @@ def entropy_difference_ratio(x: Tensor, y: Tensor, *, alpha: float = 1.0, valida
 
 
 def total_correlation(*features: Tensor, alpha: float = 1.0, validate: bool | None = None) -> Tensor:
-    """``matrix_ssl.matrix.total_correlation`` of the linear kernels of features; as ``joint_entropy``."""
+    """``matrix_ssl.matrix.total_correlation`` of the linear kernels of features; see ``joint_entropy``."""
     return information.total_correlation_of(_entropies(features, alpha, validate, least=2), len(features))
 
 
 def dual_total_correlation(*features: Tensor, alpha: float = 1.0, validate: bool | None = None) -> Tensor:
-    """``matrix_ssl.matrix.dual_total_correlation`` of the linear kernels of features; as ``joint_entropy``."""
+    """``matrix_ssl.matrix.dual_total_correlation`` of the linear kernels of features; see ``joint_entropy``."""
     return information.dual_total_correlation_of(_entropies(features, alpha, validate, least=2), len(features))
 
 
 def interaction_information(*features: Tensor, alpha: float = 1.0, validate: bool | None = None) -> Tensor:
-    """``matrix_ssl.matrix.interaction_information`` of the linear kernels of features; as ``joint_entropy``."""
+    """``matrix_ssl.matrix.interaction_information`` of the linear kernels of features; see ``joint_entropy``."""
     return information.interaction_information_of(_entropies(features, alpha, validate, least=2), len(features))
 
 
@@ -95,7 +95,7 @@ def vendi_score(
 ) -> Tensor:
     """``matrix_ssl.matrix.vendi_score`` of the linear kernel of x (..., n, d), rows of length one: (...).
 
-    The side is the smaller one of n and d. ``weights`` (..., n) are those of the samples. Raises for a row of zeros.
+    Computed on the smaller side, n or d. ``weights`` (..., n) are those of the samples. A row of zeros raises an error.
     """
     validation.check_entropy_order(order, "order")
     unit = unit_rows(x, "x", validate)
@@ -114,7 +114,7 @@ def two_unit_rows(x: Tensor, y: Tensor, validate: bool | None) -> tuple[Tensor, 
 def _entropies(
     features: Sequence[Tensor], alpha: float, validate: bool | None, names: Sequence[str] = (), *, least: int = 1
 ) -> information.Entropies:
-    """The joint entropy of any of the linear kernels by their numbers, each computed once; checks all arguments."""
+    """The joint entropies of the linear kernels by their numbers, each computed once; checks all arguments."""
     validation.check_entropy_order(alpha)
     if len(features) < least:
         raise ValueError(f"At least {least} sets of features are needed, got {len(features)}.")
@@ -127,7 +127,7 @@ def _entropies(
 
 
 def _joint(rows: Sequence[Tensor], grams: dict[int, Tensor], alpha: float, numbers: tuple[int, ...]) -> Tensor:
-    """The entropy of the elementwise product of linear kernels, on the smaller side; ``grams`` keeps those of n x n."""
+    """The entropy of the elementwise product of linear kernels, on the smaller side; ``grams`` caches n x n kernels."""
     factors = [rows[number] for number in numbers]
     if math.prod(x.shape[-1] for x in factors) < factors[0].shape[-2]:
         columns = functools.reduce(lambda a, b: (a.unsqueeze(-1) * b.unsqueeze(-2)).flatten(-2), factors)
