@@ -51,7 +51,7 @@ class OnnxEncoder(ServedEncoder):
         options.intra_op_num_threads = int(threads) if threads.isdecimal() else 0
         try:
             self._session = runtime.InferenceSession(content, options, providers=[provider])
-        except Exception as error:  # onnxruntime raises many types, which it does not document
+        except Exception as error:  # one of many types, which onnxruntime does not name
             if is_out_of_memory(error):
                 raise
             reason = str(error).strip().partition("\n")[0]
