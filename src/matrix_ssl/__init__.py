@@ -1,8 +1,8 @@
 """Matrix-information self-supervised learning on PyTorch.
 
-``pretrain``, ``open``, ``Run``, ``Collection`` and ``EncoderTransformer`` are the whole pipeline; losses and the rest
-are imported from their modules, for example ``from matrix_ssl.losses import matrix_ssl_loss``. Importing the package
-itself does no work and loads no torch.
+``pretrain``, ``open``, ``Run``, ``Collection`` and ``EncoderTransformer`` cover the whole pipeline. Import losses and
+everything else from their modules, for example ``from matrix_ssl.losses import matrix_ssl_loss``. Importing the package
+itself does no work and does not load torch.
 """
 
 import importlib

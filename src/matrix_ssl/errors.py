@@ -1,6 +1,6 @@
-"""Errors for the user: one sentence that names the value, the place and the remedy.
+"""Errors that a user can fix: one sentence that names the value, the place and the remedy.
 
-The command line prints the sentence without a traceback and ends with ``exit_code``. Any other exception is a defect of
+The command line prints the sentence without a traceback and exits with ``exit_code``. Any other exception is a bug in
 this package and keeps its traceback.
 """
 
@@ -47,7 +47,7 @@ class UnreadableImage(DataError):
 
 
 class OpenFilesError(MatrixSSLError):
-    """The limit of open files of the process is too low."""
+    """The process's limit on open files is too low."""
 
 
 class CheckpointError(MatrixSSLError):
@@ -67,11 +67,11 @@ class Diverged(TrainingError):
 
 
 class ProcessError(MatrixSSLError):
-    """One process of several, not the first, met an error that the others did not."""
+    """One of several processes, not the first, met an error that the others did not."""
 
 
 class MatrixError(MatrixSSLError, ValueError):
-    """A tensor is not a matrix that the function is defined for."""
+    """A tensor is not a matrix for which the function is defined."""
 
 
 class MatrixTypeError(MatrixError):
@@ -87,7 +87,7 @@ class NotSquareError(MatrixShapeError):
 
 
 class EmptyMatrixError(MatrixShapeError):
-    """The last dimension, or of a matrix one of the last two, is zero."""
+    """The last dimension is zero or, for a matrix, one of the last two."""
 
 
 class NotFiniteError(MatrixError):
@@ -107,7 +107,7 @@ class NotPositiveDefiniteError(MatrixError):
 
 
 class MissingPackage(MatrixSSLError, ImportError):
-    """A package that all but the matrix functions and losses need is not installed."""
+    """A package is not installed that everything except the matrix functions and losses needs."""
 
     def __init__(self, package: str):
         super().__init__(
@@ -120,7 +120,7 @@ class MissingExtra(MatrixSSLError):
     """An optional dependency is not installed, or cannot be imported."""
 
     def __init__(self, package: str, extra: str, *, cause: ImportError | None = None):
-        """``cause`` is what its import raised: that it is not there, or what it needs, or what it does not go with."""
+        """``cause`` is what its import raised: it or a dependency is missing, or it is incompatible with another."""
         absent = isinstance(cause, ModuleNotFoundError) and (cause.name or "").partition(".")[0].replace("_", "-")
         reason = str(cause).partition("\n")[0].rstrip(".")
         state = "is not installed" if cause is None or absent == package else f"cannot be imported ({reason})"
@@ -133,7 +133,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def memory_is_short(error: BaseException, *, size: int) -> bool:
-    """Whether a reader failed since ``size`` bytes are not to be had, and not since a damaged file asked for more."""
+    """Whether a reader failed because ``size`` bytes are not available, not because a damaged file asked for more."""
     if not is_out_of_memory(error):
         return False
     try:
@@ -149,7 +149,7 @@ def install_command(extra: str = "") -> str:
 
 
 def import_package(module: str) -> Any:
-    """A package that the matrix functions and losses do without; raises MissingPackage where it is not installed."""
+    """Imports a package that the matrix functions and losses do not need; MissingPackage if it is not installed."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
@@ -159,10 +159,10 @@ def import_package(module: str) -> Any:
 
 
 def load_on_use(package: str, names: Iterable[str], modules: Iterable[str]) -> Callable[[str], Any]:
-    """The ``__getattr__`` of a package whose names come from modules that are imported when one is used.
+    """The ``__getattr__`` of a package whose names come from modules that are imported only when a name is used.
 
-    So what needs PyTorch and NumPy alone can mention what needs more. A name comes from the first of the modules that
-    has it; a package that is not installed raises MissingPackage.
+    This lets code that needs only PyTorch and NumPy mention names that need more. A name comes from the first of the
+    modules that has it. If a package that they need is not installed, MissingPackage is raised.
     """
 
     def load(name: str) -> Any:
@@ -177,7 +177,7 @@ def load_on_use(package: str, names: Iterable[str], modules: Iterable[str]) -> C
 
 
 def import_extra(module: str, *, extra: str) -> Any:
-    """An optional dependency.
+    """Imports an optional dependency.
 
     Raises:
         MissingExtra: it is not installed, or cannot be imported.
@@ -204,23 +204,23 @@ def check_known(name: str, value: object, known: Iterable[str]) -> None:
 
 
 def check_whole(name: str, value: object) -> None:
-    """Raises ConfigError unless the value of the argument ``name`` is a whole number, which a Boolean is not."""
+    """Raises ConfigError unless the value of the argument ``name`` is an integer; a Boolean is not one."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise ConfigError(f"{name}={value!r}: expected a whole number.")
 
 
 class Offered:
-    """What the running command lets the user change, so that no remedy names what it does not have."""
+    """What the running command lets the user change, so that no remedy names an option that it does not have."""
 
     def __init__(self) -> None:
         self._has: Callable[[str], bool] = lambda _: True  # in Python, where options are arguments
 
     def ask(self, has: Callable[[str], bool]) -> None:
-        """Lets a function say whether the command has an option, ``--fresh``, or a setting, ``data.workers``."""
+        """Sets the function that says whether the command has an option (``--fresh``) or setting (``data.workers``)."""
         self._has = has
 
     def first(self, *remedies: str, otherwise: str = "") -> str:
-        """The first remedy whose option or setting, ``--option`` or ``--set key=``, the running command has."""
+        """The first remedy whose option or setting (``--option`` or ``--set key=``) the running command has."""
         for remedy in remedies:
             match = _OPTION.search(remedy)
             if match is None or self._has(match[1] or match[2]):

@@ -1,5 +1,5 @@
-"""Pre-training and evaluation as functions of Python, which raise this package's errors and never exit the process.
+"""Pre-training and evaluation as Python functions that raise this package's errors and never exit the process.
 
-``matrix_ssl`` offers ``pretrain``, ``open``, ``Run``, ``Collection`` and ``EncoderTransformer``, and loads them when
-they are used.
+``matrix_ssl`` exports ``pretrain``, ``open``, ``Run``, ``Collection`` and ``EncoderTransformer`` and loads them on
+first use.
 """

@@ -1,4 +1,4 @@
-"""What a function owes its caller: signals that reach the program, and PyTorch's generators and flags as they were."""
+"""What a function owes its caller: signals reach the program, and PyTorch's generators and flags are restored."""
 
 import signal
 from collections.abc import Iterator
@@ -11,11 +11,11 @@ from matrix_ssl.runs.signals import Interrupted, received_by_blocks
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """A block that may train, in a program that goes on afterwards.
+    """A block that may train, in a program that continues afterwards.
 
-    A signal during a training first leads to a checkpoint; then the program's own handler gets it. So Ctrl-C is
-    KeyboardInterrupt, and SIGTERM ends the program, whatever errors a loop around the training catches. The generators
-    of PyTorch, its flags of determinism and its benchmark flag are those from before the block.
+    A signal during training first triggers a checkpoint and is then passed to the program's own handler. So Ctrl-C
+    raises KeyboardInterrupt, and SIGTERM ends the program, whatever errors a loop around the training catches. After
+    the block, PyTorch's random generators, determinism flags and benchmark flag are as they were before it.
     """
     received_by_blocks.clear()
     cuda = [torch.cuda.current_device()] if torch.cuda.is_available() else []

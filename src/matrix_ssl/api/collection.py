@@ -23,29 +23,29 @@ from matrix_ssl.evaluate.explore.selection import Rule, select
 from matrix_ssl.evaluate.trained.label_subsets import match_names, read_names
 from matrix_ssl.report.listing import MOST_IMAGES, Listing, numbered
 
-_MOST_ISSUES = 0.2  # share of the labels that may look wrong before the encoder is to blame
-_TRIED, _STREAM = 200, 0x5EA  # images on which the recall of an approximate search is measured, and their choice
+_MOST_ISSUES = 0.2  # fraction of the labels that may look wrong before the encoder is to blame
+_TRIED, _STREAM = 200, 0x5EA  # images on which the recall of approximate search is measured; stream that samples them
 
 
 class Collection(Gathered):
-    """Images and their features, computed once and kept, and what can be asked of them.
+    """Images and their features, computed once and kept, with the questions that can be asked about them.
 
-    ``Gathered`` describes the arguments.
+    See ``Gathered`` for the arguments.
     """
 
     def search(
         self, queries: str | Path | int | Sequence[str | Path | int], *, k: int = 20, approximate: bool = False
     ) -> Listing:
-        """The k images most similar to each query, by the cosine similarity of the features.
+        """Finds the k images most similar to each query, by the cosine similarity of the features.
 
         Args:
-            queries: image files, folders of them, places of images of the dataset, or their numbers from 0. An image of
-                the dataset is not among its own neighbours.
-            k: number of images.
-            approximate: search by an index of faiss, the extra ``search``, and state its recall.
+            queries: image files, folders of image files, or images of the dataset by path or by index from 0. An image
+                of the dataset is never among its own neighbours.
+            k: number of images to return.
+            approximate: search with a faiss index (extra ``search``) and report its recall.
 
         Raises:
-            MatrixSSLError: a query is neither, the encoder for it is not known, or there are fewer than k images.
+            MatrixSSLError: a query is none of these, its encoder is not known, or there are fewer than k images.
         """
         names, vectors, own = self._queries(as_queries(queries))
         answers, note = self._neighbours(vectors, own, k, approximate=approximate)
@@ -58,7 +58,7 @@ class Collection(Gathered):
         return self._listing("Search", [text, *note], ("query", "rank", "similarity"), rows, group="query")
 
     def duplicates(self, *, threshold: float = THRESHOLD) -> Listing:
-        """Groups of images that are connected by cosine similarities of at least ``threshold``, the largest first."""
+        """Groups of images connected by cosine similarities of at least ``threshold``, the largest group first."""
         groups = near_duplicates(self.embedding.features, threshold=threshold)
         rows: list[tuple[str | int | float, ...]] = []
         for number, group in enumerate(groups, 1):
@@ -75,7 +75,7 @@ class Collection(Gathered):
         return self._listing("Near-duplicates", sentences, ("group", "similarity"), rows, group="group", shown=12)
 
     def outliers(self, *, count: int = 100, k: int = 10) -> Listing:
-        """The ``count`` images that are farthest from their k nearest neighbours, the oddest first."""
+        """The ``count`` images farthest from their k nearest neighbours, the most unusual first."""
         check_whole("count", count)
         if count < 1:
             raise ConfigError(f"count={count}: expected at least 1 image.")
@@ -87,7 +87,7 @@ class Collection(Gathered):
         return self._listing("Outliers", [text], ("rank", "distance"), rows)
 
     def clusters(self, *, count: int | None = None, seed: int = 0) -> Listing:
-        """Every image with its cluster, the largest cluster first and in it the most central images first."""
+        """Assigns every image to a cluster; the largest cluster, and in each the most central images, come first."""
         result = cluster(self.embedding.features, count=count, seed=seed)
         rows: list[tuple[str | int | float, ...]] = []
         for number, representatives in enumerate(result.representatives):
@@ -101,11 +101,11 @@ class Collection(Gathered):
         return self._listing("Clusters", [text], columns, rows, group="cluster", shown=REPRESENTATIVES)
 
     def label_issues(self, *, by: Judge = "neighbours", seed: int = 0) -> Listing:
-        """Images whose label is probably wrong, by confident learning, the most suspicious first.
+        """Images whose label is probably wrong according to confident learning, the most suspicious first.
 
         Args:
-            by: ``neighbours`` or ``linear``, see ``evaluate.explore.mislabels``.
-            seed: of the folds of the linear probes.
+            by: ``neighbours`` or ``linear``; see ``evaluate.explore.mislabels``.
+            seed: random seed for the folds of the linear probes.
 
         Raises:
             DataError: the images have no labels.
@@ -123,16 +123,16 @@ class Collection(Gathered):
     def select(
         self, count: int, *, rule: Rule = "log-determinant", labelled: str | Path | Sequence[str | Path] = ()
     ) -> Listing:
-        """A diverse subset, in the order of choice: which images to label first.
+        """Selects a diverse subset, in the order in which to label the images.
 
         Args:
-            count: images to choose.
+            count: number of images to select.
             rule: ``k-centre``, ``facility-location`` or ``log-determinant``; see ``evaluate.explore.selection``.
-            labelled: images that are chosen already, by name or as much of the end of their path as is unique; a text
-                file with one a line, or a list.
+            labelled: images that are already selected, each by its name or by enough of the end of its path to be
+                unique; a list, or a text file with one image per line.
 
         Raises:
-            MatrixSSLError: the count is out of range, or a name matches no image or several.
+            MatrixSSLError: the count is out of range, or a name matches no image or more than one.
         """
         names = read_names(expanded(labelled)) if isinstance(labelled, (str, Path)) else list(map(_name, labelled))
         where = str(labelled) if isinstance(labelled, (str, Path)) else "labelled"
@@ -145,15 +145,15 @@ class Collection(Gathered):
         return self._listing("A diverse subset", [text], ("rank", "gain"), rows)
 
     def explore(self, out: str | Path, *, settings: Mapping[str, Any] | Iterable[str] | None = None) -> Path:
-        """Writes the page with an interactive map into a folder, and returns its place.
+        """Writes a page with an interactive map of the images into a folder and returns the path of the page.
 
         Args:
-            out: the folder; the same one again resumes.
-            settings: of ``exploring.ExploreSettings``, such as ``{"clusters": 12, "map": "umap"}`` or
+            out: the folder; calling this again with the same folder resumes.
+            settings: fields of ``exploring.ExploreSettings``, such as ``{"clusters": 12, "map": "umap"}`` or
                 ``["clusters=12", "map=umap"]``.
 
         Raises:
-            MatrixSSLError: the images, a setting, a CSV file or the folder are at fault.
+            MatrixSSLError: the images, a setting, a CSV file or the folder is at fault.
         """
         from matrix_ssl.api.exploring import ExploreSettings, explore_collection
 
@@ -161,7 +161,7 @@ class Collection(Gathered):
         return explore_collection(self, expanded(out), choices, quiet=self._quiet).page
 
     def _queries(self, asked: Sequence[str | Path | int]) -> tuple[list[str], NDArray[np.float32], NDArray[np.int64]]:
-        """Names and features of all queries, and which row of the collection each is; -2 for images of elsewhere."""
+        """Names and features of all queries, and the row of each in the collection; -2 for images not in it."""
         names: list[str] = []
         own: list[int] = []
         vectors = []
@@ -181,7 +181,7 @@ class Collection(Gathered):
     def _neighbours(
         self, vectors: NDArray[np.float32], own: NDArray[np.int64], k: int, *, approximate: bool
     ) -> tuple[Neighbours, list[str]]:
-        """The k nearest images of queries (m, d) but themselves, and a sentence on an approximate search's recall."""
+        """The k nearest images to queries (m, d), themselves excluded; also a sentence on the recall if approximate."""
         features = self.embedding.features
         check_neighbours(k, len(self), own=bool((own >= 0).any()), where=str(self._where))
         if not approximate:
@@ -190,7 +190,7 @@ class Collection(Gathered):
         return _without(index.nearest(vectors, k=min(k + 1, len(self))), own, k), self._recall(index, k)
 
     def _recall(self, index: ApproximateIndex, k: int) -> list[str]:
-        """A sentence on how many neighbours of some images, themselves left out, an approximate search finds."""
+        """A sentence on the share of the neighbours of sampled images, themselves excluded, that the search finds."""
         count, features = min(k, len(self) - 1), self.embedding.features
         if not count:  # a single image has no neighbours
             return []
@@ -200,7 +200,7 @@ class Collection(Gathered):
         return [f"The search was approximate: it finds {100 * share:.1f} % of the neighbours of {len(tried)} images."]
 
     def _image(self, row: int) -> tuple[str, ...]:
-        """The cells that every table has of an image: its place, and its class where it has one."""
+        """The cells that describe an image in every table: its path, and its class if it has one."""
         path = self.embedding.paths[row]
         if self.embedding.labels is None or self.embedding.classes is None:
             return (path,)
@@ -226,7 +226,7 @@ def _name(image: object) -> str:
 
 
 def too_alike(groups: Iterable[Sized], count: int, threshold: float) -> list[str]:
-    """A sentence where most of ``count`` images are in groups of near-duplicates; else none."""
+    """A sentence if most of ``count`` images are in groups of near-duplicates; otherwise an empty list."""
     if sum(map(len, groups)) <= count / 2:
         return []
     return [
@@ -236,7 +236,7 @@ def too_alike(groups: Iterable[Sized], count: int, threshold: float) -> list[str
 
 
 def too_many_issues(issues: int, count: int) -> list[str]:
-    """A sentence where more labels are suspicious than can be wrong; else none."""
+    """A sentence if too many labels look suspicious for all of them to be wrong; otherwise an empty list."""
     if issues <= count * _MOST_ISSUES:
         return []
     return [

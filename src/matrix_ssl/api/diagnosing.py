@@ -1,4 +1,4 @@
-"""The diagnosis of an image encoder, block by block, beside a reference."""
+"""The diagnosis of an image encoder, block by block, optionally compared with a reference."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +27,8 @@ from matrix_ssl.runs import devices
 from matrix_ssl.runs.files import write_json
 
 UNTRAINED, ITSELF = "untrained", "itself"
-IMAGES = 2048  # at most, by default
-_COMPARED = 4  # images that a comparison of blocks needs
+IMAGES = 2048  # default maximum
+_COMPARED = 4  # least number of images for a comparison of blocks
 
 
 def diagnose(
@@ -46,25 +46,25 @@ def diagnose(
     download: bool = False,
     on_progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Measures every block of an encoder, and compares it with every block of a different one.
+    """Measures every block of an encoder and, on request, compares it with every block of another encoder.
 
     Args:
-        where: the encoder, in any of the forms of ``encoder.where``.
+        where: the encoder, in any form that ``encoder.where`` describes.
         data: the images, as for ``pretraining.pretrain``; None: those of the run.
         out: folder for ``diagnose.json`` and ``diagnose.html``; None: nothing is written.
         reference: an encoder with the same blocks, or ``untrained``, the same network at its initialisation.
-        against: an encoder of any architecture, or ``untrained``, whose blocks are compared with these, or ``itself``.
-        images: at most so many, chosen at random but always the same.
-        split: of the dataset.
-        weights: the network of a run.
+        against: an encoder of any architecture whose blocks are compared with these, or ``untrained``, or ``itself``.
+        images: maximum number of images; they are a random sample, but always the same one.
+        split: split of the dataset.
+        weights: which network of a run, ``student`` or ``teacher``.
         device, data_root, download: as for ``evaluation.evaluate``.
         on_progress: called with (images done, number of images).
 
     Returns:
-        What ``diagnose.json`` holds.
+        The contents of ``diagnose.json``.
 
     Raises:
-        MatrixSSLError: the encoder, the images or the folder are at fault, or the reference has different blocks.
+        MatrixSSLError: the encoder, the images or the folder is at fault, or the reference has different blocks.
     """
     run = Run(where, download=download)
     location = run.config.data.source if data is None else as_data(data)
@@ -76,7 +76,7 @@ def diagnose(
         source = chosen.of(run.config.data)
         _check_count(source, images, 2 if against is None else _COMPARED)
         encoder = run.encoder(weights=weights)
-        with undisturbed():  # all of them before the work
+        with undisturbed():  # open all networks before the work starts
             other = None if reference is None else _reference(reference, run, encoder, download=download)
             network = None if against is None or against == ITSELF else _opened(against, run, download=download)
         result = chosen.diagnosis(encoder, source, run.config)
@@ -105,18 +105,18 @@ class _Opened(NamedTuple):
 
 @dataclass(frozen=True)
 class _Images:
-    """The images of a diagnosis, and what is measured on them."""
+    """The images of a diagnosis, and the measurements made on them."""
 
     location: Data
     split: Split
-    count: int  # of images, at most
+    count: int  # maximum number of images
     device: torch.device
     root: Path | None
     download: bool
     on_progress: Progress | None
 
     def of(self, data: DataConfig) -> Source:
-        """The images as an encoder takes them."""
+        """The images in the form that an encoder expects."""
         return evaluation.open_images(
             self.location, data, split=self.split, data_root=self.root, download=self.download
         )
@@ -130,13 +130,13 @@ class _Images:
         )  # fmt: skip
 
     def similarity(self, first: Network, name: str, other: _Opened | None) -> dict[str, Any]:
-        """Blocks against those of a different network; None: against those of the same one."""
+        """Compares blocks with those of a different network; None: with those of the same one."""
         second = None if other is None else Network(name, other.encoder, self.of(other.data), other.data)
         return compare_blocks(first, second, images=self.count, device=self.device, on_progress=self.on_progress)
 
 
 def _check_count(source: Source, most: int, needed: int) -> None:
-    """Raises DataError where ``most`` of the images are fewer than the measures need."""
+    """Raises DataError if the images, at most ``most`` of them, are fewer than the measures need."""
     count = min(most, len(source))
     if count < needed:
         remedy = "raise --images" if len(source) >= needed else "add images"
@@ -144,7 +144,7 @@ def _check_count(source: Source, most: int, needed: int) -> None:
 
 
 def _reference(reference: str, run: Run, encoder: nn.Module, *, download: bool) -> nn.Module:
-    """The network of ``reference``; ConfigError where its blocks are others than those of the encoder."""
+    """The network of ``reference``; ConfigError if its blocks differ from those of the encoder."""
     other = _opened(reference, run, download=download).encoder
     if list(find_blocks(other)) != list(find_blocks(encoder)):
         raise ConfigError(

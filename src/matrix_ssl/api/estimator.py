@@ -1,4 +1,4 @@
-"""Pre-training as a transformer of scikit-learn: images to features."""
+"""Pre-training as a scikit-learn transformer from images to features."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,29 +26,30 @@ _MOST = 2**31 - 1
 
 
 class EncoderTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
-    """Learns an encoder from images without labels; ``transform`` gives their features.
+    """Learns an encoder from images without labels; ``transform`` returns their features.
 
-    ``X`` is everything that ``pretrain`` takes as ``data``. Labels ``y`` are ignored, so that a pipeline may end in a
-    classifier. ``fit`` leaves out images that cannot be read, as ``pretrain`` does; ``transform`` refuses them, since
-    every image has a row.
+    ``X`` is anything that ``pretrain`` accepts as ``data``. Labels ``y`` are ignored, so a pipeline may end in a
+    classifier. ``fit`` leaves out images that cannot be read, as ``pretrain`` does; ``transform`` raises an error for
+    them, since every image must have a row.
 
     Args:
-        recipe: a name that ``matrix-ssl recipes`` lists; the default is for a CPU.
-        encoder: an architecture, or a module from images to features (n, k).
-        method: a name, a Python file or a class; None: that of the recipe.
-        epochs: passes over the images; None: that of the recipe.
-        batch_size: images of a step; None: that of the recipe, or the largest power of two for fewer images.
-        settings: of the run, by whole names, such as ``{"data.image_size": 32}``.
+        recipe: a name listed by ``matrix-ssl recipes``; the default is meant for a CPU.
+        encoder: an architecture, or a module that maps images to features (n, k).
+        method: a name, a Python file or a class; None: the recipe's method.
+        epochs: passes over the images; None: the recipe's number.
+        batch_size: images per step; None: the recipe's batch size or, with fewer images than that, the largest power of
+            two that fits.
+        settings: settings of the run by their full names, such as ``{"data.image_size": 32}``.
         random_state: the seed of the run.
-        out: a folder for the run, so that it is resumed; None: a temporary one.
+        out: a folder for the run, from which a later ``fit`` resumes; None: a temporary folder.
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"mps"``.
-        verbose: whether progress is shown.
+        verbose: show progress.
 
     Attributes:
         encoder_: the encoder, a module in evaluation mode with ``preprocess``.
         config_: the settings of the run.
-        metrics_: the lines of its metrics.
-        n_features_in_: numbers of an image (height times width times channels) where all images have one shape.
+        metrics_: the lines of the run's metrics.
+        n_features_in_: values per image (height times width times channels), if all images have the same shape.
     """
 
     def __init__(
@@ -105,11 +106,11 @@ class EncoderTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
         return self
 
     def transform(self, X: Any) -> NDArray[np.float32]:
-        """The features (n, k) of images, a row an image.
+        """The features (n, k) of the images, one row per image.
 
         Raises:
-            DataError: ``X`` is no images.
-            UnreadableImage: one cannot be read, so that no row could be its own.
+            DataError: ``X`` does not hold images.
+            UnreadableImage: an image cannot be read, so there would be no row for it.
         """
         check_is_fitted(self)
         embedding = evaluation.embed(

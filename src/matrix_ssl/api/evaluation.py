@@ -1,4 +1,4 @@
-"""A whole evaluation, and the features of a dataset."""
+"""A complete evaluation, and the features of a dataset."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -37,16 +37,16 @@ from matrix_ssl.runs.session import Session, session
 if TYPE_CHECKING:
     from matrix_ssl.report.tables import Evaluation
 
-HELD_OUT = 0.2  # part of every class that is tested on where there is no test split
+HELD_OUT = 0.2  # fraction of every class that is held out for testing if there is no test split
 
 
 @dataclass(frozen=True)
 class Evaluated:
     """What an evaluation found."""
 
-    results: "Evaluation | None"  # of all protocols on the dataset so far; None without labels
-    is_main: bool  # whether this process is the one that writes files and messages
-    report: Path | None  # the page, where one was written
+    results: "Evaluation | None"  # all protocols on the dataset so far; None without labels
+    is_main: bool  # whether this is the process that writes files and messages
+    report: Path | None  # the page, if one was written
 
 
 def evaluate(
@@ -70,22 +70,22 @@ def evaluate(
     data_root: Path | None = None,
     download: bool = False,
 ) -> Evaluated:  # fmt: skip
-    """Measures an encoder by protocols, in all processes of a launcher; the same call again resumes.
+    """Evaluates an encoder with protocols, in every process of a launcher; calling it again resumes.
 
-    Images without labels get the map and the gallery of the run's page alone.
+    For images without labels, only the map and the gallery of the run's page are produced.
 
     Args:
-        where: the encoder, in any of the forms of ``encoder.where``.
-        data: training images of the classifiers; None: those of the run, also for one of its checkpoints.
-        out: folder of the results of an encoder that is not a run; None: in ``runs``, under its name.
-        test_data: test images; None: the test split of the dataset, else a held-out fifth of each class.
-        baselines: public encoders beside that of the run, as ``baselines.open_baselines`` takes them.
-        baseline_sizes: the size of their images.
+        where: the encoder, in any form that ``encoder.where`` describes.
+        data: training images for the classifiers; None: those of the run, also for one of its checkpoints.
+        out: folder for the results of an encoder that is not a run; None: in ``runs``, under its name.
+        test_data: test images; None: the dataset's test split or, without one, a held-out fifth of each class.
+        baselines: public encoders to compare with the run's, as ``baselines.open_baselines`` takes them.
+        baseline_sizes: the image size for the baselines, as for ``baselines.open_baselines``.
         label_list: file that names the labelled images of ``semi-supervised``.
-        weights: the network of the run.
+        weights: which network of the run, ``student`` or ``teacher``.
         fresh: repeat protocols that already have results.
-        needs_labels: refuse images without labels.
-        max_unreadable: part of the images, in [0, 1], that may be unreadable, ten in any case; None: that of the run.
+        needs_labels: raise an error for images without labels.
+        max_unreadable: fraction of the images, in [0, 1], that may be unreadable; ten always may. None: the run's own.
         report: write the page.
         quiet: show no messages and no progress.
         device, data_root, download: as for ``pretraining.train``.
@@ -143,20 +143,21 @@ def embed(
     quiet: bool = False, data_root: Path | None = None, download: bool = False, keep: Path | None = None,
     digests: bool = False,
 ) -> Embedding:  # fmt: skip
-    """The features of a dataset; unreadable images are skipped.
+    """Computes the features of a dataset; unreadable images are skipped.
 
     Args:
-        encoder: images (n, c, s, s), normalised, to features (n, k).
-        images: their size and normalisation.
+        encoder: maps normalised images (n, c, s, s) to features (n, k).
+        images: the size and normalisation of its images.
         data: the dataset.
-        split: ``train``, the whole dataset where it has no test split, or ``test``.
+        split: ``train`` (the whole dataset if it has no test split) or ``test``.
         quiet: show no progress.
         device, data_root, download: as for ``pretraining.train``.
-        keep: a folder for the features, from which they are mapped, and from which the same call resumes; None: memory.
-        digests: read every image once more for its SHA-256.
+        keep: a folder for the features, which are memory-mapped from it; calling this again resumes there. None: the
+            features are kept in memory.
+        digests: read every image once more to compute its SHA-256.
 
     Raises:
-        MatrixSSLError: the data are at fault.
+        MatrixSSLError: the data is at fault.
     """
     source = open_images(data, images, split=split, data_root=data_root, download=download)
     return embed_source(encoder, images, source, device=device, quiet=quiet, keep=keep, digests=digests)
@@ -166,7 +167,7 @@ def embed_source(
     encoder: nn.Module, images: DataConfig, source: Source, *, device: str, quiet: bool, keep: Path | None = None,
     digests: bool = False,
 ) -> Embedding:  # fmt: skip
-    """The features of images that are open; the rest as ``embed``."""
+    """The features of a source that is already open; otherwise as ``embed``."""
     display = Display(quiet=quiet)
     identity = encoder_digest(encoder, images)
     with ExitStack() as stack:
@@ -176,7 +177,7 @@ def embed_source(
             files = FeatureFiles(keep / "rows", fingerprint=fingerprint(identity, source.name, source.digest))
             if 0 < files.seen < len(source):
                 display.say(f"Resuming after {files.seen:,} of {len(source):,} images.")
-        for remark in () if files and files.seen == len(source) else source.remarks:  # all is known: nothing is read
+        for remark in () if files and files.seen == len(source) else source.remarks:  # if complete, nothing is read
             display.say(remark)
         show = stack.enter_context(display.bar("features"))
         try:
@@ -193,7 +194,7 @@ def embed_source(
 
 
 def open_images(data: Data, images: DataConfig, *, split: Split, data_root: Path | None, download: bool) -> Source:
-    """A dataset as an encoder of such images takes it: grey ones of a program in three channels where it has three."""
+    """Opens a dataset as an encoder expects it: in-memory grey images get three channels if the encoder takes three."""
     source = open_source(data, split=split, data_root=data_root, download=download, reading=images.reading)
     return in_colour(source, len(images.mean)) if isinstance(data, Splits) else source
 
@@ -202,10 +203,10 @@ def open_images(data: Data, images: DataConfig, *, split: Split, data_root: Path
 def results_in(
     folder: Path | None, names: Sequence[str], locations: Iterable[Data], *, data_root: Path | None
 ) -> Iterator[None]:
-    """A block at whose end files are written into a folder, which is locked; None: nothing is.
+    """A block at whose end files are written into a folder, locked for its duration; None: nothing is written.
 
     Raises:
-        DataError: the folder is among the images of one of the locations.
+        DataError: the folder lies among the images of one of the locations.
         RunFolderError: one of the files cannot be written.
     """
     if folder is None:
@@ -220,7 +221,7 @@ def results_in(
 
 
 def no_dataset(where: str | Path) -> MatrixSSLError:
-    """The error where neither the caller nor the run names images, or there is no run."""
+    """The error for when neither the caller nor the run names images, or there is no run."""
     place = read_where(where)
     if place.kind == PATH and not place.path.exists():
         return nothing_at(where)
@@ -231,7 +232,7 @@ def _check_place(
     where: str | Path, data: Data | None, test_data: Data | None, *, out: Path | None, weights: Weights,
     data_root: Path | None,
 ) -> None:  # fmt: skip
-    """Raises where an encoder that is not a run comes without images, or its results would lie among them."""
+    """Raises if an encoder that is not a run is given without images, or its results would lie among them."""
     from matrix_ssl.encoder.importing import default_run  # takes a second to import
 
     if not data:
@@ -244,7 +245,7 @@ def _check_place(
 def _run_of(
     s: Session, where: str | Path, *, out: Path | None, weights: Weights, download: bool
 ) -> tuple[Path, Weights]:
-    """The run with the encoder WHERE, which the main process imports where it is none, and its network."""
+    """The run of the encoder WHERE, which the main process imports if it is not a run, and the weights to use."""
     from matrix_ssl.encoder.importing import as_run  # takes a second to import
 
     run = None
@@ -256,7 +257,7 @@ def _run_of(
 
 
 def _describe(subject: Subject, display: Display) -> None:
-    """Writes what the page shows of images without labels."""
+    """Writes what the page shows for images without labels."""
     train = subject.train
     display.say(
         f"{train.name!r} has no labels: {train.unlabelled_because}. Writing only the embedding map and the "
@@ -287,7 +288,7 @@ def _open_everywhere(
     download: bool,
     say: Callable[[str], None],
 ) -> tuple[Source, Source, str | None]:
-    """``_open_splits`` in every process, whose images must be the same; their remarks are said."""
+    """``_open_splits`` in every process, all of which must have the same images; passes their remarks to ``say``."""
     with distributed.together():
         train, test, drawn_from = _open_splits(
             location, test_data, images, data_root=data_root, download=download, say=say
@@ -308,7 +309,7 @@ def _open_splits(
     download: bool,
     say: Callable[[str], None],
 ) -> tuple[Source, Source, str | None]:
-    """Training and test images, and the digest of the dataset that both are splits of; None if each is whole."""
+    """Training and test images, and the digest of the one dataset they were split from; None if they were not split."""
     open_split = partial(open_images, images=images, data_root=data_root, download=download)
     train = open_split(location, split="train")
     if test_data:

@@ -1,4 +1,4 @@
-"""The page of a folder of images: their features, what these say, thumbnails, and the page itself."""
+"""The explore page of a folder of images: features, their analysis, thumbnails, and the page itself."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -38,27 +38,27 @@ from matrix_ssl.runs.display import Display
 from matrix_ssl.runs.files import read_object, write_atomically
 from matrix_ssl.runs.folder import check_folder, claim, held
 
-CLAIM = "explore.json"  # says what the folder is for
+CLAIM = "explore.json"  # records what the folder is for
 _MAP = "map.npz"
-_NEIGHBOURS = 12  # of every image, on the page
-_OUTLIERS = 500  # that the page ranks
+_NEIGHBOURS = 12  # per image on the page
+_OUTLIERS = 500  # ranked on the page
 
 
 @settings
 class ExploreSettings:
     """What the page shows."""
 
-    clusters: Annotated[int, Ge(0)] = 0  # their number; 0: chosen by the silhouette
-    threshold: Annotated[float, Ge(0.0), Le(1.0)] = THRESHOLD  # cosine similarity of near-duplicates
+    clusters: Annotated[int, Ge(0)] = 0  # number of clusters; 0: chosen by the silhouette score
+    threshold: Annotated[float, Ge(0.0), Le(1.0)] = THRESHOLD  # cosine similarity from which images are near-duplicates
     map: MapRule = "tsne"
-    thumbnail: Annotated[int, Ge(16), Le(256)] = 96  # side in pixels, at most
+    thumbnail: Annotated[int, Ge(16), Le(256)] = 96  # maximum side in pixels
     columns: tuple[str, ...] = ()  # CSV files
     seed: Seed = 0
 
 
 @dataclass(frozen=True)
 class Explored:
-    """The page, and what it shows."""
+    """The path of the page, and its contents."""
 
     page: Path
     contents: Contents
@@ -81,20 +81,20 @@ def explore(
     data_root: Path | None = None,
     download: bool = False,
 ) -> Explored:
-    """Writes the page of images into a folder; the same call again resumes.
+    """Writes the page for a set of images into a folder; calling it again resumes.
 
-    Map and thumbnails stay in the folder, and features in their cache, so that other clusters, thresholds or columns
-    need none of them again. Other images, or a different encoder, need a different folder.
+    The map and the thumbnails are kept in the folder and the features in their cache, so a change of clusters,
+    threshold or columns recomputes none of them. Other images or a different encoder need a different folder.
 
     Args:
-        where: the encoder, or the file of its features, as for ``Collection``.
-        data: the images; None: those of the run, or the files that the features name.
+        where: the encoder, or its feature file, as for ``Collection``.
+        data: the images; None: those of the run, or the files whose paths are stored with the features.
         out: the folder of the page.
         choices: what the page shows.
         features, split, weights, device, quiet, data_root, download: as for ``Collection``.
 
     Raises:
-        MatrixSSLError: the encoder, the images, a CSV file or the folder are at fault.
+        MatrixSSLError: the encoder, the images, a CSV file or the folder is at fault.
     """
     choices = choices or ExploreSettings()
     check_rule(choices.map)
@@ -115,7 +115,7 @@ def explore(
 
 
 def explore_collection(images: Collection, out: Path, choices: ExploreSettings, *, quiet: bool = False) -> Explored:
-    """The same of images whose features are known."""
+    """As ``explore``, for images whose features are already computed."""
     display, embedding, source = Display(quiet=quiet), images.embedding, images.source()
     images.check_outside(out)
     check_rule(choices.map)
@@ -147,11 +147,11 @@ def explore_collection(images: Collection, out: Path, choices: ExploreSettings, 
 
 
 def _check(choices: ExploreSettings, places: Sequence[str], name: str) -> tuple[list[Column], list[str]]:
-    """The columns of all CSV files for images, with a sentence on each file.
+    """The columns for the images from all CSV files, with a sentence about each file.
 
     Raises:
         DataError: there are too few images for a map, or a file is at fault.
-        ConfigError: there are to be more clusters than images.
+        ConfigError: more clusters are requested than there are images.
     """
     if len(places) < 2:
         raise DataError(f"{name!r} has {len(places)} readable image: a map needs two.")
@@ -167,7 +167,7 @@ def _check(choices: ExploreSettings, places: Sequence[str], name: str) -> tuple[
 
 
 def _identity(embedding: Embedding) -> str:
-    """What distinguishes features from others, wherever the folder of their images is."""
+    """A digest that identifies the features, wherever the folder of their images is."""
     start = len(common_folder(embedding.paths))
     digest = hashlib.sha256("\0".join(path[start:] for path in embedding.paths).encode(errors="surrogateescape"))
     for rows in np.array_split(embedding.features, max(1, len(embedding) // 4096)):
@@ -176,7 +176,7 @@ def _identity(embedding: Embedding) -> str:
 
 
 def _write_sheets(out: Path, source: Source, side: int, on_progress: Callable[[int, int], None]) -> Sheets:
-    """The sheets of the central squares of all images; those that are there already stay."""
+    """Writes sheets with the central squares of all images; sheets that already exist are kept."""
     sheets = Sheets(out, count=len(source), side=side)
     start = sheets.start
     if start < len(source):
@@ -200,7 +200,7 @@ def _appearance(sheets: Sheets) -> list[Column]:
 def _points(
     out: Path, vectors: NDArray[np.float32], choices: ExploreSettings, say: Callable[[str], None]
 ) -> NDArray[np.float32]:
-    """The map, from an earlier call where that made the same one."""
+    """The map, reused from an earlier call that made the same one."""
     question = f"{choices.map} {choices.seed} {MOST} {len(vectors)}"
     try:
         earlier = read_arrays(out / _MAP)
@@ -209,7 +209,7 @@ def _points(
         if str(earlier["question"]) == question and fits:
             return points
     except (OSError, ValueError, KeyError):
-        pass  # there is none, or it is damaged: it is made again
+        pass  # missing or damaged, so it is made again
     say("Placing the images on the map.")
     points = plane(vectors, rule=choices.map, seed=choices.seed)
     write_atomically(out / _MAP, lambda file: np.savez(file, points=points, question=np.array(question)))
@@ -287,7 +287,7 @@ def _notes(source: Source, embedding: Embedding, analysis: Analysis, choices: Ex
 
 
 def _doubts(count: int, analysis: Analysis, choices: ExploreSettings) -> list[str]:
-    """Sentences where the lists say more about the encoder than about the ``count`` images."""
+    """Sentences for lists that say more about the encoder than about the ``count`` images."""
     issues = 0 if analysis.issues is None else len(analysis.issues.indices)
     about = [f"Labels to check: {issues:,}. {doubt}" for doubt in too_many_issues(issues, count)]
     return [*too_alike(analysis.duplicates, count, choices.threshold), *about]

@@ -1,4 +1,4 @@
-"""Images gathered with their features: computed once and kept, or read from a file, and looked up by their places."""
+"""Images together with their features, computed once and kept or read from a file, and looked up by path."""
 
 import hashlib
 import io
@@ -39,32 +39,31 @@ from matrix_ssl.runs.files import fingerprint
 from matrix_ssl.runs.folder import check_output
 
 Check = Callable[[Data, Source], None]
-_SIDE = 160  # of a thumbnail, in pixels
-_LOOKED_AT = 20  # images that are compared with the digests of a file of features
+_SIDE = 160  # longest side of a thumbnail, in pixels
+_LOOKED_AT = 20  # images that are compared with the digests in a feature file
 
 
 class Gathered:
     """Images and their features, computed once and kept.
 
     Args:
-        where: an encoder, in any of the forms that ``open`` takes; or a file of features that ``embed`` or a different
-            program wrote.
-        data: the images, as for ``pretrain``; None: those of the run. With a file of features only thumbnails need
-            them, and only where the file does not say where the images are, or they have been moved since: their places
-            are then the new ones.
-        features: the file that keeps the features of the encoder, written if it does not exist; None: a cache.
-        split: ``train``, the whole dataset where it has no test split, or ``test``.
+        where: an encoder in any form that ``open`` accepts, or a feature file that ``embed`` or another program wrote.
+        data: the images, as for ``pretrain``; None: those of the run. With a feature file, they are needed only for
+            thumbnails, and only if the file does not record where the images are or they have been moved since; the
+            new paths are then used.
+        features: the file that keeps the encoder's features, written if it does not exist; None: a cache.
+        split: ``train`` (the whole dataset if it has no test split) or ``test``.
         weights: ``student``, or ``teacher``, its moving average.
         device, quiet, data_root, download: as for ``pretrain``.
-        check: called with the place of the images and the images before their features are computed; what it raises
-            ends all. It is not called with a file of features.
+        check: called with the location of the images and the images themselves before their features are computed; an
+            exception that it raises aborts everything. It is not called for a feature file.
 
     Attributes:
-        embedding: the features with the place and the label of every image.
-        data: the images; None where they are not known.
+        embedding: the features, with the path and the label of every image.
+        data: the images; None if they are not known.
 
     Raises:
-        MatrixSSLError: the encoder, the images or the file are at fault.
+        MatrixSSLError: the encoder, the images or the file is at fault.
     """
 
     def __init__(
@@ -108,14 +107,14 @@ class Gathered:
 
     @property
     def encoder(self) -> str:
-        """The encoder, or the file of features that does not say which it is, by a short name."""
+        """A short name of the encoder, or of the feature file if that does not say which encoder it is from."""
         return places.read_where(self.embedding.encoder or str(self._where)).label
 
     def source(self) -> Source:
         """The images themselves, in the order of the features.
 
         Raises:
-            DataError: some are not where they were, or not known.
+            DataError: some are no longer where they were, or their location is not known.
         """
         paths = self.embedding.paths
         if self.data is None:
@@ -131,7 +130,7 @@ class Gathered:
         return self._unchanged(source.subset(found))
 
     def _paths_now(self) -> list[str]:
-        """The places of the images of a file of features, where they have been moved as the dataset has them."""
+        """The paths of a feature file's images, with the dataset's current paths for images that have been moved."""
         source, found = self._located
         moved = {
             row: place
@@ -141,10 +140,10 @@ class Gathered:
         return [moved.get(row, path) for row, path in enumerate(self.embedding.paths)]
 
     def _unchanged(self, source: Source) -> Source:
-        """The images in the order of the features; DataError where one of some is not that of its features any more."""
+        """Returns the images; DataError if one of a sample has changed since its features were computed."""
         digests = self.embedding.digests or ()
         for row in np.unique(np.linspace(0, len(digests) - 1, _LOOKED_AT).astype(int)) if digests else ():
-            content = source.encoded(int(row))  # None for pixels: how they are read may be a different choice
+            content = source.encoded(int(row))  # None for pixels: they may have been read in a different way
             if content is not None and digests[row] not in ("", hashlib.sha256(content).hexdigest()):
                 raise DataError(
                     f"{source.where(int(row))} has changed since {self._where} was written: compute the features again."
@@ -157,7 +156,7 @@ class Gathered:
 
     @cached_property
     def _located(self) -> tuple[Source, list[int]]:
-        """The dataset, and the index of every image of the features in it; -1 for one that is not."""
+        """The dataset, and for every image of the features its index in the dataset, -1 if it is not there."""
         source = self._open(DataConfig()) if self._images is None else self._images
         paths, places = self.embedding.paths, [source.where(index) for index in range(len(source))]
         whole = {str(Path(place).absolute()): index for index, place in enumerate(places)}
@@ -174,7 +173,7 @@ class Gathered:
         )
 
     def _of_encoder(self, run: Run, file: Path | None) -> Embedding:
-        """The features of the images by an encoder: from the file, or computed and kept in it or in the cache."""
+        """The encoder's features of the images: read from the file, or computed and kept in it or in the cache."""
         encoder, images = run.encoder(weights=self._weights), run.config.data
         assert self.data is not None and self._images is not None
         identity = encoder_digest(encoder, images)
@@ -215,21 +214,21 @@ class Gathered:
         return embedding
 
     def check_outside(self, path: Path) -> None:
-        """Raises DataError for an output among the images, also of a file of features that says where they are."""
+        """Raises DataError for an output among the images, including those whose paths a feature file records."""
         check_outside(path, self.data or (), data_root=self._data_root)
         places = self.embedding.paths
         folders = {Path(place).parent for place in places} if self.data is None and is_file(places[0]) else set()
         if len(folders) > 1 and self.embedding.classes is not None:
-            folders |= {folder.parent for folder in folders}  # of folders of classes
+            folders |= {folder.parent for folder in folders}  # the parents of class folders
         for folder in folders:
             check_outside(path, str(folder))
 
     def row(self, query: str | Path | int) -> int | None:
-        """The image of the dataset that a query names; None for files of elsewhere."""
+        """The row of the image that a query names; None for files outside the dataset."""
         return self._places.row(query)
 
     def embed(self, path: Path) -> Embedding:
-        """The features of a file, or of the images in a folder, by the encoder of the collection."""
+        """The features of a file, or of the images in a folder, computed by the collection's encoder."""
         file = is_features(self._where)
         if file and not self.embedding.encoder:
             raise DataError(
@@ -247,7 +246,7 @@ class Gathered:
         return evaluation.embed(encoder, images, as_data(source), device=self._device, quiet=True)
 
     def thumbnail(self, place: str) -> bytes:
-        """A JPEG file of an image at most 160 pixels wide and high."""
+        """An image as a JPEG file, at most 160 pixels wide and high."""
         pixels = viewable(self._read(place))
         array = pixels.permute(1, 2, 0).numpy() if len(pixels) != 1 else pixels[0].numpy()
         image = Image.fromarray(np.ascontiguousarray(array)).convert("RGB")
@@ -268,7 +267,7 @@ class Gathered:
 
 
 def _elsewhere(paths: Sequence[str], places: Sequence[str]) -> list[int]:
-    """The index of every path among the places of the same dataset in a different folder; empty where one is none."""
+    """The index of every path among the paths of the same dataset in another folder; empty if one is missing there."""
     start = len(common_folder(places))
     ends = {place[start:]: index for index, place in enumerate(places)}
     for end in (end for end in ends if paths[0].endswith(end)):
@@ -281,7 +280,7 @@ def _elsewhere(paths: Sequence[str], places: Sequence[str]) -> list[int]:
 def check_outputs(
     paths: Sequence[Path], data: Data, *, data_root: Path | None, reads: Sequence[str | Path] = ()
 ) -> None:
-    """Raises DataError for an output among images; ``reads`` are files and folders of further images."""
+    """Raises DataError for an output among the images; ``reads`` lists files and folders of further images."""
     folders = tuple(str(expanded(one)) for one in reads if is_there(expanded(one)))
     for path in paths:
         check_outside(path, data, data_root=data_root)
@@ -289,7 +288,7 @@ def check_outputs(
 
 
 def is_features(where: str | Path) -> bool:
-    """Whether WHERE is a file of features, not an encoder: of a safetensors file its tensors decide."""
+    """Whether WHERE is a feature file, not an encoder; for a safetensors file its tensors decide."""
     path = expanded(where)
     if path.suffix.lower() not in ENDINGS or path.is_dir():
         return False

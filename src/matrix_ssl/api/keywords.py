@@ -1,4 +1,4 @@
-"""Settings as keyword arguments of Python, by the last part of their names."""
+"""Settings as Python keyword arguments, by the last part of their names."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,16 +15,16 @@ Name = TypeVar("Name", bound=str | Path)
 def assign(
     keywords: Mapping[str, Any], settings: Mapping[str, Any] | Iterable[str], known: Sequence[str]
 ) -> list[Assignment]:
-    """Assignments for ``config.override``; keywords that no setting has stay as they are, so that it refuses them.
+    """Assignments for ``config.override``; keywords that match no setting are passed on so that it rejects them.
 
     Args:
-        keywords: values by a whole name, or by the last part of one where no other setting has the same; ``width`` is
-            ``network.width``, whatever option of this name a method has.
-        settings: values by whole names with dots, or texts ``key=value``.
-        known: the whole names of all settings.
+        keywords: values by the full name of a setting, or by its last part if no other setting ends in the same one;
+            ``width`` is ``network.width``, even if a method has an option of this name.
+        settings: values by full dotted names, or strings ``key=value``.
+        known: the full names of all settings.
 
     Raises:
-        ConfigError: a keyword is the last part of several names.
+        ConfigError: a keyword is the last part of more than one name.
     """
     assignments: list[Assignment] = [(_whole(key, known), _plain(value)) for key, value in keywords.items()]
     if isinstance(settings, Mapping):
@@ -33,21 +33,21 @@ def assign(
 
 
 def assignments(settings: Mapping[str, Any] | Iterable[str] | None) -> Iterable[Assignment]:
-    """Values by the whole names of settings, or texts ``key=value``, for ``config.override``; None: none."""
+    """Assignments for ``config.override`` from values by full setting names or strings ``key=value``; None: none."""
     if isinstance(settings, Mapping):
         return settings.items()
     return listed(settings or ())
 
 
 def listed(names: Name | Iterable[Name]) -> list[Name]:
-    """Names as a list, a single one too: a text is a sequence of letters otherwise."""
+    """Names as a list; a single name becomes a list of one, since a string would be taken as a sequence of letters."""
     return [names] if isinstance(names, (str, Path)) else list(names)
 
 
 def _whole(name: str, known: Sequence[str]) -> str:
-    """The name of a setting by its last part; an option of the method only where no other setting of the run has it.
+    """The full name of a setting from its last part; other settings of the run win over options of the method.
 
-    One of views comes last.
+    Settings of the views come last.
     """
     if name in known:
         return name
@@ -60,7 +60,7 @@ def _whole(name: str, known: Sequence[str]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """A value without types of NumPy."""
+    """A value with NumPy types converted to Python's own."""
     if isinstance(value, (np.generic, np.ndarray)):
         return value.tolist()
     return value

@@ -1,4 +1,4 @@
-"""Measures of features without labels: of files, of encoders on images, and of the checkpoints of a run."""
+"""Label-free measures of features: from files, from encoders on images, and from the checkpoints of a run."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -57,23 +57,23 @@ def measure(
     download: bool = False,
     on_progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Ranks, spectra and similarities of features.
+    """Measures ranks, spectra and similarities of features.
 
     Args:
-        where: a file of features, or an encoder in any of the forms of ``encoder.where``.
-        data: the images of the encoders, as for ``pretraining.pretrain``; None: those of the run.
-        against: further files or encoders, each compared with the first.
-        checkpoints: measure every checkpoint of the run and its untrained network, compare each with each, choose one.
+        where: a feature file, or an encoder in any form that ``encoder.where`` describes.
+        data: the images for the encoders, as for ``pretraining.pretrain``; None: those of the run.
+        against: further files or encoders, each of which is compared with the first.
+        checkpoints: measure every checkpoint of the run and its untrained network, compare all pairs, and choose one.
         key: the name of the matrix in the files.
-        population: a larger number of images, for what to expect of it; at least those that there are.
+        population: number of images to extrapolate to; at least the number measured.
         split: ``train`` or ``test``.
-        weights: the network of a run.
+        weights: which network of a run, ``student`` or ``teacher``.
         out: folder for ``measure.json`` and ``measure.html``; None: nothing is written.
         device, quiet, data_root, download: as for ``evaluation.evaluate``.
-        on_progress: called with the number of rows that are measured, and of all.
+        on_progress: called with (rows measured, number of rows).
 
     Returns:
-        What ``measure.json`` holds.
+        The contents of ``measure.json``.
 
     Raises:
         MatrixSSLError: a file, an encoder or the images are at fault.
@@ -91,7 +91,7 @@ def measure(
     options = {"split": split, "device": device, "quiet": quiet, "data_root": root, "download": download}
     images = _Images(None if data is None else as_data(data), weights, key, options)
     folder, first = None if out is None else expanded(out), [images.open(where)]
-    # all of them before the work, and one after the other: networks of elsewhere are in memory where they are open
+    # check all before the work starts, one after the other: an external network is in memory while it is open
     locations = [images.checked(one, population) for one in first]
     locations += [images.checked(images.open(other), population) for other in others]
     with evaluation.results_in(folder, (RESULT, PAGE), locations, data_root=root):
@@ -111,7 +111,7 @@ def measure(
 
 
 def _check_run(where: str | Path, others: Sequence[str | Path]) -> None:
-    """Raises ConfigError where checkpoints cannot be measured."""
+    """Raises ConfigError if checkpoints cannot be measured."""
     if is_features(where) or not expanded(where).is_dir():
         raise ConfigError(f"--checkpoints is for a run, and {where} is not one.")
     if others:
@@ -120,7 +120,7 @@ def _check_run(where: str | Path, others: Sequence[str | Path]) -> None:
 
 @dataclass(frozen=True)
 class _Images:
-    """The images of encoders, which of them cannot be read, and how they are opened."""
+    """The images for the encoders, how they are opened, and which of them cannot be read."""
 
     data: Data | None
     weights: Weights
@@ -129,7 +129,7 @@ class _Images:
     unreadable: dict[str, str] = field(default_factory=dict)  # place and reason
 
     def open(self, where: str | Path) -> FeatureRows | Run:
-        """A file of features, or an encoder for which there are images; DataError where there are none."""
+        """Opens a feature file, or an encoder for which there are images; DataError if there are none."""
         if is_features(where) and not (self.data and expanded(where).suffix.lower() == ".safetensors"):
             return open_features(expanded(where), key=self.key)
         run = Run(where, download=self.options["download"])
@@ -138,7 +138,7 @@ class _Images:
         return run
 
     def checked(self, one: FeatureRows | Run, population: int | None) -> Data:
-        """Where its images are, nowhere for a file of features; ConfigError where they are more than the population."""
+        """The location of its images, ``()`` for a feature file; ConfigError if they outnumber the population."""
         location = (self.data or one.config.data.source) if isinstance(one, Run) else ()
         if population is not None:
             if isinstance(one, Run):
@@ -155,13 +155,13 @@ class _Images:
         return location
 
     def rows(self, one: FeatureRows | Run) -> FeatureRows:
-        """The features of an encoder, or of a file."""
+        """The features of an encoder, or from a file."""
         if isinstance(one, FeatureRows):
             return one
         return self.embed(str(one.where), one.encoder(weights=self.weights), one.config.data)
 
     def embed(self, name: str, encoder: nn.Module, images: DataConfig) -> FeatureRows:
-        """The features of a network that takes such images."""
+        """The features of a network that takes images of this configuration."""
         embedding = evaluation.embed(encoder, images, self.data or images.source, **self.options)
         self.unreadable.update(embedding.unreadable)
         return rows_of(from_numpy(embedding.features), name, digest=embedding.digest)
@@ -170,7 +170,7 @@ class _Images:
 def _result(
     subjects: Sequence[FeatureRows], *, population: int | None, checkpoints: bool, on_progress: Progress | None
 ) -> dict[str, Any]:
-    """Measures of all features, and comparisons of the first with the others or, of checkpoints, of each with each."""
+    """Measures of all features, comparisons of the first with the others and, for checkpoints, of all pairs."""
     for other in subjects[1:]:
         check_comparable(subjects[0], other)
     measured = [measure_rows(one, population=population, on_progress=on_progress) for one in subjects]
@@ -186,14 +186,14 @@ def _result(
 
 
 def is_features(where: str | Path) -> bool:
-    """Whether WHERE names a file of features, also of a form that is not read; safetensors may hold an encoder."""
+    """Whether WHERE names a feature file, even in a format that is not read; safetensors may hold an encoder."""
     return expanded(where).suffix.lower() in {*ENDINGS, *WRITTEN} and not expanded(where).is_dir()
 
 
 def _checkpoints(run: Path, weights: Weights) -> Iterator[tuple[str, nn.Module, DataConfig]]:
-    """Name, network and images of the untrained network, the checkpoints of a run and its finished encoder.
+    """Name, network and image settings of the untrained network, a run's checkpoints and its finished encoder.
 
-    One after the other, in the order of training; CheckpointError for a damaged one before the first.
+    They come one at a time, in the order of training. CheckpointError for a damaged one is raised before the first.
     """
     config = read_config(run)
     paths, is_finished = checkpoint.list_checkpoints(run), (run / ENCODER).exists()

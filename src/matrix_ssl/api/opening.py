@@ -1,4 +1,4 @@
-"""Runs and public encoders by WHERE they are."""
+"""Opens runs and public encoders by WHERE they are."""
 
 from pathlib import Path
 
@@ -12,18 +12,18 @@ from matrix_ssl.errors import ConfigError, MatrixSSLError
 def open(
     where: str | Path, *, encoder: nn.Module | None = None, out: str | Path | None = None, download: bool = False
 ) -> Run:
-    """A run, or an encoder of elsewhere with the same functions.
+    """Opens a run, or an external encoder with the same interface.
 
     Args:
         where: a run folder, a checkpoint file, ``torchvision/NAME[:WEIGHTS]``, ``timm/NAME[.TAG]``, ``hf:NAME`` or
             ``random/NAME``. A ``Path`` is always a path.
-        encoder: a module of the same structure, for a run that was trained with a module of a program; its weights do
-            not matter.
-        out: the run folder in which ``evaluate`` writes about an encoder of elsewhere; None: ``runs/NAME``.
-        download: fetch published weights that the local cache lacks; by default nothing asks a network.
+        encoder: a module of the same structure, for a run that was trained with a module passed from Python; its
+            weights do not matter.
+        out: the run folder to which ``evaluate`` writes the results of an external encoder; None: ``runs/NAME``.
+        download: download published weights that are not in the local cache; by default the network is not used.
 
     Raises:
-        MatrixSSLError: the encoder is absent, damaged or does not match.
+        MatrixSSLError: the encoder is missing or damaged, or does not match.
     """
     run = Run(where, out=out, download=download)
     if encoder is not None:
@@ -32,7 +32,7 @@ def open(
 
 
 def _give_encoder(run: Run, module: nn.Module) -> None:
-    """Makes a module the architecture of a run that was trained with one."""
+    """Registers a module as the architecture of a run that was trained with a module."""
     name = run.config.network.encoder
     if not name.startswith(networks.MODULE):
         raise ConfigError(f"encoder= is for a run that was trained with a module; that of {run.where} is {name!r}.")

@@ -1,4 +1,4 @@
-"""Packs a dataset: a folder of files that hold all images, resumable and with checksums."""
+"""Packs a dataset into a folder of a few files that hold all images, resumably and with checksums."""
 
 import dataclasses
 from collections.abc import Callable
@@ -18,21 +18,21 @@ from matrix_ssl.runs.files import read_json, write_atomically, write_json
 from matrix_ssl.runs.folder import claim, held
 from matrix_ssl.training.engine import check_unreadable
 
-Progress = Callable[[str, int, int], None]  # split, images done, of all
+Progress = Callable[[str, int, int], None]  # split, images done, number of images
 
 
 @dataclass(frozen=True)
 class Packed:
-    """One file: which images of the split it holds, and what its bytes must be."""
+    """One packed file: the images of the split that it holds, and its expected size and checksum."""
 
     name: Text
     split: Text
-    start: int  # the first image, by its place in the split
-    stop: int  # the one after the last
+    start: int  # index of the first image in the split
+    stop: int  # one past the last
     images: int
     size: int  # bytes
     sha256: str
-    unreadable: list[list[Text]]  # place and reason of what was left out
+    unreadable: list[list[Text]]  # path and reason of the images that were left out
 
 
 def pack(
@@ -48,24 +48,24 @@ def pack(
     say: Callable[[str], None] = lambda text: None,
     on_progress: Progress = lambda split, done, total: None,
 ) -> list[Packed]:
-    """Packs the splits of a dataset into ``SPLIT_NUMBER.npz`` files of a folder, which ``data`` names from then on.
+    """Packs the splits of a dataset into ``SPLIT_NUMBER.npz`` files in a folder, which can then be used as ``data``.
 
-    A call that was stopped goes on with the first file that is missing or whose checksum is wrong; the bytes do not
-    depend on that, nor on the number of workers.
+    After an interruption, the same call continues with the first file that is missing or has the wrong checksum; the
+    bytes written depend neither on that nor on the number of workers.
 
     Args:
-        data, data_root, download: as for ``data.open_source``; colour images, or any by ``settings.channels``.
-        out: a new folder, or one of an earlier call with the same settings and images.
+        data, data_root, download: as for ``data.open_source``; colour images, or any with ``settings.channels``.
+        out: a new folder, or the folder of an earlier call with the same settings and images.
         settings: sizes and quality; None: the defaults.
-        workers: processes that read and encode; 0: this one; negative: one a core, 32 at most.
-        max_unreadable: part of a split's images, in [0, 1], that may be unreadable; ten may in any case.
-        fresh: keep what is in the folder under another name and start over.
-        say: called with what the user should know.
-        on_progress: called with the split, its images that are done and their number.
+        workers: processes that read and encode; 0: this process; negative: one per core, at most 32.
+        max_unreadable: fraction of a split's images, in [0, 1], that may be unreadable; ten always may.
+        fresh: keep the contents of the folder under another name and start over.
+        say: called with messages for the user.
+        on_progress: called with (split, images done, number of images).
 
     Raises:
-        DataError: no dataset, grey images, or too many that cannot be read.
-        RunFolderError: the folder is for something else, or cannot be written.
+        DataError: there is no dataset, its images are grey, or too many cannot be read.
+        RunFolderError: the folder is used for something else or cannot be written.
     """
     how = settings or PackSettings()
     check_outside(out, data, data_root=data_root)
@@ -93,12 +93,12 @@ def _plan(data: Data, sources: dict[str, Source], how: PackSettings) -> dict[str
     images = {split: {"images": len(source), "digest": source.digest} for split, source in sources.items()}
     settings, reading = dataclasses.asdict(how), Reading(channels=how.channels, pages=how.pages)
     kept = {name: settings.pop(name) for name in ("channels", "pages")}
-    reads = {} if reading == Reading() else {"reading": kept}  # not in plans of earlier versions
+    reads = {} if reading == Reading() else {"reading": kept}  # plans of earlier versions do not have it
     return {"places": {"data": describe(data)}, "settings": settings, **reads, **images}
 
 
 def _done(out: Path) -> list[Packed]:
-    """The files of an earlier call, up to the first one that is not as it was written."""
+    """The files of an earlier call, up to the first that is missing or no longer as it was written."""
     if not (out / FILES).exists():
         return []
     files = parse(list[Packed], read_json(out / FILES), out / FILES, remedy="use --fresh to start over")
@@ -112,7 +112,7 @@ def _done(out: Path) -> list[Packed]:
 def _pack_split(
     out: Path, split: str, source: Source, how: PackSettings, done: list[Packed], *, workers: int, on_progress: Progress
 ) -> list[Packed]:
-    """Packs what is missing of a split, and returns its new files."""
+    """Packs the missing part of a split and returns the new files."""
     before = [one for one in done if one.split == split]
     start, new = max((one.stop for one in before), default=0), list[Packed]()
     on_progress(split, start, len(source))

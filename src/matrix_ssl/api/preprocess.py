@@ -1,4 +1,4 @@
-"""From images to what an encoder takes, exactly as evaluation does it."""
+"""Prepares images for an encoder exactly as evaluation does."""
 
 import dataclasses
 import os
@@ -24,24 +24,25 @@ from matrix_ssl.errors import DataError, UnreadableImage
 
 
 class Preprocess:
-    """Reads images, cuts their central squares, resizes and normalises them.
+    """Reads images, crops their central squares, resizes and normalises them.
 
     Args:
-        data: size, central part and normalisation of an encoder.
+        data: the image size, central crop and normalisation of an encoder.
     """
 
     def __init__(self, data: DataConfig):
         self.data = dataclasses.replace(data, workers=0)
 
     def __call__(self, images: Any) -> Tensor:
-        """A batch (n, c, s, s) on the CPU; n is 1 for a single image.
+        """Returns a batch (n, c, s, s) on the CPU; n is 1 for a single image.
 
         Args:
-            images: an image of Pillow or the path of a file, or a list of them; or images as an array or tensor,
-                (n, h, w), (n, h, w, 3) or (n, 3, h, w), uint8 or floating point in [0, 1], or a list of such images.
+            images: a Pillow image or the path of a file, or a list of them; or images as an array or tensor, (n, h, w),
+                (n, h, w, 3) or (n, 3, h, w), uint8 or floating point in [0, 1], or a list of such images.
 
         Raises:
-            DataError: something is no image, cannot be read or has other channels than the encoder takes.
+            DataError: something is not an image, cannot be read, or has a number of channels that the encoder does not
+                take.
         """
         source = in_colour(_open(images, self.data.reading), len(self.data.mean))
         if source.channels != len(self.data.mean):
@@ -62,7 +63,7 @@ class Preprocess:
 
 
 class _Images(Source):
-    """A few images that are read already."""
+    """A few images that have already been read."""
 
     crops_are_rounded = True
 

@@ -1,4 +1,4 @@
-"""A whole pre-training: settings, data, run folder, training, page."""
+"""A complete pre-training: settings, data, run folder, training, page."""
 
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -66,42 +66,43 @@ def pretrain(
     download: bool = False,
     **keywords: Any,
 ) -> Run:
-    """Pre-trains an encoder without labels; the same call again resumes, or returns the finished run.
+    """Pre-trains an encoder without labels; repeating the call resumes the run, or returns it if it is finished.
 
-    Every other keyword is a setting, by its whole name or by the last part of it where no other has the same:
-    ``epochs=50``, ``image_size=64``, ``hidden_dim=512``.
+    Any other keyword argument is a setting, given by its full name or by the last part of it if no other setting ends
+    in the same one: ``epochs=50``, ``image_size=64``, ``hidden_dim=512``.
 
     Args:
         data: a folder, a packed file or the name of a dataset, or a list of them; an array of images (n, h, w),
             (n, h, w, 3) or (n, 3, h, w), uint8 or floating point in [0, 1], or a pair (images, labels); a map-style
-            ``torch.utils.data.Dataset``; or a dataset of Hugging Face. None: that of the recipe.
-        recipe: a name that ``matrix-ssl recipes`` lists; None: start, network, image size, batch and epochs are chosen
-            for the images and the machine.
-        start: weights to train further, as ``open`` takes them: ``"torchvision/resnet18"``, a run folder, a checkpoint
-            file. Architecture, image size and normalisation follow from them.
-        encoder: an architecture such as ``"resnet50"``, initialised; or a module from images (n, c, s, s) to features
-            (n, k), with the weights that it has; or, like ``start``, weights.
-        method: a name that ``matrix-ssl methods`` lists, a Python file, or a subclass of ``methods.Method``.
-        out: the folder of the run; None: in ``runs``, by the recipe and the data.
+            ``torch.utils.data.Dataset``; or a Hugging Face dataset. None: the recipe's dataset.
+        recipe: a name listed by ``matrix-ssl recipes``; None: the starting weights, network, image size, batch size and
+            number of epochs are chosen for the images and the machine.
+        start: weights to train further, in any form that ``open`` accepts: ``"torchvision/resnet18"``, a run folder, a
+            checkpoint file. They determine the architecture, image size and normalisation.
+        encoder: an architecture such as ``"resnet50"``, newly initialised; or a module that maps images (n, c, s, s) to
+            features (n, k), with its present weights; or weights, as for ``start``.
+        method: a name listed by ``matrix-ssl methods``, a Python file, or a subclass of ``methods.Method``.
+        out: the run folder; None: a folder in ``runs``, named after the recipe and the data.
         fresh: start over; an existing run is kept as NAME.1, NAME.2 and so on.
-        settings: values by the whole names of settings, ``{"views.0.blur": 0.5}``, or texts ``"views.0.blur=0.5"``.
-        callback: called with every new line of metrics, a dictionary. What it raises ends the training after a
-            checkpoint.
-        online: also measure accuracy during training, on a held-out fifth of the labels, and MIR and HDR of its
+        settings: values by full setting names, ``{"views.0.blur": 0.5}``, or strings, ``"views.0.blur=0.5"``.
+        callback: called with every new line of metrics, a dictionary. An exception that it raises ends the training
+            after a checkpoint.
+        online: also measure, during training, the accuracy on a held-out fifth of the labels, and MIR and HDR of its
             features and the rows of the classifier.
         information: also measure MIR and HDR of the outputs of the two branches.
-        loggers: what also gets the lines of metrics: ``"csv"``, ``"tensorboard"``, ``"wandb"``, ``"mlflow"``.
+        loggers: loggers that also receive the metrics: ``"csv"``, ``"tensorboard"``, ``"wandb"``, ``"mlflow"``.
         report: write the page of the run.
         quiet: show no messages and no progress.
-        max_hours: after so many hours the training stops with ``Interrupted``, and a checkpoint from which the same
-            call resumes; None: no limit.
+        max_hours: number of hours after which training writes a checkpoint and stops with ``Interrupted``; repeating
+            the call resumes it. None: no limit.
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"mps"``.
         data_root: the folder of named datasets; None: the environment variable MATRIX_SSL_DATA.
-        download: let torchvision fetch a named dataset, and fetch published weights that the local cache lacks.
+        download: let torchvision download a named dataset, and download published weights that are not in the local
+            cache.
 
     Raises:
         MatrixSSLError: the data, a setting, the folder or the training is at fault.
-        KeyboardInterrupt: Ctrl-C; a checkpoint has been written.
+        KeyboardInterrupt: Ctrl-C was pressed; a checkpoint has been written.
     """
     if callback is not None and not callable(callback):
         raise ConfigError(f"callback={callback!r}: expected a function that takes a line of metrics.")
@@ -131,8 +132,8 @@ class Trained:
 
     run: Path
     source: Source  # the images that it was trained on
-    is_main: bool  # whether this process is the one that writes files and messages
-    report: Path | None  # the page, where one was written
+    is_main: bool  # whether this is the process that writes files and messages
+    report: Path | None  # the page, if one was written
 
 
 def train(
@@ -153,20 +154,21 @@ def train(
     data_root: Path | None = None,
     download: bool = False,
 ) -> Trained:
-    """Trains a run to its end, in all processes of a launcher; the same call again resumes or finds it complete.
+    """Trains a run to its end, in every process of a launcher; calling it again resumes or finds the run complete.
 
     Args:
-        config: the run, as ``training.configure`` gives it.
+        config: the run, as returned by ``training.configure``.
         run: its folder.
-        data: the images, where they are an object of this program.
-        chosen: dotted keys of settings that stay as they are where ``start.reference`` names weights; network, images
-            and defaults of the optimizer follow from those otherwise.
-        fit: choose start, network, image size, batch and epochs for images and machine, but for ``chosen``.
+        data: the images, if they are an in-memory object of this program.
+        chosen: dotted keys of settings that stay as they are when ``start.reference`` names weights; otherwise the
+            network, images and optimizer defaults follow from the weights.
+        fit: choose start, network, image size, batch size and epochs for the images and the machine, except those in
+            ``chosen``.
         callback, fresh, online, information, loggers, report, quiet, device, data_root, download: as for ``pretrain``;
             for images without labels the page includes a map and a gallery.
 
     Raises:
-        Interrupted: a signal came; a checkpoint has been written.
+        Interrupted: a signal was received; a checkpoint has been written.
         MatrixSSLError: the data, the folder or the training is at fault.
     """
     check_loggers(loggers)
@@ -212,14 +214,14 @@ class _Plan:
     config: RunConfig
     source: Source
     start: Start | None  # weights to train further
-    fitted: list[str] | None  # the settings that were chosen for images and machine; None: a recipe has them
+    fitted: list[str] | None  # settings chosen for the images and the machine; None: they come from a recipe
     remark: str  # a warning about that choice; empty: none
 
 
 def _check_equal(config: RunConfig, arguments: dict[str, bool]) -> None:
-    """Raises where processes of a launcher have different settings, but for where the images are and how they are read.
+    """Raises if processes of a launcher differ in their settings, except the location of the images and the workers.
 
-    It comes before they look for the images, in which processes with different settings would wait for each other.
+    Called before the processes look for the images: with different settings, they would then wait for each other.
     """
     values = dict(configuration.flatten(configuration.to_dict(config)))
     values = {key: value for key, value in values.items() if key not in ("data.source", "data.workers")}
@@ -230,7 +232,7 @@ def _complete(
     s: Session, config: RunConfig, source: Source, *, chosen: Collection[str], fit: bool, earlier: Path | None,
     download: bool,
 ) -> _Plan:  # fmt: skip
-    """The settings that follow from the images, the machine and the weights of the start, in this order."""
+    """Completes the settings that follow from the images, the machine and the starting weights, in this order."""
     fitted, remark, start = None, "", None
     if fit:
         config, fitted, remark = fitting.fitted(config, source, s.device, chosen=chosen, run=earlier, download=download)
@@ -248,7 +250,7 @@ def _complete(
 
 
 def _observe(training: PreTraining, run: Path, config: RunConfig, device: torch.device, *, online: bool) -> None:
-    """Lets a training follow the neighbours of a few images for its page and, where asked, measure accuracy."""
+    """Makes a training follow the neighbours of a few images for its page and, if requested, measure accuracy."""
     seen = training.plan.total_steps * config.batch_size
     if near := followed(run, config, training.source, device=device, seen=seen):
         training.follow = near.see
@@ -270,7 +272,7 @@ def _beginning(plan: _Plan, source: Source, device: torch.device) -> Iterator[st
 
 
 def _write_page(s: Session, run: Path, source: Source) -> Path:
-    """The page of the run, with a map and a gallery of images without labels; those of others are of ``evaluate``."""
+    """The page of the run, with a map and a gallery if the images have no labels; else ``evaluate`` makes these."""
     from matrix_ssl.report import write_report  # takes a second to import
 
     if source.labels is None and not (run / EVALUATION).exists():
@@ -291,7 +293,7 @@ def _known(recipe: str, method: str | None) -> list[str]:
 
 
 def _choose_encoder(start: str | Path | None, encoder: str | nn.Module | None) -> tuple[str | None, str | None]:
-    """WHERE the weights are that a run starts from, and its architecture; None: not chosen."""
+    """WHERE the run's starting weights are, and its architecture; None: not chosen."""
     reference = None if start is None else _reference(start)
     if isinstance(encoder, nn.Module):
         if start is not None:
@@ -317,7 +319,7 @@ def _reference(where: str | Path) -> str:
 
 
 def _open(config: RunConfig, data: Data | None, data_root: Path | None, download: bool) -> Source:
-    """The images of a run, grey ones of a program in three channels where the encoder takes three."""
+    """The images of a run; in-memory grey images get three channels if the encoder takes three."""
     source = open_source(
         data or config.data.source, split="train", data_root=data_root, download=download,
         reading=config.data.reading,
@@ -326,7 +328,7 @@ def _open(config: RunConfig, data: Data | None, data_root: Path | None, download
 
 
 def _main_first(s: Session, function: Callable[[], T]) -> T:
-    """The value of a function in every process, in the main one first: it may download."""
+    """The value of a function in every process; the main process runs it first, since it may download."""
     values: list[T] = []
     for turn in (True, False):
         with distributed.together():
@@ -336,7 +338,7 @@ def _main_first(s: Session, function: Callable[[], T]) -> T:
 
 
 def _is_complete(run: Path, say: Callable[[str], None]) -> bool:
-    """Whether a run has its last file and a whole encoder."""
+    """Whether a run has its last file and an intact encoder."""
     if not (run / SUMMARY).exists():
         return False
     try:

@@ -1,4 +1,4 @@
-"""What can be known of a question about images before their features are computed: from the list of them alone."""
+"""Checks of a question about images that need only the list of them, before their features are computed."""
 
 from collections.abc import Iterable, Sequence
 from numbers import Integral
@@ -20,7 +20,7 @@ from matrix_ssl.evaluate.trained.label_subsets import match_names, read_names
 
 
 def as_queries(queries: object) -> list[str | Path | int]:
-    """A query or several as a list; ConfigError for anything but places of images and their numbers."""
+    """One or more queries as a list; ConfigError for anything but paths of images and their numbers."""
     alone = (str, Path, Integral)
     asked: list[Any] = [queries] if isinstance(queries, alone) or not isinstance(queries, Iterable) else list(queries)
     if not asked:
@@ -34,7 +34,7 @@ def as_queries(queries: object) -> list[str | Path | int]:
 
 
 class Places:
-    """The places of images, and which of these a query names."""
+    """The paths of images, and a look-up of the image that a query names."""
 
     def __init__(self, places: Sequence[str]):
         self._count = len(places)
@@ -42,9 +42,9 @@ class Places:
         self._rows |= {path: row for row, path in enumerate(places)}
 
     def row(self, query: str | Path | int) -> int | None:
-        """The image that a query names by its place or number; None for files of elsewhere.
+        """The row of the image that a query names by path or number; None for files outside the dataset.
 
-        A text of digits is the name of a file or folder before it is a number.
+        A string of digits is taken as the name of a file or folder first, and as a number only if there is none.
 
         Raises:
             MatrixSSLError: it names neither.
@@ -68,7 +68,7 @@ class Places:
 
 
 def query_images(path: Path) -> FolderSource:
-    """The images of a query that is a file or a folder of elsewhere; DataError where one of them is unreadable."""
+    """The images of a query that is a file or folder outside the dataset; DataError if one of them is unreadable."""
     source = FolderSource("queries", path.parent, [path.name], labels=None, classes=None)
     if path.is_dir():
         source = open_folder(path, name=path.name)
@@ -78,15 +78,15 @@ def query_images(path: Path) -> FolderSource:
 
 
 def check_neighbours(k: int, count: int, *, own: bool, where: str) -> None:
-    """Raises unless ``count`` images have k neighbours of each query.
+    """Raises unless ``count`` images contain k neighbours of each query.
 
     Args:
-        own: whether a query is one of the images, which is not its own neighbour.
-        where: what holds the images, for messages.
+        own: whether a query is one of the images; an image is not its own neighbour.
+        where: where the images come from, for messages.
 
     Raises:
         DataError: there is nothing to compare a query with.
-        ConfigError: k is not from 1 to the number of images.
+        ConfigError: k is not between 1 and the number of images.
     """
     check_whole("k", k)
     if own and count < 2:
@@ -97,7 +97,7 @@ def check_neighbours(k: int, count: int, *, own: bool, where: str) -> None:
 
 
 def check_search(source: Source, queries: Sequence[str], *, k: int, approximate: bool) -> None:
-    """Raises MatrixSSLError for a search that these images cannot answer; arguments as for ``Collection.search``."""
+    """Raises MatrixSSLError for a search that is impossible in these images; arguments as for ``Collection.search``."""
     if approximate:
         import_faiss()
     places = Places(_places(source))
@@ -116,14 +116,14 @@ def check_clusters(source: Source, count: int | None) -> None:
 
 
 def check_selection(source: Source, count: int, *, labelled: Path | None) -> None:
-    """Raises MatrixSSLError for a subset that these images do not have; arguments as for ``Collection.select``."""
+    """Raises MatrixSSLError for a subset that these images cannot give; arguments as for ``Collection.select``."""
     names = [] if labelled is None else read_names(labelled)
     start = match_names(_places(source), names, where=str(labelled), dataset=source.name) if names else ()
     check_choice(count, len(source), chosen=len(start))
 
 
 def check_labels(source: Source) -> None:
-    """Raises DataError for images without labels, or with one label."""
+    """Raises DataError for images without labels, or all with the same label."""
     labels, _ = source.labelled()
     check_classes(np.asarray(labels))
 

@@ -1,4 +1,4 @@
-"""What a run keeps beside its weights: a method or an encoder that is not of this package, and a few views."""
+"""What a run keeps alongside its weights: a method or an encoder from outside this package, and a few views."""
 
 import inspect
 from collections.abc import Callable
@@ -19,16 +19,16 @@ from matrix_ssl.runs.folder import METHOD, MODULE, VIEWS, identity
 
 
 def keep_own_parts(run: Path, config: RunConfig, say: Callable[[str], None]) -> None:
-    """Writes the source of a method into ``own-method.py`` and the structure of a module into ``own-encoder.json``.
+    """Writes the source of a method to ``own-method.py`` and the structure of a module to ``own-encoder.json``.
 
-    What is there already stays; a sentence says where it differs.
+    Existing files are kept; a warning says so if they differ.
     """
     _keep_method(run, config.method.name, say)
     _keep_module(run, config.network.encoder, say)
 
 
 def keep_views(run: Path, config: RunConfig, source: Source) -> None:
-    """Writes ``views.npz``, a few images of a training with their views, for its page; what is there stays."""
+    """Writes ``views.npz``, a few training images with their views, for the page; an existing file is kept."""
     if not (run / VIEWS).exists():
         arrays: dict[str, Any] = {**first_views(config, source), "run": np.array(identity(run))}
         write_atomically(run / VIEWS, lambda file: np.savez_compressed(file, **arrays))
@@ -39,7 +39,7 @@ def _keep_method(run: Path, name: str, say: Callable[[str], None]) -> None:
         return
     try:
         text = expanded(name).read_text("utf-8") if name.endswith(".py") else inspect.getsource(find_method(name))
-    except (OSError, TypeError):  # a class without source, as of a program on standard input
+    except (OSError, TypeError):  # a class without source, as in a program read from standard input
         return
     path = run / METHOD
     if not path.exists():

@@ -1,4 +1,4 @@
-"""What an evaluation measured, for programs, terminals and notebooks."""
+"""The results of an evaluation, for programs, terminals and notebooks."""
 
 from collections.abc import Iterator, Mapping
 from html import escape
@@ -10,11 +10,11 @@ if TYPE_CHECKING:  # its package takes a second to import
 
 
 class Results(Mapping[str, "Score"]):
-    """The measures of an encoder on one dataset by name, such as ``results["knn_20"].accuracy``.
+    """An encoder's measures on one dataset, by name, such as ``results["knn_20"].accuracy``.
 
     Attributes:
-        evaluation: what the files of the run hold, baselines included.
-        report: the page of the run, where it was written.
+        evaluation: the contents of the run's result files, baselines included.
+        report: the page of the run; None if it was not written.
     """
 
     def __init__(self, evaluation: "Evaluation", report: Path | None):
@@ -37,7 +37,7 @@ class Results(Mapping[str, "Score"]):
 
     @property
     def verdict(self) -> str:
-        """Whether the accuracies are a gain over raw pixels and the untrained network, in words."""
+        """In words, whether the accuracies are a gain over raw pixels and the untrained network."""
         from matrix_ssl.report.verdict import accuracy_verdict  # as above
 
         return accuracy_verdict(self.evaluation.results)
@@ -50,7 +50,7 @@ class Results(Mapping[str, "Score"]):
 
 
 def table_html(table: "ResultTable") -> str:
-    """A table for notebooks, with its title above and its note below."""
+    """An HTML table for notebooks, with its title above and its note below."""
     heading = "".join(f"<th>{escape(name)}</th>" for name in table.columns)
     body = "".join(
         f"<tr><th>{escape(row[0])}</th>{''.join(f'<td>{escape(cell)}</td>' for cell in row[1:])}</tr>"

@@ -1,4 +1,4 @@
-"""A run, or a public encoder: its encoder, the features of images, its accuracies."""
+"""A run or a public encoder: its network, the features that it computes, and its accuracies."""
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
@@ -39,13 +39,13 @@ class Run:
     """An encoder and what is known about it.
 
     Args:
-        where: a run folder; or an encoder of elsewhere, as ``open`` takes it.
-        data: the images that it was trained on, where they are an object of this program.
-        out: the run folder in which ``evaluate`` writes about an encoder of elsewhere; None: ``runs/NAME``.
-        download: fetch published weights that the local cache lacks.
+        where: a run folder, or an external encoder in any form that ``open`` accepts.
+        data: the images on which it was trained, if they are an in-memory object of this program.
+        out: the run folder to which ``evaluate`` writes the results of an external encoder; None: ``runs/NAME``.
+        download: download published weights that are not in the local cache.
 
     Attributes:
-        folder: the run folder; for an encoder of elsewhere the one that ``evaluate`` makes.
+        folder: the run folder; for an external encoder, the one that ``evaluate`` creates.
 
     Raises:
         MatrixSSLError: there is no such run or encoder.
@@ -61,7 +61,7 @@ class Run:
 
     @cached_property
     def config(self) -> RunConfig:
-        """The settings."""
+        """The settings of the run."""
         return read_config(self.folder) if self._is_run else self._opened.config
 
     @cached_property
@@ -70,24 +70,24 @@ class Run:
 
     @property
     def summary(self) -> dict[str, Any]:
-        """Steps, seconds and counts of a finished pre-training; nothing before."""
+        """Steps, seconds and counts of a finished pre-training; empty until it has finished."""
         path = self.folder / SUMMARY
         summary: dict[str, Any] = read_object(path) if path.exists() else {}
         return summary
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of ``metrics.jsonl``."""
+        """The lines of ``metrics.jsonl`` as dictionaries."""
         lines = read_metrics(self.folder)
         return [{key: value for key, value in line.items() if key != "run"} for line in lines]
 
     def encoder(self, *, weights: Weights = "student") -> nn.Module:
-        """The encoder in evaluation mode, on the CPU: images (n, c, s, s), normalised, to features (n, k).
+        """The encoder in evaluation mode on the CPU, which maps normalised images (n, c, s, s) to features (n, k).
 
-        Its attribute ``preprocess`` makes such a batch from files, images of Pillow or arrays, as evaluation does.
+        Its attribute ``preprocess`` builds such a batch from files, Pillow images or arrays, as evaluation does.
 
         Raises:
-            CheckpointError: the pre-training is not finished, or there are no such weights.
+            CheckpointError: the pre-training is not finished, or the run does not have these weights.
         """
         if self._is_run:
             encoder = load_encoder(self.folder, weights=weights)
@@ -103,20 +103,22 @@ class Run:
         quiet: bool = False, data_root: str | Path | None = None, download: bool = False, layer: str | None = None,
         patches: bool = False, tta: bool = False, keep: str | Path | None = None,
     ) -> Embedding:  # fmt: skip
-        """The features of images; unreadable ones are skipped and listed.
+        """Computes the features of images; unreadable images are skipped and listed.
 
         Args:
             data: as for ``pretrain``; None: the images of the pre-training.
-            split: ``train``, the whole dataset where it has no test split, or ``test``.
+            split: ``train`` (the whole dataset if it has no test split) or ``test``.
             weights: ``student``, or ``teacher``, its moving average.
             device, quiet, data_root, download: as for ``pretrain``.
-            layer: the block whose output is taken instead of the features, such as ``blocks.5``.
-            patches: the output of the block, the last if ``layer`` is None, at every patch: features (n, patches, k).
-            tta: the mean over an image and its mirror image.
-            keep: a folder for the features of large datasets: they are mapped from it, and the same call resumes there.
+            layer: the block whose output is used instead of the encoder's features, such as ``blocks.5``.
+            patches: return the block's output (the last block's if ``layer`` is None) at every patch, as features
+                (n, patches, k).
+            tta: average the features of each image and its mirror image.
+            keep: a folder for the features of a large dataset. They are memory-mapped from it, and calling this again
+                resumes there.
 
         Raises:
-            MatrixSSLError: the data or the run are at fault.
+            MatrixSSLError: the data or the run is at fault.
         """
         images = self._chosen(data) or self.config.data.source
         if not images:
@@ -149,20 +151,20 @@ class Run:
         data_root: str | Path | None = None,
         download: bool = False,
     ) -> Results:
-        """Accuracies on labelled images, beside raw pixels and the untrained network; the same call again resumes.
+        """Measures accuracies on labelled images, alongside raw pixels and the untrained network; a rerun resumes.
 
         Args:
-            data: training images of the classifiers, as for ``pretrain``; None: those of the pre-training.
-            test_data: test images; None: the test split of the dataset, else a held-out fifth of each class.
-            protocols: such as ``["knn", "linear", "low-shot"]``, which are the default.
-            baselines: public encoders to measure as well, each as ``open`` takes it.
-            baseline_sizes: the size of their images: ``own``, ``run`` or ``both``.
-            settings: of protocols that train, such as ``{"linear_sgd.epochs": 10}``.
+            data: training images for the classifiers, as for ``pretrain``; None: the images of the pre-training.
+            test_data: test images; None: the dataset's test split or, without one, a held-out fifth of each class.
+            protocols: the protocols to run; the default is ``["knn", "linear", "low-shot"]``.
+            baselines: public encoders to measure as well, each in any form that ``open`` accepts.
+            baseline_sizes: the image size for the baselines: ``own``, ``run`` or ``both``.
+            settings: settings of the protocols that train, such as ``{"linear_sgd.epochs": 10}``.
             label_list: file that names the labelled images of ``semi-supervised``.
             weights: ``student``, or ``teacher``, its moving average.
             fresh: repeat protocols that already have results.
-            max_unreadable: part of the images, in [0, 1], that may be unreadable, ten in any case; None: that of the
-                run.
+            max_unreadable: fraction of the images, in [0, 1], that may be unreadable; ten always may. None: the run's
+                own setting.
             report: write the page of the run.
             device, quiet, data_root, download: as for ``pretrain``.
 
@@ -170,7 +172,7 @@ class Run:
             All results on the dataset so far.
 
         Raises:
-            MatrixSSLError: the data, the run or a setting is at fault; among others, the images have no labels.
+            MatrixSSLError: the data, the run or a setting is at fault, for example because the images have no labels.
         """
         with undisturbed():
             evaluated = evaluation.evaluate(
@@ -190,17 +192,17 @@ class Run:
         features: str | Path | None = None, split: Split = "train", weights: Weights = "student", device: str = "auto",
         quiet: bool = False, data_root: str | Path | None = None, download: bool = False,
     ) -> Path:  # fmt: skip
-        """Writes a page with an interactive map of images into a folder, and returns its place.
+        """Writes a page with an interactive map of the images into a folder and returns the path of the page.
 
         Args:
             data: as for ``embed``.
-            out: the folder; the same one again resumes.
+            out: the folder; calling this again with the same folder resumes.
             settings: as for ``Collection.explore``.
-            features: file that keeps the features; None: a cache.
+            features: file in which the features are kept; None: a cache.
             split, weights, device, quiet, data_root, download: as for ``embed``.
 
         Raises:
-            MatrixSSLError: the images, a setting, a CSV file or the folder are at fault.
+            MatrixSSLError: the images, a setting, a CSV file or the folder is at fault.
         """
         from matrix_ssl.api import exploring  # which imports this module
 
@@ -228,7 +230,7 @@ class Run:
         facts += [("Method", config.method.name), ("Images", f"{data.images:,}")]
         lines, summary = self.metrics, self.summary
         last = lines[-1] if lines else {}
-        if "loss" in last:  # not at step 0 of a run that starts from weights
+        if "loss" in last:  # absent at step 0 of a run that starts from weights
             done = (
                 f"{config.epochs} epoch{'s' * (config.epochs > 1)}" if summary else f"step {last['step']}, not finished"
             )

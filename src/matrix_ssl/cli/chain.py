@@ -93,7 +93,7 @@ def chain(
 
 
 def _encoder_run(where: str, *, download: bool, dry_run: bool) -> Path:
-    """The run folder of an encoder that is trained already; a dry run imports none."""
+    """The run folder of an encoder that is already trained; a dry run does not import it."""
     from matrix_ssl.encoder.importing import as_run, default_run
     from matrix_ssl.encoder.where import is_folder, read_where
 

@@ -144,7 +144,7 @@ def compare(
 
 
 def _check_trials(given: dict[str, Any], *, taken: bool) -> None:
-    """Raises ConfigError for options of trials where none are made, and for settings that the plan decides."""
+    """Raises ConfigError for trial options if there are no trials, and for settings that the plan determines."""
     from matrix_ssl.config import split_assignment
 
     names = {"trials": "--trials", "trial_seeds": "--trial-seeds", "tuning_budget": "--tuning-budget",
@@ -167,7 +167,7 @@ def _check_trials(given: dict[str, Any], *, taken: bool) -> None:
 
 
 def _reference(names: tuple[str, ...], name: str | None, recommended: str, *, plan: Path | None) -> str:
-    """The method that ``--reference`` names; else that of the comparison in the folder, the recipe's, or the first."""
+    """The method named by ``--reference``, or else that of the comparison in the folder, the recipe's, or the first."""
     from matrix_ssl.runs.files import read_object
 
     stems = {Path(name).stem: name for name in names}
@@ -181,7 +181,7 @@ def _reference(names: tuple[str, ...], name: str | None, recommended: str, *, pl
 
 @contextmanager
 def _progress(comparison: "ComparisonRun") -> Iterator[Any]:
-    """A bar on a terminal; anywhere, a line for every job that has ended."""
+    """A bar on a terminal and, everywhere, a line for every job that has ended."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("jobs"), MofNCompleteColumn(), BarColumn(bar_width=24), TimeElapsedColumn(),

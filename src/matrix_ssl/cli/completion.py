@@ -1,4 +1,4 @@
-"""What a shell completes besides commands, options and choices: recipes, methods and datasets. Loads no torch."""
+"""Shell completion of recipes, methods and datasets, besides commands, options and choices. Does not load torch."""
 
 import pkgutil
 from pathlib import Path
@@ -24,11 +24,11 @@ def methods(context: click.Context | None, parameter: click.Parameter | None, te
 
 
 def methods_or_files(context: click.Context, parameter: click.Parameter, text: str) -> list[CompletionItem]:
-    """Methods of this package, or files where none begins with the text."""
+    """Methods of this package, or files if no method begins with the text."""
     return methods(context, parameter, text) or [CompletionItem(text, type="file")]
 
 
 def datasets(context: click.Context, parameter: click.Parameter, text: str) -> list[CompletionItem]:
-    """Named datasets, or files and folders where none begins with the text."""
+    """Named datasets, or files and folders if no dataset begins with the text."""
     names = [CompletionItem(name) for name in DATASETS if name.startswith(text)]
     return names if names and text else [*names, CompletionItem(text, type="file")]

@@ -12,7 +12,7 @@ from matrix_ssl.cli import options
 from matrix_ssl.errors import install_command
 
 EVERY = "every command"
-# the extra that a part of a command needs, by command; "": all of it
+# the extra that a part of a command needs, by command; "": the whole command
 NEEDS = {
     EVERY: {
         "--data hf:NAME": "datasets",
@@ -35,9 +35,9 @@ NEEDS = {
 }
 Row = tuple[str, ...]
 
-_FEW_FILES = 1024  # a usual limit; every worker process needs some dozens
-_LITTLE_SHARED_MEMORY = 2**30  # bytes; the batches that eight workers hold ready may take as much
-_MOST_WEIGHTS = 6  # names of weights of one cache in the table; --json has all
+_FEW_FILES = 1024  # a common limit; every worker process needs several dozen
+_LITTLE_SHARED_MEMORY = 2**30  # bytes; the batches prefetched by eight workers may take as much
+_MOST_WEIGHTS = 6  # names of weights per cache in the table; --json has all
 
 
 @click.command()
@@ -58,7 +58,7 @@ def doctor(as_json: bool) -> None:
 
 
 def examine() -> dict[str, Any]:
-    """What the command shows, as plain values; sizes in bytes."""
+    """The information that the command shows, as plain values; sizes in bytes."""
     from matrix_ssl.runs import caches, machine, packages
 
     extras = packages.describe_extras()
@@ -78,7 +78,7 @@ def examine() -> dict[str, Any]:
 
 
 def tables(report: dict[str, Any]) -> list[Table]:
-    """What ``examine`` has found, for a terminal."""
+    """The results of ``examine``, for a terminal."""
     rows = [*_machine_rows(report), *_device_rows(report["devices"]), _package_row(report["packages"])]
     return [
         _table(f"matrix-ssl {report['version']}", ("", ""), rows),
@@ -93,7 +93,7 @@ def _table(title: str, columns: tuple[str, ...], rows: list[Row]) -> Table:
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*map(Text, row))  # not markup: the names of extras stand in brackets
+        table.add_row(*map(Text, row))  # not markup: the names of extras are in brackets
     return table
 
 
@@ -138,7 +138,7 @@ def _package_row(packages: list[dict[str, Any]]) -> tuple[str, str]:
 
 
 def _problem(package: dict[str, Any]) -> str:
-    """What is wrong with a package that does not fit."""
+    """What is wrong with a package that is missing or does not fit."""
     if package["version"] is None:
         return f"{package['name']} is missing"
     return f"{package['name']} is {package['version']}, needed is {package['required']}"
@@ -171,7 +171,7 @@ def _command_rows(lacks: dict[str, dict[str, str]]) -> list[Row]:
 
 
 def _size(count: int) -> str:
-    """Bytes in the unit that leaves a number of at most four digits."""
+    """Bytes in a unit in which the number has at most four digits."""
     size, units = float(count), ["B", "KiB", "MiB", "GiB", "TiB"]
     while size >= 1000 and len(units) > 1:
         size /= 1024

@@ -114,7 +114,7 @@ def embed(
             patches=patches, tta=tta, keep=rows,
         )  # fmt: skip
         embedding.save(out)
-    except (ConfigError, DataError, CheckpointError):  # after any other the same command resumes
+    except (ConfigError, DataError, CheckpointError):  # after any other error, the same command resumes
         shutil.rmtree(rows, ignore_errors=True)
         raise
     for image, why in embedding.unreadable:
@@ -122,12 +122,12 @@ def embed(
     n, k = len(embedding), embedding.features.shape[-1]
     grid = f" in {embedding.grid[0]} x {embedding.grid[1]} patches" if embedding.grid else ""
     options.stdout.print(f"{out}: {n} images, {k} features each{grid}.", markup=False)
-    del embedding  # which is mapped from the rows
+    del embedding  # it is memory-mapped from the rows
     shutil.rmtree(rows, ignore_errors=True)
 
 
 def _terminal(table: "ResultTable") -> Table:
-    """A table for a terminal of 80 columns."""
+    """The table for a terminal with 80 columns."""
     result = Table(title=table.title, title_justify="left", box=SIMPLE, padding=0, show_edge=False)
     for i, heading in enumerate(table.columns):
         separator = ", " if ", " in heading else " "

@@ -29,7 +29,7 @@ _OPTIONS = (
 
 
 def _on_images(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Argument and options that all commands on a collection have."""
+    """Adds the argument and options that all commands on a collection share."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
@@ -142,11 +142,11 @@ def _answer(
     common: dict[str, Any], ask: "Callable[[Collection], Listing]", *, check: "Callable[[Source], None] | None" = None,
     reads: Sequence[str | Path] = (),
 ) -> None:  # fmt: skip
-    """Opens the collection, asks it, and shows and writes what it answers.
+    """Opens the collection, asks the question, and shows and writes the answer.
 
     Args:
-        check: called with the images before their features are computed; raises where they cannot answer.
-        reads: files and folders that the command reads beside those of the collection.
+        check: called with the images before their features are computed; raises if they cannot answer.
+        reads: files and folders that the command reads in addition to those of the collection.
     """
     from matrix_ssl.api.collection import Collection
     from matrix_ssl.api.gathered import check_outputs

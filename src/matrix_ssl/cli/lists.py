@@ -44,7 +44,7 @@ def methods(name: str | None) -> None:
 
 
 def _first_lines() -> dict[str, str]:
-    """The first line about every method, from its file: importing one takes the seconds of importing PyTorch."""
+    """The first line about every method, read from its file, since importing one would import PyTorch, for seconds."""
     files = (completion.METHODS / f"{item.value}.py" for item in completion.methods(None, None, ""))
     return {path.stem: (ast.get_docstring(ast.parse(path.read_bytes())) or "").partition("\n")[0] for path in files}
 

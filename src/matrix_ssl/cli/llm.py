@@ -25,7 +25,7 @@ def llm(context: click.Context) -> None:
     """Language models: fine-tune with matrix cross-entropy, generate, score and diagnose."""
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
-    for library in ("bitsandbytes", "lm_eval"):  # they warn of kernels and of a model that is passed as an object
+    for library in ("bitsandbytes", "lm_eval"):  # they warn about kernels and about a model passed as an object
         logging.getLogger(library).setLevel(logging.ERROR)
 
 
@@ -96,7 +96,7 @@ _template_of_run = click.option("--template", type=_template, help="Template tha
 
 
 def _open(model: str, template: TemplateName | None, device: str) -> tuple[Any, Any, TemplateName]:
-    """A model on its device, its tokenizer, and the template of the option or of the run."""
+    """A model on its device, its tokenizer, and the template from the option or the run."""
     from matrix_ssl.data.hub import quiet_transformers
     from matrix_ssl.llm import models
     from matrix_ssl.runs import devices
@@ -202,7 +202,7 @@ def score(
 
     if extraction is not None and task != "gsm8k":
         raise ConfigError(f"--extract {extraction} finds numbers: remove it with --task {task}.")
-    models.find_model(model)  # an incomplete run is an error before anything is opened
+    models.find_model(model)  # so that an incomplete run is an error before anything is opened
     out = out or (Path(model) if models.is_folder(model) else Path()) / f"{task}.jsonl"
     if out == (summary := out.with_suffix(".json")):
         raise ConfigError(f"--out {out}: the accuracies are written there; end the name in .jsonl.")

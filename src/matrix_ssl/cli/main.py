@@ -1,4 +1,4 @@
-"""The command line: its commands, and how it ends."""
+"""The command line: its commands, errors and exit codes."""
 
 import io
 import os
@@ -34,7 +34,7 @@ from matrix_ssl.errors import OFFERED, ConfigError, MatrixSSLError, ProcessError
 from matrix_ssl.runs.signals import Interrupted
 
 _SECONDS_FOR_THE_FIRST = 10.0
-_CLOSED_PIPE = 141  # the exit code of a program that SIGPIPE ends, in a shell
+_CLOSED_PIPE = 141  # the exit code, in a shell, of a program ended by SIGPIPE
 _MOVED = {  # options of earlier versions
     "--run": "The folder of a run is now --out.",
     "--run-folder": "The folder of a run is now --out.",
@@ -43,12 +43,12 @@ _MOVED = {  # options of earlier versions
 
 
 class NobodyReads(Exception):
-    """What reads the output has ended, such as head."""
+    """The program that reads the output, such as head, has ended."""
 
 
 @contextmanager
 def _noticing_closed_pipes() -> Iterator[None]:
-    """Raises NobodyReads in a block whose output nobody reads, for which click and rich exit with 1."""
+    """Raises NobodyReads if the output of a block is no longer read; click and rich would exit with 1."""
     try:
         yield
     except BrokenPipeError:
@@ -60,20 +60,20 @@ def _noticing_closed_pipes() -> Iterator[None]:
 
 
 class Commands(click.Group):
-    """A group that suggests the command that was meant."""
+    """A group that suggests the intended command for a misspelt one."""
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
-        """The context; raises NobodyReads where it prints the help into a closed pipe."""
+        """The context; raises NobodyReads if it prints the help into a closed pipe."""
         with _noticing_closed_pipes():
             return super().make_context(*args, **kwargs)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Runs a command; raises NobodyReads where it prints into a closed pipe."""
+        """Runs a command; raises NobodyReads if it prints into a closed pipe."""
         with _noticing_closed_pipes():
             return super().invoke(ctx)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        """The command; raises ConfigError with the nearest name where there is none."""
+        """The command; raises ConfigError with the closest name if it does not exist."""
         name = args[0] if args else ""
         if self.get_command(ctx, name) is None and not name.startswith("-"):
             raise ConfigError(f"There is no command {name!r}.{did_you_mean(name, self.list_commands(ctx))}")
@@ -124,7 +124,7 @@ for command in (
 
 
 def _place(context: click.Context | None) -> str:
-    """The command of a context, ``matrix-ssl llm score``, whatever the program was started as."""
+    """The command of a context, such as ``matrix-ssl llm score``, however the program was started."""
     names: list[str] = []
     while context is not None and context.parent is not None:
         names.insert(0, str(context.info_name))
@@ -133,11 +133,11 @@ def _place(context: click.Context | None) -> str:
 
 
 def main() -> None:
-    """Runs the command line; every mistake of the user ends in one sentence and a non-zero exit code."""
+    """Runs the command line; every user error ends in one sentence and a non-zero exit code."""
     _open_descriptors()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a file name may hold what the terminal cannot show
+            stream.reconfigure(errors="backslashreplace")  # file names may contain what the terminal cannot show
     OFFERED.ask(partial(offered.running_has, commands))
     system.limit_threads()  # before PyTorch is imported
     try:
@@ -152,7 +152,7 @@ def main() -> None:
         hint = _MOVED.get(unknown, f"See {_place(getattr(error, 'ctx', None))} --help.")
         _report(f"{error.format_message()} {hint}", error)
         code = error.exit_code
-    except (KeyboardInterrupt, click.Abort):  # the latter is a RuntimeError, too
+    except (KeyboardInterrupt, click.Abort):  # the latter is also a RuntimeError
         options.say("Stopped.")
         code = 130
     except (NobodyReads, BrokenPipeError):
@@ -167,7 +167,7 @@ def main() -> None:
 
 
 def _end_silently() -> int:
-    """Lets what is still to be printed go nowhere; returns the exit code of a program whose output nobody reads."""
+    """Discards all remaining output; returns the exit code of a program whose output is no longer read."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for number in (1, 2):
         os.dup2(nowhere, number)
@@ -175,9 +175,9 @@ def _end_silently() -> int:
 
 
 def _open_descriptors() -> None:
-    """Opens the standard streams that the shell has closed, ``>&-``, on nothing.
+    """Opens the standard streams that the shell has closed (``>&-``) on the null device.
 
-    Else the first file that is opened, maybe a checkpoint, gets the number, and with it what libraries print.
+    Otherwise the first file to be opened, perhaps a checkpoint, would get their number and whatever libraries print.
     """
     for number in range(3):
         try:
@@ -187,7 +187,7 @@ def _open_descriptors() -> None:
 
 
 def _out_of_memory() -> str:
-    """The sentence where the memory is not enough, with the remedies that the running command has."""
+    """The sentence for insufficient memory, with the remedies that the running command has."""
     batches = OFFERED.first("--set batch_size=...", "--set batch=...", "--batch-size N")
     workers = OFFERED.first("--set data.workers=0", "--set workers=0", "--workers 0")
     ways = [f"smaller batches ({batches}), "] if batches else []
@@ -199,10 +199,10 @@ def _out_of_memory() -> str:
 
 
 def _report(text: str, error: Exception) -> None:
-    """Prints an error; of several processes that meet the same one, the first alone.
+    """Prints an error; if several processes meet the same one, only the first prints it.
 
-    As soon as one process has ended, ``torchrun`` kills the others. So those that print nothing wait some seconds under
-    it: the first has time to print the error that all of them met. This is why it seems to hang after an error.
+    As soon as one process ends, ``torchrun`` kills the others. Under it, processes that print nothing therefore wait
+    some seconds, so that the first has time to print the error. This is why it seems to hang after an error.
     """
     rank = os.environ.get("RANK", "0")
     first = "WORLD_SIZE" not in os.environ or not rank.isdecimal() or int(rank) == 0

@@ -1,4 +1,4 @@
-"""Which options and settings the running command has, so that a remedy names no others."""
+"""Which options and settings the running command has, so that remedies do not suggest others."""
 
 import dataclasses
 import importlib
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import click
 
 _RUN = ("matrix_ssl.config", "RunConfig")
-_SETTINGS = {  # what --set changes, by command
+_SETTINGS = {  # the settings that --set changes, by command
     "pretrain": _RUN, "chain": _RUN, "compare": _RUN, "worth": _RUN,
     "evaluate": ("matrix_ssl.evaluate.trained.protocols", "EvaluationSettings"),
     "detect": ("matrix_ssl.evaluate.detection.settings", "DetectionSettings"),
@@ -18,7 +18,7 @@ _SETTINGS = {  # what --set changes, by command
 
 
 def find_command(group: click.Group, words: Sequence[str]) -> tuple[str, click.Command] | None:
-    """Name and command of the words of a command line; None where they name none."""
+    """The name and the command that the words of a command line give; None if they do not name a command."""
     names: list[str] = []
     command: click.Command | None = group
     for word in words:
@@ -32,7 +32,7 @@ def find_command(group: click.Group, words: Sequence[str]) -> tuple[str, click.C
 
 
 def has(name: str, command: click.Command, remedy: str) -> bool:
-    """Whether a command has an option, ``--fresh``, or a setting, ``data.workers``, of its ``--set``."""
+    """Whether a command has an option, such as ``--fresh``, or a setting for ``--set``, such as ``data.workers``."""
     if remedy.startswith("--"):
         return any(remedy in parameter.opts for parameter in command.params)
     if name not in _SETTINGS:
@@ -43,6 +43,6 @@ def has(name: str, command: click.Command, remedy: str) -> bool:
 
 
 def running_has(group: click.Group, remedy: str) -> bool:
-    """Whether the command of this process has an option or a setting; any, where a program runs it without words."""
+    """Whether this process's command has an option or setting; always true if the command line names no command."""
     running = find_command(group, sys.argv[1:])
     return running is None or has(*running, remedy)

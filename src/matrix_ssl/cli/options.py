@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 
 class _Path(click.Path):
-    """A path, in which ``~`` is the home folder: shells leave it in ``--out=~/x``."""
+    """A path in which ``~`` means the home folder: shells do not expand it in ``--out=~/x``."""
 
     def __init__(self) -> None:
         super().__init__(path_type=Path)
 
     def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
-        """The path; raises ConfigError where there is no such home folder."""
+        """The path; raises ConfigError if there is no such home folder."""
         path = Path(os.fsdecode(super().convert(value, parameter, context)))
         try:
             return path.expanduser()
@@ -38,22 +38,22 @@ class _Path(click.Path):
 
 
 class _Place(click.ParamType):
-    """A path or a name, maybe with a prefix such as ``config:``; ``~`` is the home folder, as in ``_Path``."""
+    """A path or a name, possibly with a prefix such as ``config:``; ``~`` means the home folder, as in ``_Path``."""
 
     name = "text"
 
     def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> str:
-        """The text with the whole path; raises ConfigError where there is no such home folder."""
+        """The text with the expanded path; raises ConfigError if there is no such home folder."""
         start, mark, rest = str(value).partition("~")
         is_home = mark and start in ("", "config:", "hf:")
         return f"{start}{PATH.convert(mark + rest, parameter, context)}" if is_home else str(value)
 
 
 class Number(click.FloatRange):
-    """A number in a range, which NaN is not."""
+    """A number in a range; NaN is rejected."""
 
     def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
-        """The number; a usage error where it is none of the range."""
+        """The number; a usage error if it is outside the range."""
         number = super().convert(value, parameter, context)
         if math.isnan(number):
             self.fail(f"{value} is not in the range {self._describe_range()}.", parameter, context)
@@ -114,7 +114,7 @@ def assignments(text: str = "Change a setting") -> Callable[[Any], Any]:
 
 
 def out(default: str | None, *, what: str = "Folder of the run") -> Callable[[Any], Any]:
-    """The option ``--out FOLDER``, required where there is no default."""
+    """The option ``--out FOLDER``, required if there is no default."""
     text = f"{what}." if default is None else f"{what}.  [default: {default}]"
     return click.option("--out", type=PATH, metavar="FOLDER", required=default is None, help=text)
 
@@ -126,12 +126,12 @@ def baseline(what: str) -> Callable[[Any], Any]:
 
 
 def names(text: str) -> list[str]:
-    """The different names of a list with commas between, in order."""
+    """The distinct names in a comma-separated list, in order."""
     return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
 
 
 def check_seeds(assignments: Sequence[str]) -> None:
-    """Raises ConfigError for a setting ``seed`` of a command that trains with seeds of its own."""
+    """Raises ConfigError for a setting ``seed`` in a command that trains with its own seeds."""
     from matrix_ssl.config import split_assignment
 
     for assignment in assignments:
@@ -141,18 +141,18 @@ def check_seeds(assignments: Sequence[str]) -> None:
 
 
 def given(**values: Any) -> dict[str, Any]:
-    """Those values that are not None: the others keep their defaults."""
+    """The values that are not None; the others keep their defaults."""
     return {key: value for key, value in values.items() if value is not None}
 
 
 def say(text: str) -> None:
-    """Prints a sentence on standard error."""
+    """Prints a message to standard error."""
     stderr.print(text, markup=False)
 
 
 @contextmanager
 def progress(what: str) -> Iterator[Callable[[str, float], None]]:
-    """A bar on a terminal; the function that it gives takes a text and the share that is done, in [0, 1]."""
+    """A progress bar on a terminal; the function that it yields takes a text and the fraction done, in [0, 1]."""
     columns = TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
     with Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as bar:
         task = bar.add_task(what, total=1.0)
@@ -160,8 +160,8 @@ def progress(what: str) -> Iterator[Callable[[str, float], None]]:
 
 
 def show(**paths: Path | None) -> None:
-    """Prints what a command has written on standard output: a line with name and path for each that is not None."""
-    width = max(7, *map(len, paths))  # that of "encoder", for all commands
+    """Prints to standard output what a command has written: a line with name and path for each that is not None."""
+    width = max(7, *map(len, paths))  # at least that of "encoder", for all commands
     for name, path in paths.items():
         if path is not None:
             stdout.print(f"{name:{width}s} {path}", markup=False)

@@ -52,7 +52,7 @@ def pretrain(
     assignments += (f"start.reference={where}",) if where else ()
     run = out or (None if recipe else run_folder(DEFAULT_RECIPE, data, method, where))
     config = configure(recipe, data, assignments, method=method, device=device, run=None if fresh else run)
-    from matrix_ssl.api.pretraining import train  # after what needs no PyTorch, which takes seconds to import
+    from matrix_ssl.api.pretraining import train  # after everything that does not need PyTorch, which imports slowly
 
     run = run or run_folder(recipe or DEFAULT_RECIPE, data, method, where)
     chosen = [split_assignment(setting)[0] for setting in assignments]

@@ -1,4 +1,4 @@
-"""What the system refuses, wherever it is met, as one sentence that names the place and the remedy."""
+"""Errors caused by the system, wherever they occur, as one sentence that names the place and the remedy."""
 
 import errno
 import os
@@ -24,20 +24,20 @@ _REFUSALS = {
     errno.EAGAIN: _THREADS,
     errno.ENFILE: "The machine has too many files open: end other programs",
 }
-_OF_PLACES = (errno.ENOENT, errno.ENOTDIR, errno.EEXIST)  # refusals of folders that a variable names
-_VARIABLES = {  # that name folders in which this package and its libraries keep files, and what they are without
+_OF_PLACES = (errno.ENOENT, errno.ENOTDIR, errno.EEXIST)  # errors of folders that a variable names
+_VARIABLES = {  # variables that name the folders where this package and its libraries keep files, and their defaults
     **dict.fromkeys(("TMPDIR", "MATRIX_SSL_CACHE", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "TORCH_HOME"), ""),
     **dict.fromkeys(("HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_HOME", "MPLCONFIGDIR", "NUMBA_CACHE_DIR"), ""),
     "XDG_CACHE_HOME": "~/.cache",
     "XDG_CONFIG_HOME": "~/.config",
 }
 _NO_THREAD = ("can't start new thread", "can't allocate lock")  # Python's own RuntimeErrors
-_NO_CACHE = "cannot cache function"  # numba's RuntimeError where neither its package nor the user's cache takes files
-_NO_TEMPORARY = "No usable temporary directory"  # of Python's own error, with ENOENT and no place
+_NO_CACHE = "cannot cache function"  # numba's RuntimeError if neither its package nor the user's cache is writable
+_NO_TEMPORARY = "No usable temporary directory"  # in Python's own error, which has ENOENT and no path
 
 
 def refusal(error: BaseException) -> str | None:
-    """The sentence for an error that the system has caused, also below one of a library; None for any other."""
+    """The sentence for an error caused by the system, even underneath a library's error; None for any other."""
     for one in _causes(error):
         if str(one) in _NO_THREAD:
             return f"A thread cannot be started. {_THREADS}."
@@ -61,7 +61,7 @@ def refusal(error: BaseException) -> str | None:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """An error, what it was raised from, and so on."""
+    """An error, the error that it was raised from, and so on."""
     seen: set[int] = set()
     one: BaseException | None = error
     while one is not None and id(one) not in seen:
@@ -71,14 +71,15 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _is_of_user(place: Path) -> bool:
-    """Whether a place is one that an argument of the command names, or below it."""
+    """Whether a path is one that an argument of the command names, or lies below one."""
     words = (word.rpartition("=")[2] for word in sys.argv[1:])
     return any(place.is_relative_to(expanded(word).absolute()) for word in words if word)
 
 
 def _variable(place: str, *, missing: bool) -> str:
-    """The variable whose folder a place is in, empty where there is none; ``missing``: a folder that does not exist,
-    so that the place may also be above it.
+    """The variable whose folder contains a path; empty if there is none.
+
+    With ``missing``, the folder must not exist, and the path may also lie above it.
     """
     if not Path(place).is_absolute() or _is_of_user(Path(place)):
         return ""

@@ -44,7 +44,7 @@ def serve(
     if index is not None and data:
         raise ConfigError(f"--index {index} and --data {data[0]} both say what to search in: give one of them.")
     server.check_packages()
-    bound = None if check else server.bind(host, port)  # before the minutes that a large index may take
+    bound = None if check else server.bind(host, port)  # before a large index, which may take minutes
     encoder = open_served(where, weights=weights, device=device, download=download)
     images = None
     if index is not None or data:

@@ -1,6 +1,6 @@
 """The stages of ``matrix-ssl chain``: pre-training, every protocol, transfer and detection.
 
-A chain is a list of commands of this package. Each of them resumes, so the chain does, too: it starts them in turn and
+A chain is a list of commands of this package. Each of them can resume, and so can the chain: it runs them in turn and
 records the finished ones in ``RUN/chain.json``. All results are in one run folder, and its page shows them.
 """
 
@@ -32,11 +32,11 @@ class Stage:
     """One command of a chain.
 
     Attributes:
-        name: what the user sees.
-        arguments: of ``matrix-ssl``.
+        name: name shown to the user.
+        arguments: arguments of ``matrix-ssl``.
         parallel: whether it may run in several processes.
-        data: the datasets that it reads, none for that of the run; None for a command that checks by itself, quickly,
-            whether it is complete for its data.
+        data: the datasets that it reads; empty: the run's; None: the command itself checks, quickly, whether it is
+            complete for its data.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Stage:
     data: tuple[str, ...] | None = None
 
     def command(self, processes: int) -> list[str]:
-        """The command line, with ``torchrun`` where it runs in several processes."""
+        """The command line, with ``torchrun`` if it runs in several processes."""
         launch = [sys.executable, "-m"]
         if self.parallel and processes > 1:
             from matrix_ssl.distributed import launcher  # loads torch
@@ -54,13 +54,13 @@ class Stage:
         return [*launch, "matrix_ssl", *self.arguments]
 
     def digest(self, content: str) -> str:
-        """A digest of arguments and content of the data, by which a finished stage is recognised."""
+        """A digest of the arguments and the content of the data, by which a finished stage is recognised."""
         words = "\0".join((*self.arguments, content))
         return hashlib.sha256(words.encode(errors="surrogateescape")).hexdigest()[:16]
 
 
 class StageFailed(MatrixSSLError):
-    """A command of a chain failed, after it printed its own error."""
+    """A command of a chain failed after printing its own error."""
 
     def __init__(self, stage: Stage, code: int):
         super().__init__(
@@ -70,10 +70,10 @@ class StageFailed(MatrixSSLError):
 
 
 def find_coco(folder: Path) -> list[str]:
-    """The options of ``matrix-ssl detect`` for a folder laid out as COCO 2017, or with annotations beside the images.
+    """The options of ``matrix-ssl detect`` for a folder laid out like COCO 2017 or with annotations next to the images.
 
-    Annotations are ``instances_train*.json`` and ``instances_val*.json``, there or in ``annotations/``; images are
-    the folders, or the .tar files, whose names contain ``train`` and ``val``. Each must be unique.
+    Annotations are ``instances_train*.json`` and ``instances_val*.json``, in the folder or in ``annotations/``; images
+    are the folders, or the .tar files, whose names contain ``train`` and ``val``. Each must be unique.
     """
     chosen = []
     for split in ("train", "val"):
@@ -96,7 +96,7 @@ def find_coco(folder: Path) -> list[str]:
 
 
 def group_protocols(text: str, settings: Sequence[str]) -> list[list[str]]:
-    """The protocols of ``--protocol`` as groups for one command each: those on frozen features share one pass."""
+    """Groups the protocols of ``--protocol`` by command; those on frozen features share one pass."""
     from matrix_ssl.evaluate import protocols
     from matrix_ssl.evaluate.trained import protocols as trained
 
@@ -108,7 +108,7 @@ def group_protocols(text: str, settings: Sequence[str]) -> list[list[str]]:
 
 
 def check_detection(text: str, settings: Sequence[str], *, processes: int = 1) -> list[str]:
-    """The architectures of ``--architecture``; they and the settings are checked hours before they are used."""
+    """The architectures of ``--architecture``; checks them and the settings hours before they are used."""
     names = options.names(text)
     for name in names:
         check_agreement(settings, {"architecture": ("--architecture", name)})
@@ -119,16 +119,16 @@ def check_detection(text: str, settings: Sequence[str], *, processes: int = 1) -
 def check_stages(
     run: Path, *, transfer: Sequence[str], coco: Sequence[str], encoder: str | None, data_root: Path | None
 ) -> None:
-    """Checks hours before they are used what transfer and detection read, and that a new run is not among it.
+    """Checks the inputs of transfer and detection hours before they are used, and that a new run is not among them.
 
     Args:
         run: the folder of the chain.
         transfer: datasets for the protocol ``transfer``.
-        coco: options of ``detect`` for its dataset; none: no detection.
+        coco: options of ``detect`` for its dataset; empty: no detection.
         encoder: architecture of the encoder; None: not known yet.
 
     Raises:
-        DataError: a dataset is not there or has no labels, or the run would be among its images.
+        DataError: a dataset does not exist or has no labels, or the run would lie among its images.
         ConfigError: detection cannot use such an encoder.
         MissingExtra: the package for detection is not installed.
     """
@@ -164,12 +164,12 @@ def plan(
     """The stages of a chain, in order.
 
     Args:
-        pretrain: arguments of ``pretrain`` after its name, without ``--out``; none when ``run`` is complete.
-        data: the option ``--data`` of ``evaluate``, where it is not the dataset of the run.
+        pretrain: arguments of ``pretrain`` after its name, without ``--out``; empty if ``run`` is complete.
+        data: the option ``--data`` of ``evaluate``, if it is not the run's dataset.
         places: the options ``--data-root`` and ``--device``.
         protocols: protocols of ``evaluate``, grouped by command.
         transfer: datasets for the protocol ``transfer``.
-        coco: options of ``detect`` for its dataset; none: no detection.
+        coco: options of ``detect`` for its dataset; empty: no detection.
         evaluate_settings, detect_settings: values of ``--set`` of the commands.
     """
     device = [word for option, word in zip(places[::2], places[1::2], strict=True) if option == "--device"]
@@ -197,7 +197,7 @@ def plan(
 
 
 def _options(words: Sequence[str], name: str) -> tuple[str, ...]:
-    """The values of an option that may be repeated."""
+    """The values of a repeatable option."""
     return tuple(value for word, value in itertools.pairwise(words) if word == name)
 
 
@@ -234,7 +234,7 @@ def _content(location: Locations, data_root: Path | None) -> str:
 
 
 def _run(command: list[str]) -> int:
-    """Runs a command to its end, forwards signals to it, and returns its exit code; Interrupted after a signal."""
+    """Runs a command to its end, forwarding signals to it, and returns its exit code; Interrupted after a signal."""
     with signals.collected() as received:
         processes: Processes[None] = Processes(received)
         processes.start(None, command)
@@ -245,5 +245,5 @@ def _run(command: list[str]) -> int:
 
 
 def summary(stages: Sequence[Stage]) -> str:
-    """The commands of a chain, one a line, as a user would type them."""
+    """The commands of a chain, one per line, as a user would type them."""
     return "\n".join(f"matrix-ssl {shlex.join(stage.arguments)}" for stage in stages)

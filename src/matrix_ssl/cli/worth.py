@@ -10,7 +10,7 @@ from matrix_ssl.cli import options
 from matrix_ssl.errors import TrainingError
 from matrix_ssl.training.configure import configure, default_run
 
-_QUICK = ("steps=40", "gentle_rates=0.001,2")  # of the trainings with labels
+_QUICK = ("steps=40", "gentle_rates=0.001,2")  # settings of the training with labels
 _QUICK_IMAGES = 1000
 
 

@@ -1,1 +1,1 @@
-"""How good a representation is: kNN, linear and low-shot protocols on feature matrices, and images of the space."""
+"""Evaluates representations: kNN, linear and low-shot protocols on feature matrices, and pictures of the space."""

@@ -1,4 +1,4 @@
-"""Frozen public encoders beside that of a run, by reference; each gets images of its own size and normalisation."""
+"""Frozen public encoders to compare with a run's, by reference; each uses its own image size and normalisation."""
 
 import dataclasses
 from collections import Counter
@@ -20,22 +20,22 @@ Sizes = Literal["own", "run", "both"]
 
 @dataclass(frozen=True, eq=False)
 class Baseline:
-    """An encoder that nobody trains, and the images that it gets."""
+    """An encoder that is not trained here, and the preparation of its images."""
 
-    name: str  # short and unique among the baselines, with the side of its images
+    name: str  # short and unique among the baselines; includes the image size
     reference: str  # as the user wrote it
-    encoder: nn.Module  # in evaluation mode: images (n, c, s, s), normalised, to features (n, k)
-    data: DataConfig  # size, normalisation and central part of its images
-    sha256: str  # of the file that it was read from, or of its tensors if it is not one file
-    tensors: str  # where they come from and how many there are, for people
+    encoder: nn.Module  # in evaluation mode; maps normalised images (n, c, s, s) to features (n, k)
+    data: DataConfig  # size, normalisation and central crop of its images
+    sha256: str  # of the file that it was read from, or of its tensors if they are not in one file
+    tensors: str  # human-readable: where they come from and how many there are
 
     def beside(self, run: DataConfig) -> "Baseline":
-        """The same encoder beside a run of other images, with its own size and normalisation."""
+        """The same encoder for comparison with a run on other images, with its own size and normalisation."""
         own = {name: getattr(self.data, name) for name in ("image_size", "mean", "std", "crop_fraction")}
         return dataclasses.replace(self, data=dataclasses.replace(run, **own))
 
     def describe(self) -> dict[str, Any]:
-        """What JSON holds of it."""
+        """The facts about it that are stored as JSON."""
         return {
             "reference": self.reference,
             "sha256": self.sha256,
@@ -50,13 +50,13 @@ class Baseline:
 def open_baselines(
     references: Sequence[str], run: DataConfig, *, sizes: Sizes = "own", download: bool = False
 ) -> list[Baseline]:
-    """The encoders of ``references``, each as often as ``sizes`` says.
+    """Opens the encoders of ``references``, each once per image size that ``sizes`` asks for.
 
     Args:
-        references: as ``open_encoder`` takes them.
-        run: the images of the run beside which they stand.
-        sizes: ``"own"``, the images that the encoder was trained on; ``"run"``, those of the run in size, with the
-            encoder's own normalisation; or ``"both"``, once where they are equal.
+        references: encoders in any form that ``open_encoder`` accepts.
+        run: the image settings of the run that they are compared with.
+        sizes: ``"own"``, the image size that the encoder was trained on; ``"run"``, that of the run, with the encoder's
+            own normalisation; or ``"both"``, only once if the two are equal.
         download: as for ``open_encoder``.
 
     Raises:
@@ -85,7 +85,7 @@ def open_baselines(
 
 
 def _short(reference: str) -> str:
-    """The last part of a path that exists, else the reference."""
+    """The last part of the path if it exists, otherwise the reference itself."""
     path = expanded(reference)
     return path.resolve().name if path.exists() else reference
 

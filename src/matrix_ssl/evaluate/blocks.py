@@ -1,7 +1,7 @@
-"""The blocks of an image encoder, and what each of them puts out.
+"""The blocks of an image encoder, and their outputs.
 
-A block is a residual block, a transformer block or what repeats in a network of a different kind: a child with at least
-two weight matrices in a list or a sequence, the innermost such. A network without any has its layers as blocks.
+A block is a residual block, a transformer block or the repeated unit of another kind of network: the innermost child of
+a list or a sequence that has at least two weight matrices. In a network without any, the layers serve as blocks.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from matrix_ssl.errors import NotFiniteError
 
-FEATURES = "features"  # the name of what the encoder puts out
+FEATURES = "features"  # the name of the encoder's own output
 _LISTS = (nn.Sequential, nn.ModuleList)
 
 
 def find_blocks(encoder: nn.Module) -> dict[str, nn.Module]:
-    """The blocks of an encoder by the names of its modules, in the order in which they are defined."""
+    """The blocks of an encoder by module name, in the order in which they are defined."""
     if blocks := dict(_inside(encoder, "")):
         return blocks
     single = {name: child for name, child in encoder.named_modules() if _matrices(child) and not any(child.children())}
@@ -25,16 +25,16 @@ def find_blocks(encoder: nn.Module) -> dict[str, nn.Module]:
 
 
 class BlockOutputs:
-    """What a function makes of the outputs of blocks, at once, since later layers may overwrite them.
+    """Applies a function to the outputs of blocks immediately, since later layers may overwrite them.
 
-    For use in a ``with`` statement, inside of which the encoder runs.
+    For use in a ``with`` statement, inside which the encoder runs.
 
     Args:
-        encoder: its blocks are those of ``find_blocks``.
-        reduce: of an output (n, positions, k).
+        encoder: the encoder, whose blocks are those of ``find_blocks``.
+        reduce: the function, applied to an output (n, positions, k).
 
     Attributes:
-        outputs: what it made in the last forward pass, by the name of the block; of the encoder's own output under
+        outputs: its results in the last forward pass, by block name; that of the encoder's own output is under
             ``FEATURES``.
     """
 
@@ -66,7 +66,7 @@ def positions(output: Tensor) -> Tensor:
         return output.unsqueeze(1)
     if output.ndim == 4:
         _, a, b, c = output.shape
-        channels_last = a == b != c  # square maps, as of Swin
+        channels_last = a == b != c  # square maps, as in Swin
         return output.flatten(1, 2) if channels_last else output.flatten(2).mT
     return output.flatten(1, -2)
 
@@ -84,7 +84,7 @@ def _inside(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _holds_all(module: nn.Module, blocks: list[tuple[str, nn.Module]]) -> bool:
-    """Whether blocks have nearly all weight matrices of a module, so that it is a stage of them."""
+    """Whether the blocks hold nearly all weight matrices of a module, which makes it a stage composed of them."""
     return sum(_matrices(block) for _, block in blocks) >= _matrices(module) - 1
 
 

@@ -1,4 +1,4 @@
-"""Other features of an encoder: those of a block, of every patch, and the mean over an image and its mirror image."""
+"""Alternative features of an encoder: of a block, of every patch, or averaged over an image and its mirror image."""
 
 import torch
 from torch import Tensor, nn
@@ -9,16 +9,16 @@ from matrix_ssl.evaluate.blocks import find_blocks, positions
 
 
 class BlockFeatures(nn.Module):
-    """What a block of an encoder puts out: the mean over its positions (n, k), or every patch (n, patches · k).
+    """The output of a block of an encoder: the mean over its positions (n, k), or every patch (n, patches · k).
 
-    Tokens before those of the patches, such as the class token, count for the mean and are no patches. The last norm of
-    a transformer is behind its last block, so it is not applied.
+    Tokens before the patch tokens, such as the class token, are included in the mean but are not patches. The final
+    norm of a transformer comes after its last block, so it is not applied.
 
     Args:
-        encoder: images (n, c, s, s) to features.
+        encoder: maps images (n, c, s, s) to features.
         data: the size and the channels of the images.
-        layer: the name of a block, as ``blocks.find_blocks`` has it; None: the last.
-        patches: every patch instead of the mean.
+        layer: the name of a block, as in ``blocks.find_blocks``; None: the last block.
+        patches: return every patch instead of the mean.
 
     Attributes:
         grid: rows and columns of the patches; None for the mean.
@@ -61,7 +61,7 @@ class BlockFeatures(nn.Module):
         if output.ndim == 4:
             _, a, b, c = output.shape
             return (a, b) if a == b != c else (b, c)
-        side = int(output.shape[1] ** 0.5) if output.ndim == 3 else 0  # of a square image; what is left is no patch
+        side = int(output.shape[1] ** 0.5) if output.ndim == 3 else 0  # images are square; the rest are not patches
         if side < 2:
             raise ConfigError(
                 f"The output of {self.layer!r} has the shape {tuple(output.shape[1:])}, without patches: choose an "
@@ -71,13 +71,13 @@ class BlockFeatures(nn.Module):
 
 
 class MirrorMean(nn.Module):
-    """The mean of the features of an image and of its mirror image: test-time augmentation.
+    """The mean of the features of an image and of its mirror image (test-time augmentation).
 
     Args:
-        encoder: images (n, c, h, w) to features (n, k).
+        encoder: maps images (n, c, h, w) to features (n, k).
 
     Attributes:
-        grid, layer: as those of ``encoder``, if it has any; with a grid the patches of the mirror image are put back.
+        grid, layer: those of ``encoder``, if it has any; with a grid, the mirror image's patches are flipped back.
     """
 
     def __init__(self, encoder: nn.Module):

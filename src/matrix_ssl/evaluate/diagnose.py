@@ -1,10 +1,10 @@
 """How many directions an image encoder uses, block by block, without labels.
 
-Every image is seen three times: as evaluation sees it, and as two random views. The output of a block is averaged over
-its positions, one vector an image; ranks and entropy are those of these vectors. Within an image, the token entropy is
-that of the cosine kernel of its positions. LiDAR compares images with their views, of features scaled to a mean
+Every image is encoded three times: as in evaluation, and as two random views. The output of a block is averaged over
+its positions to one vector per image; ranks and entropy are those of these vectors. Within an image, the token entropy
+is that of the cosine kernel of its positions. LiDAR compares images with their views, on features scaled to a mean
 variance of one, so that its constant means the same at every block. DiME compares Gaussian kernels of the views.
-Memory is that of a batch, d² numbers a block and the views of 256 images.
+Memory holds a batch, d² numbers per block and the views of 256 images.
 
 Reference for entropies, DiME and LiDAR by layer: Skean, Arefin, Zhao, Patel, Naghiyev, LeCun and Shwartz-Ziv,
 "Layer by layer: uncovering hidden representations in language models", ICML 2025, https://arxiv.org/abs/2502.02013.
@@ -37,21 +37,21 @@ MEASURES = (
     "matrix_entropy", "normalised_matrix_entropy", "effective_rank", "participation_ratio", "rank_me", "token_entropy",
     "normalised_token_entropy", "lidar", "dime",
 )  # fmt: skip
-_POSITIONS = 64  # of an output whose entropy is computed
-STREAM = 0xD1A6  # coordinate of the choice of images
+_POSITIONS = 64  # maximum number of an output's positions from which its entropy is computed
+STREAM = 0xD1A6  # random stream that samples the images
 
-Progress = Callable[[int, int], None]  # images that are done, images
+Progress = Callable[[int, int], None]  # images done, number of images
 
 
 class _Block:
-    """What accumulates at one block."""
+    """The statistics accumulated at one block."""
 
     def __init__(self, width: int, positions: int):
-        self.positions, self.tokens = positions, 0.0  # sum of the entropies of images
+        self.positions, self.tokens = positions, 0.0  # tokens: sum of the images' token entropies
         self.ranks = RankStatistics(width, groups=0)
         self.images = Moments(width)  # means of two views
         self.within = torch.zeros(width, width, dtype=torch.float64)
-        self.views: list[tuple[Tensor, Tensor]] = []  # of the first images
+        self.views: list[tuple[Tensor, Tensor]] = []  # views of the first images
 
     def add(self, plain: tuple[Tensor, Tensor, int], first: Tensor, second: Tensor) -> None:
         self.ranks.add(plain[0])
@@ -83,20 +83,20 @@ def diagnose_blocks(
     encoder: nn.Module, source: Source, data: DataConfig, views: tuple[ViewConfig, ViewConfig], *, images: int,
     device: torch.device, on_progress: Progress | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """The measures of every block of an encoder, in the order of the forward pass.
+    """Measures every block of an encoder, in the order of the forward pass.
 
     Args:
-        encoder: images (n, c, s, s), normalised, to features (n, k); in evaluation mode.
+        encoder: maps normalised images (n, c, s, s) to features (n, k); in evaluation mode.
         source: the images.
         data: their size and normalisation.
-        views: the random changes of the two views.
-        images: at most so many, chosen at random but always the same.
-        device: of the encoder.
+        views: the augmentations of the two views.
+        images: maximum number of images; they are a random sample, but always the same one.
+        device: device for the encoder.
         on_progress: called with (images done, number of images).
 
     Returns:
-        ``images``, how many could be read, ``unreadable``, place and reason of the others, and ``rows``, by block
-        ``MEASURES``, ``width`` and ``positions``.
+        ``images``, the number that could be read; ``unreadable``, path and reason of the others; and ``rows``, which
+        hold ``MEASURES``, ``width`` and ``positions`` for every block.
 
     Raises:
         DataError: fewer than two images can be read.
@@ -143,12 +143,12 @@ def _step(positions: int) -> int:
 
 
 def _looked_at(positions: int) -> int:
-    """How many of the positions of an output the token entropy is of."""
+    """How many of an output's positions the token entropy is computed from."""
     return -(-positions // _step(positions))
 
 
 def _over_bound(entropy: float | None, rows: int, width: int) -> float | None:
-    """An entropy over the logarithm of the largest number of directions; None where that is one."""
+    """An entropy divided by the logarithm of the largest possible number of directions; None if that number is one."""
     directions = min(rows, width)
     return entropy / math.log(directions) if entropy is not None and directions > 1 else None
 

@@ -1,12 +1,12 @@
-"""The features of a dataset as files, with the place, label and digest of every image.
+"""Feature files of a dataset, with the path, label and digest of every image.
 
     .npz          arrays features, where, digests, data_digest, encoder, encoder_digest, labels, classes and grid
-    .npy          the features alone; the other columns are in NAME.npy.csv
+    .npy          only the features; the other columns are in NAME.npy.csv
     .csv          columns path, label, digest, and f0, f1, ... for the features
     .parquet      columns path, label, digest, and features, a list
     .safetensors  the tensors features and labels; the rest as JSON in the metadata
 
-Rows are written in pieces, so that features that are mapped from a file may be larger than the memory.
+Rows are written in chunks, so features that are memory-mapped from a file may be larger than memory.
 """
 
 import contextlib
@@ -32,8 +32,8 @@ from matrix_ssl.evaluate.features import Embedding
 from matrix_ssl.runs.files import csv_lines, write_atomically
 
 ENDINGS = (".npz", ".npy", ".csv", ".parquet", ".safetensors")
-SELF_DESCRIBING = (".npz", ".parquet", ".safetensors")  # with the digests of encoder and images
-_ROWS = 4096  # that are written at a time
+SELF_DESCRIBING = (".npz", ".parquet", ".safetensors")  # contain the digests of encoder and images
+_ROWS = 4096  # rows written at a time
 _FACTS = ("data_digest", "encoder", "encoder_digest")
 _COLUMNS = ("path", "label", "digest")
 _ANSWERS = {  # columns of the tables that commands such as ``matrix-ssl outliers`` write
@@ -42,7 +42,7 @@ _ANSWERS = {  # columns of the tables that commands such as ``matrix-ssl outlier
 
 
 def check_format(path: Path, *, patches: bool = False) -> None:
-    """Raises ConfigError for a file whose ending is none of ``ENDINGS`` or, with patches, a table's."""
+    """Raises ConfigError for a file whose ending is not in ``ENDINGS`` or, with patches, is that of a table."""
     if path.suffix.lower() not in ENDINGS:
         raise ConfigError(f"{path}: features are written to {', '.join(ENDINGS)} files.")
     if patches and path.suffix.lower() in (".csv", ".parquet"):
@@ -52,10 +52,10 @@ def check_format(path: Path, *, patches: bool = False) -> None:
 
 
 def write_embedding(path: Path, embedding: Embedding) -> None:
-    """Writes a file of the format that its ending names, completely or not at all.
+    """Writes a file in the format given by its ending, either completely or not at all.
 
     Raises:
-        ConfigError: there is no such format, or it has no place for patches.
+        ConfigError: there is no such format, or it cannot store patches.
         MissingExtra: pyarrow, for Parquet, is not installed.
         RunFolderError: the file cannot be written.
     """
@@ -74,7 +74,7 @@ def write_embedding(path: Path, embedding: Embedding) -> None:
 
 
 def _write_npy(path: Path, embedding: Embedding) -> None:
-    """The features, and beside them what else is known: where one cannot be written, both stay as they were."""
+    """Writes the features, and all other columns alongside; if either file cannot be written, neither changes."""
     staged = path.with_name(f"{path.name}.new")
     write_atomically(staged, lambda file: np.save(file, embedding.features))
     try:
@@ -85,9 +85,9 @@ def _write_npy(path: Path, embedding: Embedding) -> None:
 
 
 def read_embedding(path: Path, *, key: str | None = None) -> Embedding:
-    """Features from a file of this package, or of any program: then without what the file lacks.
+    """Reads features from a file of this package or any other program; what the file lacks is left empty.
 
-    Images without a place are called by their row, ``features.npy[12]``.
+    Images without a path are named by their row, ``features.npy[12]``.
 
     Args:
         key: as for ``feature_rows.open_features``.
@@ -106,7 +106,7 @@ def read_embedding(path: Path, *, key: str | None = None) -> Embedding:
 
 
 def _arrays(embedding: Embedding) -> dict[str, Any]:
-    """What a .npz file holds; absent facts are left out."""
+    """The arrays of a .npz file; unknown facts are left out."""
     arrays: dict[str, Any] = {
         KEY: embedding.features,
         "where": np.array(embedding.paths, dtype=np.str_),
@@ -128,7 +128,7 @@ def _beside(path: Path) -> Path:
 
 
 def _rows(embedding: Embedding) -> Iterator[tuple[str, str, str]]:
-    """Path, name of the class and digest of every image; empty where there is none."""
+    """Path, class name and digest of every image; each is empty if it is not known."""
     for row, path in enumerate(embedding.paths):
         label = "" if embedding.labels is None else (embedding.classes or [])[embedding.labels[row]]
         yield path, label, "" if embedding.digests is None else embedding.digests[row]
@@ -166,12 +166,12 @@ def _write_parquet(file: IO[bytes], embedding: Embedding) -> None:
 
 
 def _unicode(name: str) -> str:
-    """A name with escapes for bytes that are not Unicode: Parquet has no other text."""
+    """A name with escapes for bytes that are not Unicode, the only text that Parquet can store."""
     return name.encode(errors="backslashreplace").decode()
 
 
 def _write_safetensors(file: IO[bytes], embedding: Embedding) -> None:
-    """The format's 8 bytes of length, JSON header and plain numbers: the library's own writer wants all in memory."""
+    """Writes 8 bytes of length, a JSON header and plain numbers; the library's own writer needs all data in memory."""
     facts = {name: array.tolist() for name, array in _arrays(embedding).items() if name not in (KEY, "labels")}
     if "digests" in facts:
         facts["digests"] = embedding.digests
@@ -192,7 +192,7 @@ def _write_safetensors(file: IO[bytes], embedding: Embedding) -> None:
 
 
 def _read_facts(path: Path) -> dict[str, Any]:
-    """What a file says beside the features: lists and texts by the names of a .npz file."""
+    """What a file contains besides the features: lists and strings, by the array names of a .npz file."""
     kind = path.suffix.lower()
     if kind == ".npz":
         names = ("where", "digests", "labels", "classes", *_FACTS)
@@ -259,7 +259,7 @@ def _read_csv(path: Path, *, features: bool = True) -> tuple[NDArray[np.float32]
 
 
 def _check_names(names: list[str]) -> None:
-    """Raises ValueError for a heading that is none, or has a column without a name."""
+    """Raises ValueError for a first row that is not a heading, or a heading with an unnamed column."""
     if len(names) == 1 and (mark := next((one for one in ";\t" if one in names[0]), "")):
         raise ValueError(f"its cells are separated by {mark!r}")
     if "" in names:
@@ -299,7 +299,7 @@ def _of_columns(columns: dict[str, list[Any]], classes: Any) -> dict[str, Any]:
 
 
 def _fitting(path: Path, features: NDArray[np.float32], facts: dict[str, Any]) -> Embedding:
-    """The parts of a file as one, checked to be of equally many images."""
+    """The parts of a file as one ``Embedding``, checked to agree in their number of images."""
     count = len(features)
     lists = {name: _texts(path, name, facts[name]) for name in ("where", "digests", "classes") if name in facts}
     words = {name: facts.get(name, "") for name in _FACTS}
@@ -317,17 +317,17 @@ def _fitting(path: Path, features: NDArray[np.float32], facts: dict[str, Any]) -
 
 
 def _texts(path: Path, name: str, values: Any) -> list[str]:
-    """A list of texts that can be written again; numbers become text."""
+    """A list of strings that can be written again; numbers are converted to strings."""
     with contextlib.suppress(UnicodeEncodeError):
         if isinstance(values, list) and all(isinstance(one, (str, int, float)) for one in values):
             texts = [str(one) for one in values]
-            "".join(texts).encode(errors="surrogateescape")  # bytes of a file name that are no text, and nothing else
+            "".join(texts).encode(errors="surrogateescape")  # accepts undecodable bytes of file names, nothing else
             return texts
     raise DataError(f"{path}: {name} holds something else than text: write it again.")
 
 
 def _labels(path: Path, values: Any, classes: list[str] | None) -> tuple[NDArray[np.int64], list[str]]:
-    """Labels (n,) and the name of each; labels without names are called by their numbers."""
+    """Labels (n,) and their names; labels without names are named by their numbers."""
     labels = None
     with contextlib.suppress(TypeError, ValueError, OverflowError):
         labels = np.array(values)

@@ -1,8 +1,8 @@
-"""Features on disk: more than fit in memory, and kept when the process is stopped.
+"""Features on disk, which may exceed memory and are kept when the process is stopped.
 
 Every encoder's rows are appended to a file of plain float32 numbers. ``progress.json``, written after the rows have
-reached the disk, says how many of them are valid: rows that a killed process wrote after them are cut off. The files
-are read by mapping them, so that the operating system keeps in memory what fits.
+reached the disk, records how many of them are valid; rows that a killed process wrote after them are cut off. The files
+are memory-mapped, so the operating system keeps as much of them in memory as fits.
 """
 
 import os
@@ -28,15 +28,15 @@ _SECONDS_BETWEEN_SAVES = 60.0
 class FeatureFiles:
     """Appends rows of features to files in a folder, and resumes after an earlier process was stopped.
 
-    The folder is created with the first rows; its contents are deleted unless it has the same fingerprint of everything
-    that decides the features: encoders, images, preparation.
+    The folder is created with the first rows. Its contents are deleted unless its fingerprint of everything that
+    determines the features (encoders, images, preparation) is the same.
 
     Attributes:
-        seen: number of images that are done, readable or not.
-        unreadable: place and reason of every image that could not be read.
+        seen: number of images processed, readable or not.
+        unreadable: path and reason of every image that could not be read.
 
     Raises:
-        RunFolderError: the folder or a file in it cannot be written; all methods raise it likewise.
+        RunFolderError: the folder or a file in it cannot be written; every method can raise it.
     """
 
     def __init__(self, folder: Path, *, fingerprint: str):
@@ -51,7 +51,7 @@ class FeatureFiles:
         self._rows: int = progress["rows"]
         self._widths: dict[str, int] = progress["widths"]
         try:
-            for path in () if self._rows else folder.glob("*"):  # rows that came after the last save
+            for path in () if self._rows else folder.glob("*"):  # rows written after the last save
                 if path.name != _PROGRESS:
                     path.unlink()
             for name, size in self._sizes().items():
@@ -74,7 +74,7 @@ class FeatureFiles:
             self.save()
 
     def save(self) -> None:
-        """Makes the rows that were added survive the end of this process."""
+        """Saves the rows added so far, so that they survive the end of this process."""
         self._make_folder()
         for name in self._sizes():
             descriptor = os.open(self._folder / name, os.O_RDONLY)
@@ -90,11 +90,11 @@ class FeatureFiles:
         self._saved = time.monotonic()
 
     def read(self) -> tuple[NDArray[np.int64], dict[str, Tensor]]:
-        """Indices (m,) of the readable images and, by encoder, float32 (m, k) mapped from the files; m > 0."""
+        """Indices (m,) of the readable images and, by encoder, float32 (m, k) memory-mapped from the files; m > 0."""
         indices = np.fromfile(self._folder / _INDICES, dtype=np.int64)
         vectors = {}
         for name, width in self._widths.items():
-            # mode "c": a tensor wants memory that may be written; what is written stays in this process
+            # mode "c": a tensor needs writable memory; anything written stays in this process
             rows: Any = np.memmap(self._folder / _file(name), np.float32, mode="c", shape=(self._rows, width))
             vectors[name] = torch.from_numpy(rows)
         return indices, vectors
@@ -125,7 +125,7 @@ def _file(name: str) -> str:
 
 
 def _is_whole(folder: Path, progress: Any, fingerprint: str) -> bool:
-    """Whether files hold what ``progress.json`` says, which is of this fingerprint."""
+    """Whether ``progress.json`` has this fingerprint and the files hold what it says."""
     try:
         if progress["fingerprint"] != fingerprint:
             return False

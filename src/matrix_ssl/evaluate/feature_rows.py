@@ -1,8 +1,8 @@
-"""Features of any program, read in batches: .npy, .npz, .safetensors and .parquet files, and tensors in memory.
+"""Features from any program, read in batches: .npy, .npz, .safetensors and .parquet files, and tensors in memory.
 
-A file holds one matrix (n, d), one row an image. Nothing in it is executed, and memory does not grow with the number of
-rows, except for arrays in the order of columns, which NumPy calls Fortran's. What does not fit into the free memory is
-refused before it is read.
+A file holds one matrix (n, d), one row per image. Nothing in it is executed, and memory does not grow with the number
+of rows, except for arrays in column-major (Fortran) order. What does not fit into free memory is refused before it is
+read.
 """
 
 import zipfile
@@ -23,8 +23,8 @@ from matrix_ssl.config.untrusted import GIB, open_file, why
 from matrix_ssl.errors import OFFERED, DataError, MatrixSSLError, did_you_mean, import_extra
 
 ENDINGS = (".npy", ".npz", ".safetensors", ".parquet")
-KEY = "features"  # the name of the matrix in a file of several, as ``embed`` writes it
-_NUMBERS = 1 << 21  # of a batch
+KEY = "features"  # the name of the matrix in a file with several arrays, as ``embed`` writes it
+_NUMBERS = 1 << 21  # in a batch
 _LONGEST_WORD = 1024  # bytes
 _HEADERS: Mapping[Any, Callable[[IO[bytes]], Any]] = {
     (1, 0): np.lib.format.read_array_header_1_0,
@@ -37,11 +37,11 @@ class FeatureRows:
     """A matrix of features that is read in batches.
 
     Attributes:
-        name: for tables and messages.
+        name: name in tables and messages.
         count: number of rows.
         width: number of columns.
-        read: begins to read; gives the rows in order, in batches (m, width).
-        digest: of the dataset that they are of, where it is known.
+        read: starts reading; yields the rows in order, in batches (m, width).
+        digest: digest of the dataset that the features belong to, if it is known.
     """
 
     name: str
@@ -58,7 +58,7 @@ class FeatureRows:
         """
         seen = 0
         for batch in self._readable():
-            finite = torch.isfinite(batch.float())  # larger numbers have no squares
+            finite = torch.isfinite(batch.float())  # squares of larger numbers would overflow
             if not finite.all():
                 row, column = (~finite).nonzero()[0].tolist()
                 raise DataError(
@@ -83,15 +83,15 @@ def rows_of(features: Tensor, name: str, *, digest: str | None = None) -> Featur
 
 
 def open_features(path: Path, *, key: str | None = None) -> FeatureRows:
-    """The features in a file.
+    """Opens the features in a file.
 
     Args:
-        path: by its ending, a NumPy, safetensors or Parquet file.
-        key: the name of the matrix in a file of several, or of the column of lists in a Parquet file; None:
+        path: a NumPy, safetensors or Parquet file, recognised by its ending.
+        key: the name of the matrix in a file with several arrays, or of the column of lists in a Parquet file; None:
             ``features``, or the only matrix there is.
 
     Raises:
-        DataError: the file is missing, damaged, has Python objects in it, or no such matrix of real numbers.
+        DataError: the file is missing or damaged, contains Python objects, or has no such matrix of real numbers.
         MissingExtra: pyarrow, for Parquet, is not installed.
     """
     readers = {".npy": _open_npy, ".npz": _open_npz, ".safetensors": _open_safetensors, ".parquet": _open_parquet}
@@ -102,13 +102,13 @@ def open_features(path: Path, *, key: str | None = None) -> FeatureRows:
     if not path.exists():
         raise DataError(f"{path} does not exist: pass a file of features, or a run.")
     with _named(str(path)):
-        open_file(path).close()  # a pipe or a device is no file, for any reader
+        open_file(path).close()  # rejects pipes and devices, whatever the reader
         return readers[path.suffix.lower()](path, key)
 
 
 @contextmanager
 def _named(name: str) -> Iterator[None]:
-    """Damaged bytes make the readers of zip, its compressions, NumPy and Parquet fail in any way: here by name."""
+    """Turns any failure of the zip, decompression, NumPy and Parquet readers on damaged bytes into a DataError."""
     try:
         yield
     except (MatrixSSLError, MemoryError):
@@ -118,7 +118,7 @@ def _named(name: str) -> Iterator[None]:
 
 
 def rows_per_batch(width: int) -> int:
-    """As many rows as make a batch of some megabytes."""
+    """The number of rows that make a batch of several megabytes."""
     return max(1, _NUMBERS // max(width, 1))
 
 
@@ -211,7 +211,7 @@ def _open_parquet(path: Path, key: str | None) -> FeatureRows:
 
 
 def _choose(path: Path, key: str | None, names: list[str], matrices: list[str]) -> str:
-    """The name of the matrix among all names of a file."""
+    """The name of the matrix among all names in a file."""
     if key is not None:
         if key not in names:
             raise DataError(f"{path} has no {key!r}.{did_you_mean(key, names)}")
@@ -226,7 +226,7 @@ def _choose(path: Path, key: str | None, names: list[str], matrices: list[str]) 
 
 
 def _header(file: IO[bytes], name: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Shape, whether the order is Fortran's, and dtype; the file is at the first number then."""
+    """Shape, whether the order is column-major, and dtype; leaves the file positioned at the first number."""
     version = np.lib.format.read_magic(file)
     if version not in _HEADERS:
         raise DataError(f"{name}: version {version} of NumPy's format is not known; write it with numpy.save.")
@@ -253,18 +253,18 @@ def _read_array(begin: Callable[[], IO[bytes]], name: str) -> Iterator[Tensor]:
 
 
 def _tensor(rows: NDArray[Any]) -> Tensor:
-    """Half precision as it is; integers, which may be larger than those that PyTorch has, as float64."""
+    """Floating point keeps its precision; integers, which may be of a type that PyTorch lacks, become float64."""
     kind = np.dtype(np.float64) if rows.dtype.kind in "iu" else rows.dtype.newbyteorder("=")
     return torch.from_numpy(np.array(rows, dtype=kind, order="C"))
 
 
 def _is_word(shape: tuple[int, ...], _: bool, dtype: np.dtype[Any]) -> bool:
-    """Whether an array is a single short text."""
+    """Whether an array is a single short string."""
     return shape == () and dtype.kind == "U" and dtype.itemsize <= _LONGEST_WORD
 
 
 def _check_memory(name: str, size: int) -> None:
-    """Raises DataError for bytes that have to be read at once and do not fit into the free memory."""
+    """Raises DataError for data that must be read at once but does not fit into free memory."""
     _, free = system.memory()
     if size > free:
         raise DataError(

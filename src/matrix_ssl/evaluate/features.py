@@ -27,16 +27,16 @@ class Features:
     """The features of the readable images of a dataset."""
 
     vectors: dict[str, Tensor]  # by encoder: float32 (m, k), on the CPU
-    indices: NDArray[np.int64]  # (m,), which images of the dataset
+    indices: NDArray[np.int64]  # (m,), indices of the images in the dataset
     labels: Tensor  # int64 (m,); -1 for unlabelled images
-    unreadable: list[tuple[str, str]]  # where, why
+    unreadable: list[tuple[str, str]]  # path, reason
 
 
 class RawPixels(nn.Module):
-    """The baseline: images (n, c, s, s) as vectors (n, c · side · side), averaged down to at most 32 pixels a side."""
+    """The raw-pixel baseline: images (n, c, s, s) average-pooled to a side of at most 32 and flattened."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """The vectors."""
+        """The vectors (n, c · side · side)."""
         return F.adaptive_avg_pool2d(x, min(x.shape[-1], RAW_PIXELS_SIDE)).flatten(1)
 
 
@@ -54,15 +54,15 @@ def extract(
     """Runs encoders in evaluation mode over the central squares of the images; unreadable ones are skipped and listed.
 
     Args:
-        encoders: by name, images (n, c, s, s) to features (n, k).
+        encoders: by name, modules that map images (n, c, s, s) to features (n, k).
         on_progress: called with (images done, number of images).
-        files: of the features, from which an earlier call is resumed; None: in memory.
-        on_unreadable: called after every batch with all images that cannot be read so far, if there are any: where,
-            why. What it raises ends the call.
+        files: files for the features, from which an earlier call is resumed; None: they are kept in memory.
+        on_unreadable: called after every batch with all unreadable images so far (path, reason), if there are any. An
+            exception that it raises ends the call.
 
     Raises:
         DataError: no image can be read.
-        ConfigError: the images do not have the channels that the encoders take.
+        ConfigError: the images do not have the number of channels that the encoders take.
     """
     if source.channels != len(data.mean):
         raise ConfigError(
@@ -121,17 +121,17 @@ class _InMemory:
 
 @dataclass(frozen=True, eq=False)
 class Embedding:
-    """The features of the readable images of a dataset, with what is needed to use them."""
+    """The features of the readable images of a dataset, with everything needed to use them."""
 
     features: NDArray[np.float32]  # (n, k); (n, patches, k) with a grid
     paths: list[str]  # n: files, or places such as ``packed.npz[12]``
     labels: NDArray[np.int64] | None  # (n,); None for unlabelled images
     classes: list[str] | None  # the name of every label
     digest: str  # of the dataset
-    unreadable: list[tuple[str, str]]  # the images that were skipped: where, why
-    digests: list[str] | None = None  # n: SHA-256 of every file, or of the pixels of images that are in no file
+    unreadable: list[tuple[str, str]]  # the images that were skipped: path, reason
+    digests: list[str] | None = None  # n: SHA-256 of every file, or of the pixels of images without a file
     grid: tuple[int, int] | None = None  # rows and columns of the patches
-    encoder: str = ""  # WHERE it is; empty where it is not known
+    encoder: str = ""  # WHERE it is; empty if it is not known
     encoder_digest: str = ""  # SHA-256 of its weights
 
     def __len__(self) -> int:
@@ -145,11 +145,11 @@ class Embedding:
         return f"Embedding({n} images, {k} features each{patches}{classes}{skipped})"
 
     def save(self, path: str | Path) -> None:
-        """Writes a .npz, .npy, .csv, .parquet or .safetensors file; ``embedding_files`` says what is in it.
+        """Writes a .npz, .npy, .csv, .parquet or .safetensors file; ``embedding_files`` describes the contents.
 
         Raises:
-            RunFolderError: it cannot be written.
-            ConfigError: the ending is a different one.
+            RunFolderError: the file cannot be written.
+            ConfigError: the file has a different ending.
         """
         from matrix_ssl.evaluate.embedding_files import write_embedding
 
@@ -160,7 +160,7 @@ def embed(
     encoder: nn.Module, source: Source, data: DataConfig, *, device: torch.device,
     on_progress: Callable[[int, int], None], files: FeatureFiles | None = None,
 ) -> Embedding:  # fmt: skip
-    """The features of a dataset by one encoder; arguments and errors as in ``extract``."""
+    """Computes the features of a dataset with one encoder; arguments and errors as for ``extract``."""
     features = extract({"encoder": encoder}, source, data, device=device, on_progress=on_progress, files=files)
     vectors, grid = features.vectors["encoder"].numpy(), getattr(encoder, "grid", None)
     return Embedding(
@@ -175,10 +175,10 @@ def embed(
 
 
 def image_digests(source: Source, paths: Sequence[str]) -> list[str]:
-    """SHA-256 of the images at these places, in the order of the dataset: of files as they are, else of the pixels.
+    """SHA-256 of the images at these paths, in the dataset's order: of the file if there is one, else of the pixels.
 
     Raises:
-        DataError: an image cannot be read any more.
+        DataError: an image can no longer be read.
     """
     chosen, digests = set(paths), []
     for index in range(len(source)):

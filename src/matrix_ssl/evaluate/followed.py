@@ -1,4 +1,4 @@
-"""The nearest neighbours of the same few images at moments of a training, for the page of the run."""
+"""The nearest neighbours of a few fixed images at several points in training, for the page of the run."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,17 +19,17 @@ from matrix_ssl.evaluate.map import nearest_neighbours, same_canvas, thumbnail
 from matrix_ssl.runs.files import write_atomically
 from matrix_ssl.runs.folder import FOLLOWED, identity
 
-_STREAM = 0xF0110  # coordinate of the choice of images
+_STREAM = 0xF0110  # random stream that samples the images
 _QUERIES, _NEIGHBOURS, _SIDE = 4, 5, 48
-_MOST, _LEAST = 300, 50  # images among which neighbours are looked for
-_SHARE = 200  # of the images that a training sees, one for each image among which neighbours are looked for
+_MOST, _LEAST = 300, 50  # number of images searched for neighbours, at most and at least
+_SHARE = 200  # images that a training sees for each image searched
 
 
 class Followed:
     """Writes ``followed.npz`` into a run: the neighbours of four images among at most 300 of its dataset.
 
-    ``step`` int64 (m,), ``query`` uint8 (q, h, w, c), ``query_where`` str (q,), ``neighbours`` uint8 (m, q, k, h, w, c)
-    and ``neighbours_where`` str (m, q, k). The queries are the first of the images; all are a random choice.
+    The file holds ``step`` int64 (m,), ``query`` uint8 (q, h, w, c), ``query_where`` str (q,), ``neighbours`` uint8
+    (m, q, k, h, w, c) and ``neighbours_where`` str (m, q, k). The queries are the first of the randomly sampled images.
     """
 
     def __init__(self, run: Path, config: RunConfig, source: Source, *, device: torch.device, images: int):
@@ -37,7 +37,7 @@ class Followed:
         self._run, self._source, self._data, self._device = run, source.subset(chosen), config.data, device
 
     def see(self, encoder: nn.Module, step: int) -> None:
-        """Adds the neighbours after a step; what the file has of later steps, before a training resumed, is dropped.
+        """Adds the neighbours after a step; entries of later steps, from before a training was resumed, are dropped.
 
         Raises:
             MatrixSSLError: no image can be read, or the file cannot be written.
@@ -65,7 +65,7 @@ class Followed:
         write_atomically(self._run / FOLLOWED, lambda file: np.savez_compressed(file, **arrays))
 
     def _earlier(self, step: int, *, like: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """What the file holds of the steps before; empty without one, and of a different run or a damaged one.
+        """The file's entries of earlier steps; empty if it is missing, damaged or from a different run.
 
         The sizes of its thumbnails may differ from those in ``like``.
         """
@@ -84,16 +84,16 @@ class Followed:
 
 
 def _on_canvas(images: NDArray[Any], height: int, width: int) -> NDArray[Any]:
-    """Images (..., h, w, c) in the middle of white ones that are as high and wide, or as they are where larger."""
+    """Centres images (..., h, w, c) on a white canvas of the given size; larger dimensions stay as they are."""
     missing = [max(0, size - now) for size, now in zip((height, width), images.shape[-3:-1], strict=True)]
     margins = [(gap // 2, gap - gap // 2) for gap in missing]
     return np.pad(images, [(0, 0)] * (images.ndim - 3) + margins + [(0, 0)], constant_values=255)
 
 
 def followed(run: Path, config: RunConfig, source: Source, *, device: torch.device, seen: int) -> Followed | None:
-    """The neighbours to follow in a training that sees ``seen`` images; None where that would be a cost that counts.
+    """The neighbours to follow in a training that sees ``seen`` images; None if the cost would be noticeable.
 
-    A look costs a forward of each of its images: six looks less than a thirtieth of the forwards of the training.
+    A look costs one forward pass of its images; six looks are less than a thirtieth of the training's forward passes.
     """
     images = min(_MOST, len(source), seen // _SHARE)
     return Followed(run, config, source, device=device, images=images) if images >= _LEAST else None

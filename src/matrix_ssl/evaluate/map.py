@@ -1,4 +1,4 @@
-"""What a representation looks like: a map in the plane and a gallery of nearest neighbours."""
+"""Visualises a representation: a map in the plane and a gallery of nearest neighbours."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,12 +20,12 @@ from matrix_ssl.evaluate.probes.knn import nearest
 from matrix_ssl.runs.files import write_atomically
 from matrix_ssl.runs.folder import identity
 
-_STREAM, _QUERIES = 0x3A9, 0x6A11  # coordinates of the choice of the images on the map and of the queries
-_GALLERY, _NEIGHBOURS = 10, 7  # queries in the gallery, and neighbours of each
+_STREAM, _QUERIES = 0x3A9, 0x6A11  # random streams that sample the images on the map and the queries
+_GALLERY, _NEIGHBOURS = 10, 7  # queries in the gallery, and neighbours per query
 
 
 def write_map(path: Path, source: Source, features: Features) -> None:
-    """Writes the map and the gallery of a dataset's images, by finite features of ``encoder``, as an .npz file."""
+    """Writes the map and the gallery of a dataset's images, from finite features of ``encoder``, as an .npz file."""
     vectors = features.vectors["encoder"]
     chosen, coordinates = embedding_map(vectors)
     arrays: dict[str, Any] = {
@@ -49,8 +49,8 @@ def embedding_map(
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """A t-SNE map (van der Maaten and Hinton, JMLR 2008) of the l2-normalised features of at most ``most`` images.
 
-    It starts from the first two principal components, so that nothing is random but the choice of images. Fewer than
-    5 images, or images whose features are all the same, have these two components as coordinates.
+    It starts from the first two principal components, so only the choice of images is random. For fewer than 5 images,
+    or if all features are the same, these two components are the coordinates.
 
     Returns:
         Increasing indices int64 (m,) of the images and their coordinates float32 (m, 2), in arbitrary units.
@@ -67,7 +67,7 @@ def embedding_map(
     if len(points) < 5 or spread < 1e-9:
         return chosen, plane.astype(np.float32)
     tsne = TSNE(
-        init=(1e-4 * plane / spread).astype(np.float32),  # the size that scikit-learn gives its own start
+        init=(1e-4 * plane / spread).astype(np.float32),  # the scale of scikit-learn's own initialisation
         perplexity=min(30.0, (len(points) - 1) / 3),
         random_state=0,
     )
@@ -75,7 +75,7 @@ def embedding_map(
 
 
 def nearest_neighbours(features: Tensor, queries: Tensor, *, k: int) -> tuple[Tensor, Tensor]:
-    """The ``k`` rows of ``features`` (n, d) most similar to each of those at ``queries`` (q,), itself excepted.
+    """The ``k`` rows of ``features`` (n, d) most similar to each of the rows at ``queries`` (q,), itself excluded.
 
     Returns:
         Indices int64 (q, k) and cosine similarities float32 (q, k), most similar first.
@@ -108,10 +108,10 @@ def gallery(
 
     Args:
         labels: integers (n,), -1 for unlabelled images.
-        read: the image of an index, uint8 (c, h, w) with the same c for all.
-        where: the place of the image of an index.
+        read: returns the image at an index, uint8 (c, h, w) with the same c for all.
+        where: returns the path of the image at an index.
         side: longest side of a thumbnail, in pixels. Smaller images are not enlarged; if shapes differ, each image is
-            in the middle of a white canvas.
+            centred on a white canvas.
 
     Returns:
         ``gallery_query`` uint8 (q, h, w, c), ``gallery_neighbours`` uint8 (q, k, h, w, c), ``gallery_query_label``
@@ -136,7 +136,7 @@ def gallery(
 
 
 def principal_components(points: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(m, d) -> (m, 2): scores on the first two principal axes, zeros where there is no such axis."""
+    """(m, d) -> (m, 2): scores on the first two principal axes; zeros if there is no such axis."""
     left, singular, _ = np.linalg.svd(points - points.mean(axis=0), full_matrices=False)
     scores = left[:, :2] * singular[:2]
     peaks = np.take_along_axis(scores, np.abs(scores).argmax(axis=0)[None], axis=0)
@@ -145,7 +145,7 @@ def principal_components(points: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def thumbnail(image: Tensor, side: int) -> Tensor:
-    """An image uint8 (c, h, w) with a longest side of at most ``side`` pixels."""
+    """An image uint8 (c, h, w) whose longest side is at most ``side`` pixels."""
     height, width = image.shape[1:]
     if max(height, width) <= side:
         return image
@@ -155,7 +155,7 @@ def thumbnail(image: Tensor, side: int) -> Tensor:
 
 
 def same_canvas(images: list[Tensor]) -> Tensor:
-    """Images uint8 (c, h, w) of one c, each in the middle of a white canvas that fits all: (n, c, h', w')."""
+    """Images uint8 (c, h, w) with the same c, each centred on a white canvas that fits all: (n, c, h', w')."""
     height, width = (max(image.shape[axis] for image in images) for axis in (1, 2))
     canvas = torch.full((len(images), images[0].shape[0], height, width), 255, dtype=torch.uint8)
     for area, image in zip(canvas, images, strict=True):

@@ -1,4 +1,4 @@
-"""What features say without labels: every rank with its interval, the spectrum, and encoders side by side."""
+"""Label-free measures of features: every rank with its interval, the spectrum, and comparisons of encoders."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -34,25 +34,25 @@ FAILURES = (
     "measure accuracy with matrix-ssl evaluate.",
 )
 SAMPLE = 1000  # rows whose kernels are compared
-_SPECTRUM = 1000  # eigenvalues that are kept
-_MORE = 5  # matrices of all pairs of columns beside those of the groups: of the cosines, of all, and for their spectra
+_SPECTRUM = 1000  # number of eigenvalues kept
+_MORE = 5  # d x d matrices besides those of the groups: of the cosines, of all rows, and for their spectra
 
-Progress = Callable[[int, int], None]  # rows that are done, rows
+Progress = Callable[[int, int], None]  # rows done, number of rows
 
 
 def measure_rows(
     rows: FeatureRows, *, population: int | None = None, on_progress: Progress | None = None
 ) -> dict[str, Any]:
-    """All ranks of features in one pass.
+    """Computes all ranks of features in one pass.
 
     Args:
         rows: the features.
-        population: a larger number of images, for what to expect of it.
-        on_progress: called with the numbers of rows.
+        population: a larger number of images to extrapolate to.
+        on_progress: called with (rows done, number of rows).
 
     Returns:
-        ``name``, ``samples``, ``width``, ``ranks`` with value, interval and expectation by name, ``spectrum``, the
-        largest eigenvalues of the covariance over their sum, and ``mean_share``, that of the mean in Σ ‖x‖².
+        ``name``, ``samples``, ``width``; ``ranks`` with value, interval and expectation by name; ``spectrum``, the
+        largest eigenvalues of the covariance over their sum; and ``mean_share``, the share of the mean in Σ ‖x‖².
 
     Raises:
         DataError: a row is not finite, the file ends early, or the products of all columns do not fit into memory.
@@ -82,13 +82,13 @@ def measure_rows(
 
 
 def compare_rows(first: FeatureRows, second: FeatureRows) -> dict[str, Any]:
-    """How alike the features of the same images by two encoders are.
+    """Measures how similar two encoders' features of the same images are.
 
     Returns:
-        The ``COMPARISONS`` that are defined: ``rsa``, ``mir`` and ``hdr`` of ``sample`` rows, the others of all.
+        The ``COMPARISONS`` that are defined: ``rsa``, ``mir`` and ``hdr`` on ``sample`` rows, the others on all rows.
 
     Raises:
-        DataError: the numbers of rows differ, or the files know that the images do; or as ``measure_rows``.
+        DataError: the numbers of rows differ, or the recorded digests of the images do; or as ``measure_rows``.
     """
     check_comparable(first, second)
     both = Moments(first.width + second.width)
@@ -117,7 +117,7 @@ def check_comparable(first: FeatureRows, second: FeatureRows) -> None:
 
 
 def _check_room(name: str, width: int, matrices: int) -> None:
-    """Raises DataError where so many float64 matrices of all pairs of columns do not fit into the free memory."""
+    """Raises DataError if this many float64 matrices of all pairs of columns do not fit into free memory."""
     size, (_, free) = 8 * matrices * width**2, system.memory()
     if size > free:
         raise DataError(
@@ -127,10 +127,10 @@ def _check_room(name: str, width: int, matrices: int) -> None:
 
 
 def choose(measured: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Which of several encoders the highest RankMe picks, and whether the second best is outside of its interval.
+    """Picks the encoder with the highest RankMe, and says whether the second best is outside its interval.
 
     Returns:
-        ``rule``, ``chosen``, ``second``, the names, ``distinct`` and ``failures``, the sentences to show with it.
+        ``rule``; the names ``chosen`` and ``second``; ``distinct``; and ``failures``, the sentences to show with it.
     """
     ordered = sorted(measured, key=lambda one: -one["ranks"][RULE]["value"])
     best, second = ordered[:2]
@@ -156,7 +156,7 @@ def _aligned(first: FeatureRows, second: FeatureRows) -> Iterator[tuple[Tensor, 
 
 
 def _kernels(x: Tensor, y: Tensor) -> dict[str, float]:
-    """MIR and HDR of the cosine kernels; none where a row is zero, which has no direction."""
+    """MIR and HDR of the cosine kernels; empty if a row is zero, since it has no direction."""
     unit = [F.normalize(rows, dim=1) for rows in (x, y) if not (rows == 0).all(1).any()]
     if len(unit) < 2:
         return {}

@@ -1,8 +1,8 @@
-"""Accuracy while the encoder is still being trained: a linear classifier and nearest neighbours on held-out images.
+"""Accuracy during training: a linear classifier and nearest neighbours on held-out images.
 
-The classifier is trained on the features of every training batch, whose gradient is cut off, with its own optimizer
-and no random numbers. Both are tested on a fifth of the training images whose labels neither has seen. Weights and
-losses of the encoder are the same bits with and without.
+The classifier is trained on the detached features of every training batch, with its own optimizer and without random
+numbers. Both are tested on a fifth of the training images, whose labels neither has seen. The encoder's weights and
+losses are identical bit for bit with and without it.
 """
 
 import math
@@ -26,17 +26,17 @@ from matrix_ssl.training.diagnostics import information
 from matrix_ssl.training.task import Observer
 
 _LEARNED_FROM = 0.8
-_BANK, _QUERIES = 10_000, 5_000  # at most: images to choose neighbours from, and images to classify
+_BANK, _QUERIES = 10_000, 5_000  # maximum numbers of images to choose neighbours from, and to classify
 _NEIGHBOURS = 20
 _RATE = 1e-2
-_ORDER = 0x0B5E  # coordinate of the choice of images
-_NOISE = 2.0  # standard deviations by which two accuracies differ more than by chance
+_ORDER = 0x0B5E  # random stream that samples the images
+_NOISE = 2.0  # standard deviations beyond which a difference of two accuracies is more than chance
 
 
 def ask_neighbours(
     encoder: nn.Module, bank: Source, queries: Source, data: DataConfig, *, device: torch.device
 ) -> tuple[Tensor, Features]:
-    """Labels (n,) by 20 nearest neighbours from ``bank``, and the features, by the name "", of the ``queries``."""
+    """Labels (n,) of the ``queries`` by 20 nearest neighbours from ``bank``, and their features under the name ""."""
     x, test = (extract({"": encoder}, images, data, device=device) for images in (bank, queries))
     return knn_predict(x.vectors[""], x.labels, test.vectors[""], k=min(_NEIGHBOURS, len(x.labels))), test
 
@@ -44,18 +44,19 @@ def ask_neighbours(
 class OnlineEvaluation(Observer):
     """Writes ``online_train``, ``online_linear`` and ``online_knn``, each in [0, 1], into the metrics of a run.
 
-    ``online_train`` is the accuracy of the classifier on training images just before it is trained on them; the others
-    are measured at some twenty moments on held-out images as evaluation sees them. The features are scaled by a
-    BatchNorm without parameters, so that one rate of Adam fits all encoders. At the same moments ``online_mir`` and
-    ``online_hdr``, in [0, 1], say what these features of held-out images share with the rows of the classifier of their
-    classes (Song et al., ICML 2024).
+    ``online_train`` is the classifier's accuracy on training images just before it is trained on them. The others are
+    measured about twenty times during training, on held-out images prepared as for evaluation. The features are scaled
+    by a BatchNorm without parameters, so one learning rate of Adam suits all encoders. At the same points,
+    ``online_mir`` and ``online_hdr``, in [0, 1], measure what these features of held-out images share with the
+    classifier's rows of their classes (Song et al., ICML 2024).
 
-    Of weights that are trained further, the nearest neighbours are measured before the first step as well, and an alarm
-    at the end says whether they became worse on the same images: whether the lost ones exceed the gained ones by more
-    than two standard deviations of their difference, the square root of their number (McNemar, Psychometrika 12, 1947).
+    If training started from existing weights, the nearest neighbours are also measured before the first step. An alarm
+    at the end then says whether they became worse on the same images: whether the lost images exceed the gained ones by
+    more than two standard deviations of their difference, the square root of their number (McNemar, Psychometrika 12,
+    1947).
 
     Raises:
-        DataError: the images have no labels, or are too few to hold a fifth out.
+        DataError: the images have no labels, or there are too few to hold out a fifth.
     """
 
     moments = 20

@@ -1,4 +1,4 @@
-"""Evaluation of an encoder: which protocols there are, and how they run on one subject."""
+"""Evaluation of an encoder: the list of protocols, and how they run on one subject."""
 
 import shutil
 import time
@@ -36,15 +36,15 @@ from matrix_ssl.runs.folder import EVALUATION, read_config
 
 TRANSFER = "transfer"
 PROTOCOLS = (*frozen.PROTOCOLS, TRANSFER, *trained.PROTOCOLS)
-_MAPPED = 2000  # unlabelled images that a map and a gallery are computed from, at most
-_STREAM = 0x6A11  # coordinate of their choice
+_MAPPED = 2000  # maximum number of unlabelled images that the map and the gallery are computed from
+_STREAM = 0x6A11  # random stream that samples them
 
 OnProgress = Callable[[int, int], None]
 Bar = Callable[..., AbstractContextManager[OnProgress]]
 
 
 def check_protocols(protocols: Sequence[str]) -> None:
-    """Raises ConfigError for a protocol that does not exist, or if there is none."""
+    """Raises ConfigError for a protocol that does not exist, or if none is given."""
     if not protocols:
         raise ConfigError(f"--protocol is empty. Choose from {', '.join(PROTOCOLS)}.")
     for name in protocols:
@@ -64,17 +64,17 @@ def run_protocols(
     display: Display,
     bar: Bar,
 ) -> None:
-    """Runs protocols and writes their results into ``subject.folder``; the same call again resumes.
+    """Runs protocols and writes their results to ``subject.folder``; calling it again resumes.
 
-    If the images are those of the pre-training, ``evaluation.npz`` is written as well: the map and the gallery of
-    neighbours of the run's page.
+    If the images are those of the pre-training, ``evaluation.npz`` is written as well, with the map and the gallery of
+    neighbours for the run's page.
 
     Args:
         baselines: public encoders that the protocols on frozen features measure as well.
-        label_list: file names of the labelled images of ``semi-supervised``; a stratified subset if None.
+        label_list: file that names the labelled images of ``semi-supervised``; None: a stratified subset.
         fresh: repeat protocols that train and already have results.
-        say: prints a sentence for the user, such as what is skipped.
-        bar: a progress bar by its title and unit; what it yields is called with (done, total).
+        say: prints a message for the user, such as what is skipped.
+        bar: makes a progress bar from a title and a unit; what it yields is called with (done, total).
 
     Raises:
         ConfigError: a protocol cannot run with several processes.
@@ -108,8 +108,8 @@ def describe_images(
 ) -> None:  # fmt: skip
     """Writes ``evaluation.npz``, the map and the gallery of nearest neighbours, for at most 2000 of the images.
 
-    Those that cannot be read are listed in the folder of the results; more of them than ``max_unreadable``, by default
-    that of the run, are an error.
+    Unreadable images are listed in the results folder. More than the fraction ``max_unreadable``, by default that of
+    the run, is an error.
     """
     data, folder = read_config(run).data, run / "evaluation"
     part = data.max_unreadable if max_unreadable is None else max_unreadable
@@ -129,9 +129,9 @@ def describe_images(
 def _run_frozen(
     subject: Subject, protocols: Sequence[str], baselines: Sequence[Baseline], *, say: Say, bar: Bar
 ) -> None:
-    """The protocols on frozen features of the encoder and of the baselines; one pass over the images serves all.
+    """Runs the protocols on frozen features of the encoder and of the baselines; one pass over the images serves all.
 
-    A public encoder has images of its own and so a pass of its own.
+    Each public encoder needs a pass of its own, since its images are prepared differently.
     """
     started = time.monotonic()
     networks: dict[str, nn.Module] = {
@@ -147,7 +147,7 @@ def _run_frozen(
     with bar("probes", "networks") as show:
         for done, name in enumerate(networks):
             show(done, len(networks))
-            # the baselines skip the same, in silence
+            # the baselines skip the same protocols, silently
             predictions[name] = _predict(subject, name, train, test, requested, say if name == "encoder" else _silent)
     answers = Answers.of(subject.test, test.indices)
     public = [_measure(subject, one, answers, files, requested, say=say, bar=bar) for one in baselines]
@@ -221,7 +221,7 @@ def _measure(
     subject: Subject, baseline: Baseline, answers: Answers, folder: Path, protocols: Sequence[str],
     *, say: Say, bar: Bar,
 ) -> tuple[dict[str, Predictions], dict[str, Any]]:  # fmt: skip
-    """The predictions of a public encoder, and what JSON holds of it."""
+    """The predictions of a public encoder, and the facts about it that are stored as JSON."""
     say(f"Baseline {baseline.name}: {baseline.tensors}")
     started, description = time.monotonic(), baseline.describe()
     where = folder / results.fingerprint(description)
@@ -236,7 +236,7 @@ def _measure(
 def _against(
     public: Mapping[str, Predictions], own: Mapping[str, Predictions], answers: Answers
 ) -> dict[str, dict[str, Any]]:
-    """The measures of a public encoder, and those of the run's encoder minus them."""
+    """The measures of a public encoder, and the differences of the run's encoder from it."""
     return {
         "measures": {name: results.describe(one, answers, by_class=False) for name, one in public.items()},
         "differences": _differences(own, public, answers),
@@ -251,7 +251,7 @@ def _differences(
 
 
 def _of_protocol(protocol: str, predictions: Mapping[str, Predictions]) -> dict[str, Predictions]:
-    """The measures of a protocol among those of all."""
+    """The measures of one protocol, selected from those of all."""
     if protocol == TRANSFER:
         return {TRANSFER: predictions["linear"]}
     start = protocol.replace("-", "_")
@@ -259,7 +259,7 @@ def _of_protocol(protocol: str, predictions: Mapping[str, Predictions]) -> dict[
 
 
 def _compare_probes(folder: Path) -> None:
-    """Writes the paired difference of the two linear protocols where both have results on the same images."""
+    """Writes the paired difference of the two linear protocols if both have results on the same images."""
     first = results.read_predictions(folder, trained.LINEAR_SGD, "linear_sgd")
     second = results.read_predictions(folder, "linear", "linear")
     if first and second and np.array_equal(first[1].where, second[1].where):

@@ -1,9 +1,9 @@
-"""The results of an evaluation as files: a JSON and the predictions of every protocol. No other file repeats them.
+"""The results of an evaluation as files: a JSON file and the predictions of every protocol; no other file repeats them.
 
-They are in ``RUN/evaluation/DATASET/``, ``DATASET-teacher`` for the weights of the teacher. Of several datasets of one
-name, all but the first have folders with the start of their digest after the name. A JSON file holds for every measure
-the accuracy, its interval, the mean per class, the accuracy of each class and the settings; the ``.npz`` file beside it
-the predicted label of every test image.
+They are in ``RUN/evaluation/DATASET/``, or ``DATASET-teacher`` for the teacher's weights. If several datasets have the
+same name, the folders of all but the first have the start of their digest after the name. For every measure, a JSON
+file holds the accuracy, its interval, the mean per class, the accuracy of each class and the settings; the ``.npz``
+file next to it holds the predicted label of every test image.
 """
 
 import re
@@ -32,7 +32,7 @@ FOLDER = "evaluation"
 
 @dataclass(frozen=True)
 class Answers:
-    """The right labels of the test images that could be read, and which images they are."""
+    """The correct labels of the test images that could be read, and which images they are."""
 
     labels: Tensor  # int64 (m,)
     where: NDArray[np.str_]  # (m,)
@@ -40,16 +40,16 @@ class Answers:
 
     @staticmethod
     def of(source: Source, indices: NDArray[np.int64]) -> "Answers":
-        """The answers of the images of a labelled dataset at ``indices``."""
+        """The answers for the images at ``indices`` of a labelled dataset."""
         labels, classes = source.labelled()
         where = np.array([source.where(int(i)) for i in indices], dtype=np.str_)
         return Answers(torch.from_numpy(labels[indices]), where, classes)
 
 
 def folder_of(run: Path, train: Source, test: Source, weights: str) -> Path:
-    """The folder of the results of training classifiers on one dataset and testing them on another.
+    """The folder for the results of training classifiers on one dataset and testing them on another.
 
-    Its name is that of the datasets; if a folder of that name holds results on other images, the digest is appended.
+    It is named after the datasets; if a folder of that name holds results on other images, the digest is appended.
     """
     names = [train.name, test.name if test.name != train.name else "", weights if weights != "student" else ""]
     safe = (re.sub(r"[^\w.-]+", "-", name).strip("-.") or "images" for name in names if name)
@@ -61,10 +61,10 @@ def folder_of(run: Path, train: Source, test: Source, weights: str) -> Path:
 
 
 def _digests(path: Path) -> dict[str, str] | None:
-    """The digests of the images of a result; None where they are not known."""
+    """The digests of the images of a result; None if they are not known."""
     try:
         return {split: read_json(path)["set"][split]["digest"] for split in ("train", "test")}
-    except (RunFolderError, KeyError, TypeError):  # damaged, no result, or of an earlier version
+    except (RunFolderError, KeyError, TypeError):  # damaged, not a result, or from an earlier version
         return None
 
 
@@ -99,13 +99,13 @@ def describe(predictions: Predictions, answers: Answers, *, by_class: bool = Tru
 def difference(a: Predictions, b: Predictions, answers: Answers) -> dict[str, Any]:
     """How much more often ``a`` is right than ``b`` on the same images and draws of labelled images, with its interval.
 
-    Without draws it is that of the paired bootstrap over images. Draws change the difference as well, and two encoders
-    react differently to the same one, so with several the interval is ``crossed_interval`` of draws and images; one
-    image says nothing about others, and that interval has no width.
+    Without draws, the interval is that of the paired bootstrap over images. Draws change the difference as well, and
+    two encoders react differently to the same draw, so with several draws it is ``crossed_interval`` over draws and
+    images. A single image says nothing about others, and the interval then has no width.
 
-    ``p`` is that of McNemar's exact test, whether the one is right alone as often as the other, which holds for few
-    images as well. With several draws it is given only where the interval has no width, and the test counts the images
-    on which the one is right more often.
+    ``p`` is the p-value of McNemar's exact test of whether either is right alone equally often, which is also valid for
+    few images. With several draws it is given only if the interval has no width, and the test then counts the images on
+    which one is right more often than the other.
     """
     gains = (a.labels == answers.labels).double() - (b.labels == answers.labels).double()
     draws, images = gains.shape
@@ -117,7 +117,7 @@ def difference(a: Predictions, b: Predictions, answers: Answers) -> dict[str, An
 
 
 def _sign_test(gains: Tensor) -> float:
-    """The two-sided p value of "as many gains as losses"; zeros do not count."""
+    """The two-sided p-value of the hypothesis "as many gains as losses"; zeros do not count."""
     from scipy.stats import binomtest  # slow to import
 
     wins, losses = int((gains > 0).sum()), int((gains < 0).sum())
@@ -127,7 +127,7 @@ def _sign_test(gains: Tensor) -> float:
 def write(
     folder: Path, protocol: str, values: Mapping[str, Any], predictions: Mapping[str, Predictions], answers: Answers
 ) -> None:
-    """Writes ``PROTOCOL.json``, with the classes that have no judged image, and ``PROTOCOL.npz``, this one first."""
+    """Writes ``PROTOCOL.npz`` and then ``PROTOCOL.json``, which also lists the classes without a judged image."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -146,7 +146,7 @@ def write(
 
 
 def read(folder: Path, protocol: str, *, fingerprint: str | None = None) -> dict[str, Any] | None:
-    """The values that ``write`` wrote; None if there are none, or those of a different fingerprint."""
+    """The values that ``write`` wrote; None if there are none, or they have a different fingerprint."""
     path = folder / f"{protocol}.json"
     if not path.exists():
         return None
@@ -154,12 +154,12 @@ def read(folder: Path, protocol: str, *, fingerprint: str | None = None) -> dict
     if not isinstance(values, dict) or "measures" not in values:
         raise RunFolderError(f"{path} is not the result of an evaluation. Remove it and evaluate again.")
     if values.get("run") not in (None, identity(folder.parent.parent)):
-        return None  # of a different run
+        return None  # from a different run
     return values if fingerprint in (None, values.get("fingerprint")) else None
 
 
 def read_predictions(folder: Path, protocol: str, measure: str) -> tuple[Predictions, Answers] | None:
-    """The predictions that ``write`` wrote and the right answers; None if there are none."""
+    """The predictions that ``write`` wrote, and the correct answers; None if there are none."""
     path = folder / f"{protocol}.npz"
     if not path.exists():
         return None

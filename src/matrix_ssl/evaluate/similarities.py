@@ -1,9 +1,9 @@
-"""How alike two representations of the same images are, from the covariance of both side by side.
+"""How similar two representations of the same images are, from the covariance of both side by side.
 
 With C the covariance of rows (x, y), and C_xx = V Λ Vᵀ, canonical correlations are the singular values of
-Λ_x^-½ V_xᵀ C_xy V_y Λ_y^-½. So all rows count, whatever their number, in the memory of one (d + e) square matrix. It
-has the squares of singular values: those of a representation below 2 ε √d of the largest, ε that of float32, are zero.
-``matrix_ssl.matrix.comparison`` has the same from features, with more digits and with gradients.
+Λ_x^-½ V_xᵀ C_xy V_y Λ_y^-½. This uses all rows, whatever their number, in the memory of one (d + e) square matrix. It
+has the squares of singular values: those of a representation below 2 ε √d times the largest, with the ε of float32, are
+treated as zero. ``matrix_ssl.matrix.comparison`` computes the same from features, with more digits and gradients.
 """
 
 from typing import NamedTuple
@@ -31,7 +31,7 @@ SIMILARITIES = {
 
 
 class _Directions(NamedTuple):
-    """The directions of one representation that count: variances (r,), in descending order, and axes (d, r)."""
+    """The non-zero directions of one representation: variances (r,), in descending order, and axes (d, r)."""
 
     variances: Tensor
     axes: Tensor
@@ -41,15 +41,15 @@ class _Directions(NamedTuple):
 
 
 def similarities(covariance: Tensor, width: int, *, samples: int) -> dict[str, float]:
-    """CKA, CCA, SVCCA, PWCCA and Procrustes; those without a meaning for so few samples are absent.
+    """CKA, CCA, SVCCA, PWCCA and Procrustes; measures that are meaningless for so few samples are omitted.
 
     Args:
         covariance: (d + e, d + e) in float64, of x and y side by side, about the mean.
         width: d.
-        samples: of the covariance.
+        samples: number of samples behind the covariance.
 
     Returns:
-        By the names in ``SIMILARITIES``; where a representation is constant CKA is 0, Procrustes 2, and no other is.
+        Values by the names in ``SIMILARITIES``; for a constant representation only CKA, 0, and Procrustes, 2.
     """
     own, cross, other = covariance[:width, :width], covariance[:width, width:], covariance[width:, width:]
     norms, traces = own.norm() * other.norm(), own.trace() * other.trace()
@@ -71,7 +71,7 @@ def similarities(covariance: Tensor, width: int, *, samples: int) -> dict[str, f
 
 
 def rank_correlation(x: Tensor, y: Tensor) -> dict[str, float]:
-    """RSA of rows (n, d) and (n, e); nothing where a row is constant, which has no correlation, or below three rows."""
+    """RSA of rows (n, d) and (n, e); empty if a row is constant, without correlation, or there are fewer than three."""
     constant = [(rows == rows[:, :1]).all(1).any().item() for rows in (x, y)]
     return {} if any(constant) or len(x) < 3 else {"rsa": rsa(x, y).item()}
 
@@ -84,7 +84,7 @@ def _directions(covariance: Tensor) -> _Directions:
 
 
 def _outnumber(samples: int, x: _Directions, y: _Directions) -> bool:
-    """Whether correlations can be below one, and there is a direction on either side."""
+    """Whether correlations can be below one, and both sides have at least one direction."""
     return min(len(x.variances), len(y.variances)) > 0 and samples - 1 > len(x.variances) + len(y.variances)
 
 
@@ -96,6 +96,6 @@ def _correlations(x: _Directions, y: _Directions, cross: Tensor) -> tuple[Tensor
 
 
 def _count_of_share(variances: Tensor) -> int:
-    """How many directions have the share of the variance, the one that reaches it included."""
+    """How many leading directions it takes to reach the share ``VARIANCE`` of the variance."""
     before = variances.cumsum(0) - variances
     return int((before < VARIANCE * variances.sum()).sum())

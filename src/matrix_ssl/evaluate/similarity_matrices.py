@@ -1,8 +1,8 @@
-"""Every block of an encoder against every block of another one, and every checkpoint of a run against every other one.
+"""Compares every block of an encoder with every block of another, and every checkpoint of a run with every other.
 
-Linear CKA is the unbiased one, so that blocks of different widths can be compared. Of blocks it is that of all images,
-in random batches whose kernels are dropped again; RSA and matrix KL are those of the first batch. Of checkpoints all
-are those of one random sample.
+Linear CKA is the unbiased estimator, so that blocks of different widths can be compared. For blocks it uses all images,
+in random batches whose kernels are discarded afterwards; RSA and matrix KL use only the first batch. For checkpoints,
+all measures use one random sample.
 """
 
 import functools
@@ -34,12 +34,12 @@ MATRICES = {
     "of images: 0 where they are equal; how much of what the row tells apart the column does not (Zhang et al., ICML "
     "2024)",
 }
-BATCH = 256  # images whose kernels are in memory
+BATCH = 256  # images whose kernels are held in memory
 SAMPLE = 1000  # images on which checkpoints are compared
 
 
 class Network(NamedTuple):
-    """What an encoder is called, the encoder, and its images as it takes them."""
+    """An encoder with its name, and the images in the form that it expects."""
 
     name: str
     encoder: nn.Module
@@ -51,19 +51,19 @@ class Network(NamedTuple):
 def compare_blocks(
     first: Network, second: Network | None, *, images: int, device: torch.device, on_progress: Progress | None = None
 ) -> dict[str, Any]:
-    """Matrices of the blocks of one or two encoders on the same images.
+    """Similarity matrices between the blocks of one or two encoders on the same images.
 
     Args:
         first: an encoder.
-        second: a different one, of the same images; None: the first with itself alone.
-        images: at most so many, chosen at random but always the same.
-        device: of the encoders.
+        second: a different encoder for the same images; None: the first is compared only with itself.
+        images: maximum number of images; they are a random sample, but always the same one.
+        device: device for the encoders.
         on_progress: called with (images done, number of images).
 
     Returns:
-        ``images`` and ``sample``, the numbers of images of CKA and of the rest, and ``tables``: of the first with the
-        second, and of each with itself, their ``rows`` and ``columns``, names, ``row_blocks`` and ``column_blocks``,
-        and ``MATRICES``; None where a measure is not defined.
+        ``images`` and ``sample``, the numbers of images used for CKA and for the rest, and ``tables``: for the first
+        against the second, and for each against itself, the names ``rows`` and ``columns``, ``row_blocks`` and
+        ``column_blocks``, and ``MATRICES``; None if a measure is not defined.
 
     Raises:
         DataError: fewer than four images can be read.
@@ -96,10 +96,10 @@ def compare_blocks(
 
 @torch.no_grad()
 def compare_checkpoints(subjects: Sequence[FeatureRows]) -> dict[str, Any]:
-    """``MATRICES`` of features of the same images with each other, of a random sample.
+    """``MATRICES`` between all pairs of feature sets of the same images, on a random sample.
 
     Returns:
-        ``names``, ``sample``, the number of images, and the matrices; None where a measure is not defined.
+        ``names``; ``sample``, the number of images; and the matrices, with None where a measure is not defined.
     """
     chosen, _ = torch.from_numpy(permutation(subjects[0].count, 0, STREAM)[:SAMPLE]).sort()
     sample = [_rows(one, chosen) for one in subjects]
@@ -108,7 +108,7 @@ def compare_checkpoints(subjects: Sequence[FeatureRows]) -> dict[str, Any]:
 
 
 def matrices_of_sample(rows: Sequence[Tensor]) -> dict[str, list[list[float | None]]]:
-    """RSA and matrix KL of representations (n, dᵢ) of one sample; RSA is None where a row is constant."""
+    """RSA and matrix KL between representations (n, dᵢ) of one sample; RSA is None if a row is constant."""
     constant = torch.tensor([bool((one == one[:, :1]).all(1).any()) for one in rows])
     values = {"matrix_kl": _listed(of_features.gram_kl_matrix(rows, ridge=1 / len(rows[0])))}
     if len(rows[0]) < 3:
@@ -120,7 +120,7 @@ def matrices_of_sample(rows: Sequence[Tensor]) -> dict[str, list[list[float | No
 def _outputs(
     network: Network, order: NDArray[np.int64], device: torch.device
 ) -> Iterator[tuple[NDArray[np.int64], dict[str, Tensor]]]:
-    """Batches of images that can be read, and of what all blocks put out for them, averaged over positions."""
+    """Batches of the readable images' indices, with the outputs of all blocks averaged over positions."""
     source = network.source.subset(order)
     encoder, data = network.encoder.eval().to(device), network.data
     dtype = next((parameter.dtype for parameter in encoder.parameters()), torch.float32)
@@ -134,7 +134,7 @@ def _outputs(
 def _add(
     state: CKAStatistics | None, sample: list[Tensor] | None, pending: list[list[Tensor]]
 ) -> tuple[CKAStatistics, list[Tensor], list[list[Tensor]]]:
-    """Adds a batch of the images that wait, all of them where few would be left."""
+    """Adds a batch of the pending images, or all of them if too few would be left."""
     rows = [torch.cat(one) for one in zip(*pending, strict=True)]
     count = BATCH if len(rows[0]) >= 2 * BATCH else len(rows[0])
     state = state or CKAStatistics(len(rows))
@@ -146,7 +146,7 @@ def _add(
 def _tables(
     networks: Sequence[Network], names: Sequence[tuple[int, str]], values: Mapping[str, list[list[float | None]]]
 ) -> list[dict[str, Any]]:
-    """The parts of matrices of all blocks: of the first with the second network, and of each with itself."""
+    """Cuts matrices over all blocks into tables: the first network against the second, and each against itself."""
     owned = [[place for place, (i, _) in enumerate(names) if i == network] for network in range(len(networks))]
     pairs = [(0, 0)] if len(networks) == 1 else [(0, 1), (0, 0), (1, 1)]
     return [
@@ -160,7 +160,7 @@ def _tables(
 
 
 def _rows(subject: FeatureRows, chosen: Tensor) -> Tensor:
-    """The rows of these indices, in ascending order, in float64."""
+    """The rows at these ascending indices, in float64."""
     parts, start = [], 0
     for batch in subject.batches():
         inside = chosen[(chosen >= start) & (chosen < start + len(batch))] - start
@@ -170,7 +170,7 @@ def _rows(subject: FeatureRows, chosen: Tensor) -> Tensor:
 
 
 def _listed(matrix: Tensor, *, undefined: Tensor | None = None) -> list[list[float | None]]:
-    """As JSON, None where it is not defined."""
+    """The matrix as lists for JSON, with None where it is not defined."""
     rows: list[list[float | None]] = matrix.tolist()
     if undefined is not None:
         rows = [

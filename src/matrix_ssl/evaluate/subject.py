@@ -1,4 +1,4 @@
-"""What is evaluated on what: the encoder of a run, training images for classifiers, and test images."""
+"""The subject of an evaluation: a run's encoder, training images for the classifiers, and test images."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -20,19 +20,19 @@ from matrix_ssl.runs.folder import SUMMARY, read_config
 
 @dataclass(frozen=True)
 class Subject:
-    """An encoder and the labelled images that it is evaluated on."""
+    """An encoder and the labelled images on which it is evaluated."""
 
     run: Path  # a run folder with a finished encoder
-    train: Source  # images that classifiers are trained on
-    test: Source  # images that accuracy is measured on, with the same classes
+    train: Source  # images on which classifiers are trained
+    test: Source  # images on which accuracy is measured, with the same classes
     weights: encoders.Weights
-    device: torch.device  # of the computation
-    drawn_from: str | None = None  # digest of the dataset that ``train`` is a split of; None where it is the whole
-    max_unreadable: float | None = None  # part of the images that may be unreadable; None: that of the run
+    device: torch.device  # device for the computation
+    drawn_from: str | None = None  # digest of the dataset from which ``train`` was split; None if it is the whole
+    max_unreadable: float | None = None  # fraction of the images that may be unreadable; None: the run's setting
 
     @cached_property
     def config(self) -> RunConfig:
-        """The settings of the run, with this part of unreadable images."""
+        """The settings of the run, with this fraction of unreadable images."""
         config = read_config(self.run)
         part = config.data.max_unreadable if self.max_unreadable is None else self.max_unreadable
         return dataclasses.replace(config, data=dataclasses.replace(config.data, max_unreadable=part))
@@ -44,7 +44,7 @@ class Subject:
 
     @cached_property
     def untrained(self) -> tuple[nn.Module, int]:
-        """The same network with its initial weights, and the width of its features."""
+        """The same network with its initial weights, and the number of its features."""
         return encoders.initialise_encoder(self.config)
 
     @cached_property
@@ -54,20 +54,20 @@ class Subject:
 
     @cached_property
     def question(self) -> dict[str, Any]:
-        """Everything that decides a result, except for the settings of the protocol."""
+        """Everything that determines a result, except the settings of the protocol."""
         data = self.config.data
         return {
             "weights": self.weights,
             "encoder_sha256": checkpoint.digest(self.encoder.state_dict()),
             "set": {"train": _describe(self.train), "test": _describe(self.test)},
             "images": [data.image_size, data.crop_fraction, data.mean, data.std]
-            + ([data.white_level] if data.white_level else [])  # not in results of earlier versions, as the next ones
+            + ([data.white_level] if data.white_level else [])  # earlier versions' results lack it and the next ones
             + ([data.channels, data.value_range, data.pages] if data.channels or data.pages != "first" else []),
         }
 
     @cached_property
     def is_own(self) -> bool:
-        """Whether the images are those of the pre-training, or those are not known."""
+        """Whether the images are those of the pre-training, or the latter are not known."""
         if digest := self.config.data.digest:
             return digest in (self.train.digest, self.drawn_from)
         data = read_object(self.run / SUMMARY).get("data")
@@ -75,7 +75,7 @@ class Subject:
         return name in (None, self.train.name)
 
     def fingerprint(self, *settings: Any) -> str:
-        """A digest of the question and of settings."""
+        """A digest of the question and of the given settings."""
         return results.fingerprint(self.question, *settings)
 
 

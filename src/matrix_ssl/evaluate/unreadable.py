@@ -1,4 +1,4 @@
-"""Images that an evaluation cannot read: all of them are listed, and too many of them end it."""
+"""Images that an evaluation cannot read: all of them are listed, and too many of them stop it."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -14,17 +14,17 @@ from matrix_ssl.training.engine import check_unreadable, most_unreadable
 def refuse_many(
     unreadable: list[Unreadable], source: Source, folder: Path, *, part: float, workers: int, say: Callable[[str], None]
 ) -> None:
-    """Ends an evaluation as soon as too many images are known that cannot be read, after a look at all.
+    """Stops an evaluation as soon as too many images are known to be unreadable, after checking all of them.
 
     Args:
-        unreadable: those that are known so far.
+        unreadable: the unreadable images known so far.
         source: the dataset.
-        folder: of the results; all unreadable images are listed there.
-        part: in [0, 1], of the images that may be unreadable; ten may in any case.
-        workers: processes that look for all.
+        folder: the results folder, in which all unreadable images are listed.
+        part: fraction of the images, in [0, 1], that may be unreadable; ten always may.
+        workers: processes that check all images.
 
     Raises:
-        DataError: there are more; it names the list and the option that accepts the loss.
+        DataError: more images are unreadable; it names the list and the option that accepts the loss.
     """
     if len(unreadable) <= most_unreadable(len(source), part):
         return
@@ -37,7 +37,7 @@ def refuse_many(
 
 
 def report(unreadable: list[Unreadable], folder: Path, *, what: str, say: Callable[[str], None]) -> None:
-    """Lists the images that are left out in the folder of the results, and says how many they are."""
+    """Lists the images that are left out in the results folder, and says how many there are."""
     if unreadable:
         where, why = unreadable[0]
         write_list(folder, unreadable)
@@ -48,7 +48,7 @@ def report(unreadable: list[Unreadable], folder: Path, *, what: str, say: Callab
 
 
 def write_list(folder: Path, images: Iterable[Unreadable]) -> None:
-    """Writes the list of unreadable images, where and why, a line each."""
+    """Writes the list of unreadable images, one line each with the path and the reason."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

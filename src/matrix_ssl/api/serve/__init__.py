@@ -1,7 +1,7 @@
-"""An encoder behind HTTP: features of images and their nearest neighbours, by the extra ``serve``.
+"""Serves an encoder over HTTP: features of images and their nearest neighbours (extra ``serve``).
 
-``create_app`` gives an application for any ASGI server, ``open_served`` the encoder for it, ``open_index`` the features
-to search in. An encoder in an ONNX file needs no torch: nothing in this folder but ``torch_encoder`` imports it.
+``create_app`` returns an application for any ASGI server, ``open_served`` the encoder for it, and ``open_index`` the
+features to search. An encoder in an ONNX file does not need torch: only ``torch_encoder`` in this folder imports it.
 """
 
 from typing import TYPE_CHECKING

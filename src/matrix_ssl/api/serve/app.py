@@ -1,4 +1,4 @@
-"""The application: its addresses, and what a client is told, which is JSON in ASCII."""
+"""The application: its endpoints and its responses, which are JSON in ASCII."""
 
 import io
 import json
@@ -54,11 +54,11 @@ def create_app(
     """An application for any ASGI server: /embed, /search, /health, /info, /openapi.json and a page about them at /.
 
     Args:
-        encoder: of ``open_served``.
-        index: of ``open_index``; None: /search has nothing to search in.
-        settings: limits and batches.
-        hosts: names under which a client may ask; empty: any. A service on the loopback address should name them:
-            else the page of a stranger in a browser of this machine can ask under a name of its own.
+        encoder: an encoder from ``open_served``.
+        index: an index from ``open_index``; None: /search has nothing to search.
+        settings: limits and batch sizes.
+        hosts: host names that requests may be addressed to; empty: any. A service on the loopback address should set
+            them: otherwise a stranger's page in a browser on this machine can send requests under its own host name.
 
     Raises:
         MissingExtra: the extra ``serve`` is not installed.
@@ -72,7 +72,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        with quiet_pillow():  # once, around all threads that decode
+        with quiet_pillow():  # once, around all decoding threads
             yield
             service.close()
 
@@ -89,13 +89,13 @@ def create_app(
 
 
 class KnownHosts:
-    """Refuses requests that were sent to a name that is not the service's."""
+    """Refuses requests that are addressed to a host name other than the service's."""
 
     def __init__(self, app: Any, hosts: tuple[str, ...]):
         self._app, self._hosts = app, hosts
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """One connection."""
+        """Handles one connection."""
         if scope["type"] == "http":
             host = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
             name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() else host

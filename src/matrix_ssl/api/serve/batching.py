@@ -1,4 +1,4 @@
-"""Gathers what single requests ask for into batches, which one thread computes."""
+"""Gathers the inputs of single requests into batches, which one thread computes."""
 
 import queue
 import threading
@@ -15,14 +15,14 @@ _Job = tuple[Array, "Future[Array]"]
 
 
 class Batcher:
-    """Computes a function of many arrays for callers who have one each.
+    """Computes a batched function for callers that each have a single array.
 
-    A batch is computed as soon as it is full, or when its first array has waited long enough. While one is computed the
-    next gathers, so that a busy service has full batches without waiting.
+    A batch is computed as soon as it is full, or when its first array has waited long enough. While one batch is being
+    computed the next one fills, so a busy service has full batches without waiting.
 
     Args:
-        compute: arrays (n, ...) to results (n, ...); called in one thread.
-        most: arrays of a batch.
+        compute: maps arrays (n, ...) to results (n, ...); called in one thread.
+        most: maximum number of arrays in a batch.
         wait: seconds that the first array of a batch waits for others.
     """
 
@@ -33,7 +33,7 @@ class Batcher:
         self._thread: threading.Thread | None = None
 
     def submit(self, array: Array) -> "Future[Array]":
-        """The result of one array, once it is computed; cancelled before, it is not computed."""
+        """A future for the result of one array; if it is cancelled in time, the result is not computed."""
         future: Future[Array] = Future()
         with self._lock:
             if self._thread is None:
@@ -43,7 +43,7 @@ class Batcher:
         return future
 
     def close(self) -> None:
-        """Computes what was submitted and ends the thread; another ``submit`` starts a new one."""
+        """Computes everything submitted so far and ends the thread; another ``submit`` starts a new one."""
         with self._lock:
             thread, self._thread = self._thread, None
             if thread is not None:
@@ -60,7 +60,7 @@ class Batcher:
                 return
 
     def _gather(self, first: _Job) -> tuple[list[_Job], bool]:
-        """A batch that begins with a job, and whether it is the last one."""
+        """A batch that begins with the given job, and whether it is the last one."""
         jobs, deadline = [first], time.monotonic() + self._wait
         while len(jobs) < self._most:
             try:

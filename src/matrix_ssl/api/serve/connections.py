@@ -1,18 +1,19 @@
-"""Connections of the service: none waits longer for a request than the request may take, and there are only so many."""
+"""Limits on the service's connections: their number, and how long each may wait for a request."""
 
 import asyncio
 from typing import Any
 
 
 def make_protocol(*, seconds: float, most: int) -> type:
-    """uvicorn's protocol for HTTP/1.1 with limits for connections on which no request is answered.
+    """uvicorn's protocol for HTTP/1.1 with limits for connections on which no request is being answered.
 
-    uvicorn itself waits without end for the head of a request, from clients that send nothing, or a byte at a time, or
-    more than they were answered.
+    On its own, uvicorn waits indefinitely for the head of a request from clients that send nothing, or one byte at a
+    time, or more requests than have been answered.
 
     Args:
-        seconds: from the start of a connection, or the last answer, to the next head, after which it is closed.
-        most: connections; further ones are closed at once.
+        seconds: time from the start of a connection, or from its last response, until the head of the next request has
+            arrived; after that it is closed.
+        most: maximum number of connections; further ones are closed at once.
     """
     from uvicorn.protocols.http.h11_impl import H11Protocol
 

@@ -1,4 +1,4 @@
-"""Features of an indexed dataset, and the images in it that are most similar to others. Imports no torch."""
+"""Features of an indexed dataset, and the search for the most similar images in it. Does not import torch."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,20 +18,20 @@ _MOST_BYTES = 2**31  # of an image file
 
 
 class Index:
-    """Features with the place of each image, and the name of its class where there is one.
+    """Features with the path of each image and, if there are labels, the name of its class.
 
     Args:
         features: (n, k), finite.
-        paths: the places.
-        labels: names of classes.
-        digest: of the encoder, as ``encoder.identity`` has it; empty: not known.
-        name: for the user.
+        paths: the path of each image.
+        labels: the class name of each image.
+        digest: digest of the encoder, as computed by ``encoder.identity``; empty: not known.
+        name: name shown to the user.
 
     Attributes:
-        units: the features at length one, float32 (n, k); a row of zeros stays one.
+        units: the features normalised to length one, float32 (n, k); a row of zeros stays zero.
 
     Raises:
-        DataError: they are of different numbers of images, there is none, or a feature is not finite.
+        DataError: the arguments differ in their number of images, there are no images, or a feature is not finite.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Index:
         return len(self.paths)
 
     def check(self, encoder: ServedEncoder) -> None:
-        """Raises DataError for features that are not of this encoder."""
+        """Raises DataError if the features are not from this encoder."""
         width = self.units.shape[1]
         if width != encoder.width:
             raise DataError(f"{self.name} holds {width} features an image, the encoder gives {encoder.width}.")
@@ -66,9 +66,9 @@ class Index:
             )
 
     def search(self, queries: NDArray[np.float32], *, k: int) -> list[list[dict[str, Any]]]:
-        """The k images of highest cosine similarity for each query (m, d): rank, path, similarity and label.
+        """The k images with the highest cosine similarity to each query (m, d): rank, path, similarity and label.
 
-        All images are compared. Of equal similarities the lower index comes first.
+        The search is exhaustive. For equal similarities, the lower index comes first.
         """
         answers = []
         for query in _unit(np.asarray(queries, dtype=np.float32)):
@@ -85,7 +85,7 @@ class Index:
 
 
 def read_index(path: Path) -> Index:
-    """The index of a .npz file of ``matrix-ssl embed``; DataError where it is damaged or is none."""
+    """Reads the index from a .npz file of ``matrix-ssl embed``; DataError if it is damaged or is not such a file."""
     try:
         arrays = read_arrays(path, ("features", "where", "labels", "classes", "encoder_digest"))
         features = arrays["features"].astype(np.float32, casting="same_kind", copy=False)
@@ -107,14 +107,14 @@ def read_index(path: Path) -> Index:
 def index_folders(
     encoder: ServedEncoder, folders: Sequence[Path], *, say: Callable[[str], None], show: Callable[[int, int], None]
 ) -> Index:
-    """The index of all images below folders; those that cannot be read are left out and named.
+    """Builds the index of all images below the folders; unreadable images are left out and reported.
 
     Args:
-        say: gets a sentence for each image that cannot be read.
-        show: gets the images done, and how many there are.
+        say: called with a sentence for each image that cannot be read.
+        show: called with (images done, number of images).
 
     Raises:
-        DataError: there is no image that can be read.
+        DataError: no image can be read.
     """
     places = [str(folder / name) for folder in folders for name in list_images(folder).images]
     paths: list[str] = []
@@ -139,7 +139,7 @@ def index_folders(
 
 
 def _unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:
-    squares: Any = np.einsum("nk,nk->n", rows, rows, dtype=np.float64)  # without a copy of the rows in float64
+    squares: Any = np.einsum("nk,nk->n", rows, rows, dtype=np.float64)  # avoids a copy of the rows in float64
     lengths: NDArray[np.float32] = np.sqrt(squares).astype(np.float32)
     lengths[lengths == 0] = 1
     return rows / lengths[:, None]

@@ -1,4 +1,4 @@
-"""An encoder in an ONNX file of ``matrix-ssl export`` for the service, by onnxruntime, NumPy and Pillow alone."""
+"""An encoder for the service from an ONNX file of ``matrix-ssl export``; needs only onnxruntime, NumPy and Pillow."""
 
 import hashlib
 import json
@@ -18,22 +18,22 @@ from matrix_ssl.errors import CheckpointError, ConfigError, import_extra, is_out
 
 _NEEDED = ("image_size", "crop_fraction", "mean", "std")
 _PROVIDERS = {"auto": "CPUExecutionProvider", "cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-_SILENT = 4  # level of the log: fatal errors alone, since it writes to standard error what the file says
+_SILENT = 4  # log level: fatal errors only, since the log writes what the file contains to standard error
 
 
 class OnnxEncoder(ServedEncoder):
-    """The graph of an ONNX file, from ``pixels`` (n, c, s, s) in [0, 1] to ``features`` (n, k).
+    """The graph of an ONNX file, which maps ``pixels`` (n, c, s, s) in [0, 1] to ``features`` (n, k).
 
-    How images are prepared stands in the metadata of the file, where ``export`` writes it.
+    How to prepare the images is read from the metadata of the file, where ``export`` writes it.
 
     Args:
         path: the file.
-        device: ``cpu``, which ``auto`` is here, or ``cuda`` for the package onnxruntime-gpu.
+        device: ``cpu`` (here the same as ``auto``), or ``cuda``, which needs the package onnxruntime-gpu.
 
     Raises:
         MissingExtra: onnxruntime is not installed.
         CheckpointError: the file is missing or damaged, or was not written by ``matrix-ssl export``.
-        ConfigError: onnxruntime has no such device, or the encoder takes no images that files can be.
+        ConfigError: onnxruntime does not have this device, or the encoder takes images that no file can hold.
     """
 
     def __init__(self, path: Path, *, device: str = "auto"):
@@ -47,11 +47,11 @@ class OnnxEncoder(ServedEncoder):
             raise CheckpointError(f"{path} cannot be read: {why(error)}.") from None
         options = runtime.SessionOptions()
         options.log_severity_level = _SILENT
-        threads = os.environ.get("OMP_NUM_THREADS", "")  # which onnxruntime does not look at
+        threads = os.environ.get("OMP_NUM_THREADS", "")  # onnxruntime ignores it
         options.intra_op_num_threads = int(threads) if threads.isdecimal() else 0
         try:
             self._session = runtime.InferenceSession(content, options, providers=[provider])
-        except Exception as error:  # of many types, which onnxruntime does not name
+        except Exception as error:  # one of many types, which onnxruntime does not name
             if is_out_of_memory(error):
                 raise
             reason = str(error).strip().partition("\n")[0]
@@ -73,13 +73,13 @@ class OnnxEncoder(ServedEncoder):
             ) from None
 
     def square(self, content: bytes, where: str) -> NDArray[Any]:
-        """As ``matrix-ssl embed`` cuts it, but for the rounding that ``data.squares`` describes."""
+        """The square as ``matrix-ssl embed`` crops it, except for the rounding that ``data.squares`` describes."""
         prepared = self.preparation
         image = decode_pixels(content, where, reading=prepared.reading)
         return central_square(image, fraction=prepared.crop_fraction, size=prepared.image_size)
 
     def features(self, squares: NDArray[Any]) -> NDArray[np.float32]:
-        """By the graph, which normalises the pixels itself."""
+        """Runs the graph, which normalises the pixels itself."""
         unit = squares if squares.dtype == np.float32 else squares.astype(np.float32) / np.float32(255)
         (features,) = self._session.run(["features"], {"pixels": unit})
         return np.asarray(features, dtype=np.float32).reshape(len(squares), -1)

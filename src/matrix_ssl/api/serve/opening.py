@@ -1,4 +1,4 @@
-"""The encoder and the index of a service, by where they are."""
+"""Opens the encoder and the index of a service by where they are."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,17 +16,17 @@ ONNX = ".onnx"
 def open_served(
     where: str | Path, *, weights: Any = "student", device: str = "auto", download: bool = False
 ) -> ServedEncoder:
-    """The encoder WHERE, ready for requests.
+    """Opens the encoder WHERE, ready for requests.
 
     Args:
         where: an ONNX file that ``matrix-ssl export`` wrote, which needs no torch; or a run folder, a checkpoint file,
             ``torchvision/NAME[:WEIGHTS]``, ``timm/NAME[.TAG]``, ``hf:NAME`` or ``random/NAME``.
-        weights: ``student``, or ``teacher``, its moving average; an ONNX file has one of them.
-        device: ``auto``, ``cpu``, ``cuda`` or ``mps``; an ONNX file is computed on the CPU unless it is ``cuda``.
-        download: fetch published weights that the local cache lacks.
+        weights: ``student``, or ``teacher``, its moving average; an ONNX file holds one of them.
+        device: ``auto``, ``cpu``, ``cuda`` or ``mps``; an ONNX file runs on the CPU unless this is ``cuda``.
+        download: download published weights that are not in the local cache.
 
     Raises:
-        MatrixSSLError: the encoder is absent or damaged, or takes no images that files can be.
+        MatrixSSLError: the encoder is missing or damaged, or takes images that no file can hold.
     """
     path = expanded(where)
     if path.suffix.lower() == ONNX and not path.is_dir():
@@ -45,16 +45,16 @@ def open_index(
     encoder: ServedEncoder, features: str | Path | None = None, *,
     data: str | Path | Sequence[str | Path] | None = None, quiet: bool = False,
 ) -> Index:  # fmt: skip
-    """The images to search in.
+    """Opens the index of images to search.
 
     Args:
         encoder: the encoder of the service.
-        features: a file of features that ``matrix-ssl embed`` wrote; kinds other than .npz need PyTorch.
-        data: folders of images instead, which are embedded now.
+        features: a feature file that ``matrix-ssl embed`` wrote; formats other than .npz need PyTorch.
+        data: folders of images to embed now, in place of ``features``.
         quiet: show no progress.
 
     Raises:
-        MatrixSSLError: the file or the images are at fault, or are of a different encoder.
+        MatrixSSLError: the file or the images are at fault, or the features are from a different encoder.
     """
     if (features is None) == (not data):
         raise ConfigError("Give either a file of features or folders of images to search in.")

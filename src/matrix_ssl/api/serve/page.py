@@ -1,4 +1,4 @@
-"""The page about the service's addresses: no script, and nothing from elsewhere, so that it works without a network."""
+"""The page about the service's endpoints, without scripts or external resources, so it works without a network."""
 
 import base64
 import hashlib
@@ -26,7 +26,7 @@ _EXAMPLES = {
 
 
 def api_page(schema: dict[str, Any], info: dict[str, Any]) -> str:
-    """HTML with every address of an OpenAPI schema, its parameters and answers, an example, and what the service is."""
+    """HTML with every endpoint of an OpenAPI schema, its parameters and responses, an example, and service facts."""
     parts = [_address(path, methods) for path, methods in schema["paths"].items()]
     facts = _table([(name, json.dumps(value)) for name, value in info.items()])
     title = f"{schema['info']['title']} {schema['info']['version']}"

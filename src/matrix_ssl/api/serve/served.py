@@ -1,4 +1,4 @@
-"""What the service asks of an encoder: the central square of an image's bytes, and the features of many squares."""
+"""What the service needs from an encoder: the central square of an encoded image, and the features of a batch."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -19,9 +19,9 @@ class Preparation:
 
     Attributes:
         image_size: side in pixels.
-        crop_fraction: the part of the shorter side that is kept, in the centre.
-        mean, std: of pixels in [0, 1], one number a channel.
-        reading: how files become pixels.
+        crop_fraction: side of the central crop as a fraction of the shorter side.
+        mean, std: of pixels in [0, 1], one number per channel.
+        reading: how files are converted to pixels.
     """
 
     image_size: int
@@ -39,16 +39,16 @@ class Preparation:
 
 
 class ServedEncoder(ABC):
-    """An encoder that is ready for requests. Any thread may call its methods, ``features`` one at a time.
+    """An encoder that is ready for requests; any thread may call its methods, but ``features`` only one at a time.
 
     Attributes:
         name: the architecture.
         weights: ``student`` or ``teacher``.
-        width: of the features.
-        preparation: of the images.
-        runtime: the library that computes, with its version, and the device.
-        sha256: of the file that the weights come from; None: they come from none.
-        digest: what distinguishes the encoder from others, as ``encoder.identity`` has it; empty: not known.
+        width: number of features.
+        preparation: how images are prepared.
+        runtime: the library that runs the encoder, with its version, and the device.
+        sha256: SHA-256 of the file that the weights come from; None: they do not come from a file.
+        digest: identifies the encoder, as computed by ``encoder.identity``; empty: not known.
     """
 
     name: str
@@ -61,14 +61,14 @@ class ServedEncoder(ABC):
 
     @abstractmethod
     def square(self, content: bytes, where: str) -> NDArray[Any]:
-        """The central square (c, s, s) of an image file's bytes, uint8 or float32; UnreadableImage, at ``where``."""
+        """The central square (c, s, s) of an encoded image, uint8 or float32; UnreadableImage names ``where``."""
 
     @abstractmethod
     def features(self, squares: NDArray[Any]) -> NDArray[np.float32]:
         """The features (n, k) of squares (n, c, s, s)."""
 
     def zeros(self, count: int) -> NDArray[Any]:
-        """Black squares (n, c, s, s), of the type that ``square`` gives."""
+        """Black squares (n, c, s, s) of the dtype that ``square`` returns."""
         size = self.preparation.image_size
         kind = np.float32 if self.preparation.reading.channels else np.uint8
         return np.zeros((count, len(self.preparation.mean), size, size), dtype=kind)

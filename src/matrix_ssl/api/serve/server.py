@@ -1,4 +1,4 @@
-"""Runs the application behind a socket until a signal, then answers what was accepted."""
+"""Runs the application behind a socket until a signal arrives, then answers the requests already accepted."""
 
 import errno
 import ipaddress
@@ -16,14 +16,14 @@ from matrix_ssl.runs.signals import collected
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _MOST_CONNECTIONS = 1000
-_REFUSALS = 16  # connections beyond these that are open to be told so
-_FILES_BESIDE = 64 + _REFUSALS  # open files beside those of the connections
-_IDLE_SECONDS = 5  # that a connection stays open for a next request
+_REFUSALS = 16  # connections beyond the limit that are kept open just to be refused
+_FILES_BESIDE = 64 + _REFUSALS  # open files besides those of the connections
+_IDLE_SECONDS = 5  # time that a connection stays open for a next request
 _POLL_SECONDS = 0.1
 
 
 def check_packages() -> None:
-    """Raises MissingExtra where a package of the extra ``serve`` is not installed, before an index is computed."""
+    """Raises MissingExtra if a package of the extra ``serve`` is not installed, before an index is computed."""
     for package in ("fastapi", "python_multipart", "uvicorn"):
         import_extra(package, extra="serve")
 
@@ -37,7 +37,7 @@ class Stopped(MatrixSSLError):
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket that is bound to an address and a port, 0 for a free one; ConfigError where that is impossible."""
+    """A socket bound to an address and a port (0 for a free one); ConfigError if that is impossible."""
     try:
         if host == "localhost":
             host = LOOPBACK[0]
@@ -62,12 +62,12 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def is_loopback(bound: socket.socket) -> bool:
-    """Whether only this machine reaches the socket."""
+    """Whether the socket can be reached only from this machine."""
     return ipaddress.ip_address(bound.getsockname()[0]).is_loopback
 
 
 def address(bound: socket.socket) -> str:
-    """The address of a bound socket for a browser."""
+    """The URL of a bound socket, for a browser."""
     host, port = bound.getsockname()[:2]
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
@@ -75,17 +75,17 @@ def address(bound: socket.socket) -> str:
 def run(
     app: Any, bound: socket.socket, *, seconds: float, ready: Callable[[], None], say: Callable[[str], None]
 ) -> None:
-    """Serves until a signal, and then until all requests that were accepted are answered.
+    """Serves until a signal arrives, and then until all accepted requests are answered.
 
     Args:
         app: the application.
         bound: the socket.
-        seconds: that a request may take, its head and its body each, also after the signal.
-        ready: called when requests are answered.
-        say: gets what the server has to say: requests that are no HTTP, and defects with their traceback.
+        seconds: time limit for the head and for the body of a request, each; it also holds after the signal.
+        ready: called once the service accepts requests.
+        say: called with the server's messages: requests that are not HTTP, and bugs with their traceback.
 
     Raises:
-        Stopped: after a signal. A second SIGINT is KeyboardInterrupt, at once.
+        Stopped: after a signal. A second SIGINT raises KeyboardInterrupt at once.
         MissingExtra: uvicorn is not installed.
     """
     uvicorn = import_extra("uvicorn", extra="serve")
@@ -134,6 +134,6 @@ class _Saying(logging.Handler):
 def _look_up(host: str) -> tuple[socket.AddressFamily, str]:
     try:
         family, *_, place = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0]
-    except UnicodeError:  # a part between dots that is empty or too long
+    except UnicodeError:  # a label between dots is empty or too long
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known") from None
     return family, str(place[0])

@@ -1,7 +1,7 @@
-"""From the bytes of a request to features: what all requests share, and the path of each.
+"""From the bytes of a request to features: the resources that all requests share, and the steps of each request.
 
-A request is read within its limits, its images are decoded by a few threads, their squares wait in one line with those
-of other requests, and the encoder computes batches of them.
+A request is read within its limits, its images are decoded by a few threads, their squares wait in one queue with those
+of other requests, and the encoder processes them in batches.
 """
 
 import asyncio
@@ -27,17 +27,17 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
 _BUSY = "The service is busy: {} Try again later."
-_NEIGHBOURS = 10  # unless the request says how many
+_NEIGHBOURS = 10  # unless the request says otherwise
 Result = TypeVar("Result")
 
 
 class Service:
-    """An encoder with an index, for requests that come at the same time; the methods belong to one event loop.
+    """An encoder with an index, for concurrent requests; all methods must be called from one event loop.
 
     Args:
-        encoder: gives the features.
-        index: the images to search in; None: there are none.
-        settings: limits and batches.
+        encoder: computes the features.
+        index: the images to search; None: there are none.
+        settings: limits and batch sizes.
 
     Raises:
         DataError: the index is of a different encoder.
@@ -53,7 +53,7 @@ class Service:
         self._held = Allowance(settings.held_bytes, _BUSY.format("it holds as many bytes of requests as it may."))
 
     def info(self) -> dict[str, Any]:
-        """What the service is: encoder, preparation of images, index and limits."""
+        """Facts about the service: encoder, preparation of images, index and limits."""
         encoder, prepared, settings = self.encoder, self.encoder.preparation, self.settings
         return {
             "version": __version__,
@@ -80,14 +80,14 @@ class Service:
 
     @property
     def waiting(self) -> int:
-        """Images that wait for their features."""
+        """Number of images waiting for their features."""
         return self._line.used
 
     async def embed(self, request: "Request") -> NDArray[np.float32]:
-        """The features (n, k) of the images of a request.
+        """The features (n, k) of the images in a request.
 
         Raises:
-            Refused: it is too large, late or damaged, or the service is busy.
+            Refused: the request is too large, too slow or damaged, or the service is busy.
         """
         body = Body(request, self.settings, self._held)
         try:
@@ -105,7 +105,7 @@ class Service:
             body.close()
 
     async def search(self, request: "Request", k: int | None) -> list[list[dict[str, Any]]]:
-        """The k nearest images of the index for every image of a request, None: 10 at most; Refused as in ``embed``."""
+        """The k nearest images in the index to every image of a request (None: up to 10); Refused as in ``embed``."""
         index = self.index
         if index is None:
             raise Refused(404, "There is nothing to search in: start the service with --index or --data.")
@@ -133,7 +133,7 @@ class Service:
                 features = np.stack(await asyncio.gather(*answers))
             finally:
                 for answer in answers:
-                    answer.cancel()  # does nothing to those that are there
+                    answer.cancel()  # has no effect on those already computed
         if not np.isfinite(features).all():
             raise Refused(500, "The encoder gives features that are not finite.")
         return features

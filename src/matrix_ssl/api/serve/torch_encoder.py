@@ -1,4 +1,4 @@
-"""An encoder of PyTorch for the service: the features that ``matrix-ssl embed`` writes."""
+"""A PyTorch encoder for the service, with the same features as ``matrix-ssl embed`` writes."""
 
 from pathlib import Path
 from typing import Any
@@ -25,13 +25,13 @@ class TorchEncoder(ServedEncoder):
     """The encoder WHERE.
 
     Args:
-        where: in any of the forms of ``encoder.where``.
+        where: an encoder in any form that ``encoder.where`` describes.
         weights: ``student``, or ``teacher``, its moving average.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
-        download: fetch published weights that the local cache lacks.
+        download: download published weights that are not in the local cache.
 
     Raises:
-        MatrixSSLError: the encoder is absent or damaged, or takes no images that files can be.
+        MatrixSSLError: the encoder is missing or damaged, or takes images that no file can hold.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class TorchEncoder(ServedEncoder):
         self.width = self.features(self.zeros(1)).shape[1]
 
     def square(self, content: bytes, where: str) -> NDArray[Any]:
-        """As ``matrix-ssl embed`` cuts it."""
+        """The square as ``matrix-ssl embed`` crops it."""
         prepared = self.preparation
         image = torch.from_numpy(decode_pixels(content, where, reading=prepared.reading))
         box = centre_box(prepared.crop_fraction, *image.shape[-2:])
@@ -63,7 +63,7 @@ class TorchEncoder(ServedEncoder):
 
     @torch.no_grad()
     def features(self, squares: NDArray[Any]) -> NDArray[np.float32]:
-        """As ``matrix-ssl embed`` computes them."""
+        """The features as ``matrix-ssl embed`` computes them."""
         pixels = torch.from_numpy(squares).to(self._device)
         unit = pixels if pixels.is_floating_point() else pixels.float() / 255
         prepared = normalise(unit, self.preparation.mean, self.preparation.std)

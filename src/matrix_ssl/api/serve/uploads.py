@@ -1,4 +1,4 @@
-"""The images of a request, read in pieces and within limits, and the refusals that a client gets."""
+"""The images of a request, read in chunks and within limits, and the refusals sent to a client."""
 
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
@@ -11,12 +11,12 @@ from matrix_ssl.runs.terminal import printable
 if TYPE_CHECKING:
     from starlette.requests import Request
 
-_LONGEST_NAME = 200  # characters of a name that a message repeats
-_FIELDS = 16  # of a form beside its images, which are ignored
+_LONGEST_NAME = 200  # characters of a file name quoted in a message
+_FIELDS = 16  # fields of a form other than its images, which are ignored
 
 
 class Refused(Exception):
-    """A request that is not answered: the status, and one sentence why."""
+    """A request that is refused: the HTTP status, and one sentence that says why."""
 
     def __init__(self, status: int, sentence: str):
         super().__init__(sentence)
@@ -25,18 +25,18 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class Upload:
-    """The bytes of an image file, and what messages call it."""
+    """The bytes of an image file, and its name in messages."""
 
     content: bytes
     where: str
 
 
 class Allowance:
-    """So much of something as all requests may have at a time; for one thread.
+    """An amount of something that all requests share; for use in one thread.
 
     Args:
-        most: how much.
-        sentence: why a request is refused that needs more than is left.
+        most: the amount.
+        sentence: the reason given to a request that needs more than is left.
     """
 
     def __init__(self, most: int, sentence: str):
@@ -44,18 +44,18 @@ class Allowance:
         self._most, self._sentence = most, sentence
 
     def take(self, count: int) -> None:
-        """Raises Refused where there is not enough."""
+        """Takes an amount; raises Refused if there is not enough left."""
         if self.used + count > self._most:
             raise Refused(503, self._sentence)
         self.used += count
 
     def give(self, count: int) -> None:
-        """Gives back what was taken."""
+        """Gives an amount back."""
         self.used -= count
 
     @contextmanager
     def taken(self, count: int) -> Iterator[None]:
-        """A block that has so much."""
+        """A block that holds an amount and gives it back at the end."""
         self.take(count)
         try:
             yield
@@ -64,7 +64,7 @@ class Allowance:
 
 
 class Body:
-    """The body of a request, within its limit and the one for all requests; give it back with ``close``."""
+    """The body of a request, within its own limit and that of all requests together; release it with ``close``."""
 
     def __init__(self, request: "Request", settings: ServeSettings, held: Allowance):
         self._request, self._most, self._held = request, settings.request_bytes, held
@@ -74,7 +74,7 @@ class Body:
             raise self._too_large()
 
     async def pieces(self) -> AsyncGenerator[bytes, None]:
-        """The bytes as they arrive; raises Refused where they are too many."""
+        """The bytes as they arrive; raises Refused if there are too many."""
         async for piece in self._request.stream():
             if self._size + len(piece) > self._most:
                 raise self._too_large()
@@ -83,7 +83,7 @@ class Body:
             yield piece
 
     def close(self) -> None:
-        """Gives back what the body has taken of the limit for all."""
+        """Gives back what the body has taken from the shared limit."""
         self._held.give(self._size)
         self._size = 0
 
@@ -92,10 +92,10 @@ class Body:
 
 
 async def read_uploads(request: "Request", body: Body, settings: ServeSettings) -> list[Upload]:
-    """The images of a request: the files of a form (multipart/form-data), or the whole body as one.
+    """Reads the images of a request: the files of a form (multipart/form-data), or the whole body as one image.
 
     Raises:
-        Refused: there is none, there are too many, or the form is damaged.
+        Refused: there is no image, there are too many, or the form is damaged.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "multipart/form-data":
@@ -112,7 +112,7 @@ async def _read_form(request: "Request", body: Body, settings: ServeSettings) ->
     from starlette.formparsers import MultiPartException, MultiPartParser
 
     parser = MultiPartParser(request.headers, body.pieces(), max_files=settings.images, max_fields=_FIELDS)
-    parser.spool_max_size = settings.request_bytes  # in memory, which is within its limit
+    parser.spool_max_size = settings.request_bytes  # kept in memory, which the request's limit bounds
     try:
         form = await parser.parse()
     except MultiPartException as error:

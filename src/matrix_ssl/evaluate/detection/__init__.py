@@ -1,1 +1,1 @@
-"""Detection and instance segmentation, a transfer test: Mask R-CNN on an encoder, all layers trained, COCO's AP."""
+"""Detection and instance segmentation as a transfer test: Mask R-CNN on an encoder, all layers trained, COCO's AP."""

@@ -1,9 +1,9 @@
-"""COCO annotation files: read, checked as a whole, and unusable annotations counted.
+"""Reads COCO annotation files, checks them as a whole, and counts unusable annotations.
 
 A file that is not COCO JSON, ids that are repeated or refer to nothing, and values that are not numbers are errors.
-Whole numbers may be written as 3.0 or "3", and a single polygon without the list around it. Boxes that are x0, y0, x1,
-y1 instead of x, y, width, height are an error, suspected from the masks. Single annotations without an object to learn
-or to detect are skipped and counted in ``Annotations.counts``.
+Integers may be written as 3.0 or "3", and a single polygon without the list around it. Boxes that hold x0, y0, x1, y1
+instead of x, y, width, height are an error, detected by comparison with the masks. Single annotations without an object
+to learn or to detect are skipped and counted in ``Annotations.counts``.
 
 Format: Lin et al., "Microsoft COCO: Common Objects in Context", ECCV 2014; categories may have any ids.
 """
@@ -25,7 +25,7 @@ from matrix_ssl.errors import DataError
 from matrix_ssl.evaluate.detection.files import check_name
 from matrix_ssl.evaluate.detection.shapes import MOST_PIXELS, Polygons, Shape, clip_far, is_rescaled, parse_run_lengths
 
-# what is skipped or changed, by the name of its count
+# what is counted, including everything skipped or changed, by the name of its count
 COUNTED = {
     "images": "images listed",
     "images_without_instances": "images without a usable instance, skipped in training",
@@ -38,16 +38,16 @@ COUNTED = {
     "clipped_boxes": "instances whose box extends beyond the image, clipped in training",
     "rescaled_masks": "masks stored at a different size than the image's, rescaled",
 }
-_LONGEST = 20  # digits of a number that is written as text
+_LONGEST = 20  # digits of a number that is written as a string
 _MANY = 10  # boxes
-_SMALLEST = 0.01  # side of a box, in pixels: below, float32 cannot distinguish its two ends
+_SMALLEST = 0.01  # side of a box in pixels, below which float32 cannot distinguish its two ends
 _Sizes = dict[int, tuple[str, int, int]]  # file name, height and width of every image, by its id
 _OUTSIDE = 0.01  # pixels by which a box may extend beyond the image before it counts as clipped; COCO rounds to 0.01
 
 
 @dataclass(frozen=True)
 class Category:
-    """A class of objects; its label in training is its place in the list of categories, from 1."""
+    """A class of objects; its label in training is its position in the list of categories, from 1."""
 
     id: int
     name: str
@@ -55,7 +55,7 @@ class Category:
 
 @dataclass(frozen=True)
 class Instance:
-    """One annotated object, or a region that holds a crowd of them."""
+    """One annotated object, or a region with a crowd of objects."""
 
     id: int
     category: int  # its id
@@ -89,15 +89,15 @@ class Annotations:
     images: tuple[AnnotatedImage, ...]  # in the order of the file
     categories: tuple[Category, ...]  # in the order of their ids
     counts: dict[str, int]  # by the names in COUNTED
-    unused: tuple[str, ...] = ()  # categories that are no classes: roots above the others that no object belongs to
+    unused: tuple[str, ...] = ()  # categories that are not classes: parents of the others to which no object belongs
 
 
 def read_annotations(path: Path, *, masks: bool = True) -> Annotations:
-    """Reads and checks an annotation file; without ``masks`` the shape of an object is its box.
+    """Reads and checks an annotation file; without ``masks``, an object's shape is its box.
 
     Raises:
-        DataError: the file cannot be read or is not COCO's, an id is repeated or refers to nothing, it has no image, or
-            its boxes are probably corners.
+        DataError: the file cannot be read or is not in COCO's format, an id is repeated or refers to nothing, it has no
+            image, or its boxes are probably corners.
     """
     content, sha256 = _load(path)
     used = {number for item in content["annotations"] if _is_whole(number := whole(item.get("category_id")))}
@@ -118,7 +118,7 @@ def read_annotations(path: Path, *, masks: bool = True) -> Annotations:
 
 
 def check_objects(annotations: Annotations, purpose: str) -> None:
-    """Raises DataError where no image has an object for a purpose, such as ``"to learn"``; the reason is named."""
+    """Raises DataError, with the reason, if no image has an object for a purpose such as ``"to learn"``."""
     if any(image.objects() for image in annotations.images):
         return
     counts = annotations.counts
@@ -129,7 +129,7 @@ def check_objects(annotations: Annotations, purpose: str) -> None:
 
 
 def check_same_categories(train: Annotations, val: Annotations) -> None:
-    """Raises DataError unless the categories of ``val`` are among those of ``train``, ids and names alike."""
+    """Raises DataError unless the categories of ``val`` are among those of ``train``, with the same ids and names."""
     names = {category.id: category.name for category in train.categories}
     for category in val.categories:
         if category.id not in names:
@@ -172,7 +172,7 @@ def _load(path: Path) -> tuple[dict[str, list[Any]], str]:
 def _categories(
     items: list[dict[str, Any]], used: set[int], where: str
 ) -> tuple[tuple[Category, ...], tuple[str, ...]]:
-    """The classes, and the names of roots above them, such as Roboflow's, which no annotation uses."""
+    """The classes, and the names of parent categories, such as Roboflow's, that no annotation uses."""
     numbered = list(_numbered(items, f"{where}: category"))
     names: dict[int, str] = {}
     unused = []
@@ -260,7 +260,7 @@ def _box(value: Any, where: str) -> tuple[float, float, float, float]:
 
 
 def _shape(value: Any, height: int, width: int, counts: Counter[str], where: str) -> Shape | None:
-    """The mask; None where there is none that covers anything."""
+    """The mask; None if there is none or it covers nothing."""
     if value is None:
         return None
     if isinstance(value, dict):
@@ -286,12 +286,12 @@ def _shape(value: Any, height: int, width: int, counts: Counter[str], where: str
 
 
 def _wholes(values: Any) -> Any:
-    """A list with its whole numbers as integers; anything else as it is."""
+    """Converts the integral values of a list to integers; anything else is returned unchanged."""
     return list(map(whole, values)) if isinstance(values, list) else values
 
 
 def _points(numbers: list[Any]) -> NDArray[np.float64] | None:
-    """Numbers x, y, x, y as (points, 2); checked as an array, since a large dataset has tens of millions."""
+    """Numbers x, y, x, y as (points, 2); checked as an array, since a large dataset has tens of millions of them."""
     try:
         values = np.array(numbers) if numbers else np.zeros(0)
     except ValueError:  # lists of different lengths
@@ -315,7 +315,7 @@ def _numbered(items: list[dict[str, Any]], what: str) -> Iterator[tuple[int, dic
 
 
 def whole(value: Any) -> Any:
-    """A whole number that is written as 3.0 or "3" as an integer; anything else as it is."""
+    """Converts an integer written as 3.0 or "3" to an int; anything else is returned unchanged."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < _LONGEST:
@@ -324,9 +324,11 @@ def whole(value: Any) -> Any:
 
 
 def _refuse_corners(every: list[Instance], sizes: _Sizes, instances: dict[int, list[Instance]], where: str) -> None:
-    """Raises DataError where boxes are x0, y0, x1, y1: more masks fill that box than the one by width and height, or
-    every box has corners in this order and most of many reach out of their image by width and height; and where all
-    boxes are within the first pixel of images that have many."""
+    """Raises DataError if boxes seem to be corners x0, y0, x1, y1, or fractions of the image.
+
+    Corners: more masks fill that box than the one by width and height, or every box has its corners in this order and
+    most of many boxes, read by width and height, leave their image. Fractions: all boxes lie in an image's first pixel.
+    """
     if not every:
         return
 
@@ -358,7 +360,7 @@ def _refuse_corners(every: list[Instance], sizes: _Sizes, instances: dict[int, l
 
 
 def _is_near(box: tuple[float, ...], extent: tuple[float, ...]) -> bool:
-    """Whether two boxes differ by less than rounding and drawing may make, at every side."""
+    """Whether two boxes differ at every side by no more than rounding and drawing can explain."""
     most = max(2.0, 0.05 * max(extent[2] - extent[0], extent[3] - extent[1]))
     return all(abs(a - b) <= most for a, b in zip(box, extent, strict=True))
 

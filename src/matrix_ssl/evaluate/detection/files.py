@@ -12,13 +12,13 @@ from matrix_ssl.data.identity import content_digest
 from matrix_ssl.data.open_files import why_unreadable
 from matrix_ssl.errors import DataError, UnreadableImage
 
-_LISTED = 3  # missing files that an error names
+_LISTED = 3  # missing files named in an error
 
 
 class ImageFiles:
-    """Reads image files by the names that annotations give them, in a folder or in place in a .tar file.
+    """Reads image files by their names in the annotations, from a folder or directly from a .tar file.
 
-    Safe to share among threads.
+    Can safely be shared between threads.
     """
 
     def __init__(self, location: Path):
@@ -29,7 +29,7 @@ class ImageFiles:
         self._members: dict[str, tuple[int, int]] | None = None if location.is_dir() else _index(location)
 
     def missing(self, names: Iterable[str]) -> list[str]:
-        """Those of the names without a file."""
+        """The names for which there is no file."""
         if self._members is not None:
             return [name for name in names if name not in self._members]
         try:
@@ -38,7 +38,7 @@ class ImageFiles:
             raise DataError(f"{self.location}: no permission to read the folder; allow it.") from None
 
     def check(self, names: list[str]) -> None:
-        """Raises DataError, with some of the names, where files are missing."""
+        """Raises DataError, with some of the names, if files are missing."""
         missing = self.missing(names)
         if missing:
             some = ", ".join(missing[:_LISTED]) + (", ..." if len(missing) > _LISTED else "")
@@ -48,7 +48,7 @@ class ImageFiles:
             )
 
     def digest(self, names: Sequence[str]) -> str:
-        """What distinguishes these images from others of the same names, by the rule of ``data.identity``."""
+        """A digest that distinguishes these images from others with the same names, as in ``data.identity``."""
         if self._members is None:
             sizes = file_sizes(self.location, names)
         else:
@@ -56,16 +56,16 @@ class ImageFiles:
         return content_digest(names, sizes, lambda index, count: self._read_start(names[index], count))
 
     def where(self, name: str) -> str:
-        """The place of an image, for messages."""
+        """The path of an image, for messages."""
         return f"{self.location}/{name}"
 
     def read(self, name: str) -> bytes:
-        """The content of a file; UnreadableImage where it is missing or cannot be read."""
+        """The content of a file; UnreadableImage if it is missing or cannot be read."""
         try:
             if self._members is None:
                 return read_file(self.location / name, most=MOST_TEXT)
             offset, size = self._members[name]
-            with open_file(self.location) as file:  # one for each call: threads would share its position
+            with open_file(self.location) as file:  # opened on each call: threads would share its position
                 file.seek(offset)
                 content = file.read(size)
         except KeyError:
@@ -84,7 +84,7 @@ class ImageFiles:
 
 
 def check_name(name: str, where: str) -> str:
-    """A file name of an annotation file, normalised; DataError unless it is a path inside the folder."""
+    """Normalises a file name from an annotation file; DataError unless it is a path inside the folder."""
     path = PurePosixPath(name)
     if not name or "\0" in name or path.is_absolute() or ".." in path.parts or not path.parts:
         raise DataError(f"{where}: file_name {name!r} must be a relative path inside the folder of images; fix it.")
@@ -92,7 +92,7 @@ def check_name(name: str, where: str) -> str:
 
 
 def _index(location: Path) -> dict[str, tuple[int, int]]:
-    """Offset and size of every regular file; also by the name without the folder that all files share, if any."""
+    """Offset and size of every regular file by name, also without the folder that all files share, if any."""
     try:
         with open_file(location) as file, tarfile.open(fileobj=file, mode="r:") as archive:
             members = {

@@ -1,4 +1,4 @@
-"""A sheet of detections beside the ground truth."""
+"""A sheet of detections next to the ground truth."""
 
 import colorsys
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from matrix_ssl.evaluate.detection.shapes import decode, encode
 from matrix_ssl.runs.files import write_atomically
 
 _ROWS, _WIDTH, _GAP, _TITLE = 8, 480, 8, 20  # the last three in pixels
-_FEWEST = 3  # detections drawn, if there are as many
+_FEWEST = 3  # minimum number of detections drawn, if there are that many
 
 
 @dataclass(frozen=True)
@@ -27,15 +27,15 @@ class _Drawn:
     """An object to draw on an image."""
 
     box: Sequence[float]  # x0, y0, x1, y1
-    mask: dict | None  # None: without masks
+    mask: dict | None  # None if there are no masks
     category: int
     text: str
 
 
 def write_gallery(path: Path, annotations: Annotations, files: ImageFiles, predictions: DetectionResults) -> None:
-    """Writes a PNG: for the first images with objects, the truth on the left, the best detections on the right.
+    """Writes a PNG of the first images with objects, ground truth on the left, best detections on the right.
 
-    As many detections as objects are drawn, three at least: those of the highest scores, however low these are.
+    As many detections are drawn as there are objects, but at least three: those with the highest scores, however low.
     """
     images = [p for p in annotations.images if p.objects() and p.id not in predictions.unreadable][:_ROWS]
     rows = [_row(image, annotations, files, predictions) for image in images]
@@ -76,7 +76,7 @@ def _row(
 
 def _draw(pixels: Tensor, items: Sequence[_Drawn], *, scale: float) -> Tensor:
     if not items:
-        return pixels  # torchvision warns where there is nothing to draw
+        return pixels  # torchvision warns if there is nothing to draw
     height, width = pixels.shape[1:]
     colours = [_colour(item.category) for item in items]
     if drawn := [torch.from_numpy(decode(item.mask)) for item in items if item.mask is not None]:
@@ -92,6 +92,6 @@ def _draw(pixels: Tensor, items: Sequence[_Drawn], *, scale: float) -> Tensor:
 
 
 def _colour(category: int) -> tuple[int, int, int]:
-    """A hue by the golden ratio, so that the colours of neighbouring categories differ."""
+    """A hue chosen by the golden ratio, so that the colours of neighbouring categories differ."""
     red, green, blue = colorsys.hsv_to_rgb(category * 0.618034 % 1, 0.85, 1.0)
     return round(255 * red), round(255 * green), round(255 * blue)

@@ -1,8 +1,8 @@
 """The second stage of Mask R-CNN: boxes, classes and masks of proposed regions, in two architectures.
 
-Matching, sampling and the losses of boxes are torchvision's. Regions, and the masks to be learnt, are sampled with
-aligned pixel centres (``roi_align(aligned=True)``), as the published protocol's ROIAlignV2 does; torchvision's own
-detectors shift both by half a pixel.
+Matching, sampling and the box losses are torchvision's. Regions and target masks are sampled with aligned pixel centres
+(``roi_align(aligned=True)``), as in ROIAlignV2 of the published protocol; torchvision's own detectors shift both by
+half a pixel.
 
 References: He, Gkioxari, Dollár and Girshick, "Mask R-CNN", ICCV 2017; Lin et al., "Feature Pyramid Networks for Object
 Detection", CVPR 2017, equation 1; He et al., "Momentum Contrast", CVPR 2020, appendix, for the BatchNorm after res5.
@@ -26,10 +26,11 @@ Target = Mapping[str, Tensor]  # boxes (k, 4), labels (k,) from 1, masks (k, h, 
 
 
 class RegionPool(nn.Module):
-    """RoIAlign on one feature map, or on that level of a pyramid whose resolution fits the region.
+    """RoIAlign on one feature map, or on the level of a pyramid whose resolution fits the region.
 
     A region of 224 pixels, the side of ImageNet's images, is taken from stride 16, larger and smaller ones from other
-    levels by powers of two. ``strides`` are in pixels and rise by factors of two; the result is ``size`` cells wide.
+    levels by powers of two. ``strides`` are in pixels and increase by factors of two; the result has ``size`` cells per
+    side.
     """
 
     def __init__(self, strides: Sequence[int], size: int):
@@ -53,7 +54,7 @@ class RegionPool(nn.Module):
 
 
 class Heads(RoIHeads):
-    """Boxes, classes and, by the settings, masks of regions; a subclass defines the features that predict them."""
+    """Predicts boxes, classes and, if enabled, masks of regions; a subclass defines the features for that."""
 
     def __init__(
         self, settings: DetectionSettings, *, box_head: nn.Module, box_width: int, mask_width: int, labels: int
@@ -80,7 +81,7 @@ class Heads(RoIHeads):
     def learnt_mask_regions(
         self, features: Mapping[str, Tensor], boxes: Sequence[Tensor], regions: Tensor, positive: Tensor
     ) -> Tensor:
-        """``mask_regions`` of positive boxes in training, where ``regions[positive]`` are their ``box_regions``."""
+        """``mask_regions`` of the positive boxes in training; ``regions[positive]`` are their ``box_regions``."""
         return self.mask_regions(features, boxes)
 
     def forward(
@@ -129,7 +130,7 @@ class PyramidHeads(Heads):
     """The heads of Mask R-CNN on a pyramid: two fully connected layers for boxes, four convolutions for masks."""
 
     def __init__(self, settings: DetectionSettings, *, strides: Sequence[int], labels: int):
-        width = settings.head_width  # of the pyramid, too
+        width = settings.head_width  # also that of the pyramid
         box_head = TwoMLPHead(width * 7 * 7, 4 * width)
         super().__init__(settings, box_head=box_head, box_width=4 * width, mask_width=width, labels=labels)
         self.box_pool, self.mask_pool = RegionPool(strides, 7), RegionPool(strides, 14)
@@ -143,7 +144,7 @@ class PyramidHeads(Heads):
 
 
 class LastStageHeads(Heads):
-    """The heads of C4: the encoder's last stage and a BatchNorm see every region, once for boxes and masks."""
+    """The heads of C4: the encoder's last stage and a BatchNorm process every region, once for boxes and masks."""
 
     def __init__(self, settings: DetectionSettings, *, last_stage: nn.Module, stride: int, width: int, labels: int):
         box_head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
@@ -165,16 +166,16 @@ class LastStageHeads(Heads):
 def mask_cross_entropy(
     logits: Tensor, boxes: Sequence[Tensor], labels: Tensor, objects: Sequence[Tensor], targets: Sequence[Target]
 ) -> Tensor:
-    """Mean binary cross-entropy of masks, logits (regions, classes, m, m), of the true classes ``labels`` (regions,).
+    """Mean binary cross-entropy of mask logits (regions, classes, m, m) for the true classes ``labels`` (regions,).
 
-    ``boxes`` (k, 4), ``objects`` (k,), the object that each box belongs to, and ``targets`` are those of every image
+    ``boxes`` (k, 4), ``objects`` (k,), the object to which each box belongs, and ``targets`` are given for every image
     (He et al., ICCV 2017, section 3).
     """
     side = logits.shape[-1]
     truth = []
     for box, number, target in zip(boxes, objects, targets, strict=True):
         regions = torch.cat([number[:, None].to(box), box], dim=1)
-        masks = target["masks"][:, None].to(box)  # exact, also where logits are bfloat16
+        masks = target["masks"][:, None].to(box)  # exact, even if the logits are bfloat16
         truth.append(roi_align(masks, regions, side, 1.0, sampling_ratio=0, aligned=True)[:, 0])
     expected = torch.cat(truth)
     if not len(expected):

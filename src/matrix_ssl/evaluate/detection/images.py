@@ -1,8 +1,8 @@
-"""Images and their targets at the size of the network, and the batches of training.
+"""Images and their targets at the network's input size, and the training batches.
 
 The images of an iteration, their size and whether they are flipped are functions of (seed, iteration, image), so they
 are the same in a resumed run and with any number of processes or threads. Threads read ahead: decoding and resizing
-leave Python's lock, and need no copies between processes.
+release the GIL, and no copies between processes are needed.
 """
 
 from collections import deque
@@ -25,7 +25,7 @@ from matrix_ssl.evaluate.detection.files import ImageFiles
 from matrix_ssl.evaluate.detection.settings import DetectionSettings
 from matrix_ssl.evaluate.detection.shapes import decode, encode
 
-_ORDER, _CHANGES = 0xD0, 0xD1  # coordinates that keep the order of images and their changes apart
+_ORDER, _CHANGES = 0xD0, 0xD1  # random streams for the order of the images and for their augmentation
 _AHEAD = 2  # batches or images read ahead for each thread
 Key = TypeVar("Key")
 Value = TypeVar("Value")
@@ -41,7 +41,7 @@ class DetectionBatch:
     unreadable: list[Unreadable]
 
     def to(self, device: torch.device) -> "DetectionBatch":
-        """The batch on a device."""
+        """Returns the batch on a device."""
         images = [image.to(device, non_blocking=True) for image in self.images]
         targets = [{key: value.to(device, non_blocking=True) for key, value in t.items()} for t in self.targets]
         return DetectionBatch(self.iteration, images, targets, self.unreadable)
@@ -64,17 +64,17 @@ class TrainingImages:
         return len(self.images)
 
     def indices(self, iteration: int) -> list[int]:
-        """This process's images of an iteration; epochs of random order follow each other without a gap."""
+        """This process's images of an iteration; randomly ordered epochs follow each other without a gap."""
         first = iteration * self._settings.batch_size + self._rank * self._size
         return [self._at(position) for position in range(first, first + self._size)]
 
     def batches(self, iterations: Iterable[int]) -> Generator[DetectionBatch, None, None]:
-        """The batches of iterations, read ahead by threads."""
+        """The batches of the given iterations, read ahead by threads."""
         keys = ((iteration, self.indices(iteration)) for iteration in iterations)
         return read_ahead(lambda key: self._batch(*key), keys, threads=self._settings.workers)
 
     def unreadable(self) -> list[Unreadable]:
-        """All images that cannot be read: where, why."""
+        """All images that cannot be read: path, reason."""
 
         def look(image: AnnotatedImage) -> Unreadable | None:
             try:
@@ -110,7 +110,7 @@ class TrainingImages:
 
 
 def read_pixels(image: AnnotatedImage, files: ImageFiles) -> Tensor:
-    """An image (3, height, width) of uint8, upright; UnreadableImage also where its size is not the annotations'."""
+    """An upright image (3, height, width), uint8; UnreadableImage also if its size differs from the annotations'."""
     where = files.where(image.name)
     pixels = decode_image(files.read(image.name), where)
     height, width = pixels.shape[1:]
@@ -122,14 +122,14 @@ def read_pixels(image: AnnotatedImage, files: ImageFiles) -> Tensor:
 
 
 def fit(image: AnnotatedImage, *, shorter: int, longest: int) -> tuple[int, int]:
-    """Height and width with the shorter side at ``shorter``, or below where the longer one would exceed ``longest``."""
+    """Height and width with the shorter side at ``shorter``, or less if the longer one would exceed ``longest``."""
     scale = shorter / min(image.height, image.width)
     scale = min(scale, longest / max(image.height, image.width))
     return max(1, round(image.height * scale)), max(1, round(image.width * scale))
 
 
 def resize(pixels: Tensor, height: int, width: int, *, flip: bool = False) -> Tensor:
-    """Pixels (3, h, w) of uint8 to (3, height, width) in [0, 1], bilinear with antialiasing."""
+    """Resizes pixels (3, h, w), uint8, to (3, height, width) in [0, 1], bilinearly with antialiasing."""
     image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
     values = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
     return torch.from_numpy(np.ascontiguousarray(values[:, :, ::-1] if flip else values)).float() / 255
@@ -155,9 +155,9 @@ def make_target(
 
 
 def read_ahead(function: Callable[[Key], Value], keys: Iterable[Key], *, threads: int) -> Generator[Value, None, None]:
-    """``map``, computed ahead by threads and in the order of the keys; an exception of a call is raised in its turn.
+    """``map``, computed ahead by threads, in the order of the keys; a call's exception is raised in its turn.
 
-    Warnings are hidden until the end, because threads share the filters that decoding changes.
+    Warnings are suppressed until the end, because threads share the filters that decoding changes.
     """
     if not threads:
         yield from map(function, keys)

@@ -1,8 +1,8 @@
-"""How much AP depends on the images that it was measured on: the bootstrap over images.
+"""How much AP depends on the images on which it was measured: the bootstrap over images.
 
 Images are drawn with replacement; an image drawn twice counts twice, with its objects and detections. Matching
-within an image does not change, so a resample costs a cumulative sum a category instead of an evaluation. The interval
-is that of one trained detector: it does not include the spread over training seeds.
+within an image does not change, so a resample costs one cumulative sum per category instead of an evaluation. The
+interval is for one trained detector: it does not include the spread over training seeds.
 
 Reference: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, section 13.3 (percentile intervals).
 """
@@ -16,19 +16,19 @@ from numpy.typing import NDArray
 
 from matrix_ssl.data.randomness import uniform
 
-_STREAM = 0xB007  # coordinate that keeps the resamples apart from other random numbers
+_STREAM = 0xB007  # random stream that keeps the resamples independent of other random numbers
 _LEVELS = (0.025, 0.975)
 _RECALLS = np.linspace(0, 1, 101)
 
 
 @dataclass(frozen=True)
 class _Matches:
-    """One category's detections, in the order of falling scores, and its objects."""
+    """One category's detections, in order of decreasing score, and its objects."""
 
     image: NDArray[np.int64]  # (detections,)
     right: NDArray[np.bool_]  # (thresholds, detections)
-    wrong: NDArray[np.bool_]  # neither is true where a detection is ignored
-    objects: NDArray[np.int64]  # (images,), without ignored ones
+    wrong: NDArray[np.bool_]  # likewise; for an ignored detection, neither is true
+    objects: NDArray[np.int64]  # (images,), number of objects, without ignored ones
 
 
 def resample(evaluation: Any, *, images: int, resamples: int, seed: int) -> dict[str, list[float] | None]:
@@ -41,7 +41,7 @@ def resample(evaluation: Any, *, images: int, resamples: int, seed: int) -> dict
 
 
 def average_precision(matches: Sequence[_Matches], weights: NDArray[np.int64]) -> tuple[float, float] | None:
-    """AP and AP50 where every image counts ``weights[image]`` times; None without any object."""
+    """AP and AP50 with every image counted ``weights[image]`` times; None if there is no object."""
     precisions = [value for match in matches if (value := _precisions(match, weights)) is not None]
     if not precisions:
         return None
@@ -50,7 +50,7 @@ def average_precision(matches: Sequence[_Matches], weights: NDArray[np.int64]) -
 
 
 def _precisions(match: _Matches, weights: NDArray[np.int64]) -> NDArray[np.float64] | None:
-    """Mean precision over the levels of recall at every threshold, (thresholds,)."""
+    """Mean precision over the recall levels at every threshold, (thresholds,)."""
     objects = int(weights @ match.objects)
     if not objects:
         return None
@@ -58,13 +58,13 @@ def _precisions(match: _Matches, weights: NDArray[np.int64]) -> NDArray[np.float
     right, wrong = np.cumsum(match.right * weight, axis=1), np.cumsum(match.wrong * weight, axis=1)
     precision = right / np.maximum(right + wrong, 1)
     best = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]  # at this recall or above
-    padded = np.concatenate([best, np.zeros((len(best), 1))], axis=1)  # a recall that is not reached
+    padded = np.concatenate([best, np.zeros((len(best), 1))], axis=1)  # for recall levels that are not reached
     rows = zip(padded, right / objects, strict=True)
     return np.array([row[np.searchsorted(recall, _RECALLS)].mean() for row, recall in rows])
 
 
 def _collect(evaluation: Any, images: int) -> list[_Matches]:
-    """Matches of every category over all areas; pycocotools keeps results by category, area and image."""
+    """Matches of every category over all areas; pycocotools stores results by category, area and image."""
     areas, thresholds = len(evaluation.params.areaRng), len(evaluation.params.iouThrs)
     return [
         _match(evaluation.evalImgs[first : first + images], thresholds)

@@ -23,15 +23,15 @@ from matrix_ssl.evaluate.detection.settings import DetectionSettings
 from matrix_ssl.runs import checkpoint
 
 _RATIOS = (0.5, 1.0, 2.0)  # height over width of the anchors
-# proposals kept before and after non-maximum suppression, of every level and of an image; Detectron2's values
+# proposals kept before non-maximum suppression, per level, and after it, per image; Detectron2's values
 _BEFORE = {"fpn": {"training": 2000, "testing": 1000}, "c4": {"training": 12000, "testing": 6000}}
 _AFTER = {"fpn": {"training": 1000, "testing": 1000}, "c4": {"training": 2000, "testing": 1000}}
-_STREAM = 0xDE7EC7  # coordinate that keeps the initialisation apart from other random numbers
+_STREAM = 0xDE7EC7  # random stream that keeps the initialisation independent of other random numbers
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """A torchvision ResNet with its weights, and how its images are normalised."""
+    """A torchvision ResNet with its weights, and the normalisation of its images."""
 
     encoder: torchvision.models.ResNet
     architecture: str
@@ -42,16 +42,16 @@ class Backbone:
 
     @property
     def stem_stride(self) -> int:
-        """The stride of the layers before the first stage: 4, or 1 for the stem for small images."""
+        """The stride of the layers before the first stage: 4, or 1 with the stem for small images."""
         return 4 if isinstance(self.encoder.maxpool, nn.MaxPool2d) else 1
 
 
 def open_backbone(
     where: str, *, architecture: str | None, seed: int, weights: Weights = "student", download: bool = False
 ) -> Backbone:
-    """The encoder that ``opening.open_encoder`` opens, which must be a ResNet of torchvision.
+    """Opens an encoder with ``opening.open_encoder``; it must be a torchvision ResNet.
 
-    ``"random"`` and ``"torchvision"`` without an architecture are a ResNet-50.
+    ``"random"`` and ``"torchvision"`` without an architecture mean a ResNet-50.
     """
     if architecture is None and where in (RANDOM, TORCHVISION):
         architecture = "resnet50"
@@ -65,12 +65,12 @@ def open_backbone(
 
 
 def build_detector(backbone: Backbone, settings: DetectionSettings, *, classes: int) -> GeneralizedRCNN:
-    """A detector whose encoder has the backbone's weights and whose other layers are initialised from the seed.
+    """Builds a detector with the backbone's weights in its encoder and all other layers initialised from the seed.
 
-    It takes images (3, h, w) in [0, 1], of any sizes, and targets with boxes, labels and masks. In training it returns
+    It takes images (3, h, w) in [0, 1] of any size, and targets with boxes, labels and masks. In training it returns
     the losses; in evaluation, for every image, boxes (k, 4) in its pixels, scores (k,), labels (k,) from 1 and
-    masks (k, m, m), probabilities over the box. The backbone's modules become part of it; ``classes`` counts those of
-    objects, without the background.
+    masks (k, m, m), probabilities over the box. The backbone's modules become part of it. ``classes`` is the number of
+    object classes, without the background.
     """
     encoder = backbone.encoder
     widths = [_width(stage) for stage in (encoder.layer1, encoder.layer2, encoder.layer3, encoder.layer4)]
@@ -100,24 +100,24 @@ def build_detector(backbone: Backbone, settings: DetectionSettings, *, classes: 
 
 
 class Normalise(GeneralizedRCNNTransform):
-    """torchvision's first and last step without its resizing: images come at their size, masks stay as predicted."""
+    """torchvision's first and last step without resizing: images arrive at their size, masks stay as predicted."""
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]):
         super().__init__(min_size=1, max_size=1, image_mean=list(mean), image_std=list(std))
 
     def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> Any:
-        """The image and its target at the size they have."""
+        """Returns the image and its target at their current size."""
         return image, target
 
     def postprocess(
         self, result: list[dict[str, Tensor]], image_shapes: Any, original_image_sizes: Any
     ) -> list[dict[str, Tensor]]:
-        """Boxes and masks at the size of the network's images."""
+        """Returns boxes and masks at the size of the network's images."""
         return result
 
 
 def parameter_groups(detector: nn.Module, *, weight_decay: float) -> list[dict[str, Any]]:
-    """Trainable parameters for the optimizer; those of BatchNorm without weight decay, as in Detectron2."""
+    """Trainable parameters for the optimizer, BatchNorm's without weight decay, as in Detectron2."""
     norms = {
         id(parameter)
         for module in detector.modules()

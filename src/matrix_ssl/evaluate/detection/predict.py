@@ -1,4 +1,4 @@
-"""The detections of a detector on images, in COCO's results format, computed by all processes."""
+"""A detector's detections on images, in COCO's results format, computed by all processes."""
 
 import json
 import zlib
@@ -25,7 +25,7 @@ from matrix_ssl.runs.devices import MixedPrecision
 class DetectionResults:
     """Detections on all images that could be read."""
 
-    # image_id, category_id, bbox [x, y, width, height], score and, with masks, segmentation
+    # image_id, category_id, bbox [x, y, width, height], score and, if there are masks, segmentation
     detections: list[dict[str, Any]]
     unreadable: dict[int, Unreadable]  # by the image's id
 
@@ -38,12 +38,12 @@ def predict(
     *,
     categories: Sequence[int],
     device: torch.device,
-    on_progress: Callable[[int, int], None],  # with the images done and all images of this process
+    on_progress: Callable[[int, int], None],  # called with this process's images done and their number
 ) -> DetectionResults:
     """Runs the detector, in evaluation mode, on every image; the result is the same on every process.
 
-    Boxes and masks are those of the image at its own size; numbers are rounded as in COCO's files: boxes to a
-    thousandth of a pixel, scores to six digits. ``categories`` are the ids of the labels, from label 1.
+    Boxes and masks are in the image's original size. Numbers are rounded as in COCO's files: boxes to a thousandth of a
+    pixel, scores to six digits. ``categories`` are the ids of the labels, from label 1.
     """
     was_training = detector.training
     detector.eval()
@@ -78,7 +78,7 @@ def predict(
 def _to_coco(
     result: dict[str, Tensor], image: AnnotatedImage, size: Sequence[int], categories: Sequence[int]
 ) -> list[dict[str, Any]]:
-    """Detections at the network's size as those of the image at its own."""
+    """Converts detections from the network's input size to the image's original size."""
     result = {name: value.float() if value.is_floating_point() else value for name, value in result.items()}
     scale = torch.tensor([image.width / size[1], image.height / size[0]] * 2, device=result["boxes"].device)
     boxes = (result["boxes"] * scale).cpu()
@@ -102,7 +102,7 @@ def _to_coco(
 
 
 def _gather_json(value: Any, device: torch.device) -> list[Any]:
-    """The value of every process, on every process."""
+    """Gathers the values of all processes on every process."""
     if distributed.world_size() == 1:
         return [value]
     packed = np.frombuffer(zlib.compress(json.dumps(value).encode(), 1), dtype=np.uint8).copy()

@@ -44,7 +44,7 @@ Bar = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
 
 @dataclass(frozen=True)
 class Inputs:
-    """The places of images, annotations and the encoder."""
+    """The locations of images, annotations and encoder."""
 
     train_images: Path
     train_annotations: Path
@@ -53,12 +53,12 @@ class Inputs:
     encoder: str  # as in ``open_backbone``
     backbone: str | None = None  # architecture of the encoder
     weights: Weights = "student"
-    download: bool = False  # published weights that the local cache lacks
+    download: bool = False  # download published weights that are not in the local cache
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """All inputs of a run, checked and built; nothing is written yet."""
+    """All inputs of a run, checked and built, before anything is written."""
 
     inputs: Inputs
     settings: DetectionSettings
@@ -73,7 +73,7 @@ class Prepared:
     detector: nn.Module
 
     def headline(self) -> str:
-        """One line on the run: network, encoder, data, length and device."""
+        """One line about the run: network, encoder, data, length and device."""
         s, processes = self.settings, distributed.world_size()
         encoder, where = self.backbone.text.removesuffix("."), devices.device_name(self.device)
         return (
@@ -84,7 +84,7 @@ class Prepared:
         )
 
     def remarks(self) -> list[str]:
-        """Sentences on what is left out of the annotations."""
+        """Sentences about the annotations that are left out."""
         texts = []
         for one in (self.train, self.val):
             if one.unused:
@@ -124,7 +124,7 @@ class Prepared:
 def prepare(inputs: Inputs, settings: DetectionSettings, *, device: torch.device) -> Prepared:
     """Reads and checks the annotations, opens the encoder and builds the detector."""
     check_processes(settings, distributed.world_size())
-    coco_masks()  # fails at once where pycocotools is missing
+    coco_masks()  # fails at once if pycocotools is missing
     places = (inputs.train_annotations, inputs.val_annotations)
     train, val = (read_annotations(place, masks=settings.masks) for place in places)
     check_same_categories(train, val)
@@ -145,10 +145,10 @@ def prepare(inputs: Inputs, settings: DetectionSettings, *, device: torch.device
 
 
 def run(prepared: Prepared, out: Path, *, display: Display, bar: Bar) -> dict[str, Any]:
-    """Trains, or resumes where an earlier call stopped, scores, and writes the result into ``out``.
+    """Trains, or resumes where an earlier call stopped, then scores and writes the result to ``out``.
 
-    The main process has claimed the folder and holds its lock. It returns the content of ``result.json``, the others
-    an empty dictionary. ``bar`` makes a progress bar by its title, for the work after the training.
+    The main process must have claimed the folder and hold its lock. It returns the content of ``result.json``, the
+    others an empty dictionary. ``bar`` makes a progress bar from a title, for the work after the training.
     """
     settings = prepared.settings
     training = DetectorTraining(prepared.detector, prepared.images, settings, prepared.plan, display=display)
@@ -201,5 +201,5 @@ def _write(
         "encoder_text": prepared.backbone.text,
         "environment": read_json(out / ENVIRONMENT),
     }
-    write_json(out / RESULT, result)  # last: it marks the run as complete
+    write_json(out / RESULT, result)  # written last, since it marks the run as complete
     return result

@@ -1,10 +1,10 @@
-"""Average precision of boxes and masks as COCO defines it, by pycocotools, its uncertainty, and tables of both.
+"""Average precision of boxes and masks as defined by COCO (computed by pycocotools), its uncertainty, and tables.
 
-AP is the mean over IoU thresholds 0.50, 0.55, ..., 0.95 and over categories of the mean, over 101 levels of recall, of
-the highest precision at that recall or above; AP50 and AP75 are those of one threshold. Small objects cover less than
-32² pixels, large ones more than 96². AR is the mean over thresholds and categories of the highest recall with 1, 10 or
-100 detections an image. Detections on crowd regions count neither as right nor as wrong. A category without an object
-is excluded from every mean; a value without any is None.
+For one IoU threshold and category, AP is the mean over 101 recall levels of the highest precision at that recall or
+above; it is averaged over the thresholds 0.50, 0.55, ..., 0.95 and over categories. AP50 and AP75 use one threshold.
+Small objects cover less than 32² pixels, large ones more than 96². AR is the mean over thresholds and categories of the
+highest recall with 1, 10 or 100 detections per image. Detections on crowd regions count neither as right nor as wrong.
+A category without an object is excluded from every mean; a mean over nothing is None.
 
 Reference: Lin et al., "Microsoft COCO: Common Objects in Context", ECCV 2014; cocodataset.org, "Detection evaluation".
 """
@@ -37,8 +37,9 @@ _CLASSES = 10  # rows
 def score(
     annotations: Annotations, predictions: DetectionResults, *, masks: bool = True, resamples: int = 0, seed: int = 0
 ) -> dict[str, Any]:
-    """Scores detections, as fractions of 1, on the images that could be read; without intervals if ``resamples`` is 0,
-    and boxes alone without ``masks``.
+    """Scores detections, as fractions of 1, on the images that could be read.
+
+    There are no intervals if ``resamples`` is 0, and only boxes are scored without ``masks``.
 
     Returns:
         ``{"box": {measure: value}, "mask": {...}, "per_class": [{id, name, objects, box_AP, box_AP50, mask_AP,
@@ -90,7 +91,7 @@ def _truth(annotations: Annotations, images: Sequence[AnnotatedImage]) -> dict[s
 
 
 def _detections(detections: Sequence[dict[str, Any]], kind: Kind) -> list[dict[str, Any]]:
-    """Detections with the area of what is scored, box or mask: it decides which sizes an unmatched one counts for."""
+    """Detections with the area of the box or mask scored, which decides the sizes that an unmatched one counts for."""
     items = []
     for number, item in enumerate(detections, start=1):
         area = item["bbox"][2] * item["bbox"][3] if kind == "box" else float(coco_masks().area(item["segmentation"]))
@@ -104,11 +105,11 @@ def _evaluate(
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints at every step
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints at every step
         sides = []
         for items in (truth["annotations"], detections):
             side = COCO()
-            side.dataset = {**truth, "annotations": [dict(item) for item in items]}  # it marks them
+            side.dataset = {**truth, "annotations": [dict(item) for item in items]}  # copies, which it modifies
             side.createIndex()
             sides.append(side)
         evaluation = COCOeval(*sides, _TYPES[kind])
@@ -120,13 +121,13 @@ def _evaluate(
 
 
 def _mean(precision: NDArray[np.float64]) -> float | None:
-    """The mean of the defined values; pycocotools marks the others by -1."""
+    """The mean of the defined values; pycocotools marks the others with -1."""
     defined = precision[precision > -1]
     return float(defined.mean()) if defined.size else None
 
 
 def scores_table(result: Mapping[str, Any]) -> Table:
-    """AP and AR of boxes and masks, in percent, with the 95 % interval of AP over images."""
+    """AP and AR of boxes and masks in percent, with the 95 % interval of AP over images."""
     intervals = result["interval_95"]
     columns = [*_COLUMNS.values(), *(["95 % of AP"] if intervals else [])]
     table = _table(f"Average precision in % on {result['images']} images", "", columns)
@@ -140,7 +141,7 @@ def scores_table(result: Mapping[str, Any]) -> Table:
 
 
 def classes_table(result: Mapping[str, Any]) -> Table:
-    """AP of the classes with the most objects; ``result.json`` has all."""
+    """AP of the classes with the most objects; ``result.json`` has all classes."""
     rows = [row for row in sorted(result["per_class"], key=lambda row: -row["objects"]) if row["objects"]]
     title = f"{len(rows[:_CLASSES])} of {len(rows)} classes, those with the most objects"
     keys = [f"{kind}_{measure}" for kind in _TYPES if kind in result for measure in ("AP", "AP50")]

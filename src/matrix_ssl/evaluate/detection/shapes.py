@@ -1,7 +1,7 @@
-"""Masks of annotated objects: polygons or run lengths, drawn at any size, and predicted masks pasted into images.
+"""Masks of annotated objects (polygons or run lengths) drawn at any size, and predicted masks pasted into images.
 
-COCO's run lengths count pixels down the columns, first of background, then alternately of the object and background
-(pycocotools, maskApi). Drawing uses pycocotools, so that masks are the same as in the scoring.
+COCO's run lengths count pixels down the columns, starting with the background and alternating between object and
+background (pycocotools, maskApi). Drawing uses pycocotools, so masks are the same as in scoring.
 """
 
 from collections.abc import Mapping
@@ -17,10 +17,10 @@ from torch import Tensor
 
 from matrix_ssl.errors import import_extra
 
-_MOST_DIGITS = 7  # five bits each: counts are numbers of 32 bits
-_FARTHEST = 1e9  # pixels; coordinates beyond count as this
+_MOST_DIGITS = 7  # five bits each, since counts are 32-bit numbers
+_FARTHEST = 1e9  # pixels; coordinates beyond this are clipped to it
 MOST_PIXELS = 2**28  # of an annotated image or mask
-_SAME_RATIO = 0.02  # relative difference of two ratios of sides that rounding to whole pixels may make
+_SAME_RATIO = 0.02  # relative difference of two aspect ratios that rounding to whole pixels can explain
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Polygons:
         return x0, y0, x1, y1
 
     def touches(self, height: int, width: int) -> bool:
-        """Whether a polygon with an area reaches into an image of that size."""
+        """Whether a polygon with non-zero area overlaps an image of this size."""
         return any(
             _area(p) > 0 and p.max(0).min() > 0 and p[:, 0].min() < width and p[:, 1].min() < height
             for p in self.polygons
@@ -49,7 +49,7 @@ class Polygons:
 
 @dataclass(frozen=True)
 class RunLengths:
-    """A mask as run lengths down the columns, at a size of its own."""
+    """A mask as run lengths down the columns, at its own size."""
 
     height: int
     width: int
@@ -60,7 +60,7 @@ class RunLengths:
         return float(self.counts[1::2].sum())
 
     def fits(self, height: int, width: int) -> bool:
-        """Whether it has the aspect ratio of an image of that size, so that it may be rescaled to it."""
+        """Whether it has the aspect ratio of an image of this size, so that it can be rescaled to it."""
         ratio = (self.height * width) / (self.width * height)
         return abs(ratio - 1) <= _SAME_RATIO + 1 / min(height, width)
 
@@ -69,14 +69,14 @@ Shape = Polygons | RunLengths
 
 
 def is_rescaled(shape: Shape, height: int, width: int) -> bool:
-    """Whether a mask is stored at a different size than the image's."""
+    """Whether a mask is stored at a size other than the image's."""
     return isinstance(shape, RunLengths) and (shape.height, shape.width) != (height, width)
 
 
 def parse_run_lengths(value: Mapping[str, Any]) -> RunLengths | None:
-    """Reads COCO's ``{"size": [height, width], "counts": ...}``, counts as a list or compressed into text.
+    """Reads COCO's ``{"size": [height, width], "counts": ...}``, with counts as a list or a compressed string.
 
-    None where the counts do not cover the size exactly: such a mask has no meaning.
+    None if the counts do not cover the size exactly, since such a mask is meaningless.
     """
     size, counts = value.get("size"), value.get("counts")
     if not isinstance(size, list) or len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
@@ -95,7 +95,7 @@ def parse_run_lengths(value: Mapping[str, Any]) -> RunLengths | None:
 
 
 def encode(shape: Shape, height: int, width: int, *, scale: float | tuple[float, float] = 1.0) -> dict[str, Any]:
-    """The mask in an image of a size, as run lengths; ``scale`` is that of x and y from polygons to that size."""
+    """Draws the mask at an image's size, as run lengths; ``scale`` is that of x and y from polygons to this size."""
     coco = coco_masks()
     if isinstance(shape, Polygons):
         lists = [(polygon * scale).ravel().tolist() for polygon in shape.polygons]
@@ -108,9 +108,9 @@ def encode(shape: Shape, height: int, width: int, *, scale: float | tuple[float,
 
 
 def decode(runs: Mapping[str, Any]) -> NDArray[np.uint8]:
-    """Run lengths of ``encode`` or ``encode_pixels`` to (height, width) of 0 and 1.
+    """Decodes run lengths from ``encode`` or ``encode_pixels`` to (height, width) of 0 and 1.
 
-    pycocotools' own function warns with recent releases of NumPy.
+    pycocotools' own function emits warnings with recent NumPy releases.
     """
     counts = runs["counts"]
     numbers = _decompress(counts.encode() if isinstance(counts, str) else counts)
@@ -119,9 +119,9 @@ def decode(runs: Mapping[str, Any]) -> NDArray[np.uint8]:
 
 
 def paste(mask: Tensor, box: Tensor, height: int, width: int) -> Tensor:
-    """Pastes probabilities (m, m) over a box (4,), x0, y0, x1, y1 in pixels, into an image (height, width) of bool.
+    """Pastes probabilities (m, m) over a box (4,), x0, y0, x1, y1 in pixels, into an image (height, width), bool.
 
-    They are bilinear between the centres of the cells, and true where at least 1/2.
+    They are interpolated bilinearly between cell centres, and a pixel is true if its value is at least 1/2.
     """
     x0, y0, x1, y1 = box.tolist()
     left, top = max(int(x0), 0), max(int(y0), 0)
@@ -129,7 +129,7 @@ def paste(mask: Tensor, box: Tensor, height: int, width: int) -> Tensor:
     whole = torch.zeros(height, width, dtype=torch.bool, device=mask.device)
     if right <= left or bottom <= top or x1 <= x0 or y1 <= y0:
         return whole
-    # a pixel's value is that at its centre; -1 and 1 are the borders of the box
+    # a pixel takes the value at its centre; -1 and 1 are the borders of the box
     x = (torch.arange(left, right, device=mask.device) + 0.5 - x0) / (x1 - x0) * 2 - 1
     y = (torch.arange(top, bottom, device=mask.device) + 0.5 - y0) / (y1 - y0) * 2 - 1
     grid = torch.stack(torch.broadcast_tensors(x[None, :], y[:, None]), dim=-1)[None].to(mask.dtype)
@@ -139,7 +139,7 @@ def paste(mask: Tensor, box: Tensor, height: int, width: int) -> Tensor:
 
 
 def encode_pixels(mask: Tensor) -> dict[str, Any]:
-    """A mask (height, width) as pycocotools' run lengths with text for counts, ready for JSON."""
+    """Encodes a mask (height, width) as pycocotools' run lengths, with a string for the counts, ready for JSON."""
     runs = coco_masks().encode(np.asfortranarray(mask.cpu().numpy().astype(np.uint8)))
     return {"size": [int(side) for side in runs["size"]], "counts": runs["counts"].decode()}
 
@@ -153,10 +153,10 @@ def coco_masks() -> Any:
 
 
 def clip_far(polygon: NDArray[np.float64], height: int, width: int) -> NDArray[np.float64]:
-    """The part of a polygon within one image size around the image, where a point is beyond; else the polygon.
+    """Clips a polygon to within one image size around the image, if a point lies beyond; else returns it unchanged.
 
-    pycocotools takes memory for every pixel of an outline, inside the image or not. Cut at the four sides in turn:
-    Sutherland and Hodgman, "Reentrant Polygon Clipping", Communications of the ACM 1974.
+    pycocotools allocates memory for every pixel of an outline, inside the image or not. The polygon is clipped at the
+    four sides in turn: Sutherland and Hodgman, "Reentrant Polygon Clipping", Communications of the ACM 1974.
     """
     size = np.array([width, height], dtype=np.float64)
     if (polygon >= -size).all() and (polygon <= 2 * size).all():
@@ -188,10 +188,10 @@ def _fill(counts: NDArray[np.int64], height: int, width: int) -> NDArray[np.uint
 
 
 def _decompress(text: bytes) -> NDArray[np.int64] | None:
-    """Counts from COCO's text: digits of five bits, the lowest first, from the letter '0' upwards.
+    """Decodes counts from COCO's string: digits of five bits, the lowest first, from the character '0' upwards.
 
-    A sixth bit is set where more digits follow; the highest bit of the last one is the sign. From the fourth count on,
-    each is stored as the difference from the count two places before. None for text that does not have this form.
+    A sixth bit is set if more digits follow; the highest bit of the last digit is the sign. From the fourth count on,
+    each is stored as the difference from the count two places before. None for a string not in this form.
     """
     letters = np.frombuffer(text, dtype=np.uint8).astype(np.int64) - 48
     if not len(letters) or letters.min() < 0 or letters.max() > 63 or letters[-1] & 32:

@@ -24,14 +24,14 @@ _ADVICE = "Lower the learning rate (--set learning_rate=...) or lengthen the war
 
 
 class Step(NamedTuple):
-    """What a step computes from this process's part of the batch."""
+    """The outputs of a step on this process's part of the batch."""
 
     loss: Tensor  # (), the sum of the parts
     parts: dict[str, Tensor]  # () each, named in ``LOSSES``
 
 
 class DetectorTraining(Task[DetectionBatch, Step]):
-    """The training of a detector at its initialisation, on the device, with synchronised BatchNorm."""
+    """The training of a newly initialised detector, on the device, with synchronised BatchNorm."""
 
     def __init__(
         self, detector: nn.Module, images: TrainingImages, settings: DetectionSettings, plan: Plan, *, display: Display
@@ -56,7 +56,7 @@ class DetectorTraining(Task[DetectionBatch, Step]):
     def refine_batch_norm(self, run: Path, steps: int, on_progress: Callable[[int, int], None]) -> None:
         """Replaces BatchNorm's running statistics, which lag behind changing weights, by averages over further steps.
 
-        Those steps learn nothing ("precise BatchNorm", ``training.batch_norm``).
+        These steps do not update the weights ("precise BatchNorm", ``training.batch_norm``).
         """
         first = self.plan.total_steps
         self.module.train()
@@ -82,7 +82,7 @@ class DetectorTraining(Task[DetectionBatch, Step]):
         return self.rates.learning_rate(step)
 
     def compute(self, forward: nn.Module, batch: DetectionBatch) -> Step:
-        """The sum of the five losses; the sampling of anchors and regions draws from PyTorch's generator."""
+        """The sum of the five losses; anchors and regions are sampled with PyTorch's generator."""
         with self.precision.autocast():
             losses: dict[str, Tensor] = forward(batch.images, batch.targets)
         return Step(torch.stack(list(losses.values())).sum(), losses)
@@ -91,7 +91,7 @@ class DetectorTraining(Task[DetectionBatch, Step]):
         return self.step % self.settings.log_every == 0 or self.is_last
 
     def describe(self, output: Step, history: History) -> Line:
-        """The means of the losses over the processes."""
+        """The means of the losses over all processes."""
         names = self.terms(output)
         values = torch.stack([output.parts[name].detach() for name in names])
         values = distributed.gather(values[None]).mean(0)

@@ -1,1 +1,1 @@
-"""What is in a folder of images, from their features: neighbours, duplicates, outliers, clusters, labels, subsets."""
+"""Explores a folder of images by their features: neighbours, duplicates, outliers, clusters, labels, subsets."""

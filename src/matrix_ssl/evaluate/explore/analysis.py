@@ -1,4 +1,4 @@
-"""Everything that the page of a folder of images says about their features, from one search for neighbours."""
+"""Everything that the explore page reports about features, from a single neighbour search."""
 
 from dataclasses import dataclass
 
@@ -12,19 +12,19 @@ from matrix_ssl.evaluate.explore.mislabels import VOTERS, LabelIssues, confident
 from matrix_ssl.evaluate.explore.neighbours import Neighbours, nearest
 from matrix_ssl.evaluate.explore.outliers import mean_distances
 
-_SCORED_BY = 10  # neighbours that decide how odd an image is
+_SCORED_BY = 10  # neighbours that determine the outlier score of an image
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """What the features of n images say.
+    """The analysis of the features of n images.
 
     Attributes:
-        neighbours: up to 20 of every image.
+        neighbours: up to 20 neighbours of every image.
         duplicates: groups of near-duplicates, as ``near_duplicates`` returns them.
         clusters: as ``cluster`` returns them.
         outlier_scores: float64 (n,), as ``outlier_scores`` returns them.
-        confidence: float64 (n,), the share of its own label in the votes for every image; None without labels.
+        confidence: float64 (n,), the share of each image's votes that are for its own label; None without labels.
         issues: as ``label_issues`` returns them; None without labels.
     """
 
@@ -44,18 +44,18 @@ def analyse(
     threshold: float = THRESHOLD,
     seed: int = 0,
 ) -> Analysis:
-    """Neighbours, duplicates, clusters and outliers of features (n, d), and with labels (n,) those that look wrong.
+    """Finds neighbours, duplicates, clusters and outliers of features (n, d) and, given labels (n,), suspicious ones.
 
-    Images whose labels are all the same, or some of which have none (-1), are taken as unlabelled.
+    If all labels are the same, or some images have none (-1), the images are treated as unlabelled.
 
     Args:
-        clusters: their number; None: chosen by ``cluster``.
-        threshold: of near-duplicates.
-        seed: of the clusters.
+        clusters: number of clusters; None: chosen by ``cluster``.
+        threshold: similarity threshold of near-duplicates.
+        seed: random seed of the clusters.
 
     Raises:
-        ConfigError: the threshold or the number of clusters is out of its range.
-        DataError: there are not two images, or a value is not finite.
+        ConfigError: the threshold or the number of clusters is out of range.
+        DataError: there are fewer than two images, or a value is not finite.
     """
     near = nearest(features, k=max(1, min(VOTERS, len(features) - 1)))
     confidence = issues = None

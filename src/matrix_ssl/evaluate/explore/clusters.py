@@ -1,4 +1,4 @@
-"""Clusters of images with the images that represent them."""
+"""Clusters of images, with representative images of each."""
 
 import contextlib
 import warnings
@@ -12,18 +12,18 @@ from matrix_ssl.data.randomness import permutation, short_seed
 from matrix_ssl.errors import ConfigError, check_whole
 from matrix_ssl.evaluate.explore.inputs import Matrix, check_seed, unit_rows
 
-REPRESENTATIVES = 9  # images of a cluster
-_SAMPLE = 2000  # images that the number of clusters is chosen on, at most
+REPRESENTATIVES = 9  # per cluster
+_SAMPLE = 2000  # maximum number of images on which the number of clusters is chosen
 _COUNTS = (2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 20, 24, 28, 32, 40, 50)
-_STREAM = 0xC1A5  # coordinate of their choice
+_STREAM = 0xC1A5  # random stream that samples them
 
 
 class Clusters(NamedTuple):
     """A cluster for every image.
 
     Attributes:
-        assignments: int64 (n,), the cluster of every image, from 0, the largest first; -1 for none.
-        representatives: for every cluster the indices of up to nine of its images, int64, the most central first.
+        assignments: int64 (n,), the cluster of every image, numbered from 0 (the largest); -1 for no cluster.
+        representatives: for every cluster, the indices of up to nine of its images, int64, the most central first.
     """
 
     assignments: NDArray[np.int64]
@@ -31,17 +31,17 @@ class Clusters(NamedTuple):
 
 
 def cluster(features: Matrix, *, count: int | None = None, seed: int = 0) -> Clusters:
-    """k-means of the features at length one.
+    """Clusters the features, normalised to length one, with k-means.
 
-    Without a count, the number among 2 to 50 with the highest mean silhouette is taken, on at most 2,000 images.
+    Without a count, the number between 2 and 50 with the highest mean silhouette on at most 2,000 images is used.
 
     Args:
         features: (n, d), finite.
-        count: number of clusters, from 1 to n; None: chosen.
-        seed: of the starting centres and of the images on which the number is chosen.
+        count: number of clusters, from 1 to n; None: chosen by the silhouette.
+        seed: random seed for the initial centres and for the images on which the number is chosen.
 
     Raises:
-        ConfigError: the count is not from 1 to n, or the seed not from 0 to 2⁶³ - 1.
+        ConfigError: the count is not between 1 and n, or the seed not between 0 and 2⁶³ - 1.
         DataError: a value is not finite.
 
     Reference: Lloyd, IEEE Transactions on Information Theory 1982; Arthur and Vassilvitskii, SODA 2007 (k-means++);
@@ -61,20 +61,20 @@ def cluster(features: Matrix, *, count: int | None = None, seed: int = 0) -> Clu
 
 
 def check_count(count: int, images: int, *, name: str = "count") -> None:
-    """Raises ConfigError, with the name of the argument, unless the clusters are from 1 to as many as the images."""
+    """Raises ConfigError, naming the argument, unless the number of clusters is between 1 and that of the images."""
     check_whole(name, count)
     if not 1 <= count <= images:
         raise ConfigError(f"{name}={count}: expected 1 to {images} clusters, as many as there are images.")
 
 
 def dense_clusters(features: Matrix, *, smallest: int = 10) -> Clusters:
-    """HDBSCAN of the features at length one: clusters are dense regions, and images between them are in none, -1.
+    """Clusters the features, normalised to length one, with HDBSCAN; images outside dense regions have no cluster, -1.
 
-    Compares all pairs: for up to some ten thousand images.
+    All pairs are compared, so this is suitable for up to some ten thousand images.
 
     Args:
         features: (n, d), finite.
-        smallest: images of a cluster, at least 2.
+        smallest: minimum number of images in a cluster, at least 2.
 
     Raises:
         ConfigError: ``smallest`` is below 2 or above n.
@@ -103,14 +103,14 @@ def choose_count(rows: NDArray[np.float32], *, seed: int = 0) -> int:
     for count in (count for count in _COUNTS if count < different):
         with _quiet():
             labels = KMeans(count, n_init=1, random_state=short_seed(seed)).fit_predict(rows)
-        if 1 < len(np.unique(labels)) < len(rows):  # features that differ in their last bits are in one
+        if 1 < len(np.unique(labels)) < len(rows):  # features that differ only in their last bits share a cluster
             scores[count] = silhouette_score(rows, labels)
     return max(scores, key=lambda count: scores[count], default=1)
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without scikit-learn's warning that fewer clusters than asked for are different."""
+    """Suppresses scikit-learn's warning that fewer distinct clusters than requested were found."""
     from sklearn.exceptions import ConvergenceWarning  # slow to import
 
     with warnings.catch_warnings():
@@ -119,7 +119,7 @@ def _quiet() -> Iterator[None]:
 
 
 def in_order(labels: NDArray[np.integer], distances: NDArray[np.floating]) -> Clusters:
-    """Clusters numbered by size, with the images of the smallest ``distances`` (n,) as representatives; -1 stays."""
+    """Clusters numbered by size, with the images with the smallest ``distances`` (n,) as representatives; -1 stays."""
     names, sizes = np.unique(labels[labels >= 0], return_counts=True)
     assignments = np.full(len(labels), -1, dtype=np.int64)
     representatives = []

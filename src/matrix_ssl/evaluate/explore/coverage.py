@@ -1,4 +1,4 @@
-"""How well one collection of images covers another, and how even the classes of a collection are."""
+"""How well one collection of images covers another, and how balanced the classes of a collection are."""
 
 from typing import NamedTuple
 
@@ -10,13 +10,13 @@ from matrix_ssl.evaluate.explore.neighbours import nearest
 
 
 class Coverage(NamedTuple):
-    """What of a target a collection covers.
+    """How much of a target a collection covers.
 
     Attributes:
-        covered: bool (m,), for every image of the target.
-        similarities: float32 (m,), of the nearest image of the collection.
-        share: of the target that is covered, in [0, 1].
-        expected: the share if both were samples of one distribution.
+        covered: bool (m,), whether each target image is covered.
+        similarities: float32 (m,), similarity of each target image to the nearest image of the collection.
+        share: fraction of the target that is covered, in [0, 1].
+        expected: the expected share if both were samples from one distribution.
     """
 
     covered: NDArray[np.bool_]
@@ -26,12 +26,12 @@ class Coverage(NamedTuple):
 
 
 class Balance(NamedTuple):
-    """How even classes are.
+    """How balanced classes are.
 
     Attributes:
-        counts: int64 (classes,), images of every class.
-        effective_classes: exp of the entropy of the shares: the number of equal classes that are as even.
-        ratio: images of the largest class over those of the smallest that has any.
+        counts: int64 (classes,), number of images in every class.
+        effective_classes: exp of the entropy of the shares, the number of equally large classes with the same entropy.
+        ratio: number of images in the largest class over that in the smallest non-empty one.
     """
 
     counts: NDArray[np.int64]
@@ -42,7 +42,7 @@ class Balance(NamedTuple):
 def coverage(features: Matrix, target: Matrix, *, k: int = 5) -> Coverage:
     """The share of target images with an image of the collection no farther than their k-th neighbour in the target.
 
-    For n images and m in the target, both of one distribution, the expectation is
+    For n images in the collection and m in the target, both from one distribution, the expected share is
     1 - (m-1)···(m-k) / ((n+m-1)···(n+m-k)).
 
     Args:
@@ -52,7 +52,7 @@ def coverage(features: Matrix, target: Matrix, *, k: int = 5) -> Coverage:
 
     Raises:
         ConfigError: ``k`` is not positive.
-        DataError: the target has not more than k images, the widths differ, or a value is not finite.
+        DataError: the target does not have more than k images, the widths differ, or a value is not finite.
 
     Reference: Naeem, Oh, Uh, Choi and Yoo, "Reliable fidelity and diversity metrics for generative models", ICML 2020,
     equation 5 and section 3.3.
@@ -66,7 +66,7 @@ def coverage(features: Matrix, target: Matrix, *, k: int = 5) -> Coverage:
 
 
 def class_balance(labels: ArrayLike, *, classes: int | None = None) -> Balance:
-    """Images of every class, and how even they are; ``classes`` counts those without images, too."""
+    """Number of images in every class, and how balanced they are; ``classes`` includes classes without images."""
     counts = np.bincount(np.asarray(labels), minlength=classes or 0).astype(np.int64)
     present = counts[counts > 0]
     shares = present / present.sum()

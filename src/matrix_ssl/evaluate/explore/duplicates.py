@@ -1,4 +1,4 @@
-"""Groups of images that are nearly the same: connected through similarities above a threshold."""
+"""Groups of near-duplicate images, connected by similarities above a threshold."""
 
 from collections.abc import Iterator
 from numbers import Real
@@ -12,13 +12,13 @@ from matrix_ssl.errors import ConfigError
 from matrix_ssl.evaluate.explore.inputs import Matrix, unit_rows
 
 THRESHOLD = 0.9  # above 0.86, the best on planted copies: benchmarks/experiments/find.py
-_BLOCK = 2048  # rows that are compared at a time
+_BLOCK = 2048  # rows compared at a time
 
 
 def near_duplicates(features: Matrix, *, threshold: float = THRESHOLD) -> list[NDArray[np.int64]]:
     """Groups of images that are connected by pairs with a cosine similarity of at least ``threshold``.
 
-    Two images of a group may be less similar than that where others stand between them. All pairs are compared, in
+    Two images of a group may be less similar than that if they are connected through others. All pairs are compared, in
     blocks; memory does not grow with the number of pairs.
 
     Args:
@@ -26,11 +26,11 @@ def near_duplicates(features: Matrix, *, threshold: float = THRESHOLD) -> list[N
         threshold: in (-1, 1].
 
     Returns:
-        Increasing indices of each group of two or more, int64; the largest groups first, of equal ones that of the
-        lowest index.
+        Increasing indices of each group of two or more, int64. The largest groups come first and, among groups of equal
+        size, the one with the lowest index.
 
     Raises:
-        ConfigError: the threshold is out of its range.
+        ConfigError: the threshold is out of range.
         DataError: a value is not finite.
     """
     from scipy.sparse import coo_array  # slow to import
@@ -55,8 +55,8 @@ def check_threshold(threshold: float) -> None:
 
 
 def _pairs(rows: Tensor, threshold: float) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Indices of pairs i < j above the threshold, block by block, where there are any."""
-    bound = threshold - 1e-6  # equal images have a product of one but for rounding
+    """Indices of pairs i < j above the threshold, block by block; blocks without any are skipped."""
+    bound = threshold - 1e-6  # equal images have a product of one, up to rounding
     for start in range(0, len(rows), _BLOCK):
         block = rows[start : start + _BLOCK]
         for other in range(start, len(rows), _BLOCK):

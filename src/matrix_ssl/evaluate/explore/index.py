@@ -1,4 +1,4 @@
-"""An exact index for many searches in the same features: half precision finds the candidates, float64 decides."""
+"""An exact index for repeated searches in the same features: half precision finds candidates, float64 decides."""
 
 import torch
 from torch import Tensor
@@ -7,16 +7,16 @@ from matrix_ssl.errors import ConfigError, DataError, check_whole
 from matrix_ssl.evaluate.explore.inputs import Matrix, unit_rows
 from matrix_ssl.evaluate.explore.neighbours import Neighbours
 
-_ROUNDING = 2.0**-11  # relative, of a number in half precision
-_SMALLEST = 2.0**-25  # absolute, of a number below the normal ones of half precision
+_ROUNDING = 2.0**-11  # relative rounding error in half precision
+_SMALLEST = 2.0**-25  # absolute rounding error of half precision's subnormal numbers
 
 
 class ExactIndex:
-    """Features at length one, kept in half precision for a first look at all of them and in float32 for the answer.
+    """Features of length one, kept in half precision for a first pass over all of them and in float32 for the answer.
 
     A product of two rounded rows of length one, rounded itself, differs from the exact one by at most
-    3 · 2⁻¹¹ + √d · 2⁻²⁴ and the rounding of its sum, of which d · 2⁻²⁴ is a bound. So all neighbours are among the
-    rows whose rounded product is at most twice this below the k-th largest; they are compared again, in float64.
+    3 · 2⁻¹¹ + √d · 2⁻²⁴ plus the rounding error of its sum, which d · 2⁻²⁴ bounds. All neighbours are therefore among
+    the rows whose rounded product is at most twice this below the k-th largest; these are compared again in float64.
 
     Args:
         features: (n, d), finite.
@@ -25,7 +25,7 @@ class ExactIndex:
         nbytes: bytes of the two copies, 6 n d.
 
     Raises:
-        DataError: the features are no such matrix.
+        DataError: the features are not such a matrix.
     """
 
     def __init__(self, features: Matrix):
@@ -40,10 +40,10 @@ class ExactIndex:
         return self._rows.nbytes + self._half.nbytes
 
     def nearest(self, queries: Matrix, *, k: int) -> Neighbours:
-        """The k rows with the highest cosine similarity to each query (m, d), of equal ones the lower index first.
+        """The k rows with the highest cosine similarity to each query (m, d); of equal ones, the lower index first.
 
         Raises:
-            ConfigError: ``k`` is not from 1 to the number of images.
+            ConfigError: ``k`` is not between 1 and the number of images.
             DataError: the widths differ, or a value is not finite.
         """
         check_whole("k", k)

@@ -1,4 +1,4 @@
-"""Checks of what the functions on features take: matrices of NumPy or PyTorch, indices and labels."""
+"""Checks of the arguments of functions on features: NumPy or PyTorch matrices, indices and labels."""
 
 import warnings
 from collections.abc import Sequence
@@ -16,10 +16,10 @@ Matrix = NDArray[np.floating] | Tensor  # features (n, d)
 
 
 def as_features(features: Matrix, name: str = "features") -> Tensor:
-    """Finite features (n, d), n and d at least 1, as a tensor that shares the memory of an array where it can.
+    """Finite features (n, d), n and d at least 1, as a tensor that shares an array's memory if possible.
 
     Raises:
-        DataError: they are not such a matrix.
+        DataError: the features are not such a matrix.
     """
     tensor = features if isinstance(features, Tensor) else _as_tensor(np.asarray(features), name)
     check_features(tensor, name)
@@ -27,7 +27,7 @@ def as_features(features: Matrix, name: str = "features") -> Tensor:
 
 
 def _as_tensor(array: NDArray[np.floating], name: str) -> Tensor:
-    """An array of floating-point numbers as a tensor; a copy where PyTorch has no such numbers, order or strides."""
+    """A floating-point array as a tensor; a copy if PyTorch does not support its dtype, byte order or strides."""
     if array.dtype.kind != "f":
         raise DataError(
             f"{name}: expected a floating-point matrix, one row an image, got {array.dtype} of shape {array.shape}."
@@ -36,12 +36,12 @@ def _as_tensor(array: NDArray[np.floating], name: str) -> Tensor:
     if any(stride < 0 or stride % array.itemsize for stride in array.strides):
         array = np.ascontiguousarray(array)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The given NumPy array is not writ")  # nothing is written into it
+        warnings.filterwarnings("ignore", "The given NumPy array is not writ")  # it is never written to
         return torch.from_numpy(array)
 
 
 def unit_rows(features: Matrix, name: str = "features") -> Tensor:
-    """``as_features`` with rows of length one, float32 (n, d); rows of zeros stay."""
+    """``as_features`` with rows normalised to length one, float32 (n, d); rows of zeros stay zero."""
     tensor = as_features(features, name)
     units = torch.empty(tensor.shape, dtype=torch.float32, device=tensor.device)
     for unit, rows in zip(units.split(ROWS), tensor.split(ROWS), strict=True):
@@ -50,10 +50,10 @@ def unit_rows(features: Matrix, name: str = "features") -> Tensor:
 
 
 def as_indices(indices: Sequence[int] | ArrayLike, count: int, name: str) -> NDArray[np.int64]:
-    """Different indices from 0 to count - 1, int64 (m,), in their order.
+    """Distinct indices from 0 to count - 1, int64 (m,), in the given order.
 
     Raises:
-        ConfigError: one is no integer of this range, or is named twice.
+        ConfigError: an index is not an integer in this range, or is given twice.
     """
     rows = np.asarray(indices)
     if rows.size == 0:
@@ -67,7 +67,7 @@ def as_indices(indices: Sequence[int] | ArrayLike, count: int, name: str) -> NDA
 
 
 def check_seed(seed: int) -> None:
-    """Raises ConfigError unless it is a whole number from 0 to 2⁶³ - 1."""
+    """Raises ConfigError unless the seed is an integer from 0 to 2⁶³ - 1."""
     check_whole("seed", seed)
     if not 0 <= seed < 2**63:
         raise ConfigError(f"seed={seed}: expected a whole number from 0 to {2**63 - 1}.")
@@ -77,7 +77,7 @@ def as_labels(labels: ArrayLike, count: int) -> NDArray[np.int64]:
     """Labels int64 (n,) from 0, one for each of ``count`` images.
 
     Raises:
-        DataError: their number is a different one, or one is not an integer from 0.
+        DataError: their number differs from ``count``, or a label is not a non-negative integer.
     """
     values = np.asarray(labels)
     if values.shape != (count,):

@@ -12,10 +12,10 @@ from matrix_ssl.evaluate.explore.inputs import Matrix, as_features, as_labels, c
 from matrix_ssl.evaluate.explore.neighbours import Neighbours, nearest
 from matrix_ssl.evaluate.probes.linear import fit_path
 
-VOTERS = 20  # neighbours of an image
-_TEMPERATURE = 0.07  # of the votes, that of the kNN protocol
-_TOLERANCE = 1e-5  # of the fits of the linear probes
-_STREAM = 0xF01D  # coordinate of the folds
+VOTERS = 20  # neighbours that vote on an image's label
+_TEMPERATURE = 0.07  # of the votes, the same as in the kNN protocol
+_TOLERANCE = 1e-5  # of the linear probes' fits
+_STREAM = 0xF01D  # random stream of the folds
 
 Judge = Literal["neighbours", "linear"]
 
@@ -25,7 +25,7 @@ class LabelIssues(NamedTuple):
 
     Attributes:
         indices: int64 (m,).
-        suggested: int64 (m,), the label that each should have.
+        suggested: int64 (m,), the label that each should have instead.
         confidence: float64 (m,), the out-of-fold probability of the suggested label, in [0, 1].
     """
 
@@ -35,17 +35,17 @@ class LabelIssues(NamedTuple):
 
 
 def label_issues(features: Matrix, labels: ArrayLike, *, by: Judge = "neighbours", seed: int = 0) -> LabelIssues:
-    """Images that confident learning counts for a label other than their own.
+    """Images that confident learning assigns to a label other than their own.
 
     Args:
         features: (n, d), finite.
         labels: integers (n,) from 0.
-        by: whose probabilities count: ``neighbours``, the votes of the 20 nearest other images, or ``linear``, linear
-            probes that are fitted without the image.
-        seed: of the folds of the linear probes.
+        by: the source of the probabilities: ``neighbours``, the votes of the 20 nearest other images, or ``linear``,
+            linear probes fitted without the image.
+        seed: random seed for the folds of the linear probes.
 
     Raises:
-        ConfigError: there is no such judge, or the seed is not from 0 to 2⁶³ - 1.
+        ConfigError: there is no such judge, or the seed is not between 0 and 2⁶³ - 1.
         DataError: features or labels cannot be used, or all labels are the same.
 
     Reference: Northcutt, Jiang and Chuang, "Confident learning: estimating uncertainty in dataset labels", JAIR 2021,
@@ -62,15 +62,15 @@ def label_issues(features: Matrix, labels: ArrayLike, *, by: Judge = "neighbours
 
 
 def probe_probabilities(features: Matrix, labels: ArrayLike, *, seed: int = 0) -> NDArray[np.float64]:
-    """Probabilities (n, classes) of linear probes with the penalty 1, each fitted on four fifths of every class.
+    """Probabilities (n, classes) of linear probes with penalty 1, each fitted on four fifths of every class.
 
-    A class of one image is absent from the fit that judges this image, and has the probability 0 there. Where one class
-    is left, it is certain; where none is, all probabilities are 0.
+    A class with a single image is absent from the fit that judges this image, and has probability 0 there. If only one
+    class is left, its probability is 1; if none is, all probabilities are 0.
 
     Args:
         features: (n, d), finite.
         labels: integers (n,) from 0, of at least two classes.
-        seed: of the folds.
+        seed: random seed of the folds.
     """
     x, y = as_features(features), torch.from_numpy(as_labels(labels, len(features)))
     fold = torch.empty(len(y), dtype=torch.int64)
@@ -96,7 +96,7 @@ def neighbour_probabilities(features: Matrix, labels: ArrayLike) -> NDArray[np.f
 
 
 def votes(neighbours: Neighbours, labels: ArrayLike) -> NDArray[np.float64]:
-    """The same from the neighbours (n, k) of all images, where they are known."""
+    """As ``neighbour_probabilities``, from already known neighbours (n, k) of all images."""
     y = as_labels(labels, len(neighbours.indices))
     weights = np.exp((neighbours.similarities.astype(np.float64) - 1.0) / _TEMPERATURE)
     sums = torch.zeros(len(y), int(y.max()) + 1, dtype=torch.float64)
@@ -107,11 +107,11 @@ def votes(neighbours: Neighbours, labels: ArrayLike) -> NDArray[np.float64]:
 def confident_learning(probabilities: NDArray[np.floating], labels: ArrayLike) -> LabelIssues:
     """The off-diagonal images of the confident joint, those with the smallest margin of their own label first.
 
-    An image counts for class j if its probability of j is at least t_j, the mean probability of j over the images that
-    are labelled j; of several such classes for the most probable. Where that mean is 0, nothing is known of j.
+    An image is assigned to class j if its probability of j is at least t_j, the mean probability of j over the images
+    labelled j; if this holds for several classes, to the most probable. If the mean is 0, nothing is known about j.
 
     Args:
-        probabilities: (n, classes), out of fold: of models that have not seen the image's own label.
+        probabilities: (n, classes), out-of-fold, from models that have not seen the image's own label.
         labels: integers (n,) from 0 to classes - 1.
     """
     y = as_labels(labels, len(probabilities))
@@ -128,7 +128,7 @@ def confident_learning(probabilities: NDArray[np.floating], labels: ArrayLike) -
 
 
 def check_classes(labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The labels that occur; DataError unless there are two."""
+    """The labels that occur; DataError if there are fewer than two."""
     classes = np.unique(labels)
     if len(classes) < 2:
         raise DataError("All images have one label: wrong labels need at least two classes.")

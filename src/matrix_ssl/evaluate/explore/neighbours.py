@@ -1,6 +1,6 @@
-"""The nearest neighbours of images by the cosine similarity of their features: exact, or approximate with its recall.
+"""The nearest neighbours of images by cosine similarity of their features: exact, or approximate with known recall.
 
-The exact search is that of the kNN protocol, ``probes.knn.nearest``: every pair is compared, in blocks.
+The exact search is that of the kNN protocol, ``probes.knn.nearest``, which compares every pair, in blocks.
 """
 
 from typing import Any, NamedTuple
@@ -14,8 +14,8 @@ from matrix_ssl.evaluate.explore.inputs import Matrix, as_features, unit_rows
 from matrix_ssl.evaluate.map import nearest_neighbours
 from matrix_ssl.evaluate.probes import knn
 
-_LINKS = 32  # of a node in the graph of HNSW, M of the paper
-_CANDIDATES = 200  # that a search keeps, ef of the paper, and so does the construction
+_LINKS = 32  # links per node of the HNSW graph, M in the paper
+_CANDIDATES = 200  # candidates kept during search and construction, ef in the paper
 
 
 class Neighbours(NamedTuple):
@@ -33,16 +33,16 @@ class Neighbours(NamedTuple):
 def nearest(features: Matrix, queries: Matrix | None = None, *, k: int) -> Neighbours:
     """The k rows of ``features`` with the highest cosine similarity to each query, by exhaustive search.
 
-    Of equal similarities the lower index comes first. Beside the features it needs one copy of the queries in float32,
-    two (m, k) arrays and some megabytes for blocks of 2,048 by 2,048 pairs; features may be mapped from a file.
+    For equal similarities, the lower index comes first. Besides the features this needs one float32 copy of the
+    queries, two (m, k) arrays and some megabytes for blocks of 2,048 by 2,048 pairs; features may be memory-mapped.
 
     Args:
         features: (n, d), finite; rows need not have length one. A row of zeros has similarity 0 with everything.
-        queries: (m, d); None: the features themselves, each without itself.
-        k: number of neighbours, at most n, without queries n - 1.
+        queries: (m, d); None: the features themselves, excluding each one from its own neighbours.
+        k: number of neighbours, at most n, or n - 1 without queries.
 
     Raises:
-        ConfigError: ``k`` is no whole number of at least 1.
+        ConfigError: ``k`` is not an integer of at least 1.
         DataError: there are fewer than k images, the widths differ, or a value is not finite.
     """
     check_whole("k", k)
@@ -55,22 +55,22 @@ def nearest(features: Matrix, queries: Matrix | None = None, *, k: int) -> Neigh
 
 
 def import_faiss() -> Any:
-    """The library of approximate searches; MissingExtra where it is not installed."""
+    """The library for approximate search; MissingExtra if it is not installed."""
     return import_extra("faiss", extra="search")
 
 
 class ApproximateIndex:
-    """An index that finds most of the nearest neighbours without comparing all pairs, by the extra ``search``.
+    """An index that finds most of the nearest neighbours without comparing all pairs (extra ``search``).
 
     The graph of Malkov and Yashunin, "Efficient and robust approximate nearest neighbor search using hierarchical
-    navigable small world graphs", TPAMI 2020, as faiss has it. Its memory is about 4 (d + 64) bytes an image.
+    navigable small world graphs", TPAMI 2020, as implemented in faiss. It takes about 4 (d + 64) bytes per image.
 
     Args:
         features: (n, d), finite.
 
     Raises:
         MissingExtra: faiss is not installed.
-        DataError: the features are no such matrix.
+        DataError: the features are not such a matrix.
     """
 
     def __init__(self, features: Matrix):
@@ -81,10 +81,10 @@ class ApproximateIndex:
         self._index.add(self._rows.numpy())
 
     def nearest(self, queries: Matrix, *, k: int) -> Neighbours:
-        """Up to k rows with a high cosine similarity to each query (m, d); where fewer are found, index -1.
+        """Up to k rows with a high cosine similarity to each query (m, d); missing ones have index -1.
 
         Raises:
-            ConfigError: ``k`` is not from 1 to the number of images.
+            ConfigError: ``k`` is not between 1 and the number of images.
         """
         check_whole("k", k)
         if not 1 <= k <= len(self._rows):
@@ -96,7 +96,7 @@ class ApproximateIndex:
 
 
 def recall(approximate: Neighbours, exact: Neighbours) -> float:
-    """The mean share of the exact neighbours that are among the approximate ones, in [0, 1]; both of equal shape.
+    """The mean share of the exact neighbours found among the approximate ones, in [0, 1]; both have the same shape.
 
     Raises:
         DataError: the shapes differ.

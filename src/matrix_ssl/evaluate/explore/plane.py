@@ -15,9 +15,9 @@ from matrix_ssl.evaluate.map import embedding_map, principal_components
 MapRule = Literal["tsne", "umap", "pca"]
 MOST = 5000  # images that t-SNE places
 _ANCHORS = 5  # placed images between which a further one is put
-_TEMPERATURE = 0.02  # of their weights: the nearest decides
-_SPREAD = 0.5  # of the images that are put, in median distances of placed images
-_STREAM = 0x9A7  # coordinate of that spread
+_TEMPERATURE = 0.02  # of their weights, low enough that the nearest dominates
+_SPREAD = 0.5  # random offset of the further images, in median distances between placed images
+_STREAM = 0x9A7  # random stream of these offsets
 MAPS: dict[MapRule, str] = {
     "tsne": "t-SNE of the features",
     "umap": "UMAP of the features",
@@ -26,16 +26,17 @@ MAPS: dict[MapRule, str] = {
 
 
 def plane(features: Matrix, *, rule: MapRule = "tsne", seed: int = 0, most: int = MOST) -> NDArray[np.float32]:
-    """Coordinates float32 (n, 2), in arbitrary units, of features (n, d) at length one.
+    """Coordinates float32 (n, 2), in arbitrary units, of features (n, d) normalised to length one.
 
-    - ``tsne``: ``evaluate.map.embedding_map`` of at most ``most`` images. Each further one is put at the mean of its
-      five most similar images among these, weighted by exp(cosine / 0.02), and moved at random by up to half the
-      median distance of a placed image to the next, so that no two points coincide.
-    - ``umap``: of all images, with the cosine distance and 15 neighbours; needs the extra ``umap``.
+    - ``tsne``: ``evaluate.map.embedding_map`` of at most ``most`` images. Each further image is placed at the mean of
+      its five most similar images among these, weighted by exp(cosine / 0.02), and moved at random by up to half the
+      median distance from a placed image to the next, so that no two points coincide.
+    - ``umap``: UMAP of all images, with cosine distance and 15 neighbours; needs the extra ``umap``. Fewer than five
+      images are placed as by ``pca``.
     - ``pca``: the first two principal components of all images.
 
     Raises:
-        ConfigError: there is no such rule, or the seed is not from 0 to 2⁶³ - 1.
+        ConfigError: there is no such rule, or the seed is not between 0 and 2⁶³ - 1.
         MissingExtra: ``umap`` is not installed.
         DataError: a value is not finite.
 
@@ -60,7 +61,7 @@ def plane(features: Matrix, *, rule: MapRule = "tsne", seed: int = 0, most: int 
 
 
 def check_rule(rule: str) -> None:
-    """Raises ConfigError for a rule that does not exist, MissingExtra where its library is not installed."""
+    """Raises ConfigError for a rule that does not exist, and MissingExtra if its library is not installed."""
     check_known("map", rule, MAPS)
     if rule == "umap":
         import_extra("umap", extra="umap")

@@ -1,6 +1,7 @@
-"""Diverse subsets of images, by greedy rules with a known bound: which images to label, or to keep.
+"""Diverse subsets of images to label or to keep, selected by greedy rules with a known bound.
 
-All rules work on features at length one. Images that are chosen already, such as those with labels, count as chosen.
+All rules work on features normalised to length one. Images that are already selected, such as labelled ones, are taken
+into account.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,17 +17,17 @@ from matrix_ssl.evaluate.explore.inputs import Matrix, as_indices, unit_rows
 
 Rule = Literal["k-centre", "facility-location", "log-determinant"]
 DISTORTION = 0.5  # ε², the squared error of the code in ``log-determinant``
-_BATCH = 64  # candidates of the facility location that are evaluated together
+_BATCH = 64  # facility-location candidates evaluated together
 
 Pick = tuple[int, float]  # an image and its gain
 
 
 class Selection(NamedTuple):
-    """Chosen images in the order of their choice, those of ``start`` left out.
+    """Selected images in the order of selection, without those of ``start``.
 
     Attributes:
         indices: int64 (count,).
-        gains: float64 (count,), what each added when it was chosen; never increasing.
+        gains: float64 (count,), the gain of each when it was selected; non-increasing.
     """
 
     indices: NDArray[np.int64]
@@ -36,31 +37,31 @@ class Selection(NamedTuple):
 def select(
     features: Matrix, *, count: int, rule: Rule = "log-determinant", start: Sequence[int] | ArrayLike = ()
 ) -> Selection:
-    """``count`` images that are different from each other, and from those of ``start``.
+    """Selects ``count`` images that differ from each other and from those of ``start``.
 
     The rules:
 
-    - ``k-centre``: the image farthest from all chosen ones, in Euclidean distance. The largest distance of an image to
-      its nearest chosen one is at most twice the smallest possible. Gains are these distances; the first of none is
-      the most central image, with the gain 2. Prefers odd images.
+    - ``k-centre``: picks the image farthest from all selected ones, in Euclidean distance. The largest distance of an
+      image to its nearest selected one is at most twice the smallest possible. Gains are these distances. Without
+      ``start``, the first pick is the most central image, with gain 2. Prefers unusual images.
     - ``facility-location``: maximises mean_i max_{j in S} (1 + cos_ij) / 2, how well every image is represented.
       Prefers typical images.
-    - ``log-determinant``: maximises log det(I + λ G_S) / 2 with the Gram matrix G_S of the chosen rows and
-      λ = d / (count ε²), ε² = 0.5: the coding length of the chosen features in nats. The first of none, where all
-      images are equal, is the most central one. Prefers new directions.
+    - ``log-determinant``: maximises log det(I + λ G_S) / 2 with the Gram matrix G_S of the selected rows and
+      λ = d / (count ε²), ε² = 0.5, the coding length of the selected features in nats. Without ``start``, where all
+      images have the same gain, the first pick is the most central one. Prefers new directions.
 
-    The last two objectives are monotone and submodular, so that greedy choice reaches at least 1 - 1/e (63 %) of the
+    The last two objectives are monotone and submodular, so greedy selection reaches at least 1 - 1/e (63 %) of the
     optimum; with ``start`` this holds for the increase. All distances are computed on the fly: memory is one copy of
     the features in float32 and, for ``log-determinant``, float64 (count, d).
 
     Args:
         features: (n, d), finite.
-        count: images to choose, from 1 to n - len(start).
+        count: number of images to select, from 1 to n - len(start).
         rule: see above.
-        start: different indices of images that are chosen already.
+        start: distinct indices of images that are already selected.
 
     Raises:
-        ConfigError: the count, the rule or an index of ``start`` is not as above.
+        ConfigError: the count, the rule or an index of ``start`` is invalid.
         DataError: a value is not finite.
 
     Reference: Gonzalez, Theoretical Computer Science 1985, and Sener and Savarese, ICLR 2018 (k-centre); Nemhauser,
@@ -78,7 +79,7 @@ def select(
 
 
 def check_choice(count: int, images: int, *, chosen: int) -> None:
-    """Raises ConfigError unless so many images can be chosen beside those that are chosen already."""
+    """Raises ConfigError unless ``count`` images can be selected in addition to those already selected."""
     check_whole("count", count)
     if not 1 <= count <= images - chosen:
         already = f", {chosen} of them chosen already" if chosen else ""
@@ -107,10 +108,10 @@ def _squared_distances(rows: Tensor, index: int) -> Tensor:
 
 
 def _facility_location(rows: Tensor, start: list[int], count: int) -> Iterator[Pick]:
-    best = torch.zeros(len(rows))  # of every image: the similarity of the chosen image nearest to it
+    best = torch.zeros(len(rows))  # for every image, its similarity to the nearest selected image
     for index in start:
         best = torch.maximum(best, (1.0 + rows @ rows[index]) / 2.0)
-    # a bound of every gain: that of an empty selection, in closed form; later the gain when it was last computed
+    # an upper bound on every gain: first its value for an empty selection, in closed form, later the last one computed
     bounds = (1.0 + rows.double() @ rows.double().mean(dim=0)) / 2.0
     bounds[start] = -1.0
     for _ in range(count):
@@ -133,8 +134,8 @@ def _facility_location(rows: Tensor, start: list[int], count: int) -> Iterator[P
 def _log_determinant(rows: Tensor, start: list[int], count: int) -> Iterator[Pick]:
     """Chen et al.'s Cholesky of M = I + λ G, with its columns as products of the rows with vectors ``basis``.
 
-    The pivots of the images that are not chosen, d_i² = 1 + λ r_i, shrink by e_i² with every choice j; e = √λ X u for
-    the vector u = √λ (x_j - Uᵀ U x_j) / d_j. So no column of length n is kept.
+    The pivots of the unselected images, d_i² = 1 + λ r_i, shrink by e_i² with every selected j; e = √λ X u for the
+    vector u = √λ (x_j - Uᵀ U x_j) / d_j. So no column of length n is kept.
     """
     scale = rows.shape[1] / ((len(start) + count) * DISTORTION)
     basis = torch.zeros(len(start) + count, rows.shape[1], dtype=torch.float64)

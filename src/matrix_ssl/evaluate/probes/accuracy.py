@@ -1,12 +1,12 @@
 """Accuracies, their summary over repetitions, and their confidence intervals by the bootstrap over test images.
 
-The bootstrap draws as many images as there are, with replacement, and measures how much a statistic varies over such
-draws (Efron, "Bootstrap methods: another look at the jackknife", Annals of Statistics 7, 1979). Images of one class
-with one value are alike to it, so a draw is a draw of their counts from a multinomial distribution: ten thousand draws
-take milliseconds, however many images there are.
+The bootstrap resamples the images with replacement and measures how much a statistic varies over such draws (Efron,
+"Bootstrap methods: another look at the jackknife", Annals of Statistics 7, 1979). Images with the same class and value
+are interchangeable, so a draw is a draw of their counts from a multinomial distribution: ten thousand draws take
+milliseconds, however many images there are.
 
-An interval says how far the accuracy of this encoder may be from the one on all images of the kind. It says nothing
-about a different seed of the pre-training.
+An interval says how far this encoder's accuracy may be from that on all images of this kind. It says nothing about
+another random seed of the pre-training.
 """
 
 from collections.abc import Sequence
@@ -30,10 +30,10 @@ class Interval(NamedTuple):
 
 
 def accuracy(predicted: Tensor, labels: Tensor) -> float:
-    """The fraction of images, in [0, 1], whose predicted label (n,) is right; ``labels`` (n,) are the right ones.
+    """The fraction of images, in [0, 1], whose predicted label (n,) equals the correct one in ``labels`` (n,).
 
     Raises:
-        DataError: no images, or predictions and labels differ in number.
+        DataError: there are no images, or predictions and labels differ in number.
     """
     if predicted.shape != labels.shape or not len(labels):
         raise DataError(
@@ -44,10 +44,10 @@ def accuracy(predicted: Tensor, labels: Tensor) -> float:
 
 
 def summarise(values: Tensor | Sequence[float]) -> dict[str, float | int]:
-    """``{"mean", "sd", "n"}`` of repeated measurements; ``sd`` is that of a sample (n - 1), and 0 when n = 1.
+    """``{"mean", "sd", "n"}`` of repeated measurements; ``sd`` is the sample standard deviation (n - 1), 0 if n = 1.
 
     Raises:
-        DataError: no values.
+        DataError: there are no values.
     """
     numbers = torch.as_tensor(values, dtype=torch.float64).flatten().cpu()
     if not len(numbers):
@@ -57,16 +57,16 @@ def summarise(values: Tensor | Sequence[float]) -> dict[str, float | int]:
 
 
 def mean_interval(values: Tensor, *, confidence: float = 0.95) -> Interval:
-    """Interval of the mean of a value for each image, such as 1 where a prediction is right and 0 elsewhere.
+    """Interval for the mean of one value per image, such as 1 if a prediction is right and 0 otherwise.
 
-    For a paired comparison of two classifiers pass the differences of their values on the same images.
+    For a paired comparison of two classifiers, pass the differences of their values on the same images.
 
     Args:
         values: (m,), one for each test image.
         confidence: in (0, 1).
 
     Raises:
-        DataError: no values.
+        DataError: there are no values.
         ConfigError: ``confidence`` is out of range.
     """
     _check(values, values, confidence)
@@ -74,24 +74,24 @@ def mean_interval(values: Tensor, *, confidence: float = 0.95) -> Interval:
 
 
 def mean_per_class_interval(values: Tensor, labels: Tensor, *, confidence: float = 0.95) -> Interval | None:
-    """Interval of the mean over classes of the mean value of their images; None where a class has a single image.
+    """Interval for the mean over classes of their images' mean value; None if a class has a single image.
 
-    Every class keeps its number n of images, which are drawn among themselves. Means of such draws vary (n - 1) / n
-    times as much as means of n other images of the class, and not at all for n = 1, so their deviations are multiplied
-    by √(n / (n - 1)). No bound is outside the range of the values.
+    Every class keeps its number n of images and is resampled separately. Means of such draws vary (n - 1) / n times as
+    much as means of n new images of the class, and not at all for n = 1, so their deviations are multiplied by
+    √(n / (n - 1)). No bound is outside the range of the values.
 
     Args:
         values, labels: (m,).
 
     Raises:
-        DataError: no values, or values and labels differ in number.
+        DataError: there are no values, or values and labels differ in number.
         ConfigError: ``confidence`` is out of range.
     """
     _check(values, labels, confidence)
     classes = [values[labels == label] for label in labels.unique()]
     if min(map(len, classes)) == 1:
         return None
-    generator = np.random.default_rng(0)  # the same values have the same interval
+    generator = np.random.default_rng(0)  # so that the same values always have the same interval
     means = np.mean([_widened(one, _draw(one, generator)) for one in classes], axis=0)
     return _interval(means.clip(float(values.min()), float(values.max())), confidence)
 
@@ -109,7 +109,7 @@ def _interval(means: NDArray[np.float64], confidence: float) -> Interval:
 
 
 def _widened(values: Tensor, means: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Means of draws that vary as much as those of other images."""
+    """Means of draws, widened to vary as much as those of new images."""
     centre = float(values.double().mean())
     return centre + (means - centre) * (len(values) / (len(values) - 1)) ** 0.5
 

@@ -1,4 +1,4 @@
-"""Confidence intervals of means over seeds, or draws of labelled images, and test images, both drawn at random."""
+"""Confidence intervals for means over seeds (or draws of labelled images) and test images, both drawn at random."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,21 +8,21 @@ from matrix_ssl.evaluate.probes.accuracy import Interval
 
 
 def crossed_interval(values: NDArray[np.float64], *, confidence: float = 0.95) -> Interval:
-    """Interval of the mean of values of n seeds on the same m test images, such as differences of right answers.
+    """Interval for the mean of values from n seeds on the same m test images, such as differences in correctness.
 
-    A different draw of seeds and one of images both change the mean. Its variance is estimated by v = a + b: a is the
-    variance over images of their means over the seeds, over m; b that over seeds of their means over the images, over
-    n. What image and seed decide together is in both, so v is rather too large. The interval is mean ± t √v, where t
-    is the quantile of Student's distribution with v² / (a² / (m - 1) + b² / (n - 1)) degrees of freedom at
-    (1 + confidence) / 2. With one seed b is 0: the interval is about the images alone. Draws of labelled images count
-    like seeds.
+    Another draw of seeds and another draw of images both change the mean. Its variance is estimated by v = a + b: a is
+    the variance over images of their means over the seeds, divided by m; b is the variance over seeds of their means
+    over the images, divided by n. The interaction of image and seed is in both, so v tends to be too large. The
+    interval is mean ± t √v, where t is the quantile at (1 + confidence) / 2 of Student's distribution with
+    v² / (a² / (m - 1) + b² / (n - 1)) degrees of freedom. With one seed, b is 0 and the interval covers only the
+    images. Draws of labelled images are treated like seeds.
 
     Args:
         values: (n, m), finite, m at least 2.
         confidence: between 0 and 1, both excluded.
 
     Raises:
-        DataError: the shape is a different one, or a value is not finite.
+        DataError: the shape is not as above, or a value is not finite.
         ConfigError: ``confidence`` is not between 0 and 1.
 
     Reference: Satterthwaite, "An approximate distribution of estimates of variance components", Biometrics Bulletin 2

@@ -1,11 +1,11 @@
-"""Checks of datasets and of feature matrices; ``protocols.predict`` makes them once, for all protocols."""
+"""Checks of datasets and feature matrices; ``protocols.predict`` runs them once, for all protocols."""
 
 from torch import Tensor
 
 from matrix_ssl.data.base import Source
 from matrix_ssl.errors import DataError
 
-ROWS = 8192  # rows that are converted at a time, so that temporary copies stay small beside the features
+ROWS = 8192  # rows converted at a time, so that temporary copies stay small compared with the features
 
 
 def check_features(features: Tensor, name: str) -> None:
@@ -28,7 +28,7 @@ def check_features(features: Tensor, name: str) -> None:
 
 
 def check_inputs(train: Tensor, train_labels: Tensor, test: Tensor) -> None:
-    """``check_labelled`` of the training features, ``check_features`` of the test features, and equal widths."""
+    """``check_labelled`` on the training features and ``check_features`` on the test features; widths must be equal."""
     check_labelled(train, train_labels)
     check_features(test, "test features")
     if train.shape[1] != test.shape[1]:
@@ -39,7 +39,7 @@ def check_inputs(train: Tensor, train_labels: Tensor, test: Tensor) -> None:
 
 
 def check_labelled(features: Tensor, labels: Tensor) -> None:
-    """``check_features`` of training features, and one non-negative integer label for every row."""
+    """``check_features`` on training features, which need one non-negative integer label for every row."""
     check_features(features, "training features")
     if labels.shape != features.shape[:1]:
         raise DataError(
@@ -50,7 +50,7 @@ def check_labelled(features: Tensor, labels: Tensor) -> None:
 
 
 def check_datasets(train: Source, test: Source) -> None:
-    """Raises DataError for datasets without labels, with different classes or with a single one."""
+    """Raises DataError for datasets without labels, with different classes or with a single class."""
     classes = train.labelled()[1]
     if test.labels is None or test.classes is None:
         raise DataError(f"the test images of {test.name!r} have no labels: {test.unlabelled_because}.")

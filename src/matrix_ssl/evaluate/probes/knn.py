@@ -11,7 +11,7 @@ from torch import Tensor
 from matrix_ssl.errors import ConfigError, DataError
 from matrix_ssl.evaluate.probes.inputs import ROWS, check_inputs
 
-_PAIRS = 2**18  # pairs of neighbours compared at a time: 2 MiB of float64, which stays in a cache
+_PAIRS = 2**18  # pairs of neighbours compared at a time: 2 MiB of float64, which fits in a cache
 
 
 def knn_predict(
@@ -24,15 +24,15 @@ def knn_predict(
     chunk: int = 2048,
     device: torch.device | None = None,
 ) -> Tensor:
-    """Labels of ``test`` by the weighted vote of the ``k`` nearest training images.
+    """Predicts labels for ``test`` by the weighted vote of the ``k`` nearest training images.
 
-    Of labels with equal votes, the one with the nearer image wins. A vector of zeros has similarity 0 with everything.
+    If labels tie, the one with the nearer image wins. A vector of zeros has similarity 0 with everything.
 
     Args:
-        train: (n, d), any floating-point type. Need not be normalised.
+        train: (n, d), any floating-point type; need not be normalised.
         train_labels: integers (n,) from 0, not necessarily contiguous.
         test: (m, d).
-        temperature: T > 0; the smaller, the more the nearest images count.
+        temperature: T > 0; the smaller it is, the more weight the nearest images get.
         chunk, device: as in ``nearest``.
 
     Returns:
@@ -40,7 +40,7 @@ def knn_predict(
 
     Raises:
         ConfigError: ``k`` or ``temperature`` is not positive.
-        DataError: fewer than ``k`` training images, or features or labels that cannot be used.
+        DataError: there are fewer than ``k`` training images, or the features or labels are invalid.
     """
     check_inputs(train, train_labels, test)
     indices, similarities = nearest(train, test, k=k, chunk=chunk, device=device)
@@ -55,7 +55,7 @@ def vote(labels: Tensor, similarities: Tensor, *, temperature: float = 0.07) -> 
         temperature: T > 0.
 
     Returns:
-        int64 (m,). Of labels with equal votes, that of the nearest.
+        int64 (m,). If labels tie, the one of the nearest neighbour among them.
 
     Raises:
         ConfigError: ``temperature`` is not positive.
@@ -64,7 +64,7 @@ def vote(labels: Tensor, similarities: Tensor, *, temperature: float = 0.07) -> 
         raise ConfigError(f"kNN temperature {temperature}: expected a positive number, for example 0.07.")
     k = labels.shape[1]
     nearness = (similarities.double() - similarities[:, :1].double()) / temperature
-    weights = nearness.exp()  # relative to the nearest, so that it neither overflows nor vanishes for all
+    weights = nearness.exp()  # relative to the nearest, so that the sum neither overflows nor vanishes
     rows = max(1, _PAIRS // (k * k))  # the comparison in _vote is (rows, k, k)
     return torch.cat([_vote(*pair) for pair in zip(labels.split(rows), weights.split(rows), strict=True)])
 
@@ -75,16 +75,16 @@ def nearest(
 ) -> tuple[Tensor, Tensor]:
     """The ``k`` rows of ``train`` with the highest cosine similarity to each row of ``test``, by exhaustive search.
 
-    Similarities are float32; of equal ones the lower index comes first, whatever the chunks and the device. The
-    features are not checked: one that is not finite makes its similarities meaningless.
+    Similarities are float32; for equal ones the lower index comes first, whatever the chunk size and the device. The
+    features are not checked: a feature that is not finite makes its similarities meaningless.
 
     Args:
         train: (n, d), floating point, n < 2**32.
         test: (m, d), likewise.
-        chunk: rows of either matrix that are compared at a time; temporaries are about 8 * chunk**2 bytes, and what
-            stays beside the features is float32 (m, d) and two int64 (m, k).
-        device: where they are compared, with float64 (not MPS); that of ``test`` if None. The training features
-            may stay elsewhere, in a mapped file too: they pass through the device once, chunk by chunk.
+        chunk: rows of either matrix that are compared at a time; temporaries take about 8 * chunk**2 bytes, and besides
+            the features float32 (m, d) and two int64 (m, k) are kept.
+        device: device for the comparison, which must support float64 (not MPS); None: that of ``test``. The training
+            features may be on another device or in a memory-mapped file; they pass through the device once, in chunks.
 
     Returns:
         Indices int64 (m, k) into ``train`` and similarities float32 (m, k) in [-1, 1], most similar first, on the
@@ -92,7 +92,7 @@ def nearest(
 
     Raises:
         ConfigError: ``k`` is not positive.
-        DataError: fewer than ``k`` rows in ``train``.
+        DataError: ``train`` has fewer than ``k`` rows.
     """
     if k < 1:
         raise ConfigError(f"k={k}: expected at least 1 neighbour.")
@@ -113,16 +113,16 @@ def nearest(
 
 
 def _normalise(features: Tensor) -> Tensor:
-    # Squares of float32 can overflow; those of float64 cannot.
+    # Squares of float32 values can overflow in float32, but not in float64.
     return F.normalize(features.double(), dim=1).float()
 
 
 def _largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The ``k`` largest of every row, or all, and their columns, in descending order; of equal ones the first."""
+    """The ``k`` largest values of every row (or all) and their columns, descending; of equal ones, the first."""
     if values.shape[1] <= 2 * k:
         ordered, columns = values.sort(dim=1, descending=True, stable=True)
         return ordered[:, :k], columns[:, :k]
-    largest, columns = values.topk(k + 1, dim=1)  # which of equal values it takes, and in which order, is not defined
+    largest, columns = values.topk(k + 1, dim=1)  # the choice and order of equal values are not defined
     columns = columns[:, :k].sort(dim=1).values
     ambiguous = largest[:, k - 1] == largest[:, k]
     if ambiguous.any():
@@ -132,8 +132,8 @@ def _largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def _vote(labels: Tensor, weights: Tensor) -> Tensor:
-    """(m, k) labels and weights, nearest first -> (m,). Summed over pairs of neighbours: no list of classes needed."""
+    """(m, k) labels and weights, nearest first -> (m,). Sums over pairs of neighbours, so needs no list of classes."""
     same = labels[:, :, None] == labels[:, None, :]
     votes = (same * weights[:, None, :]).sum(dim=2)
-    winner = votes.argmax(dim=1, keepdim=True)  # the first of equal maxima, that is the nearest
+    winner = votes.argmax(dim=1, keepdim=True)  # the first of equal maxima, that is, the nearest
     return labels.gather(1, winner).squeeze(1)

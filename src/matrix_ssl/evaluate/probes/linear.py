@@ -1,7 +1,7 @@
 """Multinomial logistic regression on frozen features, solved to convergence.
 
-A convex problem with one solution: no learning rate and no epochs to tune, so that two encoders differ by their
-features only. Its one setting is the penalty, which ``penalty.choose_penalty`` can choose.
+The problem is convex with a single solution. There is no learning rate or number of epochs to tune, so two encoders
+differ only in their features. The only setting is the penalty, which ``penalty.choose_penalty`` can choose.
 """
 
 import math
@@ -19,13 +19,13 @@ from matrix_ssl.errors import ConfigError, DataError
 from matrix_ssl.evaluate.probes.inputs import ROWS, check_labelled
 
 _FLOAT64_NUMBERS = 2**22  # up to this size (32 MiB) the standardised features are kept in float64, above in float32
-_BLOCK = 2**19  # features that are multiplied at a time on a CPU: the cache holds them for both products of a step
-_DEVICE_BLOCK = 2**26  # and on other devices
+_BLOCK = 2**19  # features multiplied at a time on a CPU: the cache holds them for both products of a step
+_DEVICE_BLOCK = 2**26  # the same on other devices
 _TOLERANCE = 1e-8  # the search continues until no entry of the gradient of the mean objective is larger
-_CONVERGED = 1e-6  # and counts as converged from here: no accuracy changes below
-_ROUGH = 1e-4  # largest entry of the gradient from which values in float32 are too rough to compare
-_LEAST_CURVATURE = 1e-12  # over the trace: what is below is rounding, of which a factorisation may fail
-_ONE_THREAD = 2**21  # numbers below which waking other threads costs more than they give, twenty-fold on a busy machine
+_CONVERGED = 1e-6  # below this the search counts as converged: accuracies no longer change
+_ROUGH = 1e-4  # largest gradient entry at or below which float32 values are too coarse to compare
+_LEAST_CURVATURE = 1e-12  # relative to the trace: anything below is rounding, which can make a factorisation fail
+_ONE_THREAD = 2**21  # numbers below which waking other threads costs more than it gains, 20 times on a busy machine
 
 
 class Scale(NamedTuple):
@@ -40,15 +40,15 @@ class LogisticRegression:
     """A fitted classifier: scores = weight @ ((x - mean) / std) + bias."""
 
     weight: Tensor  # (classes, d)
-    bias: Tensor  # (classes,); minus infinity for a class without training images
+    bias: Tensor  # (classes,); negative infinity for a class without training images
     mean: Tensor  # (d,)
     std: Tensor  # (d,)
     iterations: int
-    converged: bool  # false: the gradient was still too large when the search stopped
+    converged: bool  # False if the gradient was still too large when the search stopped
 
     @torch.no_grad()
     def scores(self, features: Tensor) -> Tensor:
-        """Log-odds up to a constant a row: finite features (n, d) -> (n, classes). A softmax makes them probabilities.
+        """Log-odds up to a constant per row: finite features (n, d) -> (n, classes); a softmax gives probabilities.
 
         Raises:
             DataError: the width of the features is not d.
@@ -58,7 +58,7 @@ class LogisticRegression:
         return torch.cat([self._scores(rows) for rows in features.split(ROWS)])
 
     def predict(self, features: Tensor) -> Tensor:
-        """The label of the highest score, int64 (n,); the lowest label of equal ones. Raises as ``scores``."""
+        """The label with the highest score, int64 (n,), the lowest label in a tie; raises as ``scores``."""
         return self.scores(features).argmax(dim=1)
 
     def _scores(self, features: Tensor) -> Tensor:
@@ -68,10 +68,10 @@ class LogisticRegression:
 
 @torch.no_grad()
 def scale_of(features: Tensor) -> Scale:
-    """Mean and standard deviation (of a population) of the columns of (n, d), accumulated in float64.
+    """Mean and population standard deviation of the columns of (n, d), accumulated in float64.
 
-    A constant feature gets the scale 1. Constant means a variance within the rounding error of its computation, the
-    bound of Chan, Golub and LeVeque (1983) that scikit-learn's ``StandardScaler`` uses.
+    A constant feature gets the scale 1. A feature is constant if its variance is within the rounding error of its
+    computation, by the bound of Chan, Golub and LeVeque (1983) that scikit-learn's ``StandardScaler`` uses.
     """
     n, eps = len(features), torch.finfo(torch.float64).eps
     blocks = features.split(_rows(features))
@@ -94,20 +94,21 @@ def fit_logistic_regression(
 ) -> LogisticRegression:
     """Minimises sum of cross-entropies + l2 / 2 * ||W||^2 over the weights W of standardised features and the biases.
 
-    The biases carry no penalty; scikit-learn's C is 1 / l2 (with two classes scikit-learn has one weight vector, not
-    two, and its penalty counts twice as much). Full-batch L-BFGS (Liu and Nocedal, 1989), preconditioned by the
-    curvature at its start, until no entry of the gradient of the objective over n is larger than 1e-8. Beside the
-    features it needs one standardised copy of them, of more than 4 million numbers in float32: then the search
-    multiplies in float32, and goes on in float64 if it must to be that close. Needs a device with float64 (not MPS).
+    The biases are not penalised; scikit-learn's C is 1 / l2 (with two classes, scikit-learn has one weight vector
+    instead of two, and its penalty has twice the effect). The solver is full-batch L-BFGS (Liu and Nocedal, 1989),
+    preconditioned by the curvature at its start, and runs until no entry of the gradient of the objective over n is
+    larger than 1e-8. Besides the features it needs one standardised copy of them, in float32 if they have more than 4
+    million numbers: the search then multiplies in float32, and continues in float64 if that is needed to come this
+    close. The device must support float64 (not MPS).
 
     Args:
         features: (n, d), any floating-point type.
         labels: integers (n,) in [0, classes). A class without images is never predicted.
-        scale: mean and standard deviation to standardise with; None: those of ``features``.
+        scale: mean and standard deviation for the standardisation; None: those of ``features``.
 
     Raises:
         ConfigError: ``l2`` is not positive.
-        DataError: features or labels that cannot be used, or fewer than two classes among the labels.
+        DataError: the features or labels are invalid, or there are fewer than two classes among the labels.
     """
     check_labelled(features, labels)
     return next(
@@ -127,12 +128,12 @@ def fit_path(
     max_iterations: int = 1000,
     tolerance: float = _TOLERANCE,
 ) -> Iterator[LogisticRegression]:
-    """``fit_logistic_regression`` for several penalties in turn, each search starting at the solution before.
+    """``fit_logistic_regression`` for several penalties in turn, each search starting at the previous solution.
 
     A fit is computed when the iterator reaches it. Features and labels are not checked.
 
     Args:
-        rows: indices of the images to fit; None: all. Features are copied once, already standardised.
+        rows: indices of the images to fit; None: all. The only copy of the features is the standardised one.
         tolerance: a search ends when no entry of the gradient of the objective over n is larger.
     """
     for l2 in penalties:
@@ -161,14 +162,14 @@ def fit_path(
             x, targets, solution, l2=l2, max_iterations=max_iterations, tolerance=tolerance
         )
         weight = solution.new_zeros(classes, features.shape[1])
-        bias = solution.new_full((classes,), -torch.inf)  # the limit of its bias, which would never be reached by steps
+        bias = solution.new_full((classes,), -torch.inf)  # the limit of an absent class's bias, which no step reaches
         weight[present] = solution[:, :-1] if basis is None else solution[:, :-1] @ basis.T.double()
         bias[present] = solution[:, -1]
         yield LogisticRegression(weight, bias, mean, std, iterations, converged)
 
 
 def _standardised(features: Tensor, rows: Tensor | None, mean: Tensor, std: Tensor) -> Tensor:
-    """The features of ``rows`` less the mean over the deviation; by rows, so that one copy of them is made, not two."""
+    """The features of ``rows`` minus the mean, over the deviation; done in blocks so that only one copy is made."""
     rows = torch.arange(len(features)) if rows is None else rows
     dtype = torch.float64 if len(rows) * features.shape[1] <= _FLOAT64_NUMBERS else torch.float32
     scaled = torch.empty(len(rows), features.shape[1], dtype=dtype, device=features.device)
@@ -179,14 +180,14 @@ def _standardised(features: Tensor, rows: Tensor | None, mean: Tensor, std: Tens
 
 
 def _rows(x: Tensor) -> int:
-    """How many rows of (n, d) are a block."""
+    """Number of rows of (n, d) in a block."""
     return max(1, (_BLOCK if x.device.type == "cpu" else _DEVICE_BLOCK) // x.shape[1])
 
 
 def _minimise(
     x: Tensor, targets: Tensor, start: Tensor, *, l2: float, max_iterations: int, tolerance: float
 ) -> tuple[Tensor, int, bool]:
-    """Weights and, in the last column, biases (classes, d + 1) for the features ``x`` as they are."""
+    """Weights and, in the last column, biases (classes, d + 1) for the features ``x``, used as they are."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1 if x.numel() < _ONE_THREAD else threads)
     solution, iterations, largest = start, 0, math.inf
@@ -207,13 +208,13 @@ def _minimise(
 def _search(
     x: Tensor, targets: Tensor, start: Tensor, *, l2: float, dtype: torch.dtype, max_iterations: int, tolerance: float
 ) -> tuple[Tensor, int]:
-    """L-BFGS from a start with products in ``dtype``: where it ends, and after how many steps.
+    """Runs L-BFGS with products in ``dtype``; returns its end point and number of steps.
 
-    With M = F Fᵀ of ``_curvature`` the variables are V = W F, in which the curvature is near to the identity. Near the
-    solution the objective changes by less than float32 resolves, and a line search would fail: there the change is the
-    mean of the gradients at both ends times the step, whose error is of third order in the step.
+    With M = F Fᵀ from ``_curvature`` the variables are V = W F, in which the curvature is close to the identity. Near
+    the solution the objective changes by less than float32 resolves, and a line search would fail. There the change is
+    computed as the mean of the gradients at both ends times the step, whose error is of third order in the step.
     """
-    # SciPy's L-BFGS-B keeps its history in compiled code: on small problems five times faster than torch.optim.LBFGS
+    # SciPy's L-BFGS-B keeps its history in compiled code: five times faster than torch.optim.LBFGS on small problems
     from scipy.optimize import minimize  # slow to import, and only probes need it
 
     factor = torch.linalg.cholesky(_curvature(x, start, l2=l2))
@@ -231,14 +232,14 @@ def _search(
         return value, gradient.copy()
 
     def stop(_: NDArray[np.float64]) -> None:
-        if largest <= tolerance:  # at the point that was evaluated last, which is the one that the search has reached
+        if largest <= tolerance:  # at the point evaluated last, which is the one that the search has reached
             raise StopIteration
 
     options = {
         "maxiter": max_iterations,
         "maxfun": 2 * max_iterations,
-        "gtol": 0.0,  # ``stop`` decides, by the gradient of the weights
-        "ftol": 0.0,  # only the gradient says how far the solution is
+        "gtol": 0.0,  # ``stop`` decides, based on the gradient of the weights
+        "ftol": 0.0,  # only the gradient tells how far away the solution is
         "maxcor": 20,
     }
     first = (start @ factor).cpu().numpy().ravel()
@@ -247,12 +248,12 @@ def _search(
 
 
 def _curvature(x: Tensor, parameters: Tensor, *, l2: float) -> Tensor:
-    """M (d + 1, d + 1), symmetric and positive definite, by which the Hessian over n is about I ⊗ M.
+    """M (d + 1, d + 1), symmetric and positive definite, such that the Hessian over n is about I ⊗ M.
 
-    With probabilities p of k classes M = mean of w x̃ x̃ᵀ + l2 / n I, where x̃ is x and a one for the bias, and
-    w = Σ p (1 - p) / (k - 1): this is exact where all classes are equally probable, as at the start of a path. The
-    mean is over a part of the images that costs no more than five steps, and drawn towards a multiple of I by as much
-    as it errs because the others are not in it. A penalty of rounding is replaced by a multiple of the trace.
+    With probabilities p of k classes M = mean of w x̃ x̃ᵀ + l2 / n I, where x̃ is x with a one appended for the bias,
+    and w = Σ p (1 - p) / (k - 1). This is exact if all classes are equally probable, as at the start of a path. The
+    mean is over a sample of the images that costs no more than five steps, and is shrunk towards a multiple of I in
+    proportion to its sampling error. A penalty at the level of rounding is replaced by a multiple of the trace.
 
     Reference: Ledoit and Wolf, "A well-conditioned estimator for large-dimensional covariance matrices", Journal of
         Multivariate Analysis 88, 2004, section 3.2, for the shrinkage.
@@ -278,8 +279,8 @@ def _objective(
 ) -> tuple[float, Tensor]:
     """The objective divided by n, and its gradient, with products in ``dtype`` and sums of them in float64.
 
-    By blocks of rows, so that the scores of all images need not fit. Classes come first in the scores: their softmax
-    then runs along memory, twenty times as fast with ten classes.
+    Computed in blocks of rows, so the scores of all images need not fit into memory. Classes are the first dimension of
+    the scores, which makes their softmax run along memory, twenty times as fast with ten classes.
     """
     weight, bias = parameters[:, :-1].to(dtype), parameters[:, -1:].to(dtype)
     gradient = torch.zeros_like(parameters)
@@ -289,7 +290,7 @@ def _objective(
         rows = rows.to(dtype)
         log_probability = F.log_softmax(torch.addmm(bias, weight, rows.T), dim=0)
         value -= log_probability.gather(0, labels).sum(dtype=torch.float64)
-        error = log_probability.exp_()  # becomes the probabilities less the one-hot labels
+        error = log_probability.exp_()  # becomes the probabilities minus the one-hot labels
         error.scatter_(0, labels, error.gather(0, labels) - 1)
         gradient[:, :-1] += error @ rows
         gradient[:, -1] += error.sum(dim=1)

@@ -1,4 +1,4 @@
-"""Accuracy with a handful of labels: a linear probe on 1, 5 or 10 labelled images a class, averaged over draws."""
+"""Accuracy with a handful of labels: a linear probe on 1, 5 or 10 labelled images per class, averaged over draws."""
 
 import numpy as np
 import torch
@@ -8,26 +8,26 @@ from matrix_ssl.data.randomness import permutation
 from matrix_ssl.errors import ConfigError, DataError
 from matrix_ssl.evaluate.probes.linear import fit_logistic_regression, scale_of
 
-_STREAM = 0x10057  # a coordinate that keeps these draws apart from the order of the samples and from the views
+_STREAM = 0x10057  # random stream that keeps these draws independent of the sample order and the views
 
 
 def low_shot(
     train: Tensor, train_labels: Tensor, test: Tensor, *, shots: int, draws: int = 10, seed: int = 0, l2: float = 1.0
 ) -> Tensor:
-    """Labels of ``test`` by logistic regressions fitted on ``shots`` labelled training images of every class.
+    """Predicts labels for ``test`` with logistic regressions fitted on ``shots`` labelled images of every class.
 
-    The features are standardised with the mean and standard deviation of the whole of ``train``, without its labels:
-    the images were all there during pre-training, and the spread of a few of them is a poor estimate.
+    The features are standardised with the mean and standard deviation of all of ``train``, without its labels: all
+    images were available during pre-training, and the spread of only a few of them is a poor estimate.
 
     Args:
-        train: finite (n, d), checked only as far as it is drawn; ``train_labels`` (n,), integers from 0; ``test``
+        train: finite (n, d), of which only the drawn rows are checked; ``train_labels`` (n,), integers from 0; ``test``
             finite (m, d).
-        draws: number of random choices of labelled images; see ``draw_labelled``.
+        draws: number of random draws of labelled images; see ``draw_labelled``.
         l2: penalty; see ``fit_logistic_regression``.
 
     Returns:
-        int64 (draws, m), on the device of ``test``. The same row of two encoders comes from the same images, so that
-        their difference may be tested in pairs.
+        int64 (draws, m), on the device of ``test``. The same row for two encoders comes from the same labelled images,
+        so their difference can be tested in pairs.
 
     Raises:
         ConfigError: ``shots``, ``draws`` or ``l2`` is not positive.
@@ -48,8 +48,8 @@ def low_shot(
 def draw_labelled(labels: Tensor, *, shots: int, draw: int, seed: int) -> Tensor:
     """Indices of ``shots`` images of every class that occurs in ``labels``, without replacement.
 
-    A pure function of its arguments, whatever the encoder and the device. Draw number 3 of 5 shots contains draw
-    number 3 of 1 shot.
+    A pure function of its arguments, independent of the encoder and the device. Draw number 3 with 5 shots contains
+    draw number 3 with 1 shot.
 
     Returns:
         int64 (classes * shots,) on the CPU, class by class.

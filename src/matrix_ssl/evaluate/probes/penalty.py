@@ -1,4 +1,4 @@
-"""The penalty of logistic regression, chosen on a held-out fifth of the training images."""
+"""Chooses the penalty of logistic regression on a held-out fifth of the training images."""
 
 from collections.abc import Sequence
 
@@ -10,11 +10,11 @@ from matrix_ssl.errors import DataError
 from matrix_ssl.evaluate.probes.accuracy import accuracy
 from matrix_ssl.evaluate.probes.linear import Scale, fit_path
 
-PENALTIES = (1e4, 1e3, 1e2, 1e1, 1.0, 1e-1, 1e-2)  # strongest first: each search begins at the solution before
+PENALTIES = (1e4, 1e3, 1e2, 1e1, 1.0, 1e-1, 1e-2)  # strongest first: each search starts at the previous solution
 _HELD_OUT = 0.2  # fraction of every class
-_STREAM = 0x11EA  # a coordinate that keeps this choice apart from other random numbers
+_STREAM = 0x11EA  # random stream that keeps this choice independent of other random numbers
 _TOLERANCE, _ITERATIONS = 1e-5, 200  # coarse: weak penalties take thousands of steps to converge
-_PATIENCE = 2  # penalties in a row that may be no better; the weak ones, which take longest, are seldom the best
+_PATIENCE = 2  # penalties in a row that bring no gain before the search ends; weak ones are slow and seldom the best
 
 
 def choose_penalty(
@@ -25,14 +25,14 @@ def choose_penalty(
     penalties: Sequence[float] = PENALTIES,
     scale: Scale | None = None,
 ) -> float:
-    """The penalty with the best accuracy on a fifth of every class that its fit has not seen; of equal ones the first.
+    """The penalty with the best accuracy on a held-out fifth of every class; the first of equal ones.
 
     Args:
         features, labels, classes, scale: as in ``linear.fit_path``, not checked.
-        penalties: tried in this order, until two in a row are no better than the best before.
+        penalties: tried in this order, until two in a row are no better than the best so far.
 
     Raises:
-        DataError: no class has three images, so that none can be held out, or as ``linear.fit_path``.
+        DataError: no class has three images, so none can be held out; or as ``linear.fit_path``.
     """
     held_out = torch.zeros(len(labels), dtype=torch.bool)
     for label in labels.unique().tolist():

@@ -1,4 +1,4 @@
-"""The protocols on frozen features: the predictions of each for every test image, and their accuracy."""
+"""The protocols on frozen features: each one's predictions for every test image, and their accuracy."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -23,10 +23,10 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Predictions:
-    """The labels that a protocol gives to test images, once for each draw of labelled images if it draws them."""
+    """The labels that a protocol predicts for test images, once per draw of labelled images if it draws them."""
 
     labels: Tensor  # int64 (draws, m), on the CPU
-    settings: dict[str, Any] = field(default_factory=dict)  # what they depend on, such as k or the penalty
+    settings: dict[str, Any] = field(default_factory=dict)  # settings that they depend on, such as k or the penalty
 
     def right(self, answers: Tensor) -> Tensor:
         """How often each image is classified correctly: float64 (m,), the mean over draws."""
@@ -43,13 +43,13 @@ def predict(
     Args:
         x: (n, k) training features; ``y`` (n,) their labels, from 0; ``x_test`` (m, k).
         classes: the name of every label.
-        neighbours: k of kNN.
+        neighbours: values of k for kNN.
         l2: penalty of the linear probe; None: chosen on held-out training images.
-        device: where neighbours are searched; the features may be elsewhere.
-        say: prints a sentence for the user, such as what is skipped for lack of images.
+        device: device for the neighbour search; the features may be on another.
+        say: prints a message for the user, such as what is skipped for lack of images.
 
     Returns:
-        By measure: ``knn_1``, ..., ``linear``, ``low_shot_1``, ``low_shot_5``, ``low_shot_10``.
+        Predictions by measure: ``knn_1``, ..., ``linear``, ``low_shot_1``, ``low_shot_5``, ``low_shot_10``.
     """
     check_inputs(x, y, x_test)
     predictions: dict[str, Predictions] = {}
@@ -80,7 +80,7 @@ def measure(
     *, classes: Sequence[str], protocols: Sequence[str] = PROTOCOLS, neighbours: Sequence[int] = NEIGHBOURS,
     l2: float | None = None, say: Say,
 ) -> dict[str, dict[str, float | int]]:  # fmt: skip
-    """``predict``, and for every measure mean, sd and n of its accuracies; ``y_test`` (m,) are the answers."""
+    """Runs ``predict`` and returns mean, sd and n of every measure's accuracies; ``y_test`` (m,) are the answers."""
     predictions = predict(x, y, x_test, classes=classes, protocols=protocols, neighbours=neighbours, l2=l2, say=say)
     return {name: summarise((one.labels == y_test).double().mean(dim=1)) for name, one in predictions.items()}
 

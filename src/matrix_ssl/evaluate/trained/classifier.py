@@ -1,4 +1,4 @@
-"""What the protocols that train a classifier by gradient steps have in common: settings, classifier, outcome."""
+"""The common parts of the protocols that train a classifier by gradient steps: settings, classifier, outcome."""
 
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, Literal
@@ -25,22 +25,22 @@ CROP_AND_FLIP = ViewConfig(crop_scale=(0.08, 1.0), flip=0.5)  # the supervised a
 class Settings:
     """How a classifier is trained; every protocol has its own values.
 
-    Rates are for a batch of 256 and follow the batch linearly. In epoch e, from 0, a rate is its peak times
-    (1 + cos(π e / epochs)) / 2: it changes between epochs only, without a warm-up, as in the published code of
+    Learning rates are for a batch of 256 and scale linearly with the batch size. In epoch e, from 0, a rate is its peak
+    times (1 + cos(π e / epochs)) / 2. It changes only between epochs and without warm-up, as in the published code of
     SimSiam (main_lincls.py), Barlow Twins and VICReg (evaluate.py). A training of a few epochs should change it between
-    steps (``decay``): in a single epoch it would not decrease at all. What is left over of an epoch after its last
-    whole batch is not seen in it; the published code makes a smaller batch of it.
+    steps (``decay``): in a single epoch it would not decrease at all. Images left over after an epoch's last full batch
+    are not used in that epoch; the published code makes a smaller batch of them.
     """
 
     _: KW_ONLY
     optimizer: Literal["sgd", "lars"]
     epochs: PositiveInt
-    batch_size: PositiveInt  # over all processes; of a smaller dataset, the whole of it
+    batch_size: PositiveInt  # over all processes; a smaller dataset is one batch
     momentum: Fraction = 0.9
     weight_decay: NonNegativeFloat = 0.0
-    decay: Literal["epoch", "step"] = "epoch"  # after which a rate decreases
+    decay: Literal["epoch", "step"] = "epoch"  # the rates decrease after each of these
     view: ViewConfig = CROP_AND_FLIP
-    precision: Precision = "auto"  # bfloat16 on GPUs that have it, else float32, on CPUs always
+    precision: Precision = "auto"  # bfloat16 on GPUs that support it, otherwise float32; always float32 on CPUs
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,32 +49,32 @@ class Classifier:
 
     frozen: nn.Module
     learner: nn.Module
-    groups: list[dict[str, Any]]  # the learner's parameters, each group with its ``rate``, that of the head last
-    keeps_statistics: bool = False  # BatchNorm of the learner normalises by its running statistics in training, too
+    groups: list[dict[str, Any]]  # the learner's parameters, each group with its ``rate``; the head's group is last
+    keeps_statistics: bool = False  # the learner's BatchNorm uses its running statistics in training, too
     fitted_head: bool = False  # weights and rate of the head, the learner's last part, are fitted to the images
 
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """A trained classifier on the test images that could be read."""
+    """The results of a trained classifier on the test images that could be read."""
 
     scores: Tensor  # float32 (m, classes), on the CPU
     labels: Tensor  # int64 (m,)
-    indices: NDArray[np.int64]  # (m,), which test images
-    unreadable: list[tuple[str, str]]  # test images that are left out: where, why
-    train_accuracy: float  # over the random views of the last epoch, while the weights changed
+    indices: NDArray[np.int64]  # (m,), indices of the test images
+    unreadable: list[tuple[str, str]]  # test images that are left out: path, reason
+    train_accuracy: float  # over the random views of the last epoch, while the weights were changing
     seconds: float  # of training
-    batch_size: int  # that was used
-    rates: tuple[float, ...]  # for a batch of 256, that of the head last
-    held_out: tuple[float, ...] = ()  # accuracies that the rates were chosen by, one a candidate; 0 if it diverged
+    batch_size: int  # as used
+    rates: tuple[float, ...]  # for a batch of 256, the head's last
+    held_out: tuple[float, ...] = ()  # accuracies by which the rates were chosen, one per candidate; 0 if it diverged
 
 
 def check_splits(train: Source, test: Source, data: DataConfig) -> None:
-    """Refuses images that no classifier can be trained and judged on.
+    """Rejects images on which no classifier can be trained and tested.
 
     Raises:
         DataError: labels are missing, the classes differ or are fewer than two, or one has no training image.
-        ConfigError: the images do not have the channels that the encoder takes.
+        ConfigError: the images do not have the number of channels that the encoder takes.
     """
     check_datasets(train, test)
     for part, source in (("training", train), ("test", test)):
@@ -93,8 +93,10 @@ def check_splits(train: Source, test: Source, data: DataConfig) -> None:
 
 
 def linear_head(feature_dim: int, classes: int, *, seed: int) -> nn.Linear:
-    """A linear layer with weights from a normal distribution of standard deviation 0.01, a function of the seed, and
-    biases of zero: the start of the published protocols."""
+    """A linear layer initialised as in the published protocols.
+
+    The weights are drawn from a normal distribution of standard deviation 0.01, by the seed; the biases are zero.
+    """
     head = nn.utils.skip_init(nn.Linear, feature_dim, classes)
     with torch.no_grad():
         head.weight.normal_(std=0.01, generator=torch.Generator().manual_seed(seed))
@@ -106,8 +108,9 @@ def linear_head(feature_dim: int, classes: int, *, seed: int) -> nn.Linear:
 def score_images(
     classifier: Classifier, source: Source, data: DataConfig, *, device: torch.device
 ) -> tuple[Tensor, NDArray[np.int64], list[tuple[str, str]]]:
-    """Scores of images as central squares, in the precision of the learner's weights: float32 (m, classes) on the CPU,
-    the indices (m,) of the images that could be read, and the unreadable ones. DataError if none can be read.
+    """Scores the central squares of images in the precision of the learner's weights; DataError if none can be read.
+
+    Returns scores float32 (m, classes) on the CPU, the indices (m,) of the readable images, and the unreadable ones.
     """
     classifier.learner.eval()
     dtype = next(classifier.learner.parameters()).dtype

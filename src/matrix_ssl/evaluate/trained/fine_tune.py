@@ -1,4 +1,4 @@
-"""Fine-tuning: the encoder and a linear layer on top of it are trained together, on all labels or on a few of them."""
+"""Fine-tuning: the encoder and a linear layer on top of it are trained together, on all labels or only a few."""
 
 import copy
 import dataclasses
@@ -25,9 +25,9 @@ from matrix_ssl.evaluate.trained.first_head import FrozenFeatures, frozen_featur
 from matrix_ssl.evaluate.trained.supervised import Fitted, fit, score
 from matrix_ssl.runs.display import Display
 
-_HELD_OUT = 0.2  # part of the labelled images that rates are compared on
+_HELD_OUT = 0.2  # fraction of the labelled images on which learning rates are compared
 
-# (encoder, head), for a batch of 256, of published runs with few labels of ImageNet: Barlow Twins with 1 %, VICReg with
+# (encoder, head), for a batch of 256, from published runs with few ImageNet labels: Barlow Twins with 1 %, VICReg with
 # 1 % and with 10 % (READMEs of github.com/facebookresearch/barlowtwins and github.com/facebookresearch/vicreg)
 PUBLISHED_RATES = ((0.002, 0.5), (0.03, 0.08), (0.01, 0.1))
 
@@ -44,15 +44,15 @@ class FineTune(Settings):
     optimizer: Literal["sgd", "lars"] = "sgd"
     epochs: PositiveInt = 20
     batch_size: PositiveInt = 256
-    # candidates (encoder, head); of several, the one that is best on a held-out fifth of the labelled images is used
+    # candidates (encoder, head); if there are several, the best on a held-out fifth of the labelled images is used
     rates: Annotated[tuple[tuple[PositiveFloat, PositiveFloat], ...], MinLen(1)] = PUBLISHED_RATES[:1]
-    # what the head's rates are for: features as they are, or "unit": such whose mean square norm is 1; that of the
-    # weights is divided by the one before the first step, and that of the biases by the number of features, so that a
-    # rate fits encoders of any scale and width
+    # the features that the head's rates are meant for: as they are, or "unit", with a mean square norm of 1. For
+    # "unit", the rate of the weights is divided by the mean square norm before the first step, and that of the biases
+    # by the number of features, so that a rate fits encoders of any scale and width
     scale: Literal["as_it_is", "unit"] = "as_it_is"
-    # the weights of the head before the first step: "regression": of a logistic regression on the frozen features
+    # the head's weights before the first step; "regression": those of a logistic regression on the frozen features
     head: Literal["random", "regression"] = "random"
-    # what BatchNorm normalises by in training: the batch, or "kept": the running statistics, which stay as they are
+    # the statistics that BatchNorm uses in training: of the batch, or "kept", the running ones, which do not change
     statistics: Literal["batch", "kept"] = "batch"
 
 
@@ -62,19 +62,19 @@ ALL_LABELS = FineTune(epochs=30, rates=((0.04, 0.04),))
 
 
 class Tuned(NamedTuple):
-    """A trained classifier and how it came about."""
+    """A trained classifier, and how it was obtained."""
 
     classifier: Classifier
-    fitted: Fitted  # its seconds are those of all trainings, the tried candidates included
+    fitted: Fitted  # its seconds are those of all trainings, including the candidates tried
     settings: FineTune  # those used, with one pair of rates
-    held_out: tuple[float, ...] = ()  # accuracies that the rates were chosen by, one a candidate; 0 if it diverged
+    held_out: tuple[float, ...] = ()  # accuracies by which the rates were chosen, one per candidate; 0 if it diverged
 
 
 def fine_tune(
     encoder: nn.Module, feature_dim: int, train: Source, test: Source, data: DataConfig,
     *, settings: FineTune, folder: Path, device: torch.device, display: Display, seed: int = 0,
 ) -> Outcome:  # fmt: skip
-    """``tune`` on ``train``, then the scores of the images of ``test``.
+    """Runs ``tune`` on ``train``, then scores the images of ``test``.
 
     Raises:
         DataError, ConfigError: as in ``classifier.check_splits``, and as ``tune``.
@@ -93,13 +93,13 @@ def tune(
 ) -> Tuned:  # fmt: skip
     """Trains a copy of the encoder and a linear head on ``train``.
 
-    The statistics of the batch, where BatchNorm uses them, are those of the batch of all processes. Every pair of rates
-    of every one of the settings is a candidate. Several are tried on four fifths of ``train`` first, each in a folder
-    of its own inside ``folder``, and judged on the others; one that diverges is out.
+    If BatchNorm uses batch statistics, they are those of the whole batch over all processes. Every pair of rates in
+    each of the settings is a candidate. If there are several, they are first trained on four fifths of ``train``, each
+    in its own folder inside ``folder``, and compared on the rest; a candidate that diverges is excluded.
 
     Args:
-        encoder: images (n, c, s, s) to features (n, feature_dim); it is left as it is.
-        data, folder, device, display, seed: as in ``supervised.fit``, which also says what it raises.
+        encoder: maps images (n, c, s, s) to features (n, feature_dim); it is not changed.
+        data, folder, device, display, seed: as in ``supervised.fit``, whose errors are raised, too.
 
     Raises:
         DataError: there are several candidates, and every class has a single image.
@@ -121,7 +121,7 @@ def tune(
         return Tuned(*attempt(candidates[0], train, folder), candidates[0])
     learn, judge = split_source(train, _HELD_OUT, seed)
     accuracies: list[float] = []
-    usable: list[int] = []  # candidates that did not diverge; one that is never right is usable
+    usable: list[int] = []  # candidates that did not diverge, even if their accuracy is 0
     seconds = cpu_seconds = 0.0
     for number, candidate in enumerate(candidates):
         ((encoder_rate, head_rate),) = candidate.rates
@@ -138,7 +138,7 @@ def tune(
         seconds, cpu_seconds = seconds + fitted.seconds, cpu_seconds + fitted.cpu_seconds
     if not usable:
         raise Diverged("none of the pairs of learning rates can be used: try lower ones.")
-    accuracies = distributed.broadcast_object(accuracies)  # one choice, whatever rounding does
+    accuracies = distributed.broadcast_object(accuracies)  # the same choice everywhere, despite rounding
     best = max(usable, key=lambda number: accuracies[number])
     classifier, fitted = attempt(candidates[best], train, folder)
     fitted = fitted._replace(seconds=fitted.seconds + seconds, cpu_seconds=fitted.cpu_seconds + cpu_seconds)
@@ -148,18 +148,18 @@ def tune(
 def attach_head(
     encoder: nn.Module, feature_dim: int, classes: int, *, rates: tuple[float, float], seed: int
 ) -> Classifier:
-    """A classifier before its training: a copy of the encoder and a new linear head, each with its rate."""
+    """A classifier before training: a copy of the encoder and a new linear head, each with its learning rate."""
     learner = nn.Sequential(copy.deepcopy(encoder), linear_head(feature_dim, classes, seed=seed))
     groups = [{"params": list(part.parameters()), "rate": r} for part, r in zip(learner, rates, strict=True)]
     return Classifier(nn.Identity(), learner, groups)
 
 
 def _adjust_head(classifier: Classifier, features: FrozenFeatures, settings: FineTune) -> Classifier:
-    """The classifier with the head, changed in place, and its rate as the settings want them for these features."""
+    """Adapts the head, in place, and its rate to these features as the settings ask."""
     _, head = classifier.learner.children()
     assert isinstance(head, nn.Linear)
     groups = classifier.groups
-    if settings.scale == "unit":  # features that are a times as large make weights and their steps a times smaller
+    if settings.scale == "unit":  # features scaled up by a call for weights, and steps, scaled down by a
         *others, own = groups
         weight = {"params": [head.weight], "rate": own["rate"] / features.square_norm}
         bias = {"params": [head.bias], "rate": own["rate"] / head.in_features}

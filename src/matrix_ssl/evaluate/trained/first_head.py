@@ -1,7 +1,7 @@
-"""What the frozen features of labelled images say about a linear head before its training with the encoder.
+"""Fits a linear head to the frozen features of labelled images before it is trained together with the encoder.
 
-A head of random weights sends random gradients into an encoder that has learned. Reference: Kumar, Raghunathan, Jones,
-Ma and Liang, "Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution", ICLR 2022, section 3.
+A head with random weights sends random gradients into a trained encoder. Reference: Kumar, Raghunathan, Jones, Ma and
+Liang, "Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution", ICLR 2022, section 3.
 """
 
 import copy
@@ -18,7 +18,7 @@ from matrix_ssl.evaluate.features import Features, extract
 from matrix_ssl.evaluate.probes.linear import fit_logistic_regression
 from matrix_ssl.training import batch_norm
 
-_PENALTY = 0.1  # for each image
+_PENALTY = 0.1  # per image
 
 
 class FrozenFeatures(NamedTuple):
@@ -34,10 +34,10 @@ class FrozenFeatures(NamedTuple):
         return float(mean.clamp_min(torch.finfo(torch.float32).tiny))
 
     def regression(self) -> tuple[Tensor, Tensor]:
-        """Weights (classes, k) and biases (classes,) of a linear layer on the features as they are.
+        """Weights (classes, k) and biases (classes,) of a linear layer on the unscaled features.
 
-        Those of a logistic regression on standardised features with a penalty of a tenth of the number of images, at
-        least 1.
+        They come from a logistic regression on standardised features with a penalty of a tenth of the number of images,
+        but at least 1.
         """
         x = self.features.vectors[""]
         fitted = fit_logistic_regression(
@@ -46,13 +46,13 @@ class FrozenFeatures(NamedTuple):
         weight = fitted.weight / fitted.std
         bias = fitted.bias - weight @ fitted.mean
         least = bias[bias.isfinite()].min()
-        return weight, bias.clamp_min(least)  # a class without readable images has minus infinity
+        return weight, bias.clamp_min(least)  # the bias of a class without readable images is negative infinity
 
 
 class BatchStatistics(nn.Module):
-    """A copy of an encoder that normalises by the statistics of each batch, also in evaluation mode.
+    """A copy of an encoder that normalises by the statistics of each batch, even in evaluation mode.
 
-    A network at its initialisation has no other statistics, and features of a different scale without them.
+    A network at its initialisation has no other statistics, and without them its features have a different scale.
     """
 
     def __init__(self, encoder: nn.Module):
@@ -60,7 +60,7 @@ class BatchStatistics(nn.Module):
         self.encoder = copy.deepcopy(encoder)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (n, c, s, s) to features (n, k); a single image has those of the batches before."""
+        """Images (n, c, s, s) to features (n, k); a single image uses the statistics of the previous batches."""
         for layer in batch_norm.layers(self.encoder):
             layer.train(len(images) > 1)
         features: Tensor = self.encoder(images)
@@ -70,10 +70,10 @@ class BatchStatistics(nn.Module):
 def frozen_features(
     encoder: nn.Module, source: Source, data: DataConfig, *, device: torch.device, statistics: Literal["batch", "kept"]
 ) -> FrozenFeatures:
-    """Features of labelled images; the encoder is left as it is.
+    """Computes features of labelled images; the encoder is not changed.
 
     Args:
-        statistics: what BatchNorm normalises by.
+        statistics: the statistics that BatchNorm normalises by.
 
     Raises:
         Diverged: a feature is not finite.

@@ -1,8 +1,9 @@
-"""Which training images keep their labels: random parts of every class, and published lists of file names.
+"""Which training images keep their labels: random fractions of every class, and published lists of file names.
 
-A list is a text file with one name a line, such as SimCLR's ``1percent.txt`` and ``10percent.txt`` for ImageNet
+A list is a text file with one name per line, such as SimCLR's ``1percent.txt`` and ``10percent.txt`` for ImageNet
 (github.com/google-research/simclr, imagenet_subsets), with lines like ``n01440764_10026.JPEG``. A name that a line
-cannot hold as it is, such as one with spaces at its ends or one that is not Unicode, stands there as text of JSON.
+cannot hold as it is, such as one with leading or trailing spaces or one that is not Unicode, is written as a JSON
+string.
 """
 
 import contextlib
@@ -20,21 +21,21 @@ from matrix_ssl.data.randomness import permutation
 from matrix_ssl.errors import ConfigError, DataError
 from matrix_ssl.runs.files import write_text
 
-_STREAM = 0x5AB5E7  # a coordinate that keeps these draws apart from other random numbers
+_STREAM = 0x5AB5E7  # random stream that keeps these draws independent of other random numbers
 _SHOWN = 5  # names that a message lists
 
 
 def stratified(source: Source, fraction: float, *, seed: int = 0) -> NDArray[np.int64]:
-    """A random ``fraction`` of the images of every class, at least one of each.
+    """A random ``fraction`` of the images of every class, at least one from each.
 
-    A pure function of the labels, the fraction and the seed. The subset of a smaller fraction lies in that of a larger
-    one of the same seed.
+    A pure function of the labels, the fraction and the seed. The subset for a smaller fraction is contained in that for
+    a larger one with the same seed.
 
     Args:
-        fraction: in (0, 1]; of a class with n images, the whole number nearest to fraction * n.
+        fraction: in (0, 1]; a class with n images gives the integer nearest to fraction * n.
 
     Returns:
-        Indices into the set, rising.
+        Increasing indices into the set.
 
     Raises:
         ConfigError: the fraction is out of range.
@@ -53,14 +54,14 @@ def stratified(source: Source, fraction: float, *, seed: int = 0) -> NDArray[np.
 
 
 def from_list(source: Source, path: Path) -> NDArray[np.int64]:
-    """The images that a text file names, one a line: a file name, or as much of the end of its path as is unique.
+    """The images that a text file names, one per line by file name or by enough of the end of the path to be unique.
 
     Returns:
         Indices into the set, in the order of the list.
 
     Raises:
-        DataError: the images have no labels; the file cannot be read, is empty or is not UTF-8 text; names match no
-            image, or several, or occur twice; a class has no image in the list.
+        DataError: the images have no labels; the file cannot be read, is empty or is not UTF-8 text; a name matches no
+            image or several, or occurs twice; a class has no image in the list.
     """
     labels, classes = source.labelled()
     wheres = [source.where(index) for index in range(len(source))]
@@ -70,17 +71,17 @@ def from_list(source: Source, path: Path) -> NDArray[np.int64]:
 
 
 def match_names(wheres: Sequence[str], names: Sequence[str], *, where: str, dataset: str) -> NDArray[np.int64]:
-    """The images at places that names match: a file name, or as much of the end of its path as is unique.
+    """The images that names match, by file name or by enough of the end of the path to be unique.
 
     Args:
-        wheres: the places of all images.
-        where, dataset: what holds the names, and what the images, for messages.
+        wheres: the paths of all images.
+        where, dataset: where the names and the images come from, for messages.
 
     Returns:
-        Indices into the places, in the order of the names.
+        Indices into the paths, in the order of the names.
 
     Raises:
-        DataError: names match no image, or several, or occur twice.
+        DataError: a name matches no image or several, or occurs twice.
     """
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise DataError(f"{where}: {len(twice)} names occur twice ({_first(twice)}): list every image once.")
@@ -111,7 +112,7 @@ def match_names(wheres: Sequence[str], names: Sequence[str], *, where: str, data
 
 
 def list_names(source: Source, indices: Sequence[int] | NDArray[np.int64]) -> list[str]:
-    """The lines of a list that ``from_list`` reads back to the same indices, each as short as the dataset permits.
+    """The lines of a list that ``from_list`` reads back as the same indices, each as short as the dataset permits.
 
     Raises:
         DataError: two images have the same path.
@@ -123,7 +124,7 @@ def list_names(source: Source, indices: Sequence[int] | NDArray[np.int64]) -> li
 
 
 def store(path: Path, source: Source, indices: Sequence[int] | NDArray[np.int64]) -> None:
-    """Writes the lines of ``list_names``; RunFolderError where the file cannot be written."""
+    """Writes the lines of ``list_names``; RunFolderError if the file cannot be written."""
     write_text(path, "".join(f"{name}\n" for name in list_names(source, indices)))
 
 
@@ -136,7 +137,7 @@ def _check_classes(labels: NDArray[np.int64], classes: list[str], where: str) ->
 
 
 def read_names(path: Path) -> list[str]:
-    """The names of a list; DataError where the file cannot be read, is empty or is not UTF-8 text."""
+    """The names in a list; DataError if the file cannot be read, is empty or is not UTF-8 text."""
     try:
         text = read_file(path).decode("utf-8-sig")
     except FileNotFoundError:
@@ -152,7 +153,7 @@ def read_names(path: Path) -> list[str]:
 
 
 def _by_last_part(wheres: Iterable[str]) -> dict[str, list[tuple[int, str]]]:
-    """The images, index and place, by the last component of the place."""
+    """The images (index and path) by the last component of the path."""
     places: dict[str, list[tuple[int, str]]] = defaultdict(list)
     for index, where in enumerate(wheres):
         places[_last_part(where)].append((index, where))
@@ -173,7 +174,7 @@ def _shortest_name(where: str, rivals: list[str]) -> str:
 
 
 def _is_plain(name: str) -> bool:
-    """Whether a line can hold a name as it is: it is Unicode, and neither cut nor taken for text of JSON."""
+    """Whether a line can hold a name as it is: it is Unicode, and will be neither cut nor mistaken for JSON."""
     is_text = not any("\ud800" <= letter <= "\udfff" for letter in name)
     return is_text and name == name.strip() and text_lines(name) == [name] and not name.startswith(('"', "./"))
 
@@ -182,7 +183,7 @@ def _read_name(line: str) -> str:
     if len(line) > 1 and line[0] == line[-1] == '"':
         with contextlib.suppress(ValueError):
             name = json.loads(line)
-            assert isinstance(name, str)  # what begins with a quotation mark is nothing else
+            assert isinstance(name, str)  # JSON that begins with a quotation mark is always a string
             return name
     return line.removeprefix("./")
 

@@ -1,7 +1,7 @@
 """The linear evaluation that papers report: a linear layer trained on frozen features of augmented images.
 
 Unlike the regression of ``linear``, which is solved to convergence on features of central squares, its result depends
-on a rate and a number of epochs; it is there to be compared with published numbers.
+on a learning rate and a number of epochs. It is provided for comparison with published numbers.
 """
 
 import copy
@@ -27,8 +27,8 @@ class LinearSGD(Settings):
 
     Reference: Chen and He, "Exploring Simple Siamese Representation Learning", CVPR 2021; github.com/facebookresearch/
     simsiam, main_lincls.py. The optimizer there is LARC of github.com/NVIDIA/apex with a trust coefficient of 0.001 and
-    no clipping: LARS that scales the bias as well. Without weight decay it is ``optim.LARS`` up to a constant of 1e-8
-    beside the norm of the gradient.
+    no clipping, that is, LARS that scales the bias as well. Without weight decay it equals ``optim.LARS`` up to a
+    constant of 1e-8 added to the norm of the gradient.
     """
 
     _: KW_ONLY
@@ -36,7 +36,7 @@ class LinearSGD(Settings):
     epochs: PositiveInt = 90
     batch_size: PositiveInt = 4096
     rate: PositiveFloat = 0.1  # for a batch of 256, so 1.6 for 4096
-    batch_norm: bool = False  # standardise the features by the statistics of the batch, without parameters
+    batch_norm: bool = False  # standardise the features by the batch statistics, without learnable parameters
 
 
 # github.com/xinliu20/MEC, benchmarks/linearprob (Liu et al., NeurIPS 2022): SimSiam's code with these changes
@@ -49,12 +49,12 @@ def linear_sgd(
 ) -> Outcome:  # fmt: skip
     """Trains a linear layer on the frozen features of ``train`` and scores the images of ``test``.
 
-    The encoder runs in evaluation mode and without gradients, and a copy of it is used: nothing in it changes, its
-    BatchNorm statistics included.
+    A copy of the encoder runs in evaluation mode and without gradients, so nothing in the encoder changes, including
+    its BatchNorm statistics.
 
     Args:
-        encoder: images (n, c, s, s) to features (n, feature_dim).
-        data, folder, device, display, seed: as in ``supervised.fit_and_score``, which also says what it raises.
+        encoder: maps images (n, c, s, s) to features (n, feature_dim).
+        data, folder, device, display, seed: as in ``supervised.fit_and_score``, whose errors are raised, too.
 
     Raises:
         DataError, ConfigError: as in ``classifier.check_splits``.

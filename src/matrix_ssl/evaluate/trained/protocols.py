@@ -1,4 +1,4 @@
-"""The protocols that train a classifier by gradient steps: run, resumed, and written down."""
+"""Runs and resumes the protocols that train a classifier by gradient steps, and writes their results."""
 
 import dataclasses
 import shutil
@@ -29,7 +29,7 @@ from matrix_ssl.runs.folder import METRICS
 LINEAR_SGD, SEMI_SUPERVISED, FINE_TUNE = PROTOCOLS = ("linear-sgd", "semi-supervised", "fine-tune")
 _FRACTIONS = {"semi_supervised_1": 0.01, "semi_supervised_10": 0.1}
 _FEW_STEPS = 5000
-_SEED = 0  # of the order, the views, the head and the choice of labels: the same for every encoder
+_SEED = 0  # for the order, the views, the head and the choice of labels; the same for every encoder
 
 
 @settings
@@ -47,7 +47,7 @@ def run_trained(
 ) -> dict[str, Any]:  # fmt: skip
     """Runs or resumes one protocol, writes its result and returns the content of its JSON file.
 
-    A result that is there already is read, unless ``fresh``. Arguments as in ``protocols.run_protocols``.
+    An existing result is read instead, unless ``fresh``. Arguments as in ``protocols.run_protocols``.
     """
     chosen = getattr(settings, protocol.replace("-", "_"))
     parts = _parts(subject, protocol, label_list)
@@ -103,13 +103,13 @@ def run_trained(
 
 
 def check_parts(subject: Subject, label_list: Path | None) -> None:
-    """Raises DataError where the labelled images of ``semi-supervised`` cannot be chosen, or not listed afterwards."""
+    """Raises DataError if the labelled images of ``semi-supervised`` cannot be chosen, or cannot be listed later."""
     for indices in _parts(subject, SEMI_SUPERVISED, label_list).values():
         list_names(subject.train, indices)
 
 
 def _parts(subject: Subject, protocol: str, label_list: Path | None) -> dict[str, NDArray[np.int64]]:
-    """By measure, which training images keep their labels."""
+    """The training images that keep their labels, by measure."""
     if protocol != SEMI_SUPERVISED:
         return {protocol.replace("-", "_"): np.arange(len(subject.train))}
     if label_list is not None:

@@ -1,4 +1,4 @@
-"""Training a classifier by gradient steps, as the protocols whose published form is a training do.
+"""Trains a classifier by gradient steps, for the protocols whose published form does so.
 
 Scores are ``learner(frozen(image))``: the frozen part runs in evaluation mode without gradients, the learner is
 trained with cross-entropy on one random view of every image.
@@ -36,13 +36,13 @@ _TRAINING = "training.json"
 
 
 class Fitted(NamedTuple):
-    """What a finished training reports."""
+    """The facts that a finished training reports."""
 
-    train_accuracy: float  # over the random views of the last epoch, while the weights changed
+    train_accuracy: float  # over the random views of the last epoch, while the weights were changing
     seconds: float
     cpu_seconds: float
-    batch_size: int  # that was used
-    rates: tuple[float, ...]  # for a batch of 256, that of the head last
+    batch_size: int  # as used
+    rates: tuple[float, ...]  # for a batch of 256, the head's last
 
 
 def fit(
@@ -51,13 +51,14 @@ def fit(
 ) -> Fitted:  # fmt: skip
     """Trains the learner in place, or resumes where an earlier call stopped.
 
-    With several processes each trains on its part of every batch.
+    With several processes, each trains on its part of every batch.
 
     Args:
         train: labelled images that passed ``check_splits``.
         data: size and normalisation of the images.
-        folder: of this training; a finished one is loaded again, and may be removed once its outcome is stored.
-        seed: of the order of the images and of their views. PyTorch's generator is seeded anew at every step.
+        folder: the folder of this training; a finished training is loaded from it, and it may be removed once the
+            outcome is stored.
+        seed: random seed for the order of the images and their views. PyTorch's generator is reseeded at every step.
     """
     rates = tuple(group["rate"] for group in classifier.groups)
     training = ClassifierTraining(classifier, train, data, settings=settings, device=device, display=display, seed=seed)
@@ -76,7 +77,7 @@ def fit(
 
 
 def score(classifier: Classifier, fitted: Fitted, test: Source, data: DataConfig, *, device: torch.device) -> Outcome:
-    """Scores test images with a trained classifier; with several processes each scores all of them."""
+    """Scores test images with a trained classifier; with several processes, each scores all of them."""
     scores, indices, unreadable = score_images(classifier, test, data, device=device)
     return Outcome(
         scores=scores,
@@ -94,13 +95,13 @@ def fit_and_score(
     classifier: Classifier, train: Source, test: Source, data: DataConfig,
     *, settings: Settings, folder: Path, device: torch.device, display: Display, seed: int,
 ) -> Outcome:  # fmt: skip
-    """``fit``, then ``score``; ``data`` also says which central part of a test image is scored."""
+    """Runs ``fit``, then ``score``; ``data`` also gives the central crop of the test images."""
     fitted = fit(classifier, train, data, settings=settings, folder=folder, device=device, display=display, seed=seed)
     return score(classifier, fitted, test, data, device=device)
 
 
 class Step(NamedTuple):
-    """What a step computes from this process's part of the batch."""
+    """The outputs of a step on this process's part of the batch."""
 
     loss: Tensor  # (), the mean cross-entropy
     accuracy: Tensor  # (), in [0, 1]
@@ -127,7 +128,7 @@ class ClassifierTraining(Task[Batch, Step]):
             source, dataclasses.replace(data, view_backend="torch"), (settings.view,), batch_size=size, seed=seed,
             rank=distributed.rank(), world_size=distributed.world_size(), device=device, dtype=self.precision.weights,
         )  # fmt: skip
-        # in place, but for a learner that is a single layer
+        # in place, except for a learner that is a single layer
         synchronise_batch_norm(classifier.learner, device.type)
         for module in (classifier.frozen.eval(), classifier.learner):
             self.precision.place(module)
@@ -150,7 +151,7 @@ class ClassifierTraining(Task[Batch, Step]):
         )
         super().__init__(classifier.learner, optimizer, plan, display=display)
         self.labels = torch.from_numpy(source.labelled()[0]).to(device)
-        # sums over the steps of the epoch so far, and the accuracy of the last whole one
+        # sums over the steps of the current epoch, and the accuracy of the last complete one
         self.counters |= {"loss": 0.0, "right": 0.0, "train_accuracy": 0.0}
 
     def train_mode(self) -> None:
@@ -159,8 +160,9 @@ class ClassifierTraining(Task[Batch, Step]):
             batch_norm.keep_statistics(self.module)
 
     def renew_statistics(self, engine: Engine[Batch, Step]) -> None:
-        """Computes BatchNorm's statistics anew, over random views of the training images, where the training was too
-        short for the running ones. The result is a function of the trained weights alone."""
+        """Recomputes BatchNorm's statistics if the training was too short for the running ones.
+
+        They are averaged over random views of the training images; the result depends only on the trained weights."""
         if self.classifier.keeps_statistics or not batch_norm.are_stale(self.module, self.plan.total_steps):
             return
         first, steps = self.plan.total_steps, -(-batch_norm.VIEWS // self.plan.batch_size)
@@ -183,7 +185,7 @@ class ClassifierTraining(Task[Batch, Step]):
         yield from self.loader.iterate(start, stop)
 
     def learning_rate(self, step: int) -> float:
-        """What the rate of every group is multiplied with: half a cosine over the epochs, or over the steps."""
+        """The factor for every group's learning rate: half a cosine over the epochs, or over the steps."""
         peak, total, done = self.plan.batch_size / 256, self.settings.epochs, step // self.plan.steps_per_epoch
         if self.settings.decay == "step":
             total, done = self.plan.total_steps, step
@@ -200,7 +202,7 @@ class ClassifierTraining(Task[Batch, Step]):
         return Step(loss, (scores.argmax(1) == labels).to(loss.dtype).mean())
 
     def after_step(self, batch: Batch, output: Step) -> None:
-        """Adds the means over the processes to the sums of the epoch."""
+        """Adds the means over all processes to the sums of the epoch."""
         mine = torch.stack([output.loss.detach(), output.accuracy])
         losses, right = zip(*distributed.gather(mine[None], sizes=[1] * distributed.world_size()).tolist(), strict=True)
         self.counters["loss"] += sum(losses) / len(losses)
@@ -220,7 +222,7 @@ class ClassifierTraining(Task[Batch, Step]):
             "seconds": round(self.counters["seconds"], 3),
             "loss": loss,
             "train_accuracy": accuracy,
-            "learning_rate": self.optimizer.param_groups[-1]["lr"],  # that of the head
+            "learning_rate": self.optimizer.param_groups[-1]["lr"],  # the head's
         }
 
     def terms(self, output: Step) -> tuple[str, ...]:
@@ -230,7 +232,7 @@ class ClassifierTraining(Task[Batch, Step]):
 def _claim(
     folder: Path, source: Source, data: DataConfig, *, settings: Settings, seed: int, classifier: Classifier
 ) -> None:
-    """Writes into the folder what is trained there, or checks that it is the same, images by their content."""
+    """Records in the folder what is trained there, or checks that it is the same; images are compared by content."""
     if not distributed.is_main():
         return
     try:
@@ -238,7 +240,7 @@ def _claim(
     except OSError as error:
         raise cannot_write(folder, error) from error
     learner, rates = classifier.learner, {"rates": [group["rate"] for group in classifier.groups]}
-    if classifier.fitted_head:  # settings and images say what it is, to the last digits, in which machines differ
+    if classifier.fitted_head:  # determined by settings and images, up to the last digits, in which machines differ
         learner, rates = next(learner.children()), {}
     description = {
         "settings": dataclasses.asdict(settings) | rates,
