@@ -27,7 +27,7 @@ STEPS = {
     "plain_pytorch": 10,
     "transformers_trainer": 6,
 }
-ON_FEATURES = ["faiss_index", "sklearn_pipeline"]  # examples that read a file of features and have no loss
+ON_FEATURES = ["faiss_index", "sklearn_pipeline"]  # examples that read a feature file and have no loss
 LIBRARIES = {
     "accelerate_loop": "accelerate",
     "lightly_criterion": "lightly",

@@ -25,7 +25,7 @@ MEASURE = 256  # MiB that "measure" may take, most of it address space that each
 
 @pytest.fixture
 def features(tmp_path: Path) -> Path:
-    """A file of features that is larger than the limit."""
+    """A feature file that is larger than the limit."""
     rows = np.random.default_rng(0).standard_normal((1000, WIDTH), dtype=np.float32)
     file = np.lib.format.open_memmap(tmp_path / "x.npy", "w+", np.float32, (ROWS, WIDTH))
     for start in range(0, ROWS, len(rows)):

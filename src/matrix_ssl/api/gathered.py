@@ -81,7 +81,7 @@ class Gathered:
         self._images: Source | None = None
         if is_features(where):
             if features is not None:
-                raise ConfigError(f"{where} is a file of features: remove --features {features}.")
+                raise ConfigError(f"{where} is a feature file: remove --features {features}.")
             self.embedding = read_embedding(expanded(where))
             if self.data is not None:
                 self.embedding = replace(self.embedding, paths=self._paths_now())

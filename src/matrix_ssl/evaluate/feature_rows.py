@@ -100,7 +100,7 @@ def open_features(path: Path, *, key: str | None = None) -> FeatureRows:
     if key is not None and path.suffix.lower() == ".npy":
         raise DataError(f"{path} holds a single array: remove --key.")
     if not path.exists():
-        raise DataError(f"{path} does not exist: pass a file of features, or a run.")
+        raise DataError(f"{path} does not exist: pass a feature file, or a run.")
     with _named(str(path)):
         open_file(path).close()  # rejects pipes and devices, whatever the reader
         return readers[path.suffix.lower()](path, key)

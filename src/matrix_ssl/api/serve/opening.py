@@ -57,7 +57,7 @@ def open_index(
         MatrixSSLError: the file or the images are at fault, or the features are from a different encoder.
     """
     if (features is None) == (not data):
-        raise ConfigError("Give either a file of features or folders of images to search in.")
+        raise ConfigError("Give either a feature file or folders of images to search in.")
     if features is not None:
         index = _read(expanded(features))
     else:
