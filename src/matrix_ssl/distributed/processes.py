@@ -13,9 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from matrix_ssl.errors import ConfigError, MatrixSSLError, ProcessError, TrainingError
 
-MEETING = (
-    "MATRIX_SSL_MEETING_SECONDS"  # environment variable: how long processes wait for each other at the start
-)
+MEETING = "MATRIX_SSL_MEETING_SECONDS"  # environment variable: how long processes wait for each other at the start
 SILENCE = "MATRIX_SSL_SILENCE_SECONDS"  # likewise: how long they wait for each other afterwards; 1800 by default
 # how the errors of gloo, which have no class of their own, report a lost connection
 _LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket closed", "Connection refused",

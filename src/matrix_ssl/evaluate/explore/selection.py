@@ -47,8 +47,8 @@ def select(
     - ``facility-location``: maximises mean_i max_{j in S} (1 + cos_ij) / 2, how well every image is represented.
       Prefers typical images.
     - ``log-determinant``: maximises log det(I + λ G_S) / 2 with the Gram matrix G_S of the selected rows and
-      λ = d / (m ε²), ε² = 0.5, the coding length in nats of all m images, those of ``start`` included. Without it, where all
-      images have the same gain, the first pick is the most central one. Prefers new directions.
+      λ = d / (m ε²), ε² = 0.5, the coding length in nats of all m images, those of ``start`` included. Without
+      ``start``, where all images have the same gain, the first pick is the most central one. Prefers new directions.
 
     The last two objectives are monotone and submodular, so greedy selection reaches at least 1 - 1/e (63 %) of the
     optimum; with ``start`` this holds for the increase. All distances are computed on the fly: memory is one copy of
