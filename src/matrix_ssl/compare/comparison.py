@@ -122,7 +122,7 @@ class ComparisonRun:
         self, *, where: list[schedule.Place], data_root: Path | None,
         ended: Callable[[Job, dict[str, Any]], None], running: Callable[[list[Job]], None],
     ) -> dict[str, Any]:  # fmt: skip
-        """Runs everything without a result, after ``open_data`` and ``claim``; returns what ``compare.json`` contains."""
+        """Runs what has no result yet, after ``open_data`` and ``claim``; returns the content of ``compare.json``."""
         device, threads = devices.choose_device(where[0].device), where[0].threads or torch.get_num_threads()
         name = devices.device_name(device)
         self.environment = environment(device=device.type, device_name=name, threads=threads, processes=1)

@@ -6,8 +6,8 @@ With rows of length one, z̄ the mean over the views of an image and R the total
     R(Z) = ½ log det(I + d / (n ε²) ZᵀZ)
 
 The paper trains with about a hundred small views per image, so that one epoch is worth many; with two views this is one
-more method without negatives, teacher or predictor. The paper takes features from a first layer of the projector, we
-take them from the encoder alone.
+more method without negatives, teacher or predictor. The paper's features come from a first layer of the projector,
+ours from the encoder alone.
 
 Reference: Tong, Chen, Ma and LeCun, "EMP-SSL: Towards Self-Supervised Learning in One Training Epoch", 2023,
 https://arxiv.org/abs/2304.03977; the coding rate: Ma, Derksen, Hong and Wright, IEEE TPAMI 29(9), 2007.

@@ -45,7 +45,7 @@ class MatrixSSL(TeacherMethod):
         ridge, uniformity_weight, alignment_weight, logarithm, order: see ``matrix_ssl.losses.matrix_ssl_loss``.
         teacher_momentum: initial momentum; it rises to 1 along a cosine.
         predictor: whether the student has a predictor. Methods without a repelling term need one; matrix uniformity
-            repels by itself, and in short trainings the features were better without it (``LOG.md``).
+            repels by itself, and in short trainings the features were better without one (``LOG.md``).
         uniformity, alignment: which terms to use, see ``matrix_ssl.losses.matrix_ssl_variant_terms``. At least one of
             them must compare the views of an image: uniformity "cross" does, and so does alignment "images".
 
